@@ -1,0 +1,22 @@
+//! The Matrix protocol as pure code: data in, decision out. No I/O, no clock, no randomness, no locks.
+
+pub mod content;
+pub mod event_auth;
+pub mod handshake;
+pub mod hash;
+pub mod ids;
+pub mod json;
+pub mod pdu;
+pub mod redact;
+pub mod remote_membership;
+pub mod room_version;
+pub mod server_acl;
+pub mod sign;
+pub mod state_res;
+pub mod stripped_state;
+pub mod visibility;
+pub mod x_matrix;
+
+pub use ids::{EventId, RoomAlias, RoomId, ServerName, UserId};
+pub use pdu::Pdu;
+pub use room_version::RoomVersion;
