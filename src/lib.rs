@@ -1,7 +1,10 @@
 //! Doorstep: a Matrix homeserver in one small synchronous binary with SQLite inside.
 
 pub mod clock;
+pub mod config;
 pub mod error;
 pub mod protocol;
+pub mod service;
 
 pub use error::{ErrCode, Error, Result};
+pub use service::Homeserver;

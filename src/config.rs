@@ -1,0 +1,294 @@
+//! Every setting once. `Settings` is at the same time the flags of `doorstep serve` and the keys of the
+//! configuration file (the same names with `_`); `Config` is what they mean after they were checked.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use argh::FromArgs;
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::protocol::room_version::{self, RoomVersion};
+use crate::protocol::{ServerName, UserId};
+
+/// Runs the homeserver.
+#[derive(FromArgs, Deserialize, Default, Debug, Clone)]
+#[argh(subcommand, name = "serve")]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// configuration file (TOML) with the same names as these flags, `_` for `-`; flags win
+    #[argh(option)]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// server name, the part behind the colon in user ids; pinned on the first start [localhost:8448]
+    #[argh(option)]
+    pub name: Option<String>,
+    /// folder of the database, made if missing, or `:memory:` [doorstep-data]
+    #[argh(option)]
+    pub data: Option<String>,
+    /// address to serve every API on over plain HTTP; repeatable [127.0.0.1:8008]
+    #[argh(option)]
+    pub listen: Vec<String>,
+    /// address to serve every API on over HTTPS; repeatable; needs --tls-cert and --tls-key
+    #[argh(option)]
+    pub listen_tls: Vec<String>,
+    /// certificate chain (PEM) for --listen-tls; read again when it changes and on SIGHUP
+    #[argh(option)]
+    pub tls_cert: Option<PathBuf>,
+    /// private key (PEM) for --listen-tls
+    #[argh(option)]
+    pub tls_key: Option<PathBuf>,
+    /// extra root certificates (PEM) for outgoing federation; repeatable
+    #[argh(option)]
+    pub trust_ca: Vec<PathBuf>,
+    /// who may register: `open`, `token` or `closed` [token]
+    #[argh(option)]
+    pub registration: Option<String>,
+    /// shared secret for registration by /_synapse/admin/v1/register
+    #[argh(option)]
+    pub registration_secret: Option<String>,
+    /// version of new rooms where the client names none [12]
+    #[argh(option)]
+    pub default_room_version: Option<String>,
+    /// base URL that clients are told in /.well-known/matrix/client [https://<name>]
+    #[argh(option)]
+    pub public_url: Option<String>,
+    /// server to ask for the keys of servers that cannot be reached; repeatable
+    #[argh(option)]
+    pub notary: Vec<String>,
+    /// most connections at once, clients and servers each [4096]
+    #[argh(option)]
+    pub max_connections: Option<usize>,
+    /// no rate limits, for tests
+    #[argh(switch)]
+    pub no_rate_limits: bool,
+    /// let federation and push connect to loopback and private ranges, for tests and closed networks
+    #[argh(switch)]
+    pub allow_private_addresses: bool,
+}
+
+impl Settings {
+    /// These settings, with those of the configuration file (if one is named) where a flag is absent.
+    pub fn with_file(self) -> Result<Self> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let wrong = |e: String| Error::invalid_param(format!("configuration file {}: {e}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
+        let file: Settings = basic_toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let many = |flags: Vec<String>, file: Vec<String>| if flags.is_empty() { file } else { flags };
+        Ok(Self {
+            config: None,
+            name: self.name.or(file.name),
+            data: self.data.or(file.data),
+            listen: many(self.listen, file.listen),
+            listen_tls: many(self.listen_tls, file.listen_tls),
+            tls_cert: self.tls_cert.or(file.tls_cert),
+            tls_key: self.tls_key.or(file.tls_key),
+            trust_ca: if self.trust_ca.is_empty() { file.trust_ca } else { self.trust_ca },
+            registration: self.registration.or(file.registration),
+            registration_secret: self.registration_secret.or(file.registration_secret),
+            default_room_version: self.default_room_version.or(file.default_room_version),
+            public_url: self.public_url.or(file.public_url),
+            notary: many(self.notary, file.notary),
+            max_connections: self.max_connections.or(file.max_connections),
+            no_rate_limits: self.no_rate_limits || file.no_rate_limits,
+            allow_private_addresses: self.allow_private_addresses || file.allow_private_addresses,
+        })
+    }
+}
+
+/// Who may make an account by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// Everybody who can reach the server.
+    Open,
+    /// Who has a registration token.
+    Token,
+    /// Nobody; accounts are made on the command line or with the shared secret.
+    Closed,
+}
+
+/// Where the database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// A folder on disk, everything durable.
+    Folder(PathBuf),
+    /// Nowhere: gone when the server stops.
+    Memory,
+}
+
+/// The certificate files of the HTTPS listeners.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Checked settings.
+#[derive(Clone)]
+pub struct Config {
+    /// This server's name.
+    pub server_name: ServerName,
+    /// Where the database is.
+    pub data: Data,
+    /// Plain HTTP addresses.
+    pub listen: Vec<SocketAddr>,
+    /// HTTPS addresses.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Certificate of the HTTPS listeners; present if there are any.
+    pub tls: Option<TlsFiles>,
+    /// Extra root certificates for outgoing federation, PEM files.
+    pub trust_ca: Vec<PathBuf>,
+    /// Who may register.
+    pub registration: Registration,
+    /// Shared secret of `/_synapse/admin/v1/register`; the endpoint does not exist without one.
+    pub registration_secret: Option<String>,
+    /// Version of new rooms.
+    pub default_room_version: RoomVersion,
+    /// What clients are told in `/.well-known/matrix/client`; without trailing slash.
+    pub public_url: String,
+    /// Servers to ask for others' keys.
+    pub notaries: Vec<ServerName>,
+    /// Most connections at once, for the client API and for federation each.
+    pub max_connections: usize,
+    /// Whether requests are limited in rate.
+    pub rate_limits: bool,
+    /// Whether federation and push may connect to loopback and private ranges.
+    pub allow_private_addresses: bool,
+}
+
+impl Config {
+    /// The defaults for a server of this name, in memory, listening nowhere: what a test starts from.
+    pub fn for_name(server_name: ServerName) -> Self {
+        let public_url = format!("https://{server_name}");
+        Self {
+            server_name,
+            data: Data::Memory,
+            listen: Vec::new(),
+            listen_tls: Vec::new(),
+            tls: None,
+            trust_ca: Vec::new(),
+            registration: Registration::Token,
+            registration_secret: None,
+            default_room_version: room_version::default_version(),
+            public_url,
+            notaries: Vec::new(),
+            max_connections: 4096,
+            rate_limits: true,
+            allow_private_addresses: false,
+        }
+    }
+
+    /// Checks the settings. Errors say which setting is wrong, in the words of the flags.
+    pub fn from_settings(settings: Settings) -> Result<Self> {
+        let name = settings.name.as_deref().unwrap_or("localhost:8448");
+        let server_name = ServerName::parse(name).map_err(|_| wrong("name", name, "a server name"))?;
+        // A user id may have 255 bytes; leave room for `@`, `:` and a localpart.
+        UserId::parse(&format!("@a:{server_name}")).map_err(|_| wrong("name", name, "shorter"))?;
+        let mut config = Self::for_name(server_name);
+        config.data = match settings.data.as_deref() {
+            Some(":memory:") => Data::Memory,
+            folder => Data::Folder(folder.unwrap_or("doorstep-data").into()),
+        };
+        config.listen_tls = addresses("listen-tls", &settings.listen_tls)?;
+        config.listen = addresses("listen", &settings.listen)?;
+        if config.listen.is_empty() && config.listen_tls.is_empty() {
+            config.listen = vec![SocketAddr::from(([127, 0, 0, 1], 8008))];
+        }
+        config.tls = match (settings.tls_cert, settings.tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+            (None, None) if config.listen_tls.is_empty() => None,
+            _ => return Err(Error::invalid_param("--listen-tls needs both --tls-cert and --tls-key")),
+        };
+        config.trust_ca = settings.trust_ca;
+        config.registration = match settings.registration.as_deref() {
+            None | Some("token") => Registration::Token,
+            Some("open") => Registration::Open,
+            Some("closed") => Registration::Closed,
+            Some(other) => return Err(wrong("registration", other, "open, token or closed")),
+        };
+        if settings.registration_secret.as_deref() == Some("") {
+            return Err(wrong("registration-secret", "", "a secret that is not empty"));
+        }
+        config.registration_secret = settings.registration_secret;
+        if let Some(id) = &settings.default_room_version {
+            config.default_room_version =
+                room_version::room_version(id).ok_or_else(|| wrong("default-room-version", id, "1 to 12"))?;
+        }
+        if let Some(url) = settings.public_url {
+            if !url.starts_with("https://") && !url.starts_with("http://") {
+                return Err(wrong("public-url", &url, "an http or https URL"));
+            }
+            config.public_url = url.trim_end_matches('/').to_owned();
+        }
+        config.notaries = settings
+            .notary
+            .iter()
+            .map(|n| ServerName::parse(n).map_err(|_| wrong("notary", n, "a server name")))
+            .collect::<Result<_>>()?;
+        if let Some(n) = settings.max_connections {
+            config.max_connections = n.clamp(8, 1_000_000);
+        }
+        config.rate_limits = !settings.no_rate_limits;
+        config.allow_private_addresses = settings.allow_private_addresses;
+        Ok(config)
+    }
+}
+
+fn addresses(flag: &str, texts: &[String]) -> Result<Vec<SocketAddr>> {
+    let mut all = Vec::new();
+    for text in texts {
+        let found =
+            text.to_socket_addrs().map_err(|_| wrong(flag, text, "an address such as 127.0.0.1:8008"))?;
+        all.extend(found);
+    }
+    Ok(all)
+}
+
+fn wrong(flag: &str, value: &str, wanted: &str) -> Error {
+    Error::invalid_param(format!("--{flag} {value:?}: should be {wanted}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config> {
+        let settings = Settings::from_args(&["serve"], args).map_err(|e| Error::invalid_param(e.output))?;
+        Config::from_settings(settings.with_file()?)
+    }
+
+    #[test]
+    fn a_server_without_any_flag_listens_on_loopback_and_keeps_a_folder() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.server_name.as_str(), "localhost:8448");
+        assert_eq!(config.listen, ["127.0.0.1:8008".parse().unwrap()]);
+        assert_eq!(config.data, Data::Folder("doorstep-data".into()));
+        assert_eq!(config.registration, Registration::Token);
+        assert!(config.rate_limits && !config.allow_private_addresses);
+    }
+
+    #[test]
+    fn flags_win_over_the_configuration_file() {
+        let path = std::env::temp_dir().join(format!("doorstep-config-{}.toml", std::process::id()));
+        std::fs::write(
+            &path,
+            "name = \"file.example\"\nregistration = \"open\"\nlisten = [\"127.0.0.1:1\"]\n",
+        )
+        .unwrap();
+        let config = config(&["--config", path.to_str().unwrap(), "--name", "flag.example"]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(config.server_name.as_str(), "flag.example");
+        assert_eq!(config.registration, Registration::Open);
+        assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named_in_the_error() {
+        let e = config(&["--registration", "maybe"]).err().unwrap();
+        assert!(e.message().contains("--registration") && e.message().contains("maybe"), "{e}");
+        let e = config(&["--listen-tls", "127.0.0.1:0"]).err().unwrap();
+        assert!(e.message().contains("--tls-cert"), "{e}");
+    }
+}
