@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod http;
 pub mod protocol;
 pub mod service;
 

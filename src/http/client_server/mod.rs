@@ -1,0 +1,1 @@
+//! The client-server API, a file a subject. Thin: parse, call the homeserver, answer.

@@ -1,0 +1,130 @@
+//! What a handler answers: a status, headers, and a body that is bytes or a stream.
+
+use std::io::Read;
+
+use serde_json::Value;
+use tiny_http::Header;
+
+use crate::error::{ErrCode, Error};
+
+/// An answer to one request. Cheap to build; written by `connection`.
+pub struct Reply {
+    status: u16,
+    headers: Vec<Header>,
+    body: Body,
+}
+
+pub(super) enum Body {
+    Bytes(Vec<u8>),
+    /// That many bytes from a reader; a reader that ends early breaks the connection.
+    Stream(u64, Box<dyn Read + Send>),
+}
+
+impl Reply {
+    /// 200 with this JSON.
+    pub fn json(value: &Value) -> Self {
+        Self::json_status(200, value)
+    }
+
+    /// This status with this JSON.
+    pub fn json_status(status: u16, value: &Value) -> Self {
+        Self::raw_json(value.to_string().into_bytes()).with_status(status)
+    }
+
+    /// 200 with JSON that is already bytes.
+    pub fn raw_json(bytes: Vec<u8>) -> Self {
+        Self::bytes("application/json", bytes)
+    }
+
+    /// 200 with `{}`.
+    pub fn empty() -> Self {
+        Self::raw_json(b"{}".to_vec())
+    }
+
+    /// 200 with bytes of this content type.
+    pub fn bytes(content_type: &str, bytes: Vec<u8>) -> Self {
+        Self { status: 200, headers: Vec::new(), body: Body::Bytes(bytes) }
+            .with_header("Content-Type", content_type)
+    }
+
+    /// 200 with exactly `length` bytes of `reader`.
+    pub fn stream(content_type: &str, length: u64, reader: Box<dyn Read + Send>) -> Self {
+        Self { status: 200, headers: Vec::new(), body: Body::Stream(length, reader) }
+            .with_header("Content-Type", content_type)
+    }
+
+    /// A status without a body.
+    pub fn bare(status: u16) -> Self {
+        Self { status, headers: Vec::new(), body: Body::Bytes(Vec::new()) }
+    }
+
+    /// A Matrix error, with `Retry-After` where its body says `retry_after_ms`.
+    pub fn error(error: &Error) -> Self {
+        let reply = Self::json_status(error.status(), &error.to_json());
+        match error.field("retry_after_ms").and_then(Value::as_u64) {
+            Some(ms) if error.errcode() == ErrCode::LimitExceeded => {
+                reply.with_header("Retry-After", &ms.div_ceil(1000).max(1).to_string())
+            }
+            _ => reply,
+        }
+    }
+
+    /// The same answer with another status.
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// The same answer with one more header. A value that a header cannot carry (line breaks, bytes outside ASCII)
+    /// is left out: it came from somebody's input.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        if value.bytes().all(|b| b == b'\t' || (b' '..0x7f).contains(&b)) {
+            self.headers.extend(Header::from_bytes(name, value));
+        }
+        self
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The body, if it is bytes and not a stream.
+    pub fn body_bytes(&self) -> Option<&[u8]> {
+        match &self.body {
+            Body::Bytes(bytes) => Some(bytes),
+            Body::Stream(..) => None,
+        }
+    }
+
+    pub(super) fn into_parts(self) -> (u16, Vec<Header>, Body) {
+        (self.status, self.headers, self.body)
+    }
+}
+
+impl From<&Error> for Reply {
+    fn from(error: &Error) -> Self {
+        Self::error(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_error_says_when_to_come_back_in_the_header_too() {
+        let error = Error::new(ErrCode::LimitExceeded, "slow down").with_field("retry_after_ms", 1500);
+        let (status, headers, _) = Reply::error(&error).into_parts();
+        assert_eq!(status, 429);
+        assert!(headers.iter().any(|h| h.field.equiv("Retry-After") && h.value == "2"));
+    }
+
+    #[test]
+    fn a_header_value_with_a_line_break_is_left_out() {
+        let (_, headers, _) = Reply::empty().with_header("X-A", "1\r\nSet-Cookie: b").into_parts();
+        assert_eq!(headers.len(), 1);
+    }
+}

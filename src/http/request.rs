@@ -1,0 +1,302 @@
+//! One HTTP request as handlers see it: complete, bounded and decoded. How it came in is `connection`'s business.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use tiny_http::Method;
+
+use super::auth::Requester;
+use super::router::Route;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
+
+/// A request whose head and body were read whole.
+pub struct Request {
+    method: Method,
+    target: String,
+    path_len: usize,
+    query: Vec<(String, String)>,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    peer: SocketAddr,
+    received: Instant,
+    pub(super) params: Vec<(&'static str, String)>,
+    pub(super) route: Option<&'static Route>,
+    pub(super) requester: Option<Requester>,
+}
+
+impl Request {
+    /// A request from its parts. `target` is the request target in origin form (path and query as sent). Errors:
+    /// 400 `M_INVALID_PARAM` for a query that is not UTF-8 after percent-decoding.
+    pub fn new(
+        method: Method,
+        target: String,
+        headers: Vec<(String, String)>,
+        peer: SocketAddr,
+    ) -> Result<Self> {
+        let path_len = target.find('?').unwrap_or(target.len());
+        let query = match target.get(path_len + 1..) {
+            Some(query) => parse_query(query)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            method,
+            target,
+            path_len,
+            query,
+            headers,
+            body: Vec::new(),
+            peer,
+            received: Instant::now(),
+            params: Vec::new(),
+            route: None,
+            requester: None,
+        })
+    }
+
+    /// The same request with this body.
+    #[must_use]
+    pub fn with_body(mut self, body: Vec<u8>) -> Self {
+        self.body = body;
+        self
+    }
+
+    pub(super) fn set_body(&mut self, body: Vec<u8>) {
+        self.body = body;
+    }
+
+    /// The method; `HEAD` is served by the handlers of `GET`.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Path and query exactly as sent: what X-Matrix signs as `uri`.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// The path exactly as sent, percent-encoded.
+    pub fn path(&self) -> &str {
+        &self.target[..self.path_len]
+    }
+
+    /// The body's bytes; empty if there is none.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Who holds the other end of the socket, or the client that a reverse proxy on this machine speaks for
+    /// (the last entry of `X-Forwarded-For`).
+    pub fn client_ip(&self) -> IpAddr {
+        let peer = self.peer.ip().to_canonical();
+        if !peer.is_loopback() {
+            return peer;
+        }
+        let forwarded = self.header("x-forwarded-for").and_then(|list| list.rsplit(',').next());
+        forwarded.and_then(|ip| ip.trim().parse::<IpAddr>().ok()).map_or(peer, |ip| ip.to_canonical())
+    }
+
+    /// When the head was complete: the start of a long poll's time-out.
+    pub fn received(&self) -> Instant {
+        self.received
+    }
+
+    /// A path parameter, percent-decoded, by the name it has in the route (`{roomId}`). Empty if the route has none
+    /// of that name.
+    pub fn param(&self, name: &str) -> &str {
+        self.params.iter().find(|(n, _)| *n == name).map_or("", |(_, v)| v)
+    }
+
+    /// The path parameter `{roomId}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn room_id(&self) -> Result<RoomId> {
+        RoomId::parse(self.param("roomId"))
+    }
+
+    /// The path parameter `{eventId}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn event_id(&self) -> Result<EventId> {
+        EventId::parse(self.param("eventId"))
+    }
+
+    /// The path parameter `{userId}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn user_id(&self) -> Result<UserId> {
+        UserId::parse(self.param("userId"))
+    }
+
+    /// The path parameter `{roomAlias}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn room_alias(&self) -> Result<RoomAlias> {
+        RoomAlias::parse(self.param("roomAlias"))
+    }
+
+    /// The path parameter `{serverName}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn server_name(&self) -> Result<ServerName> {
+        ServerName::parse(self.param("serverName"))
+    }
+
+    /// The first query parameter of this name, decoded.
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// All query parameters of this name, decoded, in the order sent (`via`, `server_name`, `ver`).
+    pub fn query_all<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r str> {
+        self.query.iter().filter(move |(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// A query parameter that must be there. Errors: 400 `M_MISSING_PARAM`.
+    pub fn required_query(&self, name: &str) -> Result<&str> {
+        self.query(name).ok_or_else(|| Error::missing_param(format!("Missing query parameter {name}")))
+    }
+
+    /// A query parameter as a whole number. Errors: 400 `M_INVALID_PARAM` if it is there and is none.
+    pub fn query_int(&self, name: &str) -> Result<Option<i64>> {
+        let wrong = || Error::invalid_param(format!("Query parameter {name} must be an integer"));
+        self.query(name).map(|v| v.parse().map_err(|_| wrong())).transpose()
+    }
+
+    /// A query parameter as `true` or `false`; absent is `None`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn query_bool(&self, name: &str) -> Result<Option<bool>> {
+        match self.query(name) {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(_) => Err(Error::invalid_param(format!("Query parameter {name} must be true or false"))),
+        }
+    }
+
+    /// The first header of this name (any case). Bytes that are not UTF-8 were read as Latin-1.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    /// All headers of this name (any case), in the order sent.
+    pub fn header_all<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r str> {
+        self.headers.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    /// The access token: `Authorization: Bearer` or, deprecated but still required of servers, `?access_token=`.
+    pub fn token(&self) -> Option<&str> {
+        let bearer = self.header_all("authorization").find_map(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+        bearer.or_else(|| self.query("access_token")).filter(|token| !token.is_empty())
+    }
+
+    /// The body as JSON of this shape. Errors: 400 `M_NOT_JSON`, 400 `M_BAD_JSON` for JSON of another shape.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(&self.body).map_err(|e| match e.classify() {
+            serde_json::error::Category::Data => Error::bad_json(format!("Unexpected JSON: {e}")),
+            _ => Error::new(ErrCode::NotJson, format!("Not JSON: {e}")),
+        })
+    }
+
+    /// The body as a JSON object. Errors: 400 `M_NOT_JSON`, 400 `M_BAD_JSON` if it is JSON but no object.
+    pub fn json_object(&self) -> Result<Map<String, Value>> {
+        match self.json::<Value>()? {
+            Value::Object(object) => Ok(object),
+            _ => Err(Error::bad_json("The body must be a JSON object")),
+        }
+    }
+
+    /// As `json_object`, with no body at all taken for `{}`, as several clients send it where nothing is required.
+    pub fn json_object_or_empty(&self) -> Result<Map<String, Value>> {
+        if self.body.is_empty() { Ok(Map::new()) } else { self.json_object() }
+    }
+
+    /// As `json`, with no body at all taken for `{}`.
+    pub fn json_or_empty<T: DeserializeOwned>(&self) -> Result<T> {
+        if self.body.is_empty() {
+            return serde_json::from_str("{}").map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")));
+        }
+        self.json()
+    }
+
+    /// A GET from nowhere in particular, for tests.
+    pub fn for_test(method: Method, target: &str) -> Self {
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self::new(method, target.to_owned(), Vec::new(), nowhere).expect("a test's request is well-formed")
+    }
+}
+
+/// Percent-decodes one path segment. Errors: 400 `M_INVALID_PARAM` for a broken escape or bytes that are not UTF-8.
+pub(super) fn decode_segment(text: &str) -> Result<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Ok(Cow::Borrowed(text));
+    }
+    decode(text, false).map(Cow::Owned)
+}
+
+fn parse_query(query: &str) -> Result<Vec<(String, String)>> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((decode(name, true)?, decode(value, true)?))
+        })
+        .collect()
+}
+
+fn decode(text: &str, plus_is_space: bool) -> Result<String> {
+    let broken =
+        || Error::invalid_param("The request's address has a broken percent-encoding or is not UTF-8");
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'%' => {
+                let mut digit = || bytes.next().and_then(|b| char::from(b).to_digit(16));
+                let (high, low) = (digit().ok_or_else(broken)?, digit().ok_or_else(broken)?);
+                u8::try_from(high * 16 + low).map_err(|_| broken())?
+            }
+            b'+' if plus_is_space => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(out).map_err(|_| broken())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_decoded_with_plus_as_space_and_repeated_names_kept() {
+        let request = Request::for_test(Method::Get, "/x?via=a.org&via=b%3A8448&q=a+b%2B&empty&=&");
+        assert_eq!(request.path(), "/x");
+        assert_eq!(request.query_all("via").collect::<Vec<_>>(), ["a.org", "b:8448"]);
+        assert_eq!(request.query("q"), Some("a b+"));
+        assert_eq!(request.query("empty"), Some(""));
+        assert_eq!(request.query("none"), None);
+    }
+
+    #[test]
+    fn a_path_segment_keeps_its_plus_and_must_be_utf_8() {
+        assert_eq!(decode_segment("a+b%2Fc%C3%A9").unwrap(), "a+b/cé");
+        for bad in ["%", "%4", "%zz", "%ff", "%C3", "%+4"] {
+            assert_eq!(decode_segment(bad).unwrap_err().status(), 400, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_comes_from_the_header_before_the_query() {
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let headers = vec![("authorization".to_owned(), "bearer  abc".to_owned())];
+        let request = Request::new(Method::Get, "/x?access_token=q".into(), headers, peer).unwrap();
+        assert_eq!(request.token(), Some("abc"));
+        assert_eq!(Request::for_test(Method::Get, "/x?access_token=q").token(), Some("q"));
+        assert_eq!(Request::for_test(Method::Get, "/x?access_token=").token(), None);
+    }
+
+    #[test]
+    fn a_body_that_is_no_json_and_json_of_another_shape_differ_in_errcode() {
+        let with = |body: &str| Request::for_test(Method::Post, "/x").with_body(body.into());
+        assert_eq!(with("{").json_object().unwrap_err().errcode(), ErrCode::NotJson);
+        assert_eq!(with("").json_object().unwrap_err().errcode(), ErrCode::NotJson);
+        assert_eq!(with("[]").json_object().unwrap_err().errcode(), ErrCode::BadJson);
+        assert!(with("").json_object_or_empty().unwrap().is_empty());
+        assert_eq!(with("{\"a\":1}").json_object().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,1 @@
+//! The server-server API, a file a subject. Thin: parse, call the homeserver, answer.
