@@ -1,6 +1,7 @@
 //! What happens: one `Homeserver`, and its verbs in one file a subject. A verb gathers (network), judges
 //! (protocol) and commits (store), in that order. No HTTP types here.
 
+pub mod notifier;
 pub mod random;
 
 use std::sync::Arc;
