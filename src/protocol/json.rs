@@ -1,1 +1,361 @@
-//! (to be written)
+//! Canonical JSON, bounded parsing, and unpadded base64 (appendices, "Signing JSON", "Unpadded Base64").
+//!
+//! What a peer or a client sends is parsed by [`parse_object`]: at most [`MAX_DEPTH`] levels, of repeated keys the
+//! last one counts (as in every server that was looked at). `serde_json` alone stops at 127 levels; ours is lower on
+//! purpose, so that an event that we accepted still fits when it is wrapped into a transaction or a `/sync` answer,
+//! whose receivers (many of them with the same library) would otherwise refuse the whole answer for its sake.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use serde_json::{Map, Value};
+
+use crate::error::{ErrCode, Error, Result};
+
+/// How many objects and arrays may be nested in one another, the outermost included.
+pub const MAX_DEPTH: usize = 100;
+
+/// 2^53 - 1, the largest integer of canonical JSON.
+pub const MAX_INTEGER: i64 = (1 << 53) - 1;
+
+const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
+    .with_encode_padding(false)
+    .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+    .with_decode_allow_trailing_bits(true);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
+
+/// Unpadded standard base64.
+pub fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
+/// Unpadded URL-safe base64.
+pub fn base64_url(bytes: &[u8]) -> String {
+    URL_SAFE.encode(bytes)
+}
+
+/// Decodes standard base64, with or without padding; none if it is not.
+pub fn base64_decode(text: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(text).ok()
+}
+
+/// What a first look over JSON text shows without building anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outline {
+    /// The deepest nesting of objects and arrays.
+    pub depth: usize,
+    /// How many `key: value` pairs there are in all objects together, repeated keys included.
+    pub members: usize,
+}
+
+/// Looks over JSON text. The text need not be valid: what is wrong with it is the parser's to say.
+pub(crate) fn outline(bytes: &[u8]) -> Outline {
+    let (mut depth, mut found) = (0_usize, Outline { depth: 0, members: 0 });
+    let (mut in_string, mut escaped) = (false, false);
+    for &byte in bytes {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                depth += 1;
+                found.depth = found.depth.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b':' => found.members += 1,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Parses a JSON object from outside. Of repeated keys the last one counts.
+///
+/// Errors: `M_NOT_JSON` if it is not JSON (lone surrogates and text that is not UTF-8 included), `M_BAD_JSON` if it
+/// is not an object or nested more than [`MAX_DEPTH`] levels.
+pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>> {
+    if outline(bytes).depth > MAX_DEPTH {
+        return Err(too_deep());
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Error::bad_json("expected a JSON object")),
+        Err(e) => Err(Error::new(ErrCode::NotJson, "not JSON").with_cause(e)),
+    }
+}
+
+pub(crate) fn too_deep() -> Error {
+    Error::bad_json("JSON is nested too deeply")
+}
+
+/// How many `key: value` pairs a value has in all its objects together.
+pub(crate) fn members(value: &Value) -> usize {
+    match value {
+        Value::Object(object) => object.len() + object.values().map(members).sum::<usize>(),
+        Value::Array(items) => items.iter().map(members).sum(),
+        _ => 0,
+    }
+}
+
+/// Checks what room versions 6 and later demand of an event's JSON: integers within ±(2^53-1) and nothing else that
+/// is a number. Errors: `M_BAD_JSON`.
+pub fn check_strict(value: &Value) -> Result<()> {
+    match value {
+        Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
+        Value::Number(number) => {
+            let fits = match (number.as_i64(), number.as_u64()) {
+                (Some(n), _) => (-MAX_INTEGER..=MAX_INTEGER).contains(&n),
+                _ => false,
+            };
+            let why =
+                if number.is_f64() { "numbers must be integers" } else { "an integer is beyond 2^53 - 1" };
+            if fits { Ok(()) } else { Err(Error::bad_json(why)) }
+        }
+        Value::Array(items) => items.iter().try_for_each(check_strict),
+        Value::Object(object) => object.values().try_for_each(check_strict),
+    }
+}
+
+/// How numbers that are not integers are written: see [`canonical`] and [`canonical_event`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Floats {
+    WholeAsIntegers,
+    AsPython,
+}
+
+/// Canonical JSON. Whole floats become integers, as in the specification's example (`1e10` is `10000000000`, `-0` is
+/// `0`); other floats have no canonical form, and are written in the shortest form that reads back the same.
+pub fn canonical(value: &Value) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256);
+    write_value(&mut out, value, Floats::WholeAsIntegers);
+    out
+}
+
+/// [`canonical`] as text.
+pub fn canonical_string(value: &Value) -> String {
+    // `write_value` writes ASCII punctuation and whole strings.
+    String::from_utf8(canonical(value)).unwrap_or_default()
+}
+
+/// [`canonical`] of an object.
+pub fn canonical_object(object: &Map<String, Value>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256);
+    write_object(&mut out, object, &[], Floats::WholeAsIntegers);
+    out
+}
+
+/// Canonical JSON of an event, without some of its top-level keys: what is hashed and signed.
+///
+/// It differs from [`canonical`] only for floats, which only events of room versions 1 to 5 can have: those were
+/// hashed and signed with Python's spelling (`1.0`, `1e+16`), so that is what has to be checked against.
+pub fn canonical_event(event: &Map<String, Value>, without: &[&str]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    write_object(&mut out, event, without, Floats::AsPython);
+    out
+}
+
+fn write_object(out: &mut Vec<u8>, object: &Map<String, Value>, without: &[&str], floats: Floats) {
+    out.push(b'{');
+    let mut first = true;
+    // The map is a BTreeMap: its keys are in the order of their UTF-8 bytes, which is that of their code points.
+    for (key, value) in object {
+        if without.contains(&key.as_str()) {
+            continue;
+        }
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        write_string(out, key);
+        out.push(b':');
+        write_value(out, value, floats);
+    }
+    out.push(b'}');
+}
+
+fn write_value(out: &mut Vec<u8>, value: &Value, floats: Floats) {
+    match value {
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(true) => out.extend_from_slice(b"true"),
+        Value::Bool(false) => out.extend_from_slice(b"false"),
+        Value::String(text) => write_string(out, text),
+        Value::Object(object) => write_object(out, object, &[], floats),
+        Value::Array(items) => {
+            out.push(b'[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                write_value(out, item, floats);
+            }
+            out.push(b']');
+        }
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() => out.extend_from_slice(float_text(float, floats).as_bytes()),
+            _ => out.extend_from_slice(number.to_string().as_bytes()),
+        },
+    }
+}
+
+/// A string with the shortest escapes: `\b \t \n \f \r \" \\`, `\u00xx` for the other control characters.
+fn write_string(out: &mut Vec<u8>, text: &str) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.push(b'"');
+    let bytes = text.as_bytes();
+    let mut written = 0;
+    for (i, &byte) in bytes.iter().enumerate() {
+        let escape: &[u8] = match byte {
+            b'"' => b"\\\"",
+            b'\\' => b"\\\\",
+            0x08 => b"\\b",
+            b'\t' => b"\\t",
+            b'\n' => b"\\n",
+            0x0c => b"\\f",
+            b'\r' => b"\\r",
+            0..0x20 => &[b'\\', b'u', b'0', b'0', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]],
+            _ => continue,
+        };
+        out.extend_from_slice(&bytes[written..i]);
+        out.extend_from_slice(escape);
+        written = i + 1;
+    }
+    out.extend_from_slice(&bytes[written..]);
+    out.push(b'"');
+}
+
+/// A float, which is finite since JSON has no others.
+fn float_text(float: f64, floats: Floats) -> Cow<'static, str> {
+    if float == 0.0 && floats == Floats::WholeAsIntegers {
+        return "0".into();
+    }
+    if floats == Floats::WholeAsIntegers && float.fract() == 0.0 && float.abs() <= 1e21 {
+        return format!("{float:.0}").into();
+    }
+    // Rust's exponent form has the shortest digits: "-1.5e-7". Python writes them plainly between 1e-4 and 1e16.
+    let text = format!("{float:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if (-4..16).contains(&exponent) {
+        let plain = format!("{float}");
+        return if plain.contains('.') { plain.into() } else { format!("{plain}.0").into() };
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn nested(levels: usize) -> String {
+        // The outermost level is the object.
+        format!("{{\"a\":{}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1))
+    }
+
+    #[test]
+    fn the_keys_of_canonical_json_are_in_code_point_order() {
+        let value = json!({"\u{ffff}": 1, "😀": 2, "é": 3, "b": 4, "B": 5, "": 6});
+        let expected = "{\"\":6,\"B\":5,\"b\":4,\"é\":3,\"\u{ffff}\":1,\"😀\":2}";
+        assert_eq!(canonical_string(&value), expected);
+    }
+
+    #[test]
+    fn canonical_strings_escape_as_little_as_they_can() {
+        let value = json!("\u{0}\u{8}\t\n\u{b}\u{c}\r\u{1f}\u{7f}\"\\/\u{2028}é😀");
+        let expected = "\"\\u0000\\b\\t\\n\\u000b\\f\\r\\u001f\u{7f}\\\"\\\\/\u{2028}é😀\"";
+        assert_eq!(canonical_string(&value), expected);
+    }
+
+    #[test]
+    fn whole_floats_are_canonical_integers_but_events_keep_the_spelling_they_were_signed_with() {
+        let parse = |text: &str| parse_object(text.as_bytes()).expect("JSON");
+        let object = parse(r#"{"a":-0,"b":1e10,"c":1.5,"d":50.0,"e":1e16,"f":1.5e-7,"g":0.0001,"h":1e300}"#);
+        assert_eq!(
+            String::from_utf8(canonical_object(&object)).expect("UTF-8"),
+            r#"{"a":0,"b":10000000000,"c":1.5,"d":50,"e":10000000000000000,"f":1.5e-07,"g":0.0001,"h":1e+300}"#
+        );
+        assert_eq!(
+            String::from_utf8(canonical_event(&object, &["a"])).expect("UTF-8"),
+            r#"{"b":10000000000.0,"c":1.5,"d":50.0,"e":1e+16,"f":1.5e-07,"g":0.0001,"h":1e+300}"#
+        );
+    }
+
+    #[test]
+    fn strict_json_has_only_small_integers() {
+        let strict = |text: &str| check_strict(&serde_json::from_str(text).expect("JSON")).is_ok();
+        assert!(
+            strict("9007199254740991") && strict("-9007199254740991") && strict(r#"{"a":[null,true,"1.5"]}"#)
+        );
+        for bad in ["9007199254740992", "-9007199254740992", "1.0", "1e3", "-0.0", "18446744073709551615"] {
+            assert!(!strict(bad) && !strict(&format!("{{\"a\":[{{\"b\":{bad}}}]}}")), "{bad}");
+        }
+        assert!(!strict("1000000000000000000000000000000"));
+    }
+
+    #[test]
+    fn nesting_is_accepted_up_to_the_limit_and_refused_beyond() {
+        assert!(parse_object(nested(MAX_DEPTH).as_bytes()).is_ok());
+        for levels in [MAX_DEPTH + 1, 128, 129, 30_000] {
+            let e = parse_object(nested(levels).as_bytes()).expect_err("too deep");
+            assert_eq!((e.errcode(), e.status()), (ErrCode::BadJson, 400), "{levels}");
+        }
+        // Brackets in strings are no nesting, and quotes may be escaped.
+        let text = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(500), "{".repeat(500));
+        assert!(parse_object(text.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_a_json_object_is_refused_with_the_right_code() {
+        let cases: [(&[u8], ErrCode); 10] = [
+            (b"", ErrCode::NotJson),
+            (b"{", ErrCode::NotJson),
+            (b"{} x", ErrCode::NotJson),
+            (b"[]", ErrCode::BadJson),
+            (b"null", ErrCode::BadJson),
+            (b"{\"a\":\"\xff\"}", ErrCode::NotJson),
+            (br#"{"a":"\ud800"}"#, ErrCode::NotJson),
+            (br#"{"a":"\udc00\ud800"}"#, ErrCode::NotJson),
+            (b"{\"a\":\"\x00\"}", ErrCode::NotJson),
+            (b"{\"a\":NaN}", ErrCode::NotJson),
+        ];
+        for (bytes, code) in cases {
+            assert_eq!(parse_object(bytes).expect_err("bad").errcode(), code, "{bytes:?}");
+        }
+        assert!(
+            parse_object(format!("{{\"a\":1{}}}", "0".repeat(400)).as_bytes()).is_err(),
+            "beyond a double"
+        );
+        assert!(parse_object(br#"{"a":"\u0000\ud83d\ude00"}"#).is_ok());
+    }
+
+    #[test]
+    fn of_repeated_keys_the_last_one_counts_and_the_outline_tells() {
+        let text = br#"{"a":1,"b":{"c":":","c":2},"a":[3]}"#;
+        let object = parse_object(text).expect("JSON");
+        assert_eq!(canonical_object(&object), br#"{"a":[3],"b":{"c":2}}"#);
+        assert_eq!(outline(text), Outline { depth: 2, members: 5 });
+        assert_eq!(members(&Value::Object(object)), 3);
+    }
+
+    #[test]
+    fn base64_is_read_with_and_without_padding() {
+        for text in ["Zm9vYg", "Zm9vYg==", "Zm9vYh"] {
+            assert_eq!(base64_decode(text).as_deref(), Some(b"foob".as_slice()), "{text}");
+        }
+        assert_eq!(base64_decode("Zm9 vYg"), None);
+        assert_eq!(base64_decode("Zg-_"), None);
+        assert_eq!((base64(&[251, 255]), base64_url(&[251, 255])), ("+/8".to_owned(), "-_8".to_owned()));
+    }
+}

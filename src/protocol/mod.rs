@@ -18,5 +18,5 @@ pub mod visibility;
 pub mod x_matrix;
 
 pub use ids::{EventId, RoomAlias, RoomId, ServerName, UserId};
-pub use pdu::Pdu;
+pub use pdu::{Membership, Pdu};
 pub use room_version::RoomVersion;

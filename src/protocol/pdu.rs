@@ -1,7 +1,478 @@
 //! A persistent data unit: one event of a room, in the format of its room version, with its exact bytes.
+//!
+//! A `Pdu` is format-checked and has its event id. It is *not* a promise about signatures, hashes or authorisation:
+//! for those see `sign`, `hash` and `event_auth`.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// One event of a room. Cheap to clone.
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::hash;
+use crate::protocol::ids::{EventId, RoomId, UserId};
+use crate::protocol::json;
+use crate::protocol::room_version::{EventIdFormat, RoomVersion};
+
+/// The most bytes that an event may have as canonical JSON, signatures included (client-server API, "Size limits").
+pub const MAX_EVENT_BYTES: usize = 65_536;
+/// The most bytes that `type` and `state_key` may have each.
+pub const MAX_FIELD_BYTES: usize = 255;
+/// The most `prev_events` that an event may have.
+pub const MAX_PREV_EVENTS: usize = 20;
+/// The most `auth_events` that an event may have.
+pub const MAX_AUTH_EVENTS: usize = 10;
+
+/// A user's standing in a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Membership {
+    /// Kept out until unbanned.
+    Ban,
+    /// Asked in.
+    Invite,
+    /// In the room.
+    Join,
+    /// Asking to be let in (room versions 7+).
+    Knock,
+    /// Gone, kicked, refused, or never there.
+    Leave,
+}
+
+impl Membership {
+    /// The word in `content.membership`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ban => "ban",
+            Self::Invite => "invite",
+            Self::Join => "join",
+            Self::Knock => "knock",
+            Self::Leave => "leave",
+        }
+    }
+
+    /// The membership with this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Ban, Self::Invite, Self::Join, Self::Knock, Self::Leave]
+            .into_iter()
+            .find(|m| m.as_str() == word)
+    }
+}
+
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One event of a room. Cheap to clone. Two are equal if their event ids are.
 #[derive(Clone)]
-pub struct Pdu(#[allow(dead_code)] Arc<()>);
+pub struct Pdu(Arc<Inner>);
+
+struct Inner {
+    version: RoomVersion,
+    event_id: EventId,
+    room_id: RoomId,
+    sender: UserId,
+    event_type: Arc<str>,
+    state_key: Option<Arc<str>>,
+    origin_server_ts: i64,
+    depth: i64,
+    prev_events: Box<[EventId]>,
+    auth_events: Box<[EventId]>,
+    redacts: Option<EventId>,
+    membership: Option<Membership>,
+    json: Box<str>,
+    /// Where in `json` the content is.
+    content: Range<u32>,
+}
+
+/// What is read of an event's JSON. `R`: how it refers to other events.
+#[derive(Deserialize)]
+struct Header<'a, R> {
+    #[serde(borrow, rename = "type")]
+    event_type: Cow<'a, str>,
+    sender: UserId,
+    #[serde(borrow, default, deserialize_with = "present")]
+    room_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    state_key: Option<Cow<'a, str>>,
+    origin_server_ts: i64,
+    depth: i64,
+    prev_events: Vec<R>,
+    auth_events: Vec<R>,
+    #[serde(borrow, default)]
+    redacts: Option<&'a RawValue>,
+    #[serde(borrow)]
+    content: &'a RawValue,
+}
+
+/// A key that may be missing but must be a string where it is there, so `null` is an error.
+fn present<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Cow<'de, str>>, D::Error> {
+    struct Visitor;
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = Cow<'de, str>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+        fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Cow<'de, str>, E> {
+            Ok(Cow::Borrowed(text))
+        }
+        fn visit_str<E>(self, text: &str) -> Result<Cow<'de, str>, E> {
+            Ok(Cow::Owned(text.to_owned()))
+        }
+    }
+    d.deserialize_str(Visitor).map(Some)
+}
+
+/// A reference of room versions 1 and 2: the event's id and its hashes.
+#[derive(Deserialize)]
+struct WithHashes(EventId, #[allow(dead_code, reason = "must be there, is not used")] IgnoredAny);
+
+impl Pdu {
+    /// Checks the event format of the version and the size limits, and computes the event id. Does not check hashes,
+    /// signatures or authorisation.
+    ///
+    /// The bytes are kept as they are, with three exceptions, in which the canonical form is kept instead: the event
+    /// has `unsigned` (which nobody signed, and which is dropped), it has a key twice (so that everybody who reads
+    /// the stored bytes reads the same), or it is beyond the size limit only for its white space or escapes.
+    ///
+    /// Errors: `M_NOT_JSON`, `M_BAD_JSON` (naming the field), `M_TOO_LARGE`.
+    pub fn parse(json: &[u8], version: RoomVersion) -> Result<Pdu> {
+        // Nothing legitimate is this far beyond the limit, not even with every character escaped.
+        if json.len() > 8 * MAX_EVENT_BYTES {
+            return Err(too_large());
+        }
+        let outline = json::outline(json);
+        let mut object = json::parse_object(json)?;
+        let repeated_keys =
+            outline.members != object.len() + object.values().map(json::members).sum::<usize>();
+        let unsigned = object.remove("unsigned").is_some();
+        if unsigned || repeated_keys || json.len() > MAX_EVENT_BYTES {
+            return Self::from_object(object, version);
+        }
+        let event_id = Self::check_object(&object, version)?;
+        // Canonical JSON is never longer than other spellings, except that of floats.
+        if !version.strict_canonical_json && json::canonical_event(&object, &[]).len() > MAX_EVENT_BYTES {
+            return Err(too_large());
+        }
+        let text = std::str::from_utf8(json).map_err(|e| Error::bad_json("not UTF-8").with_cause(e))?;
+        Self::read(event_id, text.into(), version)
+    }
+
+    /// The same checks as [`Pdu::parse`]; keeps canonical bytes. `unsigned` is dropped.
+    pub fn from_object(mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+        object.remove("unsigned");
+        let event_id = Self::check_object(&object, version)?;
+        let json = json::canonical_event(&object, &[]);
+        if json.len() > MAX_EVENT_BYTES {
+            return Err(too_large());
+        }
+        // An object that was not parsed from text may be nested deeper than text could have been.
+        if json::outline(&json).depth > json::MAX_DEPTH {
+            return Err(json::too_deep());
+        }
+        let text = String::from_utf8(json).map_err(Error::internal)?;
+        Self::read(event_id, text.into(), version)
+    }
+
+    /// An event from our own database: its id is known, nothing is hashed again.
+    pub fn trusted(event_id: EventId, json: Vec<u8>, version: RoomVersion) -> Result<Pdu> {
+        let text = String::from_utf8(json).map_err(Error::internal)?;
+        Self::read(event_id, text.into(), version)
+    }
+
+    /// What has to be seen in the parsed form: strict JSON, and the event id.
+    fn check_object(object: &Map<String, Value>, version: RoomVersion) -> Result<EventId> {
+        if version.strict_canonical_json {
+            object.values().try_for_each(json::check_strict)?;
+        }
+        for name in ["hashes", "signatures"] {
+            if !object.get(name).is_some_and(Value::is_object) {
+                return Err(Error::bad_json(format!("the event's {name} is not an object")));
+            }
+        }
+        hash::event_id(object, version)
+    }
+
+    /// Reads the fields from the bytes and checks them.
+    fn read(event_id: EventId, json: Box<str>, version: RoomVersion) -> Result<Pdu> {
+        let mut inner = Self::fields(event_id, &json, version)?;
+        inner.json = json;
+        Ok(Pdu(Arc::new(inner)))
+    }
+
+    fn fields(event_id: EventId, json: &str, version: RoomVersion) -> Result<Inner> {
+        let bad = |e: serde_json::Error| Error::bad_json(format!("not an event: {e}"));
+        let (header, prev_events, auth_events) = match version.event_id_format {
+            EventIdFormat::InEvent => {
+                let mut header: Header<'_, WithHashes> = serde_json::from_str(json).map_err(bad)?;
+                let ids = |list: Vec<WithHashes>| list.into_iter().map(|r| r.0).collect::<Box<[_]>>();
+                let prev_events = ids(std::mem::take(&mut header.prev_events));
+                let auth_events = ids(std::mem::take(&mut header.auth_events));
+                (header.without_references(), prev_events, auth_events)
+            }
+            _ => {
+                let mut header: Header<'_, EventId> = serde_json::from_str(json).map_err(bad)?;
+                let prev_events = std::mem::take(&mut header.prev_events).into();
+                let auth_events = std::mem::take(&mut header.auth_events).into();
+                (header.without_references(), prev_events, auth_events)
+            }
+        };
+        header.check_limits(version, &prev_events, &auth_events)?;
+        let room_id = header.room_id(&event_id, version)?;
+        let content = header.content.get();
+        if !content.starts_with('{') {
+            return Err(Error::bad_json("the event's content is not an object"));
+        }
+        // `content` is a slice of `json`.
+        let start = content.as_ptr().addr() - json.as_ptr().addr();
+        let too_long = |_| too_large();
+        let range = u32::try_from(start).map_err(too_long)?
+            ..u32::try_from(start + content.len()).map_err(too_long)?;
+        Ok(Inner {
+            version,
+            event_id,
+            room_id,
+            sender: header.sender.clone(),
+            event_type: header.event_type.as_ref().into(),
+            state_key: header.state_key.as_deref().map(Arc::from),
+            origin_server_ts: header.origin_server_ts,
+            depth: header.depth,
+            prev_events,
+            auth_events,
+            redacts: header.redacts(version),
+            membership: header.membership(),
+            content: range,
+            json: Box::default(),
+        })
+    }
+
+    /// The same event (same id) with other JSON: a redacted form, or one more signature.
+    pub(crate) fn with_object(&self, object: &Map<String, Value>) -> Pdu {
+        let json = String::from_utf8(json::canonical_event(object, &["unsigned"])).unwrap_or_default();
+        // Redaction and signatures leave everything in place that `read` demands.
+        Self::read(self.event_id().clone(), json.into(), self.version()).unwrap_or_else(|_| self.clone())
+    }
+
+    /// The event's id.
+    pub fn event_id(&self) -> &EventId {
+        &self.0.event_id
+    }
+
+    /// The room's id; that of a version 12 create event is made of its own hash.
+    pub fn room_id(&self) -> &RoomId {
+        &self.0.room_id
+    }
+
+    /// Who sent it.
+    pub fn sender(&self) -> &UserId {
+        &self.0.sender
+    }
+
+    /// `type`.
+    pub fn event_type(&self) -> &str {
+        &self.0.event_type
+    }
+
+    /// `type` as a shared string, for state maps.
+    pub fn event_type_arc(&self) -> &Arc<str> {
+        &self.0.event_type
+    }
+
+    /// `state_key`, of state events.
+    pub fn state_key(&self) -> Option<&str> {
+        self.0.state_key.as_deref()
+    }
+
+    /// `state_key` as a shared string, for state maps.
+    pub fn state_key_arc(&self) -> Option<&Arc<str>> {
+        self.0.state_key.as_ref()
+    }
+
+    /// Whether it has a `state_key`.
+    pub fn is_state(&self) -> bool {
+        self.0.state_key.is_some()
+    }
+
+    /// Whether it is a state event of this type with this state key.
+    pub fn is(&self, event_type: &str, state_key: &str) -> bool {
+        self.event_type() == event_type && self.state_key() == Some(state_key)
+    }
+
+    /// When its server says it was made, in milliseconds since the Unix epoch.
+    pub fn origin_server_ts(&self) -> i64 {
+        self.0.origin_server_ts
+    }
+
+    /// One more than the deepest of `prev_events`, as its server says.
+    pub fn depth(&self) -> i64 {
+        self.0.depth
+    }
+
+    /// The events that it follows.
+    pub fn prev_events(&self) -> &[EventId] {
+        &self.0.prev_events
+    }
+
+    /// The events that it says allow it.
+    pub fn auth_events(&self) -> &[EventId] {
+        &self.0.auth_events
+    }
+
+    /// The event that this `m.room.redaction` redacts, from wherever the version has it; none if this is no
+    /// redaction or names none.
+    pub fn redacts(&self) -> Option<EventId> {
+        self.0.redacts.clone()
+    }
+
+    /// The content, parsed anew.
+    pub fn content(&self) -> Map<String, Value> {
+        serde_json::from_str(self.content_raw()).unwrap_or_default()
+    }
+
+    /// The content's exact text.
+    pub fn content_raw(&self) -> &str {
+        let range = self.0.content.start as usize..self.0.content.end as usize;
+        self.0.json.get(range).unwrap_or("{}")
+    }
+
+    /// A key of the content, if it is there and a string.
+    pub fn content_str(&self, key: &str) -> Option<String> {
+        match self.content().remove(key) {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// `content.membership` of an `m.room.member` event, if it is one of the known words.
+    pub fn membership(&self) -> Option<Membership> {
+        self.0.membership
+    }
+
+    /// The event in federation format; see [`Pdu::parse`] for how exact these bytes are.
+    pub fn json(&self) -> &[u8] {
+        self.0.json.as_bytes()
+    }
+
+    /// [`Pdu::json`] as text.
+    pub fn json_str(&self) -> &str {
+        &self.0.json
+    }
+
+    /// The whole event, parsed anew.
+    pub fn to_object(&self) -> Map<String, Value> {
+        serde_json::from_str(&self.0.json).unwrap_or_default()
+    }
+
+    /// The rules of its room version.
+    pub fn version(&self) -> RoomVersion {
+        self.0.version
+    }
+}
+
+impl<'a, R> Header<'a, R> {
+    fn without_references(self) -> Header<'a, IgnoredAny> {
+        Header {
+            event_type: self.event_type,
+            sender: self.sender,
+            room_id: self.room_id,
+            state_key: self.state_key,
+            origin_server_ts: self.origin_server_ts,
+            depth: self.depth,
+            prev_events: Vec::new(),
+            auth_events: Vec::new(),
+            redacts: self.redacts,
+            content: self.content,
+        }
+    }
+
+    fn check_limits(&self, version: RoomVersion, prev: &[EventId], auth: &[EventId]) -> Result<()> {
+        if self.event_type.len() > MAX_FIELD_BYTES {
+            return Err(Error::new(ErrCode::TooLarge, "the event's type is longer than 255 bytes"));
+        }
+        if self.state_key.as_ref().is_some_and(|key| key.len() > MAX_FIELD_BYTES) {
+            return Err(Error::new(ErrCode::TooLarge, "the event's state_key is longer than 255 bytes"));
+        }
+        if prev.len() > MAX_PREV_EVENTS {
+            return Err(Error::bad_json("the event has more than 20 prev_events"));
+        }
+        if auth.len() > MAX_AUTH_EVENTS {
+            return Err(Error::bad_json("the event has more than 10 auth_events"));
+        }
+        let deepest = if version.strict_canonical_json { json::MAX_INTEGER } else { i64::MAX };
+        if !(0..=deepest).contains(&self.depth) {
+            return Err(Error::bad_json("the event's depth is out of range"));
+        }
+        Ok(())
+    }
+
+    /// The room's id: in the event, or of the event (rooms/v12, "Event format").
+    fn room_id(&self, event_id: &EventId, version: RoomVersion) -> Result<RoomId> {
+        let derived = version.room_id_is_create_hash && self.event_type == "m.room.create";
+        match (&self.room_id, derived) {
+            (None, true) => Ok(RoomId::of_create_event(event_id)),
+            (Some(_), true) => Err(Error::bad_json("a create event of this room version has no room_id")),
+            (None, false) => Err(Error::bad_json("the event has no room_id")),
+            (Some(id), false) => {
+                let id = RoomId::parse(id).map_err(|_| Error::bad_json("not a valid room_id"))?;
+                if id.server_name().is_some() == version.room_id_is_create_hash {
+                    return Err(Error::bad_json("the room_id has not the form of its room version"));
+                }
+                Ok(id)
+            }
+        }
+    }
+
+    fn redacts(&self, version: RoomVersion) -> Option<EventId> {
+        #[derive(Deserialize)]
+        struct Content {
+            redacts: EventId,
+        }
+        if self.event_type != "m.room.redaction" {
+            return None;
+        }
+        if version.redacts_in_content {
+            let content: Option<Content> = serde_json::from_str(self.content.get()).ok();
+            content.map(|content| content.redacts)
+        } else {
+            self.redacts.and_then(|raw| serde_json::from_str(raw.get()).ok())
+        }
+    }
+
+    fn membership(&self) -> Option<Membership> {
+        if self.event_type != "m.room.member" {
+            return None;
+        }
+        let content: Map<String, Value> = serde_json::from_str(self.content.get()).ok()?;
+        content.get("membership").and_then(Value::as_str).and_then(Membership::parse)
+    }
+}
+
+fn too_large() -> Error {
+    Error::new(ErrCode::TooLarge, "the event is larger than 65536 bytes")
+}
+
+impl PartialEq for Pdu {
+    fn eq(&self, other: &Self) -> bool {
+        self.event_id() == other.event_id()
+    }
+}
+impl Eq for Pdu {}
+
+impl fmt::Debug for Pdu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Pdu({} {} {:?} by {})",
+            self.event_id(),
+            self.event_type(),
+            self.state_key(),
+            self.sender()
+        )
+    }
+}
