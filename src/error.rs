@@ -60,6 +60,7 @@ errcodes! {
     ResourceLimitExceeded "M_RESOURCE_LIMIT_EXCEEDED" 403 false,
     RoomInUse "M_ROOM_IN_USE" 400 false,
     TooLarge "M_TOO_LARGE" 413 false,
+    ServerNotTrusted "M_SERVER_NOT_TRUSTED" 403 false,
     Unauthorized "M_UNAUTHORIZED" 401 false,
     UnableToAuthoriseJoin "M_UNABLE_TO_AUTHORISE_JOIN" 400 true,
     UnableToGrantJoin "M_UNABLE_TO_GRANT_JOIN" 400 true,

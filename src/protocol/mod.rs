@@ -2,6 +2,7 @@
 
 pub mod content;
 pub mod event_auth;
+pub mod filter;
 pub mod handshake;
 pub mod hash;
 pub mod ids;

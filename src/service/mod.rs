@@ -3,6 +3,7 @@
 
 pub mod notifier;
 pub mod random;
+pub mod room_plan;
 
 use std::sync::Arc;
 
