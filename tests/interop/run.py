@@ -1,0 +1,128 @@
+"""Runs the flows between real servers: Doorstep and Synapse in both directions, Doorstep and Doorstep.
+
+Started by run.sh, which provides the packages. A line a flow; the last line is `N passed, N failed`.
+"""
+
+import argparse
+import concurrent.futures
+import pathlib
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+
+import client
+import flows
+from servers import Authority, Doorstep, Synapse
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--doorstep", type=pathlib.Path, help="the doorstep binary")
+    parser.add_argument("--stand-in", action="store_true", help="Synapses in place of Doorsteps: proves the harness itself")
+    parser.add_argument("--jobs", type=int, default=6, help="flows at a time (default 6)")
+    parser.add_argument("--only", default="", help="only flows whose title contains this")
+    parser.add_argument("--versions", default="", help="only these room versions, separated by commas")
+    parser.add_argument("--pairs", default="sd,ds,dd", help="host and guest: s for Synapse, d for Doorstep (default sd,ds,dd)")
+    parser.add_argument("--keep", action="store_true", help="keep the servers' folders")
+    given = parser.parse_args()
+    if not given.stand_in and not given.doorstep:
+        parser.error("name the binary with --doorstep, or use --stand-in")
+    return given
+
+
+class Report:
+    """Prints a line for each finished flow, and counts."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self.passed = 0
+        self.failures = []
+
+    def line(self, ok, name, seconds, evidence=""):
+        with self._lock:
+            print(f"{'ok  ' if ok else 'FAIL'} {name}  ({seconds:.1f} s)", flush=True)
+            if ok:
+                self.passed += 1
+            else:
+                self.failures.append((name, evidence))
+                print("     " + evidence.replace("\n", "\n     "), flush=True)
+
+    def run(self, name, action):
+        begun = time.monotonic()
+        try:
+            action()
+        except (client.Unmet, client.Refused) as error:
+            where = traceback.extract_tb(error.__traceback__)
+            steps = " > ".join(f"{frame.name}:{frame.lineno}" for frame in where if frame.filename.endswith("flows.py"))
+            self.line(False, name, time.monotonic() - begun, f"{error}\nat {steps}")
+        except Exception:  # noqa: BLE001 - a flow that breaks in an unforeseen way is a failed flow
+            self.line(False, name, time.monotonic() - begun, traceback.format_exc())
+        else:
+            self.line(True, name, time.monotonic() - begun)
+
+
+def wanted_flows(given, pairs):
+    """(name, stage, function) for everything that was asked for; and how many were left out for what a server lacks."""
+    versions = set(filter(None, given.versions.split(",")))
+    chosen, left_out = [], 0
+    for title, flow_versions, host_must, guest_must, function in flows.FLOWS:
+        if given.only not in title:
+            continue
+        for version in flow_versions:
+            if versions and version not in versions:
+                continue
+            for host, guest in pairs:
+                if host_must & flows.LACKS[host.kind] or guest_must & flows.LACKS[guest.kind]:
+                    left_out += 1
+                    continue
+                name = f"{guest.label:9} at {host.label:9} v{version:<3} {title}"
+                stage = flows.Stage(host, guest, version, f"{len(chosen)}")
+                chosen.append((name, stage, function))
+    return chosen, left_out
+
+
+def main():
+    given = arguments()
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-interop-"))
+    authority = Authority(scratch / "authority")
+    Doorstep.binary = given.doorstep and given.doorstep.resolve()
+    stand_in = Synapse if given.stand_in else Doorstep
+    wanted = given.pairs.split(",")
+    letters = set("".join(wanted))
+    servers = {"d": stand_in("doorstep", scratch / "doorstep", authority)}
+    if "s" in letters:
+        servers["s"] = Synapse("synapse", scratch / "synapse", authority)
+    if "dd" in wanted:
+        servers["e"] = stand_in("doorstep2", scratch / "doorstep2", authority)
+    report = Report()
+    begun = time.monotonic()
+    try:
+        for server in servers.values():
+            print(f"     {server.label} is {server.name}, ready after {server.start():.1f} s", flush=True)
+        pairs = [(servers[host], servers["e" if pair == "dd" else guest]) for pair in wanted for host, guest in [pair]]
+        chosen, left_out = wanted_flows(given, pairs)
+        with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
+            for name, stage, function in chosen:
+                pool.submit(report.run, name, lambda function=function, stage=stage: function(stage))
+        if left_out:
+            print(f"     {left_out} combinations not run: Synapse {', '.join(sorted('never ' + lack for lack in flows.LACKS['synapse']))}")
+    finally:
+        usage = ", ".join(f"{s.label} {s.cpu_seconds():.0f} s" for s in servers.values() if s.process and s.process.poll() is None)
+        for server in servers.values():
+            server.stop()
+        if report.failures or given.keep:
+            print(f"     the servers' folders are kept in {scratch}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+    for name, _ in report.failures:
+        print(f"FAIL {name}")
+    print(f"     {time.monotonic() - begun:.0f} s in all; processor time: {usage}")
+    print(f"{report.passed} passed, {len(report.failures)} failed")
+    return 1 if report.failures or not report.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
