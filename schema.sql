@@ -6,7 +6,156 @@
 
 -- ===== The server itself =====
 
+-- One row: the server's name, fixed on the first start, and the last position of the stream that was handed out.
+CREATE TABLE server (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  name TEXT NOT NULL,
+  stream INTEGER NOT NULL
+) STRICT;
+
 -- ===== Rooms, events and state =====
+
+-- Every room that we have events of. `resident`: one of us is joined, so that other servers send us its events.
+-- `state` is the snapshot of the current state (the resolved state after all forward extremities); the same state,
+-- spread out for queries, is `current_state`. `joined` and `invited` count its members.
+CREATE TABLE rooms (
+  room_key INTEGER PRIMARY KEY,
+  room_id TEXT NOT NULL UNIQUE,
+  version TEXT NOT NULL,
+  resident INTEGER NOT NULL DEFAULT 0,
+  state INTEGER,
+  joined INTEGER NOT NULL DEFAULT 0,
+  invited INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+-- Every event, accepted or not. `json` is the federation format, the exact bytes that were received or signed
+-- (the redacted form once a redaction took effect).
+--
+-- An event's place in the timeline is (`stream`, `sub`). Live events have the stream position at which they came and
+-- sub 0. History that is fetched later sits before the event whose gap it fills: the same stream, sub -1, -2, ….
+-- No place (NULL): outliers, rejected and soft-failed events.
+--
+-- `status`: 0 accepted, 1 soft-failed, 2 rejected. `state_before` and `state_after` are snapshots; NULL for outliers,
+-- of which we know neither. `redacted_by`: the redaction that took effect. `outgoing`: to be sent to the servers in the
+-- room, because it was made here or handed in here (send_join, send_leave, send_knock).
+CREATE TABLE events (
+  event_key INTEGER PRIMARY KEY,
+  room_key INTEGER NOT NULL REFERENCES rooms,
+  event_id TEXT NOT NULL UNIQUE,
+  stream INTEGER,
+  sub INTEGER NOT NULL DEFAULT 0,
+  depth INTEGER NOT NULL,
+  status INTEGER NOT NULL,
+  outgoing INTEGER NOT NULL DEFAULT 0,
+  state_before INTEGER,
+  state_after INTEGER,
+  redacted_by INTEGER,
+  json BLOB NOT NULL
+) STRICT;
+CREATE INDEX events_timeline ON events (room_key, stream, sub) WHERE stream IS NOT NULL;
+CREATE INDEX events_outgoing ON events (stream) WHERE outgoing = 1;
+
+-- Forward extremities: accepted events that no accepted event names in its prev_events.
+CREATE TABLE extremities (
+  room_key INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  PRIMARY KEY (room_key, event_key)
+) STRICT, WITHOUT ROWID;
+
+-- Holes in the history: events that prev_events name and that we do not have. `stream` and `sub` are the place of the
+-- event that names it; what is fetched to fill the hole goes right before.
+CREATE TABLE gaps (
+  room_key INTEGER NOT NULL,
+  event_id TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  sub INTEGER NOT NULL,
+  PRIMARY KEY (room_key, event_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX gaps_timeline ON gaps (room_key, stream, sub);
+
+-- Accepted redactions by what they redact, so that a redaction that comes before its target takes effect later.
+CREATE TABLE redactions (
+  redacts TEXT NOT NULL,
+  event_key INTEGER NOT NULL,
+  PRIMARY KEY (redacts, event_key)
+) STRICT, WITHOUT ROWID;
+
+-- Every pair of event type and state key that a state event ever had: state is stored as slot → event.
+CREATE TABLE slots (
+  slot INTEGER PRIMARY KEY,
+  type TEXT NOT NULL,
+  state_key TEXT NOT NULL,
+  UNIQUE (type, state_key)
+) STRICT;
+
+-- Room states, as a tree of differences. A snapshot differs from the one it was made from by one event, or by what a
+-- resolution changed. `number` counts from the root (0, which holds its whole state). `parent` is not the snapshot it
+-- was made from but the ancestor `number - lowest set bit of number`, and `delta` all that changed since that one:
+-- so any state is put together from at most log2(number) + 1 rows, and each change is stored about log2(number) times.
+-- `delta`: entries of 10 bytes sorted by slot: slot and event key, each 5 bytes big-endian; event 0 means "no such event".
+CREATE TABLE snapshots (
+  snapshot INTEGER PRIMARY KEY,
+  number INTEGER NOT NULL,
+  parent INTEGER,
+  delta BLOB NOT NULL
+) STRICT;
+
+-- The current state of each room.
+CREATE TABLE current_state (
+  room_key INTEGER NOT NULL,
+  slot INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  PRIMARY KEY (room_key, slot)
+) STRICT, WITHOUT ROWID;
+
+-- How the current state of each room came about: at `stream`, the slot's event changed from `previous` to `event_key`
+-- (NULL: none). The state at an earlier position is the current one with the later changes taken back.
+CREATE TABLE state_changes (
+  room_key INTEGER NOT NULL,
+  slot INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  event_key INTEGER,
+  previous INTEGER,
+  PRIMARY KEY (room_key, slot, stream)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX state_changes_by_stream ON state_changes (room_key, stream);
+
+-- The members of each room, from its current state. `stream`: when this came about. `local`: one of us.
+-- `forgotten`: the user wants to hear no more of the room.
+CREATE TABLE memberships (
+  room_key INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  membership TEXT NOT NULL CHECK (membership IN ('ban', 'invite', 'join', 'knock', 'leave')),
+  event_key INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  local INTEGER NOT NULL,
+  forgotten INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (room_key, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX memberships_of_local_users ON memberships (user_id, stream) WHERE local = 1;
+CREATE INDEX memberships_here ON memberships (room_key, membership) WHERE local = 1;
+
+-- Which servers were in which room, from the stream position of the join that brought them in to that of the change
+-- that took their last user out (NULL: still there), both exclusive. Ours is among them. What we owe a server are the
+-- `outgoing` events in these intervals. `users` counts its joined users.
+CREATE TABLE resident_servers (
+  room_key INTEGER NOT NULL,
+  server TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  until INTEGER,
+  users INTEGER NOT NULL,
+  PRIMARY KEY (room_key, server, since)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX resident_servers_by_server ON resident_servers (server, room_key);
+
+-- Events that we owe to a server beside those that its residence entitles it to: a kick or ban that takes its last user
+-- out of the room, or one of an invited or knocking user. Deleted once delivered.
+CREATE TABLE owed_events (
+  server TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  PRIMARY KEY (server, stream)
+) STRICT, WITHOUT ROWID;
 
 -- ===== Remote memberships =====
 

@@ -199,6 +199,9 @@ impl std::error::Error for Error {}
 
 impl From<rusqlite::Error> for Error {
     fn from(e: rusqlite::Error) -> Self {
+        if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
+            return Self::new(ErrCode::Unknown, "The server's disk is full").with_status(507).with_cause(e);
+        }
         Self::internal(e)
     }
 }

@@ -6,6 +6,7 @@ pub mod error;
 pub mod http;
 pub mod protocol;
 pub mod service;
+pub mod store;
 
 pub use error::{ErrCode, Error, Result};
 pub use service::Homeserver;

@@ -1,0 +1,195 @@
+//! Who is in which room, according to its current state.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Db, EventKey, RoomKey, Tx};
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{RoomId, UserId};
+
+/// One user's membership in one room.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The user.
+    pub user_id: UserId,
+    /// What they are.
+    pub membership: Membership,
+    /// The `m.room.member` event that says so.
+    pub event: EventKey,
+    /// When this came about.
+    pub stream: i64,
+}
+
+/// One of a user's rooms.
+#[derive(Debug, Clone)]
+pub struct RoomOfUser {
+    /// The room's row.
+    pub room: RoomKey,
+    /// The room's id.
+    pub room_id: RoomId,
+    /// What the user is there.
+    pub membership: Membership,
+    /// The `m.room.member` event that says so.
+    pub event: EventKey,
+    /// When this came about.
+    pub stream: i64,
+    /// The user wants to hear no more of it.
+    pub forgotten: bool,
+}
+
+/// What changed in somebody's membership: all that the tables beside it need to follow.
+pub(crate) struct MembershipChange<'a> {
+    pub user: &'a str,
+    pub old: Option<Membership>,
+    pub new: Option<(Membership, EventKey)>,
+    pub stream: i64,
+}
+
+fn membership_of(text: &str) -> Result<Membership> {
+    Membership::parse(text).ok_or_else(|| Error::internal(format!("a membership of {text}")))
+}
+
+fn member_of(row: &Row<'_>) -> Result<Option<Member>> {
+    // A member event's state key need not be a user id that we would accept today.
+    let Ok(user_id) = UserId::parse(&row.get::<_, String>(0)?) else { return Ok(None) };
+    let membership = membership_of(&row.get::<_, String>(1)?)?;
+    Ok(Some(Member { user_id, membership, event: row.get(2)?, stream: row.get(3)? }))
+}
+
+fn room_of_user(row: &Row<'_>) -> Result<RoomOfUser> {
+    Ok(RoomOfUser {
+        room: row.get(0)?,
+        room_id: RoomId::parse(&row.get::<_, String>(1)?)?,
+        membership: membership_of(&row.get::<_, String>(2)?)?,
+        event: row.get(3)?,
+        stream: row.get(4)?,
+        forgotten: row.get(5)?,
+    })
+}
+
+const ROOMS_OF_USER: &str = "SELECT m.room_key, r.room_id, m.membership, m.event_key, m.stream, m.forgotten
+     FROM memberships m JOIN rooms r ON r.room_key = m.room_key WHERE m.local = 1 AND m.user_id = ?1";
+
+impl Db<'_> {
+    /// The user's membership in the room's current state; none if there was never a member event.
+    pub fn membership(&self, room: RoomKey, user: &UserId) -> Result<Option<Membership>> {
+        Ok(self.member(room, user)?.map(|m| m.membership))
+    }
+
+    /// The same with the event behind it.
+    pub fn member(&self, room: RoomKey, user: &UserId) -> Result<Option<Member>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id, membership, event_key, stream FROM memberships WHERE room_key = ?1 AND user_id = ?2",
+        )?;
+        let mut rows = statement.query(params![room, user.as_str()])?;
+        Ok(rows.next()?.map(member_of).transpose()?.flatten())
+    }
+
+    /// The members of the room: all, or those with one membership.
+    pub fn members(&self, room: RoomKey, only: Option<Membership>) -> Result<Vec<Member>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id, membership, event_key, stream FROM memberships
+             WHERE room_key = ?1 AND (?2 IS NULL OR membership = ?2)",
+        )?;
+        let mut rows = statement.query(params![room, only.map(Membership::as_str)])?;
+        let mut members = Vec::new();
+        while let Some(row) = rows.next()? {
+            members.extend(member_of(row)?);
+        }
+        Ok(members)
+    }
+
+    /// Which of our users are joined to the room.
+    pub fn joined_local_users(&self, room: RoomKey) -> Result<Vec<UserId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id FROM memberships WHERE room_key = ?1 AND membership = 'join' AND local = 1",
+        )?;
+        let rows = statement.query_map([room], |r| r.get::<_, String>(0))?;
+        let mut users = Vec::new();
+        for user in rows {
+            users.extend(UserId::parse(&user?).ok());
+        }
+        Ok(users)
+    }
+
+    /// All rooms of one of our users, forgotten ones too.
+    pub fn rooms_of(&self, user: &UserId) -> Result<Vec<RoomOfUser>> {
+        self.rooms_of_since(user, 0)
+    }
+
+    /// The rooms of one of our users in which the membership (or the event behind it) changed after a position.
+    pub fn rooms_of_since(&self, user: &UserId, after: i64) -> Result<Vec<RoomOfUser>> {
+        let mut statement =
+            self.conn().prepare_cached(&format!("{ROOMS_OF_USER} AND m.stream > ?2 ORDER BY m.stream"))?;
+        let mut rows = statement.query(params![user.as_str(), after])?;
+        let mut rooms = Vec::new();
+        while let Some(row) = rows.next()? {
+            rooms.push(room_of_user(row)?);
+        }
+        Ok(rooms)
+    }
+
+    /// Whether the two users are joined to a common room; `local` is one of us.
+    pub fn share_a_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM memberships a JOIN memberships b ON b.room_key = a.room_key AND b.user_id = ?2
+             WHERE a.local = 1 AND a.user_id = ?1 AND a.membership = 'join' AND b.membership = 'join' LIMIT 1",
+        )?;
+        Ok(statement.exists(params![local.as_str(), other.as_str()])?)
+    }
+}
+
+impl Tx<'_> {
+    /// The user does or does not want to hear of the room any more. A later change of membership undoes it.
+    pub fn set_forgotten(&mut self, room: RoomKey, user: &UserId, forgotten: bool) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE memberships SET forgotten = ?3 WHERE room_key = ?1 AND user_id = ?2")?
+            .execute(params![room, user.as_str(), forgotten])?;
+        Ok(())
+    }
+
+    /// Follows a change of a member event in the current state: the member, the counts, the resident servers. Returns
+    /// whether the user is one of us.
+    pub(crate) fn change_membership(&mut self, room: RoomKey, change: &MembershipChange<'_>) -> Result<bool> {
+        let local = self.is_ours(change.user);
+        let new = change.new.map(|(membership, _)| membership);
+        match change.new {
+            Some((membership, event)) => {
+                self.conn()
+                    .prepare_cached(
+                        "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                         ON CONFLICT DO UPDATE SET membership = excluded.membership, event_key = excluded.event_key,
+                           stream = excluded.stream, forgotten = 0",
+                    )?
+                    .execute(params![room, change.user, membership.as_str(), event, change.stream, local])?;
+            }
+            None => {
+                self.conn()
+                    .prepare_cached("DELETE FROM memberships WHERE room_key = ?1 AND user_id = ?2")?
+                    .execute(params![room, change.user])?;
+            }
+        }
+        let is = |membership: Option<Membership>, what: Membership| i64::from(membership == Some(what));
+        let joined = is(new, Membership::Join) - is(change.old, Membership::Join);
+        let invited = is(new, Membership::Invite) - is(change.old, Membership::Invite);
+        self.count_members(room, joined, invited)?;
+        if joined != 0 {
+            let server = change.user.split_once(':').map_or("", |(_, server)| server);
+            self.count_resident(room, server, joined, change.stream)?;
+            if local {
+                self.forget_audience(room);
+            }
+        }
+        Ok(local)
+    }
+
+    /// The membership as it is stored, whatever the user's name looks like.
+    pub(crate) fn stored_membership(&self, room: RoomKey, user: &str) -> Result<Option<Membership>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT membership FROM memberships WHERE room_key = ?1 AND user_id = ?2")?;
+        let text: Option<String> = statement.query_row(params![room, user], |r| r.get(0)).optional()?;
+        text.map(|text| membership_of(&text)).transpose()
+    }
+}

@@ -1,0 +1,377 @@
+//! The database: the only place with SQL. One writer thread, a few readers, one stream.
+//!
+//! `Store::write` hands a closure to the writer and blocks until what it wrote is on disk; `Store::read` runs a closure
+//! on one consistent snapshot. The methods on [`Db`] (reading) and [`Tx`] (writing) are spread over the files of this
+//! folder, one file a group of tables; `schema.sql` documents the data. Nothing here knows HTTP, the network, or why
+//! something is written.
+
+pub mod events;
+pub mod memberships;
+pub mod migrate;
+mod readers;
+pub mod rooms;
+pub mod snapshots;
+pub mod state;
+mod writer;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::{ServerName, UserId};
+
+pub use events::{Place, Status, StoredEvent};
+pub use rooms::Room;
+
+/// The row id of a room.
+pub type RoomKey = i64;
+/// The row id of an event.
+pub type EventKey = i64;
+/// The row id of a state snapshot.
+pub type SnapshotId = i64;
+/// The row id of a (type, state key) pair.
+pub type Slot = i64;
+
+/// Where the database lives.
+#[derive(Debug, Clone)]
+pub enum Location {
+    /// A folder that holds `doorstep.db`; created (mode 0700) if it does not exist.
+    Folder(PathBuf),
+    /// Nowhere: gone with the process, however the process ends. For fixtures.
+    Memory,
+}
+
+/// What may differ from one database to the next.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whether a commit waits for the disk. Off only where the data is worth nothing (fixtures).
+    pub durable: bool,
+    /// How many threads may read at once; each costs at most 2 MB of page cache.
+    pub readers: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { durable: true, readers: 4 }
+    }
+}
+
+/// What a group of commits changed, for those who wait. Hints: whoever misses them loses time, never data.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// The published stream position: everything up to here is on disk.
+    pub position: i64,
+    /// Our users whose `/sync` has something new.
+    pub users: HashSet<UserId>,
+    /// Rooms with an event that we owe to other servers.
+    pub outgoing_rooms: HashSet<RoomKey>,
+    /// Servers that are owed something beside room events.
+    pub destinations: HashSet<ServerName>,
+    /// Rooms with a new event or other state.
+    pub rooms: HashSet<RoomKey>,
+}
+
+impl Changes {
+    fn absorb(&mut self, other: Changes) {
+        self.users.extend(other.users);
+        self.outgoing_rooms.extend(other.outgoing_rooms);
+        self.destinations.extend(other.destinations);
+        self.rooms.extend(other.rooms);
+    }
+}
+
+/// Called on the writer's thread after each commit, before the callers of `write` are woken. Must not block.
+pub type OnCommit = Box<dyn Fn(&Changes) + Send + Sync>;
+
+/// What readers and the writer share.
+pub(crate) struct Shared {
+    server_name: ServerName,
+    position: AtomicI64,
+}
+
+/// The open database. Dropping it finishes the queued writes, closes the files and releases the lock.
+pub struct Store {
+    // The order of the fields is the order of closing: readers first, so that the writer, closing last, can fold the
+    // write-ahead log into the database; the lock after everything.
+    readers: readers::Readers,
+    writer: writer::Writer,
+    shared: Arc<Shared>,
+    _lock: Option<File>,
+}
+
+const FILE: &str = "doorstep.db";
+
+impl Store {
+    /// Opens the database, creating or migrating it if need be. `server_name` is pinned on the first opening.
+    ///
+    /// Errors are sentences for the operator: not our file, made by a newer Doorstep, another server's name, already
+    /// open in another process, not writable. In each case nothing was changed.
+    pub fn open(
+        location: Location,
+        server_name: &ServerName,
+        on_commit: OnCommit,
+        options: &Options,
+    ) -> Result<Store> {
+        let (folder, lock) = match &location {
+            Location::Folder(folder) => (folder.clone(), Some(lock_folder(folder)?)),
+            Location::Memory => (scratch_folder()?, None),
+        };
+        let scratch = matches!(location, Location::Memory).then(|| Scratch(folder.clone()));
+        let path = folder.join(FILE);
+        let mut connection = open_for_writing(&path, options)?;
+        let position = migrate::prepare(&mut connection, &path, server_name)?;
+        let shared =
+            Arc::new(Shared { server_name: server_name.clone(), position: AtomicI64::new(position) });
+        let readers = readers::Readers::new(path, options.readers.max(1), scratch.is_some(), shared.clone())?;
+        // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
+        drop(scratch);
+        let writer = writer::Writer::start(connection, shared.clone(), on_commit)?;
+        Ok(Store { readers, writer, shared, _lock: lock })
+    }
+
+    /// Runs `f` in a savepoint on the writer's thread and returns when its group is on disk. If `f` fails or panics,
+    /// what it did is undone, and nobody else's work. Closures must be short and never wait for anything.
+    pub fn write<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        readers::refuse_nesting("a write")?;
+        self.writer.write(f)
+    }
+
+    /// Runs `f` on one consistent snapshot. Holds one of few connections, so: short, and no waiting inside.
+    pub fn read<T>(&self, f: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
+        self.readers.read(f)
+    }
+
+    /// The published stream position. Take it *before* the `read` whose answer it stands for.
+    pub fn position(&self) -> i64 {
+        self.shared.position.load(Ordering::Acquire)
+    }
+
+    /// The name that is pinned in this database.
+    pub fn server_name(&self) -> &ServerName {
+        &self.shared.server_name
+    }
+}
+
+/// A snapshot to read from.
+pub struct Db<'c> {
+    connection: &'c Connection,
+    shared: &'c Shared,
+}
+
+impl<'c> Db<'c> {
+    pub(crate) fn new(connection: &'c Connection, shared: &'c Shared) -> Self {
+        Self { connection, shared }
+    }
+
+    /// The connection, for the files of this folder.
+    pub(crate) fn conn(&self) -> &'c Connection {
+        self.connection
+    }
+
+    /// This server's name.
+    pub fn server_name(&self) -> &'c ServerName {
+        &self.shared.server_name
+    }
+
+    /// Whether the user belongs to this server.
+    pub fn is_ours(&self, user: &str) -> bool {
+        user.split_once(':').is_some_and(|(_, server)| server == self.server_name().as_str())
+    }
+}
+
+/// A transaction that is being written: everything a `Db` reads, and the methods that write.
+pub struct Tx<'c> {
+    db: Db<'c>,
+    stream: i64,
+    changes: Changes,
+    /// Who of us is in a room, so that a message need not ask. Only the writer changes memberships, so only it forgets.
+    audience: &'c mut HashMap<RoomKey, Arc<[UserId]>>,
+}
+
+impl<'c> Deref for Tx<'c> {
+    type Target = Db<'c>;
+    fn deref(&self) -> &Db<'c> {
+        &self.db
+    }
+}
+
+/// Rooms whose local members the writer remembers.
+const REMEMBERED_AUDIENCES: usize = 256;
+
+impl Tx<'_> {
+    /// The next position of the stream. Positions of a closure that fails are handed out again.
+    pub fn next_stream(&mut self) -> i64 {
+        self.stream += 1;
+        self.stream
+    }
+
+    /// The stream position that was handed out last.
+    pub fn stream(&self) -> i64 {
+        self.stream
+    }
+
+    /// After the commit, wakes this user's waiting `/sync`.
+    pub fn wake_user(&mut self, user: &UserId) {
+        if !self.changes.users.contains(user) {
+            self.changes.users.insert(user.clone());
+        }
+    }
+
+    /// After the commit, wakes all of us who are joined to the room.
+    pub fn room_changed(&mut self, room: RoomKey) -> Result<()> {
+        let audience = match self.audience.get(&room) {
+            Some(audience) => audience.clone(),
+            None => {
+                if self.audience.len() >= REMEMBERED_AUDIENCES {
+                    self.audience.clear();
+                }
+                let audience: Arc<[UserId]> = self.db.joined_local_users(room)?.into();
+                self.audience.insert(room, audience.clone());
+                audience
+            }
+        };
+        for user in audience.iter() {
+            self.wake_user(user);
+        }
+        self.changes.rooms.insert(room);
+        Ok(())
+    }
+
+    /// After the commit, tells the sender that the room has an event for other servers.
+    pub fn owes(&mut self, room: RoomKey) {
+        self.changes.outgoing_rooms.insert(room);
+    }
+
+    /// After the commit, tells the sender that this server is owed something.
+    pub fn wake_destination(&mut self, server: &ServerName) {
+        if !self.changes.destinations.contains(server) {
+            self.changes.destinations.insert(server.clone());
+        }
+    }
+
+    pub(crate) fn forget_audience(&mut self, room: RoomKey) {
+        self.audience.remove(&room);
+    }
+}
+
+fn open_for_writing(path: &Path, options: &Options) -> Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| unusable(path, &e))?;
+    if connection.is_readonly("main").map_err(|e| unusable(path, &e))? {
+        return Err(refusal(format!(
+            "The database {} is read-only: Doorstep must be able to write it",
+            path.display()
+        )));
+    }
+    configure(&connection, 8000).map_err(|e| unusable(path, &e))?;
+    let synchronous = if options.durable { "FULL" } else { "OFF" };
+    connection.pragma_update(None, "synchronous", synchronous).map_err(|e| unusable(path, &e))?;
+    Ok(connection)
+}
+
+/// What every connection is told. `cache_kib` bounds its page cache.
+fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
+    connection.pragma_update(None, "mmap_size", 0)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.set_prepared_statement_cache_capacity(160);
+    Ok(())
+}
+
+/// An error for the operator: a sentence, and no HTTP behind it.
+fn refusal(sentence: String) -> Error {
+    Error::new(ErrCode::Unknown, sentence)
+}
+
+fn unusable(path: &Path, e: &rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode as Code;
+    let path = path.display();
+    refusal(match e.sqlite_error_code() {
+        Some(Code::DiskFull) => format!("The disk with {path} is full"),
+        Some(Code::ReadOnly) => {
+            format!("The database {path} is read-only: Doorstep must be able to write it")
+        }
+        Some(Code::CannotOpen | Code::PermissionDenied) => {
+            format!("The database {path} cannot be opened: missing, or no permission")
+        }
+        Some(Code::NotADatabase) => format!("{path} is not a Doorstep database"),
+        Some(Code::DatabaseBusy | Code::DatabaseLocked) => {
+            format!("The database {path} is in use by another process")
+        }
+        _ => format!("The database {path} cannot be used: {e}"),
+    })
+}
+
+/// Makes the folder if need be and takes its lock, which the kernel releases when the process ends in whatever way.
+fn lock_folder(folder: &Path) -> Result<File> {
+    let cannot = |e: std::io::Error| {
+        refusal(format!("The data folder {} cannot be used: {e}", folder.display())).with_cause(e)
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(folder.join("doorstep.lock"))
+        .map_err(cannot)?;
+    // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(file);
+    }
+    let e = std::io::Error::last_os_error();
+    if e.kind() == std::io::ErrorKind::WouldBlock {
+        return Err(refusal(format!(
+            "The data folder {} is in use by another Doorstep process",
+            folder.display()
+        )));
+    }
+    Err(cannot(e))
+}
+
+/// A folder that goes when this is dropped.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A fresh folder for a database that lives in memory: in the kernel's memory file system where there is one. A real
+/// file, because SQLite's own in-memory databases let readers and the writer block each other.
+fn scratch_folder() -> Result<PathBuf> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut last = None;
+    for base in [PathBuf::from("/dev/shm"), std::env::temp_dir()] {
+        let mut random = [0u8; 8];
+        getrandom::fill(&mut random).map_err(|e| Error::internal(e.to_string()))?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("doorstep-{}-{number}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
+        let folder = base.join(name);
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(refusal("There is no folder for temporary files".into())
+        .with_cause(last.unwrap_or_else(|| std::io::Error::other("?"))))
+}
+
+#[cfg(test)]
+mod tests;

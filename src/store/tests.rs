@@ -1,0 +1,365 @@
+//! The store as a whole, on real files: opening, refusing, group commit, snapshots.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+use super::snapshots::Delta;
+use super::*;
+
+/// A folder that goes with the test.
+pub(crate) struct Folder(pub PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Folder {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("doorstep-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Folder(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn name() -> ServerName {
+    ServerName::parse("example.org").unwrap()
+}
+
+fn open(folder: &Folder) -> Result<Store> {
+    open_as(folder, &name())
+}
+
+fn open_as(folder: &Folder, name: &ServerName) -> Result<Store> {
+    Store::open(Location::Folder(folder.0.clone()), name, Box::new(|_| {}), &Options::default())
+}
+
+fn refused(result: Result<Store>) -> String {
+    match result {
+        Ok(_) => panic!("should have been refused"),
+        Err(e) => e.message().to_owned(),
+    }
+}
+
+fn count_rooms(store: &Store) -> i64 {
+    store.read(|db| Ok(db.conn().query_row("SELECT count(*) FROM rooms", [], |r| r.get(0))?)).unwrap()
+}
+
+fn add_room(tx: &mut Tx<'_>, id: &str) -> Result<()> {
+    tx.conn().execute("INSERT INTO rooms (room_id, version) VALUES (?1, '12')", [id])?;
+    tx.next_stream();
+    Ok(())
+}
+
+#[test]
+fn what_was_written_is_there_after_a_restart_and_the_stream_goes_on() {
+    let folder = Folder::new();
+    let store = open(&folder).unwrap();
+    store.write(|tx| add_room(tx, "!a:x")).unwrap();
+    assert_eq!(store.position(), 1);
+    drop(store);
+    let store = open(&folder).unwrap();
+    assert_eq!((store.position(), count_rooms(&store)), (1, 1));
+    assert_eq!(store.write(|tx| Ok(tx.next_stream())).unwrap(), 2);
+}
+
+#[test]
+fn a_closure_that_fails_or_panics_undoes_its_own_work_only() {
+    let folder = Folder::new();
+    let store = open(&folder).unwrap();
+    std::thread::scope(|scope| {
+        for number in 0..30 {
+            let store = &store;
+            scope.spawn(move || {
+                let result = store.write(move |tx| {
+                    add_room(tx, &format!("!{number}:x"))?;
+                    match number % 3 {
+                        0 => Ok(()),
+                        1 => Err(Error::forbidden("no")),
+                        _ => panic!("on purpose"),
+                    }
+                });
+                assert_eq!(result.is_ok(), number % 3 == 0);
+            });
+        }
+    });
+    assert_eq!((store.position(), count_rooms(&store)), (10, 10));
+    assert_eq!(store.write(|_| -> Result<()> { Err(Error::forbidden("no")) }).unwrap_err().status(), 403);
+}
+
+#[test]
+fn the_notifier_hears_of_a_commit_before_the_caller_does() {
+    let folder = Folder::new();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ear = heard.clone();
+    let on_commit =
+        Box::new(move |changes: &Changes| ear.lock().unwrap().push((changes.position, changes.users.len())));
+    let store =
+        Store::open(Location::Folder(folder.0.clone()), &name(), on_commit, &Options::default()).unwrap();
+    let alice = UserId::parse("@alice:example.org").unwrap();
+    store
+        .write(move |tx| {
+            tx.next_stream();
+            tx.wake_user(&alice);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(*heard.lock().unwrap(), [(1, 1)]);
+}
+
+#[test]
+fn a_read_sees_one_snapshot_however_much_is_written_meanwhile() {
+    for location in ["file", "memory"] {
+        let folder = Folder::new();
+        let location = if location == "file" { Location::Folder(folder.0.clone()) } else { Location::Memory };
+        let store = Store::open(location, &name(), Box::new(|_| {}), &Options::default()).unwrap();
+        store.write(|tx| add_room(tx, "!a:x")).unwrap();
+        let (started, start) = std::sync::mpsc::channel();
+        let (done, finish) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let store = &store;
+            scope.spawn(move || {
+                start.recv().unwrap();
+                store.write(|tx| add_room(tx, "!b:x")).unwrap();
+                done.send(()).unwrap();
+            });
+            let count =
+                |db: &Db<'_>| db.conn().query_row("SELECT count(*) FROM rooms", [], |r| r.get::<_, i64>(0));
+            let (before, after) = store
+                .read(|db| {
+                    let before = count(db)?;
+                    started.send(()).unwrap();
+                    finish.recv().unwrap();
+                    Ok((before, count(db)?))
+                })
+                .unwrap();
+            assert_eq!((before, after), (1, 1));
+        });
+        assert_eq!(count_rooms(&store), 2);
+    }
+}
+
+#[test]
+fn more_threads_than_readers_all_get_their_turn() {
+    let store =
+        Store::open(Location::Memory, &name(), Box::new(|_| {}), &Options { durable: false, readers: 2 })
+            .unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| (0..50).for_each(|_| assert_eq!(count_rooms(&store), 0)));
+        }
+    });
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _ = store.read(|_| -> Result<()> { panic!("on purpose") });
+    }));
+    assert!(panicked.is_err());
+    for _ in 0..4 {
+        assert_eq!(count_rooms(&store), 0);
+    }
+}
+
+#[test]
+fn a_database_in_memory_leaves_nothing_behind() {
+    let store = Store::open(Location::Memory, &name(), Box::new(|_| {}), &Options::default()).unwrap();
+    store.write(|tx| add_room(tx, "!a:x")).unwrap();
+    // Not even while it is open, so that a kill leaves nothing either. Those of other tests come and go meanwhile.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    for folder in scratch_folders() {
+        while folder.exists() {
+            assert!(std::time::Instant::now() < deadline, "{} is still there", folder.display());
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(count_rooms(&store), 1);
+}
+
+fn scratch_folders() -> Vec<PathBuf> {
+    let own = format!("doorstep-{}-", std::process::id());
+    let entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    entries.filter(|e| e.file_name().to_string_lossy().starts_with(&own)).map(|e| e.path()).collect()
+}
+
+#[test]
+fn a_second_process_is_refused_and_the_first_goes_on() {
+    let folder = Folder::new();
+    let store = open(&folder).unwrap();
+    // flock is per open file, so a second opening in this process is refused as one in another is.
+    assert!(refused(open(&folder)).contains("in use by another Doorstep"));
+    store.write(|tx| add_room(tx, "!a:x")).unwrap();
+    drop(store);
+    assert_eq!(count_rooms(&open(&folder).unwrap()), 1);
+}
+
+#[test]
+fn a_database_of_another_server_name_is_refused() {
+    let folder = Folder::new();
+    drop(open(&folder).unwrap());
+    let message = refused(open_as(&folder, &ServerName::parse("other.example").unwrap()));
+    assert!(message.contains("example.org") && message.contains("other.example"), "{message}");
+    drop(open(&folder).unwrap());
+}
+
+#[test]
+fn a_database_of_a_newer_doorstep_is_refused_and_left_as_it_is() {
+    let folder = Folder::new();
+    drop(open(&folder).unwrap());
+    let connection = Connection::open(folder.0.join(FILE)).unwrap();
+    connection.pragma_update(None, "user_version", migrate::VERSION + 1).unwrap();
+    drop(connection);
+    let bytes = fs::read(folder.0.join(FILE)).unwrap();
+    assert!(refused(open(&folder)).contains("newer Doorstep"));
+    assert_eq!(fs::read(folder.0.join(FILE)).unwrap(), bytes);
+}
+
+#[test]
+fn files_that_are_no_doorstep_databases_are_refused_and_left_as_they_are() {
+    let folder = Folder::new();
+    fs::create_dir_all(&folder.0).unwrap();
+    let path = folder.0.join(FILE);
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE recipes (name TEXT)").unwrap();
+    drop(other);
+    let bytes = fs::read(&path).unwrap();
+    assert!(refused(open(&folder)).contains("another program"));
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    fs::write(&path, vec![b'x'; 8192]).unwrap();
+    assert!(refused(open(&folder)).contains("not a Doorstep database"));
+    assert_eq!(fs::read(&path).unwrap(), vec![b'x'; 8192]);
+}
+
+#[test]
+fn a_database_that_may_not_be_written_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new();
+    drop(open(&folder).unwrap());
+    fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(folder.0.join("doorstep.lock"), fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(folder.0.join(FILE), fs::Permissions::from_mode(0o444)).unwrap();
+    let message = as_nobody(|| refused(open(&folder)));
+    assert!(message.contains("read-only"), "{message}");
+    fs::set_permissions(folder.0.join(FILE), fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(as_nobody(|| refused(open(&folder))).contains("cannot be opened"));
+    fs::set_permissions(&folder.0, fs::Permissions::from_mode(0o700)).unwrap();
+    assert!(as_nobody(|| refused(open(&folder))).contains("cannot be used"));
+    drop(open(&folder).unwrap());
+}
+
+/// Runs `f` without root's right to write everything, where the tests run as root.
+fn as_nobody<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let body = || {
+            // SAFETY: setfsuid only changes this thread's own credentials for files; the thread ends right after.
+            unsafe { libc::setfsuid(65534) };
+            f()
+        };
+        scope.spawn(body).join().unwrap()
+    })
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_harms_nothing() {
+    let folder = Folder::new();
+    let store = open(&folder).unwrap();
+    store.write(|tx| add_room(tx, "!before:x")).unwrap();
+    let limit = |pages: i64| {
+        store
+            .write(move |tx| {
+                let now: i64 = tx.conn().query_row("PRAGMA page_count", [], |r| r.get(0))?;
+                Ok(tx.conn().query_row(&format!("PRAGMA max_page_count = {}", now + pages), [], |r| {
+                    r.get::<_, i64>(0)
+                })?)
+            })
+            .unwrap()
+    };
+    limit(2);
+    let fill = store.write(|tx| {
+        add_room(tx, "!during:x")?;
+        tx.conn().execute("INSERT INTO snapshots (number, delta) VALUES (0, zeroblob(1000000))", [])?;
+        Ok(())
+    });
+    let error = fill.unwrap_err();
+    assert_eq!((error.status(), error.message()), (507, "The server's disk is full"));
+    limit(1_000_000);
+    store.write(|tx| add_room(tx, "!after:x")).unwrap();
+    assert_eq!((store.position(), count_rooms(&store)), (2, 2));
+}
+
+#[test]
+#[cfg_attr(debug_assertions, should_panic(expected = "inside a read or a write"))]
+fn a_read_inside_a_read_is_an_error_instead_of_a_deadlock() {
+    let store = Store::open(Location::Memory, &name(), Box::new(|_| {}), &Options::default()).unwrap();
+    let nested = store.read(|_| store.read(|_| Ok(())));
+    assert!(nested.is_err());
+}
+
+/// Builds a tree of states along with plain maps of the same, and compares.
+#[test]
+fn states_from_differences_are_the_states_that_were_put_in_forks_and_removals_too() {
+    let folder = Folder::new();
+    let store = open(&folder).unwrap();
+    store
+        .write(|tx| {
+            let mut random = 12345u64;
+            let mut next = |below: u64| {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (random >> 33) % below
+            };
+            let root: BTreeMap<Slot, EventKey> = (1..=20).map(|slot| (slot, slot + 100)).collect();
+            let mut states = vec![(tx.root_snapshot(&root)?, root)];
+            for step in 0..600i64 {
+                // Mostly the tip, now and then a fork from anywhere.
+                let from = if next(10) == 0 { next(states.len() as u64) as usize } else { states.len() - 1 };
+                let (snapshot, mut state) = states[from].clone();
+                let mut change = Delta::new();
+                for _ in 0..=next(3) {
+                    let slot = next(40) as i64 + 1;
+                    change.insert(slot, (next(8) != 0).then_some(1000 + step));
+                }
+                for (slot, event) in &change {
+                    match event {
+                        Some(event) => state.insert(*slot, *event),
+                        None => state.remove(slot),
+                    };
+                }
+                states.push((tx.snapshot_after(snapshot, &change)?, state));
+            }
+            for (snapshot, state) in &states {
+                assert_eq!(&tx.slots_at(*snapshot)?, state);
+            }
+            for _ in 0..2000 {
+                let (a, b) = (&states[next(601) as usize], &states[next(601) as usize]);
+                let slot = next(42) as i64;
+                assert_eq!(tx.slot_at(a.0, slot)?, a.1.get(&slot).copied());
+                let mut moved = a.1.clone();
+                for (slot, event) in tx.state_difference(a.0, b.0)? {
+                    match event {
+                        Some(event) => moved.insert(slot, event),
+                        None => moved.remove(&slot),
+                    };
+                }
+                assert_eq!(moved, b.1);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_state_change_in_a_large_room_costs_little() {
+    let store = Store::open(Location::Memory, &name(), Box::new(|_| {}), &Options::default()).unwrap();
+    let bytes: i64 = store
+        .write(|tx| {
+            let mut at = tx.root_snapshot(&BTreeMap::new())?;
+            for slot in 1..=4096 {
+                at = tx.snapshot_after(at, &Delta::from([(slot, Some(slot))]))?;
+            }
+            assert_eq!(tx.slots_at(at)?.len(), 4096);
+            Ok(tx.conn().query_row("SELECT sum(length(delta)) FROM snapshots", [], |r| r.get(0))?)
+        })
+        .unwrap();
+    // log2(4096) / 2 + 1 entries of ten bytes for each change, where full copies would be 2048 on average.
+    assert!(bytes / 4096 <= 80, "{} bytes a state event", bytes / 4096);
+}

@@ -1,0 +1,223 @@
+//! The writer thread and its group commit: what queued up while the disk was busy is committed together.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+
+use super::{Changes, Db, OnCommit, Shared, Tx, readers};
+use crate::error::{ErrCode, Error, Result};
+
+/// How many closures share a commit at most. More than there are threads that could wait for one.
+const GROUP: usize = 256;
+
+/// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
+trait Job: Send {
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<()>;
+    /// `lost` says why the answer does not hold although the closure succeeded.
+    fn finish(self: Box<Self>, lost: Option<Error>);
+}
+
+struct Closure<F, T> {
+    f: Option<F>,
+    answer: Option<Result<T>>,
+    reply: mpsc::SyncSender<Result<T>>,
+}
+
+impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> Job for Closure<F, T> {
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        let Some(f) = self.f.take() else { return Err(Error::internal("a closure ran twice")) };
+        match catch_unwind(AssertUnwindSafe(|| f(tx))) {
+            Ok(Ok(answer)) => {
+                self.answer = Some(Ok(answer));
+                Ok(())
+            }
+            Ok(Err(e)) => {
+                self.answer = Some(Err(e));
+                Err(Error::internal("undone"))
+            }
+            Err(panic) => {
+                let what = panic_text(panic.as_ref());
+                self.answer = Some(Err(Error::internal(format!("a write panicked: {what}"))));
+                Err(Error::internal("undone"))
+            }
+        }
+    }
+
+    fn finish(self: Box<Self>, lost: Option<Error>) {
+        let answer = match (self.answer, lost) {
+            (Some(Err(e)), _) => Err(e),
+            (_, Some(e)) => Err(e),
+            (Some(answer), None) => answer,
+            (None, None) => Err(Error::internal("a write was not run")),
+        };
+        // A caller that went away wants no answer.
+        let _ = self.reply.send(answer);
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+pub(super) struct Writer {
+    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    pub(super) fn start(connection: Connection, shared: Arc<Shared>, on_commit: OnCommit) -> Result<Writer> {
+        let (jobs, queue) = mpsc::channel();
+        let body = move || {
+            readers::mark_writer_thread();
+            let stream = shared.position.load(Ordering::Acquire);
+            Desk { connection, shared, on_commit, stream, audience: HashMap::new() }.work(&queue);
+        };
+        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(body)?;
+        Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    pub(super) fn write<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let gone = || Error::internal("the database is closed");
+        let job = Box::new(Closure { f: Some(f), answer: None, reply });
+        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The queue ends when its only sender is gone; what is in it is still written.
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Where the writer works.
+struct Desk {
+    connection: Connection,
+    shared: Arc<Shared>,
+    on_commit: OnCommit,
+    stream: i64,
+    audience: HashMap<super::RoomKey, Arc<[crate::protocol::UserId]>>,
+}
+
+impl Desk {
+    fn work(&mut self, queue: &mpsc::Receiver<Box<dyn Job>>) {
+        while let Ok(first) = queue.recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP {
+                match queue.try_recv() {
+                    Ok(job) => group.push(job),
+                    Err(_) => break,
+                }
+            }
+            self.commit_group(group);
+        }
+    }
+
+    fn commit_group(&mut self, mut group: Vec<Box<dyn Job>>) {
+        let mut changes = Changes::default();
+        let mut done = 0;
+        let outcome = self.run_group(&mut group, &mut done, &mut changes).and_then(|()| self.commit());
+        if let Err(e) = outcome {
+            // The transaction is gone as a whole: those whose closures had run are told; the others get a new one.
+            self.give_up_transaction();
+            let rest = group.split_off(done.min(group.len()));
+            for job in group {
+                job.finish(Some(lost(&e)));
+            }
+            if !rest.is_empty() {
+                self.commit_group(rest);
+            }
+            return;
+        }
+        self.shared.position.store(self.stream, Ordering::Release);
+        changes.position = self.stream;
+        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&changes))).is_err() {
+            log::error!("the notifier panicked");
+        }
+        for job in group {
+            job.finish(None);
+        }
+    }
+
+    /// Runs each closure in its savepoint. `done` counts those that had their turn; an error means that the
+    /// transaction itself is lost.
+    fn run_group(
+        &mut self,
+        group: &mut [Box<dyn Job>],
+        done: &mut usize,
+        changes: &mut Changes,
+    ) -> Result<()> {
+        execute(&self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
+        for job in group.iter_mut() {
+            *done += 1;
+            execute(&self.connection, "SAVEPOINT closure")?;
+            let mut tx = Tx {
+                db: Db::new(&self.connection, &self.shared),
+                stream: self.stream,
+                changes: Changes::default(),
+                audience: &mut self.audience,
+            };
+            let outcome = job.run(&mut tx);
+            let Tx { stream, changes: own, .. } = tx;
+            if self.connection.is_autocommit() {
+                // A full disk or an I/O error can make SQLite roll everything back by itself.
+                return Err(Error::internal("SQLite rolled the transaction back"));
+            }
+            if outcome.is_ok() {
+                self.stream = stream;
+                changes.absorb(own);
+            } else {
+                self.audience.clear();
+                execute(&self.connection, "ROLLBACK TO closure")?;
+            }
+            execute(&self.connection, "RELEASE closure")?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if self.stream != self.shared.position.load(Ordering::Relaxed) {
+            self.connection.prepare_cached("UPDATE server SET stream = ?1")?.execute([self.stream])?;
+        }
+        execute(&self.connection, "COMMIT")
+    }
+
+    fn give_up_transaction(&mut self) {
+        if !self.connection.is_autocommit() {
+            if let Err(e) = execute(&self.connection, "ROLLBACK") {
+                log::error!("a rollback failed: {e}");
+            }
+        }
+        self.stream = self.shared.position.load(Ordering::Relaxed);
+        self.audience.clear();
+    }
+}
+
+fn execute(connection: &Connection, sql: &'static str) -> Result<()> {
+    connection.prepare_cached(sql)?.execute([])?;
+    Ok(())
+}
+
+/// The same failure for each caller of a lost group.
+fn lost(e: &Error) -> Error {
+    Error::new(ErrCode::Unknown, e.message().to_owned())
+        .with_status(e.status())
+        .with_cause(format!("a group commit was lost: {e}"))
+}
