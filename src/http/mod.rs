@@ -6,13 +6,20 @@
 
 pub mod auth;
 pub mod client_server;
+mod connection;
+mod rate_limit;
 pub mod reply;
 pub mod request;
 pub mod router;
 pub mod routes;
+pub mod server;
 pub mod server_server;
+mod socket;
+mod tls;
 
 pub use auth::{Origin, Requester};
 pub use reply::Reply;
 pub use request::Request;
 pub use router::{Handler, Outcome, Rate, Route, Turn, delete, get, post, put};
+pub use server::{Admission, Crowd, Limits, ListenSpec, Server, Service};
+pub use tls::Certificate;

@@ -110,6 +110,23 @@ impl From<&Error> for Reply {
     }
 }
 
+/// Whether a page in a browser may ask this address: all but what only servers ask (client-server API, "Web Browser
+/// Clients").
+pub(super) fn is_for_browsers(target: &str) -> bool {
+    !target.starts_with("/_matrix/federation/") && !target.starts_with("/_matrix/key/")
+}
+
+/// The headers that let a page in a browser read any reply.
+pub(super) fn cors_headers() -> Vec<Header> {
+    let headers = [
+        ("Access-Control-Allow-Origin", "*"),
+        ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
+        ("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization, Date"),
+        ("Access-Control-Max-Age", "86400"),
+    ];
+    headers.into_iter().filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

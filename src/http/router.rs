@@ -1,16 +1,22 @@
 //! From a path to its line in `ROUTES`, and from there through auth to the handler.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tiny_http::Method;
 
-use super::auth::{Origin, Requester};
+use super::auth::{self, Origin, Requester};
+use super::connection::failure;
+use super::rate_limit::RateLimiter;
 use super::reply::Reply;
-use super::request::Request;
-use crate::error::Result;
+use super::request::{Request, decode_segment};
+use super::routes::ROUTES;
+use super::server::{Admission, Crowd, Service};
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
+use crate::service::notifier::Woken;
 
 /// A handler; its kind is its auth. A handler that takes a `Requester` cannot be mounted without a token.
 #[derive(Clone, Copy)]
@@ -137,4 +143,315 @@ pub const fn put(path: &'static str, handler: Handler) -> Route {
 /// A `DELETE` route.
 pub const fn delete(path: &'static str, handler: Handler) -> Route {
     Route::new(DELETE, path, handler)
+}
+
+impl Route {
+    /// Whose requests this one is counted with.
+    fn crowd(&self) -> Crowd {
+        // Our keys are what another server may need before it can answer the very request that we wait for; none of
+        // these asks anybody else.
+        const NEVER_ASK: [&str; 3] =
+            ["/_matrix/key/v2/server", "/_matrix/federation/v1/version", "/.well-known/"];
+        if NEVER_ASK.iter().any(|path| self.path.starts_with(path)) {
+            Crowd::Uncounted
+        } else if self.path.starts_with("/_matrix/federation/") || self.path.starts_with("/_matrix/key/") {
+            Crowd::Servers
+        } else {
+            Crowd::Clients
+        }
+    }
+}
+
+/// A node of the table as a tree: one level for each path segment.
+#[derive(Default)]
+struct Node {
+    literal: BTreeMap<&'static str, Node>,
+    param: Option<Box<Node>>,
+    /// A last parameter that may be empty.
+    rest: Vec<&'static Route>,
+    here: Vec<&'static Route>,
+}
+
+/// The table, ready for matching.
+pub struct Table {
+    root: Node,
+}
+
+impl Table {
+    /// Builds the tree of a table.
+    pub fn new(routes: &'static [Route]) -> Self {
+        let mut root = Node::default();
+        for route in routes {
+            let mut node = &mut root;
+            // `/pushrules/` is written as the specification has it, and matched with and without the slash.
+            for segment in segments(route.path.trim_end_matches('/')) {
+                if segment.ends_with("?}") {
+                    node.rest.push(route);
+                } else if segment.starts_with('{') {
+                    node = node.param.get_or_insert_default();
+                } else {
+                    node = node.literal.entry(segment).or_default();
+                }
+            }
+            // With `{name?}` this is the path without that segment.
+            node.here.push(route);
+        }
+        Self { root }
+    }
+
+    /// The routes of this path, of whatever method. A slash at the end means nothing unless the last parameter may
+    /// be empty, and then it means that it is empty. `r0` of older clients is `v3`.
+    fn find(&self, path: &str) -> &[&'static Route] {
+        let mut parts: Vec<&str> = segments(path).collect();
+        let versioned = matches!(
+            parts.as_slice(),
+            ["_matrix", "client", "r0", ..] | ["_matrix", "media", "r0" | "v1", ..]
+        );
+        let create = matches!(parts.as_slice(), ["_matrix", "media", "v1", "create"]);
+        if versioned && !create {
+            parts[2] = "v3";
+        }
+        let mut found = walk(&self.root, &parts);
+        if found.is_empty() && parts.last() == Some(&"") {
+            found = walk(&self.root, &parts[..parts.len() - 1]);
+        }
+        found
+    }
+}
+
+fn segments(path: &str) -> impl Iterator<Item = &str> {
+    path.strip_prefix('/').unwrap_or(path).split('/')
+}
+
+fn walk<'n>(node: &'n Node, parts: &[&str]) -> &'n [&'static Route] {
+    let Some((&first, rest)) = parts.split_first() else { return &node.here };
+    if let Some(next) = node.literal.get(first) {
+        let found = walk(next, rest);
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    if let Some(next) = &node.param
+        && !first.is_empty()
+    {
+        let found = walk(next, rest);
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    if rest.is_empty() { &node.rest } else { &[] }
+}
+
+/// The decoded parameters of a path that this route matched. Errors: 400 for what is not UTF-8.
+fn params(route: &Route, path: &str) -> Result<Vec<(&'static str, String)>> {
+    let mut all = Vec::new();
+    for (name, value) in segments(route.path).zip(segments(path)) {
+        if let Some(name) = name.strip_prefix('{') {
+            let name = name.trim_end_matches(['}', '?']);
+            all.push((name, decode_segment(value)?.into_owned()));
+        }
+    }
+    Ok(all)
+}
+
+/// The homeserver's routes as a service for the connections.
+pub struct Router {
+    hs: Arc<Homeserver>,
+    table: Table,
+    limiter: RateLimiter,
+}
+
+impl Router {
+    /// All of `ROUTES` on this homeserver.
+    pub fn new(hs: Arc<Homeserver>) -> Self {
+        Self { hs, table: Table::new(ROUTES), limiter: RateLimiter::new() }
+    }
+
+    fn judge(&self, head: &mut Request) -> Result<Admission, Reply> {
+        let found = self.table.find(head.path());
+        if *head.method() == Method::Options {
+            return Err(Reply::bare(204));
+        }
+        let wanted = if *head.method() == Method::Head { &Method::Get } else { head.method() };
+        let Some(route) = found.iter().copied().find(|r| r.method == wanted) else {
+            return Err(unmatched(found));
+        };
+        let error = |e: Error| self.failed(head, &e);
+        let params = params(route, head.path()).map_err(error)?;
+        let requester = match route.handler {
+            Handler::Anyone(_) | Handler::Peer(_) => None,
+            Handler::MaybeUser(_) => auth::requester(&self.hs, head).map_err(error)?,
+            Handler::User(_) | Handler::UserWaiting(_) | Handler::Admin(_) => {
+                let requester = auth::requester(&self.hs, head).map_err(error)?;
+                let missing = || Reply::error(&Error::new(ErrCode::MissingToken, "Missing access token"));
+                Some(requester.ok_or_else(missing)?)
+            }
+        };
+        if matches!(route.handler, Handler::Admin(_)) && !requester.as_ref().is_some_and(|r| r.admin) {
+            return Err(Reply::error(&Error::forbidden("Only administrators of this server may do this")));
+        }
+        if self.hs.config.rate_limits {
+            let who = requester.as_ref().map(|r| &r.user_id);
+            self.limiter.count(route.rate, who, head.client_ip(), Instant::now()).map_err(error)?;
+        }
+        head.params = params;
+        head.route = Some(route);
+        head.requester = requester;
+        Ok(Admission { body: route.body, crowd: route.crowd() })
+    }
+
+    fn dispatch(&self, request: &Request, turn: Turn) -> Result<Outcome> {
+        let hs = &self.hs;
+        let unadmitted = || Error::internal("a request came to the handlers without admission");
+        let requester = || request.requester.as_ref().ok_or_else(unadmitted);
+        let reply = match request.route.ok_or_else(unadmitted)?.handler {
+            Handler::Anyone(handler) => handler(hs, request),
+            Handler::MaybeUser(handler) => handler(hs, request, request.requester.as_ref()),
+            Handler::User(handler) | Handler::Admin(handler) => handler(hs, request, requester()?),
+            Handler::UserWaiting(handler) => return handler(hs, request, requester()?, turn),
+            Handler::Peer(handler) => handler(hs, request, &auth::origin(hs, request)?),
+        };
+        reply.map(Outcome::Reply)
+    }
+
+    /// An error as a reply; those of ours go to the log with their cause, and are told as a number only.
+    fn failed(&self, request: &Request, error: &Error) -> Reply {
+        if error.status() == 500 { failure(request, error) } else { Reply::error(error) }
+    }
+}
+
+fn unmatched(found: &[&'static Route]) -> Reply {
+    if found.is_empty() {
+        return Reply::error(&Error::new(ErrCode::Unrecognized, "Unknown endpoint"));
+    }
+    let mut methods: Vec<&str> = found.iter().map(|r| r.method.as_str()).collect();
+    if methods.contains(&"GET") {
+        methods.push("HEAD");
+    }
+    methods.push("OPTIONS");
+    let error = Error::new(ErrCode::Unrecognized, "This endpoint does not know this method").with_status(405);
+    Reply::error(&error).with_header("Allow", &methods.join(", "))
+}
+
+impl Service for Router {
+    fn admit(&self, head: &mut Request) -> Result<Admission, Reply> {
+        self.judge(head)
+    }
+
+    fn call(&self, request: &Request, turn: Turn) -> Outcome {
+        self.dispatch(request, turn).unwrap_or_else(|e| Outcome::Reply(self.failed(request, &e)))
+    }
+
+    fn wait(&self, user: &UserId, after: i64, until: Instant) -> bool {
+        self.hs.notifier.wait(user, after, until) != Woken::Stopping
+    }
+
+    fn interrupt(&self) {
+        self.hs.notifier.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing(_: &Arc<Homeserver>, _: &Request) -> Result<Reply> {
+        Ok(Reply::empty())
+    }
+
+    const fn at(path: &'static str) -> Route {
+        get(path, Handler::Anyone(nothing))
+    }
+
+    static TABLE: &[Route] = &[
+        at("/_matrix/client/versions"),
+        at("/_matrix/client/v3/rooms/{roomId}/state"),
+        at("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}"),
+        put("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", Handler::Anyone(nothing)),
+        at("/_matrix/client/v3/pushrules/"),
+        at("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}"),
+        at("/_matrix/federation/v1/query/directory"),
+        at("/_matrix/federation/v1/query/{queryType}"),
+        at("/_matrix/media/v1/create"),
+        at("/_matrix/media/v3/config"),
+    ];
+
+    fn found(path: &str) -> Option<&'static str> {
+        Table::new(TABLE).find(path).first().map(|r| r.path)
+    }
+
+    #[test]
+    fn a_literal_segment_wins_over_a_parameter_and_gives_way_where_it_leads_nowhere() {
+        assert_eq!(
+            found("/_matrix/federation/v1/query/directory"),
+            Some("/_matrix/federation/v1/query/directory")
+        );
+        assert_eq!(
+            found("/_matrix/federation/v1/query/profile"),
+            Some("/_matrix/federation/v1/query/{queryType}")
+        );
+        assert_eq!(found("/_matrix/federation/v1/query/directory/x"), None);
+    }
+
+    #[test]
+    fn an_empty_state_key_may_be_a_slash_or_nothing() {
+        let path = "/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}";
+        for (address, key) in
+            [("m.room.name", ""), ("m.room.name/", ""), ("m.x/%2Fa%20b", "/a b"), ("m.x/@a:b", "@a:b")]
+        {
+            let address = format!("/_matrix/client/v3/rooms/!r:s/state/{address}");
+            let table = Table::new(TABLE);
+            let routes = table.find(&address);
+            assert_eq!(routes.len(), 2, "{address}");
+            assert_eq!(routes[0].path, path);
+            let params = params(routes[0], &address).unwrap();
+            let state_key = params.iter().find(|(n, _)| *n == "stateKey").map_or("", |(_, v)| v);
+            assert_eq!(state_key, key, "{address}");
+        }
+        assert_eq!(
+            found("/_matrix/client/v3/rooms/!r:s/state"),
+            Some("/_matrix/client/v3/rooms/{roomId}/state")
+        );
+        assert_eq!(
+            found("/_matrix/client/v3/rooms/!r:s/state/"),
+            Some("/_matrix/client/v3/rooms/{roomId}/state")
+        );
+        assert_eq!(found("/_matrix/client/v3/rooms//state"), None);
+    }
+
+    #[test]
+    fn a_slash_at_the_end_means_nothing_elsewhere() {
+        for path in ["/_matrix/client/v3/pushrules/", "/_matrix/client/v3/pushrules"] {
+            assert_eq!(found(path), Some("/_matrix/client/v3/pushrules/"), "{path}");
+        }
+        assert_eq!(found("/_matrix/client/versions/"), Some("/_matrix/client/versions"));
+        assert_eq!(found("/_matrix/client/versions//"), None);
+        assert_eq!(found("/"), None);
+        assert_eq!(found("*"), None);
+    }
+
+    #[test]
+    fn older_clients_reach_v3_by_r0() {
+        assert!(found("/_matrix/client/r0/rooms/!r/state").is_some());
+        assert!(found("/_matrix/media/r0/config").is_some());
+        assert!(found("/_matrix/media/v1/config").is_some());
+        assert!(found("/_matrix/media/v1/create").is_some());
+        assert!(found("/_matrix/federation/r0/query/x").is_none());
+    }
+
+    #[test]
+    fn parameters_are_decoded_one_segment_at_a_time() {
+        let route = at("/a/{roomId}/{eventId}");
+        let params = params(&route, "/a/%21r%2F1%3As/%24e+%C3%A9").unwrap();
+        assert_eq!(params, [("roomId", "!r/1:s".to_owned()), ("eventId", "$e+é".to_owned())]);
+        assert_eq!(super::params(&route, "/a/%ff/x").unwrap_err().status(), 400);
+    }
+
+    #[test]
+    fn no_two_lines_of_the_table_are_the_same_endpoint() {
+        let mut seen = std::collections::HashSet::new();
+        for route in ROUTES {
+            assert!(seen.insert((route.method.as_str(), route.path)), "{} {}", route.method, route.path);
+        }
+    }
 }

@@ -7,6 +7,7 @@ pub mod room_plan;
 
 use std::sync::Arc;
 
+use self::notifier::Notifier;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
@@ -18,12 +19,14 @@ pub struct Homeserver {
     pub config: Config,
     /// The one clock.
     pub clock: Clock,
+    /// Who waits for news.
+    pub notifier: Notifier,
 }
 
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { config, clock }))
+        Ok(Arc::new(Self { config, clock, notifier: Notifier::new() }))
     }
 
     /// This server's name.

@@ -1,0 +1,139 @@
+//! How often somebody may ask: a token bucket for each class of requests and each user (or address, when nobody is
+//! logged in).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::router::Rate;
+use super::server::{group, lock};
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::UserId;
+
+/// A bucket that holds `burst` requests and is filled with `per_second`.
+#[derive(Clone, Copy)]
+struct Allowance {
+    per_second: f64,
+    burst: f64,
+}
+
+/// What a class may do. Generous for people, tight for who guesses passwords or makes accounts.
+const fn allowance(rate: Rate) -> Allowance {
+    let (per_second, burst) = match rate {
+        Rate::Read => (50.0, 500.0),
+        Rate::Write => (10.0, 100.0),
+        Rate::Join => (1.0, 20.0),
+        Rate::Login => (0.2, 10.0),
+        Rate::Register => (0.05, 10.0),
+        Rate::Federation => (100.0, 1000.0),
+    };
+    Allowance { per_second, burst }
+}
+
+/// Most buckets that are kept. Full ones are forgotten first, which changes nothing for anybody.
+const MOST_BUCKETS: usize = 50_000;
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Who {
+    User(UserId),
+    Address(IpAddr),
+}
+
+/// What is left in a bucket, as of a time.
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+/// All buckets. Bounded in memory.
+pub(super) struct RateLimiter {
+    buckets: Mutex<HashMap<(Rate, Who), Bucket>>,
+}
+
+impl RateLimiter {
+    pub(super) fn new() -> Self {
+        Self { buckets: Mutex::default() }
+    }
+
+    /// Counts one request. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    pub(super) fn count(&self, rate: Rate, user: Option<&UserId>, ip: IpAddr, now: Instant) -> Result<()> {
+        let who = match user {
+            Some(user) => Who::User(user.clone()),
+            None => Who::Address(group(ip)),
+        };
+        let allowed = allowance(rate);
+        let mut buckets = lock(&self.buckets);
+        if buckets.len() >= MOST_BUCKETS {
+            make_room(&mut buckets, now);
+        }
+        let bucket = buckets.entry((rate, who)).or_insert(Bucket { left: allowed.burst, at: now });
+        bucket.left = filled(bucket, allowed, now);
+        bucket.at = now;
+        if bucket.left >= 1.0 {
+            bucket.left -= 1.0;
+            return Ok(());
+        }
+        let wait = Duration::from_secs_f64((1.0 - bucket.left) / allowed.per_second);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        Err(Error::new(ErrCode::LimitExceeded, "Too many requests").with_field("retry_after_ms", wait_ms))
+    }
+}
+
+fn filled(bucket: &Bucket, allowed: Allowance, now: Instant) -> f64 {
+    let gained = now.saturating_duration_since(bucket.at).as_secs_f64() * allowed.per_second;
+    (bucket.left + gained).min(allowed.burst)
+}
+
+fn make_room(buckets: &mut HashMap<(Rate, Who), Bucket>, now: Instant) {
+    buckets.retain(|(rate, _), bucket| {
+        let allowed = allowance(*rate);
+        filled(bucket, allowed, now) < allowed.burst
+    });
+    if buckets.len() >= MOST_BUCKETS {
+        // So many empty buckets at once are an attack from many addresses: start again rather than grow.
+        buckets.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    #[test]
+    fn an_empty_bucket_says_when_there_is_a_drop_again() {
+        let limiter = RateLimiter::new();
+        let start = Instant::now();
+        for _ in 0..10 {
+            limiter.count(Rate::Login, None, IP, start).unwrap();
+        }
+        let error = limiter.count(Rate::Login, None, IP, start).unwrap_err();
+        assert_eq!(error.status(), 429);
+        assert_eq!(error.field("retry_after_ms").unwrap(), 5000);
+        limiter.count(Rate::Login, None, IP, start + Duration::from_secs(5)).unwrap();
+        limiter.count(Rate::Login, None, IP, start + Duration::from_secs(5)).unwrap_err();
+    }
+
+    #[test]
+    fn users_addresses_and_classes_have_buckets_of_their_own() {
+        let limiter = RateLimiter::new();
+        let now = Instant::now();
+        let alice = UserId::parse("@alice:example.org").unwrap();
+        while limiter.count(Rate::Login, None, IP, now).is_ok() {}
+        limiter.count(Rate::Login, Some(&alice), IP, now).unwrap();
+        limiter.count(Rate::Read, None, IP, now).unwrap();
+        limiter.count(Rate::Login, None, "192.0.2.2".parse().unwrap(), now).unwrap();
+    }
+
+    #[test]
+    fn the_buckets_stay_bounded_however_many_addresses_ask() {
+        let limiter = RateLimiter::new();
+        let now = Instant::now();
+        for n in 0..120_000_u32 {
+            let _ = limiter.count(Rate::Read, None, IpAddr::V4(n.into()), now);
+        }
+        assert!(lock(&limiter.buckets).len() <= MOST_BUCKETS);
+    }
+}

@@ -1,0 +1,688 @@
+//! Listeners, the threads behind them, and the bounds that keep one crowd from starving another.
+//!
+//! An accept thread per listener survives every error. Each connection is served by one thread of a bounded pool
+//! (`connection` does that). At the cap the connection that has been idle for longest is closed, never a working one.
+//! Requests of clients and of other servers are counted apart, so that neither crowd can hold every thread in a
+//! handler, and two servers that call each other cannot lock each other up.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, PipeReader, PipeWriter};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::reply::Reply;
+use super::request::Request;
+use super::router::{Outcome, Router, Turn};
+use super::socket::{interest, poll};
+use super::tls::{Certificate, Tls};
+use crate::error::{Error, Result};
+use crate::protocol::UserId;
+use crate::service::Homeserver;
+
+/// What the connections serve: the homeserver's router, or a test's stand-in.
+pub trait Service: Send + Sync + 'static {
+    /// Judges a request by its head, before the body is read: `Err` is the answer, `Ok` says how much body may come.
+    fn admit(&self, head: &mut Request) -> Result<Admission, Reply>;
+    /// Answers a whole request. May panic: that is a 500 and nothing more.
+    fn call(&self, request: &Request, turn: Turn) -> Outcome;
+    /// Blocks until something happened for `user` after the stream position `after`, or until the deadline, or until
+    /// `interrupt`. May return early for no reason. False: everything stops, do not wait again.
+    fn wait(&self, user: &UserId, after: i64, until: Instant) -> bool;
+    /// Ends every `wait` now.
+    fn interrupt(&self);
+}
+
+/// What `Service::admit` grants.
+#[derive(Debug, Clone, Copy)]
+pub struct Admission {
+    /// The largest body, in bytes.
+    pub body: usize,
+    /// Who is counted for the request.
+    pub crowd: Crowd,
+}
+
+/// Whose requests share a bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crowd {
+    /// Users' clients.
+    Clients,
+    /// Other servers.
+    Servers,
+    /// Requests that are answered without asking another server: never made to wait, because they are what another
+    /// server may need before it can answer us.
+    Uncounted,
+}
+
+/// Every bound of the connection layer.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Most connections at once.
+    pub connections: usize,
+    /// Most connections at once from one address (a /64 of IPv6). Loopback is exempt: a reverse proxy lives there.
+    pub per_address: usize,
+    /// Most requests of one crowd in handlers at once, waiting ones included.
+    pub in_flight: usize,
+    /// How long a request may wait for its crowd's turn before it is told 503.
+    pub turn_time: Duration,
+    /// Time for a whole head, TLS handshake included.
+    pub head_time: Duration,
+    /// How long a connection may stay between requests.
+    pub idle_time: Duration,
+    /// Time for a whole body or reply, before the rate below counts.
+    pub transfer_grace: Duration,
+    /// Slowest body or reply beyond the grace, in bytes a second.
+    pub transfer_rate: usize,
+    /// Memory for request bodies of one crowd, in bytes; bodies up to 16 KiB are not counted.
+    pub body_memory: usize,
+    /// How often a waiting request looks whether its client is still there.
+    pub hang_up_check: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8192,
+            per_address: 256,
+            in_flight: 4096,
+            turn_time: Duration::from_secs(3),
+            head_time: Duration::from_secs(10),
+            idle_time: Duration::from_secs(90),
+            transfer_grace: Duration::from_secs(20),
+            transfer_rate: 2048,
+            body_memory: 128 << 20,
+            hang_up_check: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Length of the kernel's queue of connections that were not accepted yet.
+const BACKLOG: libc::c_int = 1024;
+/// How long a thread without a connection stays.
+const IDLE_THREAD: Duration = Duration::from_secs(10);
+/// A head that began this long ago may be given up for a new connection when every slot is taken.
+const HEAD_MAY_BE_EVICTED_AFTER: Duration = Duration::from_secs(2);
+/// The pause after an accept error that waiting may cure (no descriptors, no memory), unless a slot frees earlier.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long `stop` lets running requests finish, and how long cut ones have to notice.
+const STOP_GRACE: Duration = Duration::from_millis(600);
+const STOP_CUT: Duration = Duration::from_millis(300);
+/// Stack of a connection's thread: address space only, a page counts when it is touched. Unoptimised code has frames
+/// several times as large.
+const STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
+
+/// One address to listen on.
+#[derive(Clone)]
+pub struct ListenSpec {
+    address: SocketAddr,
+    bound: Option<Arc<TcpListener>>,
+    certificate: Option<Certificate>,
+}
+
+impl ListenSpec {
+    /// Plain HTTP at this address; port 0 is any free one.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, bound: None, certificate: None }
+    }
+
+    /// HTTPS at this address.
+    pub fn tls(address: SocketAddr, certificate: Certificate) -> Self {
+        Self { address, bound: None, certificate: Some(certificate) }
+    }
+
+    /// A socket that was bound before, for who must know the port first.
+    pub fn bound(listener: TcpListener, certificate: Option<Certificate>) -> Result<Self> {
+        let address = listener.local_addr()?;
+        Ok(Self { address, bound: Some(Arc::new(listener)), certificate })
+    }
+}
+
+/// Running listeners. Dropping it stops them.
+pub struct Server {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    certificates: Vec<Arc<Tls>>,
+    acceptors: Mutex<Vec<thread::JoinHandle<()>>>,
+    /// Closed to tell the accept threads to end.
+    stop: Mutex<Option<PipeWriter>>,
+}
+
+impl Server {
+    /// Serves the homeserver's routes. Ports are bound here, not before. Errors: an address that cannot be bound, a
+    /// certificate that cannot be used.
+    pub fn start(hs: Arc<Homeserver>, listeners: &[ListenSpec]) -> Result<Self> {
+        let each = hs.config.max_connections;
+        let limits = Limits { connections: each.saturating_mul(2), in_flight: each, ..Limits::default() };
+        Self::serve(Arc::new(Router::new(hs)), limits, listeners)
+    }
+
+    /// Serves anything, within these limits. The limits shrink to what the process may have open.
+    pub fn serve(service: Arc<dyn Service>, mut limits: Limits, listeners: &[ListenSpec]) -> Result<Self> {
+        let descriptors = usize::try_from(raise_descriptor_limit()).unwrap_or(usize::MAX);
+        // The rest is for the database and for requests to other servers.
+        limits.connections =
+            limits.connections.min(descriptors - (descriptors / 4).max(64).min(descriptors / 2));
+        limits.in_flight = limits.in_flight.min((limits.connections / 2).max(1));
+        let shared = Arc::new(Shared::new(service, limits));
+
+        let mut bound = Vec::new();
+        for spec in listeners {
+            let tls = spec.certificate.clone().map(Tls::new).transpose()?.map(Arc::new);
+            let listener = match &spec.bound {
+                Some(listener) => listener.try_clone()?,
+                None => TcpListener::bind(spec.address).map_err(|e| {
+                    Error::invalid_param(format!("cannot listen on {}: {e}", spec.address)).with_cause(e)
+                })?,
+            };
+            prepare(&listener)?;
+            bound.push((listener, tls));
+        }
+        let addresses = bound.iter().map(|(l, _)| l.local_addr()).collect::<io::Result<_>>()?;
+        let certificates = bound.iter().filter_map(|(_, tls)| tls.clone()).collect();
+        let (ended, stop) = io::pipe()?;
+        let mut acceptors = Vec::new();
+        for (number, (listener, tls)) in bound.into_iter().enumerate() {
+            let (shared, ended) = (shared.clone(), ended.try_clone()?);
+            let accept = move || accept_all(&shared, &listener, tls.as_deref(), &ended);
+            acceptors.push(thread::Builder::new().name(format!("accept-{number}")).spawn(accept)?);
+        }
+        Ok(Self {
+            shared,
+            addresses,
+            certificates,
+            acceptors: Mutex::new(acceptors),
+            stop: Mutex::new(Some(stop)),
+        })
+    }
+
+    /// The addresses that are listened on, in the order given, with the real ports.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Reads every certificate file again, for SIGHUP. Connections stay.
+    pub fn reload_certificates(&self) {
+        self.certificates.iter().for_each(|tls| tls.reload());
+    }
+
+    /// How many connections are open, for tests and the curious.
+    pub fn connections(&self) -> usize {
+        lock(&self.shared.registry).open.len()
+    }
+
+    /// Accepts nothing more, lets running requests finish for a moment, cuts what is left. Done within a second.
+    pub fn stop(&self) {
+        if lock(&self.stop).take().is_none() {
+            return;
+        }
+        for acceptor in lock(&self.acceptors).drain(..) {
+            let _ = acceptor.join();
+        }
+        let shared = &self.shared;
+        shared.stopping.store(true, Ordering::SeqCst);
+        shared.service.interrupt();
+        shared.cut(|peer| peer.retire());
+        if !shared.wait_until_empty(Instant::now() + STOP_GRACE) {
+            shared.cut(|_| true);
+            shared.service.interrupt();
+            shared.wait_until_empty(Instant::now() + STOP_CUT);
+        }
+        shared.pool_changed.notify_all();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What all threads of one server share.
+pub(super) struct Shared {
+    pub(super) service: Arc<dyn Service>,
+    pub(super) limits: Limits,
+    stopping: AtomicBool,
+    started: Instant,
+    registry: Mutex<Registry>,
+    /// A connection ended.
+    slot_freed: Condvar,
+    pool: Mutex<Pool>,
+    pool_changed: Condvar,
+    clients: Bound,
+    servers: Bound,
+}
+
+#[derive(Default)]
+struct Registry {
+    open: HashMap<u64, Arc<Peer>>,
+    by_address: HashMap<IpAddr, usize>,
+    last_id: u64,
+}
+
+#[derive(Default)]
+struct Pool {
+    queue: VecDeque<Connection>,
+    threads: usize,
+    idle: usize,
+    spawned: u64,
+}
+
+/// One crowd's share: requests in handlers, and bytes of bodies.
+struct Bound {
+    in_flight: Mutex<usize>,
+    freed: Condvar,
+    body_bytes: AtomicUsize,
+}
+
+impl Bound {
+    fn new() -> Self {
+        Self { in_flight: Mutex::new(0), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
+    }
+}
+
+/// The phases of a connection; only `IDLE` and `HEAD` may be cut for another's sake.
+const IDLE: u8 = 0;
+const HEAD: u8 = 1;
+const WORKING: u8 = 2;
+const RETIRED: u8 = 3;
+
+/// The other end of one connection, as the server's books have it.
+pub(super) struct Peer {
+    id: u64,
+    pub(super) address: SocketAddr,
+    pub(super) tcp: Arc<TcpStream>,
+    phase: AtomicU8,
+    /// When the phase began, in milliseconds since the server started.
+    since: AtomicU64,
+}
+
+impl Peer {
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.phase.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Takes the connection out of service if nobody works for it. True: it may be cut.
+    fn retire(&self) -> bool {
+        self.change(IDLE, RETIRED) || self.change(HEAD, RETIRED)
+    }
+}
+
+/// A place in the registry; dropping it frees the slot.
+pub(super) struct Place {
+    pub(super) peer: Arc<Peer>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Place {
+    /// Between requests. False: the connection was given up.
+    pub(super) fn idle(&self) -> bool {
+        self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
+        let from = self.peer.phase.load(Ordering::SeqCst);
+        from != RETIRED && self.peer.change(from, IDLE)
+    }
+
+    /// Bytes of a head have come. False: the connection was given up.
+    pub(super) fn head(&self) -> bool {
+        self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
+        self.peer.phase.load(Ordering::SeqCst) == HEAD || self.peer.change(IDLE, HEAD)
+    }
+
+    /// The head is complete: from now on nobody cuts the connection. False: it was given up.
+    pub(super) fn working(&self) -> bool {
+        self.peer.change(HEAD, WORKING)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut registry = lock(&self.shared.registry);
+        registry.open.remove(&self.peer.id);
+        let key = group(self.peer.address.ip());
+        if let Some(count) = registry.by_address.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                registry.by_address.remove(&key);
+            }
+        }
+        drop(registry);
+        self.shared.slot_freed.notify_all();
+    }
+}
+
+/// A request's permission to be in a handler; dropping it lets the next one in.
+pub(super) struct Permit<'s>(Option<&'s Bound>);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if let Some(bound) = self.0 {
+            *lock(&bound.in_flight) -= 1;
+            bound.freed.notify_one();
+        }
+    }
+}
+
+/// Bytes of body that a request holds in memory; dropping it gives them back.
+pub(super) struct BodyMemory<'s> {
+    bound: Option<&'s Bound>,
+    held: usize,
+    most: usize,
+}
+
+impl BodyMemory<'_> {
+    /// Accounts for a body of now this many bytes. False: the crowd's share is used up.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
+        const FREE: usize = 16 << 10;
+        const STEP: usize = 64 << 10;
+        let Some(bound) = self.bound else { return true };
+        let wanted = if bytes <= FREE { 0 } else { bytes.next_multiple_of(STEP) };
+        if wanted > self.held {
+            let more = wanted - self.held;
+            let before = bound.body_bytes.fetch_add(more, Ordering::SeqCst);
+            self.held = wanted;
+            return before + more <= self.most;
+        }
+        true
+    }
+}
+
+impl Drop for BodyMemory<'_> {
+    fn drop(&mut self) {
+        if let Some(bound) = self.bound {
+            bound.body_bytes.fetch_sub(self.held, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Shared {
+    fn new(service: Arc<dyn Service>, limits: Limits) -> Self {
+        Self {
+            service,
+            limits,
+            stopping: AtomicBool::new(false),
+            started: Instant::now(),
+            registry: Mutex::default(),
+            slot_freed: Condvar::new(),
+            pool: Mutex::default(),
+            pool_changed: Condvar::new(),
+            clients: Bound::new(),
+            servers: Bound::new(),
+        }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn bound(&self, crowd: Crowd) -> Option<&Bound> {
+        match crowd {
+            Crowd::Clients => Some(&self.clients),
+            Crowd::Servers => Some(&self.servers),
+            Crowd::Uncounted => None,
+        }
+    }
+
+    /// Waits for the crowd's turn. `None`: the time for that is up, or too many wait already.
+    pub(super) fn permit(&self, crowd: Crowd) -> Option<Permit<'_>> {
+        let Some(bound) = self.bound(crowd) else { return Some(Permit(None)) };
+        let deadline = Instant::now() + self.limits.turn_time;
+        let mut in_flight = lock(&bound.in_flight);
+        while *in_flight >= self.limits.in_flight {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.is_stopping() {
+                return None;
+            }
+            in_flight = bound.freed.wait_timeout(in_flight, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *in_flight += 1;
+        Some(Permit(Some(bound)))
+    }
+
+    /// An account of the body that is about to be read.
+    pub(super) fn body_memory(&self, crowd: Crowd) -> BodyMemory<'_> {
+        BodyMemory { bound: self.bound(crowd), held: 0, most: self.limits.body_memory }
+    }
+
+    /// Shuts the sockets of those connections down; their threads notice.
+    fn cut(&self, which: impl Fn(&Peer) -> bool) {
+        for peer in lock(&self.registry).open.values() {
+            if which(peer) {
+                let _ = peer.tcp.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    fn wait_until_empty(&self, deadline: Instant) -> bool {
+        let mut registry = lock(&self.registry);
+        while !registry.open.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            registry = self.slot_freed.wait_timeout(registry, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Closes the connection that has been idle for longest, of this address group only if one is given; failing
+    /// that, the one whose head has been coming for longest. False: all are at work.
+    fn evict(&self, registry: &Registry, only: Option<IpAddr>) -> bool {
+        let now = self.millis();
+        let may_go = |peer: &&Arc<Peer>| only.is_none_or(|group_of| group(peer.address.ip()) == group_of);
+        let oldest = |phase: u8, age: Duration| {
+            let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            let old_enough = |p: &&Arc<Peer>| now.saturating_sub(p.since.load(Ordering::Relaxed)) >= age;
+            let those = registry.open.values().filter(|p| p.phase.load(Ordering::Relaxed) == phase);
+            those.filter(may_go).filter(old_enough).min_by_key(|p| p.since.load(Ordering::Relaxed)).cloned()
+        };
+        while let Some(peer) =
+            oldest(IDLE, Duration::ZERO).or_else(|| oldest(HEAD, HEAD_MAY_BE_EVICTED_AFTER))
+        {
+            if peer.retire() {
+                let _ = peer.tcp.shutdown(Shutdown::Both);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A place for a new connection, made by closing an idle one if need be. Waits while every connection is at
+    /// work: new ones then queue up in the kernel. `None`: the server stops, or the address has its share.
+    fn enter(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, ended: &PipeReader) -> Option<Place> {
+        let key = group(address.ip());
+        let mut registry = lock(&self.registry);
+        let count = registry.by_address.get(&key).copied().unwrap_or(0);
+        if count >= self.limits.per_address && !key.is_loopback() && !self.evict(&registry, Some(key)) {
+            return None;
+        }
+        while registry.open.len() >= self.limits.connections {
+            self.evict(&registry, None);
+            registry = self
+                .slot_freed
+                .wait_timeout(registry, ACCEPT_PAUSE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if is_ended(ended) {
+                return None;
+            }
+        }
+        registry.last_id += 1;
+        let id = registry.last_id;
+        let peer = Arc::new(Peer {
+            id,
+            address,
+            tcp: Arc::new(tcp),
+            phase: AtomicU8::new(HEAD),
+            since: AtomicU64::new(self.millis()),
+        });
+        registry.open.insert(id, peer.clone());
+        *registry.by_address.entry(key).or_default() += 1;
+        Some(Place { peer, shared: self.clone() })
+    }
+
+    /// Gives the connection to a thread: an idle one, or a new one. There are never more threads than connections.
+    fn submit(self: &Arc<Self>, connection: Connection) {
+        let mut pool = lock(&self.pool);
+        pool.queue.push_back(connection);
+        if pool.queue.len() <= pool.idle {
+            self.pool_changed.notify_one();
+            return;
+        }
+        pool.threads += 1;
+        pool.spawned += 1;
+        let name = format!("http-{}", pool.spawned);
+        let shared = self.clone();
+        let spawned = thread::Builder::new().name(name).stack_size(STACK).spawn(move || shared.work());
+        if let Err(e) = spawned {
+            pool.threads -= 1;
+            // Somebody who is there may take it later; with nobody there it is dropped, and the client tries again.
+            let given_up = if pool.threads == 0 { pool.queue.pop_back() } else { None };
+            drop(pool);
+            drop(given_up);
+            log::warn!("no thread for a new connection: {e}");
+        }
+    }
+
+    fn work(self: Arc<Self>) {
+        loop {
+            let mut pool = lock(&self.pool);
+            let connection = loop {
+                if let Some(connection) = pool.queue.pop_front() {
+                    break connection;
+                }
+                if self.is_stopping() {
+                    pool.threads -= 1;
+                    return;
+                }
+                pool.idle += 1;
+                let (back, timeout) =
+                    self.pool_changed.wait_timeout(pool, IDLE_THREAD).unwrap_or_else(PoisonError::into_inner);
+                pool = back;
+                pool.idle -= 1;
+                if timeout.timed_out() && pool.queue.is_empty() {
+                    pool.threads -= 1;
+                    return;
+                }
+            };
+            drop(pool);
+            // Handlers' panics are caught where they happen; this one keeps the books right if the layer itself errs.
+            if catch_unwind(AssertUnwindSafe(|| connection.run())).is_err() {
+                log::error!("a connection's thread panicked outside of any handler");
+            }
+        }
+    }
+}
+
+/// Addresses that count as one: an IPv4 address, or a /64 of IPv6, which is what one host is usually given.
+pub(super) fn group(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) if !v6.is_loopback() => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        other => other,
+    }
+}
+
+fn prepare(listener: &TcpListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    // The standard library listens with a queue of 128; a burst of connections overflows that, and what was dropped
+    // comes back only a second or more later.
+    // SAFETY: a plain system call on a descriptor that `listener` keeps open.
+    if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn is_ended(ended: &PipeReader) -> bool {
+    poll(&mut [interest(ended.as_raw_fd(), libc::POLLIN)], Some(Instant::now())).unwrap_or(true)
+}
+
+/// Accepts until the pipe is closed, whatever goes wrong with single connections.
+fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, tls: Option<&Tls>, ended: &PipeReader) {
+    loop {
+        let mut fds =
+            [interest(listener.as_raw_fd(), libc::POLLIN), interest(ended.as_raw_fd(), libc::POLLIN)];
+        let polled = poll(&mut fds, None);
+        if is_ended(ended) {
+            return;
+        }
+        if polled.is_err() {
+            pause(shared);
+            continue;
+        }
+        match listener.accept() {
+            Ok((tcp, address)) => {
+                if let Err(e) = begin(shared, tcp, address, tls, ended) {
+                    log::debug!("a connection from {address} ended before it began: {e}");
+                }
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(e) if is_exhaustion(&e) => {
+                log::warn!("cannot accept a connection now: {e}");
+                let registry = lock(&shared.registry);
+                shared.evict(&registry, None);
+                drop(registry);
+                pause(shared);
+            }
+            // The connection that was next is gone already; the one after it is not to blame.
+            Err(e) => log::debug!("accept: {e}"),
+        }
+    }
+}
+
+fn is_exhaustion(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Waits a moment, or until a connection ends.
+fn pause(shared: &Shared) {
+    let registry = lock(&shared.registry);
+    let _ = shared.slot_freed.wait_timeout(registry, ACCEPT_PAUSE);
+}
+
+fn begin(
+    shared: &Arc<Shared>,
+    tcp: TcpStream,
+    address: SocketAddr,
+    tls: Option<&Tls>,
+    ended: &PipeReader,
+) -> io::Result<()> {
+    tcp.set_nonblocking(true)?;
+    tcp.set_nodelay(true)?;
+    let Some(place) = shared.enter(tcp, address, ended) else { return Ok(()) };
+    shared.submit(Connection::new(place, tls.map(Tls::config))?);
+    Ok(())
+}
+
+/// Raises the soft limit of open files to the hard one; returns what it is now.
+fn raise_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit` to the pointer, which is to a live local.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return 1024;
+    }
+    let before = limit.rlim_cur;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the kernel only reads the live local.
+    #[allow(clippy::unnecessary_cast, reason = "the type of a limit differs between systems")]
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } == 0 {
+        limit.rlim_cur as u64
+    } else {
+        before as u64
+    }
+}

@@ -1,0 +1,118 @@
+//! TLS of our listeners: rustls with ring, and a certificate that is read again when its files change.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::TlsFiles;
+use crate::error::{Error, Result};
+
+/// How often, at most, the files are looked at while connections come in.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Where a listener's certificate chain and private key come from.
+#[derive(Clone)]
+pub enum Certificate {
+    /// PEM files, which may be replaced while the server runs.
+    Files(TlsFiles),
+    /// PEM text, for throw-away certificates.
+    Pem {
+        /// Certificate chain, the leaf first.
+        chain: String,
+        /// Private key.
+        key: String,
+    },
+}
+
+/// What the files looked like when they were read: time and size of each.
+type Look = Option<[(SystemTime, u64); 2]>;
+
+/// The present TLS settings of one listener. Connections that run keep what they began with.
+pub(super) struct Tls {
+    source: Certificate,
+    config: ArcSwap<ServerConfig>,
+    seen: Mutex<(Instant, Look)>,
+}
+
+impl Tls {
+    /// Reads the certificate. Errors say which file is wrong and why.
+    pub(super) fn new(source: Certificate) -> Result<Self> {
+        let look = look_at(&source);
+        let config = ArcSwap::new(load(&source)?);
+        Ok(Self { source, config, seen: Mutex::new((Instant::now(), look)) })
+    }
+
+    /// The settings for a new connection. Looks at the files now and then.
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        let changed = {
+            let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let due = seen.0.elapsed() >= LOOK_AGAIN;
+            if due {
+                seen.0 = Instant::now();
+            }
+            due && look_at(&self.source) != seen.1
+        };
+        if changed {
+            self.reload();
+        }
+        self.config.load_full()
+    }
+
+    /// Reads the certificate again. If it cannot be used, the old one stays and the log says so.
+    pub(super) fn reload(&self) {
+        let look = look_at(&self.source);
+        match load(&self.source) {
+            Ok(config) => {
+                self.config.store(config);
+                log::info!("the TLS certificate was read again");
+            }
+            Err(e) => {
+                log::error!("the new TLS certificate cannot be used, the old one stays: {}", e.message())
+            }
+        }
+        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (Instant::now(), look);
+    }
+}
+
+fn look_at(source: &Certificate) -> Look {
+    let Certificate::Files(files) = source else { return None };
+    let look = |path: &Path| {
+        let data = fs::metadata(path).ok()?;
+        Some((data.modified().ok()?, data.len()))
+    };
+    Some([look(&files.cert)?, look(&files.key)?])
+}
+
+fn load(source: &Certificate) -> Result<Arc<ServerConfig>> {
+    let (chain, key, what) = match source {
+        Certificate::Pem { chain, key } => {
+            (chain.clone().into_bytes(), key.clone().into_bytes(), "the given PEM".to_owned())
+        }
+        Certificate::Files(files) => {
+            let read = |path: &Path| {
+                fs::read(path).map_err(|e| Error::invalid_param(format!("{}: {e}", path.display())))
+            };
+            let what = format!("{} and {}", files.cert.display(), files.key.display());
+            (read(&files.cert)?, read(&files.key)?, what)
+        }
+    };
+    let wrong = |e: &dyn std::fmt::Display| Error::invalid_param(format!("TLS certificate ({what}): {e}"));
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(&chain).collect::<Result<_, _>>().map_err(|e| wrong(&e))?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| wrong(&e))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| wrong(&e))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|e| wrong(&e))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
