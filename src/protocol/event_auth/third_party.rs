@@ -1,0 +1,81 @@
+//! Invites that redeem a third-party invite: rules 5.4.1.2 to 5.4.1.8 (numbers of version 12).
+
+use ed25519_dalek::{Signature, VerifyingKey};
+use serde_json::{Map, Value};
+
+use super::StateLookup;
+use crate::protocol::json;
+use crate::protocol::pdu::Pdu;
+
+pub(super) enum Verdict {
+    Allowed,
+    /// The number of the rule below 5.4.1, and why.
+    Failed(u8, &'static str),
+}
+
+/// So many signatures and public keys are tried. The specification has no limit; without one an event of 64 KiB
+/// could ask for a hundred thousand verifications. Real invites have one signature and two keys.
+const TRIED_SIGNATURES: usize = 16;
+const TRIED_KEYS: usize = 16;
+
+/// `invite` is `content.third_party_invite` of the event; the ban of the target was checked before.
+pub(super) fn check(event: &Pdu, target: &str, invite: &Value, state: StateLookup<'_>) -> Verdict {
+    // 5.4.1.2.
+    let Some(signed) = invite.get("signed") else {
+        return Verdict::Failed(2, "the third-party invite is not signed");
+    };
+    // 5.4.1.3.
+    let (Some(signed), Some(mxid), Some(token)) =
+        (signed.as_object(), text(signed, "mxid"), text(signed, "token"))
+    else {
+        return Verdict::Failed(3, "the third-party invite lacks mxid or token");
+    };
+    // 5.4.1.4.
+    if mxid != target {
+        return Verdict::Failed(4, "the third-party invite is for another user");
+    }
+    // 5.4.1.5.
+    let Some(issued) = state("m.room.third_party_invite", token) else {
+        return Verdict::Failed(5, "the room has no third-party invite with this token");
+    };
+    // 5.4.1.6.
+    if issued.sender() != event.sender() {
+        return Verdict::Failed(6, "the third-party invite was issued by another user");
+    }
+    // 5.4.1.7.
+    if any_signature_matches(signed, &issued.content()) {
+        return Verdict::Allowed;
+    }
+    // 5.4.1.8.
+    Verdict::Failed(8, "no signature of the third-party invite matches a public key in the room")
+}
+
+fn text<'v>(object: &'v Value, key: &str) -> Option<&'v str> {
+    object.get(key)?.as_str()
+}
+
+fn any_signature_matches(signed: &Map<String, Value>, issued: &Map<String, Value>) -> bool {
+    let listed = issued.get("public_keys").and_then(Value::as_array);
+    let keys: Vec<VerifyingKey> = issued
+        .get("public_key")
+        .into_iter()
+        .chain(listed.into_iter().flatten().filter_map(|entry| entry.get("public_key")))
+        .take(TRIED_KEYS)
+        .filter_map(|key| VerifyingKey::from_bytes(&decode(key)?.try_into().ok()?).ok())
+        .collect();
+    let Some(Value::Object(servers)) = signed.get("signatures") else { return false };
+    let signed = json::canonical_event(signed, &["signatures", "unsigned"]);
+    servers
+        .values()
+        .filter_map(Value::as_object)
+        .flatten()
+        .filter(|(key_id, _)| key_id.starts_with("ed25519:"))
+        .take(TRIED_SIGNATURES)
+        .filter_map(|(_, signature)| Signature::from_slice(&decode(signature)?).ok())
+        .any(|signature| keys.iter().any(|key| key.verify_strict(&signed, &signature).is_ok()))
+}
+
+/// Unpadded base64; identity servers write keys in the URL-safe alphabet too.
+fn decode(text: &Value) -> Option<Vec<u8>> {
+    json::base64_decode(&text.as_str()?.replace('-', "+").replace('_', "/"))
+}
