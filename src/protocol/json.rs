@@ -5,6 +5,8 @@
 //! purpose, so that an event that we accepted still fits when it is wrapped into a transaction or a `/sync` answer,
 //! whose receivers (many of them with the same library) would otherwise refuse the whole answer for its sake.
 
+mod text;
+
 use std::borrow::Cow;
 
 use base64::Engine;
@@ -14,6 +16,8 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
+
+pub use text::canonical_text;
 
 /// How many objects and arrays may be nested in one another, the outermost included.
 pub const MAX_DEPTH: usize = 100;

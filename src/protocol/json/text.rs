@@ -1,0 +1,370 @@
+//! From JSON text to canonical JSON text, without a tree in between: for the bodies of signed requests.
+//!
+//! A request must be authenticated before anything in it is judged. If one hostile event, nested deeper than a parser
+//! of trees goes, made a whole transaction unreadable, its honest sender would repeat that transaction for ever and
+//! nothing else would get through. So depth does not matter here: there is no recursion, and the work is bounded.
+
+use super::{Floats, float_text, write_string};
+use crate::error::{ErrCode, Error, Result};
+
+/// How often, at most, the bytes of a text may be copied to bring the keys of its objects in order. Every level of
+/// unordered objects copies what is inside it once.
+const MAX_COPIES: usize = 64;
+
+/// The canonical JSON of JSON text (any value, not only objects). Of repeated keys the last one counts. Integers of any
+/// size are kept digit by digit; other numbers are spelled as Python spells them, as the network signs them.
+///
+/// Errors: `M_NOT_JSON`; `M_BAD_JSON` if putting the keys in order is too much work.
+pub fn canonical_text(text: &[u8]) -> Result<Vec<u8>> {
+    let text = std::str::from_utf8(text).map_err(|e| not_json("it is not UTF-8").with_cause(e))?;
+    let mut reader = Reader {
+        text: text.as_bytes(),
+        at: 0,
+        out: Vec::with_capacity(text.len()),
+        open: Vec::new(),
+        copies: text.len().saturating_mul(MAX_COPIES).saturating_add(1 << 20),
+    };
+    reader.document()?;
+    Ok(reader.out)
+}
+
+fn not_json(why: &'static str) -> Error {
+    Error::new(ErrCode::NotJson, format!("not JSON: {why}"))
+}
+
+/// An array or object that has begun.
+struct Open {
+    is_object: bool,
+    /// Where in the output its inside begins.
+    inside: usize,
+    /// Of an object, its members so far.
+    members: Vec<Member>,
+    /// Whether the members came in canonical order, and none twice.
+    ordered: bool,
+}
+
+/// Where in the output a member's key (with its quotes) and value are.
+#[derive(Clone, Copy)]
+struct Member {
+    key: usize,
+    colon: usize,
+    end: usize,
+}
+
+/// What may come next.
+#[derive(Clone, Copy, PartialEq)]
+enum Expect {
+    Value,
+    ValueOrEnd,
+    Key,
+    KeyOrEnd,
+    CommaOrEnd,
+}
+
+struct Reader<'a> {
+    text: &'a [u8],
+    at: usize,
+    out: Vec<u8>,
+    open: Vec<Open>,
+    copies: usize,
+}
+
+impl Reader<'_> {
+    fn document(&mut self) -> Result<()> {
+        let mut expect = Expect::Value;
+        loop {
+            self.skip_space();
+            let Some(&byte) = self.text.get(self.at) else {
+                let done = self.open.is_empty() && expect == Expect::CommaOrEnd;
+                return if done { Ok(()) } else { Err(not_json("it ends too early")) };
+            };
+            expect = match (expect, byte) {
+                (Expect::CommaOrEnd, _) if self.open.is_empty() => {
+                    return Err(not_json("something follows it"));
+                }
+                (Expect::CommaOrEnd, b',') => self.comma(),
+                (Expect::CommaOrEnd | Expect::KeyOrEnd, b'}') => self.close(true)?,
+                (Expect::CommaOrEnd | Expect::ValueOrEnd, b']') => self.close(false)?,
+                (Expect::Key | Expect::KeyOrEnd, b'"') => self.key()?,
+                (Expect::Value | Expect::ValueOrEnd, b'{') => self.begin(true),
+                (Expect::Value | Expect::ValueOrEnd, b'[') => self.begin(false),
+                (Expect::Value | Expect::ValueOrEnd, _) => {
+                    self.scalar(byte)?;
+                    self.value_is_done();
+                    Expect::CommaOrEnd
+                }
+                _ => return Err(not_json("an unexpected character")),
+            };
+        }
+    }
+
+    fn skip_space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.text.get(self.at) {
+            self.at += 1;
+        }
+    }
+
+    fn begin(&mut self, is_object: bool) -> Expect {
+        self.at += 1;
+        self.out.push(if is_object { b'{' } else { b'[' });
+        self.open.push(Open { is_object, inside: self.out.len(), members: Vec::new(), ordered: true });
+        if is_object { Expect::KeyOrEnd } else { Expect::ValueOrEnd }
+    }
+
+    fn comma(&mut self) -> Expect {
+        self.at += 1;
+        self.out.push(b',');
+        if self.open.last().is_some_and(|open| open.is_object) { Expect::Key } else { Expect::Value }
+    }
+
+    fn key(&mut self) -> Result<Expect> {
+        let key = self.out.len();
+        self.string()?;
+        let colon = self.out.len();
+        self.skip_space();
+        if self.text.get(self.at) != Some(&b':') {
+            return Err(not_json("a key without a value"));
+        }
+        self.at += 1;
+        self.out.push(b':');
+        if let Some(open) = self.open.last_mut() {
+            if let Some(before) = open.members.last() {
+                open.ordered &= is_less(&self.out[before.key..before.colon], &self.out[key..colon]);
+            }
+            open.members.push(Member { key, colon, end: colon });
+        }
+        Ok(Expect::Value)
+    }
+
+    /// Notes where a member's value ends.
+    fn value_is_done(&mut self) {
+        let end = self.out.len();
+        if let Some(member) = self.open.last_mut().and_then(|open| open.members.last_mut()) {
+            member.end = end;
+        }
+    }
+
+    fn close(&mut self, is_object: bool) -> Result<Expect> {
+        match self.open.pop() {
+            Some(open) if open.is_object == is_object => {
+                if !open.ordered {
+                    self.reorder(&open)?;
+                }
+            }
+            _ => return Err(not_json("brackets do not match")),
+        }
+        self.at += 1;
+        self.out.push(if is_object { b'}' } else { b']' });
+        self.value_is_done();
+        Ok(Expect::CommaOrEnd)
+    }
+
+    /// Puts an object's members in order; of those with the same key the last one stays.
+    fn reorder(&mut self, open: &Open) -> Result<()> {
+        let size = self.out.len() - open.inside;
+        let too_much = || Error::bad_json("JSON is nested too deeply");
+        self.copies = self.copies.checked_sub(size).ok_or_else(too_much)?;
+        let key_of = |member: &Member| decode(&self.out[member.key..member.colon]);
+        let mut members: Vec<_> = open.members.iter().map(|member| (key_of(member), *member)).collect();
+        members.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut inside = Vec::with_capacity(size);
+        for (i, (key, member)) in members.iter().enumerate() {
+            if members.get(i + 1).is_some_and(|(next, _)| next == key) {
+                continue;
+            }
+            if !inside.is_empty() {
+                inside.push(b',');
+            }
+            inside.extend_from_slice(&self.out[member.key..member.end]);
+        }
+        self.out.truncate(open.inside);
+        self.out.extend_from_slice(&inside);
+        Ok(())
+    }
+
+    fn scalar(&mut self, first: u8) -> Result<()> {
+        match first {
+            b'"' => self.string(),
+            b't' => self.word("true"),
+            b'f' => self.word("false"),
+            b'n' => self.word("null"),
+            b'-' | b'0'..=b'9' => self.number(),
+            _ => Err(not_json("an unexpected character")),
+        }
+    }
+
+    fn word(&mut self, word: &str) -> Result<()> {
+        if !self.text[self.at..].starts_with(word.as_bytes()) {
+            return Err(not_json("an unexpected word"));
+        }
+        self.at += word.len();
+        self.out.extend_from_slice(word.as_bytes());
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<()> {
+        let rest = &self.text[self.at..];
+        let part_of_number = |b: &u8| matches!(b, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
+        let token = &rest[..rest.iter().position(|b| !part_of_number(b)).unwrap_or(rest.len())];
+        self.at += token.len();
+        let digits = token.strip_prefix(b"-").unwrap_or(token);
+        if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) {
+            if digits.len() > 1 && digits[0] == b'0' {
+                return Err(not_json("a number begins with 0"));
+            }
+            self.out.extend_from_slice(if token == b"-0" { b"0" } else { token });
+            return Ok(());
+        }
+        let float: f64 = serde_json::from_slice(token).map_err(|e| not_json("a bad number").with_cause(e))?;
+        self.out.extend_from_slice(float_text(float, Floats::AsPython).as_bytes());
+        Ok(())
+    }
+
+    fn string(&mut self) -> Result<()> {
+        let rest = &self.text[self.at..];
+        let (mut end, mut plain) = (1, true);
+        loop {
+            match rest.get(end) {
+                None => return Err(not_json("a string has no end")),
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    plain = false;
+                    end += 2;
+                }
+                Some(0..0x20) => return Err(not_json("a control character in a string")),
+                Some(_) => end += 1,
+            }
+        }
+        let token = &rest[..=end];
+        self.at += token.len();
+        if plain {
+            self.out.extend_from_slice(token);
+            return Ok(());
+        }
+        let text: String =
+            serde_json::from_slice(token).map_err(|e| not_json("a bad string").with_cause(e))?;
+        write_string(&mut self.out, &text);
+        Ok(())
+    }
+}
+
+/// Whether one canonically written key comes before another.
+fn is_less(a: &[u8], b: &[u8]) -> bool {
+    if a.contains(&b'\\') || b.contains(&b'\\') {
+        return decode(a) < decode(b);
+    }
+    // Without their quotes, of which the closing one would count as a character.
+    a[1..a.len() - 1] < b[1..b.len() - 1]
+}
+
+/// A canonically written key as text.
+fn decode(key: &[u8]) -> String {
+    serde_json::from_slice(key).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::json;
+
+    fn canonical(text: &str) -> Option<String> {
+        canonical_text(text.as_bytes()).ok().map(|bytes| String::from_utf8(bytes).expect("UTF-8"))
+    }
+
+    #[test]
+    fn text_becomes_canonical_without_a_tree() {
+        for (text, expected) in [
+            ("{}", "{}"),
+            (" [ ] ", "[]"),
+            ("null", "null"),
+            ("-0", "0"),
+            ("[true , false,null]", "[true,false,null]"),
+            (
+                r#"{"b":1,"a":{"d":[{"f":1,"e":2}],"c":"\u00e9\/\n"}}"#,
+                "{\"a\":{\"c\":\"é/\\n\",\"d\":[{\"e\":2,\"f\":1}]},\"b\":1}",
+            ),
+            (r#"{"a":1,"a":2,"A":3,"a":4}"#, r#"{"A":3,"a":4}"#),
+            (r#"{"a":1,"a":2}"#, r#"{"a":2}"#),
+            (r#"{"ab":1,"a":2,"a\n":3,"a!":4}"#, "{\"a\":2,\"a\\n\":3,\"a!\":4,\"ab\":1}"),
+            (r#"{"\ud83d\ude00":1,"\uffff":2}"#, "{\"\u{ffff}\":2,\"😀\":1}"),
+            (
+                "[1e10,1.50,123456789012345678901234567890,-5]",
+                "[10000000000.0,1.5,123456789012345678901234567890,-5]",
+            ),
+        ] {
+            assert_eq!(canonical(text).as_deref(), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for text in [
+            "",
+            " ",
+            "{",
+            "}",
+            "[",
+            "]",
+            "[1",
+            "[1,",
+            "[1,]",
+            "[,1]",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{,}",
+            "{1:2}",
+            "[}",
+            "{]",
+            "{\"a\":1]",
+            "[1}",
+            "1 2",
+            "[1 2]",
+            "01",
+            "-",
+            "1.",
+            ".5",
+            "1e",
+            "+1",
+            "--1",
+            "1-1",
+            "tru",
+            "nul",
+            "True",
+            "NaN",
+            "\"",
+            "\"\\",
+            "\"\\\"",
+            "\"\\x\"",
+            "\"\\ud800\"",
+            "\"\n\"",
+            "{\"a\" 1}",
+            "[1]]",
+            "1e999",
+            "\"a\"b",
+        ] {
+            assert_eq!(canonical(text), None, "{text}");
+        }
+        assert!(canonical_text(b"\"\xff\"").is_err());
+    }
+
+    #[test]
+    fn depth_does_not_matter_but_work_is_bounded() {
+        let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
+        assert_eq!(canonical(&deep).as_deref(), Some(deep.as_str()));
+        let mut unordered = "0".to_owned();
+        for _ in 0..200 {
+            unordered = format!("{{\"b\":{unordered},\"a\":0}}");
+        }
+        assert!(canonical(&unordered).is_some());
+        let hostile = "{\"b\":".repeat(300_000) + "0" + &",\"a\":0}".repeat(300_000);
+        assert!(canonical(&hostile).is_none());
+    }
+
+    #[test]
+    fn it_agrees_with_the_canonical_form_of_parsed_values() {
+        let text = r#"{"z":[1,{"y":"\u0000\b\t\n\f\r\"\\\u001f"}],"":{},"é":[],"a":[[],{}],"10":1,"9":-9007199254740991}"#;
+        let object = json::parse_object(text.as_bytes()).expect("JSON");
+        assert_eq!(canonical_text(text.as_bytes()).expect("JSON"), json::canonical_object(&object));
+    }
+}
