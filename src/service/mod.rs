@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use self::notifier::Notifier;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Data};
 use crate::error::Result;
 use crate::protocol::{ServerName, UserId};
+use crate::store::{Changes, Location, Options, Store};
 
 /// A running homeserver without its listeners. Shared as `Arc<Homeserver>` by every thread.
 pub struct Homeserver {
@@ -20,13 +21,24 @@ pub struct Homeserver {
     /// The one clock.
     pub clock: Clock,
     /// Who waits for news.
-    pub notifier: Notifier,
+    pub notifier: Arc<Notifier>,
+    /// The database.
+    pub store: Store,
 }
 
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { config, clock, notifier: Notifier::new() }))
+        let location = match &config.data {
+            Data::Folder(folder) => Location::Folder(folder.clone()),
+            Data::Memory => Location::Memory,
+        };
+        let options = Options { durable: matches!(location, Location::Folder(_)), ..Options::default() };
+        let notifier = Arc::new(Notifier::new());
+        let heard = notifier.clone();
+        let on_commit = Box::new(move |changes: &Changes| heard.publish(changes.position, &changes.users));
+        let store = Store::open(location, &config.server_name, on_commit, &options)?;
+        Ok(Arc::new(Self { config, clock, notifier, store }))
     }
 
     /// This server's name.
