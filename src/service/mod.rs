@@ -12,7 +12,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::Result;
 use crate::protocol::{ServerName, UserId};
-use crate::store::{Changes, Location, Options, Store};
+use crate::store::{Location, Options, Store};
 
 /// A running homeserver without its listeners. Shared as `Arc<Homeserver>` by every thread.
 pub struct Homeserver {
@@ -29,17 +29,34 @@ pub struct Homeserver {
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
-        let location = match &config.data {
-            Data::Folder(folder) => Location::Folder(folder.clone()),
-            Data::Memory => Location::Memory,
-        };
-        let options = Options { durable: matches!(location, Location::Folder(_)), ..Options::default() };
         let notifier = Arc::new(Notifier::new());
-        let heard = notifier.clone();
-        let on_commit = Box::new(move |changes: &Changes| heard.publish(changes.position, &changes.users));
-        let store = Store::open(location, &config.server_name, on_commit, &options)?;
+        let store = {
+            let location = match &config.data {
+                Data::Folder(folder) => Location::Folder(folder.clone()),
+                Data::Memory => Location::Memory,
+            };
+            let options = Options { durable: config.durable, ..Options::default() };
+            let notifier = Arc::clone(&notifier);
+            let on_commit = move |changes: &crate::store::Changes| {
+                notifier.publish(changes.position, &changes.users);
+            };
+            Store::open(location, &config.server_name, Box::new(on_commit), &options)?
+        };
         Ok(Arc::new(Self { config, clock, notifier, store }))
     }
+
+    /// Starts the threads that work without being asked: the sender and the scheduler.
+    pub fn start_background(self: &Arc<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Ends those threads and every wait. What they had left to do is in the database.
+    pub fn stop_background(&self) {
+        self.notifier.stop();
+    }
+
+    /// Tells whoever sleeps until a time of the wall clock that it has been moved (tests advance it).
+    pub fn clock_moved(&self) {}
 
     /// This server's name.
     pub fn server_name(&self) -> &ServerName {
