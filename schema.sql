@@ -53,7 +53,7 @@ CREATE TABLE events (
   json BLOB NOT NULL
 ) STRICT;
 CREATE INDEX events_timeline ON events (room_key, stream, sub) WHERE stream IS NOT NULL;
-CREATE INDEX events_outgoing ON events (stream) WHERE outgoing = 1;
+CREATE INDEX events_outgoing ON events (room_key, stream) WHERE outgoing = 1;
 
 -- Forward extremities: accepted events that no accepted event names in its prev_events.
 CREATE TABLE extremities (
@@ -160,6 +160,59 @@ CREATE TABLE owed_events (
 -- ===== Remote memberships =====
 
 -- ===== Other servers: keys, delivery, transactions =====
+
+-- Our own signing keys. The one without `expired_ms` signs; the others are published as old ones for ever, so that
+-- what they signed stays verifiable. `seed` is the secret.
+CREATE TABLE signing_keys (
+  key_id TEXT PRIMARY KEY,
+  seed BLOB NOT NULL,
+  made_ms INTEGER NOT NULL,
+  expired_ms INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- Keys of other servers. `valid_until_ms`: signatures made later do not count (at most 7 days after `fetched_ms`; for a
+-- retired key, when it was retired). `retired`: good for old events only, not for requests. `statement`: the signed
+-- answer of `/_matrix/key/v2/server` that the key was last read from, as a notary passes it on.
+CREATE TABLE server_keys (
+  server TEXT NOT NULL,
+  key_id TEXT NOT NULL,
+  public_key TEXT NOT NULL,
+  valid_until_ms INTEGER NOT NULL,
+  retired INTEGER NOT NULL,
+  fetched_ms INTEGER NOT NULL,
+  statement BLOB NOT NULL,
+  PRIMARY KEY (server, key_id)
+) STRICT, WITHOUT ROWID;
+
+-- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
+-- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves
+-- before `retry_ms`. `attempt_upto`: the transaction that failed ends with this event; it is repeated as it was.
+CREATE TABLE destinations (
+  server TEXT PRIMARY KEY,
+  cursor INTEGER NOT NULL DEFAULT 0,
+  attempt_upto INTEGER,
+  failures INTEGER NOT NULL DEFAULT 0,
+  retry_ms INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+
+-- Ephemeral messages that must not be lost on the way (to-device messages, device list updates), in the order of their
+-- making. Deleted once delivered.
+CREATE TABLE owed_edus (
+  server TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  edu TEXT NOT NULL,
+  PRIMARY KEY (server, stream)
+) STRICT, WITHOUT ROWID;
+
+-- The answers that transactions of other servers got, for their repeats. Kept for some days.
+CREATE TABLE transactions (
+  origin TEXT NOT NULL,
+  txn_id TEXT NOT NULL,
+  received_ms INTEGER NOT NULL,
+  answer BLOB NOT NULL,
+  PRIMARY KEY (origin, txn_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX transactions_by_age ON transactions (received_ms);
 
 -- ===== Users, devices and tokens =====
 

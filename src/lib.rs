@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod federation;
 pub mod http;
 pub mod launch;
 pub mod protocol;

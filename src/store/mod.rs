@@ -5,13 +5,16 @@
 //! folder, one file a group of tables; `schema.sql` documents the data. Nothing here knows HTTP, the network, or why
 //! something is written.
 
+pub mod destinations;
 pub mod events;
 pub mod memberships;
 pub mod migrate;
 mod readers;
 pub mod rooms;
+pub mod server_keys;
 pub mod snapshots;
 pub mod state;
+pub mod transactions;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
