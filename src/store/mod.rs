@@ -5,6 +5,7 @@
 //! folder, one file a group of tables; `schema.sql` documents the data. Nothing here knows HTTP, the network, or why
 //! something is written.
 
+pub mod append;
 pub mod destinations;
 pub mod events;
 pub mod memberships;

@@ -34,7 +34,7 @@ pub type StateKey = (Arc<str>, Arc<str>);
 pub type StateMap = BTreeMap<StateKey, EventId>;
 
 /// Looks an event up, rejected ones included. Events of another room count as unknown.
-pub type Fetch<'a> = &'a (dyn Fn(&EventId) -> Option<Pdu> + Sync);
+pub type Fetch<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
 
 /// Resolves states into one. The order of `sets` does not matter.
 ///

@@ -5,7 +5,6 @@
 //! the other events passes, the least deep one stands.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
 use super::{Conflict, Fetch, StateKey, StateMap, separate};
 use crate::protocol::event_auth::Judge;
