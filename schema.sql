@@ -159,6 +159,40 @@ CREATE TABLE owed_events (
 
 -- ===== Remote memberships =====
 
+-- One of our users' membership in a room that this server is not resident in: a knock, an invite, a join under way, or
+-- a leave that the room's servers have yet to be told. `state` is a state of protocol/remote_membership.rs, and only
+-- its `next` may change it. A row is deleted when this server becomes resident in the room.
+CREATE TABLE remote_memberships (
+  room_id TEXT NOT NULL,
+  user_id TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('knocking', 'knocked', 'invited', 'joining', 'leaving', 'closed')),
+  room_version TEXT NOT NULL,
+  -- The member event that the user's clients are told: their knock, the invite, the leave, as it was sent or received.
+  -- NULL only while joining a room that they were neither invited to nor knocked upon.
+  event_id TEXT,
+  event BLOB,
+  -- The member event before it: the knock that this invite answers (the link of the two), the invite that this leave
+  -- rejects.
+  previous_id TEXT,
+  previous BLOB,
+  -- While joining: the signed join, committed before it is first sent and repeated as it is after a crash.
+  pending_id TEXT,
+  pending BLOB,
+  -- knock_room_state or invite_room_state in the form for clients: a JSON array of stripped events.
+  stripped_state BLOB NOT NULL,
+  -- A JSON array of servers worth asking, best first: the one we knocked through leads.
+  via TEXT NOT NULL,
+  -- For the scheduler: how often it tried in this state, and when it tries next; NULL if there is nothing to do.
+  attempts INTEGER NOT NULL,
+  due_ms INTEGER,
+  -- 1 once the user asked to forget the room; the row is kept while other servers still have to be told of the leave.
+  forgotten INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (room_id, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX remote_memberships_by_user ON remote_memberships (user_id, stream);
+CREATE INDEX remote_memberships_due ON remote_memberships (due_ms) WHERE due_ms IS NOT NULL;
+
 -- ===== Other servers: keys, delivery, transactions =====
 
 -- Our own signing keys. The one without `expired_ms` signs; the others are published as old ones for ever, so that

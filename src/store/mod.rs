@@ -11,6 +11,7 @@ pub mod events;
 pub mod memberships;
 pub mod migrate;
 mod readers;
+pub mod remote_memberships;
 pub mod rooms;
 pub mod server_keys;
 pub mod snapshots;
