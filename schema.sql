@@ -251,3 +251,54 @@ CREATE INDEX transactions_by_age ON transactions (received_ms);
 -- ===== Users, devices and tokens =====
 
 -- ===== Profiles, account data, filters, directory =====
+
+-- One field of the profile of one of our users (displayname, avatar_url, m.tz, custom fields). The value is JSON.
+CREATE TABLE profile_fields (
+  user_id TEXT NOT NULL,
+  field TEXT NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (user_id, field)) STRICT, WITHOUT ROWID;
+
+-- What a user's clients keep here: account data, global (room_id = '') or of a room, tags and the fully-read marker
+-- included. The content is a JSON object; `stream` is when it last changed.
+CREATE TABLE account_data (
+  user_id TEXT NOT NULL,
+  room_id TEXT NOT NULL,
+  type TEXT NOT NULL,
+  content TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (user_id, room_id, type)) STRICT, WITHOUT ROWID;
+CREATE INDEX account_data_by_stream ON account_data (user_id, stream);
+
+-- Filters that clients uploaded, as they were written. Ids count from 1 for each user; a filter that a user uploads
+-- again gets the id that it has (the digest finds it).
+CREATE TABLE filters (
+  user_id TEXT NOT NULL,
+  filter_id INTEGER NOT NULL,
+  digest BLOB NOT NULL,
+  definition TEXT NOT NULL,
+  PRIMARY KEY (user_id, filter_id)) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX filters_by_digest ON filters (user_id, digest);
+
+-- Which event a client's request with a transaction id made, so that a repeat makes no second one and the sending
+-- device recognises its own event. `scope` is the endpoint and its path. Old rows are dropped as new ones come.
+CREATE TABLE client_transactions (
+  sent_ms INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  scope TEXT NOT NULL,
+  txn_id TEXT NOT NULL,
+  event_id TEXT NOT NULL) STRICT;
+CREATE UNIQUE INDEX client_transactions_by_id ON client_transactions (user_id, device_id, scope, txn_id);
+CREATE INDEX client_transactions_by_event ON client_transactions (event_id);
+
+-- The room aliases of this server.
+CREATE TABLE room_aliases (
+  alias TEXT NOT NULL PRIMARY KEY,
+  room_id TEXT NOT NULL,
+  created_by TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX room_aliases_by_room ON room_aliases (room_id);
+
+-- The rooms that this server publishes in its directory.
+CREATE TABLE published_rooms (
+  room_id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;

@@ -1,9 +1,16 @@
 //! What happens: one `Homeserver`, and its verbs in one file a subject. A verb gathers (network), judges
 //! (protocol) and commits (store), in that order. No HTTP types here.
 
+pub mod account_data;
+pub mod client_format;
+pub mod directory;
+pub mod filters;
 pub mod notifier;
+pub mod push_rules;
 pub mod random;
 pub mod room_plan;
+pub mod room_view;
+pub mod timeline;
 
 use std::sync::Arc;
 
