@@ -89,7 +89,13 @@ def register(server, localpart):
     password = "correct horse battery staple"
     mac = hmac.new(SHARED_SECRET.encode(), digestmod=hashlib.sha1)
     mac.update("\0".join([answer["nonce"], localpart, password, "notadmin"]).encode())
-    body = {"nonce": answer["nonce"], "username": localpart, "password": password, "admin": False, "mac": mac.hexdigest()}
+    body = {
+        "nonce": answer["nonce"],
+        "username": localpart,
+        "password": password,
+        "admin": False,
+        "mac": mac.hexdigest(),
+    }
     status, answer = request(server, "POST", path, body)
     if status != 200:
         raise Refused("POST", path, body, status, answer)
@@ -209,7 +215,9 @@ class User:
 
     def state_content(self, room, event_type, state_key=""):
         """The content of a state event, or None when the server has none or does not show it."""
-        status, answer = self.attempt("GET", f"/v3/rooms/{_segment(room)}/state/{_segment(event_type)}/{_segment(state_key)}")
+        status, answer = self.attempt(
+            "GET", f"/v3/rooms/{_segment(room)}/state/{_segment(event_type)}/{_segment(state_key)}"
+        )
         return answer if status == 200 else None
 
     def membership_of(self, user, room):

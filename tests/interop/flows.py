@@ -1,8 +1,8 @@
 """What is proved: each flow is a function of a stage, run for every listed room version between every pair of servers.
 
-On the stage there is a `host` server, which has the room, and a `guest` server, which is not in it at first. A flow makes
-its own users and its own room, so flows run side by side on the same servers. Everything that is claimed is read back
-through the client APIs of both servers.
+On the stage there is a `host` server, which has the room, and a `guest` server, which is not in it at first. A flow
+makes its own users and its own room, so flows run side by side on the same servers. Everything that is claimed is read
+back through the client APIs of both servers.
 """
 
 import threading
@@ -86,7 +86,10 @@ def knock_and_see(host, guest, room, via):
     guest.knock(room, via, reason="let me in, please")
     mirror = guest.expect_section(room, "knock")
     own = mirror.stripped_event("m.room.member", guest.id)
-    demand(own and own["content"].get("membership") == "knock", f"knock_state lacks the user's own knock: {mirror.stripped}")
+    demand(
+        own and own["content"].get("membership") == "knock",
+        f"knock_state lacks the user's own knock: {mirror.stripped}",
+    )
     for wanted in ("m.room.create", "m.room.join_rules", "m.room.name"):
         demand(mirror.stripped_event(wanted), f"knock_state lacks {wanted}: {mirror.stripped}")
     content = host.expect_membership(guest, room, "knock")
@@ -108,7 +111,9 @@ def invite_and_see(host, guest, room, after_knock=False):
     host.invite(room, guest)
     mirror = guest.expect_section(room, "invite")
     own = mirror.stripped_event("m.room.member", guest.id)
-    demand(own and own["content"].get("membership") == "invite", f"invite_state lacks the invite itself: {mirror.stripped}")
+    demand(
+        own and own["content"].get("membership") == "invite", f"invite_state lacks the invite itself: {mirror.stripped}"
+    )
     demand(own["sender"] == host.id, f"the invite is shown as by {own['sender']}")
     for wanted in ("m.room.create", "m.room.join_rules", "m.room.name"):
         demand(mirror.stripped_event(wanted), f"invite_state lacks {wanted}: {mirror.stripped}")
@@ -399,7 +404,9 @@ def kicked(t):
     host.kick(room, guest, "out")
     host.expect_membership(guest, room, "leave")
     gone(guest, room)
-    status, answer = guest.attempt("PUT", f"/v3/rooms/{room}/send/m.room.message/x", {"msgtype": "m.text", "body": "still here"})
+    status, answer = guest.attempt(
+        "PUT", f"/v3/rooms/{room}/send/m.room.message/x", {"msgtype": "m.text", "body": "still here"}
+    )
     demand(status == 403, f"a kicked guest may speak: {status} {answer}")
     join_and_see(host, guest, room, t.via)
     both_can_talk(host, guest, room)
@@ -504,7 +511,10 @@ def fork(t):
     for turn in range(3):
         together(
             lambda: [host.set_state(room, "m.room.topic", {"topic": f"host {turn}"}), host.send(room, f"host {turn}")],
-            lambda: [guest.set_state(room, "m.room.topic", {"topic": f"guest {turn}"}), guest.send(room, f"guest {turn}")],
+            lambda: [
+                guest.set_state(room, "m.room.topic", {"topic": f"guest {turn}"}),
+                guest.send(room, f"guest {turn}"),
+            ],
         )
     # A message that has seen both branches joins them.
     both_can_talk(host, guest, room)
@@ -556,7 +566,9 @@ def history(t):
     read = [event["event_id"] for event in guest.all_messages(room)]
     missing = [event_id for event_id in said if event_id not in read]
     demand(not missing, f"{len(missing)} of {len(said)} messages from before the join cannot be read")
-    demand([event_id for event_id in reversed(read) if event_id in set(said)] == said, "the history came in another order")
+    demand(
+        [event_id for event_id in reversed(read) if event_id in set(said)] == said, "the history came in another order"
+    )
     demand(len(read) == len(set(read)), "an event came twice")
 
 
@@ -576,7 +588,9 @@ def exchange(t):
     )
     for reader in (host, guest):
         for speaker, events in said.items():
-            reader.until(f"all that {speaker} said", lambda: set(events) <= {e["event_id"] for e in reader.messages(room, 100)})
+            reader.until(
+                f"all that {speaker} said", lambda: set(events) <= {e["event_id"] for e in reader.messages(room, 100)}
+            )
             in_order = [e["event_id"] for e in reversed(reader.messages(room, 100)) if e["event_id"] in set(events)]
             demand(in_order == events, f"{reader!r} has the messages of {speaker} in another order")
     same_state(host, guest, room)

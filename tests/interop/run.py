@@ -5,6 +5,7 @@ Started by run.sh, which provides the packages. A line a flow; the last line is 
 
 import argparse
 import concurrent.futures
+import functools
 import pathlib
 import shutil
 import sys
@@ -15,17 +16,25 @@ import traceback
 
 import client
 import flows
+import kills
+import real_clients
+from gate import Gate
 from servers import Authority, Doorstep, Synapse
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--doorstep", type=pathlib.Path, help="the doorstep binary")
-    parser.add_argument("--stand-in", action="store_true", help="Synapses in place of Doorsteps: proves the harness itself")
+    parser.add_argument(
+        "--stand-in", action="store_true", help="Synapses in place of Doorsteps: proves the harness itself"
+    )
     parser.add_argument("--jobs", type=int, default=6, help="flows at a time (default 6)")
     parser.add_argument("--only", default="", help="only flows whose title contains this")
     parser.add_argument("--versions", default="", help="only these room versions, separated by commas")
-    parser.add_argument("--pairs", default="sd,ds,dd", help="host and guest: s for Synapse, d for Doorstep (default sd,ds,dd)")
+    parser.add_argument(
+        "--pairs", default="sd,ds,dd", help="host and guest: s for Synapse, d for Doorstep (default sd,ds,dd)"
+    )
+    parser.add_argument("--no-kills", action="store_true", help="without the flows in which Doorstep is killed")
     parser.add_argument("--keep", action="store_true", help="keep the servers' folders")
     given = parser.parse_args()
     if not given.stand_in and not given.doorstep:
@@ -54,9 +63,10 @@ class Report:
         begun = time.monotonic()
         try:
             action()
-        except (client.Unmet, client.Refused) as error:
-            where = traceback.extract_tb(error.__traceback__)
-            steps = " > ".join(f"{frame.name}:{frame.lineno}" for frame in where if frame.filename.endswith("flows.py"))
+        except (client.Unmet, client.Refused, TimeoutError) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "kills.py"))]
+            steps = " > ".join(f"{frame.name}:{frame.lineno}" for frame in told)
             self.line(False, name, time.monotonic() - begun, f"{error}\nat {steps}")
         except Exception:  # noqa: BLE001 - a flow that breaks in an unforeseen way is a failed flow
             self.line(False, name, time.monotonic() - begun, traceback.format_exc())
@@ -84,6 +94,35 @@ def wanted_flows(given, pairs):
     return chosen, left_out
 
 
+def wanted_kills(given, peers, make_victim):
+    """(name, function) for each flow with a kill: every one with each peer, the room versions taken in turn."""
+    chosen = []
+    for number, (title, of_any, function) in enumerate(kills.KILLS):
+        if given.stand_in and not of_any:
+            continue
+        for peer in peers:
+            version = given.versions.split(",")[0] or ("7", "10", "12", "11")[number % 4]
+            name = f"kill -9, peer {peer.label:9} v{version:<3} {title}"
+            if given.only in name:
+                action = functools.partial(killed, function, peer, make_victim, version, len(chosen))
+                chosen.append((name, action))
+    return chosen
+
+
+def killed(function, peer, make_victim, version, unique):
+    stage = kills.KillStage(peer, make_victim(unique), version, unique)
+    try:
+        function(stage)
+    finally:
+        stage.end()
+
+
+def together(jobs, report, work):
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for name, action in work:
+            pool.submit(report.run, name, action)
+
+
 def main():
     given = arguments()
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-interop-"))
@@ -94,23 +133,39 @@ def main():
     letters = set("".join(wanted))
     servers = {"d": stand_in("doorstep", scratch / "doorstep", authority)}
     if "s" in letters:
-        servers["s"] = Synapse("synapse", scratch / "synapse", authority)
+        servers["s"] = Synapse("synapse", scratch / "synapse", authority, gated=True)
     if "dd" in wanted:
-        servers["e"] = stand_in("doorstep2", scratch / "doorstep2", authority)
+        servers["e"] = stand_in("doorstep2", scratch / "doorstep2", authority, gated=True)
     report = Report()
     begun = time.monotonic()
     try:
         for server in servers.values():
+            if server.public_port != server.federation_port:
+                server.gate = Gate(server.public_port, server.federation_port, authority)
             print(f"     {server.label} is {server.name}, ready after {server.start():.1f} s", flush=True)
         pairs = [(servers[host], servers["e" if pair == "dd" else guest]) for pair in wanted for host, guest in [pair]]
         chosen, left_out = wanted_flows(given, pairs)
-        with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-            for name, stage, function in chosen:
-                pool.submit(report.run, name, lambda function=function, stage=stage: function(stage))
+        work = [(name, functools.partial(function, stage)) for name, stage, function in chosen]
+        nio_name = f"matrix-nio {servers['d'].label} from login to a knock that is let in"
+        if given.only in nio_name:
+            work.append((nio_name, functools.partial(real_clients.nio_knocks_and_talks, servers["d"], "0")))
+        together(given.jobs, report, work)
+        if not given.no_kills:
+            peers = [server for letter, server in servers.items() if letter in "se"]
+            for peer in peers:
+                peer.gate.inspect()
+
+            def make_victim(unique):
+                return stand_in("victim", scratch / f"victim{unique}", authority, gated=True)
+
+            together(given.jobs, report, wanted_kills(given, peers, make_victim))
         if left_out:
-            print(f"     {left_out} combinations not run: Synapse {', '.join(sorted('never ' + lack for lack in flows.LACKS['synapse']))}")
+            print(f"     {left_out} combinations with Synapse not run, since it never")
+            for lack in sorted(flows.LACKS["synapse"]):
+                print(f"       {lack}")
     finally:
-        usage = ", ".join(f"{s.label} {s.cpu_seconds():.0f} s" for s in servers.values() if s.process and s.process.poll() is None)
+        alive = [server for server in servers.values() if server.process and server.process.poll() is None]
+        usage = ", ".join(f"{server.label} {server.cpu_seconds():.0f} s" for server in alive)
         for server in servers.values():
             server.stop()
         if report.failures or given.keep:

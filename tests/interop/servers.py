@@ -128,7 +128,12 @@ class Server:
         with open(self.log, "ab") as log:
             # Its own process group: an interrupt at the terminal reaches the harness, which then stops the servers.
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
             )
         while not self._answers():
             if self.process.poll() is not None:

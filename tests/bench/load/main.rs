@@ -1,0 +1,180 @@
+//! The load generator of the benchmark: one small program per question, each printing one line of JSON.
+//!
+//! It is no benchmark by itself: `tests/bench/run.sh` starts the servers, calls this, and prints the table. It is written
+//! in Rust with the library's own protocol code so that it is not what is measured; each answer has its own processor
+//! time beside the server's, as proof.
+
+// What a program for the terminal is for.
+#![allow(clippy::print_stdout)]
+
+mod http;
+mod knocks;
+mod process;
+mod waiting;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use argh::FromArgs;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Load for the benchmark of a Matrix homeserver.
+#[derive(FromArgs)]
+struct Arguments {
+    #[argh(subcommand)]
+    question: Option<Question>,
+    /// given by `cargo bench`, without meaning here
+    #[argh(switch)]
+    #[allow(dead_code)]
+    bench: bool,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Question {
+    Ready(Ready),
+    Knocks(Knocks),
+    Wake(Wake),
+    Crowd(Crowd),
+}
+
+/// Milliseconds from starting a process until it answers /versions.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "ready")]
+struct Ready {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// how often
+    #[argh(option, default = "5")]
+    times: usize,
+    /// the command and its arguments
+    #[argh(positional, greedy)]
+    command: Vec<String>,
+}
+
+/// Knock handshakes a second: make_knock and send_knock by a scripted server whose users have never been seen.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "knocks")]
+struct Knocks {
+    /// the name of the server under test, `localhost:PORT`
+    #[argh(option)]
+    target: String,
+    /// its process id, for its processor time
+    #[argh(option)]
+    pid: u32,
+    /// the rooms to knock at; each connection keeps to one
+    #[argh(option)]
+    room: Vec<String>,
+    /// their room version
+    #[argh(option)]
+    room_version: String,
+    /// the port of the scripted server, which its name ends with
+    #[argh(option)]
+    port: u16,
+    /// the authority that both sides trust
+    #[argh(option)]
+    ca: PathBuf,
+    /// the scripted server's certificate
+    #[argh(option)]
+    certificate: PathBuf,
+    /// its key
+    #[argh(option)]
+    key: PathBuf,
+    /// connections at a time
+    #[argh(option, default = "8")]
+    connections: usize,
+    /// how long
+    #[argh(option, default = "10")]
+    seconds: u64,
+}
+
+/// From the sending of a message until a waiting /sync has its answer, while others wait in vain.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "wake")]
+struct Wake {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// the server's process id, for its memory
+    #[argh(option)]
+    pid: u32,
+    /// the room that the first two tokens' users are in
+    #[argh(option)]
+    room: String,
+    /// a file with an access token a line: who sends, who is woken, then all that wait in vain
+    #[argh(option)]
+    tokens: PathBuf,
+    /// messages
+    #[argh(option, default = "300")]
+    times: usize,
+}
+
+/// One message into a room where everybody waits: until the median and the last of them have it.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "crowd")]
+struct Crowd {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// the room that all are in
+    #[argh(option)]
+    room: String,
+    /// a file with an access token a line: who sends, then all that wait
+    #[argh(option)]
+    tokens: PathBuf,
+    /// messages
+    #[argh(option, default = "10")]
+    times: usize,
+}
+
+fn main() -> Result<()> {
+    let answer = match argh::from_env::<Arguments>().question {
+        Some(Question::Ready(ready)) => ready.answer()?,
+        Some(Question::Knocks(knocks)) => knocks::answer(&knocks)?,
+        Some(Question::Wake(wake)) => waiting::wake(&wake)?,
+        Some(Question::Crowd(crowd)) => waiting::crowd(&crowd)?,
+        None => "run tests/bench/run.sh, which starts the servers that this puts under load".into(),
+    };
+    println!("{answer}");
+    Ok(())
+}
+
+impl Ready {
+    fn answer(&self) -> Result<serde_json::Value> {
+        let mut took = Vec::new();
+        for _ in 0..self.times {
+            let begun = Instant::now();
+            let mut server = process::Started::new(&self.command)?;
+            while !http::answers(&self.client) {
+                if begun.elapsed().as_secs() > 120 {
+                    return Err("the server did not answer within two minutes".into());
+                }
+                std::thread::sleep(std::time::Duration::from_micros(200));
+            }
+            took.push(begun.elapsed());
+            server.end()?;
+        }
+        took.sort();
+        Ok(serde_json::json!({
+            "best_ms": millis(took[0]),
+            "median_ms": millis(took[took.len() / 2]),
+            "worst_ms": millis(took[took.len() - 1]),
+        }))
+    }
+}
+
+/// Milliseconds with two decimals.
+fn millis(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// The value below which this part of the sorted durations lies, in milliseconds.
+fn quantile(sorted: &[std::time::Duration], part: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the length")]
+    let index = (last as f64 * part).round() as usize;
+    sorted.get(index).copied().map_or(f64::NAN, millis)
+}

@@ -1,0 +1,54 @@
+//! Other processes: starting one, and reading what one has used.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::Result;
+
+/// A started process, ended with this value.
+pub struct Started(Child);
+
+impl Started {
+    /// Starts it with its output thrown away.
+    pub fn new(command: &[String]) -> Result<Self> {
+        let (program, arguments) = command.split_first().ok_or("no command")?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self(command.spawn()?))
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    pub fn end(&mut self) -> Result<()> {
+        let pid = i32::try_from(self.0.id())?;
+        // SAFETY: kill has no memory effects; the child has not been waited for, so the id is still its own.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        self.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Processor time that a process has used so far, in user and system mode together.
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').ok_or("an unknown form of /proc/PID/stat")?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let user: u64 = fields.next().ok_or("no user time")?.parse()?;
+    let system: u64 = fields.next().ok_or("no system time")?.parse()?;
+    // SAFETY: sysconf only reads a constant of the system.
+    let ticks = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?;
+    Ok(Duration::from_millis((user + system) * 1000 / ticks))
+}
+
+/// Memory that a process has resident, in KiB.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    Ok(line.split_whitespace().next().ok_or("no VmRSS")?.parse()?)
+}

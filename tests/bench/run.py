@@ -1,0 +1,192 @@
+"""The benchmark: starts a release Doorstep and a Synapse, puts the same load on each in turn, prints one table.
+
+Figures depend on the machine and on what else it does: the load before and after is printed with them, and no test asserts
+any of them. Started by run.sh.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent / "interop"))
+
+import client
+from servers import Authority, Doorstep, Synapse, free_port
+
+ROOM_VERSION = "11"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--doorstep", type=pathlib.Path, help="a doorstep binary (default: a release build)")
+    parser.add_argument("--load", type=pathlib.Path, help="the load generator (default: a release build)")
+    parser.add_argument("--seconds", type=int, default=10, help="of knocking, for each of two runs (default 10)")
+    parser.add_argument("--waiting", type=int, default=1000, help="clients that wait (default 1000)")
+    parser.add_argument("--only", default="doorstep,synapse", help="one of the two servers")
+    parser.add_argument(
+        "--crowd", action="store_true", help="also wake everybody in one room (joining takes Synapse minutes)"
+    )
+    return parser.parse_args()
+
+
+def build(given):
+    if not given.doorstep:
+        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
+        given.doorstep = target() / "release" / "doorstep"
+    if not given.load:
+        command = ["cargo", "bench", "--no-run", "--locked", "--bench", "load", "--message-format", "json"]
+        lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        made = [message["executable"] for message in map(json.loads, lines) if message.get("executable")]
+        given.load = pathlib.Path(made[-1])
+
+
+def target():
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+
+
+class Bench:
+    """All questions to one server."""
+
+    def __init__(self, server, given, authority, scratch):
+        self.server = server
+        self.given = given
+        self.authority = authority
+        self.scratch = scratch
+        self.figures = {}
+
+    def load(self, *words):
+        command = [str(self.given.load), *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}\n{self.server.tail()}")
+        answer = json.loads(done.stdout.splitlines()[-1])
+        print(f"     {self.server.label}: {words[0]} {answer}", flush=True)
+        return answer
+
+    def run(self):
+        self.server.start()
+        self.server.stop()  # now there is a database
+        words = [
+            "ready",
+            "--client",
+            f"127.0.0.1:{self.server.client_port}",
+            "--times",
+            "5",
+            "--",
+            *self.server.command(),
+        ]
+        ready = self.load(*words)
+        self.figures["exec to ready, existing database"] = f"{ready['median_ms']:.1f} ms (best {ready['best_ms']:.1f})"
+
+        self.server.start()
+        self.figures["resident, idle"] = mib(self.server.rss_kib())
+        owner = client.register(self.server, "owner")
+        self.knocks("8 connections, 8 rooms", owner, 8)
+        self.knocks("8 connections, 1 room", owner, 1)
+        self.figures["resident after the knocks"] = mib(self.server.rss_kib())
+        self.server.stop()
+
+        self.server.start()
+        self.waiting(owner)
+        self.server.stop()
+
+    def knocks(self, what, owner, rooms):
+        rooms = [owner.create_room(ROOM_VERSION, "knock") for _ in range(rooms)]
+        answer = self.load(
+            "knocks", "--target", self.server.name, "--pid", self.server.process.pid, "--room-version", ROOM_VERSION,
+            "--port", free_port(), "--ca", self.authority.ca, "--certificate", self.authority.certificate,
+            "--key", self.authority.key, "--seconds", self.given.seconds,
+            *[word for room in rooms for word in ("--room", room)],
+        )  # fmt: skip
+        if answer["broken"]:
+            raise RuntimeError(f"{self.server.label} broke connections: {answer['broken']}")
+        # What was counted really is in the rooms: one knock more, for the one before the clock started.
+        members = sum(len(owner.members(room, "knock")) for room in rooms)
+        if members != answer["handshakes"] + 1:
+            raise RuntimeError(f"{answer['handshakes']} handshakes, but {members} knocking members")
+        self.figures[f"knock handshakes/s, {what}"] = f"{answer['a_second']:.0f}"
+        self.figures[f"… processor a handshake, {what}"] = (
+            f"{answer['server_cpu_ms_each']:.2f} ms (the load: {answer['load_cpu_ms_each']:.2f})"
+        )
+        self.figures[f"… p50 / p99, {what}"] = f"{answer['p50_ms']:.1f} / {answer['p99_ms']:.1f} ms"
+
+    def waiting(self, owner):
+        count = self.given.waiting
+        room = owner.create_room(ROOM_VERSION, "public")
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            users = list(pool.map(lambda number: client.register(self.server, f"waiter{number}"), range(count)))
+            users[0].join(room)
+            for others in (0, count - 1):
+                tokens = self.scratch / f"{self.server.label}-tokens"
+                tokens.write_text("\n".join(user.token for user in [owner, *users[: others + 1]]))
+                answer = self.load(
+                    "wake", "--client", f"127.0.0.1:{self.server.client_port}", "--pid", self.server.process.pid,
+                    "--room", room, "--tokens", tokens,
+                )  # fmt: skip
+                what = f"{others + 1} waiting"
+                self.figures[f"a waiting /sync is woken, {what}: p50 / p99"] = (
+                    f"{answer['p50_ms']:.2f} / {answer['p99_ms']:.2f} ms"
+                )
+                self.figures[f"resident, {what}"] = mib(answer["resident_kib"])
+            if self.given.crowd:
+                list(pool.map(lambda user: user.join(room), users[1:]))
+                answer = self.load(
+                    "crowd", "--client", f"127.0.0.1:{self.server.client_port}", "--room", room, "--tokens", tokens
+                )  # fmt: skip
+                what = f"one message wakes {count} in its room: p50 / p99 / last"
+                self.figures[what] = f"{answer['p50_ms']:.0f} / {answer['p99_ms']:.0f} / {answer['last_ms']:.0f} ms"
+
+
+def mib(kib):
+    return f"{kib / 1024:.1f} MiB"
+
+
+def machine():
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return f"{os.cpu_count()} × {model or platform.machine()}, Linux {platform.release()}"
+
+
+def load_average():
+    return " ".join(f"{part:.2f}" for part in os.getloadavg())
+
+
+def main():
+    given = arguments()
+    build(given)
+    Doorstep.binary = given.doorstep.resolve()
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-bench-"))
+    authority = Authority(scratch / "authority")
+    kinds = {"doorstep": Doorstep, "synapse": Synapse}
+    benches = []
+    before = load_average()
+    try:
+        for label in given.only.split(","):
+            bench = Bench(kinds[label](label, scratch / label, authority), given, authority, scratch)
+            benches.append(bench)
+            try:
+                bench.run()
+            finally:
+                bench.server.stop()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if "doorstep" in given.only:
+        benches[0].figures["release binary"] = f"{given.doorstep.stat().st_size / 1e6:.1f} MB"
+    print(f"\n{machine()}; load average before {before}, after {load_average()} (our own load included)\n")
+    print("| | " + " | ".join(bench.server.label for bench in benches) + " |")
+    print("|---|" + "---|" * len(benches))
+    for figure in benches[0].figures:
+        print(f"| {figure} | " + " | ".join(bench.figures.get(figure, "–") for bench in benches) + " |")
+
+
+if __name__ == "__main__":
+    main()

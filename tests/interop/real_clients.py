@@ -1,0 +1,68 @@
+"""A client that people use, unchanged, against a server: matrix-nio, from login to a knock that is let in."""
+
+import asyncio
+
+import client
+import nio
+from flows import demand
+
+
+def nio_knocks_and_talks(server, unique):
+    """Two nio clients on one server: log in, make a room, knock, invite, join, talk, page back, leave, log out."""
+    accounts = [client.register(server, f"nio{number}-{unique}") for number in (1, 2)]
+    asyncio.run(_talk(server, accounts))
+
+
+def _fine(answer):
+    demand(not isinstance(answer, nio.responses.ErrorResponse), f"nio got {answer}")
+    return answer
+
+
+async def _until(nio_client, what, check):
+    for _ in range(100):
+        _fine(await nio_client.sync(timeout=400))
+        if check():
+            return
+    raise client.Unmet(f"nio's {nio_client.user_id} did not see {what}")
+
+
+async def _talk(server, accounts):
+    url = f"http://127.0.0.1:{server.client_port}"
+    owner, knocker = (nio.AsyncClient(url, account.id) for account in accounts)
+    heard = []
+    knocker.add_event_callback(lambda room, event: heard.append((room.room_id, event.body)), nio.RoomMessageText)
+    try:
+        for nio_client, account in zip((owner, knocker), accounts):
+            _fine(await nio_client.login(account.password, device_name="nio"))
+            demand(nio_client.logged_in, "nio is not logged in")
+            _fine(await nio_client.set_displayname(f"Nio {account.id[1:5]}"))
+            _fine(await nio_client.sync())
+        rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+        room = _fine(await owner.room_create(name="Nio's room", room_version="11", initial_state=[rule])).room_id
+        await _until(owner, "its own room", lambda: room in owner.rooms)
+        demand(owner.rooms[room].name == "Nio's room", f"nio reads the room's name as {owner.rooms[room].name}")
+
+        _fine(await knocker.room_knock(room, reason="may I?"))
+        members = _fine(await owner.room_get_state_event(room, "m.room.member", knocker.user_id))
+        demand(members.content.get("membership") == "knock", f"nio reads the knock as {members.content}")
+        _fine(await owner.room_invite(room, knocker.user_id))
+        await _until(knocker, "the invite", lambda: room in knocker.invited_rooms)
+        _fine(await knocker.join(room))
+        await _until(knocker, "the joined room", lambda: room in knocker.rooms)
+
+        content = {"msgtype": "m.text", "body": "hello from nio"}
+        sent = _fine(await owner.room_send(room, "m.room.message", content))
+        await _until(knocker, "the message", lambda: (room, "hello from nio") in heard)
+        page = _fine(await knocker.room_messages(room, knocker.next_batch, limit=20))
+        demand(sent.event_id in [event.event_id for event in page.chunk], "nio's /messages lacks the message")
+        _fine(await knocker.room_read_markers(room, sent.event_id, sent.event_id))
+        _fine(await owner.room_redact(room, sent.event_id, "unsaid"))
+        joined = _fine(await owner.joined_members(room))
+        demand(len(joined.members) == 2, f"nio counts {joined.members}")
+        _fine(await knocker.room_leave(room))
+        _fine(await knocker.room_forget(room))
+        for nio_client in (owner, knocker):
+            _fine(await nio_client.logout())
+    finally:
+        for nio_client in (owner, knocker):
+            await nio_client.close()
