@@ -53,7 +53,7 @@ CREATE TABLE events (
   json BLOB NOT NULL
 ) STRICT;
 CREATE INDEX events_timeline ON events (room_key, stream, sub) WHERE stream IS NOT NULL;
-CREATE INDEX events_outgoing ON events (stream) WHERE outgoing = 1;
+CREATE INDEX events_outgoing ON events (room_key, stream) WHERE outgoing = 1;
 
 -- Forward extremities: accepted events that no accepted event names in its prev_events.
 CREATE TABLE extremities (
@@ -159,8 +159,146 @@ CREATE TABLE owed_events (
 
 -- ===== Remote memberships =====
 
+-- One of our users' membership in a room that this server is not resident in: a knock, an invite, a join under way, or
+-- a leave that the room's servers have yet to be told. `state` is a state of protocol/remote_membership.rs, and only
+-- its `next` may change it. A row is deleted when this server becomes resident in the room.
+CREATE TABLE remote_memberships (
+  room_id TEXT NOT NULL,
+  user_id TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('knocking', 'knocked', 'invited', 'joining', 'leaving', 'closed')),
+  room_version TEXT NOT NULL,
+  -- The member event that the user's clients are told: their knock, the invite, the leave, as it was sent or received.
+  -- NULL only while joining a room that they were neither invited to nor knocked upon.
+  event_id TEXT,
+  event BLOB,
+  -- The member event before it: the knock that this invite answers (the link of the two), the invite that this leave
+  -- rejects.
+  previous_id TEXT,
+  previous BLOB,
+  -- While joining: the signed join, committed before it is first sent and repeated as it is after a crash.
+  pending_id TEXT,
+  pending BLOB,
+  -- knock_room_state or invite_room_state in the form for clients: a JSON array of stripped events.
+  stripped_state BLOB NOT NULL,
+  -- A JSON array of servers worth asking, best first: the one we knocked through leads.
+  via TEXT NOT NULL,
+  -- For the scheduler: how often it tried in this state, and when it tries next; NULL if there is nothing to do.
+  attempts INTEGER NOT NULL,
+  due_ms INTEGER,
+  -- 1 once the user asked to forget the room; the row is kept while other servers still have to be told of the leave.
+  forgotten INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (room_id, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX remote_memberships_by_user ON remote_memberships (user_id, stream);
+CREATE INDEX remote_memberships_due ON remote_memberships (due_ms) WHERE due_ms IS NOT NULL;
+
 -- ===== Other servers: keys, delivery, transactions =====
+
+-- Our own signing keys. The one without `expired_ms` signs; the others are published as old ones for ever, so that
+-- what they signed stays verifiable. `seed` is the secret.
+CREATE TABLE signing_keys (
+  key_id TEXT PRIMARY KEY,
+  seed BLOB NOT NULL,
+  made_ms INTEGER NOT NULL,
+  expired_ms INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- Keys of other servers. `valid_until_ms`: signatures made later do not count (at most 7 days after `fetched_ms`; for a
+-- retired key, when it was retired). `retired`: good for old events only, not for requests. `statement`: the signed
+-- answer of `/_matrix/key/v2/server` that the key was last read from, as a notary passes it on.
+CREATE TABLE server_keys (
+  server TEXT NOT NULL,
+  key_id TEXT NOT NULL,
+  public_key TEXT NOT NULL,
+  valid_until_ms INTEGER NOT NULL,
+  retired INTEGER NOT NULL,
+  fetched_ms INTEGER NOT NULL,
+  statement BLOB NOT NULL,
+  PRIMARY KEY (server, key_id)
+) STRICT, WITHOUT ROWID;
+
+-- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
+-- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves
+-- before `retry_ms`. `attempt_upto`: the transaction that failed ends with this event; it is repeated as it was.
+CREATE TABLE destinations (
+  server TEXT PRIMARY KEY,
+  cursor INTEGER NOT NULL DEFAULT 0,
+  attempt_upto INTEGER,
+  failures INTEGER NOT NULL DEFAULT 0,
+  retry_ms INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+
+-- Ephemeral messages that must not be lost on the way (to-device messages, device list updates), in the order of their
+-- making. Deleted once delivered.
+CREATE TABLE owed_edus (
+  server TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  edu TEXT NOT NULL,
+  PRIMARY KEY (server, stream)
+) STRICT, WITHOUT ROWID;
+
+-- The answers that transactions of other servers got, for their repeats. Kept for some days.
+CREATE TABLE transactions (
+  origin TEXT NOT NULL,
+  txn_id TEXT NOT NULL,
+  received_ms INTEGER NOT NULL,
+  answer BLOB NOT NULL,
+  PRIMARY KEY (origin, txn_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX transactions_by_age ON transactions (received_ms);
 
 -- ===== Users, devices and tokens =====
 
 -- ===== Profiles, account data, filters, directory =====
+
+-- One field of the profile of one of our users (displayname, avatar_url, m.tz, custom fields). The value is JSON.
+CREATE TABLE profile_fields (
+  user_id TEXT NOT NULL,
+  field TEXT NOT NULL,
+  value TEXT NOT NULL,
+  PRIMARY KEY (user_id, field)) STRICT, WITHOUT ROWID;
+
+-- What a user's clients keep here: account data, global (room_id = '') or of a room, tags and the fully-read marker
+-- included. The content is a JSON object; `stream` is when it last changed.
+CREATE TABLE account_data (
+  user_id TEXT NOT NULL,
+  room_id TEXT NOT NULL,
+  type TEXT NOT NULL,
+  content TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (user_id, room_id, type)) STRICT, WITHOUT ROWID;
+CREATE INDEX account_data_by_stream ON account_data (user_id, stream);
+
+-- Filters that clients uploaded, as they were written. Ids count from 1 for each user; a filter that a user uploads
+-- again gets the id that it has (the digest finds it).
+CREATE TABLE filters (
+  user_id TEXT NOT NULL,
+  filter_id INTEGER NOT NULL,
+  digest BLOB NOT NULL,
+  definition TEXT NOT NULL,
+  PRIMARY KEY (user_id, filter_id)) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX filters_by_digest ON filters (user_id, digest);
+
+-- Which event a client's request with a transaction id made, so that a repeat makes no second one and the sending
+-- device recognises its own event. `scope` is the endpoint and its path. Old rows are dropped as new ones come.
+CREATE TABLE client_transactions (
+  sent_ms INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  scope TEXT NOT NULL,
+  txn_id TEXT NOT NULL,
+  event_id TEXT NOT NULL) STRICT;
+CREATE UNIQUE INDEX client_transactions_by_id ON client_transactions (user_id, device_id, scope, txn_id);
+CREATE INDEX client_transactions_by_event ON client_transactions (event_id);
+
+-- The room aliases of this server.
+CREATE TABLE room_aliases (
+  alias TEXT NOT NULL PRIMARY KEY,
+  room_id TEXT NOT NULL,
+  created_by TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX room_aliases_by_room ON room_aliases (room_id);
+
+-- The rooms that this server publishes in its directory.
+CREATE TABLE published_rooms (
+  room_id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;

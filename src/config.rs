@@ -152,6 +152,8 @@ pub struct Config {
     pub notaries: Vec<ServerName>,
     /// Most connections at once, for the client API and for federation each.
     pub max_connections: usize,
+    /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
+    pub durable: bool,
     /// Whether requests are limited in rate.
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
@@ -175,6 +177,7 @@ impl Config {
             public_url,
             notaries: Vec::new(),
             max_connections: 4096,
+            durable: true,
             rate_limits: true,
             allow_private_addresses: false,
         }

@@ -35,6 +35,19 @@ pub enum Handler {
     Peer(fn(&Arc<Homeserver>, &Request, &Origin) -> Result<Reply>),
 }
 
+impl Handler {
+    /// Who may call it, in a few words for `doorstep routes`.
+    pub fn who(&self) -> &'static str {
+        match self {
+            Self::Anyone(_) => "anyone",
+            Self::MaybeUser(_) => "anyone, or a user",
+            Self::User(_) | Self::UserWaiting(_) => "a user",
+            Self::Admin(_) => "an admin",
+            Self::Peer(_) => "another server",
+        }
+    }
+}
+
 /// Which call of a waiting handler this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {

@@ -1,1 +1,333 @@
-//! (to be written)
+//! A user of ours and a room that we are not in: one small state machine for knocks, invites, joins and leaves.
+//!
+//! The state is a column of the `remote_memberships` table; no row means "nothing to do with that room". [`next`] says
+//! what a fact makes of it, for every state and fact, so that no two places can disagree about it. It holds no clock
+//! and sends nothing: `service::membership` does, and asks here inside the transaction that writes the result.
+//!
+//! Two properties are tested over the whole table: from every state both `Closed` and residence (no row) can be
+//! reached, and an answer that nobody waits for any more changes nothing. The machine cannot know whether an answer is
+//! about the event that is in the row *now*; the caller compares event ids in the same transaction, and drops answers
+//! about others.
+
+use std::fmt;
+
+use crate::error::Error;
+use crate::protocol::pdu::Membership;
+
+/// Where a remote membership stands. No row is `None` of this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// A knock is signed and committed; no server has taken it yet.
+    Knocking,
+    /// A server of the room has taken our knock.
+    Knocked,
+    /// Somebody in the room invited our user.
+    Invited,
+    /// A join is signed and committed; we are not in the room yet.
+    Joining,
+    /// Our user left (withdrew, rejected); the room has not taken the leave yet.
+    Leaving,
+    /// It is over: left, refused, kicked or banned.
+    Closed,
+}
+
+impl State {
+    /// Every state, for tests and tables.
+    pub const ALL: [Self; 6] =
+        [Self::Knocking, Self::Knocked, Self::Invited, Self::Joining, Self::Leaving, Self::Closed];
+
+    /// The word in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Knocking => "knocking",
+            Self::Knocked => "knocked",
+            Self::Invited => "invited",
+            Self::Joining => "joining",
+            Self::Leaving => "leaving",
+            Self::Closed => "closed",
+        }
+    }
+
+    /// The state with this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fact {
+    /// Our user asks to knock.
+    UserKnocks,
+    /// Answer: a server of the room took the knock.
+    KnockAccepted,
+    /// Answer: every server that could be asked refused the knock.
+    KnockRefused,
+    /// Another server invites our user.
+    InviteArrives,
+    /// Our user asks to join.
+    UserJoins,
+    /// Answer: no server let the join in. With the membership of the event that stood before the join, which the row
+    /// keeps meanwhile: that is what holds again.
+    JoinFailed(Option<Membership>),
+    /// This server came into the room, through this user or another one of ours.
+    NowResident,
+    /// Our user leaves: withdraws a knock, rejects an invite, gives up a join.
+    UserLeaves,
+    /// Answer: no server took the leave this time.
+    LeaveFailed,
+    /// Answer: the room took the leave, or it was given up.
+    LeaveDone,
+    /// Somebody else in the room kicked or banned our user: a refused knock, a rescinded invite.
+    KickedOrBanned,
+}
+
+impl Fact {
+    /// Whether this answers a request of ours, and so may come late.
+    pub fn is_answer(self) -> bool {
+        matches!(
+            self,
+            Self::KnockAccepted
+                | Self::KnockRefused
+                | Self::JoinFailed(_)
+                | Self::LeaveFailed
+                | Self::LeaveDone
+        )
+    }
+}
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// The state from now on; `None`: no row.
+    pub to: Option<State>,
+    /// Whether anything is to be written: a new state, or a new event in the same state.
+    pub changed: bool,
+    /// The invite answers our user's knock: show it so, and keep the knock's event as the one before.
+    pub link: bool,
+}
+
+/// Why a user may not do something now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Who is invited need not knock: join.
+    AlreadyInvited,
+    /// A join is under way.
+    JoinUnderWay,
+    /// There is nothing to leave.
+    NotInRoom,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AlreadyInvited => "you are invited to this room already: join it",
+            Self::JoinUnderWay => "you are joining this room already",
+            Self::NotInRoom => "you have nothing to do with this room",
+        })
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// 403 `M_FORBIDDEN`.
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::forbidden(refusal.to_string())
+    }
+}
+
+/// What a fact makes of a state. Only what our own user asks for can be refused.
+pub fn next(state: Option<State>, fact: Fact) -> Result<Step, Refusal> {
+    use State::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
+    let to = |state| Ok(Step { to: Some(state), changed: true, link: false });
+    let gone = Ok(Step { to: None, changed: state.is_some(), link: false });
+    let unchanged = Ok(Step { to: state, changed: false, link: false });
+    match (fact, state) {
+        // Knocking again while the first knock waits for its answer is the same event again; while another server has
+        // it, a new one.
+        (Fact::UserKnocks, Some(Knocking)) => unchanged,
+        (Fact::UserKnocks, None | Some(Knocked | Leaving | Closed)) => to(Knocking),
+        (Fact::UserKnocks, Some(Invited)) => Err(Refusal::AlreadyInvited),
+        (Fact::UserKnocks, Some(Joining)) => Err(Refusal::JoinUnderWay),
+
+        (Fact::KnockAccepted, Some(Knocking)) => to(Knocked),
+        (Fact::KnockAccepted, _) => unchanged,
+        (Fact::KnockRefused, Some(Knocking)) => gone,
+        (Fact::KnockRefused, _) => unchanged,
+
+        // The specification leaves it to us to see that this invite is the answer to that knock.
+        (Fact::InviteArrives, Some(Knocking | Knocked)) => {
+            Ok(Step { to: Some(Invited), changed: true, link: true })
+        }
+        // Newer wins; also over a leave that is still being told, and over what was closed.
+        (Fact::InviteArrives, None | Some(Invited | Leaving | Closed)) => to(Invited),
+        // The join goes on; the invite is what is fallen back on if it fails.
+        (Fact::InviteArrives, Some(Joining)) => to(Joining),
+
+        (Fact::UserJoins, Some(Joining)) => unchanged,
+        (Fact::UserJoins, None | Some(Knocking | Knocked | Invited | Leaving | Closed)) => to(Joining),
+        (Fact::JoinFailed(before), Some(Joining)) => match before {
+            None => gone,
+            Some(Membership::Invite) => to(Invited),
+            // It may not have been handed in yet: that is done again, which harms nothing.
+            Some(Membership::Knock) => to(Knocking),
+            Some(Membership::Join | Membership::Leave | Membership::Ban) => to(Closed),
+        },
+        (Fact::JoinFailed(_), _) => unchanged,
+
+        (Fact::NowResident, _) => gone,
+
+        (Fact::UserLeaves, None) => Err(Refusal::NotInRoom),
+        (Fact::UserLeaves, Some(Knocking | Knocked | Invited | Joining)) => to(Leaving),
+        (Fact::UserLeaves, Some(Leaving | Closed)) => unchanged,
+        // Told again later.
+        (Fact::LeaveFailed, _) => unchanged,
+        (Fact::LeaveDone, Some(Leaving)) => to(Closed),
+        (Fact::LeaveDone, _) => unchanged,
+
+        (Fact::KickedOrBanned, Some(Knocking | Knocked | Invited | Joining | Leaving)) => to(Closed),
+        (Fact::KickedOrBanned, None | Some(Closed)) => unchanged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::State::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
+    use super::*;
+
+    const FACTS: [Fact; 14] = [
+        Fact::UserKnocks,
+        Fact::KnockAccepted,
+        Fact::KnockRefused,
+        Fact::InviteArrives,
+        Fact::UserJoins,
+        Fact::JoinFailed(None),
+        Fact::JoinFailed(Some(Membership::Invite)),
+        Fact::JoinFailed(Some(Membership::Knock)),
+        Fact::JoinFailed(Some(Membership::Leave)),
+        Fact::NowResident,
+        Fact::UserLeaves,
+        Fact::LeaveFailed,
+        Fact::LeaveDone,
+        Fact::KickedOrBanned,
+    ];
+
+    fn states() -> impl Iterator<Item = Option<State>> {
+        std::iter::once(None).chain(State::ALL.map(Some))
+    }
+
+    /// Where a fact leads, written as in the table of the design: `-` no row, `=` unchanged, `!` refused, `+` linked.
+    fn cell(state: Option<State>, fact: Fact) -> String {
+        match next(state, fact) {
+            Err(_) => "!".to_owned(),
+            Ok(step) if !step.changed => {
+                assert_eq!(step.to, state);
+                "=".to_owned()
+            }
+            Ok(step) => {
+                let link = if step.link { "+" } else { "" };
+                step.to.map_or("-".to_owned(), |to| format!("{to}{link}"))
+            }
+        }
+    }
+
+    #[test]
+    fn every_cell_of_the_table_is_as_written() {
+        let table = [
+            // state, then: knocks, accepted, refused, invite, joins, join failed (nothing, invite, knock, leave before),
+            // resident, leaves, leave failed, leave done, kicked
+            (None, "knocking = = invited joining = = = = = ! = = ="),
+            (Some(Knocking), "= knocked - invited+ joining = = = = - leaving = = closed"),
+            (Some(Knocked), "knocking = = invited+ joining = = = = - leaving = = closed"),
+            (Some(Invited), "! = = invited joining = = = = - leaving = = closed"),
+            (Some(Joining), "! = = joining = - invited knocking closed - leaving = = closed"),
+            (Some(Leaving), "knocking = = invited joining = = = = - = = closed closed"),
+            (Some(Closed), "knocking = = invited joining = = = = - = = = ="),
+        ];
+        for (state, row) in table {
+            let cells: Vec<_> = FACTS.iter().map(|fact| cell(state, *fact)).collect();
+            assert_eq!(cells.join(" "), row, "{state:?}");
+        }
+        assert_eq!(table.len(), states().count());
+    }
+
+    #[test]
+    fn from_every_state_both_the_end_and_residence_can_be_reached() {
+        for start in states() {
+            let mut reached = BTreeSet::from([start]);
+            let mut resident = false;
+            let mut todo = vec![start];
+            while let Some(state) = todo.pop() {
+                for fact in FACTS {
+                    let Ok(step) = next(state, fact) else { continue };
+                    resident |= fact == Fact::NowResident && step.to.is_none();
+                    if reached.insert(step.to) {
+                        todo.push(step.to);
+                    }
+                }
+            }
+            assert!(reached.contains(&Some(Closed)) && resident, "from {start:?}");
+            assert_eq!(reached.len(), 1 + State::ALL.len(), "from {start:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waits_for_changes_nothing() {
+        for state in states() {
+            for fact in FACTS.into_iter().filter(|fact| fact.is_answer()) {
+                let waits = match fact {
+                    Fact::KnockAccepted | Fact::KnockRefused => state == Some(Knocking),
+                    Fact::JoinFailed(_) => state == Some(Joining),
+                    _ => state == Some(Leaving),
+                };
+                let step = next(state, fact).expect("answers are never refused");
+                assert!(
+                    waits || step == Step { to: state, changed: false, link: false },
+                    "{fact:?} in {state:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_fact_that_comes_twice_does_no_more_than_once() {
+        for state in states() {
+            for fact in FACTS {
+                let Ok(once) = next(state, fact) else { continue };
+                // Knocking on in the state that a knock led to is the same knock again, and so on.
+                let twice = next(once.to, fact);
+                assert!(
+                    twice.is_ok_and(|twice| twice.to == once.to),
+                    "{fact:?} twice in {state:?}: {once:?}, {twice:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_our_own_user_can_be_refused() {
+        for state in states() {
+            for fact in FACTS {
+                let asked = matches!(fact, Fact::UserKnocks | Fact::UserLeaves | Fact::UserJoins);
+                assert!(asked || next(state, fact).is_ok(), "{fact:?} in {state:?}");
+            }
+        }
+        assert_eq!(Error::from(Refusal::AlreadyInvited).status(), 403);
+    }
+
+    #[test]
+    fn the_words_of_the_states_are_read_back() {
+        assert!(State::ALL.into_iter().all(|state| State::parse(state.as_str()) == Some(state)));
+        assert_eq!(State::parse("joined"), None);
+        assert_eq!(State::ALL, [Knocking, Knocked, Invited, Joining, Leaving, Closed]);
+    }
+}

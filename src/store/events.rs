@@ -340,6 +340,14 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Gives an accepted event that clients did not see yet its place.
+    pub(crate) fn place_event(&mut self, event: EventKey, place: Place) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE events SET stream = ?2, sub = ?3 WHERE event_key = ?1")?
+            .execute([event, place.stream, place.sub])?;
+        Ok(())
+    }
+
     /// Notes an accepted redaction.
     pub(crate) fn note_redaction(&mut self, redacts: &EventId, by: EventKey) -> Result<()> {
         self.conn()

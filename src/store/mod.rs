@@ -5,13 +5,24 @@
 //! folder, one file a group of tables; `schema.sql` documents the data. Nothing here knows HTTP, the network, or why
 //! something is written.
 
+pub mod account_data;
+pub mod append;
+pub mod client_transactions;
+pub mod destinations;
+pub mod directory;
 pub mod events;
+pub mod filters;
 pub mod memberships;
 pub mod migrate;
+pub mod profiles;
 mod readers;
+pub mod remote_memberships;
 pub mod rooms;
+pub mod server_keys;
 pub mod snapshots;
 pub mod state;
+pub mod timeline;
+pub mod transactions;
 mod writer;
 
 use std::collections::{HashMap, HashSet};

@@ -108,6 +108,9 @@ impl Case<'_> {
             // 5.3.6. Open to all.
             JoinRule::Public => Ok(()),
             // 5.3.7. Otherwise, reject.
+            JoinRule::Knock if !self.version.knock => {
+                self.fail(Section::Member, &[join, otherwise], "the room's join rule lets nobody join")
+            }
             JoinRule::Invite | JoinRule::Knock => {
                 let text = format!("{target} is not invited to the room");
                 self.fail(Section::Member, &[join, otherwise], text)

@@ -157,7 +157,7 @@ fn selection<'e>(
     selected.push(("m.room.member", sender));
     let (true, Some(target)) = (event_type == "m.room.member", state_key) else { return selected };
 
-    let mut add_member = |user: &'e str, selected: &mut Vec<_>| {
+    let add_member = |user: &'e str, selected: &mut Vec<_>| {
         if !selected.contains(&("m.room.member", user)) {
             selected.push(("m.room.member", user));
         }

@@ -1,11 +1,11 @@
 //! Invites that redeem a third-party invite: rules 5.4.1.2 to 5.4.1.8 (numbers of version 12).
 
-use ed25519_dalek::{Signature, VerifyingKey};
 use serde_json::{Map, Value};
 
 use super::StateLookup;
 use crate::protocol::json;
 use crate::protocol::pdu::Pdu;
+use crate::protocol::sign::VerifyKey;
 
 pub(super) enum Verdict {
     Allowed,
@@ -56,12 +56,12 @@ fn text<'v>(object: &'v Value, key: &str) -> Option<&'v str> {
 
 fn any_signature_matches(signed: &Map<String, Value>, issued: &Map<String, Value>) -> bool {
     let listed = issued.get("public_keys").and_then(Value::as_array);
-    let keys: Vec<VerifyingKey> = issued
+    let keys: Vec<VerifyKey> = issued
         .get("public_key")
         .into_iter()
         .chain(listed.into_iter().flatten().filter_map(|entry| entry.get("public_key")))
         .take(TRIED_KEYS)
-        .filter_map(|key| VerifyingKey::from_bytes(&decode(key)?.try_into().ok()?).ok())
+        .filter_map(|key| VerifyKey::from_base64(&standard_base64(key.as_str()?)).ok())
         .collect();
     let Some(Value::Object(servers)) = signed.get("signatures") else { return false };
     let signed = json::canonical_event(signed, &["signatures", "unsigned"]);
@@ -71,11 +71,11 @@ fn any_signature_matches(signed: &Map<String, Value>, issued: &Map<String, Value
         .flatten()
         .filter(|(key_id, _)| key_id.starts_with("ed25519:"))
         .take(TRIED_SIGNATURES)
-        .filter_map(|(_, signature)| Signature::from_slice(&decode(signature)?).ok())
-        .any(|signature| keys.iter().any(|key| key.verify_strict(&signed, &signature).is_ok()))
+        .filter_map(|(_, signature)| signature.as_str())
+        .any(|signature| keys.iter().any(|key| key.verifies(&signed, signature)))
 }
 
-/// Unpadded base64; identity servers write keys in the URL-safe alphabet too.
-fn decode(text: &Value) -> Option<Vec<u8>> {
-    json::base64_decode(&text.as_str()?.replace('-', "+").replace('_', "/"))
+/// Identity servers write keys in the URL-safe alphabet too.
+fn standard_base64(text: &str) -> String {
+    text.replace('-', "+").replace('_', "/")
 }

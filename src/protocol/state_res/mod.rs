@@ -4,12 +4,14 @@
 //! [`Graph`] of small integers; nothing recurses, and every walk visits an event once, so that work and memory grow
 //! with the number of events looked at and not with the shape that a hostile server gives the graph.
 //!
-//! Three points where the text leaves room, or Synapse and with it the existing rooms do something else:
+//! Points where the text leaves room, or Synapse and with it the existing rooms do something else:
 //!
 //! - A state's full auth chain includes the state's own events (the text's wording excludes them).
 //! - The auth chain of a power event is followed through events of the full conflicted set only.
 //! - `m.room.create` counts as a power event, and only events with the state key "" count as power levels, join
 //!   rules and create event.
+//! - Events that were rejected never come into the state. (The text admits those that failed only against the state
+//!   before them, but not those that failed against their auth events; nobody keeps the two apart.)
 
 mod graph;
 mod ordering;
@@ -34,13 +36,13 @@ pub type StateKey = (Arc<str>, Arc<str>);
 pub type StateMap = BTreeMap<StateKey, EventId>;
 
 /// Looks an event up, rejected ones included. Events of another room count as unknown.
-pub type Fetch<'a> = &'a (dyn Fn(&EventId) -> Option<Pdu> + Sync);
+pub type Fetch<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
 
 /// Resolves states into one. The order of `sets` does not matter.
 ///
 /// `fetch` must know the events in the sets and their auth chains; what it does not know is left out of
-/// consideration, as the other servers do. `rejected` says of an event whether it was rejected: such events are not
-/// used as somebody's auth events, though the algorithm may still let them into the state.
+/// consideration, as the other servers do. `rejected` says of an event whether it was rejected: such events neither
+/// come into the state nor serve as somebody's auth events.
 ///
 /// Errors: none at present; the type leaves room for a caller's limits.
 pub fn resolve(
@@ -58,7 +60,7 @@ pub fn resolve(
     match (distinct.as_slice(), version.state_resolution) {
         ([], _) => Ok(StateMap::new()),
         ([only], _) => Ok((*only).clone()),
-        (sets, StateResolution::V1) => Ok(v1::resolve(version, sets, fetch)),
+        (sets, StateResolution::V1) => Ok(v1::resolve(version, sets, fetch, rejected)),
         (sets, algorithm) => {
             Ok(Resolution::new(version, sets, fetch, rejected, algorithm == StateResolution::V2_1).run())
         }
@@ -208,6 +210,9 @@ impl<'a> Resolution<'a> {
     /// One step of the iterative auth checks.
     fn apply_if_allowed(&mut self, node: Node) {
         let Some(event) = self.graph.event(node).cloned() else { return };
+        if (self.rejected)(event.event_id()) {
+            return;
+        }
         let Some(key) = graph::state_key(&event) else { return };
         let cited: Vec<Pdu> = self
             .graph
@@ -232,7 +237,10 @@ impl<'a> Resolution<'a> {
         match self.resolved.get(&key) {
             Some(&node) => self.graph.known(node).cloned(),
             None if self.is_2_1 => None,
-            None => self.agreed.get(&key).and_then(|id| self.graph.lookup(id)),
+            None => {
+                let id = self.agreed.get(&key).filter(|id| !(self.rejected)(id))?;
+                self.graph.lookup(id)
+            }
         }
     }
 }

@@ -5,7 +5,6 @@
 //! the other events passes, the least deep one stands.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
 use super::{Conflict, Fetch, StateKey, StateMap, separate};
 use crate::protocol::event_auth::Judge;
@@ -13,7 +12,16 @@ use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
 
-pub(super) fn resolve(version: RoomVersion, sets: &[&StateMap], fetch: Fetch<'_>) -> StateMap {
+type Look<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
+
+pub(super) fn resolve(
+    version: RoomVersion,
+    sets: &[&StateMap],
+    fetch: Fetch<'_>,
+    rejected: &dyn Fn(&EventId) -> bool,
+) -> StateMap {
+    // Rejected events count as unknown.
+    let fetch: Look<'_> = &|id| if rejected(id) { None } else { fetch(id) };
     // Only different events conflict; that a set lacks a key does not matter.
     let (mut state, conflicts) = separate(sets, |values| {
         let mut present = values.iter().flatten();
@@ -65,7 +73,7 @@ pub(super) fn resolve(version: RoomVersion, sets: &[&StateMap], fetch: Fetch<'_>
 }
 
 /// The events in conflict that are known: the least deep first, among equals the greatest SHA-1 of the event id.
-fn candidates(conflict: &Conflict, fetch: Fetch<'_>) -> Vec<Pdu> {
+fn candidates(conflict: &Conflict, fetch: Look<'_>) -> Vec<Pdu> {
     let mut ids: Vec<&EventId> = conflict.values.iter().flatten().collect();
     ids.sort_unstable();
     ids.dedup();
@@ -81,7 +89,7 @@ fn latest_allowed_in_turn(
     key: &StateKey,
     events: &[Pdu],
     state: &StateMap,
-    fetch: Fetch<'_>,
+    fetch: Look<'_>,
 ) -> EventId {
     let mut current = &events[0];
     for event in &events[1..] {
@@ -101,13 +109,13 @@ fn latest_allowed_in_turn(
 }
 
 /// Everything else: the deepest event that the state allows.
-fn deepest_allowed(judge: &Judge, events: &[Pdu], state: &StateMap, fetch: Fetch<'_>) -> EventId {
+fn deepest_allowed(judge: &Judge, events: &[Pdu], state: &StateMap, fetch: Look<'_>) -> EventId {
     let lookup = |kind: &str, state_key: &str| look_up(state, kind, state_key, fetch);
     let allowed = events.iter().rev().find(|event| judge.check(event, &lookup).is_ok());
     allowed.unwrap_or(&events[0]).event_id().clone()
 }
 
-fn look_up(state: &StateMap, kind: &str, state_key: &str, fetch: Fetch<'_>) -> Option<Pdu> {
+fn look_up(state: &StateMap, kind: &str, state_key: &str, fetch: Look<'_>) -> Option<Pdu> {
     fetch(state.get(&(kind.into(), state_key.into()))?)
 }
 

@@ -1,0 +1,43 @@
+//! `doorstep fixture`: a homeserver for somebody else's test, in whatever language it is written.
+
+use std::io::Read;
+
+use argh::FromArgs;
+use doorstep::config::{Data, Registration};
+use doorstep::{Result, TestServer};
+use serde_json::{Map, json};
+
+/// Runs an in-memory homeserver on free ports for a test: prints one JSON line when it is ready, and lives until its
+/// standard input closes.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "fixture")]
+pub struct Fixture {
+    /// accounts to make, by localpart, separated by commas
+    #[argh(option, default = "String::new()")]
+    users: String,
+    /// let nobody else register
+    #[argh(switch)]
+    closed: bool,
+}
+
+/// Runs until standard input ends.
+#[allow(clippy::print_stdout, reason = "the JSON line is the interface")]
+pub fn run(fixture: &Fixture) -> Result<()> {
+    let server = TestServer::start_with(|config| {
+        config.data = Data::Memory;
+        if fixture.closed {
+            config.registration = Registration::Closed;
+        }
+    });
+    let mut users = Map::new();
+    for localpart in fixture.users.split(',').map(str::trim).filter(|u| !u.is_empty()) {
+        let made = server.user(localpart);
+        let user = json!({ "user_id": made.id(), "access_token": made.token(), "password": localpart });
+        users.insert(localpart.to_owned(), user);
+    }
+    println!("{}", json!({ "name": server.name(), "url": server.url(), "users": users }));
+    let mut rest = std::io::stdin().lock();
+    let mut buffer = [0; 1024];
+    while rest.read(&mut buffer).is_ok_and(|n| n > 0) {}
+    Ok(())
+}

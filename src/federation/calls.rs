@@ -1,0 +1,562 @@
+//! The calls between servers, typed: what goes out, what comes back, each with its bounds. Events come back as
+//! their exact bytes, unchecked: their format, hashes and signatures are the caller's to judge.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::client::{CallError, CallResult, Client, Response, SignedRequest};
+use crate::protocol::room_version::RoomVersion;
+use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
+
+/// An event as the peer sent it.
+pub type RawEvent = Box<RawValue>;
+
+/// Answers that are one event or a little information about one thing.
+const SMALL: u64 = 1 << 20;
+/// Answers that are a bounded list of events: 100 of the largest possible, and room for the rest.
+const LIST: u64 = 16 << 20;
+/// Answers that are the whole state of a room, which may have hundreds of thousands of members.
+const STATE: u64 = 256 << 20;
+/// Most events of a state or an auth chain.
+const MAX_STATE_EVENTS: usize = 1_000_000;
+/// Most entries of stripped state; a complete one has about ten.
+const MAX_STRIPPED: usize = 500;
+/// Most events asked for at once in `backfill` and `get_missing_events`.
+const MAX_EVENTS_ASKED: usize = 100;
+/// Most server names believed from one answer.
+const MAX_SERVERS: usize = 10_000;
+
+const QUICK: Duration = Duration::from_secs(20);
+const ORDINARY: Duration = Duration::from_secs(40);
+/// For calls after which the peer has to work through a room.
+const LONG: Duration = Duration::from_secs(180);
+
+/// Which of the three sibling handshakes (`make_*`, `send_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Joining rooms.
+    Join,
+    /// Knocking upon rooms.
+    Knock,
+    /// Leaving rooms, rejecting invites, withdrawing knocks.
+    Leave,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Knock => "knock",
+            Self::Leave => "leave",
+        }
+    }
+}
+
+/// The answer of `make_join`, `make_knock` and `make_leave`.
+#[derive(Debug, Deserialize)]
+pub struct Template {
+    /// The room's version. Optional for joins and leaves, where its absence means version 1 (2 alike).
+    #[serde(default = "first_version")]
+    pub room_version: String,
+    /// The unsigned event.
+    pub event: Map<String, Value>,
+}
+
+fn first_version() -> String {
+    "1".into()
+}
+
+/// The answer of `send_join`.
+#[derive(Debug, Deserialize)]
+pub struct JoinAnswer {
+    /// Every event of the auth chain of `state`.
+    pub auth_chain: Vec<RawEvent>,
+    /// The room's state before our join; without some members if `members_omitted`.
+    pub state: Vec<RawEvent>,
+    /// Our join, with the resident server's signature added if the join is a restricted one.
+    pub event: Option<RawEvent>,
+    /// Whether most `m.room.member` events were left out. We never ask for that.
+    #[serde(default)]
+    pub members_omitted: bool,
+    /// The servers in the room, if members were left out.
+    #[serde(default)]
+    pub servers_in_room: Vec<String>,
+}
+
+/// The answer of `state`.
+#[derive(Debug, Deserialize)]
+pub struct StateAnswer {
+    /// Every event of the auth chain of `pdus`.
+    pub auth_chain: Vec<RawEvent>,
+    /// The room's state before the event that was asked about.
+    pub pdus: Vec<RawEvent>,
+}
+
+/// The answer of `state_ids`.
+#[derive(Debug, Deserialize)]
+pub struct StateIdsAnswer {
+    /// The ids of the auth chain.
+    pub auth_chain_ids: Vec<EventId>,
+    /// The ids of the room's state before the event that was asked about.
+    pub pdu_ids: Vec<EventId>,
+}
+
+/// The answer of `query/directory`.
+#[derive(Debug, Deserialize)]
+pub struct DirectoryAnswer {
+    /// The room behind the alias.
+    pub room_id: RoomId,
+    /// Servers that may know the room; what was not a server name is left out.
+    #[serde(default, deserialize_with = "only_server_names")]
+    pub servers: Vec<ServerName>,
+}
+
+fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<ServerName>, D::Error> {
+    let names = Vec::<Value>::deserialize(d)?;
+    let names = names.iter().take(MAX_SERVERS).filter_map(Value::as_str);
+    Ok(names.filter_map(|n| ServerName::parse(n).ok()).collect())
+}
+
+/// What the peer says of each event of a transaction: the ids that it could not process, with its reason.
+pub type TransactionAnswer = Vec<(String, String)>;
+
+impl Client {
+    /// `GET make_join`, `make_knock` or `make_leave`: a template for that user's membership event. `versions` are
+    /// those that we can take part in; a leave has no choice of version. The template is unchecked.
+    pub fn make_membership(
+        &self,
+        peer: &ServerName,
+        kind: Kind,
+        room: &RoomId,
+        user: &UserId,
+        versions: &[RoomVersion],
+    ) -> CallResult<Template> {
+        let mut path = format!("/_matrix/federation/v1/make_{}/{}/{}", kind.word(), enc(room), enc(user));
+        if kind != Kind::Leave {
+            for (at, version) in versions.iter().enumerate() {
+                path.push_str(if at == 0 { "?" } else { "&" });
+                let _ = write!(path, "ver={}", enc(version.id));
+            }
+        }
+        object(self.get(peer, path, QUICK, SMALL)?)
+    }
+
+    /// `PUT /v2/send_join`, or v1 where the peer knows no v2: hands our signed join in and gets the room.
+    pub fn send_join(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        event: &[u8],
+    ) -> CallResult<JoinAnswer> {
+        let path = format!("/_matrix/federation/v2/send_join/{}/{}", enc(room), enc(id));
+        let answer: JoinAnswer = match self.put(peer, path, event, LONG, STATE) {
+            Err(e) if e.is_unrecognized() => {
+                let path = format!("/_matrix/federation/v1/send_join/{}/{}", enc(room), enc(id));
+                in_array(self.put(peer, path, event, LONG, STATE)?)?
+            }
+            other => object(other?)?,
+        };
+        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
+        bounded("state", answer.state.len(), MAX_STATE_EVENTS)?;
+        bounded("servers_in_room", answer.servers_in_room.len(), MAX_SERVERS)?;
+        Ok(answer)
+    }
+
+    /// `PUT send_knock`: hands our signed knock in and gets `knock_room_state`.
+    pub fn send_knock(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        event: &[u8],
+    ) -> CallResult<Vec<RawEvent>> {
+        #[derive(Deserialize)]
+        struct KnockAnswer {
+            knock_room_state: Vec<RawEvent>,
+        }
+        let path = format!("/_matrix/federation/v1/send_knock/{}/{}", enc(room), enc(id));
+        let answer: KnockAnswer = object(self.put(peer, path, event, ORDINARY, LIST)?)?;
+        bounded("knock_room_state", answer.knock_room_state.len(), MAX_STRIPPED)?;
+        Ok(answer.knock_room_state)
+    }
+
+    /// `PUT /v2/send_leave`, or v1 where the peer knows no v2: hands our signed leave in.
+    pub fn send_leave(&self, peer: &ServerName, room: &RoomId, id: &EventId, event: &[u8]) -> CallResult<()> {
+        let path = format!("/_matrix/federation/v2/send_leave/{}/{}", enc(room), enc(id));
+        match self.put(peer, path, event, ORDINARY, SMALL) {
+            Err(e) if e.is_unrecognized() => {
+                let path = format!("/_matrix/federation/v1/send_leave/{}/{}", enc(room), enc(id));
+                let _: Map<String, Value> = in_array(self.put(peer, path, event, ORDINARY, SMALL)?)?;
+            }
+            other => {
+                let _: Map<String, Value> = object(other?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `PUT /v2/invite`: asks the invitee's server to sign our invite. `room_state` are stripped state entries.
+    /// Gives the event with their signature, which is the caller's to compare with what was sent.
+    pub fn invite_v2(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        version: RoomVersion,
+        event: &RawValue,
+        room_state: &[RawEvent],
+    ) -> CallResult<RawEvent> {
+        let path = format!("/_matrix/federation/v2/invite/{}/{}", enc(room), enc(id));
+        let body = to_body(&InviteBody { room_version: version.id, event, invite_room_state: room_state })?;
+        let answer: EventAnswer = object(self.put(peer, path, &body, ORDINARY, SMALL)?)?;
+        Ok(answer.event)
+    }
+
+    /// `PUT /v1/invite`, for room versions 1 and 2 with servers that know no v2: the event is the whole body, with
+    /// the stripped state in its `unsigned`.
+    pub fn invite_v1(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        event: &[u8],
+    ) -> CallResult<RawEvent> {
+        let path = format!("/_matrix/federation/v1/invite/{}/{}", enc(room), enc(id));
+        let answer: EventAnswer = in_array(self.put(peer, path, event, ORDINARY, SMALL)?)?;
+        Ok(answer.event)
+    }
+
+    /// `PUT /send/{txnId}`: delivers a transaction, which is the whole body. Gives the events that the peer could
+    /// not process; it has taken responsibility for all others.
+    pub fn send_transaction(
+        &self,
+        peer: &ServerName,
+        txn_id: &str,
+        body: &[u8],
+    ) -> CallResult<TransactionAnswer> {
+        let path = format!("/_matrix/federation/v1/send/{}", enc(txn_id));
+        let answer: Map<String, Value> = object(self.put(peer, path, body, LONG / 3, SMALL)?)?;
+        let Some(Value::Object(pdus)) = answer.get("pdus") else {
+            // Servers of old answered an empty transaction with an empty object.
+            return Ok(Vec::new());
+        };
+        let failed =
+            pdus.iter().filter_map(|(id, said)| Some((id.clone(), said.get("error")?.as_str()?.to_owned())));
+        Ok(failed.take(MAX_EVENTS_ASKED).collect())
+    }
+
+    /// `POST get_missing_events`: the events between `earliest` (exclusive) and `latest` (exclusive), at most
+    /// `limit`, oldest first, none of a depth below `min_depth`.
+    pub fn get_missing_events(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        earliest: &[EventId],
+        latest: &[EventId],
+        limit: usize,
+        min_depth: i64,
+    ) -> CallResult<Vec<RawEvent>> {
+        #[derive(Deserialize)]
+        struct Missing {
+            events: Vec<RawEvent>,
+        }
+        let path = format!("/_matrix/federation/v1/get_missing_events/{}", enc(room));
+        let limit = limit.min(MAX_EVENTS_ASKED);
+        let body = to_body(&json!({
+            "earliest_events": earliest, "latest_events": latest, "limit": limit, "min_depth": min_depth,
+        }))?;
+        let request = SignedRequest {
+            method: "POST",
+            destination: peer,
+            path_and_query: path,
+            body: Some(&body),
+            timeout: ORDINARY,
+            max_bytes: LIST,
+        };
+        let mut answer: Missing = object(self.request(request)?)?;
+        // The newest are the ones that connect to what we have been given.
+        let surplus = answer.events.len().saturating_sub(limit);
+        answer.events.drain(..surplus);
+        Ok(answer.events)
+    }
+
+    /// `GET state_ids`: the ids of the room's state before an event, and of its auth chain.
+    pub fn state_ids(&self, peer: &ServerName, room: &RoomId, at: &EventId) -> CallResult<StateIdsAnswer> {
+        let path = format!("/_matrix/federation/v1/state_ids/{}?event_id={}", enc(room), enc(at));
+        let answer: StateIdsAnswer = object(self.get(peer, path, LONG, STATE / 4)?)?;
+        bounded("auth_chain_ids", answer.auth_chain_ids.len(), MAX_STATE_EVENTS)?;
+        bounded("pdu_ids", answer.pdu_ids.len(), MAX_STATE_EVENTS)?;
+        Ok(answer)
+    }
+
+    /// `GET state`: the events of the room's state before an event, and of its auth chain.
+    pub fn state(&self, peer: &ServerName, room: &RoomId, at: &EventId) -> CallResult<StateAnswer> {
+        let path = format!("/_matrix/federation/v1/state/{}?event_id={}", enc(room), enc(at));
+        let answer: StateAnswer = object(self.get(peer, path, LONG, STATE)?)?;
+        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
+        bounded("pdus", answer.pdus.len(), MAX_STATE_EVENTS)?;
+        Ok(answer)
+    }
+
+    /// `GET event`: one event.
+    pub fn event(&self, peer: &ServerName, id: &EventId) -> CallResult<RawEvent> {
+        #[derive(Deserialize)]
+        struct OneEvent {
+            pdus: Vec<RawEvent>,
+        }
+        let path = format!("/_matrix/federation/v1/event/{}", enc(id));
+        let answer: OneEvent = object(self.get(peer, path, QUICK, SMALL)?)?;
+        let mut events = answer.pdus.into_iter();
+        match (events.next(), events.next()) {
+            (Some(event), None) => Ok(event),
+            _ => Err(CallError::bad("not exactly one event")),
+        }
+    }
+
+    /// `GET event_auth`: the complete auth chain of an event.
+    pub fn event_auth(&self, peer: &ServerName, room: &RoomId, id: &EventId) -> CallResult<Vec<RawEvent>> {
+        #[derive(Deserialize)]
+        struct Chain {
+            auth_chain: Vec<RawEvent>,
+        }
+        let path = format!("/_matrix/federation/v1/event_auth/{}/{}", enc(room), enc(id));
+        let answer: Chain = object(self.get(peer, path, ORDINARY, STATE / 4)?)?;
+        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
+        Ok(answer.auth_chain)
+    }
+
+    /// `GET backfill`: the given events and those before them, at most `limit` (and at most 100).
+    pub fn backfill(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        from: &[EventId],
+        limit: usize,
+    ) -> CallResult<Vec<RawEvent>> {
+        #[derive(Deserialize)]
+        struct Backfilled {
+            pdus: Vec<RawEvent>,
+        }
+        let limit = limit.min(MAX_EVENTS_ASKED);
+        let mut path = format!("/_matrix/federation/v1/backfill/{}?limit={limit}", enc(room));
+        for id in from {
+            let _ = write!(path, "&v={}", enc(id));
+        }
+        let mut answer: Backfilled = object(self.get(peer, path, ORDINARY, LIST)?)?;
+        answer.pdus.truncate(limit);
+        Ok(answer.pdus)
+    }
+
+    /// `GET query/directory`: the room behind an alias of the peer's.
+    pub fn query_directory(&self, peer: &ServerName, alias: &RoomAlias) -> CallResult<DirectoryAnswer> {
+        let path = format!("/_matrix/federation/v1/query/directory?room_alias={}", enc(alias));
+        object(self.get(peer, path, QUICK, SMALL)?)
+    }
+
+    /// `GET query/profile`: the profile of a user of the peer's, or one field of it.
+    pub fn query_profile(
+        &self,
+        peer: &ServerName,
+        user: &UserId,
+        field: Option<&str>,
+    ) -> CallResult<Map<String, Value>> {
+        let mut path = format!("/_matrix/federation/v1/query/profile?user_id={}", enc(user));
+        if let Some(field) = field {
+            let _ = write!(path, "&field={}", enc(field));
+        }
+        object(self.get(peer, path, QUICK, SMALL)?)
+    }
+
+    /// `GET /_matrix/key/v2/server`: the peer's own statement of its keys, unchecked.
+    pub fn server_keys(&self, peer: &ServerName) -> CallResult<Map<String, Value>> {
+        let request = SignedRequest {
+            method: "GET",
+            destination: peer,
+            path_and_query: "/_matrix/key/v2/server".into(),
+            body: None,
+            timeout: QUICK,
+            max_bytes: SMALL / 4,
+        };
+        object(self.request_unsigned(request)?)
+    }
+
+    /// `POST /_matrix/key/v2/query`: what a notary knows of other servers' keys. `query` is the value of
+    /// `server_keys` in the request: server → key id → criteria. Statements that are not objects are left out; all
+    /// are unchecked.
+    pub fn notary_query(
+        &self,
+        notary: &ServerName,
+        query: &Map<String, Value>,
+    ) -> CallResult<Vec<Map<String, Value>>> {
+        #[derive(Deserialize)]
+        struct Notarised {
+            server_keys: Vec<Value>,
+        }
+        let body = to_body(&json!({ "server_keys": query }))?;
+        let request = SignedRequest {
+            method: "POST",
+            destination: notary,
+            path_and_query: "/_matrix/key/v2/query".into(),
+            body: Some(&body),
+            // The notary may have to ask others in turn.
+            timeout: ORDINARY,
+            max_bytes: LIST,
+        };
+        let answer: Notarised = object(self.request_unsigned(request)?)?;
+        let statements = answer.server_keys.into_iter().filter_map(|v| match v {
+            Value::Object(statement) => Some(statement),
+            _ => None,
+        });
+        Ok(statements.collect())
+    }
+
+    fn get(
+        &self,
+        peer: &ServerName,
+        path: String,
+        timeout: Duration,
+        max_bytes: u64,
+    ) -> CallResult<Response> {
+        let request = SignedRequest {
+            method: "GET",
+            destination: peer,
+            path_and_query: path,
+            body: None,
+            timeout,
+            max_bytes,
+        };
+        self.request(request)
+    }
+
+    fn put(
+        &self,
+        peer: &ServerName,
+        path: String,
+        body: &[u8],
+        timeout: Duration,
+        max: u64,
+    ) -> CallResult<Response> {
+        self.request(SignedRequest {
+            method: "PUT",
+            destination: peer,
+            path_and_query: path,
+            body: Some(body),
+            timeout,
+            max_bytes: max,
+        })
+    }
+}
+
+#[derive(serde::Serialize)]
+struct InviteBody<'a> {
+    room_version: &'a str,
+    event: &'a RawValue,
+    invite_room_state: &'a [RawEvent],
+}
+
+#[derive(Deserialize)]
+struct EventAnswer {
+    event: RawEvent,
+}
+
+fn to_body(value: &impl serde::Serialize) -> CallResult<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| CallError::bad(format!("our own request is not JSON: {e}")))
+}
+
+/// The answer as the object that it has to be.
+fn object<T: DeserializeOwned>(response: Response) -> CallResult<T> {
+    let body = response.body;
+    // Derived structs would also be read from an array.
+    if body.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(not_json(&body));
+    }
+    serde_json::from_slice(&body).map_err(|e| CallError::bad(format!("an answer of another shape: {e}")))
+}
+
+/// The answer of version 1 calls that are arrays `[200, {…}]` by an accident of history.
+fn in_array<T: DeserializeOwned>(response: Response) -> CallResult<T> {
+    let parsed: Result<(u16, Box<RawValue>), _> = serde_json::from_slice(&response.body);
+    let (_, inner) = parsed.map_err(|_| not_json(&response.body))?;
+    object(Response { status: response.status, body: inner.get().as_bytes().to_vec() })
+}
+
+fn not_json(body: &[u8]) -> CallError {
+    let start = body.iter().find(|b| !b.is_ascii_whitespace());
+    CallError::bad(if start == Some(&b'<') {
+        "HTML instead of JSON"
+    } else {
+        "not the JSON that was asked for"
+    })
+}
+
+fn bounded(what: &str, count: usize, most: usize) -> CallResult<()> {
+    if count > most { Err(CallError::bad(format!("{count} entries in {what}"))) } else { Ok(()) }
+}
+
+/// Percent-encodes everything but the unreserved characters (RFC 3986), for a path segment or a query value.
+pub(crate) fn enc(text: impl AsRef<str>) -> String {
+    let mut out = String::with_capacity(text.as_ref().len() + 16);
+    for byte in text.as_ref().bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(text: &str) -> Response {
+        Response { status: 200, body: text.into() }
+    }
+
+    #[test]
+    fn identifiers_are_encoded_in_paths() {
+        assert_eq!(enc("!a/b?c:x.org"), "%21a%2Fb%3Fc%3Ax.org");
+        assert_eq!(enc("$abc-_.~é"), "%24abc-_.~%C3%A9");
+    }
+
+    #[test]
+    fn an_answer_that_is_not_the_asked_json_is_a_bad_answer() {
+        for (body, word) in [
+            ("<html>hello</html>", "HTML"),
+            ("", "not the JSON"),
+            ("[200, {}]", "not the JSON"),
+            ("null", "not the JSON"),
+            ("{\"event\": 1", "shape"),
+            ("{\"room_version\": 3, \"event\": {}}", "shape"),
+            ("{\"room_version\": \"9\"}", "shape"),
+        ] {
+            let e = object::<Template>(answer(body)).expect_err(body);
+            assert!(matches!(&e, CallError::BadAnswer(why) if why.contains(word)), "{body}: {e}");
+        }
+        assert_eq!(object::<Template>(answer(" {\"event\":{}}")).expect("a template").room_version, "1");
+    }
+
+    #[test]
+    fn an_array_of_version_1_is_unwrapped() {
+        let event =
+            in_array::<EventAnswer>(answer("[200, {\"event\": {\"a\":1.0}}]")).expect("an event").event;
+        assert_eq!(event.get(), "{\"a\":1.0}");
+        assert!(in_array::<EventAnswer>(answer("{\"event\": {}}")).is_err());
+        assert!(in_array::<EventAnswer>(answer("[200]")).is_err());
+    }
+
+    #[test]
+    fn servers_in_a_directory_answer_that_are_no_names_are_left_out() {
+        let body = r#"{"room_id":"!a:b","servers":["good.org", 5, "", null]}"#;
+        let found: DirectoryAnswer = object(answer(body)).expect("an answer");
+        assert_eq!(found.servers.len(), 1);
+        assert!(object::<DirectoryAnswer>(answer(r#"{"room_id":"nonsense","servers":[]}"#)).is_err());
+    }
+}

@@ -1,0 +1,579 @@
+//! The signed request. One `Client` for the whole server: it keeps connections open, and bounds what a peer can do
+//! to us: time in all, size of head and body, where its name may lead.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use serde_json::{Map, Value};
+use ureq::config::Config;
+use ureq::http;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Timeout};
+
+use super::address_guard::AddressGuard;
+use super::discovery::{self, Discovery, HostPort, Lookups, NoRoute, WellKnown};
+use super::dns;
+use crate::clock::Clock;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::sign::SigningKey;
+use crate::protocol::{ServerName, x_matrix};
+
+/// Time for a name to become addresses.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
+/// Time for TCP and TLS together.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// Time for a well-known answer, redirects and all.
+const WELL_KNOWN_WITHIN: Duration = Duration::from_secs(10);
+const MAX_HEAD: usize = 32 * 1024;
+/// The specification's example has 40 bytes.
+const MAX_WELL_KNOWN: u64 = 50 * 1024;
+const MAX_WELL_KNOWN_REDIRECTS: u32 = 10;
+/// Of an answer that is an error, this much is read.
+const MAX_ERROR_BODY: u64 = 64 * 1024;
+/// Of a peer's error message, this much is passed on.
+const MAX_MESSAGE: usize = 500;
+/// Idle connections kept, in all and to one server, and for how long.
+const MAX_IDLE: usize = 64;
+const MAX_IDLE_PER_SERVER: usize = 4;
+const IDLE_KEPT: Duration = Duration::from_secs(50);
+/// Requests are written in pieces of this size, and answers' heads must fit in twice as much.
+const BUFFER: usize = 32 * 1024;
+
+/// What a client needs to know.
+pub struct Settings {
+    /// Our own name: the origin of every request.
+    pub server_name: ServerName,
+    /// PEM files with root certificates to trust besides Mozilla's.
+    pub trust_ca: Vec<PathBuf>,
+    /// Whether to connect to loopback and private ranges.
+    pub allow_private_addresses: bool,
+    /// The clock by which discovery forgets.
+    pub clock: Clock,
+}
+
+/// One request to another server.
+pub struct SignedRequest<'a> {
+    /// `GET`, `POST` or `PUT`.
+    pub method: &'a str,
+    /// The server name, before any delegation.
+    pub destination: &'a ServerName,
+    /// From `/_matrix` on, percent-encoded, with the query if there is one. Signed as it is.
+    pub path_and_query: String,
+    /// A JSON object.
+    pub body: Option<&'a [u8]>,
+    /// Time for everything together.
+    pub timeout: Duration,
+    /// Bound of the answer's body.
+    pub max_bytes: u64,
+}
+
+/// A peer's answer with a 2xx status.
+pub struct Response {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body, which is within the request's bound but not yet looked at.
+    pub body: Vec<u8>,
+}
+
+/// What a call gives.
+pub type CallResult<T> = std::result::Result<T, CallError>;
+
+/// Why a call gave nothing.
+#[derive(Debug, Clone)]
+pub enum CallError {
+    /// No answer, or one of a proxy that speaks for an absent server. Trying again later may help.
+    Unreachable(String),
+    /// The peer answered, and its answer is no.
+    Refused(Box<Refusal>),
+    /// The peer answered with something that is not an answer: not JSON, too long, missing parts, lies.
+    BadAnswer(String),
+}
+
+/// A peer's error.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// The error code, if the body was a Matrix error.
+    pub errcode: Option<String>,
+    /// The `error` text, cut and without control characters; empty if there is none.
+    pub message: String,
+    /// The whole body, if it was a JSON object.
+    pub body: Map<String, Value>,
+}
+
+impl CallError {
+    /// A bad answer, in words.
+    pub fn bad(why: impl Into<String>) -> Self {
+        Self::BadAnswer(why.into())
+    }
+
+    /// Whether the same call may succeed later without anybody changing their mind: no connection, rate limits,
+    /// internal errors of the peer.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused(refusal) => refusal.status == 429 || refusal.status >= 500,
+            Self::BadAnswer(_) => false,
+        }
+    }
+
+    /// The peer's own words, if it answered with an error.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// The peer's error code, if it is one that we know.
+    pub fn errcode(&self) -> Option<ErrCode> {
+        ErrCode::from_wire(self.refusal()?.errcode.as_deref()?)
+    }
+
+    /// Whether the peer does not know the endpoint (rather than the resource), so that an older one may be tried.
+    pub fn is_unrecognized(&self) -> bool {
+        self.refusal().is_some_and(|r| match r.errcode.as_deref() {
+            Some(code) => code == "M_UNRECOGNIZED",
+            None => matches!(r.status, 404 | 405),
+        })
+    }
+
+    /// For how long the peer asks us to wait, if it limits our rate.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let refusal = self.refusal().filter(|r| r.status == 429)?;
+        refusal.body.get("retry_after_ms").and_then(Value::as_u64).map(Duration::from_millis)
+    }
+
+    /// As our own client should hear it: codes that speak of the resource pass with their extra fields, everything
+    /// else is 502 naming the peer (504 if it was not reached).
+    pub fn into_client_error(self, peer: &ServerName) -> Error {
+        match self {
+            Self::Unreachable(why) => {
+                Error::bad_gateway(format!("{peer} could not be reached")).with_status(504).with_cause(why)
+            }
+            Self::BadAnswer(why) => {
+                Error::bad_gateway(format!("{peer} answered with nonsense")).with_cause(why)
+            }
+            Self::Refused(refusal) => {
+                let code =
+                    refusal.errcode.as_deref().and_then(ErrCode::from_wire).filter(|c| c.is_relayable());
+                let Some(code) = code else {
+                    let errcode = refusal.errcode.as_deref().unwrap_or("no errcode");
+                    let cause = format!("{} {errcode}: {}", refusal.status, refusal.message);
+                    return Error::bad_gateway(format!("{peer} refused our request")).with_cause(cause);
+                };
+                let message =
+                    if refusal.message.is_empty() { format!("{peer} refused") } else { refusal.message };
+                // Fields that belong to a relayable code; a peer may not put others into our answer.
+                let room_version = refusal.body.get("room_version").and_then(Value::as_str);
+                match room_version.filter(|_| code == ErrCode::IncompatibleRoomVersion) {
+                    Some(v) => Error::new(code, message).with_field("room_version", v),
+                    None => Error::new(code, message),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(why) => write!(f, "unreachable: {why}"),
+            Self::Refused(r) => {
+                write!(
+                    f,
+                    "refused: {} {} {}",
+                    r.status,
+                    r.errcode.as_deref().unwrap_or("(no errcode)"),
+                    r.message
+                )
+            }
+            Self::BadAnswer(why) => write!(f, "bad answer: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+/// Speaks to other servers. Shared by all threads.
+pub struct Client {
+    server_name: ServerName,
+    key: Arc<ArcSwap<SigningKey>>,
+    agent: Agent,
+    discovery: Arc<Discovery>,
+}
+
+impl Client {
+    /// A client that signs with whatever key is in `key` at the time. Errors: a file of root certificates that
+    /// cannot be read, with its name.
+    pub fn new(settings: Settings, key: Arc<ArcSwap<SigningKey>>) -> Result<Self> {
+        let roots = roots(&settings.trust_ca)?;
+        let guard = AddressGuard { allow_private: settings.allow_private_addresses };
+        let lookups =
+            SystemLookups { agent: well_known_agent(roots.clone(), guard), clock: settings.clock.clone() };
+        Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
+    }
+
+    /// A client that finds servers by these look-ups.
+    pub(crate) fn with_lookups(
+        settings: Settings,
+        key: Arc<ArcSwap<SigningKey>>,
+        roots: RootCerts,
+        lookups: Box<dyn Lookups>,
+    ) -> Self {
+        let guard = AddressGuard { allow_private: settings.allow_private_addresses };
+        let discovery = Arc::new(Discovery::new(lookups, guard, settings.clock));
+        let config = base_config(roots)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .max_idle_connections(MAX_IDLE)
+            .max_idle_connections_per_host(MAX_IDLE_PER_SERVER)
+            .max_idle_age(IDLE_KEPT)
+            .build();
+        let resolver = MatrixResolver { discovery: discovery.clone() };
+        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
+        Self { server_name: settings.server_name, key, agent, discovery }
+    }
+
+    /// Our own name.
+    pub fn server_name(&self) -> &ServerName {
+        &self.server_name
+    }
+
+    /// Makes a request signed as ours (server-server API, "Request Authentication").
+    pub fn request(&self, request: SignedRequest<'_>) -> CallResult<Response> {
+        let authorization = x_matrix::build(
+            request.method,
+            &request.path_and_query,
+            &self.server_name,
+            request.destination,
+            request.body,
+            &self.key.load(),
+        )
+        .map_err(|e| CallError::bad(format!("our own request cannot be signed: {e}")))?;
+        self.perform(&request, Some(&authorization))
+    }
+
+    /// Makes a request without a signature, for the key endpoints.
+    pub fn request_unsigned(&self, request: SignedRequest<'_>) -> CallResult<Response> {
+        self.perform(&request, None)
+    }
+
+    /// Ends every connection, so that threads inside a request come back at once. Later requests fail.
+    pub fn shutdown(&self) {
+        self.agent.clone().shutdown();
+    }
+
+    fn perform(&self, request: &SignedRequest<'_>, authorization: Option<&str>) -> CallResult<Response> {
+        let deadline = Instant::now() + request.timeout;
+        let within = request.timeout.min(WELL_KNOWN_WITHIN);
+        let authority = self.discovery.authority(request.destination, within).map_err(unroutable)?;
+        let began = Instant::now();
+        let answer = self.exchange(request, &authority, authorization, deadline, false);
+        let answer = match answer {
+            // A connection that had been kept open may have been closed by the peer just now. All requests between
+            // servers may be repeated, so one more try on a new connection.
+            Err(Failure::Disconnected(_))
+                if Instant::now() < deadline && began.elapsed() < Duration::from_secs(5) =>
+            {
+                self.exchange(request, &authority, authorization, deadline, true)
+            }
+            other => other,
+        };
+        answer.map_err(|failure| match failure {
+            Failure::Disconnected(why) | Failure::NotConnected(why) => {
+                self.discovery.forget(&authority);
+                CallError::Unreachable(why)
+            }
+            Failure::Said(error) => error,
+        })
+    }
+
+    fn exchange(
+        &self,
+        request: &SignedRequest<'_>,
+        authority: &str,
+        authorization: Option<&str>,
+        deadline: Instant,
+        new_connection: bool,
+    ) -> Result<Response, Failure> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut head = http::Request::builder()
+            .method(request.method)
+            .uri(format!("https://{authority}{}", request.path_and_query))
+            // Said explicitly, because a port of 443 would be left out.
+            .header("Host", authority)
+            .header("Accept", "application/json");
+        if let Some(authorization) = authorization {
+            head = head.header("Authorization", authorization);
+        }
+        if request.body.is_some() {
+            head = head.header("Content-Type", "application/json");
+        }
+        let answer = match request.body {
+            Some(body) => {
+                let built = head.body(body).map_err(|e| Failure::ours(&e))?;
+                self.run(built, left, new_connection)
+            }
+            None => {
+                let built = head.body(()).map_err(|e| Failure::ours(&e))?;
+                self.run(built, left, new_connection)
+            }
+        };
+        read_answer(answer.map_err(Failure::from_ureq)?, request.max_bytes)
+    }
+
+    fn run(
+        &self,
+        request: http::Request<impl ureq::AsSendBody>,
+        within: Duration,
+        new_connection: bool,
+    ) -> Result<http::Response<ureq::Body>, ureq::Error> {
+        let config = self.agent.configure_request(request).timeout_global(Some(within));
+        let config = if new_connection { config.max_idle_age(Duration::ZERO) } else { config };
+        self.agent.run(config.build())
+    }
+}
+
+fn unroutable(no: NoRoute) -> CallError {
+    CallError::Unreachable(no.0)
+}
+
+/// How an exchange failed, as far as the decision to repeat it needs to know.
+enum Failure {
+    /// The connection ended where an answer should have been.
+    Disconnected(String),
+    /// No usable connection, or not in time.
+    NotConnected(String),
+    Said(CallError),
+}
+
+impl Failure {
+    fn ours(e: &http::Error) -> Self {
+        Self::Said(CallError::bad(format!("our own request is not valid HTTP: {e}")))
+    }
+
+    fn from_ureq(e: ureq::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match e {
+            ureq::Error::Io(e) => {
+                let dropped =
+                    matches!(e.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof);
+                // The resolver's reason travels inside an I/O error.
+                let why = e.to_string();
+                if dropped { Self::Disconnected(why) } else { Self::NotConnected(why) }
+            }
+            ureq::Error::Timeout(Timeout::Global) => Self::NotConnected("no answer in time".into()),
+            ureq::Error::Timeout(phase) => Self::NotConnected(format!("no answer in time ({phase})")),
+            e @ (ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::Tls(_)
+            | ureq::Error::Rustls(_)) => Self::NotConnected(e.to_string()),
+            ureq::Error::BodyExceedsLimit(n) => Self::Said(CallError::bad(format!("longer than {n} bytes"))),
+            e => Self::Said(CallError::bad(e.to_string())),
+        }
+    }
+}
+
+/// Reads the body within its bound and tells answers from errors.
+fn read_answer(answer: http::Response<ureq::Body>, max_bytes: u64) -> Result<Response, Failure> {
+    let status = answer.status().as_u16();
+    if answer.status().is_redirection() {
+        let e = CallError::bad(format!("a redirect ({status}), which has no place between servers"));
+        return Err(Failure::Said(e));
+    }
+    let length =
+        answer.headers().get("content-length").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let ok = answer.status().is_success();
+    if ok && length.is_some_and(|n: u64| n > max_bytes) {
+        return Err(Failure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))));
+    }
+    let limit = if ok { max_bytes } else { MAX_ERROR_BODY };
+    let read = answer.into_body().into_with_config().limit(limit).read_to_vec();
+    if ok {
+        return read.map(|body| Response { status, body }).map_err(Failure::from_ureq);
+    }
+    // Of an error, the status says enough if the body does not.
+    let body =
+        read.ok().and_then(|b| serde_json::from_slice::<Map<String, Value>>(&b).ok()).unwrap_or_default();
+    let errcode = body.get("errcode").and_then(Value::as_str).map(str::to_owned);
+    if errcode.is_none() && matches!(status, 502..=504) {
+        return Err(Failure::Said(CallError::Unreachable(format!("a proxy answered with status {status}"))));
+    }
+    let message = body.get("error").and_then(Value::as_str).unwrap_or_default();
+    let message: String = message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
+    Err(Failure::Said(CallError::Refused(Box::new(Refusal { status, errcode, message, body }))))
+}
+
+/// What both agents have in common: TLS only, no proxy from the environment, errors are answers, small buffers.
+fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
+    Config::builder()
+        .https_only(true)
+        .http_status_as_error(false)
+        .proxy(None)
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .user_agent(concat!("Doorstep/", env!("CARGO_PKG_VERSION")))
+        .max_response_header_size(MAX_HEAD)
+        .input_buffer_size(2 * BUFFER)
+        .output_buffer_size(BUFFER)
+        .timeout_resolve(Some(RESOLVE_WITHIN))
+        .timeout_connect(Some(CONNECT_WITHIN))
+}
+
+/// Mozilla's roots, and those of the files.
+fn roots(files: &[PathBuf]) -> Result<RootCerts> {
+    let mut all: Vec<Certificate<'static>> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
+        .iter()
+        .map(|der| Certificate::from_der(der.as_ref()))
+        .collect();
+    for file in files {
+        let wrong = |e: String| Error::invalid_param(format!("--trust-ca {}: {e}", file.display()));
+        let pem = std::fs::read(file).map_err(|e| wrong(e.to_string()))?;
+        let before = all.len();
+        for item in ureq::tls::parse_pem(&pem) {
+            if let PemItem::Certificate(certificate) = item.map_err(|e| wrong(e.to_string()))? {
+                all.push(certificate);
+            }
+        }
+        if all.len() == before {
+            return Err(wrong("no certificate in it".into()));
+        }
+    }
+    Ok(RootCerts::Specific(Arc::new(all)))
+}
+
+/// Gives ureq the addresses of a Matrix authority: discovery and the address guard in one place, so that what was
+/// judged is what is connected to.
+struct MatrixResolver {
+    discovery: Arc<Discovery>,
+}
+
+impl fmt::Debug for MatrixResolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MatrixResolver")
+    }
+}
+
+impl Resolver for MatrixResolver {
+    fn resolve(
+        &self,
+        uri: &http::Uri,
+        _: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let authority = uri.authority().map_or("", |a| a.as_str());
+        let found = self.discovery.socket_addresses(authority, within(timeout)).map_err(no_route)?;
+        let mut addresses = self.empty();
+        found.into_iter().for_each(|a| addresses.push(a));
+        Ok(addresses)
+    }
+}
+
+fn within(timeout: NextTimeout) -> Duration {
+    timeout.not_zero().map_or(RESOLVE_WITHIN, |t| *t).min(RESOLVE_WITHIN)
+}
+
+fn no_route(no: NoRoute) -> ureq::Error {
+    ureq::Error::Io(io::Error::other(no.0))
+}
+
+/// Ordinary addresses of web servers, for the well-known page and wherever it redirects to.
+#[derive(Debug)]
+struct WebResolver {
+    guard: AddressGuard,
+}
+
+impl Resolver for WebResolver {
+    fn resolve(
+        &self,
+        uri: &http::Uri,
+        _: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default();
+        let found = match (HostPort { host, port: None }).ip() {
+            Some(ip) => vec![ip],
+            None => dns::addresses(host, within(timeout))?,
+        };
+        let mut addresses = self.empty();
+        let port = uri.port_u16().unwrap_or(443);
+        let allowed = found.into_iter().filter(|ip| self.guard.allows(*ip)).take(16);
+        allowed.for_each(|ip| addresses.push((ip, port).into()));
+        if addresses.is_empty() {
+            return Err(no_route(NoRoute(format!("{host} has no address that this server may connect to"))));
+        }
+        Ok(addresses)
+    }
+}
+
+/// The world as it is.
+struct SystemLookups {
+    agent: Agent,
+    clock: Clock,
+}
+
+fn well_known_agent(roots: RootCerts, guard: AddressGuard) -> Agent {
+    let config = base_config(roots)
+        // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
+        .max_redirects(MAX_WELL_KNOWN_REDIRECTS)
+        .max_redirects_will_error(true)
+        .max_idle_connections(0)
+        .build();
+    Agent::with_parts(config, DefaultConnector::default(), WebResolver { guard })
+}
+
+impl Lookups for SystemLookups {
+    fn well_known(&self, host: &str, within: Duration) -> WellKnown {
+        let request = self.agent.get(format!("https://{host}/.well-known/matrix/server"));
+        let answer = match request.config().timeout_global(Some(within)).build().call() {
+            Ok(answer) => answer,
+            Err(
+                e @ (ureq::Error::TooManyRedirects
+                | ureq::Error::RequireHttpsOnly(_)
+                | ureq::Error::RedirectFailed),
+            ) => {
+                log::debug!("well-known of {host}: {e}");
+                return WellKnown::Nothing;
+            }
+            Err(e) => {
+                log::debug!("well-known of {host}: {e}");
+                return WellKnown::Failed;
+            }
+        };
+        let status = answer.status().as_u16();
+        if status != 200 {
+            return if status >= 500 || status == 429 { WellKnown::Failed } else { WellKnown::Nothing };
+        }
+        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok());
+        let max_age = discovery::max_age(header("cache-control"), header("expires"), self.clock.now_ms());
+        let body = answer.into_body().into_with_config().limit(MAX_WELL_KNOWN).read_to_vec();
+        let Ok(body) = body else { return WellKnown::Failed };
+        match serde_json::from_slice::<Map<String, Value>>(&body)
+            .ok()
+            .and_then(|mut all| all.remove("m.server"))
+        {
+            Some(Value::String(to)) => WellKnown::Delegates { to, max_age },
+            _ => WellKnown::Nothing,
+        }
+    }
+
+    fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
+        dns::srv(name, within)
+    }
+
+    fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
+        dns::addresses(host, within)
+    }
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

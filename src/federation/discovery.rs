@@ -1,0 +1,393 @@
+//! From a server name to the addresses to connect to, in the order of the specification (server-server API,
+//! "Resolving server names", steps 1 to 6).
+//!
+//! It has two halves. `authority` is the HTTP half: it follows the delegation of `/.well-known/matrix/server` and
+//! says which name the request, its `Host` header and the certificate speak of. `socket_addresses` is the DNS half:
+//! SRV records and addresses of that name. The first is asked before a request is made, the second by the HTTP
+//! client's resolver whenever it needs a connection. Both remember what they learned, within bounds.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::address_guard::AddressGuard;
+use super::dns::{self, Srv};
+use crate::clock::{Clock, Millis};
+use crate::protocol::ServerName;
+
+/// The port of servers that name none.
+pub const DEFAULT_PORT: u16 = 8448;
+/// How many names each memory holds.
+const MAX_REMEMBERED: usize = 4096;
+/// SRV targets that are tried.
+const MAX_TARGETS: usize = 4;
+/// Addresses that are handed to the connector.
+const MAX_ADDRESSES: usize = 16;
+
+const HOUR: Millis = 3_600_000;
+/// Step 3: "the recommended sensible default is 24 hours", "48 hours is recommended" as the maximum.
+const WELL_KNOWN_DEFAULT: Millis = 24 * HOUR;
+const WELL_KNOWN_MAX: Millis = 48 * HOUR;
+/// A server that says `max-age=0` is still not asked before every request.
+const WELL_KNOWN_MIN: Millis = 5 * 60_000;
+/// Step 3: "errors are recommended to be cached for up to an hour", doubling from here.
+const WELL_KNOWN_FIRST_ERROR: Millis = 60_000;
+
+/// Addresses are the system resolver's to remember; this spares a look-up a request.
+const ADDRESSES_KEPT: Millis = 60_000;
+const NO_ADDRESS_KEPT: Millis = 10_000;
+const SRV_KEPT_MIN: Millis = 60_000;
+const SRV_KEPT_MAX: Millis = HOUR;
+const NO_SRV_KEPT: Millis = 10 * 60_000;
+const SRV_FAILURE_KEPT: Millis = 60_000;
+/// SRV records are rare and deprecated; a name server that is silent must not cost more than this.
+const SRV_WITHIN: Duration = Duration::from_secs(4);
+
+/// What `/.well-known/matrix/server` of a host had to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WellKnown {
+    /// The value of `m.server`, and for how long the answer may be kept if it said so.
+    Delegates {
+        /// `<delegated_hostname>[:<delegated_port>]`, not yet checked.
+        to: String,
+        /// Lifetime by the answer's cache headers.
+        max_age: Option<Duration>,
+    },
+    /// An answer that delegates nothing: no such page, not JSON, no `m.server`.
+    Nothing,
+    /// No answer, or one that speaks of a passing trouble.
+    Failed,
+}
+
+/// The questions that discovery asks of the world. The tests have another world.
+pub trait Lookups: Send + Sync {
+    /// `GET https://<host>/.well-known/matrix/server`, redirects followed.
+    fn well_known(&self, host: &str, within: Duration) -> WellKnown;
+    /// SRV records; none if there are none.
+    fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<Srv>>;
+    /// Addresses of a host name.
+    fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>>;
+}
+
+/// A server name in parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostPort<'a> {
+    /// Host name, IPv4 literal, or IPv6 literal in brackets.
+    pub host: &'a str,
+    /// The port if one is named.
+    pub port: Option<u16>,
+}
+
+impl<'a> HostPort<'a> {
+    /// Takes `host[:port]` apart; nothing if it is neither a host name nor an IP literal with a sensible port.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let end = rest.find(']')? + 2;
+                (&text[..end], text[end..].strip_prefix(':').or(text[end..].is_empty().then_some("")))
+            }
+            None => match text.split_once(':') {
+                Some((host, port)) => (host, Some(port).filter(|p| !p.is_empty())),
+                None => (text, Some("")),
+            },
+        };
+        let port = match port? {
+            "" if text.ends_with(':') => return None,
+            "" => None,
+            digits if digits.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(digits.parse().ok().filter(|p| *p != 0)?)
+            }
+            _ => return None,
+        };
+        let parts = Self { host, port };
+        let is_name =
+            |h: &str| h.len() <= 253 && h.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        (parts.ip().is_some() || (!host.is_empty() && !host.starts_with('.') && is_name(host)))
+            .then_some(parts)
+    }
+
+    /// The address, if the host is an IP literal.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.host.strip_prefix('[') {
+            Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
+            None => self.host.parse().ok().map(IpAddr::V4),
+        }
+    }
+}
+
+/// Why there is nowhere to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoRoute(pub String);
+
+/// Finds servers, and remembers them for a while.
+pub struct Discovery {
+    lookups: Box<dyn Lookups>,
+    guard: AddressGuard,
+    clock: Clock,
+    well_knowns: Memory<Delegation>,
+    srvs: Memory<Option<Vec<Srv>>>,
+    addresses: Memory<Result<Vec<IpAddr>, String>>,
+}
+
+#[derive(Clone)]
+struct Delegation {
+    to: Option<String>,
+    /// A good answer is used beyond its time while its renewal fails, up to here.
+    usable_until: Millis,
+    failures: u32,
+}
+
+impl Discovery {
+    /// Discovery through these look-ups.
+    pub fn new(lookups: Box<dyn Lookups>, guard: AddressGuard, clock: Clock) -> Self {
+        Self {
+            lookups,
+            guard,
+            clock,
+            well_knowns: Memory::default(),
+            srvs: Memory::default(),
+            addresses: Memory::default(),
+        }
+    }
+
+    /// The name and perhaps port that requests to this server are addressed to: their `Host` header, and by its
+    /// host the certificate. Steps 1 and 2: the server name itself; 3: what its well-known delegates to; 4 to 6: the
+    /// host name again.
+    pub fn authority(&self, server: &ServerName, within: Duration) -> Result<String, NoRoute> {
+        let name = HostPort::parse(server.as_str())
+            .ok_or_else(|| NoRoute(format!("{server} is not a name that can be looked up")))?;
+        if name.ip().is_some() || name.port.is_some() {
+            return Ok(server.as_str().to_owned());
+        }
+        let host = name.host.to_ascii_lowercase();
+        Ok(self.delegation(&host, within).unwrap_or(host))
+    }
+
+    fn delegation(&self, host: &str, within: Duration) -> Option<String> {
+        let now = self.clock.now_ms();
+        let known = self.well_knowns.get(host);
+        if let Some((delegation, until)) = &known
+            && now < *until
+        {
+            return delegation.to.clone();
+        }
+        let known = known.map(|(delegation, _)| delegation);
+        let answer = self.lookups.well_known(host, within);
+        let (fresh, kept) = match answer {
+            // An invalid name is an invalid answer: step 4.
+            WellKnown::Delegates { to, max_age } if HostPort::parse(&to).is_some() => {
+                let asked = max_age.map_or(WELL_KNOWN_DEFAULT, |age| {
+                    Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX)
+                });
+                let kept = asked.clamp(WELL_KNOWN_MIN, WELL_KNOWN_MAX);
+                (Delegation { to: Some(to), usable_until: now + WELL_KNOWN_MAX, failures: 0 }, kept)
+            }
+            answer => {
+                let failures = known.as_ref().map_or(0, |k| k.failures).saturating_add(1);
+                let kept = (WELL_KNOWN_FIRST_ERROR << (failures - 1).min(10)).min(HOUR);
+                let old =
+                    known.filter(|k| answer == WellKnown::Failed && k.to.is_some() && now < k.usable_until);
+                let usable_until = old.as_ref().map_or(0, |k| k.usable_until);
+                (Delegation { to: old.and_then(|k| k.to), usable_until, failures }, kept)
+            }
+        };
+        self.well_knowns.put(host, fresh.clone(), now + kept, now);
+        fresh.to
+    }
+
+    /// The addresses to connect to for an authority: its own port, else SRV records (steps 3.3, 3.4, 4, 5), else
+    /// port 8448 (steps 3.5, 6). Only addresses that the guard allows; never an empty list.
+    pub fn socket_addresses(&self, authority: &str, within: Duration) -> Result<Vec<SocketAddr>, NoRoute> {
+        let name =
+            HostPort::parse(authority).ok_or_else(|| NoRoute(format!("{authority} is not a host name")))?;
+        if let Some(ip) = name.ip() {
+            return self.guarded(name.host, vec![SocketAddr::new(ip, name.port.unwrap_or(DEFAULT_PORT))]);
+        }
+        let deadline = Instant::now() + within;
+        let host = name.host.to_ascii_lowercase();
+        if let Some(port) = name.port {
+            let found = self.resolve(&host, within).map_err(NoRoute)?;
+            return self.guarded(&host, found.into_iter().map(|ip| SocketAddr::new(ip, port)).collect());
+        }
+        let targets = self.srv_targets(&host, deadline)?;
+        if targets.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let found = self.resolve(&host, left).map_err(NoRoute)?;
+            return self
+                .guarded(&host, found.into_iter().map(|ip| SocketAddr::new(ip, DEFAULT_PORT)).collect());
+        }
+        let (mut all, mut last) = (Vec::new(), String::new());
+        for target in targets.iter().take(MAX_TARGETS) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.resolve(&target.target, left) {
+                Ok(found) => all.extend(found.into_iter().map(|ip| SocketAddr::new(ip, target.port))),
+                Err(why) => last = why,
+            }
+        }
+        if all.is_empty() { Err(NoRoute(last)) } else { self.guarded(&host, all) }
+    }
+
+    /// Forgets the addresses of an authority that could not be connected to, so that the next try looks again.
+    pub fn forget(&self, authority: &str) {
+        if let Some(name) = HostPort::parse(authority) {
+            let host = name.host.to_ascii_lowercase();
+            if let Some((Some(targets), _)) = self.srvs.take(&host) {
+                for target in targets {
+                    self.addresses.take(&target.target);
+                }
+            }
+            self.addresses.take(&host);
+        }
+    }
+
+    fn guarded(&self, host: &str, mut found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, NoRoute> {
+        found.retain(|a| self.guard.allows(a.ip()));
+        found.truncate(MAX_ADDRESSES);
+        if found.is_empty() {
+            return Err(NoRoute(format!("{host} has no address that this server may connect to")));
+        }
+        Ok(found)
+    }
+
+    /// The SRV targets of a host in the order to try; none if there are no records.
+    fn srv_targets(&self, host: &str, deadline: Instant) -> Result<Vec<Srv>, NoRoute> {
+        let now = self.clock.now_ms();
+        let records = match self.srvs.get(host) {
+            Some((records, until)) if now < until => records,
+            _ => {
+                let (records, kept) = self.ask_srv(host, deadline);
+                self.srvs.put(host, records.clone(), now + kept, now);
+                records
+            }
+        };
+        let records = records.unwrap_or_default();
+        // RFC 2782: a single record with the root as target says that the service is decidedly not there.
+        if let [only] = records.as_slice()
+            && only.target.is_empty()
+        {
+            return Err(NoRoute(format!("{host} says by its SRV record that it does not federate")));
+        }
+        let random = |below: u32| {
+            let mut bytes = [0; 4];
+            // Without randomness the order is merely not spread.
+            let _ = getrandom::fill(&mut bytes);
+            u32::from_le_bytes(bytes) % below.max(1)
+        };
+        Ok(dns::in_order(records, random))
+    }
+
+    /// `_matrix-fed._tcp`, then the deprecated `_matrix._tcp`. A name server that fails is taken like one that has
+    /// no record, but not for long: a server without SRV records must not suffer from it.
+    fn ask_srv(&self, host: &str, deadline: Instant) -> (Option<Vec<Srv>>, Millis) {
+        let mut kept = NO_SRV_KEPT;
+        for service in ["_matrix-fed._tcp", "_matrix._tcp"] {
+            let left = deadline.saturating_duration_since(Instant::now()).min(SRV_WITHIN) / 2;
+            match self.lookups.srv(&format!("{service}.{host}"), left) {
+                Ok(records) if !records.is_empty() => {
+                    let ttl = records.iter().map(|r| Millis::from(r.ttl) * 1000).min().unwrap_or(0);
+                    return (Some(records), ttl.clamp(SRV_KEPT_MIN, SRV_KEPT_MAX));
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    log::debug!("SRV records of {host}: {e}");
+                    kept = SRV_FAILURE_KEPT;
+                }
+            }
+        }
+        (None, kept)
+    }
+
+    fn resolve(&self, host: &str, within: Duration) -> Result<Vec<IpAddr>, String> {
+        let now = self.clock.now_ms();
+        if let Some((found, until)) = self.addresses.get(host)
+            && now < until
+        {
+            return found;
+        }
+        let found = self.lookups.addresses(host, within).map_err(|e| format!("cannot resolve {host}: {e}"));
+        let kept = if found.is_ok() { ADDRESSES_KEPT } else { NO_ADDRESS_KEPT };
+        self.addresses.put(host, found.clone(), now + kept, now);
+        found
+    }
+}
+
+/// Names with what is known of them and until when. Bounded: when full, the outdated go first, then any half.
+struct Memory<T>(Mutex<HashMap<String, (T, Millis)>>);
+
+impl<T> Default for Memory<T> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
+
+impl<T: Clone> Memory<T> {
+    fn get(&self, name: &str) -> Option<(T, Millis)> {
+        self.lock().get(name).cloned()
+    }
+
+    fn take(&self, name: &str) -> Option<(T, Millis)> {
+        self.lock().remove(name)
+    }
+
+    fn put(&self, name: &str, value: T, until: Millis, now: Millis) {
+        let mut all = self.lock();
+        if all.len() >= MAX_REMEMBERED && !all.contains_key(name) {
+            all.retain(|_, (_, until)| *until > now);
+            if all.len() >= MAX_REMEMBERED {
+                let mut keep = false;
+                all.retain(|_, _| {
+                    keep = !keep;
+                    keep
+                });
+            }
+        }
+        all.insert(name.to_owned(), (value, until));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (T, Millis)>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// For how long an answer may be kept by its `Cache-Control` and `Expires` headers; nothing if they do not say.
+pub fn max_age(cache_control: Option<&str>, expires: Option<&str>, now: Millis) -> Option<Duration> {
+    let directives = cache_control.unwrap_or_default().split(',').map(str::trim);
+    let mut age = None;
+    for directive in directives {
+        let (name, value) = directive.split_once('=').unwrap_or((directive, ""));
+        match name.trim().to_ascii_lowercase().as_str() {
+            "no-store" | "no-cache" => return Some(Duration::ZERO),
+            "max-age" => age = value.trim().trim_matches('"').parse().ok().map(Duration::from_secs),
+            _ => {}
+        }
+    }
+    age.or_else(|| {
+        // An `Expires` that cannot be read, such as `0`, means "already" (RFC 9111, 5.3).
+        let at = expires.map(|text| http_date(text).unwrap_or(0))?;
+        Some(Duration::from_millis(u64::try_from(at - now).unwrap_or(0)))
+    })
+}
+
+/// An HTTP date of the one form that is still made (`Sun, 06 Nov 1994 08:49:37 GMT`) in milliseconds since 1970.
+fn http_date(text: &str) -> Option<Millis> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let mut words = text.split_once(", ")?.1.split(' ');
+    let day: i64 = words.next()?.parse().ok().filter(|d| (1..=31).contains(d))?;
+    let month = words.next()?;
+    let month = i64::try_from(MONTHS.iter().position(|m| *m == month)?).ok()? + 1;
+    let year: i64 = words.next()?.parse().ok().filter(|y| (1970..=9999).contains(y))?;
+    let mut clock =
+        words.next()?.split(':').map(|part| part.parse::<i64>().ok().filter(|n| (0..=60).contains(n)));
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    // Days since 1970 of the civil calendar, counting years from March so that the leap day comes last.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1 - 719_468;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000)
+}
+
+#[cfg(test)]
+#[path = "discovery_tests.rs"]
+mod tests;

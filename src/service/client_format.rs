@@ -1,0 +1,170 @@
+//! Events as clients read them (client-server API, "Room event format"): the federation format without what only servers
+//! need, and with an `unsigned` that this server makes for the one client that asks.
+
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::filter::{EventFormat, keep_fields};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{EventId, Pdu, RoomId, UserId};
+use crate::service::room_view::RoomView;
+use crate::store::{Db, StoredEvent};
+
+/// JSON that is ready to be sent.
+pub type Json = Box<RawValue>;
+
+/// For whom and how events are written.
+#[derive(Clone, Copy)]
+pub struct Style<'s> {
+    /// Who reads them.
+    pub user: &'s UserId,
+    /// On which device; it recognises what it sent itself by the transaction id.
+    pub device: Option<&'s str>,
+    /// The time, for `age`.
+    pub now: Millis,
+    /// Whether each event names its room. In `/sync` the room is where the event is found.
+    pub room_ids: bool,
+    /// Client or federation format.
+    pub format: EventFormat,
+    /// Which fields to keep; none means all.
+    pub fields: Option<&'s [String]>,
+}
+
+impl<'s> Style<'s> {
+    /// The usual format, each event with its room.
+    pub fn usual(user: &'s UserId, device: Option<&'s str>, now: Millis) -> Self {
+        Self { user, device, now, room_ids: true, format: EventFormat::Client, fields: None }
+    }
+}
+
+#[derive(Serialize)]
+struct ClientEvent<'e> {
+    content: Content<'e>,
+    event_id: &'e EventId,
+    origin_server_ts: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacts: Option<EventId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    room_id: Option<&'e RoomId>,
+    sender: &'e UserId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_key: Option<&'e str>,
+    #[serde(rename = "type")]
+    event_type: &'e str,
+    unsigned: Unsigned,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'e> {
+    Raw(&'e RawValue),
+    Made(Map<String, Value>),
+}
+
+#[derive(Default, Serialize)]
+struct Unsigned {
+    age: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    membership: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_content: Option<Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacted_because: Option<Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces_state: Option<EventId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction_id: Option<String>,
+}
+
+/// An event with all that `unsigned` can say: for timelines and for single events. `membership` is what the reader was at
+/// the event, if known.
+pub fn full(
+    view: &RoomView<'_>,
+    style: &Style<'_>,
+    event: &StoredEvent,
+    membership: Option<Membership>,
+) -> Result<Json> {
+    let mut unsigned = Unsigned { membership: membership.map(Membership::as_str), ..Unsigned::default() };
+    if let Some(key) = event.redacted_by {
+        let redaction = view.db().event_by_key(key)?;
+        unsigned.redacted_because = Some(write(&redaction.pdu, style, Unsigned::default())?);
+    }
+    if let Some(device) = style.device
+        && event.pdu.sender() == style.user
+    {
+        unsigned.transaction_id = view.db().txn_of_event(style.user, device, event.pdu.event_id())?;
+    }
+    if let Some(key) = view.replaced(event)? {
+        let replaced = view.db().event_by_key(key)?;
+        // "Only returned if … the client has permission to see the previous event"; its id is always told.
+        if view.look(&replaced)?.visible {
+            unsigned.prev_content = Some(raw(replaced.pdu.content_raw())?);
+        }
+        unsigned.replaces_state = Some(replaced.pdu.event_id().clone());
+    }
+    write(&event.pdu, style, unsigned)
+}
+
+/// An event of a room's state: without what would have to be looked up for each.
+pub fn state(db: &Db<'_>, style: &Style<'_>, event: &StoredEvent) -> Result<Json> {
+    let mut unsigned = Unsigned::default();
+    if let Some(key) = event.redacted_by {
+        unsigned.redacted_because = Some(write(&db.pdu_by_key(key)?, style, Unsigned::default())?);
+    }
+    write(&event.pdu, style, unsigned)
+}
+
+/// A membership event of a room that we are not in, with the one before it.
+pub fn of_remote_room(style: &Style<'_>, event: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
+    let unsigned = Unsigned {
+        membership: event.membership().map(Membership::as_str),
+        prev_content: previous.map(|previous| raw(previous.content_raw())).transpose()?,
+        replaces_state: previous.map(|previous| previous.event_id().clone()),
+        ..Unsigned::default()
+    };
+    write(event, style, unsigned)
+}
+
+fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json> {
+    if style.format == EventFormat::Federation {
+        return raw(event.json_str());
+    }
+    unsigned.age = style.now.saturating_sub(event.origin_server_ts());
+    let redacts = if event.event_type() == "m.room.redaction" { event.redacts() } else { None };
+    let content = match &redacts {
+        // Older clients look for `redacts` beside the content and newer ones inside (room version 11, "Moving the
+        // redacts property"): each finds it where it looks, in every version.
+        Some(redacts) => {
+            let mut content = event.content();
+            content.insert("redacts".to_owned(), redacts.as_str().into());
+            Content::Made(content)
+        }
+        None => Content::Raw(serde_json::from_str(event.content_raw()).map_err(Error::internal)?),
+    };
+    let event = ClientEvent {
+        content,
+        event_id: event.event_id(),
+        origin_server_ts: event.origin_server_ts(),
+        redacts,
+        room_id: style.room_ids.then(|| event.room_id()),
+        sender: event.sender(),
+        state_key: event.state_key(),
+        event_type: event.event_type(),
+        unsigned,
+    };
+    match style.fields {
+        None => to_raw_value(&event).map_err(Error::internal),
+        Some(fields) => {
+            let whole = serde_json::to_value(&event).map_err(Error::internal)?;
+            let Value::Object(whole) = whole else { return Err(Error::internal("an event is an object")) };
+            to_raw_value(&keep_fields(&whole, fields)).map_err(Error::internal)
+        }
+    }
+}
+
+fn raw(json: &str) -> Result<Json> {
+    RawValue::from_string(json.to_owned()).map_err(Error::internal)
+}

@@ -1,0 +1,204 @@
+//! What we owe other servers, and how far each one is (`schema.sql`, "Other servers").
+//!
+//! Owed are: our outgoing events in the rooms where the server resides, within the intervals of its residence; events
+//! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`). All are in stream order.
+
+use rusqlite::OptionalExtension;
+
+use super::{Db, RoomKey, Tx};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::{EventId, ServerName};
+
+/// A server that we send to, as it is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// Everything owed up to here is delivered.
+    pub cursor: i64,
+    /// Where the transaction ends that failed last, if one did.
+    pub attempt_upto: Option<i64>,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Not to be tried before, unless it speaks to us.
+    pub retry_ms: Millis,
+}
+
+/// An event that a server is owed.
+#[derive(Debug)]
+pub struct OwedEvent {
+    /// Its position.
+    pub stream: i64,
+    /// Its id.
+    pub event_id: EventId,
+    /// Its bytes.
+    pub json: Vec<u8>,
+}
+
+/// An ephemeral message that a server is owed.
+#[derive(Debug)]
+pub struct OwedEdu {
+    /// Its position.
+    pub stream: i64,
+    /// `{"edu_type": …, "content": …}`.
+    pub edu: String,
+}
+
+impl Db<'_> {
+    /// What is kept of a destination; a fresh one if nothing is.
+    pub fn destination(&self, server: &ServerName) -> Result<Destination> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT cursor, attempt_upto, failures, retry_ms FROM destinations WHERE server = ?1",
+        )?;
+        let found = statement
+            .query_row([server.as_str()], |row| {
+                Ok(Destination {
+                    cursor: row.get(0)?,
+                    attempt_upto: row.get(1)?,
+                    failures: row.get(2)?,
+                    retry_ms: row.get(3)?,
+                })
+            })
+            .optional()?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// All destinations that failed last time.
+    pub fn failing_destinations(&self) -> Result<Vec<(ServerName, Destination)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT server, cursor, attempt_upto, failures, retry_ms FROM destinations WHERE failures > 0",
+        )?;
+        let rows = statement.query_map([], |row| {
+            let destination = Destination {
+                cursor: row.get(1)?,
+                attempt_upto: row.get(2)?,
+                failures: row.get(3)?,
+                retry_ms: row.get(4)?,
+            };
+            Ok((row.get::<_, String>(0)?, destination))
+        })?;
+        let mut all = Vec::new();
+        for row in rows {
+            let (server, destination) = row?;
+            // A name that a stricter grammar refuses nowadays cannot be sent to.
+            all.extend(ServerName::parse(&server).ok().map(|server| (server, destination)));
+        }
+        Ok(all)
+    }
+
+    /// Every server that is owed anything, for the start.
+    pub fn owed_servers(&self) -> Result<Vec<ServerName>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT r.server FROM resident_servers r LEFT JOIN destinations d ON d.server = r.server
+             WHERE r.server <> ?1 AND EXISTS (
+               SELECT 1 FROM events e WHERE e.outgoing = 1 AND e.room_key = r.room_key
+                 AND e.stream > max(r.since, coalesce(d.cursor, 0)) AND (r.until IS NULL OR e.stream < r.until))
+             UNION SELECT server FROM owed_events
+             UNION SELECT server FROM owed_edus",
+        )?;
+        let rows = statement.query_map([self.server_name().as_str()], |row| row.get::<_, String>(0))?;
+        let mut all = Vec::new();
+        for server in rows {
+            all.extend(ServerName::parse(&server?).ok());
+        }
+        Ok(all)
+    }
+
+    /// The other servers that are in a room now.
+    pub fn destinations_of_room(&self, room: RoomKey) -> Result<Vec<ServerName>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT server FROM resident_servers WHERE room_key = ?1 AND until IS NULL AND server <> ?2",
+        )?;
+        let rows = statement.query_map((room, self.server_name().as_str()), |row| row.get::<_, String>(0))?;
+        let mut all = Vec::new();
+        for server in rows {
+            all.extend(ServerName::parse(&server?).ok());
+        }
+        Ok(all)
+    }
+
+    /// The first events that a server is owed with positions in `(after, upto]`.
+    pub fn owed_events(
+        &self,
+        server: &ServerName,
+        after: i64,
+        upto: i64,
+        limit: usize,
+    ) -> Result<Vec<OwedEvent>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT e.stream, e.event_id, e.json FROM (
+               SELECT e.event_key, e.stream FROM resident_servers r JOIN events e ON e.room_key = r.room_key
+                 WHERE r.server = ?1 AND e.outgoing = 1 AND e.stream > max(r.since, ?2) AND e.stream <= ?3
+                   AND (r.until IS NULL OR e.stream < r.until)
+               UNION
+               SELECT event_key, stream FROM owed_events WHERE server = ?1 AND stream > ?2 AND stream <= ?3
+               ORDER BY 2 LIMIT ?4) AS owed
+             JOIN events e USING (event_key) ORDER BY owed.stream",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map((server.as_str(), after, upto, limit), |row| {
+            Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?))
+        })?;
+        let mut all = Vec::new();
+        for row in rows {
+            let (stream, event_id, json) = row?;
+            all.push(OwedEvent { stream, event_id: EventId::parse(&event_id)?, json });
+        }
+        Ok(all)
+    }
+
+    /// The first durable ephemeral messages that a server is owed with positions in `(after, upto]`.
+    pub fn owed_edus(
+        &self,
+        server: &ServerName,
+        after: i64,
+        upto: i64,
+        limit: usize,
+    ) -> Result<Vec<OwedEdu>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream, edu FROM owed_edus WHERE server = ?1 AND stream > ?2 AND stream <= ?3
+             ORDER BY stream LIMIT ?4",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map((server.as_str(), after, upto, limit), |row| {
+            Ok(OwedEdu { stream: row.get(0)?, edu: row.get(1)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+impl Tx<'_> {
+    /// Keeps how far a destination is. What was owed to it in particular up to the cursor, and ephemeral messages up to
+    /// `edus_upto`, were delivered and go.
+    pub fn save_destination(
+        &mut self,
+        server: &ServerName,
+        destination: &Destination,
+        edus_upto: i64,
+    ) -> Result<()> {
+        let name = server.as_str();
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO destinations (server, cursor, attempt_upto, failures, retry_ms) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (server) DO UPDATE SET cursor = max(cursor, excluded.cursor),
+                   attempt_upto = excluded.attempt_upto, failures = excluded.failures, retry_ms = excluded.retry_ms",
+            )?
+            .execute((name, destination.cursor, destination.attempt_upto, destination.failures, destination.retry_ms))?;
+        self.conn()
+            .prepare_cached("DELETE FROM owed_events WHERE server = ?1 AND stream <= ?2")?
+            .execute((name, destination.cursor))?;
+        self.conn()
+            .prepare_cached("DELETE FROM owed_edus WHERE server = ?1 AND stream <= ?2")?
+            .execute((name, edus_upto))?;
+        Ok(())
+    }
+
+    /// Owes a server an ephemeral message that must not be lost.
+    pub fn owe_edu(&mut self, server: &ServerName, edu: &str) -> Result<()> {
+        let stream = self.next_stream();
+        self.conn()
+            .prepare_cached("INSERT INTO owed_edus (server, stream, edu) VALUES (?1, ?2, ?3)")?
+            .execute((server.as_str(), stream, edu))?;
+        self.wake_destination(server);
+        Ok(())
+    }
+}

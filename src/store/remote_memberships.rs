@@ -1,0 +1,387 @@
+//! Remote memberships: rows of our users' knocks, invites and leaves in rooms that this server is not resident in.
+//! Which state may follow which is decided in `protocol::remote_membership`, never here.
+
+use rusqlite::{OptionalExtension, Row, params};
+use serde_json::Value;
+
+use super::{Db, Tx};
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::State;
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, room_version};
+
+/// One row. See `schema.sql` for what the fields mean.
+#[derive(Clone)]
+pub struct RemoteMembership {
+    /// The room that we are not in.
+    pub room_id: RoomId,
+    /// Our user.
+    pub user_id: UserId,
+    /// Where the membership stands.
+    pub state: State,
+    /// The room's version, as the other side said it.
+    pub room_version: RoomVersion,
+    /// The member event that clients are told.
+    pub event: Option<Pdu>,
+    /// The member event before that one.
+    pub previous: Option<Pdu>,
+    /// The signed join that is being sent.
+    pub pending: Option<Pdu>,
+    /// Stripped state for clients, without the user's own member event.
+    pub stripped_state: Vec<Value>,
+    /// Servers worth asking, best first.
+    pub via: Vec<ServerName>,
+    /// How often the scheduler tried in this state.
+    pub attempts: u32,
+    /// When it tries next.
+    pub due_ms: Option<Millis>,
+    /// Whether the user asked to forget the room.
+    pub forgotten: bool,
+    /// Position of the last change that clients can see.
+    pub stream: i64,
+}
+
+/// The section of `/sync` that shows a remote membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// `rooms.invite`.
+    Invite,
+    /// `rooms.knock`.
+    Knock,
+    /// `rooms.leave`.
+    Leave,
+}
+
+impl RemoteMembership {
+    /// A row of which nobody has heard yet, in this state.
+    pub fn new(room_id: &RoomId, user_id: &UserId, state: State, room_version: RoomVersion) -> Self {
+        Self {
+            room_id: room_id.clone(),
+            user_id: user_id.clone(),
+            state,
+            room_version,
+            event: None,
+            previous: None,
+            pending: None,
+            stripped_state: Vec::new(),
+            via: Vec::new(),
+            attempts: 0,
+            due_ms: None,
+            forgotten: false,
+            stream: 0,
+        }
+    }
+
+    /// Where clients see this row. None: nowhere, because there is nothing to show yet (a knock that no server has
+    /// taken, a join out of the blue) or because the user forgot the room.
+    pub fn section(&self) -> Option<Section> {
+        if self.forgotten {
+            return None;
+        }
+        match self.state {
+            State::Knocking if self.stripped_state.is_empty() => None,
+            State::Knocking | State::Knocked => Some(Section::Knock),
+            State::Invited => Some(Section::Invite),
+            State::Joining => match self.event.as_ref()?.membership()? {
+                Membership::Invite => Some(Section::Invite),
+                Membership::Knock => Some(Section::Knock),
+                _ => None,
+            },
+            State::Leaving | State::Closed => Some(Section::Leave),
+        }
+    }
+
+    /// The event id of the knock that this invite answers: the link of the two.
+    pub fn answers(&self) -> Option<&EventId> {
+        let knock = self.previous.as_ref().filter(|p| p.membership() == Some(Membership::Knock))?;
+        self.event.as_ref().filter(|e| e.membership() == Some(Membership::Invite))?;
+        Some(knock.event_id())
+    }
+
+    /// Makes this the member event that clients are told; the one before becomes `previous`.
+    pub fn tell(&mut self, event: Pdu) {
+        self.previous = self.event.replace(event);
+    }
+
+    /// Puts servers in front of those that are known to be worth asking, without repeats and without growing for ever.
+    pub fn prefer(&mut self, servers: impl IntoIterator<Item = ServerName>) {
+        const MOST: usize = 20;
+        let mut via: Vec<ServerName> = Vec::new();
+        for server in servers.into_iter().chain(std::mem::take(&mut self.via)) {
+            if via.len() < MOST && !via.contains(&server) {
+                via.push(server);
+            }
+        }
+        self.via = via;
+    }
+}
+
+const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event, previous_id, previous, pending_id, \
+     pending, stripped_state, via, attempts, due_ms, forgotten, stream";
+
+/// What a row holds before its texts are made into types again.
+struct Raw {
+    names: [String; 4],
+    events: [(Option<String>, Option<Vec<u8>>); 3],
+    stripped_state: Vec<u8>,
+    via: String,
+    attempts: u32,
+    due_ms: Option<Millis>,
+    forgotten: bool,
+    stream: i64,
+}
+
+fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
+    Ok(Raw {
+        names: [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?],
+        events: [(row.get(4)?, row.get(5)?), (row.get(6)?, row.get(7)?), (row.get(8)?, row.get(9)?)],
+        stripped_state: row.get(10)?,
+        via: row.get(11)?,
+        attempts: row.get(12)?,
+        due_ms: row.get(13)?,
+        forgotten: row.get(14)?,
+        stream: row.get(15)?,
+    })
+}
+
+impl Raw {
+    fn typed(self) -> Result<RemoteMembership> {
+        let [room_id, user_id, state, version] = self.names;
+        let odd =
+            |what: &str| Error::internal(format!("remote membership of {user_id} in {room_id}: {what}"));
+        let version = room_version::room_version(&version).ok_or_else(|| odd("unknown room version"))?;
+        let event = |(id, json): (Option<String>, Option<Vec<u8>>)| match (id, json) {
+            (Some(id), Some(json)) => Pdu::trusted(EventId::parse(&id)?, json, version).map(Some),
+            _ => Ok(None),
+        };
+        let [told, previous, pending] = self.events;
+        Ok(RemoteMembership {
+            room_id: RoomId::parse(&room_id)?,
+            user_id: UserId::parse(&user_id)?,
+            state: State::parse(&state).ok_or_else(|| odd("unknown state"))?,
+            room_version: version,
+            event: event(told)?,
+            previous: event(previous)?,
+            pending: event(pending)?,
+            stripped_state: serde_json::from_slice(&self.stripped_state).map_err(Error::internal)?,
+            via: serde_json::from_str(&self.via).map_err(Error::internal)?,
+            attempts: self.attempts,
+            due_ms: self.due_ms,
+            forgotten: self.forgotten,
+            stream: self.stream,
+        })
+    }
+}
+
+impl Db<'_> {
+    /// The user's remote membership in this room.
+    pub fn remote_membership(&self, room: &RoomId, user: &UserId) -> Result<Option<RemoteMembership>> {
+        let sql = format!("SELECT {COLUMNS} FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        statement.query_row([room.as_str(), user.as_str()], raw).optional()?.map(Raw::typed).transpose()
+    }
+
+    /// The user's remote memberships that changed after this stream position (0: all), oldest change first.
+    pub fn remote_memberships_of(&self, user: &UserId, after: i64) -> Result<Vec<RemoteMembership>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM remote_memberships WHERE user_id = ?1 AND stream > ?2 ORDER BY stream"
+        );
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let rows = statement.query_map(params![user.as_str(), after], raw)?;
+        rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
+    }
+
+    /// Rows that the scheduler should act upon at this time, the longest due first.
+    pub fn remote_memberships_due(&self, now: Millis, limit: usize) -> Result<Vec<(RoomId, UserId)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id, user_id FROM remote_memberships WHERE due_ms <= ?1 ORDER BY due_ms LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![now, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
+        rows.map(|row| {
+            let (room, user) = row?;
+            Ok((RoomId::parse(&room)?, UserId::parse(&user)?))
+        })
+        .collect()
+    }
+
+    /// When the next row is due.
+    pub fn next_remote_membership_due(&self) -> Result<Option<Millis>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT MIN(due_ms) FROM remote_memberships WHERE due_ms IS NOT NULL")?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+}
+
+impl Tx<'_> {
+    /// Writes the row as a change that the user's clients see: it gets a new stream position, and the user is woken.
+    pub fn save_remote_membership(&mut self, row: &RemoteMembership) -> Result<()> {
+        let stream = self.next_stream();
+        self.write_remote_membership(row, stream)?;
+        self.wake_user(&row.user_id);
+        Ok(())
+    }
+
+    /// Writes the row as a change that no client sees: when to try again, that a leave was delivered.
+    pub fn save_remote_membership_quietly(&mut self, row: &RemoteMembership) -> Result<()> {
+        self.write_remote_membership(row, row.stream)
+    }
+
+    fn write_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "INSERT OR REPLACE INTO remote_memberships VALUES \
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+        )?;
+        let [event, previous, pending] = [&row.event, &row.previous, &row.pending]
+            .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.json())));
+        statement.execute(params![
+            row.room_id.as_str(),
+            row.user_id.as_str(),
+            row.state.as_str(),
+            row.room_version.id,
+            event.map(|e| e.0),
+            event.map(|e| e.1),
+            previous.map(|e| e.0),
+            previous.map(|e| e.1),
+            pending.map(|e| e.0),
+            pending.map(|e| e.1),
+            serde_json::to_vec(&row.stripped_state).map_err(Error::internal)?,
+            serde_json::to_string(&row.via).map_err(Error::internal)?,
+            row.attempts,
+            row.due_ms,
+            row.forgotten,
+            stream,
+        ])?;
+        Ok(())
+    }
+
+    /// Puts a row off until then, because somebody takes it up now; see `service::scheduler`.
+    pub fn lease_remote_membership(&mut self, room: &RoomId, user: &UserId, until: Millis) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "UPDATE remote_memberships SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2",
+        )?;
+        statement.execute(params![room.as_str(), user.as_str(), until])?;
+        Ok(())
+    }
+
+    /// Makes everything due that is due some day: after a start nothing is under way.
+    pub fn hasten_remote_memberships(&mut self, now: Millis) -> Result<()> {
+        self.conn().execute("UPDATE remote_memberships SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
+        Ok(())
+    }
+
+    /// Deletes the row.
+    pub fn delete_remote_membership(&mut self, room: &RoomId, user: &UserId) -> Result<()> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("DELETE FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2")?;
+        statement.execute([room.as_str(), user.as_str()])?;
+        drop(statement);
+        self.wake_user(user);
+        Ok(())
+    }
+
+    /// This server became resident: from now on the room's own state says who is a member. Only leaves that were still
+    /// to be told stay, for the scheduler to put into the room now.
+    pub fn end_remote_memberships(&mut self, room: &RoomId, now: Millis) -> Result<()> {
+        self.conn().execute(
+            "UPDATE remote_memberships SET due_ms = ?2 WHERE room_id = ?1",
+            params![room.as_str(), now],
+        )?;
+        let mut statement = self.conn().prepare_cached(
+            "DELETE FROM remote_memberships WHERE room_id = ?1 AND state <> 'leaving' RETURNING user_id",
+        )?;
+        let users: Vec<String> =
+            statement.query_map([room.as_str()], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        drop(statement);
+        for user in users {
+            self.wake_user(&UserId::parse(&user)?);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Location, Options, Store};
+
+    fn store() -> Store {
+        let name = ServerName::parse("a.org").unwrap();
+        Store::open(Location::Memory, &name, Box::new(|_| ()), &Options { durable: false, readers: 1 })
+            .unwrap()
+    }
+
+    fn knock(room: &RoomId, user: &UserId) -> Pdu {
+        let version = room_version::room_version("11").unwrap();
+        let event = serde_json::json!({
+            "type": "m.room.member", "room_id": room, "sender": user, "state_key": user, "depth": 5,
+            "content": {"membership": "knock"}, "origin_server_ts": 1, "prev_events": [], "auth_events": [],
+            "hashes": {"sha256": "x"}, "signatures": {},
+        });
+        Pdu::from_object(event.as_object().unwrap().clone(), version).unwrap()
+    }
+
+    #[test]
+    fn a_row_is_read_back_as_it_was_written_and_found_by_its_stream_and_its_time() {
+        let store = store();
+        let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
+        let version = room_version::room_version("11").unwrap();
+        let mut row = RemoteMembership::new(&room, &user, State::Knocking, version);
+        row.tell(knock(&room, &user));
+        row.prefer([ServerName::parse("b.org").unwrap()]);
+        row.due_ms = Some(50);
+        let written = row.clone();
+        store.write(move |tx| tx.save_remote_membership(&written)).unwrap();
+        let read = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
+        assert_eq!(read.event.as_ref().map(Pdu::event_id), row.event.as_ref().map(Pdu::event_id));
+        assert_eq!((read.state, read.via.len(), read.section()), (State::Knocking, 1, None));
+        assert!(read.stream > 0);
+        let found = store.read(|db| db.remote_memberships_of(&user, read.stream - 1)).unwrap();
+        assert_eq!(found.len(), 1);
+        assert!(store.read(|db| db.remote_memberships_of(&user, read.stream)).unwrap().is_empty());
+        assert!(store.read(|db| db.remote_memberships_due(49, 9)).unwrap().is_empty());
+        assert_eq!(
+            store.read(|db| db.remote_memberships_due(50, 9)).unwrap(),
+            [(room.clone(), user.clone())]
+        );
+        assert_eq!(store.read(|db| db.next_remote_membership_due()).unwrap(), Some(50));
+    }
+
+    #[test]
+    fn a_quiet_change_is_seen_by_no_client_and_residence_ends_all_but_leaves() {
+        let store = store();
+        let room = RoomId::parse("!r:b.org").unwrap();
+        let [leaving, invited] = ["@l:a.org", "@i:a.org"].map(|id| UserId::parse(id).unwrap());
+        let version = room_version::room_version("11").unwrap();
+        for (user, state) in [(&leaving, State::Leaving), (&invited, State::Invited)] {
+            let mut row = RemoteMembership::new(&room, user, state, version);
+            row.due_ms = Some(7);
+            store.write(move |tx| tx.save_remote_membership(&row)).unwrap();
+        }
+        let row = store.read(|db| db.remote_membership(&room, &invited)).unwrap().unwrap();
+        let quiet = RemoteMembership { attempts: 3, ..row.clone() };
+        store.write(move |tx| tx.save_remote_membership_quietly(&quiet)).unwrap();
+        let again = store.read(|db| db.remote_membership(&room, &invited)).unwrap().unwrap();
+        assert_eq!((again.attempts, again.stream), (3, row.stream));
+        let here = room.clone();
+        store.write(move |tx| tx.end_remote_memberships(&here, 100)).unwrap();
+        assert!(store.read(|db| db.remote_membership(&room, &invited)).unwrap().is_none());
+        let left = store.read(|db| db.remote_membership(&room, &leaving)).unwrap().unwrap();
+        assert_eq!(left.due_ms, Some(100));
+    }
+
+    #[test]
+    fn servers_worth_asking_are_few_and_without_repeats() {
+        let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
+        let version = room_version::room_version("11").unwrap();
+        let mut row = RemoteMembership::new(&room, &user, State::Knocked, version);
+        let server = |n: usize| ServerName::parse(&format!("s{n}.org")).unwrap();
+        row.prefer((0..30).map(server));
+        row.prefer([server(5), server(5)]);
+        assert_eq!((row.via.len(), row.via[0].as_str()), (20, "s5.org"));
+    }
+}

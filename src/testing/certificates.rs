@@ -1,0 +1,52 @@
+//! One throw-away certificate authority for the process, so that test servers federate over real TLS on loopback.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+/// The files that servers of this process are started with. The folder lives as long as the process.
+pub struct Certificates {
+    /// The authority, for `--trust-ca`.
+    pub ca: PathBuf,
+    /// A chain for `localhost`, `127.0.0.1` and `::1`, for `--tls-cert`.
+    pub cert: PathBuf,
+    /// Its key, for `--tls-key`.
+    pub key: PathBuf,
+}
+
+/// The certificates of this process, made on first use.
+///
+/// # Panics
+/// If the temporary folder cannot be written.
+pub fn certificates() -> &'static Certificates {
+    static MADE: OnceLock<Certificates> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let folder = super::temporary_folder("certificates");
+        make(&folder).unwrap_or_else(|e| panic!("test certificates in {}: {e}", folder.display()))
+    })
+}
+
+fn make(folder: &Path) -> Result<Certificates, Box<dyn std::error::Error>> {
+    let ca_key = KeyPair::generate()?;
+    let mut ca = CertificateParams::new(Vec::<String>::new())?;
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    ca.distinguished_name.push(DnType::CommonName, "Doorstep test authority");
+    let ca_pem = ca.self_signed(&ca_key)?.pem();
+    let issuer = Issuer::new(ca, ca_key);
+
+    let key = KeyPair::generate()?;
+    let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let leaf = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+
+    let files = Certificates {
+        ca: folder.join("ca.pem"),
+        cert: folder.join("cert.pem"),
+        key: folder.join("key.pem"),
+    };
+    std::fs::write(&files.ca, ca_pem)?;
+    std::fs::write(&files.cert, leaf.pem())?;
+    std::fs::write(&files.key, key.serialize_pem())?;
+    Ok(files)
+}

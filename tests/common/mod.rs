@@ -1,0 +1,111 @@
+//! A Doorstep of its own process, for tests that kill it: the real binary, real flags, a real folder.
+
+#![allow(dead_code, reason = "every test file uses its own part of this")]
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use doorstep::testing::{TestUser, certificates, temporary_folder};
+
+/// The binary as a child process. `kill` is SIGKILL: nothing of the process's memory survives.
+pub struct ProcessServer {
+    child: Option<Child>,
+    folder: PathBuf,
+    name: String,
+    plain: u16,
+    tls: u16,
+    extra: Vec<String>,
+}
+
+impl ProcessServer {
+    /// Starts the binary on free ports with an empty folder.
+    pub fn start(extra: &[&str]) -> Self {
+        let (plain, tls) = (free_port(), free_port());
+        let mut server = Self {
+            child: None,
+            folder: temporary_folder("process"),
+            name: format!("localhost:{tls}"),
+            plain,
+            tls,
+            extra: extra.iter().map(|&e| e.to_owned()).collect(),
+        };
+        server.resume();
+        server
+    }
+
+    /// The server name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Base URL of the client-server API.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.plain)
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// The folder of its database.
+    pub fn folder(&self) -> &std::path::Path {
+        &self.folder
+    }
+
+    /// Registers an account.
+    pub fn user(&self, localpart: &str) -> TestUser {
+        TestUser::register(&self.url(), localpart)
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("a running child can be killed");
+            child.wait().expect("a killed child can be waited for");
+        }
+    }
+
+    /// Starts the binary again on the same ports and data, and waits until it answers.
+    pub fn resume(&mut self) {
+        let files = certificates();
+        let listen = |port: u16| format!("127.0.0.1:{port}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
+        command.args(["serve", "--name", &self.name, "--data"]).arg(&self.folder);
+        command.args(["--listen", &listen(self.plain), "--listen-tls", &listen(self.tls)]);
+        command.arg("--tls-cert").arg(&files.cert).arg("--tls-key").arg(&files.key);
+        command.arg("--trust-ca").arg(&files.ca);
+        command.args(["--registration", "open", "--no-rate-limits", "--allow-private-addresses"]);
+        command.args(&self.extra).stdin(Stdio::null()).stdout(Stdio::null());
+        self.child = Some(command.spawn().expect("the binary was built with the tests"));
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
+        let started = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.plain)).is_err() {
+            let child = self.child.as_mut().expect("just started");
+            if let Some(status) = child.try_wait().expect("a child can be asked") {
+                panic!("{} did not start: {status}", self.name);
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{} does not listen", self.name);
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for ProcessServer {
+    fn drop(&mut self) {
+        self.kill();
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
