@@ -250,6 +250,51 @@ CREATE INDEX transactions_by_age ON transactions (received_ms);
 
 -- ===== Users, devices and tokens =====
 
+-- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id hash
+-- in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server.
+CREATE TABLE users (
+  user_id TEXT PRIMARY KEY,
+  password TEXT,
+  admin INTEGER NOT NULL DEFAULT 0,
+  deactivated INTEGER NOT NULL DEFAULT 0,
+  created_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The devices that are logged in. `last_seen_ms` and `last_seen_ip` lag a few minutes behind.
+CREATE TABLE devices (
+  user_id TEXT NOT NULL REFERENCES users,
+  device_id TEXT NOT NULL,
+  display_name TEXT,
+  last_seen_ms INTEGER,
+  last_seen_ip TEXT,
+  PRIMARY KEY (user_id, device_id)
+) STRICT, WITHOUT ROWID;
+
+-- What a client proves itself with: an access token and, if it can use one, a refresh token, both as their SHA-256.
+-- `expires_ms` is the access token's (NULL: never). `replaces` is the session whose refresh token made this one; that
+-- session ends when a token of this one is used, since then the client surely has it.
+CREATE TABLE sessions (
+  session INTEGER PRIMARY KEY,
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  access BLOB NOT NULL UNIQUE,
+  refresh BLOB UNIQUE,
+  expires_ms INTEGER,
+  replaces INTEGER,
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT;
+CREATE INDEX sessions_of_devices ON sessions (user_id, device_id);
+CREATE INDEX sessions_by_replaced ON sessions (replaces) WHERE replaces IS NOT NULL;
+
+-- Tokens that allow a registration, as their SHA-256. `uses_left` and `expires_ms`: NULL is without end. `first`: the
+-- one that was printed for the first account.
+CREATE TABLE registration_tokens (
+  hash BLOB PRIMARY KEY,
+  uses_left INTEGER,
+  expires_ms INTEGER,
+  first INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+
 -- ===== Profiles, account data, filters, directory =====
 
 -- One field of the profile of one of our users (displayname, avatar_url, m.tz, custom fields). The value is JSON.

@@ -37,11 +37,10 @@ impl Requester {
 pub struct Origin(pub ServerName);
 
 /// The requester, if the request carries a token. Errors: 401 `M_UNKNOWN_TOKEN`.
-pub(super) fn requester(_hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
-    match request.token() {
-        None => Ok(None),
-        Some(_) => Err(Error::new(ErrCode::UnknownToken, "Unknown access token")),
-    }
+pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+    let Some(token) = request.token() else { return Ok(None) };
+    let session = hs.authenticate(token, request.client_ip())?;
+    Ok(Some(Requester { user_id: session.user_id, device_id: Some(session.device_id), admin: session.admin }))
 }
 
 /// Checks the X-Matrix signature over method, target and body. Errors: 401 `M_UNAUTHORIZED`.

@@ -2,9 +2,11 @@
 //! (protocol) and commits (store), in that order. No HTTP types here.
 
 pub mod account_data;
+pub mod accounts;
 pub mod client_format;
 pub mod directory;
 pub mod filters;
+pub mod login;
 pub mod notifier;
 pub mod push_rules;
 pub mod random;

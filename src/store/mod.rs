@@ -9,6 +9,7 @@ pub mod account_data;
 pub mod append;
 pub mod client_transactions;
 pub mod destinations;
+pub mod devices;
 pub mod directory;
 pub mod events;
 pub mod filters;
@@ -23,6 +24,7 @@ pub mod snapshots;
 pub mod state;
 pub mod timeline;
 pub mod transactions;
+pub mod users;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
