@@ -44,6 +44,10 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
 }
 
 /// Checks the X-Matrix signature over method, target and body. Errors: 401 `M_UNAUTHORIZED`.
-pub(super) fn origin(_hs: &Homeserver, _request: &Request) -> Result<Origin> {
-    Err(Error::new(ErrCode::Unauthorized, "The request is not signed"))
+pub(super) fn origin(hs: &Homeserver, request: &Request) -> Result<Origin> {
+    let Some(authorization) = request.header("authorization") else {
+        return Err(Error::new(ErrCode::Unauthorized, "The request is not signed"));
+    };
+    let body = Some(request.body()).filter(|body| !body.is_empty());
+    hs.verify_request(authorization, request.method().as_str(), request.target(), body).map(Origin)
 }

@@ -10,6 +10,8 @@ use super::router::{
     Rate, delete, get, post, put,
 };
 
+use super::server_server;
+
 /// Every endpoint. `r0` of the client API and `r0`, `v1` of media are served by the `v3` lines.
 pub const ROUTES: &[Route] = &[
     // ----- client-server: server, accounts, devices -----
@@ -17,6 +19,10 @@ pub const ROUTES: &[Route] = &[
     // ----- client-server: sync, filters, account data -----
     // ----- client-server: profiles, directory -----
     // ----- server-server: keys, version -----
+    get("/_matrix/key/v2/server", Anyone(server_server::keys::own)),
+    get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)),
+    post("/_matrix/key/v2/query", Anyone(server_server::keys::query)),
+    get("/_matrix/federation/v1/version", Anyone(server_server::version::version)),
     // ----- server-server: membership handshakes -----
     // ----- server-server: transactions, events, queries -----
 ];

@@ -6,20 +6,27 @@ pub mod accounts;
 pub mod client_format;
 pub mod directory;
 pub mod filters;
+pub mod key_fetch;
+pub mod key_ring;
 pub mod login;
 pub mod notifier;
 pub mod push_rules;
 pub mod random;
 pub mod room_plan;
 pub mod room_view;
+pub mod sender;
 pub mod timeline;
+mod verify;
 
 use std::sync::Arc;
 
+use self::key_ring::KeyRing;
 use self::notifier::Notifier;
+use self::sender::Sender;
 use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::Result;
+use crate::federation;
 use crate::protocol::{ServerName, UserId};
 use crate::store::{Location, Options, Store};
 
@@ -33,39 +40,58 @@ pub struct Homeserver {
     pub notifier: Arc<Notifier>,
     /// The database.
     pub store: Store,
+    /// Requests to other servers.
+    pub federation: Arc<federation::Client>,
+    /// Our signing keys, and other servers'.
+    pub key_ring: KeyRing,
+    /// Delivery to other servers.
+    pub sender: Sender,
 }
 
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
+        let sender = Sender::new(&clock);
         let store = {
             let location = match &config.data {
                 Data::Folder(folder) => Location::Folder(folder.clone()),
                 Data::Memory => Location::Memory,
             };
             let options = Options { durable: config.durable, ..Options::default() };
-            let notifier = Arc::clone(&notifier);
+            let (notifier, sender) = (Arc::clone(&notifier), sender.clone());
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, &changes.users);
+                sender.committed(changes);
             };
             Store::open(location, &config.server_name, Box::new(on_commit), &options)?
         };
-        Ok(Arc::new(Self { config, clock, notifier, store }))
+        let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
+        let settings = federation::Settings {
+            server_name: config.server_name.clone(),
+            trust_ca: config.trust_ca.clone(),
+            allow_private_addresses: config.allow_private_addresses,
+            clock: clock.clone(),
+        };
+        let federation = Arc::new(federation::Client::new(settings, key_ring.signer())?);
+        Ok(Arc::new(Self { config, clock, notifier, store, federation, key_ring, sender }))
     }
 
     /// Starts the threads that work without being asked: the sender and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
-        Ok(())
+        self.sender.start(self)
     }
 
     /// Ends those threads and every wait. What they had left to do is in the database.
     pub fn stop_background(&self) {
         self.notifier.stop();
+        self.sender.stop();
     }
 
     /// Tells whoever sleeps until a time of the wall clock that it has been moved (tests advance it).
-    pub fn clock_moved(&self) {}
+    pub fn clock_moved(&self) {
+        self.sender.clock_moved();
+    }
 
     /// This server's name.
     pub fn server_name(&self) -> &ServerName {

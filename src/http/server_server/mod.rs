@@ -1,1 +1,4 @@
 //! The server-server API, a file a subject. Thin: parse, call the homeserver, answer.
+
+pub mod keys;
+pub mod version;

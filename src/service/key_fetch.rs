@@ -1,0 +1,511 @@
+//! Where the keys of other servers come from: memory, the database, the server itself, notaries; in this order.
+//!
+//! One request to a server is under way at a time, whoever waits for it; a server that does not answer, or whose
+//! answers do not help, is asked ever more seldom.
+//!
+//! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. A notary
+//! that is merely in the same room could forge the keys of a server that cannot be reached, by inventing a key that
+//! signs itself. What such a notary says is therefore used only where nothing better can be had, only for the events
+//! at hand (whose delivery already depends on it), only if those that were asked agree, and is not remembered.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::Homeserver;
+use super::key_ring::{KnownKey, read_statement, statement_bytes};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::sign::{self, KeyAt, VerifyKey};
+use crate::protocol::{ServerName, json};
+use crate::store::server_keys::{StoredKey, StoredStatement};
+
+/// Servers that are asked at the same time for one bulk of keys.
+const AT_ONCE: usize = 16;
+/// Requests for keys that may be under way in all.
+const MAX_UNDER_WAY: usize = 64;
+/// Pauses between requests to a server that do not help: doubling from and up to.
+const FIRST_PAUSE: Millis = 5_000;
+const LONGEST_PAUSE: Millis = 3_600_000;
+/// The longest pause when the server itself is speaking to us right now.
+const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
+/// Servers whose pauses are remembered.
+const MAX_PAUSES: usize = 8192;
+/// Servers in one question to a notary.
+const NOTARY_BATCH: usize = 100;
+/// Room residents that are asked as notaries.
+const MAX_RESIDENT_NOTARIES: usize = 3;
+/// From so many servers on, the notaries of our settings are asked before the servers themselves.
+const BULK: usize = 8;
+/// Servers that one question to us as a notary may have us ask.
+const MAX_ASKED_AS_NOTARY: usize = 50;
+
+/// Why keys are wanted, which says how patient to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A request that the server has just made.
+    Request,
+    /// Events of the past and present.
+    Events,
+}
+
+/// A key that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Wanted {
+    pub(super) server: ServerName,
+    pub(super) key_id: String,
+    /// It should be valid at this time; 0 where validity does not matter.
+    pub(super) valid_at: Millis,
+}
+
+/// The keys that were found.
+#[derive(Default)]
+pub(super) struct Found(HashMap<ServerName, HashMap<String, KnownKey>>);
+
+impl Found {
+    pub(super) fn get(&self, server: &str, key_id: &str) -> Option<KeyAt> {
+        self.0.get(server)?.get(key_id).map(KnownKey::at)
+    }
+
+    fn has(&self, wanted: &Wanted) -> bool {
+        self.0
+            .get(&wanted.server)
+            .and_then(|keys| keys.get(&wanted.key_id))
+            .is_some_and(|key| key.serves(wanted.valid_at))
+    }
+
+    fn put(&mut self, server: &ServerName, key: KnownKey) {
+        self.0.entry(server.clone()).or_default().insert(key.key_id.clone(), key);
+    }
+}
+
+/// Which servers are being asked, and which are not to be asked before when.
+#[derive(Default)]
+pub(super) struct Attempts {
+    state: Mutex<HashMap<ServerName, Attempt>>,
+    ended: Condvar,
+    under_way: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Attempt {
+    running: bool,
+    failures: u32,
+    last_ms: Millis,
+    next_ms: Millis,
+}
+
+enum Permission {
+    Go,
+    /// Somebody else asked meanwhile: look again.
+    Asked,
+    NotNow,
+}
+
+impl Attempts {
+    fn begin(&self, server: &ServerName, purpose: Purpose, now: Millis, deadline: Instant) -> Permission {
+        let mut all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(server).is_some_and(|a| a.running) {
+            while all.get(server).is_some_and(|a| a.running) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Permission::NotNow;
+                }
+                all = self.ended.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            return Permission::Asked;
+        }
+        if all.len() >= MAX_PAUSES {
+            all.retain(|_, a| a.running || a.next_ms > now);
+            if all.len() >= MAX_PAUSES {
+                return Permission::NotNow;
+            }
+        }
+        let attempt = all.entry(server.clone()).or_default();
+        let next = match purpose {
+            Purpose::Request => attempt.next_ms.min(attempt.last_ms + LONGEST_PAUSE_OF_SPEAKER),
+            Purpose::Events => attempt.next_ms,
+        };
+        if now < next || self.under_way.load(Ordering::Relaxed) >= MAX_UNDER_WAY {
+            return Permission::NotNow;
+        }
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        attempt.running = true;
+        Permission::Go
+    }
+
+    fn end(&self, server: &ServerName, helped: bool, now: Millis) {
+        let mut all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(attempt) = all.get_mut(server) {
+            attempt.running = false;
+            attempt.last_ms = now;
+            attempt.failures = if helped { 0 } else { attempt.failures.saturating_add(1) };
+            let pause = match attempt.failures {
+                0 => 0,
+                n => (FIRST_PAUSE << (n - 1).min(12)).min(LONGEST_PAUSE),
+            };
+            attempt.next_ms = now + pause;
+        }
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.ended.notify_all();
+    }
+}
+
+/// Ends the attempt even if the asking thread panics.
+struct UnderWay<'a> {
+    hs: &'a Homeserver,
+    server: &'a ServerName,
+    helped: bool,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.hs.key_ring.attempts.end(self.server, self.helped, self.hs.clock.now_ms());
+    }
+}
+
+impl Homeserver {
+    /// Finds as many of the wanted keys as can be had in the time. `via` are servers that may know more, such as
+    /// those in the same room.
+    pub(super) fn gather_keys(
+        &self,
+        wanted: &[Wanted],
+        via: &[ServerName],
+        purpose: Purpose,
+        within: Duration,
+    ) -> Found {
+        let deadline = Instant::now() + within;
+        let mut found = Found::default();
+        self.load_keys(wanted, &mut found);
+        let mut missing = missing(wanted, &found);
+        let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
+        if missing.len() >= BULK && !trusted.is_empty() {
+            self.ask_notaries(&trusted, &mut missing, &mut found);
+            self.ask_servers(&mut missing, &mut found, purpose, deadline);
+        } else {
+            self.ask_servers(&mut missing, &mut found, purpose, deadline);
+            self.ask_notaries(&trusted, &mut missing, &mut found);
+        }
+        if purpose == Purpose::Events && !missing.is_empty() {
+            self.ask_residents(via, &mut missing, &mut found);
+        }
+        found
+    }
+
+    /// What is in memory or in the database.
+    fn load_keys(&self, wanted: &[Wanted], found: &mut Found) {
+        let ring = &self.key_ring;
+        let mut unknown: Vec<&ServerName> =
+            wanted.iter().map(|w| &w.server).filter(|s| !ring.knows(s.as_str())).collect();
+        unknown.retain(|s| *s != self.server_name());
+        unknown.sort_unstable();
+        unknown.dedup();
+        for server in unknown {
+            self.reload(server);
+        }
+        for wanted in wanted {
+            if let Some(key) = ring.in_memory(wanted.server.as_str(), &wanted.key_id) {
+                found.put(&wanted.server, key);
+            }
+        }
+    }
+
+    fn reload(&self, server: &ServerName) {
+        match self.store.read(|db| db.server_keys(server)) {
+            Ok(stored) => self.key_ring.remember(server, &stored),
+            Err(e) => log::warn!("keys of {server} cannot be read: {e}"),
+        }
+    }
+
+    /// Asks each server for its own keys, several at a time.
+    fn ask_servers(&self, missing: &mut Missing, found: &mut Found, purpose: Purpose, deadline: Instant) {
+        let jobs: Vec<(&ServerName, &Vec<Wanted>)> =
+            missing.iter().filter(|(server, _)| *server != self.server_name()).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some((server, wanted)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if Instant::now() >= deadline {
+                    return;
+                }
+                self.ask_server(server, wanted, purpose, deadline);
+            }
+        };
+        if jobs.len() <= 1 {
+            work();
+        } else {
+            std::thread::scope(|scope| {
+                for _ in 0..jobs.len().min(AT_ONCE) {
+                    let thread = std::thread::Builder::new().name("keys".into()).stack_size(512 * 1024);
+                    if let Err(e) = thread.spawn_scoped(scope, work) {
+                        log::warn!("no thread to fetch keys with: {e}");
+                        break;
+                    }
+                }
+            });
+        }
+        for (server, wanted) in missing.iter() {
+            for wanted in wanted {
+                if let Some(key) = self.key_ring.in_memory(server.as_str(), &wanted.key_id) {
+                    found.put(server, key);
+                }
+            }
+        }
+        prune(missing, found);
+    }
+
+    fn ask_server(&self, server: &ServerName, wanted: &[Wanted], purpose: Purpose, deadline: Instant) {
+        match self.key_ring.attempts.begin(server, purpose, self.clock.now_ms(), deadline) {
+            Permission::Go => {}
+            Permission::Asked | Permission::NotNow => return,
+        }
+        let mut under_way = UnderWay { hs: self, server, helped: false };
+        let answer = match self.federation.server_keys(server) {
+            Ok(answer) => answer,
+            Err(e) => {
+                log::debug!("keys of {server}: {e}");
+                return;
+            }
+        };
+        let now = self.clock.now_ms();
+        match read_statement(&answer, server, now) {
+            Ok(keys) => {
+                self.keep_keys(server, keys, &answer, now, true);
+                under_way.helped = wanted.iter().all(|w| {
+                    let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
+                    known.is_some_and(|k| k.serves(w.valid_at))
+                });
+            }
+            Err(why) => log::warn!("the keys that {server} states are not believed: {why}"),
+        }
+    }
+
+    fn keep_keys(
+        &self,
+        server: &ServerName,
+        keys: Vec<StoredKey>,
+        statement: &Map<String, Value>,
+        now: Millis,
+        direct: bool,
+    ) {
+        let (name, bytes) = (server.clone(), statement_bytes(statement));
+        let kept = self.store.write(move |tx| {
+            tx.save_server_keys(&name, &keys, &bytes, now, direct)?;
+            tx.server_keys(&name)
+        });
+        match kept {
+            Ok(all) => self.key_ring.remember(server, &all),
+            Err(e) => log::warn!("keys of {server} cannot be kept: {e}"),
+        }
+    }
+
+    /// Asks the notaries of our settings.
+    fn ask_notaries(&self, notaries: &[&ServerName], missing: &mut Missing, found: &mut Found) {
+        for notary in notaries {
+            if missing.is_empty() {
+                return;
+            }
+            let now = self.clock.now_ms();
+            for (server, keys, statement) in self.ask_notary(notary, missing) {
+                self.keep_keys(&server, keys, &statement, now, false);
+                for wanted in missing.get(&server).into_iter().flatten() {
+                    if let Some(key) = self.key_ring.in_memory(server.as_str(), &wanted.key_id) {
+                        found.put(&server, key);
+                    }
+                }
+            }
+            prune(missing, found);
+        }
+    }
+
+    /// Asks servers in the same room, for what cannot be had otherwise. See the head of this file.
+    fn ask_residents(&self, via: &[ServerName], missing: &mut Missing, found: &mut Found) {
+        let mut said: HashMap<(ServerName, String), Option<KnownKey>> = HashMap::new();
+        for notary in via.iter().filter(|v| *v != self.server_name()).take(MAX_RESIDENT_NOTARIES) {
+            for (server, keys, _) in self.ask_notary(notary, missing) {
+                for stored in keys {
+                    let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
+                    let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
+                    let known = KnownKey { key_id: key_id.clone(), key, valid_until_ms, retired };
+                    let slot = said.entry((server.clone(), key_id)).or_insert_with(|| Some(known.clone()));
+                    if slot.as_ref().is_some_and(|first| first.key.to_base64() != stored.public_key) {
+                        // They disagree: neither is believed.
+                        *slot = None;
+                    }
+                }
+            }
+        }
+        for ((server, key_id), key) in said {
+            let ours = self.key_ring.in_memory(server.as_str(), &key_id);
+            if let Some(mut key) = key {
+                if let Some(ours) = ours {
+                    // Of a key that we know ourselves, only its validity may be news.
+                    if ours.key.to_base64() != key.key.to_base64() || ours.retired {
+                        continue;
+                    }
+                    key.valid_until_ms = key.valid_until_ms.max(ours.valid_until_ms);
+                }
+                found.put(&server, key);
+            }
+        }
+        prune(missing, found);
+    }
+
+    /// What a notary says of the missing keys: statements signed by their servers and by the notary.
+    fn ask_notary(
+        &self,
+        notary: &ServerName,
+        missing: &Missing,
+    ) -> Vec<(ServerName, Vec<StoredKey>, Map<String, Value>)> {
+        let mut believed = Vec::new();
+        let jobs: Vec<_> = missing.iter().filter(|(server, _)| *server != notary).collect();
+        for batch in jobs.chunks(NOTARY_BATCH) {
+            let query: Map<String, Value> = batch
+                .iter()
+                .map(|(server, wanted)| {
+                    let keys: Map<String, Value> = wanted
+                        .iter()
+                        .map(|w| (w.key_id.clone(), json!({ "minimum_valid_until_ts": w.valid_at })))
+                        .collect();
+                    (server.as_str().to_owned(), keys.into())
+                })
+                .collect();
+            let statements = match self.federation.notary_query(notary, &query) {
+                Ok(statements) => statements,
+                Err(e) => {
+                    log::debug!("notary {notary}: {e}");
+                    return believed;
+                }
+            };
+            let now = self.clock.now_ms();
+            for statement in statements.into_iter().take(4 * NOTARY_BATCH) {
+                let name = statement.get("server_name").and_then(Value::as_str);
+                let Some(server) = name.and_then(|n| ServerName::parse(n).ok()) else { continue };
+                // Nobody asked: of no interest, and a way to fill our database.
+                if !missing.contains_key(&server) || !self.is_signed_by_notary(&statement, notary) {
+                    continue;
+                }
+                match read_statement(&statement, &server, now) {
+                    Ok(keys) => believed.push((server, keys, statement)),
+                    Err(why) => log::debug!("keys of {server} from {notary} are not believed: {why}"),
+                }
+            }
+        }
+        believed
+    }
+
+    fn is_signed_by_notary(&self, statement: &Map<String, Value>, notary: &ServerName) -> bool {
+        let signatures = sign::signatures_of(statement, notary.as_str());
+        let now = self.clock.now_ms();
+        signatures.into_iter().take(4).any(|(key_id, _)| {
+            let wanted = [Wanted { server: notary.clone(), key_id: key_id.to_owned(), valid_at: now }];
+            let mut found = Found::default();
+            self.load_keys(&wanted, &mut found);
+            let mut missing = missing(&wanted, &found);
+            self.ask_servers(
+                &mut missing,
+                &mut found,
+                Purpose::Events,
+                Instant::now() + Duration::from_secs(20),
+            );
+            let key = found.get(notary.as_str(), key_id);
+            key.is_some_and(|k| sign::verify_json(statement, notary.as_str(), key_id, &k.key).is_ok())
+        })
+    }
+
+    /// What we know as a notary (`/_matrix/key/v2/query`): of each server the statements that have the keys asked for
+    /// (all keys if none is named), signed by us as well. A server is asked itself if what we have is not valid until
+    /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing.
+    pub fn notarise(&self, queries: &[NotaryQuery]) -> Result<Vec<Value>> {
+        let now = self.clock.now_ms();
+        let mut stale = Missing::new();
+        for query in queries.iter().filter(|q| q.server != *self.server_name()) {
+            let known = self.store.read(|db| db.key_statements(&query.server))?;
+            let wanted = query.stale_keys(&known, now);
+            if !wanted.is_empty() && stale.len() < MAX_ASKED_AS_NOTARY {
+                stale.entry(query.server.clone()).or_default().extend(wanted);
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        self.ask_servers(&mut stale, &mut Found::default(), Purpose::Events, deadline);
+
+        let key = self.key_ring.signing_key();
+        let mut answer = Vec::new();
+        for query in queries {
+            if query.server == *self.server_name() {
+                answer.push(Value::Object(self.key_ring.own_statement().as_ref().clone()));
+                continue;
+            }
+            let mut statements: Vec<Vec<u8>> = Vec::new();
+            for known in self.store.read(|db| db.key_statements(&query.server))? {
+                let asked = query.keys.is_empty() || query.keys.iter().any(|(id, _)| *id == known.key_id);
+                if asked && !statements.contains(&known.statement) {
+                    statements.push(known.statement);
+                }
+            }
+            for bytes in statements {
+                let mut statement = json::parse_object(&bytes)?;
+                sign::sign_json(&mut statement, self.server_name(), &key);
+                answer.push(statement.into());
+            }
+        }
+        Ok(answer)
+    }
+}
+
+/// One server in a question to us as a notary.
+#[derive(Debug, Clone)]
+pub struct NotaryQuery {
+    /// Whose keys.
+    pub server: ServerName,
+    /// Which keys, each with the time until which it should be valid at least; all if empty.
+    pub keys: Vec<(String, Option<Millis>)>,
+    /// That time for the case that no key is named.
+    pub valid_until: Option<Millis>,
+}
+
+impl NotaryQuery {
+    /// The keys for which the server should be asked again.
+    fn stale_keys(&self, known: &[StoredStatement], now: Millis) -> Vec<Wanted> {
+        let is_fresh = |statement: &StoredStatement, valid_until: Option<Millis>| {
+            let half = statement.fetched_ms + (statement.valid_until_ms - statement.fetched_ms) / 2;
+            statement.retired || (statement.valid_until_ms >= valid_until.unwrap_or(now) && now < half)
+        };
+        let want = |key_id: &str, at: Option<Millis>| Wanted {
+            server: self.server.clone(),
+            key_id: key_id.to_owned(),
+            valid_at: at.unwrap_or(now),
+        };
+        if self.keys.is_empty() {
+            let fresh = known.iter().any(|s| !s.retired && is_fresh(s, self.valid_until));
+            // Any key will do; an id that no server has makes the question count as unanswered only if there is none.
+            let any = known.iter().find(|s| !s.retired).map_or("", |s| s.key_id.as_str());
+            return if fresh { Vec::new() } else { vec![want(any, self.valid_until)] };
+        }
+        let is_known = |id: &str, at| known.iter().any(|s| s.key_id == id && is_fresh(s, at));
+        self.keys.iter().filter(|(id, at)| !is_known(id, *at)).map(|(id, at)| want(id, *at)).collect()
+    }
+}
+
+/// Wanted keys that are not at hand, by server.
+type Missing = BTreeMap<ServerName, Vec<Wanted>>;
+
+fn missing(wanted: &[Wanted], found: &Found) -> Missing {
+    let mut missing = Missing::new();
+    for wanted in wanted.iter().filter(|w| !found.has(w)) {
+        let of_server = missing.entry(wanted.server.clone()).or_default();
+        if !of_server.contains(wanted) {
+            of_server.push(wanted.clone());
+        }
+    }
+    missing
+}
+
+fn prune(missing: &mut Missing, found: &Found) {
+    missing.retain(|_, wanted| {
+        wanted.retain(|w| !found.has(w));
+        !wanted.is_empty()
+    });
+}

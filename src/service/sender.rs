@@ -1,0 +1,730 @@
+//! Delivery to other servers. What we owe is in the database and nowhere else: every wake may be lost, and catching up
+//! after a restart or an outage is the same as delivering what was just made.
+//!
+//! Each destination has a cursor in the one stream. A transaction carries the next owed events beyond it, in order, at
+//! most 50, and the cursor moves when the peer has answered. One transaction at a time to each destination; the next
+//! in line is another destination's. A few threads do this, made when there is work and gone when there is none.
+//! Destinations that failed last time, or were never reached, may hold only some of them, so that they cannot keep
+//! what reachable servers are owed.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::{Homeserver, random};
+use crate::clock::{Clock, Millis};
+use crate::error::{ErrCode, Result};
+use crate::federation::{CallError, CallResult, Client};
+use crate::protocol::{ServerName, json};
+use crate::store::destinations::{Destination, OwedEvent};
+use crate::store::{Changes, RoomKey};
+
+/// "Transactions are limited in size; they can have at most 50 PDUs and 100 EDUs."
+const MAX_PDUS: usize = 50;
+const MAX_EDUS: usize = 100;
+/// Ephemeral messages that wait in memory for one destination; the oldest go.
+const MAX_WAITING_EDUS: usize = 400;
+/// Threads in all, and those that unproven destinations may hold.
+const MAX_THREADS: usize = 32;
+const MAX_UNPROVEN: usize = 20;
+const STACK: usize = 512 * 1024;
+/// How long a stop waits for the threads to end.
+const STOP_WITHIN: Duration = Duration::from_millis(500);
+/// A thread without work ends after this; the first one stays.
+const IDLE: Duration = Duration::from_secs(20);
+/// Pauses after failures: doubling from and up to, each a fifth longer or shorter by chance.
+const FIRST_PAUSE: Millis = 4_000;
+const LONGEST_PAUSE: Millis = 24 * 3_600_000;
+/// A peer that speaks to us but cannot be reached is not tried at its every word.
+const PAUSE_OF_SPEAKER: Millis = 2_000;
+const LONGEST_PAUSE_OF_SPEAKER: Millis = 60_000;
+/// Cursors are written together, this long after the first of them moved.
+const FLUSH_AFTER: Duration = Duration::from_secs(2);
+/// Idle destinations that are kept in memory.
+const MAX_IDLE_PEERS: usize = 8192;
+
+/// A message that is not part of a room's history.
+#[derive(Debug, Clone)]
+pub struct Edu {
+    /// Of several waiting messages with the same key only the last is sent: `typing` of a room and user, for example.
+    pub replaces: Option<String>,
+    /// `{"edu_type": …, "content": …}`.
+    pub json: String,
+}
+
+/// The threads that deliver, and what they were told. Cheap to clone; clones are the same sender.
+#[derive(Clone)]
+pub struct Sender(Arc<Shared>);
+
+struct Shared {
+    clock: Clock,
+    state: Mutex<State>,
+    work: Condvar,
+    ended: Condvar,
+    /// How many destinations pause, so that a request from a peer usually costs no lock.
+    pausing: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    stopping: bool,
+    homeserver: Weak<Homeserver>,
+    alive: usize,
+    idle: usize,
+    /// At the start: find out from the database who is owed what.
+    look_around: bool,
+    rooms: HashSet<RoomKey>,
+    peers: HashMap<ServerName, Peer>,
+    proven: VecDeque<ServerName>,
+    unproven: VecDeque<ServerName>,
+    unproven_busy: usize,
+    picks: usize,
+    due: BTreeSet<(Millis, ServerName)>,
+    unflushed: HashSet<ServerName>,
+    flush_at: Option<Instant>,
+    serial: u64,
+}
+
+/// What is known of a destination.
+#[derive(Default)]
+struct Peer {
+    doing: Doing,
+    /// Woken while it was being served.
+    again: bool,
+    loaded: bool,
+    kept: Destination,
+    edus_upto: i64,
+    last_attempt_ms: Millis,
+    /// Whether its last transaction arrived.
+    reached: bool,
+    /// The ephemeral part of the transaction that failed: a repeat must be the same.
+    failed_edus: Option<WaitingEdus>,
+    edus: VecDeque<Edu>,
+    /// Fewer where a transaction was refused as a whole, to find the event that is to blame.
+    max_pdus: usize,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+enum Doing {
+    #[default]
+    Nothing,
+    Waiting,
+    Pausing,
+    Sending,
+}
+
+#[derive(Clone, Default)]
+struct WaitingEdus {
+    edus: Vec<String>,
+    /// Position up to which durable ones are among them.
+    durable_upto: i64,
+    /// Tells transactions with equal ephemeral content apart.
+    serial: u64,
+}
+
+enum Job {
+    LookAround,
+    Spread(Vec<RoomKey>),
+    Send(ServerName),
+    Flush,
+    End,
+}
+
+/// A transaction that is ready to go.
+struct Transaction {
+    upto: i64,
+    events: Vec<OwedEvent>,
+    edus: WaitingEdus,
+    /// Whether more is owed beyond it.
+    more: bool,
+}
+
+impl Sender {
+    /// A sender that does nothing yet; wakes are kept.
+    pub fn new(clock: &Clock) -> Self {
+        let state = Mutex::new(State::default());
+        let (work, ended) = (Condvar::new(), Condvar::new());
+        let shared = Shared { clock: clock.clone(), state, work, ended, pausing: AtomicUsize::new(0) };
+        Self(Arc::new(shared))
+    }
+
+    /// Starts delivering, first of all what earlier runs left.
+    pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
+        let mut state = self.lock();
+        state.homeserver = Arc::downgrade(homeserver);
+        state.look_around = true;
+        self.spawn(&mut state)
+    }
+
+    /// Ends the threads and writes the cursors. Transactions under way count neither as delivered nor as failed. A
+    /// thread that still waits for a connection is not waited for: it holds on to nothing of ours.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        state.stopping = true;
+        self.0.work.notify_all();
+        if let Some(hs) = state.homeserver.upgrade() {
+            hs.federation.shutdown();
+            let deadline = Instant::now() + STOP_WITHIN;
+            while state.alive > 0 && Instant::now() < deadline {
+                let left = deadline.saturating_duration_since(Instant::now());
+                state = self.0.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            drop(state);
+            self.flush(&hs);
+        }
+    }
+
+    /// Takes in what a commit changed. Never blocks for long: it is called on the database's writing thread.
+    pub fn committed(&self, changes: &Changes) {
+        if changes.outgoing_rooms.is_empty() && changes.destinations.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        state.rooms.extend(&changes.outgoing_rooms);
+        for server in &changes.destinations {
+            self.wake(&mut state, server);
+        }
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// A request of this server has arrived: if we had given up on it for a while, now is the time.
+    pub fn peer_spoke(&self, server: &ServerName) {
+        if self.0.pausing.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let now = self.0.clock.now_ms();
+        let mut state = self.lock();
+        let Some(peer) = state.peers.get_mut(server).filter(|p| p.doing == Doing::Pausing) else { return };
+        let pause = PAUSE_OF_SPEAKER * Millis::from(peer.kept.failures - 1);
+        let sooner = peer.last_attempt_ms + pause.min(LONGEST_PAUSE_OF_SPEAKER);
+        if sooner < peer.kept.retry_ms {
+            let before = std::mem::replace(&mut peer.kept.retry_ms, sooner.max(now));
+            let after = peer.kept.retry_ms;
+            state.due.remove(&(before, server.clone()));
+            state.due.insert((after, server.clone()));
+            drop(state);
+            self.0.work.notify_one();
+        }
+    }
+
+    /// The wall clock was moved: what is due by now is due.
+    pub fn clock_moved(&self) {
+        self.0.work.notify_all();
+    }
+
+    /// Whether our last transaction to this server failed and the next is yet to come: a hint for those who can choose
+    /// whom to ask.
+    pub fn is_pausing(&self, server: &ServerName) -> bool {
+        self.0.pausing.load(Ordering::Relaxed) > 0
+            && self.lock().peers.get(server).is_some_and(|p| p.kept.failures > 0)
+    }
+
+    /// Sends an ephemeral message if the destination can be reached now; it is worth nothing later. Durable ones are
+    /// rows (`tx.owe_edu`).
+    pub fn send_edu(&self, server: &ServerName, edu: Edu) {
+        let mut state = self.lock();
+        let peer = state.peers.entry(server.clone()).or_default();
+        if peer.kept.failures > 0 {
+            return;
+        }
+        if edu.replaces.is_some() {
+            peer.edus.retain(|waiting| waiting.replaces != edu.replaces);
+        }
+        if peer.edus.len() >= MAX_WAITING_EDUS {
+            peer.edus.pop_front();
+        }
+        peer.edus.push_back(edu);
+        self.wake(&mut state, server);
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a destination in line, unless it is there already, pauses, or is us.
+    fn wake(&self, state: &mut State, server: &ServerName) {
+        let peer = state.peers.entry(server.clone()).or_default();
+        match peer.doing {
+            Doing::Nothing => {
+                peer.doing = Doing::Waiting;
+                let line = if peer.reached { &mut state.proven } else { &mut state.unproven };
+                line.push_back(server.clone());
+            }
+            Doing::Sending => peer.again = true,
+            Doing::Waiting | Doing::Pausing => {}
+        }
+    }
+
+    fn spawn(&self, state: &mut State) -> Result<()> {
+        let sender = self.clone();
+        let stays = state.alive == 0;
+        let thread = std::thread::Builder::new().name("sender".into()).stack_size(STACK);
+        thread.spawn(move || sender.work(stays))?;
+        state.alive += 1;
+        Ok(())
+    }
+
+    fn work(&self, stays: bool) {
+        loop {
+            let job = self.next_job(stays);
+            // The homeserver is held only while it is needed: it may go while this thread waits.
+            let homeserver = self.lock().homeserver.clone();
+            let Some(hs) = homeserver.upgrade() else { break };
+            match job {
+                Job::LookAround => self.look_around(&hs),
+                Job::Spread(rooms) => self.spread(&hs, &rooms),
+                Job::Flush => self.flush(&hs),
+                Job::Send(server) => self.serve(hs, &server),
+                Job::End => break,
+            }
+        }
+        self.lock().alive -= 1;
+        self.0.ended.notify_all();
+    }
+
+    /// Waits for something to do.
+    fn next_job(&self, stays: bool) -> Job {
+        let mut state = self.lock();
+        let idle_since = Instant::now();
+        loop {
+            if state.stopping {
+                return Job::End;
+            }
+            self.take_in_what_is_due(&mut state);
+            if let Some(job) = state.pick() {
+                // While this thread is busy, another one looks after what is left.
+                if state.idle == 0
+                    && state.alive < MAX_THREADS
+                    && state.has_work()
+                    && let Err(e) = self.spawn(&mut state)
+                {
+                    log::warn!("no further thread for sending: {e}");
+                }
+                return job;
+            }
+            if !stays && idle_since.elapsed() >= IDLE {
+                return Job::End;
+            }
+            let pause = self.pause(&state, stays);
+            state.idle += 1;
+            state = self.0.work.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
+            state.idle -= 1;
+        }
+    }
+
+    /// How long to sleep if nobody wakes us.
+    fn pause(&self, state: &State, stays: bool) -> Duration {
+        let mut pause = if stays { Duration::from_secs(600) } else { IDLE };
+        if let Some((due, _)) = state.due.first() {
+            let left = u64::try_from(due - self.0.clock.now_ms()).unwrap_or(0);
+            pause = pause.min(Duration::from_millis(left + 1));
+        }
+        if let Some(at) = state.flush_at {
+            pause = pause.min(at.saturating_duration_since(Instant::now()));
+        }
+        pause
+    }
+
+    fn take_in_what_is_due(&self, state: &mut State) {
+        let now = self.0.clock.now_ms();
+        while state.due.first().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, server)) = state.due.pop_first() else { return };
+            if let Some(peer) = state.peers.get_mut(&server).filter(|p| p.doing == Doing::Pausing) {
+                peer.doing = Doing::Waiting;
+                self.0.pausing.fetch_sub(1, Ordering::Relaxed);
+                state.unproven.push_back(server);
+            }
+        }
+    }
+
+    /// Finds out who is owed what, and who is not to be tried yet.
+    fn look_around(&self, hs: &Homeserver) {
+        let found = hs.store.read(|db| Ok((db.failing_destinations()?, db.owed_servers()?)));
+        let (failing, owed) = match found {
+            Ok(found) => found,
+            Err(e) => return log::error!("what is owed to other servers cannot be read: {e}"),
+        };
+        let mut state = self.lock();
+        for (server, kept) in failing {
+            let peer = state.peers.entry(server.clone()).or_default();
+            if peer.loaded {
+                continue;
+            }
+            (peer.loaded, peer.kept, peer.max_pdus) = (true, kept, MAX_PDUS);
+            match peer.doing {
+                Doing::Waiting => {
+                    state.proven.retain(|s| *s != server);
+                    state.unproven.retain(|s| *s != server);
+                }
+                Doing::Nothing => {}
+                Doing::Pausing | Doing::Sending => continue,
+            }
+            self.let_pause(&mut state, &server);
+        }
+        for server in owed {
+            self.wake(&mut state, &server);
+        }
+        drop(state);
+        self.0.work.notify_all();
+    }
+
+    fn let_pause(&self, state: &mut State, server: &ServerName) {
+        if let Some(peer) = state.peers.get_mut(server) {
+            peer.doing = Doing::Pausing;
+            let due = peer.kept.retry_ms;
+            state.due.insert((due, server.clone()));
+            self.0.pausing.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn spread(&self, hs: &Homeserver, rooms: &[RoomKey]) {
+        let servers = hs
+            .store
+            .read(|db| rooms.iter().map(|room| db.destinations_of_room(*room)).collect::<Result<Vec<_>>>());
+        match servers {
+            Ok(servers) => {
+                let mut state = self.lock();
+                for server in servers.iter().flatten() {
+                    self.wake(&mut state, server);
+                }
+            }
+            Err(e) => log::error!("the servers of a room cannot be read: {e}"),
+        }
+        self.0.work.notify_one();
+    }
+
+    /// Writes the cursors and pauses that changed, all in one transaction.
+    fn flush(&self, hs: &Homeserver) {
+        let changed: Vec<(ServerName, Destination, i64)> = {
+            let mut state = self.lock();
+            state.flush_at = None;
+            let servers = std::mem::take(&mut state.unflushed);
+            let of = |s: ServerName| state.peers.get(&s).map(|p| (s, p.kept.clone(), p.edus_upto));
+            servers.into_iter().filter_map(of).collect()
+        };
+        if changed.is_empty() {
+            return;
+        }
+        let written = hs.store.write(move |tx| {
+            changed.iter().try_for_each(|(server, kept, edus)| tx.save_destination(server, kept, *edus))
+        });
+        if let Err(e) = written {
+            log::warn!("how far other servers are cannot be written: {e}");
+        }
+        let mut state = self.lock();
+        if state.peers.len() > MAX_IDLE_PEERS {
+            let State { peers, unflushed, .. } = &mut *state;
+            peers.retain(|name, p| {
+                p.doing != Doing::Nothing || !p.edus.is_empty() || unflushed.contains(name)
+            });
+        }
+    }
+
+    /// One transaction to one destination.
+    fn serve(&self, hs: Arc<Homeserver>, server: &ServerName) {
+        let transaction = self.prepare(&hs, server).unwrap_or_else(|e| {
+            log::error!("what is owed to {server} cannot be read: {e}");
+            None
+        });
+        let outcome = transaction.map(|transaction| {
+            let client = Arc::clone(&hs.federation);
+            drop(hs);
+            // A defect must not take this destination out of service for good.
+            let answer =
+                catch_unwind(AssertUnwindSafe(|| send(&client, &self.0.clock, server, &transaction)));
+            let answer = answer.unwrap_or_else(|_| Err(CallError::bad("sending panicked")));
+            (transaction, answer)
+        });
+        let now = self.0.clock.now_ms();
+        let mut state = self.lock();
+        let Some(peer) = state.peers.get_mut(server) else { return };
+        let was_unproven = usize::from(!peer.reached);
+        peer.doing = Doing::Nothing;
+        let again = std::mem::take(&mut peer.again);
+        state.unproven_busy -= was_unproven;
+        let Some((transaction, answer)) = outcome else {
+            if again {
+                self.wake(&mut state, server);
+            }
+            return;
+        };
+        if state.stopping && answer.is_err() {
+            return;
+        }
+        let (more, pauses) = state.conclude(server, &transaction, answer, now);
+        if state.flush_at.is_none() {
+            state.flush_at = Some(Instant::now() + FLUSH_AFTER);
+        }
+        if pauses {
+            self.let_pause(&mut state, server);
+        } else if more || again {
+            self.wake(&mut state, server);
+        }
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// Puts the next transaction together; none if nothing is owed.
+    fn prepare(&self, hs: &Homeserver, server: &ServerName) -> Result<Option<Transaction>> {
+        let loaded = self.lock().peers.get(server).is_some_and(|p| p.loaded);
+        let fresh = if loaded { None } else { Some(hs.store.read(|db| db.destination(server))?) };
+        let (kept, edus_upto, max_pdus, repeat) = {
+            let mut state = self.lock();
+            let peer = state.peers.entry(server.clone()).or_default();
+            if let Some(kept) = fresh {
+                (peer.loaded, peer.kept, peer.max_pdus) = (true, kept, MAX_PDUS);
+            }
+            let repeat = peer.failed_edus.clone();
+            // After a restart nothing is known of the ephemeral part: the repeat goes without.
+            let repeat = repeat.or_else(|| peer.kept.attempt_upto.map(|_| WaitingEdus::default()));
+            (peer.kept.clone(), peer.edus_upto, peer.max_pdus, repeat)
+        };
+        let position = hs.store.position();
+        let upto = kept.attempt_upto.unwrap_or(position);
+        let (mut events, durable) = hs.store.read(|db| {
+            let events = db.owed_events(server, kept.cursor, upto, max_pdus + 1)?;
+            let durable = match &repeat {
+                Some(_) => Vec::new(),
+                None => db.owed_edus(server, edus_upto, position, MAX_EDUS)?,
+            };
+            Ok((events, durable))
+        })?;
+        let mut more = kept.attempt_upto.is_some_and(|upto| upto < position) || durable.len() == MAX_EDUS;
+        let upto = if events.len() > max_pdus {
+            more = true;
+            events.truncate(max_pdus);
+            events.last().map_or(upto, |e| e.stream)
+        } else {
+            upto
+        };
+        let edus = repeat.unwrap_or_else(|| {
+            let mut state = self.lock();
+            state.serial += 1;
+            let serial = state.serial;
+            let waiting = state.peers.get_mut(server).map(|p| &mut p.edus);
+            let durable_upto = durable.last().map_or(edus_upto, |e| e.stream);
+            let mut edus: Vec<String> = durable.into_iter().map(|e| e.edu).collect();
+            if let Some(waiting) = waiting {
+                let room = (MAX_EDUS - edus.len()).min(waiting.len());
+                edus.extend(waiting.drain(..room).map(|e| e.json));
+                more |= !waiting.is_empty();
+            }
+            WaitingEdus { edus, durable_upto, serial }
+        });
+        if !events.is_empty() || !edus.edus.is_empty() {
+            return Ok(Some(Transaction { upto, events, edus, more }));
+        }
+        // Nothing owed up to here: next time the search begins here.
+        let mut state = self.lock();
+        if let Some(peer) = state.peers.get_mut(server) {
+            peer.kept.cursor = peer.kept.cursor.max(upto);
+            peer.kept.attempt_upto = None;
+            peer.failed_edus = None;
+            peer.again |= more;
+        }
+        Ok(None)
+    }
+}
+
+impl State {
+    /// Notes how a transaction fared. Gives whether there is more to send, and whether the destination has to pause.
+    fn conclude(
+        &mut self,
+        server: &ServerName,
+        transaction: &Transaction,
+        answer: CallResult<()>,
+        now: Millis,
+    ) -> (bool, bool) {
+        let Some(peer) = self.peers.get_mut(server) else { return (false, false) };
+        self.unflushed.insert(server.clone());
+        peer.last_attempt_ms = now;
+        match answer {
+            Ok(()) => {
+                peer.delivered(transaction);
+                (transaction.more, false)
+            }
+            Err(e) if peer.narrows_down(server, transaction, &e) => (true, false),
+            Err(e) => {
+                peer.failed(transaction, &e, now);
+                let (failures, pause) = (peer.kept.failures, (peer.kept.retry_ms - now) / 1000);
+                log::info!(
+                    "{server} did not take a transaction ({failures} in a row, next in {pause} s): {e}"
+                );
+                (false, true)
+            }
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.look_around
+            || !self.rooms.is_empty()
+            || !self.proven.is_empty()
+            || (!self.unproven.is_empty() && self.unproven_busy < MAX_UNPROVEN)
+    }
+
+    fn pick(&mut self) -> Option<Job> {
+        if std::mem::take(&mut self.look_around) {
+            return Some(Job::LookAround);
+        }
+        if !self.rooms.is_empty() {
+            return Some(Job::Spread(self.rooms.drain().collect()));
+        }
+        if self.flush_at.is_some_and(|at| at <= Instant::now()) {
+            self.flush_at = None;
+            return Some(Job::Flush);
+        }
+        self.picks = self.picks.wrapping_add(1);
+        let unproven_may = self.unproven_busy < MAX_UNPROVEN;
+        // Every fourth turn the unproven come first, so that a busy server cannot put them off for ever.
+        let from_unproven = unproven_may && (self.proven.is_empty() || self.picks.is_multiple_of(4));
+        let server = match from_unproven.then(|| self.unproven.pop_front()).flatten() {
+            Some(server) => server,
+            None => match self.proven.pop_front() {
+                Some(server) => server,
+                None if unproven_may => self.unproven.pop_front()?,
+                None => return None,
+            },
+        };
+        let peer = self.peers.entry(server.clone()).or_default();
+        peer.doing = Doing::Sending;
+        self.unproven_busy += usize::from(!peer.reached);
+        Some(Job::Send(server))
+    }
+}
+
+impl Peer {
+    fn delivered(&mut self, transaction: &Transaction) {
+        self.kept.cursor = self.kept.cursor.max(transaction.upto);
+        self.kept.attempt_upto = None;
+        self.kept.failures = 0;
+        self.kept.retry_ms = 0;
+        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
+        self.failed_edus = None;
+        self.reached = true;
+        self.max_pdus = MAX_PDUS;
+    }
+
+    fn failed(&mut self, transaction: &Transaction, e: &CallError, now: Millis) {
+        self.kept.failures = self.kept.failures.saturating_add(1);
+        self.kept.attempt_upto = Some(transaction.upto);
+        self.failed_edus = Some(transaction.edus.clone());
+        self.edus.clear();
+        self.reached = false;
+        let pause = (FIRST_PAUSE << (self.kept.failures - 1).min(20)).min(LONGEST_PAUSE);
+        let chance = Millis::from(random::bytes::<1>()[0]);
+        let pause = pause * 4 / 5 + pause * 2 / 5 * chance / 255;
+        let asked = e.retry_after().map_or(0, |d| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX));
+        self.kept.retry_ms = now + pause.max(asked.min(LONGEST_PAUSE));
+    }
+
+    /// Whether the peer says that the transaction itself is bad, so that repeating it would hold up everything behind
+    /// it for ever. Then the events go in ever smaller portions, and one that is refused all by itself is given up.
+    fn narrows_down(&mut self, server: &ServerName, transaction: &Transaction, e: &CallError) -> bool {
+        let about_content = matches!(
+            e.errcode(),
+            Some(
+                ErrCode::BadJson
+                    | ErrCode::NotJson
+                    | ErrCode::TooLarge
+                    | ErrCode::InvalidParam
+                    | ErrCode::MissingParam
+            )
+        );
+        if !about_content {
+            return false;
+        }
+        self.kept.attempt_upto = None;
+        self.failed_edus = None;
+        self.reached = true;
+        if transaction.events.len() > 1 {
+            self.max_pdus = transaction.events.len() / 2;
+            log::info!("{server} refuses a transaction ({e}); its events go in smaller ones");
+        } else {
+            let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
+            log::warn!("{server} refuses {event}, which is not sent again: {e}");
+            self.kept.cursor = self.kept.cursor.max(transaction.upto);
+            self.max_pdus = MAX_PDUS;
+        }
+        // The ephemeral part is not worth a search.
+        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
+        true
+    }
+}
+
+fn send(client: &Client, clock: &Clock, server: &ServerName, transaction: &Transaction) -> CallResult<()> {
+    #[derive(serde::Serialize)]
+    struct Body<'a> {
+        origin: &'a ServerName,
+        origin_server_ts: Millis,
+        pdus: Vec<&'a RawValue>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        edus: Vec<&'a RawValue>,
+    }
+    let mut pdus = Vec::with_capacity(transaction.events.len());
+    for event in &transaction.events {
+        // Its own events come back to nobody; we hand them on for a server that handed them in to us.
+        if !is_from(event, server) {
+            pdus.push(raw(&event.json)?);
+        }
+    }
+    let edus = transaction.edus.edus.iter().map(|e| raw(e.as_bytes())).collect::<CallResult<Vec<_>>>()?;
+    if pdus.is_empty() && edus.is_empty() {
+        return Ok(());
+    }
+    let body = Body { origin: client.server_name(), origin_server_ts: clock.now_ms(), pdus, edus };
+    let body = serde_json::to_vec(&body).map_err(|e| CallError::bad(e.to_string()))?;
+    let refused = client.send_transaction(server, &transaction.id(), &body)?;
+    for (event, why) in refused {
+        let why: String = why.chars().take(300).collect();
+        log::warn!("{server} could not process {event}: {why}");
+    }
+    Ok(())
+}
+
+fn raw(bytes: &[u8]) -> CallResult<&RawValue> {
+    serde_json::from_slice(bytes).map_err(|e| CallError::bad(format!("what we owe is not JSON: {e}")))
+}
+
+fn is_from(event: &OwedEvent, server: &ServerName) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Sender<'a> {
+        #[serde(borrow)]
+        sender: std::borrow::Cow<'a, str>,
+    }
+    serde_json::from_slice::<Sender<'_>>(&event.json)
+        .is_ok_and(|e| e.sender.split_once(':').is_some_and(|(_, of)| of == server.as_str()))
+}
+
+impl Transaction {
+    /// The transaction's id: the same for the same content, also after a restart, and never the same for another.
+    fn id(&self) -> String {
+        let mut hash = Sha256::new();
+        for event in &self.events {
+            hash.update(event.stream.to_be_bytes());
+            hash.update(event.event_id.as_str());
+        }
+        if !self.edus.edus.is_empty() {
+            hash.update(json!([self.edus.serial, self.edus.edus, run_id()]).to_string());
+        }
+        json::base64_url(&hash.finalize())
+    }
+}
+
+/// Tells the transactions of this run of the program apart from those of others.
+fn run_id() -> &'static str {
+    static RUN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    RUN.get_or_init(random::token)
+}
+
+#[cfg(test)]
+#[path = "sender_tests.rs"]
+mod tests;

@@ -1,0 +1,111 @@
+//! Signatures of other servers: on requests, and on events as they arrive.
+
+use std::time::Duration;
+
+use rayon::prelude::*;
+
+use super::Homeserver;
+use super::key_fetch::{Purpose, Wanted};
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::room_version::RoomVersion;
+use crate::protocol::sign::{self, KeyAt};
+use crate::protocol::x_matrix;
+use crate::protocol::{Pdu, ServerName};
+
+/// Time to find the key of a request's sender, who waits for us.
+const REQUEST_KEY_WITHIN: Duration = Duration::from_secs(15);
+/// Time to find the keys of a few events, and of a whole room's.
+const EVENT_KEYS_WITHIN: Duration = Duration::from_secs(30);
+const ROOM_KEYS_WITHIN: Duration = Duration::from_secs(90);
+/// More events than this are a whole room.
+const FEW: usize = 100;
+
+impl Homeserver {
+    /// Checks the X-Matrix signature of a request (server-server API, "Request Authentication"). `uri` is path and
+    /// query as on the request line; `body` none if it was empty. Gives the server that sent it, which from now on
+    /// counts as reachable.
+    ///
+    /// Errors: 401 `M_UNAUTHORIZED`; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
+    pub fn verify_request(
+        &self,
+        authorization: &str,
+        method: &str,
+        uri: &str,
+        body: Option<&[u8]>,
+    ) -> Result<ServerName> {
+        let claim = x_matrix::parse(authorization)?;
+        if claim.destination.as_ref().is_some_and(|d| d != self.server_name()) {
+            return Err(unauthorized("The request was meant for another server"));
+        }
+        if claim.origin == *self.server_name() {
+            return Err(unauthorized("The request says that it comes from this server itself"));
+        }
+        let now = self.clock.now_ms();
+        // A retired key verifies old events, not new requests.
+        let is_good = |k: &super::key_ring::KnownKey| !k.retired && k.valid_until_ms >= now;
+        let key = match self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good) {
+            Some(key) => key,
+            None => {
+                let wanted =
+                    Wanted { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
+                self.gather_keys(&[wanted], &[], Purpose::Request, REQUEST_KEY_WITHIN);
+                let key = self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good);
+                key.ok_or_else(|| unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)))?
+            }
+        };
+        claim.verify(method, uri, self.server_name(), body, &key.key)?;
+        self.sender.peer_spoke(&claim.origin);
+        Ok(claim.origin)
+    }
+
+    /// Steps 1 to 3 of the checks on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
+    /// need be. A wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
+    pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<Pdu> {
+        let mut checked = self.check_pdus(&[event], version, &[]);
+        checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
+    }
+
+    /// The same for many events at once, in their order. `via` are servers that may know keys which their own servers
+    /// do not give any more: those in the room, best first.
+    pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion, via: &[ServerName]) -> Vec<Result<Pdu>> {
+        let parsed: Vec<Result<Pdu>> = in_bulk(events, |event| Pdu::parse(event, version));
+        self.check_parsed_pdus(parsed, via)
+    }
+
+    /// Steps 2 and 3 alone, for events that were parsed before.
+    pub fn check_parsed_pdus(&self, parsed: Vec<Result<Pdu>>, via: &[ServerName]) -> Vec<Result<Pdu>> {
+        let wanted_of = |pdu: &Result<Pdu>| -> Vec<Wanted> {
+            let Ok(pdu) = pdu else { return Vec::new() };
+            let valid_at = if pdu.version().enforce_key_validity { pdu.origin_server_ts() } else { 0 };
+            let keys = sign::wanted_keys(pdu).into_iter();
+            keys.map(|(server, key_id)| Wanted { server, key_id, valid_at }).collect()
+        };
+        let wanted: Vec<Wanted> = in_bulk(&parsed, wanted_of).into_iter().flatten().collect();
+        let wanted = newest_only(wanted);
+        let within = if parsed.len() > FEW { ROOM_KEYS_WITHIN } else { EVENT_KEYS_WITHIN };
+        let found = self.gather_keys(&wanted, via, Purpose::Events, within);
+        let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
+        in_bulk(&parsed, |pdu| match pdu {
+            Ok(pdu) => sign::check_parsed(pdu, &keys).map_err(Error::from),
+            Err(e) => Err(Error::new(e.errcode(), e.message().to_owned()).with_status(e.status())),
+        })
+    }
+}
+
+/// One wish a key: the one for the latest time, which serves the earlier ones too.
+fn newest_only(mut wanted: Vec<Wanted>) -> Vec<Wanted> {
+    wanted.sort_unstable_by(|a, b| {
+        (&a.server, &a.key_id).cmp(&(&b.server, &b.key_id)).then(b.valid_at.cmp(&a.valid_at))
+    });
+    wanted.dedup_by(|later, first| later.server == first.server && later.key_id == first.key_id);
+    wanted
+}
+
+/// On all processors if it is worth the hand-over.
+fn in_bulk<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
+    if items.len() < 4 { items.iter().map(f).collect() } else { items.par_iter().map(f).collect() }
+}
+
+fn unauthorized(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrCode::Unauthorized, message)
+}
