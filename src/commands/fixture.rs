@@ -31,8 +31,8 @@ pub fn run(fixture: &Fixture) -> Result<()> {
     });
     let mut users = Map::new();
     for localpart in fixture.users.split(',').map(str::trim).filter(|u| !u.is_empty()) {
-        let made = server.user(localpart);
-        let user = json!({ "user_id": made.id(), "access_token": made.token(), "password": localpart });
+        let (user_id, token) = server.homeserver().register_user(localpart, Some(localpart))?;
+        let user = json!({ "user_id": user_id, "access_token": token, "password": localpart });
         users.insert(localpart.to_owned(), user);
     }
     println!("{}", json!({ "name": server.name(), "url": server.url(), "users": users }));

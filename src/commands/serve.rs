@@ -38,7 +38,7 @@ fn greet(launched: &Launched) -> Result<()> {
         Data::Folder(folder) => println!("  data in {}", folder.display()),
         Data::Memory => println!("  data in memory: gone when this stops"),
     }
-    match (config.registration, None::<String>) {
+    match (config.registration, launched.homeserver.ensure_first_token()?) {
         (Registration::Open, _) => {
             println!("Anybody may register here; the first account becomes the admin.")
         }

@@ -117,7 +117,9 @@ impl TestServer {
     /// # Panics
     /// If the name is taken or not a localpart.
     pub fn user(&self, localpart: &str) -> TestUser {
-        TestUser::register(&self.url, localpart)
+        let made = self.homeserver().register_user(localpart, None);
+        let (user_id, token) = made.unwrap_or_else(|e| panic!("register {localpart}: {e}"));
+        TestUser::new(&self.url, user_id.as_str(), &token)
     }
 
     /// Moves this server's clock forward; what is due by then becomes due.
