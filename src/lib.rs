@@ -1,4 +1,50 @@
 //! Doorstep: a Matrix homeserver in one small synchronous binary with SQLite inside.
+//!
+//! It is for people who run a tiny server of their own with one command, and for projects that want a real
+//! homeserver inside their tests ([`TestServer`]). This page is the tour of the house; ten minutes should do.
+//!
+//! ```text
+//!       clients, other servers                              other servers
+//!             │ HTTP, HTTPS                                       ▲ HTTPS
+//!  ┌──────────▼──────────────────────────────────┐   ┌───────────┴───────────┐
+//!  │ http/     ROUTES: a line for each endpoint  │   │ federation/           │
+//!  │           connection → handler → reply      │   │ signed requests       │
+//!  └──────────┬──────────────────────────────────┘   └───────────▲───────────┘
+//!             │ plain calls with typed arguments                 │
+//!  ┌──────────▼──────────────────────────────────────────────────┴───────────┐
+//!  │ service/  what happens: impl Homeserver { knock, invite, join, … }      │
+//!  │           gather (network) → judge (protocol) → commit (store)          │
+//!  └──────┬────────────────────────────────────────────┬─────────────────────┘
+//!  ┌──────▼──────────────┐                  ┌──────────▼──────────────────────┐
+//!  │ protocol/  pure     │                  │ store/  the only SQL            │
+//!  │ no I/O, no clock    │                  │ one writer, several readers     │
+//!  └─────────────────────┘                  └──────────┬──────────────────────┘
+//!                                                      │ after each commit
+//!        "position 815; @alice and !room moved": wakes waiting /sync, the sender, the scheduler
+//! ```
+//!
+//! # Five ideas
+//!
+//! 1. **Both ends of a handshake live in one file.** `service/membership/knock.rs` has our user who knocks elsewhere
+//!    and the stranger who knocks here, with one guard and one check of signed events for all of them.
+//! 2. **A membership in a room that we are not in is one row with one state machine**,
+//!    [`protocol::remote_membership`]. A knock can be withdrawn, refused, answered by an invite and survive a crash
+//!    because each of these is a step of that machine.
+//! 3. **Gather, judge, commit.** First the network, holding nothing; then pure judgement; then one transaction.
+//! 4. **One stream.** The single writer numbers every visible change in commit order, so a `/sync` token is one
+//!    integer.
+//! 5. **Wakes are hints, rows are truth.** Any wake may be lost and costs only time: what is owed is in SQLite.
+//!
+//! # Where to look
+//!
+//! - A request's way in: [`http::server`] accepts, `http/connection.rs` reads, [`http::router`] finds the line of
+//!   [`http::routes::ROUTES`] and checks who asks, a handler in `http/client_server` or `http/server_server` calls
+//!   one verb of the [`Homeserver`].
+//! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
+//!   specification's checks. Where several branches meet: [`protocol::state_res`].
+//! - An event on its way out: `service/sender.rs`, a cursor for each server.
+//! - The data: `schema.sql`, which explains each table.
+//! - How it is started: [`launch`], from [`config`].
 
 pub mod clock;
 pub mod config;
