@@ -203,6 +203,9 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
+/// The log target of one line (level debug) for each request to another server: who asked whom what, and the outcome.
+pub const HOPS: &str = "doorstep::hops";
+
 /// Speaks to other servers. Shared by all threads.
 pub struct Client {
     server_name: ServerName,
@@ -288,13 +291,24 @@ impl Client {
             }
             other => other,
         };
-        answer.map_err(|failure| match failure {
+        let answer = answer.map_err(|failure| match failure {
             Failure::Disconnected(why) | Failure::NotConnected(why) => {
                 self.discovery.forget(&authority);
                 CallError::Unreachable(why)
             }
             Failure::Said(error) => error,
-        })
+        });
+        self.log_hop(request, &answer);
+        answer
+    }
+
+    fn log_hop(&self, request: &SignedRequest<'_>, answer: &CallResult<Response>) {
+        let SignedRequest { method, destination, path_and_query, .. } = request;
+        let (us, path) = (&self.server_name, path_and_query.split('?').next().unwrap_or_default());
+        match answer {
+            Ok(_) => log::debug!(target: HOPS, "{us} → {destination}: {method} {path} → 200"),
+            Err(e) => log::debug!(target: HOPS, "{us} → {destination}: {method} {path} → {e}"),
+        }
     }
 
     fn exchange(

@@ -10,4 +10,4 @@ pub mod discovery;
 pub mod dns;
 
 pub use calls::Kind;
-pub use client::{CallError, CallResult, Client, Refusal, Response, Settings, SignedRequest};
+pub use client::{CallError, CallResult, Client, HOPS, Refusal, Response, Settings, SignedRequest};
