@@ -3,6 +3,7 @@
 //!
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
+use super::client_server::{account, devices, discovery, login, register};
 use super::router::Route;
 #[allow(unused_imports, reason = "the table is filled area by area")]
 use super::router::{
@@ -15,6 +16,30 @@ use super::server_server;
 /// Every endpoint. `r0` of the client API and `r0`, `v1` of media are served by the `v3` lines.
 pub const ROUTES: &[Route] = &[
     // ----- client-server: server, accounts, devices -----
+    get("/.well-known/matrix/client", Anyone(discovery::well_known_client)),
+    get("/.well-known/matrix/server", Anyone(discovery::well_known_server)),
+    get("/.well-known/matrix/support", Anyone(discovery::well_known_support)),
+    get("/_matrix/client/versions", Anyone(discovery::versions)),
+    get("/_matrix/client/v3/capabilities", User(discovery::capabilities)),
+    post("/_matrix/client/v3/register", Anyone(register::register)).rate(Rate::Register),
+    get("/_matrix/client/v3/register/available", Anyone(register::available)).rate(Rate::Write),
+    get("/_matrix/client/v1/register/m.login.registration_token/validity", Anyone(register::token_validity))
+        .rate(Rate::Login),
+    get("/_synapse/admin/v1/register", Anyone(register::shared_secret_nonce)).rate(Rate::Login),
+    post("/_synapse/admin/v1/register", Anyone(register::shared_secret_register)).rate(Rate::Login),
+    get("/_matrix/client/v3/login", Anyone(login::flows)),
+    post("/_matrix/client/v3/login", Anyone(login::login)).rate(Rate::Login),
+    post("/_matrix/client/v3/refresh", Anyone(login::refresh)).rate(Rate::Login),
+    post("/_matrix/client/v3/logout", User(login::logout)),
+    post("/_matrix/client/v3/logout/all", User(login::logout_all)),
+    get("/_matrix/client/v3/account/whoami", User(account::whoami)),
+    post("/_matrix/client/v3/account/password", MaybeUser(account::change_password)).rate(Rate::Login),
+    post("/_matrix/client/v3/account/deactivate", MaybeUser(account::deactivate)).rate(Rate::Login),
+    get("/_matrix/client/v3/devices", User(devices::list)),
+    get("/_matrix/client/v3/devices/{deviceId}", User(devices::get)),
+    put("/_matrix/client/v3/devices/{deviceId}", User(devices::update)),
+    delete("/_matrix/client/v3/devices/{deviceId}", User(devices::delete)).rate(Rate::Login),
+    post("/_matrix/client/v3/delete_devices", User(devices::delete_many)).rate(Rate::Login),
     // ----- client-server: rooms, events, membership -----
     // ----- client-server: sync, filters, account data -----
     // ----- client-server: profiles, directory -----

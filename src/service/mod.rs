@@ -6,6 +6,7 @@ pub mod accounts;
 pub mod client_format;
 pub mod directory;
 pub mod filters;
+pub mod interactive_auth;
 pub mod key_fetch;
 pub mod key_ring;
 pub mod login;
@@ -20,6 +21,7 @@ mod verify;
 
 use std::sync::Arc;
 
+use self::interactive_auth::PendingAuth;
 use self::key_ring::KeyRing;
 use self::notifier::Notifier;
 use self::sender::Sender;
@@ -46,6 +48,8 @@ pub struct Homeserver {
     pub key_ring: KeyRing,
     /// Delivery to other servers.
     pub sender: Sender,
+    /// Interactive authentication that is under way.
+    pub pending_auth: PendingAuth,
 }
 
 impl Homeserver {
@@ -74,7 +78,8 @@ impl Homeserver {
             clock: clock.clone(),
         };
         let federation = Arc::new(federation::Client::new(settings, key_ring.signer())?);
-        Ok(Arc::new(Self { config, clock, notifier, store, federation, key_ring, sender }))
+        let pending_auth = PendingAuth::default();
+        Ok(Arc::new(Self { config, clock, notifier, store, pending_auth, federation, key_ring, sender }))
     }
 
     /// Starts the threads that work without being asked: the sender and the scheduler.

@@ -1,0 +1,92 @@
+//! Logging in and out, and staying logged in.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::register::shaped;
+use crate::error::{ErrCode, Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::service::Homeserver;
+use crate::service::interactive_auth::user_of_identifier;
+use crate::service::login::Login;
+
+/// `GET /_matrix/client/v3/login`
+pub fn flows(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
+    Ok(Reply::json(&json!({ "flows": [{ "type": "m.login.password" }] })))
+}
+
+#[derive(Deserialize)]
+struct LoginBody {
+    password: Option<String>,
+    device_id: Option<String>,
+    initial_device_display_name: Option<String>,
+    #[serde(default)]
+    refresh_token: bool,
+}
+
+/// `POST /_matrix/client/v3/login`
+pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    let object = request.json_object()?;
+    let kind = object.get("type").ok_or_else(|| Error::missing_param("Missing type"))?;
+    if kind != "m.login.password" {
+        return Err(Error::new(ErrCode::Unknown, "Unknown login type").with_status(400));
+    }
+    if !object.contains_key("identifier") && !object.contains_key("user") {
+        return Err(Error::missing_param("Missing identifier"));
+    }
+    let body: LoginBody = shaped(&object)?;
+    let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
+    // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.
+    let wrong = || Error::forbidden("Wrong user name or password");
+    let user = user_of_identifier(&object, hs.server_name().as_str()).ok_or_else(wrong)?;
+    let account = hs.check_password(&user, password)?;
+    let name = body.initial_device_display_name.as_deref();
+    let login = hs.log_in(&account.user_id, body.device_id.as_deref(), name, body.refresh_token)?;
+    Ok(login_reply(hs, &login))
+}
+
+/// What `login` and `register` answer.
+pub(super) fn login_reply(hs: &Homeserver, login: &Login) -> Reply {
+    let mut body = json!({
+        "user_id": login.user_id,
+        "access_token": login.access_token,
+        "device_id": login.device_id,
+        // Deprecated, and still read by some clients.
+        "home_server": hs.server_name(),
+    });
+    if let (Some(refresh), Some(life)) = (&login.refresh_token, login.expires_in_ms) {
+        body["refresh_token"] = json!(refresh);
+        body["expires_in_ms"] = json!(life);
+    }
+    Reply::json(&body)
+}
+
+#[derive(Deserialize)]
+struct RefreshBody {
+    refresh_token: String,
+}
+
+/// `POST /_matrix/client/v3/refresh`
+pub fn refresh(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    let body: RefreshBody = request.json()?;
+    let login = hs.refresh(&body.refresh_token)?;
+    Ok(Reply::json(&json!({
+        "access_token": login.access_token,
+        "refresh_token": login.refresh_token,
+        "expires_in_ms": login.expires_in_ms,
+    })))
+}
+
+/// `POST /_matrix/client/v3/logout`
+pub fn logout(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
+    hs.delete_devices(&requester.user_id, vec![requester.device_id()?.to_owned()])?;
+    Ok(Reply::empty())
+}
+
+/// `POST /_matrix/client/v3/logout/all`
+pub fn logout_all(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
+    hs.delete_all_devices(&requester.user_id)?;
+    Ok(Reply::empty())
+}

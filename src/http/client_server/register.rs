@@ -1,0 +1,153 @@
+//! Making accounts: by the client API, and with the shared secret as Synapse's tools do it.
+
+use std::sync::Arc;
+
+use ring::hmac;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::interactive::prove;
+use super::login::login_reply;
+use crate::config::Registration;
+use crate::error::{ErrCode, Error, Result};
+use crate::http::{Reply, Request};
+use crate::protocol::UserId;
+use crate::service::Homeserver;
+use crate::service::accounts::NewAccount;
+use crate::service::interactive_auth::Stage;
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RegisterBody {
+    username: Option<String>,
+    password: Option<String>,
+    device_id: Option<String>,
+    initial_device_display_name: Option<String>,
+    inhibit_login: bool,
+    refresh_token: bool,
+}
+
+/// `POST /_matrix/client/v3/register`
+pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    match request.query("kind") {
+        None | Some("user") => {}
+        Some("guest") => {
+            return Err(Error::new(ErrCode::GuestAccessForbidden, "This homeserver has no guests"));
+        }
+        Some(_) => return Err(Error::invalid_param("kind must be user or guest")),
+    }
+    let flows: &[&[Stage]] = match hs.config.registration {
+        Registration::Open => &[&[Stage::Dummy]],
+        Registration::Token => &[&[Stage::RegistrationToken]],
+        Registration::Closed => return Err(Error::forbidden("Registration is disabled on this homeserver")),
+    };
+    let object = request.json_object_or_empty()?;
+    let body: RegisterBody = shaped(&object)?;
+    // Before authentication, as the specification asks, so that nobody spends a token on a name they cannot have.
+    if let Some(username) = &body.username {
+        hs.available_user_id(username)?;
+    }
+    let proof = match prove(hs, "register", flows, None, &object)? {
+        Ok(proof) => proof,
+        Err(ask) => return Ok(ask),
+    };
+    let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
+    let user = hs.create_account(&NewAccount {
+        localpart: body.username.as_deref(),
+        password: Some(password),
+        admin: false,
+        token: proof.registration_token.as_deref(),
+    })?;
+    hs.auth_is_spent(&proof);
+    if body.inhibit_login {
+        return Ok(Reply::json(&json!({ "user_id": user, "home_server": hs.server_name() })));
+    }
+    log_in_new(hs, &user, &body)
+}
+
+fn log_in_new(hs: &Homeserver, user: &UserId, body: &RegisterBody) -> Result<Reply> {
+    let name = body.initial_device_display_name.as_deref();
+    let login = hs.log_in(user, body.device_id.as_deref(), name, body.refresh_token)?;
+    Ok(login_reply(hs, &login))
+}
+
+/// A JSON object as a struct. Errors: 400 `M_BAD_JSON`.
+pub(super) fn shaped<T: serde::de::DeserializeOwned>(object: &Map<String, Value>) -> Result<T> {
+    T::deserialize(Value::Object(object.clone()))
+        .map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")))
+}
+
+/// `GET /_matrix/client/v3/register/available`
+pub fn available(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    hs.available_user_id(request.required_query("username")?)?;
+    Ok(Reply::json(&json!({ "available": true })))
+}
+
+/// `GET /_matrix/client/v1/register/m.login.registration_token/validity`
+pub fn token_validity(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    let valid = hs.registration_token_is_valid(request.required_query("token")?)?;
+    Ok(Reply::json(&json!({ "valid": valid })))
+}
+
+/// `GET /_synapse/admin/v1/register`: a nonce.
+pub fn shared_secret_nonce(hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
+    shared_secret(hs)?;
+    Ok(Reply::json(&json!({ "nonce": hs.new_nonce() })))
+}
+
+#[derive(Deserialize)]
+struct SharedSecretBody {
+    nonce: String,
+    username: String,
+    password: String,
+    #[serde(default)]
+    admin: bool,
+    user_type: Option<String>,
+    mac: String,
+    #[serde(default)]
+    inhibit_login: bool,
+}
+
+/// `POST /_synapse/admin/v1/register`: an account for who knows the shared secret. `mac` is the HMAC-SHA1 of nonce,
+/// name, password, `admin` or `notadmin`, and the user type if there is one, with zero bytes between them.
+pub fn shared_secret_register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    let secret = shared_secret(hs)?;
+    let body: SharedSecretBody = request.json()?;
+    if !hs.use_nonce(&body.nonce) {
+        return Err(Error::invalid_param("Unknown or used nonce"));
+    }
+    let admin = if body.admin { "admin" } else { "notadmin" };
+    let mut signed = [body.nonce.as_str(), &body.username, &body.password, admin].join("\0");
+    if let Some(user_type) = &body.user_type {
+        signed.push('\0');
+        signed.push_str(user_type);
+    }
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
+    let mac = from_hex(&body.mac).ok_or_else(|| Error::invalid_param("mac is not hexadecimal"))?;
+    // In constant time.
+    hmac::verify(&key, signed.as_bytes(), &mac).map_err(|_| Error::forbidden("HMAC incorrect"))?;
+    let user = hs.create_account(&NewAccount {
+        localpart: Some(&body.username),
+        password: Some(&body.password),
+        admin: body.admin,
+        token: None,
+    })?;
+    if body.inhibit_login {
+        return Ok(Reply::json(&json!({ "user_id": user, "home_server": hs.server_name() })));
+    }
+    log_in_new(hs, &user, &RegisterBody::default())
+}
+
+/// Without a secret the endpoint does not exist.
+fn shared_secret(hs: &Homeserver) -> Result<&str> {
+    let missing = || Error::new(ErrCode::Unrecognized, "Unknown endpoint");
+    hs.config.registration_secret.as_deref().ok_or_else(missing)
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? * 16 + digit(pair[1])?)).collect()
+}
