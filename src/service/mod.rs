@@ -3,13 +3,21 @@
 
 pub mod account_data;
 pub mod accounts;
+pub mod adopt;
 pub mod client_format;
+pub mod compose;
 pub mod directory;
+#[cfg(test)]
+mod engine_tests;
 pub mod filters;
+pub mod history;
+pub mod ingest;
 pub mod interactive_auth;
+mod judge;
 pub mod key_fetch;
 pub mod key_ring;
 pub mod login;
+pub mod missing;
 pub mod notifier;
 pub mod push_rules;
 pub mod random;

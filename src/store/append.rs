@@ -30,6 +30,8 @@ impl StateRef {
 /// What an accepted event makes the room's current state.
 #[derive(Debug, Clone)]
 pub enum Current {
+    /// What it was: the event is not accepted, or others that we have come after it.
+    Unchanged,
     /// The state after it: it is the only forward extremity now.
     AfterThis,
     /// What resolving the states after all forward extremities came to.
@@ -52,6 +54,8 @@ pub struct Append<'a> {
     pub old_heads: &'a [EventKey],
     /// Those that stay beside the new event.
     pub kept_heads: Vec<EventKey>,
+    /// Whether the event becomes a forward extremity. Not looked at unless the event is accepted.
+    pub becomes_head: bool,
     /// The new current state. Not looked at unless the event is accepted.
     pub current: Current,
     /// Previous events that we do not have.
@@ -96,9 +100,11 @@ impl Tx<'_> {
         if accepted {
             self.owe_to_those_removed(event, key, at)?;
             self.follow_current_state(event, &appended, at)?;
-            let mut heads = event.kept_heads.clone();
-            heads.push(key);
-            self.set_extremities(room.key, event.old_heads, &heads)?;
+            if event.becomes_head {
+                let mut heads = event.kept_heads.clone();
+                heads.push(key);
+                self.set_extremities(room.key, event.old_heads, &heads)?;
+            }
             self.note_gaps(event, at)?;
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
@@ -128,6 +134,7 @@ impl Tx<'_> {
     fn follow_current_state(&mut self, event: &Append<'_>, appended: &Appended, at: i64) -> Result<()> {
         let room = event.room;
         let new = match &event.current {
+            Current::Unchanged => return Ok(()),
             Current::AfterThis => appended.state_after,
             Current::Resolved(state) => self.materialise(state)?,
         };
@@ -206,23 +213,6 @@ impl Tx<'_> {
         Ok(if allowed { Redaction::Acts(target.key) } else { Redaction::Void })
     }
 
-    /// Whether a redaction may take effect on its target (rooms/v3, "Handling redactions"). In versions 1 and 2 the
-    /// auth rules have seen to it.
-    pub(crate) fn may_redact(&self, redaction: &Pdu, target: &Pdu, state: &StateRef) -> Result<bool> {
-        if redaction.version().redactions_authorised
-            || redaction.sender().server_name() == target.sender().server_name()
-        {
-            return Ok(true);
-        }
-        let lookup = |event_type: &str, state_key: &str| {
-            self.state_event_of(state, event_type, state_key)
-                .inspect_err(|e| log::error!("{e}"))
-                .ok()
-                .flatten()
-        };
-        Ok(PowerLevels::of(redaction.version(), &lookup).may_redact(redaction.sender().as_str()))
-    }
-
     fn apply_redactions(&mut self, event: &Append<'_>, key: EventKey, redaction: Redaction) -> Result<()> {
         match redaction {
             Redaction::Acts(target) => {
@@ -270,6 +260,23 @@ impl Tx<'_> {
 }
 
 impl super::Db<'_> {
+    /// Whether a redaction may take effect on its target (rooms/v3, "Handling redactions"). In versions 1 and 2 the
+    /// auth rules have seen to it.
+    pub fn may_redact(&self, redaction: &Pdu, target: &Pdu, state: &StateRef) -> Result<bool> {
+        if redaction.version().redactions_authorised
+            || redaction.sender().server_name() == target.sender().server_name()
+        {
+            return Ok(true);
+        }
+        let lookup = |event_type: &str, state_key: &str| {
+            self.state_event_of(state, event_type, state_key)
+                .inspect_err(|e| log::error!("{e}"))
+                .ok()
+                .flatten()
+        };
+        Ok(PowerLevels::of(redaction.version(), &lookup).may_redact(redaction.sender().as_str()))
+    }
+
     /// The event in a state that may not have a row yet.
     pub fn state_event_of(&self, state: &StateRef, event_type: &str, state_key: &str) -> Result<Option<Pdu>> {
         if !state.change.is_empty()

@@ -86,6 +86,19 @@ impl StoredEvent {
     }
 }
 
+/// A forward extremity, as far as the event that follows it needs to know it.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Its row.
+    pub key: EventKey,
+    /// Its id.
+    pub event_id: EventId,
+    /// Its depth.
+    pub depth: i64,
+    /// The state after it.
+    pub state_after: SnapshotId,
+}
+
 /// Two ends of a stretch of timeline and the direction in which to walk it.
 #[derive(Debug, Clone, Copy)]
 pub struct Stretch {
@@ -160,6 +173,21 @@ impl Db<'_> {
         Ok(self.event_by_key(key)?.pdu)
     }
 
+    /// The forward extremities of a room, in the order in which they came.
+    pub fn heads(&self, room: RoomKey) -> Result<Vec<Head>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT e.event_key, e.event_id, e.depth, e.state_after FROM extremities x
+             JOIN events e ON e.event_key = x.event_key WHERE x.room_key = ?1 ORDER BY x.event_key",
+        )?;
+        let mut rows = statement.query([room])?;
+        let mut heads = Vec::new();
+        while let Some(row) = rows.next()? {
+            let event_id = EventId::parse(row.get_ref(1)?.as_str().map_err(Error::internal)?)?;
+            heads.push(Head { key: row.get(0)?, event_id, depth: row.get(2)?, state_after: row.get(3)? });
+        }
+        Ok(heads)
+    }
+
     /// The row of an event.
     pub fn event_key(&self, id: &EventId) -> Result<Option<EventKey>> {
         let mut statement = self.conn().prepare_cached("SELECT event_key FROM events WHERE event_id = ?1")?;
@@ -177,6 +205,17 @@ impl Db<'_> {
     /// For each id: whether we have the event, as an outlier or better.
     pub fn has_events(&self, ids: &[EventId]) -> Result<Vec<bool>> {
         ids.iter().map(|id| Ok(self.event_key(id)?.is_some())).collect()
+    }
+
+    /// The room, the row and (unless it is an outlier) the state after an event.
+    pub(crate) fn event_states(
+        &self,
+        id: &EventId,
+    ) -> Result<Option<(RoomKey, EventKey, Option<SnapshotId>)>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT room_key, event_key, state_after FROM events WHERE event_id = ?1")?;
+        Ok(statement.query_row([id.as_str()], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).optional()?)
     }
 
     /// What became of an event, and whether it is an outlier.

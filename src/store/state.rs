@@ -260,6 +260,46 @@ impl Tx<'_> {
         Ok(ours)
     }
 
+    /// The first state of a room that comes to us with one. Does what [`Tx::move_current_state`] does, for many events at
+    /// once and without a history.
+    pub(crate) fn settle_state(
+        &mut self,
+        room: RoomKey,
+        state: &[(Slot, EventKey, &Pdu)],
+        at: i64,
+    ) -> Result<()> {
+        let (mut joined, mut invited) = (0, 0);
+        let mut servers: HashMap<&str, i64> = HashMap::new();
+        for (slot, key, pdu) in state {
+            self.conn()
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO current_state (room_key, slot, event_key) VALUES (?1, ?2, ?3)",
+                )?
+                .execute([room, *slot, *key])?;
+            let (Some(user), Some(membership)) = (pdu.state_key(), pdu.membership()) else { continue };
+            self.conn()
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO memberships (room_key, user_id, membership, event_key, stream, local)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                )?
+                .execute(params![room, user, membership.as_str(), key, at, self.is_ours(user)])?;
+            match membership {
+                Membership::Join => {
+                    joined += 1;
+                    *servers.entry(user.split_once(':').map_or("", |(_, server)| server)).or_default() += 1;
+                }
+                Membership::Invite => invited += 1,
+                _ => {}
+            }
+        }
+        self.count_members(room, joined, invited)?;
+        for (server, users) in servers {
+            self.count_resident(room, server, users, at)?;
+        }
+        self.forget_audience(room);
+        Ok(())
+    }
+
     /// A difference given by names and ids, as slots and rows. All its events must be stored.
     pub(crate) fn delta_of(&mut self, named: &NamedDelta) -> Result<Delta> {
         let mut delta = Delta::new();

@@ -1,0 +1,424 @@
+//! Events of our own: from a draft to a signed event in its room.
+//!
+//! A draft is judged against a snapshot, hashed and signed; the transaction that commits it first looks whether the
+//! room's forward extremities are still those that it was judged by, and composes it anew if not. No room is ever locked.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::judge::{self, Effort, Side};
+use super::{Homeserver, random};
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::event_auth::{self, AuthError};
+use crate::protocol::pdu::MAX_PREV_EVENTS;
+use crate::protocol::room_version::EventIdFormat;
+use crate::protocol::sign::SigningKey;
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, hash, json as matrix_json};
+use crate::service::room_plan::PlannedEvent;
+use crate::store::append::{Append, Current, StateRef};
+use crate::store::events::Head;
+use crate::store::{Db, EventKey, Room, RoomKey, Status, Tx};
+
+/// An event that somebody wants to send. What is missing, the room decides: its place in the graph and its auth events.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// The room.
+    pub room: RoomId,
+    /// Who sends it.
+    pub sender: UserId,
+    /// `type`.
+    pub event_type: String,
+    /// `state_key`, for state events.
+    pub state_key: Option<String>,
+    /// `content`; that of a redaction without `redacts`.
+    pub content: Map<String, Value>,
+    /// What a redaction redacts; it is put where the room version has it.
+    pub redacts: Option<EventId>,
+}
+
+/// An event of ours that is in its room, for what else belongs into the same transaction.
+#[derive(Clone)]
+pub struct Sent {
+    /// Its id.
+    pub event_id: EventId,
+    /// The event.
+    pub pdu: Pdu,
+    /// The room's row.
+    pub room: RoomKey,
+    /// The event's row.
+    pub key: EventKey,
+    /// Its stream position.
+    pub stream: i64,
+}
+
+/// What it takes to make an event of this server.
+#[derive(Clone)]
+pub(crate) struct Pen {
+    pub server: ServerName,
+    pub key: Arc<SigningKey>,
+    pub now: Millis,
+}
+
+impl Pen {
+    /// Hashes and signs what a draft or a template became.
+    fn finish(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+        if version.event_id_format == EventIdFormat::InEvent {
+            let id = format!("${}:{}", random::letters(18), self.server);
+            object.insert("event_id".into(), id.into());
+        }
+        object.insert("signatures".into(), Value::Object(Map::new()));
+        hash::add_content_hash(&mut object);
+        Ok(Pdu::from_object(object, version)?.signed(&self.server, &self.key))
+    }
+}
+
+/// A state that is read through a database which may fail, as the pure judges want it, each event read once.
+pub(crate) struct StateView<'a> {
+    read: Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>,
+    seen: RefCell<HashMap<(String, String), Option<Pdu>>>,
+    failure: RefCell<Option<Error>>,
+}
+
+impl<'a> StateView<'a> {
+    pub(crate) fn new(read: impl Fn(&str, &str) -> Result<Option<Pdu>> + 'a) -> Self {
+        Self { read: Box::new(read), seen: RefCell::default(), failure: RefCell::default() }
+    }
+
+    /// The current state of a room.
+    pub(crate) fn current(db: &'a Db<'_>, room: RoomKey) -> Self {
+        Self::new(move |event_type, state_key| db.state_event(room, event_type, state_key))
+    }
+
+    pub(crate) fn get(&self, event_type: &str, state_key: &str) -> Option<Pdu> {
+        let key = (event_type.to_owned(), state_key.to_owned());
+        if let Some(seen) = self.seen.borrow().get(&key) {
+            return seen.clone();
+        }
+        let found = match (self.read)(event_type, state_key) {
+            Ok(found) => found,
+            Err(e) => {
+                self.failure.borrow_mut().get_or_insert(e);
+                None
+            }
+        };
+        self.seen.borrow_mut().insert(key, found.clone());
+        found
+    }
+
+    /// The verdict of the rules that look at a state, or the failure of the database.
+    pub(crate) fn judge(&self, pdu: &Pdu) -> Result<Result<(), AuthError>> {
+        let verdict =
+            event_auth::check(pdu, pdu.version(), &|event_type, state_key| self.get(event_type, state_key));
+        match self.failure.borrow_mut().take() {
+            Some(e) => Err(e),
+            None => Ok(verdict),
+        }
+    }
+}
+
+/// A draft with everything that the room adds to it.
+struct Framed {
+    room: Room,
+    object: Map<String, Value>,
+    /// All forward extremities of the room.
+    heads: Vec<EventKey>,
+    /// Those that stay beside the event, because it cannot name them all.
+    kept: Vec<EventKey>,
+    /// The state before it.
+    state: StateRef,
+}
+
+/// An event that is ready to be put into its room.
+struct Composed {
+    framed: Framed,
+    pdu: Pdu,
+}
+
+/// Frames a draft and judges it against the room's current state.
+fn frame(db: &Db<'_>, now: Millis, draft: &Draft) -> Result<Framed> {
+    let room = db.known_room(&draft.room)?;
+    check_speakable(db, &room)?;
+    let mut followed = db.heads(room.key)?;
+    let heads = followed.iter().map(|head| head.key).collect();
+    // More than an event can name: it follows the latest, and the next events take the others up.
+    let kept: Vec<EventKey> =
+        followed.drain(..followed.len().saturating_sub(MAX_PREV_EVENTS)).map(|head| head.key).collect();
+    let depth = followed.iter().map(|head| head.depth).max().unwrap_or(0);
+    let state = state_after(db, &room, &followed, kept.is_empty())?;
+    let view = match kept.is_empty() {
+        true => StateView::current(db, room.key),
+        false => StateView::new(|event_type, state_key| db.state_event_of(&state, event_type, state_key)),
+    };
+    let wanted = event_auth::auth_types(
+        &draft.event_type,
+        draft.sender.as_str(),
+        draft.state_key.as_deref(),
+        &draft.content,
+        room.version,
+    );
+    let auth: Vec<Pdu> = wanted.iter().filter_map(|(event_type, key)| view.get(event_type, key)).collect();
+    let prev = match room.version.event_id_format {
+        EventIdFormat::InEvent => {
+            followed.iter().map(|head| db.pdu_by_key(head.key)).collect::<Result<Vec<_>>>()?
+        }
+        _ => Vec::new(),
+    };
+    let prev_events = match room.version.event_id_format {
+        EventIdFormat::InEvent => references(&prev),
+        _ => followed.iter().map(|head| Value::from(head.event_id.as_str())).collect(),
+    };
+    let mut object = draft_object(draft, room.version, now);
+    object.insert("prev_events".into(), prev_events);
+    object.insert("auth_events".into(), references(&auth));
+    object.insert("depth".into(), depth.saturating_add(1).min(matrix_json::MAX_INTEGER).into());
+    judge_draft(db, &room, &provisional(&object, room.version)?, &view, &state)?;
+    drop(view);
+    Ok(Framed { room, object, heads, kept, state })
+}
+
+/// The state after the heads that an event follows: the current state if those are all.
+fn state_after(db: &Db<'_>, room: &Room, followed: &[Head], all: bool) -> Result<StateRef> {
+    if all {
+        let state = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
+        return Ok(StateRef::snapshot(state));
+    }
+    let side = |head: &Head| Side { state: StateRef::snapshot(head.state_after), plus: None };
+    let resolved = judge::resolve(db, room.version, followed.iter().map(side).collect(), Effort::Full)?;
+    resolved.ok_or_else(|| Error::internal("nothing resolved"))
+}
+
+/// Everything of an event that does not depend on the room's graph.
+fn draft_object(draft: &Draft, version: RoomVersion, now: Millis) -> Map<String, Value> {
+    let mut object = Map::from_iter([
+        ("type".to_owned(), Value::from(draft.event_type.as_str())),
+        ("sender".to_owned(), draft.sender.as_str().into()),
+        ("origin_server_ts".to_owned(), now.into()),
+        ("content".to_owned(), Value::Object(draft.content.clone())),
+    ]);
+    if !(version.room_id_is_create_hash && draft.event_type == "m.room.create") {
+        object.insert("room_id".into(), draft.room.as_str().into());
+    }
+    if let Some(state_key) = &draft.state_key {
+        object.insert("state_key".into(), state_key.as_str().into());
+    }
+    if let Some(redacts) = &draft.redacts {
+        match (version.redacts_in_content, object.get_mut("content")) {
+            (true, Some(Value::Object(content))) => content.insert("redacts".into(), redacts.as_str().into()),
+            _ => object.insert("redacts".into(), redacts.as_str().into()),
+        };
+    }
+    object
+}
+
+/// How an event refers to others: by id, or in versions 1 and 2 by id and hash.
+fn references(events: &[Pdu]) -> Value {
+    let reference = |event: &Pdu| match event.version().event_id_format {
+        EventIdFormat::InEvent => {
+            let hash = matrix_json::base64(&hash::reference_hash(&event.to_object(), event.version()));
+            json!([event.event_id(), { "sha256": hash }])
+        }
+        _ => event.event_id().as_str().into(),
+    };
+    events.iter().map(reference).collect()
+}
+
+/// A room can be spoken in if its events reach us, or if there is nobody left elsewhere whose word would count more.
+fn check_speakable(db: &Db<'_>, room: &Room) -> Result<()> {
+    if room.state.is_some() && (room.resident || db.resident_servers(room.key)?.is_empty()) {
+        return Ok(());
+    }
+    Err(Error::not_found("This server is not in the room"))
+}
+
+fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state: &StateRef) -> Result<()> {
+    view.judge(pdu)?.map_err(Error::from)?;
+    // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
+    if pdu.event_type() == "m.room.redaction"
+        && let Some(redacts) = pdu.redacts()
+        && let Some(target) = db.event(&redacts)?
+        && (target.room != room.key || !db.may_redact(pdu, &target.pdu, state)?)
+    {
+        return Err(Error::forbidden("You may not redact this event"));
+    }
+    Ok(())
+}
+
+/// An event that is only looked at: its hash and signatures are to come.
+fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+    let mut object = object.clone();
+    object.insert("hashes".into(), Value::Object(Map::new()));
+    object.insert("signatures".into(), Value::Object(Map::new()));
+    if version.event_id_format == EventIdFormat::InEvent {
+        object.insert("event_id".into(), "$provisional:localhost".into());
+    }
+    Pdu::from_object(object, version)
+}
+
+fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Composed> {
+    let mut framed = frame(db, pen.now, draft)?;
+    let pdu = pen.finish(std::mem::take(&mut framed.object), framed.room.version)?;
+    Ok(Composed { framed, pdu })
+}
+
+/// Puts a composed event into its room, or a fresh one if the room has moved on since.
+fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, composed: Composed) -> Result<Sent> {
+    let moved = tx.extremities(composed.framed.room.key)? != composed.framed.heads;
+    let Composed { framed, pdu } = if moved { compose(tx, pen, draft)? } else { composed };
+    let room = tx.room_by_key(framed.room.key)?;
+    let current = judge::current_after(tx, &room, &framed.state, &pdu, &framed.kept, Effort::Full)?
+        .ok_or_else(|| Error::internal("nothing resolved"))?;
+    let appended = tx.append(&Append {
+        room: &room,
+        pdu: &pdu,
+        status: Status::Accepted,
+        outgoing: true,
+        state_before: framed.state,
+        old_heads: &framed.heads,
+        kept_heads: framed.kept,
+        becomes_head: true,
+        current,
+        missing: Vec::new(),
+    })?;
+    let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
+    Ok(Sent { event_id: pdu.event_id().clone(), pdu, room: room.key, key: appended.key, stream })
+}
+
+impl Homeserver {
+    pub(crate) fn pen(&self) -> Pen {
+        Pen { server: self.server_name().clone(), key: self.key_ring.signing_key(), now: self.clock.now_ms() }
+    }
+
+    /// Sends an event: judged, signed, in its room, and owed to the other servers there. Errors: 404 `M_NOT_FOUND` for
+    /// a room that we are not in, 403 `M_FORBIDDEN` with the rule in words, 413 `M_TOO_LARGE`, 400 `M_BAD_JSON`.
+    pub fn send(&self, draft: Draft) -> Result<EventId> {
+        self.send_with(draft, |_, _| Ok(()))
+    }
+
+    /// [`Homeserver::send`] with something else in the same transaction.
+    pub fn send_with(
+        &self,
+        draft: Draft,
+        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
+    ) -> Result<EventId> {
+        let pen = self.pen();
+        let composed = self.store.read(|db| compose(db, &pen, &draft))?;
+        self.store.write(move |tx| {
+            let sent = commit(tx, &pen, &draft, composed)?;
+            extra(tx, &sent)?;
+            Ok(sent.event_id)
+        })
+    }
+
+    /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put
+    /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
+    pub fn draft_event(&self, draft: Draft) -> Result<Pdu> {
+        let pen = self.pen();
+        Ok(self.store.read(|db| compose(db, &pen, &draft))?.pdu)
+    }
+
+    /// An unsigned event for `make_join`, `make_knock` and `make_leave`, that would be accepted now. Errors as
+    /// [`Homeserver::send`].
+    pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
+        let now = self.clock.now_ms();
+        let framed = self.store.read(|db| frame(db, now, &draft))?;
+        Ok((framed.object, framed.room.version))
+    }
+
+    /// Makes a room of the events that its creator sends, the first of which is `m.room.create`, in one transaction;
+    /// `extra` adds what else belongs to it. Errors: 403 `M_FORBIDDEN` if one of the events is not allowed on top of
+    /// those before, 400 `M_BAD_JSON`, 413 `M_TOO_LARGE`.
+    pub fn create_room_with(
+        &self,
+        version: RoomVersion,
+        creator: &UserId,
+        events: &[PlannedEvent],
+        extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
+    ) -> Result<RoomId> {
+        let pdus = compose_room(&self.pen(), version, creator, events)?;
+        self.store.write(move |tx| {
+            let Some(create) = pdus.first() else {
+                return Err(Error::bad_json("A room needs a create event"));
+            };
+            if tx.room(create.room_id())?.is_some() {
+                return Err(Error::new(ErrCode::RoomInUse, "There is such a room already"));
+            }
+            let room = tx.make_room(create.room_id(), version)?;
+            let mut state = tx.root_snapshot(&BTreeMap::new())?;
+            let mut heads = Vec::new();
+            for pdu in &pdus {
+                let room = tx.room_by_key(room.key)?;
+                let appended = tx.append(&Append {
+                    room: &room,
+                    pdu,
+                    status: Status::Accepted,
+                    outgoing: true,
+                    state_before: StateRef::snapshot(state),
+                    old_heads: &heads,
+                    kept_heads: Vec::new(),
+                    becomes_head: true,
+                    current: Current::AfterThis,
+                    missing: Vec::new(),
+                })?;
+                (state, heads) = (appended.state_after, vec![appended.key]);
+            }
+            extra(tx, &tx.room_by_key(room.key)?)?;
+            Ok(room.room_id)
+        })
+    }
+}
+
+/// Signs the events of a new room, each judged against the state that those before it make.
+fn compose_room(
+    pen: &Pen,
+    version: RoomVersion,
+    creator: &UserId,
+    events: &[PlannedEvent],
+) -> Result<Vec<Pdu>> {
+    let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
+    let mut pdus: Vec<Pdu> = Vec::new();
+    // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
+    let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), pen.server))?;
+    for event in events {
+        let draft = Draft {
+            room: room.clone(),
+            sender: creator.clone(),
+            event_type: event.event_type.clone(),
+            state_key: Some(event.state_key.clone()),
+            content: event.content.clone(),
+            redacts: None,
+        };
+        let wanted = event_auth::auth_types(
+            &draft.event_type,
+            creator.as_str(),
+            draft.state_key.as_deref(),
+            &draft.content,
+            version,
+        );
+        let auth: Vec<Pdu> = wanted.iter().filter_map(|key| state.get(key).cloned()).collect();
+        let mut object = draft_object(&draft, version, pen.now);
+        object.insert("prev_events".into(), references(pdus.last().map_or(&[], std::slice::from_ref)));
+        object.insert("auth_events".into(), references(&auth));
+        object.insert("depth".into(), (pdus.len() + 1).into());
+        let pdu = pen.finish(object, version)?;
+        let allowed = match pdu.event_type() {
+            "m.room.create" => event_auth::check_auth_events(&pdu, &[], &|_| false, version),
+            _ => event_auth::check(&pdu, version, &|kind, key| {
+                state.get(&(kind.to_owned(), key.to_owned())).cloned()
+            }),
+        };
+        allowed.map_err(Error::from)?;
+        if pdus.is_empty() {
+            if pdu.event_type() != "m.room.create" {
+                return Err(Error::bad_json("A room begins with its create event"));
+            }
+            room = pdu.room_id().clone();
+        }
+        state.insert((event.event_type.clone(), event.state_key.clone()), pdu.clone());
+        pdus.push(pdu);
+    }
+    Ok(pdus)
+}

@@ -1,0 +1,166 @@
+//! Events from outside: from checked bytes to their place in the room, or to a refusal.
+//!
+//! Format, signatures and hash have been checked (`check_pdu`) when a `Pdu` comes here; what remains is judged in
+//! `judge`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
+
+use super::Homeserver;
+use super::judge::{self, Effort, Judged, Verdict};
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::state_res::StateMap;
+use crate::protocol::{EventId, Pdu, ServerName};
+use crate::store::append::Append;
+use crate::store::{Room, Status, Tx};
+
+/// What became of an event that was handed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// We had it before, and nothing has changed.
+    pub already: bool,
+}
+
+/// What it says of an event that was judged.
+pub(crate) enum Taken {
+    /// It is stored, or was before.
+    Stored { status: Status, already: bool, reason: Option<Error> },
+    /// First these auth events are needed.
+    NeedsAuth(Vec<EventId>),
+    /// First these previous events are needed, or the state before the event.
+    NeedsPrev(Vec<EventId>),
+}
+
+/// On whose behalf an event is taken in, and what may be stored of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Terms {
+    /// It came from a server in the room: whatever the verdict, it is stored.
+    Relayed,
+    /// It was handed to us to bring it into the room: we pass it on, and refuse it unless it passes everything.
+    HandedIn,
+}
+
+impl Homeserver {
+    /// Takes in an event that was signed elsewhere and handed to us with `send_join`, `send_knock` or `send_leave`; the
+    /// caller has checked its form and signatures. It is passed on to the other servers of the room. A repeat is
+    /// answered as the first time. Errors: 403 `M_FORBIDDEN` unless it passes every check.
+    pub fn accept_signed(&self, pdu: Pdu, from: &ServerName, kind: Membership) -> Result<Accepted> {
+        if pdu.membership() != Some(kind) || pdu.sender().server_name() != from.as_str() {
+            return Err(Error::forbidden("The event is not what it was handed in as"));
+        }
+        self.take_in_own(&pdu)
+    }
+
+    /// Puts an event of ours into its room that was signed before ([`Homeserver::draft_event`]). Errors: 403
+    /// `M_FORBIDDEN` if the room has moved on so far that it is not allowed any more.
+    pub fn commit_signed(&self, pdu: Pdu) -> Result<Accepted> {
+        self.take_in_own(&pdu)
+    }
+
+    fn take_in_own(&self, pdu: &Pdu) -> Result<Accepted> {
+        match self.take_in(pdu, Terms::HandedIn, None)? {
+            Taken::Stored { status: Status::Accepted, already, .. } => Ok(Accepted { already }),
+            Taken::Stored { reason, .. } => {
+                Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")))
+            }
+            Taken::NeedsAuth(_) | Taken::NeedsPrev(_) => {
+                Err(Error::forbidden("The event refers to events that this server does not know"))
+            }
+        }
+    }
+
+    /// Takes in a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
+    /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be had.
+    pub fn receive_pdu(&self, origin: &ServerName, pdu: Pdu) -> Result<()> {
+        let outcome = match self.take_in(&pdu, Terms::Relayed, None)? {
+            Taken::NeedsAuth(_) | Taken::NeedsPrev(_) => self.take_in_with_missing(origin, &pdu)?,
+            taken => taken,
+        };
+        match outcome {
+            Taken::Stored { status: Status::Rejected, reason, .. } => {
+                Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before")))
+            }
+            Taken::Stored { .. } => Ok(()),
+            Taken::NeedsAuth(_) | Taken::NeedsPrev(_) => {
+                Err(Error::bad_gateway(format!("{origin} does not have what the event refers to")))
+            }
+        }
+    }
+
+    /// Judges an event and stores it with its verdict.
+    pub(crate) fn take_in(&self, pdu: &Pdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
+        let judged = match self.store.read(|db| judge::judge(db, pdu, given, Effort::Full))? {
+            Verdict::Judged(judged) => judged,
+            other => return unjudged(other),
+        };
+        if terms == Terms::HandedIn && judged.status != Status::Accepted {
+            return Ok(Taken::Stored { status: judged.status, already: false, reason: reason(&judged) });
+        }
+        let (pdu, given) = (pdu.clone(), given.cloned());
+        self.store.write(move |tx| {
+            // Judged anew if it is known by now, or the room is no more what it was judged by.
+            let still_so = tx.extremities(judged.room.key)? == judged.heads
+                && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier);
+            let judged = match still_so {
+                true => judged,
+                false => match judge::judge(tx, &pdu, given.as_ref(), Effort::Full)? {
+                    Verdict::Judged(judged) => judged,
+                    other => return unjudged(other),
+                },
+            };
+            store_judged(tx, &pdu, *judged, terms)
+        })
+    }
+}
+
+/// Takes in as many of a transaction's events, in their order, as need nothing fetched and nothing resolved; says what
+/// became of them. One commit for all of them.
+pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[Pdu]) -> Result<Vec<Result<Taken>>> {
+    let mut taken = Vec::with_capacity(pdus.len());
+    for pdu in pdus {
+        match judge::judge(tx, pdu, None, Effort::Light)? {
+            Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
+            verdict @ (Verdict::Known(_) | Verdict::Refused(_)) => taken.push(unjudged(verdict)),
+            Verdict::MissingAuth(_) | Verdict::MissingPrev(_) | Verdict::NeedsWork => break,
+        }
+    }
+    Ok(taken)
+}
+
+fn unjudged(verdict: Verdict) -> Result<Taken> {
+    match verdict {
+        Verdict::Known(status) => Ok(Taken::Stored { status, already: true, reason: None }),
+        Verdict::MissingAuth(ids) => Ok(Taken::NeedsAuth(ids)),
+        Verdict::MissingPrev(ids) => Ok(Taken::NeedsPrev(ids)),
+        Verdict::Refused(error) => Err(error),
+        Verdict::NeedsWork | Verdict::Judged(_) => Err(Error::internal("a verdict that was not asked for")),
+    }
+}
+
+fn reason(judged: &Judged) -> Option<Error> {
+    judged.reason.clone().map(Error::from)
+}
+
+/// Stores an event with the verdict that was just found by what this transaction sees.
+pub(crate) fn store_judged(tx: &mut Tx<'_>, pdu: &Pdu, judged: Judged, terms: Terms) -> Result<Taken> {
+    let (status, reason) = (judged.status, reason(&judged));
+    let outgoing = terms == Terms::HandedIn;
+    if outgoing && status != Status::Accepted {
+        return Ok(Taken::Stored { status, already: false, reason });
+    }
+    let room: Room = tx.room_by_key(judged.room.key)?;
+    tx.append(&Append {
+        room: &room,
+        pdu,
+        status,
+        outgoing,
+        state_before: judged.state_before,
+        old_heads: &judged.heads,
+        kept_heads: judged.kept,
+        becomes_head: judged.becomes_head,
+        current: judged.current,
+        missing: judged.missing,
+    })?;
+    if let Some(reason) = &reason {
+        log::info!("{} in {} is {:?}: {}", pdu.event_id(), room.room_id, status, reason.message());
+    }
+    Ok(Taken::Stored { status, already: false, reason })
+}

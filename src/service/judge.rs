@@ -1,0 +1,371 @@
+//! The verdict on an event that comes from outside, and what it makes of its room. Reads, decides, writes nothing.
+//!
+//! The steps are those of the server-server API, "Checks performed on receipt of a PDU", from the fourth on; the first
+//! three (format, signatures, hash) have been taken when a `Pdu` comes here.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::compose::StateView;
+use crate::error::{Error, Result};
+use crate::protocol::event_auth::{self, AuthError};
+use crate::protocol::state_res::{self, StateMap};
+use crate::protocol::{EventId, Pdu, RoomVersion};
+use crate::store::append::{Current, StateRef};
+use crate::store::state::NamedDelta;
+use crate::store::{Db, EventKey, Room, SnapshotId, Status};
+
+/// How many rejected and soft-failed events are looked through to find the accepted ones behind them.
+const LOOK_THROUGH: usize = 1000;
+
+/// What came out.
+pub(crate) enum Verdict {
+    /// It has no business here: nothing is stored of it.
+    Refused(Error),
+    /// We have it, and this became of it then.
+    Known(Status),
+    /// These auth events have to be fetched before anything can be said.
+    MissingAuth(Vec<EventId>),
+    /// These previous events have to be fetched, or the state before the event asked for.
+    MissingPrev(Vec<EventId>),
+    /// States would have to be resolved, which was not wanted.
+    NeedsWork,
+    /// It was judged.
+    Judged(Box<Judged>),
+}
+
+/// How much may be done for a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Whatever it takes.
+    Full,
+    /// No state resolution: the writer's thread must not be held up.
+    Light,
+}
+
+/// An event that was judged by a room's forward extremities as they were at one moment.
+pub(crate) struct Judged {
+    pub room: Room,
+    pub status: Status,
+    /// Why it was not accepted.
+    pub reason: Option<AuthError>,
+    pub state_before: StateRef,
+    /// The room's forward extremities.
+    pub heads: Vec<EventKey>,
+    /// Those that stay beside the event.
+    pub kept: Vec<EventKey>,
+    /// Whether it becomes one itself: not if others that we have refer to it.
+    pub becomes_head: bool,
+    pub current: Current,
+    /// Previous events that we do not have, and go without.
+    pub missing: Vec<EventId>,
+}
+
+/// Judges an event. `given`: the state before it according to another server, for an event whose previous events are
+/// not to be had; its events must be stored.
+pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, given: Option<&StateMap>, effort: Effort) -> Result<Verdict> {
+    let Some(room) = db.room(pdu.room_id())? else {
+        return Ok(Verdict::Refused(Error::not_found("This server does not know the room")));
+    };
+    if let Some((status, outlier)) = db.event_status(pdu.event_id())?
+        && (!outlier || status == Status::Rejected)
+    {
+        return Ok(Verdict::Known(status));
+    }
+    if pdu.event_type() == "m.room.create" {
+        return Ok(Verdict::Refused(Error::forbidden("The room has its create event already")));
+    }
+    let auth = match auth_events(db, &room, pdu)? {
+        Ok(auth) => auth,
+        Err(missing) => return Ok(Verdict::MissingAuth(missing)),
+    };
+    let heads = db.extremities(room.key)?;
+    let (state_before, missing) = match state_before(db, &room, pdu, &heads, given, effort)? {
+        Before::State(state, missing) => (state, missing),
+        Before::Missing(missing) => return Ok(Verdict::MissingPrev(missing)),
+        Before::NeedsWork => return Ok(Verdict::NeedsWork),
+    };
+    let (status, reason) = match by_auth_events(db, pdu, &auth)?.and(by_state(db, pdu, &state_before)?) {
+        Err(reason) => (Status::Rejected, Some(reason)),
+        Ok(()) => match by_current_state(db, &room, pdu, &state_before)? {
+            Err(reason) => (Status::SoftFailed, Some(reason)),
+            Ok(()) => (Status::Accepted, None),
+        },
+    };
+    let becomes_head = db.gap(room.key, pdu.event_id())?.is_none();
+    let kept = kept_heads(db, pdu, &heads)?;
+    let current = match (status, becomes_head) {
+        (Status::Accepted, true) => match current_after(db, &room, &state_before, pdu, &kept, effort)? {
+            Some(current) => current,
+            None => return Ok(Verdict::NeedsWork),
+        },
+        _ => Current::Unchanged,
+    };
+    Ok(Verdict::Judged(Box::new(Judged {
+        room,
+        status,
+        reason,
+        state_before,
+        heads,
+        kept,
+        becomes_head,
+        current,
+        missing,
+    })))
+}
+
+/// The auth events, and from room version 12 on the create event; or which we do not have.
+fn auth_events(db: &Db<'_>, room: &Room, pdu: &Pdu) -> Result<Result<Vec<Pdu>, Vec<EventId>>> {
+    let (mut auth, mut missing) = (Vec::new(), Vec::new());
+    for id in pdu.auth_events() {
+        match db.pdu(id)? {
+            Some(event) => auth.push(event),
+            None => missing.push(id.clone()),
+        }
+    }
+    if room.version.room_id_is_create_hash {
+        auth.extend(db.state_event(room.key, "m.room.create", "")?);
+    }
+    Ok(if missing.is_empty() { Ok(auth) } else { Err(missing) })
+}
+
+/// Step 4: "Passes authorisation rules based on the event's auth events, otherwise it is rejected."
+fn by_auth_events(db: &Db<'_>, pdu: &Pdu, auth: &[Pdu]) -> Result<Result<(), AuthError>> {
+    let mut rejected = HashSet::new();
+    for event in auth {
+        if matches!(db.event_status(event.event_id())?, Some((Status::Rejected, _))) {
+            rejected.insert(event.event_id().clone());
+        }
+    }
+    Ok(event_auth::check_auth_events(pdu, auth, &|id| rejected.contains(id), pdu.version())
+        .and_then(|()| event_auth::check_against_auth_events(pdu, auth, pdu.version())))
+}
+
+/// Step 5: "Passes authorisation rules based on the state before the event, otherwise it is rejected."
+fn by_state(db: &Db<'_>, pdu: &Pdu, state: &StateRef) -> Result<Result<(), AuthError>> {
+    StateView::new(|event_type, state_key| db.state_event_of(state, event_type, state_key)).judge(pdu)
+}
+
+/// Step 6: "Passes authorisation rules based on the current state of the room, otherwise it is soft failed."
+fn by_current_state(
+    db: &Db<'_>,
+    room: &Room,
+    pdu: &Pdu,
+    state_before: &StateRef,
+) -> Result<Result<(), AuthError>> {
+    if state_before.change.is_empty() && Some(state_before.base) == room.state {
+        return Ok(Ok(()));
+    }
+    StateView::current(db, room.key).judge(pdu)
+}
+
+/// What is found out about the state before an event.
+enum Before {
+    /// The state, and the previous events that we go without.
+    State(StateRef, Vec<EventId>),
+    /// These previous events are not here.
+    Missing(Vec<EventId>),
+    /// The states after the previous events differ.
+    NeedsWork,
+}
+
+/// The state before an event: that after its previous events, resolved if they differ.
+fn state_before(
+    db: &Db<'_>,
+    room: &Room,
+    pdu: &Pdu,
+    heads: &[EventKey],
+    given: Option<&StateMap>,
+    effort: Effort,
+) -> Result<Before> {
+    let current = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
+    let (mut known, mut states, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for id in pdu.prev_events() {
+        match db.event_states(id)? {
+            Some((room_key, key, Some(state))) if room_key == room.key => {
+                known.push(key);
+                states.push(state);
+            }
+            // An outlier is as good as unknown here.
+            _ => missing.push(id.clone()),
+        }
+    }
+    match given {
+        Some(given) if !missing.is_empty() => {
+            return Ok(Before::State(state_near(db, current, given)?, missing));
+        }
+        None if !missing.is_empty() => return Ok(Before::Missing(missing)),
+        _ => {}
+    }
+    known.sort_unstable();
+    known.dedup();
+    if known.is_empty() {
+        // Only the create event follows nothing.
+        return Ok(Before::State(state_near(db, current, &StateMap::new())?, missing));
+    }
+    if known == heads {
+        // The usual case, and the state after all forward extremities is known.
+        return Ok(Before::State(StateRef::snapshot(current), missing));
+    }
+    let side = |state| Side { state: StateRef::snapshot(state), plus: None };
+    Ok(match resolve(db, room.version, states.into_iter().map(side).collect(), effort)? {
+        Some(state) => Before::State(state, missing),
+        None => Before::NeedsWork,
+    })
+}
+
+/// A whole state as a difference to a snapshot that is likely to be close.
+pub(crate) fn state_near(db: &Db<'_>, near: SnapshotId, state: &StateMap) -> Result<StateRef> {
+    Ok(StateRef { base: near, change: difference(&db.state_map_at(near)?, state) })
+}
+
+fn difference(from: &StateMap, to: &StateMap) -> NamedDelta {
+    let mut change = NamedDelta::new();
+    for (key, id) in to {
+        if from.get(key) != Some(id) {
+            change.insert(key.clone(), Some(id.clone()));
+        }
+    }
+    for key in from.keys().filter(|key| !to.contains_key(*key)) {
+        change.insert(key.clone(), None);
+    }
+    change
+}
+
+/// The forward extremities that stay when the event comes: all but those that it follows, also through events that were
+/// never extremities because they were not accepted.
+fn kept_heads(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey]) -> Result<Vec<EventKey>> {
+    let mut followed = HashSet::new();
+    let mut seen = HashSet::new();
+    let mut next: Vec<EventId> = pdu.prev_events().to_vec();
+    while let Some(id) = next.pop() {
+        if seen.len() > LOOK_THROUGH || !seen.insert(id.clone()) {
+            continue;
+        }
+        let Some(key) = db.event_key(&id)? else { continue };
+        followed.insert(key);
+        if heads.binary_search(&key).is_err()
+            && matches!(db.event_status(&id)?, Some((status, _)) if status != Status::Accepted)
+        {
+            next.extend(db.pdu_by_key(key)?.prev_events().iter().cloned());
+        }
+    }
+    Ok(heads.iter().filter(|key| !followed.contains(key)).copied().collect())
+}
+
+/// The current state once the event is accepted: the state after it, resolved with those after the other heads. None
+/// if that is more work than wanted.
+pub(crate) fn current_after(
+    db: &Db<'_>,
+    room: &Room,
+    state_before: &StateRef,
+    pdu: &Pdu,
+    kept: &[EventKey],
+    effort: Effort,
+) -> Result<Option<Current>> {
+    if kept.is_empty() {
+        return Ok(Some(Current::AfterThis));
+    }
+    let mut sides = vec![Side { state: state_before.clone(), plus: pdu.is_state().then_some(pdu) }];
+    for head in db.heads(room.key)?.into_iter().filter(|head| kept.contains(&head.key)) {
+        sides.push(Side { state: StateRef::snapshot(head.state_after), plus: None });
+    }
+    Ok(resolve(db, room.version, sides, effort)?.map(Current::Resolved))
+}
+
+/// One of the states that are resolved: a state, and an event on top that is not stored yet.
+pub(crate) struct Side<'a> {
+    pub state: StateRef,
+    pub plus: Option<&'a Pdu>,
+}
+
+impl Side<'_> {
+    fn is(&self, other: &Side<'_>) -> bool {
+        self.state.base == other.state.base
+            && self.state.change == other.state.change
+            && self.plus.map(Pdu::event_id) == other.plus.map(Pdu::event_id)
+    }
+
+    /// The state as a snapshot and a difference to it.
+    fn into_state(self) -> StateRef {
+        let mut state = self.state;
+        if let Some(((event_type, state_key), id)) = self.plus.and_then(entry_of) {
+            state.change.insert((event_type, state_key), Some(id));
+        }
+        state
+    }
+}
+
+fn entry_of(pdu: &Pdu) -> Option<(state_res::StateKey, EventId)> {
+    let key = (pdu.event_type_arc().clone(), pdu.state_key_arc()?.clone());
+    Some((key, pdu.event_id().clone()))
+}
+
+/// Resolves states into one. Most of the time they turn out to be the same. None if they are not, and resolving them is
+/// more work than wanted.
+pub(crate) fn resolve(
+    db: &Db<'_>,
+    version: RoomVersion,
+    sides: Vec<Side<'_>>,
+    effort: Effort,
+) -> Result<Option<StateRef>> {
+    let mut distinct: Vec<Side<'_>> = Vec::new();
+    for side in sides {
+        if !distinct.iter().any(|other| other.is(&side)) {
+            distinct.push(side);
+        }
+    }
+    let Some(first) = distinct.first() else { return Err(Error::internal("no states to resolve")) };
+    let base = first.state.base;
+    if distinct.len() == 1 {
+        return Ok(Some(distinct.remove(0).into_state()));
+    }
+    if effort == Effort::Light {
+        return Ok(None);
+    }
+    let ground = db.state_map_at(base)?;
+    let mut sets = Vec::with_capacity(distinct.len());
+    let mut new_events: BTreeMap<EventId, Pdu> = BTreeMap::new();
+    for side in distinct {
+        let mut set = ground.clone();
+        apply(&mut set, named(db, base, side.state.base)?);
+        new_events.extend(side.plus.map(|pdu| (pdu.event_id().clone(), pdu.clone())));
+        apply(&mut set, side.into_state().change);
+        sets.push(set);
+    }
+    let failure = std::cell::RefCell::new(None);
+    let fetch = |id: &EventId| -> Option<Pdu> {
+        if let Some(pdu) = new_events.get(id) {
+            return Some(pdu.clone());
+        }
+        db.pdu(id).unwrap_or_else(|e| {
+            failure.borrow_mut().get_or_insert(e);
+            None
+        })
+    };
+    let rejected = |id: &EventId| matches!(db.event_status(id), Ok(Some((Status::Rejected, _))));
+    let resolved = state_res::resolve(version, &sets, &fetch, &rejected)?;
+    if let Some(e) = failure.into_inner() {
+        return Err(e);
+    }
+    Ok(Some(StateRef { base, change: difference(&ground, &resolved) }))
+}
+
+fn apply(set: &mut StateMap, change: NamedDelta) {
+    for (key, event) in change {
+        match event {
+            Some(id) => set.insert(key, id),
+            None => set.remove(&key),
+        };
+    }
+}
+
+/// The difference between two snapshots by names and ids.
+fn named(db: &Db<'_>, from: SnapshotId, to: SnapshotId) -> Result<NamedDelta> {
+    let mut change = NamedDelta::new();
+    for (slot, event) in db.state_difference(from, to)? {
+        let (event_type, state_key) = db.slot_name(slot)?;
+        let id = event.map(|key| db.event_id(key)).transpose()?;
+        change.insert((event_type.into(), state_key.into()), id);
+    }
+    Ok(change)
+}
