@@ -220,8 +220,7 @@ impl Client {
     pub fn new(settings: Settings, key: Arc<ArcSwap<SigningKey>>) -> Result<Self> {
         let roots = roots(&settings.trust_ca)?;
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
-        let lookups =
-            SystemLookups { agent: well_known_agent(roots.clone(), guard), clock: settings.clock.clone() };
+        let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone());
         Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
     }
 
@@ -532,21 +531,30 @@ impl Resolver for WebResolver {
 struct SystemLookups {
     agent: Agent,
     clock: Clock,
+    /// Where web servers listen; the tests have theirs elsewhere.
+    https_port: u16,
 }
 
-fn well_known_agent(roots: RootCerts, guard: AddressGuard) -> Agent {
-    let config = base_config(roots)
-        // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
-        .max_redirects(MAX_WELL_KNOWN_REDIRECTS)
-        .max_redirects_will_error(true)
-        .max_idle_connections(0)
-        .build();
-    Agent::with_parts(config, DefaultConnector::default(), WebResolver { guard })
+impl SystemLookups {
+    fn new(roots: RootCerts, guard: AddressGuard, clock: Clock) -> Self {
+        let config = base_config(roots)
+            // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
+            .max_redirects(MAX_WELL_KNOWN_REDIRECTS)
+            .max_redirects_will_error(true)
+            .max_idle_connections(0)
+            .build();
+        let agent = Agent::with_parts(config, DefaultConnector::default(), WebResolver { guard });
+        Self { agent, clock, https_port: 443 }
+    }
 }
 
 impl Lookups for SystemLookups {
     fn well_known(&self, host: &str, within: Duration) -> WellKnown {
-        let request = self.agent.get(format!("https://{host}/.well-known/matrix/server"));
+        let host_and_port = match self.https_port {
+            443 => host.to_owned(),
+            port => format!("{host}:{port}"),
+        };
+        let request = self.agent.get(format!("https://{host_and_port}/.well-known/matrix/server"));
         let answer = match request.config().timeout_global(Some(within)).build().call() {
             Ok(answer) => answer,
             Err(

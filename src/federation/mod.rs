@@ -8,6 +8,8 @@ pub mod calls;
 pub mod client;
 pub mod discovery;
 pub mod dns;
+#[cfg(test)]
+pub(crate) mod scripted_peer;
 
 pub use calls::Kind;
 pub use client::{CallError, CallResult, Client, HOPS, Refusal, Response, Settings, SignedRequest};
