@@ -22,9 +22,10 @@ WITHDRAWS_KNOCKS = "withdraws its users' knocks over federation"
 TELLS_OF_REFUSALS = "tells the knocking user's server of a refusal"
 TAKES_IN_REFUSALS = "takes in the refusal of its user's knock"
 LINKS = "links an invite to the knock that it answers"
+KNOWS_ITS_USERS = "refuses an invite to a user that it does not have"
 
-# Synapse 1.163 says so itself, in room_member.py and federation_event.py.
-LACKS = {"synapse": {WITHDRAWS_KNOCKS, TELLS_OF_REFUSALS, TAKES_IN_REFUSALS, LINKS}, "doorstep": set()}
+# Seen of Synapse 1.163; most of it is also said in comments of its room_member.py and federation_event.py.
+LACKS = {"synapse": {WITHDRAWS_KNOCKS, TELLS_OF_REFUSALS, TAKES_IN_REFUSALS, LINKS, KNOWS_ITS_USERS}, "doorstep": set()}
 
 FLOWS = []
 
@@ -632,3 +633,83 @@ def knock_restricted(t):
     host.expect_membership(stranger, room, "join")
     both_can_talk(host, guest, room)
     both_can_talk(stranger, host, room)
+
+
+# -- who sees what --
+
+
+def texts(reader, room):
+    return {event["content"].get("body") for event in reader.all_messages(room) if event["type"] == "m.room.message"}
+
+
+@flow("a knock by alias carries the user's name", LATE)
+def knock_by_alias(t):
+    host, guest = t.host(), t.guest()
+    guest.call("PUT", f"/v3/profile/{guest.id}/displayname", {"displayname": "Someone at the door"})
+    localpart = f"door-{guest.id[1:].split(':')[0]}"
+    room = host.create_room(t.version, "knock", room_alias_name=localpart)
+    knocked = guest.knock(f"#{localpart}:{t.host_server.name}")
+    demand(knocked == room, f"the alias led to {knocked}, not {room}")
+    guest.expect_section(room, "knock")
+    content = host.expect_membership(guest, room, "knock")
+    demand(content.get("displayname") == "Someone at the door", f"the knock came as {content}")
+
+
+@flow("what was said before an invite stays hidden where history is for the joined", A_FEW)
+def hidden_history(t):
+    host, guest = t.host(), t.guest()
+    room = host.create_room(t.version, "public", initial_state=[visibility("joined")])
+    secret = host.send(room, "not for the guest")
+    join_and_see(host, guest, room, t.via)
+    both_can_talk(host, guest, room)
+    demand("not for the guest" not in texts(guest, room), "a message from before the join is shown")
+    status, answer = guest.attempt("GET", f"/v3/rooms/{room}/event/{secret}")
+    demand(status in (403, 404), f"/event shows a message from before the join: {status} {answer}")
+
+
+@flow("what is said after a leave stays hidden from who left", A_FEW)
+def hidden_future(t):
+    host, guest = t.host(), t.guest()
+    room = host.create_room(t.version, "public")
+    join_and_see(host, guest, room, t.via)
+    both_can_talk(host, guest, room)
+    leave_and_see(host, guest, room)
+    later = host.send(room, "after the guest left")
+    host.expect_event(room, later)
+    status, answer = guest.attempt("GET", f"/v3/rooms/{room}/messages", query={"dir": "b", "limit": 50})
+    shown = [event["event_id"] for event in answer.get("chunk", [])]
+    demand(later not in shown, f"who left reads on: {status} {answer}")
+    status, answer = guest.attempt("GET", f"/v3/rooms/{room}/event/{later}")
+    demand(status in (403, 404), f"/event shows who left what came later: {status} {answer}")
+
+
+@flow("a room with much state is joined whole", LATE)
+def much_state(t):
+    host, guest = t.host(), t.guest()
+    entries = [{"type": "org.example.entry", "state_key": f"{n}", "content": {"n": n}} for n in range(200)]
+    room = host.create_room(t.version, "public", initial_state=entries)
+    join_and_see(host, guest, room, t.via)
+    same_state(host, guest, room)
+    demand(guest.state_content(room, "org.example.entry", "199") == {"n": 199}, "an entry differs")
+    both_can_talk(host, guest, room)
+
+
+@flow("a server that the room's access list denies is kept out", A_FEW)
+def denied_by_acl(t):
+    host, guest = t.host(), t.guest()
+    denied = t.guest_server.name.split(":")[0]
+    acl = {"type": "m.room.server_acl", "state_key": "", "content": {"allow": ["*"], "deny": [denied]}}
+    room = host.create_room(t.version, "public", initial_state=[acl])
+    status, answer = guest.attempt("POST", f"/v3/join/{room}", {}, {"server_name": t.via, "via": t.via})
+    demand(status == 403, f"a denied server's user got {status} {answer}")
+    demand(host.membership_of(guest, room) is None, "a denied server's user is in the room's state")
+
+
+@flow("an invite to nobody is refused and leaves no trace", A_FEW, guest_must=[KNOWS_ITS_USERS])
+def invite_to_nobody(t):
+    host, guest = t.host(), t.guest()
+    room = host.create_room(t.version)
+    nobody = client.User(t.guest_server, f"@nobody-{guest.id[1:]}", "")
+    status, answer = host.attempt("POST", f"/v3/rooms/{room}/invite", {"user_id": nobody.id})
+    demand(400 <= status < 600, f"an invite to nobody got {status} {answer}")
+    demand(host.membership_of(nobody, room) is None, "the refused invite is in the room's state")
