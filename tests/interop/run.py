@@ -8,6 +8,7 @@ import concurrent.futures
 import functools
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -125,6 +126,8 @@ def together(jobs, report, work):
 
 def main():
     given = arguments()
+    # A run that is told to end stops its servers on the way out, as one that is interrupted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-interop-"))
     authority = Authority(scratch / "authority")
     Doorstep.binary = given.doorstep and given.doorstep.resolve()
@@ -146,9 +149,10 @@ def main():
         pairs = [(servers[host], servers["e" if pair == "dd" else guest]) for pair in wanted for host, guest in [pair]]
         chosen, left_out = wanted_flows(given, pairs)
         work = [(name, functools.partial(function, stage)) for name, stage, function in chosen]
-        nio_name = f"matrix-nio {servers['d'].label} from login to a knock that is let in"
-        if given.only in nio_name:
-            work.append((nio_name, functools.partial(real_clients.nio_knocks_and_talks, servers["d"], "0")))
+        for label, function in real_clients.REAL_CLIENTS:
+            name = f"{label} at {servers['d'].label}: from login to a knock that is let in"
+            if given.only in name:
+                work.append((name, functools.partial(function, servers["d"], "0")))
         together(given.jobs, report, work)
         if not given.no_kills:
             peers = [server for letter, server in servers.items() if letter in "se"]
