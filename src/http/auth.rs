@@ -43,11 +43,21 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
     Ok(Some(Requester { user_id: session.user_id, device_id: Some(session.device_id), admin: session.admin }))
 }
 
-/// Checks the X-Matrix signature over method, target and body. Errors: 401 `M_UNAUTHORIZED`.
+/// Most signatures of one request that are looked at: each may mean asking a server for its keys.
+const MOST_SIGNATURES: usize = 3;
+
+/// Checks the X-Matrix signature over method, target and body. A server that signs with several keys sends a header
+/// for each, and one that verifies is enough. Errors: 401 `M_UNAUTHORIZED`.
 pub(super) fn origin(hs: &Homeserver, request: &Request) -> Result<Origin> {
-    let Some(authorization) = request.header("authorization") else {
-        return Err(Error::new(ErrCode::Unauthorized, "The request is not signed"));
-    };
+    let is_signature =
+        |value: &&str| value.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("x-matrix"));
     let body = Some(request.body()).filter(|body| !body.is_empty());
-    hs.verify_request(authorization, request.method().as_str(), request.target(), body).map(Origin)
+    let mut refusal = Error::new(ErrCode::Unauthorized, "The request is not signed");
+    for signature in request.header_all("authorization").filter(is_signature).take(MOST_SIGNATURES) {
+        match hs.verify_request(signature, request.method().as_str(), request.target(), body) {
+            Ok(server) => return Ok(Origin(server)),
+            Err(e) => refusal = e,
+        }
+    }
+    Err(refusal)
 }
