@@ -11,7 +11,10 @@ use super::router::{
     Rate, delete, get, post, put,
 };
 
-use super::server_server;
+use super::{client_server, server_server};
+
+/// The largest body of an invite: an event and a dozen of the room's state events.
+const INVITE: usize = 1024 * 1024;
 
 /// Every endpoint. `r0` of the client API and `r0`, `v1` of media are served by the `v3` lines.
 pub const ROUTES: &[Route] = &[
@@ -41,6 +44,18 @@ pub const ROUTES: &[Route] = &[
     delete("/_matrix/client/v3/devices/{deviceId}", User(devices::delete)).rate(Rate::Login),
     post("/_matrix/client/v3/delete_devices", User(devices::delete_many)).rate(Rate::Login),
     // ----- client-server: rooms, events, membership -----
+    post("/_matrix/client/v3/join/{roomIdOrAlias}", User(client_server::membership::join)).rate(Rate::Join),
+    post("/_matrix/client/v3/knock/{roomIdOrAlias}", User(client_server::membership::knock)).rate(Rate::Join),
+    post("/_matrix/client/v3/rooms/{roomId}/join", User(client_server::membership::join_by_id))
+        .rate(Rate::Join),
+    post("/_matrix/client/v3/rooms/{roomId}/invite", User(client_server::membership::invite))
+        .rate(Rate::Join),
+    post("/_matrix/client/v3/rooms/{roomId}/leave", User(client_server::membership::leave)),
+    post("/_matrix/client/v3/rooms/{roomId}/forget", User(client_server::membership::forget)),
+    post("/_matrix/client/v3/rooms/{roomId}/kick", User(client_server::membership::kick)),
+    post("/_matrix/client/v3/rooms/{roomId}/ban", User(client_server::membership::ban)),
+    post("/_matrix/client/v3/rooms/{roomId}/unban", User(client_server::membership::unban)),
+    get("/_matrix/client/v3/joined_rooms", User(client_server::membership::joined_rooms)),
     // ----- client-server: sync, filters, account data -----
     // ----- client-server: profiles, directory -----
     // ----- server-server: keys, version -----
@@ -49,5 +64,20 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/key/v2/query", Anyone(server_server::keys::query)),
     get("/_matrix/federation/v1/version", Anyone(server_server::version::version)),
     // ----- server-server: membership handshakes -----
+    get("/_matrix/federation/v1/make_join/{roomId}/{userId}", Peer(server_server::membership::make_join)),
+    put("/_matrix/federation/v1/send_join/{roomId}/{eventId}", Peer(server_server::membership::send_join_v1)),
+    put("/_matrix/federation/v2/send_join/{roomId}/{eventId}", Peer(server_server::membership::send_join)),
+    get("/_matrix/federation/v1/make_knock/{roomId}/{userId}", Peer(server_server::membership::make_knock)),
+    put("/_matrix/federation/v1/send_knock/{roomId}/{eventId}", Peer(server_server::membership::send_knock)),
+    get("/_matrix/federation/v1/make_leave/{roomId}/{userId}", Peer(server_server::membership::make_leave)),
+    put(
+        "/_matrix/federation/v1/send_leave/{roomId}/{eventId}",
+        Peer(server_server::membership::send_leave_v1),
+    ),
+    put("/_matrix/federation/v2/send_leave/{roomId}/{eventId}", Peer(server_server::membership::send_leave)),
+    put("/_matrix/federation/v1/invite/{roomId}/{eventId}", Peer(server_server::membership::invite_v1))
+        .body(INVITE),
+    put("/_matrix/federation/v2/invite/{roomId}/{eventId}", Peer(server_server::membership::invite))
+        .body(INVITE),
     // ----- server-server: transactions, events, queries -----
 ];

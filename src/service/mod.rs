@@ -17,12 +17,14 @@ mod judge;
 pub mod key_fetch;
 pub mod key_ring;
 pub mod login;
+pub mod membership;
 pub mod missing;
 pub mod notifier;
 pub mod push_rules;
 pub mod random;
 pub mod room_plan;
 pub mod room_view;
+pub mod scheduler;
 pub mod sender;
 pub mod timeline;
 mod verify;
@@ -32,6 +34,7 @@ use std::sync::Arc;
 use self::interactive_auth::PendingAuth;
 use self::key_ring::KeyRing;
 use self::notifier::Notifier;
+use self::scheduler::Scheduler;
 use self::sender::Sender;
 use crate::clock::Clock;
 use crate::config::{Config, Data};
@@ -58,6 +61,10 @@ pub struct Homeserver {
     pub sender: Sender,
     /// Interactive authentication that is under way.
     pub pending_auth: PendingAuth,
+    /// The timer: what is due in the database.
+    pub scheduler: Scheduler,
+    /// Keeps two handshakes of one user in one room apart.
+    pub turns: membership::Turns,
 }
 
 impl Homeserver {
@@ -87,23 +94,37 @@ impl Homeserver {
         };
         let federation = Arc::new(federation::Client::new(settings, key_ring.signer())?);
         let pending_auth = PendingAuth::default();
-        Ok(Arc::new(Self { config, clock, notifier, store, pending_auth, federation, key_ring, sender }))
+        Ok(Arc::new(Self {
+            config,
+            clock,
+            notifier,
+            store,
+            pending_auth,
+            federation,
+            key_ring,
+            sender,
+            scheduler: Scheduler::default(),
+            turns: membership::Turns::default(),
+        }))
     }
 
     /// Starts the threads that work without being asked: the sender and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
-        self.sender.start(self)
+        self.sender.start(self)?;
+        self.scheduler.start(self)
     }
 
     /// Ends those threads and every wait. What they had left to do is in the database.
     pub fn stop_background(&self) {
         self.notifier.stop();
         self.sender.stop();
+        self.scheduler.stop();
     }
 
     /// Tells whoever sleeps until a time of the wall clock that it has been moved (tests advance it).
     pub fn clock_moved(&self) {
         self.sender.clock_moved();
+        self.scheduler.wake();
     }
 
     /// This server's name.

@@ -42,7 +42,8 @@ pub(super) fn agent() -> ureq::Agent {
 }
 
 impl TestUser {
-    pub(super) fn new(url: &str, user_id: &str, token: &str) -> Self {
+    /// An account that is logged in already.
+    pub fn new(url: &str, user_id: &str, token: &str) -> Self {
         let (url, user_id, token) = (url.to_owned(), user_id.to_owned(), token.to_owned());
         Self { agent: agent(), url, user_id, token, since: RefCell::new(None) }
     }

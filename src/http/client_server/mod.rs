@@ -5,4 +5,5 @@ pub mod devices;
 pub mod discovery;
 pub mod interactive;
 pub mod login;
+pub mod membership;
 pub mod register;

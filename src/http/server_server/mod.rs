@@ -1,4 +1,5 @@
 //! The server-server API, a file a subject. Thin: parse, call the homeserver, answer.
 
 pub mod keys;
+pub mod membership;
 pub mod version;

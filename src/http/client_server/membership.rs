@@ -1,0 +1,131 @@
+//! Client-server API, "Room membership": join, knock, invite, leave, kick, ban, unban, forget.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::error::{ErrCode, Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
+use crate::service::Homeserver;
+use crate::service::membership::Door;
+
+#[derive(Deserialize)]
+struct Why {
+    reason: Option<String>,
+    third_party_signed: Option<Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+struct Whom {
+    user_id: Option<String>,
+    reason: Option<String>,
+    medium: Option<String>,
+}
+
+impl Whom {
+    fn user(&self) -> Result<UserId> {
+        UserId::parse(self.user_id.as_deref().ok_or_else(|| Error::missing_param("Missing user_id"))?)
+    }
+}
+
+/// `POST /_matrix/client/v3/join/{roomIdOrAlias}`.
+pub fn join(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    join_door(hs, request, requester, door(hs, request, request.param("roomIdOrAlias"))?)
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/join`.
+pub fn join_by_id(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    join_door(hs, request, requester, Door { room_id: request.room_id()?, via: via(request)? })
+}
+
+fn join_door(hs: &Homeserver, request: &Request, requester: &Requester, door: Door) -> Result<Reply> {
+    let why: Why = request.json_or_empty()?;
+    if why.third_party_signed.is_some() {
+        return Err(Error::forbidden("This server has no identity server, and so no third-party invites"));
+    }
+    hs.join(&requester.user_id, &door, why.reason.as_deref())?;
+    Ok(Reply::json(&json!({ "room_id": door.room_id })))
+}
+
+/// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`.
+pub fn knock(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let why: Why = request.json_or_empty()?;
+    let door = door(hs, request, request.param("roomIdOrAlias"))?;
+    hs.knock(&requester.user_id, &door, why.reason.as_deref())?;
+    Ok(Reply::json(&json!({ "room_id": door.room_id })))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/invite`.
+pub fn invite(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let whom: Whom = request.json()?;
+    if whom.user_id.is_none() && whom.medium.is_some() {
+        return Err(Error::forbidden("This server has no identity server, and so no third-party invites"));
+    }
+    hs.invite(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref(), Map::new())?;
+    Ok(Reply::empty())
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/leave`: leaves, rejects an invite, withdraws a knock.
+pub fn leave(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let why: Why = request.json_or_empty()?;
+    hs.leave(&requester.user_id, &request.room_id()?, why.reason.as_deref())?;
+    Ok(Reply::empty())
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/forget`.
+pub fn forget(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    hs.forget(&requester.user_id, &request.room_id()?)?;
+    Ok(Reply::empty())
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/kick`.
+pub fn kick(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let whom: Whom = request.json()?;
+    hs.kick(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref())?;
+    Ok(Reply::empty())
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/ban`.
+pub fn ban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let whom: Whom = request.json()?;
+    hs.ban(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref())?;
+    Ok(Reply::empty())
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/unban`.
+pub fn unban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let whom: Whom = request.json()?;
+    hs.unban(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref())?;
+    Ok(Reply::empty())
+}
+
+/// `GET /_matrix/client/v3/joined_rooms`.
+pub fn joined_rooms(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
+    Ok(Reply::json(&json!({ "joined_rooms": hs.joined_rooms(&requester.user_id)? })))
+}
+
+/// The room that an id or an alias stands for, and servers that may let us in: those that the client names first.
+fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
+    let mut via = via(request)?;
+    if !room.starts_with('#') {
+        return Ok(Door { room_id: RoomId::parse(room)?, via });
+    }
+    let alias = RoomAlias::parse(room)?;
+    let (room_id, servers) = hs.resolve_alias(&alias)?;
+    via.extend(servers);
+    via.extend(ServerName::parse(alias.server_name()).ok());
+    Ok(Door { room_id, via })
+}
+
+/// `via`, or `server_name` as it was called before v1.12. More than a handful is somebody playing.
+fn via(request: &Request) -> Result<Vec<ServerName>> {
+    const MOST: usize = 50;
+    let name = if request.query("via").is_some() { "via" } else { "server_name" };
+    let servers: Vec<ServerName> = request.query_all(name).map(ServerName::parse).collect::<Result<_>>()?;
+    if servers.len() > MOST {
+        return Err(Error::new(ErrCode::InvalidParam, format!("At most {MOST} servers to go through")));
+    }
+    Ok(servers)
+}

@@ -1,0 +1,265 @@
+//! Invites, both ends: our user invites (`invite`), and another server's user invites one of ours (`receive_invite`).
+//! An invite to somebody who knocked accepts the knock, whether or not it says so.
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::knock::shown_outside;
+use super::{Ask, check_acl, member_draft};
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::client::CallError;
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::{
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, json, stripped_state,
+};
+use crate::service::Homeserver;
+use crate::store::remote_memberships::RemoteMembership;
+use crate::store::{Db, Room};
+
+// ----- our user invites -----
+
+impl Homeserver {
+    /// `POST /invite`, also the invites of a new room and of `PUT /state/m.room.member`. `extra` is further content
+    /// (`is_direct`). An invitee elsewhere is asked first: what their server refuses never happened.
+    ///
+    /// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`, 400 `M_UNSUPPORTED_ROOM_VERSION`, 502 if the invitee's
+    /// server cannot be reached or answers with something else than our event.
+    pub fn invite(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<&str>,
+        extra: Map<String, Value>,
+    ) -> Result<()> {
+        let _turn = self.turns.take(room_id, target)?;
+        let room =
+            self.resident_room(room_id)?.ok_or_else(|| Error::forbidden("You are not in this room"))?;
+        let present = self.store.read(|db| db.membership(room.key, target))?;
+        if present == Some(Membership::Invite) && self.is_joined(&room, sender)? {
+            return Ok(());
+        }
+        let mut content = self.member_content(target, Membership::Invite, reason)?;
+        content.extend(extra);
+        content.insert("membership".to_owned(), Membership::Invite.as_str().into());
+        self.invite_with(&room, sender, target, content).map(drop)
+    }
+
+    /// Sends an invite with this content, asking the invitee's server if it is not ours.
+    pub(super) fn invite_with(
+        &self,
+        room: &Room,
+        sender: &UserId,
+        target: &UserId,
+        content: Map<String, Value>,
+    ) -> Result<EventId> {
+        let draft = member_draft(&room.room_id, sender, target, content);
+        if self.is_ours(target) {
+            self.store.read(|db| check_invitee(db, target))?;
+            return self.send(draft);
+        }
+        let ours = self.draft_event(draft)?;
+        let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
+        let answer = self.offer_invite(&target.server(), &ours, room.version, &room_state)?;
+        let both = self.check_invite_answer(&ours, answer, &target.server())?;
+        let event_id = both.event_id().clone();
+        self.commit_signed(both)?;
+        Ok(event_id)
+    }
+
+    fn is_joined(&self, room: &Room, user: &UserId) -> Result<bool> {
+        Ok(self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Join))
+    }
+
+    /// Hands the invite to the invitee's server and returns the event as it came back. A server that does not know
+    /// version 2 of the request is asked by version 1, where the room is old enough for it.
+    fn offer_invite(
+        &self,
+        peer: &ServerName,
+        ours: &Pdu,
+        version: RoomVersion,
+        room_state: &[Box<RawValue>],
+    ) -> Result<Map<String, Value>> {
+        let refused = |error: CallError| {
+            let unsupported = matches!(
+                error.errcode(),
+                Some(ErrCode::IncompatibleRoomVersion | ErrCode::UnsupportedRoomVersion)
+            );
+            if unsupported {
+                let why = format!("{peer} does not support rooms of version {}", version.id);
+                return Error::new(ErrCode::UnsupportedRoomVersion, why);
+            }
+            error.into_client_error(peer)
+        };
+        let (room_id, event_id) = (ours.room_id(), ours.event_id());
+        let event = RawValue::from_string(ours.json_str().to_owned()).map_err(Error::internal)?;
+        let answer = match self.federation.invite_v2(peer, room_id, event_id, version, &event, room_state) {
+            Err(error) if matches!(version.id, "1" | "2") && error.is_unrecognized() => {
+                let body = with_room_state(ours, room_state)?;
+                self.federation.invite_v1(peer, room_id, event_id, &body).map_err(refused)?
+            }
+            other => other.map_err(refused)?,
+        };
+        json::parse_object(answer.get().as_bytes()).map_err(|e| {
+            Error::bad_gateway(format!("{peer} answered the invite with no event")).with_cause(e)
+        })
+    }
+
+    /// The answer must be our event with a valid signature of the invitee's server, and nothing else. Returns our own
+    /// bytes with that signature added: whatever else came back is not looked at again.
+    fn check_invite_answer(&self, ours: &Pdu, answer: Map<String, Value>, peer: &ServerName) -> Result<Pdu> {
+        let odd = |what: &str| Error::bad_gateway(format!("{peer} answered the invite with {what}"));
+        handshake::check_countersigned(ours, &answer).map_err(|e| odd("another event").with_cause(e))?;
+        let both = handshake::with_signatures_of(ours, &answer, peer);
+        self.check_signature_of(&both, peer)
+            .map_err(|e| odd("an event without its signature").with_cause(e))?;
+        Ok(both)
+    }
+}
+
+/// The body of a version 1 invite: the event, with the room's state in its `unsigned`.
+fn with_room_state(ours: &Pdu, room_state: &[Box<RawValue>]) -> Result<Vec<u8>> {
+    let mut event = ours.to_object();
+    let state: Vec<Value> =
+        room_state.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect();
+    event.insert("unsigned".to_owned(), serde_json::json!({ "invite_room_state": state }));
+    serde_json::to_vec(&event).map_err(Error::internal)
+}
+
+/// Whether one of ours can be invited: there is such an account, and it takes invites (`m.invite_permission_config`).
+/// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`.
+fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
+    if !db.is_active_user(user)? {
+        return Err(Error::forbidden(format!("There is no user {user} here")));
+    }
+    let config = db.account_data(user, None, "m.invite_permission_config")?;
+    let config: Option<Value> = config.and_then(|json| serde_json::from_str(&json).ok());
+    if config.is_some_and(|config| config["default_action"] == "block") {
+        return Err(Error::new(ErrCode::InviteBlocked, format!("{user} takes no invites")));
+    }
+    Ok(())
+}
+
+// ----- one of our users is invited from elsewhere -----
+
+/// An invite as it came in.
+pub struct InviteReceived<'a> {
+    /// The server that sent it.
+    pub origin: &'a ServerName,
+    /// The room in the path.
+    pub room_id: &'a RoomId,
+    /// The event id in the path.
+    pub event_id: &'a EventId,
+    /// The version that the room is said to have.
+    pub version: RoomVersion,
+    /// The event's JSON.
+    pub event: &'a [u8],
+    /// `invite_room_state`.
+    pub room_state: &'a [Box<RawValue>],
+}
+
+impl Homeserver {
+    /// `PUT /invite`, both versions: returns the event with our signature added. Errors: 400 `M_INVALID_PARAM`,
+    /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`. A repeat gets the same answer and changes nothing.
+    pub fn receive_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
+        let InviteReceived { origin, room_id, event_id, version, event, room_state } = received;
+        let ask = Ask { origin, room_id, membership: Membership::Invite, user: None, versions: None };
+        let invite = self.check_signed(event, version, &ask, event_id)?;
+        let invitee = UserId::parse(invite.state_key().unwrap_or_default())?;
+        if !self.is_ours(&invitee) {
+            return Err(Error::invalid_param("The invited user is not of this server"));
+        }
+        let room = self.store.read(|db| {
+            check_invitee(db, &invitee)?;
+            db.room(room_id)
+        })?;
+        let stripped = self.check_room_state(room_state, room_id, version)?;
+        let signed = invite.signed(self.server_name(), &self.key_ring.signing_key());
+        match room.filter(|room| room.resident) {
+            // The event comes again in a transaction, once the inviting server has our signature.
+            Some(room) => self.check_invite_here(&room, origin, &invitee)?,
+            None => self.note_invite(signed.clone(), &invitee, stripped, origin)?,
+        }
+        Ok(signed.to_object())
+    }
+
+    /// A room that we are in: we know who may not be invited.
+    fn check_invite_here(&self, room: &Room, origin: &ServerName, invitee: &UserId) -> Result<()> {
+        self.store.read(|db| {
+            check_acl(db, room, origin)?;
+            match db.membership(room.key, invitee)? {
+                Some(Membership::Join) => Err(Error::forbidden(format!("{invitee} is already in the room"))),
+                Some(Membership::Ban) => Err(Error::forbidden(format!("{invitee} is banned from the room"))),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// `invite_room_state`: from room version 12 on it must show the room's create event, signed and of this room;
+    /// before, peers send what they always did, and it is only decoration.
+    fn check_room_state(
+        &self,
+        entries: &[Box<RawValue>],
+        room_id: &RoomId,
+        version: RoomVersion,
+    ) -> Result<Vec<Value>> {
+        let stripped = stripped_state::check_received(entries, room_id, version)?;
+        if version.room_id_is_create_hash {
+            for entry in entries.iter().filter(|entry| stripped_state::is_full_event(entry)) {
+                self.check_pdu(entry.get().as_bytes(), version).map_err(|e| {
+                    Error::invalid_param(format!(
+                        "An entry of invite_room_state fails a check: {}",
+                        e.message()
+                    ))
+                })?;
+            }
+        }
+        Ok(stripped)
+    }
+
+    /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock.
+    fn note_invite(
+        &self,
+        invite: Pdu,
+        invitee: &UserId,
+        stripped: Vec<Value>,
+        origin: &ServerName,
+    ) -> Result<()> {
+        let (invitee, origin) = (invitee.clone(), origin.clone());
+        self.store.write(move |tx| {
+            let old = super::leave::remote_row(tx, invite.room_id(), &invitee)?;
+            if old.as_ref().is_some_and(|row| is_old_news(row, &invite)) {
+                return Ok(());
+            }
+            let step = next(old.as_ref().map(|row| row.state), Fact::InviteArrives)?;
+            let state = step.to.unwrap_or(State::Invited);
+            let mut row = old.unwrap_or_else(|| {
+                RemoteMembership::new(invite.room_id(), &invitee, state, invite.version())
+            });
+            if row.state == State::Closed || row.state == State::Leaving {
+                // A new beginning: what was before has nothing to do with this invite.
+                row.event = None;
+            }
+            (row.state, row.room_version) = (state, invite.version());
+            row.forgotten = false;
+            row.tell(invite);
+            row.stripped_state = stripped;
+            // The server that we knocked through stays in front: the inviter's is surely in the room, but may not
+            // be the one that answered us.
+            let first = row.via.first().cloned().filter(|_| row.answers().is_some());
+            row.prefer(first.into_iter().chain([origin]));
+            if state != State::Joining {
+                (row.attempts, row.due_ms) = (0, None);
+            }
+            tx.save_remote_membership(&row)
+        })
+    }
+}
+
+/// Whether this very invite was seen before: it is what the user is looking at, what they answered, or what somebody
+/// took back.
+fn is_old_news(row: &RemoteMembership, invite: &Pdu) -> bool {
+    let seen = [&row.event, &row.previous].into_iter().flatten().any(|e| e.event_id() == invite.event_id());
+    seen || row.event.as_ref().is_some_and(|e| e.auth_events().contains(invite.event_id()))
+}

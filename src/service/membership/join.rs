@@ -1,0 +1,346 @@
+//! Joins, both ends: our user joins (`join`), and another server's user joins a room of ours (`receive_join`). How the
+//! answer to `send_join` is judged is in `answer`.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+use super::answer;
+use super::leave::remote_row;
+use super::{AUTHORISER, Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, member_draft};
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::calls::{JoinAnswer, Kind};
+use crate::federation::client::{CallError, CallResult};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::{
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, json as matrix_json,
+};
+use crate::service::Homeserver;
+use crate::service::adopt::AdoptedRoom;
+use crate::store::Room;
+use crate::store::remote_memberships::RemoteMembership;
+
+// ----- our user joins -----
+
+impl Homeserver {
+    /// `POST /join`: returns when the user is in the room. A failure leaves the invite or knock as it was.
+    ///
+    /// Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`,
+    /// `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`; 502 if no server could help. If a server may have taken
+    /// the join without our hearing of it, the scheduler repeats it until we know.
+    pub fn join(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
+        let _turn = self.turns.take(&door.room_id, user)?;
+        let content = self.member_content(user, Membership::Join, reason)?;
+        match self.resident_room(&door.room_id)? {
+            Some(room) => self.join_here(&room, user, door, content),
+            None => self.join_elsewhere(user, door, &content),
+        }
+    }
+
+    /// In a room that we are in a join is an ordinary event; unless the room is restricted and none of us may let the
+    /// user in, but somebody on another server may.
+    fn join_here(
+        &self,
+        room: &Room,
+        user: &UserId,
+        door: &Door,
+        mut content: Map<String, Value>,
+    ) -> Result<()> {
+        if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Join) {
+            return Ok(());
+        }
+        match self.authoriser(room, user) {
+            Ok(Some(authoriser)) => drop(content.insert(AUTHORISER.to_owned(), authoriser.as_str().into())),
+            Ok(None) => {}
+            Err(error) if error.errcode() == ErrCode::UnableToGrantJoin => {
+                return self.join_by_others_leave(room, user, door, &content).map_err(|e| {
+                    // 404: the room has nobody else; then what we know ourselves is the better answer.
+                    if e.status() == 404 { error } else { e }
+                });
+            }
+            Err(error) => return Err(error),
+        }
+        let (room_id, joiner) = (room.room_id.clone(), user.clone());
+        self.send_with(member_draft(&room.room_id, user, user, content), move |tx, _| {
+            tx.delete_remote_membership(&room_id, &joiner)
+        })
+        .map(drop)
+    }
+
+    /// We are in the room, but only a user of another server may let ours in: the same handshake, and the join comes
+    /// back with that server's signature, to be taken in like any event.
+    fn join_by_others_leave(
+        &self,
+        room: &Room,
+        user: &UserId,
+        door: &Door,
+        content: &Map<String, Value>,
+    ) -> Result<()> {
+        let mut answers = Answers::new(self.clock.instant());
+        for peer in self.candidates(door, None)? {
+            if !answers.has_time(self.clock.instant()) {
+                break;
+            }
+            let attempt =
+                self.ask_template(&peer, Kind::Join, &room.room_id, user).and_then(|(template, version)| {
+                    let join = self.sign_template(&template, version, content).map_err(ours)?;
+                    self.federation
+                        .send_join(&peer, &room.room_id, join.event_id(), join.json())
+                        .map(|answer| (join, answer))
+                });
+            match attempt {
+                Ok((join, answer)) => {
+                    let join = answer
+                        .event
+                        .as_ref()
+                        .map_or(Ok(join), |event| self.check_pdu(event.get().as_bytes(), room.version));
+                    return self.receive_pdu(&peer, join?);
+                }
+                Err(error) => answers.add(&peer, error),
+            }
+        }
+        Err(answers.into_error())
+    }
+
+    /// The handshake with the room's servers, one after the other. A join that was on its way when we last stopped is
+    /// repeated first, with the same event id.
+    fn join_elsewhere(&self, user: &UserId, door: &Door, content: &Map<String, Value>) -> Result<()> {
+        let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
+        let before = row.as_ref().map(|row| row.state);
+        next(before, Fact::UserJoins)?;
+        let candidates = self.candidates(door, row.as_ref())?;
+        let mut answers = Answers::new(self.clock.instant());
+        // The join that was handed in last, and whether a server may have taken one without our hearing of it.
+        let (mut sent, mut unsure) = (None, false);
+        let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending);
+        if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
+            match self.hand_in_join(peer, &join) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    unsure |= error.is_transient();
+                    answers.add(peer, error);
+                }
+            }
+            sent = Some(join);
+        }
+        for peer in &candidates {
+            if !answers.has_time(self.clock.instant()) {
+                break;
+            }
+            match self.ask_template(peer, Kind::Join, &door.room_id, user) {
+                Ok((template, version)) => {
+                    let join = self.sign_template(&template, version, content)?;
+                    self.intend_join(&join, version, before, peer, &candidates)?;
+                    match self.hand_in_join(peer, &join) {
+                        Ok(()) => return Ok(()),
+                        Err(error) => {
+                            unsure |= error.is_transient();
+                            answers.add(peer, error);
+                        }
+                    }
+                    sent = Some(join);
+                }
+                Err(error) => answers.add(peer, error),
+            }
+        }
+        match sent {
+            Some(join) if unsure => self.note_unfinished_join(&join)?,
+            Some(join) => self.note_failed_join(&join)?,
+            None => {}
+        }
+        Err(answers.into_error())
+    }
+
+    /// Takes up a join that was on its way when its request ended, or we did.
+    pub(super) fn resume_join(&self, row: &RemoteMembership) -> Result<()> {
+        let content = self.member_content(&row.user_id, Membership::Join, None)?;
+        self.join_elsewhere(&row.user_id, &Door { room_id: row.room_id.clone(), via: Vec::new() }, &content)
+    }
+
+    /// Commits the signed join before anybody is told of it.
+    fn intend_join(
+        &self,
+        join: &Pdu,
+        version: RoomVersion,
+        before: Option<State>,
+        peer: &ServerName,
+        candidates: &[ServerName],
+    ) -> Result<()> {
+        let (join, via) = (
+            join.clone(),
+            std::iter::once(peer.clone()).chain(candidates.iter().cloned()).collect::<Vec<_>>(),
+        );
+        let due = self.clock.now_ms() + backoff_ms(3);
+        self.store.write(move |tx| {
+            let (room_id, user) = (join.room_id(), join.sender());
+            let old = remote_row(tx, room_id, user)?;
+            check_not_left_since(old.as_ref(), before)?;
+            let state =
+                next(old.as_ref().map(|row| row.state), Fact::UserJoins)?.to.unwrap_or(State::Joining);
+            let mut row = old.unwrap_or_else(|| RemoteMembership::new(room_id, user, state, version));
+            if matches!(row.state, State::Leaving | State::Closed) {
+                row.event = None;
+                row.previous = None;
+            }
+            (row.state, row.room_version, row.forgotten) = (state, version, false);
+            row.due_ms = Some(due);
+            row.prefer(via);
+            row.pending = Some(join);
+            tx.save_remote_membership_quietly(&row)
+        })
+    }
+
+    /// Sends the committed join to one server, and adopts the room that comes back.
+    fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
+        let answer = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;
+        let room = self
+            .judge_join_answer(join, peer, answer)
+            .map_err(|e| CallError::bad(format!("a room that cannot be entered: {}", e.message())))?;
+        self.enter(room).map_err(ours)
+    }
+
+    /// One transaction makes us resident, and ends what the room's other rows said of us.
+    fn enter(&self, room: AdoptedRoom) -> Result<()> {
+        let (room_id, now) = (room.room_id.clone(), self.clock.now_ms());
+        self.adopt_room(room, move |tx| tx.end_remote_memberships(&room_id, now))?;
+        // A leave that a user asked for meanwhile is still in its row.
+        self.scheduler.wake();
+        Ok(())
+    }
+
+    fn judge_join_answer(&self, join: &Pdu, peer: &ServerName, answer: JoinAnswer) -> Result<AdoptedRoom> {
+        let version = join.version();
+        let join = match &answer.event {
+            Some(event) => {
+                let theirs = matrix_json::parse_object(event.get().as_bytes())?;
+                handshake::check_countersigned(join, &theirs)?;
+                self.check_pdu(event.get().as_bytes(), version)?
+            }
+            None => join.clone(),
+        };
+        // What fails is left out; that it was needed shows in the judgement.
+        let in_state = answer.state.len();
+        let both: Vec<&[u8]> =
+            answer.state.iter().chain(&answer.auth_chain).map(|event| event.get().as_bytes()).collect();
+        let mut state = self.check_pdus(&both, version, std::slice::from_ref(peer));
+        let auth_chain = state.split_off(in_state.min(state.len()));
+        let good = |checked: Vec<Result<Pdu>>| checked.into_iter().filter_map(Result::ok).collect();
+        answer::judge(join, good(state), good(auth_chain))
+    }
+
+    /// Nobody said no for certain: a server may have us in the room already. The scheduler asks again.
+    fn note_unfinished_join(&self, join: &Pdu) -> Result<()> {
+        let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
+        match row.filter(|row| row.state == State::Joining) {
+            Some(row) if row.attempts + 1 < MOST_ATTEMPTS => self.try_again_later(&row),
+            _ => self.note_failed_join(join),
+        }
+    }
+
+    /// Every server said no: what was before the join is again.
+    fn note_failed_join(&self, join: &Pdu) -> Result<()> {
+        let (join, now) = (join.clone(), self.clock.now_ms());
+        self.store.write(move |tx| {
+            let Some(mut row) = tx.remote_membership(join.room_id(), join.sender())? else { return Ok(()) };
+            let is_ours = row.pending.as_ref().is_some_and(|pending| pending.event_id() == join.event_id());
+            if row.state != State::Joining || !is_ours {
+                return Ok(());
+            }
+            let before = row.event.as_ref().and_then(Pdu::membership);
+            let Some(state) = next(Some(row.state), Fact::JoinFailed(before))?.to else {
+                return tx.delete_remote_membership(join.room_id(), join.sender());
+            };
+            row.state = state;
+            row.pending = None;
+            // The knock may not have been handed in yet: that is done (again) now.
+            (row.attempts, row.due_ms) = (0, (state == State::Knocking).then_some(now));
+            tx.save_remote_membership_quietly(&row)
+        })
+    }
+}
+
+/// A failure of our own during a handshake, as one more reason why it did not work out with this server.
+fn ours(error: Error) -> CallError {
+    log::error!("a handshake failed on our side: {error}");
+    CallError::bad(format!("something that we could not use: {}", error.message()))
+}
+
+// ----- another server's user joins -----
+
+impl Homeserver {
+    /// `PUT /send_join`: takes the join into the room, with our signature, and tells the other servers in it. Returns
+    /// the body of the answer: the state before the join, its auth chain, the join as it went into the room. A repeat
+    /// gets the same answer and makes no second event.
+    pub fn receive_join(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        event_id: &EventId,
+        body: &[u8],
+        omit_redundant: bool,
+    ) -> Result<Vec<u8>> {
+        let ask = Ask { origin, room_id, membership: Membership::Join, user: None, versions: None };
+        let room = self.admit(&ask)?;
+        let signed = self.countersign(&room, body)?;
+        let join = self.check_signed(&signed, room.version, &ask, event_id)?;
+        self.check_authoriser(&room, &join)?;
+        self.accept_signed(join.clone(), origin, Membership::Join)?;
+        self.join_answer(&room, &join, omit_redundant)
+    }
+
+    /// "The resident homeserver then adds its signature to this event." In a restricted room that is what makes the
+    /// join valid, so it is there before the event is checked; nothing of it leaves the house if the checks fail.
+    fn countersign(&self, room: &Room, body: &[u8]) -> Result<Vec<u8>> {
+        let join = Pdu::parse(body, room.version)?;
+        Ok(join.signed(self.server_name(), &self.key_ring.signing_key()).json().to_vec())
+    }
+
+    /// A join of a restricted room that names one of us is let in on our word: the conditions are looked at again,
+    /// since the template may be old, or never have been ours.
+    fn check_authoriser(&self, room: &Room, join: &Pdu) -> Result<()> {
+        let Some(named) = join.content_str(AUTHORISER).and_then(|name| UserId::parse(&name).ok()) else {
+            return Ok(());
+        };
+        if self.is_ours(&named) && room.version.restricted_join {
+            self.authoriser(room, join.sender())?;
+        }
+        Ok(())
+    }
+
+    /// The answer to `send_join`. Members are never omitted, and the answer says so; what is in `state` is not
+    /// repeated in `auth_chain` for a server that does not need it twice.
+    fn join_answer(&self, room: &Room, join: &Pdu, omit_redundant: bool) -> Result<Vec<u8>> {
+        let before = self.state_for_join(room, join.event_id())?;
+        let joiner = join.sender().server_name();
+        let servers: Vec<_> = before.servers.iter().filter(|server| server.as_str() != joiner).collect();
+        let in_state: HashSet<&EventId> = before.state.iter().map(Pdu::event_id).collect();
+        let auth_chain =
+            before.auth_chain.iter().filter(|e| !(omit_redundant && in_state.contains(e.event_id())));
+        let mut body = Vec::with_capacity(1024 * (before.state.len() + before.auth_chain.len() + 1));
+        body.extend_from_slice(b"{\"auth_chain\":");
+        push_events(&mut body, auth_chain);
+        body.extend_from_slice(b",\"event\":");
+        body.extend_from_slice(join.json());
+        body.extend_from_slice(b",\"members_omitted\":false,\"origin\":");
+        body.extend_from_slice(json!(self.server_name()).to_string().as_bytes());
+        body.extend_from_slice(b",\"servers_in_room\":");
+        body.extend_from_slice(json!(servers).to_string().as_bytes());
+        body.extend_from_slice(b",\"state\":");
+        push_events(&mut body, before.state.iter());
+        body.push(b'}');
+        Ok(body)
+    }
+}
+
+/// Events as a JSON array of the bytes they are kept in.
+fn push_events<'e>(out: &mut Vec<u8>, events: impl Iterator<Item = &'e Pdu>) {
+    out.push(b'[');
+    for (index, event) in events.enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(event.json());
+    }
+    out.push(b']');
+}

@@ -1,0 +1,271 @@
+//! Knocks, both ends: our user knocks (`knock`), and another server's user knocks on a room of ours (`receive_knock`).
+//! How a knock is answered is in `invite` (accepted) and in `leave` (refused or withdrawn).
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::{Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, member_draft};
+use crate::error::{Error, Result};
+use crate::federation::calls::Kind;
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
+use crate::service::Homeserver;
+use crate::store::remote_memberships::RemoteMembership;
+use crate::store::{Db, Room};
+
+// ----- our user knocks -----
+
+impl Homeserver {
+    /// `POST /knock`: returns when a server of the room has taken the knock (or one that we sent before still stands).
+    ///
+    /// Errors: 403 `M_FORBIDDEN` (also while invited), 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with
+    /// `room_version`, 502 if no server could be reached: a knock that was already signed is then repeated later.
+    pub fn knock(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
+        let _turn = self.turns.take(&door.room_id, user)?;
+        if let Some(room) = self.resident_room(&door.room_id)? {
+            return self.knock_here(&room, user, reason);
+        }
+        let row = self.store.read(|db| db.remote_membership(&door.room_id, user))?;
+        next(row.as_ref().map(|row| row.state), Fact::UserKnocks)?;
+        let candidates = self.candidates(door, row.as_ref())?;
+        match row {
+            // It was signed and perhaps sent, and no answer came: the same event again, not another one.
+            Some(mut row) if row.state == State::Knocking => {
+                row.via = candidates;
+                self.deliver_knock(&row)
+            }
+            row => match self.prepare_knock(user, door, reason, row, &candidates)? {
+                Some(row) => self.deliver_knock(&row),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// In a room that we are in a knock is an ordinary event.
+    fn knock_here(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
+        if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Knock) {
+            return Ok(());
+        }
+        let content = self.member_content(user, Membership::Knock, reason)?;
+        self.send(member_draft(&room.room_id, user, user, content)).map(drop)
+    }
+
+    /// Gets a template from the first server that gives one, signs the knock and commits the intent to send it. None:
+    /// the server still has our last knock, and there is nothing to send.
+    fn prepare_knock(
+        &self,
+        user: &UserId,
+        door: &Door,
+        reason: Option<&str>,
+        row: Option<RemoteMembership>,
+        candidates: &[ServerName],
+    ) -> Result<Option<RemoteMembership>> {
+        let content = self.member_content(user, Membership::Knock, reason)?;
+        let mut answers = Answers::new(self.clock.instant());
+        for peer in candidates {
+            if !answers.has_time(self.clock.instant()) {
+                break;
+            }
+            match self.ask_template(peer, Kind::Knock, &door.room_id, user) {
+                Ok((template, version)) => {
+                    let knock = self.sign_template(&template, version, &content)?;
+                    if still_stands(row.as_ref(), &knock) {
+                        return Ok(None);
+                    }
+                    let via = std::iter::once(peer.clone()).chain(candidates.iter().cloned()).collect();
+                    let before = row.as_ref().map(|row| row.state);
+                    return self.intend_knock(knock, version, before, via).map(Some);
+                }
+                Err(error) => answers.add(peer, error),
+            }
+        }
+        Err(answers.into_error())
+    }
+
+    /// Commits the signed knock before anybody is told of it.
+    fn intend_knock(
+        &self,
+        knock: Pdu,
+        version: RoomVersion,
+        before: Option<State>,
+        via: Vec<ServerName>,
+    ) -> Result<RemoteMembership> {
+        let (room_id, user) = (knock.room_id().clone(), knock.sender().clone());
+        let due = self.clock.now_ms() + backoff_ms(1);
+        self.store.write(move |tx| {
+            let old = tx.remote_membership(&room_id, &user)?;
+            check_not_left_since(old.as_ref(), before)?;
+            let step = next(old.as_ref().map(|row| row.state), Fact::UserKnocks)?;
+            let state = step.to.unwrap_or(State::Knocking);
+            let mut row = old.unwrap_or_else(|| RemoteMembership::new(&room_id, &user, state, version));
+            (row.state, row.room_version, row.forgotten) = (state, version, false);
+            (row.attempts, row.due_ms) = (0, Some(due));
+            row.pending = None;
+            row.tell(knock);
+            row.prefer(via);
+            tx.save_remote_membership(&row)?;
+            Ok(row)
+        })
+    }
+
+    /// Sends the committed knock to the servers of the row until one takes it. Also what the scheduler does after a
+    /// crash: it is the same event with the same id, which the other side takes as done if it has it.
+    pub(super) fn deliver_knock(&self, row: &RemoteMembership) -> Result<()> {
+        let Some(knock) = &row.event else { return Err(Error::internal("a knock without its event")) };
+        let mut answers = Answers::new(self.clock.instant());
+        for peer in &row.via {
+            if !answers.has_time(self.clock.instant()) {
+                break;
+            }
+            match self.federation.send_knock(peer, &row.room_id, knock.event_id(), knock.json()) {
+                Ok(room_state) => return self.knock_taken(row, knock, peer, &room_state),
+                Err(error) => answers.add(peer, error),
+            }
+        }
+        if answers.undecided() {
+            self.try_again_later(row)?;
+        } else {
+            self.knock_refused(row, knock)?;
+        }
+        Err(answers.into_error())
+    }
+
+    fn knock_taken(
+        &self,
+        row: &RemoteMembership,
+        knock: &Pdu,
+        peer: &ServerName,
+        room_state: &[Box<RawValue>],
+    ) -> Result<()> {
+        let stripped = self.usable_stripped_state(room_state, &row.room_id, row.room_version);
+        let (room_id, user, knock, peer) =
+            (row.room_id.clone(), row.user_id.clone(), knock.clone(), peer.clone());
+        let now = self.clock.now_ms();
+        self.store.write(move |tx| {
+            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
+            let is_ours = row.event.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
+            if is_ours && row.state == State::Knocking {
+                row.state = next(Some(row.state), Fact::KnockAccepted)?.to.unwrap_or(State::Knocked);
+                row.stripped_state = stripped;
+                (row.attempts, row.due_ms) = (0, None);
+                row.prefer([peer]);
+                return tx.save_remote_membership(&row);
+            }
+            // Withdrawn while it was on its way: the room may have been told of the leave before it had the knock.
+            let withdrawn = row.previous.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
+            if withdrawn && row.event.as_ref().is_some_and(|leave| leave.sender() == &user) {
+                row.state = State::Leaving;
+                (row.attempts, row.due_ms) = (0, Some(now));
+                row.prefer([peer]);
+                tx.save_remote_membership_quietly(&row)?;
+            }
+            Ok(())
+        })?;
+        self.scheduler.wake();
+        Ok(())
+    }
+
+    fn knock_refused(&self, row: &RemoteMembership, knock: &Pdu) -> Result<()> {
+        let (room_id, user, knock) = (row.room_id.clone(), row.user_id.clone(), knock.clone());
+        let leave = self.local_leave(row, None)?;
+        self.store.write(move |tx| {
+            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
+            let is_ours = row.event.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
+            if !is_ours || row.state != State::Knocking {
+                return Ok(());
+            }
+            next(Some(row.state), Fact::KnockRefused)?;
+            if row.section().is_none() {
+                return tx.delete_remote_membership(&room_id, &user);
+            }
+            // Clients were shown an earlier knock, and must be told that it is over.
+            row.state = State::Closed;
+            row.tell(leave);
+            (row.attempts, row.due_ms) = (0, None);
+            tx.save_remote_membership(&row)
+        })
+    }
+
+    /// Notes that the scheduler is to come back to this row; after a week of trying it lets go.
+    pub(super) fn try_again_later(&self, row: &RemoteMembership) -> Result<()> {
+        let (room_id, user, state) = (row.room_id.clone(), row.user_id.clone(), row.state);
+        let now = self.clock.now_ms();
+        self.store.write(move |tx| {
+            let Some(mut row) = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == state)
+            else {
+                return Ok(());
+            };
+            row.attempts += 1;
+            row.due_ms = (row.attempts < MOST_ATTEMPTS).then(|| now + backoff_ms(row.attempts));
+            if row.due_ms.is_none() {
+                log::warn!("gave up on {room_id} for {user} ({}) after a week of trying", row.state.as_str());
+            }
+            tx.save_remote_membership_quietly(&row)
+        })?;
+        self.scheduler.wake();
+        Ok(())
+    }
+
+    /// Stripped state as clients may see it. What is badly formed, badly signed or of another room is left out: it
+    /// only decorates, and the knock is taken in any case.
+    pub(super) fn usable_stripped_state(
+        &self,
+        entries: &[Box<RawValue>],
+        room_id: &RoomId,
+        version: RoomVersion,
+    ) -> Vec<Value> {
+        stripped_state::usable(entries, room_id, version)
+    }
+}
+
+/// Whether the server that gave this template still has our last knock: the template rests on it.
+fn still_stands(row: Option<&RemoteMembership>, knock: &Pdu) -> bool {
+    let Some(last) = row.filter(|row| row.state == State::Knocked).and_then(|row| row.event.as_ref()) else {
+        return false;
+    };
+    let reason = |event: &Pdu| event.content_str("reason");
+    knock.auth_events().contains(last.event_id()) && reason(last) == reason(knock)
+}
+
+// ----- another server's user knocks -----
+
+impl Homeserver {
+    /// `PUT /send_knock`: takes the knock into the room and tells the other servers in it. Returns
+    /// `knock_room_state`. A repeat gets the same answer and makes no second event.
+    pub fn receive_knock(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        event_id: &EventId,
+        body: &[u8],
+    ) -> Result<Vec<Box<RawValue>>> {
+        let ask = Ask { origin, room_id, membership: Membership::Knock, user: None, versions: None };
+        let room = self.admit(&ask)?;
+        let knock = self.check_signed(body, room.version, &ask, event_id)?;
+        self.accept_signed(knock, origin, Membership::Knock)?;
+        self.store.read(|db| shown_outside(db, &room, None))
+    }
+}
+
+/// The state that somebody outside is shown to recognise the room by, as federation wants it; with an inviter's member
+/// event if there is one.
+pub(super) fn shown_outside(
+    db: &Db<'_>,
+    room: &Room,
+    inviter: Option<&UserId>,
+) -> Result<Vec<Box<RawValue>>> {
+    let mut events = Vec::new();
+    for event_type in stripped_state::STRIPPED_TYPES {
+        events.extend(db.state_event(room.key, event_type, "")?);
+    }
+    if let Some(inviter) = inviter {
+        events.extend(db.state_event(room.key, "m.room.member", inviter.as_str())?);
+    }
+    Ok(stripped_state::for_federation(&events))
+}
+
+/// The content of a member event that says nothing but the membership.
+pub(super) fn bare(membership: Membership) -> Map<String, Value> {
+    Map::from_iter([("membership".to_owned(), membership.as_str().into())])
+}

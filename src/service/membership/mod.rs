@@ -1,0 +1,453 @@
+//! Memberships: joining, knocking, inviting, leaving, kicking and banning.
+//!
+//! Both ends of a handshake live in one file: `knock` has our user knocking elsewhere *and* a stranger knocking here.
+//! This file has what the handshakes share: the one guard that decides whom we deal with (`admit`), the one check of
+//! a signed event that is handed in (`check_signed`), the way to ask several servers until one says yes, and the turns
+//! that keep two handshakes of one user in one room apart.
+//!
+//! A room that we are in follows its own state, and a membership changes there by an ordinary event. A room that we are
+//! not in has a row in `remote_memberships`, whose state only `protocol::remote_membership::next` may change. What is
+//! about to be said to another server is committed first; what an answer means is judged against the row as it is by
+//! then, so that a late answer changes nothing.
+
+mod answer;
+mod invite;
+mod join;
+mod knock;
+mod leave;
+mod moderate;
+mod turns;
+
+pub use invite::InviteReceived;
+pub use turns::Turns;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::Homeserver;
+use super::compose::Draft;
+use super::key_fetch::{Purpose, Wanted};
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::calls::{Kind, Template};
+use crate::federation::client::{CallError, CallResult};
+use crate::protocol::event_auth::{JoinRules, PowerLevels};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::State;
+use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::{
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, hash, json, room_version, sign,
+};
+use crate::store::remote_memberships::RemoteMembership;
+use crate::store::{Db, Room};
+
+/// A room as somebody outside knows it: its id, and servers that may let them in, best first.
+#[derive(Debug, Clone)]
+pub struct Door {
+    /// The room.
+    pub room_id: RoomId,
+    /// Servers to go through.
+    pub via: Vec<ServerName>,
+}
+
+/// How many servers are asked in one handshake.
+const MOST_CANDIDATES: usize = 12;
+
+/// How long a client waits for a handshake at most: after this no further server is asked.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+// ----- our side as the resident: the guard and the check -----
+
+/// What another server asks for its user.
+pub(super) struct Ask<'a> {
+    /// The server that asks.
+    pub origin: &'a ServerName,
+    /// The room.
+    pub room_id: &'a RoomId,
+    /// What the user wants to be.
+    pub membership: Membership,
+    /// For a template: the user it is for. A signed event speaks for itself.
+    pub user: Option<&'a UserId>,
+    /// For a template of a join or a knock: the room versions that the other server knows.
+    pub versions: Option<&'a [&'a str]>,
+}
+
+impl Homeserver {
+    /// The one guard of `make_join`, `make_knock`, `make_leave`, `send_join`, `send_knock` and `send_leave`, in this
+    /// order. Errors:
+    ///
+    /// 1. 404 `M_NOT_FOUND`: we are not in the room (or never heard of it).
+    /// 2. 403 `M_FORBIDDEN`: the room's server ACL keeps the other server out.
+    /// 3. 403 `M_FORBIDDEN`: the user is not of that server.
+    /// 4. 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`: the other server does not know the room's version.
+    /// 5. 403 `M_FORBIDDEN`: the room's version does not know this membership.
+    ///
+    /// What remains is up to the authorisation rules.
+    pub(super) fn admit(&self, ask: &Ask<'_>) -> Result<Room> {
+        let room = self.store.read(|db| {
+            let room = db
+                .room(ask.room_id)?
+                .filter(|room| room.resident)
+                .ok_or_else(|| Error::not_found("This server is not in that room"))?;
+            check_acl(db, &room, ask.origin)?;
+            Ok(room)
+        })?;
+        if ask.user.is_some_and(|user| user.server_name() != ask.origin.as_str()) {
+            return Err(Error::forbidden("That user is not of the server that asks"));
+        }
+        if ask.versions.is_some_and(|known| !known.contains(&room.version.id)) {
+            return Err(Error::new(
+                ErrCode::IncompatibleRoomVersion,
+                "Your homeserver does not support the features required to enter this room",
+            )
+            .with_field("room_version", room.version.id));
+        }
+        if ask.membership == Membership::Knock && !room.version.knock {
+            return Err(Error::forbidden("Nobody can knock on a room of this version"));
+        }
+        Ok(room)
+    }
+
+    /// `GET /make_join`, `/make_knock`, `/make_leave`: an event for the other server to sign, that would be accepted
+    /// now. `versions`: what it sent as `ver`; none for a leave.
+    pub fn make_template(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        user: &UserId,
+        membership: Membership,
+        versions: Option<&[&str]>,
+    ) -> Result<(Map<String, Value>, RoomVersion)> {
+        let room = self.admit(&Ask { origin, room_id, membership, user: Some(user), versions })?;
+        let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
+        if membership == Membership::Join
+            && let Some(authoriser) = self.authoriser(&room, user)?
+        {
+            content.insert(AUTHORISER.to_owned(), authoriser.as_str().into());
+        }
+        let (mut event, version) = self.template(member_draft(room_id, user, user, content))?;
+        event.insert("origin".to_owned(), self.server_name().as_str().into());
+        Ok((event, version))
+    }
+
+    /// The one check of an event that another server hands in signed: `send_join`, `send_knock`, `send_leave` and
+    /// invites. Its type, membership, sender, state key, room and computed event id are what the request says, its
+    /// content hash is right, and everyone who has to sign it has.
+    /// Errors: 400 `M_BAD_JSON`, `M_NOT_JSON`, `M_INVALID_PARAM`.
+    pub(super) fn check_signed(
+        &self,
+        body: &[u8],
+        version: RoomVersion,
+        ask: &Ask<'_>,
+        event_id: &EventId,
+    ) -> Result<Pdu> {
+        let object = json::parse_object(body)?;
+        let pdu = Pdu::parse(body, version)?;
+        handshake::check_signed_event(&pdu, ask.membership, ask.room_id, event_id, ask.origin)?;
+        if !hash::content_hash_matches(&object) {
+            return Err(Error::invalid_param("The event's content hash is wrong"));
+        }
+        self.check_pdu(body, version)
+            .map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
+    }
+}
+
+fn check_acl(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<()> {
+    let Some(acl) = db.state_event(room.key, "m.room.server_acl", "")? else { return Ok(()) };
+    if ServerAcl::from_content(&acl.content()).allows(server.as_str()) {
+        return Ok(());
+    }
+    Err(Error::forbidden("The room's server ACL keeps your server out"))
+}
+
+/// The key of a restricted join's content that names the user in whose name the room lets somebody in.
+pub(super) const AUTHORISER: &str = "join_authorised_via_users_server";
+
+impl Homeserver {
+    /// For a join of a restricted room by somebody who is neither invited nor in it: the user of ours in whose name we
+    /// let them in. None if the join needs no such name. Errors: 403 `M_FORBIDDEN` if the user fulfils no condition,
+    /// 400 `M_UNABLE_TO_AUTHORISE_JOIN` if we cannot know, 400 `M_UNABLE_TO_GRANT_JOIN` if none of us may invite.
+    pub(super) fn authoriser(&self, room: &Room, user: &UserId) -> Result<Option<UserId>> {
+        self.store.read(|db| {
+            let state =
+                |event_type: &str, key: &str| db.state_event(room.key, event_type, key).ok().flatten();
+            let rules = JoinRules::of(room.version, &state);
+            let present = db.membership(room.key, user)?;
+            if !rules.rule.is_restricted(room.version)
+                || matches!(present, Some(Membership::Invite | Membership::Join))
+            {
+                return Ok(None);
+            }
+            if present == Some(Membership::Ban) {
+                return Err(Error::forbidden("You are banned from this room"));
+            }
+            check_conditions(db, &rules.allowed_rooms, user)?;
+            let levels = PowerLevels::of(room.version, &state);
+            let mut ours = db.joined_local_users(room.key)?;
+            ours.retain(|one| levels.may_invite(one.as_str()));
+            let highest = ours.into_iter().max_by_key(|one| levels.user(one.as_str()));
+            highest.map(Some).ok_or_else(|| {
+                Error::new(
+                    ErrCode::UnableToGrantJoin,
+                    "Nobody on this server may let you in; try another server",
+                )
+            })
+        })
+    }
+}
+
+/// Whether the user is in one of the rooms whose members a restricted room lets in ("Restricted rooms").
+fn check_conditions(db: &Db<'_>, allowed: &[RoomId], user: &UserId) -> Result<()> {
+    let mut all_known = true;
+    for room_id in allowed {
+        match db.room(room_id)?.filter(|room| room.resident) {
+            Some(room) if db.membership(room.key, user)? == Some(Membership::Join) => return Ok(()),
+            Some(_) => {}
+            None => all_known = false,
+        }
+    }
+    // One of us would make us resident, so what we do not know of our own users is not so.
+    if all_known || db.is_ours(user.as_str()) {
+        return Err(Error::forbidden("You are in none of the rooms whose members may join this room"));
+    }
+    Err(Error::new(
+        ErrCode::UnableToAuthoriseJoin,
+        "This server is not in the rooms whose members may join this room",
+    ))
+}
+
+// ----- our side as the one who asks -----
+
+impl Homeserver {
+    /// What the scheduler does with a row that is due: whatever its state still has to be told to other servers.
+    pub(in crate::service) fn pursue_membership(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+        let Some(_turn) = self.turns.try_take(room_id, user) else {
+            // A request of the user's is at it, and may settle the matter.
+            let (room_id, user, soon) = (room_id.clone(), user.clone(), self.clock.now_ms() + 2_000);
+            return self.store.write(move |tx| tx.lease_remote_membership(&room_id, &user, soon));
+        };
+        let Some(row) = self.store.read(|db| db.remote_membership(room_id, user))? else { return Ok(()) };
+        match row.state {
+            State::Knocking => self.deliver_knock(&row),
+            State::Joining => self.resume_join(&row),
+            State::Leaving => self.deliver_leave(&row),
+            State::Knocked | State::Invited | State::Closed => self.store.write(move |tx| {
+                tx.save_remote_membership_quietly(&RemoteMembership { due_ms: None, ..row })
+            }),
+        }
+    }
+
+    /// The room, if we are in it: then everything is an ordinary event.
+    pub(super) fn resident_room(&self, room_id: &RoomId) -> Result<Option<Room>> {
+        self.store.read(|db| Ok(db.room(room_id)?.filter(|room| room.resident)))
+    }
+
+    /// The content of our user's own member event: profile and reason beside the membership.
+    pub(super) fn member_content(
+        &self,
+        user: &UserId,
+        membership: Membership,
+        reason: Option<&str>,
+    ) -> Result<Map<String, Value>> {
+        let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
+        if self.is_ours(user)
+            && matches!(membership, Membership::Join | Membership::Knock | Membership::Invite)
+        {
+            let profile = self.store.read(|db| db.profile(user))?;
+            for field in ["displayname", "avatar_url"] {
+                if let Some(value) = profile.get(field).filter(|v| v.is_string()) {
+                    content.insert(field.to_owned(), value.clone());
+                }
+            }
+        }
+        if let Some(reason) = reason {
+            content.insert("reason".to_owned(), reason.into());
+        }
+        Ok(content)
+    }
+
+    /// The servers to ask, best first and never ourselves: those of the row (the one we knocked through leads), the
+    /// inviter's, those that the client named, those that we saw in the room when we were in it, the one in the room's
+    /// id. Errors: 404 `M_NOT_FOUND` if there are none.
+    pub(super) fn candidates(&self, door: &Door, row: Option<&RemoteMembership>) -> Result<Vec<ServerName>> {
+        let mut all: Vec<ServerName> = row.map(|row| row.via.clone()).unwrap_or_default();
+        if let Some(event) = row.and_then(|row| row.event.as_ref()) {
+            all.push(event.sender().server());
+        }
+        all.extend(door.via.iter().cloned());
+        all.extend(self.store.read(|db| match db.room(&door.room_id)? {
+            Some(room) => db.resident_servers(room.key),
+            None => Ok(Vec::new()),
+        })?);
+        all.extend(door.room_id.server_name().and_then(|name| ServerName::parse(name).ok()));
+        let mut candidates: Vec<ServerName> = Vec::new();
+        for server in all {
+            if &server != self.server_name() && !candidates.contains(&server) {
+                candidates.push(server);
+            }
+        }
+        if candidates.is_empty() {
+            return Err(Error::not_found("No server is known that is in that room; name one with `via`"));
+        }
+        candidates.truncate(MOST_CANDIDATES);
+        Ok(candidates)
+    }
+
+    /// Asks one server for a template and checks it as the specification wants it: it is a member event of this room
+    /// for this user and membership, in a room version that we know.
+    pub(super) fn ask_template(
+        &self,
+        peer: &ServerName,
+        kind: Kind,
+        room_id: &RoomId,
+        user: &UserId,
+    ) -> CallResult<(Map<String, Value>, RoomVersion)> {
+        let membership = match kind {
+            Kind::Join => Membership::Join,
+            Kind::Knock => Membership::Knock,
+            Kind::Leave => Membership::Leave,
+        };
+        let versions: Vec<RoomVersion> =
+            room_version::all().iter().filter(|v| kind != Kind::Knock || v.knock).collect();
+        let Template { room_version, event } =
+            self.federation.make_membership(peer, kind, room_id, user, &versions)?;
+        let version = versions.into_iter().find(|version| version.id == room_version);
+        let version =
+            version.ok_or_else(|| CallError::bad("a template of a room version that was not asked for"))?;
+        handshake::check_template(&event, room_id, user, membership, version).map_err(|e| {
+            CallError::bad(format!("a template that is not what was asked for: {}", e.message()))
+        })?;
+        Ok((event, version))
+    }
+
+    /// Makes a template ours: our content, our time and name, our hash and signature. Of its content nothing is taken
+    /// over but the user that authorises a restricted join.
+    pub(super) fn sign_template(
+        &self,
+        template: &Map<String, Value>,
+        version: RoomVersion,
+        content: &Map<String, Value>,
+    ) -> Result<Pdu> {
+        let mut content = content.clone();
+        let authoriser = template.get("content").and_then(|c| c.get(AUTHORISER));
+        if version.restricted_join
+            && content.get("membership").is_some_and(|m| m == "join")
+            && let Some(authoriser) = authoriser
+        {
+            content.insert(AUTHORISER.to_owned(), authoriser.clone());
+        }
+        handshake::finish(
+            template,
+            content,
+            self.server_name(),
+            &self.key_ring.signing_key(),
+            self.clock.now_ms(),
+            version,
+        )
+    }
+}
+
+impl Homeserver {
+    /// Checks that one particular server has signed an event, required or not. Errors: 400 `M_INVALID_PARAM`.
+    pub(super) fn check_signature_of(&self, event: &Pdu, server: &ServerName) -> Result<()> {
+        const WITHIN: Duration = Duration::from_secs(30);
+        let object = event.to_object();
+        let valid_at = if event.version().enforce_key_validity { event.origin_server_ts() } else { 0 };
+        let wanted: Vec<Wanted> = sign::signatures_of(&object, server.as_str())
+            .into_iter()
+            .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.to_owned(), valid_at })
+            .collect();
+        let found = self.gather_keys(&wanted, std::slice::from_ref(server), Purpose::Events, WITHIN);
+        sign::verify_event_by(event, server, &|server: &str, key_id: &str| found.get(server, key_id))?;
+        Ok(())
+    }
+}
+
+/// A leave that the user asked for while their knock or join was being prepared ends that.
+pub(super) fn check_not_left_since(row: Option<&RemoteMembership>, before: Option<State>) -> Result<()> {
+    let is_over = |state: State| matches!(state, State::Leaving | State::Closed);
+    if row.is_some_and(|row| is_over(row.state)) && !before.is_some_and(is_over) {
+        return Err(Error::forbidden("The room was left in the meantime"));
+    }
+    Ok(())
+}
+
+/// A draft of a member event.
+pub(super) fn member_draft(
+    room: &RoomId,
+    sender: &UserId,
+    target: &UserId,
+    content: Map<String, Value>,
+) -> Draft {
+    Draft {
+        room: room.clone(),
+        sender: sender.clone(),
+        event_type: "m.room.member".to_owned(),
+        state_key: Some(target.as_str().to_owned()),
+        content,
+        redacts: None,
+    }
+}
+
+/// What several servers said to the same question, as long as none said yes.
+pub(super) struct Answers {
+    until: Instant,
+    refusal: Option<Error>,
+    failure: Option<Error>,
+    undecided: bool,
+}
+
+impl Answers {
+    pub fn new(now: Instant) -> Self {
+        Self { until: now + PATIENCE, refusal: None, failure: None, undecided: false }
+    }
+
+    /// Whether there is time to ask another server.
+    pub fn has_time(&self, now: Instant) -> bool {
+        now < self.until
+    }
+
+    /// Takes down what a server said.
+    pub fn add(&mut self, peer: &ServerName, error: CallError) {
+        log::info!("{peer} did not take part in a handshake: {error}");
+        // 401 speaks of our keys, which the other server may have trouble to get; nonsense speaks of nothing.
+        let undecided = match &error {
+            CallError::Refused(refusal) => error.is_transient() || refusal.status == 401,
+            CallError::Unreachable(_) | CallError::BadAnswer(_) => true,
+        };
+        self.undecided |= undecided;
+        let error = error.into_client_error(peer);
+        let speaks_of_the_room = !undecided && error.errcode().is_relayable();
+        // A server that is not in the room knows less of it than one that says no.
+        let is_better =
+            self.refusal.as_ref().is_none_or(|first| first.status() == 404 && error.status() != 404);
+        if speaks_of_the_room && is_better {
+            self.refusal = Some(error);
+        } else if !speaks_of_the_room {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    /// Whether some server may yet say yes: it could not be reached, or had trouble of its own.
+    pub fn undecided(&self) -> bool {
+        self.undecided
+    }
+
+    /// What the client is told: the first refusal that speaks of the room, else that no server could help.
+    pub fn into_error(self) -> Error {
+        self.refusal
+            .or(self.failure)
+            .unwrap_or_else(|| Error::bad_gateway("No server could be asked in time"))
+    }
+}
+
+/// When the scheduler tries again after this many attempts: after seconds at first, every three hours in the end.
+pub(in crate::service) fn backoff_ms(attempts: u32) -> Millis {
+    const FIRST: Millis = 5_000;
+    const LONGEST: Millis = 3 * 3600 * 1000;
+    FIRST.saturating_mul(4_i64.saturating_pow(attempts)).min(LONGEST)
+}
+
+/// After how many attempts the scheduler gives up: about a week.
+pub(super) const MOST_ATTEMPTS: u32 = 60;

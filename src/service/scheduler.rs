@@ -1,0 +1,152 @@
+//! The one timer: it finds what is due in the database and has it done by a few threads. What is due is a row with a
+//! time, so a crash forgets nothing, and a wake that is lost costs only time.
+//!
+//! A job that is taken up is first put off by a while, so that whatever happens to the thread that does it, it comes up
+//! again, and never twice at once.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use super::Homeserver;
+use super::membership::backoff_ms;
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::{RoomId, UserId};
+
+/// How many jobs are done at once. They mostly wait for other servers.
+const WORKERS: usize = 4;
+/// How often the clock is looked at. Nothing else happens then, unless something is due.
+const TICK: Duration = Duration::from_millis(250);
+/// How long until the database is looked at again although nothing is known to be due.
+const LOOK_AT_LEAST: Millis = 60_000;
+
+/// For how long a job is put off when it is taken up: longer than a job may take.
+const LEASE: Millis = 30 * 60 * 1000;
+
+/// The timer. Dropping it does not stop its threads; `stop` does.
+#[derive(Default)]
+pub struct Scheduler {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Something may be due that was not known when the database was last looked at.
+    look: bool,
+    stop: bool,
+    working: usize,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.lock().look = true;
+        self.moved.notify_all();
+    }
+}
+
+impl Scheduler {
+    /// Starts the timer's thread. It keeps only a weak hold of the homeserver, and ends with it.
+    pub fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
+        // What was under way when we last stopped is not, any more.
+        let now = hs.clock.now_ms();
+        hs.store.write(move |tx| tx.hasten_remote_memberships(now))?;
+        let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
+        thread::Builder::new().name("timer".to_owned()).spawn(move || run(&shared, &weak))?;
+        Ok(())
+    }
+
+    /// Says that something may be due sooner than the timer knows.
+    pub fn wake(&self) {
+        self.shared.wake();
+    }
+
+    /// Stops the timer. Jobs that are under way run to their end or are repeated after the next start.
+    pub fn stop(&self) {
+        self.shared.lock().stop = true;
+        self.shared.moved.notify_all();
+    }
+}
+
+fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
+    let mut next = Some(Millis::MIN);
+    loop {
+        {
+            let mut state = shared.lock();
+            if state.stop {
+                return;
+            }
+            if !state.look {
+                state = shared.moved.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if state.stop {
+                return;
+            }
+            if state.working >= WORKERS {
+                // Whoever finishes wakes us.
+                state.look = false;
+                next = Some(Millis::MIN);
+                continue;
+            }
+            if std::mem::take(&mut state.look) {
+                next = Some(Millis::MIN);
+            }
+        }
+        let Some(hs) = weak.upgrade() else { return };
+        let now = hs.clock.now_ms();
+        if next.is_some_and(|next| now < next) {
+            continue;
+        }
+        next = Some(match look(shared, &hs, now) {
+            Ok(Some(due)) => due.min(now + LOOK_AT_LEAST),
+            Ok(None) => now + LOOK_AT_LEAST,
+            Err(error) => {
+                log::error!("the timer could not look at what is due: {error}");
+                now + backoff_ms(0)
+            }
+        });
+    }
+}
+
+/// Takes up what is due, as far as there are threads for it, and returns when the next thing is.
+fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Option<Millis>> {
+    let free = WORKERS.saturating_sub(shared.lock().working);
+    let due = hs.store.read(|db| db.remote_memberships_due(now, free))?;
+    for (room, user) in due {
+        let (leased_room, leased_user) = (room.clone(), user.clone());
+        hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
+        work(shared, hs, room, user)?;
+    }
+    hs.store.read(|db| db.next_remote_membership_due())
+}
+
+fn work(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomId, user: UserId) -> Result<()> {
+    /// Counts a thread out, also when it panics.
+    struct Working(Arc<Shared>);
+    impl Drop for Working {
+        fn drop(&mut self) {
+            self.0.lock().working -= 1;
+            self.0.wake();
+        }
+    }
+    shared.lock().working += 1;
+    let working = Working(shared.clone());
+    let hs = hs.clone();
+    thread::Builder::new().name("due".to_owned()).spawn(move || {
+        let _working = working;
+        if let Err(error) = hs.pursue_membership(&room, &user) {
+            log::info!("{room} for {user}: {error}");
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,333 @@
+//! Another server that does exactly what a test tells it to: real TLS, real signatures, and any answer at all. With a
+//! room of its own making to invite to, and to let others into.
+
+#![allow(dead_code, reason = "every test file uses its own part of this")]
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use doorstep::clock::Clock;
+use doorstep::config::TlsFiles;
+use doorstep::federation::client::{CallError, Client, Settings, SignedRequest};
+use doorstep::http::{
+    Admission, Certificate, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn,
+};
+use doorstep::protocol::event_auth::auth_types;
+use doorstep::protocol::room_version::{RoomVersion, room_version};
+use doorstep::protocol::sign::{self, SigningKey};
+use doorstep::protocol::{EventId, Pdu, RoomId, ServerName, UserId, handshake};
+use doorstep::testing::{certificates, segment};
+use serde_json::{Map, Value, json};
+
+/// A request that the peer was asked.
+#[derive(Clone)]
+pub struct Asked {
+    /// The method.
+    pub method: String,
+    /// Path and query, as sent.
+    pub target: String,
+    /// The body, `null` if it is no JSON.
+    pub body: Value,
+}
+
+type Answer = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
+
+struct Script {
+    name: ServerName,
+    key: Arc<SigningKey>,
+    answers: Mutex<Vec<(String, Answer)>>,
+    asked: Mutex<Vec<Asked>>,
+}
+
+/// The peer.
+pub struct Peer {
+    script: Arc<Script>,
+    client: Client,
+    server: Server,
+}
+
+impl Peer {
+    /// Starts a peer that knows nothing but its own keys.
+    pub fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        let name = ServerName::parse(&format!("localhost:{port}")).expect("a server name");
+        let mut seed = [7; 32];
+        seed[..2].copy_from_slice(&port.to_be_bytes());
+        let key = Arc::new(SigningKey::generate(seed, "script"));
+        let script = Arc::new(Script {
+            name: name.clone(),
+            key: key.clone(),
+            answers: Mutex::default(),
+            asked: Mutex::default(),
+        });
+        let files = certificates();
+        let tls = TlsFiles { cert: files.cert.clone(), key: files.key.clone() };
+        let listen = ListenSpec::bound(listener, Some(Certificate::Files(tls))).expect("a bound socket");
+        let server = Server::serve(script.clone(), Limits::default(), &[listen]).expect("the peer listens");
+        let settings = Settings {
+            server_name: name,
+            trust_ca: vec![files.ca.clone()],
+            allow_private_addresses: true,
+            clock: Clock::new(),
+        };
+        let client = Client::new(settings, Arc::new(ArcSwap::new(key))).expect("a client");
+        Self { script, client, server }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &ServerName {
+        &self.script.name
+    }
+
+    /// A user of it.
+    pub fn user(&self, localpart: &str) -> UserId {
+        UserId::parse(&format!("@{localpart}:{}", self.name())).expect("a user id")
+    }
+
+    /// From now on requests whose path has this part are answered so. What was said last counts first.
+    pub fn answer(&self, part: &str, answer: impl Fn(&Asked) -> Reply + Send + Sync + 'static) {
+        self.script
+            .answers
+            .lock()
+            .expect("no test panics here")
+            .insert(0, (part.to_owned(), Arc::new(answer)));
+    }
+
+    /// The same with one JSON body.
+    pub fn answer_json(&self, part: &str, status: u16, body: Value) {
+        self.answer(part, move |_| Reply::json_status(status, &body));
+    }
+
+    /// Everything that it was asked so far on paths with this part.
+    pub fn asked(&self, part: &str) -> Vec<Asked> {
+        let asked = self.script.asked.lock().expect("no test panics here");
+        asked.iter().filter(|a| a.target.contains(part)).cloned().collect()
+    }
+
+    /// Waits until it was asked something on a path with this part.
+    #[track_caller]
+    pub fn wait_for(&self, part: &str) -> Asked {
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(20) {
+            if let Some(asked) = self.asked(part).pop() {
+                return asked;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("{} was never asked for {part}", self.name());
+    }
+
+    /// Asks another server, signed; its status and body.
+    pub fn ask(&self, server: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let destination = ServerName::parse(server).expect("a server name");
+        let body = body.map(|b| serde_json::to_vec(b).expect("JSON"));
+        let request = SignedRequest {
+            method,
+            destination: &destination,
+            path_and_query: path.to_owned(),
+            body: body.as_deref(),
+            timeout: Duration::from_secs(30),
+            max_bytes: 64 << 20,
+        };
+        match self.client.request(request) {
+            Ok(response) => (response.status, serde_json::from_slice(&response.body).expect("JSON")),
+            Err(CallError::Refused(refusal)) => (refusal.status, Value::Object(refusal.body)),
+            Err(other) => panic!("{method} {path} at {server}: {other}"),
+        }
+    }
+
+    /// Signs an event of its own.
+    pub fn sign(&self, event: Map<String, Value>, version: RoomVersion) -> Pdu {
+        handshake::sign_new_event(event, self.name(), &self.script.key, version).expect("an event")
+    }
+
+    /// Adds its signature to somebody's event.
+    pub fn countersign(&self, event: &Value, version: RoomVersion) -> Value {
+        let mut object = event.as_object().expect("an event is an object").clone();
+        sign::sign_event(&mut object, self.name(), &self.script.key, version);
+        Value::Object(object)
+    }
+
+    /// `PUT /_matrix/federation/v1/{call}/{room}/{event}` with an event.
+    pub fn put_event(
+        &self,
+        server: &str,
+        call: &str,
+        room: &RoomId,
+        event: &Pdu,
+        body: &Value,
+    ) -> (u16, Value) {
+        let id = segment(event.event_id().as_str());
+        self.ask(
+            server,
+            "PUT",
+            &format!("/_matrix/federation/{call}/{}/{id}", segment(room.as_str())),
+            Some(body),
+        )
+    }
+
+    /// A transaction with these events.
+    pub fn send_transaction(&self, server: &str, txn: &str, pdus: &[&Pdu]) -> (u16, Value) {
+        let pdus: Vec<Value> = pdus.iter().map(|p| Value::Object(p.to_object())).collect();
+        let body = json!({ "origin": self.name(), "origin_server_ts": now_ms(), "pdus": pdus, "edus": [] });
+        self.ask(server, "PUT", &format!("/_matrix/federation/v1/send/{txn}"), Some(&body))
+    }
+}
+
+impl Service for Script {
+    fn admit(&self, _head: &mut Request) -> Result<Admission, Reply> {
+        Ok(Admission { body: 64 << 20, crowd: Crowd::Uncounted })
+    }
+
+    fn call(&self, request: &Request, _turn: Turn) -> Outcome {
+        if request.path() == "/_matrix/key/v2/server" {
+            return Outcome::Reply(Reply::json(&self.own_keys()));
+        }
+        let asked = Asked {
+            method: request.method().to_string(),
+            target: request.target().to_owned(),
+            body: serde_json::from_slice(request.body()).unwrap_or_default(),
+        };
+        self.asked.lock().expect("no test panics here").push(asked.clone());
+        let answers = self.answers.lock().expect("no test panics here").clone();
+        let answer = answers.into_iter().find(|(part, _)| asked.target.contains(part.as_str()));
+        Outcome::Reply(answer.map_or_else(
+            || Reply::json_status(404, &json!({ "errcode": "M_UNRECOGNIZED", "error": "not in the script" })),
+            |(_, answer)| answer(&asked),
+        ))
+    }
+
+    fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> bool {
+        true
+    }
+
+    fn interrupt(&self) {}
+}
+
+impl Script {
+    fn own_keys(&self) -> Value {
+        let mut keys = json!({
+            "server_name": self.name, "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},
+            "verify_keys": { self.key.key_id(): { "key": self.key.public_base64() } },
+        });
+        sign::sign_json(keys.as_object_mut().expect("an object"), &self.name, &self.key);
+        keys
+    }
+}
+
+/// Milliseconds since the epoch.
+#[allow(clippy::disallowed_methods, reason = "a test's own clock")]
+pub fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    i64::try_from(now.as_millis()).expect("before the year 292 million")
+}
+
+/// A room that lives on a scripted peer.
+pub struct FakeRoom {
+    /// Its id.
+    pub id: RoomId,
+    /// Its version.
+    pub version: RoomVersion,
+    /// Who made it.
+    pub creator: UserId,
+    /// Its state, by type and state key.
+    pub state: BTreeMap<(String, String), Pdu>,
+    last: EventId,
+    depth: i64,
+}
+
+impl FakeRoom {
+    /// A room with its first events and this join rule.
+    pub fn new(peer: &Peer, version: &str, join_rule: &str) -> Self {
+        let version = room_version(version).expect("a known version");
+        let creator = peer.user("creator");
+        let mut create = json!({
+            "type": "m.room.create", "state_key": "", "sender": creator, "origin_server_ts": now_ms(), "depth": 1,
+            "content": { "room_version": version.id }, "prev_events": [], "auth_events": [],
+        });
+        if version.creator_in_content {
+            create["content"]["creator"] = json!(creator);
+        }
+        if !version.room_id_is_create_hash {
+            create["room_id"] = json!(format!("!fake{}:{}", now_ms(), peer.name()));
+        }
+        let create = peer.sign(create.as_object().expect("an object").clone(), version);
+        let mut room = Self {
+            id: create.room_id().clone(),
+            version,
+            creator: creator.clone(),
+            state: BTreeMap::new(),
+            last: create.event_id().clone(),
+            depth: 1,
+        };
+        room.state.insert(("m.room.create".into(), String::new()), create);
+        room.add(peer, "m.room.member", creator.as_str(), &creator, json!({ "membership": "join" }));
+        room.add(peer, "m.room.power_levels", "", &creator, json!({ "users": if version.privileged_creators { json!({}) } else { json!({ creator.as_str(): 100 }) } }));
+        room.add(peer, "m.room.join_rules", "", &creator, json!({ "join_rule": join_rule }));
+        room.add(peer, "m.room.name", "", &creator, json!({ "name": "fake" }));
+        room
+    }
+
+    /// An event at the room's end, signed by the peer, which does not become part of the room.
+    pub fn draft(&self, peer: &Peer, kind: &str, state_key: &str, sender: &UserId, content: Value) -> Pdu {
+        let mut event = self.unsigned(kind, state_key, sender, content);
+        event.insert("origin".into(), json!(peer.name()));
+        peer.sign(event, self.version)
+    }
+
+    /// A state event at the room's end.
+    pub fn add(&mut self, peer: &Peer, kind: &str, state_key: &str, sender: &UserId, content: Value) -> Pdu {
+        let event = self.draft(peer, kind, state_key, sender, content);
+        self.take(event.clone());
+        event
+    }
+
+    /// Makes an event the room's end, and part of its state.
+    pub fn take(&mut self, event: Pdu) {
+        self.last = event.event_id().clone();
+        self.depth += 1;
+        let key = (event.event_type().to_owned(), event.state_key().unwrap_or_default().to_owned());
+        self.state.insert(key, event);
+    }
+
+    fn unsigned(&self, kind: &str, state_key: &str, sender: &UserId, content: Value) -> Map<String, Value> {
+        let content = content.as_object().expect("content is an object").clone();
+        let wanted = auth_types(kind, sender.as_str(), Some(state_key), &content, self.version);
+        let auth: Vec<&EventId> =
+            wanted.iter().filter_map(|key| self.state.get(key)).map(Pdu::event_id).collect();
+        let event = json!({
+            "type": kind, "state_key": state_key, "sender": sender, "content": content, "room_id": self.id,
+            "origin_server_ts": now_ms(), "depth": self.depth + 1, "prev_events": [self.last], "auth_events": auth,
+        });
+        event.as_object().expect("an object").clone()
+    }
+
+    /// The answer to `make_join`, `make_knock`, `make_leave`.
+    pub fn template(&self, user: &str, membership: &str) -> Value {
+        let user = UserId::parse(user).expect("a user id");
+        let event = self.unsigned("m.room.member", user.as_str(), &user, json!({ "membership": membership }));
+        json!({ "room_version": self.version.id, "event": event })
+    }
+
+    /// The answer to `send_join`.
+    pub fn join_answer(&self) -> Value {
+        let state: Vec<Value> = self.state.values().map(|p| Value::Object(p.to_object())).collect();
+        json!({ "state": state, "auth_chain": state, "members_omitted": false })
+    }
+
+    /// `invite_room_state` and `knock_room_state`.
+    pub fn shown(&self) -> Value {
+        let shown = ["m.room.create", "m.room.name", "m.room.join_rules"];
+        let events = shown.iter().filter_map(|kind| self.state.get(&((*kind).to_owned(), String::new())));
+        events.map(|p| Value::Object(p.to_object())).collect()
+    }
+
+    /// The body of a version 2 invite.
+    pub fn invite_body(&self, invite: &Pdu) -> Value {
+        json!({ "room_version": self.version.id, "event": invite.to_object(), "invite_room_state": self.shown() })
+    }
+}

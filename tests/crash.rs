@@ -1,0 +1,263 @@
+//! Kills the real binary (SIGKILL) in every state of a remote membership, starts it again, and looks whether both
+//! sides end where they should. The other side is a scripted peer that can leave a request unanswered for as long as
+//! it takes to kill whoever asks; and a second real server where nothing needs to be held up.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::ProcessServer;
+use common::peer::{FakeRoom, Peer};
+use doorstep::http::Reply;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+/// Lets requests wait until it is opened.
+#[derive(Clone, Default)]
+struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    fn pass(&self) {
+        let started = Instant::now();
+        while !self.0.load(Ordering::SeqCst) && started.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn open(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Makes a request on another thread that nobody waits for: its server is about to be killed.
+fn in_background(user: &TestUser, path: String) {
+    let (url, token) = (user.url().to_owned(), user.token().to_owned());
+    std::thread::spawn(move || {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let request = agent.post(format!("{url}{path}")).header("Authorization", &format!("Bearer {token}"));
+        let _ = request.header("Content-Type", "application/json").send("{}");
+    });
+}
+
+fn knock_path(room: &str, via: &str) -> String {
+    format!("/_matrix/client/v3/knock/{}?via={}", segment(room), segment(via))
+}
+
+fn join_path(room: &str) -> String {
+    format!("/_matrix/client/v3/join/{}", segment(room))
+}
+
+fn event_ids(peer: &Peer, call: &str) -> Vec<String> {
+    let asked = peer.asked(call);
+    asked.iter().map(|a| a.target.split('?').next().unwrap_or_default().to_owned()).collect()
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(30), "it never came to pass that {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn killed_while_knocking_the_same_knock_is_handed_in_again() {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    let gate = Gate::default();
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer("send_knock", {
+        let (gate, shown) = (gate.clone(), room.shown());
+        move |_| {
+            gate.pass();
+            Reply::json(&json!({ "knock_room_state": shown }))
+        }
+    });
+    in_background(&bob, knock_path(room.id.as_str(), peer.name().as_str()));
+    peer.wait_for("send_knock");
+    server.kill();
+    gate.open();
+    server.resume();
+    bob.wait_for_room("knock", room.id.as_str());
+    let ids = event_ids(&peer, "send_knock");
+    assert!(ids.len() >= 2 && ids.iter().all(|id| id == &ids[0]), "{ids:?}");
+}
+
+#[test]
+fn killed_while_knocked_the_knock_is_still_there_and_the_invite_is_linked_to_it() {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    bob.knock_via(room.id.as_str(), &[peer.name().as_str()]);
+    server.kill();
+    server.resume();
+    assert!(bob.initial_sync()["rooms"]["knock"].get(room.id.as_str()).is_some());
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let (status, answer) =
+        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
+    assert_eq!(status, 200, "{answer}");
+    // Killed while invited: the invite and its link are still there.
+    server.kill();
+    server.resume();
+    let invited = bob.initial_sync()["rooms"]["invite"][room.id.as_str()].clone();
+    let events = invited["invite_state"]["events"].as_array().expect("invite state").clone();
+    let own = events.iter().find(|e| e["state_key"] == bob.id()).expect("the user's own member event");
+    assert_eq!(own["unsigned"]["prev_content"]["membership"], "knock");
+}
+
+#[test]
+fn killed_while_joining_the_join_is_finished_after_the_start() {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let mut room = FakeRoom::new(&peer, "11", "invite");
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let (status, answer) =
+        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
+    assert_eq!(status, 200, "{answer}");
+    room.take(invite);
+    let gate = Gate::default();
+    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+    peer.answer("send_join", {
+        let (gate, answer) = (gate.clone(), room.join_answer());
+        move |_| {
+            gate.pass();
+            Reply::json(&answer)
+        }
+    });
+    in_background(&bob, join_path(room.id.as_str()));
+    peer.wait_for("send_join");
+    server.kill();
+    gate.open();
+    server.resume();
+    bob.wait_for_room("join", room.id.as_str());
+    let ids = event_ids(&peer, "send_join");
+    assert!(ids.len() >= 2 && ids.iter().all(|id| id == &ids[0]), "the same join: {ids:?}");
+    assert!(bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_none());
+}
+
+#[test]
+fn killed_while_joining_and_then_refused_the_invite_is_there_again() {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let mut room = FakeRoom::new(&peer, "12", "invite");
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let (status, answer) =
+        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
+    assert_eq!(status, 200, "{answer}");
+    room.take(invite);
+    let gate = Gate::default();
+    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+    peer.answer("send_join", {
+        let gate = gate.clone();
+        move |_| {
+            gate.pass();
+            Reply::json_status(403, &json!({ "errcode": "M_FORBIDDEN", "error": "taken back" }))
+        }
+    });
+    in_background(&bob, join_path(room.id.as_str()));
+    peer.wait_for("send_join");
+    server.kill();
+    gate.open();
+    server.resume();
+    wait_until("the repeated join was refused", || peer.asked("send_join").len() >= 3);
+    assert!(bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_some());
+    assert!(bob.initial_sync()["rooms"]["join"].get(room.id.as_str()).is_none());
+}
+
+#[test]
+fn killed_while_leaving_the_leave_is_told_after_the_start() {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let mut room = FakeRoom::new(&peer, "11", "invite");
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let (status, answer) =
+        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
+    assert_eq!(status, 200, "{answer}");
+    room.take(invite);
+    let gate = Gate::default();
+    peer.answer("make_leave", {
+        let (gate, template) = (gate.clone(), room.template(bob.id(), "leave"));
+        move |_| {
+            gate.pass();
+            Reply::json(&template)
+        }
+    });
+    peer.answer_json("send_leave", 200, json!({}));
+    bob.leave(room.id.as_str());
+    peer.wait_for("make_leave");
+    server.kill();
+    gate.open();
+    server.resume();
+    peer.wait_for("send_leave");
+    bob.initial_sync();
+    let left = |server: &ProcessServer| {
+        let filter = segment(r#"{"room":{"include_leave":true}}"#);
+        let _ = server;
+        bob.get(&format!("/_matrix/client/v3/sync?filter={filter}"))["rooms"].clone()
+    };
+    let rooms: Value = left(&server);
+    assert!(rooms["invite"].get(room.id.as_str()).is_none());
+    assert!(rooms["leave"].get(room.id.as_str()).is_some(), "{rooms}");
+    // Killed once it is closed: nothing is said again.
+    let told = peer.asked("send_leave").len();
+    server.kill();
+    server.resume();
+    assert!(left(&server)["leave"].get(room.id.as_str()).is_some());
+    assert_eq!(peer.asked("send_leave").len(), told);
+}
+
+#[test]
+fn killed_on_either_side_two_real_servers_agree_in_the_end() {
+    let (mut here, mut there) = (ProcessServer::start(&[]), ProcessServer::start(&[]));
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({
+        "preset": "private_chat",
+        "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }],
+    }));
+    let is = |user: &TestUser, membership: &str| {
+        alice.membership_of(&room, user.id()).as_deref() == Some(membership)
+    };
+    bob.knock_via(&room, &[here.name()]);
+    wait_until("the host has the knock", || is(&bob, "knock"));
+    here.kill();
+    // Withdrawn while the host is dead, and the withdrawing server dies too.
+    bob.leave(&room);
+    there.kill();
+    here.resume();
+    there.resume();
+    wait_until("the host has the withdrawal", || is(&bob, "leave"));
+    bob.knock_via(&room, &[here.name()]);
+    there.kill();
+    // Refused while the knocker's server is dead: the host keeps what it owes.
+    alice.act_on("kick", &room, bob.id());
+    here.kill();
+    here.resume();
+    there.resume();
+    bob.initial_sync();
+    wait_until("the knocker has the refusal", || bob.initial_sync()["rooms"]["knock"].get(&room).is_none());
+    alice.invite(&room, bob.id());
+    bob.wait_for_room("invite", &room);
+    there.kill();
+    there.resume();
+    bob.join(&room);
+    wait_until("the host has the join", || is(&bob, "join"));
+    here.kill();
+    here.resume();
+    alice.send(&room, "still here");
+    assert_eq!(bob.next_message(&room), "still here");
+}

@@ -1,0 +1,696 @@
+//! A peer that lies, in every step of every handshake: nothing of it is signed, believed, shown or half written, and
+//! our own client gets an answer that says what happened.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::peer::{FakeRoom, Peer, now_ms};
+use doorstep::TestServer;
+use doorstep::http::Reply;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(20), "it never came to pass that {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn post(user: &TestUser, path: &str, body: Value) -> (u16, Value) {
+    user.request("POST", &format!("/_matrix/client/v3/{path}"), Some(body))
+}
+
+fn knock(user: &TestUser, room: &str, peer: &Peer) -> (u16, Value) {
+    post(
+        user,
+        &format!("knock/{}?via={}", segment(room), segment(peer.name().as_str())),
+        json!({ "reason": "please" }),
+    )
+}
+
+fn join(user: &TestUser, room: &str) -> (u16, Value) {
+    post(user, &format!("join/{}", segment(room)), json!({}))
+}
+
+fn is_in(user: &TestUser, section: &str, room: &str) -> bool {
+    user.initial_sync()["rooms"][section].get(room).is_some()
+}
+
+fn html() -> Reply {
+    Reply::bytes("text/html", b"<html><body>Welcome to nginx!</body></html>".to_vec())
+}
+
+/// Invites the user to the fake room, over the real endpoint.
+fn invite(peer: &Peer, room: &FakeRoom, server: &str, user: &str) -> (u16, Value) {
+    let event = room.draft(peer, "m.room.member", user, &room.creator, json!({ "membership": "invite" }));
+    peer.put_event(server, "v2/invite", &room.id, &event, &room.invite_body(&event))
+}
+
+// ----- templates -----
+
+#[test]
+fn a_template_that_asks_us_to_sign_something_else_is_not_signed() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    let good = room.template(bob.id(), "knock");
+    let with = |path: &[&str], value: Value| {
+        let mut bad = good.clone();
+        let mut place = &mut bad;
+        for key in path {
+            place = &mut place[*key];
+        }
+        *place = value;
+        bad
+    };
+    let lies = [
+        with(&["event", "room_id"], json!("!other:example.org")),
+        with(&["event", "sender"], json!("@somebody:example.org")),
+        with(&["event", "state_key"], json!("@somebody:example.org")),
+        with(&["event", "state_key"], json!("")),
+        with(&["event", "type"], json!("m.room.power_levels")),
+        with(&["event", "content", "membership"], json!("join")),
+        with(&["event", "content"], json!("knock")),
+        with(&["event", "auth_events"], json!("none")),
+        with(&["event", "prev_events"], Value::Null),
+        with(&["event"], json!([])),
+        with(&["room_version"], json!("6")),
+        with(&["room_version"], json!("org.example.unheard_of")),
+        with(&["room_version"], json!(11)),
+        json!({}),
+        json!([200, good]),
+    ];
+    for lie in lies {
+        peer.answer_json("make_knock", 200, lie.clone());
+        let (status, body) = knock(&bob, room.id.as_str(), &peer);
+        assert!(status >= 500, "{lie}: {status} {body}");
+    }
+    peer.answer("make_knock", |_| html());
+    assert!(knock(&bob, room.id.as_str(), &peer).0 >= 500);
+    assert!(peer.asked("send_knock").is_empty());
+    assert!(!is_in(&bob, "knock", room.id.as_str()));
+}
+
+#[test]
+fn of_a_template_nothing_is_signed_but_its_place_in_the_room() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    let mut template = room.template(bob.id(), "knock");
+    template["event"]["content"]["displayname"] = json!("A fool");
+    template["event"]["content"]["join_authorised_via_users_server"] = json!("@root:example.org");
+    template["event"]["redacts"] = json!("$something");
+    template["event"]["origin"] = json!("example.org");
+    template["event"]["origin_server_ts"] = json!(1);
+    template["event"]["unsigned"] = json!({ "age": 5 });
+    peer.answer_json("make_knock", 200, template);
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+    let asked = peer.wait_for("send_knock").body;
+    assert_eq!(asked["content"]["membership"], "knock");
+    assert_eq!(asked["content"]["reason"], "please");
+    assert_ne!(asked["content"]["displayname"], "A fool");
+    assert!(asked["content"].get("join_authorised_via_users_server").is_none());
+    assert!(asked.get("redacts").is_none() && asked.get("unsigned").is_none());
+    assert_eq!(asked["origin"], server.name());
+    assert!(asked["origin_server_ts"].as_i64().is_some_and(|ts| (ts - now_ms()).abs() < 60_000));
+    assert!(asked["signatures"][server.name()].is_object());
+    bob.wait_for_room("knock", room.id.as_str());
+}
+
+#[test]
+fn a_refusal_that_speaks_of_the_room_is_passed_on_and_everything_else_is_our_own_words() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    for (status, errcode, expected) in [
+        (403, "M_FORBIDDEN", (403, "M_FORBIDDEN")),
+        (404, "M_NOT_FOUND", (404, "M_NOT_FOUND")),
+        (400, "M_MISSING_PARAM", (502, "M_UNKNOWN")),
+        (400, "M_INVALID_PARAM", (502, "M_UNKNOWN")),
+        (401, "M_UNKNOWN_TOKEN", (502, "M_UNKNOWN")),
+        (404, "M_UNRECOGNIZED", (502, "M_UNKNOWN")),
+        (429, "M_LIMIT_EXCEEDED", (502, "M_UNKNOWN")),
+        (500, "M_UNKNOWN", (502, "M_UNKNOWN")),
+        (418, "ORG.EXAMPLE.TEAPOT", (502, "M_UNKNOWN")),
+    ] {
+        peer.answer_json(
+            "make_knock",
+            status,
+            json!({ "errcode": errcode, "error": "no", "room_version": "x" }),
+        );
+        let (status, body) = knock(&bob, room.id.as_str(), &peer);
+        assert_eq!((status, body["errcode"].as_str()), (expected.0, Some(expected.1)), "{errcode}: {body}");
+        assert!(body.get("room_version").is_none());
+    }
+    let incompatible =
+        json!({ "errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "no", "room_version": "org.odd" });
+    peer.answer_json("make_", 400, incompatible);
+    for path in ["knock", "join"] {
+        let via = segment(peer.name().as_str());
+        let (status, body) =
+            post(&bob, &format!("{path}/{}?via={via}", segment(room.id.as_str())), json!({}));
+        assert_eq!((status, &body["errcode"]), (400, &json!("M_INCOMPATIBLE_ROOM_VERSION")));
+        assert_eq!(body["room_version"], "org.odd");
+    }
+}
+
+#[test]
+fn a_knock_refused_at_the_door_leaves_nothing_and_can_be_made_again() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer_json("send_knock", 403, json!({ "errcode": "M_FORBIDDEN", "error": "no" }));
+    assert_eq!(knock(&bob, room.id.as_str(), &peer).1["errcode"], "M_FORBIDDEN");
+    assert!(!is_in(&bob, "knock", room.id.as_str()) && !is_in(&bob, "leave", room.id.as_str()));
+    // Entries of another room, and entries that are none, are not shown to clients.
+    let other = FakeRoom::new(&peer, "11", "public");
+    let mut shown = room.shown().as_array().expect("a list").clone();
+    shown.extend(other.shown().as_array().expect("a list").clone());
+    shown.extend([json!({ "type": 5 }), json!("text"), json!({ "type": "m.room.topic", "content": {} })]);
+    let expected = room.shown().as_array().expect("a list").len();
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": shown }));
+    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+    let knocked = bob.wait_for_room("knock", room.id.as_str());
+    let events = knocked["knock_state"]["events"].as_array().expect("a list");
+    assert_eq!(events.iter().filter(|e| e["type"] != "m.room.member").count(), expected, "{events:?}");
+}
+
+// ----- invites to us -----
+
+#[test]
+fn an_invite_that_is_not_what_it_says_is_not_signed_or_shown() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (peer, other) = (Peer::start(), Peer::start());
+    for version in ["10", "12"] {
+        let room = FakeRoom::new(&peer, version, "invite");
+        let member = |state_key: &str, membership: &str| {
+            room.draft(&peer, "m.room.member", state_key, &room.creator, json!({ "membership": membership }))
+        };
+        let good = member(bob.id(), "invite");
+        let put = |event: &doorstep::protocol::Pdu, body: &Value| {
+            peer.put_event(server.name(), "v2/invite", &room.id, event, body)
+        };
+        let mut cases: Vec<(&str, Value, &str)> = Vec::new();
+        let body_of = |event: &doorstep::protocol::Pdu| room.invite_body(event);
+        let (join, stranger) = (member(bob.id(), "join"), member("@bob:example.org", "invite"));
+        for (what, event) in [("a join", &join), ("somebody else's user", &stranger)] {
+            let (status, answer) = put(event, &body_of(event));
+            assert_eq!((status, &answer["errcode"]), (400, &json!("M_INVALID_PARAM")), "{what}: {answer}");
+        }
+        let topic = room.draft(&peer, "m.room.topic", "", &room.creator, json!({ "membership": "invite" }));
+        assert_eq!(put(&topic, &body_of(&topic)).1["errcode"], "M_INVALID_PARAM");
+        let elsewhere = room.draft(
+            &other,
+            "m.room.member",
+            bob.id(),
+            &other.user("eve"),
+            json!({ "membership": "invite" }),
+        );
+        assert_eq!(put(&elsewhere, &body_of(&elsewhere)).1["errcode"], "M_INVALID_PARAM");
+        let wrong_signer =
+            room.draft(&other, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+        assert_eq!(put(&wrong_signer, &body_of(&wrong_signer)).1["errcode"], "M_INVALID_PARAM");
+        let mut tampered = body_of(&good);
+        tampered["event"]["content"]["displayname"] = json!("changed after signing");
+        cases.push(("tampered", tampered, "M_INVALID_PARAM"));
+        let mut unknown = body_of(&good);
+        unknown["room_version"] = json!("org.example.unheard_of");
+        cases.push(("unknown version", unknown, "M_INCOMPATIBLE_ROOM_VERSION"));
+        let mut no_event = body_of(&good);
+        no_event.as_object_mut().expect("an object").remove("event");
+        cases.push(("no event", no_event, "M_BAD_JSON"));
+        if version == "12" {
+            let mut bare = body_of(&good);
+            bare["invite_room_state"] = json!([]);
+            cases.push(("no create event", bare, "M_INVALID_PARAM"));
+            let mut foreign = body_of(&good);
+            foreign["invite_room_state"] = FakeRoom::new(&other, "12", "invite").shown();
+            cases.push(("another room's state", foreign, "M_INVALID_PARAM"));
+        }
+        for (what, body, errcode) in cases {
+            let (status, answer) = put(&good, &body);
+            assert_eq!((status, answer["errcode"].as_str()), (400, Some(errcode)), "{what}: {answer}");
+        }
+        let wrong_path = peer.put_event(server.name(), "v2/invite", &room.id, &join, &body_of(&good));
+        assert_eq!(wrong_path.1["errcode"], "M_INVALID_PARAM", "event id of the path");
+        let nobody = member(&format!("@nobody:{}", server.name()), "invite");
+        assert_eq!(put(&nobody, &body_of(&nobody)).0, 403);
+        assert!(!is_in(&bob, "invite", room.id.as_str()));
+
+        let (status, answer) = put(&good, &body_of(&good));
+        assert_eq!(status, 200, "{answer}");
+        let mut expected = Value::Object(good.to_object());
+        expected["signatures"][server.name()] = answer["event"]["signatures"][server.name()].clone();
+        assert!(expected["signatures"][server.name()].is_object());
+        assert_eq!(answer["event"], expected, "our signature and nothing else");
+        bob.wait_for_room("invite", room.id.as_str());
+    }
+}
+
+#[test]
+fn an_invite_that_comes_again_after_it_was_rejected_stays_rejected() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "invite");
+    let event =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let put = || peer.put_event(server.name(), "v2/invite", &room.id, &event, &room.invite_body(&event)).0;
+    assert_eq!(put(), 200);
+    bob.wait_for_room("invite", room.id.as_str());
+    assert_eq!(put(), 200);
+    bob.leave(room.id.as_str());
+    bob.wait_for_room("leave", room.id.as_str());
+    assert_eq!(put(), 200);
+    assert!(!is_in(&bob, "invite", room.id.as_str()));
+    // A new one is new.
+    assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
+    bob.wait_for_room("invite", room.id.as_str());
+}
+
+#[test]
+fn an_invite_by_version_1_of_the_request_is_taken_too() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let id = format!("!old:{}", peer.name());
+    let creator = peer.user("creator");
+    let version = doorstep::protocol::room_version::room_version("1").expect("version 1");
+    let event = json!({
+        "type": "m.room.member", "state_key": bob.id(), "sender": creator, "room_id": id, "depth": 5,
+        "content": { "membership": "invite" }, "origin_server_ts": now_ms(), "origin": peer.name(),
+        "prev_events": [["$a:example.org", { "sha256": "abc" }]], "auth_events": [["$b:example.org", { "sha256": "abc" }]],
+    });
+    let event = peer.sign(event.as_object().expect("an object").clone(), version);
+    let mut body = Value::Object(event.to_object());
+    body["unsigned"] = json!({ "invite_room_state": [
+        { "type": "m.room.name", "state_key": "", "sender": creator, "content": { "name": "Old" } },
+    ]});
+    let room = doorstep::protocol::RoomId::parse(&id).expect("a room id");
+    let (status, answer) = peer.put_event(server.name(), "v1/invite", &room, &event, &body);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer[0], 200);
+    assert!(answer[1]["event"]["signatures"][server.name()].is_object());
+    let invited = bob.wait_for_room("invite", &id);
+    assert!(
+        invited["invite_state"]["events"]
+            .as_array()
+            .is_some_and(|e| e.iter().any(|e| e["content"]["name"] == "Old"))
+    );
+}
+
+// ----- answers to joins -----
+
+#[test]
+fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_the_invite_stays() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (peer, forger) = (Peer::start(), Peer::start());
+    for version in ["10", "12"] {
+        let mut room = FakeRoom::new(&peer, version, "invite");
+        let event =
+            room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+        let (status, answer) =
+            peer.put_event(server.name(), "v2/invite", &room.id, &event, &room.invite_body(&event));
+        assert_eq!(status, 200, "{answer}");
+        bob.wait_for_room("invite", room.id.as_str());
+        // As it is before the invite is in it: a join is not allowed there.
+        let without_invite = room.join_answer();
+        room.take(event);
+        let good = room.join_answer();
+        let other = FakeRoom::new(&peer, version, "public");
+        let only = |keep: &dyn Fn(&Value) -> bool| {
+            let state: Vec<Value> =
+                good["state"].as_array().expect("a list").iter().filter(|e| keep(e)).cloned().collect();
+            json!({ "state": state, "auth_chain": state })
+        };
+        let twice = {
+            let mut twice = good.clone();
+            let name = room.draft(&peer, "m.room.name", "", &room.creator, json!({ "name": "second" }));
+            twice["state"].as_array_mut().expect("a list").push(Value::Object(name.to_object()));
+            twice
+        };
+        let mut forged = FakeRoom::new(&forger, version, "public");
+        forged.id = room.id.clone();
+        let mut another_event = good.clone();
+        another_event["event"] =
+            Value::Object(room.state[&("m.room.name".to_owned(), String::new())].to_object());
+        let lies = [
+            ("nothing", json!({})),
+            ("empty", json!({ "state": [], "auth_chain": [] })),
+            ("text", json!({ "state": "all", "auth_chain": [] })),
+            ("another room", other.join_answer()),
+            ("a forged room", forged.join_answer()),
+            ("no invite", without_invite),
+            ("no create event", only(&|e| e["type"] != "m.room.create")),
+            ("no join rules and so no invite", only(&|e| e["type"] == "m.room.create")),
+            ("two names", twice),
+            ("another event for ours", another_event),
+        ];
+        peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+        for (what, lie) in lies {
+            peer.answer_json("send_join", 200, lie);
+            let (status, body) = join(&bob, room.id.as_str());
+            assert!(status >= 400, "{what}: {status} {body}");
+            assert!(is_in(&bob, "invite", room.id.as_str()), "{what}: the invite is gone");
+            assert!(!is_in(&bob, "join", room.id.as_str()), "{what}: the room was adopted");
+        }
+        peer.answer("send_join", |_| html());
+        assert!(join(&bob, room.id.as_str()).0 >= 500);
+        peer.answer_json("send_join", 403, json!({ "errcode": "M_FORBIDDEN", "error": "taken back" }));
+        assert_eq!(join(&bob, room.id.as_str()).1["errcode"], "M_FORBIDDEN");
+        assert!(is_in(&bob, "invite", room.id.as_str()));
+
+        // Events that are badly signed are left out, and the room is entered without them.
+        let mut mixed = good.clone();
+        let mut bad_name =
+            room.draft(&forger, "m.room.topic", "", &room.creator, json!({ "topic": "forged" })).to_object();
+        bad_name.remove("unsigned");
+        mixed["state"].as_array_mut().expect("a list").push(Value::Object(bad_name));
+        peer.answer_json("send_join", 200, mixed);
+        let (status, body) = join(&bob, room.id.as_str());
+        assert_eq!(status, 200, "version {version}: {body}");
+        assert!(bob.state(room.id.as_str(), "m.room.topic", "").is_none());
+        assert_eq!(bob.membership_of(room.id.as_str(), bob.id()).as_deref(), Some("join"));
+        assert!(!is_in(&bob, "invite", room.id.as_str()));
+    }
+}
+
+// ----- answers to invites -----
+
+#[test]
+fn an_invite_that_comes_back_as_something_else_never_happened() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let (peer, other) = (Arc::new(Peer::start()), Arc::new(Peer::start()));
+    for version in ["6", "12"] {
+        let room = alice.create_room_with(json!({ "preset": "private_chat", "room_version": version }));
+        let rules = doorstep::protocol::room_version::room_version(version).expect("a version");
+        let target = peer.user("guest");
+        let invite =
+            || post(&alice, &format!("rooms/{}/invite", segment(&room)), json!({ "user_id": target }));
+        let back = |answer: Box<dyn Fn(Value) -> Value + Send + Sync>| {
+            peer.answer("v2/invite", move |asked| {
+                Reply::json(&json!({ "event": answer(asked.body["event"].clone()) }))
+            });
+        };
+        let (signer, forger) = (peer.clone(), other.clone());
+        back(Box::new(|event| event));
+        assert_eq!(invite().0, 502, "not signed");
+        back(Box::new(move |event| forger.countersign(&event, rules)));
+        assert_eq!(invite().0, 502, "signed by somebody else");
+        back(Box::new({
+            let signer = signer.clone();
+            move |mut event| {
+                event["content"]["displayname"] = json!("changed");
+                signer.countersign(&event, rules)
+            }
+        }));
+        assert_eq!(invite().0, 502, "changed");
+        back(Box::new({
+            let (signer, name) = (signer.clone(), peer.name().clone());
+            move |event| {
+                let mut event = signer.countersign(&event, rules);
+                let signature = &mut event["signatures"][name.as_str()]["ed25519:script"];
+                *signature =
+                    json!(signature.as_str().expect("a signature").chars().rev().collect::<String>());
+                event
+            }
+        }));
+        assert_eq!(invite().0, 502, "a wrong signature");
+        back(Box::new(|_| json!({ "type": "m.room.member" })));
+        assert_eq!(invite().0, 502, "another event");
+        peer.answer("v2/invite", |_| html());
+        assert_eq!(invite().0, 502, "HTML");
+        for (status, errcode, expected) in [
+            (403, "M_FORBIDDEN", (403, "M_FORBIDDEN")),
+            (403, "M_INVITE_BLOCKED", (403, "M_INVITE_BLOCKED")),
+            (400, "M_INCOMPATIBLE_ROOM_VERSION", (400, "M_UNSUPPORTED_ROOM_VERSION")),
+            (400, "M_UNSUPPORTED_ROOM_VERSION", (400, "M_UNSUPPORTED_ROOM_VERSION")),
+            (400, "M_INVALID_PARAM", (502, "M_UNKNOWN")),
+            (404, "M_UNRECOGNIZED", (502, "M_UNKNOWN")),
+        ] {
+            peer.answer_json("v2/invite", status, json!({ "errcode": errcode, "error": "no" }));
+            let (status, body) = invite();
+            assert_eq!((status, body["errcode"].as_str()), (expected.0, Some(expected.1)), "{errcode}");
+        }
+        assert_eq!(alice.membership_of(&room, target.as_str()), None, "an invite was committed");
+        assert!(peer.asked("v1/invite").is_empty());
+        back(Box::new(move |event| {
+            let mut event = signer.countersign(&event, rules);
+            event["unsigned"] = json!({ "age": 3 });
+            event
+        }));
+        let (status, body) = invite();
+        assert_eq!(status, 200, "{body}");
+        assert_eq!(alice.membership_of(&room, target.as_str()).as_deref(), Some("invite"));
+    }
+}
+
+#[test]
+fn a_server_that_knows_no_version_2_of_invites_is_asked_by_version_1_in_old_rooms() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let peer = Arc::new(Peer::start());
+    for version in ["1", "2"] {
+        let room = alice.create_room_with(json!({ "preset": "private_chat", "room_version": version }));
+        let rules = doorstep::protocol::room_version::room_version(version).expect("a version");
+        let signer = peer.clone();
+        peer.answer("v1/invite", move |asked| {
+            assert!(asked.body["unsigned"]["invite_room_state"].as_array().is_some_and(|s| !s.is_empty()));
+            Reply::json(&json!([200, { "event": signer.countersign(&asked.body, rules) }]))
+        });
+        alice.invite(&room, peer.user("guest").as_str());
+        assert_eq!(alice.membership_of(&room, peer.user("guest").as_str()).as_deref(), Some("invite"));
+    }
+}
+
+// ----- what a peer hands in -----
+
+#[test]
+fn whoever_asks_for_a_template_is_told_exactly_why_not() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let peer = Peer::start();
+    let room = alice.create_room_with(json!({
+        "room_version": "11",
+        "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }],
+    }));
+    let guest = peer.user("guest");
+    let make = |verb: &str, room: &str, user: &str, query: &str| {
+        let path = format!("/_matrix/federation/v1/make_{verb}/{}/{}{query}", segment(room), segment(user));
+        let (status, body) = peer.ask(server.name(), "GET", &path, None);
+        (status, body["errcode"].as_str().unwrap_or_default().to_owned(), body)
+    };
+    for verb in ["join", "knock", "leave"] {
+        let (status, errcode, _) = make(verb, "!nowhere:example.org", guest.as_str(), "?ver=11");
+        assert_eq!((status, errcode.as_str()), (404, "M_NOT_FOUND"), "{verb}");
+        let (status, errcode, _) = make(verb, &room, "@guest:example.org", "?ver=11");
+        assert_eq!((status, errcode.as_str()), (403, "M_FORBIDDEN"), "{verb}");
+        assert_eq!(make(verb, "nonsense", guest.as_str(), "?ver=11").0, 400);
+        assert_eq!(make(verb, &room, "nonsense", "?ver=11").0, 400);
+    }
+    for (verb, query) in [("join", "?ver=10&ver=9"), ("join", ""), ("knock", "?ver=1")] {
+        let (status, errcode, body) = make(verb, &room, guest.as_str(), query);
+        assert_eq!((status, errcode.as_str()), (400, "M_INCOMPATIBLE_ROOM_VERSION"), "{verb}{query}");
+        assert_eq!(body["room_version"], "11");
+    }
+    assert_eq!(make("knock", &room, guest.as_str(), "").1, "M_MISSING_PARAM");
+    assert_eq!(make("join", &room, guest.as_str(), "?ver=11").1, "M_FORBIDDEN");
+    assert_eq!(make("leave", &room, guest.as_str(), "").1, "M_FORBIDDEN");
+    let (status, _, template) = make("knock", &room, guest.as_str(), "?ver=10&ver=11");
+    assert_eq!(status, 200, "{template}");
+    assert_eq!(template["room_version"], "11");
+    let event = &template["event"];
+    assert_eq!(event["content"]["membership"], "knock");
+    assert_eq!(
+        (event["sender"].as_str(), event["state_key"].as_str()),
+        (Some(guest.as_str()), Some(guest.as_str()))
+    );
+    assert!(
+        event.get("signatures").is_none() && event.get("hashes").is_none() && event.get("event_id").is_none()
+    );
+}
+
+#[test]
+fn an_event_handed_in_must_be_exactly_the_one_that_the_path_speaks_of() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let (peer, other) = (Peer::start(), Peer::start());
+    let room = alice.create_room_with(json!({
+        "room_version": "11",
+        "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }],
+    }));
+    let version = doorstep::protocol::room_version::room_version("11").expect("version 11");
+    let room_id = doorstep::protocol::RoomId::parse(&room).expect("a room id");
+    let guest = peer.user("guest");
+    let path =
+        format!("/_matrix/federation/v1/make_knock/{}/{}?ver=11", segment(&room), segment(guest.as_str()));
+    let template =
+        peer.ask(server.name(), "GET", &path, None).1["event"].as_object().expect("a template").clone();
+    let variant = |change: &dyn Fn(&mut Value)| {
+        let mut event = Value::Object(template.clone());
+        change(&mut event);
+        event.as_object().expect("an object").clone()
+    };
+    let refused = |what: &str, (status, body): (u16, Value)| {
+        assert_eq!((status, body["errcode"].as_str()), (400, Some("M_INVALID_PARAM")), "{what}: {body}");
+    };
+    let send = |event: &doorstep::protocol::Pdu| {
+        let body = Value::Object(event.to_object());
+        peer.put_event(server.name(), "v1/send_knock", &room_id, event, &body)
+    };
+    let good = peer.sign(template.clone(), version);
+    for (what, event) in [
+        ("a join", variant(&|e| e["content"]["membership"] = json!("join"))),
+        ("a topic", variant(&|e| e["type"] = json!("m.room.topic"))),
+        ("of another room", variant(&|e| e["room_id"] = json!("!other:example.org"))),
+        ("for another user", variant(&|e| e["state_key"] = json!("@else:example.org"))),
+        (
+            "by another server's user",
+            variant(&|e| {
+                e["sender"] = json!("@else:example.org");
+                e["state_key"] = json!("@else:example.org");
+            }),
+        ),
+    ] {
+        refused(what, send(&peer.sign(event, version)));
+    }
+    refused("signed by another server", send(&other.sign(template.clone(), version)));
+    let mut tampered = Value::Object(good.to_object());
+    tampered["content"]["reason"] = json!("changed after signing");
+    refused("tampered", peer.put_event(server.name(), "v1/send_knock", &room_id, &good, &tampered));
+    let another = peer.sign(variant(&|e| e["origin_server_ts"] = json!(5)), version);
+    refused(
+        "the event id of the path",
+        peer.put_event(server.name(), "v1/send_knock", &room_id, &another, &Value::Object(good.to_object())),
+    );
+    let no_json = peer.put_event(server.name(), "v1/send_knock", &room_id, &good, &json!([1]));
+    assert_eq!((no_json.0, no_json.1["errcode"].as_str()), (400, Some("M_BAD_JSON")));
+    assert_eq!(alice.membership_of(&room, guest.as_str()), None);
+
+    let (status, first) = send(&good);
+    assert_eq!(status, 200, "{first}");
+    assert_eq!(alice.membership_of(&room, guest.as_str()).as_deref(), Some("knock"));
+    let shown = first["knock_room_state"].as_array().expect("knock_room_state");
+    let create = shown.iter().find(|e| e["type"] == "m.room.create").expect("the create event");
+    assert!(create["signatures"].is_object(), "whole events, as federation has them since v1.16");
+    let (status, second) = send(&good);
+    assert_eq!((status, &second), (200, &first), "a repeat gets the same answer");
+    // The same event by the sibling endpoints is none of theirs.
+    let body = Value::Object(good.to_object());
+    for call in ["v2/send_join", "v2/send_leave", "v1/send_join", "v1/send_leave"] {
+        refused(call, peer.put_event(server.name(), call, &room_id, &good, &body));
+    }
+}
+
+// ----- removals of our users -----
+
+#[test]
+fn only_the_room_can_refuse_a_knock() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (peer, stranger) = (Peer::start(), Peer::start());
+    let mut room = FakeRoom::new(&peer, "11", "knock");
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+    bob.wait_for_room("knock", room.id.as_str());
+    let knocked = peer.wait_for("send_knock").body;
+    let knock_event =
+        doorstep::protocol::Pdu::from_object(knocked.as_object().expect("an event").clone(), room.version);
+
+    // A server that has nothing to do with the room.
+    let forged = room.draft(
+        &stranger,
+        "m.room.member",
+        bob.id(),
+        &stranger.user("eve"),
+        json!({ "membership": "leave" }),
+    );
+    assert_eq!(stranger.send_transaction(server.name(), "t1", &[&forged]).0, 200);
+    // The right sender, the wrong signature; the user's own leave, which they did not make.
+    let forged =
+        room.draft(&stranger, "m.room.member", bob.id(), &room.creator, json!({ "membership": "leave" }));
+    assert_eq!(stranger.send_transaction(server.name(), "t2", &[&forged]).0, 200);
+    let bob_id = doorstep::protocol::UserId::parse(bob.id()).expect("a user id");
+    let forged = room.draft(&peer, "m.room.member", bob.id(), &bob_id, json!({ "membership": "leave" }));
+    assert_eq!(peer.send_transaction(server.name(), "t3", &[&forged]).0, 200);
+    let harmless =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "knock" }));
+    assert_eq!(peer.send_transaction(server.name(), "t4", &[&harmless]).0, 200);
+    assert!(is_in(&bob, "knock", room.id.as_str()));
+
+    room.take(knock_event.expect("our own knock"));
+    let refusal =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "leave" }));
+    let (status, answer) = peer.send_transaction(server.name(), "t5", &[&refusal]);
+    assert_eq!((status, &answer["pdus"][refusal.event_id().as_str()]), (200, &json!({})), "{answer}");
+    bob.wait_for_room("leave", room.id.as_str());
+    assert!(!is_in(&bob, "knock", room.id.as_str()));
+}
+
+#[test]
+fn a_late_refusal_of_a_knock_does_not_take_the_invite_away() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let mut room = FakeRoom::new(&peer, "11", "knock");
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+    let knocked = peer.wait_for("send_knock").body;
+    let knocked =
+        doorstep::protocol::Pdu::from_object(knocked.as_object().expect("an event").clone(), room.version);
+    room.take(knocked.expect("our own knock"));
+    let refusal =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "leave" }));
+    room.take(refusal.clone());
+    // The room changes its mind, and the invite is faster than the refusal.
+    assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
+    bob.wait_for_room("invite", room.id.as_str());
+    assert_eq!(peer.send_transaction(server.name(), "t1", &[&refusal]).0, 200);
+    assert!(is_in(&bob, "invite", room.id.as_str()));
+}
+
+#[test]
+fn a_withdrawal_tries_the_servers_until_one_takes_it() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+    peer.answer_json("make_leave", 500, json!({ "errcode": "M_UNKNOWN", "error": "busy" }));
+    bob.leave(room.id.as_str());
+    bob.wait_for_room("leave", room.id.as_str());
+    peer.wait_for("make_leave");
+    assert!(peer.asked("send_leave").is_empty());
+    peer.answer_json("make_leave", 200, room.template(bob.id(), "leave"));
+    peer.answer_json("send_leave", 200, json!({}));
+    wait_until("the leave is handed in", || {
+        server.advance(Duration::from_secs(3600));
+        !peer.asked("send_leave").is_empty()
+    });
+    let leave = peer.wait_for("send_leave").body;
+    assert_eq!(
+        (leave["content"]["membership"].as_str(), leave["sender"].as_str()),
+        (Some("leave"), Some(bob.id()))
+    );
+    let told = peer.asked("send_leave").len();
+    server.advance(Duration::from_secs(24 * 3600));
+    assert_eq!(peer.asked("send_leave").len(), told, "said once, and not again");
+}
