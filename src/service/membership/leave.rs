@@ -217,36 +217,34 @@ impl Homeserver {
 // ----- our user was removed from a room that we are not in -----
 
 impl Homeserver {
-    /// Whether a PDU of a room that we are not in may concern us: one of our users has a membership there.
-    pub fn expects_member_event(&self, room_id: &RoomId, state_key: &str) -> Result<bool> {
-        let Ok(user) = UserId::parse(state_key) else { return Ok(false) };
-        if !self.is_ours(&user) {
-            return Ok(false);
+    /// A PDU of a room that we are not in came by `PUT /send`. If it removes one of our users from it (a knock refused,
+    /// an invite rescinded, a ban), that membership is closed; provided that the event is what it says (format,
+    /// signatures) and comes from the room: it rests on the very event that we have, or its sender's server is one that
+    /// we deal with there. `json` is the PDU as received.
+    /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`,
+    /// 400 `M_INVALID_PARAM`.
+    pub fn remote_member_event(&self, room_id: &RoomId, json: &[u8]) -> Result<()> {
+        let unknown = || Error::not_found("This server is not in that room");
+        let head: Head = serde_json::from_slice(json).map_err(|_| unknown())?;
+        let user = UserId::parse(&head.state_key).map_err(|_| unknown())?;
+        if head.event_type != "m.room.member" || !self.is_ours(&user) {
+            return Err(unknown());
         }
-        Ok(self.store.read(|db| db.remote_membership(room_id, &user))?.is_some())
-    }
-
-    /// A member event of our user in a room that we are not in came by `PUT /send`: a knock refused, an invite
-    /// rescinded, a ban. It closes the membership if it is what it says (format, signatures) and comes from the room:
-    /// it rests on the very event that we have, or its sender's server is one that we deal with there.
-    /// Errors: 403 `M_FORBIDDEN` if it does not, 400 `M_INVALID_PARAM`, 404 `M_NOT_FOUND`.
-    pub fn remote_member_event(&self, room_id: &RoomId, user: &UserId, json: &[u8]) -> Result<()> {
-        let row = self.store.read(|db| db.remote_membership(room_id, user))?;
-        let row = row.ok_or_else(|| Error::not_found("This server is not in that room"))?;
+        let row = self.store.read(|db| remote_row(db, room_id, &user))?.ok_or_else(unknown)?;
         let event = self.check_pdu(json, row.room_version)?;
         if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
             return Err(Error::invalid_param("Not a member event of this user in this room"));
         }
         let removes = matches!(event.membership(), Some(Membership::Leave | Membership::Ban));
-        if !removes || event.sender() == user {
-            return Err(Error::not_found("This server is not in that room"));
+        if !removes || event.sender() == &user {
+            return Err(unknown());
         }
         if !comes_from_the_room(&row, &event) {
             return Err(Error::forbidden("Nothing shows that this event is of that room"));
         }
-        let (room_id, user) = (room_id.clone(), user.clone());
+        let room_id = room_id.clone();
         self.store.write(move |tx| {
-            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
+            let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(()) };
             if row.state == State::Leaving {
                 // Clients were told of their own leave; now there is nobody left to tell.
                 row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
@@ -263,6 +261,14 @@ impl Homeserver {
             tx.save_remote_membership(&row)
         })
     }
+}
+
+/// What must be known of a PDU before anything else is.
+#[derive(serde::Deserialize)]
+struct Head {
+    #[serde(rename = "type")]
+    event_type: String,
+    state_key: String,
 }
 
 /// Whether the event removes a membership that another has followed: a refused knock that arrives after the invite.
