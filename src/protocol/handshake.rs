@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::protocol::ids::{EventId, RoomId, ServerName, UserId};
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
-use crate::protocol::sign::{SigningKey, sign_event};
+use crate::protocol::sign::{SigningKey, insert_signature, sign_event, signatures_of};
 use crate::protocol::{hash, json};
 
 /// Checks what `make_join`, `make_knock` or `make_leave` answered, before anything of it is signed: it must be about
@@ -145,8 +145,203 @@ pub fn check_countersigned(ours: &Pdu, theirs: &Map<String, Value>) -> Result<()
 /// Our event with the signatures that one other server put on it; those of anybody else are not taken over.
 pub fn with_signatures_of(ours: &Pdu, theirs: &Map<String, Value>, server: &ServerName) -> Pdu {
     let mut object = ours.to_object();
-    for (key_id, signature) in crate::protocol::sign::signatures_of(theirs, server.as_str()) {
-        crate::protocol::sign::insert_signature(&mut object, server.as_str(), key_id, signature);
+    for (key_id, signature) in signatures_of(theirs, server.as_str()) {
+        insert_signature(&mut object, server.as_str(), key_id, signature);
     }
     ours.with_object(&object)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::protocol::room_version::all;
+    use crate::protocol::sample::{key, known, member, object, pdu, room, server, version};
+    use crate::protocol::sign::{check_received, verify_event, verify_event_by};
+
+    const ALICE: &str = "@alice:a.example";
+
+    fn ids(version: RoomVersion) -> (RoomId, UserId) {
+        (RoomId::parse(room(version)).expect("id"), UserId::parse(ALICE).expect("id"))
+    }
+
+    /// What a resident server would answer, with `changes` laid over it.
+    fn template(version: RoomVersion, changes: &Value) -> Map<String, Value> {
+        let mut template = object(version, &member(ALICE, "knock"));
+        template.retain(|key, _| !["hashes", "signatures", "event_id"].contains(&key.as_str()));
+        template.insert("origin".to_owned(), json!("resident.example"));
+        for (key, value) in changes.as_object().expect("object") {
+            if value.is_null() {
+                template.remove(key);
+            } else {
+                template.insert(key.clone(), value.clone());
+            }
+        }
+        template
+    }
+
+    #[test]
+    fn a_template_must_be_about_what_was_asked() {
+        let version = version("10");
+        let (room, user) = ids(version);
+        let check = |changes: &Value| {
+            check_template(&template(version, changes), &room, &user, Membership::Knock, version)
+        };
+        assert!(check(&json!({})).is_ok());
+        for wrong in [
+            json!({"type": "m.room.power_levels"}),
+            json!({"type": null}),
+            json!({"room_id": "!other:a.example"}),
+            json!({"room_id": 7}),
+            json!({"sender": "@admin:a.example"}),
+            json!({"state_key": "@admin:a.example"}),
+            json!({"state_key": null}),
+            json!({"content": {"membership": "join"}}),
+            json!({"content": {"membership": ["knock"]}}),
+            json!({"content": "knock"}),
+            json!({"content": null}),
+            json!({"prev_events": null}),
+            json!({"auth_events": {}}),
+        ] {
+            assert_eq!(check(&wrong).expect_err("refused").status(), 400, "{wrong}");
+        }
+        let template = template(version, &json!({}));
+        assert!(check_template(&template, &room, &user, Membership::Join, version).is_err());
+        let six = crate::protocol::sample::version("6");
+        assert!(
+            check_template(&template, &room, &user, Membership::Knock, six).is_err(),
+            "no knocking before 7"
+        );
+    }
+
+    #[test]
+    fn nothing_of_a_template_is_signed_but_the_events_place_in_the_room() {
+        let ours = server("a.example");
+        for version in all() {
+            let hostile = json!({"origin": "evil.example", "origin_server_ts": 1, "redacts": "$x", "extra": {"y": 1},
+                "unsigned": {"z": 1}, "event_id": "$chosen:evil.example", "hashes": {"sha256": "x"},
+                "signatures": {"evil.example": {"ed25519:k": "x"}},
+                "content": {"membership": "knock", "displayname": "not mine"}});
+            let content =
+                json!({"membership": "knock", "reason": "please"}).as_object().expect("object").clone();
+            let template = template(version, &hostile);
+            let event = finish(&template, content.clone(), &ours, &key("a.example"), 5_000, version)
+                .expect("an event");
+            let object = event.to_object();
+            assert_eq!(event.content(), content);
+            assert_eq!((event.origin_server_ts(), &object["origin"]), (5_000, &json!("a.example")));
+            assert_eq!((event.prev_events().len(), event.auth_events().len(), event.depth()), (1, 1, 7));
+            for key in ["redacts", "extra", "unsigned"] {
+                assert!(!object.contains_key(key), "{key}");
+            }
+            assert_ne!(event.event_id(), &"$chosen:evil.example");
+            assert_eq!(object["signatures"].as_object().expect("signed").len(), 1);
+            assert_eq!(check_received(event.json(), version, &known).expect("valid").json(), event.json());
+            assert!(
+                check_signed_event(&event, Membership::Knock, event.room_id(), event.event_id(), &ours)
+                    .is_ok()
+            );
+        }
+    }
+
+    #[test]
+    fn an_odd_depth_is_made_a_possible_one_and_odd_references_make_no_event() {
+        let ours = server("a.example");
+        let version = version("10");
+        let finish = |changes: &Value| {
+            finish(&template(version, changes), Map::new(), &ours, &key("a.example"), 5_000, version)
+        };
+        for (depth, made) in
+            [(json!(-5), 1), (json!(1.5), 1), (json!(null), 1), (json!(i64::MAX), json::MAX_INTEGER)]
+        {
+            assert_eq!(finish(&json!({ "depth": depth })).expect("an event").depth(), made);
+        }
+        let many: Vec<String> = (0..30).map(|n| format!("$e{n}")).collect();
+        for odd in [json!([1]), json!([["$x", {}]]), json!(many), json!([""]), json!([{}])] {
+            assert!(finish(&json!({ "prev_events": odd })).expect_err("no event").status() < 500, "{odd}");
+        }
+    }
+
+    #[test]
+    fn event_ids_that_we_make_in_versions_1_and_2_are_ours_and_differ() {
+        let ours = server("a.example");
+        let make = |ts: i64| {
+            let mut event = object(version("1"), &json!({ "origin_server_ts": ts }));
+            event.remove("event_id");
+            sign_new_event(event, &ours, &key("a.example"), version("1")).expect("an event")
+        };
+        assert_eq!(make(1).event_id().server_name(), Some("a.example"));
+        assert_ne!(make(1).event_id(), make(2).event_id());
+        assert_eq!(make(1).event_id(), make(1).event_id());
+    }
+
+    #[test]
+    fn a_signed_event_must_be_what_its_endpoint_and_path_say() {
+        for version in all() {
+            let (room, user) = ids(version);
+            let origin = server("a.example");
+            let good = pdu(version, &member(ALICE, "leave"), &["a.example"]);
+            let check =
+                |pdu: &Pdu| check_signed_event(pdu, Membership::Leave, &room, pdu.event_id(), &origin);
+            assert!(check(&good).is_ok());
+            let kick = json!({"type": "m.room.member", "sender": ALICE, "state_key": "@bob:a.example",
+                "content": {"membership": "leave"}});
+            let message = json!({"state_key": ALICE, "content": {"membership": "leave"}});
+            for wrong in [member(ALICE, "join"), member("@bob:b.example", "leave"), kick, message] {
+                let wrong = pdu(version, &wrong, &["a.example"]);
+                assert_eq!(check(&wrong).map_err(|e| e.errcode().as_str()), Err("M_INVALID_PARAM"));
+            }
+            let other_id = EventId::parse("$other:a.example").expect("id");
+            assert!(check_signed_event(&good, Membership::Leave, &room, &other_id, &origin).is_err());
+            let other_room = RoomId::parse("!other:a.example").expect("id");
+            assert!(
+                check_signed_event(&good, Membership::Leave, &other_room, good.event_id(), &origin).is_err()
+            );
+            let _ = user;
+        }
+    }
+
+    #[test]
+    fn an_invite_is_for_somebody_else() {
+        let version = version("10");
+        let (room, _) = ids(version);
+        let invite = |target: &str| {
+            pdu(
+                version,
+                &json!({"type": "m.room.member", "state_key": target, "content": {"membership": "invite"}}),
+                &[],
+            )
+        };
+        let check = |pdu: &Pdu| {
+            check_signed_event(pdu, Membership::Invite, &room, pdu.event_id(), &server("a.example"))
+        };
+        assert!(check(&invite("@bob:b.example")).is_ok());
+        assert!(check(&invite("bob")).is_err() && check(&invite("")).is_err());
+    }
+
+    #[test]
+    fn what_comes_back_is_our_event_and_their_signature_and_nothing_else() {
+        for version in all() {
+            let ours = pdu(version, &member(ALICE, "join"), &["a.example"]);
+            let b = server("b.example");
+            let mut theirs = ours.signed(&b, &key("b.example")).to_object();
+            theirs.insert("unsigned".to_owned(), json!({"invite_room_state": []}));
+            insert_signature(&mut theirs, "c.example", "ed25519:k", "junk");
+            insert_signature(&mut theirs, "a.example", "ed25519:k", "ours, spoilt");
+            assert!(check_countersigned(&ours, &theirs).is_ok());
+            let both = with_signatures_of(&ours, &theirs, &b);
+            assert_eq!(both.event_id(), ours.event_id());
+            assert!(verify_event(&both, &known).is_ok() && verify_event_by(&both, &b, &known).is_ok());
+            assert_eq!(both.to_object()["signatures"].as_object().expect("signed").len(), 2);
+            for (field, value) in
+                [("content", json!({"membership": "ban"})), ("depth", json!(8)), ("added", json!(1))]
+            {
+                let mut changed = theirs.clone();
+                changed.insert(field.to_owned(), value);
+                assert!(check_countersigned(&ours, &changed).is_err(), "{field}");
+            }
+            assert!(check_countersigned(&ours, &Map::new()).is_err());
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub mod pdu;
 pub mod redact;
 pub mod remote_membership;
 pub mod room_version;
+#[cfg(test)]
+mod sample;
 pub mod server_acl;
 pub mod sign;
 pub mod state_res;

@@ -476,3 +476,7 @@ impl fmt::Debug for Pdu {
         )
     }
 }
+
+#[cfg(test)]
+#[path = "pdu_tests.rs"]
+mod tests;

@@ -364,3 +364,7 @@ impl Pdu {
         self.with_object(&object)
     }
 }
+
+#[cfg(test)]
+#[path = "sign_tests.rs"]
+mod tests;

@@ -126,3 +126,118 @@ pub fn usable(entries: &[Box<RawValue>], room: &RoomId, version: RoomVersion) ->
 pub fn to_entry(value: &Value) -> Result<Box<RawValue>> {
     to_raw_value(value).map_err(Error::internal)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::sample::{pdu, room, version};
+
+    fn create(version: RoomVersion) -> Pdu {
+        let mut create = json!({"type": "m.room.create", "state_key": "", "prev_events": [], "auth_events": [],
+            "content": {"type": "m.space"}});
+        if version.room_id_is_create_hash {
+            create["room_id"] = Value::Null;
+        }
+        pdu(version, &create, &["a.example"])
+    }
+
+    fn name(version: RoomVersion, room: &RoomId) -> Pdu {
+        pdu(
+            version,
+            &json!({"type": "m.room.name", "state_key": "", "room_id": room, "content": {"name": "x"}}),
+            &[],
+        )
+    }
+
+    fn four(event_type: &str) -> Value {
+        json!({"type": event_type, "state_key": "", "sender": "@a:b", "content": {"x": 1}})
+    }
+
+    fn entry(value: &Value) -> Box<RawValue> {
+        to_entry(value).expect("JSON")
+    }
+
+    #[test]
+    fn whole_events_go_out_and_come_back_as_four_fields() {
+        for id in ["1", "9", "12"] {
+            let version = version(id);
+            let create = create(version);
+            let events = [create.clone(), name(version, create.room_id())];
+            let sent = for_federation(&events);
+            assert_eq!(sent[0].get().as_bytes(), create.json());
+            assert!(sent.iter().all(|entry| is_full_event(entry)));
+            let shown = check_received(&sent, create.room_id(), version).expect("well formed");
+            assert_eq!(shown, for_clients(&events));
+            let create = json!({"type": "m.room.create", "state_key": "", "sender": "@alice:a.example",
+                "content": {"type": "m.space"}});
+            assert_eq!(shown[0], create);
+        }
+    }
+
+    #[test]
+    fn before_version_12_what_is_of_no_use_is_left_out() {
+        let version = version("10");
+        let here = RoomId::parse(room(version)).expect("id");
+        let elsewhere = RoomId::parse("!other:a.example").expect("id");
+        let mut dressed = four("m.room.topic");
+        dressed["origin_server_ts"] = json!(5);
+        dressed["unsigned"] = json!({});
+        let entries = [
+            entry(&four("m.room.create")),
+            entry(&dressed),
+            entry(&json!({"type": "m.room.name", "state_key": "", "sender": "nobody", "content": {}})),
+            entry(&json!({"type": "m.room.name", "sender": "@a:b", "content": {}})),
+            entry(&json!({"type": "m.room.name", "state_key": "", "sender": "@a:b", "content": []})),
+            entry(&json!({"type": "x".repeat(256), "state_key": "", "sender": "@a:b", "content": {}})),
+            entry(&json!([1])),
+            entry(&json!("x")),
+            entry(&json!({"auth_events": 7})),
+            RawValue::from_string(format!("{}{}", "[".repeat(500), "]".repeat(500))).expect("JSON"),
+            for_federation(&[name(version, &elsewhere)]).remove(0),
+            for_federation(&[pdu(version, &json!({}), &[])]).remove(0),
+        ];
+        let shown = check_received(&entries, &here, version).expect("never refused");
+        assert_eq!(shown, [four("m.room.create"), four("m.room.topic")]);
+        assert_eq!(check_received(&[], &here, version).expect("never refused"), Vec::<Value>::new());
+        let endless: Vec<_> = (0..5000).map(|_| entry(&four("m.room.name"))).collect();
+        assert_eq!(usable(&endless, &here, version).len(), MAX_ENTRIES);
+    }
+
+    #[test]
+    fn from_version_12_on_the_create_event_proves_the_room() {
+        let version = version("12");
+        let create = create(version);
+        let room = create.room_id();
+        let [whole] = <[_; 1]>::try_from(for_federation(&[create.clone()])).expect("one");
+        let check = |entries: &[Box<RawValue>]| check_received(entries, room, version);
+        // As Synapse sends it: the create event whole, the others not.
+        assert_eq!(check(&[whole.clone(), entry(&four("m.room.name"))]).expect("taken").len(), 2);
+        for wrong in [
+            vec![],
+            vec![entry(&four("m.room.name"))],
+            vec![entry(&four("m.room.create"))],
+            vec![whole.clone(), entry(&json!({"type": "m.room.name"}))],
+            vec![whole.clone(), for_federation(&[name(version, &other_room())]).remove(0)],
+            vec![for_federation(&[pdu_of_another_create()]).remove(0)],
+            vec![whole.clone(); MAX_ENTRIES + 1],
+        ] {
+            let e = check(&wrong).expect_err("refused");
+            assert_eq!((e.status(), e.errcode().as_str()), (400, "M_INVALID_PARAM"));
+        }
+        // After a knock nothing is refused, but a create event that proves nothing is not shown.
+        assert_eq!(
+            usable(&[entry(&four("m.room.create")), entry(&four("m.room.name"))], room, version).len(),
+            1
+        );
+    }
+
+    fn other_room() -> RoomId {
+        RoomId::parse(room(version("12"))).expect("id")
+    }
+
+    fn pdu_of_another_create() -> Pdu {
+        let create = json!({"type": "m.room.create", "state_key": "", "prev_events": [], "auth_events": [],
+            "room_id": null, "depth": 99});
+        pdu(version("12"), &create, &["a.example"])
+    }
+}
