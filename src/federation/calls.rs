@@ -239,9 +239,10 @@ impl Client {
         peer: &ServerName,
         txn_id: &str,
         body: &[u8],
+        within: Duration,
     ) -> CallResult<TransactionAnswer> {
         let path = format!("/_matrix/federation/v1/send/{}", enc(txn_id));
-        let answer: Map<String, Value> = object(self.put(peer, path, body, LONG / 3, SMALL)?)?;
+        let answer: Map<String, Value> = object(self.put(peer, path, body, within, SMALL)?)?;
         let Some(Value::Object(pdus)) = answer.get("pdus") else {
             // Servers of old answered an empty transaction with an empty object.
             return Ok(Vec::new());

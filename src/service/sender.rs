@@ -33,6 +33,9 @@ const MAX_WAITING_EDUS: usize = 400;
 /// Threads in all, and those that unproven destinations may hold.
 const MAX_THREADS: usize = 32;
 const MAX_UNPROVEN: usize = 20;
+/// Time for a peer to take a transaction in: less where the last one did not arrive, since it holds a thread.
+const WITHIN: Duration = Duration::from_secs(60);
+const WITHIN_UNPROVEN: Duration = Duration::from_secs(20);
 const STACK: usize = 512 * 1024;
 /// How long a stop waits for the threads to end.
 const STOP_WITHIN: Duration = Duration::from_millis(500);
@@ -143,6 +146,8 @@ struct Transaction {
     edus: WaitingEdus,
     /// Whether more is owed beyond it.
     more: bool,
+    /// Time for the peer to take it in.
+    within: Duration,
 }
 
 impl Sender {
@@ -477,7 +482,7 @@ impl Sender {
     fn prepare(&self, hs: &Homeserver, server: &ServerName) -> Result<Option<Transaction>> {
         let loaded = self.lock().peers.get(server).is_some_and(|p| p.loaded);
         let fresh = if loaded { None } else { Some(hs.store.read(|db| db.destination(server))?) };
-        let (kept, edus_upto, max_pdus, repeat) = {
+        let (kept, edus_upto, max_pdus, repeat, within) = {
             let mut state = self.lock();
             let peer = state.peers.entry(server.clone()).or_default();
             if let Some(kept) = fresh {
@@ -486,7 +491,8 @@ impl Sender {
             let repeat = peer.failed_edus.clone();
             // After a restart nothing is known of the ephemeral part: the repeat goes without.
             let repeat = repeat.or_else(|| peer.kept.attempt_upto.map(|_| WaitingEdus::default()));
-            (peer.kept.clone(), peer.edus_upto, peer.max_pdus, repeat)
+            let within = if peer.reached { WITHIN } else { WITHIN_UNPROVEN };
+            (peer.kept.clone(), peer.edus_upto, peer.max_pdus, repeat, within)
         };
         let position = hs.store.position();
         let upto = kept.attempt_upto.unwrap_or(position);
@@ -521,15 +527,21 @@ impl Sender {
             WaitingEdus { edus, durable_upto, serial }
         });
         if !events.is_empty() || !edus.edus.is_empty() {
-            return Ok(Some(Transaction { upto, events, edus, more }));
+            return Ok(Some(Transaction { upto, events, edus, more, within }));
         }
         // Nothing owed up to here: next time the search begins here.
         let mut state = self.lock();
         if let Some(peer) = state.peers.get_mut(server) {
             peer.kept.cursor = peer.kept.cursor.max(upto);
-            peer.kept.attempt_upto = None;
             peer.failed_edus = None;
             peer.again |= more;
+            if peer.kept.attempt_upto.take().is_some() {
+                // The transaction that failed in an earlier run had nothing but ephemeral messages: look what is left.
+                peer.again = true;
+            } else if peer.kept.failures > 0 {
+                peer.kept.failures = 0;
+                state.unflushed.insert(server.clone());
+            }
         }
         Ok(None)
     }
@@ -682,7 +694,7 @@ fn send(client: &Client, clock: &Clock, server: &ServerName, transaction: &Trans
     }
     let body = Body { origin: client.server_name(), origin_server_ts: clock.now_ms(), pdus, edus };
     let body = serde_json::to_vec(&body).map_err(|e| CallError::bad(e.to_string()))?;
-    let refused = client.send_transaction(server, &transaction.id(), &body)?;
+    let refused = client.send_transaction(server, &transaction.id(), &body, transaction.within)?;
     for (event, why) in refused {
         let why: String = why.chars().take(300).collect();
         log::warn!("{server} could not process {event}: {why}");

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::Homeserver;
 use super::key_fetch::{Purpose, Wanted};
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::sign::{self, KeyAt};
@@ -17,6 +18,8 @@ const REQUEST_KEY_WITHIN: Duration = Duration::from_secs(15);
 /// Time to find the keys of a few events, and of a whole room's.
 const EVENT_KEYS_WITHIN: Duration = Duration::from_secs(30);
 const ROOM_KEYS_WITHIN: Duration = Duration::from_secs(90);
+/// Clocks differ: keys are asked for that are valid so much later than now.
+const FUTURE: Millis = 10 * 60_000;
 /// More events than this are a whole room.
 const FEW: usize = 100;
 
@@ -74,9 +77,13 @@ impl Homeserver {
 
     /// Steps 2 and 3 alone, for events that were parsed before.
     pub fn check_parsed_pdus(&self, parsed: Vec<Result<Pdu>>, via: &[ServerName]) -> Vec<Result<Pdu>> {
+        let now = self.clock.now_ms();
         let wanted_of = |pdu: &Result<Pdu>| -> Vec<Wanted> {
             let Ok(pdu) = pdu else { return Vec::new() };
-            let valid_at = if pdu.version().enforce_key_validity { pdu.origin_server_ts() } else { 0 };
+            // No key is valid in the far future, and asking for one would be in vain.
+            let latest = now + FUTURE;
+            let valid_at =
+                if pdu.version().enforce_key_validity { pdu.origin_server_ts().min(latest) } else { 0 };
             let keys = sign::wanted_keys(pdu).into_iter();
             keys.map(|(server, key_id)| Wanted { server, key_id, valid_at }).collect()
         };
@@ -109,3 +116,7 @@ fn in_bulk<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> 
 fn unauthorized(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrCode::Unauthorized, message)
 }
+
+#[cfg(test)]
+#[path = "key_tests.rs"]
+mod tests;

@@ -202,3 +202,47 @@ impl Tx<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+impl Tx<'_> {
+    /// A room with these servers in it from now on, for tests of delivery.
+    pub(crate) fn pretend_room(&mut self, room_id: &str, servers: &[&ServerName]) -> Result<RoomKey> {
+        let since = self.next_stream();
+        self.conn()
+            .execute("INSERT INTO rooms (room_id, version, resident) VALUES (?1, '11', 1)", [room_id])?;
+        let room = self.conn().last_insert_rowid();
+        for server in servers {
+            self.conn().execute(
+                "INSERT INTO resident_servers (room_key, server, since, users) VALUES (?1, ?2, ?3, 1)",
+                (room, server.as_str(), since),
+            )?;
+        }
+        Ok(room)
+    }
+
+    /// Ends a server's residence now.
+    pub(crate) fn pretend_departure(&mut self, room: RoomKey, server: &ServerName) -> Result<()> {
+        let until = self.next_stream();
+        self.conn().execute(
+            "UPDATE resident_servers SET until = ?3 WHERE room_key = ?1 AND server = ?2",
+            (room, server.as_str(), until),
+        )?;
+        Ok(())
+    }
+
+    /// An outgoing event of a room; nobody is woken. Gives its row and position.
+    pub(crate) fn pretend_event(
+        &mut self,
+        room: RoomKey,
+        event_id: &str,
+        sender: &str,
+    ) -> Result<(i64, i64)> {
+        let stream = self.next_stream();
+        let json = format!(r#"{{"type":"x","sender":"{sender}","event_id":"{event_id}"}}"#);
+        self.conn().execute(
+            "INSERT INTO events (room_key, event_id, stream, depth, status, outgoing, json) VALUES (?1, ?2, ?3, 1, 0, 1, ?4)",
+            (room, event_id, stream, json.as_bytes()),
+        )?;
+        Ok((self.conn().last_insert_rowid(), stream))
+    }
+}
