@@ -1,0 +1,243 @@
+//! The walls of the house, read from its source: which layer may use what, and where SQL and output may be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What the files under a folder may not mention (tests within them may).
+struct Wall {
+    folder: &'static str,
+    forbidden: &'static [&'static str],
+    why: &'static str,
+}
+
+const WALLS: &[Wall] = &[
+    Wall {
+        folder: "src/protocol",
+        forbidden: &[
+            "crate::store",
+            "crate::service",
+            "crate::http",
+            "crate::federation",
+            "crate::config",
+            "crate::clock",
+            "crate::testing",
+            "crate::launch",
+            "rusqlite",
+            "ureq",
+            "tiny_http",
+            "rustls",
+            "getrandom",
+            "std::net::TcpStream",
+            "std::net::TcpListener",
+            "std::net::UdpSocket",
+            "std::net::ToSocketAddrs",
+            "std::fs",
+            "std::io",
+            "std::thread",
+            "std::process",
+            "std::env",
+            "std::time",
+            "std::sync::Mutex",
+            "std::sync::RwLock",
+        ],
+        why: "the protocol is pure: no I/O, no clock, no randomness, no locks, no other layer",
+    },
+    Wall {
+        folder: "src/store",
+        forbidden: &[
+            "crate::http",
+            "crate::federation",
+            "crate::service",
+            "crate::testing",
+            "ureq",
+            "tiny_http",
+        ],
+        why: "the store knows data, not why it is written",
+    },
+    Wall {
+        folder: "src/federation",
+        forbidden: &[
+            "crate::store",
+            "crate::service",
+            "crate::http",
+            "crate::testing",
+            "rusqlite",
+            "tiny_http",
+        ],
+        why: "federation has no memory: it is given keys, names and time-outs",
+    },
+    Wall {
+        folder: "src/service",
+        forbidden: &[
+            "crate::http",
+            "crate::testing",
+            "crate::launch",
+            "rusqlite",
+            "tiny_http",
+            "httparse",
+            "rustls",
+        ],
+        why: "services know nothing of HTTP types and of SQL",
+    },
+    Wall {
+        folder: "src/http",
+        forbidden: &["rusqlite", "ureq", "crate::federation", "crate::testing", "crate::launch"],
+        why: "HTTP parses, calls the homeserver and answers",
+    },
+];
+
+fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            into.push(path);
+        }
+    }
+}
+
+/// Files under `src` with their text; what they test themselves with is left out.
+fn code_under(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut paths = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut paths);
+    let tests: Vec<PathBuf> = paths.iter().flat_map(|path| test_files_of(path)).collect();
+    paths.retain(|path| !tests.contains(path));
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
+        (path, code)
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// The files that this one declares as modules for its tests: `mod name;` below `#[cfg(test)]`.
+fn test_files_of(path: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(path).unwrap();
+    let folder = match path.file_name().and_then(|n| n.to_str()) {
+        Some("mod.rs" | "lib.rs" | "main.rs") => path.parent().unwrap().to_owned(),
+        _ => path.with_extension(""),
+    };
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let below = (0..lines.len()).filter(|n| lines[*n] == "#[cfg(test)]").filter_map(|n| {
+        // An attribute in between may name the file.
+        let named = lines[n + 1].strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]"));
+        if let Some(file) = named {
+            return Some(path.parent().unwrap().join(file));
+        }
+        let module = lines[n + 1].split("mod ").nth(1)?.strip_suffix(';')?;
+        Some(folder.join(format!("{module}.rs")))
+    });
+    below.collect()
+}
+
+/// The lines of code: comments are left out.
+fn lines(code: &str) -> impl Iterator<Item = (usize, &str)> {
+    let code = code.lines().enumerate().map(|(n, line)| (n + 1, line));
+    code.filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// Whether `line` names this path or crate: as a whole word, and as a path, not as a mere local name.
+fn mentions(line: &str, name: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    if let (Some(part), Some((_, list))) = (name.strip_prefix("crate::"), line.split_once("use crate::{")) {
+        return list.split(|c: char| !is_word(c)).any(|word| word == part);
+    }
+    line.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + name.len()..]);
+        let starts = !before.ends_with(|c| is_word(c) || c == ':' || c == '"');
+        let used = before.trim_end().ends_with("use") || after.starts_with("::") || name.contains("::");
+        starts && used && !after.starts_with(is_word)
+    })
+}
+
+fn report(found: &[String]) {
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn no_layer_reaches_where_it_may_not() {
+    let mut found = Vec::new();
+    for wall in WALLS {
+        for (path, code) in code_under(wall.folder) {
+            for (number, line) in lines(&code) {
+                for name in wall.forbidden.iter().filter(|name| mentions(line, name)) {
+                    found.push(format!("{}:{number} uses {name}, but {}", path.display(), wall.why));
+                }
+            }
+        }
+    }
+    report(&found);
+}
+
+#[test]
+fn sql_is_written_in_the_store_only() {
+    const SQL: [&str; 6] =
+        ["SELECT ", "INSERT INTO ", "DELETE FROM ", "CREATE TABLE ", "ON CONFLICT ", "PRAGMA "];
+    let mut found = Vec::new();
+    for (path, code) in code_under("src") {
+        if path.components().any(|c| c.as_os_str() == "store") {
+            continue;
+        }
+        for (number, line) in lines(&code) {
+            if SQL.iter().any(|keyword| line.contains(keyword)) {
+                found.push(format!("{}:{number} looks like SQL: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    report(&found);
+}
+
+#[test]
+fn only_the_command_line_prints() {
+    let mut found = Vec::new();
+    for (path, code) in code_under("src") {
+        if path.ends_with("main.rs") || path.components().any(|c| c.as_os_str() == "commands") {
+            continue;
+        }
+        for (number, line) in lines(&code) {
+            if mentions_macro(line, "println!")
+                || mentions_macro(line, "print!")
+                || mentions_macro(line, "dbg!")
+            {
+                found.push(format!("{}:{number} prints", path.display()));
+            }
+        }
+    }
+    report(&found);
+}
+
+fn mentions_macro(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_is_short_enough_to_read() {
+    const LONGEST: usize = 750;
+    let mut found = Vec::new();
+    for (path, code) in code_under("src") {
+        if !code.starts_with("//!") {
+            found.push(format!("{} does not begin with what it is for", path.display()));
+        }
+        let length = code.lines().count();
+        if length > LONGEST {
+            found.push(format!(
+                "{} has {length} lines: more than {LONGEST} is more than one thing",
+                path.display()
+            ));
+        }
+    }
+    report(&found);
+}
+
+#[test]
+fn the_test_itself_knows_a_use_from_a_mention() {
+    assert!(mentions("use crate::store::Db;", "crate::store"));
+    assert!(mentions("    let x = rusqlite::Connection::open();", "rusqlite"));
+    assert!(mentions("use {ureq::Agent, std::io};", "ureq"));
+    assert!(mentions("use crate::{error::Error, store};", "crate::store"));
+    assert!(!mentions("use crate::{error::Error, storehouse};", "crate::store"));
+    assert!(!mentions("use crate::storehouse;", "crate::store"));
+    assert!(!mentions("let ureq = 1;", "ureq"));
+    assert!(!mentions("let x = \"rusqlite::x\";", "rusqlite"));
+}
