@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Homeserver;
 use super::membership::backoff_ms;
@@ -50,7 +50,9 @@ impl Shared {
     }
 
     fn wake(&self) {
-        self.lock().look = true;
+        let mut state = self.lock();
+        state.look = true;
+        drop(state);
         self.moved.notify_all();
     }
 }
@@ -71,10 +73,21 @@ impl Scheduler {
         self.shared.wake();
     }
 
-    /// Stops the timer. Jobs that are under way run to their end or are repeated after the next start.
+    /// Stops the timer, and waits a moment for the jobs that are under way (whose requests are cut off by then). Those
+    /// that have not come to an end are repeated after the next start.
     pub fn stop(&self) {
-        self.shared.lock().stop = true;
+        const GRACE: Duration = Duration::from_secs(1);
+        let mut state = self.shared.lock();
+        state.stop = true;
         self.shared.moved.notify_all();
+        let until = Instant::now() + GRACE;
+        while state.working > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.shared.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 

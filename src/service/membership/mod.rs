@@ -37,7 +37,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::State;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, hash, json, room_version, sign,
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, hash, room_version, sign,
 };
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
@@ -142,14 +142,14 @@ impl Homeserver {
         ask: &Ask<'_>,
         event_id: &EventId,
     ) -> Result<Pdu> {
-        let object = json::parse_object(body)?;
         let pdu = Pdu::parse(body, version)?;
         handshake::check_signed_event(&pdu, ask.membership, ask.room_id, event_id, ask.origin)?;
-        if !hash::content_hash_matches(&object) {
+        if !hash::content_hash_matches(&pdu.to_object()) {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
-        self.check_pdu(body, version)
-            .map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
+        let mut checked = self.check_parsed_pdus(vec![Ok(pdu)], &[]);
+        let verdict = checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")));
+        verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
 }
 
