@@ -4,6 +4,8 @@
 //! A job that is taken up is first put off by a while, so that whatever happens to the thread that does it, it comes up
 //! again, and never twice at once.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +14,7 @@ use super::Homeserver;
 use super::membership::backoff_ms;
 use crate::clock::Millis;
 use crate::error::Result;
-use crate::protocol::{RoomId, UserId};
+use crate::protocol::{RoomId, ServerName, UserId};
 
 /// How many jobs are done at once. They mostly wait for other servers.
 const WORKERS: usize = 4;
@@ -34,6 +36,7 @@ pub struct Scheduler {
 struct Shared {
     state: Mutex<State>,
     moved: Condvar,
+    any_waiting: AtomicBool,
 }
 
 #[derive(Default)]
@@ -42,7 +45,24 @@ struct State {
     look: bool,
     stop: bool,
     working: usize,
+    /// Jobs that wait for a server to come back, by the server's name. A convenience: they are due some day anyway.
+    waiting: HashMap<ServerName, Waiting>,
 }
+
+/// A row of the database that is due.
+type Job = (RoomId, UserId);
+
+/// What waits for one server.
+struct Waiting {
+    since: Instant,
+    jobs: HashSet<Job>,
+}
+
+/// A server that speaks, but does not do what is asked of it, is not asked more often than this.
+const CALM: Duration = Duration::from_secs(5);
+
+/// Of how many servers it is remembered that jobs wait for them.
+const MOST_WAITED_FOR: usize = 1000;
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -71,6 +91,41 @@ impl Scheduler {
     /// Says that something may be due sooner than the timer knows.
     pub fn wake(&self) {
         self.shared.wake();
+    }
+
+    /// Remembers that a job could not be done because these servers could not be reached.
+    pub fn waits_for(&self, servers: &[ServerName], room: &RoomId, user: &UserId) {
+        let mut state = self.shared.lock();
+        for server in servers {
+            if state.waiting.len() < MOST_WAITED_FOR || state.waiting.contains_key(server) {
+                let fresh = || Waiting { since: Instant::now(), jobs: HashSet::new() };
+                let waiting = state.waiting.entry(server.clone()).or_insert_with(fresh);
+                waiting.jobs.insert((room.clone(), user.clone()));
+            }
+        }
+        self.shared.any_waiting.store(!state.waiting.is_empty(), Ordering::Relaxed);
+    }
+
+    /// A server spoke to us: what waited for it is due now. Cheap where nothing waits.
+    pub fn peer_spoke(&self, hs: &Homeserver, server: &ServerName) {
+        if !self.shared.any_waiting.load(Ordering::Relaxed) {
+            return;
+        }
+        let jobs = {
+            let mut state = self.shared.lock();
+            if state.waiting.get(server).is_none_or(|waiting| waiting.since.elapsed() < CALM) {
+                return;
+            }
+            state.waiting.remove(server).map(|waiting| waiting.jobs).unwrap_or_default()
+        };
+        let now = hs.clock.now_ms();
+        let hurried = hs.store.write(move |tx| {
+            jobs.iter().try_for_each(|(room, user)| tx.hasten_remote_membership(room, user, now))
+        });
+        match hurried {
+            Ok(()) => self.wake(),
+            Err(error) => log::error!("what waited for {server} could not be hastened: {error}"),
+        }
     }
 
     /// Stops the timer, and waits a moment for the jobs that are under way (whose requests are cut off by then). Those

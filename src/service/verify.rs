@@ -58,6 +58,7 @@ impl Homeserver {
         };
         claim.verify(method, uri, self.server_name(), body, &key.key)?;
         self.sender.peer_spoke(&claim.origin);
+        self.scheduler.peer_spoke(self, &claim.origin);
         Ok(claim.origin)
     }
 

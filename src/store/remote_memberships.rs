@@ -267,6 +267,15 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Makes a row due that is due later.
+    pub fn hasten_remote_membership(&mut self, room: &RoomId, user: &UserId, now: Millis) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "UPDATE remote_memberships SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2 AND due_ms > ?3",
+        )?;
+        statement.execute(params![room.as_str(), user.as_str(), now])?;
+        Ok(())
+    }
+
     /// Makes everything due that is due some day: after a start nothing is under way.
     pub fn hasten_remote_memberships(&mut self, now: Millis) -> Result<()> {
         self.conn().execute("UPDATE remote_memberships SET due_ms = ?1 WHERE due_ms > ?1", [now])?;

@@ -190,6 +190,7 @@ impl Homeserver {
     /// Notes that the scheduler is to come back to this row; after a week of trying it lets go.
     pub(super) fn try_again_later(&self, row: &RemoteMembership) -> Result<()> {
         let (room_id, user, state) = (row.room_id.clone(), row.user_id.clone(), row.state);
+        self.scheduler.waits_for(&row.via, &room_id, &user);
         let now = self.clock.now_ms();
         self.store.write(move |tx| {
             let Some(mut row) = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == state)

@@ -235,6 +235,9 @@ impl Homeserver {
         if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
             return Err(Error::invalid_param("Not a member event of this user in this room"));
         }
+        if row.event.as_ref().is_some_and(|known| known.event_id() == event.event_id()) {
+            return Ok(());
+        }
         let removes = matches!(event.membership(), Some(Membership::Leave | Membership::Ban));
         if !removes || event.sender() == &user {
             return Err(unknown());
