@@ -4,6 +4,7 @@
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
 use super::client_server::{account, devices, discovery, login, register};
+use super::client_server::{account_data, directory, filters, messages, profile, push_rules, rooms, sync};
 use super::router::Route;
 #[allow(unused_imports, reason = "the table is filled area by area")]
 use super::router::{
@@ -56,8 +57,52 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/client/v3/rooms/{roomId}/ban", User(client_server::membership::ban)),
     post("/_matrix/client/v3/rooms/{roomId}/unban", User(client_server::membership::unban)),
     get("/_matrix/client/v3/joined_rooms", User(client_server::membership::joined_rooms)),
+    post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join),
+    put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::send)),
+    put("/_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}", User(rooms::redact)),
+    get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::state)),
+    get("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::state_entry)),
+    put("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::put_state)),
+    get("/_matrix/client/v3/rooms/{roomId}/messages", User(messages::messages)),
+    get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(messages::context)),
+    get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(messages::event)),
+    get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)),
+    get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
+    get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
     // ----- client-server: sync, filters, account data -----
+    get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
+    post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),
+    get("/_matrix/client/v3/user/{userId}/filter/{filterId}", User(filters::get)),
+    get("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::get_global)),
+    put("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::put_global)),
+    get(
+        "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
+        User(account_data::get_of_room),
+    ),
+    put(
+        "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
+        User(account_data::put_of_room),
+    ),
+    get("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags", User(account_data::tags)),
+    put("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::put_tag)),
+    delete("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::delete_tag)),
+    get("/_matrix/client/v3/pushrules/", User(push_rules::all)),
+    get("/_matrix/client/v3/pushrules/global/", User(push_rules::global)),
+    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::rule)),
+    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::actions)),
+    get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::enabled)),
     // ----- client-server: profiles, directory -----
+    get("/_matrix/client/v3/profile/{userId}", MaybeUser(profile::get)),
+    get("/_matrix/client/v3/profile/{userId}/{keyName}", MaybeUser(profile::get_field)),
+    put("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::put_field)),
+    delete("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::delete_field)),
+    get("/_matrix/client/v3/directory/room/{roomAlias}", MaybeUser(directory::resolve)),
+    put("/_matrix/client/v3/directory/room/{roomAlias}", User(directory::set_alias)),
+    delete("/_matrix/client/v3/directory/room/{roomAlias}", User(directory::delete_alias)),
+    get("/_matrix/client/v3/directory/list/room/{roomId}", MaybeUser(directory::visibility)),
+    put("/_matrix/client/v3/directory/list/room/{roomId}", User(directory::set_visibility)),
+    get("/_matrix/client/v3/publicRooms", MaybeUser(directory::public_rooms)),
+    post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)),
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)),
@@ -80,4 +125,6 @@ pub const ROUTES: &[Route] = &[
     put("/_matrix/federation/v2/invite/{roomId}/{eventId}", Peer(server_server::membership::invite))
         .body(INVITE),
     // ----- server-server: transactions, events, queries -----
+    get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
+    get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),
 ];

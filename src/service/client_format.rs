@@ -99,8 +99,9 @@ pub fn full(
     }
     if let Some(key) = view.replaced(event)? {
         let replaced = view.db().event_by_key(key)?;
-        // "Only returned if … the client has permission to see the previous event"; its id is always told.
-        if view.look(&replaced)?.visible {
+        // "Only returned if … the client has permission to see the previous event"; its id is always told. What they
+        // themselves were, users were told when it came about.
+        if replaced.pdu.is("m.room.member", style.user.as_str()) || view.look(&replaced)?.visible {
             unsigned.prev_content = Some(raw(replaced.pdu.content_raw())?);
         }
         unsigned.replaces_state = Some(replaced.pdu.event_id().clone());

@@ -7,8 +7,6 @@ pub mod adopt;
 pub mod client_format;
 pub mod compose;
 pub mod directory;
-#[cfg(test)]
-mod engine_tests;
 pub mod filters;
 pub mod history;
 pub mod ingest;
@@ -18,14 +16,18 @@ pub mod key_fetch;
 pub mod key_ring;
 pub mod login;
 pub mod membership;
+pub mod messages;
 pub mod missing;
 pub mod notifier;
+pub mod profile;
 pub mod push_rules;
 pub mod random;
 pub mod room_plan;
 pub mod room_view;
+pub mod rooms;
 pub mod scheduler;
 pub mod sender;
+pub mod sync;
 pub mod timeline;
 mod verify;
 

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::{self, HistoryVisibility, View};
-use crate::protocol::{Pdu, UserId};
+use crate::protocol::{Pdu, RoomId, UserId};
 use crate::store::{Db, EventKey, Place, Room, SnapshotId, StoredEvent};
 
 /// What somebody is to a room.
@@ -156,6 +156,11 @@ impl<'v> RoomView<'v> {
 
 fn visibility_of(event: Option<&Pdu>) -> HistoryVisibility {
     HistoryVisibility::from_content(event.map(Pdu::content).as_ref())
+}
+
+/// A room that we know. Errors: 403 `M_FORBIDDEN`, so that nobody learns which rooms there are.
+pub fn readable_room(db: &Db<'_>, id: &RoomId) -> Result<Room> {
+    db.room(id)?.ok_or_else(not_in_room)
 }
 
 fn not_in_room() -> Error {

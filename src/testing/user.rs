@@ -1,6 +1,6 @@
 //! A client for tests: one account on a `TestServer`, speaking the client-server API over a real socket.
 
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ pub struct TestUser {
     url: String,
     user_id: String,
     token: String,
-    since: RefCell<Option<String>>,
+    since: Mutex<Option<String>>,
 }
 
 /// Percent-encodes one path segment.
@@ -45,7 +45,7 @@ impl TestUser {
     /// An account that is logged in already.
     pub fn new(url: &str, user_id: &str, token: &str) -> Self {
         let (url, user_id, token) = (url.to_owned(), user_id.to_owned(), token.to_owned());
-        Self { agent: agent(), url, user_id, token, since: RefCell::new(None) }
+        Self { agent: agent(), url, user_id, token, since: Mutex::new(None) }
     }
 
     /// Registers an account with open registration on any homeserver at this base URL.
@@ -60,6 +60,10 @@ impl TestUser {
         user.user_id = text(&answer, "user_id");
         user.token = text(&answer, "access_token");
         user
+    }
+
+    fn since(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The full user id.
@@ -203,17 +207,16 @@ impl TestUser {
     /// One `/sync` from where the last one ended, waiting up to `timeout`.
     #[track_caller]
     pub fn sync(&self, timeout: Duration) -> Value {
-        let since =
-            self.since.borrow().as_ref().map(|s| format!("&since={}", segment(s))).unwrap_or_default();
+        let since = self.since().as_ref().map(|s| format!("&since={}", segment(s))).unwrap_or_default();
         let answer = self.get(&format!("/_matrix/client/v3/sync?timeout={}{since}", timeout.as_millis()));
-        *self.since.borrow_mut() = Some(text(&answer, "next_batch"));
+        *self.since() = Some(text(&answer, "next_batch"));
         answer
     }
 
     /// A `/sync` from the beginning, which forgets where the last one ended.
     #[track_caller]
     pub fn initial_sync(&self) -> Value {
-        *self.since.borrow_mut() = None;
+        *self.since() = None;
         self.sync(Duration::ZERO)
     }
 

@@ -2,4 +2,5 @@
 
 pub mod keys;
 pub mod membership;
+pub mod query;
 pub mod version;

@@ -1,0 +1,88 @@
+//! Client-server API, "Room aliases" and "Published room directory".
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::rooms::reply;
+use crate::error::{Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::protocol::RoomId;
+use crate::service::Homeserver;
+use crate::service::directory::PublicRoomsRequest;
+
+/// `GET /_matrix/client/v3/directory/room/{roomAlias}`.
+pub fn resolve(hs: &Arc<Homeserver>, request: &Request, _requester: Option<&Requester>) -> Result<Reply> {
+    let (room_id, servers) = hs.resolve_alias(&request.room_alias()?)?;
+    Ok(Reply::json(&json!({"room_id": room_id, "servers": servers})))
+}
+
+/// `PUT /_matrix/client/v3/directory/room/{roomAlias}`.
+pub fn set_alias(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let alias = request.room_alias()?;
+    let body = request.json_object()?;
+    let room = body.get("room_id").ok_or_else(|| Error::missing_param("Missing room_id"))?;
+    let room = RoomId::parse(room.as_str().ok_or_else(|| Error::bad_json("room_id must be a string"))?)?;
+    hs.set_alias(&requester.user_id, &alias, &room)?;
+    Ok(Reply::empty())
+}
+
+/// `DELETE /_matrix/client/v3/directory/room/{roomAlias}`.
+pub fn delete_alias(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    hs.delete_alias(&requester.user_id, requester.admin, &request.room_alias()?)?;
+    Ok(Reply::empty())
+}
+
+/// `GET /_matrix/client/v3/directory/list/room/{roomId}`.
+pub fn visibility(hs: &Arc<Homeserver>, request: &Request, _requester: Option<&Requester>) -> Result<Reply> {
+    let visibility = if hs.is_published(&request.room_id()?)? { "public" } else { "private" };
+    Ok(Reply::json(&json!({"visibility": visibility})))
+}
+
+/// `PUT /_matrix/client/v3/directory/list/room/{roomId}`.
+pub fn set_visibility(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let room = request.room_id()?;
+    let published = match request.json_object_or_empty()?.get("visibility") {
+        None => true,
+        Some(Value::String(word)) if word == "public" => true,
+        Some(Value::String(word)) if word == "private" => false,
+        Some(_) => return Err(Error::invalid_param("visibility must be public or private")),
+    };
+    hs.set_published(&requester.user_id, requester.admin, &room, published)?;
+    Ok(Reply::empty())
+}
+
+/// `GET /_matrix/client/v3/publicRooms`.
+pub fn public_rooms(
+    hs: &Arc<Homeserver>,
+    request: &Request,
+    _requester: Option<&Requester>,
+) -> Result<Reply> {
+    only_our_own(hs, request)?;
+    let limit = request.query_int("limit")?;
+    let limit = limit
+        .map(|limit| u64::try_from(limit).map_err(|_| Error::invalid_param("limit must not be negative")));
+    let asked = PublicRoomsRequest {
+        limit: limit.transpose()?,
+        since: request.query("since").map(str::to_owned),
+        ..PublicRoomsRequest::default()
+    };
+    reply(&hs.public_rooms(&asked)?)
+}
+
+/// `POST /_matrix/client/v3/publicRooms`.
+pub fn search_public_rooms(hs: &Arc<Homeserver>, request: &Request, _requester: &Requester) -> Result<Reply> {
+    only_our_own(hs, request)?;
+    let asked: PublicRoomsRequest = request.json_or_empty()?;
+    reply(&hs.public_rooms(&asked)?)
+}
+
+/// Other servers' directories are not fetched, and that is said instead of showing ours for theirs.
+fn only_our_own(hs: &Homeserver, request: &Request) -> Result<()> {
+    match request.query("server") {
+        Some(server) if server != hs.server_name().as_str() => {
+            Err(Error::not_found("This server does not fetch the directories of others"))
+        }
+        _ => Ok(()),
+    }
+}

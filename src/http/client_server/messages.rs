@@ -1,0 +1,81 @@
+//! Client-server API, "Getting events for a room": pages of history, single events, what surrounds one, members.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::rooms::{reply, style};
+use crate::error::{Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::protocol::filter::EventFilter;
+use crate::protocol::pdu::Membership;
+use crate::service::Homeserver;
+use crate::service::messages::{MembersRequest, MessagesRequest};
+use crate::service::timeline::Boundary;
+
+/// "The maximum number of events to return. Default: 10."
+const DEFAULT_LIMIT: usize = 10;
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/messages`.
+pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let backwards = match request.required_query("dir")? {
+        "b" => true,
+        "f" => false,
+        _ => return Err(Error::invalid_param("dir must be b or f")),
+    };
+    let filter = filter(request)?;
+    let asked = MessagesRequest {
+        from: boundary(request, "from")?,
+        to: boundary(request, "to")?,
+        backwards,
+        limit: limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX)),
+        filter,
+    };
+    reply(&hs.messages(&style(hs, requester), &request.room_id()?, &asked)?)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`.
+pub fn context(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let (room, event) = (request.room_id()?, request.event_id()?);
+    reply(&hs.context(&style(hs, requester), &room, &event, limit(request)?, &filter(request)?)?)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`.
+pub fn event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    reply(&hs.event_for(&style(hs, requester), &request.room_id()?, &request.event_id()?)?)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/members`.
+pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let asked = MembersRequest {
+        at: boundary(request, "at")?,
+        membership: membership(request, "membership")?,
+        not_membership: membership(request, "not_membership")?,
+    };
+    let chunk = hs.members(&style(hs, requester), &request.room_id()?, &asked)?;
+    reply(&json!({"chunk": chunk}))
+}
+
+fn boundary(request: &Request, name: &str) -> Result<Option<Boundary>> {
+    // Several clients send an empty token where they mean none.
+    request.query(name).filter(|token| !token.is_empty()).map(Boundary::parse).transpose()
+}
+
+fn limit(request: &Request) -> Result<usize> {
+    match request.query_int("limit")? {
+        None => Ok(DEFAULT_LIMIT),
+        Some(limit) => usize::try_from(limit).map_err(|_| Error::invalid_param("limit must not be negative")),
+    }
+}
+
+fn filter(request: &Request) -> Result<EventFilter> {
+    request
+        .query("filter")
+        .filter(|json| !json.is_empty())
+        .map_or_else(|| Ok(EventFilter::default()), EventFilter::parse)
+}
+
+fn membership(request: &Request, name: &str) -> Result<Option<Membership>> {
+    let wrong = || Error::invalid_param(format!("{name} must be a membership"));
+    request.query(name).map(|word| Membership::parse(word).ok_or_else(wrong)).transpose()
+}

@@ -1,0 +1,36 @@
+//! Client-server API, "Profiles".
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::service::Homeserver;
+
+/// `GET /_matrix/client/v3/profile/{userId}`.
+pub fn get(hs: &Arc<Homeserver>, request: &Request, _requester: Option<&Requester>) -> Result<Reply> {
+    Ok(Reply::json(&Value::Object(hs.profile(&request.user_id()?)?)))
+}
+
+/// `GET /_matrix/client/v3/profile/{userId}/{keyName}`.
+pub fn get_field(hs: &Arc<Homeserver>, request: &Request, _requester: Option<&Requester>) -> Result<Reply> {
+    Ok(Reply::json(&Value::Object(hs.profile_field(&request.user_id()?, request.param("keyName"))?)))
+}
+
+/// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`.
+pub fn put_field(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    requester.must_be(&request.user_id()?)?;
+    let field = request.param("keyName");
+    let value = request.json_object()?.remove(field);
+    let value = value.ok_or_else(|| Error::missing_param(format!("The body needs {field}")))?;
+    hs.set_profile_field(&requester.user_id, field, value)?;
+    Ok(Reply::empty())
+}
+
+/// `DELETE /_matrix/client/v3/profile/{userId}/{keyName}`.
+pub fn delete_field(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    requester.must_be(&request.user_id()?)?;
+    hs.delete_profile_field(&requester.user_id, request.param("keyName"))?;
+    Ok(Reply::empty())
+}

@@ -1,0 +1,116 @@
+//! Client-server API, "Rooms": creating them, sending events, state.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::service::Homeserver;
+use crate::service::client_format::{Json, Style};
+use crate::service::compose::Draft;
+use crate::service::room_plan::CreateRoom;
+use crate::store::client_transactions::ClientTxn;
+
+/// The usual way to write events for this requester.
+pub(super) fn style<'r>(hs: &Homeserver, requester: &'r Requester) -> Style<'r> {
+    Style::usual(&requester.user_id, requester.device_id.as_deref(), hs.clock.now_ms())
+}
+
+/// 200 with JSON that this server made of its own types.
+pub(super) fn reply<T: serde::Serialize>(body: &T) -> Result<Reply> {
+    Ok(Reply::raw_json(serde_json::to_vec(body).map_err(Error::internal)?))
+}
+
+/// `POST /_matrix/client/v3/createRoom`.
+pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    // By way of an object, because a structure would also be read from a list.
+    let body = Value::Object(request.json_object_or_empty()?);
+    let body = CreateRoom::deserialize(body).map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")))?;
+    let room_id = hs.create_room(&requester.user_id, &body)?;
+    Ok(Reply::json(&json!({"room_id": room_id})))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`.
+pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let mut draft = draft(request, requester, request.json_object()?)?;
+    draft.state_key = None;
+    let scope = format!("send/{}/{}", draft.room, draft.event_type);
+    let event_id = hs.send_message(draft, txn(request, requester, scope))?;
+    Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}`.
+pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let redacts = request.event_id()?;
+    let body = request.json_object_or_empty()?;
+    let mut content = Map::new();
+    match body.get("reason") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(reason)) => drop(content.insert("reason".to_owned(), reason.as_str().into())),
+        Some(_) => return Err(Error::bad_json("reason must be a string")),
+    }
+    let mut draft = draft(request, requester, content)?;
+    draft.event_type = "m.room.redaction".to_owned();
+    draft.state_key = None;
+    let scope = format!("redact/{}/{redacts}", draft.room);
+    draft.redacts = Some(redacts);
+    let event_id = hs.send_message(draft, txn(request, requester, scope))?;
+    Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
+pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let event_id = hs.send_state(draft(request, requester, request.json_object()?)?)?;
+    Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state`.
+pub fn state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let events: Vec<Json> = hs.room_state(&style(hs, requester), &request.room_id()?)?;
+    reply(&events)
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
+pub fn state_entry(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let whole = match request.query("format") {
+        None | Some("content") => false,
+        Some("event") => true,
+        Some(_) => return Err(Error::invalid_param("format must be content or event")),
+    };
+    let (event_type, state_key) = (request.param("eventType"), request.param("stateKey"));
+    let entry = hs.state_entry(&style(hs, requester), &request.room_id()?, event_type, state_key, whole)?;
+    Ok(Reply::raw_json(entry))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`.
+pub fn joined_members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    Ok(Reply::json(&hs.joined_members(&requester.user_id, &request.room_id()?)?))
+}
+
+/// `GET /_matrix/client/v3/rooms/{roomId}/aliases`.
+pub fn aliases(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let aliases = hs.aliases_of(&requester.user_id, &request.room_id()?)?;
+    Ok(Reply::json(&json!({"aliases": aliases})))
+}
+
+fn draft(request: &Request, requester: &Requester, content: Map<String, Value>) -> Result<Draft> {
+    Ok(Draft {
+        room: request.room_id()?,
+        sender: requester.user_id.clone(),
+        event_type: request.param("eventType").to_owned(),
+        state_key: Some(request.param("stateKey").to_owned()),
+        content,
+        redacts: None,
+    })
+}
+
+fn txn(request: &Request, requester: &Requester, scope: String) -> ClientTxn {
+    ClientTxn {
+        user_id: requester.user_id.clone(),
+        device_id: requester.device_id.clone().unwrap_or_default(),
+        scope,
+        txn_id: request.param("txnId").to_owned(),
+    }
+}

@@ -1,0 +1,43 @@
+//! Client-server API, "Syncing".
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::http::{Outcome, Reply, Request, Requester, Turn};
+use crate::service::Homeserver;
+use crate::service::sync::{SyncRequest, parse_since};
+
+/// No request waits longer than this, whatever it asks for.
+const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// `GET /_matrix/client/v3/sync`. `set_presence` is accepted and changes nothing: this server tells nobody's presence.
+pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn: Turn) -> Result<Outcome> {
+    let timeout = match request.query_int("timeout")? {
+        None => Duration::ZERO,
+        Some(ms) => {
+            let ms = u64::try_from(ms).map_err(|_| Error::invalid_param("timeout must not be negative"))?;
+            Duration::from_millis(ms).min(MAX_TIMEOUT)
+        }
+    };
+    let state_after = request.query_bool("use_state_after")?;
+    // The name that the parameter had before it was part of the specification.
+    let unstable = request.query_bool("org.matrix.msc4222.use_state_after")?;
+    let asked = SyncRequest {
+        filter: hs.filter_for(&requester.user_id, request.query("filter"))?,
+        since: request.query("since").filter(|token| !token.is_empty()).map(parse_since).transpose()?,
+        full_state: request.query_bool("full_state")?.unwrap_or(false),
+        state_after: state_after.or(unstable).unwrap_or(false),
+    };
+    let answer = hs.sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
+    // "In this case, the timeout parameter will be ignored and the query will return immediately."
+    let may_wait = turn != Turn::Last && asked.since.is_some() && !asked.full_state && !timeout.is_zero();
+    if answer.is_empty && may_wait {
+        return Ok(Outcome::Wait {
+            user: requester.user_id.clone(),
+            after: answer.position,
+            until: request.received() + timeout,
+        });
+    }
+    Ok(Outcome::Reply(Reply::raw_json(answer.body)))
+}

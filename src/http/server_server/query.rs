@@ -1,0 +1,32 @@
+//! Server-server API, "Querying for information": aliases and profiles of ours.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::http::{Origin, Reply, Request};
+use crate::protocol::{RoomAlias, UserId};
+use crate::service::Homeserver;
+
+/// `GET /_matrix/federation/v1/query/directory`.
+pub fn directory(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
+    let alias = RoomAlias::parse(request.required_query("room_alias")?)?;
+    let (room_id, servers) = hs.resolve_own_alias(&alias)?;
+    Ok(Reply::json(&json!({"room_id": room_id, "servers": servers})))
+}
+
+/// `GET /_matrix/federation/v1/query/profile`.
+pub fn profile(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
+    let user = UserId::parse(request.required_query("user_id")?)?;
+    if !hs.is_ours(&user) {
+        return Err(Error::invalid_param("The user is not of this server"));
+    }
+    let mut profile = hs.profile(&user)?;
+    if let Some(field) = request.query("field") {
+        // "If the user does not have a particular field set … either exclude it or give it the value null."
+        profile =
+            profile.remove(field).map_or_else(Map::new, |value| Map::from_iter([(field.to_owned(), value)]));
+    }
+    Ok(Reply::json(&Value::Object(profile)))
+}

@@ -1,0 +1,246 @@
+//! `rooms.invite`, `rooms.knock` and `rooms.leave`: the rooms that the user is not in.
+//!
+//! Some are rooms of this server, whose state says what the user is; the others are remote memberships.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Serialize;
+use serde_json::value::to_raw_value;
+
+use super::state::{self, Need};
+use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, Timeline, joined};
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::stripped_state::{STRIPPED_TYPES, strip};
+use crate::protocol::{Pdu, RoomId};
+use crate::service::client_format::{self, Json};
+use crate::service::room_view::{Access, RoomView, membership_known_at};
+use crate::service::timeline::{Boundary, Page, Seen, walk};
+use crate::store::account_data::AccountData;
+use crate::store::events::Stretch;
+use crate::store::memberships::RoomOfUser;
+use crate::store::remote_memberships::{RemoteMembership, Section};
+use crate::store::{EventKey, Place};
+
+/// One room of `rooms.invite`.
+#[derive(Serialize)]
+pub struct InvitedRoom {
+    invite_state: Events,
+}
+
+/// One room of `rooms.knock`.
+#[derive(Serialize)]
+pub struct KnockedRoom {
+    knock_state: Events,
+}
+
+/// One room of `rooms.leave`.
+#[derive(Serialize)]
+pub struct LeftRoom {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<Events>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_after: Option<Events>,
+    timeline: Timeline,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    account_data: Events,
+}
+
+/// Adds the rooms that the user is not in and that have something for the client.
+pub fn collect(
+    context: &Context<'_>,
+    account_data: &BTreeMap<RoomId, Vec<AccountData>>,
+    rooms: &mut Rooms,
+) -> Result<()> {
+    for of_user in context.db.rooms_of_since(context.user, context.since())? {
+        if of_user.forgotten || !context.wants_room(&of_user.room_id) {
+            continue;
+        }
+        let room_id = of_user.room_id.clone();
+        match of_user.membership {
+            Membership::Join => {}
+            Membership::Invite => {
+                rooms.invite.insert(room_id, InvitedRoom { invite_state: stripped(context, &of_user)? });
+            }
+            Membership::Knock => {
+                rooms.knock.insert(room_id, KnockedRoom { knock_state: stripped(context, &of_user)? });
+            }
+            Membership::Leave | Membership::Ban => {
+                let data = account_data.get(&room_id).map_or(&[][..], Vec::as_slice);
+                if let Some(left) = left_room(context, &of_user, data)? {
+                    rooms.leave.insert(room_id, left);
+                }
+            }
+        }
+    }
+    for row in context.db.remote_memberships_of(context.user, context.since())? {
+        if context.wants_room(&row.room_id) {
+            remote(context, &row, rooms)?;
+        }
+    }
+    Ok(())
+}
+
+/// The stripped state of a room of this server, as those invited or knocking get it.
+fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
+    let own = context.db.pdu_by_key(of_user.event)?;
+    let mut events = Events::default();
+    for event_type in STRIPPED_TYPES {
+        if let Some(event) = context.db.state_event(of_user.room, event_type, "")? {
+            events.events.push(stripped_event(&event)?);
+        }
+    }
+    if own.sender() != context.user {
+        // The inviter, so that the invitation can show a name and a face.
+        if let Some(inviter) = context.db.state_event(of_user.room, "m.room.member", own.sender().as_str())? {
+            events.events.push(stripped_event(&inviter)?);
+        }
+    }
+    events.events.push(stripped_event(&own)?);
+    Ok(events)
+}
+
+fn stripped_event(event: &Pdu) -> Result<Json> {
+    to_raw_value(&strip(event)).map_err(Error::internal)
+}
+
+/// A room that the user left, was kicked or banned from, or whose invite or knock came to nothing.
+fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) -> Result<Option<LeftRoom>> {
+    if context.request.since.is_none() && !context.request.filter.room.include_leave {
+        return Ok(None);
+    }
+    let room = context.db.room_by_key(of_user.room)?;
+    let view = RoomView::new(context.db, &room, context.user)?;
+    let page = left_page(context, &view, of_user)?;
+    let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
+    let state = match view.access {
+        Access::Left { at } => {
+            let was_joined = match context.request.since {
+                Some(since) => {
+                    membership_known_at(context.db, &room, context.user, since)? == Some(Membership::Join)
+                }
+                None => false,
+            };
+            // Of a room left before the client last looked only the membership is news.
+            let had_it_all = context.request.since.is_some_and(|since| at <= since);
+            let need = Need {
+                since: if was_joined || had_it_all { context.request.since } else { None },
+                start: first_place(&page).map_or(at, |place| place.stream - 1),
+                end: at,
+                timeline: &keys,
+                members: None,
+            };
+            state::section(context, &room, &need)?.events
+        }
+        _ => own_event_if_after(context, &view, &page)?,
+    };
+    let (state, state_after) =
+        if context.request.state_after { (None, Some(state)) } else { (Some(state), None) };
+    Ok(Some(LeftRoom {
+        state,
+        state_after,
+        timeline: joined::timeline(context, &view, page, false)?,
+        account_data: context.room_account_data(&room.room_id, data)?,
+    }))
+}
+
+fn first_place(page: &Page) -> Option<Place> {
+    page.events.last().and_then(|seen| seen.event.place)
+}
+
+/// The timeline up to the leave, newest first; it always has the event that took the user out.
+fn left_page(context: &Context<'_>, view: &RoomView<'_>, of_user: &RoomOfUser) -> Result<Page> {
+    let filter = &context.request.filter.room.timeline;
+    let own = context.db.event_by_key(of_user.event)?;
+    let mut page = match view.access {
+        Access::Left { at } => {
+            let known = match context.request.since {
+                Some(since) => membership_known_at(context.db, view.room, context.user, since)?,
+                None => None,
+            };
+            let to = match context.request.since {
+                Some(since) if known == Some(Membership::Join) || at <= since => Place::live(since),
+                _ => Place::START,
+            };
+            let from = Boundary::at(at).start_back();
+            let stretch = Stretch { from, to, limit: 0, backwards: true };
+            if to < from {
+                walk(view, filter, stretch, filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))?
+            } else {
+                Page { events: Vec::new(), stopped_at: None }
+            }
+        }
+        _ => Page { events: Vec::new(), stopped_at: None },
+    };
+    let told = page.events.iter().any(|seen| seen.event.key == own.key);
+    if !told && own.place.is_some() {
+        let membership = of_user.membership;
+        page.events.insert(0, Seen { event: own, membership });
+    }
+    Ok(page)
+}
+
+/// Who was never in the room gets no state, but for the membership itself where the client reads nothing else.
+fn own_event_if_after(context: &Context<'_>, view: &RoomView<'_>, page: &Page) -> Result<Events> {
+    let mut events = Events::default();
+    if context.request.state_after {
+        for seen in &page.events {
+            events.events.push(client_format::full(
+                view,
+                &context.style,
+                &seen.event,
+                Some(seen.membership),
+            )?);
+        }
+    }
+    Ok(events)
+}
+
+/// A membership in a room that this server is not in.
+fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> Result<()> {
+    let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
+    let room_id = row.room_id.clone();
+    match section {
+        Section::Invite => {
+            rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
+        }
+        Section::Knock => {
+            rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
+        }
+        Section::Leave => {
+            if context.request.since.is_some() || context.request.filter.room.include_leave {
+                rooms.leave.insert(room_id, remote_left(context, row, event)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
+    let mut events = Events::default();
+    for event in &row.stripped_state {
+        events.events.push(to_raw_value(event).map_err(Error::internal)?);
+    }
+    events.events.push(stripped_event(own)?);
+    Ok(events)
+}
+
+/// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over.
+fn remote_left(context: &Context<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
+    let written = || client_format::of_remote_room(&context.style, event, row.previous.as_ref());
+    let (state, state_after) = if context.request.state_after {
+        (None, Some(Events { events: vec![written()?] }))
+    } else {
+        (Some(Events::default()), None)
+    };
+    Ok(LeftRoom {
+        state,
+        state_after,
+        timeline: Timeline {
+            events: vec![written()?],
+            limited: false,
+            prev_batch: Boundary::at(context.since()).to_string(),
+        },
+        account_data: Events::default(),
+    })
+}

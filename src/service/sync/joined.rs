@@ -1,0 +1,206 @@
+//! `rooms.join`: the rooms that the user is in.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::state::{self, Need};
+use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Timeline};
+use crate::error::Result;
+use crate::protocol::pdu::Membership;
+use crate::protocol::{RoomId, UserId};
+use crate::service::client_format;
+use crate::service::room_view::{Access, RoomView, membership_known_at};
+use crate::service::timeline::{Boundary, Page, walk};
+use crate::store::account_data::AccountData;
+use crate::store::events::Stretch;
+use crate::store::{EventKey, Place, Room, RoomKey};
+
+/// One room of `rooms.join`.
+#[derive(Serialize)]
+pub struct JoinedRoom {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<Events>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_after: Option<Events>,
+    timeline: Timeline,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    account_data: Events,
+    unread_notifications: Value,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    #[serde(rename = "m.heroes", skip_serializing_if = "Option::is_none")]
+    heroes: Option<Vec<UserId>>,
+    #[serde(rename = "m.joined_member_count")]
+    joined: u64,
+    #[serde(rename = "m.invited_member_count")]
+    invited: u64,
+}
+
+/// "This should be the first 5 members of the room."
+const HEROES: i64 = 5;
+
+/// The rooms that the user is in and that have something for the client. `account_data` is what changed, by room.
+pub fn collect(
+    context: &Context<'_>,
+    account_data: &BTreeMap<RoomId, Vec<AccountData>>,
+) -> Result<BTreeMap<RoomId, JoinedRoom>> {
+    let mut rooms = BTreeMap::new();
+    for key in rooms_to_look_at(context, account_data)? {
+        let room = context.db.room_by_key(key)?;
+        if !context.wants_room(&room.room_id) {
+            continue;
+        }
+        let data = account_data.get(&room.room_id).map_or(&[][..], Vec::as_slice);
+        if let Some(joined) = joined_room(context, &room, data)? {
+            rooms.insert(room.room_id, joined);
+        }
+    }
+    Ok(rooms)
+}
+
+fn rooms_to_look_at(
+    context: &Context<'_>,
+    account_data: &BTreeMap<RoomId, Vec<AccountData>>,
+) -> Result<BTreeSet<RoomKey>> {
+    let everything = context.request.since.is_none() || context.request.full_state;
+    // A membership's own change counts by itself: the event that brings us into a room may be no news to the room.
+    let mut memberships =
+        context.db.rooms_of_since(context.user, if everything { 0 } else { context.since() })?;
+    memberships.retain(|room| room.membership == Membership::Join);
+    let mut rooms: BTreeSet<RoomKey> = memberships.into_iter().map(|room| room.room).collect();
+    if !everything {
+        rooms.extend(context.db.joined_rooms_with_news(context.user, context.since())?);
+        for room_id in account_data.keys() {
+            if let Some(room) = context.db.room(room_id)?
+                && context.db.membership(room.key, context.user)? == Some(Membership::Join)
+            {
+                rooms.insert(room.key);
+            }
+        }
+    }
+    Ok(rooms)
+}
+
+fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Result<Option<JoinedRoom>> {
+    let view = RoomView::new(context.db, room, context.user)?;
+    let Access::Joined { since: joined_at } = view.access else { return Ok(None) };
+    let newly_joined = match context.request.since {
+        Some(since) if joined_at > since => {
+            membership_known_at(context.db, room, context.user, since)? != Some(Membership::Join)
+        }
+        _ => false,
+    };
+    let page = timeline_page(context, &view, newly_joined)?;
+    let whole = context.request.since.is_none() || context.request.full_state || newly_joined;
+    let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
+    // With lazy loading the heroes' memberships belong into a whole state, so they are needed before it.
+    let heroes = if whole { heroes(context, room)? } else { None };
+    let lazy = context.request.filter.room.state.lazy_load_members;
+    let members = lazy.then(|| lazy_members(context, &page, whole)).map(|mut members| {
+        if whole {
+            members.extend(heroes.iter().flatten().cloned());
+        }
+        members
+    });
+    let need = Need {
+        since: if whole { None } else { context.request.since },
+        start: page
+            .events
+            .last()
+            .and_then(|seen| seen.event.place)
+            .map_or(i64::MAX, |place| place.stream - 1),
+        end: i64::MAX,
+        timeline: &keys,
+        members: members.as_ref(),
+    };
+    let state = state::section(context, room, &need)?;
+    let account_data = context.room_account_data(&room.room_id, data)?;
+    let nothing = page.events.is_empty() && state.events.is_empty() && account_data.is_empty();
+    if nothing && !whole && page.stopped_at.is_none() {
+        return Ok(None);
+    }
+    let summary = if state.members_changed {
+        let heroes = if whole { heroes } else { self::heroes(context, room)? };
+        Some(Summary { heroes, joined: room.joined, invited: room.invited })
+    } else {
+        None
+    };
+    let (state, state_after) =
+        if context.request.state_after { (None, Some(state.events)) } else { (Some(state.events), None) };
+    Ok(Some(JoinedRoom {
+        summary,
+        state,
+        state_after,
+        timeline: timeline(context, &view, page, newly_joined)?,
+        account_data,
+        // Nothing is counted yet, and so nothing is claimed to be unread.
+        unread_notifications: json!({"highlight_count": 0, "notification_count": 0}),
+    }))
+}
+
+/// The latest events that the client has not seen, newest first.
+fn timeline_page(context: &Context<'_>, view: &RoomView<'_>, newly_joined: bool) -> Result<Page> {
+    let filter = &context.request.filter.room.timeline;
+    if !filter.wants_room(view.room.room_id.as_str()) {
+        return Ok(Page { events: Vec::new(), stopped_at: None });
+    }
+    let to = match context.request.since {
+        Some(since) if !newly_joined => Place::live(since),
+        _ => Place::START,
+    };
+    let stretch = Stretch { from: Place::END, to, limit: 0, backwards: true };
+    walk(view, filter, stretch, filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))
+}
+
+/// A page that was walked backwards, as the timeline of a room.
+pub(super) fn timeline(
+    context: &Context<'_>,
+    view: &RoomView<'_>,
+    page: Page,
+    newly_joined: bool,
+) -> Result<Timeline> {
+    let oldest = page.events.last().and_then(|seen| seen.event.place);
+    let prev_batch = match (oldest, page.stopped_at) {
+        (Some(place), _) => Boundary::before(place),
+        (None, Some(boundary)) => boundary,
+        (None, None) => Boundary::at(context.since()),
+    };
+    let mut events = Vec::with_capacity(page.events.len());
+    for seen in page.events.iter().rev() {
+        events.push(client_format::full(view, &context.style, &seen.event, Some(seen.membership))?);
+    }
+    Ok(Timeline {
+        events,
+        // A client that was in the room before must not join the new timeline to the one it has.
+        limited: page.stopped_at.is_some() || newly_joined,
+        prev_batch: prev_batch.to_string(),
+    })
+}
+
+/// Whose membership a client with lazy loading needs: those who speak in the timeline, and the user's own when the state
+/// is told whole.
+fn lazy_members(context: &Context<'_>, page: &Page, whole: bool) -> BTreeSet<UserId> {
+    let mut members: BTreeSet<UserId> =
+        page.events.iter().map(|seen| seen.event.pdu.sender().clone()).collect();
+    if whole {
+        members.insert(context.user.clone());
+    }
+    members
+}
+
+/// The heroes of a room that has neither name nor alias to call it by.
+fn heroes(context: &Context<'_>, room: &Room) -> Result<Option<Vec<UserId>>> {
+    for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+        let event = context.db.state_event(room.key, event_type, "")?;
+        if event.and_then(|event| event.content_str(field)).is_some_and(|text| !text.is_empty()) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(context.db.heroes(room.key, context.user, HEROES)?))
+}

@@ -1,0 +1,231 @@
+//! `GET /sync`: what is new for one client since a position of the stream.
+//!
+//! Everything is read from one snapshot of the database, whose position becomes `next_batch`: nothing can fall between
+//! two answers. `joined` has the rooms that the user is in, `away` the invites, knocks and rooms left, `state` works out
+//! which state the client lacks.
+
+mod away;
+mod joined;
+mod state;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::protocol::filter::Filter;
+use crate::protocol::{RoomId, UserId};
+use crate::service::Homeserver;
+use crate::service::client_format::{Json, Style};
+use crate::service::push_rules::default_ruleset;
+use crate::store::Db;
+use crate::store::account_data::AccountData;
+
+/// Events in a timeline when the filter names no limit.
+const DEFAULT_TIMELINE: usize = 10;
+/// Events in a timeline whatever the filter says.
+const MAX_TIMELINE: usize = 100;
+
+/// What a client asks of `/sync`.
+pub struct SyncRequest {
+    /// The filter in force.
+    pub filter: Filter,
+    /// The position that the client has seen; none for an initial sync.
+    pub since: Option<i64>,
+    /// Whether all state is wanted, whatever the client has.
+    pub full_state: bool,
+    /// Whether state is told as of the end of the timeline (`state_after`) instead of its start (`state`).
+    pub state_after: bool,
+}
+
+/// What `/sync` answers.
+pub struct SyncAnswer {
+    /// The position that the answer covers.
+    pub position: i64,
+    /// Whether there is nothing new in it.
+    pub is_empty: bool,
+    /// The body, JSON.
+    pub body: Vec<u8>,
+}
+
+#[derive(Serialize)]
+struct Body {
+    next_batch: String,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    account_data: Events,
+    #[serde(skip_serializing_if = "Rooms::is_empty")]
+    rooms: Rooms,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_one_time_keys_count: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_unused_fallback_key_types: Option<Value>,
+}
+
+/// `{"events": […]}`.
+#[derive(Default, Serialize)]
+struct Events {
+    events: Vec<Json>,
+}
+
+impl Events {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+}
+
+/// The timeline of one room.
+#[derive(Serialize)]
+struct Timeline {
+    events: Vec<Json>,
+    limited: bool,
+    prev_batch: String,
+}
+
+#[derive(Default, Serialize)]
+struct Rooms {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    join: BTreeMap<RoomId, joined::JoinedRoom>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    invite: BTreeMap<RoomId, away::InvitedRoom>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    knock: BTreeMap<RoomId, away::KnockedRoom>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    leave: BTreeMap<RoomId, away::LeftRoom>,
+}
+
+impl Rooms {
+    fn is_empty(&self) -> bool {
+        self.join.is_empty() && self.invite.is_empty() && self.knock.is_empty() && self.leave.is_empty()
+    }
+}
+
+/// What every part of one answer needs.
+struct Context<'c> {
+    db: &'c Db<'c>,
+    user: &'c UserId,
+    request: &'c SyncRequest,
+    style: Style<'c>,
+    position: i64,
+}
+
+impl Context<'_> {
+    /// The position that the client has seen; 0, which is before everything, in an initial sync.
+    fn since(&self) -> i64 {
+        self.request.since.unwrap_or(0)
+    }
+
+    fn wants_room(&self, room: &RoomId) -> bool {
+        self.request.filter.room.wants_room(room.as_str())
+    }
+
+    /// The user's account data of a room, as far as the filter wants it.
+    fn room_account_data(&self, room: &RoomId, entries: &[AccountData]) -> Result<Events> {
+        let filter = &self.request.filter.room.account_data;
+        let mut events = Events::default();
+        if filter.wants_room(room.as_str()) {
+            for entry in entries.iter().filter(|entry| filter.wants_type(&entry.event_type)) {
+                events.events.push(basic_event(&entry.event_type, &entry.content)?);
+            }
+        }
+        Ok(events)
+    }
+}
+
+impl Homeserver {
+    /// What is new for the user's device, from one snapshot. Errors: 400 `M_INVALID_PARAM` for a position that this
+    /// server has not reached.
+    pub fn sync(&self, user: &UserId, device: Option<&str>, request: &SyncRequest) -> Result<SyncAnswer> {
+        let now = self.clock.now_ms();
+        self.store.read(|db| {
+            let position = db.snapshot_position()?;
+            if request.since.is_some_and(|since| since > position) {
+                return Err(Error::invalid_param("The since token is none of this server's"));
+            }
+            let filter = &request.filter;
+            let style = Style {
+                room_ids: false,
+                format: filter.event_format,
+                fields: filter.event_fields.as_deref(),
+                ..Style::usual(user, device, now)
+            };
+            answer(&Context { db, user, request, style, position })
+        })
+    }
+}
+
+fn answer(context: &Context<'_>) -> Result<SyncAnswer> {
+    let data = context.db.account_data_since(context.user, context.since(), context.position)?;
+    let mut global = Vec::new();
+    let mut of_rooms: BTreeMap<RoomId, Vec<AccountData>> = BTreeMap::new();
+    for entry in data {
+        match &entry.room_id {
+            None => global.push(entry),
+            Some(room) => of_rooms.entry(room.clone()).or_default().push(entry),
+        }
+    }
+    let mut rooms = Rooms { join: joined::collect(context, &of_rooms)?, ..Rooms::default() };
+    away::collect(context, &of_rooms, &mut rooms)?;
+    let device = context.style.device;
+    let body = Body {
+        next_batch: format!("s{}", context.position),
+        account_data: global_account_data(context, &global)?,
+        rooms,
+        // Devices have no keys here yet, and are told so instead of being left to guess.
+        device_one_time_keys_count: device.map(|_| json!({"signed_curve25519": 0})),
+        device_unused_fallback_key_types: device.map(|_| json!([])),
+    };
+    Ok(SyncAnswer {
+        position: context.position,
+        is_empty: body.account_data.is_empty() && body.rooms.is_empty(),
+        body: serde_json::to_vec(&body).map_err(Error::internal)?,
+    })
+}
+
+/// Global account data that changed; an initial sync also has the push rules, which every account has.
+fn global_account_data(context: &Context<'_>, entries: &[AccountData]) -> Result<Events> {
+    let filter = &context.request.filter.account_data;
+    let mut events = Events::default();
+    if context.request.since.is_none() && filter.wants_type("m.push_rules") {
+        let rules = json!({"global": default_ruleset(context.user)});
+        events.events.push(basic_event("m.push_rules", &rules.to_string())?);
+    }
+    for entry in entries.iter().filter(|entry| filter.wants_type(&entry.event_type)) {
+        events.events.push(basic_event(&entry.event_type, &entry.content)?);
+    }
+    Ok(events)
+}
+
+/// An event that is nothing but a type and a content. `content` is JSON.
+fn basic_event(event_type: &str, content: &str) -> Result<Json> {
+    #[derive(Serialize)]
+    struct Basic<'b> {
+        content: &'b RawValue,
+        #[serde(rename = "type")]
+        event_type: &'b str,
+    }
+    let content = serde_json::from_str(content).map_err(Error::internal)?;
+    to_raw_value(&Basic { content, event_type }).map_err(Error::internal)
+}
+
+/// Reads a token of `next_batch`: `s` and the position. Errors: 400 `M_INVALID_PARAM`.
+pub fn parse_since(token: &str) -> Result<i64> {
+    let wrong = || Error::invalid_param("The since token is none of this server's");
+    let digits = token.strip_prefix('s').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    digits.ok_or_else(wrong)?.parse().map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tokens_of_our_own_making_are_read() {
+        assert_eq!(parse_since("s0").unwrap(), 0);
+        assert_eq!(parse_since("s815").unwrap(), 815);
+        for wrong in ["", "s", "815", "s-1", "s+1", "s1_2", "s 1", "t1", "s99999999999999999999"] {
+            assert!(parse_since(wrong).is_err(), "{wrong}");
+        }
+    }
+}

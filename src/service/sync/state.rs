@@ -1,0 +1,144 @@
+//! Which state of a room a client lacks.
+//!
+//! A client without `state_after` applies the `state` section first and then every state event of the timeline. So the
+//! section has, for each slot of the state, what the client needs *before* the timeline: if the slot's last event is in
+//! the timeline, its value at the timeline's start; else (the filter kept it out, the gap swallowed it, or resolution
+//! brought it about) its value at the end. With `state_after` it is always the value at the end.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::{Context, Events};
+use crate::error::Result;
+use crate::protocol::UserId;
+use crate::service::client_format;
+use crate::store::{EventKey, Room};
+
+/// What to work the state out for.
+pub struct Need<'n> {
+    /// The position whose state the client has; none if it needs all.
+    pub since: Option<i64>,
+    /// The position right before the timeline.
+    pub start: i64,
+    /// The position at the end of the timeline; `i64::MAX` for the present.
+    pub end: i64,
+    /// The events of the timeline.
+    pub timeline: &'n HashSet<EventKey>,
+    /// With lazy loading, those whose membership the client needs in any case; none if it gets all memberships.
+    pub members: Option<&'n BTreeSet<UserId>>,
+}
+
+/// The state section, and whether memberships changed since the client looked last.
+pub struct Section {
+    /// The events.
+    pub events: Events,
+    /// Whether any membership changed.
+    pub members_changed: bool,
+}
+
+/// The state that the client lacks, filtered and written.
+pub fn section(context: &Context<'_>, room: &Room, need: &Need<'_>) -> Result<Section> {
+    let mut keys = BTreeSet::new();
+    let members_changed = match need.since {
+        None => {
+            whole(context, room, need, &mut keys)?;
+            true
+        }
+        Some(since) => changes(context, room, need, since, &mut keys)?,
+    };
+    if let Some(members) = need.members {
+        add_members(context, room, need, members, &mut keys)?;
+    }
+    let filter = &context.request.filter.room.state;
+    let mut events = Events::default();
+    if filter.wants_room(room.room_id.as_str()) {
+        for key in keys {
+            let event = context.db.event_by_key(key)?;
+            if filter.wants_everything() || filter.wants(&event.pdu) {
+                events.events.push(client_format::state(context.db, &context.style, &event)?);
+            }
+        }
+    }
+    Ok(Section { events, members_changed })
+}
+
+/// All state, but for memberships if they are loaded lazily.
+fn whole(context: &Context<'_>, room: &Room, need: &Need<'_>, keys: &mut BTreeSet<EventKey>) -> Result<()> {
+    let lazy = need.members.is_some();
+    if need.end == i64::MAX {
+        keys.extend(context.db.current_state_keys(room.key, lazy.then_some("m.room.member"))?);
+    } else {
+        for key in context.db.slots_as_of(room.key, need.end)?.into_values() {
+            if !lazy || context.db.pdu_by_key(key)?.event_type() != "m.room.member" {
+                keys.insert(key);
+            }
+        }
+    }
+    if context.request.state_after {
+        return Ok(());
+    }
+    for change in context.db.state_changes_between(room.key, need.start, need.end)? {
+        let Some(after) = change.after.filter(|after| need.timeline.contains(after)) else { continue };
+        keys.remove(&after);
+        if !(lazy && change.event_type == "m.room.member") {
+            keys.extend(change.before.filter(|before| !need.timeline.contains(before)));
+        }
+    }
+    // What came with the room has no history: the join that brought us in is in the timeline and nowhere else.
+    keys.retain(|key| !need.timeline.contains(key));
+    Ok(())
+}
+
+/// What changed since the client looked last; and whether memberships are among it.
+fn changes(
+    context: &Context<'_>,
+    room: &Room,
+    need: &Need<'_>,
+    since: i64,
+    keys: &mut BTreeSet<EventKey>,
+) -> Result<bool> {
+    let changes = context.db.state_changes_between(room.key, since, need.end)?;
+    let members_changed = changes.iter().any(|change| change.event_type == "m.room.member");
+    if context.request.state_after {
+        keys.extend(changes.iter().filter_map(|change| change.after));
+        return Ok(members_changed);
+    }
+    let within: HashMap<_, _> = context
+        .db
+        .state_changes_between(room.key, need.start.max(since), need.end)?
+        .into_iter()
+        .map(|change| ((change.event_type, change.state_key), change.before))
+        .collect();
+    for change in changes {
+        let Some(after) = change.after else { continue };
+        if !need.timeline.contains(&after) {
+            keys.insert(after);
+            continue;
+        }
+        let at_start = within.get(&(change.event_type, change.state_key)).copied().unwrap_or(Some(after));
+        if at_start != change.before {
+            keys.extend(at_start.filter(|at_start| !need.timeline.contains(at_start)));
+        }
+    }
+    Ok(members_changed)
+}
+
+/// The membership events of certain users, at the same point as the rest of the section.
+fn add_members(
+    context: &Context<'_>,
+    room: &Room,
+    need: &Need<'_>,
+    members: &BTreeSet<UserId>,
+    keys: &mut BTreeSet<EventKey>,
+) -> Result<()> {
+    for user in members {
+        let at_end = context.db.state_event_as_of(room.key, "m.room.member", user.as_str(), need.end)?;
+        let key = match at_end {
+            Some(key) if !context.request.state_after && need.timeline.contains(&key) => {
+                context.db.state_event_as_of(room.key, "m.room.member", user.as_str(), need.start)?
+            }
+            other => other,
+        };
+        keys.extend(key.filter(|key| context.request.state_after || !need.timeline.contains(key)));
+    }
+    Ok(())
+}

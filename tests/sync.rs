@@ -1,0 +1,606 @@
+//! `/sync` over a real socket: what a client is told, what it is not told twice, and how it waits.
+
+use std::time::{Duration, Instant};
+
+use doorstep::TestServer;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+const V3: &str = "/_matrix/client/v3";
+
+fn room_path(room: &str, rest: &str) -> String {
+    format!("{V3}/rooms/{}/{rest}", segment(room))
+}
+
+/// One `/sync` with these query parameters.
+#[track_caller]
+fn sync(user: &TestUser, query: &str) -> Value {
+    user.get(&format!("{V3}/sync?{query}"))
+}
+
+fn filter(filter: &Value) -> String {
+    format!("filter={}", segment(&filter.to_string()))
+}
+
+fn next(answer: &Value) -> String {
+    format!("since={}", answer["next_batch"].as_str().expect("next_batch"))
+}
+
+fn types(events: &Value) -> Vec<&str> {
+    let events = events["events"].as_array().unwrap_or_else(|| panic!("no events in {events}"));
+    events.iter().map(|e| e["type"].as_str().expect("a type")).collect()
+}
+
+fn bodies(events: &Value) -> Vec<&str> {
+    let events = events["events"].as_array().unwrap_or_else(|| panic!("no events in {events}"));
+    events.iter().filter_map(|e| e["content"]["body"].as_str()).collect()
+}
+
+fn members(events: &Value) -> Vec<&str> {
+    let events = events["events"].as_array().unwrap_or_else(|| panic!("no events in {events}"));
+    let of = events.iter().filter(|e| e["type"] == "m.room.member");
+    let mut members: Vec<_> = of.map(|e| e["state_key"].as_str().expect("a state key")).collect();
+    members.sort_unstable();
+    members
+}
+
+fn rooms(answer: &Value, section: &str) -> Vec<String> {
+    answer["rooms"][section].as_object().map(|rooms| rooms.keys().cloned().collect()).unwrap_or_default()
+}
+
+#[test]
+fn a_small_new_room_fits_into_its_timeline_and_has_no_other_state() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let answer = sync(&alice, "");
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(types(&joined["timeline"])[..3], ["m.room.create", "m.room.member", "m.room.power_levels"]);
+    assert_eq!(joined["timeline"]["limited"], false);
+    assert_eq!(joined["state"]["events"], json!([]));
+    assert!(joined.get("state_after").is_none());
+    assert_eq!(joined["unread_notifications"], json!({"highlight_count": 0, "notification_count": 0}));
+    assert_eq!(answer["device_one_time_keys_count"], json!({"signed_curve25519": 0}));
+    let data = types(&answer["account_data"]);
+    assert_eq!(data, ["m.push_rules"]);
+}
+
+#[test]
+fn state_and_timeline_of_an_initial_sync_make_the_room_without_repeats() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room_with(json!({"preset": "public_chat", "name": "One"}));
+    alice.set_state(&room, "m.room.name", "", json!({"name": "Two"}));
+    for n in 0..9 {
+        alice.send(&room, &n.to_string());
+    }
+    alice.set_state(&room, "m.room.name", "", json!({"name": "Three"}));
+    let answer = sync(&alice, "");
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(joined["timeline"]["limited"], true);
+    assert_eq!(bodies(&joined["timeline"]), ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);
+    let name = |events: &Value| -> Vec<Value> {
+        let of = events["events"].as_array().unwrap().iter().filter(|e| e["type"] == "m.room.name");
+        of.map(|e| e["content"]["name"].clone()).collect()
+    };
+    assert_eq!(name(&joined["state"]), [json!("Two")], "the name before the timeline");
+    assert_eq!(name(&joined["timeline"]), [json!("Three")]);
+    assert!(types(&joined["state"]).contains(&"m.room.create"));
+    // The same with the state after the timeline.
+    for parameter in ["use_state_after", "org.matrix.msc4222.use_state_after"] {
+        let answer = sync(&alice, &format!("{parameter}=true"));
+        let joined = &answer["rooms"]["join"][&room];
+        assert!(joined.get("state").is_none());
+        assert_eq!(name(&joined["state_after"]), [json!("Three")]);
+    }
+}
+
+#[test]
+fn an_incremental_sync_has_only_what_is_new() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let (room, quiet) = (alice.create_room(), alice.create_room());
+    bob.join(&room);
+    bob.join(&quiet);
+    let (of_alice, of_bob) = (sync(&alice, ""), sync(&bob, ""));
+    let path = room_path(&room, "send/m.room.message/txn7");
+    let event_id = alice.put(&path, json!({"msgtype": "m.text", "body": "hi"}))["event_id"].clone();
+
+    let answer = sync(&alice, &next(&of_alice));
+    assert_eq!(rooms(&answer, "join"), [room.clone()]);
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(joined["state"]["events"], json!([]));
+    assert_eq!(joined["timeline"]["limited"], false);
+    assert!(joined.get("summary").is_none());
+    let event = &joined["timeline"]["events"][0];
+    assert_eq!(event["event_id"], event_id);
+    assert_eq!(event["sender"], alice.id());
+    assert_eq!(event["content"], json!({"msgtype": "m.text", "body": "hi"}));
+    assert_eq!(event["unsigned"]["transaction_id"], "txn7");
+    assert_eq!(event["unsigned"]["membership"], "join");
+    assert!(event["unsigned"]["age"].as_i64().unwrap() >= 0);
+
+    let answer = sync(&bob, &next(&of_bob));
+    let event = &answer["rooms"]["join"][&room]["timeline"]["events"][0];
+    assert_eq!(event["event_id"], event_id);
+    assert!(event["unsigned"].get("transaction_id").is_none(), "only the sending device knows it");
+    let nothing = sync(&bob, &next(&answer));
+    assert!(nothing.get("rooms").is_none() && nothing.get("account_data").is_none(), "{nothing}");
+}
+
+#[test]
+fn a_gap_is_marked_and_can_be_filled_and_its_state_is_told() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    let before = sync(&alice, "");
+    alice.send(&room, "gap 1");
+    alice.set_state(&room, "m.room.topic", "", json!({"topic": "in the gap"}));
+    bob.join(&room);
+    for n in 0..10 {
+        alice.send(&room, &n.to_string());
+    }
+    alice.set_state(&room, "m.room.name", "", json!({"name": "in the timeline"}));
+    let answer = sync(&alice, &next(&before));
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(joined["timeline"]["limited"], true);
+    assert_eq!(joined["timeline"]["events"].as_array().unwrap().len(), 10);
+    assert_eq!(types(&joined["state"]), ["m.room.topic", "m.room.member"]);
+    assert_eq!(joined["summary"]["m.joined_member_count"], 2);
+    // The gap, from the token of the last sync up to the start of the timeline.
+    let from = joined["timeline"]["prev_batch"].as_str().unwrap();
+    let to = before["next_batch"].as_str().unwrap();
+    let gap = alice.get(&room_path(&room, &format!("messages?dir=b&from={from}&to={to}&limit=100")));
+    let gap: Vec<_> = gap["chunk"].as_array().unwrap().iter().map(|e| e["type"].as_str().unwrap()).collect();
+    assert_eq!(gap, ["m.room.message", "m.room.member", "m.room.topic", "m.room.message"]);
+
+    let after = sync(&alice, &format!("{}&use_state_after=true", next(&before)));
+    let state_after = &after["rooms"]["join"][&room]["state_after"];
+    assert_eq!(types(state_after), ["m.room.topic", "m.room.member", "m.room.name"]);
+}
+
+#[test]
+fn state_that_a_filter_keeps_out_of_the_timeline_is_told_as_state() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let only_messages = filter(&json!({"room": {"timeline": {"types": ["m.room.message"]}}}));
+    let before = sync(&alice, &only_messages);
+    alice.send(&room, "one");
+    alice.set_state(&room, "m.room.name", "", json!({"name": "Name"}));
+    alice.send(&room, "two");
+    let answer = sync(&alice, &format!("{only_messages}&{}", next(&before)));
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(bodies(&joined["timeline"]), ["one", "two"]);
+    assert_eq!(joined["timeline"]["limited"], false);
+    assert_eq!(types(&joined["state"]), ["m.room.name"]);
+}
+
+#[test]
+fn a_newly_joined_room_comes_whole_and_with_a_limited_timeline() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({"preset": "public_chat", "name": "Here"}));
+    for n in 0..12 {
+        alice.send(&room, &n.to_string());
+    }
+    let before = sync(&bob, "");
+    bob.join(&room);
+    bob.put(&format!("{V3}/profile/{}/displayname", segment(bob.id())), json!({"displayname": "Bob"}));
+    let answer = sync(&bob, &next(&before));
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(joined["timeline"]["limited"], true);
+    assert!(types(&joined["state"]).contains(&"m.room.create"));
+    assert!(types(&joined["state"]).contains(&"m.room.name"));
+    assert_eq!(members(&joined["state"]), [alice.id()]);
+    assert_eq!(members(&joined["timeline"]), [bob.id(), bob.id()], "the join and the name");
+    assert_eq!(joined["summary"]["m.joined_member_count"], 2);
+    // Out and in again between two syncs: whole again.
+    bob.leave(&room);
+    bob.join(&room);
+    let again = sync(&bob, &next(&answer));
+    assert_eq!(rooms(&again, "join"), [room.clone()]);
+    assert_eq!(rooms(&again, "leave"), Vec::<String>::new());
+}
+
+#[test]
+fn a_left_room_is_told_once_and_up_to_the_leave() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let before = sync(&bob, "");
+    alice.send(&room, "heard");
+    bob.leave(&room);
+    alice.send(&room, "not heard");
+    alice.set_state(&room, "m.room.name", "", json!({"name": "secret"}));
+    let answer = sync(&bob, &next(&before));
+    assert_eq!(rooms(&answer, "join"), Vec::<String>::new());
+    let left = &answer["rooms"]["leave"][&room];
+    assert_eq!(types(&left["timeline"]), ["m.room.message", "m.room.member"]);
+    assert_eq!(bodies(&left["timeline"]), ["heard"]);
+    assert_eq!(left["timeline"]["events"][1]["unsigned"]["membership"], "leave");
+    assert_eq!(left["state"]["events"], json!([]));
+    let later = sync(&bob, &next(&answer));
+    assert_eq!(rooms(&later, "leave"), Vec::<String>::new());
+    // An initial sync has it only if asked, and never with what came after.
+    assert_eq!(rooms(&sync(&bob, ""), "leave"), Vec::<String>::new());
+    let archived = sync(&bob, &filter(&json!({"room": {"include_leave": true}})));
+    let left = &archived["rooms"]["leave"][&room];
+    assert!(bodies(&left["timeline"]).contains(&"heard"));
+    assert!(!archived.to_string().contains("secret") && !archived.to_string().contains("not heard"));
+    // And not at all once it is forgotten.
+    bob.post(&room_path(&room, "forget"), json!({}));
+    let archived = sync(&bob, &filter(&json!({"room": {"include_leave": true}})));
+    assert_eq!(rooms(&archived, "leave"), Vec::<String>::new());
+}
+
+#[test]
+fn a_kick_or_ban_ends_a_room_like_a_leave() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    for verb in ["kick", "ban"] {
+        bob.join(&room);
+        let before = sync(&bob, "");
+        alice.act_on(verb, &room, bob.id());
+        for after in ["", "&use_state_after=true"] {
+            let answer = sync(&bob, &format!("{}{after}", next(&before)));
+            let left = &answer["rooms"]["leave"][&room];
+            let event = &left["timeline"]["events"][0];
+            assert_eq!(event["state_key"], bob.id(), "{verb}");
+            assert_eq!(event["sender"], alice.id(), "{verb}");
+            let state = if after.is_empty() { &left["state"] } else { &left["state_after"] };
+            assert_eq!(members(state).len(), usize::from(!after.is_empty()), "{verb} {after}");
+        }
+    }
+}
+
+#[test]
+fn invites_and_knocks_come_as_stripped_state_and_go_once() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({
+        "preset": "private_chat", "name": "Quiet",
+        "initial_state": [{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}],
+    }));
+    let start = sync(&bob, "");
+    bob.knock_via(&room, &[]);
+    let knocked = sync(&bob, &next(&start));
+    let stripped = &knocked["rooms"]["knock"][&room]["knock_state"];
+    assert!(types(stripped).contains(&"m.room.create") && types(stripped).contains(&"m.room.name"));
+    assert_eq!(members(stripped), [bob.id()]);
+    for event in stripped["events"].as_array().unwrap() {
+        let mut keys: Vec<_> = event.as_object().unwrap().keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["content", "sender", "state_key", "type"]);
+    }
+    assert_eq!(rooms(&sync(&bob, ""), "knock"), [room.clone()], "an initial sync knows of it");
+
+    alice.invite(&room, bob.id());
+    let invited = sync(&bob, &next(&knocked));
+    assert_eq!(rooms(&invited, "knock"), Vec::<String>::new());
+    let stripped = &invited["rooms"]["invite"][&room]["invite_state"];
+    assert_eq!(members(stripped), [alice.id(), bob.id()]);
+    assert!(types(stripped).contains(&"m.room.create"));
+
+    bob.leave(&room);
+    for after in ["", "&use_state_after=true"] {
+        let rejected = sync(&bob, &format!("{}{after}", next(&invited)));
+        assert_eq!(rooms(&rejected, "invite"), Vec::<String>::new());
+        let left = &rejected["rooms"]["leave"][&room];
+        assert_eq!(members(&left["timeline"]), [bob.id()]);
+        assert_eq!(types(&left["timeline"]).len(), 1, "nothing of the room itself");
+        let event = &left["timeline"]["events"][0];
+        assert_eq!(event["unsigned"]["prev_content"]["membership"], "invite");
+        if after.is_empty() {
+            assert_eq!(left["state"]["events"], json!([]));
+        } else {
+            assert_eq!(members(&left["state_after"]), [bob.id()]);
+        }
+        let nothing = sync(&bob, &next(&rejected));
+        assert!(nothing.get("rooms").is_none());
+    }
+}
+
+#[test]
+fn replaced_state_says_what_it_replaced() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let first = alice.set_state(&room, "m.room.name", "", json!({"name": "one"}));
+    let before = sync(&alice, "");
+    alice.set_state(&room, "m.room.name", "", json!({"name": "two"}));
+    let answer = sync(&alice, &next(&before));
+    let event = &answer["rooms"]["join"][&room]["timeline"]["events"][0];
+    assert_eq!(event["unsigned"]["replaces_state"], first);
+    assert_eq!(event["unsigned"]["prev_content"], json!({"name": "one"}));
+}
+
+#[test]
+fn a_redacted_event_comes_redacted() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let event = alice.send(&room, "secret");
+    alice.put(&room_path(&room, &format!("redact/{}/t", segment(&event))), json!({}));
+    let answer = sync(&alice, "");
+    assert!(!answer.to_string().contains("secret"));
+    let events = answer["rooms"]["join"][&room]["timeline"]["events"].as_array().unwrap();
+    let redacted = events.iter().find(|e| e["event_id"] == event).expect("still there");
+    assert_eq!(redacted["unsigned"]["redacted_because"]["type"], "m.room.redaction");
+}
+
+#[test]
+fn members_are_loaded_lazily_if_asked_for() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let others: Vec<TestUser> = (0..6).map(|n| server.user(&format!("user{n}"))).collect();
+    for other in &others {
+        other.join(&room);
+    }
+    for n in 0..10 {
+        others[0].send(&room, &n.to_string());
+    }
+    alice.set_state(&room, "m.room.name", "", json!({"name": "so that there are no heroes"}));
+    let lazy = filter(&json!({"room": {"state": {"lazy_load_members": true}, "timeline": {"limit": 5}}}));
+    let answer = sync(&alice, &lazy);
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(members(&joined["state"]), [alice.id(), others[0].id()], "who speaks, and oneself");
+    assert!(joined["summary"].get("m.heroes").is_none());
+    assert_eq!(joined["summary"]["m.joined_member_count"], 7);
+    others[3].send(&room, "hello");
+    let answer = sync(&alice, &format!("{lazy}&{}", next(&answer)));
+    assert!(members(&answer["rooms"]["join"][&room]["state"]).contains(&others[3].id()));
+    let whole = sync(&alice, &format!("full_state=true&{}", next(&answer)));
+    assert_eq!(members(&whole["rooms"]["join"][&room]["state"]).len(), 7);
+}
+
+#[test]
+fn a_nameless_room_is_called_by_its_heroes() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let room = alice.create_room();
+    bob.join(&room);
+    alice.invite(&room, carol.id());
+    let answer = sync(&alice, "");
+    let summary = &answer["rooms"]["join"][&room]["summary"];
+    assert_eq!(
+        *summary,
+        json!({
+            "m.heroes": [bob.id(), carol.id()],
+            "m.joined_member_count": 2, "m.invited_member_count": 1,
+        })
+    );
+    let lazy = filter(&json!({"room": {"state": {"lazy_load_members": true}, "timeline": {"limit": 1}}}));
+    let answer = sync(&alice, &lazy);
+    assert_eq!(members(&answer["rooms"]["join"][&room]["state"]), [alice.id(), bob.id()]);
+    bob.leave(&room);
+    let answer = sync(&alice, &next(&answer));
+    let summary = &answer["rooms"]["join"][&room]["summary"];
+    assert_eq!(summary["m.heroes"], json!([carol.id()]));
+    assert_eq!(summary["m.joined_member_count"], 1);
+}
+
+#[test]
+fn account_data_is_told_when_it_changes() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let (room, other) = (alice.create_room(), alice.create_room());
+    let before = sync(&alice, "");
+    let user = format!("{V3}/user/{}", segment(alice.id()));
+    alice.put(&format!("{user}/account_data/org.example.x"), json!({"n": 1}));
+    alice.put(&format!("{user}/rooms/{}/tags/m.favourite", segment(&room)), json!({"order": 0.5}));
+    let answer = sync(&alice, &next(&before));
+    assert_eq!(answer["account_data"]["events"], json!([{"type": "org.example.x", "content": {"n": 1}}]));
+    assert_eq!(rooms(&answer, "join"), [room.clone()]);
+    let joined = &answer["rooms"]["join"][&room];
+    assert_eq!(
+        joined["account_data"]["events"],
+        json!([{"type": "m.tag", "content": {"tags": {"m.favourite": {"order": 0.5}}}}])
+    );
+    assert_eq!(joined["timeline"]["events"], json!([]));
+    let initial = sync(&alice, "");
+    assert_eq!(types(&initial["account_data"]), ["m.push_rules", "org.example.x"]);
+    assert_eq!(types(&initial["rooms"]["join"][&room]["account_data"]), ["m.tag"]);
+    assert!(initial["rooms"]["join"][&other].get("account_data").is_none());
+    let none =
+        filter(&json!({"account_data": {"types": []}, "room": {"account_data": {"not_types": ["m.*"]}}}));
+    let filtered = sync(&alice, &none);
+    assert!(filtered.get("account_data").is_none());
+    assert!(filtered["rooms"]["join"][&room].get("account_data").is_none());
+}
+
+#[test]
+fn filters_choose_rooms_events_and_fields() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let (one, two) = (alice.create_room(), alice.create_room());
+    alice.send(&one, "hello");
+    let only = sync(&alice, &filter(&json!({"room": {"rooms": [one, two], "not_rooms": [two]}})));
+    assert_eq!(rooms(&only, "join"), [one.clone()]);
+    let few = filter(&json!({
+        "room": {"timeline": {"limit": 1, "types": ["m.room.mess*"]}, "state": {"types": []}},
+        "event_fields": ["content.body"],
+    }));
+    let few = sync(&alice, &few);
+    let joined = &few["rooms"]["join"][&one];
+    assert_eq!(joined["state"]["events"], json!([]));
+    assert_eq!(joined["timeline"]["events"][0]["content"], json!({"body": "hello"}));
+    assert!(joined["timeline"]["events"][0].get("unsigned").is_none());
+    let federation = sync(&alice, &filter(&json!({"event_format": "federation"})));
+    let event = &federation["rooms"]["join"][&one]["timeline"]["events"][1];
+    assert!(event["signatures"].is_object() && event["auth_events"].is_array());
+    // A stored filter is the same as one written out.
+    let path = format!("{V3}/user/{}/filter", segment(alice.id()));
+    let id = alice.post(&path, json!({"room": {"rooms": [two]}}))["filter_id"].as_str().unwrap().to_owned();
+    assert_eq!(rooms(&sync(&alice, &format!("filter={id}")), "join"), [two]);
+}
+
+#[test]
+fn bad_parameters_are_refused() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    for (query, errcode) in [
+        ("since=x", "M_INVALID_PARAM"),
+        ("since=s99999999", "M_INVALID_PARAM"),
+        ("since=s-1", "M_INVALID_PARAM"),
+        ("since=s1_1", "M_INVALID_PARAM"),
+        ("timeout=soon", "M_INVALID_PARAM"),
+        ("timeout=-1", "M_INVALID_PARAM"),
+        ("full_state=maybe", "M_INVALID_PARAM"),
+        ("filter=42", "M_INVALID_PARAM"),
+        ("filter={", "M_BAD_JSON"),
+    ] {
+        let (status, answer) = alice.request("GET", &format!("{V3}/sync?{query}"), None);
+        assert_eq!((status, answer["errcode"].as_str()), (400, Some(errcode)), "{query}: {answer}");
+    }
+    assert_eq!(sync(&alice, "set_presence=offline")["rooms"], Value::Null);
+}
+
+#[test]
+fn a_waiting_sync_returns_when_something_happens_and_empty_when_nothing_does() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let start = sync(&bob, "");
+    let nothing = sync(&bob, &format!("{}&timeout=50", next(&start)));
+    assert!(nothing.get("rooms").is_none());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let started = Instant::now();
+            (sync(&bob, &format!("{}&timeout=30000", next(&nothing))), started.elapsed())
+        });
+        while server.homeserver().notifier.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        alice.send(&room, "wake up");
+        let (answer, took) = waiting.join().unwrap();
+        assert_eq!(bodies(&answer["rooms"]["join"][&room]["timeline"]), ["wake up"]);
+        assert!(took < Duration::from_secs(25), "it was the message that ended the wait");
+    });
+}
+
+#[test]
+fn invites_account_data_and_other_rooms_wake_a_waiting_sync_too() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({"preset": "private_chat"}));
+    let wait_for = |act: &dyn Fn(), section: &str| {
+        let start = sync(&bob, "");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| sync(&bob, &format!("{}&timeout=30000", next(&start))));
+            while server.homeserver().notifier.waiting() == 0 {
+                std::thread::yield_now();
+            }
+            act();
+            let answer = waiting.join().unwrap();
+            assert!(answer.pointer(section).is_some(), "{section}: {answer}");
+        });
+    };
+    wait_for(&|| alice.invite(&room, bob.id()), "/rooms/invite");
+    wait_for(&|| drop(bob.join(&room)), "/rooms/join");
+    let data = format!("{V3}/user/{}/account_data/org.example.x", segment(bob.id()));
+    wait_for(&|| drop(bob.put(&data, json!({}))), "/account_data");
+    wait_for(&|| alice.act_on("kick", &room, bob.id()), "/rooms/leave");
+}
+
+#[test]
+fn a_chain_of_syncs_tells_every_message_exactly_once() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    const MESSAGES: usize = 60;
+    std::thread::scope(|scope| {
+        let mut token = next(&sync(&bob, ""));
+        let reader = scope.spawn(move || {
+            let mut seen: Vec<String> = Vec::new();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while seen.len() < MESSAGES {
+                assert!(Instant::now() < deadline, "saw only {seen:?}");
+                let query = filter(&json!({"room": {"timeline": {"limit": 100}}}));
+                let answer = sync(&bob, &format!("{token}&timeout=5000&{query}"));
+                token = next(&answer);
+                let joined = answer["rooms"]["join"].as_object().into_iter().flatten();
+                for (_, room) in joined {
+                    seen.extend(bodies(&room["timeline"]).into_iter().map(str::to_owned));
+                }
+            }
+            seen
+        });
+        for n in 0..MESSAGES {
+            alice.send(&room, &n.to_string());
+        }
+        let seen = reader.join().unwrap();
+        let expected: Vec<String> = (0..MESSAGES).map(|n| n.to_string()).collect();
+        assert_eq!(seen, expected);
+    });
+}
+
+#[test]
+fn a_client_that_follows_state_knows_the_room_as_it_is() {
+    // Random steps in a room, and two clients that follow it by the rules of `state` and of `state_after`, with timelines
+    // so short that there are gaps: each must end with the state that the server has.
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let short = filter(&json!({"room": {"timeline": {"limit": 3}}}));
+    let mut tokens = [String::new(), String::new()];
+    let mut known = [std::collections::BTreeMap::new(), std::collections::BTreeMap::new()];
+    let mut random: u64 = 4711;
+    let mut step = move |n: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % n
+    };
+    for round in 0..30 {
+        for _ in 0..step(8) {
+            match step(3) {
+                0 => drop(bob.send(&room, "talk")),
+                1 => drop(alice.set_state(
+                    &room,
+                    "org.example.s",
+                    &step(4).to_string(),
+                    json!({"round": round, "r": step(1000)}),
+                )),
+                _ => drop(alice.set_state(&room, "m.room.name", "", json!({"name": step(1000).to_string()}))),
+            }
+        }
+        for (after, (token, known)) in tokens.iter_mut().zip(&mut known).enumerate() {
+            let answer = sync(
+                &bob,
+                &format!(
+                    "{short}&use_state_after={}{}{token}",
+                    after == 1,
+                    if token.is_empty() { "" } else { "&" }
+                ),
+            );
+            *token = next(&answer);
+            let joined = &answer["rooms"]["join"][&room];
+            let sections = if after == 1 { vec!["state_after"] } else { vec!["state", "timeline"] };
+            for section in sections {
+                for event in joined[section]["events"].as_array().into_iter().flatten() {
+                    if let Some(state_key) = event["state_key"].as_str() {
+                        let key = (event["type"].as_str().unwrap().to_owned(), state_key.to_owned());
+                        known.insert(key, event["event_id"].as_str().unwrap().to_owned());
+                    }
+                }
+            }
+        }
+        let real: std::collections::BTreeMap<_, _> = alice
+            .get(&room_path(&room, "state"))
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| {
+                let text = |name: &str| e[name].as_str().unwrap().to_owned();
+                ((text("type"), text("state_key")), text("event_id"))
+            })
+            .collect();
+        assert_eq!(known[0], real, "by `state`, round {round}");
+        assert_eq!(known[1], real, "by `state_after`, round {round}");
+    }
+}
