@@ -17,6 +17,9 @@ use super::{client_server, server_server};
 /// The largest body of an invite: an event and a dozen of the room's state events.
 const INVITE: usize = 1024 * 1024;
 
+/// The largest body of a transaction: 50 events of the largest size, and 100 ephemeral messages about as large.
+const TRANSACTION: usize = 12 * 1024 * 1024;
+
 /// Every endpoint. `r0` of the client API and `r0`, `v1` of media are served by the `v3` lines.
 pub const ROUTES: &[Route] = &[
     // ----- client-server: server, accounts, devices -----
@@ -127,4 +130,14 @@ pub const ROUTES: &[Route] = &[
     // ----- server-server: transactions, events, queries -----
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),
+    put("/_matrix/federation/v1/send/{txnId}", Peer(server_server::transactions::send)).body(TRANSACTION),
+    get("/_matrix/federation/v1/event/{eventId}", Peer(server_server::events::event)),
+    get("/_matrix/federation/v1/state/{roomId}", Peer(server_server::events::state)),
+    get("/_matrix/federation/v1/state_ids/{roomId}", Peer(server_server::events::state_ids)),
+    get("/_matrix/federation/v1/event_auth/{roomId}/{eventId}", Peer(server_server::events::event_auth)),
+    get("/_matrix/federation/v1/backfill/{roomId}", Peer(server_server::events::backfill)),
+    post(
+        "/_matrix/federation/v1/get_missing_events/{roomId}",
+        Peer(server_server::events::get_missing_events),
+    ),
 ];

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Homeserver;
-use super::judge::{self, Effort, Verdict};
+use super::judge::{self, Hearing, Verdict};
 use crate::error::{Error, Result};
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{Pdu, RoomId, RoomVersion};
@@ -74,9 +74,13 @@ fn take_over(tx: &mut Tx<'_>, adopted: &AdoptedRoom) -> Result<()> {
         return Err(Error::forbidden("The join is an old one"));
     }
     let mut rows: Vec<(Slot, EventKey, &Pdu)> = Vec::with_capacity(adopted.state.len());
+    let mut slots = HashSet::new();
     for pdu in &adopted.state {
         let Some(state_key) = pdu.state_key() else { continue };
         let slot = tx.make_slot(pdu.event_type(), state_key)?;
+        if !slots.insert(slot) {
+            return Err(Error::bad_gateway("The room's state has two events of one type and state key"));
+        }
         rows.push((slot, tx.insert_outlier(room.key, pdu, Status::Accepted)?, pdu));
     }
     let state: BTreeMap<Slot, EventKey> = rows.iter().map(|(slot, key, _)| (*slot, *key)).collect();
@@ -111,6 +115,7 @@ fn take_over(tx: &mut Tx<'_>, adopted: &AdoptedRoom) -> Result<()> {
         becomes_head: true,
         current: Current::AfterThis,
         missing,
+        history: None,
     })?;
     Ok(())
 }
@@ -122,7 +127,7 @@ fn join_after_all(tx: &mut Tx<'_>, adopted: &AdoptedRoom) -> Result<()> {
         Some((key, pdu.event_id().clone()))
     };
     let given: StateMap = adopted.state.iter().filter_map(entry).collect();
-    match judge::judge(tx, &adopted.join, Some(&given), Effort::Full)? {
+    match judge::judge(tx, &adopted.join, Hearing::live(Some(&given)))? {
         Verdict::Judged(judged) if judged.status == Status::Accepted => {
             super::ingest::store_judged(tx, &adopted.join, *judged, super::ingest::Terms::Relayed).map(drop)
         }

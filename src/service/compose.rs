@@ -282,6 +282,7 @@ fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, composed: Composed) -> Resu
         becomes_head: true,
         current,
         missing: Vec::new(),
+        history: None,
     })?;
     let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
     Ok(Sent { event_id: pdu.event_id().clone(), pdu, room: room.key, key: appended.key, stream })
@@ -362,6 +363,7 @@ impl Homeserver {
                     becomes_head: true,
                     current: Current::AfterThis,
                     missing: Vec::new(),
+                    history: None,
                 })?;
                 (state, heads) = (appended.state_after, vec![appended.key]);
             }

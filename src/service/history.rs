@@ -1,11 +1,21 @@
 //! What other servers may read of a room: its state at an event, the events that it rests on, and what came before.
 
-use std::collections::HashSet;
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use super::Homeserver;
 use crate::error::{Error, Result};
-use crate::protocol::{EventId, Pdu, ServerName};
-use crate::store::{Db, Room, StoredEvent};
+use crate::protocol::pdu::Membership;
+use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::visibility::{HistoryVisibility, server_may_see};
+use crate::protocol::{EventId, Pdu, RoomId, ServerName};
+use crate::store::{Db, Room, SnapshotId, Status, StoredEvent};
+
+/// How many events `backfill` and `get_missing_events` give at most.
+const MOST_EVENTS: usize = 100;
+/// How many event ids may be named in a question.
+const MOST_NAMED: usize = 100;
+/// How many events are looked at for an answer.
+const MOST_VISITED: usize = 2000;
 
 /// The room as a server needs it whose user has just joined.
 pub struct JoinState {
@@ -49,5 +59,211 @@ impl Homeserver {
             let auth_chain = auth_chain(db, state.iter().chain([&event.pdu]))?;
             Ok(JoinState { state, auth_chain, servers: db.resident_servers(room.key)? })
         })
+    }
+}
+
+/// The room, for a server that is in it and that its access list lets in. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+fn room_for(db: &Db<'_>, origin: &ServerName, room_id: &RoomId) -> Result<Room> {
+    let room = db.room(room_id)?.filter(|room| room.resident);
+    let room = room.ok_or_else(|| Error::not_found("This server is not in the room"))?;
+    if let Some(acl) = db.state_event(room.key, "m.room.server_acl", "")?
+        && !ServerAcl::from_content(&acl.content()).allows(origin.as_str())
+    {
+        return Err(Error::forbidden("The room's server ACL keeps your server out"));
+    }
+    if !db.is_resident(room.key, origin)? {
+        return Err(Error::forbidden("Your server is not in the room"));
+    }
+    Ok(room)
+}
+
+/// What one server may read, each state looked at once.
+struct Eyes<'a> {
+    db: &'a Db<'a>,
+    server: &'a ServerName,
+    states: HashMap<SnapshotId, bool>,
+}
+
+impl<'a> Eyes<'a> {
+    fn new(db: &'a Db<'a>, server: &'a ServerName) -> Self {
+        Self { db, server, states: HashMap::new() }
+    }
+
+    /// The event as the server may have it: in its redacted form if none of its users may see it, so that it still has
+    /// its place in the graph.
+    fn see(&mut self, event: StoredEvent) -> Result<Pdu> {
+        let hidden = match event.state_before {
+            // State that came with the room: whoever is in the room has it.
+            None => false,
+            Some(_) if event.pdu.is_state() => false,
+            Some(state) => !self.sees(state)?,
+        };
+        Ok(if hidden { event.pdu.redacted() } else { event.pdu })
+    }
+
+    fn sees(&mut self, state: SnapshotId) -> Result<bool> {
+        if let Some(known) = self.states.get(&state) {
+            return Ok(*known);
+        }
+        let setting = self.db.state_event_in(state, "m.room.history_visibility", "")?;
+        let visibility = HistoryVisibility::from_content(setting.map(|event| event.content()).as_ref());
+        let sees = match visibility {
+            HistoryVisibility::WorldReadable | HistoryVisibility::Shared => true,
+            HistoryVisibility::Invited | HistoryVisibility::Joined => {
+                let (joined, invited) = self.members_at(state)?;
+                server_may_see(visibility, joined, invited)
+            }
+        };
+        self.states.insert(state, sees);
+        Ok(sees)
+    }
+
+    /// Whether the server had a joined user in a state, and whether an invited one.
+    fn members_at(&self, state: SnapshotId) -> Result<(bool, bool)> {
+        let (mut joined, mut invited) = (false, false);
+        for (slot, key) in self.db.slots_at(state)? {
+            let (event_type, user) = self.db.slot_name(slot)?;
+            let is_theirs = user.split_once(':').is_some_and(|(_, server)| server == self.server.as_str());
+            if event_type == "m.room.member" && is_theirs {
+                match self.db.pdu_by_key(key)?.membership() {
+                    Some(Membership::Join) => joined = true,
+                    Some(Membership::Invite) => invited = true,
+                    _ => {}
+                }
+            }
+        }
+        Ok((joined, invited))
+    }
+}
+
+/// A room's state at an event and what it rests on.
+pub struct StateAt {
+    /// The state before the event.
+    pub state: Vec<Pdu>,
+    /// Every event that the state rests on.
+    pub auth_chain: Vec<Pdu>,
+}
+
+impl Homeserver {
+    /// `GET /event`. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn event_for_peer(&self, origin: &ServerName, id: &EventId) -> Result<Pdu> {
+        self.store.read(|db| {
+            let event = db.event(id)?.filter(|event| event.status != Status::Rejected);
+            let event = event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))?;
+            room_for(db, origin, event.pdu.room_id())?;
+            Eyes::new(db, origin).see(event)
+        })
+    }
+
+    /// `GET /state`. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn state_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<StateAt> {
+        self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            let event = event_in(db, &room, at)?;
+            let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
+            let state = db.state_events_at(snapshot)?;
+            let auth_chain = auth_chain(db, &state)?;
+            Ok(StateAt { state, auth_chain })
+        })
+    }
+
+    /// `GET /event_auth`: every event that an event rests on. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn auth_chain_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        id: &EventId,
+    ) -> Result<Vec<Pdu>> {
+        self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            let event = db.event(id)?.filter(|event| event.room == room.key);
+            let event = event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))?;
+            auth_chain(db, [&event.pdu])
+        })
+    }
+
+    /// `GET /backfill`: the named events and those before them, newest first, at most `limit`. Errors: 404
+    /// `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 400 `M_INVALID_PARAM`.
+    pub fn backfill_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        from: &[EventId],
+        limit: usize,
+    ) -> Result<Vec<Pdu>> {
+        self.walk_back(origin, room_id, &Walk { from, not: &[], least_depth: i64::MIN, limit })
+    }
+
+    /// `POST /get_missing_events`: the events that lead from `earliest` to `latest`, oldest first, neither of them among
+    /// them. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 400 `M_INVALID_PARAM`.
+    pub fn missing_events_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        (earliest, latest): (&[EventId], &[EventId]),
+        least_depth: i64,
+        limit: usize,
+    ) -> Result<Vec<Pdu>> {
+        let named = latest.len();
+        let limit = limit.min(MOST_EVENTS).saturating_add(named);
+        let mut events =
+            self.walk_back(origin, room_id, &Walk { from: latest, not: earliest, least_depth, limit })?;
+        events.retain(|event| !latest.contains(event.event_id()));
+        events.truncate(limit - named);
+        events.reverse();
+        Ok(events)
+    }
+
+    fn walk_back(&self, origin: &ServerName, room_id: &RoomId, walk: &Walk<'_>) -> Result<Vec<Pdu>> {
+        if walk.from.len() > MOST_NAMED || walk.not.len() > 10 * MOST_NAMED {
+            return Err(Error::invalid_param("Too many events are named"));
+        }
+        self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            walk.run(db, &room, &mut Eyes::new(db, origin))
+        })
+    }
+}
+
+/// A walk from events to those before them, the deepest first, so that what is near comes before what is far.
+struct Walk<'a> {
+    from: &'a [EventId],
+    not: &'a [EventId],
+    least_depth: i64,
+    limit: usize,
+}
+
+impl Walk<'_> {
+    fn run(&self, db: &Db<'_>, room: &Room, eyes: &mut Eyes<'_>) -> Result<Vec<Pdu>> {
+        let mut seen: HashSet<EventId> = self.not.iter().cloned().collect();
+        let mut next: BinaryHeap<(i64, i64)> = BinaryHeap::new();
+        let mut queue = |db: &Db<'_>, id: &EventId, next: &mut BinaryHeap<(i64, i64)>| -> Result<()> {
+            if seen.len() < MOST_VISITED + self.not.len()
+                && seen.insert(id.clone())
+                && let Some(key) = db.event_key(id)?
+            {
+                next.push((db.event_by_key(key)?.pdu.depth(), key));
+            }
+            Ok(())
+        };
+        for id in self.from {
+            queue(db, id, &mut next)?;
+        }
+        let mut found = Vec::new();
+        while let Some((depth, key)) = next.pop() {
+            let event = db.event_by_key(key)?;
+            // Outliers have no place in the graph that we could lead on from.
+            if found.len() >= self.limit.min(MOST_EVENTS * 2) || event.room != room.key || event.is_outlier()
+            {
+                continue;
+            }
+            for id in event.pdu.prev_events() {
+                queue(db, id, &mut next)?;
+            }
+            if depth >= self.least_depth && event.status != Status::Rejected {
+                found.push(eyes.see(event)?);
+            }
+        }
+        Ok(found)
     }
 }

@@ -4,13 +4,13 @@
 //! `judge`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
 
 use super::Homeserver;
-use super::judge::{self, Effort, Judged, Verdict};
+use super::judge::{self, Effort, Hearing, Judged, Verdict};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName};
 use crate::store::append::Append;
-use crate::store::{Room, Status, Tx};
+use crate::store::{Place, Room, Status, Tx};
 
 /// What became of an event that was handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub(crate) enum Taken {
     Stored { status: Status, already: bool, reason: Option<Error> },
     /// First these auth events are needed.
     NeedsAuth(Vec<EventId>),
-    /// First these previous events are needed, or the state before the event.
-    NeedsPrev(Vec<EventId>),
+    /// First its previous events are needed, or the state before it.
+    NeedsPrev,
 }
 
 /// On whose behalf an event is taken in, and what may be stored of it.
@@ -34,6 +34,8 @@ pub(crate) enum Taken {
 pub(crate) enum Terms {
     /// It came from a server in the room: whatever the verdict, it is stored.
     Relayed,
+    /// It is history that fills a hole, with the place that it gets in the timeline.
+    History(Place),
     /// It was handed to us to bring it into the room: we pass it on, and refuse it unless it passes everything.
     HandedIn,
 }
@@ -61,7 +63,7 @@ impl Homeserver {
             Taken::Stored { reason, .. } => {
                 Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")))
             }
-            Taken::NeedsAuth(_) | Taken::NeedsPrev(_) => {
+            Taken::NeedsAuth(_) | Taken::NeedsPrev => {
                 Err(Error::forbidden("The event refers to events that this server does not know"))
             }
         }
@@ -70,8 +72,11 @@ impl Homeserver {
     /// Takes in a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
     /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be had.
     pub fn receive_pdu(&self, origin: &ServerName, pdu: Pdu) -> Result<()> {
+        if !self.store.read(|db| Ok(db.room(pdu.room_id())?.is_some_and(|room| room.resident)))? {
+            return Err(Error::not_found("This server is not in the room"));
+        }
         let outcome = match self.take_in(&pdu, Terms::Relayed, None)? {
-            Taken::NeedsAuth(_) | Taken::NeedsPrev(_) => self.take_in_with_missing(origin, &pdu)?,
+            Taken::NeedsAuth(_) | Taken::NeedsPrev => self.take_in_with_missing(origin, &pdu)?,
             taken => taken,
         };
         match outcome {
@@ -79,7 +84,7 @@ impl Homeserver {
                 Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before")))
             }
             Taken::Stored { .. } => Ok(()),
-            Taken::NeedsAuth(_) | Taken::NeedsPrev(_) => {
+            Taken::NeedsAuth(_) | Taken::NeedsPrev => {
                 Err(Error::bad_gateway(format!("{origin} does not have what the event refers to")))
             }
         }
@@ -87,10 +92,12 @@ impl Homeserver {
 
     /// Judges an event and stores it with its verdict.
     pub(crate) fn take_in(&self, pdu: &Pdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
-        let judged = match self.store.read(|db| judge::judge(db, pdu, given, Effort::Full))? {
-            Verdict::Judged(judged) => judged,
-            other => return unjudged(other),
-        };
+        let history = matches!(terms, Terms::History(_));
+        let judged =
+            match self.store.read(|db| judge::judge(db, pdu, Hearing { history, ..Hearing::live(given) }))? {
+                Verdict::Judged(judged) => judged,
+                other => return unjudged(other),
+            };
         if terms == Terms::HandedIn && judged.status != Status::Accepted {
             return Ok(Taken::Stored { status: judged.status, already: false, reason: reason(&judged) });
         }
@@ -101,10 +108,12 @@ impl Homeserver {
                 && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier);
             let judged = match still_so {
                 true => judged,
-                false => match judge::judge(tx, &pdu, given.as_ref(), Effort::Full)? {
-                    Verdict::Judged(judged) => judged,
-                    other => return unjudged(other),
-                },
+                false => {
+                    match judge::judge(tx, &pdu, Hearing { history, ..Hearing::live(given.as_ref()) })? {
+                        Verdict::Judged(judged) => judged,
+                        other => return unjudged(other),
+                    }
+                }
             };
             store_judged(tx, &pdu, *judged, terms)
         })
@@ -116,10 +125,10 @@ impl Homeserver {
 pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[Pdu]) -> Result<Vec<Result<Taken>>> {
     let mut taken = Vec::with_capacity(pdus.len());
     for pdu in pdus {
-        match judge::judge(tx, pdu, None, Effort::Light)? {
+        match judge::judge(tx, pdu, Hearing { effort: Effort::Light, ..Hearing::live(None) })? {
             Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
             verdict @ (Verdict::Known(_) | Verdict::Refused(_)) => taken.push(unjudged(verdict)),
-            Verdict::MissingAuth(_) | Verdict::MissingPrev(_) | Verdict::NeedsWork => break,
+            Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork => break,
         }
     }
     Ok(taken)
@@ -129,7 +138,7 @@ fn unjudged(verdict: Verdict) -> Result<Taken> {
     match verdict {
         Verdict::Known(status) => Ok(Taken::Stored { status, already: true, reason: None }),
         Verdict::MissingAuth(ids) => Ok(Taken::NeedsAuth(ids)),
-        Verdict::MissingPrev(ids) => Ok(Taken::NeedsPrev(ids)),
+        Verdict::MissingPrev => Ok(Taken::NeedsPrev),
         Verdict::Refused(error) => Err(error),
         Verdict::NeedsWork | Verdict::Judged(_) => Err(Error::internal("a verdict that was not asked for")),
     }
@@ -158,6 +167,7 @@ pub(crate) fn store_judged(tx: &mut Tx<'_>, pdu: &Pdu, judged: Judged, terms: Te
         becomes_head: judged.becomes_head,
         current: judged.current,
         missing: judged.missing,
+        history: if let Terms::History(place) = terms { Some(place) } else { None },
     })?;
     if let Some(reason) = &reason {
         log::info!("{} in {} is {:?}: {}", pdu.event_id(), room.room_id, status, reason.message());

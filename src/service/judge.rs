@@ -25,8 +25,8 @@ pub(crate) enum Verdict {
     Known(Status),
     /// These auth events have to be fetched before anything can be said.
     MissingAuth(Vec<EventId>),
-    /// These previous events have to be fetched, or the state before the event asked for.
-    MissingPrev(Vec<EventId>),
+    /// Previous events have to be fetched, or the state before the event asked for.
+    MissingPrev,
     /// States would have to be resolved, which was not wanted.
     NeedsWork,
     /// It was judged.
@@ -60,9 +60,28 @@ pub(crate) struct Judged {
     pub missing: Vec<EventId>,
 }
 
-/// Judges an event. `given`: the state before it according to another server, for an event whose previous events are
-/// not to be had; its events must be stored.
-pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, given: Option<&StateMap>, effort: Effort) -> Result<Verdict> {
+/// How an event is to be judged.
+#[derive(Clone, Copy)]
+pub(crate) struct Hearing<'a> {
+    /// The state before it according to another server, for an event whose previous events are not to be had. All of
+    /// its events are stored.
+    pub given: Option<&'a StateMap>,
+    /// Whether it is history, which changes nothing that is current.
+    pub history: bool,
+    /// How much may be done.
+    pub effort: Effort,
+}
+
+impl<'a> Hearing<'a> {
+    /// The usual one, for an event that has just come.
+    pub(crate) fn live(given: Option<&'a StateMap>) -> Self {
+        Self { given, history: false, effort: Effort::Full }
+    }
+}
+
+/// Judges an event.
+pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verdict> {
+    let Hearing { given, history, effort } = hearing;
     let Some(room) = db.room(pdu.room_id())? else {
         return Ok(Verdict::Refused(Error::not_found("This server does not know the room")));
     };
@@ -81,17 +100,19 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, given: Option<&StateMap>, effort: Ef
     let heads = db.extremities(room.key)?;
     let (state_before, missing) = match state_before(db, &room, pdu, &heads, given, effort)? {
         Before::State(state, missing) => (state, missing),
-        Before::Missing(missing) => return Ok(Verdict::MissingPrev(missing)),
+        Before::Missing => return Ok(Verdict::MissingPrev),
         Before::NeedsWork => return Ok(Verdict::NeedsWork),
     };
     let (status, reason) = match by_auth_events(db, pdu, &auth)?.and(by_state(db, pdu, &state_before)?) {
         Err(reason) => (Status::Rejected, Some(reason)),
+        // What was allowed then is history, whatever the room is like today.
+        Ok(()) if history => (Status::Accepted, None),
         Ok(()) => match by_current_state(db, &room, pdu, &state_before)? {
             Err(reason) => (Status::SoftFailed, Some(reason)),
             Ok(()) => (Status::Accepted, None),
         },
     };
-    let becomes_head = db.gap(room.key, pdu.event_id())?.is_none();
+    let becomes_head = !history && db.gap(room.key, pdu.event_id())?.is_none();
     let kept = kept_heads(db, pdu, &heads)?;
     let current = match (status, becomes_head) {
         (Status::Accepted, true) => match current_after(db, &room, &state_before, pdu, &kept, effort)? {
@@ -162,8 +183,8 @@ fn by_current_state(
 enum Before {
     /// The state, and the previous events that we go without.
     State(StateRef, Vec<EventId>),
-    /// These previous events are not here.
-    Missing(Vec<EventId>),
+    /// Some of the previous events are not here.
+    Missing,
     /// The states after the previous events differ.
     NeedsWork,
 }
@@ -189,12 +210,16 @@ fn state_before(
             _ => missing.push(id.clone()),
         }
     }
-    match given {
-        Some(given) if !missing.is_empty() => {
-            return Ok(Before::State(state_near(db, current, given)?, missing));
-        }
-        None if !missing.is_empty() => return Ok(Before::Missing(missing)),
-        _ => {}
+    let side = |state| Side { state: StateRef::snapshot(state), plus: None };
+    let mut sides: Vec<Side<'_>> = states.into_iter().map(side).collect();
+    if !missing.is_empty() {
+        // What another server says of the state counts no more than what we know of the other previous events.
+        let Some(given) = given else { return Ok(Before::Missing) };
+        sides.insert(0, Side { state: state_near(db, current, given)?, plus: None });
+        return Ok(match resolve(db, room.version, sides, effort)? {
+            Some(state) => Before::State(state, missing),
+            None => Before::NeedsWork,
+        });
     }
     known.sort_unstable();
     known.dedup();
@@ -206,8 +231,7 @@ fn state_before(
         // The usual case, and the state after all forward extremities is known.
         return Ok(Before::State(StateRef::snapshot(current), missing));
     }
-    let side = |state| Side { state: StateRef::snapshot(state), plus: None };
-    Ok(match resolve(db, room.version, states.into_iter().map(side).collect(), effort)? {
+    Ok(match resolve(db, room.version, sides, effort)? {
         Some(state) => Before::State(state, missing),
         None => Before::NeedsWork,
     })

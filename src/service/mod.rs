@@ -22,6 +22,7 @@ pub mod notifier;
 pub mod profile;
 pub mod push_rules;
 pub mod random;
+pub mod receive;
 pub mod room_plan;
 pub mod room_view;
 pub mod rooms;
@@ -61,6 +62,8 @@ pub struct Homeserver {
     pub key_ring: KeyRing,
     /// Delivery to other servers.
     pub sender: Sender,
+    /// What is being fetched from other servers.
+    pub errands: missing::Errands,
     /// Interactive authentication that is under way.
     pub pending_auth: PendingAuth,
     /// The timer: what is due in the database.
@@ -105,6 +108,7 @@ impl Homeserver {
             federation,
             key_ring,
             sender,
+            errands: missing::Errands::default(),
             scheduler: Scheduler::default(),
             turns: membership::Turns::default(),
         }))

@@ -60,6 +60,8 @@ pub struct Append<'a> {
     pub current: Current,
     /// Previous events that we do not have.
     pub missing: Vec<EventId>,
+    /// The place of an event that fills a hole in the history; the live end of the timeline if none.
+    pub history: Option<Place>,
 }
 
 /// What became of an event that was put into its room.
@@ -84,14 +86,18 @@ impl Tx<'_> {
             || pdu.version().redactions_authorised
             || !matches!(redaction, Redaction::Waits(_) | Redaction::Void);
         // An event that changes something without being seen needs a position too, for what it changes.
-        let at = if accepted { self.next_stream() } else { self.stream() };
-        let stream = (accepted && visible).then_some(at);
+        let place = match event.history {
+            Some(place) => place,
+            None if accepted => Place::live(self.next_stream()),
+            None => Place::live(self.stream()),
+        };
+        let (at, stream) = (place.stream, (accepted && visible).then_some(place.stream));
         let state_before = self.materialise(&event.state_before)?;
         let key = self.insert_event(&NewEvent {
             room: room.key,
             pdu,
             status: *status,
-            place: stream.map(Place::live),
+            place: (accepted && visible).then_some(place),
             outgoing: event.outgoing,
             state_before: Some(state_before),
         })?;
@@ -105,12 +111,14 @@ impl Tx<'_> {
                 heads.push(key);
                 self.set_extremities(room.key, event.old_heads, &heads)?;
             }
-            self.note_gaps(event, at)?;
+            self.note_gaps(event, place)?;
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
                 self.owes(room.key);
             }
-            self.room_changed(room.key)?;
+            if event.history.is_none() {
+                self.room_changed(room.key)?;
+            }
         }
         Ok(appended)
     }
@@ -176,9 +184,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn note_gaps(&mut self, event: &Append<'_>, at: i64) -> Result<()> {
+    fn note_gaps(&mut self, event: &Append<'_>, before: Place) -> Result<()> {
         for event_id in &event.missing {
-            self.add_gap(event.room.key, &Gap { event_id: event_id.clone(), before: Place::live(at) })?;
+            self.add_gap(event.room.key, &Gap { event_id: event_id.clone(), before })?;
         }
         if !self.is_ours(event.pdu.sender().as_str()) {
             self.close_gap(event.room.key, event.pdu.event_id())?;

@@ -1,6 +1,8 @@
 //! The server-server API, a file a subject. Thin: parse, call the homeserver, answer.
 
+pub mod events;
 pub mod keys;
 pub mod membership;
 pub mod query;
+pub mod transactions;
 pub mod version;

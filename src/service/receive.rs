@@ -1,0 +1,238 @@
+//! `PUT /send`: the transactions of other servers.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::Homeserver;
+use super::ingest::{self, Taken};
+use crate::error::{Error, Result};
+use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, hash, json as matrix_json};
+use crate::store::{Room, Status};
+
+/// "Must not include more than 50 PDUs."
+const MOST_PDUS: usize = 50;
+/// "Must not include more than 100 EDUs."
+const MOST_EDUS: usize = 100;
+
+#[derive(Deserialize)]
+struct Transaction<'a> {
+    #[serde(borrow)]
+    pdus: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    edus: Vec<&'a RawValue>,
+}
+
+/// What is read of an event to know its room, before its room's version says how to read the rest.
+#[derive(Deserialize)]
+struct Outside {
+    room_id: Option<RoomId>,
+    event_id: Option<EventId>,
+    state_key: Option<String>,
+}
+
+/// An ephemeral message between servers.
+#[derive(Debug, Deserialize)]
+pub struct Edu {
+    /// What it is.
+    pub edu_type: String,
+    /// What it says.
+    pub content: Map<String, Value>,
+}
+
+/// What became of each event, as the answer says it.
+#[derive(Default)]
+struct Results(Map<String, Value>);
+
+impl Results {
+    fn add(&mut self, id: &EventId, result: Result<()>) {
+        let said = match result {
+            Ok(()) => json!({}),
+            Err(e) => json!({ "error": e.message() }),
+        };
+        self.0.insert(id.as_str().to_owned(), said);
+    }
+}
+
+impl Homeserver {
+    /// Takes in a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
+    /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as a
+    /// whole; 500 if something of ours failed, so that the other server repeats it.
+    pub fn receive_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
+        if let Some(answer) = self.store.read(|db| db.transaction_answer(origin, txn_id))? {
+            return serde_json::from_slice(&answer).map_err(Error::internal);
+        }
+        let text = std::str::from_utf8(body).map_err(|_| not_a_transaction("not UTF-8"))?;
+        let transaction: Transaction<'_> =
+            serde_json::from_str(text).map_err(|e| not_a_transaction(&e.to_string()))?;
+        if transaction.pdus.len() > MOST_PDUS || transaction.edus.len() > MOST_EDUS {
+            return Err(not_a_transaction("more than 50 PDUs or 100 EDUs"));
+        }
+        let mut results = Results::default();
+        for (room, events) in self.by_room(origin, &transaction.pdus, &mut results)? {
+            self.receive_events(origin, &room, &events, &mut results)?;
+        }
+        for edu in &transaction.edus {
+            self.receive_edu(origin, edu);
+        }
+        let answer = json!({ "pdus": results.0 });
+        if !transaction.pdus.is_empty() {
+            // Ephemeral messages alone are cheaper to take in twice than to remember.
+            let (origin, txn_id, now) = (origin.clone(), txn_id.to_owned(), self.clock.now_ms());
+            let bytes = answer.to_string().into_bytes();
+            self.store.write(move |tx| tx.save_transaction_answer(&origin, &txn_id, &bytes, now))?;
+        }
+        Ok(answer)
+    }
+
+    /// Sorts the events of a transaction by room, each room's in their order. Events of rooms that we are not in have
+    /// their answer at once.
+    fn by_room<'a>(
+        &self,
+        origin: &ServerName,
+        pdus: &[&'a RawValue],
+        results: &mut Results,
+    ) -> Result<Vec<(Room, Vec<&'a RawValue>)>> {
+        let mut rooms: Vec<(Room, Vec<&RawValue>)> = Vec::new();
+        let mut index: HashMap<RoomId, usize> = HashMap::new();
+        for pdu in pdus {
+            // Without a room nobody knows how to read it: "otherwise it is dropped".
+            let Ok(Outside { room_id: Some(room_id), event_id, state_key }) = serde_json::from_str(pdu.get())
+            else {
+                log::debug!("{origin} sent an event without a room");
+                continue;
+            };
+            if let Some(index) = index.get(&room_id) {
+                rooms[*index].1.push(pdu);
+                continue;
+            }
+            match self.store.read(|db| db.room(&room_id))?.filter(|room| room.resident) {
+                Some(room) => {
+                    index.insert(room_id, rooms.len());
+                    rooms.push((room, vec![pdu]));
+                }
+                None => self.receive_from_outside(&room_id, event_id, state_key, pdu, results)?,
+            }
+        }
+        Ok(rooms)
+    }
+
+    /// An event of a room that we are not in: of interest if it says what became of one of us there.
+    fn receive_from_outside(
+        &self,
+        room_id: &RoomId,
+        event_id: Option<EventId>,
+        state_key: Option<String>,
+        pdu: &RawValue,
+        results: &mut Results,
+    ) -> Result<()> {
+        let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
+        let version = self.store.read(|db| {
+            Ok(match (db.room(room_id)?, &user) {
+                (Some(room), _) => Some(room.version),
+                (None, Some(user)) => db.remote_membership(room_id, user)?.map(|row| row.room_version),
+                (None, None) => None,
+            })
+        })?;
+        let json = pdu.get().as_bytes();
+        let id = version.map_or(event_id, |version| {
+            matrix_json::parse_object(json).and_then(|object| hash::event_id(&object, version)).ok()
+        });
+        let outcome = match &user {
+            Some(_) => self.remote_member_event(room_id, json),
+            None => Err(Error::not_found("This server is not in the room")),
+        };
+        match (id, outcome) {
+            (_, Err(e)) if e.status() == 500 => return Err(e),
+            (Some(id), outcome) => results.add(&id, outcome),
+            // Nobody can name it, and so nobody can be told.
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// The events of one room, in their order.
+    fn receive_events(
+        &self,
+        origin: &ServerName,
+        room: &Room,
+        events: &[&RawValue],
+        results: &mut Results,
+    ) -> Result<()> {
+        let kept_out = self.store.read(|db| {
+            let acl = db.state_event(room.key, "m.room.server_acl", "")?;
+            Ok(acl.is_some_and(|acl| !ServerAcl::from_content(&acl.content()).allows(origin.as_str())))
+        })?;
+        let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
+        if kept_out {
+            for id in bytes.iter().filter_map(|event| id_of(event, room)) {
+                results.add(&id, Err(Error::forbidden("The room's server ACL keeps your server out")));
+            }
+            return Ok(());
+        }
+        let checked = self.check_pdus(&bytes, room.version, std::slice::from_ref(origin));
+        let mut pdus = Vec::with_capacity(checked.len());
+        for (event, checked) in bytes.iter().zip(checked) {
+            match (checked, id_of(event, room)) {
+                (Ok(pdu), _) => pdus.push(pdu),
+                (Err(e), Some(id)) => results.add(&id, Err(e)),
+                // Nobody can name it, and so nobody can be told.
+                (Err(_), None) => {}
+            }
+        }
+        self.take_in_all(origin, pdus, results)
+    }
+
+    /// As many as possible in one commit; what has to wait for other servers or for a resolution, on its own.
+    fn take_in_all(&self, origin: &ServerName, pdus: Vec<Pdu>, results: &mut Results) -> Result<()> {
+        let mut rest = &pdus[..];
+        while !rest.is_empty() {
+            let batch = rest.to_vec();
+            let taken = self.store.write(move |tx| ingest::take_in_light(tx, &batch))?;
+            let (done, left) = rest.split_at(taken.len().min(rest.len()));
+            for (pdu, taken) in done.iter().zip(taken) {
+                results.add(pdu.event_id(), outcome(taken)?);
+            }
+            let Some((heavy, left)) = left.split_first() else { break };
+            let outcome = match self.receive_pdu(origin, heavy.clone()) {
+                Err(e) if e.status() == 500 => return Err(e),
+                outcome => outcome,
+            };
+            results.add(heavy.event_id(), outcome);
+            rest = left;
+        }
+        Ok(())
+    }
+
+    /// An ephemeral message. What is not known is passed over, as the specification allows: nobody is told.
+    fn receive_edu(&self, origin: &ServerName, edu: &RawValue) {
+        match serde_json::from_str::<Edu>(edu.get()) {
+            Ok(edu) => log::debug!("{origin} sent {}, which is not taken in yet", edu.edu_type),
+            Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
+        }
+    }
+}
+
+fn not_a_transaction(why: &str) -> Error {
+    Error::bad_json(format!("Not a transaction: {why}"))
+}
+
+fn id_of(event: &[u8], room: &Room) -> Option<EventId> {
+    let object = matrix_json::parse_object(event).ok()?;
+    hash::event_id(&object, room.version).ok()
+}
+
+/// What the sender is told; the outer error is a failure of ours.
+fn outcome(taken: Result<Taken>) -> Result<Result<()>> {
+    match taken {
+        Ok(Taken::Stored { status: Status::Rejected, reason, .. }) => {
+            Ok(Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before"))))
+        }
+        Ok(_) => Ok(Ok(())),
+        Err(e) if e.status() == 500 => Err(e),
+        Err(e) => Ok(Err(e)),
+    }
+}
