@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use doorstep::error::{ErrCode, Error};
-use doorstep::http::{Admission, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn};
+use doorstep::http::{
+    Admission, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn, Wake,
+};
 use doorstep::protocol::UserId;
 
 const MIB: usize = 1 << 20;
@@ -71,7 +73,7 @@ impl Service for House {
         }
     }
 
-    fn wait(&self, _user: &UserId, after: i64, until: Instant) -> bool {
+    fn wait(&self, _user: &UserId, after: i64, until: Instant) -> Wake {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let mut state = self.state.lock().unwrap();
         while state.0 <= after && !state.1 && Instant::now() < until {
@@ -79,7 +81,11 @@ impl Service for House {
             state = self.changed.wait_timeout(state, left).unwrap().0;
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        !state.1
+        match *state {
+            (_, true) => Wake::Over,
+            (count, false) if count > after => Wake::News,
+            _ => Wake::Quiet,
+        }
     }
 
     fn interrupt(&self) {

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use rustls::ServerConfig;
 use tiny_http::{HTTPVersion, Header, Method, Response, StatusCode};
 
+use super::bounds::{BodyMemory, Crowd};
 use super::reply::{Body, Reply, is_for_browsers};
 use super::request::Request;
 use super::router::{Outcome, Turn};
-use super::server::{Admission, BodyMemory, Crowd, Place};
+use super::server::{Admission, Place, Wake};
 use super::socket::Transport;
 use crate::error::{ErrCode, Error};
+use crate::protocol::UserId;
 
 /// Largest head (request line and headers), in bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -139,11 +141,13 @@ impl Connection {
     fn serve_one(&mut self) -> Result<Next, Broken> {
         let Head { mut request, framing, expects_continue, mut manner } = self.read_head()?;
         let shared = self.place.shared.clone();
-        let admission = match shared.service.admit(&mut request) {
+        let admitted = catch_unwind(AssertUnwindSafe(|| shared.service.admit(&mut request)));
+        let admitted = admitted.unwrap_or_else(|_| Err(failure(&request, &"the admission panicked")));
+        let admission = match admitted {
             Ok(admission) => admission,
             Err(reply) => {
                 let drained = Admission { body: MAX_DRAINED, crowd: Crowd::Uncounted };
-                let mut memory = shared.body_memory(Crowd::Uncounted);
+                let mut memory = shared.bounds.body_memory(Crowd::Uncounted);
                 manner.keep_alive &=
                     !expects_continue && self.read_body(framing, drained, &mut memory).is_ok();
                 if !self.place.working() {
@@ -160,12 +164,12 @@ impl Connection {
             self.transport.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
             self.transport.flush()?;
         }
-        let mut memory = shared.body_memory(admission.crowd);
+        let mut memory = shared.bounds.body_memory(admission.crowd);
         request.set_body(self.read_body(framing, admission, &mut memory)?);
         if !self.place.working() {
             return Err(Broken::Gone);
         }
-        let reply = match shared.permit(admission.crowd) {
+        let reply = match shared.bounds.permit(admission.crowd) {
             Some(_permit) => self.handle(&request, &mut manner),
             None => {
                 let busy = Error::new(ErrCode::LimitExceeded, "The server is busy, try again in a moment");
@@ -196,19 +200,27 @@ impl Connection {
                 }
                 Err(_) => return failure(request, &"the handler panicked"),
             };
-            if self.pending.is_empty() {
-                self.pending = Vec::new();
-            }
+            turn = self.wait(&user, after, until);
+            // Gone, or it has only closed its sending half and still listens: then this is an early answer.
+            manner.keep_alive &= !(turn == Turn::Last && self.transport.is_gone());
+        }
+    }
+
+    /// Waits for news, looking now and then whether the client is still there.
+    fn wait(&mut self, user: &UserId, after: i64, until: Instant) -> Turn {
+        let shared = self.place.shared.clone();
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
+        }
+        loop {
             let check = (Instant::now() + shared.limits.hang_up_check).min(until);
-            let running = shared.service.wait(&user, after, check);
-            turn = if running { Turn::Again } else { Turn::Last };
-            if self.transport.is_gone() {
-                // Gone, or it has only closed its sending half and still listens: then this is an early answer.
-                manner.keep_alive = false;
-                turn = Turn::Last;
+            let woken = shared.service.wait(user, after, check);
+            let over = woken == Wake::Over || Instant::now() >= until || shared.is_stopping();
+            if over || self.transport.is_gone() {
+                return Turn::Last;
             }
-            if Instant::now() >= until || shared.is_stopping() {
-                turn = Turn::Last;
+            if woken == Wake::News {
+                return Turn::Again;
             }
         }
     }

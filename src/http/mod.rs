@@ -5,6 +5,7 @@
 //! live in `client_server` and `server_server`: parse, call a verb of the homeserver, answer.
 
 pub mod auth;
+mod bounds;
 pub mod client_server;
 mod connection;
 mod rate_limit;
@@ -18,8 +19,9 @@ mod socket;
 mod tls;
 
 pub use auth::{Origin, Requester};
+pub use bounds::{Crowd, Limits};
 pub use reply::Reply;
 pub use request::Request;
 pub use router::{Handler, Outcome, Rate, Route, Turn, delete, get, post, put};
-pub use server::{Admission, Crowd, Limits, ListenSpec, Server, Service};
+pub use server::{Admission, ListenSpec, Server, Service, Wake};
 pub use tls::Certificate;

@@ -7,12 +7,13 @@ use std::time::Instant;
 use tiny_http::Method;
 
 use super::auth::{self, Origin, Requester};
+use super::bounds::Crowd;
 use super::connection::failure;
 use super::rate_limit::RateLimiter;
 use super::reply::Reply;
 use super::request::{Request, decode_segment};
 use super::routes::ROUTES;
-use super::server::{Admission, Crowd, Service};
+use super::server::{Admission, Service, Wake};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
@@ -283,7 +284,7 @@ impl Router {
     fn judge(&self, head: &mut Request) -> Result<Admission, Reply> {
         let found = self.table.find(head.path());
         if *head.method() == Method::Options {
-            return Err(Reply::bare(204));
+            return Err(Reply::empty());
         }
         let wanted = if *head.method() == Method::Head { &Method::Get } else { head.method() };
         let Some(route) = found.iter().copied().find(|r| r.method == wanted) else {
@@ -355,8 +356,12 @@ impl Service for Router {
         self.dispatch(request, turn).unwrap_or_else(|e| Outcome::Reply(self.failed(request, &e)))
     }
 
-    fn wait(&self, user: &UserId, after: i64, until: Instant) -> bool {
-        self.hs.notifier.wait(user, after, until) != Woken::Stopping
+    fn wait(&self, user: &UserId, after: i64, until: Instant) -> Wake {
+        match self.hs.notifier.wait(user, after, until) {
+            Woken::News => Wake::News,
+            Woken::TimedOut => Wake::Quiet,
+            Woken::Stopping => Wake::Over,
+        }
     }
 
     fn interrupt(&self) {

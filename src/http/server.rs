@@ -10,11 +10,12 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::bounds::{Bounds, Crowd, Limits};
 use super::connection::Connection;
 use super::reply::Reply;
 use super::request::Request;
@@ -32,10 +33,21 @@ pub trait Service: Send + Sync + 'static {
     /// Answers a whole request. May panic: that is a 500 and nothing more.
     fn call(&self, request: &Request, turn: Turn) -> Outcome;
     /// Blocks until something happened for `user` after the stream position `after`, or until the deadline, or until
-    /// `interrupt`. May return early for no reason. False: everything stops, do not wait again.
-    fn wait(&self, user: &UserId, after: i64, until: Instant) -> bool;
+    /// `interrupt`.
+    fn wait(&self, user: &UserId, after: i64, until: Instant) -> Wake;
     /// Ends every `wait` now.
     fn interrupt(&self);
+}
+
+/// Why `Service::wait` ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// Something happened: look again.
+    News,
+    /// Nothing did, and the deadline passed.
+    Quiet,
+    /// The server stops: answer with what there is.
+    Over,
 }
 
 /// What `Service::admit` grants.
@@ -45,60 +57,6 @@ pub struct Admission {
     pub body: usize,
     /// Who is counted for the request.
     pub crowd: Crowd,
-}
-
-/// Whose requests share a bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Crowd {
-    /// Users' clients.
-    Clients,
-    /// Other servers.
-    Servers,
-    /// Requests that are answered without asking another server: never made to wait, because they are what another
-    /// server may need before it can answer us.
-    Uncounted,
-}
-
-/// Every bound of the connection layer.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Most connections at once.
-    pub connections: usize,
-    /// Most connections at once from one address (a /64 of IPv6). Loopback is exempt: a reverse proxy lives there.
-    pub per_address: usize,
-    /// Most requests of one crowd in handlers at once, waiting ones included.
-    pub in_flight: usize,
-    /// How long a request may wait for its crowd's turn before it is told 503.
-    pub turn_time: Duration,
-    /// Time for a whole head, TLS handshake included.
-    pub head_time: Duration,
-    /// How long a connection may stay between requests.
-    pub idle_time: Duration,
-    /// Time for a whole body or reply, before the rate below counts.
-    pub transfer_grace: Duration,
-    /// Slowest body or reply beyond the grace, in bytes a second.
-    pub transfer_rate: usize,
-    /// Memory for request bodies of one crowd, in bytes; bodies up to 16 KiB are not counted.
-    pub body_memory: usize,
-    /// How often a waiting request looks whether its client is still there.
-    pub hang_up_check: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 8192,
-            per_address: 256,
-            in_flight: 4096,
-            turn_time: Duration::from_secs(3),
-            head_time: Duration::from_secs(10),
-            idle_time: Duration::from_secs(90),
-            transfer_grace: Duration::from_secs(20),
-            transfer_rate: 2048,
-            body_memory: 128 << 20,
-            hang_up_check: Duration::from_secs(5),
-        }
-    }
 }
 
 /// Length of the kernel's queue of connections that were not accepted yet.
@@ -225,6 +183,7 @@ impl Server {
         }
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::SeqCst);
+        shared.bounds.close();
         shared.service.interrupt();
         shared.cut(|peer| peer.retire());
         if !shared.wait_until_empty(Instant::now() + STOP_GRACE) {
@@ -232,7 +191,7 @@ impl Server {
             shared.service.interrupt();
             shared.wait_until_empty(Instant::now() + STOP_CUT);
         }
-        shared.pool_changed.notify_all();
+        shared.end_threads(Instant::now() + STOP_CUT);
     }
 }
 
@@ -257,8 +216,7 @@ pub(super) struct Shared {
     slot_freed: Condvar,
     pool: Mutex<Pool>,
     pool_changed: Condvar,
-    clients: Bound,
-    servers: Bound,
+    pub(super) bounds: Bounds,
 }
 
 #[derive(Default)]
@@ -274,19 +232,7 @@ struct Pool {
     threads: usize,
     idle: usize,
     spawned: u64,
-}
-
-/// One crowd's share: requests in handlers, and bytes of bodies.
-struct Bound {
-    in_flight: Mutex<usize>,
-    freed: Condvar,
-    body_bytes: AtomicUsize,
-}
-
-impl Bound {
-    fn new() -> Self {
-        Self { in_flight: Mutex::new(0), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
-    }
+    handles: Vec<thread::JoinHandle<()>>,
 }
 
 /// The phases of a connection; only `IDLE` and `HEAD` may be cut for another's sake.
@@ -358,53 +304,10 @@ impl Drop for Place {
     }
 }
 
-/// A request's permission to be in a handler; dropping it lets the next one in.
-pub(super) struct Permit<'s>(Option<&'s Bound>);
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        if let Some(bound) = self.0 {
-            *lock(&bound.in_flight) -= 1;
-            bound.freed.notify_one();
-        }
-    }
-}
-
-/// Bytes of body that a request holds in memory; dropping it gives them back.
-pub(super) struct BodyMemory<'s> {
-    bound: Option<&'s Bound>,
-    held: usize,
-    most: usize,
-}
-
-impl BodyMemory<'_> {
-    /// Accounts for a body of now this many bytes. False: the crowd's share is used up.
-    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
-        const FREE: usize = 16 << 10;
-        const STEP: usize = 64 << 10;
-        let Some(bound) = self.bound else { return true };
-        let wanted = if bytes <= FREE { 0 } else { bytes.next_multiple_of(STEP) };
-        if wanted > self.held {
-            let more = wanted - self.held;
-            let before = bound.body_bytes.fetch_add(more, Ordering::SeqCst);
-            self.held = wanted;
-            return before + more <= self.most;
-        }
-        true
-    }
-}
-
-impl Drop for BodyMemory<'_> {
-    fn drop(&mut self) {
-        if let Some(bound) = self.bound {
-            bound.body_bytes.fetch_sub(self.held, Ordering::SeqCst);
-        }
-    }
-}
-
 impl Shared {
     fn new(service: Arc<dyn Service>, limits: Limits) -> Self {
         Self {
+            bounds: Bounds::new(&limits),
             service,
             limits,
             stopping: AtomicBool::new(false),
@@ -413,8 +316,6 @@ impl Shared {
             slot_freed: Condvar::new(),
             pool: Mutex::default(),
             pool_changed: Condvar::new(),
-            clients: Bound::new(),
-            servers: Bound::new(),
         }
     }
 
@@ -424,35 +325,6 @@ impl Shared {
 
     fn millis(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn bound(&self, crowd: Crowd) -> Option<&Bound> {
-        match crowd {
-            Crowd::Clients => Some(&self.clients),
-            Crowd::Servers => Some(&self.servers),
-            Crowd::Uncounted => None,
-        }
-    }
-
-    /// Waits for the crowd's turn. `None`: the time for that is up, or too many wait already.
-    pub(super) fn permit(&self, crowd: Crowd) -> Option<Permit<'_>> {
-        let Some(bound) = self.bound(crowd) else { return Some(Permit(None)) };
-        let deadline = Instant::now() + self.limits.turn_time;
-        let mut in_flight = lock(&bound.in_flight);
-        while *in_flight >= self.limits.in_flight {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.is_stopping() {
-                return None;
-            }
-            in_flight = bound.freed.wait_timeout(in_flight, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *in_flight += 1;
-        Some(Permit(Some(bound)))
-    }
-
-    /// An account of the body that is about to be read.
-    pub(super) fn body_memory(&self, crowd: Crowd) -> BodyMemory<'_> {
-        BodyMemory { bound: self.bound(crowd), held: 0, most: self.limits.body_memory }
     }
 
     /// Shuts the sockets of those connections down; their threads notice.
@@ -540,18 +412,42 @@ impl Shared {
             self.pool_changed.notify_one();
             return;
         }
-        pool.threads += 1;
+        pool.handles.retain(|handle| !handle.is_finished());
         pool.spawned += 1;
         let name = format!("http-{}", pool.spawned);
         let shared = self.clone();
-        let spawned = thread::Builder::new().name(name).stack_size(STACK).spawn(move || shared.work());
-        if let Err(e) = spawned {
-            pool.threads -= 1;
-            // Somebody who is there may take it later; with nobody there it is dropped, and the client tries again.
-            let given_up = if pool.threads == 0 { pool.queue.pop_back() } else { None };
-            drop(pool);
-            drop(given_up);
-            log::warn!("no thread for a new connection: {e}");
+        match thread::Builder::new().name(name).stack_size(STACK).spawn(move || shared.work()) {
+            Ok(handle) => {
+                pool.threads += 1;
+                pool.handles.push(handle);
+            }
+            Err(e) => {
+                // An idle connection gives up its thread; if there is none, this one is closed, and may come again.
+                let room = self.evict(&lock(&self.registry), None);
+                let given_up = if room { None } else { pool.queue.pop_back() };
+                drop(pool);
+                drop(given_up);
+                log::warn!("no thread for a new connection: {e}");
+            }
+        }
+    }
+
+    /// Sends the threads home and waits for them, so that what they hold (the database) is let go. Those that are
+    /// still in a handler at the deadline are left to end by themselves.
+    fn end_threads(&self, deadline: Instant) {
+        let mut pool = lock(&self.pool);
+        self.pool_changed.notify_all();
+        while pool.threads > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            pool = self.pool_changed.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let handles = std::mem::take(&mut pool.handles);
+        drop(pool);
+        for handle in handles {
+            let _ = handle.join();
         }
     }
 
@@ -564,6 +460,7 @@ impl Shared {
                 }
                 if self.is_stopping() {
                     pool.threads -= 1;
+                    self.pool_changed.notify_all();
                     return;
                 }
                 pool.idle += 1;
@@ -614,6 +511,7 @@ fn is_ended(ended: &PipeReader) -> bool {
 
 /// Accepts until the pipe is closed, whatever goes wrong with single connections.
 fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, tls: Option<&Tls>, ended: &PipeReader) {
+    let mut exhausted = false;
     loop {
         let mut fds =
             [interest(listener.as_raw_fd(), libc::POLLIN), interest(ended.as_raw_fd(), libc::POLLIN)];
@@ -627,13 +525,16 @@ fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, tls: Option<&Tls>, e
         }
         match listener.accept() {
             Ok((tcp, address)) => {
+                exhausted = false;
                 if let Err(e) = begin(shared, tcp, address, tls, ended) {
                     log::debug!("a connection from {address} ended before it began: {e}");
                 }
             }
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(e) if is_exhaustion(&e) => {
-                log::warn!("cannot accept a connection now: {e}");
+                if !std::mem::replace(&mut exhausted, true) {
+                    log::warn!("cannot accept connections now: {e}");
+                }
                 let registry = lock(&shared.registry);
                 shared.evict(&registry, None);
                 drop(registry);

@@ -13,7 +13,7 @@ use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
 use doorstep::federation::client::{CallError, Client, Settings, SignedRequest};
 use doorstep::http::{
-    Admission, Certificate, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn,
+    Admission, Certificate, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn, Wake,
 };
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
@@ -201,8 +201,8 @@ impl Service for Script {
         ))
     }
 
-    fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> bool {
-        true
+    fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> Wake {
+        Wake::Over
     }
 
     fn interrupt(&self) {}
