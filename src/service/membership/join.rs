@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::answer;
@@ -82,25 +83,33 @@ impl Homeserver {
             if !answers.has_time(self.clock.instant()) {
                 break;
             }
-            let attempt =
-                self.ask_template(&peer, Kind::Join, &room.room_id, user).and_then(|(template, version)| {
-                    let join = self.sign_template(&template, version, content).map_err(ours)?;
-                    self.federation
-                        .send_join(&peer, &room.room_id, join.event_id(), join.json())
-                        .map(|answer| (join, answer))
-                });
-            match attempt {
-                Ok((join, answer)) => {
-                    let join = answer
-                        .event
-                        .as_ref()
-                        .map_or(Ok(join), |event| self.check_pdu(event.get().as_bytes(), room.version));
-                    return self.receive_pdu(&peer, join?);
-                }
+            match self.join_in_their_name(&peer, room, user, content) {
+                Ok(join) => return self.receive_pdu(&peer, join),
                 Err(error) => answers.add(&peer, error),
             }
         }
         Err(answers.into_error())
+    }
+
+    fn join_in_their_name(
+        &self,
+        peer: &ServerName,
+        room: &Room,
+        user: &UserId,
+        content: &Map<String, Value>,
+    ) -> CallResult<Pdu> {
+        let (template, version) = self.ask_template(peer, Kind::Join, &room.room_id, user)?;
+        let join = self.sign_template(&template, version, content).map_err(ours)?;
+        let answer = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
+        self.countersigned(join, answer.event.as_deref()).map_err(|e| CallError::bad(e.message().to_owned()))
+    }
+
+    /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
+    /// it did not come back. Errors: 400 if another event came back, or one without the signatures that it needs.
+    fn countersigned(&self, join: Pdu, theirs: Option<&RawValue>) -> Result<Pdu> {
+        let Some(theirs) = theirs else { return Ok(join) };
+        handshake::check_countersigned(&join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
+        self.check_pdu(theirs.get().as_bytes(), join.version())
     }
 
     /// The handshake with the room's servers, one after the other. A join that was on its way when we last stopped is
@@ -110,46 +119,38 @@ impl Homeserver {
         let before = row.as_ref().map(|row| row.state);
         next(before, Fact::UserJoins)?;
         let candidates = self.candidates(door, row.as_ref())?;
-        let mut answers = Answers::new(self.clock.instant());
-        // The join that was handed in last, and whether a server may have taken one without our hearing of it.
-        let (mut sent, mut unsure) = (None, false);
+        let mut tries = Tries { answers: Answers::new(self.clock.instant()), last: None, unsure: false };
         let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending);
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
-                Err(error) => {
-                    unsure |= error.is_transient();
-                    answers.add(peer, error);
-                }
+                Err(error) => tries.not_taken(peer, join, error),
             }
-            sent = Some(join);
         }
         for peer in &candidates {
-            if !answers.has_time(self.clock.instant()) {
+            if !tries.answers.has_time(self.clock.instant()) {
                 break;
             }
-            match self.ask_template(peer, Kind::Join, &door.room_id, user) {
-                Ok((template, version)) => {
-                    let join = self.sign_template(&template, version, content)?;
-                    self.intend_join(&join, version, before, peer, &candidates)?;
-                    match self.hand_in_join(peer, &join) {
-                        Ok(()) => return Ok(()),
-                        Err(error) => {
-                            unsure |= error.is_transient();
-                            answers.add(peer, error);
-                        }
-                    }
-                    sent = Some(join);
+            let (template, version) = match self.ask_template(peer, Kind::Join, &door.room_id, user) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tries.answers.add(peer, error);
+                    continue;
                 }
-                Err(error) => answers.add(peer, error),
+            };
+            let join = self.sign_template(&template, version, content)?;
+            self.intend_join(&join, version, before, peer, &candidates)?;
+            match self.hand_in_join(peer, &join) {
+                Ok(()) => return Ok(()),
+                Err(error) => tries.not_taken(peer, join, error),
             }
         }
-        match sent {
-            Some(join) if unsure => self.note_unfinished_join(&join)?,
+        match tries.last {
+            Some(join) if tries.unsure => self.note_unfinished_join(&join)?,
             Some(join) => self.note_failed_join(&join)?,
             None => {}
         }
-        Err(answers.into_error())
+        Err(tries.answers.into_error())
     }
 
     /// Takes up a join that was on its way when its request ended, or we did.
@@ -179,10 +180,6 @@ impl Homeserver {
             let state =
                 next(old.as_ref().map(|row| row.state), Fact::UserJoins)?.to.unwrap_or(State::Joining);
             let mut row = old.unwrap_or_else(|| RemoteMembership::new(room_id, user, state, version));
-            if matches!(row.state, State::Leaving | State::Closed) {
-                row.event = None;
-                row.previous = None;
-            }
             (row.state, row.room_version, row.forgotten) = (state, version, false);
             row.due_ms = Some(due);
             row.prefer(via);
@@ -211,14 +208,7 @@ impl Homeserver {
 
     fn judge_join_answer(&self, join: &Pdu, peer: &ServerName, answer: JoinAnswer) -> Result<AdoptedRoom> {
         let version = join.version();
-        let join = match &answer.event {
-            Some(event) => {
-                let theirs = matrix_json::parse_object(event.get().as_bytes())?;
-                handshake::check_countersigned(join, &theirs)?;
-                self.check_pdu(event.get().as_bytes(), version)?
-            }
-            None => join.clone(),
-        };
+        let join = self.countersigned(join.clone(), answer.event.as_deref())?;
         // What fails is left out; that it was needed shows in the judgement.
         let in_state = answer.state.len();
         let both: Vec<&[u8]> =
@@ -257,6 +247,23 @@ impl Homeserver {
             (row.attempts, row.due_ms) = (0, (state == State::Knocking).then_some(now));
             tx.save_remote_membership_quietly(&row)
         })
+    }
+}
+
+/// What came of the tries to join so far.
+struct Tries {
+    answers: Answers,
+    /// The join that was handed in last.
+    last: Option<Pdu>,
+    /// Whether a server may have taken a join without our hearing of it.
+    unsure: bool,
+}
+
+impl Tries {
+    fn not_taken(&mut self, peer: &ServerName, join: Pdu, error: CallError) {
+        self.unsure |= error.is_transient();
+        self.last = Some(join);
+        self.answers.add(peer, error);
     }
 }
 

@@ -232,9 +232,8 @@ impl Homeserver {
             State::Knocking => self.deliver_knock(&row),
             State::Joining => self.resume_join(&row),
             State::Leaving => self.deliver_leave(&row),
-            State::Knocked | State::Invited | State::Closed => self.store.write(move |tx| {
-                tx.save_remote_membership_quietly(&RemoteMembership { due_ms: None, ..row })
-            }),
+            // Nothing to tell anybody: settled since it was looked up.
+            State::Knocked | State::Invited | State::Closed => Ok(()),
         }
     }
 
@@ -267,20 +266,19 @@ impl Homeserver {
         Ok(content)
     }
 
-    /// The servers to ask, best first and never ourselves: those of the row (the one we knocked through leads), the
-    /// inviter's, those that the client named, those that we saw in the room when we were in it, the one in the room's
-    /// id. Errors: 404 `M_NOT_FOUND` if there are none.
+    /// The servers to ask, best first and never ourselves: the one that we knocked through, the inviter's, those that
+    /// the client named, others that were worth asking before, those that we saw in the room when we were in it, the one
+    /// in the room's id. Errors: 404 `M_NOT_FOUND` if there are none.
     pub(super) fn candidates(&self, door: &Door, row: Option<&RemoteMembership>) -> Result<Vec<ServerName>> {
-        let mut all: Vec<ServerName> = row.map(|row| row.via.clone()).unwrap_or_default();
-        if let Some(event) = row.and_then(|row| row.event.as_ref()) {
-            all.push(event.sender().server());
-        }
-        all.extend(door.via.iter().cloned());
-        all.extend(self.store.read(|db| match db.room(&door.room_id)? {
+        let known = row.map_or(&[][..], |row| &row.via);
+        let inviter = row.and_then(|row| row.event.as_ref()).map(|event| event.sender().server());
+        let seen = self.store.read(|db| match db.room(&door.room_id)? {
             Some(room) => db.resident_servers(room.key),
             None => Ok(Vec::new()),
-        })?);
-        all.extend(door.room_id.server_name().and_then(|name| ServerName::parse(name).ok()));
+        })?;
+        let all = known.iter().take(1).cloned().chain(inviter).chain(door.via.iter().cloned());
+        let all = all.chain(known.iter().skip(1).cloned()).chain(seen);
+        let all = all.chain(door.room_id.server_name().and_then(|name| ServerName::parse(name).ok()));
         let mut candidates: Vec<ServerName> = Vec::new();
         for server in all {
             if &server != self.server_name() && !candidates.contains(&server) {
