@@ -674,6 +674,7 @@ fn a_withdrawal_tries_the_servers_until_one_takes_it() {
     peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
     peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
     assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+    bob.wait_for_room("knock", room.id.as_str());
     peer.answer_json("make_leave", 500, json!({ "errcode": "M_UNKNOWN", "error": "busy" }));
     bob.leave(room.id.as_str());
     bob.wait_for_room("leave", room.id.as_str());
