@@ -7,6 +7,8 @@ pub mod adopt;
 pub mod client_format;
 pub mod compose;
 pub mod directory;
+#[cfg(test)]
+mod engine_tests;
 pub mod filters;
 pub mod history;
 pub mod ingest;
