@@ -83,7 +83,11 @@ pub fn collect(
 
 /// The stripped state of a room of this server, as those invited or knocking get it.
 fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
-    let own = context.db.pdu_by_key(of_user.event)?;
+    let stored = context.db.event_by_key(of_user.event)?;
+    let room = context.db.room_by_key(of_user.room)?;
+    let previous = RoomView::new(context.db, &room, context.user)?.replaced(&stored)?;
+    let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
+    let own = stored.pdu;
     let mut events = Events::default();
     for event_type in STRIPPED_TYPES {
         if let Some(event) = context.db.state_event(of_user.room, event_type, "")? {
@@ -96,8 +100,14 @@ fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
             events.events.push(stripped_event(&inviter)?);
         }
     }
-    events.events.push(stripped_event(&own)?);
+    events.events.push(own_event(context, &own, previous.as_ref())?);
     Ok(events)
+}
+
+/// The user's own invite or knock among stripped state. It is the one event there that the client is told whole: when
+/// it came, and by `prev_content` that an invite answers a knock.
+fn own_event(context: &Context<'_>, own: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
+    client_format::of_remote_room(&context.style, own, previous)
 }
 
 fn stripped_event(event: &Pdu) -> Result<Json> {
@@ -202,10 +212,10 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     let room_id = row.room_id.clone();
     match section {
         Section::Invite => {
-            rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
+            rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(context, row, event)? });
         }
         Section::Knock => {
-            rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
+            rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(context, row, event)? });
         }
         Section::Leave => {
             if context.request.since.is_some() || context.request.filter.room.include_leave {
@@ -216,12 +226,12 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     Ok(())
 }
 
-fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
+fn remote_stripped(context: &Context<'_>, row: &RemoteMembership, own: &Pdu) -> Result<Events> {
     let mut events = Events::default();
     for event in &row.stripped_state {
         events.events.push(to_raw_value(event).map_err(Error::internal)?);
     }
-    events.events.push(stripped_event(own)?);
+    events.events.push(own_event(context, own, row.previous.as_ref())?);
     Ok(events)
 }
 
