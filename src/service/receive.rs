@@ -66,6 +66,9 @@ impl Homeserver {
             return serde_json::from_slice(&answer).map_err(Error::internal);
         }
         let text = std::str::from_utf8(body).map_err(|_| not_a_transaction("not UTF-8"))?;
+        if !text.trim_start().starts_with('{') {
+            return Err(not_a_transaction("not an object"));
+        }
         let transaction: Transaction<'_> =
             serde_json::from_str(text).map_err(|e| not_a_transaction(&e.to_string()))?;
         if transaction.pdus.len() > MOST_PDUS || transaction.edus.len() > MOST_EDUS {

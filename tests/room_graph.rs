@@ -1,0 +1,478 @@
+//! Rooms as graphs of events between servers: transactions, forks, holes and how they are filled or gone around, and
+//! what a server that lies about them achieves (nothing).
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::peer::{FakeRoom, Peer, now_ms};
+use doorstep::TestServer;
+use doorstep::http::Reply;
+use doorstep::protocol::event_auth::auth_types;
+use doorstep::protocol::{EventId, Pdu, UserId};
+use doorstep::store::{Place, Status, StoredEvent};
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(30), "it never came to pass that {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A room on a scripted peer, with one of ours in it, and the end of its graph.
+struct Scene {
+    server: TestServer,
+    alice: TestUser,
+    peer: Peer,
+    room: FakeRoom,
+    last: EventId,
+    depth: i64,
+}
+
+impl Scene {
+    fn new(version: &str) -> Scene {
+        let (server, peer) = (TestServer::start(), Peer::start());
+        let alice = server.user("alice");
+        let room = FakeRoom::new(&peer, version, "public");
+        let template = room.template(alice.id(), "join");
+        peer.answer("/make_join/", move |_| Reply::json(&template));
+        let answer = room.join_answer();
+        peer.answer("/send_join/", move |_| Reply::json(&answer));
+        peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
+        alice.join_via(room.id.as_str(), &[peer.name().as_str()]);
+        let last = heads(&server, &room).remove(0);
+        let join = stored(&server, &last).expect("the join is stored").pdu;
+        let mut room = room;
+        room.state.insert(("m.room.member".into(), alice.id().into()), join);
+        Scene { server, alice, peer, room, last, depth: 20 }
+    }
+
+    /// An event of the peer's that follows some others; the room's end is not moved.
+    fn event(
+        &mut self,
+        prev: &[&EventId],
+        sender: &UserId,
+        kind: (&str, Option<&str>),
+        content: Value,
+    ) -> Pdu {
+        let content = content.as_object().expect("an object").clone();
+        let wanted = auth_types(kind.0, sender.as_str(), kind.1, &content, self.room.version);
+        let auth: Vec<&EventId> =
+            wanted.iter().filter_map(|key| self.room.state.get(key)).map(Pdu::event_id).collect();
+        self.depth += 1;
+        let mut event = json!({
+            "type": kind.0, "sender": sender, "content": content, "room_id": self.room.id,
+            "origin_server_ts": now_ms(), "depth": self.depth, "prev_events": prev, "auth_events": auth,
+        });
+        if let Some(state_key) = kind.1 {
+            event["state_key"] = state_key.into();
+        }
+        self.peer.sign(event.as_object().expect("an object").clone(), self.room.version)
+    }
+
+    /// A message of the room's creator at the room's end.
+    fn message(&mut self, text: &str) -> Pdu {
+        let (last, creator) = (self.last.clone(), self.room.creator.clone());
+        let event = self.event(&[&last], &creator, ("m.room.message", None), json!({ "body": text }));
+        self.last = event.event_id().clone();
+        event
+    }
+
+    /// A state event of the room's creator at the room's end.
+    fn set_state(&mut self, kind: &str, state_key: &str, content: Value) -> Pdu {
+        let (last, creator) = (self.last.clone(), self.room.creator.clone());
+        let event = self.event(&[&last], &creator, (kind, Some(state_key)), content);
+        self.last = event.event_id().clone();
+        self.room.state.insert((kind.into(), state_key.into()), event.clone());
+        event
+    }
+
+    /// Sends events and returns what is said of each.
+    fn send(&self, txn: &str, pdus: &[&Pdu]) -> Value {
+        let (status, body) = self.peer.send_transaction(self.server.name(), txn, pdus);
+        assert_eq!(status, 200, "{body}");
+        body["pdus"].clone()
+    }
+
+    fn status(&self, pdu: &Pdu) -> Option<Status> {
+        stored(&self.server, pdu.event_id()).map(|event| event.status)
+    }
+
+    fn answer_with_state(&self) {
+        let ids: Vec<&EventId> = self.room.state.values().map(Pdu::event_id).collect();
+        self.peer.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": ids }));
+        let events: Vec<Value> = self.room.state.values().map(|p| Value::Object(p.to_object())).collect();
+        self.peer.answer_json("/state/", 200, json!({ "pdus": events, "auth_chain": events }));
+        let by_id: Vec<(String, Value)> = self
+            .room
+            .state
+            .values()
+            .map(|p| (segment(p.event_id().as_str()), Value::Object(p.to_object())))
+            .collect();
+        let name = self.peer.name().clone();
+        self.peer.answer("/event/", move |asked| {
+            match by_id.iter().find(|(id, _)| asked.target.ends_with(id)) {
+                Some((_, event)) => {
+                    Reply::json(&json!({ "origin": name, "origin_server_ts": 0, "pdus": [event] }))
+                }
+                None => Reply::json_status(404, &json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+            }
+        });
+    }
+
+    fn state_content(&self, kind: &str, state_key: &str) -> Option<Value> {
+        self.alice.state(self.room.id.as_str(), kind, state_key)
+    }
+}
+
+fn heads(server: &TestServer, room: &FakeRoom) -> Vec<EventId> {
+    let heads = server.homeserver().store.read(|db| db.heads(db.known_room(&room.id)?.key));
+    heads.expect("the room has heads").into_iter().map(|head| head.event_id).collect()
+}
+
+fn stored(server: &TestServer, id: &EventId) -> Option<StoredEvent> {
+    server.homeserver().store.read(|db| db.event(id)).expect("the database reads")
+}
+
+fn objects(pdus: &[Pdu]) -> Vec<Value> {
+    pdus.iter().map(|pdu| Value::Object(pdu.to_object())).collect()
+}
+
+/// The bodies of the messages in the room's timeline, oldest first.
+fn bodies(user: &TestUser, room: &str) -> Vec<String> {
+    let page = user.get(&format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1000", segment(room)));
+    let chunk = page["chunk"].as_array().expect("messages have a chunk").iter().rev();
+    chunk
+        .filter(|e| e["type"] == "m.room.message")
+        .filter_map(|e| e["content"]["body"].as_str().map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn a_transaction_is_answered_event_by_event_and_its_repeat_changes_nothing() {
+    for version in ["6", "12"] {
+        let mut scene = Scene::new(version);
+        let good = scene.message("one");
+        let next = scene.message("two");
+        let stranger = scene.peer.user("stranger");
+        let last = scene.last.clone();
+        let forbidden = scene.event(&[&last], &stranger, ("m.room.message", None), json!({ "body": "no" }));
+        let mut unsigned = scene.message("three").to_object();
+        unsigned.insert("signatures".into(), json!({}));
+        let unsigned = Pdu::from_object(unsigned, scene.room.version).expect("an event");
+        let said = scene.send("1", &[&good, &next, &forbidden, &unsigned]);
+        assert_eq!(
+            (&said[good.event_id().as_str()], &said[next.event_id().as_str()]),
+            (&json!({}), &json!({}))
+        );
+        assert!(said[forbidden.event_id().as_str()]["error"].is_string(), "{said}");
+        assert!(said[unsigned.event_id().as_str()]["error"].is_string(), "{said}");
+        assert_eq!(scene.status(&forbidden), Some(Status::Rejected));
+        assert!(scene.status(&unsigned).is_none());
+        let position = scene.server.homeserver().store.position();
+        assert_eq!(scene.send("1", &[&good, &next, &forbidden, &unsigned]), said);
+        assert_eq!(scene.send("2", &[&good, &next])[good.event_id().as_str()], json!({}));
+        assert_eq!(scene.server.homeserver().store.position(), position);
+        assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), ["one", "two"]);
+    }
+}
+
+#[test]
+fn transactions_beyond_the_limits_or_out_of_shape_are_refused_as_a_whole() {
+    let scene = Scene::new("12");
+    let txn = std::cell::Cell::new(0);
+    let put = |body: Value| {
+        txn.set(txn.get() + 1);
+        let path = format!("/_matrix/federation/v1/send/{}", txn.get());
+        scene.peer.ask(scene.server.name(), "PUT", &path, Some(&body))
+    };
+    let of = |pdus: usize, edus: usize| json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": vec![json!({}); pdus], "edus": vec![json!({}); edus] });
+    assert_eq!(put(of(50, 100)), (200, json!({ "pdus": {} })));
+    for body in [of(51, 0), of(0, 101), json!({}), json!({ "pdus": 3 }), json!([]), json!([[], []])] {
+        let (status, answer) = put(body);
+        assert_eq!((status, &answer["errcode"]), (400, &json!("M_BAD_JSON")), "{answer}");
+    }
+}
+
+#[test]
+fn an_event_whose_content_was_changed_on_the_way_is_taken_in_without_its_content() {
+    let mut scene = Scene::new("12");
+    let message = scene.message("original");
+    let mut changed = message.to_object();
+    changed["content"]["body"] = json!("forged");
+    let changed = Pdu::from_object(changed, scene.room.version).expect("an event");
+    assert_eq!(scene.send("1", &[&changed])[message.event_id().as_str()], json!({}));
+    let event = stored(&scene.server, message.event_id()).expect("it is stored");
+    assert_eq!((event.status, event.pdu.content().len()), (Status::Accepted, 0));
+}
+
+#[test]
+fn a_hole_of_some_events_is_filled_before_the_event_behind_it_is_shown() {
+    let mut scene = Scene::new("12");
+    let lost: Vec<Pdu> = (0..30).map(|n| scene.message(&format!("lost {n}"))).collect();
+    let topic = scene.set_state("m.room.topic", "", json!({ "topic": "holes" }));
+    let arrived = scene.message("arrived");
+    // In a wrong order and with the event itself among them, which the answer must not have.
+    let mut answer = objects(&lost);
+    answer.reverse();
+    answer.push(Value::Object(arrived.to_object()));
+    answer.push(Value::Object(topic.to_object()));
+    scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": answer }));
+    assert_eq!(scene.send("1", &[&arrived])[arrived.event_id().as_str()], json!({}));
+    let mut expected: Vec<String> = (0..30).map(|n| format!("lost {n}")).collect();
+    expected.push("arrived".into());
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), expected);
+    assert_eq!(scene.state_content("m.room.topic", "").expect("a topic")["topic"], "holes");
+    assert_eq!(heads(&scene.server, &scene.room), [arrived.event_id().clone()]);
+    assert_eq!(scene.peer.asked("/get_missing_events/").len(), 1);
+    assert!(scene.peer.asked("/state").is_empty());
+}
+
+#[test]
+fn a_large_hole_is_gone_around_by_the_state_and_can_be_filled_later() {
+    for whole in [false, true] {
+        let mut scene = Scene::new("12");
+        let here = scene.last.clone();
+        let lost: Vec<Pdu> = (0..5).map(|n| scene.message(&format!("lost {n}"))).collect();
+        let topic = scene.set_state("m.room.topic", "", json!({ "topic": "beyond" }));
+        // Enough for the state to be fetched as a whole, or few enough for its events to be fetched one by one.
+        for n in 0..if whole { 40 } else { 3 } {
+            let user = scene.peer.user(&format!("user{n}"));
+            let (last, id) = (scene.last.clone(), user.as_str().to_owned());
+            let join =
+                scene.event(&[&last], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
+            scene.last = join.event_id().clone();
+            scene.room.state.insert(("m.room.member".into(), id), join);
+        }
+        scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+        scene.answer_with_state();
+        let arrived = scene.message("arrived");
+        assert_eq!(scene.send("1", &[&arrived])[arrived.event_id().as_str()], json!({}));
+        assert_eq!(scene.status(&arrived), Some(Status::Accepted));
+        assert_eq!(scene.peer.asked("/state/").is_empty(), !whole);
+        assert_eq!(scene.state_content("m.room.topic", "").expect("a topic")["topic"], "beyond");
+        // Our own last event and theirs are both ends until something follows both.
+        assert_eq!(heads(&scene.server, &scene.room), [here.clone(), arrived.event_id().clone()]);
+        let merge = scene.alice.send(scene.room.id.as_str(), "merge");
+        let merge = EventId::parse(&merge).expect("an event id");
+        assert_eq!(stored(&scene.server, &merge).expect("it is stored").pdu.prev_events().len(), 2);
+
+        // Whoever pages back gets what lies between.
+        let mut behind: Vec<Pdu> = lost.clone();
+        behind.push(topic);
+        behind.extend(
+            scene.room.state.values().filter(|p| p.sender().localpart().starts_with("user")).cloned(),
+        );
+        scene.peer.answer_json(
+            "/backfill/",
+            200,
+            json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": objects(&behind) }),
+        );
+        let hs = scene.server.homeserver();
+        let room = hs.store.read(|db| db.known_room(&scene.room.id)).expect("the room");
+        assert!(hs.backfill(&room, Place::END).expect("it comes"));
+        assert_eq!(
+            bodies(&scene.alice, scene.room.id.as_str()),
+            ["lost 0", "lost 1", "lost 2", "lost 3", "lost 4", "arrived", "merge"]
+        );
+        let news = scene.alice.initial_sync();
+        assert!(news["rooms"]["join"][scene.room.id.as_str()]["timeline"]["limited"].is_boolean());
+        // Nothing current was touched by the history.
+        assert_eq!(heads(&scene.server, &scene.room), [merge]);
+        assert_eq!(scene.state_content("m.room.topic", "").expect("a topic")["topic"], "beyond");
+    }
+}
+
+#[test]
+fn a_server_that_leaves_a_ban_out_of_the_state_does_not_undo_it() {
+    let mut scene = Scene::new("11");
+    let mallory = scene.peer.user("mallory");
+    let (last, id) = (scene.last.clone(), mallory.as_str().to_owned());
+    let join = scene.event(&[&last], &mallory, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
+    scene.last = join.event_id().clone();
+    scene.room.state.insert(("m.room.member".into(), id.clone()), join.clone());
+    let before_ban = scene.room.state.clone();
+    let ban = scene.set_state("m.room.member", &id, json!({ "membership": "ban" }));
+    scene.send("1", &[&join, &ban]);
+    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+
+    // The banned user's event names the room's end, and something that nobody has; the state "before it" has no ban.
+    scene.room.state = before_ban;
+    scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+    scene.answer_with_state();
+    let nowhere = EventId::parse("$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").expect("an event id");
+    let evil = scene.event(
+        &[ban.event_id(), &nowhere],
+        &mallory,
+        ("m.room.message", None),
+        json!({ "body": "back" }),
+    );
+    let said = scene.send("2", &[&evil]);
+    assert!(said[evil.event_id().as_str()]["error"].is_string(), "{said}");
+    assert_eq!(scene.status(&evil), Some(Status::Rejected));
+    // Nor does an event of the creator's, whose state is as false: the ban is what we know to be before it.
+    let creator = scene.room.creator.clone();
+    let odd = scene.event(
+        &[ban.event_id(), &nowhere],
+        &creator,
+        ("m.room.message", None),
+        json!({ "body": "odd" }),
+    );
+    scene.send("3", &[&odd]);
+    assert_eq!(scene.status(&odd), Some(Status::Accepted));
+    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+}
+
+#[test]
+fn a_peer_that_answers_with_rubbish_gets_an_error_for_the_event_and_a_second_chance() {
+    let mut scene = Scene::new("12");
+    let lost = scene.message("lost");
+    let arrived = scene.message("arrived");
+    let html = || Reply::bytes("text/html", b"<html>".to_vec());
+    scene.peer.answer("/get_missing_events/", move |_| html());
+    scene.peer.answer("/state_ids/", move |_| html());
+    let said = scene.send("1", &[&arrived]);
+    assert!(said[arrived.event_id().as_str()]["error"].is_string(), "{said}");
+    assert!(scene.status(&arrived).is_none());
+    // Another room's event, and one that nobody signed.
+    let other = FakeRoom::new(&scene.peer, "12", "public");
+    let foreign = other.state.values().next().expect("it has state").clone();
+    scene.peer.answer_json(
+        "/get_missing_events/",
+        200,
+        json!({ "events": [foreign.to_object(), { "x": 1 }] }),
+    );
+    scene.peer.answer_json(
+        "/state_ids/",
+        200,
+        json!({ "pdu_ids": [foreign.event_id()], "auth_chain_ids": [] }),
+    );
+    scene.peer.answer_json(
+        "/event/",
+        200,
+        json!({ "origin": "x", "origin_server_ts": 1, "pdus": [foreign.to_object()] }),
+    );
+    scene.send("2", &[&arrived]);
+    assert_ne!(scene.status(&arrived), Some(Status::Accepted));
+    assert!(stored(&scene.server, foreign.event_id()).is_none());
+    assert!(scene.status(&lost).is_none());
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), Vec::<String>::new());
+}
+
+#[test]
+fn auth_events_that_we_lack_are_fetched_and_judged() {
+    let mut scene = Scene::new("10");
+    let user = scene.peer.user("late");
+    let (last, id) = (scene.last.clone(), user.as_str().to_owned());
+    // The join is of a branch that we never heard of; the message cites it and follows our end.
+    let join = scene.event(&[&last], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
+    scene.room.state.insert(("m.room.member".into(), id), join.clone());
+    let message = scene.event(&[&last], &user, ("m.room.message", None), json!({ "body": "hello" }));
+    let chain: Vec<Pdu> = scene.room.state.values().cloned().collect();
+    scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&chain) }));
+    let said = scene.send("1", &[&message]);
+    // The auth events allow it, the state before it does not.
+    assert!(said[message.event_id().as_str()]["error"].is_string(), "{said}");
+    assert_eq!(scene.status(&message), Some(Status::Rejected));
+    let outlier = stored(&scene.server, join.event_id()).expect("it was fetched");
+    assert!(outlier.is_outlier() && outlier.place.is_none());
+    // Once the join comes the ordinary way it finds its place.
+    assert_eq!(scene.send("2", &[&join])[join.event_id().as_str()], json!({}));
+    assert!(!stored(&scene.server, join.event_id()).expect("it is stored").is_outlier());
+}
+
+#[test]
+fn other_servers_read_what_they_need_and_only_if_they_are_in_the_room() {
+    let mut scene = Scene::new("12");
+    let ours = scene.alice.send(scene.room.id.as_str(), "ours");
+    let outsider = Peer::start();
+    let room = segment(scene.room.id.as_str());
+    let fed = |path: &str| format!("/_matrix/federation/v1/{path}");
+    let get = |peer: &Peer, path: String| peer.ask(scene.server.name(), "GET", &path, None);
+    let paths = [
+        fed(&format!("event/{}", segment(&ours))),
+        fed(&format!("state/{room}?event_id={}", segment(&ours))),
+        fed(&format!("state_ids/{room}?event_id={}", segment(&ours))),
+        fed(&format!("event_auth/{room}/{}", segment(&ours))),
+        fed(&format!("backfill/{room}?v={}&limit=10", segment(&ours))),
+    ];
+    for path in &paths {
+        let (status, body) = get(&outsider, path.clone());
+        assert_eq!((status, &body["errcode"]), (403, &json!("M_FORBIDDEN")), "{path}");
+        assert_eq!(get(&scene.peer, path.clone()).0, 200, "{path}");
+    }
+    let (_, event) = get(&scene.peer, paths[0].clone());
+    assert_eq!(event["pdus"][0]["content"]["body"], "ours");
+    let (_, ids) = get(&scene.peer, paths[2].clone());
+    assert_eq!(ids["pdu_ids"].as_array().map(Vec::len), Some(scene.room.state.len()));
+    let (_, page) = get(&scene.peer, paths[4].clone());
+    let page: Vec<&str> =
+        page["pdus"].as_array().expect("pdus").iter().map(|e| e["type"].as_str().expect("a type")).collect();
+    assert_eq!(page, ["m.room.message", "m.room.member"]);
+    let nothing = segment("$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+    for path in [format!("event/{nothing}"), format!("state_ids/{room}?event_id={nothing}")] {
+        let (status, body) = get(&scene.peer, fed(&path));
+        assert_eq!((status, &body["errcode"]), (404, &json!("M_NOT_FOUND")), "{path}");
+    }
+    let theirs = scene.message("theirs");
+    scene.send("1", &[&theirs]);
+    let join = heads(&scene.server, &scene.room);
+    let wanted = json!({ "earliest_events": [], "latest_events": join, "limit": 2 });
+    let (status, missing) = scene.peer.ask(
+        scene.server.name(),
+        "POST",
+        &fed(&format!("get_missing_events/{room}")),
+        Some(&wanted),
+    );
+    assert_eq!(status, 200);
+    let types: Vec<&str> = missing["events"]
+        .as_array()
+        .expect("events")
+        .iter()
+        .map(|e| e["type"].as_str().expect("a type"))
+        .collect();
+    assert!(!types.is_empty() && types.len() <= 2, "{types:?}");
+}
+
+#[test]
+fn two_servers_that_speak_at_once_end_with_the_same_room() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": "12" }));
+    bob.join_via(&room, &[here.name()]);
+    alice.set_state(&room, "m.room.power_levels", "", json!({ "users_default": 50 }));
+    wait_until("bob has the power", || {
+        bob.state(&room, "m.room.power_levels", "").is_some_and(|levels| levels["users_default"] == 50)
+    });
+    std::thread::scope(|scope| {
+        for (user, who) in [(&alice, "alice"), (&bob, "bob")] {
+            let room = &room;
+            scope.spawn(move || {
+                for n in 0..40 {
+                    user.send(room, &format!("{who} {n}"));
+                    if n % 10 == 0 {
+                        user.set_state(room, "m.room.topic", "", json!({ "topic": format!("{who} {n}") }));
+                    }
+                }
+            });
+        }
+    });
+    let all = |user: &TestUser| {
+        let mut bodies = bodies(user, &room);
+        bodies.sort();
+        bodies
+    };
+    wait_until("both have everything", || all(&alice).len() == 80 && all(&bob).len() == 80);
+    // An event that follows everything settles what the state is, on both sides.
+    alice.send(&room, "alice ends");
+    wait_until("bob has the end", || all(&bob).len() == 81);
+    bob.send(&room, "bob ends");
+    wait_until("alice has the end", || all(&alice).len() == 82);
+    assert_eq!(all(&alice), all(&bob));
+    let topic = |user: &TestUser| user.state(&room, "m.room.topic", "").map(|c| c["topic"].clone());
+    wait_until("both have one topic", || topic(&alice) == topic(&bob));
+}
