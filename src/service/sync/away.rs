@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
+use serde_json::json;
 use serde_json::value::to_raw_value;
 
 use super::state::{self, Need};
