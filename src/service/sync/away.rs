@@ -101,14 +101,19 @@ fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
             events.events.push(stripped_event(&inviter)?);
         }
     }
-    events.events.push(own_event(context, &own, previous.as_ref())?);
+    events.events.push(own_event(&own, previous.as_ref())?);
     Ok(events)
 }
 
-/// The user's own invite or knock among stripped state. It is the one event there that the client is told whole: when
-/// it came, and by `prev_content` that an invite answers a knock.
-fn own_event(context: &Context<'_>, own: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
-    client_format::of_remote_room(&context.style, own, previous)
+/// The user's own invite or knock among stripped state. An invite that answers a knock says so in `unsigned`, as the
+/// member event of a room does: that is how a client knows that it may join without asking.
+fn own_event(own: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
+    let mut shown = strip(own);
+    let knock = previous.filter(|previous| previous.membership() == Some(Membership::Knock));
+    if let Some(knock) = knock.filter(|_| own.membership() == Some(Membership::Invite)) {
+        shown["unsigned"] = json!({ "replaces_state": knock.event_id(), "prev_content": knock.content() });
+    }
+    to_raw_value(&shown).map_err(Error::internal)
 }
 
 fn stripped_event(event: &Pdu) -> Result<Json> {
@@ -213,10 +218,10 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     let room_id = row.room_id.clone();
     match section {
         Section::Invite => {
-            rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(context, row, event)? });
+            rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
         }
         Section::Knock => {
-            rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(context, row, event)? });
+            rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
         }
         Section::Leave => {
             if context.request.since.is_some() || context.request.filter.room.include_leave {
@@ -227,12 +232,12 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     Ok(())
 }
 
-fn remote_stripped(context: &Context<'_>, row: &RemoteMembership, own: &Pdu) -> Result<Events> {
+fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
     let mut events = Events::default();
     for event in &row.stripped_state {
         events.events.push(to_raw_value(event).map_err(Error::internal)?);
     }
-    events.events.push(own_event(context, own, row.previous.as_ref())?);
+    events.events.push(own_event(own, row.previous.as_ref())?);
     Ok(events)
 }
 
