@@ -251,12 +251,14 @@ CREATE INDEX transactions_by_age ON transactions (received_ms);
 -- ===== Users, devices and tokens =====
 
 -- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id hash
--- in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server.
+-- in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server. `leaving`: the account
+-- was deactivated and still has rooms to leave.
 CREATE TABLE users (
   user_id TEXT PRIMARY KEY,
   password TEXT,
   admin INTEGER NOT NULL DEFAULT 0,
   deactivated INTEGER NOT NULL DEFAULT 0,
+  leaving INTEGER NOT NULL DEFAULT 0,
   created_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 

@@ -268,6 +268,9 @@ fn a_new_password_logs_the_other_devices_out_unless_told_otherwise() {
 fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
     let server = TestServer::start();
     let (_, token) = server.homeserver().register_user("alice", Some("open sesame")).unwrap();
+    let bob = server.user("bob");
+    let room = bob.create_room();
+    bob.invite(&room, &format!("@alice:{}", server.name()));
     let path = "/_matrix/client/v3/account/deactivate";
     assert_eq!(request(&server, "POST", path, &token, json!({})).0, 401);
     let body = json!({ "auth": password_login("alice", "open sesame") });
@@ -275,6 +278,8 @@ fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
     assert_eq!(gone, (200, json!({ "id_server_unbind_result": "success" })));
     refused(request(&server, "GET", WHOAMI, &token, Value::Null), 401, "M_UNKNOWN_TOKEN");
     refused(request(&server, "POST", LOGIN, "", password_login("alice", "open sesame")), 403, "M_FORBIDDEN");
+    let member = format!("/_matrix/client/v3/rooms/{room}/state/m.room.member/@alice:{}", server.name());
+    assert_eq!(bob.get(&member)["membership"], "leave");
     refused(request(&server, "POST", REGISTER, "", json!({ "username": "alice" })), 400, "M_USER_IN_USE");
 }
 

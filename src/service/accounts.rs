@@ -10,6 +10,7 @@ use super::{Homeserver, random};
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
 use crate::store::users::{Account, TokenHash};
 
 /// The work for one password: 19 MiB and two passes, which a Raspberry Pi does in a fraction of a second. (The least
@@ -150,10 +151,34 @@ impl Homeserver {
         })
     }
 
-    /// Closes an account for good. Its name stays taken.
+    /// Closes an account for good, and leaves its rooms. Its name stays taken.
     pub fn deactivate(&self, user: &UserId) -> Result<()> {
+        let closed = user.clone();
+        self.store.write(move |tx| tx.deactivate(&closed))?;
+        self.leave_all_rooms(user)
+    }
+
+    /// Finishes the deactivations that the last stop cut short.
+    pub fn finish_deactivations(&self) -> Result<()> {
+        let users = self.store.read(|db| db.deactivated_users_in_rooms())?;
+        users.iter().try_for_each(|user| self.leave_all_rooms(user))
+    }
+
+    fn leave_all_rooms(&self, user: &UserId) -> Result<()> {
+        let present = |m: Membership| matches!(m, Membership::Join | Membership::Invite | Membership::Knock);
+        let rooms = self.store.read(|db| {
+            let here = db.rooms_of(user)?.into_iter().filter(|room| present(room.membership));
+            let elsewhere = db.remote_memberships_of(user, 0)?.into_iter().map(|row| row.room_id);
+            Ok(here.map(|room| room.room_id).chain(elsewhere).collect::<Vec<_>>())
+        })?;
+        for room in rooms {
+            if let Err(e) = self.leave(user, &room, None) {
+                // One odd room must not keep the user in all the others.
+                log::warn!("{user} was deactivated and cannot leave {room}: {e}");
+            }
+        }
         let user = user.clone();
-        self.store.write(move |tx| tx.deactivate(&user))
+        self.store.write(move |tx| tx.deactivated_user_left(&user))
     }
 }
 

@@ -70,6 +70,13 @@ impl Db<'_> {
         Ok(self.conn().prepare_cached("SELECT 1 FROM users LIMIT 1")?.exists([])?)
     }
 
+    /// Deactivated users who still have rooms to leave.
+    pub fn deactivated_users_in_rooms(&self) -> Result<Vec<UserId>> {
+        let mut query = self.conn().prepare_cached("SELECT user_id FROM users WHERE leaving = 1")?;
+        let ids = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        ids.iter().map(|id| UserId::parse(id)).collect()
+    }
+
     /// Whether a registration token can be used now.
     pub fn registration_token_is_valid(&self, hash: &TokenHash, now: Millis) -> Result<bool> {
         let mut query = self.conn().prepare_cached(
@@ -114,12 +121,22 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Closes an account for good: no password, no devices, no tokens.
+    /// Closes an account for good: no password, no devices, no tokens. Its rooms are to be left.
     pub fn deactivate(&mut self, user: &UserId) -> Result<()> {
         self.conn()
-            .prepare_cached("UPDATE users SET deactivated = 1, password = NULL WHERE user_id = ?1")?
+            .prepare_cached(
+                "UPDATE users SET deactivated = 1, leaving = 1, password = NULL WHERE user_id = ?1",
+            )?
             .execute([user.as_str()])?;
         self.delete_devices_except(user, None)
+    }
+
+    /// A deactivated user has left every room.
+    pub fn deactivated_user_left(&mut self, user: &UserId) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE users SET leaving = 0 WHERE user_id = ?1")?
+            .execute([user.as_str()])?;
+        Ok(())
     }
 
     /// Adds a registration token. `uses` and `expires_ms`: `None` is without end.
