@@ -31,7 +31,7 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Time for a well-known answer, redirects and all.
 const WELL_KNOWN_WITHIN: Duration = Duration::from_secs(10);
-const MAX_HEAD: usize = 32 * 1024;
+const MAX_HEAD: usize = 16 * 1024;
 /// The specification's example has 40 bytes.
 const MAX_WELL_KNOWN: u64 = 50 * 1024;
 const MAX_WELL_KNOWN_REDIRECTS: u32 = 10;
@@ -40,11 +40,11 @@ const MAX_ERROR_BODY: u64 = 64 * 1024;
 /// Of a peer's error message, this much is passed on.
 const MAX_MESSAGE: usize = 500;
 /// Idle connections kept, in all and to one server, and for how long.
-const MAX_IDLE: usize = 64;
+const MAX_IDLE: usize = 32;
 const MAX_IDLE_PER_SERVER: usize = 4;
 const IDLE_KEPT: Duration = Duration::from_secs(50);
 /// Requests are written in pieces of this size, and answers' heads must fit in twice as much.
-const BUFFER: usize = 32 * 1024;
+const BUFFER: usize = 16 * 1024;
 
 /// What a client needs to know.
 pub struct Settings {
