@@ -1,5 +1,6 @@
 //! A client for tests: one account on a `TestServer`, speaking the client-server API over a real socket.
 
+use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +90,7 @@ impl TestUser {
         } else {
             request.header("authorization", format!("Bearer {}", self.token))
         };
+        let sent = body.clone();
         let answer = match body {
             Some(body) => self.agent.run(request.body(body.to_string()).expect("a request of a test")),
             None if matches!(method, "GET" | "DELETE" | "OPTIONS" | "HEAD") => {
@@ -100,7 +102,9 @@ impl TestUser {
         let status = answer.status().as_u16();
         let text = answer.body_mut().with_config().limit(256 << 20).read_to_string();
         let text = text.unwrap_or_else(|e| panic!("{method} {path}: {status}, then {e}"));
-        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let answer = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        record(method, path, sent.as_ref(), status, &answer);
+        (status, answer)
     }
 
     fn expect(&self, method: &str, path: &str, body: Option<Value>) -> Value {
@@ -251,6 +255,19 @@ impl TestUser {
             Some(text(&message["content"], "body"))
         })
     }
+}
+
+/// Appends an exchange as a line of JSON to the file that `DOORSTEP_EXCHANGES` names, if it names one: for checking what
+/// the tests saw against a description of the API.
+fn record(method: &str, path: &str, sent: Option<&Value>, status: u16, answer: &Value) {
+    let Some(file) = std::env::var_os("DOORSTEP_EXCHANGES") else { return };
+    let line = json!({
+        "method": method, "path": path, "status": status, "request_body": sent, "response_body": answer,
+    });
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&file);
+    // One write a line, so that the lines of parallel tests do not mix.
+    let written = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+    written.unwrap_or_else(|e| panic!("DOORSTEP_EXCHANGES: {e}"));
 }
 
 fn room_path(room: &str, rest: &str) -> String {
