@@ -14,12 +14,15 @@ use crate::service::client_format::{self, Json, Style};
 use crate::service::room_view::{Access, RoomView, readable_room};
 use crate::service::timeline::{Boundary, Page, walk};
 use crate::store::events::Stretch;
-use crate::store::{Db, EventKey, Place, Status, StoredEvent};
+use crate::store::{Db, EventKey, Place, Room, Status, StoredEvent};
 
 /// Events in an answer of `/messages` whatever the client asks for.
 const MAX_PAGE: usize = 500;
 /// Events around an event in an answer of `/context` whatever the client asks for.
 const MAX_CONTEXT: usize = 100;
+
+/// One answer of `/messages` asks other servers for history at most so many times.
+const MAX_FETCHES: usize = 3;
 
 /// What a client asks of `/messages`.
 pub struct MessagesRequest {
@@ -101,32 +104,19 @@ impl Homeserver {
         found_or_not(found)
     }
 
-    /// `GET /messages`. Errors: 403 `M_FORBIDDEN`.
+    /// `GET /messages`. History that other servers have is fetched where the page comes to a hole. Errors: 403
+    /// `M_FORBIDDEN`.
     pub fn messages(&self, style: &Style<'_>, room: &RoomId, request: &MessagesRequest) -> Result<Messages> {
-        self.view(style.user, room, |db, view| {
-            view.require_readable()?;
-            let stretch = stretch_of(view, request);
-            let start = match request.from {
-                Some(from) => from,
-                None if request.backwards => match view.access {
-                    Access::Left { at } => Boundary::at(at),
-                    _ => Boundary::at(db.snapshot_position()?),
-                },
-                None => Boundary::at(0),
-            };
-            let page = if stretch.is_empty() {
-                Page { events: Vec::new(), stopped_at: None }
-            } else {
-                walk(view, &request.filter, stretch.0, request.limit.clamp(1, MAX_PAGE))?
-            };
-            let chunk = write_all(view, style, &page)?;
-            let state = match request.filter.lazy_load_members {
-                true => lazy_members(view, style, &page)?,
-                false => Vec::new(),
-            };
-            let end = page.stopped_at.map(|boundary| boundary.to_string());
-            Ok(Messages { start: start.to_string(), end, chunk, state })
-        })
+        for _ in 0..MAX_FETCHES {
+            let (page, hole) =
+                self.view(style.user, room, |db, view| local_messages(db, view, style, request))?;
+            match hole {
+                Some((room, place)) if self.backfill(&room, place)? => {}
+                // What could not be fetched is passed over: the client gets what there is.
+                _ => return Ok(page),
+            }
+        }
+        Ok(self.view(style.user, room, |db, view| local_messages(db, view, style, request))?.0)
     }
 
     /// `GET /context`. Errors: 404 `M_NOT_FOUND`, also if the user may not see the event.
@@ -245,6 +235,53 @@ impl RoomView<'_> {
             _ => Place::END,
         }
     }
+}
+
+/// A page of what this server has, and the room and place from which to look for a hole that it passes over.
+fn local_messages(
+    db: &Db<'_>,
+    view: &RoomView<'_>,
+    style: &Style<'_>,
+    request: &MessagesRequest,
+) -> Result<(Messages, Option<(Room, Place)>)> {
+    view.require_readable()?;
+    let stretch = stretch_of(view, request);
+    let start = match request.from {
+        Some(from) => from,
+        None if request.backwards => match view.access {
+            Access::Left { at } => Boundary::at(at),
+            _ => Boundary::at(db.snapshot_position()?),
+        },
+        None => Boundary::at(0),
+    };
+    let page = if stretch.is_empty() {
+        Page { events: Vec::new(), stopped_at: None }
+    } else {
+        walk(view, &request.filter, stretch.0, request.limit.clamp(1, MAX_PAGE))?
+    };
+    let chunk = write_all(view, style, &page)?;
+    let state = match request.filter.lazy_load_members {
+        true => lazy_members(view, style, &page)?,
+        false => Vec::new(),
+    };
+    let end = page.stopped_at.map(|boundary| boundary.to_string());
+    let hole = if request.backwards { hole_in(db, view, &stretch, &page)? } else { None };
+    Ok((Messages { start: start.to_string(), end, chunk, state }, hole))
+}
+
+/// Whether a page that was walked backwards passed over a hole in the history, or ended at one.
+fn hole_in(db: &Db<'_>, view: &RoomView<'_>, stretch: &Within, page: &Page) -> Result<Option<(Room, Place)>> {
+    if !view.room.resident || stretch.is_empty() {
+        return Ok(None);
+    }
+    // A hole lies right before the event that names it. That of the last event of a full page is for the next page.
+    let low = match page.stopped_at {
+        Some(Boundary(place)) => Place { stream: place.stream, sub: place.sub.saturating_add(2) },
+        None => stretch.0.to,
+    };
+    let high = stretch.0.from;
+    let holes = if low <= high { db.gaps_between(view.room.key, low, high, 1)? } else { Vec::new() };
+    Ok(holes.first().map(|_| (view.room.clone(), high)))
 }
 
 /// A stretch to walk, within what the user may read.
