@@ -91,7 +91,11 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         return Ok(Verdict::Known(status));
     }
     if pdu.event_type() == "m.room.create" {
-        return Ok(Verdict::Refused(Error::forbidden("The room has its create event already")));
+        // A room that came to us with its state has its create event without a place, until history leads back to it.
+        let own = db.state_event_key(room.key, "m.room.create", "")?;
+        if !history || own.is_none() || own != db.event_key(pdu.event_id())? {
+            return Ok(Verdict::Refused(Error::forbidden("The room has its create event already")));
+        }
     }
     let auth = match auth_events(db, &room, pdu)? {
         Ok(auth) => auth,
@@ -143,7 +147,7 @@ fn auth_events(db: &Db<'_>, room: &Room, pdu: &Pdu) -> Result<Result<Vec<Pdu>, V
             None => missing.push(id.clone()),
         }
     }
-    if room.version.room_id_is_create_hash {
+    if room.version.room_id_is_create_hash && pdu.event_type() != "m.room.create" {
         auth.extend(db.state_event(room.key, "m.room.create", "")?);
     }
     Ok(if missing.is_empty() { Ok(auth) } else { Err(missing) })
