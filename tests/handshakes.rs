@@ -408,6 +408,7 @@ fn who_is_in_a_room_of_the_list_may_join_a_restricted_room_from_elsewhere() {
         let restricted = alice.create_room_with(json!({
             "preset": "private_chat",
             "room_version": version,
+            "power_level_content_override": { "invite": 50 },
             "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": {
                 "join_rule": rule, "allow": [{ "type": "m.room_membership", "room_id": club }],
             }}],
@@ -423,10 +424,13 @@ fn who_is_in_a_room_of_the_list_may_join_a_restricted_room_from_elsewhere() {
         // Bob's server is in both rooms now; but only alice may let anybody in, so eve's join goes to her server.
         assert_eq!(join(&eve, &restricted, here.name()).0, 403);
         eve.join(&club);
+        wait_for_membership(&alice, &club, eve.id(), "join");
         let (status, body) = join(&eve, &restricted, here.name());
         assert_eq!(status, 200, "version {version}: {body}");
         wait_for_membership(&alice, &restricted, eve.id(), "join");
         wait_for_membership(&bob, &restricted, eve.id(), "join");
+        let content = alice.state(&restricted, "m.room.member", eve.id()).expect("a member event");
+        assert_eq!(content["join_authorised_via_users_server"], alice.id());
         if rule == "knock_restricted" {
             let dora = there.user("dora");
             let (status, body) = knock(&dora, &restricted, here.name());
@@ -527,4 +531,67 @@ fn a_member_event_written_as_state_takes_the_same_way_as_the_endpoint() {
     assert_eq!(own(&invited["invite_state"]["events"], &bob)["content"]["reason"], "by hand");
     bob.join(&room);
     wait_for_membership(&alice, &room, bob.id(), "join");
+}
+
+#[test]
+fn an_invite_outlives_that_its_server_comes_into_the_room_and_goes_again() {
+    let (here, there) = TestServer::pair();
+    let alice = here.user("alice");
+    let (bob, carol, dave) = (there.user("bob"), there.user("carol"), there.user("dave"));
+    let room = room_with(&alice, "invite", "11");
+    for guest in [&bob, &carol, &dave] {
+        alice.invite(&room, guest.id());
+        guest.wait_for_room("invite", &room);
+    }
+    bob.join(&room);
+    wait_for_membership(&alice, &room, bob.id(), "join");
+    for guest in [&carol, &dave] {
+        assert!(
+            guest.initial_sync()["rooms"]["invite"].get(&room).is_some(),
+            "while the server is in the room"
+        );
+    }
+    bob.leave(&room);
+    wait_for_membership(&alice, &room, bob.id(), "leave");
+    assert!(carol.initial_sync()["rooms"]["invite"].get(&room).is_some(), "after the server left the room");
+    carol.leave(&room);
+    let left = leave_event(&carol.wait_for_room("leave", &room), &carol);
+    assert_eq!(left["unsigned"]["prev_content"]["membership"], "invite");
+    wait_for_membership(&alice, &room, carol.id(), "leave");
+    assert!(carol.initial_sync()["rooms"]["invite"].get(&room).is_none());
+    dave.join(&room);
+    wait_for_membership(&alice, &room, dave.id(), "join");
+    alice.send(&room, "at last");
+    assert_eq!(dave.next_message(&room), "at last");
+}
+
+#[test]
+fn a_room_that_was_left_is_found_again_without_being_told_where() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": "12" }));
+    bob.join_via(&room, &[here.name()]);
+    wait_for_membership(&alice, &room, bob.id(), "join");
+    bob.leave(&room);
+    wait_for_membership(&alice, &room, bob.id(), "leave");
+    bob.join(&room);
+    wait_for_membership(&alice, &room, bob.id(), "join");
+}
+
+#[test]
+fn displayname_and_avatar_go_with_knocks_and_joins() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let name = format!("/_matrix/client/v3/profile/{}/displayname", segment(bob.id()));
+    bob.put(&name, json!({ "displayname": "Bob the Builder" }));
+    let room = room_with(&alice, "knock", "12");
+    bob.knock_via(&room, &[here.name()]);
+    let knock = alice.state(&room, "m.room.member", bob.id()).expect("the knock");
+    assert_eq!(knock["displayname"], "Bob the Builder");
+    alice.invite(&room, bob.id());
+    bob.wait_for_room("invite", &room);
+    bob.join(&room);
+    wait_for_membership(&alice, &room, bob.id(), "join");
+    let join = alice.state(&room, "m.room.member", bob.id()).expect("the join");
+    assert_eq!(join["displayname"], "Bob the Builder");
 }

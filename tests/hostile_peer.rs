@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::peer::{FakeRoom, Peer, now_ms};
@@ -694,4 +695,126 @@ fn a_withdrawal_tries_the_servers_until_one_takes_it() {
     let told = peer.asked("send_leave").len();
     server.advance(Duration::from_secs(24 * 3600));
     assert_eq!(peer.asked("send_leave").len(), told, "said once, and not again");
+}
+
+// ----- what crosses on the way -----
+
+/// Lets answers wait until it is opened.
+#[derive(Clone, Default)]
+struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    fn pass(&self) {
+        let started = Instant::now();
+        while !self.0.load(Ordering::SeqCst) && started.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn open(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A peer whose room takes knocks and leaves, but answers a knock only when the gate is open.
+fn slow_to_take_knocks(bob: &TestUser) -> (Arc<Peer>, FakeRoom, Gate) {
+    let peer = Arc::new(Peer::start());
+    let room = FakeRoom::new(&peer, "11", "knock");
+    let gate = Gate::default();
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer_json("make_leave", 200, room.template(bob.id(), "leave"));
+    peer.answer_json("send_leave", 200, json!({}));
+    let (waits, shown) = (gate.clone(), room.shown());
+    peer.answer("send_knock", move |_| {
+        waits.pass();
+        Reply::json(&json!({ "knock_room_state": shown }))
+    });
+    (peer, room, gate)
+}
+
+#[test]
+fn a_knock_that_is_withdrawn_while_it_is_on_its_way_ends_withdrawn() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (peer, room, gate) = slow_to_take_knocks(&bob);
+    bob.initial_sync();
+    let again = TestUser::new(bob.url(), bob.id(), bob.token());
+    std::thread::scope(|scope| {
+        let knocking = scope.spawn(|| knock(&again, room.id.as_str(), &peer).0);
+        peer.wait_for("send_knock");
+        bob.leave(room.id.as_str());
+        bob.wait_for_room("leave", room.id.as_str());
+        gate.open();
+        assert_eq!(knocking.join().expect("no panic"), 200);
+    });
+    peer.wait_for("send_leave");
+    assert!(!is_in(&bob, "knock", room.id.as_str()));
+}
+
+#[test]
+fn an_invite_that_is_faster_than_the_answer_to_the_knock_stays() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (peer, mut room, gate) = slow_to_take_knocks(&bob);
+    let again = TestUser::new(bob.url(), bob.id(), bob.token());
+    std::thread::scope(|scope| {
+        let id = room.id.clone();
+        let (peer_of_thread, again) = (peer.clone(), &again);
+        let knocking = scope.spawn(move || knock(again, id.as_str(), &peer_of_thread).0);
+        let knocked = peer.wait_for("send_knock").body;
+        let knocked =
+            doorstep::protocol::Pdu::from_object(knocked.as_object().expect("JSON").clone(), room.version);
+        room.take(knocked.expect("our own knock"));
+        assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
+        gate.open();
+        assert_eq!(knocking.join().expect("no panic"), 200);
+    });
+    let sync = bob.initial_sync();
+    assert!(sync["rooms"]["knock"].get(room.id.as_str()).is_none());
+    let events = &sync["rooms"]["invite"][room.id.as_str()]["invite_state"]["events"];
+    let own = events.as_array().expect("invite state").iter().find(|e| e["state_key"] == bob.id());
+    assert_eq!(own.expect("the invite")["unsigned"]["prev_content"]["membership"], "knock");
+}
+
+#[test]
+fn a_join_that_is_given_up_while_it_is_on_its_way_ends_as_a_leave_in_the_room() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let mut room = FakeRoom::new(&peer, "11", "invite");
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    assert_eq!(
+        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite)).0,
+        200
+    );
+    room.take(invite);
+    bob.wait_for_room("invite", room.id.as_str());
+    let gate = Gate::default();
+    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    let (waits, answer) = (gate.clone(), room.join_answer());
+    peer.answer("send_join", move |_| {
+        waits.pass();
+        Reply::json(&answer)
+    });
+    let again = TestUser::new(bob.url(), bob.id(), bob.token());
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| join(&again, room.id.as_str()).0);
+        peer.wait_for("send_join");
+        bob.leave(room.id.as_str());
+        bob.wait_for_room("leave", room.id.as_str());
+        gate.open();
+        joining.join().expect("no panic");
+    });
+    wait_until("the room is told of the leave", || {
+        let sent = peer.asked("/send/");
+        let pdus: Vec<&Value> =
+            sent.iter().flat_map(|t| t.body["pdus"].as_array().into_iter().flatten()).collect();
+        pdus.iter().any(|pdu| pdu["state_key"] == bob.id() && pdu["content"]["membership"] == "leave")
+    });
+    let sync = bob.initial_sync();
+    for section in ["join", "invite", "knock"] {
+        assert!(sync["rooms"][section].get(room.id.as_str()).is_none(), "{section}");
+    }
 }

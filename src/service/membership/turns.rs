@@ -46,7 +46,9 @@ impl Turns {
     /// A turn if nobody has it.
     pub fn try_take(&self, room: &RoomId, user: &UserId) -> Option<Turn<'_>> {
         let key = (room.clone(), user.clone());
-        self.lock().insert(key.clone()).then_some(Turn { turns: self, key })
+        let is_free = self.lock().insert(key.clone());
+        // Not `then_some`: a turn that is made and dropped would end the other's.
+        is_free.then(|| Turn { turns: self, key })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<Key>> {

@@ -53,8 +53,14 @@ pub fn collect(
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
     rooms: &mut Rooms,
 ) -> Result<()> {
+    // Of a room that we are not in (any more) a remote membership knows more than the state that was left behind.
+    let remote_rooms: HashSet<RoomId> =
+        context.db.remote_memberships_of(context.user, 0)?.into_iter().map(|row| row.room_id).collect();
     for of_user in context.db.rooms_of_since(context.user, context.since())? {
-        if of_user.forgotten || !context.wants_room(&of_user.room_id) {
+        if of_user.forgotten
+            || !context.wants_room(&of_user.room_id)
+            || remote_rooms.contains(&of_user.room_id)
+        {
             continue;
         }
         let room_id = of_user.room_id.clone();
