@@ -226,7 +226,7 @@ fn event_ids_are_in_the_event_or_are_its_hash() {
             let event = object(version, &json!({"depth": n}));
             let pdu = parse(&event, version).expect("well formed");
             match expected {
-                None => pdu.event_id() == &"$event:a.example",
+                None => pdu.event_id() == "$event:a.example",
                 Some(character) => {
                     assert_eq!((pdu.event_id().as_str().len(), pdu.event_id().server_name()), (44, None));
                     pdu.event_id().as_str().contains(character)

@@ -114,12 +114,12 @@ pub fn check_received(entries: &[Box<RawValue>], room: &RoomId, version: RoomVer
 /// The entries that are of use, as clients may see them; the others are left out. Of version 12 a create event that is
 /// not whole is not, since its room cannot be told.
 pub fn usable(entries: &[Box<RawValue>], room: &RoomId, version: RoomVersion) -> Vec<Value> {
-    let read = |entry: &Box<RawValue>| {
+    let read = |entry: &RawValue| {
         let value = read(entry, room, version).ok()?;
         let doubtful = version.room_id_is_create_hash && is_create(&value) && !is_full_event(entry);
         (!doubtful).then_some(value)
     };
-    entries.iter().take(MAX_ENTRIES).filter_map(read).collect()
+    entries.iter().take(MAX_ENTRIES).filter_map(|entry| read(entry)).collect()
 }
 
 /// A four-field entry as an entry of a request, for tests and for peers of before v1.16.
@@ -208,7 +208,7 @@ mod tests {
         let version = version("12");
         let create = create(version);
         let room = create.room_id();
-        let [whole] = <[_; 1]>::try_from(for_federation(&[create.clone()])).expect("one");
+        let [whole] = <[_; 1]>::try_from(for_federation(std::slice::from_ref(&create))).expect("one");
         let check = |entries: &[Box<RawValue>]| check_received(entries, room, version);
         // As Synapse sends it: the create event whole, the others not.
         assert_eq!(check(&[whole.clone(), entry(&four("m.room.name"))]).expect("taken").len(), 2);

@@ -138,7 +138,7 @@ pub fn parse(header: &str) -> Result<Authorization> {
     let server =
         |name: String| ServerName::parse(&name).map_err(|_| bad("X-Matrix has no valid server name"));
     let key = key.ok_or_else(|| bad("X-Matrix has no key"))?;
-    if !key.strip_prefix("ed25519:").is_some_and(|version| !version.is_empty()) {
+    if key.strip_prefix("ed25519:").is_none_or(str::is_empty) {
         return Err(bad("the key of X-Matrix is not an ed25519 key"));
     }
     Ok(Authorization {
