@@ -163,6 +163,8 @@ pub fn canonical_object(object: &Map<String, Value>) -> Vec<u8> {
 ///
 /// It differs from [`canonical`] only for floats, which only events of room versions 1 to 5 can have: those were
 /// hashed and signed with Python's spelling (`1.0`, `1e+16`), so that is what has to be checked against.
+/// What a [`Value`] cannot hold exactly (integers beyond 64 bits, some floats of 17 digits) fails its hash there, and
+/// such an event is redacted.
 pub fn canonical_event(event: &Map<String, Value>, without: &[&str]) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
     write_object(&mut out, event, without, Floats::AsPython);

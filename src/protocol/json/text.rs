@@ -215,7 +215,10 @@ impl Reader<'_> {
             self.out.extend_from_slice(if token == b"-0" { b"0" } else { token });
             return Ok(());
         }
-        let float: f64 = serde_json::from_slice(token).map_err(|e| not_json("a bad number").with_cause(e))?;
+        // serde_json knows the grammar of numbers, but may miss the nearest float by one; the standard library does not.
+        let _: f64 = serde_json::from_slice(token).map_err(|e| not_json("a bad number").with_cause(e))?;
+        let float = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
+        let float: f64 = float.ok_or_else(|| not_json("a bad number"))?;
         self.out.extend_from_slice(float_text(float, Floats::AsPython).as_bytes());
         Ok(())
     }
@@ -287,6 +290,7 @@ mod tests {
             (r#"{"a":1,"a":2}"#, r#"{"a":2}"#),
             (r#"{"ab":1,"a":2,"a\n":3,"a!":4}"#, "{\"a\":2,\"a\\n\":3,\"a!\":4,\"ab\":1}"),
             (r#"{"\ud83d\ude00":1,"\uffff":2}"#, "{\"\u{ffff}\":2,\"😀\":1}"),
+            ("[0.30000000000000004,8.41e21,5e-324]", "[0.30000000000000004,8.41e+21,5e-324]"),
             (
                 "[1e10,1.50,123456789012345678901234567890,-5]",
                 "[10000000000.0,1.5,123456789012345678901234567890,-5]",
