@@ -11,6 +11,8 @@
 //! - Memberships of users of other servers in a room that does not federate: Synapse and we refuse them, ruma looks
 //!   at the sender alone.
 
+#![allow(clippy::print_stdout, reason = "how much was compared, for those who ask with --nocapture")]
+
 mod theirs;
 mod world;
 

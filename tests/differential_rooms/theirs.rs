@@ -98,7 +98,7 @@ impl TheirRules {
     pub fn of(version: RoomVersion) -> Self {
         let id = RoomVersionId::try_from(version.id).expect("a room version");
         let rules = id.rules().expect("a known room version");
-        let state_resolution = rules.state_res.v2_rules().expect("version 2 or 2.1").clone();
+        let state_resolution = *rules.state_res.v2_rules().expect("version 2 or 2.1");
         Self { authorization: rules.authorization, state_resolution }
     }
 }

@@ -173,10 +173,11 @@ fn selection<'e>(
             selected.push(("m.room.third_party_invite", token));
         }
     }
-    if membership == Some("join") && version.restricted_join {
-        if let Some(user) = content.get("join_authorised_via_users_server").and_then(Value::as_str) {
-            add_member(user, &mut selected);
-        }
+    if membership == Some("join")
+        && version.restricted_join
+        && let Some(user) = content.get("join_authorised_via_users_server").and_then(Value::as_str)
+    {
+        add_member(user, &mut selected);
     }
     selected
 }
@@ -265,10 +266,10 @@ fn check_create(event: &Pdu, version: RoomVersion) -> Result<(), AuthError> {
     }
     let content = event.content();
     // 1.3. Its version is one that we know, if it names one.
-    if let Some(named) = content.get("room_version") {
-        if named.as_str().and_then(room_version::room_version).is_none() {
-            return fail(3, "m.room.create names a room version that is not known");
-        }
+    if let Some(named) = content.get("room_version")
+        && named.as_str().and_then(room_version::room_version).is_none()
+    {
+        return fail(3, "m.room.create names a room version that is not known");
     }
     // 1.4 (before version 11). It names the creator.
     if version.creator_in_content && !content.contains_key("creator") {

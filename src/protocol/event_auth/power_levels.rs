@@ -543,10 +543,10 @@ fn check_format(
     }
 
     // 10.4 (version 12). Creators have no entry.
-    if let Some(creation) = before.creation.as_ref().filter(|_| version.privileged_creators) {
-        if let Some(creator) = creation.creators().find(|creator| new.users.get(creator).is_some()) {
-            return fail(numbers.creators, format!("{creator} is a creator of the room and has no level"));
-        }
+    if let Some(creation) = before.creation.as_ref().filter(|_| version.privileged_creators)
+        && let Some(creator) = creation.creators().find(|creator| new.users.get(creator).is_some())
+    {
+        return fail(numbers.creators, format!("{creator} is a creator of the room and has no level"));
     }
     Ok(())
 }

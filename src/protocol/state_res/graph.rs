@@ -73,10 +73,10 @@ impl<'a> Graph<'a> {
 
     /// An event without a place in the graph: for lookups in the unconflicted state.
     pub(super) fn lookup(&self, id: &EventId) -> Option<Pdu> {
-        if let Some(&node) = self.index.get(id) {
-            if !matches!(self.loaded[node as usize], Loaded::NotYet) {
-                return self.known(node).cloned();
-            }
+        if let Some(&node) = self.index.get(id)
+            && !matches!(self.loaded[node as usize], Loaded::NotYet)
+        {
+            return self.known(node).cloned();
         }
         if let Some(known) = self.memory.borrow().get(id) {
             return known.clone();
