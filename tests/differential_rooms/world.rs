@@ -1,6 +1,6 @@
 //! Random rooms: who is there, what they might send, what the room has come to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use doorstep::protocol::event_auth;
 use doorstep::protocol::room_version::RoomVersion;
@@ -52,8 +52,8 @@ const LEVELS: [i64; 12] = [-1, 0, 1, 25, 49, 50, 51, 75, 99, 100, 101, 1000];
 const NAMED: [&str; 7] =
     ["users_default", "events_default", "state_default", "ban", "redact", "kick", "invite"];
 
-/// A state by type and state key.
-pub type State = HashMap<(String, String), Pdu>;
+/// A state by type and state key, in an order that is the same in every run.
+pub type State = BTreeMap<(String, String), Pdu>;
 
 /// An event before it has its place in a room.
 pub struct Draft {
@@ -122,7 +122,7 @@ impl World {
 
     /// The state after the create event.
     pub fn first_state(&self) -> State {
-        HashMap::from([(key(&self.create), self.create.clone())])
+        State::from([(key(&self.create), self.create.clone())])
     }
 
     /// Makes the event, citing what it should of `state`. It is remembered whether it is allowed or not.

@@ -16,6 +16,8 @@
 mod join_rules;
 mod membership;
 mod power_levels;
+#[cfg(test)]
+mod tests;
 mod third_party;
 
 use std::borrow::Cow;

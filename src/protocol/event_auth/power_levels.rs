@@ -7,6 +7,7 @@
 //! Up to room version 9 a level may be written as a string, up to version 5 as a float (room version 1,
 //! "Deprecated event content schemas"). Values beyond 64 bits saturate, which keeps their order.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -171,6 +172,10 @@ impl<'de> Deserialize<'de> for Entry {
     }
 }
 
+/// A key, borrowed where the text allows it. (A plain `Cow` is always owned.)
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
 /// `users`, `events` or `notifications`.
 #[derive(Debug, Default)]
 enum Table {
@@ -179,20 +184,62 @@ enum Table {
     /// Present and no object.
     Malformed,
     /// Sorted by key, without repeats.
-    Entries(Vec<(Box<str>, Entry)>),
+    Entries(Entries),
+}
+
+/// Rooms have thousands of users with levels: so their names are in one string.
+#[derive(Debug, Default)]
+struct Entries {
+    names: String,
+    /// The end of each name in `names`, which is the start of the next.
+    ends: Vec<(u32, Entry)>,
+}
+
+impl Entries {
+    fn push(&mut self, name: &str, entry: Entry) {
+        self.names.push_str(name);
+        // An event has at most 64 KiB.
+        self.ends.push((self.names.len() as u32, entry));
+    }
+
+    fn at(&self, index: usize) -> Option<(&str, Entry)> {
+        let &(end, entry) = self.ends.get(index)?;
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].0);
+        Some((&self.names[start as usize..end as usize], entry))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, Entry)> {
+        (0..self.ends.len()).filter_map(|index| self.at(index))
+    }
+
+    fn get(&self, name: &str) -> Option<Entry> {
+        let (mut low, mut high) = (0, self.ends.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let (found, entry) = self.at(middle)?;
+            match found.cmp(name) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Some(entry),
+            }
+        }
+        None
+    }
 }
 
 impl Table {
-    fn entries(&self) -> &[(Box<str>, Entry)] {
+    fn entries(&self) -> impl Iterator<Item = (&str, Entry)> {
         match self {
-            Self::Entries(entries) => entries,
-            Self::Absent | Self::Malformed => &[],
+            Self::Entries(entries) => Some(entries.iter()).into_iter().flatten(),
+            Self::Absent | Self::Malformed => None.into_iter().flatten(),
         }
     }
 
-    fn get(&self, key: &str) -> Option<Entry> {
-        let entries = self.entries();
-        entries.binary_search_by(|(k, _)| (**k).cmp(key)).ok().map(|at| entries[at].1)
+    fn get(&self, name: &str) -> Option<Entry> {
+        match self {
+            Self::Entries(entries) => entries.get(name),
+            Self::Absent | Self::Malformed => None,
+        }
     }
 }
 
@@ -205,13 +252,16 @@ impl<'de> Deserialize<'de> for Table {
                 f.write_str("any JSON value")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Table, A::Error> {
-                let mut entries: Vec<(Box<str>, Entry)> = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
+                let mut entries = Entries::default();
+                while let Some((Name(name), entry)) = map.next_entry::<Name<'de>, Entry>()? {
+                    entries.push(&name, entry);
                 }
-                if !entries.is_sorted_by(|a, b| a.0 < b.0) {
+                if !entries.iter().is_sorted_by(|a, b| a.0 < b.0) {
                     // Of a repeated key the last value counts, as everywhere in our JSON.
-                    entries = entries.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
+                    let sorted: BTreeMap<&str, Entry> = entries.iter().collect();
+                    let mut again = Entries::default();
+                    sorted.into_iter().for_each(|(name, entry)| again.push(name, entry));
+                    entries = again;
                 }
                 Ok(Table::Entries(entries))
             }
@@ -272,7 +322,7 @@ impl<'de> Deserialize<'de> for Content {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
                 let mut content = Content::default();
-                while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                while let Some(Name(key)) = map.next_key::<Name<'de>>()? {
                     match &*key {
                         "users" => content.users = map.next_value()?,
                         "events" => content.events = map.next_value()?,
@@ -482,7 +532,7 @@ pub(super) fn check_change(event: &Pdu, version: RoomVersion, before: &PowerLeve
         if matches!(old, Table::Malformed) || matches!(new, Table::Malformed) {
             return fail(numbers.new_entry, format!("`{name}` is not an object"));
         }
-        for (key, old, new) in pairs(old.entries(), new.entries()) {
+        for (key, old, new) in pairs(old, new) {
             let change = Change::of(old, new, version);
             if let Err(problem) = change.and_then(|change| change.check(own_level, false)) {
                 let rule = if problem == Problem::NewAbove { numbers.new_entry } else { numbers.old_entry };
@@ -493,7 +543,7 @@ pub(super) fn check_change(event: &Pdu, version: RoomVersion, before: &PowerLeve
 
     // 10.9. Entries of other users that are changed or removed must have been below the sender's level.
     // 10.10. Entries that are added or changed may not be above it.
-    for (user, old, new) in pairs(old.users.entries(), new.users.entries()) {
+    for (user, old, new) in pairs(&old.users, &new.users) {
         let change = Change::of(old, new, version);
         if let Err(problem) = change.and_then(|change| change.check(own_level, user != sender)) {
             let rule = if problem == Problem::NewAbove { numbers.new_user } else { numbers.old_user };
@@ -522,7 +572,7 @@ fn check_format(
         // 10.2 (from version 10 on). `events` and `notifications` are objects of integers, if present.
         for (name, table) in [("events", &new.events), ("notifications", &new.notifications)] {
             if matches!(table, Table::Malformed)
-                || table.entries().iter().any(|(_, entry)| entry.value(version).is_none())
+                || table.entries().any(|(_, entry)| entry.value(version).is_none())
             {
                 return fail(2, format!("`{name}` is not an object of integers"));
             }
@@ -607,10 +657,10 @@ impl Change {
 
 /// The union of two sorted tables, key by key.
 fn pairs<'t>(
-    old: &'t [(Box<str>, Entry)],
-    new: &'t [(Box<str>, Entry)],
+    old: &'t Table,
+    new: &'t Table,
 ) -> impl Iterator<Item = (&'t str, Option<Entry>, Option<Entry>)> {
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let (mut old, mut new) = (old.entries().peekable(), new.entries().peekable());
     std::iter::from_fn(move || {
         let order = match (old.peek(), new.peek()) {
             (None, None) => return None,
@@ -620,8 +670,8 @@ fn pairs<'t>(
         };
         let before = if order.is_le() { old.next() } else { None };
         let after = if order.is_ge() { new.next() } else { None };
-        let key = before.or(after).map(|(key, _)| &**key)?;
-        Some((key, before.map(|(_, entry)| *entry), after.map(|(_, entry)| *entry)))
+        let (key, _) = before.or(after)?;
+        Some((key, before.map(|(_, entry)| entry), after.map(|(_, entry)| entry)))
     })
 }
 

@@ -1,6 +1,6 @@
 //! The auth graph, as far as a resolution looks at it: events as small integers, fetched when first asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Fetch, Members, Memory, StateKey, StateMap};
 use crate::protocol::ids::{EventId, RoomId};
@@ -144,14 +144,19 @@ impl<'a> Graph<'a> {
         self.known(node).is_some_and(|event| event.is(event_type, ""))
     }
 
-    /// Every known event that is in the full auth chain of some sets and not of others. A set's full auth chain is
-    /// its events and all that they rest on.
+    /// Every known event that is in the full auth chain of some sets and not of others, except those in
+    /// `conflicted`, which the caller has already. A set's full auth chain is its events and all that they rest on.
     ///
     /// `by_set` has each set's conflicted events, `agreed` what all sets have in common. What `agreed` rests on is in
     /// every chain, and usually most of the room: so the walk goes up from the conflicted events first, stops at
     /// agreed ones, and looks at the chain of the agreed state only if something is left to be decided by it, and
     /// only until it is decided.
-    pub(super) fn auth_difference(&mut self, by_set: &[Vec<Node>], agreed: &StateMap) -> Vec<Node> {
+    pub(super) fn auth_difference(
+        &mut self,
+        by_set: &[Vec<Node>],
+        agreed: &StateMap,
+        conflicted: &[Node],
+    ) -> Vec<Node> {
         let mut in_chains: HashMap<Node, usize> = HashMap::new();
         for events in by_set {
             let mut seen = Members::of(&[], self.len());
@@ -168,11 +173,12 @@ impl<'a> Graph<'a> {
                 todo.extend(self.auth(node));
             }
         }
-        // What a subset of the sets reached.
-        let mut undecided: HashMap<Node, ()> = in_chains
+        // What some of the sets reached and others did not.
+        let conflicted = Members::of(conflicted, self.len());
+        let mut undecided: HashSet<Node> = in_chains
             .into_iter()
-            .filter(|&(_, count)| count < by_set.len())
-            .map(|(node, _)| (node, ()))
+            .filter(|&(node, count)| count < by_set.len() && !conflicted.contains(node))
+            .map(|(node, _)| node)
             .collect();
 
         // The agreed state other than memberships comes first: it settles most questions in a few steps.
@@ -195,7 +201,7 @@ impl<'a> Graph<'a> {
                 }
             }
         }
-        undecided.into_keys().collect()
+        undecided.into_iter().collect()
     }
 
     /// The events on a path of auth events from one of `conflicted` to another, both ends included.

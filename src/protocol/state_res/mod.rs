@@ -15,6 +15,8 @@
 
 mod graph;
 mod ordering;
+#[cfg(test)]
+mod tests;
 mod v1;
 
 use std::cell::RefCell;
@@ -158,10 +160,10 @@ impl<'a> Resolution<'a> {
         }
 
         // 5. What nobody disputed stands, whatever came out.
-        let Self { graph, agreed, resolved, .. } = self;
-        let mut state: StateMap =
-            resolved.into_iter().map(|(key, node)| (key, graph.id(node).clone())).collect();
-        state.extend(agreed);
+        let Self { graph, agreed: mut state, resolved, .. } = self;
+        for (key, node) in resolved {
+            state.entry(key).or_insert_with(|| graph.id(node).clone());
+        }
         state
     }
 
@@ -180,7 +182,7 @@ impl<'a> Resolution<'a> {
         full.retain(|&event| self.graph.event(event).is_some());
         let conflicted = full.clone();
 
-        full.extend(self.graph.auth_difference(&by_set, &self.agreed));
+        full.extend(self.graph.auth_difference(&by_set, &self.agreed, &conflicted));
         if self.is_2_1 {
             full.extend(self.graph.conflicted_subgraph(&conflicted));
         }

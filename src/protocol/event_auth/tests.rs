@@ -1,0 +1,216 @@
+//! What the vectors do not show: the helpers for services, the numbers in errors, bounds.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::protocol::room_version::room_version;
+use crate::protocol::sign::{SigningKey, sign_json};
+use crate::protocol::{ServerName, json as canonical};
+
+const CREATOR: &str = "@creator:one.example";
+const MODERATOR: &str = "@moderator:two.example";
+const USER: &str = "@user:three.example";
+
+fn version(id: &str) -> RoomVersion {
+    room_version(id).expect("a room version")
+}
+
+fn event(id: &str, event_type: &str, sender: &str, state_key: Option<&str>, content: &Value) -> Pdu {
+    let mut object = json!({
+        "type": event_type, "sender": sender, "content": content, "depth": 1, "origin_server_ts": 1,
+        "prev_events": [], "auth_events": [], "hashes": {}, "signatures": {},
+    });
+    let version = version(id);
+    if let Some(state_key) = state_key {
+        object["state_key"] = state_key.into();
+    }
+    if version.event_id_format == room_version::EventIdFormat::InEvent {
+        object["event_id"] =
+            format!("${event_type}{}:one.example", state_key.unwrap_or_default().len()).into();
+    }
+    if version.room_id_is_create_hash {
+        if event_type != "m.room.create" {
+            object["room_id"] = "!AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA".into();
+        }
+    } else {
+        object["room_id"] = "!room:one.example".into();
+    }
+    let Value::Object(object) = object else { unreachable!("it is one") };
+    Pdu::from_object(object, version).expect("an event")
+}
+
+struct State(HashMap<(String, String), Pdu>);
+
+impl State {
+    /// A room with a creator, a moderator with level 50 and a user, all joined.
+    fn new(id: &str, extra: &[(&str, &str, &str, Value)]) -> Self {
+        let mut state = Self(HashMap::new());
+        let mut levels = json!({ "users": { MODERATOR: 50 }, "notifications": { "room": 20 } });
+        if !version(id).privileged_creators {
+            levels["users"][CREATOR] = 100.into();
+        }
+        state.add(event(id, "m.room.create", CREATOR, Some(""), &json!({ "creator": CREATOR })));
+        state.add(event(id, "m.room.power_levels", CREATOR, Some(""), &levels));
+        for user in [CREATOR, MODERATOR, USER] {
+            state.add(event(id, "m.room.member", user, Some(user), &json!({ "membership": "join" })));
+        }
+        for (event_type, sender, state_key, content) in extra {
+            state.add(event(id, event_type, sender, Some(state_key), content));
+        }
+        state
+    }
+
+    fn add(&mut self, event: Pdu) {
+        let key = (event.event_type().to_owned(), event.state_key().expect("a state event").to_owned());
+        self.0.insert(key, event);
+    }
+
+    fn get(&self, kind: &str, key: &str) -> Option<Pdu> {
+        self.0.get(&(kind.to_owned(), key.to_owned())).cloned()
+    }
+}
+
+#[test]
+fn services_read_what_users_may_do() {
+    let state = State::new("11", &[]);
+    let power = PowerLevels::of(version("11"), &|kind, key| state.get(kind, key));
+    assert_eq!(power.user(CREATOR), PowerLevel::Finite(100));
+    assert_eq!(power.user("@nobody:four.example"), PowerLevel::Finite(0));
+    assert!(
+        power.may_kick(MODERATOR, USER) && power.may_ban(MODERATOR, USER) && power.may_unban(MODERATOR, USER)
+    );
+    assert!(!power.may_kick(MODERATOR, CREATOR) && !power.may_kick(USER, "@nobody:four.example"));
+    assert!(!power.may_ban(MODERATOR, MODERATOR));
+    assert!(power.may_invite(USER) && power.may_redact(MODERATOR) && !power.may_redact(USER));
+    assert!(power.may_send(USER, "m.room.message", false) && !power.may_send(USER, "m.room.topic", true));
+    assert_eq!((power.notification("room"), power.notification("other")), (20, 50));
+    assert!(power.may_notify(MODERATOR, "room") && !power.may_notify(USER, "room"));
+}
+
+#[test]
+fn a_creator_of_version_12_is_above_everybody_without_being_listed() {
+    let state = State::new("12", &[]);
+    let power = PowerLevels::of(version("12"), &|kind, key| state.get(kind, key));
+    assert_eq!(power.user(CREATOR), PowerLevel::Infinite);
+    assert!(power.may_kick(CREATOR, MODERATOR) && !power.may_kick(MODERATOR, CREATOR));
+    let without = PowerLevels::of(version("11"), &|kind, key| {
+        State::new("11", &[]).get(kind, key).filter(|_| kind != "m.room.power_levels")
+    });
+    assert_eq!(without.user(CREATOR), PowerLevel::Finite(100));
+    assert_eq!(without.user(MODERATOR), PowerLevel::Finite(0));
+    assert_eq!(without.required("m.room.topic", true), 50);
+}
+
+#[test]
+fn those_who_may_vouch_are_joined_and_may_invite() {
+    let extra = [
+        (
+            "m.room.power_levels",
+            CREATOR,
+            "",
+            json!({ "invite": 50, "users": { CREATOR: 100, MODERATOR: 50 } }),
+        ),
+        ("m.room.member", "@gone:one.example", "@gone:one.example", json!({ "membership": "leave" })),
+    ];
+    let state = State::new("11", &extra);
+    let power = PowerLevels::of(version("11"), &|kind, key| state.get(kind, key));
+    let members: Vec<Pdu> =
+        state.0.values().filter(|event| event.event_type() == "m.room.member").cloned().collect();
+    let users = users_who_may_vouch(&power, &members);
+    assert_eq!(users.iter().map(UserId::as_str).collect::<Vec<_>>(), [CREATOR, MODERATOR]);
+}
+
+#[test]
+fn join_rules_are_read_by_the_rules_of_the_version() {
+    let allow = json!([
+        { "type": "m.room_membership", "room_id": "!a:b" }, { "type": "m.room_membership" },
+        { "type": "other", "room_id": "!c:b" }, 5, { "type": "m.room_membership", "room_id": "d" },
+    ]);
+    let content = json!({ "join_rule": "knock_restricted", "allow": allow });
+    for (id, knocks, rooms) in [("7", false, 0), ("9", false, 0), ("10", true, 1), ("12", true, 1)] {
+        let state = State::new(id, &[("m.room.join_rules", CREATOR, "", content.clone())]);
+        let rules = JoinRules::of(version(id), &|kind, key| state.get(kind, key));
+        assert_eq!(rules.rule.takes_knocks(version(id)), knocks, "{id}");
+        assert_eq!(rules.allowed_rooms.len(), rooms, "{id}");
+    }
+    let none = JoinRules::of(version("11"), &|_, _| None);
+    assert_eq!(none, JoinRules { rule: JoinRule::Invite, allowed_rooms: vec![] });
+}
+
+#[test]
+fn an_error_says_the_rule_in_the_numbers_of_its_room_version() {
+    let rule_of = |id: &str, event_type: &str, sender: &str, state_key: Option<&str>, content: Value| {
+        let state = State::new(id, &[]);
+        let event = event(id, event_type, sender, state_key, &content);
+        let error = check(&event, version(id), &|kind, key| state.get(kind, key)).expect_err("not allowed");
+        error.rule().unwrap_or_default().to_owned()
+    };
+    let cases: [(&str, [&str; 4]); 5] = [
+        ("1", ["5.2.2", "6", "8", "10.7"]),
+        ("6", ["4.2.2", "5", "7", "9.7"]),
+        ("8", ["4.3.2", "5", "7", "9.7"]),
+        ("10", ["4.3.2", "5", "7", "9.9"]),
+        ("12", ["5.3.2", "6", "8", "10.10"]),
+    ];
+    for (id, expected) in cases {
+        let levels =
+            json!({ "users": { CREATOR: 100, MODERATOR: 50, USER: 51 }, "notifications": { "room": 20 } });
+        let mut levels_12 = levels.clone();
+        levels_12["users"].as_object_mut().expect("an object").remove(CREATOR);
+        let levels = if version(id).privileged_creators { levels_12 } else { levels };
+        let found = [
+            rule_of(id, "m.room.member", CREATOR, Some(USER), json!({ "membership": "join" })),
+            rule_of(id, "m.room.message", "@nobody:four.example", None, json!({})),
+            rule_of(id, "m.room.topic", USER, Some(""), json!({})),
+            rule_of(id, "m.room.power_levels", MODERATOR, Some(""), levels),
+        ];
+        assert_eq!(found, expected, "version {id}");
+    }
+    let state = State::new("12", &[]);
+    let topic = event("12", "m.room.topic", USER, Some(""), &json!({}));
+    let error = check(&topic, version("12"), &|kind, key| state.get(kind, key)).expect_err("not allowed");
+    assert_eq!(
+        Error::from(error).message(),
+        "m.room.topic needs power level 50, @user:three.example has 0 (rule 8 of room version 12)"
+    );
+}
+
+#[test]
+fn signatures_of_third_party_invites_beyond_any_sense_are_not_tried() {
+    let key = SigningKey::from_seed("ed25519:0", [1; 32]).expect("a key");
+    let other = SigningKey::from_seed("ed25519:0", [2; 32]).expect("a key").public_base64();
+    let mut signed =
+        json!({ "mxid": "@new:four.example", "token": "t" }).as_object().expect("an object").clone();
+    sign_json(&mut signed, &ServerName::parse("zz.example").expect("a name"), &key);
+    // Three hundred wrong signatures come before the right one.
+    let right = signed["signatures"]["zz.example"]["ed25519:0"].clone();
+    let wrong = |n: usize| (format!("ed25519:{n:03}"), canonical::base64(&[n as u8; 64]).into());
+    let many: Map<String, Value> = (0..300).map(wrong).collect();
+    signed["signatures"]["aa.example"] = Value::Object(many);
+    let keys: Vec<Value> = (0..300).map(|_| json!({ "public_key": other })).collect();
+    let issued = json!({ "public_key": key.public_base64(), "public_keys": keys });
+
+    let state = State::new("11", &[("m.room.third_party_invite", MODERATOR, "t", issued)]);
+    let outcome = |signed: &Map<String, Value>| {
+        let content = json!({ "membership": "invite", "third_party_invite": { "signed": signed } });
+        let invite = event("11", "m.room.member", MODERATOR, Some("@new:four.example"), &content);
+        check(&invite, version("11"), &|kind, key| state.get(kind, key))
+    };
+    assert_eq!(outcome(&signed).expect_err("too many").rule(), Some("4.4.1.8"));
+    signed["signatures"] = json!({ "zz.example": { "ed25519:0": right, "rsa:1": "x" }, "aa.example": 5 });
+    outcome(&signed).expect("one signature is right");
+}
+
+#[test]
+fn auth_events_that_are_not_at_hand_make_an_event_fail() {
+    let state = State::new("11", &[]);
+    let create = state.get("m.room.create", "").expect("it is there");
+    let mut object = event("11", "m.room.message", USER, None, &json!({})).to_object();
+    object["auth_events"] = json!([create.event_id(), "$unknown"]);
+    let message = Pdu::from_object(object, version("11")).expect("an event");
+    let error = check_auth_events(&message, &[create], &|_| false, version("11")).expect_err("not known");
+    assert_eq!(error.rule(), None);
+    assert!(error.to_string().contains("$unknown"), "{error}");
+}
