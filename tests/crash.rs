@@ -4,32 +4,12 @@
 
 mod common;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
 use common::ProcessServer;
 use common::peer::{FakeRoom, Peer};
+use common::wait::{Gate, wait_until};
 use doorstep::http::Reply;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-/// Lets requests wait until it is opened.
-#[derive(Clone, Default)]
-struct Gate(Arc<AtomicBool>);
-
-impl Gate {
-    fn pass(&self) {
-        let started = Instant::now();
-        while !self.0.load(Ordering::SeqCst) && started.elapsed() < Duration::from_secs(30) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn open(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
 
 /// Makes a request on another thread that nobody waits for: its server is about to be killed.
 fn in_background(user: &TestUser, path: String) {
@@ -52,15 +32,6 @@ fn join_path(room: &str) -> String {
 fn event_ids(peer: &Peer, call: &str) -> Vec<String> {
     let asked = peer.asked(call);
     asked.iter().map(|a| a.target.split('?').next().unwrap_or_default().to_owned()).collect()
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(30), "it never came to pass that {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -205,19 +176,18 @@ fn killed_while_leaving_the_leave_is_told_after_the_start() {
     server.resume();
     peer.wait_for("send_leave");
     bob.initial_sync();
-    let left = |server: &ProcessServer| {
+    let rooms = || {
         let filter = segment(r#"{"room":{"include_leave":true}}"#);
-        let _ = server;
         bob.get(&format!("/_matrix/client/v3/sync?filter={filter}"))["rooms"].clone()
     };
-    let rooms: Value = left(&server);
-    assert!(rooms["invite"].get(room.id.as_str()).is_none());
-    assert!(rooms["leave"].get(room.id.as_str()).is_some(), "{rooms}");
+    let before: Value = rooms();
+    assert!(before["invite"].get(room.id.as_str()).is_none());
+    assert!(before["leave"].get(room.id.as_str()).is_some(), "{before}");
     // Killed once it is closed: nothing is said again.
     let told = peer.asked("send_leave").len();
     server.kill();
     server.resume();
-    assert!(left(&server)["leave"].get(room.id.as_str()).is_some());
+    assert!(rooms()["leave"].get(room.id.as_str()).is_some());
     assert_eq!(peer.asked("send_leave").len(), told);
 }
 

@@ -1,7 +1,10 @@
 //! Knocks, invites, joins and leaves between two and three real servers over loopback TLS, in every way they can end.
 
-use std::time::{Duration, Instant};
+mod common;
 
+use std::time::Duration;
+
+use common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -16,15 +19,6 @@ fn room_with(host: &TestUser, join_rule: &str, version: &str) -> String {
         "name": "The house",
         "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": join_rule } }],
     }))
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(20), "it never came to pass that {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[track_caller]

@@ -4,23 +4,14 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::peer::{FakeRoom, Peer, now_ms};
+use common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::http::Reply;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(20), "it never came to pass that {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 fn post(user: &TestUser, path: &str, body: Value) -> (u16, Value) {
     user.request("POST", &format!("/_matrix/client/v3/{path}"), Some(body))
@@ -698,23 +689,6 @@ fn a_withdrawal_tries_the_servers_until_one_takes_it() {
 }
 
 // ----- what crosses on the way -----
-
-/// Lets answers wait until it is opened.
-#[derive(Clone, Default)]
-struct Gate(Arc<AtomicBool>);
-
-impl Gate {
-    fn pass(&self) {
-        let started = Instant::now();
-        while !self.0.load(Ordering::SeqCst) && started.elapsed() < Duration::from_secs(20) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn open(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
 
 /// A peer whose room takes knocks and leaves, but answers a knock only when the gate is open.
 fn slow_to_take_knocks(bob: &TestUser) -> (Arc<Peer>, FakeRoom, Gate) {

@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::wait::wait_until;
 use arc_swap::ArcSwap;
 use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
@@ -111,14 +112,12 @@ impl Peer {
     /// Waits until it was asked something on a path with this part.
     #[track_caller]
     pub fn wait_for(&self, part: &str) -> Asked {
-        let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(20) {
-            if let Some(asked) = self.asked(part).pop() {
-                return asked;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("{} was never asked for {part}", self.name());
+        let mut found = None;
+        wait_until(&format!("{} is asked for {part}", self.name()), || {
+            found = self.asked(part).pop();
+            found.is_some()
+        });
+        found.expect("just found")
     }
 
     /// Asks another server, signed; its status and body.

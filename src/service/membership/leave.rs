@@ -144,11 +144,9 @@ impl Homeserver {
     fn leave_after_all(&self, room: &Room, row: &RemoteMembership) -> Result<()> {
         let reason = row.event.as_ref().and_then(|told| told.content_str("reason"));
         let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
-        match self.store.read(|db| db.membership(room.key, &user))? {
-            Some(Membership::Join | Membership::Invite | Membership::Knock) => {
-                self.leave_here(room, &user, reason.as_deref())?;
-            }
-            _ => {}
+        let present = self.store.read(|db| db.membership(room.key, &user))?;
+        if let Some(Membership::Join | Membership::Invite | Membership::Knock) = present {
+            self.leave_here(room, &user, reason.as_deref())?;
         }
         self.store.write(move |tx| tx.delete_remote_membership(&room_id, &user))
     }
