@@ -204,19 +204,28 @@ CREATE TABLE signing_keys (
   expired_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 
--- Keys of other servers. `valid_until_ms`: signatures made later do not count (at most 7 days after `fetched_ms`; for a
--- retired key, when it was retired). `retired`: good for old events only, not for requests. `statement`: the signed
--- answer of `/_matrix/key/v2/server` that the key was last read from, as a notary passes it on.
+-- Keys of other servers. `valid_until_ms`: signatures made later do not count (at most 7 days after the statement was
+-- fetched; for a retired key, when it was retired). `retired`: good for old events only, not for requests. `statement`:
+-- where the key was last read from.
 CREATE TABLE server_keys (
   server TEXT NOT NULL,
   key_id TEXT NOT NULL,
   public_key TEXT NOT NULL,
   valid_until_ms INTEGER NOT NULL,
   retired INTEGER NOT NULL,
-  fetched_ms INTEGER NOT NULL,
-  statement BLOB NOT NULL,
+  statement INTEGER NOT NULL,
   PRIMARY KEY (server, key_id)
 ) STRICT, WITHOUT ROWID;
+
+-- The signed answers of `/_matrix/key/v2/server` that those keys come from, as a notary passes them on. Deleted when no
+-- key refers to them any more.
+CREATE TABLE key_statements (
+  statement INTEGER PRIMARY KEY,
+  server TEXT NOT NULL,
+  fetched_ms INTEGER NOT NULL,
+  json BLOB NOT NULL
+) STRICT;
+CREATE INDEX key_statements_by_server ON key_statements (server);
 
 -- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
 -- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves

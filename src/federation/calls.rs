@@ -18,6 +18,8 @@ pub type RawEvent = Box<RawValue>;
 
 /// Answers that are one event or a little information about one thing.
 const SMALL: u64 = 1 << 20;
+/// A statement of keys: hundreds of keys and signatures.
+const STATEMENT: u64 = 64 << 10;
 /// Answers that are a bounded list of events: 100 of the largest possible, and room for the rest.
 const LIST: u64 = 16 << 20;
 /// Answers that are the whole state of a room, which may have hundreds of thousands of members.
@@ -382,7 +384,7 @@ impl Client {
             path_and_query: "/_matrix/key/v2/server".into(),
             body: None,
             timeout: QUICK,
-            max_bytes: SMALL / 4,
+            max_bytes: STATEMENT,
         };
         object(self.request_unsigned(request)?)
     }

@@ -292,7 +292,7 @@ impl Client {
         };
         let answer = answer.map_err(|failure| match failure {
             Failure::Disconnected(why) | Failure::NotConnected(why) => {
-                self.discovery.forget(&authority);
+                self.discovery.failed(request.destination, &authority);
                 CallError::Unreachable(why)
             }
             Failure::Said(error) => error,

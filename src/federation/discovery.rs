@@ -34,6 +34,8 @@ const WELL_KNOWN_MAX: Millis = 48 * HOUR;
 const WELL_KNOWN_MIN: Millis = 5 * 60_000;
 /// Step 3: "errors are recommended to be cached for up to an hour", doubling from here.
 const WELL_KNOWN_FIRST_ERROR: Millis = 60_000;
+/// A delegation to where nobody is may be out of date: it is asked for again after this time at most.
+const WELL_KNOWN_IN_DOUBT: Millis = 5 * 60_000;
 
 /// Addresses are the system resolver's to remember; this spares a look-up a request.
 const ADDRESSES_KEPT: Millis = 60_000;
@@ -229,8 +231,9 @@ impl Discovery {
         if all.is_empty() { Err(NoRoute(last)) } else { self.guarded(&host, all) }
     }
 
-    /// Forgets the addresses of an authority that could not be connected to, so that the next try looks again.
-    pub fn forget(&self, authority: &str) {
+    /// The server could not be connected to at this authority: forgets the addresses, so that the next try looks again,
+    /// and doubts the delegation.
+    pub fn failed(&self, server: &ServerName, authority: &str) {
         if let Some(name) = HostPort::parse(authority) {
             let host = name.host.to_ascii_lowercase();
             if let Some((Some(targets), _)) = self.srvs.take(&host) {
@@ -240,6 +243,8 @@ impl Discovery {
             }
             self.addresses.take(&host);
         }
+        let doubt = self.clock.now_ms() + WELL_KNOWN_IN_DOUBT;
+        self.well_knowns.shorten(&server.as_str().to_ascii_lowercase(), doubt);
     }
 
     fn guarded(&self, host: &str, mut found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, NoRoute> {
@@ -325,6 +330,12 @@ impl<T> Default for Memory<T> {
 impl<T: Clone> Memory<T> {
     fn get(&self, name: &str) -> Option<(T, Millis)> {
         self.lock().get(name).cloned()
+    }
+
+    fn shorten(&self, name: &str, latest: Millis) {
+        if let Some((_, until)) = self.lock().get_mut(name) {
+            *until = latest.min(*until);
+        }
     }
 
     fn take(&self, name: &str) -> Option<(T, Millis)> {

@@ -266,9 +266,14 @@ fn what_was_learned_is_remembered_and_forgotten_again() {
     assert_eq!(lookups.asked()[0], "well-known to-plain.example");
 
     // A failed connection is a reason to look again.
-    discovery.forget("plain.example");
+    let server = ServerName::parse("to-plain.example").expect("a name");
+    discovery.failed(&server, "plain.example");
     find(&discovery, "to-plain.example");
     assert_eq!(lookups.asked().len(), 3);
+    // And soon to ask whether the delegation still holds.
+    clock.advance(Duration::from_secs(301));
+    find(&discovery, "to-plain.example");
+    assert_eq!(lookups.asked()[0], "well-known to-plain.example");
 }
 
 #[test]

@@ -3,10 +3,10 @@
 //! One request to a server is under way at a time, whoever waits for it; a server that does not answer, or whose
 //! answers do not help, is asked ever more seldom.
 //!
-//! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. A notary
-//! that is merely in the same room could forge the keys of a server that cannot be reached, by inventing a key that
-//! signs itself. What such a notary says is therefore used only where nothing better can be had, only for the events
-//! at hand (whose delivery already depends on it), only if those that were asked agree, and is not remembered.
+//! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. Any other
+//! notary could forge the keys of a server that cannot be reached, by inventing a key that signs itself. The server
+//! through which we join a room is asked as a notary for the state of that room alone, where nothing better can be had,
+//! and what it says is not remembered.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,8 +36,6 @@ const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
 const MAX_PAUSES: usize = 8192;
 /// Servers in one question to a notary.
 const NOTARY_BATCH: usize = 100;
-/// Room residents that are asked as notaries.
-const MAX_RESIDENT_NOTARIES: usize = 3;
 /// From so many servers on, the notaries of our settings are asked before the servers themselves.
 const BULK: usize = 8;
 /// Servers that one question to us as a notary may have us ask.
@@ -168,12 +166,12 @@ impl Drop for UnderWay<'_> {
 }
 
 impl Homeserver {
-    /// Finds as many of the wanted keys as can be had in the time. `via` are servers that may know more, such as
-    /// those in the same room.
+    /// Finds as many of the wanted keys as can be had in the time. `resident` is the server that shows us the room whose
+    /// state is to be checked, if that is what the keys are for.
     pub(super) fn gather_keys(
         &self,
         wanted: &[Wanted],
-        via: &[ServerName],
+        resident: Option<&ServerName>,
         purpose: Purpose,
         within: Duration,
     ) -> Found {
@@ -189,8 +187,8 @@ impl Homeserver {
             self.ask_servers(&mut missing, &mut found, purpose, deadline);
             self.ask_notaries(&trusted, &mut missing, &mut found);
         }
-        if purpose == Purpose::Events && !missing.is_empty() {
-            self.ask_residents(via, &mut missing, &mut found);
+        if let Some(resident) = resident.filter(|r| *r != self.server_name() && !missing.is_empty()) {
+            self.ask_resident(resident, &mut missing, &mut found);
         }
         found
     }
@@ -320,34 +318,17 @@ impl Homeserver {
         }
     }
 
-    /// Asks servers in the same room, for what cannot be had otherwise. See the head of this file.
-    fn ask_residents(&self, via: &[ServerName], missing: &mut Missing, found: &mut Found) {
-        let mut said: HashMap<(ServerName, String), Option<KnownKey>> = HashMap::new();
-        for notary in via.iter().filter(|v| *v != self.server_name()).take(MAX_RESIDENT_NOTARIES) {
-            for (server, keys, _) in self.ask_notary(notary, missing) {
-                for stored in keys {
-                    let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
-                    let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
-                    let known = KnownKey { key_id: key_id.clone(), key, valid_until_ms, retired };
-                    let slot = said.entry((server.clone(), key_id)).or_insert_with(|| Some(known.clone()));
-                    if slot.as_ref().is_some_and(|first| first.key.to_base64() != stored.public_key) {
-                        // They disagree: neither is believed.
-                        *slot = None;
-                    }
-                }
-            }
-        }
-        for ((server, key_id), key) in said {
-            let ours = self.key_ring.in_memory(server.as_str(), &key_id);
-            if let Some(mut key) = key {
-                if let Some(ours) = ours {
+    /// Asks the server that shows us a room, for what cannot be had otherwise. See the head of this file.
+    fn ask_resident(&self, resident: &ServerName, missing: &mut Missing, found: &mut Found) {
+        for (server, keys, _) in self.ask_notary(resident, missing) {
+            for stored in keys {
+                let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
+                let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
+                match self.key_ring.in_memory(server.as_str(), &key_id) {
                     // Of a key that we know ourselves, only its validity may be news.
-                    if ours.key.to_base64() != key.key.to_base64() || ours.retired {
-                        continue;
-                    }
-                    key.valid_until_ms = key.valid_until_ms.max(ours.valid_until_ms);
+                    Some(ours) if ours.key != key || ours.retired => {}
+                    _ => found.put(&server, KnownKey { key_id, key, valid_until_ms, retired }),
                 }
-                found.put(&server, key);
             }
         }
         prune(missing, found);

@@ -19,8 +19,8 @@ use crate::store::server_keys::StoredKey;
 
 /// Other servers whose keys are kept in memory.
 const MAX_KNOWN: usize = 4096;
-/// Most keys of one statement that are looked at; a server that rotates daily has fewer in a year.
-const MAX_KEYS: usize = 512;
+/// Most current and most old keys of one statement that are looked at: more than a rotation a month for eight years.
+const MAX_KEYS: usize = 100;
 /// "Servers MUST use the lesser of this field and 7 days into the future when determining if a key is valid."
 const MAX_VALIDITY: Millis = 7 * DAY;
 /// How long our own statement may be relied upon. It is made anew at half of it, so it never has less than an hour left.

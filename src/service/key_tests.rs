@@ -257,7 +257,7 @@ fn events_are_checked_in_bulk_each_by_its_own_fault() {
     let all: Vec<Vec<u8>> = [&good, &edited, &forged, &unsigned, &elsewhere, &late].map(bytes).into();
     let mut all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
     all.push(b"{\"not\": \"an event\"}");
-    let checked = hs.check_pdus(&all, version, &[]);
+    let checked = hs.check_pdus(&all, version);
     let bodies: Vec<Option<String>> = checked
         .iter()
         .map(|c| c.as_ref().ok().map(|pdu| pdu.content_str("body").unwrap_or_default()))
@@ -353,27 +353,22 @@ fn a_notary_is_not_believed_without_both_signatures() {
 }
 
 #[test]
-fn a_server_in_the_room_helps_with_events_at_hand_and_with_nothing_else() {
+fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_else() {
     let gone = nobody();
     let resident = notary(&gone, 5, |_| {});
     let (hs, _) = homeserver();
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
-    let via = [resident.name.clone()];
-    hs.check_pdus(&[&json], version, &via).remove(0).expect("the resident knows");
+    hs.check_joined_state(&[&json], version, &resident.name).remove(0).expect("the resident knows");
     assert!(hs.store.read(|db| db.server_keys(&gone)).expect("read").is_empty(), "not remembered");
     hs.verify_request(&signed_by(&gone, &key(5, "1"), "us.example", None), "PUT", "/_matrix/x?y=z", None)
         .expect_err("not good for requests");
 
-    // Two who disagree are both wrong.
-    let liar = notary(&gone, 6, |_| {});
-    hs.check_pdus(&[&json], version, &[resident.name.clone(), liar.name.clone()])
-        .remove(0)
-        .expect_err("they disagree");
+    hs.check_pdu(&json, version).expect_err("nor for events that come later");
 }
 
 #[test]
-fn a_server_in_the_room_cannot_replace_a_key_that_we_know() {
+fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     let (hs, clock) = homeserver();
     let (peer, real, up) = peer_with_key(5);
     let version = room_version("11").expect("a version");
@@ -382,7 +377,7 @@ fn a_server_in_the_room_cannot_replace_a_key_that_we_know() {
     clock.advance(Duration::from_secs(2 * 24 * 3600));
     let liar = notary(&peer.name, 6, |_| {});
     let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY - 1000));
-    hs.check_pdus(&[&forged], version, &[liar.name.clone()]).remove(0).expect_err("a forged key");
+    hs.check_joined_state(&[&forged], version, &liar.name).remove(0).expect_err("a forged key");
     assert!(liar.asked().iter().any(|a| a.target.contains("query")), "it was asked");
 }
 

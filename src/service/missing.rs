@@ -113,7 +113,7 @@ impl Errand<'_> {
     /// The events of an answer that pass the first checks and belong to the room; what does not is left out.
     fn checked(&self, events: &[RawEvent]) -> Vec<Pdu> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
-        let checked = self.hs.check_pdus(&bytes, self.room.version, std::slice::from_ref(self.peer));
+        let checked = self.hs.check_pdus(&bytes, self.room.version);
         checked
             .into_iter()
             .filter_map(|pdu| {

@@ -78,7 +78,7 @@ impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
-        let sender = Sender::new(&clock);
+        let sender = Sender::new(&config.server_name, &clock);
         let store = {
             let location = match &config.data {
                 Data::Folder(folder) => Location::Folder(folder.clone()),

@@ -176,7 +176,7 @@ impl Homeserver {
             }
             return Ok(());
         }
-        let checked = self.check_pdus(&bytes, room.version, std::slice::from_ref(origin));
+        let checked = self.check_pdus(&bytes, room.version);
         let mut pdus = Vec::with_capacity(checked.len());
         for (event, checked) in bytes.iter().zip(checked) {
             match (checked, id_of(event, room)) {

@@ -51,7 +51,7 @@ impl Homeserver {
             None => {
                 let wanted =
                     Wanted { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
-                self.gather_keys(&[wanted], &[], Purpose::Request, REQUEST_KEY_WITHIN);
+                self.gather_keys(&[wanted], None, Purpose::Request, REQUEST_KEY_WITHIN);
                 let key = self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good);
                 key.ok_or_else(|| unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)))?
             }
@@ -65,33 +65,48 @@ impl Homeserver {
     /// Steps 1 to 3 of the checks on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
     /// need be. A wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
     pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<Pdu> {
-        let mut checked = self.check_pdus(&[event], version, &[]);
+        let mut checked = self.check_pdus(&[event], version);
         checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
     }
 
-    /// The same for many events at once, in their order. `via` are servers that may know keys which their own servers
-    /// do not give any more: those in the room, best first.
-    pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion, via: &[ServerName]) -> Vec<Result<Pdu>> {
-        let parsed: Vec<Result<Pdu>> = in_bulk(events, |event| Pdu::parse(event, version));
-        self.check_parsed_pdus(parsed, via)
+    /// The same for many events at once, in their order.
+    pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion) -> Vec<Result<Pdu>> {
+        self.check_parsed(in_bulk(events, |event| Pdu::parse(event, version)), None)
     }
 
-    /// Steps 2 and 3 alone, for events that were parsed before.
-    pub fn check_parsed_pdus(&self, parsed: Vec<Result<Pdu>>, via: &[ServerName]) -> Vec<Result<Pdu>> {
+    /// The same for the state of a room that we are joining through `resident`. Of servers that are gone, which any old
+    /// room has some of, the resident is asked for the keys. That gives it no power that it has not: whoever is joined
+    /// through can show any room that it likes. It would for events that come later, and so is done for no others.
+    pub fn check_joined_state(
+        &self,
+        events: &[&[u8]],
+        version: RoomVersion,
+        resident: &ServerName,
+    ) -> Vec<Result<Pdu>> {
+        self.check_parsed(in_bulk(events, |event| Pdu::parse(event, version)), Some(resident))
+    }
+
+    /// Steps 2 and 3 alone, for an event that was parsed before.
+    pub fn check_parsed_pdu(&self, pdu: Pdu) -> Result<Pdu> {
+        let mut checked = self.check_parsed(vec![Ok(pdu)], None);
+        checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
+    }
+
+    fn check_parsed(&self, parsed: Vec<Result<Pdu>>, resident: Option<&ServerName>) -> Vec<Result<Pdu>> {
         let now = self.clock.now_ms();
         let wanted_of = |pdu: &Result<Pdu>| -> Vec<Wanted> {
             let Ok(pdu) = pdu else { return Vec::new() };
             // No key is valid in the far future, and asking for one would be in vain.
             let latest = now + FUTURE;
-            let valid_at =
-                if pdu.version().enforce_key_validity { pdu.origin_server_ts().min(latest) } else { 0 };
+            let enforced = pdu.version().enforce_key_validity;
+            let valid_at = if enforced { pdu.origin_server_ts().min(latest) } else { 0 };
             let keys = sign::wanted_keys(pdu).into_iter();
             keys.map(|(server, key_id)| Wanted { server, key_id, valid_at }).collect()
         };
         let wanted: Vec<Wanted> = in_bulk(&parsed, wanted_of).into_iter().flatten().collect();
         let wanted = newest_only(wanted);
         let within = if parsed.len() > FEW { ROOM_KEYS_WITHIN } else { EVENT_KEYS_WITHIN };
-        let found = self.gather_keys(&wanted, via, Purpose::Events, within);
+        let found = self.gather_keys(&wanted, resident, Purpose::Events, within);
         let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
         in_bulk(&parsed, |pdu| match pdu {
             Ok(pdu) => sign::check_parsed(pdu, &keys).map_err(Error::from),

@@ -1,6 +1,6 @@
 //! Signing keys: our own with their secrets, and the public ones of other servers.
 
-use rusqlite::{OptionalExtension, named_params};
+use rusqlite::named_params;
 
 use super::{Db, Tx};
 use crate::clock::Millis;
@@ -75,7 +75,8 @@ impl Db<'_> {
     /// The statements that a server's known keys come from.
     pub fn key_statements(&self, server: &ServerName) -> Result<Vec<StoredStatement>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT key_id, valid_until_ms, retired, fetched_ms, statement FROM server_keys WHERE server = ?1",
+            "SELECT k.key_id, k.valid_until_ms, k.retired, s.fetched_ms, s.json
+             FROM server_keys k JOIN key_statements s USING (statement) WHERE k.server = ?1",
         )?;
         let rows = statement.query_map([server.as_str()], |row| {
             Ok(StoredStatement {
@@ -112,31 +113,69 @@ impl Tx<'_> {
         fetched_ms: Millis,
         direct: bool,
     ) -> Result<()> {
+        self.conn()
+            .prepare_cached("INSERT INTO key_statements (server, fetched_ms, json) VALUES (?1, ?2, ?3)")?
+            .execute((server.as_str(), fetched_ms, statement))?;
+        let id = self.conn().last_insert_rowid();
         let mut save = self.conn().prepare_cached(
-            "INSERT INTO server_keys (server, key_id, public_key, valid_until_ms, retired, fetched_ms, statement)
-             VALUES (:server, :key_id, :public_key, :valid_until, :retired, :fetched, :statement)
+            "INSERT INTO server_keys (server, key_id, public_key, valid_until_ms, retired, statement)
+             VALUES (:server, :key_id, :public_key, :valid_until, :retired, :statement)
              ON CONFLICT (server, key_id) DO UPDATE SET public_key = excluded.public_key,
-               valid_until_ms = excluded.valid_until_ms, retired = excluded.retired, fetched_ms = excluded.fetched_ms,
-               statement = excluded.statement
+               valid_until_ms = excluded.valid_until_ms, retired = excluded.retired, statement = excluded.statement
              WHERE :direct OR (excluded.valid_until_ms > server_keys.valid_until_ms
                AND excluded.public_key = server_keys.public_key AND NOT server_keys.retired)",
         )?;
         for key in keys {
             save.execute(named_params! {
                 ":server": server.as_str(), ":key_id": key.key_id, ":public_key": key.public_key,
-                ":valid_until": key.valid_until_ms, ":retired": key.retired, ":fetched": fetched_ms,
-                ":statement": statement, ":direct": direct,
+                ":valid_until": key.valid_until_ms, ":retired": key.retired, ":statement": id, ":direct": direct,
             })?;
         }
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM key_statements WHERE server = ?1
+                   AND statement NOT IN (SELECT statement FROM server_keys WHERE server = ?1)",
+            )?
+            .execute([server.as_str()])?;
         Ok(())
     }
 }
 
-impl Db<'_> {
-    /// When the newest statement of a server's keys was fetched.
-    pub fn keys_fetched_ms(&self, server: &ServerName) -> Result<Option<Millis>> {
-        let mut statement =
-            self.conn().prepare_cached("SELECT max(fetched_ms) FROM server_keys WHERE server = ?1")?;
-        Ok(statement.query_row([server.as_str()], |row| row.get(0)).optional()?.flatten())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Location, Options, Store};
+
+    fn key(public_key: &str, valid_until_ms: Millis, retired: bool) -> StoredKey {
+        StoredKey { key_id: "ed25519:a".into(), public_key: public_key.into(), valid_until_ms, retired }
+    }
+
+    #[test]
+    fn what_a_server_says_replaces_what_is_known_and_what_a_notary_says_only_extends_it() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let store =
+            Store::open(Location::Memory, &us, Box::new(|_| {}), &Options::default()).expect("a store");
+        let save = |key: StoredKey, statement: &'static [u8], direct: bool| {
+            let peer = ServerName::parse("peer.example").expect("a name");
+            let kept = store.write(move |tx| {
+                tx.save_server_keys(&peer, &[key], statement, 7, direct)?;
+                Ok((tx.server_keys(&peer)?.remove(0), tx.key_statements(&peer)?.remove(0).statement))
+            });
+            let (key, statement) = kept.expect("kept");
+            (key.public_key, key.valid_until_ms, key.retired, String::from_utf8(statement).expect("text"))
+        };
+        let is =
+            |public: &str, until, retired, from: &str| (public.to_owned(), until, retired, from.to_owned());
+        assert_eq!(save(key("one", 100, false), b"notary 1", false), is("one", 100, false, "notary 1"));
+        assert_eq!(save(key("one", 90, false), b"notary 2", false), is("one", 100, false, "notary 1"));
+        assert_eq!(save(key("two", 200, false), b"notary 3", false), is("one", 100, false, "notary 1"));
+        assert_eq!(save(key("one", 110, false), b"notary 4", false), is("one", 110, false, "notary 4"));
+        assert_eq!(save(key("two", 50, false), b"direct 5", true), is("two", 50, false, "direct 5"));
+        assert_eq!(save(key("two", 40, true), b"direct 6", true), is("two", 40, true, "direct 6"));
+        assert_eq!(save(key("two", 300, false), b"notary 7", false), is("two", 40, true, "direct 6"));
+        let statements = store.read(|db| {
+            Ok(db.conn().query_row("SELECT count(*) FROM key_statements", [], |row| row.get::<_, i64>(0))?)
+        });
+        assert_eq!(statements.expect("a count"), 1, "statements that nothing refers to are gone");
     }
 }

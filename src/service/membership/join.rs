@@ -213,7 +213,7 @@ impl Homeserver {
         let in_state = answer.state.len();
         let both: Vec<&[u8]> =
             answer.state.iter().chain(&answer.auth_chain).map(|event| event.get().as_bytes()).collect();
-        let mut state = self.check_pdus(&both, version, std::slice::from_ref(peer));
+        let mut state = self.check_joined_state(&both, version, peer);
         let auth_chain = state.split_off(in_state.min(state.len()));
         let good = |checked: Vec<Result<Pdu>>| checked.into_iter().filter_map(Result::ok).collect();
         answer::judge(join, good(state), good(auth_chain))

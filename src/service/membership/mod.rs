@@ -147,8 +147,7 @@ impl Homeserver {
         if !hash::content_hash_matches(&pdu.to_object()) {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
-        let mut checked = self.check_parsed_pdus(vec![Ok(pdu)], &[]);
-        let verdict = checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")));
+        let verdict = self.check_parsed_pdu(pdu);
         verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
 }
@@ -356,7 +355,7 @@ impl Homeserver {
             .into_iter()
             .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.to_owned(), valid_at })
             .collect();
-        let found = self.gather_keys(&wanted, std::slice::from_ref(server), Purpose::Events, WITHIN);
+        let found = self.gather_keys(&wanted, None, Purpose::Events, WITHIN);
         sign::verify_event_by(event, server, &|server: &str, key_id: &str| found.get(server, key_id))?;
         Ok(())
     }

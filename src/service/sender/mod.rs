@@ -7,22 +7,22 @@
 //! Destinations that failed last time, or were never reached, may hold only some of them, so that they cannot keep
 //! what reachable servers are owed.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod state;
+mod transaction;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
-
-use super::{Homeserver, random};
+use self::state::{Doing, Job, State};
+use self::transaction::{Transaction, WaitingEdus, send};
+use super::Homeserver;
 use crate::clock::{Clock, Millis};
-use crate::error::{ErrCode, Result};
-use crate::federation::{CallError, CallResult, Client};
-use crate::protocol::{ServerName, json};
-use crate::store::destinations::{Destination, OwedEvent};
+use crate::error::Result;
+use crate::federation::CallError;
+use crate::protocol::ServerName;
+use crate::store::destinations::Destination;
 use crate::store::{Changes, RoomKey};
 
 /// "Transactions are limited in size; they can have at most 50 PDUs and 100 EDUs."
@@ -41,9 +41,6 @@ const STACK: usize = 512 * 1024;
 const STOP_WITHIN: Duration = Duration::from_millis(500);
 /// A thread without work ends after this; the first one stays.
 const IDLE: Duration = Duration::from_secs(20);
-/// Pauses after failures: doubling from and up to, each a fifth longer or shorter by chance.
-const FIRST_PAUSE: Millis = 4_000;
-const LONGEST_PAUSE: Millis = 24 * 3_600_000;
 /// A peer that speaks to us but cannot be reached is not tried at its every word.
 const PAUSE_OF_SPEAKER: Millis = 2_000;
 const LONGEST_PAUSE_OF_SPEAKER: Millis = 60_000;
@@ -67,6 +64,7 @@ pub struct Sender(Arc<Shared>);
 
 struct Shared {
     clock: Clock,
+    own_name: ServerName,
     state: Mutex<State>,
     work: Condvar,
     ended: Condvar,
@@ -74,89 +72,17 @@ struct Shared {
     pausing: AtomicUsize,
 }
 
-#[derive(Default)]
-struct State {
-    stopping: bool,
-    homeserver: Weak<Homeserver>,
-    alive: usize,
-    idle: usize,
-    /// At the start: find out from the database who is owed what.
-    look_around: bool,
-    rooms: HashSet<RoomKey>,
-    peers: HashMap<ServerName, Peer>,
-    proven: VecDeque<ServerName>,
-    unproven: VecDeque<ServerName>,
-    unproven_busy: usize,
-    picks: usize,
-    due: BTreeSet<(Millis, ServerName)>,
-    unflushed: HashSet<ServerName>,
-    flush_at: Option<Instant>,
-    serial: u64,
-}
-
-/// What is known of a destination.
-#[derive(Default)]
-struct Peer {
-    doing: Doing,
-    /// Woken while it was being served.
-    again: bool,
-    loaded: bool,
-    kept: Destination,
-    edus_upto: i64,
-    last_attempt_ms: Millis,
-    /// Whether its last transaction arrived.
-    reached: bool,
-    /// The ephemeral part of the transaction that failed: a repeat must be the same.
-    failed_edus: Option<WaitingEdus>,
-    edus: VecDeque<Edu>,
-    /// Fewer where a transaction was refused as a whole, to find the event that is to blame.
-    max_pdus: usize,
-}
-
-#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
-enum Doing {
-    #[default]
-    Nothing,
-    Waiting,
-    Pausing,
-    Sending,
-}
-
-#[derive(Clone, Default)]
-struct WaitingEdus {
-    edus: Vec<String>,
-    /// Position up to which durable ones are among them.
-    durable_upto: i64,
-    /// Tells transactions with equal ephemeral content apart.
-    serial: u64,
-}
-
-enum Job {
-    LookAround,
-    Spread(Vec<RoomKey>),
-    Send(ServerName),
-    Flush,
-    End,
-}
-
-/// A transaction that is ready to go.
-struct Transaction {
-    upto: i64,
-    events: Vec<OwedEvent>,
-    edus: WaitingEdus,
-    /// Whether more is owed beyond it.
-    more: bool,
-    /// Time for the peer to take it in.
-    within: Duration,
-}
-
 impl Sender {
     /// A sender that does nothing yet; wakes are kept.
-    pub fn new(clock: &Clock) -> Self {
-        let state = Mutex::new(State::default());
-        let (work, ended) = (Condvar::new(), Condvar::new());
-        let shared = Shared { clock: clock.clone(), state, work, ended, pausing: AtomicUsize::new(0) };
-        Self(Arc::new(shared))
+    pub fn new(own_name: &ServerName, clock: &Clock) -> Self {
+        Self(Arc::new(Shared {
+            clock: clock.clone(),
+            own_name: own_name.clone(),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            pausing: AtomicUsize::new(0),
+        }))
     }
 
     /// Starts delivering, first of all what earlier runs left.
@@ -257,6 +183,9 @@ impl Sender {
 
     /// Puts a destination in line, unless it is there already, pauses, or is us.
     fn wake(&self, state: &mut State, server: &ServerName) {
+        if *server == self.0.own_name {
+            return;
+        }
         let peer = state.peers.entry(server.clone()).or_default();
         match peer.doing {
             Doing::Nothing => {
@@ -307,12 +236,14 @@ impl Sender {
             self.take_in_what_is_due(&mut state);
             if let Some(job) = state.pick() {
                 // While this thread is busy, another one looks after what is left.
-                if state.idle == 0
-                    && state.alive < MAX_THREADS
-                    && state.has_work()
-                    && let Err(e) = self.spawn(&mut state)
-                {
-                    log::warn!("no further thread for sending: {e}");
+                if state.has_work() {
+                    if state.idle > 0 {
+                        self.0.work.notify_one();
+                    } else if state.alive < MAX_THREADS
+                        && let Err(e) = self.spawn(&mut state)
+                    {
+                        log::warn!("no further thread for sending: {e}");
+                    }
                 }
                 return job;
             }
@@ -460,15 +391,14 @@ impl Sender {
             if again {
                 self.wake(&mut state, server);
             }
+            state.flush_by(FLUSH_AFTER);
             return;
         };
         if state.stopping && answer.is_err() {
             return;
         }
         let (more, pauses) = state.conclude(server, &transaction, answer, now);
-        if state.flush_at.is_none() {
-            state.flush_at = Some(Instant::now() + FLUSH_AFTER);
-        }
+        state.flush_by(FLUSH_AFTER);
         if pauses {
             self.let_pause(&mut state, server);
         } else if more || again {
@@ -547,196 +477,5 @@ impl Sender {
     }
 }
 
-impl State {
-    /// Notes how a transaction fared. Gives whether there is more to send, and whether the destination has to pause.
-    fn conclude(
-        &mut self,
-        server: &ServerName,
-        transaction: &Transaction,
-        answer: CallResult<()>,
-        now: Millis,
-    ) -> (bool, bool) {
-        let Some(peer) = self.peers.get_mut(server) else { return (false, false) };
-        self.unflushed.insert(server.clone());
-        peer.last_attempt_ms = now;
-        match answer {
-            Ok(()) => {
-                peer.delivered(transaction);
-                (transaction.more, false)
-            }
-            Err(e) if peer.narrows_down(server, transaction, &e) => (true, false),
-            Err(e) => {
-                peer.failed(transaction, &e, now);
-                let (failures, pause) = (peer.kept.failures, (peer.kept.retry_ms - now) / 1000);
-                log::info!(
-                    "{server} did not take a transaction ({failures} in a row, next in {pause} s): {e}"
-                );
-                (false, true)
-            }
-        }
-    }
-
-    fn has_work(&self) -> bool {
-        self.look_around
-            || !self.rooms.is_empty()
-            || !self.proven.is_empty()
-            || (!self.unproven.is_empty() && self.unproven_busy < MAX_UNPROVEN)
-    }
-
-    fn pick(&mut self) -> Option<Job> {
-        if std::mem::take(&mut self.look_around) {
-            return Some(Job::LookAround);
-        }
-        if !self.rooms.is_empty() {
-            return Some(Job::Spread(self.rooms.drain().collect()));
-        }
-        if self.flush_at.is_some_and(|at| at <= Instant::now()) {
-            self.flush_at = None;
-            return Some(Job::Flush);
-        }
-        self.picks = self.picks.wrapping_add(1);
-        let unproven_may = self.unproven_busy < MAX_UNPROVEN;
-        // Every fourth turn the unproven come first, so that a busy server cannot put them off for ever.
-        let from_unproven = unproven_may && (self.proven.is_empty() || self.picks.is_multiple_of(4));
-        let server = match from_unproven.then(|| self.unproven.pop_front()).flatten() {
-            Some(server) => server,
-            None => match self.proven.pop_front() {
-                Some(server) => server,
-                None if unproven_may => self.unproven.pop_front()?,
-                None => return None,
-            },
-        };
-        let peer = self.peers.entry(server.clone()).or_default();
-        peer.doing = Doing::Sending;
-        self.unproven_busy += usize::from(!peer.reached);
-        Some(Job::Send(server))
-    }
-}
-
-impl Peer {
-    fn delivered(&mut self, transaction: &Transaction) {
-        self.kept.cursor = self.kept.cursor.max(transaction.upto);
-        self.kept.attempt_upto = None;
-        self.kept.failures = 0;
-        self.kept.retry_ms = 0;
-        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
-        self.failed_edus = None;
-        self.reached = true;
-        self.max_pdus = MAX_PDUS;
-    }
-
-    fn failed(&mut self, transaction: &Transaction, e: &CallError, now: Millis) {
-        self.kept.failures = self.kept.failures.saturating_add(1);
-        self.kept.attempt_upto = Some(transaction.upto);
-        self.failed_edus = Some(transaction.edus.clone());
-        self.edus.clear();
-        self.reached = false;
-        let pause = (FIRST_PAUSE << (self.kept.failures - 1).min(20)).min(LONGEST_PAUSE);
-        let chance = Millis::from(random::bytes::<1>()[0]);
-        let pause = pause * 4 / 5 + pause * 2 / 5 * chance / 255;
-        let asked = e.retry_after().map_or(0, |d| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX));
-        self.kept.retry_ms = now + pause.max(asked.min(LONGEST_PAUSE));
-    }
-
-    /// Whether the peer says that the transaction itself is bad, so that repeating it would hold up everything behind
-    /// it for ever. Then the events go in ever smaller portions, and one that is refused all by itself is given up.
-    fn narrows_down(&mut self, server: &ServerName, transaction: &Transaction, e: &CallError) -> bool {
-        let about_content = matches!(
-            e.errcode(),
-            Some(
-                ErrCode::BadJson
-                    | ErrCode::NotJson
-                    | ErrCode::TooLarge
-                    | ErrCode::InvalidParam
-                    | ErrCode::MissingParam
-            )
-        );
-        if !about_content {
-            return false;
-        }
-        self.kept.attempt_upto = None;
-        self.failed_edus = None;
-        self.reached = true;
-        if transaction.events.len() > 1 {
-            self.max_pdus = transaction.events.len() / 2;
-            log::info!("{server} refuses a transaction ({e}); its events go in smaller ones");
-        } else {
-            let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
-            log::warn!("{server} refuses {event}, which is not sent again: {e}");
-            self.kept.cursor = self.kept.cursor.max(transaction.upto);
-            self.max_pdus = MAX_PDUS;
-        }
-        // The ephemeral part is not worth a search.
-        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
-        true
-    }
-}
-
-fn send(client: &Client, clock: &Clock, server: &ServerName, transaction: &Transaction) -> CallResult<()> {
-    #[derive(serde::Serialize)]
-    struct Body<'a> {
-        origin: &'a ServerName,
-        origin_server_ts: Millis,
-        pdus: Vec<&'a RawValue>,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
-        edus: Vec<&'a RawValue>,
-    }
-    let mut pdus = Vec::with_capacity(transaction.events.len());
-    for event in &transaction.events {
-        // Its own events come back to nobody; we hand them on for a server that handed them in to us.
-        if !is_from(event, server) {
-            pdus.push(raw(&event.json)?);
-        }
-    }
-    let edus = transaction.edus.edus.iter().map(|e| raw(e.as_bytes())).collect::<CallResult<Vec<_>>>()?;
-    if pdus.is_empty() && edus.is_empty() {
-        return Ok(());
-    }
-    let body = Body { origin: client.server_name(), origin_server_ts: clock.now_ms(), pdus, edus };
-    let body = serde_json::to_vec(&body).map_err(|e| CallError::bad(e.to_string()))?;
-    let refused = client.send_transaction(server, &transaction.id(), &body, transaction.within)?;
-    for (event, why) in refused {
-        let why: String = why.chars().take(300).collect();
-        log::warn!("{server} could not process {event}: {why}");
-    }
-    Ok(())
-}
-
-fn raw(bytes: &[u8]) -> CallResult<&RawValue> {
-    serde_json::from_slice(bytes).map_err(|e| CallError::bad(format!("what we owe is not JSON: {e}")))
-}
-
-fn is_from(event: &OwedEvent, server: &ServerName) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Sender<'a> {
-        #[serde(borrow)]
-        sender: std::borrow::Cow<'a, str>,
-    }
-    serde_json::from_slice::<Sender<'_>>(&event.json)
-        .is_ok_and(|e| e.sender.split_once(':').is_some_and(|(_, of)| of == server.as_str()))
-}
-
-impl Transaction {
-    /// The transaction's id: the same for the same content, also after a restart, and never the same for another.
-    fn id(&self) -> String {
-        let mut hash = Sha256::new();
-        for event in &self.events {
-            hash.update(event.stream.to_be_bytes());
-            hash.update(event.event_id.as_str());
-        }
-        if !self.edus.edus.is_empty() {
-            hash.update(json!([self.edus.serial, self.edus.edus, run_id()]).to_string());
-        }
-        json::base64_url(&hash.finalize())
-    }
-}
-
-/// Tells the transactions of this run of the program apart from those of others.
-fn run_id() -> &'static str {
-    static RUN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    RUN.get_or_init(random::token)
-}
-
 #[cfg(test)]
-#[path = "sender_tests.rs"]
 mod tests;

@@ -1,0 +1,217 @@
+//! Who is in line, who pauses, and what becomes of a destination when a transaction arrived or failed.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use super::transaction::{Transaction, WaitingEdus};
+use super::{Edu, MAX_PDUS, MAX_UNPROVEN};
+use crate::clock::Millis;
+use crate::error::ErrCode;
+use crate::federation::{CallError, CallResult};
+use crate::protocol::ServerName;
+use crate::service::{Homeserver, random};
+use crate::store::RoomKey;
+use crate::store::destinations::Destination;
+
+/// Pauses after failures: doubling from and up to, each a fifth longer or shorter by chance.
+const FIRST_PAUSE: Millis = 4_000;
+const LONGEST_PAUSE: Millis = 24 * 3_600_000;
+
+/// Everything that the threads share. A destination is in at most one of the lines, once.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) stopping: bool,
+    pub(super) homeserver: Weak<Homeserver>,
+    pub(super) alive: usize,
+    pub(super) idle: usize,
+    /// At the start: find out from the database who is owed what.
+    pub(super) look_around: bool,
+    pub(super) rooms: HashSet<RoomKey>,
+    pub(super) peers: HashMap<ServerName, Peer>,
+    pub(super) proven: VecDeque<ServerName>,
+    pub(super) unproven: VecDeque<ServerName>,
+    pub(super) unproven_busy: usize,
+    pub(super) picks: usize,
+    pub(super) due: BTreeSet<(Millis, ServerName)>,
+    pub(super) unflushed: HashSet<ServerName>,
+    pub(super) flush_at: Option<Instant>,
+    pub(super) serial: u64,
+}
+
+/// What is known of a destination.
+#[derive(Default)]
+pub(super) struct Peer {
+    pub(super) doing: Doing,
+    /// Woken while it was being served.
+    pub(super) again: bool,
+    pub(super) loaded: bool,
+    pub(super) kept: Destination,
+    pub(super) edus_upto: i64,
+    pub(super) last_attempt_ms: Millis,
+    /// Whether its last transaction arrived.
+    pub(super) reached: bool,
+    /// The ephemeral part of the transaction that failed: a repeat must be the same.
+    pub(super) failed_edus: Option<WaitingEdus>,
+    pub(super) edus: VecDeque<Edu>,
+    /// Fewer where a transaction was refused as a whole, to find the event that is to blame.
+    pub(super) max_pdus: usize,
+}
+
+/// What a destination is doing; it is in a line, in `due`, or with a thread accordingly.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Doing {
+    #[default]
+    Nothing,
+    Waiting,
+    Pausing,
+    Sending,
+}
+
+/// What a thread does next.
+pub(super) enum Job {
+    LookAround,
+    Spread(Vec<RoomKey>),
+    Send(ServerName),
+    Flush,
+    End,
+}
+
+impl State {
+    /// Notes how a transaction fared. Gives whether there is more to send, and whether the destination has to pause.
+    pub(super) fn conclude(
+        &mut self,
+        server: &ServerName,
+        transaction: &Transaction,
+        answer: CallResult<()>,
+        now: Millis,
+    ) -> (bool, bool) {
+        let Some(peer) = self.peers.get_mut(server) else { return (false, false) };
+        self.unflushed.insert(server.clone());
+        peer.last_attempt_ms = now;
+        match answer {
+            Ok(()) => {
+                peer.delivered(transaction);
+                (transaction.more, false)
+            }
+            Err(e) if peer.narrows_down(server, transaction, &e) => (true, false),
+            Err(e) => {
+                peer.failed(transaction, &e, now);
+                let (failures, pause) = (peer.kept.failures, (peer.kept.retry_ms - now) / 1000);
+                log::info!(
+                    "{server} did not take a transaction ({failures} in a row, next in {pause} s): {e}"
+                );
+                (false, true)
+            }
+        }
+    }
+
+    /// Has what changed written within this time, if anything did.
+    pub(super) fn flush_by(&mut self, within: Duration) {
+        if self.flush_at.is_none() && !self.unflushed.is_empty() {
+            self.flush_at = Some(Instant::now() + within);
+        }
+    }
+
+    /// Whether a thread that asked now would get something to do.
+    pub(super) fn has_work(&self) -> bool {
+        self.look_around
+            || !self.rooms.is_empty()
+            || !self.proven.is_empty()
+            || (!self.unproven.is_empty() && self.unproven_busy < MAX_UNPROVEN)
+    }
+
+    /// The next thing to do.
+    pub(super) fn pick(&mut self) -> Option<Job> {
+        if std::mem::take(&mut self.look_around) {
+            return Some(Job::LookAround);
+        }
+        if !self.rooms.is_empty() {
+            return Some(Job::Spread(self.rooms.drain().collect()));
+        }
+        if self.flush_at.is_some_and(|at| at <= Instant::now()) {
+            self.flush_at = None;
+            return Some(Job::Flush);
+        }
+        self.picks = self.picks.wrapping_add(1);
+        let unproven_may = self.unproven_busy < MAX_UNPROVEN;
+        // Every fourth turn the unproven come first, so that a busy server cannot put them off for ever.
+        let from_unproven = unproven_may && (self.proven.is_empty() || self.picks.is_multiple_of(4));
+        let server = match from_unproven.then(|| self.unproven.pop_front()).flatten() {
+            Some(server) => server,
+            None => match self.proven.pop_front() {
+                Some(server) => server,
+                None if unproven_may => self.unproven.pop_front()?,
+                None => return None,
+            },
+        };
+        let peer = self.peers.entry(server.clone()).or_default();
+        peer.doing = Doing::Sending;
+        self.unproven_busy += usize::from(!peer.reached);
+        Some(Job::Send(server))
+    }
+}
+
+impl Peer {
+    pub(super) fn delivered(&mut self, transaction: &Transaction) {
+        self.kept.cursor = self.kept.cursor.max(transaction.upto);
+        self.kept.attempt_upto = None;
+        self.kept.failures = 0;
+        self.kept.retry_ms = 0;
+        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
+        self.failed_edus = None;
+        self.reached = true;
+        self.max_pdus = MAX_PDUS;
+    }
+
+    pub(super) fn failed(&mut self, transaction: &Transaction, e: &CallError, now: Millis) {
+        self.kept.failures = self.kept.failures.saturating_add(1);
+        self.kept.attempt_upto = Some(transaction.upto);
+        self.failed_edus = Some(transaction.edus.clone());
+        self.edus.clear();
+        self.reached = false;
+        let pause = (FIRST_PAUSE << (self.kept.failures - 1).min(20)).min(LONGEST_PAUSE);
+        let chance = Millis::from(random::bytes::<1>()[0]);
+        let pause = pause * 4 / 5 + pause * 2 / 5 * chance / 255;
+        let asked = e.retry_after().map_or(0, |d| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX));
+        self.kept.retry_ms = now + pause.max(asked.min(LONGEST_PAUSE));
+    }
+
+    /// Whether the peer says that the transaction itself is bad, so that repeating it would hold up everything behind
+    /// it for ever. Then the events go in ever smaller portions, and one that is refused all by itself is given up.
+    pub(super) fn narrows_down(
+        &mut self,
+        server: &ServerName,
+        transaction: &Transaction,
+        e: &CallError,
+    ) -> bool {
+        let about_content = matches!(
+            e.errcode(),
+            Some(
+                ErrCode::BadJson
+                    | ErrCode::NotJson
+                    | ErrCode::TooLarge
+                    | ErrCode::InvalidParam
+                    | ErrCode::MissingParam
+            )
+        );
+        if !about_content {
+            return false;
+        }
+        self.kept.attempt_upto = None;
+        self.failed_edus = None;
+        self.reached = true;
+        if transaction.events.len() > 1 {
+            self.max_pdus = transaction.events.len() / 2;
+            log::info!("{server} refuses a transaction ({e}); its events go in smaller ones");
+        } else {
+            let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
+            log::warn!("{server} refuses {event}, which is not sent again: {e}");
+            self.kept.cursor = self.kept.cursor.max(transaction.upto);
+            self.max_pdus = MAX_PDUS;
+        }
+        // The ephemeral part is not worth a search.
+        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
+        true
+    }
+}
