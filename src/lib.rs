@@ -52,6 +52,7 @@ pub mod error;
 pub mod federation;
 pub mod http;
 pub mod launch;
+pub mod memory;
 pub mod protocol;
 pub mod service;
 pub mod store;
