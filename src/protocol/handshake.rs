@@ -69,7 +69,7 @@ pub fn finish(
     // No rule needs `origin`, but "add or replace" it is what the specification says, and some servers insist.
     event.insert("origin".to_owned(), server.as_str().into());
     let depth = template.get("depth").and_then(Value::as_i64).unwrap_or(1);
-    event.insert("depth".to_owned(), depth.clamp(1, json::MAX_INTEGER).into());
+    event.insert("depth".to_owned(), depth.clamp(1, version.max_depth()).into());
     sign_new_event(event, server, key, version)
 }
 

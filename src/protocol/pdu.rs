@@ -404,8 +404,7 @@ impl<'a, R> Header<'a, R> {
         if auth.len() > MAX_AUTH_EVENTS {
             return Err(Error::bad_json("the event has more than 10 auth_events"));
         }
-        let deepest = if version.strict_canonical_json { json::MAX_INTEGER } else { i64::MAX };
-        if !(0..=deepest).contains(&self.depth) {
+        if !(0..=version.max_depth()).contains(&self.depth) {
             return Err(Error::bad_json("the event's depth is out of range"));
         }
         Ok(())

@@ -159,6 +159,13 @@ pub fn default_version() -> RoomVersion {
     &ALL[ALL.len() - 1]
 }
 
+impl Rules {
+    /// The largest `depth` that an event may have; a deeper room stays at it.
+    pub fn max_depth(&self) -> i64 {
+        if self.strict_canonical_json { crate::protocol::json::MAX_INTEGER } else { i64::MAX }
+    }
+}
+
 impl PartialEq for Rules {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id

@@ -5,7 +5,8 @@
 //! `*.jsonl` files of one row a line, each file also as `.gz`. What a row tests is said by the first part of its id
 //! (`kind/room version/case`), so that any other corpus in the same format runs too; a kind that is not known fails.
 //!
-//! Arguments that are no options choose files by parts of their names: `cargo test --test vectors -- state`.
+//! Arguments that are no options choose files by parts of their names: `cargo test --test vectors -- state`. With
+//! `--speed` it prints instead what reading and checking one event costs.
 //!
 //! Expected values come from Synapse and from the specification. Rows marked `disputed`, where the two differ or the
 //! specification is silent, are followed as Synapse has them: other servers are what a room has to agree with.
@@ -18,6 +19,7 @@ mod events;
 mod json;
 mod keys;
 mod spec;
+mod speed;
 mod state;
 
 use std::io::Read;
@@ -50,6 +52,11 @@ fn main() -> ExitCode {
     let wanted: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let folder = std::env::var_os("DOORSTEP_VECTORS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/data"), PathBuf::from);
+    if arguments.iter().any(|argument| argument == "--speed") {
+        let events = speed::measure(&folder);
+        println!("{}", events.unwrap_or_else(|why| why));
+        return ExitCode::SUCCESS;
+    }
     match run_folder(&folder, &wanted) {
         Ok(outcomes) if outcomes.is_empty() && !wanted.is_empty() => ExitCode::SUCCESS,
         Ok(outcomes) => report(&folder, &outcomes),
@@ -85,6 +92,12 @@ fn name_of(path: &Path) -> String {
     name.strip_suffix(".gz").map_or(name.clone(), str::to_owned)
 }
 
+/// The text of a file of the folder, packed or not.
+pub(crate) fn file_text(folder: &Path, name: &str) -> Result<String, String> {
+    let packed = folder.join(format!("{name}.gz"));
+    text_of(&if packed.exists() { packed } else { folder.join(name) })
+}
+
 fn text_of(path: &Path) -> Result<String, String> {
     let failed = |e: std::io::Error| format!("{}: {e}", path.display());
     let bytes = std::fs::read(path).map_err(failed)?;
@@ -97,7 +110,7 @@ fn text_of(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-fn parse(text: &str) -> Result<Value, String> {
+pub(crate) fn parse(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
