@@ -32,6 +32,8 @@ const FIRST_PAUSE: Millis = 5_000;
 const LONGEST_PAUSE: Millis = 3_600_000;
 /// The longest pause when the server itself is speaking to us right now.
 const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
+/// After so many useless answers in a row the pause grows no more: 40 seconds.
+const MOST_USELESS: u32 = 4;
 /// Servers whose pauses are remembered.
 const MAX_PAUSES: usize = 8192;
 /// Servers in one question to a notary.
@@ -96,6 +98,16 @@ struct Attempt {
     next_ms: Millis,
 }
 
+/// What came of asking a server.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// It gave the keys that were wanted.
+    Helped,
+    /// It gave a good statement, without them.
+    Useless,
+    Failed,
+}
+
 enum Permission {
     Go,
     /// Somebody else asked meanwhile: look again.
@@ -135,12 +147,17 @@ impl Attempts {
         Permission::Go
     }
 
-    fn end(&self, server: &ServerName, helped: bool, now: Millis) {
+    fn end(&self, server: &ServerName, outcome: Outcome, now: Millis) {
         let mut all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(attempt) = all.get_mut(server) {
             attempt.running = false;
             attempt.last_ms = now;
-            attempt.failures = if helped { 0 } else { attempt.failures.saturating_add(1) };
+            attempt.failures = match outcome {
+                Outcome::Helped => 0,
+                // Anybody can make us ask for keys that do not exist: that must not keep us from asking for new ones.
+                Outcome::Useless => (attempt.failures + 1).min(MOST_USELESS),
+                Outcome::Failed => attempt.failures.saturating_add(1),
+            };
             let pause = match attempt.failures {
                 0 => 0,
                 n => (FIRST_PAUSE << (n - 1).min(12)).min(LONGEST_PAUSE),
@@ -156,12 +173,12 @@ impl Attempts {
 struct UnderWay<'a> {
     hs: &'a Homeserver,
     server: &'a ServerName,
-    helped: bool,
+    outcome: Outcome,
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.hs.key_ring.attempts.end(self.server, self.helped, self.hs.clock.now_ms());
+        self.hs.key_ring.attempts.end(self.server, self.outcome, self.hs.clock.now_ms());
     }
 }
 
@@ -259,7 +276,7 @@ impl Homeserver {
             Permission::Go => {}
             Permission::Asked | Permission::NotNow => return,
         }
-        let mut under_way = UnderWay { hs: self, server, helped: false };
+        let mut under_way = UnderWay { hs: self, server, outcome: Outcome::Failed };
         let answer = match self.federation.server_keys(server) {
             Ok(answer) => answer,
             Err(e) => {
@@ -271,10 +288,11 @@ impl Homeserver {
         match read_statement(&answer, server, now) {
             Ok(keys) => {
                 self.keep_keys(server, keys, &answer, now, true);
-                under_way.helped = wanted.iter().all(|w| {
+                let helped = wanted.iter().all(|w| {
                     let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
                     known.is_some_and(|k| k.serves(w.valid_at))
                 });
+                under_way.outcome = if helped { Outcome::Helped } else { Outcome::Useless };
             }
             Err(why) => log::warn!("the keys that {server} states are not believed: {why}"),
         }

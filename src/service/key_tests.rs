@@ -242,6 +242,27 @@ fn a_server_without_an_answer_is_asked_ever_more_seldom_but_soon_when_it_speaks(
 }
 
 #[test]
+fn wrong_claims_in_a_servers_name_do_not_keep_us_from_its_new_key_for_long() {
+    let (hs, clock) = homeserver();
+    let rotated = Arc::new(AtomicBool::new(false));
+    let is_rotated = rotated.clone();
+    let peer = ScriptedPeer::start(move |asked| {
+        let me = name(asked.header("host").expect("a host"));
+        let seed = if is_rotated.load(Ordering::Relaxed) { 6 } else { 5 };
+        Said::Json(200, statement(&me, &key(seed, &seed.to_string()), now() + DAY).into())
+    });
+    for n in 0..50 {
+        let claim = signed_by(&peer.name, &key(9, &format!("made_up_{n}")), "us.example", None);
+        hs.verify_request(&claim, "PUT", "/_matrix/x?y=z", None).expect_err("a made-up key");
+        clock.advance(Duration::from_secs(20));
+    }
+    rotated.store(true, Ordering::Relaxed);
+    clock.advance(Duration::from_secs(60));
+    let json = bytes(&event(&peer.name, &key(6, "6"), "11", now()));
+    hs.check_pdu(&json, room_version("11").expect("a version")).expect("the new key");
+}
+
+#[test]
 fn events_are_checked_in_bulk_each_by_its_own_fault() {
     let (hs, _) = homeserver();
     let (peer, key, _) = peer_with_key(5);

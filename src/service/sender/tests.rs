@@ -265,6 +265,24 @@ fn silent_servers_do_not_keep_what_others_are_owed() {
 }
 
 #[test]
+fn idle_threads_share_the_work_of_one_commit() {
+    let house = House::new();
+    let good: Vec<ScriptedPeer> = (0..4).map(|_| peer().0).collect();
+    let room = house.room(&good.iter().map(|p| &p.name).collect::<Vec<_>>());
+    house.events(room, "first", 1);
+    until("all threads rest", || {
+        let state = house.hs().sender.lock();
+        good.iter().all(|p| !p.asked().is_empty()) && state.idle == state.alive
+    });
+    let silent: Vec<ScriptedPeer> = (0..4).map(|_| ScriptedPeer::start(|_| Said::Silence)).collect();
+    let all = house.room(&silent.iter().chain(&good).map(|p| &p.name).collect::<Vec<_>>());
+    house.events(all, "second", 1);
+    until("everybody was asked", || {
+        silent.iter().all(|p| p.asked().len() == 1) && good.iter().all(|p| p.asked().len() == 2)
+    });
+}
+
+#[test]
 fn a_server_is_owed_what_happens_while_it_is_in_the_room_and_what_is_aimed_at_it() {
     let house = House::new();
     let ((peer, _), (other, _)) = (peer(), peer());
