@@ -32,36 +32,39 @@ const PAGE: usize = 100;
 /// How many servers are asked for history.
 const MOST_ASKED: usize = 5;
 
-/// The rooms for which something is being fetched.
+/// For which room something is being fetched from which server. A slow server holds up its own events only.
 #[derive(Default)]
 pub struct Errands {
-    busy: Mutex<HashSet<RoomKey>>,
+    busy: Mutex<HashSet<Walk>>,
     done: Condvar,
 }
 
+type Walk = (RoomKey, ServerName);
+
 impl Errands {
-    /// Waits until nobody else fetches for the room. None if that takes too long.
-    fn begin(&self, room: RoomKey, until: Instant) -> Option<Turn<'_>> {
+    /// Waits until nobody else fetches the same. None if that takes too long.
+    fn begin(&self, room: RoomKey, peer: &ServerName, until: Instant) -> Option<Turn<'_>> {
+        let walk = (room, peer.clone());
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        while !busy.insert(room) {
+        while !busy.insert(walk.clone()) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
             }
             busy = self.done.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Some(Turn { errands: self, room })
+        Some(Turn { errands: self, walk })
     }
 }
 
 struct Turn<'e> {
     errands: &'e Errands,
-    room: RoomKey,
+    walk: Walk,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.errands.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.room);
+        self.errands.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.walk);
         self.errands.done.notify_all();
     }
 }
@@ -81,7 +84,7 @@ impl Homeserver {
         let until = Instant::now() + PATIENCE;
         let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
         let busy = || Error::bad_gateway("Too much is being fetched for this room");
-        let _turn = self.errands.begin(room.key, until).ok_or_else(busy)?;
+        let _turn = self.errands.begin(room.key, origin, until).ok_or_else(busy)?;
         let mut errand = Errand { hs: self, peer: origin, room, until, states_left: MOST_STATES };
         let (mut asked_for_auth, mut asked_for_events) = (false, false);
         loop {
@@ -366,7 +369,7 @@ impl Homeserver {
         let Some(place) = gaps.first().map(|gap| gap.before) else { return Ok(false) };
         let wanted: Vec<EventId> =
             gaps.into_iter().filter(|gap| gap.before == place).map(|gap| gap.event_id).collect();
-        let Some(_turn) = self.errands.begin(room.key, until) else { return Ok(false) };
+        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
         if self.store.read(|db| Ok(db.gap(room.key, &wanted[0])?.is_none()))? {
             return Ok(true);
         }

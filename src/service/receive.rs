@@ -1,6 +1,7 @@
 //! `PUT /send`: the transactions of other servers.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -17,6 +18,10 @@ use crate::store::{Room, Status};
 const MOST_PDUS: usize = 50;
 /// "Must not include more than 100 EDUs."
 const MOST_EDUS: usize = 100;
+
+/// For how long one transaction may make us fetch what its events refer to. What is left over then comes again, as
+/// something that later events refer to.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Deserialize)]
 struct Transaction<'a> {
@@ -75,8 +80,9 @@ impl Homeserver {
             return Err(not_a_transaction("more than 50 PDUs or 100 EDUs"));
         }
         let mut results = Results::default();
+        let until = self.clock.instant() + PATIENCE;
         for (room, events) in self.by_room(origin, &transaction.pdus, &mut results)? {
-            self.receive_events(origin, &room, &events, &mut results)?;
+            self.receive_events((origin, until), &room, &events, &mut results)?;
         }
         for edu in &transaction.edus {
             self.receive_edu(origin, edu);
@@ -160,7 +166,7 @@ impl Homeserver {
     /// The events of one room, in their order.
     fn receive_events(
         &self,
-        origin: &ServerName,
+        (origin, until): (&ServerName, Instant),
         room: &Room,
         events: &[&RawValue],
         results: &mut Results,
@@ -186,11 +192,16 @@ impl Homeserver {
                 (Err(_), None) => {}
             }
         }
-        self.take_in_all(origin, pdus, results)
+        self.take_in_all((origin, until), pdus, results)
     }
 
     /// As many as possible in one commit; what has to wait for other servers or for a resolution, on its own.
-    fn take_in_all(&self, origin: &ServerName, pdus: Vec<Pdu>, results: &mut Results) -> Result<()> {
+    fn take_in_all(
+        &self,
+        (origin, until): (&ServerName, Instant),
+        pdus: Vec<Pdu>,
+        results: &mut Results,
+    ) -> Result<()> {
         let mut rest = &pdus[..];
         while !rest.is_empty() {
             let batch = rest.to_vec();
@@ -200,9 +211,11 @@ impl Homeserver {
                 results.add(pdu.event_id(), outcome(taken)?);
             }
             let Some((heavy, left)) = left.split_first() else { break };
-            let outcome = match self.receive_pdu(origin, heavy.clone()) {
-                Err(e) if e.status() == 500 => return Err(e),
-                outcome => outcome,
+            let in_time = self.clock.instant() < until;
+            let outcome = match in_time.then(|| self.receive_pdu(origin, heavy.clone())) {
+                None => Err(Error::bad_gateway("What the events refer to takes too long to fetch")),
+                Some(Err(e)) if e.status() == 500 => return Err(e),
+                Some(outcome) => outcome,
             };
             results.add(heavy.event_id(), outcome);
             rest = left;

@@ -193,6 +193,12 @@ impl<'c> Db<'c> {
         self.connection
     }
 
+    /// How large the database is, without its log.
+    pub fn file_bytes(&self) -> Result<i64> {
+        let size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+        Ok(self.connection.prepare_cached(size)?.query_row([], |row| row.get(0))?)
+    }
+
     /// This server's name.
     pub fn server_name(&self) -> &'c ServerName {
         &self.shared.server_name
