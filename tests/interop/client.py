@@ -278,16 +278,16 @@ class User:
             if "state_key" in event:
                 room.state[event["type"], event["state_key"]] = event
 
-    def until(self, what, check, seconds=PATIENCE_SECONDS):
+    def until(self, what, check):
         """Syncs until `check()` is true, and returns what it returned. `what` may be a function: asked when it failed."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             self.sync(POLL_MS if self.since else 0)
             got = check()
             if got:
                 return got
             if time.monotonic() > deadline:
-                raise Unmet(f"{self!r} did not see within {seconds} s: {what() if callable(what) else what}")
+                raise Unmet(f"{self!r} did not see within {PATIENCE_SECONDS} s: {what() if callable(what) else what}")
 
     # -- expectations, each read back through this user's own server --
 

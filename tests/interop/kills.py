@@ -83,15 +83,15 @@ def afresh(user):
     user.since, user.rooms = None, {}
 
 
-def eventually(what, action, seconds=client.PATIENCE_SECONDS):
+def eventually(what, action):
     """Repeats a request that fails only because a server has just come back."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + client.PATIENCE_SECONDS
     while True:
         try:
             return action()
         except client.Refused as refusal:
             if time.monotonic() > deadline:
-                raise client.Unmet(f"{what} still fails {seconds} s after the restart: {refusal}") from refusal
+                raise client.Unmet(f"{what} still fails long after the restart: {refusal}") from refusal
             time.sleep(0.2)
 
 

@@ -35,6 +35,9 @@ def arguments():
     parser.add_argument(
         "--pairs", default="sd,ds,dd", help="host and guest: s for Synapse, d for Doorstep (default sd,ds,dd)"
     )
+    parser.add_argument(
+        "--patience", type=int, help=f"seconds for an expectation to come true ({client.PATIENCE_SECONDS})"
+    )
     parser.add_argument("--no-kills", action="store_true", help="without the flows in which Doorstep is killed")
     parser.add_argument("--keep", action="store_true", help="keep the servers' folders")
     given = parser.parse_args()
@@ -126,6 +129,7 @@ def together(jobs, report, work):
 
 def main():
     given = arguments()
+    client.PATIENCE_SECONDS = given.patience or client.PATIENCE_SECONDS
     # A run that is told to end stops its servers on the way out, as one that is interrupted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-interop-"))
