@@ -435,7 +435,7 @@ def invited_then_banned(t):
     invite_and_see(host, guest, room)
     host.ban(room, guest, "changed my mind")
     host.expect_membership(guest, room, "ban")
-    if t.guest_server.kind == "doorstep":  # Synapse takes in a leave only
+    if "synapse" not in (t.host_server.kind, t.guest_server.kind):  # Synapse tells of leaves only, and takes in no more
         gone(guest, room)
 
 
@@ -444,6 +444,7 @@ def guest_kicks(t):
     host, guest, other = t.host(), t.guest(), t.host()
     room = host.create_room(t.version, "public")
     other.join(room)
+    other.expect_section(room, "join")
     join_and_see(host, guest, room, t.via)
     give_power(t, host, guest, room, 90)
     guest.kick(room, other, "by remote hand")
@@ -686,11 +687,11 @@ def hidden_future(t):
 @flow("a room with much state is joined whole", LATE)
 def much_state(t):
     host, guest = t.host(), t.guest()
-    entries = [{"type": "org.example.entry", "state_key": f"{n}", "content": {"n": n}} for n in range(200)]
+    entries = [{"type": "org.example.entry", "state_key": f"{n}", "content": {"n": n}} for n in range(150)]
     room = host.create_room(t.version, "public", initial_state=entries)
     join_and_see(host, guest, room, t.via)
     same_state(host, guest, room)
-    demand(guest.state_content(room, "org.example.entry", "199") == {"n": 199}, "an entry differs")
+    demand(guest.state_content(room, "org.example.entry", "149") == {"n": 149}, "an entry differs")
     both_can_talk(host, guest, room)
 
 

@@ -58,7 +58,6 @@ async def _talk(server, accounts):
         await _until(knocker, "the message", lambda: (room, "hello from nio") in heard)
         page = _fine(await knocker.room_messages(room, knocker.next_batch, limit=20))
         demand(sent.event_id in [event.event_id for event in page.chunk], "nio's /messages lacks the message")
-        _fine(await knocker.room_read_markers(room, sent.event_id, sent.event_id))
         _fine(await owner.room_redact(room, sent.event_id, "unsaid"))
         joined = _fine(await owner.joined_members(room))
         demand(len(joined.members) == 2, f"nio counts {joined.members}")
