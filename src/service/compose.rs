@@ -253,7 +253,10 @@ fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu>
     object.insert("hashes".into(), Value::Object(Map::new()));
     object.insert("signatures".into(), Value::Object(Map::new()));
     if version.event_id_format == EventIdFormat::InEvent {
-        object.insert("event_id".into(), "$provisional:localhost".into());
+        // Rule 11.2 of versions 1 and 2 compares the server in this id with that of the event to be redacted.
+        let sender = object.get("sender").and_then(Value::as_str).and_then(|sender| sender.split_once(':'));
+        let server = sender.map_or("localhost", |(_, server)| server);
+        object.insert("event_id".into(), format!("$provisional:{server}").into());
     }
     Pdu::from_object(object, version)
 }
