@@ -45,6 +45,8 @@ struct State {
     look: bool,
     stop: bool,
     working: usize,
+    /// The timer's own thread runs.
+    ticking: bool,
     /// Jobs that wait for a server to come back, by the server's name. A convenience: they are due some day anyway.
     waiting: HashMap<ServerName, Waiting>,
 }
@@ -84,7 +86,12 @@ impl Scheduler {
         let now = hs.clock.now_ms();
         hs.store.write(move |tx| tx.hasten_remote_memberships(now))?;
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
-        thread::Builder::new().name("timer".to_owned()).spawn(move || run(&shared, &weak))?;
+        shared.lock().ticking = true;
+        thread::Builder::new().name("timer".to_owned()).spawn(move || {
+            run(&shared, &weak);
+            shared.lock().ticking = false;
+            shared.moved.notify_all();
+        })?;
         Ok(())
     }
 
@@ -136,7 +143,7 @@ impl Scheduler {
         state.stop = true;
         self.shared.moved.notify_all();
         let until = Instant::now() + GRACE;
-        while state.working > 0 {
+        while state.working > 0 || state.ticking {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -198,23 +205,33 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     hs.store.read(|db| db.next_remote_membership_due())
 }
 
-fn work(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomId, user: UserId) -> Result<()> {
-    /// Counts a thread out, also when it panics.
-    struct Working(Arc<Shared>);
-    impl Drop for Working {
-        fn drop(&mut self) {
-            self.0.lock().working -= 1;
-            self.0.wake();
-        }
+/// A thread that works, counted out also when it panics.
+struct Working(Arc<Shared>);
+
+impl Working {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.lock().working += 1;
+        Self(shared.clone())
     }
-    shared.lock().working += 1;
-    let working = Working(shared.clone());
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.lock().working -= 1;
+        self.0.wake();
+    }
+}
+
+fn work(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomId, user: UserId) -> Result<()> {
+    let working = Working::new(shared);
     let hs = hs.clone();
     thread::Builder::new().name("due".to_owned()).spawn(move || {
-        let _working = working;
         if let Err(error) = hs.pursue_membership(&room, &user) {
             log::info!("{room} for {user}: {error}");
         }
+        // In this order: who waits for the end of the work wants the homeserver back.
+        drop(hs);
+        drop(working);
     })?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::protocol::event_auth::{check, check_against_auth_events, check_auth_events};
+use crate::protocol::event_auth::{Judge, check, check_against_auth_events, check_auth_events};
 use crate::protocol::{EventId, Pdu, RoomVersion};
 use crate::service::adopt::AdoptedRoom;
 
@@ -74,8 +74,14 @@ fn allowed_events(
     }
     let mut allowed: HashMap<EventId, Pdu> = HashMap::with_capacity(events.len());
     while !generation.is_empty() {
-        let verdicts: Vec<bool> =
-            generation.par_iter().map(|event| is_allowed(event, &allowed, create, version)).collect();
+        // Each thread remembers the power levels that it has read, which most events of a generation share.
+        let verdicts: Vec<bool> = generation
+            .par_iter()
+            .map_init(
+                || Judge::new(version),
+                |judge, event| is_allowed(judge, event, &allowed, create, version),
+            )
+            .collect();
         let mut following = Vec::new();
         for (event, good) in generation.into_iter().zip(verdicts) {
             // What rests on a rejected event is rejected (rule 3.3): it is never taken up.
@@ -97,10 +103,17 @@ fn allowed_events(
     (allowed, dropped)
 }
 
-fn is_allowed(event: &Pdu, allowed: &HashMap<EventId, Pdu>, create: &Pdu, version: RoomVersion) -> bool {
+fn is_allowed(
+    judge: &Judge,
+    event: &Pdu,
+    allowed: &HashMap<EventId, Pdu>,
+    create: &Pdu,
+    version: RoomVersion,
+) -> bool {
     let auth = auth_of(event, |id| allowed.get(id), create, version);
-    let verdict = check_auth_events(event, &auth, &|_| false, version)
-        .and_then(|()| check_against_auth_events(event, &auth, version));
+    let find = |kind: &str, key: &str| auth.iter().find(|e| e.is(kind, key)).cloned();
+    let verdict =
+        check_auth_events(event, &auth, &|_| false, version).and_then(|()| judge.check(event, &find));
     if let Err(why) = &verdict {
         log::debug!("{} is not allowed: {why}", event.event_id());
     }

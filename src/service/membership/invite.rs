@@ -17,6 +17,9 @@ use crate::service::Homeserver;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
+/// How often an invite is repeated that something else overtook.
+const MOST_INVITES: usize = 3;
+
 // ----- our user invites -----
 
 impl Homeserver {
@@ -59,13 +62,23 @@ impl Homeserver {
             self.store.read(|db| check_invitee(db, target))?;
             return self.send(draft);
         }
-        let ours = self.draft_event(draft)?;
-        let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
-        let answer = self.offer_invite(&target.server(), &ours, room.version, &room_state)?;
-        let both = self.check_invite_answer(&ours, answer, &target.server())?;
-        let event_id = both.event_id().clone();
-        self.commit_signed(both)?;
-        Ok(event_id)
+        // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then the
+        // room, which has both, may decide that they are not invited, and they are invited anew.
+        for _ in 0..MOST_INVITES {
+            let ours = self.draft_event(draft.clone())?;
+            let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
+            let answer = self.offer_invite(&target.server(), &ours, room.version, &room_state)?;
+            let both = self.check_invite_answer(&ours, answer, &target.server())?;
+            let event_id = both.event_id().clone();
+            self.commit_signed(both)?;
+            if matches!(
+                self.store.read(|db| db.membership(room.key, target))?,
+                Some(Membership::Invite | Membership::Join)
+            ) {
+                return Ok(event_id);
+            }
+        }
+        Err(Error::forbidden(format!("{target} leaves the room faster than they can be invited")))
     }
 
     fn is_joined(&self, room: &Room, user: &UserId) -> Result<bool> {

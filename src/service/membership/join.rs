@@ -194,13 +194,25 @@ impl Homeserver {
         let room = self
             .judge_join_answer(join, peer, answer)
             .map_err(|e| CallError::bad(format!("a room that cannot be entered: {}", e.message())))?;
-        self.enter(room).map_err(ours)
+        self.enter(room, peer).map_err(ours)
     }
 
-    /// One transaction makes us resident, and ends what the room's other rows said of us.
-    fn enter(&self, room: AdoptedRoom) -> Result<()> {
-        let (room_id, now) = (room.room_id.clone(), self.clock.now_ms());
-        self.adopt_room(room, move |tx| tx.end_remote_memberships(&room_id, now))?;
+    /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
+    /// was on its way is kicked from the room that we are now in.
+    fn enter(&self, room: AdoptedRoom, peer: &ServerName) -> Result<()> {
+        let (room_id, user, now) = (room.room_id.clone(), room.join.sender().clone(), self.clock.now_ms());
+        let (note, removed) = std::sync::mpsc::channel();
+        self.adopt_room(room, move |tx| {
+            let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Closed);
+            if let Some(removal) = row.and_then(|row| row.event).filter(|event| event.sender() != &user) {
+                // Nobody is left to hear it only if we stopped waiting for the commit.
+                let _ = note.send(removal);
+            }
+            tx.end_remote_memberships(&room_id, now)
+        })?;
+        if let Ok(removal) = removed.try_recv() {
+            self.receive_pdu(peer, removal)?;
+        }
         // A leave that a user asked for meanwhile is still in its row.
         self.scheduler.wake();
         Ok(())

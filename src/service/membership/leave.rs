@@ -246,14 +246,14 @@ impl Homeserver {
         let room_id = room_id.clone();
         self.store.write(move |tx| {
             let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(()) };
+            if row.state == State::Closed || is_overtaken(&row, &event) {
+                return Ok(());
+            }
             if row.state == State::Leaving {
                 // Clients were told of their own leave; now there is nobody left to tell.
                 row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
                 (row.attempts, row.due_ms) = (0, None);
                 return tx.save_remote_membership_quietly(&row);
-            }
-            if row.state == State::Closed || is_overtaken(&row, &event) {
-                return Ok(());
             }
             row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
             row.tell(event);
@@ -272,11 +272,15 @@ struct Head {
     state_key: String,
 }
 
-/// Whether the event removes a membership that another has followed: a refused knock that arrives after the invite.
+/// Whether the event removes a membership that another has followed: a refusal of a knock that arrives after the invite,
+/// or once more after the next knock. Whoever removes the present membership rests on its event (auth events selection
+/// names the target's), or at least comes later in the room.
 fn is_overtaken(row: &RemoteMembership, removal: &Pdu) -> bool {
-    let rests_on =
-        |event: &Option<Pdu>| event.as_ref().is_some_and(|e| removal.auth_events().contains(e.event_id()));
-    rests_on(&row.previous) && !rests_on(&row.event)
+    // A leave that the room has not been told is not in the way; what was left is.
+    let present = if row.state == State::Leaving { &row.previous } else { &row.event };
+    present.as_ref().is_some_and(|present| {
+        !removal.auth_events().contains(present.event_id()) && removal.depth() <= present.depth()
+    })
 }
 
 /// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which

@@ -448,3 +448,43 @@ pub(in crate::service) fn backoff_ms(attempts: u32) -> Millis {
 
 /// After how many attempts the scheduler gives up: about a week.
 pub(super) const MOST_ATTEMPTS: u32 = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::federation::client::Refusal;
+
+    fn refusal(status: u16, errcode: &str) -> CallError {
+        let (errcode, message) = (Some(errcode.to_owned()), "no".to_owned());
+        CallError::Refused(Box::new(Refusal { status, errcode, message, body: Map::new() }))
+    }
+
+    fn told(said: Vec<CallError>) -> (u16, bool) {
+        let peer = ServerName::parse("b.org").unwrap();
+        let mut answers = Answers::new(Instant::now());
+        said.into_iter().for_each(|error| answers.add(&peer, error));
+        let undecided = answers.undecided();
+        (answers.into_error().status(), undecided)
+    }
+
+    #[test]
+    fn the_client_is_told_the_refusal_that_says_most_of_the_room() {
+        let unreachable = || CallError::Unreachable("gone".into());
+        assert_eq!(told(vec![refusal(404, "M_NOT_FOUND"), refusal(403, "M_FORBIDDEN")]), (403, false));
+        assert_eq!(told(vec![refusal(403, "M_FORBIDDEN"), refusal(404, "M_NOT_FOUND")]), (403, false));
+        assert_eq!(told(vec![unreachable(), refusal(404, "M_NOT_FOUND")]), (404, true));
+        assert_eq!(told(vec![refusal(500, "M_UNKNOWN"), unreachable()]), (502, true));
+        assert_eq!(told(vec![refusal(401, "M_UNAUTHORIZED")]), (502, true));
+        assert_eq!(told(vec![refusal(404, "M_UNRECOGNIZED")]), (502, false));
+        assert_eq!(told(vec![CallError::bad("HTML")]), (502, true));
+        assert_eq!(told(Vec::new()), (502, false));
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_tried_for_about_a_week() {
+        let total: Millis = (1..MOST_ATTEMPTS).map(backoff_ms).sum();
+        let day = 24 * 3600 * 1000;
+        assert!((6 * day..8 * day).contains(&total), "{total}");
+        assert!((0..MOST_ATTEMPTS).all(|n| backoff_ms(n) <= backoff_ms(n + 1)));
+    }
+}
