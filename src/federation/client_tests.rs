@@ -300,7 +300,7 @@ fn html_and_other_nonsense_is_a_bad_answer_to_typed_calls() {
         ScriptedPeer::start(|_| Said::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>".to_vec()));
     let room = RoomId::parse("!r:localhost").expect("a room id");
     let user = UserId::parse("@u:us.example").expect("a user id");
-    let e = client().make_membership(&peer.name, Kind::Knock, &room, &user, &[]).err().expect("an error");
+    let e = client().make_membership(&peer.name, Kind::Knock, &room, &user, &[]).expect_err("an error");
     assert!(matches!(&e, CallError::BadAnswer(why) if why.contains("HTML")), "{e}");
 }
 

@@ -49,7 +49,7 @@ pub(super) struct KnownKey {
 
 impl KnownKey {
     pub(super) fn at(&self) -> KeyAt {
-        KeyAt { key: self.key.clone(), valid_until_ms: self.valid_until_ms }
+        KeyAt { key: self.key, valid_until_ms: self.valid_until_ms }
     }
 
     /// Whether asking anew could not give more: the key is valid then, or its end is settled.
