@@ -15,6 +15,7 @@
 
 mod join_rules;
 mod membership;
+mod power_content;
 mod power_levels;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use serde_json::{Map, Value};
 pub use join_rules::{JoinRule, JoinRules, users_who_may_vouch};
 pub use power_levels::{Named, PowerLevel, PowerLevels};
 
-use self::power_levels::Content;
+use self::power_content::Content;
 use super::ids::{EventId, UserId};
 use super::pdu::{Membership, Pdu};
 use super::room_version::{self, RoomVersion};

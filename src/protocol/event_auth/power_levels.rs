@@ -3,18 +3,11 @@
 //! Two faces of the same data. The rules ask strictly: a value that they need and that is not an integer makes
 //! the event under judgement fail. Services ask leniently ([`PowerLevels::user`], [`PowerLevels::may_kick`] …):
 //! such a value counts as if it were absent.
-//!
-//! Up to room version 9 a level may be written as a string, up to version 5 as a float (room version 1,
-//! "Deprecated event content schemas"). Values beyond 64 bits saturate, which keeps their order.
 
-use std::borrow::Cow;
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-
+use super::power_content::{Content, Entry, Table, pairs};
 use super::{AuthError, Creation, Section, StateLookup, create_of};
 use crate::protocol::ids::UserId;
 use crate::protocol::pdu::Pdu;
@@ -65,7 +58,7 @@ pub enum Named {
 }
 
 impl Named {
-    const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::UsersDefault,
         Self::EventsDefault,
         Self::StateDefault,
@@ -75,7 +68,7 @@ impl Named {
         Self::Invite,
     ];
 
-    fn key(self) -> &'static str {
+    pub(super) fn key(self) -> &'static str {
         match self {
             Self::UsersDefault => "users_default",
             Self::EventsDefault => "events_default",
@@ -93,252 +86,6 @@ impl Named {
             Self::UsersDefault | Self::EventsDefault | Self::Invite => 0,
             Self::StateDefault | Self::Ban | Self::Redact | Self::Kick => 50,
         }
-    }
-}
-
-/// One value as it was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Entry {
-    Integer(i64),
-    /// A string or a float that the versions before 10 read as this integer.
-    Lenient(i64),
-    /// `null`: absent when asked for, malformed when changed (versions before 10, as Synapse has it).
-    Null,
-    Malformed,
-}
-
-impl Entry {
-    fn of_text(text: &str) -> Self {
-        let text = text.trim();
-        let (negative, digits) = match text.as_bytes().first() {
-            Some(b'-') => (true, &text[1..]),
-            Some(b'+') => (false, &text[1..]),
-            _ => (false, text),
-        };
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Self::Malformed;
-        }
-        let saturated = if negative { i64::MIN } else { i64::MAX };
-        let value = digits.parse::<i64>().map_or(saturated, |n| if negative { -n } else { n });
-        Self::Lenient(value)
-    }
-
-    fn value(self, version: RoomVersion) -> Option<i64> {
-        match self {
-            Self::Integer(n) => Some(n),
-            Self::Lenient(n) if !version.integer_power_levels => Some(n),
-            _ => None,
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Entry;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("any JSON value")
-            }
-            fn visit_i64<E>(self, n: i64) -> Result<Entry, E> {
-                Ok(Entry::Integer(n))
-            }
-            fn visit_u64<E>(self, n: u64) -> Result<Entry, E> {
-                Ok(Entry::Integer(i64::try_from(n).unwrap_or(i64::MAX)))
-            }
-            fn visit_f64<E>(self, n: f64) -> Result<Entry, E> {
-                // `as` truncates towards zero and saturates, as wanted; JSON has neither NaN nor infinity.
-                Ok(if n.is_finite() { Entry::Lenient(n as i64) } else { Entry::Malformed })
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Entry, E> {
-                Ok(Entry::of_text(text))
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<Entry, E> {
-                Ok(Entry::Malformed)
-            }
-            fn visit_unit<E>(self) -> Result<Entry, E> {
-                Ok(Entry::Null)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Entry, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Entry::Malformed)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Entry::Malformed)
-            }
-        }
-        deserializer.deserialize_any(V)
-    }
-}
-
-/// A key, borrowed where the text allows it. (A plain `Cow` is always owned.)
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// `users`, `events` or `notifications`.
-#[derive(Debug, Default)]
-enum Table {
-    #[default]
-    Absent,
-    /// Present and no object.
-    Malformed,
-    /// Sorted by key, without repeats.
-    Entries(Entries),
-}
-
-/// Rooms have thousands of users with levels: so their names are in one string.
-#[derive(Debug, Default)]
-struct Entries {
-    names: String,
-    /// The end of each name in `names`, which is the start of the next.
-    ends: Vec<(u32, Entry)>,
-}
-
-impl Entries {
-    fn push(&mut self, name: &str, entry: Entry) {
-        self.names.push_str(name);
-        // An event has at most 64 KiB.
-        self.ends.push((self.names.len() as u32, entry));
-    }
-
-    fn at(&self, index: usize) -> Option<(&str, Entry)> {
-        let &(end, entry) = self.ends.get(index)?;
-        let start = index.checked_sub(1).map_or(0, |before| self.ends[before].0);
-        Some((&self.names[start as usize..end as usize], entry))
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&str, Entry)> {
-        (0..self.ends.len()).filter_map(|index| self.at(index))
-    }
-
-    fn get(&self, name: &str) -> Option<Entry> {
-        let (mut low, mut high) = (0, self.ends.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            let (found, entry) = self.at(middle)?;
-            match found.cmp(name) {
-                Ordering::Less => low = middle + 1,
-                Ordering::Greater => high = middle,
-                Ordering::Equal => return Some(entry),
-            }
-        }
-        None
-    }
-}
-
-impl Table {
-    fn entries(&self) -> impl Iterator<Item = (&str, Entry)> {
-        match self {
-            Self::Entries(entries) => Some(entries.iter()).into_iter().flatten(),
-            Self::Absent | Self::Malformed => None.into_iter().flatten(),
-        }
-    }
-
-    fn get(&self, name: &str) -> Option<Entry> {
-        match self {
-            Self::Entries(entries) => entries.get(name),
-            Self::Absent | Self::Malformed => None,
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Table {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Table;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("any JSON value")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Table, A::Error> {
-                let mut entries = Entries::default();
-                while let Some((Name(name), entry)) = map.next_entry::<Name<'de>, Entry>()? {
-                    entries.push(&name, entry);
-                }
-                if !entries.iter().is_sorted_by(|a, b| a.0 < b.0) {
-                    // Of a repeated key the last value counts, as everywhere in our JSON.
-                    let sorted: BTreeMap<&str, Entry> = entries.iter().collect();
-                    let mut again = Entries::default();
-                    sorted.into_iter().for_each(|(name, entry)| again.push(name, entry));
-                    entries = again;
-                }
-                Ok(Table::Entries(entries))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Table, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Table::Malformed)
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<Table, E> {
-                Ok(Table::Malformed)
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<Table, E> {
-                Ok(Table::Malformed)
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<Table, E> {
-                Ok(Table::Malformed)
-            }
-            fn visit_str<E>(self, _: &str) -> Result<Table, E> {
-                Ok(Table::Malformed)
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<Table, E> {
-                Ok(Table::Malformed)
-            }
-            fn visit_unit<E>(self) -> Result<Table, E> {
-                Ok(Table::Malformed)
-            }
-        }
-        deserializer.deserialize_any(V)
-    }
-}
-
-/// The content of one `m.room.power_levels` event.
-#[derive(Debug, Default)]
-pub(super) struct Content {
-    named: [Option<Entry>; 7],
-    users: Table,
-    events: Table,
-    notifications: Table,
-}
-
-impl Content {
-    /// Reads an event's content. Content that is no object cannot come out of `Pdu`; it would read as empty.
-    pub(super) fn of(event: &Pdu) -> Self {
-        serde_json::from_str(event.content_raw()).unwrap_or_default()
-    }
-
-    fn named(&self, which: Named) -> Option<Entry> {
-        self.named[which as usize]
-    }
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Content;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
-                let mut content = Content::default();
-                while let Some(Name(key)) = map.next_key::<Name<'de>>()? {
-                    match &*key {
-                        "users" => content.users = map.next_value()?,
-                        "events" => content.events = map.next_value()?,
-                        "notifications" => content.notifications = map.next_value()?,
-                        name => match Named::ALL.into_iter().find(|n| n.key() == name) {
-                            Some(which) => content.named[which as usize] = Some(map.next_value()?),
-                            None => {
-                                map.next_value::<IgnoredAny>()?;
-                            }
-                        },
-                    }
-                }
-                Ok(content)
-            }
-        }
-        deserializer.deserialize_map(V)
     }
 }
 
@@ -655,57 +402,9 @@ impl Change {
     }
 }
 
-/// The union of two sorted tables, key by key.
-fn pairs<'t>(
-    old: &'t Table,
-    new: &'t Table,
-) -> impl Iterator<Item = (&'t str, Option<Entry>, Option<Entry>)> {
-    let (mut old, mut new) = (old.entries().peekable(), new.entries().peekable());
-    std::iter::from_fn(move || {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return None,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-        };
-        let before = if order.is_le() { old.next() } else { None };
-        let after = if order.is_ge() { new.next() } else { None };
-        let (key, _) = before.or(after)?;
-        Some((key, before.map(|(_, entry)| entry), after.map(|(_, entry)| entry)))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_level_written_as_text_is_read_as_the_specification_says() {
-        for (text, level) in [
-            ("100", 100),
-            ("000100", 100),
-            ("+100", 100),
-            ("-100", -100),
-            (" 100 ", 100),
-            (" +0100\n", 100),
-            ("99999999999999999999", i64::MAX),
-            ("-99999999999999999999", i64::MIN),
-        ] {
-            assert_eq!(Entry::of_text(text), Entry::Lenient(level), "{text:?}");
-        }
-        for text in ["", " ", "+", "-", "+-1", "1.0", "1e3", "0x10", "1_000", "+ 1", "١", "lots"] {
-            assert_eq!(Entry::of_text(text), Entry::Malformed, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn of_a_repeated_key_the_last_value_counts() {
-        let content: Content =
-            serde_json::from_str(r#"{"users":{"@b:x":1,"@a:x":2,"@b:x":3},"ban":1,"ban":[{}]}"#).unwrap();
-        assert_eq!(content.users.get("@b:x"), Some(Entry::Integer(3)));
-        assert_eq!(content.users.get("@a:x"), Some(Entry::Integer(2)));
-        assert_eq!(content.named(Named::Ban), Some(Entry::Malformed));
-    }
 
     #[test]
     fn a_creators_level_is_above_every_number() {

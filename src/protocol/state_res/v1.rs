@@ -12,8 +12,6 @@ use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
 
-type Look<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
-
 pub(super) fn resolve(
     version: RoomVersion,
     sets: &[&StateMap],
@@ -21,7 +19,7 @@ pub(super) fn resolve(
     rejected: &dyn Fn(&EventId) -> bool,
 ) -> StateMap {
     // Rejected events count as unknown.
-    let fetch: Look<'_> = &|id| if rejected(id) { None } else { fetch(id) };
+    let fetch: Fetch<'_> = &|id| if rejected(id) { None } else { fetch(id) };
     // Only different events conflict; that a set lacks a key does not matter.
     let (mut state, conflicts) = separate(sets, |values| {
         let mut present = values.iter().flatten();
@@ -73,7 +71,7 @@ pub(super) fn resolve(
 }
 
 /// The events in conflict that are known: the least deep first, among equals the greatest SHA-1 of the event id.
-fn candidates(conflict: &Conflict, fetch: Look<'_>) -> Vec<Pdu> {
+fn candidates(conflict: &Conflict, fetch: Fetch<'_>) -> Vec<Pdu> {
     let mut ids: Vec<&EventId> = conflict.values.iter().flatten().collect();
     ids.sort_unstable();
     ids.dedup();
@@ -89,7 +87,7 @@ fn latest_allowed_in_turn(
     key: &StateKey,
     events: &[Pdu],
     state: &StateMap,
-    fetch: Look<'_>,
+    fetch: Fetch<'_>,
 ) -> EventId {
     let mut current = &events[0];
     for event in &events[1..] {
@@ -109,13 +107,13 @@ fn latest_allowed_in_turn(
 }
 
 /// Everything else: the deepest event that the state allows.
-fn deepest_allowed(judge: &Judge, events: &[Pdu], state: &StateMap, fetch: Look<'_>) -> EventId {
+fn deepest_allowed(judge: &Judge, events: &[Pdu], state: &StateMap, fetch: Fetch<'_>) -> EventId {
     let lookup = |kind: &str, state_key: &str| look_up(state, kind, state_key, fetch);
     let allowed = events.iter().rev().find(|event| judge.check(event, &lookup).is_ok());
     allowed.unwrap_or(&events[0]).event_id().clone()
 }
 
-fn look_up(state: &StateMap, kind: &str, state_key: &str, fetch: Look<'_>) -> Option<Pdu> {
+fn look_up(state: &StateMap, kind: &str, state_key: &str, fetch: Fetch<'_>) -> Option<Pdu> {
     fetch(state.get(&(kind.into(), state_key.into()))?)
 }
 
