@@ -1,6 +1,6 @@
 //! Hostile graphs: what only a lying server makes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
@@ -140,4 +140,89 @@ fn one_state_or_none_is_nothing_to_resolve() {
     assert_eq!(room.resolve(&[a.clone(), a.clone(), a.clone()]), a);
     let version_1 = room_version("1").expect("a room version");
     assert_eq!(resolve(version_1, std::slice::from_ref(&a), &|_| None, &|_| false).expect("a state"), a);
+}
+
+/// All that some events rest on, themselves included.
+fn chain<'e>(room: &'e Room, of: impl Iterator<Item = &'e EventId>) -> HashSet<&'e EventId> {
+    let (mut found, mut todo) = (HashSet::new(), of.collect::<Vec<_>>());
+    while let Some(id) = todo.pop() {
+        if found.insert(id) {
+            todo.extend(room.0[id].auth_events());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_shortcuts_of_the_graph_find_what_the_definitions_say() {
+    let mut seed = 1_u64;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    let mut decided_by_agreed_state = 0;
+    for _ in 0..300 {
+        let mut room = Room::new();
+        let names: Vec<String> = (0..40).map(|n| format!("e{n}")).collect();
+        for n in 0..names.len() {
+            let kind = ["m.room.member", "m.room.power_levels", "m.room.topic", "x", "y"][random(5)];
+            // Now and then an event cites a later one, so that there are circles.
+            let limit = if random(20) == 0 { names.len() } else { n };
+            let auth: Vec<&str> =
+                (0..random(4)).filter(|_| limit > 0).map(|_| names[random(limit)].as_str()).collect();
+            room.add(&names[n], kind, &random(6).to_string(), json!({}), &auth);
+        }
+        let ground: Vec<usize> = (0..12).map(|_| random(names.len())).collect();
+        let sets: Vec<StateMap> = (0..2 + random(3))
+            .map(|_| {
+                let mut chosen: Vec<&str> = ground.iter().map(|&n| names[n].as_str()).collect();
+                chosen.extend((0..random(4)).map(|_| names[random(names.len())].as_str()));
+                room.state(&chosen)
+            })
+            .collect();
+
+        let chains: Vec<_> = sets.iter().map(|set| chain(&room, set.values())).collect();
+        let in_all = |id: &EventId| chains.iter().all(|chain| chain.contains(id));
+        let difference: HashSet<&EventId> =
+            chains.iter().flatten().copied().filter(|id| !in_all(id)).collect();
+        let is_conflicted = |(key, id): &(&StateKey, &EventId)| sets.iter().any(|s| s.get(*key) != Some(*id));
+        let conflicted: HashSet<&EventId> =
+            sets.iter().flatten().filter(is_conflicted).map(|(_, id)| id).collect();
+        let subgraph: HashSet<&EventId> = chain(&room, conflicted.iter().copied())
+            .into_iter()
+            .filter(|id| chain(&room, std::iter::once(*id)).iter().any(|id| conflicted.contains(*id)))
+            .collect();
+
+        let refs: Vec<&StateMap> = sets.iter().collect();
+        let fetch = |id: &EventId| room.0.get(id).cloned();
+        let mut resolution = Resolution::new(version(), &refs, &fetch, &|_| false, false);
+        let full: HashSet<EventId> = resolution
+            .full_conflicted_set()
+            .into_iter()
+            .map(|node| resolution.graph.id(node).clone())
+            .collect();
+        let expected: HashSet<EventId> = conflicted.union(&difference).map(|&id| id.clone()).collect();
+        assert_eq!(full, expected);
+
+        let nodes: Vec<Node> = conflicted.iter().map(|id| resolution.graph.node(id)).collect();
+        let found = resolution.graph.conflicted_subgraph(&nodes);
+        let found: HashSet<&EventId> = found.into_iter().map(|node| resolution.graph.id(node)).collect();
+        // Within a circle a walk cannot see what leads where; only room version 12 asks, whose ids are hashes.
+        if (0..names.len()).all(|n| !has_circle(&room, &names[n])) {
+            assert_eq!(found, subgraph);
+        }
+        let agreed_chain = chain(&room, resolution.agreed.values());
+        let near = chain(&room, conflicted.iter().copied());
+        decided_by_agreed_state += usize::from(near.iter().any(|id| {
+            agreed_chain.contains(*id)
+                && !difference.contains(*id)
+                && !resolution.agreed.values().any(|a| a == *id)
+        }));
+    }
+    assert!(decided_by_agreed_state > 50, "the walk down from the agreed state is hardly tested");
+}
+
+fn has_circle(room: &Room, name: &str) -> bool {
+    let start = &room.0[format!("${name}:one.example").as_str()];
+    chain(room, start.auth_events().iter()).contains(start.event_id())
 }
