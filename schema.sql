@@ -93,12 +93,22 @@ CREATE TABLE slots (
 -- was made from but the ancestor `number - lowest set bit of number`, and `delta` all that changed since that one:
 -- so any state is put together from at most log2(number) + 1 rows, and each change is stored about log2(number) times.
 -- `delta`: entries of 10 bytes sorted by slot: slot and event key, each 5 bytes big-endian; event 0 means "no such event".
+-- NULL if there are many: then they are in `snapshot_entries`.
 CREATE TABLE snapshots (
   snapshot INTEGER PRIMARY KEY,
   number INTEGER NOT NULL,
   parent INTEGER,
-  delta BLOB NOT NULL
+  delta BLOB
 ) STRICT;
+
+-- The entries of large deltas (the state with which a large room came to us, mostly), so that one can be looked up
+-- without reading all.
+CREATE TABLE snapshot_entries (
+  snapshot INTEGER NOT NULL,
+  slot INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  PRIMARY KEY (snapshot, slot)
+) STRICT, WITHOUT ROWID;
 
 -- The current state of each room.
 CREATE TABLE current_state (

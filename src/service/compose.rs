@@ -64,15 +64,19 @@ pub(crate) struct Pen {
 }
 
 impl Pen {
-    /// Hashes and signs what a draft or a template became.
-    fn finish(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+    /// An event of this server with its hash, and nothing signed yet.
+    fn write(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
         if version.event_id_format == EventIdFormat::InEvent {
             let id = format!("${}:{}", random::letters(18), self.server);
             object.insert("event_id".into(), id.into());
         }
         object.insert("signatures".into(), Value::Object(Map::new()));
         hash::add_content_hash(&mut object);
-        Ok(Pdu::from_object(object, version)?.signed(&self.server, &self.key))
+        Pdu::from_object(object, version)
+    }
+
+    fn sign(&self, pdu: &Pdu) -> Pdu {
+        pdu.signed(&self.server, &self.key)
     }
 }
 
@@ -120,10 +124,11 @@ impl<'a> StateView<'a> {
     }
 }
 
-/// A draft with everything that the room adds to it.
-struct Framed {
+/// What a room makes of a draft.
+struct Framed<T> {
     room: Room,
-    object: Map<String, Value>,
+    /// The event as it was written, judged.
+    event: T,
     /// All forward extremities of the room.
     heads: Vec<EventKey>,
     /// Those that stay beside the event, because it cannot name them all.
@@ -132,14 +137,14 @@ struct Framed {
     state: StateRef,
 }
 
-/// An event that is ready to be put into its room.
-struct Composed {
-    framed: Framed,
-    pdu: Pdu,
-}
-
-/// Frames a draft and judges it against the room's current state.
-fn frame(db: &Db<'_>, now: Millis, draft: &Draft) -> Result<Framed> {
+/// Gives a draft everything that the room adds to it, and judges it against the room's current state. `write` makes of
+/// it what is wanted, and an event to be judged.
+fn frame<T>(
+    db: &Db<'_>,
+    now: Millis,
+    draft: &Draft,
+    write: impl FnOnce(Map<String, Value>, RoomVersion) -> Result<(T, Pdu)>,
+) -> Result<Framed<T>> {
     let room = db.known_room(&draft.room)?;
     check_speakable(db, &room)?;
     let mut followed = db.heads(room.key)?;
@@ -175,9 +180,10 @@ fn frame(db: &Db<'_>, now: Millis, draft: &Draft) -> Result<Framed> {
     object.insert("prev_events".into(), prev_events);
     object.insert("auth_events".into(), references(&auth));
     object.insert("depth".into(), depth.saturating_add(1).min(matrix_json::MAX_INTEGER).into());
-    judge_draft(db, &room, &provisional(&object, room.version)?, &view, &state)?;
+    let (event, pdu) = write(object, room.version)?;
+    judge_draft(db, &room, &pdu, &view, &state)?;
     drop(view);
-    Ok(Framed { room, object, heads, kept, state })
+    Ok(Framed { room, event, heads, kept, state })
 }
 
 /// The state after the heads that an event follows: the current state if those are all.
@@ -261,16 +267,21 @@ fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu>
     Pdu::from_object(object, version)
 }
 
-fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Composed> {
-    let mut framed = frame(db, pen.now, draft)?;
-    let pdu = pen.finish(std::mem::take(&mut framed.object), framed.room.version)?;
-    Ok(Composed { framed, pdu })
+/// A draft as a signed event.
+fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<Pdu>> {
+    let mut framed = frame(db, pen.now, draft, |object, version| {
+        let pdu = pen.write(object, version)?;
+        Ok((pdu.clone(), pdu))
+    })?;
+    framed.event = pen.sign(&framed.event);
+    Ok(framed)
 }
 
 /// Puts a composed event into its room, or a fresh one if the room has moved on since.
-fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, composed: Composed) -> Result<Sent> {
-    let moved = tx.extremities(composed.framed.room.key)? != composed.framed.heads;
-    let Composed { framed, pdu } = if moved { compose(tx, pen, draft)? } else { composed };
+fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>) -> Result<Sent> {
+    let moved = tx.extremities(framed.room.key)? != framed.heads;
+    let framed = if moved { compose(tx, pen, draft)? } else { framed };
+    let pdu = framed.event;
     let room = tx.room_by_key(framed.room.key)?;
     let current = judge::current_after(tx, &room, &framed.state, &pdu, &framed.kept, Effort::Full)?
         .ok_or_else(|| Error::internal("nothing resolved"))?;
@@ -321,15 +332,20 @@ impl Homeserver {
     /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
     pub fn draft_event(&self, draft: Draft) -> Result<Pdu> {
         let pen = self.pen();
-        Ok(self.store.read(|db| compose(db, &pen, &draft))?.pdu)
+        Ok(self.store.read(|db| compose(db, &pen, &draft))?.event)
     }
 
     /// An unsigned event for `make_join`, `make_knock` and `make_leave`, that would be accepted now. Errors as
     /// [`Homeserver::send`].
     pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
         let now = self.clock.now_ms();
-        let framed = self.store.read(|db| frame(db, now, &draft))?;
-        Ok((framed.object, framed.room.version))
+        let framed = self.store.read(|db| {
+            frame(db, now, &draft, |object, version| {
+                let pdu = provisional(&object, version)?;
+                Ok((object, pdu))
+            })
+        })?;
+        Ok((framed.event, framed.room.version))
     }
 
     /// Makes a room of the events that its creator sends, the first of which is `m.room.create`, in one transaction;
@@ -408,7 +424,7 @@ fn compose_room(
         object.insert("prev_events".into(), references(pdus.last().map_or(&[], std::slice::from_ref)));
         object.insert("auth_events".into(), references(&auth));
         object.insert("depth".into(), (pdus.len() + 1).into());
-        let pdu = pen.finish(object, version)?;
+        let pdu = pen.sign(&pen.write(object, version)?);
         let allowed = match pdu.event_type() {
             "m.room.create" => event_auth::check_auth_events(&pdu, &[], &|_| false, version),
             _ => event_auth::check(&pdu, version, &|kind, key| {

@@ -107,7 +107,8 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         Before::Missing => return Ok(Verdict::MissingPrev),
         Before::NeedsWork => return Ok(Verdict::NeedsWork),
     };
-    let (status, reason) = match by_auth_events(db, pdu, &auth)?.and(by_state(db, pdu, &state_before)?) {
+    let (status, reason) = match by_auth_events(db, pdu, &auth)?.and(by_state(db, &room, pdu, &state_before)?)
+    {
         Err(reason) => (Status::Rejected, Some(reason)),
         // What was allowed then is history, whatever the room is like today.
         Ok(()) if history => (Status::Accepted, None),
@@ -166,7 +167,11 @@ fn by_auth_events(db: &Db<'_>, pdu: &Pdu, auth: &[Pdu]) -> Result<Result<(), Aut
 }
 
 /// Step 5: "Passes authorisation rules based on the state before the event, otherwise it is rejected."
-fn by_state(db: &Db<'_>, pdu: &Pdu, state: &StateRef) -> Result<Result<(), AuthError>> {
+fn by_state(db: &Db<'_>, room: &Room, pdu: &Pdu, state: &StateRef) -> Result<Result<(), AuthError>> {
+    if is_current(room, state) {
+        // The same, from the table that is made for such questions.
+        return StateView::current(db, room.key).judge(pdu);
+    }
     StateView::new(|event_type, state_key| db.state_event_of(state, event_type, state_key)).judge(pdu)
 }
 
@@ -177,10 +182,14 @@ fn by_current_state(
     pdu: &Pdu,
     state_before: &StateRef,
 ) -> Result<Result<(), AuthError>> {
-    if state_before.change.is_empty() && Some(state_before.base) == room.state {
+    if is_current(room, state_before) {
         return Ok(Ok(()));
     }
     StateView::current(db, room.key).judge(pdu)
+}
+
+fn is_current(room: &Room, state: &StateRef) -> bool {
+    state.change.is_empty() && Some(state.base) == room.state
 }
 
 /// What is found out about the state before an event.

@@ -105,7 +105,7 @@ impl Tx<'_> {
         let appended = Appended { key, stream, state_after };
         if accepted {
             self.owe_to_those_removed(event, key, at)?;
-            self.follow_current_state(event, &appended, at)?;
+            self.follow_current_state(event, &appended, (state_before, at))?;
             if event.becomes_head {
                 let mut heads = event.kept_heads.clone();
                 heads.push(key);
@@ -139,7 +139,12 @@ impl Tx<'_> {
         Ok(after)
     }
 
-    fn follow_current_state(&mut self, event: &Append<'_>, appended: &Appended, at: i64) -> Result<()> {
+    fn follow_current_state(
+        &mut self,
+        event: &Append<'_>,
+        appended: &Appended,
+        (state_before, at): (SnapshotId, i64),
+    ) -> Result<()> {
         let room = event.room;
         let new = match &event.current {
             Current::Unchanged => return Ok(()),
@@ -149,9 +154,14 @@ impl Tx<'_> {
         if room.state == Some(new) {
             return Ok(());
         }
-        let delta = match room.state {
-            Some(old) => self.state_difference(old, new)?,
-            None => self.slots_at(new)?.into_iter().map(|(slot, key)| (slot, Some(key))).collect(),
+        let delta = match (room.state, &event.current, event.pdu.state_key()) {
+            // The usual state event: what changes is its own slot.
+            (Some(old), Current::AfterThis, Some(state_key)) if old == state_before => {
+                let slot = self.make_slot(event.pdu.event_type(), state_key)?;
+                Delta::from([(slot, Some(appended.key))])
+            }
+            (Some(old), ..) => self.state_difference(old, new)?,
+            (None, ..) => self.slots_at(new)?.into_iter().map(|(slot, key)| (slot, Some(key))).collect(),
         };
         self.set_room_state(room.key, new)?;
         for user in self.move_current_state(room.key, &delta, at, true)? {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
 use super::{Db, EventKey, Slot, SnapshotId, Tx};
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ fn entries(blob: &[u8]) -> impl Iterator<Item = (Slot, Option<EventKey>)> + '_ {
     })
 }
 
-/// Looks one slot up in a delta: `Some(None)` says that the slot was emptied, `None` that the delta does not speak of it.
+/// The same as [`Db::find_in`] for a delta that is one value.
 fn find(blob: &[u8], slot: Slot) -> Option<Option<EventKey>> {
     let (mut low, mut high) = (0, blob.len() / ENTRY);
     while low < high {
@@ -55,10 +55,14 @@ fn find(blob: &[u8], slot: Slot) -> Option<Option<EventKey>> {
 }
 
 struct Row {
-    number: i64,
+    snapshot: SnapshotId,
     parent: Option<SnapshotId>,
-    delta: Vec<u8>,
+    /// None if the entries have rows of their own.
+    delta: Option<Vec<u8>>,
 }
+
+/// A delta with more entries than this has them as rows, so that looking one up does not read them all.
+const LARGE: usize = 300;
 
 /// The number of the ancestor that a snapshot's delta is against.
 fn parent_number(number: i64) -> i64 {
@@ -68,9 +72,35 @@ fn parent_number(number: i64) -> i64 {
 impl Db<'_> {
     fn snapshot_row(&self, snapshot: SnapshotId) -> Result<Row> {
         let mut statement =
-            self.conn().prepare_cached("SELECT number, parent, delta FROM snapshots WHERE snapshot = ?1")?;
-        Ok(statement
-            .query_row([snapshot], |r| Ok(Row { number: r.get(0)?, parent: r.get(1)?, delta: r.get(2)? }))?)
+            self.conn().prepare_cached("SELECT parent, delta FROM snapshots WHERE snapshot = ?1")?;
+        Ok(statement.query_row([snapshot], |r| Ok(Row { snapshot, parent: r.get(0)?, delta: r.get(1)? }))?)
+    }
+
+    /// Looks one slot up in a row: `Some(None)` says that the slot was emptied, `None` that the row does not speak of it.
+    fn find_in(&self, row: &Row, slot: Slot) -> Result<Option<Option<EventKey>>> {
+        if let Some(delta) = &row.delta {
+            return Ok(find(delta, slot));
+        }
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT event_key FROM snapshot_entries WHERE snapshot = ?1 AND slot = ?2")?;
+        let found: Option<EventKey> = statement.query_row([row.snapshot, slot], |r| r.get(0)).optional()?;
+        Ok(found.map(|event| (event != 0).then_some(event)))
+    }
+
+    /// All entries of a row, by slot.
+    fn entries_of(&self, row: &Row) -> Result<Vec<(Slot, Option<EventKey>)>> {
+        if let Some(delta) = &row.delta {
+            return Ok(entries(delta).collect());
+        }
+        let mut statement = self.conn().prepare_cached(
+            "SELECT slot, event_key FROM snapshot_entries WHERE snapshot = ?1 ORDER BY slot",
+        )?;
+        let rows = statement.query_map([row.snapshot], |r| {
+            let event: EventKey = r.get(1)?;
+            Ok((r.get(0)?, (event != 0).then_some(event)))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// One slot of a state, without putting the whole state together.
@@ -78,7 +108,7 @@ impl Db<'_> {
         let mut next = Some(snapshot);
         while let Some(snapshot) = next {
             let row = self.snapshot_row(snapshot)?;
-            if let Some(found) = find(&row.delta, slot) {
+            if let Some(found) = self.find_in(&row, slot)? {
                 return Ok(found);
             }
             next = row.parent;
@@ -88,17 +118,9 @@ impl Db<'_> {
 
     /// A whole state: slot → event.
     pub fn slots_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<Slot, EventKey>> {
-        let mut rows = Vec::new();
-        let mut next = Some(snapshot);
-        while let Some(snapshot) = next {
-            let row = self.snapshot_row(snapshot)?;
-            next = row.parent;
-            rows.push(row);
-        }
         let mut state = BTreeMap::new();
-        for row in rows.iter().rev() {
-            // A root is sorted already; a map that grows at its end is cheap to fill.
-            for (slot, event) in entries(&row.delta) {
+        for snapshot in self.snapshot_path(snapshot)?.into_iter().rev() {
+            for (slot, event) in self.entries_of(&self.snapshot_row(snapshot)?)? {
                 match event {
                     Some(event) => state.insert(slot, event),
                     None => state.remove(&slot),
@@ -108,42 +130,56 @@ impl Db<'_> {
         Ok(state)
     }
 
+    /// A snapshot's number and parent.
+    fn snapshot_link(&self, snapshot: SnapshotId) -> Result<(i64, Option<SnapshotId>)> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT number, parent FROM snapshots WHERE snapshot = ?1")?;
+        Ok(statement.query_row([snapshot], |r| Ok((r.get(0)?, r.get(1)?)))?)
+    }
+
+    /// The rows that a state is put together from, the newest first.
+    fn snapshot_path(&self, snapshot: SnapshotId) -> Result<Vec<SnapshotId>> {
+        let (mut path, mut next) = (Vec::new(), Some(snapshot));
+        while let Some(snapshot) = next {
+            path.push(snapshot);
+            next = self.snapshot_link(snapshot)?.1;
+        }
+        Ok(path)
+    }
+
+    /// What the rows of a path say together, the first having the last word.
+    fn changes_along(&self, path: &[SnapshotId]) -> Result<Delta> {
+        let mut delta = Delta::new();
+        for snapshot in path.iter().rev() {
+            delta.extend(self.entries_of(&self.snapshot_row(*snapshot)?)?);
+        }
+        Ok(delta)
+    }
+
     /// What must change in state `from` to get state `to`, found through their nearest common row.
     pub fn state_difference(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
         if from == to {
             return Ok(Delta::new());
         }
-        let path = |snapshot: SnapshotId| -> Result<Vec<(SnapshotId, Vec<u8>)>> {
-            let (mut rows, mut next) = (Vec::new(), Some(snapshot));
-            while let Some(snapshot) = next {
-                let row = self.snapshot_row(snapshot)?;
-                next = row.parent;
-                rows.push((snapshot, row.delta));
-            }
-            Ok(rows)
-        };
-        let (mut from_rows, mut to_rows) = (path(from)?, path(to)?);
-        // What both build on, seen from the root, says the same on both sides.
-        let mut common = Vec::new();
-        while let (Some(a), Some(b)) = (from_rows.last(), to_rows.last())
-            && a.0 == b.0
+        let (mut from_path, mut to_path) = (self.snapshot_path(from)?, self.snapshot_path(to)?);
+        // What both build on, seen from the root, says the same on both sides, and is looked at only where one side
+        // alone speaks of a slot. It may be large.
+        let mut common = None;
+        while let (Some(a), Some(b)) = (from_path.last(), to_path.last())
+            && a == b
         {
-            common.extend(from_rows.pop());
-            to_rows.pop();
+            common = from_path.pop();
+            to_path.pop();
         }
-        let on_top = |rows: &[(SnapshotId, Vec<u8>)]| {
-            let mut delta = Delta::new();
-            for (_, blob) in rows.iter().rev() {
-                delta.extend(entries(blob));
-            }
-            delta
+        let (before, after) = (self.changes_along(&from_path)?, self.changes_along(&to_path)?);
+        let beneath = |slot: Slot| match common {
+            Some(common) => self.slot_at(common, slot),
+            None => Ok(None),
         };
-        let (before, after) = (on_top(&from_rows), on_top(&to_rows));
-        let beneath = |slot: Slot| common.iter().rev().find_map(|(_, blob)| find(blob, slot)).flatten();
         let mut difference = Delta::new();
         for slot in before.keys().chain(after.keys()) {
-            let old = before.get(slot).copied().unwrap_or_else(|| beneath(*slot));
-            let new = after.get(slot).copied().unwrap_or_else(|| beneath(*slot));
+            let old = before.get(slot).map_or_else(|| beneath(*slot), |event| Ok(*event))?;
+            let new = after.get(slot).map_or_else(|| beneath(*slot), |event| Ok(*event))?;
             if old != new {
                 difference.insert(*slot, new);
             }
@@ -164,22 +200,17 @@ impl Tx<'_> {
         if change.is_empty() {
             return Ok(previous);
         }
-        let row = self.snapshot_row(previous)?;
-        let number = row.number + 1;
+        let (mut number_here, mut parent) = self.snapshot_link(previous)?;
+        let number = number_here + 1;
         let target = parent_number(number);
-        // From the predecessor back to the ancestor that the new row builds on.
-        let mut between = Vec::new();
-        let (mut at, mut row) = (previous, row);
-        while row.number > target {
-            let parent = row.parent.ok_or_else(|| Error::internal("a snapshot without its parent"))?;
-            between.push(std::mem::take(&mut row.delta));
-            at = parent;
-            row = self.snapshot_row(parent)?;
+        // From the predecessor back to the ancestor that the new row builds on, which is not looked into itself.
+        let (mut between, mut at) = (Vec::new(), previous);
+        while number_here > target {
+            between.push(at);
+            at = parent.ok_or_else(|| Error::internal("a snapshot without its parent"))?;
+            (number_here, parent) = self.snapshot_link(at)?;
         }
-        let mut delta = Delta::new();
-        for blob in between.iter().rev() {
-            delta.extend(entries(blob));
-        }
+        let mut delta = self.changes_along(&between)?;
         delta.extend(change.iter().map(|(slot, event)| (*slot, *event)));
         self.insert_snapshot(number, Some(at), &delta)
     }
@@ -190,9 +221,19 @@ impl Tx<'_> {
         parent: Option<SnapshotId>,
         delta: &Delta,
     ) -> Result<SnapshotId> {
+        let large = delta.len() > LARGE;
         self.conn()
             .prepare_cached("INSERT INTO snapshots (number, parent, delta) VALUES (?1, ?2, ?3)")?
-            .execute(params![number, parent, encode(delta)])?;
-        Ok(self.conn().last_insert_rowid())
+            .execute(params![number, parent, (!large).then(|| encode(delta))])?;
+        let snapshot = self.conn().last_insert_rowid();
+        if large {
+            let mut insert = self.conn().prepare_cached(
+                "INSERT INTO snapshot_entries (snapshot, slot, event_key) VALUES (?1, ?2, ?3)",
+            )?;
+            for (slot, event) in delta {
+                insert.execute(params![snapshot, slot, event.unwrap_or(0)])?;
+            }
+        }
+        Ok(snapshot)
     }
 }
