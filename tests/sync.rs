@@ -304,6 +304,48 @@ fn invites_and_knocks_come_as_stripped_state_and_go_once() {
 }
 
 #[test]
+fn a_ban_after_the_leave_is_told_and_nothing_else_of_the_room() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    bob.leave(&room);
+    let before = sync(&bob, "");
+    alice.set_state(&room, "m.room.name", "", json!({"name": "secret"}));
+    alice.act_on("ban", &room, bob.id());
+    for after in ["", "&use_state_after=true"] {
+        let answer = sync(&bob, &format!("{}{after}", next(&before)));
+        let left = &answer["rooms"]["leave"][&room];
+        assert_eq!(members(&left["timeline"]), [bob.id()]);
+        assert_eq!(left["timeline"]["events"][0]["content"]["membership"], "ban");
+        let state = if after.is_empty() { &left["state"] } else { &left["state_after"] };
+        assert_eq!(members(state).len(), usize::from(!after.is_empty()), "{state}");
+        assert!(!answer.to_string().contains("secret"));
+    }
+}
+
+#[test]
+fn ignored_users_are_not_heard_but_their_state_is_seen() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let (room, other) = (alice.create_room(), alice.create_room());
+    bob.join(&room);
+    let list = format!("{V3}/user/{}/account_data/m.ignored_user_list", segment(bob.id()));
+    bob.put(&list, json!({"ignored_users": {alice.id(): {}}}));
+    let before = sync(&bob, "");
+    alice.send(&room, "noise");
+    alice.set_state(&room, "m.room.name", "", json!({"name": "Still here"}));
+    alice.invite(&other, bob.id());
+    let answer = sync(&bob, &next(&before));
+    assert_eq!(types(&answer["rooms"]["join"][&room]["timeline"]), ["m.room.name"]);
+    assert_eq!(rooms(&answer, "invite"), Vec::<String>::new());
+    bob.put(&list, json!({"ignored_users": {}}));
+    let fresh = sync(&bob, "");
+    assert!(bodies(&fresh["rooms"]["join"][&room]["timeline"]).contains(&"noise"));
+    assert_eq!(rooms(&fresh, "invite"), [other], "the invite was not lost");
+}
+
+#[test]
 fn replaced_state_says_what_it_replaced() {
     let server = TestServer::start();
     let alice = server.user("alice");

@@ -2,6 +2,8 @@
 //!
 //! Every read of rooms by clients goes through here, so that membership and history visibility are judged in one place.
 
+use std::collections::HashSet;
+
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::{self, HistoryVisibility, View};
@@ -36,6 +38,8 @@ pub struct RoomView<'v> {
     pub access: Access,
     /// The history visibility of the present.
     visibility_now: HistoryVisibility,
+    /// Users whose messages are not shown.
+    ignored: Option<&'v HashSet<String>>,
 }
 
 /// How an event looks to the viewer.
@@ -53,7 +57,14 @@ impl<'v> RoomView<'v> {
         let access = access(db, room, user)?;
         let visibility_now =
             visibility_of(db.state_event(room.key, "m.room.history_visibility", "")?.as_ref());
-        Ok(Self { db, room, user, access, visibility_now })
+        Ok(Self { db, room, user, access, visibility_now, ignored: None })
+    }
+
+    /// The same view without the messages of ignored users; their state events stay.
+    #[must_use]
+    pub fn ignoring(mut self, users: &'v HashSet<String>) -> Self {
+        self.ignored = (!users.is_empty()).then_some(users);
+        self
     }
 
     /// The latest place that this user may read up to.
@@ -95,6 +106,12 @@ impl<'v> RoomView<'v> {
     pub fn look(&self, event: &StoredEvent) -> Result<Sight> {
         let own = event.pdu.is("m.room.member", self.user.as_str()).then(|| event.pdu.membership()).flatten();
         let place = event.place.unwrap_or(Place::START);
+        if let Some(ignored) = self.ignored
+            && !event.pdu.is_state()
+            && ignored.contains(event.pdu.sender().as_str())
+        {
+            return Ok(Sight { visible: false, membership: Membership::Leave });
+        }
         if let Access::Joined { since } = self.access
             && place.stream > since
             && matches!(self.visibility_now, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)

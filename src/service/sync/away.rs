@@ -67,6 +67,11 @@ pub fn collect(
         match of_user.membership {
             Membership::Join => {}
             Membership::Invite => {
+                let invite = context.db.pdu_by_key(of_user.event)?;
+                // "Servers must not send room invites from ignored users to clients."
+                if context.ignored.contains(invite.sender().as_str()) {
+                    continue;
+                }
                 rooms.invite.insert(room_id, InvitedRoom { invite_state: stripped(context, &of_user)? });
             }
             Membership::Knock => {
@@ -132,7 +137,7 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
         return Ok(None);
     }
     let room = context.db.room_by_key(of_user.room)?;
-    let view = RoomView::new(context.db, &room, context.user)?;
+    let view = RoomView::new(context.db, &room, context.user)?.ignoring(&context.ignored);
     let page = left_page(context, &view, of_user)?;
     let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
     let state = match view.access {
@@ -152,9 +157,13 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
                 timeline: &keys,
                 members: None,
             };
-            state::section(context, &room, &need)?.events
+            let mut events = state::section(context, &room, &need)?.events;
+            // A ban after the leave is told as well, though it is behind the user's last look into the room.
+            events.events.extend(memberships_after(context, &view, &page, at)?);
+            events
         }
-        _ => own_event_if_after(context, &view, &page)?,
+        // Who was never in the room gets nothing of its state but what they are there.
+        _ => Events { events: memberships_after(context, &view, &page, 0)? },
     };
     let (state, state_after) =
         if context.request.state_after { (None, Some(state)) } else { (Some(state), None) };
@@ -202,20 +211,16 @@ fn left_page(context: &Context<'_>, view: &RoomView<'_>, of_user: &RoomOfUser) -
     Ok(page)
 }
 
-/// Who was never in the room gets no state, but for the membership itself where the client reads nothing else.
-fn own_event_if_after(context: &Context<'_>, view: &RoomView<'_>, page: &Page) -> Result<Events> {
-    let mut events = Events::default();
-    if context.request.state_after {
-        for seen in &page.events {
-            events.events.push(client_format::full(
-                view,
-                &context.style,
-                &seen.event,
-                Some(seen.membership),
-            )?);
-        }
-    }
-    Ok(events)
+/// The events of the timeline after a position, for clients that read their state from nowhere else.
+fn memberships_after(
+    context: &Context<'_>,
+    view: &RoomView<'_>,
+    page: &Page,
+    position: i64,
+) -> Result<Vec<Json>> {
+    let after = |seen: &&Seen| seen.event.place.is_some_and(|place| place.stream > position);
+    let told = page.events.iter().filter(after).filter(|_| context.request.state_after);
+    told.map(|seen| client_format::full(view, &context.style, &seen.event, Some(seen.membership))).collect()
 }
 
 /// A membership in a room that this server is not in.
@@ -223,6 +228,7 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
     let room_id = row.room_id.clone();
     match section {
+        Section::Invite if context.ignored.contains(event.sender().as_str()) => {}
         Section::Invite => {
             rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
         }

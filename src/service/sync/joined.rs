@@ -88,7 +88,7 @@ fn rooms_to_look_at(
 }
 
 fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Result<Option<JoinedRoom>> {
-    let view = RoomView::new(context.db, room, context.user)?;
+    let view = RoomView::new(context.db, room, context.user)?.ignoring(&context.ignored);
     let Access::Joined { since: joined_at } = view.access else { return Ok(None) };
     let newly_joined = match context.request.since {
         Some(since) if joined_at > since => {

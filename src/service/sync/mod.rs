@@ -8,7 +8,7 @@ mod away;
 mod joined;
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -108,6 +108,8 @@ struct Context<'c> {
     request: &'c SyncRequest,
     style: Style<'c>,
     position: i64,
+    /// Users whose messages and invites the client does not get.
+    ignored: HashSet<String>,
 }
 
 impl Context<'_> {
@@ -150,7 +152,7 @@ impl Homeserver {
                 fields: filter.event_fields.as_deref(),
                 ..Style::usual(user, device, now)
             };
-            answer(&Context { db, user, request, style, position })
+            answer(&Context { db, user, request, style, position, ignored: ignored_users(db, user)? })
         })
     }
 }
@@ -181,6 +183,15 @@ fn answer(context: &Context<'_>) -> Result<SyncAnswer> {
         is_empty: body.account_data.is_empty() && body.rooms.is_empty(),
         body: serde_json::to_vec(&body).map_err(Error::internal)?,
     })
+}
+
+/// The users of `m.ignored_user_list`.
+fn ignored_users(db: &Db<'_>, user: &UserId) -> Result<HashSet<String>> {
+    let content = db.account_data(user, None, "m.ignored_user_list")?;
+    // Clients write it, so it need not be what it should be.
+    let content = content.and_then(|content| serde_json::from_str::<Value>(&content).ok());
+    let users = content.as_ref().and_then(|content| content.get("ignored_users")?.as_object());
+    Ok(users.map(|users| users.keys().cloned().collect()).unwrap_or_default())
 }
 
 /// Global account data that changed; an initial sync also has the push rules, which every account has.
