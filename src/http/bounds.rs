@@ -1,10 +1,13 @@
 //! The bounds of the connection layer: how much of everything there may be, and two crowds that cannot starve each other.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::server::lock;
+
+/// The fewest woken requests that may look again at once.
+const MOST_WOKEN: usize = 8;
 
 /// Whose requests share a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +63,20 @@ impl Default for Limits {
     }
 }
 
+/// Which share.
+#[derive(Debug, Clone, Copy)]
+enum Which {
+    Clients,
+    Servers,
+    /// Requests that have waited and are looked at again: of a thousand that are woken by one event, a few at a time.
+    Woken,
+}
+
 /// The shares of both crowds.
 pub(super) struct Bounds {
     clients: Bound,
     servers: Bound,
-    in_flight: usize,
+    woken: Bound,
     turn_time: Duration,
     body_memory: usize,
     closed: AtomicBool,
@@ -72,23 +84,25 @@ pub(super) struct Bounds {
 
 /// One crowd's share: requests in handlers, and bytes of bodies.
 struct Bound {
+    most: usize,
     in_flight: Mutex<usize>,
     freed: Condvar,
     body_bytes: AtomicUsize,
 }
 
 impl Bound {
-    fn new() -> Self {
-        Self { in_flight: Mutex::new(0), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
+    fn new(most: usize) -> Self {
+        Self { most, in_flight: Mutex::new(0), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
     }
 }
 
 /// A request's permission to be in a handler; dropping it lets the next one in.
-pub(super) struct Permit<'s>(Option<&'s Bound>);
+pub(super) struct Permit(Option<(Arc<Bounds>, Which)>);
 
-impl Drop for Permit<'_> {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(bound) = self.0 {
+        if let Some((bounds, which)) = &self.0 {
+            let bound = bounds.bound(*which);
             *lock(&bound.in_flight) -= 1;
             bound.freed.notify_one();
         }
@@ -96,33 +110,32 @@ impl Drop for Permit<'_> {
 }
 
 /// Bytes of body that a request holds in memory; dropping it gives them back.
-pub(super) struct BodyMemory<'s> {
-    bound: Option<&'s Bound>,
+pub(super) struct BodyMemory {
+    bounds: Option<(Arc<Bounds>, Which)>,
     held: usize,
-    most: usize,
 }
 
-impl BodyMemory<'_> {
+impl BodyMemory {
     /// Accounts for a body of now this many bytes. False: the crowd's share is used up.
     pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
         const FREE: usize = 16 << 10;
         const STEP: usize = 64 << 10;
-        let Some(bound) = self.bound else { return true };
+        let Some((bounds, which)) = &self.bounds else { return true };
         let wanted = if bytes <= FREE { 0 } else { bytes.next_multiple_of(STEP) };
         if wanted > self.held {
             let more = wanted - self.held;
-            let before = bound.body_bytes.fetch_add(more, Ordering::SeqCst);
+            let before = bounds.bound(*which).body_bytes.fetch_add(more, Ordering::SeqCst);
             self.held = wanted;
-            return before + more <= self.most;
+            return before + more <= bounds.body_memory;
         }
         true
     }
 }
 
-impl Drop for BodyMemory<'_> {
+impl Drop for BodyMemory {
     fn drop(&mut self) {
-        if let Some(bound) = self.bound {
-            bound.body_bytes.fetch_sub(self.held, Ordering::SeqCst);
+        if let Some((bounds, which)) = &self.bounds {
+            bounds.bound(*which).body_bytes.fetch_sub(self.held, Ordering::SeqCst);
         }
     }
 }
@@ -130,38 +143,64 @@ impl Drop for BodyMemory<'_> {
 impl Bounds {
     pub(super) fn new(limits: &Limits) -> Self {
         let Limits { in_flight, turn_time, body_memory, .. } = *limits;
-        let (clients, servers) = (Bound::new(), Bound::new());
-        Self { clients, servers, in_flight, turn_time, body_memory, closed: AtomicBool::new(false) }
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            clients: Bound::new(in_flight),
+            servers: Bound::new(in_flight),
+            woken: Bound::new((2 * processors).max(MOST_WOKEN)),
+            turn_time,
+            body_memory,
+            closed: AtomicBool::new(false),
+        }
     }
 
-    fn bound(&self, crowd: Crowd) -> Option<&Bound> {
-        match crowd {
-            Crowd::Clients => Some(&self.clients),
-            Crowd::Servers => Some(&self.servers),
-            Crowd::Uncounted => None,
+    fn bound(&self, which: Which) -> &Bound {
+        match which {
+            Which::Clients => &self.clients,
+            Which::Servers => &self.servers,
+            Which::Woken => &self.woken,
         }
+    }
+
+    /// Waits for a turn, until the deadline if there is one. False: it has passed, or the server stops.
+    fn enter(&self, which: Which, deadline: Option<Instant>) -> bool {
+        let bound = self.bound(which);
+        let mut in_flight = lock(&bound.in_flight);
+        while *in_flight >= bound.most {
+            if self.closed.load(Ordering::SeqCst) {
+                return false;
+            }
+            in_flight = match deadline {
+                None => bound.freed.wait(in_flight).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    bound.freed.wait_timeout(in_flight, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        *in_flight += 1;
+        true
     }
 
     /// Waits for the crowd's turn. `None`: the time for that is up, or the server stops.
-    pub(super) fn permit(&self, crowd: Crowd) -> Option<Permit<'_>> {
-        let Some(bound) = self.bound(crowd) else { return Some(Permit(None)) };
+    pub(super) fn permit(self: &Arc<Self>, crowd: Crowd) -> Option<Permit> {
+        let Some(which) = crowd.share() else { return Some(Permit(None)) };
         let deadline = Instant::now() + self.turn_time;
-        let mut in_flight = lock(&bound.in_flight);
-        while *in_flight >= self.in_flight {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.closed.load(Ordering::SeqCst) {
-                return None;
-            }
-            in_flight = bound.freed.wait_timeout(in_flight, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *in_flight += 1;
-        Some(Permit(Some(bound)))
+        self.enter(which, Some(deadline)).then(|| Permit(Some((self.clone(), which))))
+    }
+
+    /// Waits until a request that was woken may look again. Nobody is turned away here.
+    pub(super) fn permit_woken(self: &Arc<Self>) -> Permit {
+        Permit(self.enter(Which::Woken, None).then(|| (self.clone(), Which::Woken)))
     }
 
     /// Nobody waits for a turn any more.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        for bound in [&self.clients, &self.servers] {
+        for bound in [&self.clients, &self.servers, &self.woken] {
             // Under the lock, so that nobody is between looking at the flag and waiting.
             let _in_flight = lock(&bound.in_flight);
             bound.freed.notify_all();
@@ -169,7 +208,17 @@ impl Bounds {
     }
 
     /// An account of the body that is about to be read.
-    pub(super) fn body_memory(&self, crowd: Crowd) -> BodyMemory<'_> {
-        BodyMemory { bound: self.bound(crowd), held: 0, most: self.body_memory }
+    pub(super) fn body_memory(self: &Arc<Self>, crowd: Crowd) -> BodyMemory {
+        BodyMemory { bounds: crowd.share().map(|which| (self.clone(), which)), held: 0 }
+    }
+}
+
+impl Crowd {
+    fn share(self) -> Option<Which> {
+        match self {
+            Self::Clients => Some(Which::Clients),
+            Self::Servers => Some(Which::Servers),
+            Self::Uncounted => None,
+        }
     }
 }

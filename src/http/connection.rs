@@ -1,5 +1,6 @@
 //! One connection: reads one request at a time, has it answered on this very thread, writes the reply, reads the
-//! next. So there is no queue of pipelined requests, and a request that waits holds its own thread only.
+//! next. So there is no queue of pipelined requests, and one that waits delays nobody. While it waits, for news or for
+//! the next request, the connection moves to a thread that does nothing else (see `pool`).
 //!
 //! What is read is bounded before it is read: the head in bytes, headers and time, the body by its route in bytes and
 //! by a slowest rate. Framing that could be read in two ways is refused and the connection closed (RFC 9112, 6.3).
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustls::ServerConfig;
 use tiny_http::{HTTPVersion, Header, Method, Response, StatusCode};
 
-use super::bounds::{BodyMemory, Crowd};
+use super::bounds::{BodyMemory, Crowd, Permit};
 use super::reply::{Body, Reply, is_for_browsers};
 use super::request::Request;
 use super::router::{Outcome, Turn};
@@ -36,6 +37,8 @@ const MAX_TRAILERS: usize = 4 << 10;
 const MAX_DRAINED: usize = 64 << 10;
 /// Room for a reply before it goes to the socket.
 const WRITE: usize = 16 << 10;
+/// How long a worker stays with a connection on which nothing comes.
+const SHORT_WAIT: Duration = Duration::from_millis(20);
 /// How long, and for how many bytes, what comes after our last reply is still read.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 const CLOSE_BYTES: usize = 1 << 20;
@@ -49,11 +52,34 @@ pub(super) struct Connection {
     place: Place,
     /// Bytes that were read and not used yet.
     pending: Vec<u8>,
+    /// Since when nothing is under way.
+    idle_since: Instant,
+    /// The request that waits for news, if one does.
+    waiting: Option<Box<Waiting>>,
 }
 
-/// What follows a request.
+/// A request whose handler has nothing to say yet.
+struct Waiting {
+    request: Request,
+    manner: Manner,
+    user: UserId,
+    after: i64,
+    until: Instant,
+    /// Which call comes next, once it is known.
+    turn: Turn,
+    /// The turn among those that were woken.
+    woken: Option<Permit>,
+    _permit: Permit,
+    _memory: BodyMemory,
+}
+
+/// What follows a step.
 enum Next {
+    /// Read a request.
     Request,
+    /// Let a parker wait.
+    Park,
+    /// Enough.
     Close,
 }
 
@@ -114,19 +140,25 @@ impl Connection {
     pub(super) fn new(place: Place, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let deadline = Instant::now() + place.shared.limits.head_time;
         let transport = Transport::new(place.peer.tcp.clone(), tls, deadline)?;
-        Ok(Self { transport, place, pending: Vec::new() })
+        Ok(Self { transport, place, pending: Vec::new(), idle_since: Instant::now(), waiting: None })
     }
 
-    /// Serves requests until one side has enough.
-    pub(super) fn run(mut self) {
+    /// Serves requests until one side has enough (`None`) or there is something to wait for: then the connection is
+    /// to be parked.
+    pub(super) fn work(mut self) -> Option<Self> {
         loop {
-            match self.serve_one() {
+            let step = match self.waiting.take() {
+                Some(waiting) => self.look_again(*waiting),
+                None => self.serve_one(),
+            };
+            match step {
                 Ok(Next::Request) => {}
+                Ok(Next::Park) => return Some(self),
                 Ok(Next::Close) => break,
-                Err(Broken::Gone) => return,
+                Err(Broken::Gone) => return None,
                 Err(Broken::Refused(error)) => {
                     if self.write(Reply::error(&error), UNREAD).is_err() {
-                        return;
+                        return None;
                     }
                     break;
                 }
@@ -136,10 +168,31 @@ impl Connection {
             self.place.idle();
             self.transport.close_gently(CLOSE_TIME, CLOSE_BYTES);
         }
+        None
+    }
+
+    /// Waits, holding next to nothing, until there is something to work on. `None`: there never will be.
+    pub(super) fn park(mut self) -> Option<Self> {
+        if self.pending.is_empty() {
+            self.pending = Vec::new();
+        }
+        let shared = self.place.shared.clone();
+        let Some(mut waiting) = self.waiting.take() else {
+            let until = self.idle_since + shared.limits.idle_time;
+            let readable = self.transport.wait_readable(until).unwrap_or(false);
+            return (readable && !self.place.is_retired()).then_some(self);
+        };
+        waiting.turn = self.wait(&waiting);
+        // Gone, or it has only closed its sending half and still listens: then this is an early answer.
+        waiting.manner.keep_alive &= !(waiting.turn == Turn::Last && self.transport.is_gone());
+        waiting.woken = Some(shared.bounds.permit_woken());
+        self.waiting = Some(waiting);
+        Some(self)
     }
 
     fn serve_one(&mut self) -> Result<Next, Broken> {
-        let Head { mut request, framing, expects_continue, mut manner } = self.read_head()?;
+        let Some(head) = self.read_head()? else { return Ok(Next::Park) };
+        let Head { mut request, framing, expects_continue, mut manner } = head;
         let shared = self.place.shared.clone();
         let admitted = catch_unwind(AssertUnwindSafe(|| shared.service.admit(&mut request)));
         let admitted = admitted.unwrap_or_else(|_| Err(failure(&request, &"the admission panicked")));
@@ -169,75 +222,101 @@ impl Connection {
         if !self.place.working() {
             return Err(Broken::Gone);
         }
-        let reply = match shared.bounds.permit(admission.crowd) {
-            Some(_permit) => self.handle(&request, &mut manner),
-            None => {
-                let busy = Error::new(ErrCode::LimitExceeded, "The server is busy, try again in a moment");
-                Reply::error(&busy.with_status(503).with_field("retry_after_ms", 1000))
-            }
+        let Some(permit) = shared.bounds.permit(admission.crowd) else {
+            let busy = Error::new(ErrCode::LimitExceeded, "The server is busy, try again in a moment");
+            let reply = Reply::error(&busy.with_status(503).with_field("retry_after_ms", 1000));
+            return self.answer(reply, manner);
         };
-        drop((request, memory));
-        self.answer(reply, manner)
+        match self.call(&request, Turn::First) {
+            Outcome::Reply(reply) => {
+                drop((request, permit, memory));
+                self.answer(reply, manner)
+            }
+            Outcome::Wait { user, after, until } => {
+                let (turn, woken) = (Turn::First, None);
+                let waiting = Waiting {
+                    request,
+                    manner,
+                    user,
+                    after,
+                    until,
+                    turn,
+                    woken,
+                    _permit: permit,
+                    _memory: memory,
+                };
+                self.waiting = Some(Box::new(waiting));
+                Ok(Next::Park)
+            }
+        }
+    }
+
+    /// The next call of a handler that has waited.
+    fn look_again(&mut self, mut waiting: Waiting) -> Result<Next, Broken> {
+        let outcome = self.call(&waiting.request, waiting.turn);
+        waiting.woken = None;
+        match outcome {
+            Outcome::Reply(reply) => {
+                let manner = waiting.manner;
+                drop(waiting);
+                self.answer(reply, manner)
+            }
+            Outcome::Wait { user, after, until } => {
+                self.waiting = Some(Box::new(Waiting { user, after, until, ..waiting }));
+                Ok(Next::Park)
+            }
+        }
     }
 
     fn answer(&mut self, reply: Reply, mut manner: Manner) -> Result<Next, Broken> {
         manner.keep_alive &= !self.place.shared.is_stopping();
         self.write(reply, manner)?;
-        Ok(if manner.keep_alive { Next::Request } else { Next::Close })
+        if !manner.keep_alive {
+            return Ok(Next::Close);
+        }
+        self.idle_since = Instant::now();
+        if self.place.idle() { Ok(Next::Request) } else { Err(Broken::Gone) }
     }
 
-    /// Calls the handler, and again as long as it wants to wait. A panic is a 500.
-    fn handle(&mut self, request: &Request, manner: &mut Manner) -> Reply {
-        let shared = self.place.shared.clone();
-        let mut turn = Turn::First;
-        loop {
-            let called = catch_unwind(AssertUnwindSafe(|| shared.service.call(request, turn)));
-            let (user, after, until) = match called {
-                Ok(Outcome::Reply(reply)) => return reply,
-                Ok(Outcome::Wait { user, after, until }) if turn != Turn::Last => (user, after, until),
-                Ok(Outcome::Wait { .. }) => {
-                    return failure(request, &"the handler wants to wait although its time is up");
-                }
-                Err(_) => return failure(request, &"the handler panicked"),
-            };
-            turn = self.wait(&user, after, until);
-            // Gone, or it has only closed its sending half and still listens: then this is an early answer.
-            manner.keep_alive &= !(turn == Turn::Last && self.transport.is_gone());
+    /// Calls the handler. A panic is a 500.
+    fn call(&self, request: &Request, turn: Turn) -> Outcome {
+        let service = &self.place.shared.service;
+        match catch_unwind(AssertUnwindSafe(|| service.call(request, turn))) {
+            Ok(Outcome::Wait { .. }) if turn == Turn::Last => {
+                Outcome::Reply(failure(request, &"the handler wants to wait although its time is up"))
+            }
+            Ok(outcome) => outcome,
+            Err(_) => Outcome::Reply(failure(request, &"the handler panicked")),
         }
     }
 
     /// Waits for news, looking now and then whether the client is still there.
-    fn wait(&mut self, user: &UserId, after: i64, until: Instant) -> Turn {
-        let shared = self.place.shared.clone();
-        if self.pending.is_empty() {
-            self.pending = Vec::new();
-        }
+    fn wait(&self, waiting: &Waiting) -> Turn {
+        let shared = &self.place.shared;
         loop {
-            let check = (Instant::now() + shared.limits.hang_up_check).min(until);
-            let woken = shared.service.wait(user, after, check);
-            let over = woken == Wake::Over || Instant::now() >= until || shared.is_stopping();
+            let check = (Instant::now() + shared.limits.hang_up_check).min(waiting.until);
+            let wake = shared.service.wait(&waiting.user, waiting.after, check);
+            let over = wake == Wake::Over || Instant::now() >= waiting.until || shared.is_stopping();
             if over || self.transport.is_gone() {
                 return Turn::Last;
             }
-            if woken == Wake::News {
+            if wake == Wake::News {
                 return Turn::Again;
             }
         }
     }
 
-    /// Waits for a request and reads its head.
-    fn read_head(&mut self) -> Result<Head, Broken> {
+    /// Reads a request's head. `None`: none has begun, so that the wait for it is a parker's.
+    fn read_head(&mut self) -> Result<Option<Head>, Broken> {
         let limits = self.place.shared.limits.clone();
         if self.pending.is_empty() {
-            self.pending = Vec::new();
-            if self.place.shared.is_stopping() || !self.place.idle() {
+            if self.place.shared.is_stopping() {
                 return Err(Broken::Gone);
             }
-            if !self.transport.wait_readable(Instant::now() + limits.idle_time)? {
-                return Err(Broken::Gone);
+            // What follows at once is not worth a change of threads.
+            if !self.transport.wait_readable(Instant::now() + SHORT_WAIT)? {
+                return Ok(None);
             }
-        } else if !self.place.idle() {
-            return Err(Broken::Gone);
         }
         if !self.place.head() {
             return Err(Broken::Gone);
@@ -248,7 +327,7 @@ impl Connection {
             // A head can only be complete when a line has ended, so bytes that trickle in are not parsed each time.
             if line_came && let Some((head, used)) = parse_head(&self.pending, &self.place)? {
                 self.pending.drain(..used);
-                return Ok(head);
+                return Ok(Some(head));
             }
             let had = self.pending.len();
             if had >= MAX_HEAD {
@@ -298,7 +377,7 @@ impl Connection {
         &mut self,
         framing: Framing,
         admission: Admission,
-        memory: &mut BodyMemory<'_>,
+        memory: &mut BodyMemory,
     ) -> Result<Vec<u8>, Broken> {
         match framing {
             Framing::Length(length) => {
@@ -310,7 +389,7 @@ impl Connection {
         }
     }
 
-    fn read_length(&mut self, length: usize, memory: &mut BodyMemory<'_>) -> Result<Vec<u8>, Broken> {
+    fn read_length(&mut self, length: usize, memory: &mut BodyMemory) -> Result<Vec<u8>, Broken> {
         let started = Instant::now();
         // Grows with what has really come; what is only announced costs nothing.
         let mut body = Vec::new();
@@ -325,7 +404,7 @@ impl Connection {
         }
     }
 
-    fn read_chunks(&mut self, most: usize, memory: &mut BodyMemory<'_>) -> Result<Vec<u8>, Broken> {
+    fn read_chunks(&mut self, most: usize, memory: &mut BodyMemory) -> Result<Vec<u8>, Broken> {
         let started = Instant::now();
         let mut body = Vec::new();
         loop {
@@ -410,7 +489,7 @@ impl Connection {
     }
 }
 
-fn hold(memory: &mut BodyMemory<'_>, bytes: usize) -> Result<(), Broken> {
+fn hold(memory: &mut BodyMemory, bytes: usize) -> Result<(), Broken> {
     if memory.grow_to(bytes) {
         return Ok(());
     }

@@ -8,6 +8,7 @@ pub mod auth;
 mod bounds;
 pub mod client_server;
 mod connection;
+mod pool;
 mod rate_limit;
 pub mod reply;
 pub mod request;

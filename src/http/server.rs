@@ -1,15 +1,14 @@
 //! Listeners, the threads behind them, and the bounds that keep one crowd from starving another.
 //!
-//! An accept thread per listener survives every error. Each connection is served by one thread of a bounded pool
-//! (`connection` does that). At the cap the connection that has been idle for longest is closed, never a working one.
+//! An accept thread per listener survives every error. Each connection is served by one thread at a time (`connection`
+//! does that, on the threads of `pool`). At the cap the connection that has been idle for longest is closed, never a working one.
 //! Requests of clients and of other servers are counted apart, so that neither crowd can hold every thread in a
 //! handler, and two servers that call each other cannot lock each other up.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::bounds::{Bounds, Crowd, Limits};
 use super::connection::Connection;
+use super::pool::{Pool, Role};
 use super::reply::Reply;
 use super::request::Request;
 use super::router::{Outcome, Router, Turn};
@@ -61,8 +61,6 @@ pub struct Admission {
 
 /// Length of the kernel's queue of connections that were not accepted yet.
 const BACKLOG: libc::c_int = 1024;
-/// How long a thread without a connection stays.
-const IDLE_THREAD: Duration = Duration::from_secs(10);
 /// A head that began this long ago may be given up for a new connection when every slot is taken.
 const HEAD_MAY_BE_EVICTED_AFTER: Duration = Duration::from_secs(2);
 /// The pause after an accept error that waiting may cure (no descriptors, no memory), unless a slot frees earlier.
@@ -70,9 +68,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long `stop` lets running requests finish, and how long cut ones have to notice.
 const STOP_GRACE: Duration = Duration::from_millis(600);
 const STOP_CUT: Duration = Duration::from_millis(300);
-/// Stack of a connection's thread: address space only, a page counts when it is touched. Unoptimised code has frames
-/// several times as large.
-const STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
 
 /// One address to listen on.
 #[derive(Clone)]
@@ -106,6 +101,8 @@ pub struct Server {
     addresses: Vec<SocketAddr>,
     certificates: Vec<Arc<Tls>>,
     acceptors: Mutex<Vec<thread::JoinHandle<()>>>,
+    /// The thread that begins more workers when those that are there are held up.
+    relief: Mutex<Option<thread::JoinHandle<()>>>,
     /// Closed to tell the accept threads to end.
     stop: Mutex<Option<PipeWriter>>,
 }
@@ -149,11 +146,15 @@ impl Server {
             let accept = move || accept_all(&shared, &listener, tls.as_deref(), &ended);
             acceptors.push(thread::Builder::new().name(format!("accept-{number}")).spawn(accept)?);
         }
+        let relieved = shared.clone();
+        let relieve = move || relieved.workers.relieve(&relieved);
+        let relief = thread::Builder::new().name("relief".to_owned()).spawn(relieve)?;
         Ok(Self {
             shared,
             addresses,
             certificates,
             acceptors: Mutex::new(acceptors),
+            relief: Mutex::new(Some(relief)),
             stop: Mutex::new(Some(stop)),
         })
     }
@@ -191,7 +192,12 @@ impl Server {
             shared.service.interrupt();
             shared.wait_until_empty(Instant::now() + STOP_CUT);
         }
-        shared.end_threads(Instant::now() + STOP_CUT);
+        let deadline = Instant::now() + STOP_CUT;
+        shared.parkers.end(deadline);
+        shared.workers.end(deadline);
+        if let Some(relief) = lock(&self.relief).take() {
+            let _ = relief.join();
+        }
     }
 }
 
@@ -214,9 +220,9 @@ pub(super) struct Shared {
     registry: Mutex<Registry>,
     /// A connection ended.
     slot_freed: Condvar,
-    pool: Mutex<Pool>,
-    pool_changed: Condvar,
-    pub(super) bounds: Bounds,
+    workers: Pool,
+    parkers: Pool,
+    pub(super) bounds: Arc<Bounds>,
 }
 
 #[derive(Default)]
@@ -224,15 +230,6 @@ struct Registry {
     open: HashMap<u64, Arc<Peer>>,
     by_address: HashMap<IpAddr, usize>,
     last_id: u64,
-}
-
-#[derive(Default)]
-struct Pool {
-    queue: VecDeque<Connection>,
-    threads: usize,
-    idle: usize,
-    spawned: u64,
-    handles: Vec<thread::JoinHandle<()>>,
 }
 
 /// The phases of a connection; only `IDLE` and `HEAD` may be cut for another's sake.
@@ -282,6 +279,11 @@ impl Place {
         self.peer.phase.load(Ordering::SeqCst) == HEAD || self.peer.change(IDLE, HEAD)
     }
 
+    /// Whether the connection was given up for another's sake.
+    pub(super) fn is_retired(&self) -> bool {
+        self.peer.phase.load(Ordering::SeqCst) == RETIRED
+    }
+
     /// The head is complete: from now on nobody cuts the connection. False: it was given up.
     pub(super) fn working(&self) -> bool {
         self.peer.change(HEAD, WORKING)
@@ -307,15 +309,15 @@ impl Drop for Place {
 impl Shared {
     fn new(service: Arc<dyn Service>, limits: Limits) -> Self {
         Self {
-            bounds: Bounds::new(&limits),
+            bounds: Arc::new(Bounds::new(&limits)),
             service,
             limits,
             stopping: AtomicBool::new(false),
             started: Instant::now(),
             registry: Mutex::default(),
             slot_freed: Condvar::new(),
-            pool: Mutex::default(),
-            pool_changed: Condvar::new(),
+            workers: Pool::new(Role::Work),
+            parkers: Pool::new(Role::Park),
         }
     }
 
@@ -396,7 +398,7 @@ impl Shared {
             id,
             address,
             tcp: Arc::new(tcp),
-            phase: AtomicU8::new(HEAD),
+            phase: AtomicU8::new(IDLE),
             since: AtomicU64::new(self.millis()),
         });
         registry.open.insert(id, peer.clone());
@@ -404,80 +406,15 @@ impl Shared {
         Some(Place { peer, shared: self.clone() })
     }
 
-    /// Gives the connection to a thread: an idle one, or a new one. There are never more threads than connections.
-    fn submit(self: &Arc<Self>, connection: Connection) {
-        let mut pool = lock(&self.pool);
-        pool.queue.push_back(connection);
-        if pool.queue.len() <= pool.idle {
-            self.pool_changed.notify_one();
-            return;
-        }
-        pool.handles.retain(|handle| !handle.is_finished());
-        pool.spawned += 1;
-        let name = format!("http-{}", pool.spawned);
-        let shared = self.clone();
-        match thread::Builder::new().name(name).stack_size(STACK).spawn(move || shared.work()) {
-            Ok(handle) => {
-                pool.threads += 1;
-                pool.handles.push(handle);
-            }
-            Err(e) => {
-                // An idle connection gives up its thread; if there is none, this one is closed, and may come again.
-                let room = self.evict(&lock(&self.registry), None);
-                let given_up = if room { None } else { pool.queue.pop_back() };
-                drop(pool);
-                drop(given_up);
-                log::warn!("no thread for a new connection: {e}");
-            }
-        }
+    /// Closes an idle connection, whosever it is. False: all are at work.
+    pub(super) fn evict_one(&self) -> bool {
+        self.evict(&lock(&self.registry), None)
     }
 
-    /// Sends the threads home and waits for them, so that what they hold (the database) is let go. Those that are
-    /// still in a handler at the deadline are left to end by themselves.
-    fn end_threads(&self, deadline: Instant) {
-        let mut pool = lock(&self.pool);
-        self.pool_changed.notify_all();
-        while pool.threads > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            pool = self.pool_changed.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let handles = std::mem::take(&mut pool.handles);
-        drop(pool);
-        for handle in handles {
-            let _ = handle.join();
-        }
-    }
-
-    fn work(self: Arc<Self>) {
-        loop {
-            let mut pool = lock(&self.pool);
-            let connection = loop {
-                if let Some(connection) = pool.queue.pop_front() {
-                    break connection;
-                }
-                if self.is_stopping() {
-                    pool.threads -= 1;
-                    self.pool_changed.notify_all();
-                    return;
-                }
-                pool.idle += 1;
-                let (back, timeout) =
-                    self.pool_changed.wait_timeout(pool, IDLE_THREAD).unwrap_or_else(PoisonError::into_inner);
-                pool = back;
-                pool.idle -= 1;
-                if timeout.timed_out() && pool.queue.is_empty() {
-                    pool.threads -= 1;
-                    return;
-                }
-            };
-            drop(pool);
-            // Handlers' panics are caught where they happen; this one keeps the books right if the layer itself errs.
-            if catch_unwind(AssertUnwindSafe(|| connection.run())).is_err() {
-                log::error!("a connection's thread panicked outside of any handler");
-            }
+    pub(super) fn pool(&self, role: Role) -> &Pool {
+        match role {
+            Role::Work => &self.workers,
+            Role::Park => &self.parkers,
         }
     }
 }
@@ -566,7 +503,7 @@ fn begin(
     tcp.set_nonblocking(true)?;
     tcp.set_nodelay(true)?;
     let Some(place) = shared.enter(tcp, address, ended) else { return Ok(()) };
-    shared.submit(Connection::new(place, tls.map(Tls::config))?);
+    shared.workers.submit(shared, Connection::new(place, tls.map(Tls::config))?);
     Ok(())
 }
 

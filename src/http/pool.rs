@@ -1,0 +1,221 @@
+//! The threads of connections, in two pools: workers run handlers, parkers wait.
+//!
+//! A thread that has run handlers has a deep stack and an allocator's cache full of their leftovers: some 50 KiB that
+//! would stay for as long as it then waits for news, times a thousand waiting clients. So a connection that has to wait
+//! is handed to a thread that does nothing but wait, and back when there is something to do. A parked connection costs
+//! about 15 KiB, and the workers are only as many as there are handlers at work: a few at once, more when those few are
+//! all held up by something slow. Of the idle ones the last to fall idle is the first to work again, so that after a
+//! storm the others end.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use super::server::{Shared, lock};
+
+/// How long a thread without a connection stays.
+const IDLE_THREAD: Duration = Duration::from_secs(5);
+/// Stack of a worker: address space only, a page counts when it is touched. Unoptimised code has frames several times as
+/// large.
+const WORKER_STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
+const PARKER_STACK: usize = 128 << 10;
+/// So many workers are begun without a question, or four a processor.
+const FEW_WORKERS: usize = 16;
+/// Beyond, more are begun when no worker has taken anything for the one time (several at once: all are held up), or
+/// something has waited for the other (one by one: perhaps the machine is just busy).
+const NOTHING_MOVES: Duration = Duration::from_millis(5);
+const TOO_LONG: Duration = Duration::from_millis(250);
+/// How many are begun at once when nothing moves.
+const RELIEF: usize = 8;
+
+/// What a pool's threads do with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Read requests, run handlers, write replies.
+    Work,
+    /// Wait for news or for the next request.
+    Park,
+}
+
+/// The threads of one role, never more than there are connections.
+pub(super) struct Pool {
+    role: Role,
+    /// So many threads are begun as soon as there is something for them.
+    few: usize,
+    state: Mutex<State>,
+    /// A thread ended.
+    ended: Condvar,
+    /// More is queued than there are threads for.
+    crowded: Condvar,
+}
+
+struct State {
+    /// What no thread has taken yet, with the time since when.
+    queue: VecDeque<(Instant, Connection)>,
+    /// When a thread last took something.
+    moved: Instant,
+    idle: Vec<Arc<Seat>>,
+    threads: usize,
+    spawned: u64,
+    handles: Vec<thread::JoinHandle<()>>,
+    stopping: bool,
+}
+
+/// Where an idle thread is given its next connection. Only touched under the pool's lock.
+struct Seat {
+    thread: Thread,
+    given: Mutex<Option<Connection>>,
+}
+
+impl Pool {
+    pub(super) fn new(role: Role) -> Self {
+        let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let few = match role {
+            Role::Work => FEW_WORKERS.max(4 * processors),
+            Role::Park => usize::MAX,
+        };
+        let state = State {
+            queue: VecDeque::new(),
+            moved: Instant::now(),
+            idle: Vec::new(),
+            threads: 0,
+            spawned: 0,
+            handles: Vec::new(),
+            stopping: false,
+        };
+        Self { role, few, state: Mutex::new(state), ended: Condvar::new(), crowded: Condvar::new() }
+    }
+
+    /// Gives the connection to a thread: an idle one, a new one, or the first that is done with what it does.
+    pub(super) fn submit(&self, shared: &Arc<Shared>, connection: Connection) {
+        let mut state = lock(&self.state);
+        if let Some(seat) = state.idle.pop() {
+            *lock(&seat.given) = Some(connection);
+            seat.thread.unpark();
+            return;
+        }
+        state.queue.push_back((Instant::now(), connection));
+        if state.threads >= self.few && !state.stopping {
+            self.crowded.notify_one();
+            return;
+        }
+        let given_up = self.begin_thread(&mut state, shared);
+        drop(state);
+        drop(given_up);
+    }
+
+    /// One more thread. Returns the connection that is to be closed because there can be none for it.
+    fn begin_thread(&self, state: &mut State, shared: &Arc<Shared>) -> Option<Connection> {
+        if state.handles.len() > 2 * state.threads + 16 {
+            state.handles.retain(|handle| !handle.is_finished());
+        }
+        state.spawned += 1;
+        let (name, stack) = match self.role {
+            Role::Work => (format!("http-{}", state.spawned), WORKER_STACK),
+            Role::Park => (format!("wait-{}", state.spawned), PARKER_STACK),
+        };
+        let (role, held) = (self.role, shared.clone());
+        match thread::Builder::new().name(name).stack_size(stack).spawn(move || serve(&held, role)) {
+            Ok(handle) => {
+                state.threads += 1;
+                state.handles.push(handle);
+                None
+            }
+            Err(e) => {
+                log::warn!("no thread for a connection: {e}");
+                // Who is there takes it later, or an idle connection gives up its thread; else this one is closed, and
+                // may come again.
+                let hope = self.role == Role::Work && state.threads > 0 || shared.evict_one();
+                if hope { None } else { state.queue.pop_back().map(|(_, connection)| connection) }
+            }
+        }
+    }
+
+    /// Begins more threads while all are held up, until the pool stops. Runs on a thread of its own.
+    pub(super) fn relieve(&self, shared: &Arc<Shared>) {
+        let mut state = lock(&self.state);
+        while !state.stopping {
+            let Some((since, _)) = state.queue.front() else {
+                state = self.crowded.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let stuck = state.moved.max(*since).elapsed() > NOTHING_MOVES;
+            let relief =
+                if stuck { RELIEF.min(state.queue.len()) } else { usize::from(since.elapsed() > TOO_LONG) };
+            for _ in 0..relief {
+                let given_up = self.begin_thread(&mut state, shared);
+                drop(state);
+                drop(given_up);
+                state = lock(&self.state);
+            }
+            state = self.crowded.wait_timeout(state, NOTHING_MOVES).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The next connection for this thread; none: it may go.
+    fn take(&self) -> Option<Connection> {
+        let mut state = lock(&self.state);
+        if let Some((_, connection)) = state.queue.pop_front() {
+            state.moved = Instant::now();
+            return Some(connection);
+        }
+        let seat = Arc::new(Seat { thread: thread::current(), given: Mutex::new(None) });
+        let deadline = Instant::now() + IDLE_THREAD;
+        state.idle.push(seat.clone());
+        loop {
+            if let Some(connection) = lock(&seat.given).take() {
+                state.moved = Instant::now();
+                return Some(connection);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.stopping {
+                state.idle.retain(|other| !Arc::ptr_eq(other, &seat));
+                state.threads -= 1;
+                self.ended.notify_all();
+                return None;
+            }
+            drop(state);
+            thread::park_timeout(left);
+            state = lock(&self.state);
+        }
+    }
+
+    /// Sends the threads home and waits for them, so that what they hold (the database) is let go. Those that are
+    /// still in a handler at the deadline are left to end by themselves.
+    pub(super) fn end(&self, deadline: Instant) {
+        let mut state = lock(&self.state);
+        state.stopping = true;
+        state.idle.iter().for_each(|seat| seat.thread.unpark());
+        self.crowded.notify_all();
+        while state.threads > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let handles = std::mem::take(&mut state.handles);
+        drop(state);
+        for handle in handles {
+            let _ = handle.join();
+        }
+    }
+}
+
+fn serve(shared: &Arc<Shared>, role: Role) {
+    while let Some(connection) = shared.pool(role).take() {
+        let step = AssertUnwindSafe(|| match role {
+            Role::Work => connection.work().map(|c| (Role::Park, c)),
+            Role::Park => connection.park().map(|c| (Role::Work, c)),
+        });
+        match catch_unwind(step) {
+            Ok(Some((next, connection))) => shared.pool(next).submit(shared, connection),
+            Ok(None) => {}
+            // Handlers' panics are caught where they happen; this keeps the books right if the layer itself errs.
+            Err(_) => log::error!("a connection's thread panicked outside of any handler"),
+        }
+    }
+}
