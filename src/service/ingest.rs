@@ -93,31 +93,44 @@ impl Homeserver {
     /// Judges an event and stores it with its verdict.
     pub(crate) fn take_in(&self, pdu: &Pdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
         let history = matches!(terms, Terms::History(_));
-        let judged =
-            match self.store.read(|db| judge::judge(db, pdu, Hearing { history, ..Hearing::live(given) }))? {
+        for attempt in 1.. {
+            let hearing = Hearing { history, ..Hearing::live(given) };
+            let judged = match self.store.read(|db| judge::judge(db, pdu, hearing))? {
                 Verdict::Judged(judged) => judged,
                 other => return unjudged(other),
             };
-        if terms == Terms::HandedIn && judged.status != Status::Accepted {
-            return Ok(Taken::Stored { status: judged.status, already: false, reason: reason(&judged) });
-        }
-        let (pdu, given) = (pdu.clone(), given.cloned());
-        self.store.write(move |tx| {
-            // Judged anew if it is known by now, or the room is no more what it was judged by.
-            let still_so = tx.extremities(judged.room.key)? == judged.heads
-                && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier);
-            let judged = match still_so {
-                true => judged,
-                false => {
-                    match judge::judge(tx, &pdu, Hearing { history, ..Hearing::live(given.as_ref()) })? {
-                        Verdict::Judged(judged) => judged,
-                        other => return unjudged(other),
-                    }
+            if terms == Terms::HandedIn && judged.status != Status::Accepted {
+                return Ok(Taken::Stored { status: judged.status, already: false, reason: reason(&judged) });
+            }
+            let (pdu, given) = (pdu.clone(), given.cloned());
+            // A room that never stands still is judged while it must: on the writer's own time.
+            let effort = if attempt < ATTEMPTS { Effort::Light } else { Effort::Full };
+            let taken = self.store.write(move |tx| {
+                if is_current(tx, &pdu, &judged)? {
+                    return store_judged(tx, &pdu, *judged, terms).map(Some);
                 }
-            };
-            store_judged(tx, &pdu, *judged, terms)
-        })
+                let hearing = Hearing { given: given.as_ref(), history, effort };
+                match judge::judge(tx, &pdu, hearing)? {
+                    Verdict::Judged(judged) => store_judged(tx, &pdu, *judged, terms).map(Some),
+                    Verdict::NeedsWork => Ok(None),
+                    other => unjudged(other).map(Some),
+                }
+            })?;
+            if let Some(taken) = taken {
+                return Ok(taken);
+            }
+        }
+        Err(Error::internal("an event that could not be judged"))
     }
+}
+
+/// How often an event is judged beforehand, if it takes a resolution of states and the room moves on meanwhile.
+const ATTEMPTS: usize = 4;
+
+/// Whether the room is still as the event was judged by, and the event still new.
+fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
+    Ok(tx.extremities(judged.room.key)? == judged.heads
+        && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier))
 }
 
 /// Takes in as many of a transaction's events, in their order, as need nothing fetched and nothing resolved; says what

@@ -29,6 +29,10 @@ const ONE_BY_ONE: usize = 30;
 const CHUNK: usize = 200;
 /// How much history is fetched at once.
 const PAGE: usize = 100;
+/// For how long a hole that nobody could fill is left alone.
+const AGAIN: Duration = Duration::from_secs(300);
+/// How many such holes are remembered.
+const MOST_IN_VAIN: usize = 1000;
 /// How many servers are asked for history.
 const MOST_ASKED: usize = 5;
 
@@ -37,6 +41,8 @@ const MOST_ASKED: usize = 5;
 pub struct Errands {
     busy: Mutex<HashSet<Walk>>,
     done: Condvar,
+    /// Holes that nobody could fill, and when that was found out: not asked for again at once.
+    in_vain: Mutex<HashMap<(RoomKey, Place), Instant>>,
 }
 
 type Walk = (RoomKey, ServerName);
@@ -54,6 +60,21 @@ impl Errands {
             busy = self.done.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         Some(Turn { errands: self, walk })
+    }
+}
+
+impl Errands {
+    fn was_in_vain(&self, hole: (RoomKey, Place)) -> bool {
+        let in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        in_vain.get(&hole).is_some_and(|when| when.elapsed() < AGAIN)
+    }
+
+    fn note_in_vain(&self, hole: (RoomKey, Place)) {
+        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_vain.len() >= MOST_IN_VAIN {
+            in_vain.clear();
+        }
+        in_vain.insert(hole, Instant::now());
     }
 }
 
@@ -367,6 +388,9 @@ impl Homeserver {
         let until = Instant::now() + PATIENCE / 4;
         let gaps = self.store.read(|db| db.gaps_between(room.key, Place::START, before, MOST_STATES))?;
         let Some(place) = gaps.first().map(|gap| gap.before) else { return Ok(false) };
+        if self.errands.was_in_vain((room.key, place)) {
+            return Ok(false);
+        }
         let wanted: Vec<EventId> =
             gaps.into_iter().filter(|gap| gap.before == place).map(|gap| gap.event_id).collect();
         let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
@@ -385,6 +409,7 @@ impl Homeserver {
                 return Ok(true);
             }
         }
+        self.errands.note_in_vain((room.key, place));
         Ok(false)
     }
 }

@@ -194,11 +194,16 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Whether nobody can have referred to the event before.
+    fn is_made_here(&self, event: &Append<'_>) -> bool {
+        event.outgoing && self.is_ours(event.pdu.sender().as_str())
+    }
+
     fn note_gaps(&mut self, event: &Append<'_>, before: Place) -> Result<()> {
         for event_id in &event.missing {
             self.add_gap(event.room.key, &Gap { event_id: event_id.clone(), before })?;
         }
-        if !self.is_ours(event.pdu.sender().as_str()) {
+        if !self.is_made_here(event) {
             self.close_gap(event.room.key, event.pdu.event_id())?;
         }
         Ok(())
@@ -242,7 +247,7 @@ impl Tx<'_> {
             Redaction::Waits(target) => self.note_redaction(&target, key)?,
             Redaction::None | Redaction::Void => {}
         }
-        if !self.is_ours(event.pdu.sender().as_str()) {
+        if !self.is_made_here(event) {
             self.redact_if_awaited(event.pdu, key)?;
         }
         Ok(())
