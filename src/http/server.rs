@@ -398,7 +398,8 @@ impl Shared {
             id,
             address,
             tcp: Arc::new(tcp),
-            phase: AtomicU8::new(IDLE),
+            // Not idle: who has just come has a moment to speak before room may be made at their cost.
+            phase: AtomicU8::new(HEAD),
             since: AtomicU64::new(self.millis()),
         });
         registry.open.insert(id, peer.clone());
