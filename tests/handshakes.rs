@@ -654,3 +654,25 @@ fn whatever_both_sides_do_they_agree_in_the_end() {
         drop(views);
     }
 }
+
+#[test]
+fn an_invite_to_a_room_that_the_invitees_server_leaves_meanwhile_is_not_lost() {
+    let (here, there) = TestServer::pair();
+    let alice = here.user("alice");
+    let (bob, carol) = (there.user("bob"), there.user("carol"));
+    for version in ["11", "12"] {
+        let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": version }));
+        carol.join_via(&room, &[here.name()]);
+        wait_for_membership(&alice, &room, carol.id(), "join");
+        let (leaving, room) = (bob_again(&carol), room.as_str());
+        std::thread::scope(|scope| {
+            let left = scope.spawn(move || leaving.leave(room));
+            alice.invite(room, bob.id());
+            left.join().expect("no panic");
+        });
+        bob.wait_for_room("invite", room);
+        bob.join(room);
+        wait_for_membership(&alice, room, bob.id(), "join");
+        bob.leave(room);
+    }
+}

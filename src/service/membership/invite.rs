@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::knock::shown_outside;
+use super::leave::remote_row;
 use super::{Ask, check_acl, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
@@ -62,20 +63,25 @@ impl Homeserver {
             self.store.read(|db| check_invitee(db, target))?;
             return self.send(draft);
         }
+        let server = target.server();
         // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then the
         // room, which has both, may decide that they are not invited, and they are invited anew.
         for _ in 0..MOST_INVITES {
+            let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             let ours = self.draft_event(draft.clone())?;
             let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
-            let answer = self.offer_invite(&target.server(), &ours, room.version, &room_state)?;
-            let both = self.check_invite_answer(&ours, answer, &target.server())?;
-            let event_id = both.event_id().clone();
-            self.commit_signed(both)?;
-            if matches!(
-                self.store.read(|db| db.membership(room.key, target))?,
-                Some(Membership::Invite | Membership::Join)
-            ) {
-                return Ok(event_id);
+            let answer = self.offer_invite(&server, &ours, room.version, &room_state)?;
+            let both = self.check_invite_answer(&ours, answer, &server)?;
+            self.commit_signed(both.clone())?;
+            let (present, is_here) = self
+                .store
+                .read(|db| Ok((db.membership(room.key, target)?, db.is_resident(room.key, &server)?)))?;
+            if was_here && !is_here {
+                // It left the invite to the room to be told of, and the room has nobody there to tell any more.
+                self.offer_invite(&server, &both, room.version, &room_state)?;
+            }
+            if matches!(present, Some(Membership::Invite | Membership::Join)) {
+                return Ok(both.event_id().clone());
             }
         }
         Err(Error::forbidden(format!("{target} leaves the room faster than they can be invited")))
@@ -183,30 +189,11 @@ impl Homeserver {
         if !self.is_ours(&invitee) {
             return Err(Error::invalid_param("The invited user is not of this server"));
         }
-        let room = self.store.read(|db| {
-            check_invitee(db, &invitee)?;
-            db.room(room_id)
-        })?;
+        self.store.read(|db| check_invitee(db, &invitee))?;
         let stripped = self.check_room_state(room_state, room_id, version)?;
         let signed = invite.signed(self.server_name(), &self.key_ring.signing_key());
-        match room.filter(|room| room.resident) {
-            // The event comes again in a transaction, once the inviting server has our signature.
-            Some(room) => self.check_invite_here(&room, origin, &invitee)?,
-            None => self.note_invite(signed.clone(), &invitee, stripped, origin)?,
-        }
+        self.note_invite(signed.clone(), &invitee, stripped, origin)?;
         Ok(signed.to_object())
-    }
-
-    /// A room that we are in: we know who may not be invited.
-    fn check_invite_here(&self, room: &Room, origin: &ServerName, invitee: &UserId) -> Result<()> {
-        self.store.read(|db| {
-            check_acl(db, room, origin)?;
-            match db.membership(room.key, invitee)? {
-                Some(Membership::Join) => Err(Error::forbidden(format!("{invitee} is already in the room"))),
-                Some(Membership::Ban) => Err(Error::forbidden(format!("{invitee} is banned from the room"))),
-                _ => Ok(()),
-            }
-        })
     }
 
     /// `invite_room_state`: from room version 12 on it must show the room's create event, signed and of this room;
@@ -231,8 +218,9 @@ impl Homeserver {
         Ok(stripped)
     }
 
-    /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock.
-    fn note_invite(
+    /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
+    /// we are in nothing is written: the event comes again in a transaction, once the inviting server has it back.
+    pub(super) fn note_invite(
         &self,
         invite: Pdu,
         invitee: &UserId,
@@ -241,7 +229,10 @@ impl Homeserver {
     ) -> Result<()> {
         let (invitee, origin) = (invitee.clone(), origin.clone());
         self.store.write(move |tx| {
-            let old = super::leave::remote_row(tx, invite.room_id(), &invitee)?;
+            if let Some(room) = tx.room(invite.room_id())?.filter(|room| room.resident) {
+                return check_invite_here(tx, &room, &origin, &invitee);
+            }
+            let old = remote_row(tx, invite.room_id(), &invitee)?;
             if old.as_ref().is_some_and(|row| is_old_news(row, &invite)) {
                 return Ok(());
             }
@@ -257,7 +248,9 @@ impl Homeserver {
             (row.state, row.room_version) = (state, invite.version());
             row.forgotten = false;
             row.tell(invite);
-            row.stripped_state = stripped;
+            if !stripped.is_empty() {
+                row.stripped_state = stripped;
+            }
             // The server that we knocked through stays in front: the inviter's is surely in the room, but may not
             // be the one that answered us.
             let first = row.via.first().cloned().filter(|_| row.answers().is_some());
@@ -267,6 +260,16 @@ impl Homeserver {
             }
             tx.save_remote_membership(&row)
         })
+    }
+}
+
+/// A room that we are in: we know who may not be invited. Errors: 403 `M_FORBIDDEN`.
+fn check_invite_here(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &UserId) -> Result<()> {
+    check_acl(db, room, origin)?;
+    match db.membership(room.key, invitee)? {
+        Some(Membership::Join) => Err(Error::forbidden(format!("{invitee} is already in the room"))),
+        Some(Membership::Ban) => Err(Error::forbidden(format!("{invitee} is banned from the room"))),
+        _ => Ok(()),
     }
 }
 

@@ -4,13 +4,14 @@
 
 use serde_json::{Map, Value};
 
+use super::knock::shown_outside;
 use super::{Answers, Ask, Door, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::Kind;
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
-use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, stripped_state};
 use crate::service::Homeserver;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
@@ -215,10 +216,9 @@ impl Homeserver {
 // ----- our user was removed from a room that we are not in -----
 
 impl Homeserver {
-    /// A PDU of a room that we are not in came by `PUT /send`. If it removes one of our users from it (a knock refused,
-    /// an invite rescinded, a ban), that membership is closed; provided that the event is what it says (format,
-    /// signatures) and comes from the room: it rests on the very event that we have, or its sender's server is one that
-    /// we deal with there. `json` is the PDU as received.
+    /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say (format,
+    /// signatures): one that removes one of our users from the room (a knock refused, an invite rescinded, a ban), and
+    /// an invite that we signed while we were still in the room. `json` is the PDU as received.
     /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`,
     /// 400 `M_INVALID_PARAM`.
     pub fn remote_member_event(&self, room_id: &RoomId, json: &[u8]) -> Result<()> {
@@ -228,22 +228,48 @@ impl Homeserver {
         if head.event_type != "m.room.member" || !self.is_ours(&user) {
             return Err(unknown());
         }
-        let row = self.store.read(|db| remote_row(db, room_id, &user))?.ok_or_else(unknown)?;
-        let event = self.check_pdu(json, row.room_version)?;
+        let (row, room) = self.store.read(|db| Ok((remote_row(db, room_id, &user)?, db.room(room_id)?)))?;
+        let version = row.as_ref().map(|row| row.room_version).or(room.map(|room| room.version));
+        let event = self.check_pdu(json, version.ok_or_else(unknown)?)?;
         if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
             return Err(Error::invalid_param("Not a member event of this user in this room"));
         }
-        if row.event.as_ref().is_some_and(|known| known.event_id() == event.event_id()) {
+        let told = row.as_ref().and_then(|row| row.event.as_ref());
+        if told.is_some_and(|told| told.event_id() == event.event_id()) {
             return Ok(());
         }
-        let removes = matches!(event.membership(), Some(Membership::Leave | Membership::Ban));
-        if !removes || event.sender() == &user {
-            return Err(unknown());
+        match event.membership() {
+            Some(Membership::Invite) => self.invite_by_transaction(event, &user),
+            Some(Membership::Leave | Membership::Ban) if event.sender() != &user => {
+                self.remove_by_transaction(event, user, &row.ok_or_else(unknown)?)
+            }
+            _ => Err(unknown()),
         }
-        if !comes_from_the_room(&row, &event) {
+    }
+
+    /// An invite that we signed when it was offered, but left to the room to tell us of; since then we have left it.
+    fn invite_by_transaction(&self, invite: Pdu, user: &UserId) -> Result<()> {
+        let (known, shown) = self.store.read(|db| {
+            let room = db.room(invite.room_id())?;
+            let shown = room.map(|room| shown_outside(db, &room, None)).transpose()?;
+            Ok((db.event(invite.event_id())?.is_some(), shown.unwrap_or_default()))
+        })?;
+        if known {
+            return Ok(());
+        }
+        self.check_signature_of(&invite, self.server_name())?;
+        let shown = stripped_state::usable(&shown, invite.room_id(), invite.version());
+        let origin = invite.sender().server();
+        self.note_invite(invite, user, shown, &origin)
+    }
+
+    /// Closes a membership, provided that the removal comes from the room: it rests on the very event that we have, or
+    /// its sender's server is one that we deal with there.
+    fn remove_by_transaction(&self, event: Pdu, user: UserId, row: &RemoteMembership) -> Result<()> {
+        if !comes_from_the_room(row, &event) {
             return Err(Error::forbidden("Nothing shows that this event is of that room"));
         }
-        let room_id = room_id.clone();
+        let room_id = row.room_id.clone();
         self.store.write(move |tx| {
             let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(()) };
             if row.state == State::Closed || is_overtaken(&row, &event) {
