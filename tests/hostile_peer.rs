@@ -858,3 +858,39 @@ fn a_refusal_that_is_delivered_twice_does_not_end_the_next_knock() {
         !peer.asked("send_leave").is_empty()
     });
 }
+
+#[test]
+fn an_invite_that_was_signed_in_the_room_and_comes_after_we_left_it_is_taken() {
+    let server = TestServer::start();
+    let (bob, carol) = (server.user("bob"), server.user("carol"));
+    let peer = Peer::start();
+    let mut room = FakeRoom::new(&peer, "11", "public");
+    peer.answer_json("make_join", 200, room.template(carol.id(), "join"));
+    peer.answer_json("send_join", 200, room.join_answer());
+    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    carol.join_via(room.id.as_str(), &[peer.name().as_str()]);
+    let joined = peer.wait_for("send_join").body;
+    let joined =
+        doorstep::protocol::Pdu::from_object(joined.as_object().expect("JSON").clone(), room.version);
+    room.take(joined.expect("our own join"));
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let (status, answer) =
+        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
+    assert_eq!(status, 200, "{answer}");
+    let signed = doorstep::protocol::Pdu::from_object(
+        answer["event"].as_object().expect("JSON").clone(),
+        room.version,
+    );
+    carol.leave(room.id.as_str());
+    assert!(!is_in(&bob, "invite", room.id.as_str()));
+    // Without our signature anybody could send it.
+    let (_, answer) = peer.send_transaction(server.name(), "t1", &[&invite]);
+    assert!(answer["pdus"][invite.event_id().as_str()]["error"].is_string(), "{answer}");
+    let signed = signed.expect("the signed invite");
+    let (_, answer) = peer.send_transaction(server.name(), "t2", &[&signed]);
+    assert_eq!(answer["pdus"][invite.event_id().as_str()], json!({}), "{answer}");
+    let invited = bob.wait_for_room("invite", room.id.as_str());
+    let events = invited["invite_state"]["events"].as_array().expect("a list");
+    assert!(events.iter().any(|e| e["content"]["name"] == "fake"), "{events:?}");
+}

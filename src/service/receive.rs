@@ -208,7 +208,7 @@ impl Homeserver {
             let taken = self.store.write(move |tx| ingest::take_in_light(tx, &batch))?;
             let (done, left) = rest.split_at(taken.len().min(rest.len()));
             for (pdu, taken) in done.iter().zip(taken) {
-                results.add(pdu.event_id(), outcome(taken)?);
+                results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(taken)?));
             }
             let Some((heavy, left)) = left.split_first() else { break };
             let in_time = self.clock.instant() < until;
@@ -217,10 +217,21 @@ impl Homeserver {
                 Some(Err(e)) if e.status() == 500 => return Err(e),
                 Some(outcome) => outcome,
             };
-            results.add(heavy.event_id(), outcome);
+            results.add(heavy.event_id(), self.unless_we_left(heavy, outcome));
             rest = left;
         }
         Ok(())
+    }
+
+    /// The last of us may have left the room since its events were sorted: then what becomes of one of us there is news
+    /// from outside.
+    fn unless_we_left(&self, pdu: &Pdu, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(e) if e.status() == 404 && pdu.event_type() == "m.room.member" => {
+                self.remote_member_event(pdu.room_id(), pdu.json())
+            }
+            outcome => outcome,
+        }
     }
 
     /// An ephemeral message. What is not known is passed over, as the specification allows: nobody is told.

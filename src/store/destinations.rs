@@ -103,10 +103,11 @@ impl Db<'_> {
         Ok(all)
     }
 
-    /// The other servers that are in a room now.
+    /// The other servers that are in a room now, and those that have left it but may be owed something from before.
     pub fn destinations_of_room(&self, room: RoomKey) -> Result<Vec<ServerName>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT server FROM resident_servers WHERE room_key = ?1 AND until IS NULL AND server <> ?2",
+            "SELECT DISTINCT r.server FROM resident_servers r LEFT JOIN destinations d ON d.server = r.server
+             WHERE r.room_key = ?1 AND r.server <> ?2 AND (r.until IS NULL OR r.until > coalesce(d.cursor, 0))",
         )?;
         let rows = statement.query_map((room, self.server_name().as_str()), |row| row.get::<_, String>(0))?;
         let mut all = Vec::new();
