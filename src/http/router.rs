@@ -288,7 +288,7 @@ impl Router {
         }
         let wanted = if *head.method() == Method::Head { &Method::Get } else { head.method() };
         let Some(route) = found.iter().copied().find(|r| r.method == wanted) else {
-            return Err(unmatched(found));
+            return Err(self.unmatched(head, found));
         };
         let error = |e: Error| self.failed(head, &e);
         let params = params(route, head.path()).map_err(error)?;
@@ -297,12 +297,12 @@ impl Router {
             Handler::MaybeUser(_) => auth::requester(&self.hs, head).map_err(error)?,
             Handler::User(_) | Handler::UserWaiting(_) | Handler::Admin(_) => {
                 let requester = auth::requester(&self.hs, head).map_err(error)?;
-                let missing = || Reply::error(&Error::new(ErrCode::MissingToken, "Missing access token"));
+                let missing = || error(Error::new(ErrCode::MissingToken, "Missing access token"));
                 Some(requester.ok_or_else(missing)?)
             }
         };
         if matches!(route.handler, Handler::Admin(_)) && !requester.as_ref().is_some_and(|r| r.admin) {
-            return Err(Reply::error(&Error::forbidden("Only administrators of this server may do this")));
+            return Err(error(Error::forbidden("Only administrators of this server may do this")));
         }
         if self.hs.config.rate_limits {
             let who = requester.as_ref().map(|r| &r.user_id);
@@ -328,23 +328,29 @@ impl Router {
         reply.map(Outcome::Reply)
     }
 
-    /// An error as a reply; those of ours go to the log with their cause, and are told as a number only.
-    fn failed(&self, request: &Request, error: &Error) -> Reply {
-        if error.status() == 500 { failure(request, error) } else { Reply::error(error) }
+    /// 404 for an unknown path, 405 for a known one.
+    fn unmatched(&self, request: &Request, found: &[&'static Route]) -> Reply {
+        if found.is_empty() {
+            return self.failed(request, &Error::new(ErrCode::Unrecognized, "Unknown endpoint"));
+        }
+        let mut methods: Vec<&str> = found.iter().map(|r| r.method.as_str()).collect();
+        if methods.contains(&"GET") {
+            methods.push("HEAD");
+        }
+        methods.push("OPTIONS");
+        let error = Error::new(ErrCode::Unrecognized, "This endpoint does not know this method");
+        self.failed(request, &error.with_status(405)).with_header("Allow", &methods.join(", "))
     }
-}
 
-fn unmatched(found: &[&'static Route]) -> Reply {
-    if found.is_empty() {
-        return Reply::error(&Error::new(ErrCode::Unrecognized, "Unknown endpoint"));
+    /// An error as a reply, and logged, once, here. Those of ours go to the log with their cause, and are told as a
+    /// number only. (The path without the query, which may hold a token.)
+    fn failed(&self, request: &Request, error: &Error) -> Reply {
+        if error.status() == 500 {
+            return failure(request, error);
+        }
+        log::info!("{} {} from {}: {error}", request.method(), request.path(), request.client_ip());
+        Reply::error(error)
     }
-    let mut methods: Vec<&str> = found.iter().map(|r| r.method.as_str()).collect();
-    if methods.contains(&"GET") {
-        methods.push("HEAD");
-    }
-    methods.push("OPTIONS");
-    let error = Error::new(ErrCode::Unrecognized, "This endpoint does not know this method").with_status(405);
-    Reply::error(&error).with_header("Allow", &methods.join(", "))
 }
 
 impl Service for Router {
