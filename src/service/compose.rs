@@ -80,9 +80,12 @@ impl Pen {
     }
 }
 
+/// How one event of a state is read, by type and state key.
+type Read<'a> = Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>;
+
 /// A state that is read through a database which may fail, as the pure judges want it, each event read once.
 pub(crate) struct StateView<'a> {
-    read: Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>,
+    read: Read<'a>,
     seen: RefCell<HashMap<(String, String), Option<Pdu>>>,
     failure: RefCell<Option<Error>>,
 }

@@ -17,7 +17,11 @@ use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, has
 use crate::store::{Status, StoredEvent};
 
 fn homeserver() -> Arc<Homeserver> {
-    let name = ServerName::parse("here.example").unwrap();
+    homeserver_named("here.example")
+}
+
+fn homeserver_named(name: &str) -> Arc<Homeserver> {
+    let name = ServerName::parse(name).unwrap();
     Homeserver::open(Config::for_name(name), Clock::new()).unwrap()
 }
 
@@ -197,7 +201,7 @@ fn assert_consistent(hs: &Homeserver, room: &RoomId) {
                 db.resident_servers(room.key)?.iter().map(|s| s.to_string()).collect();
             resident.sort();
             assert_eq!(servers, resident);
-            assert_eq!(room.resident, servers.contains(&"here.example".to_owned()));
+            assert_eq!(room.resident, servers.contains(&hs.server_name().to_string()));
             Ok(())
         })
         .unwrap();
@@ -540,4 +544,118 @@ fn the_last_of_us_leaves_and_may_come_back_if_nobody_else_is_there() {
     hs.send(join).unwrap();
     assert!(hs.store.read(|db| db.known_room(&room)).unwrap().resident);
     assert_consistent(&hs, &room);
+}
+
+/// Alice of `here` joins a room of `there` as if over the network. Returns the stream position before.
+fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId) -> i64 {
+    let wish = draft(room, user, "m.room.member", Some(user.as_str()), json!({ "membership": "join" }));
+    let (mut event, version) = there.template(wish).unwrap();
+    event.insert("signatures".into(), json!({}));
+    hash::add_content_hash(&mut event);
+    let pen = here.pen();
+    let join = Pdu::from_object(event, version).unwrap().signed(&pen.server, &pen.key);
+    there.accept_signed(join.clone(), here.server_name(), Membership::Join).unwrap();
+    let known = there.store.read(|db| db.known_room(room)).unwrap();
+    let answer = there.state_for_join(&known, join.event_id()).unwrap();
+    assert!(answer.servers.contains(here.server_name()) && answer.servers.contains(there.server_name()));
+    let before = here.store.position();
+    let adopted = super::adopt::AdoptedRoom {
+        version,
+        room_id: room.clone(),
+        auth_chain: answer.auth_chain,
+        state: answer.state,
+        join,
+    };
+    here.adopt_room(adopted, |_| Ok(())).unwrap();
+    before
+}
+
+#[test]
+fn a_room_is_adopted_left_and_adopted_again_with_what_changed_meanwhile() {
+    for version in ["5", "12"] {
+        let (here, there) = (homeserver(), homeserver_named("there.example"));
+        let rules = room_version::room_version(version).unwrap();
+        let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "public_chat" })).unwrap();
+        let events = wishes.plan(&bob(), &Map::new(), rules, None).unwrap();
+        let room = there.create_room_with(rules, &bob(), &events, |_, _| Ok(())).unwrap();
+        let topic = |text: &str| draft(&room, &bob(), "m.room.topic", Some(""), json!({ "topic": text }));
+        let old_topic = there.send(topic("old")).unwrap();
+        join_over(&here, &there, &room, &alice());
+        assert_consistent(&here, &room);
+        assert_eq!(state(&here, &room, "m.room.topic", "").unwrap().event_id(), &old_topic);
+        let leave =
+            draft(&room, &alice(), "m.room.member", Some(alice().as_str()), json!({ "membership": "leave" }));
+        let leave = here.send(leave).unwrap();
+        assert_consistent(&here, &room);
+        there.receive_pdu(here.server_name(), stored(&here, &leave).pdu).unwrap();
+        assert_consistent(&there, &room);
+        let new_topic = there.send(topic("new")).unwrap();
+        let carol = user("@carol:there.example");
+        there
+            .send(draft(
+                &room,
+                &carol,
+                "m.room.member",
+                Some(carol.as_str()),
+                json!({ "membership": "join" }),
+            ))
+            .unwrap();
+
+        let before = join_over(&here, &there, &room, &alice());
+        assert_consistent(&here, &room);
+        assert_eq!(state(&here, &room, "m.room.topic", "").unwrap().event_id(), &new_topic);
+        assert_eq!(membership(&here, &room, &carol), Some(Membership::Join));
+        here.store
+            .read(|db| {
+                let room = db.known_room(&room)?;
+                // What was when we were away is known to have been so then.
+                let as_of =
+                    |event_type: &str, key: &str, at| db.state_event_as_of(room.key, event_type, key, at);
+                assert_eq!(db.event_id(as_of("m.room.topic", "", before)?.unwrap())?, old_topic);
+                assert_eq!(as_of("m.room.member", carol.as_str(), before)?, None);
+                assert_eq!(db.membership_as_of(room.key, &alice(), before)?, Some(Membership::Leave));
+                // The events between are a hole before the join.
+                let gaps =
+                    db.gaps_between(room.key, crate::store::Place::START, crate::store::Place::END, 10)?;
+                assert!(gaps.iter().any(|gap| gap.before.stream > before), "{gaps:?}");
+                Ok(())
+            })
+            .unwrap();
+        // And it is spoken in again, by both.
+        let hello = here.send(message(&room, &alice(), "back")).unwrap();
+        there.receive_pdu(here.server_name(), stored(&here, &hello).pdu).unwrap();
+        assert_eq!(head(&there, &room), hello);
+    }
+}
+
+#[test]
+fn one_slow_resolution_is_not_asked_of_the_writer_when_the_room_moves() {
+    let hs = homeserver();
+    let room = room(&hs, "12");
+    let mut other = Other::new(&room, "12");
+    let join = other.join(&hs, &bob());
+    let levels = draft(&room, &alice(), "m.room.power_levels", Some(""), json!({ "users_default": 50 }));
+    hs.send(levels).unwrap();
+    let head = head(&hs, &room);
+    // Forks with differing states arrive while others speak.
+    let forks: Vec<Pdu> = (0..20)
+        .map(|n| {
+            let topic = json!({ "topic": n });
+            other.event(&hs, &[&head], &bob(), ("m.room.topic", Some("")), topic)
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        let (hs, room, forks) = (&hs, &room, &forks);
+        scope.spawn(move || {
+            (0..40).for_each(|n| drop(hs.send(message(room, &alice(), &n.to_string())).unwrap()))
+        });
+        for half in forks.chunks(10) {
+            scope.spawn(move || half.iter().for_each(|fork| receive(hs, fork).unwrap()));
+        }
+    });
+    for fork in &forks {
+        assert_ne!(stored(&hs, fork.event_id()).status, Status::Rejected);
+    }
+    assert_consistent(&hs, &room);
+    let _ = join;
 }

@@ -200,10 +200,10 @@ impl Desk {
     }
 
     fn give_up_transaction(&mut self) {
-        if !self.connection.is_autocommit() {
-            if let Err(e) = execute(&self.connection, "ROLLBACK") {
-                log::error!("a rollback failed: {e}");
-            }
+        if !self.connection.is_autocommit()
+            && let Err(e) = execute(&self.connection, "ROLLBACK")
+        {
+            log::error!("a rollback failed: {e}");
         }
         self.stream = self.shared.position.load(Ordering::Relaxed);
         self.audience.clear();
