@@ -322,6 +322,11 @@ fn errors_of_the_router_are_matrix_errors_with_cors() {
         "M_INVALID_PARAM",
     );
     refused(request(&server, "GET", WHOAMI, "made-up", Value::Null), 401, "M_UNKNOWN_TOKEN");
+    let large = json!({ "type": "x".repeat(300 << 10) });
+    refused(request(&server, "POST", LOGIN, "", large), 413, "M_TOO_LARGE");
+    refused(request(&server, "POST", LOGIN, "", json!("a string")), 400, "M_BAD_JSON");
+    let unsigned = "/_matrix/federation/v1/query/profile?user_id=@a:b";
+    refused(request(&server, "GET", unsigned, "", Value::Null), 401, "M_UNAUTHORIZED");
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
     let preflight = ureq::http::Request::builder().method("OPTIONS").uri(format!("{}{LOGIN}", server.url()));
     let answer = agent.run(preflight.body(()).unwrap()).unwrap();

@@ -20,6 +20,9 @@ const INVITE: usize = 1024 * 1024;
 /// The largest body of a transaction: 50 events of the largest size, and 100 ephemeral messages about as large.
 const TRANSACTION: usize = 12 * 1024 * 1024;
 
+/// A new room's description: dozens of state events at most.
+const NEW_ROOM: usize = 2 << 20;
+
 /// Every endpoint. `r0` of the client API and `r0`, `v1` of media are served by the `v3` lines.
 pub const ROUTES: &[Route] = &[
     // ----- client-server: server, accounts, devices -----
@@ -60,7 +63,7 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/client/v3/rooms/{roomId}/ban", User(client_server::membership::ban)),
     post("/_matrix/client/v3/rooms/{roomId}/unban", User(client_server::membership::unban)),
     get("/_matrix/client/v3/joined_rooms", User(client_server::membership::joined_rooms)),
-    post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join),
+    post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join).body(NEW_ROOM),
     put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::send)),
     put("/_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}", User(rooms::redact)),
     get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::state)),
@@ -107,9 +110,9 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/publicRooms", MaybeUser(directory::public_rooms)),
     post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)),
     // ----- server-server: keys, version -----
-    get("/_matrix/key/v2/server", Anyone(server_server::keys::own)),
-    get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)),
-    post("/_matrix/key/v2/query", Anyone(server_server::keys::query)),
+    get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
+    get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),
+    post("/_matrix/key/v2/query", Anyone(server_server::keys::query)).rate(Rate::Federation),
     get("/_matrix/federation/v1/version", Anyone(server_server::version::version)),
     // ----- server-server: membership handshakes -----
     get("/_matrix/federation/v1/make_join/{roomId}/{userId}", Peer(server_server::membership::make_join)),
