@@ -178,6 +178,31 @@ fn a_knock_refused_at_the_door_leaves_nothing_and_can_be_made_again() {
     assert_eq!(events.iter().filter(|e| e["type"] != "m.room.member").count(), expected, "{events:?}");
 }
 
+#[test]
+fn a_knock_that_no_server_answers_is_told_so_and_handed_in_again_later() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "knock");
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    for (status, body) in
+        [(503, json!({ "errcode": "M_UNKNOWN", "error": "busy" })), (401, json!({})), (200, json!([]))]
+    {
+        peer.answer_json("send_knock", status, body);
+        let (status, body) = knock(&bob, room.id.as_str(), &peer);
+        assert_eq!((status, &body["errcode"]), (502, &json!("M_UNKNOWN")), "{body}");
+        assert!(!is_in(&bob, "knock", room.id.as_str()));
+    }
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    wait_until("the knock is shown", || {
+        server.advance(Duration::from_secs(60));
+        is_in(&bob, "knock", room.id.as_str())
+    });
+    let targets: Vec<String> = peer.asked("send_knock").into_iter().map(|asked| asked.target).collect();
+    assert!(targets.iter().all(|target| target == &targets[0]), "not the same event: {targets:?}");
+    assert_eq!(peer.asked("make_knock").len(), 1, "one knock needs one template");
+}
+
 // ----- invites to us -----
 
 #[test]
