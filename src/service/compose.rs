@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::judge::{self, Effort, Side};
 use super::{Homeserver, random};
 use crate::clock::Millis;
-use crate::error::{ErrCode, Error, Result};
+use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
@@ -361,38 +361,53 @@ impl Homeserver {
         events: &[PlannedEvent],
         extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
     ) -> Result<RoomId> {
-        let pdus = compose_room(&self.pen(), version, creator, events)?;
-        self.store.write(move |tx| {
-            let Some(create) = pdus.first() else {
-                return Err(Error::bad_json("A room needs a create event"));
-            };
-            if tx.room(create.room_id())?.is_some() {
-                return Err(Error::new(ErrCode::RoomInUse, "There is such a room already"));
+        let (mut pen, mut extra) = (self.pen(), extra);
+        loop {
+            let pdus = compose_room(&pen, version, creator, events)?;
+            let made = self.store.write(move |tx| match put_new_room(tx, version, &pdus)? {
+                None => Ok(Err(extra)),
+                Some(room) => {
+                    extra(tx, &room)?;
+                    Ok(Ok(room.room_id))
+                }
+            })?;
+            match made {
+                Ok(room_id) => return Ok(room_id),
+                // From version 12 on a room's id is the hash of its first event: two rooms that one user makes alike in
+                // the same millisecond would be one.
+                Err(unused) => (pen.now, extra) = (pen.now + 1, unused),
             }
-            let room = tx.make_room(create.room_id(), version)?;
-            let mut state = tx.root_snapshot(&BTreeMap::new())?;
-            let mut heads = Vec::new();
-            for pdu in &pdus {
-                let room = tx.room_by_key(room.key)?;
-                let appended = tx.append(&Append {
-                    room: &room,
-                    pdu,
-                    status: Status::Accepted,
-                    outgoing: true,
-                    state_before: StateRef::snapshot(state),
-                    old_heads: &heads,
-                    kept_heads: Vec::new(),
-                    becomes_head: true,
-                    current: Current::AfterThis,
-                    missing: Vec::new(),
-                    history: None,
-                })?;
-                (state, heads) = (appended.state_after, vec![appended.key]);
-            }
-            extra(tx, &tx.room_by_key(room.key)?)?;
-            Ok(room.room_id)
-        })
+        }
     }
+}
+
+/// Stores a new room. None if there is one with its id.
+fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[Pdu]) -> Result<Option<Room>> {
+    let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
+    if tx.room(create.room_id())?.is_some() {
+        return Ok(None);
+    }
+    let key = tx.make_room(create.room_id(), version)?.key;
+    let mut state = tx.root_snapshot(&BTreeMap::new())?;
+    let mut heads = Vec::new();
+    for pdu in pdus {
+        let room = tx.room_by_key(key)?;
+        let appended = tx.append(&Append {
+            room: &room,
+            pdu,
+            status: Status::Accepted,
+            outgoing: true,
+            state_before: StateRef::snapshot(state),
+            old_heads: &heads,
+            kept_heads: Vec::new(),
+            becomes_head: true,
+            current: Current::AfterThis,
+            missing: Vec::new(),
+            history: None,
+        })?;
+        (state, heads) = (appended.state_after, vec![appended.key]);
+    }
+    tx.room_by_key(key).map(Some)
 }
 
 /// Signs the events of a new room, each judged against the state that those before it make.

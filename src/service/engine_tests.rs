@@ -228,6 +228,17 @@ fn a_room_of_every_version_is_made_and_spoken_in() {
 }
 
 #[test]
+fn rooms_that_are_made_alike_at_the_same_time_are_several() {
+    let hs = homeserver();
+    let rooms: std::collections::HashSet<RoomId> = std::thread::scope(|scope| {
+        let made: Vec<_> = (0..20).map(|_| scope.spawn(|| room(&hs, "12"))).collect();
+        made.into_iter().map(|room| room.join().unwrap()).collect()
+    });
+    assert_eq!(rooms.len(), 20);
+    rooms.iter().for_each(|room| assert_consistent(&hs, room));
+}
+
+#[test]
 fn a_thousand_messages_of_several_callers_make_one_line_without_forks() {
     let hs = homeserver();
     let room = room(&hs, "12");
