@@ -78,7 +78,9 @@ impl Homeserver {
                 .read(|db| Ok((db.membership(room.key, target)?, db.is_resident(room.key, &server)?)))?;
             if was_here && !is_here {
                 // It left the invite to the room to be told of, and the room has nobody there to tell any more.
-                self.offer_invite(&server, &both, room.version, &room_state)?;
+                if let Err(error) = self.offer_invite(&server, &both, room.version, &room_state) {
+                    log::warn!("{server} left {} while {target} was invited: {error}", room.room_id);
+                }
             }
             if matches!(present, Some(Membership::Invite | Membership::Join)) {
                 return Ok(both.event_id().clone());
@@ -114,7 +116,7 @@ impl Homeserver {
         let (room_id, event_id) = (ours.room_id(), ours.event_id());
         let event = RawValue::from_string(ours.json_str().to_owned()).map_err(Error::internal)?;
         let answer = match self.federation.invite_v2(peer, room_id, event_id, version, &event, room_state) {
-            Err(error) if matches!(version.id, "1" | "2") && error.is_unrecognized() => {
+            Err(error) if matches!(version.id, "1" | "2") && may_be_older(&error) => {
                 let body = with_room_state(ours, room_state)?;
                 self.federation.invite_v1(peer, room_id, event_id, &body).map_err(refused)?
             }
@@ -135,6 +137,12 @@ impl Homeserver {
             .map_err(|e| odd("an event without its signature").with_cause(e))?;
         Ok(both)
     }
+}
+
+/// Whether a server refused like one that knows only version 1 of invites: not with a reason of its own.
+fn may_be_older(error: &CallError) -> bool {
+    let unexplained = |status: u16, errcode: Option<&str>| matches!(status, 400 | 404) && errcode.is_none();
+    error.is_unrecognized() || error.refusal().is_some_and(|r| unexplained(r.status, r.errcode.as_deref()))
 }
 
 /// The body of a version 1 invite: the event, with the room's state in its `unsigned`.
