@@ -207,6 +207,11 @@ impl Bounds {
         }
     }
 
+    /// What all bodies of both crowds hold.
+    pub(super) fn body_bytes(&self) -> usize {
+        [&self.clients, &self.servers].iter().map(|bound| bound.body_bytes.load(Ordering::SeqCst)).sum()
+    }
+
     /// An account of the body that is about to be read.
     pub(super) fn body_memory(self: &Arc<Self>, crowd: Crowd) -> BodyMemory {
         BodyMemory { bounds: crowd.share().map(|which| (self.clone(), which)), held: 0 }

@@ -174,6 +174,11 @@ impl Server {
         lock(&self.shared.registry).open.len()
     }
 
+    /// How many bytes of request bodies are held in memory (small ones are not counted).
+    pub fn body_bytes(&self) -> usize {
+        self.shared.bounds.body_bytes()
+    }
+
     /// Accepts nothing more, lets running requests finish for a moment, cuts what is left. Done within a second.
     pub fn stop(&self) {
         if lock(&self.stop).take().is_none() {
