@@ -182,7 +182,7 @@ fn frame<T>(
     let mut object = draft_object(draft, room.version, now);
     object.insert("prev_events".into(), prev_events);
     object.insert("auth_events".into(), references(&auth));
-    object.insert("depth".into(), depth.saturating_add(1).min(matrix_json::MAX_INTEGER).into());
+    object.insert("depth".into(), depth.saturating_add(1).min(room.version.max_depth()).into());
     let (event, pdu) = write(object, room.version)?;
     judge_draft(db, &room, &pdu, &view, &state)?;
     drop(view);
