@@ -361,10 +361,12 @@ impl Homeserver {
     }
 }
 
-/// A leave that the user asked for while their knock or join was being prepared ends that.
+/// A leave that the user asked for while their knock or join was being prepared ends that. The news that somebody else
+/// ended the membership before does not: what was prepared since is an answer to it, and the room decides.
 pub(super) fn check_not_left_since(row: Option<&RemoteMembership>, before: Option<State>) -> Result<()> {
     let is_over = |state: State| matches!(state, State::Leaving | State::Closed);
-    if row.is_some_and(|row| is_over(row.state)) && !before.is_some_and(is_over) {
+    let by_the_user = |row: &RemoteMembership| row.event.as_ref().is_none_or(|e| e.sender() == &row.user_id);
+    if row.is_some_and(|row| is_over(row.state) && by_the_user(row)) && !before.is_some_and(is_over) {
         return Err(Error::forbidden("The room was left in the meantime"));
     }
     Ok(())
