@@ -178,15 +178,19 @@ CREATE TABLE remote_memberships (
   state TEXT NOT NULL CHECK (state IN ('knocking', 'knocked', 'invited', 'joining', 'leaving', 'closed')),
   room_version TEXT NOT NULL,
   -- The member event that the user's clients are told: their knock, the invite, the leave, as it was sent or received.
-  -- NULL only while joining a room that they were neither invited to nor knocked upon.
+  -- NULL only while joining a room that they were neither invited to nor knocked upon. Each event has the room version
+  -- by which it is read, since nothing keeps other servers from naming another one with the next event.
   event_id TEXT,
+  event_version TEXT,
   event BLOB,
   -- The member event before it: the knock that this invite answers (the link of the two), the invite that this leave
   -- rejects.
   previous_id TEXT,
+  previous_version TEXT,
   previous BLOB,
   -- While joining: the signed join, committed before it is first sent and repeated as it is after a crash.
   pending_id TEXT,
+  pending_version TEXT,
   pending BLOB,
   -- knock_room_state or invite_room_state in the form for clients: a JSON array of stripped events.
   stripped_state BLOB NOT NULL,

@@ -10,6 +10,7 @@ use common::peer::{FakeRoom, Peer, now_ms};
 use common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::http::Reply;
+use doorstep::protocol::room_version;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -295,6 +296,34 @@ fn an_invite_that_comes_again_after_it_was_rejected_stays_rejected() {
     // A new one is new.
     assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
     bob.wait_for_room("invite", room.id.as_str());
+}
+
+#[test]
+fn invites_that_disagree_about_the_version_of_the_room_lock_nobody_out() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "invite");
+    // Of version 1, whose events refer to others in another form.
+    let old = room_version::room_version("1").expect("a known version");
+    let old_invite = |depth: i64| {
+        let event = json!({
+            "type": "m.room.member", "state_key": bob.id(), "sender": room.creator, "room_id": room.id,
+            "content": { "membership": "invite" }, "origin": peer.name(), "origin_server_ts": now_ms(),
+            "depth": depth, "prev_events": [["$before:example.org", { "sha256": "x" }]], "auth_events": [],
+        });
+        let event = peer.sign(event.as_object().expect("an object").clone(), old);
+        let body = json!({ "room_version": "1", "event": event.to_object(), "invite_room_state": [] });
+        peer.put_event(server.name(), "v2/invite", &room.id, &event, &body)
+    };
+    assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
+    assert!(is_in(&bob, "invite", room.id.as_str()));
+    assert_eq!(old_invite(7).0, 200);
+    assert!(is_in(&bob, "invite", room.id.as_str()), "the newer event, after one of the other form");
+    assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
+    assert!(is_in(&bob, "invite", room.id.as_str()), "and back");
+    bob.leave(room.id.as_str());
+    bob.wait_for_room("leave", room.id.as_str());
 }
 
 #[test]

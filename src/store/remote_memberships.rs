@@ -117,13 +117,17 @@ impl RemoteMembership {
     }
 }
 
-const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event, previous_id, previous, pending_id, \
-     pending, stripped_state, via, attempts, due_ms, forgotten, stream";
+const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
+     previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
+     forgotten, stream";
+
+/// An event's id, room version and bytes.
+type RawEvent = (Option<String>, Option<String>, Option<Vec<u8>>);
 
 /// What a row holds before its texts are made into types again.
 struct Raw {
     names: [String; 4],
-    events: [(Option<String>, Option<Vec<u8>>); 3],
+    events: [RawEvent; 3],
     stripped_state: Vec<u8>,
     via: String,
     attempts: u32,
@@ -133,15 +137,18 @@ struct Raw {
 }
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
+    let event = |first: usize| -> rusqlite::Result<RawEvent> {
+        Ok((row.get(first)?, row.get(first + 1)?, row.get(first + 2)?))
+    };
     Ok(Raw {
         names: [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?],
-        events: [(row.get(4)?, row.get(5)?), (row.get(6)?, row.get(7)?), (row.get(8)?, row.get(9)?)],
-        stripped_state: row.get(10)?,
-        via: row.get(11)?,
-        attempts: row.get(12)?,
-        due_ms: row.get(13)?,
-        forgotten: row.get(14)?,
-        stream: row.get(15)?,
+        events: [event(4)?, event(7)?, event(10)?],
+        stripped_state: row.get(13)?,
+        via: row.get(14)?,
+        attempts: row.get(15)?,
+        due_ms: row.get(16)?,
+        forgotten: row.get(17)?,
+        stream: row.get(18)?,
     })
 }
 
@@ -150,9 +157,12 @@ impl Raw {
         let [room_id, user_id, state, version] = self.names;
         let odd =
             |what: &str| Error::internal(format!("remote membership of {user_id} in {room_id}: {what}"));
-        let version = room_version::room_version(&version).ok_or_else(|| odd("unknown room version"))?;
-        let event = |(id, json): (Option<String>, Option<Vec<u8>>)| match (id, json) {
-            (Some(id), Some(json)) => Pdu::trusted(EventId::parse(&id)?, json, version).map(Some),
+        let known =
+            |version: &str| room_version::room_version(version).ok_or_else(|| odd("unknown room version"));
+        let event = |raw: RawEvent| match raw {
+            (Some(id), Some(version), Some(json)) => {
+                Pdu::trusted(EventId::parse(&id)?, json, known(&version)?).map(Some)
+            }
             _ => Ok(None),
         };
         let [told, previous, pending] = self.events;
@@ -160,7 +170,7 @@ impl Raw {
             room_id: RoomId::parse(&room_id)?,
             user_id: UserId::parse(&user_id)?,
             state: State::parse(&state).ok_or_else(|| odd("unknown state"))?,
-            room_version: version,
+            room_version: known(&version)?,
             event: event(told)?,
             previous: event(previous)?,
             pending: event(pending)?,
@@ -233,10 +243,10 @@ impl Tx<'_> {
     fn write_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
             "INSERT OR REPLACE INTO remote_memberships VALUES \
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
         )?;
         let [event, previous, pending] = [&row.event, &row.previous, &row.pending]
-            .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.json())));
+            .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.version().id, e.json())));
         statement.execute(params![
             row.room_id.as_str(),
             row.user_id.as_str(),
@@ -244,10 +254,13 @@ impl Tx<'_> {
             row.room_version.id,
             event.map(|e| e.0),
             event.map(|e| e.1),
+            event.map(|e| e.2),
             previous.map(|e| e.0),
             previous.map(|e| e.1),
+            previous.map(|e| e.2),
             pending.map(|e| e.0),
             pending.map(|e| e.1),
+            pending.map(|e| e.2),
             serde_json::to_vec(&row.stripped_state).map_err(Error::internal)?,
             serde_json::to_string(&row.via).map_err(Error::internal)?,
             row.attempts,
