@@ -32,7 +32,8 @@ CREATE TABLE rooms (
 -- (the redacted form once a redaction took effect).
 --
 -- An event's place in the timeline is (`stream`, `sub`). Live events have the stream position at which they came and
--- sub 0. History that is fetched later sits before the event whose gap it fills: the same stream, sub -1, -2, ….
+-- sub 0. History that is fetched later sits before the event whose gap it fills: the same stream, sub -1, -2, …, or far
+-- below if it is a single event from amid the gap. `origin_server_ts` is what the event says of itself.
 -- No place (NULL): outliers, rejected and soft-failed events.
 --
 -- `status`: 0 accepted, 1 soft-failed, 2 rejected. `state_before` and `state_after` are snapshots; NULL for outliers,
@@ -45,6 +46,7 @@ CREATE TABLE events (
   stream INTEGER,
   sub INTEGER NOT NULL DEFAULT 0,
   depth INTEGER NOT NULL,
+  origin_server_ts INTEGER NOT NULL,
   status INTEGER NOT NULL,
   outgoing INTEGER NOT NULL DEFAULT 0,
   state_before INTEGER,
@@ -53,6 +55,7 @@ CREATE TABLE events (
   json BLOB NOT NULL
 ) STRICT;
 CREATE INDEX events_timeline ON events (room_key, stream, sub) WHERE stream IS NOT NULL;
+CREATE INDEX events_by_time ON events (room_key, origin_server_ts, depth) WHERE stream IS NOT NULL;
 CREATE INDEX events_outgoing ON events (room_key, stream) WHERE outgoing = 1;
 
 -- Forward extremities: accepted events that no accepted event names in its prev_events.

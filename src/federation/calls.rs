@@ -356,6 +356,31 @@ impl Client {
         Ok(answer.pdus)
     }
 
+    /// `GET timestamp_to_event`: the event of the room nearest to a time, not before it if `forwards`, else not after it;
+    /// and its own time. What is on the wrong side is a bad answer.
+    pub fn timestamp_to_event(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        ts: i64,
+        forwards: bool,
+    ) -> CallResult<(EventId, i64)> {
+        #[derive(Deserialize)]
+        struct Near {
+            event_id: EventId,
+            origin_server_ts: i64,
+        }
+        let dir = if forwards { "f" } else { "b" };
+        let path = format!("/_matrix/federation/v1/timestamp_to_event/{}?ts={ts}&dir={dir}", enc(room));
+        let near: Near = object(self.get(peer, path, QUICK, SMALL)?)?;
+        let right = if forwards { near.origin_server_ts >= ts } else { near.origin_server_ts <= ts };
+        if right {
+            Ok((near.event_id, near.origin_server_ts))
+        } else {
+            Err(CallError::bad("an event on the other side of the time"))
+        }
+    }
+
     /// `GET query/directory`: the room behind an alias of the peer's.
     pub fn query_directory(&self, peer: &ServerName, alias: &RoomAlias) -> CallResult<DirectoryAnswer> {
         let path = format!("/_matrix/federation/v1/query/directory?room_alias={}", enc(alias));

@@ -72,6 +72,7 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/messages", User(messages::messages)),
     get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(messages::context)),
     get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(messages::event)),
+    get("/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", User(messages::timestamp_to_event)),
     get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
@@ -138,6 +139,10 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/federation/v1/state/{roomId}", Peer(server_server::events::state)),
     get("/_matrix/federation/v1/state_ids/{roomId}", Peer(server_server::events::state_ids)),
     get("/_matrix/federation/v1/event_auth/{roomId}/{eventId}", Peer(server_server::events::event_auth)),
+    get(
+        "/_matrix/federation/v1/timestamp_to_event/{roomId}",
+        Peer(server_server::events::timestamp_to_event),
+    ),
     get("/_matrix/federation/v1/backfill/{roomId}", Peer(server_server::events::backfill)),
     post(
         "/_matrix/federation/v1/get_missing_events/{roomId}",

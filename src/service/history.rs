@@ -3,6 +3,7 @@
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use super::Homeserver;
+use super::nearest::{Moment, nearest};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::server_acl::ServerAcl;
@@ -212,6 +213,24 @@ impl Homeserver {
         events.truncate(limit - named);
         events.reverse();
         Ok(events)
+    }
+
+    /// `GET /timestamp_to_event`: the event nearest to a time that the server may see, and its own time. Errors: 404
+    /// `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn event_near_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        when: Moment,
+    ) -> Result<(EventId, i64)> {
+        let found = self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            let mut eyes = Eyes::new(db, origin);
+            nearest(db, &room, when, |event| event.state_before.map_or(Ok(true), |state| eyes.sees(state)))
+        })?;
+        found
+            .map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()))
+            .ok_or_else(|| when.nothing())
     }
 
     fn walk_back(&self, origin: &ServerName, room_id: &RoomId, walk: &Walk<'_>) -> Result<Vec<Pdu>> {

@@ -414,36 +414,83 @@ impl Homeserver {
     }
 }
 
-impl Errand<'_> {
-    /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further.
-    fn take_in_history(&mut self, events: Vec<Pdu>, wanted: &[EventId], place: Place) -> Result<bool> {
-        let events = connected(in_order(events, Pdu::prev_events), wanted);
-        let lowest = self.hs.store.read(|db| db.lowest_sub(self.room.key, place.stream))?;
-        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        let mut came = false;
-        for (index, event) in (0..).zip(&events) {
-            let terms = Terms::History(Place { stream: place.stream, sub: lowest - count + index });
-            let mut taken = self.hs.take_in(event, terms, None);
-            if let Ok(Taken::NeedsAuth(ids)) = &taken {
-                let ids = ids.clone();
-                self.fetch_auth_events(event, &ids)?;
-                taken = self.hs.take_in(event, terms, None);
-            }
-            if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
-                self.states_left -= 1;
-                taken = self.take_in_with_state(event, terms);
-            }
-            came |= matches!(taken, Ok(Taken::Stored { status: Status::Accepted, already: false, .. }));
+impl Homeserver {
+    /// Fetches one event from amid the hole right before a place: first the history nearest to the place, which may have
+    /// it, else the event alone with the state before it. True if the event has its place in the timeline now.
+    pub(crate) fn fetch_past_event(
+        &self,
+        room: &Room,
+        peer: &ServerName,
+        id: &EventId,
+        hole: Place,
+    ) -> Result<bool> {
+        let is_placed = || self.store.read(|db| Ok(db.event(id)?.is_some_and(|event| event.place.is_some())));
+        if is_placed()? || (self.backfill(room, hole)? && is_placed()?) {
+            return Ok(true);
         }
-        Ok(came)
+        let until = Instant::now() + PATIENCE / 4;
+        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
+        // What was fetched meanwhile has made the hole smaller, or two of it.
+        let hole = self.store.read(|db| db.gaps_between(room.key, Place::START, hole, 1))?;
+        let Some(hole) = hole.first().map(|gap| gap.before) else { return is_placed() };
+        let Some(place) = self.store.read(|db| db.place_amid(room.key, hole))? else { return Ok(false) };
+        let mut errand = Errand { hs: self, peer, room: room.clone(), until, states_left: 1 };
+        for event in errand.fetch_events(std::slice::from_ref(id))? {
+            errand.take_in_past(&event, place)?;
+        }
+        is_placed()
     }
 }
 
-/// Those of the events that lead back from the wanted ones: a server may send others, which have no place there.
-fn connected(sorted: Vec<Pdu>, wanted: &[EventId]) -> Vec<Pdu> {
+impl Errand<'_> {
+    /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further.
+    fn take_in_history(&mut self, events: Vec<Pdu>, wanted: &[EventId], place: Place) -> Result<bool> {
+        let events = in_order(events, Pdu::prev_events);
+        let known = self.hs.store.read(|db| placed(db, &events))?;
+        let events = connected(events, wanted, &known);
+        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
+        let mut came = false;
+        for (index, event) in (0..).zip(&events) {
+            came |= self.take_in_past(event, Place { stream: place.stream, sub: below - count + index })?;
+        }
+        Ok(came)
+    }
+
+    /// Takes in one event of the past. True if it was new and is accepted.
+    fn take_in_past(&mut self, event: &Pdu, place: Place) -> Result<bool> {
+        let terms = Terms::History(place);
+        let mut taken = self.hs.take_in(event, terms, None);
+        if let Ok(Taken::NeedsAuth(ids)) = &taken {
+            let ids = ids.clone();
+            self.fetch_auth_events(event, &ids)?;
+            taken = self.hs.take_in(event, terms, None);
+        }
+        if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
+            self.states_left -= 1;
+            taken = self.take_in_with_state(event, terms);
+        }
+        Ok(matches!(taken, Ok(Taken::Stored { status: Status::Accepted, already: false, .. })))
+    }
+}
+
+/// Those of the events that have their place in the graph already.
+fn placed(db: &Db<'_>, events: &[Pdu]) -> Result<HashSet<EventId>> {
+    let mut known = HashSet::new();
+    for event in events {
+        if db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier) {
+            known.insert(event.event_id().clone());
+        }
+    }
+    Ok(known)
+}
+
+/// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
+/// have no place there. What lies before a known event is for the hole before that one.
+fn connected(sorted: Vec<Pdu>, wanted: &[EventId], known: &HashSet<EventId>) -> Vec<Pdu> {
     let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
     for event in sorted.iter().rev() {
-        if reached.contains(event.event_id()) {
+        if reached.contains(event.event_id()) && !known.contains(event.event_id()) {
             reached.extend(event.prev_events().iter().cloned());
         }
     }

@@ -20,6 +20,7 @@ pub mod login;
 pub mod membership;
 pub mod messages;
 pub mod missing;
+pub mod nearest;
 pub mod notifier;
 pub mod profile;
 pub mod push_rules;

@@ -241,7 +241,7 @@ impl Tx<'_> {
         let stream = self.next_stream();
         let json = format!(r#"{{"type":"x","sender":"{sender}","event_id":"{event_id}"}}"#);
         self.conn().execute(
-            "INSERT INTO events (room_key, event_id, stream, depth, status, outgoing, json) VALUES (?1, ?2, ?3, 1, 0, 1, ?4)",
+            "INSERT INTO events (room_key, event_id, stream, depth, origin_server_ts, status, outgoing, json) VALUES (?1, ?2, ?3, 1, 1, 0, 1, ?4)",
             (room, event_id, stream, json.as_bytes()),
         )?;
         Ok((self.conn().last_insert_rowid(), stream))

@@ -292,12 +292,39 @@ impl Db<'_> {
         Ok(place.optional()?)
     }
 
-    /// The lowest `sub` that is taken at a stream position: what is fetched next goes below.
-    pub(crate) fn lowest_sub(&self, room: RoomKey, stream: i64) -> Result<i64> {
+    /// The `sub` below which so many events of history fit that go right before a place: below the place itself, or, if
+    /// something else sits there (another branch), below everything at that stream position.
+    pub(crate) fn room_below(&self, room: RoomKey, place: Place, count: i64) -> Result<i64> {
+        match self.next_sub_below(room, place)? {
+            Some(next) if place.sub.saturating_sub(next) <= count => {
+                let mut statement = self.conn().prepare_cached(
+                    "SELECT coalesce(min(sub), 0) FROM events WHERE room_key = ?1 AND stream = ?2",
+                )?;
+                Ok(statement.query_row([room, place.stream], |r| r.get(0))?)
+            }
+            _ => Ok(place.sub),
+        }
+    }
+
+    /// A place for one event from amid the hole right before a place, with room on both sides for what is fetched
+    /// later. None if there is no such room left.
+    pub(crate) fn place_amid(&self, room: RoomKey, place: Place) -> Result<Option<Place>> {
+        // What nobody will ever fetch between an event and the next one, even a page at a time.
+        const WIDE: i64 = 1 << 41;
+        const NARROW: i64 = 10_000;
+        let free = match self.next_sub_below(room, place)? {
+            Some(next) => place.sub.saturating_sub(next),
+            None => 2 * WIDE,
+        };
+        let sub = place.sub.checked_sub(free / 2).filter(|_| free > 2 * NARROW);
+        Ok(sub.filter(|sub| *sub > i64::MIN / 2).map(|sub| Place { stream: place.stream, sub }))
+    }
+
+    fn next_sub_below(&self, room: RoomKey, place: Place) -> Result<Option<i64>> {
         let mut statement = self
             .conn()
-            .prepare_cached("SELECT coalesce(min(sub), 0) FROM events WHERE room_key = ?1 AND stream = ?2")?;
-        Ok(statement.query_row([room, stream], |r| r.get(0))?)
+            .prepare_cached("SELECT max(sub) FROM events WHERE room_key = ?1 AND stream = ?2 AND sub < ?3")?;
+        Ok(statement.query_row([room, place.stream, place.sub], |r| r.get(0))?)
     }
 
     /// The redactions of an event that were accepted, whether or not they took effect.
@@ -348,14 +375,15 @@ impl Tx<'_> {
             None => {}
         }
         let insert =
-            "INSERT INTO events (room_key, event_id, stream, sub, depth, status, outgoing, state_before,
-             state_after, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?9)";
+            "INSERT INTO events (room_key, event_id, stream, sub, depth, origin_server_ts, status, outgoing,
+             state_before, state_after, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)";
         self.conn().prepare_cached(insert)?.execute(params![
             new.room,
             new.pdu.event_id().as_str(),
             stream,
             sub,
             new.pdu.depth(),
+            new.pdu.origin_server_ts(),
             new.status.code(),
             new.outgoing,
             new.state_before,

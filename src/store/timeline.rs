@@ -38,6 +38,27 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// Events of a room's timeline in the order of their own times: from a time (included) to later ones, or to earlier
+    /// ones; at most `limit`, after the first `skip`.
+    pub fn events_by_time(
+        &self,
+        room: RoomKey,
+        (from, forwards): (i64, bool),
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<EventKey>> {
+        let sql = if forwards {
+            "SELECT event_key FROM events WHERE room_key = ?1 AND stream IS NOT NULL AND origin_server_ts >= ?2
+             ORDER BY origin_server_ts, depth LIMIT ?3 OFFSET ?4"
+        } else {
+            "SELECT event_key FROM events WHERE room_key = ?1 AND stream IS NOT NULL AND origin_server_ts <= ?2
+             ORDER BY origin_server_ts DESC, depth DESC LIMIT ?3 OFFSET ?4"
+        };
+        let mut statement = self.conn().prepare_cached(sql)?;
+        let rows = statement.query_map(params![room, from, limit as i64, skip as i64], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// How one slot of a room's state changed, latest change first; the state with which a room came to us is no change.
     pub fn slot_changes(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Vec<SlotChange>> {
         let Some(slot) = self.slot(event_type, state_key)? else { return Ok(Vec::new()) };

@@ -56,6 +56,13 @@ pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
     reply(&json!({"chunk": chunk}))
 }
 
+/// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.
+pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let when = crate::http::server_server::events::moment(request)?;
+    let (event, ts) = hs.event_near(&requester.user_id, &request.room_id()?, when)?;
+    reply(&json!({ "event_id": event, "origin_server_ts": ts }))
+}
+
 fn boundary(request: &Request, name: &str) -> Result<Option<Boundary>> {
     // Several clients send an empty token where they mean none.
     request.query(name).filter(|token| !token.is_empty()).map(Boundary::parse).transpose()

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::http::{Origin, Reply, Request};
 use crate::protocol::{EventId, Pdu};
 use crate::service::Homeserver;
+use crate::service::nearest::Moment;
 
 /// `GET /_matrix/federation/v1/event/{eventId}`.
 pub fn event(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
@@ -50,6 +51,23 @@ pub fn backfill(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Res
     let limit = usize::try_from(limit).map_err(|_| Error::invalid_param("limit is negative"))?;
     let events = hs.backfill_for_peer(&origin.0, &request.room_id()?, &from, limit)?;
     Ok(transaction(hs, &events))
+}
+
+/// `GET /_matrix/federation/v1/timestamp_to_event/{roomId}?ts=…&dir=…`.
+pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
+    let (event, ts) = hs.event_near_for_peer(&origin.0, &request.room_id()?, moment(request)?)?;
+    Ok(Reply::json(&json!({ "event_id": event, "origin_server_ts": ts })))
+}
+
+/// The time and direction that `timestamp_to_event` asks about.
+pub(in crate::http) fn moment(request: &Request) -> Result<Moment> {
+    let ts = request.query_int("ts")?.ok_or_else(|| Error::missing_param("Missing query parameter ts"))?;
+    let forwards = match request.required_query("dir")? {
+        "f" => true,
+        "b" => false,
+        _ => return Err(Error::invalid_param("dir must be f or b")),
+    };
+    Ok(Moment { ts, forwards })
 }
 
 #[derive(Deserialize)]
