@@ -670,3 +670,83 @@ fn one_slow_resolution_is_not_asked_of_the_writer_when_the_room_moves() {
     assert_consistent(&hs, &room);
     let _ = join;
 }
+
+#[test]
+fn an_event_that_follows_nothing_is_refused_and_leaves_nothing() {
+    for version in ["1", "10", "12"] {
+        let hs = homeserver();
+        let room = room(&hs, version);
+        let mut other = Other::new(&room, version);
+        let join = other.join(&hs, &bob());
+        let mut event = other
+            .event(&hs, &[&join], &bob(), ("m.room.message", None), json!({ "body": "from nowhere" }))
+            .to_object();
+        event.insert("prev_events".into(), json!([]));
+        hash::add_content_hash(&mut event);
+        let event = Pdu::from_object(event, other.version).unwrap();
+        let before = hs.store.position();
+        assert_eq!(receive(&hs, &event).unwrap_err().status(), 403);
+        assert!(hs.store.read(|db| db.event(event.event_id())).unwrap().is_none());
+        assert_eq!((head(&hs, &room), hs.store.position()), (join, before));
+    }
+}
+
+#[test]
+fn however_often_a_room_is_forked_its_forward_extremities_stay_few_and_its_state_whole() {
+    let hs = homeserver();
+    let room = room(&hs, "10");
+    let mut other = Other::new(&room, "10");
+    let join = other.join(&hs, &bob());
+    for n in 0..230 {
+        let (kind, content) = match n {
+            0..30 => (
+                ("m.room.member", Some("@bob:there.example")),
+                json!({ "membership": "join", "displayname": format!("Bob {n}") }),
+            ),
+            _ => (("m.room.message", None), json!({ "body": n })),
+        };
+        let event = other.event(&hs, &[&join], &bob(), kind, content);
+        receive(&hs, &event).unwrap();
+    }
+    assert!((2..=201).contains(&heads(&hs, &room).len()));
+    assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Join));
+    assert_consistent(&hs, &room);
+    // Ours join them again, as many as fit into one event.
+    for n in 0..15 {
+        hs.send(message(&room, &alice(), &format!("{n}"))).unwrap();
+    }
+    assert_eq!(heads(&hs, &room).len(), 1);
+    assert_consistent(&hs, &room);
+}
+
+#[test]
+fn an_event_id_that_is_used_twice_is_the_first_events() {
+    let hs = homeserver();
+    let (kitchen, cellar) = (room(&hs, "1"), room(&hs, "1"));
+    let mut other = Other::new(&kitchen, "1");
+    let join = other.join(&hs, &bob());
+    // Known from somebody's auth events, in one room; and now comes something else of the same id.
+    let named = |other: &mut Other, body: &str, room: &RoomId| {
+        let event = other.event(&hs, &[&join], &bob(), ("m.room.message", None), json!({ "body": body }));
+        let mut event = event.to_object();
+        event.insert("event_id".into(), "$chosen:there.example".into());
+        event.insert("room_id".into(), room.as_str().into());
+        hash::add_content_hash(&mut event);
+        Pdu::from_object(event, other.version).unwrap()
+    };
+    let first = named(&mut other, "first", &kitchen);
+    let outlier = first.clone();
+    hs.store
+        .write(move |tx| {
+            let room = tx.known_room(outlier.room_id())?.key;
+            tx.insert_outlier(room, &outlier, Status::Accepted)
+        })
+        .unwrap();
+    for second in [named(&mut other, "second", &kitchen), named(&mut other, "second", &cellar)] {
+        assert_eq!(receive(&hs, &second).unwrap_err().status(), 403);
+        assert!(stored(&hs, first.event_id()).is_outlier());
+    }
+    receive(&hs, &first).unwrap();
+    assert_eq!(head(&hs, &kitchen), *first.event_id());
+    assert_consistent(&hs, &kitchen);
+}

@@ -8,14 +8,20 @@ use std::collections::{BTreeMap, HashSet};
 use super::compose::StateView;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
+use crate::protocol::pdu::MAX_PREV_EVENTS;
+use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::state_res::{self, StateMap};
-use crate::protocol::{EventId, Pdu, RoomVersion};
+use crate::protocol::{EventId, Pdu, RoomVersion, hash};
 use crate::store::append::{Current, StateRef};
 use crate::store::state::NamedDelta;
 use crate::store::{Db, EventKey, Room, SnapshotId, Status};
 
 /// How many rejected and soft-failed events are looked through to find the accepted ones behind them.
 const LOOK_THROUGH: usize = 1000;
+
+/// How many forward extremities stay beside a new one. Whoever forks a room more often does it to make us work: the
+/// oldest are let go, and come back with the events that refer to them.
+const MOST_HEADS: usize = 200;
 
 /// What came out.
 pub(crate) enum Verdict {
@@ -82,13 +88,16 @@ impl<'a> Hearing<'a> {
 /// Judges an event.
 pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verdict> {
     let Hearing { given, history, effort } = hearing;
-    let Some(room) = db.room(pdu.room_id())? else {
-        return Ok(Verdict::Refused(Error::not_found("This server does not know the room")));
+    let Some(room) = db.room(pdu.room_id())?.filter(|room| room.resident) else {
+        return Ok(Verdict::Refused(Error::not_found("This server is not in the room")));
     };
-    if let Some((status, outlier)) = db.event_status(pdu.event_id())?
-        && (!outlier || status == Status::Rejected)
-    {
-        return Ok(Verdict::Known(status));
+    if let Some((status, outlier)) = db.event_status(pdu.event_id())? {
+        if !is_same(db, &room, pdu)? {
+            return Ok(Verdict::Refused(Error::forbidden("Another event has this event id")));
+        }
+        if !outlier || status == Status::Rejected {
+            return Ok(Verdict::Known(status));
+        }
     }
     if pdu.event_type() == "m.room.create" {
         // A room that came to us with its state has its create event without a place, until history leads back to it.
@@ -96,6 +105,9 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         if !history || own.is_none() || own != db.event_key(pdu.event_id())? {
             return Ok(Verdict::Refused(Error::forbidden("The room has its create event already")));
         }
+    } else if pdu.prev_events().is_empty() {
+        // Without a state before it no rule would let it pass, and what no state is would have to be written down.
+        return Ok(Verdict::Refused(Error::forbidden("Only the create event follows no other")));
     }
     let auth = match auth_events(db, &room, pdu)? {
         Ok(auth) => auth,
@@ -137,6 +149,17 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         current,
         missing,
     })))
+}
+
+/// Whether the event that we have by this id is this one. In room versions 1 and 2 a server chooses the ids of its
+/// events, and may choose one twice: what is judged must be what is stored.
+fn is_same(db: &Db<'_>, room: &Room, pdu: &Pdu) -> Result<bool> {
+    if pdu.version().event_id_format != EventIdFormat::InEvent {
+        return Ok(true);
+    }
+    let Some(stored) = db.event(pdu.event_id())? else { return Ok(true) };
+    let hash = |pdu: &Pdu| hash::reference_hash(&pdu.to_object(), pdu.version());
+    Ok(stored.room == room.key && hash(&stored.pdu) == hash(pdu))
 }
 
 /// The auth events, and from room version 12 on the create event; or which we do not have.
@@ -286,7 +309,9 @@ fn kept_heads(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey]) -> Result<Vec<EventKey
             next.extend(db.pdu_by_key(key)?.prev_events().iter().cloned());
         }
     }
-    Ok(heads.iter().filter(|key| !followed.contains(key)).copied().collect())
+    let mut kept: Vec<EventKey> = heads.iter().filter(|key| !followed.contains(key)).copied().collect();
+    kept.drain(..kept.len().saturating_sub(MOST_HEADS));
+    Ok(kept)
 }
 
 /// The current state once the event is accepted: the state after it, resolved with those after the other heads. None
@@ -303,6 +328,13 @@ pub(crate) fn current_after(
         return Ok(Some(Current::AfterThis));
     }
     let mut sides = vec![Side { state: state_before.clone(), plus: pdu.is_state().then_some(pdu) }];
+    if kept.len() > MAX_PREV_EVENTS {
+        // More branches than an event can join: each would cost a copy of the state. The current state stands for them,
+        // which is what they came to when the last of them came.
+        let current = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
+        sides.push(Side { state: StateRef::snapshot(current), plus: None });
+        return Ok(resolve(db, room.version, sides, effort)?.map(Current::Resolved));
+    }
     for head in db.heads(room.key)?.into_iter().filter(|head| kept.contains(&head.key)) {
         sides.push(Side { state: StateRef::snapshot(head.state_after), plus: None });
     }
