@@ -28,6 +28,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn
         since: request.query("since").filter(|token| !token.is_empty()).map(parse_since).transpose()?,
         full_state: request.query_bool("full_state")?.unwrap_or(false),
         state_after: state_after.or(unstable).unwrap_or(false),
+        older_name: state_after.is_none(),
     };
     let answer = hs.sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."

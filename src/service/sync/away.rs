@@ -9,7 +9,7 @@ use serde_json::json;
 use serde_json::value::to_raw_value;
 
 use super::state::{self, Need};
-use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, Timeline, joined};
+use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, StateSection, Timeline, joined};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::stripped_state::{STRIPPED_TYPES, strip};
@@ -38,10 +38,8 @@ pub struct KnockedRoom {
 /// One room of `rooms.leave`.
 #[derive(Serialize)]
 pub struct LeftRoom {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<Events>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state_after: Option<Events>,
+    #[serde(flatten)]
+    state: StateSection,
     timeline: Timeline,
     #[serde(skip_serializing_if = "Events::is_empty")]
     account_data: Events,
@@ -157,7 +155,7 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
                 timeline: &keys,
                 members: None,
             };
-            let mut events = state::section(context, &room, &need)?.events;
+            let mut events = state::lacking(context, &room, &need)?.write(context, &room)?;
             // A ban after the leave is told as well, though it is behind the user's last look into the room.
             events.events.extend(memberships_after(context, &view, &page, at)?);
             events
@@ -165,11 +163,8 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
         // Who was never in the room gets nothing of its state but what they are there.
         _ => Events { events: memberships_after(context, &view, &page, 0)? },
     };
-    let (state, state_after) =
-        if context.request.state_after { (None, Some(state)) } else { (Some(state), None) };
     Ok(Some(LeftRoom {
-        state,
-        state_after,
+        state: StateSection::new(context.request, state),
         timeline: joined::timeline(context, &view, page, false)?,
         account_data: context.room_account_data(&room.room_id, data)?,
     }))
@@ -256,14 +251,9 @@ fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
 /// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over.
 fn remote_left(context: &Context<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
     let written = || client_format::of_remote_room(&context.style, event, row.previous.as_ref());
-    let (state, state_after) = if context.request.state_after {
-        (None, Some(Events { events: vec![written()?] }))
-    } else {
-        (Some(Events::default()), None)
-    };
+    let state = if context.request.state_after { vec![written()?] } else { Vec::new() };
     Ok(LeftRoom {
-        state,
-        state_after,
+        state: StateSection::new(context.request, Events { events: state }),
         timeline: Timeline {
             events: vec![written()?],
             limited: false,

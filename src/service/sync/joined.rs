@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::state::{self, Need};
-use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Timeline};
+use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, StateSection, Timeline};
 use crate::error::Result;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
@@ -22,10 +22,8 @@ use crate::store::{EventKey, Place, Room, RoomKey};
 pub struct JoinedRoom {
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<Summary>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<Events>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state_after: Option<Events>,
+    #[serde(flatten)]
+    state: StateSection,
     timeline: Timeline,
     #[serde(skip_serializing_if = "Events::is_empty")]
     account_data: Events,
@@ -99,15 +97,8 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
     let page = timeline_page(context, &view, newly_joined)?;
     let whole = context.request.since.is_none() || context.request.full_state || newly_joined;
     let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
-    // With lazy loading the heroes' memberships belong into a whole state, so they are needed before it.
-    let heroes = if whole { heroes(context, room)? } else { None };
     let lazy = context.request.filter.room.state.lazy_load_members;
-    let members = lazy.then(|| lazy_members(context, &page, whole)).map(|mut members| {
-        if whole {
-            members.extend(heroes.iter().flatten().cloned());
-        }
-        members
-    });
+    let members = lazy.then(|| lazy_members(context, &page, whole));
     let need = Need {
         since: if whole { None } else { context.request.since },
         start: page
@@ -119,24 +110,28 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
         timeline: &keys,
         members: members.as_ref(),
     };
-    let state = state::section(context, room, &need)?;
-    let account_data = context.room_account_data(&room.room_id, data)?;
-    let nothing = page.events.is_empty() && state.events.is_empty() && account_data.is_empty();
-    if nothing && !whole && page.stopped_at.is_none() {
-        return Ok(None);
-    }
-    let summary = if state.members_changed {
-        let heroes = if whole { heroes } else { self::heroes(context, room)? };
+    let mut lacking = state::lacking(context, room, &need)?;
+    let summary = if lacking.summary_changed {
+        let heroes = heroes(context, room)?;
+        if lazy {
+            // "The membership events for the heroes MUST be included in the state, unless they are redundant." Who has
+            // become one just now need not have spoken or changed since the client looked.
+            let heroes = heroes.iter().flatten().cloned().collect();
+            lacking.add_members(context, room, &need, &heroes)?;
+        }
         Some(Summary { heroes, joined: room.joined, invited: room.invited })
     } else {
         None
     };
-    let (state, state_after) =
-        if context.request.state_after { (None, Some(state.events)) } else { (Some(state.events), None) };
+    let state = lacking.write(context, room)?;
+    let account_data = context.room_account_data(&room.room_id, data)?;
+    let nothing = page.events.is_empty() && state.is_empty() && account_data.is_empty();
+    if nothing && !whole && page.stopped_at.is_none() {
+        return Ok(None);
+    }
     Ok(Some(JoinedRoom {
         summary,
-        state,
-        state_after,
+        state: StateSection::new(context.request, state),
         timeline: timeline(context, &view, page, newly_joined)?,
         account_data,
         // Nothing is counted yet, and so nothing is claimed to be unread.

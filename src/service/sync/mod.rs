@@ -38,6 +38,9 @@ pub struct SyncRequest {
     pub full_state: bool,
     /// Whether state is told as of the end of the timeline (`state_after`) instead of its start (`state`).
     pub state_after: bool,
+    /// Whether `state_after` is told by the name that it had before it was part of the specification (MSC4222): clients
+    /// that ask by the older name read no other.
+    pub older_name: bool,
 }
 
 /// What `/sync` answers.
@@ -72,6 +75,27 @@ struct Events {
 impl Events {
     fn is_empty(&self) -> bool {
         self.events.is_empty()
+    }
+}
+
+/// The state of one room under the name that the client reads it by.
+#[derive(Serialize)]
+enum StateSection {
+    #[serde(rename = "state")]
+    Before(Events),
+    #[serde(rename = "state_after")]
+    After(Events),
+    #[serde(rename = "org.matrix.msc4222.state_after")]
+    AfterByOlderName(Events),
+}
+
+impl StateSection {
+    fn new(request: &SyncRequest, events: Events) -> Self {
+        match (request.state_after, request.older_name) {
+            (false, _) => Self::Before(events),
+            (true, false) => Self::After(events),
+            (true, true) => Self::AfterByOlderName(events),
+        }
     }
 }
 

@@ -27,38 +27,70 @@ pub struct Need<'n> {
     pub members: Option<&'n BTreeSet<UserId>>,
 }
 
-/// The state section, and whether memberships changed since the client looked last.
-pub struct Section {
-    /// The events.
-    pub events: Events,
-    /// Whether any membership changed.
-    pub members_changed: bool,
+/// State that a client lacks.
+pub struct Lacking {
+    keys: BTreeSet<EventKey>,
+    /// Whether what a room's summary is made of (members, name, alias) changed since the client looked last.
+    pub summary_changed: bool,
 }
 
-/// The state that the client lacks, filtered and written.
-pub fn section(context: &Context<'_>, room: &Room, need: &Need<'_>) -> Result<Section> {
+/// The types of state that the summary of a room is made of.
+const OF_SUMMARY: [&str; 3] = ["m.room.member", "m.room.name", "m.room.canonical_alias"];
+
+/// The state that the client lacks, before its filter.
+pub fn lacking(context: &Context<'_>, room: &Room, need: &Need<'_>) -> Result<Lacking> {
     let mut keys = BTreeSet::new();
-    let members_changed = match need.since {
+    let summary_changed = match need.since {
         None => {
             whole(context, room, need, &mut keys)?;
             true
         }
         Some(since) => changes(context, room, need, since, &mut keys)?,
     };
+    let mut lacking = Lacking { keys, summary_changed };
     if let Some(members) = need.members {
-        add_members(context, room, need, members, &mut keys)?;
+        lacking.add_members(context, room, need, members)?;
     }
-    let filter = &context.request.filter.room.state;
-    let mut events = Events::default();
-    if filter.wants_room(room.room_id.as_str()) {
-        for key in keys {
-            let event = context.db.event_by_key(key)?;
-            if filter.wants_everything() || filter.wants(&event.pdu) {
-                events.events.push(client_format::state(context.db, &context.style, &event)?);
+    Ok(lacking)
+}
+
+impl Lacking {
+    /// Adds the membership events of certain users, at the same point as the rest of the state.
+    pub fn add_members(
+        &mut self,
+        context: &Context<'_>,
+        room: &Room,
+        need: &Need<'_>,
+        members: &BTreeSet<UserId>,
+    ) -> Result<()> {
+        for user in members {
+            let at_end = context.db.state_event_as_of(room.key, "m.room.member", user.as_str(), need.end)?;
+            let key = match at_end {
+                Some(key) if !context.request.state_after && need.timeline.contains(&key) => {
+                    context.db.state_event_as_of(room.key, "m.room.member", user.as_str(), need.start)?
+                }
+                other => other,
+            };
+            let key = key.filter(|key| context.request.state_after || !need.timeline.contains(key));
+            self.keys.extend(key);
+        }
+        Ok(())
+    }
+
+    /// The events, filtered and written.
+    pub fn write(self, context: &Context<'_>, room: &Room) -> Result<Events> {
+        let filter = &context.request.filter.room.state;
+        let mut events = Events::default();
+        if filter.wants_room(room.room_id.as_str()) {
+            for key in self.keys {
+                let event = context.db.event_by_key(key)?;
+                if filter.wants_everything() || filter.wants(&event.pdu) {
+                    events.events.push(client_format::state(context.db, &context.style, &event)?);
+                }
             }
         }
+        Ok(events)
     }
-    Ok(Section { events, members_changed })
 }
 
 /// All state, but for memberships if they are loaded lazily.
@@ -88,7 +120,7 @@ fn whole(context: &Context<'_>, room: &Room, need: &Need<'_>, keys: &mut BTreeSe
     Ok(())
 }
 
-/// What changed since the client looked last; and whether memberships are among it.
+/// What changed since the client looked last; and whether it changes the summary.
 fn changes(
     context: &Context<'_>,
     room: &Room,
@@ -97,10 +129,10 @@ fn changes(
     keys: &mut BTreeSet<EventKey>,
 ) -> Result<bool> {
     let changes = context.db.state_changes_between(room.key, since, need.end)?;
-    let members_changed = changes.iter().any(|change| change.event_type == "m.room.member");
+    let summary_changed = changes.iter().any(|change| OF_SUMMARY.contains(&change.event_type.as_str()));
     if context.request.state_after {
         keys.extend(changes.iter().filter_map(|change| change.after));
-        return Ok(members_changed);
+        return Ok(summary_changed);
     }
     let within: HashMap<_, _> = context
         .db
@@ -119,26 +151,5 @@ fn changes(
             keys.extend(at_start.filter(|at_start| !need.timeline.contains(at_start)));
         }
     }
-    Ok(members_changed)
-}
-
-/// The membership events of certain users, at the same point as the rest of the section.
-fn add_members(
-    context: &Context<'_>,
-    room: &Room,
-    need: &Need<'_>,
-    members: &BTreeSet<UserId>,
-    keys: &mut BTreeSet<EventKey>,
-) -> Result<()> {
-    for user in members {
-        let at_end = context.db.state_event_as_of(room.key, "m.room.member", user.as_str(), need.end)?;
-        let key = match at_end {
-            Some(key) if !context.request.state_after && need.timeline.contains(&key) => {
-                context.db.state_event_as_of(room.key, "m.room.member", user.as_str(), need.start)?
-            }
-            other => other,
-        };
-        keys.extend(key.filter(|key| context.request.state_after || !need.timeline.contains(key)));
-    }
-    Ok(())
+    Ok(summary_changed)
 }
