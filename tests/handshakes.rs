@@ -355,7 +355,7 @@ fn refusals_have_the_codes_of_the_specification() {
     refused(join(&bob, "nonsense", here.name()), 400, "M_INVALID_PARAM");
     let old = room_with(&alice, "invite", "6");
     refused(knock(&bob, &old, here.name()), 400, "M_INCOMPATIBLE_ROOM_VERSION");
-    refused(act(&bob, "leave", "!nowhere:example.invalid", json!({})), 404, "M_NOT_FOUND");
+    refused(act(&bob, "leave", "!nowhere:example.invalid", json!({})), 403, "M_FORBIDDEN");
     // A knock is refused while invited, and the invite stays.
     alice.invite(&closed, bob.id());
     bob.wait_for_room("invite", &closed);

@@ -25,6 +25,8 @@ pub enum Access {
     },
     /// Never was joined.
     Outsider,
+    /// Has left and forgotten the room: sees what anybody may see.
+    Forgotten,
 }
 
 /// A user's view of a room in one snapshot of the database.
@@ -72,7 +74,7 @@ impl<'v> RoomView<'v> {
         match self.access {
             Access::Left { at } => Place::live(at),
             // Whether outsiders see anything is a question to each event.
-            Access::Joined { .. } | Access::Outsider => Place::END,
+            Access::Joined { .. } | Access::Outsider | Access::Forgotten => Place::END,
         }
     }
 
@@ -80,7 +82,7 @@ impl<'v> RoomView<'v> {
     pub fn present(&self) -> i64 {
         match self.access {
             Access::Left { at } => at,
-            Access::Joined { .. } | Access::Outsider => i64::MAX,
+            Access::Joined { .. } | Access::Outsider | Access::Forgotten => i64::MAX,
         }
     }
 
@@ -91,7 +93,7 @@ impl<'v> RoomView<'v> {
 
     /// Errors unless the user is or was joined, or anybody may read the room: 403 `M_FORBIDDEN`.
     pub fn require_readable(&self) -> Result<()> {
-        if self.access == Access::Outsider && !self.is_world_readable() {
+        if matches!(self.access, Access::Outsider | Access::Forgotten) && !self.is_world_readable() {
             return Err(not_in_room());
         }
         Ok(())
@@ -120,13 +122,17 @@ impl<'v> RoomView<'v> {
             // from members: the common case costs no look into the state.
             return Ok(Sight { visible: true, membership: own.unwrap_or(Membership::Join) });
         }
-        let (visibility, membership) = self.state_at(event.state_before)?;
+        let (visibility, mut membership) = self.state_at(event.state_before)?;
+        let mut own = own;
+        if self.access == Access::Forgotten {
+            (membership, own) = (None, None);
+        }
         let (joined_since, within) = match self.access {
             Access::Joined { .. } => (true, true),
             // "They may see any events which they were allowed to see before they left the room, but no events received
             // after they left."
             Access::Left { at } => (place.stream <= at, place.stream <= at || own.is_some()),
-            Access::Outsider => (false, true),
+            Access::Outsider | Access::Forgotten => (false, true),
         };
         let view = View {
             visibility,
@@ -187,6 +193,10 @@ fn not_in_room() -> Error {
 /// What the user is to the room now, with the position at which that began.
 fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
     let Some(member) = db.member(room.key, user)? else { return Ok(Access::Outsider) };
+    // "After this API is called, however, a user will no longer be able to retrieve history for this room."
+    if member.forgotten {
+        return Ok(Access::Forgotten);
+    }
     let changes = db.slot_changes(room.key, "m.room.member", user.as_str())?;
     if member.membership != Membership::Join {
         for change in &changes {

@@ -18,6 +18,8 @@ pub struct Member {
     pub event: EventKey,
     /// When this came about.
     pub stream: i64,
+    /// One of our users who wants to hear no more of the room.
+    pub forgotten: bool,
 }
 
 /// One of a user's rooms.
@@ -53,7 +55,7 @@ fn member_of(row: &Row<'_>) -> Result<Option<Member>> {
     // A member event's state key need not be a user id that we would accept today.
     let Ok(user_id) = UserId::parse(&row.get::<_, String>(0)?) else { return Ok(None) };
     let membership = membership_of(&row.get::<_, String>(1)?)?;
-    Ok(Some(Member { user_id, membership, event: row.get(2)?, stream: row.get(3)? }))
+    Ok(Some(Member { user_id, membership, event: row.get(2)?, stream: row.get(3)?, forgotten: row.get(4)? }))
 }
 
 fn room_of_user(row: &Row<'_>) -> Result<RoomOfUser> {
@@ -79,7 +81,7 @@ impl Db<'_> {
     /// The same with the event behind it.
     pub fn member(&self, room: RoomKey, user: &UserId) -> Result<Option<Member>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT user_id, membership, event_key, stream FROM memberships WHERE room_key = ?1 AND user_id = ?2",
+            "SELECT user_id, membership, event_key, stream, forgotten FROM memberships WHERE room_key = ?1 AND user_id = ?2",
         )?;
         let mut rows = statement.query(params![room, user.as_str()])?;
         Ok(rows.next()?.map(member_of).transpose()?.flatten())
@@ -88,7 +90,7 @@ impl Db<'_> {
     /// The members of the room: all, or those with one membership.
     pub fn members(&self, room: RoomKey, only: Option<Membership>) -> Result<Vec<Member>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT user_id, membership, event_key, stream FROM memberships
+            "SELECT user_id, membership, event_key, stream, forgotten FROM memberships
              WHERE room_key = ?1 AND (?2 IS NULL OR membership = ?2)",
         )?;
         let mut rows = statement.query(params![room, only.map(Membership::as_str)])?;

@@ -21,7 +21,7 @@ use crate::store::{Db, Room};
 impl Homeserver {
     /// `POST /leave`: leaves, rejects an invite or withdraws a knock. In a room that we are not in this is done at once
     /// for our user; the room's servers are told in the background, for days if need be.
-    /// Errors: 403 `M_FORBIDDEN` (not in the room, banned), 404 `M_NOT_FOUND` for a room that nobody here knows.
+    /// Errors: 403 `M_FORBIDDEN` (not in the room, banned), the same whether or not there is such a room.
     pub fn leave(&self, user: &UserId, room_id: &RoomId, reason: Option<&str>) -> Result<()> {
         if let Some(room) = self.resident_room(room_id)? {
             return self.leave_here(&room, user, reason);
@@ -30,7 +30,7 @@ impl Homeserver {
             return match self.past_membership(room_id, user)? {
                 Some(Membership::Leave) => Ok(()),
                 Some(_) => Err(Error::forbidden("You are banned from this room")),
-                None => Err(Error::not_found("You are not in this room")),
+                None => Err(Error::forbidden("You are not in this room")),
             };
         };
         if matches!(row.state, State::Leaving | State::Closed) {
@@ -152,12 +152,15 @@ impl Homeserver {
         self.store.write(move |tx| tx.delete_remote_membership(&room_id, &user))
     }
 
-    /// `POST /forget`. Errors: 400 `M_UNKNOWN` while the user is in the room, invited or knocking.
+    /// `POST /forget`. Errors: 400 `M_UNKNOWN` while the user is in the room, invited or knocking; 404 `M_NOT_FOUND`.
     pub fn forget(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
         let (room_id, user) = (room_id.clone(), user.clone());
         self.store.write(move |tx| {
             let not_left = || Error::new(ErrCode::Unknown, "Leave the room first").with_status(400);
+            // A room that the user never had to do with is answered as one that there is not.
+            let unknown = || Error::not_found("You know no such room");
             let room = tx.room(&room_id)?;
+            let mut is_known = true;
             if let Some(mut row) = tx.remote_membership(&room_id, &user)? {
                 if !matches!(row.state, State::Leaving | State::Closed) {
                     return Err(not_left());
@@ -165,12 +168,15 @@ impl Homeserver {
                 row.forgotten = true;
                 tx.save_remote_membership_quietly(&row)?;
             } else if room.is_none() {
-                return Err(Error::not_found("You know no such room"));
+                return Err(unknown());
+            } else {
+                is_known = false;
             }
             let Some(room) = room else { return Ok(()) };
             match tx.membership(room.key, &user)? {
                 Some(Membership::Leave | Membership::Ban) => tx.set_forgotten(room.key, &user, true),
                 Some(_) if room.resident => Err(not_left()),
+                None if !is_known => Err(unknown()),
                 _ => Ok(()),
             }
         })
