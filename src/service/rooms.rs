@@ -9,9 +9,9 @@ use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::compose::Draft;
-use crate::service::membership::Door;
+use crate::service::membership::{AUTHORISER, Door};
 use crate::service::room_plan::{CreateRoom, Visibility};
-use crate::service::room_view::readable_room;
+use crate::service::room_view::{RoomView, readable_room};
 use crate::store::client_transactions::ClientTxn;
 use crate::store::{Db, Room};
 
@@ -119,6 +119,8 @@ impl Homeserver {
         let Some(redacts) = &draft.redacts else { return Ok(()) };
         self.store.read(|db| {
             let room = readable_room(db, &draft.room)?;
+            // Before anything else, so that nobody else learns which events there are.
+            RoomView::new(db, &room, &draft.sender)?.require_joined()?;
             let target = db.event(redacts)?.filter(|target| target.room == room.key);
             let target = target.ok_or_else(|| Error::not_found("There is no such event in this room"))?;
             if *target.pdu.sender() == draft.sender
@@ -164,8 +166,11 @@ impl Homeserver {
     }
 
     /// A membership by way of `PUT /state`: what takes more than an event goes where it is done.
-    fn send_membership(&self, draft: Draft, target: &str) -> Result<EventId> {
+    fn send_membership(&self, mut draft: Draft, target: &str) -> Result<EventId> {
         let target = UserId::parse(target)?;
+        // Only the server that lets somebody in may say in whose name, and servers refuse the event without the
+        // signature of that user's server.
+        draft.content.remove(AUTHORISER);
         let membership = draft.content.get("membership").and_then(Value::as_str).and_then(Membership::parse);
         let membership =
             membership.ok_or_else(|| Error::bad_json("m.room.member needs a valid membership"))?;

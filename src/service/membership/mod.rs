@@ -161,7 +161,7 @@ fn check_acl(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<()> {
 }
 
 /// The key of a restricted join's content that names the user in whose name the room lets somebody in.
-pub(super) const AUTHORISER: &str = "join_authorised_via_users_server";
+pub(crate) const AUTHORISER: &str = "join_authorised_via_users_server";
 
 impl Homeserver {
     /// For a join of a restricted room by somebody who is neither invited nor in it: the user of ours in whose name we
