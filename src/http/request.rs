@@ -185,17 +185,15 @@ impl Request {
         bearer.or_else(|| self.query("access_token")).filter(|token| !token.is_empty())
     }
 
-    /// The body as JSON of this shape. Errors: 400 `M_NOT_JSON`, 400 `M_BAD_JSON` for JSON of another shape.
+    /// The body as a JSON object of this shape. Errors: 400 `M_NOT_JSON`, 400 `M_BAD_JSON` for JSON of another shape.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.body).map_err(|e| match e.classify() {
-            serde_json::error::Category::Data => Error::bad_json(format!("Unexpected JSON: {e}")),
-            _ => Error::new(ErrCode::NotJson, format!("Not JSON: {e}")),
-        })
+        shaped(self.json_object()?)
     }
 
     /// The body as a JSON object. Errors: 400 `M_NOT_JSON`, 400 `M_BAD_JSON` if it is JSON but no object.
     pub fn json_object(&self) -> Result<Map<String, Value>> {
-        match self.json::<Value>()? {
+        let body = serde_json::from_slice(&self.body);
+        match body.map_err(|e| Error::new(ErrCode::NotJson, format!("Not JSON: {e}")))? {
             Value::Object(object) => Ok(object),
             _ => Err(Error::bad_json("The body must be a JSON object")),
         }
@@ -208,10 +206,7 @@ impl Request {
 
     /// As `json`, with no body at all taken for `{}`.
     pub fn json_or_empty<T: DeserializeOwned>(&self) -> Result<T> {
-        if self.body.is_empty() {
-            return serde_json::from_str("{}").map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")));
-        }
-        self.json()
+        shaped(self.json_object_or_empty()?)
     }
 
     /// A GET from nowhere in particular, for tests.
@@ -219,6 +214,12 @@ impl Request {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self::new(method, target.to_owned(), Vec::new(), nowhere).expect("a test's request is well-formed")
     }
+}
+
+/// A JSON object as a structure; by way of the object, because a structure would also be read from a list. Errors: 400
+/// `M_BAD_JSON`.
+pub(super) fn shaped<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T> {
+    T::deserialize(Value::Object(object)).map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")))
 }
 
 /// Percent-decodes one path segment. Errors: 400 `M_INVALID_PARAM` for a broken escape or bytes that are not UTF-8.

@@ -110,7 +110,7 @@ impl Homeserver {
     ) -> Result<Progress> {
         let now = self.clock.now_ms();
         let auth = match auth {
-            None => None,
+            None | Some(Value::Null) => None,
             Some(Value::Object(auth)) => Some(auth),
             Some(_) => return Err(Error::bad_json("auth must be an object")),
         };

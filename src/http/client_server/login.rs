@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::register::shaped;
 use crate::error::{ErrCode, Error, Result};
+use crate::http::request::shaped;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::interactive_auth::user_of_identifier;
@@ -36,7 +36,7 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     if !object.contains_key("identifier") && !object.contains_key("user") {
         return Err(Error::missing_param("Missing identifier"));
     }
-    let body: LoginBody = shaped(&object)?;
+    let body: LoginBody = shaped(object.clone())?;
     let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
     // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.
     let wrong = || Error::forbidden("Wrong user name or password");

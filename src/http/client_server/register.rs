@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use ring::hmac;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::interactive::prove;
 use super::login::login_reply;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
+use crate::http::request::shaped;
 use crate::http::{Reply, Request};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
@@ -42,7 +43,7 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         Registration::Closed => return Err(Error::forbidden("Registration is disabled on this homeserver")),
     };
     let object = request.json_object_or_empty()?;
-    let body: RegisterBody = shaped(&object)?;
+    let body: RegisterBody = shaped(object.clone())?;
     // Before authentication, as the specification asks, so that nobody spends a token on a name they cannot have.
     if let Some(username) = &body.username {
         hs.available_user_id(username)?;
@@ -69,12 +70,6 @@ fn log_in_new(hs: &Homeserver, user: &UserId, body: &RegisterBody) -> Result<Rep
     let name = body.initial_device_display_name.as_deref();
     let login = hs.log_in(user, body.device_id.as_deref(), name, body.refresh_token)?;
     Ok(login_reply(hs, &login))
-}
-
-/// A JSON object as a struct. Errors: 400 `M_BAD_JSON`.
-pub(super) fn shaped<T: serde::de::DeserializeOwned>(object: &Map<String, Value>) -> Result<T> {
-    T::deserialize(Value::Object(object.clone()))
-        .map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")))
 }
 
 /// `GET /_matrix/client/v3/register/available`

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -25,9 +24,7 @@ pub(super) fn reply<T: serde::Serialize>(body: &T) -> Result<Reply> {
 
 /// `POST /_matrix/client/v3/createRoom`.
 pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    // By way of an object, because a structure would also be read from a list.
-    let body = Value::Object(request.json_object_or_empty()?);
-    let body = CreateRoom::deserialize(body).map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")))?;
+    let body: CreateRoom = request.json_or_empty()?;
     let room_id = hs.create_room(&requester.user_id, &body)?;
     Ok(Reply::json(&json!({"room_id": room_id})))
 }

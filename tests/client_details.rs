@@ -1,0 +1,285 @@
+//! Details of the client-server API that are easy to get nearly right, over a real socket.
+
+use doorstep::TestServer;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+const V3: &str = "/_matrix/client/v3";
+
+fn room_path(room: &str, rest: &str) -> String {
+    format!("{V3}/rooms/{}/{rest}", segment(room))
+}
+
+#[track_caller]
+fn refused(user: &TestUser, method: &str, path: &str, body: Value, status: u16, errcode: &str) -> Value {
+    let body = (method != "GET").then_some(body);
+    let (got, answer) = user.request(method, path, body);
+    assert_eq!((got, answer["errcode"].as_str()), (status, Some(errcode)), "{method} {path}: {answer}");
+    answer
+}
+
+fn filter(filter: &Value) -> String {
+    format!("filter={}", segment(&filter.to_string()))
+}
+
+#[track_caller]
+fn sync(user: &TestUser, query: &str) -> Value {
+    user.get(&format!("{V3}/sync?{query}"))
+}
+
+fn since(answer: &Value) -> String {
+    format!("since={}", answer["next_batch"].as_str().expect("next_batch"))
+}
+
+fn members(events: &Value) -> Vec<&str> {
+    let events = events["events"].as_array().unwrap_or_else(|| panic!("no events in {events}"));
+    events.iter().filter(|e| e["type"] == "m.room.member").filter_map(|e| e["state_key"].as_str()).collect()
+}
+
+#[test]
+fn no_client_can_say_in_whose_name_somebody_was_let_in() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let authoriser = "join_authorised_via_users_server";
+    let mut content = json!({"membership": "join", "displayname": "Bobby"});
+    content[authoriser] = "@nobody:elsewhere.example".into();
+    bob.set_state(&room, "m.room.member", bob.id(), content);
+    let own = alice.state(&room, "m.room.member", bob.id()).expect("a member");
+    assert_eq!(own, json!({"membership": "join", "displayname": "Bobby"}));
+    let mut content = json!({"membership": "ban"});
+    content[authoriser] = "@nobody:elsewhere.example".into();
+    alice.set_state(&room, "m.room.member", bob.id(), content);
+    assert_eq!(alice.state(&room, "m.room.member", bob.id()), Some(json!({"membership": "ban"})));
+    let carol = server.user("carol");
+    let mut content = json!({"membership": "invite"});
+    content[authoriser] = "@nobody:elsewhere.example".into();
+    alice.set_state(&room, "m.room.member", carol.id(), content);
+    let invited = alice.state(&room, "m.room.member", carol.id()).expect("an invite");
+    assert_eq!((&invited["membership"], invited.get(authoriser)), (&json!("invite"), None), "{invited}");
+}
+
+#[test]
+fn who_is_not_in_a_room_learns_nothing_of_its_members_and_events() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let eve = server.user("eve");
+    let room = alice.create_room_with(json!({"preset": "private_chat", "invite": [bob.id()]}));
+    bob.join(&room);
+    alice.act_on("ban", &room, carol.id());
+    let message = alice.send(&room, "a secret");
+    let nowhere = "!nowhere:example.org";
+    let ask = |room: &str, verb: &str, target: &str| {
+        eve.request("POST", &room_path(room, verb), Some(json!({"user_id": target})))
+    };
+    for verb in ["kick", "ban", "unban", "invite"] {
+        let answers: Vec<_> = [alice.id(), bob.id(), carol.id(), "@dan:elsewhere.example"]
+            .into_iter()
+            .map(|target| ask(&room, verb, target))
+            .chain([ask(nowhere, verb, bob.id())])
+            .map(|(status, body)| (status, body["errcode"].clone()))
+            .collect();
+        assert!(answers.iter().all(|a| *a == (403, json!("M_FORBIDDEN"))), "{verb}: {answers:?}");
+        let told: Vec<_> = [bob.id(), carol.id()]
+            .into_iter()
+            .map(|target| ask(&room, verb, target).1["error"].clone())
+            .collect();
+        assert_eq!(told[0], told[1], "{verb}");
+    }
+    for event in [message.as_str(), "$not-there"] {
+        let path = room_path(&room, &format!("redact/{}/t", segment(event)));
+        refused(&eve, "PUT", &path, json!({}), 403, "M_FORBIDDEN");
+    }
+    for room in [room.as_str(), nowhere] {
+        refused(&eve, "POST", &room_path(room, "leave"), json!({}), 403, "M_FORBIDDEN");
+        refused(&eve, "POST", &room_path(room, "forget"), json!({}), 404, "M_NOT_FOUND");
+    }
+}
+
+#[test]
+fn a_forgotten_room_cannot_be_read_any_more_until_one_is_back() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let message = alice.send(&room, "hello");
+    bob.leave(&room);
+    assert_eq!(bob.request("GET", &room_path(&room, "messages?dir=b"), None).0, 200);
+    bob.post(&room_path(&room, "forget"), json!({}));
+    bob.post(&room_path(&room, "forget"), json!({}));
+    for path in ["messages?dir=b", "state", "members", "state/m.room.create"] {
+        refused(&bob, "GET", &room_path(&room, path), json!({}), 403, "M_FORBIDDEN");
+    }
+    for path in ["event", "context"] {
+        let path = room_path(&room, &format!("{path}/{}", segment(&message)));
+        refused(&bob, "GET", &path, json!({}), 404, "M_NOT_FOUND");
+    }
+    let all = sync(&bob, &filter(&json!({"room": {"include_leave": true}})));
+    assert!(all["rooms"]["leave"].get(&room).is_none(), "{all}");
+    bob.join(&room);
+    let page = bob.get(&room_path(&room, "messages?dir=b&limit=50"));
+    let events = page["chunk"].as_array().expect("a chunk");
+    assert!(events.iter().any(|e| e["event_id"] == message.as_str()), "{page}");
+}
+
+#[test]
+fn the_state_after_of_a_client_of_the_draft_has_the_name_that_the_draft_gave_it() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let (room, left) = (alice.create_room(), alice.create_room());
+    bob.join(&left);
+    bob.leave(&left);
+    let leave = filter(&json!({"room": {"include_leave": true}}));
+    let draft = "org.matrix.msc4222.state_after";
+    for (user, room, section) in [(&alice, &room, "join"), (&bob, &left, "leave")] {
+        for (query, there) in [
+            ("", "state"),
+            ("&use_state_after=true", "state_after"),
+            ("&org.matrix.msc4222.use_state_after=true", draft),
+            ("&use_state_after=true&org.matrix.msc4222.use_state_after=true", "state_after"),
+        ] {
+            let answer = sync(user, &format!("{leave}{query}"));
+            let entry = &answer["rooms"][section][room];
+            for name in ["state", "state_after", draft] {
+                assert_eq!(entry.get(name).is_some(), name == there, "{query} {name}: {entry}");
+            }
+        }
+    }
+}
+
+#[test]
+fn new_heroes_come_with_their_memberships_when_those_are_loaded_lazily() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room_with(json!({"preset": "public_chat", "name": "named"}));
+    let users: Vec<_> = (0..7).map(|n| server.user(&format!("u{n}"))).collect();
+    for user in &users {
+        user.join(&room);
+    }
+    for n in 0..12 {
+        alice.send(&room, &format!("{n}"));
+    }
+    let lazy = filter(&json!({"room": {"state": {"lazy_load_members": true}}}));
+    let first = sync(&alice, &lazy);
+    assert!(first["rooms"]["join"][&room]["summary"].get("m.heroes").is_none(), "{first}");
+    // Without its name the room is called by its members.
+    alice.set_state(&room, "m.room.name", "", json!({}));
+    let second = sync(&alice, &format!("{lazy}&{}", since(&first)));
+    let entry = &second["rooms"]["join"][&room];
+    let heroes: Vec<&str> =
+        entry["summary"]["m.heroes"].as_array().expect("heroes").iter().filter_map(Value::as_str).collect();
+    assert_eq!(heroes.len(), 5, "{entry}");
+    for hero in &heroes {
+        assert!(members(&entry["state"]).contains(hero), "{hero} in {entry}");
+    }
+    // One of them goes, and another takes the place.
+    users[0].leave(&room);
+    let third = sync(&alice, &format!("{lazy}&{}", since(&second)));
+    let entry = &third["rooms"]["join"][&room];
+    assert_eq!(entry["summary"]["m.heroes"].as_array().map(Vec::len), Some(5), "{entry}");
+    assert!(members(&entry["state"]).contains(&users[5].id()), "{entry}");
+}
+
+#[test]
+fn a_list_is_no_body_and_no_auth_is_told_by_null_too() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    for verb in ["join", "leave", "kick", "invite", "ban", "unban"] {
+        refused(&alice, "POST", &room_path(&room, verb), json!(["@a:b.c", null, null]), 400, "M_BAD_JSON");
+    }
+    refused(&alice, "POST", &format!("{V3}/refresh"), json!(["token"]), 400, "M_BAD_JSON");
+    refused(
+        &alice,
+        "POST",
+        &format!("{V3}/publicRooms"),
+        json!([1, null, null, false, null]),
+        400,
+        "M_BAD_JSON",
+    );
+    let (status, ask) =
+        alice.request("POST", &format!("{V3}/delete_devices"), Some(json!({"devices": [], "auth": null})));
+    assert_eq!(status, 401, "{ask}");
+    assert!(ask["session"].is_string() && ask.get("errcode").is_none(), "{ask}");
+}
+
+#[test]
+fn every_way_in_and_out_within_one_gap_ends_in_one_section() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({"preset": "private_chat"}));
+    alice.set_state(&room, "m.room.join_rules", "", json!({"join_rule": "knock"}));
+    let knock = || drop(bob.knock_via(&room, &[]));
+    let invite = || alice.invite(&room, bob.id());
+    let (join, leave) = (|| drop(bob.join(&room)), || bob.leave(&room));
+    let kick = || alice.act_on("kick", &room, bob.id());
+    let (ban, unban) = (|| alice.act_on("ban", &room, bob.id()), || alice.act_on("unban", &room, bob.id()));
+    type Step<'s> = &'s dyn Fn();
+    let chains: [(&[Step<'_>], &str); 12] = [
+        (&[&knock], "knock"),
+        (&[&invite, &join], "join"),
+        (&[&leave, &invite, &join], "join"),
+        (&[&leave], "leave"),
+        (&[&invite, &leave], "leave"),
+        (&[&knock, &invite], "invite"),
+        (&[&kick, &knock, &leave], "leave"),
+        (&[&knock, &kick, &knock, &invite, &join, &leave], "leave"),
+        (&[&invite, &join, &ban], "leave"),
+        (&[&unban], "leave"),
+        (&[&invite, &kick, &knock], "knock"),
+        (&[&ban], "leave"),
+    ];
+    for state_after in ["", "&use_state_after=true"] {
+        let mut last = sync(&bob, "");
+        for (n, (chain, section)) in chains.iter().enumerate() {
+            chain.iter().for_each(|step| step());
+            let answer = sync(&bob, &format!("{}{state_after}", since(&last)));
+            for other in ["join", "invite", "knock", "leave"] {
+                let there = answer["rooms"][other].get(&room).is_some();
+                assert_eq!(there, other == *section, "chain {n}, {other}: {answer}");
+            }
+            let after = sync(&bob, &format!("{}{state_after}", since(&answer)));
+            assert!(after.get("rooms").is_none(), "chain {n} is told twice: {after}");
+            last = answer;
+        }
+        unban();
+    }
+}
+
+#[test]
+fn reasons_are_in_the_member_events_of_every_way_in_and_out() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({"preset": "private_chat"}));
+    alice.set_state(&room, "m.room.join_rules", "", json!({"join_rule": "knock"}));
+    let reason_now = |membership: &str, reason: &str| {
+        let content = alice.state(&room, "m.room.member", bob.id()).expect("a member");
+        assert_eq!((&content["membership"], &content["reason"]), (&json!(membership), &json!(reason)));
+    };
+    bob.post(&format!("{V3}/knock/{}", segment(&room)), json!({"reason": "k"}));
+    reason_now("knock", "k");
+    for (verb, membership) in
+        [("invite", "invite"), ("kick", "leave"), ("ban", "ban"), ("unban", "leave"), ("invite", "invite")]
+    {
+        alice.post(&room_path(&room, verb), json!({"user_id": bob.id(), "reason": verb}));
+        reason_now(membership, verb);
+    }
+    let joined = bob.post(&room_path(&room, "join"), json!({"reason": "in"}));
+    assert_eq!(joined["room_id"], room.as_str());
+    reason_now("join", "in");
+    bob.post(&room_path(&room, "join"), json!({"reason": "again"}));
+    reason_now("join", "in");
+    bob.post(&room_path(&room, "leave"), json!({"reason": "out"}));
+    reason_now("leave", "out");
+    bob.post(&room_path(&room, "leave"), json!({"reason": "out again"}));
+    reason_now("leave", "out");
+    for (verb, body, errcode) in [
+        ("kick", json!({}), "M_MISSING_PARAM"),
+        ("ban", json!({"user_id": 7}), "M_BAD_JSON"),
+        ("invite", json!({"user_id": "bob"}), "M_INVALID_PARAM"),
+        ("leave", json!({"reason": 7}), "M_BAD_JSON"),
+    ] {
+        refused(&alice, "POST", &room_path(&room, verb), body, 400, errcode);
+    }
+}
