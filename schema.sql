@@ -323,6 +323,16 @@ CREATE TABLE registration_tokens (
   first INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
+-- Tokens by which a user proves to a third party who they are, and nothing else, as their SHA-256. They expire within the
+-- hour; a user has a bounded number of them.
+CREATE TABLE openid_tokens (
+  hash BLOB PRIMARY KEY,
+  user_id TEXT NOT NULL REFERENCES users,
+  expires_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX openid_tokens_by_user ON openid_tokens (user_id, expires_ms);
+CREATE INDEX openid_tokens_by_expiry ON openid_tokens (expires_ms);
+
 -- ===== Profiles, account data, filters, directory =====
 
 -- One field of the profile of one of our users (displayname, avatar_url, m.tz, custom fields). The value is JSON.

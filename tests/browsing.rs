@@ -155,3 +155,161 @@ fn only_servers_in_the_room_that_its_access_list_lets_in_learn_of_events_by_date
     // Bob's server, whose name is that of alice's as the access list sees it, is turned away and has nothing older.
     assert_eq!(near(&bob, &room, sent[0].1, "b").0, 404);
 }
+
+// ----- directories -----
+
+fn listed(page: &Value) -> Vec<&str> {
+    let chunk = page["chunk"].as_array().expect("a chunk");
+    chunk.iter().map(|room| room["room_id"].as_str().expect("a room id")).collect()
+}
+
+#[test]
+fn another_servers_directory_is_read_searched_and_paged() {
+    let (a, b) = TestServer::pair();
+    let (alice, bob) = (a.user("alice"), b.user("bob"));
+    let publish = |name: &str, kind: Option<&str>| {
+        let creation = kind.map_or(json!({}), |kind| json!({ "type": kind }));
+        alice.create_room_with(json!({
+            "preset": "public_chat", "visibility": "public", "name": name, "topic": "things", "creation_content": creation,
+        }))
+    };
+    let rooms = [publish("apples", None), publish("pears", None), publish("fruit", Some("m.space"))];
+    alice.create_room_with(json!({ "preset": "public_chat", "name": "unlisted" }));
+    bob.create_room_with(json!({ "preset": "public_chat", "visibility": "public", "name": "of bob" }));
+
+    let path = format!("/_matrix/client/v3/publicRooms?server={}", segment(a.name()));
+    let all = bob.get(&path);
+    assert_eq!(all, alice.get("/_matrix/client/v3/publicRooms"));
+    assert_eq!(
+        (all["chunk"].as_array().map(Vec::len), &all["total_room_count_estimate"]),
+        (Some(3), &json!(3))
+    );
+    // Page after page, and back.
+    let mut seen = Vec::new();
+    let (mut since, mut last) = (String::new(), json!({}));
+    for _ in 0..3 {
+        last = bob.get(&format!("{path}&limit=1&since={since}"));
+        seen.extend(listed(&last).into_iter().map(str::to_owned));
+        since = last["next_batch"].as_str().unwrap_or_default().to_owned();
+    }
+    assert!(last.get("next_batch").is_none());
+    let back = bob.get(&format!("{path}&limit=1&since={}", last["prev_batch"].as_str().expect("a way back")));
+    assert_eq!(listed(&back), [seen[1].as_str()]);
+    seen.sort();
+    let mut expected = rooms.to_vec();
+    expected.sort();
+    assert_eq!(seen, expected);
+    let found = |filter: Value| {
+        let page = bob.post(&path, json!({ "filter": filter }));
+        listed(&page).into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(found(json!({ "generic_search_term": "PEAR" })), [rooms[1].as_str()]);
+    assert_eq!(found(json!({ "room_types": ["m.space"] })), [rooms[2].as_str()]);
+    assert_eq!(found(json!({ "room_types": [null] })).len(), 2);
+    assert_eq!(found(json!({ "generic_search_term": "fruit", "room_types": [null] })), Vec::<String>::new());
+    assert_eq!(found(json!({})).len(), 3);
+
+    assert_eq!(bob.request("GET", "/_matrix/client/v3/publicRooms?server=not/a/name", None).0, 400);
+    let (status, body) = bob.request("GET", &format!("{path}&since=nonsense"), None);
+    assert!(status == 400 || status == 502, "{status} {body}");
+    assert_eq!(
+        listed(&bob.get(&format!("/_matrix/client/v3/publicRooms?server={}", segment(b.name())))).len(),
+        1
+    );
+}
+
+#[test]
+fn a_directory_is_given_to_other_servers_without_a_limit_unless_they_set_one() {
+    let server = TestServer::start();
+    let (alice, peer) = (server.user("alice"), Peer::start());
+    for n in 0..3 {
+        let name = format!("room {n}");
+        alice.create_room_with(json!({ "preset": "public_chat", "visibility": "public", "name": name }));
+    }
+    let path = "/_matrix/federation/v1/publicRooms";
+    for (method, query, body, count) in [
+        ("GET", "", None, 3),
+        ("GET", "?limit=0", None, 3),
+        ("GET", "?limit=2", None, 2),
+        ("POST", "", Some(json!({})), 3),
+        ("POST", "", Some(json!({ "limit": 1 })), 1),
+        ("POST", "", Some(json!({ "filter": { "generic_search_term": "m 2" } })), 1),
+        ("GET", "?third_party_instance_id=irc", None, 0),
+    ] {
+        let (status, page) = peer.ask(server.name(), method, &format!("{path}{query}"), body.as_ref());
+        assert_eq!((status, listed(&page).len()), (200, count), "{method} {query} {body:?}: {page}");
+    }
+    assert_eq!(alice.request("GET", path, None).0, 401, "only servers ask so");
+    assert_eq!(peer.ask(server.name(), "GET", &format!("{path}?since=x"), None).0, 400);
+}
+
+#[test]
+fn what_another_servers_directory_has_that_is_no_room_is_left_out() {
+    let server = TestServer::start();
+    let (alice, peer) = (server.user("alice"), Peer::start());
+    let room = json!({
+        "room_id": "!a:b.org", "num_joined_members": 3, "world_readable": false, "guest_can_join": true, "name": "good",
+    });
+    let rooms = json!([room, 5, null, { "room_id": "x" }, { "room_id": "!c:d.org" }]);
+    peer.answer_json("/publicRooms", 200, json!({ "chunk": rooms, "next_batch": "on" }));
+    let path = format!("/_matrix/client/v3/publicRooms?server={}", segment(peer.name().as_str()));
+    let page = alice.get(&format!("{path}&limit=7&since=s%26t"));
+    assert_eq!(listed(&page), ["!a:b.org"]);
+    assert_eq!((&page["next_batch"], &page["chunk"][0]["join_rule"]), (&json!("on"), &json!("public")));
+    assert_eq!(
+        peer.asked("/publicRooms")[0].target,
+        "/_matrix/federation/v1/publicRooms?limit=7&since=s%26t"
+    );
+    peer.answer_json("/publicRooms", 200, json!({ "rooms": [] }));
+    assert_eq!(alice.request("GET", &path, None).0, 502);
+    peer.answer_json("/publicRooms", 403, json!({ "errcode": "M_FORBIDDEN", "error": "members only" }));
+    assert_eq!(alice.request("GET", &path, None).0, 403);
+}
+
+// ----- queries -----
+
+#[test]
+fn a_query_of_an_unknown_type_is_not_recognized() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    for query in ["weather", "directory2", "profile%2Fx"] {
+        let (status, body) =
+            peer.ask(server.name(), "GET", &format!("/_matrix/federation/v1/query/{query}?x=1"), None);
+        assert_eq!((status, &body["errcode"]), (404, &json!("M_UNRECOGNIZED")), "{query}");
+    }
+    let unsigned = server.user("alice").request("GET", "/_matrix/federation/v1/query/weather", None);
+    assert_eq!(unsigned.0, 401);
+}
+
+// ----- OpenID -----
+
+#[test]
+fn a_third_party_learns_who_made_an_openid_token_and_only_while_it_is_good() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let nobody = TestUser::new(server.url(), "(nobody)", "");
+    let path =
+        |user: &TestUser| format!("/_matrix/client/v3/user/{}/openid/request_token", segment(user.id()));
+    let made = alice.post(&path(&alice), json!({}));
+    assert_eq!((&made["token_type"], &made["matrix_server_name"]), (&json!("Bearer"), &json!(server.name())));
+    assert_eq!(made["expires_in"], 3600);
+    let token = made["access_token"].as_str().expect("a token");
+    let userinfo = |token: &str| {
+        nobody.request("GET", &format!("/_matrix/federation/v1/openid/userinfo?access_token={token}"), None)
+    };
+    assert_eq!(userinfo(token), (200, json!({ "sub": alice.id() })));
+    assert_eq!(userinfo(token).0, 200, "it is good for more than one question");
+    // Nor is it good for anything else, nor is an access token good for this.
+    let thief = TestUser::new(server.url(), alice.id(), token);
+    assert_eq!(thief.request("GET", "/_matrix/client/v3/account/whoami", None).0, 401);
+    for wrong in [alice.token(), "nonsense"] {
+        let (status, body) = userinfo(wrong);
+        assert_eq!((status, &body["errcode"]), (401, &json!("M_UNKNOWN_TOKEN")));
+    }
+    assert_eq!(userinfo("").1["errcode"], "M_MISSING_TOKEN");
+    assert_eq!(bob.request("POST", &path(&alice), Some(json!({}))).0, 403, "only for oneself");
+    assert_eq!(nobody.request("POST", &path(&alice), Some(json!({}))).0, 401);
+    server.advance(Duration::from_secs(3599));
+    assert_eq!(userinfo(token).0, 200);
+    server.advance(Duration::from_secs(2));
+    assert_eq!(userinfo(token).0, 401);
+}

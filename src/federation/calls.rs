@@ -33,6 +33,9 @@ const MAX_EVENTS_ASKED: usize = 100;
 /// Most server names believed from one answer.
 const MAX_SERVERS: usize = 10_000;
 
+/// Most rooms of one page of a directory: servers may disregard the limit that they are told.
+const MAX_PUBLIC_ROOMS: usize = 10_000;
+
 const QUICK: Duration = Duration::from_secs(20);
 const ORDINARY: Duration = Duration::from_secs(40);
 /// For calls after which the peer has to work through a room.
@@ -116,6 +119,19 @@ pub struct DirectoryAnswer {
     /// Servers that may know the room; what was not a server name is left out.
     #[serde(default, deserialize_with = "only_server_names")]
     pub servers: Vec<ServerName>,
+}
+
+/// The answer of `publicRooms`.
+#[derive(Debug, Deserialize)]
+pub struct PublicRoomsAnswer {
+    /// The rooms, unchecked.
+    pub chunk: Vec<Value>,
+    /// The token of the next page.
+    pub next_batch: Option<String>,
+    /// The token of the page before.
+    pub prev_batch: Option<String>,
+    /// How many rooms there are, if the peer says.
+    pub total_room_count_estimate: Option<u64>,
 }
 
 fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<ServerName>, D::Error> {
@@ -379,6 +395,37 @@ impl Client {
         } else {
             Err(CallError::bad("an event on the other side of the time"))
         }
+    }
+
+    /// `GET publicRooms`, or `POST` with a filter: a page of the rooms that the peer publishes. `request` is the body of
+    /// the `POST`.
+    pub fn public_rooms(
+        &self,
+        peer: &ServerName,
+        request: &Map<String, Value>,
+    ) -> CallResult<PublicRoomsAnswer> {
+        let path = "/_matrix/federation/v1/publicRooms";
+        let response = if request.contains_key("filter") {
+            let body = to_body(request)?;
+            self.request(SignedRequest {
+                method: "POST",
+                destination: peer,
+                path_and_query: path.to_owned(),
+                body: Some(&body),
+                timeout: ORDINARY,
+                max_bytes: LIST,
+            })?
+        } else {
+            let mut query = String::new();
+            for (name, value) in request {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let _ = write!(query, "{}{name}={}", if query.is_empty() { '?' } else { '&' }, enc(value));
+            }
+            self.get(peer, format!("{path}{query}"), ORDINARY, LIST)?
+        };
+        let answer: PublicRoomsAnswer = object(response)?;
+        bounded("chunk", answer.chunk.len(), MAX_PUBLIC_ROOMS)?;
+        Ok(answer)
     }
 
     /// `GET query/directory`: the room behind an alias of the peer's.

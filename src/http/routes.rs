@@ -110,6 +110,7 @@ pub const ROUTES: &[Route] = &[
     put("/_matrix/client/v3/directory/list/room/{roomId}", User(directory::set_visibility)),
     get("/_matrix/client/v3/publicRooms", MaybeUser(directory::public_rooms)),
     post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)),
+    post("/_matrix/client/v3/user/{userId}/openid/request_token", User(client_server::openid::request_token)),
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),
@@ -134,6 +135,11 @@ pub const ROUTES: &[Route] = &[
     // ----- server-server: transactions, events, queries -----
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),
+    get("/_matrix/federation/v1/query/{queryType}", Peer(server_server::query::unknown)),
+    get("/_matrix/federation/v1/publicRooms", Peer(server_server::public_rooms::list)),
+    post("/_matrix/federation/v1/publicRooms", Peer(server_server::public_rooms::search)),
+    get("/_matrix/federation/v1/openid/userinfo", Anyone(server_server::openid::userinfo))
+        .rate(Rate::Federation),
     put("/_matrix/federation/v1/send/{txnId}", Peer(server_server::transactions::send)).body(TRANSACTION),
     get("/_matrix/federation/v1/event/{eventId}", Peer(server_server::events::event)),
     get("/_matrix/federation/v1/state/{roomId}", Peer(server_server::events::state)),

@@ -1,7 +1,7 @@
 //! Room aliases, and the directory of published rooms.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
@@ -36,12 +36,14 @@ pub struct PublicRoomsRequest {
 }
 
 /// Which published rooms are wanted.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PublicRoomsFilter {
     /// A text that the name, topic or alias has.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub generic_search_term: Option<String>,
     /// The types; `null` stands for rooms without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub room_types: Option<Vec<Option<String>>>,
 }
 
@@ -53,17 +55,19 @@ pub struct PublicRooms {
     next_batch: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prev_batch: Option<String>,
-    total_room_count_estimate: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_room_count_estimate: Option<u64>,
 }
 
 /// One room of the directory.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PublishedRoom {
     #[serde(skip_serializing_if = "Option::is_none")]
     avatar_url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     canonical_alias: Option<String>,
     guest_can_join: bool,
+    #[serde(default = "public")]
     join_rule: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -74,6 +78,11 @@ pub struct PublishedRoom {
     #[serde(skip_serializing_if = "Option::is_none")]
     topic: Option<String>,
     world_readable: bool,
+}
+
+/// "When not present, the room is assumed to be `public`."
+fn public() -> String {
+    "public".to_owned()
 }
 
 impl Homeserver {
@@ -242,7 +251,36 @@ impl Homeserver {
             next_batch: (end < rooms.len()).then(|| format!("p{end}")),
             prev_batch: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
             chunk: rooms.into_iter().skip(start).take(limit).collect(),
-            total_room_count_estimate: total,
+            total_room_count_estimate: Some(total as u64),
+        })
+    }
+
+    /// A page of another server's directory, as it orders it; of this server's if it is this one. What is no room is left
+    /// out. Errors: what the other server says.
+    pub fn public_rooms_of(&self, server: &ServerName, request: &PublicRoomsRequest) -> Result<PublicRooms> {
+        if server == self.server_name() {
+            return self.public_rooms(request);
+        }
+        let limit = request.limit.map_or(DEFAULT_PUBLIC_ROOMS as u64, |limit| limit.max(1));
+        let mut asked = Map::new();
+        asked.insert("limit".to_owned(), limit.min(MAX_PUBLIC_ROOMS as u64).into());
+        if let Some(token) = request.since.as_deref().filter(|token| !token.is_empty()) {
+            asked.insert("since".to_owned(), token.into());
+        }
+        if let Some(filter) = &request.filter {
+            asked.insert("filter".to_owned(), serde_json::to_value(filter).map_err(Error::internal)?);
+        }
+        if request.include_all_networks {
+            asked.insert("include_all_networks".to_owned(), true.into());
+        } else if let Some(network) = &request.third_party_instance_id {
+            asked.insert("third_party_instance_id".to_owned(), network.as_str().into());
+        }
+        let answer = self.federation.public_rooms(server, &asked).map_err(|e| e.into_client_error(server))?;
+        Ok(PublicRooms {
+            chunk: answer.chunk.into_iter().filter_map(|room| serde_json::from_value(room).ok()).collect(),
+            next_batch: answer.next_batch,
+            prev_batch: answer.prev_batch,
+            total_room_count_estimate: answer.total_room_count_estimate,
         })
     }
 }

@@ -22,6 +22,7 @@ pub mod messages;
 pub mod missing;
 pub mod nearest;
 pub mod notifier;
+pub mod openid;
 pub mod profile;
 pub mod push_rules;
 pub mod random;

@@ -15,6 +15,7 @@ pub mod events;
 pub mod filters;
 pub mod memberships;
 pub mod migrate;
+pub mod openid;
 pub mod profiles;
 mod readers;
 pub mod remote_memberships;

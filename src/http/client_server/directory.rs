@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::rooms::reply;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
-use crate::protocol::RoomId;
+use crate::protocol::{RoomId, ServerName};
 use crate::service::Homeserver;
 use crate::service::directory::PublicRoomsRequest;
 
@@ -58,31 +58,31 @@ pub fn public_rooms(
     request: &Request,
     _requester: Option<&Requester>,
 ) -> Result<Reply> {
-    only_our_own(hs, request)?;
-    let limit = request.query_int("limit")?;
-    let limit = limit
-        .map(|limit| u64::try_from(limit).map_err(|_| Error::invalid_param("limit must not be negative")));
-    let asked = PublicRoomsRequest {
-        limit: limit.transpose()?,
-        since: request.query("since").map(str::to_owned),
-        ..PublicRoomsRequest::default()
-    };
-    reply(&hs.public_rooms(&asked)?)
+    let asked = page(request)?;
+    reply(&hs.public_rooms_of(&directory_of(hs, request)?, &asked)?)
 }
 
 /// `POST /_matrix/client/v3/publicRooms`.
 pub fn search_public_rooms(hs: &Arc<Homeserver>, request: &Request, _requester: &Requester) -> Result<Reply> {
-    only_our_own(hs, request)?;
     let asked: PublicRoomsRequest = request.json_or_empty()?;
-    reply(&hs.public_rooms(&asked)?)
+    reply(&hs.public_rooms_of(&directory_of(hs, request)?, &asked)?)
 }
 
-/// Other servers' directories are not fetched, and that is said instead of showing ours for theirs.
-fn only_our_own(hs: &Homeserver, request: &Request) -> Result<()> {
-    match request.query("server") {
-        Some(server) if server != hs.server_name().as_str() => {
-            Err(Error::not_found("This server does not fetch the directories of others"))
-        }
-        _ => Ok(()),
-    }
+/// What a `GET` of a directory asks for, in both APIs.
+pub(in crate::http) fn page(request: &Request) -> Result<PublicRoomsRequest> {
+    let limit = request.query_int("limit")?;
+    let limit = limit
+        .map(|limit| u64::try_from(limit).map_err(|_| Error::invalid_param("limit must not be negative")));
+    Ok(PublicRoomsRequest {
+        limit: limit.transpose()?,
+        since: request.query("since").map(str::to_owned),
+        include_all_networks: request.query_bool("include_all_networks")?.unwrap_or(false),
+        third_party_instance_id: request.query("third_party_instance_id").map(str::to_owned),
+        filter: None,
+    })
+}
+
+/// Whose directory is asked for.
+fn directory_of(hs: &Homeserver, request: &Request) -> Result<ServerName> {
+    request.query("server").map_or_else(|| Ok(hs.server_name().clone()), ServerName::parse)
 }

@@ -10,6 +10,7 @@ pub mod interactive;
 pub mod login;
 pub mod membership;
 pub mod messages;
+pub mod openid;
 pub mod profile;
 pub mod push_rules;
 pub mod register;

@@ -3,6 +3,8 @@
 pub mod events;
 pub mod keys;
 pub mod membership;
+pub mod openid;
+pub mod public_rooms;
 pub mod query;
 pub mod transactions;
 pub mod version;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
 use crate::http::{Origin, Reply, Request};
 use crate::protocol::{RoomAlias, UserId};
 use crate::service::Homeserver;
@@ -14,6 +14,13 @@ pub fn directory(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> R
     let alias = RoomAlias::parse(request.required_query("room_alias")?)?;
     let (room_id, servers) = hs.resolve_own_alias(&alias)?;
     Ok(Reply::json(&json!({"room_id": room_id, "servers": servers})))
+}
+
+/// `GET /_matrix/federation/v1/query/{queryType}`: every kind of query that there is has a line of its own in the table
+/// of endpoints, so that this one is of no kind that is known.
+pub fn unknown(_hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
+    let message = format!("This server does not know queries of the type {:?}", request.param("queryType"));
+    Err(Error::new(ErrCode::Unrecognized, message))
 }
 
 /// `GET /_matrix/federation/v1/query/profile`.
