@@ -717,6 +717,38 @@ fn only_the_room_can_refuse_a_knock() {
 }
 
 #[test]
+fn a_server_that_was_asked_in_vain_cannot_refuse_a_knock() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (peer, stranger) = (Peer::start(), Peer::start());
+    let mut room = FakeRoom::new(&peer, "11", "knock");
+    stranger.answer_json("make_knock", 404, json!({ "errcode": "M_NOT_FOUND", "error": "no such room" }));
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    let via = |peer: &Peer| segment(peer.name().as_str()).clone();
+    let path = format!("knock/{}?via={}&via={}", segment(room.id.as_str()), via(&stranger), via(&peer));
+    assert_eq!(post(&bob, &path, json!({})).0, 200);
+    bob.wait_for_room("knock", room.id.as_str());
+    stranger.wait_for("make_knock");
+    // It knows of the knock, and that is all it knows.
+    for topic in ["later", "and later"] {
+        let creator = room.creator.clone();
+        room.add(&peer, "m.room.topic", "", &creator, json!({ "topic": topic }));
+    }
+    let leave = |by: &Peer, user: &str| {
+        room.draft(by, "m.room.member", bob.id(), &by.user(user), json!({ "membership": "leave" }))
+    };
+    let forged = leave(&stranger, "eve");
+    let (status, answer) = stranger.send_transaction(server.name(), "t1", &[&forged]);
+    assert_eq!(status, 200);
+    assert!(answer["pdus"][forged.event_id().as_str()]["error"].is_string(), "{answer}");
+    assert!(is_in(&bob, "knock", room.id.as_str()));
+    // The server that took the knock may.
+    assert_eq!(peer.send_transaction(server.name(), "t1", &[&leave(&peer, "creator")]).0, 200);
+    bob.wait_for_room("leave", room.id.as_str());
+}
+
+#[test]
 fn a_late_refusal_of_a_knock_does_not_take_the_invite_away() {
     let server = TestServer::start();
     let bob = server.user("bob");

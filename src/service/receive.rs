@@ -81,7 +81,7 @@ impl Homeserver {
         }
         let mut results = Results::default();
         let until = self.clock.instant() + PATIENCE;
-        for (room, events) in self.by_room(origin, &transaction.pdus, &mut results)? {
+        for (room, events) in self.by_room((origin, until), &transaction.pdus, &mut results)? {
             self.receive_events((origin, until), &room, &events, &mut results)?;
         }
         for edu in &transaction.edus {
@@ -101,7 +101,7 @@ impl Homeserver {
     /// their answer at once.
     fn by_room<'a>(
         &self,
-        origin: &ServerName,
+        (origin, until): (&ServerName, Instant),
         pdus: &[&'a RawValue],
         results: &mut Results,
     ) -> Result<Vec<(Room, Vec<&'a RawValue>)>> {
@@ -123,7 +123,7 @@ impl Homeserver {
                     index.insert(room_id, rooms.len());
                     rooms.push((room, vec![pdu]));
                 }
-                None => self.receive_from_outside(&room_id, event_id, state_key, pdu, results)?,
+                None => self.receive_from_outside((&room_id, until), event_id, state_key, pdu, results)?,
             }
         }
         Ok(rooms)
@@ -132,7 +132,7 @@ impl Homeserver {
     /// An event of a room that we are not in: of interest if it says what became of one of us there.
     fn receive_from_outside(
         &self,
-        room_id: &RoomId,
+        (room_id, until): (&RoomId, Instant),
         event_id: Option<EventId>,
         state_key: Option<String>,
         pdu: &RawValue,
@@ -151,6 +151,7 @@ impl Homeserver {
             matrix_json::parse_object(json).and_then(|object| hash::event_id(&object, version)).ok()
         });
         let outcome = match &user {
+            Some(_) if self.clock.instant() >= until => Err(too_slow()),
             Some(_) => self.remote_member_event(room_id, json),
             None => Err(Error::not_found("This server is not in the room")),
         };
@@ -182,7 +183,10 @@ impl Homeserver {
             }
             return Ok(());
         }
-        let checked = self.check_pdus(&bytes, room.version);
+        let checked = match self.clock.instant() < until {
+            true => self.check_pdus(&bytes, room.version),
+            false => bytes.iter().map(|_| Err(too_slow())).collect(),
+        };
         let mut pdus = Vec::with_capacity(checked.len());
         for (event, checked) in bytes.iter().zip(checked) {
             match (checked, id_of(event, room)) {
@@ -213,7 +217,7 @@ impl Homeserver {
             let Some((heavy, left)) = left.split_first() else { break };
             let in_time = self.clock.instant() < until;
             let outcome = match in_time.then(|| self.receive_pdu(origin, heavy.clone())) {
-                None => Err(Error::bad_gateway("What the events refer to takes too long to fetch")),
+                None => Err(too_slow()),
                 Some(Err(e)) if e.status() == 500 => return Err(e),
                 Some(outcome) => outcome,
             };
@@ -241,6 +245,10 @@ impl Homeserver {
             Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
         }
     }
+}
+
+fn too_slow() -> Error {
+    Error::bad_gateway("What the events refer to takes too long to fetch")
 }
 
 fn not_a_transaction(why: &str) -> Error {

@@ -214,13 +214,12 @@ impl Homeserver {
     ) -> Result<Vec<Value>> {
         let stripped = stripped_state::check_received(entries, room_id, version)?;
         if version.room_id_is_create_hash {
-            for entry in entries.iter().filter(|entry| stripped_state::is_full_event(entry)) {
-                self.check_pdu(entry.get().as_bytes(), version).map_err(|e| {
-                    Error::invalid_param(format!(
-                        "An entry of invite_room_state fails a check: {}",
-                        e.message()
-                    ))
-                })?;
+            let whole = entries.iter().filter(|entry| stripped_state::is_full_event(entry));
+            let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
+            // All at once: their servers may be slow to give their keys.
+            if let Some(e) = self.check_pdus(&whole, version).into_iter().find_map(Result::err) {
+                let why = format!("An entry of invite_room_state fails a check: {}", e.message());
+                return Err(Error::invalid_param(why));
             }
         }
         Ok(stripped)

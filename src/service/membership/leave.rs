@@ -270,7 +270,7 @@ impl Homeserver {
     }
 
     /// Closes a membership, provided that the removal comes from the room: it rests on the very event that we have, or
-    /// its sender's server is one that we deal with there.
+    /// its sender's server is the one that we deal with there.
     fn remove_by_transaction(&self, event: Pdu, user: UserId, row: &RemoteMembership) -> Result<()> {
         if !comes_from_the_room(row, &event) {
             return Err(Error::forbidden("Nothing shows that this event is of that room"));
@@ -316,11 +316,14 @@ fn is_overtaken(row: &RemoteMembership, removal: &Pdu) -> bool {
 }
 
 /// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which
-/// outsiders do not; or else speaks for a server that we know to be in the room.
+/// outsiders do not; or else speaks for the server that invited them, or that took their knock. Other servers that we
+/// asked, perhaps in vain and because a link said so, have no say.
 fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
     let ours = [&row.event, &row.previous, &row.pending];
     let rests_on_ours = ours.into_iter().flatten().any(|e| event.auth_events().contains(e.event_id()));
     let server = event.sender().server();
     let inviter = row.event.as_ref().map(|e| e.sender().server());
-    rests_on_ours || row.via.contains(&server) || inviter.as_ref() == Some(&server)
+    let knocked = matches!(row.state, State::Knocking | State::Knocked);
+    let knocked_through = row.via.first().filter(|_| knocked);
+    rests_on_ours || inviter.as_ref() == Some(&server) || knocked_through == Some(&server)
 }
