@@ -283,3 +283,155 @@ fn reasons_are_in_the_member_events_of_every_way_in_and_out() {
         refused(&alice, "POST", &room_path(&room, verb), body, 400, errcode);
     }
 }
+
+#[test]
+fn what_is_nested_deeply_is_refused_or_can_be_read_in_every_way() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    let mut taken = 0;
+    for depth in [10, 60, 90, 95, 98, 100, 110, 120, 122, 124, 125, 126, 127, 128, 130, 500] {
+        let mut deep = json!(1);
+        for _ in 0..depth {
+            deep = json!([deep]);
+        }
+        let before = sync(&alice, "");
+        let paths = [
+            room_path(&room, &format!("send/m.deep/{depth}")),
+            room_path(&room, &format!("state/m.deep/{depth}")),
+            format!("{V3}/user/{}/account_data/m.deep{depth}", segment(alice.id())),
+            format!("{V3}/profile/{}/m.deep", segment(alice.id())),
+        ];
+        for path in paths {
+            let (status, answer) = alice.request("PUT", &path, Some(json!({"m.deep": deep})));
+            if status != 200 {
+                assert!(status == 400 && depth > 90, "{path} {depth}: {status} {answer}");
+                continue;
+            }
+            taken += 1;
+            if let Some(event) = answer["event_id"].as_str() {
+                alice.get(&room_path(&room, &format!("event/{}", segment(event))));
+                alice.get(&room_path(&room, &format!("context/{}", segment(event))));
+            }
+        }
+        let fields = filter(&json!({"event_fields": ["content"], "event_format": "client"}));
+        let federation = filter(&json!({"event_format": "federation"}));
+        for query in ["", &fields, &federation] {
+            sync(&alice, query);
+            sync(&alice, &format!("{query}&{}", since(&before)));
+        }
+        alice.get(&room_path(&room, "messages?dir=b&limit=100"));
+        alice.get(&room_path(&room, "state"));
+        bob.get(&format!("{V3}/profile/{}", segment(alice.id())));
+    }
+    assert!(taken >= 12, "{taken}");
+}
+
+#[test]
+fn events_that_no_room_takes_are_refused_by_their_kind() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let send = |kind: &str| room_path(&room, &format!("send/{}/t", segment(kind)));
+    for content in [json!({"n": 1.5}), json!({"n": 9_007_199_254_740_992_i64}), json!({"n": 1e30})] {
+        refused(&alice, "PUT", &send("m.x"), content.clone(), 400, "M_BAD_JSON");
+        refused(&alice, "PUT", &room_path(&room, "state/m.x"), content, 400, "M_BAD_JSON");
+    }
+    let long = "x".repeat(256);
+    refused(&alice, "PUT", &send(&long), json!({}), 413, "M_TOO_LARGE");
+    refused(&alice, "PUT", &room_path(&room, &format!("state/m.x/{long}")), json!({}), 413, "M_TOO_LARGE");
+    refused(&alice, "PUT", &send("m.x"), json!({"body": "x".repeat(70_000)}), 413, "M_TOO_LARGE");
+    refused(&alice, "PUT", &send("m.x"), json!([]), 400, "M_BAD_JSON");
+    refused(
+        &alice,
+        "PUT",
+        &room_path(&room, "state/m.x/@bob:elsewhere.example"),
+        json!({}),
+        403,
+        "M_FORBIDDEN",
+    );
+    refused(&alice, "PUT", &room_path(&room, "state/m.room.create"), json!({}), 403, "M_FORBIDDEN");
+    refused(
+        &alice,
+        "PUT",
+        &room_path(&room, "send/m.room.member/t"),
+        json!({"membership": "join"}),
+        403,
+        "M_FORBIDDEN",
+    );
+    let mallory = server.user("mallory");
+    for path in ["state/m.room.create", "state/m.room.create/x", "send/m.room.create/t"] {
+        let content =
+            json!({"room_version": "11", "creator": mallory.id(), "additional_creators": [mallory.id()]});
+        for user in [&alice, &mallory] {
+            refused(user, "PUT", &room_path(&room, path), content.clone(), 403, "M_FORBIDDEN");
+        }
+    }
+    alice.put(&send("m.x"), json!({"n": 9_007_199_254_740_991_i64, "zero": "a\u{0}b"}));
+}
+
+#[test]
+fn a_room_for_somebody_who_does_not_exist_here_is_not_made() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let bob = server.user("bob");
+    let nobody = format!("@nobody:{}", server.name());
+    let body = json!({"preset": "trusted_private_chat", "is_direct": true, "invite": [bob.id(), nobody]});
+    refused(&alice, "POST", &format!("{V3}/createRoom"), body, 403, "M_FORBIDDEN");
+    let rooms = alice.get(&format!("{V3}/joined_rooms"));
+    assert_eq!(rooms["joined_rooms"], json!([]));
+    bob.put(
+        &format!("{V3}/user/{}/account_data/m.invite_permission_config", segment(bob.id())),
+        json!({"default_action": "block"}),
+    );
+    refused(
+        &alice,
+        "POST",
+        &format!("{V3}/createRoom"),
+        json!({"invite": [bob.id()]}),
+        403,
+        "M_INVITE_BLOCKED",
+    );
+    assert_eq!(alice.get(&format!("{V3}/joined_rooms"))["joined_rooms"], json!([]));
+}
+
+#[test]
+fn numbers_and_tokens_at_their_limits_do_no_harm() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    alice.send(&room, "hello");
+    let most = i64::MAX;
+    for token in [
+        format!("s{most}"),
+        format!("s{most}_{most}"),
+        format!("s1_{most}"),
+        "s0".to_owned(),
+        "s0_1".to_owned(),
+    ] {
+        for dir in ["b", "f"] {
+            for name in ["from", "to"] {
+                alice.get(&room_path(&room, &format!("messages?dir={dir}&{name}={token}&limit={most}")));
+            }
+        }
+        alice.get(&room_path(&room, &format!("members?at={token}")));
+    }
+    for limit in ["0", "1", "9223372036854775807"] {
+        alice.get(&room_path(&room, &format!("messages?dir=b&limit={limit}")));
+        alice.get(&format!("{V3}/publicRooms?limit={limit}&since=p18446744073709551615"));
+    }
+    for (path, errcode) in [
+        (room_path(&room, "messages"), "M_MISSING_PARAM"),
+        (room_path(&room, "messages?dir=up"), "M_INVALID_PARAM"),
+        (room_path(&room, "messages?dir=b&limit=-1"), "M_INVALID_PARAM"),
+        (room_path(&room, "messages?dir=b&limit=99999999999999999999"), "M_INVALID_PARAM"),
+        (room_path(&room, "messages?dir=b&from=x"), "M_INVALID_PARAM"),
+        (room_path(&room, "messages?dir=b&filter=x"), "M_BAD_JSON"),
+        (room_path(&room, "members?membership=here"), "M_INVALID_PARAM"),
+        (format!("{V3}/sync?since=s{most}"), "M_INVALID_PARAM"),
+        (format!("{V3}/sync?timeout=-1"), "M_INVALID_PARAM"),
+        (format!("{V3}/publicRooms?since=x"), "M_INVALID_PARAM"),
+    ] {
+        refused(&alice, "GET", &path, json!({}), 400, errcode);
+    }
+}

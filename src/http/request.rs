@@ -10,7 +10,8 @@ use tiny_http::Method;
 
 use super::auth::Requester;
 use super::router::Route;
-use crate::error::{ErrCode, Error, Result};
+use crate::error::{Error, Result};
+use crate::protocol::json::parse_object;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 
 /// A request whose head and body were read whole.
@@ -190,13 +191,10 @@ impl Request {
         shaped(self.json_object()?)
     }
 
-    /// The body as a JSON object. Errors: 400 `M_NOT_JSON`, 400 `M_BAD_JSON` if it is JSON but no object.
+    /// The body as a JSON object. Errors: 400 `M_NOT_JSON`, 400 `M_BAD_JSON` if it is JSON but no object, or nested too
+    /// deeply.
     pub fn json_object(&self) -> Result<Map<String, Value>> {
-        let body = serde_json::from_slice(&self.body);
-        match body.map_err(|e| Error::new(ErrCode::NotJson, format!("Not JSON: {e}")))? {
-            Value::Object(object) => Ok(object),
-            _ => Err(Error::bad_json("The body must be a JSON object")),
-        }
+        parse_object(&self.body)
     }
 
     /// As `json_object`, with no body at all taken for `{}`, as several clients send it where nothing is required.
@@ -262,6 +260,7 @@ fn decode(text: &str, plus_is_space: bool) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrCode;
 
     #[test]
     fn a_query_is_decoded_with_plus_as_space_and_repeated_names_kept() {

@@ -244,6 +244,10 @@ fn check_speakable(db: &Db<'_>, room: &Room) -> Result<()> {
 }
 
 fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state: &StateRef) -> Result<()> {
+    if pdu.event_type() == "m.room.create" {
+        // Rule 1.1: a room has one, and before it there is nothing. The rules that look at a state let it pass.
+        event_auth::check_auth_events(pdu, &[], &|_| false, room.version).map_err(Error::from)?;
+    }
     view.judge(pdu)?.map_err(Error::from)?;
     // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
     if pdu.event_type() == "m.room.redaction"

@@ -38,6 +38,8 @@ impl Homeserver {
         if invitees.contains(creator) {
             return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
         }
+        // Before there is a room, so that a mistyped name leaves none behind.
+        self.check_own_invitees(&invitees)?;
         let alias = request.room_alias_name.as_deref().map(|name| self.own_alias(name)).transpose()?;
         let in_use = || Error::new(ErrCode::RoomInUse, "There is a room with this alias already");
         let (profile, taken) = self.store.read(|db| {

@@ -89,6 +89,12 @@ impl Homeserver {
         Err(Error::forbidden(format!("{target} leaves the room faster than they can be invited")))
     }
 
+    /// Whether those of these users who are ours can be invited at all. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`.
+    pub fn check_own_invitees(&self, users: &[UserId]) -> Result<()> {
+        let mut ours = users.iter().filter(|user| self.is_ours(user));
+        self.store.read(|db| ours.try_for_each(|user| check_invitee(db, user)))
+    }
+
     fn is_joined(&self, room: &Room, user: &UserId) -> Result<bool> {
         Ok(self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Join))
     }
