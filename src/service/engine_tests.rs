@@ -750,3 +750,37 @@ fn an_event_id_that_is_used_twice_is_the_first_events() {
     assert_eq!(head(&hs, &kitchen), *first.event_id());
     assert_consistent(&hs, &kitchen);
 }
+
+#[test]
+fn a_server_reads_what_was_said_while_one_of_its_users_was_in_the_room_and_nothing_else() {
+    let hs = homeserver();
+    let room = room(&hs, "10");
+    let visibility = json!({ "history_visibility": "joined" });
+    hs.send(draft(&room, &alice(), "m.room.history_visibility", Some(""), visibility)).unwrap();
+    let mut other = Other::new(&room, "10");
+    let carol = user("@carol:there.example");
+    let say = |what: &str| hs.send(message(&room, &alice(), what)).unwrap();
+    say("before");
+    other.join(&hs, &bob());
+    say("while bob is here");
+    hs.send(draft(&room, &alice(), "m.room.member", Some(bob().as_str()), json!({ "membership": "leave" })))
+        .unwrap();
+    say("between");
+    other.join(&hs, &carol);
+    say("while carol is here");
+    let bodies = |from: &EventId| -> Vec<Option<String>> {
+        let found = hs.backfill_for_peer(&there(), &room, std::slice::from_ref(from), 100).unwrap();
+        let messages = found.iter().filter(|e| e.event_type() == "m.room.message");
+        messages.map(|e| e.content_str("body")).collect()
+    };
+    let (carol_here, bob_here) = (Some("while carol is here".into()), Some("while bob is here".into()));
+    assert_eq!(bodies(&head(&hs, &room)), [carol_here.clone(), None, bob_here.clone(), None]);
+    // And so when many others of its users come.
+    for n in 0..210 {
+        other.join(&hs, &user(&format!("@user{n}:there.example")));
+    }
+    // The page ends before these: it starts from an event that is not behind them.
+    let said = hs.store.read(|db| db.timeline_since(db.known_room(&room)?.key, 0, i64::MAX, 1000)).unwrap().0;
+    let last = said.iter().rfind(|e| e.pdu.event_type() == "m.room.message").unwrap();
+    assert_eq!(bodies(last.pdu.event_id()), [carol_here, None, bob_here, None]);
+}

@@ -9,12 +9,14 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName};
-use crate::store::{Db, Room, SnapshotId, Status, StoredEvent};
+use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
 
 /// How many events `backfill` and `get_missing_events` give at most.
 const MOST_EVENTS: usize = 100;
 /// How many event ids may be named in a question.
 const MOST_NAMED: usize = 100;
+/// Up to so many users of a server are looked up one by one in a state.
+const FEW_USERS: usize = 200;
 /// How many events are looked at for an answer.
 const MOST_VISITED: usize = 2000;
 
@@ -83,11 +85,13 @@ struct Eyes<'a> {
     db: &'a Db<'a>,
     server: &'a ServerName,
     states: HashMap<SnapshotId, bool>,
+    /// The slots of the server's users in the room that is looked at, once they are needed.
+    users: Option<(RoomKey, HashSet<Slot>)>,
 }
 
 impl<'a> Eyes<'a> {
     fn new(db: &'a Db<'a>, server: &'a ServerName) -> Self {
-        Self { db, server, states: HashMap::new() }
+        Self { db, server, states: HashMap::new(), users: None }
     }
 
     /// The event as the server may have it: in its redacted form if none of its users may see it, so that it still has
@@ -97,12 +101,12 @@ impl<'a> Eyes<'a> {
             // State that came with the room: whoever is in the room has it.
             None => false,
             Some(_) if event.pdu.is_state() => false,
-            Some(state) => !self.sees(state)?,
+            Some(state) => !self.sees(event.room, state)?,
         };
         Ok(if hidden { event.pdu.redacted() } else { event.pdu })
     }
 
-    fn sees(&mut self, state: SnapshotId) -> Result<bool> {
+    fn sees(&mut self, room: RoomKey, state: SnapshotId) -> Result<bool> {
         if let Some(known) = self.states.get(&state) {
             return Ok(*known);
         }
@@ -111,7 +115,7 @@ impl<'a> Eyes<'a> {
         let sees = match visibility {
             HistoryVisibility::WorldReadable | HistoryVisibility::Shared => true,
             HistoryVisibility::Invited | HistoryVisibility::Joined => {
-                let (joined, invited) = self.members_at(state)?;
+                let (joined, invited) = self.members_at(room, state)?;
                 server_may_see(visibility, joined, invited)
             }
         };
@@ -120,20 +124,31 @@ impl<'a> Eyes<'a> {
     }
 
     /// Whether the server had a joined user in a state, and whether an invited one.
-    fn members_at(&self, state: SnapshotId) -> Result<(bool, bool)> {
-        let (mut joined, mut invited) = (false, false);
-        for (slot, key) in self.db.slots_at(state)? {
-            let (event_type, user) = self.db.slot_name(slot)?;
-            let is_theirs = user.split_once(':').is_some_and(|(_, server)| server == self.server.as_str());
-            if event_type == "m.room.member" && is_theirs {
-                match self.db.pdu_by_key(key)?.membership() {
-                    Some(Membership::Join) => joined = true,
-                    Some(Membership::Invite) => invited = true,
-                    _ => {}
-                }
+    fn members_at(&mut self, room: RoomKey, state: SnapshotId) -> Result<(bool, bool)> {
+        if self.users.as_ref().is_none_or(|(of, _)| *of != room) {
+            self.users = Some((room, self.db.member_slots_of_server(room, self.server)?));
+        }
+        let Some((_, users)) = &self.users else { return Ok((false, false)) };
+        // A few are looked up; for many the whole state is put together, which costs more the larger the room is.
+        let members: Vec<EventKey> = match users.len() <= FEW_USERS {
+            true => {
+                let found = users.iter().map(|slot| self.db.slot_at(state, *slot));
+                found.filter_map(Result::transpose).collect::<Result<_>>()?
+            }
+            false => {
+                let all = self.db.slots_at(state)?;
+                all.into_iter().filter(|(slot, _)| users.contains(slot)).map(|(_, key)| key).collect()
+            }
+        };
+        let mut invited = false;
+        for key in members {
+            match self.db.pdu_by_key(key)?.membership() {
+                Some(Membership::Join) => return Ok((true, invited)),
+                Some(Membership::Invite) => invited = true,
+                _ => {}
             }
         }
-        Ok((joined, invited))
+        Ok((false, invited))
     }
 }
 
@@ -226,7 +241,9 @@ impl Homeserver {
         let found = self.store.read(|db| {
             let room = room_for(db, origin, room_id)?;
             let mut eyes = Eyes::new(db, origin);
-            nearest(db, &room, when, |event| event.state_before.map_or(Ok(true), |state| eyes.sees(state)))
+            nearest(db, &room, when, |event| {
+                event.state_before.map_or(Ok(true), |state| eyes.sees(event.room, state))
+            })
         })?;
         found
             .map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()))

@@ -1,11 +1,13 @@
 //! Who is in which room, according to its current state.
 
+use std::collections::HashSet;
+
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Db, EventKey, RoomKey, Tx};
+use super::{Db, EventKey, RoomKey, Slot, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::{RoomId, UserId};
+use crate::protocol::{RoomId, ServerName, UserId};
 
 /// One user's membership in one room.
 #[derive(Debug, Clone)]
@@ -73,6 +75,16 @@ const ROOMS_OF_USER: &str = "SELECT m.room_key, r.room_id, m.membership, m.event
      FROM memberships m JOIN rooms r ON r.room_key = m.room_key WHERE m.local = 1 AND m.user_id = ?1";
 
 impl Db<'_> {
+    /// The state slots of all users of a server that the room's current state speaks of.
+    pub fn member_slots_of_server(&self, room: RoomKey, server: &ServerName) -> Result<HashSet<Slot>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT s.slot FROM memberships m JOIN slots s ON s.type = 'm.room.member' AND s.state_key = m.user_id
+             WHERE m.room_key = ?1 AND substr(m.user_id, instr(m.user_id, ':') + 1) = ?2",
+        )?;
+        let rows = statement.query_map(params![room, server.as_str()], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// The user's membership in the room's current state; none if there was never a member event.
     pub fn membership(&self, room: RoomKey, user: &UserId) -> Result<Option<Membership>> {
         Ok(self.member(room, user)?.map(|m| m.membership))
