@@ -3,14 +3,16 @@
 //! The steps are those of the server-server API, "Checks performed on receipt of a PDU", from the fourth on; the first
 //! three (format, signatures, hash) have been taken when a `Pdu` comes here.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::compose::StateView;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
-use crate::protocol::state_res::{self, StateMap};
+use crate::protocol::room_version::StateResolution;
+use crate::protocol::state_res::{self, Ground, StateKey, StateMap};
 use crate::protocol::{EventId, Pdu, RoomVersion, hash};
 use crate::store::append::{Current, StateRef};
 use crate::store::state::NamedDelta;
@@ -391,32 +393,127 @@ pub(crate) fn resolve(
     if effort == Effort::Light {
         return Ok(None);
     }
-    let ground = db.state_map_at(base)?;
-    let mut sets = Vec::with_capacity(distinct.len());
-    let mut new_events: BTreeMap<EventId, Pdu> = BTreeMap::new();
+    let mut plus: BTreeMap<EventId, Pdu> = BTreeMap::new();
+    let mut changes = Vec::with_capacity(distinct.len());
     for side in distinct {
-        let mut set = ground.clone();
-        apply(&mut set, named(db, base, side.state.base)?);
-        new_events.extend(side.plus.map(|pdu| (pdu.event_id().clone(), pdu.clone())));
-        apply(&mut set, side.into_state().change);
-        sets.push(set);
+        let mut change = named(db, base, side.state.base)?;
+        plus.extend(side.plus.map(|pdu| (pdu.event_id().clone(), pdu.clone())));
+        change.extend(side.into_state().change);
+        changes.push(change);
     }
-    let failure = std::cell::RefCell::new(None);
-    let fetch = |id: &EventId| -> Option<Pdu> {
-        if let Some(pdu) = new_events.get(id) {
-            return Some(pdu.clone());
-        }
-        db.pdu(id).unwrap_or_else(|e| {
-            failure.borrow_mut().get_or_insert(e);
-            None
-        })
+    let change = match version.state_resolution {
+        StateResolution::V1 => resolve_whole(db, version, base, changes, &plus)?,
+        _ => resolve_changes(db, version, base, &changes, &plus)?,
     };
-    let rejected = |id: &EventId| matches!(db.event_status(id), Ok(Some((Status::Rejected, _))));
-    let resolved = state_res::resolve(version, &sets, &fetch, &rejected)?;
-    if let Some(e) = failure.into_inner() {
-        return Err(e);
+    Ok(Some(StateRef { base, change }))
+}
+
+/// What a resolution asks the database, which may fail, as the pure resolution wants it.
+struct Questions<'a> {
+    db: &'a Db<'a>,
+    /// Events that are not stored yet.
+    plus: &'a BTreeMap<EventId, Pdu>,
+    failure: RefCell<Option<Error>>,
+}
+
+impl<'a> Questions<'a> {
+    fn new(db: &'a Db<'a>, plus: &'a BTreeMap<EventId, Pdu>) -> Self {
+        Self { db, plus, failure: RefCell::default() }
     }
-    Ok(Some(StateRef { base, change: difference(&ground, &resolved) }))
+
+    fn answer<T: Default>(&self, found: Result<T>) -> T {
+        found.unwrap_or_else(|e| {
+            self.failure.borrow_mut().get_or_insert(e);
+            T::default()
+        })
+    }
+
+    fn event(&self, id: &EventId) -> Option<Pdu> {
+        self.plus.get(id).cloned().or_else(|| self.answer(self.db.pdu(id)))
+    }
+
+    fn is_rejected(&self, id: &EventId) -> bool {
+        matches!(self.answer(self.db.event_status(id)), Some((Status::Rejected, _)))
+    }
+
+    fn finish<T>(self, found: T) -> Result<T> {
+        self.failure.into_inner().map_or(Ok(found), Err)
+    }
+}
+
+/// Resolves states given as changes to a snapshot, looking at no more of the room than the resolution asks for.
+fn resolve_changes(
+    db: &Db<'_>,
+    version: RoomVersion,
+    base: SnapshotId,
+    changes: &[NamedDelta],
+    plus: &BTreeMap<EventId, Pdu>,
+) -> Result<NamedDelta> {
+    // What the snapshot has for every key that one of the sides changes.
+    let mut beneath: BTreeMap<StateKey, Option<EventId>> = BTreeMap::new();
+    for key in changes.iter().flat_map(NamedDelta::keys) {
+        if !beneath.contains_key(key) {
+            beneath.insert(key.clone(), db.state_id_in(base, &key.0, &key.1)?);
+        }
+    }
+    let side = |change: &NamedDelta| -> StateMap {
+        let value = |(key, base): (&StateKey, &Option<EventId>)| {
+            Some((key.clone(), change.get(key).unwrap_or(base).clone()?))
+        };
+        beneath.iter().filter_map(value).collect()
+    };
+    let sets: Vec<StateMap> = changes.iter().map(side).collect();
+    let questions = Questions::new(db, plus);
+    let looked_up: RefCell<HashMap<StateKey, Option<EventId>>> = RefCell::default();
+    let get = |key: &StateKey| {
+        if beneath.contains_key(key) {
+            return None;
+        }
+        if let Some(known) = looked_up.borrow().get(key) {
+            return known.clone();
+        }
+        let found = questions.answer(db.state_id_in(base, &key.0, &key.1));
+        looked_up.borrow_mut().insert(key.clone(), found.clone());
+        found
+    };
+    let all = || {
+        let mut all = questions.answer(db.state_map_at(base));
+        all.retain(|key, _| !beneath.contains_key(key));
+        all
+    };
+    let ground = Ground { get: &get, all: &all };
+    let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
+    let resolved = state_res::resolve_differences(version, &sets, ground, &fetch, &rejected);
+    questions.finish(())?;
+    let mut change = NamedDelta::new();
+    for (key, base) in &beneath {
+        let now = resolved.get(key);
+        if now != base.as_ref() {
+            change.insert(key.clone(), now.cloned());
+        }
+    }
+    let new = resolved.into_iter().filter(|(key, _)| !beneath.contains_key(key));
+    change.extend(new.map(|(key, id)| (key, Some(id))));
+    Ok(change)
+}
+
+/// The same for the algorithm of room version 1, which looks at whole states.
+fn resolve_whole(
+    db: &Db<'_>,
+    version: RoomVersion,
+    base: SnapshotId,
+    changes: Vec<NamedDelta>,
+    plus: &BTreeMap<EventId, Pdu>,
+) -> Result<NamedDelta> {
+    let ground = db.state_map_at(base)?;
+    let mut sets = vec![ground.clone(); changes.len()];
+    for (set, change) in sets.iter_mut().zip(changes) {
+        apply(set, change);
+    }
+    let questions = Questions::new(db, plus);
+    let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
+    let resolved = state_res::resolve(version, &sets, &fetch, &rejected)?;
+    questions.finish(difference(&ground, &resolved))
 }
 
 fn apply(set: &mut StateMap, change: NamedDelta) {

@@ -76,6 +76,17 @@ impl Db<'_> {
         self.slot_at(state, slot)?.map(|key| self.pdu_by_key(key)).transpose()
     }
 
+    /// The id of the event in a state.
+    pub fn state_id_in(
+        &self,
+        state: SnapshotId,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Option<EventId>> {
+        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
+        self.slot_at(state, slot)?.map(|key| self.event_id(key)).transpose()
+    }
+
     /// The room's whole current state as rows: slot → event.
     pub fn current_slots(&self, room: RoomKey) -> Result<BTreeMap<Slot, EventKey>> {
         let mut statement = self

@@ -5,7 +5,8 @@
 use std::collections::HashMap;
 
 use doorstep::protocol::event_auth;
-use doorstep::protocol::state_res::{StateMap, resolve};
+use doorstep::protocol::room_version::StateResolution;
+use doorstep::protocol::state_res::{Ground, StateMap, resolve, resolve_differences};
 use doorstep::protocol::{EventId, Pdu};
 use serde_json::Value;
 
@@ -28,6 +29,19 @@ pub fn run(row: &Value) -> Result<(), String> {
             return Err(difference(&resolved, &expected));
         }
         sets.rotate_left(1);
+    }
+    if version.state_resolution != StateResolution::V1 {
+        // The same from what differs between the sets alone.
+        let mut beneath = sets[0].clone();
+        beneath.retain(|key, id| sets.iter().all(|set| set.get(key) == Some(&*id)));
+        let mut parts = sets.clone();
+        parts.iter_mut().for_each(|part| part.retain(|key, _| !beneath.contains_key(key)));
+        let ground = Ground { get: &|key| beneath.get(key).cloned(), all: &|| beneath.clone() };
+        let mut resolved = resolve_differences(version, &parts, ground, &fetch, &|_| false);
+        resolved.extend(beneath.clone());
+        if resolved != expected {
+            return Err(format!("by differences: {}", difference(&resolved, &expected)));
+        }
     }
 
     // Every event in these histories was allowed when it was made.

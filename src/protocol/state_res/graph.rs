@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Fetch, Members, Memory, StateKey, StateMap};
+use super::{Agreed, Fetch, Members, Memory, StateKey};
 use crate::protocol::ids::{EventId, RoomId};
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
@@ -33,9 +33,7 @@ pub(super) fn state_key(event: &Pdu) -> Option<StateKey> {
 }
 
 impl<'a> Graph<'a> {
-    pub(super) fn new(version: RoomVersion, fetch: Fetch<'a>, sets: &[&StateMap]) -> Self {
-        let create: StateKey = ("m.room.create".into(), "".into());
-        let room = sets.iter().find_map(|set| fetch(set.get(&create)?)).map(|event| event.room_id().clone());
+    pub(super) fn new(version: RoomVersion, fetch: Fetch<'a>, room: Option<RoomId>) -> Self {
         Self {
             version,
             fetch,
@@ -154,7 +152,7 @@ impl<'a> Graph<'a> {
     pub(super) fn auth_difference(
         &mut self,
         by_set: &[Vec<Node>],
-        agreed: &StateMap,
+        agreed: &Agreed<'_>,
         conflicted: &[Node],
     ) -> Vec<Node> {
         let mut in_chains: HashMap<Node, usize> = HashMap::new();
@@ -166,7 +164,7 @@ impl<'a> Graph<'a> {
                     continue;
                 }
                 let Some(event) = self.event(node) else { continue };
-                if state_key(event).is_some_and(|key| agreed.get(&key) == Some(event.event_id())) {
+                if state_key(event).is_some_and(|key| agreed.get(&key).as_ref() == Some(event.event_id())) {
                     continue;
                 }
                 *in_chains.entry(node).or_default() += 1;
@@ -181,15 +179,16 @@ impl<'a> Graph<'a> {
             .map(|(node, _)| node)
             .collect();
 
+        if undecided.is_empty() {
+            return Vec::new();
+        }
         // The agreed state other than memberships comes first: it settles most questions in a few steps.
-        let is_member = |key: &StateKey| &*key.0 == "m.room.member";
-        let (members, others): (Vec<_>, Vec<_>) = agreed.iter().partition(|(key, _)| is_member(key));
         let mut seen = Members::of(&[], self.len());
-        for (_, id) in others.into_iter().chain(members) {
+        for id in agreed.events() {
             if undecided.is_empty() {
                 break;
             }
-            let mut todo = vec![self.node(id)];
+            let mut todo = vec![self.node(&id)];
             while let Some(node) = todo.pop() {
                 if undecided.is_empty() {
                     break;

@@ -64,9 +64,35 @@ pub fn resolve(
         ([only], _) => Ok((*only).clone()),
         (sets, StateResolution::V1) => Ok(v1::resolve(version, sets, fetch, rejected)),
         (sets, algorithm) => {
-            Ok(Resolution::new(version, sets, fetch, rejected, algorithm == StateResolution::V2_1).run())
+            let is_2_1 = algorithm == StateResolution::V2_1;
+            Ok(Resolution::new(version, sets, None, fetch, rejected, is_2_1).run())
         }
     }
+}
+
+/// The part of the states on which nobody differs, where it is too large to be handed over: usually nearly the whole
+/// room. Has no key that is in one of the sets.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// The event of one key.
+    pub get: &'a dyn Fn(&StateKey) -> Option<EventId>,
+    /// All of it. Asked for only if something rests on former state.
+    pub all: &'a dyn Fn() -> StateMap,
+}
+
+/// As [`resolve`], for states of which only the parts that may differ are given: `sets` have the same keys left out,
+/// and what those are worth in each state is in `ground`. Returns what the keys of the sets become, and further keys
+/// that `ground` does not have; work grows with the difference and not with the room. Not for room version 1.
+pub fn resolve_differences(
+    version: RoomVersion,
+    sets: &[StateMap],
+    ground: Ground<'_>,
+    fetch: Fetch<'_>,
+    rejected: &dyn Fn(&EventId) -> bool,
+) -> StateMap {
+    let sets: Vec<&StateMap> = sets.iter().collect();
+    let is_2_1 = version.state_resolution == StateResolution::V2_1;
+    Resolution::new(version, &sets, Some(ground), fetch, rejected, is_2_1).run()
 }
 
 /// A key on whose value the sets do not agree, with each set's value.
@@ -94,6 +120,28 @@ fn separate(sets: &[&StateMap], agrees: impl Fn(&[Option<&EventId>]) -> bool) ->
     (agreed.into_iter().collect(), conflicts)
 }
 
+/// What no state disputes.
+struct Agreed<'a> {
+    /// Of the sets.
+    map: StateMap,
+    /// And what lies beneath them.
+    ground: Option<Ground<'a>>,
+}
+
+impl Agreed<'_> {
+    fn get(&self, key: &StateKey) -> Option<EventId> {
+        self.map.get(key).cloned().or_else(|| (self.ground?.get)(key))
+    }
+
+    /// Every event, those that are no memberships first.
+    fn events(&self) -> Vec<EventId> {
+        let beneath = self.ground.map(|ground| (ground.all)()).unwrap_or_default();
+        let is_member = |(key, _): &(&StateKey, &EventId)| &*key.0 == "m.room.member";
+        let (members, others): (Vec<_>, Vec<_>) = self.map.iter().chain(&beneath).partition(is_member);
+        others.into_iter().chain(members).map(|(_, id)| id.clone()).collect()
+    }
+}
+
 /// Versions 2 and 2.1.
 struct Resolution<'a> {
     graph: Graph<'a>,
@@ -101,7 +149,7 @@ struct Resolution<'a> {
     rejected: &'a dyn Fn(&EventId) -> bool,
     /// Version 2.1: begin with an empty state and take the conflicted state subgraph in.
     is_2_1: bool,
-    agreed: StateMap,
+    agreed: Agreed<'a>,
     conflicts: Vec<Conflict>,
     sets: usize,
     /// The partially resolved state, without what comes from `agreed`.
@@ -112,15 +160,21 @@ impl<'a> Resolution<'a> {
     fn new(
         version: RoomVersion,
         sets: &[&StateMap],
+        ground: Option<Ground<'a>>,
         fetch: Fetch<'a>,
         rejected: &'a dyn Fn(&EventId) -> bool,
         is_2_1: bool,
     ) -> Self {
         // A key that one set lacks is conflicted.
-        let (agreed, conflicts) =
+        let (map, conflicts) =
             separate(sets, |values| values.iter().all(|value| value.is_some() && *value == values[0]));
+        let agreed = Agreed { map, ground };
+        let create: StateKey = ("m.room.create".into(), "".into());
+        let create =
+            sets.iter().find_map(|set| fetch(set.get(&create)?)).or_else(|| fetch(&agreed.get(&create)?));
+        let room = create.map(|event| event.room_id().clone());
         Self {
-            graph: Graph::new(version, fetch, sets),
+            graph: Graph::new(version, fetch, room),
             judge: Judge::new(version),
             rejected,
             is_2_1,
@@ -133,7 +187,7 @@ impl<'a> Resolution<'a> {
 
     fn run(mut self) -> StateMap {
         if self.conflicts.is_empty() {
-            return self.agreed;
+            return self.agreed.map;
         }
         let full_conflicted_set = self.full_conflicted_set();
 
@@ -160,10 +214,11 @@ impl<'a> Resolution<'a> {
         }
 
         // 5. What nobody disputed stands, whatever came out.
-        let Self { graph, agreed: mut state, resolved, .. } = self;
-        for (key, node) in resolved {
-            state.entry(key).or_insert_with(|| graph.id(node).clone());
-        }
+        let Self { graph, agreed, resolved, .. } = self;
+        let undisputed = |key: &StateKey| agreed.get(key).is_some();
+        let new: Vec<_> = resolved.into_iter().filter(|(key, _)| !undisputed(key)).collect();
+        let mut state = agreed.map;
+        state.extend(new.into_iter().map(|(key, node)| (key, graph.id(node).clone())));
         state
     }
 
@@ -241,7 +296,7 @@ impl<'a> Resolution<'a> {
             None if self.is_2_1 => None,
             None => {
                 let id = self.agreed.get(&key).filter(|id| !(self.rejected)(id))?;
-                self.graph.lookup(id)
+                self.graph.lookup(&id)
             }
         }
     }

@@ -195,7 +195,7 @@ fn the_shortcuts_of_the_graph_find_what_the_definitions_say() {
 
         let refs: Vec<&StateMap> = sets.iter().collect();
         let fetch = |id: &EventId| room.0.get(id).cloned();
-        let mut resolution = Resolution::new(version(), &refs, &fetch, &|_| false, false);
+        let mut resolution = Resolution::new(version(), &refs, None, &fetch, &|_| false, false);
         let full: HashSet<EventId> = resolution
             .full_conflicted_set()
             .into_iter()
@@ -211,12 +211,27 @@ fn the_shortcuts_of_the_graph_find_what_the_definitions_say() {
         if (0..names.len()).all(|n| !has_circle(&room, &names[n])) {
             assert_eq!(found, subgraph);
         }
-        let agreed_chain = chain(&room, resolution.agreed.values());
+        // The same from the differences alone.
+        let mut beneath = sets[0].clone();
+        beneath.retain(|key, id| sets.iter().all(|set| set.get(key) == Some(&*id)));
+        let differing = |set: &StateMap| {
+            set.iter()
+                .filter(|(key, _)| !beneath.contains_key(*key))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect()
+        };
+        let parts: Vec<StateMap> = sets.iter().map(differing).collect();
+        let ground = Ground { get: &|key| beneath.get(key).cloned(), all: &|| beneath.clone() };
+        let mut whole = resolve_differences(version(), &parts, ground, &fetch, &|_| false);
+        whole.extend(beneath.clone());
+        assert_eq!(whole, room.resolve(&sets));
+
+        let agreed_chain = chain(&room, resolution.agreed.map.values());
         let near = chain(&room, conflicted.iter().copied());
         decided_by_agreed_state += usize::from(near.iter().any(|id| {
             agreed_chain.contains(*id)
                 && !difference.contains(*id)
-                && !resolution.agreed.values().any(|a| a == *id)
+                && !resolution.agreed.map.values().any(|a| a == *id)
         }));
     }
     assert!(decided_by_agreed_state > 50, "the walk down from the agreed state is hardly tested");
