@@ -908,6 +908,41 @@ fn a_join_that_is_given_up_while_it_is_on_its_way_ends_as_a_leave_in_the_room() 
 }
 
 #[test]
+fn a_removal_that_the_room_does_not_allow_does_not_spoil_the_join_that_it_overtook() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (peer, stranger) = (Peer::start(), Peer::start());
+    let mut room = FakeRoom::new(&peer, "11", "invite");
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let body = room.invite_body(&invite);
+    assert_eq!(peer.put_event(server.name(), "v2/invite", &room.id, &invite, &body).0, 200);
+    room.take(invite);
+    bob.wait_for_room("invite", room.id.as_str());
+    let gate = Gate::default();
+    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    let (waits, answer) = (gate.clone(), room.join_answer());
+    peer.answer("send_join", move |_| {
+        waits.pass();
+        Reply::json(&answer)
+    });
+    let again = TestUser::new(bob.url(), bob.id(), bob.token());
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| join(&again, room.id.as_str()));
+        peer.wait_for("send_join");
+        // Somebody who has seen the invite, and is not in the room.
+        let eve = stranger.user("eve");
+        let kick = room.draft(&stranger, "m.room.member", bob.id(), &eve, json!({ "membership": "leave" }));
+        assert_eq!(stranger.send_transaction(server.name(), "t1", &[&kick]).0, 200);
+        gate.open();
+        let (status, answer) = joining.join().expect("no panic");
+        assert_eq!(status, 200, "{answer}");
+    });
+    assert!(is_in(&bob, "join", room.id.as_str()));
+}
+
+#[test]
 fn a_refusal_that_is_delivered_twice_does_not_end_the_next_knock() {
     let server = TestServer::start();
     let bob = server.user("bob");

@@ -328,6 +328,45 @@ fn a_server_that_leaves_a_ban_out_of_the_state_does_not_undo_it() {
 }
 
 #[test]
+fn a_ban_is_not_undone_by_an_event_behind_it_that_comes_first_with_a_state_without_it() {
+    let mut scene = Scene::new("11");
+    let mallory = scene.peer.user("mallory");
+    let (last, id) = (scene.last.clone(), mallory.as_str().to_owned());
+    let join = scene.event(&[&last], &mallory, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
+    scene.last = join.event_id().clone();
+    scene.room.state.insert(("m.room.member".into(), id.clone()), join.clone());
+    scene.send("1", &[&join]);
+    let before_ban = scene.room.state.clone();
+    let ban = scene.set_state("m.room.member", &id, json!({ "membership": "ban" }));
+    let with_ban = std::mem::replace(&mut scene.room.state, before_ban);
+
+    // Whoever hears of the ban before us is quick to say something after it, and of the state that there was no ban.
+    scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+    scene.answer_with_state();
+    let creator = scene.room.creator.clone();
+    let quick = scene.event(
+        &[ban.event_id(), join.event_id()],
+        &creator,
+        ("m.room.message", None),
+        json!({ "body": "quick" }),
+    );
+    scene.send("2", &[&quick]);
+    assert_eq!(scene.status(&quick), Some(Status::Accepted));
+    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "join");
+
+    scene.send("3", &[&ban]);
+    assert_eq!(scene.status(&ban), Some(Status::Accepted));
+    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+    // What follows the quick one does not bring them back either.
+    scene.room.state = with_ban;
+    scene.last = quick.event_id().clone();
+    let next = scene.message("next");
+    scene.send("4", &[&next]);
+    assert_eq!(scene.status(&next), Some(Status::Accepted));
+    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+}
+
+#[test]
 fn a_peer_that_answers_with_rubbish_gets_an_error_for_the_event_and_a_second_chance() {
     let mut scene = Scene::new("12");
     let lost = scene.message("lost");

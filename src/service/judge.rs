@@ -61,7 +61,7 @@ pub(crate) struct Judged {
     pub heads: Vec<EventKey>,
     /// Those that stay beside the event.
     pub kept: Vec<EventKey>,
-    /// Whether it becomes one itself: not if others that we have refer to it.
+    /// Whether it becomes one itself: not if others that we have refer to it, unless it is a state event.
     pub becomes_head: bool,
     pub current: Current,
     /// Previous events that we do not have, and go without.
@@ -131,7 +131,9 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
             Ok(()) => (Status::Accepted, None),
         },
     };
-    let becomes_head = !history && db.gap(room.key, pdu.event_id())?.is_none();
+    // What others that we have refer to is no forward extremity; but they were judged without it, so that a state event
+    // stays one until an event joins it with them. Otherwise whoever is faster could leave a ban out of the state.
+    let becomes_head = !history && (pdu.is_state() || db.gap(room.key, pdu.event_id())?.is_none());
     let kept = kept_heads(db, pdu, &heads)?;
     let current = match (status, becomes_head) {
         (Status::Accepted, true) => match current_after(db, &room, &state_before, pdu, &kept, effort)? {

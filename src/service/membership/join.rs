@@ -201,6 +201,7 @@ impl Homeserver {
     /// was on its way is kicked from the room that we are now in.
     fn enter(&self, room: AdoptedRoom, peer: &ServerName) -> Result<()> {
         let (room_id, user, now) = (room.room_id.clone(), room.join.sender().clone(), self.clock.now_ms());
+        let (entered, user_id) = (room_id.clone(), user.clone());
         let (note, removed) = std::sync::mpsc::channel();
         self.adopt_room(room, move |tx| {
             let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Closed);
@@ -210,8 +211,11 @@ impl Homeserver {
             }
             tx.end_remote_memberships(&room_id, now)
         })?;
-        if let Ok(removal) = removed.try_recv() {
-            self.receive_pdu(peer, removal)?;
+        if let Ok(removal) = removed.try_recv()
+            && let Err(e) = self.receive_pdu(peer, removal)
+        {
+            // The room, which we know now, may not allow it: then it never happened, and the join did.
+            log::info!("{user_id} was not removed from {entered} after all: {}", e.message());
         }
         // A leave that a user asked for meanwhile is still in its row.
         self.scheduler.wake();
