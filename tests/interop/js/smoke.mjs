@@ -10,7 +10,7 @@ for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
 
 const [baseUrl, ...accounts] = process.argv.slice(2);
 
-async function client(user, password) {
+async function client(user, password, initialSyncLimit = 20) {
     const guest = createClient({ baseUrl });
     const flows = await guest.loginFlows();
     demand(flows.flows.some((flow) => flow.type === "m.login.password"), "no m.login.password among the flows");
@@ -22,7 +22,7 @@ async function client(user, password) {
         deviceId: login.device_id,
         timelineSupport: true,
     });
-    await made.startClient({ initialSyncLimit: 20 });
+    await made.startClient({ initialSyncLimit });
     await until(`the first sync of ${user}`, made, () => made.isInitialSyncComplete());
     return made;
 }
@@ -79,6 +79,17 @@ async function main() {
         await until("the redaction", knocker, () =>
             knocker.getRoom(room).findEventById(said)?.isRedacted(),
         );
+        // Another device, for which the room's state is far behind its timeline.
+        for (let n = 0; n < 12; n += 1) await owner.sendTextMessage(room, `message ${n}`);
+        const second = await client(accounts[0], accounts[1], 3);
+        try {
+            const seen = second.getRoom(room);
+            demand(seen.name === "The SDK's room", `on another device the room's name is ${seen.name}`);
+            demand(seen.getVersion() === "11", `on another device the room's version is ${seen.getVersion()}`);
+            demand(seen.getMember(knocker.getUserId())?.membership === "join", "another device misses a member");
+        } finally {
+            second.stopClient();
+        }
         await knocker.scrollback(knocker.getRoom(room), 30);
         const types = knocker.getRoom(room).getLiveTimeline().getEvents().map((event) => event.getType());
         demand(types.includes("m.room.member"), `scrolling back shows ${types}`);
