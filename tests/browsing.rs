@@ -313,3 +313,326 @@ fn a_third_party_learns_who_made_an_openid_token_and_only_while_it_is_good() {
     server.advance(Duration::from_secs(2));
     assert_eq!(userinfo(token).0, 401);
 }
+
+// ----- spaces -----
+
+fn space(user: &TestUser, name: &str, options: Value) -> String {
+    let mut all = json!({ "preset": "public_chat", "name": name, "creation_content": { "type": "m.space" } });
+    all.as_object_mut().expect("an object").extend(options.as_object().expect("an object").clone());
+    user.create_room_with(all)
+}
+
+fn room(user: &TestUser, name: &str, rule: Value) -> String {
+    let state = json!([{ "type": "m.room.join_rules", "state_key": "", "content": rule }]);
+    user.create_room_with(json!({ "preset": "private_chat", "name": name, "initial_state": state }))
+}
+
+fn public() -> Value {
+    json!({ "join_rule": "public" })
+}
+
+fn link(user: &TestUser, space: &str, child: &str, via: &str, more: Value) {
+    let mut content = json!({ "via": [via] });
+    content.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    user.set_state(space, "m.space.child", child, content);
+}
+
+fn hierarchy_path(root: &str, query: &str) -> String {
+    format!("/_matrix/client/v1/rooms/{}/hierarchy?{query}", segment(root))
+}
+
+/// The names of the rooms below a room, in the order given.
+fn tree(user: &TestUser, root: &str, query: &str) -> Vec<String> {
+    names(&user.get(&hierarchy_path(root, query)))
+}
+
+fn names(page: &Value) -> Vec<String> {
+    let rooms = page["rooms"].as_array().expect("rooms");
+    rooms.iter().map(|room| room["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[test]
+fn a_space_is_walked_depth_first_in_the_order_of_its_children() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let here = server.name();
+    let root = space(&alice, "root", json!({}));
+    let sub = space(&alice, "sub", json!({}));
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| room(&alice, name, public()));
+    link(&alice, &root, &b, here, json!({ "order": "2", "suggested": true }));
+    link(&alice, &root, &sub, here, json!({ "order": "1", "suggested": true }));
+    link(&alice, &root, &a, here, json!({}));
+    link(&alice, &sub, &c, here, json!({ "suggested": false }));
+    link(&alice, &sub, &d, here, json!({ "suggested": true }));
+    // A circle, a room twice, a link that was taken back, and one in a room that is no space.
+    link(&alice, &sub, &root, here, json!({}));
+    link(&alice, &sub, &b, here, json!({}));
+    alice.set_state(&root, "m.space.child", "!gone:example.org", json!({}));
+    link(&alice, &a, "!nowhere:example.org", here, json!({}));
+
+    assert_eq!(tree(&bob, &root, ""), ["root", "sub", "c", "d", "b", "a"]);
+    assert_eq!(tree(&bob, &root, "max_depth=1"), ["root", "sub", "b", "a"]);
+    assert_eq!(tree(&bob, &root, "max_depth=0"), ["root"]);
+    assert_eq!(tree(&bob, &root, "suggested_only=true"), ["root", "sub", "d", "b"]);
+    let page = bob.get(&hierarchy_path(&root, ""));
+    assert!(page.get("next_batch").is_none());
+    let shown = &page["rooms"][0];
+    assert_eq!((&shown["room_type"], &shown["join_rule"]), (&json!("m.space"), &json!("public")));
+    let children = shown["children_state"].as_array().expect("children");
+    let keys: Vec<&str> = children.iter().map(|c| c["state_key"].as_str().expect("a room")).collect();
+    assert_eq!(keys, [sub.as_str(), &b, &a]);
+    assert_eq!(children[0]["sender"], alice.id());
+    assert!(children[0]["origin_server_ts"].is_i64() && children[0]["content"]["via"].is_array());
+    assert_eq!(page["rooms"][5]["children_state"], json!([]));
+
+    // In pages, whatever their size.
+    for limit in 1..=6 {
+        let (mut all, mut from) = (Vec::new(), String::new());
+        loop {
+            let page = bob.get(&hierarchy_path(&root, &format!("limit={limit}&max_depth=2{from}")));
+            assert!(names(&page).len() <= limit);
+            all.extend(names(&page));
+            match page["next_batch"].as_str() {
+                Some(token) => from = format!("&from={}", segment(token)),
+                None => break,
+            }
+        }
+        assert_eq!(all, ["root", "sub", "c", "d", "b", "a"], "{limit} a page");
+    }
+    let token = bob.get(&hierarchy_path(&root, "limit=2&max_depth=1"))["next_batch"].clone();
+    let token = segment(token.as_str().expect("a token"));
+    assert_eq!(tree(&bob, &root, &format!("from={token}")), ["b", "a"]);
+    for query in [
+        format!("from={token}&max_depth=2"),
+        format!("from={token}&suggested_only=true"),
+        "from=nonsense".to_owned(),
+        "limit=0".to_owned(),
+        "limit=-1".to_owned(),
+        "max_depth=-1".to_owned(),
+        "suggested_only=yes".to_owned(),
+    ] {
+        let (status, body) = bob.request("GET", &hierarchy_path(&root, &query), None);
+        assert_eq!((status, &body["errcode"]), (400, &json!("M_INVALID_PARAM")), "{query}");
+    }
+    assert_eq!(bob.request("GET", &hierarchy_path("!no:example.org", ""), None).0, 403);
+}
+
+/// A space with a room of each kind, to which the user belongs as far as that matters.
+fn rooms_of_each_kind(alice: &TestUser, root: &str, here: &str, invited: &str) {
+    let allow = |room: &str| json!([{ "type": "m.room_membership", "room_id": room }]);
+    let elsewhere = room(alice, "elsewhere", public());
+    let kinds = [
+        ("public", public()),
+        ("invite only", json!({ "join_rule": "invite" })),
+        ("knock", json!({ "join_rule": "knock" })),
+        ("for members", json!({ "join_rule": "restricted", "allow": allow(root) })),
+        ("for others", json!({ "join_rule": "restricted", "allow": allow(&elsewhere) })),
+        ("for others or knock", json!({ "join_rule": "knock_restricted", "allow": allow(&elsewhere) })),
+        ("readable", json!({ "join_rule": "invite" })),
+        ("invited", json!({ "join_rule": "invite" })),
+        ("banned", public()),
+    ];
+    for (n, (name, rule)) in kinds.into_iter().enumerate() {
+        let id = room(alice, name, rule);
+        match name {
+            "readable" => {
+                let setting = json!({ "history_visibility": "world_readable" });
+                drop(alice.set_state(&id, "m.room.history_visibility", "", setting));
+            }
+            "invited" => alice.invite(&id, invited),
+            "banned" => alice.act_on("ban", &id, invited),
+            _ => {}
+        }
+        link(alice, root, &id, here, json!({ "order": n.to_string() }));
+    }
+}
+
+#[test]
+fn a_hierarchy_shows_the_rooms_that_one_could_enter_and_no_others() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let root = space(&alice, "root", json!({}));
+    rooms_of_each_kind(&alice, &root, server.name(), bob.id());
+    let outside = ["root", "public", "knock", "for others or knock", "readable", "invited"];
+    assert_eq!(tree(&bob, &root, ""), outside);
+    bob.join(&root);
+    let inside = ["root", "public", "knock", "for members", "for others or knock", "readable", "invited"];
+    assert_eq!(tree(&bob, &root, ""), inside);
+    assert_eq!(tree(&alice, &root, "").len(), 10);
+    let secret = space(&alice, "secret", json!({ "preset": "private_chat" }));
+    assert_eq!(bob.request("GET", &hierarchy_path(&secret, ""), None).1["errcode"], "M_FORBIDDEN");
+}
+
+#[test]
+fn rooms_of_other_servers_are_part_of_a_hierarchy() {
+    let (a, b) = TestServer::pair();
+    let (alice, bob) = (a.user("alice"), b.user("bob"));
+    let root = space(&alice, "root", json!({}));
+    let sub = space(&alice, "sub", json!({}));
+    let deep = room(&alice, "deep", public());
+    let of_bob = room(&bob, "of bob", public());
+    rooms_of_each_kind(&alice, &root, a.name(), bob.id());
+    link(&alice, &root, &sub, a.name(), json!({ "order": "x" }));
+    link(&alice, &sub, &deep, a.name(), json!({}));
+    link(&alice, &sub, &of_bob, b.name(), json!({}));
+    bob.join_via(&root, &[a.name()]);
+    invited_room(&bob);
+    let expected = [
+        "root",
+        "public",
+        "knock",
+        "for members",
+        "for others or knock",
+        "readable",
+        "invited",
+        "banned",
+        "sub",
+        "deep",
+        "of bob",
+    ];
+    // That a user of ours is banned elsewhere is between that user and the room's servers.
+    assert_eq!(tree(&bob, &root, ""), expected);
+    let alices = tree(&alice, &root, "");
+    assert_eq!(&alices[alices.len() - 3..], ["sub", "deep", "of bob"]);
+    // With the other server away, what it said is still known for a while; then only our own rooms are.
+    drop(a);
+    assert_eq!(tree(&bob, &root, ""), expected);
+    b.advance(Duration::from_secs(600));
+    assert_eq!(tree(&bob, &root, ""), ["root"]);
+}
+
+/// Waits for the one invite that the user gets.
+fn invited_room(user: &TestUser) {
+    user.sync_until("an invite", |sync| {
+        sync["rooms"]["invite"].as_object().filter(|r| !r.is_empty()).map(drop)
+    });
+}
+
+#[test]
+fn another_server_is_told_of_the_rooms_that_its_users_could_enter() {
+    let server = TestServer::start();
+    let (alice, peer) = (server.user("alice"), Peer::start());
+    let root = space(&alice, "root", json!({}));
+    let secret = room(&alice, "secret", json!({ "join_rule": "invite" }));
+    let open = room(&alice, "open", public());
+    let closed = alice.create_room_with(
+        json!({ "preset": "public_chat", "name": "closed", "creation_content": { "m.federate": false } }),
+    );
+    for (child, more) in [(&secret, json!({})), (&open, json!({ "suggested": true })), (&closed, json!({}))] {
+        link(&alice, &root, child, server.name(), more);
+    }
+    link(&alice, &root, "!unknown:example.org", "example.org", json!({}));
+    let ask = |room: &str, query: &str| {
+        let path = format!("/_matrix/federation/v1/hierarchy/{}{query}", segment(room));
+        peer.ask(server.name(), "GET", &path, None)
+    };
+    let (status, answer) = ask(&root, "");
+    assert_eq!((status, &answer["room"]["name"]), (200, &json!("root")));
+    assert_eq!(answer["room"]["children_state"].as_array().map(Vec::len), Some(4));
+    let children = answer["children"].as_array().expect("children");
+    assert_eq!((children.len(), &children[0]["room_id"]), (1, &json!(open)));
+    let barred = answer["inaccessible_children"].as_array().expect("a list");
+    assert!(barred.len() == 2 && barred.contains(&json!(secret)) && barred.contains(&json!(closed)));
+    let (_, suggested) = ask(&root, "?suggested_only=true");
+    assert_eq!(suggested["room"]["children_state"].as_array().map(Vec::len), Some(1));
+    assert_eq!(suggested["inaccessible_children"], json!([]));
+    for hidden in [secret.as_str(), "!unknown:example.org"] {
+        let (status, body) = ask(hidden, "");
+        assert_eq!((status, &body["errcode"]), (404, &json!("M_NOT_FOUND")));
+    }
+    let denied = json!({ "allow": ["*"], "deny": ["localhost"] });
+    alice.set_state(&root, "m.room.server_acl", "", denied);
+    assert_eq!(ask(&root, "").0, 404, "the access list keeps it out");
+}
+
+#[test]
+fn what_a_server_says_of_rooms_that_it_was_not_asked_about_is_not_believed() {
+    let server = TestServer::start();
+    let (alice, peer) = (server.user("alice"), Peer::start());
+    let root = space(&alice, "root", json!({}));
+    let via = peer.name().as_str();
+    link(&alice, &root, "!asked:example.org", via, json!({}));
+    let told = |id: &str, name: &str, children: Value| {
+        json!({
+            "room_id": id, "name": name, "num_joined_members": 1, "world_readable": true, "guest_can_join": false,
+            "room_type": "m.space", "children_state": children,
+        })
+    };
+    let child = json!({
+        "type": "m.space.child", "state_key": "!child:example.org", "sender": "@a:example.org",
+        "origin_server_ts": 1, "content": { "via": [via] },
+    });
+    peer.answer_json("/hierarchy/", 200, json!({
+        "room": told("!other:example.org", "another room", json!([])), "children": [], "inaccessible_children": [],
+    }));
+    assert_eq!(tree(&alice, &root, ""), ["root"]);
+    peer.answer_json("/hierarchy/", 200, json!({
+        "room": told("!asked:example.org", "asked", json!([child, 7, {}])),
+        "children": [told("!child:example.org", "child", json!([])), told("!stray:example.org", "stray", json!([])), 5],
+        "inaccessible_children": [root, 5],
+    }));
+    assert_eq!(tree(&alice, &root, ""), ["root", "asked", "child"]);
+}
+
+// ----- room summaries -----
+
+#[test]
+fn a_room_is_summed_up_for_those_who_could_enter_it() {
+    let (a, b) = TestServer::pair();
+    let (alice, bob, carol) = (a.user("alice"), b.user("bob"), a.user("carol"));
+    let nobody = TestUser::new(a.url(), "(nobody)", "");
+    let open = alice.create_room_with(json!({
+        "preset": "public_chat", "name": "open", "topic": "of all", "room_alias_name": "open", "room_version": "10",
+        "initial_state": [{ "type": "m.room.encryption", "state_key": "", "content": { "algorithm": "m.megolm.v1.aes-sha2" } }],
+    }));
+    let alias = format!("#open:{}", a.name());
+    let path = |room: &str, query: &str| format!("/_matrix/client/v1/room_summary/{}{query}", segment(room));
+    let via = format!("?via={}", segment(a.name()));
+    for (user, query, membership) in
+        [(&alice, "", "join"), (&carol, "", "leave"), (&bob, via.as_str(), "leave"), (&nobody, "", "")]
+    {
+        for name in [&open, &alias] {
+            let said = user.get(&path(name, query));
+            assert_eq!(
+                (&said["room_id"], &said["name"], &said["topic"]),
+                (&json!(open), &json!("open"), &json!("of all"))
+            );
+            assert_eq!((&said["num_joined_members"], &said["join_rule"]), (&json!(1), &json!("public")));
+            assert_eq!(
+                (&said["encryption"], &said["room_version"]),
+                (&json!("m.megolm.v1.aes-sha2"), &json!("10"))
+            );
+            assert_eq!(said["membership"].as_str().unwrap_or_default(), membership);
+            assert!(said.get("children_state").is_none());
+        }
+    }
+    for unstable in ["summary/{}", "rooms/{}/summary"] {
+        let path =
+            format!("/_matrix/client/unstable/im.nheko.summary/{}", unstable.replace("{}", &segment(&alias)));
+        let said = bob.get(&path);
+        assert_eq!(
+            (&said["name"], &said["im.nheko.summary.encryption"]),
+            (&json!("open"), &json!("m.megolm.v1.aes-sha2"))
+        );
+        assert_eq!(said["im.nheko.summary.room_version"], "10");
+    }
+    let secret = room(&alice, "secret", json!({ "join_rule": "invite" }));
+    let not_found = |user: &TestUser, room: &str, query: &str| {
+        let (status, body) = user.request("GET", &path(room, query), None);
+        assert_eq!((status, &body["errcode"]), (404, &json!("M_NOT_FOUND")), "{} {room}", user.id());
+    };
+    not_found(&carol, &secret, "");
+    not_found(&bob, &secret, &via);
+    not_found(&nobody, &secret, "");
+    not_found(&carol, "!nowhere:example.org", "");
+    not_found(&bob, "!nowhere:example.org", &via);
+    not_found(&nobody, &format!("#none:{}", a.name()), "");
+    alice.invite(&secret, bob.id());
+    alice.invite(&secret, carol.id());
+    bob.wait_for_room("invite", &secret);
+    for user in [&bob, &carol] {
+        let said = user.get(&path(&secret, ""));
+        assert_eq!((&said["name"], &said["membership"]), (&json!("secret"), &json!("invite")));
+    }
+    assert_eq!(bob.request("GET", &path("nonsense", ""), None).0, 400);
+}

@@ -121,6 +121,21 @@ pub struct DirectoryAnswer {
     pub servers: Vec<ServerName>,
 }
 
+/// The answer of `hierarchy`, unchecked.
+#[derive(Debug, Deserialize)]
+pub struct HierarchyAnswer {
+    /// The room that was asked about.
+    pub room: Value,
+    /// Its children that we may know of.
+    pub children: Vec<Value>,
+    /// The ids of its children that we may not know of.
+    #[serde(default)]
+    pub inaccessible_children: Vec<Value>,
+    /// How many bytes all that was.
+    #[serde(skip)]
+    pub size: usize,
+}
+
 /// The answer of `publicRooms`.
 #[derive(Debug, Deserialize)]
 pub struct PublicRoomsAnswer {
@@ -426,6 +441,19 @@ impl Client {
         let answer: PublicRoomsAnswer = object(response)?;
         bounded("chunk", answer.chunk.len(), MAX_PUBLIC_ROOMS)?;
         Ok(answer)
+    }
+
+    /// `GET hierarchy`: a room, and its children if it is a space, as far as they may be told to us.
+    pub fn hierarchy(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        suggested_only: bool,
+    ) -> CallResult<HierarchyAnswer> {
+        let path = format!("/_matrix/federation/v1/hierarchy/{}?suggested_only={suggested_only}", enc(room));
+        let response = self.get(peer, path, QUICK, LIST)?;
+        let size = response.body.len();
+        Ok(HierarchyAnswer { size, ..object(response)? })
     }
 
     /// `GET query/directory`: the room behind an alias of the peer's.

@@ -111,6 +111,20 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/publicRooms", MaybeUser(directory::public_rooms)),
     post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)),
     post("/_matrix/client/v3/user/{userId}/openid/request_token", User(client_server::openid::request_token)),
+    get("/_matrix/client/v1/rooms/{roomId}/hierarchy", User(client_server::spaces::hierarchy))
+        .rate(Rate::Write),
+    get("/_matrix/client/v1/room_summary/{roomIdOrAlias}", MaybeUser(client_server::spaces::room_summary))
+        .rate(Rate::Write),
+    get(
+        "/_matrix/client/unstable/im.nheko.summary/summary/{roomIdOrAlias}",
+        MaybeUser(client_server::spaces::unstable_room_summary),
+    )
+    .rate(Rate::Write),
+    get(
+        "/_matrix/client/unstable/im.nheko.summary/rooms/{roomIdOrAlias}/summary",
+        MaybeUser(client_server::spaces::unstable_room_summary),
+    )
+    .rate(Rate::Write),
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),
@@ -136,6 +150,7 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),
     get("/_matrix/federation/v1/query/{queryType}", Peer(server_server::query::unknown)),
+    get("/_matrix/federation/v1/hierarchy/{roomId}", Peer(server_server::spaces::hierarchy)),
     get("/_matrix/federation/v1/publicRooms", Peer(server_server::public_rooms::list)),
     post("/_matrix/federation/v1/publicRooms", Peer(server_server::public_rooms::search)),
     get("/_matrix/federation/v1/openid/userinfo", Anyone(server_server::openid::userinfo))

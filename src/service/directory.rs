@@ -67,17 +67,23 @@ pub struct PublishedRoom {
     #[serde(skip_serializing_if = "Option::is_none")]
     canonical_alias: Option<String>,
     guest_can_join: bool,
+    /// The join rule.
     #[serde(default = "public")]
-    join_rule: String,
+    pub join_rule: String,
+    /// Its name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
+    pub name: Option<String>,
     num_joined_members: u64,
-    room_id: RoomId,
+    /// The room.
+    pub room_id: RoomId,
+    /// What kind of room: `m.space` is a space.
     #[serde(skip_serializing_if = "Option::is_none")]
-    room_type: Option<String>,
+    pub room_type: Option<String>,
+    /// Its topic, as plain text.
     #[serde(skip_serializing_if = "Option::is_none")]
-    topic: Option<String>,
-    world_readable: bool,
+    pub topic: Option<String>,
+    /// Whether anybody may read it.
+    pub world_readable: bool,
 }
 
 /// "When not present, the room is assumed to be `public`."
@@ -310,7 +316,8 @@ fn published_rooms(db: &Db<'_>) -> Result<Vec<PublishedRoom>> {
     Ok(rooms)
 }
 
-fn published_room(db: &Db<'_>, room: &Room) -> Result<PublishedRoom> {
+/// What a directory says of a room.
+pub(super) fn published_room(db: &Db<'_>, room: &Room) -> Result<PublishedRoom> {
     let text = |event_type: &str, field: &str| -> Result<Option<String>> {
         let event = db.state_event(room.key, event_type, "")?;
         Ok(event.and_then(|event| event.content_str(field)).filter(|text| !text.is_empty()))

@@ -10,6 +10,7 @@ pub mod directory;
 #[cfg(test)]
 mod engine_tests;
 pub mod filters;
+pub mod hierarchy;
 pub mod history;
 pub mod ingest;
 pub mod interactive_auth;
@@ -28,6 +29,7 @@ pub mod push_rules;
 pub mod random;
 pub mod receive;
 pub mod room_plan;
+pub mod room_summary;
 pub mod room_view;
 pub mod rooms;
 pub mod scheduler;
@@ -68,6 +70,8 @@ pub struct Homeserver {
     pub sender: Sender,
     /// What is being fetched from other servers.
     pub errands: missing::Errands,
+    /// What other servers said of spaces.
+    pub told_spaces: hierarchy::ToldSpaces,
     /// Interactive authentication that is under way.
     pub pending_auth: PendingAuth,
     /// The timer: what is due in the database.
@@ -113,6 +117,7 @@ impl Homeserver {
             key_ring,
             sender,
             errands: missing::Errands::default(),
+            told_spaces: hierarchy::ToldSpaces::default(),
             scheduler: Scheduler::default(),
             turns: membership::Turns::default(),
         }))

@@ -107,7 +107,7 @@ pub fn joined_rooms(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
 }
 
 /// The room that an id or an alias stands for, and servers that may let us in: those that the client names first.
-fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
+pub(super) fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
     let mut via = via(request);
     if !room.starts_with('#') {
         return Ok(Door { room_id: RoomId::parse(room)?, via });

@@ -15,4 +15,5 @@ pub mod profile;
 pub mod push_rules;
 pub mod register;
 pub mod rooms;
+pub mod spaces;
 pub mod sync;

@@ -6,5 +6,6 @@ pub mod membership;
 pub mod openid;
 pub mod public_rooms;
 pub mod query;
+pub mod spaces;
 pub mod transactions;
 pub mod version;

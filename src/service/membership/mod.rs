@@ -291,6 +291,26 @@ impl Homeserver {
         Ok(candidates)
     }
 
+    /// For a room that we are not in: what the user is to it as far as we know, and the servers to ask about it.
+    pub(super) fn from_afar(
+        &self,
+        user: &UserId,
+        door: &Door,
+    ) -> Result<(Option<Membership>, Vec<ServerName>)> {
+        let row = self.store.read(|db| leave::remote_row(db, &door.room_id, user))?;
+        let membership = row.as_ref().and_then(|row| match row.state {
+            State::Knocking | State::Knocked => Some(Membership::Knock),
+            State::Invited => Some(Membership::Invite),
+            State::Leaving | State::Closed => Some(Membership::Leave),
+            State::Joining => None,
+        });
+        match self.candidates(door, row.as_ref()) {
+            Ok(servers) => Ok((membership, servers)),
+            Err(error) if error.errcode() == ErrCode::NotFound => Ok((membership, Vec::new())),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Asks one server for a template and checks it as the specification wants it: it is a member event of this room
     /// for this user and membership, in a room version that we know.
     pub(super) fn ask_template(

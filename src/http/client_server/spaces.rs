@@ -1,0 +1,69 @@
+//! Client-server API, "Spaces" and "Room summaries".
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::membership::door;
+use super::rooms::reply;
+use crate::error::{Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::protocol::{RoomAlias, RoomId};
+use crate::service::Homeserver;
+use crate::service::hierarchy::HierarchyRequest;
+use crate::service::membership::Door;
+use crate::service::room_summary::RoomSummaryFor;
+
+/// `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`.
+pub fn hierarchy(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let at_least = |name: &str, least: u64| -> Result<Option<u64>> {
+        let wrong = || Error::invalid_param(format!("{name} must be an integer, at least {least}"));
+        let given = request.query_int(name)?.map(|n| u64::try_from(n).map_err(|_| wrong())).transpose()?;
+        if given.is_some_and(|n| n < least) { Err(wrong()) } else { Ok(given) }
+    };
+    let asked = HierarchyRequest {
+        suggested_only: request.query_bool("suggested_only")?,
+        limit: at_least("limit", 1)?,
+        max_depth: at_least("max_depth", 0)?,
+        from: request.query("from").map(str::to_owned),
+    };
+    reply(&hs.hierarchy(&requester.user_id, &request.room_id()?, &asked)?)
+}
+
+/// `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`.
+pub fn room_summary(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
+    reply(&summary(hs, request, requester)?)
+}
+
+/// The same at the paths from before it was specified, where clients read some fields by other names.
+pub fn unstable_room_summary(
+    hs: &Arc<Homeserver>,
+    request: &Request,
+    requester: Option<&Requester>,
+) -> Result<Reply> {
+    let mut body = serde_json::to_value(summary(hs, request, requester)?).map_err(Error::internal)?;
+    for (name, before) in [
+        ("encryption", "im.nheko.summary.encryption"),
+        ("room_version", "im.nheko.summary.room_version"),
+        ("room_version", "im.nheko.summary.version"),
+    ] {
+        if let Some(value) = body.get(name).filter(|value| !value.is_null()) {
+            let value: Value = value.clone();
+            body[before] = value;
+        }
+    }
+    Ok(Reply::json(&body))
+}
+
+fn summary(hs: &Homeserver, request: &Request, requester: Option<&Requester>) -> Result<RoomSummaryFor> {
+    let room = request.param("roomIdOrAlias");
+    let door = match requester {
+        Some(_) => door(hs, request, room)?,
+        // Nobody makes us ask other servers without saying who they are.
+        None if room.starts_with('#') => {
+            Door { room_id: hs.resolve_own_alias(&RoomAlias::parse(room)?)?.0, via: Vec::new() }
+        }
+        None => Door { room_id: RoomId::parse(room)?, via: Vec::new() },
+    };
+    hs.room_summary(requester.map(|requester| &requester.user_id), &door)
+}
