@@ -56,6 +56,13 @@ impl Client {
         Ok(())
     }
 
+    /// Takes what is there already, without waiting.
+    fn settle_quickly(&mut self) -> Result<()> {
+        self.ask(0)?;
+        self.take()?;
+        Ok(())
+    }
+
     /// Sends a message. Returns when the request went out.
     fn speak(&mut self, room: &str, number: usize) -> Result<Instant> {
         let run = std::process::id();
@@ -75,15 +82,16 @@ fn tokens(path: &std::path::Path) -> Result<Vec<String>> {
 pub fn wake(given: &crate::Wake) -> Result<Value> {
     let tokens = tokens(&given.tokens)?;
     let [speaker, hearer, others @ ..] = tokens.as_slice() else { return Err("two tokens at least".into()) };
-    let mut speaker = Client::new(&given.client, speaker)?;
-    let mut hearer = Client::new(&given.client, hearer)?;
     let mut idle = Vec::new();
     for token in others {
         let mut client = Client::new(&given.client, token)?;
-        client.settle()?;
+        client.settle_quickly()?;
         client.ask(600_000)?;
         idle.push(client);
     }
+    // Last, so that the server does not take their connections for forgotten ones.
+    let mut speaker = Client::new(&given.client, speaker)?;
+    let mut hearer = Client::new(&given.client, hearer)?;
     hearer.settle()?;
     std::thread::sleep(Duration::from_secs(2));
     let resident_kib = process::resident_kib(given.pid)?;
@@ -111,25 +119,15 @@ pub fn wake(given: &crate::Wake) -> Result<Value> {
     }))
 }
 
-impl Client {
-    /// Takes what is there already, without waiting.
-    fn settle_quickly(&mut self) -> Result<()> {
-        self.ask(0)?;
-        self.take()?;
-        Ok(())
-    }
-}
-
 /// Everybody in the room waits, and one message wakes them all.
 pub fn crowd(given: &crate::Crowd) -> Result<Value> {
     let tokens = tokens(&given.tokens)?;
     let (speaker, hearers) = tokens.split_first().ok_or("no tokens")?;
-    let mut speaker = Client::new(&given.client, speaker)?;
     let (report, reports) = mpsc::channel();
     let mut orders = Vec::new();
     for token in hearers {
         let mut client = Client::new(&given.client, token)?;
-        client.settle()?;
+        client.settle_quickly()?;
         let (order, ordered) = mpsc::channel::<()>();
         orders.push(order);
         let report = report.clone();
@@ -140,6 +138,7 @@ pub fn crowd(given: &crate::Crowd) -> Result<Value> {
             }
         })?;
     }
+    let mut speaker = Client::new(&given.client, speaker)?;
     let (mut all, mut last) = (Vec::new(), Vec::new());
     for number in 0..given.times {
         for order in &orders {
