@@ -8,10 +8,10 @@
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::{RoomId, UserId};
 use crate::protocol::json as matrix_json;
-use crate::protocol::pdu::{MAX_FIELD_BYTES, Pdu};
+use crate::protocol::pdu::{MAX_EVENT_BYTES, MAX_FIELD_BYTES, Pdu};
 use crate::protocol::room_version::RoomVersion;
 
 /// The types of state events (all with an empty state key) that are shown to outsiders.
@@ -56,6 +56,10 @@ pub fn is_full_event(entry: &RawValue) -> bool {
 
 /// Reads one entry of either form. Errors: `M_BAD_JSON`, `M_TOO_LARGE`, or `M_INVALID_PARAM` if it is of another room.
 fn read(entry: &RawValue, room: &RoomId, version: RoomVersion) -> Result<Value> {
+    // No event has more; and what we take in here is kept, and shown with every initial sync.
+    if entry.get().len() > MAX_EVENT_BYTES {
+        return Err(Error::new(ErrCode::TooLarge, "an entry of the room's state is larger than an event"));
+    }
     let object = matrix_json::parse_object(entry.get().as_bytes())?;
     if object.contains_key("auth_events") || object.contains_key("signatures") {
         let pdu = Pdu::parse(entry.get().as_bytes(), version)?;
@@ -189,6 +193,8 @@ mod tests {
             entry(&json!({"type": "m.room.name", "sender": "@a:b", "content": {}})),
             entry(&json!({"type": "m.room.name", "state_key": "", "sender": "@a:b", "content": []})),
             entry(&json!({"type": "x".repeat(256), "state_key": "", "sender": "@a:b", "content": {}})),
+            entry(&json!({"type": "m.room.name", "state_key": "", "sender": "@a:b",
+                "content": {"name": "x".repeat(MAX_EVENT_BYTES)}})),
             entry(&json!([1])),
             entry(&json!("x")),
             entry(&json!({"auth_events": 7})),
