@@ -435,3 +435,24 @@ fn numbers_and_tokens_at_their_limits_do_no_harm() {
         refused(&alice, "GET", &path, json!({}), 400, errcode);
     }
 }
+
+#[test]
+fn who_is_logged_out_while_waiting_hears_nothing_more() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let query = format!("{V3}/sync?timeout=30000&{}", since(&sync(&bob, "")));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| bob.request("GET", &query, None));
+        let started = std::time::Instant::now();
+        while server.homeserver().notifier.waiting() == 0 {
+            assert!(started.elapsed().as_secs() < 20, "nobody waits");
+            std::thread::yield_now();
+        }
+        bob.post(&format!("{V3}/logout"), json!({}));
+        alice.send(&room, "a secret");
+        let (status, answer) = waiting.join().expect("an answer");
+        assert_eq!((status, answer["errcode"].as_str()), (401, Some("M_UNKNOWN_TOKEN")), "{answer}");
+    });
+}

@@ -322,7 +322,14 @@ impl Router {
             Handler::Anyone(handler) => handler(hs, request),
             Handler::MaybeUser(handler) => handler(hs, request, request.requester.as_ref()),
             Handler::User(handler) | Handler::Admin(handler) => handler(hs, request, requester()?),
-            Handler::UserWaiting(handler) => return handler(hs, request, requester()?, turn),
+            Handler::UserWaiting(handler) => {
+                let outcome = handler(hs, request, requester()?, turn)?;
+                if turn != Turn::First && matches!(outcome, Outcome::Reply(_)) {
+                    // Whose session was ended while they waited is told no more than that.
+                    auth::requester(hs, request)?;
+                }
+                return Ok(outcome);
+            }
             Handler::Peer(handler) => handler(hs, request, &auth::origin(hs, request)?),
         };
         reply.map(Outcome::Reply)
