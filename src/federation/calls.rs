@@ -1,6 +1,8 @@
 //! The calls between servers, typed: what goes out, what comes back, each with its bounds. Events come back as
 //! their exact bytes, unchecked: their format, hashes and signatures are the caller's to judge.
 
+mod finding;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -8,6 +10,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+
+pub use finding::{HierarchyAnswer, PublicRoomsAnswer};
 
 use super::client::{CallError, CallResult, Client, Response, SignedRequest};
 use crate::protocol::room_version::RoomVersion;
@@ -32,9 +36,6 @@ const MAX_STRIPPED: usize = 500;
 const MAX_EVENTS_ASKED: usize = 100;
 /// Most server names believed from one answer.
 const MAX_SERVERS: usize = 10_000;
-
-/// Most rooms of one page of a directory: servers may disregard the limit that they are told.
-const MAX_PUBLIC_ROOMS: usize = 10_000;
 
 const QUICK: Duration = Duration::from_secs(20);
 const ORDINARY: Duration = Duration::from_secs(40);
@@ -119,34 +120,6 @@ pub struct DirectoryAnswer {
     /// Servers that may know the room; what was not a server name is left out.
     #[serde(default, deserialize_with = "only_server_names")]
     pub servers: Vec<ServerName>,
-}
-
-/// The answer of `hierarchy`, unchecked.
-#[derive(Debug, Deserialize)]
-pub struct HierarchyAnswer {
-    /// The room that was asked about.
-    pub room: Value,
-    /// Its children that we may know of.
-    pub children: Vec<Value>,
-    /// The ids of its children that we may not know of.
-    #[serde(default)]
-    pub inaccessible_children: Vec<Value>,
-    /// How many bytes all that was.
-    #[serde(skip)]
-    pub size: usize,
-}
-
-/// The answer of `publicRooms`.
-#[derive(Debug, Deserialize)]
-pub struct PublicRoomsAnswer {
-    /// The rooms, unchecked.
-    pub chunk: Vec<Value>,
-    /// The token of the next page.
-    pub next_batch: Option<String>,
-    /// The token of the page before.
-    pub prev_batch: Option<String>,
-    /// How many rooms there are, if the peer says.
-    pub total_room_count_estimate: Option<u64>,
 }
 
 fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<ServerName>, D::Error> {
@@ -385,75 +358,6 @@ impl Client {
         let mut answer: Backfilled = object(self.get(peer, path, ORDINARY, LIST)?)?;
         answer.pdus.truncate(limit);
         Ok(answer.pdus)
-    }
-
-    /// `GET timestamp_to_event`: the event of the room nearest to a time, not before it if `forwards`, else not after it;
-    /// and its own time. What is on the wrong side is a bad answer.
-    pub fn timestamp_to_event(
-        &self,
-        peer: &ServerName,
-        room: &RoomId,
-        ts: i64,
-        forwards: bool,
-    ) -> CallResult<(EventId, i64)> {
-        #[derive(Deserialize)]
-        struct Near {
-            event_id: EventId,
-            origin_server_ts: i64,
-        }
-        let dir = if forwards { "f" } else { "b" };
-        let path = format!("/_matrix/federation/v1/timestamp_to_event/{}?ts={ts}&dir={dir}", enc(room));
-        let near: Near = object(self.get(peer, path, QUICK, SMALL)?)?;
-        let right = if forwards { near.origin_server_ts >= ts } else { near.origin_server_ts <= ts };
-        if right {
-            Ok((near.event_id, near.origin_server_ts))
-        } else {
-            Err(CallError::bad("an event on the other side of the time"))
-        }
-    }
-
-    /// `GET publicRooms`, or `POST` with a filter: a page of the rooms that the peer publishes. `request` is the body of
-    /// the `POST`.
-    pub fn public_rooms(
-        &self,
-        peer: &ServerName,
-        request: &Map<String, Value>,
-    ) -> CallResult<PublicRoomsAnswer> {
-        let path = "/_matrix/federation/v1/publicRooms";
-        let response = if request.contains_key("filter") {
-            let body = to_body(request)?;
-            self.request(SignedRequest {
-                method: "POST",
-                destination: peer,
-                path_and_query: path.to_owned(),
-                body: Some(&body),
-                timeout: ORDINARY,
-                max_bytes: LIST,
-            })?
-        } else {
-            let mut query = String::new();
-            for (name, value) in request {
-                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                let _ = write!(query, "{}{name}={}", if query.is_empty() { '?' } else { '&' }, enc(value));
-            }
-            self.get(peer, format!("{path}{query}"), ORDINARY, LIST)?
-        };
-        let answer: PublicRoomsAnswer = object(response)?;
-        bounded("chunk", answer.chunk.len(), MAX_PUBLIC_ROOMS)?;
-        Ok(answer)
-    }
-
-    /// `GET hierarchy`: a room, and its children if it is a space, as far as they may be told to us.
-    pub fn hierarchy(
-        &self,
-        peer: &ServerName,
-        room: &RoomId,
-        suggested_only: bool,
-    ) -> CallResult<HierarchyAnswer> {
-        let path = format!("/_matrix/federation/v1/hierarchy/{}?suggested_only={suggested_only}", enc(room));
-        let response = self.get(peer, path, QUICK, LIST)?;
-        let size = response.body.len();
-        Ok(HierarchyAnswer { size, ..object(response)? })
     }
 
     /// `GET query/directory`: the room behind an alias of the peer's.

@@ -196,7 +196,7 @@ impl Walk<'_> {
             return Ok(here);
         }
         let door = Door { room_id: step.room.clone(), via: step.via.clone() };
-        let (membership, servers) = self.hs.from_afar(self.user, &door)?;
+        let (membership, servers) = self.hs.seen_from_outside(self.user, &door)?;
         let room = match self.told.remove(&step.room) {
             Some(told) => Some(told),
             None if self.inaccessible.contains(&step.room) => None,

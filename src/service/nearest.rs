@@ -25,7 +25,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// The times of events that were found, as distances from here.
+    /// How far away another time is, in milliseconds.
     fn distance(self, ts: i64) -> u64 {
         self.ts.abs_diff(ts)
     }
@@ -89,7 +89,6 @@ impl Homeserver {
             let asks = room.resident && matches!(view.access, Access::Joined { .. });
             let hole = if asks { hole_around(db, &room, when.ts)? } else { None };
             let found = found.map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()));
-            drop(view);
             Ok((found, hole.map(|hole| (room, hole))))
         };
         let (found, hole) = self.store.read(look)?;

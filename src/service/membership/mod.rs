@@ -292,7 +292,7 @@ impl Homeserver {
     }
 
     /// For a room that we are not in: what the user is to it as far as we know, and the servers to ask about it.
-    pub(super) fn from_afar(
+    pub(super) fn seen_from_outside(
         &self,
         user: &UserId,
         door: &Door,
