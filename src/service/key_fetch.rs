@@ -27,6 +27,8 @@ use crate::store::server_keys::{StoredKey, StoredStatement};
 const AT_ONCE: usize = 16;
 /// Requests for keys that may be under way in all.
 const MAX_UNDER_WAY: usize = 64;
+/// Those of servers that we know no key of: anybody can name such, and make them slow.
+const MAX_UNDER_WAY_OF_STRANGERS: usize = 48;
 /// Pauses between requests to a server that do not help: doubling from and up to.
 const FIRST_PAUSE: Millis = 5_000;
 const LONGEST_PAUSE: Millis = 3_600_000;
@@ -116,7 +118,13 @@ enum Permission {
 }
 
 impl Attempts {
-    fn begin(&self, server: &ServerName, purpose: Purpose, now: Millis, deadline: Instant) -> Permission {
+    fn begin(
+        &self,
+        (server, is_known): (&ServerName, bool),
+        purpose: Purpose,
+        now: Millis,
+        deadline: Instant,
+    ) -> Permission {
         let mut all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if all.get(server).is_some_and(|a| a.running) {
             while all.get(server).is_some_and(|a| a.running) {
@@ -139,7 +147,8 @@ impl Attempts {
             Purpose::Request => attempt.next_ms.min(attempt.last_ms + LONGEST_PAUSE_OF_SPEAKER),
             Purpose::Events => attempt.next_ms,
         };
-        if now < next || self.under_way.load(Ordering::Relaxed) >= MAX_UNDER_WAY {
+        let most = if is_known { MAX_UNDER_WAY } else { MAX_UNDER_WAY_OF_STRANGERS };
+        if now < next || self.under_way.load(Ordering::Relaxed) >= most {
             return Permission::NotNow;
         }
         self.under_way.fetch_add(1, Ordering::Relaxed);
@@ -272,7 +281,8 @@ impl Homeserver {
     }
 
     fn ask_server(&self, server: &ServerName, wanted: &[Wanted], purpose: Purpose, deadline: Instant) {
-        match self.key_ring.attempts.begin(server, purpose, self.clock.now_ms(), deadline) {
+        let whom = (server, self.key_ring.has_keys_of(server.as_str()));
+        match self.key_ring.attempts.begin(whom, purpose, self.clock.now_ms(), deadline) {
             Permission::Go => {}
             Permission::Asked | Permission::NotNow => return,
         }
@@ -507,4 +517,25 @@ fn prune(missing: &mut Missing, found: &Found) {
         wanted.retain(|w| !found.has(w));
         !wanted.is_empty()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_leave_room_for_the_keys_of_servers_that_we_know() {
+        let attempts = Attempts::default();
+        let begin = |name: &str, is_known: bool| {
+            let server = ServerName::parse(name).unwrap();
+            let deadline = Instant::now();
+            matches!(attempts.begin((&server, is_known), Purpose::Request, 0, deadline), Permission::Go)
+        };
+        let strangers = (0..100).filter(|n| begin(&format!("s{n}.example.org"), false)).count();
+        assert_eq!(strangers, MAX_UNDER_WAY_OF_STRANGERS);
+        let friends = (0..100).filter(|n| begin(&format!("f{n}.example.org"), true)).count();
+        assert_eq!(strangers + friends, MAX_UNDER_WAY);
+        attempts.end(&ServerName::parse("s0.example.org").unwrap(), Outcome::Helped, 0);
+        assert!(begin("f99.example.org", true));
+    }
 }

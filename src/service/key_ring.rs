@@ -157,6 +157,12 @@ impl KeyRing {
         self.known.read().unwrap_or_else(PoisonError::into_inner).contains_key(server)
     }
 
+    /// Whether we have seen any key of this server, good or outdated.
+    pub(super) fn has_keys_of(&self, server: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(server).is_some_and(|keys| !keys.is_empty())
+    }
+
     /// Puts what the database has of a server into memory.
     pub(super) fn remember(&self, server: &ServerName, stored: &[StoredKey]) {
         let keys = stored.iter().filter_map(|stored| {
