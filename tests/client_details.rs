@@ -396,6 +396,19 @@ fn a_room_for_somebody_who_does_not_exist_here_is_not_made() {
 }
 
 #[test]
+fn who_is_here_is_invited_to_a_new_room_even_if_others_cannot_be_reached() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    // Nobody listens at port 1.
+    let body = json!({"invite": ["@carol:127.0.0.1:1", bob.id()]});
+    let (status, answer) = alice.request("POST", &format!("{V3}/createRoom"), Some(body));
+    assert_eq!(status, 504, "{answer}");
+    let rooms = alice.get(&format!("{V3}/joined_rooms"));
+    let room = rooms["joined_rooms"][0].as_str().expect("the room is there");
+    assert_eq!(alice.membership_of(room, bob.id()).as_deref(), Some("invite"));
+}
+
+#[test]
 fn numbers_and_tokens_at_their_limits_do_no_harm() {
     let server = TestServer::start();
     let alice = server.user("alice");

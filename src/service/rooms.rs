@@ -34,7 +34,9 @@ impl Homeserver {
                 "This server knows no identity server, and so cannot invite e-mail addresses",
             ));
         }
-        let invitees = request.invitees()?;
+        let mut invitees = request.invitees()?;
+        // Our own first: they can be reached, and need not wait for other servers, nor go without for one's failure.
+        invitees.sort_by_key(|user| !self.is_ours(user));
         if invitees.contains(creator) {
             return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
         }
