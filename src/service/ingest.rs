@@ -90,23 +90,32 @@ impl Homeserver {
         }
     }
 
-    /// Judges an event and stores it with its verdict.
+    /// Judges an event and stores it with its verdict. What needs no state resolution is judged beforehand, and only
+    /// looked at again if the room has moved on. What needs a little of it is judged in the transaction alone: in a
+    /// room where several servers speak at once it would be outdated as soon as it was judged. What needs much is
+    /// judged beforehand, and in the transaction only if the room never stands still.
     pub(crate) fn take_in(&self, pdu: &Pdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
         let history = matches!(terms, Terms::History(_));
-        for attempt in 1.. {
-            let hearing = Hearing { history, ..Hearing::live(given) };
+        for attempt in 0..=ATTEMPTS {
+            let effort = if attempt == 0 { Effort::Light } else { Effort::Full };
+            let hearing = Hearing { given, history, effort };
             let judged = match self.store.read(|db| judge::judge(db, pdu, hearing))? {
-                Verdict::Judged(judged) => judged,
+                Verdict::Judged(judged) => Some(judged),
+                Verdict::NeedsWork if attempt == 0 => None,
                 other => return unjudged(other),
             };
-            if terms == Terms::HandedIn && judged.status != Status::Accepted {
-                return Ok(Taken::Stored { status: judged.status, already: false, reason: reason(&judged) });
+            if let Some(judged) = &judged
+                && terms == Terms::HandedIn
+                && judged.status != Status::Accepted
+            {
+                return Ok(Taken::Stored { status: judged.status, already: false, reason: reason(judged) });
             }
             let (pdu, given) = (pdu.clone(), given.cloned());
-            // A room that never stands still is judged while it must: on the writer's own time.
-            let effort = if attempt < ATTEMPTS { Effort::Light } else { Effort::Full };
+            let effort = if attempt < ATTEMPTS { Effort::Modest } else { Effort::Full };
             let taken = self.store.write(move |tx| {
-                if is_current(tx, &pdu, &judged)? {
+                if let Some(judged) = judged
+                    && is_current(tx, &pdu, &judged)?
+                {
                     return store_judged(tx, &pdu, *judged, terms).map(Some);
                 }
                 let hearing = Hearing { given: given.as_ref(), history, effort };
@@ -124,8 +133,8 @@ impl Homeserver {
     }
 }
 
-/// How often an event is judged beforehand, if it takes a resolution of states and the room moves on meanwhile.
-const ATTEMPTS: usize = 4;
+/// How often an event is judged beforehand, if it takes much resolution of states and the room moves on meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// Whether the room is still as the event was judged by, and the event still new.
 fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {

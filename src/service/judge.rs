@@ -3,7 +3,7 @@
 //! The steps are those of the server-server API, "Checks performed on receipt of a PDU", from the fourth on; the first
 //! three (format, signatures, hash) have been taken when a `Pdu` comes here.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::compose::StateView;
@@ -46,9 +46,14 @@ pub(crate) enum Verdict {
 pub(crate) enum Effort {
     /// Whatever it takes.
     Full,
-    /// No state resolution: the writer's thread must not be held up.
+    /// State resolution only where it looks at little: on the writer's thread, which must not be held up.
+    Modest,
+    /// No state resolution.
     Light,
 }
+
+/// How many differences between states a modest resolution takes on.
+const MODEST: usize = 200;
 
 /// An event that was judged by a room's forward extremities as they were at one moment.
 pub(crate) struct Judged {
@@ -403,11 +408,14 @@ pub(crate) fn resolve(
         change.extend(side.into_state().change);
         changes.push(change);
     }
-    let change = match version.state_resolution {
-        StateResolution::V1 => resolve_whole(db, version, base, changes, &plus)?,
-        _ => resolve_changes(db, version, base, &changes, &plus)?,
+    let differences: usize = changes.iter().map(NamedDelta::len).sum();
+    let change = match (version.state_resolution, effort) {
+        (StateResolution::V1, Effort::Full) => Some(resolve_whole(db, version, base, changes, &plus)?),
+        (StateResolution::V1, _) => None,
+        (_, Effort::Modest) if differences > MODEST => None,
+        _ => resolve_changes(db, version, base, &changes, &plus, effort)?,
     };
-    Ok(Some(StateRef { base, change }))
+    Ok(change.map(|change| StateRef { base, change }))
 }
 
 /// What a resolution asks the database, which may fail, as the pure resolution wants it.
@@ -443,14 +451,16 @@ impl<'a> Questions<'a> {
     }
 }
 
-/// Resolves states given as changes to a snapshot, looking at no more of the room than the resolution asks for.
+/// Resolves states given as changes to a snapshot, looking at no more of the room than the resolution asks for. None if
+/// that is the whole room, and only a modest effort is wanted.
 fn resolve_changes(
     db: &Db<'_>,
     version: RoomVersion,
     base: SnapshotId,
     changes: &[NamedDelta],
     plus: &BTreeMap<EventId, Pdu>,
-) -> Result<NamedDelta> {
+    effort: Effort,
+) -> Result<Option<NamedDelta>> {
     // What the snapshot has for every key that one of the sides changes.
     let mut beneath: BTreeMap<StateKey, Option<EventId>> = BTreeMap::new();
     for key in changes.iter().flat_map(NamedDelta::keys) {
@@ -478,7 +488,12 @@ fn resolve_changes(
         looked_up.borrow_mut().insert(key.clone(), found.clone());
         found
     };
+    let is_too_much = Cell::new(false);
     let all = || {
+        if effort != Effort::Full {
+            is_too_much.set(true);
+            return StateMap::new();
+        }
         let mut all = questions.answer(db.state_map_at(base));
         all.retain(|key, _| !beneath.contains_key(key));
         all
@@ -487,6 +502,9 @@ fn resolve_changes(
     let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
     let resolved = state_res::resolve_differences(version, &sets, ground, &fetch, &rejected);
     questions.finish(())?;
+    if is_too_much.get() {
+        return Ok(None);
+    }
     let mut change = NamedDelta::new();
     for (key, base) in &beneath {
         let now = resolved.get(key);
@@ -496,7 +514,7 @@ fn resolve_changes(
     }
     let new = resolved.into_iter().filter(|(key, _)| !beneath.contains_key(key));
     change.extend(new.map(|(key, id)| (key, Some(id))));
-    Ok(change)
+    Ok(Some(change))
 }
 
 /// The same for the algorithm of room version 1, which looks at whole states.
