@@ -12,6 +12,7 @@ use doorstep::config::Settings;
 /// What the binary can do.
 #[derive(FromArgs)]
 #[argh(subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it in the life of the process")]
 pub enum Command {
     /// `serve`
     Serve(Settings),
