@@ -333,7 +333,6 @@ fn newcomers_see_as_much_history_as_its_visibility_allows() {
         ("joined", vec!["joined"], false),
     ]
     .into_iter()
-    .map(|(v, sees, outsiders)| (v, sees, outsiders))
     .enumerate()
     {
         let bob = server.user(&format!("bob{n}"));

@@ -3,9 +3,8 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
-
 use common::peer::{FakeRoom, Peer, now_ms};
+use common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::http::Reply;
 use doorstep::protocol::event_auth::auth_types;
@@ -13,15 +12,6 @@ use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::store::{Place, Status, StoredEvent};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(30), "it never came to pass that {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 /// A room on a scripted peer, with one of ours in it, and the end of its graph.
 struct Scene {
