@@ -50,7 +50,7 @@ pub struct Settings {
     /// version of new rooms where the client names none [12]
     #[argh(option)]
     pub default_room_version: Option<String>,
-    /// base URL that clients are told in /.well-known/matrix/client [https://<name>]
+    /// base URL that clients are told in /.well-known/matrix/client [https://<name>, or --listen for localhost]
     #[argh(option)]
     pub public_url: Option<String>,
     /// server to ask for the keys of servers that cannot be reached; repeatable
@@ -224,6 +224,8 @@ impl Config {
                 return Err(wrong("public-url", &url, "an http or https URL"));
             }
             config.public_url = url.trim_end_matches('/').to_owned();
+        } else if let (Some(address), true) = (config.listen.first(), config.is_for_this_machine_only()) {
+            config.public_url = format!("http://{address}");
         }
         config.notaries = settings
             .notary
@@ -236,6 +238,13 @@ impl Config {
         config.rate_limits = !settings.no_rate_limits;
         config.allow_private_addresses = settings.allow_private_addresses;
         Ok(config)
+    }
+}
+
+impl Config {
+    /// Whether the name and the listeners are those of a first try at home: no HTTPS, and a name that nobody else knows.
+    fn is_for_this_machine_only(&self) -> bool {
+        self.listen_tls.is_empty() && self.server_name.host() == "localhost"
     }
 }
 
@@ -270,6 +279,14 @@ mod tests {
         assert_eq!(config.data, Data::Folder("doorstep-data".into()));
         assert_eq!(config.registration, Registration::Token);
         assert!(config.rate_limits && !config.allow_private_addresses);
+        assert_eq!(config.public_url, "http://127.0.0.1:8008", "clients are told where it really is");
+    }
+
+    #[test]
+    fn a_server_with_a_name_of_its_own_is_told_to_clients_by_that_name() {
+        assert_eq!(config(&["--name", "example.org"]).unwrap().public_url, "https://example.org");
+        let told = config(&["--public-url", "https://matrix.example.org/"]).unwrap().public_url;
+        assert_eq!(told, "https://matrix.example.org");
     }
 
     #[test]
