@@ -6,9 +6,8 @@
 use super::client_server::{account, devices, discovery, login, register};
 use super::client_server::{account_data, directory, filters, messages, profile, push_rules, rooms, sync};
 use super::router::Route;
-#[allow(unused_imports, reason = "the table is filled area by area")]
 use super::router::{
-    Handler::{Admin, Anyone, MaybeUser, Peer, User, UserWaiting},
+    Handler::{Anyone, MaybeUser, Peer, User, UserWaiting},
     Rate, delete, get, post, put,
 };
 
