@@ -7,6 +7,7 @@ pub mod adopt;
 pub mod client_format;
 pub mod compose;
 pub mod directory;
+pub mod edus;
 #[cfg(test)]
 mod engine_tests;
 pub mod filters;

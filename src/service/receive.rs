@@ -39,15 +39,6 @@ struct Outside {
     state_key: Option<String>,
 }
 
-/// An ephemeral message between servers.
-#[derive(Debug, Deserialize)]
-pub struct Edu {
-    /// What it is.
-    pub edu_type: String,
-    /// What it says.
-    pub content: Map<String, Value>,
-}
-
 /// What became of each event, as the answer says it.
 #[derive(Default)]
 struct Results(Map<String, Value>);
@@ -84,9 +75,7 @@ impl Homeserver {
         for (room, events) in self.by_room((origin, until), &transaction.pdus, &mut results)? {
             self.receive_events((origin, until), &room, &events, &mut results)?;
         }
-        for edu in &transaction.edus {
-            self.receive_edu(origin, edu);
-        }
+        self.receive_edus(origin, &transaction.edus)?;
         let answer = json!({ "pdus": results.0 });
         if !transaction.pdus.is_empty() {
             // Ephemeral messages alone are cheaper to take in twice than to remember.
@@ -235,14 +224,6 @@ impl Homeserver {
                 self.remote_member_event(pdu.room_id(), pdu.json())
             }
             outcome => outcome,
-        }
-    }
-
-    /// An ephemeral message. What is not known is passed over, as the specification allows: nobody is told.
-    fn receive_edu(&self, origin: &ServerName, edu: &RawValue) {
-        match serde_json::from_str::<Edu>(edu.get()) {
-            Ok(edu) => log::debug!("{origin} sent {}, which is not taken in yet", edu.edu_type),
-            Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
         }
     }
 }
