@@ -95,6 +95,8 @@ class Bench:
         self.figures["resident after the knocks"] = mib(self.server.rss_kib())
         self.server.stop()
 
+        self.sends()
+
         self.server.start()
         self.waiting(owner)
         self.server.stop()
@@ -111,13 +113,51 @@ class Bench:
             raise RuntimeError(f"{self.server.label} broke connections: {answer['broken']}")
         # What was counted really is in the rooms: one knock more, for the one before the clock started.
         members = sum(len(owner.members(room, "knock")) for room in rooms)
-        if members != answer["handshakes"] + 1:
-            raise RuntimeError(f"{answer['handshakes']} handshakes, but {members} knocking members")
+        if members != answer["count"] + 1:
+            raise RuntimeError(f"{answer['count']} handshakes, but {members} knocking members")
         self.figures[f"knock handshakes/s, {what}"] = f"{answer['a_second']:.0f}"
         self.figures[f"… processor a handshake, {what}"] = (
             f"{answer['server_cpu_ms_each']:.2f} ms (the load: {answer['load_cpu_ms_each']:.2f})"
         )
         self.figures[f"… p50 / p99, {what}"] = f"{answer['p50_ms']:.1f} / {answer['p99_ms']:.1f} ms"
+
+    def sends(self):
+        """Eight users who send all the time. The database is measured while the server is down: nothing is in a log then."""
+        self.server.start()
+        users = [client.register(self.server, f"speaker{number}") for number in range(8)]
+        rooms = [user.create_room(ROOM_VERSION, "public") for user in users]
+        for user in users[1:]:
+            user.join(rooms[0])
+        self.server.stop()
+        before = self.database_bytes()
+        self.server.start()
+        tokens = self.scratch / f"{self.server.label}-speakers"
+        tokens.write_text("\n".join(user.token for user in users))
+        count = 0
+        for what, where in (("1 room", rooms[:1]), ("8 rooms", rooms)):
+            answer = self.load(
+                "sends", "--client", f"127.0.0.1:{self.server.client_port}", "--pid", self.server.process.pid,
+                "--tokens", tokens, "--seconds", self.given.seconds,
+                *[word for room in where for word in ("--room", room)],
+            )  # fmt: skip
+            if answer["lost"]:
+                raise RuntimeError(f"{self.server.label} lost {answer['lost']} messages that it had acknowledged")
+            count += answer["acknowledged"]
+            what = f"8 connections, {what}"
+            self.figures[f"messages sent/s, {what}"] = f"{answer['a_second']:.0f}"
+            self.figures[f"… processor a message, {what}"] = (
+                f"{answer['server_cpu_ms_each']:.2f} ms (the load: {answer['load_cpu_ms_each']:.2f})"
+            )
+            self.figures[f"… p50 / p99 of a message, {what}"] = f"{answer['p50_ms']:.1f} / {answer['p99_ms']:.1f} ms"
+        self.server.stop()
+        self.figures["on disk, a message"] = f"{(self.database_bytes() - before) / count:.0f} bytes"
+        if self.server.kind == "doorstep":
+            answer = self.load("rows")
+            what = f"rows that a message adds in a room with {answer['servers']} servers"
+            self.figures[what] = str(answer["rows"])
+
+    def database_bytes(self):
+        return sum(file.stat().st_size for file in self.server.folder.glob("**/*.db*"))
 
     def waiting(self, owner):
         count = self.given.waiting

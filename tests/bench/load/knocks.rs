@@ -15,8 +15,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName as TlsName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Map, Value, json};
 
+use crate::Result;
+use crate::clock::Clock;
 use crate::http::{Connection, encode};
-use crate::{Result, process, quantile};
 
 /// The scripted server: its name, its key, whom it knocks at.
 struct Peer {
@@ -38,24 +39,18 @@ pub fn answer(given: &crate::Knocks) -> Result<Value> {
     };
     serve_keys(&peer, given)?;
 
-    let done = AtomicU64::new(0);
     // One before the clock starts, so that the other side has fetched our key.
-    peer.knock_for(Duration::ZERO, &given.room[0], given, &done)?;
-    done.store(0, Ordering::Relaxed);
-    let (theirs, ours) = (process::processor_time(given.pid)?, process::processor_time(std::process::id())?);
-    let begun = Instant::now();
+    peer.knock_for(Duration::ZERO, &given.room[0], given)?;
+    let clock = Clock::start(given.pid)?;
     let ended: Vec<Result<Vec<Duration>>> = std::thread::scope(|scope| {
         let start = |number: usize| {
             let room = &given.room[number % given.room.len()];
-            let (peer, done) = (&peer, &done);
-            scope.spawn(move || peer.knock_for(Duration::from_secs(given.seconds), room, given, done))
+            let peer = &peer;
+            scope.spawn(move || peer.knock_for(Duration::from_secs(given.seconds), room, given))
         };
         let running: Vec<_> = (0..given.connections).map(start).collect();
         running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("a panic".into()))).collect()
     });
-    let seconds = begun.elapsed().as_secs_f64();
-    let theirs = process::processor_time(given.pid)? - theirs;
-    let ours = process::processor_time(std::process::id())? - ours;
     let (mut times, mut broken) = (Vec::new(), Vec::new());
     for end in ended {
         match end {
@@ -63,28 +58,14 @@ pub fn answer(given: &crate::Knocks) -> Result<Value> {
             Err(e) => broken.push(e.to_string()),
         }
     }
-    times.sort();
-    let count = done.load(Ordering::Relaxed);
-    Ok(json!({
-        "handshakes": count,
-        "a_second": (count as f64 / seconds).round(),
-        "server_cpu_ms_each": (theirs.as_secs_f64() * 100_000.0 / count as f64).round() / 100.0,
-        "load_cpu_ms_each": (ours.as_secs_f64() * 100_000.0 / count as f64).round() / 100.0,
-        "p50_ms": quantile(&times, 0.5),
-        "p99_ms": quantile(&times, 0.99),
-        "broken": broken,
-    }))
+    let mut figures = clock.stop(times)?;
+    figures["broken"] = broken.into();
+    Ok(figures)
 }
 
 impl Peer {
     /// Knocks one after the other until the time is over, at least once. Returns how long each took.
-    fn knock_for(
-        &self,
-        time: Duration,
-        room: &str,
-        given: &crate::Knocks,
-        done: &AtomicU64,
-    ) -> Result<Vec<Duration>> {
+    fn knock_for(&self, time: Duration, room: &str, given: &crate::Knocks) -> Result<Vec<Duration>> {
         static USERS: AtomicU64 = AtomicU64::new(0);
         let version = room_version::room_version(&given.room_version).ok_or("an unknown room version")?;
         let mut connection = self.connect()?;
@@ -107,7 +88,6 @@ impl Peer {
             let uri = format!("/_matrix/federation/v1/send_knock/{}/{}", encode(room), encode(id.as_str()));
             self.call(&mut connection, "PUT", &uri, Some(&json::canonical_object(&event)))?;
             times.push(started.elapsed());
-            done.fetch_add(1, Ordering::Relaxed);
             if begun.elapsed() >= time {
                 return Ok(times);
             }

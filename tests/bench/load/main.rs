@@ -7,10 +7,14 @@
 // What a program for the terminal is for; and it measures real time against a server of another process.
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
+mod clock;
 mod http;
 mod knocks;
 mod process;
+mod sends;
 mod waiting;
+#[path = "../../common/wide_room.rs"]
+mod wide_room;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -36,6 +40,8 @@ struct Arguments {
 enum Question {
     Ready(Ready),
     Knocks(Knocks),
+    Sends(Sends),
+    Rows(Rows),
     Wake(Wake),
     Crowd(Crowd),
 }
@@ -91,6 +97,36 @@ struct Knocks {
     seconds: u64,
 }
 
+/// Messages that users send a second, each on a connection of their own, and whether all that were acknowledged are there.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "sends")]
+struct Sends {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// the server's process id, for its processor time
+    #[argh(option)]
+    pid: u32,
+    /// the rooms to speak in; each connection keeps to one
+    #[argh(option)]
+    room: Vec<String>,
+    /// a file with an access token a line: a connection for each
+    #[argh(option)]
+    tokens: PathBuf,
+    /// how long
+    #[argh(option, default = "10")]
+    seconds: u64,
+}
+
+/// The rows that one message adds to the database in a room with many servers.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "rows")]
+struct Rows {
+    /// how many servers
+    #[argh(option, default = "5000")]
+    servers: usize,
+}
+
 /// From the sending of a message until a waiting /sync has its answer, while others wait in vain.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "wake")]
@@ -134,6 +170,8 @@ fn main() -> Result<()> {
     let answer = match argh::from_env::<Arguments>().question {
         Some(Question::Ready(ready)) => ready.answer()?,
         Some(Question::Knocks(knocks)) => knocks::answer(&knocks)?,
+        Some(Question::Sends(sends)) => sends::answer(&sends)?,
+        Some(Question::Rows(rows)) => sends::rows(&rows)?,
         Some(Question::Wake(wake)) => waiting::wake(&wake)?,
         Some(Question::Crowd(crowd)) => waiting::crowd(&crowd)?,
         None => "run tests/bench/run.sh, which starts the servers that this puts under load".into(),
@@ -164,6 +202,11 @@ impl Ready {
             "worst_ms": millis(took[took.len() - 1]),
         }))
     }
+}
+
+/// The lines of a file of access tokens.
+fn tokens(path: &std::path::Path) -> Result<Vec<String>> {
+    Ok(std::fs::read_to_string(path)?.lines().map(str::to_owned).collect())
 }
 
 /// Milliseconds with two decimals.

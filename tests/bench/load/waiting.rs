@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::http::{self, Connection, encode};
-use crate::{Result, process, quantile};
+use crate::{Result, process, quantile, tokens};
 
 /// A user with a connection of its own, and how far its syncs have come.
 struct Client {
@@ -72,10 +72,6 @@ impl Client {
         self.connection.call("PUT", &uri, &self.authorization, Some(body.as_bytes()))?;
         Ok(sent)
     }
-}
-
-fn tokens(path: &std::path::Path) -> Result<Vec<String>> {
-    Ok(std::fs::read_to_string(path)?.lines().map(str::to_owned).collect())
 }
 
 /// One waiting client is woken again and again, while the others wait for what never comes.
