@@ -2,6 +2,7 @@
 //! their exact bytes, unchecked: their format, hashes and signatures are the caller's to judge.
 
 mod finding;
+mod policy;
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -8,6 +8,7 @@ pub mod hash;
 pub mod ids;
 pub mod json;
 pub mod pdu;
+pub mod policy_server;
 pub mod redact;
 pub mod remote_membership;
 pub mod room_version;

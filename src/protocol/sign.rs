@@ -17,6 +17,10 @@ use crate::protocol::{hash, json};
 
 const ALGORITHM: &str = "ed25519:";
 
+/// The id of the key that policy servers sign events with, whatever server it is. It is in the room's state and never
+/// among the keys that a server publishes.
+pub const POLICY_KEY_ID: &str = "ed25519:policy_server";
+
 /// One of our own keys, with its id. The secret is wiped from memory when it is dropped.
 pub struct SigningKey {
     key_id: String,
@@ -251,7 +255,9 @@ pub fn wanted_keys(pdu: &Pdu) -> Vec<(ServerName, String)> {
     let object = pdu.to_object();
     let servers = required_signers(pdu).unwrap_or_default();
     let keys_of = |server: &ServerName| {
-        let signatures = signatures_of(&object, server.as_str());
+        let mut signatures = signatures_of(&object, server.as_str());
+        // That of a policy server's own event is not for its published keys to verify.
+        signatures.retain(|(id, _)| *id != POLICY_KEY_ID);
         signatures.into_iter().map(|(id, _)| (server.clone(), id.to_owned())).collect::<Vec<_>>()
     };
     servers.iter().flat_map(keys_of).collect()
@@ -263,7 +269,8 @@ pub type Keys<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
 /// Checks that everyone who has to have signed an event has, with the keys at hand.
 ///
 /// Of each required server all signatures with known keys must be right, and there must be one. Unknown keys, and from
-/// room version 5 on keys that were no longer valid at the event's `origin_server_ts`, are skipped.
+/// room version 5 on keys that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's
+/// signature says something else, and does not count here.
 pub fn verify_event(pdu: &Pdu, keys: &Keys<'_>) -> Result<(), SignatureError> {
     verify_object(pdu, &pdu.to_object(), &required_signers(pdu)?, keys)
 }
@@ -288,7 +295,7 @@ fn verify_object(
         }
         let mut verified = false;
         let mut unknown = Vec::new();
-        for (key_id, signature) in signatures {
+        for (key_id, signature) in signatures.into_iter().filter(|(id, _)| *id != POLICY_KEY_ID) {
             match keys(server.as_str(), key_id) {
                 Some(known) if is_valid_at(&known, pdu) => {
                     if !known.key.verifies(&message, signature) {

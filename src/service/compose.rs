@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::judge::{self, Effort, Side};
-use super::{Homeserver, random};
+use super::{Homeserver, ingest, policy, random};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
@@ -327,7 +327,20 @@ impl Homeserver {
         extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
     ) -> Result<EventId> {
         let pen = self.pen();
-        let composed = self.store.read(|db| compose(db, &pen, &draft))?;
+        let (composed, policy) = self.store.read(|db| {
+            let composed = compose(db, &pen, &draft)?;
+            let policy = policy::lacking(db, &composed.room, &composed.event)?;
+            Ok((composed, policy))
+        })?;
+        if let Some(policy) = policy {
+            // Its signature is of this event: if the room moves on meanwhile, the event makes a fork.
+            let signed = self.ask_policy_server(&policy, &composed.event)?;
+            return self.store.write(move |tx| {
+                let sent = ingest::put_in(tx, &signed)?;
+                extra(tx, &sent)?;
+                Ok(sent.event_id)
+            });
+        }
         self.store.write(move |tx| {
             let sent = commit(tx, &pen, &draft, composed)?;
             extra(tx, &sent)?;
@@ -339,7 +352,8 @@ impl Homeserver {
     /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
     pub fn draft_event(&self, draft: Draft) -> Result<Pdu> {
         let pen = self.pen();
-        Ok(self.store.read(|db| compose(db, &pen, &draft))?.event)
+        let event = self.store.read(|db| compose(db, &pen, &draft))?.event;
+        self.with_policy_signature(event)
     }
 
     /// An unsigned event for `make_join`, `make_knock` and `make_leave`, that would be accepted now. Errors as

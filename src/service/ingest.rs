@@ -4,6 +4,7 @@
 //! `judge`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
 
 use super::Homeserver;
+use super::compose::Sent;
 use super::judge::{self, Effort, Hearing, Judged, Verdict};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
@@ -154,6 +155,27 @@ pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[Pdu]) -> Result<Vec<Result<
         }
     }
     Ok(taken)
+}
+
+/// Puts an event of ours into its room, wherever the room is by now. Errors: 403 `M_FORBIDDEN` if the room does not allow
+/// it any more.
+pub(crate) fn put_in(tx: &mut Tx<'_>, pdu: &Pdu) -> Result<Sent> {
+    let taken = match judge::judge(tx, pdu, Hearing::live(None))? {
+        Verdict::Judged(judged) => store_judged(tx, pdu, *judged, Terms::HandedIn)?,
+        other => unjudged(other)?,
+    };
+    let refused = match taken {
+        Taken::Stored { status: Status::Accepted, .. } => None,
+        Taken::Stored { reason, .. } => Some(reason),
+        Taken::NeedsAuth(_) | Taken::NeedsPrev => Some(None),
+    };
+    if let Some(reason) = refused {
+        return Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")));
+    }
+    let stored = tx.event(pdu.event_id())?.ok_or_else(|| Error::internal("an event went missing"))?;
+    let place = stored.place.ok_or_else(|| Error::internal("an event of ours without a place"))?;
+    let (room, key, stream) = (stored.room, stored.key, place.stream);
+    Ok(Sent { event_id: pdu.event_id().clone(), pdu: pdu.clone(), room, key, stream })
 }
 
 fn unjudged(verdict: Verdict) -> Result<Taken> {

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::compose::StateView;
+use super::policy;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
@@ -131,10 +132,12 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         Err(reason) => (Status::Rejected, Some(reason)),
         // What was allowed then is history, whatever the room is like today.
         Ok(()) if history => (Status::Accepted, None),
-        Ok(()) => match by_current_state(db, &room, pdu, &state_before)? {
-            Err(reason) => (Status::SoftFailed, Some(reason)),
-            Ok(()) => (Status::Accepted, None),
-        },
+        Ok(()) => {
+            match by_current_state(db, &room, pdu, &state_before)?.and(policy::verdict(db, &room, pdu)?) {
+                Err(reason) => (Status::SoftFailed, Some(reason)),
+                Ok(()) => (Status::Accepted, None),
+            }
+        }
     };
     // What others that we have refer to is no forward extremity; but they were judged without it, so that a state event
     // stays one until an event joins it with them. Otherwise whoever is faster could leave a ban out of the state.

@@ -168,7 +168,8 @@ impl Errand<'_> {
             }
         };
         let found = self.checked(&events).into_iter().filter(|event| event.event_id() != pdu.event_id());
-        for event in in_order(found.collect(), Pdu::prev_events) {
+        let found = self.hs.with_policy_signatures(&self.room, found.collect())?;
+        for event in in_order(found, Pdu::prev_events) {
             self.check_time()?;
             self.take_in_along(&event)?;
         }

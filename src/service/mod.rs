@@ -25,6 +25,7 @@ pub mod missing;
 pub mod nearest;
 pub mod notifier;
 pub mod openid;
+pub mod policy;
 pub mod profile;
 pub mod push_rules;
 pub mod random;
@@ -73,6 +74,8 @@ pub struct Homeserver {
     pub errands: missing::Errands,
     /// What other servers said of spaces.
     pub told_spaces: hierarchy::ToldSpaces,
+    /// Which policy servers do not answer.
+    pub policy_servers: policy::Silent,
     /// Interactive authentication that is under way.
     pub pending_auth: PendingAuth,
     /// The timer: what is due in the database.
@@ -119,6 +122,7 @@ impl Homeserver {
             sender,
             errands: missing::Errands::default(),
             told_spaces: hierarchy::ToldSpaces::default(),
+            policy_servers: policy::Silent::default(),
             scheduler: Scheduler::default(),
             turns: membership::Turns::default(),
         }))

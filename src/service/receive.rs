@@ -185,6 +185,7 @@ impl Homeserver {
                 (Err(_), None) => {}
             }
         }
+        let pdus = self.with_policy_signatures(room, pdus)?;
         self.take_in_all((origin, until), pdus, results)
     }
 

@@ -169,6 +169,26 @@ impl Peer {
         )
     }
 
+    /// Asks a server for a template and hands the event in: `kind` is `join`, `knock` or `leave`. The event, and what the
+    /// server says of it.
+    #[track_caller]
+    pub fn hand_in(&self, server: &str, kind: &str, room: &str, user: &UserId) -> (Pdu, (u16, Value)) {
+        let all = (1..=12).map(|version| format!("ver={version}")).collect::<Vec<_>>().join("&");
+        let path =
+            format!("/_matrix/federation/v1/make_{kind}/{}/{}?{all}", segment(room), segment(user.as_str()));
+        let (status, made) = self.ask(server, "GET", &path, None);
+        assert_eq!(status, 200, "make_{kind}: {made}");
+        let version = made["room_version"].as_str().and_then(room_version);
+        let mut event = made["event"].as_object().expect("a template is an object").clone();
+        event.insert("origin_server_ts".into(), now_ms().into());
+        let event = self.sign(event, version.expect("a known version"));
+        let call = if kind == "knock" { "v1/send_knock".to_owned() } else { format!("v2/send_{kind}") };
+        let body = Value::Object(event.to_object());
+        let room = RoomId::parse(room).expect("a room id");
+        let answer = self.put_event(server, &call, &room, &event, &body);
+        (event, answer)
+    }
+
     /// A transaction with these events.
     pub fn send_transaction(&self, server: &str, txn: &str, pdus: &[&Pdu]) -> (u16, Value) {
         let pdus: Vec<Value> = pdus.iter().map(|p| Value::Object(p.to_object())).collect();

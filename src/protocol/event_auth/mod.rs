@@ -59,8 +59,8 @@ impl AuthError {
         Self { version: version.id, rule: Some(rule), text: text.into() }
     }
 
-    /// For what no rule names, because the rules take it for granted.
-    fn unnumbered(version: RoomVersion, text: impl Into<Cow<'static, str>>) -> Self {
+    /// For what no rule names, because the rules take it for granted, or because something else decides.
+    pub(crate) fn unnumbered(version: RoomVersion, text: impl Into<Cow<'static, str>>) -> Self {
         Self { version: version.id, rule: None, text: text.into() }
     }
 

@@ -308,6 +308,7 @@ impl Homeserver {
         let signed = self.countersign(&room, body)?;
         let join = self.check_signed(&signed, room.version, &ask, event_id)?;
         self.check_authoriser(&room, &join)?;
+        let join = self.with_policy_signature(join)?;
         self.accept_signed(join.clone(), origin, Membership::Join)?;
         self.join_answer(&room, &join, omit_redundant)
     }

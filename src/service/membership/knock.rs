@@ -244,6 +244,7 @@ impl Homeserver {
         let ask = Ask { origin, room_id, membership: Membership::Knock, user: None, versions: None };
         let room = self.admit(&ask)?;
         let knock = self.check_signed(body, room.version, &ask, event_id)?;
+        let knock = self.with_policy_signature(knock)?;
         self.accept_signed(knock, origin, Membership::Knock)?;
         self.store.read(|db| shown_outside(db, &room, None))
     }

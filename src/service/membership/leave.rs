@@ -215,6 +215,7 @@ impl Homeserver {
         let ask = Ask { origin, room_id, membership: Membership::Leave, user: None, versions: None };
         let room = self.admit(&ask)?;
         let leave = self.check_signed(body, room.version, &ask, event_id)?;
+        let leave = self.with_policy_signature(leave)?;
         self.accept_signed(leave, origin, Membership::Leave).map(drop)
     }
 }
