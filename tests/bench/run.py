@@ -29,7 +29,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--doorstep", type=pathlib.Path, help="a doorstep binary (default: a release build)")
     parser.add_argument("--load", type=pathlib.Path, help="the load generator (default: a release build)")
-    parser.add_argument("--seconds", type=int, default=10, help="of knocking, for each of two runs (default 10)")
+    parser.add_argument("--seconds", type=int, default=10, help="of load, for each question (default 10)")
     parser.add_argument("--waiting", type=int, default=1000, help="clients that wait (default 1000)")
     parser.add_argument("--only", default="doorstep,synapse", help="one of the two servers")
     parser.add_argument(
@@ -69,7 +69,7 @@ class Bench:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}\n{self.server.tail()}")
         answer = json.loads(done.stdout.splitlines()[-1])
-        print(f"     {self.server.label}: {words[0]} {answer}", flush=True)
+        print(f"     {self.server.label}: {' '.join(words[:2] if words[0] == 'peer' else words[:1])} {answer}", flush=True)
         return answer
 
     def run(self):
@@ -90,9 +90,11 @@ class Bench:
         self.server.start()
         self.figures["resident, idle"] = mib(self.server.rss_kib())
         owner = client.register(self.server, "owner")
-        self.knocks("8 connections, 8 rooms", owner, 8)
-        self.knocks("8 connections, 1 room", owner, 1)
-        self.figures["resident after the knocks"] = mib(self.server.rss_kib())
+        for question in ("knocks", "joins"):
+            self.handshakes(question, owner, 8)
+            self.handshakes(question, owner, 1)
+        self.receive(owner)
+        self.figures["resident after all that"] = mib(self.server.rss_kib())
         self.server.stop()
 
         self.sends()
@@ -101,25 +103,35 @@ class Bench:
         self.waiting(owner)
         self.server.stop()
 
-    def knocks(self, what, owner, rooms):
-        rooms = [owner.create_room(ROOM_VERSION, "knock") for _ in range(rooms)]
-        answer = self.load(
-            "knocks", "--target", self.server.name, "--pid", self.server.process.pid, "--room-version", ROOM_VERSION,
-            "--port", free_port(), "--ca", self.authority.ca, "--certificate", self.authority.certificate,
-            "--key", self.authority.key, "--seconds", self.given.seconds,
-            *[word for room in rooms for word in ("--room", room)],
+    def peer(self, question, owner, rooms, *words):
+        """A scripted server does something to this one. What it counted it has found in the rooms, or it fails."""
+        return self.load(
+            "peer", question, "--target", self.server.name, "--pid", self.server.process.pid,
+            "--client", f"127.0.0.1:{self.server.client_port}", "--token", owner.token,
+            "--rooms", rooms, "--room-version", ROOM_VERSION, "--port", free_port(), "--ca", self.authority.ca,
+            "--certificate", self.authority.certificate, "--key", self.authority.key,
+            "--seconds", self.given.seconds, *words,
         )  # fmt: skip
-        if answer["broken"]:
-            raise RuntimeError(f"{self.server.label} broke connections: {answer['broken']}")
-        # What was counted really is in the rooms: one knock more, for the one before the clock started.
-        members = sum(len(owner.members(room, "knock")) for room in rooms)
-        if members != answer["count"] + 1:
-            raise RuntimeError(f"{answer['count']} handshakes, but {members} knocking members")
-        self.figures[f"knock handshakes/s, {what}"] = f"{answer['a_second']:.0f}"
-        self.figures[f"… processor a handshake, {what}"] = (
-            f"{answer['server_cpu_ms_each']:.2f} ms (the load: {answer['load_cpu_ms_each']:.2f})"
-        )
-        self.figures[f"… p50 / p99, {what}"] = f"{answer['p50_ms']:.1f} / {answer['p99_ms']:.1f} ms"
+
+    def handshakes(self, question, owner, rooms):
+        answer = self.peer(question, owner, rooms)
+        what = f"8 connections, {rooms} room{'s' if rooms > 1 else ''}{' of 50' if question == 'joins' else ''}"
+        what = f"{question[:-1]} handshakes/s, {what}"
+        self.figures[what] = f"{answer['a_second']:.0f}"
+        self.figures[f"… processor each ({what})"] = processor(answer)
+        self.figures[f"… p50 / p99 ({what})"] = f"{answer['p50_ms']:.1f} / {answer['p99_ms']:.1f} ms"
+
+    def receive(self, owner):
+        # Synapse answers before it has looked at the messages, and gets no more of them than it can follow.
+        transactions = 250 if self.server.kind == "doorstep" else 5
+        words = ["--transactions", transactions]
+        if self.server.kind == "doorstep":
+            words += ["--data", self.server.folder / "data"]
+        answer = self.peer("receive", owner, 4, *words)
+        what = "messages/s received, 50 a transaction, 4 rooms"
+        self.figures[what] = f"{answer['a_second']:.0f}" + (f" ({answer['lost']} lost)" if answer["lost"] else "")
+        self.figures[f"… processor each ({what})"] = processor(answer)
+        self.figures[f"… bytes on disk each ({what})"] = str(answer.get("disk_bytes_each", "–"))
 
     def sends(self):
         """Eight users who send all the time. The database is measured while the server is down: nothing is in a log then."""
@@ -145,9 +157,7 @@ class Bench:
             count += answer["acknowledged"]
             what = f"8 connections, {what}"
             self.figures[f"messages sent/s, {what}"] = f"{answer['a_second']:.0f}"
-            self.figures[f"… processor a message, {what}"] = (
-                f"{answer['server_cpu_ms_each']:.2f} ms (the load: {answer['load_cpu_ms_each']:.2f})"
-            )
+            self.figures[f"… processor a message, {what}"] = processor(answer)
             self.figures[f"… p50 / p99 of a message, {what}"] = f"{answer['p50_ms']:.1f} / {answer['p99_ms']:.1f} ms"
         self.server.stop()
         self.figures["on disk, a message"] = f"{(self.database_bytes() - before) / count:.0f} bytes"
@@ -184,6 +194,10 @@ class Bench:
                 )  # fmt: skip
                 what = f"one message wakes {count} in its room: p50 / p99 / last"
                 self.figures[what] = f"{answer['p50_ms']:.0f} / {answer['p99_ms']:.0f} / {answer['last_ms']:.0f} ms"
+
+
+def processor(answer):
+    return f"{answer['server_cpu_ms_each']:.2f} ms (the load: {answer['load_cpu_ms_each']:.2f})"
 
 
 def mib(kib):

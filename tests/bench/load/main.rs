@@ -8,9 +8,12 @@
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
 mod clock;
+mod handshakes;
 mod http;
-mod knocks;
+mod owner;
+mod peer;
 mod process;
+mod receive;
 mod sends;
 mod waiting;
 #[path = "../../common/wide_room.rs"]
@@ -39,7 +42,7 @@ struct Arguments {
 #[argh(subcommand)]
 enum Question {
     Ready(Ready),
-    Knocks(Knocks),
+    Peering(Peering),
     Sends(Sends),
     Rows(Rows),
     Wake(Wake),
@@ -61,19 +64,28 @@ struct Ready {
     command: Vec<String>,
 }
 
-/// Knock handshakes a second: make_knock and send_knock by a scripted server whose users have never been seen.
+/// What a scripted server, whose users have never been seen, does to the server under test.
 #[derive(FromArgs)]
-#[argh(subcommand, name = "knocks")]
-struct Knocks {
+#[argh(subcommand, name = "peer")]
+struct Peering {
+    /// what: `knocks`, `joins` (make and send handshakes), `receive` (transactions of 50 messages)
+    #[argh(positional)]
+    what: String,
     /// the name of the server under test, `localhost:PORT`
     #[argh(option)]
     target: String,
     /// its process id, for its processor time
     #[argh(option)]
     pid: u32,
-    /// the rooms to knock at; each connection keeps to one
+    /// the address of its client API, plain HTTP
     #[argh(option)]
-    room: Vec<String>,
+    client: String,
+    /// the access token of a user there, who makes the rooms
+    #[argh(option)]
+    token: String,
+    /// how many rooms there are at a time
+    #[argh(option)]
+    rooms: usize,
     /// their room version
     #[argh(option)]
     room_version: String,
@@ -89,12 +101,18 @@ struct Knocks {
     /// its key
     #[argh(option)]
     key: PathBuf,
-    /// connections at a time
+    /// connections at a time; `receive` has one for each room
     #[argh(option, default = "8")]
     connections: usize,
     /// how long
     #[argh(option, default = "10")]
     seconds: u64,
+    /// of `receive`: how many transactions there are for each room, if time allows
+    #[argh(option, default = "250")]
+    transactions: usize,
+    /// of `receive`: the folder of the server's database, for what it grows by
+    #[argh(option)]
+    data: Option<PathBuf>,
 }
 
 /// Messages that users send a second, each on a connection of their own, and whether all that were acknowledged are there.
@@ -169,7 +187,12 @@ struct Crowd {
 fn main() -> Result<()> {
     let answer = match argh::from_env::<Arguments>().question {
         Some(Question::Ready(ready)) => ready.answer()?,
-        Some(Question::Knocks(knocks)) => knocks::answer(&knocks)?,
+        Some(Question::Peering(given)) => match given.what.as_str() {
+            "knocks" => handshakes::knocks(&given)?,
+            "joins" => handshakes::joins(&given)?,
+            "receive" => receive::receive(&given)?,
+            other => return Err(format!("nothing is known of {other}").into()),
+        },
         Some(Question::Sends(sends)) => sends::answer(&sends)?,
         Some(Question::Rows(rows)) => sends::rows(&rows)?,
         Some(Question::Wake(wake)) => waiting::wake(&wake)?,

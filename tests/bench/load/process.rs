@@ -36,14 +36,13 @@ impl Drop for Started {
 
 /// Processor time that a process has used so far, in user and system mode together.
 pub fn processor_time(pid: u32) -> Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(')').ok_or("an unknown form of /proc/PID/stat")?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let user: u64 = fields.next().ok_or("no user time")?.parse()?;
-    let system: u64 = fields.next().ok_or("no system time")?.parse()?;
-    // SAFETY: sysconf only reads a constant of the system.
-    let ticks = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) })?;
-    Ok(Duration::from_millis((user + system) * 1000 / ticks))
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: both calls write nothing but the variable that they are given.
+    let error = unsafe { libc::clock_getcpuclockid(i32::try_from(pid)?, &raw mut clock) };
+    if error != 0 || unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(format!("no processor time of process {pid}").into());
+    }
+    Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
 }
 
 /// Memory that a process has resident, in KiB.
