@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::protocol::room_version::{self, RoomVersion};
+use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{ServerName, UserId};
 
 /// Runs the homeserver.
@@ -56,6 +57,12 @@ pub struct Settings {
     /// server to ask for the keys of servers that cannot be reached; repeatable
     #[argh(option)]
     pub notary: Vec<String>,
+    /// servers not to talk to, in neither direction, as patterns such as `*.example.org`; ports do not matter; repeatable
+    #[argh(option)]
+    pub deny_server: Vec<String>,
+    /// if any is named: the only servers to talk to, as patterns; repeatable
+    #[argh(option)]
+    pub allow_server: Vec<String>,
     /// most connections at once, clients and servers each [4096]
     #[argh(option)]
     pub max_connections: Option<usize>,
@@ -89,6 +96,8 @@ impl Settings {
             default_room_version: self.default_room_version.or(file.default_room_version),
             public_url: self.public_url.or(file.public_url),
             notary: many(self.notary, file.notary),
+            deny_server: many(self.deny_server, file.deny_server),
+            allow_server: many(self.allow_server, file.allow_server),
             max_connections: self.max_connections.or(file.max_connections),
             no_rate_limits: self.no_rate_limits || file.no_rate_limits,
             allow_private_addresses: self.allow_private_addresses || file.allow_private_addresses,
@@ -150,6 +159,9 @@ pub struct Config {
     pub public_url: String,
     /// Servers to ask for others' keys.
     pub notaries: Vec<ServerName>,
+    /// Which servers we talk to. What others relay of the rest is taken in like anything else, and their published keys
+    /// are asked for, since rooms would fall apart otherwise.
+    pub peers: ServerAcl,
     /// Most connections at once, for the client API and for federation each.
     pub max_connections: usize,
     /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
@@ -176,6 +188,7 @@ impl Config {
             default_room_version: room_version::default_version(),
             public_url,
             notaries: Vec::new(),
+            peers: ServerAcl::from_lists(&[], &[]),
             max_connections: 4096,
             durable: true,
             rate_limits: true,
@@ -232,6 +245,7 @@ impl Config {
             .iter()
             .map(|n| ServerName::parse(n).map_err(|_| wrong("notary", n, "a server name")))
             .collect::<Result<_>>()?;
+        config.peers = ServerAcl::from_lists(&settings.allow_server, &settings.deny_server);
         if let Some(n) = settings.max_connections {
             config.max_connections = n.clamp(8, 1_000_000);
         }

@@ -22,6 +22,7 @@ use super::discovery::{self, Discovery, HostPort, Lookups, NoRoute, WellKnown};
 use super::dns;
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{ServerName, x_matrix};
 
@@ -212,6 +213,14 @@ pub struct Client {
     key: Arc<ArcSwap<SigningKey>>,
     agent: Agent,
     discovery: Arc<Discovery>,
+    peers: ServerAcl,
+}
+
+/// The answer that we give ourselves in place of a server that our settings keep us from talking to.
+fn not_talked_to(server: &ServerName) -> CallError {
+    let message = format!("This server does not talk to {server}");
+    let errcode = Some(ErrCode::Forbidden.as_str().to_owned());
+    CallError::Refused(Box::new(Refusal { status: 403, errcode, message, body: Map::new() }))
 }
 
 impl Client {
@@ -242,7 +251,15 @@ impl Client {
             .build();
         let resolver = MatrixResolver { discovery: discovery.clone() };
         let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
-        Self { server_name: settings.server_name, key, agent, discovery }
+        let peers = ServerAcl::from_lists(&[], &[]);
+        Self { server_name: settings.server_name, key, agent, discovery, peers }
+    }
+
+    /// The same client, which talks to these servers only.
+    #[must_use]
+    pub fn limited_to(mut self, peers: ServerAcl) -> Self {
+        self.peers = peers;
+        self
     }
 
     /// Our own name.
@@ -252,6 +269,9 @@ impl Client {
 
     /// Makes a request signed as ours (server-server API, "Request Authentication").
     pub fn request(&self, request: SignedRequest<'_>) -> CallResult<Response> {
+        if !self.peers.allows(request.destination.as_str()) {
+            return Err(not_talked_to(request.destination));
+        }
         let authorization = x_matrix::build(
             request.method,
             &request.path_and_query,
@@ -264,7 +284,7 @@ impl Client {
         self.perform(&request, Some(&authorization))
     }
 
-    /// Makes a request without a signature, for the key endpoints.
+    /// Makes a request without a signature, for the key endpoints; also to servers that we do not talk to otherwise.
     pub fn request_unsigned(&self, request: SignedRequest<'_>) -> CallResult<Response> {
         self.perform(&request, None)
     }

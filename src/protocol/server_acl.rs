@@ -26,6 +26,13 @@ impl ServerAcl {
         }
     }
 
+    /// The same of two lists of patterns; an empty list of those to allow allows all.
+    pub fn from_lists(allow: &[String], deny: &[String]) -> Self {
+        let globs = |patterns: &[String]| patterns.iter().map(|pattern| Glob::new(pattern)).collect();
+        let allow = if allow.is_empty() { vec![Glob::new("*")] } else { globs(allow) };
+        Self { allow_ip_literals: true, allow, deny: globs(deny) }
+    }
+
     /// Whether a server, whose port does not matter, may take part in the room.
     pub fn allows(&self, server: &str) -> bool {
         let host = without_port(server);

@@ -109,7 +109,8 @@ impl Homeserver {
             allow_private_addresses: config.allow_private_addresses,
             clock: clock.clone(),
         };
-        let federation = Arc::new(federation::Client::new(settings, key_ring.signer())?);
+        let federation =
+            Arc::new(federation::Client::new(settings, key_ring.signer())?.limited_to(config.peers.clone()));
         let pending_auth = PendingAuth::default();
         Ok(Arc::new(Self {
             config,

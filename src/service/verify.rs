@@ -28,7 +28,7 @@ impl Homeserver {
     /// query as on the request line; `body` none if it was empty. Gives the server that sent it, which from now on
     /// counts as reachable.
     ///
-    /// Errors: 401 `M_UNAUTHORIZED`; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
+    /// Errors: 401 `M_UNAUTHORIZED`; 403 `M_FORBIDDEN` for a server that we do not talk to; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
     pub fn verify_request(
         &self,
         authorization: &str,
@@ -42,6 +42,9 @@ impl Homeserver {
         }
         if claim.origin == *self.server_name() {
             return Err(unauthorized("The request says that it comes from this server itself"));
+        }
+        if !self.config.peers.allows(claim.origin.as_str()) {
+            return Err(Error::forbidden("This server does not talk to yours"));
         }
         let now = self.clock.now_ms();
         // A retired key verifies old events, not new requests.

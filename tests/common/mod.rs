@@ -71,6 +71,12 @@ impl ProcessServer {
         }
     }
 
+    /// Starts the binary again with other flags.
+    pub fn resume_with(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(|&e| e.to_owned()).collect();
+        self.resume();
+    }
+
     /// Starts the binary again on the same ports and data, and waits until it answers.
     pub fn resume(&mut self) {
         let files = certificates();

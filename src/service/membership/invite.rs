@@ -166,12 +166,18 @@ fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
     if !db.is_active_user(user)? {
         return Err(Error::forbidden(format!("There is no user {user} here")));
     }
-    let config = db.account_data(user, None, "m.invite_permission_config")?;
-    let config: Option<Value> = config.and_then(|json| serde_json::from_str(&json).ok());
-    if config.is_some_and(|config| config["default_action"] == "block") {
+    if blocks_invites(db, user)? {
         return Err(Error::new(ErrCode::InviteBlocked, format!("{user} takes no invites")));
     }
     Ok(())
+}
+
+/// Whether one of ours takes no invites: "they should be rejected automatically by the homeserver", and those that are
+/// there already "MUST NOT be served over client synchronisation endpoints".
+pub(in crate::service) fn blocks_invites(db: &Db<'_>, user: &UserId) -> Result<bool> {
+    let config = db.account_data(user, None, "m.invite_permission_config")?;
+    let config: Option<Value> = config.and_then(|json| serde_json::from_str(&json).ok());
+    Ok(config.is_some_and(|config| config["default_action"] == "block"))
 }
 
 // ----- one of our users is invited from elsewhere -----
@@ -197,6 +203,9 @@ impl Homeserver {
     /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`. A repeat gets the same answer and changes nothing.
     pub fn receive_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
         let InviteReceived { origin, room_id, event_id, version, event, room_state } = received;
+        if let Some(room) = self.resident_room(room_id)? {
+            self.store.read(|db| check_acl(db, &room, origin))?;
+        }
         let ask = Ask { origin, room_id, membership: Membership::Invite, user: None, versions: None };
         let invite = self.check_signed(event, version, &ask, event_id)?;
         let invitee = UserId::parse(invite.state_key().unwrap_or_default())?;

@@ -19,6 +19,7 @@ mod moderate;
 mod turns;
 
 pub use invite::InviteReceived;
+pub(in crate::service) use invite::blocks_invites;
 pub use turns::Turns;
 
 use std::time::{Duration, Instant};

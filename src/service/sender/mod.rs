@@ -410,6 +410,10 @@ impl Sender {
 
     /// Puts the next transaction together; none if nothing is owed.
     fn prepare(&self, hs: &Homeserver, server: &ServerName) -> Result<Option<Transaction>> {
+        if !hs.config.peers.allows(server.as_str()) {
+            // It stays owed, for the day when we talk to it again.
+            return Ok(None);
+        }
         let loaded = self.lock().peers.get(server).is_some_and(|p| p.loaded);
         let fresh = if loaded { None } else { Some(hs.store.read(|db| db.destination(server))?) };
         let (kept, edus_upto, max_pdus, repeat, within) = {

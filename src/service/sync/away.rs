@@ -66,8 +66,7 @@ pub fn collect(
             Membership::Join => {}
             Membership::Invite => {
                 let invite = context.db.pdu_by_key(of_user.event)?;
-                // "Servers must not send room invites from ignored users to clients."
-                if context.ignored.contains(invite.sender().as_str()) {
+                if !context.shows_invites_of(invite.sender()) {
                     continue;
                 }
                 rooms.invite.insert(room_id, InvitedRoom { invite_state: stripped(context, &of_user)? });
@@ -223,7 +222,7 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
     let room_id = row.room_id.clone();
     match section {
-        Section::Invite if context.ignored.contains(event.sender().as_str()) => {}
+        Section::Invite if !context.shows_invites_of(event.sender()) => {}
         Section::Invite => {
             rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
         }

@@ -19,6 +19,7 @@ use crate::protocol::filter::Filter;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::client_format::{Json, Style};
+use crate::service::membership::blocks_invites;
 use crate::service::push_rules::default_ruleset;
 use crate::store::Db;
 use crate::store::account_data::AccountData;
@@ -134,12 +135,19 @@ struct Context<'c> {
     position: i64,
     /// Users whose messages and invites the client does not get.
     ignored: HashSet<String>,
+    /// Whether the user wants to see no invites.
+    blocks_invites: bool,
 }
 
 impl Context<'_> {
     /// The position that the client has seen; 0, which is before everything, in an initial sync.
     fn since(&self) -> i64 {
         self.request.since.unwrap_or(0)
+    }
+
+    /// "Servers must not send room invites from ignored users to clients", nor any if the user wants none.
+    fn shows_invites_of(&self, sender: &UserId) -> bool {
+        !self.blocks_invites && !self.ignored.contains(sender.as_str())
     }
 
     fn wants_room(&self, room: &RoomId) -> bool {
@@ -176,7 +184,8 @@ impl Homeserver {
                 fields: filter.event_fields.as_deref(),
                 ..Style::usual(user, device, now)
             };
-            answer(&Context { db, user, request, style, position, ignored: ignored_users(db, user)? })
+            let (ignored, blocks_invites) = (ignored_users(db, user)?, blocks_invites(db, user)?);
+            answer(&Context { db, user, request, style, position, ignored, blocks_invites })
         })
     }
 }
