@@ -2,10 +2,12 @@
 
 At first it passes bytes through untouched, so that the servers' own TLS is what meets. Once told to inspect, it ends
 TLS itself (the certificate is the same) and can stop a request before the server sees it, or an answer after the server
-gave it: the moments at which the other side is then killed.
+gave it: the moments at which the other side is then killed. It can also leave chosen servers without any answer, as if
+the network between them and this one were cut.
 """
 
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -45,6 +47,7 @@ class Gate:
         self._authority = authority
         self._lock = threading.Lock()
         self._holds = []
+        self._cut_off = frozenset()
         self._passing = set()
         self.inspecting = inspecting
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -66,6 +69,11 @@ class Gate:
         with self._lock:
             self._holds.append(hold)
         return hold
+
+    def cut_off(self, names):
+        """From now on the servers of these names, and no others, get no answer to what they sign. For gates that
+        inspect; what has passed already is answered."""
+        self._cut_off = frozenset(names)
 
     def close(self):
         _close(self._listener)
@@ -118,6 +126,8 @@ class Gate:
         method, path, _ = line
         headers = http.client.parse_headers(reader)
         body = _body(reader, headers)
+        if _origin(headers) in self._cut_off:
+            return False
         hold = self._match(path)
         if hold and hold.when == "before":
             hold.stop_here()
@@ -157,6 +167,12 @@ class Gate:
             return answer.status, answer.reason, answer.getheaders(), answer.read()
         finally:
             server.close()
+
+
+def _origin(headers):
+    """The name of the server that signed a request."""
+    found = re.search(r'\borigin="?([^",]+)', headers.get("Authorization", ""))
+    return found and found[1]
 
 
 def _body(reader, headers):

@@ -18,6 +18,7 @@ import traceback
 import client
 import flows
 import kills
+import partitions
 import real_clients
 from gate import Gate
 from servers import Authority, Doorstep, Synapse
@@ -39,6 +40,10 @@ def arguments():
         "--patience", type=int, help=f"seconds for an expectation to come true ({client.PATIENCE_SECONDS})"
     )
     parser.add_argument("--no-kills", action="store_true", help="without the flows in which Doorstep is killed")
+    parser.add_argument("--no-partitions", action="store_true", help="without the flows in which servers are cut apart")
+    parser.add_argument("--rounds", type=int, default=2, help="cuts that the random rooms live through (default 2)")
+    parser.add_argument("--steps", type=int, default=6, help="what each does in a random room in a cut (default 6)")
+    parser.add_argument("--seed", default="1", help="of the random rooms")
     parser.add_argument("--keep", action="store_true", help="keep the servers' folders")
     given = parser.parse_args()
     if not given.stand_in and not given.doorstep:
@@ -63,13 +68,14 @@ class Report:
                 self.failures.append((name, evidence))
                 print("     " + evidence.replace("\n", "\n     "), flush=True)
 
-    def run(self, name, action):
-        begun = time.monotonic()
+    def run(self, name, action, before=0.0):
+        """Does it, and tells how it went. `before`: seconds that it took already."""
+        begun = time.monotonic() - before
         try:
             action()
         except (client.Unmet, client.Refused, TimeoutError) as error:
             frames = traceback.extract_tb(error.__traceback__)
-            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "kills.py"))]
+            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "kills.py", "partitions.py"))]
             steps = " > ".join(f"{frame.name}:{frame.lineno}" for frame in told)
             self.line(False, name, time.monotonic() - begun, f"{error}\nat {steps}")
         except Exception:  # noqa: BLE001 - a flow that breaks in an unforeseen way is a failed flow
@@ -127,6 +133,20 @@ def together(jobs, report, work):
             pool.submit(report.run, name, action)
 
 
+def cut_apart(given, report, servers, more):
+    """The flows of partitions: a Synapse if there is one, and Doorsteps of their own."""
+    for server in more:
+        servers[server.label] = server
+        server.gate = Gate(server.public_port, server.federation_port, server.authority, inspecting=True)
+        server.start()
+    if "s" in servers:
+        servers["s"].gate.inspect()
+        more = [servers["s"], *more]
+    split = partitions.Split(more)
+    partitions.run(given, split, given.jobs, report)
+    partitions.run_random(given, split, given.jobs, report)
+
+
 def main():
     given = arguments()
     client.PATIENCE_SECONDS = given.patience or client.PATIENCE_SECONDS
@@ -167,6 +187,8 @@ def main():
                 return stand_in("victim", scratch / f"victim{unique}", authority, gated=True)
 
             together(given.jobs, report, wanted_kills(given, peers, make_victim))
+        if not given.no_partitions:
+            cut_apart(given, report, servers, [stand_in(f"doorstep{n}", scratch / f"doorstep{n}", authority, gated=True) for n in (3, 4)])
         if left_out:
             print(f"     {left_out} combinations with Synapse not run, since it never")
             for lack in sorted(flows.LACKS["synapse"]):

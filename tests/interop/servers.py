@@ -264,7 +264,10 @@ presence: {{enabled: false}}
 # A /sync from the beginning is answered anew each time, not from what was remembered of the last one.
 caches: {{sync_response_cache_duration: 0s}}
 federation:
-  # A peer that is killed and comes back is asked again within seconds, not after ten minutes.
+  # A peer that is killed, or cut off, and comes back is asked again within seconds, not after ten minutes.
+  max_short_retry_delay: 1s
+  max_long_retry_delay: 1s
+  max_long_retries: 3
   destination_min_retry_interval: 1s
   destination_retry_multiplier: 1
   destination_max_retry_interval: 1s
