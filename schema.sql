@@ -274,6 +274,41 @@ CREATE TABLE transactions (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX transactions_by_age ON transactions (received_ms);
 
+-- ===== Typing and receipts =====
+
+-- When what is fleeting in a room changed last: anything of it, and in particular who is typing. Most writes of this
+-- section do not wait for the disk.
+CREATE TABLE ephemeral_changes (
+  room_key INTEGER PRIMARY KEY,
+  stream INTEGER NOT NULL,
+  typing INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX ephemeral_changes_by_stream ON ephemeral_changes (stream);
+
+-- Who is typing where, and until when unless they say so again. `told_ms`: when other servers were last told of one of us.
+CREATE TABLE typing (
+  room_key INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  until_ms INTEGER NOT NULL,
+  told_ms INTEGER NOT NULL,
+  PRIMARY KEY (room_key, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX typing_until ON typing (until_ms);
+
+-- Up to where users have read: the last receipt of each user and type (`m.read`, `m.read.private`), and of each thread:
+-- '' is without one, 'main', or the event id of the thread's root. `ts` is what the user's server says.
+CREATE TABLE receipts (
+  room_key INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  type TEXT NOT NULL,
+  thread TEXT NOT NULL,
+  event_id TEXT NOT NULL,
+  ts INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (room_key, user_id, type, thread)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
+
 -- ===== Users, devices and tokens =====
 
 -- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id hash

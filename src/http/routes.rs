@@ -75,6 +75,13 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
+    // ----- client-server: typing, receipts, presence, messages to devices -----
+    put("/_matrix/client/v3/rooms/{roomId}/typing/{userId}", User(client_server::ephemeral::typing)),
+    post(
+        "/_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}",
+        User(client_server::ephemeral::receipt),
+    ),
+    post("/_matrix/client/v3/rooms/{roomId}/read_markers", User(client_server::ephemeral::read_markers)),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
     post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),

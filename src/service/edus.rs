@@ -1,34 +1,97 @@
-//! Ephemeral messages of other servers: typing, receipts, presence, messages to devices, device lists.
+//! Ephemeral messages between servers: typing, receipts, presence, messages to devices, device lists. Each has a file of
+//! its own; here is what they share.
 //!
-//! Whatever is wrong with one, nobody is told: it is passed over. Only where something must not be lost and our database
-//! fails does the transaction fail, so that it comes again.
+//! Whatever is wrong with one that we received, nobody is told: it is passed over. Only where our database fails does the
+//! transaction fail, so that it comes again.
+
+use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::Homeserver;
+use super::sender;
 use crate::error::Result;
-use crate::protocol::ServerName;
+use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::{RoomId, ServerName, UserId};
+use crate::store::RoomKey;
 
 /// An ephemeral message between servers.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 struct Edu {
     edu_type: String,
     content: Map<String, Value>,
 }
 
+/// Which rooms the sender of a transaction has a say in, looked up once for all messages of the transaction.
+pub(super) struct RoomsOfOrigin<'o> {
+    origin: &'o ServerName,
+    rooms: HashMap<RoomId, Option<RoomKey>>,
+}
+
+impl<'o> RoomsOfOrigin<'o> {
+    fn new(origin: &'o ServerName) -> Self {
+        Self { origin, rooms: HashMap::new() }
+    }
+
+    /// Who sent the transaction.
+    pub(super) fn origin(&self) -> &'o ServerName {
+        self.origin
+    }
+
+    /// Whether the user belongs to the sender.
+    pub(super) fn owns(&self, user: &UserId) -> bool {
+        user.server_name() == self.origin.as_str()
+    }
+
+    /// The room, if we are in it and its server ACL lets the sender in: "ACLs MUST be applied to all EDUs that are local
+    /// to a specific room."
+    pub(super) fn room(&mut self, hs: &Homeserver, room_id: &RoomId) -> Result<Option<RoomKey>> {
+        if let Some(known) = self.rooms.get(room_id) {
+            return Ok(*known);
+        }
+        let origin = self.origin.as_str();
+        let room = hs.store.read(|db| {
+            let Some(room) = db.room(room_id)?.filter(|room| room.resident) else { return Ok(None) };
+            let acl = db.state_event(room.key, "m.room.server_acl", "")?;
+            let allowed = acl.is_none_or(|acl| ServerAcl::from_content(&acl.content()).allows(origin));
+            Ok(allowed.then_some(room.key))
+        })?;
+        self.rooms.insert(room_id.clone(), room);
+        Ok(room)
+    }
+}
+
 impl Homeserver {
     /// Takes in the ephemeral messages of a transaction, in their order. Errors: 500 if something of ours failed.
     pub fn receive_edus(&self, origin: &ServerName, edus: &[&RawValue]) -> Result<()> {
+        let mut rooms = RoomsOfOrigin::new(origin);
         for edu in edus {
             match serde_json::from_str::<Edu>(edu.get()) {
-                Ok(edu) => log::debug!(
-                    "{origin} sent {} ({} entries), which is unknown",
-                    edu.edu_type,
-                    edu.content.len()
-                ),
+                Ok(edu) => self.receive_edu(&mut rooms, edu)?,
                 Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive_edu(&self, rooms: &mut RoomsOfOrigin<'_>, edu: Edu) -> Result<()> {
+        match edu.edu_type.as_str() {
+            "m.typing" => self.receive_typing(rooms, edu.content.into()),
+            "m.receipt" => self.receive_receipts(rooms, edu.content),
+            other => {
+                log::debug!("{} sent an ephemeral message of the unknown type {other:?}", rooms.origin());
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends an ephemeral message to all other servers in a room, as far as they can be reached at the moment.
+    pub(super) fn tell_servers_of_room(&self, room: RoomKey, edu: &sender::Edu) -> Result<()> {
+        for server in self.store.read(|db| db.resident_servers(room))? {
+            if server != *self.server_name() {
+                self.sender.send_edu(&server, edu.clone());
             }
         }
         Ok(())

@@ -29,6 +29,7 @@ pub mod policy;
 pub mod profile;
 pub mod push_rules;
 pub mod random;
+pub mod receipts;
 pub mod receive;
 pub mod room_plan;
 pub mod room_summary;
@@ -38,6 +39,7 @@ pub mod scheduler;
 pub mod sender;
 pub mod sync;
 pub mod timeline;
+pub mod typing;
 mod verify;
 
 use std::sync::Arc;

@@ -43,6 +43,8 @@ struct Shared {
 struct State {
     /// Something may be due that was not known when the database was last looked at.
     look: bool,
+    /// The same, but not before this time.
+    look_by: Option<Millis>,
     stop: bool,
     working: usize,
     /// The timer's own thread runs.
@@ -98,6 +100,12 @@ impl Scheduler {
     /// Says that something may be due sooner than the timer knows.
     pub fn wake(&self) {
         self.shared.wake();
+    }
+
+    /// Says that something is due at this time, which the timer may not know yet. It need not be looked for before.
+    pub fn no_later_than(&self, at: Millis) {
+        let mut state = self.shared.lock();
+        state.look_by = Some(state.look_by.map_or(at, |known| known.min(at)));
     }
 
     /// Remembers that a job could not be done because these servers could not be reached.
@@ -179,8 +187,12 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
         }
         let Some(hs) = weak.upgrade() else { return };
         let now = hs.clock.now_ms();
-        if next.is_some_and(|next| now < next) {
-            continue;
+        {
+            let mut state = shared.lock();
+            let known = state.look_by.take_if(|at| *at <= now);
+            if known.is_none() && next.is_some_and(|next| now < next) {
+                continue;
+            }
         }
         next = Some(match look(shared, &hs, now) {
             Ok(Some(due)) => due.min(now + LOOK_AT_LEAST),
@@ -202,7 +214,8 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
         hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
         work(shared, hs, room, user)?;
     }
-    hs.store.read(|db| db.next_remote_membership_due())
+    let next = [hs.store.read(|db| db.next_remote_membership_due())?, hs.end_typing_that_is_over(now)?];
+    Ok(next.into_iter().flatten().min())
 }
 
 /// A thread that works, counted out also when it panics.

@@ -21,9 +21,9 @@ const STEPS: &[&str] = &[];
 /// The version of `SCHEMA`.
 pub const VERSION: i32 = STEPS.len() as i32 + 1;
 
-/// Makes the database ready for this program and returns its last stream position. One transaction: either the
-/// database is of the present version afterwards, or it is untouched.
-pub(super) fn prepare(connection: &mut Connection, path: &Path, server_name: &ServerName) -> Result<i64> {
+/// Makes the database ready for this program. One transaction: either the database is of the present version afterwards,
+/// or it is untouched.
+pub(super) fn prepare(connection: &mut Connection, path: &Path, server_name: &ServerName) -> Result<()> {
     let sql = |e: rusqlite::Error| unusable(path, &e);
     let shown = path.display();
     let application: i32 = connection.query_row("PRAGMA application_id", [], |r| r.get(0)).map_err(sql)?;
@@ -55,7 +55,7 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, server_name: &Se
     } else if version < VERSION {
         upgrade(connection, version, STEPS).map_err(sql)?;
     }
-    connection.query_row("SELECT stream FROM server", [], |r| r.get(0)).map_err(sql)
+    Ok(())
 }
 
 fn pinned_name(connection: &Connection) -> rusqlite::Result<Option<String>> {

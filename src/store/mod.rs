@@ -11,6 +11,7 @@ pub mod client_transactions;
 pub mod destinations;
 pub mod devices;
 pub mod directory;
+pub mod ephemeral;
 pub mod events;
 pub mod filters;
 pub mod memberships;
@@ -18,6 +19,7 @@ pub mod migrate;
 pub mod openid;
 pub mod profiles;
 mod readers;
+pub mod receipts;
 pub mod remote_memberships;
 pub mod rooms;
 pub mod server_keys;
@@ -124,6 +126,10 @@ pub struct Store {
 
 const FILE: &str = "doorstep.db";
 
+/// Positions that are passed over at each start: clients may have been told of some that a power cut took back, because
+/// only light commits had written them. There is no shortage of positions.
+const PASSED_OVER: i64 = 20_000;
+
 impl Store {
     /// Opens the database, creating or migrating it if need be. `server_name` is pinned on the first opening.
     ///
@@ -142,13 +148,14 @@ impl Store {
         let scratch = matches!(location, Location::Memory).then(|| Scratch(folder.clone()));
         let path = folder.join(FILE);
         let mut connection = open_for_writing(&path, options)?;
-        let position = migrate::prepare(&mut connection, &path, server_name)?;
+        migrate::prepare(&mut connection, &path, server_name)?;
+        let position = pass_over(&connection).map_err(|e| unusable(&path, &e))?;
         let shared =
             Arc::new(Shared { server_name: server_name.clone(), position: AtomicI64::new(position) });
         let readers = readers::Readers::new(path, options.readers.max(1), scratch.is_some(), shared.clone())?;
         // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
         drop(scratch);
-        let writer = writer::Writer::start(connection, shared.clone(), on_commit)?;
+        let writer = writer::Writer::start(connection, shared.clone(), on_commit, options.durable)?;
         Ok(Store { readers, writer, shared, _lock: lock })
     }
 
@@ -159,7 +166,17 @@ impl Store {
         f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         readers::refuse_nesting("a write")?;
-        self.writer.write(f)
+        self.writer.write(true, f)
+    }
+
+    /// The same for what is worth little: it outlives this process, but a power cut may take the last of it. Other than
+    /// `write` it costs no wait for the disk.
+    pub fn write_lightly<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        readers::refuse_nesting("a write")?;
+        self.writer.write(false, f)
     }
 
     /// Runs `f` on one consistent snapshot. Holds one of few connections, so: short, and no waiting inside.
@@ -249,8 +266,14 @@ impl Tx<'_> {
         }
     }
 
-    /// After the commit, wakes all of us who are joined to the room.
+    /// After the commit, tells that the room has a new event or other state, and wakes all of us who are joined to it.
     pub fn room_changed(&mut self, room: RoomKey) -> Result<()> {
+        self.changes.rooms.insert(room);
+        self.wake_room(room)
+    }
+
+    /// After the commit, wakes all of us who are joined to the room.
+    pub fn wake_room(&mut self, room: RoomKey) -> Result<()> {
         let audience = match self.audience.get(&room) {
             Some(audience) => audience.clone(),
             None => {
@@ -265,7 +288,6 @@ impl Tx<'_> {
         for user in audience.iter() {
             self.wake_user(user);
         }
-        self.changes.rooms.insert(room);
         Ok(())
     }
 
@@ -284,6 +306,12 @@ impl Tx<'_> {
     pub(crate) fn forget_audience(&mut self, room: RoomKey) {
         self.audience.remove(&room);
     }
+}
+
+/// Begins behind every position that may ever have been given out; gives the last one that is taken.
+fn pass_over(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.execute("UPDATE server SET stream = stream + ?1 WHERE stream > 0", [PASSED_OVER])?;
+    connection.query_row("SELECT stream FROM server", [], |row| row.get(0))
 }
 
 fn open_for_writing(path: &Path, options: &Options) -> Result<Connection> {

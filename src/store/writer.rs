@@ -15,8 +15,14 @@ use crate::error::{ErrCode, Error, Result};
 /// How many closures share a commit at most. More than there are threads that could wait for one.
 const GROUP: usize = 256;
 
+/// After so many positions that only light commits have written, one waits for the disk: far fewer than the positions
+/// that are passed over at the start (`Store::open`), so that none is given out twice, whatever a power cut took.
+const MOST_UNSYNCED: i64 = 10_000;
+
 /// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
 trait Job: Send {
+    /// Whether its caller wants it to be on disk, and not only with the operating system.
+    fn lasting(&self) -> bool;
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()>;
     /// `lost` says why the answer does not hold although the closure succeeded.
     fn finish(self: Box<Self>, lost: Option<Error>);
@@ -26,9 +32,14 @@ struct Closure<F, T> {
     f: Option<F>,
     answer: Option<Result<T>>,
     reply: mpsc::SyncSender<Result<T>>,
+    lasting: bool,
 }
 
 impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> Job for Closure<F, T> {
+    fn lasting(&self) -> bool {
+        self.lasting
+    }
+
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         let Some(f) = self.f.take() else { return Err(Error::internal("a closure ran twice")) };
         match catch_unwind(AssertUnwindSafe(|| f(tx))) {
@@ -74,12 +85,19 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection, shared: Arc<Shared>, on_commit: OnCommit) -> Result<Writer> {
+    pub(super) fn start(
+        connection: Connection,
+        shared: Arc<Shared>,
+        on_commit: OnCommit,
+        durable: bool,
+    ) -> Result<Writer> {
         let (jobs, queue) = mpsc::channel();
         let body = move || {
             readers::mark_writer_thread();
             let stream = shared.position.load(Ordering::Acquire);
-            Desk { connection, shared, on_commit, stream, audience: HashMap::new() }.work(&queue);
+            let (synced, audience) = (stream, HashMap::new());
+            let waits = durable;
+            Desk { connection, shared, on_commit, durable, waits, stream, synced, audience }.work(&queue);
         };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(body)?;
         Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
@@ -87,11 +105,12 @@ impl Writer {
 
     pub(super) fn write<T: Send + 'static>(
         &self,
+        lasting: bool,
         f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, answer) = mpsc::sync_channel(1);
         let gone = || Error::internal("the database is closed");
-        let job = Box::new(Closure { f: Some(f), answer: None, reply });
+        let job = Box::new(Closure { f: Some(f), answer: None, reply, lasting });
         self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
     }
@@ -112,7 +131,13 @@ struct Desk {
     connection: Connection,
     shared: Arc<Shared>,
     on_commit: OnCommit,
+    /// Whether commits wait for the disk at all.
+    durable: bool,
+    /// Whether they do at the moment.
+    waits: bool,
     stream: i64,
+    /// The last position that is known to be on disk.
+    synced: i64,
     audience: HashMap<super::RoomKey, Arc<[crate::protocol::UserId]>>,
 }
 
@@ -133,7 +158,12 @@ impl Desk {
     fn commit_group(&mut self, mut group: Vec<Box<dyn Job>>) {
         let mut changes = Changes::default();
         let mut done = 0;
-        let outcome = self.run_group(&mut group, &mut done, &mut changes).and_then(|()| self.commit());
+        let lasting = group.iter().any(|job| job.lasting()) || self.stream - self.synced >= MOST_UNSYNCED;
+        let outcome = self
+            .let_commits_wait(lasting)
+            .inspect_err(|_| done = group.len())
+            .and_then(|()| self.run_group(&mut group, &mut done, &mut changes))
+            .and_then(|()| self.commit());
         if let Err(e) = outcome {
             // The transaction is gone as a whole: those whose closures had run are told; the others get a new one.
             self.give_up_transaction();
@@ -146,6 +176,9 @@ impl Desk {
             }
             return;
         }
+        if lasting {
+            self.synced = self.stream;
+        }
         self.shared.position.store(self.stream, Ordering::Release);
         changes.position = self.stream;
         if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&changes))).is_err() {
@@ -154,6 +187,16 @@ impl Desk {
         for job in group {
             job.finish(None);
         }
+    }
+
+    /// Whether the next commit waits for the disk. One that does takes along all that came before it.
+    fn let_commits_wait(&mut self, lasting: bool) -> Result<()> {
+        if self.durable && self.waits != lasting {
+            let level = if lasting { "FULL" } else { "NORMAL" };
+            self.connection.pragma_update(None, "synchronous", level)?;
+            self.waits = lasting;
+        }
+        Ok(())
     }
 
     /// Runs each closure in its savepoint. `done` counts those that had their turn; an error means that the

@@ -5,6 +5,7 @@ pub mod account_data;
 pub mod devices;
 pub mod directory;
 pub mod discovery;
+pub mod ephemeral;
 pub mod filters;
 pub mod interactive;
 pub mod login;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::ephemeral;
 use super::state::{self, Need};
 use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, StateSection, Timeline};
 use crate::error::Result;
@@ -25,6 +26,8 @@ pub struct JoinedRoom {
     #[serde(flatten)]
     state: StateSection,
     timeline: Timeline,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    ephemeral: Events,
     #[serde(skip_serializing_if = "Events::is_empty")]
     account_data: Events,
     unread_notifications: Value,
@@ -74,6 +77,7 @@ fn rooms_to_look_at(
     let mut rooms: BTreeSet<RoomKey> = memberships.into_iter().map(|room| room.room).collect();
     if !everything {
         rooms.extend(context.db.joined_rooms_with_news(context.user, context.since())?);
+        rooms.extend(context.db.joined_rooms_with_ephemeral(context.user, context.since())?);
         for room_id in account_data.keys() {
             if let Some(room) = context.db.room(room_id)?
                 && context.db.membership(room.key, context.user)? == Some(Membership::Join)
@@ -125,7 +129,9 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
     };
     let state = lacking.write(context, room)?;
     let account_data = context.room_account_data(&room.room_id, data)?;
-    let nothing = page.events.is_empty() && state.is_empty() && account_data.is_empty();
+    let ephemeral = ephemeral::of_room(context, room, if whole { 0 } else { context.since() })?;
+    let nothing =
+        page.events.is_empty() && state.is_empty() && account_data.is_empty() && ephemeral.is_empty();
     if nothing && !whole && page.stopped_at.is_none() {
         return Ok(None);
     }
@@ -133,6 +139,7 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
         summary,
         state: StateSection::new(context.request, state),
         timeline: timeline(context, &view, page, newly_joined)?,
+        ephemeral,
         account_data,
         // Nothing is counted yet, and so nothing is claimed to be unread.
         unread_notifications: json!({"highlight_count": 0, "notification_count": 0}),

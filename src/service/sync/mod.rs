@@ -1,10 +1,11 @@
 //! `GET /sync`: what is new for one client since a position of the stream.
 //!
 //! Everything is read from one snapshot of the database, whose position becomes `next_batch`: nothing can fall between
-//! two answers. `joined` has the rooms that the user is in, `away` the invites, knocks and rooms left, `state` works out
-//! which state the client lacks.
+//! two answers. `joined` has the rooms that the user is in, `ephemeral` what is fleeting in them, `away` the invites, knocks
+//! and rooms left, `state` works out which state the client lacks.
 
 mod away;
+mod ephemeral;
 mod joined;
 mod state;
 

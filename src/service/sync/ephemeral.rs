@@ -1,0 +1,60 @@
+//! `ephemeral` of a room: who is typing, and up to where its members have read.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::to_raw_value;
+use serde_json::{Map, Value, json};
+
+use super::{Context, Events};
+use crate::error::{Error, Result};
+use crate::service::client_format::Json;
+use crate::store::Room;
+use crate::store::receipts::Receipt;
+
+/// Receipts of others in one room and one answer. In a room with more, who has read up to where is of no interest.
+const MOST_RECEIPTS: usize = 1000;
+
+/// What is fleeting in a room and changed after a position; 0 for all that there is.
+pub fn of_room(context: &Context<'_>, room: &Room, since: i64) -> Result<Events> {
+    let mut events = Events::default();
+    let filter = &context.request.filter.room.ephemeral;
+    let Some((changed, typing)) = context.db.ephemeral_change(room.key)? else { return Ok(events) };
+    if changed <= since || !filter.wants_room(room.room_id.as_str()) {
+        return Ok(events);
+    }
+    if typing > since && filter.wants_type("m.typing") {
+        let users = context.db.typing_users(room.key)?;
+        // A list that is empty is news only to who may have another one.
+        if since > 0 || !users.is_empty() {
+            events.events.push(event("m.typing", &json!({ "user_ids": users }))?);
+        }
+    }
+    if filter.wants_type("m.receipt") {
+        let between = (since, context.position);
+        let receipts = context.db.receipts_between(room.key, between, context.user, MOST_RECEIPTS)?;
+        for content in by_thread(receipts) {
+            events.events.push(event("m.receipt", &content.into())?);
+        }
+    }
+    Ok(events)
+}
+
+/// "Receipts SHOULD be batched into one event per room and thread": for each thread the content of one event.
+fn by_thread(receipts: Vec<Receipt>) -> Vec<Map<String, Value>> {
+    let mut threads: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    for receipt in receipts {
+        let mut told = json!({ "ts": receipt.ts });
+        if !receipt.thread.is_empty() {
+            told["thread_id"] = json!(receipt.thread);
+        }
+        let of_event = threads.entry(receipt.thread).or_default().entry(receipt.event_id);
+        let of_event = of_event.or_insert_with(|| json!({}));
+        of_event[receipt.receipt_type][receipt.user_id] = told;
+    }
+    threads.into_values().collect()
+}
+
+/// An event of the sections that have neither ids nor senders.
+fn event(event_type: &str, content: &Value) -> Result<Json> {
+    to_raw_value(&json!({ "type": event_type, "content": content })).map_err(Error::internal)
+}
