@@ -1,7 +1,11 @@
 //! The key and version endpoints between servers, over real TLS.
 
+mod common;
+
+use std::process::Command;
 use std::time::Duration;
 
+use common::ProcessServer;
 use doorstep::TestServer;
 use doorstep::testing::certificates;
 use serde_json::{Value, json};
@@ -106,4 +110,68 @@ fn questions_to_the_notary_that_make_no_sense_are_refused() {
     assert_eq!(ask(json!({ "server_keys": many })), refused("M_INVALID_PARAM"));
     let (status, answer) = get(&server, "/_matrix/key/v2/query/not%20a%20name");
     assert_eq!((status, answer["errcode"].as_str()), (400, Some("M_INVALID_PARAM")));
+}
+
+#[test]
+fn after_a_rotation_old_events_stay_good_elsewhere_and_new_ones_are_good_too() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+    bob.join_via(&room, &[here.name()]);
+    alice.send(&room, "signed with the first key");
+    assert_eq!(bob.next_message(&room), "signed with the first key");
+    let first = get(&here, "/_matrix/key/v2/server").1;
+
+    here.homeserver().rotate_signing_key().expect("a new key");
+    let (_, keys) = get(&here, "/_matrix/key/v2/server");
+    let old = first["verify_keys"].as_object().expect("keys").keys().next().expect("a key");
+    assert_eq!(keys["old_verify_keys"][old]["key"], first["verify_keys"][old]["key"]);
+    assert!(keys["verify_keys"].get(old).is_none());
+    alice.send(&room, "signed with the second");
+    assert_eq!(bob.next_message(&room), "signed with the second", "by a server that knew the first key only");
+
+    // Who has never heard of us reads the whole room, signed with both.
+    let third = TestServer::start();
+    let carol = third.user("carol");
+    carol.join_via(&room, &[there.name()]);
+    let path =
+        format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=50", doorstep::testing::segment(&room));
+    let page = carol.get(&path);
+    let chunk = page["chunk"].as_array().expect("a chunk");
+    let bodies: Vec<&str> = chunk.iter().filter_map(|e| e["content"]["body"].as_str()).collect();
+    assert_eq!(bodies, ["signed with the second", "signed with the first key"]);
+}
+
+/// What `doorstep keys` says: whether it worked, and its output.
+fn keys(folder: &std::path::Path, what: &str) -> (bool, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
+    let output = command.args(["keys", "--data"]).arg(folder).arg(what).output().expect("it runs");
+    (output.status.success(), String::from_utf8(output.stdout).expect("text"))
+}
+
+#[test]
+fn the_operator_lists_and_rotates_the_keys_of_a_server_that_does_not_run() {
+    let mut server = ProcessServer::start(&[]);
+    let folder = server.folder().to_owned();
+    assert!(!keys(&folder, "rotate").0, "it is running");
+    server.kill();
+    let (fine, before) = keys(&folder, "list");
+    assert!(fine && before.lines().count() == 1, "{before}");
+    let (fine, after) = keys(&folder, "rotate");
+    assert!(fine && after.lines().count() == 2, "{after}");
+    let id = |line: &str| line.split(' ').next().expect("an id").to_owned();
+    assert_eq!(id(&before), id(&after), "the old one comes first");
+    assert_eq!(keys(&folder, "list").1, after);
+    server.resume();
+    let url = format!("https://{}/_matrix/key/v2/server", server.name());
+    let (_, published) = read(agent().get(url).call());
+    let fresh = id(after.lines().last().expect("two lines"));
+    assert!(
+        published["verify_keys"].get(&fresh).is_some()
+            && published["signatures"][server.name()].get(&fresh).is_some()
+    );
+    assert!(published["old_verify_keys"].get(id(&before)).is_some());
+    let nowhere = folder.join("nowhere");
+    assert!(!keys(&nowhere, "list").0);
+    assert!(!nowhere.exists(), "nothing is made in a wrong folder");
 }

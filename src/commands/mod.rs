@@ -1,6 +1,7 @@
 //! The commands of the binary, one file each.
 
 mod fixture;
+mod keys;
 mod logger;
 mod routes;
 mod serve;
@@ -18,6 +19,8 @@ pub enum Command {
     Serve(Settings),
     /// `fixture`
     Fixture(fixture::Fixture),
+    /// `keys`
+    Keys(keys::Keys),
     /// `routes`
     Routes(routes::Routes),
 }
@@ -28,6 +31,7 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Serve(settings) => serve::run(settings),
         Command::Fixture(fixture) => fixture::run(&fixture),
+        Command::Keys(keys) => keys::run(&keys),
         Command::Routes(routes) => {
             routes::run(&routes);
             Ok(())

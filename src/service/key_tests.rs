@@ -296,6 +296,71 @@ fn before_room_version_5_the_end_of_a_key_does_not_matter() {
     hs.check_pdu(&late, room_version("5").expect("a version")).expect_err("version 5 does");
 }
 
+/// A peer that has rotated: it signs with key 2, and states key 1 as old since `expired`, or not at all.
+fn rotated_peer(expired: Option<Millis>) -> ScriptedPeer {
+    ScriptedPeer::start(move |asked| {
+        let me = name(asked.header("host").expect("a host"));
+        let mut told = statement(&me, &key(7, "2"), now() + DAY);
+        if let Some(expired) = expired {
+            let old = json!({ "ed25519:1": { "key": key(5, "1").public_base64(), "expired_ts": expired } });
+            told.insert("old_verify_keys".into(), old);
+        }
+        told.remove("signatures");
+        sign::sign_json(&mut told, &me, &key(7, "2"));
+        Said::Json(200, told.into())
+    })
+}
+
+#[test]
+fn an_event_signed_with_a_key_that_expired_since_is_good_if_it_is_older_than_that() {
+    let (hs, _) = homeserver();
+    let expired = now() - DAY;
+    let peer = rotated_peer(Some(expired));
+    let check = |seed: u8, id: &str, version: &str, at: Millis| {
+        let json = bytes(&event(&peer.name, &key(seed, id), version, at));
+        hs.check_pdu(&json, room_version(version).expect("a version")).is_ok()
+    };
+    for version in ["5", "10", "11"] {
+        assert!(check(5, "1", version, expired - 1000) && check(5, "1", version, expired));
+        assert!(!check(5, "1", version, expired + 1), "{version}: signed with a key that was retired");
+        assert!(check(7, "2", version, expired - 1000), "{version}: a key has an end and no beginning");
+        assert!(!check(9, "1", version, expired - 1000), "{version}: another key of that name");
+    }
+    assert!(check(5, "1", "4", expired + 1), "version 4 does not ask");
+    assert_eq!(peer.asked().len(), 1, "one statement says it all");
+}
+
+#[test]
+fn a_key_that_its_server_no_longer_names_is_good_for_what_we_saw_it_valid_for() {
+    let (hs, clock) = homeserver();
+    let drops = Arc::new(AtomicBool::new(false));
+    let dropped = drops.clone();
+    let shown = clock.clone();
+    let peer = ScriptedPeer::start(move |asked| {
+        let me = name(asked.header("host").expect("a host"));
+        let (seed, id) = if dropped.load(Ordering::Relaxed) { (7, "2") } else { (5, "1") };
+        Said::Json(200, statement(&me, &key(seed, id), shown.now_ms() + DAY).into())
+    });
+    let version = room_version("11").expect("a version");
+    let check = |seed: u8, id: &str, at: Millis| {
+        hs.check_pdu(&bytes(&event(&peer.name, &key(seed, id), "11", at)), version).is_ok()
+    };
+    let start = clock.now_ms();
+    assert!(check(5, "1", start));
+    drops.store(true, Ordering::Relaxed);
+    clock.advance(Duration::from_secs(2 * 24 * 3600));
+    assert!(check(7, "2", clock.now_ms()));
+    assert!(check(5, "1", start + 1000), "from the time for which it was stated");
+    assert!(!check(5, "1", clock.now_ms() - 1000), "from after it");
+    // Whoever never saw the old key cannot know it.
+    let (stranger, _) = homeserver();
+    let old = bytes(&event(&peer.name, &key(5, "1"), "11", start));
+    assert!(stranger.check_pdu(&old, version).is_err());
+    let notary = notary(&peer.name, 5, |_| {});
+    let (helped, _) = homeserver_with(|c| c.notaries = vec![notary.name.clone()]);
+    helped.check_pdu(&old, version).expect("but a notary may");
+}
+
 #[test]
 fn our_own_events_are_verified_with_retired_keys_too() {
     let (hs, clock) = homeserver();

@@ -58,7 +58,7 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, server_name: &Se
     Ok(())
 }
 
-fn pinned_name(connection: &Connection) -> rusqlite::Result<Option<String>> {
+pub(super) fn pinned_name(connection: &Connection) -> rusqlite::Result<Option<String>> {
     use rusqlite::OptionalExtension;
     connection.query_row("SELECT name FROM server", [], |r| r.get(0)).optional()
 }

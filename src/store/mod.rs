@@ -159,6 +159,16 @@ impl Store {
         Ok(Store { readers, writer, shared, _lock: lock })
     }
 
+    /// The name of the server whose database is in this folder. Errors: sentences for the operator.
+    pub fn name_of(folder: &Path) -> Result<ServerName> {
+        let path = folder.join(FILE);
+        let open = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
+        let name = open.and_then(|connection| migrate::pinned_name(&connection));
+        let name = name.map_err(|e| unusable(&path, &e))?;
+        name.and_then(|name| ServerName::parse(&name).ok())
+            .ok_or_else(|| refusal(format!("{} belongs to no server", path.display())))
+    }
+
     /// Runs `f` in a savepoint on the writer's thread and returns when its group is on disk. If `f` fails or panics,
     /// what it did is undone, and nobody else's work. Closures must be short and never wait for anything.
     pub fn write<T: Send + 'static>(

@@ -91,6 +91,9 @@ impl Db<'_> {
     }
 }
 
+/// So many keys are kept of one server: those that it named last.
+const MOST_KEYS: u32 = 400;
+
 impl Tx<'_> {
     /// Retires the key in use, if there is one, and puts another in its place.
     pub fn replace_own_key(&mut self, key_id: &str, seed: &[u8; 32], now: Millis) -> Result<()> {
@@ -104,7 +107,8 @@ impl Tx<'_> {
     }
 
     /// Remembers the keys of a statement. What a server says itself (`direct`) replaces whatever was known of the same
-    /// key; what a notary passes on does so only if it is valid for longer, since it may be old.
+    /// key; what a notary passes on does so only if it is valid for longer, since it may be old. Of a server that never
+    /// stops naming new keys the latest are kept.
     pub fn save_server_keys(
         &mut self,
         server: &ServerName,
@@ -131,6 +135,13 @@ impl Tx<'_> {
                 ":valid_until": key.valid_until_ms, ":retired": key.retired, ":statement": id, ":direct": direct,
             })?;
         }
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM server_keys WHERE server = ?1 AND key_id IN
+                   (SELECT key_id FROM server_keys WHERE server = ?1
+                    ORDER BY statement DESC, retired, valid_until_ms DESC LIMIT -1 OFFSET ?2)",
+            )?
+            .execute((server.as_str(), MOST_KEYS))?;
         self.conn()
             .prepare_cached(
                 "DELETE FROM key_statements WHERE server = ?1
@@ -177,5 +188,24 @@ mod tests {
             Ok(db.conn().query_row("SELECT count(*) FROM key_statements", [], |row| row.get::<_, i64>(0))?)
         });
         assert_eq!(statements.expect("a count"), 1, "statements that nothing refers to are gone");
+    }
+
+    #[test]
+    fn a_server_that_names_ever_new_keys_fills_nothing() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let store =
+            Store::open(Location::Memory, &us, Box::new(|_| {}), &Options::default()).expect("a store");
+        let peer = ServerName::parse("peer.example").expect("a name");
+        for round in 0..8 {
+            let peer = peer.clone();
+            let keys: Vec<StoredKey> = (0..100)
+                .map(|n| StoredKey { key_id: format!("ed25519:{round}_{n}"), ..key("one", 100, n % 2 == 0) })
+                .collect();
+            store.write(move |tx| tx.save_server_keys(&peer, &keys, b"statement", 7, true)).expect("kept");
+        }
+        let kept = store.read(|db| db.server_keys(&peer)).expect("keys");
+        assert_eq!(kept.len(), 400);
+        assert!(kept.iter().all(|key| !key.key_id.starts_with("ed25519:3_")), "the oldest are gone");
+        assert!(kept.iter().any(|key| key.key_id == "ed25519:7_99"));
     }
 }
