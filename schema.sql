@@ -274,6 +274,38 @@ CREATE TABLE transactions (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX transactions_by_age ON transactions (received_ms);
 
+-- Events that other servers handed to us and were told we have, and that cannot be judged yet: what they refer to is not
+-- to be had now, or (`verified` = 0) no key to check their signatures with. `json` is as it was received; of a verified
+-- one whose hash was wrong the redacted form. Tried again at `due_ms`: that is `retry_ms`, when other servers are asked
+-- once more (the pauses grow with `attempts`), or 0 as soon as something came that it waits for. Given up some days after
+-- `received_ms`. `bytes`: the length of `json`, to count with.
+CREATE TABLE waiting_events (
+  waiting INTEGER PRIMARY KEY,
+  room_key INTEGER NOT NULL REFERENCES rooms,
+  event_id TEXT NOT NULL,
+  origin TEXT NOT NULL,
+  verified INTEGER NOT NULL,
+  received_ms INTEGER NOT NULL,
+  attempts INTEGER NOT NULL,
+  retry_ms INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  json BLOB NOT NULL,
+  UNIQUE (event_id, origin)
+) STRICT;
+CREATE INDEX waiting_events_due ON waiting_events (due_ms, room_key);
+CREATE INDEX waiting_events_by_room ON waiting_events (room_key, due_ms);
+CREATE INDEX waiting_events_by_origin ON waiting_events (origin, room_key, bytes, verified);
+
+-- What they wait for: ids of events (their own too: they may come another way), and names of servers whose keys are
+-- lacking.
+CREATE TABLE waited_for (
+  what TEXT NOT NULL,
+  waiting INTEGER NOT NULL REFERENCES waiting_events ON DELETE CASCADE,
+  PRIMARY KEY (what, waiting)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX waited_for_by_event ON waited_for (waiting);
+
 -- ===== Typing and receipts =====
 
 -- When what is fleeting in a room changed last: anything of it, and in particular who is typing. Most writes of this

@@ -42,6 +42,7 @@ const QUICK: Duration = Duration::from_secs(20);
 const ORDINARY: Duration = Duration::from_secs(40);
 /// For calls after which the peer has to work through a room.
 const LONG: Duration = Duration::from_secs(180);
+// Where somebody waits for the caller, it says `within` which time the call has to end.
 
 /// Which of the three sibling handshakes (`make_*`, `send_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,7 +261,7 @@ impl Client {
     }
 
     /// `POST get_missing_events`: the events between `earliest` (exclusive) and `latest` (exclusive), at most
-    /// `limit`, oldest first, none of a depth below `min_depth`.
+    /// `limit`, oldest first.
     pub fn get_missing_events(
         &self,
         peer: &ServerName,
@@ -268,7 +269,7 @@ impl Client {
         earliest: &[EventId],
         latest: &[EventId],
         limit: usize,
-        min_depth: i64,
+        within: Duration,
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Missing {
@@ -277,14 +278,14 @@ impl Client {
         let path = format!("/_matrix/federation/v1/get_missing_events/{}", enc(room));
         let limit = limit.min(MAX_EVENTS_ASKED);
         let body = to_body(&json!({
-            "earliest_events": earliest, "latest_events": latest, "limit": limit, "min_depth": min_depth,
+            "earliest_events": earliest, "latest_events": latest, "limit": limit, "min_depth": 0,
         }))?;
         let request = SignedRequest {
             method: "POST",
             destination: peer,
             path_and_query: path,
             body: Some(&body),
-            timeout: ORDINARY,
+            timeout: ORDINARY.min(within),
             max_bytes: LIST,
         };
         let mut answer: Missing = object(self.request(request)?)?;
@@ -295,31 +296,43 @@ impl Client {
     }
 
     /// `GET state_ids`: the ids of the room's state before an event, and of its auth chain.
-    pub fn state_ids(&self, peer: &ServerName, room: &RoomId, at: &EventId) -> CallResult<StateIdsAnswer> {
+    pub fn state_ids(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        at: &EventId,
+        within: Duration,
+    ) -> CallResult<StateIdsAnswer> {
         let path = format!("/_matrix/federation/v1/state_ids/{}?event_id={}", enc(room), enc(at));
-        let answer: StateIdsAnswer = object(self.get(peer, path, LONG, STATE / 4)?)?;
+        let answer: StateIdsAnswer = object(self.get(peer, path, LONG.min(within), STATE / 4)?)?;
         bounded("auth_chain_ids", answer.auth_chain_ids.len(), MAX_STATE_EVENTS)?;
         bounded("pdu_ids", answer.pdu_ids.len(), MAX_STATE_EVENTS)?;
         Ok(answer)
     }
 
     /// `GET state`: the events of the room's state before an event, and of its auth chain.
-    pub fn state(&self, peer: &ServerName, room: &RoomId, at: &EventId) -> CallResult<StateAnswer> {
+    pub fn state(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        at: &EventId,
+        within: Duration,
+    ) -> CallResult<StateAnswer> {
         let path = format!("/_matrix/federation/v1/state/{}?event_id={}", enc(room), enc(at));
-        let answer: StateAnswer = object(self.get(peer, path, LONG, STATE)?)?;
+        let answer: StateAnswer = object(self.get(peer, path, LONG.min(within), STATE)?)?;
         bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
         bounded("pdus", answer.pdus.len(), MAX_STATE_EVENTS)?;
         Ok(answer)
     }
 
     /// `GET event`: one event.
-    pub fn event(&self, peer: &ServerName, id: &EventId) -> CallResult<RawEvent> {
+    pub fn event(&self, peer: &ServerName, id: &EventId, within: Duration) -> CallResult<RawEvent> {
         #[derive(Deserialize)]
         struct OneEvent {
             pdus: Vec<RawEvent>,
         }
         let path = format!("/_matrix/federation/v1/event/{}", enc(id));
-        let answer: OneEvent = object(self.get(peer, path, QUICK, SMALL)?)?;
+        let answer: OneEvent = object(self.get(peer, path, QUICK.min(within), SMALL)?)?;
         let mut events = answer.pdus.into_iter();
         match (events.next(), events.next()) {
             (Some(event), None) => Ok(event),
@@ -328,13 +341,19 @@ impl Client {
     }
 
     /// `GET event_auth`: the complete auth chain of an event.
-    pub fn event_auth(&self, peer: &ServerName, room: &RoomId, id: &EventId) -> CallResult<Vec<RawEvent>> {
+    pub fn event_auth(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        id: &EventId,
+        within: Duration,
+    ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Chain {
             auth_chain: Vec<RawEvent>,
         }
         let path = format!("/_matrix/federation/v1/event_auth/{}/{}", enc(room), enc(id));
-        let answer: Chain = object(self.get(peer, path, ORDINARY, STATE / 4)?)?;
+        let answer: Chain = object(self.get(peer, path, ORDINARY.min(within), STATE / 4)?)?;
         bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
         Ok(answer.auth_chain)
     }
@@ -346,6 +365,7 @@ impl Client {
         room: &RoomId,
         from: &[EventId],
         limit: usize,
+        within: Duration,
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Backfilled {
@@ -356,7 +376,7 @@ impl Client {
         for id in from {
             let _ = write!(path, "&v={}", enc(id));
         }
-        let mut answer: Backfilled = object(self.get(peer, path, ORDINARY, LIST)?)?;
+        let mut answer: Backfilled = object(self.get(peer, path, ORDINARY.min(within), LIST)?)?;
         answer.pdus.truncate(limit);
         Ok(answer.pdus)
     }
@@ -382,13 +402,13 @@ impl Client {
     }
 
     /// `GET /_matrix/key/v2/server`: the peer's own statement of its keys, unchecked.
-    pub fn server_keys(&self, peer: &ServerName) -> CallResult<Map<String, Value>> {
+    pub fn server_keys(&self, peer: &ServerName, within: Duration) -> CallResult<Map<String, Value>> {
         let request = SignedRequest {
             method: "GET",
             destination: peer,
             path_and_query: "/_matrix/key/v2/server".into(),
             body: None,
-            timeout: QUICK,
+            timeout: QUICK.min(within),
             max_bytes: STATEMENT,
         };
         object(self.request_unsigned(request)?)
@@ -401,6 +421,7 @@ impl Client {
         &self,
         notary: &ServerName,
         query: &Map<String, Value>,
+        within: Duration,
     ) -> CallResult<Vec<Map<String, Value>>> {
         #[derive(Deserialize)]
         struct Notarised {
@@ -413,7 +434,7 @@ impl Client {
             path_and_query: "/_matrix/key/v2/query".into(),
             body: Some(&body),
             // The notary may have to ask others in turn.
-            timeout: ORDINARY,
+            timeout: ORDINARY.min(within),
             max_bytes: LIST,
         };
         let answer: Notarised = object(self.request_unsigned(request)?)?;

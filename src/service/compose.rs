@@ -19,7 +19,7 @@ use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, hash, json as matrix_json};
 use crate::service::room_plan::PlannedEvent;
-use crate::store::append::{Append, Current, StateRef};
+use crate::store::append::{Append, Appended, Current, StateRef};
 use crate::store::events::Head;
 use crate::store::{Db, EventKey, Room, RoomKey, Status, Tx};
 
@@ -286,6 +286,19 @@ fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<Pdu>> {
 
 /// Puts a composed event into its room, or a fresh one if the room has moved on since.
 fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>) -> Result<Sent> {
+    let (pdu, room, appended) = put(tx, pen, draft, framed, true)?;
+    let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
+    Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
+}
+
+/// The same; `outgoing`: other servers are sent it.
+fn put(
+    tx: &mut Tx<'_>,
+    pen: &Pen,
+    draft: &Draft,
+    framed: Framed<Pdu>,
+    outgoing: bool,
+) -> Result<(Pdu, RoomKey, Appended)> {
     let moved = tx.extremities(framed.room.key)? != framed.heads;
     let framed = if moved { compose(tx, pen, draft)? } else { framed };
     let pdu = framed.event;
@@ -296,7 +309,7 @@ fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>) -> Res
         room: &room,
         pdu: &pdu,
         status: Status::Accepted,
-        outgoing: true,
+        outgoing,
         state_before: framed.state,
         old_heads: &framed.heads,
         kept_heads: framed.kept,
@@ -305,8 +318,7 @@ fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>) -> Res
         missing: Vec::new(),
         history: None,
     })?;
-    let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
-    Ok(Sent { event_id: pdu.event_id().clone(), pdu, room: room.key, key: appended.key, stream })
+    Ok((pdu, room.key, appended))
 }
 
 impl Homeserver {
@@ -346,6 +358,20 @@ impl Homeserver {
             extra(tx, &sent)?;
             Ok(sent.event_id)
         })
+    }
+
+    /// Puts an event into its room that other servers are not sent: they get it when a later event refers to it. Errors
+    /// as [`Homeserver::send`]; 403 also where a policy server would have to be asked.
+    pub(super) fn put_unsent(&self, draft: Draft) -> Result<()> {
+        let pen = self.pen();
+        let composed = self.store.read(|db| {
+            let composed = compose(db, &pen, &draft)?;
+            match policy::lacking(db, &composed.room, &composed.event)? {
+                None => Ok(composed),
+                Some(_) => Err(Error::forbidden("The room's policy server is not asked about this")),
+            }
+        })?;
+        self.store.write(move |tx| put(tx, &pen, &draft, composed, false).map(drop))
     }
 
     /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put

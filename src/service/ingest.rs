@@ -3,15 +3,21 @@
 //! Format, signatures and hash have been checked (`check_pdu`) when a `Pdu` comes here; what remains is judged in
 //! `judge`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
 
+use std::time::{Duration, Instant};
+
 use super::Homeserver;
 use super::compose::Sent;
 use super::judge::{self, Effort, Hearing, Judged, Verdict};
+use super::missing::Fetched;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName};
 use crate::store::append::Append;
 use crate::store::{Place, Room, Status, Tx};
+
+/// For how long one event may keep us asking for what it refers to.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What became of an event that was handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,10 +82,16 @@ impl Homeserver {
         if !self.store.read(|db| Ok(db.room(pdu.room_id())?.is_some_and(|room| room.resident)))? {
             return Err(Error::not_found("This server is not in the room"));
         }
-        let outcome = match self.take_in(&pdu, Terms::Relayed, None)? {
-            Taken::NeedsAuth(_) | Taken::NeedsPrev => self.take_in_with_missing(origin, &pdu)?,
-            taken => taken,
-        };
+        let mut outcome = self.take_in(&pdu, Terms::Relayed, None)?;
+        if matches!(outcome, Taken::NeedsAuth(_) | Taken::NeedsPrev) {
+            let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
+            let servers = self.sources(&room, (origin, &pdu), 0)?;
+            if let Fetched::Taken(taken) =
+                self.take_in_with_missing(&servers, &pdu, Instant::now() + PATIENCE)?
+            {
+                outcome = taken?;
+            }
+        }
         match outcome {
             Taken::Stored { status: Status::Rejected, reason, .. } => {
                 Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before")))

@@ -42,6 +42,8 @@ const MAX_PAUSES: usize = 8192;
 const NOTARY_BATCH: usize = 100;
 /// From so many servers on, the notaries of our settings are asked before the servers themselves.
 const BULK: usize = 8;
+/// Time for the server that shows us a room to say the keys of others.
+const LEAST_FOR_RESIDENT: Duration = Duration::from_secs(40);
 /// Servers that one question to us as a notary may have us ask.
 const MAX_ASKED_AS_NOTARY: usize = 50;
 
@@ -98,6 +100,8 @@ struct Attempt {
     failures: u32,
     last_ms: Millis,
     next_ms: Millis,
+    /// When it last stated its keys.
+    stated: Option<Instant>,
 }
 
 /// What came of asking a server.
@@ -161,6 +165,9 @@ impl Attempts {
         if let Some(attempt) = all.get_mut(server) {
             attempt.running = false;
             attempt.last_ms = now;
+            if !matches!(outcome, Outcome::Failed) {
+                attempt.stated = Some(Instant::now());
+            }
             attempt.failures = match outcome {
                 Outcome::Helped => 0,
                 // Anybody can make us ask for keys that do not exist: that must not keep us from asking for new ones.
@@ -175,6 +182,14 @@ impl Attempts {
         }
         self.under_way.fetch_sub(1, Ordering::Relaxed);
         self.ended.notify_all();
+    }
+}
+
+impl Attempts {
+    /// Whether the server has stated its keys since then, so that one that it did not state does not exist.
+    pub(super) fn has_stated_since(&self, server: &ServerName, since: Instant) -> bool {
+        let all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(server).and_then(|a| a.stated).is_some_and(|at| at >= since)
     }
 }
 
@@ -207,14 +222,14 @@ impl Homeserver {
         let mut missing = missing(wanted, &found);
         let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
         if missing.len() >= BULK && !trusted.is_empty() {
-            self.ask_notaries(&trusted, &mut missing, &mut found);
+            self.ask_notaries(&trusted, &mut missing, &mut found, deadline);
             self.ask_servers(&mut missing, &mut found, purpose, deadline);
         } else {
             self.ask_servers(&mut missing, &mut found, purpose, deadline);
-            self.ask_notaries(&trusted, &mut missing, &mut found);
+            self.ask_notaries(&trusted, &mut missing, &mut found, deadline);
         }
         if let Some(resident) = resident.filter(|r| *r != self.server_name() && !missing.is_empty()) {
-            self.ask_resident(resident, &mut missing, &mut found);
+            self.ask_resident(resident, &mut missing, &mut found, deadline);
         }
         found
     }
@@ -287,7 +302,8 @@ impl Homeserver {
             Permission::Asked | Permission::NotNow => return,
         }
         let mut under_way = UnderWay { hs: self, server, outcome: Outcome::Failed };
-        let answer = match self.federation.server_keys(server) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let answer = match self.federation.server_keys(server, left) {
             Ok(answer) => answer,
             Err(e) => {
                 log::debug!("keys of {server}: {e}");
@@ -328,13 +344,19 @@ impl Homeserver {
     }
 
     /// Asks the notaries of our settings.
-    fn ask_notaries(&self, notaries: &[&ServerName], missing: &mut Missing, found: &mut Found) {
+    fn ask_notaries(
+        &self,
+        notaries: &[&ServerName],
+        missing: &mut Missing,
+        found: &mut Found,
+        deadline: Instant,
+    ) {
         for notary in notaries {
-            if missing.is_empty() {
+            if missing.is_empty() || Instant::now() >= deadline {
                 return;
             }
             let now = self.clock.now_ms();
-            for (server, keys, statement) in self.ask_notary(notary, missing) {
+            for (server, keys, statement) in self.ask_notary(notary, missing, deadline) {
                 self.keep_keys(&server, keys, &statement, now, false);
                 for wanted in missing.get(&server).into_iter().flatten() {
                     if let Some(key) = self.key_ring.in_memory(server.as_str(), &wanted.key_id) {
@@ -347,8 +369,16 @@ impl Homeserver {
     }
 
     /// Asks the server that shows us a room, for what cannot be had otherwise. See the head of this file.
-    fn ask_resident(&self, resident: &ServerName, missing: &mut Missing, found: &mut Found) {
-        for (server, keys, _) in self.ask_notary(resident, missing) {
+    fn ask_resident(
+        &self,
+        resident: &ServerName,
+        missing: &mut Missing,
+        found: &mut Found,
+        deadline: Instant,
+    ) {
+        // Whoever joins waits for it: it is worth a while even if everybody else took too long.
+        let deadline = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
+        for (server, keys, _) in self.ask_notary(resident, missing, deadline) {
             for stored in keys {
                 let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
                 let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
@@ -367,6 +397,7 @@ impl Homeserver {
         &self,
         notary: &ServerName,
         missing: &Missing,
+        deadline: Instant,
     ) -> Vec<(ServerName, Vec<StoredKey>, Map<String, Value>)> {
         let mut believed = Vec::new();
         let jobs: Vec<_> = missing.iter().filter(|(server, _)| *server != notary).collect();
@@ -381,7 +412,8 @@ impl Homeserver {
                     (server.as_str().to_owned(), keys.into())
                 })
                 .collect();
-            let statements = match self.federation.notary_query(notary, &query) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let statements = match self.federation.notary_query(notary, &query, left) {
                 Ok(statements) => statements,
                 Err(e) => {
                     log::debug!("notary {notary}: {e}");

@@ -1,183 +1,272 @@
-//! Events that others refer to and that we do not have: fetched from the server that referred to them, within bounds.
+//! Events that others refer to and that we do not have: fetched from the servers of the room, within bounds.
 //!
-//! A hole of a few events is filled (`get_missing_events`). Behind a larger one the event is judged by the state that
-//! the other server says was before it (`state_ids`), resolved with the states that we know; what lies in the hole can
-//! be fetched later (`backfill`), when a client pages back to it. One errand a room at a time.
+//! A hole is filled from our forward extremities on (`get_missing_events`, again and again while it goes on). Behind one
+//! that is too large, or that nobody fills, the event is judged by the state that another server says was before it
+//! (`state_ids`, then `event` or `state`), resolved with the states that we know; what lies in the hole can be fetched
+//! later (`backfill`), when a client pages back to it. Auth events come by `event_auth`, or `event`. What is fetched is
+//! checked like anything that comes, in bulk. An event for which nobody has what it needs waits (`waiting`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
-use super::ingest::{Taken, Terms};
+use super::backfill::{connected, placed};
+use super::ingest::{self, Taken, Terms};
+use super::judge::{self, Hearing, Verdict};
+use super::verify::Checked;
 use crate::error::{Error, Result};
 use crate::federation::calls::RawEvent;
 use crate::protocol::event_auth;
+use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName};
-use crate::store::{Db, Place, Room, RoomKey, Status};
+use crate::store::{Db, Room, Status};
 
-/// For how long one event may keep us asking.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// How many events a hole may have to be filled at once.
-const HOLE: usize = 50;
+/// How many missing events are asked for at once. Some servers give no more than 10 or 20.
+const PAGE: usize = 50;
+/// How often more of the same hole is asked for, and how much of it is held in memory until it can be taken in.
+const MOST_PAGES: usize = 100;
+const MOST_IN_HOLE: usize = 2000;
+const MOST_BYTES_IN_HOLE: usize = 16 << 20;
 /// How many events of a hole may have their state asked for: places where other branches begin.
-const MOST_STATES: usize = 3;
+pub(super) const MOST_STATES: usize = 3;
 /// Up to so many missing events of a state are fetched one by one, more as a whole.
 const ONE_BY_ONE: usize = 30;
-/// How many events are stored in one commit.
+/// How many events are stored in one commit, as outliers, and with a place.
 const CHUNK: usize = 200;
-/// How much history is fetched at once.
-const PAGE: usize = 100;
-/// For how long a hole that nobody could fill is left alone.
-const AGAIN: Duration = Duration::from_secs(300);
-/// How many such holes are remembered.
-const MOST_IN_VAIN: usize = 1000;
-/// How many servers are asked for history.
-const MOST_ASKED: usize = 5;
-
-/// For which room something is being fetched from which server. A slow server holds up its own events only.
-#[derive(Default)]
-pub struct Errands {
-    busy: Mutex<HashSet<Walk>>,
-    done: Condvar,
-    /// Holes that nobody could fill, and when that was found out: not asked for again at once.
-    in_vain: Mutex<HashMap<(RoomKey, Place), Instant>>,
-}
-
-type Walk = (RoomKey, ServerName);
-
-impl Errands {
-    /// Waits until nobody else fetches the same. None if that takes too long.
-    fn begin(&self, room: RoomKey, peer: &ServerName, until: Instant) -> Option<Turn<'_>> {
-        let walk = (room, peer.clone());
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        while !busy.insert(walk.clone()) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            busy = self.done.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Some(Turn { errands: self, walk })
-    }
-}
-
-impl Errands {
-    fn was_in_vain(&self, hole: (RoomKey, Place)) -> bool {
-        let in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
-        in_vain.get(&hole).is_some_and(|when| when.elapsed() < AGAIN)
-    }
-
-    fn note_in_vain(&self, hole: (RoomKey, Place)) {
-        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
-        if in_vain.len() >= MOST_IN_VAIN {
-            in_vain.clear();
-        }
-        in_vain.insert(hole, Instant::now());
-    }
-}
-
-struct Turn<'e> {
-    errands: &'e Errands,
-    walk: Walk,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.errands.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.walk);
-        self.errands.done.notify_all();
-    }
-}
+const BATCH: usize = 50;
+/// How many servers are asked for one event before it is put off.
+const MOST_ASKED: usize = 4;
 
 /// One walk to another server, for one event.
-struct Errand<'a> {
-    hs: &'a Homeserver,
+pub(super) struct Errand<'a> {
+    pub(super) hs: &'a Homeserver,
     peer: &'a ServerName,
-    room: Room,
+    pub(super) room: Room,
     until: Instant,
-    states_left: usize,
+    pub(super) states_left: usize,
+}
+
+/// What came of asking for what an event refers to.
+pub(super) enum Fetched {
+    /// The event was taken in, or refused for good.
+    Taken(Result<Taken>),
+    /// Nobody has what it needs, or has it in time. `asked`: whether anybody could be asked at all.
+    Nothing { asked: bool },
 }
 
 impl Homeserver {
-    /// Takes in an event after fetching what it refers to.
-    pub(crate) fn take_in_with_missing(&self, origin: &ServerName, pdu: &Pdu) -> Result<Taken> {
-        let until = Instant::now() + PATIENCE;
+    /// Takes in an event after fetching what it refers to: from these servers in turn, until one has it. Errors: 500.
+    pub(super) fn take_in_with_missing(
+        &self,
+        servers: &[ServerName],
+        pdu: &Pdu,
+        until: Instant,
+    ) -> Result<Fetched> {
         let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
-        let busy = || Error::bad_gateway("Too much is being fetched for this room");
-        let _turn = self.errands.begin(room.key, origin, until).ok_or_else(busy)?;
-        let mut errand = Errand { hs: self, peer: origin, room, until, states_left: MOST_STATES };
+        let mut asked = false;
+        for (index, peer) in servers.iter().enumerate() {
+            let Some(asking) = self.errands.ask(peer) else { continue };
+            let Some(_turn) = self.errands.begin(room.key, peer, until) else {
+                // Another errand holds it, and is told whether it answers.
+                asking.answered();
+                continue;
+            };
+            asked = true;
+            // Whoever lets us wait leaves half of the time for the others.
+            let left = until.saturating_duration_since(Instant::now());
+            let share = if index + 1 < servers.len() { left / 2 } else { left };
+            match Errand::new(self, peer, &room, Instant::now() + share).take_in_with_missing(pdu) {
+                Err(e) if e.status() == 500 => return Err(e),
+                Err(e) => {
+                    log::debug!("{} is not to be had with the help of {peer}: {e}", pdu.event_id());
+                    // Whoever is not reached, or uses up the time, is not asked again at once.
+                    if e.status() != 504 {
+                        asking.answered();
+                    }
+                }
+                Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev) => asking.answered(),
+                Ok(taken) => {
+                    asking.answered();
+                    return Ok(Fetched::Taken(Ok(taken)));
+                }
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        // What was fetched in parts may suffice by now, or have shown that the event has no business here.
+        match self.take_in(pdu, Terms::Relayed, None) {
+            Err(e) if e.status() == 500 => Err(e),
+            Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev) => Ok(Fetched::Nothing { asked }),
+            taken => Ok(Fetched::Taken(taken)),
+        }
+    }
+
+    /// Whom to ask for what an event refers to: the server that sent it, its sender's, then the others in the room,
+    /// beginning with another one at every attempt. Not those that the room keeps out, or that did not answer lately.
+    pub(super) fn sources(
+        &self,
+        room: &Room,
+        (origin, pdu): (&ServerName, &Pdu),
+        attempts: u32,
+    ) -> Result<Vec<ServerName>> {
+        let (acl, residents) = self.store.read(|db| {
+            Ok((db.state_event(room.key, "m.room.server_acl", "")?, db.resident_servers(room.key)?))
+        })?;
+        let acl = acl.map(|event| ServerAcl::from_content(&event.content()));
+        let mut servers = vec![origin.clone(), pdu.sender().server()];
+        let first = usize::try_from(attempts).unwrap_or(0) % residents.len().max(1);
+        servers.extend(residents.iter().cycle().skip(first).take(residents.len()).cloned());
+        let mut seen = HashSet::new();
+        servers.retain(|server| {
+            server != self.server_name()
+                && seen.insert(server.clone())
+                && acl.as_ref().is_none_or(|acl| acl.allows(server.as_str()))
+                && self.errands.pauses_until(server).is_none()
+        });
+        // A server that does not take what we send hardly answers, but may be the only one: it comes last.
+        servers.sort_by_key(|server| server != origin && self.sender.is_pausing(server));
+        servers.truncate(MOST_ASKED);
+        Ok(servers)
+    }
+}
+
+impl<'a> Errand<'a> {
+    pub(super) fn new(hs: &'a Homeserver, peer: &'a ServerName, room: &Room, until: Instant) -> Self {
+        Self { hs, peer, room: room.clone(), until, states_left: MOST_STATES }
+    }
+
+    fn take_in_with_missing(&mut self, pdu: &Pdu) -> Result<Taken> {
         let (mut asked_for_auth, mut asked_for_events) = (false, false);
         loop {
             // Whoever was here before us may have brought it along.
-            match self.take_in(pdu, Terms::Relayed, None)? {
+            match self.hs.take_in(pdu, Terms::Relayed, None)? {
                 Taken::NeedsAuth(ids) if !asked_for_auth => {
                     asked_for_auth = true;
-                    errand.fetch_auth_events(pdu, &ids)?;
+                    self.fetch_auth_events(pdu, &ids)?;
                 }
                 Taken::NeedsPrev if !asked_for_events => {
                     asked_for_events = true;
-                    errand.fill_hole(pdu)?;
+                    self.fill_hole(pdu)?;
                 }
-                Taken::NeedsPrev => return errand.take_in_with_state(pdu, Terms::Relayed),
+                Taken::NeedsPrev => return self.take_in_with_state(pdu, Terms::Relayed),
                 taken => return Ok(taken),
             }
         }
     }
-}
 
-impl Errand<'_> {
-    fn check_time(&self) -> Result<()> {
-        if Instant::now() < self.until {
-            return Ok(());
+    /// The time that is left. Errors: 504 if it is over.
+    fn left(&self) -> Result<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let message = format!("{} takes too long to give what an event refers to", self.peer);
+            return Err(Error::bad_gateway(message).with_status(504));
         }
-        Err(Error::bad_gateway(format!("{} takes too long to give what an event refers to", self.peer)))
+        Ok(left)
     }
 
     /// The events of an answer that pass the first checks and belong to the room; what does not is left out.
-    fn checked(&self, events: &[RawEvent]) -> Vec<Pdu> {
+    pub(super) fn checked(&self, events: &[RawEvent]) -> Vec<Pdu> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
-        let checked = self.hs.check_pdus(&bytes, self.room.version);
-        checked
-            .into_iter()
-            .filter_map(|pdu| {
-                pdu.inspect_err(|e| log::debug!("{} sent an event that fails: {e}", self.peer)).ok()
-            })
-            .filter(|pdu| pdu.room_id() == &self.room.room_id)
-            .collect()
+        let left = self.until.saturating_duration_since(Instant::now());
+        let checked = self.hs.check_received(&bytes, self.room.version, left);
+        let passed = checked.into_iter().filter_map(|checked| match checked {
+            Checked::Passed(pdu) => Some(pdu),
+            Checked::NoKey(pdu, _) => {
+                log::debug!("{} cannot be checked for want of a key", pdu.event_id());
+                None
+            }
+            Checked::Dropped(e) => {
+                log::debug!("{} sent an event that fails: {e}", self.peer);
+                None
+            }
+        });
+        passed.filter(|pdu| pdu.room_id() == &self.room.room_id).collect()
     }
 
     /// Fetches what lies between our forward extremities and the event, and takes it in, oldest first.
     fn fill_hole(&mut self, pdu: &Pdu) -> Result<()> {
-        self.check_time()?;
         let heads = self.hs.store.read(|db| db.heads(self.room.key))?;
-        let earliest: Vec<EventId> = heads.into_iter().map(|head| head.event_id).take(HOLE).collect();
-        let latest = std::slice::from_ref(pdu.event_id());
-        let room_id = &self.room.room_id;
-        let answer = self.hs.federation.get_missing_events(self.peer, room_id, &earliest, latest, HOLE, 0);
-        let events = match answer {
-            Ok(events) => events,
-            Err(e) => {
-                // There is another way: the state before the event.
-                log::info!(
-                    "{} gives no missing events: {}",
-                    self.peer,
-                    e.into_client_error(self.peer).message()
-                );
-                return Ok(());
+        let earliest: Vec<EventId> = heads.into_iter().rev().map(|head| head.event_id).take(PAGE).collect();
+        let mut latest = vec![pdu.event_id().clone()];
+        let (mut found, mut bytes): (HashMap<EventId, Pdu>, usize) = (HashMap::new(), 0);
+        for _ in 0..MOST_PAGES {
+            let (room_id, left) = (&self.room.room_id, self.left()?);
+            let answer =
+                self.hs.federation.get_missing_events(self.peer, room_id, &earliest, &latest, PAGE, left);
+            let events = match answer {
+                Ok(events) => events,
+                Err(e) => {
+                    let error = e.into_client_error(self.peer);
+                    if error.status() == 504 {
+                        return Err(error);
+                    }
+                    // There is another way: the state before the event.
+                    log::info!("{} gives no missing events: {}", self.peer, error.message());
+                    break;
+                }
+            };
+            let before = found.len();
+            for event in self.checked(&events).into_iter().filter(|e| e.event_id() != pdu.event_id()) {
+                bytes += event.json().len();
+                found.insert(event.event_id().clone(), event);
             }
-        };
-        let found = self.checked(&events).into_iter().filter(|event| event.event_id() != pdu.event_id());
-        let found = self.hs.with_policy_signatures(&self.room, found.collect())?;
-        for event in in_order(found, Pdu::prev_events) {
-            self.check_time()?;
-            self.take_in_along(&event)?;
+            if found.len() == before || found.len() >= MOST_IN_HOLE || bytes >= MOST_BYTES_IN_HOLE {
+                break;
+            }
+            latest = self.loose_ends(&found)?;
+            if latest.is_empty() {
+                break;
+            }
+        }
+        let events = in_order(found.into_values().collect(), Pdu::prev_events);
+        let known = self.hs.store.read(|db| placed(db, &events))?;
+        let events = connected(events, pdu.prev_events(), &known);
+        let events = self.hs.with_policy_signatures(&self.room, events)?;
+        self.take_in_along(&events)
+    }
+
+    /// Those of the events that follow others which are neither here nor among them, the deepest first.
+    fn loose_ends(&self, found: &HashMap<EventId, Pdu>) -> Result<Vec<EventId>> {
+        let mut loose: Vec<&Pdu> = Vec::new();
+        self.hs.store.read(|db| {
+            for event in found.values() {
+                let unplaced = db.unplaced(event.prev_events())?;
+                if unplaced.iter().any(|id| !found.contains_key(id)) {
+                    loose.push(event);
+                }
+            }
+            Ok(())
+        })?;
+        loose.sort_unstable_by_key(|event| std::cmp::Reverse(event.depth()));
+        Ok(loose.into_iter().take(PAGE).map(|event| event.event_id().clone()).collect())
+    }
+
+    /// Takes in events that were fetched for another one, as many as possible in one commit.
+    fn take_in_along(&mut self, events: &[Pdu]) -> Result<()> {
+        let mut rest = events;
+        while !rest.is_empty() {
+            self.left()?;
+            let batch = rest[..rest.len().min(BATCH)].to_vec();
+            let whole = batch.len();
+            let taken = self.hs.store.write(move |tx| ingest::take_in_light(tx, &batch))?;
+            for failed in taken.iter().filter_map(|taken| taken.as_ref().err()) {
+                log::debug!("{} sent an event for another one that is refused: {failed}", self.peer);
+            }
+            rest = &rest[taken.len().min(rest.len())..];
+            if taken.len() < whole
+                && let Some((heavy, left)) = rest.split_first()
+            {
+                self.take_in_heavy(heavy)?;
+                rest = left;
+            }
         }
         Ok(())
     }
 
     /// Takes in an event that was fetched for another one. What cannot be had for it is not asked for twice.
-    fn take_in_along(&mut self, event: &Pdu) -> Result<()> {
+    fn take_in_heavy(&mut self, event: &Pdu) -> Result<()> {
         let mut taken = self.hs.take_in(event, Terms::Relayed, None);
         if let Ok(Taken::NeedsAuth(ids)) = &taken {
             let ids = ids.clone();
@@ -196,42 +285,58 @@ impl Errand<'_> {
     }
 
     /// Takes in an event by the state that the other server says was before it.
-    fn take_in_with_state(&mut self, pdu: &Pdu, terms: Terms) -> Result<Taken> {
-        let given = self.fetch_state(pdu.event_id())?;
-        match self.hs.take_in(pdu, terms, Some(&given))? {
+    pub(super) fn take_in_with_state(&mut self, pdu: &Pdu, terms: Terms) -> Result<Taken> {
+        let (given, whole) = self.fetch_state(pdu.event_id())?;
+        match self.take_in_by(pdu, terms, &given, whole)? {
             Taken::NeedsAuth(ids) => {
                 self.fetch_auth_events(pdu, &ids)?;
-                self.hs.take_in(pdu, terms, Some(&given))
+                self.take_in_by(pdu, terms, &given, whole)
             }
             taken => Ok(taken),
         }
     }
 
-    /// The state before an event as the other server has it, all of its events stored. What fails the checks is left
-    /// out.
-    fn fetch_state(&self, at: &EventId) -> Result<StateMap> {
-        self.check_time()?;
-        let (peer, room_id) = (self.peer, &self.room.room_id);
-        let ids = self.hs.federation.state_ids(peer, room_id, at).map_err(|e| e.into_client_error(peer))?;
+    /// An event is not rejected by a state of which parts are missing: what would allow it may be among them.
+    fn take_in_by(&self, pdu: &Pdu, terms: Terms, given: &StateMap, whole: bool) -> Result<Taken> {
+        if !whole {
+            let verdict = self.hs.store.read(|db| judge::judge(db, pdu, Hearing::live(Some(given))))?;
+            if let Verdict::Judged(judged) = verdict
+                && judged.status == Status::Rejected
+            {
+                let message =
+                    format!("{} does not give the whole state before {}", self.peer, pdu.event_id());
+                return Err(Error::bad_gateway(message));
+            }
+        }
+        self.hs.take_in(pdu, terms, Some(given))
+    }
+
+    /// The state before an event as the other server has it, all of its events stored; and whether that is all of it.
+    /// What fails the checks is left out.
+    fn fetch_state(&self, at: &EventId) -> Result<(StateMap, bool)> {
+        let (peer, room_id, federation) = (self.peer, &self.room.room_id, &self.hs.federation);
+        let ids =
+            federation.state_ids(peer, room_id, at, self.left()?).map_err(|e| e.into_client_error(peer))?;
         let mut all = ids.pdu_ids.clone();
         all.extend(ids.auth_chain_ids);
         let lacking = self.lacking(&all)?;
         if lacking.len() > ONE_BY_ONE {
-            let whole = self.hs.federation.state(peer, room_id, at).map_err(|e| e.into_client_error(peer))?;
+            let whole =
+                federation.state(peer, room_id, at, self.left()?).map_err(|e| e.into_client_error(peer))?;
             let mut events = self.checked(&whole.auth_chain);
             events.extend(self.checked(&whole.pdus));
             self.store_outliers(events)?;
         } else {
             self.store_outliers(self.fetch_events(&lacking)?)?;
         }
-        self.hs.store.read(|db| state_of(db, &self.room, &ids.pdu_ids))
+        let whole = self.lacking(&ids.pdu_ids)?.is_empty();
+        Ok((self.hs.store.read(|db| state_of(db, &self.room, &ids.pdu_ids))?, whole))
     }
 
     /// Fetches the auth events of an event, and theirs, and stores them with the verdict on each.
-    fn fetch_auth_events(&self, pdu: &Pdu, missing: &[EventId]) -> Result<()> {
-        self.check_time()?;
-        let answer = self.hs.federation.event_auth(self.peer, &self.room.room_id, pdu.event_id());
-        match answer {
+    pub(super) fn fetch_auth_events(&self, pdu: &Pdu, missing: &[EventId]) -> Result<()> {
+        let (room_id, left) = (&self.room.room_id, self.left()?);
+        match self.hs.federation.event_auth(self.peer, room_id, pdu.event_id(), left) {
             Ok(chain) => self.store_outliers(self.checked(&chain))?,
             Err(e) => {
                 log::info!("{} gives no auth chain: {}", self.peer, e.into_client_error(self.peer).message());
@@ -266,11 +371,10 @@ impl Errand<'_> {
     }
 
     /// Fetches events one by one. What is not to be had, or is not what was asked for, is left out.
-    fn fetch_events(&self, ids: &[EventId]) -> Result<Vec<Pdu>> {
+    pub(super) fn fetch_events(&self, ids: &[EventId]) -> Result<Vec<Pdu>> {
         let mut events = Vec::new();
         for id in ids.iter().take(ONE_BY_ONE) {
-            self.check_time()?;
-            match self.hs.federation.event(self.peer, id) {
+            match self.hs.federation.event(self.peer, id, self.left()?) {
                 Ok(event) => {
                     events.extend(self.checked(&[event]).into_iter().filter(|event| event.event_id() == id));
                 }
@@ -340,7 +444,7 @@ fn state_of(db: &Db<'_>, room: &Room, ids: &[EventId]) -> Result<StateMap> {
 
 /// Sorts events so that each comes after those of the others that it refers to; among equals by depth. What refers to
 /// itself in a circle is left out.
-fn in_order(events: Vec<Pdu>, references: fn(&Pdu) -> &[EventId]) -> Vec<Pdu> {
+pub(super) fn in_order(events: Vec<Pdu>, references: fn(&Pdu) -> &[EventId]) -> Vec<Pdu> {
     let mut by_id: HashMap<EventId, Pdu> = HashMap::new();
     for event in events {
         by_id.entry(event.event_id().clone()).or_insert(event);
@@ -379,121 +483,4 @@ fn in_order(events: Vec<Pdu>, references: fn(&Pdu) -> &[EventId]) -> Vec<Pdu> {
         sorted.extend(by_id.remove(&id));
     }
     sorted
-}
-
-impl Homeserver {
-    /// Fetches history that clients ask for: what lies in the nearest hole at or before a place in the timeline. True
-    /// if something came, so that looking again is worth it. Servers of the room are asked in turn; that none of them
-    /// answers is no error.
-    pub fn backfill(&self, room: &Room, before: Place) -> Result<bool> {
-        let until = Instant::now() + PATIENCE / 4;
-        let gaps = self.store.read(|db| db.gaps_between(room.key, Place::START, before, MOST_STATES))?;
-        let Some(place) = gaps.first().map(|gap| gap.before) else { return Ok(false) };
-        if self.errands.was_in_vain((room.key, place)) {
-            return Ok(false);
-        }
-        let wanted: Vec<EventId> =
-            gaps.into_iter().filter(|gap| gap.before == place).map(|gap| gap.event_id).collect();
-        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
-        if self.store.read(|db| Ok(db.gap(room.key, &wanted[0])?.is_none()))? {
-            return Ok(true);
-        }
-        let servers = self.store.read(|db| db.resident_servers(room.key))?;
-        for peer in servers.iter().filter(|server| *server != self.server_name()).take(MOST_ASKED) {
-            if Instant::now() >= until {
-                break;
-            }
-            let Ok(events) = self.federation.backfill(peer, &room.room_id, &wanted, PAGE) else { continue };
-            let mut errand = Errand { hs: self, peer, room: room.clone(), until, states_left: MOST_STATES };
-            let events = errand.checked(&events);
-            if errand.take_in_history(events, &wanted, place)? {
-                return Ok(true);
-            }
-        }
-        self.errands.note_in_vain((room.key, place));
-        Ok(false)
-    }
-}
-
-impl Homeserver {
-    /// Fetches one event from amid the hole right before a place: first the history nearest to the place, which may have
-    /// it, else the event alone with the state before it. True if the event has its place in the timeline now.
-    pub(crate) fn fetch_past_event(
-        &self,
-        room: &Room,
-        peer: &ServerName,
-        id: &EventId,
-        hole: Place,
-    ) -> Result<bool> {
-        let is_placed = || self.store.read(|db| Ok(db.event(id)?.is_some_and(|event| event.place.is_some())));
-        if is_placed()? || (self.backfill(room, hole)? && is_placed()?) {
-            return Ok(true);
-        }
-        let until = Instant::now() + PATIENCE / 4;
-        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
-        // What was fetched meanwhile has made the hole smaller, or two of it.
-        let hole = self.store.read(|db| db.gaps_between(room.key, Place::START, hole, 1))?;
-        let Some(hole) = hole.first().map(|gap| gap.before) else { return is_placed() };
-        let Some(place) = self.store.read(|db| db.place_amid(room.key, hole))? else { return Ok(false) };
-        let mut errand = Errand { hs: self, peer, room: room.clone(), until, states_left: 1 };
-        for event in errand.fetch_events(std::slice::from_ref(id))? {
-            errand.take_in_past(&event, place)?;
-        }
-        is_placed()
-    }
-}
-
-impl Errand<'_> {
-    /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further.
-    fn take_in_history(&mut self, events: Vec<Pdu>, wanted: &[EventId], place: Place) -> Result<bool> {
-        let events = in_order(events, Pdu::prev_events);
-        let known = self.hs.store.read(|db| placed(db, &events))?;
-        let events = connected(events, wanted, &known);
-        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
-        let mut came = false;
-        for (index, event) in (0..).zip(&events) {
-            came |= self.take_in_past(event, Place { stream: place.stream, sub: below - count + index })?;
-        }
-        Ok(came)
-    }
-
-    /// Takes in one event of the past. True if it was new and is accepted.
-    fn take_in_past(&mut self, event: &Pdu, place: Place) -> Result<bool> {
-        let terms = Terms::History(place);
-        let mut taken = self.hs.take_in(event, terms, None);
-        if let Ok(Taken::NeedsAuth(ids)) = &taken {
-            let ids = ids.clone();
-            self.fetch_auth_events(event, &ids)?;
-            taken = self.hs.take_in(event, terms, None);
-        }
-        if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
-            self.states_left -= 1;
-            taken = self.take_in_with_state(event, terms);
-        }
-        Ok(matches!(taken, Ok(Taken::Stored { status: Status::Accepted, already: false, .. })))
-    }
-}
-
-/// Those of the events that have their place in the graph already.
-fn placed(db: &Db<'_>, events: &[Pdu]) -> Result<HashSet<EventId>> {
-    let mut known = HashSet::new();
-    for event in events {
-        if db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier) {
-            known.insert(event.event_id().clone());
-        }
-    }
-    Ok(known)
-}
-
-/// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
-/// have no place there. What lies before a known event is for the hole before that one.
-fn connected(sorted: Vec<Pdu>, wanted: &[EventId], known: &HashSet<EventId>) -> Vec<Pdu> {
-    let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
-    for event in sorted.iter().rev() {
-        if reached.contains(event.event_id()) && !known.contains(event.event_id()) {
-            reached.extend(event.prev_events().iter().cloned());
-        }
-    }
-    sorted.into_iter().filter(|event| reached.contains(event.event_id())).collect()
 }

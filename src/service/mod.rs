@@ -4,16 +4,20 @@
 pub mod account_data;
 pub mod accounts;
 pub mod adopt;
+pub mod backfill;
+mod branches;
 pub mod client_format;
 pub mod compose;
 pub mod directory;
 pub mod edus;
 #[cfg(test)]
 mod engine_tests;
+pub mod errands;
 pub mod filters;
 pub mod hierarchy;
 pub mod history;
 pub mod ingest;
+pub mod intake;
 pub mod interactive_auth;
 mod judge;
 pub mod key_fetch;
@@ -41,6 +45,7 @@ pub mod sync;
 pub mod timeline;
 pub mod typing;
 mod verify;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -73,7 +78,9 @@ pub struct Homeserver {
     /// Delivery to other servers.
     pub sender: Sender,
     /// What is being fetched from other servers.
-    pub errands: missing::Errands,
+    pub errands: errands::Errands,
+    /// Transactions of other servers that are being taken in.
+    pub intake: intake::Intake,
     /// What other servers said of spaces.
     pub told_spaces: hierarchy::ToldSpaces,
     /// Which policy servers do not answer.
@@ -91,16 +98,20 @@ impl Homeserver {
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
         let sender = Sender::new(&config.server_name, &clock);
+        let scheduler = Scheduler::default();
         let store = {
             let location = match &config.data {
                 Data::Folder(folder) => Location::Folder(folder.clone()),
                 Data::Memory => Location::Memory,
             };
             let options = Options { durable: config.durable, ..Options::default() };
-            let (notifier, sender) = (Arc::clone(&notifier), sender.clone());
+            let (notifier, sender, timer) = (Arc::clone(&notifier), sender.clone(), scheduler.clone());
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, &changes.users);
                 sender.committed(changes);
+                if changes.due || !changes.forked.is_empty() {
+                    timer.committed(changes);
+                }
             };
             Store::open(location, &config.server_name, Box::new(on_commit), &options)?
         };
@@ -123,10 +134,11 @@ impl Homeserver {
             federation,
             key_ring,
             sender,
-            errands: missing::Errands::default(),
+            errands: errands::Errands::default(),
+            intake: intake::Intake::default(),
             told_spaces: hierarchy::ToldSpaces::default(),
             policy_servers: policy::Silent::default(),
-            scheduler: Scheduler::default(),
+            scheduler,
             turns: membership::Turns::default(),
         }))
     }

@@ -1,4 +1,8 @@
 //! `PUT /send`: the transactions of other servers.
+//!
+//! Each event goes through the checks on receipt in the specification's order: 1 to 3 in `verify`, 4 to 6 in `judge`.
+//! Every one that we answer for without an error is on disk: in its room, or waiting (`waiting`) where what it refers to,
+//! or the key of its signature, cannot be had while the sender waits for our answer.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,10 +12,15 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::Homeserver;
-use super::ingest::{self, Taken};
-use crate::error::{Error, Result};
+use super::ingest::{self, Taken, Terms};
+use super::missing::Fetched;
+use super::verify::Checked;
+use super::waiting::{names, pause_after};
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, hash, json as matrix_json};
+use crate::store::waiting::ToWait;
 use crate::store::{Room, Status};
 
 /// "Must not include more than 50 PDUs."
@@ -19,9 +28,11 @@ const MOST_PDUS: usize = 50;
 /// "Must not include more than 100 EDUs."
 const MOST_EDUS: usize = 100;
 
-/// For how long one transaction may make us fetch what its events refer to. What is left over then comes again, as
-/// something that later events refer to.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// For how long one transaction may make us fetch keys and what its events refer to: senders wait a minute for an answer.
+/// What is not there by then waits, and is fetched in the background.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// When a server that sends too much at once should come again.
+const COME_AGAIN_MS: i64 = 2_000;
 
 #[derive(Deserialize)]
 struct Transaction<'a> {
@@ -53,11 +64,38 @@ impl Results {
     }
 }
 
+/// The events of one room in a transaction that have to wait.
+struct Waits<'a> {
+    room: &'a Room,
+    events: Vec<ToWait>,
+    /// Other servers were asked in vain: they are not asked again while the sender waits.
+    in_vain: bool,
+}
+
+impl Waits<'_> {
+    fn add_unverified(&mut self, pdu: &Pdu, event: &[u8], servers: &[ServerName], now_ms: Millis) {
+        self.events.push(ToWait {
+            room: self.room.key,
+            event_id: pdu.event_id().clone(),
+            verified: false,
+            needs: servers.iter().map(ToString::to_string).collect(),
+            attempts: 1,
+            retry_ms: now_ms + pause_after(1),
+            json: event.to_vec(),
+        });
+    }
+}
+
 impl Homeserver {
     /// Takes in a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
     /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as a
-    /// whole; 500 if something of ours failed, so that the other server repeats it.
+    /// whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we take in, and 500 if something of ours failed, so that
+    /// it repeats the transaction.
     pub fn receive_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
+        let Some(_turn) = self.intake.enter(origin, txn_id) else {
+            return Err(Error::new(ErrCode::LimitExceeded, "Too many transactions at once")
+                .with_field("retry_after_ms", COME_AGAIN_MS));
+        };
         if let Some(answer) = self.store.read(|db| db.transaction_answer(origin, txn_id))? {
             return serde_json::from_slice(&answer).map_err(Error::internal);
         }
@@ -172,31 +210,37 @@ impl Homeserver {
             }
             return Ok(());
         }
-        let checked = match self.clock.instant() < until {
-            true => self.check_pdus(&bytes, room.version),
-            false => bytes.iter().map(|_| Err(too_slow())).collect(),
-        };
-        let mut pdus = Vec::with_capacity(checked.len());
-        for (event, checked) in bytes.iter().zip(checked) {
+        let left = until.saturating_duration_since(self.clock.instant());
+        let mut waits = Waits { room, events: Vec::new(), in_vain: false };
+        let mut pdus = Vec::with_capacity(bytes.len());
+        for (event, checked) in bytes.iter().zip(self.check_received(&bytes, room.version, left)) {
             match (checked, id_of(event, room)) {
-                (Ok(pdu), _) => pdus.push(pdu),
-                (Err(e), Some(id)) => results.add(&id, Err(e)),
+                (Checked::Passed(pdu), _) => pdus.push(pdu),
+                (Checked::NoKey(pdu, servers), _) => {
+                    waits.add_unverified(&pdu, event, &servers, self.clock.now_ms());
+                }
+                (Checked::Dropped(e), Some(id)) => results.add(&id, Err(e)),
                 // Nobody can name it, and so nobody can be told.
-                (Err(_), None) => {}
+                (Checked::Dropped(_), None) => {}
             }
         }
         let pdus = self.with_policy_signatures(room, pdus)?;
-        self.take_in_all((origin, until), pdus, results)
+        self.take_in_all((origin, until), &pdus, &mut waits, results)?;
+        for event in &waits.events {
+            results.add(&event.event_id, Ok(()));
+        }
+        self.let_wait(origin, room, waits.events)
     }
 
     /// As many as possible in one commit; what has to wait for other servers or for a resolution, on its own.
     fn take_in_all(
         &self,
-        (origin, until): (&ServerName, Instant),
-        pdus: Vec<Pdu>,
+        from: (&ServerName, Instant),
+        pdus: &[Pdu],
+        waits: &mut Waits<'_>,
         results: &mut Results,
     ) -> Result<()> {
-        let mut rest = &pdus[..];
+        let mut rest = pdus;
         while !rest.is_empty() {
             let batch = rest.to_vec();
             let taken = self.store.write(move |tx| ingest::take_in_light(tx, &batch))?;
@@ -205,16 +249,61 @@ impl Homeserver {
                 results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(taken)?));
             }
             let Some((heavy, left)) = left.split_first() else { break };
-            let in_time = self.clock.instant() < until;
-            let outcome = match in_time.then(|| self.receive_pdu(origin, heavy.clone())) {
-                None => Err(too_slow()),
-                Some(Err(e)) if e.status() == 500 => return Err(e),
-                Some(outcome) => outcome,
-            };
-            results.add(heavy.event_id(), self.unless_we_left(heavy, outcome));
+            if let Some(taken) = self.take_in_heavy(from, heavy, waits)? {
+                results.add(heavy.event_id(), self.unless_we_left(heavy, outcome(taken)?));
+            }
             rest = left;
         }
         Ok(())
+    }
+
+    /// An event that needs a resolution, or others that are not here. None if it has to wait for them. They are asked for
+    /// while the sender waits, unless that was in vain once in this room.
+    fn take_in_heavy(
+        &self,
+        (origin, until): (&ServerName, Instant),
+        pdu: &Pdu,
+        waits: &mut Waits<'_>,
+    ) -> Result<Option<Result<Taken>>> {
+        let needs = match self.take_in(pdu, Terms::Relayed, None) {
+            Ok(Taken::NeedsAuth(ids)) => ids,
+            Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
+            taken => return Ok(Some(taken)),
+        };
+        let mut attempts = 0;
+        if !waits.in_vain && self.clock.instant() < until && !self.waits_already(&needs, waits)? {
+            let servers = self.sources(waits.room, (origin, pdu), 0)?;
+            match self.take_in_with_missing(&servers, pdu, until)? {
+                Fetched::Taken(taken) => return Ok(Some(taken)),
+                Fetched::Nothing { asked } => attempts = u32::from(asked),
+            }
+            waits.in_vain = true;
+        }
+        waits.events.push(ToWait {
+            room: waits.room.key,
+            event_id: pdu.event_id().clone(),
+            verified: true,
+            needs: names(&needs),
+            attempts,
+            retry_ms: self.clock.now_ms() + pause_after(attempts),
+            json: pdu.json().to_vec(),
+        });
+        Ok(None)
+    }
+
+    /// Whether one of these events is itself waiting: then it is being looked after.
+    fn waits_already(&self, needs: &[EventId], waits: &Waits<'_>) -> Result<bool> {
+        if waits.events.iter().any(|event| needs.contains(&event.event_id)) {
+            return Ok(true);
+        }
+        self.store.read(|db| {
+            for id in needs {
+                if db.is_waiting(id)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
     }
 
     /// The last of us may have left the room since its events were sorted: then what becomes of one of us there is news

@@ -5,6 +5,7 @@
 //! again, and never twice at once.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -15,9 +16,14 @@ use super::membership::backoff_ms;
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::{RoomId, ServerName, UserId};
+use crate::store::{Changes, RoomKey};
 
 /// How many jobs are done at once. They mostly wait for other servers.
 const WORKERS: usize = 4;
+/// In how many rooms events that wait are pursued at once, beside those.
+const FETCHERS: usize = 6;
+/// For how long the waiting events of a room are left alone if something of ours failed.
+const AFTER_FAILURE: Millis = 60_000;
 /// How often the clock is looked at. Nothing else happens then, unless something is due.
 const TICK: Duration = Duration::from_millis(250);
 /// How long until the database is looked at again although nothing is known to be due.
@@ -26,8 +32,8 @@ const LOOK_AT_LEAST: Millis = 60_000;
 /// For how long a job is put off when it is taken up: longer than a job may take.
 const LEASE: Millis = 30 * 60 * 1000;
 
-/// The timer. Dropping it does not stop its threads; `stop` does.
-#[derive(Default)]
+/// The timer. Dropping it does not stop its threads; `stop` does. Clones are the same timer.
+#[derive(Clone, Default)]
 pub struct Scheduler {
     shared: Arc<Shared>,
 }
@@ -47,6 +53,10 @@ struct State {
     look_by: Option<Millis>,
     stop: bool,
     working: usize,
+    /// Rooms whose waiting events are being pursued, one thread each.
+    fetching: HashSet<RoomKey>,
+    /// Rooms whose branches are to be joined. A hint: the next event in such a room says it again.
+    forked: HashSet<RoomKey>,
     /// The timer's own thread runs.
     ticking: bool,
     /// Jobs that wait for a server to come back, by the server's name. A convenience: they are due some day anyway.
@@ -86,7 +96,10 @@ impl Scheduler {
     pub fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
         // What was under way when we last stopped is not, any more.
         let now = hs.clock.now_ms();
-        hs.store.write(move |tx| tx.hasten_remote_memberships(now))?;
+        hs.store.write(move |tx| {
+            tx.hasten_remote_memberships(now)?;
+            tx.hasten_all_waiting(now)
+        })?;
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
         shared.lock().ticking = true;
         thread::Builder::new().name("timer".to_owned()).spawn(move || {
@@ -106,6 +119,12 @@ impl Scheduler {
     pub fn no_later_than(&self, at: Millis) {
         let mut state = self.shared.lock();
         state.look_by = Some(state.look_by.map_or(at, |known| known.min(at)));
+    }
+
+    /// Takes in what a commit changed. Never blocks for long: it is called on the database's writing thread.
+    pub fn committed(&self, changes: &Changes) {
+        self.shared.lock().forked.extend(&changes.forked);
+        self.wake();
     }
 
     /// Remembers that a job could not be done because these servers could not be reached.
@@ -151,7 +170,7 @@ impl Scheduler {
         state.stop = true;
         self.shared.moved.notify_all();
         let until = Instant::now() + GRACE;
-        while state.working > 0 || state.ticking {
+        while state.working > 0 || !state.fetching.is_empty() || state.ticking {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -175,7 +194,7 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
             if state.stop {
                 return;
             }
-            if state.working >= WORKERS {
+            if state.working >= WORKERS && state.fetching.len() >= FETCHERS {
                 // Whoever finishes wakes us.
                 state.look = false;
                 next = Some(Millis::MIN);
@@ -214,7 +233,21 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
         hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
         work(shared, hs, room, user)?;
     }
-    let next = [hs.store.read(|db| db.next_remote_membership_due())?, hs.end_typing_that_is_over(now)?];
+    if shared.lock().working < WORKERS {
+        let forked = std::mem::take(&mut shared.lock().forked);
+        if !forked.is_empty() {
+            spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.join_branches(room)))?;
+        }
+    }
+    let busy = shared.lock().fetching.clone();
+    let due = hs.store.read(|db| db.rooms_with_due_waiting(now, FETCHERS + busy.len()))?;
+    let free = FETCHERS.saturating_sub(busy.len());
+    for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
+        pursue(shared, hs, room)?;
+    }
+    let (membership, waiting) =
+        hs.store.read(|db| Ok((db.next_remote_membership_due()?, db.next_waiting_due()?)))?;
+    let next = [membership, waiting, hs.end_typing_that_is_over(now)?];
     Ok(next.into_iter().flatten().min())
 }
 
@@ -235,13 +268,53 @@ impl Drop for Working {
     }
 }
 
+/// A room whose waiting events are pursued, given back also when its thread panics.
+struct Fetching(Arc<Shared>, RoomKey);
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.0.lock().fetching.remove(&self.1);
+        self.0.wake();
+    }
+}
+
+/// Pursues the waiting events of a room on a thread of its own.
+fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<()> {
+    shared.lock().fetching.insert(room);
+    let (fetching, hs) = (Fetching(shared.clone(), room), hs.clone());
+    thread::Builder::new().name("waiting".to_owned()).spawn(move || {
+        let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.pursue_waiting(room)));
+        if !matches!(pursued, Ok(Ok(()))) {
+            if let Ok(Err(error)) = pursued {
+                log::error!("waiting events could not be pursued: {error}");
+            }
+            let now = hs.clock.now_ms();
+            let put_off = hs.store.write(move |tx| tx.put_off_due_waiting(room, now, now + AFTER_FAILURE));
+            put_off.unwrap_or_else(|error| log::error!("nor put off: {error}"));
+        }
+        drop(hs);
+        drop(fetching);
+    })?;
+    Ok(())
+}
+
 fn work(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomId, user: UserId) -> Result<()> {
-    let working = Working::new(shared);
-    let hs = hs.clone();
-    thread::Builder::new().name("due".to_owned()).spawn(move || {
+    spawn(shared, hs, move |hs| {
         if let Err(error) = hs.pursue_membership(&room, &user) {
             log::info!("{room} for {user}: {error}");
         }
+    })
+}
+
+/// Has something done by a thread of its own, which counts as one that works.
+fn spawn(
+    shared: &Arc<Shared>,
+    hs: &Arc<Homeserver>,
+    job: impl FnOnce(&Homeserver) + Send + 'static,
+) -> Result<()> {
+    let (working, hs) = (Working::new(shared), hs.clone());
+    thread::Builder::new().name("due".to_owned()).spawn(move || {
+        job(&hs);
         // In this order: who waits for the end of the work wants the homeserver back.
         drop(hs);
         drop(working);

@@ -1,6 +1,6 @@
 //! Signatures of other servers: on requests, and on events as they arrive.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
@@ -9,7 +9,7 @@ use super::key_fetch::{Purpose, Wanted};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::room_version::RoomVersion;
-use crate::protocol::sign::{self, KeyAt};
+use crate::protocol::sign::{self, KeyAt, SignatureError};
 use crate::protocol::x_matrix;
 use crate::protocol::{Pdu, ServerName};
 
@@ -74,7 +74,20 @@ impl Homeserver {
 
     /// The same for many events at once, in their order.
     pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion) -> Vec<Result<Pdu>> {
-        self.check_parsed(in_bulk(events, |event| Pdu::parse(event, version)), None)
+        let parsed = in_bulk(events, |event| Pdu::parse(event, version));
+        only_checked(self.check_parsed(parsed, None, usual_patience(events.len())))
+    }
+
+    /// The same for events of a transaction, whose sender waits for the answer: it is told apart where no key could be
+    /// had in this time.
+    pub(super) fn check_received(
+        &self,
+        events: &[&[u8]],
+        version: RoomVersion,
+        within: Duration,
+    ) -> Vec<Checked> {
+        let within = within.min(usual_patience(events.len()));
+        self.check_parsed(in_bulk(events, |event| Pdu::parse(event, version)), None, within)
     }
 
     /// The same for the state of a room that we are joining through `resident`. Of servers that are gone, which any old
@@ -86,17 +99,23 @@ impl Homeserver {
         version: RoomVersion,
         resident: &ServerName,
     ) -> Vec<Result<Pdu>> {
-        self.check_parsed(in_bulk(events, |event| Pdu::parse(event, version)), Some(resident))
+        let parsed = in_bulk(events, |event| Pdu::parse(event, version));
+        only_checked(self.check_parsed(parsed, Some(resident), usual_patience(events.len())))
     }
 
     /// Steps 2 and 3 alone, for an event that was parsed before.
     pub fn check_parsed_pdu(&self, pdu: Pdu) -> Result<Pdu> {
-        let mut checked = self.check_parsed(vec![Ok(pdu)], None);
+        let mut checked = only_checked(self.check_parsed(vec![Ok(pdu)], None, EVENT_KEYS_WITHIN));
         checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
     }
 
-    fn check_parsed(&self, parsed: Vec<Result<Pdu>>, resident: Option<&ServerName>) -> Vec<Result<Pdu>> {
-        let now = self.clock.now_ms();
+    fn check_parsed(
+        &self,
+        parsed: Vec<Result<Pdu>>,
+        resident: Option<&ServerName>,
+        within: Duration,
+    ) -> Vec<Checked> {
+        let (now, started) = (self.clock.now_ms(), Instant::now());
         let wanted_of = |pdu: &Result<Pdu>| -> Vec<Wanted> {
             let Ok(pdu) = pdu else { return Vec::new() };
             // No key is valid in the far future, and asking for one would be in vain.
@@ -108,14 +127,67 @@ impl Homeserver {
         };
         let wanted: Vec<Wanted> = in_bulk(&parsed, wanted_of).into_iter().flatten().collect();
         let wanted = newest_only(wanted);
-        let within = if parsed.len() > FEW { ROOM_KEYS_WITHIN } else { EVENT_KEYS_WITHIN };
         let found = self.gather_keys(&wanted, resident, Purpose::Events, within);
         let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
-        in_bulk(&parsed, |pdu| match pdu {
-            Ok(pdu) => sign::check_parsed(pdu, &keys).map_err(Error::from),
+        let checked = in_bulk(&parsed, |pdu| match pdu {
+            Ok(pdu) => Ok(sign::check_parsed(pdu, &keys)),
             Err(e) => Err(Error::new(e.errcode(), e.message().to_owned()).with_status(e.status())),
-        })
+        });
+        let together = parsed.into_iter().zip(checked);
+        together.map(|(parsed, checked)| self.conclude_check(parsed, checked, started)).collect()
     }
+
+    fn conclude_check(
+        &self,
+        parsed: Result<Pdu>,
+        checked: Result<Result<Pdu, SignatureError>>,
+        started: Instant,
+    ) -> Checked {
+        match (checked, parsed) {
+            (Err(e), _) | (_, Err(e)) => Checked::Dropped(e),
+            (Ok(Ok(pdu)), _) => Checked::Passed(pdu),
+            (Ok(Err(SignatureError::NoKey(keys))), Ok(pdu)) => {
+                // A key that its server does not state does not exist, and the end of a retired one is settled.
+                let is_settled = |(server, key_id): &(ServerName, String)| {
+                    self.key_ring.in_memory(server.as_str(), key_id).is_some_and(|known| known.retired)
+                        || self.key_ring.attempts.has_stated_since(server, started)
+                };
+                let is_hopeless =
+                    |server: &ServerName| keys.iter().filter(|(of, _)| of == server).all(is_settled);
+                match keys.iter().any(|(server, _)| is_hopeless(server)) {
+                    true => Checked::Dropped(SignatureError::NoKey(keys).into()),
+                    false => Checked::NoKey(pdu, keys.into_iter().map(|(server, _)| server).collect()),
+                }
+            }
+            (Ok(Err(e)), Ok(_)) => Checked::Dropped(e.into()),
+        }
+    }
+}
+
+/// What the first three checks on receipt found.
+pub(super) enum Checked {
+    /// The event passed; in its redacted form if its hash was wrong.
+    Passed(Pdu),
+    /// It is well-formed, and nobody could be asked for the keys of these servers: nothing can be said of it now.
+    NoKey(Pdu, Vec<ServerName>),
+    /// "Otherwise it is dropped."
+    Dropped(Error),
+}
+
+fn only_checked(checked: Vec<Checked>) -> Vec<Result<Pdu>> {
+    let result = |checked| match checked {
+        Checked::Passed(pdu) => Ok(pdu),
+        Checked::NoKey(_, servers) => {
+            let names: Vec<&str> = servers.iter().take(3).map(ServerName::as_str).collect();
+            Err(Error::invalid_param(format!("no valid key could be had for {}", names.join(" "))))
+        }
+        Checked::Dropped(e) => Err(e),
+    };
+    checked.into_iter().map(result).collect()
+}
+
+fn usual_patience(events: usize) -> Duration {
+    if events > FEW { ROOM_KEYS_WITHIN } else { EVENT_KEYS_WITHIN }
 }
 
 /// One wish a key: the one for the latest time, which serves the earlier ones too.

@@ -11,6 +11,12 @@ use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, ServerName, UserId};
 
+/// The type of events that only join the branches of a room. Nobody is shown them. (The specification does not know it;
+/// it is what servers use.)
+pub const JOINS_BRANCHES: &str = "org.matrix.dummy_event";
+/// More forward extremities than these should be joined: each makes every further event dearer.
+pub const FEW_HEADS: usize = 10;
+
 /// A room state: a snapshot, or what resolving several came to, as a difference to one of them.
 #[derive(Debug, Clone)]
 pub struct StateRef {
@@ -82,9 +88,10 @@ impl Tx<'_> {
         let accepted = *status == Status::Accepted;
         let redaction = if accepted { self.redaction_in(room, event)? } else { Redaction::None };
         // Room versions 3+, "Handling redactions": clients hear of a redaction once it takes effect. Ours go out anyway.
-        let visible = event.outgoing
+        let takes_effect = event.outgoing
             || pdu.version().redactions_authorised
             || !matches!(redaction, Redaction::Waits(_) | Redaction::Void);
+        let visible = takes_effect && pdu.event_type() != JOINS_BRANCHES;
         // An event that changes something without being seen needs a position too, for what it changes.
         let place = match event.history {
             Some(place) => place,
@@ -110,6 +117,9 @@ impl Tx<'_> {
                 let mut heads = event.kept_heads.clone();
                 heads.push(key);
                 self.set_extremities(room.key, event.old_heads, &heads)?;
+                if heads.len() > FEW_HEADS && !event.outgoing {
+                    self.room_is_forked(room.key);
+                }
             }
             self.note_gaps(event, place)?;
             self.apply_redactions(event, key, redaction)?;

@@ -368,6 +368,7 @@ impl Tx<'_> {
                     new.outgoing,
                     new.state_before,
                 ])?;
+                self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
                 return self
                     .event_key(new.pdu.event_id())?
                     .ok_or_else(|| Error::internal("an event went missing"));
@@ -389,7 +390,9 @@ impl Tx<'_> {
             new.state_before,
             new.pdu.json(),
         ])?;
-        Ok(self.conn().last_insert_rowid())
+        let key = self.conn().last_insert_rowid();
+        self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
+        Ok(key)
     }
 
     /// Stores an event that is only referred to. Nothing happens if we have it.

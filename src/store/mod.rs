@@ -28,6 +28,7 @@ pub mod state;
 pub mod timeline;
 pub mod transactions;
 pub mod users;
+pub mod waiting;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -94,6 +95,10 @@ pub struct Changes {
     pub destinations: HashSet<ServerName>,
     /// Rooms with a new event or other state.
     pub rooms: HashSet<RoomKey>,
+    /// Whether something is due now that the timer looks after.
+    pub due: bool,
+    /// Rooms with more branches than is good.
+    pub forked: HashSet<RoomKey>,
 }
 
 impl Changes {
@@ -102,6 +107,8 @@ impl Changes {
         self.outgoing_rooms.extend(other.outgoing_rooms);
         self.destinations.extend(other.destinations);
         self.rooms.extend(other.rooms);
+        self.due |= other.due;
+        self.forked.extend(other.forked);
     }
 }
 
@@ -311,6 +318,16 @@ impl Tx<'_> {
         if !self.changes.destinations.contains(server) {
             self.changes.destinations.insert(server.clone());
         }
+    }
+
+    /// After the commit, tells the timer that something is due now.
+    pub(crate) fn wake_timer(&mut self) {
+        self.changes.due = true;
+    }
+
+    /// After the commit, has the branches of the room joined.
+    pub(crate) fn room_is_forked(&mut self, room: RoomKey) {
+        self.changes.forked.insert(room);
     }
 
     pub(crate) fn forget_audience(&mut self, room: RoomKey) {

@@ -148,7 +148,7 @@ impl Tx<'_> {
                    AND statement NOT IN (SELECT statement FROM server_keys WHERE server = ?1)",
             )?
             .execute([server.as_str()])?;
-        Ok(())
+        self.hasten_what_waits_for(server.as_str())
     }
 }
 

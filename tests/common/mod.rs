@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
 pub mod peer;
+pub mod scene;
 pub mod wait;
 
 use std::net::TcpListener;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +40,7 @@ type Answer = Arc<dyn Fn(&Asked) -> Reply + Send + Sync>;
 struct Script {
     name: ServerName,
     key: Arc<SigningKey>,
+    hides_keys: AtomicBool,
     answers: Mutex<Vec<(String, Answer)>>,
     asked: Mutex<Vec<Asked>>,
 }
@@ -62,6 +64,7 @@ impl Peer {
         let script = Arc::new(Script {
             name: name.clone(),
             key: key.clone(),
+            hides_keys: AtomicBool::new(false),
             answers: Mutex::default(),
             asked: Mutex::default(),
         });
@@ -103,6 +106,11 @@ impl Peer {
         self.answer(part, move |_| Reply::json_status(status, &body));
     }
 
+    /// Whether it says its keys, or an internal error.
+    pub fn hide_keys(&self, hide: bool) {
+        self.script.hides_keys.store(hide, Ordering::SeqCst);
+    }
+
     /// Everything that it was asked so far on paths with this part.
     pub fn asked(&self, part: &str) -> Vec<Asked> {
         let asked = self.script.asked.lock().expect("no test panics here");
@@ -122,6 +130,18 @@ impl Peer {
 
     /// Asks another server, signed; its status and body.
     pub fn ask(&self, server: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let answer = self.try_to_ask(server, method, path, body);
+        answer.unwrap_or_else(|e| panic!("{method} {path} at {server}: {e}"))
+    }
+
+    /// The same where the other server may not be there.
+    pub fn try_to_ask(
+        &self,
+        server: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), CallError> {
         let destination = ServerName::parse(server).expect("a server name");
         let body = body.map(|b| serde_json::to_vec(b).expect("JSON"));
         let request = SignedRequest {
@@ -133,9 +153,9 @@ impl Peer {
             max_bytes: 64 << 20,
         };
         match self.client.request(request) {
-            Ok(response) => (response.status, serde_json::from_slice(&response.body).expect("JSON")),
-            Err(CallError::Refused(refusal)) => (refusal.status, Value::Object(refusal.body)),
-            Err(other) => panic!("{method} {path} at {server}: {other}"),
+            Ok(response) => Ok((response.status, serde_json::from_slice(&response.body).expect("JSON"))),
+            Err(CallError::Refused(refusal)) => Ok((refusal.status, Value::Object(refusal.body))),
+            Err(other) => Err(other),
         }
     }
 
@@ -191,9 +211,56 @@ impl Peer {
 
     /// A transaction with these events.
     pub fn send_transaction(&self, server: &str, txn: &str, pdus: &[&Pdu]) -> (u16, Value) {
+        self.try_to_send(server, txn, pdus).unwrap_or_else(|e| panic!("transaction {txn} to {server}: {e}"))
+    }
+
+    /// The same where the other server may not be there.
+    pub fn try_to_send(&self, server: &str, txn: &str, pdus: &[&Pdu]) -> Result<(u16, Value), CallError> {
         let pdus: Vec<Value> = pdus.iter().map(|p| Value::Object(p.to_object())).collect();
         let body = json!({ "origin": self.name(), "origin_server_ts": now_ms(), "pdus": pdus, "edus": [] });
-        self.ask(server, "PUT", &format!("/_matrix/federation/v1/send/{txn}"), Some(&body))
+        self.try_to_ask(server, "PUT", &format!("/_matrix/federation/v1/send/{txn}"), Some(&body))
+    }
+
+    /// From now on it gives these events to whoever asks for missing ones, at most so many at a time, or for one event.
+    pub fn serve_events(&self, events: &[Pdu], at_once: usize) {
+        let by_id: BTreeMap<String, Pdu> =
+            events.iter().map(|event| (event.event_id().to_string(), event.clone())).collect();
+        let by_id = Arc::new(by_id);
+        self.answer("/get_missing_events/", {
+            let by_id = by_id.clone();
+            move |asked| {
+                let ids = |key: &str| -> Vec<String> {
+                    serde_json::from_value(asked.body[key].clone()).expect("event ids")
+                };
+                let mut seen: Vec<String> = ids("earliest_events");
+                let (mut next, mut found) = (ids("latest_events"), Vec::new());
+                while let Some(id) = next.pop() {
+                    let prev = by_id.get(&id).map(Pdu::prev_events).unwrap_or_default();
+                    for id in prev.iter().map(ToString::to_string) {
+                        if let Some(event) = by_id.get(&id)
+                            && found.len() < at_once
+                            && !seen.contains(&id)
+                        {
+                            found.push(Value::Object(event.to_object()));
+                            seen.push(id.clone());
+                            next.push(id);
+                        }
+                    }
+                }
+                found.reverse();
+                Reply::json(&json!({ "events": found }))
+            }
+        });
+        let name = self.name().clone();
+        self.answer("/event/", move |asked| {
+            let found = by_id.iter().find(|(id, _)| asked.target.ends_with(&segment(id)));
+            match found {
+                Some((_, event)) => Reply::json(
+                    &json!({ "origin": name, "origin_server_ts": 0, "pdus": [event.to_object()] }),
+                ),
+                None => Reply::json_status(404, &json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+            }
+        });
     }
 }
 
@@ -203,7 +270,7 @@ impl Service for Script {
     }
 
     fn call(&self, request: &Request, _turn: Turn) -> Outcome {
-        if request.path() == "/_matrix/key/v2/server" {
+        if request.path() == "/_matrix/key/v2/server" && !self.hides_keys.load(Ordering::SeqCst) {
             return Outcome::Reply(Reply::json(&self.own_keys()));
         }
         let asked = Asked {

@@ -1,0 +1,164 @@
+//! Whom we are asking for events, and whom it is no use to ask: so that a slow server holds up its own events only, and
+//! is not asked the same by several threads.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::protocol::ServerName;
+use crate::store::{Place, RoomKey};
+
+/// For how long a hole that nobody could fill is left alone.
+const AGAIN: Duration = Duration::from_secs(300);
+/// How many such holes are remembered.
+const MOST_IN_VAIN: usize = 1000;
+/// How many errands lead to one server at once.
+const MOST_TO_ONE: usize = 4;
+/// Pauses after errands to a server that did not answer in time: doubling from and up to.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Servers whose pauses are remembered.
+const MOST_PEERS: usize = 4096;
+
+/// What is being fetched, and what was fetched in vain.
+#[derive(Default)]
+pub struct Errands {
+    busy: Mutex<HashSet<Walk>>,
+    done: Condvar,
+    /// Holes that nobody could fill, and when that was found out: not asked for again at once.
+    in_vain: Mutex<HashMap<(RoomKey, Place), Instant>>,
+    peers: Mutex<HashMap<ServerName, Peer>>,
+}
+
+/// For which room something is being fetched from which server.
+type Walk = (RoomKey, ServerName);
+
+#[derive(Default)]
+struct Peer {
+    asking: usize,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Errands {
+    /// Waits until nobody else fetches the same. None if that takes too long.
+    pub(super) fn begin(&self, room: RoomKey, peer: &ServerName, until: Instant) -> Option<Turn<'_>> {
+        let walk = (room, peer.clone());
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        while !busy.insert(walk.clone()) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            busy = self.done.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(Turn { errands: self, walk })
+    }
+
+    /// Permission to ask a server. None if enough is asked of it, or it did not answer lately.
+    pub(super) fn ask(&self, peer: &ServerName) -> Option<Asking<'_>> {
+        let mut peers = self.peers();
+        if peers.len() >= MOST_PEERS && !peers.contains_key(peer) {
+            let now = Instant::now();
+            peers.retain(|_, p| p.asking > 0 || p.not_before.is_some_and(|at| at > now));
+            if peers.len() >= MOST_PEERS {
+                return None;
+            }
+        }
+        let state = peers.entry(peer.clone()).or_default();
+        if state.asking >= MOST_TO_ONE || state.not_before.is_some_and(|at| at > Instant::now()) {
+            return None;
+        }
+        state.asking += 1;
+        Some(Asking { errands: self, peer: peer.clone(), answered: false })
+    }
+
+    /// Until when it is no use to ask a server, if it is not.
+    pub(super) fn pauses_until(&self, peer: &ServerName) -> Option<Instant> {
+        self.peers().get(peer).and_then(|p| p.not_before).filter(|at| *at > Instant::now())
+    }
+
+    pub(super) fn was_in_vain(&self, hole: (RoomKey, Place)) -> bool {
+        let in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        in_vain.get(&hole).is_some_and(|when| when.elapsed() < AGAIN)
+    }
+
+    pub(super) fn note_in_vain(&self, hole: (RoomKey, Place)) {
+        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_vain.len() >= MOST_IN_VAIN {
+            in_vain.clear();
+        }
+        in_vain.insert(hole, Instant::now());
+    }
+
+    fn peers(&self) -> MutexGuard<'_, HashMap<ServerName, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to fetch something for a room from a server.
+pub(super) struct Turn<'e> {
+    errands: &'e Errands,
+    walk: Walk,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.errands.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.walk);
+        self.errands.done.notify_all();
+    }
+}
+
+/// A server that is being asked. Unless it is said that it answered, it is left alone for a while afterwards.
+pub(super) struct Asking<'e> {
+    errands: &'e Errands,
+    peer: ServerName,
+    answered: bool,
+}
+
+impl Asking<'_> {
+    /// It answered, whatever it said.
+    pub(super) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut peers = self.errands.peers();
+        let Some(state) = peers.get_mut(&self.peer) else { return };
+        state.asking = state.asking.saturating_sub(1);
+        if self.answered {
+            state.failures = 0;
+            state.not_before = None;
+            if state.asking == 0 {
+                peers.remove(&self.peer);
+            }
+            return;
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(10)).min(LONGEST_PAUSE);
+        state.failures = state.failures.saturating_add(1);
+        state.not_before = Some(Instant::now() + pause);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_does_not_answer_is_left_alone_and_one_that_does_is_asked_a_few_times_at_once() {
+        let errands = Errands::default();
+        let (silent, good) = (name("silent.example"), name("good.example"));
+        drop(errands.ask(&silent).expect("it may be asked"));
+        assert!(errands.ask(&silent).is_none() && errands.pauses_until(&silent).is_some());
+        let all: Vec<_> = (0..MOST_TO_ONE).map(|_| errands.ask(&good).expect("it may be asked")).collect();
+        assert!(errands.ask(&good).is_none());
+        all.into_iter().for_each(Asking::answered);
+        assert!(errands.ask(&good).is_some() && errands.pauses_until(&good).is_none());
+    }
+
+    fn name(name: &str) -> ServerName {
+        ServerName::parse(name).expect("a name")
+    }
+}

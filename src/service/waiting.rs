@@ -1,0 +1,244 @@
+//! Events that were handed to us and cannot be judged yet. They are kept, so that the server that sent them may forget
+//! them, and taken in once what they need is here: because it came by itself, or because some server of the room had it
+//! when it was asked once more. A restart changes nothing.
+//!
+//! What is kept is bounded for each server and room. A server that is at its bound is told to come again later: its
+//! transaction is not acknowledged, so that it keeps the events itself and is slowed. Nothing is dropped in silence.
+
+use std::time::{Duration, Instant};
+
+use super::Homeserver;
+use super::ingest::{self, Taken, Terms};
+use super::judge::{self, Effort, Hearing, Verdict};
+use super::missing::Fetched;
+use super::verify::Checked;
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::{EventId, Pdu, ServerName};
+use crate::store::waiting::{Queue, ToWait, Waiting};
+use crate::store::{Room, RoomKey, Tx};
+
+/// Events of one server that wait, and their bytes; of a server that is not in the room to our knowledge, less.
+const MOST_OF_SERVER: usize = 2000;
+const MOST_BYTES_OF_SERVER: usize = 16 << 20;
+const MOST_OF_STRANGER: usize = 200;
+/// Those whose signatures nobody could check: anybody can make such up in anybody's name.
+const MOST_UNVERIFIED: usize = 200;
+/// Events that wait in one room. However many others there are, each server has its share.
+const MOST_IN_ROOM: usize = 5000;
+const FAIR_SHARE: usize = 500;
+/// When a server at its bound should come again.
+const COME_AGAIN: Millis = 20_000;
+
+/// Pauses between attempts: doubling from and up to.
+const FIRST_PAUSE: Millis = 10_000;
+const LONGEST_PAUSE: Millis = 30 * 60_000;
+/// When there is nobody to ask just now.
+const NOBODY_TO_ASK: Millis = 10_000;
+/// An event is given up after this time, and one whose signatures cannot be checked after that.
+const GIVEN_UP: Millis = 3 * 24 * 3_600_000;
+const GIVEN_UP_UNVERIFIED: Millis = 24 * 3_600_000;
+/// For how long one room is pursued before others have their turn.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How many events are looked at in one commit.
+const BATCH: usize = 50;
+
+/// When an event that was asked for so often is asked for again.
+pub(super) fn pause_after(attempts: u32) -> Millis {
+    match attempts {
+        0 => 0,
+        n => (FIRST_PAUSE << (n - 1).min(16)).min(LONGEST_PAUSE),
+    }
+}
+
+/// What became of the events that were looked at.
+struct Settled {
+    /// So many wait no longer.
+    ended: usize,
+    /// Whether there may be more that was not looked at.
+    more: bool,
+    /// The first of those that need others, or much work.
+    next: Option<Waiting>,
+}
+
+impl Homeserver {
+    /// Keeps events of one room until they can be judged. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already; then
+    /// none of them is kept.
+    pub(super) fn let_wait(&self, origin: &ServerName, room: &Room, events: Vec<ToWait>) -> Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let (origin, room, now) = (origin.clone(), room.key, self.clock.now_ms());
+        self.store.write(move |tx| {
+            let mut new = Vec::with_capacity(events.len());
+            for event in events {
+                if !tx.waits_from(&event.event_id, &origin, event.verified)? {
+                    new.push(event);
+                }
+            }
+            let queue = tx.waiting_queue(room, &origin)?;
+            if !new.is_empty() && is_full(queue, &new, tx.is_resident(room, &origin)?) {
+                log::info!("{origin} has too many events that wait, and is told to come again");
+                return Err(Error::new(ErrCode::LimitExceeded, "Too many of your events wait for others")
+                    .with_field("retry_after_ms", COME_AGAIN));
+            }
+            new.iter().try_for_each(|event| tx.let_wait(event, &origin, now))
+        })
+    }
+
+    /// Takes in what waits in a room and is due, and asks other servers for what it needs. Errors: 500.
+    pub(super) fn pursue_waiting(&self, room: RoomKey) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let now = self.clock.now_ms();
+            let of = self.store.read(|db| db.room_by_key(room))?;
+            if !of.resident {
+                log::info!(
+                    "this server has left {}: what waited there is of no interest any more",
+                    of.room_id
+                );
+                return self.store.write(move |tx| tx.end_waiting_in(room));
+            }
+            let settled = self.store.write(move |tx| settle(tx, room, now))?;
+            match settled.next {
+                _ if settled.ended > 0 => {}
+                Some(next) => self.pursue(&of, next, until)?,
+                None if settled.more => {}
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// One event that needs others.
+    fn pursue(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
+        if !event.verified {
+            return self.check_again(room, event, until);
+        }
+        let pdu = Pdu::trusted(event.event_id.clone(), event.json.clone(), room.version)?;
+        let mut taken = self.take_in(&pdu, Terms::Relayed, None);
+        let mut asked = false;
+        if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) {
+            let servers = self.sources(room, (&event.origin, &pdu), event.attempts)?;
+            match self.take_in_with_missing(&servers, &pdu, until)? {
+                Fetched::Taken(now) => taken = now,
+                Fetched::Nothing { asked: so } => asked = so,
+            }
+        }
+        match taken {
+            Err(e) if e.status() == 500 => Err(e),
+            Ok(Taken::NeedsAuth(needs)) => self.put_off(room, event, names(&needs), asked),
+            Ok(Taken::NeedsPrev) => {
+                let needs = self.store.read(|db| db.unplaced(pdu.prev_events()))?;
+                self.put_off(room, event, names(&needs), asked)
+            }
+            outcome => {
+                if let Err(e) = outcome {
+                    log::info!("{} in {} is refused: {e}", event.event_id, room.room_id);
+                }
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
+        }
+    }
+
+    /// An event whose signatures could not be checked when it came.
+    fn check_again(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        match self.check_received(&[&event.json], room.version, left).pop() {
+            Some(Checked::Passed(pdu)) => {
+                let signed = self.with_policy_signatures(room, vec![pdu])?;
+                self.store.write(move |tx| match signed.first() {
+                    Some(pdu) => tx.waiting_was_verified(event.key, pdu.json()),
+                    None => Ok(()),
+                })
+            }
+            Some(Checked::NoKey(_, servers)) => {
+                self.put_off(room, event, servers.iter().map(ToString::to_string).collect(), true)
+            }
+            Some(Checked::Dropped(e)) => {
+                log::info!("{} of {} is dropped: {e}", event.event_id, event.origin);
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn put_off(&self, room: &Room, mut event: Waiting, needs: Vec<String>, asked: bool) -> Result<()> {
+        let now = self.clock.now_ms();
+        let age = now - event.received_ms;
+        if age > if event.verified { GIVEN_UP } else { GIVEN_UP_UNVERIFIED } {
+            log::warn!(
+                "{} of {} in {} is given up: no server had what it needs for {} hours ({})",
+                event.event_id,
+                event.origin,
+                room.room_id,
+                age / 3_600_000,
+                needs.join(" ")
+            );
+            return self.store.write(move |tx| tx.end_waiting(event.key));
+        }
+        event.attempts = event.attempts.saturating_add(u32::from(asked));
+        event.retry_ms = now + if asked { pause_after(event.attempts) } else { NOBODY_TO_ASK };
+        let key = room.key;
+        self.store.write(move |tx| {
+            tx.put_off_waiting(&event, &needs)?;
+            if asked { Ok(()) } else { tx.put_off_due_waiting(key, now, event.retry_ms) }
+        })
+    }
+}
+
+fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
+    let unverified = new.iter().filter(|event| !event.verified).count();
+    let bytes: usize = new.iter().map(|event| event.json.len()).sum();
+    queue.of_origin + new.len() > if resident { MOST_OF_SERVER } else { MOST_OF_STRANGER }
+        || queue.bytes + bytes > MOST_BYTES_OF_SERVER
+        || (unverified > 0 && queue.unverified + unverified > MOST_UNVERIFIED)
+        || (queue.in_room + new.len() > MOST_IN_ROOM && queue.of_origin_in_room + new.len() > FAIR_SHARE)
+}
+
+/// Takes in what can be judged by what is here now, without much work; the rest goes on waiting, but for those for which
+/// others are to be asked.
+fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
+    let due = tx.due_waiting(room, now, BATCH)?;
+    let version = tx.room_by_key(room)?.version;
+    let mut settled = Settled { ended: 0, more: due.len() == BATCH, next: None };
+    for event in due {
+        if !event.verified {
+            settled.next.get_or_insert(event);
+            continue;
+        }
+        let pdu = Pdu::trusted(event.event_id.clone(), event.json.clone(), version)?;
+        let verdict = judge::judge(tx, &pdu, Hearing { effort: Effort::Light, ..Hearing::live(None) })?;
+        let needs = match verdict {
+            Verdict::Judged(judged) => {
+                ingest::store_judged(tx, &pdu, *judged, Terms::Relayed)?;
+                None
+            }
+            Verdict::Known(_) => None,
+            Verdict::Refused(e) => {
+                log::info!("{} of {} is refused: {e}", event.event_id, event.origin);
+                None
+            }
+            Verdict::MissingAuth(ids) => Some(ids),
+            Verdict::MissingPrev => Some(tx.unplaced(pdu.prev_events())?),
+            Verdict::NeedsWork => {
+                settled.next.get_or_insert(event);
+                continue;
+            }
+        };
+        match needs {
+            None => {
+                tx.end_waiting(event.key)?;
+                settled.ended += 1;
+            }
+            // Something that it waited for came, and something else is still missing.
+            Some(needs) if event.retry_ms > now => tx.put_off_waiting(&event, &names(&needs))?,
+            Some(_) => drop(settled.next.get_or_insert(event)),
+        }
+    }
+    Ok(settled)
+}
+
+pub(super) fn names(ids: &[EventId]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
+}

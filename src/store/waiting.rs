@@ -1,0 +1,289 @@
+//! Events that were taken over from other servers and cannot be judged yet; see `waiting_events` in the schema.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Db, RoomKey, Tx};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::{EventId, ServerName};
+
+/// The row id of a waiting event.
+pub type WaitingKey = i64;
+
+/// A waiting event.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// Its row.
+    pub key: WaitingKey,
+    /// Its room.
+    pub room: RoomKey,
+    /// Its id.
+    pub event_id: EventId,
+    /// Who sent it to us.
+    pub origin: ServerName,
+    /// Whether its signatures were checked.
+    pub verified: bool,
+    /// When it came.
+    pub received_ms: Millis,
+    /// How often other servers were asked in vain for what it needs.
+    pub attempts: u32,
+    /// When they are asked next.
+    pub retry_ms: Millis,
+    /// The event.
+    pub json: Vec<u8>,
+}
+
+/// An event that is to wait.
+#[derive(Debug, Clone)]
+pub struct ToWait {
+    /// Its room.
+    pub room: RoomKey,
+    /// Its id.
+    pub event_id: EventId,
+    /// Whether its signatures were checked.
+    pub verified: bool,
+    /// What it waits for: event ids, or names of servers whose keys are lacking.
+    pub needs: Vec<String>,
+    /// How often other servers were asked in vain.
+    pub attempts: u32,
+    /// When they are asked next.
+    pub retry_ms: Millis,
+    /// The event.
+    pub json: Vec<u8>,
+}
+
+/// How much waits already.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Queue {
+    /// Events of one server, in all rooms.
+    pub of_origin: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Those of the server in the room.
+    pub of_origin_in_room: usize,
+    /// Those of the server whose signatures were not checked.
+    pub unverified: usize,
+    /// Events of all servers in the room.
+    pub in_room: usize,
+}
+
+const COLUMNS: &str = "waiting, room_key, event_id, origin, verified, received_ms, attempts, retry_ms, json FROM waiting_events";
+
+fn waiting_of(row: &Row<'_>) -> Result<Waiting> {
+    Ok(Waiting {
+        key: row.get(0)?,
+        room: row.get(1)?,
+        event_id: EventId::parse(&row.get::<_, String>(2)?)?,
+        origin: ServerName::parse(&row.get::<_, String>(3)?)?,
+        verified: row.get(4)?,
+        received_ms: row.get(5)?,
+        attempts: row.get(6)?,
+        retry_ms: row.get(7)?,
+        json: row.get(8)?,
+    })
+}
+
+impl Db<'_> {
+    /// Rooms with something due, the longest due first.
+    pub fn rooms_with_due_waiting(&self, now: Millis, limit: usize) -> Result<Vec<RoomKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_key FROM waiting_events WHERE due_ms <= ?1 GROUP BY room_key ORDER BY min(due_ms) LIMIT ?2",
+        )?;
+        let rows =
+            statement.query_map(params![now, i64::try_from(limit).unwrap_or(i64::MAX)], |r| r.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// When the next one is due.
+    pub fn next_waiting_due(&self) -> Result<Option<Millis>> {
+        let mut statement = self.conn().prepare_cached("SELECT min(due_ms) FROM waiting_events")?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+
+    /// What is due of a room, in the order in which it came.
+    pub fn due_waiting(&self, room: RoomKey, now: Millis, limit: usize) -> Result<Vec<Waiting>> {
+        let mut statement = self.conn().prepare_cached(&format!(
+            "SELECT {COLUMNS} WHERE room_key = ?1 AND due_ms <= ?2 ORDER BY waiting LIMIT ?3"
+        ))?;
+        let mut rows = statement.query(params![room, now, i64::try_from(limit).unwrap_or(i64::MAX)])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(waiting_of(row)?);
+        }
+        Ok(found)
+    }
+
+    /// How much waits that came from a server, and in a room.
+    pub fn waiting_queue(&self, room: RoomKey, origin: &ServerName) -> Result<Queue> {
+        let mut of_origin = self.conn().prepare_cached(
+            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(room_key = ?2), 0),
+               coalesce(sum(verified = 0), 0) FROM waiting_events WHERE origin = ?1",
+        )?;
+        let count = |row: &Row<'_>, column: usize| -> rusqlite::Result<usize> {
+            Ok(usize::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+        };
+        let mut queue = of_origin.query_row(params![origin.as_str(), room], |row| {
+            Ok(Queue {
+                of_origin: count(row, 0)?,
+                bytes: count(row, 1)?,
+                of_origin_in_room: count(row, 2)?,
+                unverified: count(row, 3)?,
+                in_room: 0,
+            })
+        })?;
+        let mut in_room =
+            self.conn().prepare_cached("SELECT count(*) FROM waiting_events WHERE room_key = ?1")?;
+        queue.in_room = in_room.query_row([room], |row| count(row, 0))?;
+        Ok(queue)
+    }
+
+    /// Whether the event waits here, checked.
+    pub fn is_waiting(&self, id: &EventId) -> Result<bool> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT 1 FROM waiting_events WHERE event_id = ?1 AND verified = 1")?;
+        Ok(statement.exists([id.as_str()])?)
+    }
+
+    /// Whether the event need not be kept once more: checked, or as this server sent it.
+    pub fn waits_from(&self, id: &EventId, origin: &ServerName, verified: bool) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM waiting_events WHERE event_id = ?1 AND (verified = 1 OR (origin = ?2 AND NOT ?3))",
+        )?;
+        Ok(statement.exists(params![id.as_str(), origin.as_str(), verified])?)
+    }
+
+    /// Those of the events that have no place in the graph here: unknown ones, and outliers.
+    pub fn unplaced(&self, ids: &[EventId]) -> Result<Vec<EventId>> {
+        let mut unplaced = Vec::new();
+        for id in ids {
+            if !matches!(self.event_status(id)?, Some((_, false))) {
+                unplaced.push(id.clone());
+            }
+        }
+        Ok(unplaced)
+    }
+}
+
+impl Tx<'_> {
+    /// Keeps an event until what it needs is here. Nothing happens if it waits already.
+    pub fn let_wait(&mut self, event: &ToWait, origin: &ServerName, now: Millis) -> Result<()> {
+        if event.verified && self.is_waiting(&event.event_id)? {
+            return Ok(());
+        }
+        let mut due = event.retry_ms;
+        for id in event.needs.iter().filter_map(|what| EventId::parse(what).ok()) {
+            // What came since somebody looked calls nobody any more.
+            if self.event_key(&id)?.is_some() {
+                due = 0;
+            }
+        }
+        let key: Option<WaitingKey> = self
+            .conn()
+            .prepare_cached(
+                "INSERT INTO waiting_events (room_key, event_id, origin, verified, received_ms, attempts, retry_ms,
+                   due_ms, bytes, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                 ON CONFLICT (event_id, origin) DO UPDATE SET verified = 1, json = excluded.json,
+                   bytes = excluded.bytes, retry_ms = excluded.retry_ms, due_ms = excluded.due_ms
+                 WHERE excluded.verified AND NOT waiting_events.verified
+                 RETURNING waiting",
+            )?
+            .query_row(
+                params![
+                    event.room,
+                    event.event_id.as_str(),
+                    origin.as_str(),
+                    event.verified,
+                    now,
+                    event.attempts,
+                    event.retry_ms,
+                    due,
+                    i64::try_from(event.json.len()).unwrap_or(i64::MAX),
+                    event.json,
+                ],
+                |row| row.get(0),
+            )
+            .optional()?;
+        if let Some(key) = key {
+            self.set_waited_for(key, &event.event_id, &event.needs)?;
+            self.wake_timer();
+        }
+        Ok(())
+    }
+
+    /// An event whose signatures could be checked at last, in the form that the checks left of it.
+    pub fn waiting_was_verified(&mut self, key: WaitingKey, json: &[u8]) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE waiting_events SET verified = 1, json = ?2, bytes = ?3, due_ms = 0 WHERE waiting = ?1",
+            )?
+            .execute(params![key, json, i64::try_from(json.len()).unwrap_or(i64::MAX)])?;
+        Ok(())
+    }
+
+    /// Puts an event off; `needs` is what it waits for now.
+    pub fn put_off_waiting(&mut self, event: &Waiting, needs: &[String]) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE waiting_events SET attempts = ?2, retry_ms = ?3, due_ms = ?3 WHERE waiting = ?1",
+            )?
+            .execute(params![event.key, event.attempts, event.retry_ms])?;
+        self.set_waited_for(event.key, &event.event_id, needs)
+    }
+
+    /// Puts off everything of a room that is due: there is nobody to ask just now.
+    pub fn put_off_due_waiting(&mut self, room: RoomKey, now: Millis, until: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE waiting_events SET retry_ms = max(retry_ms, ?3), due_ms = max(retry_ms, ?3)
+                 WHERE room_key = ?1 AND due_ms <= ?2",
+            )?
+            .execute([room, now, until])?;
+        Ok(())
+    }
+
+    /// An event that waits no longer.
+    pub fn end_waiting(&mut self, key: WaitingKey) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM waiting_events WHERE waiting = ?1")?.execute([key])?;
+        Ok(())
+    }
+
+    /// Nobody waits any more for what happens in a room.
+    pub fn end_waiting_in(&mut self, room: RoomKey) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM waiting_events WHERE room_key = ?1")?.execute([room])?;
+        Ok(())
+    }
+
+    /// After a start, everything is tried again.
+    pub fn hasten_all_waiting(&mut self, now: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE waiting_events SET retry_ms = ?1, due_ms = ?1 WHERE due_ms > ?1")?
+            .execute([now])?;
+        Ok(())
+    }
+
+    /// What waits for this is due now.
+    pub(crate) fn hasten_what_waits_for(&mut self, what: &str) -> Result<()> {
+        let hastened = self
+            .conn()
+            .prepare_cached(
+                "UPDATE waiting_events SET due_ms = 0
+                 WHERE waiting IN (SELECT waiting FROM waited_for WHERE what = ?1)",
+            )?
+            .execute([what])?;
+        if hastened > 0 {
+            self.wake_timer();
+        }
+        Ok(())
+    }
+
+    fn set_waited_for(&mut self, key: WaitingKey, own: &EventId, needs: &[String]) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM waited_for WHERE waiting = ?1")?.execute([key])?;
+        let mut insert =
+            self.conn().prepare_cached("INSERT OR IGNORE INTO waited_for (what, waiting) VALUES (?1, ?2)")?;
+        for what in needs.iter().map(String::as_str).chain([own.as_str()]) {
+            insert.execute(params![what, key])?;
+        }
+        Ok(())
+    }
+}

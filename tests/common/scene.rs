@@ -1,0 +1,188 @@
+//! A room that lives on a scripted peer, with one of ours in it: for tests of what servers tell each other about a room.
+
+#![allow(dead_code, reason = "every test file uses its own part of this")]
+
+use doorstep::TestServer;
+use doorstep::http::Reply;
+use doorstep::protocol::event_auth::auth_types;
+use doorstep::protocol::{EventId, Pdu, UserId};
+use doorstep::store::{Status, StoredEvent};
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Map, Value, json};
+
+use super::peer::{FakeRoom, Peer, now_ms};
+
+/// A room on a scripted peer, with one of ours in it, and the end of its graph.
+pub struct Scene {
+    /// Ours.
+    pub server: TestServer,
+    /// One of ours, joined to the room.
+    pub alice: TestUser,
+    /// The other server.
+    pub peer: Peer,
+    /// Its room.
+    pub room: FakeRoom,
+    /// The end of the room's graph.
+    pub last: EventId,
+    depth: i64,
+}
+
+impl Scene {
+    /// A public room of this version.
+    pub fn new(version: &str) -> Scene {
+        let (server, peer) = (TestServer::start(), Peer::start());
+        let alice = server.user("alice");
+        let room = FakeRoom::new(&peer, version, "public");
+        let template = room.template(alice.id(), "join");
+        peer.answer("/make_join/", move |_| Reply::json(&template));
+        let answer = room.join_answer();
+        peer.answer("/send_join/", move |_| Reply::json(&answer));
+        peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
+        alice.join_via(room.id.as_str(), &[peer.name().as_str()]);
+        let last = heads(&server, &room).remove(0);
+        let join = stored(&server, &last).expect("the join is stored").pdu;
+        let mut room = room;
+        room.state.insert(("m.room.member".into(), alice.id().into()), join);
+        Scene { server, alice, peer, room, last, depth: 20 }
+    }
+
+    /// An event of the peer's that follows some others; the room's end is not moved.
+    pub fn event(
+        &mut self,
+        prev: &[&EventId],
+        sender: &UserId,
+        kind: (&str, Option<&str>),
+        content: Value,
+    ) -> Pdu {
+        let event = self.unsigned(prev, sender, kind, content);
+        self.peer.sign(event, self.room.version)
+    }
+
+    /// An event of another peer's user that follows some others.
+    pub fn event_of(
+        &mut self,
+        peer: &Peer,
+        prev: &[&EventId],
+        sender: &UserId,
+        kind: (&str, Option<&str>),
+        content: Value,
+    ) -> Pdu {
+        let event = self.unsigned(prev, sender, kind, content);
+        peer.sign(event, self.room.version)
+    }
+
+    /// The join of another peer's user at the room's end, which it becomes.
+    pub fn join_of(&mut self, peer: &Peer, localpart: &str) -> Pdu {
+        let (user, last) = (peer.user(localpart), self.last.clone());
+        let join = json!({ "membership": "join" });
+        let event = self.event_of(peer, &[&last], &user, ("m.room.member", Some(user.as_str())), join);
+        self.last = event.event_id().clone();
+        self.room.state.insert(("m.room.member".into(), user.as_str().into()), event.clone());
+        event
+    }
+
+    fn unsigned(
+        &mut self,
+        prev: &[&EventId],
+        sender: &UserId,
+        kind: (&str, Option<&str>),
+        content: Value,
+    ) -> Map<String, Value> {
+        let content = content.as_object().expect("an object").clone();
+        let wanted = auth_types(kind.0, sender.as_str(), kind.1, &content, self.room.version);
+        let auth: Vec<&EventId> =
+            wanted.iter().filter_map(|key| self.room.state.get(key)).map(Pdu::event_id).collect();
+        self.depth += 1;
+        let mut event = json!({
+            "type": kind.0, "sender": sender, "content": content, "room_id": self.room.id,
+            "origin_server_ts": now_ms(), "depth": self.depth, "prev_events": prev, "auth_events": auth,
+        });
+        if let Some(state_key) = kind.1 {
+            event["state_key"] = state_key.into();
+        }
+        event.as_object().expect("an object").clone()
+    }
+
+    /// A message of the room's creator at the room's end.
+    pub fn message(&mut self, text: &str) -> Pdu {
+        let (last, creator) = (self.last.clone(), self.room.creator.clone());
+        let event = self.event(&[&last], &creator, ("m.room.message", None), json!({ "body": text }));
+        self.last = event.event_id().clone();
+        event
+    }
+
+    /// A state event of the room's creator at the room's end.
+    pub fn set_state(&mut self, kind: &str, state_key: &str, content: Value) -> Pdu {
+        let (last, creator) = (self.last.clone(), self.room.creator.clone());
+        let event = self.event(&[&last], &creator, (kind, Some(state_key)), content);
+        self.last = event.event_id().clone();
+        self.room.state.insert((kind.into(), state_key.into()), event.clone());
+        event
+    }
+
+    /// Sends events and returns what is said of each.
+    pub fn send(&self, txn: &str, pdus: &[&Pdu]) -> Value {
+        let (status, body) = self.peer.send_transaction(self.server.name(), txn, pdus);
+        assert_eq!(status, 200, "{body}");
+        body["pdus"].clone()
+    }
+
+    /// What became of an event; none if it is not stored.
+    pub fn status(&self, pdu: &Pdu) -> Option<Status> {
+        stored(&self.server, pdu.event_id()).map(|event| event.status)
+    }
+
+    /// From now on the peer answers with the room's state as it is now, whatever event is asked about.
+    pub fn answer_with_state(&self) {
+        let ids: Vec<&EventId> = self.room.state.values().map(Pdu::event_id).collect();
+        self.peer.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": ids }));
+        let events: Vec<Value> = self.room.state.values().map(|p| Value::Object(p.to_object())).collect();
+        self.peer.answer_json("/state/", 200, json!({ "pdus": events, "auth_chain": events }));
+        let by_id: Vec<(String, Value)> = self
+            .room
+            .state
+            .values()
+            .map(|p| (segment(p.event_id().as_str()), Value::Object(p.to_object())))
+            .collect();
+        let name = self.peer.name().clone();
+        self.peer.answer("/event/", move |asked| {
+            match by_id.iter().find(|(id, _)| asked.target.ends_with(id)) {
+                Some((_, event)) => {
+                    Reply::json(&json!({ "origin": name, "origin_server_ts": 0, "pdus": [event] }))
+                }
+                None => Reply::json_status(404, &json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+            }
+        });
+    }
+
+    /// What alice sees of the state.
+    pub fn state_content(&self, kind: &str, state_key: &str) -> Option<Value> {
+        self.alice.state(self.room.id.as_str(), kind, state_key)
+    }
+}
+
+/// The room's forward extremities.
+pub fn heads(server: &TestServer, room: &FakeRoom) -> Vec<EventId> {
+    let heads = server.homeserver().store.read(|db| db.heads(db.known_room(&room.id)?.key));
+    heads.expect("the room has heads").into_iter().map(|head| head.event_id).collect()
+}
+
+/// The event as it is stored.
+pub fn stored(server: &TestServer, id: &EventId) -> Option<StoredEvent> {
+    server.homeserver().store.read(|db| db.event(id)).expect("the database reads")
+}
+
+/// As they go into answers.
+pub fn objects(pdus: &[Pdu]) -> Vec<Value> {
+    pdus.iter().map(|pdu| Value::Object(pdu.to_object())).collect()
+}
+
+/// The bodies of the messages in the room's timeline, oldest first.
+pub fn bodies(user: &TestUser, room: &str) -> Vec<String> {
+    let page = user.get(&format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1000", segment(room)));
+    let chunk = page["chunk"].as_array().expect("messages have a chunk").iter().rev();
+    chunk
+        .filter(|e| e["type"] == "m.room.message")
+        .filter_map(|e| e["content"]["body"].as_str().map(str::to_owned))
+        .collect()
+}

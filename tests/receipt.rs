@@ -1,0 +1,503 @@
+//! What becomes of an event that another server sends us: the checks on receipt of a PDU, what waits for what, and that
+//! nothing that we answered for is lost, however fast it comes and whatever happens to us meanwhile.
+//!
+//! The numbers are the steps of the server-server API, "Checks performed on receipt of a PDU".
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::ProcessServer;
+use common::peer::{FakeRoom, Peer, now_ms};
+use common::scene::{Scene, bodies, heads, objects, stored};
+use common::wait::{Gate, wait_until};
+use doorstep::http::Reply;
+use doorstep::protocol::{EventId, Pdu, UserId};
+use doorstep::store::Status;
+use doorstep::store::waiting::ToWait;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+fn accepted(scene: &Scene, pdu: &Pdu) -> bool {
+    scene.status(pdu) == Some(Status::Accepted)
+}
+
+fn waiting(scene: &Scene) -> usize {
+    let (hs, name) = (scene.server.homeserver(), scene.peer.name());
+    let queue = hs.store.read(|db| db.waiting_queue(db.known_room(&scene.room.id)?.key, name));
+    queue.expect("the database reads").in_room
+}
+
+/// A peer that is in the room, to the knowledge of the server that is tested.
+fn resident(scene: &mut Scene, localpart: &str) -> Peer {
+    let peer = Peer::start();
+    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
+    let join = scene.join_of(&peer, localpart);
+    assert_eq!(scene.send(&format!("join-{localpart}"), &[&join])[join.event_id().as_str()], json!({}));
+    peer
+}
+
+/// Messages of the creator, each following the one before.
+fn chain(peer: &Peer, room: &FakeRoom, after: &EventId, count: usize, name: &str) -> Vec<Pdu> {
+    let auth = ["m.room.create", "m.room.power_levels", "m.room.member"].iter().filter_map(|kind| {
+        let key = if *kind == "m.room.member" { room.creator.to_string() } else { String::new() };
+        let hidden = *kind == "m.room.create" && room.version.room_id_is_create_hash;
+        room.state.get(&((*kind).to_owned(), key)).filter(|_| !hidden).map(Pdu::event_id)
+    });
+    let auth: Vec<&EventId> = auth.collect();
+    let mut last = after.clone();
+    let message = |n: usize| {
+        let event = json!({
+            "type": "m.room.message", "sender": room.creator, "room_id": room.id, "auth_events": auth,
+            "content": { "body": format!("{name} {n}") }, "prev_events": [last], "depth": 100 + n,
+            "origin_server_ts": now_ms(),
+        });
+        let event = peer.sign(event.as_object().expect("an object").clone(), room.version);
+        last = event.event_id().clone();
+        event
+    };
+    (0..count).map(message).collect()
+}
+
+/// One of ours joins a room of the peer's. The room with that join at its end.
+fn joined_room(peer: &Peer, user: &TestUser) -> (FakeRoom, EventId) {
+    let mut room = FakeRoom::new(peer, "12", "public");
+    let (template, answer) = (room.template(user.id(), "join"), room.join_answer());
+    peer.answer("/make_join/", move |_| Reply::json(&template));
+    peer.answer("/send_join/", move |_| Reply::json(&answer));
+    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
+    user.join_via(room.id.as_str(), &[peer.name().as_str()]);
+    let handed_in = peer.asked("/send_join/").pop().expect("the join was handed in").body;
+    let join = Pdu::from_object(handed_in.as_object().expect("an event").clone(), room.version);
+    let join = join.expect("the join is an event");
+    let last = join.event_id().clone();
+    room.take(join);
+    (room, last)
+}
+
+#[test]
+fn an_event_whose_past_nobody_has_now_is_answered_for_and_taken_in_when_somebody_has_it() {
+    let mut scene = Scene::new("12");
+    let lost = scene.message("lost");
+    let behind = scene.message("behind");
+    assert_eq!(scene.send("1", &[&behind])[behind.event_id().as_str()], json!({}));
+    assert!(scene.status(&behind).is_none());
+    // The answer is kept like any other.
+    let asked = scene.peer.asked("/get_missing_events/").len();
+    assert_eq!(scene.send("1", &[&behind])[behind.event_id().as_str()], json!({}));
+    assert_eq!(scene.peer.asked("/get_missing_events/").len(), asked);
+    scene.peer.serve_events(&[lost, behind.clone()], 10);
+    scene.server.advance(Duration::from_secs(60));
+    wait_until("the event is taken in", || accepted(&scene, &behind));
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), ["lost", "behind"]);
+    wait_until("nothing waits any more", || waiting(&scene) == 0);
+}
+
+#[test]
+fn what_waits_is_taken_in_at_once_when_the_missing_event_comes_by_itself() {
+    let mut scene = Scene::new("11");
+    let events: Vec<Pdu> = (0..60).map(|n| scene.message(&n.to_string())).collect();
+    let later: Vec<&Pdu> = events[11..].iter().collect();
+    let said = scene.send("later", &later);
+    assert!(later.iter().all(|pdu| said[pdu.event_id().as_str()] == json!({})), "{said}");
+    assert_eq!(waiting(&scene), 49);
+    // No clock is moved: only the event itself can have let them in.
+    let first: Vec<&Pdu> = events[..11].iter().collect();
+    scene.send("first", &first);
+    wait_until("all of them are in", || accepted(&scene, &events[59]));
+    let expected: Vec<String> = (0..60).map(|n| n.to_string()).collect();
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), expected);
+    assert_eq!(heads(&scene.server, &scene.room), [events[59].event_id().clone()]);
+}
+
+#[test]
+fn any_server_of_the_room_is_asked_but_those_that_it_keeps_out() {
+    let mut scene = Scene::new("12");
+    let helpful = resident(&mut scene, "helpful");
+    let banned = resident(&mut scene, "banned");
+    let acl = scene.set_state(
+        "m.room.server_acl",
+        "",
+        json!({ "allow": ["*"], "deny": [banned.name().as_str(), "*.example"], "allow_ip_literals": true }),
+    );
+    scene.send("acl", &[&acl]);
+    let lost = scene.message("lost");
+    let behind = scene.message("behind");
+    helpful.serve_events(&[lost, behind.clone()], 10);
+    assert_eq!(scene.send("1", &[&behind])[behind.event_id().as_str()], json!({}));
+    assert!(accepted(&scene, &behind), "the other server had it");
+    assert!(!scene.peer.asked("/get_missing_events/").is_empty());
+    assert!(banned.asked("/get_missing_events/").is_empty());
+}
+
+#[test]
+fn a_hole_that_is_larger_than_an_answer_is_filled_by_asking_again_and_again() {
+    let mut scene = Scene::new("12");
+    let lost: Vec<Pdu> = (0..130).map(|n| scene.message(&n.to_string())).collect();
+    let arrived = scene.message("arrived");
+    scene.peer.serve_events(&[&lost[..], std::slice::from_ref(&arrived)].concat(), 20);
+    assert_eq!(scene.send("1", &[&arrived])[arrived.event_id().as_str()], json!({}));
+    wait_until("the hole is filled", || accepted(&scene, &arrived));
+    let mut expected: Vec<String> = (0..130).map(|n| n.to_string()).collect();
+    expected.push("arrived".into());
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), expected);
+    assert!(scene.peer.asked("/state").is_empty());
+    assert!(lost.iter().all(|pdu| accepted(&scene, pdu)));
+}
+
+#[test]
+fn an_event_is_not_rejected_by_a_state_of_which_parts_could_not_be_had() {
+    let mut scene = Scene::new("12");
+    let user = scene.peer.user("late");
+    let lost = scene.message("lost");
+    // The auth events can be had, the rest of the state cannot: without the join the message would be rejected (5).
+    let (last, id) = (scene.last.clone(), user.to_string());
+    let join = scene.event(&[&last], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
+    scene.room.state.insert(("m.room.member".into(), id.clone()), join.clone());
+    let rejoin = json!({ "membership": "join", "displayname": "again" });
+    let rejoin = scene.event(&[join.event_id()], &user, ("m.room.member", Some(&id)), rejoin);
+    scene.room.state.insert(("m.room.member".into(), id), rejoin.clone());
+    let mut ids: Vec<EventId> = scene.room.state.values().map(|pdu| pdu.event_id().clone()).collect();
+    ids.retain(|id| id != join.event_id());
+    let message =
+        scene.event(&[rejoin.event_id()], &user, ("m.room.message", None), json!({ "body": "hello" }));
+    scene.peer.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
+    let chain: Vec<Pdu> = scene.room.state.values().filter(|p| p.sender() != &user).cloned().collect();
+    scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&chain) }));
+    assert_eq!(scene.send("1", &[&message])[message.event_id().as_str()], json!({}));
+    assert!(scene.status(&message).is_none());
+    scene.peer.serve_events(&[lost, join, rejoin, message.clone()], 20);
+    scene.server.advance(Duration::from_secs(60));
+    wait_until("the message is accepted", || accepted(&scene, &message));
+}
+
+#[test]
+fn what_waits_survives_a_kill_and_is_fetched_after_the_start() {
+    let mut server = ProcessServer::start(&[]);
+    let alice = server.user("alice");
+    let peer = Peer::start();
+    let (room, last) = joined_room(&peer, &alice);
+    let events = chain(&peer, &room, &last, 5, "event");
+    let (status, said) = peer.send_transaction(server.name(), "1", &[&events[4]]);
+    assert_eq!((status, &said["pdus"][events[4].event_id().as_str()]), (200, &json!({})), "{said}");
+    server.kill();
+    peer.serve_events(&events, 3);
+    server.resume();
+    wait_until("they are there", || bodies(&alice, room.id.as_str()).len() == 5);
+    assert_eq!(bodies(&alice, room.id.as_str())[4], "event 4");
+}
+
+#[test]
+fn a_server_with_too_much_that_waits_is_told_to_come_again_and_nothing_is_lost() {
+    let mut scene = Scene::new("12");
+    let polite = resident(&mut scene, "polly");
+    let (room, origin) = (scene.room.id.clone(), scene.peer.name().clone());
+    let fill = scene.server.homeserver().store.write(move |tx| {
+        let room = tx.known_room(&room)?.key;
+        for n in 0..2000 {
+            let event_id = EventId::parse(&format!("${n:0>43}"))?;
+            let (needs, json) = (vec!["$never".to_owned()], b"{}".to_vec());
+            let event =
+                ToWait { room, event_id, verified: true, needs, attempts: 5, retry_ms: i64::MAX, json };
+            tx.let_wait(&event, &origin, now_ms())?;
+        }
+        Ok(())
+    });
+    fill.expect("it is full");
+    let (lost, behind) = (scene.message("lost"), scene.message("behind"));
+    let (status, said) = scene.peer.send_transaction(scene.server.name(), "1", &[&behind]);
+    assert_eq!((status, &said["errcode"]), (429, &json!("M_LIMIT_EXCEEDED")), "{said}");
+    assert!(said["retry_after_ms"].is_i64());
+    // Others still may, in the same room.
+    let (last, user) = (lost.event_id().clone(), polite.user("polly"));
+    let word = scene.event_of(&polite, &[&last], &user, ("m.room.message", None), json!({ "body": "p" }));
+    let (status, said) = polite.send_transaction(scene.server.name(), "1", &[&word]);
+    assert_eq!((status, &said["pdus"][word.event_id().as_str()]), (200, &json!({})), "{said}");
+    // And so may this one with what needs not wait. The repeat of its transaction is no repeat of an answer.
+    assert_eq!(scene.send("2", &[&lost])[lost.event_id().as_str()], json!({}));
+    assert_eq!(scene.send("1", &[&behind])[behind.event_id().as_str()], json!({}));
+    assert!(accepted(&scene, &behind));
+}
+
+#[test]
+fn step_2_waits_where_no_key_can_be_had_and_drops_what_is_wrongly_signed() {
+    let mut scene = Scene::new("12");
+    let gone = Peer::start();
+    gone.hide_keys(true);
+    let join = scene.join_of(&gone, "ghost");
+    let (last, ghost) = (scene.last.clone(), gone.user("ghost"));
+    let word = scene.event_of(&gone, &[&last], &ghost, ("m.room.message", None), json!({ "body": "boo" }));
+    // Signed by somebody else with a key of the same name.
+    let mut forged =
+        scene.event(&[&last], &ghost, ("m.room.message", None), json!({ "body": "forged" })).to_object();
+    let signature = forged["signatures"][scene.peer.name().as_str()].clone();
+    forged["signatures"] = json!({ gone.name().as_str(): signature });
+    let forged = Pdu::from_object(forged, scene.room.version).expect("an event");
+    // Of a server that says its keys, one that it does not say does not exist.
+    let mut unknown = scene.message("unknown").to_object();
+    let signatures =
+        unknown["signatures"][scene.peer.name().as_str()].as_object().expect("signatures").clone();
+    let signature = signatures.values().next().expect("a signature").clone();
+    unknown["signatures"] = json!({ scene.peer.name().as_str(): { "ed25519:other": signature } });
+    let unknown = Pdu::from_object(unknown, scene.room.version).expect("an event");
+    let said = scene.send("1", &[&join, &word, &forged, &unknown]);
+    for pdu in [&join, &word, &forged] {
+        assert_eq!(said[pdu.event_id().as_str()], json!({}), "{said}");
+        assert!(scene.status(pdu).is_none());
+    }
+    assert!(said[unknown.event_id().as_str()]["error"].is_string(), "{said}");
+    assert_eq!(waiting(&scene), 3);
+    gone.hide_keys(false);
+    scene.server.advance(Duration::from_secs(3600));
+    wait_until("the word is accepted", || accepted(&scene, &word));
+    wait_until("nothing waits any more", || waiting(&scene) == 0);
+    assert!(accepted(&scene, &join) && scene.status(&forged).is_none());
+}
+
+#[test]
+fn a_server_that_never_answers_holds_up_its_own_transactions_only() {
+    let mut scene = Scene::new("12");
+    let polite = resident(&mut scene, "polly");
+    let (other, other_last) = joined_room(&polite, &scene.alice);
+    let last = scene.last.clone();
+    let _lost = scene.message("lost");
+    let behind = scene.message("behind");
+    let polly = polite.user("polly");
+    let words: Vec<Pdu> = (0..5)
+        .map(|_| scene.event_of(&polite, &[&last], &polly, ("m.room.message", None), json!({ "body": "p" })))
+        .collect();
+    let others = chain(&polite, &other, &other_last, 5, "other");
+    let gate = Gate::default();
+    for part in ["/get_missing_events/", "/state_ids/", "/event_auth/", "/event/"] {
+        let gate = gate.clone();
+        scene.peer.answer(part, move |_| {
+            gate.pass();
+            Reply::json_status(404, &json!({ "errcode": "M_NOT_FOUND", "error": "no" }))
+        });
+    }
+    let name = scene.server.name().to_owned();
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| scene.peer.send_transaction(&name, "slow", &[&behind]));
+        scene.peer.wait_for("/get_missing_events/");
+        for (n, pdu) in words.iter().chain(&others).enumerate() {
+            let (status, said) = polite.send_transaction(&name, &n.to_string(), &[pdu]);
+            assert_eq!((status, &said["pdus"][pdu.event_id().as_str()]), (200, &json!({})), "{said}");
+        }
+        gate.open();
+        let (status, said) = slow.join().expect("it is answered");
+        assert_eq!((status, &said["pdus"][behind.event_id().as_str()]), (200, &json!({})), "{said}");
+    });
+    assert!(words.iter().chain(&others).all(|pdu| accepted(&scene, pdu)));
+}
+
+#[test]
+fn an_outlier_is_judged_again_when_its_place_is_known() {
+    for allowed in [true, false] {
+        let mut scene = Scene::new("10");
+        let user = scene.peer.user("late");
+        let (start, id) = (scene.last.clone(), user.as_str().to_owned());
+        let join = |scene: &mut Scene, prev: &EventId| {
+            scene.event(&[prev], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }))
+        };
+        // Its auth events allow it (4) either way; the state before it (5) not if it follows a ban.
+        let creator = scene.room.creator.clone();
+        let ban =
+            scene.event(&[&start], &creator, ("m.room.member", Some(&id)), json!({ "membership": "ban" }));
+        let outlier = join(&mut scene, if allowed { &start } else { ban.event_id() });
+        scene.room.state.insert(("m.room.member".into(), id.clone()), outlier.clone());
+        let citing = scene.event(&[&start], &user, ("m.room.message", None), json!({ "body": "hello" }));
+        let all: Vec<Pdu> = scene.room.state.values().cloned().collect();
+        scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&all) }));
+        scene.send("1", &[&citing]);
+        assert!(stored(&scene.server, outlier.event_id()).expect("it was fetched").is_outlier());
+        let said = if allowed { scene.send("2", &[&outlier]) } else { scene.send("2", &[&ban, &outlier]) };
+        assert_eq!(said[outlier.event_id().as_str()] == json!({}), allowed, "{said}");
+        let event = stored(&scene.server, outlier.event_id()).expect("it is stored");
+        assert_eq!((event.is_outlier(), event.place.is_some()), (false, allowed));
+        assert_eq!(event.status == Status::Accepted, allowed);
+        let membership = if allowed { "join" } else { "ban" };
+        assert_eq!(
+            scene.state_content("m.room.member", &id).expect("a membership")["membership"],
+            membership
+        );
+    }
+}
+
+#[test]
+fn steps_4_to_6_reject_and_soft_fail_and_what_follows_such_events_is_judged_without_them() {
+    let mut scene = Scene::new("12");
+    let (user, creator) = (scene.peer.user("member"), scene.room.creator.clone());
+    let (start, id) = (scene.last.clone(), user.as_str().to_owned());
+    let join = scene.event(&[&start], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
+    scene.room.state.insert(("m.room.member".into(), id.clone()), join.clone());
+    let ban = scene.event(
+        &[join.event_id()],
+        &creator,
+        ("m.room.member", Some(&id)),
+        json!({ "membership": "ban" }),
+    );
+    // 6: allowed where it says it was said, not by the state that the room has now.
+    let evading =
+        scene.event(&[join.event_id()], &user, ("m.room.message", None), json!({ "body": "evading" }));
+    // 5: forbidden where it says it was said, though its auth events (4) allow it.
+    let banned = scene.event(&[ban.event_id()], &user, ("m.room.message", None), json!({ "body": "banned" }));
+    let said = scene.send("1", &[&join, &ban, &evading, &banned]);
+    assert_eq!(said[evading.event_id().as_str()], json!({}), "a soft failure is not told: {said}");
+    assert!(said[banned.event_id().as_str()]["error"].is_string(), "{said}");
+    assert_eq!(
+        (scene.status(&evading), scene.status(&banned)),
+        (Some(Status::SoftFailed), Some(Status::Rejected))
+    );
+    assert_eq!(heads(&scene.server, &scene.room), [ban.event_id().clone()]);
+    // Both may be followed.
+    let on_evading =
+        scene.event(&[evading.event_id()], &creator, ("m.room.message", None), json!({ "body": "a" }));
+    let on_banned =
+        scene.event(&[banned.event_id()], &creator, ("m.room.message", None), json!({ "body": "b" }));
+    scene.send("2", &[&on_evading, &on_banned]);
+    assert!(accepted(&scene, &on_evading) && accepted(&scene, &on_banned));
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), ["a", "b"]);
+    assert_eq!(scene.state_content("m.room.member", &id).expect("a membership")["membership"], "ban");
+    assert!(scene.peer.asked("/get_missing_events/").is_empty());
+}
+
+#[test]
+fn a_redaction_that_waited_acts_on_a_target_that_came_before_it_could_be_judged() {
+    let mut scene = Scene::new("11");
+    let target = scene.message("secret");
+    let between = scene.message("between");
+    let (last, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let content = json!({ "redacts": target.event_id() });
+    let redaction = scene.event(&[&last], &creator, ("m.room.redaction", None), content);
+    assert_eq!(scene.send("1", &[&redaction])[redaction.event_id().as_str()], json!({}));
+    scene.send("2", &[&target, &between]);
+    wait_until("it is redacted", || {
+        stored(&scene.server, target.event_id()).is_some_and(|event| event.pdu.content().is_empty())
+    });
+}
+
+/// What the flood has been told.
+#[derive(Default)]
+struct Tally {
+    answered: Mutex<Vec<EventId>>,
+    transactions: AtomicUsize,
+}
+
+/// Sends events as a server does that wants them to arrive: the same transaction again until it is answered.
+fn deliver(peer: &Peer, server: &str, txn: &str, events: &[&Pdu], tally: &Tally) {
+    loop {
+        match peer.try_to_send(server, txn, events) {
+            Ok((200, said)) => {
+                for pdu in events {
+                    assert_eq!(said["pdus"][pdu.event_id().as_str()], json!({}), "{said}");
+                }
+                let mut answered = tally.answered.lock().expect("no test panics here");
+                answered.extend(events.iter().map(|pdu| pdu.event_id().clone()));
+                tally.transactions.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+            Ok((429 | 500.., _)) | Err(_) => std::thread::yield_now(),
+            Ok((status, said)) => panic!("{status} {said}"),
+        }
+    }
+}
+
+fn has_event(user: &TestUser, room: &FakeRoom, id: &EventId) -> bool {
+    let path =
+        format!("/_matrix/client/v3/rooms/{}/event/{}", segment(room.id.as_str()), segment(id.as_str()));
+    user.request("GET", &path, None).0 == 200
+}
+
+#[test]
+fn a_flood_loses_nothing_that_was_answered_for_though_the_server_is_killed_and_others_get_through() {
+    let mut server = ProcessServer::start(&[]);
+    let alice = server.user("alice");
+    let (flooder, polite) = (Peer::start(), Peer::start());
+    let rooms = [joined_room(&flooder, &alice), joined_room(&flooder, &alice)];
+    let (quiet, quiet_last) = joined_room(&polite, &alice);
+    // Four branches in two rooms; of two of them, every tenth event is never sent.
+    let branches: Vec<Vec<Pdu>> = (0..4)
+        .map(|n| chain(&flooder, &rooms[n % 2].0, &rooms[n % 2].1, 150, &format!("branch {n}")))
+        .collect();
+    let words = chain(&polite, &quiet, &quiet_last, 20, "polite");
+    flooder.serve_events(&branches.concat(), 10);
+    let (tally, polite_tally) = (Tally::default(), Tally::default());
+    let (name, over) = (server.name().to_owned(), Arc::new(AtomicBool::new(false)));
+    std::thread::scope(|scope| {
+        for (n, branch) in branches.iter().enumerate() {
+            let (flooder, name, tally, over) = (&flooder, &name, &tally, over.clone());
+            scope.spawn(move || {
+                let sent = |index: usize| n < 2 || index % 10 != 5;
+                let events: Vec<&Pdu> =
+                    branch.iter().enumerate().filter(|(index, _)| sent(*index)).map(|(_, pdu)| pdu).collect();
+                for (part, events) in events.chunks(50).enumerate() {
+                    deliver(flooder, name, &format!("{n}-{part}"), events, tally);
+                }
+                // And again, as new transactions and as repeats, until the polite one is through.
+                let mut again = 0;
+                while !over.load(Ordering::SeqCst) {
+                    deliver(flooder, name, &format!("{n}-again-{}", again / 2), &events[..50], tally);
+                    again += 1;
+                }
+            });
+        }
+        wait_until("the flood is on", || tally.transactions.load(Ordering::SeqCst) >= 2);
+        server.kill();
+        server.resume();
+        for (n, word) in words.iter().enumerate() {
+            deliver(&polite, &name, &n.to_string(), &[word], &polite_tally);
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    wait_until("everything that was answered for is there", || {
+        let all = tally.answered.lock().expect("no test panics here").clone();
+        all.iter().all(|id| rooms.iter().any(|(room, _)| has_event(&alice, room, id)))
+    });
+    assert!(words.iter().all(|word| has_event(&alice, &quiet, word.event_id())));
+    // What was never sent, and only others referred to, has been fetched.
+    wait_until("the holes are filled", || {
+        branches
+            .iter()
+            .enumerate()
+            .all(|(n, branch)| branch.iter().all(|pdu| has_event(&alice, &rooms[n % 2].0, pdu.event_id())))
+    });
+}
+
+#[test]
+fn a_room_that_is_forked_two_hundred_times_stays_in_hand() {
+    let mut scene = Scene::new("12");
+    let (start, creator) = (scene.last.clone(), scene.room.creator.clone());
+    let users: Vec<UserId> = (0..3).map(|n| scene.peer.user(&format!("user{n}"))).collect();
+    let mut forks: Vec<Pdu> = Vec::new();
+    for n in 0..200 {
+        let fork = match n % 10 {
+            // Some of them change the state.
+            0 => scene.event(
+                &[&start],
+                &creator,
+                ("m.room.topic", Some("")),
+                json!({ "topic": n.to_string() }),
+            ),
+            1 => {
+                let user = users[n / 10 % 3].clone();
+                let join = json!({ "membership": "join" });
+                scene.event(&[&start], &user, ("m.room.member", Some(user.as_str())), join)
+            }
+            _ => scene.event(&[&start], &creator, ("m.room.message", None), json!({ "body": n.to_string() })),
+        };
+        forks.push(fork);
+    }
+    for (n, part) in forks.chunks(50).enumerate() {
+        scene.send(&n.to_string(), &part.iter().collect::<Vec<_>>());
+    }
+    assert!(forks.iter().all(|fork| accepted(&scene, fork)));
+    wait_until("the branches are joined", || heads(&scene.server, &scene.room).len() <= 10);
+    assert!(users.iter().all(|user| {
+        let member = scene.state_content("m.room.member", user.as_str());
+        member.is_some_and(|content: Value| content["membership"] == "join")
+    }));
+    // Nobody sees what joined them.
+    assert!(bodies(&scene.alice, scene.room.id.as_str()).len() >= 100);
+}
