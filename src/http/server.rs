@@ -103,8 +103,9 @@ pub struct Server {
     acceptors: Mutex<Vec<thread::JoinHandle<()>>>,
     /// The thread that begins more workers when those that are there are held up.
     relief: Mutex<Option<thread::JoinHandle<()>>>,
-    /// Closed to tell the accept threads to end.
+    /// Closed to tell the accept threads to end, who hear of it at the other end of the pipe.
     stop: Mutex<Option<PipeWriter>>,
+    ended: PipeReader,
 }
 
 impl Server {
@@ -156,7 +157,14 @@ impl Server {
             acceptors: Mutex::new(acceptors),
             relief: Mutex::new(Some(relief)),
             stop: Mutex::new(Some(stop)),
+            ended,
         })
+    }
+
+    /// Serves a connection that somebody else accepted, in the clear. Any stream socket will do; `address` counts as
+    /// that of its other end. Errors: the socket cannot be used.
+    pub fn adopt(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
+        begin(&self.shared, stream, address, None, &self.ended)
     }
 
     /// The addresses that are listened on, in the order given, with the real ports.
@@ -469,7 +477,8 @@ fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, tls: Option<&Tls>, e
         match listener.accept() {
             Ok((tcp, address)) => {
                 exhausted = false;
-                if let Err(e) = begin(shared, tcp, address, tls, ended) {
+                let begun = tcp.set_nodelay(true).and_then(|()| begin(shared, tcp, address, tls, ended));
+                if let Err(e) = begun {
                     log::debug!("a connection from {address} ended before it began: {e}");
                 }
             }
@@ -507,7 +516,6 @@ fn begin(
     ended: &PipeReader,
 ) -> io::Result<()> {
     tcp.set_nonblocking(true)?;
-    tcp.set_nodelay(true)?;
     let Some(place) = shared.enter(tcp, address, ended) else { return Ok(()) };
     shared.workers.submit(shared, Connection::new(place, tls.map(Tls::config))?);
     Ok(())

@@ -1,0 +1,75 @@
+//! Event authorisation on rooms out of bytes.
+
+use doorstep::protocol::event_auth::{
+    Judge, Named, PowerLevels, auth_types, check, check_against_auth_events, check_auth_events,
+    users_who_may_vouch,
+};
+use doorstep::protocol::{EventId, Pdu};
+
+use super::room::{Room, USERS, key};
+
+/// Each event is judged every way; some become the state of those that follow, allowed or not.
+pub fn event_auth(data: &[u8]) {
+    let Some(mut room) = Room::new(data) else { return };
+    let mut state = room.first_state();
+    let version = room.version;
+    let judge = Judge::new(version);
+    for _ in 0..40 {
+        if room.source.is_empty() {
+            break;
+        }
+        let Some(event) = room.event(&state) else { continue };
+        let lookup =
+            |kind: &str, state_key: &str| state.get(&(kind.to_owned(), state_key.to_owned())).cloned();
+        let verdict = check(&event, version, &lookup);
+        assert_eq!(judge.check(&event, &lookup), verdict, "a judge who remembers and one who does not");
+
+        let rejected = |id: &EventId| room.rejected.contains(id);
+        let mut auth: Vec<Pdu> =
+            event.auth_events().iter().filter_map(|id| room.events.get(id).cloned()).collect();
+        auth.push(room.create.clone());
+        let cited = check_auth_events(&event, &auth, &rejected, version);
+        auth.reverse();
+        assert_eq!(check_auth_events(&event, &auth, &rejected, version), cited, "the order means nothing");
+        let by_cited = check_against_auth_events(&event, &auth, version);
+        auth.reverse();
+        if cited.is_ok() {
+            assert_eq!(
+                check_against_auth_events(&event, &auth, version),
+                by_cited,
+                "the order means nothing"
+            );
+        }
+
+        let wanted = auth_types(
+            event.event_type(),
+            event.sender().as_str(),
+            event.state_key(),
+            &event.content(),
+            version,
+        );
+        for (at, key) in wanted.iter().enumerate() {
+            assert!(!wanted[..at].contains(key), "{key:?} twice");
+        }
+        levels(&PowerLevels::of(version, &lookup));
+        let members = state.values().filter(|member| member.event_type() == "m.room.member");
+        let _ = users_who_may_vouch(&PowerLevels::of(version, &lookup), members);
+
+        // Those that cite wrongly never get this far with a server; states that no rules led to do.
+        if event.is_state() && (verdict.is_ok() || room.source.chance(60)) {
+            state.insert(key(&event), event);
+        }
+    }
+}
+
+fn levels(levels: &PowerLevels) {
+    for user in USERS {
+        let _ = levels.user(user).reaches(levels.named(Named::Ban));
+        let _ = (levels.may_invite(user), levels.may_redact(user), levels.may_notify(user, "room"));
+        for target in USERS {
+            let _ =
+                (levels.may_kick(user, target), levels.may_ban(user, target), levels.may_unban(user, target));
+        }
+        let _ = levels.may_send(user, "m.room.topic", true);
+    }
+}
