@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part of this")]
 
+pub mod invariants;
 pub mod peer;
 pub mod scene;
 pub mod wait;
@@ -78,8 +79,37 @@ impl ProcessServer {
         self.resume();
     }
 
+    /// SIGTERM, which the process answers by stopping in its own time.
+    pub fn terminate(&self) {
+        if let Some(pid) = self.pid() {
+            let pid = libc::pid_t::try_from(pid).expect("a process id");
+            // SAFETY: a plain system call; the child was not waited for, so its id is still its own.
+            assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        }
+    }
+
+    /// Waits until the process ends by itself, for so long at most. Whether it did.
+    pub fn wait_for_end(&mut self, within: Duration) -> bool {
+        let started = Instant::now();
+        while let Some(child) = &mut self.child {
+            if child.try_wait().expect("a child can be asked").is_some() {
+                self.child = None;
+            } else if started.elapsed() > within {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+
     /// Starts the binary again on the same ports and data, and waits until it answers.
     pub fn resume(&mut self) {
+        self.spawn();
+        self.wait_until_ready();
+    }
+
+    /// Starts the binary again without waiting for it.
+    pub fn spawn(&mut self) {
         let files = certificates();
         let listen = |port: u16| format!("127.0.0.1:{port}");
         let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
@@ -90,10 +120,10 @@ impl ProcessServer {
         command.args(["--registration", "open", "--no-rate-limits", "--allow-private-addresses"]);
         command.args(&self.extra).stdin(Stdio::null()).stdout(Stdio::null());
         self.child = Some(command.spawn().expect("the binary was built with the tests"));
-        self.wait_until_ready();
     }
 
-    fn wait_until_ready(&mut self) {
+    /// Waits until a process that was spawned listens.
+    pub fn wait_until_ready(&mut self) {
         let started = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", self.plain)).is_err() {
             let child = self.child.as_mut().expect("just started");

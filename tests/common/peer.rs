@@ -159,6 +159,25 @@ impl Peer {
         }
     }
 
+    /// As [`Peer::ask`] with a body, of a server that may be dead: none if there is no answer.
+    pub fn try_put(&self, server: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let destination = ServerName::parse(server).expect("a server name");
+        let body = serde_json::to_vec(body).expect("JSON");
+        let request = SignedRequest {
+            method: "PUT",
+            destination: &destination,
+            path_and_query: path.to_owned(),
+            body: Some(&body),
+            timeout: Duration::from_secs(10),
+            max_bytes: 1 << 20,
+        };
+        match self.client.request(request) {
+            Ok(response) => Some((response.status, serde_json::from_slice(&response.body).ok()?)),
+            Err(CallError::Refused(refusal)) => Some((refusal.status, Value::Object(refusal.body))),
+            Err(_) => None,
+        }
+    }
+
     /// Signs an event of its own.
     pub fn sign(&self, event: Map<String, Value>, version: RoomVersion) -> Pdu {
         handshake::sign_new_event(event, self.name(), &self.script.key, version).expect("an event")
