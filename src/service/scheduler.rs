@@ -96,10 +96,15 @@ impl Scheduler {
     pub fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
         // What was under way when we last stopped is not, any more.
         let now = hs.clock.now_ms();
-        hs.store.write(move |tx| {
-            tx.hasten_remote_memberships(now)?;
-            tx.hasten_all_waiting(now)
-        })?;
+        let due = |db: &crate::store::Db<'_>| {
+            Ok(db.next_remote_membership_due()?.is_some() || db.next_waiting_due()?.is_some())
+        };
+        if hs.store.read(due)? {
+            hs.store.write(move |tx| {
+                tx.hasten_remote_memberships(now)?;
+                tx.hasten_all_waiting(now)
+            })?;
+        }
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
         shared.lock().ticking = true;
         thread::Builder::new().name("timer".to_owned()).spawn(move || {

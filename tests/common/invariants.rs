@@ -106,7 +106,8 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "a remote membership in a room that we are in",
-        "SELECT m.user_id FROM remote_memberships m JOIN rooms r ON r.room_id = m.room_id WHERE r.resident = 1",
+        "SELECT m.user_id FROM remote_memberships m JOIN rooms r ON r.room_id = m.room_id
+         WHERE r.resident = 1 AND m.state <> 'leaving'",
     ),
     (
         "a remote membership that nobody pursues, or a closed one that is",

@@ -8,6 +8,7 @@ pub mod scene;
 pub mod wait;
 
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,6 +80,19 @@ impl ProcessServer {
         self.resume();
     }
 
+    /// Whether the running process can write to files, as if the disk were full or broken.
+    #[cfg(target_os = "linux")]
+    pub fn let_files_grow(&self, may: bool) {
+        let pid = libc::pid_t::try_from(self.pid().expect("a running process")).expect("a process id");
+        let limit = libc::rlimit {
+            rlim_cur: if may { libc::RLIM_INFINITY } else { 0 },
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: the kernel reads one live `rlimit`, and is asked to write none.
+        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    }
+
     /// SIGTERM, which the process answers by stopping in its own time.
     pub fn terminate(&self) {
         if let Some(pid) = self.pid() {
@@ -119,6 +133,14 @@ impl ProcessServer {
         command.arg("--trust-ca").arg(&files.ca);
         command.args(["--registration", "open", "--no-rate-limits", "--allow-private-addresses"]);
         command.args(&self.extra).stdin(Stdio::null()).stdout(Stdio::null());
+        // So that a write beyond `let_files_grow` is an error and not a signal.
+        // SAFETY: the closure makes one system call that is safe between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+                Ok(())
+            });
+        }
         self.child = Some(command.spawn().expect("the binary was built with the tests"));
     }
 
