@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::ProcessServer;
 use common::peer::{FakeRoom, Peer};
 use common::wait::{Gate, wait_until};
@@ -230,4 +232,59 @@ fn killed_on_either_side_two_real_servers_agree_in_the_end() {
     here.resume();
     alice.send(&room, "still here");
     assert_eq!(bob.next_message(&room), "still here");
+}
+
+/// A port at which connections neither come about nor fail.
+struct DeafPort {
+    _listener: std::net::TcpListener,
+    _waiting: Vec<std::net::TcpStream>,
+}
+
+impl DeafPort {
+    fn bind(port: u16) -> Self {
+        use std::os::fd::AsRawFd;
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+        // SAFETY: a plain system call on an open descriptor.
+        assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let mut waiting = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            waiting.push(stream);
+        }
+        Self { _listener: listener, _waiting: waiting }
+    }
+}
+
+/// Whether somebody tries to connect to this port and has had no answer (`SYN_SENT`).
+#[cfg(target_os = "linux")]
+fn connects_in_vain(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux tells");
+    let wanted = format!(":{port:04X} 02 ");
+    table.lines().any(|line| line.contains(&wanted))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stop_does_not_wait_for_connections_that_never_come_about() {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", "invite");
+    let invite =
+        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let (status, answer) =
+        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
+    assert_eq!(status, 200, "{answer}");
+    let port = peer.name().port().expect("a port");
+    drop(peer);
+    let _deaf = DeafPort::bind(port);
+    // A client's request and a job of the timer hang in it.
+    in_background(&bob, knock_path("!elsewhere:example.org", &format!("localhost:{port}")));
+    bob.leave(room.id.as_str());
+    wait_until("the server tries to connect", || connects_in_vain(port));
+    server.terminate();
+    // A second or so, on a machine that may be busy; a connection would be given up after ten.
+    assert!(server.wait_for_end(Duration::from_secs(6)), "it does not stop");
+    server.resume();
+    assert!(bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_none());
 }

@@ -332,6 +332,7 @@ fn killed_at_random_moments_nothing_acknowledged_is_lost_and_all_sides_agree() {
             let (killed, what) = kill(&mut servers, &mut random);
             done += killed;
             looks.look(&servers, load, &format!("after kill {done}: {what}"));
+            println!("kill {done} at {:?}: {what}", started.elapsed());
         }
         println!("{done} kills in {:?}", started.elapsed());
     });

@@ -200,12 +200,13 @@ impl Server {
         shared.bounds.close();
         shared.service.interrupt();
         shared.cut(|peer| peer.retire());
-        if !shared.wait_until_empty(Instant::now() + STOP_GRACE) {
+        let mut deadline = Instant::now() + STOP_GRACE;
+        if !shared.wait_until_empty(deadline) {
             shared.cut(|_| true);
             shared.service.interrupt();
-            shared.wait_until_empty(Instant::now() + STOP_CUT);
+            deadline = Instant::now() + STOP_CUT;
+            shared.wait_until_empty(deadline);
         }
-        let deadline = Instant::now() + STOP_CUT;
         shared.parkers.end(deadline);
         shared.workers.end(deadline);
         if let Some(relief) = lock(&self.relief).take() {

@@ -153,8 +153,11 @@ impl Homeserver {
     /// Ends those threads and every wait. What they had left to do is in the database.
     pub fn stop_background(&self) {
         self.notifier.stop();
-        self.sender.stop();
-        self.scheduler.stop();
+        // Side by side: each may have to wait for threads that hang in a connection.
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.scheduler.stop());
+            self.sender.stop();
+        });
     }
 
     /// Tells whoever sleeps until a time of the wall clock that it has been moved (tests advance it).

@@ -170,7 +170,7 @@ impl Scheduler {
     /// Stops the timer, and waits a moment for the jobs that are under way (whose requests are cut off by then). Those
     /// that have not come to an end are repeated after the next start.
     pub fn stop(&self) {
-        const GRACE: Duration = Duration::from_secs(1);
+        const GRACE: Duration = Duration::from_millis(500);
         let mut state = self.shared.lock();
         state.stop = true;
         self.shared.moved.notify_all();
