@@ -341,6 +341,67 @@ CREATE TABLE receipts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
 
+-- ===== Messages to devices, device lists =====
+
+-- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `bytes` is what all up
+-- to this one came to. Deleted once the device has proved, by the `since` of a later /sync, that it has them.
+CREATE TABLE to_device (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  message TEXT NOT NULL,
+  PRIMARY KEY (user_id, device_id, number),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- Answers to /sync that had to leave some of them out: those with tokens before `stream` ended with the message `number`.
+CREATE TABLE to_device_portions (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (user_id, device_id, number),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- The messages to devices that came from other servers, so that a repeat is known as one. Kept for some days.
+CREATE TABLE to_device_received (
+  origin TEXT NOT NULL,
+  message_id TEXT NOT NULL,
+  received_ms INTEGER NOT NULL,
+  PRIMARY KEY (origin, message_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX to_device_received_by_age ON to_device_received (received_ms);
+
+-- Users whose devices changed, ours and those of others with whom one of us shares a room, and when they did last. For one
+-- of ours this is the `stream_id` that other servers are told.
+CREATE TABLE device_changes (
+  user_id TEXT PRIMARY KEY,
+  stream INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX device_changes_by_stream ON device_changes (stream);
+
+-- How well we know the devices of other servers' users: up to which update of theirs. `due_ms`: something is missing, and
+-- the whole list is to be fetched then; `attempts` to do so have failed.
+CREATE TABLE remote_device_lists (
+  user_id TEXT PRIMARY KEY,
+  stream_id INTEGER,
+  due_ms INTEGER,
+  attempts INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX remote_device_lists_due ON remote_device_lists (due_ms) WHERE due_ms IS NOT NULL;
+
+-- Those devices. `keys`: the identity keys as their server tells them, a JSON object.
+CREATE TABLE remote_devices (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  display_name TEXT,
+  keys TEXT,
+  PRIMARY KEY (user_id, device_id)
+) STRICT, WITHOUT ROWID;
+
 -- ===== Users, devices and tokens =====
 
 -- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id hash
@@ -431,7 +492,7 @@ CREATE TABLE filters (
 CREATE UNIQUE INDEX filters_by_digest ON filters (user_id, digest);
 
 -- Which event a client's request with a transaction id made, so that a repeat makes no second one and the sending
--- device recognises its own event. `scope` is the endpoint and its path. Old rows are dropped as new ones come.
+-- device recognises its own event; '' if it made none. `scope` is the endpoint and its path. Old rows are dropped as new ones come.
 CREATE TABLE client_transactions (
   sent_ms INTEGER NOT NULL,
   user_id TEXT NOT NULL,

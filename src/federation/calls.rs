@@ -124,6 +124,26 @@ pub struct DirectoryAnswer {
     pub servers: Vec<ServerName>,
 }
 
+/// The answer of `user/devices`.
+#[derive(Debug, Deserialize)]
+pub struct RemoteDevices {
+    /// The last update that is in it.
+    pub stream_id: i64,
+    /// The devices.
+    pub devices: Vec<RemoteDevice>,
+}
+
+/// One device of a user of another server.
+#[derive(Debug, Deserialize)]
+pub struct RemoteDevice {
+    /// Its id.
+    pub device_id: String,
+    /// What its user calls it.
+    pub device_display_name: Option<String>,
+    /// Its identity keys.
+    pub keys: Option<Value>,
+}
+
 fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<ServerName>, D::Error> {
     let names = Vec::<Value>::deserialize(d)?;
     let names = names.iter().take(MAX_SERVERS).filter_map(Value::as_str);
@@ -398,6 +418,12 @@ impl Client {
         if let Some(field) = field {
             let _ = write!(path, "&field={}", enc(field));
         }
+        object(self.get(peer, path, QUICK, SMALL)?)
+    }
+
+    /// `GET user/devices/{userId}`: the devices of a user of the peer's that have identity keys.
+    pub fn user_devices(&self, peer: &ServerName, user: &UserId) -> CallResult<RemoteDevices> {
+        let path = format!("/_matrix/federation/v1/user/devices/{}", enc(user));
         object(self.get(peer, path, QUICK, SMALL)?)
     }
 

@@ -19,6 +19,9 @@ const INVITE: usize = 1024 * 1024;
 /// The largest body of a transaction: 50 events of the largest size, and 100 ephemeral messages about as large.
 const TRANSACTION: usize = 12 * 1024 * 1024;
 
+/// The messages of one request to devices: clients send those for many devices together.
+const TO_DEVICE: usize = 2 << 20;
+
 /// A new room's description: dozens of state events at most.
 const NEW_ROOM: usize = 2 << 20;
 
@@ -82,6 +85,8 @@ pub const ROUTES: &[Route] = &[
         User(client_server::ephemeral::receipt),
     ),
     post("/_matrix/client/v3/rooms/{roomId}/read_markers", User(client_server::ephemeral::read_markers)),
+    put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(client_server::to_device::send))
+        .body(TO_DEVICE),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
     post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),
@@ -155,6 +160,7 @@ pub const ROUTES: &[Route] = &[
     // ----- server-server: transactions, events, queries -----
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),
+    get("/_matrix/federation/v1/user/devices/{userId}", Peer(server_server::devices::list)),
     get("/_matrix/federation/v1/query/{queryType}", Peer(server_server::query::unknown)),
     get("/_matrix/federation/v1/hierarchy/{roomId}", Peer(server_server::spaces::hierarchy)),
     get("/_matrix/federation/v1/publicRooms", Peer(server_server::public_rooms::list)),

@@ -6,6 +6,7 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use sha2::{Digest, Sha256};
 
+use super::device_lists::tell_of_gone_devices;
 use super::{Homeserver, random};
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
@@ -145,7 +146,10 @@ impl Homeserver {
         self.store.write(move |tx| {
             tx.set_password(&user, &hash)?;
             match keep {
-                Some(keep) => tx.delete_devices_except(&user, keep.as_deref()),
+                Some(keep) => {
+                    let gone = tx.delete_devices_except(&user, keep.as_deref())?;
+                    tell_of_gone_devices(tx, &user, &gone)
+                }
                 None => Ok(()),
             }
         })
@@ -154,7 +158,10 @@ impl Homeserver {
     /// Closes an account for good, and leaves its rooms. Its name stays taken.
     pub fn deactivate(&self, user: &UserId) -> Result<()> {
         let closed = user.clone();
-        self.store.write(move |tx| tx.deactivate(&closed))?;
+        self.store.write(move |tx| {
+            let gone = tx.deactivate(&closed)?;
+            tell_of_gone_devices(tx, &closed, &gone)
+        })?;
         self.leave_all_rooms(user)
     }
 

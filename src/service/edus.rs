@@ -11,7 +11,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::Homeserver;
+use super::device_lists::DeviceNews;
 use super::sender;
+use super::to_device::DirectToDevice;
 use crate::error::Result;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{RoomId, ServerName, UserId};
@@ -24,15 +26,20 @@ struct Edu {
     content: Map<String, Value>,
 }
 
-/// Which rooms the sender of a transaction has a say in, looked up once for all messages of the transaction.
-pub(super) struct RoomsOfOrigin<'o> {
+/// The ephemeral messages of one transaction on their way in.
+pub(super) struct Intake<'o> {
     origin: &'o ServerName,
+    /// The rooms in which the sender has a say, so that each is looked up once.
     rooms: HashMap<RoomId, Option<RoomKey>>,
+    /// What must not be lost waits for one commit.
+    pub(super) to_device: Vec<DirectToDevice>,
+    /// The same of the devices of the sender's users.
+    pub(super) devices: Vec<DeviceNews>,
 }
 
-impl<'o> RoomsOfOrigin<'o> {
+impl<'o> Intake<'o> {
     fn new(origin: &'o ServerName) -> Self {
-        Self { origin, rooms: HashMap::new() }
+        Self { origin, rooms: HashMap::new(), to_device: Vec::new(), devices: Vec::new() }
     }
 
     /// Who sent the transaction.
@@ -66,25 +73,27 @@ impl<'o> RoomsOfOrigin<'o> {
 impl Homeserver {
     /// Takes in the ephemeral messages of a transaction, in their order. Errors: 500 if something of ours failed.
     pub fn receive_edus(&self, origin: &ServerName, edus: &[&RawValue]) -> Result<()> {
-        let mut rooms = RoomsOfOrigin::new(origin);
+        let mut intake = Intake::new(origin);
         for edu in edus {
             match serde_json::from_str::<Edu>(edu.get()) {
-                Ok(edu) => self.receive_edu(&mut rooms, edu)?,
+                Ok(edu) => self.receive_edu(&mut intake, edu)?,
                 Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
             }
         }
-        Ok(())
+        self.take_in_to_device(origin, intake.to_device)?;
+        self.take_in_device_news(intake.devices)
     }
 
-    fn receive_edu(&self, rooms: &mut RoomsOfOrigin<'_>, edu: Edu) -> Result<()> {
+    fn receive_edu(&self, intake: &mut Intake<'_>, edu: Edu) -> Result<()> {
         match edu.edu_type.as_str() {
-            "m.typing" => self.receive_typing(rooms, edu.content.into()),
-            "m.receipt" => self.receive_receipts(rooms, edu.content),
-            other => {
-                log::debug!("{} sent an ephemeral message of the unknown type {other:?}", rooms.origin());
-                Ok(())
-            }
+            "m.typing" => self.receive_typing(intake, edu.content.into())?,
+            "m.receipt" => self.receive_receipts(intake, edu.content)?,
+            "m.direct_to_device" => self.receive_to_device(intake, edu.content.into()),
+            "m.device_list_update" => self.receive_device_list_update(intake, edu.content.into()),
+            "m.signing_key_update" => self.receive_signing_key_update(intake, &edu.content.into()),
+            other => log::debug!("{} sent an ephemeral message of the type {other:?}", intake.origin()),
         }
+        Ok(())
     }
 
     /// Sends an ephemeral message to all other servers in a room, as far as they can be reached at the moment.

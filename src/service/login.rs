@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::accounts::token_hash;
+use super::device_lists::{DeviceChange, tell_of_device, tell_of_gone_devices};
 use super::{Homeserver, random};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
@@ -82,10 +83,15 @@ impl Homeserver {
             if !tx.is_active_user(&owner)? {
                 return Err(Error::forbidden("There is no such account any more"));
             }
-            if tx.device(&owner, &device)?.is_none() && tx.count_devices(&owner)? >= MOST_DEVICES {
+            let is_new = tx.device(&owner, &device)?.is_none();
+            if is_new && tx.count_devices(&owner)? >= MOST_DEVICES {
                 return Err(Error::forbidden("This account has too many devices"));
             }
-            tx.log_in_device(&owner, &device, display_name.as_deref(), &session)
+            tx.log_in_device(&owner, &device, display_name.as_deref(), &session)?;
+            match is_new {
+                true => tell_of_device(tx, &owner, &device, &DeviceChange::Present(display_name)),
+                false => Ok(()),
+            }
         })?;
         Ok(Login {
             user_id: user.clone(),
@@ -147,20 +153,30 @@ impl Homeserver {
     /// Logs devices out and forgets them. Those that do not exist are fine.
     pub fn delete_devices(&self, user: &UserId, devices: Vec<String>) -> Result<()> {
         let user = user.clone();
-        self.store.write(move |tx| devices.iter().try_for_each(|device| tx.delete_device(&user, device)))
+        self.store.write(move |tx| {
+            for device in &devices {
+                if tx.delete_device(&user, device)? {
+                    tell_of_device(tx, &user, device, &DeviceChange::Gone)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Logs all of a user's devices out.
     pub fn delete_all_devices(&self, user: &UserId) -> Result<()> {
         let user = user.clone();
-        self.store.write(move |tx| tx.delete_devices_except(&user, None))
+        self.store.write(move |tx| {
+            let gone = tx.delete_devices_except(&user, None)?;
+            tell_of_gone_devices(tx, &user, &gone)
+        })
     }
 
     /// Renames a device. Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM`.
     pub fn rename_device(&self, user: &UserId, device: &str, name: &str) -> Result<()> {
         let (user, device, name) = (user.clone(), device.to_owned(), checked_device_name(name)?);
         self.store.write(move |tx| match tx.rename_device(&user, &device, &name)? {
-            true => Ok(()),
+            true => tell_of_device(tx, &user, &device, &DeviceChange::Present(Some(name))),
             false => Err(Error::not_found("You have no such device")),
         })
     }

@@ -8,6 +8,7 @@ pub mod backfill;
 mod branches;
 pub mod client_format;
 pub mod compose;
+pub mod device_lists;
 pub mod directory;
 pub mod edus;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub mod scheduler;
 pub mod sender;
 pub mod sync;
 pub mod timeline;
+pub mod to_device;
 pub mod typing;
 mod verify;
 mod waiting;

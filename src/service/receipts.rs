@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Homeserver;
-use super::edus::RoomsOfOrigin;
+use super::edus::Intake;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
@@ -110,7 +110,7 @@ impl Homeserver {
     /// should only update entries that are listed in the EDU."
     pub(super) fn receive_receipts(
         &self,
-        rooms: &mut RoomsOfOrigin<'_>,
+        intake: &mut Intake<'_>,
         content: Map<String, Value>,
     ) -> Result<()> {
         let (mut left, now) = (MOST_IN_EDU, self.clock.now_ms());
@@ -119,7 +119,7 @@ impl Homeserver {
             let Ok(room_id) = RoomId::parse(&room) else { continue };
             // Private ones "MUST NOT appear"; other types are unknown.
             let Some(Value::Object(users)) = by_type.get_mut(READ).map(Value::take) else { continue };
-            let Some(room) = rooms.room(self, &room_id)? else { continue };
+            let Some(room) = intake.room(self, &room_id)? else { continue };
             for (user, told) in users {
                 if left == 0 {
                     break;
@@ -129,7 +129,7 @@ impl Homeserver {
                 else {
                     continue;
                 };
-                if rooms.owns(&user)
+                if intake.owns(&user)
                     && let Some(receipt) = self.store.read(|db| acceptable(db, room, &user, told, now))?
                 {
                     receipts.push((room, receipt));

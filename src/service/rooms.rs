@@ -107,7 +107,7 @@ impl Homeserver {
                 // The same request came twice at once, and the other was first: this one is undone.
                 return Err(Error::internal("a transaction id was used twice at the same time"));
             }
-            tx.add_client_txn(&row, &sent.event_id, now)
+            tx.add_client_txn(&row, Some(&sent.event_id), now)
         });
         match sent {
             Ok(event_id) => Ok(event_id),

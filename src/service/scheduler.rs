@@ -236,7 +236,19 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     for (room, user) in due {
         let (leased_room, leased_user) = (room.clone(), user.clone());
         hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
-        work(shared, hs, room, user)?;
+        spawn(shared, hs, move |hs| {
+            if let Err(error) = hs.pursue_membership(&room, &user) {
+                log::info!("{room} for {user}: {error}");
+            }
+        })?;
+    }
+    let free = WORKERS.saturating_sub(shared.lock().working);
+    for user in hs.device_lists_to_fetch(now, free)? {
+        spawn(shared, hs, move |hs| {
+            if let Err(error) = hs.fetch_device_list(&user) {
+                log::error!("the devices of {user} cannot be kept: {error}");
+            }
+        })?;
     }
     if shared.lock().working < WORKERS {
         let forked = std::mem::take(&mut shared.lock().forked);
@@ -250,10 +262,10 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
         pursue(shared, hs, room)?;
     }
-    let (membership, waiting) =
-        hs.store.read(|db| Ok((db.next_remote_membership_due()?, db.next_waiting_due()?)))?;
-    let next = [membership, waiting, hs.end_typing_that_is_over(now)?];
-    Ok(next.into_iter().flatten().min())
+    let next = hs.store.read(|db| {
+        Ok([db.next_remote_membership_due()?, db.next_waiting_due()?, db.next_device_list_due()?])
+    })?;
+    Ok(next.into_iter().chain([hs.end_typing_that_is_over(now)?]).flatten().min())
 }
 
 /// A thread that works, counted out also when it panics.
@@ -301,14 +313,6 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
         drop(fetching);
     })?;
     Ok(())
-}
-
-fn work(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomId, user: UserId) -> Result<()> {
-    spawn(shared, hs, move |hs| {
-        if let Err(error) = hs.pursue_membership(&room, &user) {
-            log::info!("{room} for {user}: {error}");
-        }
-    })
 }
 
 /// Has something done by a thread of its own, which counts as one that works.

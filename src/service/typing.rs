@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Homeserver;
-use super::edus::RoomsOfOrigin;
+use super::edus::Intake;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
@@ -93,13 +93,13 @@ impl Homeserver {
 
     /// `m.typing` of another server. "Receiving servers should verify that the user is in the room, and is a user
     /// belonging to the sending server."
-    pub(super) fn receive_typing(&self, rooms: &mut RoomsOfOrigin<'_>, content: Value) -> Result<()> {
+    pub(super) fn receive_typing(&self, intake: &mut Intake<'_>, content: Value) -> Result<()> {
         let Ok(Content { room_id, user_id, typing }) = serde_json::from_value(content) else {
             return Ok(());
         };
-        let Some(room) = rooms.room(self, &room_id)? else { return Ok(()) };
+        let Some(room) = intake.room(self, &room_id)? else { return Ok(()) };
         let in_room = || self.store.read(|db| db.membership(room, &user_id));
-        if !rooms.owns(&user_id) || in_room()? != Some(Membership::Join) {
+        if !intake.owns(&user_id) || in_room()? != Some(Membership::Join) {
             return Ok(());
         }
         let now = self.clock.now_ms();

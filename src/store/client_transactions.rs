@@ -38,6 +38,15 @@ impl Db<'_> {
         event_id.map(|id| EventId::parse(&id)).transpose()
     }
 
+    /// Whether this request has been worked off before, whatever it made.
+    pub fn has_client_txn(&self, txn: &ClientTxn) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM client_transactions
+             WHERE user_id = ? AND device_id = ? AND scope = ? AND txn_id = ?",
+        )?;
+        Ok(statement.exists([txn.user_id.as_str(), &txn.device_id, &txn.scope, &txn.txn_id])?)
+    }
+
     /// The transaction id with which this device sent the event.
     pub fn txn_of_event(&self, user: &UserId, device_id: &str, event: &EventId) -> Result<Option<String>> {
         Ok(self
@@ -51,8 +60,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Notes the event that a request made, and drops a few rows that are too old to matter.
-    pub fn add_client_txn(&mut self, txn: &ClientTxn, event: &EventId, now: Millis) -> Result<()> {
+    /// Notes a request that was worked off, and the event that it made if it made one; and drops a few rows that are too old to matter.
+    pub fn add_client_txn(&mut self, txn: &ClientTxn, event: Option<&EventId>, now: Millis) -> Result<()> {
         self.conn()
             .prepare_cached(
                 "INSERT INTO client_transactions (sent_ms, user_id, device_id, scope, txn_id, event_id)
@@ -64,7 +73,7 @@ impl Tx<'_> {
                 txn.device_id,
                 txn.scope,
                 txn.txn_id,
-                event.as_str()
+                event.map_or("", EventId::as_str)
             ])?;
         // Row ids grow with time, so the first rows are the oldest. Two out for each one in keeps the table bounded.
         self.conn()

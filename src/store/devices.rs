@@ -193,24 +193,25 @@ impl Tx<'_> {
         Ok(renamed == 1)
     }
 
-    /// Logs a device out and forgets it. One that does not exist is fine.
-    pub fn delete_device(&mut self, user: &UserId, device: &str) -> Result<()> {
+    /// Logs a device out and forgets it. Whether there was one of this id.
+    pub fn delete_device(&mut self, user: &UserId, device: &str) -> Result<bool> {
         self.conn()
             .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
             .execute([user.as_str(), device])?;
-        self.conn()
+        let deleted = self
+            .conn()
             .prepare_cached("DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2")?
             .execute([user.as_str(), device])?;
-        Ok(())
+        Ok(deleted > 0)
     }
 
-    /// The same for all of the user's devices but this one.
-    pub fn delete_devices_except(&mut self, user: &UserId, keep: Option<&str>) -> Result<()> {
-        for device in self.devices(user)? {
-            if Some(device.device_id.as_str()) != keep {
-                self.delete_device(user, &device.device_id)?;
-            }
+    /// The same for all of the user's devices but this one. Gives the ids of those that are gone.
+    pub fn delete_devices_except(&mut self, user: &UserId, keep: Option<&str>) -> Result<Vec<String>> {
+        let mut gone: Vec<String> = self.devices(user)?.into_iter().map(|device| device.device_id).collect();
+        gone.retain(|device| Some(device.as_str()) != keep);
+        for device in &gone {
+            self.delete_device(user, device)?;
         }
-        Ok(())
+        Ok(gone)
     }
 }

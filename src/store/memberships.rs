@@ -151,6 +151,17 @@ impl Db<'_> {
         )?;
         Ok(statement.exists(params![local.as_str(), other.as_str()])?)
     }
+
+    /// The same for rooms in which messages are encrypted.
+    pub fn share_an_encrypted_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
+        let Some(encryption) = self.slot("m.room.encryption", "")? else { return Ok(false) };
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM memberships a JOIN memberships b ON b.room_key = a.room_key AND b.user_id = ?2
+               JOIN current_state c ON c.room_key = a.room_key AND c.slot = ?3
+             WHERE a.local = 1 AND a.user_id = ?1 AND a.membership = 'join' AND b.membership = 'join' LIMIT 1",
+        )?;
+        Ok(statement.exists(params![local.as_str(), other.as_str(), encryption])?)
+    }
 }
 
 impl Tx<'_> {

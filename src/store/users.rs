@@ -121,8 +121,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Closes an account for good: no password, no devices, no tokens. Its rooms are to be left.
-    pub fn deactivate(&mut self, user: &UserId) -> Result<()> {
+    /// Closes an account for good: no password, no devices, no tokens. Its rooms are to be left. Gives the ids of the
+    /// devices that are gone.
+    pub fn deactivate(&mut self, user: &UserId) -> Result<Vec<String>> {
         self.conn()
             .prepare_cached(
                 "UPDATE users SET deactivated = 1, leaving = 1, password = NULL WHERE user_id = ?1",

@@ -18,3 +18,4 @@ pub mod register;
 pub mod rooms;
 pub mod spaces;
 pub mod sync;
+pub mod to_device;

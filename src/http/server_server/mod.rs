@@ -1,5 +1,6 @@
 //! The server-server API, a file a subject. Thin: parse, call the homeserver, answer.
 
+pub mod devices;
 pub mod events;
 pub mod keys;
 pub mod membership;

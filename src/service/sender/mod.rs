@@ -28,6 +28,8 @@ use crate::store::{Changes, RoomKey};
 /// "Transactions are limited in size; they can have at most 50 PDUs and 100 EDUs."
 const MAX_PDUS: usize = 50;
 const MAX_EDUS: usize = 100;
+/// Bytes of durable ephemeral messages in one transaction, unless a single one has more: others refuse what is too large.
+const MAX_EDU_BYTES: usize = 2 << 20;
 /// Ephemeral messages that wait in memory for one destination; the oldest go.
 const MAX_WAITING_EDUS: usize = 400;
 /// Threads in all, and those that unproven destinations may hold.
@@ -430,7 +432,7 @@ impl Sender {
         };
         let position = hs.store.position();
         let upto = kept.attempt_upto.unwrap_or(position);
-        let (mut events, durable) = hs.store.read(|db| {
+        let (mut events, mut durable) = hs.store.read(|db| {
             let events = db.owed_events(server, kept.cursor, upto, max_pdus + 1)?;
             let durable = match &repeat {
                 Some(_) => Vec::new(),
@@ -438,7 +440,15 @@ impl Sender {
             };
             Ok((events, durable))
         })?;
-        let mut more = kept.attempt_upto.is_some_and(|upto| upto < position) || durable.len() == MAX_EDUS;
+        // A repeat goes without what has become owed since it failed, ephemeral messages too.
+        let mut more = kept.attempt_upto.is_some() || durable.len() == MAX_EDUS;
+        let sums = durable.iter().scan(0, |sum, owed| {
+            *sum += owed.edu.len();
+            Some(*sum)
+        });
+        let fitting = sums.take_while(|sum| *sum <= MAX_EDU_BYTES).count().max(1);
+        more |= fitting < durable.len();
+        durable.truncate(fitting);
         let upto = if events.len() > max_pdus {
             more = true;
             events.truncate(max_pdus);

@@ -2,9 +2,11 @@
 //!
 //! Everything is read from one snapshot of the database, whose position becomes `next_batch`: nothing can fall between
 //! two answers. `joined` has the rooms that the user is in, `ephemeral` what is fleeting in them, `away` the invites, knocks
-//! and rooms left, `state` works out which state the client lacks.
+//! and rooms left, `state` works out which state the client lacks, `devices` what is for the
+//! client's device alone.
 
 mod away;
+mod devices;
 mod ephemeral;
 mod joined;
 mod state;
@@ -62,6 +64,10 @@ struct Body {
     account_data: Events,
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    to_device: Events,
+    #[serde(skip_serializing_if = "devices::DeviceLists::is_empty")]
+    device_lists: devices::DeviceLists,
     #[serde(skip_serializing_if = "Option::is_none")]
     device_one_time_keys_count: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,7 +179,7 @@ impl Homeserver {
     /// server has not reached.
     pub fn sync(&self, user: &UserId, device: Option<&str>, request: &SyncRequest) -> Result<SyncAnswer> {
         let now = self.clock.now_ms();
-        self.store.read(|db| {
+        let (answer, line) = self.store.read(|db| {
             let position = db.snapshot_position()?;
             if request.since.is_some_and(|since| since > position) {
                 return Err(Error::invalid_param("The since token is none of this server's"));
@@ -187,11 +193,15 @@ impl Homeserver {
             };
             let (ignored, blocks_invites) = (ignored_users(db, user)?, blocks_invites(db, user)?);
             answer(&Context { db, user, request, style, position, ignored, blocks_invites })
-        })
+        })?;
+        if let Some(device) = device {
+            self.settle_line(user, device, request.since, line)?;
+        }
+        Ok(answer)
     }
 }
 
-fn answer(context: &Context<'_>) -> Result<SyncAnswer> {
+fn answer(context: &Context<'_>) -> Result<(SyncAnswer, devices::Line)> {
     let data = context.db.account_data_since(context.user, context.since(), context.position)?;
     let mut global = Vec::new();
     let mut of_rooms: BTreeMap<RoomId, Vec<AccountData>> = BTreeMap::new();
@@ -204,19 +214,24 @@ fn answer(context: &Context<'_>) -> Result<SyncAnswer> {
     let mut rooms = Rooms { join: joined::collect(context, &of_rooms)?, ..Rooms::default() };
     away::collect(context, &of_rooms, &mut rooms)?;
     let device = context.style.device;
+    let (to_device, line) = devices::to_device(context)?;
+    let device_lists = devices::device_lists(context, &rooms)?;
     let body = Body {
         next_batch: format!("s{}", context.position),
         account_data: global_account_data(context, &global)?,
         rooms,
+        to_device,
+        device_lists,
         // Devices have no keys here yet, and are told so instead of being left to guess.
         device_one_time_keys_count: device.map(|_| json!({"signed_curve25519": 0})),
         device_unused_fallback_key_types: device.map(|_| json!([])),
     };
-    Ok(SyncAnswer {
-        position: context.position,
-        is_empty: body.account_data.is_empty() && body.rooms.is_empty(),
-        body: serde_json::to_vec(&body).map_err(Error::internal)?,
-    })
+    let is_empty = body.account_data.is_empty()
+        && body.rooms.is_empty()
+        && body.to_device.is_empty()
+        && body.device_lists.is_empty();
+    let body = serde_json::to_vec(&body).map_err(Error::internal)?;
+    Ok((SyncAnswer { position: context.position, is_empty, body }, line))
 }
 
 /// The users of `m.ignored_user_list`.

@@ -1,0 +1,258 @@
+//! Device lists: other servers are told when the devices of one of us change, and we remember what they tell us.
+//!
+//! The updates of one user form a chain: each has a number (`stream_id`) and names the one before it (`prev_id`). Where
+//! the chain has a gap, the whole list is fetched.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::Homeserver;
+use super::edus::Intake;
+use super::membership::backoff_ms;
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::federation::calls::RemoteDevices;
+use crate::protocol::UserId;
+use crate::store::Tx;
+use crate::store::device_lists::{RemoteDevice, RemoteDeviceList};
+
+/// Devices of one user of another server that are remembered.
+const MOST_DEVICES: usize = 1000;
+/// Longest device id and device name, in bytes; the identity keys of one device as JSON.
+const LONGEST_ID: usize = 255;
+const LONGEST_NAME: usize = 512;
+const LARGEST_KEYS: usize = 16 << 10;
+/// For how long a list is put off that is being fetched: longer than that may take.
+const LEASE: Millis = 10 * 60 * 1000;
+/// After so many failures a list is not fetched until its server says something new.
+const MOST_ATTEMPTS: u32 = 12;
+
+/// What happened to a device of ours.
+pub(super) enum DeviceChange {
+    /// It was added or renamed, and is called so now.
+    Present(Option<String>),
+    /// It was logged out.
+    Gone,
+}
+
+/// `m.device_list_update` between servers, as far as it is of interest.
+#[derive(Deserialize)]
+pub(super) struct Update {
+    user_id: UserId,
+    device_id: String,
+    device_display_name: Option<String>,
+    stream_id: i64,
+    #[serde(default)]
+    prev_id: Vec<i64>,
+    #[serde(default)]
+    deleted: bool,
+    keys: Option<Map<String, Value>>,
+}
+
+/// What a server told of its users' devices and keys.
+pub(super) enum DeviceNews {
+    /// One device.
+    Update(Update),
+    /// The keys with which a user signs their devices.
+    SigningKeys(UserId),
+}
+
+/// One device of ours changed: tells everybody who follows the user's devices.
+pub(super) fn tell_of_device(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    device: &str,
+    change: &DeviceChange,
+) -> Result<()> {
+    let previous = tx.device_change(user)?;
+    let stream_id = tx.devices_changed(user)?;
+    let servers = tx.servers_that_share_rooms(user)?;
+    if servers.is_empty() {
+        return Ok(());
+    }
+    let prev_id: Vec<i64> = previous.into_iter().collect();
+    let mut content =
+        json!({ "user_id": user, "device_id": device, "stream_id": stream_id, "prev_id": prev_id });
+    match change {
+        DeviceChange::Present(Some(name)) => content["device_display_name"] = json!(name),
+        DeviceChange::Present(None) => {}
+        DeviceChange::Gone => content["deleted"] = json!(true),
+    }
+    let edu = json!({ "edu_type": "m.device_list_update", "content": content }).to_string();
+    servers.iter().try_for_each(|server| tx.owe_edu(server, &edu))
+}
+
+/// The same for devices that were logged out.
+pub(super) fn tell_of_gone_devices(tx: &mut Tx<'_>, user: &UserId, devices: &[String]) -> Result<()> {
+    devices.iter().try_for_each(|device| tell_of_device(tx, user, device, &DeviceChange::Gone))
+}
+
+impl Homeserver {
+    /// The devices of one of our users that have identity keys, for other servers. Clients cannot upload such keys yet,
+    /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is none of us.
+    pub fn devices_for_servers(&self, user: &UserId) -> Result<Value> {
+        self.store.read(|db| {
+            if !self.is_ours(user) || !db.is_active_user(user)? {
+                return Err(Error::not_found("There is no such user"));
+            }
+            let stream_id = db.device_change(user)?.unwrap_or(0);
+            Ok(json!({ "user_id": user, "stream_id": stream_id, "devices": [] }))
+        })
+    }
+
+    /// `m.device_list_update` of another server, to be taken in at the end of the transaction.
+    pub(super) fn receive_device_list_update(&self, intake: &mut Intake<'_>, content: Value) {
+        let Ok(update) = Update::deserialize(content) else { return };
+        let fits = !update.device_id.is_empty() && update.device_id.len() <= LONGEST_ID;
+        if intake.owns(&update.user_id) && fits {
+            intake.devices.push(DeviceNews::Update(update));
+        }
+    }
+
+    /// `m.signing_key_update` of another server. The keys are fetched by whoever asks for them.
+    pub(super) fn receive_signing_key_update(&self, intake: &mut Intake<'_>, content: &Value) {
+        let user = content.get("user_id").and_then(Value::as_str).and_then(|user| UserId::parse(user).ok());
+        intake.devices.extend(user.filter(|user| intake.owns(user)).map(DeviceNews::SigningKeys));
+    }
+
+    /// Takes in what was put by, all in one commit. Users with whom nobody here shares a room are of no interest.
+    pub(super) fn take_in_device_news(&self, news: Vec<DeviceNews>) -> Result<()> {
+        if news.is_empty() {
+            return Ok(());
+        }
+        let now = self.clock.now_ms();
+        let gaps = self.store.write(move |tx| {
+            let mut gaps = false;
+            for news in news {
+                let user = match &news {
+                    DeviceNews::Update(update) => &update.user_id,
+                    DeviceNews::SigningKeys(user) => user,
+                };
+                if tx.local_users_who_share_rooms(user)?.is_empty() {
+                    continue;
+                }
+                match news {
+                    DeviceNews::SigningKeys(user) => drop(tx.devices_changed(&user)?),
+                    DeviceNews::Update(update) => gaps |= take_in(tx, update, now)?,
+                }
+            }
+            Ok(gaps)
+        })?;
+        if gaps {
+            self.scheduler.wake();
+        }
+        Ok(())
+    }
+
+    /// Takes up the lists that are due to be fetched, each for a while, so that nobody else does.
+    pub(super) fn device_lists_to_fetch(&self, now: Millis, limit: usize) -> Result<Vec<UserId>> {
+        let due = self.store.read(|db| db.device_lists_due(now, limit))?;
+        if due.is_empty() {
+            return Ok(due);
+        }
+        self.store.write_lightly(move |tx| {
+            for user in &due {
+                if let Some(list) = tx.remote_device_list(user)? {
+                    let leased = RemoteDeviceList { due_ms: Some(now + LEASE), ..list };
+                    tx.set_remote_device_list(user, &leased)?;
+                }
+            }
+            Ok(due)
+        })
+    }
+
+    /// Fetches the whole device list of another server's user.
+    pub fn fetch_device_list(&self, user: &UserId) -> Result<()> {
+        let Some(before) = self.store.read(|db| db.remote_device_list(user))? else { return Ok(()) };
+        let owner = user.clone();
+        if self.store.read(|db| db.local_users_who_share_rooms(user))?.is_empty() {
+            return self.store.write(move |tx| tx.forget_remote_device_list(&owner));
+        }
+        let fetched = self.federation.user_devices(&user.server(), user);
+        let now = self.clock.now_ms();
+        match fetched {
+            Ok(fetched) => self.store.write(move |tx| replace(tx, &owner, &before, fetched, now)),
+            Err(e) => {
+                log::info!("the devices of {user} cannot be fetched: {e}");
+                let attempts = before.attempts + 1;
+                let again = e.is_transient() && attempts < MOST_ATTEMPTS;
+                let due_ms = again.then(|| now + backoff_ms(attempts));
+                self.store.write(move |tx| {
+                    tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..before })
+                })
+            }
+        }
+    }
+}
+
+/// Takes in one update. Whether the chain has a gap.
+fn take_in(tx: &mut Tx<'_>, update: Update, now: Millis) -> Result<bool> {
+    let user = &update.user_id;
+    let known = tx.remote_device_list(user)?;
+    let reached = known.as_ref().and_then(|list| list.stream_id);
+    if reached == Some(update.stream_id) {
+        return Ok(false);
+    }
+    // "May be missing or empty for the first EDU in a sequence."
+    let begins = reached.is_none() && update.prev_id.is_empty();
+    let follows = reached.is_some_and(|reached| {
+        update.stream_id > reached
+            && !update.prev_id.is_empty()
+            && update.prev_id.iter().all(|previous| *previous <= reached)
+    });
+    let fits = begins || follows;
+    let (due_ms, attempts) = known.map_or((None, 0), |list| (list.due_ms, list.attempts));
+    let list = match fits {
+        true => RemoteDeviceList { stream_id: Some(update.stream_id), due_ms, attempts },
+        false => RemoteDeviceList { stream_id: reached, due_ms: Some(now), attempts: 0 },
+    };
+    tx.set_remote_device_list(user, &list)?;
+    if update.deleted {
+        tx.forget_remote_devices(user, Some(&update.device_id))?;
+    } else {
+        let keys = update.keys.map(Value::Object);
+        if let Some(device) = device_of(update.device_id, update.device_display_name, keys) {
+            tx.set_remote_device(user, &device, MOST_DEVICES)?;
+        }
+    }
+    tx.devices_changed(user)?;
+    Ok(!fits)
+}
+
+/// Puts a fetched list in the place of what was known.
+fn replace(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    before: &RemoteDeviceList,
+    fetched: RemoteDevices,
+    now: Millis,
+) -> Result<()> {
+    let known = tx.remote_device_list(user)?;
+    // What came while it was fetched may be missing in it: then it is fetched once more.
+    let overtaken = known.as_ref().is_some_and(|list| {
+        list.due_ms != before.due_ms || list.stream_id.is_some_and(|reached| reached > fetched.stream_id)
+    });
+    tx.forget_remote_devices(user, None)?;
+    for device in fetched.devices.into_iter().take(MOST_DEVICES) {
+        if let Some(device) = device_of(device.device_id, device.device_display_name, device.keys) {
+            tx.set_remote_device(user, &device, MOST_DEVICES)?;
+        }
+    }
+    let attempts = if overtaken { before.attempts + 1 } else { 0 };
+    let again = overtaken && attempts < MOST_ATTEMPTS;
+    let due_ms = again.then(|| now + backoff_ms(attempts));
+    let list = RemoteDeviceList { stream_id: Some(fetched.stream_id), due_ms, attempts };
+    tx.set_remote_device_list(user, &list)?;
+    tx.devices_changed(user)?;
+    Ok(())
+}
+
+/// A device, if its parts are of a size to be kept.
+fn device_of(device_id: String, display_name: Option<String>, keys: Option<Value>) -> Option<RemoteDevice> {
+    if device_id.is_empty() || device_id.len() > LONGEST_ID {
+        return None;
+    }
+    let display_name = display_name.filter(|name| name.len() <= LONGEST_NAME);
+    let keys = keys.filter(Value::is_object).map(|keys| keys.to_string());
+    Some(RemoteDevice { device_id, display_name, keys: keys.filter(|keys| keys.len() <= LARGEST_KEYS) })
+}

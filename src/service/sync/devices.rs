@@ -1,0 +1,168 @@
+//! What is for the client's device: the messages that wait for it, and whose devices it has to look at anew.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{Context, Events, Rooms};
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{RoomId, UserId};
+use crate::service::Homeserver;
+use crate::service::room_view::membership_known_at;
+use crate::store::{EventKey, Room};
+
+/// "100 messages is recommended as a reasonable limit."
+const MOST_MESSAGES: usize = 100;
+/// Members of one room that are listed because they share a room with the user from now on, or no more.
+const MOST_MEMBERS: u64 = 10_000;
+
+/// What an answer did with the line of messages that wait for a device.
+#[derive(Default)]
+pub struct Line {
+    /// Up to where the device has proved to have them.
+    proved: Option<i64>,
+    /// Up to where this answer has them, if it has to leave some out.
+    cut_at: Option<i64>,
+}
+
+/// `device_lists`.
+#[derive(Default, Serialize)]
+pub struct DeviceLists {
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    changed: BTreeSet<UserId>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    left: BTreeSet<UserId>,
+}
+
+impl DeviceLists {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.left.is_empty()
+    }
+}
+
+/// The messages that wait for the device, but for those that it has proved to have.
+pub fn to_device(context: &Context<'_>) -> Result<(Events, Line)> {
+    let (mut events, mut line) = (Events::default(), Line::default());
+    let Some(device) = context.style.device else { return Ok((events, line)) };
+    if let Some(since) = context.request.since {
+        line.proved = context.db.to_device_proved(context.user, device, since)?;
+    }
+    let after = line.proved.unwrap_or(0);
+    let mut waiting = context.db.to_device_after(context.user, device, after, MOST_MESSAGES + 1)?;
+    if waiting.len() > MOST_MESSAGES {
+        waiting.truncate(MOST_MESSAGES);
+        line.cut_at = waiting.last().map(|last| last.number);
+    }
+    for message in waiting {
+        events.events.push(RawValue::from_string(message.message).map_err(Error::internal)?);
+    }
+    Ok((events, line))
+}
+
+impl Homeserver {
+    /// Forgets the messages that a device has proved to have, and notes where its answer had to stop: before the answer
+    /// goes out, since its token will prove no more than that.
+    pub(super) fn settle_line(
+        &self,
+        user: &UserId,
+        device: &str,
+        since: Option<i64>,
+        line: Line,
+    ) -> Result<()> {
+        let (user, device) = (user.clone(), device.to_owned());
+        match (line.cut_at, line.proved.zip(since)) {
+            (None, None) => Ok(()),
+            // If the disk does not get it, the same proof comes again.
+            (None, Some((upto, since))) => {
+                self.store.write_lightly(move |tx| tx.forget_to_device(&user, &device, upto, since))
+            }
+            (Some(cut_at), proved) => self.store.write(move |tx| {
+                if let Some((upto, since)) = proved {
+                    tx.forget_to_device(&user, &device, upto, since)?;
+                }
+                tx.note_to_device_portion(&user, &device, cut_at)
+            }),
+        }
+    }
+}
+
+/// "Users who have updated their device identity or cross-signing keys, or who now share an encrypted room with the
+/// client"; and "users with whom we do not share any encrypted rooms anymore". Only where the client has looked before.
+pub fn device_lists(context: &Context<'_>, rooms: &Rooms) -> Result<DeviceLists> {
+    let mut lists = DeviceLists::default();
+    let Some(since) = context.request.since else { return Ok(lists) };
+    for user in context.db.device_changes_between(since, context.position)? {
+        if user == *context.user || context.db.share_a_room(context.user, &user)? {
+            lists.changed.insert(user);
+        }
+    }
+    let mut parted = BTreeSet::new();
+    for room_id in rooms.join.keys() {
+        if let Some(room) = encrypted_room(context, room_id)? {
+            comings_and_goings(context, &room, since, &mut lists.changed, &mut parted)?;
+        }
+    }
+    for room_id in rooms.leave.keys() {
+        if let Some(room) = encrypted_room(context, room_id)?
+            && membership_known_at(context.db, &room, context.user, since)? == Some(Membership::Join)
+        {
+            parted.extend(members(context, &room)?);
+        }
+    }
+    parted.remove(context.user);
+    for user in parted {
+        if !context.db.share_an_encrypted_room(context.user, &user)? {
+            lists.changed.remove(&user);
+            lists.left.insert(user);
+        }
+    }
+    Ok(lists)
+}
+
+fn encrypted_room(context: &Context<'_>, room_id: &RoomId) -> Result<Option<Room>> {
+    let Some(room) = context.db.room(room_id)? else { return Ok(None) };
+    let encryption = context.db.state_event_key(room.key, "m.room.encryption", "")?;
+    Ok(encryption.map(|_| room))
+}
+
+/// Who came into an encrypted room of the user's, and who went.
+fn comings_and_goings(
+    context: &Context<'_>,
+    room: &Room,
+    since: i64,
+    came: &mut BTreeSet<UserId>,
+    went: &mut BTreeSet<UserId>,
+) -> Result<()> {
+    let changes = context.db.state_changes_between(room.key, since, context.position)?;
+    let was_in = membership_known_at(context.db, room, context.user, since)? == Some(Membership::Join);
+    let was_encrypted = changes.iter().all(|c| c.event_type != "m.room.encryption" || c.before.is_some());
+    if !was_in || !was_encrypted {
+        came.extend(members(context, room)?);
+        return Ok(());
+    }
+    let joined = |event: Option<EventKey>| -> Result<bool> {
+        let pdu = event.map(|event| context.db.pdu_by_key(event)).transpose()?;
+        Ok(pdu.and_then(|pdu| pdu.membership()) == Some(Membership::Join))
+    };
+    for change in changes.iter().filter(|change| change.event_type == "m.room.member") {
+        let Ok(user) = UserId::parse(&change.state_key) else { continue };
+        match (joined(change.before)?, joined(change.after)?) {
+            (false, true) => drop(came.insert(user)),
+            (true, false) => drop(went.insert(user)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The members of a room, if they are not too many for anyone to follow.
+fn members(context: &Context<'_>, room: &Room) -> Result<Vec<UserId>> {
+    if room.joined > MOST_MEMBERS {
+        return Ok(Vec::new());
+    }
+    let members = context.db.members(room.key, Some(Membership::Join))?;
+    Ok(members.into_iter().map(|member| member.user_id).collect())
+}
