@@ -59,6 +59,7 @@ errcodes! {
     ProfileTooLarge "M_PROFILE_TOO_LARGE" 400 false,
     ResourceLimitExceeded "M_RESOURCE_LIMIT_EXCEEDED" 403 false,
     RoomInUse "M_ROOM_IN_USE" 400 false,
+    TermsNotSigned "M_TERMS_NOT_SIGNED" 403 false,
     TooLarge "M_TOO_LARGE" 413 false,
     ServerNotTrusted "M_SERVER_NOT_TRUSTED" 403 false,
     Unauthorized "M_UNAUTHORIZED" 401 false,

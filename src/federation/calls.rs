@@ -260,6 +260,19 @@ impl Client {
         Ok(answer.event)
     }
 
+    /// `PUT exchange_third_party_invite`: asks the inviter's server to make an invite of a third-party invite. `event` is
+    /// a partial `m.room.member` event.
+    pub fn exchange_third_party_invite(
+        &self,
+        peer: &ServerName,
+        room: &RoomId,
+        event: &Value,
+    ) -> CallResult<()> {
+        let path = format!("/_matrix/federation/v1/exchange_third_party_invite/{}", enc(room));
+        let _: Map<String, Value> = object(self.put(peer, path, &to_body(event)?, ORDINARY, SMALL)?)?;
+        Ok(())
+    }
+
     /// `PUT /send/{txnId}`: delivers a transaction, which is the whole body. Gives the events that the peer could
     /// not process; it has taken responsibility for all others.
     pub fn send_transaction(

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,30 +11,22 @@ use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use ureq::config::Config;
 use ureq::http;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::tls::RootCerts;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Timeout};
 
 use super::address_guard::AddressGuard;
-use super::discovery::{self, Discovery, HostPort, Lookups, NoRoute, WellKnown};
-use super::dns;
+use super::discovery::{Discovery, Lookups, NoRoute};
+use super::web::{SystemLookups, WebResolver, base_config, no_route, roots, within};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{ServerName, x_matrix};
 
-/// Time for a name to become addresses.
-const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
-/// Time for TCP and TLS together.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Time for a well-known answer, redirects and all.
 const WELL_KNOWN_WITHIN: Duration = Duration::from_secs(10);
-const MAX_HEAD: usize = 16 * 1024;
-/// The specification's example has 40 bytes.
-const MAX_WELL_KNOWN: u64 = 50 * 1024;
-const MAX_WELL_KNOWN_REDIRECTS: u32 = 10;
 /// Of an answer that is an error, this much is read.
 const MAX_ERROR_BODY: u64 = 64 * 1024;
 /// Of a peer's error message, this much is passed on.
@@ -44,8 +35,6 @@ const MAX_MESSAGE: usize = 500;
 const MAX_IDLE: usize = 32;
 const MAX_IDLE_PER_SERVER: usize = 4;
 const IDLE_KEPT: Duration = Duration::from_secs(50);
-/// Requests are written in pieces of this size, and answers' heads must fit in twice as much.
-const BUFFER: usize = 16 * 1024;
 
 /// What a client needs to know.
 pub struct Settings {
@@ -212,6 +201,8 @@ pub struct Client {
     server_name: ServerName,
     key: Arc<ArcSwap<SigningKey>>,
     agent: Agent,
+    /// For what is no homeserver.
+    pub(super) web: Agent,
     discovery: Arc<Discovery>,
     peers: ServerAcl,
 }
@@ -242,6 +233,9 @@ impl Client {
     ) -> Self {
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
         let discovery = Arc::new(Discovery::new(lookups, guard, settings.clock));
+        let web = base_config(roots.clone()).max_redirects(0).max_redirects_will_error(false);
+        let web = web.max_idle_connections(0).build();
+        let web = Agent::with_parts(web, DefaultConnector::default(), WebResolver { guard });
         let config = base_config(roots)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -252,7 +246,7 @@ impl Client {
         let resolver = MatrixResolver { discovery: discovery.clone() };
         let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
         let peers = ServerAcl::from_lists(&[], &[]);
-        Self { server_name: settings.server_name, key, agent, discovery, peers }
+        Self { server_name: settings.server_name, key, agent, web, discovery, peers }
     }
 
     /// The same client, which talks to these servers only.
@@ -292,6 +286,7 @@ impl Client {
     /// Ends every connection, so that threads inside a request come back at once. Later requests fail.
     pub fn shutdown(&self) {
         self.agent.clone().shutdown();
+        self.web.clone().shutdown();
     }
 
     fn perform(&self, request: &SignedRequest<'_>, authorization: Option<&str>) -> CallResult<Response> {
@@ -381,7 +376,7 @@ fn unroutable(no: NoRoute) -> CallError {
 }
 
 /// How an exchange failed, as far as the decision to repeat it needs to know.
-enum Failure {
+pub(super) enum Failure {
     /// The connection ended where an answer should have been.
     Disconnected(String),
     /// No usable connection, or not in time.
@@ -394,7 +389,15 @@ impl Failure {
         Self::Said(CallError::bad(format!("our own request is not valid HTTP: {e}")))
     }
 
-    fn from_ureq(e: ureq::Error) -> Self {
+    /// The failure for those who do not repeat.
+    pub(super) fn into_call_error(self) -> CallError {
+        match self {
+            Self::Disconnected(why) | Self::NotConnected(why) => CallError::Unreachable(why),
+            Self::Said(error) => error,
+        }
+    }
+
+    pub(super) fn from_ureq(e: ureq::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         match e {
             ureq::Error::Io(e) => {
@@ -417,7 +420,7 @@ impl Failure {
 }
 
 /// Reads the body within its bound and tells answers from errors.
-fn read_answer(answer: http::Response<ureq::Body>, max_bytes: u64) -> Result<Response, Failure> {
+pub(super) fn read_answer(answer: http::Response<ureq::Body>, max_bytes: u64) -> Result<Response, Failure> {
     let status = answer.status().as_u16();
     if answer.status().is_redirection() {
         let e = CallError::bad(format!("a redirect ({status}), which has no place between servers"));
@@ -446,43 +449,6 @@ fn read_answer(answer: http::Response<ureq::Body>, max_bytes: u64) -> Result<Res
     Err(Failure::Said(CallError::Refused(Box::new(Refusal { status, errcode, message, body }))))
 }
 
-/// What both agents have in common: TLS only, no proxy from the environment, errors are answers, small buffers.
-fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
-    Config::builder()
-        .https_only(true)
-        .http_status_as_error(false)
-        .proxy(None)
-        .tls_config(TlsConfig::builder().root_certs(roots).build())
-        .user_agent(concat!("Doorstep/", env!("CARGO_PKG_VERSION")))
-        .max_response_header_size(MAX_HEAD)
-        .input_buffer_size(2 * BUFFER)
-        .output_buffer_size(BUFFER)
-        .timeout_resolve(Some(RESOLVE_WITHIN))
-        .timeout_connect(Some(CONNECT_WITHIN))
-}
-
-/// Mozilla's roots, and those of the files.
-fn roots(files: &[PathBuf]) -> Result<RootCerts> {
-    let mut all: Vec<Certificate<'static>> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
-        .iter()
-        .map(|der| Certificate::from_der(der.as_ref()))
-        .collect();
-    for file in files {
-        let wrong = |e: String| Error::invalid_param(format!("--trust-ca {}: {e}", file.display()));
-        let pem = std::fs::read(file).map_err(|e| wrong(e.to_string()))?;
-        let before = all.len();
-        for item in ureq::tls::parse_pem(&pem) {
-            if let PemItem::Certificate(certificate) = item.map_err(|e| wrong(e.to_string()))? {
-                all.push(certificate);
-            }
-        }
-        if all.len() == before {
-            return Err(wrong("no certificate in it".into()));
-        }
-    }
-    Ok(RootCerts::Specific(Arc::new(all)))
-}
-
 /// Gives ureq the addresses of a Matrix authority: discovery and the address guard in one place, so that what was
 /// judged is what is connected to.
 struct MatrixResolver {
@@ -507,112 +473,6 @@ impl Resolver for MatrixResolver {
         let mut addresses = self.empty();
         found.into_iter().for_each(|a| addresses.push(a));
         Ok(addresses)
-    }
-}
-
-fn within(timeout: NextTimeout) -> Duration {
-    timeout.not_zero().map_or(RESOLVE_WITHIN, |t| *t).min(RESOLVE_WITHIN)
-}
-
-fn no_route(no: NoRoute) -> ureq::Error {
-    ureq::Error::Io(io::Error::other(no.0))
-}
-
-/// Ordinary addresses of web servers, for the well-known page and wherever it redirects to.
-#[derive(Debug)]
-struct WebResolver {
-    guard: AddressGuard,
-}
-
-impl Resolver for WebResolver {
-    fn resolve(
-        &self,
-        uri: &http::Uri,
-        _: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
-        let host = uri.host().unwrap_or_default();
-        let found = match (HostPort { host, port: None }).ip() {
-            Some(ip) => vec![ip],
-            None => dns::addresses(host, within(timeout))?,
-        };
-        let mut addresses = self.empty();
-        let port = uri.port_u16().unwrap_or(443);
-        let allowed = found.into_iter().filter(|ip| self.guard.allows(*ip)).take(16);
-        allowed.for_each(|ip| addresses.push((ip, port).into()));
-        if addresses.is_empty() {
-            return Err(no_route(NoRoute(format!("{host} has no address that this server may connect to"))));
-        }
-        Ok(addresses)
-    }
-}
-
-/// The world as it is.
-struct SystemLookups {
-    agent: Agent,
-    clock: Clock,
-    /// Where web servers listen; the tests have theirs elsewhere.
-    https_port: u16,
-}
-
-impl SystemLookups {
-    fn new(roots: RootCerts, guard: AddressGuard, clock: Clock) -> Self {
-        let config = base_config(roots)
-            // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
-            .max_redirects(MAX_WELL_KNOWN_REDIRECTS)
-            .max_redirects_will_error(true)
-            .max_idle_connections(0)
-            .build();
-        let agent = Agent::with_parts(config, DefaultConnector::default(), WebResolver { guard });
-        Self { agent, clock, https_port: 443 }
-    }
-}
-
-impl Lookups for SystemLookups {
-    fn well_known(&self, host: &str, within: Duration) -> WellKnown {
-        let host_and_port = match self.https_port {
-            443 => host.to_owned(),
-            port => format!("{host}:{port}"),
-        };
-        let request = self.agent.get(format!("https://{host_and_port}/.well-known/matrix/server"));
-        let answer = match request.config().timeout_global(Some(within)).build().call() {
-            Ok(answer) => answer,
-            Err(
-                e @ (ureq::Error::TooManyRedirects
-                | ureq::Error::RequireHttpsOnly(_)
-                | ureq::Error::RedirectFailed),
-            ) => {
-                log::debug!("well-known of {host}: {e}");
-                return WellKnown::Nothing;
-            }
-            Err(e) => {
-                log::debug!("well-known of {host}: {e}");
-                return WellKnown::Failed;
-            }
-        };
-        let status = answer.status().as_u16();
-        if status != 200 {
-            return if status >= 500 || status == 429 { WellKnown::Failed } else { WellKnown::Nothing };
-        }
-        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok());
-        let max_age = discovery::max_age(header("cache-control"), header("expires"), self.clock.now_ms());
-        let body = answer.into_body().into_with_config().limit(MAX_WELL_KNOWN).read_to_vec();
-        let Ok(body) = body else { return WellKnown::Failed };
-        match serde_json::from_slice::<Map<String, Value>>(&body)
-            .ok()
-            .and_then(|mut all| all.remove("m.server"))
-        {
-            Some(Value::String(to)) => WellKnown::Delegates { to, max_age },
-            _ => WellKnown::Nothing,
-        }
-    }
-
-    fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
-        dns::srv(name, within)
-    }
-
-    fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
-        dns::addresses(host, within)
     }
 }
 

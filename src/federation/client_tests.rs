@@ -8,7 +8,10 @@ use serde_json::json;
 use super::super::calls::Kind;
 use super::super::dns::Srv;
 use super::super::scripted_peer::{Said, ScriptedPeer};
+use std::net::IpAddr;
+
 use super::*;
+use crate::federation::discovery::WellKnown;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::testing::certificates;
 

@@ -8,8 +8,10 @@ pub mod calls;
 pub mod client;
 pub mod discovery;
 pub mod dns;
+pub mod identity;
 #[cfg(test)]
 pub(crate) mod scripted_peer;
+mod web;
 
 pub use calls::Kind;
 pub use client::{CallError, CallResult, Client, HOPS, Refusal, Response, Settings, SignedRequest};

@@ -157,6 +157,12 @@ pub const ROUTES: &[Route] = &[
         .body(INVITE),
     put("/_matrix/federation/v2/invite/{roomId}/{eventId}", Peer(server_server::membership::invite))
         .body(INVITE),
+    put("/_matrix/federation/v1/3pid/onbind", Anyone(server_server::third_party::on_bind))
+        .rate(Rate::Federation),
+    put(
+        "/_matrix/federation/v1/exchange_third_party_invite/{roomId}",
+        Peer(server_server::third_party::exchange),
+    ),
     // ----- server-server: transactions, events, queries -----
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),

@@ -8,9 +8,12 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{RoomAlias, RoomVersion, UserId};
+use crate::service::membership::third_party::ThirdPartyInvitee;
 
 /// No room starts with more than this many invitations.
 pub const MAX_INVITES: usize = 100;
+/// No room starts with more than this many invitations of addresses.
+pub const MAX_ADDRESSES: usize = 10;
 /// No room starts with more than this many events of `initial_state`.
 pub const MAX_INITIAL_STATE: usize = 200;
 
@@ -29,7 +32,7 @@ pub struct CreateRoom {
     /// Who is invited.
     pub invite: Option<Vec<String>>,
     /// E-mail addresses and the like that are invited.
-    pub invite_3pid: Option<Vec<Value>>,
+    pub invite_3pid: Option<Vec<ThirdPartyInvitee>>,
     /// The room version; the server's default if not said.
     pub room_version: Option<String>,
     /// More keys for the content of `m.room.create`.
@@ -119,6 +122,15 @@ impl CreateRoom {
         }
         if invitees.len() > MAX_INVITES {
             return Err(Error::invalid_param("Too many users are invited at once"));
+        }
+        Ok(invitees)
+    }
+
+    /// The addresses to invite. Errors: 400 `M_INVALID_PARAM` for too many: each takes questions to an identity server.
+    pub fn third_party_invitees(&self) -> Result<&[ThirdPartyInvitee]> {
+        let invitees = self.invite_3pid.as_deref().unwrap_or_default();
+        if invitees.len() > MAX_ADDRESSES {
+            return Err(Error::invalid_param("Too many addresses are invited at once"));
         }
         Ok(invitees)
     }

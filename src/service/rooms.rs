@@ -20,7 +20,7 @@ impl Homeserver {
     /// refused, the error is that one, and the room is there without it.
     ///
     /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`, `M_INVALID_PARAM`,
-    /// `M_BAD_JSON`; 403 `M_SERVER_NOT_TRUSTED` for third-party invitations; those of invitations.
+    /// `M_BAD_JSON`; those of invitations, and of identity servers where addresses are invited.
     pub fn create_room(&self, creator: &UserId, request: &CreateRoom) -> Result<RoomId> {
         let version = match request.room_version.as_deref() {
             None => self.config.default_room_version,
@@ -28,13 +28,14 @@ impl Homeserver {
                 Error::new(ErrCode::UnsupportedRoomVersion, "This server does not support the room version")
             })?,
         };
-        if request.invite_3pid.as_ref().is_some_and(|invites| !invites.is_empty()) {
-            return Err(Error::new(
-                ErrCode::ServerNotTrusted,
-                "This server knows no identity server, and so cannot invite e-mail addresses",
-            ));
+        let (mut invitees, mut addresses) = (request.invitees()?, Vec::new());
+        for address in request.third_party_invitees()? {
+            match self.look_up_third_party(address)? {
+                Some(user) if !invitees.contains(&user) => invitees.push(user),
+                Some(_) => {}
+                None => addresses.push(address),
+            }
         }
-        let mut invitees = request.invitees()?;
         // Our own first: they can be reached, and need not wait for other servers, nor go without for one's failure.
         invitees.sort_by_key(|user| !self.is_ours(user));
         if invitees.contains(creator) {
@@ -73,6 +74,9 @@ impl Homeserver {
         }
         for invitee in &invitees {
             self.invite(creator, &room_id, invitee, None, extra.clone())?;
+        }
+        for address in addresses {
+            self.invite_third_party(creator, &room_id, address)?;
         }
         Ok(room_id)
     }

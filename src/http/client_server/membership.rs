@@ -42,8 +42,12 @@ pub fn join_by_id(hs: &Arc<Homeserver>, request: &Request, requester: &Requester
 
 fn join_door(hs: &Homeserver, request: &Request, requester: &Requester, door: Door) -> Result<Reply> {
     let why: Why = request.json_or_empty()?;
-    if why.third_party_signed.is_some() {
-        return Err(Error::forbidden("This server has no identity server, and so no third-party invites"));
+    let mut door = door;
+    if let Some(signed) = why.third_party_signed {
+        let sender = signed.get("sender").and_then(Value::as_str).unwrap_or_default();
+        let sender = UserId::parse(sender)?;
+        hs.redeem_third_party_invite(&door.room_id, &sender, &requester.user_id, signed)?;
+        door.via.insert(0, sender.server());
     }
     hs.join(&requester.user_id, &door, why.reason.as_deref())?;
     Ok(Reply::json(&json!({ "room_id": door.room_id })))
@@ -61,7 +65,8 @@ pub fn knock(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
 pub fn invite(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let whom: Whom = request.json()?;
     if whom.user_id.is_none() && whom.medium.is_some() {
-        return Err(Error::forbidden("This server has no identity server, and so no third-party invites"));
+        hs.invite_third_party(&requester.user_id, &request.room_id()?, &request.json()?)?;
+        return Ok(Reply::empty());
     }
     hs.invite(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref(), Map::new())?;
     Ok(Reply::empty())

@@ -8,5 +8,6 @@ pub mod openid;
 pub mod public_rooms;
 pub mod query;
 pub mod spaces;
+pub mod third_party;
 pub mod transactions;
 pub mod version;

@@ -19,7 +19,7 @@ mod power_content;
 mod power_levels;
 #[cfg(test)]
 mod tests;
-mod third_party;
+pub mod third_party;
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};

@@ -43,7 +43,7 @@ pub(super) fn check(event: &Pdu, target: &str, invite: &Value, state: StateLooku
         return Verdict::Failed(6, "the third-party invite was issued by another user");
     }
     // 5.4.1.7.
-    if any_signature_matches(signed, &issued.content()) {
+    if keys_that_signed(signed, &issued.content()).next().is_some() {
         return Verdict::Allowed;
     }
     // 5.4.1.8.
@@ -54,25 +54,45 @@ fn text<'v>(object: &'v Value, key: &str) -> Option<&'v str> {
     object.get(key)?.as_str()
 }
 
-fn any_signature_matches(signed: &Map<String, Value>, issued: &Map<String, Value>) -> bool {
-    let listed = issued.get("public_keys").and_then(Value::as_array);
-    let keys: Vec<VerifyKey> = issued
-        .get("public_key")
+/// A key that `m.room.third_party_invite` offers, and where it says to ask whether the key was revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferedKey {
+    /// As the event has it.
+    pub public_key: String,
+    /// None: "the key must be considered valid indefinitely".
+    pub key_validity_url: Option<String>,
+}
+
+/// Which of the keys that `m.room.third_party_invite` (`issued`, its content) offers have signed.
+pub fn keys_that_signed(
+    signed: &Map<String, Value>,
+    issued: &Map<String, Value>,
+) -> impl Iterator<Item = OfferedKey> {
+    let servers = signed.get("signatures").and_then(Value::as_object);
+    let signatures: Vec<String> = servers
         .into_iter()
-        .chain(listed.into_iter().flatten().filter_map(|entry| entry.get("public_key")))
-        .take(TRIED_KEYS)
-        .filter_map(|key| VerifyKey::from_base64(&standard_base64(key.as_str()?)).ok())
-        .collect();
-    let Some(Value::Object(servers)) = signed.get("signatures") else { return false };
-    let signed = json::canonical_event(signed, &["signatures", "unsigned"]);
-    servers
-        .values()
+        .flat_map(Map::values)
         .filter_map(Value::as_object)
         .flatten()
         .filter(|(key_id, _)| key_id.starts_with("ed25519:"))
         .take(TRIED_SIGNATURES)
-        .filter_map(|(_, signature)| signature.as_str())
-        .any(|signature| keys.iter().any(|key| key.verifies(&signed, signature)))
+        .filter_map(|(_, signature)| signature.as_str().map(str::to_owned))
+        .collect();
+    let message = json::canonical_event(signed, &["signatures", "unsigned"]);
+    offered_keys(issued).into_iter().filter(move |offered| {
+        let key = VerifyKey::from_base64(&standard_base64(&offered.public_key));
+        key.is_ok_and(|key| signatures.iter().any(|signature| key.verifies(&message, signature)))
+    })
+}
+
+fn offered_keys(issued: &Map<String, Value>) -> Vec<OfferedKey> {
+    let listed = issued.get("public_keys").and_then(Value::as_array).into_iter().flatten();
+    let entries = listed.filter_map(Value::as_object);
+    let keys = std::iter::once(issued).chain(entries).take(TRIED_KEYS).filter_map(|entry| {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+        Some(OfferedKey { public_key: text("public_key")?, key_validity_url: text("key_validity_url") })
+    });
+    keys.collect()
 }
 
 /// Identity servers write keys in the URL-safe alphabet too.

@@ -162,7 +162,7 @@ fn with_room_state(ours: &Pdu, room_state: &[Box<RawValue>]) -> Result<Vec<u8>> 
 
 /// Whether one of ours can be invited: there is such an account, and it takes invites (`m.invite_permission_config`).
 /// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`.
-fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
+pub(super) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
     if !db.is_active_user(user)? {
         return Err(Error::forbidden(format!("There is no user {user} here")));
     }

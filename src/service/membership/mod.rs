@@ -16,6 +16,7 @@ mod join;
 mod knock;
 mod leave;
 mod moderate;
+pub mod third_party;
 mod turns;
 
 pub use invite::InviteReceived;

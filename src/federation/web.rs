@@ -1,0 +1,176 @@
+//! Ordinary requests of the web: well-known pages, identity servers. The same guards as for requests between servers:
+//! TLS only, no proxy from the environment, bounded answers, no addresses of our own network.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use ureq::Agent;
+use ureq::config::Config;
+use ureq::http;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+use super::address_guard::AddressGuard;
+use super::discovery::{self, HostPort, Lookups, NoRoute, WellKnown};
+use super::dns;
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+
+/// Time for a name to become addresses.
+pub(super) const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
+/// Time for TCP and TLS together.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const MAX_HEAD: usize = 16 * 1024;
+/// The specification's example has 40 bytes.
+const MAX_WELL_KNOWN: u64 = 50 * 1024;
+const MAX_WELL_KNOWN_REDIRECTS: u32 = 10;
+/// Requests are written in pieces of this size, and answers' heads must fit in twice as much.
+const BUFFER: usize = 16 * 1024;
+
+/// What both agents have in common: TLS only, no proxy from the environment, errors are answers, small buffers.
+pub(super) fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
+    Config::builder()
+        .https_only(true)
+        .http_status_as_error(false)
+        .proxy(None)
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .user_agent(concat!("Doorstep/", env!("CARGO_PKG_VERSION")))
+        .max_response_header_size(MAX_HEAD)
+        .input_buffer_size(2 * BUFFER)
+        .output_buffer_size(BUFFER)
+        .timeout_resolve(Some(RESOLVE_WITHIN))
+        .timeout_connect(Some(CONNECT_WITHIN))
+}
+
+/// Mozilla's roots, and those of the files.
+pub(super) fn roots(files: &[PathBuf]) -> Result<RootCerts> {
+    let mut all: Vec<Certificate<'static>> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
+        .iter()
+        .map(|der| Certificate::from_der(der.as_ref()))
+        .collect();
+    for file in files {
+        let wrong = |e: String| Error::invalid_param(format!("--trust-ca {}: {e}", file.display()));
+        let pem = std::fs::read(file).map_err(|e| wrong(e.to_string()))?;
+        let before = all.len();
+        for item in ureq::tls::parse_pem(&pem) {
+            if let PemItem::Certificate(certificate) = item.map_err(|e| wrong(e.to_string()))? {
+                all.push(certificate);
+            }
+        }
+        if all.len() == before {
+            return Err(wrong("no certificate in it".into()));
+        }
+    }
+    Ok(RootCerts::Specific(Arc::new(all)))
+}
+
+pub(super) fn within(timeout: NextTimeout) -> Duration {
+    timeout.not_zero().map_or(RESOLVE_WITHIN, |t| *t).min(RESOLVE_WITHIN)
+}
+
+pub(super) fn no_route(no: NoRoute) -> ureq::Error {
+    ureq::Error::Io(io::Error::other(no.0))
+}
+
+/// Ordinary addresses of web servers, for the well-known page and wherever it redirects to.
+#[derive(Debug)]
+pub(super) struct WebResolver {
+    pub(super) guard: AddressGuard,
+}
+
+impl Resolver for WebResolver {
+    fn resolve(
+        &self,
+        uri: &http::Uri,
+        _: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default();
+        let found = match (HostPort { host, port: None }).ip() {
+            Some(ip) => vec![ip],
+            None => dns::addresses(host, within(timeout))?,
+        };
+        let mut addresses = self.empty();
+        let port = uri.port_u16().unwrap_or(443);
+        let allowed = found.into_iter().filter(|ip| self.guard.allows(*ip)).take(16);
+        allowed.for_each(|ip| addresses.push((ip, port).into()));
+        if addresses.is_empty() {
+            return Err(no_route(NoRoute(format!("{host} has no address that this server may connect to"))));
+        }
+        Ok(addresses)
+    }
+}
+
+/// The world as it is.
+pub(super) struct SystemLookups {
+    agent: Agent,
+    clock: Clock,
+    /// Where web servers listen; the tests have theirs elsewhere.
+    pub(super) https_port: u16,
+}
+
+impl SystemLookups {
+    pub(super) fn new(roots: RootCerts, guard: AddressGuard, clock: Clock) -> Self {
+        let config = base_config(roots)
+            // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
+            .max_redirects(MAX_WELL_KNOWN_REDIRECTS)
+            .max_redirects_will_error(true)
+            .max_idle_connections(0)
+            .build();
+        let agent = Agent::with_parts(config, DefaultConnector::default(), WebResolver { guard });
+        Self { agent, clock, https_port: 443 }
+    }
+}
+
+impl Lookups for SystemLookups {
+    fn well_known(&self, host: &str, within: Duration) -> WellKnown {
+        let host_and_port = match self.https_port {
+            443 => host.to_owned(),
+            port => format!("{host}:{port}"),
+        };
+        let request = self.agent.get(format!("https://{host_and_port}/.well-known/matrix/server"));
+        let answer = match request.config().timeout_global(Some(within)).build().call() {
+            Ok(answer) => answer,
+            Err(
+                e @ (ureq::Error::TooManyRedirects
+                | ureq::Error::RequireHttpsOnly(_)
+                | ureq::Error::RedirectFailed),
+            ) => {
+                log::debug!("well-known of {host}: {e}");
+                return WellKnown::Nothing;
+            }
+            Err(e) => {
+                log::debug!("well-known of {host}: {e}");
+                return WellKnown::Failed;
+            }
+        };
+        let status = answer.status().as_u16();
+        if status != 200 {
+            return if status >= 500 || status == 429 { WellKnown::Failed } else { WellKnown::Nothing };
+        }
+        let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok());
+        let max_age = discovery::max_age(header("cache-control"), header("expires"), self.clock.now_ms());
+        let body = answer.into_body().into_with_config().limit(MAX_WELL_KNOWN).read_to_vec();
+        let Ok(body) = body else { return WellKnown::Failed };
+        match serde_json::from_slice::<Map<String, Value>>(&body)
+            .ok()
+            .and_then(|mut all| all.remove("m.server"))
+        {
+            Some(Value::String(to)) => WellKnown::Delegates { to, max_age },
+            _ => WellKnown::Nothing,
+        }
+    }
+
+    fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
+        dns::srv(name, within)
+    }
+
+    fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
+        dns::addresses(host, within)
+    }
+}
