@@ -41,7 +41,8 @@
 //!   [`http::routes::ROUTES`] and checks who asks, a handler in `http/client_server` or `http/server_server` calls
 //!   one verb of the [`Homeserver`].
 //! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
-//!   specification's checks. Where several branches meet: [`protocol::state_res`].
+//!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. Where several branches meet:
+//!   [`protocol::state_res`].
 //! - An event on its way out: `service/sender.rs`, a cursor for each server.
 //! - The data: `schema.sql`, which explains each table.
 //! - How it is started: [`launch`], from [`config`].

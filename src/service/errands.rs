@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::clock::Millis;
 use crate::protocol::ServerName;
 use crate::store::{Place, RoomKey};
 
@@ -28,6 +29,8 @@ pub struct Errands {
     /// Holes that nobody could fill, and when that was found out: not asked for again at once.
     in_vain: Mutex<HashMap<(RoomKey, Place), Instant>>,
     peers: Mutex<HashMap<ServerName, Peer>>,
+    /// For which server's events in which room others were asked in vain, and until when they are left in peace.
+    calm: Mutex<HashMap<(RoomKey, ServerName), Millis>>,
 }
 
 /// For which room something is being fetched from which server.
@@ -76,6 +79,21 @@ impl Errands {
     /// Until when it is no use to ask a server, if it is not.
     pub(super) fn pauses_until(&self, peer: &ServerName) -> Option<Instant> {
         self.peers().get(peer).and_then(|p| p.not_before).filter(|at| *at > Instant::now())
+    }
+
+    /// Notes that the servers of a room were asked in vain for what a server's events there refer to.
+    pub(super) fn note_calm(&self, room: RoomKey, origin: &ServerName, until: Millis, now: Millis) {
+        let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        calm.retain(|_, until| *until > now);
+        if calm.len() < MOST_PEERS {
+            calm.insert((room, origin.clone()), until);
+        }
+    }
+
+    /// Until when those servers are left in peace, if they are: whoever makes up events must not make us bother others.
+    pub(super) fn calm_until(&self, room: RoomKey, origin: &ServerName, now: Millis) -> Option<Millis> {
+        let calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        calm.get(&(room, origin.clone())).copied().filter(|until| *until > now)
     }
 
     pub(super) fn was_in_vain(&self, hole: (RoomKey, Place)) -> bool {

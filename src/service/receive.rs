@@ -270,12 +270,12 @@ impl Homeserver {
             Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
             taken => return Ok(Some(taken)),
         };
-        let mut attempts = 0;
         if !waits.in_vain && self.clock.instant() < until && !self.waits_already(&needs, waits)? {
-            let servers = self.sources(waits.room, (origin, pdu), 0)?;
-            match self.take_in_with_missing(&servers, pdu, until)? {
-                Fetched::Taken(taken) => return Ok(Some(taken)),
-                Fetched::Nothing { asked } => attempts = u32::from(asked),
+            // Who vouches for the event. Others are asked in the background, where nobody can make us bother them often.
+            let mut servers = self.sources(waits.room, (origin, pdu), 0)?;
+            servers.retain(|server| server == origin || *server == pdu.sender().server());
+            if let Fetched::Taken(taken) = self.take_in_with_missing(&servers, pdu, until)? {
+                return Ok(Some(taken));
             }
             waits.in_vain = true;
         }
@@ -284,8 +284,8 @@ impl Homeserver {
             event_id: pdu.event_id().clone(),
             verified: true,
             needs: names(&needs),
-            attempts,
-            retry_ms: self.clock.now_ms() + pause_after(attempts),
+            attempts: 0,
+            retry_ms: self.clock.now_ms(),
             json: pdu.json().to_vec(),
         });
         Ok(None)

@@ -306,7 +306,7 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
                 log::error!("waiting events could not be pursued: {error}");
             }
             let now = hs.clock.now_ms();
-            let put_off = hs.store.write(move |tx| tx.put_off_due_waiting(room, now, now + AFTER_FAILURE));
+            let put_off = hs.store.write(move |tx| tx.calm_waiting(room, None, now + AFTER_FAILURE));
             put_off.unwrap_or_else(|error| log::error!("nor put off: {error}"));
         }
         drop(hs);

@@ -33,8 +33,9 @@ const COME_AGAIN: Millis = 20_000;
 /// Pauses between attempts: doubling from and up to.
 const FIRST_PAUSE: Millis = 10_000;
 const LONGEST_PAUSE: Millis = 30 * 60_000;
-/// When there is nobody to ask just now.
-const NOBODY_TO_ASK: Millis = 10_000;
+/// When there is nobody to ask just now; and for how long the servers of a room are left in peace, as to the events of one
+/// server, when they were asked in vain.
+const CALM: Millis = 10_000;
 /// An event is given up after this time, and one whose signatures cannot be checked after that.
 const GIVEN_UP: Millis = 3 * 24 * 3_600_000;
 const GIVEN_UP_UNVERIFIED: Millis = 24 * 3_600_000;
@@ -118,7 +119,8 @@ impl Homeserver {
         let pdu = Pdu::trusted(event.event_id.clone(), event.json.clone(), room.version)?;
         let mut taken = self.take_in(&pdu, Terms::Relayed, None);
         let mut asked = false;
-        if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) {
+        let calm = self.errands.calm_until(room.key, &event.origin, self.clock.now_ms()).is_some();
+        if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) && !calm {
             let servers = self.sources(room, (&event.origin, &pdu), event.attempts)?;
             match self.take_in_with_missing(&servers, &pdu, until)? {
                 Fetched::Taken(now) => taken = now,
@@ -178,11 +180,18 @@ impl Homeserver {
             return self.store.write(move |tx| tx.end_waiting(event.key));
         }
         event.attempts = event.attempts.saturating_add(u32::from(asked));
-        event.retry_ms = now + if asked { pause_after(event.attempts) } else { NOBODY_TO_ASK };
+        event.retry_ms = now + if asked { pause_after(event.attempts) } else { 0 };
+        if !event.verified {
+            return self.store.write(move |tx| tx.put_off_waiting(&event, &needs));
+        }
+        // Where one event gets nothing, those after it hardly get more.
+        let calm = self.errands.calm_until(room.key, &event.origin, now).unwrap_or(now + CALM);
+        self.errands.note_calm(room.key, &event.origin, calm, now);
+        event.retry_ms = event.retry_ms.max(calm);
         let key = room.key;
         self.store.write(move |tx| {
-            tx.put_off_waiting(&event, &needs)?;
-            if asked { Ok(()) } else { tx.put_off_due_waiting(key, now, event.retry_ms) }
+            tx.calm_waiting(key, Some(&event.origin), calm)?;
+            tx.put_off_waiting(&event, &needs)
         })
     }
 }

@@ -100,10 +100,10 @@ impl Db<'_> {
         Ok(statement.query_row([], |row| row.get(0))?)
     }
 
-    /// What is due of a room, in the order in which it came.
+    /// What is due of a room, what was tried least first, then in the order in which it came.
     pub fn due_waiting(&self, room: RoomKey, now: Millis, limit: usize) -> Result<Vec<Waiting>> {
         let mut statement = self.conn().prepare_cached(&format!(
-            "SELECT {COLUMNS} WHERE room_key = ?1 AND due_ms <= ?2 ORDER BY waiting LIMIT ?3"
+            "SELECT {COLUMNS} WHERE room_key = ?1 AND due_ms <= ?2 ORDER BY attempts, waiting LIMIT ?3"
         ))?;
         let mut rows = statement.query(params![room, now, i64::try_from(limit).unwrap_or(i64::MAX)])?;
         let mut found = Vec::new();
@@ -231,14 +231,15 @@ impl Tx<'_> {
         self.set_waited_for(event.key, &event.event_id, needs)
     }
 
-    /// Puts off everything of a room that is due: there is nobody to ask just now.
-    pub fn put_off_due_waiting(&mut self, room: RoomKey, now: Millis, until: Millis) -> Result<()> {
+    /// Until then nobody is asked for what a room's events need that came from a server (from any, if none is named).
+    /// What has been hastened is still looked at.
+    pub fn calm_waiting(&mut self, room: RoomKey, origin: Option<&ServerName>, until: Millis) -> Result<()> {
         self.conn()
             .prepare_cached(
-                "UPDATE waiting_events SET retry_ms = max(retry_ms, ?3), due_ms = max(retry_ms, ?3)
-                 WHERE room_key = ?1 AND due_ms <= ?2",
+                "UPDATE waiting_events SET retry_ms = ?3, due_ms = CASE due_ms WHEN 0 THEN 0 ELSE ?3 END
+                 WHERE room_key = ?1 AND retry_ms < ?3 AND (?2 IS NULL OR origin = ?2)",
             )?
-            .execute([room, now, until])?;
+            .execute(params![room, origin.map(ServerName::as_str), until])?;
         Ok(())
     }
 

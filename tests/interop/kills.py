@@ -359,3 +359,36 @@ def caught_up(t):
     ours.leave(room)
     gone(ours, room)
     theirs.expect_membership(ours, room, "leave")
+
+
+@kill("amid a flood: what the peer's users say as fast as they can is all there, though we die twice", of_any=True)
+def flooded(t):
+    ours, speakers = t.of_victim(), [t.of_peer() for _ in range(5)]
+    room = speakers[0].create_room(t.version, "public")
+    for speaker in speakers[1:]:
+        speaker.join(room)
+    ours.join(room, t.peer_server.name)
+    settled_join(speakers[0], ours, room)
+    said = []
+
+    def speak(speaker):
+        for number in range(130):
+            said.append(speaker.send(room, f"{speaker.id} {number}"))
+
+    def cut():
+        for many in (150, 400):
+            while len(said) < many:
+                time.sleep(0.05)
+            t.restart()
+
+    together(cut, *(lambda speaker=speaker: speak(speaker) for speaker in speakers))
+    wanted = set(said)
+    demand(len(wanted) == 650, f"{len(wanted)} messages were acknowledged")
+    missing = {}
+
+    def all_there():
+        missing.update(now=len(wanted - {event["event_id"] for event in ours.all_messages(room, 100)}))
+        return missing["now"] == 0
+
+    ours.until(lambda: f"{missing['now']} of {len(wanted)} messages", all_there)
+    both_can_talk(speakers[0], ours, room)
