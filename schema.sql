@@ -341,6 +341,23 @@ CREATE TABLE receipts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
 
+-- ===== Presence =====
+
+-- Who is there: our users, and those of other servers who share a room with one of us. `active`: to be taken for doing
+-- something until more is said; otherwise they last did at `last_active_ms`. `until_ms`: when a user of another server
+-- counts as offline, unless that server says more. Written without waiting for the disk.
+CREATE TABLE presence (
+  user_id TEXT PRIMARY KEY,
+  state TEXT NOT NULL CHECK (state IN ('online', 'unavailable', 'offline')),
+  status TEXT,
+  last_active_ms INTEGER NOT NULL,
+  active INTEGER NOT NULL,
+  until_ms INTEGER,
+  stream INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX presence_by_stream ON presence (stream);
+CREATE INDEX presence_until ON presence (until_ms) WHERE until_ms IS NOT NULL;
+
 -- ===== Messages to devices, device lists =====
 
 -- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `bytes` is what all up

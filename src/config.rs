@@ -66,6 +66,9 @@ pub struct Settings {
     /// most connections at once, clients and servers each [4096]
     #[argh(option)]
     pub max_connections: Option<usize>,
+    /// tell nobody who is at a client, nor take it in
+    #[argh(switch)]
+    pub no_presence: bool,
     /// no rate limits, for tests
     #[argh(switch)]
     pub no_rate_limits: bool,
@@ -99,6 +102,7 @@ impl Settings {
             deny_server: many(self.deny_server, file.deny_server),
             allow_server: many(self.allow_server, file.allow_server),
             max_connections: self.max_connections.or(file.max_connections),
+            no_presence: self.no_presence || file.no_presence,
             no_rate_limits: self.no_rate_limits || file.no_rate_limits,
             allow_private_addresses: self.allow_private_addresses || file.allow_private_addresses,
         })
@@ -166,6 +170,8 @@ pub struct Config {
     pub max_connections: usize,
     /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
     pub durable: bool,
+    /// Whether it is told, and taken in, who is at a client.
+    pub presence: bool,
     /// Whether requests are limited in rate.
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
@@ -191,6 +197,7 @@ impl Config {
             peers: ServerAcl::from_lists(&[], &[]),
             max_connections: 4096,
             durable: true,
+            presence: true,
             rate_limits: true,
             allow_private_addresses: false,
         }
@@ -249,6 +256,7 @@ impl Config {
         if let Some(n) = settings.max_connections {
             config.max_connections = n.clamp(8, 1_000_000);
         }
+        config.presence = !settings.no_presence;
         config.rate_limits = !settings.no_rate_limits;
         config.allow_private_addresses = settings.allow_private_addresses;
         Ok(config)

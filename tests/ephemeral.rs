@@ -387,3 +387,141 @@ fn more_ephemeral_messages_than_a_transaction_may_have_are_refused() {
     let (status, answer) = peer.ask(server.name(), "PUT", "/_matrix/federation/v1/send/t", Some(&body));
     assert_eq!((status, answer["errcode"].as_str()), (400, Some("M_BAD_JSON")), "{answer}");
 }
+
+/// What an answer of `/sync` says of somebody's presence.
+fn presence_in(answer: &Value, user: &str) -> Option<Value> {
+    let events = answer["presence"]["events"].as_array()?;
+    Some(events.iter().find(|event| event["sender"] == user)?["content"].clone())
+}
+
+#[track_caller]
+fn sees_presence(user: &TestUser, of: &str, presence: &str) -> Value {
+    user.sync_until(&format!("{of} {presence}"), |answer| {
+        presence_in(answer, of).filter(|content| content["presence"] == presence)
+    })
+}
+
+fn presence_path(user: &str) -> String {
+    format!("/_matrix/client/v3/presence/{}/status", segment(user))
+}
+
+#[test]
+fn presence_follows_what_clients_do_and_what_users_say() {
+    let mut server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    bob.initial_sync();
+    alice.initial_sync();
+    let seen = sees_presence(&bob, alice.id(), "online");
+    assert!(seen["last_active_ago"].is_u64() && seen["currently_active"] == true, "{seen}");
+    assert!(presence_in(&alice.sync(Duration::ZERO), alice.id()).is_none(), "one's own is no news");
+    // Only news are news.
+    alice.sync(Duration::ZERO);
+    assert_eq!(presence_in(&bob.sync(Duration::ZERO), alice.id()), None);
+    alice.put(&presence_path(alice.id()), json!({ "presence": "unavailable", "status_msg": "lunch" }));
+    assert_eq!(sees_presence(&bob, alice.id(), "unavailable")["status_msg"], "lunch");
+    alice.send(&room, "back");
+    sees_presence(&bob, alice.id(), "online");
+    // Clients that ask for news and do nothing else.
+    for _ in 0..12 {
+        server.advance(Duration::from_secs(26));
+        alice.sync(Duration::ZERO);
+    }
+    sees_presence(&bob, alice.id(), "unavailable");
+    server.restart();
+    assert_eq!(bob.get(&presence_path(alice.id()))["presence"], "unavailable");
+    server.advance(Duration::from_secs(120));
+    sees_presence(&bob, alice.id(), "offline");
+    alice.get("/_matrix/client/v3/sync?set_presence=offline");
+    assert_eq!(bob.get(&presence_path(alice.id()))["presence"], "offline");
+    alice.get("/_matrix/client/v3/sync?set_presence=unavailable");
+    assert_eq!(sees_presence(&bob, alice.id(), "unavailable")["status_msg"], "lunch");
+    let answer = bob.initial_sync();
+    assert_eq!(presence_in(&answer, alice.id()).expect("alice is there")["presence"], "unavailable");
+    assert_eq!(alice.request("GET", "/_matrix/client/v3/sync?set_presence=asleep", None).0, 400);
+}
+
+#[test]
+fn presence_is_for_those_who_share_a_room_and_set_by_oneself() {
+    let server = TestServer::start();
+    let (alice, eve) = (server.user("alice"), server.user("eve"));
+    let status = |user: &TestUser, method: &str, of: &str, body: Option<Value>| {
+        user.request(method, &presence_path(of), body).0
+    };
+    eve.initial_sync();
+    alice.put(&presence_path(alice.id()), json!({ "presence": "online" }));
+    assert_eq!(alice.get(&presence_path(alice.id()))["presence"], "online");
+    assert_eq!(status(&eve, "GET", alice.id(), None), 403);
+    assert_eq!(status(&eve, "GET", "@nobody:localhost", None), 403);
+    assert!(eve.sync(Duration::ZERO).get("presence").is_none());
+    assert_eq!(status(&eve, "PUT", alice.id(), Some(json!({ "presence": "offline" }))), 403);
+    assert_eq!(status(&alice, "PUT", alice.id(), Some(json!({ "presence": "asleep" }))), 400);
+    assert_eq!(status(&alice, "PUT", alice.id(), Some(json!({}))), 400);
+    let long = json!({ "presence": "online", "status_msg": "x".repeat(2000) });
+    assert_eq!(status(&alice, "PUT", alice.id(), Some(long)), 400);
+    // Whoever comes into a room sees who is there.
+    let room = alice.create_room();
+    eve.join(&room);
+    sees_presence(&eve, alice.id(), "online");
+}
+
+#[test]
+fn presence_travels_between_servers() {
+    let (a, b) = TestServer::pair();
+    let (alice, bob) = (a.user("alice"), b.user("bob"));
+    let room = alice.create_room();
+    bob.join_via(&room, &[a.name()]);
+    bob.initial_sync();
+    alice.put(&presence_path(alice.id()), json!({ "presence": "online", "status_msg": "here" }));
+    assert_eq!(sees_presence(&bob, alice.id(), "online")["status_msg"], "here");
+    assert_eq!(bob.get(&presence_path(alice.id()))["currently_active"], true);
+    a.advance(Duration::from_secs(90));
+    sees_presence(&bob, alice.id(), "offline");
+}
+
+#[test]
+fn of_the_presence_that_a_server_tells_only_that_of_its_own_users_counts() {
+    let peer = Peer::start();
+    let (server, bob, room) = bob_at(&peer);
+    let (creator, stranger) = (room.creator.clone(), peer.user("stranger"));
+    bob.initial_sync();
+    let push = |user: &str, presence: &str, ago: i64| json!({ "user_id": user, "presence": presence, "last_active_ago": ago, "currently_active": false });
+    let mut crowd = vec![push(bob.id(), "offline", 5), push(stranger.as_str(), "online", 5), json!(7)];
+    crowd.extend([push(creator.as_str(), "asleep", 1), push(creator.as_str(), "online", i64::MAX)]);
+    let mut edus = vec![edu("m.presence", json!({ "push": crowd })), edu("m.presence", json!({ "push": 3 }))];
+    let late: Vec<Value> =
+        (0..100).map(|_| json!({})).chain([push(creator.as_str(), "offline", 1)]).collect();
+    edus.push(edu("m.presence", json!({ "push": late })));
+    send_edus(&peer, &server, "t1", &edus);
+    sees_presence(&bob, creator.as_str(), "online");
+    assert_eq!(bob.get(&presence_path(bob.id()))["presence"], "online");
+    let unknown = server.homeserver().store.read(|db| db.presence(&stranger)).expect("read");
+    assert_eq!(unknown, None, "nobody here shares a room with them");
+    let long = "x".repeat(5000);
+    let mut wordy = push(creator.as_str(), "unavailable", 0);
+    wordy["status_msg"] = json!(long);
+    send_edus(&peer, &server, "t2", &[edu("m.presence", json!({ "push": [wordy] }))]);
+    let seen = sees_presence(&bob, creator.as_str(), "unavailable");
+    assert!(seen.get("status_msg").is_none(), "{seen}");
+    // A server that says no more is taken to be gone.
+    server.advance(Duration::from_secs(31 * 60));
+    sees_presence(&bob, creator.as_str(), "offline");
+    // And ours are told of again, in case the other side thinks the same.
+    wait_until("the peer hears of bob", || {
+        edus_at(&peer, "m.presence").iter().any(|c| c["push"][0]["user_id"] == bob.id())
+    });
+}
+
+#[test]
+fn a_server_without_presence_tells_none_and_takes_none_in() {
+    let server = TestServer::start_with(|config| config.presence = false);
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    bob.initial_sync();
+    alice.put(&presence_path(alice.id()), json!({ "presence": "online" }));
+    alice.initial_sync();
+    assert!(bob.sync(Duration::ZERO).get("presence").is_none());
+    assert_eq!(bob.get(&presence_path(alice.id())), json!({ "presence": "offline" }));
+}

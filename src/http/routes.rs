@@ -85,6 +85,8 @@ pub const ROUTES: &[Route] = &[
         User(client_server::ephemeral::receipt),
     ),
     post("/_matrix/client/v3/rooms/{roomId}/read_markers", User(client_server::ephemeral::read_markers)),
+    get("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::get)),
+    put("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::put)),
     put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(client_server::to_device::send))
         .body(TO_DEVICE),
     // ----- client-server: sync, filters, account data -----

@@ -88,6 +88,7 @@ impl Homeserver {
         match edu.edu_type.as_str() {
             "m.typing" => self.receive_typing(intake, edu.content.into())?,
             "m.receipt" => self.receive_receipts(intake, edu.content)?,
+            "m.presence" => self.receive_presence(intake, &mut edu.content.into())?,
             "m.direct_to_device" => self.receive_to_device(intake, edu.content.into()),
             "m.device_list_update" => self.receive_device_list_update(intake, edu.content.into()),
             "m.signing_key_update" => self.receive_signing_key_update(intake, &edu.content.into()),

@@ -31,6 +31,7 @@ pub mod nearest;
 pub mod notifier;
 pub mod openid;
 pub mod policy;
+pub mod presence;
 pub mod profile;
 pub mod push_rules;
 pub mod random;
@@ -87,6 +88,8 @@ pub struct Homeserver {
     pub told_spaces: hierarchy::ToldSpaces,
     /// Which policy servers do not answer.
     pub policy_servers: policy::Silent,
+    /// Who of us is at a client.
+    pub presences: Arc<presence::Presences>,
     /// Interactive authentication that is under way.
     pub pending_auth: PendingAuth,
     /// The timer: what is due in the database.
@@ -132,6 +135,7 @@ impl Homeserver {
             clock,
             notifier,
             store,
+            presences: Arc::default(),
             pending_auth,
             federation,
             key_ring,
@@ -148,6 +152,7 @@ impl Homeserver {
     /// Starts the threads that work without being asked: the sender and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
         self.sender.start(self)?;
+        self.remember_presences()?;
         self.scheduler.start(self)?;
         self.finish_deactivations()
     }

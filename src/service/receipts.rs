@@ -83,6 +83,7 @@ impl Homeserver {
             }
             Ok((room, receipts, marker))
         })?;
+        self.note_activity(user);
         if receipts.is_empty() && marker.is_none() {
             return Ok(());
         }

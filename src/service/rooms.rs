@@ -105,7 +105,7 @@ impl Homeserver {
             }
             self.may_redact(&draft)?;
         }
-        let (now, row) = (self.clock.now_ms(), txn.clone());
+        let (now, row, sender) = (self.clock.now_ms(), txn.clone(), draft.sender.clone());
         let sent = self.send_with(draft, move |tx, sent| {
             if tx.client_txn_event(&row)?.is_some() {
                 // The same request came twice at once, and the other was first: this one is undone.
@@ -114,7 +114,10 @@ impl Homeserver {
             tx.add_client_txn(&row, Some(&sent.event_id), now)
         });
         match sent {
-            Ok(event_id) => Ok(event_id),
+            Ok(event_id) => {
+                self.note_activity(&sender);
+                Ok(event_id)
+            }
             Err(error) => {
                 self.store.read(|db| db.client_txn_event(&txn))?.ok_or_else(|| not_there_as_forbidden(error))
             }

@@ -265,7 +265,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     let next = hs.store.read(|db| {
         Ok([db.next_remote_membership_due()?, db.next_waiting_due()?, db.next_device_list_due()?])
     })?;
-    Ok(next.into_iter().chain([hs.end_typing_that_is_over(now)?]).flatten().min())
+    Ok(next.into_iter().chain([hs.end_typing_that_is_over(now)?, hs.let_presence_pass(now)?]).flatten().min())
 }
 
 /// A thread that works, counted out also when it panics.

@@ -49,6 +49,7 @@ impl Homeserver {
             Some(room) if db.membership(room.key, user)? == Some(Membership::Join) => Ok(room.key),
             _ => Err(Error::forbidden("You are not in the room")),
         })?;
+        self.note_activity(user);
         let now = self.clock.now_ms();
         let name = user.clone();
         let tell = match lasting {

@@ -18,6 +18,7 @@ pub mod filters;
 pub mod memberships;
 pub mod migrate;
 pub mod openid;
+pub mod presence;
 pub mod profiles;
 mod readers;
 pub mod receipts;

@@ -12,6 +12,7 @@ pub mod login;
 pub mod membership;
 pub mod messages;
 pub mod openid;
+pub mod presence;
 pub mod profile;
 pub mod push_rules;
 pub mod register;

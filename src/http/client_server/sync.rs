@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::presence;
 use crate::error::{Error, Result};
 use crate::http::{Outcome, Reply, Request, Requester, Turn};
 use crate::service::Homeserver;
 use crate::service::sync::{SyncRequest, parse_since};
+use crate::store::presence::State;
 
 /// No request waits longer than this, whatever it asks for.
 const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// `GET /_matrix/client/v3/sync`. `set_presence` is accepted and changes nothing: this server tells nobody's presence.
+/// `GET /_matrix/client/v3/sync`.
 pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn: Turn) -> Result<Outcome> {
     let timeout = match request.query_int("timeout")? {
         None => Duration::ZERO,
@@ -30,6 +32,10 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn
         state_after: state_after.or(unstable).unwrap_or(false),
         older_name: state_after.is_none(),
     };
+    if turn == Turn::First {
+        let presence = request.query("set_presence").map_or(Ok(State::Online), presence::state)?;
+        hs.note_poll(&requester.user_id, presence, i64::try_from(timeout.as_millis()).unwrap_or(0))?;
+    }
     let answer = hs.sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
     let may_wait = turn != Turn::Last && asked.since.is_some() && !asked.full_state && !timeout.is_zero();

@@ -31,6 +31,9 @@ pub struct JoinedRoom {
     #[serde(skip_serializing_if = "Events::is_empty")]
     account_data: Events,
     unread_notifications: Value,
+    /// Whether the user was not in the room when the client last looked.
+    #[serde(skip)]
+    pub(super) newly_joined: bool,
 }
 
 #[derive(Serialize)]
@@ -143,6 +146,7 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
         account_data,
         // Nothing is counted yet, and so nothing is claimed to be unread.
         unread_notifications: json!({"highlight_count": 0, "notification_count": 0}),
+        newly_joined,
     }))
 }
 

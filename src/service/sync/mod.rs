@@ -2,13 +2,14 @@
 //!
 //! Everything is read from one snapshot of the database, whose position becomes `next_batch`: nothing can fall between
 //! two answers. `joined` has the rooms that the user is in, `ephemeral` what is fleeting in them, `away` the invites, knocks
-//! and rooms left, `state` works out which state the client lacks, `devices` what is for the
-//! client's device alone.
+//! and rooms left, `state` works out which state the client lacks, `presence` who
+//! is there, `devices` what is for the client's device alone.
 
 mod away;
 mod devices;
 mod ephemeral;
 mod joined;
+mod presence;
 mod state;
 
 use std::collections::{BTreeMap, HashSet};
@@ -17,6 +18,7 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
+use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::filter::Filter;
 use crate::protocol::{RoomId, UserId};
@@ -64,6 +66,8 @@ struct Body {
     account_data: Events,
     #[serde(skip_serializing_if = "Rooms::is_empty")]
     rooms: Rooms,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    presence: Events,
     #[serde(skip_serializing_if = "Events::is_empty")]
     to_device: Events,
     #[serde(skip_serializing_if = "devices::DeviceLists::is_empty")]
@@ -192,7 +196,7 @@ impl Homeserver {
                 ..Style::usual(user, device, now)
             };
             let (ignored, blocks_invites) = (ignored_users(db, user)?, blocks_invites(db, user)?);
-            answer(&Context { db, user, request, style, position, ignored, blocks_invites })
+            answer(&Context { db, user, request, style, position, ignored, blocks_invites }, now)
         })?;
         if let Some(device) = device {
             self.settle_line(user, device, request.since, line)?;
@@ -201,7 +205,7 @@ impl Homeserver {
     }
 }
 
-fn answer(context: &Context<'_>) -> Result<(SyncAnswer, devices::Line)> {
+fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Line)> {
     let data = context.db.account_data_since(context.user, context.since(), context.position)?;
     let mut global = Vec::new();
     let mut of_rooms: BTreeMap<RoomId, Vec<AccountData>> = BTreeMap::new();
@@ -216,10 +220,12 @@ fn answer(context: &Context<'_>) -> Result<(SyncAnswer, devices::Line)> {
     let device = context.style.device;
     let (to_device, line) = devices::to_device(context)?;
     let device_lists = devices::device_lists(context, &rooms)?;
+    let presence = presence::presence(context, &rooms, now)?;
     let body = Body {
         next_batch: format!("s{}", context.position),
         account_data: global_account_data(context, &global)?,
         rooms,
+        presence,
         to_device,
         device_lists,
         // Devices have no keys here yet, and are told so instead of being left to guess.
@@ -228,6 +234,7 @@ fn answer(context: &Context<'_>) -> Result<(SyncAnswer, devices::Line)> {
     };
     let is_empty = body.account_data.is_empty()
         && body.rooms.is_empty()
+        && body.presence.is_empty()
         && body.to_device.is_empty()
         && body.device_lists.is_empty();
     let body = serde_json::to_vec(&body).map_err(Error::internal)?;

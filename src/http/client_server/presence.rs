@@ -1,0 +1,34 @@
+//! Presence.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::http::{Reply, Request, Requester};
+use crate::service::Homeserver;
+use crate::store::presence::State;
+
+#[derive(Deserialize)]
+struct Body {
+    presence: String,
+    status_msg: Option<String>,
+}
+
+/// The state of a name that a client wrote. Errors: 400 `M_INVALID_PARAM`.
+pub(super) fn state(name: &str) -> Result<State> {
+    State::parse(name).ok_or_else(|| Error::invalid_param("A presence is online, unavailable or offline"))
+}
+
+/// `GET /_matrix/client/v3/presence/{userId}/status`.
+pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    Ok(Reply::json(&hs.presence_for(&requester.user_id, &request.user_id()?)?))
+}
+
+/// `PUT /_matrix/client/v3/presence/{userId}/status`.
+pub fn put(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    requester.must_be(&request.user_id()?)?;
+    let body: Body = request.json()?;
+    hs.set_presence(&requester.user_id, state(&body.presence)?, body.status_msg)?;
+    Ok(Reply::empty())
+}

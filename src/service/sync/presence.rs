@@ -1,0 +1,57 @@
+//! `presence`: "the updates to the presence status of other users", those with whom the user shares a room.
+
+use std::collections::HashSet;
+
+use serde_json::json;
+use serde_json::value::to_raw_value;
+
+use super::{Context, Events, Rooms};
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
+use crate::service::presence::presence_json;
+use crate::store::presence::{Presence, State};
+
+/// Users who are looked at for one answer, those with the latest news first.
+const MOST_USERS: usize = 1000;
+/// In a room that the user has just come into, members are told of as far as there are no more than that.
+const MOST_MEMBERS: u64 = 500;
+
+/// Who came and went; in an initial sync, who is there.
+pub fn presence(context: &Context<'_>, rooms: &Rooms, now: Millis) -> Result<Events> {
+    let (mut events, mut told) = (Events::default(), HashSet::new());
+    let filter = &context.request.filter.presence;
+    if !filter.wants_type("m.presence") {
+        return Ok(events);
+    }
+    let mut tell = |user: UserId, presence: &Presence| -> Result<()> {
+        if user != *context.user && filter.wants_sender(user.as_str()) && !told.contains(&user) {
+            let content = presence_json(presence, now);
+            let event = json!({ "type": "m.presence", "sender": user, "content": content });
+            events.events.push(to_raw_value(&event).map_err(Error::internal)?);
+            told.insert(user);
+        }
+        Ok(())
+    };
+    let is_initial = context.request.since.is_none();
+    for (user, presence) in context.db.presence_between(context.since(), context.position, MOST_USERS)? {
+        if !(is_initial && presence.state == State::Offline)
+            && context.db.share_a_room(context.user, &user)?
+        {
+            tell(user, &presence)?;
+        }
+    }
+    for (room_id, _) in rooms.join.iter().filter(|(_, room)| room.newly_joined) {
+        let Some(room) = context.db.room(room_id)?.filter(|room| room.joined <= MOST_MEMBERS) else {
+            continue;
+        };
+        for member in context.db.members(room.key, Some(Membership::Join))? {
+            let presence = context.db.presence(&member.user_id)?;
+            if let Some(presence) = presence.filter(|presence| presence.state != State::Offline) {
+                tell(member.user_id, &presence)?;
+            }
+        }
+    }
+    Ok(events)
+}
