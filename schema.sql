@@ -83,7 +83,8 @@ CREATE TABLE redactions (
   PRIMARY KEY (redacts, event_key)
 ) STRICT, WITHOUT ROWID;
 
--- Every pair of event type and state key that a state event ever had: state is stored as slot → event.
+-- Every pair of event type and state key that a state event ever had: state is stored as slot → event. Memberships have
+-- slots beyond 2^38, so that in a room's state the rest lies together, however many members there are.
 CREATE TABLE slots (
   slot INTEGER PRIMARY KEY,
   type TEXT NOT NULL,

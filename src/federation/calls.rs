@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 pub use finding::{HierarchyAnswer, PublicRoomsAnswer};
 
 use super::client::{CallError, CallResult, Client, Response, SignedRequest};
+use super::held::Held;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 
@@ -79,30 +80,57 @@ fn first_version() -> String {
     "1".into()
 }
 
+/// The answer of `send_join` as it came. It may be large, so what is read from it borrows from it.
+pub struct JoinBody {
+    response: Response,
+    /// Whether it is wrapped in an array, as in version 1.
+    in_array: bool,
+}
+
 /// The answer of `send_join`.
 #[derive(Debug, Deserialize)]
-pub struct JoinAnswer {
+pub struct JoinAnswer<'a> {
     /// Every event of the auth chain of `state`.
-    pub auth_chain: Vec<RawEvent>,
-    /// The room's state before our join; without some members if `members_omitted`.
-    pub state: Vec<RawEvent>,
+    #[serde(borrow)]
+    pub auth_chain: Vec<&'a RawValue>,
+    /// The room's state before our join.
+    #[serde(borrow)]
+    pub state: Vec<&'a RawValue>,
     /// Our join, with the resident server's signature added if the join is a restricted one.
-    pub event: Option<RawEvent>,
-    /// Whether most `m.room.member` events were left out. We never ask for that.
+    #[serde(borrow, default)]
+    pub event: Option<&'a RawValue>,
     #[serde(default)]
-    pub members_omitted: bool,
-    /// The servers in the room, if members were left out.
-    #[serde(default)]
-    pub servers_in_room: Vec<String>,
+    members_omitted: bool,
+}
+
+impl JoinBody {
+    /// Reads the answer.
+    pub fn read(&self) -> CallResult<JoinAnswer<'_>> {
+        let body = self.response.body.as_slice();
+        let answer: JoinAnswer<'_> = match self.in_array {
+            true => object_in(array_in(body)?)?,
+            false => object_in(body)?,
+        };
+        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
+        bounded("state", answer.state.len(), MAX_STATE_EVENTS)?;
+        // We never ask for that, since we could not judge events in a room of which we know half.
+        if answer.members_omitted {
+            return Err(CallError::bad("a room without its members"));
+        }
+        Ok(answer)
+    }
 }
 
 /// The answer of `state`.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub struct StateAnswer {
     /// Every event of the auth chain of `pdus`.
     pub auth_chain: Vec<RawEvent>,
     /// The room's state before the event that was asked about.
     pub pdus: Vec<RawEvent>,
+    /// The memory that the answer takes.
+    #[serde(skip)]
+    pub held: Held,
 }
 
 /// The answer of `state_ids`.
@@ -181,19 +209,15 @@ impl Client {
         room: &RoomId,
         id: &EventId,
         event: &[u8],
-    ) -> CallResult<JoinAnswer> {
+    ) -> CallResult<JoinBody> {
         let path = format!("/_matrix/federation/v2/send_join/{}/{}", enc(room), enc(id));
-        let answer: JoinAnswer = match self.put(peer, path, event, LONG, STATE) {
+        match self.put(peer, path, event, LONG, STATE) {
             Err(e) if e.is_unrecognized() => {
                 let path = format!("/_matrix/federation/v1/send_join/{}/{}", enc(room), enc(id));
-                in_array(self.put(peer, path, event, LONG, STATE)?)?
+                Ok(JoinBody { response: self.put(peer, path, event, LONG, STATE)?, in_array: true })
             }
-            other => object(other?)?,
-        };
-        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
-        bounded("state", answer.state.len(), MAX_STATE_EVENTS)?;
-        bounded("servers_in_room", answer.servers_in_room.len(), MAX_SERVERS)?;
-        Ok(answer)
+            other => Ok(JoinBody { response: other?, in_array: false }),
+        }
     }
 
     /// `PUT send_knock`: hands our signed knock in and gets `knock_room_state`.
@@ -352,7 +376,9 @@ impl Client {
         within: Duration,
     ) -> CallResult<StateAnswer> {
         let path = format!("/_matrix/federation/v1/state/{}?event_id={}", enc(room), enc(at));
-        let answer: StateAnswer = object(self.get(peer, path, LONG.min(within), STATE)?)?;
+        let response = self.get(peer, path, LONG.min(within), STATE)?;
+        let mut answer: StateAnswer = object_in(&response.body)?;
+        answer.held = response.held;
         bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
         bounded("pdus", answer.pdus.len(), MAX_STATE_EVENTS)?;
         Ok(answer)
@@ -539,19 +565,25 @@ fn to_body(value: &impl serde::Serialize) -> CallResult<Vec<u8>> {
 
 /// The answer as the object that it has to be.
 fn object<T: DeserializeOwned>(response: Response) -> CallResult<T> {
-    let body = response.body;
+    object_in(&response.body)
+}
+
+fn object_in<'a, T: Deserialize<'a>>(body: &'a [u8]) -> CallResult<T> {
     // Derived structs would also be read from an array.
     if body.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
-        return Err(not_json(&body));
+        return Err(not_json(body));
     }
-    serde_json::from_slice(&body).map_err(|e| CallError::bad(format!("an answer of another shape: {e}")))
+    serde_json::from_slice(body).map_err(|e| CallError::bad(format!("an answer of another shape: {e}")))
 }
 
 /// The answer of version 1 calls that are arrays `[200, {…}]` by an accident of history.
 fn in_array<T: DeserializeOwned>(response: Response) -> CallResult<T> {
-    let parsed: Result<(u16, Box<RawValue>), _> = serde_json::from_slice(&response.body);
-    let (_, inner) = parsed.map_err(|_| not_json(&response.body))?;
-    object(Response { status: response.status, body: inner.get().as_bytes().to_vec() })
+    object_in(array_in(&response.body)?)
+}
+
+fn array_in(body: &[u8]) -> CallResult<&[u8]> {
+    let parsed: Result<(u16, &RawValue), _> = serde_json::from_slice(body);
+    Ok(parsed.map_err(|_| not_json(body))?.1.get().as_bytes())
 }
 
 fn not_json(body: &[u8]) -> CallError {
@@ -585,7 +617,7 @@ mod tests {
     use super::*;
 
     fn answer(text: &str) -> Response {
-        Response { status: 200, body: text.into() }
+        Response { status: 200, body: text.into(), held: Held::default() }
     }
 
     #[test]

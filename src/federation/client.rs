@@ -2,7 +2,7 @@
 //! to us: time in all, size of head and body, where its name may lead.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use ureq::{Agent, Timeout};
 
 use super::address_guard::AddressGuard;
 use super::discovery::{Discovery, Lookups, NoRoute};
+use super::held::{Held, Memory};
 use super::web::{SystemLookups, WebResolver, base_config, no_route, roots, within};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
@@ -35,6 +36,10 @@ const MAX_MESSAGE: usize = 500;
 const MAX_IDLE: usize = 32;
 const MAX_IDLE_PER_SERVER: usize = 4;
 const IDLE_KEPT: Duration = Duration::from_secs(50);
+/// So much of an answer is read before it is accounted for.
+const READ: u64 = 64 * 1024;
+/// What all answers together may hold in memory: one of the largest, and some ordinary ones.
+const MAX_ANSWERS: usize = 384 << 20;
 
 /// What a client needs to know.
 pub struct Settings {
@@ -70,6 +75,8 @@ pub struct Response {
     pub status: u16,
     /// The body, which is within the request's bound but not yet looked at.
     pub body: Vec<u8>,
+    /// What the body holds of the memory for answers: keep it as long as the body, or what was read from it.
+    pub held: Held,
 }
 
 /// What a call gives.
@@ -205,6 +212,7 @@ pub struct Client {
     pub(super) web: Agent,
     discovery: Arc<Discovery>,
     peers: ServerAcl,
+    memory: Arc<Memory>,
 }
 
 /// The answer that we give ourselves in place of a server that our settings keep us from talking to.
@@ -245,8 +253,8 @@ impl Client {
             .build();
         let resolver = MatrixResolver { discovery: discovery.clone() };
         let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
-        let peers = ServerAcl::from_lists(&[], &[]);
-        Self { server_name: settings.server_name, key, agent, web, discovery, peers }
+        let (peers, memory) = (ServerAcl::from_lists(&[], &[]), Memory::new(MAX_ANSWERS));
+        Self { server_name: settings.server_name, key, agent, web, discovery, peers, memory }
     }
 
     /// The same client, which talks to these servers only.
@@ -356,7 +364,8 @@ impl Client {
                 self.run(built, left, new_connection)
             }
         };
-        read_answer(answer.map_err(Failure::from_ureq)?, request.max_bytes)
+        let held = Held::nothing_of(&self.memory);
+        read_answer(answer.map_err(Failure::from_ureq)?, request.max_bytes, held)
     }
 
     fn run(
@@ -420,7 +429,11 @@ impl Failure {
 }
 
 /// Reads the body within its bound and tells answers from errors.
-pub(super) fn read_answer(answer: http::Response<ureq::Body>, max_bytes: u64) -> Result<Response, Failure> {
+pub(super) fn read_answer(
+    answer: http::Response<ureq::Body>,
+    max_bytes: u64,
+    held: Held,
+) -> Result<Response, Failure> {
     let status = answer.status().as_u16();
     if answer.status().is_redirection() {
         let e = CallError::bad(format!("a redirect ({status}), which has no place between servers"));
@@ -433,13 +446,16 @@ pub(super) fn read_answer(answer: http::Response<ureq::Body>, max_bytes: u64) ->
         return Err(Failure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))));
     }
     let limit = if ok { max_bytes } else { MAX_ERROR_BODY };
-    let read = answer.into_body().into_with_config().limit(limit).read_to_vec();
+    let read = read_body(answer.into_body().into_with_config().limit(limit).reader(), held);
     if ok {
-        return read.map(|body| Response { status, body }).map_err(Failure::from_ureq);
+        return read.map(|(body, held)| Response { status, body, held });
     }
     // Of an error, the status says enough if the body does not.
-    let body =
-        read.ok().and_then(|b| serde_json::from_slice::<Map<String, Value>>(&b).ok()).unwrap_or_default();
+    let body = read
+        .ok()
+        .map(|(body, _)| body)
+        .and_then(|b| serde_json::from_slice::<Map<String, Value>>(&b).ok())
+        .unwrap_or_default();
     let errcode = body.get("errcode").and_then(Value::as_str).map(str::to_owned);
     if errcode.is_none() && matches!(status, 502..=504) {
         return Err(Failure::Said(CallError::Unreachable(format!("a proxy answered with status {status}"))));
@@ -447,6 +463,23 @@ pub(super) fn read_answer(answer: http::Response<ureq::Body>, max_bytes: u64) ->
     let message = body.get("error").and_then(Value::as_str).unwrap_or_default();
     let message: String = message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
     Err(Failure::Said(CallError::Refused(Box::new(Refusal { status, errcode, message, body }))))
+}
+
+/// Reads a body to its end, accounting for it as it grows.
+fn read_body(mut reader: impl io::Read, mut held: Held) -> Result<(Vec<u8>, Held), Failure> {
+    let mut body = Vec::new();
+    loop {
+        let before = body.len();
+        let read = reader.by_ref().take(READ).read_to_end(&mut body);
+        read.map_err(|e| Failure::from_ureq(ureq::Error::from(e)))?;
+        if body.len() == before {
+            return Ok((body, held));
+        }
+        if !held.grow_to(body.len()) {
+            let busy = "there is no memory left for its answer beside those of others".to_owned();
+            return Err(Failure::Said(CallError::Unreachable(busy)));
+        }
+    }
 }
 
 /// Gives ureq the addresses of a Matrix authority: discovery and the address guard in one place, so that what was

@@ -11,6 +11,7 @@ use ureq::http;
 
 use super::calls::enc;
 use super::client::{CallError, CallResult, Client, Failure, Response, read_answer};
+use super::held::Held;
 use crate::protocol::json::base64_url;
 use crate::protocol::{ServerName, UserId};
 
@@ -138,7 +139,7 @@ impl Client {
     fn web(&self, request: http::Request<impl ureq::AsSendBody>) -> CallResult<Response> {
         let request = self.web.configure_request(request).timeout_global(Some(WITHIN)).build();
         let answer = self.web.run(request).map_err(Failure::from_ureq);
-        answer.and_then(|answer| read_answer(answer, MAX_ANSWER)).map_err(Failure::into_call_error)
+        answer.and_then(|answer| read_answer(answer, MAX_ANSWER, Held::default())).map_err(Failure::into_call_error)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod calls;
 pub mod client;
 pub mod discovery;
 pub mod dns;
+pub mod held;
 pub mod identity;
 #[cfg(test)]
 pub(crate) mod scripted_peer;

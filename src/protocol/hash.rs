@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::protocol::EventId;
 use crate::protocol::json;
-use crate::protocol::redact::redact;
+use crate::protocol::redact::{is_essential, redact_content};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 
 fn content_digest(event: &Map<String, Value>) -> [u8; 32] {
@@ -38,11 +38,38 @@ pub fn reference_hash(event: &Map<String, Value>, version: RoomVersion) -> [u8; 
 /// What the reference hash and the signatures of an event cover: its redacted form in canonical JSON, without
 /// `signatures` and `unsigned`.
 pub fn essential_bytes(event: &Map<String, Value>, version: RoomVersion) -> Vec<u8> {
-    json::canonical_event(&redact(event, version), &["signatures", "unsigned"])
+    // The same as redacting and then leaving the signatures out, without a copy of everything that stays.
+    let event_type = event.get("type").and_then(Value::as_str).unwrap_or_default();
+    let content = event.get("content").and_then(Value::as_object);
+    let content = content.map(|content| redact_content(event_type, content, version)).unwrap_or_default();
+    let content = Value::Object(content);
+    let essential = event.iter().filter(|(key, _)| *key != "signatures" && is_essential(key, version));
+    json::canonical_members(essential.map(|(key, value)| match key.as_str() {
+        "content" => (key, &content),
+        _ => (key, value),
+    }))
 }
 
 /// The event's id: read from it in room versions 1 and 2, computed in later ones. Errors: `M_BAD_JSON`.
 pub fn event_id(event: &Map<String, Value>, version: RoomVersion) -> Result<EventId> {
+    event_id_by(event, version, || essential_bytes(event, version))
+}
+
+/// The event's id, and the [`essential_bytes`] that its signatures cover as well. Errors: `M_BAD_JSON`.
+pub(crate) fn event_id_and_essence(
+    event: &Map<String, Value>,
+    version: RoomVersion,
+) -> Result<(EventId, Vec<u8>)> {
+    let essence = essential_bytes(event, version);
+    Ok((event_id_by(event, version, || &essence)?, essence))
+}
+
+fn event_id_by<B: AsRef<[u8]>>(
+    event: &Map<String, Value>,
+    version: RoomVersion,
+    essence: impl FnOnce() -> B,
+) -> Result<EventId> {
+    let hash = |essence: B| -> [u8; 32] { Sha256::digest(essence.as_ref()).into() };
     let text = match version.event_id_format {
         EventIdFormat::InEvent => {
             let id = event.get("event_id").and_then(Value::as_str);
@@ -53,8 +80,8 @@ pub fn event_id(event: &Map<String, Value>, version: RoomVersion) -> Result<Even
             }
             return Ok(id);
         }
-        EventIdFormat::HashStandardBase64 => json::base64(&reference_hash(event, version)),
-        EventIdFormat::HashUrlSafeBase64 => json::base64_url(&reference_hash(event, version)),
+        EventIdFormat::HashStandardBase64 => json::base64(&hash(essence())),
+        EventIdFormat::HashUrlSafeBase64 => json::base64_url(&hash(essence())),
     };
     EventId::parse(&format!("${text}"))
 }

@@ -171,14 +171,26 @@ pub fn canonical_event(event: &Map<String, Value>, without: &[&str]) -> Vec<u8> 
     out
 }
 
+/// [`canonical_event`] of an event that is made of these members, which come in the order of their keys.
+pub(crate) fn canonical_members<'v>(members: impl Iterator<Item = (&'v String, &'v Value)>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    write_members(&mut out, members, Floats::AsPython);
+    out
+}
+
 fn write_object(out: &mut Vec<u8>, object: &Map<String, Value>, without: &[&str], floats: Floats) {
+    // The map is a BTreeMap: its keys are in the order of their UTF-8 bytes, which is that of their code points.
+    write_members(out, object.iter().filter(|(key, _)| !without.contains(&key.as_str())), floats);
+}
+
+fn write_members<'v>(
+    out: &mut Vec<u8>,
+    members: impl Iterator<Item = (&'v String, &'v Value)>,
+    floats: Floats,
+) {
     out.push(b'{');
     let mut first = true;
-    // The map is a BTreeMap: its keys are in the order of their UTF-8 bytes, which is that of their code points.
-    for (key, value) in object {
-        if without.contains(&key.as_str()) {
-            continue;
-        }
+    for (key, value) in members {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }

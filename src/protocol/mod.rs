@@ -3,6 +3,7 @@
 pub mod content;
 pub mod event_auth;
 pub mod filter;
+pub mod glance;
 pub mod handshake;
 pub mod hash;
 pub mod ids;

@@ -91,6 +91,13 @@ struct Inner {
     content: Range<u32>,
 }
 
+/// An event that was just parsed, with its JSON as a tree (without `unsigned`) and the bytes that its signatures cover.
+pub(crate) struct Whole {
+    pub(crate) pdu: Pdu,
+    pub(crate) object: Map<String, Value>,
+    pub(crate) essence: Vec<u8>,
+}
+
 /// What is read of an event's JSON. `R`: how it refers to other events.
 #[derive(Deserialize)]
 struct Header<'a, R> {
@@ -143,6 +150,11 @@ impl Pdu {
     ///
     /// Errors: `M_NOT_JSON`, `M_BAD_JSON` (naming the field), `M_TOO_LARGE`.
     pub fn parse(json: &[u8], version: RoomVersion) -> Result<Pdu> {
+        Ok(Self::parse_whole(json, version)?.pdu)
+    }
+
+    /// The same with what is at hand after it, for those who have more to check.
+    pub(crate) fn parse_whole(json: &[u8], version: RoomVersion) -> Result<Whole> {
         // Nothing legitimate is this far beyond the limit, not even with every character escaped.
         if json.len() > 8 * MAX_EVENT_BYTES {
             return Err(too_large());
@@ -152,23 +164,28 @@ impl Pdu {
         let repeated_keys =
             outline.members != object.len() + object.values().map(json::members).sum::<usize>();
         let unsigned = object.remove("unsigned").is_some();
-        if unsigned || repeated_keys || json.len() > MAX_EVENT_BYTES {
-            return Self::from_object(object, version);
-        }
-        let event_id = Self::check_object(&object, version)?;
-        // Canonical JSON is never longer than other spellings, except that of floats.
-        if !version.strict_canonical_json && json::canonical_event(&object, &[]).len() > MAX_EVENT_BYTES {
-            return Err(too_large());
-        }
-        let text = std::str::from_utf8(json).map_err(|e| Error::bad_json("not UTF-8").with_cause(e))?;
-        Self::read(event_id, text.into(), version)
+        let (event_id, essence) = Self::check_object(&object, version)?;
+        let text = if unsigned || repeated_keys || json.len() > MAX_EVENT_BYTES {
+            Self::canonical_text(&object)?
+        } else {
+            // Canonical JSON is never longer than other spellings, except that of floats.
+            if !version.strict_canonical_json && json::canonical_event(&object, &[]).len() > MAX_EVENT_BYTES {
+                return Err(too_large());
+            }
+            std::str::from_utf8(json).map_err(|e| Error::bad_json("not UTF-8").with_cause(e))?.into()
+        };
+        Ok(Whole { pdu: Self::read(event_id, text, version)?, object, essence })
     }
 
     /// The same checks as [`Pdu::parse`]; keeps canonical bytes. `unsigned` is dropped.
     pub fn from_object(mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
         object.remove("unsigned");
-        let event_id = Self::check_object(&object, version)?;
-        let json = json::canonical_event(&object, &[]);
+        let (event_id, _) = Self::check_object(&object, version)?;
+        Self::read(event_id, Self::canonical_text(&object)?, version)
+    }
+
+    fn canonical_text(object: &Map<String, Value>) -> Result<Box<str>> {
+        let json = json::canonical_event(object, &[]);
         if json.len() > MAX_EVENT_BYTES {
             return Err(too_large());
         }
@@ -176,8 +193,7 @@ impl Pdu {
         if json::outline(&json).depth > json::MAX_DEPTH {
             return Err(json::too_deep());
         }
-        let text = String::from_utf8(json).map_err(Error::internal)?;
-        Self::read(event_id, text.into(), version)
+        Ok(String::from_utf8(json).map_err(Error::internal)?.into())
     }
 
     /// An event from our own database: its id is known, nothing is hashed again.
@@ -186,8 +202,8 @@ impl Pdu {
         Self::read(event_id, text.into(), version)
     }
 
-    /// What has to be seen in the parsed form: strict JSON, and the event id.
-    fn check_object(object: &Map<String, Value>, version: RoomVersion) -> Result<EventId> {
+    /// What has to be seen in the parsed form: strict JSON, and the event id with what it is made of.
+    fn check_object(object: &Map<String, Value>, version: RoomVersion) -> Result<(EventId, Vec<u8>)> {
         if version.strict_canonical_json {
             object.values().try_for_each(json::check_strict)?;
         }
@@ -196,7 +212,7 @@ impl Pdu {
                 return Err(Error::bad_json(format!("the event's {name} is not an object")));
             }
         }
-        hash::event_id(object, version)
+        hash::event_id_and_essence(object, version)
     }
 
     /// Reads the fields from the bytes and checks them.
@@ -447,8 +463,13 @@ impl<'a, R> Header<'a, R> {
         if self.event_type != "m.room.member" {
             return None;
         }
-        let content: Map<String, Value> = serde_json::from_str(self.content.get()).ok()?;
-        content.get("membership").and_then(Value::as_str).and_then(Membership::parse)
+        #[derive(Deserialize)]
+        struct Content<'c> {
+            #[serde(borrow)]
+            membership: Cow<'c, str>,
+        }
+        let content: Content<'_> = serde_json::from_str(self.content.get()).ok()?;
+        Membership::parse(&content.membership)
     }
 }
 

@@ -35,13 +35,16 @@ pub fn redact(event: &Map<String, Value>, version: RoomVersion) -> Map<String, V
         if key == "content" {
             let content = value.as_object().map(|content| redact_content(event_type, content, version));
             kept.insert(key.clone(), Value::Object(content.unwrap_or_default()));
-        } else if KEPT.contains(&key.as_str())
-            || (!version.redact_by_version_11 && KEPT_BEFORE_VERSION_11.contains(&key.as_str()))
-        {
+        } else if is_essential(key, version) {
             kept.insert(key.clone(), value.clone());
         }
     }
     kept
+}
+
+/// Whether redaction leaves this top-level key in place.
+pub(crate) fn is_essential(key: &str, version: RoomVersion) -> bool {
+    KEPT.contains(&key) || (!version.redact_by_version_11 && KEPT_BEFORE_VERSION_11.contains(&key))
 }
 
 /// The essential part of an event's content.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::{ServerName, UserId};
-use crate::protocol::pdu::{Membership, Pdu};
+use crate::protocol::pdu::{Membership, Pdu, Whole};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 use crate::protocol::{hash, json};
 
@@ -224,9 +224,13 @@ impl From<SignatureError> for Error {
 ///
 /// Errors: `Malformed` if the authorising user is none.
 pub fn required_signers(pdu: &Pdu) -> Result<Vec<ServerName>, SignatureError> {
+    signers(pdu, &pdu.membership().map(|_| pdu.content()).unwrap_or_default())
+}
+
+/// The same with the content at hand; that of events without a membership does not matter.
+fn signers(pdu: &Pdu, content: &Map<String, Value>) -> Result<Vec<ServerName>, SignatureError> {
     let mut servers = Vec::with_capacity(2);
     let membership = pdu.membership();
-    let content = membership.map(|_| pdu.content()).unwrap_or_default();
     if membership != Some(Membership::Invite) || !content.contains_key("third_party_invite") {
         servers.push(pdu.sender().server());
     }
@@ -272,21 +276,25 @@ pub type Keys<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
 /// room version 5 on keys that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's
 /// signature says something else, and does not count here.
 pub fn verify_event(pdu: &Pdu, keys: &Keys<'_>) -> Result<(), SignatureError> {
-    verify_object(pdu, &pdu.to_object(), &required_signers(pdu)?, keys)
+    verify_signers(pdu, &required_signers(pdu)?, keys)
 }
 
 /// Checks that one particular server has signed an event, required or not.
 pub fn verify_event_by(pdu: &Pdu, server: &ServerName, keys: &Keys<'_>) -> Result<(), SignatureError> {
-    verify_object(pdu, &pdu.to_object(), std::slice::from_ref(server), keys)
+    verify_signers(pdu, std::slice::from_ref(server), keys)
+}
+
+fn verify_signers(pdu: &Pdu, servers: &[ServerName], keys: &Keys<'_>) -> Result<(), SignatureError> {
+    let object = pdu.to_object();
+    verify_object(pdu, (&object, &hash::essential_bytes(&object, pdu.version())), servers, keys)
 }
 
 fn verify_object(
     pdu: &Pdu,
-    object: &Map<String, Value>,
+    (object, message): (&Map<String, Value>, &[u8]),
     servers: &[ServerName],
     keys: &Keys<'_>,
 ) -> Result<(), SignatureError> {
-    let message = hash::essential_bytes(object, pdu.version());
     let mut missing = Vec::new();
     for server in servers {
         let signatures = signatures_of(object, server.as_str());
@@ -298,7 +306,7 @@ fn verify_object(
         for (key_id, signature) in signatures.into_iter().filter(|(id, _)| *id != POLICY_KEY_ID) {
             match keys(server.as_str(), key_id) {
                 Some(known) if is_valid_at(&known, pdu) => {
-                    if !known.key.verifies(&message, signature) {
+                    if !known.key.verifies(message, signature) {
                         return Err(SignatureError::Wrong(server.clone(), key_id.to_owned()));
                     }
                     verified = true;
@@ -350,15 +358,23 @@ impl From<ReceiptError> for Error {
 /// Steps 1 to 3 of the checks on receipt: format, signatures, and content hash, where a wrong one makes the event its
 /// redacted self.
 pub fn check_received(json: &[u8], version: RoomVersion, keys: &Keys<'_>) -> Result<Pdu, ReceiptError> {
-    let pdu = Pdu::parse(json, version).map_err(ReceiptError::Format)?;
-    check_parsed(&pdu, keys).map_err(ReceiptError::Signature)
+    let whole = Pdu::parse_whole(json, version).map_err(ReceiptError::Format)?;
+    check_whole(whole, keys).map_err(ReceiptError::Signature)
 }
 
 /// Steps 2 and 3 for an event that was parsed before, for example to gather its keys.
 pub fn check_parsed(pdu: &Pdu, keys: &Keys<'_>) -> Result<Pdu, SignatureError> {
     let object = pdu.to_object();
-    verify_object(pdu, &object, &required_signers(pdu)?, keys)?;
-    Ok(if hash::content_hash_matches(&object) { pdu.clone() } else { pdu.redacted() })
+    let essence = hash::essential_bytes(&object, pdu.version());
+    check_whole(Whole { pdu: pdu.clone(), object, essence }, keys)
+}
+
+fn check_whole(whole: Whole, keys: &Keys<'_>) -> Result<Pdu, SignatureError> {
+    let Whole { pdu, object, essence } = whole;
+    let nothing = Map::new();
+    let content = object.get("content").and_then(Value::as_object).unwrap_or(&nothing);
+    verify_object(&pdu, (&object, &essence), &signers(&pdu, content)?, keys)?;
+    Ok(if hash::content_hash_matches(&object) { pdu } else { pdu.redacted() })
 }
 
 impl Pdu {

@@ -1,112 +1,95 @@
 //! Becoming resident: the room that `send_join` gave us, taken in as a whole.
 
-use std::collections::{BTreeMap, HashSet};
-
 use super::Homeserver;
-use super::judge::{self, Hearing, Verdict};
 use crate::error::{Error, Result};
-use crate::protocol::state_res::StateMap;
 use crate::protocol::{Pdu, RoomId, RoomVersion};
+use crate::store::adoption::Staged;
 use crate::store::append::{Append, Current, StateRef};
-use crate::store::{EventKey, Slot, Status, Tx};
+use crate::store::{RoomKey, Status, Tx};
 
 /// How many events are stored at once before the room is taken over: others write in between.
-const CHUNK: usize = 500;
+pub(super) const CHUNK: usize = 500;
 
-/// A room as the answer to `send_join` describes it, every event of it checked: format, signatures, hash, and the auth
-/// rules against its auth events.
-#[derive(Clone)]
-pub struct AdoptedRoom {
-    /// The room's version.
-    pub version: RoomVersion,
-    /// The room.
-    pub room_id: RoomId,
-    /// The events that the state rests on, beside the state itself.
-    pub auth_chain: Vec<Pdu>,
-    /// The state before the join.
-    pub state: Vec<Pdu>,
-    /// Our join.
-    pub join: Pdu,
+/// A room on its way to us. Its events are stored bit by bit, which changes nothing that anybody can see; it becomes
+/// ours in one transaction at the end. If that never comes, they are events that nobody knows the place of.
+pub struct Adoption<'h> {
+    hs: &'h Homeserver,
+    room: RoomKey,
+    room_id: RoomId,
+    state: Vec<Staged>,
+}
+
+/// What came of a room that was to be taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adopted {
+    /// It is ours.
+    Now,
+    /// It was ours already: another of us came in meanwhile, and it has a state of its own here. Nothing was done.
+    Before,
 }
 
 impl Homeserver {
-    /// Takes a room over that one of us has just joined elsewhere. The events of its state are stored beforehand, a few
-    /// hundred at a time, which changes nothing that anybody can see; the room becomes ours in one transaction, and
-    /// `extra` is in it. If another of us came in meanwhile, the join is taken in as an event like any other.
-    pub fn adopt_room(
-        &self,
-        room: AdoptedRoom,
-        extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
-    ) -> Result<()> {
-        let (room_id, version) = (room.room_id.clone(), room.version);
-        let key = self.store.write(move |tx| Ok(tx.make_room(&room_id, version)?.key))?;
-        let mut seen = HashSet::new();
-        let all: Vec<Pdu> = room
-            .auth_chain
-            .iter()
-            .chain(&room.state)
-            .filter(|pdu| seen.insert(pdu.event_id().clone()))
-            .cloned()
-            .collect();
-        for chunk in all.chunks(CHUNK) {
-            let chunk = chunk.to_vec();
-            self.store.write(move |tx| {
-                for pdu in &chunk {
-                    tx.insert_outlier(key, pdu, Status::Accepted)?;
-                }
-                Ok(())
-            })?;
+    /// Begins to take over a room.
+    pub fn begin_adoption(&self, room_id: &RoomId, version: RoomVersion) -> Result<Adoption<'_>> {
+        let id = room_id.clone();
+        let room = self.store.write(move |tx| Ok(tx.make_room(&id, version)?.key))?;
+        Ok(Adoption { hs: self, room, room_id: room_id.clone(), state: Vec::new() })
+    }
+}
+
+impl Adoption<'_> {
+    /// Stores some of the room's events: format, signatures, hash, and the auth rules against their auth events were
+    /// checked. Those of the state before our join come with `true`, others only have these rest on them.
+    pub fn add(&mut self, events: Vec<(Pdu, bool)>) -> Result<()> {
+        let room = self.room;
+        let mut rest = events;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(CHUNK));
+            self.state.extend(self.hs.store.write(move |tx| tx.stage_events(room, &rest))?);
+            rest = later;
         }
-        self.store.write(move |tx| {
-            match tx.room_by_key(key)?.resident {
-                true => join_after_all(tx, &room)?,
-                false => take_over(tx, &room)?,
+        Ok(())
+    }
+
+    /// Makes the room ours: its state that of the events so far, our join on top of it, and what `extra` does, all in one
+    /// transaction.
+    pub fn finish(
+        self,
+        join: Pdu,
+        extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<Adopted> {
+        let Self { hs, room, room_id, state } = self;
+        let events = state.len();
+        let adopted = hs.store.write(move |tx| {
+            if tx.room_by_key(room)?.resident {
+                return Ok(Adopted::Before);
             }
-            extra(tx)
-        })
+            take_over(tx, room, state, &join)?;
+            extra(tx)?;
+            Ok(Adopted::Now)
+        })?;
+        log::info!("{room_id} is a room of this server now, with {events} events of state");
+        Ok(adopted)
     }
 }
 
 /// Makes the state of the answer the room's state, and puts the join on top of it.
-fn take_over(tx: &mut Tx<'_>, adopted: &AdoptedRoom) -> Result<()> {
-    let room = tx.room_by_key(tx.known_room(&adopted.room_id)?.key)?;
-    if matches!(tx.event_status(adopted.join.event_id())?, Some((_, false))) {
+fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<Staged>, join: &Pdu) -> Result<()> {
+    if matches!(tx.event_status(join.event_id())?, Some((_, false))) {
         return Err(Error::forbidden("The join is an old one"));
     }
-    let mut rows: Vec<(Slot, EventKey, &Pdu)> = Vec::with_capacity(adopted.state.len());
-    let mut slots = HashSet::new();
-    for pdu in &adopted.state {
-        let Some(state_key) = pdu.state_key() else { continue };
-        let slot = tx.make_slot(pdu.event_type(), state_key)?;
-        if !slots.insert(slot) {
-            return Err(Error::bad_gateway("The room's state has two events of one type and state key"));
-        }
-        rows.push((slot, tx.insert_outlier(room.key, pdu, Status::Accepted)?, pdu));
-    }
-    let state: BTreeMap<Slot, EventKey> = rows.iter().map(|(slot, key, _)| (*slot, *key)).collect();
-    let snapshot = tx.root_snapshot(&state)?;
     let at = tx.next_stream();
-    match room.state {
-        None => tx.settle_state(room.key, &rows, at)?,
-        // We have been here before: what changed meanwhile is a change like any other.
-        Some(old) => {
-            let change = tx.state_difference(old, snapshot)?;
-            for user in tx.move_current_state(room.key, &change, at, true)? {
-                tx.wake_user(&user);
-            }
-        }
-    }
-    tx.set_room_state(room.key, snapshot)?;
+    let snapshot = tx.settle(room, state, at)?;
     let mut missing = Vec::new();
-    for id in adopted.join.prev_events() {
+    for id in join.prev_events() {
         if !matches!(tx.event_status(id)?, Some((_, false))) {
             missing.push(id.clone());
         }
     }
-    let (room, old_heads) = (tx.room_by_key(room.key)?, tx.extremities(room.key)?);
+    let (room, old_heads) = (tx.room_by_key(room)?, tx.extremities(room)?);
     tx.append(&Append {
         room: &room,
-        pdu: &adopted.join,
+        pdu: join,
         status: Status::Accepted,
         outgoing: false,
         state_before: StateRef::snapshot(snapshot),
@@ -118,24 +101,4 @@ fn take_over(tx: &mut Tx<'_>, adopted: &AdoptedRoom) -> Result<()> {
         history: None,
     })?;
     Ok(())
-}
-
-/// Another of us is in the room by now, and it has a state of its own here.
-fn join_after_all(tx: &mut Tx<'_>, adopted: &AdoptedRoom) -> Result<()> {
-    let entry = |pdu: &Pdu| {
-        let key = (pdu.event_type_arc().clone(), pdu.state_key_arc()?.clone());
-        Some((key, pdu.event_id().clone()))
-    };
-    let given: StateMap = adopted.state.iter().filter_map(entry).collect();
-    match judge::judge(tx, &adopted.join, Hearing::live(Some(&given)))? {
-        Verdict::Judged(judged) if judged.status == Status::Accepted => {
-            super::ingest::store_judged(tx, &adopted.join, *judged, super::ingest::Terms::Relayed).map(drop)
-        }
-        Verdict::Known(Status::Accepted) => Ok(()),
-        Verdict::Refused(e) => Err(e),
-        Verdict::Judged(judged) => {
-            Err(judged.reason.map_or_else(|| Error::forbidden("The join is not allowed"), Error::from))
-        }
-        _ => Err(Error::forbidden("The join is not allowed")),
-    }
 }

@@ -1,7 +1,9 @@
 //! Events as clients read them (client-server API, "Room event format"): the federation format without what only servers
 //! need, and with an `unsigned` that this server makes for the one client that asks.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
@@ -11,7 +13,8 @@ use crate::protocol::filter::{EventFormat, keep_fields};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::room_view::RoomView;
-use crate::store::{Db, StoredEvent};
+use crate::store::events::EventRow;
+use crate::store::{Db, Room, StoredEvent};
 
 /// JSON that is ready to be sent.
 pub type Json = Box<RawValue>;
@@ -43,13 +46,13 @@ impl<'s> Style<'s> {
 #[derive(Serialize)]
 struct ClientEvent<'e> {
     content: Content<'e>,
-    event_id: &'e EventId,
+    event_id: &'e str,
     origin_server_ts: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     redacts: Option<EventId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     room_id: Option<&'e RoomId>,
-    sender: &'e UserId,
+    sender: &'e str,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_key: Option<&'e str>,
     #[serde(rename = "type")]
@@ -118,6 +121,52 @@ pub fn state(db: &Db<'_>, style: &Style<'_>, event: &StoredEvent) -> Result<Json
     write(&event.pdu, style, unsigned)
 }
 
+/// Writes an event of a room's state behind what is there: the same as [`state`], for lists that grow with the room.
+pub fn push_state(
+    out: &mut Vec<u8>,
+    db: &Db<'_>,
+    style: &Style<'_>,
+    room: &Room,
+    row: &EventRow<'_>,
+) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Read<'e> {
+        #[serde(borrow)]
+        content: &'e RawValue,
+        origin_server_ts: i64,
+        #[serde(borrow)]
+        sender: Cow<'e, str>,
+        #[serde(borrow, default)]
+        state_key: Option<Cow<'e, str>>,
+        #[serde(borrow, rename = "type")]
+        event_type: Cow<'e, str>,
+    }
+    let read: Read<'_> = serde_json::from_str(row.json).map_err(Error::internal)?;
+    let mut unsigned = Unsigned::default();
+    if let Some(key) = row.redacted_by {
+        unsigned.redacted_because = Some(write(&db.pdu_by_key(key)?, style, Unsigned::default())?);
+    }
+    if style.format != EventFormat::Client || style.fields.is_some() || read.event_type == "m.room.redaction"
+    {
+        let pdu = Pdu::trusted(EventId::parse(row.event_id)?, row.json.as_bytes().to_vec(), room.version)?;
+        out.extend_from_slice(write(&pdu, style, unsigned)?.get().as_bytes());
+        return Ok(());
+    }
+    unsigned.age = style.now.saturating_sub(read.origin_server_ts);
+    let event = ClientEvent {
+        content: Content::Raw(read.content),
+        event_id: row.event_id,
+        origin_server_ts: read.origin_server_ts,
+        redacts: None,
+        room_id: style.room_ids.then_some(&room.room_id),
+        sender: &read.sender,
+        state_key: read.state_key.as_deref(),
+        event_type: &read.event_type,
+        unsigned,
+    };
+    serde_json::to_writer(out, &event).map_err(Error::internal)
+}
+
 /// A membership event of a room that we are not in, with the one before it.
 pub fn of_remote_room(style: &Style<'_>, event: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
     let unsigned = Unsigned {
@@ -147,11 +196,11 @@ fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json>
     };
     let event = ClientEvent {
         content,
-        event_id: event.event_id(),
+        event_id: event.event_id().as_str(),
         origin_server_ts: event.origin_server_ts(),
         redacts,
         room_id: style.room_ids.then(|| event.room_id()),
-        sender: event.sender(),
+        sender: event.sender().as_str(),
         state_key: event.state_key(),
         event_type: event.event_type(),
         unsigned,

@@ -14,7 +14,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::{self, EventIdFormat};
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, hash};
-use crate::store::{Status, StoredEvent};
+use crate::store::{EventKey, Status, StoredEvent};
 
 fn homeserver() -> Arc<Homeserver> {
     homeserver_named("here.example")
@@ -567,17 +567,17 @@ fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId
     let join = Pdu::from_object(event, version).unwrap().signed(&pen.server, &pen.key);
     there.accept_signed(join.clone(), here.server_name(), Membership::Join).unwrap();
     let known = there.store.read(|db| db.known_room(room)).unwrap();
-    let answer = there.state_for_join(&known, join.event_id()).unwrap();
+    let answer = there.state_for_join(&known, join.event_id(), false).unwrap();
     assert!(answer.servers.contains(here.server_name()) && answer.servers.contains(there.server_name()));
     let before = here.store.position();
-    let adopted = super::adopt::AdoptedRoom {
-        version,
-        room_id: room.clone(),
-        auth_chain: answer.auth_chain,
-        state: answer.state,
-        join,
+    let events = |keys: &[EventKey], of_state: bool| {
+        let read = |key: &EventKey| Ok((there.store.read(|db| db.pdu_by_key(*key))?, of_state));
+        keys.iter().map(read).collect::<Result<Vec<_>>>().unwrap()
     };
-    here.adopt_room(adopted, |_| Ok(())).unwrap();
+    let mut adoption = here.begin_adoption(room, version).unwrap();
+    adoption.add(events(&answer.state, true)).unwrap();
+    adoption.add(events(&answer.auth_chain, false)).unwrap();
+    assert_eq!(adoption.finish(join, |_| Ok(())).unwrap(), super::adopt::Adopted::Now);
     before
 }
 

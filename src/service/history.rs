@@ -5,10 +5,11 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use super::Homeserver;
 use super::nearest::{Moment, nearest};
 use crate::error::{Error, Result};
+use crate::protocol::glance;
 use crate::protocol::pdu::Membership;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
-use crate::protocol::{EventId, Pdu, RoomId, ServerName};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
 
 /// How many events `backfill` and `get_missing_events` give at most.
@@ -22,12 +23,78 @@ const MOST_VISITED: usize = 2000;
 
 /// The room as a server needs it whose user has just joined.
 pub struct JoinState {
-    /// The state before the join.
-    pub state: Vec<Pdu>,
+    /// The state before the join; without most memberships if that was asked for.
+    pub state: Vec<EventKey>,
     /// Every event that the state rests on, the state's own among them where others rest on them.
-    pub auth_chain: Vec<Pdu>,
+    pub auth_chain: Vec<EventKey>,
     /// The servers in the room, the joining one among them.
     pub servers: Vec<ServerName>,
+}
+
+/// The members that the name of a nameless room is made of.
+const HEROES: i64 = 5;
+
+/// The rows of every event that these events rest on: their auth events, and theirs, each once. The events themselves are
+/// in it where others of them rest on them. Holds no event: there may be very many.
+fn auth_chain_keys(
+    db: &Db<'_>,
+    version: RoomVersion,
+    of: impl IntoIterator<Item = EventKey>,
+) -> Result<Vec<EventKey>> {
+    let (mut seen, mut chain): (HashSet<Box<str>>, Vec<EventKey>) = (HashSet::new(), Vec::new());
+    let mut found: Vec<Box<str>> = Vec::new();
+    let mut look = |keys: &mut dyn Iterator<Item = EventKey>, found: &mut Vec<Box<str>>| {
+        db.each_event(keys, |row| {
+            for id in glance::auth_events(row.json, version).unwrap_or_default() {
+                if !seen.contains(id.as_ref()) {
+                    seen.insert(id.as_ref().into());
+                    found.push(id.as_ref().into());
+                }
+            }
+            Ok(())
+        })
+    };
+    look(&mut of.into_iter(), &mut found)?;
+    while let Some(id) = found.pop() {
+        let Some(key) = EventId::parse(&id).ok().map(|id| db.event_key(&id)).transpose()?.flatten() else {
+            continue;
+        };
+        chain.push(key);
+        look(&mut std::iter::once(key), &mut found)?;
+    }
+    Ok(chain)
+}
+
+/// Events as a JSON array of the bytes they are kept in.
+pub(crate) fn push_events(
+    out: &mut Vec<u8>,
+    db: &Db<'_>,
+    events: impl IntoIterator<Item = EventKey>,
+) -> Result<()> {
+    out.push(b'[');
+    let mut first = true;
+    db.each_event(events, |row| {
+        if !std::mem::take(&mut first) {
+            out.push(b',');
+        }
+        out.extend_from_slice(row.json.as_bytes());
+        Ok(())
+    })?;
+    out.push(b']');
+    Ok(())
+}
+
+/// The ids of events as a JSON array.
+fn push_ids(out: &mut Vec<u8>, db: &Db<'_>, events: &[EventKey]) -> Result<()> {
+    out.push(b'[');
+    for (index, key) in events.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, &db.event_id(*key)?).map_err(Error::internal)?;
+    }
+    out.push(b']');
+    Ok(())
 }
 
 /// Every event that these events rest on: their auth events, and theirs, each once. The events themselves are in it
@@ -53,16 +120,38 @@ fn event_in(db: &Db<'_>, room: &Room, id: &EventId) -> Result<StoredEvent> {
 }
 
 impl Homeserver {
-    /// The answer to `send_join`: the state before the join, and everything that it rests on.
-    pub fn state_for_join(&self, room: &Room, join: &EventId) -> Result<JoinState> {
+    /// The answer to `send_join`: the state before the join, and everything that it and the join rest on. Without
+    /// memberships, if they are to be omitted, but for those of the users that a nameless room is named after.
+    pub fn state_for_join(&self, room: &Room, join: &EventId, omit_members: bool) -> Result<JoinState> {
         self.store.read(|db| {
             let event = event_in(db, room, join)?;
             let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
-            let state = db.state_events_at(snapshot)?;
-            let auth_chain = auth_chain(db, state.iter().chain([&event.pdu]))?;
+            let mut state: Vec<EventKey> = match omit_members {
+                true => db.slots_but_members_at(snapshot)?.into_values().collect(),
+                false => db.slots_at(snapshot)?.into_values().collect(),
+            };
+            if omit_members && !has_name(db, snapshot)? {
+                for hero in db.heroes(room.key, event.pdu.sender(), HEROES)? {
+                    if let Some(slot) = db.slot("m.room.member", hero.as_str())? {
+                        state.extend(db.slot_at(snapshot, slot)?);
+                    }
+                }
+            }
+            let auth_chain = auth_chain_keys(db, room.version, state.iter().copied().chain([event.key]))?;
             Ok(JoinState { state, auth_chain, servers: db.resident_servers(room.key)? })
         })
     }
+}
+
+/// Whether a room had a name or an alias to call it by.
+fn has_name(db: &Db<'_>, state: SnapshotId) -> Result<bool> {
+    for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+        let event = db.state_event_in(state, event_type, "")?;
+        if event.and_then(|event| event.content_str(field)).is_some_and(|text| !text.is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The room, for a server that is in it and that its access list lets in. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
@@ -152,12 +241,13 @@ impl<'a> Eyes<'a> {
     }
 }
 
-/// A room's state at an event and what it rests on.
-pub struct StateAt {
-    /// The state before the event.
-    pub state: Vec<Pdu>,
-    /// Every event that the state rests on.
-    pub auth_chain: Vec<Pdu>,
+/// The rows of a room's state before an event, and of what it rests on.
+fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, Vec<EventKey>)> {
+    let event = event_in(db, room, at)?;
+    let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
+    let state: Vec<EventKey> = db.slots_at(snapshot)?.into_values().collect();
+    let auth_chain = auth_chain_keys(db, room.version, state.iter().copied())?;
+    Ok((state, auth_chain))
 }
 
 impl Homeserver {
@@ -171,15 +261,29 @@ impl Homeserver {
         })
     }
 
-    /// `GET /state`. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
-    pub fn state_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<StateAt> {
+    /// `GET /state`: the answer's JSON. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn state_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<Vec<u8>> {
         self.store.read(|db| {
-            let room = room_for(db, origin, room_id)?;
-            let event = event_in(db, &room, at)?;
-            let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
-            let state = db.state_events_at(snapshot)?;
-            let auth_chain = auth_chain(db, &state)?;
-            Ok(StateAt { state, auth_chain })
+            let (state, auth_chain) = state_keys(db, &room_for(db, origin, room_id)?, at)?;
+            let mut body = b"{\"auth_chain\":".to_vec();
+            push_events(&mut body, db, auth_chain)?;
+            body.extend_from_slice(b",\"pdus\":");
+            push_events(&mut body, db, state)?;
+            body.push(b'}');
+            Ok(body)
+        })
+    }
+
+    /// `GET /state_ids`: the answer's JSON. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn state_ids_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<Vec<u8>> {
+        self.store.read(|db| {
+            let (state, auth_chain) = state_keys(db, &room_for(db, origin, room_id)?, at)?;
+            let mut body = b"{\"auth_chain_ids\":".to_vec();
+            push_ids(&mut body, db, &auth_chain)?;
+            body.extend_from_slice(b",\"pdu_ids\":");
+            push_ids(&mut body, db, &state)?;
+            body.push(b'}');
+            Ok(body)
         })
     }
 

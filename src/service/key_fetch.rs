@@ -8,11 +8,12 @@
 //! through which we join a room is asked as a notary for the state of that room alone, where nothing better can be had,
 //! and what it says is not remembered.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::Homeserver;
@@ -24,7 +25,7 @@ use crate::protocol::{ServerName, json};
 use crate::store::server_keys::{StoredKey, StoredStatement};
 
 /// Servers that are asked at the same time for one bulk of keys.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 32;
 /// Requests for keys that may be under way in all.
 const MAX_UNDER_WAY: usize = 64;
 /// Those of servers that we know no key of: anybody can name such, and make them slow.
@@ -38,12 +39,15 @@ const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
 const MOST_USELESS: u32 = 4;
 /// Servers whose pauses are remembered.
 const MAX_PAUSES: usize = 8192;
-/// Servers in one question to a notary.
+/// Servers in one question to a notary, and questions to it at a time.
 const NOTARY_BATCH: usize = 100;
+const NOTARY_AT_ONCE: usize = 4;
 /// From so many servers on, the notaries of our settings are asked before the servers themselves.
 const BULK: usize = 8;
 /// Time for the server that shows us a room to say the keys of others.
 const LEAST_FOR_RESIDENT: Duration = Duration::from_secs(40);
+/// Most keys of a notary's own that its signatures are checked with.
+const MAX_KEYS_OF_NOTARY: usize = 4;
 /// Servers that one question to us as a notary may have us ask.
 const MAX_ASKED_AS_NOTARY: usize = 50;
 
@@ -74,11 +78,19 @@ impl Found {
         self.0.get(server)?.get(key_id).map(KnownKey::at)
     }
 
-    fn has(&self, wanted: &Wanted) -> bool {
+    /// Whether asking anew could not give more.
+    pub(super) fn has(&self, wanted: &Wanted) -> bool {
         self.0
             .get(&wanted.server)
             .and_then(|keys| keys.get(&wanted.key_id))
             .is_some_and(|key| key.serves(wanted.valid_at))
+    }
+
+    /// What was found elsewhere, too.
+    pub(super) fn extend(&mut self, other: Self) {
+        for (server, keys) in other.0 {
+            self.0.entry(server).or_default().extend(keys);
+        }
     }
 
     fn put(&mut self, server: &ServerName, key: KnownKey) {
@@ -221,16 +233,34 @@ impl Homeserver {
         self.load_keys(wanted, &mut found);
         let mut missing = missing(wanted, &found);
         let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
-        if missing.len() >= BULK && !trusted.is_empty() {
-            self.ask_notaries(&trusted, &mut missing, &mut found, deadline);
-            self.ask_servers(&mut missing, &mut found, purpose, deadline);
-        } else {
-            self.ask_servers(&mut missing, &mut found, purpose, deadline);
+        let in_bulk = missing.len() >= BULK;
+        if in_bulk {
             self.ask_notaries(&trusted, &mut missing, &mut found, deadline);
         }
-        if let Some(resident) = resident.filter(|r| *r != self.server_name() && !missing.is_empty()) {
-            self.ask_resident(resident, &mut missing, &mut found, deadline);
-        }
+        let resident = resident.filter(|r| *r != self.server_name() && !missing.is_empty());
+        std::thread::scope(|scope| {
+            // Of many some are gone, and others slow: what the resident knows is asked for meanwhile.
+            let asked = missing.clone();
+            // Whoever joins waits for it: it is worth a while even if everybody else takes too long.
+            let patience = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
+            let told = resident.filter(|_| in_bulk).map(|resident| {
+                let ask = move || self.ask_notary(resident, &asked, patience);
+                std::thread::Builder::new().name("keys".into()).spawn_scoped(scope, ask)
+            });
+            self.ask_servers(&mut missing, &mut found, purpose, deadline);
+            if !in_bulk {
+                self.ask_notaries(&trusted, &mut missing, &mut found, deadline);
+            }
+            let told = match (told, resident) {
+                (Some(Ok(told)), _) => told.join().unwrap_or_default(),
+                (_, Some(resident)) if !missing.is_empty() => {
+                    let patience = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
+                    self.ask_notary(resident, &missing, patience)
+                }
+                _ => Vec::new(),
+            };
+            self.use_for_now(told, &mut missing, &mut found);
+        });
         found
     }
 
@@ -242,20 +272,18 @@ impl Homeserver {
         unknown.retain(|s| *s != self.server_name());
         unknown.sort_unstable();
         unknown.dedup();
-        for server in unknown {
-            self.reload(server);
+        let stored = self.store.read(|db| {
+            let of = |server: &&ServerName| Ok(((*server).clone(), db.server_keys(server)?));
+            unknown.iter().map(of).collect::<Result<Vec<_>>>()
+        });
+        match stored {
+            Ok(stored) => stored.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
+            Err(e) => log::warn!("keys of other servers cannot be read: {e}"),
         }
         for wanted in wanted {
             if let Some(key) = ring.in_memory(wanted.server.as_str(), &wanted.key_id) {
                 found.put(&wanted.server, key);
             }
-        }
-    }
-
-    fn reload(&self, server: &ServerName) {
-        match self.store.read(|db| db.server_keys(server)) {
-            Ok(stored) => self.key_ring.remember(server, &stored),
-            Err(e) => log::warn!("keys of {server} cannot be read: {e}"),
         }
     }
 
@@ -313,7 +341,7 @@ impl Homeserver {
         let now = self.clock.now_ms();
         match read_statement(&answer, server, now) {
             Ok(keys) => {
-                self.keep_keys(server, keys, &answer, now, true);
+                self.keep_keys(vec![(server.clone(), keys, answer)], now, true);
                 let helped = wanted.iter().all(|w| {
                     let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
                     known.is_some_and(|k| k.serves(w.valid_at))
@@ -324,22 +352,20 @@ impl Homeserver {
         }
     }
 
-    fn keep_keys(
-        &self,
-        server: &ServerName,
-        keys: Vec<StoredKey>,
-        statement: &Map<String, Value>,
-        now: Millis,
-        direct: bool,
-    ) {
-        let (name, bytes) = (server.clone(), statement_bytes(statement));
+    /// Remembers what these statements say.
+    fn keep_keys(&self, statements: Vec<Told>, now: Millis, direct: bool) {
         let kept = self.store.write(move |tx| {
-            tx.save_server_keys(&name, &keys, &bytes, now, direct)?;
-            tx.server_keys(&name)
+            let mut all = Vec::with_capacity(statements.len());
+            for (server, keys, statement) in statements {
+                tx.save_server_keys(&server, &keys, &statement_bytes(&statement), now, direct)?;
+                let known = tx.server_keys(&server)?;
+                all.push((server, known));
+            }
+            Ok(all)
         });
         match kept {
-            Ok(all) => self.key_ring.remember(server, &all),
-            Err(e) => log::warn!("keys of {server} cannot be kept: {e}"),
+            Ok(all) => all.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
+            Err(e) => log::warn!("keys of other servers cannot be kept: {e}"),
         }
     }
 
@@ -356,30 +382,21 @@ impl Homeserver {
                 return;
             }
             let now = self.clock.now_ms();
-            for (server, keys, statement) in self.ask_notary(notary, missing, deadline) {
-                self.keep_keys(&server, keys, &statement, now, false);
-                for wanted in missing.get(&server).into_iter().flatten() {
-                    if let Some(key) = self.key_ring.in_memory(server.as_str(), &wanted.key_id) {
-                        found.put(&server, key);
-                    }
+            self.keep_keys(self.ask_notary(notary, missing, deadline), now, false);
+            for wanted in missing.values().flatten() {
+                if let Some(key) = self.key_ring.in_memory(wanted.server.as_str(), &wanted.key_id) {
+                    found.put(&wanted.server, key);
                 }
             }
             prune(missing, found);
         }
     }
 
-    /// Asks the server that shows us a room, for what cannot be had otherwise. See the head of this file.
-    fn ask_resident(
-        &self,
-        resident: &ServerName,
-        missing: &mut Missing,
-        found: &mut Found,
-        deadline: Instant,
-    ) {
-        // Whoever joins waits for it: it is worth a while even if everybody else took too long.
-        let deadline = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
-        for (server, keys, _) in self.ask_notary(resident, missing, deadline) {
-            for stored in keys {
+    /// Uses what the server says that shows us a room, for what cannot be had otherwise. See the head of this file.
+    fn use_for_now(&self, told: Vec<Told>, missing: &mut Missing, found: &mut Found) {
+        for (server, keys, _) in told {
+            let Some(wanted) = missing.get(&server) else { continue };
+            for stored in keys.into_iter().filter(|key| wanted.iter().any(|w| w.key_id == key.key_id)) {
                 let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
                 let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
                 match self.key_ring.in_memory(server.as_str(), &key_id) {
@@ -393,67 +410,81 @@ impl Homeserver {
     }
 
     /// What a notary says of the missing keys: statements signed by their servers and by the notary.
-    fn ask_notary(
-        &self,
-        notary: &ServerName,
-        missing: &Missing,
-        deadline: Instant,
-    ) -> Vec<(ServerName, Vec<StoredKey>, Map<String, Value>)> {
-        let mut believed = Vec::new();
+    fn ask_notary(&self, notary: &ServerName, missing: &Missing, deadline: Instant) -> Vec<Told> {
         let jobs: Vec<_> = missing.iter().filter(|(server, _)| *server != notary).collect();
-        for batch in jobs.chunks(NOTARY_BATCH) {
-            let query: Map<String, Value> = batch
-                .iter()
-                .map(|(server, wanted)| {
-                    let keys: Map<String, Value> = wanted
-                        .iter()
-                        .map(|w| (w.key_id.clone(), json!({ "minimum_valid_until_ts": w.valid_at })))
-                        .collect();
-                    (server.as_str().to_owned(), keys.into())
-                })
-                .collect();
-            let left = deadline.saturating_duration_since(Instant::now());
-            let statements = match self.federation.notary_query(notary, &query, left) {
-                Ok(statements) => statements,
-                Err(e) => {
-                    log::debug!("notary {notary}: {e}");
-                    return believed;
+        let batches: Vec<_> = jobs.chunks(NOTARY_BATCH).collect();
+        let mut believed = Vec::new();
+        for at_once in batches.chunks(NOTARY_AT_ONCE) {
+            let answers: Vec<_> = std::thread::scope(|scope| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let ask = |batch| move || self.federation.notary_query(notary, &notary_query(batch), left);
+                let (first, others) = (at_once.first(), at_once.iter().skip(1));
+                let others: Vec<_> = others
+                    .map(|batch| {
+                        std::thread::Builder::new().name("keys".into()).spawn_scoped(scope, ask(batch))
+                    })
+                    .collect();
+                let first = first.map(|batch| ask(batch)());
+                let others = others.into_iter().filter_map(|thread| thread.ok()?.join().ok());
+                first.into_iter().chain(others).collect()
+            });
+            let mut failed = false;
+            for answer in answers {
+                match answer {
+                    Ok(statements) => believed.extend(self.believable(notary, missing, statements)),
+                    Err(e) => {
+                        log::debug!("notary {notary}: {e}");
+                        failed = true;
+                    }
                 }
-            };
-            let now = self.clock.now_ms();
-            for statement in statements.into_iter().take(4 * NOTARY_BATCH) {
-                let name = statement.get("server_name").and_then(Value::as_str);
-                let Some(server) = name.and_then(|n| ServerName::parse(n).ok()) else { continue };
-                // Nobody asked: of no interest, and a way to fill our database.
-                if !missing.contains_key(&server) || !self.is_signed_by_notary(&statement, notary) {
-                    continue;
-                }
-                match read_statement(&statement, &server, now) {
-                    Ok(keys) => believed.push((server, keys, statement)),
-                    Err(why) => log::debug!("keys of {server} from {notary} are not believed: {why}"),
-                }
+            }
+            if failed {
+                break;
             }
         }
         believed
     }
 
-    fn is_signed_by_notary(&self, statement: &Map<String, Value>, notary: &ServerName) -> bool {
-        let signatures = sign::signatures_of(statement, notary.as_str());
+    /// The statements of an answer that were asked for and are signed as they should be.
+    fn believable(
+        &self,
+        notary: &ServerName,
+        missing: &Missing,
+        mut statements: Vec<Map<String, Value>>,
+    ) -> Vec<Told> {
+        statements.truncate(4 * NOTARY_BATCH);
+        let keys = self.keys_of_notary(notary, &statements);
         let now = self.clock.now_ms();
-        signatures.into_iter().take(4).any(|(key_id, _)| {
-            let wanted = [Wanted { server: notary.clone(), key_id: key_id.to_owned(), valid_at: now }];
-            let mut found = Found::default();
-            self.load_keys(&wanted, &mut found);
-            let mut missing = missing(&wanted, &found);
-            self.ask_servers(
-                &mut missing,
-                &mut found,
-                Purpose::Events,
-                Instant::now() + Duration::from_secs(20),
-            );
-            let key = found.get(notary.as_str(), key_id);
-            key.is_some_and(|k| sign::verify_json(statement, notary.as_str(), key_id, &k.key).is_ok())
-        })
+        let read = |statement: Map<String, Value>| {
+            let server = ServerName::parse(statement.get("server_name")?.as_str()?).ok()?;
+            // Nobody asked: of no interest, and a way to fill our database.
+            if !missing.contains_key(&server) || !is_signed_by_notary(&statement, notary, &keys) {
+                return None;
+            }
+            match read_statement(&statement, &server, now) {
+                Ok(keys) => Some((server, keys, statement)),
+                Err(why) => {
+                    log::debug!("keys of {server} from {notary} are not believed: {why}");
+                    None
+                }
+            }
+        };
+        statements.into_par_iter().filter_map(read).collect()
+    }
+
+    /// The keys with which a notary signed these statements; asked for once, however many statements there are.
+    fn keys_of_notary(&self, notary: &ServerName, statements: &[Map<String, Value>]) -> Found {
+        let valid_at = self.clock.now_ms();
+        let ids = statements.iter().flat_map(|statement| sign::signatures_of(statement, notary.as_str()));
+        let ids: BTreeSet<&str> = ids.map(|(id, _)| id).collect();
+        let wanted = |id: &str| Wanted { server: notary.clone(), key_id: id.to_owned(), valid_at };
+        let wanted: Vec<Wanted> = ids.into_iter().take(MAX_KEYS_OF_NOTARY).map(wanted).collect();
+        let mut found = Found::default();
+        self.load_keys(&wanted, &mut found);
+        let mut missing = missing(&wanted, &found);
+        let until = Instant::now() + Duration::from_secs(20);
+        self.ask_servers(&mut missing, &mut found, Purpose::Events, until);
+        found
     }
 
     /// What we know as a notary (`/_matrix/key/v2/query`): of each server the statements that have the keys asked for
@@ -528,6 +559,25 @@ impl NotaryQuery {
         let is_known = |id: &str, at| known.iter().any(|s| s.key_id == id && is_fresh(s, at));
         self.keys.iter().filter(|(id, at)| !is_known(id, *at)).map(|(id, at)| want(id, *at)).collect()
     }
+}
+
+/// A statement as a notary told it: whose it is, the keys in it, and itself.
+type Told = (ServerName, Vec<StoredKey>, Map<String, Value>);
+
+/// The value of `server_keys` in a question to a notary.
+fn notary_query(batch: &[(&ServerName, &Vec<Wanted>)]) -> Map<String, Value> {
+    let criteria =
+        |wanted: &Wanted| (wanted.key_id.clone(), json!({ "minimum_valid_until_ts": wanted.valid_at }));
+    let of_server = |wanted: &Vec<Wanted>| Value::Object(wanted.iter().map(criteria).collect());
+    batch.iter().map(|(server, wanted)| (server.as_str().to_owned(), of_server(wanted))).collect()
+}
+
+fn is_signed_by_notary(statement: &Map<String, Value>, notary: &ServerName, keys: &Found) -> bool {
+    let signatures = sign::signatures_of(statement, notary.as_str());
+    signatures.into_iter().take(MAX_KEYS_OF_NOTARY).any(|(id, _)| {
+        let key = keys.get(notary.as_str(), id);
+        key.is_some_and(|k| sign::verify_json(statement, notary.as_str(), id, &k.key).is_ok())
+    })
 }
 
 /// Wanted keys that are not at hand, by server.

@@ -445,7 +445,8 @@ fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_e
     let (hs, _) = homeserver();
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
-    hs.check_joined_state(&[&json], version, &resident.name).remove(0).expect("the resident knows");
+    let found = hs.keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
+    check(&json, version, &found).expect("the resident knows");
     assert!(hs.store.read(|db| db.server_keys(&gone)).expect("read").is_empty(), "not remembered");
     hs.verify_request(&signed_by(&gone, &key(5, "1"), "us.example", None), "PUT", "/_matrix/x?y=z", None)
         .expect_err("not good for requests");
@@ -463,7 +464,8 @@ fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     clock.advance(Duration::from_secs(2 * 24 * 3600));
     let liar = notary(&peer.name, 6, |_| {});
     let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY - 1000));
-    hs.check_joined_state(&[&forged], version, &liar.name).remove(0).expect_err("a forged key");
+    let found = hs.keys_for(&[&forged], version, Some(&liar.name), Duration::from_secs(30));
+    check(&forged, version, &found).expect_err("a forged key");
     assert!(liar.asked().iter().any(|a| a.target.contains("query")), "it was asked");
 }
 

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::filter::EventFilter;
@@ -150,15 +150,18 @@ impl Homeserver {
         found_or_not(found)
     }
 
-    /// The state events of a room as the user may know them: now, or as of when they left. Errors: 403 `M_FORBIDDEN`.
-    pub fn room_state(&self, style: &Style<'_>, room: &RoomId) -> Result<Vec<Json>> {
+    /// The state events of a room as the user may know them, now or as of when they left: a JSON array. Errors: 403
+    /// `M_FORBIDDEN`.
+    pub fn room_state(&self, style: &Style<'_>, room: &RoomId) -> Result<Vec<u8>> {
         self.view(style.user, room, |db, view| {
             view.require_readable()?;
             let keys: BTreeSet<EventKey> = match view.access {
                 Access::Left { at } => db.slots_as_of(view.room.key, at)?.into_values().collect(),
-                _ => db.current_state_keys(view.room.key, None)?.into_iter().collect(),
+                _ => db.current_state_keys(view.room.key, true)?.into_iter().collect(),
             };
-            keys.into_iter().map(|key| client_format::state(db, style, &db.event_by_key(key)?)).collect()
+            let mut list = JsonList::default();
+            db.each_event(keys, |row| client_format::push_state(list.next(), db, style, view.room, &row))?;
+            Ok(list.finish())
         })
     }
 
@@ -183,47 +186,99 @@ impl Homeserver {
         })
     }
 
-    /// The membership events of a room. Errors: 403 `M_FORBIDDEN`.
-    pub fn members(&self, style: &Style<'_>, room: &RoomId, request: &MembersRequest) -> Result<Vec<Json>> {
+    /// The membership events of a room: a JSON array. Errors: 403 `M_FORBIDDEN`.
+    pub fn members(&self, style: &Style<'_>, room: &RoomId, request: &MembersRequest) -> Result<Vec<u8>> {
         self.view(style.user, room, |db, view| {
             view.require_readable()?;
             let at = request.at.map_or(i64::MAX, |at| at.0.stream).min(view.present());
-            let mut members = Vec::new();
+            let mut list = JsonList::default();
             if at == i64::MAX {
-                for member in db.members(view.room.key, None)? {
-                    if request.wants(member.membership) {
-                        members.push(client_format::state(db, style, &db.event_by_key(member.event)?)?);
-                    }
-                }
+                db.each_member(view.room.key, None, |_, membership, row| match request.wants(membership) {
+                    true => client_format::push_state(list.next(), db, style, view.room, &row),
+                    false => Ok(()),
+                })?;
             } else {
                 for key in db.slots_as_of(view.room.key, at)?.into_values() {
                     let event = db.event_by_key(key)?;
                     if event.pdu.membership().is_some_and(|membership| request.wants(membership)) {
-                        members.push(client_format::state(db, style, &event)?);
+                        let event = client_format::state(db, style, &event)?;
+                        list.next().extend_from_slice(event.get().as_bytes());
                     }
                 }
             }
-            Ok(members)
+            Ok(list.finish())
         })
     }
 
-    /// Who is joined, with the profile of their membership. Errors: 403 `M_FORBIDDEN` for those who are not joined.
-    pub fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Value> {
+    /// Who is joined, with the profile of their membership: the answer's JSON. Errors: 403 `M_FORBIDDEN` for those who
+    /// are not joined.
+    pub fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Vec<u8>> {
         self.view(user, room, |db, view| {
             view.require_joined()?;
-            let mut joined = BTreeMap::new();
-            for member in db.members(view.room.key, Some(Membership::Join))? {
-                let content = db.pdu_by_key(member.event)?.content();
-                let mut profile = Map::new();
-                for (field, name) in [("displayname", "display_name"), ("avatar_url", "avatar_url")] {
-                    if let Some(value) = content.get(field).filter(|value| value.is_string()) {
-                        profile.insert(name.to_owned(), value.clone());
-                    }
+            let mut joined: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
+            db.each_member(view.room.key, Some(Membership::Join), |user, _, row| {
+                if UserId::parse(user).is_ok() {
+                    joined.insert(
+                        user.to_owned(),
+                        to_raw_value(&profile_in(row.json)).map_err(Error::internal)?,
+                    );
                 }
-                joined.insert(member.user_id, profile);
-            }
-            Ok(json!({"joined": joined}))
+                Ok(())
+            })?;
+            serde_json::to_vec(&Joined { joined }).map_err(Error::internal)
         })
+    }
+}
+
+#[derive(Serialize)]
+struct Joined {
+    joined: BTreeMap<String, Box<RawValue>>,
+}
+
+/// A profile as `joined_members` tells it.
+#[derive(Default, Deserialize, Serialize)]
+struct Profile<'e> {
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    avatar_url: Option<&'e RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none", rename(deserialize = "displayname"))]
+    display_name: Option<&'e RawValue>,
+}
+
+/// The profile in a membership event.
+fn profile_in(json: &str) -> Profile<'_> {
+    #[derive(Deserialize)]
+    struct Event<'e> {
+        #[serde(borrow)]
+        content: Profile<'e>,
+    }
+    let mut profile = serde_json::from_str(json).map(|event: Event<'_>| event.content).unwrap_or_default();
+    let is_text = |value: &&RawValue| value.get().starts_with('"');
+    profile.avatar_url = profile.avatar_url.filter(is_text);
+    profile.display_name = profile.display_name.filter(is_text);
+    profile
+}
+
+/// A JSON array in the making.
+struct JsonList(Vec<u8>);
+
+impl Default for JsonList {
+    fn default() -> Self {
+        Self(b"[".to_vec())
+    }
+}
+
+impl JsonList {
+    /// Where the next element is to be written.
+    fn next(&mut self) -> &mut Vec<u8> {
+        if self.0.len() > 1 {
+            self.0.push(b',');
+        }
+        &mut self.0
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.0.push(b']');
+        self.0
     }
 }
 

@@ -61,7 +61,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::Result;
 use crate::federation;
-use crate::protocol::{ServerName, UserId};
+use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::{Location, Options, Store};
 
 /// A running homeserver without its listeners. Shared as `Arc<Homeserver>` by every thread.
@@ -96,6 +96,8 @@ pub struct Homeserver {
     pub scheduler: Scheduler,
     /// Keeps two handshakes of one user in one room apart.
     pub turns: membership::Turns,
+    /// Keeps two of us from fetching one room at the same time.
+    pub entrances: membership::Turns<RoomId>,
 }
 
 impl Homeserver {
@@ -146,6 +148,7 @@ impl Homeserver {
             policy_servers: policy::Silent::default(),
             scheduler,
             turns: membership::Turns::default(),
+            entrances: membership::Turns::default(),
         }))
     }
 

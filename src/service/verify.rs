@@ -1,15 +1,17 @@
 //! Signatures of other servers: on requests, and on events as they arrive.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
 use super::Homeserver;
-use super::key_fetch::{Purpose, Wanted};
+use super::key_fetch::{Found, Purpose, Wanted};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::glance::Glance;
 use crate::protocol::room_version::RoomVersion;
-use crate::protocol::sign::{self, KeyAt, SignatureError};
+use crate::protocol::sign::{self, KeyAt, ReceiptError, SignatureError};
 use crate::protocol::x_matrix;
 use crate::protocol::{Pdu, ServerName};
 
@@ -22,6 +24,8 @@ const ROOM_KEYS_WITHIN: Duration = Duration::from_secs(90);
 const FUTURE: Millis = 10 * 60_000;
 /// More events than this are a whole room.
 const FEW: usize = 100;
+/// So many events are looked at before what was seen of them is summed up.
+const AT_A_GLANCE: usize = 4096;
 
 impl Homeserver {
     /// Checks the X-Matrix signature of a request (server-server API, "Request Authentication"). `uri` is path and
@@ -74,8 +78,8 @@ impl Homeserver {
 
     /// The same for many events at once, in their order.
     pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion) -> Vec<Result<Pdu>> {
-        let parsed = in_bulk(events, |event| Pdu::parse(event, version));
-        only_checked(self.check_parsed(parsed, None, usual_patience(events.len())))
+        let found = self.keys_for(events, version, None, usual_patience(events.len()));
+        in_bulk(events, |event| check(event, version, &found))
     }
 
     /// The same for events of a transaction, whose sender waits for the answer: it is told apart where no key could be
@@ -86,67 +90,70 @@ impl Homeserver {
         version: RoomVersion,
         within: Duration,
     ) -> Vec<Checked> {
-        let within = within.min(usual_patience(events.len()));
-        self.check_parsed(in_bulk(events, |event| Pdu::parse(event, version)), None, within)
-    }
-
-    /// The same for the state of a room that we are joining through `resident`. Of servers that are gone, which any old
-    /// room has some of, the resident is asked for the keys. That gives it no power that it has not: whoever is joined
-    /// through can show any room that it likes. It would for events that come later, and so is done for no others.
-    pub fn check_joined_state(
-        &self,
-        events: &[&[u8]],
-        version: RoomVersion,
-        resident: &ServerName,
-    ) -> Vec<Result<Pdu>> {
-        let parsed = in_bulk(events, |event| Pdu::parse(event, version));
-        only_checked(self.check_parsed(parsed, Some(resident), usual_patience(events.len())))
+        let started = Instant::now();
+        let found = self.keys_for(events, version, None, within.min(usual_patience(events.len())));
+        in_bulk(events, |event| self.conclude_check(event, version, &found, started))
     }
 
     /// Steps 2 and 3 alone, for an event that was parsed before.
     pub fn check_parsed_pdu(&self, pdu: Pdu) -> Result<Pdu> {
-        let mut checked = only_checked(self.check_parsed(vec![Ok(pdu)], None, EVENT_KEYS_WITHIN));
-        checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
+        let found = self.keys_for(&[pdu.json()], pdu.version(), None, EVENT_KEYS_WITHIN);
+        sign::check_parsed(&pdu, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
     }
 
-    fn check_parsed(
+    /// The keys that it takes to check these events, as far as they can be had in this time.
+    ///
+    /// `resident` is for the state of a room that we are joining through that server. Of servers that are gone, which any
+    /// old room has some of, the resident is asked for the keys. That gives it no power that it has not: whoever is joined
+    /// through can show any room that it likes. It would for events that come later, and so is done for no others.
+    pub(super) fn keys_for(
         &self,
-        parsed: Vec<Result<Pdu>>,
+        events: &[&[u8]],
+        version: RoomVersion,
         resident: Option<&ServerName>,
         within: Duration,
-    ) -> Vec<Checked> {
-        let (now, started) = (self.clock.now_ms(), Instant::now());
-        let wanted_of = |pdu: &Result<Pdu>| -> Vec<Wanted> {
-            let Ok(pdu) = pdu else { return Vec::new() };
-            // No key is valid in the far future, and asking for one would be in vain.
-            let latest = now + FUTURE;
-            let enforced = pdu.version().enforce_key_validity;
-            let valid_at = if enforced { pdu.origin_server_ts().min(latest) } else { 0 };
-            let keys = sign::wanted_keys(pdu).into_iter();
-            keys.map(|(server, key_id)| Wanted { server, key_id, valid_at }).collect()
-        };
-        let wanted: Vec<Wanted> = in_bulk(&parsed, wanted_of).into_iter().flatten().collect();
-        let wanted = newest_only(wanted);
-        let found = self.gather_keys(&wanted, resident, Purpose::Events, within);
-        let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
-        let checked = in_bulk(&parsed, |pdu| match pdu {
-            Ok(pdu) => Ok(sign::check_parsed(pdu, &keys)),
-            Err(e) => Err(Error::new(e.errcode(), e.message().to_owned()).with_status(e.status())),
-        });
-        let together = parsed.into_iter().zip(checked);
-        together.map(|(parsed, checked)| self.conclude_check(parsed, checked, started)).collect()
+    ) -> Found {
+        let wanted = self.survey(events, version, |_, _| {});
+        self.gather_keys(&wanted, resident, Purpose::Events, within)
+    }
+
+    /// Looks events over: gives the keys that it takes to check them, and tells `see` of each by its index; of one that is
+    /// written oddly, or none, that there is nothing to see at a glance.
+    pub(super) fn survey<'e>(
+        &self,
+        events: &[&'e [u8]],
+        version: RoomVersion,
+        mut see: impl FnMut(usize, Option<Glance<'e>>),
+    ) -> Vec<Wanted> {
+        // No key is valid in the far future, and asking for one would be in vain.
+        let latest = self.clock.now_ms() + FUTURE;
+        // Of each key the latest time at which it should be valid, which serves the earlier ones too.
+        let mut latest_use: HashMap<(ServerName, String), Millis> = HashMap::new();
+        for (nth, chunk) in events.chunks(AT_A_GLANCE).enumerate() {
+            let seen = in_bulk(chunk, |event| wanted_keys(event, version));
+            for (index, (glance, keys)) in seen.into_iter().enumerate() {
+                see(nth * AT_A_GLANCE + index, glance);
+                for (key, at) in keys {
+                    let at = if version.enforce_key_validity { at.min(latest) } else { 0 };
+                    latest_use.entry(key).and_modify(|known| *known = at.max(*known)).or_insert(at);
+                }
+            }
+        }
+        let wanted = latest_use.into_iter();
+        wanted.map(|((server, key_id), valid_at)| Wanted { server, key_id, valid_at }).collect()
     }
 
     fn conclude_check(
         &self,
-        parsed: Result<Pdu>,
-        checked: Result<Result<Pdu, SignatureError>>,
+        event: &[u8],
+        version: RoomVersion,
+        found: &Found,
         started: Instant,
     ) -> Checked {
-        match (checked, parsed) {
-            (Err(e), _) | (_, Err(e)) => Checked::Dropped(e),
-            (Ok(Ok(pdu)), _) => Checked::Passed(pdu),
-            (Ok(Err(SignatureError::NoKey(keys))), Ok(pdu)) => {
+        let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
+        match sign::check_received(event, version, &keys) {
+            Ok(pdu) => Checked::Passed(pdu),
+            Err(ReceiptError::Signature(SignatureError::NoKey(keys))) => {
                 // A key that its server does not state does not exist, and the end of a retired one is settled.
                 let is_settled = |(server, key_id): &(ServerName, String)| {
                     self.key_ring.in_memory(server.as_str(), key_id).is_some_and(|known| known.retired)
@@ -154,12 +161,14 @@ impl Homeserver {
                 };
                 let is_hopeless =
                     |server: &ServerName| keys.iter().filter(|(of, _)| of == server).all(is_settled);
-                match keys.iter().any(|(server, _)| is_hopeless(server)) {
-                    true => Checked::Dropped(SignatureError::NoKey(keys).into()),
-                    false => Checked::NoKey(pdu, keys.into_iter().map(|(server, _)| server).collect()),
+                match (keys.iter().any(|(server, _)| is_hopeless(server)), Pdu::parse(event, version)) {
+                    (false, Ok(pdu)) => {
+                        Checked::NoKey(pdu, keys.into_iter().map(|(server, _)| server).collect())
+                    }
+                    _ => Checked::Dropped(SignatureError::NoKey(keys).into()),
                 }
             }
-            (Ok(Err(e)), Ok(_)) => Checked::Dropped(e.into()),
+            Err(e) => Checked::Dropped(e.into()),
         }
     }
 }
@@ -174,33 +183,34 @@ pub(super) enum Checked {
     Dropped(Error),
 }
 
-fn only_checked(checked: Vec<Checked>) -> Vec<Result<Pdu>> {
-    let result = |checked| match checked {
-        Checked::Passed(pdu) => Ok(pdu),
-        Checked::NoKey(_, servers) => {
-            let names: Vec<&str> = servers.iter().take(3).map(ServerName::as_str).collect();
-            Err(Error::invalid_param(format!("no valid key could be had for {}", names.join(" "))))
-        }
-        Checked::Dropped(e) => Err(e),
-    };
-    checked.into_iter().map(result).collect()
-}
-
 fn usual_patience(events: usize) -> Duration {
     if events > FEW { ROOM_KEYS_WITHIN } else { EVENT_KEYS_WITHIN }
 }
 
-/// One wish a key: the one for the latest time, which serves the earlier ones too.
-fn newest_only(mut wanted: Vec<Wanted>) -> Vec<Wanted> {
-    wanted.sort_unstable_by(|a, b| {
-        (&a.server, &a.key_id).cmp(&(&b.server, &b.key_id)).then(b.valid_at.cmp(&a.valid_at))
-    });
-    wanted.dedup_by(|later, first| later.server == first.server && later.key_id == first.key_id);
-    wanted
+/// Steps 1 to 3 for one event, with the keys at hand.
+pub(super) fn check(event: &[u8], version: RoomVersion, keys: &Found) -> Result<Pdu> {
+    let keys = |server: &str, key_id: &str| -> Option<KeyAt> { keys.get(server, key_id) };
+    sign::check_received(event, version, &keys).map_err(Error::from)
+}
+
+/// What is seen of an event, and the keys that would serve to verify it, each with the event's time.
+fn wanted_keys(
+    event: &[u8],
+    version: RoomVersion,
+) -> (Option<Glance<'_>>, Vec<((ServerName, String), Millis)>) {
+    if let Some(glance) = Glance::at(event) {
+        let keys = glance.wanted_keys(version);
+        let keys = keys.map(|(server, id)| ((server, id.to_owned()), glance.origin_server_ts)).collect();
+        return (Some(glance), keys);
+    }
+    // No event, perhaps, which the check will say.
+    let Ok(pdu) = Pdu::parse(event, version) else { return (None, Vec::new()) };
+    let keys = sign::wanted_keys(&pdu).into_iter();
+    (None, keys.map(|key| (key, pdu.origin_server_ts())).collect())
 }
 
 /// On all processors if it is worth the hand-over.
-fn in_bulk<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
+pub(super) fn in_bulk<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
     if items.len() < 4 { items.iter().map(f).collect() } else { items.par_iter().map(f).collect() }
 }
 

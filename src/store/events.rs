@@ -122,6 +122,28 @@ pub(crate) struct NewEvent<'a> {
     pub state_before: Option<SnapshotId>,
 }
 
+/// What lists of many events are written from.
+pub struct EventRow<'r> {
+    /// The event's id.
+    pub event_id: &'r str,
+    /// The event in federation format, as it is stored.
+    pub json: &'r str,
+    /// The redaction that took effect.
+    pub redacted_by: Option<EventKey>,
+}
+
+impl<'r> EventRow<'r> {
+    /// From a row that begins with these columns.
+    pub(crate) fn of(row: &'r Row<'_>) -> Result<Self> {
+        Ok(Self {
+            event_id: row.get_ref(0)?.as_str().map_err(Error::internal)?,
+            json: std::str::from_utf8(row.get_ref(1)?.as_blob().map_err(Error::internal)?)
+                .map_err(Error::internal)?,
+            redacted_by: row.get(2)?,
+        })
+    }
+}
+
 const EVENT: &str = "SELECT e.event_key, e.room_key, e.event_id, e.status, e.stream, e.sub, e.state_before,
        e.state_after, e.redacted_by, e.json, r.version
      FROM events e JOIN rooms r ON r.room_key = e.room_key";
@@ -171,6 +193,23 @@ impl Db<'_> {
     /// The content of the event with this row.
     pub fn pdu_by_key(&self, key: EventKey) -> Result<Pdu> {
         Ok(self.event_by_key(key)?.pdu)
+    }
+
+    /// Tells of the events with these rows, one after the other, without holding any of them.
+    pub fn each_event(
+        &self,
+        keys: impl IntoIterator<Item = EventKey>,
+        mut tell: impl FnMut(EventRow<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT event_id, json, redacted_by FROM events WHERE event_key = ?1")?;
+        for key in keys {
+            let mut rows = statement.query([key])?;
+            let row = rows.next()?.ok_or_else(|| Error::internal(format!("no event {key}")))?;
+            tell(EventRow::of(row)?)?;
+        }
+        Ok(())
     }
 
     /// The forward extremities of a room, in the order in which they came.
@@ -401,6 +440,26 @@ impl Tx<'_> {
             return Ok(key);
         }
         self.insert_event(&NewEvent { room, pdu, status, place: None, outgoing: false, state_before: None })
+    }
+
+    /// The same in one step, for many that are likely to be new. None if we have it.
+    pub(crate) fn insert_outlier_unless_known(
+        &mut self,
+        room: RoomKey,
+        pdu: &Pdu,
+        status: Status,
+    ) -> Result<Option<EventKey>> {
+        let insert = "INSERT INTO events (room_key, event_id, depth, origin_server_ts, status, json)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (event_id) DO NOTHING";
+        let inserted = self.conn().prepare_cached(insert)?.execute(params![
+            room,
+            pdu.event_id().as_str(),
+            pdu.depth(),
+            pdu.origin_server_ts(),
+            status.code(),
+            pdu.json(),
+        ])?;
+        Ok((inserted == 1).then(|| self.conn().last_insert_rowid()))
     }
 
     pub(crate) fn set_state_after(&mut self, event: EventKey, state: SnapshotId) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::events::EventRow;
 use super::{Db, EventKey, RoomKey, Slot, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
@@ -111,6 +112,26 @@ impl Db<'_> {
             members.extend(member_of(row)?);
         }
         Ok(members)
+    }
+
+    /// Tells of the membership events of a room, all or those with one membership, without holding any of them.
+    pub fn each_member(
+        &self,
+        room: RoomKey,
+        only: Option<Membership>,
+        mut tell: impl FnMut(&str, Membership, EventRow<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT e.event_id, e.json, e.redacted_by, m.user_id, m.membership
+             FROM memberships m JOIN events e ON e.event_key = m.event_key
+             WHERE m.room_key = ?1 AND (?2 IS NULL OR m.membership = ?2)",
+        )?;
+        let mut rows = statement.query(params![room, only.map(Membership::as_str)])?;
+        while let Some(row) = rows.next()? {
+            let text = |column| row.get_ref(column)?.as_str().map_err(Error::internal);
+            tell(text(3)?, membership_of(text(4)?)?, EventRow::of(row)?)?;
+        }
+        Ok(())
     }
 
     /// Which of our users are joined to the room.

@@ -6,6 +6,7 @@
 //! something is written.
 
 pub mod account_data;
+pub mod adoption;
 pub mod append;
 pub mod client_transactions;
 pub mod destinations;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::state::LAST_OTHER_SLOT;
 use super::{Db, EventKey, Slot, SnapshotId, Tx};
 use crate::error::{Error, Result};
 
@@ -90,13 +91,18 @@ impl Db<'_> {
 
     /// All entries of a row, by slot.
     fn entries_of(&self, row: &Row) -> Result<Vec<(Slot, Option<EventKey>)>> {
+        self.entries_upto(row, Slot::MAX)
+    }
+
+    /// The entries of a row for slots up to this one, by slot.
+    fn entries_upto(&self, row: &Row, last: Slot) -> Result<Vec<(Slot, Option<EventKey>)>> {
         if let Some(delta) = &row.delta {
-            return Ok(entries(delta).collect());
+            return Ok(entries(delta).take_while(|(slot, _)| *slot <= last).collect());
         }
         let mut statement = self.conn().prepare_cached(
-            "SELECT slot, event_key FROM snapshot_entries WHERE snapshot = ?1 ORDER BY slot",
+            "SELECT slot, event_key FROM snapshot_entries WHERE snapshot = ?1 AND slot <= ?2 ORDER BY slot",
         )?;
-        let rows = statement.query_map([row.snapshot], |r| {
+        let rows = statement.query_map([row.snapshot, last], |r| {
             let event: EventKey = r.get(1)?;
             Ok((r.get(0)?, (event != 0).then_some(event)))
         })?;
@@ -118,9 +124,18 @@ impl Db<'_> {
 
     /// A whole state: slot → event.
     pub fn slots_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<Slot, EventKey>> {
+        self.slots_upto(snapshot, Slot::MAX)
+    }
+
+    /// A state without its memberships, whose number does not matter: slot → event.
+    pub fn slots_but_members_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<Slot, EventKey>> {
+        self.slots_upto(snapshot, LAST_OTHER_SLOT)
+    }
+
+    fn slots_upto(&self, snapshot: SnapshotId, last: Slot) -> Result<BTreeMap<Slot, EventKey>> {
         let mut state = BTreeMap::new();
         for snapshot in self.snapshot_path(snapshot)?.into_iter().rev() {
-            for (slot, event) in self.entries_of(&self.snapshot_row(snapshot)?)? {
+            for (slot, event) in self.entries_upto(&self.snapshot_row(snapshot)?, last)? {
                 match event {
                     Some(event) => state.insert(slot, event),
                     None => state.remove(&slot),

@@ -31,6 +31,12 @@ pub struct StateChange {
     pub after: Option<EventKey>,
 }
 
+const MEMBER: &str = "m.room.member";
+
+/// Memberships have the slots beyond this one, so that what else a room's state has lies together, however many members
+/// there are. Slots have five bytes.
+pub(crate) const LAST_OTHER_SLOT: Slot = 1 << 38;
+
 impl Db<'_> {
     /// The number of a (type, state key) pair, if any state event ever had it.
     pub fn slot(&self, event_type: &str, state_key: &str) -> Result<Option<Slot>> {
@@ -204,10 +210,16 @@ impl Tx<'_> {
         if let Some(slot) = self.slot(event_type, state_key)? {
             return Ok(slot);
         }
+        // The largest number so far, which is found at the end of the table, or of its first part.
+        let next = match event_type == MEMBER {
+            true => "SELECT max(coalesce(max(slot), 0), ?1) + 1 FROM slots",
+            false => "SELECT coalesce(max(slot), 0) + 1 FROM slots WHERE slot <= ?1",
+        };
+        let slot = self.conn().prepare_cached(next)?.query_row([LAST_OTHER_SLOT], |row| row.get(0))?;
         self.conn()
-            .prepare_cached("INSERT INTO slots (type, state_key) VALUES (?1, ?2)")?
-            .execute([event_type, state_key])?;
-        Ok(self.conn().last_insert_rowid())
+            .prepare_cached("INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)")?
+            .execute(params![slot, event_type, state_key])?;
+        Ok(slot)
     }
 
     /// Moves the room's current state by a difference, and with it everything that follows the current state. `at` is
@@ -269,46 +281,6 @@ impl Tx<'_> {
             }
         }
         Ok(ours)
-    }
-
-    /// The first state of a room that comes to us with one. Does what [`Tx::move_current_state`] does, for many events at
-    /// once and without a history.
-    pub(crate) fn settle_state(
-        &mut self,
-        room: RoomKey,
-        state: &[(Slot, EventKey, &Pdu)],
-        at: i64,
-    ) -> Result<()> {
-        let (mut joined, mut invited) = (0, 0);
-        let mut servers: HashMap<&str, i64> = HashMap::new();
-        for (slot, key, pdu) in state {
-            self.conn()
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO current_state (room_key, slot, event_key) VALUES (?1, ?2, ?3)",
-                )?
-                .execute([room, *slot, *key])?;
-            let (Some(user), Some(membership)) = (pdu.state_key(), pdu.membership()) else { continue };
-            self.conn()
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO memberships (room_key, user_id, membership, event_key, stream, local)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                )?
-                .execute(params![room, user, membership.as_str(), key, at, self.is_ours(user)])?;
-            match membership {
-                Membership::Join => {
-                    joined += 1;
-                    *servers.entry(user.split_once(':').map_or("", |(_, server)| server)).or_default() += 1;
-                }
-                Membership::Invite => invited += 1,
-                _ => {}
-            }
-        }
-        self.count_members(room, joined, invited)?;
-        for (server, users) in servers {
-            self.count_resident(room, server, users, at)?;
-        }
-        self.forget_audience(room);
-        Ok(())
     }
 
     /// A difference given by names and ids, as slots and rows. All its events must be stored.

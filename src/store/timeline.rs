@@ -3,6 +3,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::state::LAST_OTHER_SLOT;
 use super::{Db, EventKey, RoomKey};
 use crate::error::Result;
 use crate::protocol::UserId;
@@ -91,19 +92,13 @@ impl Db<'_> {
         Ok(previous.flatten())
     }
 
-    /// The current state events of a room, or all but those of one event type.
-    pub fn current_state_keys(&self, room: RoomKey, without: Option<&str>) -> Result<Vec<EventKey>> {
-        let sql = match without {
-            None => {
-                "SELECT event_key FROM current_state WHERE room_key = ?1 AND ?2 IS NULL ORDER BY event_key"
-            }
-            Some(_) => {
-                "SELECT c.event_key FROM current_state c JOIN slots s ON s.slot = c.slot
-                 WHERE c.room_key = ?1 AND s.type <> ?2 ORDER BY c.event_key"
-            }
-        };
-        let mut statement = self.conn().prepare_cached(sql)?;
-        let rows = statement.query_map(params![room, without], |row| row.get(0))?;
+    /// The rows of a room's current state events; with `members` false, all but the memberships.
+    pub fn current_state_keys(&self, room: RoomKey, members: bool) -> Result<Vec<EventKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT event_key FROM current_state WHERE room_key = ?1 AND slot <= ?2 ORDER BY event_key",
+        )?;
+        let last = if members { i64::MAX } else { LAST_OTHER_SLOT };
+        let rows = statement.query_map([room, last], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

@@ -53,7 +53,7 @@ pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
         not_membership: membership(request, "not_membership")?,
     };
     let chunk = hs.members(&style(hs, requester), &request.room_id()?, &asked)?;
-    reply(&json!({"chunk": chunk}))
+    Ok(Reply::raw_json([b"{\"chunk\":".as_slice(), &chunk, b"}"].concat()))
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.

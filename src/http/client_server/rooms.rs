@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::client_format::{Json, Style};
+use crate::service::client_format::Style;
 use crate::service::compose::Draft;
 use crate::service::room_plan::CreateRoom;
 use crate::store::client_transactions::ClientTxn;
@@ -65,8 +65,7 @@ pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`.
 pub fn state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let events: Vec<Json> = hs.room_state(&style(hs, requester), &request.room_id()?)?;
-    reply(&events)
+    Ok(Reply::raw_json(hs.room_state(&style(hs, requester), &request.room_id()?)?))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
@@ -83,7 +82,7 @@ pub fn state_entry(hs: &Arc<Homeserver>, request: &Request, requester: &Requeste
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`.
 pub fn joined_members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::json(&hs.joined_members(&requester.user_id, &request.room_id()?)?))
+    Ok(Reply::raw_json(hs.joined_members(&requester.user_id, &request.room_id()?)?))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/aliases`.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::http::{Origin, Reply, Request};
@@ -21,17 +21,13 @@ pub fn event(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result
 /// `GET /_matrix/federation/v1/state/{roomId}?event_id=…`.
 pub fn state(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let at = EventId::parse(request.required_query("event_id")?)?;
-    let found = hs.state_for_peer(&origin.0, &request.room_id()?, &at)?;
-    Ok(object(&[("auth_chain", &found.auth_chain), ("pdus", &found.state)], Vec::new()))
+    Ok(Reply::raw_json(hs.state_for_peer(&origin.0, &request.room_id()?, &at)?))
 }
 
 /// `GET /_matrix/federation/v1/state_ids/{roomId}?event_id=…`.
 pub fn state_ids(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let at = EventId::parse(request.required_query("event_id")?)?;
-    let found = hs.state_for_peer(&origin.0, &request.room_id()?, &at)?;
-    let ids =
-        |events: &[Pdu]| events.iter().map(|event| Value::from(event.event_id().as_str())).collect::<Value>();
-    Ok(Reply::json(&json!({ "auth_chain_ids": ids(&found.auth_chain), "pdu_ids": ids(&found.state) })))
+    Ok(Reply::raw_json(hs.state_ids_for_peer(&origin.0, &request.room_id()?, &at)?))
 }
 
 /// `GET /_matrix/federation/v1/event_auth/{roomId}/{eventId}`.

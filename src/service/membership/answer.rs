@@ -1,42 +1,171 @@
 //! The judgement of an answer to `send_join`: whether what another server sent is a room that our join may enter. Pure:
-//! the events were checked one by one before (format, hash, signatures), and nothing is written here.
+//! each event's format, hash and signatures are checked elsewhere, and nothing is written here.
+//!
+//! A large room has few events that others rest on, its *pillars*, and tens of thousands that carry nothing: the members
+//! who never did more than join. The pillars are judged together, generation by generation; after that any other event
+//! can be judged on its own, in any order, and forgotten.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{Judge, check, check_against_auth_events, check_auth_events};
+use crate::protocol::glance::Glance;
 use crate::protocol::{EventId, Pdu, RoomVersion};
-use crate::service::adopt::AdoptedRoom;
 
-/// Judges an answer. Events that the authorisation rules do not allow, of another room, or that rest on events that are
-/// missing, are dropped; what remains must be a room (one create event, of the version that we were told) whose state
-/// and auth chain allow our join. Errors: 400 `M_BAD_JSON`, 403 `M_FORBIDDEN`, in words for the log.
-pub fn judge(join: Pdu, state: Vec<Pdu>, auth_chain: Vec<Pdu>) -> Result<AdoptedRoom> {
-    let version = join.version();
-    let in_state: HashSet<EventId> = state.iter().map(|event| event.event_id().clone()).collect();
-    let events: HashMap<EventId, Pdu> = state
-        .into_iter()
-        .chain(auth_chain)
-        .filter(|event| event.room_id() == join.room_id())
-        .map(|event| (event.event_id().clone(), event))
-        .collect();
-    let create = find_create(&events, version)?;
-    let (allowed, dropped) = allowed_events(&events, &create, version);
-    if dropped > 0 {
-        log::warn!(
-            "{dropped} events of {} were not allowed or rest on missing ones: left out",
-            join.room_id()
-        );
-    }
-    let (state, auth_chain): (Vec<Pdu>, Vec<Pdu>) =
-        allowed.into_values().partition(|event| event.is_state() && in_state.contains(event.event_id()));
-    check_state(&state, &create)?;
-    check_join(&join, &state, &auth_chain, version)?;
-    Ok(AdoptedRoom { version, room_id: join.room_id().clone(), auth_chain, state, join })
+/// The events of an answer, by their index.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    /// Those that others may rest on.
+    pub pillars: Vec<usize>,
+    /// Those that no other may rest on.
+    pub others: Vec<usize>,
 }
 
+/// The types of events that any event may rest on, beside memberships.
+const CARRYING: [&str; 4] =
+    ["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
+
+/// Tells the pillars from the others. By "auth events selection" a membership carries an event of its user, an event
+/// about them, or one that names them as the one who lets somebody in. One that is cited beyond that makes the citing
+/// event fail anyway (rule 3.2), so that a mistake here lets nothing in.
+pub struct Sorting<'a> {
+    sorted: Sorted,
+    members: Vec<(usize, Cow<'a, str>)>,
+    /// The users that events speak of: true once others than their one membership may rest on it.
+    users: HashMap<Cow<'a, str>, bool>,
+}
+
+impl<'a> Sorting<'a> {
+    /// Begins with the join that the room was asked to take.
+    pub fn new(join: &Pdu) -> Self {
+        let mut users = HashMap::new();
+        users.insert(Cow::Owned(join.sender().as_str().to_owned()), true);
+        users.extend(authoriser(join.content_raw()).map(|user| (Cow::Owned(user), true)));
+        Self { sorted: Sorted::default(), members: Vec::new(), users }
+    }
+
+    /// Takes the next event, as it looks at a glance.
+    pub fn see(&mut self, index: usize, event: Option<Glance<'a>>) {
+        let Some(event) = event else {
+            // Written oddly: to be on the safe side.
+            self.sorted.pillars.push(index);
+            return;
+        };
+        self.users.extend(event.authoriser().map(|user| (user, true)));
+        let Some(user) = event.state_key.filter(|_| event.event_type == "m.room.member") else {
+            self.users.insert(event.sender, true);
+            let carries = CARRYING.contains(&event.event_type.as_ref());
+            if carries { &mut self.sorted.pillars } else { &mut self.sorted.others }.push(index);
+            return;
+        };
+        if user != event.sender {
+            self.users.insert(event.sender, true);
+        }
+        // The second membership of a user may rest on the first.
+        self.users.entry(user.clone()).and_modify(|carries| *carries = true).or_insert(false);
+        self.members.push((index, user));
+    }
+
+    /// All have been seen.
+    pub fn finish(self) -> Sorted {
+        let Self { mut sorted, members, users } = self;
+        for (index, user) in members {
+            let carries = users.get(&user).is_some_and(|carries| *carries);
+            if carries { &mut sorted.pillars } else { &mut sorted.others }.push(index);
+        }
+        sorted
+    }
+}
+
+fn authoriser(content: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Content<'c> {
+        #[serde(borrow)]
+        join_authorised_via_users_server: Cow<'c, str>,
+    }
+    let content: Content<'_> = serde_json::from_str(content).ok()?;
+    Some(content.join_authorised_via_users_server.into_owned())
+}
+
+/// What holds up a room: the events that others rest on, those that the authorisation rules allow.
+pub struct Pillars {
+    version: RoomVersion,
+    create: Pdu,
+    allowed: HashMap<EventId, Pdu>,
+    in_state: HashSet<EventId>,
+}
+
+impl Pillars {
+    /// Judges them; `true` marks those of the state. Events that the authorisation rules do not allow, of another room, or
+    /// that rest on events that are missing, are dropped; what remains must be a room (one create event, of the version
+    /// that we were told) that allows our join. Errors: 400 `M_BAD_JSON`, 403 `M_FORBIDDEN`, in words for the log.
+    pub fn judge(join: &Pdu, events: Vec<(Pdu, bool)>) -> Result<Self> {
+        let version = join.version();
+        let mut in_state = HashSet::new();
+        let mut by_id = HashMap::with_capacity(events.len());
+        for (event, of_state) in events.into_iter().filter(|(event, _)| event.room_id() == join.room_id()) {
+            if of_state && event.is_state() {
+                in_state.insert(event.event_id().clone());
+            }
+            by_id.insert(event.event_id().clone(), event);
+        }
+        let create = find_create(&by_id, version)?;
+        let allowed = allowed_events(&by_id, &create, version);
+        let pillars = Self { version, create, allowed, in_state };
+        pillars.check_state()?;
+        pillars.check_join(join)?;
+        Ok(pillars)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.allowed.len()
+    }
+
+    /// They themselves, each with whether it is part of the state.
+    pub fn events(&self) -> Vec<(Pdu, bool)> {
+        let marked = |event: &Pdu| (event.clone(), self.in_state.contains(event.event_id()));
+        self.allowed.values().map(marked).collect()
+    }
+
+    /// Whether the room allows an event that nothing rests on.
+    pub fn allow(&self, judge: &Judge, event: &Pdu) -> bool {
+        event.room_id() == self.create.room_id()
+            && is_allowed(judge, event, &self.allowed, &self.create, self.version)
+    }
+
+    fn state(&self) -> impl Iterator<Item = &Pdu> {
+        self.allowed.values().filter(|event| self.in_state.contains(event.event_id()))
+    }
+
+    /// The state has the create event, and no two events for one type and state key. (Of the others the store sees it.)
+    fn check_state(&self) -> Result<()> {
+        let mut seen = HashSet::new();
+        for event in self.state() {
+            if !seen.insert((event.event_type(), event.state_key().unwrap_or_default())) {
+                return Err(Error::bad_json("a state with two events for one type and state key"));
+            }
+        }
+        if !self.in_state.contains(self.create.event_id()) {
+            return Err(Error::bad_json("a state without m.room.create"));
+        }
+        Ok(())
+    }
+
+    /// Whether the join is allowed by what it rests on and by the state that it enters.
+    fn check_join(&self, join: &Pdu) -> Result<()> {
+        let auth = auth_of(join, |id| self.allowed.get(id), &self.create, self.version);
+        check_auth_events(join, &auth, &|_| false, self.version)?;
+        check_against_auth_events(join, &auth, self.version)?;
+        let lookup: HashMap<(&str, &str), &Pdu> =
+            self.state().map(|e| ((e.event_type(), e.state_key().unwrap_or_default()), e)).collect();
+        check(join, self.version, &|kind, key| lookup.get(&(kind, key)).map(|e| (*e).clone()))?;
+        Ok(())
+    }
+}
 /// The room's create event, of the version that the template was made for.
 fn find_create(events: &HashMap<EventId, Pdu>, version: RoomVersion) -> Result<Pdu> {
     let mut creates = events.values().filter(|event| event.is("m.room.create", ""));
@@ -53,12 +182,12 @@ fn find_create(events: &HashMap<EventId, Pdu>, version: RoomVersion) -> Result<P
 }
 
 /// Checks every event against those it rests on, generation by generation: all events whose auth events are judged can
-/// be judged at once. Returns those that are allowed, and how many are not.
+/// be judged at once. Returns those that are allowed.
 fn allowed_events(
     events: &HashMap<EventId, Pdu>,
     create: &Pdu,
     version: RoomVersion,
-) -> (HashMap<EventId, Pdu>, usize) {
+) -> HashMap<EventId, Pdu> {
     let mut resting_on: HashMap<&EventId, Vec<&Pdu>> = HashMap::new();
     let mut unjudged: HashMap<&EventId, usize> = HashMap::with_capacity(events.len());
     let mut generation: Vec<&Pdu> = Vec::new();
@@ -99,8 +228,7 @@ fn allowed_events(
         }
         generation = following;
     }
-    let dropped = events.len() - allowed.len();
-    (allowed, dropped)
+    allowed
 }
 
 fn is_allowed(
@@ -132,32 +260,4 @@ fn auth_of<'e>(
         auth.push(create.clone());
     }
     auth
-}
-
-/// The state has the create event, and no two events for one type and state key.
-fn check_state(state: &[Pdu], create: &Pdu) -> Result<()> {
-    let mut seen = HashSet::with_capacity(state.len());
-    for event in state {
-        if !seen.insert((event.event_type(), event.state_key().unwrap_or_default())) {
-            return Err(Error::bad_json("a state with two events for one type and state key"));
-        }
-    }
-    if !state.iter().any(|event| event.event_id() == create.event_id()) {
-        return Err(Error::bad_json("a state without m.room.create"));
-    }
-    Ok(())
-}
-
-/// Whether the join is allowed by what it rests on and by the state that it enters.
-fn check_join(join: &Pdu, state: &[Pdu], auth_chain: &[Pdu], version: RoomVersion) -> Result<()> {
-    let by_id: HashMap<&EventId, &Pdu> = state.iter().chain(auth_chain).map(|e| (e.event_id(), e)).collect();
-    let create = state.iter().find(|event| event.is("m.room.create", ""));
-    let create = create.ok_or_else(|| Error::bad_json("a state without m.room.create"))?;
-    let auth = auth_of(join, |id| by_id.get(id).copied(), create, version);
-    check_auth_events(join, &auth, &|_| false, version)?;
-    check_against_auth_events(join, &auth, version)?;
-    let lookup: HashMap<(&str, &str), &Pdu> =
-        state.iter().map(|e| ((e.event_type(), e.state_key().unwrap_or_default()), e)).collect();
-    check(join, version, &|kind, key| lookup.get(&(kind, key)).map(|e| (*e).clone()))?;
-    Ok(())
 }

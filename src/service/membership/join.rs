@@ -6,11 +6,10 @@ use std::collections::HashSet;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::answer;
 use super::leave::remote_row;
 use super::{AUTHORISER, Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, member_draft};
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::calls::{JoinAnswer, Kind};
+use crate::federation::calls::Kind;
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
@@ -18,9 +17,13 @@ use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, json as matrix_json,
 };
 use crate::service::Homeserver;
-use crate::service::adopt::AdoptedRoom;
-use crate::store::Room;
+use crate::service::adopt::{Adopted, Adoption};
+use crate::service::history::push_events;
 use crate::store::remote_memberships::RemoteMembership;
+use crate::store::{EventKey, Room, Tx};
+
+/// A room of up to so many joined members is given whole to whoever would do without them.
+const FEW_MEMBERS: u64 = 100;
 
 // ----- our user joins -----
 
@@ -33,6 +36,11 @@ impl Homeserver {
     pub fn join(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
         let _turn = self.turns.take(&door.room_id, user)?;
         let content = self.member_content(user, Membership::Join, reason)?;
+        if let Some(room) = self.resident_room(&door.room_id)? {
+            return self.join_here(&room, user, door, content);
+        }
+        // Another of us may be on the way in: then the room is here in a moment. Who waits in vain goes themselves.
+        let _entrance = self.entrances.wait(door.room_id.clone());
         match self.resident_room(&door.room_id)? {
             Some(room) => self.join_here(&room, user, door, content),
             None => self.join_elsewhere(user, door, &content),
@@ -100,8 +108,9 @@ impl Homeserver {
     ) -> CallResult<Pdu> {
         let (template, version) = self.ask_template(peer, Kind::Join, &room.room_id, user)?;
         let join = self.sign_template(&template, version, content).map_err(ours)?;
-        let answer = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
-        self.countersigned(join, answer.event.as_deref()).map_err(|e| CallError::bad(e.message().to_owned()))
+        let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
+        let answer = body.read()?;
+        self.countersigned(join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
     }
 
     /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
@@ -190,27 +199,37 @@ impl Homeserver {
 
     /// Sends the committed join to one server, and adopts the room that comes back.
     fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
-        let answer = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;
-        let room = self
-            .judge_join_answer(join, peer, answer)
-            .map_err(|e| CallError::bad(format!("a room that cannot be entered: {}", e.message())))?;
-        self.enter(room, peer).map_err(ours)
+        let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;
+        let answer = body.read()?;
+        let cannot = |e: Error| match e.status() {
+            500 => ours(e),
+            _ => CallError::bad(format!("a room that cannot be entered: {}", e.message())),
+        };
+        let join = self.countersigned(join.clone(), answer.event).map_err(cannot)?;
+        let room = self.receive_room(&join, peer, answer).map_err(cannot)?;
+        drop(body);
+        self.enter(room, join, peer).map_err(ours)
     }
 
     /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
     /// was on its way is kicked from the room that we are now in.
-    fn enter(&self, room: AdoptedRoom, peer: &ServerName) -> Result<()> {
-        let (room_id, user, now) = (room.room_id.clone(), room.join.sender().clone(), self.clock.now_ms());
+    fn enter(&self, room: Adoption<'_>, join: Pdu, peer: &ServerName) -> Result<()> {
+        let (room_id, user, now) = (join.room_id().clone(), join.sender().clone(), self.clock.now_ms());
         let (entered, user_id) = (room_id.clone(), user.clone());
         let (note, removed) = std::sync::mpsc::channel();
-        self.adopt_room(room, move |tx| {
+        let end_rows = move |tx: &mut Tx<'_>| {
             let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Closed);
             if let Some(removal) = row.and_then(|row| row.event).filter(|event| event.sender() != &user) {
                 // Nobody is left to hear it only if we stopped waiting for the commit.
                 let _ = note.send(removal);
             }
             tx.end_remote_memberships(&room_id, now)
-        })?;
+        };
+        if room.finish(join.clone(), end_rows.clone())? == Adopted::Before {
+            // What the room is like we have learned by ourselves, and the join is an event like any other.
+            self.receive_pdu(peer, join)?;
+            self.store.write(end_rows)?;
+        }
         if let Ok(removal) = removed.try_recv()
             && let Err(e) = self.receive_pdu(peer, removal)
         {
@@ -220,19 +239,6 @@ impl Homeserver {
         // A leave that a user asked for meanwhile is still in its row.
         self.scheduler.wake();
         Ok(())
-    }
-
-    fn judge_join_answer(&self, join: &Pdu, peer: &ServerName, answer: JoinAnswer) -> Result<AdoptedRoom> {
-        let version = join.version();
-        let join = self.countersigned(join.clone(), answer.event.as_deref())?;
-        // What fails is left out; that it was needed shows in the judgement.
-        let in_state = answer.state.len();
-        let both: Vec<&[u8]> =
-            answer.state.iter().chain(&answer.auth_chain).map(|event| event.get().as_bytes()).collect();
-        let mut state = self.check_joined_state(&both, version, peer);
-        let auth_chain = state.split_off(in_state.min(state.len()));
-        let good = |checked: Vec<Result<Pdu>>| checked.into_iter().filter_map(Result::ok).collect();
-        answer::judge(join, good(state), good(auth_chain))
     }
 
     /// Nobody said no for certain: a server may have us in the room already. The scheduler asks again.
@@ -301,7 +307,7 @@ impl Homeserver {
         room_id: &RoomId,
         event_id: &EventId,
         body: &[u8],
-        omit_redundant: bool,
+        may_omit_members: bool,
     ) -> Result<Vec<u8>> {
         let ask = Ask { origin, room_id, membership: Membership::Join, user: None, versions: None };
         let room = self.admit(&ask)?;
@@ -310,7 +316,7 @@ impl Homeserver {
         self.check_authoriser(&room, &join)?;
         let join = self.with_policy_signature(join)?;
         self.accept_signed(join.clone(), origin, Membership::Join)?;
-        self.join_answer(&room, &join, omit_redundant)
+        self.join_answer(&room, &join, may_omit_members)
     }
 
     /// "The resident homeserver then adds its signature to this event." In a restricted room that is what makes the
@@ -332,39 +338,32 @@ impl Homeserver {
         Ok(())
     }
 
-    /// The answer to `send_join`. Members are never omitted, and the answer says so; what is in `state` is not
-    /// repeated in `auth_chain` for a server that does not need it twice.
-    fn join_answer(&self, room: &Room, join: &Pdu, omit_redundant: bool) -> Result<Vec<u8>> {
-        let before = self.state_for_join(room, join.event_id())?;
+    /// The answer to `send_join`. If members may be omitted, what is in `state` is not repeated in `auth_chain` ("any
+    /// events that are returned in `state` may be omitted from `auth_chain`"), and of a large room the members are left
+    /// out: a smaller one is worth more whole.
+    fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<Vec<u8>> {
+        let omit_members = may_omit && room.joined > FEW_MEMBERS;
+        let mut before = self.state_for_join(room, join.event_id(), omit_members)?;
+        if may_omit {
+            let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
+            before.auth_chain.retain(|event| !in_state.contains(event));
+        }
         let joiner = join.sender().server_name();
         let servers: Vec<_> = before.servers.iter().filter(|server| server.as_str() != joiner).collect();
-        let in_state: HashSet<&EventId> = before.state.iter().map(Pdu::event_id).collect();
-        let auth_chain =
-            before.auth_chain.iter().filter(|e| !(omit_redundant && in_state.contains(e.event_id())));
-        let mut body = Vec::with_capacity(1024 * (before.state.len() + before.auth_chain.len() + 1));
-        body.extend_from_slice(b"{\"auth_chain\":");
-        push_events(&mut body, auth_chain);
-        body.extend_from_slice(b",\"event\":");
-        body.extend_from_slice(join.json());
-        body.extend_from_slice(b",\"members_omitted\":false,\"origin\":");
-        body.extend_from_slice(json!(self.server_name()).to_string().as_bytes());
-        body.extend_from_slice(b",\"servers_in_room\":");
-        body.extend_from_slice(json!(servers).to_string().as_bytes());
-        body.extend_from_slice(b",\"state\":");
-        push_events(&mut body, before.state.iter());
-        body.push(b'}');
-        Ok(body)
+        let head = format!(
+            ",\"members_omitted\":{omit_members},\"origin\":{},\"servers_in_room\":{},\"event\":",
+            json!(self.server_name()),
+            json!(servers)
+        );
+        self.store.read(|db| {
+            let mut body = b"{\"auth_chain\":".to_vec();
+            push_events(&mut body, db, before.auth_chain)?;
+            body.extend_from_slice(head.as_bytes());
+            body.extend_from_slice(join.json());
+            body.extend_from_slice(b",\"state\":");
+            push_events(&mut body, db, before.state)?;
+            body.push(b'}');
+            Ok(body)
+        })
     }
-}
-
-/// Events as a JSON array of the bytes they are kept in.
-fn push_events<'e>(out: &mut Vec<u8>, events: impl Iterator<Item = &'e Pdu>) {
-    out.push(b'[');
-    for (index, event) in events.enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        out.extend_from_slice(event.json());
-    }
-    out.push(b']');
 }

@@ -11,6 +11,7 @@
 //! then, so that a late answer changes nothing.
 
 mod answer;
+mod enter;
 mod invite;
 mod join;
 mod knock;

@@ -1,46 +1,44 @@
-//! Turns: at most one handshake at a time for one user in one room, so that a double click is one knock. Only a
-//! convenience: what must hold after a crash is held by the rows in the database.
+//! Turns: at most one handshake at a time for one user in one room, so that a double click is one knock; and one of us at
+//! a time who enters a room, so that a large one is fetched once. Only a convenience: what must hold after a crash is held
+//! by the rows in the database.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::protocol::{RoomId, UserId};
 
-type Key = (RoomId, UserId);
+/// One user in one room.
+type UserInRoom = (RoomId, UserId);
 
 /// Who is having a handshake.
-#[derive(Default)]
-pub struct Turns {
-    busy: Mutex<HashSet<Key>>,
+pub struct Turns<K = UserInRoom> {
+    busy: Mutex<HashSet<K>>,
     freed: Condvar,
 }
 
+impl<K> Default for Turns<K> {
+    fn default() -> Self {
+        Self { busy: Mutex::default(), freed: Condvar::new() }
+    }
+}
+
 /// A turn; over when dropped.
-pub struct Turn<'t> {
-    turns: &'t Turns,
-    key: Key,
+pub struct Turn<'t, K: Eq + Hash = UserInRoom> {
+    turns: &'t Turns<K>,
+    key: K,
 }
 
 /// How long somebody waits for the same user's handshake before theirs.
 const PATIENCE: Duration = Duration::from_secs(100);
 
-impl Turns {
+impl Turns<UserInRoom> {
     /// Waits for the user's other handshake in the room, if there is one. Errors: 502 if that takes too long.
     pub fn take(&self, room: &RoomId, user: &UserId) -> Result<Turn<'_>> {
-        let key = (room.clone(), user.clone());
-        let until = Instant::now() + PATIENCE;
-        let mut busy = self.lock();
-        while busy.contains(&key) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::bad_gateway("An earlier request for this room is still being worked on"));
-            }
-            busy = self.freed.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        busy.insert(key.clone());
-        Ok(Turn { turns: self, key })
+        let turn = self.wait((room.clone(), user.clone()));
+        turn.ok_or_else(|| Error::bad_gateway("An earlier request for this room is still being worked on"))
     }
 
     /// A turn if nobody has it.
@@ -50,13 +48,32 @@ impl Turns {
         // Not `then_some`: a turn that is made and dropped would end the other's.
         is_free.then(|| Turn { turns: self, key })
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<Key>> {
+impl<K: Clone + Eq + Hash> Turns<K> {
+    /// Waits for whoever has this turn. None if that takes too long.
+    pub fn wait(&self, key: K) -> Option<Turn<'_, K>> {
+        let until = Instant::now() + PATIENCE;
+        let mut busy = self.lock();
+        while busy.contains(&key) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            busy = self.freed.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        busy.insert(key.clone());
+        Some(Turn { turns: self, key })
+    }
+}
+
+impl<K> Turns<K> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<K>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Turn<'_> {
+impl<K: Eq + Hash> Drop for Turn<'_, K> {
     fn drop(&mut self) {
         self.turns.lock().remove(&self.key);
         self.turns.freed.notify_all();

@@ -97,7 +97,7 @@ impl Lacking {
 fn whole(context: &Context<'_>, room: &Room, need: &Need<'_>, keys: &mut BTreeSet<EventKey>) -> Result<()> {
     let lazy = need.members.is_some();
     if need.end == i64::MAX {
-        keys.extend(context.db.current_state_keys(room.key, lazy.then_some("m.room.member"))?);
+        keys.extend(context.db.current_state_keys(room.key, !lazy)?);
     } else {
         for key in context.db.slots_as_of(room.key, need.end)?.into_values() {
             if !lazy || context.db.pdu_by_key(key)?.event_type() != "m.room.member" {
