@@ -10,6 +10,21 @@ use crate::store::{RoomKey, Status, Tx};
 /// How many events are stored at once before the room is taken over: others write in between.
 pub(super) const CHUNK: usize = 500;
 
+/// A whole room at hand, every event of it checked: format, signatures, hash, and the auth rules against its auth events.
+#[derive(Clone)]
+pub struct AdoptedRoom {
+    /// The room's version.
+    pub version: RoomVersion,
+    /// The room.
+    pub room_id: RoomId,
+    /// The events that the state rests on, beside the state itself.
+    pub auth_chain: Vec<Pdu>,
+    /// The state before the join.
+    pub state: Vec<Pdu>,
+    /// Our join.
+    pub join: Pdu,
+}
+
 /// A room on its way to us. Its events are stored bit by bit, which changes nothing that anybody can see; it becomes
 /// ours in one transaction at the end. If that never comes, they are events that nobody knows the place of.
 pub struct Adoption<'h> {
@@ -34,6 +49,18 @@ impl Homeserver {
         let id = room_id.clone();
         let room = self.store.write(move |tx| Ok(tx.make_room(&id, version)?.key))?;
         Ok(Adoption { hs: self, room, room_id: room_id.clone(), state: Vec::new() })
+    }
+
+    /// Takes over a room that is at hand as a whole. `extra` is in the transaction that makes it ours.
+    pub fn adopt_room(
+        &self,
+        room: AdoptedRoom,
+        extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<Adopted> {
+        let mut adoption = self.begin_adoption(&room.room_id, room.version)?;
+        adoption.add(room.auth_chain.into_iter().map(|event| (event, false)).collect())?;
+        adoption.add(room.state.into_iter().map(|event| (event, true)).collect())?;
+        adoption.finish(room.join, extra)
     }
 }
 

@@ -446,7 +446,7 @@ fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_e
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
     let found = hs.keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
-    check(&json, version, &found).expect("the resident knows");
+    super::check(&json, version, &found).expect("the resident knows");
     assert!(hs.store.read(|db| db.server_keys(&gone)).expect("read").is_empty(), "not remembered");
     hs.verify_request(&signed_by(&gone, &key(5, "1"), "us.example", None), "PUT", "/_matrix/x?y=z", None)
         .expect_err("not good for requests");
@@ -465,7 +465,7 @@ fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     let liar = notary(&peer.name, 6, |_| {});
     let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY - 1000));
     let found = hs.keys_for(&[&forged], version, Some(&liar.name), Duration::from_secs(30));
-    check(&forged, version, &found).expect_err("a forged key");
+    super::check(&forged, version, &found).expect_err("a forged key");
     assert!(liar.asked().iter().any(|a| a.target.contains("query")), "it was asked");
 }
 

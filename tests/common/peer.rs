@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -56,6 +57,13 @@ impl Peer {
     /// Starts a peer that knows nothing but its own keys.
     pub fn start() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+        let files = certificates();
+        let tls = TlsFiles { cert: files.cert.clone(), key: files.key.clone() };
+        Self::start_on(listener, tls, files.ca.clone())
+    }
+
+    /// The same on a socket of the caller's, with a certificate of an authority that both sides trust.
+    pub fn start_on(listener: TcpListener, tls: TlsFiles, ca: PathBuf) -> Self {
         let port = listener.local_addr().expect("a bound socket has an address").port();
         let name = ServerName::parse(&format!("localhost:{port}")).expect("a server name");
         let mut seed = [7; 32];
@@ -68,13 +76,11 @@ impl Peer {
             answers: Mutex::default(),
             asked: Mutex::default(),
         });
-        let files = certificates();
-        let tls = TlsFiles { cert: files.cert.clone(), key: files.key.clone() };
         let listen = ListenSpec::bound(listener, Some(Certificate::Files(tls))).expect("a bound socket");
         let server = Server::serve(script.clone(), Limits::default(), &[listen]).expect("the peer listens");
         let settings = Settings {
             server_name: name,
-            trust_ca: vec![files.ca.clone()],
+            trust_ca: vec![ca],
             allow_private_addresses: true,
             clock: Clock::new(),
         };
@@ -181,6 +187,11 @@ impl Peer {
     /// Signs an event of its own.
     pub fn sign(&self, event: Map<String, Value>, version: RoomVersion) -> Pdu {
         handshake::sign_new_event(event, self.name(), &self.script.key, version).expect("an event")
+    }
+
+    /// Adds its signature to any object.
+    pub fn sign_object(&self, object: &mut Map<String, Value>) {
+        sign::sign_json(object, self.name(), &self.script.key);
     }
 
     /// Adds its signature to somebody's event.
@@ -399,7 +410,14 @@ impl FakeRoom {
         self.state.insert(key, event);
     }
 
-    fn unsigned(&self, kind: &str, state_key: &str, sender: &UserId, content: Value) -> Map<String, Value> {
+    /// An event at the room's end, as it is before anybody signs it.
+    pub fn unsigned(
+        &self,
+        kind: &str,
+        state_key: &str,
+        sender: &UserId,
+        content: Value,
+    ) -> Map<String, Value> {
         let content = content.as_object().expect("content is an object").clone();
         let wanted = auth_types(kind, sender.as_str(), Some(state_key), &content, self.version);
         let auth: Vec<&EventId> =
