@@ -135,7 +135,6 @@ mod tests {
         let contents = [
             json!({ "membership": "join" }),
             json!({ "membership": "join", "join_authorised_via_users_server": "@x:b.example" }),
-            json!({ "membership": "join", "join_authorised_via_users_server": 7 }),
             json!({ "membership": "invite", "third_party_invite": {} }),
             json!({ "membership": "join", "third_party_invite": {} }),
             json!({ "membership": "invite", "displayname": "\u{e9}\n" }),

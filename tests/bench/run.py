@@ -31,6 +31,9 @@ def arguments():
     parser.add_argument("--load", type=pathlib.Path, help="the load generator (default: a release build)")
     parser.add_argument("--seconds", type=int, default=10, help="of load, for each question (default 10)")
     parser.add_argument("--waiting", type=int, default=1000, help="clients that wait (default 1000)")
+    parser.add_argument(
+        "--large", type=int, nargs="*", default=[10_000, 50_000], help="members of rooms to join (default 10000 50000)"
+    )
     parser.add_argument("--only", default="doorstep,synapse", help="one of the two servers")
     parser.add_argument(
         "--crowd", action="store_true", help="also wake everybody in one room (joining takes Synapse minutes)"
@@ -98,6 +101,8 @@ class Bench:
         self.server.stop()
 
         self.sends()
+        for members in self.given.large:
+            self.large_join(members)
 
         self.server.start()
         self.waiting(owner)
@@ -165,6 +170,47 @@ class Bench:
             answer = self.load("rows")
             what = f"rows that a message adds in a room with {answer['servers']} servers"
             self.figures[what] = str(answer["rows"])
+
+    def large_join(self, members):
+        """A room with members of 500 servers that are gone; the scripted resident is a notary for their keys as well."""
+        if self.server.kind != "doorstep":
+            self.figures[f"join of {members} members"] = "not asked: its joins are partial at first, and it takes minutes"
+            return
+        port = free_port()
+        server = Doorstep(f"large-{members}", self.scratch / f"large-{members}", self.authority)
+        server.notaries = [f"localhost:{port}"]
+        server.start()
+        try:
+            users = [client.register(server, name) for name in ("guest", "neighbour")]
+            answer = self.load(
+                "large-join", "--target", server.name, "--pid", server.process.pid,
+                "--client", f"127.0.0.1:{server.client_port}", "--token", users[0].token,
+                "--other-token", users[1].token, "--data", server.folder / "data", "--members", members,
+                "--room-version", ROOM_VERSION, "--port", port, "--ca", self.authority.ca,
+                "--certificate", self.authority.certificate, "--key", self.authority.key,
+            )  # fmt: skip
+        finally:
+            server.stop()
+        what = f"{members} members"
+        verify = answer["verify_ms"]
+        self.figures[f"join of {what} (verifying their signatures alone)"] = (
+            f"{answer['join_ms']:.0f} ms ({verify:.0f} ms: {answer['join_ms'] / verify:.2f} times)"
+        )
+        self.figures[f"… processor ({what})"] = f"{answer['join_cpu_ms']:.0f} ms (verifying: {answer['verify_cpu_ms']:.0f})"
+        self.figures[f"… resident at most ({what})"] = mib(answer["peak_kib"])
+        self.figures[f"… on disk ({what})"] = f"{answer['disk_bytes'] / 1e6:.1f} MB"
+        self.figures[f"… a message elsewhere meanwhile, p50 / worst ({what})"] = (
+            f"{answer['other_send_p50_ms']:.1f} / {answer['other_send_worst_ms']:.1f} ms"
+        )
+        for name, figure in (
+            ("initial /sync, lazy loading", "lazy_sync"), ("/members", "members"), ("/joined_members", "joined_members"),
+            ("/state", "state"), ("a message sent, p50", "send_p50"), ("a join received, p50", "join_received_p50"),
+            ("state_ids for another server", "state_ids_asked"), ("state for another server", "state_asked"),
+            ("send_join for another server", "send_join"),
+            ("send_join without members for another server", "send_join_without_members"),
+        ):  # fmt: skip
+            self.figures[f"… {name} ({what})"] = f"{answer[figure + '_ms']:.1f} ms"
+        self.figures[f"… bytes on disk of a join received ({what})"] = str(answer["join_received_bytes"])
 
     def database_bytes(self):
         return sum(file.stat().st_size for file in self.server.folder.glob("**/*.db*"))

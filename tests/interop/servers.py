@@ -289,6 +289,7 @@ federation:
 class Doorstep(Server):
     kind = "doorstep"
     binary = None  # set once by the command line
+    notaries = ()
 
     def command(self):
         return [
@@ -304,4 +305,5 @@ class Doorstep(Server):
             "--registration-secret", SHARED_SECRET,
             "--no-rate-limits",
             "--allow-private-addresses",
+            *[word for notary in self.notaries for word in ("--notary", notary)],
         ]  # fmt: skip

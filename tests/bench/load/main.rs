@@ -10,6 +10,7 @@
 mod clock;
 mod handshakes;
 mod http;
+mod large;
 mod owner;
 mod peer;
 mod process;
@@ -43,6 +44,7 @@ struct Arguments {
 enum Question {
     Ready(Ready),
     Peering(Peering),
+    LargeJoin(LargeJoin),
     Sends(Sends),
     Rows(Rows),
     Wake(Wake),
@@ -113,6 +115,51 @@ struct Peering {
     /// of `receive`: the folder of the server's database, for what it grows by
     #[argh(option)]
     data: Option<PathBuf>,
+}
+
+/// Joining a large room through a scripted server: time and memory, and what the room costs afterwards.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "large-join")]
+struct LargeJoin {
+    /// the name of the server under test, `localhost:PORT`
+    #[argh(option)]
+    target: String,
+    /// its process id, for its memory
+    #[argh(option)]
+    pid: u32,
+    /// the address of its client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// the access token of the user who joins
+    #[argh(option)]
+    token: String,
+    /// the access token of a user who speaks in another room meanwhile
+    #[argh(option)]
+    other_token: String,
+    /// the folder of its database
+    #[argh(option)]
+    data: PathBuf,
+    /// members of the room
+    #[argh(option, default = "10_000")]
+    members: usize,
+    /// servers that they are of
+    #[argh(option, default = "500")]
+    servers: usize,
+    /// the room's version
+    #[argh(option)]
+    room_version: String,
+    /// the port of the scripted server, which its name ends with
+    #[argh(option)]
+    port: u16,
+    /// the authority that both sides trust
+    #[argh(option)]
+    ca: PathBuf,
+    /// the scripted server's certificate
+    #[argh(option)]
+    certificate: PathBuf,
+    /// its key
+    #[argh(option)]
+    key: PathBuf,
 }
 
 /// Messages that users send a second, each on a connection of their own, and whether all that were acknowledged are there.
@@ -193,6 +240,7 @@ fn main() -> Result<()> {
             "receive" => receive::receive(&given)?,
             other => return Err(format!("nothing is known of {other}").into()),
         },
+        Some(Question::LargeJoin(given)) => large::answer(&given)?,
         Some(Question::Sends(sends)) => sends::answer(&sends)?,
         Some(Question::Rows(rows)) => sends::rows(&rows)?,
         Some(Question::Wake(wake)) => waiting::wake(&wake)?,

@@ -47,7 +47,16 @@ pub fn processor_time(pid: u32) -> Result<Duration> {
 
 /// Memory that a process has resident, in KiB.
 pub fn resident_kib(pid: u32) -> Result<u64> {
+    of_status(pid, "VmRSS:")
+}
+
+/// The most memory that a process ever had resident, in KiB.
+pub fn peak_kib(pid: u32) -> Result<u64> {
+    of_status(pid, "VmHWM:")
+}
+
+fn of_status(pid: u32, what: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    Ok(line.split_whitespace().next().ok_or("no VmRSS")?.parse()?)
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).ok_or("an unknown form of status")?;
+    Ok(line.split_whitespace().next().ok_or("a line without a number")?.parse()?)
 }
