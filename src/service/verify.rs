@@ -143,13 +143,7 @@ impl Homeserver {
         wanted.map(|((server, key_id), valid_at)| Wanted { server, key_id, valid_at }).collect()
     }
 
-    fn conclude_check(
-        &self,
-        event: &[u8],
-        version: RoomVersion,
-        found: &Found,
-        started: Instant,
-    ) -> Checked {
+    fn conclude_check(&self, event: &[u8], version: RoomVersion, found: &Found, started: Instant) -> Checked {
         let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
         match sign::check_received(event, version, &keys) {
             Ok(pdu) => Checked::Passed(pdu),
