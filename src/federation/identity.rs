@@ -139,7 +139,9 @@ impl Client {
     fn web(&self, request: http::Request<impl ureq::AsSendBody>) -> CallResult<Response> {
         let request = self.web.configure_request(request).timeout_global(Some(WITHIN)).build();
         let answer = self.web.run(request).map_err(Failure::from_ureq);
-        answer.and_then(|answer| read_answer(answer, MAX_ANSWER, Held::default())).map_err(Failure::into_call_error)
+        answer
+            .and_then(|answer| read_answer(answer, MAX_ANSWER, Held::default()))
+            .map_err(Failure::into_call_error)
     }
 }
 
