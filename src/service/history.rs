@@ -186,13 +186,29 @@ impl<'a> Eyes<'a> {
     /// The event as the server may have it: in its redacted form if none of its users may see it, so that it still has
     /// its place in the graph.
     fn see(&mut self, event: StoredEvent) -> Result<Pdu> {
-        let hidden = match event.state_before {
-            // State that came with the room: whoever is in the room has it.
-            None => false,
-            Some(_) if event.pdu.is_state() => false,
-            Some(state) => !self.sees(event.room, state)?,
-        };
-        Ok(if hidden { event.pdu.redacted() } else { event.pdu })
+        let shown = self.may_see(&event)? || self.has_anyway(&event)?;
+        Ok(if shown { event.pdu } else { event.pdu.redacted() })
+    }
+
+    /// Whether a user of the server may see the event, by the state before it or after it: one of them is enough for
+    /// the event that brings them in, and the one that changes the rule.
+    fn may_see(&mut self, event: &StoredEvent) -> Result<bool> {
+        for state in [event.state_before, event.state_after].into_iter().flatten() {
+            if self.sees(event.room, state)? {
+                return Ok(true);
+            }
+        }
+        // State that came with the room: whoever is in the room has it.
+        Ok(event.is_outlier())
+    }
+
+    /// Whether the server needs the event whole whatever its users may see: the current state is what everybody joins
+    /// with, and by the keys of a third-party invite others are judged, which redaction would take away.
+    fn has_anyway(&self, event: &StoredEvent) -> Result<bool> {
+        let Some(state_key) = event.pdu.state_key() else { return Ok(false) };
+        let event_type = event.pdu.event_type();
+        Ok(event_type == "m.room.third_party_invite"
+            || self.db.state_event_key(event.room, event_type, state_key)? == Some(event.key))
     }
 
     fn sees(&mut self, room: RoomKey, state: SnapshotId) -> Result<bool> {
@@ -345,9 +361,7 @@ impl Homeserver {
         let found = self.store.read(|db| {
             let room = room_for(db, origin, room_id)?;
             let mut eyes = Eyes::new(db, origin);
-            nearest(db, &room, when, |event| {
-                event.state_before.map_or(Ok(true), |state| eyes.sees(event.room, state))
-            })
+            nearest(db, &room, when, |event| eyes.may_see(event))
         })?;
         found
             .map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()))
