@@ -13,6 +13,7 @@ use common::ProcessServer;
 use common::peer::{FakeRoom, Peer, now_ms};
 use common::scene::{Scene, bodies, heads, objects, stored};
 use common::wait::{Gate, wait_until};
+use doorstep::TestServer;
 use doorstep::http::Reply;
 use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::store::Status;
@@ -219,6 +220,47 @@ fn what_waits_survives_a_kill_and_is_fetched_after_the_start() {
     server.resume();
     wait_until("they are there", || bodies(&alice, room.id.as_str()).len() == 5);
     assert_eq!(bodies(&alice, room.id.as_str())[4], "event 4");
+}
+
+#[test]
+fn what_is_said_while_one_of_us_joins_is_there_once_we_are_in() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    let room = FakeRoom::new(&peer, "12", "public");
+    let (template, answer, gate) = (room.template(alice.id(), "join"), room.join_answer(), Gate::default());
+    peer.answer("/make_join/", move |_| Reply::json(&template));
+    peer.answer("/send_join/", {
+        let gate = gate.clone();
+        move |_| {
+            gate.pass();
+            Reply::json(&answer)
+        }
+    });
+    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
+    let events = std::thread::scope(|scope| {
+        let joining = scope.spawn(|| alice.join_via(room.id.as_str(), &[peer.name().as_str()]));
+        let handed_in = peer.wait_for("/send_join/").body;
+        let join = Pdu::from_object(handed_in.as_object().expect("an event").clone(), room.version);
+        let join = join.expect("the join is an event");
+        let events = chain(&peer, &room, join.event_id(), 3, "meanwhile");
+        let (status, said) = peer.send_transaction(server.name(), "1", &events.iter().collect::<Vec<_>>());
+        assert_eq!(status, 200, "{said}");
+        assert!(events.iter().all(|pdu| said["pdus"][pdu.event_id().as_str()] == json!({})), "{said}");
+        gate.open();
+        joining.join().expect("the join is done");
+        events
+    });
+    wait_until("they are there", || bodies(&alice, room.id.as_str()).len() == 3);
+    assert_eq!(stored(&server, events[2].event_id()).expect("it is stored").status, Status::Accepted);
+    // In a room that nobody of us is joining, there is nothing to wait for.
+    let other = FakeRoom::new(&peer, "12", "public");
+    let strange = chain(&peer, &other, events[2].event_id(), 1, "strange");
+    let mut strange = strange[0].to_object();
+    strange.insert("event_id".into(), json!("$strange"));
+    let body = json!({ "origin": peer.name(), "origin_server_ts": now_ms(), "pdus": [strange], "edus": [] });
+    let (status, said) = peer.ask(server.name(), "PUT", "/_matrix/federation/v1/send/2", Some(&body));
+    assert_eq!(status, 200, "{said}");
+    assert!(said["pdus"]["$strange"]["error"].is_string(), "{said}");
 }
 
 #[test]

@@ -92,6 +92,7 @@ impl Adoption<'_> {
                 return Ok(Adopted::Before);
             }
             take_over(tx, room, state, &join)?;
+            tx.hasten_waiting_in(room)?;
             extra(tx)?;
             Ok(Adopted::Now)
         })?;

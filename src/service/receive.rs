@@ -1,6 +1,6 @@
 //! `PUT /send`: the transactions of other servers.
 //!
-//! Each event goes through the checks on receipt in the specification's order: 1 to 3 in `verify`, 4 to 6 in `judge`.
+//! Each event goes through the checks on receipt in the specification's order: 1 to 3 in `verify`, 4 to 7 in `judge`.
 //! Every one that we answer for without an error is on disk: in its room, or waiting (`waiting`) where what it refers to,
 //! or the key of its signature, cannot be had while the sender waits for our answer.
 
@@ -21,7 +21,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, hash, json as matrix_json};
 use crate::store::waiting::ToWait;
-use crate::store::{Room, Status};
+use crate::store::{Db, Room, Status};
 
 /// "Must not include more than 50 PDUs."
 const MOST_PDUS: usize = 50;
@@ -150,40 +150,51 @@ impl Homeserver {
                     index.insert(room_id, rooms.len());
                     rooms.push((room, vec![pdu]));
                 }
-                None => self.receive_from_outside((&room_id, until), event_id, state_key, pdu, results)?,
+                None => self.receive_from_outside(
+                    (origin, until),
+                    Outside { room_id: Some(room_id), event_id, state_key },
+                    pdu,
+                    results,
+                )?,
             }
         }
         Ok(rooms)
     }
 
-    /// An event of a room that we are not in: of interest if it says what became of one of us there.
+    /// An event of a room that we are not in: of interest if it says what became of one of us there, or if one of us is
+    /// joining right now.
     fn receive_from_outside(
         &self,
-        (room_id, until): (&RoomId, Instant),
-        event_id: Option<EventId>,
-        state_key: Option<String>,
+        (origin, until): (&ServerName, Instant),
+        event: Outside,
         pdu: &RawValue,
         results: &mut Results,
     ) -> Result<()> {
-        let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
-        let version = self.store.read(|db| {
-            Ok(match (db.room(room_id)?, &user) {
+        let Some(room_id) = &event.room_id else { return Ok(()) };
+        let user = event.state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
+        let (version, joining) = self.store.read(|db| {
+            let joining = db.joining_version(room_id)?;
+            let version = match (db.room(room_id)?, &user) {
                 (Some(room), _) => Some(room.version),
                 (None, Some(user)) => db.remote_membership(room_id, user)?.map(|row| row.room_version),
-                (None, None) => None,
-            })
+                (None, None) => joining,
+            };
+            Ok((version, joining.is_some()))
         })?;
         let json = pdu.get().as_bytes();
-        let id = version.map_or(event_id, |version| {
+        let id = version.map_or(event.event_id, |version| {
             matrix_json::parse_object(json).and_then(|object| hash::event_id(&object, version)).ok()
         });
-        let outcome = match &user {
-            Some(_) if self.clock.instant() >= until => Err(too_slow()),
-            Some(_) => self.remote_member_event(room_id, json),
-            None => Err(Error::not_found("This server is not in the room")),
+        let outcome = match (&user, &id, version) {
+            (Some(_), ..) if self.clock.instant() >= until => Err(too_slow()),
+            (Some(_), ..) => self.remote_member_event(room_id, json),
+            (None, Some(id), Some(version)) if joining => {
+                self.wait_for_join(origin, room_id, version, (id.clone(), json))
+            }
+            (None, ..) => Err(Error::not_found("This server is not in the room")),
         };
         match (id, outcome) {
-            (_, Err(e)) if e.status() == 500 => return Err(e),
+            (_, Err(e)) if e.status() == 500 || e.errcode() == ErrCode::LimitExceeded => return Err(e),
             (Some(id), outcome) => results.add(&id, outcome),
             // Nobody can name it, and so nobody can be told.
             (None, _) => {}
@@ -199,10 +210,7 @@ impl Homeserver {
         events: &[&RawValue],
         results: &mut Results,
     ) -> Result<()> {
-        let kept_out = self.store.read(|db| {
-            let acl = db.state_event(room.key, "m.room.server_acl", "")?;
-            Ok(acl.is_some_and(|acl| !ServerAcl::from_content(&acl.content()).allows(origin.as_str())))
-        })?;
+        let kept_out = self.store.read(|db| keeps_out(db, room, origin))?;
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
         if kept_out {
             for id in bytes.iter().filter_map(|event| id_of(event, room)) {
@@ -316,6 +324,12 @@ impl Homeserver {
             outcome => outcome,
         }
     }
+}
+
+/// Whether the room's access list keeps a server out.
+pub(super) fn keeps_out(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<bool> {
+    let acl = db.state_event(room.key, "m.room.server_acl", "")?;
+    Ok(acl.is_some_and(|acl| !ServerAcl::from_content(&acl.content()).allows(server.as_str())))
 }
 
 fn too_slow() -> Error {

@@ -11,10 +11,11 @@ use super::Homeserver;
 use super::ingest::{self, Taken, Terms};
 use super::judge::{self, Effort, Hearing, Verdict};
 use super::missing::Fetched;
+use super::receive::keeps_out;
 use super::verify::Checked;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::{EventId, Pdu, ServerName};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::store::waiting::{Queue, ToWait, Waiting};
 use crate::store::{Room, RoomKey, Tx};
 
@@ -87,6 +88,29 @@ impl Homeserver {
         })
     }
 
+    /// Keeps an event of a room that one of us is joining until we are in: until then nothing can be said of it, and
+    /// nobody would send it again. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already.
+    pub(super) fn wait_for_join(
+        &self,
+        origin: &ServerName,
+        room: &RoomId,
+        version: RoomVersion,
+        (event_id, json): (EventId, &[u8]),
+    ) -> Result<()> {
+        let room_id = room.clone();
+        let room = self.store.write(move |tx| tx.make_room(&room_id, version))?;
+        let event = ToWait {
+            room: room.key,
+            event_id,
+            verified: false,
+            needs: Vec::new(),
+            attempts: 0,
+            retry_ms: self.clock.now_ms() + CALM,
+            json: json.to_vec(),
+        };
+        self.let_wait(origin, &room, vec![event])
+    }
+
     /// Takes in what waits in a room and is due, and asks other servers for what it needs. Errors: 500.
     pub(super) fn pursue_waiting(&self, room: RoomKey) -> Result<()> {
         let until = Instant::now() + PATIENCE;
@@ -94,11 +118,7 @@ impl Homeserver {
             let now = self.clock.now_ms();
             let of = self.store.read(|db| db.room_by_key(room))?;
             if !of.resident {
-                log::info!(
-                    "this server has left {}: what waited there is of no interest any more",
-                    of.room_id
-                );
-                return self.store.write(move |tx| tx.end_waiting_in(room));
+                return self.store.write(move |tx| settle_outside(tx, room, now));
             }
             let settled = self.store.write(move |tx| settle(tx, room, now))?;
             match settled.next {
@@ -147,6 +167,22 @@ impl Homeserver {
     fn check_again(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
         match self.check_received(&[&event.json], room.version, left).pop() {
+            Some(Checked::Passed(_)) if self.store.read(|db| keeps_out(db, room, &event.origin))? => {
+                log::info!(
+                    "{} of {} is dropped: the room keeps that server out",
+                    event.event_id,
+                    event.origin
+                );
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
+            Some(Checked::Passed(pdu)) if *pdu.event_id() != event.event_id => {
+                log::info!(
+                    "{} of {} is dropped: it was not of this room version",
+                    event.event_id,
+                    event.origin
+                );
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
             Some(Checked::Passed(pdu)) => {
                 let signed = self.with_policy_signatures(room, vec![pdu])?;
                 self.store.write(move |tx| match signed.first() {
@@ -202,7 +238,21 @@ fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
     queue.of_origin + new.len() > if resident { MOST_OF_SERVER } else { MOST_OF_STRANGER }
         || queue.bytes + bytes > MOST_BYTES_OF_SERVER
         || (unverified > 0 && queue.unverified + unverified > MOST_UNVERIFIED)
-        || (queue.in_room + new.len() > MOST_IN_ROOM && queue.of_origin_in_room + new.len() > FAIR_SHARE)
+        || (queue.in_room + new.len() > MOST_IN_ROOM
+            && (!resident || queue.of_origin_in_room + new.len() > FAIR_SHARE))
+}
+
+/// What waits in a room that we are not in: for our join, if one is under way, or for nothing.
+fn settle_outside(tx: &mut Tx<'_>, key: RoomKey, now: Millis) -> Result<()> {
+    let room = tx.room_by_key(key)?;
+    if room.resident {
+        return tx.hasten_waiting_in(key);
+    }
+    if tx.joining_version(&room.room_id)?.is_some() {
+        return tx.put_off_room(key, now + CALM);
+    }
+    log::info!("this server is not in {}: what waited there is of no interest", room.room_id);
+    tx.end_waiting_in(key)
 }
 
 /// Takes in what can be judged by what is here now, without much work; the rest goes on waiting, but for those for which

@@ -202,6 +202,16 @@ impl Db<'_> {
         rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
     }
 
+    /// The version of a room that one of us is joining right now: that of the join that was signed for it.
+    pub fn joining_version(&self, room: &RoomId) -> Result<Option<RoomVersion>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT pending_version FROM remote_memberships
+             WHERE room_id = ?1 AND state = 'joining' AND pending_version IS NOT NULL LIMIT 1",
+        )?;
+        let version: Option<String> = statement.query_row([room.as_str()], |row| row.get(0)).optional()?;
+        Ok(version.and_then(|version| room_version::room_version(&version)))
+    }
+
     /// Rows that the scheduler should act upon at this time, the longest due first.
     pub fn remote_memberships_due(&self, now: Millis, limit: usize) -> Result<Vec<(RoomId, UserId)>> {
         let mut statement = self.conn().prepare_cached(

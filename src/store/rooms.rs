@@ -169,10 +169,8 @@ impl Tx<'_> {
     pub fn make_room(&mut self, id: &RoomId, version: RoomVersion) -> Result<Room> {
         if let Some(room) = self.room(id)? {
             if room.version.id != version.id {
-                return Err(Error::internal(format!(
-                    "{id} has version {}, not {}",
-                    room.version.id, version.id
-                )));
+                self.change_version(&room, version)?;
+                return self.room_by_key(room.key);
             }
             return Ok(room);
         }
@@ -180,6 +178,19 @@ impl Tx<'_> {
             .prepare_cached("INSERT INTO rooms (room_id, version) VALUES (?1, ?2)")?
             .execute([id.as_str(), version.id])?;
         self.room_by_key(self.conn().last_insert_rowid())
+    }
+
+    /// Somebody was wrong about the version of a room of which we have nothing yet.
+    fn change_version(&mut self, room: &Room, version: RoomVersion) -> Result<()> {
+        let mut events = self.conn().prepare_cached("SELECT 1 FROM events WHERE room_key = ?1 LIMIT 1")?;
+        if room.state.is_some() || events.exists([room.key])? {
+            let (id, known, said) = (&room.room_id, room.version.id, version.id);
+            return Err(Error::internal(format!("{id} has version {known}, not {said}")));
+        }
+        self.conn()
+            .prepare_cached("UPDATE rooms SET version = ?2 WHERE room_key = ?1")?
+            .execute(params![room.key, version.id])?;
+        Ok(())
     }
 
     /// Sets which snapshot is the room's current state.

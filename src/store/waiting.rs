@@ -243,6 +243,14 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Nothing of a room is looked at before then.
+    pub fn put_off_room(&mut self, room: RoomKey, until: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE waiting_events SET due_ms = ?2 WHERE room_key = ?1 AND due_ms < ?2")?
+            .execute([room, until])?;
+        Ok(())
+    }
+
     /// An event that waits no longer.
     pub fn end_waiting(&mut self, key: WaitingKey) -> Result<()> {
         self.conn().prepare_cached("DELETE FROM waiting_events WHERE waiting = ?1")?.execute([key])?;
@@ -252,6 +260,18 @@ impl Tx<'_> {
     /// Nobody waits any more for what happens in a room.
     pub fn end_waiting_in(&mut self, room: RoomKey) -> Result<()> {
         self.conn().prepare_cached("DELETE FROM waiting_events WHERE room_key = ?1")?.execute([room])?;
+        Ok(())
+    }
+
+    /// What waits in a room is looked at now: we have come in.
+    pub(crate) fn hasten_waiting_in(&mut self, room: RoomKey) -> Result<()> {
+        let hastened = self
+            .conn()
+            .prepare_cached("UPDATE waiting_events SET due_ms = 0 WHERE room_key = ?1")?
+            .execute([room])?;
+        if hastened > 0 {
+            self.wake_timer();
+        }
         Ok(())
     }
 
@@ -265,14 +285,16 @@ impl Tx<'_> {
 
     /// What waits for this is due now.
     pub(crate) fn hasten_what_waits_for(&mut self, what: &str) -> Result<()> {
-        let hastened = self
-            .conn()
-            .prepare_cached(
-                "UPDATE waiting_events SET due_ms = 0
-                 WHERE waiting IN (SELECT waiting FROM waited_for WHERE what = ?1)",
-            )?
-            .execute([what])?;
-        if hastened > 0 {
+        // Every event that is stored asks this, and hardly ever does anything wait for it.
+        let anything =
+            self.conn().prepare_cached("SELECT 1 FROM waited_for WHERE what = ?1")?.exists([what])?;
+        if anything {
+            self.conn()
+                .prepare_cached(
+                    "UPDATE waiting_events SET due_ms = 0
+                     WHERE waiting IN (SELECT waiting FROM waited_for WHERE what = ?1)",
+                )?
+                .execute([what])?;
             self.wake_timer();
         }
         Ok(())
