@@ -151,13 +151,15 @@ CREATE INDEX memberships_here ON memberships (room_key, membership) WHERE local 
 
 -- Which servers were in which room, from the stream position of the join that brought them in to that of the change
 -- that took their last user out (NULL: still there), both exclusive. Ours is among them. What we owe a server are the
--- `outgoing` events in these intervals. `users` counts its joined users.
+-- `outgoing` events in these intervals. `users` counts its joined users. `left_out`: it missed so many events that those
+-- up to here are not owed to it any more.
 CREATE TABLE resident_servers (
   room_key INTEGER NOT NULL,
   server TEXT NOT NULL,
   since INTEGER NOT NULL,
   until INTEGER,
   users INTEGER NOT NULL,
+  left_out INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (room_key, server, since)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX resident_servers_by_server ON resident_servers (server, room_key);

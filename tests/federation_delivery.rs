@@ -97,6 +97,39 @@ fn what_was_not_delivered_survives_a_restart_of_the_sender() {
 }
 
 #[test]
+fn what_was_missed_in_a_long_outage_is_there_to_be_read() {
+    let (a, mut b) = TestServer::pair();
+    let (alice, bob) = (a.user("alice"), b.user("bob"));
+    let room = alice.create_room();
+    bob.join_via(&room, &[a.name()]);
+    alice.send(&room, "before");
+    until("bob has the first", || messages(&bob, &room) == ["before"]);
+    b.stop();
+    let mut expected = vec!["before".to_owned()];
+    let mut amid = String::new();
+    for n in 0..400 {
+        expected.push(format!("away {n}"));
+        let sent = alice.send(&room, &expected[n + 1]);
+        if n == 200 {
+            amid = sent;
+            alice.set_state(&room, "m.room.topic", "", json!({ "topic": "changed meanwhile" }));
+        }
+    }
+    let away = doorstep::protocol::ServerName::parse(b.name()).expect("a name");
+    until("alice's server notices", || a.homeserver().sender.is_pausing(&away));
+    b.resume();
+    a.advance(Duration::from_secs(24 * 3600));
+    until("bob has the last", || {
+        let page = bob.get(&format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1", segment(&room)));
+        page["chunk"][0]["content"]["body"] == "away 399"
+    });
+    assert!(!has_event(&b, &amid), "not everything is sent");
+    assert_eq!(messages(&bob, &room), expected);
+    assert!(has_event(&b, &amid));
+    assert_eq!(bob.state(&room, "m.room.topic", "").expect("a topic")["topic"], "changed meanwhile");
+}
+
+#[test]
 fn after_a_change_of_keys_old_and_new_events_are_believed() {
     let (a, b) = TestServer::pair();
     let c = TestServer::start();

@@ -1,7 +1,8 @@
 //! What we owe other servers, and how far each one is (`schema.sql`, "Other servers").
 //!
 //! Owed are: our outgoing events in the rooms where the server resides, within the intervals of its residence; events
-//! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`). All are in stream order.
+//! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`). All are in stream order. A server
+//! that was away for long is not owed all of it any more (`shorten_backlogs`).
 
 use rusqlite::OptionalExtension;
 
@@ -91,7 +92,7 @@ impl Db<'_> {
             "SELECT r.server FROM resident_servers r LEFT JOIN destinations d ON d.server = r.server
              WHERE r.server <> ?1 AND EXISTS (
                SELECT 1 FROM events e WHERE e.outgoing = 1 AND e.room_key = r.room_key
-                 AND e.stream > max(r.since, coalesce(d.cursor, 0)) AND (r.until IS NULL OR e.stream < r.until))
+                 AND e.stream > max(r.since, r.left_out, coalesce(d.cursor, 0)) AND (r.until IS NULL OR e.stream < r.until))
              UNION SELECT server FROM owed_events
              UNION SELECT server FROM owed_edus",
         )?;
@@ -128,7 +129,7 @@ impl Db<'_> {
         let mut statement = self.conn().prepare_cached(
             "SELECT e.stream, e.event_id, e.json FROM (
                SELECT e.event_key, e.stream FROM resident_servers r JOIN events e ON e.room_key = r.room_key
-                 WHERE r.server = ?1 AND e.outgoing = 1 AND e.stream > max(r.since, ?2) AND e.stream <= ?3
+                 WHERE r.server = ?1 AND e.outgoing = 1 AND e.stream > max(r.since, r.left_out, ?2) AND e.stream <= ?3
                    AND (r.until IS NULL OR e.stream < r.until)
                UNION
                SELECT event_key, stream FROM owed_events WHERE server = ?1 AND stream > ?2 AND stream <= ?3
@@ -167,7 +168,77 @@ impl Db<'_> {
     }
 }
 
+/// A room in which a server missed much: it is owed what comes after this position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LongBacklog {
+    /// The room.
+    pub room: RoomKey,
+    /// Where the last few begin, exclusive.
+    pub after: i64,
+}
+
+impl Db<'_> {
+    /// The rooms that a server is in and in which it is owed more than `most` events beyond its cursor, each with the
+    /// place where the last `few` of them begin. Rooms that it has left are not among them: there nobody answers its
+    /// questions any more, and it needs what leads to its leave.
+    pub fn long_backlogs(
+        &self,
+        server: &ServerName,
+        cursor: i64,
+        most: usize,
+        few: usize,
+    ) -> Result<Vec<LongBacklog>> {
+        let mut rooms = self.conn().prepare_cached(
+            "SELECT room_key, max(since, left_out, ?2) FROM resident_servers WHERE server = ?1 AND until IS NULL",
+        )?;
+        let mut nth_newest = self.conn().prepare_cached(
+            "SELECT stream FROM events WHERE room_key = ?1 AND outgoing = 1 AND stream > ?2
+             ORDER BY stream DESC LIMIT 1 OFFSET ?3",
+        )?;
+        let mut long = Vec::new();
+        let found = rooms.query_map((server.as_str(), cursor), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        for row in found {
+            let (room, after): (RoomKey, i64) = row?;
+            let mut nth = |n: usize| {
+                let n = i64::try_from(n).unwrap_or(i64::MAX);
+                nth_newest.query_row((room, after, n), |row| row.get::<_, i64>(0)).optional()
+            };
+            if nth(most)?.is_some()
+                && let Some(after) = nth(few)?
+            {
+                long.push(LongBacklog { room, after });
+            }
+        }
+        Ok(long)
+    }
+}
+
 impl Tx<'_> {
+    /// Owes a server no more than the last events of these rooms, and of the others those on which nothing rests yet:
+    /// from them everything else can be found.
+    pub fn shorten_backlogs(
+        &mut self,
+        server: &ServerName,
+        cursor: i64,
+        rooms: &[LongBacklog],
+    ) -> Result<()> {
+        for LongBacklog { room, after } in rooms {
+            self.conn()
+                .prepare_cached(
+                    "UPDATE resident_servers SET left_out = ?3 WHERE room_key = ?1 AND server = ?2 AND until IS NULL",
+                )?
+                .execute((room, server.as_str(), after))?;
+            self.conn()
+                .prepare_cached(
+                    "INSERT OR IGNORE INTO owed_events (server, stream, event_key)
+                     SELECT ?2, e.stream, e.event_key FROM extremities x JOIN events e USING (event_key)
+                       WHERE x.room_key = ?1 AND e.outgoing = 1 AND e.stream > ?3 AND e.stream <= ?4",
+                )?
+                .execute((room, server.as_str(), cursor, after))?;
+        }
+        Ok(())
+    }
+
     /// Keeps how far a destination is. What was owed to it in particular up to the cursor, and ephemeral messages up to
     /// `edus_upto`, were delivered and go.
     pub fn save_destination(

@@ -4,8 +4,11 @@
 //! Each destination has a cursor in the one stream. A transaction carries the next owed events beyond it, in order, at
 //! most 50, and the cursor moves when the peer has answered. One transaction at a time to each destination; the next
 //! in line is another destination's. A few threads do this, made when there is work and gone when there is none.
-//! Destinations that failed last time, or were never reached, may hold only some of them, so that they cannot keep
-//! what reachable servers are owed.
+//! Destinations that failed last time, or of which nothing is known, may hold only some of them, so that they cannot
+//! keep what reachable servers are owed.
+//!
+//! Who comes back after an outage is not sent everything: of a room in which it missed much it gets the last events,
+//! before which there is then a hole. It fetches the state there, and the rest when somebody reads back so far.
 
 mod state;
 mod transaction;
@@ -32,9 +35,13 @@ const MAX_EDUS: usize = 100;
 const MAX_EDU_BYTES: usize = 2 << 20;
 /// Ephemeral messages that wait in memory for one destination; the oldest go.
 const MAX_WAITING_EDUS: usize = 400;
-/// Threads in all, and those that unproven destinations may hold.
+/// Threads in all, those that unproven destinations may hold, and of these those for destinations that failed.
 const MAX_THREADS: usize = 32;
 const MAX_UNPROVEN: usize = 20;
+const MAX_FAILING: usize = 12;
+/// Whoever was away gets all that it missed in a room up to so many events, and of more only the last few.
+const MOST_MISSED: usize = 250;
+const LAST_FEW: usize = 50;
 /// Time for a peer to take a transaction in: less where the last one did not arrive, since it holds a thread.
 const WITHIN: Duration = Duration::from_secs(60);
 const WITHIN_UNPROVEN: Duration = Duration::from_secs(20);
@@ -127,14 +134,27 @@ impl Sender {
         self.0.work.notify_one();
     }
 
-    /// A request of this server has arrived: if we had given up on it for a while, now is the time.
+    /// A request of this server has arrived: it is likely to take one of ours, and if we had given up on it for a
+    /// while, now is the time.
     pub fn peer_spoke(&self, server: &ServerName) {
-        if self.0.pausing.load(Ordering::Relaxed) == 0 {
-            return;
-        }
         let now = self.0.clock.now_ms();
         let mut state = self.lock();
-        let Some(peer) = state.peers.get_mut(server).filter(|p| p.doing == Doing::Pausing) else { return };
+        if !state.peers.contains_key(server) && state.peers.len() >= MAX_IDLE_PEERS {
+            return;
+        }
+        let peer = state.peers.entry(server.clone()).or_default();
+        if peer.kept.failures == 0 {
+            if !std::mem::replace(&mut peer.spoke, true) && peer.doing == Doing::Waiting {
+                state.step_out(server);
+                state.line_up(server);
+                drop(state);
+                self.0.work.notify_one();
+            }
+            return;
+        }
+        if peer.doing != Doing::Pausing {
+            return;
+        }
         let pause = PAUSE_OF_SPEAKER * Millis::from(peer.kept.failures - 1);
         let sooner = peer.last_attempt_ms + pause.min(LONGEST_PAUSE_OF_SPEAKER);
         if sooner < peer.kept.retry_ms {
@@ -190,10 +210,9 @@ impl Sender {
         }
         let peer = state.peers.entry(server.clone()).or_default();
         match peer.doing {
+            Doing::Nothing if peer.loaded => state.line_up(server),
             Doing::Nothing => {
-                peer.doing = Doing::Waiting;
-                let line = if peer.reached { &mut state.proven } else { &mut state.unproven };
-                line.push_back(server.clone());
+                state.unknown.insert(server.clone());
             }
             Doing::Sending => peer.again = true,
             Doing::Waiting | Doing::Pausing => {}
@@ -217,7 +236,7 @@ impl Sender {
             let Some(hs) = homeserver.upgrade() else { break };
             match job {
                 Job::LookAround => self.look_around(&hs),
-                Job::Spread(rooms) => self.spread(&hs, &rooms),
+                Job::Spread(rooms, servers) => self.spread(&hs, &rooms, servers),
                 Job::Flush => self.flush(&hs),
                 Job::Send(server) => self.serve(hs, &server),
                 Job::End => break,
@@ -276,10 +295,9 @@ impl Sender {
         let now = self.0.clock.now_ms();
         while state.due.first().is_some_and(|(due, _)| *due <= now) {
             let Some((_, server)) = state.due.pop_first() else { return };
-            if let Some(peer) = state.peers.get_mut(&server).filter(|p| p.doing == Doing::Pausing) {
-                peer.doing = Doing::Waiting;
+            if state.peers.get(&server).is_some_and(|p| p.doing == Doing::Pausing) {
                 self.0.pausing.fetch_sub(1, Ordering::Relaxed);
-                state.unproven.push_back(server);
+                state.line_up(&server);
             }
         }
     }
@@ -297,15 +315,7 @@ impl Sender {
             if peer.loaded {
                 continue;
             }
-            (peer.loaded, peer.kept, peer.max_pdus) = (true, kept, MAX_PDUS);
-            match peer.doing {
-                Doing::Waiting => {
-                    state.proven.retain(|s| *s != server);
-                    state.unproven.retain(|s| *s != server);
-                }
-                Doing::Nothing => {}
-                Doing::Pausing | Doing::Sending => continue,
-            }
+            peer.learn(kept);
             self.let_pause(&mut state, &server);
         }
         for server in owed {
@@ -324,19 +334,37 @@ impl Sender {
         }
     }
 
-    fn spread(&self, hs: &Homeserver, rooms: &[RoomKey]) {
-        let servers = hs
-            .store
-            .read(|db| rooms.iter().map(|room| db.destinations_of_room(*room)).collect::<Result<Vec<_>>>());
-        match servers {
-            Ok(servers) => {
-                let mut state = self.lock();
-                for server in servers.iter().flatten() {
-                    self.wake(&mut state, server);
-                }
+    /// Wakes the servers of rooms, and these servers, after reading what is kept of those that are not known yet.
+    fn spread(&self, hs: &Homeserver, rooms: &[RoomKey], mut servers: Vec<ServerName>) {
+        let found = hs.store.read(|db| {
+            for room in rooms {
+                servers.extend(db.destinations_of_room(*room)?);
             }
-            Err(e) => log::error!("the servers of a room cannot be read: {e}"),
+            let unknown: Vec<ServerName> = {
+                let state = self.lock();
+                let is_known = |server: &ServerName| state.peers.get(server).is_some_and(|p| p.loaded);
+                servers.iter().filter(|server| !is_known(server)).cloned().collect()
+            };
+            unknown
+                .into_iter()
+                .map(|server| Ok((db.destination(&server)?, server)))
+                .collect::<Result<Vec<_>>>()
+        });
+        let learned = match found {
+            Ok(learned) => learned,
+            Err(e) => return log::error!("the servers of a room cannot be read: {e}"),
+        };
+        let mut state = self.lock();
+        for (kept, server) in learned {
+            let peer = state.peers.entry(server).or_default();
+            if !peer.loaded {
+                peer.learn(kept);
+            }
         }
+        for server in &servers {
+            self.wake(&mut state, server);
+        }
+        drop(state);
         self.0.work.notify_one();
     }
 
@@ -385,10 +413,10 @@ impl Sender {
         let now = self.0.clock.now_ms();
         let mut state = self.lock();
         let Some(peer) = state.peers.get_mut(server) else { return };
-        let was_unproven = usize::from(!peer.reached);
+        let line = peer.line;
         peer.doing = Doing::Nothing;
         let again = std::mem::take(&mut peer.again);
-        state.unproven_busy -= was_unproven;
+        state.busy[line as usize] -= 1;
         let Some((transaction, answer)) = outcome else {
             if again {
                 self.wake(&mut state, server);
@@ -410,20 +438,38 @@ impl Sender {
         self.0.work.notify_one();
     }
 
+    /// Once a destination that was away has taken in the transaction that had failed: of the rooms in which it missed
+    /// much it is owed no more than the last events. They rest on the others, so that it learns of those.
+    fn leave_out_what_is_too_much(&self, hs: &Homeserver, server: &ServerName) -> Result<()> {
+        let cursor = match self.lock().peers.get_mut(server) {
+            Some(peer) if peer.was_away && peer.kept.attempt_upto.is_none() => {
+                peer.was_away = false;
+                peer.kept.cursor
+            }
+            _ => return Ok(()),
+        };
+        let long = hs.store.read(|db| db.long_backlogs(server, cursor, MOST_MISSED, LAST_FEW))?;
+        if long.is_empty() {
+            return Ok(());
+        }
+        log::info!(
+            "{server} was away: of {} rooms in which it missed much it gets the last events",
+            long.len()
+        );
+        let server = server.clone();
+        hs.store.write(move |tx| tx.shorten_backlogs(&server, cursor, &long))
+    }
+
     /// Puts the next transaction together; none if nothing is owed.
     fn prepare(&self, hs: &Homeserver, server: &ServerName) -> Result<Option<Transaction>> {
         if !hs.config.peers.allows(server.as_str()) {
             // It stays owed, for the day when we talk to it again.
             return Ok(None);
         }
-        let loaded = self.lock().peers.get(server).is_some_and(|p| p.loaded);
-        let fresh = if loaded { None } else { Some(hs.store.read(|db| db.destination(server))?) };
+        self.leave_out_what_is_too_much(hs, server)?;
         let (kept, edus_upto, max_pdus, repeat, within) = {
             let mut state = self.lock();
             let peer = state.peers.entry(server.clone()).or_default();
-            if let Some(kept) = fresh {
-                (peer.loaded, peer.kept, peer.max_pdus) = (true, kept, MAX_PDUS);
-            }
             let repeat = peer.failed_edus.clone();
             // After a restart nothing is known of the ephemeral part: the repeat goes without.
             let repeat = repeat.or_else(|| peer.kept.attempt_upto.map(|_| WaitingEdus::default()));

@@ -5,7 +5,7 @@ use std::sync::Weak;
 use std::time::{Duration, Instant};
 
 use super::transaction::{Transaction, WaitingEdus};
-use super::{Edu, MAX_PDUS, MAX_UNPROVEN};
+use super::{Edu, MAX_FAILING, MAX_PDUS, MAX_UNPROVEN};
 use crate::clock::Millis;
 use crate::error::ErrCode;
 use crate::federation::{CallError, CallResult};
@@ -27,11 +27,14 @@ pub(super) struct State {
     pub(super) idle: usize,
     /// At the start: find out from the database who is owed what.
     pub(super) look_around: bool,
+    /// Rooms with something new for their servers, and servers with something of their own of which it is not known yet
+    /// how they fared last time.
     pub(super) rooms: HashSet<RoomKey>,
+    pub(super) unknown: HashSet<ServerName>,
     pub(super) peers: HashMap<ServerName, Peer>,
-    pub(super) proven: VecDeque<ServerName>,
-    pub(super) unproven: VecDeque<ServerName>,
-    pub(super) unproven_busy: usize,
+    /// Who waits, by [`Line`], and how many of each are being served.
+    pub(super) lines: [VecDeque<ServerName>; 3],
+    pub(super) busy: [usize; 3],
     pub(super) picks: usize,
     pub(super) due: BTreeSet<(Millis, ServerName)>,
     pub(super) unflushed: HashSet<ServerName>,
@@ -51,6 +54,12 @@ pub(super) struct Peer {
     pub(super) last_attempt_ms: Millis,
     /// Whether its last transaction arrived.
     pub(super) reached: bool,
+    /// Whether it has made a request of us, so that it is likely to answer one.
+    pub(super) spoke: bool,
+    /// The line that it stands in, or came from.
+    pub(super) line: Line,
+    /// It failed, and has not been looked at since for how much it missed.
+    pub(super) was_away: bool,
     /// The ephemeral part of the transaction that failed: a repeat must be the same.
     pub(super) failed_edus: Option<WaitingEdus>,
     pub(super) edus: VecDeque<Edu>,
@@ -68,10 +77,22 @@ pub(super) enum Doing {
     Sending,
 }
 
+/// How likely a destination is to answer. Those who may not can hold only some of the threads.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Line {
+    /// Its last transaction arrived, or it has spoken to us since we know it.
+    Proven,
+    /// Nothing is known of it.
+    #[default]
+    Fresh,
+    /// Its last transaction did not arrive.
+    Failing,
+}
+
 /// What a thread does next.
 pub(super) enum Job {
     LookAround,
-    Spread(Vec<RoomKey>),
+    Spread(Vec<RoomKey>, Vec<ServerName>),
     Send(ServerName),
     Flush,
     End,
@@ -113,12 +134,40 @@ impl State {
         }
     }
 
+    /// Puts a destination in its line.
+    pub(super) fn line_up(&mut self, server: &ServerName) {
+        let peer = self.peers.entry(server.clone()).or_default();
+        (peer.doing, peer.line) = (Doing::Waiting, peer.standing());
+        self.lines[peer.line as usize].push_back(server.clone());
+    }
+
+    /// Takes a destination that waits out of its line.
+    pub(super) fn step_out(&mut self, server: &ServerName) {
+        let Some(peer) = self.peers.get_mut(server).filter(|p| p.doing == Doing::Waiting) else { return };
+        peer.doing = Doing::Nothing;
+        self.lines[peer.line as usize].retain(|waiting| waiting != server);
+    }
+
+    /// Whether one more of this line may be served.
+    fn may(&self, line: Line) -> bool {
+        let [_, fresh, failing] = self.busy;
+        match line {
+            Line::Proven => true,
+            Line::Fresh => fresh + failing < MAX_UNPROVEN,
+            Line::Failing => failing < MAX_FAILING && fresh + failing < MAX_UNPROVEN,
+        }
+    }
+
+    fn waits(&self, line: Line) -> bool {
+        self.may(line) && !self.lines[line as usize].is_empty()
+    }
+
     /// Whether a thread that asked now would get something to do.
     pub(super) fn has_work(&self) -> bool {
         self.look_around
             || !self.rooms.is_empty()
-            || !self.proven.is_empty()
-            || (!self.unproven.is_empty() && self.unproven_busy < MAX_UNPROVEN)
+            || !self.unknown.is_empty()
+            || [Line::Proven, Line::Fresh, Line::Failing].into_iter().any(|line| self.waits(line))
     }
 
     /// The next thing to do.
@@ -126,33 +175,47 @@ impl State {
         if std::mem::take(&mut self.look_around) {
             return Some(Job::LookAround);
         }
-        if !self.rooms.is_empty() {
-            return Some(Job::Spread(self.rooms.drain().collect()));
+        if !self.rooms.is_empty() || !self.unknown.is_empty() {
+            return Some(Job::Spread(self.rooms.drain().collect(), self.unknown.drain().collect()));
         }
         if self.flush_at.is_some_and(|at| at <= Instant::now()) {
             self.flush_at = None;
             return Some(Job::Flush);
         }
         self.picks = self.picks.wrapping_add(1);
-        let unproven_may = self.unproven_busy < MAX_UNPROVEN;
-        // Every fourth turn the unproven come first, so that a busy server cannot put them off for ever.
-        let from_unproven = unproven_may && (self.proven.is_empty() || self.picks.is_multiple_of(4));
-        let server = match from_unproven.then(|| self.unproven.pop_front()).flatten() {
-            Some(server) => server,
-            None => match self.proven.pop_front() {
-                Some(server) => server,
-                None if unproven_may => self.unproven.pop_front()?,
-                None => return None,
-            },
+        // Now and then the others come first, so that busy servers cannot put them off for ever.
+        let order = match self.picks % 4 {
+            0 => [Line::Failing, Line::Fresh, Line::Proven],
+            2 => [Line::Fresh, Line::Proven, Line::Failing],
+            _ => [Line::Proven, Line::Fresh, Line::Failing],
         };
-        let peer = self.peers.entry(server.clone()).or_default();
-        peer.doing = Doing::Sending;
-        self.unproven_busy += usize::from(!peer.reached);
+        let line = order.into_iter().find(|line| self.waits(*line))?;
+        let server = self.lines[line as usize].pop_front()?;
+        self.peers.entry(server.clone()).or_default().doing = Doing::Sending;
+        self.busy[line as usize] += 1;
         Some(Job::Send(server))
     }
 }
 
 impl Peer {
+    /// Takes in what is kept of it.
+    pub(super) fn learn(&mut self, kept: Destination) {
+        self.loaded = true;
+        self.max_pdus = MAX_PDUS;
+        self.was_away = kept.failures > 0;
+        // Something was delivered once, and nothing failed since.
+        self.reached = kept.failures == 0 && kept.cursor > 0;
+        self.kept = kept;
+    }
+
+    fn standing(&self) -> Line {
+        match (self.kept.failures, self.reached || self.spoke) {
+            (0, true) => Line::Proven,
+            (0, false) => Line::Fresh,
+            _ => Line::Failing,
+        }
+    }
+
     pub(super) fn delivered(&mut self, transaction: &Transaction) {
         self.kept.cursor = self.kept.cursor.max(transaction.upto);
         self.kept.attempt_upto = None;
@@ -169,7 +232,7 @@ impl Peer {
         self.kept.attempt_upto = Some(transaction.upto);
         self.failed_edus = Some(transaction.edus.clone());
         self.edus.clear();
-        self.reached = false;
+        (self.reached, self.spoke, self.was_away) = (false, false, true);
         let pause = (FIRST_PAUSE << (self.kept.failures - 1).min(20)).min(LONGEST_PAUSE);
         let chance = Millis::from(random::bytes::<1>()[0]);
         let pause = pause * 4 / 5 + pause * 2 / 5 * chance / 255;

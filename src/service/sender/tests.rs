@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::state::Line;
 use super::*;
 use crate::config::{Config, Data};
 use crate::federation::scripted_peer::{Asked, Said, ScriptedPeer};
@@ -262,6 +263,94 @@ fn silent_servers_do_not_keep_what_others_are_owed() {
     until("the silent ones' turn", || {
         silent.iter().filter(|p| !p.asked().is_empty()).count() == MAX_UNPROVEN
     });
+}
+
+/// Names behind which nobody answers: doors that open and stay silent, closed doors, names without an address.
+struct Dead {
+    _doors: Vec<std::net::TcpListener>,
+    names: Vec<ServerName>,
+}
+
+fn dead(silent: usize, closed: usize, unknown: usize) -> Dead {
+    let door = || std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let name =
+        |door: &std::net::TcpListener| format!("localhost:{}", door.local_addr().expect("an address").port());
+    let silent: Vec<_> = (0..silent).map(|_| door()).collect();
+    let closed: Vec<_> = (0..closed).map(|_| door()).collect();
+    let names =
+        silent.iter().chain(&closed).map(name).chain((0..unknown).map(|n| format!("s{n}.invalid:8448")));
+    let names = names.map(|name| ServerName::parse(&name).expect("a name")).collect();
+    Dead { _doors: silent, names }
+}
+
+#[test]
+fn after_a_restart_200_dead_servers_do_not_keep_what_a_living_one_is_owed() {
+    let mut house = House::new();
+    let (good, _) = peer();
+    let proven = house.room(&[&good.name]);
+    house.events(proven, "first", 1);
+    good.wait_for(SEND, 1);
+    until("the cursor", || house.kept(&good.name).cursor > 0);
+    let dead = dead(120, 40, 40);
+    let room = house.room(&dead.names.iter().chain([&good.name]).collect::<Vec<_>>());
+    let written =
+        house.hs().store.write(move |tx| tx.pretend_event(room, "$next", "@a:us.example").map(drop));
+    written.expect("an event");
+    house.close();
+    house.open();
+    assert_eq!(ids(&good.wait_for(SEND, 2)[1]), ["$next"]);
+}
+
+#[test]
+fn a_new_server_that_has_spoken_does_not_wait_for_100_dead_ones() {
+    let house = House::new();
+    let dead = dead(100, 0, 0);
+    let room = house.room(&dead.names.iter().collect::<Vec<_>>());
+    house.events(room, "a", 1);
+    until("all threads for strangers are taken", || {
+        house.hs().sender.lock().busy[Line::Fresh as usize] == MAX_UNPROVEN
+    });
+    let (before, _) = peer();
+    let (later, _) = peer();
+    house.hs().sender.peer_spoke(&before.name);
+    let room = house.room(&[&before.name, &later.name]);
+    house.events(room, "b", 1);
+    before.wait_for(SEND, 1);
+    assert!(later.asked().is_empty());
+    house.hs().sender.peer_spoke(&later.name);
+    later.wait_for(SEND, 1);
+}
+
+#[test]
+fn who_was_away_gets_all_of_a_quiet_room_and_the_last_events_of_a_busy_one() {
+    let mut house = House::new();
+    let (peer, up) = peer();
+    let (quiet, busy, left) =
+        (house.room(&[&peer.name]), house.room(&[&peer.name]), house.room(&[&peer.name]));
+    up.store(false, Ordering::Relaxed);
+    house.events(quiet, "early", 1);
+    peer.wait_for(SEND, 1);
+    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    house.events(left, "left", MOST_MISSED + 10);
+    let name = peer.name.clone();
+    house.hs().store.write(move |tx| tx.pretend_departure(left, &name)).expect("gone");
+    house.events(quiet, "quiet", 60);
+    house.events(busy, "busy", MOST_MISSED + 10);
+    // As if the process had been killed amid the outage.
+    house.close();
+    house.open();
+    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    up.store(true, Ordering::Relaxed);
+    house.advance(10);
+    let mut expected = numbered("early", 0..1);
+    expected.extend(numbered("left", 0..MOST_MISSED + 10));
+    expected.extend(numbered("quiet", 0..60));
+    expected.extend(numbered("busy", MOST_MISSED + 10 - LAST_FEW..MOST_MISSED + 10));
+    let got = || peer.asked()[1..].iter().flat_map(ids).collect::<Vec<_>>();
+    until("what it is owed", || got().len() >= expected.len());
+    assert_eq!(got(), expected);
+    let position = house.hs().store.position();
+    until("the cursor", || house.kept(&peer.name).cursor == position);
 }
 
 #[test]
