@@ -106,26 +106,22 @@ fn what_was_missed_in_a_long_outage_is_there_to_be_read() {
     until("bob has the first", || messages(&bob, &room) == ["before"]);
     b.stop();
     let mut expected = vec!["before".to_owned()];
-    let mut amid = String::new();
     for n in 0..400 {
         expected.push(format!("away {n}"));
-        let sent = alice.send(&room, &expected[n + 1]);
+        alice.send(&room, &expected[n + 1]);
         if n == 200 {
-            amid = sent;
             alice.set_state(&room, "m.room.topic", "", json!({ "topic": "changed meanwhile" }));
         }
     }
     let away = doorstep::protocol::ServerName::parse(b.name()).expect("a name");
     until("alice's server notices", || a.homeserver().sender.is_pausing(&away));
     b.resume();
-    a.advance(Duration::from_secs(24 * 3600));
+    a.advance(Duration::from_secs(60));
     until("bob has the last", || {
         let page = bob.get(&format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1", segment(&room)));
         page["chunk"][0]["content"]["body"] == "away 399"
     });
-    assert!(!has_event(&b, &amid), "not everything is sent");
     assert_eq!(messages(&bob, &room), expected);
-    assert!(has_event(&b, &amid));
     assert_eq!(bob.state(&room, "m.room.topic", "").expect("a topic")["topic"], "changed meanwhile");
 }
 

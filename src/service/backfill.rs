@@ -7,6 +7,7 @@ use super::Homeserver;
 use super::ingest::{Taken, Terms};
 use super::missing::{Errand, MOST_STATES, in_order};
 use crate::error::Result;
+use crate::federation::CallError;
 use crate::protocol::{EventId, Pdu, ServerName};
 use crate::store::{Db, Place, Room, Status};
 
@@ -16,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAGE: usize = 100;
 /// How many servers are asked for history.
 const MOST_ASKED: usize = 5;
+/// How long each of them may let us wait, so that the next one's turn comes.
+const SHARE: Duration = Duration::from_secs(8);
 
 impl Homeserver {
     /// Fetches history that clients ask for: what lies in the nearest hole at or before a place in the timeline. True
@@ -34,13 +37,18 @@ impl Homeserver {
         if self.store.read(|db| Ok(db.gap(room.key, &wanted[0])?.is_none()))? {
             return Ok(true);
         }
-        let servers = self.store.read(|db| db.resident_servers(room.key))?;
-        for peer in servers.iter().filter(|server| *server != self.server_name()).take(MOST_ASKED) {
-            if Instant::now() >= until {
+        for peer in &self.whom_to_ask_for_history(room)? {
+            let left = until.saturating_duration_since(Instant::now()).min(SHARE);
+            if left.is_zero() {
                 break;
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let asking = self.errands.ask(peer);
             let answer = self.federation.backfill(peer, &room.room_id, &wanted, PAGE, left);
+            if let Some(asking) = asking
+                && !matches!(answer, Err(CallError::Unreachable(_)))
+            {
+                asking.answered();
+            }
             let Ok(events) = answer else { continue };
             let mut errand = Errand::new(self, peer, room, until);
             let events = errand.checked(&events);
@@ -50,6 +58,18 @@ impl Homeserver {
         }
         self.errands.note_in_vain((room.key, place));
         Ok(false)
+    }
+
+    /// The servers of a room that are worth asking for its history, best first: those that have been in it for longest,
+    /// and after them those that seem to be out of reach.
+    pub(super) fn whom_to_ask_for_history(&self, room: &Room) -> Result<Vec<ServerName>> {
+        let mut servers = self.store.read(|db| db.resident_servers(room.key))?;
+        servers.retain(|server| server != self.server_name());
+        servers.sort_by_cached_key(|server| {
+            self.errands.pauses_until(server).is_some() || self.sender.is_pausing(server)
+        });
+        servers.truncate(MOST_ASKED);
+        Ok(servers)
     }
 }
 

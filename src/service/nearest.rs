@@ -12,8 +12,6 @@ use crate::store::{Db, Place, Room, StoredEvent};
 const MOST_PASSED: usize = 1000;
 /// How many events are looked at in one go.
 const BATCH: usize = 20;
-/// How many servers are asked for a nearer event.
-const MOST_ASKED: usize = 3;
 
 /// A time, and on which side of it to look.
 #[derive(Debug, Clone, Copy)]
@@ -106,8 +104,7 @@ impl Homeserver {
     fn fetch_nearer(&self, room: &Room, when: Moment, best: Option<u64>, hole: Place) -> Result<bool> {
         // "A good heuristic for which servers to try first is to sort by servers that have been in the room the
         // longest."
-        let servers = self.store.read(|db| db.resident_servers(room.key))?;
-        for peer in servers.iter().filter(|server| *server != self.server_name()).take(MOST_ASKED) {
+        for peer in &self.whom_to_ask_for_history(room)? {
             let said = self.federation.timestamp_to_event(peer, &room.room_id, when.ts, when.forwards);
             let (id, ts) = match said {
                 Ok(said) => said,

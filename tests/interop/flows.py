@@ -574,6 +574,25 @@ def history(t):
     demand(len(read) == len(set(read)), "an event came twice")
 
 
+@flow("the event nearest to a time is found, on the other server if need be", ["10", "12"])
+def nearest_event(t):
+    host, guest = t.host(), t.guest()
+    room = host.create_room(t.version, "public")
+    said = [host.send(room, f"line {n}") for n in range(40)]
+    join_and_see(host, guest, room, t.via)
+    time_of_it = host.event(room, said[10])["origin_server_ts"]
+    for reader in (host, guest):
+        for direction in "fb":
+            query = {"ts": time_of_it, "dir": direction}
+            near = reader.call("GET", f"/v1/rooms/{room}/timestamp_to_event", query=query)
+            demand(near["origin_server_ts"] == time_of_it, f"{reader!r} finds {near} for {query}")
+            demand(reader.event(room, near["event_id"])["sender"] == host.id, f"{reader!r} has another {near}")
+    if t.guest_server.kind == "doorstep":  # and from there the client reads on: Synapse fetches nothing for /context
+        around = guest.call("GET", f"/v3/rooms/{room}/context/{said[10]}", query={"limit": 6})
+        lines = [e["content"].get("body") for e in around["events_before"][::-1] + [around["event"]]]
+        demand(lines == ["line 7", "line 8", "line 9", "line 10"], f"around it {guest!r} has {lines}")
+
+
 def visibility(which):
     return {"type": "m.room.history_visibility", "state_key": "", "content": {"history_visibility": which}}
 

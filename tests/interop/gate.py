@@ -6,6 +6,7 @@ gave it: the moments at which the other side is then killed. It can also leave c
 the network between them and this one were cut.
 """
 
+import collections
 import http.client
 import re
 import socket
@@ -47,7 +48,8 @@ class Gate:
         self._authority = authority
         self._lock = threading.Lock()
         self._holds = []
-        self._cut_off = frozenset()
+        self._cut_off = set()
+        self._answered = collections.Counter()
         self._passing = set()
         self.inspecting = inspecting
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -71,9 +73,20 @@ class Gate:
         return hold
 
     def cut_off(self, names):
-        """From now on the servers of these names, and no others, get no answer to what they sign. For gates that
-        inspect; what has passed already is answered."""
-        self._cut_off = frozenset(names)
+        """From now on the servers of these names get no answer to what they sign. For gates that inspect; what has
+        passed already is answered."""
+        with self._lock:
+            self._cut_off |= set(names)
+
+    def let_in(self, names):
+        """Ends it."""
+        with self._lock:
+            self._cut_off -= set(names)
+
+    def answers(self, part):
+        """How often requests whose path has `part` were answered with 200 since the gate began to inspect."""
+        with self._lock:
+            return self._answered[part]
 
     def close(self):
         _close(self._listener)
@@ -133,6 +146,9 @@ class Gate:
             hold.stop_here()
             return False
         status, reason, answer_headers, answer = self._forward(method, path, headers, body)
+        if status == 200:
+            with self._lock:
+                self._answered.update(path.split("?")[0].split("/")[4:5])
         if hold:
             hold.stop_here()
             return False

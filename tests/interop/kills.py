@@ -349,7 +349,7 @@ def caught_up(t):
     ours.join(room, t.peer_server.name)
     settled_join(theirs, ours, room)
     t.victim.kill()
-    said = [theirs.send(room, f"in absence {number}") for number in range(40)]
+    said = [theirs.send(room, f"in absence {number}") for number in range(80)]
     theirs.set_state(room, "m.room.topic", {"topic": "changed in absence"})
     t.victim.start()
     both_can_talk(ours, theirs, room)
@@ -392,3 +392,39 @@ def flooded(t):
 
     ours.until(lambda: f"{missing['now']} of {len(wanted)} messages", all_there)
     both_can_talk(speakers[0], ours, room)
+
+
+MUCH = 340  # of which more is left over than a destination is sent of one room after an outage
+SOME = 30
+
+
+@kill("cut off from the peer, both sides speaking: all of it can be read on both sides, in order")
+def long_outage(t):
+    ours, theirs = t.of_victim(), t.of_peer()
+    room = ours.create_room("11" if t.version == "12" else t.version, "public")
+    theirs.join(room, t.victim.name)
+    settled_join(theirs, ours, room)
+    t.peer_server.gate.cut_off([t.victim.name])
+    t.victim.gate.cut_off([t.peer_server.name])
+    said = {ours: [], theirs: []}
+    for speaker, count in ((ours, MUCH), (theirs, SOME)):
+        said[speaker] += [speaker.send(room, f"apart {number}") for number in range(count // 2)]
+    ours.set_state(room, "m.room.topic", {"topic": "changed apart"})
+    t.restart()
+    for speaker, count in ((ours, MUCH), (theirs, SOME)):
+        said[speaker] += [speaker.send(room, f"still apart {number}") for number in range(count // 2)]
+    t.peer_server.gate.let_in([t.victim.name])
+    t.victim.gate.let_in([t.peer_server.name])
+    for reader in (ours, theirs):
+        for speaker, events in said.items():
+            reader.until(
+                lambda: f"{len(set(events) - _read(reader, room))} of {len(events)} messages by {speaker.id}",
+                lambda: set(events) <= _read(reader, room),
+            )
+            order = [e["event_id"] for e in reversed(reader.all_messages(room)) if e["event_id"] in set(events)]
+            demand(order == events, f"{reader!r} has the messages of {speaker.id} in another order, or twice")
+        topic = reader.state_content(room, "m.room.topic")
+        demand(topic == {"topic": "changed apart"}, f"{reader!r}: the topic is {topic}")
+    # It was not sent everything: it asked.
+    demand(t.victim.gate.answers("get_missing_events") > 0, "nobody asked for missing events")
+    both_can_talk(ours, theirs, room)

@@ -38,11 +38,14 @@ class Split:
 
     def cut(self):
         for server in self.servers:
-            server.gate.cut_off(other.name for other in self.servers if other is not server)
+            server.gate.cut_off(self._others(server))
 
     def heal(self):
         for server in self.servers:
-            server.gate.cut_off([])
+            server.gate.let_in(self._others(server))
+
+    def _others(self, server):
+        return [other.name for other in self.servers if other is not server]
 
 
 class Stage:
