@@ -1,7 +1,10 @@
 //! Events of our own: from a draft to a signed event in its room.
 //!
-//! A draft is judged against a snapshot, hashed and signed; the transaction that commits it first looks whether the
-//! room's forward extremities are still those that it was judged by, and composes it anew if not. No room is ever locked.
+//! A draft becomes an event on the writer's thread, where the room's order is known and what it takes is remembered: so
+//! however many speak at once, nothing is composed twice. What would hold the writer up (the signature of a policy server,
+//! a resolution of forks) is done before, against a snapshot; the transaction that commits such an event first looks
+//! whether the room's forward extremities are still those that it was judged by, and composes it anew if not. No room is
+//! ever locked.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -16,10 +19,11 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
-use crate::protocol::sign::SigningKey;
+use crate::protocol::sign::{self, SigningKey};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, hash, json as matrix_json};
 use crate::service::room_plan::PlannedEvent;
 use crate::store::append::{Append, Appended, Current, StateRef};
+use crate::store::client_transactions::ClientTxn;
 use crate::store::events::Head;
 use crate::store::{Db, EventKey, Room, RoomKey, Status, Tx};
 
@@ -64,19 +68,15 @@ pub(crate) struct Pen {
 }
 
 impl Pen {
-    /// An event of this server with its hash, and nothing signed yet.
+    /// A signed event of this server.
     fn write(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
         if version.event_id_format == EventIdFormat::InEvent {
             let id = format!("${}:{}", random::letters(18), self.server);
             object.insert("event_id".into(), id.into());
         }
-        object.insert("signatures".into(), Value::Object(Map::new()));
         hash::add_content_hash(&mut object);
+        sign::sign_event(&mut object, &self.server, &self.key, version);
         Pdu::from_object(object, version)
-    }
-
-    fn sign(&self, pdu: &Pdu) -> Pdu {
-        pdu.signed(&self.server, &self.key)
     }
 }
 
@@ -141,13 +141,15 @@ struct Framed<T> {
 }
 
 /// Gives a draft everything that the room adds to it, and judges it against the room's current state. `write` makes of
-/// it what is wanted, and an event to be judged.
+/// it what is wanted, and an event to be judged. None if the room has more branches than an event can join, and resolving
+/// their states is more work than wanted.
 fn frame<T>(
     db: &Db<'_>,
     now: Millis,
     draft: &Draft,
+    effort: Effort,
     write: impl FnOnce(Map<String, Value>, RoomVersion) -> Result<(T, Pdu)>,
-) -> Result<Framed<T>> {
+) -> Result<Option<Framed<T>>> {
     let room = db.known_room(&draft.room)?;
     check_speakable(db, &room)?;
     let mut followed = db.heads(room.key)?;
@@ -155,6 +157,9 @@ fn frame<T>(
     // More than an event can name: it follows the latest, and the next events take the others up.
     let kept: Vec<EventKey> =
         followed.drain(..followed.len().saturating_sub(MAX_PREV_EVENTS)).map(|head| head.key).collect();
+    if !kept.is_empty() && effort != Effort::Full {
+        return Ok(None);
+    }
     let depth = followed.iter().map(|head| head.depth).max().unwrap_or(0);
     let state = state_after(db, &room, &followed, kept.is_empty())?;
     let view = match kept.is_empty() {
@@ -186,7 +191,7 @@ fn frame<T>(
     let (event, pdu) = write(object, room.version)?;
     judge_draft(db, &room, &pdu, &view, &state)?;
     drop(view);
-    Ok(Framed { room, event, heads, kept, state })
+    Ok(Some(Framed { room, event, heads, kept, state }))
 }
 
 /// The state after the heads that an event follows: the current state if those are all.
@@ -274,51 +279,53 @@ fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu>
     Pdu::from_object(object, version)
 }
 
-/// A draft as a signed event.
-fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<Pdu>> {
-    let mut framed = frame(db, pen.now, draft, |object, version| {
+/// A draft as a signed event. None if that is more work than wanted.
+fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft, effort: Effort) -> Result<Option<Framed<Pdu>>> {
+    frame(db, pen.now, draft, effort, |object, version| {
         let pdu = pen.write(object, version)?;
         Ok((pdu.clone(), pdu))
-    })?;
-    framed.event = pen.sign(&framed.event);
+    })
+}
+
+/// A draft as a signed event, whatever it takes.
+fn compose_fully(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<Pdu>> {
+    compose(db, pen, draft, Effort::Full)?.ok_or_else(|| Error::internal("nothing resolved"))
+}
+
+/// A composed event, or a fresh one if the room has moved on since.
+fn brought_up_to_date(tx: &Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>) -> Result<Framed<Pdu>> {
+    let moved = tx.extremities(framed.room.key)? != framed.heads;
+    let mut framed = if moved { compose_fully(tx, pen, draft)? } else { framed };
+    framed.room = tx.room_by_key(framed.room.key)?;
     Ok(framed)
 }
 
-/// Puts a composed event into its room, or a fresh one if the room has moved on since.
-fn commit(tx: &mut Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>) -> Result<Sent> {
-    let (pdu, room, appended) = put(tx, pen, draft, framed, true)?;
+/// Puts an event into its room that was composed by the room as it is, and has it sent to the other servers there.
+fn put(tx: &mut Tx<'_>, framed: Framed<Pdu>) -> Result<Sent> {
+    let (pdu, room) = (framed.event.clone(), framed.room.key);
+    let appended = put_there(tx, framed, true)?;
     let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
     Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
 }
 
 /// The same; `outgoing`: other servers are sent it.
-fn put(
-    tx: &mut Tx<'_>,
-    pen: &Pen,
-    draft: &Draft,
-    framed: Framed<Pdu>,
-    outgoing: bool,
-) -> Result<(Pdu, RoomKey, Appended)> {
-    let moved = tx.extremities(framed.room.key)? != framed.heads;
-    let framed = if moved { compose(tx, pen, draft)? } else { framed };
-    let pdu = framed.event;
-    let room = tx.room_by_key(framed.room.key)?;
-    let current = judge::current_after(tx, &room, &framed.state, &pdu, &framed.kept, Effort::Full)?
+fn put_there(tx: &mut Tx<'_>, framed: Framed<Pdu>, outgoing: bool) -> Result<Appended> {
+    let Framed { room, event: pdu, heads, kept, state } = framed;
+    let current = judge::current_after(tx, &room, &state, &pdu, &kept, Effort::Full)?
         .ok_or_else(|| Error::internal("nothing resolved"))?;
-    let appended = tx.append(&Append {
+    tx.append(&Append {
         room: &room,
         pdu: &pdu,
         status: Status::Accepted,
         outgoing,
-        state_before: framed.state,
-        old_heads: &framed.heads,
-        kept_heads: framed.kept,
+        state_before: state,
+        old_heads: &heads,
+        kept_heads: kept,
         becomes_head: true,
         current,
         missing: Vec::new(),
         history: None,
-    })?;
-    Ok((pdu, room.key, appended))
+    })
 }
 
 impl Homeserver {
@@ -338,25 +345,62 @@ impl Homeserver {
         draft: Draft,
         extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
     ) -> Result<EventId> {
+        self.send_once(draft, None, extra)
+    }
+
+    /// The same for a request of a client: a repeat of it sends nothing and gives the event that the first one sent.
+    pub(crate) fn send_once(
+        &self,
+        draft: Draft,
+        txn: Option<ClientTxn>,
+        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
+    ) -> Result<EventId> {
         let pen = self.pen();
+        let sent = self.store.write(move |tx| {
+            if let Some(event_id) = sent_before(tx, txn.as_ref())? {
+                return Ok(Ok(event_id));
+            }
+            match compose(tx, &pen, &draft, Effort::Light)? {
+                Some(framed) if policy::lacking(tx, &framed.room, &framed.event)?.is_none() => {
+                    let sent = put(tx, framed)?;
+                    finish(tx, &pen, txn.as_ref(), sent, extra).map(Ok)
+                }
+                _ => Ok(Err((pen, draft, txn, extra))),
+            }
+        })?;
+        match sent {
+            Ok(event_id) => Ok(event_id),
+            Err((pen, draft, txn, extra)) => self.send_after_work(pen, draft, txn, extra),
+        }
+    }
+
+    /// Sends an event that takes more than the writer has time for.
+    fn send_after_work(
+        &self,
+        pen: Pen,
+        draft: Draft,
+        txn: Option<ClientTxn>,
+        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
+    ) -> Result<EventId> {
         let (composed, policy) = self.store.read(|db| {
-            let composed = compose(db, &pen, &draft)?;
+            let composed = compose_fully(db, &pen, &draft)?;
             let policy = policy::lacking(db, &composed.room, &composed.event)?;
             Ok((composed, policy))
         })?;
-        if let Some(policy) = policy {
-            // Its signature is of this event: if the room moves on meanwhile, the event makes a fork.
-            let signed = self.ask_policy_server(&policy, &composed.event)?;
-            return self.store.write(move |tx| {
-                let sent = ingest::put_in(tx, &signed)?;
-                extra(tx, &sent)?;
-                Ok(sent.event_id)
-            });
-        }
+        let signed = policy.map(|policy| self.ask_policy_server(&policy, &composed.event)).transpose()?;
         self.store.write(move |tx| {
-            let sent = commit(tx, &pen, &draft, composed)?;
-            extra(tx, &sent)?;
-            Ok(sent.event_id)
+            if let Some(event_id) = sent_before(tx, txn.as_ref())? {
+                return Ok(event_id);
+            }
+            let sent = match signed {
+                // The policy server's signature is of this event: if the room moved on meanwhile, the event makes a fork.
+                Some(signed) => ingest::put_in(tx, &signed)?,
+                None => {
+                    let composed = brought_up_to_date(tx, &pen, &draft, composed)?;
+                    put(tx, composed)?
+                }
+            };
+            finish(tx, &pen, txn.as_ref(), sent, extra)
         })
     }
 
@@ -365,20 +409,23 @@ impl Homeserver {
     pub(super) fn put_unsent(&self, draft: Draft) -> Result<()> {
         let pen = self.pen();
         let composed = self.store.read(|db| {
-            let composed = compose(db, &pen, &draft)?;
+            let composed = compose_fully(db, &pen, &draft)?;
             match policy::lacking(db, &composed.room, &composed.event)? {
                 None => Ok(composed),
                 Some(_) => Err(Error::forbidden("The room's policy server is not asked about this")),
             }
         })?;
-        self.store.write(move |tx| put(tx, &pen, &draft, composed, false).map(drop))
+        self.store.write(move |tx| {
+            let composed = brought_up_to_date(tx, &pen, &draft, composed)?;
+            put_there(tx, composed, false).map(drop)
+        })
     }
 
     /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put
     /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
     pub fn draft_event(&self, draft: Draft) -> Result<Pdu> {
         let pen = self.pen();
-        let event = self.store.read(|db| compose(db, &pen, &draft))?.event;
+        let event = self.store.read(|db| compose_fully(db, &pen, &draft))?.event;
         self.with_policy_signature(event)
     }
 
@@ -387,10 +434,11 @@ impl Homeserver {
     pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
         let now = self.clock.now_ms();
         let framed = self.store.read(|db| {
-            frame(db, now, &draft, |object, version| {
+            let framed = frame(db, now, &draft, Effort::Full, |object, version| {
                 let pdu = provisional(&object, version)?;
                 Ok((object, pdu))
-            })
+            })?;
+            framed.ok_or_else(|| Error::internal("nothing resolved"))
         })?;
         Ok((framed.event, framed.room.version))
     }
@@ -423,6 +471,26 @@ impl Homeserver {
             }
         }
     }
+}
+
+/// The event that this request sent when it first came.
+fn sent_before(tx: &Tx<'_>, txn: Option<&ClientTxn>) -> Result<Option<EventId>> {
+    txn.map_or(Ok(None), |txn| tx.client_txn_event(txn))
+}
+
+/// What else belongs into the transaction of an event that was sent.
+fn finish(
+    tx: &mut Tx<'_>,
+    pen: &Pen,
+    txn: Option<&ClientTxn>,
+    sent: Sent,
+    extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()>,
+) -> Result<EventId> {
+    if let Some(txn) = txn {
+        tx.add_client_txn(txn, Some(&sent.event_id), pen.now)?;
+    }
+    extra(tx, &sent)?;
+    Ok(sent.event_id)
 }
 
 /// Stores a new room. None if there is one with its id.
@@ -486,7 +554,7 @@ fn compose_room(
         object.insert("prev_events".into(), references(pdus.last().map_or(&[], std::slice::from_ref)));
         object.insert("auth_events".into(), references(&auth));
         object.insert("depth".into(), (pdus.len() + 1).into());
-        let pdu = pen.sign(&pen.write(object, version)?);
+        let pdu = pen.write(object, version)?;
         let allowed = match pdu.event_type() {
             "m.room.create" => event_auth::check_auth_events(&pdu, &[], &|_| false, version),
             _ => event_auth::check(&pdu, version, &|kind, key| {

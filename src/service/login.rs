@@ -105,7 +105,7 @@ impl Homeserver {
     /// Who an access token belongs to. Errors: 401 `M_UNKNOWN_TOKEN`, with `soft_logout` if it has only expired.
     pub fn authenticate(&self, access_token: &str, ip: IpAddr) -> Result<Session> {
         let hash = token_hash(access_token);
-        let session = self.store.read(|db| db.session_by_access(&hash))?;
+        let session = self.store.session(&hash)?;
         let Some(session) = session else {
             return Err(
                 Error::new(ErrCode::UnknownToken, "Unknown access token").with_field("soft_logout", false)

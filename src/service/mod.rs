@@ -114,7 +114,7 @@ impl Homeserver {
             let options = Options { durable: config.durable, ..Options::default() };
             let (notifier, sender, timer) = (Arc::clone(&notifier), sender.clone(), scheduler.clone());
             let on_commit = move |changes: &crate::store::Changes| {
-                notifier.publish(changes.position, &changes.users);
+                notifier.publish(changes.position, changes.all_users());
                 sender.committed(changes);
                 if changes.due || !changes.forked.is_empty() {
                     timer.committed(changes);

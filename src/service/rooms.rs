@@ -92,10 +92,11 @@ impl Homeserver {
     /// Sends an event without a state key. A repeat of the same transaction answers the first event. Errors: 403
     /// `M_FORBIDDEN`, 400, 413 as the room has it.
     pub fn send_message(&self, mut draft: Draft, txn: ClientTxn) -> Result<EventId> {
-        if let Some(event_id) = self.store.read(|db| db.client_txn_event(&txn))? {
-            return Ok(event_id);
-        }
         if draft.event_type == "m.room.redaction" {
+            // A repeat gets its answer whatever the redaction would come to now.
+            if let Some(event_id) = self.store.read(|db| db.client_txn_event(&txn))? {
+                return Ok(event_id);
+            }
             // "Homeservers MUST allow clients to send m.room.redaction events with this endpoint for all room versions."
             if draft.redacts.is_none() {
                 let redacts = draft.content.remove("redacts");
@@ -105,23 +106,10 @@ impl Homeserver {
             }
             self.may_redact(&draft)?;
         }
-        let (now, row, sender) = (self.clock.now_ms(), txn.clone(), draft.sender.clone());
-        let sent = self.send_with(draft, move |tx, sent| {
-            if tx.client_txn_event(&row)?.is_some() {
-                // The same request came twice at once, and the other was first: this one is undone.
-                return Err(Error::internal("a transaction id was used twice at the same time"));
-            }
-            tx.add_client_txn(&row, Some(&sent.event_id), now)
-        });
-        match sent {
-            Ok(event_id) => {
-                self.note_activity(&sender);
-                Ok(event_id)
-            }
-            Err(error) => {
-                self.store.read(|db| db.client_txn_event(&txn))?.ok_or_else(|| not_there_as_forbidden(error))
-            }
-        }
+        let sender = draft.sender.clone();
+        let event_id = self.send_once(draft, Some(txn), |_, _| Ok(())).map_err(not_there_as_forbidden)?;
+        self.note_activity(&sender);
+        Ok(event_id)
     }
 
     /// Whether a redaction would take effect: one's own events may be redacted by whoever may send redactions, others'

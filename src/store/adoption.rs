@@ -125,7 +125,10 @@ impl Tx<'_> {
         for (server, users) in servers {
             self.count_resident(room, server, users, at)?;
         }
-        self.forget_audience(room);
+        self.remember(|memory| {
+            memory.forget_audience(room);
+            memory.forget_state(room);
+        });
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Putting a judged event into its room: the row, its state, the forward extremities, the current state and all that
 //! follows it. The one place where a room changes.
 
-use super::events::{NewEvent, Place, Status};
+use super::events::{Head, NewEvent, Place, Status};
 use super::rooms::{Gap, Room};
 use super::snapshots::Delta;
 use super::state::NamedDelta;
@@ -119,6 +119,10 @@ impl Tx<'_> {
                 self.set_extremities(room.key, event.old_heads, &heads)?;
                 if heads.len() > FEW_HEADS && !event.outgoing {
                     self.room_is_forked(room.key);
+                }
+                if heads.len() == 1 {
+                    let (event_id, depth) = (pdu.event_id().clone(), pdu.depth());
+                    self.remember_head(room.key, Head { key, event_id, depth, state_after });
                 }
             }
             self.note_gaps(event, place)?;

@@ -10,6 +10,9 @@ use crate::protocol::{EventId, UserId};
 /// A repeat that comes later than this makes a new event.
 const KEPT_MS: Millis = 7 * 24 * 3600 * 1000;
 
+/// After so many new rows, the oldest ones are looked at.
+const SWEEP_EVERY: i64 = 32;
+
 /// One request, as clients identify it. "The scope of a transaction ID is for a single device, and a single HTTP
 /// endpoint" (client-server API, "Transaction identifiers").
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,13 +78,15 @@ impl Tx<'_> {
                 txn.txn_id,
                 event.map_or("", EventId::as_str)
             ])?;
-        // Row ids grow with time, so the first rows are the oldest. Two out for each one in keeps the table bounded.
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM client_transactions
-                 WHERE sent_ms < ? AND rowid IN (SELECT rowid FROM client_transactions ORDER BY rowid LIMIT 2)",
-            )?
-            .execute([now - KEPT_MS])?;
+        // Row ids grow with time, so the first rows are the oldest. More out than in keeps the table bounded.
+        if self.conn().last_insert_rowid() % SWEEP_EVERY == 0 {
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM client_transactions
+                     WHERE sent_ms < ? AND rowid IN (SELECT rowid FROM client_transactions ORDER BY rowid LIMIT ?)",
+                )?
+                .execute([now - KEPT_MS, 2 * SWEEP_EVERY])?;
+        }
         Ok(())
     }
 }

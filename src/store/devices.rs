@@ -1,4 +1,5 @@
-//! Devices and the sessions (pairs of tokens) of their clients.
+//! Devices and the sessions (pairs of tokens) of their clients. Sessions are remembered outside of the database: whatever
+//! changes what a [`Session`] tells calls `sessions_changed`.
 
 use rusqlite::{Row, params};
 
@@ -130,6 +131,7 @@ impl Tx<'_> {
         display_name: Option<&str>,
         session: &NewSession,
     ) -> Result<()> {
+        self.sessions_changed();
         self.conn()
             .prepare_cached(
                 "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
@@ -144,6 +146,7 @@ impl Tx<'_> {
     /// A session in place of `old`, which stays until the new one is used. Earlier ones that were made from `old` and
     /// never used are forgotten.
     pub fn refresh_session(&mut self, old: &Session, new: &NewSession) -> Result<()> {
+        self.sessions_changed();
         self.conn().prepare_cached("DELETE FROM sessions WHERE replaces = ?1")?.execute([old.key])?;
         self.add_session(&old.user_id, &old.device_id, new, Some(old.key))
     }
@@ -167,6 +170,7 @@ impl Tx<'_> {
     /// A token of this session was used: the one that it replaces ends.
     pub fn confirm_session(&mut self, session: &Session) -> Result<()> {
         let Some(replaced) = session.replaces else { return Ok(()) };
+        self.sessions_changed();
         self.conn()
             .prepare_cached("UPDATE sessions SET replaces = NULL WHERE session = ?1")?
             .execute([session.key])?;
@@ -176,6 +180,7 @@ impl Tx<'_> {
 
     /// Notes that the device was heard of.
     pub fn device_seen(&mut self, user: &UserId, device: &str, now: Millis, ip: &str) -> Result<()> {
+        self.sessions_changed();
         self.conn()
             .prepare_cached(
                 "UPDATE devices SET last_seen_ms = ?3, last_seen_ip = ?4 WHERE user_id = ?1 AND device_id = ?2",
@@ -195,6 +200,7 @@ impl Tx<'_> {
 
     /// Logs a device out and forgets it. Whether there was one of this id.
     pub fn delete_device(&mut self, user: &UserId, device: &str) -> Result<bool> {
+        self.sessions_changed();
         self.conn()
             .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
             .execute([user.as_str(), device])?;

@@ -87,7 +87,7 @@ impl StoredEvent {
 }
 
 /// A forward extremity, as far as the event that follows it needs to know it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// Its row.
     pub key: EventKey,
@@ -214,6 +214,9 @@ impl Db<'_> {
 
     /// The forward extremities of a room, in the order in which they came.
     pub fn heads(&self, room: RoomKey) -> Result<Vec<Head>> {
+        if let Some(heads) = self.recall(|memory| memory.heads(room)) {
+            return Ok(heads.to_vec());
+        }
         let mut statement = self.conn().prepare_cached(
             "SELECT e.event_key, e.event_id, e.depth, e.state_after FROM extremities x
              JOIN events e ON e.event_key = x.event_key WHERE x.room_key = ?1 ORDER BY x.event_key",
@@ -224,6 +227,7 @@ impl Db<'_> {
             let event_id = EventId::parse(row.get_ref(1)?.as_str().map_err(Error::internal)?)?;
             heads.push(Head { key: row.get(0)?, event_id, depth: row.get(2)?, state_after: row.get(3)? });
         }
+        self.remember(|memory| memory.keep_heads(room, heads.as_slice().into()));
         Ok(heads)
     }
 
@@ -390,34 +394,11 @@ impl Tx<'_> {
     /// [`Tx::set_state_after`] once the row is known.
     pub(crate) fn insert_event(&mut self, new: &NewEvent<'_>) -> Result<EventKey> {
         let (stream, sub) = (new.place.map(|p| p.stream), new.place.map_or(0, |p| p.sub));
-        let known = self.event_status(new.pdu.event_id())?;
-        match known {
-            Some((_, false)) => {
-                return Err(Error::internal(format!("{} is known already", new.pdu.event_id())));
-            }
-            Some((_, true)) => {
-                let update =
-                    "UPDATE events SET stream = ?2, sub = ?3, status = ?4, outgoing = ?5, state_before = ?6,
-                     state_after = ?6 WHERE event_id = ?1";
-                self.conn().prepare_cached(update)?.execute(params![
-                    new.pdu.event_id().as_str(),
-                    stream,
-                    sub,
-                    new.status.code(),
-                    new.outgoing,
-                    new.state_before,
-                ])?;
-                self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
-                return self
-                    .event_key(new.pdu.event_id())?
-                    .ok_or_else(|| Error::internal("an event went missing"));
-            }
-            None => {}
-        }
         let insert =
             "INSERT INTO events (room_key, event_id, stream, sub, depth, origin_server_ts, status, outgoing,
-             state_before, state_after, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)";
-        self.conn().prepare_cached(insert)?.execute(params![
+             state_before, state_after, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)
+             ON CONFLICT (event_id) DO NOTHING";
+        let inserted = self.conn().prepare_cached(insert)?.execute(params![
             new.room,
             new.pdu.event_id().as_str(),
             stream,
@@ -430,8 +411,25 @@ impl Tx<'_> {
             new.pdu.json(),
         ])?;
         let key = self.conn().last_insert_rowid();
+        if inserted == 1 {
+            self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
+            return Ok(key);
+        }
+        let update = "UPDATE events SET stream = ?2, sub = ?3, status = ?4, outgoing = ?5, state_before = ?6,
+             state_after = ?6 WHERE event_id = ?1 AND state_before IS NULL";
+        let placed = self.conn().prepare_cached(update)?.execute(params![
+            new.pdu.event_id().as_str(),
+            stream,
+            sub,
+            new.status.code(),
+            new.outgoing,
+            new.state_before,
+        ])?;
+        if placed == 0 {
+            return Err(Error::internal(format!("{} is known already", new.pdu.event_id())));
+        }
         self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
-        Ok(key)
+        self.event_key(new.pdu.event_id())?.ok_or_else(|| Error::internal("an event went missing"))
     }
 
     /// Stores an event that is only referred to. Nothing happens if we have it.
@@ -487,6 +485,7 @@ impl Tx<'_> {
 
     /// Lets a redaction take effect: only the redacted form stays.
     pub(crate) fn redact_event(&mut self, event: EventKey, by: EventKey, redacted: &Pdu) -> Result<()> {
+        self.remember(|memory| memory.forget_event(event));
         self.conn()
             .prepare_cached("UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1")?
             .execute(params![event, by, redacted.json()])?;

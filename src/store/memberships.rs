@@ -224,7 +224,7 @@ impl Tx<'_> {
             let server = change.user.split_once(':').map_or("", |(_, server)| server);
             self.count_resident(room, server, joined, change.stream)?;
             if local {
-                self.forget_audience(room);
+                self.remember(|memory| memory.forget_audience(room));
             }
         }
         Ok(local)

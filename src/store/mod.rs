@@ -16,7 +16,9 @@ pub mod directory;
 pub mod ephemeral;
 pub mod events;
 pub mod filters;
+mod herald;
 pub mod memberships;
+mod memory;
 pub mod migrate;
 pub mod openid;
 pub mod presence;
@@ -26,6 +28,7 @@ pub mod receipts;
 pub mod remote_memberships;
 pub mod rooms;
 pub mod server_keys;
+mod session_memory;
 pub mod snapshots;
 pub mod state;
 pub mod timeline;
@@ -49,6 +52,11 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{ServerName, UserId};
+
+use devices::Session;
+use memory::Memory;
+use session_memory::SessionMemory;
+use users::TokenHash;
 
 pub use events::{Place, Status, StoredEvent};
 pub use rooms::Room;
@@ -91,8 +99,10 @@ impl Default for Options {
 pub struct Changes {
     /// The published stream position: everything up to here is on disk.
     pub position: i64,
-    /// Our users whose `/sync` has something new.
+    /// Our users whose `/sync` has something new, beside those of `audiences`.
     pub users: HashSet<UserId>,
+    /// Rooms that all of us who are in them have something new of, each with these users.
+    pub audiences: HashMap<RoomKey, Arc<[UserId]>>,
     /// Rooms with an event that we owe to other servers.
     pub outgoing_rooms: HashSet<RoomKey>,
     /// Servers that are owed something beside room events.
@@ -103,26 +113,49 @@ pub struct Changes {
     pub due: bool,
     /// Rooms with more branches than is good.
     pub forked: HashSet<RoomKey>,
+    /// Whether a session, its device or its user has changed.
+    sessions: bool,
 }
 
 impl Changes {
+    /// All of our users whose `/sync` has something new. Some come more than once.
+    pub fn all_users(&self) -> impl Iterator<Item = &UserId> {
+        self.users.iter().chain(self.audiences.values().flat_map(|audience| audience.iter()))
+    }
+
+    fn tell_audience(&mut self, room: RoomKey, audience: Arc<[UserId]>) {
+        if let Some(before) = self.audiences.insert(room, audience.clone())
+            && !Arc::ptr_eq(&before, &audience)
+        {
+            self.users.extend(before.iter().cloned());
+        }
+    }
+
+    /// Adds what changed later.
     fn absorb(&mut self, other: Changes) {
+        self.position = self.position.max(other.position);
         self.users.extend(other.users);
+        for (room, audience) in other.audiences {
+            self.tell_audience(room, audience);
+        }
         self.outgoing_rooms.extend(other.outgoing_rooms);
         self.destinations.extend(other.destinations);
         self.rooms.extend(other.rooms);
         self.due |= other.due;
         self.forked.extend(other.forked);
+        self.sessions |= other.sessions;
     }
 }
 
-/// Called on the writer's thread after each commit, before the callers of `write` are woken. Must not block.
+/// Called after each commit, on a thread of its own, so that it holds nobody up. Commits that follow each other closely are
+/// told of together.
 pub type OnCommit = Box<dyn Fn(&Changes) + Send + Sync>;
 
 /// What readers and the writer share.
 pub(crate) struct Shared {
     server_name: ServerName,
     position: AtomicI64,
+    sessions: SessionMemory,
 }
 
 /// The open database. Dropping it finishes the queued writes, closes the files and releases the lock.
@@ -161,8 +194,11 @@ impl Store {
         let mut connection = open_for_writing(&path, options)?;
         migrate::prepare(&mut connection, &path, server_name)?;
         let position = pass_over(&connection).map_err(|e| unusable(&path, &e))?;
-        let shared =
-            Arc::new(Shared { server_name: server_name.clone(), position: AtomicI64::new(position) });
+        let shared = Arc::new(Shared {
+            server_name: server_name.clone(),
+            position: AtomicI64::new(position),
+            sessions: SessionMemory::default(),
+        });
         let readers = readers::Readers::new(path, options.readers.max(1), scratch.is_some(), shared.clone())?;
         // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
         drop(scratch);
@@ -205,6 +241,11 @@ impl Store {
         self.readers.read(f)
     }
 
+    /// The session of an access token, as of some moment during this call.
+    pub fn session(&self, access: &TokenHash) -> Result<Option<Session>> {
+        self.shared.sessions.get(access, || self.read(|db| db.session_by_access(access)))
+    }
+
     /// The published stream position. Take it *before* the `read` whose answer it stands for.
     pub fn position(&self) -> i64 {
         self.shared.position.load(Ordering::Acquire)
@@ -220,11 +261,25 @@ impl Store {
 pub struct Db<'c> {
     connection: &'c Connection,
     shared: &'c Shared,
+    /// The writer has one.
+    memory: Option<&'c Memory>,
 }
 
 impl<'c> Db<'c> {
-    pub(crate) fn new(connection: &'c Connection, shared: &'c Shared) -> Self {
-        Self { connection, shared }
+    fn new(connection: &'c Connection, shared: &'c Shared, memory: Option<&'c Memory>) -> Self {
+        Self { connection, shared, memory }
+    }
+
+    /// What the writer remembers, or nothing.
+    fn recall<T>(&self, what: impl FnOnce(&Memory) -> Option<T>) -> Option<T> {
+        self.memory.and_then(what)
+    }
+
+    /// Has the writer remember something, or forget it.
+    fn remember(&self, what: impl FnOnce(&Memory)) {
+        if let Some(memory) = self.memory {
+            what(memory);
+        }
     }
 
     /// The connection, for the files of this folder.
@@ -254,8 +309,6 @@ pub struct Tx<'c> {
     db: Db<'c>,
     stream: i64,
     changes: Changes,
-    /// Who of us is in a room, so that a message need not ask. Only the writer changes memberships, so only it forgets.
-    audience: &'c mut HashMap<RoomKey, Arc<[UserId]>>,
 }
 
 impl<'c> Deref for Tx<'c> {
@@ -264,9 +317,6 @@ impl<'c> Deref for Tx<'c> {
         &self.db
     }
 }
-
-/// Rooms whose local members the writer remembers.
-const REMEMBERED_AUDIENCES: usize = 256;
 
 impl Tx<'_> {
     /// The next position of the stream. Positions of a closure that fails are handed out again.
@@ -295,20 +345,15 @@ impl Tx<'_> {
 
     /// After the commit, wakes all of us who are joined to the room.
     pub fn wake_room(&mut self, room: RoomKey) -> Result<()> {
-        let audience = match self.audience.get(&room) {
-            Some(audience) => audience.clone(),
+        let audience = match self.recall(|memory| memory.audience(room)) {
+            Some(audience) => audience,
             None => {
-                if self.audience.len() >= REMEMBERED_AUDIENCES {
-                    self.audience.clear();
-                }
                 let audience: Arc<[UserId]> = self.db.joined_local_users(room)?.into();
-                self.audience.insert(room, audience.clone());
+                self.remember(|memory| memory.keep_audience(room, audience.clone()));
                 audience
             }
         };
-        for user in audience.iter() {
-            self.wake_user(user);
-        }
+        self.changes.tell_audience(room, audience);
         Ok(())
     }
 
@@ -334,8 +379,9 @@ impl Tx<'_> {
         self.changes.forked.insert(room);
     }
 
-    pub(crate) fn forget_audience(&mut self, room: RoomKey) {
-        self.audience.remove(&room);
+    /// To be called by whatever changes something that a [`Session`] tells.
+    pub(crate) fn sessions_changed(&mut self) {
+        self.changes.sessions = true;
     }
 }
 

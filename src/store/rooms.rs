@@ -1,14 +1,17 @@
 //! Rooms, their forward extremities, the holes in their history, and the servers in them.
 
+use std::sync::Arc;
+
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::events::Head;
 use super::{Db, EventKey, RoomKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
 
 /// A room that we have events of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Room {
     /// Its row.
     pub key: RoomKey,
@@ -65,9 +68,14 @@ fn room_of(row: &Row<'_>) -> Result<Room> {
 impl Db<'_> {
     /// The room with this id, if we have any of its events.
     pub fn room(&self, id: &RoomId) -> Result<Option<Room>> {
+        if let Some(room) = self.recall(|memory| memory.room(id)) {
+            return Ok(Some(room));
+        }
         let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_id = ?1"))?;
         let mut rows = statement.query([id.as_str()])?;
-        rows.next()?.map(room_of).transpose()
+        let Some(room) = rows.next()?.map(room_of).transpose()? else { return Ok(None) };
+        self.remember(|memory| memory.keep_room(&room));
+        Ok(Some(room))
     }
 
     /// The room with this id, or 404 `M_NOT_FOUND`.
@@ -77,13 +85,25 @@ impl Db<'_> {
 
     /// The room with this row.
     pub fn room_by_key(&self, key: RoomKey) -> Result<Room> {
+        if let Some(room) = self.recall(|memory| memory.room_by_key(key)) {
+            return Ok(room);
+        }
         let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_key = ?1"))?;
         let mut rows = statement.query([key])?;
-        rows.next()?.map(room_of).transpose()?.ok_or_else(|| Error::internal(format!("no room {key}")))
+        let room = rows
+            .next()?
+            .map(room_of)
+            .transpose()?
+            .ok_or_else(|| Error::internal(format!("no room {key}")))?;
+        self.remember(|memory| memory.keep_room(&room));
+        Ok(room)
     }
 
     /// The forward extremities of a room, in the order in which they came.
     pub fn extremities(&self, room: RoomKey) -> Result<Vec<EventKey>> {
+        if let Some(heads) = self.recall(|memory| memory.heads(room)) {
+            return Ok(heads.iter().map(|head| head.key).collect());
+        }
         let mut statement = self
             .conn()
             .prepare_cached("SELECT event_key FROM extremities WHERE room_key = ?1 ORDER BY event_key")?;
@@ -195,10 +215,16 @@ impl Tx<'_> {
 
     /// Sets which snapshot is the room's current state.
     pub(crate) fn set_room_state(&mut self, room: RoomKey, state: SnapshotId) -> Result<()> {
+        self.remember(|memory| memory.forget_room(room));
         self.conn()
             .prepare_cached("UPDATE rooms SET state = ?2 WHERE room_key = ?1")?
             .execute([room, state])?;
         Ok(())
+    }
+
+    /// Remembers the only forward extremity of a room, once it is stored.
+    pub(crate) fn remember_head(&self, room: RoomKey, head: Head) {
+        self.remember(|memory| memory.keep_heads(room, Arc::new([head])));
     }
 
     /// Makes `heads` the forward extremities of the room.
@@ -208,6 +234,7 @@ impl Tx<'_> {
         old: &[EventKey],
         new: &[EventKey],
     ) -> Result<()> {
+        self.remember(|memory| memory.forget_heads(room));
         if let ([old], [new]) = (old, new) {
             // The usual message: one row is renamed.
             self.conn()
@@ -283,6 +310,7 @@ impl Tx<'_> {
             None => {}
         }
         if server == self.server_name().as_str() && (open.is_some() != (users > 0)) {
+            self.remember(|memory| memory.forget_room(room));
             self.conn()
                 .prepare_cached("UPDATE rooms SET resident = ?2 WHERE room_key = ?1")?
                 .execute(params![room, users > 0])?;
@@ -293,6 +321,7 @@ impl Tx<'_> {
     /// Counts the joined and invited members of the room.
     pub(crate) fn count_members(&mut self, room: RoomKey, joined: i64, invited: i64) -> Result<()> {
         if joined != 0 || invited != 0 {
+            self.remember(|memory| memory.forget_room(room));
             self.conn()
                 .prepare_cached(
                     "UPDATE rooms SET joined = joined + ?2, invited = invited + ?3 WHERE room_key = ?1",

