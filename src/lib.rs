@@ -44,6 +44,8 @@
 //!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. Where several branches meet:
 //!   [`protocol::state_res`].
 //! - An event on its way out: `service/sender.rs`, a cursor for each server.
+//! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
+//!   `service/`, and `service/edus.rs` for what they share.
 //! - The data: `schema.sql`, which explains each table.
 //! - How it is started: [`launch`], from [`config`].
 

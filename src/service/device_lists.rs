@@ -128,7 +128,7 @@ impl Homeserver {
                     DeviceNews::Update(update) => &update.user_id,
                     DeviceNews::SigningKeys(user) => user,
                 };
-                if tx.local_users_who_share_rooms(user)?.is_empty() {
+                if !tx.is_of_interest(user)? {
                     continue;
                 }
                 match news {
@@ -165,7 +165,7 @@ impl Homeserver {
     pub fn fetch_device_list(&self, user: &UserId) -> Result<()> {
         let Some(before) = self.store.read(|db| db.remote_device_list(user))? else { return Ok(()) };
         let owner = user.clone();
-        if self.store.read(|db| db.local_users_who_share_rooms(user))?.is_empty() {
+        if !self.store.read(|db| db.is_of_interest(user))? {
             return self.store.write(move |tx| tx.forget_remote_device_list(&owner));
         }
         let fetched = self.federation.user_devices(&user.server(), user);

@@ -37,6 +37,8 @@ const MOST_SERVERS: usize = 500;
 /// Ends that are worked on at once, and how often at most.
 const AT_ONCE: usize = 100;
 const TICK: Millis = 1000;
+/// For so long it is remembered of somebody that they are gone: longer than it takes to write it.
+const FORGET_AFTER: Millis = 120_000;
 
 /// Those of us who are there, or were a moment ago.
 #[derive(Default)]
@@ -53,7 +55,9 @@ struct Here {
     idle_until: Millis,
     /// Unavailable because that is what the clients say, not for long inactivity.
     called_idle: bool,
+    /// When others were last told, and when there was last something to tell.
     told: Millis,
+    changed: Millis,
 }
 
 /// What happens to one of us.
@@ -87,6 +91,7 @@ impl Here {
             idle_until: 0,
             called_idle: false,
             told: now,
+            changed: now,
         }
     }
 
@@ -125,7 +130,11 @@ impl Here {
         } else if self.state == State::Online && now >= self.last_active + IDLE_AFTER {
             self.state = State::Unavailable;
         }
-        (self.state, self.status.clone()) != before
+        let changed = (self.state, self.status.clone()) != before;
+        if changed {
+            self.changed = now;
+        }
+        changed
     }
 
     /// When time alone changes something.
@@ -308,10 +317,10 @@ impl Homeserver {
         });
         changed.iter().try_for_each(|user| self.publish_presence(user))?;
         told_long_ago.iter().try_for_each(|user| self.tell_servers_of_presence(user))?;
-        // Who is offline is in the database.
+        // Who has been offline for a while is in the database.
         self.presences.lock().retain(|_, here| {
             next = [next, here.next()].into_iter().flatten().min();
-            here.state != State::Offline
+            here.state != State::Offline || now < here.changed + FORGET_AFTER
         });
         let gone = self.store.read(|db| db.presence_expired(now, AT_ONCE))?;
         if !gone.is_empty() {
@@ -340,7 +349,7 @@ impl Homeserver {
             let Some(state) = State::parse(&push.presence).filter(|_| intake.owns(&push.user_id)) else {
                 continue;
             };
-            if self.store.read(|db| db.local_users_who_share_rooms(&push.user_id))?.is_empty() {
+            if !self.store.read(|db| db.is_of_interest(&push.user_id))? {
                 continue;
             }
             let presence = Presence {

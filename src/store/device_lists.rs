@@ -65,26 +65,34 @@ impl Db<'_> {
         Ok(servers)
     }
 
-    /// Which of our users are in a room with a user of any server, who is not among them unless one of us.
-    pub fn local_users_who_share_rooms(&self, user: &UserId) -> Result<Vec<UserId>> {
+    /// Which of our users are in a room with a user of any server, who is not among them unless one of us; at most
+    /// `limit`.
+    pub fn local_users_who_share_rooms(&self, user: &UserId, limit: usize) -> Result<Vec<UserId>> {
         let sql = if self.is_ours(user.as_str()) {
             "SELECT DISTINCT o.user_id FROM memberships m JOIN memberships o ON o.room_key = m.room_key
              WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND o.local = 1 AND o.membership = 'join'
-               AND ?2 <> ''"
+               AND ?2 <> '' LIMIT ?3"
         } else {
             // By way of the rooms that their server is in: memberships of others are not to be found by name alone.
             "SELECT DISTINCT o.user_id FROM resident_servers r
                CROSS JOIN memberships m ON m.room_key = r.room_key AND m.user_id = ?1
                CROSS JOIN memberships o ON o.room_key = r.room_key
-             WHERE r.server = ?2 AND r.until IS NULL AND m.membership = 'join' AND o.local = 1 AND o.membership = 'join'"
+             WHERE r.server = ?2 AND r.until IS NULL AND m.membership = 'join' AND o.local = 1 AND o.membership = 'join'
+             LIMIT ?3"
         };
         let mut statement = self.conn().prepare_cached(sql)?;
-        let rows = statement.query_map([user.as_str(), user.server_name()], |row| row.get::<_, String>(0))?;
+        let key = params![user.as_str(), user.server_name(), i64::try_from(limit).unwrap_or(i64::MAX)];
+        let rows = statement.query_map(key, |row| row.get::<_, String>(0))?;
         let mut users = Vec::new();
         for user in rows {
             users.extend(UserId::parse(&user?).ok());
         }
         Ok(users)
+    }
+
+    /// Whether one of our users is in a room with a user of another server.
+    pub fn is_of_interest(&self, user: &UserId) -> Result<bool> {
+        Ok(!self.local_users_who_share_rooms(user, 1)?.is_empty())
     }
 
     /// What is known of the device list of another server's user.
@@ -142,7 +150,7 @@ impl Tx<'_> {
         if self.is_ours(user.as_str()) {
             self.wake_user(user);
         }
-        for sharer in self.local_users_who_share_rooms(user)? {
+        for sharer in self.local_users_who_share_rooms(user, usize::MAX)? {
             self.wake_user(&sharer);
         }
         Ok(stream)

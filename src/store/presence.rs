@@ -54,6 +54,10 @@ pub struct Presence {
     pub until_ms: Option<Millis>,
 }
 
+/// More users than that are not woken for somebody's presence: they are told with whatever comes next. A crowd that comes
+/// online would otherwise wake itself over and over.
+const MOST_WOKEN: usize = 100;
+
 const COLUMNS: &str = "SELECT user_id, state, status, last_active_ms, active, until_ms FROM presence";
 
 fn presence_of(row: &Row<'_>) -> Result<(UserId, Presence)> {
@@ -110,7 +114,7 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Keeps a user's presence, and wakes those who may see it.
+    /// Keeps a user's presence, and wakes those who may see it, unless they are many.
     pub fn set_presence(&mut self, user: &UserId, presence: &Presence) -> Result<()> {
         let stream = self.next_stream();
         self.conn()
@@ -127,8 +131,9 @@ impl Tx<'_> {
                 presence.until_ms,
                 stream
             ])?;
-        for sharer in self.local_users_who_share_rooms(user)? {
-            self.wake_user(&sharer);
+        let audience = self.local_users_who_share_rooms(user, MOST_WOKEN + 1)?;
+        if audience.len() <= MOST_WOKEN {
+            audience.iter().for_each(|sharer| self.wake_user(sharer));
         }
         Ok(())
     }

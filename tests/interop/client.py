@@ -260,7 +260,8 @@ class User:
         return self.room(room).section
 
     def sync(self, timeout_ms=0):
-        query = {"timeout": timeout_ms} | ({"since": self.since} if self.since else {})
+        # Presence is for the flows that are about it; of all others' it would be nothing but load.
+        query = {"timeout": timeout_ms, "set_presence": "offline"} | ({"since": self.since} if self.since else {})
         answer = self.call("GET", "/v3/sync", query=query)
         for section, rooms in (answer.get("rooms") or {}).items():
             for room_id, said in rooms.items():

@@ -29,6 +29,11 @@ async def _until(nio_client, what, check):
     raise client.Unmet(f"nio's {nio_client.user_id} did not see {what}")
 
 
+def _receipt_in(events, user_id, event_id):
+    receipts = [receipt for event in events for receipt in getattr(event, "receipts", [])]
+    return any(receipt.user_id == user_id and receipt.event_id == event_id for receipt in receipts)
+
+
 async def _talk(server, accounts):
     url = f"http://127.0.0.1:{server.client_port}"
     owner, knocker = (nio.AsyncClient(url, account.id) for account in accounts)
@@ -58,6 +63,17 @@ async def _talk(server, accounts):
         await _until(knocker, "the message", lambda: (room, "hello from nio") in heard)
         page = _fine(await knocker.room_messages(room, knocker.next_batch, limit=20))
         demand(sent.event_id in [event.event_id for event in page.chunk], "nio's /messages lacks the message")
+        fleeting = []
+        owner.add_ephemeral_callback(lambda _, event: fleeting.append(event), (nio.TypingNoticeEvent, nio.ReceiptEvent))
+        _fine(await knocker.room_typing(room, True))
+        await _until(owner, "typing", lambda: any(knocker.user_id in getattr(e, "users", []) for e in fleeting))
+        _fine(await knocker.room_read_markers(room, sent.event_id, sent.event_id))
+        await _until(owner, "the receipt", lambda: _receipt_in(fleeting, knocker.user_id, sent.event_id))
+        whispers = []
+        knocker.add_to_device_callback(whispers.append, nio.UnknownToDeviceEvent)
+        whisper = nio.ToDeviceMessage("org.example.whisper", knocker.user_id, knocker.device_id, {"body": "psst"})
+        _fine(await owner.to_device(whisper))
+        await _until(knocker, "the message to its device", lambda: len(whispers) == 1)
         _fine(await owner.room_redact(room, sent.event_id, "unsaid"))
         joined = _fine(await owner.joined_members(room))
         demand(len(joined.members) == 2, f"nio counts {joined.members}")

@@ -260,7 +260,7 @@ federation_ip_range_blacklist: []
 ip_range_blacklist: []
 trusted_key_servers: []
 suppress_key_server_warning: true
-presence: {{enabled: false}}
+presence: {{enabled: true}}
 # A /sync from the beginning is answered anew each time, not from what was remembered of the last one.
 caches: {{sync_response_cache_duration: 0s}}
 federation:
