@@ -233,14 +233,8 @@ fn who_shares_a_room_is_told_of_devices_that_come_and_go() {
     changed(&bob, &alice);
     alice.put("/_matrix/client/v3/devices/SECOND", json!({ "display_name": "renamed" }));
     changed(&bob, &alice);
-    let alices = UserId::parse(alice.id()).expect("a user id");
-    let known = || b.homeserver().store.read(|db| db.remote_devices(&alices)).expect("read");
-    wait_until("the device is known", || {
-        known().iter().any(|d| d.display_name.as_deref() == Some("renamed"))
-    });
     second.post("/_matrix/client/v3/logout", json!({}));
     changed(&bob, &alice);
-    wait_until("the device is gone", || known().iter().all(|d| d.device_id != "SECOND"));
     // One's own devices are news to oneself, too.
     alice.initial_sync();
     log_in(&a, &alice, "THIRD");
