@@ -495,7 +495,7 @@ fn a_flood_loses_nothing_that_was_answered_for_though_the_server_is_killed_and_o
     let branches: Vec<Vec<Pdu>> = (0..4)
         .map(|n| chain(&flooder, &rooms[n % 2].0, &rooms[n % 2].1, 100, &format!("branch {n}")))
         .collect();
-    let words = chain(&polite, &quiet, &quiet_last, 20, "polite");
+    let words = chain(&polite, &quiet, &quiet_last, 8, "polite");
     flooder.serve_events(&branches.concat(), 10);
     let (tally, polite_tally) = (Tally::default(), Tally::default());
     let (name, over) = (server.name().to_owned(), Arc::new(AtomicBool::new(false)));
@@ -572,6 +572,25 @@ fn a_room_that_is_forked_two_hundred_times_stays_in_hand() {
         let member = scene.state_content("m.room.member", user.as_str());
         member.is_some_and(|content: Value| content["membership"] == "join")
     }));
-    // Nobody sees what joined them.
-    assert!(bodies(&scene.alice, scene.room.id.as_str()).len() >= 100);
+    // Clients are not shown what joined them, and other servers get it when they ask what our next event follows.
+    let room = segment(scene.room.id.as_str());
+    let said = scene.alice.send(scene.room.id.as_str(), "after all that");
+    let page = scene.alice.get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=1000"));
+    let kinds = |events: &Value| -> Vec<Value> {
+        events.as_array().expect("events").iter().map(|event| event["type"].clone()).collect()
+    };
+    let joins_branches = json!("org.matrix.dummy_event");
+    assert!(
+        !kinds(&page["chunk"]).contains(&joins_branches)
+            && page["chunk"].as_array().expect("a page").len() > 200
+    );
+    let known: Vec<&EventId> = forks.iter().map(Pdu::event_id).collect();
+    let question = json!({ "earliest_events": known, "latest_events": [said], "limit": 100, "min_depth": 0 });
+    let path = format!("/_matrix/federation/v1/get_missing_events/{room}");
+    let (status, answer) = scene.peer.ask(scene.server.name(), "POST", &path, Some(&question));
+    assert_eq!(status, 200, "{answer}");
+    assert!(kinds(&answer["events"]).contains(&joins_branches), "{answer}");
+    let sent = scene.peer.asked("/send/");
+    let sent = sent.iter().flat_map(|asked| kinds(&asked.body["pdus"]));
+    assert!(!sent.collect::<Vec<_>>().contains(&joins_branches));
 }

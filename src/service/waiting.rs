@@ -123,7 +123,14 @@ impl Homeserver {
             let settled = self.store.write(move |tx| settle(tx, room, now))?;
             match settled.next {
                 _ if settled.ended > 0 => {}
-                Some(next) => self.pursue(&of, next, until)?,
+                Some(next) => {
+                    let again = Waiting { json: Vec::new(), ..next.clone() };
+                    self.pursue(&of, next, until).or_else(|e| {
+                        // Whatever is wrong with it, the others come first now.
+                        self.put_off(&of, again, Vec::new(), true)?;
+                        Err(e)
+                    })?;
+                }
                 None if settled.more => {}
                 None => return Ok(()),
             }
@@ -204,7 +211,8 @@ impl Homeserver {
     fn put_off(&self, room: &Room, mut event: Waiting, needs: Vec<String>, asked: bool) -> Result<()> {
         let now = self.clock.now_ms();
         let age = now - event.received_ms;
-        if age > if event.verified { GIVEN_UP } else { GIVEN_UP_UNVERIFIED } {
+        let longest = if event.verified { GIVEN_UP } else { GIVEN_UP_UNVERIFIED };
+        if age > longest {
             log::warn!(
                 "{} of {} in {} is given up: no server had what it needs for {} hours ({})",
                 event.event_id,
