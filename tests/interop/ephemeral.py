@@ -145,8 +145,8 @@ def device_lists(t):
             "password": one.password,
             "initial_device_display_name": "another",
         }
-        # The first news of somebody makes Synapse fetch the list as a whole, and it tells its client nothing if no device
-        # on it has keys. It knows the next news as such.
+        # The first news of somebody makes Synapse fetch the list as a whole, and it tells its client nothing if no
+        # device on it has keys. It knows the next news as such.
         for last in (False, False, True):
             one.call("POST", "/v3/login", body)
             try:
