@@ -24,6 +24,8 @@ const WORKERS: usize = 4;
 const FETCHERS: usize = 6;
 /// For how long the waiting events of a room are left alone if something of ours failed.
 const AFTER_FAILURE: Millis = 60_000;
+/// And this long if not even that could be written down.
+const REST: Duration = Duration::from_secs(5);
 /// How often the clock is looked at. Nothing else happens then, unless something is due.
 const TICK: Duration = Duration::from_millis(250);
 /// How long until the database is looked at again although nothing is known to be due.
@@ -81,6 +83,19 @@ const MOST_WAITED_FOR: usize = 1000;
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for so long, or until the stop.
+    fn rest(&self, how_long: Duration) {
+        let until = Instant::now() + how_long;
+        let mut state = self.lock();
+        while !state.stop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     fn wake(&self) {
@@ -301,15 +316,22 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
     let (fetching, hs) = (Fetching(shared.clone(), room), hs.clone());
     thread::Builder::new().name("waiting".to_owned()).spawn(move || {
         let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.pursue_waiting(room)));
-        if !matches!(pursued, Ok(Ok(()))) {
-            if let Ok(Err(error)) = pursued {
-                log::error!("waiting events could not be pursued: {error}");
+        let put_off = match pursued {
+            Ok(Ok(())) => Ok(()),
+            failed => {
+                if let Ok(Err(error)) = failed {
+                    log::error!("waiting events could not be pursued: {error}");
+                }
+                let now = hs.clock.now_ms();
+                hs.store.write(move |tx| tx.calm_waiting(room, None, now + AFTER_FAILURE))
             }
-            let now = hs.clock.now_ms();
-            let put_off = hs.store.write(move |tx| tx.calm_waiting(room, None, now + AFTER_FAILURE));
-            put_off.unwrap_or_else(|error| log::error!("nor put off: {error}"));
-        }
+        };
         drop(hs);
+        if let Err(error) = put_off {
+            log::error!("nor put off: {error}");
+            // Nothing can be written. The room stays taken for a while, or it would be due again at once.
+            fetching.0.rest(REST);
+        }
         drop(fetching);
     })?;
     Ok(())
