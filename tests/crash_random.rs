@@ -193,6 +193,12 @@ fn accepted(database: &Connection, id: &str) -> bool {
     database.prepare_cached(sql).and_then(|mut s| s.exists([id])).expect("a look")
 }
 
+/// Whether an event was put by until it can be judged.
+fn waits(database: &Connection, id: &str) -> bool {
+    let sql = "SELECT 1 FROM waiting_events WHERE event_id = ?1";
+    database.prepare_cached(sql).and_then(|mut s| s.exists([id])).expect("a look")
+}
+
 /// The events of a room's current state; none if the server is not in it.
 fn state_of(database: &Connection, room: &str) -> Option<Vec<String>> {
     let sql =
@@ -237,7 +243,8 @@ impl Looks {
         self.found = acknowledged.len();
         let taken = load.taken.lock().expect("no panic").clone();
         for id in &taken[self.found_taken..] {
-            assert!(accepted(&databases[0], id), "{when}: {id} of another server was answered for");
+            let there = accepted(&databases[0], id) || waits(&databases[0], id);
+            assert!(there, "{when}: {id} of another server was answered for");
         }
         self.found_taken = taken.len();
         let failures = load.failures.lock().expect("no panic");
@@ -406,6 +413,11 @@ fn agree(
     wait_until("the shared room has one state", || {
         let [here, there] = databases.each_ref().map(|database| state_of(database, shared));
         here.is_some() && here == there
+    });
+    let mut taken = load.taken.lock().expect("no panic").clone();
+    wait_until("every event of the scripted server is in its room", || {
+        taken.retain(|id| !accepted(&databases[0], id));
+        taken.is_empty()
     });
     let sent: Vec<&String> =
         acknowledged.iter().filter(|(_, room, _)| room == fake).map(|(.., id)| id).collect();
