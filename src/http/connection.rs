@@ -323,7 +323,7 @@ impl Connection {
             return Err(Broken::Gone);
         }
         self.transport.set_deadline(Instant::now() + limits.head_time);
-        let mut line_came = !self.pending.is_empty();
+        let mut line_came = self.pending.contains(&b'\n');
         loop {
             // A head can only be complete when a line has ended, so bytes that trickle in are not parsed each time.
             if line_came && let Some((head, used)) = parse_head(&self.pending, &self.place)? {
