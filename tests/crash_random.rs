@@ -92,7 +92,7 @@ impl Load {
     /// Messages, and now and then a topic, which both sides set at once.
     fn talk(&self, server: usize, user: &TestUser, room: &str, topics: bool) {
         for n in 0.. {
-            let_pass(8);
+            let_pass(20);
             if self.is_over() {
                 return;
             }
