@@ -161,6 +161,9 @@ pub const ROUTES: &[Route] = &[
         .body(INVITE),
     put("/_matrix/federation/v1/3pid/onbind", Anyone(server_server::third_party::on_bind))
         .rate(Rate::Federation),
+    // As the identity server that there is calls it.
+    post("/_matrix/federation/v1/3pid/onbind", Anyone(server_server::third_party::on_bind))
+        .rate(Rate::Federation),
     put(
         "/_matrix/federation/v1/exchange_third_party_invite/{roomId}",
         Peer(server_server::third_party::exchange),

@@ -8,6 +8,7 @@ back through the client APIs of both servers.
 import threading
 
 import client
+import outsiders
 
 ALL = [str(n) for n in range(1, 13)]
 KNOCK = [str(n) for n in range(7, 13)]
@@ -733,3 +734,48 @@ def invite_to_nobody(t):
     status, answer = host.attempt("POST", f"/v3/rooms/{room}/invite", {"user_id": nobody.id})
     demand(400 <= status < 600, f"an invite to nobody got {status} {answer}")
     demand(host.membership_of(nobody, room) is None, "the refused invite is in the room's state")
+
+
+@flow("an e-mail address is invited, and turns out to be the guest's", A_FEW)
+def third_party_invited(t):
+    host, guest, identity = t.host(), t.guest(), outsiders.Identity()
+    room = host.create_room(t.version)
+    # As if an identity server had kept it: each server asks one in its own way, and trusts no certificate of ours.
+    host.set_state(room, "m.room.third_party_invite", identity.third_party_invite(), "token")
+    status, answer = identity.bind(guest.id, t.guest_server, room, host.id, "guess")
+    demand(host.membership_of(guest, room) is None, f"a token that was never given out made an invite: {answer}")
+    status, answer = identity.bind(guest.id, t.guest_server, room, host.id, "token")
+    demand(status == 200, f"onbind got {status} {answer}")
+    guest.expect_section(room, "invite")
+    member = host.state_content(room, "m.room.member", guest.id)
+    shown = member["third_party_invite"]["display_name"]
+    demand(shown == "c...@e...", f"the invite shows {shown}")
+    join_and_see(host, guest, room, t.via)
+    both_can_talk(host, guest, room)
+
+
+@flow("a room with a policy server says only what that signs", LATE)
+def policed(t):
+    host, guest = t.host(), t.guest()
+    policy = outsiders.PolicyServer(t.host_server.authority)
+    try:
+        room = host.create_room(t.version, "public")
+        policy.join(t.host_server, room, t.version)
+        join_and_see(host, guest, room, t.via)
+        host.set_state(room, "m.room.policy", policy.setting())
+        guest.until("the guest's server knows of the policy server", lambda: guest.state_content(room, "m.room.policy"))
+        both_can_talk(host, guest, room)
+        for user in (host, guest):
+            status, answer = user.attempt("PUT", f"/v3/rooms/{room}/send/m.room.message/1", {"msgtype": "m.text", "body": "spam"})
+            told = status in (400, 403) and answer.get("errcode") == "M_FORBIDDEN" and "spam" in answer.get("error")
+            demand(told, f"{user} was told {status} {answer}")
+        both_can_talk(host, guest, room)
+        for user in (host, guest):
+            demand("spam" not in texts(user, room), f"{user} sees what was refused")
+        demand(not [e for e in policy.asked if e["type"] == "m.room.policy"], "it was asked about its own setting")
+        later = t.guest()
+        later.join(room, t.via)
+        host.expect_membership(later, room, "join")
+        both_can_talk(host, later, room)
+    finally:
+        policy.stop()

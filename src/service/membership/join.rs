@@ -92,7 +92,7 @@ impl Homeserver {
                 break;
             }
             match self.join_in_their_name(&peer, room, user, content) {
-                Ok(join) => return self.receive_pdu(&peer, join),
+                Ok(join) => return self.receive_pdu(&peer, self.with_policy_signature(join)?),
                 Err(error) => answers.add(&peer, error),
             }
         }
