@@ -179,7 +179,6 @@ fn federated(given: &LargeJoin, peer: &Peer, crowd: &Crowd, figures: &mut Map<St
         let template = ask("GET", &path, None)?.1["event"].take();
         template.as_object().cloned().ok_or_else(|| "no template".to_owned())
     };
-    let mut last = Map::new();
     for (what, name, query) in
         [("send_join", "whole", ""), ("send_join_without_members", "reduced", "?omit_members=true")]
     {
@@ -192,8 +191,9 @@ fn federated(given: &LargeJoin, peer: &Peer, crowd: &Crowd, figures: &mut Map<St
             let path = format!("/_matrix/federation/v1/{what}/{room}?event_id={id}");
             figures.insert(format!("{what}_asked_ms"), millis(ask("GET", &path, None)?.0).into());
         }
-        last = template(name)?;
     }
+    // For somebody who has not been in the room: its auth events are those of anybody new.
+    let mut last = template("late")?;
     let before = database_bytes(given)?;
     let mut times = Vec::new();
     for number in 0..JOINS {
