@@ -43,7 +43,8 @@
 //! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
 //!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. Where several branches meet:
 //!   [`protocol::state_res`].
-//! - An event on its way out: `service/sender.rs`, a cursor for each server.
+//! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
+//!   back so far: `service/backfill.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
 //!   `service/`, and `service/edus.rs` for what they share.
 //! - The data: `schema.sql`, which explains each table.

@@ -6,6 +6,7 @@ Started by run.sh, which provides the packages. A line a flow; the last line is 
 import argparse
 import concurrent.futures
 import functools
+import os
 import pathlib
 import shutil
 import signal
@@ -134,6 +135,16 @@ def together(jobs, report, work):
             pool.submit(report.run, name, action)
 
 
+def folder_in_memory():
+    """Where files are kept in memory, if there is such a place with room enough: Synapse waits for the disk at every
+    step, and nothing here is about power cuts. None: wherever temporary files go."""
+    place = pathlib.Path("/dev/shm")
+    try:
+        return place if shutil.disk_usage(place).free > 2 << 30 and os.access(place, os.W_OK) else None
+    except OSError:
+        return None
+
+
 def cut_apart(given, report, servers, more):
     """The flows of partitions: a Synapse if there is one, and Doorsteps of their own."""
     for server in more:
@@ -153,7 +164,7 @@ def main():
     client.PATIENCE_SECONDS = given.patience or client.PATIENCE_SECONDS
     # A run that is told to end stops its servers on the way out, as one that is interrupted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-interop-"))
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-interop-", dir=folder_in_memory()))
     authority = Authority(scratch / "authority")
     Doorstep.binary = given.doorstep and given.doorstep.resolve()
     stand_in = Synapse if given.stand_in else Doorstep
@@ -202,7 +213,8 @@ def main():
         for server in servers.values():
             server.stop()
         if report.failures or given.keep:
-            print(f"     the servers' folders are kept in {scratch}")
+            kept = shutil.move(str(scratch), tempfile.gettempdir())
+            print(f"     the servers' folders are kept in {kept}")
         else:
             shutil.rmtree(scratch, ignore_errors=True)
     for name, _ in report.failures:
