@@ -102,11 +102,18 @@ fn push_ids(out: &mut Vec<u8>, db: &Db<'_>, events: &[EventKey]) -> Result<()> {
 pub(crate) fn auth_chain<'p>(db: &Db<'_>, of: impl IntoIterator<Item = &'p Pdu>) -> Result<Vec<Pdu>> {
     let (mut seen, mut chain) = (HashSet::new(), Vec::new());
     let mut next: Vec<EventId> = Vec::new();
+    // Most of what a state rests on is in it.
+    let mut at_hand: HashMap<&EventId, &Pdu> = HashMap::new();
     for pdu in of {
         next.extend(pdu.auth_events().iter().filter(|id| seen.insert((*id).clone())).cloned());
+        at_hand.insert(pdu.event_id(), pdu);
     }
     while let Some(id) = next.pop() {
-        let Some(pdu) = db.pdu(&id)? else { continue };
+        let pdu = match at_hand.get(&id) {
+            Some(pdu) => Some((*pdu).clone()),
+            None => db.pdu(&id)?,
+        };
+        let Some(pdu) = pdu else { continue };
         next.extend(pdu.auth_events().iter().filter(|id| seen.insert((*id).clone())).cloned());
         chain.push(pdu);
     }

@@ -103,26 +103,25 @@ impl Homeserver {
         }
     }
 
-    /// Judges an event and stores it with its verdict. What needs no state resolution is judged beforehand, and only
-    /// looked at again if the room has moved on. What needs a little of it is judged in the transaction alone: in a
-    /// room where several servers speak at once it would be outdated as soon as it was judged. What needs much is
-    /// judged beforehand, and in the transaction only if the room never stands still.
+    /// Judges an event and stores it with its verdict. What needs little or no state resolution is judged in the
+    /// transaction alone: the writer remembers what it takes, and in a room where several servers speak at once a verdict
+    /// would be outdated as soon as it was found. What needs more is judged beforehand, and in the transaction only if the
+    /// room never stands still. So are history and
+    /// events with a state of their own, of which nobody remembers anything.
     pub(crate) fn take_in(&self, pdu: &Pdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
         let history = matches!(terms, Terms::History(_));
         for attempt in 0..=ATTEMPTS {
-            let effort = if attempt == 0 { Effort::Light } else { Effort::Full };
-            let hearing = Hearing { given, history, effort };
-            let judged = match self.store.read(|db| judge::judge(db, pdu, hearing))? {
-                Verdict::Judged(judged) => Some(judged),
-                Verdict::NeedsWork if attempt == 0 => None,
-                other => return unjudged(other),
+            let judged = match (attempt, history) {
+                (0, false) if given.is_none() => None,
+                _ => {
+                    let effort = if attempt == 0 { Effort::Light } else { Effort::Full };
+                    match self.store.read(|db| judge::judge(db, pdu, Hearing { given, history, effort }))? {
+                        Verdict::Judged(judged) => Some(judged),
+                        Verdict::NeedsWork if attempt == 0 => None,
+                        other => return unjudged(other),
+                    }
+                }
             };
-            if let Some(judged) = &judged
-                && terms == Terms::HandedIn
-                && judged.status != Status::Accepted
-            {
-                return Ok(Taken::Stored { status: judged.status, already: false, reason: reason(judged) });
-            }
             let (pdu, given) = (pdu.clone(), given.cloned());
             let effort = if attempt < ATTEMPTS { Effort::Modest } else { Effort::Full };
             let taken = self.store.write(move |tx| {
@@ -155,12 +154,12 @@ fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
         && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier))
 }
 
-/// Takes in as many of a transaction's events, in their order, as need nothing fetched and nothing resolved; says what
+/// Takes in as many of a transaction's events, in their order, as need nothing fetched and little resolved; says what
 /// became of them. One commit for all of them.
 pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[Pdu]) -> Result<Vec<Result<Taken>>> {
     let mut taken = Vec::with_capacity(pdus.len());
     for pdu in pdus {
-        match judge::judge(tx, pdu, Hearing { effort: Effort::Light, ..Hearing::live(None) })? {
+        match judge::judge(tx, pdu, Hearing { effort: Effort::Modest, ..Hearing::live(None) })? {
             Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
             verdict @ (Verdict::Known(_) | Verdict::Refused(_)) => taken.push(unjudged(verdict)),
             Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork => break,

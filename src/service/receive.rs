@@ -119,7 +119,8 @@ impl Homeserver {
             // Ephemeral messages alone are cheaper to take in twice than to remember.
             let (origin, txn_id, now) = (origin.clone(), txn_id.to_owned(), self.clock.now_ms());
             let bytes = answer.to_string().into_bytes();
-            self.store.write(move |tx| tx.save_transaction_answer(&origin, &txn_id, &bytes, now))?;
+            // The events are on disk. Should a power cut take this with it, a repeat finds them known.
+            self.store.write_lightly(move |tx| tx.save_transaction_answer(&origin, &txn_id, &bytes, now))?;
         }
         Ok(answer)
     }
@@ -222,14 +223,16 @@ impl Homeserver {
         let mut waits = Waits { room, events: Vec::new(), in_vain: false };
         let mut pdus = Vec::with_capacity(bytes.len());
         for (event, checked) in bytes.iter().zip(self.check_received(&bytes, room.version, left)) {
-            match (checked, id_of(event, room)) {
-                (Checked::Passed(pdu), _) => pdus.push(pdu),
-                (Checked::NoKey(pdu, servers), _) => {
+            match checked {
+                Checked::Passed(pdu) => pdus.push(pdu),
+                Checked::NoKey(pdu, servers) => {
                     waits.add_unverified(&pdu, event, &servers, self.clock.now_ms());
                 }
-                (Checked::Dropped(e), Some(id)) => results.add(&id, Err(e)),
-                // Nobody can name it, and so nobody can be told.
-                (Checked::Dropped(_), None) => {}
+                Checked::Dropped(e) => match id_of(event, room) {
+                    Some(id) => results.add(&id, Err(e)),
+                    // Nobody can name it, and so nobody can be told.
+                    None => {}
+                },
             }
         }
         let pdus = self.with_policy_signatures(room, pdus)?;

@@ -2,13 +2,14 @@
 //! follows it. The one place where a room changes.
 
 use super::events::{Head, NewEvent, Place, Status};
+use super::graph_memory::Known;
 use super::rooms::{Gap, Room};
 use super::snapshots::Delta;
 use super::state::NamedDelta;
 use super::{EventKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::PowerLevels;
-use crate::protocol::pdu::Membership;
+use crate::protocol::pdu::{MAX_PREV_EVENTS, Membership};
 use crate::protocol::{EventId, Pdu, ServerName, UserId};
 
 /// The type of events that only join the branches of a room. Nobody is shown them. (The specification does not know it;
@@ -110,12 +111,25 @@ impl Tx<'_> {
         })?;
         let state_after = self.state_after(event, key, state_before)?;
         let appended = Appended { key, stream, state_after };
+        self.remember_event(Known {
+            key,
+            room: room.key,
+            status: *status,
+            state_after: Some(state_after),
+            pdu: (*pdu).clone(),
+        });
         if accepted {
             self.owe_to_those_removed(event, key, at)?;
-            self.follow_current_state(event, &appended, (state_before, at))?;
+            let current = self.follow_current_state(event, &appended, (state_before, at))?;
             if event.becomes_head {
                 let mut heads = event.kept_heads.clone();
                 heads.push(key);
+                // With more, the current state is not what resolving them all would come to.
+                if (2..=MAX_PREV_EVENTS).contains(&heads.len())
+                    && let Some(current) = current
+                {
+                    self.remember_settled(&heads, current);
+                }
                 self.set_extremities(room.key, event.old_heads, &heads)?;
                 if heads.len() > FEW_HEADS && !event.outgoing {
                     self.room_is_forked(room.key);
@@ -153,20 +167,21 @@ impl Tx<'_> {
         Ok(after)
     }
 
+    /// Returns the new current state, if the event makes one.
     fn follow_current_state(
         &mut self,
         event: &Append<'_>,
         appended: &Appended,
         (state_before, at): (SnapshotId, i64),
-    ) -> Result<()> {
+    ) -> Result<Option<SnapshotId>> {
         let room = event.room;
         let new = match &event.current {
-            Current::Unchanged => return Ok(()),
+            Current::Unchanged => return Ok(None),
             Current::AfterThis => appended.state_after,
             Current::Resolved(state) => self.materialise(state)?,
         };
         if room.state == Some(new) {
-            return Ok(());
+            return Ok(Some(new));
         }
         let delta = match (room.state, &event.current, event.pdu.state_key()) {
             // The usual state event: what changes is its own slot.
@@ -181,7 +196,7 @@ impl Tx<'_> {
         for user in self.move_current_state(room.key, &delta, at, true)? {
             self.wake_user(&user);
         }
-        Ok(())
+        Ok(Some(new))
     }
 
     /// A kick or ban, or a refused knock or invite, is owed to the server of the user that it removes, which may not

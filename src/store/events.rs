@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::graph_memory::Known;
 use super::{Db, EventKey, RoomKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::room_version::room_version;
@@ -187,12 +188,41 @@ impl Db<'_> {
 
     /// The event's content alone.
     pub fn pdu(&self, id: &EventId) -> Result<Option<Pdu>> {
-        Ok(self.event(id)?.map(|event| event.pdu))
+        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+            return Ok(Some(known.pdu));
+        }
+        if self.epoch.is_some() {
+            return self.event_key(id)?.map(|key| self.pdu_by_key(key)).transpose();
+        }
+        Ok(self.event(id)?.map(|event| self.keep(event)))
     }
 
     /// The content of the event with this row.
     pub fn pdu_by_key(&self, key: EventKey) -> Result<Pdu> {
-        Ok(self.event_by_key(key)?.pdu)
+        let known = self.recall(|memory| memory.graph.event(&memory.graph.id(key)?)).map(|known| known.pdu);
+        let known = known.or_else(|| self.shared.pdus.get(self.epoch?, key));
+        match known {
+            Some(pdu) => Ok(pdu),
+            None => Ok(self.keep(self.event_by_key(key)?)),
+        }
+    }
+
+    /// Remembers an event, for the writer or for the readers.
+    fn keep(&self, event: StoredEvent) -> Pdu {
+        let StoredEvent { key, room, status, state_after, pdu, .. } = event;
+        match self.epoch {
+            Some(epoch) => self.shared.pdus.put(epoch, key, &pdu),
+            None => self.remember(|memory| {
+                memory.graph.keep_event(&Known { key, room, status, state_after, pdu: pdu.clone() });
+            }),
+        }
+        pdu
+    }
+
+    /// The state after these events, if they were once all forward extremities of their room, and the writer remembers.
+    /// `heads`: in order.
+    pub fn settled_state(&self, heads: &[EventKey]) -> Option<SnapshotId> {
+        self.recall(|memory| memory.graph.settled(heads))
     }
 
     /// Tells of the events with these rows, one after the other, without holding any of them.
@@ -233,16 +263,24 @@ impl Db<'_> {
 
     /// The row of an event.
     pub fn event_key(&self, id: &EventId) -> Result<Option<EventKey>> {
+        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+            return Ok(Some(known.key));
+        }
         let mut statement = self.conn().prepare_cached("SELECT event_key FROM events WHERE event_id = ?1")?;
         Ok(statement.query_row([id.as_str()], |r| r.get(0)).optional()?)
     }
 
     /// The id of the event with this row.
     pub fn event_id(&self, key: EventKey) -> Result<EventId> {
+        if let Some(id) = self.recall(|memory| memory.graph.id(key)) {
+            return Ok(id);
+        }
         let mut statement = self.conn().prepare_cached("SELECT event_id FROM events WHERE event_key = ?1")?;
         let mut rows = statement.query([key])?;
         let row = rows.next()?.ok_or_else(|| Error::internal(format!("no event {key}")))?;
-        EventId::parse(row.get_ref(0)?.as_str().map_err(Error::internal)?)
+        let id = EventId::parse(row.get_ref(0)?.as_str().map_err(Error::internal)?)?;
+        self.remember(|memory| memory.graph.keep_id(key, &id));
+        Ok(id)
     }
 
     /// For each id: whether we have the event, as an outlier or better.
@@ -255,6 +293,9 @@ impl Db<'_> {
         &self,
         id: &EventId,
     ) -> Result<Option<(RoomKey, EventKey, Option<SnapshotId>)>> {
+        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+            return Ok(Some((known.room, known.key, known.state_after)));
+        }
         let mut statement = self
             .conn()
             .prepare_cached("SELECT room_key, event_key, state_after FROM events WHERE event_id = ?1")?;
@@ -263,6 +304,9 @@ impl Db<'_> {
 
     /// What became of an event, and whether it is an outlier.
     pub fn event_status(&self, id: &EventId) -> Result<Option<(Status, bool)>> {
+        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+            return Ok(Some((known.status, known.state_after.is_none())));
+        }
         let mut statement = self
             .conn()
             .prepare_cached("SELECT status, state_before IS NULL FROM events WHERE event_id = ?1")?;
@@ -415,6 +459,7 @@ impl Tx<'_> {
             self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
             return Ok(key);
         }
+        self.remember(|memory| memory.graph.forget_event(new.pdu.event_id()));
         let update = "UPDATE events SET stream = ?2, sub = ?3, status = ?4, outgoing = ?5, state_before = ?6,
              state_after = ?6 WHERE event_id = ?1 AND state_before IS NULL";
         let placed = self.conn().prepare_cached(update)?.execute(params![
@@ -461,10 +506,20 @@ impl Tx<'_> {
     }
 
     pub(crate) fn set_state_after(&mut self, event: EventKey, state: SnapshotId) -> Result<()> {
+        self.remember(|memory| {
+            if let Some(id) = memory.graph.id(event) {
+                memory.graph.forget_event(&id);
+            }
+        });
         self.conn()
             .prepare_cached("UPDATE events SET state_after = ?2 WHERE event_key = ?1")?
             .execute([event, state])?;
         Ok(())
+    }
+
+    /// Remembers an event that was just put into its room.
+    pub(super) fn remember_event(&self, event: Known) {
+        self.remember(|memory| memory.graph.keep_event(&event));
     }
 
     /// Gives an accepted event that clients did not see yet its place.
@@ -485,7 +540,8 @@ impl Tx<'_> {
 
     /// Lets a redaction take effect: only the redacted form stays.
     pub(crate) fn redact_event(&mut self, event: EventKey, by: EventKey, redacted: &Pdu) -> Result<()> {
-        self.remember(|memory| memory.forget_event(event));
+        self.remember(|memory| memory.graph.forget_event(redacted.event_id()));
+        self.changes.redacted = true;
         self.conn()
             .prepare_cached("UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1")?
             .execute(params![event, by, redacted.json()])?;

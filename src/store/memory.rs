@@ -1,5 +1,5 @@
 //! What the writer remembers of rooms, so that an event need not ask for it again: the room, its forward extremities, who
-//! of us hears it, and the state events by which it is judged.
+//! of us hears it, its current state as far as it was asked for. What it remembers of events is in `graph_memory`.
 //!
 //! Only the writer has a memory: nobody else changes the database, so it knows what to forget and when. A memory holds
 //! what its transaction has read, committed or not; if a closure that wrote something is undone, everything is forgotten.
@@ -9,23 +9,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::events::Head;
+use super::graph_memory::GraphMemory;
 use super::{Db, EventKey, Room, RoomKey};
 use crate::error::{Error, Result};
-use crate::protocol::{Pdu, RoomId, UserId};
+use crate::protocol::{RoomId, UserId};
 
 /// Rooms that are remembered, and entries of the current states of all of them together.
 const ROOMS: usize = 256;
 const ENTRIES: usize = 20_000;
-/// State events that are remembered, and the largest that is, in bytes of JSON.
-const EVENTS: usize = 4096;
-const LARGEST: usize = 4096;
 
 #[derive(Default)]
 pub(super) struct Memory {
     keys: RefCell<HashMap<RoomId, RoomKey>>,
     rooms: RefCell<HashMap<RoomKey, AboutRoom>>,
     entries: Cell<usize>,
-    events: RefCell<HashMap<EventKey, Pdu>>,
+    /// Of events and states.
+    pub(super) graph: GraphMemory,
 }
 
 #[derive(Default)]
@@ -144,27 +143,6 @@ impl Memory {
         self.forget(room, |about| about.state.clear());
     }
 
-    /// A state event.
-    pub(super) fn event(&self, key: EventKey) -> Option<Pdu> {
-        self.events.borrow().get(&key).cloned()
-    }
-
-    pub(super) fn keep_event(&self, key: EventKey, pdu: &Pdu) {
-        if pdu.json().len() > LARGEST {
-            return;
-        }
-        let mut events = self.events.borrow_mut();
-        if events.len() >= EVENTS {
-            events.clear();
-        }
-        events.insert(key, pdu.clone());
-    }
-
-    /// The event is not what it was: it was redacted.
-    pub(super) fn forget_event(&self, key: EventKey) {
-        self.events.borrow_mut().remove(&key);
-    }
-
     /// Compares what is remembered of a room with what is stored: an assertion of debug builds, and so of every test.
     pub(super) fn is_true(&self, db: &Db<'_>, room: RoomKey) -> Result<bool> {
         let rooms = self.rooms.borrow();
@@ -182,7 +160,7 @@ impl Memory {
                 state &= *event == db.state_event_key(room, event_type, state_key)?;
             }
         }
-        Ok(row? && heads? && audience? && state)
+        Ok(row? && heads? && audience? && state && self.graph.is_true(db)?)
     }
 
     /// What was read may never have been: row ids of an undone transaction are given out again.
@@ -190,6 +168,6 @@ impl Memory {
         self.keys.borrow_mut().clear();
         self.rooms.borrow_mut().clear();
         self.entries.set(0);
-        self.events.borrow_mut().clear();
+        self.graph.forget_all();
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod account_data;
 pub mod adoption;
+mod aging;
 pub mod append;
 pub mod client_transactions;
 pub mod destinations;
@@ -16,11 +17,13 @@ pub mod directory;
 pub mod ephemeral;
 pub mod events;
 pub mod filters;
+mod graph_memory;
 mod herald;
 pub mod memberships;
 mod memory;
 pub mod migrate;
 pub mod openid;
+mod pdu_memory;
 pub mod presence;
 pub mod profiles;
 mod readers;
@@ -55,6 +58,7 @@ use crate::protocol::{ServerName, UserId};
 
 use devices::Session;
 use memory::Memory;
+use pdu_memory::PduMemory;
 use session_memory::SessionMemory;
 use users::TokenHash;
 
@@ -115,6 +119,8 @@ pub struct Changes {
     pub forked: HashSet<RoomKey>,
     /// Whether a session, its device or its user has changed.
     sessions: bool,
+    /// Whether an event has changed, which a redaction does.
+    redacted: bool,
 }
 
 impl Changes {
@@ -144,6 +150,7 @@ impl Changes {
         self.due |= other.due;
         self.forked.extend(other.forked);
         self.sessions |= other.sessions;
+        self.redacted |= other.redacted;
     }
 }
 
@@ -156,6 +163,7 @@ pub(crate) struct Shared {
     server_name: ServerName,
     position: AtomicI64,
     sessions: SessionMemory,
+    pdus: PduMemory,
 }
 
 /// The open database. Dropping it finishes the queued writes, closes the files and releases the lock.
@@ -198,6 +206,7 @@ impl Store {
             server_name: server_name.clone(),
             position: AtomicI64::new(position),
             sessions: SessionMemory::default(),
+            pdus: PduMemory::default(),
         });
         let readers = readers::Readers::new(path, options.readers.max(1), scratch.is_some(), shared.clone())?;
         // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
@@ -263,11 +272,18 @@ pub struct Db<'c> {
     shared: &'c Shared,
     /// The writer has one.
     memory: Option<&'c Memory>,
+    /// Of a reader: when it began, as the memory that readers share counts it.
+    epoch: Option<u64>,
 }
 
 impl<'c> Db<'c> {
     fn new(connection: &'c Connection, shared: &'c Shared, memory: Option<&'c Memory>) -> Self {
-        Self { connection, shared, memory }
+        Self { connection, shared, memory, epoch: None }
+    }
+
+    /// For a reader, whose snapshot is not open yet.
+    fn reader(connection: &'c Connection, shared: &'c Shared) -> Self {
+        Self { connection, shared, memory: None, epoch: Some(shared.pdus.epoch()) }
     }
 
     /// What the writer remembers, or nothing.

@@ -61,7 +61,7 @@ impl Readers {
         let lent = self.lend()?;
         let connection = lent.connection();
         connection.prepare_cached("BEGIN")?.execute([])?;
-        f(&Db::new(connection, &self.shared, None))
+        f(&Db::reader(connection, &self.shared))
     }
 
     fn lend(&self) -> Result<Lent<'_>> {

@@ -227,6 +227,13 @@ impl Tx<'_> {
         self.remember(|memory| memory.keep_heads(room, Arc::new([head])));
     }
 
+    /// Remembers the state after these forward extremities, all that a room has.
+    pub(crate) fn remember_settled(&self, heads: &[EventKey], state: SnapshotId) {
+        let mut heads = heads.to_vec();
+        heads.sort_unstable();
+        self.remember(|memory| memory.graph.keep_settled(&heads, state));
+    }
+
     /// Makes `heads` the forward extremities of the room.
     pub(crate) fn set_extremities(
         &mut self,

@@ -5,6 +5,7 @@
 //! those that lead from its predecessor to that ancestor. Forks need nothing special: they are branches of the tree.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
@@ -55,12 +56,37 @@ fn find(blob: &[u8], slot: Slot) -> Option<Option<EventKey>> {
     None
 }
 
-struct Row {
-    snapshot: SnapshotId,
+pub(super) struct Row {
+    pub(super) snapshot: SnapshotId,
+    number: i64,
     parent: Option<SnapshotId>,
     /// None if the entries have rows of their own.
     delta: Option<Vec<u8>>,
 }
+
+impl Row {
+    /// What it takes to remember it.
+    pub(super) fn bytes(&self) -> usize {
+        120 + self.delta.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// How a snapshot was made: from which one, by which change. Only the writer remembers this, and only of late snapshots:
+/// between neighbours it is the short way.
+pub(super) struct Step {
+    from: SnapshotId,
+    change: Delta,
+}
+
+impl Step {
+    /// What it takes to remember it.
+    pub(super) fn bytes(&self) -> usize {
+        120 + 40 * self.change.len()
+    }
+}
+
+/// How many steps are gone at most to see how two snapshots differ.
+const NEIGHBOURS: usize = 200;
 
 /// A delta with more entries than this has them as rows, so that looking one up does not read them all.
 const LARGE: usize = 300;
@@ -71,10 +97,17 @@ fn parent_number(number: i64) -> i64 {
 }
 
 impl Db<'_> {
-    fn snapshot_row(&self, snapshot: SnapshotId) -> Result<Row> {
+    fn snapshot_row(&self, snapshot: SnapshotId) -> Result<Arc<Row>> {
+        if let Some(row) = self.recall(|memory| memory.graph.row(snapshot)) {
+            return Ok(row);
+        }
         let mut statement =
-            self.conn().prepare_cached("SELECT parent, delta FROM snapshots WHERE snapshot = ?1")?;
-        Ok(statement.query_row([snapshot], |r| Ok(Row { snapshot, parent: r.get(0)?, delta: r.get(1)? }))?)
+            self.conn().prepare_cached("SELECT number, parent, delta FROM snapshots WHERE snapshot = ?1")?;
+        let row = Arc::new(statement.query_row([snapshot], |r| {
+            Ok(Row { snapshot, number: r.get(0)?, parent: r.get(1)?, delta: r.get(2)? })
+        })?);
+        self.remember(|memory| memory.graph.keep_row(row.clone()));
+        Ok(row)
     }
 
     /// Looks one slot up in a row: `Some(None)` says that the slot was emptied, `None` that the row does not speak of it.
@@ -135,7 +168,8 @@ impl Db<'_> {
     fn slots_upto(&self, snapshot: SnapshotId, last: Slot) -> Result<BTreeMap<Slot, EventKey>> {
         let mut state = BTreeMap::new();
         for snapshot in self.snapshot_path(snapshot)?.into_iter().rev() {
-            for (slot, event) in self.entries_upto(&self.snapshot_row(snapshot)?, last)? {
+            let row = self.snapshot_row(snapshot)?;
+            for (slot, event) in self.entries_upto(&row, last)? {
                 match event {
                     Some(event) => state.insert(slot, event),
                     None => state.remove(&slot),
@@ -147,6 +181,9 @@ impl Db<'_> {
 
     /// A snapshot's number and parent.
     fn snapshot_link(&self, snapshot: SnapshotId) -> Result<(i64, Option<SnapshotId>)> {
+        if let Some(row) = self.recall(|memory| memory.graph.row(snapshot)) {
+            return Ok((row.number, row.parent));
+        }
         let mut statement =
             self.conn().prepare_cached("SELECT number, parent FROM snapshots WHERE snapshot = ?1")?;
         Ok(statement.query_row([snapshot], |r| Ok((r.get(0)?, r.get(1)?)))?)
@@ -166,16 +203,48 @@ impl Db<'_> {
     fn changes_along(&self, path: &[SnapshotId]) -> Result<Delta> {
         let mut delta = Delta::new();
         for snapshot in path.iter().rev() {
-            delta.extend(self.entries_of(&self.snapshot_row(*snapshot)?)?);
+            let row = self.snapshot_row(*snapshot)?;
+            delta.extend(self.entries_of(&row)?);
         }
         Ok(delta)
     }
 
-    /// What must change in state `from` to get state `to`, found through their nearest common row.
+    /// What must change in state `from` to get state `to`.
     pub fn state_difference(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
         if from == to {
             return Ok(Delta::new());
         }
+        match self.difference_by_steps(from, to)? {
+            Some(difference) => Ok(difference),
+            None => self.difference_by_rows(from, to),
+        }
+    }
+
+    /// The difference between snapshots that were made one from the other, or both from a third, not many steps ago.
+    /// None if the writer does not remember how.
+    fn difference_by_steps(&self, from: SnapshotId, to: SnapshotId) -> Result<Option<Delta>> {
+        if self.memory.is_none() {
+            return Ok(None);
+        }
+        // From both ends towards the root, always from the one that is further from it, until they meet.
+        let (mut from, mut to) = ((from, self.snapshot_link(from)?.0), (to, self.snapshot_link(to)?.0));
+        let (mut before, mut after) = (Delta::new(), Delta::new());
+        for _ in 0..NEIGHBOURS {
+            if from.0 == to.0 {
+                return self.difference_above(Some(from.0), &before, &after).map(Some);
+            }
+            let (at, found) = if from.1 >= to.1 { (&mut from, &mut before) } else { (&mut to, &mut after) };
+            let Some(step) = self.recall(|memory| memory.graph.step(at.0)) else { return Ok(None) };
+            for (slot, event) in &step.change {
+                found.entry(*slot).or_insert(*event);
+            }
+            *at = (step.from, at.1 - 1);
+        }
+        Ok(None)
+    }
+
+    /// The same for any two, found through their nearest common row.
+    fn difference_by_rows(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
         let (mut from_path, mut to_path) = (self.snapshot_path(from)?, self.snapshot_path(to)?);
         // What both build on, seen from the root, says the same on both sides, and is looked at only where one side
         // alone speaks of a slot. It may be large.
@@ -186,7 +255,11 @@ impl Db<'_> {
             common = from_path.pop();
             to_path.pop();
         }
-        let (before, after) = (self.changes_along(&from_path)?, self.changes_along(&to_path)?);
+        self.difference_above(common, &self.changes_along(&from_path)?, &self.changes_along(&to_path)?)
+    }
+
+    /// The difference of two states that are given as changes to a third, or to nothing.
+    fn difference_above(&self, common: Option<SnapshotId>, before: &Delta, after: &Delta) -> Result<Delta> {
         let beneath = |slot: Slot| match common {
             Some(common) => self.slot_at(common, slot),
             None => Ok(None),
@@ -227,7 +300,11 @@ impl Tx<'_> {
         }
         let mut delta = self.changes_along(&between)?;
         delta.extend(change.iter().map(|(slot, event)| (*slot, *event)));
-        self.insert_snapshot(number, Some(at), &delta)
+        let snapshot = self.insert_snapshot(number, Some(at), &delta)?;
+        self.remember(|memory| {
+            memory.graph.keep_step(snapshot, Step { from: previous, change: change.clone() });
+        });
+        Ok(snapshot)
     }
 
     fn insert_snapshot(
@@ -237,10 +314,13 @@ impl Tx<'_> {
         delta: &Delta,
     ) -> Result<SnapshotId> {
         let large = delta.len() > LARGE;
+        let encoded = (!large).then(|| encode(delta));
         self.conn()
             .prepare_cached("INSERT INTO snapshots (number, parent, delta) VALUES (?1, ?2, ?3)")?
-            .execute(params![number, parent, (!large).then(|| encode(delta))])?;
+            .execute(params![number, parent, encoded])?;
         let snapshot = self.conn().last_insert_rowid();
+        let row = Row { snapshot, number, parent, delta: encoded };
+        self.remember(|memory| memory.graph.keep_row(Arc::new(row)));
         if large {
             let mut insert = self.conn().prepare_cached(
                 "INSERT INTO snapshot_entries (snapshot, slot, event_key) VALUES (?1, ?2, ?3)",

@@ -1,16 +1,20 @@
 //! The state of rooms by type and state key: now, at an event, and at a position of the stream.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::graph_memory::SlotName;
 use super::memberships::MembershipChange;
 use super::snapshots::Delta;
 use super::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, UserId};
+
+/// More events than this are read without remembering them: they would push everything else out.
+const MANY: usize = 1000;
 
 /// A whole state by names and ids, as state resolution takes and gives it.
 pub type StateMap = BTreeMap<(Arc<str>, Arc<str>), EventId>;
@@ -40,16 +44,28 @@ pub(crate) const LAST_OTHER_SLOT: Slot = 1 << 38;
 impl Db<'_> {
     /// The number of a (type, state key) pair, if any state event ever had it.
     pub fn slot(&self, event_type: &str, state_key: &str) -> Result<Option<Slot>> {
+        if let Some(slot) = self.recall(|memory| memory.graph.slot(event_type, state_key)) {
+            return Ok(Some(slot));
+        }
         let mut statement =
             self.conn().prepare_cached("SELECT slot FROM slots WHERE type = ?1 AND state_key = ?2")?;
-        Ok(statement.query_row([event_type, state_key], |r| r.get(0)).optional()?)
+        let slot = statement.query_row([event_type, state_key], |r| r.get(0)).optional()?;
+        if let Some(slot) = slot {
+            self.remember(|memory| memory.graph.keep_slot(slot, event_type, state_key));
+        }
+        Ok(slot)
     }
 
     /// The type and state key of a slot.
-    pub fn slot_name(&self, slot: Slot) -> Result<(String, String)> {
+    pub fn slot_name(&self, slot: Slot) -> Result<SlotName> {
+        if let Some(name) = self.recall(|memory| memory.graph.slot_name(slot)) {
+            return Ok(name);
+        }
         let mut statement =
             self.conn().prepare_cached("SELECT type, state_key FROM slots WHERE slot = ?1")?;
-        Ok(statement.query_row([slot], |r| Ok((r.get(0)?, r.get(1)?)))?)
+        let name: SlotName = statement.query_row([slot], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        self.remember(|memory| memory.graph.keep_slot(slot, &name.0, &name.1));
+        Ok(name)
     }
 
     /// The row of the event in the room's current state.
@@ -73,13 +89,7 @@ impl Db<'_> {
 
     /// The event in the room's current state.
     pub fn state_event(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Option<Pdu>> {
-        let Some(key) = self.state_event_key(room, event_type, state_key)? else { return Ok(None) };
-        if let Some(pdu) = self.recall(|memory| memory.event(key)) {
-            return Ok(Some(pdu));
-        }
-        let pdu = self.pdu_by_key(key)?;
-        self.remember(|memory| memory.keep_event(key, &pdu));
-        Ok(Some(pdu))
+        self.state_event_key(room, event_type, state_key)?.map(|key| self.pdu_by_key(key)).transpose()
     }
 
     /// The event in a state.
@@ -131,19 +141,25 @@ impl Db<'_> {
     /// A whole state as state resolution wants it.
     pub fn state_map_at(&self, state: SnapshotId) -> Result<StateMap> {
         let slots = self.slots_at(state)?;
-        let mut types: HashMap<String, Arc<str>> = HashMap::new();
+        let mut types: HashSet<Arc<str>> = HashSet::new();
         let mut map = StateMap::new();
         for (slot, event) in slots {
             let (event_type, state_key) = self.slot_name(slot)?;
-            let event_type = types.entry(event_type).or_insert_with_key(|t| t.as_str().into()).clone();
-            map.insert((event_type, state_key.into()), self.event_id(event)?);
+            // One copy of each type.
+            types.insert(event_type.clone());
+            let event_type = types.get(&event_type).cloned().unwrap_or(event_type);
+            map.insert((event_type, state_key), self.event_id(event)?);
         }
         Ok(map)
     }
 
     /// All events of a state.
     pub fn state_events_at(&self, state: SnapshotId) -> Result<Vec<Pdu>> {
-        self.slots_at(state)?.values().map(|key| self.pdu_by_key(*key)).collect()
+        let slots = self.slots_at(state)?;
+        if slots.len() > MANY {
+            return slots.values().map(|key| Ok(self.event_by_key(*key)?.pdu)).collect();
+        }
+        slots.values().map(|key| self.pdu_by_key(*key)).collect()
     }
 
     /// The event that was in the room's current state as of a stream position.
@@ -208,6 +224,7 @@ impl Db<'_> {
             let Some((before, after)) = net.remove(&slot) else { continue };
             if before != after {
                 let (event_type, state_key) = self.slot_name(slot)?;
+                let (event_type, state_key) = (event_type.to_string(), state_key.to_string());
                 changes.push(StateChange { event_type, state_key, before, after });
             }
         }
@@ -230,6 +247,7 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)")?
             .execute(params![slot, event_type, state_key])?;
+        self.remember(|memory| memory.graph.keep_slot(slot, event_type, state_key));
         Ok(slot)
     }
 
@@ -274,7 +292,7 @@ impl Tx<'_> {
             }
             let (event_type, state_key) = self.slot_name(*slot)?;
             self.remember(|memory| memory.forget_state_event(room, &event_type, &state_key));
-            if event_type == "m.room.member" {
+            if &*event_type == "m.room.member" {
                 let old = self.stored_membership(room, &state_key)?;
                 let new = match event {
                     Some(event) => {

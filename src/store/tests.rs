@@ -332,13 +332,13 @@ fn a_read_inside_a_read_is_an_error_instead_of_a_deadlock() {
 fn states_from_differences_are_the_states_that_were_put_in_forks_and_removals_too() {
     let folder = Folder::new();
     let store = open(&folder).unwrap();
-    store
-        .write(|tx| {
-            let mut random = 12345u64;
-            let mut next = |below: u64| {
-                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (random >> 33) % below
-            };
+    let mut random = 12345u64;
+    let mut next = move |below: u64| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) % below
+    };
+    let states = store
+        .write(move |tx| {
             let root: BTreeMap<Slot, EventKey> = (1..=20).map(|slot| (slot, slot + 100)).collect();
             let mut states = vec![(tx.root_snapshot(&root)?, root)];
             for step in 0..600i64 {
@@ -359,25 +359,46 @@ fn states_from_differences_are_the_states_that_were_put_in_forks_and_removals_to
                 }
                 states.push((tx.snapshot_after(snapshot, &change)?, state));
             }
-            for (snapshot, state) in &states {
-                assert_eq!(&tx.slots_at(*snapshot)?, state);
-            }
-            for _ in 0..2000 {
-                let (a, b) = (&states[next(601) as usize], &states[next(601) as usize]);
-                let slot = next(502) as i64;
-                assert_eq!(tx.slot_at(a.0, slot)?, a.1.get(&slot).copied());
-                let mut moved = a.1.clone();
-                for (slot, event) in tx.state_difference(a.0, b.0)? {
-                    match event {
-                        Some(event) => moved.insert(slot, event),
-                        None => moved.remove(&slot),
-                    };
-                }
-                assert_eq!(moved, b.1);
-            }
-            Ok(())
+            // The writer remembers how the late ones were made.
+            compare_states(tx, &states, &mut next)?;
+            Ok(states)
         })
         .unwrap();
+    // Readers remember nothing of them.
+    let mut random = 54321u64;
+    let mut next = move |below: u64| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) % below
+    };
+    store.read(|db| compare_states(db, &states, &mut next)).unwrap();
+}
+
+fn compare_states(
+    db: &Db<'_>,
+    states: &[(SnapshotId, BTreeMap<Slot, EventKey>)],
+    next: &mut dyn FnMut(u64) -> u64,
+) -> crate::error::Result<()> {
+    for (snapshot, state) in states {
+        assert_eq!(&db.slots_at(*snapshot)?, state);
+    }
+    for round in 0..2000 {
+        // Every other time two that are near each other.
+        let a = next(601);
+        let b = if round % 2 == 0 { next(601) } else { (a + next(9)).min(600) };
+        let (a, b) = (&states[a as usize], &states[b as usize]);
+        let slot = next(502) as i64;
+        assert_eq!(db.slot_at(a.0, slot)?, a.1.get(&slot).copied());
+        let mut moved = a.1.clone();
+        for (slot, event) in db.state_difference(a.0, b.0)? {
+            assert_ne!(moved.get(&slot).copied(), event, "no difference");
+            match event {
+                Some(event) => moved.insert(slot, event),
+                None => moved.remove(&slot),
+            };
+        }
+        assert_eq!(moved, b.1);
+    }
+    Ok(())
 }
 
 #[test]

@@ -184,6 +184,9 @@ impl Desk {
         if changes.sessions {
             self.shared.sessions.empty();
         }
+        if changes.redacted {
+            self.shared.pdus.begin_anew();
+        }
         for job in group {
             job.finish(None);
         }
