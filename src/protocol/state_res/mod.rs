@@ -14,6 +14,7 @@
 //!   before them, but not those that failed against their auth events; nobody keeps the two apart.)
 
 mod graph;
+mod newcomers;
 mod ordering;
 #[cfg(test)]
 mod tests;
@@ -189,6 +190,15 @@ impl<'a> Resolution<'a> {
         if self.conflicts.is_empty() {
             return self.agreed.map;
         }
+        match self.newcomers() {
+            Some(newcomers) => newcomers.into_iter().for_each(|event| self.apply_if_allowed(event)),
+            None => self.settle(),
+        }
+        self.finish()
+    }
+
+    /// Steps 1 to 4.
+    fn settle(&mut self) {
         let full_conflicted_set = self.full_conflicted_set();
 
         // 1. The power events and, of their auth chains, what is conflicted, in reverse topological power order.
@@ -212,8 +222,10 @@ impl<'a> Resolution<'a> {
         for &event in &others {
             self.apply_if_allowed(event);
         }
+    }
 
-        // 5. What nobody disputed stands, whatever came out.
+    /// Step 5: what nobody disputed stands, whatever came out.
+    fn finish(self) -> StateMap {
         let Self { graph, agreed, resolved, .. } = self;
         let undisputed = |key: &StateKey| agreed.get(key).is_some();
         let new: Vec<_> = resolved.into_iter().filter(|(key, _)| !undisputed(key)).collect();

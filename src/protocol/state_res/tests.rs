@@ -21,10 +21,21 @@ impl Room {
         content: Value,
         auth: &[&str],
     ) -> EventId {
+        self.add_by(CREATOR, name, (event_type, state_key), content, auth)
+    }
+
+    fn add_by(
+        &mut self,
+        sender: &str,
+        name: &str,
+        (event_type, state_key): (&str, &str),
+        content: Value,
+        auth: &[&str],
+    ) -> EventId {
         let id = |name: &str| format!("${name}:one.example");
         let auth: Vec<Value> = auth.iter().map(|name| json!([id(name), { "sha256": "x" }])).collect();
         let object = json!({
-            "event_id": id(name), "room_id": "!room:one.example", "type": event_type, "sender": CREATOR,
+            "event_id": id(name), "room_id": "!room:one.example", "type": event_type, "sender": sender,
             "state_key": state_key, "content": content, "depth": self.0.len(),
             "origin_server_ts": self.0.len(), "prev_events": [], "auth_events": auth, "hashes": {}, "signatures": {},
         });
@@ -240,4 +251,76 @@ fn the_shortcuts_of_the_graph_find_what_the_definitions_say() {
 fn has_circle(room: &Room, name: &str) -> bool {
     let start = &room.0[format!("${name}:one.example").as_str()];
     chain(room, start.auth_events().iter()).contains(start.event_id())
+}
+
+#[test]
+fn newcomers_in_different_branches_come_in_as_whole_resolution_has_it() {
+    let mut seed = 7_u64;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    let (mut short, mut refused) = (0, 0);
+    for round in 0..2000 {
+        let mut room = Room::new();
+        let rules = |rule: &str| json!({ "join_rule": rule });
+        room.add("p0", "m.room.power_levels", "", levels(50), &["create", "join"]);
+        room.add("r0", "m.room.join_rules", "", rules("public"), &["create", "join", "p0"]);
+        // Power levels that rest on a user who is a newcomer to some of the branches.
+        room.add_by(
+            "@u0:x",
+            "old",
+            ("m.room.member", "@u0:x"),
+            json!({ "membership": "join" }),
+            &["create", "p0", "r0"],
+        );
+        let resting: &[&str] =
+            if random(6) == 0 { &["create", "join", "p0", "old"] } else { &["create", "join", "p0"] };
+        room.add("p1", "m.room.power_levels", "", levels(60), resting);
+        let rule = ["public", "invite"][usize::from(random(5) == 0)];
+        room.add("r1", "m.room.join_rules", "", rules(rule), &["create", "join", "p1"]);
+        let powers = ["p0", "p1"];
+        let doors = ["r0", "r1"];
+        let mut names = vec!["old".to_owned()];
+        for n in 1..6 {
+            let (name, user) = (format!("n{n}"), format!("@u{}:x", random(8)));
+            let membership = ["join", "join", "join", "join", "leave", "knock"][random(6)];
+            let power = powers[usize::from(random(8) != 0)];
+            let door = doors[usize::from(random(8) != 0)];
+            let mut auth = vec!["create", power, door];
+            if random(12) == 0 {
+                auth.push("old");
+            }
+            if random(15) == 0 {
+                auth.remove(random(auth.len()));
+            }
+            room.add_by(&user, &name, ("m.room.member", &user), json!({ "membership": membership }), &auth);
+            names.push(name);
+        }
+        let disputed = random(10) == 0;
+        let sets: Vec<StateMap> = (0..2 + random(4))
+            .map(|_| {
+                let power = powers[usize::from(!disputed || random(2) == 0)];
+                let mut chosen = vec!["create", "join", power, "r1"];
+                chosen.extend((0..random(4)).map(|_| names[random(names.len())].as_str()));
+                room.state(&chosen)
+            })
+            .collect();
+        let refs: Vec<&StateMap> = sets.iter().collect();
+        let fetch = |id: &EventId| room.0.get(id).cloned();
+        let bad = format!("$n{}:one.example", random(12));
+        let rejected = |id: &EventId| id.as_str() == bad;
+        let resolution = || Resolution::new(version(), &refs, None, &fetch, &rejected, round % 2 == 0);
+        let mut whole = resolution();
+        whole.settle();
+        let expected = whole.finish();
+        let mut attempt = resolution();
+        if !attempt.conflicts.is_empty() && attempt.newcomers().is_some() {
+            short += 1;
+            let keys: HashSet<&StateKey> = sets.iter().flat_map(StateMap::keys).collect();
+            refused += usize::from(keys.len() > expected.len());
+        }
+        assert_eq!(resolution().run(), expected, "round {round}");
+    }
+    assert!(short > 100 && refused > 10, "the shortcut is hardly tested: {short}, {refused}");
 }
