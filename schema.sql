@@ -511,17 +511,17 @@ CREATE TABLE filters (
   PRIMARY KEY (user_id, filter_id)) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX filters_by_digest ON filters (user_id, digest);
 
--- Which event a client's request with a transaction id made, so that a repeat makes no second one and the sending
--- device recognises its own event; '' if it made none. `scope` is the endpoint and its path. Old rows are dropped as new ones come.
+-- Which event a client's request with a transaction id made (NULL: none), so that a repeat makes no second one and the
+-- sending device recognises its own event. `request` is a digest of user, device, endpoint with its path, and transaction
+-- id. Old rows are dropped as new ones come.
 CREATE TABLE client_transactions (
+  txn INTEGER PRIMARY KEY,
   sent_ms INTEGER NOT NULL,
-  user_id TEXT NOT NULL,
+  request BLOB NOT NULL UNIQUE,
   device_id TEXT NOT NULL,
-  scope TEXT NOT NULL,
   txn_id TEXT NOT NULL,
-  event_id TEXT NOT NULL) STRICT;
-CREATE UNIQUE INDEX client_transactions_by_id ON client_transactions (user_id, device_id, scope, txn_id);
-CREATE INDEX client_transactions_by_event ON client_transactions (event_id);
+  event_key INTEGER) STRICT;
+CREATE INDEX client_transactions_by_event ON client_transactions (event_key) WHERE event_key IS NOT NULL;
 
 -- The room aliases of this server.
 CREATE TABLE room_aliases (

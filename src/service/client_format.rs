@@ -98,7 +98,7 @@ pub fn full(
     if let Some(device) = style.device
         && event.pdu.sender() == style.user
     {
-        unsigned.transaction_id = view.db().txn_of_event(style.user, device, event.pdu.event_id())?;
+        unsigned.transaction_id = view.db().txn_of_event(device, event.key)?;
     }
     if let Some(key) = view.replaced(event)? {
         let replaced = view.db().event_by_key(key)?;

@@ -487,7 +487,7 @@ fn finish(
     extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()>,
 ) -> Result<EventId> {
     if let Some(txn) = txn {
-        tx.add_client_txn(txn, Some(&sent.event_id), pen.now)?;
+        tx.add_client_txn(txn, Some(sent.key), pen.now)?;
     }
     extra(tx, &sent)?;
     Ok(sent.event_id)

@@ -193,19 +193,23 @@ impl Homeserver {
 
     /// A client of one of us asks for news, and will again after `waits`, and calls them online or idle. One that calls
     /// them offline says nothing.
-    pub fn note_poll(&self, user: &UserId, state: State, waits: Millis) -> Result<()> {
-        if state == State::Offline {
-            return Ok(());
+    pub fn note_poll(&self, user: &UserId, state: State, waits: Millis) {
+        if state != State::Offline {
+            self.try_presence_step(user, Deed::Poll(state, self.clock.now_ms() + waits + GONE_AFTER));
         }
-        self.presence_step(user, Deed::Poll(state, self.clock.now_ms() + waits + GONE_AFTER))
     }
 
     /// One of us did something. Costs next to nothing, unless they were idle.
     pub fn note_activity(&self, user: &UserId) {
         // Who is at no client stays offline, whatever they send.
-        if self.presences.lock().contains_key(user)
-            && let Err(e) = self.presence_step(user, Deed::Act)
-        {
+        if self.presences.lock().contains_key(user) {
+            self.try_presence_step(user, Deed::Act);
+        }
+    }
+
+    /// Presence is worth no refusal: what cannot be kept is only logged.
+    fn try_presence_step(&self, user: &UserId, deed: Deed) {
+        if let Err(e) = self.presence_step(user, deed) {
             log::error!("the presence of {user} cannot be kept: {e}");
         }
     }

@@ -142,7 +142,7 @@ impl Tx<'_> {
             self.note_gaps(event, place)?;
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
-                self.owes(room.key);
+                self.owes(room.key)?;
             }
             if event.history.is_none() {
                 self.room_changed(room.key)?;

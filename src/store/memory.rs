@@ -33,6 +33,8 @@ struct AboutRoom {
     heads: Option<Arc<[Head]>>,
     /// Our users who are joined.
     audience: Option<Arc<[UserId]>>,
+    /// Whether no other server was ever in it.
+    alone: Option<bool>,
     /// The current state by type and state key; none where it has no event.
     state: HashMap<String, HashMap<String, Option<EventKey>>>,
 }
@@ -104,6 +106,20 @@ impl Memory {
         self.forget(room, |about| about.audience = None);
     }
 
+    /// Whether no other server was ever in the room.
+    pub(super) fn alone(&self, room: RoomKey) -> Option<bool> {
+        self.recall(room, |about| about.alone)
+    }
+
+    pub(super) fn keep_alone(&self, room: RoomKey, alone: bool) {
+        self.keep(room, |about| about.alone = Some(alone));
+    }
+
+    /// A server came to the room.
+    pub(super) fn forget_alone(&self, room: RoomKey) {
+        self.forget(room, |about| about.alone = None);
+    }
+
     /// The event in the room's current state. The outer `None`: it is not remembered.
     pub(super) fn state_event_key(
         &self,
@@ -160,7 +176,8 @@ impl Memory {
                 state &= *event == db.state_event_key(room, event_type, state_key)?;
             }
         }
-        Ok(row? && heads? && audience? && state && self.graph.is_true(db)?)
+        let alone = about.alone.map_or(Ok(true), |alone| Ok::<_, Error>(alone == db.was_always_alone(room)?));
+        Ok(row? && heads? && audience? && alone? && state && self.graph.is_true(db)?)
     }
 
     /// What was read may never have been: row ids of an undone transaction are given out again.

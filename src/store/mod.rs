@@ -373,9 +373,21 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// After the commit, tells the sender that the room has an event for other servers.
-    pub fn owes(&mut self, room: RoomKey) {
-        self.changes.outgoing_rooms.insert(room);
+    /// After the commit, tells the sender that the room has an event for other servers. It is not woken for rooms that no
+    /// other server was ever in.
+    pub fn owes(&mut self, room: RoomKey) -> Result<()> {
+        let alone = match self.recall(|memory| memory.alone(room)) {
+            Some(alone) => alone,
+            None => {
+                let alone = self.db.was_always_alone(room)?;
+                self.remember(|memory| memory.keep_alone(room, alone));
+                alone
+            }
+        };
+        if !alone {
+            self.changes.outgoing_rooms.insert(room);
+        }
+        Ok(())
     }
 
     /// After the commit, tells the sender that this server is owed something.
@@ -420,8 +432,13 @@ fn open_for_writing(path: &Path, options: &Options) -> Result<Connection> {
     configure(&connection, 8000).map_err(|e| unusable(path, &e))?;
     let synchronous = if options.durable { "FULL" } else { "OFF" };
     connection.pragma_update(None, "synchronous", synchronous).map_err(|e| unusable(path, &e))?;
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(|e| unusable(path, &e))?;
     Ok(connection)
 }
+
+/// The write-ahead log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are
+/// written again and again meanwhile, and reach the database once.
+const LOG_PAGES: i64 = 3000;
 
 /// What every connection is told. `cache_kib` bounds its page cache.
 fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {

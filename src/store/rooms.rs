@@ -127,6 +127,14 @@ impl Db<'_> {
         Ok(servers)
     }
 
+    /// Whether no other server was ever in the room.
+    pub(crate) fn was_always_alone(&self, room: RoomKey) -> Result<bool> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT 1 FROM resident_servers WHERE room_key = ?1 AND server <> ?2 LIMIT 1")?;
+        Ok(!statement.exists(params![room, self.server_name().as_str()])?)
+    }
+
     /// Whether the server has a joined user in the room.
     pub fn is_resident(&self, room: RoomKey, server: &ServerName) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
@@ -306,6 +314,7 @@ impl Tx<'_> {
                     .execute(params![room, server, since, users.max(0), until])?;
             }
             None if users > 0 => {
+                self.remember(|memory| memory.forget_alone(room));
                 // Out and in again at the same position is no interruption.
                 self.conn()
                     .prepare_cached(

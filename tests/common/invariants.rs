@@ -130,7 +130,8 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "a client was told of an event that there is not",
-        "SELECT t.event_id FROM client_transactions t LEFT JOIN events e USING (event_id) WHERE e.event_id IS NULL",
+        "SELECT t.txn_id FROM client_transactions t LEFT JOIN events e USING (event_key)
+         WHERE t.event_key IS NOT NULL AND e.event_id IS NULL",
     ),
     (
         "a redaction that there is not",

@@ -34,7 +34,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn
     };
     if turn == Turn::First {
         let presence = request.query("set_presence").map_or(Ok(State::Online), presence::state)?;
-        hs.note_poll(&requester.user_id, presence, i64::try_from(timeout.as_millis()).unwrap_or(0))?;
+        hs.note_poll(&requester.user_id, presence, i64::try_from(timeout.as_millis()).unwrap_or(0));
     }
     let answer = hs.sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
