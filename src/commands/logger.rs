@@ -1,6 +1,8 @@
 //! Log lines on standard error: level, thread, text. `DOORSTEP_LOG` is `error`, `warn`, `info` (default), `debug` or
 //! `trace`. No time stamps: journals and container runtimes add their own.
 
+use std::io::Write;
+
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Logger;
@@ -11,12 +13,13 @@ impl Log for Logger {
         metadata.target().starts_with("doorstep") || metadata.level() <= log::Level::Warn
     }
 
-    #[allow(clippy::print_stderr, reason = "this is where log lines go")]
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let thread = std::thread::current();
             let level = record.level().as_str().to_ascii_lowercase();
-            eprintln!("{level:5} [{}] {}", thread.name().unwrap_or("-"), record.args());
+            let line = format!("{level:5} [{}] {}\n", thread.name().unwrap_or("-"), record.args());
+            // A log on a full disk is no reason to fail: `eprintln` would panic.
+            let _ = std::io::stderr().write_all(line.as_bytes());
         }
     }
 
