@@ -42,7 +42,7 @@
 //!   one verb of the [`Homeserver`].
 //! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
 //!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. Where several branches meet:
-//!   [`protocol::state_res`].
+//!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/enter.rs`.
 //! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
 //!   back so far: `service/backfill.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in

@@ -96,7 +96,9 @@ impl Adoption<'_> {
             extra(tx)?;
             Ok(Adopted::Now)
         })?;
-        log::info!("{room_id} is a room of this server now, with {events} events of state");
+        if adopted == Adopted::Now {
+            log::info!("{room_id} is a room of this server now, with {events} events of state");
+        }
         Ok(adopted)
     }
 }

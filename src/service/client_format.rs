@@ -215,6 +215,11 @@ fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json>
     }
 }
 
+/// JSON that was written into bytes.
+pub fn written(json: Vec<u8>) -> Result<Json> {
+    RawValue::from_string(String::from_utf8(json).map_err(Error::internal)?).map_err(Error::internal)
+}
+
 fn raw(json: &str) -> Result<Json> {
     RawValue::from_string(json.to_owned()).map_err(Error::internal)
 }

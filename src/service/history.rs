@@ -3,6 +3,7 @@
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use super::Homeserver;
+use super::large_answer::LargeAnswer;
 use super::nearest::{Moment, nearest};
 use crate::error::{Error, Result};
 use crate::protocol::glance;
@@ -63,25 +64,6 @@ fn auth_chain_keys(
         look(&mut std::iter::once(key), &mut found)?;
     }
     Ok(chain)
-}
-
-/// Events as a JSON array of the bytes they are kept in.
-pub(crate) fn push_events(
-    out: &mut Vec<u8>,
-    db: &Db<'_>,
-    events: impl IntoIterator<Item = EventKey>,
-) -> Result<()> {
-    out.push(b'[');
-    let mut first = true;
-    db.each_event(events, |row| {
-        if !std::mem::take(&mut first) {
-            out.push(b',');
-        }
-        out.extend_from_slice(row.json.as_bytes());
-        Ok(())
-    })?;
-    out.push(b']');
-    Ok(())
 }
 
 /// The ids of events as a JSON array.
@@ -285,15 +267,16 @@ impl Homeserver {
     }
 
     /// `GET /state`: the answer's JSON. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
-    pub fn state_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<Vec<u8>> {
+    pub fn state_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<LargeAnswer> {
         self.store.read(|db| {
             let (state, auth_chain) = state_keys(db, &room_for(db, origin, room_id)?, at)?;
-            let mut body = b"{\"auth_chain\":".to_vec();
-            push_events(&mut body, db, auth_chain)?;
-            body.extend_from_slice(b",\"pdus\":");
-            push_events(&mut body, db, state)?;
-            body.push(b'}');
-            Ok(body)
+            let mut answer = LargeAnswer::default();
+            answer.text("{\"auth_chain\":");
+            answer.events(db, auth_chain)?;
+            answer.text(",\"pdus\":");
+            answer.events(db, state)?;
+            answer.text("}");
+            Ok(answer)
         })
     }
 

@@ -23,6 +23,7 @@ pub mod interactive_auth;
 mod judge;
 pub mod key_fetch;
 pub mod key_ring;
+pub mod large_answer;
 pub mod login;
 pub mod membership;
 pub mod messages;

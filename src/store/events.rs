@@ -225,6 +225,17 @@ impl Db<'_> {
         self.recall(|memory| memory.graph.settled(heads))
     }
 
+    /// How many bytes these events have together as they are stored.
+    pub fn bytes_of_events(&self, keys: &[EventKey]) -> Result<u64> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT length(json) FROM events WHERE event_key = ?1")?;
+        let mut bytes = 0;
+        for key in keys {
+            bytes += statement.query_row([key], |row| row.get::<_, i64>(0))?.unsigned_abs();
+        }
+        Ok(bytes)
+    }
+
     /// Tells of the events with these rows, one after the other, without holding any of them.
     pub fn each_event(
         &self,

@@ -41,7 +41,7 @@ impl Crowd {
         Self { room, servers, members }
     }
 
-    /// A join of the crowd's member of this number, with more in its content, by whatever server signs it.
+    /// The crowd's member of this number.
     pub fn member(&self, number: usize) -> UserId {
         member(&self.servers[number % self.servers.len()], number)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::large;
 use crate::error::{Error, Result};
 use crate::http::{Origin, Reply, Request};
 use crate::protocol::{EventId, Pdu};
@@ -21,7 +22,7 @@ pub fn event(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result
 /// `GET /_matrix/federation/v1/state/{roomId}?event_id=…`.
 pub fn state(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let at = EventId::parse(request.required_query("event_id")?)?;
-    Ok(Reply::raw_json(hs.state_for_peer(&origin.0, &request.room_id()?, &at)?))
+    Ok(large(hs, hs.state_for_peer(&origin.0, &request.room_id()?, &at)?))
 }
 
 /// `GET /_matrix/federation/v1/state_ids/{roomId}?event_id=…`.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::large;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Origin, Reply, Request};
 use crate::protocol::pdu::Membership;
@@ -55,14 +56,14 @@ pub fn send_join(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Re
     let omit = request.query_bool("omit_members")?.unwrap_or(false);
     let answer =
         hs.receive_join(&origin.0, &request.room_id()?, &request.event_id()?, request.body(), omit)?;
-    Ok(Reply::raw_json(answer))
+    Ok(large(hs, answer))
 }
 
 /// `PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}`: the answer is an array of the status and the body.
 pub fn send_join_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let answer =
         hs.receive_join(&origin.0, &request.room_id()?, &request.event_id()?, request.body(), false)?;
-    Ok(Reply::raw_json([b"[200,".as_slice(), &answer, b"]"].concat()))
+    Ok(large(hs, answer.wrapped("[200,", "]")))
 }
 
 /// `PUT /_matrix/federation/v1/send_knock/{roomId}/{eventId}`.

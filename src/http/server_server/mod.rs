@@ -11,3 +11,15 @@ pub mod spaces;
 pub mod third_party;
 pub mod transactions;
 pub mod version;
+
+use std::sync::Arc;
+
+use crate::http::Reply;
+use crate::service::Homeserver;
+use crate::service::large_answer::LargeAnswer;
+
+/// 200 with an answer that may be as large as a room.
+fn large(hs: &Arc<Homeserver>, answer: LargeAnswer) -> Reply {
+    let length = answer.length();
+    Reply::stream("application/json", length, Box::new(answer.into_reader(hs.clone())))
+}

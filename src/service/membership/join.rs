@@ -18,7 +18,7 @@ use crate::protocol::{
 };
 use crate::service::Homeserver;
 use crate::service::adopt::{Adopted, Adoption};
-use crate::service::history::push_events;
+use crate::service::large_answer::LargeAnswer;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{EventKey, Room, Tx};
 
@@ -308,7 +308,7 @@ impl Homeserver {
         event_id: &EventId,
         body: &[u8],
         may_omit_members: bool,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<LargeAnswer> {
         let ask = Ask { origin, room_id, membership: Membership::Join, user: None, versions: None };
         let room = self.admit(&ask)?;
         let signed = self.countersign(&room, body)?;
@@ -341,7 +341,7 @@ impl Homeserver {
     /// The answer to `send_join`. If members may be omitted, what is in `state` is not repeated in `auth_chain` ("any
     /// events that are returned in `state` may be omitted from `auth_chain`"), and of a large room the members are left
     /// out: a smaller one is worth more whole.
-    fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<Vec<u8>> {
+    fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<LargeAnswer> {
         let omit_members = may_omit && room.joined > FEW_MEMBERS;
         let mut before = self.state_for_join(room, join.event_id(), omit_members)?;
         if may_omit {
@@ -355,15 +355,16 @@ impl Homeserver {
             json!(self.server_name()),
             json!(servers)
         );
+        let mut answer = LargeAnswer::default();
         self.store.read(|db| {
-            let mut body = b"{\"auth_chain\":".to_vec();
-            push_events(&mut body, db, before.auth_chain)?;
-            body.extend_from_slice(head.as_bytes());
-            body.extend_from_slice(join.json());
-            body.extend_from_slice(b",\"state\":");
-            push_events(&mut body, db, before.state)?;
-            body.push(b'}');
-            Ok(body)
-        })
+            answer.text("{\"auth_chain\":");
+            answer.events(db, before.auth_chain)?;
+            answer.text(head);
+            answer.text(join.json());
+            answer.text(",\"state\":");
+            answer.events(db, before.state)
+        })?;
+        answer.text("}");
+        Ok(answer)
     }
 }
