@@ -228,11 +228,12 @@ impl Homeserver {
                 Checked::NoKey(pdu, servers) => {
                     waits.add_unverified(&pdu, event, &servers, self.clock.now_ms());
                 }
-                Checked::Dropped(e) => match id_of(event, room) {
-                    Some(id) => results.add(&id, Err(e)),
-                    // Nobody can name it, and so nobody can be told.
-                    None => {}
-                },
+                Checked::Dropped(e) => {
+                    // What nobody can name nobody can be told of.
+                    if let Some(id) = id_of(event, room) {
+                        results.add(&id, Err(e));
+                    }
+                }
             }
         }
         let pdus = self.with_policy_signatures(room, pdus)?;

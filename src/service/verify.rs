@@ -187,11 +187,11 @@ pub(super) fn check(event: &[u8], version: RoomVersion, keys: &Found) -> Result<
     sign::check_received(event, version, &keys).map_err(Error::from)
 }
 
+/// Whose key it is and its id, and a time at which it should be valid.
+type DatedKey = ((ServerName, String), Millis);
+
 /// What is seen of an event, and the keys that would serve to verify it, each with the event's time.
-fn wanted_keys(
-    event: &[u8],
-    version: RoomVersion,
-) -> (Option<Glance<'_>>, Vec<((ServerName, String), Millis)>) {
+fn wanted_keys(event: &[u8], version: RoomVersion) -> (Option<Glance<'_>>, Vec<DatedKey>) {
     if let Some(glance) = Glance::at(event) {
         let keys = glance.wanted_keys(version);
         let keys = keys.map(|(server, id)| ((server, id.to_owned()), glance.origin_server_ts)).collect();

@@ -37,8 +37,9 @@ impl Drop for Started {
 /// Processor time that a process has used so far, in user and system mode together.
 pub fn processor_time(pid: u32) -> Result<Duration> {
     let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
-    // SAFETY: both calls write nothing but the variable that they are given.
+    // SAFETY: it writes nothing but the variable that it is given.
     let error = unsafe { libc::clock_getcpuclockid(i32::try_from(pid)?, &raw mut clock) };
+    // SAFETY: the same.
     if error != 0 || unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
         return Err(format!("no processor time of process {pid}").into());
     }
