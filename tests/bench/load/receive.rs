@@ -129,12 +129,26 @@ fn send(stream: &Stream, connection: &mut Tls, until: Instant) -> Result<usize> 
         if Instant::now() >= until {
             return Ok(number);
         }
-        let answer = connection.call("PUT", &request.uri, &request.authorization, Some(&request.body))?;
+        let answer = deliver(request, connection)?;
         if answer.windows(7).any(|part| part == b"\"error\"") {
             return Err(format!("a message was refused: {}", String::from_utf8_lossy(&answer)).into());
         }
     }
     Ok(stream.requests.len())
+}
+
+/// Repeats a transaction until it is taken: Synapse takes one at a time from each server.
+fn deliver(request: &Request, connection: &mut Tls) -> Result<Vec<u8>> {
+    loop {
+        connection.send("PUT", &request.uri, &request.authorization, Some(&request.body))?;
+        match connection.receive()? {
+            (200, answer) => return Ok(answer),
+            (429, _) => std::thread::sleep(Duration::from_millis(5)),
+            (status, answer) => {
+                return Err(format!("{}: {status} {}", request.uri, String::from_utf8_lossy(&answer)).into());
+            }
+        }
+    }
 }
 
 fn wait_for(owner: &mut Owner, room: &str, event: &str) -> Result<()> {
