@@ -86,7 +86,7 @@ fn a_light_write_is_there_for_all_and_after_a_restart_and_the_next_full_one_wait
     });
     assert_eq!(full.unwrap(), 2);
     let light = store.write_lightly(move |tx| {
-        (0..10_000).for_each(|_| drop(tx.next_stream()));
+        (0..10_000).for_each(|_| _ = tx.next_stream());
         level(tx)
     });
     assert_eq!(light.unwrap(), 1);
