@@ -105,7 +105,7 @@ class Bench:
             self.large_join(members)
 
         self.server.start()
-        self.waiting(owner)
+        self.waiting()
         self.server.stop()
 
     def peer(self, question, owner, rooms, *words):
@@ -215,8 +215,10 @@ class Bench:
     def database_bytes(self):
         return sum(file.stat().st_size for file in self.server.folder.glob("**/*.db*"))
 
-    def waiting(self, owner):
+    def waiting(self):
+        """In rooms of their own, so that it is the waiting that is measured, and not what was in the rooms before."""
         count = self.given.waiting
+        owner = client.register(self.server, "caller")
         room = owner.create_room(ROOM_VERSION, "public")
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             users = list(pool.map(lambda number: client.register(self.server, f"waiter{number}"), range(count)))
