@@ -31,8 +31,11 @@ pub use pdu::pdu;
 pub use state_resolution::state_resolution;
 pub use x_matrix::x_matrix;
 
+/// What takes an input, and panics if something is wrong.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is also that of its folder of inputs.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("http_connection", http_connection),
     ("pdu", pdu),
     ("event_auth", event_auth),

@@ -17,7 +17,8 @@ pub fn names(data: &[u8]) {
 fn identifier(text: &str) {
     if let Ok(name) = ServerName::parse(text) {
         assert_eq!(name.as_str(), text);
-        assert_eq!(ServerName::parse(&name.to_string()).ok().as_ref(), Some(&name));
+        let displayed = format!("{name}");
+        assert_eq!(ServerName::parse(&displayed).ok().as_ref(), Some(&name));
         assert!(text.starts_with(name.host()) && !name.host().is_empty());
         let port = &text[name.host().len()..];
         let number = port.strip_prefix(':').and_then(|digits| digits.parse::<u16>().ok());
