@@ -340,8 +340,13 @@ impl Connection {
                 });
             }
             match self.fill(MAX_HEAD - had) {
+                Ok(0) if had == 0 => return Err(Broken::Gone),
                 Ok(0) => {
-                    return Err(if had == 0 { Broken::Gone } else { bad_request("The request is cut off") });
+                    // What came after the last line has not been looked at; it may be no HTTP at all.
+                    if self.pending.contains(&b'\n') {
+                        parse_head(&self.pending, &self.place)?;
+                    }
+                    return Err(bad_request("The request is cut off"));
                 }
                 Ok(_) => line_came = self.pending[had..].contains(&b'\n'),
                 Err(e) if e.kind() == io::ErrorKind::TimedOut && had > 0 => {
