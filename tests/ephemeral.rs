@@ -4,10 +4,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::peer::{FakeRoom, Peer, now_ms};
+use common::peer::{Peer, now_ms};
+use common::scene::{bob_at, edus_at};
 use common::wait::wait_until;
 use doorstep::TestServer;
-use doorstep::protocol::Pdu;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -76,27 +76,6 @@ fn edu(edu_type: &str, content: Value) -> Value {
 
 fn typing_edu(room: &str, user: &str, typing: bool) -> Value {
     edu("m.typing", json!({ "room_id": room, "user_id": user, "typing": typing }))
-}
-
-/// A server whose user bob is in a room of the peer's.
-fn bob_at(peer: &Peer) -> (TestServer, TestUser, FakeRoom) {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let mut room = FakeRoom::new(peer, "11", "public");
-    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
-    peer.answer_json("send_join", 200, room.join_answer());
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
-    bob.join_via(room.id.as_str(), &[peer.name().as_str()]);
-    let join = peer.wait_for("send_join").body.as_object().expect("an event").clone();
-    room.take(Pdu::from_object(join, room.version).expect("bob's join"));
-    (server, bob, room)
-}
-
-/// All ephemeral messages of this type that the peer was sent.
-fn edus_at(peer: &Peer, edu_type: &str) -> Vec<Value> {
-    let asked = peer.asked("/send/");
-    let edus = asked.iter().flat_map(|a| a.body["edus"].as_array().cloned().unwrap_or_default());
-    edus.filter(|e| e["edu_type"] == edu_type).map(|e| e["content"].clone()).collect()
 }
 
 #[test]

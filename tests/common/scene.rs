@@ -186,3 +186,24 @@ pub fn bodies(user: &TestUser, room: &str) -> Vec<String> {
         .filter_map(|e| e["content"]["body"].as_str().map(str::to_owned))
         .collect()
 }
+
+/// A server with its user bob in a room of the peer's.
+pub fn bob_at(peer: &Peer) -> (TestServer, TestUser, FakeRoom) {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let mut room = FakeRoom::new(peer, "11", "public");
+    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+    peer.answer_json("send_join", 200, room.join_answer());
+    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    bob.join_via(room.id.as_str(), &[peer.name().as_str()]);
+    let join = peer.wait_for("send_join").body.as_object().expect("an event").clone();
+    room.take(Pdu::from_object(join, room.version).expect("bob's join"));
+    (server, bob, room)
+}
+
+/// All ephemeral messages of this type that the peer was sent.
+pub fn edus_at(peer: &Peer, edu_type: &str) -> Vec<Value> {
+    let asked = peer.asked("/send/");
+    let edus = asked.iter().flat_map(|a| a.body["edus"].as_array().cloned().unwrap_or_default());
+    edus.filter(|e| e["edu_type"] == edu_type).map(|e| e["content"].clone()).collect()
+}
