@@ -13,6 +13,7 @@ import random
 import time
 
 import client
+import flows
 from flows import demand
 
 VERSIONS = ["1", "2", "6", "10", "11", "12"]
@@ -48,19 +49,11 @@ class Split:
         return [other.name for other in self.servers if other is not server]
 
 
-class Stage:
+class Stage(flows.Stage):
     """Where one room lives: the server that has it, another one, a room version, and users as they are needed."""
 
-    def __init__(self, host, guest, version, unique):
-        self.host_server = host
-        self.guest_server = guest
-        self.version = version
-        self._unique = unique
-        self._users = 0
-
     def user(self, server, role):
-        self._users += 1
-        return client.register(server, f"{role}{self._users}-cut-{self._unique}")
+        return self._user(server, role)
 
     def room(self, host, rule, guests, power):
         """A room with these guests in it, known to be there on both sides."""
@@ -361,7 +354,7 @@ def run(given, split, jobs, report):
             for host, guest in pairs:
                 name = f"{guest.label:9} at {host.label:9} v{version:<3} {title}"
                 if given.only in name and (not given.versions or version in given.versions.split(",")):
-                    stage = Stage(host, guest, version, f"{len(courses)}")
+                    stage = Stage(host, guest, version, f"cut-{len(courses)}")
                     courses.append(Course(name, function(stage)))
     if not courses:
         return
