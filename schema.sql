@@ -278,7 +278,8 @@ CREATE TABLE transactions (
 CREATE INDEX transactions_by_age ON transactions (received_ms);
 
 -- Events that other servers handed to us and were told we have, and that cannot be judged yet: what they refer to is not
--- to be had now, or (`verified` = 0) no key to check their signatures with. `json` is as it was received; of a verified
+-- to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what it says of
+-- one of us, and what one of us who is joining it will need. `json` is as it was received; of a verified
 -- one whose hash was wrong the redacted form. Tried again at `due_ms`: that is `retry_ms`, when other servers are asked
 -- once more (the pauses grow with `attempts`), or 0 as soon as something came that it waits for. Given up some days after
 -- `received_ms`. `bytes`: the length of `json`, to count with.

@@ -232,6 +232,8 @@ impl Homeserver {
         let mut found = Found::default();
         self.load_keys(wanted, &mut found);
         let mut missing = missing(wanted, &found);
+        // Nobody knows more of ours than we do.
+        missing.remove(self.server_name());
         let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
         let in_bulk = missing.len() >= BULK;
         if in_bulk {

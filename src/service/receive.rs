@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::Homeserver;
 use super::ingest::{self, Taken, Terms};
+use super::membership::{Heard, version_outside};
 use super::missing::Fetched;
 use super::verify::Checked;
 use super::waiting::{names, pause_after};
@@ -73,16 +74,9 @@ struct Waits<'a> {
 }
 
 impl Waits<'_> {
-    fn add_unverified(&mut self, pdu: &Pdu, event: &[u8], servers: &[ServerName], now_ms: Millis) {
-        self.events.push(ToWait {
-            room: self.room.key,
-            event_id: pdu.event_id().clone(),
-            verified: false,
-            needs: servers.iter().map(ToString::to_string).collect(),
-            attempts: 1,
-            retry_ms: now_ms + pause_after(1),
-            json: event.to_vec(),
-        });
+    fn add_unverified(&mut self, pdu: &Pdu, event: &[u8], servers: &[ServerName], now: Millis) {
+        let event = (pdu.event_id().clone(), event);
+        self.events.push(ToWait::for_keys(self.room.key, event, servers, (1, now + pause_after(1))));
     }
 }
 
@@ -171,34 +165,40 @@ impl Homeserver {
         pdu: &RawValue,
         results: &mut Results,
     ) -> Result<()> {
-        let Some(room_id) = &event.room_id else { return Ok(()) };
-        let user = event.state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
+        let Outside { room_id: Some(room_id), event_id, state_key } = event else { return Ok(()) };
+        let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
         let (version, joining) = self.store.read(|db| {
-            let joining = db.joining_version(room_id)?;
-            let version = match (db.room(room_id)?, &user) {
-                (Some(room), _) => Some(room.version),
-                (None, Some(user)) => db.remote_membership(room_id, user)?.map(|row| row.room_version),
-                (None, None) => joining,
-            };
+            let joining = db.joining_version(&room_id)?;
+            // Of others we read an event only to join with it.
+            let version =
+                if user.is_some() { version_outside(db, &room_id, user.as_ref())? } else { joining };
             Ok((version, joining.is_some()))
         })?;
         let json = pdu.get().as_bytes();
-        let id = version.map_or(event.event_id, |version| {
+        let id = version.map_or(event_id, |version| {
             matrix_json::parse_object(json).and_then(|object| hash::event_id(&object, version)).ok()
         });
-        let outcome = match (&user, &id, version) {
-            (Some(_), ..) if self.clock.instant() >= until => Err(too_slow()),
-            (Some(_), ..) => self.remote_member_event(room_id, json),
-            (None, Some(id), Some(version)) if joining => {
-                self.wait_for_join(origin, room_id, version, (id.clone(), json))
-            }
-            (None, ..) => Err(Error::not_found("This server is not in the room")),
+        // Nobody can name it, and so nobody can be told.
+        let Some(id) = id else { return Ok(()) };
+        let within = until.saturating_duration_since(self.clock.instant());
+        let heard = match user {
+            Some(_) => self.remote_member_event(&room_id, json, within),
+            None => Err(Error::not_found("This server is not in the room")),
         };
-        match (id, outcome) {
-            (_, Err(e)) if e.status() == 500 || e.errcode() == ErrCode::LimitExceeded => return Err(e),
-            (Some(id), outcome) => results.add(&id, outcome),
-            // Nobody can name it, and so nobody can be told.
-            (None, _) => {}
+        let outcome = match (heard, version) {
+            (Err(e), _) if e.status() == 500 => return Err(e),
+            (Ok(Heard::NoKey(servers)), Some(version)) => {
+                self.wait_outside(origin, (&room_id, version), (id.clone(), json), &servers)
+            }
+            // Whatever it was to us so far, the room that we come into has its own view of it.
+            (_, Some(version)) if joining => {
+                self.wait_outside(origin, (&room_id, version), (id.clone(), json), &[])
+            }
+            (heard, _) => heard.map(drop),
+        };
+        match outcome {
+            Err(e) if e.status() == 500 || e.errcode() == ErrCode::LimitExceeded => return Err(e),
+            outcome => results.add(&id, outcome),
         }
         Ok(())
     }
@@ -323,7 +323,11 @@ impl Homeserver {
     fn unless_we_left(&self, pdu: &Pdu, outcome: Result<()>) -> Result<()> {
         match outcome {
             Err(e) if e.status() == 404 && pdu.event_type() == "m.room.member" => {
-                self.remote_member_event(pdu.room_id(), pdu.json())
+                // Its key was at hand a moment ago.
+                match self.remote_member_event(pdu.room_id(), pdu.json(), Duration::ZERO)? {
+                    Heard::Settled => Ok(()),
+                    Heard::NoKey(_) => Err(e),
+                }
             }
             outcome => outcome,
         }
@@ -334,10 +338,6 @@ impl Homeserver {
 pub(super) fn keeps_out(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<bool> {
     let acl = db.state_event(room.key, "m.room.server_acl", "")?;
     Ok(acl.is_some_and(|acl| !ServerAcl::from_content(&acl.content()).allows(server.as_str())))
-}
-
-fn too_slow() -> Error {
-    Error::bad_gateway("What the events refer to takes too long to fetch")
 }
 
 fn not_a_transaction(why: &str) -> Error {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::Homeserver;
 use super::ingest::{self, Taken, Terms};
 use super::judge::{self, Effort, Hearing, Verdict};
+use super::membership::Heard;
 use super::missing::Fetched;
 use super::receive::keeps_out;
 use super::verify::Checked;
@@ -37,9 +38,8 @@ const LONGEST_PAUSE: Millis = 30 * 60_000;
 /// When there is nobody to ask just now; and for how long the servers of a room are left in peace, as to the events of one
 /// server, when they were asked in vain.
 const CALM: Millis = 10_000;
-/// An event is given up after this time, and one whose signatures cannot be checked after that.
+/// An event is given up after this time.
 const GIVEN_UP: Millis = 3 * 24 * 3_600_000;
-const GIVEN_UP_UNVERIFIED: Millis = 24 * 3_600_000;
 /// For how long one room is pursued before others have their turn.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How many events are looked at in one commit.
@@ -88,27 +88,21 @@ impl Homeserver {
         })
     }
 
-    /// Keeps an event of a room that one of us is joining until we are in: until then nothing can be said of it, and
-    /// nobody would send it again. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already.
-    pub(super) fn wait_for_join(
+    /// Keeps an event of a room that we are not in: until these servers' keys can be had, which is all it takes to know
+    /// what it says of one of us; and until one of us is in who is joining right now, since nothing can be made of it
+    /// before. Nobody would send it again. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already.
+    pub(super) fn wait_outside(
         &self,
         origin: &ServerName,
-        room: &RoomId,
-        version: RoomVersion,
-        (event_id, json): (EventId, &[u8]),
+        (room, version): (&RoomId, RoomVersion),
+        event: (EventId, &[u8]),
+        keys_of: &[ServerName],
     ) -> Result<()> {
         let room_id = room.clone();
         let room = self.store.write(move |tx| tx.make_room(&room_id, version))?;
-        let event = ToWait {
-            room: room.key,
-            event_id,
-            verified: false,
-            needs: Vec::new(),
-            attempts: 0,
-            retry_ms: self.clock.now_ms() + CALM,
-            json: json.to_vec(),
-        };
-        self.let_wait(origin, &room, vec![event])
+        let now = self.clock.now_ms();
+        let next = if keys_of.is_empty() { (0, now + CALM) } else { (1, now + pause_after(1)) };
+        self.let_wait(origin, &room, vec![ToWait::for_keys(room.key, event, keys_of, next)])
     }
 
     /// Takes in what waits in a room and is due, and asks other servers for what it needs. Errors: 500.
@@ -118,7 +112,10 @@ impl Homeserver {
             let now = self.clock.now_ms();
             let of = self.store.read(|db| db.room_by_key(room))?;
             if !of.resident {
-                return self.store.write(move |tx| settle_outside(tx, room, now));
+                match self.pursue_outside(&of, now, until)? {
+                    0 => return Ok(()),
+                    _ => continue,
+                }
             }
             let settled = self.store.write(move |tx| settle(tx, room, now))?;
             match settled.next {
@@ -208,11 +205,33 @@ impl Homeserver {
         }
     }
 
+    /// What waits in a room that we are not in. So many events were looked at.
+    fn pursue_outside(&self, room: &Room, now: Millis, until: Instant) -> Result<usize> {
+        let due = self.store.read(|db| db.due_waiting(room.key, now, BATCH))?;
+        let count = due.len();
+        let mut settled = Vec::with_capacity(count);
+        for event in due {
+            let within = until.saturating_duration_since(Instant::now());
+            match self.remote_member_event(&room.room_id, &event.json, within) {
+                Err(e) if e.status() == 500 => return Err(e),
+                Ok(Heard::NoKey(servers)) => {
+                    let servers = servers.iter().map(ToString::to_string).collect();
+                    self.put_off(room, event, servers, true)?;
+                    continue;
+                }
+                Err(e) => log::info!("{} of {}, from outside: {e}", event.event_id, event.origin),
+                Ok(Heard::Settled) => {}
+            }
+            settled.push(event);
+        }
+        self.store.write(move |tx| settled.into_iter().try_for_each(|e| settle_outside(tx, e, now)))?;
+        Ok(count)
+    }
+
     fn put_off(&self, room: &Room, mut event: Waiting, needs: Vec<String>, asked: bool) -> Result<()> {
         let now = self.clock.now_ms();
         let age = now - event.received_ms;
-        let longest = if event.verified { GIVEN_UP } else { GIVEN_UP_UNVERIFIED };
-        if age > longest {
+        if age > GIVEN_UP {
             log::warn!(
                 "{} of {} in {} is given up: no server had what it needs for {} hours ({})",
                 event.event_id,
@@ -250,17 +269,18 @@ fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
             && (!resident || queue.of_origin_in_room + new.len() > FAIR_SHARE))
 }
 
-/// What waits in a room that we are not in: for our join, if one is under way, or for nothing.
-fn settle_outside(tx: &mut Tx<'_>, key: RoomKey, now: Millis) -> Result<()> {
-    let room = tx.room_by_key(key)?;
+/// An event of a room that we are not in, of which everything is known that can be from outside.
+fn settle_outside(tx: &mut Tx<'_>, event: Waiting, now: Millis) -> Result<()> {
+    let room = tx.room_by_key(event.room)?;
     if room.resident {
-        return tx.hasten_waiting_in(key);
+        return tx.hasten_waiting_in(room.key);
     }
     if tx.joining_version(&room.room_id)?.is_some() {
-        return tx.put_off_room(key, now + CALM);
+        // The room will have its own view of it.
+        let event = Waiting { retry_ms: now + CALM, ..event };
+        return tx.put_off_waiting(&event, &[]);
     }
-    log::info!("this server is not in {}: what waited there is of no interest", room.room_id);
-    tx.end_waiting_in(key)
+    tx.end_waiting(event.key)
 }
 
 /// Takes in what can be judged by what is here now, without much work; the rest goes on waiting, but for those for which

@@ -52,6 +52,20 @@ pub struct ToWait {
     pub json: Vec<u8>,
 }
 
+impl ToWait {
+    /// An event whose signatures could not be checked for want of these servers' keys (none: for another reason), with
+    /// how often they were asked for and when that is done next.
+    pub fn for_keys(
+        room: RoomKey,
+        (event_id, json): (EventId, &[u8]),
+        servers: &[ServerName],
+        (attempts, retry_ms): (u32, Millis),
+    ) -> Self {
+        let needs = servers.iter().map(ToString::to_string).collect();
+        Self { room, event_id, verified: false, needs, attempts, retry_ms, json: json.to_vec() }
+    }
+}
+
 /// How much waits already.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Queue {
@@ -243,23 +257,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Nothing of a room is looked at before then.
-    pub fn put_off_room(&mut self, room: RoomKey, until: Millis) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE waiting_events SET due_ms = ?2 WHERE room_key = ?1 AND due_ms < ?2")?
-            .execute([room, until])?;
-        Ok(())
-    }
-
     /// An event that waits no longer.
     pub fn end_waiting(&mut self, key: WaitingKey) -> Result<()> {
         self.conn().prepare_cached("DELETE FROM waiting_events WHERE waiting = ?1")?.execute([key])?;
-        Ok(())
-    }
-
-    /// Nobody waits any more for what happens in a room.
-    pub fn end_waiting_in(&mut self, room: RoomKey) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM waiting_events WHERE room_key = ?1")?.execute([room])?;
         Ok(())
     }
 

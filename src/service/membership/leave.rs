@@ -1,17 +1,15 @@
 //! Leaves, both ends: our user leaves, rejects an invite or withdraws a knock (`leave`), and another server's user does
-//! (`receive_leave`); and how we learn that somebody removed our user from a room that we are not in
-//! (`remote_member_event`).
+//! (`receive_leave`).
 
 use serde_json::{Map, Value};
 
-use super::knock::shown_outside;
 use super::{Answers, Ask, Door, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::Kind;
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
-use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, stripped_state};
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
@@ -218,113 +216,4 @@ impl Homeserver {
         let leave = self.with_policy_signature(leave)?;
         self.accept_signed(leave, origin, Membership::Leave).map(drop)
     }
-}
-
-// ----- our user was removed from a room that we are not in -----
-
-impl Homeserver {
-    /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say (format,
-    /// signatures): one that removes one of our users from the room (a knock refused, an invite rescinded, a ban), and
-    /// an invite that we signed while we were still in the room. `json` is the PDU as received.
-    /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`,
-    /// 400 `M_INVALID_PARAM`.
-    pub fn remote_member_event(&self, room_id: &RoomId, json: &[u8]) -> Result<()> {
-        let unknown = || Error::not_found("This server is not in that room");
-        let head: Head = serde_json::from_slice(json).map_err(|_| unknown())?;
-        let user = UserId::parse(&head.state_key).map_err(|_| unknown())?;
-        if head.event_type != "m.room.member" || !self.is_ours(&user) {
-            return Err(unknown());
-        }
-        let (row, room) = self.store.read(|db| Ok((remote_row(db, room_id, &user)?, db.room(room_id)?)))?;
-        let version = row.as_ref().map(|row| row.room_version).or(room.map(|room| room.version));
-        let event = self.check_pdu(json, version.ok_or_else(unknown)?)?;
-        if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
-            return Err(Error::invalid_param("Not a member event of this user in this room"));
-        }
-        let told = row.as_ref().and_then(|row| row.event.as_ref());
-        if told.is_some_and(|told| told.event_id() == event.event_id()) {
-            return Ok(());
-        }
-        match event.membership() {
-            Some(Membership::Invite) => self.invite_by_transaction(event, &user),
-            Some(Membership::Leave | Membership::Ban) if event.sender() != &user => {
-                self.remove_by_transaction(event, user, &row.ok_or_else(unknown)?)
-            }
-            _ => Err(unknown()),
-        }
-    }
-
-    /// An invite that we signed when it was offered, but left to the room to tell us of; since then we have left it.
-    fn invite_by_transaction(&self, invite: Pdu, user: &UserId) -> Result<()> {
-        let (known, shown) = self.store.read(|db| {
-            let room = db.room(invite.room_id())?;
-            let shown = room.map(|room| shown_outside(db, &room, None)).transpose()?;
-            Ok((db.event(invite.event_id())?.is_some(), shown.unwrap_or_default()))
-        })?;
-        if known {
-            return Ok(());
-        }
-        self.check_signature_of(&invite, self.server_name())?;
-        let shown = stripped_state::usable(&shown, invite.room_id(), invite.version());
-        let origin = invite.sender().server();
-        self.note_invite(invite, user, shown, &origin)
-    }
-
-    /// Closes a membership, provided that the removal comes from the room: it rests on the very event that we have, or
-    /// its sender's server is the one that we deal with there.
-    fn remove_by_transaction(&self, event: Pdu, user: UserId, row: &RemoteMembership) -> Result<()> {
-        if !comes_from_the_room(row, &event) {
-            return Err(Error::forbidden("Nothing shows that this event is of that room"));
-        }
-        let room_id = row.room_id.clone();
-        self.store.write(move |tx| {
-            let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(()) };
-            if row.state == State::Closed || is_overtaken(&row, &event) {
-                return Ok(());
-            }
-            if row.state == State::Leaving {
-                // Clients were told of their own leave; now there is nobody left to tell.
-                row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
-                (row.attempts, row.due_ms) = (0, None);
-                return tx.save_remote_membership_quietly(&row);
-            }
-            row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
-            row.tell(event);
-            row.pending = None;
-            (row.attempts, row.due_ms) = (0, None);
-            tx.save_remote_membership(&row)
-        })
-    }
-}
-
-/// What must be known of a PDU before anything else is.
-#[derive(serde::Deserialize)]
-struct Head {
-    #[serde(rename = "type")]
-    event_type: String,
-    state_key: String,
-}
-
-/// Whether the event removes a membership that another has followed: a refusal of a knock that arrives after the invite,
-/// or once more after the next knock. Whoever removes the present membership rests on its event (auth events selection
-/// names the target's), or at least comes later in the room.
-fn is_overtaken(row: &RemoteMembership, removal: &Pdu) -> bool {
-    // A leave that the room has not been told is not in the way; what was left is.
-    let present = if row.state == State::Leaving { &row.previous } else { &row.event };
-    present.as_ref().is_some_and(|present| {
-        !removal.auth_events().contains(present.event_id()) && removal.depth() <= present.depth()
-    })
-}
-
-/// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which
-/// outsiders do not; or else speaks for the server that invited them, or that took their knock. Other servers that we
-/// asked, perhaps in vain and because a link said so, have no say.
-fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
-    let ours = [&row.event, &row.previous, &row.pending];
-    let rests_on_ours = ours.into_iter().flatten().any(|e| event.auth_events().contains(e.event_id()));
-    let server = event.sender().server();
-    let inviter = row.event.as_ref().map(|e| e.sender().server());
-    let knocked = matches!(row.state, State::Knocking | State::Knocked);
-    let knocked_through = row.via.first().filter(|_| knocked);
-    rests_on_ours || inviter.as_ref() == Some(&server) || knocked_through == Some(&server)
 }

@@ -17,11 +17,13 @@ mod join;
 mod knock;
 mod leave;
 mod moderate;
+mod outside;
 pub mod third_party;
 mod turns;
 
 pub use invite::InviteReceived;
 pub(in crate::service) use invite::blocks_invites;
+pub(in crate::service) use outside::{Heard, version_outside};
 pub use turns::Turns;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,191 @@
+//! What a room that we are not in tells us about one of our users: that somebody removed them (a knock refused, an invite
+//! rescinded, a ban), or invites them. It comes by transaction, like any event, and nobody sends it a second time.
+
+use std::time::Duration;
+
+use super::knock::shown_outside;
+use super::leave::remote_row;
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
+use crate::service::Homeserver;
+use crate::service::verify::Checked;
+use crate::store::Db;
+use crate::store::remote_memberships::RemoteMembership;
+
+/// What became of a PDU of a room that we are not in.
+pub(in crate::service) enum Heard {
+    /// It took effect, or there was nothing left to do.
+    Settled,
+    /// It would concern us, if it is what it says: the keys of these servers could not be had.
+    NoKey(Vec<ServerName>),
+}
+
+/// A member event about one of us, and what we know of that membership.
+struct News {
+    event: Pdu,
+    user: UserId,
+    row: Option<RemoteMembership>,
+}
+
+impl Homeserver {
+    /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say (format,
+    /// signatures): one that removes one of our users from the room, and an invite that we signed while we were still in
+    /// the room. `json` is the PDU as received; `within`: the time to find keys.
+    /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`,
+    /// 400 `M_INVALID_PARAM`.
+    pub(in crate::service) fn remote_member_event(
+        &self,
+        room_id: &RoomId,
+        json: &[u8],
+        within: Duration,
+    ) -> Result<Heard> {
+        let head: Head = serde_json::from_slice(json).map_err(|_| unknown())?;
+        let user = UserId::parse(&head.state_key).map_err(|_| unknown())?;
+        if head.event_type != "m.room.member" || !self.is_ours(&user) {
+            return Err(unknown());
+        }
+        let version = self.store.read(|db| version_outside(db, room_id, Some(&user)))?.ok_or_else(unknown)?;
+        // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to wait.
+        if self.of_concern(room_id, &user, Pdu::parse(json, version)?)?.is_none() {
+            return Ok(Heard::Settled);
+        }
+        match self.check_received(&[json], version, within).pop() {
+            Some(Checked::Passed(event)) => {
+                // The room may have said more while the key was fetched.
+                if let Some(news) = self.of_concern(room_id, &user, event)? {
+                    self.take_to_heart(news)?;
+                }
+                Ok(Heard::Settled)
+            }
+            Some(Checked::NoKey(_, servers)) => Ok(Heard::NoKey(servers)),
+            Some(Checked::Dropped(e)) => Err(e),
+            None => Err(Error::internal("one event in, none out")),
+        }
+    }
+
+    /// Whether an event changes what we know of a user's membership, provided that it is signed by its sender. None: no
+    /// more. Errors as for [`Homeserver::remote_member_event`].
+    fn of_concern(&self, room_id: &RoomId, user: &UserId, event: Pdu) -> Result<Option<News>> {
+        if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
+            return Err(Error::invalid_param("Not a member event of this user in this room"));
+        }
+        let (row, known) = self
+            .store
+            .read(|db| Ok((remote_row(db, room_id, user)?, db.event_key(event.event_id())?.is_some())))?;
+        let told = row.as_ref().and_then(|row| row.event.as_ref());
+        if told.is_some_and(|told| told.event_id() == event.event_id()) {
+            return Ok(None);
+        }
+        match event.membership() {
+            Some(Membership::Invite) if known => return Ok(None),
+            // One that we signed when it was offered, but left to the room to tell us of; since then we have left it.
+            Some(Membership::Invite) => self.check_signature_of(&event, self.server_name())?,
+            Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
+                let row = row.as_ref().ok_or_else(unknown)?;
+                if !comes_from_the_room(row, &event) {
+                    return Err(Error::forbidden("Nothing shows that this event is of that room"));
+                }
+                if is_over(row, &event) {
+                    return Ok(None);
+                }
+            }
+            _ => return Err(unknown()),
+        }
+        Ok(Some(News { event, user: user.clone(), row }))
+    }
+
+    fn take_to_heart(&self, news: News) -> Result<()> {
+        let News { event, user, row } = news;
+        if event.membership() == Some(Membership::Invite) {
+            return self.invite_by_transaction(event, &user);
+        }
+        row.map_or(Ok(()), |row| self.remove_by_transaction(event, user, row.room_id))
+    }
+
+    fn invite_by_transaction(&self, invite: Pdu, user: &UserId) -> Result<()> {
+        let shown = self.store.read(|db| {
+            let room = db.room(invite.room_id())?;
+            room.map(|room| shown_outside(db, &room, None)).transpose()
+        })?;
+        let shown = stripped_state::usable(&shown.unwrap_or_default(), invite.room_id(), invite.version());
+        let origin = invite.sender().server();
+        self.note_invite(invite, user, shown, &origin)
+    }
+
+    /// Closes a membership.
+    fn remove_by_transaction(&self, event: Pdu, user: UserId, room_id: RoomId) -> Result<()> {
+        self.store.write(move |tx| {
+            let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(()) };
+            if is_over(&row, &event) {
+                return Ok(());
+            }
+            if row.state == State::Leaving {
+                // Clients were told of their own leave; now there is nobody left to tell.
+                row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
+                (row.attempts, row.due_ms) = (0, None);
+                return tx.save_remote_membership_quietly(&row);
+            }
+            row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
+            row.tell(event);
+            row.pending = None;
+            (row.attempts, row.due_ms) = (0, None);
+            tx.save_remote_membership(&row)
+        })
+    }
+}
+
+/// The version by which events of a room that we are not in are read: what those said with whom the user deals there,
+/// else what we know from a time when we were in it, or from those through whom one of us is joining.
+pub(in crate::service) fn version_outside(
+    db: &Db<'_>,
+    room_id: &RoomId,
+    user: Option<&UserId>,
+) -> Result<Option<RoomVersion>> {
+    let row = user.map(|user| db.remote_membership(room_id, user)).transpose()?.flatten();
+    if let Some(row) = row {
+        return Ok(Some(row.room_version));
+    }
+    match db.room(room_id)? {
+        Some(room) => Ok(Some(room.version)),
+        None => db.joining_version(room_id),
+    }
+}
+
+fn unknown() -> Error {
+    Error::not_found("This server is not in that room")
+}
+
+/// What must be known of a PDU before anything else is.
+#[derive(serde::Deserialize)]
+struct Head {
+    #[serde(rename = "type")]
+    event_type: String,
+    state_key: String,
+}
+
+/// Whether the event removes a membership that is no more, or that another has followed: a refusal of a knock that arrives after the invite,
+/// or once more after the next knock. Whoever removes the present membership rests on its event (auth events selection
+/// names the target's), or at least comes later in the room.
+fn is_over(row: &RemoteMembership, removal: &Pdu) -> bool {
+    // A leave that the room has not been told is not in the way; what was left is.
+    let present = if row.state == State::Leaving { &row.previous } else { &row.event };
+    let is_followed = present.as_ref().is_some_and(|present| {
+        !removal.auth_events().contains(present.event_id()) && removal.depth() <= present.depth()
+    });
+    row.state == State::Closed || is_followed
+}
+
+/// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which
+/// outsiders do not; or else speaks for the server that invited them, or that took their knock. Other servers that we
+/// asked, perhaps in vain and because a link said so, have no say.
+fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
+    let ours = [&row.event, &row.previous, &row.pending];
+    let rests_on_ours = ours.into_iter().flatten().any(|e| event.auth_events().contains(e.event_id()));
+    let server = event.sender().server();
+    let inviter = row.event.as_ref().map(|e| e.sender().server());
+    let knocked = matches!(row.state, State::Knocking | State::Knocked);
+    let knocked_through = row.via.first().filter(|_| knocked);
+    rests_on_ours || inviter.as_ref() == Some(&server) || knocked_through == Some(&server)
+}

@@ -1,0 +1,203 @@
+//! What a room that we are not in tells us about our users, where the key of the one who says it cannot be had at that
+//! moment: it is kept before we answer, and takes effect once the key is there.
+
+mod common;
+
+use std::time::Duration;
+
+use common::ProcessServer;
+use common::peer::{FakeRoom, Peer};
+use common::wait::{Gate, wait_until};
+use doorstep::TestServer;
+use doorstep::http::Reply;
+use doorstep::protocol::Pdu;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+/// A room on one peer with a moderator of another, whose keys cannot be had; and the server's bob, who has knocked.
+struct Scene {
+    peer: Peer,
+    gone: Peer,
+    room: FakeRoom,
+}
+
+impl Scene {
+    fn new(bob: &TestUser) -> Scene {
+        let (peer, gone) = (Peer::start(), Peer::start());
+        gone.hide_keys(true);
+        let mut room = FakeRoom::new(&peer, "11", "knock");
+        room.add(&gone, "m.room.member", gone.user("mod").as_str(), &gone.user("mod"), member("join"));
+        peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+        peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+        let path = format!(
+            "/_matrix/client/v3/knock/{}?via={}",
+            segment(room.id.as_str()),
+            segment(peer.name().as_str())
+        );
+        let (status, said) = bob.request("POST", &path, Some(json!({})));
+        assert_eq!(status, 200, "{said}");
+        bob.wait_for_room("knock", room.id.as_str());
+        let knock = peer.wait_for("send_knock").body.as_object().expect("an event").clone();
+        room.take(Pdu::from_object(knock, room.version).expect("our own knock"));
+        Scene { peer, gone, room }
+    }
+
+    /// The moderator removes bob.
+    fn removal(&self, bob: &TestUser, membership: &str, reason: &str) -> Pdu {
+        let content = json!({ "membership": membership, "reason": reason });
+        self.room.draft(&self.gone, "m.room.member", bob.id(), &self.gone.user("mod"), content)
+    }
+
+    /// What is said of an event that the room's server sends.
+    fn send(&self, server: &str, txn: &str, event: &Pdu) -> Value {
+        let (status, body) = self.peer.send_transaction(server, txn, &[event]);
+        assert_eq!(status, 200, "{body}");
+        body["pdus"][event.event_id().as_str()].clone()
+    }
+
+    fn knocks(&self, bob: &TestUser) -> bool {
+        bob.initial_sync()["rooms"]["knock"].get(self.room.id.as_str()).is_some()
+    }
+}
+
+fn member(membership: &str) -> Value {
+    json!({ "membership": membership })
+}
+
+fn waiting(server: &TestServer, scene: &Scene) -> usize {
+    let hs = server.homeserver();
+    let queue = hs.store.read(|db| match db.room(&scene.room.id)? {
+        Some(room) => db.waiting_queue(room.key, scene.peer.name()).map(|queue| queue.of_origin_in_room),
+        None => Ok(0),
+    });
+    queue.expect("the database reads")
+}
+
+#[test]
+fn a_refusal_whose_key_cannot_be_had_is_kept_and_ends_the_knock_once_the_key_is_there() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    for membership in ["leave", "ban"] {
+        let scene = Scene::new(&bob);
+        let refusal = scene.removal(&bob, membership, "no");
+        assert_eq!(scene.send(server.name(), "1", &refusal), json!({}));
+        assert_eq!((waiting(&server, &scene), scene.knocks(&bob)), (1, true));
+        // A repeat is no second one.
+        assert_eq!(scene.send(server.name(), "2", &refusal), json!({}));
+        assert_eq!(waiting(&server, &scene), 1);
+        scene.gone.hide_keys(false);
+        server.advance(Duration::from_secs(3600));
+        bob.wait_for_room("leave", scene.room.id.as_str());
+        wait_until("nothing waits any more", || waiting(&server, &scene) == 0);
+        assert!(!scene.knocks(&bob));
+    }
+}
+
+#[test]
+fn the_key_that_comes_another_way_ends_the_waiting_at_once() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let scene = Scene::new(&bob);
+    assert_eq!(scene.send(server.name(), "1", &scene.removal(&bob, "leave", "no")), json!({}));
+    scene.gone.hide_keys(false);
+    // It is not yet time to ask for the key once more; but the server speaks to us, and so its key is fetched.
+    server.advance(Duration::from_secs(6));
+    wait_until("the server's request is believed", || {
+        scene.gone.ask(server.name(), "GET", "/_matrix/federation/v1/query/profile?user_id=x", None).0 != 401
+    });
+    bob.wait_for_room("leave", scene.room.id.as_str());
+}
+
+#[test]
+fn a_refusal_that_waits_survives_a_kill() {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let scene = Scene::new(&bob);
+    assert_eq!(scene.send(server.name(), "1", &scene.removal(&bob, "leave", "no")), json!({}));
+    server.kill();
+    scene.gone.hide_keys(false);
+    server.resume();
+    bob.wait_for_room("leave", scene.room.id.as_str());
+}
+
+#[test]
+fn what_waits_from_outside_is_bounded_and_given_up_some_day() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let scene = Scene::new(&bob);
+    let all: Vec<Pdu> = (0..201).map(|n| scene.removal(&bob, "leave", &n.to_string())).collect();
+    for (txn, events) in all[..200].chunks(50).enumerate() {
+        let events: Vec<&Pdu> = events.iter().collect();
+        let (status, said) = scene.peer.send_transaction(server.name(), &txn.to_string(), &events);
+        assert_eq!(status, 200, "{said}");
+        assert!(events.iter().all(|e| said["pdus"][e.event_id().as_str()] == json!({})), "{said}");
+    }
+    assert_eq!(waiting(&server, &scene), 200);
+    let (status, said) = scene.peer.send_transaction(server.name(), "more", &[&all[200]]);
+    assert_eq!((status, &said["errcode"]), (429, &json!("M_LIMIT_EXCEEDED")), "not answered for: {said}");
+    // Of what would change nothing, nothing is kept, whoever signed it.
+    let own =
+        scene.room.draft(&scene.gone, "m.room.member", bob.id(), &scene.gone.user("mod"), member("join"));
+    let (_, said) = scene.peer.send_transaction(server.name(), "own", &[&own]);
+    assert!(said["pdus"][own.event_id().as_str()]["error"].is_string(), "{said}");
+    server.advance(Duration::from_secs(3 * 24 * 3600 + 60));
+    wait_until("it is given up", || waiting(&server, &scene) == 0);
+    assert!(scene.knocks(&bob));
+}
+
+#[test]
+fn an_old_refusal_whose_key_comes_late_does_not_end_the_next_knock() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let mut scene = Scene::new(&bob);
+    let late = scene.removal(&bob, "leave", "no");
+    assert_eq!(scene.send(server.name(), "1", &late), json!({}));
+    // Somebody else refuses him as well, which is heard at once; and he knocks again.
+    let creator = scene.room.creator.clone();
+    scene.room.take(late);
+    let other = scene.room.add(&scene.peer, "m.room.member", bob.id(), &creator, member("leave"));
+    assert_eq!(scene.send(server.name(), "2", &other), json!({}));
+    bob.wait_for_room("leave", scene.room.id.as_str());
+    scene.peer.answer_json("make_knock", 200, scene.room.template(bob.id(), "knock"));
+    let (room, via) = (segment(scene.room.id.as_str()), segment(scene.peer.name().as_str()));
+    let path = format!("/_matrix/client/v3/knock/{room}?via={via}");
+    assert_eq!(bob.request("POST", &path, Some(json!({}))).0, 200);
+    scene.gone.hide_keys(false);
+    server.advance(Duration::from_secs(3600));
+    wait_until("nothing waits any more", || waiting(&server, &scene) == 0);
+    assert!(scene.knocks(&bob));
+}
+
+#[test]
+fn what_a_room_says_of_one_of_us_while_another_joins_is_part_of_the_room_then() {
+    let (server, peer) = (TestServer::start(), &Peer::start());
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let mut room = FakeRoom::new(peer, "11", "public");
+    let (template, answer, gate) = (room.template(alice.id(), "join"), room.join_answer(), Gate::default());
+    peer.answer_json("make_join", 200, template);
+    peer.answer("send_join", {
+        let gate = gate.clone();
+        move |_| {
+            gate.pass();
+            Reply::json(&answer)
+        }
+    });
+    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    let alice = std::thread::scope(|scope| {
+        let door = room.id.clone();
+        let joining = scope.spawn(move || {
+            alice.join_via(door.as_str(), &[peer.name().as_str()]);
+            alice
+        });
+        let join = peer.wait_for("send_join").body.as_object().expect("an event").clone();
+        room.take(Pdu::from_object(join, room.version).expect("the join"));
+        let ban = room.draft(peer, "m.room.member", bob.id(), &room.creator, member("ban"));
+        let (_, said) = peer.send_transaction(server.name(), "1", &[&ban]);
+        assert_eq!(said["pdus"][ban.event_id().as_str()], json!({}), "{said}");
+        gate.open();
+        joining.join().expect("the join is done")
+    });
+    wait_until("the room has it", || {
+        alice.membership_of(room.id.as_str(), bob.id()).as_deref() == Some("ban")
+    });
+}
