@@ -135,7 +135,8 @@ CREATE TABLE state_changes (
 CREATE INDEX state_changes_by_stream ON state_changes (room_key, stream);
 
 -- The members of each room, from its current state. `stream`: when this came about. `local`: one of us.
--- `forgotten`: the user wants to hear no more of the room.
+-- `forgotten`: the user wants to hear no more of the room. `joined_since`: of one of us who is joined, when they came in.
+-- The servers that were there by then and had no room with the user yet are owed the last update of the user's devices.
 CREATE TABLE memberships (
   room_key INTEGER NOT NULL,
   user_id TEXT NOT NULL,
@@ -144,8 +145,10 @@ CREATE TABLE memberships (
   stream INTEGER NOT NULL,
   local INTEGER NOT NULL,
   forgotten INTEGER NOT NULL DEFAULT 0,
+  joined_since INTEGER,
   PRIMARY KEY (room_key, user_id)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX memberships_joined_since ON memberships (joined_since) WHERE joined_since IS NOT NULL;
 CREATE INDEX memberships_of_local_users ON memberships (user_id, stream) WHERE local = 1;
 CREATE INDEX memberships_here ON memberships (room_key, membership) WHERE local = 1;
 
@@ -397,10 +400,13 @@ CREATE TABLE to_device_received (
 CREATE INDEX to_device_received_by_age ON to_device_received (received_ms);
 
 -- Users whose devices changed, ours and those of others with whom one of us shares a room, and when they did last. For one
--- of ours this is the `stream_id` that other servers are told.
+-- of ours this is the `stream_id` that other servers are told, `previous` the one before it, and `device_id` the device
+-- that changed.
 CREATE TABLE device_changes (
   user_id TEXT PRIMARY KEY,
-  stream INTEGER NOT NULL
+  stream INTEGER NOT NULL,
+  previous INTEGER,
+  device_id TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX device_changes_by_stream ON device_changes (stream);
 

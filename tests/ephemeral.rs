@@ -61,15 +61,6 @@ fn sees_receipt(user: &TestUser, room: &str, of: &str, thread: Option<&str>, eve
     });
 }
 
-/// A transaction of nothing but ephemeral messages.
-#[track_caller]
-fn send_edus(peer: &Peer, server: &TestServer, txn: &str, edus: &[Value]) {
-    let body = json!({ "origin": peer.name(), "origin_server_ts": now_ms(), "pdus": [], "edus": edus });
-    let path = format!("/_matrix/federation/v1/send/{txn}");
-    let (status, answer) = peer.ask(server.name(), "PUT", &path, Some(&body));
-    assert_eq!(status, 200, "{answer}");
-}
-
 fn edu(edu_type: &str, content: Value) -> Value {
     json!({ "edu_type": edu_type, "content": content })
 }
@@ -335,7 +326,7 @@ fn what_a_server_says_of_others_or_of_rooms_that_keep_it_out_is_passed_over() {
         typing_edu(id, creator.as_str(), true),
         receipt(creator.as_str(), &event),
     ];
-    send_edus(&peer, &server, "t1", &hostile);
+    peer.send_edus(server.name(), "t1", &hostile);
     let seen = bob.sync(Duration::ZERO);
     assert_eq!(fleeting(&seen, id, "m.typing"), [&json!({ "user_ids": [creator] })]);
     let expected = json!({ event.as_str(): { "m.read": { creator.as_str(): { "ts": 1 } } } });
@@ -348,7 +339,7 @@ fn what_a_server_says_of_others_or_of_rooms_that_keep_it_out_is_passed_over() {
     let second = bob.send(id, "second");
     bob.sync(Duration::ZERO);
     let shut_out = [typing_edu(id, creator.as_str(), false), receipt(creator.as_str(), &second)];
-    send_edus(&peer, &server, "t3", &shut_out);
+    peer.send_edus(server.name(), "t3", &shut_out);
     let seen = bob.sync(Duration::ZERO);
     assert!(fleeting(&seen, id, "m.typing").is_empty() && fleeting(&seen, id, "m.receipt").is_empty());
     // Somebody whose server said no more stops in the end.
@@ -472,7 +463,7 @@ fn of_the_presence_that_a_server_tells_only_that_of_its_own_users_counts() {
     let late: Vec<Value> =
         (0..100).map(|_| json!({})).chain([push(creator.as_str(), "offline", 1)]).collect();
     edus.push(edu("m.presence", json!({ "push": late })));
-    send_edus(&peer, &server, "t1", &edus);
+    peer.send_edus(server.name(), "t1", &edus);
     sees_presence(&bob, creator.as_str(), "online");
     assert_eq!(bob.get(&presence_path(bob.id()))["presence"], "online");
     let unknown = server.homeserver().store.read(|db| db.presence(&stranger)).expect("read");
@@ -480,7 +471,7 @@ fn of_the_presence_that_a_server_tells_only_that_of_its_own_users_counts() {
     let long = "x".repeat(5000);
     let mut wordy = push(creator.as_str(), "unavailable", 0);
     wordy["status_msg"] = json!(long);
-    send_edus(&peer, &server, "t2", &[edu("m.presence", json!({ "push": [wordy] }))]);
+    peer.send_edus(server.name(), "t2", &[edu("m.presence", json!({ "push": [wordy] }))]);
     let seen = sees_presence(&bob, creator.as_str(), "unavailable");
     assert!(seen.get("status_msg").is_none(), "{seen}");
     // A server that says no more is taken to be gone.

@@ -1,17 +1,14 @@
-//! Messages to devices and device lists: to each device once, in order, whatever happens in between.
+//! Messages to devices: to each device once, in order, whatever happens in between.
 
 mod common;
 
 use std::time::Duration;
 
 use common::ProcessServer;
-use common::peer::{Peer, now_ms};
-use common::scene::{bob_at, edus_at};
-use common::wait::wait_until;
+use common::peer::Peer;
+use common::scene::log_in;
 use doorstep::TestServer;
-use doorstep::http::Reply;
-use doorstep::protocol::UserId;
-use doorstep::testing::{TestUser, segment};
+use doorstep::testing::TestUser;
 use serde_json::{Value, json};
 
 #[track_caller]
@@ -46,23 +43,9 @@ fn receive(user: &TestUser, count: usize) -> Vec<i64> {
     all
 }
 
-#[track_caller]
-fn send_edus(peer: &Peer, server: &str, txn: &str, edus: &[Value]) {
-    let body = json!({ "origin": peer.name(), "origin_server_ts": now_ms(), "pdus": [], "edus": edus });
-    let path = format!("/_matrix/federation/v1/send/{txn}");
-    let (status, answer) = peer.ask(server, "PUT", &path, Some(&body));
-    assert_eq!(status, 200, "{answer}");
-}
-
 fn direct(sender: &str, id: &str, messages: Value) -> Value {
     let content = json!({ "sender": sender, "type": "m.test", "message_id": id, "messages": messages });
     json!({ "edu_type": "m.direct_to_device", "content": content })
-}
-
-fn log_in(server: &TestServer, user: &TestUser, device: &str) -> TestUser {
-    let id = UserId::parse(user.id()).expect("a user id");
-    let login = server.homeserver().log_in(&id, Some(device), Some("my other"), false).expect("logged in");
-    TestUser::new(server.url(), user.id(), &login.access_token)
 }
 
 #[test]
@@ -161,10 +144,10 @@ fn a_message_that_was_received_survives_a_kill_and_its_repeat_is_known() {
     let peer = Peer::start();
     let eve = peer.user("eve");
     let message = |id: &str, n: i64| direct(eve.as_str(), id, json!({ bob.id(): { "*": { "n": n } } }));
-    send_edus(&peer, server.name(), "t1", &[message("one", 1), message("two", 2), message("one", 1)]);
+    peer.send_edus(server.name(), "t1", &[message("one", 1), message("two", 2), message("one", 1)]);
     server.kill();
     server.resume();
-    send_edus(&peer, server.name(), "t2", &[message("two", 2), message("three", 3)]);
+    peer.send_edus(server.name(), "t2", &[message("two", 2), message("three", 3)]);
     assert_eq!(receive(&bob, 3), [1, 2, 3]);
     assert!(numbers(&bob.sync(Duration::ZERO)).is_empty());
 }
@@ -192,131 +175,6 @@ fn a_server_cannot_write_in_the_name_of_others_nor_to_whom_does_not_exist() {
         json!({ "edu_type": "m.direct_to_device", "content": {} }),
         direct(&eve, &"é".repeat(32), to_bob(8)),
     ];
-    send_edus(&peer, server.name(), "t1", &hostile);
+    peer.send_edus(server.name(), "t1", &hostile);
     assert_eq!(receive(&bob, 1), [8]);
-}
-
-#[test]
-fn who_shares_a_room_is_told_of_devices_that_come_and_go() {
-    let (a, b) = TestServer::pair();
-    let (alice, bob, carol) = (a.user("alice"), b.user("bob"), b.user("carol"));
-    let room = alice.create_room();
-    bob.join_via(&room, &[a.name()]);
-    bob.initial_sync();
-    carol.initial_sync();
-    let changed = |user: &TestUser, whose: &TestUser| {
-        user.sync_until("a changed device list", |answer| {
-            let changed = answer["device_lists"]["changed"].as_array()?;
-            changed.iter().any(|id| *id == whose.id()).then_some(())
-        });
-    };
-    let second = log_in(&a, &alice, "SECOND");
-    changed(&bob, &alice);
-    alice.put("/_matrix/client/v3/devices/SECOND", json!({ "display_name": "renamed" }));
-    changed(&bob, &alice);
-    second.post("/_matrix/client/v3/logout", json!({}));
-    changed(&bob, &alice);
-    // One's own devices are news to oneself, too.
-    alice.initial_sync();
-    log_in(&a, &alice, "THIRD");
-    changed(&alice, &alice);
-    assert!(carol.sync(Duration::ZERO).get("device_lists").is_none(), "carol shares no room with alice");
-}
-
-#[test]
-fn a_gap_in_the_updates_of_a_user_has_the_whole_list_fetched() {
-    let peer = Peer::start();
-    let (server, bob, room) = bob_at(&peer);
-    let creator = room.creator.clone();
-    let update = |device: &str, stream: i64, prev: Value| {
-        let content =
-            json!({ "user_id": creator, "device_id": device, "stream_id": stream, "prev_id": prev });
-        json!({ "edu_type": "m.device_list_update", "content": content })
-    };
-    let known = || {
-        let devices = server.homeserver().store.read(|db| db.remote_devices(&creator)).expect("read");
-        devices.into_iter().map(|device| device.device_id).collect::<Vec<_>>()
-    };
-    send_edus(&peer, server.name(), "t1", &[update("A", 5, json!([])), update("B", 6, json!([5]))]);
-    wait_until("both are known", || known() == ["A", "B"]);
-    assert!(peer.asked("user/devices").is_empty());
-    let gate = common::wait::Gate::default();
-    let list = json!({
-        "user_id": creator, "stream_id": 9,
-        "devices": [{ "device_id": "C", "keys": { "user_id": creator, "device_id": "C" } }, { "device_id": "D" }],
-    });
-    peer.answer("user/devices", {
-        let gate = gate.clone();
-        move |_| {
-            gate.pass();
-            Reply::json(&list)
-        }
-    });
-    bob.initial_sync();
-    send_edus(&peer, server.name(), "t2", &[update("C", 9, json!([8]))]);
-    peer.wait_for("user/devices");
-    gate.open();
-    wait_until("the list is there", || known() == ["C", "D"]);
-    let told = bob.sync(Duration::ZERO);
-    assert_eq!(told["device_lists"]["changed"], json!([creator]));
-    // The chain goes on from there; a repeat and a message about others change nothing.
-    let mut gone = update("D", 12, json!([9]));
-    gone["content"]["deleted"] = json!(true);
-    let foreign = json!({ "edu_type": "m.device_list_update", "content":
-        { "user_id": bob.id(), "device_id": "X", "stream_id": 1, "prev_id": [] } });
-    let unshared = json!({ "edu_type": "m.device_list_update", "content":
-        { "user_id": peer.user("stranger"), "device_id": "X", "stream_id": 1, "prev_id": [] } });
-    send_edus(&peer, server.name(), "t3", &[gone, update("C", 9, json!([8])), foreign, unshared]);
-    wait_until("the end of one", || known() == ["C"]);
-    let stranger = peer.user("stranger");
-    let of_stranger = server.homeserver().store.read(|db| db.remote_device_list(&stranger)).expect("read");
-    assert_eq!(of_stranger, None);
-    let keys = json!({ "edu_type": "m.signing_key_update", "content": { "user_id": creator } });
-    bob.sync(Duration::ZERO);
-    send_edus(&peer, server.name(), "t4", &[keys]);
-    assert_eq!(bob.sync(Duration::ZERO)["device_lists"]["changed"], json!([creator]));
-}
-
-#[test]
-fn the_updates_of_our_devices_form_a_chain_that_a_restart_does_not_break() {
-    let peer = Peer::start();
-    let (mut server, bob, _room) = bob_at(&peer);
-    log_in(&server, &bob, "ONE");
-    server.restart();
-    log_in(&server, &bob, "TWO");
-    let id = UserId::parse(bob.id()).expect("a user id");
-    server.homeserver().delete_devices(&id, vec!["ONE".into(), "NEVER".into()]).expect("logged out");
-    wait_until("all three are told", || edus_at(&peer, "m.device_list_update").len() >= 3);
-    let mut told = edus_at(&peer, "m.device_list_update");
-    told.dedup();
-    let devices: Vec<&Value> = told.iter().map(|update| &update["device_id"]).collect();
-    assert_eq!(devices, ["ONE", "TWO", "ONE"]);
-    assert_eq!(told[0]["device_display_name"], "my other");
-    assert_eq!(told[2]["deleted"], true);
-    for (before, after) in told.iter().zip(&told[1..]) {
-        assert_eq!(after["prev_id"], json!([before["stream_id"]]));
-    }
-    let path = format!("/_matrix/federation/v1/user/devices/{}", segment(bob.id()));
-    let (status, list) = peer.ask(server.name(), "GET", &path, None);
-    let expected = json!({ "user_id": bob.id(), "stream_id": told[2]["stream_id"], "devices": [] });
-    assert_eq!((status, list), (200, expected));
-    let path = format!("/_matrix/federation/v1/user/devices/{}", segment("@nobody:localhost"));
-    assert_eq!(peer.ask(server.name(), "GET", &path, None).0, 404);
-}
-
-#[test]
-fn who_comes_into_an_encrypted_room_and_goes_is_listed() {
-    let server = TestServer::start();
-    let (alice, bob) = (server.user("alice"), server.user("bob"));
-    let room = alice.create_room();
-    alice.set_state(&room, "m.room.encryption", "", json!({ "algorithm": "m.megolm.v1.aes-sha2" }));
-    alice.initial_sync();
-    bob.initial_sync();
-    bob.join(&room);
-    assert_eq!(alice.sync(Duration::ZERO)["device_lists"], json!({ "changed": [bob.id()] }));
-    let listed = bob.sync(Duration::ZERO)["device_lists"]["changed"].clone();
-    assert!(listed.as_array().expect("a list").contains(&json!(alice.id())), "{listed}");
-    bob.leave(&room);
-    assert_eq!(alice.sync(Duration::ZERO)["device_lists"], json!({ "left": [bob.id()] }));
-    assert_eq!(bob.sync(Duration::ZERO)["device_lists"], json!({ "left": [alice.id()] }));
 }

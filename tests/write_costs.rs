@@ -13,6 +13,12 @@ fn grown(before: &BTreeMap<String, i64>, after: &BTreeMap<String, i64>) -> BTree
 }
 
 #[test]
+fn a_join_of_a_room_with_five_thousand_servers_owes_them_the_device_list_without_a_row_for_any() {
+    let room = WideRoom::new(5000).unwrap();
+    assert_eq!((room.rows().unwrap()["owed_edus"], room.owed_servers().unwrap()), (0, 5001));
+}
+
+#[test]
 fn a_message_in_a_room_with_five_thousand_servers_is_one_row_and_owed_to_all_of_them() {
     let mut room = WideRoom::new(5000).unwrap();
     assert_eq!(room.servers().unwrap(), 5002);

@@ -6,7 +6,7 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use sha2::{Digest, Sha256};
 
-use super::device_lists::tell_of_gone_devices;
+use super::device_lists::tell_of_devices;
 use super::{Homeserver, random};
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
@@ -148,7 +148,7 @@ impl Homeserver {
             match keep {
                 Some(keep) => {
                     let gone = tx.delete_devices_except(&user, keep.as_deref())?;
-                    tell_of_gone_devices(tx, &user, &gone)
+                    tell_of_devices(tx, &user, &gone)
                 }
                 None => Ok(()),
             }
@@ -160,7 +160,7 @@ impl Homeserver {
         let closed = user.clone();
         self.store.write(move |tx| {
             let gone = tx.deactivate(&closed)?;
-            tell_of_gone_devices(tx, &closed, &gone)
+            tell_of_devices(tx, &closed, &gone)
         })?;
         self.leave_all_rooms(user)
     }

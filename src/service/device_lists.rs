@@ -13,8 +13,8 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::calls::RemoteDevices;
 use crate::protocol::UserId;
-use crate::store::Tx;
-use crate::store::device_lists::{RemoteDevice, RemoteDeviceList};
+use crate::store::device_lists::{OwnChange, RemoteDevice, RemoteDeviceList};
+use crate::store::{Db, Tx};
 
 /// Devices of one user of another server that are remembered.
 const MOST_DEVICES: usize = 1000;
@@ -26,14 +26,6 @@ const LARGEST_KEYS: usize = 16 << 10;
 const LEASE: Millis = 10 * 60 * 1000;
 /// After so many failures a list is not fetched until its server says something new.
 const MOST_ATTEMPTS: u32 = 12;
-
-/// What happened to a device of ours.
-pub(super) enum DeviceChange {
-    /// It was added or renamed, and is called so now.
-    Present(Option<String>),
-    /// It was logged out.
-    Gone,
-}
 
 /// `m.device_list_update` between servers, as far as it is of interest.
 #[derive(Deserialize)]
@@ -57,34 +49,40 @@ pub(super) enum DeviceNews {
     SigningKeys(UserId),
 }
 
-/// One device of ours changed: tells everybody who follows the user's devices.
-pub(super) fn tell_of_device(
-    tx: &mut Tx<'_>,
-    user: &UserId,
-    device: &str,
-    change: &DeviceChange,
-) -> Result<()> {
-    let previous = tx.device_change(user)?;
-    let stream_id = tx.devices_changed(user)?;
+/// One device of ours was added, renamed or logged out: tells everybody who follows the user's devices.
+pub(super) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device: &str) -> Result<()> {
+    tx.devices_changed(user, Some(device))?;
     let servers = tx.servers_that_share_rooms(user)?;
     if servers.is_empty() {
         return Ok(());
     }
-    let prev_id: Vec<i64> = previous.into_iter().collect();
-    let mut content =
-        json!({ "user_id": user, "device_id": device, "stream_id": stream_id, "prev_id": prev_id });
-    match change {
-        DeviceChange::Present(Some(name)) => content["device_display_name"] = json!(name),
-        DeviceChange::Present(None) => {}
-        DeviceChange::Gone => content["deleted"] = json!(true),
-    }
-    let edu = json!({ "edu_type": "m.device_list_update", "content": content }).to_string();
+    let Some(edu) = last_update(tx, user)? else { return Ok(()) };
     servers.iter().try_for_each(|server| tx.owe_edu(server, &edu))
 }
 
-/// The same for devices that were logged out.
-pub(super) fn tell_of_gone_devices(tx: &mut Tx<'_>, user: &UserId, devices: &[String]) -> Result<()> {
-    devices.iter().try_for_each(|device| tell_of_device(tx, user, device, &DeviceChange::Gone))
+/// The same for several.
+pub(super) fn tell_of_devices(tx: &mut Tx<'_>, user: &UserId, devices: &[String]) -> Result<()> {
+    devices.iter().try_for_each(|device| tell_of_device(tx, user, device))
+}
+
+/// The last update of one of our users' devices; none if there never was one. It is told to servers that share a room with
+/// the user from now on, too: who has it knows that its list is right, and who lacks what it rests on fetches the list.
+pub(super) fn last_update(db: &Db<'_>, user: &UserId) -> Result<Option<String>> {
+    let Some(OwnChange { stream_id, previous, device_id }) = db.own_device_change(user)? else {
+        return Ok(None);
+    };
+    let prev_id: Vec<i64> = previous.into_iter().collect();
+    let mut content =
+        json!({ "user_id": user, "device_id": device_id, "stream_id": stream_id, "prev_id": prev_id });
+    match db.device(user, &device_id)? {
+        Some(device) => {
+            if let Some(name) = device.display_name {
+                content["device_display_name"] = name.into();
+            }
+        }
+        None => content["deleted"] = true.into(),
+    }
+    Ok(Some(json!({ "edu_type": "m.device_list_update", "content": content }).to_string()))
 }
 
 impl Homeserver {
@@ -132,7 +130,7 @@ impl Homeserver {
                     continue;
                 }
                 match news {
-                    DeviceNews::SigningKeys(user) => drop(tx.devices_changed(&user)?),
+                    DeviceNews::SigningKeys(user) => tx.devices_changed(&user, None)?,
                     DeviceNews::Update(update) => gaps |= take_in(tx, update, now)?,
                 }
             }
@@ -177,8 +175,11 @@ impl Homeserver {
                 let attempts = before.attempts + 1;
                 let again = e.is_transient() && attempts < MOST_ATTEMPTS;
                 let due_ms = again.then(|| now + backoff_ms(attempts));
-                self.store.write(move |tx| {
-                    tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..before })
+                self.store.write(move |tx| match tx.remote_device_list(&owner)? {
+                    Some(list) => {
+                        tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..list })
+                    }
+                    None => Ok(()),
                 })
             }
         }
@@ -215,7 +216,7 @@ fn take_in(tx: &mut Tx<'_>, update: Update, now: Millis) -> Result<bool> {
             tx.set_remote_device(user, &device, MOST_DEVICES)?;
         }
     }
-    tx.devices_changed(user)?;
+    tx.devices_changed(user, None)?;
     Ok(!fits)
 }
 
@@ -227,11 +228,11 @@ fn replace(
     fetched: RemoteDevices,
     now: Millis,
 ) -> Result<()> {
-    let known = tx.remote_device_list(user)?;
+    // Nobody here shares a room with the user any more, so that we would not be told of the next change.
+    let Some(known) = tx.remote_device_list(user)? else { return Ok(()) };
     // What came while it was fetched may be missing in it: then it is fetched once more.
-    let overtaken = known.as_ref().is_some_and(|list| {
-        list.due_ms != before.due_ms || list.stream_id.is_some_and(|reached| reached > fetched.stream_id)
-    });
+    let overtaken =
+        known.due_ms != before.due_ms || known.stream_id.is_some_and(|reached| reached > fetched.stream_id);
     tx.forget_remote_devices(user, None)?;
     for device in fetched.devices.into_iter().take(MOST_DEVICES) {
         if let Some(device) = device_of(device.device_id, device.device_display_name, device.keys) {
@@ -243,8 +244,7 @@ fn replace(
     let due_ms = again.then(|| now + backoff_ms(attempts));
     let list = RemoteDeviceList { stream_id: Some(fetched.stream_id), due_ms, attempts };
     tx.set_remote_device_list(user, &list)?;
-    tx.devices_changed(user)?;
-    Ok(())
+    tx.devices_changed(user, None)
 }
 
 /// A device, if its parts are of a size to be kept.

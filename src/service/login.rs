@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::accounts::token_hash;
-use super::device_lists::{DeviceChange, tell_of_device, tell_of_gone_devices};
+use super::device_lists::{tell_of_device, tell_of_devices};
 use super::{Homeserver, random};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
@@ -89,7 +89,7 @@ impl Homeserver {
             }
             tx.log_in_device(&owner, &device, display_name.as_deref(), &session)?;
             match is_new {
-                true => tell_of_device(tx, &owner, &device, &DeviceChange::Present(display_name)),
+                true => tell_of_device(tx, &owner, &device),
                 false => Ok(()),
             }
         })?;
@@ -156,7 +156,7 @@ impl Homeserver {
         self.store.write(move |tx| {
             for device in &devices {
                 if tx.delete_device(&user, device)? {
-                    tell_of_device(tx, &user, device, &DeviceChange::Gone)?;
+                    tell_of_device(tx, &user, device)?;
                 }
             }
             Ok(())
@@ -168,7 +168,7 @@ impl Homeserver {
         let user = user.clone();
         self.store.write(move |tx| {
             let gone = tx.delete_devices_except(&user, None)?;
-            tell_of_gone_devices(tx, &user, &gone)
+            tell_of_devices(tx, &user, &gone)
         })
     }
 
@@ -176,7 +176,7 @@ impl Homeserver {
     pub fn rename_device(&self, user: &UserId, device: &str, name: &str) -> Result<()> {
         let (user, device, name) = (user.clone(), device.to_owned(), checked_device_name(name)?);
         self.store.write(move |tx| match tx.rename_device(&user, &device, &name)? {
-            true => tell_of_device(tx, &user, &device, &DeviceChange::Present(Some(name))),
+            true => tell_of_device(tx, &user, &device),
             false => Err(Error::not_found("You have no such device")),
         })
     }

@@ -1,8 +1,9 @@
 //! What we owe other servers, and how far each one is (`schema.sql`, "Other servers").
 //!
 //! Owed are: our outgoing events in the rooms where the server resides, within the intervals of its residence; events
-//! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`). All are in stream order. A server
-//! that was away for long is not owed all of it any more (`shorten_backlogs`).
+//! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`); the device lists of those of us who
+//! came into a room with it (`new_acquaintances`). All are in stream order. A server that was away for long is not owed all
+//! of the events any more (`shorten_backlogs`).
 
 use rusqlite::OptionalExtension;
 
@@ -93,6 +94,10 @@ impl Db<'_> {
              WHERE r.server <> ?1 AND EXISTS (
                SELECT 1 FROM events e WHERE e.outgoing = 1 AND e.room_key = r.room_key
                  AND e.stream > max(r.since, r.left_out, coalesce(d.cursor, 0)) AND (r.until IS NULL OR e.stream < r.until))
+             UNION SELECT r.server FROM memberships m CROSS JOIN resident_servers r ON r.room_key = m.room_key
+               LEFT JOIN destinations d ON d.server = r.server
+             WHERE m.joined_since IS NOT NULL AND r.server <> ?1 AND r.until IS NULL AND r.since < m.joined_since
+               AND m.joined_since > coalesce(d.cursor, 0)
              UNION SELECT server FROM owed_events
              UNION SELECT server FROM owed_edus",
         )?;

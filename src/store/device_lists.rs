@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Db, Tx};
+use super::{Db, RoomKey, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::{ServerName, UserId};
@@ -16,6 +16,17 @@ pub struct RemoteDevice {
     pub display_name: Option<String>,
     /// Its identity keys, a JSON object, if it has any.
     pub keys: Option<String>,
+}
+
+/// The last change to the devices of one of us: what the last update that other servers were told is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnChange {
+    /// The number of the update.
+    pub stream_id: i64,
+    /// That of the one before it.
+    pub previous: Option<i64>,
+    /// The device that was added, renamed or logged out.
+    pub device_id: String,
 }
 
 /// How well the devices of another server's user are known.
@@ -35,6 +46,48 @@ impl Db<'_> {
         let mut statement =
             self.conn().prepare_cached("SELECT stream FROM device_changes WHERE user_id = ?1")?;
         Ok(statement.query_row([user.as_str()], |row| row.get(0)).optional()?)
+    }
+
+    /// The last change to the devices of one of us.
+    pub fn own_device_change(&self, user: &UserId) -> Result<Option<OwnChange>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream, previous, device_id FROM device_changes WHERE user_id = ?1 AND device_id IS NOT NULL",
+        )?;
+        let change = statement.query_row([user.as_str()], |row| {
+            Ok(OwnChange { stream_id: row.get(0)?, previous: row.get(1)?, device_id: row.get(2)? })
+        });
+        Ok(change.optional()?)
+    }
+
+    /// Which of us came at positions in `(after, upto]` into a room where a server was already that had no room with them
+    /// until then: each with the position, in this order, at most `limit`.
+    pub fn new_acquaintances(
+        &self,
+        server: &ServerName,
+        (after, upto): (i64, i64),
+        limit: usize,
+    ) -> Result<Vec<(i64, UserId)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT m.joined_since, m.user_id FROM memberships m
+               CROSS JOIN resident_servers r ON r.room_key = m.room_key
+             WHERE m.joined_since > ?2 AND m.joined_since <= ?3
+               AND r.server = ?1 AND r.until IS NULL AND r.since < m.joined_since
+               AND NOT EXISTS (
+                 SELECT 1 FROM memberships o CROSS JOIN resident_servers p ON p.room_key = o.room_key
+                 WHERE o.local = 1 AND o.user_id = m.user_id AND o.joined_since < m.joined_since
+                   AND p.server = ?1 AND p.until IS NULL AND p.since < m.joined_since)
+             ORDER BY m.joined_since LIMIT ?4",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![server.as_str(), after, upto, limit], |row| {
+            Ok((row.get(0)?, row.get::<_, String>(1)?))
+        })?;
+        let mut found = Vec::new();
+        for row in rows {
+            let (at, user) = row?;
+            found.push((at, UserId::parse(&user)?));
+        }
+        Ok(found)
     }
 
     /// Whose devices changed at positions in `(after, upto]`.
@@ -141,19 +194,23 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// The devices of a user changed: wakes them and those of us who share rooms with them. Gives the position.
-    pub fn devices_changed(&mut self, user: &UserId) -> Result<i64> {
-        let stream = self.next_stream();
+    /// The devices of a user changed: wakes them and those of us who share rooms with them. `device`: of one of us, the
+    /// one that changed.
+    pub fn devices_changed(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
+        let at = self.next_stream();
         self.conn()
-            .prepare_cached("INSERT OR REPLACE INTO device_changes (user_id, stream) VALUES (?1, ?2)")?
-            .execute(params![user.as_str(), stream])?;
+            .prepare_cached(
+                "INSERT INTO device_changes (user_id, stream, device_id) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET previous = stream, stream = excluded.stream, device_id = excluded.device_id",
+            )?
+            .execute(params![user.as_str(), at, device])?;
         if self.is_ours(user.as_str()) {
             self.wake_user(user);
         }
         for sharer in self.local_users_who_share_rooms(user, usize::MAX)? {
             self.wake_user(&sharer);
         }
-        Ok(stream)
+        Ok(())
     }
 
     /// Keeps how well the devices of another server's user are known.
@@ -193,6 +250,39 @@ impl Tx<'_> {
             )?
             .execute(params![user.as_str(), device])?;
         Ok(())
+    }
+
+    /// A user of another server left a room: what is known of their devices is forgotten unless one of us is in another
+    /// room with them, since nobody tells us of changes from now on.
+    pub(crate) fn drop_device_list(&mut self, user: &str) -> Result<()> {
+        let held = self
+            .conn()
+            .prepare_cached("SELECT 1 FROM remote_device_lists WHERE user_id = ?1")?
+            .exists([user])?;
+        if !held {
+            return Ok(());
+        }
+        let user = UserId::parse(user)?;
+        match self.is_of_interest(&user)? {
+            true => Ok(()),
+            false => self.forget_remote_device_list(&user),
+        }
+    }
+
+    /// One of us left a room: the same for all other servers' users in it, if nobody of us is left there.
+    pub(crate) fn drop_device_lists_of_room(&mut self, room: RoomKey) -> Result<()> {
+        if self.room_by_key(room)?.resident {
+            return Ok(());
+        }
+        let users = {
+            let mut statement = self.conn().prepare_cached(
+                "SELECT l.user_id FROM remote_device_lists l CROSS JOIN memberships m
+                   ON m.room_key = ?1 AND m.user_id = l.user_id AND m.membership = 'join'",
+            )?;
+            let rows = statement.query_map([room], |row| row.get::<_, String>(0))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()?
+        };
+        users.iter().try_for_each(|user| self.drop_device_list(user))
     }
 
     /// Forgets all that is known of a user's devices: nobody here shares a room with them any more.

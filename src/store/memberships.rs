@@ -199,16 +199,20 @@ impl Tx<'_> {
     pub(crate) fn change_membership(&mut self, room: RoomKey, change: &MembershipChange<'_>) -> Result<bool> {
         let local = self.is_ours(change.user);
         let new = change.new.map(|(membership, _)| membership);
+        let comes_in = new == Some(Membership::Join) && change.old != new;
+        // A position of its own: it is owed by itself, also where the event that brought it about is not.
+        let joined_since = (local && comes_in).then(|| self.next_stream());
         match change.new {
             Some((membership, event)) => {
                 self.conn()
                     .prepare_cached(
-                        "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local)
-                         VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                        "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local, joined_since)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
                          ON CONFLICT DO UPDATE SET membership = excluded.membership, event_key = excluded.event_key,
-                           stream = excluded.stream, forgotten = 0",
+                           stream = excluded.stream, forgotten = 0, joined_since = CASE
+                             WHEN excluded.membership = 'join' THEN coalesce(excluded.joined_since, joined_since) END",
                     )?
-                    .execute(params![room, change.user, membership.as_str(), event, change.stream, local])?;
+                    .execute(params![room, change.user, membership.as_str(), event, change.stream, local, joined_since])?;
             }
             None => {
                 self.conn()
@@ -225,6 +229,12 @@ impl Tx<'_> {
             self.count_resident(room, server, joined, change.stream)?;
             if local {
                 self.remember(|memory| memory.forget_audience(room));
+            }
+            match (local, comes_in) {
+                (true, true) => self.owes(room)?,
+                (true, false) => self.drop_device_lists_of_room(room)?,
+                (false, true) => {}
+                (false, false) => self.drop_device_list(change.user)?,
             }
         }
         Ok(local)

@@ -147,7 +147,8 @@ impl ProcessServer {
     /// Waits until a process that was spawned listens.
     pub fn wait_until_ready(&mut self) {
         let started = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", self.plain)).is_err() {
+        let listens = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        while !listens(self.plain) || !listens(self.tls) {
             let child = self.child.as_mut().expect("just started");
             if let Some(status) = child.try_wait().expect("a child can be asked") {
                 panic!("{} did not start: {status}", self.name);

@@ -244,6 +244,15 @@ impl Peer {
         self.try_to_send(server, txn, pdus).unwrap_or_else(|e| panic!("transaction {txn} to {server}: {e}"))
     }
 
+    /// A transaction of nothing but ephemeral messages, which the other server takes.
+    #[track_caller]
+    pub fn send_edus(&self, server: &str, txn: &str, edus: &[Value]) {
+        let body = json!({ "origin": self.name(), "origin_server_ts": now_ms(), "pdus": [], "edus": edus });
+        let (status, answer) =
+            self.ask(server, "PUT", &format!("/_matrix/federation/v1/send/{txn}"), Some(&body));
+        assert_eq!(status, 200, "{answer}");
+    }
+
     /// The same where the other server may not be there.
     pub fn try_to_send(&self, server: &str, txn: &str, pdus: &[&Pdu]) -> Result<(u16, Value), CallError> {
         let pdus: Vec<Value> = pdus.iter().map(|p| Value::Object(p.to_object())).collect();

@@ -77,6 +77,11 @@ impl WideRoom {
         Ok(self.hs()?.store.read(|db| Ok(db.resident_servers(db.known_room(&self.room)?.key)?.len()))?)
     }
 
+    /// How many servers are owed anything.
+    pub fn owed_servers(&self) -> Result<usize> {
+        Ok(self.hs()?.store.read(|db| Ok(db.owed_servers()?.len()))?)
+    }
+
     /// The rows of every table.
     pub fn rows(&self) -> Result<BTreeMap<String, i64>> {
         let database = rusqlite::Connection::open(self.folder.join("doorstep.db"))?;

@@ -19,18 +19,20 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::state::{Doing, Job, State};
-use self::transaction::{Transaction, WaitingEdus, send};
+use self::transaction::{Owed, Transaction, WaitingEdus, send};
 use super::Homeserver;
 use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::protocol::ServerName;
-use crate::store::destinations::Destination;
+use crate::store::destinations::{Destination, OwedEdu};
 use crate::store::{Changes, RoomKey};
 
 /// "Transactions are limited in size; they can have at most 50 PDUs and 100 EDUs."
 const MAX_PDUS: usize = 50;
 const MAX_EDUS: usize = 100;
+/// Of these, what may be device lists that the server is told because it shares a room with the user from now on.
+const MAX_DEVICE_LISTS: usize = 50;
 /// Bytes of durable ephemeral messages in one transaction, unless a single one has more: others refuse what is too large.
 const MAX_EDU_BYTES: usize = 2 << 20;
 /// Ephemeral messages that wait in memory for one destination; the oldest go.
@@ -467,55 +469,31 @@ impl Sender {
             return Ok(None);
         }
         self.leave_out_what_is_too_much(hs, server)?;
-        let (kept, edus_upto, max_pdus, repeat, within) = {
+        let (kept, edus_upto, max_pdus, failed_edus, within) = {
             let mut state = self.lock();
             let peer = state.peers.entry(server.clone()).or_default();
-            let repeat = peer.failed_edus.clone();
-            // After a restart nothing is known of the ephemeral part: the repeat goes without.
-            let repeat = repeat.or_else(|| peer.kept.attempt_upto.map(|_| WaitingEdus::default()));
             let within = if peer.reached { WITHIN } else { WITHIN_UNPROVEN };
-            (peer.kept.clone(), peer.edus_upto, peer.max_pdus, repeat, within)
+            (peer.kept.clone(), peer.edus_upto, peer.max_pdus, peer.failed_edus.clone(), within)
         };
+        let is_repeat = failed_edus.is_some() || kept.attempt_upto.is_some();
         let position = hs.store.position();
-        let upto = kept.attempt_upto.unwrap_or(position);
-        let (mut events, mut durable) = hs.store.read(|db| {
-            let events = db.owed_events(server, kept.cursor, upto, max_pdus + 1)?;
-            let durable = match &repeat {
-                Some(_) => Vec::new(),
-                None => db.owed_edus(server, edus_upto, position, MAX_EDUS)?,
+        let (mut owed, durable) = hs.store.read(|db| {
+            let upto = kept.attempt_upto.unwrap_or(position);
+            let owed = Owed::read(db, server, (kept.cursor, upto), max_pdus)?;
+            // A repeat goes without what has become owed since it failed, ephemeral messages too.
+            let durable = match is_repeat {
+                true => Vec::new(),
+                false => db.owed_edus(server, edus_upto, position, MAX_EDUS)?,
             };
-            Ok((events, durable))
+            Ok((owed, durable))
         })?;
-        // A repeat goes without what has become owed since it failed, ephemeral messages too.
-        let mut more = kept.attempt_upto.is_some() || durable.len() == MAX_EDUS;
-        let sums = durable.iter().scan(0, |sum, owed| {
-            *sum += owed.edu.len();
-            Some(*sum)
-        });
-        let fitting = sums.take_while(|sum| *sum <= MAX_EDU_BYTES).count().max(1);
-        more |= fitting < durable.len();
-        durable.truncate(fitting);
-        let upto = if events.len() > max_pdus {
-            more = true;
-            events.truncate(max_pdus);
-            events.last().map_or(upto, |e| e.stream)
-        } else {
-            upto
+        let device_lists = std::mem::take(&mut owed.device_lists);
+        let (edus, more_edus) = match failed_edus {
+            Some(failed) => (failed, false),
+            None => self.gather_edus(server, device_lists, durable, (edus_upto, is_repeat)),
         };
-        let edus = repeat.unwrap_or_else(|| {
-            let mut state = self.lock();
-            state.serial += 1;
-            let serial = state.serial;
-            let waiting = state.peers.get_mut(server).map(|p| &mut p.edus);
-            let durable_upto = durable.last().map_or(edus_upto, |e| e.stream);
-            let mut edus: Vec<String> = durable.into_iter().map(|e| e.edu).collect();
-            if let Some(waiting) = waiting {
-                let room = (MAX_EDUS - edus.len()).min(waiting.len());
-                edus.extend(waiting.drain(..room).map(|e| e.json));
-                more |= !waiting.is_empty();
-            }
-            WaitingEdus { edus, durable_upto, serial }
-        });
+        let more = kept.attempt_upto.is_some() || owed.more || more_edus;
+        let Owed { events, upto, .. } = owed;
         if !events.is_empty() || !edus.edus.is_empty() {
             return Ok(Some(Transaction { upto, events, edus, more, within }));
         }
@@ -534,6 +512,43 @@ impl Sender {
             }
         }
         Ok(None)
+    }
+
+    /// The ephemeral part of a transaction: the device lists, as many of the durable messages as fit, and of those that
+    /// wait in memory. After a restart nothing is known of the latter two parts of what failed: the repeat goes without.
+    /// Also whether there are more.
+    fn gather_edus(
+        &self,
+        server: &ServerName,
+        device_lists: Vec<String>,
+        mut durable: Vec<OwedEdu>,
+        (edus_upto, is_repeat): (i64, bool),
+    ) -> (WaitingEdus, bool) {
+        let most = MAX_EDUS - device_lists.len();
+        let sums = durable.iter().scan(0, |sum, owed| {
+            *sum += owed.edu.len();
+            Some(*sum)
+        });
+        let fitting = sums.take_while(|sum| *sum <= MAX_EDU_BYTES).count().clamp(1, most);
+        let mut more = fitting < durable.len() || durable.len() == MAX_EDUS;
+        durable.truncate(fitting);
+        let durable_upto = durable.last().map_or(edus_upto, |e| e.stream);
+        let mut edus: Vec<String> = durable.into_iter().map(|e| e.edu).collect();
+        for list in device_lists {
+            // The change may have come after the join.
+            if !edus.contains(&list) {
+                edus.push(list);
+            }
+        }
+        let mut state = self.lock();
+        state.serial += 1;
+        let serial = state.serial;
+        if let Some(peer) = state.peers.get_mut(server).filter(|_| !is_repeat) {
+            let room = (MAX_EDUS - edus.len()).min(peer.edus.len());
+            edus.extend(peer.edus.drain(..room).map(|e| e.json));
+            more |= !peer.edus.is_empty();
+        }
+        (WaitingEdus { edus, durable_upto, serial }, more)
     }
 }
 

@@ -6,10 +6,14 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use super::MAX_DEVICE_LISTS;
 use crate::clock::{Clock, Millis};
+use crate::error::Result;
 use crate::federation::{CallError, CallResult, Client};
 use crate::protocol::{ServerName, json};
+use crate::service::device_lists::last_update;
 use crate::service::random;
+use crate::store::Db;
 use crate::store::destinations::OwedEvent;
 
 /// The ephemeral part.
@@ -20,6 +24,43 @@ pub(super) struct WaitingEdus {
     pub(super) durable_upto: i64,
     /// Tells transactions with equal ephemeral content apart.
     pub(super) serial: u64,
+}
+
+/// What a destination is owed in the stream up to a position: as much as goes into one transaction.
+pub(super) struct Owed {
+    pub(super) events: Vec<OwedEvent>,
+    /// The last updates of the device lists of those of us whom it has come to share a room with.
+    pub(super) device_lists: Vec<String>,
+    pub(super) upto: i64,
+    /// Whether more is owed before the position that was asked for.
+    pub(super) more: bool,
+}
+
+impl Owed {
+    pub(super) fn read(
+        db: &Db<'_>,
+        server: &ServerName,
+        (after, mut upto): (i64, i64),
+        max_pdus: usize,
+    ) -> Result<Self> {
+        let mut more = false;
+        let mut events = db.owed_events(server, after, upto, max_pdus + 1)?;
+        if events.len() > max_pdus {
+            events.truncate(max_pdus);
+            (more, upto) = (true, events.last().map_or(upto, |event| event.stream));
+        }
+        let mut users = db.new_acquaintances(server, (after, upto), MAX_DEVICE_LISTS + 1)?;
+        if users.len() > MAX_DEVICE_LISTS {
+            users.truncate(MAX_DEVICE_LISTS);
+            (more, upto) = (true, users.last().map_or(upto, |(at, _)| *at));
+            events.retain(|event| event.stream <= upto);
+        }
+        let mut device_lists = Vec::new();
+        for (_, user) in users {
+            device_lists.extend(last_update(db, &user)?);
+        }
+        Ok(Self { events, device_lists, upto, more })
+    }
 }
 
 /// A transaction that is ready to go.

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Context, Events, Rooms};
+use super::{Context, Events};
 use crate::error::{Error, Result};
+use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
-use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::room_view::membership_known_at;
-use crate::store::{EventKey, Room};
+use crate::store::{EventKey, Room, RoomKey};
 
 /// "100 messages is recommended as a reasonable limit."
 const MOST_MESSAGES: usize = 100;
@@ -91,7 +91,8 @@ impl Homeserver {
 
 /// "Users who have updated their device identity or cross-signing keys, or who now share an encrypted room with the
 /// client"; and "users with whom we do not share any encrypted rooms anymore". Only where the client has looked before.
-pub fn device_lists(context: &Context<'_>, rooms: &Rooms) -> Result<DeviceLists> {
+/// That it wants to hear of certain rooms only, or of none, makes no difference: it encrypts for all of them.
+pub fn device_lists(context: &Context<'_>) -> Result<DeviceLists> {
     let mut lists = DeviceLists::default();
     let Some(since) = context.request.since else { return Ok(lists) };
     for user in context.db.device_changes_between(since, context.position)? {
@@ -100,16 +101,20 @@ pub fn device_lists(context: &Context<'_>, rooms: &Rooms) -> Result<DeviceLists>
         }
     }
     let mut parted = BTreeSet::new();
-    for room_id in rooms.join.keys() {
-        if let Some(room) = encrypted_room(context, room_id)? {
-            comings_and_goings(context, &room, since, &mut lists.changed, &mut parted)?;
+    let mut rooms: BTreeSet<RoomKey> =
+        context.db.joined_rooms_with_news(context.user, since)?.into_iter().collect();
+    rooms.extend(context.db.rooms_of_since(context.user, since)?.into_iter().map(|room| room.room));
+    for key in rooms {
+        if context.db.state_event_key(key, "m.room.encryption", "")?.is_none() {
+            continue;
         }
-    }
-    for room_id in rooms.leave.keys() {
-        if let Some(room) = encrypted_room(context, room_id)?
-            && membership_known_at(context.db, &room, context.user, since)? == Some(Membership::Join)
-        {
-            parted.extend(members(context, &room)?);
+        let room = context.db.room_by_key(key)?;
+        let was_in = membership_known_at(context.db, &room, context.user, since)? == Some(Membership::Join);
+        match (was_in, context.db.membership(key, context.user)? == Some(Membership::Join)) {
+            (true, true) => comings_and_goings(context, &room, since, &mut lists.changed, &mut parted)?,
+            (false, true) => lists.changed.extend(members(context, &room)?),
+            (true, false) => parted.extend(members(context, &room)?),
+            (false, false) => {}
         }
     }
     parted.remove(context.user);
@@ -122,13 +127,7 @@ pub fn device_lists(context: &Context<'_>, rooms: &Rooms) -> Result<DeviceLists>
     Ok(lists)
 }
 
-fn encrypted_room(context: &Context<'_>, room_id: &RoomId) -> Result<Option<Room>> {
-    let Some(room) = context.db.room(room_id)? else { return Ok(None) };
-    let encryption = context.db.state_event_key(room.key, "m.room.encryption", "")?;
-    Ok(encryption.map(|_| room))
-}
-
-/// Who came into an encrypted room of the user's, and who went.
+/// Who came into an encrypted room in which the user still is, and who went.
 fn comings_and_goings(
     context: &Context<'_>,
     room: &Room,
@@ -137,9 +136,8 @@ fn comings_and_goings(
     went: &mut BTreeSet<UserId>,
 ) -> Result<()> {
     let changes = context.db.state_changes_between(room.key, since, context.position)?;
-    let was_in = membership_known_at(context.db, room, context.user, since)? == Some(Membership::Join);
     let was_encrypted = changes.iter().all(|c| c.event_type != "m.room.encryption" || c.before.is_some());
-    if !was_in || !was_encrypted {
+    if !was_encrypted {
         came.extend(members(context, room)?);
         return Ok(());
     }

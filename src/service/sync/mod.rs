@@ -219,7 +219,7 @@ fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Li
     away::collect(context, &of_rooms, &mut rooms)?;
     let device = context.style.device;
     let (to_device, line) = devices::to_device(context)?;
-    let device_lists = devices::device_lists(context, &rooms)?;
+    let device_lists = devices::device_lists(context)?;
     let presence = presence::presence(context, &rooms, now)?;
     let body = Body {
         next_batch: format!("s{}", context.position),
