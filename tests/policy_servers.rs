@@ -4,15 +4,17 @@
 mod common;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::peer::{Peer, now_ms};
+use common::scene::{Scene as RoomScene, bodies, objects};
 use common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::http::Reply;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::sign::{self, SigningKey};
 use doorstep::protocol::{EventId, Pdu, RoomVersion, ServerName, UserId};
-use doorstep::store::Status;
+use doorstep::store::{Place, Status};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Map, Value, json};
 
@@ -151,6 +153,17 @@ impl Scene {
         event
     }
 
+    /// An event that follows these, in their room.
+    fn event_in(&self, others: &[Pdu], kind: &str, content: Value) -> Pdu {
+        let last = others.last().expect("there is one");
+        let mut event = last.to_object();
+        event.retain(|key, _| !matches!(key.as_str(), "hashes" | "signatures" | "event_id"));
+        event.insert("type".into(), kind.into());
+        event.insert("content".into(), content);
+        event.insert("prev_events".into(), json!([last.event_id()]));
+        self.other.sign(event, version())
+    }
+
     fn message(&self, text: &str) -> Pdu {
         self.event("m.room.message", json!({ "msgtype": "m.text", "body": text }))
     }
@@ -180,6 +193,13 @@ impl Scene {
         let stored = self.server.homeserver().store.read(|db| db.event(event.event_id()));
         Value::Object(stored.expect("the database reads").expect("it is stored").pdu.to_object())
     }
+}
+
+/// The last event of a room of ours.
+fn heads_of(scene: &Scene, room: &str) -> EventId {
+    let room = doorstep::protocol::RoomId::parse(room).expect("a room id");
+    let heads = scene.server.homeserver().store.read(|db| db.heads(db.known_room(&room)?.key));
+    heads.expect("the room has heads")[0].event_id.clone()
 }
 
 #[test]
@@ -385,6 +405,120 @@ fn who_enters_through_us_enters_with_the_policy_servers_signature_or_not_at_all(
     let (status, body) = scene.alice.request("POST", &path, Some(json!({ "user_id": two })));
     assert_eq!((status, body["error"].as_str()), (400, Some("known spammer")), "{body}");
     assert!(guest.asked("/invite/").is_empty());
+}
+
+/// Takes ten seconds, the time that is bounded.
+#[test]
+fn a_policy_server_that_hangs_holds_nobody_up_for_long_and_no_other_room() {
+    let scene = Scene::without_policy();
+    let hanging = Peer::start();
+    let user = hanging.user("eve");
+    let setting =
+        |peer: &Peer| json!({ "via": peer.name(), "public_keys": { "ed25519": scene.key.public_base64() } });
+    assert_eq!(hanging.hand_in(scene.server.name(), "join", &scene.room, &user).1.0, 200);
+    let gate = Gate::default();
+    let wait = gate.clone();
+    hanging.answer("/policy/v1/sign", move |_| {
+        wait.pass();
+        Reply::json(&json!({}))
+    });
+    scene.alice.set_state(&scene.room, "m.room.policy", "", setting(&hanging));
+    // Another room of ours, in which both are as well, with a policy server that does its duty.
+    let good = scene.alice.create_room_with(json!({ "preset": "public_chat", "room_version": VERSION }));
+    for peer in [&scene.policy, &scene.other] {
+        assert_eq!(peer.hand_in(scene.server.name(), "join", &good, &peer.user("eve")).1.0, 200);
+    }
+    scene.signs(scene.key.clone());
+    scene.alice.set_state(&good, "m.room.policy", "", setting(&scene.policy));
+
+    let stuck: Vec<Pdu> = (0..20).map(|n| scene.message(&n.to_string())).collect();
+    let fine = Scene { room: good.clone(), last: Mutex::new(heads_of(&scene, &good)), ..scene };
+    let lucky = fine.message("lucky");
+    let mut all: Vec<&Pdu> = stuck.iter().collect();
+    all.push(&lucky);
+    fine.deliver("1", &all);
+    assert!(stuck.iter().all(|event| fine.status(event) == Some(Status::SoftFailed)));
+    assert_eq!(fine.status(&lucky), Some(Status::Accepted));
+    // Nobody waits for it again for a while, and its own room neither.
+    let asked = hanging.asked("/policy/v1/sign").len();
+    assert!((1..20).contains(&asked), "{asked}");
+    let next = fine.event_in(&stuck, "m.room.message", json!({ "body": "next" }));
+    fine.deliver("2", &[&next]);
+    assert_eq!(fine.status(&next), Some(Status::SoftFailed));
+    assert_eq!(hanging.asked("/policy/v1/sign").len(), asked);
+    gate.open();
+}
+
+#[test]
+fn a_policy_server_that_failed_is_asked_again_after_a_while() {
+    let scene = Scene::new();
+    let before = scene.asked();
+    scene.says(500, json!({ "errcode": "M_UNKNOWN", "error": "out of order" }));
+    let lost = scene.message("lost");
+    scene.deliver("1", &[&lost]);
+    assert_eq!((scene.status(&lost), scene.asked()), (Some(Status::SoftFailed), before + 1));
+    scene.signs(scene.key.clone());
+    let soon = scene.message("soon");
+    scene.deliver("2", &[&soon]);
+    assert_eq!((scene.status(&soon), scene.asked()), (Some(Status::SoftFailed), before + 1));
+    scene.server.advance(Duration::from_secs(61));
+    let later = scene.message("later");
+    scene.deliver("3", &[&later]);
+    assert_eq!((scene.status(&later), scene.asked()), (Some(Status::Accepted), before + 2));
+    // Where one of us waits for it, it is asked whatever it did before; and what it does then counts for all.
+    scene.says(500, json!({ "errcode": "M_UNKNOWN", "error": "out of order" }));
+    scene.deliver("4", &[&scene.message("lost too")]);
+    scene.signs(scene.key.clone());
+    assert_eq!(scene.send("hello").0, 200);
+    let now = scene.message("now");
+    scene.deliver("5", &[&now]);
+    assert_eq!(scene.status(&now), Some(Status::Accepted));
+}
+
+#[test]
+fn history_is_shown_to_the_policy_server_too_and_is_fetched_later_if_that_does_not_answer() {
+    let mut scene = RoomScene::new(VERSION);
+    let (policy, key) = (Peer::start(), policy_key(5));
+    policy.answer_json("/send/", 200, json!({ "pdus": {} }));
+    let join = scene.join_of(&policy, "eve");
+    let lost: Vec<Pdu> = (0..4).map(|n| scene.message(&format!("lost {n}"))).collect();
+    let content = json!({ "via": policy.name(), "public_keys": { "ed25519": key.public_base64() } });
+    let setting = scene.set_state("m.room.policy", "", content);
+    scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+    scene.answer_with_state();
+    let name = policy.name().clone();
+    policy.answer("/policy/v1/sign", move |asked| {
+        if asked.body["content"]["body"] == "lost 2" {
+            let refusal = json!({ "errcode": "M_FORBIDDEN", "error": "spam" });
+            return Reply::json_status(400, &refusal);
+        }
+        Reply::json(&signature(&name, &key, &asked.body))
+    });
+    assert_eq!(scene.send("1", &[&join])[join.event_id().as_str()], json!({}));
+    let arrived = scene.message("arrived");
+    assert_eq!(scene.send("2", &[&setting])[setting.event_id().as_str()], json!({}));
+    assert_eq!(scene.send("3", &[&arrived])[arrived.event_id().as_str()], json!({}));
+    assert_eq!(scene.status(&arrived), Some(Status::Accepted));
+    // Of the state that came along nothing was asked.
+    assert!(policy.asked("/policy/v1/sign").iter().all(|asked| asked.body["type"] == "m.room.message"));
+
+    let page = json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": objects(&lost) });
+    scene.peer.answer_json("/backfill/", 200, page);
+    let hs = scene.server.homeserver();
+    let room = hs.store.read(|db| db.known_room(&scene.room.id)).expect("the room");
+    policy.answer_json("/policy/v1/sign", 503, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
+    assert!(!hs.backfill(&room, Place::END).expect("no error"));
+    assert!(lost.iter().all(|event| scene.status(event).is_none()), "nothing is said of it yet");
+    policy.forget_answer("/policy/v1/sign");
+    scene.server.advance(Duration::from_secs(61));
+    assert!(hs.backfill(&room, Place::END).expect("it comes"));
+    let shown = ["lost 0", "lost 1", "lost 3", "arrived"];
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), shown);
+    assert_eq!(scene.status(&lost[2]), Some(Status::SoftFailed));
+    // What is not shown is not looked for again either.
+    let asked = scene.peer.asked("/backfill/").len();
+    assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), shown);
+    assert_eq!(scene.peer.asked("/backfill/").len(), asked);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::missing::{Errand, MOST_STATES, in_order};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::protocol::{EventId, Pdu, ServerName};
-use crate::store::{Db, Place, Room, Status};
+use crate::store::{Db, Place, Room};
 
 /// For how long one request may keep us asking.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,8 +51,12 @@ impl Homeserver {
             }
             let Ok(events) = answer else { continue };
             let mut errand = Errand::new(self, peer, room, until);
-            let events = errand.checked(&events);
-            if errand.take_in_history(events, &wanted, place)? {
+            let mut events = errand.leading_to(&wanted, errand.checked(&events))?;
+            if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
+                // Another time: others would give us the same.
+                return Ok(false);
+            }
+            if errand.take_in_history(&events, place)? {
                 return Ok(true);
             }
         }
@@ -95,29 +99,38 @@ impl Homeserver {
         let Some(place) = self.store.read(|db| db.place_amid(room.key, hole))? else { return Ok(false) };
         let mut errand = Errand::new(self, peer, room, until);
         errand.states_left = 1;
-        for event in errand.fetch_events(std::slice::from_ref(id))? {
-            errand.take_in_past(&event, place)?;
+        let mut events = errand.fetch_events(std::slice::from_ref(id))?;
+        if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
+            return Ok(false);
+        }
+        for event in &events {
+            errand.take_in_past(event, place)?;
         }
         is_placed()
     }
 }
 
 impl Errand<'_> {
-    /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further.
-    fn take_in_history(&mut self, events: Vec<Pdu>, wanted: &[EventId], place: Place) -> Result<bool> {
+    /// Those of the events that lead to the wanted ones, oldest first.
+    fn leading_to(&self, wanted: &[EventId], events: Vec<Pdu>) -> Result<Vec<Pdu>> {
         let events = in_order(events, Pdu::prev_events);
         let known = self.hs.store.read(|db| placed(db, &events))?;
-        let events = connected(events, wanted, &known);
+        Ok(connected(events, wanted, &known))
+    }
+
+    /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further. True if
+    /// anything was new.
+    fn take_in_history(&mut self, events: &[Pdu], place: Place) -> Result<bool> {
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
         let mut came = false;
-        for (index, event) in (0..).zip(&events) {
+        for (index, event) in (0..).zip(events) {
             came |= self.take_in_past(event, Place { stream: place.stream, sub: below - count + index })?;
         }
         Ok(came)
     }
 
-    /// Takes in one event of the past. True if it was new and is accepted.
+    /// Takes in one event of the past. True if it was new.
     fn take_in_past(&mut self, event: &Pdu, place: Place) -> Result<bool> {
         let terms = Terms::History(place);
         let mut taken = self.hs.take_in(event, terms, None);
@@ -130,7 +143,7 @@ impl Errand<'_> {
             self.states_left -= 1;
             taken = self.take_in_with_state(event, terms);
         }
-        Ok(matches!(taken, Ok(Taken::Stored { status: Status::Accepted, already: false, .. })))
+        Ok(matches!(taken, Ok(Taken::Stored { already: false, .. })))
     }
 }
 

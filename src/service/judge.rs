@@ -130,10 +130,10 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
     let (status, reason) = match by_auth_events(db, pdu, &auth)?.and(by_state(db, &room, pdu, &state_before)?)
     {
         Err(reason) => (Status::Rejected, Some(reason)),
-        // What was allowed then is history, whatever the room is like today.
-        Ok(()) if history => (Status::Accepted, None),
         Ok(()) => {
-            match by_current_state(db, &room, pdu, &state_before)?.and(policy::verdict(db, &room, pdu)?) {
+            // What was allowed then is history, whatever the room is like today.
+            let by_now = if history { Ok(()) } else { by_current_state(db, &room, pdu, &state_before)? };
+            match by_now.and(policy::verdict(db, &room, pdu)?) {
                 Err(reason) => (Status::SoftFailed, Some(reason)),
                 Ok(()) => (Status::Accepted, None),
             }

@@ -222,8 +222,8 @@ impl<'a> Errand<'a> {
         }
         let events = in_order(found.into_values().collect(), Pdu::prev_events);
         let known = self.hs.store.read(|db| placed(db, &events))?;
-        let events = connected(events, pdu.prev_events(), &known);
-        let events = self.hs.with_policy_signatures(&self.room, events)?;
+        let mut events = connected(events, pdu.prev_events(), &known);
+        self.hs.with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
         self.take_in_along(&events)
     }
 

@@ -17,7 +17,6 @@ use super::membership::{Heard, version_outside};
 use super::missing::Fetched;
 use super::verify::Checked;
 use super::waiting::{names, pause_after};
-use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, hash, json as matrix_json};
@@ -29,8 +28,8 @@ const MOST_PDUS: usize = 50;
 /// "Must not include more than 100 EDUs."
 const MOST_EDUS: usize = 100;
 
-/// For how long one transaction may make us fetch keys and what its events refer to: senders wait a minute for an answer.
-/// What is not there by then waits, and is fetched in the background.
+/// For how long one transaction may make us fetch keys and what its events refer to (policy servers have a time of their
+/// own): senders wait a minute for an answer. What is not there by then waits, and is fetched in the background.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// When a server that sends too much at once should come again.
 const COME_AGAIN_MS: i64 = 2_000;
@@ -73,11 +72,13 @@ struct Waits<'a> {
     in_vain: bool,
 }
 
-impl Waits<'_> {
-    fn add_unverified(&mut self, pdu: &Pdu, event: &[u8], servers: &[ServerName], now: Millis) {
-        let event = (pdu.event_id().clone(), event);
-        self.events.push(ToWait::for_keys(self.room.key, event, servers, (1, now + pause_after(1))));
-    }
+/// The events of one room in a transaction.
+struct Arrival {
+    room: Room,
+    /// Those that passed the first three steps.
+    pdus: Vec<Pdu>,
+    /// Those of which nothing can be said for want of a key.
+    wait: Vec<ToWait>,
 }
 
 impl Homeserver {
@@ -104,8 +105,15 @@ impl Homeserver {
         }
         let mut results = Results::default();
         let until = self.clock.instant() + PATIENCE;
+        let mut arrivals = Vec::new();
         for (room, events) in self.by_room((origin, until), &transaction.pdus, &mut results)? {
-            self.receive_events((origin, until), &room, &events, &mut results)?;
+            arrivals.extend(self.check_arrival((origin, until), room, &events, &mut results)?);
+        }
+        // One wait for all rooms.
+        let mut all: Vec<_> = arrivals.iter_mut().map(|a| (&a.room, a.pdus.as_mut_slice())).collect();
+        self.with_policy_signatures(&mut all, None)?;
+        for arrival in arrivals {
+            self.take_in_arrival((origin, until), arrival, &mut results)?;
         }
         self.receive_edus(origin, &transaction.edus)?;
         let answer = json!({ "pdus": results.0 });
@@ -203,45 +211,56 @@ impl Homeserver {
         Ok(())
     }
 
-    /// The events of one room, in their order.
-    fn receive_events(
+    /// Takes the first three steps with the events of one room. None if the room keeps the sender out.
+    fn check_arrival(
         &self,
         (origin, until): (&ServerName, Instant),
-        room: &Room,
+        room: Room,
         events: &[&RawValue],
         results: &mut Results,
-    ) -> Result<()> {
-        let kept_out = self.store.read(|db| keeps_out(db, room, origin))?;
+    ) -> Result<Option<Arrival>> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
-        if kept_out {
-            for id in bytes.iter().filter_map(|event| id_of(event, room)) {
+        if self.store.read(|db| keeps_out(db, &room, origin))? {
+            for id in bytes.iter().filter_map(|event| id_of(event, &room)) {
                 results.add(&id, Err(Error::forbidden("The room's server ACL keeps your server out")));
             }
-            return Ok(());
+            return Ok(None);
         }
         let left = until.saturating_duration_since(self.clock.instant());
-        let mut waits = Waits { room, events: Vec::new(), in_vain: false };
-        let mut pdus = Vec::with_capacity(bytes.len());
+        let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
         for (event, checked) in bytes.iter().zip(self.check_received(&bytes, room.version, left)) {
             match checked {
                 Checked::Passed(pdu) => pdus.push(pdu),
                 Checked::NoKey(pdu, servers) => {
-                    waits.add_unverified(&pdu, event, &servers, self.clock.now_ms());
+                    let next = (1, self.clock.now_ms() + pause_after(1));
+                    let event = (pdu.event_id().clone(), *event);
+                    wait.push(ToWait::for_keys(room.key, event, &servers, next));
                 }
                 Checked::Dropped(e) => {
                     // What nobody can name nobody can be told of.
-                    if let Some(id) = id_of(event, room) {
+                    if let Some(id) = id_of(event, &room) {
                         results.add(&id, Err(e));
                     }
                 }
             }
         }
-        let pdus = self.with_policy_signatures(room, pdus)?;
-        self.take_in_all((origin, until), &pdus, &mut waits, results)?;
+        Ok(Some(Arrival { room, pdus, wait }))
+    }
+
+    /// The rest of the steps, and what has to wait.
+    fn take_in_arrival(
+        &self,
+        from: (&ServerName, Instant),
+        arrival: Arrival,
+        results: &mut Results,
+    ) -> Result<()> {
+        let Arrival { room, pdus, wait } = arrival;
+        let mut waits = Waits { room: &room, events: wait, in_vain: false };
+        self.take_in_all(from, &pdus, &mut waits, results)?;
         for event in &waits.events {
             results.add(&event.event_id, Ok(()));
         }
-        self.let_wait(origin, room, waits.events)
+        self.let_wait(from.0, &room, waits.events)
     }
 
     /// As many as possible in one commit; what has to wait for other servers or for a resolution, on its own.

@@ -188,11 +188,9 @@ impl Homeserver {
                 self.store.write(move |tx| tx.end_waiting(event.key))
             }
             Some(Checked::Passed(pdu)) => {
-                let signed = self.with_policy_signatures(room, vec![pdu])?;
-                self.store.write(move |tx| match signed.first() {
-                    Some(pdu) => tx.waiting_was_verified(event.key, pdu.json()),
-                    None => Ok(()),
-                })
+                let mut signed = [pdu];
+                self.with_policy_signatures(&mut [(room, &mut signed)], Some(until))?;
+                self.store.write(move |tx| tx.waiting_was_verified(event.key, signed[0].json()))
             }
             Some(Checked::NoKey(_, servers)) => {
                 self.put_off(room, event, servers.iter().map(ToString::to_string).collect(), true)

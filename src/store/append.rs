@@ -139,7 +139,6 @@ impl Tx<'_> {
                     self.remember_head(room.key, Head { key, event_id, depth, state_after });
                 }
             }
-            self.note_gaps(event, place)?;
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
                 self.owes(room.key)?;
@@ -147,6 +146,10 @@ impl Tx<'_> {
             if event.history.is_none() {
                 self.room_changed(room.key)?;
             }
+        }
+        if accepted || event.history.is_some() {
+            // History that is not shown is there all the same: nobody need look for it again, but for what it follows.
+            self.note_gaps(event, place)?;
         }
         Ok(appended)
     }

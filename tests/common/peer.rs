@@ -107,6 +107,13 @@ impl Peer {
             .insert(0, (part.to_owned(), Arc::new(answer)));
     }
 
+    /// What was said last of requests with this part counts no more.
+    pub fn forget_answer(&self, part: &str) {
+        let mut answers = self.script.answers.lock().expect("no test panics here");
+        let last = answers.iter().position(|(of, _)| of == part).expect("something was said of them");
+        answers.remove(last);
+    }
+
     /// The same with one JSON body.
     pub fn answer_json(&self, part: &str, status: u16, body: Value) {
         self.answer(part, move |_| Reply::json_status(status, &body));
