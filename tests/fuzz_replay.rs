@@ -127,3 +127,8 @@ fn any_json_has_one_canonical_form() {
 fn any_identifier_is_refused_or_stays_what_it_is() {
     replay("names", 8000);
 }
+
+#[test]
+fn any_request_is_answered_in_json_and_the_homeserver_goes_on() {
+    replay("router", 100);
+}

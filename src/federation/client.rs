@@ -19,6 +19,7 @@ use ureq::{Agent, Timeout};
 use super::address_guard::AddressGuard;
 use super::discovery::{Discovery, Lookups, NoRoute};
 use super::held::{Held, Memory};
+use super::nowhere::Nowhere;
 use super::web::{SystemLookups, WebResolver, base_config, no_route, roots, within};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
@@ -230,6 +231,17 @@ impl Client {
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
         let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone());
         Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
+    }
+
+    /// A client that reaches nobody, not even a name server: every request fails at once.
+    pub(crate) fn to_nowhere(settings: Settings, key: Arc<ArcSwap<SigningKey>>) -> Self {
+        let roots = RootCerts::Specific(Arc::default());
+        let agent = || {
+            let config = base_config(roots.clone()).max_redirects(0).build();
+            Agent::with_parts(config, DefaultConnector::default(), Nowhere)
+        };
+        let (agent, web) = (agent(), agent());
+        Self { agent, web, ..Self::with_lookups(settings, key, roots, Box::new(Nowhere)) }
     }
 
     /// A client that finds servers by these look-ups.

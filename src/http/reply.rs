@@ -1,6 +1,6 @@
 //! What a handler answers: a status, headers, and a body that is bytes or a stream.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use serde_json::Value;
 use tiny_http::Header;
@@ -96,6 +96,20 @@ impl Reply {
         match &self.body {
             Body::Bytes(bytes) => Some(bytes),
             Body::Stream(..) => None,
+        }
+    }
+
+    /// The whole body, a stream read to its end: for tests. Errors: the reader's, and a stream of another length than it
+    /// was said to have.
+    pub fn into_bytes(self) -> io::Result<Vec<u8>> {
+        match self.body {
+            Body::Bytes(bytes) => Ok(bytes),
+            Body::Stream(length, mut reader) => {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes)?;
+                let is_whole = bytes.len() as u64 == length;
+                if is_whole { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            }
         }
     }
 

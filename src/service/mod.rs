@@ -53,6 +53,8 @@ mod waiting;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use self::interactive_auth::PendingAuth;
 use self::key_ring::KeyRing;
 use self::notifier::Notifier;
@@ -62,6 +64,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::Result;
 use crate::federation;
+use crate::protocol::sign::SigningKey;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::{Location, Options, Store};
 
@@ -104,6 +107,15 @@ pub struct Homeserver {
 impl Homeserver {
     /// Opens the database and everything that hangs on it. Nothing runs in the background yet.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Self>> {
+        Self::open_with(config, clock, federation::Client::new)
+    }
+
+    /// The same with another way to other servers.
+    pub(crate) fn open_with(
+        config: Config,
+        clock: Clock,
+        way_out: impl FnOnce(federation::Settings, Arc<ArcSwap<SigningKey>>) -> Result<federation::Client>,
+    ) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
         let sender = Sender::new(&config.server_name, &clock);
         let scheduler = Scheduler::default();
@@ -130,8 +142,7 @@ impl Homeserver {
             allow_private_addresses: config.allow_private_addresses,
             clock: clock.clone(),
         };
-        let federation =
-            Arc::new(federation::Client::new(settings, key_ring.signer())?.limited_to(config.peers.clone()));
+        let federation = way_out(settings, key_ring.signer())?.limited_to(config.peers.clone());
         let pending_auth = PendingAuth::default();
         Ok(Arc::new(Self {
             config,
@@ -140,7 +151,7 @@ impl Homeserver {
             store,
             presences: Arc::default(),
             pending_auth,
-            federation,
+            federation: Arc::new(federation),
             key_ring,
             sender,
             errands: errands::Errands::default(),

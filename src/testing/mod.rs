@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::{Config, Data, Registration, TlsFiles};
+use crate::federation::Client;
 use crate::http::{Certificate, ListenSpec};
 use crate::launch::Launched;
 use crate::protocol::ServerName;
@@ -40,6 +41,16 @@ pub fn temporary_folder(what: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("doorstep-{what}-{}-{number}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     folder
+}
+
+/// A homeserver by itself: no listeners, nothing in the background, and no way to other servers, whose every request
+/// fails at once without a look-up.
+///
+/// # Panics
+/// If the database cannot be opened.
+pub fn secluded(config: Config) -> Arc<Homeserver> {
+    Homeserver::open_with(config, Clock::new(), |settings, key| Ok(Client::to_nowhere(settings, key)))
+        .unwrap_or_else(|e| panic!("the homeserver did not open: {e}"))
 }
 
 /// A homeserver with a plain and a TLS port on loopback, an empty database in a temporary folder, open

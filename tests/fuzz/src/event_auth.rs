@@ -4,9 +4,13 @@ use doorstep::protocol::event_auth::{
     Judge, Named, PowerLevels, auth_types, check, check_against_auth_events, check_auth_events,
     users_who_may_vouch,
 };
+use doorstep::protocol::room_version::RoomVersion;
 use doorstep::protocol::{EventId, Pdu};
 
-use super::room::{Room, USERS, key};
+use super::room::{Room, State, USERS, key};
+
+/// A small room is judged often, and no rule looks at more than a few events.
+const MOST_EVENTS: usize = 24;
 
 /// Each event is judged every way; some become the state of those that follow, allowed or not.
 pub fn event_auth(data: &[u8]) {
@@ -14,7 +18,8 @@ pub fn event_auth(data: &[u8]) {
     let mut state = room.first_state();
     let version = room.version;
     let judge = Judge::new(version);
-    for _ in 0..40 {
+    levels(&state, version);
+    for _ in 0..MOST_EVENTS {
         if room.source.is_empty() {
             break;
         }
@@ -51,18 +56,24 @@ pub fn event_auth(data: &[u8]) {
         for (at, key) in wanted.iter().enumerate() {
             assert!(!wanted[..at].contains(key), "{key:?} twice");
         }
-        levels(&PowerLevels::of(version, &lookup));
-        let members = state.values().filter(|member| member.event_type() == "m.room.member");
-        let _ = users_who_may_vouch(&PowerLevels::of(version, &lookup), members);
-
         // Those that cite wrongly never get this far with a server; states that no rules led to do.
         if event.is_state() && (verdict.is_ok() || room.source.chance(60)) {
+            let gives_power = matches!(event.event_type(), "m.room.create" | "m.room.power_levels");
             state.insert(key(&event), event);
+            if gives_power {
+                levels(&state, version);
+            }
         }
     }
+    let lookup = |kind: &str, state_key: &str| state.get(&(kind.to_owned(), state_key.to_owned())).cloned();
+    let members = state.values().filter(|member| member.event_type() == "m.room.member");
+    let _ = users_who_may_vouch(&PowerLevels::of(version, &lookup), members);
 }
 
-fn levels(levels: &PowerLevels) {
+/// What this state lets everybody do.
+fn levels(state: &State, version: RoomVersion) {
+    let lookup = |kind: &str, state_key: &str| state.get(&(kind.to_owned(), state_key.to_owned())).cloned();
+    let levels = PowerLevels::of(version, &lookup);
     for user in USERS {
         let _ = levels.user(user).reaches(levels.named(Named::Ban));
         let _ = (levels.may_invite(user), levels.may_redact(user), levels.may_notify(user, "room"));

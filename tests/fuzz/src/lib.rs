@@ -13,12 +13,15 @@
 //! runs the same bodies over the committed inputs and mutations of them in every run of the tests. What the fuzzer
 //! finds is mended and its input committed as `corpus/<target>/find-…`.
 
+mod body;
 mod event_auth;
+mod house;
 mod http_connection;
 mod json;
 mod names;
 mod pdu;
 mod room;
+mod router;
 mod source;
 mod state_resolution;
 mod x_matrix;
@@ -28,6 +31,7 @@ pub use http_connection::http_connection;
 pub use json::canonical_json;
 pub use names::names;
 pub use pdu::pdu;
+pub use router::router;
 pub use state_resolution::state_resolution;
 pub use x_matrix::x_matrix;
 
@@ -43,4 +47,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("x_matrix", x_matrix),
     ("canonical_json", canonical_json),
     ("names", names),
+    ("router", router),
 ];

@@ -37,6 +37,12 @@ impl<'d> Source<'d> {
         from[self.below(from.len())]
     }
 
+    /// One of the words of a text.
+    pub fn word(&mut self, of: &'static str) -> &'static str {
+        let at = self.below(of.split(' ').count());
+        of.split(' ').nth(at).unwrap_or_default()
+    }
+
     pub fn rest(&mut self) -> &'d [u8] {
         std::mem::take(&mut self.0)
     }

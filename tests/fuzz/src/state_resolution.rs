@@ -73,7 +73,7 @@ fn differences(room: &Room<'_>, sets: &[StateMap], keep: u8, resolved: &StateMap
 /// The states of up to five branches, some of them with holes.
 fn branches(room: &mut Room<'_>) -> Vec<StateMap> {
     let mut states: Vec<State> = vec![room.first_state()];
-    for _ in 0..80 {
+    for _ in 0..48 {
         if room.source.is_empty() {
             break;
         }

@@ -1,0 +1,254 @@
+//! A homeserver to put requests to: with two accounts, rooms of several versions, and another server whose user is in
+//! them. It reaches nobody else.
+
+use std::sync::Arc;
+
+use doorstep::Homeserver;
+use doorstep::config::{Config, Registration};
+use doorstep::http::{Outcome, Reply, Request, Service, Turn, router::Router};
+use doorstep::protocol::event_auth::auth_types;
+use doorstep::protocol::handshake::sign_new_event;
+use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
+use doorstep::protocol::sign::{SigningKey, sign_json};
+use doorstep::protocol::{EventId, RoomId, ServerName, x_matrix};
+use doorstep::store::server_keys::StoredKey;
+use doorstep::testing::{secluded, segment};
+use serde_json::{Map, Value, json};
+use tiny_http::Method;
+
+pub const OWN: &str = "own.example";
+pub const PEER: &str = "peer.example";
+pub const ALICE: &str = "@alice:own.example";
+pub const BOB: &str = "@bob:own.example";
+/// Of the other server, in every room.
+pub const CAROL: &str = "@carol:peer.example";
+/// Of the other server, in no room.
+pub const DAVE: &str = "@dave:peer.example";
+
+/// One for each format of event ids and room ids.
+const VERSIONS: [&str; 3] = ["1", "10", "12"];
+/// So many ids of events are known to whoever asks.
+const MOST_EVENTS: usize = 32;
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    Nobody,
+    /// An administrator, who made the rooms.
+    Alice,
+    Bob,
+    /// The other server, with its signature.
+    Peer,
+    WrongToken,
+    WrongSignature,
+}
+
+/// A request.
+pub struct Ask {
+    pub method: Method,
+    pub target: String,
+    pub who: Who,
+    pub body: Vec<u8>,
+}
+
+/// A room that everybody but dave is in.
+#[derive(Clone)]
+pub struct Room {
+    pub id: RoomId,
+    pub version: RoomVersion,
+    pub alias: String,
+}
+
+pub struct House {
+    hs: Arc<Homeserver>,
+    router: Router,
+    alice: String,
+    bob: String,
+    key: SigningKey,
+    pub rooms: Vec<Room>,
+    /// Ids of events that there are.
+    pub events: Vec<String>,
+}
+
+impl House {
+    pub fn new() -> Self {
+        let mut config = Config::for_name(name(OWN));
+        config.durable = false;
+        config.rate_limits = false;
+        config.registration = Registration::Open;
+        config.registration_secret = Some("secret".to_owned());
+        let hs = secluded(config);
+        let key = SigningKey::from_seed("ed25519:k", [7; 32]).expect("a key");
+        introduce(&hs, &key);
+        let (alice, bob) = (account(&hs, "alice"), account(&hs, "bob"));
+        let router = Router::new(hs.clone());
+        let mut house = Self { hs, router, alice, bob, key, rooms: Vec::new(), events: Vec::new() };
+        for version in VERSIONS {
+            house.furnish(version);
+        }
+        house
+    }
+
+    /// One more room.
+    fn furnish(&mut self, version: &str) {
+        let body = json!({ "preset": "public_chat", "room_version": version, "room_alias_name": version });
+        let made = self.expect(Method::Post, "/_matrix/client/v3/createRoom".into(), Who::Alice, &body);
+        let id = made["room_id"].as_str().expect("a room id");
+        let join = format!("/_matrix/client/v3/join/{}", segment(id));
+        self.expect(Method::Post, join, Who::Bob, &json!({}));
+
+        let path = format!("{}/{}", segment(id), segment(CAROL));
+        let path = format!("/_matrix/federation/v1/make_join/{path}?ver={version}");
+        let mut made = self.expect(Method::Get, path, Who::Peer, &Value::Null);
+        let version = room_version(version).expect("a known version");
+        let template = made["event"].as_object_mut().map(std::mem::take).expect("a template");
+        let event = sign_new_event(template, &name(PEER), &self.key, version).expect("an event");
+        let path = format!("{}/{}", segment(id), segment(event.event_id().as_str()));
+        let path = format!("/_matrix/federation/v2/send_join/{path}");
+        self.expect(Method::Put, path, Who::Peer, &Value::Object(event.to_object()));
+
+        let room_id = RoomId::parse(id).expect("a room id");
+        let state = self.hs.store.read(|db| db.current_state(db.known_room(&room_id)?.key));
+        let state = state.expect("the room has a state");
+        self.events.extend(state.iter().map(|event| event.event_id().to_string()));
+        self.rooms.push(Room { id: room_id, version, alias: format!("#{}:{OWN}", version.id) });
+    }
+
+    fn expect(&mut self, method: Method, target: String, who: Who, body: &Value) -> Value {
+        let what = format!("{method} {target}");
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let reply = self.ask(Ask { method, target, who, body });
+        let body = serde_json::from_slice(reply.body_bytes().unwrap_or_default()).unwrap_or(Value::Null);
+        assert_eq!(reply.status(), 200, "{what}: {body}");
+        body
+    }
+
+    /// Puts a request to the router the way a connection does.
+    pub fn ask(&mut self, ask: Ask) -> Reply {
+        let headers = self.authorization(&ask).map(|value| ("Authorization".to_owned(), value));
+        let nowhere = ([192, 0, 2, 1], 1).into();
+        let Ask { method, target, body, .. } = ask;
+        let mut request = match Request::new(method, target, headers.into_iter().collect(), nowhere) {
+            Ok(request) => request,
+            Err(e) => return Reply::error(&e),
+        };
+        let admission = match self.router.admit(&mut request) {
+            Ok(admission) => admission,
+            Err(reply) => return reply,
+        };
+        let mut body = body;
+        body.truncate(admission.body);
+        let request = request.with_body(body);
+        let mut outcome = self.router.call(&request, Turn::First);
+        if matches!(outcome, Outcome::Wait { .. }) {
+            outcome = self.router.call(&request, Turn::Last);
+        }
+        match outcome {
+            Outcome::Reply(reply) => reply,
+            Outcome::Wait { .. } => panic!("it waits although its time is up"),
+        }
+    }
+
+    fn authorization(&self, ask: &Ask) -> Option<String> {
+        let content = Some(ask.body.as_slice()).filter(|body| !body.is_empty());
+        let method = ask.method.as_str();
+        let sign = |uri: &str| {
+            let signed = x_matrix::build(method, uri, &name(PEER), &name(OWN), content, &self.key);
+            // What is no JSON cannot be signed, and is sent all the same.
+            signed.or_else(|_| x_matrix::build(method, uri, &name(PEER), &name(OWN), None, &self.key)).ok()
+        };
+        match ask.who {
+            Who::Nobody => None,
+            Who::Alice => Some(format!("Bearer {}", self.alice)),
+            Who::Bob => Some(format!("Bearer {}", self.bob)),
+            Who::WrongToken => Some("Bearer nobody's".to_owned()),
+            Who::Peer => sign(&ask.target),
+            Who::WrongSignature => sign("/"),
+        }
+    }
+
+    /// Remembers an event for those who ask later.
+    pub fn learn(&mut self, event: String) {
+        if self.events.len() >= MOST_EVENTS {
+            self.events.remove(MOST_EVENTS / 2);
+        }
+        self.events.push(event);
+    }
+
+    /// An event of the other server's, as it should be made by now: on top of the room's graph, with the events that
+    /// allow it. Not signed.
+    pub fn draft(
+        &self,
+        room: &Room,
+        sender: &str,
+        (kind, state_key): (&str, Option<&str>),
+        content: Value,
+    ) -> Map<String, Value> {
+        let content = content.as_object().cloned().unwrap_or_default();
+        let wanted = auth_types(kind, sender, state_key, &content, room.version);
+        let ends = self.hs.store.read(|db| {
+            // A room that there is not, has nothing to be on top of.
+            let Some(known) = db.room(&room.id)? else { return Ok((Vec::new(), Vec::new(), 0)) };
+            let heads = db.heads(known.key)?;
+            let mut auth = Vec::new();
+            for (kind, state_key) in &wanted {
+                let event = db.state_event(known.key, kind, state_key)?;
+                auth.extend(event.map(|event| event.event_id().clone()));
+            }
+            let depth = heads.iter().map(|head| head.depth).max().unwrap_or(0).saturating_add(1);
+            Ok((heads.into_iter().map(|head| head.event_id).collect(), auth, depth))
+        });
+        let (prev, auth, depth): (Vec<EventId>, Vec<EventId>, i64) = ends.expect("the database reads");
+        let mut event = json!({
+            "type": kind, "sender": sender, "content": content, "room_id": room.id, "depth": depth,
+            "origin_server_ts": self.hs.clock.now_ms(),
+            "prev_events": references(&prev, room.version), "auth_events": references(&auth, room.version),
+        });
+        if let Some(state_key) = state_key {
+            event["state_key"] = json!(state_key);
+        }
+        event.as_object_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The event with its id, hash and the other server's signature, if it is an event at all.
+    pub fn signed(&self, event: &Map<String, Value>, version: RoomVersion) -> Option<(String, Value)> {
+        let event = sign_new_event(event.clone(), &name(PEER), &self.key, version).ok()?;
+        Some((event.event_id().to_string(), Value::Object(event.to_object())))
+    }
+}
+
+pub fn references(ids: &[EventId], version: RoomVersion) -> Value {
+    if version.event_id_format == EventIdFormat::InEvent {
+        ids.iter().map(|id| json!([id, { "sha256": "" }])).collect()
+    } else {
+        json!(ids)
+    }
+}
+
+fn name(name: &str) -> ServerName {
+    ServerName::parse(name).expect("a server name")
+}
+
+fn account(hs: &Homeserver, localpart: &str) -> String {
+    hs.register_user(localpart, None).expect("an account").1
+}
+
+/// Has the homeserver know the other server's key.
+fn introduce(hs: &Homeserver, key: &SigningKey) {
+    let now = hs.clock.now_ms();
+    let until = now + 6 * 24 * 3_600_000;
+    let mut statement = json!({
+        "server_name": PEER, "valid_until_ts": until, "old_verify_keys": {},
+        "verify_keys": { key.key_id(): { "key": key.public_base64() } },
+    });
+    sign_json(statement.as_object_mut().expect("an object"), &name(PEER), key);
+    let stored = StoredKey {
+        key_id: key.key_id().to_owned(),
+        public_key: key.public_base64(),
+        valid_until_ms: until,
+        retired: false,
+    };
+    let statement = statement.to_string().into_bytes();
+    let saved = hs.store.write(move |tx| tx.save_server_keys(&name(PEER), &[stored], &statement, now, true));
+    saved.expect("the database writes");
+}
