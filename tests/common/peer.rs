@@ -418,6 +418,16 @@ impl FakeRoom {
         event
     }
 
+    /// A message of the creator's at the room's end, which it becomes.
+    pub fn say(&mut self, peer: &Peer, text: &str) -> Pdu {
+        let mut event = self.unsigned("m.room.message", "", &self.creator, json!({ "body": text }));
+        event.remove("state_key");
+        let event = peer.sign(event, self.version);
+        self.last = event.event_id().clone();
+        self.depth += 1;
+        event
+    }
+
     /// Makes an event the room's end, and part of its state.
     pub fn take(&mut self, event: Pdu) {
         self.last = event.event_id().clone();

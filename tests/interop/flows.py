@@ -544,6 +544,39 @@ def together(*actions):
         raise failures[0]
 
 
+@flow("branches that one server has joined unheard come to the other with what is said next", ["6", "11", "12"])
+def branches_joined_unheard(t):
+    host, guest = t.host(), t.guest()
+    # What joins the branches is Doorstep's own, as far as there is one.
+    here, there = (host, guest) if host.server.kind == "doorstep" else (guest, host)
+    outsider = outsiders.Outsider(t.host_server.authority)
+    try:
+        levels = {"events": {"m.room.topic": 0}}
+        room = host.create_room(t.version, "public", power_level_content_override=levels)
+        join_and_see(host, guest, room, t.via)
+        outsider.join(here.server, room, t.version)
+        for user in (host, guest):
+            user.until("the outsider is in", lambda user=user: outsider.user in user.members(room, "join"))
+        messages = [("m.room.message", {"msgtype": "m.text", "body": f"branch {n}"}) for n in range(12)]
+        branches = outsider.branch(here.server, [*messages, ("m.room.topic", {"topic": "said aside"})])
+        if here.server.kind == "doorstep":
+            here.until("the branches are joined", lambda: len(outsider.heads(here.server)) == 1)
+        said = here.send(room, "after all of it")
+        if here.server.kind == "doorstep":
+            before = outsider.event(here.server, said)["prev_events"]
+            joins = outsider.event(here.server, before[0])
+            demand(joins["type"] == "org.matrix.dummy_event", f"the message follows {joins}")
+        there.expect_event(room, said, "after all of it")
+        topic = there.until("the topic of the branch", lambda: there.state_content(room, "m.room.topic"))
+        demand(topic["topic"] == "said aside", f"the topic is {topic}")
+        both_can_talk(host, guest, room)
+        same_state(host, guest, room)
+        read = {event["event_id"] for event in there.all_messages(room)}
+        demand(read.issuperset(branches), f"{there} cannot read {set(branches) - read}")
+    finally:
+        outsider.stop()
+
+
 @flow("several guests join at the same time while the host speaks", A_FEW)
 def concurrent_joins(t):
     host = t.host()
