@@ -3,6 +3,7 @@
 //!
 //! The generator is deterministic, so a failure names the case by its number, and running again meets it again.
 
+use doorstep::protocol::json::CanonicalObject;
 use doorstep::protocol::room_version::{RoomVersion, all};
 use doorstep::protocol::sign::{self, KeyAt, SigningKey};
 use doorstep::protocol::{Pdu, ServerName, hash, json, redact};
@@ -251,11 +252,16 @@ fn canonical_json_is_the_same() {
     }
 }
 
+fn redacted(event: &Map<String, Value>, version: RoomVersion) -> Value {
+    let redacted = redact::redact(&CanonicalObject::of(event), version);
+    serde_json::from_slice(redacted.as_bytes()).expect("JSON")
+}
+
 #[test]
 fn redacted_events_are_the_same() {
     for_each_event(|_, event, version, rules, case| {
         let theirs = canonical_json::redact(to_ruma(event), &rules.redaction, None).expect("an event");
-        assert_eq!(Value::Object(redact::redact(event, version)), from_ruma(&theirs), "{case}");
+        assert_eq!(redacted(event, version), from_ruma(&theirs), "{case}");
     });
 }
 
@@ -368,11 +374,7 @@ fn verification_says_the_same() {
                 Verdict::Right
             }
             Ok(pdu) => {
-                assert_eq!(
-                    Value::Object(pdu.to_object()),
-                    Value::Object(redact::redact(&event, version)),
-                    "{case}"
-                );
+                assert_eq!(Value::Object(pdu.to_object()), redacted(&event, version), "{case}");
                 Verdict::Redacted
             }
             Err(_) => Verdict::Wrong,

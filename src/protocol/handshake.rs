@@ -6,10 +6,10 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::protocol::ids::{EventId, RoomId, ServerName, UserId};
+use crate::protocol::json;
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
-use crate::protocol::sign::{SigningKey, insert_signature, sign_event, signatures_of};
-use crate::protocol::{hash, json};
+use crate::protocol::sign::{SigningKey, seal, signatures_of};
 
 /// Checks what `make_join`, `make_knock` or `make_leave` answered, before anything of it is signed: it must be about
 /// this room, this user, this membership. Errors: `M_INVALID_PARAM`, naming the field.
@@ -90,9 +90,7 @@ pub fn sign_new_event(
         let id = format!("${}:{server}", json::base64_url(&digest[..18]));
         event.insert("event_id".to_owned(), id.into());
     }
-    hash::add_content_hash(&mut event);
-    sign_event(&mut event, server, key, version);
-    Pdu::from_object(event, version)
+    seal(&event, server, key, version)
 }
 
 /// Checks an event that came in by `send_join`, `send_knock`, `send_leave` or `invite`: it is what the endpoint is for,
@@ -133,8 +131,7 @@ pub fn check_signed_event(
 /// Errors: `M_INVALID_PARAM`.
 pub fn check_countersigned(ours: &Pdu, theirs: &Map<String, Value>) -> Result<()> {
     let signed_apart = ["signatures", "unsigned"];
-    let same = json::canonical_event(&ours.to_object(), &signed_apart)
-        == json::canonical_event(theirs, &signed_apart);
+    let same = ours.canonical().without(&signed_apart) == json::canonical_event(theirs, &signed_apart);
     if same {
         Ok(())
     } else {
@@ -144,11 +141,11 @@ pub fn check_countersigned(ours: &Pdu, theirs: &Map<String, Value>) -> Result<()
 
 /// Our event with the signatures that one other server put on it; those of anybody else are not taken over.
 pub fn with_signatures_of(ours: &Pdu, theirs: &Map<String, Value>, server: &ServerName) -> Pdu {
-    let mut object = ours.to_object();
+    let mut object = ours.canonical();
     for (key_id, signature) in signatures_of(theirs, server.as_str()) {
-        insert_signature(&mut object, server.as_str(), key_id, signature);
+        object = object.with_signature(server.as_str(), key_id, signature);
     }
-    ours.with_object(&object)
+    ours.with_canonical(object)
 }
 
 #[cfg(test)]
@@ -325,10 +322,11 @@ mod tests {
         for version in all() {
             let ours = pdu(version, &member(ALICE, "join"), &["a.example"]);
             let b = server("b.example");
-            let mut theirs = ours.signed(&b, &key("b.example")).to_object();
+            let theirs = ours.signed(&b, &key("b.example")).canonical();
+            let theirs = theirs.with_signature("c.example", "ed25519:k", "junk");
+            let theirs = theirs.with_signature("a.example", "ed25519:k", "ours, spoilt");
+            let mut theirs = json::parse_object(theirs.as_bytes()).expect("an object");
             theirs.insert("unsigned".to_owned(), json!({"invite_room_state": []}));
-            insert_signature(&mut theirs, "c.example", "ed25519:k", "junk");
-            insert_signature(&mut theirs, "a.example", "ed25519:k", "ours, spoilt");
             assert!(check_countersigned(&ours, &theirs).is_ok());
             let both = with_signatures_of(&ours, &theirs, &b);
             assert_eq!(both.event_id(), ours.event_id());

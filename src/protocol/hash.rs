@@ -5,85 +5,103 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::protocol::EventId;
-use crate::protocol::json;
-use crate::protocol::redact::{is_essential, redact_content};
+use crate::protocol::json::{self, CanonicalObject};
+use crate::protocol::redact;
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 
-fn content_digest(event: &Map<String, Value>) -> [u8; 32] {
-    Sha256::digest(json::canonical_event(event, &["hashes", "signatures", "unsigned"])).into()
+impl CanonicalObject {
+    /// The content hash of an event in unpadded base64: covers everything but `unsigned`, `signatures` and `hashes`.
+    pub fn content_hash(&self) -> String {
+        json::base64(&self.content_digest())
+    }
+
+    fn content_digest(&self) -> [u8; 32] {
+        Sha256::digest(self.without(&["hashes", "signatures", "unsigned"])).into()
+    }
+
+    /// Whether `hashes.sha256` is there and is the event's content hash. Where it is not, the event is to be redacted.
+    pub fn content_hash_matches(&self) -> bool {
+        let said = self.get("hashes").and_then(|hashes| json::member_of(hashes, "sha256"));
+        let said = said.and_then(json::string).and_then(|said| json::base64_decode(&said));
+        said.is_some_and(|said| said == self.content_digest())
+    }
+
+    /// The event with its content hash, in place of any `hashes` that it had.
+    #[must_use]
+    pub fn with_content_hash(&self) -> Self {
+        let hashes = format!("{{\"sha256\":\"{}\"}}", self.content_hash());
+        self.with("hashes", hashes.as_bytes())
+    }
+
+    /// What the reference hash and the signatures of an event cover: its redacted form in canonical JSON, without
+    /// `signatures` and `unsigned`.
+    pub fn essential_bytes(&self, version: RoomVersion) -> Vec<u8> {
+        redact::redact(self, version).without(&["signatures"])
+    }
+
+    /// The reference hash: SHA-256 of the [`CanonicalObject::essential_bytes`].
+    pub fn reference_hash(&self, version: RoomVersion) -> [u8; 32] {
+        Sha256::digest(self.essential_bytes(version)).into()
+    }
+
+    /// The event's id: read from it in room versions 1 and 2, made of the reference hash in later ones. Errors:
+    /// `M_BAD_JSON`.
+    pub fn event_id(&self, version: RoomVersion) -> Result<EventId> {
+        self.event_id_by(version, || self.reference_hash(version))
+    }
+
+    /// The same with the [`CanonicalObject::essential_bytes`] at hand.
+    pub(crate) fn event_id_with(&self, essence: &[u8], version: RoomVersion) -> Result<EventId> {
+        self.event_id_by(version, || Sha256::digest(essence).into())
+    }
+
+    fn event_id_by(&self, version: RoomVersion, hash: impl FnOnce() -> [u8; 32]) -> Result<EventId> {
+        let text = match version.event_id_format {
+            EventIdFormat::InEvent => {
+                let id = self.string("event_id");
+                let id = id.ok_or_else(|| Error::bad_json("the event has no event_id"))?;
+                let id = EventId::parse(&id).map_err(|_| Error::bad_json("not a valid event_id"))?;
+                if id.server_name().is_none() {
+                    return Err(Error::bad_json("the event_id has no domain"));
+                }
+                return Ok(id);
+            }
+            EventIdFormat::HashStandardBase64 => json::base64(&hash()),
+            EventIdFormat::HashUrlSafeBase64 => json::base64_url(&hash()),
+        };
+        EventId::parse(&format!("${text}"))
+    }
 }
 
-/// The content hash of an event in unpadded base64: covers everything but `unsigned`, `signatures` and `hashes`.
+/// [`CanonicalObject::content_hash`] of a tree.
 pub fn content_hash(event: &Map<String, Value>) -> String {
-    json::base64(&content_digest(event))
+    CanonicalObject::of(event).content_hash()
 }
 
-/// Whether `hashes.sha256` is there and is the event's content hash. Where it is not, the event is to be redacted.
+/// [`CanonicalObject::content_hash_matches`] of a tree.
 pub fn content_hash_matches(event: &Map<String, Value>) -> bool {
-    let said = event.get("hashes").and_then(|hashes| hashes.get("sha256")).and_then(Value::as_str);
-    said.and_then(json::base64_decode).is_some_and(|said| said == content_digest(event))
+    CanonicalObject::of(event).content_hash_matches()
 }
 
-/// Writes the content hash into the event, in place of any `hashes` that it had.
+/// Writes the content hash into a tree, in place of any `hashes` that it had.
 pub fn add_content_hash(event: &mut Map<String, Value>) {
     let hash = content_hash(event);
     event.insert("hashes".to_owned(), Value::Object(Map::from_iter([("sha256".to_owned(), hash.into())])));
 }
 
-/// The reference hash: SHA-256 of the redacted event without `signatures` and `unsigned`.
+/// [`CanonicalObject::reference_hash`] of a tree.
 pub fn reference_hash(event: &Map<String, Value>, version: RoomVersion) -> [u8; 32] {
-    Sha256::digest(essential_bytes(event, version)).into()
+    CanonicalObject::of(event).reference_hash(version)
 }
 
-/// What the reference hash and the signatures of an event cover: its redacted form in canonical JSON, without
-/// `signatures` and `unsigned`.
+/// [`CanonicalObject::essential_bytes`] of a tree.
 pub fn essential_bytes(event: &Map<String, Value>, version: RoomVersion) -> Vec<u8> {
-    // The same as redacting and then leaving the signatures out, without a copy of everything that stays.
-    let event_type = event.get("type").and_then(Value::as_str).unwrap_or_default();
-    let content = event.get("content").and_then(Value::as_object);
-    let content = content.map(|content| redact_content(event_type, content, version)).unwrap_or_default();
-    let content = Value::Object(content);
-    let essential = event.iter().filter(|(key, _)| *key != "signatures" && is_essential(key, version));
-    json::canonical_members(essential.map(|(key, value)| match key.as_str() {
-        "content" => (key, &content),
-        _ => (key, value),
-    }))
+    CanonicalObject::of(event).essential_bytes(version)
 }
 
-/// The event's id: read from it in room versions 1 and 2, computed in later ones. Errors: `M_BAD_JSON`.
+/// [`CanonicalObject::event_id`] of a tree. Errors: `M_BAD_JSON`.
 pub fn event_id(event: &Map<String, Value>, version: RoomVersion) -> Result<EventId> {
-    event_id_by(event, version, || essential_bytes(event, version))
-}
-
-/// The event's id, and the [`essential_bytes`] that its signatures cover as well. Errors: `M_BAD_JSON`.
-pub(crate) fn event_id_and_essence(
-    event: &Map<String, Value>,
-    version: RoomVersion,
-) -> Result<(EventId, Vec<u8>)> {
-    let essence = essential_bytes(event, version);
-    Ok((event_id_by(event, version, || &essence)?, essence))
-}
-
-fn event_id_by<B: AsRef<[u8]>>(
-    event: &Map<String, Value>,
-    version: RoomVersion,
-    essence: impl FnOnce() -> B,
-) -> Result<EventId> {
-    let hash = |essence: B| -> [u8; 32] { Sha256::digest(essence.as_ref()).into() };
-    let text = match version.event_id_format {
-        EventIdFormat::InEvent => {
-            let id = event.get("event_id").and_then(Value::as_str);
-            let id = id.ok_or_else(|| Error::bad_json("the event has no event_id"))?;
-            let id = EventId::parse(id).map_err(|_| Error::bad_json("not a valid event_id"))?;
-            if id.server_name().is_none() {
-                return Err(Error::bad_json("the event_id has no domain"));
-            }
-            return Ok(id);
-        }
-        EventIdFormat::HashStandardBase64 => json::base64(&hash(essence())),
-        EventIdFormat::HashUrlSafeBase64 => json::base64_url(&hash(essence())),
-    };
-    EventId::parse(&format!("${text}"))
+    CanonicalObject::of(event).event_id(version)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! purpose, so that an event that we accepted still fits when it is wrapped into a transaction or a `/sync` answer,
 //! whose receivers (many of them with the same library) would otherwise refuse the whole answer for its sake.
 
+mod object;
 mod text;
 
 use std::borrow::Cow;
@@ -13,10 +14,12 @@ use base64::Engine;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::error::{ErrCode, Error, Result};
 
+pub use object::{CanonicalObject, Seen};
+pub(crate) use object::{member_of, members_of, string};
 pub use text::canonical_text;
 
 /// How many objects and arrays may be nested in one another, the outermost included.
@@ -47,19 +50,10 @@ pub fn base64_decode(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
-/// What a first look over JSON text shows without building anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Outline {
-    /// The deepest nesting of objects and arrays.
-    pub depth: usize,
-    /// How many `key: value` pairs there are in all objects together, repeated keys included.
-    pub members: usize,
-}
-
-/// Looks over JSON text. The text need not be valid: what is wrong with it is the parser's to say.
-pub(crate) fn outline(bytes: &[u8]) -> Outline {
-    let (mut depth, mut found) = (0_usize, Outline { depth: 0, members: 0 });
-    let (mut in_string, mut escaped) = (false, false);
+/// How deeply objects and arrays are nested in JSON text. The text need not be valid: what is wrong with it is the
+/// parser's to say.
+fn depth(bytes: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
     for &byte in bytes {
         if in_string {
             match byte {
@@ -74,14 +68,13 @@ pub(crate) fn outline(bytes: &[u8]) -> Outline {
             b'"' => in_string = true,
             b'{' | b'[' => {
                 depth += 1;
-                found.depth = found.depth.max(depth);
+                deepest = deepest.max(depth);
             }
             b'}' | b']' => depth = depth.saturating_sub(1),
-            b':' => found.members += 1,
             _ => {}
         }
     }
-    found
+    deepest
 }
 
 /// Parses a JSON object from outside. Of repeated keys the last one counts.
@@ -89,27 +82,22 @@ pub(crate) fn outline(bytes: &[u8]) -> Outline {
 /// Errors: `M_NOT_JSON` if it is not JSON (lone surrogates and text that is not UTF-8 included), `M_BAD_JSON` if it
 /// is not an object or nested more than [`MAX_DEPTH`] levels.
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>> {
-    if outline(bytes).depth > MAX_DEPTH {
+    if depth(bytes) > MAX_DEPTH {
         return Err(too_deep());
     }
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Error::bad_json("expected a JSON object")),
+        Ok(_) => Err(not_an_object()),
         Err(e) => Err(Error::new(ErrCode::NotJson, "not JSON").with_cause(e)),
     }
 }
 
-pub(crate) fn too_deep() -> Error {
-    Error::bad_json("JSON is nested too deeply")
+fn not_an_object() -> Error {
+    Error::bad_json("expected a JSON object")
 }
 
-/// How many `key: value` pairs a value has in all its objects together.
-pub(crate) fn members(value: &Value) -> usize {
-    match value {
-        Value::Object(object) => object.len() + object.values().map(members).sum::<usize>(),
-        Value::Array(items) => items.iter().map(members).sum(),
-        _ => 0,
-    }
+pub(crate) fn too_deep() -> Error {
+    Error::bad_json("JSON is nested too deeply")
 }
 
 /// Checks what room versions 6 and later demand of an event's JSON: integers within ±(2^53-1) and nothing else that
@@ -117,17 +105,20 @@ pub(crate) fn members(value: &Value) -> usize {
 pub fn check_strict(value: &Value) -> Result<()> {
     match value {
         Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
-        Value::Number(number) => {
-            let fits = match (number.as_i64(), number.as_u64()) {
-                (Some(n), _) => (-MAX_INTEGER..=MAX_INTEGER).contains(&n),
-                _ => false,
-            };
-            let why =
-                if number.is_f64() { "numbers must be integers" } else { "an integer is beyond 2^53 - 1" };
-            if fits { Ok(()) } else { Err(Error::bad_json(why)) }
-        }
+        Value::Number(number) => check_number(number).map_err(Error::bad_json),
         Value::Array(items) => items.iter().try_for_each(check_strict),
         Value::Object(object) => object.values().try_for_each(check_strict),
+    }
+}
+
+const NOT_WHOLE: &str = "numbers must be integers";
+const TOO_BIG: &str = "an integer is beyond 2^53 - 1";
+
+fn check_number(number: &Number) -> Result<(), &'static str> {
+    match number.as_i64() {
+        Some(n) if (-MAX_INTEGER..=MAX_INTEGER).contains(&n) => Ok(()),
+        _ if number.is_f64() => Err(NOT_WHOLE),
+        _ => Err(TOO_BIG),
     }
 }
 
@@ -168,13 +159,6 @@ pub fn canonical_object(object: &Map<String, Value>) -> Vec<u8> {
 pub fn canonical_event(event: &Map<String, Value>, without: &[&str]) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
     write_object(&mut out, event, without, Floats::AsPython);
-    out
-}
-
-/// [`canonical_event`] of an event that is made of these members, which come in the order of their keys.
-pub(crate) fn canonical_members<'v>(members: impl Iterator<Item = (&'v String, &'v Value)>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1024);
-    write_members(&mut out, members, Floats::AsPython);
     out
 }
 
@@ -359,12 +343,10 @@ mod tests {
     }
 
     #[test]
-    fn of_repeated_keys_the_last_one_counts_and_the_outline_tells() {
+    fn of_repeated_keys_the_last_one_counts() {
         let text = br#"{"a":1,"b":{"c":":","c":2},"a":[3]}"#;
         let object = parse_object(text).expect("JSON");
         assert_eq!(canonical_object(&object), br#"{"a":[3],"b":{"c":2}}"#);
-        assert_eq!(outline(text), Outline { depth: 2, members: 5 });
-        assert_eq!(members(&Value::Object(object)), 3);
     }
 
     #[test]

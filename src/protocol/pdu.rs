@@ -14,9 +14,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::hash;
 use crate::protocol::ids::{EventId, RoomId, UserId};
-use crate::protocol::json;
+use crate::protocol::json::{CanonicalObject, Seen};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 
 /// The most bytes that an event may have as canonical JSON, signatures included (client-server API, "Size limits").
@@ -91,10 +90,10 @@ struct Inner {
     content: Range<u32>,
 }
 
-/// An event that was just parsed, with its JSON as a tree (without `unsigned`) and the bytes that its signatures cover.
+/// An event that was just parsed, with its canonical form (without `unsigned`) and the bytes that its signatures cover.
 pub(crate) struct Whole {
     pub(crate) pdu: Pdu,
-    pub(crate) object: Map<String, Value>,
+    pub(crate) object: CanonicalObject,
     pub(crate) essence: Vec<u8>,
 }
 
@@ -145,8 +144,9 @@ impl Pdu {
     /// signatures or authorisation.
     ///
     /// The bytes are kept as they are, with three exceptions, in which the canonical form is kept instead: the event
-    /// has `unsigned` (which nobody signed, and which is dropped), it has a key twice (so that everybody who reads
-    /// the stored bytes reads the same), or it is beyond the size limit only for its white space or escapes.
+    /// has `unsigned` (which nobody signed, and which is dropped), it has a key twice or a zero with a sign (so that
+    /// everybody who reads the stored bytes reads the same), or it is beyond the size limit only for its white space or
+    /// escapes.
     ///
     /// Errors: `M_NOT_JSON`, `M_BAD_JSON` (naming the field), `M_TOO_LARGE`.
     pub fn parse(json: &[u8], version: RoomVersion) -> Result<Pdu> {
@@ -159,19 +159,18 @@ impl Pdu {
         if json.len() > 8 * MAX_EVENT_BYTES {
             return Err(too_large());
         }
-        let outline = json::outline(json);
-        let mut object = json::parse_object(json)?;
-        let repeated_keys =
-            outline.members != object.len() + object.values().map(json::members).sum::<usize>();
-        let unsigned = object.remove("unsigned").is_some();
-        let (event_id, essence) = Self::check_object(&object, version)?;
-        let text = if unsigned || repeated_keys || json.len() > MAX_EVENT_BYTES {
-            Self::canonical_text(&object)?
+        let (whole, mut seen) = CanonicalObject::read(json)?;
+        let (object, unsigned) = whole.remove("unsigned");
+        if unsigned && seen.odd_number.is_some() {
+            // Nobody signed it, and anything may be in it.
+            seen = CanonicalObject::read(object.as_bytes())?.1;
+        }
+        Self::check_object(&object, seen, version)?;
+        let essence = object.essential_bytes(version);
+        let event_id = object.event_id_with(&essence, version)?;
+        let text = if unsigned || seen.ambiguous || json.len() > MAX_EVENT_BYTES {
+            text_of(&object)?
         } else {
-            // Canonical JSON is never longer than other spellings, except that of floats.
-            if !version.strict_canonical_json && json::canonical_event(&object, &[]).len() > MAX_EVENT_BYTES {
-                return Err(too_large());
-            }
             std::str::from_utf8(json).map_err(|e| Error::bad_json("not UTF-8").with_cause(e))?.into()
         };
         Ok(Whole { pdu: Self::read(event_id, text, version)?, object, essence })
@@ -180,20 +179,7 @@ impl Pdu {
     /// The same checks as [`Pdu::parse`]; keeps canonical bytes. `unsigned` is dropped.
     pub fn from_object(mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
         object.remove("unsigned");
-        let (event_id, _) = Self::check_object(&object, version)?;
-        Self::read(event_id, Self::canonical_text(&object)?, version)
-    }
-
-    fn canonical_text(object: &Map<String, Value>) -> Result<Box<str>> {
-        let json = json::canonical_event(object, &[]);
-        if json.len() > MAX_EVENT_BYTES {
-            return Err(too_large());
-        }
-        // An object that was not parsed from text may be nested deeper than text could have been.
-        if json::outline(&json).depth > json::MAX_DEPTH {
-            return Err(json::too_deep());
-        }
-        Ok(String::from_utf8(json).map_err(Error::internal)?.into())
+        Self::parse(CanonicalObject::of(&object).as_bytes(), version)
     }
 
     /// An event from our own database: its id is known, nothing is hashed again.
@@ -202,17 +188,31 @@ impl Pdu {
         Self::read(event_id, text.into(), version)
     }
 
-    /// What has to be seen in the parsed form: strict JSON, and the event id with what it is made of.
-    fn check_object(object: &Map<String, Value>, version: RoomVersion) -> Result<(EventId, Vec<u8>)> {
-        if version.strict_canonical_json {
-            object.values().try_for_each(json::check_strict)?;
+    /// The same checks of an event in canonical form, whose essential bytes are at hand.
+    pub(crate) fn from_canonical(
+        object: &CanonicalObject,
+        seen: Seen,
+        essence: &[u8],
+        version: RoomVersion,
+    ) -> Result<Pdu> {
+        Self::check_object(object, seen, version)?;
+        Self::read(object.event_id_with(essence, version)?, text_of(object)?, version)
+    }
+
+    /// What has to be seen in the canonical form: the size, strict JSON, hashes and signatures.
+    fn check_object(object: &CanonicalObject, seen: Seen, version: RoomVersion) -> Result<()> {
+        if object.as_bytes().len() > MAX_EVENT_BYTES {
+            return Err(too_large());
+        }
+        if let Some(why) = seen.odd_number.filter(|_| version.strict_canonical_json) {
+            return Err(Error::bad_json(why));
         }
         for name in ["hashes", "signatures"] {
-            if !object.get(name).is_some_and(Value::is_object) {
+            if !object.get(name).is_some_and(|value| value.starts_with(b"{")) {
                 return Err(Error::bad_json(format!("the event's {name} is not an object")));
             }
         }
-        hash::event_id_and_essence(object, version)
+        Ok(())
     }
 
     /// Reads the fields from the bytes and checks them.
@@ -269,8 +269,8 @@ impl Pdu {
     }
 
     /// The same event (same id) with other JSON: a redacted form, or one more signature.
-    pub(crate) fn with_object(&self, object: &Map<String, Value>) -> Pdu {
-        let json = String::from_utf8(json::canonical_event(object, &["unsigned"])).unwrap_or_default();
+    pub(crate) fn with_canonical(&self, object: CanonicalObject) -> Pdu {
+        let json = String::from_utf8(object.into_bytes()).unwrap_or_default();
         // Redaction and signatures leave everything in place that `read` demands.
         Self::read(self.event_id().clone(), json.into(), self.version()).unwrap_or_else(|_| self.clone())
     }
@@ -380,7 +380,13 @@ impl Pdu {
         &self.0.json
     }
 
-    /// The whole event, parsed anew.
+    /// The whole event in canonical form.
+    pub fn canonical(&self) -> CanonicalObject {
+        let read = CanonicalObject::read(self.json());
+        read.map_or_else(|_| CanonicalObject::of(&Map::new()), |(object, _)| object)
+    }
+
+    /// The whole event as a tree, parsed anew.
     pub fn to_object(&self) -> Map<String, Value> {
         serde_json::from_str(&self.0.json).unwrap_or_default()
     }
@@ -471,6 +477,10 @@ impl<'a, R> Header<'a, R> {
         let content: Content<'_> = serde_json::from_str(self.content.get()).ok()?;
         Membership::parse(&content.membership)
     }
+}
+
+fn text_of(object: &CanonicalObject) -> Result<Box<str>> {
+    Ok(std::str::from_utf8(object.as_bytes()).map_err(Error::internal)?.into())
 }
 
 fn too_large() -> Error {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::protocol::json;
 use crate::protocol::room_version::all;
 use crate::protocol::sample::{member, object, pdu, room, signed, version};
 

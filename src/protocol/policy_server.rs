@@ -3,10 +3,9 @@
 
 use serde_json::{Map, Value};
 
-use crate::protocol::hash;
 use crate::protocol::ids::ServerName;
 use crate::protocol::pdu::Pdu;
-use crate::protocol::sign::{self, POLICY_KEY_ID, VerifyKey};
+use crate::protocol::sign::{POLICY_KEY_ID, VerifyKey};
 
 /// The event type of the setting.
 pub const SETTING: &str = "m.room.policy";
@@ -33,22 +32,21 @@ impl PolicyServer {
 
     /// Whether the event has a valid signature of it.
     pub fn has_signed(&self, event: &Pdu) -> bool {
-        let object = event.to_object();
+        let object = event.canonical();
         let Some(key) = &self.key else { return false };
-        let signatures = sign::signatures_of(&object, self.via.as_str());
+        let signatures = object.signatures_of(self.via.as_str());
         let Some((_, signature)) = signatures.into_iter().find(|(id, _)| *id == POLICY_KEY_ID) else {
             return false;
         };
-        key.verifies(&hash::essential_bytes(&object, event.version()), signature)
+        key.verifies(&object.essential_bytes(event.version()), &signature)
     }
 
     /// The event with the signature that the answer to `/sign` gives; those that it had before stay. None if it is not
     /// there or not valid.
     pub fn with_signature(&self, event: &Pdu, answer: &Map<String, Value>) -> Option<Pdu> {
         let signature = answer.get(self.via.as_str())?.get(POLICY_KEY_ID)?.as_str()?;
-        let mut object = event.to_object();
-        sign::insert_signature(&mut object, self.via.as_str(), POLICY_KEY_ID, signature);
-        let signed = event.with_object(&object);
+        let object = event.canonical().with_signature(self.via.as_str(), POLICY_KEY_ID, signature);
+        let signed = event.with_canonical(object);
         self.has_signed(&signed).then_some(signed)
     }
 }
@@ -104,21 +102,18 @@ mod tests {
         for version in all() {
             let event = pdu(version, &member("@alice:a.example", "join"), &["a.example"]);
             assert!(!policy.has_signed(&event));
-            let message = hash::essential_bytes(&event.to_object(), version);
+            let message = event.canonical().essential_bytes(version);
             let answer = |key: &SigningKey, id: &str| {
                 content(json!({ "policy.example": { id: key.sign_bytes(&message) }, "else.example": 5 }))
             };
             let signed = policy.with_signature(&event, &answer(&key, POLICY_KEY_ID)).expect("a good answer");
             assert!(policy.has_signed(&signed) && policy.has_signed(&signed.redacted()));
             assert_eq!(signed.event_id(), event.event_id());
+            assert_eq!(signed.canonical().content_hash_matches(), event.canonical().content_hash_matches());
+            let (ours, with) = (event.canonical(), signed.canonical());
             assert_eq!(
-                hash::content_hash_matches(&signed.to_object()),
-                hash::content_hash_matches(&event.to_object())
-            );
-            let (ours, with) = (event.to_object(), signed.to_object());
-            assert_eq!(
-                sign::signatures_of(&ours, "a.example"),
-                sign::signatures_of(&with, "a.example"),
+                ours.signatures_of("a.example"),
+                with.signatures_of("a.example"),
                 "what was signed before stays signed"
             );
             assert_eq!(policy.with_signature(&event, &answer(&other, POLICY_KEY_ID)), None);

@@ -4,6 +4,7 @@
 //! strictly (`verify_strict`), one by one: batch verification may disagree with single verification, and then two
 //! servers would disagree about an event.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use ed25519_dalek::Signer;
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::{ServerName, UserId};
+use crate::protocol::json::CanonicalObject;
 use crate::protocol::pdu::{Membership, Pdu, Whole};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 use crate::protocol::{hash, json};
@@ -155,8 +157,24 @@ pub fn sign_event(
     insert_signature(object, server.as_str(), key.key_id(), signature);
 }
 
-/// Sets `signatures[server][key_id]`; whatever of the way there is not an object is replaced.
-pub(crate) fn insert_signature(
+/// Makes an event of this server of everything but `hashes` and `signatures`: adds both. Errors: as [`Pdu::parse`].
+pub fn seal(
+    object: &Map<String, Value>,
+    server: &ServerName,
+    key: &SigningKey,
+    version: RoomVersion,
+) -> Result<Pdu> {
+    // Read again, which bounds it and looks at its numbers.
+    let (object, seen) = CanonicalObject::read(CanonicalObject::of(object).as_bytes())?;
+    let object = object.with_content_hash();
+    let essence = object.essential_bytes(version);
+    let signature = key.sign_bytes(&essence);
+    let object = object.with_signature(server.as_str(), key.key_id(), &signature);
+    Pdu::from_canonical(&object, seen, &essence, version)
+}
+
+/// Sets `signatures[server][key_id]` in a tree; whatever of the way there is not an object is replaced.
+fn insert_signature(
     object: &mut Map<String, Value>,
     server: &str,
     key_id: &str,
@@ -178,6 +196,28 @@ pub fn signatures_of<'a>(object: &'a Map<String, Value>, server: &str) -> Vec<(&
     let of_server = object.get("signatures").and_then(|s| s.get(server)).and_then(Value::as_object);
     let all = of_server.into_iter().flatten().filter_map(|(id, value)| Some((id.as_str(), value.as_str()?)));
     all.filter(|(id, _)| id.strip_prefix(ALGORITHM).is_some_and(|version| !version.is_empty())).collect()
+}
+
+impl CanonicalObject {
+    /// [`signatures_of`] for an object in canonical form.
+    pub fn signatures_of(&self, server: &str) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
+        let of_server = self.get("signatures").and_then(|signatures| json::member_of(signatures, server));
+        let all = json::members_of(of_server.unwrap_or_default());
+        let all = all.filter_map(|(id, value)| Some((json::string(id)?, json::string(value)?)));
+        all.filter(|(id, _)| id.strip_prefix(ALGORITHM).is_some_and(|version| !version.is_empty())).collect()
+    }
+
+    /// The object with `signatures[server][key_id]` set; whatever of the way there is not an object is replaced.
+    #[must_use]
+    pub fn with_signature(&self, server: &str, key_id: &str, signature: &str) -> Self {
+        let object = |text: Option<&[u8]>| {
+            let read = text.and_then(|text| CanonicalObject::read(text).ok());
+            read.map_or_else(|| CanonicalObject::of(&Map::new()), |(object, _)| object)
+        };
+        let all = object(self.get("signatures"));
+        let of_server = object(all.get(server)).with(key_id, &json::canonical(&Value::from(signature)));
+        self.with("signatures", all.with(server, of_server.as_bytes()).as_bytes())
+    }
 }
 
 /// Why an event's signatures do not suffice.
@@ -224,14 +264,15 @@ impl From<SignatureError> for Error {
 ///
 /// Errors: `Malformed` if the authorising user is none.
 pub fn required_signers(pdu: &Pdu) -> Result<Vec<ServerName>, SignatureError> {
-    signers(pdu, &pdu.membership().map(|_| pdu.content()).unwrap_or_default())
+    let content = pdu.membership().and_then(|_| CanonicalObject::read(pdu.content_raw().as_bytes()).ok());
+    signers(pdu, content.as_ref().map_or(b"{}", |(content, _)| content.as_bytes()))
 }
 
-/// The same with the content at hand; that of events without a membership does not matter.
-fn signers(pdu: &Pdu, content: &Map<String, Value>) -> Result<Vec<ServerName>, SignatureError> {
+/// The same with the content in canonical form at hand; that of events without a membership does not matter.
+fn signers(pdu: &Pdu, content: &[u8]) -> Result<Vec<ServerName>, SignatureError> {
     let mut servers = Vec::with_capacity(2);
     let membership = pdu.membership();
-    if membership != Some(Membership::Invite) || !content.contains_key("third_party_invite") {
+    if membership != Some(Membership::Invite) || json::member_of(content, "third_party_invite").is_none() {
         servers.push(pdu.sender().server());
     }
     let mut add = |server: ServerName| {
@@ -245,9 +286,9 @@ fn signers(pdu: &Pdu, content: &Map<String, Value>) -> Result<Vec<ServerName>, S
     }
     if pdu.version().restricted_join
         && membership == Some(Membership::Join)
-        && let Some(user) = content.get("join_authorised_via_users_server")
+        && let Some(user) = json::member_of(content, "join_authorised_via_users_server")
     {
-        let user = user.as_str().and_then(|text| UserId::parse(text).ok());
+        let user = json::string(user).and_then(|text| UserId::parse(&text).ok());
         let user = user.ok_or(SignatureError::Malformed("join_authorised_via_users_server is no user id"))?;
         add(user.server());
     }
@@ -256,13 +297,13 @@ fn signers(pdu: &Pdu, content: &Map<String, Value>) -> Result<Vec<ServerName>, S
 
 /// The keys that would serve to verify an event: of each required server those that it signed with.
 pub fn wanted_keys(pdu: &Pdu) -> Vec<(ServerName, String)> {
-    let object = pdu.to_object();
+    let object = pdu.canonical();
     let servers = required_signers(pdu).unwrap_or_default();
     let keys_of = |server: &ServerName| {
-        let mut signatures = signatures_of(&object, server.as_str());
+        let mut signatures = object.signatures_of(server.as_str());
         // That of a policy server's own event is not for its published keys to verify.
         signatures.retain(|(id, _)| *id != POLICY_KEY_ID);
-        signatures.into_iter().map(|(id, _)| (server.clone(), id.to_owned())).collect::<Vec<_>>()
+        signatures.into_iter().map(|(id, _)| (server.clone(), id.into_owned())).collect::<Vec<_>>()
     };
     servers.iter().flat_map(keys_of).collect()
 }
@@ -285,33 +326,33 @@ pub fn verify_event_by(pdu: &Pdu, server: &ServerName, keys: &Keys<'_>) -> Resul
 }
 
 fn verify_signers(pdu: &Pdu, servers: &[ServerName], keys: &Keys<'_>) -> Result<(), SignatureError> {
-    let object = pdu.to_object();
-    verify_object(pdu, (&object, &hash::essential_bytes(&object, pdu.version())), servers, keys)
+    let object = pdu.canonical();
+    verify_object(pdu, (&object, &object.essential_bytes(pdu.version())), servers, keys)
 }
 
 fn verify_object(
     pdu: &Pdu,
-    (object, message): (&Map<String, Value>, &[u8]),
+    (object, message): (&CanonicalObject, &[u8]),
     servers: &[ServerName],
     keys: &Keys<'_>,
 ) -> Result<(), SignatureError> {
     let mut missing = Vec::new();
     for server in servers {
-        let signatures = signatures_of(object, server.as_str());
+        let signatures = object.signatures_of(server.as_str());
         if signatures.is_empty() {
             return Err(SignatureError::Unsigned(server.clone()));
         }
         let mut verified = false;
         let mut unknown = Vec::new();
         for (key_id, signature) in signatures.into_iter().filter(|(id, _)| *id != POLICY_KEY_ID) {
-            match keys(server.as_str(), key_id) {
+            match keys(server.as_str(), &key_id) {
                 Some(known) if is_valid_at(&known, pdu) => {
-                    if !known.key.verifies(message, signature) {
-                        return Err(SignatureError::Wrong(server.clone(), key_id.to_owned()));
+                    if !known.key.verifies(message, &signature) {
+                        return Err(SignatureError::Wrong(server.clone(), key_id.into_owned()));
                     }
                     verified = true;
                 }
-                _ => unknown.push((server.clone(), key_id.to_owned())),
+                _ => unknown.push((server.clone(), key_id.into_owned())),
             }
         }
         if !verified {
@@ -364,17 +405,16 @@ pub fn check_received(json: &[u8], version: RoomVersion, keys: &Keys<'_>) -> Res
 
 /// Steps 2 and 3 for an event that was parsed before, for example to gather its keys.
 pub fn check_parsed(pdu: &Pdu, keys: &Keys<'_>) -> Result<Pdu, SignatureError> {
-    let object = pdu.to_object();
-    let essence = hash::essential_bytes(&object, pdu.version());
+    let object = pdu.canonical();
+    let essence = object.essential_bytes(pdu.version());
     check_whole(Whole { pdu: pdu.clone(), object, essence }, keys)
 }
 
 fn check_whole(whole: Whole, keys: &Keys<'_>) -> Result<Pdu, SignatureError> {
     let Whole { pdu, object, essence } = whole;
-    let nothing = Map::new();
-    let content = object.get("content").and_then(Value::as_object).unwrap_or(&nothing);
+    let content = object.get("content").unwrap_or_default();
     verify_object(&pdu, (&object, &essence), &signers(&pdu, content)?, keys)?;
-    Ok(if hash::content_hash_matches(&object) { pdu } else { pdu.redacted() })
+    Ok(if object.content_hash_matches() { pdu } else { pdu.redacted() })
 }
 
 impl Pdu {
@@ -382,9 +422,9 @@ impl Pdu {
     /// users authorises.
     #[must_use]
     pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Pdu {
-        let mut object = self.to_object();
-        sign_event(&mut object, server, key, self.version());
-        self.with_object(&object)
+        let object = self.canonical();
+        let signature = key.sign_bytes(&object.essential_bytes(self.version()));
+        self.with_canonical(object.with_signature(server.as_str(), key.key_id(), &signature))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::protocol::event_auth::{self, AuthError};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::sign::{self, SigningKey};
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, hash, json as matrix_json};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, json as matrix_json};
 use crate::service::room_plan::PlannedEvent;
 use crate::store::append::{Append, Appended, Current, StateRef};
 use crate::store::client_transactions::ClientTxn;
@@ -74,9 +74,7 @@ impl Pen {
             let id = format!("${}:{}", random::letters(18), self.server);
             object.insert("event_id".into(), id.into());
         }
-        hash::add_content_hash(&mut object);
-        sign::sign_event(&mut object, &self.server, &self.key, version);
-        Pdu::from_object(object, version)
+        sign::seal(&object, &self.server, &self.key, version)
     }
 }
 
@@ -232,7 +230,7 @@ fn draft_object(draft: &Draft, version: RoomVersion, now: Millis) -> Map<String,
 fn references(events: &[Pdu]) -> Value {
     let reference = |event: &Pdu| match event.version().event_id_format {
         EventIdFormat::InEvent => {
-            let hash = matrix_json::base64(&hash::reference_hash(&event.to_object(), event.version()));
+            let hash = matrix_json::base64(&event.canonical().reference_hash(event.version()));
             json!([event.event_id(), { "sha256": hash }])
         }
         _ => event.event_id().as_str().into(),

@@ -14,7 +14,7 @@ use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::room_version::StateResolution;
 use crate::protocol::state_res::{self, Ground, StateKey, StateMap};
-use crate::protocol::{EventId, Pdu, RoomVersion, hash};
+use crate::protocol::{EventId, Pdu, RoomVersion};
 use crate::store::append::{Current, StateRef};
 use crate::store::state::NamedDelta;
 use crate::store::{Db, EventKey, Room, SnapshotId, Status};
@@ -170,7 +170,7 @@ fn is_same(db: &Db<'_>, room: &Room, pdu: &Pdu) -> Result<bool> {
         return Ok(true);
     }
     let Some(stored) = db.event(pdu.event_id())? else { return Ok(true) };
-    let hash = |pdu: &Pdu| hash::reference_hash(&pdu.to_object(), pdu.version());
+    let hash = |pdu: &Pdu| pdu.canonical().reference_hash(pdu.version());
     Ok(stored.room == room.key && hash(&stored.pdu) == hash(pdu))
 }
 

@@ -18,8 +18,9 @@ use super::missing::Fetched;
 use super::verify::Checked;
 use super::waiting::{names, pause_after};
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::CanonicalObject;
 use crate::protocol::server_acl::ServerAcl;
-use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId, hash, json as matrix_json};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
 use crate::store::waiting::ToWait;
 use crate::store::{Db, Room, Status};
 
@@ -183,9 +184,7 @@ impl Homeserver {
             Ok((version, joining.is_some()))
         })?;
         let json = pdu.get().as_bytes();
-        let id = version.map_or(event_id, |version| {
-            matrix_json::parse_object(json).and_then(|object| hash::event_id(&object, version)).ok()
-        });
+        let id = version.map_or(event_id, |version| id_of(json, version));
         // Nobody can name it, and so nobody can be told.
         let Some(id) = id else { return Ok(()) };
         let within = until.saturating_duration_since(self.clock.instant());
@@ -363,9 +362,8 @@ fn not_a_transaction(why: &str) -> Error {
     Error::bad_json(format!("Not a transaction: {why}"))
 }
 
-fn id_of(event: &[u8], room: &Room) -> Option<EventId> {
-    let object = matrix_json::parse_object(event).ok()?;
-    hash::event_id(&object, room.version).ok()
+fn id_of(event: &[u8], version: RoomVersion) -> Option<EventId> {
+    CanonicalObject::read(event).ok()?.0.event_id(version).ok()
 }
 
 /// What the sender is told; the outer error is a failure of ours.

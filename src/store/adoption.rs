@@ -9,9 +9,9 @@ use rusqlite::{OptionalExtension, params};
 use super::snapshots::Delta;
 use super::{Db, EventKey, RoomKey, Slot, SnapshotId, Status, Tx};
 use crate::error::{Error, Result};
+use crate::protocol::Pdu;
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::EventIdFormat;
-use crate::protocol::{Pdu, hash};
 
 /// A stored event of the state that a room will have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl Tx<'_> {
         let Some((key, in_room)) = known else { return Err(Error::internal("an event went missing")) };
         let is_same = in_room == room
             && (pdu.version().event_id_format != EventIdFormat::InEvent || {
-                let hash = |pdu: &Pdu| hash::reference_hash(&pdu.to_object(), pdu.version());
+                let hash = |pdu: &Pdu| pdu.canonical().reference_hash(pdu.version());
                 hash(pdu) == hash(&self.pdu_by_key(key)?)
             });
         if !is_same {

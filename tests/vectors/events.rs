@@ -3,6 +3,7 @@
 //! Disputed rows (`member-3pid-unsigned` in versions 11 and 12) are followed as Synapse has them: of a
 //! `third_party_invite` without `signed` an empty object stays.
 
+use doorstep::protocol::json::CanonicalObject;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::{Pdu, hash, json, redact, sign};
 use serde_json::Value;
@@ -25,9 +26,10 @@ pub fn run(row: &Value, keys: &Keys) -> Result<(), String> {
     let signatures = sign::signatures_of(&event, server.as_str());
     same("the signature", &signatures[0].1, &text(expect, "/signature")?)?;
 
-    let redacted = redact::redact(&event, version);
-    same("the redacted event", &Value::Object(redacted.clone()), &expect["redacted_event"])?;
-    let canonical = String::from_utf8(json::canonical_object(&redacted)).map_err(|e| e.to_string())?;
+    let redacted = redact::redact(&CanonicalObject::of(&event), version).into_bytes();
+    let canonical = String::from_utf8(redacted).map_err(|e| e.to_string())?;
+    let redacted: Value = serde_json::from_str(&canonical).map_err(|e| e.to_string())?;
+    same("the redacted event", &redacted, &expect["redacted_event"])?;
     same("the redacted canonical form", &canonical.as_str(), &text(expect, "/redacted_canonical_json")?)?;
     let reference = json::base64(&hash::reference_hash(&event, version));
     same("the reference hash", &reference.as_str(), &text(expect, "/reference_hash")?)?;

@@ -260,7 +260,7 @@ fn check_create(event: &Pdu, version: RoomVersion) -> Result<(), AuthError> {
     }
     if version.room_id_is_create_hash {
         // 1.2 (version 12). It has no room id: it is the room id.
-        if event.to_object().contains_key("room_id") {
+        if event.canonical().get("room_id").is_some() {
             return fail(2, "m.room.create must not have a room_id");
         }
     } else if event.room_id().server_name() != Some(event.sender().server_name()) {

@@ -4,7 +4,8 @@
 //! of trees goes, made a whole transaction unreadable, its honest sender would repeat that transaction for ever and
 //! nothing else would get through. So depth does not matter here: there is no recursion, and the work is bounded.
 
-use super::{Floats, float_text, write_string};
+use super::object::{Seen, decoded};
+use super::{Floats, MAX_INTEGER, NOT_WHOLE, TOO_BIG, float_text, too_deep, write_string};
 use crate::error::{ErrCode, Error, Result};
 
 /// How often, at most, the bytes of a text may be copied to bring the keys of its objects in order. Every level of
@@ -16,14 +17,7 @@ const MAX_COPIES: usize = 64;
 ///
 /// Errors: `M_NOT_JSON`; `M_BAD_JSON` if putting the keys in order is too much work.
 pub fn canonical_text(text: &[u8]) -> Result<Vec<u8>> {
-    let text = std::str::from_utf8(text).map_err(|e| not_json("it is not UTF-8").with_cause(e))?;
-    let mut reader = Reader {
-        text: text.as_bytes(),
-        at: 0,
-        out: Vec::with_capacity(text.len()),
-        open: Vec::new(),
-        copies: text.len().saturating_mul(MAX_COPIES).saturating_add(1 << 20),
-    };
+    let mut reader = Reader::new(text)?;
     reader.document()?;
     Ok(reader.out)
 }
@@ -37,18 +31,18 @@ struct Open {
     is_object: bool,
     /// Where in the output its inside begins.
     inside: usize,
-    /// Of an object, its members so far.
-    members: Vec<Member>,
+    /// Of an object, where its members begin among those at hand.
+    first: usize,
     /// Whether the members came in canonical order, and none twice.
     ordered: bool,
 }
 
 /// Where in the output a member's key (with its quotes) and value are.
-#[derive(Clone, Copy)]
-struct Member {
-    key: usize,
-    colon: usize,
-    end: usize,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Member {
+    pub key: usize,
+    pub colon: usize,
+    pub end: usize,
 }
 
 /// What may come next.
@@ -61,16 +55,43 @@ enum Expect {
     CommaOrEnd,
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     text: &'a [u8],
     at: usize,
-    out: Vec<u8>,
+    /// The canonical text so far.
+    pub out: Vec<u8>,
     open: Vec<Open>,
+    /// The members of the objects that are open; at the end those of the outermost.
+    pub members: Vec<Member>,
+    /// What else was seen.
+    pub seen: Seen,
     copies: usize,
+    depth: usize,
 }
 
-impl Reader<'_> {
-    fn document(&mut self) -> Result<()> {
+impl<'a> Reader<'a> {
+    pub fn new(text: &'a [u8]) -> Result<Self> {
+        let text = std::str::from_utf8(text).map_err(|e| not_json("it is not UTF-8").with_cause(e))?;
+        Ok(Self {
+            text: text.as_bytes(),
+            at: 0,
+            out: Vec::with_capacity(text.len()),
+            open: Vec::with_capacity(8),
+            members: Vec::with_capacity(32),
+            seen: Seen::default(),
+            copies: text.len().saturating_mul(MAX_COPIES).saturating_add(1 << 20),
+            depth: usize::MAX,
+        })
+    }
+
+    /// At most so many levels, which bounds the work as well.
+    pub fn with_depth(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self.copies = usize::MAX;
+        self
+    }
+
+    pub fn document(&mut self) -> Result<()> {
         let mut expect = Expect::Value;
         loop {
             self.skip_space();
@@ -86,8 +107,8 @@ impl Reader<'_> {
                 (Expect::CommaOrEnd | Expect::KeyOrEnd, b'}') => self.close(true)?,
                 (Expect::CommaOrEnd | Expect::ValueOrEnd, b']') => self.close(false)?,
                 (Expect::Key | Expect::KeyOrEnd, b'"') => self.key()?,
-                (Expect::Value | Expect::ValueOrEnd, b'{') => self.begin(true),
-                (Expect::Value | Expect::ValueOrEnd, b'[') => self.begin(false),
+                (Expect::Value | Expect::ValueOrEnd, b'{') => self.begin(true)?,
+                (Expect::Value | Expect::ValueOrEnd, b'[') => self.begin(false)?,
                 (Expect::Value | Expect::ValueOrEnd, _) => {
                     self.scalar(byte)?;
                     self.value_is_done();
@@ -104,11 +125,15 @@ impl Reader<'_> {
         }
     }
 
-    fn begin(&mut self, is_object: bool) -> Expect {
+    fn begin(&mut self, is_object: bool) -> Result<Expect> {
+        if self.open.len() >= self.depth {
+            return Err(too_deep());
+        }
         self.at += 1;
         self.out.push(if is_object { b'{' } else { b'[' });
-        self.open.push(Open { is_object, inside: self.out.len(), members: Vec::new(), ordered: true });
-        if is_object { Expect::KeyOrEnd } else { Expect::ValueOrEnd }
+        let (inside, first) = (self.out.len(), self.members.len());
+        self.open.push(Open { is_object, inside, first, ordered: true });
+        Ok(if is_object { Expect::KeyOrEnd } else { Expect::ValueOrEnd })
     }
 
     fn comma(&mut self) -> Expect {
@@ -128,19 +153,20 @@ impl Reader<'_> {
         self.at += 1;
         self.out.push(b':');
         if let Some(open) = self.open.last_mut() {
-            if let Some(before) = open.members.last() {
+            if let Some(before) = self.members[open.first..].last() {
                 open.ordered &= is_less(&self.out[before.key..before.colon], &self.out[key..colon]);
             }
-            open.members.push(Member { key, colon, end: colon });
+            self.members.push(Member { key, colon, end: colon });
         }
         Ok(Expect::Value)
     }
 
     /// Notes where a member's value ends.
     fn value_is_done(&mut self) {
-        let end = self.out.len();
-        if let Some(member) = self.open.last_mut().and_then(|open| open.members.last_mut()) {
-            member.end = end;
+        if self.open.last().is_some_and(|open| open.is_object)
+            && let Some(member) = self.members.last_mut()
+        {
+            member.end = self.out.len();
         }
     }
 
@@ -149,6 +175,9 @@ impl Reader<'_> {
             Some(open) if open.is_object == is_object => {
                 if !open.ordered {
                     self.reorder(&open)?;
+                }
+                if !self.open.is_empty() {
+                    self.members.truncate(open.first);
                 }
             }
             _ => return Err(not_json("brackets do not match")),
@@ -162,19 +191,23 @@ impl Reader<'_> {
     /// Puts an object's members in order; of those with the same key the last one stays.
     fn reorder(&mut self, open: &Open) -> Result<()> {
         let size = self.out.len() - open.inside;
-        let too_much = || Error::bad_json("JSON is nested too deeply");
-        self.copies = self.copies.checked_sub(size).ok_or_else(too_much)?;
-        let key_of = |member: &Member| decode(&self.out[member.key..member.colon]);
-        let mut members: Vec<_> = open.members.iter().map(|member| (key_of(member), *member)).collect();
+        self.copies = self.copies.checked_sub(size).ok_or_else(too_deep)?;
+        let unordered = self.members.split_off(open.first);
+        let key_of = |member: &Member| decoded(&self.out[member.key..member.colon]);
+        let mut members: Vec<_> = unordered.iter().map(|member| (key_of(member), *member)).collect();
         members.sort_by(|a, b| a.0.cmp(&b.0));
         let mut inside = Vec::with_capacity(size);
         for (i, (key, member)) in members.iter().enumerate() {
             if members.get(i + 1).is_some_and(|(next, _)| next == key) {
+                self.seen.ambiguous = true;
                 continue;
             }
             if !inside.is_empty() {
                 inside.push(b',');
             }
+            let moved = |at: usize| open.inside + inside.len() + (at - member.key);
+            let place = Member { key: moved(member.key), colon: moved(member.colon), end: moved(member.end) };
+            self.members.push(place);
             inside.extend_from_slice(&self.out[member.key..member.end]);
         }
         self.out.truncate(open.inside);
@@ -212,13 +245,20 @@ impl Reader<'_> {
             if digits.len() > 1 && digits[0] == b'0' {
                 return Err(not_json("a number begins with 0"));
             }
-            self.out.extend_from_slice(if token == b"-0" { b"0" } else { token });
+            let magnitude = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<i64>().ok());
+            if magnitude.is_none_or(|magnitude| magnitude > MAX_INTEGER) {
+                self.seen.odd_number = Some(TOO_BIG);
+            }
+            let negative_zero = token == b"-0";
+            self.seen.ambiguous |= negative_zero;
+            self.out.extend_from_slice(if negative_zero { b"0" } else { token });
             return Ok(());
         }
         // serde_json knows the grammar of numbers, but may miss the nearest float by one; the standard library does not.
         let _: f64 = serde_json::from_slice(token).map_err(|e| not_json("a bad number").with_cause(e))?;
         let float = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
         let float: f64 = float.ok_or_else(|| not_json("a bad number"))?;
+        self.seen.odd_number = Some(NOT_WHOLE);
         self.out.extend_from_slice(float_text(float, Floats::AsPython).as_bytes());
         Ok(())
     }
@@ -253,16 +293,7 @@ impl Reader<'_> {
 
 /// Whether one canonically written key comes before another.
 fn is_less(a: &[u8], b: &[u8]) -> bool {
-    if a.contains(&b'\\') || b.contains(&b'\\') {
-        return decode(a) < decode(b);
-    }
-    // Without their quotes, of which the closing one would count as a character.
-    a[1..a.len() - 1] < b[1..b.len() - 1]
-}
-
-/// A canonically written key as text.
-fn decode(key: &[u8]) -> String {
-    serde_json::from_slice(key).unwrap_or_default()
+    decoded(a) < decoded(b)
 }
 
 #[cfg(test)]

@@ -41,9 +41,7 @@ use crate::protocol::event_auth::{JoinRules, PowerLevels};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::State;
 use crate::protocol::server_acl::ServerAcl;
-use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, hash, room_version, sign,
-};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, room_version, sign};
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
@@ -149,7 +147,7 @@ impl Homeserver {
     ) -> Result<Pdu> {
         let pdu = Pdu::parse(body, version)?;
         handshake::check_signed_event(&pdu, ask.membership, ask.room_id, event_id, ask.origin)?;
-        if !hash::content_hash_matches(&pdu.to_object()) {
+        if !pdu.canonical().content_hash_matches() {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
         let verdict = self.check_parsed_pdu(pdu);
@@ -374,11 +372,12 @@ impl Homeserver {
     /// Checks that one particular server has signed an event, required or not. Errors: 400 `M_INVALID_PARAM`.
     pub(super) fn check_signature_of(&self, event: &Pdu, server: &ServerName) -> Result<()> {
         const WITHIN: Duration = Duration::from_secs(30);
-        let object = event.to_object();
+        let object = event.canonical();
         let valid_at = if event.version().enforce_key_validity { event.origin_server_ts() } else { 0 };
-        let wanted: Vec<Wanted> = sign::signatures_of(&object, server.as_str())
+        let wanted: Vec<Wanted> = object
+            .signatures_of(server.as_str())
             .into_iter()
-            .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.to_owned(), valid_at })
+            .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.into_owned(), valid_at })
             .collect();
         let found = self.gather_keys(&wanted, None, Purpose::Events, WITHIN);
         sign::verify_event_by(event, server, &|server: &str, key_id: &str| found.get(server, key_id))?;

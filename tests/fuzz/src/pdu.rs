@@ -21,9 +21,16 @@ pub fn pdu(data: &[u8]) {
     let object = parse_object(event.json()).expect("an event is an object");
     let again = Pdu::parse(event.json(), version).expect("an event stays an event");
     assert_eq!((again.event_id(), again.json()), (event.event_id(), event.json()));
-    let from_object = Pdu::from_object(object.clone(), version).expect("an event stays an event");
-    assert_eq!(from_object.event_id(), event.event_id());
-    assert_eq!(from_object.json(), canonical_event(&object, &[]));
+    let canonical = event.canonical();
+    assert_eq!(canonical.event_id(version).expect("an event has an id"), *event.event_id());
+    // A tree cannot hold every number.
+    if canonical.as_bytes() == canonical_event(&object, &[]) {
+        let from_object = Pdu::from_object(object.clone(), version).expect("an event stays an event");
+        assert_eq!((from_object.event_id(), from_object.json()), (event.event_id(), canonical.as_bytes()));
+        assert_eq!(hash::event_id(&object, version).expect("an event has an id"), *event.event_id());
+    } else {
+        assert!(!version.strict_canonical_json);
+    }
     let trusted = Pdu::trusted(event.event_id().clone(), event.json().to_vec(), version);
     assert_same_fields(&event, &trusted.expect("it was read before"));
     assert_fields_are_those_of_the_tree(&event);
@@ -34,19 +41,21 @@ pub fn pdu(data: &[u8]) {
     assert!(outcome.is_err() || required_signers(&event).is_ok_and(|signers| signers.is_empty()));
     let _ = wanted_keys(&event);
     let _ = strip(&event);
-    let mut hashed = object;
-    hash::add_content_hash(&mut hashed);
-    assert!(hash::content_hash_matches(&hashed));
+    let hashed = canonical.with_content_hash();
+    assert!(hashed.content_hash_matches());
+    let signed = hashed.with_signature("s.example", "ed25519:1", "x");
+    assert_eq!(signed.signatures_of("s.example").iter().filter(|(id, _)| id == "ed25519:1").count(), 1);
+    assert_eq!(signed.event_id(version).expect("an id"), hashed.event_id(version).expect("an id"));
 }
 
 fn redacted(event: &Pdu, version: RoomVersion) {
     let redacted = event.redacted();
-    let by_hand = redact(&event.to_object(), version);
-    assert_eq!(redacted.to_object(), by_hand, "nothing more than the essential is left");
+    let by_hand = redact(&event.canonical(), version);
+    assert_eq!(redacted.canonical(), by_hand, "nothing more than the essential is left");
     assert_eq!(redact(&by_hand, version), by_hand, "the redacted form of the redacted form");
     assert_eq!(redacted.event_id(), event.event_id());
-    assert_eq!(hash::event_id(&by_hand, version).expect("a redacted event has an id"), *event.event_id());
-    assert_eq!(hash::essential_bytes(&by_hand, version), hash::essential_bytes(&event.to_object(), version));
+    assert_eq!(by_hand.event_id(version).expect("a redacted event has an id"), *event.event_id());
+    assert_eq!(by_hand.essential_bytes(version), event.canonical().essential_bytes(version));
     let parsed = Pdu::parse(redacted.json(), version).expect("a redacted event is an event");
     assert_eq!(parsed.event_id(), event.event_id());
     assert_eq!(
