@@ -8,7 +8,7 @@ use crate::store::append::{Append, Current, StateRef};
 use crate::store::{RoomKey, Status, Tx};
 
 /// How many events are stored at once before the room is taken over: others write in between.
-pub(super) const CHUNK: usize = 500;
+pub(super) const CHUNK: usize = 1000;
 
 /// A whole room at hand, every event of it checked: format, signatures, hash, and the auth rules against its auth events.
 #[derive(Clone)]
@@ -72,7 +72,8 @@ impl Adoption<'_> {
         let mut rest = events;
         while !rest.is_empty() {
             let later = rest.split_off(rest.len().min(CHUNK));
-            self.state.extend(self.hs.store.write(move |tx| tx.stage_events(room, &rest))?);
+            // What comes last waits for the disk, and with it for these.
+            self.state.extend(self.hs.store.write_lightly(move |tx| tx.stage_events(room, &rest))?);
             rest = later;
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use rusqlite::{OptionalExtension, params};
 
 use super::snapshots::Delta;
+use super::state::NewSlots;
 use super::{Db, EventKey, RoomKey, Slot, SnapshotId, Status, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::Pdu;
@@ -30,10 +31,11 @@ impl Tx<'_> {
     /// is left out.
     pub fn stage_events(&mut self, room: RoomKey, events: &[(Pdu, bool)]) -> Result<Vec<Staged>> {
         let mut staged = Vec::with_capacity(events.len());
+        let mut slots = NewSlots::default();
         for (pdu, in_state) in events {
             let Some(event) = self.stage_event(room, pdu)? else { continue };
             if let (true, Some(state_key)) = (in_state, pdu.state_key()) {
-                let slot = self.make_slot(pdu.event_type(), state_key)?;
+                let slot = self.make_slot_of_many(&mut slots, pdu.event_type(), state_key)?;
                 let member = pdu.membership().map(|membership| (state_key.into(), membership));
                 staged.push(Staged { slot, event, member });
             }
@@ -73,10 +75,9 @@ impl Tx<'_> {
         }
         let snapshot = match self.room_by_key(room)?.state {
             None => {
-                let all = state.iter().map(|row| (row.slot, row.event)).collect();
-                let snapshot = self.root_snapshot(&all)?;
+                let size = state.len();
                 self.settle_afresh(room, state, at)?;
-                snapshot
+                self.root_snapshot_of_current(room, size)?
             }
             Some(old) => {
                 let change = difference(&self.db, room, &state)?;

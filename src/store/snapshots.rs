@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use super::state::LAST_OTHER_SLOT;
-use super::{Db, EventKey, Slot, SnapshotId, Tx};
+use super::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
 use crate::error::{Error, Result};
 
 /// What changes from one state to another: slot → its event, or none any more.
@@ -283,6 +283,18 @@ impl Tx<'_> {
         self.insert_snapshot(0, None, &delta)
     }
 
+    /// The room's current state as one that follows no other.
+    pub(super) fn root_snapshot_of_current(&mut self, room: RoomKey, size: usize) -> Result<SnapshotId> {
+        if size <= LARGE {
+            return self.root_snapshot(&self.current_slots(room)?.into_iter().collect());
+        }
+        let snapshot = self.insert_snapshot_row(0, None, None)?;
+        let copy = "INSERT INTO snapshot_entries (snapshot, slot, event_key)
+             SELECT ?1, slot, event_key FROM current_state WHERE room_key = ?2 ORDER BY slot";
+        self.conn().prepare_cached(copy)?.execute([snapshot, room])?;
+        Ok(snapshot)
+    }
+
     /// The state that results from another by a change. An empty change makes no row.
     pub fn snapshot_after(&mut self, previous: SnapshotId, change: &Delta) -> Result<SnapshotId> {
         if change.is_empty() {
@@ -307,6 +319,21 @@ impl Tx<'_> {
         Ok(snapshot)
     }
 
+    fn insert_snapshot_row(
+        &mut self,
+        number: i64,
+        parent: Option<SnapshotId>,
+        delta: Option<Vec<u8>>,
+    ) -> Result<SnapshotId> {
+        self.conn()
+            .prepare_cached("INSERT INTO snapshots (number, parent, delta) VALUES (?1, ?2, ?3)")?
+            .execute(params![number, parent, delta])?;
+        let snapshot = self.conn().last_insert_rowid();
+        let row = Row { snapshot, number, parent, delta };
+        self.remember(|memory| memory.graph.keep_row(Arc::new(row)));
+        Ok(snapshot)
+    }
+
     fn insert_snapshot(
         &mut self,
         number: i64,
@@ -314,13 +341,7 @@ impl Tx<'_> {
         delta: &Delta,
     ) -> Result<SnapshotId> {
         let large = delta.len() > LARGE;
-        let encoded = (!large).then(|| encode(delta));
-        self.conn()
-            .prepare_cached("INSERT INTO snapshots (number, parent, delta) VALUES (?1, ?2, ?3)")?
-            .execute(params![number, parent, encoded])?;
-        let snapshot = self.conn().last_insert_rowid();
-        let row = Row { snapshot, number, parent, delta: encoded };
-        self.remember(|memory| memory.graph.keep_row(Arc::new(row)));
+        let snapshot = self.insert_snapshot_row(number, parent, (!large).then(|| encode(delta)))?;
         if large {
             let mut insert = self.conn().prepare_cached(
                 "INSERT INTO snapshot_entries (snapshot, slot, event_key) VALUES (?1, ?2, ?3)",

@@ -232,23 +232,55 @@ impl Db<'_> {
     }
 }
 
+/// What is known of the slots to be given out, for the time of one transaction.
+#[derive(Default)]
+pub(super) struct NewSlots {
+    /// One that no membership has.
+    next_member: Option<Slot>,
+}
+
 impl Tx<'_> {
     /// The number of a (type, state key) pair, given out if need be.
     pub(crate) fn make_slot(&mut self, event_type: &str, state_key: &str) -> Result<Slot> {
         if let Some(slot) = self.slot(event_type, state_key)? {
             return Ok(slot);
         }
-        // The largest number so far, which is found at the end of the table, or of its first part.
-        let next = match event_type == MEMBER {
-            true => "SELECT max(coalesce(max(slot), 0), ?1) + 1 FROM slots",
-            false => "SELECT coalesce(max(slot), 0) + 1 FROM slots WHERE slot <= ?1",
-        };
-        let slot = self.conn().prepare_cached(next)?.query_row([LAST_OTHER_SLOT], |row| row.get(0))?;
+        let slot = self.free_slot(event_type)?;
         self.conn()
             .prepare_cached("INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)")?
             .execute(params![slot, event_type, state_key])?;
         self.remember(|memory| memory.graph.keep_slot(slot, event_type, state_key));
         Ok(slot)
+    }
+
+    /// The same for one of many, of which most are memberships of users that we have not heard of.
+    pub(super) fn make_slot_of_many(
+        &mut self,
+        new: &mut NewSlots,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Slot> {
+        if event_type != MEMBER {
+            return self.make_slot(event_type, state_key);
+        }
+        let slot = match new.next_member {
+            Some(slot) => slot,
+            None => self.free_slot(event_type)?,
+        };
+        let insert = "INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)
+             ON CONFLICT (type, state_key) DO NOTHING";
+        let inserted = self.conn().prepare_cached(insert)?.execute(params![slot, event_type, state_key])?;
+        new.next_member = Some(slot + i64::from(inserted == 1));
+        if inserted == 1 { Ok(slot) } else { self.make_slot(event_type, state_key) }
+    }
+
+    /// The number after the largest so far, which is found at the end of the table, or of its first part.
+    fn free_slot(&self, event_type: &str) -> Result<Slot> {
+        let next = match event_type == MEMBER {
+            true => "SELECT max(coalesce(max(slot), 0), ?1) + 1 FROM slots",
+            false => "SELECT coalesce(max(slot), 0) + 1 FROM slots WHERE slot <= ?1",
+        };
+        Ok(self.conn().prepare_cached(next)?.query_row([LAST_OTHER_SLOT], |row| row.get(0))?)
     }
 
     /// Moves the room's current state by a difference, and with it everything that follows the current state. `at` is

@@ -63,9 +63,10 @@ impl Homeserver {
         let pillars = Pillars::judge(join, checking.all_of(&sorted.pillars))?;
         progress.note("events", sorted.pillars.len());
         let mut dropped = sorted.pillars.len() - pillars.len();
-        let mut adoption = self.begin_adoption(room_id, version)?;
-        adoption.add(pillars.events())?;
+        let adoption = self.begin_adoption(room_id, version)?;
         let (batches, queue) = sync_channel(WAITING);
+        // There is a place for it.
+        let _ = batches.send(pillars.events());
         let adoption = std::thread::scope(|scope| {
             let store = std::thread::Builder::new().name("join-store".into());
             let storing = store.spawn_scoped(scope, move || store_all(adoption, &queue))?;
