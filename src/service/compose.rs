@@ -16,7 +16,7 @@ use super::judge::{self, Effort, Side};
 use super::{Homeserver, ingest, policy, random};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::event_auth::{self, AuthError};
+use crate::protocol::event_auth::{self, AuthError, Judge};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::sign::{self, SigningKey};
@@ -115,9 +115,8 @@ impl<'a> StateView<'a> {
     }
 
     /// The verdict of the rules that look at a state, or the failure of the database.
-    pub(crate) fn judge(&self, pdu: &Pdu) -> Result<Result<(), AuthError>> {
-        let verdict =
-            event_auth::check(pdu, pdu.version(), &|event_type, state_key| self.get(event_type, state_key));
+    pub(crate) fn judge(&self, judge: &Judge, pdu: &Pdu) -> Result<Result<(), AuthError>> {
+        let verdict = judge.check(pdu, &|event_type, state_key| self.get(event_type, state_key));
         match self.failure.borrow_mut().take() {
             Some(e) => Err(e),
             None => Ok(verdict),
@@ -251,7 +250,7 @@ fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state:
         // Rule 1.1: a room has one, and before it there is nothing. The rules that look at a state let it pass.
         event_auth::check_auth_events(pdu, &[], &|_| false, room.version).map_err(Error::from)?;
     }
-    view.judge(pdu)?.map_err(Error::from)?;
+    view.judge(&db.judge(room.version), pdu)?.map_err(Error::from)?;
     // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
     if pdu.event_type() == "m.room.redaction"
         && let Some(redacts) = pdu.redacts()

@@ -198,16 +198,17 @@ fn by_auth_events(db: &Db<'_>, pdu: &Pdu, auth: &[Pdu]) -> Result<Result<(), Aut
         }
     }
     Ok(event_auth::check_auth_events(pdu, auth, &|id| rejected.contains(id), pdu.version())
-        .and_then(|()| event_auth::check_against_auth_events(pdu, auth, pdu.version())))
+        .and_then(|()| db.judge(pdu.version()).check_against_auth_events(pdu, auth)))
 }
 
 /// Step 5: "Passes authorisation rules based on the state before the event, otherwise it is rejected."
 fn by_state(db: &Db<'_>, room: &Room, pdu: &Pdu, state: &StateRef) -> Result<Result<(), AuthError>> {
     if is_current(room, state) {
         // The same, from the table that is made for such questions.
-        return StateView::current(db, room.key).judge(pdu);
+        return StateView::current(db, room.key).judge(&db.judge(room.version), pdu);
     }
-    StateView::new(|event_type, state_key| db.state_event_of(state, event_type, state_key)).judge(pdu)
+    StateView::new(|event_type, state_key| db.state_event_of(state, event_type, state_key))
+        .judge(&db.judge(room.version), pdu)
 }
 
 /// Step 6: "Passes authorisation rules based on the current state of the room, otherwise it is soft failed."
@@ -220,7 +221,7 @@ fn by_current_state(
     if is_current(room, state_before) {
         return Ok(Ok(()));
     }
-    StateView::current(db, room.key).judge(pdu)
+    StateView::current(db, room.key).judge(&db.judge(room.version), pdu)
 }
 
 fn is_current(room: &Room, state: &StateRef) -> bool {

@@ -551,7 +551,10 @@ impl Tx<'_> {
 
     /// Lets a redaction take effect: only the redacted form stays.
     pub(crate) fn redact_event(&mut self, event: EventKey, by: EventKey, redacted: &Pdu) -> Result<()> {
-        self.remember(|memory| memory.graph.forget_event(redacted.event_id()));
+        self.remember(|memory| {
+            memory.graph.forget_event(redacted.event_id());
+            memory.forget_judges();
+        });
         self.changes.redacted = true;
         self.conn()
             .prepare_cached("UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1")?

@@ -6,13 +6,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::events::Head;
 use super::graph_memory::GraphMemory;
 use super::{Db, EventKey, Room, RoomKey};
 use crate::error::{Error, Result};
-use crate::protocol::{RoomId, UserId};
+use crate::protocol::event_auth::Judge;
+use crate::protocol::{RoomId, RoomVersion, UserId};
 
 /// Rooms that are remembered, and entries of the current states of all of them together.
 const ROOMS: usize = 256;
@@ -23,6 +25,10 @@ pub(super) struct Memory {
     keys: RefCell<HashMap<RoomId, RoomKey>>,
     rooms: RefCell<HashMap<RoomKey, AboutRoom>>,
     entries: Cell<usize>,
+    /// Whether any event waits for something.
+    anything_waits: Cell<Option<bool>>,
+    /// By room version; they remember power levels, which most events of a room share.
+    judges: RefCell<HashMap<&'static str, Rc<Judge>>>,
     /// Of events and states.
     pub(super) graph: GraphMemory,
 }
@@ -154,6 +160,23 @@ impl Memory {
         });
     }
 
+    pub(super) fn anything_waits(&self) -> Option<bool> {
+        self.anything_waits.get()
+    }
+
+    pub(super) fn keep_whether_anything_waits(&self, anything: Option<bool>) {
+        self.anything_waits.set(anything);
+    }
+
+    pub(super) fn judge(&self, version: RoomVersion) -> Rc<Judge> {
+        self.judges.borrow_mut().entry(version.id).or_insert_with(|| Rc::new(Judge::new(version))).clone()
+    }
+
+    /// What they have read was redacted.
+    pub(super) fn forget_judges(&self) {
+        self.judges.borrow_mut().clear();
+    }
+
     /// Much of the room's current state has changed.
     pub(super) fn forget_state(&self, room: RoomKey) {
         self.forget(room, |about| about.state.clear());
@@ -185,6 +208,8 @@ impl Memory {
         self.keys.borrow_mut().clear();
         self.rooms.borrow_mut().clear();
         self.entries.set(0);
+        self.anything_waits.set(None);
+        self.judges.borrow_mut().clear();
         self.graph.forget_all();
     }
 }

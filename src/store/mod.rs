@@ -9,6 +9,7 @@ pub mod account_data;
 pub mod adoption;
 mod aging;
 pub mod append;
+mod checkpoint;
 pub mod client_transactions;
 pub mod destinations;
 pub mod device_lists;
@@ -47,6 +48,7 @@ use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -54,8 +56,10 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::{ServerName, UserId};
+use crate::protocol::event_auth::Judge;
+use crate::protocol::{RoomVersion, ServerName, UserId};
 
+use checkpoint::Checkpointer;
 use devices::Session;
 use memory::Memory;
 use pdu_memory::PduMemory;
@@ -208,10 +212,16 @@ impl Store {
             sessions: SessionMemory::default(),
             pdus: PduMemory::default(),
         });
+        let checkpointer = match &scratch {
+            None => Some(Checkpointer::start(&mut connection, &path, options.durable)?),
+            // Nothing waits for a disk there.
+            Some(_) => None,
+        };
         let readers = readers::Readers::new(path, options.readers.max(1), scratch.is_some(), shared.clone())?;
         // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
         drop(scratch);
-        let writer = writer::Writer::start(connection, shared.clone(), on_commit, options.durable)?;
+        let writer =
+            writer::Writer::start(connection, checkpointer, shared.clone(), on_commit, options.durable)?;
         Ok(Store { readers, writer, shared, _lock: lock })
     }
 
@@ -296,6 +306,11 @@ impl<'c> Db<'c> {
         if let Some(memory) = self.memory {
             what(memory);
         }
+    }
+
+    /// One who judges events of this room version, and may remember what it has read before.
+    pub fn judge(&self, version: RoomVersion) -> Rc<Judge> {
+        self.recall(|memory| Some(memory.judge(version))).unwrap_or_else(|| Rc::new(Judge::new(version)))
     }
 
     /// The connection, for the files of this folder.
@@ -432,13 +447,8 @@ fn open_for_writing(path: &Path, options: &Options) -> Result<Connection> {
     configure(&connection, 8000).map_err(|e| unusable(path, &e))?;
     let synchronous = if options.durable { "FULL" } else { "OFF" };
     connection.pragma_update(None, "synchronous", synchronous).map_err(|e| unusable(path, &e))?;
-    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(|e| unusable(path, &e))?;
     Ok(connection)
 }
-
-/// The write-ahead log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are
-/// written again and again meanwhile, and reach the database once.
-const LOG_PAGES: i64 = 3000;
 
 /// What every connection is told. `cache_kib` bounds its page cache.
 fn configure(connection: &Connection, cache_kib: i64) -> rusqlite::Result<()> {

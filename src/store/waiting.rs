@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, Row, params};
 
+use super::memory::Memory;
 use super::{Db, RoomKey, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
@@ -285,7 +286,16 @@ impl Tx<'_> {
 
     /// What waits for this is due now.
     pub(crate) fn hasten_what_waits_for(&mut self, what: &str) -> Result<()> {
-        // Every event that is stored asks this, and hardly ever does anything wait for it.
+        // Every event that is stored asks this, and hardly ever does anything wait.
+        let known = self.recall(Memory::anything_waits);
+        let any = match known {
+            Some(any) => any,
+            None => self.conn().prepare_cached("SELECT 1 FROM waited_for LIMIT 1")?.exists([])?,
+        };
+        self.remember(|memory| memory.keep_whether_anything_waits(Some(any)));
+        if !any {
+            return Ok(());
+        }
         let anything =
             self.conn().prepare_cached("SELECT 1 FROM waited_for WHERE what = ?1")?.exists([what])?;
         if anything {
@@ -302,6 +312,7 @@ impl Tx<'_> {
 
     fn set_waited_for(&mut self, key: WaitingKey, own: &EventId, needs: &[String]) -> Result<()> {
         self.conn().prepare_cached("DELETE FROM waited_for WHERE waiting = ?1")?.execute([key])?;
+        self.remember(|memory| memory.keep_whether_anything_waits(None));
         let mut insert =
             self.conn().prepare_cached("INSERT OR IGNORE INTO waited_for (what, waiting) VALUES (?1, ?2)")?;
         for what in needs.iter().map(String::as_str).chain([own.as_str()]) {

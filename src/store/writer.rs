@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use rusqlite::Connection;
 
+use super::checkpoint::Checkpointer;
 use super::herald::Herald;
 use super::memory::Memory;
 use super::{Changes, Db, OnCommit, Shared, Tx, readers};
@@ -88,6 +89,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn start(
         connection: Connection,
+        checkpointer: Option<Checkpointer>,
         shared: Arc<Shared>,
         on_commit: OnCommit,
         durable: bool,
@@ -98,7 +100,8 @@ impl Writer {
             readers::mark_writer_thread();
             let stream = shared.position.load(Ordering::Acquire);
             let (synced, waits, memory) = (stream, durable, Memory::default());
-            Desk { connection, shared, herald, durable, waits, stream, synced, memory }.work(&queue);
+            Desk { checkpointer, connection, shared, herald, durable, waits, stream, synced, memory }
+                .work(&queue);
         };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(body)?;
         Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
@@ -129,6 +132,8 @@ impl Drop for Writer {
 
 /// Where the writer works.
 struct Desk {
+    // Closed before the connection, which then folds the rest of the log into the database.
+    checkpointer: Option<Checkpointer>,
     connection: Connection,
     shared: Arc<Shared>,
     herald: Herald,
@@ -192,6 +197,9 @@ impl Desk {
         }
         changes.position = self.stream;
         self.herald.tell(changes);
+        if let Some(checkpointer) = &self.checkpointer {
+            checkpointer.look_after(&self.connection);
+        }
     }
 
     /// Whether the next commit waits for the disk. One that does takes along all that came before it.

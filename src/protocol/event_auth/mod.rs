@@ -300,17 +300,7 @@ pub fn check(event: &Pdu, version: RoomVersion, state: StateLookup<'_>) -> Resul
 
 /// [`check`] against the state that an event's own auth events make. `auth` as in [`check_auth_events`].
 pub fn check_against_auth_events(event: &Pdu, auth: &[Pdu], version: RoomVersion) -> Result<(), AuthError> {
-    check(event, version, &|kind, key| {
-        let is_it = |e: &&Pdu| {
-            e.event_type() == kind
-                && e.state_key() == Some(key)
-                && (event.auth_events().contains(e.event_id())
-                    || (version.room_id_is_create_hash
-                        && kind == "m.room.create"
-                        && e.room_id() == event.room_id()))
-        };
-        auth.iter().find(is_it).cloned()
-    })
+    Judge::new(version).check_against_auth_events(event, auth)
 }
 
 /// [`check`] for many events of one room: remembers what it read of the power levels and the create event.
@@ -341,6 +331,21 @@ impl Judge {
         let creation = self.creation(&create);
         Case { judge: self, version: self.version, event, state, create, creation, power: OnceCell::new() }
             .check()
+    }
+
+    /// See [`check_against_auth_events`].
+    pub fn check_against_auth_events(&self, event: &Pdu, auth: &[Pdu]) -> Result<(), AuthError> {
+        self.check(event, &|kind, key| {
+            let is_it = |e: &&Pdu| {
+                e.event_type() == kind
+                    && e.state_key() == Some(key)
+                    && (event.auth_events().contains(e.event_id())
+                        || (self.version.room_id_is_create_hash
+                            && kind == "m.room.create"
+                            && e.room_id() == event.room_id()))
+            };
+            auth.iter().find(is_it).cloned()
+        })
     }
 
     fn creation(&self, create: &Pdu) -> Arc<Creation> {
