@@ -220,7 +220,7 @@ impl Homeserver {
     ) -> Result<Option<Arrival>> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
         if self.store.read(|db| keeps_out(db, &room, origin))? {
-            for id in bytes.iter().filter_map(|event| id_of(event, &room)) {
+            for id in bytes.iter().filter_map(|event| id_of(event, room.version)) {
                 results.add(&id, Err(Error::forbidden("The room's server ACL keeps your server out")));
             }
             return Ok(None);
@@ -237,7 +237,7 @@ impl Homeserver {
                 }
                 Checked::Dropped(e) => {
                     // What nobody can name nobody can be told of.
-                    if let Some(id) = id_of(event, &room) {
+                    if let Some(id) = id_of(event, room.version) {
                         results.add(&id, Err(e));
                     }
                 }

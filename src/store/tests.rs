@@ -97,6 +97,29 @@ fn a_light_write_is_there_for_all_and_after_a_restart_and_the_next_full_one_wait
 }
 
 #[test]
+fn a_log_that_never_rests_is_folded_beside_the_writer_and_starts_over() {
+    let folder = Folder::new();
+    let options = Options { durable: false, ..Options::default() };
+    let location = Location::Folder(folder.0.clone());
+    let store = Store::open(location, &name(), Box::new(|_| {}), &options).unwrap();
+    store.write(|tx| Ok(tx.conn().execute_batch("CREATE TABLE bulk (data BLOB)")?)).unwrap();
+    let (piece, pieces) = (1 << 20, 200);
+    for _ in 0..pieces {
+        store
+            .write(move |tx| Ok(tx.conn().execute("INSERT INTO bulk VALUES (zeroblob(?1))", [piece])?))
+            .unwrap();
+    }
+    let log = fs::metadata(folder.0.join(format!("{FILE}-wal"))).unwrap().len();
+    assert!(log < 100 << 20, "of {pieces} MiB that were written, {} are in the log", log >> 20);
+    let count =
+        |db: &Db<'_>| Ok(db.conn().query_row("SELECT count(*) FROM bulk", [], |r| r.get::<_, i64>(0))?);
+    assert_eq!(store.read(count).unwrap(), pieces);
+    drop(store);
+    assert!(!folder.0.join(format!("{FILE}-wal")).exists(), "the last to close folds the rest");
+    assert_eq!(open(&folder).unwrap().read(count).unwrap(), pieces);
+}
+
+#[test]
 fn a_closure_that_fails_or_panics_undoes_its_own_work_only() {
     let folder = Folder::new();
     let store = open(&folder).unwrap();
