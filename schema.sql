@@ -168,7 +168,7 @@ CREATE TABLE resident_servers (
 CREATE INDEX resident_servers_by_server ON resident_servers (server, room_key);
 
 -- Events that we owe to a server beside those that its residence entitles it to: a kick or ban that takes its last user
--- out of the room, or one of an invited or knocking user. Deleted once delivered.
+-- out of the room, or one of an invited or knocking user. Deleted once delivered; of too many for one server the first go.
 CREATE TABLE owed_events (
   server TEXT NOT NULL,
   stream INTEGER NOT NULL,
@@ -252,7 +252,8 @@ CREATE INDEX key_statements_by_server ON key_statements (server);
 
 -- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
 -- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves
--- before `retry_ms`. `attempt_upto`: the transaction that failed ends with this event; it is repeated as it was.
+-- before `retry_ms`. `attempt_upto`: the transaction that failed ends with this event; it is repeated as it was. Servers
+-- that are owed nothing, share no room with us and failed long ago are forgotten.
 CREATE TABLE destinations (
   server TEXT PRIMARY KEY,
   cursor INTEGER NOT NULL DEFAULT 0,
@@ -261,14 +262,26 @@ CREATE TABLE destinations (
   retry_ms INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
--- Ephemeral messages that must not be lost on the way (to-device messages, device list updates), in the order of their
--- making. Deleted once delivered.
+-- Ephemeral messages that must not be lost on the way, in the order of their making. Deleted once delivered; bounded for
+-- servers that never return.
+--
+-- Updates of device lists have the user and the device: one that was not sent goes when the next of that device comes,
+-- since who finds a gap in the updates fetches the list. Messages to devices have a `number`, counted for each server, and
+-- `bytes`, what all up to this one came to; they go when they are old (`made_ms`).
 CREATE TABLE owed_edus (
   server TEXT NOT NULL,
   stream INTEGER NOT NULL,
+  user_id TEXT,
+  device_id TEXT,
+  number INTEGER,
+  bytes INTEGER,
+  made_ms INTEGER,
   edu TEXT NOT NULL,
   PRIMARY KEY (server, stream)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_device_updates ON owed_edus (server, user_id, device_id) WHERE user_id IS NOT NULL;
+CREATE INDEX owed_messages ON owed_edus (server, number, bytes) WHERE number IS NOT NULL;
+CREATE INDEX owed_messages_by_age ON owed_edus (made_ms) WHERE made_ms IS NOT NULL;
 
 -- The answers that transactions of other servers got, for their repeats. Kept for some days.
 CREATE TABLE transactions (

@@ -282,3 +282,37 @@ fn who_came_and_went_is_listed_whatever_rooms_the_client_wants_to_hear_of() {
     assert_eq!(lists(&alice, &of_alice).0, json!({ "left": [bob.id()] }));
     assert_eq!(lists(&bob, &of_bob).0, json!({ "left": [alice.id()] }));
 }
+
+#[test]
+fn a_server_that_was_away_is_told_the_last_of_each_device_and_finds_that_it_missed_something() {
+    let peer = Peer::start();
+    let (server, bob, _) = bob_at(&peer);
+    log_in(&server, &bob, "SECOND");
+    wait_until("the peer knows of it", || updates_at(&peer, &bob).iter().any(|u| u["device_id"] == "SECOND"));
+    let known = updates_at(&peer, &bob).pop().expect("just there")["stream_id"].clone();
+    peer.answer_json("/send/", 500, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
+    let away = peer.name().clone();
+    log_in(&server, &bob, "THIRD");
+    wait_until("it is found to be away", || server.homeserver().sender.is_pausing(&away));
+    let rename = |device: &str, name: &str| {
+        bob.put(&format!("/_matrix/client/v3/devices/{device}"), json!({ "display_name": name }))
+    };
+    for n in 0..5 {
+        rename("SECOND", &format!("second {n}"));
+        rename("THIRD", &format!("third {n}"));
+    }
+    let owed = server.homeserver().store.read(|db| db.owed_edus(&away, 0, i64::MAX, 100));
+    assert_eq!(owed.expect("read").len(), 2, "one for each device");
+    let before = updates_at(&peer, &bob).len();
+    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    let mut came = Vec::new();
+    wait_until("it comes again", || {
+        server.advance(Duration::from_secs(3600));
+        came = updates_at(&peer, &bob);
+        came.iter().skip(before).any(|u| u["device_display_name"] == "third 4")
+    });
+    let names = |name: &str| came.iter().any(|update| update["device_display_name"] == name);
+    assert!(names("second 4") && !names("second 3") && !names("third 3"), "{came:?}");
+    let last = came.last().expect("there is one");
+    assert_ne!(last["prev_id"], json!([known]), "so that the list is fetched");
+}

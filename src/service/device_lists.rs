@@ -57,7 +57,7 @@ pub(super) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device: &str) -> Re
         return Ok(());
     }
     let Some(edu) = last_update(tx, user)? else { return Ok(()) };
-    servers.iter().try_for_each(|server| tx.owe_edu(server, &edu))
+    servers.iter().try_for_each(|server| tx.owe_device_update(server, (user, device), &edu))
 }
 
 /// The same for several.

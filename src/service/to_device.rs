@@ -87,7 +87,12 @@ impl Homeserver {
             for (user, device, message) in &here {
                 deliver(tx, user, device, message)?;
             }
-            owed.iter().try_for_each(|(server, edu)| tx.owe_edu(server, edu))
+            for (server, edu) in &owed {
+                if !tx.owe_message(server, edu, now)? {
+                    log::warn!("too many messages wait for {server}: one was dropped");
+                }
+            }
+            Ok(())
         })
     }
 

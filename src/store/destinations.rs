@@ -36,15 +36,6 @@ pub struct OwedEvent {
     pub json: Vec<u8>,
 }
 
-/// An ephemeral message that a server is owed.
-#[derive(Debug)]
-pub struct OwedEdu {
-    /// Its position.
-    pub stream: i64,
-    /// `{"edu_type": …, "content": …}`.
-    pub edu: String,
-}
-
 impl Db<'_> {
     /// What is kept of a destination; a fresh one if nothing is.
     pub fn destination(&self, server: &ServerName) -> Result<Destination> {
@@ -152,25 +143,6 @@ impl Db<'_> {
         }
         Ok(all)
     }
-
-    /// The first durable ephemeral messages that a server is owed with positions in `(after, upto]`.
-    pub fn owed_edus(
-        &self,
-        server: &ServerName,
-        after: i64,
-        upto: i64,
-        limit: usize,
-    ) -> Result<Vec<OwedEdu>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT stream, edu FROM owed_edus WHERE server = ?1 AND stream > ?2 AND stream <= ?3
-             ORDER BY stream LIMIT ?4",
-        )?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = statement.query_map((server.as_str(), after, upto, limit), |row| {
-            Ok(OwedEdu { stream: row.get(0)?, edu: row.get(1)? })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
 }
 
 /// A room in which a server missed much: it is owed what comes after this position.
@@ -269,14 +241,20 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Owes a server an ephemeral message that must not be lost.
-    pub fn owe_edu(&mut self, server: &ServerName, edu: &str) -> Result<()> {
-        let stream = self.next_stream();
-        self.conn()
-            .prepare_cached("INSERT INTO owed_edus (server, stream, edu) VALUES (?1, ?2, ?3)")?
-            .execute((server.as_str(), stream, edu))?;
-        self.wake_destination(server);
-        Ok(())
+    /// Forgets the servers that have failed for long, since before this time, and with which we have nothing to do any
+    /// more. How many these were.
+    pub fn forget_destinations(&mut self, before: Millis) -> Result<usize> {
+        let forgotten = self
+            .conn()
+            .prepare_cached(
+                "DELETE FROM destinations WHERE failures > 0 AND retry_ms < ?1
+                   AND NOT EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = destinations.server
+                     AND (r.until IS NULL OR r.until > destinations.cursor))
+                   AND NOT EXISTS (SELECT 1 FROM owed_events o WHERE o.server = destinations.server)
+                   AND NOT EXISTS (SELECT 1 FROM owed_edus o WHERE o.server = destinations.server)",
+            )?
+            .execute([before])?;
+        Ok(forgotten)
     }
 }
 

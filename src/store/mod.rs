@@ -24,6 +24,7 @@ pub mod memberships;
 mod memory;
 pub mod migrate;
 pub mod openid;
+pub mod owed;
 mod pdu_memory;
 pub mod presence;
 pub mod profiles;

@@ -346,15 +346,4 @@ impl Tx<'_> {
         }
         Ok(())
     }
-
-    /// Owes an event to a server that its residence does not entitle to it.
-    pub(crate) fn owe_event(&mut self, server: &ServerName, event: EventKey, stream: i64) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT OR IGNORE INTO owed_events (server, stream, event_key) VALUES (?1, ?2, ?3)",
-            )?
-            .execute(params![server.as_str(), stream, event])?;
-        self.wake_destination(server);
-        Ok(())
-    }
 }

@@ -25,7 +25,8 @@ use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::protocol::ServerName;
-use crate::store::destinations::{Destination, OwedEdu};
+use crate::store::destinations::Destination;
+use crate::store::owed::OwedEdu;
 use crate::store::{Changes, RoomKey};
 
 /// "Transactions are limited in size; they can have at most 50 PDUs and 100 EDUs."
@@ -57,6 +58,8 @@ const PAUSE_OF_SPEAKER: Millis = 2_000;
 const LONGEST_PAUSE_OF_SPEAKER: Millis = 60_000;
 /// Cursors are written together, this long after the first of them moved.
 const FLUSH_AFTER: Duration = Duration::from_secs(2);
+/// Servers that failed for so long are forgotten if we have nothing to do with them any more.
+const FORGOTTEN_AFTER: Millis = 30 * 24 * 3_600_000;
 /// Idle destinations that are kept in memory.
 const MAX_IDLE_PEERS: usize = 8192;
 
@@ -182,7 +185,7 @@ impl Sender {
     }
 
     /// Sends an ephemeral message if the destination can be reached now; it is worth nothing later. Durable ones are
-    /// rows (`tx.owe_edu`).
+    /// rows (`store/owed.rs`).
     pub fn send_edu(&self, server: &ServerName, edu: Edu) {
         let mut state = self.lock();
         let peer = state.peers.entry(server.clone()).or_default();
@@ -311,6 +314,12 @@ impl Sender {
             Ok(found) => found,
             Err(e) => return log::error!("what is owed to other servers cannot be read: {e}"),
         };
+        let before = self.0.clock.now_ms() - FORGOTTEN_AFTER;
+        if failing.iter().any(|(_, kept)| kept.retry_ms < before)
+            && let Err(e) = hs.store.write_lightly(move |tx| tx.forget_destinations(before))
+        {
+            log::warn!("servers that are gone cannot be forgotten: {e}");
+        }
         let mut state = self.lock();
         for (server, kept) in failing {
             let peer = state.peers.entry(server.clone()).or_default();

@@ -475,7 +475,7 @@ fn of_ephemeral_messages_with_one_key_the_last_is_sent_and_durable_ones_survive_
     up.store(false, Ordering::Relaxed);
     let name = peer.name.clone();
     let durable = json!({ "edu_type": "m.direct_to_device", "content": {} }).to_string();
-    house.hs().store.write(move |tx| tx.owe_edu(&name, &durable)).expect("owed");
+    house.hs().store.write(move |tx| tx.owe_message(&name, &durable, 0)).expect("owed");
     peer.wait_for(SEND, 2);
     until("the pause", || house.hs().sender.is_pausing(&peer.name));
     // Worth nothing later.
