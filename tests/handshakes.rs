@@ -397,6 +397,7 @@ fn refusals_have_the_codes_of_the_specification() {
 fn who_is_in_a_room_of_the_list_may_join_a_restricted_room_from_elsewhere() {
     let (here, there) = TestServer::pair();
     let (alice, bob, eve) = (here.user("alice"), there.user("bob"), there.user("eve"));
+    let carol = here.user("carol");
     for (rule, version) in
         [("restricted", "8"), ("restricted", "10"), ("knock_restricted", "11"), ("restricted", "12")]
     {
@@ -409,6 +410,9 @@ fn who_is_in_a_room_of_the_list_may_join_a_restricted_room_from_elsewhere() {
                 "join_rule": rule, "allow": [{ "type": "m.room_membership", "room_id": club }],
             }}],
         }));
+        // One of ours who may invite nobody, and so is named in nobody's join.
+        alice.invite(&restricted, carol.id());
+        carol.join(&restricted);
         assert_eq!(join(&bob, &restricted, here.name()).1["errcode"], "M_FORBIDDEN");
         bob.join_via(&club, &[here.name()]);
         wait_for_membership(&alice, &club, bob.id(), "join");

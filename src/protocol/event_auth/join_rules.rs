@@ -1,10 +1,10 @@
-//! Join rules: who may come in, and who may vouch for them.
+//! Join rules: who may come in.
 
 use serde_json::Value;
 
-use super::{Named, PowerLevels, StateLookup};
-use crate::protocol::ids::{RoomId, UserId};
-use crate::protocol::pdu::{Membership, Pdu};
+use super::StateLookup;
+use crate::protocol::ids::RoomId;
+use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
 
 /// `join_rule` of `m.room.join_rules`, as written: whether the room's version knows it is another question.
@@ -102,23 +102,4 @@ fn allowed_room(condition: &Value) -> Option<RoomId> {
         return None;
     }
     RoomId::parse(condition.get("room_id")?.as_str()?).ok()
-}
-
-/// The joined users among `members` who may vouch for a restricted join (who may invite), highest level first,
-/// then by user id. `members` are `m.room.member` events of the state; pass those of one's own server to find
-/// whom this server can name in `join_authorised_via_users_server`.
-pub fn users_who_may_vouch<'p>(
-    power: &PowerLevels,
-    members: impl IntoIterator<Item = &'p Pdu>,
-) -> Vec<UserId> {
-    let needed = power.named(Named::Invite);
-    let mut users: Vec<_> = members
-        .into_iter()
-        .filter(|event| event.membership() == Some(Membership::Join))
-        .filter_map(|event| UserId::parse(event.state_key()?).ok())
-        .map(|user| (power.user(user.as_str()), user))
-        .filter(|(level, _)| level.reaches(needed))
-        .collect();
-    users.sort_by(|(a_level, a), (b_level, b)| b_level.cmp(a_level).then_with(|| a.cmp(b)));
-    users.into_iter().map(|(_, user)| user).collect()
 }

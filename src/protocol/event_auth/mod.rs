@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-pub use join_rules::{JoinRule, JoinRules, users_who_may_vouch};
+pub use join_rules::{JoinRule, JoinRules};
 pub use power_levels::{Named, PowerLevel, PowerLevels};
 
 use self::power_content::Content;

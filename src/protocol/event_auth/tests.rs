@@ -104,25 +104,6 @@ fn a_creator_of_version_12_is_above_everybody_without_being_listed() {
 }
 
 #[test]
-fn those_who_may_vouch_are_joined_and_may_invite() {
-    let extra = [
-        (
-            "m.room.power_levels",
-            CREATOR,
-            "",
-            json!({ "invite": 50, "users": { CREATOR: 100, MODERATOR: 50 } }),
-        ),
-        ("m.room.member", "@gone:one.example", "@gone:one.example", json!({ "membership": "leave" })),
-    ];
-    let state = State::new("11", &extra);
-    let power = PowerLevels::of(version("11"), &|kind, key| state.get(kind, key));
-    let members: Vec<Pdu> =
-        state.0.values().filter(|event| event.event_type() == "m.room.member").cloned().collect();
-    let users = users_who_may_vouch(&power, &members);
-    assert_eq!(users.iter().map(UserId::as_str).collect::<Vec<_>>(), [CREATOR, MODERATOR]);
-}
-
-#[test]
 fn join_rules_are_read_by_the_rules_of_the_version() {
     let allow = json!([
         { "type": "m.room_membership", "room_id": "!a:b" }, { "type": "m.room_membership" },

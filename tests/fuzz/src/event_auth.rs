@@ -2,7 +2,6 @@
 
 use doorstep::protocol::event_auth::{
     Judge, Named, PowerLevels, auth_types, check, check_against_auth_events, check_auth_events,
-    users_who_may_vouch,
 };
 use doorstep::protocol::room_version::RoomVersion;
 use doorstep::protocol::{EventId, Pdu};
@@ -65,9 +64,6 @@ pub fn event_auth(data: &[u8]) {
             }
         }
     }
-    let lookup = |kind: &str, state_key: &str| state.get(&(kind.to_owned(), state_key.to_owned())).cloned();
-    let members = state.values().filter(|member| member.event_type() == "m.room.member");
-    let _ = users_who_may_vouch(&PowerLevels::of(version, &lookup), members);
 }
 
 /// What this state lets everybody do.
