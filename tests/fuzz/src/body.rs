@@ -71,7 +71,7 @@ const WORDS: &str = "* join leave invite ban knock public private restricted kno
      sender global client federation event mxc://own.example/a ed25519:k ed25519:x displayname avatar_url \
      m.tz f b s0 true false 0";
 
-const NUMBERS: [i64; 14] = [
+pub const NUMBERS: [i64; 14] = [
     0,
     1,
     -1,

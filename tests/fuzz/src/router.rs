@@ -18,7 +18,7 @@ const NEXT: &[u8] = b"\n;\n";
 /// So many requests of an input are made.
 const MOST_REQUESTS: usize = 6;
 /// After so many inputs the homeserver is given up for a new one: what earlier inputs left should not add up.
-const INPUTS_OF_ONE: u32 = 200;
+const INPUTS_OF_ONE: u32 = 60;
 
 const QUERY: &str = "via server_name ver v limit dir from to since filter full_state timeout set_presence use_state_after \
      event_id ts kind at membership not_membership user_id room_alias field token username suggested_only \
@@ -164,9 +164,12 @@ fn target(source: &mut Source<'_>, house: &House, path: &str, about: Option<&(St
     for _ in 0..source.below(4) {
         let name = source.word(QUERY);
         let value = match name {
-            "ver" | "v" => source.pick(&["1", "10", "12", "11", ""]).to_owned(),
+            "ver" => source.pick(&["1", "10", "12", "11", ""]).to_owned(),
+            "limit" | "ts" | "timeout" | "max_depth" | "minimum_valid_until_ts" if source.chance(200) => {
+                source.pick(&body::NUMBERS).to_string()
+            }
             "dir" => source.pick(&["f", "b", "x"]).to_owned(),
-            "event_id" => body::event(source, house),
+            "event_id" | "v" => body::event(source, house),
             "filter" if source.chance(128) => body::object(source, house, "/filter").to_string(),
             // As they are given out.
             "from" | "to" | "since" | "at" if source.chance(128) => format!("s{}", source.byte()),
