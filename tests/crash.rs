@@ -9,7 +9,6 @@ use std::time::Duration;
 use common::ProcessServer;
 use common::peer::{FakeRoom, Peer};
 use common::wait::{Gate, wait_until};
-use doorstep::http::Reply;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -44,13 +43,7 @@ fn killed_while_knocking_the_same_knock_is_handed_in_again() {
     let room = FakeRoom::new(&peer, "11", "knock");
     let gate = Gate::default();
     peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    peer.answer("send_knock", {
-        let (gate, shown) = (gate.clone(), room.shown());
-        move |_| {
-            gate.pass();
-            Reply::json(&json!({ "knock_room_state": shown }))
-        }
-    });
+    peer.answer_behind(&gate, "send_knock", 200, json!({ "knock_room_state": room.shown() }));
     in_background(&bob, knock_path(room.id.as_str(), peer.name().as_str()));
     peer.wait_for("send_knock");
     server.kill();
@@ -66,18 +59,13 @@ fn killed_while_knocked_the_knock_is_still_there_and_the_invite_is_linked_to_it(
     let mut server = ProcessServer::start(&[]);
     let bob = server.user("bob");
     let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "knock");
-    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    let mut room = FakeRoom::new(&peer, "11", "knock");
+    peer.let_knock(&room, bob.id());
     bob.knock_via(room.id.as_str(), &[peer.name().as_str()]);
     server.kill();
     server.resume();
     assert!(bob.initial_sync()["rooms"]["knock"].get(room.id.as_str()).is_some());
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
-    let (status, answer) =
-        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
-    assert_eq!(status, 200, "{answer}");
+    room.invite(&peer, server.name(), bob.id());
     // Killed while invited: the invite and its link are still there.
     server.kill();
     server.resume();
@@ -93,21 +81,10 @@ fn killed_while_joining_the_join_is_finished_after_the_start() {
     let bob = server.user("bob");
     let peer = Peer::start();
     let mut room = FakeRoom::new(&peer, "11", "invite");
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
-    let (status, answer) =
-        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
-    assert_eq!(status, 200, "{answer}");
-    room.take(invite);
+    room.invite(&peer, server.name(), bob.id());
     let gate = Gate::default();
     peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
-    peer.answer("send_join", {
-        let (gate, answer) = (gate.clone(), room.join_answer());
-        move |_| {
-            gate.pass();
-            Reply::json(&answer)
-        }
-    });
+    peer.answer_behind(&gate, "send_join", 200, room.join_answer());
     in_background(&bob, join_path(room.id.as_str()));
     peer.wait_for("send_join");
     server.kill();
@@ -125,21 +102,11 @@ fn killed_while_joining_and_then_refused_the_invite_is_there_again() {
     let bob = server.user("bob");
     let peer = Peer::start();
     let mut room = FakeRoom::new(&peer, "12", "invite");
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
-    let (status, answer) =
-        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
-    assert_eq!(status, 200, "{answer}");
-    room.take(invite);
+    room.invite(&peer, server.name(), bob.id());
     let gate = Gate::default();
     peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
-    peer.answer("send_join", {
-        let gate = gate.clone();
-        move |_| {
-            gate.pass();
-            Reply::json_status(403, &json!({ "errcode": "M_FORBIDDEN", "error": "taken back" }))
-        }
-    });
+    let refusal = json!({ "errcode": "M_FORBIDDEN", "error": "taken back" });
+    peer.answer_behind(&gate, "send_join", 403, refusal);
     in_background(&bob, join_path(room.id.as_str()));
     peer.wait_for("send_join");
     server.kill();
@@ -156,20 +123,9 @@ fn killed_while_leaving_the_leave_is_told_after_the_start() {
     let bob = server.user("bob");
     let peer = Peer::start();
     let mut room = FakeRoom::new(&peer, "11", "invite");
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
-    let (status, answer) =
-        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
-    assert_eq!(status, 200, "{answer}");
-    room.take(invite);
+    room.invite(&peer, server.name(), bob.id());
     let gate = Gate::default();
-    peer.answer("make_leave", {
-        let (gate, template) = (gate.clone(), room.template(bob.id(), "leave"));
-        move |_| {
-            gate.pass();
-            Reply::json(&template)
-        }
-    });
+    peer.answer_behind(&gate, "make_leave", 200, room.template(bob.id(), "leave"));
     peer.answer_json("send_leave", 200, json!({}));
     bob.leave(room.id.as_str());
     peer.wait_for("make_leave");
@@ -269,12 +225,8 @@ fn a_stop_does_not_wait_for_connections_that_never_come_about() {
     let mut server = ProcessServer::start(&[]);
     let bob = server.user("bob");
     let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "invite");
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
-    let (status, answer) =
-        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
-    assert_eq!(status, 200, "{answer}");
+    let mut room = FakeRoom::new(&peer, "11", "invite");
+    room.invite(&peer, server.name(), bob.id());
     let port = peer.name().port().expect("a port");
     drop(peer);
     let _deaf = DeafPort::bind(port);

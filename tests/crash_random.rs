@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use common::peer::{FakeRoom, Peer, now_ms};
 use common::wait::wait_until;
 use common::{ProcessServer, invariants};
-use doorstep::http::Reply;
 use doorstep::protocol::Pdu;
 use doorstep::testing::{TestUser, segment};
 use rusqlite::{Connection, OpenFlags};
@@ -381,15 +380,7 @@ impl Drop for End<'_> {
 /// A room of a scripted server that this user is in.
 fn scripted_room(user: &TestUser) -> (Peer, FakeRoom) {
     let peer = Peer::start();
-    let mut room = FakeRoom::new(&peer, "11", "public");
-    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
-    peer.answer_json("make_join", 200, room.template(user.id(), "join"));
-    peer.answer_json("send_join", 200, room.join_answer());
-    user.join_via(room.id.as_str(), &[peer.name().as_str()]);
-    let join = peer.wait_for("send_join").body;
-    let join = Pdu::from_object(join.as_object().expect("an event").clone(), room.version).expect("an event");
-    assert_eq!(join.state_key(), Some(user.id()));
-    room.take(join);
+    let room = FakeRoom::joined_by(&peer, "11", user);
     (peer, room)
 }
 

@@ -146,15 +146,6 @@ fn updates_at(peer: &Peer, user: &TestUser) -> Vec<Value> {
     updates
 }
 
-/// A second room of the peer's, into which one of ours goes.
-fn join_another(peer: &Peer, user: &TestUser) -> FakeRoom {
-    let room = FakeRoom::new(peer, "11", "public");
-    peer.answer_json("make_join", 200, room.template(user.id(), "join"));
-    peer.answer_json("send_join", 200, room.join_answer());
-    user.join_via(room.id.as_str(), &[peer.name().as_str()]);
-    room
-}
-
 #[test]
 fn a_server_is_told_where_a_device_list_stands_when_the_user_joins_its_room_and_only_the_first_time() {
     let peer = Peer::start();
@@ -174,7 +165,7 @@ fn a_server_is_told_where_a_device_list_stands_when_the_user_joins_its_room_and_
     assert_eq!(last["device_id"], "SECOND");
     assert_ne!(last["prev_id"], json!([]), "{last}");
     // Another room of the same server, and another name, are no reason to say it again: the next that comes is news.
-    join_another(&peer, &bob);
+    FakeRoom::joined_by(&peer, "11", &bob);
     bob.put(
         &format!("/_matrix/client/v3/profile/{}/displayname", segment(bob.id())),
         json!({ "displayname": "B" }),
@@ -189,7 +180,7 @@ fn a_server_is_told_where_a_device_list_stands_when_the_user_joins_its_room_and_
         bob.leave(room.as_str().expect("a room"));
     }
     log_in(&server, &bob, "MISSED");
-    join_another(&peer, &bob);
+    FakeRoom::joined_by(&peer, "11", &bob);
     wait_until("the peer knows where the list stands", || updates_at(&peer, &bob).len() > 2);
     assert_eq!(updates_at(&peer, &bob)[2]["device_id"], "MISSED");
 }
@@ -197,13 +188,15 @@ fn a_server_is_told_where_a_device_list_stands_when_the_user_joins_its_room_and_
 #[test]
 fn where_a_device_list_stands_is_told_after_an_outage_and_a_restart_too() {
     let peer = Peer::start();
-    peer.answer_json("/send/", 500, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
     let mut server = TestServer::start();
     let bob = server.user("bob");
-    join_another(&peer, &bob);
+    let room = FakeRoom::new(&peer, "11", "public");
+    peer.let_in(&room, bob.id());
+    peer.answer_json("/send/", 500, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
+    bob.join_via(room.id.as_str(), &[peer.name().as_str()]);
     peer.wait_for("/send/");
     server.restart();
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    peer.take_transactions();
     let before = peer.asked("/send/").len();
     server.advance(Duration::from_secs(60));
     wait_until("it comes again", || {

@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 
 use common::peer::{FakeRoom, Peer};
 use common::{ProcessServer, invariants};
-use doorstep::http::Reply;
-use doorstep::protocol::Pdu;
 use doorstep::testing::segment;
 use serde_json::{Value, json};
 
@@ -80,13 +78,7 @@ fn while_the_disk_takes_nothing_requests_are_refused_and_afterwards_everything_g
     let alice = server.user("alice");
     let room = alice.create_room();
     let peer = Peer::start();
-    let mut fake = FakeRoom::new(&peer, "11", "public");
-    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
-    peer.answer_json("make_join", 200, fake.template(alice.id(), "join"));
-    peer.answer_json("send_join", 200, fake.join_answer());
-    alice.join_via(fake.id.as_str(), &[peer.name().as_str()]);
-    let join = peer.wait_for("send_join").body;
-    fake.take(Pdu::from_object(join.as_object().expect("an event").clone(), fake.version).expect("an event"));
+    let mut fake = FakeRoom::joined_by(&peer, "11", &alice);
 
     let mut acknowledged = vec![alice.send(&room, "before")];
     let path = |txn: &str| format!("/_matrix/client/v3/rooms/{}/send/m.room.message/{txn}", segment(&room));

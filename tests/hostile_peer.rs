@@ -34,13 +34,38 @@ fn is_in(user: &TestUser, section: &str, room: &str) -> bool {
     user.initial_sync()["rooms"][section].get(room).is_some()
 }
 
+/// A server with one user, and a peer with a room that has this join rule.
+fn stage(join_rule: &str) -> (TestServer, TestUser, Peer, FakeRoom) {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let room = FakeRoom::new(&peer, "11", join_rule);
+    (server, bob, peer, room)
+}
+
+/// The user knocks, and the peer takes it. The knock becomes part of the room.
+fn knock_is_taken(user: &TestUser, room: &mut FakeRoom, peer: &Peer) {
+    peer.let_knock(room, user.id());
+    assert_eq!(knock(user, room.id.as_str(), peer).0, 200);
+    user.wait_for_room("knock", room.id.as_str());
+    room.take(room.read(&peer.wait_for("send_knock").body));
+}
+
+/// Has the peer take the user's join, but answer only when the gate is open.
+fn let_in_slowly(peer: &Peer, room: &FakeRoom, user: &TestUser) -> Gate {
+    let gate = Gate::default();
+    peer.let_in(room, user.id());
+    peer.answer_behind(&gate, "send_join", 200, room.join_answer());
+    gate
+}
+
 fn html() -> Reply {
     Reply::bytes("text/html", b"<html><body>Welcome to nginx!</body></html>".to_vec())
 }
 
 /// Invites the user to the fake room, over the real endpoint.
 fn invite(peer: &Peer, room: &FakeRoom, server: &str, user: &str) -> (u16, Value) {
-    let event = room.draft(peer, "m.room.member", user, &room.creator, json!({ "membership": "invite" }));
+    let event = room.membership(peer, &room.creator, user, "invite");
     peer.put_event(server, "v2/invite", &room.id, &event, &room.invite_body(&event))
 }
 
@@ -48,10 +73,7 @@ fn invite(peer: &Peer, room: &FakeRoom, server: &str, user: &str) -> (u16, Value
 
 #[test]
 fn a_template_that_asks_us_to_sign_something_else_is_not_signed() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "knock");
+    let (_server, bob, peer, room) = stage("knock");
     let good = room.template(bob.id(), "knock");
     let with = |path: &[&str], value: Value| {
         let mut bad = good.clone();
@@ -92,10 +114,7 @@ fn a_template_that_asks_us_to_sign_something_else_is_not_signed() {
 
 #[test]
 fn of_a_template_nothing_is_signed_but_its_place_in_the_room() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "knock");
+    let (server, bob, peer, room) = stage("knock");
     let mut template = room.template(bob.id(), "knock");
     template["event"]["content"]["displayname"] = json!("A fool");
     template["event"]["content"]["join_authorised_via_users_server"] = json!("@root:example.org");
@@ -120,10 +139,7 @@ fn of_a_template_nothing_is_signed_but_its_place_in_the_room() {
 
 #[test]
 fn a_refusal_that_speaks_of_the_room_is_passed_on_and_everything_else_is_our_own_words() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "knock");
+    let (_server, bob, peer, room) = stage("knock");
     for (status, errcode, expected) in [
         (403, "M_FORBIDDEN", (403, "M_FORBIDDEN")),
         (404, "M_NOT_FOUND", (404, "M_NOT_FOUND")),
@@ -158,10 +174,7 @@ fn a_refusal_that_speaks_of_the_room_is_passed_on_and_everything_else_is_our_own
 
 #[test]
 fn a_knock_refused_at_the_door_leaves_nothing_and_can_be_made_again() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "knock");
+    let (_server, bob, peer, room) = stage("knock");
     peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
     peer.answer_json("send_knock", 403, json!({ "errcode": "M_FORBIDDEN", "error": "no" }));
     assert_eq!(knock(&bob, room.id.as_str(), &peer).1["errcode"], "M_FORBIDDEN");
@@ -181,10 +194,7 @@ fn a_knock_refused_at_the_door_leaves_nothing_and_can_be_made_again() {
 
 #[test]
 fn a_knock_that_no_server_answers_is_told_so_and_handed_in_again_later() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "knock");
+    let (server, bob, peer, room) = stage("knock");
     peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
     for (status, body) in
         [(503, json!({ "errcode": "M_UNKNOWN", "error": "busy" })), (401, json!({})), (200, json!([]))]
@@ -213,9 +223,8 @@ fn an_invite_that_is_not_what_it_says_is_not_signed_or_shown() {
     let (peer, other) = (Peer::start(), Peer::start());
     for version in ["10", "12"] {
         let room = FakeRoom::new(&peer, version, "invite");
-        let member = |state_key: &str, membership: &str| {
-            room.draft(&peer, "m.room.member", state_key, &room.creator, json!({ "membership": membership }))
-        };
+        let member =
+            |state_key: &str, membership: &str| room.membership(&peer, &room.creator, state_key, membership);
         let good = member(bob.id(), "invite");
         let put = |event: &doorstep::protocol::Pdu, body: &Value| {
             peer.put_event(server.name(), "v2/invite", &room.id, event, body)
@@ -229,16 +238,9 @@ fn an_invite_that_is_not_what_it_says_is_not_signed_or_shown() {
         }
         let topic = room.draft(&peer, "m.room.topic", "", &room.creator, json!({ "membership": "invite" }));
         assert_eq!(put(&topic, &body_of(&topic)).1["errcode"], "M_INVALID_PARAM");
-        let elsewhere = room.draft(
-            &other,
-            "m.room.member",
-            bob.id(),
-            &other.user("eve"),
-            json!({ "membership": "invite" }),
-        );
+        let elsewhere = room.membership(&other, &other.user("eve"), bob.id(), "invite");
         assert_eq!(put(&elsewhere, &body_of(&elsewhere)).1["errcode"], "M_INVALID_PARAM");
-        let wrong_signer =
-            room.draft(&other, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+        let wrong_signer = room.membership(&other, &room.creator, bob.id(), "invite");
         assert_eq!(put(&wrong_signer, &body_of(&wrong_signer)).1["errcode"], "M_INVALID_PARAM");
         let mut tampered = body_of(&good);
         tampered["event"]["content"]["displayname"] = json!("changed after signing");
@@ -279,12 +281,8 @@ fn an_invite_that_is_not_what_it_says_is_not_signed_or_shown() {
 
 #[test]
 fn an_invite_that_comes_again_after_it_was_rejected_stays_rejected() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "invite");
-    let event =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let (server, bob, peer, room) = stage("invite");
+    let event = room.membership(&peer, &room.creator, bob.id(), "invite");
     let put = || peer.put_event(server.name(), "v2/invite", &room.id, &event, &room.invite_body(&event)).0;
     assert_eq!(put(), 200);
     bob.wait_for_room("invite", room.id.as_str());
@@ -300,10 +298,7 @@ fn an_invite_that_comes_again_after_it_was_rejected_stays_rejected() {
 
 #[test]
 fn invites_that_disagree_about_the_version_of_the_room_lock_nobody_out() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "invite");
+    let (server, bob, peer, room) = stage("invite");
     // Of version 1, whose events refer to others in another form.
     let old = room_version::room_version("1").expect("a known version");
     let old_invite = |depth: i64| {
@@ -333,8 +328,7 @@ fn stripped_state_of_four_fields_is_taken_where_servers_still_send_it() {
     let peer = Peer::start();
     for version in ["11", "12"] {
         let room = FakeRoom::new(&peer, version, "invite");
-        let event =
-            room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+        let event = room.membership(&peer, &room.creator, bob.id(), "invite");
         let mut body = room.invite_body(&event);
         for entry in body["invite_room_state"].as_array_mut().expect("a list") {
             // Of version 12 the create event is whole everywhere, since the room's id is made of it.
@@ -394,8 +388,7 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_the_invite_stays() {
     let (peer, forger) = (Peer::start(), Peer::start());
     for version in ["10", "12"] {
         let mut room = FakeRoom::new(&peer, version, "invite");
-        let event =
-            room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+        let event = room.membership(&peer, &room.creator, bob.id(), "invite");
         let (status, answer) =
             peer.put_event(server.name(), "v2/invite", &room.id, &event, &room.invite_body(&event));
         assert_eq!(status, 200, "{answer}");
@@ -674,42 +667,27 @@ fn an_event_handed_in_must_be_exactly_the_one_that_the_path_speaks_of() {
 
 #[test]
 fn only_the_room_can_refuse_a_knock() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let (peer, stranger) = (Peer::start(), Peer::start());
-    let mut room = FakeRoom::new(&peer, "11", "knock");
-    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    let (server, bob, peer, mut room) = stage("knock");
+    let stranger = Peer::start();
+    peer.let_knock(&room, bob.id());
     assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
     bob.wait_for_room("knock", room.id.as_str());
-    let knocked = peer.wait_for("send_knock").body;
-    let knock_event =
-        doorstep::protocol::Pdu::from_object(knocked.as_object().expect("an event").clone(), room.version);
 
     // A server that has nothing to do with the room.
-    let forged = room.draft(
-        &stranger,
-        "m.room.member",
-        bob.id(),
-        &stranger.user("eve"),
-        json!({ "membership": "leave" }),
-    );
+    let forged = room.membership(&stranger, &stranger.user("eve"), bob.id(), "leave");
     assert_eq!(stranger.send_transaction(server.name(), "t1", &[&forged]).0, 200);
     // The right sender, the wrong signature; the user's own leave, which they did not make.
-    let forged =
-        room.draft(&stranger, "m.room.member", bob.id(), &room.creator, json!({ "membership": "leave" }));
+    let forged = room.membership(&stranger, &room.creator, bob.id(), "leave");
     assert_eq!(stranger.send_transaction(server.name(), "t2", &[&forged]).0, 200);
     let bob_id = doorstep::protocol::UserId::parse(bob.id()).expect("a user id");
-    let forged = room.draft(&peer, "m.room.member", bob.id(), &bob_id, json!({ "membership": "leave" }));
+    let forged = room.membership(&peer, &bob_id, bob.id(), "leave");
     assert_eq!(peer.send_transaction(server.name(), "t3", &[&forged]).0, 200);
-    let harmless =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "knock" }));
+    let harmless = room.membership(&peer, &room.creator, bob.id(), "knock");
     assert_eq!(peer.send_transaction(server.name(), "t4", &[&harmless]).0, 200);
     assert!(is_in(&bob, "knock", room.id.as_str()));
 
-    room.take(knock_event.expect("our own knock"));
-    let refusal =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "leave" }));
+    room.take(room.read(&peer.wait_for("send_knock").body));
+    let refusal = room.membership(&peer, &room.creator, bob.id(), "leave");
     let (status, answer) = peer.send_transaction(server.name(), "t5", &[&refusal]);
     assert_eq!((status, &answer["pdus"][refusal.event_id().as_str()]), (200, &json!({})), "{answer}");
     bob.wait_for_room("leave", room.id.as_str());
@@ -718,13 +696,10 @@ fn only_the_room_can_refuse_a_knock() {
 
 #[test]
 fn a_server_that_was_asked_in_vain_cannot_refuse_a_knock() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let (peer, stranger) = (Peer::start(), Peer::start());
-    let mut room = FakeRoom::new(&peer, "11", "knock");
+    let (server, bob, peer, mut room) = stage("knock");
+    let stranger = Peer::start();
     stranger.answer_json("make_knock", 404, json!({ "errcode": "M_NOT_FOUND", "error": "no such room" }));
-    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    peer.let_knock(&room, bob.id());
     let via = |peer: &Peer| segment(peer.name().as_str()).clone();
     let path = format!("knock/{}?via={}&via={}", segment(room.id.as_str()), via(&stranger), via(&peer));
     assert_eq!(post(&bob, &path, json!({})).0, 200);
@@ -735,9 +710,7 @@ fn a_server_that_was_asked_in_vain_cannot_refuse_a_knock() {
         let creator = room.creator.clone();
         room.add(&peer, "m.room.topic", "", &creator, json!({ "topic": topic }));
     }
-    let leave = |by: &Peer, user: &str| {
-        room.draft(by, "m.room.member", bob.id(), &by.user(user), json!({ "membership": "leave" }))
-    };
+    let leave = |by: &Peer, user: &str| room.membership(by, &by.user(user), bob.id(), "leave");
     let forged = leave(&stranger, "eve");
     let (status, answer) = stranger.send_transaction(server.name(), "t1", &[&forged]);
     assert_eq!(status, 200);
@@ -750,19 +723,9 @@ fn a_server_that_was_asked_in_vain_cannot_refuse_a_knock() {
 
 #[test]
 fn a_late_refusal_of_a_knock_does_not_take_the_invite_away() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let mut room = FakeRoom::new(&peer, "11", "knock");
-    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
-    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
-    let knocked = peer.wait_for("send_knock").body;
-    let knocked =
-        doorstep::protocol::Pdu::from_object(knocked.as_object().expect("an event").clone(), room.version);
-    room.take(knocked.expect("our own knock"));
-    let refusal =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "leave" }));
+    let (server, bob, peer, mut room) = stage("knock");
+    knock_is_taken(&bob, &mut room, &peer);
+    let refusal = room.membership(&peer, &room.creator, bob.id(), "leave");
     room.take(refusal.clone());
     // The room changes its mind, and the invite is faster than the refusal.
     assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
@@ -773,21 +736,14 @@ fn a_late_refusal_of_a_knock_does_not_take_the_invite_away() {
 
 #[test]
 fn a_withdrawal_tries_the_servers_until_one_takes_it() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let room = FakeRoom::new(&peer, "11", "knock");
-    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
-    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
-    bob.wait_for_room("knock", room.id.as_str());
+    let (server, bob, peer, mut room) = stage("knock");
+    knock_is_taken(&bob, &mut room, &peer);
     peer.answer_json("make_leave", 500, json!({ "errcode": "M_UNKNOWN", "error": "busy" }));
     bob.leave(room.id.as_str());
     bob.wait_for_room("leave", room.id.as_str());
     peer.wait_for("make_leave");
     assert!(peer.asked("send_leave").is_empty());
-    peer.answer_json("make_leave", 200, room.template(bob.id(), "leave"));
-    peer.answer_json("send_leave", 200, json!({}));
+    peer.let_leave(&room, bob.id());
     wait_until("the leave is handed in", || {
         server.advance(Duration::from_secs(3600));
         !peer.asked("send_leave").is_empty()
@@ -810,13 +766,8 @@ fn slow_to_take_knocks(bob: &TestUser) -> (Arc<Peer>, FakeRoom, Gate) {
     let room = FakeRoom::new(&peer, "11", "knock");
     let gate = Gate::default();
     peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    peer.answer_json("make_leave", 200, room.template(bob.id(), "leave"));
-    peer.answer_json("send_leave", 200, json!({}));
-    let (waits, shown) = (gate.clone(), room.shown());
-    peer.answer("send_knock", move |_| {
-        waits.pass();
-        Reply::json(&json!({ "knock_room_state": shown }))
-    });
+    peer.let_leave(&room, bob.id());
+    peer.answer_behind(&gate, "send_knock", 200, json!({ "knock_room_state": room.shown() }));
     (peer, room, gate)
 }
 
@@ -849,10 +800,7 @@ fn an_invite_that_is_faster_than_the_answer_to_the_knock_stays() {
         let id = room.id.clone();
         let (peer_of_thread, again) = (peer.clone(), &again);
         let knocking = scope.spawn(move || knock(again, id.as_str(), &peer_of_thread).0);
-        let knocked = peer.wait_for("send_knock").body;
-        let knocked =
-            doorstep::protocol::Pdu::from_object(knocked.as_object().expect("JSON").clone(), room.version);
-        room.take(knocked.expect("our own knock"));
+        room.take(room.read(&peer.wait_for("send_knock").body));
         assert_eq!(invite(&peer, &room, server.name(), bob.id()).0, 200);
         gate.open();
         assert_eq!(knocking.join().expect("no panic"), 200);
@@ -866,26 +814,10 @@ fn an_invite_that_is_faster_than_the_answer_to_the_knock_stays() {
 
 #[test]
 fn a_join_that_is_given_up_while_it_is_on_its_way_ends_as_a_leave_in_the_room() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let mut room = FakeRoom::new(&peer, "11", "invite");
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
-    assert_eq!(
-        peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite)).0,
-        200
-    );
-    room.take(invite);
+    let (server, bob, peer, mut room) = stage("invite");
+    room.invite(&peer, server.name(), bob.id());
     bob.wait_for_room("invite", room.id.as_str());
-    let gate = Gate::default();
-    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
-    let (waits, answer) = (gate.clone(), room.join_answer());
-    peer.answer("send_join", move |_| {
-        waits.pass();
-        Reply::json(&answer)
-    });
+    let gate = let_in_slowly(&peer, &room, &bob);
     let again = TestUser::new(bob.url(), bob.id(), bob.token());
     std::thread::scope(|scope| {
         let joining = scope.spawn(|| join(&again, room.id.as_str()).0);
@@ -909,31 +841,18 @@ fn a_join_that_is_given_up_while_it_is_on_its_way_ends_as_a_leave_in_the_room() 
 
 #[test]
 fn a_removal_that_the_room_does_not_allow_does_not_spoil_the_join_that_it_overtook() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let (peer, stranger) = (Peer::start(), Peer::start());
-    let mut room = FakeRoom::new(&peer, "11", "invite");
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
-    let body = room.invite_body(&invite);
-    assert_eq!(peer.put_event(server.name(), "v2/invite", &room.id, &invite, &body).0, 200);
-    room.take(invite);
+    let (server, bob, peer, mut room) = stage("invite");
+    let stranger = Peer::start();
+    room.invite(&peer, server.name(), bob.id());
     bob.wait_for_room("invite", room.id.as_str());
-    let gate = Gate::default();
-    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
-    let (waits, answer) = (gate.clone(), room.join_answer());
-    peer.answer("send_join", move |_| {
-        waits.pass();
-        Reply::json(&answer)
-    });
+    let gate = let_in_slowly(&peer, &room, &bob);
     let again = TestUser::new(bob.url(), bob.id(), bob.token());
     std::thread::scope(|scope| {
         let joining = scope.spawn(|| join(&again, room.id.as_str()));
         peer.wait_for("send_join");
         // Somebody who has seen the invite, and is not in the room.
         let eve = stranger.user("eve");
-        let kick = room.draft(&stranger, "m.room.member", bob.id(), &eve, json!({ "membership": "leave" }));
+        let kick = room.membership(&stranger, &eve, bob.id(), "leave");
         assert_eq!(stranger.send_transaction(server.name(), "t1", &[&kick]).0, 200);
         gate.open();
         let (status, answer) = joining.join().expect("no panic");
@@ -944,19 +863,8 @@ fn a_removal_that_the_room_does_not_allow_does_not_spoil_the_join_that_it_overto
 
 #[test]
 fn a_refusal_that_is_delivered_twice_does_not_end_the_next_knock() {
-    let server = TestServer::start();
-    let bob = server.user("bob");
-    let peer = Peer::start();
-    let mut room = FakeRoom::new(&peer, "11", "knock");
-    let knock_as_event = |asked: &Value, room: &FakeRoom| {
-        let object = asked.as_object().expect("an event").clone();
-        doorstep::protocol::Pdu::from_object(object, room.version).expect("our own knock")
-    };
-    peer.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
-    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
-    bob.wait_for_room("knock", room.id.as_str());
-    room.take(knock_as_event(&peer.wait_for("send_knock").body, &room));
+    let (server, bob, peer, mut room) = stage("knock");
+    knock_is_taken(&bob, &mut room, &peer);
     let refusal =
         room.add(&peer, "m.room.member", bob.id(), &room.creator.clone(), json!({ "membership": "leave" }));
     assert_eq!(peer.send_transaction(server.name(), "t1", &[&refusal]).0, 200);
@@ -972,8 +880,7 @@ fn a_refusal_that_is_delivered_twice_does_not_end_the_next_knock() {
     bob.leave(room.id.as_str());
     peer.wait_for("make_leave");
     assert_eq!(peer.send_transaction(server.name(), "t3", &[&refusal]).0, 200);
-    peer.answer_json("make_leave", 200, room.template(bob.id(), "leave"));
-    peer.answer_json("send_leave", 200, json!({}));
+    peer.let_leave(&room, bob.id());
     wait_until("the leave is handed in", || {
         server.advance(Duration::from_secs(3600));
         !peer.asked("send_leave").is_empty()
@@ -985,30 +892,17 @@ fn an_invite_that_was_signed_in_the_room_and_comes_after_we_left_it_is_taken() {
     let server = TestServer::start();
     let (bob, carol) = (server.user("bob"), server.user("carol"));
     let peer = Peer::start();
-    let mut room = FakeRoom::new(&peer, "11", "public");
-    peer.answer_json("make_join", 200, room.template(carol.id(), "join"));
-    peer.answer_json("send_join", 200, room.join_answer());
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
-    carol.join_via(room.id.as_str(), &[peer.name().as_str()]);
-    let joined = peer.wait_for("send_join").body;
-    let joined =
-        doorstep::protocol::Pdu::from_object(joined.as_object().expect("JSON").clone(), room.version);
-    room.take(joined.expect("our own join"));
-    let invite =
-        room.draft(&peer, "m.room.member", bob.id(), &room.creator, json!({ "membership": "invite" }));
+    let room = FakeRoom::joined_by(&peer, "11", &carol);
+    let invite = room.membership(&peer, &room.creator, bob.id(), "invite");
     let (status, answer) =
         peer.put_event(server.name(), "v2/invite", &room.id, &invite, &room.invite_body(&invite));
     assert_eq!(status, 200, "{answer}");
-    let signed = doorstep::protocol::Pdu::from_object(
-        answer["event"].as_object().expect("JSON").clone(),
-        room.version,
-    );
+    let signed = room.read(&answer["event"]);
     carol.leave(room.id.as_str());
     assert!(!is_in(&bob, "invite", room.id.as_str()));
     // Without our signature anybody could send it.
     let (_, answer) = peer.send_transaction(server.name(), "t1", &[&invite]);
     assert!(answer["pdus"][invite.event_id().as_str()]["error"].is_string(), "{answer}");
-    let signed = signed.expect("the signed invite");
     let (_, answer) = peer.send_transaction(server.name(), "t2", &[&signed]);
     assert_eq!(answer["pdus"][invite.event_id().as_str()], json!({}), "{answer}");
     let invited = bob.wait_for_room("invite", room.id.as_str());

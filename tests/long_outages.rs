@@ -3,6 +3,8 @@
 //!
 //! The long forms print figures: `cargo test --release --test long_outages -- --ignored --nocapture`.
 
+#![allow(clippy::print_stdout, reason = "the figures are for whoever runs the long forms")]
+
 mod common;
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,6 +14,7 @@ use std::time::Instant;
 
 use common::ProcessServer;
 use common::peer::{Asked, FakeRoom, Peer, now_ms};
+use common::scene::{objects, read_back};
 use common::wait::wait_until;
 use doorstep::http::Reply;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
@@ -140,27 +143,6 @@ fn decoded(part: &str) -> String {
     part.replace("%24", "$").replace("%3A", ":")
 }
 
-fn objects(events: &[Pdu]) -> Vec<Value> {
-    events.iter().map(|event| Value::Object(event.to_object())).collect()
-}
-
-/// The bodies of all messages that the user can page back to, oldest first.
-fn read_back(user: &TestUser, room: &str) -> Vec<String> {
-    let (mut bodies, mut from) = (Vec::new(), String::new());
-    loop {
-        let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100{from}", segment(room));
-        let page = user.get(&path);
-        let chunk = page["chunk"].as_array().expect("a chunk");
-        bodies.extend(chunk.iter().filter_map(|event| event["content"]["body"].as_str().map(str::to_owned)));
-        match page["end"].as_str() {
-            Some(end) => from = format!("&from={}", segment(end)),
-            None => break,
-        }
-    }
-    bodies.reverse();
-    bodies
-}
-
 /// The most memory that the process ever had, in bytes.
 fn peak_memory(server: &ProcessServer) -> u64 {
     let pid = server.pid().expect("it runs");
@@ -185,12 +167,8 @@ fn we_missed(count: usize) {
     let server = ProcessServer::start(&[]);
     let alice = server.user("alice");
     let peer = Peer::start();
-    let mut room = FakeRoom::new(&peer, "11", "public");
-    peer.answer_json("make_join", 200, room.template(alice.id(), "join"));
-    peer.answer_json("send_join", 200, room.join_answer());
+    let mut room = FakeRoom::joined_by(&peer, "11", &alice);
     peer.answer_json("/send/", 500, json!({ "errcode": "M_UNKNOWN", "error": "the line is cut" }));
-    alice.join_via(room.id.as_str(), &[peer.name().as_str()]);
-    room.take(read(&peer.wait_for("send_join").body));
     let room_id = room.id.to_string();
     // Both sides go on talking.
     let ours = alice.send(&room_id, "said alone");
@@ -198,7 +176,7 @@ fn we_missed(count: usize) {
     let (before, memory) = (tally("before", &peer), peak_memory(&server));
 
     // The line is back. The peer sends the last of it, as a server does that has no more patience than that.
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    peer.take_transactions();
     let last = history.events.last().expect("there are some");
     let began = Instant::now();
     let (status, answer) = peer.send_transaction(server.name(), "back", &[last]);
@@ -269,7 +247,7 @@ fn a_peer_missed(count: usize) {
     let alice = server.user("alice");
     let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": "11" }));
     let peer = Peer::start();
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    peer.take_transactions();
     let user = peer.user("eve");
     let (join, (status, answer)) = peer.hand_in(server.name(), "join", &room, &user);
     assert_eq!(status, 200, "{answer}");
@@ -291,7 +269,7 @@ fn a_peer_missed(count: usize) {
     let (before, memory) = (tally("before", &peer), peak_memory(&server));
 
     // The line is back, and the peer asks something, which tells that it is there.
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    peer.take_transactions();
     let began = Instant::now();
     wait_until("the peer is sent the last", || {
         let path = format!("/_matrix/federation/v1/event/{}", segment(&last));

@@ -126,7 +126,7 @@ fn of_a_transaction_the_acl_keeps_out_the_events_of_its_own_room_only() {
     let server = TestServer::start();
     let alice = server.user("alice");
     let peer = Peer::start();
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    peer.take_transactions();
     let (open, closed) = (open_room(&alice), open_room(&alice));
     for room in [&open, &closed] {
         assert_eq!(peer.hand_in(server.name(), "join", room, &peer.user("eve")).1.0, 200);
@@ -194,7 +194,7 @@ fn a_server_that_the_settings_deny_is_neither_answered_nor_asked_nor_sent_to() {
     let mut server = ProcessServer::start(&[]);
     let alice = server.user("alice");
     let peer = Peer::start();
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+    peer.take_transactions();
     let room = open_room(&alice);
     assert_eq!(peer.hand_in(server.name(), "join", &room, &peer.user("eve")).1.0, 200);
     let version = format!("{FEDERATION}/v1/query/profile?user_id={}", segment(alice.id()));

@@ -14,7 +14,6 @@ use common::peer::{FakeRoom, Peer, now_ms};
 use common::scene::{Scene, bodies, heads, objects, stored};
 use common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::http::Reply;
 use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::store::Status;
 use doorstep::store::waiting::ToWait;
@@ -34,7 +33,7 @@ fn waiting(scene: &Scene) -> usize {
 /// A peer that is in the room, to the knowledge of the server that is tested.
 fn resident(scene: &mut Scene, localpart: &str) -> Peer {
     let peer = Peer::start();
-    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
+    peer.take_transactions();
     let join = scene.join_of(&peer, localpart);
     assert_eq!(scene.send(&format!("join-{localpart}"), &[&join])[join.event_id().as_str()], json!({}));
     peer
@@ -60,22 +59,6 @@ fn chain(peer: &Peer, room: &FakeRoom, after: &EventId, count: usize, name: &str
         event
     };
     (0..count).map(message).collect()
-}
-
-/// One of ours joins a room of the peer's. The room with that join at its end.
-fn joined_room(peer: &Peer, user: &TestUser) -> (FakeRoom, EventId) {
-    let mut room = FakeRoom::new(peer, "12", "public");
-    let (template, answer) = (room.template(user.id(), "join"), room.join_answer());
-    peer.answer("/make_join/", move |_| Reply::json(&template));
-    peer.answer("/send_join/", move |_| Reply::json(&answer));
-    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
-    user.join_via(room.id.as_str(), &[peer.name().as_str()]);
-    let handed_in = peer.asked("/send_join/").pop().expect("the join was handed in").body;
-    let join = Pdu::from_object(handed_in.as_object().expect("an event").clone(), room.version);
-    let join = join.expect("the join is an event");
-    let last = join.event_id().clone();
-    room.take(join);
-    (room, last)
 }
 
 #[test]
@@ -194,8 +177,7 @@ fn an_event_is_not_rejected_by_a_state_of_which_parts_could_not_be_had() {
     scene.room.state.insert(("m.room.member".into(), id), rejoin.clone());
     let mut ids: Vec<EventId> = scene.room.state.values().map(|pdu| pdu.event_id().clone()).collect();
     ids.retain(|id| id != join.event_id());
-    let message =
-        scene.event(&[rejoin.event_id()], &user, ("m.room.message", None), json!({ "body": "hello" }));
+    let message = scene.message_after(&[rejoin.event_id()], &user, "hello");
     scene.peer.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
     let chain: Vec<Pdu> = scene.room.state.values().filter(|p| p.sender() != &user).cloned().collect();
     scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&chain) }));
@@ -211,8 +193,8 @@ fn what_waits_survives_a_kill_and_is_fetched_after_the_start() {
     let mut server = ProcessServer::start(&[]);
     let alice = server.user("alice");
     let peer = Peer::start();
-    let (room, last) = joined_room(&peer, &alice);
-    let events = chain(&peer, &room, &last, 5, "event");
+    let room = FakeRoom::joined_by(&peer, "12", &alice);
+    let events = chain(&peer, &room, &room.last, 5, "event");
     let (status, said) = peer.send_transaction(server.name(), "1", &[&events[4]]);
     assert_eq!((status, &said["pdus"][events[4].event_id().as_str()]), (200, &json!({})), "{said}");
     server.kill();
@@ -227,21 +209,12 @@ fn what_is_said_while_one_of_us_joins_is_there_once_we_are_in() {
     let (server, peer) = (TestServer::start(), Peer::start());
     let alice = server.user("alice");
     let room = FakeRoom::new(&peer, "12", "public");
-    let (template, answer, gate) = (room.template(alice.id(), "join"), room.join_answer(), Gate::default());
-    peer.answer("/make_join/", move |_| Reply::json(&template));
-    peer.answer("/send_join/", {
-        let gate = gate.clone();
-        move |_| {
-            gate.pass();
-            Reply::json(&answer)
-        }
-    });
-    peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
+    let gate = Gate::default();
+    peer.let_in(&room, alice.id());
+    peer.answer_behind(&gate, "/send_join/", 200, room.join_answer());
     let events = std::thread::scope(|scope| {
         let joining = scope.spawn(|| alice.join_via(room.id.as_str(), &[peer.name().as_str()]));
-        let handed_in = peer.wait_for("/send_join/").body;
-        let join = Pdu::from_object(handed_in.as_object().expect("an event").clone(), room.version);
-        let join = join.expect("the join is an event");
+        let join = room.read(&peer.wait_for("/send_join/").body);
         let events = chain(&peer, &room, join.event_id(), 3, "meanwhile");
         let (status, said) = peer.send_transaction(server.name(), "1", &events.iter().collect::<Vec<_>>());
         assert_eq!(status, 200, "{said}");
@@ -304,8 +277,7 @@ fn step_2_waits_where_no_key_can_be_had_and_drops_what_is_wrongly_signed() {
     let (last, ghost) = (scene.last.clone(), gone.user("ghost"));
     let word = scene.event_of(&gone, &[&last], &ghost, ("m.room.message", None), json!({ "body": "boo" }));
     // Signed by somebody else with a key of the same name.
-    let mut forged =
-        scene.event(&[&last], &ghost, ("m.room.message", None), json!({ "body": "forged" })).to_object();
+    let mut forged = scene.message_after(&[&last], &ghost, "forged").to_object();
     let signature = forged["signatures"][scene.peer.name().as_str()].clone();
     forged["signatures"] = json!({ gone.name().as_str(): signature });
     let forged = Pdu::from_object(forged, scene.room.version).expect("an event");
@@ -334,7 +306,7 @@ fn step_2_waits_where_no_key_can_be_had_and_drops_what_is_wrongly_signed() {
 fn a_server_that_never_answers_holds_up_its_own_transactions_only() {
     let mut scene = Scene::new("12");
     let polite = resident(&mut scene, "polly");
-    let (other, other_last) = joined_room(&polite, &scene.alice);
+    let other = FakeRoom::joined_by(&polite, "12", &scene.alice);
     let last = scene.last.clone();
     let _lost = scene.message("lost");
     let behind = scene.message("behind");
@@ -342,14 +314,10 @@ fn a_server_that_never_answers_holds_up_its_own_transactions_only() {
     let words: Vec<Pdu> = (0..5)
         .map(|_| scene.event_of(&polite, &[&last], &polly, ("m.room.message", None), json!({ "body": "p" })))
         .collect();
-    let others = chain(&polite, &other, &other_last, 5, "other");
+    let others = chain(&polite, &other, &other.last, 5, "other");
     let gate = Gate::default();
     for part in ["/get_missing_events/", "/state_ids/", "/event_auth/", "/event/"] {
-        let gate = gate.clone();
-        scene.peer.answer(part, move |_| {
-            gate.pass();
-            Reply::json_status(404, &json!({ "errcode": "M_NOT_FOUND", "error": "no" }))
-        });
+        scene.peer.answer_behind(&gate, part, 404, json!({ "errcode": "M_NOT_FOUND", "error": "no" }));
     }
     let name = scene.server.name().to_owned();
     std::thread::scope(|scope| {
@@ -381,7 +349,7 @@ fn an_outlier_is_judged_again_when_its_place_is_known() {
             scene.event(&[&start], &creator, ("m.room.member", Some(&id)), json!({ "membership": "ban" }));
         let outlier = join(&mut scene, if allowed { &start } else { ban.event_id() });
         scene.room.state.insert(("m.room.member".into(), id.clone()), outlier.clone());
-        let citing = scene.event(&[&start], &user, ("m.room.message", None), json!({ "body": "hello" }));
+        let citing = scene.message_after(&[&start], &user, "hello");
         let all: Vec<Pdu> = scene.room.state.values().cloned().collect();
         scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&all) }));
         scene.send("1", &[&citing]);
@@ -413,10 +381,9 @@ fn steps_4_to_6_reject_and_soft_fail_and_what_follows_such_events_is_judged_with
         json!({ "membership": "ban" }),
     );
     // 6: allowed where it says it was said, not by the state that the room has now.
-    let evading =
-        scene.event(&[join.event_id()], &user, ("m.room.message", None), json!({ "body": "evading" }));
+    let evading = scene.message_after(&[join.event_id()], &user, "evading");
     // 5: forbidden where it says it was said, though its auth events (4) allow it.
-    let banned = scene.event(&[ban.event_id()], &user, ("m.room.message", None), json!({ "body": "banned" }));
+    let banned = scene.message_after(&[ban.event_id()], &user, "banned");
     let said = scene.send("1", &[&join, &ban, &evading, &banned]);
     assert_eq!(said[evading.event_id().as_str()], json!({}), "a soft failure is not told: {said}");
     assert!(said[banned.event_id().as_str()]["error"].is_string(), "{said}");
@@ -426,14 +393,12 @@ fn steps_4_to_6_reject_and_soft_fail_and_what_follows_such_events_is_judged_with
     );
     assert_eq!(heads(&scene.server, &scene.room), [ban.event_id().clone()]);
     // Both may be followed.
-    let on_evading =
-        scene.event(&[evading.event_id()], &creator, ("m.room.message", None), json!({ "body": "a" }));
-    let on_banned =
-        scene.event(&[banned.event_id()], &creator, ("m.room.message", None), json!({ "body": "b" }));
+    let on_evading = scene.message_after(&[evading.event_id()], &creator, "a");
+    let on_banned = scene.message_after(&[banned.event_id()], &creator, "b");
     scene.send("2", &[&on_evading, &on_banned]);
     assert!(accepted(&scene, &on_evading) && accepted(&scene, &on_banned));
     assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), ["a", "b"]);
-    assert_eq!(scene.state_content("m.room.member", &id).expect("a membership")["membership"], "ban");
+    assert_eq!(scene.membership(&user).as_deref(), Some("ban"));
     assert!(scene.peer.asked("/get_missing_events/").is_empty());
 }
 
@@ -489,13 +454,13 @@ fn a_flood_loses_nothing_that_was_answered_for_though_the_server_is_killed_and_o
     let mut server = ProcessServer::start(&[]);
     let alice = server.user("alice");
     let (flooder, polite) = (Peer::start(), Peer::start());
-    let rooms = [joined_room(&flooder, &alice), joined_room(&flooder, &alice)];
-    let (quiet, quiet_last) = joined_room(&polite, &alice);
+    let rooms = [FakeRoom::joined_by(&flooder, "12", &alice), FakeRoom::joined_by(&flooder, "12", &alice)];
+    let quiet = FakeRoom::joined_by(&polite, "12", &alice);
     // Four branches in two rooms; of two of them, every tenth event is never sent.
     let branches: Vec<Vec<Pdu>> = (0..4)
-        .map(|n| chain(&flooder, &rooms[n % 2].0, &rooms[n % 2].1, 100, &format!("branch {n}")))
+        .map(|n| chain(&flooder, &rooms[n % 2], &rooms[n % 2].last, 100, &format!("branch {n}")))
         .collect();
-    let words = chain(&polite, &quiet, &quiet_last, 8, "polite");
+    let words = chain(&polite, &quiet, &quiet.last, 8, "polite");
     flooder.serve_events(&branches.concat(), 10);
     let (tally, polite_tally) = (Tally::default(), Tally::default());
     let (name, over) = (server.name().to_owned(), Arc::new(AtomicBool::new(false)));
@@ -527,7 +492,7 @@ fn a_flood_loses_nothing_that_was_answered_for_though_the_server_is_killed_and_o
     });
     wait_until("everything that was answered for is there", || {
         let all = tally.answered.lock().expect("no test panics here").clone();
-        all.iter().all(|id| rooms.iter().any(|(room, _)| has_event(&alice, room, id)))
+        all.iter().all(|id| rooms.iter().any(|room| has_event(&alice, room, id)))
     });
     assert!(words.iter().all(|word| has_event(&alice, &quiet, word.event_id())));
     // What was never sent, and only others referred to, has been fetched.
@@ -535,7 +500,7 @@ fn a_flood_loses_nothing_that_was_answered_for_though_the_server_is_killed_and_o
         branches
             .iter()
             .enumerate()
-            .all(|(n, branch)| branch.iter().all(|pdu| has_event(&alice, &rooms[n % 2].0, pdu.event_id())))
+            .all(|(n, branch)| branch.iter().all(|pdu| has_event(&alice, &rooms[n % 2], pdu.event_id())))
     });
 }
 
@@ -559,7 +524,7 @@ fn a_room_that_is_forked_two_hundred_times_stays_in_hand() {
                 let join = json!({ "membership": "join" });
                 scene.event(&[&start], &user, ("m.room.member", Some(user.as_str())), join)
             }
-            _ => scene.event(&[&start], &creator, ("m.room.message", None), json!({ "body": n.to_string() })),
+            _ => scene.message_after(&[&start], &creator, &n.to_string()),
         };
         forks.push(fork);
     }

@@ -23,7 +23,7 @@ fn a_transaction_is_answered_event_by_event_and_its_repeat_changes_nothing() {
         let next = scene.message("two");
         let stranger = scene.peer.user("stranger");
         let last = scene.last.clone();
-        let forbidden = scene.event(&[&last], &stranger, ("m.room.message", None), json!({ "body": "no" }));
+        let forbidden = scene.message_after(&[&last], &stranger, "no");
         let mut unsigned = scene.message("three").to_object();
         unsigned.insert("signatures".into(), json!({}));
         let unsigned = Pdu::from_object(unsigned, scene.room.version).expect("an event");
@@ -105,11 +105,7 @@ fn a_large_hole_is_gone_around_by_the_state_and_can_be_filled_later() {
         // Enough for the state to be fetched as a whole, or few enough for its events to be fetched one by one.
         for n in 0..if whole { 40 } else { 3 } {
             let user = scene.peer.user(&format!("user{n}"));
-            let (last, id) = (scene.last.clone(), user.as_str().to_owned());
-            let join =
-                scene.event(&[&last], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
-            scene.last = join.event_id().clone();
-            scene.room.state.insert(("m.room.member".into(), id), join);
+            scene.join(&user);
         }
         scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
         scene.answer_with_state();
@@ -154,79 +150,58 @@ fn a_large_hole_is_gone_around_by_the_state_and_can_be_filled_later() {
 fn a_server_that_leaves_a_ban_out_of_the_state_does_not_undo_it() {
     let mut scene = Scene::new("11");
     let mallory = scene.peer.user("mallory");
-    let (last, id) = (scene.last.clone(), mallory.as_str().to_owned());
-    let join = scene.event(&[&last], &mallory, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
-    scene.last = join.event_id().clone();
-    scene.room.state.insert(("m.room.member".into(), id.clone()), join.clone());
+    let join = scene.join(&mallory);
     let before_ban = scene.room.state.clone();
-    let ban = scene.set_state("m.room.member", &id, json!({ "membership": "ban" }));
+    let ban = scene.set_state("m.room.member", mallory.as_str(), json!({ "membership": "ban" }));
     scene.send("1", &[&join, &ban]);
-    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+    assert_eq!(scene.membership(&mallory).as_deref(), Some("ban"));
 
     // The banned user's event names the room's end, and something that nobody has; the state "before it" has no ban.
     scene.room.state = before_ban;
     scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
     scene.answer_with_state();
     let nowhere = EventId::parse("$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").expect("an event id");
-    let evil = scene.event(
-        &[ban.event_id(), &nowhere],
-        &mallory,
-        ("m.room.message", None),
-        json!({ "body": "back" }),
-    );
+    let evil = scene.message_after(&[ban.event_id(), &nowhere], &mallory, "back");
     let said = scene.send("2", &[&evil]);
     assert!(said[evil.event_id().as_str()]["error"].is_string(), "{said}");
     assert_eq!(scene.status(&evil), Some(Status::Rejected));
     // Nor does an event of the creator's, whose state is as false: the ban is what we know to be before it.
     let creator = scene.room.creator.clone();
-    let odd = scene.event(
-        &[ban.event_id(), &nowhere],
-        &creator,
-        ("m.room.message", None),
-        json!({ "body": "odd" }),
-    );
+    let odd = scene.message_after(&[ban.event_id(), &nowhere], &creator, "odd");
     scene.send("3", &[&odd]);
     assert_eq!(scene.status(&odd), Some(Status::Accepted));
-    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+    assert_eq!(scene.membership(&mallory).as_deref(), Some("ban"));
 }
 
 #[test]
 fn a_ban_is_not_undone_by_an_event_behind_it_that_comes_first_with_a_state_without_it() {
     let mut scene = Scene::new("11");
     let mallory = scene.peer.user("mallory");
-    let (last, id) = (scene.last.clone(), mallory.as_str().to_owned());
-    let join = scene.event(&[&last], &mallory, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
-    scene.last = join.event_id().clone();
-    scene.room.state.insert(("m.room.member".into(), id.clone()), join.clone());
+    let join = scene.join(&mallory);
     scene.send("1", &[&join]);
     let before_ban = scene.room.state.clone();
-    let ban = scene.set_state("m.room.member", &id, json!({ "membership": "ban" }));
+    let ban = scene.set_state("m.room.member", mallory.as_str(), json!({ "membership": "ban" }));
     let with_ban = std::mem::replace(&mut scene.room.state, before_ban);
 
     // Whoever hears of the ban before us is quick to say something after it, and of the state that there was no ban.
     scene.peer.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
     scene.answer_with_state();
     let creator = scene.room.creator.clone();
-    let quick = scene.event(
-        &[ban.event_id(), join.event_id()],
-        &creator,
-        ("m.room.message", None),
-        json!({ "body": "quick" }),
-    );
+    let quick = scene.message_after(&[ban.event_id(), join.event_id()], &creator, "quick");
     scene.send("2", &[&quick]);
     assert_eq!(scene.status(&quick), Some(Status::Accepted));
-    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "join");
+    assert_eq!(scene.membership(&mallory).as_deref(), Some("join"));
 
     scene.send("3", &[&ban]);
     assert_eq!(scene.status(&ban), Some(Status::Accepted));
-    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+    assert_eq!(scene.membership(&mallory).as_deref(), Some("ban"));
     // What follows the quick one does not bring them back either.
     scene.room.state = with_ban;
     scene.last = quick.event_id().clone();
     let next = scene.message("next");
     scene.send("4", &[&next]);
     assert_eq!(scene.status(&next), Some(Status::Accepted));
-    assert_eq!(scene.state_content("m.room.member", &id).expect("a member")["membership"], "ban");
+    assert_eq!(scene.membership(&mallory).as_deref(), Some("ban"));
 }
 
 #[test]
@@ -280,7 +255,7 @@ fn auth_events_that_we_lack_are_fetched_and_judged() {
     // The join is of a branch that we never heard of; the message cites it and follows our end.
     let join = scene.event(&[&last], &user, ("m.room.member", Some(&id)), json!({ "membership": "join" }));
     scene.room.state.insert(("m.room.member".into(), id), join.clone());
-    let message = scene.event(&[&last], &user, ("m.room.message", None), json!({ "body": "hello" }));
+    let message = scene.message_after(&[&last], &user, "hello");
     let chain: Vec<Pdu> = scene.room.state.values().cloned().collect();
     scene.peer.answer_json("/event_auth/", 200, json!({ "auth_chain": objects(&chain) }));
     let said = scene.send("1", &[&message]);

@@ -27,7 +27,7 @@ impl Scene {
     fn new(visibility: &str, before: impl FnOnce(&TestServer, &TestUser, &str)) -> Self {
         let (server, peer) = (TestServer::start(), Peer::start());
         let alice = server.user("alice");
-        peer.answer_json("/send/", 200, json!({ "pdus": {} }));
+        peer.take_transactions();
         let visible = json!({ "history_visibility": visibility });
         let room = alice.create_room_with(json!({
             "preset": "public_chat", "room_version": "11",

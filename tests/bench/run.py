@@ -23,6 +23,8 @@ import client
 from servers import Authority, Doorstep, Synapse, free_port
 
 ROOM_VERSION = "11"
+# What happens between a scripted server and the one under test.
+DEEDS = ("knocks", "joins", "receive", "large-join")
 
 
 def arguments():
@@ -72,7 +74,8 @@ class Bench:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}\n{self.server.tail()}")
         answer = json.loads(done.stdout.splitlines()[-1])
-        print(f"     {self.server.label}: {' '.join(words[:2] if words[0] == 'peer' else words[:1])} {answer}", flush=True)
+        question = next((word for word in words if word in DEEDS), words[0])
+        print(f"     {self.server.label}: {question} {answer}", flush=True)
         return answer
 
     def run(self):
@@ -108,18 +111,19 @@ class Bench:
         self.waiting()
         self.server.stop()
 
-    def peer(self, question, owner, rooms, *words):
-        """A scripted server does something to this one. What it counted it has found in the rooms, or it fails."""
+    def peer(self, server, port, user, *words):
+        """Something happens between a scripted server and this one. What it counted it has found in the rooms, or it
+        fails."""
         return self.load(
-            "peer", question, "--target", self.server.name, "--pid", self.server.process.pid,
-            "--client", f"127.0.0.1:{self.server.client_port}", "--token", owner.token,
-            "--rooms", rooms, "--room-version", ROOM_VERSION, "--port", free_port(), "--ca", self.authority.ca,
-            "--certificate", self.authority.certificate, "--key", self.authority.key,
-            "--seconds", self.given.seconds, *words,
+            "peer", "--target", server.name, "--pid", server.process.pid,
+            "--client", f"127.0.0.1:{server.client_port}", "--token", user.token,
+            "--room-version", ROOM_VERSION, "--port", port, "--ca", self.authority.ca,
+            "--certificate", self.authority.certificate, "--key", self.authority.key, *words,
         )  # fmt: skip
 
     def handshakes(self, question, owner, rooms):
-        answer = self.peer(question, owner, rooms)
+        words = [question, "--rooms", rooms, "--seconds", self.given.seconds]
+        answer = self.peer(self.server, free_port(), owner, *words)
         what = f"8 connections, {rooms} room{'s' if rooms > 1 else ''}{' of 50' if question == 'joins' else ''}"
         what = f"{question[:-1]} handshakes/s, {what}"
         self.figures[what] = f"{answer['a_second']:.0f}"
@@ -129,10 +133,10 @@ class Bench:
     def receive(self, owner):
         # Synapse answers before it has looked at the messages, and gets no more of them than it can follow.
         transactions = 250 if self.server.kind == "doorstep" else 5
-        words = ["--transactions", transactions]
+        words = ["receive", "--rooms", 4, "--seconds", self.given.seconds, "--transactions", transactions]
         if self.server.kind == "doorstep":
             words += ["--data", self.server.folder / "data"]
-        answer = self.peer("receive", owner, 4, *words)
+        answer = self.peer(self.server, free_port(), owner, *words)
         what = "messages/s received, 50 a transaction, 4 rooms"
         self.figures[what] = f"{answer['a_second']:.0f}" + (f" ({answer['lost']} lost)" if answer["lost"] else "")
         self.figures[f"… processor each ({what})"] = processor(answer)
@@ -182,12 +186,9 @@ class Bench:
         server.start()
         try:
             users = [client.register(server, name) for name in ("guest", "neighbour")]
-            answer = self.load(
-                "large-join", "--target", server.name, "--pid", server.process.pid,
-                "--client", f"127.0.0.1:{server.client_port}", "--token", users[0].token,
-                "--other-token", users[1].token, "--data", server.folder / "data", "--members", members,
-                "--room-version", ROOM_VERSION, "--port", port, "--ca", self.authority.ca,
-                "--certificate", self.authority.certificate, "--key", self.authority.key,
+            answer = self.peer(
+                server, port, users[0],
+                "large-join", "--other-token", users[1].token, "--data", server.folder / "data", "--members", members,
             )  # fmt: skip
         finally:
             server.stop()

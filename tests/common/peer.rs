@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::wait::wait_until;
+use super::wait::{Gate, wait_until};
 use arc_swap::ArcSwap;
 use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
@@ -22,7 +22,7 @@ use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
 use doorstep::protocol::sign::{self, SigningKey};
 use doorstep::protocol::{EventId, Pdu, RoomId, ServerName, UserId, handshake};
-use doorstep::testing::{certificates, segment};
+use doorstep::testing::{TestUser, certificates, segment};
 use serde_json::{Map, Value, json};
 
 /// A request that the peer was asked.
@@ -117,6 +117,39 @@ impl Peer {
     /// The same with one JSON body.
     pub fn answer_json(&self, part: &str, status: u16, body: Value) {
         self.answer(part, move |_| Reply::json_status(status, &body));
+    }
+
+    /// The same once a gate is open; who asks before has to wait.
+    pub fn answer_behind(&self, gate: &Gate, part: &str, status: u16, body: Value) {
+        let gate = gate.clone();
+        self.answer(part, move |_| {
+            gate.pass();
+            Reply::json_status(status, &body)
+        });
+    }
+
+    /// From now on it lets a user into a room of its own, and takes what it is sent there.
+    pub fn let_in(&self, room: &FakeRoom, user: &str) {
+        self.answer_json("make_join", 200, room.template(user, "join"));
+        self.answer_json("send_join", 200, room.join_answer());
+        self.take_transactions();
+    }
+
+    /// From now on it takes whatever it is sent.
+    pub fn take_transactions(&self) {
+        self.answer_json("/send/", 200, json!({ "pdus": {} }));
+    }
+
+    /// From now on it takes a user's knock upon a room of its own.
+    pub fn let_knock(&self, room: &FakeRoom, user: &str) {
+        self.answer_json("make_knock", 200, room.template(user, "knock"));
+        self.answer_json("send_knock", 200, json!({ "knock_room_state": room.shown() }));
+    }
+
+    /// From now on it takes a user's leave from a room of its own.
+    pub fn let_leave(&self, room: &FakeRoom, user: &str) {
+        self.answer_json("make_leave", 200, room.template(user, "leave"));
+        self.answer_json("send_leave", 200, json!({}));
     }
 
     /// Whether it says its keys, or an internal error.
@@ -368,7 +401,8 @@ pub struct FakeRoom {
     pub creator: UserId,
     /// Its state, by type and state key.
     pub state: BTreeMap<(String, String), Pdu>,
-    last: EventId,
+    /// Its last event.
+    pub last: EventId,
     depth: i64,
 }
 
@@ -401,6 +435,17 @@ impl FakeRoom {
         room.add(peer, "m.room.power_levels", "", &creator, json!({ "users": if version.privileged_creators { json!({}) } else { json!({ creator.as_str(): 100 }) } }));
         room.add(peer, "m.room.join_rules", "", &creator, json!({ "join_rule": join_rule }));
         room.add(peer, "m.room.name", "", &creator, json!({ "name": "fake" }));
+        room
+    }
+
+    /// A public room of the peer's, which a user of another server has joined. The join is its end.
+    pub fn joined_by(peer: &Peer, version: &str, user: &TestUser) -> Self {
+        let mut room = Self::new(peer, version, "public");
+        peer.let_in(&room, user.id());
+        user.join_via(room.id.as_str(), &[peer.name().as_str()]);
+        let join = room.read(&peer.wait_for("send_join").body);
+        assert_eq!(join.state_key(), Some(user.id()));
+        room.take(join);
         room
     }
 
@@ -453,6 +498,29 @@ impl FakeRoom {
             "origin_server_ts": now_ms(), "depth": self.depth + 1, "prev_events": [self.last], "auth_events": auth,
         });
         event.as_object().expect("an object").clone()
+    }
+
+    /// A member event of somebody's about somebody at the room's end, signed by any peer, which does not become part of
+    /// the room.
+    pub fn membership(&self, signer: &Peer, sender: &UserId, of: &str, membership: &str) -> Pdu {
+        self.draft(signer, "m.room.member", of, sender, json!({ "membership": membership }))
+    }
+
+    /// Invites a user of a server, which takes the invite. It becomes part of the room.
+    #[track_caller]
+    pub fn invite(&mut self, peer: &Peer, server: &str, user: &str) -> Pdu {
+        let invite = self.membership(peer, &self.creator, user, "invite");
+        let (status, answer) =
+            peer.put_event(server, "v2/invite", &self.id, &invite, &self.invite_body(&invite));
+        assert_eq!(status, 200, "{answer}");
+        self.take(invite.clone());
+        invite
+    }
+
+    /// An event of this room as it stands in a request or an answer.
+    pub fn read(&self, event: &Value) -> Pdu {
+        let event = event.as_object().expect("an event is an object").clone();
+        Pdu::from_object(event, self.version).expect("an event")
     }
 
     /// The answer to `make_join`, `make_knock`, `make_leave`.

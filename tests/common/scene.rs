@@ -32,17 +32,8 @@ impl Scene {
     pub fn new(version: &str) -> Scene {
         let (server, peer) = (TestServer::start(), Peer::start());
         let alice = server.user("alice");
-        let room = FakeRoom::new(&peer, version, "public");
-        let template = room.template(alice.id(), "join");
-        peer.answer("/make_join/", move |_| Reply::json(&template));
-        let answer = room.join_answer();
-        peer.answer("/send_join/", move |_| Reply::json(&answer));
-        peer.answer("/send/", |_| Reply::json(&json!({ "pdus": {} })));
-        alice.join_via(room.id.as_str(), &[peer.name().as_str()]);
-        let last = heads(&server, &room).remove(0);
-        let join = stored(&server, &last).expect("the join is stored").pdu;
-        let mut room = room;
-        room.state.insert(("m.room.member".into(), alice.id().into()), join);
+        let room = FakeRoom::joined_by(&peer, version, &alice);
+        let last = room.last.clone();
         Scene { server, alice, peer, room, last, depth: 20 }
     }
 
@@ -71,14 +62,34 @@ impl Scene {
         peer.sign(event, self.room.version)
     }
 
-    /// The join of another peer's user at the room's end, which it becomes.
+    /// A message of somebody's that follows some others; the room's end is not moved.
+    pub fn message_after(&mut self, prev: &[&EventId], sender: &UserId, text: &str) -> Pdu {
+        self.event(prev, sender, ("m.room.message", None), json!({ "body": text }))
+    }
+
+    /// The join of a user of the peer's at the room's end, which it becomes.
+    pub fn join(&mut self, user: &UserId) -> Pdu {
+        let last = self.last.clone();
+        let join = json!({ "membership": "join" });
+        let event = self.event(&[&last], user, ("m.room.member", Some(user.as_str())), join);
+        self.take(&event);
+        event
+    }
+
+    /// The same of another peer's user.
     pub fn join_of(&mut self, peer: &Peer, localpart: &str) -> Pdu {
         let (user, last) = (peer.user(localpart), self.last.clone());
         let join = json!({ "membership": "join" });
         let event = self.event_of(peer, &[&last], &user, ("m.room.member", Some(user.as_str())), join);
-        self.last = event.event_id().clone();
-        self.room.state.insert(("m.room.member".into(), user.as_str().into()), event.clone());
+        self.take(&event);
         event
+    }
+
+    /// Makes a state event the room's end.
+    fn take(&mut self, event: &Pdu) {
+        self.last = event.event_id().clone();
+        let state_key = event.state_key().unwrap_or_default().to_owned();
+        self.room.state.insert((event.event_type().to_owned(), state_key), event.clone());
     }
 
     fn unsigned(
@@ -106,7 +117,7 @@ impl Scene {
     /// A message of the room's creator at the room's end.
     pub fn message(&mut self, text: &str) -> Pdu {
         let (last, creator) = (self.last.clone(), self.room.creator.clone());
-        let event = self.event(&[&last], &creator, ("m.room.message", None), json!({ "body": text }));
+        let event = self.message_after(&[&last], &creator, text);
         self.last = event.event_id().clone();
         event
     }
@@ -115,8 +126,7 @@ impl Scene {
     pub fn set_state(&mut self, kind: &str, state_key: &str, content: Value) -> Pdu {
         let (last, creator) = (self.last.clone(), self.room.creator.clone());
         let event = self.event(&[&last], &creator, (kind, Some(state_key)), content);
-        self.last = event.event_id().clone();
-        self.room.state.insert((kind.into(), state_key.into()), event.clone());
+        self.take(&event);
         event
     }
 
@@ -155,6 +165,11 @@ impl Scene {
         });
     }
 
+    /// What somebody is in the room, as alice sees it.
+    pub fn membership(&self, user: &UserId) -> Option<String> {
+        self.alice.membership_of(self.room.id.as_str(), user.as_str())
+    }
+
     /// What alice sees of the state.
     pub fn state_content(&self, kind: &str, state_key: &str) -> Option<Value> {
         self.alice.state(self.room.id.as_str(), kind, state_key)
@@ -177,7 +192,25 @@ pub fn objects(pdus: &[Pdu]) -> Vec<Value> {
     pdus.iter().map(|pdu| Value::Object(pdu.to_object())).collect()
 }
 
-/// The bodies of the messages in the room's timeline, oldest first.
+/// The bodies of all messages that the user can page back to, oldest first.
+pub fn read_back(user: &TestUser, room: &str) -> Vec<String> {
+    let (mut all, mut from) = (Vec::new(), String::new());
+    loop {
+        let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100{from}", segment(room));
+        let page = user.get(&path);
+        let chunk = page["chunk"].as_array().expect("messages have a chunk").iter();
+        let messages = chunk.filter(|event| event["type"] == "m.room.message");
+        all.extend(messages.filter_map(|event| event["content"]["body"].as_str().map(str::to_owned)));
+        match page["end"].as_str() {
+            Some(end) => from = format!("&from={}", segment(end)),
+            None => break,
+        }
+    }
+    all.reverse();
+    all
+}
+
+/// The bodies of the messages on the first page of the room's timeline, oldest first.
 pub fn bodies(user: &TestUser, room: &str) -> Vec<String> {
     let page = user.get(&format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=1000", segment(room)));
     let chunk = page["chunk"].as_array().expect("messages have a chunk").iter().rev();
@@ -191,13 +224,7 @@ pub fn bodies(user: &TestUser, room: &str) -> Vec<String> {
 pub fn bob_at(peer: &Peer) -> (TestServer, TestUser, FakeRoom) {
     let server = TestServer::start();
     let bob = server.user("bob");
-    let mut room = FakeRoom::new(peer, "11", "public");
-    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
-    peer.answer_json("send_join", 200, room.join_answer());
-    peer.answer_json("/send/", 200, json!({ "pdus": {} }));
-    bob.join_via(room.id.as_str(), &[peer.name().as_str()]);
-    let join = peer.wait_for("send_join").body.as_object().expect("an event").clone();
-    room.take(Pdu::from_object(join, room.version).expect("bob's join"));
+    let room = FakeRoom::joined_by(peer, "11", &bob);
     (server, bob, room)
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::clock::{Clock, Spent};
 use crate::owner::Owner;
 use crate::peer::{Peer, Tls};
-use crate::{Peering, Result};
+use crate::{Joins, Knocks, Peering, Result};
 
 /// Members of a room when joins into it begin to count: its creator, and this many less one of the scripted server.
 const MEMBERS: usize = 50;
@@ -18,13 +18,13 @@ const JOINS: usize = 24;
 const JOINS_EACH: usize = 6;
 
 /// Knocks from all connections for the given time.
-pub fn knocks(given: &Peering) -> Result<Value> {
+pub fn knocks(given: &Peering, wanted: &Knocks) -> Result<Value> {
     let (peer, mut owner) = (Peer::start(given)?, Owner::new(given)?);
-    let rooms = owner.rooms(given.rooms, "knock")?;
-    let mut connections = connect(&peer, given)?;
+    let rooms = owner.rooms(wanted.rooms, "knock")?;
+    let mut connections = connect(&peer, wanted.connections)?;
     // One before the clock starts, so that the other side has fetched our key.
     peer.handshake(&mut connections[0], "knock", &rooms[0], &peer.fresh_user())?;
-    let until = Instant::now() + Duration::from_secs(given.seconds);
+    let until = Instant::now() + Duration::from_secs(wanted.seconds);
     let clock = Clock::start(given.pid)?;
     let times = on_all(&mut connections, |number, connection| {
         let (room, mut times) = (&rooms[number % rooms.len()], Vec::new());
@@ -45,13 +45,13 @@ pub fn knocks(given: &Peering) -> Result<Value> {
 }
 
 /// Joins into rooms of 50. The clock stands still while rooms are made and filled.
-pub fn joins(given: &Peering) -> Result<Value> {
+pub fn joins(given: &Peering, wanted: &Joins) -> Result<Value> {
     let (peer, mut owner) = (Peer::start(given)?, Owner::new(given)?);
-    let mut connections = connect(&peer, given)?;
-    let each = JOINS_EACH.max(JOINS * given.rooms / given.connections);
+    let mut connections = connect(&peer, wanted.connections)?;
+    let each = JOINS_EACH.max(JOINS * wanted.rooms / connections.len());
     let (mut times, mut spent) = (Vec::new(), Spent::default());
-    while spent.seconds < given.seconds as f64 {
-        let rooms = owner.rooms(given.rooms, "public")?;
+    while spent.seconds < wanted.seconds as f64 {
+        let rooms = owner.rooms(wanted.rooms, "public")?;
         fill(&peer, &mut connections, &rooms)?;
         let clock = Clock::start(given.pid)?;
         let of_round = on_all(&mut connections, |number, connection| {
@@ -84,8 +84,8 @@ fn fill(peer: &Peer, connections: &mut [Tls], rooms: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn connect(peer: &Peer, given: &Peering) -> Result<Vec<Tls>> {
-    (0..given.connections.max(1)).map(|_| peer.connect()).collect()
+fn connect(peer: &Peer, connections: usize) -> Result<Vec<Tls>> {
+    (0..connections.max(1)).map(|_| peer.connect()).collect()
 }
 
 /// Does the same on all connections at once, and gathers how long it took each time.

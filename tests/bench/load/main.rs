@@ -44,7 +44,6 @@ struct Arguments {
 enum Question {
     Ready(Ready),
     Peering(Peering),
-    LargeJoin(LargeJoin),
     Sends(Sends),
     Rows(Rows),
     Wake(Wake),
@@ -66,29 +65,23 @@ struct Ready {
     command: Vec<String>,
 }
 
-/// What a scripted server, whose users have never been seen, does to the server under test.
+/// What happens between a scripted server, whose users have never been seen, and the server under test.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "peer")]
 struct Peering {
-    /// what: `knocks`, `joins` (make and send handshakes), `receive` (transactions of 50 messages)
-    #[argh(positional)]
-    what: String,
     /// the name of the server under test, `localhost:PORT`
     #[argh(option)]
     target: String,
-    /// its process id, for its processor time
+    /// its process id, for its processor time and its memory
     #[argh(option)]
     pid: u32,
     /// the address of its client API, plain HTTP
     #[argh(option)]
     client: String,
-    /// the access token of a user there, who makes the rooms
+    /// the access token of a user there, who makes the rooms, or joins the large one
     #[argh(option)]
     token: String,
-    /// how many rooms there are at a time
-    #[argh(option)]
-    rooms: usize,
-    /// their room version
+    /// the version of the rooms
     #[argh(option)]
     room_version: String,
     /// the port of the scripted server, which its name ends with
@@ -103,36 +96,71 @@ struct Peering {
     /// its key
     #[argh(option)]
     key: PathBuf,
-    /// connections at a time; `receive` has one for each room
+    #[argh(subcommand)]
+    deed: Deed,
+}
+
+#[derive(FromArgs)]
+#[argh(subcommand)]
+enum Deed {
+    Knocks(Knocks),
+    Joins(Joins),
+    Receive(Receive),
+    LargeJoin(LargeJoin),
+}
+
+/// Knocks upon rooms of the server under test.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "knocks")]
+struct Knocks {
+    /// how many rooms there are
+    #[argh(option)]
+    rooms: usize,
+    /// connections at a time
     #[argh(option, default = "8")]
     connections: usize,
     /// how long
     #[argh(option, default = "10")]
     seconds: u64,
-    /// of `receive`: how many transactions there are for each room, if time allows
+}
+
+/// Joins into rooms of the server under test.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "joins")]
+struct Joins {
+    /// how many rooms there are at a time
+    #[argh(option)]
+    rooms: usize,
+    /// connections at a time
+    #[argh(option, default = "8")]
+    connections: usize,
+    /// how long
+    #[argh(option, default = "10")]
+    seconds: u64,
+}
+
+/// Transactions of 50 messages for the server under test, a connection for each room.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "receive")]
+struct Receive {
+    /// how many rooms there are
+    #[argh(option)]
+    rooms: usize,
+    /// how long
+    #[argh(option, default = "10")]
+    seconds: u64,
+    /// how many transactions there are for each room, if time allows
     #[argh(option, default = "250")]
     transactions: usize,
-    /// of `receive`: the folder of the server's database, for what it grows by
+    /// the folder of the server's database, for what it grows by
     #[argh(option)]
     data: Option<PathBuf>,
 }
 
-/// Joining a large room through a scripted server: time and memory, and what the room costs afterwards.
+/// The server under test joins a large room: time and memory, and what the room costs afterwards.
 #[derive(FromArgs)]
 #[argh(subcommand, name = "large-join")]
 struct LargeJoin {
-    /// the name of the server under test, `localhost:PORT`
-    #[argh(option)]
-    target: String,
-    /// its process id, for its memory
-    #[argh(option)]
-    pid: u32,
-    /// the address of its client API, plain HTTP
-    #[argh(option)]
-    client: String,
-    /// the access token of the user who joins
-    #[argh(option)]
-    token: String,
     /// the access token of a user who speaks in another room meanwhile
     #[argh(option)]
     other_token: String,
@@ -145,21 +173,6 @@ struct LargeJoin {
     /// servers that they are of
     #[argh(option, default = "500")]
     servers: usize,
-    /// the room's version
-    #[argh(option)]
-    room_version: String,
-    /// the port of the scripted server, which its name ends with
-    #[argh(option)]
-    port: u16,
-    /// the authority that both sides trust
-    #[argh(option)]
-    ca: PathBuf,
-    /// the scripted server's certificate
-    #[argh(option)]
-    certificate: PathBuf,
-    /// its key
-    #[argh(option)]
-    key: PathBuf,
 }
 
 /// Messages that users send a second, each on a connection of their own, and whether all that were acknowledged are there.
@@ -234,13 +247,12 @@ struct Crowd {
 fn main() -> Result<()> {
     let answer = match argh::from_env::<Arguments>().question {
         Some(Question::Ready(ready)) => ready.answer()?,
-        Some(Question::Peering(given)) => match given.what.as_str() {
-            "knocks" => handshakes::knocks(&given)?,
-            "joins" => handshakes::joins(&given)?,
-            "receive" => receive::receive(&given)?,
-            other => return Err(format!("nothing is known of {other}").into()),
+        Some(Question::Peering(given)) => match &given.deed {
+            Deed::Knocks(knocks) => handshakes::knocks(&given, knocks)?,
+            Deed::Joins(joins) => handshakes::joins(&given, joins)?,
+            Deed::Receive(wanted) => receive::receive(&given, wanted)?,
+            Deed::LargeJoin(join) => large::answer(&given, join)?,
         },
-        Some(Question::LargeJoin(given)) => large::answer(&given)?,
         Some(Question::Sends(sends)) => sends::answer(&sends)?,
         Some(Question::Rows(rows)) => sends::rows(&rows)?,
         Some(Question::Wake(wake)) => waiting::wake(&wake)?,

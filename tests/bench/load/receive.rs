@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::clock::Clock;
 use crate::owner::Owner;
 use crate::peer::{Peer, Tls, now_ms};
-use crate::{Peering, Result};
+use crate::{Peering, Receive, Result};
 
 /// Messages in a transaction: the most that one may have.
 const MESSAGES: usize = 50;
@@ -31,16 +31,16 @@ struct Request {
 
 /// Sends transactions to each room, one after the other, all rooms at a time; the clock stops when the last message of
 /// each room is to be seen there, since an answer is not everywhere a promise.
-pub fn receive(given: &Peering) -> Result<Value> {
+pub fn receive(given: &Peering, wanted: &Receive) -> Result<Value> {
     let (peer, mut owner) = (Peer::start(given)?, Owner::new(given)?);
     let mut streams = Vec::new();
-    for room in owner.rooms(given.rooms, "public")? {
-        streams.push(prepare(&peer, room, given.transactions)?);
+    for room in owner.rooms(wanted.rooms, "public")? {
+        streams.push(prepare(&peer, room, wanted.transactions)?);
     }
     let mut connections = streams.iter().map(|_| peer.connect()).collect::<Result<Vec<_>>>()?;
-    let disk = given.data.as_deref().map(disk_bytes).transpose()?;
+    let disk = wanted.data.as_deref().map(disk_bytes).transpose()?;
     let clock = Clock::start(given.pid)?;
-    let until = Instant::now() + Duration::from_secs(given.seconds);
+    let until = Instant::now() + Duration::from_secs(wanted.seconds);
     let sent: Vec<Result<usize>> = std::thread::scope(|scope| {
         let start = |(stream, connection)| scope.spawn(move || send(stream, connection, until));
         let running: Vec<_> = streams.iter().zip(&mut connections).map(start).collect();
@@ -61,7 +61,7 @@ pub fn receive(given: &Peering) -> Result<Value> {
     let mut figures = spent.each(count);
     figures["lost"] = json!(expected - count);
     figures["answered_after_seconds"] = json!((answered * 100.0).round() / 100.0);
-    if let (Some(before), Some(data)) = (disk, given.data.as_deref()) {
+    if let (Some(before), Some(data)) = (disk, wanted.data.as_deref()) {
         figures["disk_bytes_each"] = json!((disk_bytes(data)?.saturating_sub(before)) / count.max(1) as u64);
     }
     Ok(figures)

@@ -10,6 +10,7 @@ mod wait;
 
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use serde_json::{Map, Value, json};
 use self::crowd::Crowd;
 use self::peer::Peer;
 use crate::http::{self, Connection, encode};
-use crate::{LargeJoin, Result, millis, process, quantile};
+use crate::{LargeJoin, Peering, Result, millis, process, quantile};
 
 /// How often the quick questions are asked.
 const TIMES: usize = 20;
@@ -38,7 +39,7 @@ struct Client {
 }
 
 impl Client {
-    fn new(given: &LargeJoin, token: &str) -> Result<Self> {
+    fn new(given: &Peering, token: &str) -> Result<Self> {
         Ok(Self { authorization: format!("Bearer {token}"), connection: http::connect(&given.client)? })
     }
 
@@ -58,16 +59,16 @@ impl Client {
 }
 
 /// Joins, then asks everything that a room may be asked.
-pub fn answer(given: &LargeJoin) -> Result<Value> {
+pub fn answer(given: &Peering, join: &LargeJoin) -> Result<Value> {
     let tls = TlsFiles { cert: given.certificate.clone(), key: given.key.clone() };
     let peer = Peer::start_on(TcpListener::bind(("127.0.0.1", given.port))?, tls, given.ca.clone());
-    let crowd = Crowd::new(&peer, &given.room_version, given.members, given.servers);
+    let crowd = Crowd::new(&peer, &given.room_version, join.members, join.servers);
     crowd.serve(&peer);
     let mut figures = verification(&crowd)?;
-    figures.insert("members".into(), given.members.into());
+    figures.insert("members".into(), join.members.into());
     figures.insert("answer_bytes".into(), crowd.join_answer().len().into());
 
-    let (mut alice, mut bob) = (Client::new(given, &given.token)?, Client::new(given, &given.other_token)?);
+    let (mut alice, mut bob) = (Client::new(given, &given.token)?, Client::new(given, &join.other_token)?);
     let elsewhere = bob.call("POST", "/_matrix/client/v3/createRoom", Some(&json!({})))?.1;
     let elsewhere: Value = serde_json::from_slice(&elsewhere)?;
     let elsewhere = elsewhere["room_id"].as_str().ok_or("no room was made")?.to_owned();
@@ -92,19 +93,19 @@ pub fn answer(given: &LargeJoin) -> Result<Value> {
     figures.insert("join_ms".into(), millis(joined).into());
     figures.insert("join_cpu_ms".into(), millis(process::processor_time(given.pid)? - cpu).into());
     figures.insert("peak_kib".into(), process::peak_kib(given.pid)?.into());
-    figures.insert("disk_bytes".into(), database_bytes(given)?.into());
+    figures.insert("disk_bytes".into(), database_bytes(&join.data)?.into());
     let mut waits = waits;
     waits.sort();
     figures.insert("other_send_p50_ms".into(), quantile(&waits, 0.5).into());
     figures.insert("other_send_worst_ms".into(), quantile(&waits, 1.0).into());
 
-    for (what, time) in reads(&mut alice, &room, given.members)? {
+    for (what, time) in reads(&mut alice, &room, join.members)? {
         figures.insert(format!("{what}_ms"), millis(time).into());
     }
     let mut sends = (0..TIMES).map(|n| alice.say(crowd.room.id.as_str(), n)).collect::<Result<Vec<_>>>()?;
     sends.sort();
     figures.insert("send_p50_ms".into(), quantile(&sends, 0.5).into());
-    federated(given, &peer, &crowd, &mut figures)?;
+    federated((given, join), &peer, &crowd, &mut figures)?;
     figures.insert("peak_after_all_kib".into(), process::peak_kib(given.pid)?.into());
     Ok(Value::Object(figures))
 }
@@ -165,7 +166,12 @@ fn reads(alice: &mut Client, room: &str, members: usize) -> Result<Vec<(&'static
 }
 
 /// What another server asks of the room, and what it adds.
-fn federated(given: &LargeJoin, peer: &Peer, crowd: &Crowd, figures: &mut Map<String, Value>) -> Result<()> {
+fn federated(
+    (given, join): (&Peering, &LargeJoin),
+    peer: &Peer,
+    crowd: &Crowd,
+    figures: &mut Map<String, Value>,
+) -> Result<()> {
     let (room, version) = (encode(crowd.room.id.as_str()), crowd.room.version);
     let target = given.target.as_str();
     let ask = |method: &str, path: &str, body: Option<&Value>| {
@@ -194,7 +200,7 @@ fn federated(given: &LargeJoin, peer: &Peer, crowd: &Crowd, figures: &mut Map<St
     }
     // For somebody who has not been in the room: its auth events are those of anybody new.
     let mut last = template("late")?;
-    let before = database_bytes(given)?;
+    let before = database_bytes(&join.data)?;
     let mut times = Vec::new();
     for number in 0..JOINS {
         let user = peer.user(&format!("late{number}"));
@@ -216,13 +222,14 @@ fn federated(given: &LargeJoin, peer: &Peer, crowd: &Crowd, figures: &mut Map<St
     }
     times.sort();
     figures.insert("join_received_p50_ms".into(), quantile(&times, 0.5).into());
-    figures.insert("join_received_bytes".into(), ((database_bytes(given)? - before) / JOINS as i64).into());
+    figures
+        .insert("join_received_bytes".into(), ((database_bytes(&join.data)? - before) / JOINS as i64).into());
     Ok(())
 }
 
 /// The size of the server's database, its log included.
-fn database_bytes(given: &LargeJoin) -> Result<i64> {
-    let database = rusqlite::Connection::open(given.data.join("doorstep.db"))?;
+fn database_bytes(folder: &Path) -> Result<i64> {
+    let database = rusqlite::Connection::open(folder.join("doorstep.db"))?;
     let size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
     Ok(database.query_row(size, [], |row| row.get(0))?)
 }
