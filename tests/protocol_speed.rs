@@ -7,9 +7,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use doorstep::protocol::event_auth::{self, Judge};
+use doorstep::protocol::glance::Glance;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
+use doorstep::protocol::sign::{self, KeyAt, SigningKey};
 use doorstep::protocol::state_res::{self, StateMap};
-use doorstep::protocol::{EventId, Pdu};
+use doorstep::protocol::{EventId, Pdu, ServerName};
 use serde_json::{Value, json};
 
 const CREATOR: &str = "@creator:one.example";
@@ -142,6 +144,35 @@ fn how_long_an_event_takes_to_judge() {
             per_round(&what("against a state, one of many"), 2000, || check(Some(&judge)));
         }
     }
+}
+
+#[test]
+#[ignore = "prints figures"]
+fn how_long_an_event_takes_to_check() {
+    let (mut room, mut state) = Room::with_members("11", 10, 3);
+    let join = room.join(&mut state, "@new:two.example");
+    let (server, key) =
+        (ServerName::parse("two.example").expect("a name"), SigningKey::generate([1; 32], "k"));
+    let signed = sign::seal(&join.to_object(), &server, &key, room.version).expect("an event");
+    let known = KeyAt { key: key.verify_key(), valid_until_ms: i64::MAX };
+    let keys = |_: &str, _: &str| Some(known);
+    let what = |how: &str| format!("a join of {} bytes, {how}", signed.json().len());
+    per_round(&what("looked at"), 20_000, || {
+        Glance::at(signed.json()).expect("an event");
+    });
+    per_round(&what("parsed"), 20_000, || {
+        Pdu::parse(signed.json(), room.version).expect("an event");
+    });
+    per_round(&what("read from the database"), 20_000, || {
+        Pdu::trusted(signed.event_id().clone(), signed.json().to_vec(), room.version).expect("an event");
+    });
+    per_round(&what("verified"), 5000, || sign::verify_event(&signed, &keys).expect("signed"));
+    per_round(&what("parsed, verified and hashed"), 5000, || {
+        sign::check_received(signed.json(), room.version, &keys).expect("a good event");
+    });
+    per_round(&what("sealed"), 5000, || {
+        sign::seal(&join.to_object(), &server, &key, room.version).expect("an event");
+    });
 }
 
 #[test]
