@@ -50,6 +50,11 @@ impl<'a> Glance<'a> {
         serde_json::from_slice(json).ok()
     }
 
+    /// Frees what only [`Glance::wanted_keys`] takes.
+    pub fn forget_signatures(&mut self) {
+        self.signatures = BTreeMap::new();
+    }
+
     /// The user by whose leave a restricted room was joined, as the event says.
     pub fn authoriser(&self) -> Option<Cow<'a, str>> {
         serde_json::from_str(self.content.authoriser?.get()).ok()

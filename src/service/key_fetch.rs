@@ -356,7 +356,8 @@ impl Homeserver {
 
     /// Remembers what these statements say.
     fn keep_keys(&self, statements: Vec<Told>, now: Millis, direct: bool) {
-        let kept = self.store.write(move |tx| {
+        // What is lost can be asked for again.
+        let kept = self.store.write_lightly(move |tx| {
             let mut all = Vec::with_capacity(statements.len());
             for (server, keys, statement) in statements {
                 tx.save_server_keys(&server, &keys, &statement_bytes(&statement), now, direct)?;

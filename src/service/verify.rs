@@ -26,6 +26,8 @@ const FUTURE: Millis = 10 * 60_000;
 const FEW: usize = 100;
 /// So many events are looked at before what was seen of them is summed up.
 const AT_A_GLANCE: usize = 4096;
+/// So many by one thread.
+const FEW_GLANCES: usize = 512;
 
 impl Homeserver {
     /// Checks the X-Matrix signature of a request (server-server API, "Request Authentication"). `uri` is path and
@@ -127,20 +129,24 @@ impl Homeserver {
     ) -> Vec<Wanted> {
         // No key is valid in the far future, and asking for one would be in vain.
         let latest = self.clock.now_ms() + FUTURE;
-        // Of each key the latest time at which it should be valid, which serves the earlier ones too.
-        let mut latest_use: HashMap<(ServerName, String), Millis> = HashMap::new();
-        for (nth, chunk) in events.chunks(AT_A_GLANCE).enumerate() {
-            let seen = in_bulk(chunk, |event| wanted_keys(event, version));
-            for (index, (glance, keys)) in seen.into_iter().enumerate() {
-                see(nth * AT_A_GLANCE + index, glance);
-                for (key, at) in keys {
-                    let at = if version.enforce_key_validity { at.min(latest) } else { 0 };
-                    latest_use.entry(key).and_modify(|known| *known = at.max(*known)).or_insert(at);
-                }
+        let look = |few: &[&'e [u8]]| {
+            let mut uses = Uses { version, latest, keys: HashMap::new() };
+            let glances = few.iter().map(|event| uses.look(event)).collect::<Vec<_>>();
+            (glances, uses)
+        };
+        let mut all = Uses { version, latest, keys: HashMap::new() };
+        let mut indices = 0..;
+        for group in events.chunks(AT_A_GLANCE) {
+            let seen: Vec<_> = match group.len() <= FEW_GLANCES {
+                true => vec![look(group)],
+                false => group.par_chunks(FEW_GLANCES).map(look).collect(),
+            };
+            for (glances, uses) in seen {
+                indices.by_ref().zip(glances).for_each(|(index, glance)| see(index, glance));
+                all.absorb(uses);
             }
         }
-        let wanted = latest_use.into_iter();
-        wanted.map(|((server, key_id), valid_at)| Wanted { server, key_id, valid_at }).collect()
+        all.wanted()
     }
 
     fn conclude_check(&self, event: &[u8], version: RoomVersion, found: &Found, started: Instant) -> Checked {
@@ -187,20 +193,56 @@ pub(super) fn check(event: &[u8], version: RoomVersion, keys: &Found) -> Result<
     sign::check_received(event, version, &keys).map_err(Error::from)
 }
 
-/// Whose key it is and its id, and a time at which it should be valid.
-type DatedKey = ((ServerName, String), Millis);
+/// The keys that it takes to verify events.
+struct Uses {
+    version: RoomVersion,
+    /// No key need be valid later than this.
+    latest: Millis,
+    /// Of each the latest time at which it should be valid, which serves the earlier ones too.
+    keys: HashMap<ServerName, HashMap<String, Millis>>,
+}
 
-/// What is seen of an event, and the keys that would serve to verify it, each with the event's time.
-fn wanted_keys(event: &[u8], version: RoomVersion) -> (Option<Glance<'_>>, Vec<DatedKey>) {
-    if let Some(glance) = Glance::at(event) {
-        let keys = glance.wanted_keys(version);
-        let keys = keys.map(|(server, id)| ((server, id.to_owned()), glance.origin_server_ts)).collect();
-        return (Some(glance), keys);
+impl Uses {
+    /// What is seen of an event; notes whose keys would serve to verify it.
+    fn look<'e>(&mut self, event: &'e [u8]) -> Option<Glance<'e>> {
+        if let Some(mut glance) = Glance::at(event) {
+            let at = glance.origin_server_ts;
+            glance.wanted_keys(self.version).for_each(|(server, id)| self.add(server, id, at));
+            glance.forget_signatures();
+            return Some(glance);
+        }
+        // No event, perhaps, which the check will say.
+        let pdu = Pdu::parse(event, self.version).ok()?;
+        let at = pdu.origin_server_ts();
+        sign::wanted_keys(&pdu).into_iter().for_each(|(server, id)| self.add(server, &id, at));
+        None
     }
-    // No event, perhaps, which the check will say.
-    let Ok(pdu) = Pdu::parse(event, version) else { return (None, Vec::new()) };
-    let keys = sign::wanted_keys(&pdu).into_iter();
-    (None, keys.map(|key| (key, pdu.origin_server_ts())).collect())
+
+    fn add(&mut self, server: ServerName, id: &str, at: Millis) {
+        let at = if self.version.enforce_key_validity { at.min(self.latest) } else { 0 };
+        let of_server = self.keys.entry(server).or_default();
+        match of_server.get_mut(id) {
+            Some(known) => *known = at.max(*known),
+            None => drop(of_server.insert(id.to_owned(), at)),
+        }
+    }
+
+    fn absorb(&mut self, other: Self) {
+        for (server, keys) in other.keys {
+            keys.iter().for_each(|(id, at)| self.add(server.clone(), id, *at));
+        }
+    }
+
+    fn wanted(self) -> Vec<Wanted> {
+        let of_server = |(server, keys): (ServerName, HashMap<String, Millis>)| {
+            keys.into_iter().map(move |(key_id, valid_at)| Wanted {
+                server: server.clone(),
+                key_id,
+                valid_at,
+            })
+        };
+        self.keys.into_iter().flat_map(of_server).collect()
+    }
 }
 
 /// On all processors if it is worth the hand-over.

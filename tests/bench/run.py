@@ -194,7 +194,7 @@ class Bench:
             server.stop()
         what = f"{members} members"
         verify = answer["verify_ms"]
-        self.figures[f"join of {what} (verifying their signatures alone)"] = (
+        self.figures[f"join of {what} (verifying its {answer['signatures']} signatures alone)"] = (
             f"{answer['join_ms']:.0f} ms ({verify:.0f} ms: {answer['join_ms'] / verify:.2f} times)"
         )
         self.figures[f"… processor ({what})"] = f"{answer['join_cpu_ms']:.0f} ms (verifying: {answer['verify_cpu_ms']:.0f})"

@@ -98,16 +98,20 @@ impl Crowd {
         self.serve_keys(peer);
     }
 
+    /// What the servers said of their keys, signed by them and by the peer as their notary.
+    pub fn statements(&self, peer: &Peer) -> Vec<Map<String, Value>> {
+        let signed = self.servers.par_iter().map(|server| {
+            let mut statement = server.statement();
+            peer.sign_object(&mut statement);
+            statement
+        });
+        signed.collect()
+    }
+
     fn serve_keys(&self, peer: &Peer) {
-        let statements: Vec<(String, Value)> = self
-            .servers
-            .par_iter()
-            .map(|server| {
-                let mut statement = server.statement();
-                peer.sign_object(&mut statement);
-                (server.name.as_str().to_owned(), Value::Object(statement))
-            })
-            .collect();
+        let names = self.servers.iter().map(|server| server.name.as_str().to_owned());
+        let statements: Vec<(String, Value)> =
+            names.zip(self.statements(peer).into_iter().map(Value::Object)).collect();
         peer.answer("/_matrix/key/v2/query", move |asked| {
             let wanted = asked.body["server_keys"].as_object().cloned().unwrap_or_default();
             let told = statements.iter().filter(|(server, _)| wanted.contains_key(server));

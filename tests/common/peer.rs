@@ -229,6 +229,11 @@ impl Peer {
         handshake::sign_new_event(event, self.name(), &self.script.key, version).expect("an event")
     }
 
+    /// Its key.
+    pub fn signing_key(&self) -> &SigningKey {
+        &self.script.key
+    }
+
     /// Adds its signature to any object.
     pub fn sign_object(&self, object: &mut Map<String, Value>) {
         sign::sign_json(object, self.name(), &self.script.key);

@@ -20,7 +20,7 @@ use crate::service::key_fetch::{Found, Purpose};
 use crate::service::verify::{check, in_bulk};
 
 /// Events that are checked together.
-const BATCH: usize = 1000;
+const BATCH: usize = 500;
 /// Batches that may wait to be stored.
 const WAITING: usize = 2;
 /// Time to find the keys of the events that a room rests on, which are worth waiting for: until then their own servers

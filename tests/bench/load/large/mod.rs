@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use doorstep::config::TlsFiles;
-use doorstep::protocol::sign::{self, KeyAt};
-use doorstep::protocol::{Pdu, hash};
+use doorstep::protocol::Pdu;
+use doorstep::protocol::json::canonical_event;
+use doorstep::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use self::crowd::Crowd;
+use self::crowd::{Crowd, Gone};
 use self::peer::Peer;
 use crate::http::{self, Connection, encode};
 use crate::{LargeJoin, Peering, Result, millis, process, quantile};
@@ -64,7 +65,7 @@ pub fn answer(given: &Peering, join: &LargeJoin) -> Result<Value> {
     let peer = Peer::start_on(TcpListener::bind(("127.0.0.1", given.port))?, tls, given.ca.clone());
     let crowd = Crowd::new(&peer, &given.room_version, join.members, join.servers);
     crowd.serve(&peer);
-    let mut figures = verification(&crowd)?;
+    let mut figures = verification(&crowd, &peer)?;
     figures.insert("members".into(), join.members.into());
     figures.insert("answer_bytes".into(), crowd.join_answer().len().into());
 
@@ -110,9 +111,10 @@ pub fn answer(given: &Peering, join: &LargeJoin) -> Result<Value> {
     Ok(Value::Object(figures))
 }
 
-/// The time to verify the members' signatures alone, on all processors: with what it takes to know the signed bytes, and
-/// with those at hand.
-fn verification(crowd: &Crowd) -> Result<Map<String, Value>> {
+/// The time to verify all signatures that the join has to verify, on all processors: those of the members' events, and of
+/// each server's statement of its keys its own and the notary's. With what it takes to know the signed bytes, and with
+/// those at hand.
+fn verification(crowd: &Crowd, peer: &Peer) -> Result<Map<String, Value>> {
     let known: HashMap<&str, KeyAt> = crowd
         .servers
         .iter()
@@ -121,31 +123,48 @@ fn verification(crowd: &Crowd) -> Result<Map<String, Value>> {
         })
         .collect();
     let keys = |server: &str, _: &str| known.get(server).copied();
+    let (notary, notary_key) = (peer.name().as_str(), peer.signing_key());
+    let statements: Vec<_> = crowd.servers.iter().zip(crowd.statements(peer)).collect();
+    let is_good = |(server, statement): &&(&Gone, Map<String, Value>)| {
+        let verified = |by: &str, key: &SigningKey| {
+            sign::verify_json(statement, by, key.key_id(), &key.verify_key()).is_ok()
+        };
+        verified(server.name.as_str(), &server.key) && verified(notary, notary_key)
+    };
     let cpu = process::processor_time(std::process::id())?;
     let begun = Instant::now();
+    let believed = statements.par_iter().filter(is_good).count();
     let good = crowd.members.par_iter().filter(|pdu| sign::verify_event(pdu, &keys).is_ok()).count();
     let whole = begun.elapsed();
     let cpu = process::processor_time(std::process::id())? - cpu;
-    let prepared: Vec<(Vec<u8>, String, KeyAt)> =
+    let mut prepared: Vec<(Vec<u8>, String, VerifyKey)> =
         crowd.members.par_iter().filter_map(|p| prepare(p, &keys)).collect();
+    for (server, statement) in &statements {
+        for (by, key) in [(server.name.as_str(), &server.key), (notary, notary_key)] {
+            let signature = statement["signatures"][by][key.key_id()].as_str().unwrap_or_default();
+            let bytes = canonical_event(statement, &["signatures", "unsigned"]);
+            prepared.push((bytes, signature.to_owned(), key.verify_key()));
+        }
+    }
     let begun = Instant::now();
-    let bare =
-        prepared.par_iter().filter(|(bytes, signature, key)| key.key.verifies(bytes, signature)).count();
+    let bare = prepared.par_iter().filter(|(bytes, signature, key)| key.verifies(bytes, signature)).count();
     let alone = begun.elapsed();
-    if good != crowd.members.len() || bare != good {
-        return Err(format!("{good} and {bare} of {} signatures are good", crowd.members.len()).into());
+    let signatures = crowd.members.len() + 2 * crowd.servers.len();
+    if good + 2 * believed != signatures || bare != signatures {
+        return Err(format!("{good}, {believed} and {bare} of {signatures} signatures are good").into());
     }
     let figures = json!({
-        "verify_ms": millis(whole), "verify_cpu_ms": millis(cpu), "signatures_alone_ms": millis(alone),
+        "signatures": signatures, "verify_ms": millis(whole), "verify_cpu_ms": millis(cpu),
+        "signatures_alone_ms": millis(alone),
     });
     Ok(figures.as_object().cloned().unwrap_or_default())
 }
 
-fn prepare(pdu: &Pdu, keys: &sign::Keys<'_>) -> Option<(Vec<u8>, String, KeyAt)> {
-    let (object, server) = (pdu.to_object(), pdu.sender().server());
-    let (id, signature) = sign::signatures_of(&object, server.as_str()).pop()?;
-    let (signature, key) = (signature.to_owned(), keys(server.as_str(), id)?);
-    Some((hash::essential_bytes(&object, pdu.version()), signature, key))
+fn prepare(pdu: &Pdu, keys: &sign::Keys<'_>) -> Option<(Vec<u8>, String, VerifyKey)> {
+    let (event, server) = (pdu.canonical(), pdu.sender().server());
+    let (id, signature) = event.signatures_of(server.as_str()).pop()?;
+    let (signature, key) = (signature.into_owned(), keys(server.as_str(), &id)?);
+    Some((event.essential_bytes(pdu.version()), signature, key.key))
 }
 
 /// What a client reads of the room.
