@@ -47,7 +47,10 @@
 //!   back so far: `service/backfill.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
 //!   `service/`, and `service/edus.rs` for what they share.
-//! - The data: `schema.sql`, which explains each table.
+//! - An event's bytes: `protocol/json/object.rs`. What is hashed, signed, redacted and stored is cut out of its canonical
+//!   text; no tree is built.
+//! - The data: `schema.sql`, which explains each table; `store/writer.rs` for what a commit is, and `store/checkpoint.rs`
+//!   for what happens to the write-ahead log.
 //! - How it is started: [`launch`], from [`config`].
 
 pub mod clock;

@@ -41,7 +41,7 @@ const MOST_USELESS: u32 = 4;
 const MAX_PAUSES: usize = 8192;
 /// Servers in one question to a notary, and questions to it at a time.
 const NOTARY_BATCH: usize = 100;
-const NOTARY_AT_ONCE: usize = 4;
+const NOTARY_AT_ONCE: usize = 8;
 /// From so many servers on, the notaries of our settings are asked before the servers themselves.
 const BULK: usize = 8;
 /// Time for the server that shows us a room to say the keys of others.
