@@ -47,8 +47,8 @@ impl Launched {
         self.http.reload_certificates();
     }
 
-    /// Stops within about a second: no new requests, what is being answered is finished or cut, and everything
-    /// that was acknowledged is on disk. A second call does nothing.
+    /// Stops: at once if no request is being answered, within about a second if one is. No new requests, what is being
+    /// answered is finished, and everything that was acknowledged is on disk. A second call does nothing.
     pub fn stop(&self) {
         self.http.stop();
         self.homeserver.stop_background();

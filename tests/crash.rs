@@ -13,13 +13,15 @@ use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
 /// Makes a request on another thread that nobody waits for: its server is about to be killed.
-fn in_background(user: &TestUser, path: String) {
+/// The status of the answer, if there is one.
+fn in_background(user: &TestUser, path: String) -> std::thread::JoinHandle<Option<u16>> {
     let (url, token) = (user.url().to_owned(), user.token().to_owned());
     std::thread::spawn(move || {
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let request = agent.post(format!("{url}{path}")).header("Authorization", &format!("Bearer {token}"));
-        let _ = request.header("Content-Type", "application/json").send("{}");
-    });
+        let answer = request.header("Content-Type", "application/json").send("{}");
+        answer.ok().map(|answer| answer.status().as_u16())
+    })
 }
 
 fn knock_path(room: &str, via: &str) -> String {
@@ -221,7 +223,7 @@ fn connects_in_vain(port: u16) -> bool {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_stop_does_not_wait_for_connections_that_never_come_about() {
+fn a_stop_does_not_wait_for_connections_that_never_come_about_and_whoever_does_is_answered() {
     let mut server = ProcessServer::start(&[]);
     let bob = server.user("bob");
     let peer = Peer::start();
@@ -231,12 +233,14 @@ fn a_stop_does_not_wait_for_connections_that_never_come_about() {
     drop(peer);
     let _deaf = DeafPort::bind(port);
     // A client's request and a job of the timer hang in it.
-    in_background(&bob, knock_path("!elsewhere:example.org", &format!("localhost:{port}")));
+    let knock = in_background(&bob, knock_path("!elsewhere:example.org", &format!("localhost:{port}")));
     bob.leave(room.id.as_str());
     wait_until("the server tries to connect", || connects_in_vain(port));
     server.terminate();
     // A second or so, on a machine that may be busy; a connection would be given up after ten.
     assert!(server.wait_for_end(Duration::from_secs(6)), "it does not stop");
+    let status = knock.join().expect("no panic").expect("the request was not abandoned");
+    assert!(matches!(status, 502 | 504), "{status}");
     server.resume();
     assert!(bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_none());
 }

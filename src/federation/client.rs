@@ -19,8 +19,9 @@ use ureq::{Agent, Timeout};
 use super::address_guard::AddressGuard;
 use super::discovery::{Discovery, Lookups, NoRoute};
 use super::held::{Held, Memory};
+use super::lines::Lines;
 use super::nowhere::Nowhere;
-use super::web::{SystemLookups, WebResolver, base_config, no_route, roots, within};
+use super::web::{self, SystemLookups, WebResolver, base_config, no_route, roots, within};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::server_acl::ServerAcl;
@@ -212,6 +213,7 @@ pub struct Client {
     /// For what is no homeserver.
     pub(super) web: Agent,
     discovery: Arc<Discovery>,
+    lines: Lines,
     peers: ServerAcl,
     memory: Arc<Memory>,
 }
@@ -255,7 +257,8 @@ impl Client {
         let discovery = Arc::new(Discovery::new(lookups, guard, settings.clock));
         let web = base_config(roots.clone()).max_redirects(0).max_redirects_will_error(false);
         let web = web.max_idle_connections(0).build();
-        let web = Agent::with_parts(web, DefaultConnector::default(), WebResolver { guard });
+        let lines = Lines::default();
+        let web = web::agent(web, &lines, WebResolver { guard, lines: lines.clone() });
         let config = base_config(roots)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -264,9 +267,9 @@ impl Client {
             .max_idle_age(IDLE_KEPT)
             .build();
         let resolver = MatrixResolver { discovery: discovery.clone() };
-        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
+        let agent = web::agent(config, &lines, resolver);
         let (peers, memory) = (ServerAcl::from_lists(&[], &[]), Memory::new(MAX_ANSWERS));
-        Self { server_name: settings.server_name, key, agent, web, discovery, peers, memory }
+        Self { server_name: settings.server_name, key, agent, web, discovery, lines, peers, memory }
     }
 
     /// The same client, which talks to these servers only.
@@ -303,10 +306,11 @@ impl Client {
         self.perform(&request, None)
     }
 
-    /// Ends every connection, so that threads inside a request come back at once. Later requests fail.
+    /// Ends every connection and every attempt to make one, so that threads inside a request come back at once. Later
+    /// requests fail.
     pub fn shutdown(&self) {
-        self.agent.clone().shutdown();
-        self.web.clone().shutdown();
+        self.lines.cut();
+        self.discovery.cut();
     }
 
     fn perform(&self, request: &SignedRequest<'_>, authorization: Option<&str>) -> CallResult<Response> {

@@ -71,6 +71,8 @@ pub trait Lookups: Send + Sync {
     fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<Srv>>;
     /// Addresses of a host name.
     fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>>;
+    /// Ends every look-up that is under way, and lets none begin.
+    fn cut(&self) {}
 }
 
 /// A server name in parts.
@@ -142,6 +144,11 @@ struct Delegation {
 }
 
 impl Discovery {
+    /// Ends every look-up that is under way. Later ones fail.
+    pub(super) fn cut(&self) {
+        self.lookups.cut();
+    }
+
     /// Discovery through these look-ups.
     pub fn new(lookups: Box<dyn Lookups>, guard: AddressGuard, clock: Clock) -> Self {
         Self {

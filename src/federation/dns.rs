@@ -5,11 +5,12 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, RCODE, TYPE};
+
+use super::lines::Lines;
 
 /// System look-ups that may be under way at once. A look-up cannot be cancelled, so a stuck resolver would
 /// otherwise collect a thread for every request.
@@ -33,33 +34,33 @@ pub struct Srv {
     pub ttl: u32,
 }
 
+/// A system look-up that is under way.
+struct Running;
+
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// The addresses of a host name, asked of the system, within the time given. IP literals (without brackets) are
-/// answered at once. Errors: `NotFound`, `TimedOut`, `WouldBlock` when too many look-ups hang.
-pub fn addresses(host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
-    static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// answered at once. Errors: `NotFound`, `TimedOut`, `Interrupted`, `WouldBlock` when too many look-ups hang.
+pub(super) fn addresses(lines: &Lines, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![ip]);
     }
-    if RUNNING.fetch_add(1, Ordering::AcqRel) >= MAX_LOOKUPS {
-        RUNNING.fetch_sub(1, Ordering::AcqRel);
+    let before = RUNNING.fetch_add(1, Ordering::AcqRel);
+    let running = Running;
+    if before >= MAX_LOOKUPS {
         return Err(io::Error::new(ErrorKind::WouldBlock, "too many name look-ups are under way"));
     }
-    let (sender, receiver) = mpsc::sync_channel(1);
     let name = host.to_owned();
-    let spawned =
-        std::thread::Builder::new().name("name look-up".into()).stack_size(256 * 1024).spawn(move || {
-            let found =
-                (name.as_str(), 0).to_socket_addrs().map(|all| all.map(|a| a.ip()).collect::<Vec<_>>());
-            RUNNING.fetch_sub(1, Ordering::AcqRel);
-            let _ = sender.send(found);
-        });
-    if let Err(e) = spawned {
-        RUNNING.fetch_sub(1, Ordering::AcqRel);
-        return Err(e);
-    }
-    let mut found = receiver
-        .recv_timeout(within)
-        .map_err(|_| io::Error::new(ErrorKind::TimedOut, "the system's name look-up took too long"))??;
+    let mut found = lines.wait_for(within, move || {
+        let _running = running;
+        Ok((name.as_str(), 0).to_socket_addrs()?.map(|a| a.ip()).collect::<Vec<_>>())
+    })?;
     // The same address comes once for each socket type on some systems.
     let mut seen = Vec::with_capacity(found.len());
     found.retain(|ip| {
@@ -384,10 +385,10 @@ mod tests {
 
     #[test]
     fn the_local_host_is_found_through_the_system() {
-        let found = addresses("localhost", WITHIN).expect("an address");
+        let found = addresses(&Lines::default(), "localhost", WITHIN).expect("an address");
         assert!(found.iter().all(IpAddr::is_loopback));
         assert_eq!(
-            addresses("192.0.2.7", WITHIN).expect("a literal"),
+            addresses(&Lines::default(), "192.0.2.7", WITHIN).expect("a literal"),
             ["192.0.2.7".parse::<IpAddr>().expect("ip")]
         );
     }

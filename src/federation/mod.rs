@@ -10,6 +10,7 @@ pub mod discovery;
 pub mod dns;
 pub mod held;
 pub mod identity;
+mod lines;
 mod nowhere;
 #[cfg(test)]
 pub(crate) mod scripted_peer;

@@ -13,11 +13,12 @@ use ureq::config::Config;
 use ureq::http;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::{Connector as _, NextTimeout, RustlsConnector};
 
 use super::address_guard::AddressGuard;
 use super::discovery::{self, HostPort, Lookups, NoRoute, WellKnown};
 use super::dns;
+use super::lines::Lines;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
@@ -45,6 +46,11 @@ pub(super) fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq:
         .output_buffer_size(BUFFER)
         .timeout_resolve(Some(RESOLVE_WITHIN))
         .timeout_connect(Some(CONNECT_WITHIN))
+}
+
+/// An agent whose connections can be cut.
+pub(super) fn agent(config: Config, lines: &Lines, resolver: impl Resolver) -> Agent {
+    Agent::with_parts(config, lines.clone().chain(RustlsConnector::default()), resolver)
 }
 
 /// Mozilla's roots, and those of the files.
@@ -81,6 +87,7 @@ pub(super) fn no_route(no: NoRoute) -> ureq::Error {
 #[derive(Debug)]
 pub(super) struct WebResolver {
     pub(super) guard: AddressGuard,
+    pub(super) lines: Lines,
 }
 
 impl Resolver for WebResolver {
@@ -93,7 +100,7 @@ impl Resolver for WebResolver {
         let host = uri.host().unwrap_or_default();
         let found = match (HostPort { host, port: None }).ip() {
             Some(ip) => vec![ip],
-            None => dns::addresses(host, within(timeout))?,
+            None => dns::addresses(&self.lines, host, within(timeout))?,
         };
         let mut addresses = self.empty();
         let port = uri.port_u16().unwrap_or(443);
@@ -110,6 +117,7 @@ impl Resolver for WebResolver {
 pub(super) struct SystemLookups {
     agent: Agent,
     clock: Clock,
+    lines: Lines,
     /// Where web servers listen; the tests have theirs elsewhere.
     pub(super) https_port: u16,
 }
@@ -122,8 +130,9 @@ impl SystemLookups {
             .max_redirects_will_error(true)
             .max_idle_connections(0)
             .build();
-        let agent = Agent::with_parts(config, DefaultConnector::default(), WebResolver { guard });
-        Self { agent, clock, https_port: 443 }
+        let lines = Lines::default();
+        let agent = agent(config, &lines, WebResolver { guard, lines: lines.clone() });
+        Self { agent, clock, lines, https_port: 443 }
     }
 }
 
@@ -167,10 +176,15 @@ impl Lookups for SystemLookups {
     }
 
     fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
-        dns::srv(name, within)
+        let name = name.to_owned();
+        self.lines.wait_for(within, move || dns::srv(&name, within))
     }
 
     fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
-        dns::addresses(host, within)
+        dns::addresses(&self.lines, host, within)
+    }
+
+    fn cut(&self) {
+        self.lines.cut();
     }
 }

@@ -380,6 +380,10 @@ impl Service for Router {
     fn interrupt(&self) {
         self.hs.notifier.stop();
     }
+
+    fn hurry(&self) {
+        self.hs.federation.shutdown();
+    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub trait Service: Send + Sync + 'static {
     fn wait(&self, user: &UserId, after: i64, until: Instant) -> Wake;
     /// Ends every `wait` now.
     fn interrupt(&self);
+    /// Ends what calls wait for elsewhere, so that they give their answers soon, whatever these are.
+    fn hurry(&self) {}
 }
 
 /// Why `Service::wait` ended.
@@ -65,8 +67,10 @@ const BACKLOG: libc::c_int = 1024;
 const HEAD_MAY_BE_EVICTED_AFTER: Duration = Duration::from_secs(2);
 /// The pause after an accept error that waiting may cure (no descriptors, no memory), unless a slot frees earlier.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long `stop` lets running requests finish, and how long cut ones have to notice.
+/// How long `stop` lets running requests finish, how long those have to give their answers that waited for others then,
+/// and how long cut ones have to notice.
 const STOP_GRACE: Duration = Duration::from_millis(600);
+const STOP_HURRY: Duration = Duration::from_millis(300);
 const STOP_CUT: Duration = Duration::from_millis(300);
 
 /// One address to listen on.
@@ -187,7 +191,8 @@ impl Server {
         self.shared.bounds.body_bytes()
     }
 
-    /// Accepts nothing more, lets running requests finish for a moment, cuts what is left. Done within a second.
+    /// Accepts nothing more, lets running requests finish for a moment, then has those answered that wait for other
+    /// servers, and cuts what is left. At once if no request is being answered, else within about a second.
     pub fn stop(&self) {
         if lock(&self.stop).take().is_none() {
             return;
@@ -201,7 +206,13 @@ impl Server {
         shared.service.interrupt();
         shared.cut(|peer| peer.retire());
         let mut deadline = Instant::now() + STOP_GRACE;
-        if !shared.wait_until_empty(deadline) {
+        let mut empty = shared.wait_until_empty(deadline);
+        if !empty {
+            shared.service.hurry();
+            deadline = Instant::now() + STOP_HURRY;
+            empty = shared.wait_until_empty(deadline);
+        }
+        if !empty {
             shared.cut(|_| true);
             shared.service.interrupt();
             deadline = Instant::now() + STOP_CUT;

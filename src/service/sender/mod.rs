@@ -107,8 +107,8 @@ impl Sender {
         self.spawn(&mut state)
     }
 
-    /// Ends the threads and writes the cursors. Transactions under way count neither as delivered nor as failed. A
-    /// thread that still waits for a connection is not waited for: it holds on to nothing of ours.
+    /// Ends the threads and writes the cursors. Transactions under way count neither as delivered nor as failed: whoever
+    /// waits for another server comes back at once.
     pub fn stop(&self) {
         let mut state = self.lock();
         state.stopping = true;
