@@ -1,9 +1,10 @@
 //! Bodies of requests out of bytes: JSON that speaks of what there is, under the names that the handlers look for.
 
+use doorstep::protocol::RoomId;
 use doorstep::protocol::room_version::EventIdFormat;
 use serde_json::{Map, Value, json};
 
-use super::house::{ALICE, BOB, CAROL, DAVE, House, OWN, PEER, Room};
+use super::house::{ALICE, BOB, CAROL, DAVE, House, OWN, PASSWORD, PEER, Room};
 use super::source::Source;
 
 pub const USERS: [&str; 7] =
@@ -134,8 +135,13 @@ pub fn value_of(key: &str, source: &mut Source<'_>, house: &House, depth: usize)
         }
         "auth" => json!({
             "type": source.pick(&["m.login.password", "m.login.dummy"]),
-            "identifier": { "type": "m.id.user", "user": source.pick(&USERS) }, "password": "p", "session": "s",
+            "identifier": { "type": "m.id.user", "user": source.pick(&[BOB, BOB, ALICE]) }, "password": PASSWORD,
+            "session": house.given.get("session"),
         }),
+        "identifier" => json!({ "type": "m.id.user", "user": source.pick(&USERS) }),
+        "password" => json!(PASSWORD),
+        "devices" => json!([house.device]),
+        "refresh_token" | "session" => json!(house.given.get(key)),
         _ => json!(text(source, house)),
     }
 }
@@ -192,7 +198,7 @@ pub fn text(source: &mut Source<'_>, house: &House) -> String {
 pub fn room(source: &mut Source<'_>, house: &House) -> Room {
     let mut room = house.rooms[source.below(house.rooms.len())].clone();
     if source.chance(16) {
-        room.id = doorstep::protocol::RoomId::parse("!unknown:peer.example").expect("a room id");
+        room.id = RoomId::parse("!unknown:peer.example").expect("a room id");
     }
     room
 }
@@ -208,7 +214,11 @@ pub fn event(source: &mut Source<'_>, house: &House) -> String {
 
 /// An event of the other server's: mostly as it should be, signed, with its id. For a membership (`kind`) or anything.
 pub fn peer_event(source: &mut Source<'_>, house: &House, membership: Option<&str>) -> (Room, String, Value) {
-    let room = room(source, house);
+    let mut room = room(source, house);
+    if membership == Some("invite") && source.chance(128) {
+        // Who is invited need not be in a room that we know.
+        room.id = RoomId::parse("!elsewhere:peer.example").expect("a room id");
+    }
     let sender = if source.chance(20) { source.pick(&USERS) } else { source.pick(&[CAROL, CAROL, DAVE]) };
     let (kind, state_key, content) = match membership {
         Some(membership) => {

@@ -1,6 +1,7 @@
 //! A homeserver to put requests to: with two accounts, rooms of several versions, and another server whose user is in
 //! them. It reaches nobody else.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use doorstep::Homeserver;
@@ -24,6 +25,9 @@ pub const BOB: &str = "@bob:own.example";
 pub const CAROL: &str = "@carol:peer.example";
 /// Of the other server, in no room.
 pub const DAVE: &str = "@dave:peer.example";
+
+/// Bob's.
+pub const PASSWORD: &str = "p4ssw0rd";
 
 /// One for each format of event ids and room ids.
 const VERSIONS: [&str; 3] = ["1", "10", "12"];
@@ -51,7 +55,7 @@ pub struct Ask {
     pub body: Vec<u8>,
 }
 
-/// A room that everybody but dave is in.
+/// A room that alice made.
 #[derive(Clone)]
 pub struct Room {
     pub id: RoomId,
@@ -68,7 +72,14 @@ pub struct House {
     pub rooms: Vec<Room>,
     /// Ids of events that there are.
     pub events: Vec<String>,
+    /// Alice's device.
+    pub device: String,
+    /// What the last replies gave out to be sent back, by its name.
+    pub given: BTreeMap<&'static str, String>,
 }
+
+/// What replies give out to be sent back.
+const GIVEN: [&str; 4] = ["session", "refresh_token", "access_token", "next_batch"];
 
 impl House {
     pub fn new() -> Self {
@@ -80,16 +91,32 @@ impl House {
         let hs = secluded(config);
         let key = SigningKey::from_seed("ed25519:k", [7; 32]).expect("a key");
         introduce(&hs, &key);
-        let (alice, bob) = (account(&hs, "alice"), account(&hs, "bob"));
+        let (alice, bob) = (account(&hs, "alice", None), account(&hs, "bob", Some(PASSWORD)));
         let router = Router::new(hs.clone());
-        let mut house = Self { hs, router, alice, bob, key, rooms: Vec::new(), events: Vec::new() };
+        let (rooms, events, device, given) = Default::default();
+        let mut house = Self { hs, router, alice, bob, key, rooms, events, device, given };
         for version in VERSIONS {
             house.furnish(version);
         }
+        house.furnish_alone();
+        let me =
+            house.expect(Method::Get, "/_matrix/client/v3/account/whoami".into(), Who::Alice, &Value::Null);
+        house.device = me["device_id"].as_str().expect("a device").to_owned();
         house
     }
 
-    /// One more room.
+    /// A room with alice alone, at which one can knock.
+    fn furnish_alone(&mut self) {
+        let rules =
+            json!({ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } });
+        let body = json!({ "room_version": "11", "initial_state": [rules] });
+        let made = self.expect(Method::Post, "/_matrix/client/v3/createRoom".into(), Who::Alice, &body);
+        let id = RoomId::parse(made["room_id"].as_str().expect("a room id")).expect("a room id");
+        let version = room_version("11").expect("a known version");
+        self.rooms.push(Room { id, version, alias: format!("#new:{OWN}") });
+    }
+
+    /// One more room with everybody.
     fn furnish(&mut self, version: &str) {
         let body = json!({ "preset": "public_chat", "room_version": version, "room_alias_name": version });
         let made = self.expect(Method::Post, "/_matrix/client/v3/createRoom".into(), Who::Alice, &body);
@@ -167,6 +194,18 @@ impl House {
         }
     }
 
+    /// Remembers what a reply gives out, for those who ask later.
+    pub fn heard(&mut self, reply: &Value) {
+        for name in GIVEN {
+            if let Some(text) = reply.get(name).and_then(Value::as_str) {
+                self.given.insert(name, text.to_owned());
+            }
+        }
+        if let Some(id) = reply.get("event_id").and_then(Value::as_str) {
+            self.learn(id.to_owned());
+        }
+    }
+
     /// Remembers an event for those who ask later.
     pub fn learn(&mut self, event: String) {
         if self.events.len() >= MOST_EVENTS {
@@ -229,8 +268,8 @@ fn name(name: &str) -> ServerName {
     ServerName::parse(name).expect("a server name")
 }
 
-fn account(hs: &Homeserver, localpart: &str) -> String {
-    hs.register_user(localpart, None).expect("an account").1
+fn account(hs: &Homeserver, localpart: &str, password: Option<&str>) -> String {
+    hs.register_user(localpart, password).expect("an account").1
 }
 
 /// Has the homeserver know the other server's key.

@@ -1,7 +1,7 @@
 //! Requests to every endpoint of both APIs, through the real router and handlers on a real database. What no handler
 //! sees, the reading of bytes from sockets, is `http_connection`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use doorstep::http::routes::ROUTES;
 use doorstep::http::{Handler, Reply, Route};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tiny_http::Method;
 
 use super::body::{self, USERS};
-use super::house::{Ask, House, OWN, PEER, Who};
+use super::house::{ALICE, Ask, BOB, House, OWN, PEER, Who};
 use super::source::Source;
 
 /// What stands between two requests of one input.
@@ -24,6 +24,21 @@ const QUERY: &str = "via server_name ver v limit dir from to since filter full_s
      event_id ts kind at membership not_membership user_id room_alias field token username suggested_only \
      max_depth format omit_members minimum_valid_until_ts include_all_networks server access_token";
 
+/// Which of them belong to which requests.
+const EXPECTED: &[(&str, &str)] = &[
+    ("/timestamp_to_event", "ts dir"),
+    ("/openid/userinfo", "access_token"),
+    ("/query/profile", "user_id field"),
+    ("/query/directory", "room_alias"),
+    ("/messages", "dir from limit"),
+    ("/register/available", "username"),
+    ("/validity", "token"),
+    ("/federation/v1/state", "event_id"),
+    ("/backfill/", "v limit"),
+    ("/make_", "ver"),
+    ("/sync", "since filter"),
+];
+
 /// Whatever is asked, by whomever, there is an answer and it is JSON; an error says its code and is not ours; and the
 /// homeserver still works afterwards.
 pub fn router(data: &[u8]) {
@@ -35,9 +50,7 @@ pub fn router(data: &[u8]) {
         let ask = request(&mut Source::new(part), &mut house);
         let what = format!("{:?}: {} {} {}", ask.who, ask.method, ask.target, ask.body.escape_ascii());
         let (_, body) = judged(house.ask(ask), &what);
-        if let Some(id) = body.get("event_id").and_then(Value::as_str) {
-            house.learn(id.to_owned());
-        }
+        house.heard(&body);
     }
     if still_works(&mut house) && inputs < INPUTS_OF_ONE {
         *kept = Some((house, inputs + 1));
@@ -107,17 +120,22 @@ fn request(source: &mut Source<'_>, house: &mut House) -> Ask {
     Ask { method, target, who, body }
 }
 
-/// Each line of the table stands at a place that its own text gives, so that inputs keep their meaning when others come
-/// and go.
+/// Each line of the table is drawn by its own text, so that inputs keep their meaning when others come and go: the line
+/// with the highest lot wins.
 fn route(source: &mut Source<'_>) -> &'static Route {
-    let wanted = u16::from_be_bytes([source.byte(), source.byte()]);
-    let place = |route: &Route| {
-        let text = route.method.as_str().bytes().chain(route.path.bytes());
-        let hash =
-            text.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        (hash ^ (hash >> 16)) as u16
-    };
-    ROUTES.iter().min_by_key(|route| place(route).wrapping_sub(wanted)).expect("the table has lines")
+    static PLACES: LazyLock<Vec<u32>> = LazyLock::new(|| ROUTES.iter().map(place).collect());
+    let wanted = u32::from(u16::from_be_bytes([source.byte(), source.byte()]));
+    let lot =
+        |place: u32| (place ^ wanted.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b).rotate_left(13);
+    let lots = PLACES.iter().map(|place| lot(lot(*place)));
+    let (_, route) = lots.zip(ROUTES).max_by_key(|(lot, _)| *lot).expect("the table has lines");
+    route
+}
+
+/// FNV-1a.
+fn place(route: &Route) -> u32 {
+    let text = route.method.as_str().bytes().chain(route.path.bytes());
+    text.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The body; and the room and the event that it is about, which belong into the path.
@@ -161,8 +179,10 @@ fn target(source: &mut Source<'_>, house: &House, path: &str, about: Option<&(St
         }
     }
     let mut sign = '?';
-    for _ in 0..source.below(4) {
-        let name = source.word(QUERY);
+    let expected = EXPECTED.iter().find(|(part, _)| path.contains(part)).map_or("", |(_, names)| names);
+    let expected = expected.split_whitespace().filter(|_| !source.chance(40)).collect::<Vec<_>>();
+    let others = (0..source.below(4)).map(|_| source.word(QUERY)).collect::<Vec<_>>();
+    for name in expected.into_iter().chain(others) {
         let value = match name {
             "ver" => source.pick(&["1", "10", "12", "11", ""]).to_owned(),
             "limit" | "ts" | "timeout" | "max_depth" | "minimum_valid_until_ts" if source.chance(200) => {
@@ -170,6 +190,12 @@ fn target(source: &mut Source<'_>, house: &House, path: &str, about: Option<&(St
             }
             "dir" => source.pick(&["f", "b", "x"]).to_owned(),
             "event_id" | "v" => body::event(source, house),
+            "user_id" => source.pick(&USERS).to_owned(),
+            "room_alias" => body::room(source, house).alias,
+            "access_token" if source.chance(200) => house.given.get(name).cloned().unwrap_or_default(),
+            "since" | "from" if source.chance(100) => {
+                house.given.get("next_batch").cloned().unwrap_or_default()
+            }
             "filter" if source.chance(128) => body::object(source, house, "/filter").to_string(),
             // As they are given out.
             "from" | "to" | "since" | "at" if source.chance(128) => format!("s{}", source.byte()),
@@ -194,6 +220,17 @@ fn parameter(name: &str, source: &mut Source<'_>, house: &House, about: Option<&
         ("roomAlias", _) => body::room(source, house).alias,
         ("userId", _) => source.pick(&USERS).to_owned(),
         ("serverName", _) => source.pick(&[OWN, PEER, "elsewhere.example"]).to_owned(),
+        ("deviceId", _) => house.device.clone(),
+        ("eventType" | "type", _) if source.chance(200) => source
+            .word("m.room.topic m.room.power_levels m.room.join_rules m.room.member m.room.name m.tag")
+            .to_owned(),
+        ("stateKey", _) if source.chance(200) => source.pick(&["", "", ALICE, BOB]).to_owned(),
+        ("keyName", _) => source.word("displayname avatar_url m.tz org.x").to_owned(),
+        ("tag", _) => source.word("m.favourite u.x").to_owned(),
+        ("kind", _) => source.word("override underride content room sender").to_owned(),
+        ("ruleId", _) => source.word(".m.rule.master .m.rule.suppress_notices .m.rule.message x").to_owned(),
+        ("filterId", _) => source.word("0 1 2").to_owned(),
+        ("receiptType", _) => source.word("m.read m.read.private m.fully_read").to_owned(),
         ("txnId", _) => source.byte().to_string(),
         _ => body::text(source, house),
     };
