@@ -41,7 +41,8 @@
 //!   [`http::routes::ROUTES`] and checks who asks, a handler in `http/client_server` or `http/server_server` calls
 //!   one verb of the [`Homeserver`].
 //! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
-//!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. Where several branches meet:
+//!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. What a room
+//!   that we are not in says of one of us: `service/membership/outside.rs`. Where several branches meet:
 //!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/enter.rs`.
 //! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
 //!   back so far: `service/backfill.rs`.
