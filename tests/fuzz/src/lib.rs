@@ -9,9 +9,11 @@
 //!     -dict=tests/fuzz/matrix.dict -rss_limit_mb=1024 -timeout=10 -max_total_time=600
 //! ```
 //!
-//! (the folder `grown/pdu` has to exist; new inputs go there and not into the repository). And `tests/fuzz_replay.rs`
-//! runs the same bodies over the committed inputs and mutations of them in every run of the tests. What the fuzzer
-//! finds is mended and its input committed as `corpus/<target>/find-…`.
+//! (the folder `grown/pdu` has to exist; new inputs go there and not into the repository). `router`, which has the whole
+//! server to carry, gets several times as far without the address sanitizer: `-s none` before its name.
+//!
+//! And `tests/fuzz_replay.rs` runs the same bodies over the committed inputs and mutations of them in every run of the
+//! tests. What the fuzzer finds is mended and its input committed as `corpus/<target>/find-…`.
 
 mod body;
 mod event_auth;
