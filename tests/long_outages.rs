@@ -152,6 +152,10 @@ fn peak_memory(server: &ProcessServer) -> u64 {
     kib << 10
 }
 
+fn in_words(more: u64, before: u64) -> String {
+    format!("{} MiB of memory at most, {} more than before", (before + more) >> 20, more >> 20)
+}
+
 /// Prints how often each kind of request was made.
 fn tally(what: &str, peer: &Peer) -> usize {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
@@ -207,7 +211,7 @@ fn we_missed(count: usize) {
     assert_eq!((read, own.len()), (expected, 1));
     tally("until everything is read", &peer);
     let more = peak_memory(&server) - memory;
-    println!("all is read after {:.1?} more; {} MiB of memory", began.elapsed(), more >> 20);
+    println!("all is read after {:.1?} more; {}", began.elapsed(), in_words(more, memory));
     assert!(more < MOST_MEMORY, "{more}");
 }
 
@@ -301,7 +305,7 @@ fn a_peer_missed(count: usize) {
     println!("the peer finds the rest in {:.1?} by {asked} requests", began.elapsed());
     assert!(asked <= count / 99 + 2, "{asked}");
     let more = peak_memory(&server) - memory;
-    println!("{} MiB of memory for it", more >> 20);
+    println!("{}", in_words(more, memory));
     assert!(more < MOST_MEMORY, "{more}");
 
     // Both hold together: what the peer says now follows what it was sent, and is shown.
