@@ -273,7 +273,7 @@ fn settle_outside(tx: &mut Tx<'_>, event: Waiting, now: Millis) -> Result<()> {
     if room.resident {
         return tx.hasten_waiting_in(room.key);
     }
-    if tx.joining_version(&room.room_id)?.is_some() {
+    if tx.joining_version(&room.room_id)?.is_some() && !tx.is_placed(&event.event_id)? {
         // The room will have its own view of it.
         let event = Waiting { retry_ms: now + CALM, ..event };
         return tx.put_off_waiting(&event, &[]);
@@ -289,7 +289,13 @@ fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
     let mut settled = Settled { ended: 0, more: due.len() == BATCH, next: None };
     for event in due {
         if !event.verified {
-            settled.next.get_or_insert(event);
+            if tx.is_placed(&event.event_id)? {
+                // It came once more, checked, and this one no longer matters.
+                tx.end_waiting(event.key)?;
+                settled.ended += 1;
+            } else {
+                settled.next.get_or_insert(event);
+            }
             continue;
         }
         let pdu = Pdu::trusted(event.event_id.clone(), event.json.clone(), version)?;

@@ -281,10 +281,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Puts a row off until then, because somebody takes it up now; see `service::scheduler`.
+    /// Puts a row off until then, because somebody takes it up now; see `service::scheduler`. One that has come to its end
+    /// since it was looked at stays so.
     pub fn lease_remote_membership(&mut self, room: &RoomId, user: &UserId, until: Millis) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
-            "UPDATE remote_memberships SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2",
+            "UPDATE remote_memberships SET due_ms = ?3
+             WHERE room_id = ?1 AND user_id = ?2 AND due_ms IS NOT NULL",
         )?;
         statement.execute(params![room.as_str(), user.as_str(), until])?;
         Ok(())

@@ -168,11 +168,16 @@ impl Db<'_> {
         Ok(statement.exists(params![id.as_str(), origin.as_str(), verified])?)
     }
 
+    /// Whether the event has a place in the graph here.
+    pub fn is_placed(&self, id: &EventId) -> Result<bool> {
+        Ok(matches!(self.event_status(id)?, Some((_, false))))
+    }
+
     /// Those of the events that have no place in the graph here: unknown ones, and outliers.
     pub fn unplaced(&self, ids: &[EventId]) -> Result<Vec<EventId>> {
         let mut unplaced = Vec::new();
         for id in ids {
-            if !matches!(self.event_status(id)?, Some((_, false))) {
+            if !self.is_placed(id)? {
                 unplaced.push(id.clone());
             }
         }
@@ -186,7 +191,8 @@ impl Tx<'_> {
         if event.verified && self.is_waiting(&event.event_id)? {
             return Ok(());
         }
-        let mut due = event.retry_ms;
+        // It may have come into its room since somebody looked.
+        let mut due = if self.is_placed(&event.event_id)? { 0 } else { event.retry_ms };
         for id in event.needs.iter().filter_map(|what| EventId::parse(what).ok()) {
             // What came since somebody looked calls nobody any more.
             if self.event_key(&id)?.is_some() {
@@ -236,13 +242,14 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Puts an event off; `needs` is what it waits for now.
+    /// Puts an event off; `needs` is what it waits for now. One that has come into its room meanwhile is due.
     pub fn put_off_waiting(&mut self, event: &Waiting, needs: &[String]) -> Result<()> {
+        let due = if self.is_placed(&event.event_id)? { 0 } else { event.retry_ms };
         self.conn()
             .prepare_cached(
-                "UPDATE waiting_events SET attempts = ?2, retry_ms = ?3, due_ms = ?3 WHERE waiting = ?1",
+                "UPDATE waiting_events SET attempts = ?2, retry_ms = ?3, due_ms = ?4 WHERE waiting = ?1",
             )?
-            .execute(params![event.key, event.attempts, event.retry_ms])?;
+            .execute(params![event.key, event.attempts, event.retry_ms, due])?;
         self.set_waited_for(event.key, &event.event_id, needs)
     }
 

@@ -120,9 +120,9 @@ const NEVER: &[(&str, &str)] = &[
         "SELECT g.event_id FROM gaps g JOIN events e ON e.event_id = g.event_id WHERE e.state_after IS NOT NULL",
     ),
     (
-        "an event waits that is in its room already, or waits for nothing",
+        "an event waits that is in its room already and is not due, or waits for nothing",
         "SELECT w.event_id FROM waiting_events w LEFT JOIN events e USING (event_id)
-         WHERE e.state_after IS NOT NULL OR NOT EXISTS (SELECT 1 FROM waited_for f WHERE f.waiting = w.waiting)",
+         WHERE (e.state_after IS NOT NULL AND w.due_ms > 0) OR NOT EXISTS (SELECT 1 FROM waited_for f WHERE f.waiting = w.waiting)",
     ),
     (
         "an event is owed that there is not",
