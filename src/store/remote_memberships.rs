@@ -406,6 +406,17 @@ mod tests {
         assert!(store.read(|db| db.remote_membership(&room, &invited)).unwrap().is_none());
         let left = store.read(|db| db.remote_membership(&room, &leaving)).unwrap().unwrap();
         assert_eq!(left.due_ms, Some(100));
+        // Whoever takes up what has ended meanwhile changes nothing.
+        let (here, us) = (room.clone(), leaving.clone());
+        let ended = RemoteMembership { state: State::Closed, due_ms: None, ..left };
+        store
+            .write(move |tx| {
+                tx.save_remote_membership_quietly(&ended)?;
+                tx.lease_remote_membership(&here, &us, 200)
+            })
+            .unwrap();
+        let ended = store.read(|db| db.remote_membership(&room, &leaving)).unwrap().unwrap();
+        assert_eq!(ended.due_ms, None);
     }
 
     #[test]

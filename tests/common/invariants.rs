@@ -106,7 +106,7 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "a remote membership in a room that we are in",
-        "SELECT m.user_id FROM remote_memberships m JOIN rooms r ON r.room_id = m.room_id
+        "SELECT m.user_id || ' ' || m.state FROM remote_memberships m JOIN rooms r ON r.room_id = m.room_id
          WHERE r.resident = 1 AND m.state <> 'leaving'",
     ),
     (

@@ -96,6 +96,7 @@ pub struct Pillars {
     create: Pdu,
     allowed: HashMap<EventId, Pdu>,
     in_state: HashSet<EventId>,
+    dropped: usize,
 }
 
 impl Pillars {
@@ -106,7 +107,12 @@ impl Pillars {
         let version = join.version();
         let mut in_state = HashSet::new();
         let mut by_id = HashMap::with_capacity(events.len());
-        for (event, of_state) in events.into_iter().filter(|(event, _)| event.room_id() == join.room_id()) {
+        let mut strange = 0;
+        for (event, of_state) in events {
+            if event.room_id() != join.room_id() {
+                strange += 1;
+                continue;
+            }
             if of_state && event.is_state() {
                 in_state.insert(event.event_id().clone());
             }
@@ -114,15 +120,17 @@ impl Pillars {
         }
         let create = find_create(&by_id, version)?;
         let allowed = allowed_events(&by_id, &create, version);
-        let pillars = Self { version, create, allowed, in_state };
+        // What is in the state is often in the auth chain too.
+        let dropped = strange + by_id.len() - allowed.len();
+        let pillars = Self { version, create, allowed, in_state, dropped };
         pillars.check_state()?;
         pillars.check_join(join)?;
         Ok(pillars)
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.allowed.len()
+    /// How many events were dropped.
+    pub fn dropped(&self) -> usize {
+        self.dropped
     }
 
     /// They themselves, each with whether it is part of the state.

@@ -60,9 +60,11 @@ impl Homeserver {
         keys.extend(self.gather_keys(&rest, Some(peer), Purpose::Events, OTHERS_WITHIN));
         let checking = Checking { events: &events, in_state, keys: &keys, join };
 
-        let pillars = Pillars::judge(join, checking.all_of(&sorted.pillars))?;
+        let good = checking.all_of(&sorted.pillars);
+        let mut dropped = sorted.pillars.len() - good.len();
+        let pillars = Pillars::judge(join, good)?;
+        dropped += pillars.dropped();
         progress.note("events", sorted.pillars.len());
-        let mut dropped = sorted.pillars.len() - pillars.len();
         let adoption = self.begin_adoption(room_id, version)?;
         let (batches, queue) = sync_channel(WAITING);
         // There is a place for it.

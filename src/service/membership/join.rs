@@ -7,7 +7,10 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::leave::remote_row;
-use super::{AUTHORISER, Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, member_draft};
+use super::{
+    AUTHORISER, Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside,
+    member_draft,
+};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::Kind;
 use crate::federation::client::{CallError, CallResult};
@@ -41,10 +44,13 @@ impl Homeserver {
         }
         // Another of us may be on the way in: then the room is here in a moment. Who waits in vain goes themselves.
         let _entrance = self.entrances.wait(door.room_id.clone());
-        match self.resident_room(&door.room_id)? {
-            Some(room) => self.join_here(&room, user, door, content),
-            None => self.join_elsewhere(user, door, &content),
+        if let Some(room) = self.resident_room(&door.room_id)? {
+            return self.join_here(&room, user, door, content);
         }
+        self.join_elsewhere(user, door, &content).or_else(|e| match self.resident_room(&door.room_id)? {
+            Some(room) => self.join_here(&room, user, door, content),
+            None => Err(e),
+        })
     }
 
     /// In a room that we are in a join is an ordinary event; unless the room is restricted and none of us may let the
@@ -165,7 +171,15 @@ impl Homeserver {
     /// Takes up a join that was on its way when its request ended, or we did.
     pub(super) fn resume_join(&self, row: &RemoteMembership) -> Result<()> {
         let content = self.member_content(&row.user_id, Membership::Join, None)?;
-        self.join_elsewhere(&row.user_id, &Door { room_id: row.room_id.clone(), via: Vec::new() }, &content)
+        let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
+        let Some(room) = self.resident_room(&row.room_id)? else {
+            return self.join_elsewhere(&row.user_id, &door, &content);
+        };
+        // We have come in since. Whether they may too, the room says, and that is the end of it.
+        let joined = self.join_here(&room, &row.user_id, &door, content);
+        let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
+        self.store.write(move |tx| tx.delete_remote_membership(&room_id, &user))?;
+        joined
     }
 
     /// Commits the signed join before anybody is told of it.
@@ -184,6 +198,7 @@ impl Homeserver {
         let due = self.clock.now_ms() + backoff_ms(3);
         self.store.write(move |tx| {
             let (room_id, user) = (join.room_id(), join.sender());
+            check_still_outside(tx, room_id)?;
             let old = remote_row(tx, room_id, user)?;
             check_not_left_since(old.as_ref(), before)?;
             let state =

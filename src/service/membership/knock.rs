@@ -4,7 +4,9 @@
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, member_draft};
+use super::{
+    Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside, member_draft,
+};
 use crate::error::{Error, Result};
 use crate::federation::calls::Kind;
 use crate::protocol::pdu::Membership;
@@ -94,6 +96,7 @@ impl Homeserver {
         let (room_id, user) = (knock.room_id().clone(), knock.sender().clone());
         let due = self.clock.now_ms() + backoff_ms(1);
         self.store.write(move |tx| {
+            check_still_outside(tx, &room_id)?;
             let old = tx.remote_membership(&room_id, &user)?;
             check_not_left_since(old.as_ref(), before)?;
             let step = next(old.as_ref().map(|row| row.state), Fact::UserKnocks)?;

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Answers, Ask, Door, member_draft};
+use super::{Answers, Ask, Door, check_still_outside, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::Kind;
 use crate::federation::client::{CallError, CallResult};
@@ -132,6 +132,9 @@ impl Homeserver {
             let is_same = row.event.as_ref().map(Pdu::event_id) == told.as_ref();
             if !is_same || row.state != State::Leaving {
                 return Ok(());
+            }
+            if check_still_outside(tx, &room_id).is_err() {
+                return tx.delete_remote_membership(&room_id, &user);
             }
             row.state = next(Some(row.state), Fact::LeaveDone)?.to.unwrap_or(State::Closed);
             (row.attempts, row.due_ms) = (0, None);

@@ -385,6 +385,17 @@ impl Homeserver {
     }
 }
 
+/// Who is outside deals with the room by a row of their own; once we are in, the room itself says who is a member.
+/// Errors: 403 `M_FORBIDDEN`.
+pub(super) fn check_still_outside(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
+    match db.room(room_id)? {
+        Some(room) if room.resident => {
+            Err(Error::forbidden("This server has come into the room in the meantime"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A leave that the user asked for while their knock or join was being prepared ends that. The news that somebody else
 /// ended the membership before does not: what was prepared since is an answer to it, and the room decides.
 pub(super) fn check_not_left_since(row: Option<&RemoteMembership>, before: Option<State>) -> Result<()> {

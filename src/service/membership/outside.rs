@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::check_still_outside;
 use super::knock::shown_outside;
 use super::leave::remote_row;
 use crate::error::{Error, Result};
@@ -116,23 +117,29 @@ impl Homeserver {
 
     /// Closes a membership.
     fn remove_by_transaction(&self, event: Pdu, user: UserId, room_id: RoomId) -> Result<()> {
-        self.store.write(move |tx| {
-            let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(()) };
+        let removal = event.clone();
+        let outside = self.store.write(move |tx| {
+            if check_still_outside(tx, &room_id).is_err() {
+                return Ok(false);
+            }
+            let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(true) };
             if is_over(&row, &event) {
-                return Ok(());
+                return Ok(true);
             }
             if row.state == State::Leaving {
                 // Clients were told of their own leave; now there is nobody left to tell.
                 row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
                 (row.attempts, row.due_ms) = (0, None);
-                return tx.save_remote_membership_quietly(&row);
+                return tx.save_remote_membership_quietly(&row).map(|()| true);
             }
             row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
             row.tell(event);
             row.pending = None;
             (row.attempts, row.due_ms) = (0, None);
-            tx.save_remote_membership(&row)
-        })
+            tx.save_remote_membership(&row).map(|()| true)
+        })?;
+        // We have come in since, and it is an event like any other.
+        if outside { Ok(()) } else { self.receive_pdu(&removal.sender().server(), removal) }
     }
 }
 
