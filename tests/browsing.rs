@@ -362,8 +362,11 @@ fn a_space_is_walked_depth_first_in_the_order_of_its_children() {
     link(&alice, &root, &b, here, json!({ "order": "2", "suggested": true }));
     link(&alice, &root, &sub, here, json!({ "order": "1", "suggested": true }));
     link(&alice, &root, &a, here, json!({}));
+    // What has no order comes in the order of its making, which has to differ.
     link(&alice, &sub, &c, here, json!({ "suggested": false }));
+    server.advance(Duration::from_millis(2));
     link(&alice, &sub, &d, here, json!({ "suggested": true }));
+    server.advance(Duration::from_millis(2));
     // A circle, a room twice, a link that was taken back, and one in a room that is no space.
     link(&alice, &sub, &root, here, json!({}));
     link(&alice, &sub, &b, here, json!({}));

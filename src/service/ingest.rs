@@ -124,7 +124,7 @@ impl Homeserver {
             };
             let (pdu, given) = (pdu.clone(), given.cloned());
             let effort = if attempt < ATTEMPTS { Effort::Modest } else { Effort::Full };
-            let taken = self.store.write(move |tx| {
+            let take = move |tx: &mut Tx<'_>| {
                 if let Some(judged) = judged
                     && is_current(tx, &pdu, &judged)?
                 {
@@ -136,7 +136,9 @@ impl Homeserver {
                     Verdict::NeedsWork => Ok(None),
                     other => unjudged(other).map(Some),
                 }
-            })?;
+            };
+            // History that is lost can be fetched again.
+            let taken = if history { self.store.write_lightly(take) } else { self.store.write(take) }?;
             if let Some(taken) = taken {
                 return Ok(taken);
             }
