@@ -223,7 +223,11 @@ fn a_list_is_dropped_when_no_room_is_shared_any_more_and_fetched_when_there_is_n
         bob.join_via(room, &[a.name()]);
     }
     log_in(&a, &alice, "SECOND");
-    wait_until("the list is held", || known().contains(&"SECOND".to_owned()));
+    // What came before is fetched, and what comes after it follows.
+    let settled = || held().is_some_and(|list| list.stream_id.is_some() && list.due_ms.is_none());
+    wait_until("the list is held", settled);
+    log_in(&a, &alice, "THIRD");
+    wait_until("the next device is known", || known().contains(&"THIRD".to_owned()));
     bob.initial_sync();
     let leaves = |room: &str| {
         alice.leave(room);
@@ -243,7 +247,7 @@ fn a_list_is_dropped_when_no_room_is_shared_any_more_and_fetched_when_there_is_n
         changed.iter().any(|id| *id == alice.id()).then_some(())
     });
     wait_until("the list is held and complete", || {
-        held().is_some_and(|list| list.due_ms.is_none()) && known().iter().all(|device| device != "SECOND")
+        settled() && known().iter().all(|device| device != "THIRD")
     });
     // The other way: the last of us leaves.
     bob.leave(&rooms[1]);
