@@ -280,8 +280,11 @@ fn only_the_last_word_on_typing_waits_for_a_server_that_is_busy() {
     let gate = common::wait::Gate::default();
     peer.answer("/send/", {
         let gate = gate.clone();
-        move |_| {
-            gate.pass();
+        move |asked| {
+            // What else is sent when a room is joined goes before.
+            if asked.body["edus"].to_string().contains("m.typing") {
+                gate.pass();
+            }
             doorstep::http::Reply::json(&json!({ "pdus": {} }))
         }
     });
