@@ -37,10 +37,17 @@ pub use user::{TestUser, segment};
 /// If it cannot be made.
 pub fn temporary_folder(what: &str) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let folder = std::env::temp_dir().join(format!("doorstep-{what}-{}-{number}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    folder
+    loop {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("doorstep-{what}-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        match std::fs::create_dir(&folder) {
+            Ok(()) => return folder,
+            // What a process left that had this one's id before.
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => panic!("{}: {e}", folder.display()),
+        }
+    }
 }
 
 /// A homeserver by itself: no listeners, nothing in the background, and no way to other servers, whose every request
