@@ -3,6 +3,7 @@
 
 use rusqlite::OptionalExtension;
 
+use super::to_device::place_in_line;
 use super::{Db, EventKey, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
@@ -84,15 +85,9 @@ impl Tx<'_> {
             let ends = statement.query_row([server.as_str()], |row| Ok((row.get(0)?, row.get(1)?)));
             Ok(ends.optional()?)
         };
-        let size = i64::try_from(edu.len()).unwrap_or(i64::MAX);
-        let (number, bytes) = match (end("ASC")?, end("DESC")?) {
-            (Some((first, before)), Some((last, bytes))) => {
-                if last - first + 1 >= MOST_MESSAGES || bytes - before + size > MOST_BYTES {
-                    return Ok(false);
-                }
-                (last + 1, bytes + size)
-            }
-            _ => (1, size),
+        let ends = end("ASC")?.zip(end("DESC")?);
+        let Some((number, bytes)) = place_in_line(ends, edu.len(), (MOST_MESSAGES, MOST_BYTES)) else {
+            return Ok(false);
         };
         let stream = self.next_stream();
         self.conn()

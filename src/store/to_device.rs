@@ -61,6 +61,20 @@ impl Db<'_> {
     }
 }
 
+/// The number of the next message in a line of messages, and what all up to it come to in bytes. None: too many wait.
+/// `ends`: those two of the first that waits and of the last; `most`: how many may wait, and how many bytes behind the
+/// first.
+pub(super) fn place_in_line(
+    ends: Option<((i64, i64), (i64, i64))>,
+    size: usize,
+    most: (i64, i64),
+) -> Option<(i64, i64)> {
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    let Some(((first, before), (last, bytes))) = ends else { return Some((1, size)) };
+    let is_full = last - first + 1 >= most.0 || bytes - before + size > most.1;
+    (!is_full).then_some((last + 1, bytes + size))
+}
+
 impl Tx<'_> {
     /// Lets a message wait for one of our devices, which exists. False: too many do, and this one is dropped.
     pub fn add_to_device(&mut self, user: &UserId, device: &str, message: &str) -> Result<bool> {
@@ -71,15 +85,9 @@ impl Tx<'_> {
             let ends = params![user.as_str(), device];
             Ok(statement.query_row(ends, |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
         };
-        let size = i64::try_from(message.len()).unwrap_or(i64::MAX);
-        let (number, bytes) = match (end("ASC")?, end("DESC")?) {
-            (Some((first, before)), Some((last, bytes))) => {
-                if last - first + 1 >= MOST_WAITING || bytes - before + size > MOST_BYTES {
-                    return Ok(false);
-                }
-                (last + 1, bytes + size)
-            }
-            _ => (1, size),
+        let ends = end("ASC")?.zip(end("DESC")?);
+        let Some((number, bytes)) = place_in_line(ends, message.len(), (MOST_WAITING, MOST_BYTES)) else {
+            return Ok(false);
         };
         let stream = self.next_stream();
         self.conn()
