@@ -3,6 +3,9 @@
 -- All tables are STRICT. Times are milliseconds since the Unix epoch. `stream` columns hold positions of the one
 -- stream that numbers every visible change in commit order. Events are kept as the exact bytes that were signed or
 -- received; SQL never looks inside them.
+--
+-- Who fills each table, what bounds it for each of them and what cleans it stands in src/store/bounds.rs, which a test holds
+-- against this file.
 
 -- ===== The server itself =====
 

@@ -50,7 +50,8 @@
 //!   `service/`, and `service/edus.rs` for what they share.
 //! - An event's bytes: `protocol/json/object.rs`. What is hashed, signed, redacted and stored is cut out of its canonical
 //!   text; no tree is built.
-//! - The data: `schema.sql`, which explains each table; `store/writer.rs` for what a commit is, and `store/checkpoint.rs`
+//! - The data: `schema.sql`, which explains each table; `store/bounds.rs` for who fills it, what bounds it and what cleans
+//!   it; `store/writer.rs` for what a commit is, and `store/checkpoint.rs`
 //!   for what happens to the write-ahead log.
 //! - How it is started: [`launch`], from [`config`].
 

@@ -9,6 +9,7 @@ pub mod account_data;
 pub mod adoption;
 mod aging;
 pub mod append;
+pub mod bounds;
 mod checkpoint;
 pub mod client_transactions;
 pub mod destinations;

@@ -1,0 +1,282 @@
+//! What keeps each table of the schema from growing without end: who can fill it, what bounds it for each of them, and what
+//! cleans it. Whoever adds a table adds a line here; a test holds this list against the schema.
+//!
+//! The rules: every share is bounded for each origin, so that who fills a table refuses or washes away only what is theirs;
+//! a place that is wanted by who shares a room with us is never kept by a stranger; and a bound that refuses says so
+//! (429 `M_LIMIT_EXCEEDED`, or an error that says why trying again is of no use).
+
+/// Who makes a table grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// This server by itself, and who runs it.
+    Itself,
+    /// Our own users' clients.
+    Users,
+    /// Servers that are in a room with one of us, by what the room's rules let them do.
+    Rooms,
+    /// Any server, and anybody who asks without a name.
+    Strangers,
+}
+
+/// What one of them may fill.
+#[derive(Debug)]
+pub struct Share {
+    /// Who.
+    pub by: By,
+    /// How much, and what happens beyond.
+    pub bound: &'static str,
+    /// The test that shows it; empty where the primary key and another table's bound say it all.
+    pub proof: &'static str,
+}
+
+/// One table of the schema.
+#[derive(Debug)]
+pub struct Table {
+    /// Its name.
+    pub name: &'static str,
+    /// Who fills it.
+    pub filled: &'static [Share],
+    /// What takes rows out again.
+    pub swept: &'static str,
+}
+
+const fn itself(bound: &'static str) -> Share {
+    Share { by: By::Itself, bound, proof: "" }
+}
+
+const fn users(bound: &'static str, proof: &'static str) -> Share {
+    Share { by: By::Users, bound, proof }
+}
+
+const fn rooms(bound: &'static str, proof: &'static str) -> Share {
+    Share { by: By::Rooms, bound, proof }
+}
+
+const fn strangers(bound: &'static str, proof: &'static str) -> Share {
+    Share { by: By::Strangers, bound, proof }
+}
+
+const fn table(name: &'static str, filled: &'static [Share], swept: &'static str) -> Table {
+    Table { name, filled, swept }
+}
+
+/// What `rooms` and everything that hangs on a room's graph are swept by.
+const HISTORY: &str = "never: a room's history is kept";
+/// Of what is derived from accepted events, row for row.
+const BY_EVENTS: &str = "a bounded number of rows for each accepted event";
+
+/// Every table, in the order of the schema.
+pub const TABLES: &[Table] = &[
+    table("server", &[itself("one row")], "never"),
+    // ----- rooms, events and state -----
+    table(
+        "rooms",
+        &[
+            users("a row for each room that one of us made, joined, knocked upon or was invited to", ""),
+            rooms("none of their own: only what one of us does makes a room", ""),
+        ],
+        HISTORY,
+    ),
+    table(
+        "events",
+        &[
+            users("65 536 bytes each, by the rate limit of writes", ""),
+            rooms("65 536 bytes each, as the room's rules, its server ACL and its moderators let them", ""),
+        ],
+        HISTORY,
+    ),
+    table(
+        "extremities",
+        &[rooms(BY_EVENTS, "")],
+        "each event takes out those that it names; forks are joined",
+    ),
+    table("gaps", &[rooms("20 for each accepted event", "")], "filled by backfill"),
+    table("redactions", &[rooms("one for each accepted redaction", "")], HISTORY),
+    table("slots", &[rooms(BY_EVENTS, "")], HISTORY),
+    table("snapshots", &[rooms(BY_EVENTS, "")], HISTORY),
+    table("snapshot_entries", &[rooms(BY_EVENTS, "")], HISTORY),
+    table("current_state", &[rooms(BY_EVENTS, "")], "the next event of the slot"),
+    table("state_changes", &[rooms(BY_EVENTS, "")], HISTORY),
+    table("memberships", &[rooms(BY_EVENTS, "")], HISTORY),
+    table("resident_servers", &[rooms(BY_EVENTS, "")], HISTORY),
+    table(
+        "owed_events",
+        &[rooms(
+            "10 000 for one server; of more the first go",
+            "events_in_particular_are_bounded_and_a_server_that_is_gone_for_good_is_forgotten",
+        )],
+        "delivery (`save_destination`)",
+    ),
+    // ----- remote memberships -----
+    table(
+        "remote_memberships",
+        &[
+            users("one for each room and user", ""),
+            strangers("one for each room and user who is invited", ""),
+        ],
+        "the end of the membership",
+    ),
+    // ----- other servers: keys, delivery, transactions -----
+    table("signing_keys", &[itself("one for each rotation")], "never: what they signed stays verifiable"),
+    table(
+        "server_keys",
+        &[strangers("400 for one server; the oldest go", "a_server_that_names_ever_new_keys_fills_nothing")],
+        "each statement of the server (`save_server_keys`)",
+    ),
+    table(
+        "key_statements",
+        &[strangers("one for each key", "a_server_that_names_ever_new_keys_fills_nothing")],
+        "each statement of the server (`save_server_keys`)",
+    ),
+    table(
+        "destinations",
+        &[users("one for each server", ""), rooms("one for each server", "")],
+        "`forget_destinations`, every hour",
+    ),
+    table(
+        "owed_edus",
+        &[users(
+            "10 000 messages and 64 MiB for one server, 50 updates of one user's devices",
+            "messages_for_a_server_that_never_returns_are_bounded_by_their_number_their_bytes_and_their_age",
+        )],
+        "delivery (`save_destination`); messages after 30 days (`drop_old_messages`)",
+    ),
+    table(
+        "transactions",
+        &[strangers("one for each transaction with events, kept for 3 days", "")],
+        "each transaction takes out 20 that are too old (`save_transaction_answer`)",
+    ),
+    table(
+        "waiting_events",
+        &[
+            rooms("2000 and 16 MiB for one server; 500 for each in a full room; 429 beyond", ""),
+            strangers(
+                "200 for one server; none in a full room (5000); 429 beyond",
+                "what_waits_from_outside_is_bounded_and_given_up_some_day",
+            ),
+        ],
+        "taken in, or given up after 3 days (`put_off`)",
+    ),
+    table("waited_for", &[strangers("31 for each waiting event", "")], "with its event"),
+    // ----- typing and receipts -----
+    table("ephemeral_changes", &[rooms("one for each room", "")], HISTORY),
+    table("typing", &[rooms("members of the room, 100 at a time", "")], "`end_typing_that_is_over`"),
+    table("receipts", &[rooms("500 threads of each member of the room; the oldest go", "")], HISTORY),
+    // ----- presence -----
+    table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),
+    // ----- messages to devices, device lists -----
+    table(
+        "to_device",
+        &[users("10 000 and 16 MiB for one device", ""), strangers("the same", "")],
+        "the device's next /sync (`forget_to_device`); with the device",
+    ),
+    table(
+        "to_device_portions",
+        &[users("one for each /sync that had to leave some out", "")],
+        "the device's next /sync",
+    ),
+    table(
+        "to_device_received",
+        &[strangers("one for each message, kept for 7 days", "")],
+        "each message takes out 5 that are too old (`receive_to_device`)",
+    ),
+    table("device_changes", &[rooms("one for each user who shares a room with one of us", "")], "never"),
+    table(
+        "remote_device_lists",
+        &[rooms("one for each user who shares a room with one of us", "")],
+        "`drop_device_list`, as soon as no room is shared any more",
+    ),
+    table("remote_devices", &[rooms("1000 of one user", "")], "`drop_device_list`"),
+    // ----- users, devices and tokens -----
+    table(
+        "users",
+        &[users("by the rate limit of registrations, and the settings", "")],
+        "never: nobody may take a name again",
+    ),
+    table("devices", &[users("1000 of one user; 403 beyond", "")], "log-out"),
+    table(
+        "sessions",
+        &[users("two for each device", "")],
+        "with the device; the next use (`confirm_session`)",
+    ),
+    table("registration_tokens", &[itself("who runs the server makes them")], "when used up"),
+    table(
+        "openid_tokens",
+        &[users("50 of one user; the oldest go", "tokens_are_bounded_in_number_and_go_with_time")],
+        "each new one takes out those that have expired",
+    ),
+    // ----- profiles, account data, filters, directory -----
+    table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
+    table("account_data", &[users("by the rate limit of writes", "")], "deactivation"),
+    table("filters", &[users("1000 of one user; 403 beyond", "")], "deactivation"),
+    table(
+        "client_transactions",
+        &[users("by the rate limit of writes, kept for 7 days", "")],
+        "every 32nd takes out 64 that are too old (`add_client_txn`)",
+    ),
+    table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
+    table("published_rooms", &[users("one for each room", "")], "whoever may take them out"),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::store::{Location, Options, Store};
+
+    /// The names of all functions in the sources of a folder.
+    fn functions(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).expect("a folder of sources").map(|e| e.expect("an entry")) {
+            let path = entry.path();
+            if path.is_dir() {
+                functions(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source");
+                let names =
+                    text.lines().filter_map(|line| line.trim_start().strip_prefix("fn ")?.split_once('('));
+                found.extend(names.map(|(name, _)| name.to_owned()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_table_of_the_schema_has_its_bounds_and_no_other_has() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let store =
+            Store::open(Location::Memory, &us, Box::new(|_| {}), &Options::default()).expect("a store");
+        let there = store.read(|db| {
+            let mut tables = db.conn().prepare(
+                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",
+            )?;
+            let names = tables.query_map([], |row| row.get::<_, String>(0))?;
+            Ok(names.collect::<rusqlite::Result<BTreeSet<_>>>()?)
+        });
+        let there = there.expect("the schema");
+        let listed: BTreeSet<String> = TABLES.iter().map(|table| table.name.to_owned()).collect();
+        assert_eq!(listed.len(), TABLES.len(), "a table has two lines");
+        assert_eq!(listed, there);
+    }
+
+    #[test]
+    fn every_bound_is_told_and_shown_by_a_test_that_there_is() {
+        let mut known = BTreeSet::new();
+        for folder in ["src", "tests"] {
+            functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut known);
+        }
+        for table in TABLES {
+            assert!(!table.filled.is_empty() && !table.swept.is_empty(), "{table:?}");
+            for share in table.filled {
+                assert!(!share.bound.is_empty(), "{table:?}");
+                assert!(
+                    share.proof.is_empty() || known.contains(share.proof),
+                    "{} of {table:?}",
+                    share.proof
+                );
+            }
+        }
+    }
+}
