@@ -611,7 +611,7 @@ fn filters_are_kept_as_they_were_uploaded() {
     assert_eq!(refusal(&alice, "GET", &format!("{path}/99"), None), says(404, "M_NOT_FOUND"));
     assert_eq!(refusal(&alice, "GET", &format!("{path}/x"), None), says(404, "M_NOT_FOUND"));
     assert_eq!(refusal(&bob, "GET", &format!("{path}/{id}"), None), says(403, "M_FORBIDDEN"));
-    let wrong = json!({"room": {"timeline": {"limit": 0}}});
+    let wrong = json!({"room": {"timeline": {"limit": -1}}});
     assert_eq!(refusal(&alice, "POST", &path, Some(wrong)), says(400, "M_BAD_JSON"));
 }
 

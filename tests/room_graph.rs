@@ -147,6 +147,64 @@ fn a_large_hole_is_gone_around_by_the_state_and_can_be_filled_later() {
 }
 
 #[test]
+fn a_hole_in_the_timeline_is_shown_as_one_and_what_lies_in_it_can_be_asked_for() {
+    let mut scene = Scene::new("12");
+    let id = scene.room.id.to_string();
+    let v3 = "/_matrix/client/v3";
+    let alice = TestUser::new(scene.alice.url(), scene.alice.id(), scene.alice.token());
+    let timeline = |query: &str| {
+        let answer = alice.get(&format!("{v3}/sync?{query}"));
+        let timeline = answer["rooms"]["join"][&id]["timeline"].clone();
+        let said = timeline["events"].as_array().expect("a timeline").iter();
+        let said: Vec<String> =
+            said.filter_map(|event| event["content"]["body"].as_str().map(str::to_owned)).collect();
+        (said, timeline["limited"] == true, timeline["prev_batch"].clone(), answer["next_batch"].clone())
+    };
+    // What was before our own join nobody has fetched yet.
+    assert!(timeline("").1, "the history before a join is a hole");
+    let before = scene.message("before");
+    scene.send("1", &[&before]);
+    let lost: Vec<Pdu> = (0..5).map(|n| scene.message(&format!("lost {n}"))).collect();
+    scene.answer_with_state();
+    let arrived = scene.message("arrived");
+    let since = alice.initial_sync()["next_batch"].clone();
+    let since = format!("since={}", since.as_str().expect("a token"));
+    assert_eq!(scene.send("2", &[&arrived])[arrived.event_id().as_str()], json!({}));
+    assert_eq!(scene.status(&arrived), Some(Status::Accepted));
+    let after = scene.message("after");
+    scene.send("3", &[&after]);
+    let none = segment(&json!({ "room": { "timeline": { "limit": 0 } } }).to_string());
+    let shown = vec!["arrived".to_owned(), "after".to_owned()];
+    for (query, shown) in [
+        (String::new(), &shown),
+        (since.clone(), &shown),
+        (format!("{since}&use_state_after=true"), &shown),
+        (format!("{since}&filter={none}"), &vec![]),
+    ] {
+        let (said, limited, _, _) = timeline(&query);
+        assert_eq!((&said, limited), (shown, true), "{query}");
+    }
+    let (_, _, prev_batch, next) = timeline(&since);
+    scene.peer.answer_json(
+        "/backfill/",
+        200,
+        json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": objects(&lost) }),
+    );
+    let from = segment(prev_batch.as_str().expect("a token"));
+    let page = alice.get(&format!("{v3}/rooms/{}/messages?dir=b&limit=6&from={from}", segment(&id)));
+    let said: Vec<_> =
+        page["chunk"].as_array().expect("a page").iter().map(|e| e["content"]["body"].clone()).collect();
+    assert_eq!(said, ["lost 4", "lost 3", "lost 2", "lost 1", "lost 0", "before"]);
+    // What follows is whole again, and so is what was filled.
+    let last = scene.message("last");
+    scene.send("4", &[&last]);
+    let (said, limited, _, _) = timeline(&format!("since={}", next.as_str().expect("a token")));
+    assert_eq!((said, limited), (vec!["last".to_owned()], false));
+    assert_eq!(timeline(&since).0.len(), 8);
+    assert!(!timeline(&since).1, "the hole is filled");
+}
+
+#[test]
 fn a_server_that_leaves_a_ban_out_of_the_state_does_not_undo_it() {
     let mut scene = Scene::new("11");
     let mallory = scene.peer.user("mallory");

@@ -4,7 +4,7 @@
 //! costs no more than its length times the length of the event type.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Pdu;
@@ -63,8 +63,8 @@ pub struct RoomFilter {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct EventFilter {
-    /// At most this many events. Always above 0.
-    #[serde(deserialize_with = "positive")]
+    /// At most this many events. The specification wants more than 0, but clients write 0 where they want none.
+    #[serde(deserialize_with = "whole")]
     pub limit: Option<u64>,
     /// Senders never to send; wins over `senders`.
     pub not_senders: Vec<String>,
@@ -88,15 +88,21 @@ pub struct EventFilter {
     pub unread_thread_notifications: bool,
 }
 
-fn positive<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    match Option::<u64>::deserialize(deserializer)? {
-        Some(0) => Err(serde::de::Error::custom("limit must be greater than 0")),
-        limit => Ok(limit),
-    }
+/// A whole number of 0 or more, however large: what is beyond any bound is cut to the bound.
+fn whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let Some(limit) = Option::<Number>::deserialize(deserializer)? else { return Ok(None) };
+    let large = || limit.as_f64().filter(|limit| *limit >= 0.0 && limit.fract() == 0.0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole, not negative, and cut"
+    )]
+    let limit = limit.as_u64().or_else(|| large().map(|limit| limit as u64));
+    limit.map(Some).ok_or_else(|| serde::de::Error::custom("limit must be a whole number of 0 or more"))
 }
 
 impl Filter {
-    /// Reads a filter. Errors: 400 `M_BAD_JSON` (wrong shape, limit of 0), 413 `M_TOO_LARGE`.
+    /// Reads a filter. Errors: 400 `M_BAD_JSON` (wrong shape, negative limit), 413 `M_TOO_LARGE`.
     pub fn parse(json: &str) -> Result<Self> {
         parse(json)
     }
@@ -111,6 +117,11 @@ impl EventFilter {
     /// The limit to apply: the client's, else `default`, and never above `max`.
     pub fn limit_or(&self, default: usize, max: usize) -> usize {
         self.limit.map_or(default, |limit| usize::try_from(limit).unwrap_or(max)).min(max)
+    }
+
+    /// Whether the client wants none of these events: it asked for 0 of them.
+    pub fn wants_none(&self) -> bool {
+        self.limit == Some(0)
     }
 
     /// Whether events of this room are wanted.
@@ -279,7 +290,8 @@ mod tests {
     #[test]
     fn filters_of_a_wrong_shape_are_refused() {
         for wrong in [
-            r#"{"room":{"timeline":{"limit":0}}}"#,
+            r#"{"room":{"timeline":{"limit":-1}}}"#,
+            r#"{"room":{"timeline":{"limit":1.5}}}"#,
             r#"{"room":{"timeline":{"limit":"5"}}}"#,
             r#"{"room":{"rooms":"!a:b"}}"#,
             r#"{"event_format":"pigeon"}"#,
@@ -296,6 +308,13 @@ mod tests {
         let filter = EventFilter::parse(r#"{"limit":18446744073709551615}"#).unwrap();
         assert_eq!(filter.limit_or(10, 100), 100);
         assert_eq!(EventFilter::default().limit_or(10, 100), 10);
+        for (text, limit) in
+            [("0", 0), ("5.0", 5), ("1e300", 100), ("null", 10), ("36893488147419103232", 100)]
+        {
+            let filter = EventFilter::parse(&format!(r#"{{"limit":{text}}}"#)).unwrap();
+            assert_eq!(filter.limit_or(10, 100), limit, "{text}");
+            assert_eq!(filter.wants_none(), text == "0");
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Homeserver {
         Ok(self.view(style.user, room, |db, view| local_messages(db, view, style, request))?.0)
     }
 
-    /// `GET /context`. Errors: 404 `M_NOT_FOUND`, also if the user may not see the event.
+    /// `GET /context`: at most `limit` events around the one that is asked for. Errors: 404 `M_NOT_FOUND`, also if the user may not see the event.
     pub fn context(
         &self,
         style: &Style<'_>,
@@ -133,9 +133,9 @@ impl Homeserver {
             let Some(place) = event.place else { return Ok(None) };
             let limit = limit.min(MAX_CONTEXT);
             let back = Stretch { from: place, to: Place::START, limit: 0, backwards: true };
-            let before = some_of(view, filter, back, limit / 2)?;
+            let before = walk(view, filter, back, limit / 2)?;
             let on = Stretch { from: place, to: view.end_exclusive(), limit: 0, backwards: false };
-            let after = some_of(view, filter, on, limit - limit / 2)?;
+            let after = walk(view, filter, on, limit - limit / 2)?;
             let first = before.events.last().and_then(|seen| seen.event.place).unwrap_or(place);
             let last = after.events.last().map_or(&event, |seen| &seen.event);
             Ok(Some(EventContext {
@@ -310,17 +310,22 @@ fn local_messages(
         None => Boundary::at(0),
     };
     let page = if stretch.is_empty() {
-        Page { events: Vec::new(), stopped_at: None }
+        Page::default()
     } else {
-        walk(view, &request.filter, stretch.0, request.limit.clamp(1, MAX_PAGE))?
+        walk(view, &request.filter, stretch.0, request.limit.min(MAX_PAGE))?
     };
     let chunk = write_all(view, style, &page)?;
     let state = match request.filter.lazy_load_members {
         true => lazy_members(view, style, &page)?,
         false => Vec::new(),
     };
-    let end = page.stopped_at.map(|boundary| boundary.to_string());
     let hole = if request.backwards { hole_in(db, view, &stretch, &page)? } else { None };
+    // Who wants none of the events has nothing fetched, and is told where there is something.
+    let (end, hole) = match hole {
+        Some(_) if request.limit == 0 => (page.stopped_at.or(Some(start)), None),
+        hole => (page.stopped_at, hole),
+    };
+    let end = end.map(|boundary| boundary.to_string());
     Ok((Messages { start: start.to_string(), end, chunk, state }, hole))
 }
 
@@ -385,13 +390,6 @@ fn visible_event(view: &RoomView<'_>, id: &EventId) -> Result<Option<(StoredEven
     }
     let sight = view.look(&event)?;
     Ok(sight.visible.then_some((event, sight.membership)))
-}
-
-fn some_of(view: &RoomView<'_>, filter: &EventFilter, stretch: Stretch, limit: usize) -> Result<Page> {
-    if limit == 0 {
-        return Ok(Page { events: Vec::new(), stopped_at: None });
-    }
-    walk(view, filter, stretch, limit)
 }
 
 fn write_all(view: &RoomView<'_>, style: &Style<'_>, page: &Page) -> Result<Vec<Json>> {

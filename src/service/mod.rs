@@ -17,6 +17,7 @@ pub mod errands;
 pub mod filters;
 pub mod hierarchy;
 pub mod history;
+mod ignored;
 pub mod ingest;
 pub mod intake;
 pub mod interactive_auth;

@@ -2,12 +2,13 @@
 //!
 //! Every read of rooms by clients goes through here, so that membership and history visibility are judged in one place.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::{self, HistoryVisibility, View};
 use crate::protocol::{Pdu, RoomId, UserId};
+use crate::service::ignored::Ignored;
 use crate::store::{Db, EventKey, Place, Room, SnapshotId, StoredEvent};
 
 /// What somebody is to a room.
@@ -40,8 +41,8 @@ pub struct RoomView<'v> {
     pub access: Access,
     /// The history visibility of the present.
     visibility_now: HistoryVisibility,
-    /// Users whose messages are not shown.
-    ignored: Option<&'v HashSet<String>>,
+    /// Users whose events are not shown.
+    ignored: Arc<Ignored>,
 }
 
 /// How an event looks to the viewer.
@@ -54,19 +55,18 @@ pub struct Sight {
 }
 
 impl<'v> RoomView<'v> {
-    /// The user's view of the room. This alone permits nothing: see [`RoomView::require_readable`].
+    /// The user's view of the room, without the events of those whom they ignore; only state events of theirs are seen.
+    /// This alone permits nothing: see [`RoomView::require_readable`].
     pub fn new(db: &'v Db<'v>, room: &'v Room, user: &'v UserId) -> Result<Self> {
+        Self::ignoring(db, room, user, Arc::new(Ignored::of(db, user)?))
+    }
+
+    /// The same for who has read already whom the user ignores.
+    pub fn ignoring(db: &'v Db<'v>, room: &'v Room, user: &'v UserId, ignored: Arc<Ignored>) -> Result<Self> {
         let access = access(db, room, user)?;
         let visibility_now =
             visibility_of(db.state_event(room.key, "m.room.history_visibility", "")?.as_ref());
-        Ok(Self { db, room, user, access, visibility_now, ignored: None })
-    }
-
-    /// The same view without the messages of ignored users; their state events stay.
-    #[must_use]
-    pub fn ignoring(mut self, users: &'v HashSet<String>) -> Self {
-        self.ignored = (!users.is_empty()).then_some(users);
-        self
+        Ok(Self { db, room, user, access, visibility_now, ignored })
     }
 
     /// The latest place that this user may read up to.
@@ -108,10 +108,7 @@ impl<'v> RoomView<'v> {
     pub fn look(&self, event: &StoredEvent) -> Result<Sight> {
         let own = event.pdu.is("m.room.member", self.user.as_str()).then(|| event.pdu.membership()).flatten();
         let place = event.place.unwrap_or(Place::START);
-        if let Some(ignored) = self.ignored
-            && !event.pdu.is_state()
-            && ignored.contains(event.pdu.sender().as_str())
-        {
+        if !event.pdu.is_state() && self.ignored.has(event.pdu.sender().as_str()) {
             return Ok(Sight { visible: false, membership: Membership::Leave });
         }
         if let Access::Joined { since } = self.access

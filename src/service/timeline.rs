@@ -13,6 +13,7 @@ use crate::store::{Place, StoredEvent};
 const MAX_SCAN: usize = 2000;
 
 /// An event with what its reader was when it happened.
+#[derive(Clone)]
 pub struct Seen {
     /// The event.
     pub event: StoredEvent,
@@ -21,6 +22,7 @@ pub struct Seen {
 }
 
 /// A stretch of what somebody may see of a room.
+#[derive(Default)]
 pub struct Page {
     /// The events, in the direction that was walked.
     pub events: Vec<Seen>,
@@ -76,10 +78,10 @@ impl fmt::Display for Boundary {
 }
 
 /// Walks a stretch of a room's timeline and keeps what the reader may see and the filter lets through, at most `limit`
-/// events (at least 1). `stretch.limit` does not matter.
+/// events: of none the page says whether there is anything to see. `stretch.limit` does not matter.
 pub fn walk(view: &RoomView<'_>, filter: &EventFilter, mut stretch: Stretch, limit: usize) -> Result<Page> {
-    let mut page = Page { events: Vec::new(), stopped_at: None };
-    let mut scanned = 0;
+    let mut page = Page::default();
+    let (mut scanned, start) = (0, stretch.from);
     // One more than wanted, to know whether something is left.
     stretch.limit = limit.saturating_add(1);
     loop {
@@ -93,7 +95,10 @@ pub fn walk(view: &RoomView<'_>, filter: &EventFilter, mut stretch: Stretch, lim
             }
             let sight = view.look(&event)?;
             if sight.visible && page.events.len() == limit {
-                page.stopped_at = Some(boundary_behind(stretch));
+                page.stopped_at = Some(match stretch.from == start {
+                    true => boundary_before(place, stretch.backwards),
+                    false => boundary_behind(stretch),
+                });
                 return Ok(page);
             }
             stretch.from = place;
@@ -109,6 +114,35 @@ pub fn walk(view: &RoomView<'_>, filter: &EventFilter, mut stretch: Stretch, lim
             page.stopped_at = Some(boundary_behind(stretch));
             return Ok(page);
         }
+    }
+}
+
+/// The latest events between two places that the reader may see and the filter lets through, newest first, without a hole
+/// among them: where our history has one the page stops, for who goes on from there by `/messages` has it filled.
+pub fn latest(
+    view: &RoomView<'_>,
+    filter: &EventFilter,
+    (from, to): (Place, Place),
+    limit: usize,
+) -> Result<Page> {
+    let above = Place { stream: to.stream, sub: to.sub.saturating_add(1) };
+    // Of a room that we are not in nobody gives us any more.
+    let holes = match view.room.resident && above < from {
+        true => view.db().gaps_between(view.room.key, above, from, 1)?,
+        false => Vec::new(),
+    };
+    let hole = holes.first().map(|gap| Boundary::before(gap.before));
+    let to = hole.map_or(to, |Boundary(behind)| behind);
+    let mut page = walk(view, filter, Stretch { from, to, limit: 0, backwards: true }, limit)?;
+    page.stopped_at = page.stopped_at.or(hole);
+    Ok(page)
+}
+
+/// The boundary before an event that was not walked over.
+fn boundary_before(place: Place, backwards: bool) -> Boundary {
+    match backwards {
+        true => Boundary::after(place),
+        false => Boundary::before(place),
     }
 }
 

@@ -37,7 +37,9 @@ pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`.
 pub fn context(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let (room, event) = (request.room_id()?, request.event_id()?);
-    reply(&hs.context(&style(hs, requester), &room, &event, limit(request)?, &filter(request)?)?)
+    let filter = filter(request)?;
+    let limit = limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX));
+    reply(&hs.context(&style(hs, requester), &room, &event, limit, &filter)?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`.

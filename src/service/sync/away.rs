@@ -16,9 +16,8 @@ use crate::protocol::stripped_state::{STRIPPED_TYPES, strip};
 use crate::protocol::{Pdu, RoomId};
 use crate::service::client_format::{self, Json};
 use crate::service::room_view::{Access, RoomView, membership_known_at};
-use crate::service::timeline::{Boundary, Page, Seen, walk};
+use crate::service::timeline::{Boundary, Page, Seen, latest};
 use crate::store::account_data::AccountData;
-use crate::store::events::Stretch;
 use crate::store::memberships::RoomOfUser;
 use crate::store::remote_memberships::{RemoteMembership, Section};
 use crate::store::{EventKey, Place};
@@ -94,7 +93,7 @@ pub fn collect(
 fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
     let stored = context.db.event_by_key(of_user.event)?;
     let room = context.db.room_by_key(of_user.room)?;
-    let previous = RoomView::new(context.db, &room, context.user)?.replaced(&stored)?;
+    let previous = context.view(&room)?.replaced(&stored)?;
     let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
     let own = stored.pdu;
     let mut events = Events::default();
@@ -134,8 +133,9 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
         return Ok(None);
     }
     let room = context.db.room_by_key(of_user.room)?;
-    let view = RoomView::new(context.db, &room, context.user)?.ignoring(&context.ignored);
-    let page = left_page(context, &view, of_user)?;
+    let view = context.view(&room)?;
+    let own = Seen { event: context.db.event_by_key(of_user.event)?, membership: of_user.membership };
+    let page = left_page(context, &view, &own)?;
     let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
     let state = match view.access {
         Access::Left { at } => {
@@ -156,11 +156,11 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
             };
             let mut events = state::lacking(context, &room, &need)?.write(context, &room)?;
             // A ban after the leave is told as well, though it is behind the user's last look into the room.
-            events.events.extend(memberships_after(context, &view, &page, at)?);
+            events.events.extend(memberships_after(context, &view, &page, &own, at)?);
             events
         }
         // Who was never in the room gets nothing of its state but what they are there.
-        _ => Events { events: memberships_after(context, &view, &page, 0)? },
+        _ => Events { events: memberships_after(context, &view, &page, &own, 0)? },
     };
     Ok(Some(LeftRoom {
         state: StateSection::new(context.request, state),
@@ -173,10 +173,10 @@ fn first_place(page: &Page) -> Option<Place> {
     page.events.last().and_then(|seen| seen.event.place)
 }
 
-/// The timeline up to the leave, newest first; it always has the event that took the user out.
-fn left_page(context: &Context<'_>, view: &RoomView<'_>, of_user: &RoomOfUser) -> Result<Page> {
+/// The timeline up to the leave, newest first; it always has the event that took the user out, unless the client wants no
+/// events at all: then that is among the state.
+fn left_page(context: &Context<'_>, view: &RoomView<'_>, own: &Seen) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
-    let own = context.db.event_by_key(of_user.event)?;
     let mut page = match view.access {
         Access::Left { at } => {
             let known = match context.request.since {
@@ -188,32 +188,36 @@ fn left_page(context: &Context<'_>, view: &RoomView<'_>, of_user: &RoomOfUser) -
                 _ => Place::START,
             };
             let from = Boundary::at(at).start_back();
-            let stretch = Stretch { from, to, limit: 0, backwards: true };
             if to < from {
-                walk(view, filter, stretch, filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))?
+                latest(view, filter, (from, to), filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))?
             } else {
-                Page { events: Vec::new(), stopped_at: None }
+                Page::default()
             }
         }
-        _ => Page { events: Vec::new(), stopped_at: None },
+        _ => Page::default(),
     };
-    let told = page.events.iter().any(|seen| seen.event.key == own.key);
-    if !told && own.place.is_some() {
-        let membership = of_user.membership;
-        page.events.insert(0, Seen { event: own, membership });
+    let told = page.events.iter().any(|seen| seen.event.key == own.event.key);
+    match own.event.place.filter(|_| !told) {
+        Some(place) if filter.wants_none() => drop(page.stopped_at.get_or_insert(Boundary::after(place))),
+        Some(_) => page.events.insert(0, own.clone()),
+        None => {}
     }
     Ok(page)
 }
 
-/// The events of the timeline after a position, for clients that read their state from nowhere else.
+/// The events of the timeline after a position, for clients that read their state from nowhere else; of a client that
+/// wants no timeline, its user's own.
 fn memberships_after(
     context: &Context<'_>,
     view: &RoomView<'_>,
     page: &Page,
+    own: &Seen,
     position: i64,
 ) -> Result<Vec<Json>> {
     let after = |seen: &&Seen| seen.event.place.is_some_and(|place| place.stream > position);
-    let told = page.events.iter().filter(after).filter(|_| context.request.state_after);
+    let none = context.request.filter.room.timeline.wants_none();
+    let told = if none { std::slice::from_ref(own) } else { &page.events };
+    let told = told.iter().filter(after).filter(|_| none || context.request.state_after);
     told.map(|seen| client_format::full(view, &context.style, &seen.event, Some(seen.membership))).collect()
 }
 
@@ -250,12 +254,13 @@ fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
 /// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over.
 fn remote_left(context: &Context<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
     let written = || client_format::of_remote_room(&context.style, event, row.previous.as_ref());
-    let state = if context.request.state_after { vec![written()?] } else { Vec::new() };
+    let none = context.request.filter.room.timeline.wants_none();
+    let state = if none || context.request.state_after { vec![written()?] } else { Vec::new() };
     Ok(LeftRoom {
         state: StateSection::new(context.request, Events { events: state }),
         timeline: Timeline {
-            events: vec![written()?],
-            limited: false,
+            events: if none { Vec::new() } else { vec![written()?] },
+            limited: none,
             prev_batch: Boundary::at(context.since()).to_string(),
         },
         account_data: Events::default(),

@@ -19,11 +19,12 @@ pub fn of_room(context: &Context<'_>, room: &Room, since: i64) -> Result<Events>
     let mut events = Events::default();
     let filter = &context.request.filter.room.ephemeral;
     let Some((changed, typing)) = context.db.ephemeral_change(room.key)? else { return Ok(events) };
-    if changed <= since || !filter.wants_room(room.room_id.as_str()) {
+    if changed <= since || filter.wants_none() || !filter.wants_room(room.room_id.as_str()) {
         return Ok(events);
     }
     if typing > since && filter.wants_type("m.typing") {
-        let users = context.db.typing_users(room.key)?;
+        let mut users = context.db.typing_users(room.key)?;
+        users.retain(|user| !context.ignored.has(user));
         // A list that is empty is news only to who may have another one.
         if since > 0 || !users.is_empty() {
             events.events.push(event("m.typing", &json!({ "user_ids": users }))?);
@@ -31,7 +32,8 @@ pub fn of_room(context: &Context<'_>, room: &Room, since: i64) -> Result<Events>
     }
     if filter.wants_type("m.receipt") {
         let between = (since, context.position);
-        let receipts = context.db.receipts_between(room.key, between, context.user, MOST_RECEIPTS)?;
+        let mut receipts = context.db.receipts_between(room.key, between, context.user, MOST_RECEIPTS)?;
+        receipts.retain(|receipt| !context.ignored.has(&receipt.user_id));
         for content in by_thread(receipts) {
             events.events.push(event("m.receipt", &content.into())?);
         }

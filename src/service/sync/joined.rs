@@ -13,9 +13,8 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::client_format;
 use crate::service::room_view::{Access, RoomView, membership_known_at};
-use crate::service::timeline::{Boundary, Page, walk};
+use crate::service::timeline::{Boundary, Page, latest};
 use crate::store::account_data::AccountData;
-use crate::store::events::Stretch;
 use crate::store::{EventKey, Place, Room, RoomKey};
 
 /// One room of `rooms.join`.
@@ -93,7 +92,7 @@ fn rooms_to_look_at(
 }
 
 fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Result<Option<JoinedRoom>> {
-    let view = RoomView::new(context.db, room, context.user)?.ignoring(&context.ignored);
+    let view = context.view(room)?;
     let Access::Joined { since: joined_at } = view.access else { return Ok(None) };
     let newly_joined = match context.request.since {
         Some(since) if joined_at > since => {
@@ -154,14 +153,13 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
 fn timeline_page(context: &Context<'_>, view: &RoomView<'_>, newly_joined: bool) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
     if !filter.wants_room(view.room.room_id.as_str()) {
-        return Ok(Page { events: Vec::new(), stopped_at: None });
+        return Ok(Page::default());
     }
     let to = match context.request.since {
         Some(since) if !newly_joined => Place::live(since),
         _ => Place::START,
     };
-    let stretch = Stretch { from: Place::END, to, limit: 0, backwards: true };
-    walk(view, filter, stretch, filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))
+    latest(view, filter, (Place::END, to), filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))
 }
 
 /// A page that was walked backwards, as the timeline of a room.

@@ -12,7 +12,8 @@ mod joined;
 mod presence;
 mod state;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -24,10 +25,12 @@ use crate::protocol::filter::Filter;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::client_format::{Json, Style};
+use crate::service::ignored::Ignored;
 use crate::service::membership::blocks_invites;
 use crate::service::push_rules::default_ruleset;
-use crate::store::Db;
+use crate::service::room_view::RoomView;
 use crate::store::account_data::AccountData;
+use crate::store::{Db, Room};
 
 /// Events in a timeline when the filter names no limit.
 const DEFAULT_TIMELINE: usize = 10;
@@ -144,8 +147,8 @@ struct Context<'c> {
     request: &'c SyncRequest,
     style: Style<'c>,
     position: i64,
-    /// Users whose messages and invites the client does not get.
-    ignored: HashSet<String>,
+    /// Users of whom the client hears nothing but state events.
+    ignored: Arc<Ignored>,
     /// Whether the user wants to see no invites.
     blocks_invites: bool,
 }
@@ -158,7 +161,12 @@ impl Context<'_> {
 
     /// "Servers must not send room invites from ignored users to clients", nor any if the user wants none.
     fn shows_invites_of(&self, sender: &UserId) -> bool {
-        !self.blocks_invites && !self.ignored.contains(sender.as_str())
+        !self.blocks_invites && !self.ignored.has(sender.as_str())
+    }
+
+    /// A room as the user sees it.
+    fn view<'v>(&'v self, room: &'v Room) -> Result<RoomView<'v>> {
+        RoomView::ignoring(self.db, room, self.user, self.ignored.clone())
     }
 
     fn wants_room(&self, room: &RoomId) -> bool {
@@ -169,7 +177,7 @@ impl Context<'_> {
     fn room_account_data(&self, room: &RoomId, entries: &[AccountData]) -> Result<Events> {
         let filter = &self.request.filter.room.account_data;
         let mut events = Events::default();
-        if filter.wants_room(room.as_str()) {
+        if filter.wants_room(room.as_str()) && !filter.wants_none() {
             for entry in entries.iter().filter(|entry| filter.wants_type(&entry.event_type)) {
                 events.events.push(basic_event(&entry.event_type, &entry.content)?);
             }
@@ -195,7 +203,7 @@ impl Homeserver {
                 fields: filter.event_fields.as_deref(),
                 ..Style::usual(user, device, now)
             };
-            let (ignored, blocks_invites) = (ignored_users(db, user)?, blocks_invites(db, user)?);
+            let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
             answer(&Context { db, user, request, style, position, ignored, blocks_invites }, now)
         })?;
         if let Some(device) = device {
@@ -241,19 +249,13 @@ fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Li
     Ok((SyncAnswer { position: context.position, is_empty, body }, line))
 }
 
-/// The users of `m.ignored_user_list`.
-fn ignored_users(db: &Db<'_>, user: &UserId) -> Result<HashSet<String>> {
-    let content = db.account_data(user, None, "m.ignored_user_list")?;
-    // Clients write it, so it need not be what it should be.
-    let content = content.and_then(|content| serde_json::from_str::<Value>(&content).ok());
-    let users = content.as_ref().and_then(|content| content.get("ignored_users")?.as_object());
-    Ok(users.map(|users| users.keys().cloned().collect()).unwrap_or_default())
-}
-
 /// Global account data that changed; an initial sync also has the push rules, which every account has.
 fn global_account_data(context: &Context<'_>, entries: &[AccountData]) -> Result<Events> {
     let filter = &context.request.filter.account_data;
     let mut events = Events::default();
+    if filter.wants_none() {
+        return Ok(events);
+    }
     if context.request.since.is_none() && filter.wants_type("m.push_rules") {
         let rules = json!({"global": default_ruleset(context.user)});
         events.events.push(basic_event("m.push_rules", &rules.to_string())?);

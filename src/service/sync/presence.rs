@@ -22,11 +22,12 @@ const MOST_MEMBERS: u64 = 500;
 pub fn presence(context: &Context<'_>, rooms: &Rooms, now: Millis) -> Result<Events> {
     let (mut events, mut told) = (Events::default(), HashSet::new());
     let filter = &context.request.filter.presence;
-    if !filter.wants_type("m.presence") {
+    if !filter.wants_type("m.presence") || filter.wants_none() {
         return Ok(events);
     }
     let mut tell = |user: UserId, presence: &Presence| -> Result<()> {
-        if user != *context.user && filter.wants_sender(user.as_str()) && !told.contains(&user) {
+        let wanted = filter.wants_sender(user.as_str()) && !context.ignored.has(user.as_str());
+        if user != *context.user && wanted && !told.contains(&user) {
             let content = presence_json(presence, now);
             let event = json!({ "type": "m.presence", "sender": user, "content": content });
             events.events.push(to_raw_value(&event).map_err(Error::internal)?);

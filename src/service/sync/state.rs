@@ -81,7 +81,8 @@ impl Lacking {
     pub fn write(self, context: &Context<'_>, room: &Room) -> Result<Events> {
         let filter = &context.request.filter.room.state;
         let mut events = Events::default();
-        if filter.wants_room(room.room_id.as_str()) {
+        // A limit other than 0 would leave clients with half of a state.
+        if filter.wants_room(room.room_id.as_str()) && !filter.wants_none() {
             if filter.wants_everything() {
                 context.db.each_event(self.keys, |row| {
                     let mut event = Vec::with_capacity(row.json.len());
