@@ -286,15 +286,19 @@ CREATE INDEX owed_device_updates ON owed_edus (server, user_id, device_id) WHERE
 CREATE INDEX owed_messages ON owed_edus (server, number, bytes) WHERE number IS NOT NULL;
 CREATE INDEX owed_messages_by_age ON owed_edus (made_ms) WHERE made_ms IS NOT NULL;
 
--- The answers that transactions of other servers got, for their repeats. Kept for some days.
+-- The answers that transactions of other servers got, for their repeats: the last ones of each server, and of all servers that
+-- share no room with one of us (`stranger`) together, for some days. `txn` is a digest of the transaction id, which may be long.
 CREATE TABLE transactions (
+  number INTEGER PRIMARY KEY,
   origin TEXT NOT NULL,
-  txn_id TEXT NOT NULL,
+  txn BLOB NOT NULL,
   received_ms INTEGER NOT NULL,
+  stranger INTEGER NOT NULL,
   answer BLOB NOT NULL,
-  PRIMARY KEY (origin, txn_id)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX transactions_by_age ON transactions (received_ms);
+  UNIQUE (origin, txn)
+) STRICT;
+CREATE INDEX transactions_by_origin ON transactions (origin);
+CREATE INDEX transactions_of_strangers ON transactions (stranger) WHERE stranger = 1;
 
 -- Events that other servers handed to us and were told we have, and that cannot be judged yet: what they refer to is not
 -- to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what it says of
@@ -383,16 +387,32 @@ CREATE INDEX presence_until ON presence (until_ms) WHERE until_ms IS NOT NULL;
 
 -- ===== Messages to devices, device lists =====
 
--- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `bytes` is what all up
--- to this one came to. Deleted once the device has proved, by the `since` of a later /sync, that it has them.
+-- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `share` and `origin`:
+-- whose share of the line they take, as in `to_device_shares`; `bytes`: the length of `message`. Deleted once the device has
+-- proved, by the `since` of a later /sync, that it has them.
 CREATE TABLE to_device (
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
   number INTEGER NOT NULL,
   stream INTEGER NOT NULL,
+  share INTEGER NOT NULL,
+  origin TEXT NOT NULL,
   bytes INTEGER NOT NULL,
   message TEXT NOT NULL,
   PRIMARY KEY (user_id, device_id, number),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- How many of them wait from each origin, and what they come to in bytes. `share`: 0 our own users (`origin` is the user id),
+-- 1 servers that share a room with one of us, 2 all other servers; the `origin` '' is the sum of a share.
+CREATE TABLE to_device_shares (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  share INTEGER NOT NULL,
+  origin TEXT NOT NULL,
+  messages INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  PRIMARY KEY (user_id, device_id, share, origin),
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
@@ -406,14 +426,18 @@ CREATE TABLE to_device_portions (
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
--- The messages to devices that came from other servers, so that a repeat is known as one. Kept for some days.
+-- The messages to devices that came from other servers, so that a repeat is known as one. The last ones of each server, and
+-- of all servers that share no room with one of us together, are kept, for some days. `stranger`: one of those.
 CREATE TABLE to_device_received (
+  number INTEGER PRIMARY KEY,
   origin TEXT NOT NULL,
   message_id TEXT NOT NULL,
   received_ms INTEGER NOT NULL,
-  PRIMARY KEY (origin, message_id)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX to_device_received_by_age ON to_device_received (received_ms);
+  stranger INTEGER NOT NULL,
+  UNIQUE (origin, message_id)
+) STRICT;
+CREATE INDEX to_device_received_by_origin ON to_device_received (origin);
+CREATE INDEX to_device_received_from_strangers ON to_device_received (stranger) WHERE stranger = 1;
 
 -- Users whose devices changed, ours and those of others with whom one of us shares a room, and when they did last. For one
 -- of ours this is the `stream_id` that other servers are told, `previous` the one before it, and `device_id` the device

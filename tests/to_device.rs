@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::ProcessServer;
 use common::peer::Peer;
-use common::scene::log_in;
+use common::scene::{bob_at, log_in};
 use doorstep::TestServer;
 use doorstep::testing::TestUser;
 use serde_json::{Value, json};
@@ -177,4 +177,84 @@ fn a_server_cannot_write_in_the_name_of_others_nor_to_whom_does_not_exist() {
     ];
     peer.send_edus(server.name(), "t1", &hostile);
     assert_eq!(receive(&bob, 1), [8]);
+}
+
+/// A transaction of messages to all of a user's devices, each of a size; the status and body of the answer.
+fn flood(
+    peer: &Peer,
+    server: &TestServer,
+    txn: &str,
+    to: &TestUser,
+    (messages, size): (i64, usize),
+) -> (u16, Value) {
+    let sender = peer.user("sender");
+    let message = |n: i64| {
+        let content = json!({ "n": n, "x": "x".repeat(size) });
+        direct(sender.as_str(), &format!("{txn} {n}"), json!({ to.id(): { "*": content } }))
+    };
+    let edus: Vec<Value> = (0..messages).map(message).collect();
+    let body = json!({ "origin": peer.name(), "origin_server_ts": 1, "pdus": [], "edus": edus });
+    peer.ask(server.name(), "PUT", &format!("/_matrix/federation/v1/send/{txn}"), Some(&body))
+}
+
+#[test]
+fn a_stranger_who_fills_an_inbox_shuts_out_nobody_but_himself() {
+    let friend = Peer::start();
+    let (server, bob, _room) = bob_at(&friend);
+    bob.initial_sync();
+    let (alice, strangers) = (server.user("alice"), [Peer::start(), Peer::start()]);
+    for stranger in &strangers {
+        assert_eq!(flood(stranger, &server, "t1", &bob, (60, 10)).0, 200);
+        let (status, refusal) = flood(stranger, &server, "t2", &bob, (60, 10));
+        assert_eq!((status, refusal["errcode"].as_str()), (429, Some("M_LIMIT_EXCEEDED")));
+        assert!(refusal["retry_after_ms"].as_i64().is_some_and(|ms| ms > 0), "{refusal}");
+    }
+    // The others have their own shares of the line.
+    assert_eq!(flood(&friend, &server, "t1", &bob, (100, 10)).0, 200);
+    send(&alice, "t1", json!({ bob.id(): { "*": { "n": 1000 } } }));
+    let came = receive(&bob, 221);
+    assert_eq!((came.len(), came.last()), (221, Some(&1000)));
+    // What was refused was taken in no part, and comes as soon as the device has fetched what waited.
+    bob.sync(Duration::ZERO);
+    assert_eq!(flood(&strangers[0], &server, "t2", &bob, (60, 10)).0, 200);
+    assert_eq!(receive(&bob, 60), (0..60).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_friends_messages_beyond_its_share_stay_with_it_until_there_is_room() {
+    let friend = Peer::start();
+    let (server, bob, _room) = bob_at(&friend);
+    bob.initial_sync();
+    let large = (100, 60_000);
+    assert_eq!(flood(&friend, &server, "t1", &bob, large).0, 200);
+    assert_eq!(flood(&friend, &server, "t2", &bob, large).0, 200);
+    let (status, refusal) = flood(&friend, &server, "t3", &bob, large);
+    assert_eq!((status, refusal["errcode"].as_str()), (429, Some("M_LIMIT_EXCEEDED")));
+    assert_eq!(receive(&bob, 200).len(), 200);
+    bob.sync(Duration::ZERO);
+    assert_eq!(flood(&friend, &server, "t3", &bob, large).0, 200);
+    assert_eq!(receive(&bob, 100), (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_of_us_who_fills_an_inbox_is_told_so_and_nobody_else_is() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    bob.initial_sync();
+    let x = "x".repeat(60_000);
+    let put = |user: &TestUser, n: i64| {
+        let path = format!("/_matrix/client/v3/sendToDevice/m.test/t{n}");
+        let messages = json!({ "messages": { bob.id(): { "*": { "n": n, "x": x } } } });
+        user.request("PUT", &path, Some(messages))
+    };
+    let taken = (0..400).take_while(|n| put(&alice, *n).0 == 200).count();
+    assert!((200..350).contains(&taken), "{taken} of 60 kB each");
+    let (status, refusal) = put(&alice, 1000);
+    assert_eq!((status, refusal["errcode"].as_str()), (429, Some("M_LIMIT_EXCEEDED")));
+    assert!(refusal["retry_after_ms"].as_i64().is_some_and(|ms| ms > 0), "{refusal}");
+    assert_eq!(put(&carol, 2000).0, 200);
+    assert_eq!(receive(&bob, taken + 1).last(), Some(&2000));
+    bob.sync(Duration::ZERO);
+    assert_eq!(put(&alice, 1000).0, 200, "the same request as the one that was refused");
+    assert_eq!(receive(&bob, 1), [1000]);
 }

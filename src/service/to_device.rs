@@ -7,10 +7,12 @@ use serde_json::{Map, Value, json};
 
 use super::edus::Intake;
 use super::{Homeserver, random};
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{ServerName, UserId};
 use crate::store::Tx;
 use crate::store::client_transactions::ClientTxn;
+use crate::store::to_device::{Line, Origin};
 
 /// The device id that stands for all of a user's devices.
 const ALL: &str = "*";
@@ -24,6 +26,8 @@ const MOST_MESSAGES: usize = 10_000;
 const SHARE: usize = 50_000;
 /// "Arbitrary utf8 string, of maximum length 32 codepoints."
 const LONGEST_ID: usize = 32;
+/// When who has sent a device more than it fetches should come again.
+const COME_AGAIN: Millis = 20_000;
 
 /// Messages by user and device: a JSON object each.
 type Messages = BTreeMap<String, BTreeMap<String, Map<String, Value>>>;
@@ -40,7 +44,8 @@ pub(super) struct DirectToDevice {
 
 impl Homeserver {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
-    /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`.
+    /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
+    /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent.
     pub fn send_to_device(&self, event_type: &str, messages: Value, txn: ClientTxn) -> Result<()> {
         let messages = Messages::deserialize(messages).map_err(|e| {
             Error::bad_json(format!("messages must have users, their devices and objects: {e}"))
@@ -84,8 +89,9 @@ impl Homeserver {
                 return Ok(());
             }
             tx.add_client_txn(&txn, None, now)?;
+            let origin = Origin::User(&txn.user_id);
             for (user, device, message) in &here {
-                deliver(tx, user, device, message)?;
+                deliver(tx, (user, device), message, origin, now)?;
             }
             for (server, edu) in &owed {
                 if !tx.owe_message(server, edu, now)? {
@@ -109,15 +115,21 @@ impl Homeserver {
         }
     }
 
-    /// Takes in what [`Self::receive_to_device`] has put by, all in one commit.
+    /// Takes in what [`Self::receive_to_device`] has put by, all in one commit. Errors: 429 `M_LIMIT_EXCEEDED` if too many
+    /// of the server's messages wait for one of the devices, so that it keeps them until there is room; then none was
+    /// taken in.
     pub(super) fn take_in_to_device(&self, origin: &ServerName, received: Vec<DirectToDevice>) -> Result<()> {
         if received.is_empty() {
             return Ok(());
         }
         let (origin, now) = (origin.clone(), self.clock.now_ms());
         self.store.write(move |tx| {
+            let origin = match tx.is_neighbour(&origin)? {
+                true => Origin::Neighbour(&origin),
+                false => Origin::Stranger(&origin),
+            };
             for said in &received {
-                if !tx.receive_to_device(&origin, &said.message_id, now)? {
+                if !tx.receive_to_device(origin, &said.message_id, now)? {
                     continue;
                 }
                 for (user, devices) in &said.messages {
@@ -127,27 +139,47 @@ impl Homeserver {
                     }
                     for (device, content) in devices {
                         match written(said.sender.as_str(), &said.event_type, content) {
-                            Some(message) => deliver(tx, &user, device, &message)?,
+                            Some(message) => deliver(tx, (&user, device), &message, origin, now)?,
                             None => log::info!("{} sent {user} a message that is too large", said.sender),
                         }
                     }
                 }
             }
-            Ok(())
+            tx.sweep_received_to_device(origin, now)
         })
     }
 }
 
-/// Lets a message wait for a device of ours, or for all of the user's. Who does not exist gets none.
-fn deliver(tx: &mut Tx<'_>, user: &UserId, device: &str, message: &str) -> Result<()> {
-    let devices = if device == ALL {
-        tx.devices(user)?.into_iter().map(|device| device.device_id).collect()
-    } else {
-        tx.device(user, device)?.map(|device| device.device_id).into_iter().collect::<Vec<_>>()
+/// Lets a message wait for a device of ours, or for all of the user's. Who does not exist gets none. Errors: 429
+/// `M_LIMIT_EXCEEDED` if the origin's share of the device's line is full.
+fn deliver(
+    tx: &mut Tx<'_>,
+    (user, device): (&UserId, &str),
+    message: &str,
+    origin: Origin<'_>,
+    now: Millis,
+) -> Result<()> {
+    let devices = match device {
+        ALL => tx.devices(user)?,
+        device => tx.device(user, device)?.into_iter().collect(),
     };
     for device in devices {
-        if !tx.add_to_device(user, &device, message)? {
-            log::warn!("too many messages wait for {device} of {user}: one was dropped");
+        match tx.add_to_device(user, &device, message, origin, now)? {
+            Line::Waits => {}
+            Line::Asleep => {
+                log::warn!(
+                    "a message of {origin:?} for {} of {user}, which is asleep, is dropped",
+                    device.device_id
+                );
+            }
+            Line::Full => {
+                log::info!("too many messages of {origin:?} wait for {} of {user}", device.device_id);
+                return Err(Error::new(
+                    ErrCode::LimitExceeded,
+                    "Too many of your messages wait for a device",
+                )
+                .with_field("retry_after_ms", COME_AGAIN));
+            }
         }
     }
     Ok(())

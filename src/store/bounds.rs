@@ -64,6 +64,7 @@ const fn table(name: &'static str, filled: &'static [Share], swept: &'static str
 const HISTORY: &str = "never: a room's history is kept";
 /// Of what is derived from accepted events, row for row.
 const BY_EVENTS: &str = "a bounded number of rows for each accepted event";
+const RECEIVED: &str = "of_the_messages_that_were_received_the_last_of_each_origin_are_known_again";
 
 /// Every table, in the order of the schema.
 pub const TABLES: &[Table] = &[
@@ -143,8 +144,17 @@ pub const TABLES: &[Table] = &[
     ),
     table(
         "transactions",
-        &[strangers("one for each transaction with events, kept for 3 days", "")],
-        "each transaction takes out 20 that are too old (`save_transaction_answer`)",
+        &[
+            rooms(
+                "200 of one server; the oldest go",
+                "of_the_answers_to_one_server_the_last_are_kept_and_a_long_id_takes_no_more_room_than_a_short_one",
+            ),
+            strangers(
+                "2000 of all together; the oldest go",
+                "strangers_with_ever_new_names_wash_away_each_others_answers_only_and_all_go_with_time",
+            ),
+        ],
+        "each transaction, of what is older than 3 days (`save_transaction_answer`)",
     ),
     table(
         "waiting_events",
@@ -167,8 +177,29 @@ pub const TABLES: &[Table] = &[
     // ----- messages to devices, device lists -----
     table(
         "to_device",
-        &[users("10 000 and 16 MiB for one device", ""), strangers("the same", "")],
+        &[
+            users(
+                "10 000 and 16 MiB of one sender for one device; 429 beyond",
+                "one_of_us_who_fills_an_inbox_is_told_so_and_nobody_else_is",
+            ),
+            rooms(
+                "10 000 and 16 MiB of one server for one device, 500 and 1 MiB in any case; 429 beyond",
+                "a_friends_messages_beyond_its_share_stay_with_it_until_there_is_room",
+            ),
+            strangers(
+                "100 and 256 KiB of one server for one device, 1000 and 2 MiB of all; 429 beyond",
+                "a_stranger_who_fills_an_inbox_shuts_out_nobody_but_himself",
+            ),
+        ],
         "the device's next /sync (`forget_to_device`); with the device",
+    ),
+    table(
+        "to_device_shares",
+        &[strangers(
+            "one for each origin that has a message in `to_device`",
+            "shares_are_counted_as_messages_come_and_go_and_end_with_the_device",
+        )],
+        "with the last of its messages (`forget_to_device`); with the device",
     ),
     table(
         "to_device_portions",
@@ -177,8 +208,11 @@ pub const TABLES: &[Table] = &[
     ),
     table(
         "to_device_received",
-        &[strangers("one for each message, kept for 7 days", "")],
-        "each message takes out 5 that are too old (`receive_to_device`)",
+        &[
+            rooms("2000 of one server; the oldest go", RECEIVED),
+            strangers("2000 of all together; the oldest go", RECEIVED),
+        ],
+        "each transaction, of what is older than 7 days (`sweep_received_to_device`)",
     ),
     table("device_changes", &[rooms("one for each user who shares a room with one of us", "")], "never"),
     table(

@@ -3,7 +3,6 @@
 
 use rusqlite::OptionalExtension;
 
-use super::to_device::place_in_line;
 use super::{Db, EventKey, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
@@ -50,6 +49,20 @@ impl Db<'_> {
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
+}
+
+/// The number of the next message in a line of messages, and what all up to it come to in bytes. None: too many wait.
+/// `ends`: those two of the first that waits and of the last; `most`: how many may wait, and how many bytes behind the
+/// first.
+fn place_in_line(
+    ends: Option<((i64, i64), (i64, i64))>,
+    size: usize,
+    most: (i64, i64),
+) -> Option<(i64, i64)> {
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    let Some(((first, before), (last, bytes))) = ends else { return Some((1, size)) };
+    let is_full = last - first + 1 >= most.0 || bytes - before + size > most.1;
+    (!is_full).then_some((last + 1, bytes + size))
 }
 
 impl Tx<'_> {

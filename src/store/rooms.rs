@@ -143,6 +143,15 @@ impl Db<'_> {
         Ok(statement.exists(params![room, server.as_str()])?)
     }
 
+    /// Whether another server is in a room with one of us: who is not is a stranger.
+    pub fn is_neighbour(&self, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM resident_servers s JOIN rooms r USING (room_key)
+             WHERE s.server = ?1 AND s.until IS NULL AND r.resident = 1 LIMIT 1",
+        )?;
+        Ok(statement.exists([server.as_str()])?)
+    }
+
     /// When the server was in which rooms, as far as it matters beyond a stream position.
     pub fn residences(&self, server: &ServerName, after: i64) -> Result<Vec<Residence>> {
         let mut statement = self.conn().prepare_cached(

@@ -1,20 +1,99 @@
 //! Messages that wait for devices, and which ones other servers have sent us already.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 
+use super::devices::Device;
 use super::{Db, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::{ServerName, UserId};
 
-/// Messages that wait for one device, and what they come to in bytes. Further ones are dropped: what was taken in is
-/// never given up for what comes later, or a flood could wash it away.
-const MOST_WAITING: i64 = 10_000;
-const MOST_BYTES: i64 = 16 << 20;
-/// For how long it is remembered that a message of another server was received.
+/// For how long it is remembered that a message of another server was received, and how many of one server, and of all
+/// strangers together: repeated is what got no answer, a few transactions at once.
 const KEPT: Millis = 7 * 24 * 3_600_000;
-/// Memories that go when one comes, so that no single commit has much to do.
-const SWEPT_AT_ONCE: u32 = 5;
+const MOST_RECEIVED: u32 = 2000;
+/// Memories that go when some come, so that no single commit has much to do: more than one transaction can have.
+const SWEPT_AT_ONCE: u32 = 200;
+/// A device that was not heard of for so long is asleep, and may never wake.
+const ASLEEP_AFTER: Millis = 7 * 24 * 3_600_000;
+
+/// A number of messages, and of their bytes.
+#[derive(Debug, Clone, Copy)]
+struct Amount {
+    messages: i64,
+    bytes: i64,
+}
+
+const fn amount(messages: i64, bytes: i64) -> Amount {
+    Amount { messages, bytes }
+}
+
+impl Amount {
+    fn has_room_for(self, waiting: Self, bytes: i64) -> bool {
+        waiting.messages < self.messages && waiting.bytes + bytes <= self.bytes
+    }
+}
+
+/// From whom a message to a device comes: whose share of the device's line it takes. What was taken in is never given up for
+/// what comes later, so that whoever fills a share shuts out nobody but themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin<'a> {
+    /// One of our users.
+    User(&'a UserId),
+    /// A server that is in a room with one of us.
+    Neighbour(&'a ServerName),
+    /// Any other server.
+    Stranger(&'a ServerName),
+}
+
+/// What may wait for one device of such origins.
+struct Limits {
+    /// Of each.
+    each: Amount,
+    /// Of all together.
+    all: Amount,
+    /// Of each even when all together have what they may.
+    fair: Amount,
+}
+
+impl Origin<'_> {
+    /// The number of the share, and who takes of it.
+    fn of(&self) -> (i64, &str) {
+        match self {
+            Self::User(user) => (0, user.as_str()),
+            Self::Neighbour(server) => (1, server.as_str()),
+            Self::Stranger(server) => (2, server.as_str()),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        match self {
+            Self::User(_) | Self::Neighbour(_) => Limits {
+                each: amount(10_000, 16 << 20),
+                all: amount(50_000, 64 << 20),
+                fair: amount(500, 1 << 20),
+            },
+            // As many as one transaction can have.
+            Self::Stranger(_) => {
+                Limits { each: amount(100, 256 << 10), all: amount(1000, 2 << 20), fair: amount(0, 0) }
+            }
+        }
+    }
+}
+
+/// What became of a message to a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// It waits for the device.
+    Waits,
+    /// Too many wait of the same origin: it should come again when the device has fetched some.
+    Full,
+    /// The same, and the device was not heard of for long: the message is lost, since nobody can be made to wait for a device
+    /// that may never come back.
+    Asleep,
+}
 
 /// A message that waits for a device.
 #[derive(Debug, Clone)]
@@ -61,51 +140,92 @@ impl Db<'_> {
     }
 }
 
-/// The number of the next message in a line of messages, and what all up to it come to in bytes. None: too many wait.
-/// `ends`: those two of the first that waits and of the last; `most`: how many may wait, and how many bytes behind the
-/// first.
-pub(super) fn place_in_line(
-    ends: Option<((i64, i64), (i64, i64))>,
-    size: usize,
-    most: (i64, i64),
-) -> Option<(i64, i64)> {
-    let size = i64::try_from(size).unwrap_or(i64::MAX);
-    let Some(((first, before), (last, bytes))) = ends else { return Some((1, size)) };
-    let is_full = last - first + 1 >= most.0 || bytes - before + size > most.1;
-    (!is_full).then_some((last + 1, bytes + size))
-}
-
 impl Tx<'_> {
-    /// Lets a message wait for one of our devices, which exists. False: too many do, and this one is dropped.
-    pub fn add_to_device(&mut self, user: &UserId, device: &str, message: &str) -> Result<bool> {
-        let end = |order: &str| -> Result<Option<(i64, i64)>> {
-            let mut statement = self.conn().prepare_cached(&format!(
-                "SELECT number, bytes FROM to_device WHERE user_id = ?1 AND device_id = ?2 ORDER BY number {order} LIMIT 1"
-            ))?;
-            let ends = params![user.as_str(), device];
-            Ok(statement.query_row(ends, |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
-        };
-        let ends = end("ASC")?.zip(end("DESC")?);
-        let Some((number, bytes)) = place_in_line(ends, message.len(), (MOST_WAITING, MOST_BYTES)) else {
-            return Ok(false);
-        };
+    /// Lets a message wait for one of our devices, which exists, if the origin's share of its line is not full.
+    pub fn add_to_device(
+        &mut self,
+        user: &UserId,
+        device: &Device,
+        message: &str,
+        origin: Origin<'_>,
+        now: Millis,
+    ) -> Result<Line> {
+        let (share, name) = origin.of();
+        let size = i64::try_from(message.len()).unwrap_or(i64::MAX);
+        let limits = origin.limits();
+        let of_origin = self.to_device_share(user, &device.device_id, share, name)?;
+        let of_all = self.to_device_share(user, &device.device_id, share, "")?;
+        let fits = limits.each.has_room_for(of_origin, size)
+            && (limits.all.has_room_for(of_all, size) || limits.fair.has_room_for(of_origin, size));
+        if !fits {
+            let asleep = device.last_seen_ms.is_some_and(|seen| now - seen > ASLEEP_AFTER);
+            return Ok(if asleep { Line::Asleep } else { Line::Full });
+        }
+        for name in [name, ""] {
+            self.conn()
+                .prepare_cached(
+                    "INSERT INTO to_device_shares (user_id, device_id, share, origin, messages, bytes)
+                     VALUES (?1, ?2, ?3, ?4, 1, ?5)
+                     ON CONFLICT DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes",
+                )?
+                .execute(params![user.as_str(), device.device_id, share, name, size])?;
+        }
         let stream = self.next_stream();
         self.conn()
             .prepare_cached(
-                "INSERT INTO to_device (user_id, device_id, number, stream, bytes, message)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO to_device (user_id, device_id, number, stream, share, origin, bytes, message)
+                 VALUES (?1, ?2, (SELECT coalesce(max(number), 0) + 1 FROM to_device WHERE user_id = ?1 AND device_id = ?2),
+                   ?3, ?4, ?5, ?6, ?7)",
             )?
-            .execute(params![user.as_str(), device, number, stream, bytes, message])?;
+            .execute(params![user.as_str(), device.device_id, stream, share, name, size, message])?;
         self.wake_user(user);
-        Ok(true)
+        Ok(Line::Waits)
+    }
+
+    fn to_device_share(&self, user: &UserId, device: &str, share: i64, origin: &str) -> Result<Amount> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT messages, bytes FROM to_device_shares
+             WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4",
+        )?;
+        let found = statement
+            .query_row(params![user.as_str(), device, share, origin], |row| {
+                Ok(amount(row.get(0)?, row.get(1)?))
+            })
+            .optional()?;
+        Ok(found.unwrap_or(amount(0, 0)))
     }
 
     /// Lets go of what a device has proved to have: its messages up to that number, and what was noted of answers whose
     /// tokens are not behind `since`.
     pub fn forget_to_device(&mut self, user: &UserId, device: &str, upto: i64, since: i64) -> Result<()> {
+        let mut gone: BTreeMap<(i64, String), Amount> = BTreeMap::new();
+        {
+            let mut statement = self.conn().prepare_cached(
+                "DELETE FROM to_device WHERE user_id = ?1 AND device_id = ?2 AND number <= ?3
+                 RETURNING share, origin, bytes",
+            )?;
+            let mut rows = statement.query(params![user.as_str(), device, upto])?;
+            while let Some(row) = rows.next()? {
+                let (share, origin, bytes): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                for origin in [origin, String::new()] {
+                    let of = gone.entry((share, origin)).or_insert(amount(0, 0));
+                    *of = amount(of.messages + 1, of.bytes + bytes);
+                }
+            }
+        }
+        for ((share, origin), Amount { messages, bytes }) in gone {
+            self.conn()
+                .prepare_cached(
+                    "UPDATE to_device_shares SET messages = messages - ?5, bytes = bytes - ?6
+                     WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4",
+                )?
+                .execute(params![user.as_str(), device, share, origin, messages, bytes])?;
+        }
         self.conn()
-            .prepare_cached("DELETE FROM to_device WHERE user_id = ?1 AND device_id = ?2 AND number <= ?3")?
-            .execute(params![user.as_str(), device, upto])?;
+            .prepare_cached(
+                "DELETE FROM to_device_shares WHERE user_id = ?1 AND device_id = ?2 AND messages = 0",
+            )?
+            .execute(params![user.as_str(), device])?;
         self.conn()
             .prepare_cached(
                 "DELETE FROM to_device_portions WHERE user_id = ?1 AND device_id = ?2 AND stream <= ?3",
@@ -130,20 +250,201 @@ impl Tx<'_> {
     }
 
     /// Notes that a message of another server was received. False: it was before.
-    pub fn receive_to_device(&mut self, origin: &ServerName, message_id: &str, now: Millis) -> Result<bool> {
+    pub fn receive_to_device(&mut self, origin: Origin<'_>, message_id: &str, now: Millis) -> Result<bool> {
+        let stranger = matches!(origin, Origin::Stranger(_));
+        let (_, origin) = origin.of();
         let added = self
             .conn()
             .prepare_cached(
-                "INSERT INTO to_device_received (origin, message_id, received_ms) VALUES (?1, ?2, ?3)
+                "INSERT INTO to_device_received (origin, message_id, received_ms, stranger) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT DO NOTHING",
             )?
-            .execute(params![origin.as_str(), message_id, now])?;
+            .execute(params![origin, message_id, now, stranger])?;
+        Ok(added > 0)
+    }
+
+    /// Forgets old messages that were received, after some of this origin were.
+    pub fn sweep_received_to_device(&mut self, origin: Origin<'_>, now: Millis) -> Result<()> {
+        // Row ids grow with time.
         self.conn()
             .prepare_cached(
-                "DELETE FROM to_device_received WHERE (origin, message_id) IN
-                   (SELECT origin, message_id FROM to_device_received WHERE received_ms < ?1 LIMIT ?2)",
+                "DELETE FROM to_device_received WHERE number IN (SELECT number FROM to_device_received
+                   WHERE origin = ?1 ORDER BY number DESC LIMIT ?3 OFFSET ?2)",
             )?
-            .execute((now - KEPT, SWEPT_AT_ONCE))?;
-        Ok(added > 0)
+            .execute(params![origin.of().1, MOST_RECEIVED, SWEPT_AT_ONCE])?;
+        if matches!(origin, Origin::Stranger(_)) {
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM to_device_received WHERE number IN (SELECT number FROM to_device_received
+                       WHERE stranger = 1 ORDER BY number DESC LIMIT ?2 OFFSET ?1)",
+                )?
+                .execute([MOST_RECEIVED, SWEPT_AT_ONCE])?;
+        }
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM to_device_received WHERE received_ms < ?1
+                   AND number IN (SELECT number FROM to_device_received ORDER BY number LIMIT ?2)",
+            )?
+            .execute(params![now - KEPT, SWEPT_AT_ONCE])?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Location, Options, Store};
+
+    const DAY: Millis = 24 * 3_600_000;
+
+    fn name(name: &str) -> ServerName {
+        ServerName::parse(name).expect("a name")
+    }
+
+    fn bob() -> UserId {
+        UserId::parse("@bob:us.example").expect("a user id")
+    }
+
+    /// A store with one device of bob's.
+    fn store() -> Store {
+        let options = Options { durable: false, readers: 1 };
+        let store = Store::open(Location::Memory, &name("us.example"), Box::new(|_| ()), &options);
+        let store = store.expect("a store");
+        let device = store.write(|tx| {
+            tx.conn().execute("INSERT INTO users (user_id, created_ms) VALUES ('@bob:us.example', 0)", [])?;
+            tx.conn()
+                .execute("INSERT INTO devices (user_id, device_id) VALUES ('@bob:us.example', 'D')", [])?;
+            Ok(())
+        });
+        device.expect("a device");
+        store
+    }
+
+    fn device(last_seen_ms: Option<Millis>) -> Device {
+        Device { device_id: "D".into(), display_name: None, last_seen_ms, last_seen_ip: None }
+    }
+
+    /// As if so many messages waited of this share, and so many of them of the origin.
+    fn pretend(tx: &mut Tx<'_>, share: i64, origin: &str, of_origin: i64, of_all: i64) -> Result<()> {
+        for (origin, messages) in [(origin, of_origin), ("", of_all)] {
+            tx.conn().execute(
+                "INSERT OR REPLACE INTO to_device_shares (user_id, device_id, share, origin, messages, bytes)
+                 VALUES ('@bob:us.example', 'D', ?1, ?2, ?3, 0)",
+                params![share, origin, messages],
+            )?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn each_origin_has_its_share_of_a_line_and_a_fair_one_however_many_others_there_are() {
+        let (friend, stranger) = (name("friend.example"), name("stranger.example"));
+        let alice = UserId::parse("@alice:us.example").expect("a user id");
+        store()
+            .write(move |tx| {
+                let mut add = |origin: Origin<'_>, counts: (i64, i64)| {
+                    let (share, name) = origin.of();
+                    pretend(tx, share, name, counts.0, counts.1)?;
+                    tx.add_to_device(&bob(), &device(None), "{}", origin, DAY)
+                };
+                for origin in [Origin::User(&alice), Origin::Neighbour(&friend)] {
+                    assert_eq!(add(origin, (9_999, 9_999))?, Line::Waits);
+                    assert_eq!(add(origin, (10_000, 10_000))?, Line::Full, "{origin:?}");
+                    assert_eq!(add(origin, (499, 50_000))?, Line::Waits, "{origin:?} has a fair share");
+                    assert_eq!(add(origin, (500, 50_000))?, Line::Full, "{origin:?}");
+                }
+                let origin = Origin::Stranger(&stranger);
+                assert_eq!(add(origin, (99, 999))?, Line::Waits);
+                assert_eq!(add(origin, (100, 100))?, Line::Full);
+                assert_eq!(add(origin, (0, 1000))?, Line::Full, "names have no end");
+                Ok(())
+            })
+            .expect("written");
+    }
+
+    #[test]
+    fn nobody_is_made_to_wait_for_a_device_that_sleeps() {
+        let friend = name("friend.example");
+        store()
+            .write(move |tx| {
+                pretend(tx, 1, "friend.example", 10_000, 10_000)?;
+                let mut add = |device: &Device| {
+                    tx.add_to_device(&bob(), device, "{}", Origin::Neighbour(&friend), 100 * DAY)
+                };
+                assert_eq!(add(&device(Some(99 * DAY)))?, Line::Full);
+                assert_eq!(add(&device(Some(90 * DAY)))?, Line::Asleep);
+                Ok(())
+            })
+            .expect("written");
+    }
+
+    #[test]
+    fn shares_are_counted_as_messages_come_and_go_and_end_with_the_device() {
+        let store = store();
+        let left = |store: &Store| {
+            let sql =
+                "SELECT count(*), coalesce(sum(messages), 0), coalesce(sum(bytes), 0) FROM to_device_shares";
+            store.read(|db| Ok(db.conn().query_row(sql, [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?))
+        };
+        let counts = |store: &Store| -> (i64, i64, i64) { left(store).expect("counts") };
+        let (friend, stranger) = (name("friend.example"), name("stranger.example"));
+        let written = store.write(move |tx| {
+            for n in 0..10 {
+                let origin =
+                    if n % 2 == 0 { Origin::Neighbour(&friend) } else { Origin::Stranger(&stranger) };
+                tx.add_to_device(&bob(), &device(None), "0123456789", origin, 0)?;
+            }
+            Ok(())
+        });
+        written.expect("written");
+        assert_eq!(counts(&store), (4, 20, 200), "each message counts for its origin and for the share");
+        store.write(|tx| tx.forget_to_device(&bob(), "D", 4, 0)).expect("written");
+        assert_eq!(counts(&store), (4, 12, 120));
+        store.write(|tx| tx.forget_to_device(&bob(), "D", 10, 0)).expect("written");
+        assert_eq!(counts(&store), (0, 0, 0));
+        let friend = name("friend.example");
+        let written = store.write(move |tx| {
+            tx.add_to_device(&bob(), &device(None), "{}", Origin::Neighbour(&friend), 0)?;
+            tx.delete_device(&bob(), "D")
+        });
+        assert!(written.expect("written"));
+        assert_eq!(counts(&store), (0, 0, 0));
+    }
+
+    #[test]
+    fn of_the_messages_that_were_received_the_last_of_each_origin_are_known_again() {
+        let store = store();
+        let friend = name("friend.example");
+        let known = store.write(move |tx| {
+            tx.receive_to_device(Origin::Neighbour(&friend), "m", 0)?;
+            for n in 0..30 {
+                let stranger = name(&format!("s{n}.example"));
+                let origin = Origin::Stranger(&stranger);
+                for m in 0..100 {
+                    assert!(tx.receive_to_device(origin, &m.to_string(), 0)?);
+                }
+                tx.sweep_received_to_device(origin, 0)?;
+                assert!(!tx.receive_to_device(origin, "99", 0)?);
+            }
+            assert!(
+                !tx.receive_to_device(Origin::Neighbour(&friend), "m", 0)?,
+                "strangers wash away only strangers"
+            );
+            for m in 0..3000 {
+                tx.receive_to_device(Origin::Neighbour(&friend), &format!("m{m}"), 0)?;
+                if m % 100 == 0 {
+                    tx.sweep_received_to_device(Origin::Neighbour(&friend), 0)?;
+                }
+            }
+            tx.sweep_received_to_device(Origin::Neighbour(&friend), 0)?;
+            let count = "SELECT count(*) FROM to_device_received WHERE stranger = ?1";
+            let count =
+                |tx: &Tx<'_>, stranger: bool| tx.conn().query_row(count, [stranger], |row| row.get(0));
+            let kept: (i64, i64) = (count(tx, true)?, count(tx, false)?);
+            (0..20).try_for_each(|_| tx.sweep_received_to_device(Origin::Neighbour(&friend), 8 * DAY))?;
+            Ok((kept, count(tx, true)? + count(tx, false)?))
+        });
+        let most = i64::from(MOST_RECEIVED);
+        assert_eq!(known.expect("written"), ((most, most), 0));
     }
 }
