@@ -22,8 +22,13 @@ const STEPS: &[&str] = &[];
 pub const VERSION: i32 = STEPS.len() as i32 + 1;
 
 /// Makes the database ready for this program. One transaction: either the database is of the present version afterwards,
-/// or it is untouched.
-pub(super) fn prepare(connection: &mut Connection, path: &Path, server_name: &ServerName) -> Result<()> {
+/// or it is untouched. `may_be_new`: whether one without anything in it is made ours, or refused.
+pub(super) fn prepare(
+    connection: &mut Connection,
+    path: &Path,
+    server_name: &ServerName,
+    may_be_new: bool,
+) -> Result<()> {
     let sql = |e: rusqlite::Error| unusable(path, &e);
     let shown = path.display();
     let application: i32 = connection.query_row("PRAGMA application_id", [], |r| r.get(0)).map_err(sql)?;
@@ -31,6 +36,12 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, server_name: &Se
     let is_new = application == 0 && version == 0 && {
         connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |r| r.get(0)).map_err(sql)?
     };
+    if is_new && !may_be_new {
+        return Err(refusal(format!(
+            "The database {shown} has nothing in it: it may have been copied without its log ({shown}-wal). Please \
+             restore all of it, or remove it to begin anew"
+        )));
+    }
     if !is_new && application != APPLICATION_ID {
         return Err(refusal(format!("{shown} is a database of another program, not Doorstep's")));
     }

@@ -19,6 +19,8 @@ pub mod directory;
 pub mod ephemeral;
 pub mod events;
 pub mod filters;
+mod folder;
+mod gate;
 mod graph_memory;
 mod herald;
 pub mod memberships;
@@ -47,8 +49,7 @@ mod writer;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::ops::Deref;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -63,6 +64,7 @@ use crate::protocol::{RoomVersion, ServerName, UserId};
 
 use checkpoint::Checkpointer;
 use devices::Session;
+use folder::FILE;
 use memory::Memory;
 use pdu_memory::PduMemory;
 use session_memory::SessionMemory;
@@ -182,8 +184,6 @@ pub struct Store {
     _lock: Option<File>,
 }
 
-const FILE: &str = "doorstep.db";
-
 /// Positions that are passed over at each start: clients may have been told of some that a power cut took back, because
 /// only light commits had written them. There is no shortage of positions.
 const PASSED_OVER: i64 = 20_000;
@@ -199,14 +199,20 @@ impl Store {
         on_commit: OnCommit,
         options: &Options,
     ) -> Result<Store> {
-        let (folder, lock) = match &location {
-            Location::Folder(folder) => (folder.clone(), Some(lock_folder(folder)?)),
+        let (folder, mut lock) = match &location {
+            Location::Folder(folder) => (folder.clone(), Some(folder::lock(folder)?)),
             Location::Memory => (scratch_folder()?, None),
         };
         let scratch = matches!(location, Location::Memory).then(|| Scratch(folder.clone()));
         let path = folder.join(FILE);
-        let mut connection = open_for_writing(&path, options)?;
-        migrate::prepare(&mut connection, &path, server_name)?;
+        let mut connection = match &mut lock {
+            Some(lock) => folder::open(&folder, lock, server_name, options)?,
+            None => {
+                let mut connection = open_for_writing(&path, options)?;
+                migrate::prepare(&mut connection, &path, server_name, true)?;
+                connection
+            }
+        };
         let position = pass_over(&connection).map_err(|e| unusable(&path, &e))?;
         let shared = Arc::new(Shared {
             server_name: server_name.clone(),
@@ -214,12 +220,13 @@ impl Store {
             sessions: SessionMemory::default(),
             pdus: PduMemory::default(),
         });
+        let readers =
+            readers::Readers::new(path.clone(), options.readers.max(1), scratch.is_some(), shared.clone())?;
         let checkpointer = match &scratch {
-            None => Some(Checkpointer::start(&mut connection, &path, options.durable)?),
+            None => Some(Checkpointer::start(&mut connection, &path, options.durable, readers.gate())?),
             // Nothing waits for a disk there.
             Some(_) => None,
         };
-        let readers = readers::Readers::new(path, options.readers.max(1), scratch.is_some(), shared.clone())?;
         // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
         drop(scratch);
         let writer =
@@ -489,33 +496,6 @@ fn unusable(path: &Path, e: &rusqlite::Error) -> Error {
         }
         _ => format!("The database {path} cannot be used: {e}"),
     })
-}
-
-/// Makes the folder if need be and takes its lock, which the kernel releases when the process ends in whatever way.
-fn lock_folder(folder: &Path) -> Result<File> {
-    let cannot = |e: std::io::Error| {
-        refusal(format!("The data folder {} cannot be used: {e}", folder.display())).with_cause(e)
-    };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(folder.join("doorstep.lock"))
-        .map_err(cannot)?;
-    // SAFETY: the descriptor belongs to `file`, which is open; flock touches no memory.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(file);
-    }
-    let e = std::io::Error::last_os_error();
-    if e.kind() == std::io::ErrorKind::WouldBlock {
-        return Err(refusal(format!(
-            "The data folder {} is in use by another Doorstep process",
-            folder.display()
-        )));
-    }
-    Err(cannot(e))
 }
 
 /// A folder that goes when this is dropped.

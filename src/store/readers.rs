@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::gate::Gate;
 use super::{Db, Shared, configure};
 use crate::error::{Error, Result};
 
@@ -33,6 +34,7 @@ pub(super) struct Readers {
     shared: Arc<Shared>,
     pool: Mutex<Pool>,
     returned: Condvar,
+    gate: Arc<Gate>,
 }
 
 struct Pool {
@@ -53,7 +55,12 @@ impl Readers {
             }
             pool.unopened = 0;
         }
-        Ok(Readers { path, shared, pool: Mutex::new(pool), returned: Condvar::new() })
+        Ok(Readers { path, shared, pool: Mutex::new(pool), returned: Condvar::new(), gate: Arc::default() })
+    }
+
+    /// What all of them pass.
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
     }
 
     pub(super) fn read<T>(&self, f: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
@@ -84,6 +91,7 @@ impl Readers {
             }
             pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
         };
+        self.gate.enter();
         INSIDE.set(true);
         Ok(Lent { readers: self, connection: Some(connection) })
     }
@@ -107,11 +115,12 @@ impl Drop for Lent<'_> {
         let Some(connection) = self.connection.take() else { return };
         let ended = connection.is_autocommit()
             || connection.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).is_ok();
+        let connection = ended.then_some(connection);
+        self.readers.gate.leave();
         let mut pool = self.readers.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended {
-            pool.idle.push(connection);
-        } else {
-            pool.unopened += 1;
+        match connection {
+            Some(connection) => pool.idle.push(connection),
+            None => pool.unopened += 1,
         }
         drop(pool);
         self.readers.returned.notify_one();

@@ -120,6 +120,69 @@ fn a_log_that_never_rests_is_folded_beside_the_writer_and_starts_over() {
 }
 
 #[test]
+fn a_log_starts_over_although_there_is_no_moment_without_a_reader() {
+    let folder = Folder::new();
+    let options = Options { durable: false, ..Options::default() };
+    let location = Location::Folder(folder.0.clone());
+    let store = Store::open(location, &name(), Box::new(|_| {}), &options).unwrap();
+    store.write(|tx| Ok(tx.conn().execute_batch("CREATE TABLE bulk (data BLOB)")?)).unwrap();
+    let (over, begun) = (std::sync::atomic::AtomicBool::new(false), AtomicUsize::new(0));
+    let mut longest = 0;
+    std::thread::scope(|scope| {
+        let (store, over, begun) = (&store, &over, &begun);
+        for _ in 0..3 {
+            scope.spawn(move || {
+                while !over.load(Ordering::SeqCst) {
+                    let read = |db: &Db<'_>| {
+                        db.file_bytes()?;
+                        let own = begun.fetch_add(1, Ordering::SeqCst);
+                        // A read takes a while, and nobody leaves before the next one has come, if one comes at all.
+                        let start = std::time::Instant::now();
+                        let lasts = |ms| start.elapsed() < std::time::Duration::from_millis(ms);
+                        while lasts(15) || (lasts(60) && begun.load(Ordering::SeqCst) == own + 1) {
+                            std::thread::yield_now();
+                        }
+                        Ok(())
+                    };
+                    store.read(read).unwrap();
+                }
+            });
+        }
+        for _ in 0..300 {
+            store
+                .write(|tx| Ok(tx.conn().execute("INSERT INTO bulk VALUES (zeroblob(1 << 20))", [])?))
+                .unwrap();
+            longest = longest.max(fs::metadata(folder.0.join(format!("{FILE}-wal"))).unwrap().len());
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    assert!(longest < 110 << 20, "of 300 MiB that were written, {} were in the log at once", longest >> 20);
+}
+
+#[test]
+fn when_nobody_writes_the_database_alone_is_all_there_is() {
+    let folder = Folder::new();
+    let store = open(&folder).unwrap();
+    let copy = Folder::new();
+    fs::create_dir(&copy.0).unwrap();
+    for round in 0..2 {
+        store.write(move |tx| add_room(tx, &format!("!{round}:x"))).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            fs::copy(folder.0.join(FILE), copy.0.join(FILE)).unwrap();
+            // The copy is opened as it is, without a log.
+            let rooms = Connection::open(copy.0.join(FILE)).unwrap();
+            if rooms.query_row("SELECT count(*) FROM rooms", [], |r| r.get::<_, i64>(0)).unwrap() == round + 1
+            {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "in round {round} the log is not folded");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
 fn a_closure_that_fails_or_panics_undoes_its_own_work_only() {
     let folder = Folder::new();
     let store = open(&folder).unwrap();
