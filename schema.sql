@@ -183,11 +183,13 @@ CREATE TABLE owed_events (
 
 -- One of our users' membership in a room that this server is not resident in: a knock, an invite, a join under way, or
 -- a leave that the room's servers have yet to be told. `state` is a state of protocol/remote_membership.rs, and only
--- its `next` may change it. A row is deleted when this server becomes resident in the room.
+-- its `next` may change it. A row is deleted when this server becomes resident in the room, and some time after it ended.
 CREATE TABLE remote_memberships (
   room_id TEXT NOT NULL,
   user_id TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('knocking', 'knocked', 'invited', 'joining', 'leaving', 'closed')),
+  -- While invited: by whom, to count with.
+  inviter TEXT,
   room_version TEXT NOT NULL,
   -- The member event that the user's clients are told: their knock, the invite, the leave, as it was sent or received.
   -- NULL only while joining a room that they were neither invited to nor knocked upon. Each event has the room version
@@ -204,7 +206,7 @@ CREATE TABLE remote_memberships (
   pending_id TEXT,
   pending_version TEXT,
   pending BLOB,
-  -- knock_room_state or invite_room_state in the form for clients: a JSON array of stripped events.
+  -- What is kept of knock_room_state or invite_room_state, in the form for clients: a JSON array of stripped events.
   stripped_state BLOB NOT NULL,
   -- A JSON array of servers worth asking, best first: the one we knocked through leads.
   via TEXT NOT NULL,
@@ -213,11 +215,16 @@ CREATE TABLE remote_memberships (
   due_ms INTEGER,
   -- 1 once the user asked to forget the room; the row is kept while other servers still have to be told of the leave.
   forgotten INTEGER NOT NULL,
+  -- Of a closed one: since when.
+  ended_ms INTEGER,
   stream INTEGER NOT NULL,
   PRIMARY KEY (room_id, user_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX remote_memberships_by_user ON remote_memberships (user_id, stream);
 CREATE INDEX remote_memberships_due ON remote_memberships (due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX remote_memberships_inviters ON remote_memberships (user_id, inviter) WHERE inviter IS NOT NULL;
+CREATE INDEX remote_memberships_closed ON remote_memberships (user_id, stream) WHERE state = 'closed';
+CREATE INDEX remote_memberships_ended ON remote_memberships (ended_ms) WHERE ended_ms IS NOT NULL;
 
 -- ===== Other servers: keys, delivery, transactions =====
 

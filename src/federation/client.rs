@@ -151,6 +151,19 @@ impl CallError {
         refusal.body.get("retry_after_ms").and_then(Value::as_u64).map(Duration::from_millis)
     }
 
+    /// As our own client should hear of a limit that the peer set to what it asked for: 429 `M_LIMIT_EXCEEDED`, with the
+    /// peer's `retry_after_ms`. None of any other error.
+    pub fn as_limit(&self, peer: &ServerName) -> Option<Error> {
+        const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+        self.refusal().filter(|refusal| refusal.status == 429)?;
+        let told = Error::new(ErrCode::LimitExceeded, format!("{peer} wants to be asked later"));
+        let wait = self.retry_after().map(|wait| wait.min(LONGEST).as_millis());
+        Some(match wait.and_then(|ms| u64::try_from(ms).ok()) {
+            Some(ms) => told.with_field("retry_after_ms", ms),
+            None => told,
+        })
+    }
+
     /// As our own client should hear it: codes that speak of the resource pass with their extra fields, everything
     /// else is 502 naming the peer (504 if it was not reached).
     pub fn into_client_error(self, peer: &ServerName) -> Error {

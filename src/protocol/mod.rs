@@ -2,6 +2,7 @@
 
 pub mod content;
 pub mod event_auth;
+pub mod fair_share;
 pub mod filter;
 pub mod glance;
 pub mod handshake;

@@ -28,6 +28,26 @@ pub const STRIPPED_TYPES: [&str; 7] = [
 /// How many entries are looked at; what comes behind them is left out.
 pub const MAX_ENTRIES: usize = 100;
 
+/// How much is kept of what another server shows of one room, in bytes of JSON as clients get it. It is kept for as long as
+/// nobody answers, and comes with every initial sync.
+pub const MAX_BYTES: usize = 64 * 1024;
+
+/// And how much of that any entry may have but the create event, without which a room is not shown.
+const MAX_ENTRY_BYTES: usize = 16 * 1024;
+
+/// What is kept of it: the types of above, what tells most of a room first, so that the rest is left out where not all of
+/// it fits. `m.room.member` stands for the inviter's, which gives the invite a name and a face.
+const KEPT: [&str; 8] = [
+    "m.room.create",
+    "m.room.join_rules",
+    "m.room.name",
+    "m.room.canonical_alias",
+    "m.room.encryption",
+    "m.room.member",
+    "m.room.avatar",
+    "m.room.topic",
+];
+
 /// An event as clients are shown it: `type`, `state_key`, `sender`, `content`.
 pub fn strip(pdu: &Pdu) -> Value {
     json!({
@@ -88,14 +108,42 @@ fn is_create(entry: &Value) -> bool {
     entry["type"] == "m.room.create" && entry["state_key"] == ""
 }
 
-/// The `invite_room_state` of an invite, as clients may see it. Signatures of whole events are for the caller to
+/// What is kept of the entries, as clients may see them: one of each type that is recommended, the inviter's member event
+/// among them, and of all together no more than [`MAX_BYTES`].
+fn cut(entries: &[Value], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
+    let mut left = MAX_BYTES;
+    let mut kept = Vec::new();
+    for event_type in KEPT {
+        let is_member = event_type == "m.room.member";
+        let state_key = if is_member { inviter.map(UserId::as_str) } else { Some("") };
+        let is_it = |entry: &&Value| {
+            entry["type"] == event_type && state_key.is_some_and(|key| entry["state_key"] == key)
+        };
+        let Some(raw) = entries.iter().find(is_it).and_then(|entry| to_raw_value(entry).ok()) else {
+            continue;
+        };
+        let most = if event_type == "m.room.create" { left } else { left.min(MAX_ENTRY_BYTES) };
+        if raw.get().len() <= most {
+            left -= raw.get().len();
+            kept.push(raw);
+        }
+    }
+    kept
+}
+
+/// The `invite_room_state` of an invite: what of it is kept for clients. Signatures of whole events are for the caller to
 /// check. Before room version 12, entries that are of no use are left out.
 ///
 /// Errors, from version 12 on: 400 `M_INVALID_PARAM` if the room's create event is not there as a whole event, or if
 /// any entry is malformed or of another room.
-pub fn check_received(entries: &[Box<RawValue>], room: &RoomId, version: RoomVersion) -> Result<Vec<Value>> {
+pub fn check_received(
+    entries: &[Box<RawValue>],
+    room: &RoomId,
+    version: RoomVersion,
+    inviter: &UserId,
+) -> Result<Vec<Box<RawValue>>> {
     if !version.room_id_is_create_hash {
-        return Ok(usable(entries, room, version));
+        return Ok(usable(entries, room, version, Some(inviter)));
     }
     if entries.len() > MAX_ENTRIES {
         return Err(Error::invalid_param("the room's state has too many entries"));
@@ -112,18 +160,28 @@ pub fn check_received(entries: &[Box<RawValue>], room: &RoomId, version: RoomVer
         }
         shown.push(value);
     }
-    if create { Ok(shown) } else { Err(Error::invalid_param("the room's state has no m.room.create event")) }
+    if create {
+        Ok(cut(&shown, Some(inviter)))
+    } else {
+        Err(Error::invalid_param("the room's state has no m.room.create event"))
+    }
 }
 
-/// The entries that are of use, as clients may see them; the others are left out. Of version 12 a create event that is
-/// not whole is not, since its room cannot be told.
-pub fn usable(entries: &[Box<RawValue>], room: &RoomId, version: RoomVersion) -> Vec<Value> {
+/// What is kept of the entries that are of use; the others are left out. Of version 12 a create event that is not whole is
+/// not, since its room cannot be told. `inviter`: for an invite, who invites.
+pub fn usable(
+    entries: &[Box<RawValue>],
+    room: &RoomId,
+    version: RoomVersion,
+    inviter: Option<&UserId>,
+) -> Vec<Box<RawValue>> {
     let read = |entry: &RawValue| {
         let value = read(entry, room, version).ok()?;
         let doubtful = version.room_id_is_create_hash && is_create(&value) && !is_full_event(entry);
         (!doubtful).then_some(value)
     };
-    entries.iter().take(MAX_ENTRIES).filter_map(|entry| read(entry)).collect()
+    let usable: Vec<Value> = entries.iter().take(MAX_ENTRIES).filter_map(|entry| read(entry)).collect();
+    cut(&usable, inviter)
 }
 
 /// A four-field entry as an entry of a request, for tests and for peers of before v1.16.
@@ -161,6 +219,73 @@ mod tests {
         to_entry(value).expect("JSON")
     }
 
+    fn inviter() -> UserId {
+        UserId::parse("@inviter:a.example").expect("a user id")
+    }
+
+    fn values(raw: Vec<Box<RawValue>>) -> Vec<Value> {
+        raw.iter().map(|entry| serde_json::from_str(entry.get()).expect("JSON")).collect()
+    }
+
+    /// An entry whose JSON is about so long.
+    fn long(event_type: &str, state_key: &str, bytes: usize) -> Value {
+        json!({"type": event_type, "state_key": state_key, "sender": "@a:b", "content": {"x": "x".repeat(bytes)}})
+    }
+
+    #[test]
+    fn one_of_each_recommended_type_is_kept_and_the_inviter() {
+        let version = version("10");
+        let here = RoomId::parse(room(version)).expect("id");
+        let member = |user: &str| {
+            let mut member = four("m.room.member");
+            member["state_key"] = user.into();
+            entry(&member)
+        };
+        let mut entries =
+            vec![member("@other:a.example"), member(inviter().as_str()), entry(&four("m.room.topic"))];
+        entries.extend(STRIPPED_TYPES.map(|kind| entry(&four(kind))));
+        entries.extend(STRIPPED_TYPES.map(|kind| entry(&long(kind, "", 9))));
+        entries.extend(STRIPPED_TYPES.map(|kind| entry(&long(kind, "x", 9))));
+        entries.extend(
+            ["m.room.power_levels", "org.example.x", "m.room.pinned_events"].map(|k| entry(&four(k))),
+        );
+        let kept = |inviter| values(usable(&entries, &here, version, inviter));
+        assert_eq!(kept(None).len(), STRIPPED_TYPES.len());
+        let user = inviter();
+        let with_inviter = kept(Some(&user));
+        assert_eq!(with_inviter.len(), KEPT.len());
+        let types: Vec<&str> = with_inviter.iter().filter_map(|e| e["type"].as_str()).collect();
+        assert_eq!(types, KEPT);
+        assert!(
+            with_inviter.iter().all(|e| e["content"] == json!({"x": 1})),
+            "the first of each: {with_inviter:?}"
+        );
+        assert_eq!(with_inviter[5]["state_key"], user.as_str());
+    }
+
+    #[test]
+    fn what_is_kept_of_a_room_is_bounded_and_the_create_event_comes_first() {
+        let version = version("10");
+        let here = RoomId::parse(room(version)).expect("id");
+        let kept = |entries: &[Value]| {
+            let entries: Vec<_> = entries.iter().map(entry).collect();
+            let kept = usable(&entries, &here, version, Some(&inviter()));
+            assert!(kept.iter().map(|entry| entry.get().len()).sum::<usize>() <= MAX_BYTES);
+            values(kept).iter().filter_map(|e| e["type"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+        };
+        // One that is too long takes nothing from the others.
+        assert_eq!(
+            kept(&[long("m.room.topic", "", 60_000), four("m.room.name"), four("m.room.create")]),
+            ["m.room.create", "m.room.name"]
+        );
+        assert_eq!(kept(&[long("m.room.create", "", 60_000), four("m.room.topic")]).len(), 2);
+        let all: Vec<Value> = STRIPPED_TYPES.iter().map(|kind| long(kind, "", 16_000)).rev().collect();
+        assert_eq!(
+            kept(&all),
+            ["m.room.create", "m.room.join_rules", "m.room.name", "m.room.canonical_alias"]
+        );
+    }
+
     #[test]
     fn whole_events_go_out_and_come_back_as_four_fields() {
         for id in ["1", "9", "12"] {
@@ -170,7 +295,8 @@ mod tests {
             let sent = for_federation(&events);
             assert_eq!(sent[0].get().as_bytes(), create.json());
             assert!(sent.iter().all(|entry| is_full_event(entry)));
-            let shown = check_received(&sent, create.room_id(), version).expect("well formed");
+            let shown =
+                values(check_received(&sent, create.room_id(), version, &inviter()).expect("well formed"));
             assert_eq!(shown, for_clients(&events));
             let create = json!({"type": "m.room.create", "state_key": "", "sender": "@alice:a.example",
                 "content": {"type": "m.space"}});
@@ -202,11 +328,12 @@ mod tests {
             for_federation(&[name(version, &elsewhere)]).remove(0),
             for_federation(&[pdu(version, &json!({}), &[])]).remove(0),
         ];
-        let shown = check_received(&entries, &here, version).expect("never refused");
+        let shown = values(check_received(&entries, &here, version, &inviter()).expect("never refused"));
         assert_eq!(shown, [four("m.room.create"), four("m.room.topic")]);
-        assert_eq!(check_received(&[], &here, version).expect("never refused"), Vec::<Value>::new());
-        let endless: Vec<_> = (0..5000).map(|_| entry(&four("m.room.name"))).collect();
-        assert_eq!(usable(&endless, &here, version).len(), MAX_ENTRIES);
+        assert!(check_received(&[], &here, version, &inviter()).expect("never refused").is_empty());
+        let mut endless: Vec<_> = (0..MAX_ENTRIES).map(|_| entry(&four("org.example.x"))).collect();
+        endless.push(entry(&four("m.room.name")));
+        assert!(usable(&endless, &here, version, None).is_empty());
     }
 
     #[test]
@@ -215,7 +342,7 @@ mod tests {
         let create = create(version);
         let room = create.room_id();
         let [whole] = <[_; 1]>::try_from(for_federation(std::slice::from_ref(&create))).expect("one");
-        let check = |entries: &[Box<RawValue>]| check_received(entries, room, version);
+        let check = |entries: &[Box<RawValue>]| check_received(entries, room, version, &inviter());
         // As Synapse sends it: the create event whole, the others not.
         assert_eq!(check(&[whole.clone(), entry(&four("m.room.name"))]).expect("taken").len(), 2);
         for wrong in [
@@ -232,7 +359,7 @@ mod tests {
         }
         // After a knock nothing is refused, but a create event that proves nothing is not shown.
         assert_eq!(
-            usable(&[entry(&four("m.room.create")), entry(&four("m.room.name"))], room, version).len(),
+            usable(&[entry(&four("m.room.create")), entry(&four("m.room.name"))], room, version, None).len(),
             1
         );
     }

@@ -175,7 +175,7 @@ impl Homeserver {
         let present = |m: Membership| matches!(m, Membership::Join | Membership::Invite | Membership::Knock);
         let rooms = self.store.read(|db| {
             let here = db.rooms_of(user)?.into_iter().filter(|room| present(room.membership));
-            let elsewhere = db.remote_memberships_of(user, 0)?.into_iter().map(|row| row.room_id);
+            let elsewhere = db.rooms_dealt_with_from_outside(user)?;
             Ok(here.map(|room| room.room_id).chain(elsewhere).collect::<Vec<_>>())
         })?;
         for room in rooms {

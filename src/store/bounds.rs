@@ -113,9 +113,12 @@ pub const TABLES: &[Table] = &[
         "remote_memberships",
         &[
             users("one for each room and user", ""),
-            strangers("one for each room and user who is invited", ""),
+            strangers(
+                "200 invites that wait for one user, shared out between servers; 429 beyond; and 200 that have ended",
+                "a_flood_of_invites_from_one_server_is_bounded_and_keeps_no_other_out",
+            ),
         ],
-        "the end of the membership",
+        "coming into the room; 90 days after its end (`sweep_ended`)",
     ),
     // ----- other servers: keys, delivery, transactions -----
     table("signing_keys", &[itself("one for each rotation")], "never: what they signed stays verifiable"),

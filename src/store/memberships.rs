@@ -173,6 +173,15 @@ impl Db<'_> {
         Ok(statement.exists(params![local.as_str(), other.as_str()])?)
     }
 
+    /// Whether one of us is joined to a room that a server has users in.
+    pub fn shares_a_room_with_server(&self, local: &UserId, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM resident_servers s JOIN memberships m ON m.room_key = s.room_key AND m.user_id = ?1
+             WHERE s.server = ?2 AND s.until IS NULL AND m.local = 1 AND m.membership = 'join' LIMIT 1",
+        )?;
+        Ok(statement.exists(params![local.as_str(), server.as_str()])?)
+    }
+
     /// The same for rooms in which messages are encrypted.
     pub fn share_an_encrypted_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
         let Some(encryption) = self.slot("m.room.encryption", "")? else { return Ok(false) };

@@ -2,7 +2,7 @@
 //! Which state may follow which is decided in `protocol::remote_membership`, never here.
 
 use rusqlite::{OptionalExtension, Row, params};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{Db, Tx};
 use crate::clock::Millis;
@@ -29,7 +29,7 @@ pub struct RemoteMembership {
     /// The signed join that is being sent.
     pub pending: Option<Pdu>,
     /// Stripped state for clients, without the user's own member event.
-    pub stripped_state: Vec<Value>,
+    pub stripped_state: Vec<Box<RawValue>>,
     /// Servers worth asking, best first.
     pub via: Vec<ServerName>,
     /// How often the scheduler tried in this state.
@@ -38,9 +38,19 @@ pub struct RemoteMembership {
     pub due_ms: Option<Millis>,
     /// Whether the user asked to forget the room.
     pub forgotten: bool,
+    /// When it came to its end.
+    pub ended_ms: Option<Millis>,
     /// Position of the last change that clients can see.
     pub stream: i64,
 }
+
+/// How long a membership that has ended is kept, so that clients which were away for so long are told. Beyond that they
+/// show an invite that there is not any more.
+const ENDED_KEPT: Millis = 90 * 24 * 3_600_000;
+/// How many of these one user has at most: whoever invites and takes back in ever new rooms fills no more.
+const MOST_ENDED: u32 = 200;
+/// Old ones that go when one comes, so that no single commit has much to do.
+const SWEPT_AT_ONCE: u32 = 20;
 
 /// The section of `/sync` that shows a remote membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +79,21 @@ impl RemoteMembership {
             attempts: 0,
             due_ms: None,
             forgotten: false,
+            ended_ms: None,
             stream: 0,
         }
+    }
+
+    /// Nothing is left to be told to anybody in the present state; and if that is the end, it is kept for a while from now.
+    pub fn settle(&mut self, now: Millis) {
+        (self.attempts, self.due_ms) = (0, None);
+        self.ended_ms = (self.state == State::Closed).then_some(now);
+    }
+
+    /// Who invited, while nobody has answered.
+    fn inviter(&self) -> Option<&UserId> {
+        let invite = self.event.as_ref().filter(|_| self.state == State::Invited)?;
+        Some(invite.sender())
     }
 
     /// Where clients see this row. None: nowhere, because there is nothing to show yet (a knock that no server has
@@ -119,7 +142,7 @@ impl RemoteMembership {
 
 const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
      previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
-     forgotten, stream";
+     forgotten, ended_ms, stream";
 
 /// An event's id, room version and bytes.
 type RawEvent = (Option<String>, Option<String>, Option<Vec<u8>>);
@@ -133,6 +156,7 @@ struct Raw {
     attempts: u32,
     due_ms: Option<Millis>,
     forgotten: bool,
+    ended_ms: Option<Millis>,
     stream: i64,
 }
 
@@ -148,7 +172,8 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
         attempts: row.get(15)?,
         due_ms: row.get(16)?,
         forgotten: row.get(17)?,
-        stream: row.get(18)?,
+        ended_ms: row.get(18)?,
+        stream: row.get(19)?,
     })
 }
 
@@ -179,6 +204,7 @@ impl Raw {
             attempts: self.attempts,
             due_ms: self.due_ms,
             forgotten: self.forgotten,
+            ended_ms: self.ended_ms,
             stream: self.stream,
         })
     }
@@ -192,14 +218,47 @@ impl Db<'_> {
         statement.query_row([room.as_str(), user.as_str()], raw).optional()?.map(Raw::typed).transpose()
     }
 
-    /// The user's remote memberships that changed after this stream position (0: all), oldest change first.
-    pub fn remote_memberships_of(&self, user: &UserId, after: i64) -> Result<Vec<RemoteMembership>> {
+    /// Whether there is one.
+    pub fn has_remote_membership(&self, room: &RoomId, user: &UserId) -> Result<bool> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT 1 FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2")?;
+        Ok(statement.exists([room.as_str(), user.as_str()])?)
+    }
+
+    /// The user's remote memberships that changed after this stream position (0: all), oldest change first; with those
+    /// that the user has left or that have ended, or without them. The others are not read at all.
+    pub fn remote_memberships_of(
+        &self,
+        user: &UserId,
+        after: i64,
+        with_left: bool,
+    ) -> Result<Vec<RemoteMembership>> {
         let sql = format!(
-            "SELECT {COLUMNS} FROM remote_memberships WHERE user_id = ?1 AND stream > ?2 ORDER BY stream"
+            "SELECT {COLUMNS} FROM remote_memberships WHERE user_id = ?1 AND stream > ?2
+             AND (?3 OR state NOT IN ('leaving', 'closed')) ORDER BY stream"
         );
         let mut statement = self.conn().prepare_cached(&sql)?;
-        let rows = statement.query_map(params![user.as_str(), after], raw)?;
+        let rows = statement.query_map(params![user.as_str(), after, with_left], raw)?;
         rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
+    }
+
+    /// The rooms where the user has a remote membership that has not come to its end.
+    pub fn rooms_dealt_with_from_outside(&self, user: &UserId) -> Result<Vec<RoomId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id FROM remote_memberships WHERE user_id = ?1 AND state <> 'closed'",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| row.get::<_, String>(0))?;
+        rows.map(|room| Ok(RoomId::parse(&room?)?)).collect()
+    }
+
+    /// Who invited this user to rooms that we are not in, once for each invite that waits for an answer.
+    pub fn inviters(&self, user: &UserId) -> Result<Vec<String>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT inviter FROM remote_memberships WHERE user_id = ?1 AND inviter IS NOT NULL",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The version of a room that one of us is joining right now: that of the join that was signed for it.
@@ -253,14 +312,19 @@ impl Tx<'_> {
     fn write_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
             "INSERT OR REPLACE INTO remote_memberships VALUES \
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
         )?;
         let [event, previous, pending] = [&row.event, &row.previous, &row.pending]
             .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.version().id, e.json())));
+        // Who has left is shown nothing more of the room.
+        let has_left = matches!(row.state, State::Leaving | State::Closed);
+        let shown = if has_left { &[][..] } else { &row.stripped_state };
+        let ended_ms = row.ended_ms.filter(|_| row.state == State::Closed);
         statement.execute(params![
             row.room_id.as_str(),
             row.user_id.as_str(),
             row.state.as_str(),
+            row.inviter().map(UserId::as_str),
             row.room_version.id,
             event.map(|e| e.0),
             event.map(|e| e.1),
@@ -271,13 +335,33 @@ impl Tx<'_> {
             pending.map(|e| e.0),
             pending.map(|e| e.1),
             pending.map(|e| e.2),
-            serde_json::to_vec(&row.stripped_state).map_err(Error::internal)?,
+            serde_json::to_vec(shown).map_err(Error::internal)?,
             serde_json::to_string(&row.via).map_err(Error::internal)?,
             row.attempts,
             row.due_ms,
             row.forgotten,
+            ended_ms,
             stream,
         ])?;
+        drop(statement);
+        if row.state == State::Closed { self.sweep_ended(&row.user_id, ended_ms) } else { Ok(()) }
+    }
+
+    /// Lets go of what has ended long ago, and of the oldest of this user's if there are too many.
+    fn sweep_ended(&mut self, user: &UserId, now: Option<Millis>) -> Result<()> {
+        if let Some(now) = now {
+            let mut old = self.conn().prepare_cached(
+                "DELETE FROM remote_memberships WHERE (room_id, user_id) IN
+                   (SELECT room_id, user_id FROM remote_memberships WHERE ended_ms < ?1 LIMIT ?2)",
+            )?;
+            old.execute((now - ENDED_KEPT, SWEPT_AT_ONCE))?;
+        }
+        let mut many = self.conn().prepare_cached(
+            "DELETE FROM remote_memberships WHERE user_id = ?1 AND state = 'closed' AND stream <=
+               (SELECT stream FROM remote_memberships WHERE user_id = ?1 AND state = 'closed'
+                ORDER BY stream DESC LIMIT 1 OFFSET ?2)",
+        )?;
+        many.execute((user.as_str(), MOST_ENDED))?;
         Ok(())
     }
 
@@ -374,9 +458,9 @@ mod tests {
         assert_eq!(read.event.as_ref().map(Pdu::event_id), row.event.as_ref().map(Pdu::event_id));
         assert_eq!((read.state, read.via.len(), read.section()), (State::Knocking, 1, None));
         assert!(read.stream > 0);
-        let found = store.read(|db| db.remote_memberships_of(&user, read.stream - 1)).unwrap();
+        let found = store.read(|db| db.remote_memberships_of(&user, read.stream - 1, true)).unwrap();
         assert_eq!(found.len(), 1);
-        assert!(store.read(|db| db.remote_memberships_of(&user, read.stream)).unwrap().is_empty());
+        assert!(store.read(|db| db.remote_memberships_of(&user, read.stream, true)).unwrap().is_empty());
         assert!(store.read(|db| db.remote_memberships_due(49, 9)).unwrap().is_empty());
         assert_eq!(
             store.read(|db| db.remote_memberships_due(50, 9)).unwrap(),
@@ -417,6 +501,43 @@ mod tests {
             .unwrap();
         let ended = store.read(|db| db.remote_membership(&room, &leaving)).unwrap().unwrap();
         assert_eq!(ended.due_ms, None);
+    }
+
+    #[test]
+    fn what_has_ended_is_small_bounded_and_goes_with_time() {
+        let store = store();
+        let [user, other] = ["@u:a.org", "@o:a.org"].map(|id| UserId::parse(id).unwrap());
+        let version = room_version::room_version("11").unwrap();
+        let close = |user: &UserId, n: u32, now: Millis| {
+            let room = RoomId::parse(&format!("!r{n}:b.org")).unwrap();
+            let mut row = RemoteMembership::new(&room, user, State::Closed, version);
+            row.stripped_state = vec![RawValue::from_string("{\"shown\":\"before\"}".to_owned()).unwrap()];
+            row.settle(now);
+            store.write(move |tx| tx.save_remote_membership(&row)).unwrap();
+        };
+        let rooms = |user: &UserId| -> Vec<String> {
+            let rows = store.read(|db| db.remote_memberships_of(user, 0, true)).unwrap();
+            assert!(rows.iter().all(|row| row.stripped_state.is_empty() && row.ended_ms.is_some()));
+            rows.into_iter().map(|row| row.room_id.as_str().to_owned()).collect()
+        };
+        close(&other, 0, 1);
+        (0..MOST_ENDED + 5).for_each(|n| close(&user, n, 2));
+        let kept = rooms(&user);
+        assert_eq!((kept.len(), kept[0].as_str()), (200, "!r5:b.org"), "the oldest go");
+        assert_eq!(rooms(&other).len(), 1, "another user's are not touched");
+        assert!(store.read(|db| db.remote_memberships_of(&user, 0, false)).unwrap().is_empty());
+        assert!(store.read(|db| db.rooms_dealt_with_from_outside(&user)).unwrap().is_empty());
+        (0..20).for_each(|n| close(&other, 1000 + n, 3 + ENDED_KEPT));
+        assert!(rooms(&user).is_empty());
+        assert_eq!(rooms(&other).len(), 20);
+        // One that begins anew has not ended.
+        let mut row =
+            RemoteMembership::new(&RoomId::parse("!r:b.org").unwrap(), &user, State::Closed, version);
+        row.settle(7);
+        row.state = State::Knocked;
+        let (room, read) = (row.room_id.clone(), user.clone());
+        store.write(move |tx| tx.save_remote_membership(&row)).unwrap();
+        assert_eq!(store.read(|db| db.remote_membership(&room, &read)).unwrap().unwrap().ended_ms, None);
     }
 
     #[test]

@@ -9,14 +9,22 @@ use super::leave::remote_row;
 use super::{Ask, check_acl, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
+use crate::protocol::fair_share::Standing;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, json, stripped_state,
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, fair_share, handshake, json, stripped_state,
 };
 use crate::service::Homeserver;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
+
+/// How many invites to rooms that we are not in wait for one user's answer at most.
+const MOST_OPEN: usize = 200;
+/// And of these, so many by one inviter who shares no room with them.
+const MOST_OPEN_OF_ONE: usize = 10;
+/// When an invite that is one too many may be tried again.
+const TRY_AGAIN_MS: i64 = 3_600_000;
 
 /// How often an invite is repeated that something else overtook.
 const MOST_INVITES: usize = 3;
@@ -28,7 +36,7 @@ impl Homeserver {
     /// (`is_direct`). An invitee elsewhere is asked first: what their server refuses never happened.
     ///
     /// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`, 400 `M_UNSUPPORTED_ROOM_VERSION`, 502 if the invitee's
-    /// server cannot be reached or answers with something else than our event.
+    /// server cannot be reached or answers with something else than our event; 429 `M_LIMIT_EXCEEDED` if it takes no more.
     pub fn invite(
         &self,
         sender: &UserId,
@@ -117,7 +125,7 @@ impl Homeserver {
                 let why = format!("{peer} does not support rooms of version {}", version.id);
                 return Error::new(ErrCode::UnsupportedRoomVersion, why);
             }
-            error.into_client_error(peer)
+            error.as_limit(peer).unwrap_or_else(|| error.into_client_error(peer))
         };
         let (room_id, event_id) = (ours.room_id(), ours.event_id());
         let event = RawValue::from_string(ours.json_str().to_owned()).map_err(Error::internal)?;
@@ -200,7 +208,8 @@ pub struct InviteReceived<'a> {
 
 impl Homeserver {
     /// `PUT /invite`, both versions: returns the event with our signature added. Errors: 400 `M_INVALID_PARAM`,
-    /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`. A repeat gets the same answer and changes nothing.
+    /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED` if too many invites of that server or
+    /// inviter wait already. A repeat gets the same answer and changes nothing.
     pub fn receive_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
         let InviteReceived { origin, room_id, event_id, version, event, room_state } = received;
         if let Some(room) = self.resident_room(room_id)? {
@@ -212,10 +221,13 @@ impl Homeserver {
         if !self.is_ours(&invitee) {
             return Err(Error::invalid_param("The invited user is not of this server"));
         }
-        self.store.read(|db| check_invitee(db, &invitee))?;
-        let stripped = self.check_room_state(room_state, room_id, version)?;
+        self.store.read(|db| {
+            check_invitee(db, &invitee)?;
+            check_place(db, &invite, &invitee)
+        })?;
+        let stripped = self.check_room_state(room_state, room_id, version, invite.sender())?;
         let signed = invite.signed(self.server_name(), &self.key_ring.signing_key());
-        self.note_invite(signed.clone(), &invitee, stripped, origin)?;
+        self.note_invite(signed.clone(), &invitee, stripped, Some(origin))?;
         Ok(signed.to_object())
     }
 
@@ -226,8 +238,9 @@ impl Homeserver {
         entries: &[Box<RawValue>],
         room_id: &RoomId,
         version: RoomVersion,
-    ) -> Result<Vec<Value>> {
-        let stripped = stripped_state::check_received(entries, room_id, version)?;
+        inviter: &UserId,
+    ) -> Result<Vec<Box<RawValue>>> {
+        let stripped = stripped_state::check_received(entries, room_id, version, inviter)?;
         if version.room_id_is_create_hash {
             let whole = entries.iter().filter(|entry| stripped_state::is_full_event(entry));
             let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
@@ -242,14 +255,16 @@ impl Homeserver {
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
     /// we are in nothing is written: the event comes again in a transaction, once the inviting server has it back.
+    /// `origin`: who offers it; none if the room tells us of one that we signed.
     pub(super) fn note_invite(
         &self,
         invite: Pdu,
         invitee: &UserId,
-        stripped: Vec<Value>,
-        origin: &ServerName,
+        stripped: Vec<Box<RawValue>>,
+        origin: Option<&ServerName>,
     ) -> Result<()> {
-        let (invitee, origin) = (invitee.clone(), origin.clone());
+        let (invitee, offered) = (invitee.clone(), origin.is_some());
+        let origin = origin.cloned().unwrap_or_else(|| invite.sender().server());
         self.store.write(move |tx| {
             if let Some(room) = tx.room(invite.room_id())?.filter(|room| room.resident) {
                 return check_invite_here(tx, &room, &origin, &invitee);
@@ -257,6 +272,9 @@ impl Homeserver {
             let old = remote_row(tx, invite.room_id(), &invitee)?;
             if old.as_ref().is_some_and(|row| is_old_news(row, &invite)) {
                 return Ok(());
+            }
+            if offered {
+                check_place(tx, &invite, &invitee)?;
             }
             let step = next(old.as_ref().map(|row| row.state), Fact::InviteArrives)?;
             let state = step.to.unwrap_or(State::Invited);
@@ -293,6 +311,31 @@ fn check_invite_here(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &Us
         Some(Membership::Ban) => Err(Error::forbidden(format!("{invitee} is banned from the room"))),
         _ => Ok(()),
     }
+}
+
+/// Whether one more invite may wait for this user's answer. Whoever invites to a room that the user deals with already (they
+/// knocked, or were invited before) takes no further place. Errors: 429 `M_LIMIT_EXCEEDED`.
+fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
+    let row = db.remote_membership(invite.room_id(), invitee)?;
+    let deals_with_it = row.is_some_and(|row| !matches!(row.state, State::Leaving | State::Closed));
+    if deals_with_it || db.room(invite.room_id())?.is_some_and(|room| room.resident) {
+        return Ok(());
+    }
+    let (inviter, server) = (invite.sender(), invite.sender().server());
+    let waiting = db.inviters(invitee)?;
+    let of_inviter = waiting.iter().filter(|user| *user == inviter.as_str()).count();
+    let known = db.shares_a_room_with_server(invitee, &server)?;
+    let too_many = of_inviter >= MOST_OPEN_OF_ONE && !(known && db.share_a_room(invitee, inviter)?);
+    let servers = waiting.iter().filter_map(|user| Some(user.split_once(':')?.1));
+    let standing = if known { Standing::Known } else { Standing::Stranger };
+    if too_many || !fair_share::has_place(MOST_OPEN, servers, server.as_str(), standing) {
+        return Err(Error::new(
+            ErrCode::LimitExceeded,
+            format!("Too many invites wait for {invitee} already"),
+        )
+        .with_field("retry_after_ms", TRY_AGAIN_MS));
+    }
+    Ok(())
 }
 
 /// Whether this very invite was seen before: it is what the user is looking at, what they answered, or what somebody

@@ -281,7 +281,8 @@ impl Homeserver {
             row.state = state;
             row.pending = None;
             // The knock may not have been handed in yet: that is done (again) now.
-            (row.attempts, row.due_ms) = (0, (state == State::Knocking).then_some(now));
+            row.settle(now);
+            row.due_ms = (state == State::Knocking).then_some(now);
             tx.save_remote_membership_quietly(&row)
         })
     }

@@ -171,7 +171,7 @@ impl Homeserver {
 
     fn knock_refused(&self, row: &RemoteMembership, knock: &Pdu) -> Result<()> {
         let (room_id, user, knock) = (row.room_id.clone(), row.user_id.clone(), knock.clone());
-        let leave = self.local_leave(row, None)?;
+        let (leave, now) = (self.local_leave(row, None)?, self.clock.now_ms());
         self.store.write(move |tx| {
             let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
             let is_ours = row.event.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
@@ -185,7 +185,7 @@ impl Homeserver {
             // Clients were shown an earlier knock, and must be told that it is over.
             row.state = State::Closed;
             row.tell(leave);
-            (row.attempts, row.due_ms) = (0, None);
+            row.settle(now);
             tx.save_remote_membership(&row)
         })
     }
@@ -204,6 +204,10 @@ impl Homeserver {
             row.due_ms = (row.attempts < MOST_ATTEMPTS).then(|| now + backoff_ms(row.attempts));
             if row.due_ms.is_none() {
                 log::warn!("gave up on {room_id} for {user} ({}) after a week of trying", row.state.as_str());
+                if row.state == State::Leaving {
+                    row.state = next(Some(row.state), Fact::LeaveDone)?.to.unwrap_or(State::Closed);
+                    row.settle(now);
+                }
             }
             tx.save_remote_membership_quietly(&row)
         })?;
@@ -218,8 +222,8 @@ impl Homeserver {
         entries: &[Box<RawValue>],
         room_id: &RoomId,
         version: RoomVersion,
-    ) -> Vec<Value> {
-        stripped_state::usable(entries, room_id, version)
+    ) -> Vec<Box<RawValue>> {
+        stripped_state::usable(entries, room_id, version, None)
     }
 }
 

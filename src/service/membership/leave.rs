@@ -127,6 +127,7 @@ impl Homeserver {
     fn leave_done(&self, row: &RemoteMembership) -> Result<()> {
         let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
         let told = row.event.as_ref().map(|event| event.event_id().clone());
+        let now = self.clock.now_ms();
         self.store.write(move |tx| {
             let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
             let is_same = row.event.as_ref().map(Pdu::event_id) == told.as_ref();
@@ -137,7 +138,7 @@ impl Homeserver {
                 return tx.delete_remote_membership(&room_id, &user);
             }
             row.state = next(Some(row.state), Fact::LeaveDone)?.to.unwrap_or(State::Closed);
-            (row.attempts, row.due_ms) = (0, None);
+            row.settle(now);
             tx.save_remote_membership_quietly(&row)
         })
     }

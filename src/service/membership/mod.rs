@@ -428,13 +428,14 @@ pub(super) fn member_draft(
 pub(super) struct Answers {
     until: Instant,
     refusal: Option<Error>,
+    limit: Option<Error>,
     failure: Option<Error>,
     undecided: bool,
 }
 
 impl Answers {
     pub fn new(now: Instant) -> Self {
-        Self { until: now + PATIENCE, refusal: None, failure: None, undecided: false }
+        Self { until: now + PATIENCE, refusal: None, limit: None, failure: None, undecided: false }
     }
 
     /// Whether there is time to ask another server.
@@ -451,6 +452,10 @@ impl Answers {
             CallError::Unreachable(_) | CallError::BadAnswer(_) => true,
         };
         self.undecided |= undecided;
+        if let Some(limit) = error.as_limit(peer) {
+            self.limit.get_or_insert(limit);
+            return;
+        }
         let error = error.into_client_error(peer);
         let speaks_of_the_room = !undecided && error.errcode().is_relayable();
         // A server that is not in the room knows less of it than one that says no.
@@ -468,9 +473,16 @@ impl Answers {
         self.undecided
     }
 
-    /// What the client is told: the first refusal that speaks of the room, else that no server could help.
+    /// What the client is told: the first refusal that speaks of the room, that it asked too often, else that no server
+    /// could help.
     pub fn into_error(self) -> Error {
-        self.refusal
+        let (unknown, refusal) = match self.refusal {
+            Some(error) if error.status() == 404 => (Some(error), None),
+            other => (None, other),
+        };
+        refusal
+            .or(self.limit)
+            .or(unknown)
             .or(self.failure)
             .unwrap_or_else(|| Error::bad_gateway("No server could be asked in time"))
     }
@@ -512,6 +524,9 @@ mod tests {
         assert_eq!(told(vec![unreachable(), refusal(404, "M_NOT_FOUND")]), (404, true));
         assert_eq!(told(vec![refusal(500, "M_UNKNOWN"), unreachable()]), (502, true));
         assert_eq!(told(vec![refusal(401, "M_UNAUTHORIZED")]), (502, true));
+        let limit = || refusal(429, "M_LIMIT_EXCEEDED");
+        assert_eq!(told(vec![unreachable(), refusal(404, "M_NOT_FOUND"), limit()]), (429, true));
+        assert_eq!(told(vec![limit(), refusal(403, "M_FORBIDDEN")]), (403, true));
         assert_eq!(told(vec![refusal(404, "M_UNRECOGNIZED")]), (502, false));
         assert_eq!(told(vec![CallError::bad("HTML")]), (502, true));
         assert_eq!(told(Vec::new()), (502, false));

@@ -110,14 +110,14 @@ impl Homeserver {
             let room = db.room(invite.room_id())?;
             room.map(|room| shown_outside(db, &room, None)).transpose()
         })?;
-        let shown = stripped_state::usable(&shown.unwrap_or_default(), invite.room_id(), invite.version());
-        let origin = invite.sender().server();
-        self.note_invite(invite, user, shown, &origin)
+        let (room_id, inviter) = (invite.room_id(), Some(invite.sender()));
+        let shown = stripped_state::usable(&shown.unwrap_or_default(), room_id, invite.version(), inviter);
+        self.note_invite(invite, user, shown, None)
     }
 
     /// Closes a membership.
     fn remove_by_transaction(&self, event: Pdu, user: UserId, room_id: RoomId) -> Result<()> {
-        let removal = event.clone();
+        let (removal, now) = (event.clone(), self.clock.now_ms());
         let outside = self.store.write(move |tx| {
             if check_still_outside(tx, &room_id).is_err() {
                 return Ok(false);
@@ -129,13 +129,13 @@ impl Homeserver {
             if row.state == State::Leaving {
                 // Clients were told of their own leave; now there is nobody left to tell.
                 row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
-                (row.attempts, row.due_ms) = (0, None);
+                row.settle(now);
                 return tx.save_remote_membership_quietly(&row).map(|()| true);
             }
             row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
             row.tell(event);
             row.pending = None;
-            (row.attempts, row.due_ms) = (0, None);
+            row.settle(now);
             tx.save_remote_membership(&row).map(|()| true)
         })?;
         // We have come in since, and it is an event like any other.

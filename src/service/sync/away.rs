@@ -50,13 +50,11 @@ pub fn collect(
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
     rooms: &mut Rooms,
 ) -> Result<()> {
-    // Of a room that we are not in (any more) a remote membership knows more than the state that was left behind.
-    let remote_rooms: HashSet<RoomId> =
-        context.db.remote_memberships_of(context.user, 0)?.into_iter().map(|row| row.room_id).collect();
     for of_user in context.db.rooms_of_since(context.user, context.since())? {
         if of_user.forgotten
             || !context.wants_room(&of_user.room_id)
-            || remote_rooms.contains(&of_user.room_id)
+            // Of a room that we are not in (any more) a remote membership knows more than the state that was left behind.
+            || context.db.has_remote_membership(&of_user.room_id, context.user)?
         {
             continue;
         }
@@ -81,7 +79,8 @@ pub fn collect(
             }
         }
     }
-    for row in context.db.remote_memberships_of(context.user, context.since())? {
+    let with_left = context.request.since.is_some() || context.request.filter.room.include_leave;
+    for row in context.db.remote_memberships_of(context.user, context.since(), with_left)? {
         if context.wants_room(&row.room_id) {
             remote(context, &row, rooms)?;
         }
@@ -234,19 +233,14 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
             rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
         }
         Section::Leave => {
-            if context.request.since.is_some() || context.request.filter.room.include_leave {
-                rooms.leave.insert(room_id, remote_left(context, row, event)?);
-            }
+            rooms.leave.insert(room_id, remote_left(context, row, event)?);
         }
     }
     Ok(())
 }
 
 fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
-    let mut events = Events::default();
-    for event in &row.stripped_state {
-        events.events.push(to_raw_value(event).map_err(Error::internal)?);
-    }
+    let mut events = Events { events: row.stripped_state.clone() };
     events.events.push(own_event(own, row.previous.as_ref())?);
     Ok(events)
 }
