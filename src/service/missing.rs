@@ -3,20 +3,22 @@
 //! A hole is filled from our forward extremities on (`get_missing_events`, again and again while it goes on). Behind one
 //! that is too large, or that nobody fills, the event is judged by the state that another server says was before it
 //! (`state_ids`, then `event` or `state`), resolved with the states that we know; what lies in the hole can be fetched
-//! later (`backfill`), when a client pages back to it. Auth events come by `event_auth`, or `event`. What is fetched is
-//! checked like anything that comes, in bulk. An event for which nobody has what it needs waits (`waiting`).
+//! later (`backfill`), when a client pages back to it. Auth events come in every way that there is, the cheapest first:
+//! `event_auth`, a few by `event`, with the hole, with the state before the event, many by `event`; what one way or one
+//! server gives in parts is put together. What is fetched is checked like anything that comes, in bulk. An event for which
+//! nobody has what it needs waits (`waiting`).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
+use super::auth_chains::{Loose, WAYS, Way};
 use super::backfill::{connected, placed};
 use super::ingest::{self, Taken, Terms};
 use super::judge::{self, Hearing, Verdict};
 use super::verify::Checked;
 use crate::error::{Error, Result};
 use crate::federation::calls::RawEvent;
-use crate::protocol::event_auth;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName};
@@ -30,10 +32,11 @@ const MOST_IN_HOLE: usize = 2000;
 const MOST_BYTES_IN_HOLE: usize = 16 << 20;
 /// How many events of a hole may have their state asked for: places where other branches begin.
 pub(super) const MOST_STATES: usize = 3;
-/// Up to so many missing events of a state are fetched one by one, more as a whole.
-const ONE_BY_ONE: usize = 30;
-/// How many events are stored in one commit, as outliers, and with a place.
-const CHUNK: usize = 200;
+/// Up to so many missing events of a state or an auth chain are fetched one by one, more as a whole.
+pub(super) const ONE_BY_ONE: usize = 30;
+/// Where the whole is not to be had, this many are fetched one by one after all, for everything that one event needs.
+pub(super) const MOST_ONE_BY_ONE: usize = 500;
+/// How many events are stored in one commit, with a place.
 const BATCH: usize = 50;
 /// How many servers are asked for one event before it is put off.
 const MOST_ASKED: usize = 4;
@@ -41,10 +44,14 @@ const MOST_ASKED: usize = 4;
 /// One walk to another server, for one event.
 pub(super) struct Errand<'a> {
     pub(super) hs: &'a Homeserver,
-    peer: &'a ServerName,
+    pub(super) peer: &'a ServerName,
     pub(super) room: Room,
     until: Instant,
     pub(super) states_left: usize,
+    events_left: usize,
+    pub(super) loose: Loose,
+    /// What the server was asked for and does not have.
+    pub(super) not_there: HashSet<EventId>,
 }
 
 /// What came of asking for what an event refers to.
@@ -64,7 +71,7 @@ impl Homeserver {
         until: Instant,
     ) -> Result<Fetched> {
         let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
-        let mut asked = false;
+        let (mut asked, mut loose) = (false, Loose::new());
         for (index, peer) in servers.iter().enumerate() {
             let Some(asking) = self.errands.ask(peer) else { continue };
             let Some(_turn) = self.errands.begin(room.key, peer, until) else {
@@ -76,7 +83,11 @@ impl Homeserver {
             // Whoever lets us wait leaves half of the time for the others.
             let left = until.saturating_duration_since(Instant::now());
             let share = if index + 1 < servers.len() { left / 2 } else { left };
-            match Errand::new(self, peer, &room, Instant::now() + share).take_in_with_missing(pdu) {
+            let mut errand = Errand::new(self, peer, &room, Instant::now() + share);
+            errand.loose = loose;
+            let taken = errand.take_in_with_missing(pdu);
+            loose = errand.loose;
+            match taken {
                 Err(e) if e.status() == 500 => return Err(e),
                 Err(e) => {
                     log::debug!("{} is not to be had with the help of {peer}: {e}", pdu.event_id());
@@ -134,18 +145,33 @@ impl Homeserver {
 
 impl<'a> Errand<'a> {
     pub(super) fn new(hs: &'a Homeserver, peer: &'a ServerName, room: &Room, until: Instant) -> Self {
-        Self { hs, peer, room: room.clone(), until, states_left: MOST_STATES }
+        let (states_left, events_left) = (MOST_STATES, MOST_ONE_BY_ONE);
+        Self {
+            hs,
+            peer,
+            room: room.clone(),
+            until,
+            states_left,
+            events_left,
+            loose: Loose::new(),
+            not_there: HashSet::new(),
+        }
     }
 
     fn take_in_with_missing(&mut self, pdu: &Pdu) -> Result<Taken> {
-        let (mut asked_for_auth, mut asked_for_events) = (false, false);
+        let (mut ways, mut asked_for_events) = (WAYS.into_iter(), false);
         loop {
             // Whoever was here before us may have brought it along.
             match self.hs.take_in(pdu, Terms::Relayed, None)? {
-                Taken::NeedsAuth(ids) if !asked_for_auth => {
-                    asked_for_auth = true;
-                    self.fetch_auth_events(pdu, &ids)?;
-                }
+                Taken::NeedsAuth(ids) => match ways.next() {
+                    Some(Way::Hole) if asked_for_events || !self.has_hole(pdu)? => {}
+                    Some(Way::Hole) => {
+                        asked_for_events = true;
+                        self.fill_hole(pdu)?;
+                    }
+                    Some(way) => self.fetch_auth_by(way, pdu, &ids)?,
+                    None => return Ok(Taken::NeedsAuth(ids)),
+                },
                 Taken::NeedsPrev if !asked_for_events => {
                     asked_for_events = true;
                     self.fill_hole(pdu)?;
@@ -156,8 +182,12 @@ impl<'a> Errand<'a> {
         }
     }
 
+    fn has_hole(&self, pdu: &Pdu) -> Result<bool> {
+        self.hs.store.read(|db| Ok(!db.unplaced(pdu.prev_events())?.is_empty()))
+    }
+
     /// The time that is left. Errors: 504 if it is over.
-    fn left(&self) -> Result<Duration> {
+    pub(super) fn left(&self) -> Result<Duration> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             let message = format!("{} takes too long to give what an event refers to", self.peer);
@@ -313,49 +343,46 @@ impl<'a> Errand<'a> {
 
     /// The state before an event as the other server has it, all of its events stored; and whether that is all of it.
     /// What fails the checks is left out.
-    fn fetch_state(&self, at: &EventId) -> Result<(StateMap, bool)> {
-        let (peer, room_id, federation) = (self.peer, &self.room.room_id, &self.hs.federation);
+    pub(super) fn fetch_state(&mut self, at: &EventId) -> Result<(StateMap, bool)> {
+        let (peer, room_id, federation) = (self.peer, self.room.room_id.clone(), &self.hs.federation);
         let ids =
-            federation.state_ids(peer, room_id, at, self.left()?).map_err(|e| e.into_client_error(peer))?;
+            federation.state_ids(peer, &room_id, at, self.left()?).map_err(|e| e.into_client_error(peer))?;
         let mut all = ids.pdu_ids.clone();
         all.extend(ids.auth_chain_ids);
-        let lacking = self.lacking(&all)?;
-        if lacking.len() > ONE_BY_ONE {
-            let whole =
-                federation.state(peer, room_id, at, self.left()?).map_err(|e| e.into_client_error(peer))?;
-            let mut events = self.checked(&whole.auth_chain);
-            events.extend(self.checked(&whole.pdus));
-            self.store_outliers(events)?;
-        } else {
-            self.store_outliers(self.fetch_events(&lacking)?)?;
+        let lacking = self.wanting(&all)?;
+        let are_few = lacking.len() <= ONE_BY_ONE;
+        if are_few {
+            self.fetch_outliers(&lacking)?;
+        }
+        if !are_few || !self.wanting(&all)?.is_empty() {
+            match federation.state(peer, &room_id, at, self.left()?) {
+                Ok(whole) => {
+                    let mut events = self.checked(&whole.auth_chain);
+                    events.extend(self.checked(&whole.pdus));
+                    self.store_outliers(events)?;
+                }
+                Err(e) => {
+                    let error = e.into_client_error(peer);
+                    if error.status() == 504 || lacking.len() > self.events_left {
+                        return Err(error);
+                    }
+                    if !are_few {
+                        self.fetch_outliers(&lacking)?;
+                    }
+                }
+            }
         }
         let whole = self.lacking(&ids.pdu_ids)?.is_empty();
         Ok((self.hs.store.read(|db| state_of(db, &self.room, &ids.pdu_ids))?, whole))
     }
 
-    /// Fetches the auth events of an event, and theirs, and stores them with the verdict on each.
-    pub(super) fn fetch_auth_events(&self, pdu: &Pdu, missing: &[EventId]) -> Result<()> {
-        let (room_id, left) = (&self.room.room_id, self.left()?);
-        match self.hs.federation.event_auth(self.peer, room_id, pdu.event_id(), left) {
-            Ok(chain) => self.store_outliers(self.checked(&chain))?,
-            Err(e) => {
-                log::info!("{} gives no auth chain: {}", self.peer, e.into_client_error(self.peer).message());
-            }
-        }
-        let mut lacking = self.lacking(missing)?;
-        let mut events = Vec::new();
-        while !lacking.is_empty() && events.len() < ONE_BY_ONE {
-            let found = self.fetch_events(&lacking)?;
-            let next: Vec<EventId> = found.iter().flat_map(|event| event.auth_events().to_vec()).collect();
-            events.extend(found);
-            lacking = self.lacking(&next)?;
-            lacking.retain(|id| events.iter().all(|event: &Pdu| event.event_id() != id));
-        }
+    fn fetch_outliers(&mut self, ids: &[EventId]) -> Result<()> {
+        let events = self.fetch_events(ids)?;
         self.store_outliers(events)
     }
 
     /// Those of the events that we do not have at all, each once.
-    fn lacking(&self, ids: &[EventId]) -> Result<Vec<EventId>> {
+    pub(super) fn lacking(&self, ids: &[EventId]) -> Result<Vec<EventId>> {
         let mut lacking = self.hs.store.read(|db| {
             let known = db.has_events(ids)?;
             Ok(ids
@@ -371,9 +398,13 @@ impl<'a> Errand<'a> {
     }
 
     /// Fetches events one by one. What is not to be had, or is not what was asked for, is left out.
-    pub(super) fn fetch_events(&self, ids: &[EventId]) -> Result<Vec<Pdu>> {
+    pub(super) fn fetch_events(&mut self, ids: &[EventId]) -> Result<Vec<Pdu>> {
         let mut events = Vec::new();
-        for id in ids.iter().take(ONE_BY_ONE) {
+        for id in ids {
+            if self.events_left == 0 {
+                break;
+            }
+            self.events_left -= 1;
             match self.hs.federation.event(self.peer, id, self.left()?) {
                 Ok(event) => {
                     events.extend(self.checked(&[event]).into_iter().filter(|event| event.event_id() == id));
@@ -384,49 +415,6 @@ impl<'a> Errand<'a> {
         }
         Ok(events)
     }
-
-    /// Stores events that are only referred to, each judged by its own auth events. Those whose auth events are not to
-    /// be had are left out: nothing can be said of them.
-    fn store_outliers(&self, events: Vec<Pdu>) -> Result<()> {
-        let events = in_order(events, Pdu::auth_events);
-        for chunk in events.chunks(CHUNK) {
-            let (chunk, room) = (chunk.to_vec(), self.room.key);
-            self.hs.store.write(move |tx| {
-                let create = tx.state_event(room, "m.room.create", "")?;
-                for pdu in &chunk {
-                    if tx.event_key(pdu.event_id())?.is_none()
-                        && let Some(status) = outlier_status(tx, pdu, create.as_ref())?
-                    {
-                        tx.insert_outlier(room, pdu, status)?;
-                    }
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-}
-
-/// The verdict on an event by its own auth events; none if they are not all here.
-fn outlier_status(db: &Db<'_>, pdu: &Pdu, create: Option<&Pdu>) -> Result<Option<Status>> {
-    if pdu.event_type() == "m.room.create" {
-        let same = create.is_some_and(|create| create.event_id() == pdu.event_id());
-        return Ok(Some(if same { Status::Accepted } else { Status::Rejected }));
-    }
-    let (mut auth, mut rejected) = (Vec::new(), HashSet::new());
-    for id in pdu.auth_events() {
-        let Some(event) = db.event(id)? else { return Ok(None) };
-        if event.status == Status::Rejected {
-            rejected.insert(id.clone());
-        }
-        auth.push(event.pdu);
-    }
-    if pdu.version().room_id_is_create_hash {
-        auth.extend(create.cloned());
-    }
-    let verdict = event_auth::check_auth_events(pdu, &auth, &|id| rejected.contains(id), pdu.version())
-        .and_then(|()| event_auth::check_against_auth_events(pdu, &auth, pdu.version()));
-    Ok(Some(if verdict.is_ok() { Status::Accepted } else { Status::Rejected }))
 }
 
 /// The state that these events make, as far as we have them and they were not rejected.

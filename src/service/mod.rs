@@ -4,6 +4,7 @@
 pub mod account_data;
 pub mod accounts;
 pub mod adopt;
+mod auth_chains;
 pub mod backfill;
 mod branches;
 pub mod client_format;
