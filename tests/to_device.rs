@@ -7,6 +7,7 @@ use std::time::Duration;
 use common::ProcessServer;
 use common::peer::Peer;
 use common::scene::{bob_at, log_in};
+use common::wait::Gate;
 use doorstep::TestServer;
 use doorstep::testing::TestUser;
 use serde_json::{Value, json};
@@ -177,6 +178,64 @@ fn a_server_cannot_write_in_the_name_of_others_nor_to_whom_does_not_exist() {
     ];
     peer.send_edus(server.name(), "t1", &hostile);
     assert_eq!(receive(&bob, 1), [8]);
+}
+
+#[test]
+fn messages_for_nobody_ask_nothing_of_the_writer_however_many_they_are() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let eve = peer.user("eve").to_string();
+    // The keys of the peer are fetched and kept before.
+    peer.send_edus(server.name(), "t0", &[]);
+    let many = |prefix: &str| -> serde_json::Map<String, Value> {
+        (0..2000).map(|n| (format!("{prefix}{n}"), json!({}))).collect()
+    };
+    let nobody = |n: usize| (format!("@nobody{n}:localhost"), json!({ "*": {}, "D": {} }));
+    let edus = [
+        direct(&eve, "devices", json!({ bob.id(): many("D") })),
+        direct(&eve, "users", Value::Object((0..2000).map(nobody).collect())),
+    ];
+    let (busy, over) = (Gate::default(), Gate::default());
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let (held, over) = (busy.clone(), over.clone());
+            server.homeserver().store.write(move |_| {
+                held.open();
+                over.pass();
+                Ok(())
+            })
+        });
+        busy.pass();
+        peer.send_edus(server.name(), "t1", &edus);
+        assert!(!writer.is_finished(), "it was answered only when the writer was free");
+        over.open();
+        writer.join().expect("no panic").expect("written");
+    });
+}
+
+#[test]
+fn a_large_message_to_devices_is_written_in_portions_and_a_repeat_of_it_brings_nothing_twice() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let devices: Vec<TestUser> = ["A", "K", "Z"].iter().map(|id| log_in(&server, &bob, id)).collect();
+    devices.iter().for_each(|device| drop(device.initial_sync()));
+    let peer = Peer::start();
+    let eve = peer.user("eve").to_string();
+    let mut crowd: serde_json::Map<String, Value> =
+        ('A'..='Z').flat_map(|l| (0..40).map(move |n| (format!("{l}{n}"), json!({ "n": 0 })))).collect();
+    for (n, id) in ["A", "K", "Z"].iter().enumerate() {
+        crowd.insert((*id).to_owned(), json!({ "n": n + 1 }));
+    }
+    let edu = direct(&eve, "once", json!({ bob.id(): crowd }));
+    for txn in ["t1", "t2"] {
+        peer.send_edus(server.name(), txn, std::slice::from_ref(&edu));
+        send(&alice, "t", json!({ bob.id(): crowd }));
+    }
+    for (n, device) in (1..).zip(&devices) {
+        assert_eq!(receive(device, 2), [n, n]);
+        assert!(numbers(&device.sync(Duration::ZERO)).is_empty());
+    }
 }
 
 /// A transaction of messages to all of a user's devices, each of a size; the status and body of the answer.

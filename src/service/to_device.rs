@@ -1,6 +1,6 @@
 //! Messages from device to device: kept for ours until they have them, owed durably to the servers of others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -10,9 +10,9 @@ use super::{Homeserver, random};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{ServerName, UserId};
-use crate::store::Tx;
 use crate::store::client_transactions::ClientTxn;
 use crate::store::to_device::{Line, Origin};
+use crate::store::{Db, Tx};
 
 /// The device id that stands for all of a user's devices.
 const ALL: &str = "*";
@@ -26,6 +26,11 @@ const MOST_MESSAGES: usize = 10_000;
 const SHARE: usize = 50_000;
 /// "Arbitrary utf8 string, of maximum length 32 codepoints."
 const LONGEST_ID: usize = 32;
+/// Messages that are looked up or written at once, and their bytes: so many hold up nobody. What is written of one request
+/// or ephemeral message goes in portions that are noted one by one, so that a repeat of it goes on where it stopped.
+const AT_ONCE: usize = 200;
+const ROWS_AT_ONCE: usize = 500;
+const BYTES_AT_ONCE: usize = 8 << 20;
 /// When who has sent a device more than it fetches should come again.
 const COME_AGAIN: Millis = 20_000;
 
@@ -45,7 +50,8 @@ pub(super) struct DirectToDevice {
 impl Homeserver {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
     /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
-    /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent.
+    /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of many
+    /// hundreds some, and the same request sends the others.
     pub fn send_to_device(&self, event_type: &str, messages: Value, txn: ClientTxn) -> Result<()> {
         let messages = Messages::deserialize(messages).map_err(|e| {
             Error::bad_json(format!("messages must have users, their devices and objects: {e}"))
@@ -53,7 +59,7 @@ impl Homeserver {
         if event_type.is_empty() || event_type.len() > LONGEST_TYPE {
             return Err(Error::invalid_param("The type of a message has between 1 and 255 bytes"));
         }
-        let mut here: Vec<(UserId, String, String)> = Vec::new();
+        let mut here: Vec<ToOne> = Vec::new();
         let mut elsewhere: BTreeMap<ServerName, Messages> = BTreeMap::new();
         let mut count = 0;
         for (user, devices) in messages {
@@ -66,7 +72,7 @@ impl Homeserver {
                 let message = written(txn.user_id.as_str(), event_type, &content)
                     .ok_or_else(|| Error::new(ErrCode::TooLarge, "One of the messages is too large"))?;
                 if self.is_ours(&user) {
-                    here.push((user.clone(), device, message));
+                    here.push(ToOne { user: user.clone(), device, message, devices: 0 });
                 } else {
                     let of_user = elsewhere.entry(user.server()).or_default().entry(user.to_string());
                     of_user.or_default().insert(device, content);
@@ -83,23 +89,66 @@ impl Homeserver {
                 owed.push((server.clone(), edu.to_string()));
             }
         }
-        let now = self.clock.now_ms();
-        self.store.write(move |tx| {
-            if tx.has_client_txn(&txn)? {
-                return Ok(());
-            }
-            tx.add_client_txn(&txn, None, now)?;
-            let origin = Origin::User(&txn.user_id);
-            for (user, device, message) in &here {
-                deliver(tx, (user, device), message, origin, now)?;
-            }
-            for (server, edu) in &owed {
-                if !tx.owe_message(server, edu, now)? {
-                    log::warn!("too many messages wait for {server}: one was dropped");
+        let here = self.portions(&txn.txn_id, here)?;
+        for portion in batches(here) {
+            let (txn, now) = (txn.clone(), self.clock.now_ms());
+            self.store.write(move |tx| {
+                for Portion { mark, messages } in portion {
+                    let txn = ClientTxn { txn_id: mark, ..txn.clone() };
+                    if tx.has_client_txn(&txn)? {
+                        continue;
+                    }
+                    tx.add_client_txn(&txn, None, now)?;
+                    messages.iter().try_for_each(|m| deliver(tx, m, Origin::User(&txn.user_id), now))?;
                 }
+                Ok(())
+            })?;
+        }
+        for (number, owed) in owed.chunks(AT_ONCE).enumerate() {
+            let txn_id = mark(&txn.txn_id, ELSEWHERE, number);
+            let (txn, owed, now) = (ClientTxn { txn_id, ..txn.clone() }, owed.to_vec(), self.clock.now_ms());
+            self.store.write(move |tx| {
+                if tx.has_client_txn(&txn)? {
+                    return Ok(());
+                }
+                tx.add_client_txn(&txn, None, now)?;
+                for (server, edu) in &owed {
+                    if !tx.owe_message(server, edu, now)? {
+                        log::warn!("too many messages wait for {server}: one was dropped");
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The messages for devices of ours that exist, in portions. They are looked up here, so that those for nobody cost
+    /// the writer nothing, however many they are.
+    fn portions(&self, id: &str, messages: Vec<ToOne>) -> Result<Vec<Portion>> {
+        let (mut portions, mut number) = (Vec::new(), 0);
+        let mut messages = messages.into_iter();
+        loop {
+            let some: Vec<ToOne> = messages.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                return Ok(portions);
             }
-            Ok(())
-        })
+            let messages = self.store.read(|db| {
+                let mut devices = HashMap::new();
+                let mut known = Vec::new();
+                for mut message in some {
+                    message.devices = recipients(db, &message, &mut devices)?;
+                    if message.devices > 0 {
+                        known.push(message);
+                    }
+                }
+                Ok(known)
+            })?;
+            if !messages.is_empty() {
+                portions.push(Portion { mark: mark(id, HERE, number), messages });
+            }
+            number += 1;
+        }
     }
 
     /// `m.direct_to_device` of another server, to be taken in at the end of the transaction.
@@ -115,51 +164,114 @@ impl Homeserver {
         }
     }
 
-    /// Takes in what [`Self::receive_to_device`] has put by, all in one commit. Errors: 429 `M_LIMIT_EXCEEDED` if too many
-    /// of the server's messages wait for one of the devices, so that it keeps them until there is room; then none was
-    /// taken in.
+    /// Takes in what [`Self::receive_to_device`] has put by, in one commit unless it is much. Errors: 429
+    /// `M_LIMIT_EXCEEDED` if too many of the server's messages wait for one of the devices, so that it keeps them until
+    /// there is room; a repeat brings what was not taken in.
     pub(super) fn take_in_to_device(&self, origin: &ServerName, received: Vec<DirectToDevice>) -> Result<()> {
-        if received.is_empty() {
-            return Ok(());
-        }
-        let (origin, now) = (origin.clone(), self.clock.now_ms());
-        self.store.write(move |tx| {
-            let origin = match tx.is_neighbour(&origin)? {
-                true => Origin::Neighbour(&origin),
-                false => Origin::Stranger(&origin),
-            };
-            for said in &received {
-                if !tx.receive_to_device(origin, &said.message_id, now)? {
+        let mut portions = Vec::new();
+        for said in received {
+            let mut messages = Vec::new();
+            for (user, devices) in said.messages {
+                let Some(user) = UserId::parse(&user).ok().filter(|user| self.is_ours(user)) else {
                     continue;
-                }
-                for (user, devices) in &said.messages {
-                    let Ok(user) = UserId::parse(user) else { continue };
-                    if !tx.is_ours(user.as_str()) {
-                        continue;
-                    }
-                    for (device, content) in devices {
-                        match written(said.sender.as_str(), &said.event_type, content) {
-                            Some(message) => deliver(tx, (&user, device), &message, origin, now)?,
-                            None => log::info!("{} sent {user} a message that is too large", said.sender),
+                };
+                for (device, content) in devices {
+                    match written(said.sender.as_str(), &said.event_type, &content) {
+                        Some(message) => {
+                            messages.push(ToOne { user: user.clone(), device, message, devices: 0 })
                         }
+                        None => log::info!("{} sent {user} a message that is too large", said.sender),
                     }
                 }
             }
-            tx.sweep_received_to_device(origin, now)
-        })
+            portions.extend(self.portions(&said.message_id, messages)?);
+        }
+        for portions in batches(portions) {
+            let (origin, now) = (origin.clone(), self.clock.now_ms());
+            self.store.write(move |tx| {
+                let origin = match tx.is_neighbour(&origin)? {
+                    true => Origin::Neighbour(&origin),
+                    false => Origin::Stranger(&origin),
+                };
+                for Portion { mark, messages } in &portions {
+                    if tx.receive_to_device(origin, mark, now)? {
+                        messages.iter().try_for_each(|message| deliver(tx, message, origin, now))?;
+                    }
+                }
+                tx.sweep_received_to_device(origin, now)
+            })?;
+        }
+        Ok(())
     }
+}
+
+/// A message for one of our users' devices, or for all of them.
+struct ToOne {
+    user: UserId,
+    device: String,
+    /// As clients get it.
+    message: String,
+    /// How many devices get it, as far as is known.
+    devices: usize,
+}
+
+/// What is written at once of the messages that came together.
+struct Portion {
+    /// By what it is known when it comes again.
+    mark: String,
+    messages: Vec<ToOne>,
+}
+
+/// What [`mark`] tells apart.
+const HERE: char = 'h';
+const ELSEWHERE: char = 'e';
+
+/// By what a portion is known. The first has the id that all came with. Whoever has such an id of their own confuses
+/// nobody but themselves.
+fn mark(id: &str, kind: char, number: usize) -> String {
+    if (kind, number) == (HERE, 0) { id.to_owned() } else { format!("{id}\n{kind}{number}") }
+}
+
+/// Portions that are written together: as many as are little, in their order.
+fn batches(portions: Vec<Portion>) -> Vec<Vec<Portion>> {
+    let mut batches: Vec<Vec<Portion>> = Vec::new();
+    let (mut rows, mut bytes) = (0, 0);
+    for portion in portions {
+        let own: usize = portion.messages.iter().map(|message| message.devices).sum();
+        let own_bytes: usize =
+            portion.messages.iter().map(|message| message.devices * message.message.len()).sum();
+        match batches.last_mut() {
+            Some(last) if rows + own <= ROWS_AT_ONCE && bytes + own_bytes <= BYTES_AT_ONCE => {
+                last.push(portion)
+            }
+            _ => {
+                (rows, bytes) = (0, 0);
+                batches.push(vec![portion]);
+            }
+        }
+        (rows, bytes) = (rows + own, bytes + own_bytes);
+    }
+    batches
+}
+
+/// How many of our devices a message is for. `known`: devices of users that were looked up before.
+fn recipients(db: &Db<'_>, message: &ToOne, known: &mut HashMap<UserId, Vec<String>>) -> Result<usize> {
+    if !known.contains_key(&message.user) {
+        let devices = db.devices(&message.user)?.into_iter().map(|device| device.device_id).collect();
+        known.insert(message.user.clone(), devices);
+    }
+    let devices = known.get(&message.user).map(Vec::as_slice).unwrap_or_default();
+    Ok(match message.device.as_str() {
+        ALL => devices.len(),
+        device => usize::from(devices.binary_search_by(|known| known.as_str().cmp(device)).is_ok()),
+    })
 }
 
 /// Lets a message wait for a device of ours, or for all of the user's. Who does not exist gets none. Errors: 429
 /// `M_LIMIT_EXCEEDED` if the origin's share of the device's line is full.
-fn deliver(
-    tx: &mut Tx<'_>,
-    (user, device): (&UserId, &str),
-    message: &str,
-    origin: Origin<'_>,
-    now: Millis,
-) -> Result<()> {
-    let devices = match device {
+fn deliver(tx: &mut Tx<'_>, to: &ToOne, origin: Origin<'_>, now: Millis) -> Result<()> {
+    let ToOne { user, device, message, .. } = to;
+    let devices = match device.as_str() {
         ALL => tx.devices(user)?,
         device => tx.device(user, device)?.into_iter().collect(),
     };

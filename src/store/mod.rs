@@ -246,6 +246,7 @@ impl Store {
 
     /// Runs `f` in a savepoint on the writer's thread and returns when its group is on disk. If `f` fails or panics,
     /// what it did is undone, and nobody else's work. Closures must be short and never wait for anything.
+    #[track_caller]
     pub fn write<T: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
@@ -256,6 +257,7 @@ impl Store {
 
     /// The same for what is worth little: it outlives this process, but a power cut may take the last of it. Other than
     /// `write` it costs no wait for the disk.
+    #[track_caller]
     pub fn write_lightly<T: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,

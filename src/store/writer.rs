@@ -1,10 +1,11 @@
 //! The writer thread and its group commit: what queued up while the disk was busy is committed together.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -21,10 +22,15 @@ const GROUP: usize = 256;
 /// that are passed over at the start (`Store::open`), so that none is given out twice, whatever a power cut took.
 const MOST_UNSYNCED: i64 = 10_000;
 
+/// A closure that holds the writer for longer is told of in the log; and who comes after it has the next commit.
+const LONG: Duration = Duration::from_millis(50);
+
 /// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
 trait Job: Send {
     /// Whether its caller wants it to be on disk, and not only with the operating system.
     fn lasting(&self) -> bool;
+    /// Where in the source it is asked for.
+    fn asked_at(&self) -> &'static Location<'static>;
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()>;
     /// `lost` says why the answer does not hold although the closure succeeded.
     fn finish(self: Box<Self>, lost: Option<Error>);
@@ -35,11 +41,16 @@ struct Closure<F, T> {
     answer: Option<Result<T>>,
     reply: mpsc::SyncSender<Result<T>>,
     lasting: bool,
+    asked_at: &'static Location<'static>,
 }
 
 impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> Job for Closure<F, T> {
     fn lasting(&self) -> bool {
         self.lasting
+    }
+
+    fn asked_at(&self) -> &'static Location<'static> {
+        self.asked_at
     }
 
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
@@ -107,6 +118,7 @@ impl Writer {
         Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
     }
 
+    #[track_caller]
     pub(super) fn write<T: Send + 'static>(
         &self,
         lasting: bool,
@@ -114,7 +126,8 @@ impl Writer {
     ) -> Result<T> {
         let (reply, answer) = mpsc::sync_channel(1);
         let gone = || Error::internal("the database is closed");
-        let job = Box::new(Closure { f: Some(f), answer: None, reply, lasting });
+        let asked_at = Location::caller();
+        let job = Box::new(Closure { f: Some(f), answer: None, reply, lasting, asked_at });
         self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
     }
@@ -157,11 +170,14 @@ impl Desk {
                     Err(_) => break,
                 }
             }
-            self.commit_group(group);
+            while !group.is_empty() {
+                group = self.commit_group(group);
+            }
         }
     }
 
-    fn commit_group(&mut self, mut group: Vec<Box<dyn Job>>) {
+    /// Commits what these write, or the first of them if they take long together. Gives the others.
+    fn commit_group(&mut self, mut group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
         let mut changes = Changes::default();
         let mut done = 0;
         let lasting = group.iter().any(|job| job.lasting()) || self.stream - self.synced >= MOST_UNSYNCED;
@@ -177,11 +193,9 @@ impl Desk {
             for job in group {
                 job.finish(Some(lost(&e)));
             }
-            if !rest.is_empty() {
-                self.commit_group(rest);
-            }
-            return;
+            return rest;
         }
+        let rest = group.split_off(done);
         if lasting {
             self.synced = self.stream;
         }
@@ -200,6 +214,7 @@ impl Desk {
         if let Some(checkpointer) = &self.checkpointer {
             checkpointer.look_after(&self.connection);
         }
+        rest
     }
 
     /// Whether the next commit waits for the disk. One that does takes along all that came before it.
@@ -221,7 +236,12 @@ impl Desk {
         changes: &mut Changes,
     ) -> Result<()> {
         execute(&self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
+        let begun = Instant::now();
+        let mut ended = begun;
         for job in group.iter_mut() {
+            if ended - begun > LONG {
+                break;
+            }
             *done += 1;
             execute(&self.connection, "SAVEPOINT closure")?;
             let mut tx = Tx {
@@ -249,6 +269,14 @@ impl Desk {
                 execute(&self.connection, "ROLLBACK TO closure")?;
             }
             execute(&self.connection, "RELEASE closure")?;
+            let before = std::mem::replace(&mut ended, Instant::now());
+            if ended - before > LONG {
+                log::warn!(
+                    "the writer was held for {} ms by {}",
+                    (ended - before).as_millis(),
+                    job.asked_at()
+                );
+            }
         }
         Ok(())
     }
