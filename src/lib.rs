@@ -55,6 +55,7 @@
 //!   for what happens to the write-ahead log.
 //! - How it is started: [`launch`], from [`config`].
 
+pub mod address;
 pub mod clock;
 pub mod config;
 pub mod error;

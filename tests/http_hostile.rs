@@ -584,6 +584,40 @@ fn at_the_cap_the_longest_idle_connection_makes_room_and_no_working_one() {
     assert_eq!(working.read().body, b"news");
 }
 
+/// A connection that the server takes for one from this address.
+fn connect_from(server: &Server, from: &str) -> Client {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Client::connect(listener.local_addr().unwrap());
+    server.adopt(listener.accept().unwrap().0, SocketAddr::new(from.parse().unwrap(), 4711)).unwrap();
+    client
+}
+
+#[test]
+fn an_address_has_its_share_of_connections_and_a_proxy_on_this_machine_has_no_limit() {
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, Limits { per_address: 4, ..Limits::default() });
+    let wait = |from: &str| {
+        let mut client = connect_from(&server, from);
+        // It may be closed already.
+        let _ = client.stream.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
+        client
+    };
+    // Of a /64 each: that is one host.
+    let mut working: Vec<Client> = (1..5).map(|n| wait(&format!("2001:db8::{n}"))).collect();
+    until("its share waits", || house.waiting.load(Ordering::SeqCst) == 4);
+    assert!(wait("2001:db8::5").is_closed());
+    // Every test of this file comes from loopback, and so do all the users of a reverse proxy.
+    for from in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+        working.extend((0..20).map(|_| wait(from)));
+    }
+    working.push(wait("192.0.2.1"));
+    until("the others wait", || house.waiting.load(Ordering::SeqCst) == working.len());
+    get(server.local_addrs()[0], "/wake");
+    for client in &mut working {
+        assert_eq!(client.read().body, b"news");
+    }
+}
+
 #[test]
 fn two_servers_that_ask_each_other_do_not_lock_each_other_up() {
     let limits = Limits { in_flight: 1, turn_time: PATIENCE, ..Limits::default() };

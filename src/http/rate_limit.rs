@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::router::Rate;
-use super::server::{group, lock};
+use super::server::lock;
+use crate::address::group;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 

@@ -10,6 +10,7 @@ use tiny_http::Method;
 
 use super::auth::Requester;
 use super::router::Route;
+use crate::address;
 use crate::error::{Error, Result};
 use crate::protocol::json::parse_object;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
@@ -90,14 +91,9 @@ impl Request {
     }
 
     /// Who holds the other end of the socket, or the client that a reverse proxy on this machine speaks for
-    /// (the last entry of `X-Forwarded-For`).
+    /// (`X-Forwarded-For`).
     pub fn client_ip(&self) -> IpAddr {
-        let peer = self.peer.ip().to_canonical();
-        if !peer.is_loopback() {
-            return peer;
-        }
-        let forwarded = self.header("x-forwarded-for").and_then(|list| list.rsplit(',').next());
-        forwarded.and_then(|ip| ip.trim().parse::<IpAddr>().ok()).map_or(peer, |ip| ip.to_canonical())
+        address::client(self.peer.ip(), self.header_all("x-forwarded-for"))
     }
 
     /// When the head was complete: the start of a long poll's time-out.
@@ -173,7 +169,7 @@ impl Request {
     }
 
     /// All headers of this name (any case), in the order sent.
-    pub fn header_all<'r>(&'r self, name: &'r str) -> impl Iterator<Item = &'r str> {
+    pub fn header_all<'r>(&'r self, name: &'r str) -> impl DoubleEndedIterator<Item = &'r str> {
         self.headers.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 

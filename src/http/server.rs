@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,7 @@ use super::request::Request;
 use super::router::{Outcome, Router, Turn};
 use super::socket::{interest, poll};
 use super::tls::{Certificate, Tls};
+use crate::address::group;
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
@@ -442,17 +443,6 @@ impl Shared {
             Role::Work => &self.workers,
             Role::Park => &self.parkers,
         }
-    }
-}
-
-/// Addresses that count as one: an IPv4 address, or a /64 of IPv6, which is what one host is usually given.
-pub(super) fn group(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) if !v6.is_loopback() => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-        other => other,
     }
 }
 
