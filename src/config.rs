@@ -1,7 +1,7 @@
 //! Every setting once. `Settings` is at the same time the flags of `doorstep serve` and the keys of the
 //! configuration file (the same names with `_`); `Config` is what they mean after they were checked.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use argh::FromArgs;
@@ -51,7 +51,8 @@ pub struct Settings {
     /// version of new rooms where the client names none [12]
     #[argh(option)]
     pub default_room_version: Option<String>,
-    /// base URL that clients are told in /.well-known/matrix/client [https://<name>, or --listen for localhost]
+    /// base URL that clients are told in /.well-known/matrix/client [https://<name>; for a name of this machine only,
+    /// such as localhost:8448, the first --listen as http://, or else the first --listen-tls]
     #[argh(option)]
     pub public_url: Option<String>,
     /// server to ask for the keys of servers that cannot be reached; repeatable
@@ -244,8 +245,8 @@ impl Config {
                 return Err(wrong("public-url", &url, "an http or https URL"));
             }
             config.public_url = url.trim_end_matches('/').to_owned();
-        } else if let (Some(address), true) = (config.listen.first(), config.is_for_this_machine_only()) {
-            config.public_url = format!("http://{address}");
+        } else if let Some(url) = config.url_on_this_machine() {
+            config.public_url = url;
         }
         config.notaries = settings
             .notary
@@ -264,10 +265,31 @@ impl Config {
 }
 
 impl Config {
-    /// Whether the name and the listeners are those of a first try at home: no HTTPS, and a name that nobody else knows.
-    fn is_for_this_machine_only(&self) -> bool {
-        self.listen_tls.is_empty() && self.server_name.host() == "localhost"
+    /// Where clients find a server whose name nobody else knows: at its plain listener if there is one, since its
+    /// certificate, if it has any, is one of its own making, and the port in its name is where other servers call.
+    fn url_on_this_machine(&self) -> Option<String> {
+        let host = self.server_name.host().to_ascii_lowercase();
+        let bare = host.trim_matches(['[', ']']);
+        let is_loopback = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if host != "localhost" && !host.ends_with(".localhost") && !is_loopback {
+            return None;
+        }
+        match (self.listen.first(), self.listen_tls.first()) {
+            (Some(plain), _) => Some(format!("http://{}", reachable(*plain))),
+            (None, Some(tls)) => Some(format!("https://{host}:{}", tls.port())),
+            (None, None) => None,
+        }
     }
+}
+
+/// An address to connect to for one that is listened on: every address of this machine is one of loopback too.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 fn addresses(flag: &str, texts: &[String]) -> Result<Vec<SocketAddr>> {
@@ -309,6 +331,30 @@ mod tests {
         assert_eq!(config(&["--name", "example.org"]).unwrap().public_url, "https://example.org");
         let told = config(&["--public-url", "https://matrix.example.org/"]).unwrap().public_url;
         assert_eq!(told, "https://matrix.example.org");
+    }
+
+    #[test]
+    fn a_local_name_sends_clients_to_the_plain_listener_and_never_to_another_port_than_is_served() {
+        let told = |args: &[&str]| config(args).unwrap().public_url;
+        let tls = ["--listen-tls", "127.0.0.1:8443", "--tls-cert", "c", "--tls-key", "k"];
+        let both = [&tls[..], &["--listen", "0.0.0.0:8008"]].concat();
+        for name in
+            ["localhost:8448", "localhost", "LOCALHOST:8448", "127.0.0.1:8448", "[::1]:8448", "a.localhost"]
+        {
+            let named = |args: &[&str]| told(&[&["--name", name], args].concat());
+            assert_eq!(named(&both), "http://127.0.0.1:8008", "{name}");
+            assert_eq!(named(&["--listen", "[::]:8008"]), "http://[::1]:8008", "{name}");
+            let host = name.trim_end_matches(":8448").to_lowercase();
+            assert_eq!(named(&tls), format!("https://{host}:8443"), "{name}");
+            assert_eq!(
+                named(&[&both[..], &["--public-url", "https://x.example"]].concat()),
+                "https://x.example"
+            );
+        }
+        for name in ["example.org", "localhost.example.org", "192.0.2.1"] {
+            let url = told(&[&["--name", name], &both[..]].concat());
+            assert_eq!(url, format!("https://{name}"));
+        }
     }
 
     #[test]
