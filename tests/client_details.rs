@@ -441,7 +441,6 @@ fn numbers_and_tokens_at_their_limits_do_no_harm() {
         (room_path(&room, "messages?dir=b&from=x"), "M_INVALID_PARAM"),
         (room_path(&room, "messages?dir=b&filter=x"), "M_BAD_JSON"),
         (room_path(&room, "members?membership=here"), "M_INVALID_PARAM"),
-        (format!("{V3}/sync?since=s{most}"), "M_INVALID_PARAM"),
         (format!("{V3}/sync?timeout=-1"), "M_INVALID_PARAM"),
         (format!("{V3}/publicRooms?since=x"), "M_INVALID_PARAM"),
     ] {

@@ -38,7 +38,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn
     }
     let answer = hs.sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
-    let may_wait = turn != Turn::Last && asked.since.is_some() && !asked.full_state && !timeout.is_zero();
+    let may_wait = turn != Turn::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
     if answer.is_empty && may_wait {
         return Ok(Outcome::Wait {
             user: requester.user_id.clone(),

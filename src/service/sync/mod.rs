@@ -38,10 +38,12 @@ const DEFAULT_TIMELINE: usize = 10;
 const MAX_TIMELINE: usize = 100;
 
 /// What a client asks of `/sync`.
+#[derive(Clone)]
 pub struct SyncRequest {
     /// The filter in force.
     pub filter: Filter,
-    /// The position that the client has seen; none for an initial sync.
+    /// The position that the client has seen; none for an initial sync. One that this server has not reached (its
+    /// database was put back to an older state) is none.
     pub since: Option<i64>,
     /// Whether all state is wanted, whatever the client has.
     pub full_state: bool,
@@ -58,6 +60,8 @@ pub struct SyncAnswer {
     pub position: i64,
     /// Whether there is nothing new in it.
     pub is_empty: bool,
+    /// Whether it is the answer to an initial sync.
+    pub is_initial: bool,
     /// The body, JSON.
     pub body: Vec<u8>,
 }
@@ -187,15 +191,18 @@ impl Context<'_> {
 }
 
 impl Homeserver {
-    /// What is new for the user's device, from one snapshot. Errors: 400 `M_INVALID_PARAM` for a position that this
-    /// server has not reached.
+    /// What is new for the user's device, from one snapshot.
     pub fn sync(&self, user: &UserId, device: Option<&str>, request: &SyncRequest) -> Result<SyncAnswer> {
         let now = self.clock.now_ms();
-        let (answer, line) = self.store.read(|db| {
+        let (answer, line, since) = self.store.read(|db| {
             let position = db.snapshot_position()?;
-            if request.since.is_some_and(|since| since > position) {
-                return Err(Error::invalid_param("The since token is none of this server's"));
-            }
+            let anew;
+            let request = if request.since.is_some_and(|since| since > position) {
+                anew = SyncRequest { since: None, ..request.clone() };
+                &anew
+            } else {
+                request
+            };
             let filter = &request.filter;
             let style = Style {
                 room_ids: false,
@@ -204,10 +211,12 @@ impl Homeserver {
                 ..Style::usual(user, device, now)
             };
             let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
-            answer(&Context { db, user, request, style, position, ignored, blocks_invites }, now)
+            let context = Context { db, user, request, style, position, ignored, blocks_invites };
+            let (answer, line) = answer(&context, now)?;
+            Ok((answer, line, request.since))
         })?;
         if let Some(device) = device {
-            self.settle_line(user, device, request.since, line)?;
+            self.settle_line(user, device, since, line)?;
         }
         Ok(answer)
     }
@@ -246,7 +255,8 @@ fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Li
         && body.to_device.is_empty()
         && body.device_lists.is_empty();
     let body = serde_json::to_vec(&body).map_err(Error::internal)?;
-    Ok((SyncAnswer { position: context.position, is_empty, body }, line))
+    let is_initial = context.request.since.is_none();
+    Ok((SyncAnswer { position: context.position, is_empty, is_initial, body }, line))
 }
 
 /// Global account data that changed; an initial sync also has the push rules, which every account has.
