@@ -79,13 +79,181 @@ fn registration_asks_for_proof_first_and_then_gives_a_session() {
         request(&server, "GET", &format!("{REGISTER}/available?username={name}"), "", Value::Null)
     };
     refused(available("alice"), 400, "M_USER_IN_USE");
-    refused(available("ALICE"), 400, "M_INVALID_USERNAME");
+    refused(available("ALICE"), 400, "M_USER_IN_USE");
     assert_eq!(available("carol"), (200, json!({ "available": true })));
     refused(
         request(&server, "GET", &format!("{REGISTER}/available"), "", Value::Null),
         400,
         "M_MISSING_PARAM",
     );
+}
+
+/// A session of interactive authentication, begun with this body.
+fn session(server: &TestServer, path: &str, token: &str, body: Value) -> Value {
+    let (status, ask) = request(server, "POST", path, token, body);
+    assert_eq!(status, 401, "{ask}");
+    ask["session"].clone()
+}
+
+/// How many accounts there are.
+fn accounts(server: &TestServer) -> usize {
+    server.homeserver().store.read(|db| db.accounts()).unwrap().len()
+}
+
+#[test]
+fn one_session_of_registration_makes_one_account_however_many_requests_use_it() {
+    let server = TestServer::start();
+    for named in [true, false] {
+        let before = accounts(&server);
+        let session = session(&server, REGISTER, "", json!({}));
+        let auth = json!({ "type": "m.login.dummy", "session": session });
+        let body = |n: usize| match named {
+            true => json!({ "username": format!("user{n}"), "password": "pw", "auth": auth }),
+            false => json!({ "password": "pw", "auth": auth }),
+        };
+        let gate = std::sync::Barrier::new(8);
+        let answers: Vec<(u16, Value)> = std::thread::scope(|scope| {
+            let send = |n: usize| {
+                gate.wait();
+                request(&server, "POST", REGISTER, "", body(n))
+            };
+            let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || send(n))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(accounts(&server), before + 1, "{answers:?}");
+        let made: Vec<&Value> = answers.iter().filter(|(status, _)| *status == 200).map(|(_, a)| a).collect();
+        assert!(!made.is_empty() && made.iter().all(|answer| *answer == made[0]), "{answers:?}");
+        assert!(answers.iter().all(|(status, _)| matches!(status, 200 | 401)), "{answers:?}");
+        // Nor does it make one later, whatever is asked for with it.
+        for body in [body(9), json!({ "username": "other", "password": "pw", "auth": auth })] {
+            request(&server, "POST", REGISTER, "", body);
+        }
+        assert_eq!(accounts(&server), before + 1);
+    }
+}
+
+#[test]
+fn a_registration_whose_answer_was_lost_is_answered_again() {
+    let server = TestServer::start();
+    for body in [json!({ "username": "alice", "password": "pw" }), json!({ "password": "pw" })] {
+        let session = session(&server, REGISTER, "", body.clone());
+        let mut whole = body.clone();
+        whole["auth"] = json!({ "type": "m.login.dummy", "session": session });
+        let (status, first) = request(&server, "POST", REGISTER, "", whole.clone());
+        assert_eq!(status, 200, "{first}");
+        let before = accounts(&server);
+        assert_eq!(request(&server, "POST", REGISTER, "", whole.clone()), (200, first.clone()));
+        // Without the stage, which is complete, and without what was said before.
+        let bare = json!({ "auth": { "session": session } });
+        assert_eq!(request(&server, "POST", REGISTER, "", bare), (200, first.clone()));
+        assert_eq!(accounts(&server), before);
+        assert_eq!(
+            request(&server, "GET", WHOAMI, first["access_token"].as_str().unwrap(), Value::Null).0,
+            200
+        );
+        // Who asks for something else gets no access to this account.
+        whole["username"] = json!("mallory");
+        assert_eq!(request(&server, "POST", REGISTER, "", whole.clone()).0, 401);
+        whole.as_object_mut().unwrap().remove("username");
+        whole["password"] = json!("another");
+        assert_ne!(request(&server, "POST", REGISTER, "", whole).0, 200);
+    }
+}
+
+#[test]
+fn what_the_first_request_of_a_session_said_need_not_be_said_again() {
+    let server = TestServer::start_with(|config| config.registration = Registration::Token);
+    server.homeserver().add_registration_token("let-me-in", None, None).unwrap();
+    let whole = json!({ "username": "Alice", "password": "pw", "device_id": "PHONE" });
+    let (_, ask) = request(&server, "POST", REGISTER, "", whole);
+    let flows = json!([
+        { "stages": ["m.login.registration_token"] },
+        { "stages": ["m.login.registration_token", "m.login.dummy"] },
+    ]);
+    assert_eq!(ask["flows"], flows);
+    let auth =
+        json!({ "type": "m.login.registration_token", "token": "let-me-in", "session": ask["session"] });
+    let (status, made) = request(&server, "POST", REGISTER, "", json!({ "auth": auth }));
+    assert_eq!((status, &made["device_id"]), (200, &json!("PHONE")), "{made}");
+    assert_eq!(made["user_id"], format!("@alice:{}", server.name()));
+    // A library that goes on with the longer flow has what it wanted.
+    let auth = json!({ "type": "m.login.dummy", "session": ask["session"] });
+    let body = json!({ "username": "Alice", "password": "pw", "auth": auth });
+    assert_eq!(request(&server, "POST", REGISTER, "", body), (200, made.clone()));
+    assert_eq!(request(&server, "POST", LOGIN, "", password_login("ALICE", "pw")).0, 200);
+
+    // The same everywhere else.
+    let token = made["access_token"].as_str().unwrap();
+    let auth = |session: &Value| {
+        let mut auth = password_login("alice", "pw");
+        auth["session"] = session.clone();
+        json!({ "auth": auth })
+    };
+    let path = "/_matrix/client/v3/account/password";
+    let begun = session(&server, path, token, json!({ "new_password": "new", "logout_devices": false }));
+    assert_eq!(request(&server, "POST", path, token, auth(&begun)).0, 200);
+    assert_eq!(request(&server, "POST", LOGIN, "", password_login("alice", "new")).0, 200);
+    let other = request(&server, "POST", LOGIN, "", password_login("alice", "new")).1;
+    let path = "/_matrix/client/v3/delete_devices";
+    let begun = session(&server, path, token, json!({ "devices": [other["device_id"]] }));
+    let mut body = auth(&begun);
+    body["auth"]["password"] = json!("new");
+    assert_eq!(request(&server, "POST", path, token, body), (200, json!({})));
+    refused(
+        request(&server, "GET", WHOAMI, other["access_token"].as_str().unwrap(), Value::Null),
+        401,
+        "M_UNKNOWN_TOKEN",
+    );
+}
+
+#[test]
+fn a_client_whose_own_token_ended_with_what_it_did_is_answered_again() {
+    let server = TestServer::start();
+    let made = server.homeserver().register_user("alice", Some("pw")).unwrap();
+    let alice = made.0.clone();
+    let log_in = |device: &str| {
+        let mut body = password_login("alice", "pw");
+        body["device_id"] = json!(device);
+        request(&server, "POST", LOGIN, "", body).1["access_token"].as_str().unwrap().to_owned()
+    };
+    let auth = |session: &Value| {
+        let mut auth = password_login("alice", "pw");
+        auth["session"] = session.clone();
+        auth
+    };
+    let (phone, other) = (log_in("PHONE"), log_in("OTHER"));
+    let path = "/_matrix/client/v3/delete_devices";
+    let begun = session(&server, path, &phone, json!({ "devices": ["PHONE"] }));
+    let body = json!({ "devices": ["PHONE"], "auth": auth(&begun) });
+    for _ in 0..2 {
+        assert_eq!(request(&server, "POST", path, &phone, body.clone()), (200, json!({})));
+    }
+    // The token is good for nothing else, and the answer for nobody else.
+    refused(request(&server, "GET", WHOAMI, &phone, Value::Null), 401, "M_UNKNOWN_TOKEN");
+    refused(request(&server, "POST", path, &phone, json!({ "devices": ["OTHER"] })), 401, "M_UNKNOWN_TOKEN");
+    let more = json!({ "devices": ["OTHER"], "auth": auth(&begun) });
+    refused(request(&server, "POST", path, &phone, more), 401, "M_UNKNOWN_TOKEN");
+    refused(request(&server, "POST", path, "made-up", body), 401, "M_UNKNOWN_TOKEN");
+    assert_eq!(request(&server, "GET", WHOAMI, &other, Value::Null).0, 200);
+    // By the path that names the device.
+    let path = "/_matrix/client/v3/devices/OTHER";
+    let (_, ask) = request(&server, "DELETE", path, &other, json!({}));
+    let body = json!({ "auth": auth(&ask["session"]) });
+    for _ in 0..2 {
+        assert_eq!(request(&server, "DELETE", path, &other, body.clone()), (200, json!({})));
+    }
+    refused(request(&server, "DELETE", "/_matrix/client/v3/devices/C", &other, body), 401, "M_UNKNOWN_TOKEN");
+    // The account itself.
+    let path = "/_matrix/client/v3/account/deactivate";
+    let last = log_in("LAST");
+    let begun = session(&server, path, &last, json!({}));
+    for _ in 0..2 {
+        let gone = request(&server, "POST", path, &last, json!({ "auth": auth(&begun) }));
+        assert_eq!(gone, (200, json!({ "id_server_unbind_result": "success" })));
+    }
+    let more = json!({ "erase": true, "auth": auth(&begun) });
+    refused(request(&server, "POST", path, &last, more), 401, "M_UNKNOWN_TOKEN");
+    assert!(server.homeserver().store.read(|db| db.devices(&alice)).unwrap().is_empty());
 }
 
 #[test]
@@ -122,10 +290,13 @@ fn the_shared_secret_makes_accounts_and_without_it_the_endpoint_does_not_exist()
     let nonce = || request(&server, "GET", PATH, "", Value::Null).1["nonce"].as_str().unwrap().to_owned();
     let post = |secret: &str, nonce: &str, name: &str, admin: bool| {
         let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
+        let shown = format!("{name} the first");
         let signed = format!("{nonce}\0{name}\0pw\0{}", if admin { "admin" } else { "notadmin" });
         let mac: String =
             hmac::sign(&key, signed.as_bytes()).as_ref().iter().map(|b| format!("{b:02x}")).collect();
-        let body = json!({ "nonce": nonce, "username": name, "password": "pw", "admin": admin, "mac": mac });
+        let body = json!({
+            "nonce": nonce, "username": name, "password": "pw", "displayname": shown, "admin": admin, "mac": mac,
+        });
         request(&server, "POST", PATH, "", body)
     };
     refused(post("wrong", &nonce(), "alice", false), 403, "M_FORBIDDEN");
@@ -139,6 +310,16 @@ fn the_shared_secret_makes_accounts_and_without_it_the_endpoint_does_not_exist()
     );
     refused(post("sesame", &used, "bob", false), 400, "M_INVALID_PARAM");
     assert_eq!(request(&server, "POST", LOGIN, "", password_login("alice", "pw")).0, 200);
+    let profile = |name: &str| {
+        let path = format!("/_matrix/client/v3/profile/@{name}:{}", server.name());
+        request(&server, "GET", &path, "", Value::Null).1
+    };
+    assert_eq!(profile("alice"), json!({ "displayname": "alice the first" }));
+    let (status, account) = post("sesame", &nonce(), "Bob", false);
+    assert_eq!((status, &account["user_id"]), (200, &json!(format!("@bob:{}", server.name()))), "{account}");
+    assert_eq!(profile("bob"), json!({ "displayname": "Bob the first" }));
+    refused(post("sesame", &nonce(), "BOB", false), 400, "M_USER_IN_USE");
+    refused(post("sesame", &nonce(), &"c".repeat(257), false), 400, "M_INVALID_USERNAME");
 }
 
 #[test]
@@ -149,8 +330,9 @@ fn one_logs_in_by_name_or_full_id_and_with_the_right_password_only() {
     let (_, flows) = request(&server, "GET", LOGIN, "", Value::Null);
     assert_eq!(flows["flows"][0]["type"], "m.login.password");
     let id = format!("@alice:{}", server.name());
-    for name in ["alice", &id] {
-        assert_eq!(login(password_login(name, "open sesame")).0, 200, "{name}");
+    for name in ["alice", &id, "Alice", &id.to_uppercase()] {
+        let (status, session) = login(password_login(name, "open sesame"));
+        assert_eq!((status, &session["user_id"]), (200, &json!(id)), "{name}");
     }
     let older = json!({ "type": "m.login.password", "user": "alice", "password": "open sesame" });
     assert_eq!(login(older).0, 200);
@@ -215,6 +397,19 @@ fn devices_are_listed_renamed_and_deleted_with_the_password() {
     let ids: Vec<&str> =
         all["devices"].as_array().unwrap().iter().map(|d| d["device_id"].as_str().unwrap()).collect();
     assert!(["A/B", "C", "MINE"].iter().all(|id| ids.contains(id)), "{ids:?}");
+    // Those that asked for nothing yet were seen when they logged in; of one that was made without a client's request
+    // nothing is known.
+    for device in all["devices"].as_array().unwrap() {
+        let id = device["device_id"].as_str().unwrap();
+        let (ts, ip) = (&device["last_seen_ts"], &device["last_seen_ip"]);
+        match ["A/B", "C", "MINE"].contains(&id) {
+            true => assert!(ts.is_i64() && ip == "127.0.0.1", "{device}"),
+            false => {
+                assert!(device.get("last_seen_ts").is_some() && ts.is_null() && ip.is_null(), "{device}")
+            }
+        }
+        assert!(device["display_name"].is_string(), "{device}");
+    }
 
     let path = format!("{devices}/A%2FB");
     assert_eq!(request(&server, "PUT", &path, &mine, json!({ "display_name": "tablet" })).0, 200);
@@ -337,6 +532,80 @@ fn errors_of_the_router_are_matrix_errors_with_cors() {
     ] {
         assert_eq!(answer.headers()[name], value);
     }
+}
+
+/// A request that a reverse proxy on this machine passes on for somebody.
+fn request_from(server: &TestServer, from: &str, path: &str, body: &Value) -> (u16, Value) {
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let request =
+        ureq::http::Request::post(format!("{}{path}", server.url())).header("X-Forwarded-For", from);
+    let mut answer = agent.run(request.body(body.to_string()).unwrap()).unwrap();
+    let status = answer.status().as_u16();
+    (status, serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap())
+}
+
+#[test]
+fn wrong_passwords_are_limited_for_each_account_and_lock_its_owner_out_nowhere() {
+    let server = TestServer::start_with(|config| config.rate_limits = true);
+    let home = "198.51.100.1";
+    let register = json!({ "username": "alice", "password": "pw", "auth": { "type": "m.login.dummy" } });
+    let (status, alice) = request_from(&server, home, REGISTER, &register);
+    assert_eq!(status, 200, "{alice}");
+    server.homeserver().register_user("bob", Some("pw")).unwrap();
+    // Each guesses once, from an address and a network of their own, so that no limit of an address is what answers.
+    let wrong = password_login("alice", "wrong");
+    let guesses: Vec<(u16, Value)> =
+        (1..90).map(|n| request_from(&server, &format!("{n}.0.2.1"), LOGIN, &wrong)).collect();
+    let limited: Vec<&Value> = guesses.iter().filter(|(status, _)| *status == 429).map(|(_, a)| a).collect();
+    assert!(guesses.iter().filter(|(status, _)| *status == 403).count() >= 10);
+    assert!(limited.len() >= 10, "{guesses:?}");
+    assert!(limited.iter().all(|a| a["retry_after_ms"].as_u64().is_some_and(|ms| ms > 0 && ms < 60_000)));
+    // Not even the right one is looked at, wherever a password is asked for. (A guess may be allowed again by now, but
+    // never many in a row.)
+    let right = password_login("alice", "pw");
+    let is_limited = |path: &str, body: &Value| {
+        (100..105).any(|n| {
+            request_from(&server, &format!("{n}.0.2.1"), LOGIN, &wrong);
+            request_from(&server, &format!("{n}.0.2.2"), path, body).0 == 429
+        })
+    };
+    assert!(is_limited(LOGIN, &right));
+    for path in ["/_matrix/client/v3/account/password", "/_matrix/client/v3/account/deactivate"] {
+        assert!(is_limited(path, &json!({ "new_password": "x", "auth": wrong })), "{path}");
+    }
+    // Other accounts are not concerned, nor is the owner where the account was used from; elsewhere it takes a moment.
+    assert_eq!(request_from(&server, "110.0.2.1", LOGIN, &password_login("bob", "pw")).0, 200);
+    assert_eq!(request_from(&server, home, LOGIN, &right).0, 200);
+    server.advance(std::time::Duration::from_secs(60));
+    assert_eq!(request_from(&server, "111.0.2.1", LOGIN, &right).0, 200);
+    // Where the owner is there are not endless tries either.
+    let guess = || request_from(&server, "111.0.2.1", LOGIN, &wrong).0;
+    assert!((0..30).any(|_| guess() == 429));
+}
+
+#[test]
+fn users_of_a_proxy_share_no_limit_and_nobody_picks_another_by_what_they_claim() {
+    let server = TestServer::start_with(|config| config.rate_limits = true);
+    let ask = |from: &str| request_from(&server, from, LOGIN, &json!({})).0;
+    assert!((0..30).any(|_| ask("192.0.2.1") == 429), "a limit");
+    // However the same address is written, and whatever its user put before it.
+    for same in [
+        "203.0.113.7, 192.0.2.1",
+        "::ffff:192.0.2.1",
+        "[::ffff:192.0.2.1]:4711",
+        "192.0.2.1:99",
+        "x,192.0.2.1",
+    ] {
+        assert_eq!(ask(same), 429, "{same}");
+    }
+    for other in ["192.0.2.2", "192.0.2.1, 192.0.2.3", "2001:db8::1"] {
+        assert_eq!(ask(other), 400, "{other}");
+    }
+    // An IPv6 host has many addresses.
+    assert!((0..30).any(|n| ask(&format!("2001:db8::{n:x}")) == 429));
+    // What is no address counts as the proxy itself.
+    assert!((0..30).any(|n| ask(&format!("host{n}")) == 429));
+    assert_eq!(ask("192.0.2.9, unknown"), 429);
 }
 
 #[test]

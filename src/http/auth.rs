@@ -14,6 +14,9 @@ pub struct Requester {
     pub device_id: Option<String>,
     /// Whether the user is an administrator of this server.
     pub admin: bool,
+    /// Whether the token has ended with something that was done lately and asked for proof: then only the answer to that
+    /// can be had once more, where `http/client_server/interactive.rs` gives it.
+    pub ended: bool,
 }
 
 impl Requester {
@@ -40,7 +43,23 @@ pub struct Origin(pub ServerName);
 pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let Some(token) = request.token() else { return Ok(None) };
     let session = hs.authenticate(token, request.client_ip())?;
-    Ok(Some(Requester { user_id: session.user_id, device_id: Some(session.device_id), admin: session.admin }))
+    Ok(Some(Requester {
+        user_id: session.user_id,
+        device_id: Some(session.device_id),
+        admin: session.admin,
+        ended: false,
+    }))
+}
+
+/// The same where a client may ask again for something that ended its own token and whose answer it did not get.
+pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+    let unknown = match requester(hs, request) {
+        Err(e) if e.field("soft_logout") == Some(&false.into()) => e,
+        known => return known,
+    };
+    let ended = request.token().and_then(|token| hs.pending_auth.ended_token(token, hs.clock.now_ms()));
+    let user_id = ended.ok_or(unknown)?;
+    Ok(Some(Requester { user_id, device_id: None, admin: false, ended: true }))
 }
 
 /// Most signatures of one request that are looked at: each may mean asking a server for its keys.

@@ -108,6 +108,8 @@ pub struct Route {
     pub rate: Rate,
     /// The largest body in bytes: 413 `M_TOO_LARGE` beyond.
     pub body: usize,
+    /// Whether its handler does what it does by interactive authentication, and only so.
+    pub interactive: bool,
 }
 
 // As constants, because a `Method` has a destructor and a constant function may not own one.
@@ -123,13 +125,19 @@ impl Route {
             (_, Method::Get) => Rate::Read,
             _ => Rate::Write,
         };
-        Self { method, path, handler, rate, body: DEFAULT_BODY }
+        Self { method, path, handler, rate, body: DEFAULT_BODY, interactive: false }
     }
 
     /// The same route, counted by another rate limit.
     #[must_use]
     pub const fn rate(self, rate: Rate) -> Self {
         Self { rate, ..self }
+    }
+
+    /// The same route, done by interactive authentication: the answer is also given to a token that ended with the deed.
+    #[must_use]
+    pub const fn interactive(self) -> Self {
+        Self { interactive: true, ..self }
     }
 
     /// The same route with another largest body, in bytes.
@@ -292,11 +300,12 @@ impl Router {
         };
         let error = |e: Error| self.failed(head, &e);
         let params = params(route, head.path()).map_err(error)?;
+        let look = if route.interactive { auth::requester_or_ended } else { auth::requester };
         let requester = match route.handler {
             Handler::Anyone(_) | Handler::Peer(_) => None,
-            Handler::MaybeUser(_) => auth::requester(&self.hs, head).map_err(error)?,
+            Handler::MaybeUser(_) => look(&self.hs, head).map_err(error)?,
             Handler::User(_) | Handler::UserWaiting(_) | Handler::Admin(_) => {
-                let requester = auth::requester(&self.hs, head).map_err(error)?;
+                let requester = look(&self.hs, head).map_err(error)?;
                 let missing = || error(Error::new(ErrCode::MissingToken, "Missing access token"));
                 Some(requester.ok_or_else(missing)?)
             }

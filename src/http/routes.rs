@@ -45,13 +45,17 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/client/v3/logout", User(login::logout)),
     post("/_matrix/client/v3/logout/all", User(login::logout_all)),
     get("/_matrix/client/v3/account/whoami", User(account::whoami)),
-    post("/_matrix/client/v3/account/password", MaybeUser(account::change_password)).rate(Rate::Login),
-    post("/_matrix/client/v3/account/deactivate", MaybeUser(account::deactivate)).rate(Rate::Login),
+    post("/_matrix/client/v3/account/password", MaybeUser(account::change_password))
+        .rate(Rate::Login)
+        .interactive(),
+    post("/_matrix/client/v3/account/deactivate", MaybeUser(account::deactivate))
+        .rate(Rate::Login)
+        .interactive(),
     get("/_matrix/client/v3/devices", User(devices::list)),
     get("/_matrix/client/v3/devices/{deviceId}", User(devices::get)),
     put("/_matrix/client/v3/devices/{deviceId}", User(devices::update)),
-    delete("/_matrix/client/v3/devices/{deviceId}", User(devices::delete)).rate(Rate::Login),
-    post("/_matrix/client/v3/delete_devices", User(devices::delete_many)).rate(Rate::Login),
+    delete("/_matrix/client/v3/devices/{deviceId}", User(devices::delete)).rate(Rate::Login).interactive(),
+    post("/_matrix/client/v3/delete_devices", User(devices::delete_many)).rate(Rate::Login).interactive(),
     // ----- client-server: rooms, events, membership -----
     post("/_matrix/client/v3/join/{roomIdOrAlias}", User(client_server::membership::join)).rate(Rate::Join),
     post("/_matrix/client/v3/knock/{roomIdOrAlias}", User(client_server::membership::knock)).rate(Rate::Join),

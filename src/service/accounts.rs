@@ -1,32 +1,19 @@
-//! Accounts: who may have one, how a password is kept, how an account ends.
+//! Accounts: who may have one, how an account ends.
 
-use std::sync::Mutex;
+use std::net::IpAddr;
 
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, Version};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::device_lists::tell_of_devices;
+use super::login::{Login, NewLogin};
+use super::profile::checked_display_name;
 use super::{Homeserver, random};
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
-use crate::store::users::{Account, TokenHash};
-
-/// The work for one password: 19 MiB and two passes, which a Raspberry Pi does in a fraction of a second. (The least
-/// that OWASP recommends for argon2id.)
-const HASH_MEMORY_KIB: u32 = 19 * 1024;
-const HASH_PASSES: u32 = 2;
-/// Longest password in bytes: nobody types more, and hashing must not be a way to load the server.
-const LONGEST_PASSWORD: usize = 512;
-
-/// One password at a time is hashed, so that a crowd at the door costs one hash's memory.
-static HASHING: Mutex<()> = Mutex::new(());
-
-/// A hash that no password has: checked where there is no account, so that guessing takes the same time.
-const NOBODY: &str =
-    "$argon2id$v=19$m=19456,t=2,p=1$bm90IGFueWJvZHkncw$QOdOZQsoAOxXnxGsYr2SNdG8Efe3zlArPkUbCUAyCHk";
+use crate::store::users::TokenHash;
 
 /// What a new account is made from.
 #[derive(Debug, Default)]
@@ -39,11 +26,15 @@ pub struct NewAccount<'a> {
     pub admin: bool,
     /// The registration token that is used up with it.
     pub token: Option<&'a str>,
+    /// The display name to begin with.
+    pub display_name: Option<&'a str>,
+    /// The address of who asks for it; none: made on this machine, not limited.
+    pub from: Option<IpAddr>,
 }
 
 impl Homeserver {
-    /// The user id that somebody who asks for this localpart would get. Errors: 400 `M_INVALID_USERNAME`, 400
-    /// `M_USER_IN_USE`.
+    /// The user id that somebody who asks for this localpart would get: in lower case, since there are no others. Errors:
+    /// 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
     pub fn available_user_id(&self, localpart: &str) -> Result<UserId> {
         let user = new_user_id(localpart, self.server_name().as_str())?;
         match self.store.read(|db| db.account(&user))? {
@@ -52,15 +43,23 @@ impl Homeserver {
         }
     }
 
-    /// Makes an account. Errors: as `available_user_id`, 400 `M_WEAK_PASSWORD`, 401 `M_UNAUTHORIZED` for a
-    /// registration token that is not good any more.
-    pub fn create_account(&self, new: &NewAccount<'_>) -> Result<UserId> {
+    /// Makes an account, and logs it in if `login` is given: both, or neither. Errors: as `available_user_id`, 400
+    /// `M_WEAK_PASSWORD`, 401 `M_UNAUTHORIZED` for a registration token that is not good any more, 429
+    /// `M_LIMIT_EXCEEDED` if too many passwords are being worked on, and those of [`Homeserver::log_in_with`].
+    pub fn create_account(
+        &self,
+        new: &NewAccount<'_>,
+        login: Option<&NewLogin<'_>>,
+    ) -> Result<(UserId, Option<Login>)> {
         let localpart = new.localpart.map_or_else(|| random::letters(12).to_ascii_lowercase(), str::to_owned);
         let user = self.available_user_id(&localpart)?;
-        let password = new.password.map(hash_password).transpose()?;
+        let now = self.clock.now_ms();
+        let display_name = new.display_name.map(checked_display_name).transpose()?.flatten().map(Value::from);
+        let login = login.map(|login| login.prepared(now)).transpose()?;
+        let password = new.password.map(|password| self.hash_password(password, new.from)).transpose()?;
         let token = new.token.map(token_hash);
-        let (admin, now) = (new.admin, self.clock.now_ms());
-        let created = user.clone();
+        let admin = new.admin;
+        let (created, session) = (user.clone(), login.clone());
         self.store.write(move |tx| {
             if let Some(token) = &token
                 && !tx.use_registration_token(token, now)?
@@ -70,19 +69,22 @@ impl Homeserver {
                     "This registration token cannot be used any more",
                 ));
             }
-            if tx.create_account(&created, password.as_deref(), admin, now)? { Ok(()) } else { Err(in_use()) }
+            if !tx.create_account(&created, password.as_deref(), admin, now)? {
+                return Err(in_use());
+            }
+            if let Some(name) = &display_name {
+                tx.set_profile_field(&created, "displayname", name)?;
+            }
+            session.map_or(Ok(()), |session| session.begin(tx, &created))
         })?;
-        Ok(user)
+        Ok((user.clone(), login.map(|login| login.into_login(&user))))
     }
 
     /// An account with one device that is logged in: for fixtures and tests. Returns the user and an access token.
     pub fn register_user(&self, localpart: &str, password: Option<&str>) -> Result<(UserId, String)> {
-        let user = self.create_account(&NewAccount {
-            localpart: Some(localpart),
-            password,
-            ..NewAccount::default()
-        })?;
-        let login = self.log_in(&user, None, None, false)?;
+        let new = NewAccount { localpart: Some(localpart), password, ..NewAccount::default() };
+        let (user, login) = self.create_account(&new, Some(&NewLogin::default()))?;
+        let login = login.ok_or_else(|| Error::internal("a new account was not logged in"))?;
         Ok((user, login.access_token))
     }
 
@@ -118,29 +120,17 @@ impl Homeserver {
         self.store.write(move |tx| tx.add_registration_token(&hash, uses, expires_ms))
     }
 
-    /// Checks a user's password, in the same time whether or not there is such an account. Errors: 403 `M_FORBIDDEN`
-    /// if it is not theirs, or there is no such account, or it is deactivated.
-    pub fn check_password(&self, user: &UserId, password: &str) -> Result<Account> {
-        let account = self.store.read(|db| db.account(user))?;
-        let stored = account.as_ref().and_then(|a| a.password.as_deref());
-        let right = {
-            let _one_at_a_time = HASHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            hasher()?.verify_password(password.as_bytes(), stored.unwrap_or(NOBODY)).is_ok()
-        };
-        match account {
-            Some(account) if right && stored_is(&account) => Ok(account),
-            _ => Err(Error::forbidden("Wrong user name or password")),
-        }
-    }
-
-    /// Sets a password. With `keep`, all other devices of the user are logged out. Errors: 400 `M_WEAK_PASSWORD`.
+    /// Sets a password for somebody at an address (none: on this machine). With `log_out_except`, all devices of the user
+    /// but that one are logged out. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED` if too many passwords are being
+    /// worked on.
     pub fn set_password(
         &self,
         user: &UserId,
         password: &str,
         log_out_except: Option<Option<&str>>,
+        from: Option<IpAddr>,
     ) -> Result<()> {
-        let hash = hash_password(password)?;
+        let hash = self.hash_password(password, from)?;
         let user = user.clone();
         let keep = log_out_except.map(|keep| keep.map(str::to_owned));
         self.store.write(move |tx| {
@@ -189,19 +179,17 @@ impl Homeserver {
     }
 }
 
-fn stored_is(account: &Account) -> bool {
-    account.password.is_some() && !account.deactivated
-}
-
 fn in_use() -> Error {
     Error::new(ErrCode::UserInUse, "This user name is taken")
 }
 
-/// The user id of a new account (appendices, "User Identifiers": the grammar of today, not the historical one).
+/// The user id of a new account (appendices, "User Identifiers": the grammar of today, not the historical one). "The server
+/// MUST either map the provided username onto a user_id in a logical manner, or reject any username which does not comply
+/// to the grammar": capitals are mapped.
 fn new_user_id(localpart: &str, server: &str) -> Result<UserId> {
     let wrong = |message: &'static str| Error::new(ErrCode::InvalidUsername, message);
-    let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'=' | b'-' | b'/' | b'+');
-    if localpart.is_empty() || !localpart.bytes().all(allowed) {
+    let localpart = localpart.to_ascii_lowercase();
+    if !UserId::is_allocatable_localpart(&localpart) {
         return Err(wrong("A user name has the letters a to z, digits, and . _ = - / + only"));
     }
     if localpart.starts_with('_') {
@@ -213,24 +201,6 @@ fn new_user_id(localpart: &str, server: &str) -> Result<UserId> {
 /// The SHA-256 of a token, which is what is stored: tokens are random, so that nothing slower is needed.
 pub fn token_hash(token: &str) -> TokenHash {
     Sha256::digest(token.as_bytes()).into()
-}
-
-fn hasher() -> Result<Argon2<'static>> {
-    let params =
-        Params::new(HASH_MEMORY_KIB, HASH_PASSES, 1, None).map_err(|e| Error::internal(e.to_string()))?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
-}
-
-fn hash_password(password: &str) -> Result<String> {
-    if password.is_empty() || password.len() > LONGEST_PASSWORD {
-        return Err(Error::new(ErrCode::WeakPassword, "A password has 1 to 512 bytes"));
-    }
-    let salt: [u8; 16] = random::bytes();
-    let _one_at_a_time = HASHING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let hash = hasher()?
-        .hash_password_with_salt(password.as_bytes(), &salt)
-        .map_err(|e| Error::internal(e.to_string()))?;
-    Ok(hash.to_string())
 }
 
 #[cfg(test)]
@@ -253,34 +223,26 @@ mod tests {
         let hs = homeserver(Registration::Open);
         let (alice, _) = hs.register_user("alice", Some("open sesame")).unwrap();
         let (bob, _) = hs.register_user("bob", None).unwrap();
-        assert!(hs.check_password(&alice, "open sesame").unwrap().admin);
+        assert!(hs.check_password(&alice, "open sesame", None).unwrap().admin);
         let nobody = UserId::parse("@nobody:example.org").unwrap();
         for (user, password) in [(&alice, "open sesam"), (&alice, ""), (&bob, ""), (&nobody, "open sesame")] {
-            assert_eq!(hs.check_password(user, password).unwrap_err().errcode(), ErrCode::Forbidden);
+            assert_eq!(hs.check_password(user, password, None).unwrap_err().errcode(), ErrCode::Forbidden);
         }
         hs.deactivate(&alice).unwrap();
-        assert!(hs.check_password(&alice, "open sesame").is_err());
+        assert!(hs.check_password(&alice, "open sesame", None).is_err());
         assert_eq!(hs.register_user("alice", None).unwrap_err().errcode(), ErrCode::UserInUse);
-    }
-
-    #[test]
-    fn the_hash_that_nobody_has_costs_as_much_as_a_real_one() {
-        let real = hash_password("x").unwrap();
-        let cost = |hash: &str| hash.split('$').take(4).collect::<Vec<_>>().join("$");
-        assert_eq!(cost(&real), cost(NOBODY));
-        assert!(hasher().unwrap().verify_password(b"x", real.as_str()).is_ok());
-        // Well-formed, so that the work is done before the answer is no.
-        let refused = hasher().unwrap().verify_password(b"x", NOBODY).unwrap_err();
-        assert!(matches!(refused, argon2::password_hash::Error::PasswordInvalid), "{refused:?}");
     }
 
     #[test]
     fn user_names_follow_the_grammar_of_today() {
         let hs = homeserver(Registration::Open);
-        for bad in ["", "Alice", "a b", "é", "a:b", "@a", "_bridge", &"a".repeat(250)] {
+        for bad in ["", "a b", "é", "É", "a\u{212a}", "a:b", "@a", "_bridge", &"a".repeat(250)] {
             assert_eq!(hs.available_user_id(bad).unwrap_err().errcode(), ErrCode::InvalidUsername, "{bad}");
         }
         assert_eq!(hs.available_user_id("a.b_c=d-e/f+1").unwrap().as_str(), "@a.b_c=d-e/f+1:example.org");
+        assert_eq!(hs.available_user_id("AliCe").unwrap().as_str(), "@alice:example.org");
+        hs.register_user("Alice", None).unwrap();
+        assert_eq!(hs.available_user_id("ALICE").unwrap_err().errcode(), ErrCode::UserInUse);
     }
 
     #[test]
@@ -292,9 +254,9 @@ mod tests {
         assert!(hs.registration_token_is_valid(&token).unwrap());
         let new =
             |name, token| NewAccount { localpart: Some(name), token: Some(token), ..NewAccount::default() };
-        assert_eq!(hs.create_account(&new("eve", &old)).unwrap_err().errcode(), ErrCode::Unauthorized);
-        hs.create_account(&new("alice", &token)).unwrap();
-        assert!(hs.create_account(&new("eve", &token)).is_err());
+        assert_eq!(hs.create_account(&new("eve", &old), None).unwrap_err().errcode(), ErrCode::Unauthorized);
+        hs.create_account(&new("alice", &token), None).unwrap();
+        assert!(hs.create_account(&new("eve", &token), None).is_err());
         assert_eq!(hs.ensure_first_token().unwrap(), None);
         let alice = UserId::parse("@alice:example.org").unwrap();
         assert!(hs.store.read(|db| db.account(&alice)).unwrap().unwrap().admin);

@@ -8,6 +8,7 @@ use super::{Homeserver, random};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
+use crate::store::Tx;
 use crate::store::devices::{NewSession, Session};
 
 /// How long an access token is good for a client that can refresh it.
@@ -36,6 +37,80 @@ pub struct Login {
     pub expires_in_ms: Option<Millis>,
 }
 
+/// What a client asks for that logs in.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct NewLogin<'a> {
+    /// The device to log in on; none: a new one.
+    pub device_id: Option<&'a str>,
+    /// What a new device is called.
+    pub display_name: Option<&'a str>,
+    /// Whether the client can refresh its access token.
+    pub refreshable: bool,
+    /// The client's address, the first that is noted of the device; none: it is not known.
+    pub from: Option<IpAddr>,
+}
+
+impl NewLogin<'_> {
+    /// Makes the tokens. Errors: 400 `M_INVALID_PARAM` for a device id or name that cannot be.
+    pub(super) fn prepared(&self, now: Millis) -> Result<PreparedLogin> {
+        let device_id = match self.device_id {
+            Some(id) => checked_device_id(id)?.to_owned(),
+            None => random::letters(10).to_ascii_uppercase(),
+        };
+        Ok(PreparedLogin {
+            device_id,
+            display_name: self.display_name.map(checked_device_name).transpose()?,
+            tokens: Tokens::new(self.refreshable),
+            seen: self.from.map(|ip| (now, ip.to_canonical().to_string())),
+            now,
+        })
+    }
+}
+
+/// A login with its tokens made, before it is stored.
+#[derive(Clone)]
+pub(super) struct PreparedLogin {
+    device_id: String,
+    display_name: Option<String>,
+    tokens: Tokens,
+    /// When and where from the device is seen by logging in.
+    seen: Option<(Millis, String)>,
+    now: Millis,
+}
+
+impl PreparedLogin {
+    /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has too many
+    /// devices.
+    pub(super) fn begin(&self, tx: &mut Tx<'_>, owner: &UserId) -> Result<()> {
+        // The user may have been deactivated since the password was checked.
+        if !tx.is_active_user(owner)? {
+            return Err(Error::forbidden("There is no such account any more"));
+        }
+        let device = &self.device_id;
+        let is_new = tx.device(owner, device)?.is_none();
+        if is_new && tx.count_devices(owner)? >= MOST_DEVICES {
+            return Err(Error::forbidden("This account has too many devices"));
+        }
+        tx.log_in_device(owner, device, self.display_name.as_deref(), &self.tokens.stored(self.now))?;
+        if let Some((at, ip)) = &self.seen {
+            tx.device_seen(owner, device, *at, ip)?;
+        }
+        if is_new { tell_of_device(tx, owner, device) } else { Ok(()) }
+    }
+
+    /// What the client is told.
+    pub(super) fn into_login(self, user: &UserId) -> Login {
+        Login {
+            user_id: user.clone(),
+            device_id: self.device_id,
+            access_token: self.tokens.access,
+            refresh_token: self.tokens.refresh,
+            expires_in_ms: self.tokens.expires_in_ms,
+        }
+    }
+}
+
+#[derive(Clone)]
 struct Tokens {
     access: String,
     refresh: Option<String>,
@@ -61,8 +136,16 @@ impl Tokens {
 }
 
 impl Homeserver {
-    /// Logs a user in on a device (none: a new one); tokens that the device had end. Errors: 400 `M_INVALID_PARAM`
-    /// for a device id or name that cannot be, 403 `M_FORBIDDEN` for too many devices.
+    /// Logs a user in on a device; tokens that the device had end. Errors: 400 `M_INVALID_PARAM` for a device id or name
+    /// that cannot be, 403 `M_FORBIDDEN` for too many devices.
+    pub fn log_in_with(&self, user: &UserId, login: &NewLogin<'_>) -> Result<Login> {
+        let prepared = login.prepared(self.clock.now_ms())?;
+        let (owner, session) = (user.clone(), prepared.clone());
+        self.store.write(move |tx| session.begin(tx, &owner))?;
+        Ok(prepared.into_login(user))
+    }
+
+    /// The same from nowhere in particular: for fixtures and tests.
     pub fn log_in(
         &self,
         user: &UserId,
@@ -70,36 +153,7 @@ impl Homeserver {
         display_name: Option<&str>,
         refreshable: bool,
     ) -> Result<Login> {
-        let device_id = match device_id {
-            Some(id) => checked_device_id(id)?.to_owned(),
-            None => random::letters(10).to_ascii_uppercase(),
-        };
-        let display_name = display_name.map(checked_device_name).transpose()?;
-        let tokens = Tokens::new(refreshable);
-        let session = tokens.stored(self.clock.now_ms());
-        let (owner, device) = (user.clone(), device_id.clone());
-        self.store.write(move |tx| {
-            // The user may have been deactivated since the password was checked.
-            if !tx.is_active_user(&owner)? {
-                return Err(Error::forbidden("There is no such account any more"));
-            }
-            let is_new = tx.device(&owner, &device)?.is_none();
-            if is_new && tx.count_devices(&owner)? >= MOST_DEVICES {
-                return Err(Error::forbidden("This account has too many devices"));
-            }
-            tx.log_in_device(&owner, &device, display_name.as_deref(), &session)?;
-            match is_new {
-                true => tell_of_device(tx, &owner, &device),
-                false => Ok(()),
-            }
-        })?;
-        Ok(Login {
-            user_id: user.clone(),
-            device_id,
-            access_token: tokens.access,
-            refresh_token: tokens.refresh,
-            expires_in_ms: tokens.expires_in_ms,
-        })
+        self.log_in_with(user, &NewLogin { device_id, display_name, refreshable, from: None })
     }
 
     /// Who an access token belongs to. Errors: 401 `M_UNKNOWN_TOKEN`, with `soft_logout` if it has only expired.

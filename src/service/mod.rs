@@ -33,6 +33,7 @@ pub mod missing;
 pub mod nearest;
 pub mod notifier;
 pub mod openid;
+pub mod passwords;
 pub mod policy;
 pub mod presence;
 pub mod profile;
@@ -98,6 +99,8 @@ pub struct Homeserver {
     pub presences: Arc<presence::Presences>,
     /// Interactive authentication that is under way.
     pub pending_auth: PendingAuth,
+    /// Passwords that are being checked, and those that were wrong.
+    pub passwords: passwords::Passwords,
     /// The timer: what is due in the database.
     pub scheduler: Scheduler,
     /// Keeps two handshakes of one user in one room apart.
@@ -153,6 +156,7 @@ impl Homeserver {
             store,
             presences: Arc::default(),
             pending_auth,
+            passwords: passwords::Passwords::default(),
             federation: Arc::new(federation),
             key_ring,
             sender,

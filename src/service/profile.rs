@@ -160,6 +160,16 @@ impl Homeserver {
     }
 }
 
+/// A display name for a new account; an empty one is none. Errors: 400 `M_INVALID_PARAM` if it is too long.
+pub(super) fn checked_display_name(name: &str) -> Result<Option<&str>> {
+    if name.chars().count() > MAX_NAME_CHARS {
+        return Err(Error::invalid_param(format!(
+            "displayname may have at most {MAX_NAME_CHARS} characters"
+        )));
+    }
+    Ok(Some(name).filter(|name| !name.is_empty()))
+}
+
 /// The two fields that rooms are told of, with the most characters that they may have.
 fn longest_text(field: &str) -> Option<usize> {
     match field {

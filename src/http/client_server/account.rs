@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::interactive::{PASSWORD, prove};
+use super::interactive::{interactively, with_password};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
+use crate::protocol::UserId;
 use crate::service::Homeserver;
+use crate::service::interactive_auth::Proof;
 
 /// `GET /_matrix/client/v3/account/whoami`
 pub fn whoami(_hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
@@ -24,36 +26,42 @@ pub fn change_password(
     request: &Request,
     requester: Option<&Requester>,
 ) -> Result<Reply> {
-    let body = request.json_object_or_empty()?;
-    let proof = match prove(hs, "change password", PASSWORD, requester, &body)? {
-        Ok(proof) => proof,
-        Err(ask) => return Ok(ask),
+    let read = |params: &Map<String, Value>| {
+        let log_out = match params.get("logout_devices") {
+            None => true,
+            Some(Value::Bool(log_out)) => *log_out,
+            Some(_) => return Err(Error::bad_json("logout_devices must be true or false")),
+        };
+        let new = match params.get("new_password") {
+            None => None,
+            Some(Value::String(new)) => Some(new.clone()),
+            Some(_) => return Err(Error::bad_json("new_password must be a string")),
+        };
+        Ok((new, log_out))
     };
-    let new = body.get("new_password").ok_or_else(|| Error::missing_param("Missing new_password"))?;
-    let new = new.as_str().ok_or_else(|| Error::bad_json("new_password must be a string"))?;
-    let log_out = match body.get("logout_devices") {
-        None => true,
-        Some(Value::Bool(log_out)) => *log_out,
-        Some(_) => return Err(Error::bad_json("logout_devices must be true or false")),
-    };
-    let user = proof.user.as_ref().ok_or_else(|| Error::internal("a password proof without a user"))?;
     // The device that asks stays logged in.
     let keep = requester.and_then(|r| r.device_id.as_deref());
-    hs.set_password(user, new, log_out.then_some(keep))?;
-    hs.auth_is_spent(&proof);
-    Ok(Reply::empty())
+    let change = |(new, log_out): (Option<String>, bool), proof: &Proof| {
+        let new = new.ok_or_else(|| Error::missing_param("Missing new_password"))?;
+        hs.set_password(proved_user(proof)?, &new, log_out.then_some(keep), Some(request.client_ip()))?;
+        Ok(json!({}))
+    };
+    let params = request.json_object_or_empty()?;
+    interactively(hs, request, requester, &with_password("change password"), params, read, change)
 }
 
 /// `POST /_matrix/client/v3/account/deactivate`
 pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
-    let body = request.json_object_or_empty()?;
-    let proof = match prove(hs, "deactivate", PASSWORD, requester, &body)? {
-        Ok(proof) => proof,
-        Err(ask) => return Ok(ask),
+    let read = |_: &Map<String, Value>| Ok(());
+    let close = |(), proof: &Proof| {
+        hs.deactivate(proved_user(proof)?)?;
+        // We have no third-party identifiers, so that nothing was left bound.
+        Ok(json!({ "id_server_unbind_result": "success" }))
     };
-    let user = proof.user.as_ref().ok_or_else(|| Error::internal("a password proof without a user"))?;
-    hs.deactivate(user)?;
-    hs.auth_is_spent(&proof);
-    // We have no third-party identifiers, so that nothing was left bound.
-    Ok(Reply::json(&json!({ "id_server_unbind_result": "success" })))
+    let params = request.json_object_or_empty()?;
+    interactively(hs, request, requester, &with_password("deactivate"), params, read, close)
+}
+
+fn proved_user(proof: &Proof) -> Result<&UserId> {
+    proof.user.as_ref().ok_or_else(|| Error::internal("a password proof without a user"))
 }

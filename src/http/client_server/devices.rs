@@ -2,24 +2,23 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::interactive::{PASSWORD, prove};
+use super::interactive::{interactively, with_password};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::store::devices::Device;
 
+/// A device as clients read it. All four fields are always there, since some clients take no answer without them: a device
+/// without a name has its id for one, and `null` says where nothing is known.
 fn device_json(device: &Device) -> Value {
-    let mut body = json!({ "device_id": device.device_id });
-    if let Some(name) = &device.display_name {
-        body["display_name"] = json!(name);
-    }
-    if let (Some(at), Some(ip)) = (device.last_seen_ms, &device.last_seen_ip) {
-        body["last_seen_ts"] = json!(at);
-        body["last_seen_ip"] = json!(ip);
-    }
-    body
+    json!({
+        "device_id": device.device_id,
+        "display_name": device.display_name.as_deref().unwrap_or(&device.device_id),
+        "last_seen_ts": device.last_seen_ms,
+        "last_seen_ip": device.last_seen_ip,
+    })
 }
 
 /// `GET /_matrix/client/v3/devices`
@@ -49,29 +48,30 @@ pub fn update(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 
 /// `DELETE /_matrix/client/v3/devices/{deviceId}`
 pub fn delete(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let body = request.json_object_or_empty()?;
-    let proof = match prove(hs, "delete devices", PASSWORD, Some(requester), &body)? {
-        Ok(proof) => proof,
-        Err(ask) => return Ok(ask),
-    };
-    hs.delete_devices(&requester.user_id, vec![request.param("deviceId").to_owned()])?;
-    hs.auth_is_spent(&proof);
-    Ok(Reply::empty())
+    let mut params = request.json_object_or_empty()?;
+    params.insert("devices".to_owned(), json!([request.param("deviceId")]));
+    delete_named(hs, request, requester, params)
 }
 
 /// `POST /_matrix/client/v3/delete_devices`
 pub fn delete_many(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let body = request.json_object()?;
-    let devices = body.get("devices").ok_or_else(|| Error::missing_param("Missing devices"))?;
-    let wrong = || Error::bad_json("devices must be a list of strings");
-    let devices: Option<Vec<String>> =
-        devices.as_array().ok_or_else(wrong)?.iter().map(|d| d.as_str().map(str::to_owned)).collect();
-    let devices = devices.ok_or_else(wrong)?;
-    let proof = match prove(hs, "delete devices", PASSWORD, Some(requester), &body)? {
-        Ok(proof) => proof,
-        Err(ask) => return Ok(ask),
+    delete_named(hs, request, requester, request.json_object()?)
+}
+
+fn delete_named(
+    hs: &Arc<Homeserver>,
+    request: &Request,
+    requester: &Requester,
+    params: Map<String, Value>,
+) -> Result<Reply> {
+    let read = |params: &Map<String, Value>| {
+        let devices = params.get("devices").ok_or_else(|| Error::missing_param("Missing devices"))?;
+        let wrong = || Error::bad_json("devices must be a list of strings");
+        let ids = devices.as_array().ok_or_else(wrong)?.iter().map(|d| d.as_str().map(str::to_owned));
+        ids.collect::<Option<Vec<String>>>().ok_or_else(wrong)
     };
-    hs.delete_devices(&requester.user_id, devices)?;
-    hs.auth_is_spent(&proof);
-    Ok(Reply::empty())
+    interactively(hs, request, Some(requester), &with_password("delete devices"), params, read, |ids, _| {
+        hs.delete_devices(&requester.user_id, ids)?;
+        Ok(json!({}))
+    })
 }

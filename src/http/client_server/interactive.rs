@@ -1,26 +1,38 @@
-//! Interactive authentication as handlers use it: either a proof, or the 401 that asks the client for more.
+//! Interactive authentication as handlers use it: the thing is done, or the 401 asks the client for more.
 
 use serde_json::{Map, Value};
 
 use crate::error::Result;
-use crate::http::{Reply, Requester};
+use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::interactive_auth::{Progress, Proof, Stage};
+use crate::service::interactive_auth::{Action, Asker, Proof, Stage, Told};
 
 /// The flows where the account's password is asked for.
-pub const PASSWORD: &[&[Stage]] = &[&[Stage::Password]];
+const PASSWORD: &[&[Stage]] = &[&[Stage::Password]];
 
-/// Takes a step with the `auth` field of a request's body. `Err` in `Ok` is the answer that asks for more.
-pub fn prove(
+/// Something that asks for the account's password.
+pub const fn with_password(name: &'static str) -> Action<'static> {
+    Action { name, flows: PASSWORD, incidental: &[] }
+}
+
+/// Answers a request with these parameters (its body): see [`Homeserver::interactively`].
+pub fn interactively<P>(
     hs: &Homeserver,
-    action: &str,
-    flows: &[&[Stage]],
+    request: &Request,
     requester: Option<&Requester>,
-    body: &Map<String, Value>,
-) -> Result<Result<Proof, Reply>> {
-    let user = requester.map(|r| &r.user_id);
-    Ok(match hs.authenticate_interactively(action, flows, user, body.get("auth"))? {
-        Progress::Proved(proof) => Ok(proof),
-        Progress::Ask(body) => Err(Reply::json_status(401, &body)),
+    action: &Action<'_>,
+    params: Map<String, Value>,
+    check: impl FnOnce(&Map<String, Value>) -> Result<P>,
+    deed: impl FnOnce(P, &Proof) -> Result<Value>,
+) -> Result<Reply> {
+    let asker = Asker {
+        user: requester.map(|requester| &requester.user_id),
+        token: requester.and_then(|_| request.token()),
+        ended: requester.is_some_and(|requester| requester.ended),
+        from: request.client_ip(),
+    };
+    Ok(match hs.interactively(action, asker, params, check, deed)? {
+        Told::Done(answer) => Reply::raw_json(answer.into_bytes()),
+        Told::Ask(body) => Reply::json_status(401, &body),
     })
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::http::request::shaped;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::interactive_auth::user_of_identifier;
-use crate::service::login::Login;
+use crate::service::login::{Login, NewLogin};
 
 /// `GET /_matrix/client/v3/login`
 pub fn flows(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
@@ -41,14 +41,19 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.
     let wrong = || Error::forbidden("Wrong user name or password");
     let user = user_of_identifier(&object, hs.server_name().as_str()).ok_or_else(wrong)?;
-    let account = hs.check_password(&user, password)?;
-    let name = body.initial_device_display_name.as_deref();
-    let login = hs.log_in(&account.user_id, body.device_id.as_deref(), name, body.refresh_token)?;
-    Ok(login_reply(hs, &login))
+    let from = Some(request.client_ip());
+    let account = hs.check_password(&user, password, from)?;
+    let new = NewLogin {
+        device_id: body.device_id.as_deref(),
+        display_name: body.initial_device_display_name.as_deref(),
+        refreshable: body.refresh_token,
+        from,
+    };
+    Ok(Reply::json(&told(hs, &hs.log_in_with(&account.user_id, &new)?)))
 }
 
 /// What `login` and `register` answer.
-pub(super) fn login_reply(hs: &Homeserver, login: &Login) -> Reply {
+pub(super) fn told(hs: &Homeserver, login: &Login) -> Value {
     let mut body = json!({
         "user_id": login.user_id,
         "access_token": login.access_token,
@@ -60,7 +65,7 @@ pub(super) fn login_reply(hs: &Homeserver, login: &Login) -> Reply {
         body["refresh_token"] = json!(refresh);
         body["expires_in_ms"] = json!(life);
     }
-    Reply::json(&body)
+    body
 }
 
 #[derive(Deserialize)]

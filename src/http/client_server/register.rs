@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use ring::hmac;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::interactive::prove;
-use super::login::login_reply;
+use super::interactive::interactively;
+use super::login::told;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::request::shaped;
 use crate::http::{Reply, Request};
-use crate::protocol::UserId;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
-use crate::service::interactive_auth::Stage;
+use crate::service::interactive_auth::{Action, Proof, Stage};
+use crate::service::login::NewLogin;
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -39,37 +39,47 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     }
     let flows: &[&[Stage]] = match hs.config.registration {
         Registration::Open => &[&[Stage::Dummy]],
-        Registration::Token => &[&[Stage::RegistrationToken]],
+        // Some libraries know only the longer one, and expect to be asked for nothing at its end.
+        Registration::Token => &[&[Stage::RegistrationToken], &[Stage::RegistrationToken, Stage::Dummy]],
         Registration::Closed => return Err(Error::forbidden("Registration is disabled on this homeserver")),
     };
-    let object = request.json_object_or_empty()?;
-    let body: RegisterBody = shaped(object.clone())?;
-    // Before authentication, as the specification asks, so that nobody spends a token on a name they cannot have.
-    if let Some(username) = &body.username {
-        hs.available_user_id(username)?;
-    }
-    let proof = match prove(hs, "register", flows, None, &object)? {
-        Ok(proof) => proof,
-        Err(ask) => return Ok(ask),
+    let action = Action { name: "register", flows, incidental: &["initial_device_display_name"] };
+    let from = Some(request.client_ip());
+    let read = |params: &Map<String, Value>| {
+        let body: RegisterBody = shaped(params.clone())?;
+        // Before authentication, as the specification asks, so that nobody spends a token on a name they cannot have.
+        if let Some(username) = &body.username {
+            hs.available_user_id(username)?;
+        }
+        Ok(body)
     };
-    let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
-    let user = hs.create_account(&NewAccount {
-        localpart: body.username.as_deref(),
-        password: Some(password),
-        admin: false,
-        token: proof.registration_token.as_deref(),
-    })?;
-    hs.auth_is_spent(&proof);
-    if body.inhibit_login {
-        return Ok(Reply::json(&json!({ "user_id": user, "home_server": hs.server_name() })));
-    }
-    log_in_new(hs, &user, &body)
+    let make = |body: RegisterBody, proof: &Proof| {
+        let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
+        let new = NewAccount {
+            localpart: body.username.as_deref(),
+            password: Some(password),
+            token: proof.registration_token.as_deref(),
+            from,
+            ..NewAccount::default()
+        };
+        account_made(hs, &new, &body)
+    };
+    interactively(hs, request, None, &action, request.json_object_or_empty()?, read, make)
 }
 
-fn log_in_new(hs: &Homeserver, user: &UserId, body: &RegisterBody) -> Result<Reply> {
-    let name = body.initial_device_display_name.as_deref();
-    let login = hs.log_in(user, body.device_id.as_deref(), name, body.refresh_token)?;
-    Ok(login_reply(hs, &login))
+/// Makes an account and logs it in, unless that is not wanted; what the client is told.
+fn account_made(hs: &Homeserver, new: &NewAccount<'_>, body: &RegisterBody) -> Result<Value> {
+    let login = NewLogin {
+        device_id: body.device_id.as_deref(),
+        display_name: body.initial_device_display_name.as_deref(),
+        refreshable: body.refresh_token,
+        from: new.from,
+    };
+    let (user, login) = hs.create_account(new, Some(&login).filter(|_| !body.inhibit_login))?;
+    Ok(match login {
+        Some(login) => told(hs, &login),
+        None => json!({ "user_id": user, "home_server": hs.server_name() }),
+    })
 }
 
 /// `GET /_matrix/client/v3/register/available`
@@ -95,6 +105,7 @@ struct SharedSecretBody {
     nonce: String,
     username: String,
     password: String,
+    displayname: Option<String>,
     #[serde(default)]
     admin: bool,
     user_type: Option<String>,
@@ -121,16 +132,16 @@ pub fn shared_secret_register(hs: &Arc<Homeserver>, request: &Request) -> Result
     let mac = from_hex(&body.mac).ok_or_else(|| Error::invalid_param("mac is not hexadecimal"))?;
     // In constant time.
     hmac::verify(&key, signed.as_bytes(), &mac).map_err(|_| Error::forbidden("HMAC incorrect"))?;
-    let user = hs.create_account(&NewAccount {
+    let new = NewAccount {
         localpart: Some(&body.username),
         password: Some(&body.password),
         admin: body.admin,
-        token: None,
-    })?;
-    if body.inhibit_login {
-        return Ok(Reply::json(&json!({ "user_id": user, "home_server": hs.server_name() })));
-    }
-    log_in_new(hs, &user, &RegisterBody::default())
+        display_name: body.displayname.as_deref(),
+        from: Some(request.client_ip()),
+        ..NewAccount::default()
+    };
+    let wishes = RegisterBody { inhibit_login: body.inhibit_login, ..RegisterBody::default() };
+    Ok(Reply::json(&account_made(hs, &new, &wishes)?))
 }
 
 /// Without a secret the endpoint does not exist.
