@@ -154,6 +154,7 @@ CREATE TABLE memberships (
 CREATE INDEX memberships_joined_since ON memberships (joined_since) WHERE joined_since IS NOT NULL;
 CREATE INDEX memberships_of_local_users ON memberships (user_id, stream) WHERE local = 1;
 CREATE INDEX memberships_here ON memberships (room_key, membership) WHERE local = 1;
+CREATE INDEX memberships_knocking ON memberships (room_key, stream) WHERE membership = 'knock';
 
 -- Which servers were in which room, from the stream position of the join that brought them in to that of the change
 -- that took their last user out (NULL: still there), both exclusive. Ours is among them. What we owe a server are the

@@ -67,6 +67,13 @@ pub struct Settings {
     /// most connections at once, clients and servers each [4096]
     #[argh(option)]
     pub max_connections: Option<usize>,
+    /// most knocks upon one room within an hour, shared out between their servers; 0: no limit, and who was refused need
+    /// not wait for a day [100]
+    #[argh(option)]
+    pub knocks_per_hour: Option<usize>,
+    /// most knocks upon one room that wait for an answer, shared out between their servers; 0: no limit [100]
+    #[argh(option)]
+    pub knocks_waiting: Option<usize>,
     /// tell nobody who is at a client, nor take it in
     #[argh(switch)]
     pub no_presence: bool,
@@ -103,6 +110,8 @@ impl Settings {
             deny_server: many(self.deny_server, file.deny_server),
             allow_server: many(self.allow_server, file.allow_server),
             max_connections: self.max_connections.or(file.max_connections),
+            knocks_per_hour: self.knocks_per_hour.or(file.knocks_per_hour),
+            knocks_waiting: self.knocks_waiting.or(file.knocks_waiting),
             no_presence: self.no_presence || file.no_presence,
             no_rate_limits: self.no_rate_limits || file.no_rate_limits,
             allow_private_addresses: self.allow_private_addresses || file.allow_private_addresses,
@@ -169,6 +178,10 @@ pub struct Config {
     pub peers: ServerAcl,
     /// Most connections at once, for the client API and for federation each.
     pub max_connections: usize,
+    /// Most knocks upon one room within an hour; 0: no limit.
+    pub knocks_per_hour: usize,
+    /// Most knocks upon one room that wait for an answer; 0: no limit.
+    pub knocks_waiting: usize,
     /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
     pub durable: bool,
     /// Whether it is told, and taken in, who is at a client.
@@ -197,6 +210,8 @@ impl Config {
             notaries: Vec::new(),
             peers: ServerAcl::from_lists(&[], &[]),
             max_connections: 4096,
+            knocks_per_hour: 100,
+            knocks_waiting: 100,
             durable: true,
             presence: true,
             rate_limits: true,
@@ -257,6 +272,10 @@ impl Config {
         if let Some(n) = settings.max_connections {
             config.max_connections = n.clamp(8, 1_000_000);
         }
+        // What is counted is held in memory, and looked at for each knock.
+        let bounded = |most: Option<usize>, usual: usize| most.unwrap_or(usual).min(10_000);
+        config.knocks_per_hour = bounded(settings.knocks_per_hour, config.knocks_per_hour);
+        config.knocks_waiting = bounded(settings.knocks_waiting, config.knocks_waiting);
         config.presence = !settings.no_presence;
         config.rate_limits = !settings.no_rate_limits;
         config.allow_private_addresses = settings.allow_private_addresses;
@@ -370,6 +389,17 @@ mod tests {
         assert_eq!(config.server_name.as_str(), "flag.example");
         assert_eq!(config.registration, Registration::Open);
         assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_limits_of_knocks_can_be_set_and_switched_off() {
+        let limits = |args: &[&str]| {
+            let config = config(args).unwrap();
+            (config.knocks_per_hour, config.knocks_waiting)
+        };
+        assert_eq!(limits(&[]), (100, 100));
+        assert_eq!(limits(&["--knocks-per-hour", "0", "--knocks-waiting", "7"]), (0, 7));
+        assert_eq!(limits(&["--knocks-waiting", "99999999"]), (100, 10_000));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod handshake;
 pub mod hash;
 pub mod ids;
 pub mod json;
+pub mod knock_budget;
 pub mod pdu;
 pub mod policy_server;
 pub mod redact;

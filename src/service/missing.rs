@@ -253,6 +253,9 @@ impl<'a> Errand<'a> {
         let events = in_order(found.into_values().collect(), Pdu::prev_events);
         let known = self.hs.store.read(|db| placed(db, &events))?;
         let mut events = connected(events, pdu.prev_events(), &known);
+        for event in &events {
+            self.hs.count_knock_from(self.peer, &self.room, event)?;
+        }
         self.hs.with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
         self.take_in_along(&events)
     }

@@ -105,6 +105,8 @@ pub struct Homeserver {
     pub scheduler: Scheduler,
     /// Keeps two handshakes of one user in one room apart.
     pub turns: membership::Turns,
+    /// How many knocks were made lately, and whose.
+    pub knocks: membership::KnockBudget,
     /// Keeps two of us from fetching one room at the same time.
     pub entrances: membership::Turns<RoomId>,
 }
@@ -166,6 +168,7 @@ impl Homeserver {
             policy_servers: policy::Silent::default(),
             scheduler,
             turns: membership::Turns::default(),
+            knocks: membership::KnockBudget::default(),
             entrances: membership::Turns::default(),
         }))
     }

@@ -228,6 +228,15 @@ impl Homeserver {
         let left = until.saturating_duration_since(self.clock.instant());
         let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
         for (event, checked) in bytes.iter().zip(self.check_received(&bytes, room.version, left)) {
+            if let Checked::Passed(pdu) | Checked::NoKey(pdu, _) = &checked
+                && let Err(e) = self.count_knock_from(origin, &room, pdu)
+            {
+                if e.status() == 500 {
+                    return Err(e);
+                }
+                results.add(pdu.event_id(), Err(e));
+                continue;
+            }
             match checked {
                 Checked::Passed(pdu) => pdus.push(pdu),
                 Checked::NoKey(pdu, servers) => {

@@ -98,7 +98,17 @@ pub const TABLES: &[Table] = &[
     table("snapshot_entries", &[rooms(BY_EVENTS, "")], HISTORY),
     table("current_state", &[rooms(BY_EVENTS, "")], "the next event of the slot"),
     table("state_changes", &[rooms(BY_EVENTS, "")], HISTORY),
-    table("memberships", &[rooms(BY_EVENTS, "")], HISTORY),
+    table(
+        "memberships",
+        &[
+            rooms(BY_EVENTS, ""),
+            strangers(
+                "100 knocks upon one room that wait, 100 within an hour, shared out between servers; 429 beyond",
+                "a_flood_of_knocks_from_one_server_is_bounded_and_keeps_no_other_out",
+            ),
+        ],
+        HISTORY,
+    ),
     table("resident_servers", &[rooms(BY_EVENTS, "")], HISTORY),
     table(
         "owed_events",

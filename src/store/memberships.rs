@@ -114,6 +114,17 @@ impl Db<'_> {
         Ok(members)
     }
 
+    /// Who knocked upon the room and waits for an answer: the last who came, up to so many.
+    pub fn waiting_knocks(&self, room: RoomKey, most: usize) -> Result<Vec<String>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id FROM memberships WHERE room_key = ?1 AND membership = 'knock'
+             ORDER BY stream DESC LIMIT ?2",
+        )?;
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![room, most], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Tells of the membership events of a room, all or those with one membership, without holding any of them.
     pub fn each_member(
         &self,

@@ -4,6 +4,7 @@
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::knock_budget::Place;
 use super::{
     Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside, member_draft,
 };
@@ -22,7 +23,8 @@ impl Homeserver {
     /// `POST /knock`: returns when a server of the room has taken the knock (or one that we sent before still stands).
     ///
     /// Errors: 403 `M_FORBIDDEN` (also while invited), 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with
-    /// `room_version`, 502 if no server could be reached: a knock that was already signed is then repeated later.
+    /// `room_version`, 429 `M_LIMIT_EXCEEDED` if the user, or the room, has had too many, 502 if no server could be reached:
+    /// a knock that was already signed is then repeated later.
     pub fn knock(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
         let _turn = self.turns.take(&door.room_id, user)?;
         if let Some(room) = self.resident_room(&door.room_id)? {
@@ -37,10 +39,14 @@ impl Homeserver {
                 row.via = candidates;
                 self.deliver_knock(&row)
             }
-            row => match self.prepare_knock(user, door, reason, row, &candidates)? {
-                Some(row) => self.deliver_knock(&row),
-                None => Ok(()),
-            },
+            row => {
+                let place = self.place_for_knock_elsewhere(user, &door.room_id)?;
+                let Some(row) = self.prepare_knock(user, door, reason, row, &candidates)? else {
+                    return Ok(());
+                };
+                place.into_iter().for_each(Place::keep);
+                self.deliver_knock(&row)
+            }
         }
     }
 
@@ -49,8 +55,11 @@ impl Homeserver {
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Knock) {
             return Ok(());
         }
+        let place = self.place_for_knock(room, user, None)?;
         let content = self.member_content(user, Membership::Knock, reason)?;
-        self.send(member_draft(&room.room_id, user, user, content)).map(drop)
+        self.send(member_draft(&room.room_id, user, user, content))?;
+        place.into_iter().for_each(Place::keep);
+        Ok(())
     }
 
     /// Gets a template from the first server that gives one, signs the knock and commits the intent to send it. None:
@@ -126,7 +135,10 @@ impl Homeserver {
                 Err(error) => answers.add(peer, error),
             }
         }
-        if answers.undecided() {
+        // Whoever is told to come later knows that nothing stands in the room yet, and comes by themselves. Of a knock that
+        // may have been taken before we do not know that.
+        let told_to_wait = answers.only_later() && row.attempts == 0;
+        if answers.undecided() && !told_to_wait {
             self.try_again_later(row)?;
         } else {
             self.knock_refused(row, knock)?;
@@ -240,7 +252,8 @@ fn still_stands(row: Option<&RemoteMembership>, knock: &Pdu) -> bool {
 
 impl Homeserver {
     /// `PUT /send_knock`: takes the knock into the room and tells the other servers in it. Returns
-    /// `knock_room_state`. A repeat gets the same answer and makes no second event.
+    /// `knock_room_state`. A repeat gets the same answer and makes no second event. Errors: 429 `M_LIMIT_EXCEEDED`, as for
+    /// the template.
     pub fn receive_knock(
         &self,
         origin: &ServerName,
@@ -251,8 +264,10 @@ impl Homeserver {
         let ask = Ask { origin, room_id, membership: Membership::Knock, user: None, versions: None };
         let room = self.admit(&ask)?;
         let knock = self.check_signed(body, room.version, &ask, event_id)?;
+        let place = self.place_for_knock(&room, knock.sender(), Some(knock.event_id()))?;
         let knock = self.with_policy_signature(knock)?;
         self.accept_signed(knock, origin, Membership::Knock)?;
+        place.into_iter().for_each(Place::keep);
         self.store.read(|db| shown_outside(db, &room, None))
     }
 }

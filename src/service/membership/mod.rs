@@ -15,6 +15,7 @@ mod enter;
 mod invite;
 mod join;
 mod knock;
+mod knock_budget;
 mod leave;
 mod moderate;
 mod outside;
@@ -23,6 +24,7 @@ mod turns;
 
 pub use invite::InviteReceived;
 pub(in crate::service) use invite::blocks_invites;
+pub use knock_budget::KnockBudget;
 pub(in crate::service) use outside::{Heard, version_outside};
 pub use turns::Turns;
 
@@ -113,7 +115,8 @@ impl Homeserver {
     }
 
     /// `GET /make_join`, `/make_knock`, `/make_leave`: an event for the other server to sign, that would be accepted
-    /// now. `versions`: what it sent as `ver`; none for a leave.
+    /// now. `versions`: what it sent as `ver`; none for a leave. Errors: 429 `M_LIMIT_EXCEEDED` for a knock that is beyond
+    /// the budget (the specification names no errors for limits here; `make_join` is limited so elsewhere).
     pub fn make_template(
         &self,
         origin: &ServerName,
@@ -123,6 +126,9 @@ impl Homeserver {
         versions: Option<&[&str]>,
     ) -> Result<(Map<String, Value>, RoomVersion)> {
         let room = self.admit(&Ask { origin, room_id, membership, user: Some(user), versions })?;
+        if membership == Membership::Knock {
+            self.may_knock(&room, user)?;
+        }
         let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
         if membership == Membership::Join
             && let Some(authoriser) = self.authoriser(&room, user)?
@@ -451,11 +457,11 @@ impl Answers {
             CallError::Refused(refusal) => error.is_transient() || refusal.status == 401,
             CallError::Unreachable(_) | CallError::BadAnswer(_) => true,
         };
-        self.undecided |= undecided;
         if let Some(limit) = error.as_limit(peer) {
             self.limit.get_or_insert(limit);
             return;
         }
+        self.undecided |= undecided;
         let error = error.into_client_error(peer);
         let speaks_of_the_room = !undecided && error.errcode().is_relayable();
         // A server that is not in the room knows less of it than one that says no.
@@ -468,9 +474,14 @@ impl Answers {
         }
     }
 
-    /// Whether some server may yet say yes: it could not be reached, or had trouble of its own.
+    /// Whether some server may yet say yes: it could not be reached, had trouble of its own, or wants to be asked later.
     pub fn undecided(&self) -> bool {
-        self.undecided
+        self.undecided || self.limit.is_some()
+    }
+
+    /// Whether the only ones that may are those that want to be asked later.
+    pub fn only_later(&self) -> bool {
+        !self.undecided && self.limit.is_some()
     }
 
     /// What the client is told: the first refusal that speaks of the room, that it asked too often, else that no server

@@ -1,0 +1,248 @@
+//! The budget of knocks: before anything of a knock is made or kept, its place is taken here.
+//!
+//! What waits for an answer, and who was refused, is read from the room's state. What was taken within the hour is
+//! remembered in memory alone: a restart begins a new hour, and gives nobody more than one hour's share more. What is under
+//! way counts as if it were taken, so that those who come at the same moment are no exception.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::fair_share::Standing;
+use crate::protocol::knock_budget::{Facts, HOUR_MS, Limits, Wait, judge, over};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
+use crate::service::Homeserver;
+use crate::store::{Db, Room};
+
+/// Of how many that wait it is looked up who they are, for each that may wait: there may be more where other servers of the
+/// room take knocks without end.
+const LOOKED_AT: usize = 10;
+/// With so many entries it is time to let go of those that are over.
+const MANY: usize = 1000;
+
+/// What was knocked within the hour.
+#[derive(Default)]
+pub struct KnockBudget {
+    log: Mutex<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    /// Upon our rooms, and by our users upon others.
+    knocks: HashMap<Where, Vec<Knock>>,
+    last: u64,
+}
+
+/// Where knocks are counted together.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Where {
+    /// A room of ours: whoever knocks upon it.
+    Room(RoomId),
+    /// A user of ours: whatever room elsewhere they knock upon.
+    User(UserId),
+}
+
+struct Knock {
+    number: u64,
+    at: Millis,
+    /// The knocker, or the room.
+    what: String,
+    under_way: bool,
+}
+
+impl Log {
+    /// The knocks of the last hour, oldest first.
+    fn of(&mut self, place: &Where, now: Millis) -> &[Knock] {
+        if self.knocks.len() > MANY {
+            self.knocks.retain(|_, knocks| {
+                knocks.retain(|knock| is_recent(knock, now));
+                !knocks.is_empty()
+            });
+        }
+        let Some(knocks) = self.knocks.get_mut(place) else { return &[] };
+        knocks.retain(|knock| is_recent(knock, now));
+        knocks
+    }
+
+    fn add(&mut self, place: &Where, what: &str, now: Millis) -> u64 {
+        self.last += 1;
+        let knock = Knock { number: self.last, at: now, what: what.to_owned(), under_way: true };
+        self.knocks.entry(place.clone()).or_default().push(knock);
+        self.last
+    }
+}
+
+fn is_recent(knock: &Knock, now: Millis) -> bool {
+    knock.under_way || knock.at + HOUR_MS > now
+}
+
+impl KnockBudget {
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place that was taken for a knock which is under way; given back when dropped, unless it is kept.
+pub(super) struct Place<'b> {
+    budget: &'b KnockBudget,
+    at: Where,
+    number: u64,
+    kept: bool,
+}
+
+impl Place<'_> {
+    /// The knock was made: it counts for an hour.
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut log = self.budget.lock();
+        let Some(knocks) = log.knocks.get_mut(&self.at) else { return };
+        if self.kept {
+            knocks.iter_mut().filter(|knock| knock.number == self.number).for_each(|k| k.under_way = false);
+        } else {
+            knocks.retain(|knock| knock.number != self.number);
+        }
+    }
+}
+
+impl Homeserver {
+    /// Whether somebody may knock upon a room of ours, as far as the budget goes: what is asked before a knock is made.
+    /// Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    pub(super) fn may_knock(&self, room: &Room, knocker: &UserId) -> Result<()> {
+        self.look_for_place(room, knocker, false).map(drop)
+    }
+
+    /// The same, and the place is taken for a knock that is about to be made. None if there are no limits, or if `event` is
+    /// in the room already: a repeat.
+    pub(super) fn place_for_knock(
+        &self,
+        room: &Room,
+        knocker: &UserId,
+        event: Option<&EventId>,
+    ) -> Result<Option<Place<'_>>> {
+        if let Some(event) = event
+            && self.store.read(|db| db.event_key(event))?.is_some()
+        {
+            return Ok(None);
+        }
+        self.look_for_place(room, knocker, true)
+    }
+
+    fn look_for_place(&self, room: &Room, knocker: &UserId, take: bool) -> Result<Option<Place<'_>>> {
+        let limits = self.knock_limits();
+        if !limits.are_any() {
+            return Ok(None);
+        }
+        let (now, place) = (self.clock.now_ms(), Where::Room(room.room_id.clone()));
+        // Held while the room is read: what is no longer under way is in its state.
+        let mut log = self.knocks.lock();
+        let (mut waiting, refused_at, standing) = self.store.read(|db| {
+            let waiting = db.waiting_knocks(room.key, limits.waiting.saturating_mul(LOOKED_AT))?;
+            Ok((waiting, refused_at(db, room, knocker)?, self.standing(db, room, knocker)?))
+        })?;
+        let knocks = log.of(&place, now);
+        let under_way = knocks.iter().filter(|knock| knock.under_way).map(|knock| knock.what.clone());
+        waiting.extend(under_way);
+        waiting.sort_unstable();
+        waiting.dedup();
+        waiting.retain(|user| user != knocker.as_str());
+        let waiting: Vec<&str> = waiting.iter().map(String::as_str).collect();
+        let lately: Vec<(Millis, &str)> =
+            knocks.iter().map(|knock| (knock.at, knock.what.as_str())).collect();
+        let facts = Facts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
+        judge(limits, &facts).map_err(limited)?;
+        if !take {
+            return Ok(None);
+        }
+        let number = log.add(&place, knocker.as_str(), now);
+        Ok(Some(Place { budget: &self.knocks, at: place, number, kept: false }))
+    }
+
+    /// Takes a place for a knock of ours upon a room elsewhere, so that nobody uses us to fill others' rooms, and they have
+    /// no reason to refuse us all. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    pub(super) fn place_for_knock_elsewhere(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+    ) -> Result<Option<Place<'_>>> {
+        let limits = self.knock_limits();
+        if limits.per_hour == 0 {
+            return Ok(None);
+        }
+        let (now, place) = (self.clock.now_ms(), Where::User(user.clone()));
+        let mut log = self.knocks.lock();
+        let knocks = log.of(&place, now);
+        let here = knocks.iter().filter(|knock| knock.what == room.as_str()).map(|knock| knock.at);
+        let wait = over(here, limits.of_one_knocker(), now)
+            .or_else(|| over(knocks.iter().map(|knock| knock.at), limits.of_one_user(), now));
+        if let Some(ms) = wait {
+            return Err(limited(Wait { ms, why: "You knocked too often" }));
+        }
+        let number = log.add(&place, room.as_str(), now);
+        Ok(Some(Place { budget: &self.knocks, at: place, number, kept: false }))
+    }
+
+    /// An event that came with a transaction, or as one that another refers to. Knocks are handed in by `send_knock`, and the
+    /// room's servers pass on what they took; one that comes from a server which is not in the room is counted as if it had
+    /// been handed in, or `send_knock` would be the front door of a house without walls. Errors: 429 `M_LIMIT_EXCEEDED`.
+    pub(in crate::service) fn count_knock_from(
+        &self,
+        from: &ServerName,
+        room: &Room,
+        event: &Pdu,
+    ) -> Result<()> {
+        let is_knock = event.event_type() == "m.room.member" && event.membership() == Some(Membership::Knock);
+        if !is_knock || self.store.read(|db| db.is_resident(room.key, from))? {
+            return Ok(());
+        }
+        if let Some(place) = self.place_for_knock(room, event.sender(), Some(event.event_id()))? {
+            place.keep();
+        }
+        Ok(())
+    }
+
+    fn knock_limits(&self) -> Limits {
+        if self.config.rate_limits {
+            Limits { per_hour: self.config.knocks_per_hour, waiting: self.config.knocks_waiting }
+        } else {
+            Limits::default()
+        }
+    }
+
+    fn standing(&self, db: &Db<'_>, room: &Room, user: &UserId) -> Result<Standing> {
+        if self.is_ours(user) {
+            return Ok(Standing::Ours);
+        }
+        let known = db.is_resident(room.key, &user.server())?;
+        Ok(if known { Standing::Known } else { Standing::Stranger })
+    }
+}
+
+/// When the user's knock upon the room was refused, if nothing came after that: somebody else made them leave, whose event
+/// rests on the knock.
+fn refused_at(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<Millis>> {
+    let Some(last) = db.state_event(room.key, "m.room.member", user.as_str())? else { return Ok(None) };
+    if last.membership() != Some(Membership::Leave) || last.sender() == user {
+        return Ok(None);
+    }
+    for id in last.auth_events() {
+        let is_knock = |event: &Pdu| {
+            event.is("m.room.member", user.as_str()) && event.membership() == Some(Membership::Knock)
+        };
+        if db.pdu(id)?.as_ref().is_some_and(is_knock) {
+            return Ok(Some(last.origin_server_ts()));
+        }
+    }
+    Ok(None)
+}
+
+/// 429: everybody is told when to come again, users of other servers by theirs.
+fn limited(wait: Wait) -> Error {
+    Error::new(ErrCode::LimitExceeded, wait.why).with_field("retry_after_ms", wait.ms)
+}
