@@ -120,6 +120,45 @@ fn killed_while_joining_and_then_refused_the_invite_is_there_again() {
 }
 
 #[test]
+fn killed_while_a_join_is_taken_in_vain_the_room_is_left_after_the_start() {
+    for two_servers in [false, true] {
+        let mut server = ProcessServer::start(&[]);
+        let bob = server.user("bob");
+        let (peer, other) = (Peer::start(), Peer::start());
+        let room = FakeRoom::new(&peer, "11", "public");
+        let gate = Gate::default();
+        peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+        other.answer_json("make_join", 200, room.template(bob.id(), "join"));
+        peer.let_leave(&room, bob.id());
+        let no = json!({ "errcode": "M_FORBIDDEN", "error": "no" });
+        let blocked = if two_servers {
+            // It takes the join, and does not give the room; the other is about to say no.
+            peer.answer_json("send_join", 200, json!({}));
+            other.answer_behind(&gate, "send_join", 403, no.clone());
+            &other
+        } else {
+            peer.answer_behind(&gate, "send_join", 200, json!({}));
+            &peer
+        };
+        let via = [peer.name(), other.name()].map(|name| segment(name.as_str()));
+        in_background(&bob, format!("{}?via={}&via={}", join_path(room.id.as_str()), via[0], via[1]));
+        blocked.wait_for("send_join");
+        server.kill();
+        if two_servers {
+            // Nor does it give another template to who is in the room.
+            peer.answer_json("make_join", 403, no.clone());
+        }
+        other.answer_json("make_join", 403, no);
+        gate.open();
+        server.resume();
+        peer.wait_for("send_leave");
+        let filter = segment(r#"{"room":{"include_leave":true}}"#);
+        let rooms = bob.get(&format!("/_matrix/client/v3/sync?filter={filter}"))["rooms"].clone();
+        assert!(rooms["leave"].get(room.id.as_str()).is_some(), "{rooms}");
+    }
+}
+
+#[test]
 fn killed_while_leaving_the_leave_is_told_after_the_start() {
     let mut server = ProcessServer::start(&[]);
     let bob = server.user("bob");

@@ -196,9 +196,7 @@ fn a_knock_refused_at_the_door_leaves_nothing_and_can_be_made_again() {
 fn a_knock_that_no_server_answers_is_told_so_and_handed_in_again_later() {
     let (server, bob, peer, room) = stage("knock");
     peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
-    for (status, body) in
-        [(503, json!({ "errcode": "M_UNKNOWN", "error": "busy" })), (401, json!({})), (200, json!([]))]
-    {
+    for (status, body) in [(503, json!({ "errcode": "M_UNKNOWN", "error": "busy" })), (401, json!({}))] {
         peer.answer_json("send_knock", status, body);
         let (status, body) = knock(&bob, room.id.as_str(), &peer);
         assert_eq!((status, &body["errcode"]), (502, &json!("M_UNKNOWN")), "{body}");
@@ -212,6 +210,43 @@ fn a_knock_that_no_server_answers_is_told_so_and_handed_in_again_later() {
     let targets: Vec<String> = peer.asked("send_knock").into_iter().map(|asked| asked.target).collect();
     assert!(targets.iter().all(|target| target == &targets[0]), "not the same event: {targets:?}");
     assert_eq!(peer.asked("make_knock").len(), 1, "one knock needs one template");
+}
+
+#[test]
+fn a_knock_that_was_taken_stands_whatever_else_the_answer_says() {
+    let (_server, bob, peer, room) = stage("knock");
+    peer.answer_json("make_knock", 200, room.template(bob.id(), "knock"));
+    peer.let_leave(&room, bob.id());
+    let many: Vec<Value> = (0..1000).map(|n| json!({ "type": "x", "state_key": n.to_string() })).collect();
+    for body in [json!([]), json!({}), json!({ "knock_room_state": 5 }), json!({ "knock_room_state": many })]
+    {
+        peer.answer_json("send_knock", 200, body);
+        assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+        assert!(is_in(&bob, "knock", room.id.as_str()));
+        // It can be withdrawn, and the room hears of it.
+        let told = peer.asked("send_leave").len();
+        bob.leave(room.id.as_str());
+        wait_until("the room is told", || peer.asked("send_leave").len() > told);
+    }
+    peer.answer("send_knock", |_| html());
+    assert_eq!(knock(&bob, room.id.as_str(), &peer).0, 200);
+    assert!(is_in(&bob, "knock", room.id.as_str()));
+}
+
+#[test]
+fn a_leave_that_was_taken_is_not_told_again_whatever_the_answer_says() {
+    let (server, bob, peer, mut room) = stage("invite");
+    peer.let_leave(&room, bob.id());
+    peer.answer("send_leave", |_| html());
+    room.invite(&peer, server.name(), bob.id());
+    bob.leave(room.id.as_str());
+    peer.wait_for("send_leave");
+    let id = doorstep::protocol::UserId::parse(bob.id()).expect("a user id");
+    wait_until("the leave is done", || {
+        let row = server.homeserver().store.read(|db| db.remote_membership(&room.id, &id));
+        row.expect("the database reads").is_some_and(|row| row.due_ms.is_none())
+    });
+    assert_eq!(peer.asked("send_leave").len(), 1);
 }
 
 // ----- invites to us -----
@@ -382,11 +417,15 @@ fn an_invite_by_version_1_of_the_request_is_taken_too() {
 // ----- answers to joins -----
 
 #[test]
-fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_the_invite_stays() {
+fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_left_again() {
     let server = TestServer::start();
     let bob = server.user("bob");
     let (peer, forger) = (Peer::start(), Peer::start());
-    for version in ["10", "12"] {
+    let incremental = |since: &Value| {
+        let since = segment(since.as_str().expect("a token"));
+        bob.get(&format!("/_matrix/client/v3/sync?since={since}"))
+    };
+    for (version, which) in ["10", "12"].into_iter().flat_map(|version| (0..12).map(move |n| (version, n))) {
         let mut room = FakeRoom::new(&peer, version, "invite");
         let event = room.membership(&peer, &room.creator, bob.id(), "invite");
         let (status, answer) =
@@ -414,8 +453,11 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_the_invite_stays() {
         let mut another_event = good.clone();
         another_event["event"] =
             Value::Object(room.state[&("m.room.name".to_owned(), String::new())].to_object());
+        let mut without_members = good.clone();
+        without_members["members_omitted"] = json!(true);
         let lies = [
             ("nothing", json!({})),
+            ("without its members", without_members),
             ("empty", json!({ "state": [], "auth_chain": [] })),
             ("text", json!({ "state": "all", "auth_chain": [] })),
             ("another room", other.join_answer()),
@@ -427,18 +469,43 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_the_invite_stays() {
             ("another event for ours", another_event),
         ];
         peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
-        for (what, lie) in lies {
-            peer.answer_json("send_join", 200, lie);
-            let (status, body) = join(&bob, room.id.as_str());
-            assert!(status >= 400, "{what}: {status} {body}");
-            assert!(is_in(&bob, "invite", room.id.as_str()), "{what}: the invite is gone");
-            assert!(!is_in(&bob, "join", room.id.as_str()), "{what}: the room was adopted");
-        }
-        peer.answer("send_join", |_| html());
-        assert!(join(&bob, room.id.as_str()).0 >= 500);
         peer.answer_json("send_join", 403, json!({ "errcode": "M_FORBIDDEN", "error": "taken back" }));
         assert_eq!(join(&bob, room.id.as_str()).1["errcode"], "M_FORBIDDEN");
         assert!(is_in(&bob, "invite", room.id.as_str()));
+
+        let before = bob.initial_sync()["next_batch"].clone();
+        let told = peer.asked("send_leave").len();
+        let what = match lies.into_iter().nth(which) {
+            Some((what, lie)) => {
+                peer.answer_json("send_join", 200, lie);
+                what
+            }
+            None => {
+                peer.answer("send_join", |_| html());
+                "html"
+            }
+        };
+        let answer_to_leave = Gate::default();
+        peer.answer_json("send_leave", 200, json!({}));
+        peer.answer_behind(&answer_to_leave, "make_leave", 200, room.template(bob.id(), "leave"));
+        let (status, body) = join(&bob, room.id.as_str());
+        assert_eq!(status, 502, "{what}: {body}");
+        assert!(body["error"].as_str().is_some_and(|e| e.contains("left again")), "{what}: {body}");
+        // The other server has us in the room: that ends at once for our user, and there when it is told.
+        let news = incremental(&before);
+        let event = &news["rooms"]["leave"][room.id.as_str()]["timeline"]["events"][0];
+        assert_eq!(event["content"]["membership"], "leave", "{what}: {news}");
+        assert!(!is_in(&bob, "invite", room.id.as_str()), "{what}: the invite is used up");
+        assert!(!is_in(&bob, "join", room.id.as_str()), "{what}: the room was adopted");
+        bob.leave(room.id.as_str());
+        answer_to_leave.open();
+        wait_until("the room is told", || peer.asked("send_leave").len() > told);
+
+        // And it can be entered again by who is let in.
+        room.state.remove(&("m.room.member".to_owned(), bob.id().to_owned()));
+        room.invite(&peer, server.name(), bob.id());
+        let good = room.join_answer();
+        peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
 
         // Events that are badly signed are left out, and the room is entered without them.
         let mut mixed = good.clone();
@@ -453,6 +520,22 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_the_invite_stays() {
         assert_eq!(bob.membership_of(room.id.as_str(), bob.id()).as_deref(), Some("join"));
         assert!(!is_in(&bob, "invite", room.id.as_str()));
     }
+}
+
+#[test]
+fn of_several_servers_one_that_lets_us_in_suffices_though_another_took_the_join_in_vain() {
+    let (_server, bob, peer, room) = stage("public");
+    let good = Peer::start();
+    peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+    peer.answer("send_join", |_| html());
+    good.let_in(&room, bob.id());
+    let via = [segment(peer.name().as_str()), segment(good.name().as_str())];
+    let path = format!("join/{}?via={}&via={}", segment(room.id.as_str()), via[0], via[1]);
+    let (status, body) = post(&bob, &path, json!({}));
+    assert_eq!(status, 200, "{body}");
+    assert!(!peer.asked("send_join").is_empty() && !good.asked("send_join").is_empty());
+    assert_eq!(bob.membership_of(room.id.as_str(), bob.id()).as_deref(), Some("join"));
+    assert!(peer.asked("make_leave").is_empty() && good.asked("make_leave").is_empty());
 }
 
 // ----- answers to invites -----

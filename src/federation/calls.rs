@@ -220,7 +220,8 @@ impl Client {
         }
     }
 
-    /// `PUT send_knock`: hands our signed knock in and gets `knock_room_state`.
+    /// `PUT send_knock`: hands our signed knock in and gets `knock_room_state`. An answer that is of no use says all the
+    /// same whether the knock was taken ([`CallError::is_after_success`]).
     pub fn send_knock(
         &self,
         peer: &ServerName,
@@ -233,24 +234,28 @@ impl Client {
             knock_room_state: Vec<RawEvent>,
         }
         let path = format!("/_matrix/federation/v1/send_knock/{}/{}", enc(room), enc(id));
-        let answer: KnockAnswer = object(self.put(peer, path, event, ORDINARY, LIST)?)?;
-        bounded("knock_room_state", answer.knock_room_state.len(), MAX_STRIPPED)?;
+        let response = self.put(peer, path, event, ORDINARY, LIST)?;
+        let answer: KnockAnswer = object(response).map_err(CallError::after_success)?;
+        bounded("knock_room_state", answer.knock_room_state.len(), MAX_STRIPPED)
+            .map_err(CallError::after_success)?;
         Ok(answer.knock_room_state)
     }
 
-    /// `PUT /v2/send_leave`, or v1 where the peer knows no v2: hands our signed leave in.
+    /// `PUT /v2/send_leave`, or v1 where the peer knows no v2: hands our signed leave in. What comes with a yes does not
+    /// matter.
     pub fn send_leave(&self, peer: &ServerName, room: &RoomId, id: &EventId, event: &[u8]) -> CallResult<()> {
         let path = format!("/_matrix/federation/v2/send_leave/{}/{}", enc(room), enc(id));
-        match self.put(peer, path, event, ORDINARY, SMALL) {
+        let answer = match self.put(peer, path, event, ORDINARY, SMALL) {
             Err(e) if e.is_unrecognized() => {
                 let path = format!("/_matrix/federation/v1/send_leave/{}/{}", enc(room), enc(id));
-                let _: Map<String, Value> = in_array(self.put(peer, path, event, ORDINARY, SMALL)?)?;
+                self.put(peer, path, event, ORDINARY, SMALL)
             }
-            other => {
-                let _: Map<String, Value> = object(other?)?;
-            }
+            other => other,
+        };
+        match answer {
+            Err(e) if !e.is_after_success() => Err(e),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// `PUT /v2/invite`: asks the invitee's server to sign our invite. `room_state` are stripped state entries.

@@ -93,6 +93,8 @@ pub enum CallError {
     Refused(Box<Refusal>),
     /// The peer answered with something that is not an answer: not JSON, too long, missing parts, lies.
     BadAnswer(String),
+    /// The peer did what it was asked to (its status was 2xx); and then its answer broke off, or was of no use.
+    AfterSuccess(Box<CallError>),
 }
 
 /// A peer's error.
@@ -114,6 +116,26 @@ impl CallError {
         Self::BadAnswer(why.into())
     }
 
+    /// The same, where the peer had said yes before.
+    #[must_use]
+    pub fn after_success(self) -> Self {
+        if self.is_after_success() { self } else { Self::AfterSuccess(Box::new(self)) }
+    }
+
+    /// Whether the peer did what it was asked to, whatever came with its answer.
+    pub fn is_after_success(&self) -> bool {
+        matches!(self, Self::AfterSuccess(_))
+    }
+
+    /// Whether the peer could not be reached, or not to the end of its answer.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::AfterSuccess(error) => error.is_unreachable(),
+            Self::Refused(_) | Self::BadAnswer(_) => false,
+        }
+    }
+
     /// Whether the same call may succeed later without anybody changing their mind: no connection, rate limits,
     /// internal errors of the peer.
     pub fn is_transient(&self) -> bool {
@@ -121,6 +143,7 @@ impl CallError {
             Self::Unreachable(_) => true,
             Self::Refused(refusal) => refusal.status == 429 || refusal.status >= 500,
             Self::BadAnswer(_) => false,
+            Self::AfterSuccess(error) => error.is_transient(),
         }
     }
 
@@ -174,6 +197,7 @@ impl CallError {
             Self::BadAnswer(why) => {
                 Error::bad_gateway(format!("{peer} answered with nonsense")).with_cause(why)
             }
+            Self::AfterSuccess(error) => error.into_client_error(peer),
             Self::Refused(refusal) => {
                 let code =
                     refusal.errcode.as_deref().and_then(ErrCode::from_wire).filter(|c| c.is_relayable());
@@ -209,6 +233,7 @@ impl fmt::Display for CallError {
                 )
             }
             Self::BadAnswer(why) => write!(f, "bad answer: {why}"),
+            Self::AfterSuccess(error) => write!(f, "{error} (after it had done what it was asked to)"),
         }
     }
 }
@@ -335,19 +360,23 @@ impl Client {
         let answer = match answer {
             // A connection that had been kept open may have been closed by the peer just now. All requests between
             // servers may be repeated, so one more try on a new connection.
-            Err(Failure::Disconnected(_))
-                if Instant::now() < deadline && began.elapsed() < Duration::from_secs(5) =>
+            Err(failure)
+                if failure.is_disconnect()
+                    && Instant::now() < deadline
+                    && began.elapsed() < Duration::from_secs(5) =>
             {
-                self.exchange(request, &authority, authorization, deadline, true)
+                let again = self.exchange(request, &authority, authorization, deadline, true);
+                again.map_err(
+                    |second| if failure.is_after_success() { second.after_success() } else { second },
+                )
             }
             other => other,
         };
-        let answer = answer.map_err(|failure| match failure {
-            Failure::Disconnected(why) | Failure::NotConnected(why) => {
+        let answer = answer.map_err(|failure| {
+            if failure.is_of_connection() {
                 self.discovery.failed(request.destination, &authority);
-                CallError::Unreachable(why)
             }
-            Failure::Said(error) => error,
+            failure.into_call_error()
         });
         self.log_hop(request, &answer);
         answer
@@ -420,6 +449,8 @@ pub(super) enum Failure {
     /// No usable connection, or not in time.
     NotConnected(String),
     Said(CallError),
+    /// One of these, in the middle of an answer that began with a 2xx status.
+    AfterSuccess(Box<Failure>),
 }
 
 impl Failure {
@@ -432,6 +463,32 @@ impl Failure {
         match self {
             Self::Disconnected(why) | Self::NotConnected(why) => CallError::Unreachable(why),
             Self::Said(error) => error,
+            Self::AfterSuccess(failure) => failure.into_call_error().after_success(),
+        }
+    }
+
+    fn is_after_success(&self) -> bool {
+        matches!(self, Self::AfterSuccess(_))
+    }
+
+    fn after_success(self) -> Self {
+        if self.is_after_success() { self } else { Self::AfterSuccess(Box::new(self)) }
+    }
+
+    /// Whether the way there is in doubt, and not what is at its end.
+    fn is_of_connection(&self) -> bool {
+        match self {
+            Self::Disconnected(_) | Self::NotConnected(_) => true,
+            Self::AfterSuccess(failure) => failure.is_of_connection(),
+            Self::Said(_) => false,
+        }
+    }
+
+    fn is_disconnect(&self) -> bool {
+        match self {
+            Self::Disconnected(_) => true,
+            Self::AfterSuccess(failure) => failure.is_disconnect(),
+            Self::NotConnected(_) | Self::Said(_) => false,
         }
     }
 
@@ -472,12 +529,12 @@ pub(super) fn read_answer(
         answer.headers().get("content-length").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let ok = answer.status().is_success();
     if ok && length.is_some_and(|n: u64| n > max_bytes) {
-        return Err(Failure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))));
+        return Err(Failure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))).after_success());
     }
     let limit = if ok { max_bytes } else { MAX_ERROR_BODY };
     let read = read_body(answer.into_body().into_with_config().limit(limit).reader(), held);
     if ok {
-        return read.map(|(body, held)| Response { status, body, held });
+        return read.map(|(body, held)| Response { status, body, held }).map_err(Failure::after_success);
     }
     // Of an error, the status says enough if the body does not.
     let body = read

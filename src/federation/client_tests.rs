@@ -81,8 +81,15 @@ fn get<'a>(peer: &'a ServerName, path: &str) -> SignedRequest<'a> {
     }
 }
 
+fn without_success(error: CallError) -> CallError {
+    match error {
+        CallError::AfterSuccess(error) => *error,
+        error => error,
+    }
+}
+
 fn bad_answer(result: CallResult<Response>) -> String {
-    match result {
+    match result.map_err(without_success) {
         Err(CallError::BadAnswer(why)) => why,
         Err(e) => panic!("another error: {e}"),
         Ok(r) => panic!("an answer: {}", String::from_utf8_lossy(&r.body)),
@@ -90,7 +97,7 @@ fn bad_answer(result: CallResult<Response>) -> String {
 }
 
 fn unreachable(result: CallResult<Response>) -> String {
-    match result {
+    match result.map_err(without_success) {
         Err(CallError::Unreachable(why)) => why,
         Err(e) => panic!("another error: {e}"),
         Ok(r) => panic!("an answer: {}", String::from_utf8_lossy(&r.body)),
@@ -208,7 +215,10 @@ fn answers_that_are_too_long_are_refused_without_reading_them() {
     });
     let client = client();
     for path in ["/length", "/chunks", "/until-close", "/head"] {
-        let why = bad_answer(client.request(get(&peer.name, path)));
+        let answer = client.request(get(&peer.name, path));
+        let said_yes = answer.as_ref().is_err_and(CallError::is_after_success);
+        assert_eq!(said_yes, path != "/head", "{path}");
+        let why = bad_answer(answer);
         assert!(path == "/head" || why.contains("longer than 10000"), "{path}: {why}");
     }
 }
@@ -438,5 +448,26 @@ mod well_known {
     fn it_is_not_asked_for_inside() {
         let (answer, asked) = ask(|_| Said::Json(200, json!({ "m.server": "b.example" })), false);
         assert_eq!((answer, asked), (WellKnown::Failed, 0));
+    }
+}
+
+#[test]
+fn an_answer_that_breaks_off_after_its_head_was_a_yes_all_the_same_and_one_without_a_head_was_none() {
+    let peer = ScriptedPeer::start(|asked| match asked.target.as_str() {
+        "/cut" => Said::CutOff(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{".into()),
+        "/cut-no" => Said::CutOff(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9000\r\n\r\n{".into()),
+        "/cut-chunk" => {
+            Said::CutOff(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n{".into())
+        }
+        "/moved" => Said::CutOff(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n".into()),
+        _ => Said::HangUp,
+    });
+    let client = client();
+    for (path, said_yes) in
+        [("/cut", true), ("/cut-chunk", true), ("/cut-no", false), ("/moved", false), ("/nothing", false)]
+    {
+        let answer = client.request(get(&peer.name, path));
+        assert_eq!(answer.as_ref().is_err_and(CallError::is_after_success), said_yes, "{path}");
+        assert_eq!(answer.as_ref().is_err_and(CallError::is_unreachable), said_yes || path == "/nothing");
     }
 }

@@ -47,6 +47,8 @@ pub(crate) enum Said {
     /// Nothing, and the connection stays open until the peer is dropped.
     Silence,
     HangUp,
+    /// These bytes, and then the connection ends.
+    CutOff(Vec<u8>),
 }
 
 type Script = dyn Fn(&Asked) -> Said + Send + Sync;
@@ -176,6 +178,10 @@ fn serve(
                 false
             }
             Said::HangUp => false,
+            Said::CutOff(bytes) => {
+                let _ = out.write_all(&bytes).and_then(|()| out.flush());
+                false
+            }
         };
         if !alive || stream.get_mut().flush().is_err() {
             return;

@@ -76,6 +76,8 @@ pub enum Fact {
     /// Answer: no server let the join in. With the membership of the event that stood before the join, which the row
     /// keeps meanwhile: that is what holds again.
     JoinFailed(Option<Membership>),
+    /// Answer: a server took the join, or may have, and the room cannot be entered from here: it is to be left again.
+    JoinLost,
     /// This server came into the room, through this user or another one of ours.
     NowResident,
     /// Our user leaves: withdraws a knock, rejects an invite, gives up a join.
@@ -96,6 +98,7 @@ impl Fact {
             Self::KnockAccepted
                 | Self::KnockRefused
                 | Self::JoinFailed(_)
+                | Self::JoinLost
                 | Self::LeaveFailed
                 | Self::LeaveDone
         )
@@ -181,6 +184,8 @@ pub fn next(state: Option<State>, fact: Fact) -> Result<Step, Refusal> {
             Some(Membership::Join | Membership::Leave | Membership::Ban) => to(Closed),
         },
         (Fact::JoinFailed(_), _) => unchanged,
+        (Fact::JoinLost, Some(Joining)) => to(Leaving),
+        (Fact::JoinLost, _) => unchanged,
 
         (Fact::NowResident, _) => gone,
 
@@ -204,7 +209,7 @@ mod tests {
     use super::State::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
     use super::*;
 
-    const FACTS: [Fact; 14] = [
+    const FACTS: [Fact; 15] = [
         Fact::UserKnocks,
         Fact::KnockAccepted,
         Fact::KnockRefused,
@@ -214,6 +219,7 @@ mod tests {
         Fact::JoinFailed(Some(Membership::Invite)),
         Fact::JoinFailed(Some(Membership::Knock)),
         Fact::JoinFailed(Some(Membership::Leave)),
+        Fact::JoinLost,
         Fact::NowResident,
         Fact::UserLeaves,
         Fact::LeaveFailed,
@@ -244,14 +250,14 @@ mod tests {
     fn every_cell_of_the_table_is_as_written() {
         let table = [
             // state, then: knocks, accepted, refused, invite, joins, join failed (nothing, invite, knock, leave before),
-            // resident, leaves, leave failed, leave done, kicked
-            (None, "knocking = = invited joining = = = = = ! = = ="),
-            (Some(Knocking), "= knocked - invited+ joining = = = = - leaving = = closed"),
-            (Some(Knocked), "knocking = = invited+ joining = = = = - leaving = = closed"),
-            (Some(Invited), "! = = invited joining = = = = - leaving = = closed"),
-            (Some(Joining), "! = = joining = - invited knocking closed - leaving = = closed"),
-            (Some(Leaving), "knocking = = invited joining = = = = - = = closed closed"),
-            (Some(Closed), "knocking = = invited joining = = = = - = = = ="),
+            // join lost, resident, leaves, leave failed, leave done, kicked
+            (None, "knocking = = invited joining = = = = = = ! = = ="),
+            (Some(Knocking), "= knocked - invited+ joining = = = = = - leaving = = closed"),
+            (Some(Knocked), "knocking = = invited+ joining = = = = = - leaving = = closed"),
+            (Some(Invited), "! = = invited joining = = = = = - leaving = = closed"),
+            (Some(Joining), "! = = joining = - invited knocking closed leaving - leaving = = closed"),
+            (Some(Leaving), "knocking = = invited joining = = = = = - = = closed closed"),
+            (Some(Closed), "knocking = = invited joining = = = = = - = = = ="),
         ];
         for (state, row) in table {
             let cells: Vec<_> = FACTS.iter().map(|fact| cell(state, *fact)).collect();
@@ -286,7 +292,7 @@ mod tests {
             for fact in FACTS.into_iter().filter(|fact| fact.is_answer()) {
                 let waits = match fact {
                     Fact::KnockAccepted | Fact::KnockRefused => state == Some(Knocking),
-                    Fact::JoinFailed(_) => state == Some(Joining),
+                    Fact::JoinFailed(_) | Fact::JoinLost => state == Some(Joining),
                     _ => state == Some(Leaving),
                 };
                 let step = next(state, fact).expect("answers are never refused");

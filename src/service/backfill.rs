@@ -45,7 +45,7 @@ impl Homeserver {
             let asking = self.errands.ask(peer);
             let answer = self.federation.backfill(peer, &room.room_id, &wanted, PAGE, left);
             if let Some(asking) = asking
-                && !matches!(answer, Err(CallError::Unreachable(_)))
+                && !answer.as_ref().is_err_and(CallError::is_unreachable)
             {
                 asking.answered();
             }

@@ -40,6 +40,8 @@ pub struct RemoteMembership {
     pub forgotten: bool,
     /// When it came to its end.
     pub ended_ms: Option<Millis>,
+    /// While joining: whether a server may have taken a join that was handed in before the pending one.
+    pub may_be_in: bool,
     /// Position of the last change that clients can see.
     pub stream: i64,
 }
@@ -80,6 +82,7 @@ impl RemoteMembership {
             due_ms: None,
             forgotten: false,
             ended_ms: None,
+            may_be_in: false,
             stream: 0,
         }
     }
@@ -142,7 +145,7 @@ impl RemoteMembership {
 
 const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
      previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
-     forgotten, ended_ms, stream";
+     forgotten, ended_ms, may_be_in, stream";
 
 /// An event's id, room version and bytes.
 type RawEvent = (Option<String>, Option<String>, Option<Vec<u8>>);
@@ -157,6 +160,7 @@ struct Raw {
     due_ms: Option<Millis>,
     forgotten: bool,
     ended_ms: Option<Millis>,
+    may_be_in: bool,
     stream: i64,
 }
 
@@ -173,7 +177,8 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
         due_ms: row.get(16)?,
         forgotten: row.get(17)?,
         ended_ms: row.get(18)?,
-        stream: row.get(19)?,
+        may_be_in: row.get(19)?,
+        stream: row.get(20)?,
     })
 }
 
@@ -205,6 +210,7 @@ impl Raw {
             due_ms: self.due_ms,
             forgotten: self.forgotten,
             ended_ms: self.ended_ms,
+            may_be_in: self.may_be_in,
             stream: self.stream,
         })
     }
@@ -312,7 +318,7 @@ impl Tx<'_> {
     fn write_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
             "INSERT OR REPLACE INTO remote_memberships VALUES \
-             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
         )?;
         let [event, previous, pending] = [&row.event, &row.previous, &row.pending]
             .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.version().id, e.json())));
@@ -341,6 +347,7 @@ impl Tx<'_> {
             row.due_ms,
             row.forgotten,
             ended_ms,
+            row.may_be_in,
             stream,
         ])?;
         drop(statement);

@@ -2,6 +2,7 @@
 //! answer to `send_join` is judged is in `answer`.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -12,7 +13,7 @@ use super::{
     member_draft,
 };
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::calls::Kind;
+use crate::federation::calls::{JoinBody, Kind};
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
@@ -23,7 +24,7 @@ use crate::service::Homeserver;
 use crate::service::adopt::{Adopted, Adoption};
 use crate::service::large_answer::LargeAnswer;
 use crate::store::remote_memberships::RemoteMembership;
-use crate::store::{EventKey, Room, Tx};
+use crate::store::{Db, EventKey, Room, Tx};
 
 /// A room of up to so many joined members is given whole to whoever would do without them.
 const FEW_MEMBERS: u64 = 100;
@@ -35,7 +36,8 @@ impl Homeserver {
     ///
     /// Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`,
     /// `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`; 502 if no server could help. If a server may have taken
-    /// the join without our hearing of it, the scheduler repeats it until we know.
+    /// the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its answer is of
+    /// no use, the room is left again.
     pub fn join(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
         let _turn = self.turns.take(&door.room_id, user)?;
         let content = self.member_content(user, Membership::Join, reason)?;
@@ -134,12 +136,12 @@ impl Homeserver {
         let before = row.as_ref().map(|row| row.state);
         next(before, Fact::UserJoins)?;
         let candidates = self.candidates(door, row.as_ref())?;
-        let mut tries = Tries { answers: Answers::new(self.clock.instant()), last: None, unsure: false };
+        let mut tries = Tries::new(self.clock.instant());
         let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending);
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
-                Err(error) => tries.not_taken(peer, join, error),
+                Err(error) => tries.not_in(peer, join, error),
             }
         }
         for peer in &candidates {
@@ -154,18 +156,19 @@ impl Homeserver {
                 }
             };
             let join = self.sign_template(&template, version, content)?;
-            self.intend_join(&join, version, before, peer, &candidates)?;
+            self.intend_join((&join, version), before, (peer, &candidates), tries.may_be_in())?;
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
-                Err(error) => tries.not_taken(peer, join, error),
+                Err(error) => tries.not_in(peer, join, error),
             }
         }
-        match tries.last {
-            Some(join) if tries.unsure => self.note_unfinished_join(&join)?,
-            Some(join) => self.note_failed_join(&join)?,
+        match &tries.last {
+            Some(join) if !tries.taken_by.is_empty() => self.note_lost_join(join, &tries.taken_by)?,
+            Some(join) if tries.unsure => self.note_unfinished_join(join)?,
+            Some(join) => self.note_failed_join(join)?,
             None => {}
         }
-        Err(tries.answers.into_error())
+        Err(tries.into_error())
     }
 
     /// Takes up a join that was on its way when its request ended, or we did.
@@ -182,14 +185,14 @@ impl Homeserver {
         joined
     }
 
-    /// Commits the signed join before anybody is told of it.
+    /// Commits the signed join before anybody is told of it. `may_be_in`: whether a server may have taken another one that
+    /// was handed in before.
     fn intend_join(
         &self,
-        join: &Pdu,
-        version: RoomVersion,
+        (join, version): (&Pdu, RoomVersion),
         before: Option<State>,
-        peer: &ServerName,
-        candidates: &[ServerName],
+        (peer, candidates): (&ServerName, &[ServerName]),
+        may_be_in: bool,
     ) -> Result<()> {
         let (join, via) = (
             join.clone(),
@@ -204,6 +207,7 @@ impl Homeserver {
             let state =
                 next(old.as_ref().map(|row| row.state), Fact::UserJoins)?.to.unwrap_or(State::Joining);
             let mut row = old.unwrap_or_else(|| RemoteMembership::new(room_id, user, state, version));
+            row.may_be_in = may_be_in || (row.may_be_in && row.state == State::Joining);
             (row.state, row.room_version, row.forgotten) = (state, version, false);
             row.due_ms = Some(due);
             row.prefer(via);
@@ -212,9 +216,14 @@ impl Homeserver {
         })
     }
 
-    /// Sends the committed join to one server, and adopts the room that comes back.
+    /// Sends the committed join to one server, and adopts the room that comes back. Once the server has said yes the join
+    /// is in the room, whatever becomes of the answer here.
     fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
         let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;
+        self.enter_by(peer, join, body).map_err(CallError::after_success)
+    }
+
+    fn enter_by(&self, peer: &ServerName, join: &Pdu, body: JoinBody) -> CallResult<()> {
         let answer = body.read()?;
         let cannot = |e: Error| match e.status() {
             500 => ours(e),
@@ -261,19 +270,40 @@ impl Homeserver {
         let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
         match row.filter(|row| row.state == State::Joining) {
             Some(row) if row.attempts + 1 < MOST_ATTEMPTS => self.try_again_later(&row),
-            _ => self.note_failed_join(join),
+            Some(_) => self.note_lost_join(join, &[]),
+            None => Ok(()),
         }
+    }
+
+    /// A server took the join, or may have, and nobody gave us the room: our user leaves it again, and their clients are
+    /// told so at once. The room is told in the background, for days if need be.
+    fn note_lost_join(&self, join: &Pdu, taken_by: &[ServerName]) -> Result<()> {
+        let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
+        let Some(row) = row else { return Ok(()) };
+        let leave = self.local_leave(&row, Some("The room could not be entered"))?;
+        let (join, taken_by, now) = (join.clone(), taken_by.to_vec(), self.clock.now_ms());
+        self.store.write(move |tx| {
+            let Some(mut row) = joining_by(tx, &join)? else { return Ok(()) };
+            row.state = next(Some(row.state), Fact::JoinLost)?.to.unwrap_or(State::Leaving);
+            row.tell(leave);
+            row.prefer(taken_by);
+            (row.pending, row.may_be_in) = (None, false);
+            (row.attempts, row.due_ms) = (0, Some(now));
+            tx.save_remote_membership(&row)
+        })?;
+        self.scheduler.wake();
+        Ok(())
     }
 
     /// Every server said no: what was before the join is again.
     fn note_failed_join(&self, join: &Pdu) -> Result<()> {
+        let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
+        if row.is_some_and(|row| row.may_be_in) {
+            return self.note_lost_join(join, &[]);
+        }
         let (join, now) = (join.clone(), self.clock.now_ms());
         self.store.write(move |tx| {
-            let Some(mut row) = tx.remote_membership(join.room_id(), join.sender())? else { return Ok(()) };
-            let is_ours = row.pending.as_ref().is_some_and(|pending| pending.event_id() == join.event_id());
-            if row.state != State::Joining || !is_ours {
-                return Ok(());
-            }
+            let Some(mut row) = joining_by(tx, &join)? else { return Ok(()) };
             let before = row.event.as_ref().and_then(Pdu::membership);
             let Some(state) = next(Some(row.state), Fact::JoinFailed(before))?.to else {
                 return tx.delete_remote_membership(join.room_id(), join.sender());
@@ -288,6 +318,15 @@ impl Homeserver {
     }
 }
 
+/// The row, if our user is still joining by this join.
+fn joining_by(db: &Db<'_>, join: &Pdu) -> Result<Option<RemoteMembership>> {
+    let row = db.remote_membership(join.room_id(), join.sender())?;
+    let is_pending = |row: &RemoteMembership| {
+        row.pending.as_ref().is_some_and(|pending| pending.event_id() == join.event_id())
+    };
+    Ok(row.filter(|row| row.state == State::Joining && is_pending(row)))
+}
+
 /// What came of the tries to join so far.
 struct Tries {
     answers: Answers,
@@ -295,13 +334,41 @@ struct Tries {
     last: Option<Pdu>,
     /// Whether a server may have taken a join without our hearing of it.
     unsure: bool,
+    /// Servers that took a join, and told of a room that cannot be entered.
+    taken_by: Vec<ServerName>,
 }
 
 impl Tries {
-    fn not_taken(&mut self, peer: &ServerName, join: Pdu, error: CallError) {
-        self.unsure |= error.is_transient();
+    fn new(now: Instant) -> Self {
+        Self { answers: Answers::new(now), last: None, unsure: false, taken_by: Vec::new() }
+    }
+
+    /// Takes down that a server did not let us in.
+    fn not_in(&mut self, peer: &ServerName, join: Pdu, error: CallError) {
+        if error.is_after_success() {
+            self.taken_by.push(peer.clone());
+        } else {
+            self.unsure |= error.is_transient();
+        }
         self.last = Some(join);
         self.answers.add(peer, error);
+    }
+
+    /// Whether our user may be in the room, to the knowledge of others.
+    fn may_be_in(&self) -> bool {
+        self.unsure || !self.taken_by.is_empty()
+    }
+
+    /// What the client is told. 502 where a server took the join.
+    fn into_error(self) -> Error {
+        let error = self.answers.into_error();
+        match self.taken_by.first() {
+            Some(peer) => Error::bad_gateway(format!(
+                "{peer} took the join, but the room cannot be entered by what it tells of it: it is being left again"
+            ))
+            .with_cause(error),
+            None => error,
+        }
     }
 }
 

@@ -132,6 +132,11 @@ impl Homeserver {
             }
             match self.federation.send_knock(peer, &row.room_id, knock.event_id(), knock.json()) {
                 Ok(room_state) => return self.knock_taken(row, knock, peer, &room_state),
+                // It is in the room, and only what clients would see of that is lacking.
+                Err(error) if error.is_after_success() => {
+                    log::info!("{peer} took a knock upon {}, and shows nothing of it: {error}", row.room_id);
+                    return self.knock_taken(row, knock, peer, &[]);
+                }
                 Err(error) => answers.add(peer, error),
             }
         }
