@@ -6,6 +6,7 @@
 use doorstep::protocol::json::CanonicalObject;
 use doorstep::protocol::room_version::{RoomVersion, all};
 use doorstep::protocol::sign::{self, KeyAt, SigningKey};
+use doorstep::protocol::verify;
 use doorstep::protocol::{Pdu, ServerName, hash, json, redact};
 use ruma_common::room_version_rules::RoomVersionRules;
 use ruma_common::{CanonicalJsonObject, RoomVersionId, canonical_json, serde::Base64};
@@ -369,7 +370,7 @@ fn verification_says_the_same() {
         };
         let bytes = json::canonical_object(&event);
         let parsed = Pdu::parse(&bytes, version).unwrap_or_else(|e| panic!("{case}: {e}"));
-        let ours = match sign::check_received(&bytes, version, &ours_known) {
+        let ours = match verify::check_received(&bytes, version, &ours_known) {
             Ok(pdu) if pdu.json() == parsed.json() && hash::content_hash_matches(&pdu.to_object()) => {
                 Verdict::Right
             }

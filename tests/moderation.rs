@@ -4,6 +4,7 @@ mod common;
 
 use common::ProcessServer;
 use common::peer::{FakeRoom, Peer};
+use common::scene::Scene;
 use common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::protocol::event_auth::auth_types;
@@ -44,9 +45,9 @@ fn open_room(alice: &TestUser) -> String {
     alice.create_room_with(json!({ "preset": "public_chat", "room_version": "11" }))
 }
 
-/// Keeps every server out that is called localhost, whatever its port: all but ourselves, who never ask ourselves.
+/// Keeps every scripted peer out.
 fn shut(alice: &TestUser, room: &str) {
-    alice.set_state(room, "m.room.server_acl", "", json!({ "allow": ["*"], "deny": ["LOCAL*"] }));
+    alice.set_state(room, "m.room.server_acl", "", json!({ "allow": ["*"], "deny": ["127.*"] }));
 }
 
 #[test]
@@ -201,7 +202,7 @@ fn a_server_that_the_settings_deny_is_neither_answered_nor_asked_nor_sent_to() {
     assert_eq!(peer.ask(server.name(), "GET", &version, None).0, 200);
 
     server.kill();
-    server.resume_with(&["--deny-server", "localhost"]);
+    server.resume_with(&["--deny-server", "127.0.0.1"]);
     let (status, body) = peer.ask(server.name(), "GET", &version, None);
     assert_eq!((status, body["errcode"].as_str()), (403, Some("M_FORBIDDEN")), "{body}");
     let join =
@@ -222,4 +223,96 @@ fn a_server_that_the_settings_deny_is_neither_answered_nor_asked_nor_sent_to() {
     wait_until("it gets what it missed", || {
         peer.asked("/send/").iter().any(|a| a.body.to_string().contains("among ourselves"))
     });
+}
+
+#[test]
+fn an_access_list_that_shuts_out_the_server_of_who_sets_it_is_refused_and_so_is_its_redaction() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = open_room(&alice);
+    let path = format!("/_matrix/client/v3/rooms/{}/state/m.room.server_acl/", segment(&room));
+    for fatal in [
+        json!({}),
+        json!({ "allow": [] }),
+        json!({ "allow": "*" }),
+        json!({ "allow": null }),
+        json!({ "allow": { "0": "*" } }),
+        json!({ "content": { "allow": ["*"] } }),
+        json!({ "allow": ["example.org", "localhost:*", "local host"] }),
+        json!({ "allow": ["*"], "deny": ["*"] }),
+        json!({ "allow": ["*"], "deny": ["LOCALHOST"] }),
+        json!({ "allow": ["*"], "deny": ["l?calh*"] }),
+        json!({ "allow": [1, ["*"]] }),
+    ] {
+        let (status, answer) = alice.request("PUT", &path, Some(fatal.clone()));
+        assert_eq!(status, 400, "{fatal}: {answer}");
+        let initial = json!([{ "type": "m.room.server_acl", "state_key": "", "content": fatal }]);
+        let (status, answer) =
+            alice.request("POST", "/_matrix/client/v3/createRoom", Some(json!({ "initial_state": initial })));
+        assert_eq!(status, 400, "{answer}");
+    }
+    assert_eq!(alice.state(&room, "m.room.server_acl", ""), None);
+    let good = json!({ "allow": ["*"], "deny": ["127.*"] });
+    let acl = alice.set_state(&room, "m.room.server_acl", "", good.clone());
+    let redact = format!("/_matrix/client/v3/rooms/{}/redact/{}/t", segment(&room), segment(&acl));
+    let (status, answer) = alice.request("PUT", &redact, Some(json!({})));
+    assert_eq!((status, &answer["errcode"]), (403, &json!("M_FORBIDDEN")));
+    assert_eq!(alice.state(&room, "m.room.server_acl", ""), Some(good));
+    // One that is for somebody else is a state event like any.
+    alice.set_state(&room, "m.room.server_acl", "other", json!({}));
+}
+
+#[test]
+fn a_create_event_is_never_redacted_whoever_asks() {
+    for version in ["1", "2", "3", "6", "10", "11", "12"] {
+        let server = TestServer::start();
+        let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+        let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": version }));
+        bob.join(&room);
+        let id = segment(&room);
+        let create = |user: &TestUser| {
+            let state = user.get(&format!("/_matrix/client/v3/rooms/{id}/state"));
+            let create = state.as_array().and_then(|all| all.iter().find(|e| e["type"] == "m.room.create"));
+            create.expect("a create event").clone()
+        };
+        let before = create(&alice);
+        let target = before["event_id"].as_str().expect("an id").to_owned();
+        let mut levels = alice.state(&room, "m.room.power_levels", "").expect("levels");
+        levels["users"][bob.id()] = json!(50);
+        alice.set_state(&room, "m.room.power_levels", "", levels);
+        for (number, user) in [&alice, &bob].into_iter().enumerate() {
+            let path = format!("/_matrix/client/v3/rooms/{id}/redact/{}/t{number}", segment(&target));
+            let (status, answer) = user.request("PUT", &path, Some(json!({})));
+            assert_eq!((status, &answer["errcode"]), (403, &json!("M_FORBIDDEN")), "{version}");
+            let path = format!("/_matrix/client/v3/rooms/{id}/send/m.room.redaction/s{number}");
+            let (status, answer) = user.request("PUT", &path, Some(json!({ "redacts": target })));
+            assert!(status == 403 || version < "11" || version.len() == 1, "{version}: {status} {answer}");
+        }
+        assert_eq!(create(&alice)["content"], before["content"], "{version}");
+        carol.join(&room);
+    }
+}
+
+#[test]
+fn a_redaction_of_the_create_event_by_federation_changes_nothing_and_is_not_shown() {
+    for version in ["3", "6", "10", "11", "12"] {
+        let mut scene = Scene::new(version);
+        let create = scene.room.state[&("m.room.create".to_owned(), String::new())].clone();
+        let (last, creator) = (scene.last.clone(), scene.room.creator.clone());
+        let mut content = json!({});
+        if scene.room.version.redacts_in_content {
+            content["redacts"] = json!(create.event_id());
+        }
+        let mut redaction = scene.event(&[&last], &creator, ("m.room.redaction", None), content).to_object();
+        if !scene.room.version.redacts_in_content {
+            redaction.insert("redacts".into(), json!(create.event_id()));
+        }
+        let redaction = scene.peer.sign(redaction, scene.room.version);
+        scene.send("t", &[&redaction]);
+        let stored = common::scene::stored(&scene.server, create.event_id()).expect("the create event");
+        assert_eq!((stored.redacted_by, stored.pdu.json()), (None, create.json()), "{version}");
+        assert!(common::scene::stored(&scene.server, redaction.event_id()).is_none_or(|e| e.place.is_none()));
+        let bob = scene.server.user("bob");
+        bob.join(scene.room.id.as_str());
+    }
 }

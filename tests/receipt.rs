@@ -679,3 +679,51 @@ fn a_room_that_is_forked_two_hundred_times_stays_in_hand() {
     let sent = sent.iter().flat_map(|asked| kinds(&asked.body["pdus"]));
     assert!(!sent.collect::<Vec<_>>().contains(&joins_branches));
 }
+
+#[test]
+fn the_true_copy_of_an_event_takes_the_place_of_one_that_a_relay_had_altered() {
+    for version in ["3", "6", "10", "12"] {
+        let mut scene = Scene::new(version);
+        let alter = |event: &Pdu| {
+            let mut object = event.to_object();
+            object.insert("content".into(), json!({ "body": "forged", "topic": "forged" }));
+            Pdu::from_object(object, event.version()).expect("an event")
+        };
+        let message = scene.message("what I said");
+        let topic = scene.set_state("m.room.topic", "", json!({ "topic": "true" }));
+        for (event, txn) in [(&message, "m"), (&topic, "t")] {
+            let said = scene.send(&format!("{txn}1"), &[&alter(event)]);
+            assert_eq!(said[event.event_id().as_str()], json!({}));
+            let redacted = stored(&scene.server, event.event_id()).expect("stored").pdu;
+            assert_eq!(redacted.content_raw(), "{}", "{version}");
+            // A copy that says less, or something else, changes nothing.
+            scene.send(&format!("{txn}2"), &[&alter(event)]);
+            assert_eq!(stored(&scene.server, event.event_id()).expect("stored").pdu.content_raw(), "{}");
+            scene.send(&format!("{txn}3"), &[event]);
+            let whole = stored(&scene.server, event.event_id()).expect("stored").pdu;
+            assert_eq!(whole.content_raw(), event.content_raw(), "{version}");
+            scene.send(&format!("{txn}4"), &[&alter(event)]);
+            let whole = stored(&scene.server, event.event_id()).expect("stored").pdu;
+            assert_eq!(whole.content_raw(), event.content_raw(), "{version}");
+        }
+        assert_eq!(scene.state_content("m.room.topic", ""), Some(json!({ "topic": "true" })));
+        let path = format!("/_matrix/client/v3/rooms/{}/event/", segment(scene.room.id.as_str()));
+        let seen = scene.alice.get(&format!("{path}{}", segment(message.event_id().as_str())));
+        assert_eq!(seen["content"]["body"], "what I said");
+        // What the room itself has redacted stays redacted.
+        let mut redaction = json!({});
+        if scene.room.version.redacts_in_content {
+            redaction["redacts"] = json!(message.event_id());
+        }
+        let (last, creator) = (scene.last.clone(), scene.room.creator.clone());
+        let mut redaction =
+            scene.event(&[&last], &creator, ("m.room.redaction", None), redaction).to_object();
+        if !scene.room.version.redacts_in_content {
+            redaction.insert("redacts".into(), json!(message.event_id()));
+        }
+        let redaction = scene.peer.sign(redaction, scene.room.version);
+        scene.send("r", &[&redaction]);
+        scene.send("m5", &[&message]);
+        assert_eq!(stored(&scene.server, message.event_id()).expect("stored").pdu.content_raw(), "{}");
+    }
+}

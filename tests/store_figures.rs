@@ -10,7 +10,7 @@ use doorstep::Homeserver;
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
 use doorstep::protocol::sign::SigningKey;
-use doorstep::protocol::{EventId, Pdu, RoomId, ServerName, UserId, hash, room_version};
+use doorstep::protocol::{EventId, RoomId, ServerName, UserId, VerifiedPdu, room_version};
 use doorstep::service::adopt::AdoptedRoom;
 use doorstep::service::compose::Draft;
 use doorstep::service::room_plan::CreateRoom;
@@ -103,7 +103,7 @@ struct Large {
     key: SigningKey,
     server: ServerName,
     room: RoomId,
-    state: Vec<Pdu>,
+    state: Vec<VerifiedPdu>,
     last: EventId,
     depth: i64,
 }
@@ -117,7 +117,7 @@ impl Large {
             "type": "m.room.create", "state_key": "", "sender": owner, "content": { "room_version": "12" },
             "prev_events": [], "auth_events": [], "depth": 1, "origin_server_ts": 1,
         }));
-        let create = sign(create, &server, &key);
+        let create = sign(&create, &key);
         let mut large = Large {
             key,
             server,
@@ -156,21 +156,21 @@ impl Large {
         content: Value,
         auth: &[usize],
         prev: &EventId,
-    ) -> Pdu {
+    ) -> VerifiedPdu {
         self.depth += 1;
         let auth: Vec<&EventId> = auth.iter().map(|i| self.state[*i].event_id()).collect();
         let event = object(json!({
             "type": kind, "state_key": key, "sender": sender, "room_id": self.room, "content": content,
             "prev_events": [prev], "auth_events": auth, "depth": self.depth, "origin_server_ts": self.depth,
         }));
-        sign(event, &self.server, &self.key)
+        sign(&event, &self.key)
     }
 }
 
-fn sign(mut event: Map<String, Value>, server: &ServerName, key: &SigningKey) -> Pdu {
-    hash::add_content_hash(&mut event);
-    event.insert("signatures".into(), json!({}));
-    Pdu::from_object(event, room_version::default_version()).expect("an event").signed(server, key)
+/// Signed in the name of the sender's server, whichever it is.
+fn sign(event: &Map<String, Value>, key: &SigningKey) -> VerifiedPdu {
+    let sender = event["sender"].as_str().and_then(|sender| UserId::parse(sender).ok()).expect("a sender");
+    VerifiedPdu::seal(event, &sender.server(), key, room_version::default_version()).expect("an event")
 }
 
 #[test]

@@ -155,6 +155,25 @@ fn report(found: &[String]) {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
+/// Who may say that an event is verified without a signature being verified: whoever signs it, and whoever kept it.
+const EVIDENCE: &[(&str, &str)] = &[
+    ("VerifiedPdu::seal(", "src/service/compose.rs"),
+    ("VerifiedPdu::from_store(", "src/store/"),
+    ("VerifiedPdu::unchecked(", "nowhere"),
+    ("SignedBy(", "src/protocol/verify.rs"),
+];
+
+#[test]
+fn nobody_calls_an_event_verified_but_who_signed_it_or_kept_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (path, code) in code_under("src") {
+        let place = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+        for (call, allowed) in EVIDENCE {
+            assert!(!code.contains(call) || place.starts_with(allowed), "{place} has {call}");
+        }
+    }
+}
+
 #[test]
 fn no_layer_reaches_where_it_may_not() {
     let mut found = Vec::new();

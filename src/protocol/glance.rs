@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::protocol::ids::{EventId, ServerName, UserId};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
+use crate::protocol::verify;
 
 /// What is seen. Nothing of it has been checked.
 #[derive(Debug, Deserialize)]
@@ -35,12 +36,8 @@ pub struct Glance<'a> {
 
 #[derive(Debug, Deserialize)]
 struct Content<'a> {
-    #[serde(borrow, default)]
-    membership: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "join_authorised_via_users_server")]
     authoriser: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    third_party_invite: Option<&'a RawValue>,
 }
 
 impl<'a> Glance<'a> {
@@ -60,17 +57,10 @@ impl<'a> Glance<'a> {
         serde_json::from_str(self.content.authoriser?.get()).ok()
     }
 
-    fn is_third_party_invite(&self) -> bool {
-        let membership = self.content.membership.is_some_and(|raw| raw.get() == "\"invite\"");
-        membership && self.content.third_party_invite.is_some() && self.event_type == "m.room.member"
-    }
-
-    /// The keys that would serve to verify the event, as `sign::wanted_keys` gives them.
+    /// The keys that would serve to verify the event, as `verify::wanted_keys` gives them.
     pub fn wanted_keys(&self, version: RoomVersion) -> impl Iterator<Item = (ServerName, &str)> {
         let mut signers: Vec<ServerName> = Vec::with_capacity(2);
-        if !self.is_third_party_invite() {
-            signers.extend(server_of(&self.sender));
-        }
+        signers.extend(server_of(&self.sender));
         if version.event_id_format == EventIdFormat::InEvent {
             let id = self.event_id.as_deref().and_then(|id| EventId::parse(id).ok());
             signers.extend(id.and_then(|id| ServerName::parse(id.server_name()?).ok()));
@@ -82,8 +72,7 @@ impl<'a> Glance<'a> {
         signers.dedup();
         signers.into_iter().flat_map(|server| {
             let keys = self.signatures.get(server.as_str()).into_iter().flat_map(BTreeMap::keys);
-            let keys =
-                keys.filter(|id| id.strip_prefix("ed25519:").is_some_and(|version| !version.is_empty()));
+            let keys = keys.filter(|id| verify::counts(id));
             keys.map(move |id| (server.clone(), id.as_ref()))
         })
     }
@@ -128,13 +117,14 @@ fn server_of(user: &str) -> Option<ServerName> {
 mod tests {
     use super::*;
     use crate::protocol::room_version::room_version;
-    use crate::protocol::{Pdu, sign};
+    use crate::protocol::{Pdu, verify};
     use serde_json::json;
 
     #[test]
     fn a_glance_wants_the_same_keys_as_a_proper_look() {
         let signed = json!({
-            "a.example": { "ed25519:1": "x", "ed25519:2": "x", "rsa:1": "x", "ed25519:": "x" },
+            "a.example": { "ed25519:1": "x", "ed25519:2": "x", "rsa:1": "x", "ed25519:": "x",
+                           "ed25519:policy_server": "x" },
             "b.example": { "ed25519:b": "x" }, "c.example": { "ed25519:c": "x" }, "d.example": { "ed25519:d": 5 },
         });
         let contents = [
@@ -160,7 +150,7 @@ mod tests {
                 event["room_id"] = json!(room);
                 let text = serde_json::to_vec(&event).expect("JSON");
                 let pdu = Pdu::parse(&text, version).expect("an event");
-                let mut proper = sign::wanted_keys(&pdu);
+                let mut proper = verify::wanted_keys(&pdu);
                 proper.sort();
                 let glance = Glance::at(&text).expect("an event");
                 let seen: Vec<_> =

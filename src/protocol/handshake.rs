@@ -10,6 +10,7 @@ use crate::protocol::json;
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 use crate::protocol::sign::{SigningKey, seal, signatures_of};
+use crate::protocol::verify::VerifiedPdu;
 
 /// Checks what `make_join`, `make_knock` or `make_leave` answered, before anything of it is signed: it must be about
 /// this room, this user, this membership. Errors: `M_INVALID_PARAM`, naming the field.
@@ -140,12 +141,17 @@ pub fn check_countersigned(ours: &Pdu, theirs: &Map<String, Value>) -> Result<()
 }
 
 /// Our event with the signatures that one other server put on it; those of anybody else are not taken over.
-pub fn with_signatures_of(ours: &Pdu, theirs: &Map<String, Value>, server: &ServerName) -> Pdu {
-    let mut object = ours.canonical();
+/// Errors: none that an answer could cause.
+pub fn with_signatures_of(
+    ours: &VerifiedPdu,
+    theirs: &Map<String, Value>,
+    server: &ServerName,
+) -> Result<VerifiedPdu> {
+    let mut both = ours.clone();
     for (key_id, signature) in signatures_of(theirs, server.as_str()) {
-        object = object.with_signature(server.as_str(), key_id, signature);
+        both = both.with_signature(server.as_str(), key_id, signature)?;
     }
-    ours.with_canonical(object)
+    Ok(both)
 }
 
 #[cfg(test)]
@@ -155,7 +161,7 @@ mod tests {
     use super::*;
     use crate::protocol::room_version::all;
     use crate::protocol::sample::{key, known, member, object, pdu, room, server, version};
-    use crate::protocol::sign::{check_received, verify_event, verify_event_by};
+    use crate::protocol::verify::{check_received, verify_event, verify_event_by};
 
     const ALICE: &str = "@alice:a.example";
 
@@ -320,15 +326,15 @@ mod tests {
     #[test]
     fn what_comes_back_is_our_event_and_their_signature_and_nothing_else() {
         for version in all() {
-            let ours = pdu(version, &member(ALICE, "join"), &["a.example"]);
+            let ours = VerifiedPdu::unchecked(pdu(version, &member(ALICE, "join"), &["a.example"]));
             let b = server("b.example");
-            let theirs = ours.signed(&b, &key("b.example")).canonical();
+            let theirs = ours.signed(&b, &key("b.example")).expect("signed").canonical();
             let theirs = theirs.with_signature("c.example", "ed25519:k", "junk");
             let theirs = theirs.with_signature("a.example", "ed25519:k", "ours, spoilt");
             let mut theirs = json::parse_object(theirs.as_bytes()).expect("an object");
             theirs.insert("unsigned".to_owned(), json!({"invite_room_state": []}));
             assert!(check_countersigned(&ours, &theirs).is_ok());
-            let both = with_signatures_of(&ours, &theirs, &b);
+            let both = with_signatures_of(&ours, &theirs, &b).expect("an event");
             assert_eq!(both.event_id(), ours.event_id());
             assert!(verify_event(&both, &known).is_ok() && verify_event_by(&both, &b, &known).is_ok());
             assert_eq!(both.to_object()["signatures"].as_object().expect("signed").len(), 2);

@@ -21,9 +21,11 @@ pub mod server_acl;
 pub mod sign;
 pub mod state_res;
 pub mod stripped_state;
+pub mod verify;
 pub mod visibility;
 pub mod x_matrix;
 
 pub use ids::{EventId, RoomAlias, RoomId, ServerName, UserId};
 pub use pdu::{Membership, Pdu};
 pub use room_version::RoomVersion;
+pub use verify::VerifiedPdu;

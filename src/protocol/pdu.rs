@@ -1,7 +1,7 @@
 //! A persistent data unit: one event of a room, in the format of its room version, with its exact bytes.
 //!
-//! A `Pdu` is format-checked and has its event id. It is *not* a promise about signatures, hashes or authorisation:
-//! for those see `sign`, `hash` and `event_auth`.
+//! A `Pdu` is format-checked and has its event id. It is *not* a promise about signatures, hashes or authorisation: for
+//! the first two see `verify`, whose `VerifiedPdu` is what a room takes; for the last `event_auth`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -268,11 +268,11 @@ impl Pdu {
         })
     }
 
-    /// The same event (same id) with other JSON: a redacted form, or one more signature.
-    pub(crate) fn with_canonical(&self, object: CanonicalObject) -> Pdu {
-        let json = String::from_utf8(object.into_bytes()).unwrap_or_default();
-        // Redaction and signatures leave everything in place that `read` demands.
-        Self::read(self.event_id().clone(), json.into(), self.version()).unwrap_or_else(|_| self.clone())
+    /// The same event (same id) with other JSON: a redacted form, or one more signature. Errors: if that is no event,
+    /// which neither makes of one.
+    pub(crate) fn with_canonical(&self, object: CanonicalObject) -> Result<Pdu> {
+        let json = String::from_utf8(object.into_bytes()).map_err(Error::internal)?;
+        Self::read(self.event_id().clone(), json.into(), self.version())
     }
 
     /// The event's id.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::protocol::ids::ServerName;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::sign::{POLICY_KEY_ID, VerifyKey};
+use crate::protocol::verify::VerifiedPdu;
 
 /// The event type of the setting.
 pub const SETTING: &str = "m.room.policy";
@@ -43,10 +44,9 @@ impl PolicyServer {
 
     /// The event with the signature that the answer to `/sign` gives; those that it had before stay. None if it is not
     /// there or not valid.
-    pub fn with_signature(&self, event: &Pdu, answer: &Map<String, Value>) -> Option<Pdu> {
+    pub fn with_signature(&self, event: &VerifiedPdu, answer: &Map<String, Value>) -> Option<VerifiedPdu> {
         let signature = answer.get(self.via.as_str())?.get(POLICY_KEY_ID)?.as_str()?;
-        let object = event.canonical().with_signature(self.via.as_str(), POLICY_KEY_ID, signature);
-        let signed = event.with_canonical(object);
+        let signed = event.with_signature(self.via.as_str(), POLICY_KEY_ID, signature).ok()?;
         self.has_signed(&signed).then_some(signed)
     }
 }
@@ -101,13 +101,16 @@ mod tests {
         let policy = setting(&key);
         for version in all() {
             let event = pdu(version, &member("@alice:a.example", "join"), &["a.example"]);
+            let event = VerifiedPdu::unchecked(event);
             assert!(!policy.has_signed(&event));
             let message = event.canonical().essential_bytes(version);
             let answer = |key: &SigningKey, id: &str| {
                 content(json!({ "policy.example": { id: key.sign_bytes(&message) }, "else.example": 5 }))
             };
             let signed = policy.with_signature(&event, &answer(&key, POLICY_KEY_ID)).expect("a good answer");
-            assert!(policy.has_signed(&signed) && policy.has_signed(&signed.redacted()));
+            assert!(
+                policy.has_signed(&signed) && policy.has_signed(&signed.redacted().expect("still an event"))
+            );
             assert_eq!(signed.event_id(), event.event_id());
             assert_eq!(signed.canonical().content_hash_matches(), event.canonical().content_hash_matches());
             let (ours, with) = (event.canonical(), signed.canonical());

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::error::Result;
 use crate::protocol::Pdu;
 use crate::protocol::json::{self, CanonicalObject};
 use crate::protocol::room_version::RoomVersion;
@@ -114,9 +115,8 @@ fn redact_content<'c>(event_type: &str, content: &'c [u8], version: RoomVersion)
 }
 
 impl Pdu {
-    /// The same event, redacted: same id, essential keys only.
-    #[must_use]
-    pub fn redacted(&self) -> Pdu {
+    /// The same event, redacted: same id, essential keys only. Errors: none that an event could cause.
+    pub fn redacted(&self) -> Result<Pdu> {
         self.with_canonical(redact(&self.canonical(), self.version()))
     }
 }

@@ -1,4 +1,5 @@
-//! Ed25519 signatures of JSON objects and events (appendices, "Signing JSON"; server-server API, "Signing Events").
+//! Ed25519 signatures of JSON objects and events (appendices, "Signing JSON"; server-server API, "Signing Events"). What it
+//! takes to believe an event of somebody else's is in `verify`.
 //!
 //! Nothing here fetches keys: whoever calls has gathered them, and is told which were missing. Signatures are verified
 //! strictly (`verify_strict`), one by one: batch verification may disagree with single verification, and then two
@@ -11,10 +12,10 @@ use ed25519_dalek::Signer;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::ids::{ServerName, UserId};
+use crate::protocol::ids::ServerName;
 use crate::protocol::json::CanonicalObject;
-use crate::protocol::pdu::{Membership, Pdu, Whole};
-use crate::protocol::room_version::{EventIdFormat, RoomVersion};
+use crate::protocol::pdu::Pdu;
+use crate::protocol::room_version::RoomVersion;
 use crate::protocol::{hash, json};
 
 const ALGORITHM: &str = "ed25519:";
@@ -157,7 +158,8 @@ pub fn sign_event(
     insert_signature(object, server.as_str(), key.key_id(), signature);
 }
 
-/// Makes an event of this server of everything but `hashes` and `signatures`: adds both. Errors: as [`Pdu::parse`].
+/// Makes an event of this server of everything but `hashes` and `signatures`: adds both. Others may have to sign it too,
+/// so this alone does not make it one that a room may take (see `verify`). Errors: as [`Pdu::parse`].
 pub fn seal(
     object: &Map<String, Value>,
     server: &ServerName,
@@ -220,208 +222,9 @@ impl CanonicalObject {
     }
 }
 
-/// Why an event's signatures do not suffice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SignatureError {
-    /// The event does not say properly who has to have signed it.
-    Malformed(&'static str),
-    /// A server has to have signed it and has not.
-    Unsigned(ServerName),
-    /// It is signed by servers of whose keys none was at hand that was valid then. Each with the id of such a key.
-    NoKey(Vec<(ServerName, String)>),
-    /// A signature is wrong.
-    Wrong(ServerName, String),
-}
-
-impl fmt::Display for SignatureError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed(why) => f.write_str(why),
-            Self::Unsigned(server) => write!(f, "the event is not signed by {server}"),
-            Self::NoKey(keys) => {
-                f.write_str("no valid key could be had for")?;
-                keys.iter().take(3).try_for_each(|(server, key)| write!(f, " {server} {key}"))
-            }
-            Self::Wrong(server, key) => write!(f, "the signature of {server} with {key} is wrong"),
-        }
-    }
-}
-
-impl std::error::Error for SignatureError {}
-
-/// As the make/send endpoints want it: 400 `M_INVALID_PARAM`.
-impl From<SignatureError> for Error {
-    fn from(e: SignatureError) -> Self {
-        Self::invalid_param(e.to_string())
-    }
-}
-
-/// Who has to have signed an event (server-server API, "Validating hashes and signatures on received events"):
-/// - the sender's server, unless it is an invite by way of a third-party invite, which may be sent by another server;
-/// - in room versions 1 and 2 the server in the event id;
-/// - from version 8 on, for a join that names `join_authorised_via_users_server`, that user's server. (Rule 4.2 says so
-///   of every membership; Synapse, and so the network, checks joins, which are the only ones that it can admit.)
-///
-/// Errors: `Malformed` if the authorising user is none.
-pub fn required_signers(pdu: &Pdu) -> Result<Vec<ServerName>, SignatureError> {
-    let content = pdu.membership().and_then(|_| CanonicalObject::read(pdu.content_raw().as_bytes()).ok());
-    signers(pdu, content.as_ref().map_or(b"{}", |(content, _)| content.as_bytes()))
-}
-
-/// The same with the content in canonical form at hand; that of events without a membership does not matter.
-fn signers(pdu: &Pdu, content: &[u8]) -> Result<Vec<ServerName>, SignatureError> {
-    let mut servers = Vec::with_capacity(2);
-    let membership = pdu.membership();
-    if membership != Some(Membership::Invite) || json::member_of(content, "third_party_invite").is_none() {
-        servers.push(pdu.sender().server());
-    }
-    let mut add = |server: ServerName| {
-        if !servers.contains(&server) {
-            servers.push(server);
-        }
-    };
-    if pdu.version().event_id_format == EventIdFormat::InEvent {
-        let server = pdu.event_id().server_name().and_then(|name| ServerName::parse(name).ok());
-        add(server.ok_or(SignatureError::Malformed("the event id has no server"))?);
-    }
-    if pdu.version().restricted_join
-        && membership == Some(Membership::Join)
-        && let Some(user) = json::member_of(content, "join_authorised_via_users_server")
-    {
-        let user = json::string(user).and_then(|text| UserId::parse(&text).ok());
-        let user = user.ok_or(SignatureError::Malformed("join_authorised_via_users_server is no user id"))?;
-        add(user.server());
-    }
-    Ok(servers)
-}
-
-/// The keys that would serve to verify an event: of each required server those that it signed with.
-pub fn wanted_keys(pdu: &Pdu) -> Vec<(ServerName, String)> {
-    let object = pdu.canonical();
-    let servers = required_signers(pdu).unwrap_or_default();
-    let keys_of = |server: &ServerName| {
-        let mut signatures = object.signatures_of(server.as_str());
-        // That of a policy server's own event is not for its published keys to verify.
-        signatures.retain(|(id, _)| *id != POLICY_KEY_ID);
-        signatures.into_iter().map(|(id, _)| (server.clone(), id.into_owned())).collect::<Vec<_>>()
-    };
-    servers.iter().flat_map(keys_of).collect()
-}
-
-/// Finds a key by server and key id among those at hand.
-pub type Keys<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
-
-/// Checks that everyone who has to have signed an event has, with the keys at hand.
-///
-/// Of each required server all signatures with known keys must be right, and there must be one. Unknown keys, and from
-/// room version 5 on keys that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's
-/// signature says something else, and does not count here.
-pub fn verify_event(pdu: &Pdu, keys: &Keys<'_>) -> Result<(), SignatureError> {
-    verify_signers(pdu, &required_signers(pdu)?, keys)
-}
-
-/// Checks that one particular server has signed an event, required or not.
-pub fn verify_event_by(pdu: &Pdu, server: &ServerName, keys: &Keys<'_>) -> Result<(), SignatureError> {
-    verify_signers(pdu, std::slice::from_ref(server), keys)
-}
-
-fn verify_signers(pdu: &Pdu, servers: &[ServerName], keys: &Keys<'_>) -> Result<(), SignatureError> {
-    let object = pdu.canonical();
-    verify_object(pdu, (&object, &object.essential_bytes(pdu.version())), servers, keys)
-}
-
-fn verify_object(
-    pdu: &Pdu,
-    (object, message): (&CanonicalObject, &[u8]),
-    servers: &[ServerName],
-    keys: &Keys<'_>,
-) -> Result<(), SignatureError> {
-    let mut missing = Vec::new();
-    for server in servers {
-        let signatures = object.signatures_of(server.as_str());
-        if signatures.is_empty() {
-            return Err(SignatureError::Unsigned(server.clone()));
-        }
-        let mut verified = false;
-        let mut unknown = Vec::new();
-        for (key_id, signature) in signatures.into_iter().filter(|(id, _)| *id != POLICY_KEY_ID) {
-            match keys(server.as_str(), &key_id) {
-                Some(known) if is_valid_at(&known, pdu) => {
-                    if !known.key.verifies(message, &signature) {
-                        return Err(SignatureError::Wrong(server.clone(), key_id.into_owned()));
-                    }
-                    verified = true;
-                }
-                _ => unknown.push((server.clone(), key_id.into_owned())),
-            }
-        }
-        if !verified {
-            missing.append(&mut unknown);
-        }
-    }
-    if missing.is_empty() { Ok(()) } else { Err(SignatureError::NoKey(missing)) }
-}
-
-/// Room version 5, "Signing key validity period".
-fn is_valid_at(known: &KeyAt, pdu: &Pdu) -> bool {
-    !pdu.version().enforce_key_validity || known.valid_until_ms >= pdu.origin_server_ts()
-}
-
-/// Why a received event is dropped before anybody asks whether it is allowed.
-#[derive(Debug)]
-pub enum ReceiptError {
-    /// Step 1: not an event of this room version.
-    Format(Error),
-    /// Step 2: signatures.
-    Signature(SignatureError),
-}
-
-impl fmt::Display for ReceiptError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Format(e) => f.write_str(e.message()),
-            Self::Signature(e) => fmt::Display::fmt(e, f),
-        }
-    }
-}
-
-impl std::error::Error for ReceiptError {}
-
-impl From<ReceiptError> for Error {
-    fn from(e: ReceiptError) -> Self {
-        match e {
-            ReceiptError::Format(e) => e,
-            ReceiptError::Signature(e) => e.into(),
-        }
-    }
-}
-
-/// Steps 1 to 3 of the checks on receipt: format, signatures, and content hash, where a wrong one makes the event its
-/// redacted self.
-pub fn check_received(json: &[u8], version: RoomVersion, keys: &Keys<'_>) -> Result<Pdu, ReceiptError> {
-    let whole = Pdu::parse_whole(json, version).map_err(ReceiptError::Format)?;
-    check_whole(whole, keys).map_err(ReceiptError::Signature)
-}
-
-/// Steps 2 and 3 for an event that was parsed before, for example to gather its keys.
-pub fn check_parsed(pdu: &Pdu, keys: &Keys<'_>) -> Result<Pdu, SignatureError> {
-    let object = pdu.canonical();
-    let essence = object.essential_bytes(pdu.version());
-    check_whole(Whole { pdu: pdu.clone(), object, essence }, keys)
-}
-
-fn check_whole(whole: Whole, keys: &Keys<'_>) -> Result<Pdu, SignatureError> {
-    let Whole { pdu, object, essence } = whole;
-    let content = object.get("content").unwrap_or_default();
-    verify_object(&pdu, (&object, &essence), &signers(&pdu, content)?, keys)?;
-    Ok(if object.content_hash_matches() { pdu } else { pdu.redacted() })
-}
-
 impl Pdu {
-    /// The same event with one more signature of ours: on an invite to one of our users, or a join that one of our
-    /// users authorises.
-    #[must_use]
-    pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Pdu {
+    /// The same event with one more signature. Errors: none that an event could cause.
+    pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Result<Pdu> {
         let object = self.canonical();
         let signature = key.sign_bytes(&object.essential_bytes(self.version()));
         self.with_canonical(object.with_signature(server.as_str(), key.key_id(), &signature))

@@ -2,7 +2,7 @@
 
 use super::Homeserver;
 use crate::error::{Error, Result};
-use crate::protocol::{Pdu, RoomId, RoomVersion};
+use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
 use crate::store::adoption::Staged;
 use crate::store::append::{Append, Current, StateRef};
 use crate::store::{RoomKey, Status, Tx};
@@ -18,11 +18,11 @@ pub struct AdoptedRoom {
     /// The room.
     pub room_id: RoomId,
     /// The events that the state rests on, beside the state itself.
-    pub auth_chain: Vec<Pdu>,
+    pub auth_chain: Vec<VerifiedPdu>,
     /// The state before the join.
-    pub state: Vec<Pdu>,
+    pub state: Vec<VerifiedPdu>,
     /// Our join.
-    pub join: Pdu,
+    pub join: VerifiedPdu,
 }
 
 /// A room on its way to us. Its events are stored bit by bit, which changes nothing that anybody can see; it becomes
@@ -67,7 +67,7 @@ impl Homeserver {
 impl Adoption<'_> {
     /// Stores some of the room's events: format, signatures, hash, and the auth rules against their auth events were
     /// checked. Those of the state before our join come with `true`, others only have these rest on them.
-    pub fn add(&mut self, events: Vec<(Pdu, bool)>) -> Result<()> {
+    pub fn add(&mut self, events: Vec<(VerifiedPdu, bool)>) -> Result<()> {
         let room = self.room;
         let mut rest = events;
         while !rest.is_empty() {
@@ -83,7 +83,7 @@ impl Adoption<'_> {
     /// transaction.
     pub fn finish(
         self,
-        join: Pdu,
+        join: VerifiedPdu,
         extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
     ) -> Result<Adopted> {
         let Self { hs, room, room_id, state } = self;
@@ -105,7 +105,7 @@ impl Adoption<'_> {
 }
 
 /// Makes the state of the answer the room's state, and puts the join on top of it.
-fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<Staged>, join: &Pdu) -> Result<()> {
+fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<Staged>, join: &VerifiedPdu) -> Result<()> {
     if matches!(tx.event_status(join.event_id())?, Some((_, false))) {
         return Err(Error::forbidden("The join is an old one"));
     }

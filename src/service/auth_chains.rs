@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::missing::{Errand, MOST_ONE_BY_ONE, ONE_BY_ONE, in_order};
 use crate::error::Result;
 use crate::protocol::event_auth;
-use crate::protocol::{EventId, Pdu};
+use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::{Db, Status};
 
 /// Of how many missing auth events their own chains are asked for.
@@ -18,7 +18,7 @@ const MOST_LOOSE_BYTES: usize = 16 << 20;
 const CHUNK: usize = 200;
 
 /// Checked events that were fetched and cannot be judged yet, since they rest on others that were not to be had so far.
-pub(super) type Loose = HashMap<EventId, Pdu>;
+pub(super) type Loose = HashMap<EventId, VerifiedPdu>;
 
 /// The ways to come by the auth events of an event.
 pub(super) const WAYS: [Way; 5] = [Way::Chain, Way::Hole, Way::State, Way::Chains, Way::EventByEvent];
@@ -135,13 +135,13 @@ impl Errand<'_> {
     }
 
     /// Keeps events until what they rest on is here.
-    fn loosen(&mut self, events: Vec<Pdu>) {
+    fn loosen(&mut self, events: Vec<VerifiedPdu>) {
         self.loose.extend(events.into_iter().map(|event| (event.event_id().clone(), event)));
     }
 
     /// Stores events that are only referred to, and those of the loose ones that these were lacking for, each judged by
     /// its own auth events. Those whose auth events are not to be had stay loose: nothing can be said of them.
-    pub(super) fn store_outliers(&mut self, events: Vec<Pdu>) -> Result<()> {
+    pub(super) fn store_outliers(&mut self, events: Vec<VerifiedPdu>) -> Result<()> {
         self.loosen(events);
         let events = in_order(std::mem::take(&mut self.loose).into_values().collect(), Pdu::auth_events);
         let mut bytes = 0;
@@ -152,6 +152,7 @@ impl Errand<'_> {
                 let mut loose = Vec::new();
                 for pdu in chunk {
                     if tx.event_key(pdu.event_id())?.is_some() {
+                        tx.complete_event(&pdu)?;
                         continue;
                     }
                     match outlier_status(tx, &pdu, create.as_ref())? {

@@ -8,7 +8,7 @@ use super::ingest::{Taken, Terms};
 use super::missing::{Errand, MOST_STATES, in_order};
 use crate::error::Result;
 use crate::federation::CallError;
-use crate::protocol::{EventId, Pdu, ServerName};
+use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::store::{Db, Place, Room};
 
 /// For how long one request may keep us asking.
@@ -112,7 +112,7 @@ impl Homeserver {
 
 impl Errand<'_> {
     /// Those of the events that lead to the wanted ones, oldest first.
-    fn leading_to(&self, wanted: &[EventId], events: Vec<Pdu>) -> Result<Vec<Pdu>> {
+    fn leading_to(&self, wanted: &[EventId], events: Vec<VerifiedPdu>) -> Result<Vec<VerifiedPdu>> {
         let events = in_order(events, Pdu::prev_events);
         let known = self.hs.store.read(|db| placed(db, &events))?;
         Ok(connected(events, wanted, &known))
@@ -120,7 +120,7 @@ impl Errand<'_> {
 
     /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further. True if
     /// anything was new.
-    fn take_in_history(&mut self, events: &[Pdu], place: Place) -> Result<bool> {
+    fn take_in_history(&mut self, events: &[VerifiedPdu], place: Place) -> Result<bool> {
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
         let mut came = false;
@@ -131,7 +131,7 @@ impl Errand<'_> {
     }
 
     /// Takes in one event of the past. True if it was new.
-    fn take_in_past(&mut self, event: &Pdu, place: Place) -> Result<bool> {
+    fn take_in_past(&mut self, event: &VerifiedPdu, place: Place) -> Result<bool> {
         let terms = Terms::History(place);
         let mut taken = self.hs.take_in(event, terms, None);
         if let Ok(Taken::NeedsAuth(ids)) = &taken {
@@ -148,7 +148,7 @@ impl Errand<'_> {
 }
 
 /// Those of the events that have their place in the graph already.
-pub(super) fn placed(db: &Db<'_>, events: &[Pdu]) -> Result<HashSet<EventId>> {
+pub(super) fn placed(db: &Db<'_>, events: &[VerifiedPdu]) -> Result<HashSet<EventId>> {
     let mut known = HashSet::new();
     for event in events {
         if db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier) {
@@ -160,7 +160,11 @@ pub(super) fn placed(db: &Db<'_>, events: &[Pdu]) -> Result<HashSet<EventId>> {
 
 /// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
 /// have no place there. What lies before a known event is for the hole before that one.
-pub(super) fn connected(sorted: Vec<Pdu>, wanted: &[EventId], known: &HashSet<EventId>) -> Vec<Pdu> {
+pub(super) fn connected(
+    sorted: Vec<VerifiedPdu>,
+    wanted: &[EventId],
+    known: &HashSet<EventId>,
+) -> Vec<VerifiedPdu> {
     let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
     for event in sorted.iter().rev() {
         if reached.contains(event.event_id()) && !known.contains(event.event_id()) {

@@ -19,8 +19,11 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError, Judge};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
-use crate::protocol::sign::{self, SigningKey};
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, json as matrix_json};
+use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::sign::SigningKey;
+use crate::protocol::{
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, json as matrix_json,
+};
 use crate::service::room_plan::PlannedEvent;
 use crate::store::append::{Append, Appended, Current, StateRef};
 use crate::store::client_transactions::ClientTxn;
@@ -69,14 +72,29 @@ pub(crate) struct Pen {
 
 impl Pen {
     /// A signed event of this server.
-    fn write(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+    fn write(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<VerifiedPdu> {
         if version.event_id_format == EventIdFormat::InEvent {
             let id = format!("${}:{}", random::letters(18), self.server);
             object.insert("event_id".into(), id.into());
         }
-        sign::seal(&object, &self.server, &self.key, version)
+        let pdu = VerifiedPdu::seal(&object, &self.server, &self.key, version)?;
+        self.check_not_shut_out(&pdu)?;
+        Ok(pdu)
+    }
+
+    /// A server ACL that keeps this server out could never be taken back: nobody would hear us any more. Errors: 400
+    /// `M_BAD_JSON`.
+    fn check_not_shut_out(&self, pdu: &Pdu) -> Result<()> {
+        if pdu.is(ACL, "") && !ServerAcl::from_content(&pdu.content()).allows(self.server.as_str()) {
+            let why = "This server ACL would keep your own server out of the room, for good";
+            return Err(Error::bad_json(why));
+        }
+        Ok(())
     }
 }
+
+/// The type of the setting that says which servers may take part in a room.
+const ACL: &str = "m.room.server_acl";
 
 /// How one event of a state is read, by type and state key.
 type Read<'a> = Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>;
@@ -255,9 +273,14 @@ fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state:
     if pdu.event_type() == "m.room.redaction"
         && let Some(redacts) = pdu.redacts()
         && let Some(target) = db.event(&redacts)?
-        && (target.room != room.key || !db.may_redact(pdu, &target.pdu, state)?)
     {
-        return Err(Error::forbidden("You may not redact this event"));
+        if target.room != room.key || !db.may_redact(pdu, &target.pdu, state)? {
+            return Err(Error::forbidden("You may not redact this event"));
+        }
+        if target.pdu.is(ACL, "") {
+            // What is left would keep out every server, this one too.
+            return Err(Error::forbidden("A server ACL is not redacted but replaced by another one"));
+        }
     }
     Ok(())
 }
@@ -277,20 +300,25 @@ fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu>
 }
 
 /// A draft as a signed event. None if that is more work than wanted.
-fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft, effort: Effort) -> Result<Option<Framed<Pdu>>> {
+fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft, effort: Effort) -> Result<Option<Framed<VerifiedPdu>>> {
     frame(db, pen.now, draft, effort, |object, version| {
         let pdu = pen.write(object, version)?;
-        Ok((pdu.clone(), pdu))
+        Ok((pdu.clone(), pdu.into()))
     })
 }
 
 /// A draft as a signed event, whatever it takes.
-fn compose_fully(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<Pdu>> {
+fn compose_fully(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<VerifiedPdu>> {
     compose(db, pen, draft, Effort::Full)?.ok_or_else(|| Error::internal("nothing resolved"))
 }
 
 /// A composed event, or a fresh one if the room has moved on since.
-fn brought_up_to_date(tx: &Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>) -> Result<Framed<Pdu>> {
+fn brought_up_to_date(
+    tx: &Tx<'_>,
+    pen: &Pen,
+    draft: &Draft,
+    framed: Framed<VerifiedPdu>,
+) -> Result<Framed<VerifiedPdu>> {
     let moved = tx.extremities(framed.room.key)? != framed.heads;
     let mut framed = if moved { compose_fully(tx, pen, draft)? } else { framed };
     framed.room = tx.room_by_key(framed.room.key)?;
@@ -298,15 +326,15 @@ fn brought_up_to_date(tx: &Tx<'_>, pen: &Pen, draft: &Draft, framed: Framed<Pdu>
 }
 
 /// Puts an event into its room that was composed by the room as it is, and has it sent to the other servers there.
-fn put(tx: &mut Tx<'_>, framed: Framed<Pdu>) -> Result<Sent> {
-    let (pdu, room) = (framed.event.clone(), framed.room.key);
+fn put(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>) -> Result<Sent> {
+    let (pdu, room) = (Pdu::clone(&framed.event), framed.room.key);
     let appended = put_there(tx, framed, true)?;
     let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
     Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
 }
 
 /// The same; `outgoing`: other servers are sent it.
-fn put_there(tx: &mut Tx<'_>, framed: Framed<Pdu>, outgoing: bool) -> Result<Appended> {
+fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Result<Appended> {
     let Framed { room, event: pdu, heads, kept, state } = framed;
     let current = judge::current_after(tx, &room, &state, &pdu, &kept, Effort::Full)?
         .ok_or_else(|| Error::internal("nothing resolved"))?;
@@ -420,7 +448,7 @@ impl Homeserver {
 
     /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put
     /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
-    pub fn draft_event(&self, draft: Draft) -> Result<Pdu> {
+    pub fn draft_event(&self, draft: Draft) -> Result<VerifiedPdu> {
         let pen = self.pen();
         let event = self.store.read(|db| compose_fully(db, &pen, &draft))?.event;
         self.with_policy_signature(event)
@@ -491,7 +519,7 @@ fn finish(
 }
 
 /// Stores a new room. None if there is one with its id.
-fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[Pdu]) -> Result<Option<Room>> {
+fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> Result<Option<Room>> {
     let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
     if tx.room(create.room_id())?.is_some() {
         return Ok(None);
@@ -525,9 +553,9 @@ fn compose_room(
     version: RoomVersion,
     creator: &UserId,
     events: &[PlannedEvent],
-) -> Result<Vec<Pdu>> {
+) -> Result<Vec<VerifiedPdu>> {
     let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
-    let mut pdus: Vec<Pdu> = Vec::new();
+    let mut pdus: Vec<VerifiedPdu> = Vec::new();
     // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
     let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), pen.server))?;
     for event in events {
@@ -548,7 +576,7 @@ fn compose_room(
         );
         let auth: Vec<Pdu> = wanted.iter().filter_map(|key| state.get(key).cloned()).collect();
         let mut object = draft_object(&draft, version, pen.now);
-        object.insert("prev_events".into(), references(pdus.last().map_or(&[], std::slice::from_ref)));
+        object.insert("prev_events".into(), references(pdus.last().map(|pdu| Pdu::clone(pdu)).as_slice()));
         object.insert("auth_events".into(), references(&auth));
         object.insert("depth".into(), (pdus.len() + 1).into());
         let pdu = pen.write(object, version)?;
@@ -565,7 +593,7 @@ fn compose_room(
             }
             room = pdu.room_id().clone();
         }
-        state.insert((event.event_type.clone(), event.state_key.clone()), pdu.clone());
+        state.insert((event.event_type.clone(), event.state_key.clone()), Pdu::clone(&pdu));
         pdus.push(pdu);
     }
     Ok(pdus)

@@ -13,7 +13,7 @@ use crate::error::{ErrCode, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::{self, EventIdFormat};
 use crate::protocol::sign::SigningKey;
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, hash};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, hash};
 use crate::store::{EventKey, Status, StoredEvent};
 
 fn homeserver() -> Arc<Homeserver> {
@@ -99,7 +99,7 @@ impl Other {
         sender: &UserId,
         (event_type, state_key): (&str, Option<&str>),
         content: Value,
-    ) -> Pdu {
+    ) -> VerifiedPdu {
         let content = object(content);
         let wanted = crate::protocol::event_auth::auth_types(
             event_type,
@@ -137,7 +137,7 @@ impl Other {
             event.insert("event_id".into(), format!("${}:there.example", self.time).into());
         }
         hash::add_content_hash(&mut event);
-        Pdu::from_object(event, self.version).unwrap().signed(&there(), &self.key)
+        verified(Pdu::from_object(event, self.version).unwrap(), &there(), &self.key)
     }
 
     fn join(&mut self, hs: &Homeserver, user: &UserId) -> EventId {
@@ -207,7 +207,11 @@ fn assert_consistent(hs: &Homeserver, room: &RoomId) {
         .unwrap();
 }
 
-fn receive(hs: &Homeserver, pdu: &Pdu) -> Result<()> {
+fn verified(pdu: Pdu, server: &ServerName, key: &SigningKey) -> VerifiedPdu {
+    VerifiedPdu::unchecked(pdu.signed(server, key).unwrap())
+}
+
+fn receive(hs: &Homeserver, pdu: &VerifiedPdu) -> Result<()> {
     hs.receive_pdu(&there(), pdu.clone())
 }
 
@@ -306,7 +310,7 @@ fn another_servers_user_joins_once_however_often_the_join_is_handed_in() {
         let room = room(&hs, version);
         let mut other = Other::new(&room, version);
         let join = other.join(&hs, &bob());
-        let pdu = stored(&hs, &join).pdu;
+        let pdu = VerifiedPdu::unchecked(stored(&hs, &join).pdu);
         assert!(hs.accept_signed(pdu.clone(), &there(), Membership::Join).unwrap().already);
         assert_eq!(hs.accept_signed(pdu, &there(), Membership::Leave).unwrap_err().status(), 403);
         assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Join));
@@ -436,7 +440,7 @@ fn a_redaction_acts_on_its_target_whichever_of_them_comes_first() {
             let mut object = redaction.to_object();
             object.insert("redacts".into(), target.event_id().as_str().into());
             hash::add_content_hash(&mut object);
-            Pdu::from_object(object, rules).unwrap()
+            VerifiedPdu::unchecked(Pdu::from_object(object, rules).unwrap())
         };
         receive(&hs, &redaction).unwrap();
         let waits = stored(&hs, redaction.event_id());
@@ -496,8 +500,11 @@ fn a_template_is_judged_and_becomes_an_event_that_is_accepted() {
     let mut event = template;
     event.insert("signatures".into(), json!({}));
     hash::add_content_hash(&mut event);
-    let join =
-        Pdu::from_object(event, version).unwrap().signed(&there(), &SigningKey::generate([7; 32], "other"));
+    let join = verified(
+        Pdu::from_object(event, version).unwrap(),
+        &there(),
+        &SigningKey::generate([7; 32], "other"),
+    );
     hs.accept_signed(join, &there(), Membership::Join).unwrap();
     assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Join));
     let banned = user("@banned:there.example");
@@ -564,14 +571,17 @@ fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId
     event.insert("signatures".into(), json!({}));
     hash::add_content_hash(&mut event);
     let pen = here.pen();
-    let join = Pdu::from_object(event, version).unwrap().signed(&pen.server, &pen.key);
+    let join = verified(Pdu::from_object(event, version).unwrap(), &pen.server, &pen.key);
     there.accept_signed(join.clone(), here.server_name(), Membership::Join).unwrap();
     let known = there.store.read(|db| db.known_room(room)).unwrap();
     let answer = there.state_for_join(&known, join.event_id(), false).unwrap();
     assert!(answer.servers.contains(here.server_name()) && answer.servers.contains(there.server_name()));
     let before = here.store.position();
     let events = |keys: &[EventKey], of_state: bool| {
-        let read = |key: &EventKey| Ok((there.store.read(|db| db.pdu_by_key(*key))?, of_state));
+        let read = |key: &EventKey| {
+            let pdu = there.store.read(|db| db.pdu_by_key(*key))?;
+            Ok((VerifiedPdu::unchecked(pdu), of_state))
+        };
         keys.iter().map(read).collect::<Result<Vec<_>>>().unwrap()
     };
     let mut adoption = here.begin_adoption(room, version).unwrap();
@@ -598,7 +608,7 @@ fn a_room_is_adopted_left_and_adopted_again_with_what_changed_meanwhile() {
             draft(&room, &alice(), "m.room.member", Some(alice().as_str()), json!({ "membership": "leave" }));
         let leave = here.send(leave).unwrap();
         assert_consistent(&here, &room);
-        there.receive_pdu(here.server_name(), stored(&here, &leave).pdu).unwrap();
+        there.receive_pdu(here.server_name(), VerifiedPdu::unchecked(stored(&here, &leave).pdu)).unwrap();
         assert_consistent(&there, &room);
         let new_topic = there.send(topic("new")).unwrap();
         let carol = user("@carol:there.example");
@@ -634,7 +644,7 @@ fn a_room_is_adopted_left_and_adopted_again_with_what_changed_meanwhile() {
             .unwrap();
         // And it is spoken in again, by both.
         let hello = here.send(message(&room, &alice(), "back")).unwrap();
-        there.receive_pdu(here.server_name(), stored(&here, &hello).pdu).unwrap();
+        there.receive_pdu(here.server_name(), VerifiedPdu::unchecked(stored(&here, &hello).pdu)).unwrap();
         assert_eq!(head(&there, &room), hello);
     }
 }
@@ -649,7 +659,7 @@ fn one_slow_resolution_is_not_asked_of_the_writer_when_the_room_moves() {
     hs.send(levels).unwrap();
     let head = head(&hs, &room);
     // Forks with differing states arrive while others speak.
-    let forks: Vec<Pdu> = (0..20)
+    let forks: Vec<VerifiedPdu> = (0..20)
         .map(|n| {
             let topic = json!({ "topic": n });
             other.event(&hs, &[&head], &bob(), ("m.room.topic", Some("")), topic)
@@ -683,7 +693,7 @@ fn an_event_that_follows_nothing_is_refused_and_leaves_nothing() {
             .to_object();
         event.insert("prev_events".into(), json!([]));
         hash::add_content_hash(&mut event);
-        let event = Pdu::from_object(event, other.version).unwrap();
+        let event = VerifiedPdu::unchecked(Pdu::from_object(event, other.version).unwrap());
         let before = hs.store.position();
         assert_eq!(receive(&hs, &event).unwrap_err().status(), 403);
         assert!(hs.store.read(|db| db.event(event.event_id())).unwrap().is_none());
@@ -732,7 +742,7 @@ fn an_event_id_that_is_used_twice_is_the_first_events() {
         event.insert("event_id".into(), "$chosen:there.example".into());
         event.insert("room_id".into(), room.as_str().into());
         hash::add_content_hash(&mut event);
-        Pdu::from_object(event, other.version).unwrap()
+        VerifiedPdu::unchecked(Pdu::from_object(event, other.version).unwrap())
     };
     let first = named(&mut other, "first", &kitchen);
     let outlier = first.clone();

@@ -176,7 +176,7 @@ impl<'a> Eyes<'a> {
     /// its place in the graph.
     fn see(&mut self, event: StoredEvent) -> Result<Pdu> {
         let shown = self.may_see(&event)? || self.has_anyway(&event)?;
-        Ok(if shown { event.pdu } else { event.pdu.redacted() })
+        Ok(if shown { event.pdu } else { event.pdu.redacted()? })
     }
 
     /// Whether a user of the server may see the event, by the state before it or after it: one of them is enough for

@@ -1,6 +1,6 @@
 //! Events from outside: from checked bytes to their place in the room, or to a refusal.
 //!
-//! Format, signatures and hash have been checked (`check_pdu`) when a `Pdu` comes here; what remains is judged in
+//! Format, signatures and hash have been checked when a `VerifiedPdu` comes here; what remains is judged in
 //! `judge`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
 
 use std::time::{Duration, Instant};
@@ -12,8 +12,9 @@ use super::missing::Fetched;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
-use crate::protocol::{EventId, Pdu, ServerName};
+use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::store::append::Append;
+use crate::store::events::is_whole_copy_of;
 use crate::store::{Place, Room, Status, Tx};
 
 /// For how long one event may keep us asking for what it refers to.
@@ -51,7 +52,7 @@ impl Homeserver {
     /// Takes in an event that was signed elsewhere and handed to us with `send_join`, `send_knock` or `send_leave`; the
     /// caller has checked its form and signatures. It is passed on to the other servers of the room. A repeat is
     /// answered as the first time. Errors: 403 `M_FORBIDDEN` unless it passes every check.
-    pub fn accept_signed(&self, pdu: Pdu, from: &ServerName, kind: Membership) -> Result<Accepted> {
+    pub fn accept_signed(&self, pdu: VerifiedPdu, from: &ServerName, kind: Membership) -> Result<Accepted> {
         if pdu.membership() != Some(kind) || pdu.sender().server_name() != from.as_str() {
             return Err(Error::forbidden("The event is not what it was handed in as"));
         }
@@ -60,11 +61,11 @@ impl Homeserver {
 
     /// Puts an event of ours into its room that was signed before ([`Homeserver::draft_event`]). Errors: 403
     /// `M_FORBIDDEN` if the room has moved on so far that it is not allowed any more.
-    pub fn commit_signed(&self, pdu: Pdu) -> Result<Accepted> {
+    pub fn commit_signed(&self, pdu: VerifiedPdu) -> Result<Accepted> {
         self.take_in_own(&pdu)
     }
 
-    fn take_in_own(&self, pdu: &Pdu) -> Result<Accepted> {
+    fn take_in_own(&self, pdu: &VerifiedPdu) -> Result<Accepted> {
         match self.take_in(pdu, Terms::HandedIn, None)? {
             Taken::Stored { status: Status::Accepted, already, .. } => Ok(Accepted { already }),
             Taken::Stored { reason, .. } => {
@@ -78,7 +79,7 @@ impl Homeserver {
 
     /// Takes in a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
     /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be had.
-    pub fn receive_pdu(&self, origin: &ServerName, pdu: Pdu) -> Result<()> {
+    pub fn receive_pdu(&self, origin: &ServerName, pdu: VerifiedPdu) -> Result<()> {
         if !self.store.read(|db| Ok(db.room(pdu.room_id())?.is_some_and(|room| room.resident)))? {
             return Err(Error::not_found("This server is not in the room"));
         }
@@ -108,7 +109,20 @@ impl Homeserver {
     /// would be outdated as soon as it was found. What needs more is judged beforehand, and in the transaction only if the
     /// room never stands still. So are history and
     /// events with a state of their own, of which nobody remembers anything.
-    pub(crate) fn take_in(&self, pdu: &Pdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
+    pub(crate) fn take_in(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
+        let taken = self.judge_and_store(pdu, terms, given)?;
+        if matches!(taken, Taken::Stored { already: true, .. })
+            && self
+                .store
+                .read(|db| Ok(db.event(pdu.event_id())?.is_some_and(|e| is_whole_copy_of(pdu, &e))))?
+        {
+            let whole = pdu.clone();
+            self.store.write(move |tx| tx.complete_event(&whole))?;
+        }
+        Ok(taken)
+    }
+
+    fn judge_and_store(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
         let history = matches!(terms, Terms::History(_));
         for attempt in 0..=ATTEMPTS {
             let judged = match (attempt, history) {
@@ -158,12 +172,16 @@ fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
 
 /// Takes in as many of a transaction's events, in their order, as need nothing fetched and little resolved; says what
 /// became of them. One commit for all of them.
-pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[Pdu]) -> Result<Vec<Result<Taken>>> {
+pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[VerifiedPdu]) -> Result<Vec<Result<Taken>>> {
     let mut taken = Vec::with_capacity(pdus.len());
     for pdu in pdus {
         match judge::judge(tx, pdu, Hearing { effort: Effort::Modest, ..Hearing::live(None) })? {
             Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
-            verdict @ (Verdict::Known(_) | Verdict::Refused(_)) => taken.push(unjudged(verdict)),
+            verdict @ Verdict::Known(_) => {
+                tx.complete_event(pdu)?;
+                taken.push(unjudged(verdict));
+            }
+            verdict @ Verdict::Refused(_) => taken.push(unjudged(verdict)),
             Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork => break,
         }
     }
@@ -172,7 +190,7 @@ pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[Pdu]) -> Result<Vec<Result<
 
 /// Puts an event of ours into its room, wherever the room is by now. Errors: 403 `M_FORBIDDEN` if the room does not allow
 /// it any more.
-pub(crate) fn put_in(tx: &mut Tx<'_>, pdu: &Pdu) -> Result<Sent> {
+pub(crate) fn put_in(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<Sent> {
     let taken = match judge::judge(tx, pdu, Hearing::live(None))? {
         Verdict::Judged(judged) => store_judged(tx, pdu, *judged, Terms::HandedIn)?,
         other => unjudged(other)?,
@@ -188,7 +206,7 @@ pub(crate) fn put_in(tx: &mut Tx<'_>, pdu: &Pdu) -> Result<Sent> {
     let stored = tx.event(pdu.event_id())?.ok_or_else(|| Error::internal("an event went missing"))?;
     let place = stored.place.ok_or_else(|| Error::internal("an event of ours without a place"))?;
     let (room, key, stream) = (stored.room, stored.key, place.stream);
-    Ok(Sent { event_id: pdu.event_id().clone(), pdu: pdu.clone(), room, key, stream })
+    Ok(Sent { event_id: pdu.event_id().clone(), pdu: Pdu::clone(pdu), room, key, stream })
 }
 
 fn unjudged(verdict: Verdict) -> Result<Taken> {
@@ -206,7 +224,12 @@ fn reason(judged: &Judged) -> Option<Error> {
 }
 
 /// Stores an event with the verdict that was just found by what this transaction sees.
-pub(crate) fn store_judged(tx: &mut Tx<'_>, pdu: &Pdu, judged: Judged, terms: Terms) -> Result<Taken> {
+pub(crate) fn store_judged(
+    tx: &mut Tx<'_>,
+    pdu: &VerifiedPdu,
+    judged: Judged,
+    terms: Terms,
+) -> Result<Taken> {
     let (status, reason) = (judged.status, reason(&judged));
     let outgoing = terms == Terms::HandedIn;
     if outgoing && status != Status::Accepted {

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::federation::calls::RawEvent;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::state_res::StateMap;
-use crate::protocol::{EventId, Pdu, ServerName};
+use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::store::{Db, Room, Status};
 
 /// How many missing events are asked for at once. Some servers give no more than 10 or 20.
@@ -67,7 +67,7 @@ impl Homeserver {
     pub(super) fn take_in_with_missing(
         &self,
         servers: &[ServerName],
-        pdu: &Pdu,
+        pdu: &VerifiedPdu,
         until: Instant,
     ) -> Result<Fetched> {
         let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
@@ -119,7 +119,7 @@ impl Homeserver {
     pub(super) fn sources(
         &self,
         room: &Room,
-        (origin, pdu): (&ServerName, &Pdu),
+        (origin, pdu): (&ServerName, &VerifiedPdu),
         attempts: u32,
     ) -> Result<Vec<ServerName>> {
         let (acl, residents) = self.store.read(|db| {
@@ -158,7 +158,7 @@ impl<'a> Errand<'a> {
         }
     }
 
-    fn take_in_with_missing(&mut self, pdu: &Pdu) -> Result<Taken> {
+    fn take_in_with_missing(&mut self, pdu: &VerifiedPdu) -> Result<Taken> {
         let (mut ways, mut asked_for_events) = (WAYS.into_iter(), false);
         loop {
             // Whoever was here before us may have brought it along.
@@ -197,7 +197,7 @@ impl<'a> Errand<'a> {
     }
 
     /// The events of an answer that pass the first checks and belong to the room; what does not is left out.
-    pub(super) fn checked(&self, events: &[RawEvent]) -> Vec<Pdu> {
+    pub(super) fn checked(&self, events: &[RawEvent]) -> Vec<VerifiedPdu> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
         let left = self.until.saturating_duration_since(Instant::now());
         let checked = self.hs.check_received(&bytes, self.room.version, left);
@@ -216,11 +216,11 @@ impl<'a> Errand<'a> {
     }
 
     /// Fetches what lies between our forward extremities and the event, and takes it in, oldest first.
-    fn fill_hole(&mut self, pdu: &Pdu) -> Result<()> {
+    fn fill_hole(&mut self, pdu: &VerifiedPdu) -> Result<()> {
         let heads = self.hs.store.read(|db| db.heads(self.room.key))?;
         let earliest: Vec<EventId> = heads.into_iter().rev().map(|head| head.event_id).take(PAGE).collect();
         let mut latest = vec![pdu.event_id().clone()];
-        let (mut found, mut bytes): (HashMap<EventId, Pdu>, usize) = (HashMap::new(), 0);
+        let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);
         for _ in 0..MOST_PAGES {
             let (room_id, left) = (&self.room.room_id, self.left()?);
             let answer =
@@ -261,8 +261,8 @@ impl<'a> Errand<'a> {
     }
 
     /// Those of the events that follow others which are neither here nor among them, the deepest first.
-    fn loose_ends(&self, found: &HashMap<EventId, Pdu>) -> Result<Vec<EventId>> {
-        let mut loose: Vec<&Pdu> = Vec::new();
+    fn loose_ends(&self, found: &HashMap<EventId, VerifiedPdu>) -> Result<Vec<EventId>> {
+        let mut loose: Vec<&VerifiedPdu> = Vec::new();
         self.hs.store.read(|db| {
             for event in found.values() {
                 let unplaced = db.unplaced(event.prev_events())?;
@@ -277,7 +277,7 @@ impl<'a> Errand<'a> {
     }
 
     /// Takes in events that were fetched for another one, as many as possible in one commit.
-    fn take_in_along(&mut self, events: &[Pdu]) -> Result<()> {
+    fn take_in_along(&mut self, events: &[VerifiedPdu]) -> Result<()> {
         let mut rest = events;
         while !rest.is_empty() {
             self.left()?;
@@ -299,7 +299,7 @@ impl<'a> Errand<'a> {
     }
 
     /// Takes in an event that was fetched for another one. What cannot be had for it is not asked for twice.
-    fn take_in_heavy(&mut self, event: &Pdu) -> Result<()> {
+    fn take_in_heavy(&mut self, event: &VerifiedPdu) -> Result<()> {
         let mut taken = self.hs.take_in(event, Terms::Relayed, None);
         if let Ok(Taken::NeedsAuth(ids)) = &taken {
             let ids = ids.clone();
@@ -318,7 +318,7 @@ impl<'a> Errand<'a> {
     }
 
     /// Takes in an event by the state that the other server says was before it.
-    pub(super) fn take_in_with_state(&mut self, pdu: &Pdu, terms: Terms) -> Result<Taken> {
+    pub(super) fn take_in_with_state(&mut self, pdu: &VerifiedPdu, terms: Terms) -> Result<Taken> {
         let (given, whole) = self.fetch_state(pdu.event_id())?;
         match self.take_in_by(pdu, terms, &given, whole)? {
             Taken::NeedsAuth(ids) => {
@@ -330,7 +330,7 @@ impl<'a> Errand<'a> {
     }
 
     /// An event is not rejected by a state of which parts are missing: what would allow it may be among them.
-    fn take_in_by(&self, pdu: &Pdu, terms: Terms, given: &StateMap, whole: bool) -> Result<Taken> {
+    fn take_in_by(&self, pdu: &VerifiedPdu, terms: Terms, given: &StateMap, whole: bool) -> Result<Taken> {
         if !whole {
             let verdict = self.hs.store.read(|db| judge::judge(db, pdu, Hearing::live(Some(given))))?;
             if let Verdict::Judged(judged) = verdict
@@ -401,7 +401,7 @@ impl<'a> Errand<'a> {
     }
 
     /// Fetches events one by one. What is not to be had, or is not what was asked for, is left out.
-    pub(super) fn fetch_events(&mut self, ids: &[EventId]) -> Result<Vec<Pdu>> {
+    pub(super) fn fetch_events(&mut self, ids: &[EventId]) -> Result<Vec<VerifiedPdu>> {
         let mut events = Vec::new();
         for id in ids {
             if self.events_left == 0 {
@@ -435,8 +435,8 @@ fn state_of(db: &Db<'_>, room: &Room, ids: &[EventId]) -> Result<StateMap> {
 
 /// Sorts events so that each comes after those of the others that it refers to; among equals by depth. What refers to
 /// itself in a circle is left out.
-pub(super) fn in_order(events: Vec<Pdu>, references: fn(&Pdu) -> &[EventId]) -> Vec<Pdu> {
-    let mut by_id: HashMap<EventId, Pdu> = HashMap::new();
+pub(super) fn in_order(events: Vec<VerifiedPdu>, references: fn(&Pdu) -> &[EventId]) -> Vec<VerifiedPdu> {
+    let mut by_id: HashMap<EventId, VerifiedPdu> = HashMap::new();
     for event in events {
         by_id.entry(event.event_id().clone()).or_insert(event);
     }

@@ -21,7 +21,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::{CallError, Refusal};
 use crate::protocol::event_auth::AuthError;
 use crate::protocol::policy_server::{self, PolicyServer};
-use crate::protocol::{Pdu, ServerName};
+use crate::protocol::{Pdu, ServerName, VerifiedPdu};
 use crate::store::{Db, Room};
 
 /// For how long events that came together may wait for their policy servers. Those that are not signed by then are
@@ -116,7 +116,7 @@ pub(crate) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<()
 impl Homeserver {
     /// An event that we are about to bring into its room, with the signature of the room's policy server if it uses one.
     /// Errors: what the policy server says; 502 and 504 if that is nothing of use.
-    pub(crate) fn with_policy_signature(&self, event: Pdu) -> Result<Pdu> {
+    pub(crate) fn with_policy_signature(&self, event: VerifiedPdu) -> Result<VerifiedPdu> {
         let policy = self.store.read(|db| match db.room(event.room_id())? {
             Some(room) if !is_in_room(db, &event)? => lacking(db, &room, &event),
             _ => Ok(None),
@@ -129,16 +129,20 @@ impl Homeserver {
 
     /// Asks a policy server for its signature of an event. Errors: its refusal as it said it ("that error SHOULD be
     /// provided to the client verbatim"), 502 for an answer without a valid signature, 504 if it is not reached.
-    pub(crate) fn ask_policy_server(&self, policy: &PolicyServer, event: &Pdu) -> Result<Pdu> {
+    pub(crate) fn ask_policy_server(
+        &self,
+        policy: &PolicyServer,
+        event: &VerifiedPdu,
+    ) -> Result<VerifiedPdu> {
         self.ask_for_signature(policy, event, PATIENCE_OF_SENDER).map_err(|unsigned| unsigned.why)
     }
 
     fn ask_for_signature(
         &self,
         policy: &PolicyServer,
-        event: &Pdu,
+        event: &VerifiedPdu,
         within: Duration,
-    ) -> std::result::Result<Pdu, Unsigned> {
+    ) -> std::result::Result<VerifiedPdu, Unsigned> {
         let (via, silent, began) = (&policy.via, &self.policy_servers, Instant::now());
         let settled = |why| Unsigned { why, undecided: false };
         if via == self.server_name() {
@@ -172,7 +176,7 @@ impl Homeserver {
     /// Returns how many are still without because nobody said yes or no.
     pub(crate) fn with_policy_signatures(
         &self,
-        rooms: &mut [(&Room, &mut [Pdu])],
+        rooms: &mut [(&Room, &mut [VerifiedPdu])],
         until: Option<Instant>,
     ) -> Result<usize> {
         let jobs = self.store.read(|db| lacking_signatures(db, rooms))?;
@@ -219,7 +223,7 @@ impl Homeserver {
         &self,
         line: &Line<'_>,
         until: Instant,
-        signed: &Mutex<Vec<(usize, usize, Pdu)>>,
+        signed: &Mutex<Vec<(usize, usize, VerifiedPdu)>>,
     ) -> usize {
         let mut settled = 0;
         while let Some((job, event)) = line.jobs.get(line.next.fetch_add(1, Ordering::Relaxed)) {
@@ -252,11 +256,11 @@ struct Job {
 /// What one policy server is to be asked about.
 #[derive(Default)]
 struct Line<'j> {
-    jobs: Vec<(&'j Job, &'j Pdu)>,
+    jobs: Vec<(&'j Job, &'j VerifiedPdu)>,
     next: AtomicUsize,
 }
 
-fn lacking_signatures(db: &Db<'_>, rooms: &[(&Room, &mut [Pdu])]) -> Result<Vec<Job>> {
+fn lacking_signatures(db: &Db<'_>, rooms: &[(&Room, &mut [VerifiedPdu])]) -> Result<Vec<Job>> {
     let mut jobs = Vec::new();
     for (index, (room, events)) in rooms.iter().enumerate() {
         let Some(policy) = of_room(db, room)? else { continue };

@@ -20,7 +20,7 @@ use super::waiting::{names, pause_after};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::server_acl::ServerAcl;
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::store::waiting::ToWait;
 use crate::store::{Db, Room, Status};
 
@@ -77,7 +77,7 @@ struct Waits<'a> {
 struct Arrival {
     room: Room,
     /// Those that passed the first three steps.
-    pdus: Vec<Pdu>,
+    pdus: Vec<VerifiedPdu>,
     /// Those of which nothing can be said for want of a key.
     wait: Vec<ToWait>,
 }
@@ -275,7 +275,7 @@ impl Homeserver {
     fn take_in_all(
         &self,
         from: (&ServerName, Instant),
-        pdus: &[Pdu],
+        pdus: &[VerifiedPdu],
         waits: &mut Waits<'_>,
         results: &mut Results,
     ) -> Result<()> {
@@ -301,7 +301,7 @@ impl Homeserver {
     fn take_in_heavy(
         &self,
         (origin, until): (&ServerName, Instant),
-        pdu: &Pdu,
+        pdu: &VerifiedPdu,
         waits: &mut Waits<'_>,
     ) -> Result<Option<Result<Taken>>> {
         let needs = match self.take_in(pdu, Terms::Relayed, None) {

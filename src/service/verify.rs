@@ -11,9 +11,9 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::glance::Glance;
 use crate::protocol::room_version::RoomVersion;
-use crate::protocol::sign::{self, KeyAt, ReceiptError, SignatureError};
-use crate::protocol::x_matrix;
-use crate::protocol::{Pdu, ServerName};
+use crate::protocol::sign::KeyAt;
+use crate::protocol::verify::{self, ReceiptError, SignatureError};
+use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
 
 /// Time to find the key of a request's sender, who waits for us.
 const REQUEST_KEY_WITHIN: Duration = Duration::from_secs(15);
@@ -73,13 +73,13 @@ impl Homeserver {
 
     /// Steps 1 to 3 of the checks on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
     /// need be. A wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
-    pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<Pdu> {
+    pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
         let mut checked = self.check_pdus(&[event], version);
         checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
     }
 
     /// The same for many events at once, in their order.
-    pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion) -> Vec<Result<Pdu>> {
+    pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion) -> Vec<Result<VerifiedPdu>> {
         let found = self.keys_for(events, version, None, usual_patience(events.len()));
         in_bulk(events, |event| check(event, version, &found))
     }
@@ -98,9 +98,9 @@ impl Homeserver {
     }
 
     /// Steps 2 and 3 alone, for an event that was parsed before.
-    pub fn check_parsed_pdu(&self, pdu: Pdu) -> Result<Pdu> {
+    pub fn check_parsed_pdu(&self, pdu: &Pdu) -> Result<VerifiedPdu> {
         let found = self.keys_for(&[pdu.json()], pdu.version(), None, EVENT_KEYS_WITHIN);
-        sign::check_parsed(&pdu, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
+        verify::check_parsed(pdu, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
     }
 
     /// The keys that it takes to check these events, as far as they can be had in this time.
@@ -151,7 +151,7 @@ impl Homeserver {
 
     fn conclude_check(&self, event: &[u8], version: RoomVersion, found: &Found, started: Instant) -> Checked {
         let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
-        match sign::check_received(event, version, &keys) {
+        match verify::check_received(event, version, &keys) {
             Ok(pdu) => Checked::Passed(pdu),
             Err(ReceiptError::Signature(SignatureError::NoKey(keys))) => {
                 // A key that its server does not state does not exist, and the end of a retired one is settled.
@@ -176,7 +176,7 @@ impl Homeserver {
 /// What the first three checks on receipt found.
 pub(super) enum Checked {
     /// The event passed; in its redacted form if its hash was wrong.
-    Passed(Pdu),
+    Passed(VerifiedPdu),
     /// It is well-formed, and nobody could be asked for the keys of these servers: nothing can be said of it now.
     NoKey(Pdu, Vec<ServerName>),
     /// "Otherwise it is dropped."
@@ -188,9 +188,9 @@ fn usual_patience(events: usize) -> Duration {
 }
 
 /// Steps 1 to 3 for one event, with the keys at hand.
-pub(super) fn check(event: &[u8], version: RoomVersion, keys: &Found) -> Result<Pdu> {
+pub(super) fn check(event: &[u8], version: RoomVersion, keys: &Found) -> Result<VerifiedPdu> {
     let keys = |server: &str, key_id: &str| -> Option<KeyAt> { keys.get(server, key_id) };
-    sign::check_received(event, version, &keys).map_err(Error::from)
+    verify::check_received(event, version, &keys).map_err(Error::from)
 }
 
 /// The keys that it takes to verify events.
@@ -214,7 +214,7 @@ impl Uses {
         // No event, perhaps, which the check will say.
         let pdu = Pdu::parse(event, self.version).ok()?;
         let at = pdu.origin_server_ts();
-        sign::wanted_keys(&pdu).into_iter().for_each(|(server, id)| self.add(server, &id, at));
+        verify::wanted_keys(&pdu).into_iter().for_each(|(server, id)| self.add(server, &id, at));
         None
     }
 

@@ -16,7 +16,7 @@ use super::receive::keeps_out;
 use super::verify::Checked;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
+use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
 use crate::store::waiting::{Queue, ToWait, Waiting};
 use crate::store::{Room, RoomKey, Tx};
 
@@ -76,6 +76,8 @@ impl Homeserver {
             for event in events {
                 if !tx.waits_from(&event.event_id, &origin, event.verified)? {
                     new.push(event);
+                } else if event.verified {
+                    tx.complete_waiting(&event)?;
                 }
             }
             let queue = tx.waiting_queue(room, &origin)?;
@@ -140,7 +142,7 @@ impl Homeserver {
         if !event.verified {
             return self.check_again(room, event, until);
         }
-        let pdu = Pdu::trusted(event.event_id.clone(), event.json.clone(), room.version)?;
+        let pdu = event.verified_pdu(room.version)?;
         let mut taken = self.take_in(&pdu, Terms::Relayed, None);
         let mut asked = false;
         let calm = self.errands.calm_until(room.key, &event.origin, self.clock.now_ms()).is_some();
@@ -298,14 +300,17 @@ fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
             }
             continue;
         }
-        let pdu = Pdu::trusted(event.event_id.clone(), event.json.clone(), version)?;
+        let pdu = event.verified_pdu(version)?;
         let verdict = judge::judge(tx, &pdu, Hearing { effort: Effort::Light, ..Hearing::live(None) })?;
         let needs = match verdict {
             Verdict::Judged(judged) => {
                 ingest::store_judged(tx, &pdu, *judged, Terms::Relayed)?;
                 None
             }
-            Verdict::Known(_) => None,
+            Verdict::Known(_) => {
+                tx.complete_event(&pdu)?;
+                None
+            }
             Verdict::Refused(e) => {
                 log::info!("{} of {} is refused: {e}", event.event_id, event.origin);
                 None

@@ -10,9 +10,9 @@ use super::snapshots::Delta;
 use super::state::NewSlots;
 use super::{Db, EventKey, RoomKey, Slot, SnapshotId, Status, Tx};
 use crate::error::{Error, Result};
-use crate::protocol::Pdu;
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::EventIdFormat;
+use crate::protocol::{Pdu, VerifiedPdu};
 
 /// A stored event of the state that a room will have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Tx<'_> {
     /// Stores events of a room; nothing happens to those that we have. Gives a line for each that is part of the state
     /// (`true`). In room versions 1 and 2, where a server chooses the ids of its events, one whose id another event has
     /// is left out.
-    pub fn stage_events(&mut self, room: RoomKey, events: &[(Pdu, bool)]) -> Result<Vec<Staged>> {
+    pub fn stage_events(&mut self, room: RoomKey, events: &[(VerifiedPdu, bool)]) -> Result<Vec<Staged>> {
         let mut staged = Vec::with_capacity(events.len());
         let mut slots = NewSlots::default();
         for (pdu, in_state) in events {
@@ -43,7 +43,7 @@ impl Tx<'_> {
         Ok(staged)
     }
 
-    fn stage_event(&mut self, room: RoomKey, pdu: &Pdu) -> Result<Option<EventKey>> {
+    fn stage_event(&mut self, room: RoomKey, pdu: &VerifiedPdu) -> Result<Option<EventKey>> {
         if let Some(key) = self.insert_outlier_unless_known(room, pdu, Status::Accepted)? {
             return Ok(Some(key));
         }
@@ -60,6 +60,8 @@ impl Tx<'_> {
             });
         if !is_same {
             log::warn!("{} is another event's id: left out", pdu.event_id());
+        } else {
+            self.complete_event(pdu)?;
         }
         Ok(is_same.then_some(key))
     }

@@ -10,7 +10,7 @@ use super::{EventKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::{MAX_PREV_EVENTS, Membership};
-use crate::protocol::{EventId, Pdu, ServerName, UserId};
+use crate::protocol::{EventId, Pdu, ServerName, UserId, VerifiedPdu};
 
 /// The type of events that only join the branches of a room. Nobody is shown them. (The specification does not know it;
 /// it is what servers use.)
@@ -50,7 +50,7 @@ pub struct Append<'a> {
     /// Its room, as it is in this transaction.
     pub room: &'a Room,
     /// The event.
-    pub pdu: &'a Pdu,
+    pub pdu: &'a VerifiedPdu,
     /// The verdict.
     pub status: Status,
     /// Whether other servers get it from us.
@@ -89,9 +89,11 @@ impl Tx<'_> {
         let accepted = *status == Status::Accepted;
         let redaction = if accepted { self.redaction_in(room, event)? } else { Redaction::None };
         // Room versions 3+, "Handling redactions": clients hear of a redaction once it takes effect. Ours go out anyway.
-        let takes_effect = event.outgoing
-            || pdu.version().redactions_authorised
-            || !matches!(redaction, Redaction::Waits(_) | Redaction::Void);
+        let takes_effect = match redaction {
+            Redaction::None | Redaction::Acts(_) => true,
+            Redaction::Waits(_) => event.outgoing || pdu.version().redactions_authorised,
+            Redaction::Void => event.outgoing,
+        };
         let visible = takes_effect && pdu.event_type() != JOINS_BRANCHES;
         // An event that changes something without being seen needs a position too, for what it changes.
         let place = match event.history {
@@ -116,7 +118,7 @@ impl Tx<'_> {
             room: room.key,
             status: *status,
             state_after: Some(state_after),
-            pdu: (*pdu).clone(),
+            pdu: Pdu::clone(pdu),
         });
         if accepted {
             self.owe_to_those_removed(event, key, at)?;
@@ -288,7 +290,7 @@ impl Tx<'_> {
     fn let_redaction_act(&mut self, redaction: EventKey, target: EventKey) -> Result<()> {
         let target = self.event_by_key(target)?;
         if target.redacted_by.is_none() {
-            self.redact_event(target.key, redaction, &target.pdu.redacted())?;
+            self.redact_event(target.key, redaction, &target.pdu.redacted()?)?;
         }
         Ok(())
     }
@@ -316,8 +318,12 @@ impl Tx<'_> {
 
 impl super::Db<'_> {
     /// Whether a redaction may take effect on its target (rooms/v3, "Handling redactions"). In versions 1 and 2 the
-    /// auth rules have seen to it.
+    /// auth rules have seen to it. A create event is never redacted: it would take the room's version and whom it lets in
+    /// along, and with them the room. (The specification does not say so; Synapse does so too.)
     pub fn may_redact(&self, redaction: &Pdu, target: &Pdu, state: &StateRef) -> Result<bool> {
+        if target.event_type() == "m.room.create" {
+            return Ok(false);
+        }
         if redaction.version().redactions_authorised
             || redaction.sender().server_name() == target.sender().server_name()
         {

@@ -6,7 +6,7 @@ use super::graph_memory::Known;
 use super::{Db, EventKey, RoomKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::room_version::room_version;
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, VerifiedPdu};
 
 /// What became of an event when it was judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub struct Stretch {
 /// What is to be stored of a new event, or of an outlier that found its place.
 pub(crate) struct NewEvent<'a> {
     pub room: RoomKey,
-    pub pdu: &'a Pdu,
+    pub pdu: &'a VerifiedPdu,
     pub status: Status,
     pub place: Option<Place>,
     pub outgoing: bool,
@@ -489,7 +489,12 @@ impl Tx<'_> {
     }
 
     /// Stores an event that is only referred to. Nothing happens if we have it.
-    pub(crate) fn insert_outlier(&mut self, room: RoomKey, pdu: &Pdu, status: Status) -> Result<EventKey> {
+    pub(crate) fn insert_outlier(
+        &mut self,
+        room: RoomKey,
+        pdu: &VerifiedPdu,
+        status: Status,
+    ) -> Result<EventKey> {
         if let Some(key) = self.event_key(pdu.event_id())? {
             return Ok(key);
         }
@@ -500,7 +505,7 @@ impl Tx<'_> {
     pub(crate) fn insert_outlier_unless_known(
         &mut self,
         room: RoomKey,
-        pdu: &Pdu,
+        pdu: &VerifiedPdu,
         status: Status,
     ) -> Result<Option<EventKey>> {
         let insert = "INSERT INTO events (room_key, event_id, depth, origin_server_ts, status, json)
@@ -549,6 +554,25 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Takes the whole copy of an event that we have in its redacted form only, because whoever relayed it to us had
+    /// altered its content. Nothing happens if ours is whole, or was redacted by the room.
+    pub(crate) fn complete_event(&mut self, whole: &VerifiedPdu) -> Result<()> {
+        let Some(stored) = self.event(whole.event_id())? else { return Ok(()) };
+        if !is_whole_copy_of(whole, &stored) {
+            return Ok(());
+        }
+        log::info!("{} is whole now", whole.event_id());
+        self.remember(|memory| {
+            memory.graph.forget_event(whole.event_id());
+            memory.forget_judges();
+        });
+        self.changes.redacted = true;
+        self.conn()
+            .prepare_cached("UPDATE events SET json = ?2 WHERE event_key = ?1")?
+            .execute(params![stored.key, whole.json()])?;
+        Ok(())
+    }
+
     /// Lets a redaction take effect: only the redacted form stays.
     pub(crate) fn redact_event(&mut self, event: EventKey, by: EventKey, redacted: &Pdu) -> Result<()> {
         self.remember(|memory| {
@@ -561,4 +585,18 @@ impl Tx<'_> {
             .execute(params![event, by, redacted.json()])?;
         Ok(())
     }
+}
+
+/// Whether an event has the content that the stored one of its id has lost on its way here.
+pub(crate) fn is_whole_copy_of(event: &VerifiedPdu, stored: &StoredEvent) -> bool {
+    if stored.redacted_by.is_some() || stored.pdu.json() == event.json() {
+        return false;
+    }
+    let (ours, theirs) = (stored.pdu.canonical(), event.canonical());
+    // In room versions 1 and 2 a server may choose one id for two events.
+    let is_same = || ours.reference_hash(event.version()) == theirs.reference_hash(event.version());
+    stored.pdu.room_id() == event.room_id()
+        && !ours.content_hash_matches()
+        && theirs.content_hash_matches()
+        && is_same()
 }

@@ -5,8 +5,8 @@ use rusqlite::{OptionalExtension, Row, params};
 use super::memory::Memory;
 use super::{Db, RoomKey, Tx};
 use crate::clock::Millis;
-use crate::error::Result;
-use crate::protocol::{EventId, ServerName};
+use crate::error::{Error, Result};
+use crate::protocol::{EventId, Pdu, RoomVersion, ServerName, VerifiedPdu};
 
 /// The row id of a waiting event.
 pub type WaitingKey = i64;
@@ -32,6 +32,16 @@ pub struct Waiting {
     pub retry_ms: Millis,
     /// The event.
     pub json: Vec<u8>,
+}
+
+impl Waiting {
+    /// The event, if its signatures were checked. Errors: 500 if not.
+    pub fn verified_pdu(&self, version: RoomVersion) -> Result<VerifiedPdu> {
+        if !self.verified {
+            return Err(Error::internal("an event that nobody has verified"));
+        }
+        Ok(VerifiedPdu::from_store(Pdu::trusted(self.event_id.clone(), self.json.clone(), version)?))
+    }
 }
 
 /// An event that is to wait.
@@ -186,6 +196,17 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
+    /// Takes the whole copy of a verified event that waits in its redacted form, because whoever relayed it had altered
+    /// its content. Of verified copies of one event the longer one has more of it.
+    pub fn complete_waiting(&mut self, event: &ToWait) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE waiting_events SET json = ?2, bytes = ?3 WHERE event_id = ?1 AND verified = 1 AND bytes < ?3",
+            )?
+            .execute(params![event.event_id.as_str(), event.json, i64::try_from(event.json.len()).unwrap_or(i64::MAX)])?;
+        Ok(())
+    }
+
     /// Keeps an event until what it needs is here. Nothing happens if it waits already.
     pub fn let_wait(&mut self, event: &ToWait, origin: &ServerName, now: Millis) -> Result<()> {
         if event.verified && self.is_waiting(&event.event_id)? {

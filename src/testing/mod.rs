@@ -102,6 +102,15 @@ impl TestServer {
         Self { running, config, clock, folder, url }
     }
 
+    /// A server that is named by its address, `127.0.0.1:` and its TLS port: one that a server ACL, which looks at no
+    /// ports, can tell from the others.
+    pub fn start_by_address() -> Self {
+        Self::start_with(|config| {
+            let name = config.server_name.as_str().replace("localhost", "127.0.0.1");
+            config.server_name = ServerName::parse(&name).expect("an address and a port are a server name");
+        })
+    }
+
     /// Two servers that federate with each other.
     pub fn pair() -> (Self, Self) {
         (Self::start(), Self::start())

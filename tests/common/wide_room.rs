@@ -11,7 +11,8 @@ use std::sync::Arc;
 use doorstep::Homeserver;
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
-use doorstep::protocol::{Pdu, RoomId, ServerName, UserId, hash, room_version};
+use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::{RoomId, ServerName, UserId, VerifiedPdu, room_version};
 use doorstep::service::adopt::AdoptedRoom;
 use doorstep::service::compose::Draft;
 use doorstep::testing::temporary_folder;
@@ -107,9 +108,9 @@ impl Drop for WideRoom {
     }
 }
 
-/// The room's state as its resident server would give it. Nobody looks at the signatures of what is adopted.
+/// The room's state as its resident server would give it.
 struct State {
-    events: Vec<Pdu>,
+    events: Vec<VerifiedPdu>,
     depth: i64,
 }
 
@@ -137,19 +138,28 @@ impl State {
         Ok(())
     }
 
-    fn event(&mut self, kind: &str, key: &str, sender: &str, content: Value, auth: &[usize]) -> Result<Pdu> {
+    fn event(
+        &mut self,
+        kind: &str,
+        key: &str,
+        sender: &str,
+        content: Value,
+        auth: &[usize],
+    ) -> Result<VerifiedPdu> {
         self.depth += 1;
         let auth: Vec<&str> = auth.iter().map(|index| self.events[*index].event_id().as_str()).collect();
         let prev: Vec<&str> = self.events.last().iter().map(|event| event.event_id().as_str()).collect();
         let mut event = object(json!({
             "type": kind, "state_key": key, "sender": sender, "content": content, "prev_events": prev,
-            "auth_events": auth, "depth": self.depth, "origin_server_ts": self.depth, "signatures": {},
+            "auth_events": auth, "depth": self.depth, "origin_server_ts": self.depth,
         }))?;
         if let Some(create) = self.events.first() {
             event.insert("room_id".into(), create.room_id().as_str().into());
         }
-        hash::add_content_hash(&mut event);
-        Ok(Pdu::from_object(event, room_version::default_version())?)
+        // All servers of this room have one key.
+        let key = SigningKey::generate([5; 32], "wide");
+        let server = UserId::parse(sender)?.server();
+        Ok(VerifiedPdu::seal(&event, &server, &key, room_version::default_version())?)
     }
 }
 

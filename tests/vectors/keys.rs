@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use doorstep::protocol::sign::{KeyAt, SigningKey, verify_event};
+use doorstep::protocol::sign::{KeyAt, SigningKey};
+use doorstep::protocol::verify::verify_event;
 use doorstep::protocol::{Pdu, ServerName, json};
 use serde_json::Value;
 
@@ -42,6 +43,7 @@ impl Keys {
     /// Whether everyone has signed an event who has to.
     pub fn verify(&self, event: &Pdu) -> Result<(), String> {
         verify_event(event, &|server: &str, key_id: &str| self.find(server, key_id))
+            .map(drop)
             .map_err(|e| e.to_string())
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use doorstep::protocol::room_version::{RoomVersion, room_version};
-use doorstep::protocol::{Pdu, sign};
+use doorstep::protocol::{Pdu, verify};
 use serde_json::Value;
 
 use crate::keys::Keys;
@@ -37,7 +37,7 @@ pub fn measure(folder: &Path) -> Result<String, String> {
         }
     });
     let checking = per_event(events.len(), || {
-        events.iter().for_each(|(v, e)| drop(black_box(sign::check_received(e, v, &find))));
+        events.iter().for_each(|(v, e)| drop(black_box(verify::check_received(e, v, &find))));
     });
     Ok(format!(
         "{} events of {bytes} bytes on average: parse {parsing:.1} us, read back {reading:.1} us, check {checking:.1} us",

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{Judge, check, check_against_auth_events, check_auth_events};
 use crate::protocol::glance::Glance;
-use crate::protocol::{EventId, Pdu, RoomVersion};
+use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 
 /// The events of an answer, by their index.
 #[derive(Debug, Default)]
@@ -93,8 +93,8 @@ fn authoriser(content: &str) -> Option<String> {
 /// What holds up a room: the events that others rest on, those that the authorisation rules allow.
 pub struct Pillars {
     version: RoomVersion,
-    create: Pdu,
-    allowed: HashMap<EventId, Pdu>,
+    create: VerifiedPdu,
+    allowed: HashMap<EventId, VerifiedPdu>,
     in_state: HashSet<EventId>,
     dropped: usize,
 }
@@ -103,7 +103,7 @@ impl Pillars {
     /// Judges them; `true` marks those of the state. Events that the authorisation rules do not allow, of another room, or
     /// that rest on events that are missing, are dropped; what remains must be a room (one create event, of the version
     /// that we were told) that allows our join. Errors: 400 `M_BAD_JSON`, 403 `M_FORBIDDEN`, in words for the log.
-    pub fn judge(join: &Pdu, events: Vec<(Pdu, bool)>) -> Result<Self> {
+    pub fn judge(join: &Pdu, events: Vec<(VerifiedPdu, bool)>) -> Result<Self> {
         let version = join.version();
         let mut in_state = HashSet::new();
         let mut by_id = HashMap::with_capacity(events.len());
@@ -134,8 +134,8 @@ impl Pillars {
     }
 
     /// They themselves, each with whether it is part of the state.
-    pub fn events(&self) -> Vec<(Pdu, bool)> {
-        let marked = |event: &Pdu| (event.clone(), self.in_state.contains(event.event_id()));
+    pub fn events(&self) -> Vec<(VerifiedPdu, bool)> {
+        let marked = |event: &VerifiedPdu| (event.clone(), self.in_state.contains(event.event_id()));
         self.allowed.values().map(marked).collect()
     }
 
@@ -145,7 +145,7 @@ impl Pillars {
             && is_allowed(judge, event, &self.allowed, &self.create, self.version)
     }
 
-    fn state(&self) -> impl Iterator<Item = &Pdu> {
+    fn state(&self) -> impl Iterator<Item = &VerifiedPdu> {
         self.allowed.values().filter(|event| self.in_state.contains(event.event_id()))
     }
 
@@ -168,14 +168,14 @@ impl Pillars {
         let auth = auth_of(join, |id| self.allowed.get(id), &self.create, self.version);
         check_auth_events(join, &auth, &|_| false, self.version)?;
         check_against_auth_events(join, &auth, self.version)?;
-        let lookup: HashMap<(&str, &str), &Pdu> =
+        let lookup: HashMap<(&str, &str), &VerifiedPdu> =
             self.state().map(|e| ((e.event_type(), e.state_key().unwrap_or_default()), e)).collect();
-        check(join, self.version, &|kind, key| lookup.get(&(kind, key)).map(|e| (*e).clone()))?;
+        check(join, self.version, &|kind, key| lookup.get(&(kind, key)).map(|e| Pdu::clone(e)))?;
         Ok(())
     }
 }
 /// The room's create event, of the version that the template was made for.
-fn find_create(events: &HashMap<EventId, Pdu>, version: RoomVersion) -> Result<Pdu> {
+fn find_create(events: &HashMap<EventId, VerifiedPdu>, version: RoomVersion) -> Result<VerifiedPdu> {
     let mut creates = events.values().filter(|event| event.is("m.room.create", ""));
     let create = creates.next().ok_or_else(|| Error::bad_json("a room without m.room.create"))?;
     if creates.next().is_some() {
@@ -192,13 +192,13 @@ fn find_create(events: &HashMap<EventId, Pdu>, version: RoomVersion) -> Result<P
 /// Checks every event against those it rests on, generation by generation: all events whose auth events are judged can
 /// be judged at once. Returns those that are allowed.
 fn allowed_events(
-    events: &HashMap<EventId, Pdu>,
+    events: &HashMap<EventId, VerifiedPdu>,
     create: &Pdu,
     version: RoomVersion,
-) -> HashMap<EventId, Pdu> {
-    let mut resting_on: HashMap<&EventId, Vec<&Pdu>> = HashMap::new();
+) -> HashMap<EventId, VerifiedPdu> {
+    let mut resting_on: HashMap<&EventId, Vec<&VerifiedPdu>> = HashMap::new();
     let mut unjudged: HashMap<&EventId, usize> = HashMap::with_capacity(events.len());
-    let mut generation: Vec<&Pdu> = Vec::new();
+    let mut generation: Vec<&VerifiedPdu> = Vec::new();
     for event in events.values() {
         let waits_for: HashSet<&EventId> = event.auth_events().iter().collect();
         if waits_for.is_empty() {
@@ -209,7 +209,7 @@ fn allowed_events(
             resting_on.entry(id).or_default().push(event);
         }
     }
-    let mut allowed: HashMap<EventId, Pdu> = HashMap::with_capacity(events.len());
+    let mut allowed: HashMap<EventId, VerifiedPdu> = HashMap::with_capacity(events.len());
     while !generation.is_empty() {
         // Each thread remembers the power levels that it has read, which most events of a generation share.
         let verdicts: Vec<bool> = generation
@@ -242,7 +242,7 @@ fn allowed_events(
 fn is_allowed(
     judge: &Judge,
     event: &Pdu,
-    allowed: &HashMap<EventId, Pdu>,
+    allowed: &HashMap<EventId, VerifiedPdu>,
     create: &Pdu,
     version: RoomVersion,
 ) -> bool {
@@ -259,11 +259,12 @@ fn is_allowed(
 /// The events that an event rests on; from room version 12 on the create event is not named and always among them.
 fn auth_of<'e>(
     event: &Pdu,
-    find: impl Fn(&EventId) -> Option<&'e Pdu>,
+    find: impl Fn(&EventId) -> Option<&'e VerifiedPdu>,
     create: &Pdu,
     version: RoomVersion,
 ) -> Vec<Pdu> {
-    let mut auth: Vec<Pdu> = event.auth_events().iter().filter_map(|id| find(id).cloned()).collect();
+    let mut auth: Vec<Pdu> =
+        event.auth_events().iter().filter_map(|id| find(id).map(|e| Pdu::clone(e))).collect();
     if version.room_id_is_create_hash && event.event_id() != create.event_id() {
         auth.push(create.clone());
     }

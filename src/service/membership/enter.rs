@@ -13,7 +13,7 @@ use super::answer::{Pillars, Sorting};
 use crate::error::{Error, Result};
 use crate::federation::calls::JoinAnswer;
 use crate::protocol::event_auth::Judge;
-use crate::protocol::{Pdu, RoomId, ServerName};
+use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::adopt::Adoption;
 use crate::service::key_fetch::{Found, Purpose};
@@ -32,7 +32,7 @@ const OTHERS_WITHIN: Duration = Duration::from_secs(15);
 const REPORT_EVERY: Duration = Duration::from_secs(3);
 
 /// Checked events, each with whether it is part of the state.
-type Batch = Vec<(Pdu, bool)>;
+type Batch = Vec<(VerifiedPdu, bool)>;
 
 impl Homeserver {
     /// Checks the room that another server shows us, and stores its events; what fails is left out. Gives the room, ready
@@ -108,7 +108,7 @@ struct Checking<'a> {
 }
 
 impl Checking<'_> {
-    fn one(&self, index: usize) -> Option<(Pdu, bool)> {
+    fn one(&self, index: usize) -> Option<(VerifiedPdu, bool)> {
         let pdu = check(self.events.get(index)?, self.join.version(), self.keys);
         let pdu =
             pdu.inspect_err(|why| log::debug!("an event of {}: {}", self.join.room_id(), why.message()));

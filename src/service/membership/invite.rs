@@ -13,7 +13,8 @@ use crate::protocol::fair_share::Standing;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, fair_share, handshake, json, stripped_state,
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, fair_share, handshake, json,
+    stripped_state, verify,
 };
 use crate::service::Homeserver;
 use crate::store::remote_memberships::RemoteMembership;
@@ -143,10 +144,15 @@ impl Homeserver {
 
     /// The answer must be our event with a valid signature of the invitee's server, and nothing else. Returns our own
     /// bytes with that signature added: whatever else came back is not looked at again.
-    fn check_invite_answer(&self, ours: &Pdu, answer: Map<String, Value>, peer: &ServerName) -> Result<Pdu> {
+    fn check_invite_answer(
+        &self,
+        ours: &VerifiedPdu,
+        answer: Map<String, Value>,
+        peer: &ServerName,
+    ) -> Result<VerifiedPdu> {
         let odd = |what: &str| Error::bad_gateway(format!("{peer} answered the invite with {what}"));
         handshake::check_countersigned(ours, &answer).map_err(|e| odd("another event").with_cause(e))?;
-        let both = handshake::with_signatures_of(ours, &answer, peer);
+        let both = handshake::with_signatures_of(ours, &answer, peer)?;
         self.check_signature_of(&both, peer)
             .map_err(|e| odd("an event without its signature").with_cause(e))?;
         Ok(both)
@@ -217,6 +223,10 @@ impl Homeserver {
         }
         let ask = Ask { origin, room_id, membership: Membership::Invite, user: None, versions: None };
         let invite = self.check_signed(event, version, &ask, event_id)?;
+        if !verify::required_signers(&invite)?.contains(origin) {
+            // By way of a third-party invite. The room would look at that; from outside only the signature counts.
+            self.check_signature_of(&invite, origin)?;
+        }
         let invitee = UserId::parse(invite.state_key().unwrap_or_default())?;
         if !self.is_ours(&invitee) {
             return Err(Error::invalid_param("The invited user is not of this server"));
@@ -226,7 +236,7 @@ impl Homeserver {
             check_place(db, &invite, &invitee)
         })?;
         let stripped = self.check_room_state(room_state, room_id, version, invite.sender())?;
-        let signed = invite.signed(self.server_name(), &self.key_ring.signing_key());
+        let signed = invite.signed(self.server_name(), &self.key_ring.signing_key())?;
         self.note_invite(signed.clone(), &invitee, stripped, Some(origin))?;
         Ok(signed.to_object())
     }
@@ -241,16 +251,28 @@ impl Homeserver {
         inviter: &UserId,
     ) -> Result<Vec<Box<RawValue>>> {
         let stripped = stripped_state::check_received(entries, room_id, version, inviter)?;
-        if version.room_id_is_create_hash {
-            let whole = entries.iter().filter(|entry| stripped_state::is_full_event(entry));
-            let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
-            // All at once: their servers may be slow to give their keys.
-            if let Some(e) = self.check_pdus(&whole, version).into_iter().find_map(Result::err) {
-                let why = format!("An entry of invite_room_state fails a check: {}", e.message());
-                return Err(Error::invalid_param(why));
+        if !version.room_id_is_create_hash {
+            return Ok(stripped);
+        }
+        let whole = entries.iter().filter(|entry| stripped_state::is_full_event(entry));
+        let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
+        // All at once: their servers may be slow to give their keys.
+        let mut kept = self.check_pdus(&whole, version).into_iter();
+        let mut judged = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match stripped_state::is_full_event(entry).then(|| kept.next()).flatten() {
+                None => judged.push(entry.clone()),
+                // What is shown is the form that the signatures and the hash vouch for.
+                Some(Ok(event)) => {
+                    judged.push(RawValue::from_string(event.json_str().to_owned()).map_err(Error::internal)?);
+                }
+                Some(Err(e)) => {
+                    let why = format!("An entry of invite_room_state fails a check: {}", e.message());
+                    return Err(Error::invalid_param(why));
+                }
             }
         }
-        Ok(stripped)
+        stripped_state::check_received(&judged, room_id, version, inviter)
     }
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
@@ -258,7 +280,7 @@ impl Homeserver {
     /// `origin`: who offers it; none if the room tells us of one that we signed.
     pub(super) fn note_invite(
         &self,
-        invite: Pdu,
+        invite: VerifiedPdu,
         invitee: &UserId,
         stripped: Vec<Box<RawValue>>,
         origin: Option<&ServerName>,
@@ -287,7 +309,7 @@ impl Homeserver {
             }
             (row.state, row.room_version) = (state, invite.version());
             row.forgotten = false;
-            row.tell(invite);
+            row.tell(invite.into());
             if !stripped.is_empty() {
                 row.stripped_state = stripped;
             }

@@ -18,7 +18,7 @@ use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, json as matrix_json,
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
 use crate::service::Homeserver;
 use crate::service::adopt::{Adopted, Adoption};
@@ -113,19 +113,19 @@ impl Homeserver {
         room: &Room,
         user: &UserId,
         content: &Map<String, Value>,
-    ) -> CallResult<Pdu> {
+    ) -> CallResult<VerifiedPdu> {
         let (template, version) = self.ask_template(peer, Kind::Join, &room.room_id, user)?;
         let join = self.sign_template(&template, version, content).map_err(ours)?;
         let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
         let answer = body.read()?;
-        self.countersigned(join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
+        self.countersigned(&join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
     }
 
     /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
     /// it did not come back. Errors: 400 if another event came back, or one without the signatures that it needs.
-    fn countersigned(&self, join: Pdu, theirs: Option<&RawValue>) -> Result<Pdu> {
-        let Some(theirs) = theirs else { return Ok(join) };
-        handshake::check_countersigned(&join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
+    fn countersigned(&self, join: &Pdu, theirs: Option<&RawValue>) -> Result<VerifiedPdu> {
+        let Some(theirs) = theirs else { return self.check_parsed_pdu(join) };
+        handshake::check_countersigned(join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
         self.check_pdu(theirs.get().as_bytes(), join.version())
     }
 
@@ -229,7 +229,7 @@ impl Homeserver {
             500 => ours(e),
             _ => CallError::bad(format!("a room that cannot be entered: {}", e.message())),
         };
-        let join = self.countersigned(join.clone(), answer.event).map_err(cannot)?;
+        let join = self.countersigned(join, answer.event).map_err(cannot)?;
         let room = self.receive_room(&join, peer, answer).map_err(cannot)?;
         drop(body);
         self.enter(room, join, peer).map_err(ours)
@@ -237,7 +237,7 @@ impl Homeserver {
 
     /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
     /// was on its way is kicked from the room that we are now in.
-    fn enter(&self, room: Adoption<'_>, join: Pdu, peer: &ServerName) -> Result<()> {
+    fn enter(&self, room: Adoption<'_>, join: VerifiedPdu, peer: &ServerName) -> Result<()> {
         let (room_id, user, now) = (join.room_id().clone(), join.sender().clone(), self.clock.now_ms());
         let (entered, user_id) = (room_id.clone(), user.clone());
         let (note, removed) = std::sync::mpsc::channel();
@@ -255,7 +255,8 @@ impl Homeserver {
             self.store.write(end_rows)?;
         }
         if let Ok(removal) = removed.try_recv()
-            && let Err(e) = self.receive_pdu(peer, removal)
+            && let Err(e) =
+                self.check_parsed_pdu(&removal).and_then(|removal| self.receive_pdu(peer, removal))
         {
             // The room, which we know now, may not allow it: then it never happened, and the join did.
             log::info!("{user_id} was not removed from {entered} after all: {}", e.message());
@@ -406,7 +407,7 @@ impl Homeserver {
     /// join valid, so it is there before the event is checked; nothing of it leaves the house if the checks fail.
     fn countersign(&self, room: &Room, body: &[u8]) -> Result<Vec<u8>> {
         let join = Pdu::parse(body, room.version)?;
-        Ok(join.signed(self.server_name(), &self.key_ring.signing_key()).json().to_vec())
+        Ok(join.signed(self.server_name(), &self.key_ring.signing_key())?.json().to_vec())
     }
 
     /// A join of a restricted room that names one of us is let in on our word: the conditions are looked at again,

@@ -43,7 +43,10 @@ use crate::protocol::event_auth::{JoinRules, PowerLevels};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::State;
 use crate::protocol::server_acl::ServerAcl;
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, room_version, sign};
+use crate::protocol::verify::{self, SignedBy};
+use crate::protocol::{
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, room_version,
+};
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
@@ -150,13 +153,13 @@ impl Homeserver {
         version: RoomVersion,
         ask: &Ask<'_>,
         event_id: &EventId,
-    ) -> Result<Pdu> {
+    ) -> Result<VerifiedPdu> {
         let pdu = Pdu::parse(body, version)?;
         handshake::check_signed_event(&pdu, ask.membership, ask.room_id, event_id, ask.origin)?;
         if !pdu.canonical().content_hash_matches() {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
-        let verdict = self.check_parsed_pdu(pdu);
+        let verdict = self.check_parsed_pdu(&pdu);
         verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
 }
@@ -375,8 +378,8 @@ impl Homeserver {
 }
 
 impl Homeserver {
-    /// Checks that one particular server has signed an event, required or not. Errors: 400 `M_INVALID_PARAM`.
-    pub(super) fn check_signature_of(&self, event: &Pdu, server: &ServerName) -> Result<()> {
+    /// The evidence that one particular server has signed an event, required or not. Errors: 400 `M_INVALID_PARAM`.
+    pub(super) fn check_signature_of(&self, event: &Pdu, server: &ServerName) -> Result<SignedBy> {
         const WITHIN: Duration = Duration::from_secs(30);
         let object = event.canonical();
         let valid_at = if event.version().enforce_key_validity { event.origin_server_ts() } else { 0 };
@@ -386,8 +389,8 @@ impl Homeserver {
             .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.into_owned(), valid_at })
             .collect();
         let found = self.gather_keys(&wanted, None, Purpose::Events, WITHIN);
-        sign::verify_event_by(event, server, &|server: &str, key_id: &str| found.get(server, key_id))?;
-        Ok(())
+        let keys = |server: &str, key_id: &str| found.get(server, key_id);
+        Ok(verify::verify_event_by(event, server, &keys)?)
     }
 }
 

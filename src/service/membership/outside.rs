@@ -9,7 +9,7 @@ use super::leave::remote_row;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
-use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
+use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
 use crate::service::Homeserver;
 use crate::service::verify::Checked;
 use crate::store::Db;
@@ -25,7 +25,7 @@ pub(in crate::service) enum Heard {
 
 /// A member event about one of us, and what we know of that membership.
 struct News {
-    event: Pdu,
+    event: VerifiedPdu,
     user: UserId,
     row: Option<RemoteMembership>,
 }
@@ -49,14 +49,14 @@ impl Homeserver {
         }
         let version = self.store.read(|db| version_outside(db, room_id, Some(&user)))?.ok_or_else(unknown)?;
         // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to wait.
-        if self.of_concern(room_id, &user, Pdu::parse(json, version)?)?.is_none() {
+        if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
             return Ok(Heard::Settled);
         }
         match self.check_received(&[json], version, within).pop() {
             Some(Checked::Passed(event)) => {
                 // The room may have said more while the key was fetched.
-                if let Some(news) = self.of_concern(room_id, &user, event)? {
-                    self.take_to_heart(news)?;
+                if let Some(row) = self.of_concern(room_id, &user, &event)? {
+                    self.take_to_heart(News { event, user, row: *row })?;
                 }
                 Ok(Heard::Settled)
             }
@@ -66,9 +66,14 @@ impl Homeserver {
         }
     }
 
-    /// Whether an event changes what we know of a user's membership, provided that it is signed by its sender. None: no
-    /// more. Errors as for [`Homeserver::remote_member_event`].
-    fn of_concern(&self, room_id: &RoomId, user: &UserId, event: Pdu) -> Result<Option<News>> {
+    /// Whether an event changes what we know of a user's membership, provided that it is signed by its sender; with what
+    /// we know of it. None: no more. Errors as for [`Homeserver::remote_member_event`].
+    fn of_concern(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+        event: &Pdu,
+    ) -> Result<Option<Box<Option<RemoteMembership>>>> {
         if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
             return Err(Error::invalid_param("Not a member event of this user in this room"));
         }
@@ -82,19 +87,19 @@ impl Homeserver {
         match event.membership() {
             Some(Membership::Invite) if known => return Ok(None),
             // One that we signed when it was offered, but left to the room to tell us of; since then we have left it.
-            Some(Membership::Invite) => self.check_signature_of(&event, self.server_name())?,
+            Some(Membership::Invite) => drop(self.check_signature_of(event, self.server_name())?),
             Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
                 let row = row.as_ref().ok_or_else(unknown)?;
-                if !comes_from_the_room(row, &event) {
+                if !comes_from_the_room(row, event) {
                     return Err(Error::forbidden("Nothing shows that this event is of that room"));
                 }
-                if is_over(row, &event) {
+                if is_over(row, event) {
                     return Ok(None);
                 }
             }
             _ => return Err(unknown()),
         }
-        Ok(Some(News { event, user: user.clone(), row }))
+        Ok(Some(Box::new(row)))
     }
 
     fn take_to_heart(&self, news: News) -> Result<()> {
@@ -105,7 +110,7 @@ impl Homeserver {
         row.map_or(Ok(()), |row| self.remove_by_transaction(event, user, row.room_id))
     }
 
-    fn invite_by_transaction(&self, invite: Pdu, user: &UserId) -> Result<()> {
+    fn invite_by_transaction(&self, invite: VerifiedPdu, user: &UserId) -> Result<()> {
         let shown = self.store.read(|db| {
             let room = db.room(invite.room_id())?;
             room.map(|room| shown_outside(db, &room, None)).transpose()
@@ -116,7 +121,7 @@ impl Homeserver {
     }
 
     /// Closes a membership.
-    fn remove_by_transaction(&self, event: Pdu, user: UserId, room_id: RoomId) -> Result<()> {
+    fn remove_by_transaction(&self, event: VerifiedPdu, user: UserId, room_id: RoomId) -> Result<()> {
         let (removal, now) = (event.clone(), self.clock.now_ms());
         let outside = self.store.write(move |tx| {
             if check_still_outside(tx, &room_id).is_err() {
@@ -133,7 +138,7 @@ impl Homeserver {
                 return tx.save_remote_membership_quietly(&row).map(|()| true);
             }
             row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
-            row.tell(event);
+            row.tell(event.into());
             row.pending = None;
             row.settle(now);
             tx.save_remote_membership(&row).map(|()| true)

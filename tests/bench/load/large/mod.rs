@@ -18,6 +18,7 @@ use doorstep::config::TlsFiles;
 use doorstep::protocol::Pdu;
 use doorstep::protocol::json::canonical_event;
 use doorstep::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
+use doorstep::protocol::verify;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -134,7 +135,7 @@ fn verification(crowd: &Crowd, peer: &Peer) -> Result<Map<String, Value>> {
     let cpu = process::processor_time(std::process::id())?;
     let begun = Instant::now();
     let believed = statements.par_iter().filter(is_good).count();
-    let good = crowd.members.par_iter().filter(|pdu| sign::verify_event(pdu, &keys).is_ok()).count();
+    let good = crowd.members.par_iter().filter(|pdu| verify::verify_event(pdu, &keys).is_ok()).count();
     let whole = begun.elapsed();
     let cpu = process::processor_time(std::process::id())? - cpu;
     let mut prepared: Vec<(Vec<u8>, String, VerifyKey)> =
@@ -160,7 +161,7 @@ fn verification(crowd: &Crowd, peer: &Peer) -> Result<Map<String, Value>> {
     Ok(figures.as_object().cloned().unwrap_or_default())
 }
 
-fn prepare(pdu: &Pdu, keys: &sign::Keys<'_>) -> Option<(Vec<u8>, String, VerifyKey)> {
+fn prepare(pdu: &Pdu, keys: &verify::Keys<'_>) -> Option<(Vec<u8>, String, VerifyKey)> {
     let (event, server) = (pdu.canonical(), pdu.sender().server());
     let (id, signature) = event.signatures_of(server.as_str()).pop()?;
     let (signature, key) = (signature.into_owned(), keys(server.as_str(), &id)?);

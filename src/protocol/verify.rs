@@ -1,0 +1,323 @@
+//! What it takes to believe an event that somebody else made (server-server API, "Validating hashes and signatures on
+//! received events"), and the type that says that this was done.
+//!
+//! The order is: the form that is kept first (the event, or its redacted self if its content hash is wrong), then who has
+//! to have signed *that* form, then a piece of evidence for each of them. Evidence is a value that only a verified
+//! signature makes. What was not objected to is not thereby believed: without evidence there is no [`VerifiedPdu`], and
+//! nothing else gets into a room.
+
+use std::fmt;
+use std::ops::Deref;
+
+use crate::error::{Error, Result};
+use crate::protocol::ids::{ServerName, UserId};
+use crate::protocol::json::{self, CanonicalObject};
+use crate::protocol::pdu::{Membership, Pdu, Whole};
+use crate::protocol::room_version::{EventIdFormat, RoomVersion};
+use crate::protocol::sign::{KeyAt, POLICY_KEY_ID, SigningKey, seal};
+
+/// Evidence that a server has signed an event: only a verified signature makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedBy(ServerName);
+
+impl SignedBy {
+    /// Who has signed.
+    pub fn server(&self) -> &ServerName {
+        &self.0
+    }
+}
+
+/// An event in the form that is kept, signed by everyone who has to have signed that form. Whether a room allows it is
+/// another question; so is whether an invite by way of a third-party invite, which nobody has to sign, is one (rule 5.4.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedPdu(Pdu);
+
+impl Deref for VerifiedPdu {
+    type Target = Pdu;
+
+    fn deref(&self) -> &Pdu {
+        &self.0
+    }
+}
+
+impl From<VerifiedPdu> for Pdu {
+    fn from(event: VerifiedPdu) -> Pdu {
+        event.0
+    }
+}
+
+impl VerifiedPdu {
+    /// The event, if there is evidence for each server that has to have signed it. Errors: who has not.
+    fn with_evidence(kept: Pdu, evidence: &[SignedBy]) -> Result<Self, SignatureError> {
+        let lacking = |server: &ServerName| !evidence.iter().any(|signed| signed.server() == server);
+        match required_signers(&kept)?.into_iter().find(lacking) {
+            Some(server) => Err(SignatureError::Unsigned(server)),
+            None => Ok(Self(kept)),
+        }
+    }
+
+    /// An event of this server, of everything but `hashes` and `signatures`. Errors: as [`Pdu::parse`]; 400
+    /// `M_INVALID_PARAM` if another server would have to sign it too.
+    pub fn seal(
+        object: &serde_json::Map<String, serde_json::Value>,
+        server: &ServerName,
+        key: &SigningKey,
+        version: RoomVersion,
+    ) -> Result<Self> {
+        let pdu = seal(object, server, key, version)?;
+        // It was signed by the line above.
+        Ok(Self::with_evidence(pdu, &[SignedBy(server.clone())])?)
+    }
+
+    /// An event from our own database, where it came as a verified one. For the store alone.
+    pub(crate) fn from_store(pdu: Pdu) -> Self {
+        Self(pdu)
+    }
+
+    /// An event that a test made.
+    #[cfg(test)]
+    pub(crate) fn unchecked(pdu: Pdu) -> Self {
+        Self(pdu)
+    }
+
+    /// The event with one more signature, which takes no evidence away: neither a policy server's nor our own is of a
+    /// server that signed before.
+    pub(crate) fn with_signature(&self, server: &str, key_id: &str, signature: &str) -> Result<Self> {
+        Ok(Self(self.with_canonical(self.canonical().with_signature(server, key_id, signature))?))
+    }
+
+    /// The event with one more signature of ours: on an invite to one of our users, or a join that one of our users
+    /// authorises.
+    pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Result<Self> {
+        Ok(Self(self.0.signed(server, key)?))
+    }
+}
+
+/// Why an event's signatures do not suffice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SignatureError {
+    /// The event does not say properly who has to have signed it.
+    Malformed(&'static str),
+    /// A server has to have signed it and has not.
+    Unsigned(ServerName),
+    /// It is signed by servers of whose keys none was at hand that was valid then. Each with the id of such a key.
+    NoKey(Vec<(ServerName, String)>),
+    /// A signature is wrong.
+    Wrong(ServerName, String),
+}
+
+impl fmt::Display for SignatureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(why) => f.write_str(why),
+            Self::Unsigned(server) => write!(f, "the event is not signed by {server}"),
+            Self::NoKey(keys) => {
+                f.write_str("no valid key could be had for")?;
+                keys.iter().take(3).try_for_each(|(server, key)| write!(f, " {server} {key}"))
+            }
+            Self::Wrong(server, key) => write!(f, "the signature of {server} with {key} is wrong"),
+        }
+    }
+}
+
+impl std::error::Error for SignatureError {}
+
+/// As the make/send endpoints want it: 400 `M_INVALID_PARAM`.
+impl From<SignatureError> for Error {
+    fn from(e: SignatureError) -> Self {
+        Self::invalid_param(e.to_string())
+    }
+}
+
+/// Who has to have signed an event as it is:
+/// - the sender's server, unless it is an invite by way of a third-party invite, which may be sent by another server;
+/// - in room versions 1 and 2 the server in the event id;
+/// - from version 8 on, for a join that names `join_authorised_via_users_server`, that user's server. (Rule 4.2 says so
+///   of every membership; Synapse, and so the network, checks joins, which are the only ones that it can admit.)
+///
+/// Errors: `Malformed` if the authorising user is none.
+pub fn required_signers(pdu: &Pdu) -> Result<Vec<ServerName>, SignatureError> {
+    let content = pdu.membership().and_then(|_| CanonicalObject::read(pdu.content_raw().as_bytes()).ok());
+    let content = content.as_ref().map_or(&b"{}"[..], |(content, _)| content.as_bytes());
+    let mut servers = Vec::with_capacity(2);
+    let membership = pdu.membership();
+    if membership != Some(Membership::Invite) || json::member_of(content, "third_party_invite").is_none() {
+        servers.push(pdu.sender().server());
+    }
+    let mut add = |server: ServerName| {
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    };
+    if pdu.version().event_id_format == EventIdFormat::InEvent {
+        let server = pdu.event_id().server_name().and_then(|name| ServerName::parse(name).ok());
+        add(server.ok_or(SignatureError::Malformed("the event id has no server"))?);
+    }
+    if pdu.version().restricted_join
+        && membership == Some(Membership::Join)
+        && let Some(user) = json::member_of(content, "join_authorised_via_users_server")
+    {
+        let user = json::string(user).and_then(|text| UserId::parse(&text).ok());
+        let user = user.ok_or(SignatureError::Malformed("join_authorised_via_users_server is no user id"))?;
+        add(user.server());
+    }
+    Ok(servers)
+}
+
+/// The keys that would serve to verify an event: those that its sender's server and the others who may have to sign it
+/// (whichever form of it is kept) signed with.
+pub fn wanted_keys(pdu: &Pdu) -> Vec<(ServerName, String)> {
+    let object = pdu.canonical();
+    let mut servers = required_signers(pdu).unwrap_or_default();
+    let sender = pdu.sender().server();
+    if !servers.contains(&sender) {
+        servers.push(sender);
+    }
+    let keys_of = |server: &ServerName| {
+        let signatures = counting_signatures(&object, server);
+        signatures.map(|(id, _)| (server.clone(), id)).collect::<Vec<_>>()
+    };
+    servers.iter().flat_map(keys_of).collect()
+}
+
+/// The signatures of a server that may count: "The policy server key is not expected to be published and therefore should
+/// be skipped at this stage."
+fn counting_signatures<'o>(
+    object: &'o CanonicalObject,
+    server: &ServerName,
+) -> impl Iterator<Item = (String, String)> + use<'o> {
+    let all = object.signatures_of(server.as_str()).into_iter();
+    all.filter(|(id, _)| counts(id)).map(|(id, signature)| (id.into_owned(), signature.into_owned()))
+}
+
+/// Whether a signature with this key can say that a server has signed an event.
+pub(crate) fn counts(key_id: &str) -> bool {
+    key_id != POLICY_KEY_ID && key_id.strip_prefix("ed25519:").is_some_and(|version| !version.is_empty())
+}
+
+/// Finds a key by server and key id among those at hand.
+pub type Keys<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
+
+/// The evidence that one particular server has signed an event, required or not, with the keys at hand.
+///
+/// All its signatures with known keys must be right, and there must be one. Unknown keys, and from room version 5 on keys
+/// that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's signature says something
+/// else, and does not count here.
+pub fn verify_event_by(pdu: &Pdu, server: &ServerName, keys: &Keys<'_>) -> Result<SignedBy, SignatureError> {
+    let object = pdu.canonical();
+    evidence_of(pdu, (&object, &object.essential_bytes(pdu.version())), server, keys)
+}
+
+/// The same of everyone who has to have signed an event as it is.
+pub fn verify_event(pdu: &Pdu, keys: &Keys<'_>) -> Result<Vec<SignedBy>, SignatureError> {
+    let object = pdu.canonical();
+    all_evidence(pdu, (&object, &object.essential_bytes(pdu.version())), keys)
+}
+
+fn all_evidence(
+    pdu: &Pdu,
+    signed: (&CanonicalObject, &[u8]),
+    keys: &Keys<'_>,
+) -> Result<Vec<SignedBy>, SignatureError> {
+    let servers = required_signers(pdu)?;
+    let (mut evidence, mut missing) = (Vec::with_capacity(servers.len()), Vec::new());
+    for server in &servers {
+        match evidence_of(pdu, signed, server, keys) {
+            Ok(signed) => evidence.push(signed),
+            Err(SignatureError::NoKey(mut keys)) => missing.append(&mut keys),
+            Err(e) => return Err(e),
+        }
+    }
+    if missing.is_empty() { Ok(evidence) } else { Err(SignatureError::NoKey(missing)) }
+}
+
+fn evidence_of(
+    pdu: &Pdu,
+    (object, message): (&CanonicalObject, &[u8]),
+    server: &ServerName,
+    keys: &Keys<'_>,
+) -> Result<SignedBy, SignatureError> {
+    let mut evidence = None;
+    let mut unknown = Vec::new();
+    for (key_id, signature) in counting_signatures(object, server) {
+        match keys(server.as_str(), &key_id).filter(|known| is_valid_at(known, pdu)) {
+            Some(known) if known.key.verifies(message, &signature) => {
+                evidence = Some(SignedBy(server.clone()));
+            }
+            Some(_) => return Err(SignatureError::Wrong(server.clone(), key_id)),
+            None => unknown.push((server.clone(), key_id)),
+        }
+    }
+    match (evidence, unknown.is_empty()) {
+        (Some(evidence), _) => Ok(evidence),
+        (None, false) => Err(SignatureError::NoKey(unknown)),
+        (None, true) => Err(SignatureError::Unsigned(server.clone())),
+    }
+}
+
+/// Room version 5, "Signing key validity period".
+fn is_valid_at(known: &KeyAt, pdu: &Pdu) -> bool {
+    !pdu.version().enforce_key_validity || known.valid_until_ms >= pdu.origin_server_ts()
+}
+
+/// Why a received event is dropped before anybody asks whether it is allowed.
+#[derive(Debug)]
+pub enum ReceiptError {
+    /// Step 1: not an event of this room version.
+    Format(Error),
+    /// Step 2: signatures.
+    Signature(SignatureError),
+}
+
+impl fmt::Display for ReceiptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Format(e) => f.write_str(e.message()),
+            Self::Signature(e) => fmt::Display::fmt(e, f),
+        }
+    }
+}
+
+impl std::error::Error for ReceiptError {}
+
+impl From<ReceiptError> for Error {
+    fn from(e: ReceiptError) -> Self {
+        match e {
+            ReceiptError::Format(e) => e,
+            ReceiptError::Signature(e) => e.into(),
+        }
+    }
+}
+
+/// Steps 1 to 3 of the checks on receipt: format, signatures, and content hash, where a wrong one makes the event its
+/// redacted self.
+pub fn check_received(
+    json: &[u8],
+    version: RoomVersion,
+    keys: &Keys<'_>,
+) -> Result<VerifiedPdu, ReceiptError> {
+    let whole = Pdu::parse_whole(json, version).map_err(ReceiptError::Format)?;
+    check_whole(whole, keys).map_err(ReceiptError::Signature)
+}
+
+/// Steps 2 and 3 for an event that was parsed before, for example to gather its keys.
+pub fn check_parsed(pdu: &Pdu, keys: &Keys<'_>) -> Result<VerifiedPdu, SignatureError> {
+    let object = pdu.canonical();
+    let essence = object.essential_bytes(pdu.version());
+    check_whole(Whole { pdu: pdu.clone(), object, essence }, keys)
+}
+
+fn check_whole(whole: Whole, keys: &Keys<'_>) -> Result<VerifiedPdu, SignatureError> {
+    let Whole { pdu, object, essence } = whole;
+    // Signatures cover the redacted form, and so are the same of both.
+    let kept = match object.content_hash_matches() {
+        true => pdu,
+        false => pdu.redacted().map_err(|_| SignatureError::Malformed("the event cannot be redacted"))?,
+    };
+    let evidence = all_evidence(&kept, (&object, &essence), keys)?;
+    VerifiedPdu::with_evidence(kept, &evidence)
+}
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;
