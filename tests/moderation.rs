@@ -218,7 +218,7 @@ fn a_server_that_the_settings_deny_is_neither_answered_nor_asked_nor_sent_to() {
 
     // What it missed it gets when it is let in again.
     server.kill();
-    server.resume_with(&["--allow-server", "local*st"]);
+    server.resume_with(&["--allow-server", "127.0.*1"]);
     assert_eq!(peer.ask(server.name(), "GET", &version, None).0, 200);
     wait_until("it gets what it missed", || {
         peer.asked("/send/").iter().any(|a| a.body.to_string().contains("among ourselves"))

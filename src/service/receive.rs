@@ -228,7 +228,12 @@ impl Homeserver {
         let left = until.saturating_duration_since(self.clock.instant());
         let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
         for (event, checked) in bytes.iter().zip(self.check_received(&bytes, room.version, left)) {
-            if let Checked::Passed(pdu) | Checked::NoKey(pdu, _) = &checked
+            let pdu: Option<&Pdu> = match &checked {
+                Checked::Passed(pdu) => Some(pdu),
+                Checked::NoKey(pdu, _) => Some(pdu),
+                Checked::Dropped(_) => None,
+            };
+            if let Some(pdu) = pdu
                 && let Err(e) = self.count_knock_from(origin, &room, pdu)
             {
                 if e.status() == 500 {
