@@ -5,6 +5,7 @@ mod common;
 use common::peer::{FakeRoom, Peer};
 use common::scene::{Scene, stored};
 use doorstep::TestServer;
+use doorstep::http::Reply;
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::store::Status;
@@ -117,6 +118,88 @@ fn what_is_fetched_for_another_event_is_checked_like_any() {
             assert_eq!(status, 200, "{answer}");
             assert_unheard(&scene.server, &forged);
         }
+    }
+}
+
+#[test]
+fn history_that_a_client_reads_back_to_is_checked_like_any() {
+    for version in VERSIONS {
+        let (mut scene, forger) = stage(version);
+        let (creator, last) = (scene.room.creator.clone(), scene.last.clone());
+        let words = scene.event_of(
+            &forger,
+            &[&last],
+            &creator,
+            ("m.room.message", None),
+            json!({ "body": "I did not" }),
+        );
+        let all = forgeries(&words, &scene.peer, &forger);
+        // An event whose past nobody gives but by its state leaves a hole.
+        let mallory = forger.user("mallory");
+        let after = scene.event_of(
+            &forger,
+            &[words.event_id()],
+            &mallory,
+            ("m.room.message", None),
+            json!({ "body": "x" }),
+        );
+        scene.answer_with_state();
+        let ids: Vec<&EventId> = scene.room.state.values().map(Pdu::event_id).collect();
+        forger.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
+        let pdus: Vec<Value> = all.iter().map(|event| Value::Object(event.to_object())).collect();
+        let answer = json!({ "origin": forger.name(), "origin_server_ts": 0, "pdus": pdus });
+        forger.answer_json("/backfill/", 200, answer);
+        let (status, answer) = forger.send_transaction(scene.server.name(), "after", &[&after]);
+        assert_eq!(status, 200, "{answer}");
+        assert!(
+            stored(&scene.server, after.event_id()).is_some_and(|event| event.place.is_some()),
+            "{version}"
+        );
+        let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b", segment(scene.room.id.as_str()));
+        let page = scene.alice.get(&path).to_string();
+        assert!(!page.contains("I did not"), "{page}");
+        assert_eq!(forger.asked("/backfill/").len(), 1, "it was asked");
+        assert_unheard(&scene.server, &words);
+    }
+}
+
+#[test]
+fn a_restricted_join_that_the_one_who_lets_in_has_not_signed_is_none() {
+    for version in ["8", "10", "12"] {
+        // Another server shows our user a room in which somebody on a third one would let them in.
+        let (server, peer, forger) = (TestServer::start(), Peer::start(), Peer::start());
+        let bob = server.user("bob");
+        let mut room = FakeRoom::new(&forger, version, "restricted");
+        let victim = peer.user("victim");
+        let creator = room.creator.clone();
+        let invite = room.membership(&forger, &creator, victim.as_str(), "invite");
+        room.take(invite);
+        let join = room.membership(&peer, &victim, victim.as_str(), "join");
+        room.take(join);
+        let mut template = room.template(bob.id(), "join");
+        template["event"]["content"]["join_authorised_via_users_server"] = json!(victim);
+        forger.answer_json("make_join", 200, template);
+        for vouched in [false, true] {
+            let (answer, voucher) = (room.join_answer(), peer.name().clone());
+            let spoilt = json!({ "ed25519:policy_server": "AAAA" });
+            forger.answer("send_join", move |asked| {
+                let mut answer = answer.clone();
+                if vouched {
+                    answer["event"] = asked.body.clone();
+                    answer["event"]["signatures"][voucher.as_str()] = spoilt.clone();
+                }
+                Reply::json(&answer)
+            });
+            let path = format!(
+                "/_matrix/client/v3/join/{}?via={}",
+                segment(room.id.as_str()),
+                segment(forger.name().as_str())
+            );
+            let (status, answer) = bob.request("POST", &path, Some(json!({})));
+            assert!(status >= 400, "{version} {vouched}: {answer}");
+            assert!(bob.initial_sync()["rooms"]["join"].get(room.id.as_str()).is_none());
+        }
+        assert!(!forger.asked("send_join").is_empty(), "{version}: the join was offered");
     }
 }
 
