@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::peer::{FakeRoom, Peer, now_ms};
-use common::scene::stored;
+use common::scene::{objects, stored};
 use common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::protocol::room_version::room_version;
@@ -315,6 +315,67 @@ fn knocks_that_others_are_said_to_follow_are_counted_too() {
     let end = chain.last().expect("forty");
     let _ = evil.send_transaction(server.name(), "chain", &[end]);
     assert!(events_with(&server, &room, "knock") <= 15, "{}", events_with(&server, &room, "knock"));
+}
+
+#[test]
+fn a_server_that_is_not_in_the_room_cannot_say_who_has_knocked_upon_it() {
+    let (server, alice, room) = house();
+    let evil = Peer::start();
+    let made = make(&evil, server.name(), "knock", &room, &evil.user("first")).1;
+    let knock_of = |user: UserId, prev: &str| {
+        let mut template = made.clone();
+        template["event"]["sender"] = json!(user);
+        template["event"]["state_key"] = json!(user);
+        if !prev.is_empty() {
+            template["event"]["prev_events"] = json!([prev]);
+        }
+        sign(&evil, &template)
+    };
+    let crowd: Vec<Pdu> = (0..40).map(|n| knock_of(evil.user(&format!("u{n}")), "")).collect();
+    let last = knock_of(evil.user("first"), &format!("${}", "A".repeat(43)));
+    // The room's state as it is, and a crowd in it.
+    let id = RoomId::parse(&room).expect("a room id");
+    let state = server.homeserver().store.read(|db| {
+        let key = db.known_room(&id)?.key;
+        let mut state = Vec::new();
+        for (kind, state_key) in [
+            ("m.room.create", ""),
+            ("m.room.power_levels", ""),
+            ("m.room.join_rules", ""),
+            ("m.room.member", alice.id()),
+        ] {
+            state.extend(db.state_event(key, kind, state_key)?);
+        }
+        Ok(state)
+    });
+    let state: Vec<Pdu> = state.expect("the room reads").into_iter().chain(crowd).collect();
+    let ids: Vec<&EventId> = state.iter().map(Pdu::event_id).collect();
+    evil.serve_events(&state, 50);
+    evil.answer_json("/get_missing_events/", 200, json!({ "events": [] }));
+    evil.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": ids }));
+    evil.answer_json("/state/", 200, json!({ "pdus": objects(&state), "auth_chain": objects(&state) }));
+    let said = evil.send_transaction(server.name(), "state", &[&last]);
+    assert_eq!(said.0, 200, "{said:?}");
+    let path = format!("/_matrix/client/v3/rooms/{}/members?membership=knock", segment(&room));
+    assert_eq!(alice.get(&path)["chunk"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn withdrawals_that_are_sent_along_are_counted() {
+    let (server, _alice, room) = house();
+    let evil = Peer::start();
+    let bob = evil.user("bob");
+    assert_eq!(shake(&evil, server.name(), "knock", &room, &bob).0, 200);
+    let made = make(&evil, server.name(), "leave", &room, &bob).1;
+    let is_kept = |n: &usize| {
+        let mut template = made.clone();
+        template["event"]["content"]["reason"] = json!(n.to_string());
+        let leave = sign(&evil, &template);
+        let (status, said) = evil.send_transaction(server.name(), &format!("t{n}"), &[&leave]);
+        assert_eq!(status, 200, "{said}");
+        stored(&server, leave.event_id()).is_some()
+    };
+    assert_eq!((0..30).filter(is_kept).count(), 4, "with the knock as many as one may knock within an hour");
 }
 
 #[test]

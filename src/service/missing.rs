@@ -317,8 +317,13 @@ impl<'a> Errand<'a> {
         }
     }
 
-    /// Takes in an event by the state that the other server says was before it.
+    /// Takes in an event by the state that the other server says was before it. One that is not in the room has no say in
+    /// what the room's state was: it could put as many memberships of its own users there as it likes, which the rules let
+    /// anybody have (knocks, say). Then the servers of the room are asked, sooner or later.
     pub(super) fn take_in_with_state(&mut self, pdu: &VerifiedPdu, terms: Terms) -> Result<Taken> {
+        if terms == Terms::Relayed && !self.hs.store.read(|db| db.is_resident(self.room.key, self.peer))? {
+            return Ok(Taken::NeedsPrev);
+        }
         let (given, whole) = self.fetch_state(pdu.event_id())?;
         match self.take_in_by(pdu, terms, &given, whole)? {
             Taken::NeedsAuth(ids) => {

@@ -115,7 +115,7 @@ impl Homeserver {
     /// Whether somebody may knock upon a room of ours, as far as the budget goes: what is asked before a knock is made.
     /// Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(super) fn may_knock(&self, room: &Room, knocker: &UserId) -> Result<()> {
-        self.look_for_place(room, knocker, false).map(drop)
+        self.look_for_place(room, knocker, self.knock_limits(), false).map(drop)
     }
 
     /// The same, and the place is taken for a knock that is about to be made. None if there are no limits, or if `event` is
@@ -131,11 +131,16 @@ impl Homeserver {
         {
             return Ok(None);
         }
-        self.look_for_place(room, knocker, true)
+        self.look_for_place(room, knocker, self.knock_limits(), true)
     }
 
-    fn look_for_place(&self, room: &Room, knocker: &UserId, take: bool) -> Result<Option<Place<'_>>> {
-        let limits = self.knock_limits();
+    fn look_for_place(
+        &self,
+        room: &Room,
+        knocker: &UserId,
+        limits: Limits,
+        take: bool,
+    ) -> Result<Option<Place<'_>>> {
         if !limits.are_any() {
             return Ok(None);
         }
@@ -188,20 +193,28 @@ impl Homeserver {
         Ok(Some(Place { budget: &self.knocks, at: place, number, kept: false }))
     }
 
-    /// An event that came with a transaction, or as one that another refers to. Knocks are handed in by `send_knock`, and the
-    /// room's servers pass on what they took; one that comes from a server which is not in the room is counted as if it had
-    /// been handed in, or `send_knock` would be the front door of a house without walls. Errors: 429 `M_LIMIT_EXCEEDED`.
+    /// An event that came with a transaction, or as one that another refers to. Knocks and their withdrawals are handed in by
+    /// `send_knock` and `send_leave`, and the room's servers pass on what they took; one that comes from a server which is
+    /// not in the room is counted as if it had been handed in, or `send_knock` would be the front door of a house without
+    /// walls. A withdrawal that is handed in rests on a knock that was counted; any number may be sent along. Errors: 429
+    /// `M_LIMIT_EXCEEDED`.
     pub(in crate::service) fn count_knock_from(
         &self,
         from: &ServerName,
         room: &Room,
         event: &Pdu,
     ) -> Result<()> {
-        let is_knock = event.event_type() == "m.room.member" && event.membership() == Some(Membership::Knock);
-        if !is_knock || self.store.read(|db| db.is_resident(room.key, from))? {
-            return Ok(());
-        }
-        if let Some(place) = self.place_for_knock(room, event.sender(), Some(event.event_id()))? {
+        let user = event.sender();
+        let limits = match event.membership().filter(|_| event.is("m.room.member", user.as_str())) {
+            Some(Membership::Knock) => self.knock_limits(),
+            Some(Membership::Leave) => Limits { waiting: 0, ..self.knock_limits() },
+            _ => return Ok(()),
+        };
+        let counts =
+            |db: &Db<'_>| Ok(!db.is_resident(room.key, from)? && db.event_key(event.event_id())?.is_none());
+        if self.store.read(counts)?
+            && let Some(place) = self.look_for_place(room, user, limits, true)?
+        {
             place.keep();
         }
         Ok(())
