@@ -15,7 +15,8 @@ use common::scene::{Scene, bodies, heads, objects, stored};
 use common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::http::Reply;
-use doorstep::protocol::{EventId, Pdu, UserId};
+use doorstep::protocol::sign::SigningKey;
+use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu};
 use doorstep::store::Status;
 use doorstep::store::waiting::ToWait;
 use doorstep::testing::{TestUser, segment};
@@ -361,13 +362,16 @@ fn a_server_with_too_much_that_waits_is_told_to_come_again_and_nothing_is_lost()
     let mut scene = Scene::new("12");
     let polite = resident(&mut scene, "polly");
     let (room, origin) = (scene.room.id.clone(), scene.peer.name().clone());
+    let (last, creator, version) = (scene.last.clone(), scene.room.creator.clone(), scene.room.version);
+    let word = scene.message_after(&[&last], &creator, "never").to_object();
+    let key = SigningKey::generate([9; 32], "any");
     let fill = scene.server.homeserver().store.write(move |tx| {
         let room = tx.known_room(&room)?.key;
         for n in 0..2000 {
-            let event_id = EventId::parse(&format!("${n:0>43}"))?;
-            let (needs, json) = (vec!["$never".to_owned()], b"{}".to_vec());
-            let event =
-                ToWait { room, event_id, verified: true, needs, attempts: 5, retry_ms: i64::MAX, json };
+            let mut event = word.clone();
+            event.insert("depth".into(), n.into());
+            let event = VerifiedPdu::seal(&event, &origin, &key, version)?;
+            let event = ToWait::for_events(room, &event, vec!["$never".to_owned()], (5, i64::MAX));
             tx.let_wait(&event, &origin, now_ms())?;
         }
         Ok(())

@@ -323,15 +323,8 @@ impl Homeserver {
             }
             waits.in_vain = true;
         }
-        waits.events.push(ToWait {
-            room: waits.room.key,
-            event_id: pdu.event_id().clone(),
-            verified: true,
-            needs: names(&needs),
-            attempts: 0,
-            retry_ms: self.clock.now_ms(),
-            json: pdu.json().to_vec(),
-        });
+        let at_once = (0, self.clock.now_ms());
+        waits.events.push(ToWait::for_events(waits.room.key, pdu, names(&needs), at_once));
         Ok(None)
     }
 

@@ -74,9 +74,9 @@ impl Homeserver {
         self.store.write(move |tx| {
             let mut new = Vec::with_capacity(events.len());
             for event in events {
-                if !tx.waits_from(&event.event_id, &origin, event.verified)? {
+                if !tx.waits_from(&event.event_id, &origin, event.is_verified())? {
                     new.push(event);
-                } else if event.verified {
+                } else if event.is_verified() {
                     tx.complete_waiting(&event)?;
                 }
             }
@@ -192,7 +192,7 @@ impl Homeserver {
             Some(Checked::Passed(pdu)) => {
                 let mut signed = [pdu];
                 self.with_policy_signatures(&mut [(room, &mut signed)], Some(until))?;
-                self.store.write(move |tx| tx.waiting_was_verified(event.key, signed[0].json()))
+                self.store.write(move |tx| tx.waiting_was_verified(event.key, &signed[0]))
             }
             Some(Checked::NoKey(_, servers)) => {
                 self.put_off(room, event, servers.iter().map(ToString::to_string).collect(), true)
@@ -260,7 +260,7 @@ impl Homeserver {
 }
 
 fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
-    let unverified = new.iter().filter(|event| !event.verified).count();
+    let unverified = new.iter().filter(|event| !event.is_verified()).count();
     let bytes: usize = new.iter().map(|event| event.json.len()).sum();
     queue.of_origin + new.len() > if resident { MOST_OF_SERVER } else { MOST_OF_STRANGER }
         || queue.bytes + bytes > MOST_BYTES_OF_SERVER

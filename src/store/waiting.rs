@@ -51,8 +51,7 @@ pub struct ToWait {
     pub room: RoomKey,
     /// Its id.
     pub event_id: EventId,
-    /// Whether its signatures were checked.
-    pub verified: bool,
+    verified: bool,
     /// What it waits for: event ids, or names of servers whose keys are lacking.
     pub needs: Vec<String>,
     /// How often other servers were asked in vain.
@@ -74,6 +73,22 @@ impl ToWait {
     ) -> Self {
         let needs = servers.iter().map(ToString::to_string).collect();
         Self { room, event_id, verified: false, needs, attempts, retry_ms, json: json.to_vec() }
+    }
+
+    /// A verified event that needs these events first, with how often they were asked for and when that is done next.
+    pub fn for_events(
+        room: RoomKey,
+        event: &VerifiedPdu,
+        needs: Vec<String>,
+        (attempts, retry_ms): (u32, Millis),
+    ) -> Self {
+        let (event_id, json) = (event.event_id().clone(), event.json().to_vec());
+        Self { room, event_id, verified: true, needs, attempts, retry_ms, json }
+    }
+
+    /// Whether its signatures were checked.
+    pub fn is_verified(&self) -> bool {
+        self.verified
     }
 }
 
@@ -254,7 +269,8 @@ impl Tx<'_> {
     }
 
     /// An event whose signatures could be checked at last, in the form that the checks left of it.
-    pub fn waiting_was_verified(&mut self, key: WaitingKey, json: &[u8]) -> Result<()> {
+    pub fn waiting_was_verified(&mut self, key: WaitingKey, event: &VerifiedPdu) -> Result<()> {
+        let json = event.json();
         self.conn()
             .prepare_cached(
                 "UPDATE waiting_events SET verified = 1, json = ?2, bytes = ?3, due_ms = 0 WHERE waiting = ?1",
