@@ -379,6 +379,28 @@ fn withdrawals_that_are_sent_along_are_counted() {
 }
 
 #[test]
+fn knocks_that_nobody_has_signed_count_against_nobody() {
+    let (server, alice, room) = house();
+    let (evil, there) = (Peer::start(), TestServer::start());
+    let bob = there.user("bob");
+    let mut template = make(&evil, server.name(), "knock", &room, &evil.user("u")).1;
+    for n in 0..30 {
+        let user = format!("@u{}:{}", n / 2, there.name());
+        template["event"]["sender"] = json!(user);
+        template["event"]["state_key"] = json!(user);
+        template["event"]["origin_server_ts"] = now_ms().into();
+        let mut knock = sign(&evil, &template).to_object();
+        knock.insert("signatures".into(), json!({ there.name(): { "ed25519:none": "A".repeat(86) } }));
+        let knock = Pdu::from_object(knock, room_version("11").expect("a known version")).expect("an event");
+        let (status, said) = evil.send_transaction(server.name(), &format!("t{n}"), &[&knock]);
+        assert_eq!(status, 200, "{said}");
+        assert!(said["pdus"][knock.event_id().as_str()]["error"].is_string(), "{said}");
+    }
+    is_let_in(&alice, &room, server.name(), &bob);
+    assert_eq!(events_with(&server, &room, "knock"), 1);
+}
+
+#[test]
 fn one_knocker_comes_back_a_few_times_an_hour() {
     let (server, _alice, room) = house();
     let peer = Peer::start();

@@ -254,7 +254,7 @@ impl<'a> Errand<'a> {
         let known = self.hs.store.read(|db| placed(db, &events))?;
         let mut events = connected(events, pdu.prev_events(), &known);
         for event in &events {
-            self.hs.count_knock_from(self.peer, &self.room, event)?;
+            self.hs.count_knock_from(self.peer, &self.room, event, true)?;
         }
         self.hs.with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
         self.take_in_along(&events)

@@ -228,13 +228,13 @@ impl Homeserver {
         let left = until.saturating_duration_since(self.clock.instant());
         let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
         for (event, checked) in bytes.iter().zip(self.check_received(&bytes, room.version, left)) {
-            let pdu: Option<&Pdu> = match &checked {
-                Checked::Passed(pdu) => Some(pdu),
-                Checked::NoKey(pdu, _) => Some(pdu),
+            let pdu: Option<(&Pdu, bool)> = match &checked {
+                Checked::Passed(pdu) => Some((pdu, true)),
+                Checked::NoKey(pdu, _) => Some((pdu, false)),
                 Checked::Dropped(_) => None,
             };
-            if let Some(pdu) = pdu
-                && let Err(e) = self.count_knock_from(origin, &room, pdu)
+            if let Some((pdu, is_signed)) = pdu
+                && let Err(e) = self.count_knock_from(origin, &room, pdu, is_signed)
             {
                 if e.status() == 500 {
                     return Err(e);

@@ -196,13 +196,14 @@ impl Homeserver {
     /// An event that came with a transaction, or as one that another refers to. Knocks and their withdrawals are handed in by
     /// `send_knock` and `send_leave`, and the room's servers pass on what they took; one that comes from a server which is
     /// not in the room is counted as if it had been handed in, or `send_knock` would be the front door of a house without
-    /// walls. A withdrawal that is handed in rests on a knock that was counted; any number may be sent along. Errors: 429
-    /// `M_LIMIT_EXCEEDED`.
+    /// walls. A withdrawal that is handed in rests on a knock that was counted; any number may be sent along. `is_signed`:
+    /// whether its signature could be checked. Errors: 429 `M_LIMIT_EXCEEDED`.
     pub(in crate::service) fn count_knock_from(
         &self,
         from: &ServerName,
         room: &Room,
         event: &Pdu,
+        is_signed: bool,
     ) -> Result<()> {
         let user = event.sender();
         let limits = match event.membership().filter(|_| event.is("m.room.member", user.as_str())) {
@@ -212,9 +213,14 @@ impl Homeserver {
         };
         let counts =
             |db: &Db<'_>| Ok(!db.is_resident(room.key, from)? && db.event_key(event.event_id())?.is_none());
-        if self.store.read(counts)?
-            && let Some(place) = self.look_for_place(room, user, limits, true)?
-        {
+        if !limits.are_any() || !self.store.read(counts)? {
+            return Ok(());
+        }
+        if !is_signed {
+            // Counted it would be at the cost of whoever is said to have knocked.
+            return Err(limited(Wait { ms: HOUR_MS, why: "Nothing shows yet who this is" }));
+        }
+        if let Some(place) = self.look_for_place(room, user, limits, true)? {
             place.keep();
         }
         Ok(())
