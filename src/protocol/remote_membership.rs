@@ -8,11 +8,15 @@
 //! reached, and an answer that nobody waits for any more changes nothing. The machine cannot know whether an answer is
 //! about the event that is in the row *now*; the caller compares event ids in the same transaction, and drops answers
 //! about others.
+//!
+//! What two servers do at the same moment is put in order by what the events rest on: by "auth events selection" a
+//! member event names the member event of its target that it follows. [`order_of_invite`] and [`bearing`] read that.
+//! Clocks are no evidence.
 
 use std::fmt;
 
 use crate::error::Error;
-use crate::protocol::pdu::Membership;
+use crate::protocol::pdu::{Membership, Pdu};
 
 /// Where a remote membership stands. No row is `None` of this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,10 +71,15 @@ pub enum Fact {
     UserKnocks,
     /// Answer: a server of the room took the knock.
     KnockAccepted,
+    /// Answer: a server of the room took the knock after our user had withdrawn it: what it was told of that before, if
+    /// anything, counts for nothing.
+    WithdrawnKnockAccepted,
     /// Answer: every server that could be asked refused the knock.
     KnockRefused,
-    /// Another server invites our user.
-    InviteArrives,
+    /// Another server invites our user. With what shows of the invite's place in the room.
+    InviteArrives(Order),
+    /// Answer: the room does not know this invite. With the membership of the event that stands in its place.
+    InviteVoid(Option<Membership>),
     /// Our user asks to join.
     UserJoins,
     /// Answer: no server let the join in. With the membership of the event that stood before the join, which the row
@@ -96,7 +105,9 @@ impl Fact {
         matches!(
             self,
             Self::KnockAccepted
+                | Self::WithdrawnKnockAccepted
                 | Self::KnockRefused
+                | Self::InviteVoid(_)
                 | Self::JoinFailed(_)
                 | Self::JoinLost
                 | Self::LeaveFailed
@@ -125,6 +136,10 @@ pub enum Refusal {
     JoinUnderWay,
     /// There is nothing to leave.
     NotInRoom,
+    /// The leave is being handed in: only its outcome tells what the invite is worth.
+    LeaveUnderWay,
+    /// The invite was made before the user left or was banned, and the room knows that they did.
+    LeftSince,
 }
 
 impl fmt::Display for Refusal {
@@ -133,6 +148,8 @@ impl fmt::Display for Refusal {
             Self::AlreadyInvited => "you are invited to this room already: join it",
             Self::JoinUnderWay => "you are joining this room already",
             Self::NotInRoom => "you have nothing to do with this room",
+            Self::LeaveUnderWay => "the user is leaving the room at this very moment",
+            Self::LeftSince => "the user has left the room since this invite was made",
         })
     }
 }
@@ -146,7 +163,74 @@ impl From<Refusal> for Error {
     }
 }
 
-/// What a fact makes of a state. Only what our own user asks for can be refused.
+/// What shows of an invite's place in the room, beside a leave of our user's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing of ours is in its way, or it was made by who knew of that.
+    After,
+    /// It does not show.
+    Unclear,
+    /// It was made before the room had the leave (or ban) that has taken effect since.
+    Before,
+    /// A leave is being handed in, or was and its outcome is not known.
+    Meets,
+}
+
+/// Where an invite stands. `leave`: the leave that was handed in last, and whether it is known to be in the room; or the
+/// ban that ended the membership. `left`: the event that it ended.
+pub fn order_of_invite(invite: &Pdu, leave: Option<(&Pdu, bool)>, left: Option<&Pdu>) -> Order {
+    let rests_on = |event: &Pdu| invite.auth_events().contains(event.event_id());
+    match leave {
+        None => Order::After,
+        Some((leave, _)) if rests_on(leave) => Order::After,
+        Some((_, false)) => Order::Meets,
+        Some(_) if left.is_some_and(rests_on) => Order::Before,
+        Some((ban, _)) if ban.membership() == Some(Membership::Ban) => Order::After,
+        Some(_) => Order::Unclear,
+    }
+}
+
+/// What somebody else's removal of our user means for what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bearing {
+    /// It ends the membership.
+    Ends,
+    /// It ended one that another has followed since.
+    Over,
+    /// The room decides, and has to be asked.
+    Unclear,
+}
+
+/// What a removal (a kick, a refusal, a ban) means in this state. `present`: the member event that would be removed,
+/// `previous`: the one before.
+///
+/// Whoever removes the present membership rests on its event, or at least comes later in the room. An invite and a removal
+/// that were made at the same moment rest on the same event. By state resolution the removal comes first then, and so an
+/// invite survives a kick, but not a ban; if the room ever got the invite.
+pub fn bearing(state: State, removal: &Pdu, present: Option<&Pdu>, previous: Option<&Pdu>) -> Bearing {
+    let Some(present) = present.filter(|_| state != State::Closed) else {
+        return if state == State::Closed { Bearing::Over } else { Bearing::Ends };
+    };
+    if removal.auth_events().contains(present.event_id()) {
+        return Bearing::Ends;
+    }
+    let is_later = removal.depth() > present.depth();
+    if state != State::Invited {
+        return if is_later { Bearing::Ends } else { Bearing::Over };
+    }
+    if present.auth_events().contains(removal.event_id()) {
+        return Bearing::Over;
+    }
+    let both_rest_on =
+        |event: &Pdu| [removal, present].iter().all(|e| e.auth_events().contains(event.event_id()));
+    match (previous.is_some_and(both_rest_on), removal.membership()) {
+        (true, Some(Membership::Ban)) => Bearing::Ends,
+        (false, _) if is_later => Bearing::Ends,
+        _ => Bearing::Unclear,
+    }
+}
+
+/// What a fact makes of a state. What our own user asks for can be refused, and an invite that a leave has overtaken.
 pub fn next(state: Option<State>, fact: Fact) -> Result<Step, Refusal> {
     use State::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
     let to = |state| Ok(Step { to: Some(state), changed: true, link: false });
@@ -162,17 +246,26 @@ pub fn next(state: Option<State>, fact: Fact) -> Result<Step, Refusal> {
 
         (Fact::KnockAccepted, Some(Knocking)) => to(Knocked),
         (Fact::KnockAccepted, _) => unchanged,
+        (Fact::WithdrawnKnockAccepted, Some(Leaving | Closed)) => to(Leaving),
+        (Fact::WithdrawnKnockAccepted, _) => unchanged,
         (Fact::KnockRefused, Some(Knocking)) => gone,
         (Fact::KnockRefused, _) => unchanged,
 
+        // A leave that the room has, or may have at any moment, is not undone by an invite from before it: whoever
+        // invites is told, and may invite anew.
+        (Fact::InviteArrives(Order::Meets), Some(Leaving)) => Err(Refusal::LeaveUnderWay),
+        (Fact::InviteArrives(Order::Before), Some(Leaving | Closed)) => Err(Refusal::LeftSince),
         // The specification leaves it to us to see that this invite is the answer to that knock.
-        (Fact::InviteArrives, Some(Knocking | Knocked)) => {
+        (Fact::InviteArrives(_), Some(Knocking | Knocked)) => {
             Ok(Step { to: Some(Invited), changed: true, link: true })
         }
-        // Newer wins; also over a leave that is still being told, and over what was closed.
-        (Fact::InviteArrives, None | Some(Invited | Leaving | Closed)) => to(Invited),
+        // Newer wins; also over a leave that nobody was told yet, and over what was closed.
+        (Fact::InviteArrives(_), None | Some(Invited | Leaving | Closed)) => to(Invited),
         // The join goes on; the invite is what is fallen back on if it fails.
-        (Fact::InviteArrives, Some(Joining)) => to(Joining),
+        (Fact::InviteArrives(_), Some(Joining)) => to(Joining),
+        (Fact::InviteVoid(Some(Membership::Knock)), Some(Invited)) => to(Knocked),
+        (Fact::InviteVoid(_), Some(Invited)) => to(Closed),
+        (Fact::InviteVoid(_), _) => unchanged,
 
         (Fact::UserJoins, Some(Joining)) => unchanged,
         (Fact::UserJoins, None | Some(Knocking | Knocked | Invited | Leaving | Closed)) => to(Joining),
@@ -209,11 +302,17 @@ mod tests {
     use super::State::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
     use super::*;
 
-    const FACTS: [Fact; 15] = [
+    const FACTS: [Fact; 21] = [
         Fact::UserKnocks,
         Fact::KnockAccepted,
+        Fact::WithdrawnKnockAccepted,
         Fact::KnockRefused,
-        Fact::InviteArrives,
+        Fact::InviteArrives(Order::After),
+        Fact::InviteArrives(Order::Unclear),
+        Fact::InviteArrives(Order::Before),
+        Fact::InviteArrives(Order::Meets),
+        Fact::InviteVoid(None),
+        Fact::InviteVoid(Some(Membership::Knock)),
         Fact::UserJoins,
         Fact::JoinFailed(None),
         Fact::JoinFailed(Some(Membership::Invite)),
@@ -249,15 +348,31 @@ mod tests {
     #[test]
     fn every_cell_of_the_table_is_as_written() {
         let table = [
-            // state, then: knocks, accepted, refused, invite, joins, join failed (nothing, invite, knock, leave before),
-            // join lost, resident, leaves, leave failed, leave done, kicked
-            (None, "knocking = = invited joining = = = = = = ! = = ="),
-            (Some(Knocking), "= knocked - invited+ joining = = = = = - leaving = = closed"),
-            (Some(Knocked), "knocking = = invited+ joining = = = = = - leaving = = closed"),
-            (Some(Invited), "! = = invited joining = = = = = - leaving = = closed"),
-            (Some(Joining), "! = = joining = - invited knocking closed leaving - leaving = = closed"),
-            (Some(Leaving), "knocking = = invited joining = = = = = - = = closed closed"),
-            (Some(Closed), "knocking = = invited joining = = = = = - = = = ="),
+            // state, then: knocks, accepted, accepted although withdrawn, refused, invite (after a leave, unclear, before it,
+            // at the same moment), invite void (nothing before, knock before), joins, join failed (nothing, invite, knock,
+            // leave before), join lost, resident, leaves, leave failed, leave done, kicked
+            (None, "knocking = = = invited invited invited invited = = joining = = = = = = ! = = ="),
+            (
+                Some(Knocking),
+                "= knocked = - invited+ invited+ invited+ invited+ = = joining = = = = = - leaving = = closed",
+            ),
+            (
+                Some(Knocked),
+                "knocking = = = invited+ invited+ invited+ invited+ = = joining = = = = = - leaving = = closed",
+            ),
+            (
+                Some(Invited),
+                "! = = = invited invited invited invited closed knocked joining = = = = = - leaving = = closed",
+            ),
+            (
+                Some(Joining),
+                "! = = = joining joining joining joining = = = - invited knocking closed leaving - leaving = = closed",
+            ),
+            (
+                Some(Leaving),
+                "knocking = leaving = invited invited ! ! = = joining = = = = = - = = closed closed",
+            ),
+            (Some(Closed), "knocking = leaving = invited invited ! invited = = joining = = = = = - = = = ="),
         ];
         for (state, row) in table {
             let cells: Vec<_> = FACTS.iter().map(|fact| cell(state, *fact)).collect();
@@ -293,6 +408,8 @@ mod tests {
                 let waits = match fact {
                     Fact::KnockAccepted | Fact::KnockRefused => state == Some(Knocking),
                     Fact::JoinFailed(_) | Fact::JoinLost => state == Some(Joining),
+                    Fact::InviteVoid(_) => state == Some(Invited),
+                    Fact::WithdrawnKnockAccepted => matches!(state, Some(Leaving | Closed)),
                     _ => state == Some(Leaving),
                 };
                 let step = next(state, fact).expect("answers are never refused");
@@ -320,14 +437,84 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_user_can_be_refused() {
+    fn only_our_own_user_can_be_refused_and_an_invite_that_a_leave_overtook() {
         for state in states() {
             for fact in FACTS {
-                let asked = matches!(fact, Fact::UserKnocks | Fact::UserLeaves | Fact::UserJoins);
+                let asked = matches!(
+                    fact,
+                    Fact::UserKnocks
+                        | Fact::UserLeaves
+                        | Fact::UserJoins
+                        | Fact::InviteArrives(Order::Before | Order::Meets)
+                );
                 assert!(asked || next(state, fact).is_ok(), "{fact:?} in {state:?}");
             }
         }
         assert_eq!(Error::from(Refusal::AlreadyInvited).status(), 403);
+    }
+
+    /// A member event of carol's of this depth that rests on these others.
+    fn event(sender: &str, membership: &str, depth: i64, rests_on: &[&Pdu]) -> Pdu {
+        use crate::protocol::sample::{member, pdu, version};
+        let auth: Vec<&str> = rests_on.iter().map(|e| e.event_id().as_str()).collect();
+        let mut event = member("@carol:a.example", membership);
+        event["sender"] = sender.into();
+        event["depth"] = depth.into();
+        event["auth_events"] = auth.into();
+        pdu(version("11"), &event, &[])
+    }
+
+    const CAROL: &str = "@carol:a.example";
+    const HOST: &str = "@host:b.example";
+
+    #[test]
+    fn an_invite_stands_where_the_events_that_it_rests_on_put_it() {
+        let knock = event(CAROL, "knock", 5, &[]);
+        let leave = event(CAROL, "leave", 6, &[&knock]);
+        let stale = event(HOST, "invite", 6, &[&knock]);
+        let fresh = event(HOST, "invite", 7, &[&leave]);
+        let other = event(HOST, "invite", 9, &[]);
+        let order = |invite, leave| order_of_invite(invite, leave, Some(&knock));
+        assert_eq!(order(&stale, None), Order::After);
+        for (known, met) in [(true, Order::Before), (false, Order::Meets)] {
+            assert_eq!(order(&stale, Some((&leave, known))), met);
+            assert_eq!(order(&fresh, Some((&leave, known))), Order::After);
+        }
+        assert_eq!(order(&other, Some((&leave, true))), Order::Unclear);
+        assert_eq!(order(&other, Some((&leave, false))), Order::Meets);
+        // A ban that was lifted since is not named by what follows it.
+        let ban = event(HOST, "ban", 6, &[&knock]);
+        assert_eq!(order(&stale, Some((&ban, true))), Order::Before);
+        assert_eq!(order(&other, Some((&ban, true))), Order::After);
+    }
+
+    #[test]
+    fn a_removal_bears_on_what_it_rests_on_and_on_what_comes_before_it() {
+        let knock = event(CAROL, "knock", 5, &[]);
+        let invite = event(HOST, "invite", 6, &[&knock]);
+        let at_once = |membership| event("@other:b.example", membership, 8, &[&knock]);
+        let of_invite = event("@other:b.example", "leave", 7, &[&invite]);
+        let on =
+            |state, removal: &Pdu, present: &Pdu, previous| bearing(state, removal, Some(present), previous);
+        assert_eq!(on(Invited, &of_invite, &invite, Some(&knock)), Bearing::Ends);
+        assert_eq!(on(Invited, &at_once("leave"), &invite, Some(&knock)), Bearing::Unclear);
+        assert_eq!(on(Invited, &at_once("ban"), &invite, Some(&knock)), Bearing::Ends);
+        assert_eq!(
+            on(Invited, &at_once("ban"), &invite, None),
+            Bearing::Ends,
+            "later, as far as one can see"
+        );
+        // What came before.
+        let old = event("@other:b.example", "ban", 4, &[]);
+        assert_eq!(on(Invited, &old, &invite, Some(&knock)), Bearing::Unclear);
+        let again = event(HOST, "invite", 6, &[&old]);
+        assert_eq!(on(Invited, &old, &again, None), Bearing::Over);
+        for state in [Knocking, Knocked] {
+            assert_eq!(on(state, &old, &knock, None), Bearing::Over);
+            assert_eq!(on(state, &at_once("leave"), &knock, None), Bearing::Ends);
+        }
+        assert_eq!(on(Closed, &of_invite, &invite, None), Bearing::Over);
+        assert_eq!(bearing(Joining, &of_invite, None, None), Bearing::Ends);
     }
 
     #[test]

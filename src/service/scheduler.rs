@@ -85,17 +85,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for so long, or until the stop.
-    fn rest(&self, how_long: Duration) {
+    /// Waits for so long, or until the stop. False: that came.
+    fn rest(&self, how_long: Duration) -> bool {
         let until = Instant::now() + how_long;
         let mut state = self.lock();
         while !state.stop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                return true;
             }
             state = self.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        false
     }
 
     fn wake(&self) {
@@ -128,6 +129,11 @@ impl Scheduler {
             shared.moved.notify_all();
         })?;
         Ok(())
+    }
+
+    /// Waits for so long before another server is asked again, or until the stop. False: there is no again.
+    pub fn rest(&self, how_long: Duration) -> bool {
+        self.shared.rest(how_long)
     }
 
     /// Says that something may be due sooner than the timer knows.

@@ -8,7 +8,7 @@ use super::{Db, Tx};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::State;
+use crate::protocol::remote_membership::{Order, State, order_of_invite};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, room_version};
 
 /// One row. See `schema.sql` for what the fields mean.
@@ -26,7 +26,7 @@ pub struct RemoteMembership {
     pub event: Option<Pdu>,
     /// The member event before that one.
     pub previous: Option<Pdu>,
-    /// The signed join that is being sent.
+    /// The signed join that is being sent; while leaving and afterwards, the leave that a server was handed.
     pub pending: Option<Pdu>,
     /// Stripped state for clients, without the user's own member event.
     pub stripped_state: Vec<Box<RawValue>>,
@@ -123,6 +123,20 @@ impl RemoteMembership {
         let knock = self.previous.as_ref().filter(|p| p.membership() == Some(Membership::Knock))?;
         self.event.as_ref().filter(|e| e.membership() == Some(Membership::Invite))?;
         Some(knock.event_id())
+    }
+
+    /// The leave that a server of the room was handed, if it was.
+    pub fn leave_handed_in(&self) -> Option<&Pdu> {
+        let is_over = matches!(self.state, State::Leaving | State::Closed);
+        self.pending.as_ref().filter(|event| is_over && event.membership() == Some(Membership::Leave))
+    }
+
+    /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.
+    pub fn order_of(&self, invite: &Pdu) -> Order {
+        let is_known = self.state == State::Closed;
+        let ban = self.event.as_ref().filter(|e| is_known && e.membership() == Some(Membership::Ban));
+        let leave = ban.or(self.leave_handed_in()).map(|leave| (leave, is_known));
+        order_of_invite(invite, leave, self.previous.as_ref())
     }
 
     /// Makes this the member event that clients are told; the one before becomes `previous`.

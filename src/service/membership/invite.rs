@@ -1,6 +1,8 @@
 //! Invites, both ends: our user invites (`invite`), and another server's user invites one of ours (`receive_invite`).
 //! An invite to somebody who knocked accepts the knock, whether or not it says so.
 
+use std::time::Duration;
+
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -11,7 +13,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
 use crate::protocol::fair_share::Standing;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::remote_membership::{Fact, Order, Refusal, State, next};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, fair_share, handshake, json,
     stripped_state, verify,
@@ -29,6 +31,9 @@ const TRY_AGAIN_MS: i64 = 3_600_000;
 
 /// How often an invite is repeated that something else overtook.
 const MOST_INVITES: usize = 3;
+
+/// How long an invite that comes in waits for the outcome of the invitee's leave.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 // ----- our user invites -----
 
@@ -73,29 +78,68 @@ impl Homeserver {
             return self.send(draft);
         }
         let server = target.server();
-        // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then the
-        // room, which has both, may decide that they are not invited, and they are invited anew.
+        // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then their
+        // server refuses it, or the room, which has both, decides that they are not invited, and they are invited anew.
         for _ in 0..MOST_INVITES {
             let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             let ours = self.draft_event(draft.clone())?;
             let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
-            let answer = self.offer_invite(&server, &ours, room.version, &room_state)?;
+            let answer = match self.offer_invite(&server, &ours, room.version, &room_state) {
+                Err(e) if e.status() == 403 && self.member_moved(room, target, &ours)? => continue,
+                other => other?,
+            };
             let both = self.check_invite_answer(&ours, answer, &server)?;
-            self.commit_signed(both.clone())?;
-            let (present, is_here) = self
-                .store
-                .read(|db| Ok((db.membership(room.key, target)?, db.is_resident(room.key, &server)?)))?;
+            self.commit_signed(both.clone()).inspect_err(|_| self.tell_what_stands(room, target))?;
+            let is_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             if was_here && !is_here {
                 // It left the invite to the room to be told of, and the room has nobody there to tell any more.
                 if let Err(error) = self.offer_invite(&server, &both, room.version, &room_state) {
                     log::warn!("{server} left {} while {target} was invited: {error}", room.room_id);
                 }
             }
-            if matches!(present, Some(Membership::Invite | Membership::Join)) {
+            if self.took_effect(room, target, &both)? {
                 return Ok(both.event_id().clone());
             }
         }
         Err(Error::forbidden(format!("{target} leaves the room faster than they can be invited")))
+    }
+
+    /// Whether what the user is in the room has changed since this invite was drafted: it rests on what they were.
+    fn member_moved(&self, room: &Room, target: &UserId, invite: &Pdu) -> Result<bool> {
+        let present = self.store.read(|db| db.state_event(room.key, "m.room.member", target.as_str()))?;
+        Ok(present.is_some_and(|present| !invite.auth_events().contains(present.event_id())))
+    }
+
+    /// Whether an invite that is in the room is what the user is there, or was: somebody may have taken it back already,
+    /// which is no reason to invite them again.
+    fn took_effect(&self, room: &Room, target: &UserId, invite: &Pdu) -> Result<bool> {
+        let present = self.store.read(|db| db.state_event(room.key, "m.room.member", target.as_str()))?;
+        Ok(present.is_some_and(|present| {
+            matches!(present.membership(), Some(Membership::Invite | Membership::Join))
+                || present.auth_events().contains(invite.event_id())
+        }))
+    }
+
+    /// The room does not want an invite that the invitee's server has signed, and so shows: that server is told why, if it
+    /// is because somebody else removed or banned them. Otherwise it finds out when they try to join.
+    fn tell_what_stands(&self, room: &Room, target: &UserId) {
+        let (room, target) = (room.key, target.clone());
+        let told = self.store.write(move |tx| {
+            let Some(present) = tx.state_event(room, "m.room.member", target.as_str())? else {
+                return Ok(());
+            };
+            let removed = matches!(present.membership(), Some(Membership::Leave | Membership::Ban));
+            match tx.event_key(present.event_id())?.filter(|_| removed && present.sender() != &target) {
+                Some(key) => {
+                    let stream = tx.next_stream();
+                    tx.owe_event(&target.server(), key, stream)
+                }
+                None => Ok(()),
+            }
+        });
+        if let Err(e) = told {
+            log::error!("what became of an invite cannot be told: {e}");
+        }
     }
 
     /// Whether those of these users who are ours can be invited at all. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`.
@@ -237,8 +281,32 @@ impl Homeserver {
         })?;
         let stripped = self.check_room_state(room_state, room_id, version, invite.sender())?;
         let signed = invite.signed(self.server_name(), &self.key_ring.signing_key())?;
-        self.note_invite(signed.clone(), &invitee, stripped, Some(origin))?;
+        self.note_invite(&signed, &invitee, &stripped, Some(origin))?;
         Ok(signed.to_object())
+    }
+
+    /// [`Homeserver::write_invite`], once a leave of the invitee's that is being handed in has an outcome: until then
+    /// nobody can know which of the two is the later one.
+    pub(super) fn note_invite(
+        &self,
+        invite: &VerifiedPdu,
+        invitee: &UserId,
+        stripped: &[Box<RawValue>],
+        origin: Option<&ServerName>,
+    ) -> Result<()> {
+        let until = self.clock.instant() + LEAVE_WITHIN;
+        let mut hastened = false;
+        let noted =
+            self.turns.watch(until, || match self.write_invite(invite, invitee, stripped, origin)? {
+                Noted::Done => Ok(Some(())),
+                Noted::LeaveUnderWay => {
+                    if !std::mem::replace(&mut hastened, true) {
+                        self.hasten(invite.room_id(), invitee)?;
+                    }
+                    Ok(None)
+                }
+            })?;
+        noted.ok_or_else(|| Refusal::LeaveUnderWay.into())
     }
 
     /// `invite_room_state`: from room version 12 on it must show the room's create event, signed and of this room;
@@ -277,35 +345,46 @@ impl Homeserver {
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
     /// we are in nothing is written: the event comes again in a transaction, once the inviting server has it back.
-    /// `origin`: who offers it; none if the room tells us of one that we signed.
-    pub(super) fn note_invite(
+    /// `origin`: who offers it; none if the room tells us of one that we signed. Errors: 403 `M_FORBIDDEN` if the user has
+    /// left since it was made, 429 `M_LIMIT_EXCEEDED`.
+    fn write_invite(
         &self,
-        invite: VerifiedPdu,
+        invite: &VerifiedPdu,
         invitee: &UserId,
-        stripped: Vec<Box<RawValue>>,
+        stripped: &[Box<RawValue>],
         origin: Option<&ServerName>,
-    ) -> Result<()> {
-        let (invitee, offered) = (invitee.clone(), origin.is_some());
+    ) -> Result<Noted> {
+        let (invite, invitee, offered) = (invite.clone(), invitee.clone(), origin.is_some());
         let origin = origin.cloned().unwrap_or_else(|| invite.sender().server());
+        let (stripped, now) = (stripped.to_vec(), self.clock.now_ms());
         self.store.write(move |tx| {
             if let Some(room) = tx.room(invite.room_id())?.filter(|room| room.resident) {
-                return check_invite_here(tx, &room, &origin, &invitee);
+                return check_invite_here(tx, &room, &origin, &invitee).map(|()| Noted::Done);
             }
             let old = remote_row(tx, invite.room_id(), &invitee)?;
             if old.as_ref().is_some_and(|row| is_old_news(row, &invite)) {
-                return Ok(());
+                return Ok(Noted::Done);
             }
             if offered {
                 check_place(tx, &invite, &invitee)?;
             }
-            let step = next(old.as_ref().map(|row| row.state), Fact::InviteArrives)?;
+            let order = old.as_ref().map_or(Order::After, |row| row.order_of(&invite));
+            let step = match next(old.as_ref().map(|row| row.state), Fact::InviteArrives(order)) {
+                Err(Refusal::LeaveUnderWay) => {
+                    // The server that invites can take the leave too.
+                    let mut row = old.ok_or_else(|| Error::internal("a leave of nobody"))?;
+                    row.prefer([origin]);
+                    return tx.save_remote_membership_quietly(&row).map(|()| Noted::LeaveUnderWay);
+                }
+                step => step?,
+            };
             let state = step.to.unwrap_or(State::Invited);
             let mut row = old.unwrap_or_else(|| {
                 RemoteMembership::new(invite.room_id(), &invitee, state, invite.version())
             });
             if row.state == State::Closed || row.state == State::Leaving {
                 // A new beginning: what was before has nothing to do with this invite.
-                row.event = None;
+                (row.event, row.pending) = (None, None);
             }
             (row.state, row.room_version) = (state, invite.version());
             row.forgotten = false;
@@ -318,11 +397,18 @@ impl Homeserver {
             let first = row.via.first().cloned().filter(|_| row.answers().is_some());
             row.prefer(first.into_iter().chain([origin]));
             if state != State::Joining {
-                (row.attempts, row.due_ms) = (0, None);
+                (row.attempts, row.due_ms) = (0, (order == Order::Unclear).then_some(now));
             }
-            tx.save_remote_membership(&row)
+            tx.save_remote_membership(&row).map(|()| Noted::Done)
         })
     }
+}
+
+/// What became of an invite that came in.
+enum Noted {
+    Done,
+    /// Nothing yet: a leave is being handed in.
+    LeaveUnderWay,
 }
 
 /// A room that we are in: we know who may not be invited. Errors: 403 `M_FORBIDDEN`.

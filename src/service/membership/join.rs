@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::leave::remote_row;
+use super::standing::Expected;
 use super::{
     AUTHORISER, Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside,
     member_draft,
@@ -39,19 +40,17 @@ impl Homeserver {
     /// the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its answer is of
     /// no use, the room is left again.
     pub fn join(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
-        let _turn = self.turns.take(&door.room_id, user)?;
-        let content = self.member_content(user, Membership::Join, reason)?;
-        if let Some(room) = self.resident_room(&door.room_id)? {
-            return self.join_here(&room, user, door, content);
-        }
-        // Another of us may be on the way in: then the room is here in a moment. Who waits in vain goes themselves.
-        let _entrance = self.entrances.wait(door.room_id.clone());
-        if let Some(room) = self.resident_room(&door.room_id)? {
-            return self.join_here(&room, user, door, content);
-        }
-        self.join_elsewhere(user, door, &content).or_else(|e| match self.resident_room(&door.room_id)? {
-            Some(room) => self.join_here(&room, user, door, content),
-            None => Err(e),
+        self.in_turn(&door.room_id, user, || {
+            let content = self.member_content(user, Membership::Join, reason)?;
+            let here = |room: &Room| self.join_here(room, user, door, content.clone());
+            self.here_or_elsewhere(&door.room_id, here, || {
+                // Another of us may be on the way in: then the room is here in a moment. Who waits in vain goes themselves.
+                let _entrance = self.entrances.wait(door.room_id.clone());
+                match self.resident_room(&door.room_id)? {
+                    Some(room) => here(&room),
+                    None => self.join_elsewhere(user, door, &content),
+                }
+            })
         })
     }
 
@@ -137,6 +136,8 @@ impl Homeserver {
         next(before, Fact::UserJoins)?;
         let candidates = self.candidates(door, row.as_ref())?;
         let mut tries = Tries::new(self.clock.instant());
+        let mut expected =
+            self.store.read(|db| Expected::to_enter(db, Kind::Join, &door.room_id, user, row.as_ref()))?;
         let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending);
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
@@ -148,7 +149,8 @@ impl Homeserver {
             if !tries.answers.has_time(self.clock.instant()) {
                 break;
             }
-            let (template, version) = match self.ask_template(peer, Kind::Join, &door.room_id, user) {
+            let template = self.ask_template_in_time(peer, Kind::Join, &door.room_id, user, &mut expected);
+            let (template, version) = match template {
                 Ok(answer) => answer,
                 Err(error) => {
                     tries.answers.add(peer, error);
@@ -168,7 +170,11 @@ impl Homeserver {
             Some(join) => self.note_failed_join(join)?,
             None => {}
         }
-        Err(tries.into_error())
+        let error = tries.into_error();
+        if before == Some(State::Invited) && error.status() == 403 {
+            self.doubt_invite(&door.room_id, user)?;
+        }
+        Err(error)
     }
 
     /// Takes up a join that was on its way when its request ended, or we did.
@@ -399,7 +405,8 @@ impl Homeserver {
         let join = self.check_signed(&signed, room.version, &ask, event_id)?;
         self.check_authoriser(&room, &join)?;
         let join = self.with_policy_signature(join)?;
-        self.accept_signed(join.clone(), origin, Membership::Join)?;
+        let accept = || self.accept_signed(join.clone(), origin, Membership::Join);
+        self.after_their_invite(room_id, join.sender(), accept)?;
         self.join_answer(&room, &join, may_omit_members)
     }
 

@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::knock_budget::Place;
+use super::standing::Expected;
 use super::{
     Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside, member_draft,
 };
@@ -26,10 +27,16 @@ impl Homeserver {
     /// `room_version`, 429 `M_LIMIT_EXCEEDED` if the user, or the room, has had too many, 502 if no server could be reached:
     /// a knock that was already signed is then repeated later.
     pub fn knock(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
-        let _turn = self.turns.take(&door.room_id, user)?;
-        if let Some(room) = self.resident_room(&door.room_id)? {
-            return self.knock_here(&room, user, reason);
-        }
+        self.in_turn(&door.room_id, user, || {
+            self.here_or_elsewhere(
+                &door.room_id,
+                |room| self.knock_here(room, user, reason),
+                || self.knock_elsewhere(user, door, reason),
+            )
+        })
+    }
+
+    fn knock_elsewhere(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
         let row = self.store.read(|db| db.remote_membership(&door.room_id, user))?;
         next(row.as_ref().map(|row| row.state), Fact::UserKnocks)?;
         let candidates = self.candidates(door, row.as_ref())?;
@@ -74,11 +81,13 @@ impl Homeserver {
     ) -> Result<Option<RemoteMembership>> {
         let content = self.member_content(user, Membership::Knock, reason)?;
         let mut answers = Answers::new(self.clock.instant());
+        let mut expected =
+            self.store.read(|db| Expected::to_enter(db, Kind::Knock, &door.room_id, user, row.as_ref()))?;
         for peer in candidates {
             if !answers.has_time(self.clock.instant()) {
                 break;
             }
-            match self.ask_template(peer, Kind::Knock, &door.room_id, user) {
+            match self.ask_template_in_time(peer, Kind::Knock, &door.room_id, user, &mut expected) {
                 Ok((template, version)) => {
                     let knock = self.sign_template(&template, version, &content)?;
                     if still_stands(row.as_ref(), &knock) {
@@ -175,7 +184,9 @@ impl Homeserver {
             // Withdrawn while it was on its way: the room may have been told of the leave before it had the knock.
             let withdrawn = row.previous.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
             if withdrawn && row.event.as_ref().is_some_and(|leave| leave.sender() == &user) {
-                row.state = State::Leaving;
+                let step = next(Some(row.state), Fact::WithdrawnKnockAccepted)?;
+                row.state = step.to.unwrap_or(State::Leaving);
+                row.pending = None;
                 (row.attempts, row.due_ms) = (0, Some(now));
                 row.prefer([peer]);
                 tx.save_remote_membership_quietly(&row)?;

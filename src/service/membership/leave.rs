@@ -1,8 +1,11 @@
 //! Leaves, both ends: our user leaves, rejects an invite or withdraws a knock (`leave`), and another server's user does
 //! (`receive_leave`).
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
+use super::standing::Expected;
 use super::{Answers, Ask, Door, check_still_outside, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::Kind;
@@ -14,15 +17,22 @@ use crate::service::Homeserver;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
+/// How long a leave may take to reach the room before our user is told that they have left.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
+
 // ----- our user leaves -----
 
 impl Homeserver {
     /// `POST /leave`: leaves, rejects an invite or withdraws a knock. In a room that we are not in this is done at once
-    /// for our user; the room's servers are told in the background, for days if need be.
+    /// for our user; the room's servers are told in the background, for days if need be. The answer waits a moment for that.
     /// Errors: 403 `M_FORBIDDEN` (not in the room, banned), the same whether or not there is such a room.
     pub fn leave(&self, user: &UserId, room_id: &RoomId, reason: Option<&str>) -> Result<()> {
         if let Some(room) = self.resident_room(room_id)? {
-            return self.leave_here(&room, user, reason);
+            match self.leave_here(&room, user, reason) {
+                // They are out, and with them we are, by another event at the same moment.
+                Err(_) if self.resident_room(room_id)?.is_none() => {}
+                other => return other,
+            }
         }
         let Some(row) = self.store.read(|db| remote_row(db, room_id, user))? else {
             return match self.past_membership(room_id, user)? {
@@ -36,6 +46,7 @@ impl Homeserver {
         }
         let leave = self.local_leave(&row, reason)?;
         let now = self.clock.now_ms();
+        let (door, leaver) = (room_id.clone(), user.clone());
         let (room_id, user) = (room_id.clone(), user.clone());
         self.store.write(move |tx| {
             let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(()) };
@@ -51,7 +62,19 @@ impl Homeserver {
             tx.save_remote_membership(&row)
         })?;
         self.scheduler.wake();
-        Ok(())
+        self.wait_for_leave(&door, &leaver)
+    }
+
+    /// Gives the leave a moment to arrive. Whoever was told that somebody has left may invite them at once, and the room
+    /// should know by then what is invited: an invite of somebody who is invited already is none.
+    fn wait_for_leave(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+        let until = self.clock.instant() + TOLD_WITHIN;
+        let told = self.turns.watch(until, || {
+            let row = self.store.read(|db| db.remote_membership(room_id, user))?;
+            let waits = row.is_some_and(|row| row.state == State::Leaving && row.attempts == 0);
+            Ok((!waits).then_some(()))
+        });
+        told.map(drop)
     }
 
     /// In a room that we are in a leave is an ordinary event.
@@ -62,7 +85,11 @@ impl Homeserver {
             None => Err(Error::forbidden("You are not in this room")),
             Some(Membership::Join | Membership::Invite | Membership::Knock) => {
                 let content = self.member_content(user, Membership::Leave, reason)?;
-                self.send(member_draft(&room.room_id, user, user, content)).map(drop)
+                let left = self.send(member_draft(&room.room_id, user, user, content)).map(drop);
+                left.or_else(|e| match self.store.read(|db| db.membership(room.key, user))? {
+                    Some(Membership::Leave) => Ok(()),
+                    _ => Err(e),
+                })
             }
         }
     }
@@ -100,44 +127,74 @@ impl Homeserver {
             return self.leave_after_all(&room, row);
         }
         let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
-        let mut answers = Answers::new(self.clock.instant());
-        for peer in self.candidates(&door, Some(row))? {
-            match self.leave_through(&peer, row) {
-                Ok(()) => return self.leave_done(row),
+        let (mut answers, mut expected) = (Answers::new(self.clock.instant()), Expected::to_leave(row));
+        let candidates = self.candidates(&door, Some(row))?;
+        // It was handed to a server, and no answer came: the same event again. What else the server says is of no use:
+        // it may have it already.
+        if let (Some(leave), Some(peer)) = (row.leave_handed_in(), candidates.first())
+            && self.federation.send_leave(peer, &row.room_id, leave.event_id(), leave.json()).is_ok()
+        {
+            return self.leave_done(row, true);
+        }
+        for peer in candidates {
+            match self.leave_through(&peer, row, &mut expected) {
+                Ok(Handed::In) => return self.leave_done(row, true),
+                Ok(Handed::Nothing) => return Ok(()),
                 Err(error) => answers.add(&peer, error),
             }
         }
-        if answers.undecided() {
+        // A server that does not know the invite may be slow to take it in, and is asked once more.
+        let rejects = row.previous.as_ref().is_some_and(|left| left.membership() == Some(Membership::Invite));
+        if answers.undecided() || (rejects && row.attempts == 0) {
             return self.try_again_later(row);
         }
         // Every server says no: the room has us as no member, and there is nothing to leave.
         log::info!("nothing to leave in {} for {}: {}", row.room_id, row.user_id, answers.into_error());
-        self.leave_done(row)
+        self.leave_done(row, false)
     }
 
-    fn leave_through(&self, peer: &ServerName, row: &RemoteMembership) -> CallResult<()> {
-        let (template, version) = self.ask_template(peer, Kind::Leave, &row.room_id, &row.user_id)?;
+    fn leave_through(
+        &self,
+        peer: &ServerName,
+        row: &RemoteMembership,
+        expected: &mut Expected,
+    ) -> CallResult<Handed> {
+        let (template, version) =
+            self.ask_template_in_time(peer, Kind::Leave, &row.room_id, &row.user_id, expected)?;
         let reason = row.event.as_ref().and_then(|told| told.content_str("reason"));
         let content = self.member_content(&row.user_id, Membership::Leave, reason.as_deref());
         let leave = content.and_then(|content| self.sign_template(&template, version, &content));
         let leave = leave.map_err(|e| CallError::bad(e.message().to_owned()))?;
-        self.federation.send_leave(peer, &row.room_id, leave.event_id(), leave.json())
+        if !self.intend_leave(row, &leave, peer).map_err(|e| CallError::bad(e.message().to_owned()))? {
+            return Ok(Handed::Nothing);
+        }
+        self.federation.send_leave(peer, &row.room_id, leave.event_id(), leave.json())?;
+        Ok(Handed::In)
     }
 
-    fn leave_done(&self, row: &RemoteMembership) -> Result<()> {
-        let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
-        let told = row.event.as_ref().map(|event| event.event_id().clone());
-        let now = self.clock.now_ms();
+    /// Commits the signed leave before anybody is handed it. False: an invite or the user has made it needless.
+    fn intend_leave(&self, row: &RemoteMembership, leave: &Pdu, peer: &ServerName) -> Result<bool> {
+        let (row, leave, peer) = (row.clone(), leave.clone(), peer.clone());
         self.store.write(move |tx| {
-            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
-            let is_same = row.event.as_ref().map(Pdu::event_id) == told.as_ref();
-            if !is_same || row.state != State::Leaving {
-                return Ok(());
-            }
-            if check_still_outside(tx, &room_id).is_err() {
-                return tx.delete_remote_membership(&room_id, &user);
+            let Some(mut now) = still_leaving(tx, &row)? else { return Ok(false) };
+            now.pending = Some(leave);
+            now.prefer([peer]);
+            tx.save_remote_membership_quietly(&now).map(|()| true)
+        })
+    }
+
+    /// `is_in`: a server of the room has taken the leave. Otherwise there was nothing to leave.
+    fn leave_done(&self, row: &RemoteMembership, is_in: bool) -> Result<()> {
+        let (row, now) = (row.clone(), self.clock.now_ms());
+        self.store.write(move |tx| {
+            let Some(mut row) = still_leaving(tx, &row)? else { return Ok(()) };
+            if check_still_outside(tx, &row.room_id).is_err() {
+                return tx.delete_remote_membership(&row.room_id, &row.user_id);
             }
             row.state = next(Some(row.state), Fact::LeaveDone)?.to.unwrap_or(State::Closed);
+            if !is_in {
+                row.pending = None;
+            }
             row.settle(now);
             tx.save_remote_membership_quietly(&row)
         })
@@ -183,6 +240,20 @@ impl Homeserver {
             }
         })
     }
+}
+
+/// What became of a leave that a server was to take.
+enum Handed {
+    In,
+    /// It was overtaken, and nobody was told.
+    Nothing,
+}
+
+/// The row as it is now, if it is still about this leave.
+fn still_leaving(db: &Db<'_>, row: &RemoteMembership) -> Result<Option<RemoteMembership>> {
+    let told = row.event.as_ref().map(Pdu::event_id);
+    let now = db.remote_membership(&row.room_id, &row.user_id)?;
+    Ok(now.filter(|now| now.state == State::Leaving && now.event.as_ref().map(Pdu::event_id) == told))
 }
 
 /// The user's remote membership, also where only the room's last state that we know speaks of it: they were invited

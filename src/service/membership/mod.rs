@@ -9,6 +9,29 @@
 //! not in has a row in `remote_memberships`, whose state only `protocol::remote_membership::next` may change. What is
 //! about to be said to another server is committed first; what an answer means is judged against the row as it is by
 //! then, so that a late answer changes nothing.
+//!
+//! # Who waits for whom
+//!
+//! Two handshakes of one user in one room may meet: on one server, or on the wire. What comes later in the room counts, and
+//! nobody sees the whole room from outside; so there is one order.
+//!
+//! 1. **Here, one at a time.** Joining, knocking and telling a leave take turns (`turns`). A leave is written down at once
+//!    and told in its turn; the answer to the user waits a moment until it is told.
+//! 2. **An invite waits for a leave that is being handed in**, since nobody is invited without the signature of their own
+//!    server. A leave that nobody was handed yet is dropped for a newer invite. One that was is in the row, signed, before
+//!    it is sent, and until its outcome is known an invite gets no answer (`note_invite`). What is signed then was made
+//!    after the leave, or is refused; the inviter's server drafts it anew (`invite_with`).
+//! 3. **At the resident, a template for a leave waits for the invite that is under way to that user, and so does a join
+//!    that would be refused** (`after_their_invite`): their server shows an invite when it signs it, before the room has it.
+//!    Nothing else waits for an invite; `send_leave` in particular does not.
+//! 4. **Who asks a server that does not wait asks again** for a second or two (`standing`): while a template rests on what
+//!    our user is no longer, or an invite that we signed is not known yet.
+//! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands, or one
+//!    with which our user was not let in (`look_up_invite`).
+//!
+//! So a template waits for an invite, an invite for `send_leave`, and `send_leave` for nobody: there is no circle. And every
+//! wait ends by itself: 3 within 5 seconds and for four requests at most, 2 within 3 seconds with a refusal, 1 for the
+//! user's answer within 2. A crash loses nothing but the waiting: each of these is a row with a time.
 
 mod answer;
 mod enter;
@@ -19,6 +42,7 @@ mod knock_budget;
 mod leave;
 mod moderate;
 mod outside;
+mod standing;
 pub mod third_party;
 mod turns;
 
@@ -64,6 +88,9 @@ const MOST_CANDIDATES: usize = 12;
 
 /// How long a client waits for a handshake at most: after this no further server is asked.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long another server's user waits for the invite that is under way to them.
+const INVITE_WITHIN: Duration = Duration::from_secs(5);
 
 // ----- our side as the resident: the guard and the check -----
 
@@ -132,9 +159,42 @@ impl Homeserver {
         if membership == Membership::Knock {
             self.may_knock(&room, user)?;
         }
+        match membership {
+            Membership::Leave => {
+                self.turns.wait_for_end(room_id, user, INVITE_WITHIN);
+                self.template_of(&room, user, membership)
+            }
+            Membership::Join => {
+                self.after_their_invite(room_id, user, || self.template_of(&room, user, membership))
+            }
+            _ => self.template_of(&room, user, membership),
+        }
+    }
+
+    /// Does it, and if it is refused while an invite to this user of another server is under way, once more when that is
+    /// in the room.
+    pub(super) fn after_their_invite<T>(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+        ask: impl Fn() -> Result<T>,
+    ) -> Result<T> {
+        match ask() {
+            Err(e) if e.status() == 403 && self.turns.wait_for_end(room_id, user, INVITE_WITHIN) => ask(),
+            other => other,
+        }
+    }
+
+    fn template_of(
+        &self,
+        room: &Room,
+        user: &UserId,
+        membership: Membership,
+    ) -> Result<(Map<String, Value>, RoomVersion)> {
+        let room_id = &room.room_id;
         let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
         if membership == Membership::Join
-            && let Some(authoriser) = self.authoriser(&room, user)?
+            && let Some(authoriser) = self.authoriser(room, user)?
         {
             content.insert(AUTHORISER.to_owned(), authoriser.as_str().into());
         }
@@ -243,9 +303,55 @@ impl Homeserver {
             State::Knocking => self.deliver_knock(&row),
             State::Joining => self.resume_join(&row),
             State::Leaving => self.deliver_leave(&row),
+            State::Invited => self.look_up_invite(&row),
             // Nothing to tell anybody: settled since it was looked up.
-            State::Knocked | State::Invited | State::Closed => Ok(()),
+            State::Knocked | State::Closed => Ok(()),
         }
+    }
+
+    /// Does what our user asks for in its turn. What they asked for meanwhile is taken up after it: they may have left.
+    pub(super) fn in_turn<T>(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+        ask: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let turn = self.turns.take(room_id, user)?;
+        let answer = ask();
+        drop(turn);
+        let row = self.store.read(|db| db.remote_membership(room_id, user))?;
+        if row.is_some_and(|row| row.state == State::Leaving) {
+            self.hasten(room_id, user)?;
+        }
+        answer
+    }
+
+    /// Has the scheduler take up a row now that is due some day.
+    pub(super) fn hasten(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+        let (room_id, user, now) = (room_id.clone(), user.clone(), self.clock.now_ms());
+        self.store.write(move |tx| tx.hasten_remote_membership(&room_id, &user, now))?;
+        self.scheduler.wake();
+        Ok(())
+    }
+
+    /// Does the one thing in a room that we are in, the other for a room that we are not in; and if that changes at the
+    /// same moment (the user is removed and we are out with them, or another of us comes in), what it has become.
+    pub(super) fn here_or_elsewhere<T>(
+        &self,
+        room_id: &RoomId,
+        here: impl Fn(&Room) -> Result<T>,
+        elsewhere: impl Fn() -> Result<T>,
+    ) -> Result<T> {
+        if let Some(room) = self.resident_room(room_id)? {
+            match here(&room) {
+                Err(_) if self.resident_room(room_id)?.is_none() => {}
+                other => return other,
+            }
+        }
+        elsewhere().or_else(|e| match self.resident_room(room_id)? {
+            Some(room) => here(&room),
+            None => Err(e),
+        })
     }
 
     /// The room, if we are in it: then everything is an ordinary event.

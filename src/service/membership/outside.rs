@@ -8,7 +8,7 @@ use super::knock::shown_outside;
 use super::leave::remote_row;
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::remote_membership::{Bearing, Fact, State, bearing, next};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
 use crate::service::Homeserver;
 use crate::service::verify::Checked;
@@ -93,7 +93,7 @@ impl Homeserver {
                 if !comes_from_the_room(row, event) {
                     return Err(Error::forbidden("Nothing shows that this event is of that room"));
                 }
-                if is_over(row, event) {
+                if bearing_on(row, event) == Bearing::Over {
                     return Ok(None);
                 }
             }
@@ -117,7 +117,7 @@ impl Homeserver {
         })?;
         let (room_id, inviter) = (invite.room_id(), Some(invite.sender()));
         let shown = stripped_state::usable(&shown.unwrap_or_default(), room_id, invite.version(), inviter);
-        self.note_invite(invite, user, shown, None)
+        self.note_invite(&invite, user, &shown, None)
     }
 
     /// Closes a membership.
@@ -128,8 +128,14 @@ impl Homeserver {
                 return Ok(false);
             }
             let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(true) };
-            if is_over(&row, &event) {
-                return Ok(true);
+            match bearing_on(&row, &event) {
+                Bearing::Ends => {}
+                Bearing::Over => return Ok(true),
+                Bearing::Unclear => {
+                    // The invite stays until the room has been asked about it.
+                    (row.attempts, row.due_ms) = (0, Some(now));
+                    return tx.save_remote_membership_quietly(&row).map(|()| true);
+                }
             }
             if row.state == State::Leaving {
                 // Clients were told of their own leave; now there is nobody left to tell.
@@ -143,6 +149,7 @@ impl Homeserver {
             row.settle(now);
             tx.save_remote_membership(&row).map(|()| true)
         })?;
+        self.scheduler.wake();
         // We have come in since, and it is an event like any other.
         if outside { Ok(()) } else { self.receive_pdu(&removal.sender().server(), removal) }
     }
@@ -177,16 +184,12 @@ struct Head {
     state_key: String,
 }
 
-/// Whether the event removes a membership that is no more, or that another has followed: a refusal of a knock that arrives after the invite,
-/// or once more after the next knock. Whoever removes the present membership rests on its event (auth events selection
-/// names the target's), or at least comes later in the room.
-fn is_over(row: &RemoteMembership, removal: &Pdu) -> bool {
+/// Whether the event removes what our user is, or what they were: it may be a refusal of a knock that arrives after the
+/// invite, or once more after the next knock.
+fn bearing_on(row: &RemoteMembership, removal: &Pdu) -> Bearing {
     // A leave that the room has not been told is not in the way; what was left is.
     let present = if row.state == State::Leaving { &row.previous } else { &row.event };
-    let is_followed = present.as_ref().is_some_and(|present| {
-        !removal.auth_events().contains(present.event_id()) && removal.depth() <= present.depth()
-    });
-    row.state == State::Closed || is_followed
+    bearing(row.state, removal, present.as_ref(), row.previous.as_ref())
 }
 
 /// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which

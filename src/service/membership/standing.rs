@@ -1,0 +1,243 @@
+//! What the room's servers know of our user by the time that they are asked: whether a template rests on what is over, and
+//! whether an invite that we hold stands in the room.
+//!
+//! A server shows nobody its room from outside, but a template for a leave names the member event that it would replace,
+//! and is refused to whoever has nothing to leave. Asking for one changes nothing.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::Door;
+use crate::clock::Millis;
+use crate::error::{ErrCode, Result};
+use crate::federation::calls::Kind;
+use crate::federation::client::{CallError, CallResult};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
+use crate::service::Homeserver;
+use crate::store::Db;
+use crate::store::remote_memberships::RemoteMembership;
+
+/// How long a server is left alone that does not know of something yet that it is about to learn (an invite that we have
+/// just signed, a leave that we owe it), again and again in one handshake: a second and a half in all.
+const PAUSES: [Duration; 6] = [
+    Duration::from_millis(20),
+    Duration::from_millis(60),
+    Duration::from_millis(150),
+    Duration::from_millis(300),
+    Duration::from_millis(450),
+    Duration::from_millis(550),
+];
+
+/// When the room is asked once more about an invite that it does not know, in milliseconds: its server may be slow to
+/// take in what we signed. After the last the invite is over.
+const INVITE_LOOKS_AFTER: [Millis; 3] = [500, 1_500, 4_000];
+/// How often that is tried if no server can tell.
+const MOST_LOOKS: u32 = 6;
+/// How many servers are asked.
+const MOST_ASKED: usize = 3;
+
+/// What a server that is asked for a template should know of our user by now; and how long it may take to.
+#[derive(Default)]
+pub(super) struct Expected {
+    /// A template that rests on this was made before our user left.
+    over: Option<EventId>,
+    /// A template that does not rest on this was made before the room had it.
+    on: Option<EventId>,
+    /// Even a refusal may only mean that the server does not know yet.
+    refusal_may_pass: bool,
+    /// How often it was asked again.
+    pauses: usize,
+}
+
+impl Expected {
+    /// Of a join or a knock.
+    pub(super) fn to_enter(
+        db: &Db<'_>,
+        kind: Kind,
+        room_id: &RoomId,
+        user: &UserId,
+        row: Option<&RemoteMembership>,
+    ) -> Result<Self> {
+        let id = |event: &Option<Pdu>| event.as_ref().map(|event| event.event_id().clone());
+        match row {
+            Some(row) if row.state == State::Invited => {
+                Ok(Self { refusal_may_pass: kind == Kind::Join, ..Self::default() })
+            }
+            Some(row) if matches!(row.state, State::Leaving | State::Closed) => {
+                Ok(Self { over: id(&row.previous), ..Self::default() })
+            }
+            Some(_) => Ok(Self::default()),
+            None => {
+                let over = left_while_here(db, room_id, user)?;
+                Ok(Self { refusal_may_pass: kind == Kind::Knock && over.is_some(), over, ..Self::default() })
+            }
+        }
+    }
+
+    /// Of the leave that this row is about.
+    pub(super) fn to_leave(row: &RemoteMembership) -> Self {
+        let left = row
+            .previous
+            .as_ref()
+            .filter(|left| matches!(left.membership(), Some(Membership::Invite | Membership::Knock)));
+        Self {
+            on: left.map(|left| left.event_id().clone()),
+            refusal_may_pass: left.is_some_and(|left| left.membership() == Some(Membership::Invite)),
+            ..Self::default()
+        }
+    }
+
+    fn is_behind(&self, answer: &CallResult<(Map<String, Value>, RoomVersion)>) -> bool {
+        match answer {
+            Ok((template, _)) => {
+                self.over.as_ref().is_some_and(|over| rests_on(template, over))
+                    || self.on.as_ref().is_some_and(|on| !rests_on(template, on))
+            }
+            Err(error) => self.refusal_may_pass && error.errcode() == Some(ErrCode::Forbidden),
+        }
+    }
+}
+
+/// The membership that our user gave up by leaving the room when we were in it: its servers may not know of that yet.
+fn left_while_here(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<EventId>> {
+    let Some(room) = db.room(room_id)?.filter(|room| !room.resident) else { return Ok(None) };
+    let own = |event: &Pdu| event.sender() == user && event.membership() == Some(Membership::Leave);
+    let leave = db.state_event(room.key, "m.room.member", user.as_str())?.filter(own);
+    for id in leave.as_ref().map_or(&[][..], |leave| leave.auth_events()) {
+        if db.event(id)?.is_some_and(|event| event.pdu.is("m.room.member", user.as_str())) {
+            return Ok(Some(id.clone()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a template names this event among those that it rests on; in versions 1 and 2 with its hash beside it.
+fn rests_on(template: &Map<String, Value>, event: &EventId) -> bool {
+    let named = template.get("auth_events").and_then(Value::as_array);
+    named.is_some_and(|named| named.iter().any(|one| one == event.as_str() || one[0] == event.as_str()))
+}
+
+/// What the room says of an invite.
+enum Standing {
+    Stands,
+    /// The room does not know it (yet, or any more); this may stand instead.
+    Void(Option<Membership>),
+}
+
+impl Homeserver {
+    /// [`Homeserver::ask_template`], asked again as long as the answer shows that the server is behind. If it stays so,
+    /// its last answer.
+    pub(super) fn ask_template_in_time(
+        &self,
+        peer: &ServerName,
+        kind: Kind,
+        room_id: &RoomId,
+        user: &UserId,
+        expected: &mut Expected,
+    ) -> CallResult<(Map<String, Value>, RoomVersion)> {
+        loop {
+            let answer = self.ask_template(peer, kind, room_id, user);
+            if !expected.is_behind(&answer) {
+                return answer;
+            }
+            let Some(pause) = PAUSES.get(expected.pauses) else { return answer };
+            expected.pauses += 1;
+            if !self.scheduler.rest(*pause) {
+                return answer;
+            }
+        }
+    }
+
+    /// Has the room asked about an invite: it refused the user's join, or something else speaks against it.
+    pub(super) fn doubt_invite(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+        let (room_id, user, now) = (room_id.clone(), user.clone(), self.clock.now_ms());
+        self.store.write(move |tx| {
+            let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Invited);
+            let Some(mut row) = row.filter(|row| row.due_ms.is_none()) else { return Ok(()) };
+            (row.attempts, row.due_ms) = (0, Some(now));
+            tx.save_remote_membership_quietly(&row)
+        })?;
+        self.scheduler.wake();
+        Ok(())
+    }
+
+    /// What the scheduler does with a row that is `invited` and in doubt: asks the room.
+    pub(super) fn look_up_invite(&self, row: &RemoteMembership) -> Result<()> {
+        let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
+        let mut standing = None;
+        for peer in self.candidates(&door, Some(row))?.iter().take(MOST_ASKED) {
+            standing = standing_of(row, self.ask_template(peer, Kind::Leave, &row.room_id, &row.user_id));
+            if standing.is_some() {
+                break;
+            }
+        }
+        self.note_standing(row, standing)
+    }
+
+    fn note_standing(&self, row: &RemoteMembership, standing: Option<Standing>) -> Result<()> {
+        let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
+        let invite = row.event.as_ref().map(|event| event.event_id().clone());
+        let (leave, now) = (self.local_leave(row, None)?, self.clock.now_ms());
+        self.store.write(move |tx| {
+            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
+            let is_same = row.event.as_ref().map(Pdu::event_id) == invite.as_ref();
+            if !is_same || row.state != State::Invited {
+                return Ok(());
+            }
+            let looks = row.attempts + 1;
+            let before = match standing {
+                Some(Standing::Void(before)) => before,
+                Some(Standing::Stands) => {
+                    (row.attempts, row.due_ms) = (0, None);
+                    return tx.save_remote_membership_quietly(&row);
+                }
+                None => {
+                    let again = looks < MOST_LOOKS;
+                    (row.attempts, row.due_ms) = (looks, again.then(|| now + super::backoff_ms(looks)));
+                    return tx.save_remote_membership_quietly(&row);
+                }
+            };
+            if let Some(pause) = INVITE_LOOKS_AFTER.get(usize::try_from(row.attempts).unwrap_or(usize::MAX)) {
+                (row.attempts, row.due_ms) = (looks, Some(now + pause));
+                return tx.save_remote_membership_quietly(&row);
+            }
+            log::info!("the invite of {user} to {room_id} is not known there");
+            row.state = next(Some(row.state), Fact::InviteVoid(before))?.to.unwrap_or(State::Closed);
+            match row.previous.take() {
+                Some(knock) if row.state == State::Knocked => row.event = Some(knock),
+                _ => row.tell(leave),
+            }
+            row.settle(now);
+            tx.save_remote_membership(&row)
+        })
+    }
+}
+
+/// What an answer to `make_leave` says of the invite in a row; none if nothing.
+fn standing_of(
+    row: &RemoteMembership,
+    answer: CallResult<(Map<String, Value>, RoomVersion)>,
+) -> Option<Standing> {
+    let names = |template: &Map<String, Value>, event: &Option<Pdu>| {
+        event.as_ref().is_some_and(|event| rests_on(template, event.event_id()))
+    };
+    match answer {
+        Ok((template, _)) if names(&template, &row.event) => Some(Standing::Stands),
+        Ok((template, _)) if names(&template, &row.previous) => {
+            match row.previous.as_ref().and_then(Pdu::membership) {
+                // Two invited at once, and the room took the other invite.
+                Some(Membership::Invite) => Some(Standing::Stands),
+                before => Some(Standing::Void(before)),
+            }
+        }
+        // It is something there that we have not heard of: there is something to leave, at least.
+        Ok(_) => Some(Standing::Stands),
+        Err(CallError::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_FORBIDDEN") => {
+            Some(Standing::Void(None))
+        }
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,408 @@
+//! Two handshakes of one user in one room that meet: every pair, in both orders and at once, between two real servers.
+//! Whatever the two answers were, both servers agree afterwards, and the user can act on what is shown.
+//!
+//! A few rounds of each by default; `DOORSTEP_ROUNDS=20` for more, `DOORSTEP_SEED` for others, `DOORSTEP_ONLY=withdraw` for
+//! those pairs alone in which this has a part. With rounds of its own it prints what it saw of each pair.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use doorstep::TestServer;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+/// How long two servers may take to agree.
+const AGREE_WITHIN: Duration = Duration::from_secs(10);
+/// Both agree when they said the same so often, a moment apart: what is still on its way would have arrived.
+const LOOKS: usize = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(25);
+/// The pairs that meet at a time.
+const AT_A_TIME: usize = 5;
+
+/// What the guest is to the room before the two meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Start {
+    Out,
+    Knocked,
+    Invited,
+    Joined,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Verb {
+    Knock,
+    Withdraw,
+    Invite,
+    Reject,
+    Rescind,
+    Join,
+    Leave,
+    Kick,
+    Ban,
+}
+
+use Start::{Invited, Joined, Knocked, Out};
+use Verb::{Ban, Invite, Join, Kick, Knock, Leave, Reject, Rescind, Withdraw};
+
+impl Verb {
+    const ALL: [Self; 9] = [Knock, Withdraw, Invite, Reject, Rescind, Join, Leave, Kick, Ban];
+
+    /// Where it is worth something by itself.
+    fn starts(self) -> &'static [Start] {
+        match self {
+            Knock => &[Out],
+            Withdraw => &[Knocked],
+            Invite => &[Out, Knocked],
+            Reject | Rescind | Join => &[Invited],
+            Leave => &[Joined],
+            Kick => &[Knocked, Joined],
+            Ban => &[Out, Knocked, Invited, Joined],
+        }
+    }
+
+    /// The endpoint: several verbs are one request, whose meaning is what the guest was.
+    fn endpoint(self) -> &'static str {
+        match self {
+            Knock => "knock",
+            Withdraw | Reject | Leave => "leave",
+            Join => "join",
+            Invite => "invite",
+            Rescind | Kick => "kick",
+            Ban => "ban",
+        }
+    }
+
+    fn is_by_the_host(self) -> bool {
+        matches!(self, Invite | Rescind | Kick | Ban)
+    }
+}
+
+/// When the second of the two is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Timing {
+    /// So many milliseconds after the first.
+    After(u64),
+    /// When the first is answered.
+    Answered,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Meeting {
+    start: Start,
+    first: Verb,
+    second: Verb,
+    timing: Timing,
+    version: &'static str,
+}
+
+impl fmt::Display for Meeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, first, second, timing, version } = self;
+        write!(f, "{start:?}: {first:?}, then {second:?} {timing:?}, version {version}")
+    }
+}
+
+/// A room of the host, and a guest of another server.
+struct Scene<'s> {
+    alice: &'s TestUser,
+    bob: TestUser,
+    via: &'s str,
+    room: String,
+}
+
+impl Scene<'_> {
+    fn ask(&self, verb: Verb) -> (u16, Value) {
+        let endpoint = verb.endpoint();
+        let (user, path) = match verb {
+            Knock | Join => {
+                (&self.bob, format!("{endpoint}/{}?via={}", segment(&self.room), segment(self.via)))
+            }
+            _ if verb.is_by_the_host() => (self.alice, format!("rooms/{}/{endpoint}", segment(&self.room))),
+            _ => (&self.bob, format!("rooms/{}/{endpoint}", segment(&self.room))),
+        };
+        let body = if verb.is_by_the_host() { json!({ "user_id": self.bob.id() }) } else { json!({}) };
+        user.request("POST", &format!("/_matrix/client/v3/{path}"), Some(body))
+    }
+
+    fn bring_to(&self, start: Start) -> Result<(), String> {
+        let verbs: &[Verb] = match start {
+            Out => &[],
+            Knocked => &[Knock],
+            Invited => &[Invite],
+            Joined => &[Invite, Join],
+        };
+        for verb in verbs {
+            let (status, body) = self.ask(*verb);
+            if status != 200 {
+                return Err(format!("{verb:?} to begin with: {status} {body}"));
+            }
+        }
+        let wanted = match start {
+            Out => None,
+            Knocked => Some("knock"),
+            Invited => Some("invite"),
+            Joined => Some("join"),
+        };
+        self.settle(Some(wanted)).map(drop)
+    }
+
+    /// What the room says of the guest, by a member of it on the host's server.
+    fn by_the_host(&self) -> Option<String> {
+        self.alice.membership_of(&self.room, self.bob.id())
+    }
+
+    /// What the guest's `/sync` shows.
+    fn by_the_guest(&self) -> Option<&'static str> {
+        let rooms = self.bob.initial_sync()["rooms"].clone();
+        ["join", "invite", "knock"].into_iter().find(|section| rooms[section].get(&self.room).is_some())
+    }
+
+    /// Waits until both say the same, which is this if anything particular is expected. What it is.
+    fn settle(&self, expected: Option<Option<&str>>) -> Result<Option<&'static str>, String> {
+        let (began, mut agreed) = (Instant::now(), 0);
+        loop {
+            let (host, guest) = (self.by_the_host(), self.by_the_guest());
+            let host = host.filter(|m| m != "leave" && m != "ban");
+            let as_expected = expected.is_none_or(|expected| expected == guest);
+            agreed = if host.as_deref() == guest && as_expected { agreed + 1 } else { 0 };
+            if agreed == LOOKS {
+                return Ok(guest);
+            }
+            if began.elapsed() > AGREE_WITHIN {
+                return Err(format!(
+                    "the room says {host:?}, the guest is shown {guest:?}, not {expected:?}"
+                ));
+            }
+            self.bob.sync(BETWEEN_LOOKS);
+        }
+    }
+
+    fn must(&self, verb: Verb) -> Result<(), String> {
+        let (status, body) = self.ask(verb);
+        if status == 200 { Ok(()) } else { Err(format!("then {verb:?} is answered {status} {body}")) }
+    }
+
+    /// The guest does what one can do with what is shown.
+    fn act_on(&self, shown: Option<&str>, other_way: bool) -> Result<(), String> {
+        let after = match (shown, other_way) {
+            (Some("invite"), false) => self.must(Join).map(|()| Some("join")),
+            (Some("invite"), true) => self.must(Reject).map(|()| None),
+            (Some("knock"), false) => self.must(Withdraw).map(|()| None),
+            (Some("knock"), true) => self.must(Invite).map(|()| Some("invite")),
+            (Some("join"), _) => self.must(Leave).map(|()| None),
+            _ => {
+                if self.by_the_host().as_deref() == Some("ban") {
+                    let (status, body) = self.ask(Knock);
+                    if status != 403 {
+                        return Err(format!("a banned user's knock is answered {status} {body}"));
+                    }
+                    self.alice.act_on("unban", &self.room, self.bob.id());
+                }
+                self.must(Knock).map(|()| Some("knock"))
+            }
+        }?;
+        self.settle(Some(after)).map(drop)
+    }
+}
+
+/// What they were answered, and why it went wrong if it did.
+#[allow(clippy::disallowed_methods, reason = "how far apart the two are is what is being tried here")]
+fn meet(scene: &Scene<'_>, meeting: Meeting, other_way: bool) -> Result<(), String> {
+    scene.bring_to(meeting.start)?;
+    let (first, second) = match meeting.timing {
+        Timing::Answered => {
+            let first = scene.ask(meeting.first);
+            (first, scene.ask(meeting.second))
+        }
+        Timing::After(gap) => std::thread::scope(|scope| {
+            let first = scope.spawn(|| scene.ask(meeting.first));
+            std::thread::sleep(Duration::from_millis(gap));
+            let second = scene.ask(meeting.second);
+            (first.join().expect("no panic"), second)
+        }),
+    };
+    let answers = format!("answered {} and {}", first.0, second.0);
+    let told = |why: String| format!("{answers}: {why}");
+    for (status, body) in [&first, &second] {
+        // Both are of a room that both servers know: whatever is in the way, it is not that there is no such room.
+        if *status >= 500 || *status == 404 {
+            return Err(told(body.to_string()));
+        }
+    }
+    let expected = outcome(meeting, first.0, second.0);
+    let shown = scene.settle(expected).map_err(told)?;
+    scene.act_on(shown, other_way).map_err(|why| told(format!("shown {shown:?}: {why}")))
+}
+
+/// Where the second followed the first's answer, and both were granted, there is but one outcome.
+fn outcome(meeting: Meeting, first: u16, second: u16) -> Option<Option<&'static str>> {
+    if !matches!(meeting.timing, Timing::Answered) || (first, second) != (200, 200) {
+        return None;
+    }
+    match meeting.second {
+        Invite if meeting.first != Join => Some(Some("invite")),
+        Join if meeting.first == Invite => Some(Some("join")),
+        Withdraw | Reject | Leave | Rescind | Kick | Ban => Some(None),
+        _ => None,
+    }
+}
+
+/// Numbers that look like chance and are the same each time (a linear congruential generator).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from((self.0 >> 33) % sides as u64).expect("few sides")
+    }
+}
+
+fn from_environment<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no good")))
+}
+
+fn all_meetings(rounds: usize, seed: u64, only: &str) -> Vec<Meeting> {
+    let mut dice = Dice(seed);
+    let mut all = Vec::new();
+    for round in 0..rounds {
+        for first in Verb::ALL {
+            for second in Verb::ALL {
+                let named = [first, second].map(|verb| format!("{verb:?}").to_lowercase());
+                if !only.is_empty() && !named.iter().any(|name| name == only) {
+                    continue;
+                }
+                for start in [Out, Knocked, Invited, Joined] {
+                    if !first.starts().contains(&start) && !second.starts().contains(&start) {
+                        continue;
+                    }
+                    let timing = match (round + dice.roll(3)) % 3 {
+                        0 => Timing::Answered,
+                        1 => Timing::After(0),
+                        _ => Timing::After(dice.roll(20) as u64 + 1),
+                    };
+                    let version = ["7", "10", "11", "12"][dice.roll(4)];
+                    all.push(Meeting { start, first, second, timing, version });
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "a long run tells what it saw of each pair")]
+fn whichever_two_meet_both_servers_agree_afterwards_and_the_user_can_act_on_what_is_shown() {
+    let (here, there) = TestServer::pair();
+    let rounds = from_environment::<usize>("DOORSTEP_ROUNDS");
+    let seed = from_environment("DOORSTEP_SEED").unwrap_or(20_261_129);
+    let only = std::env::var("DOORSTEP_ONLY").unwrap_or_default();
+    let meetings = all_meetings(rounds.unwrap_or(1), seed, &only);
+    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(BTreeMap::<String, Vec<String>>::new()));
+    std::thread::scope(|scope| {
+        for worker in 0..AT_A_TIME {
+            let (here, there, next, wrong, meetings) = (&here, &there, &next, &wrong, &meetings);
+            scope.spawn(move || {
+                let alice = here.user(&format!("alice{worker}"));
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(meeting) = meetings.get(number) else { return };
+                    let room = alice.create_room_with(json!({
+                        "preset": "private_chat",
+                        "room_version": meeting.version,
+                        "initial_state": [
+                            { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } },
+                        ],
+                    }));
+                    let bob = there.user(&format!("bob{number}"));
+                    let scene = Scene { alice: &alice, bob, via: here.name(), room };
+                    if let Err(why) = meet(&scene, *meeting, number % 2 == 1) {
+                        let pair = format!("{:?}: {:?} and {:?}", meeting.start, meeting.first, meeting.second);
+                        let told = format!("{meeting}: {why} ({})", scene.room);
+                        eprintln!("{told}");
+                        wrong.lock().expect("no panic").entry(pair).or_default().push(told);
+                    }
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().expect("no panic");
+    let count: usize = wrong.values().map(Vec::len).sum();
+    if rounds.is_some() {
+        for (pair, cases) in &wrong {
+            eprintln!("{:4}  {pair}", cases.len());
+        }
+        eprintln!("{count} of {} went wrong", meetings.len());
+    }
+    assert!(wrong.is_empty(), "{count} of {} went wrong: {wrong:#?}", meetings.len());
+}
+
+/// A room of alice's that takes knocks, and bob of the other server.
+fn scene<'s>(alice: &'s TestUser, bob: TestUser, via: &'s str, version: &str) -> Scene<'s> {
+    let room = alice.create_room_with(json!({
+        "preset": "private_chat",
+        "room_version": version,
+        "initial_state": [
+            { "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } },
+        ],
+    }));
+    Scene { alice, bob, via, room }
+}
+
+/// How often each of the next tests tries.
+const TRIES: usize = 30;
+
+#[test]
+fn whoever_joins_the_moment_the_invite_is_shown_comes_in() {
+    let (here, there) = TestServer::pair();
+    let alice = here.user("alice");
+    let mut refused = Vec::new();
+    for number in 0..TRIES {
+        let scene = scene(&alice, there.user(&format!("bob{number}")), here.name(), "11");
+        if number % 2 == 1 {
+            scene.must(Knock).expect("a knock");
+        }
+        scene.bob.sync(Duration::ZERO);
+        std::thread::scope(|scope| {
+            let inviting = scope.spawn(|| scene.ask(Invite));
+            scene.bob.wait_for_room("invite", &scene.room);
+            refused.extend(scene.must(Join).err());
+            assert_eq!(inviting.join().expect("no panic").0, 200);
+        });
+    }
+    assert!(refused.is_empty(), "{} of {TRIES} refused: {refused:?}", refused.len());
+}
+
+#[test]
+fn whoever_rejects_an_invite_the_moment_it_is_shown_is_out_on_both_sides() {
+    let (here, there) = TestServer::pair();
+    let alice = here.user("alice");
+    for number in 0..TRIES {
+        let scene = scene(&alice, there.user(&format!("bob{number}")), here.name(), "11");
+        scene.bob.sync(Duration::ZERO);
+        std::thread::scope(|scope| {
+            let inviting = scope.spawn(|| scene.ask(Invite));
+            scene.bob.wait_for_room("invite", &scene.room);
+            scene.must(Reject).expect("a rejection");
+            assert_eq!(inviting.join().expect("no panic").0, 200);
+        });
+        scene.settle(Some(None)).expect("out on both sides");
+    }
+}
+
+#[test]
+fn an_invite_that_follows_a_rejection_at_once_is_an_invite() {
+    let (here, there) = TestServer::pair();
+    let alice = here.user("alice");
+    let mut lost = Vec::new();
+    for number in 0..TRIES {
+        let scene = scene(&alice, there.user(&format!("bob{number}")), here.name(), "11");
+        scene.bring_to(if number % 2 == 1 { Knocked } else { Invited }).expect("a beginning");
+        scene.must(Reject).expect("the room is left");
+        scene.must(Invite).expect("an invite");
+        lost.extend(scene.settle(Some(Some("invite"))).err());
+    }
+    assert!(lost.is_empty(), "{} of {TRIES} were lost: {lost:?}", lost.len());
+}
