@@ -180,6 +180,25 @@ CREATE TABLE owed_events (
   PRIMARY KEY (server, stream)
 ) STRICT, WITHOUT ROWID;
 
+-- Invites of new rooms to users of other servers, until the invitee's `server` has signed them: only then are they events.
+-- Written with the room. `content` is a JSON object: what the invite says beside the membership. `stream`: when it was
+-- asked for; what the invitee becomes in the room later ends it. Tried again at `due_ms`, with pauses that grow with
+-- `attempts`, for about a week; ended too when it is taken back or the inviter leaves.
+CREATE TABLE owed_invites (
+  room_id TEXT NOT NULL,
+  invitee TEXT NOT NULL,
+  server TEXT NOT NULL,
+  inviter TEXT NOT NULL,
+  content TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  attempts INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL,
+  PRIMARY KEY (room_id, invitee)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_invites_due ON owed_invites (due_ms);
+CREATE INDEX owed_invites_by_server ON owed_invites (server, due_ms);
+CREATE INDEX owed_invites_by_inviter ON owed_invites (inviter);
+
 -- ===== Remote memberships =====
 
 -- One of our users' membership in a room that this server is not resident in: a knock, an invite, a join under way, or

@@ -43,7 +43,9 @@
 //! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
 //!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. What a room
 //!   that we are not in says of one of us: `service/membership/outside.rs`. Where several branches meet:
-//!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/enter.rs`.
+//!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/enter.rs`. An event that rests on others
+//!   that we lack: `service/missing.rs`, `service/auth_chains.rs`.
+//! - A new room's invites, which may have to wait for other servers: `service/membership/owed_invites.rs`.
 //! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
 //!   back so far: `service/backfill.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in

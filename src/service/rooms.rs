@@ -16,11 +16,13 @@ use crate::store::client_transactions::ClientTxn;
 use crate::store::{Db, Room};
 
 impl Homeserver {
-    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. If an invitation is
-    /// refused, the error is that one, and the room is there without it.
+    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a room the
+    /// answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's server that
+    /// cannot be reached within seconds gets the invite in the background.
     ///
     /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`, `M_INVALID_PARAM`,
-    /// `M_BAD_JSON`; those of invitations, and of identity servers where addresses are invited.
+    /// `M_BAD_JSON`; 403 if one of ours cannot be invited; 429 if too many invites are owed already; those of identity
+    /// servers that are asked whom addresses belong to.
     pub fn create_room(&self, creator: &UserId, request: &CreateRoom) -> Result<RoomId> {
         let version = match request.room_version.as_deref() {
             None => self.config.default_room_version,
@@ -36,8 +38,6 @@ impl Homeserver {
                 None => addresses.push(address),
             }
         }
-        // Our own first: they can be reached, and need not wait for other servers, nor go without for one's failure.
-        invitees.sort_by_key(|user| !self.is_ours(user));
         if invitees.contains(creator) {
             return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
         }
@@ -54,7 +54,14 @@ impl Homeserver {
         }
         let events = request.plan(creator, &profile, version, alias.as_ref())?;
         let published = request.visibility == Some(Visibility::Public);
-        let owner = creator.clone();
+        let mut extra = Map::new();
+        if request.is_direct == Some(true) {
+            extra.insert("is_direct".to_owned(), true.into());
+        }
+        let (ours, elsewhere): (Vec<UserId>, Vec<UserId>) =
+            invitees.into_iter().partition(|user| self.is_ours(user));
+        let is_owed_any = !elsewhere.is_empty();
+        let (owner, said, now) = (creator.clone(), extra.clone(), self.clock.now_ms());
         let room_id = self
             .create_room_with(version, creator, &events, move |tx, room| {
                 if let Some(alias) = &alias
@@ -65,18 +72,24 @@ impl Homeserver {
                 if published {
                     tx.set_published(&room.room_id, true)?;
                 }
-                Ok(())
+                // With the room, so that no crash can come between.
+                elsewhere
+                    .iter()
+                    .try_for_each(|invitee| tx.owe_invite((&room.room_id, &owner, invitee), &said, now))
             })
             .map_err(as_room_state_error)?;
-        let mut extra = Map::new();
-        if request.is_direct == Some(true) {
-            extra.insert("is_direct".to_owned(), true.into());
+        let not_invited =
+            |whom: &str, error: Error| log::warn!("{whom} is not invited to {room_id}: {error}");
+        for invitee in &ours {
+            let invited = self.invite(creator, &room_id, invitee, None, extra.clone());
+            invited.unwrap_or_else(|e| not_invited(invitee.as_str(), e));
         }
-        for invitee in &invitees {
-            self.invite(creator, &room_id, invitee, None, extra.clone())?;
+        if is_owed_any {
+            self.await_first_invites(&room_id);
         }
         for address in addresses {
-            self.invite_third_party(creator, &room_id, address)?;
+            let invited = self.invite_third_party(creator, &room_id, address);
+            invited.unwrap_or_else(|e| not_invited("an address", e));
         }
         Ok(room_id)
     }

@@ -22,6 +22,9 @@ use crate::store::{Changes, RoomKey};
 const WORKERS: usize = 4;
 /// In how many rooms events that wait are pursued at once, beside those.
 const FETCHERS: usize = 6;
+/// How many invites are handed out at once, beside those, and how many of them to one server.
+const INVITERS: usize = 8;
+const MOST_TO_ONE: usize = 3;
 /// For how long the waiting events of a room are left alone if something of ours failed.
 const AFTER_FAILURE: Millis = 60_000;
 /// And this long if not even that could be written down.
@@ -44,6 +47,8 @@ pub struct Scheduler {
 struct Shared {
     state: Mutex<State>,
     moved: Condvar,
+    /// An invite was handed out, or could not be.
+    invited: Condvar,
     any_waiting: AtomicBool,
 }
 
@@ -57,6 +62,8 @@ struct State {
     working: usize,
     /// Rooms whose waiting events are being pursued, one thread each.
     fetching: HashSet<RoomKey>,
+    /// The servers that invites are being handed out to, a thread for each invite.
+    inviting: Vec<ServerName>,
     /// Rooms whose branches are to be joined. A hint: the next event in such a room says it again.
     forked: HashSet<RoomKey>,
     /// The timer's own thread runs.
@@ -113,12 +120,15 @@ impl Scheduler {
         // What was under way when we last stopped is not, any more.
         let now = hs.clock.now_ms();
         let due = |db: &crate::store::Db<'_>| {
-            Ok(db.next_remote_membership_due()?.is_some() || db.next_waiting_due()?.is_some())
+            Ok(db.next_remote_membership_due()?.is_some()
+                || db.next_waiting_due()?.is_some()
+                || db.next_owed_invite_due()?.is_some())
         };
         if hs.store.read(due)? {
             hs.store.write(move |tx| {
                 tx.hasten_remote_memberships(now)?;
-                tx.hasten_all_waiting(now)
+                tx.hasten_all_waiting(now)?;
+                tx.hasten_owed_invites(now)
             })?;
         }
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
@@ -180,11 +190,28 @@ impl Scheduler {
         };
         let now = hs.clock.now_ms();
         let hurried = hs.store.write(move |tx| {
-            jobs.iter().try_for_each(|(room, user)| tx.hasten_remote_membership(room, user, now))
+            jobs.iter().try_for_each(|(room, user)| {
+                tx.hasten_remote_membership(room, user, now)?;
+                tx.hasten_owed_invite(room, user, now)
+            })
         });
         match hurried {
             Ok(()) => self.wake(),
             Err(error) => log::error!("what waited for {server} could not be hastened: {error}"),
+        }
+    }
+
+    /// Waits until something about invites holds, but no longer than until then, and not beyond the stop.
+    pub fn wait_for_invites(&self, until: Instant, mut holds: impl FnMut() -> bool) {
+        while !holds() {
+            let left = until.saturating_duration_since(Instant::now());
+            let state = self.shared.lock();
+            if left.is_zero() || state.stop || !state.ticking {
+                return;
+            }
+            // One that is done between the look and the wait costs no more than this.
+            let waited = self.shared.invited.wait_timeout(state, left.min(TICK));
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -195,8 +222,9 @@ impl Scheduler {
         let mut state = self.shared.lock();
         state.stop = true;
         self.shared.moved.notify_all();
+        self.shared.invited.notify_all();
         let until = Instant::now() + GRACE;
-        while state.working > 0 || !state.fetching.is_empty() || state.ticking {
+        while state.working > 0 || !state.fetching.is_empty() || !state.inviting.is_empty() || state.ticking {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -220,7 +248,10 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
             if state.stop {
                 return;
             }
-            if state.working >= WORKERS && state.fetching.len() >= FETCHERS {
+            if state.working >= WORKERS
+                && state.fetching.len() >= FETCHERS
+                && state.inviting.len() >= INVITERS
+            {
                 // Whoever finishes wakes us.
                 state.look = false;
                 next = Some(Millis::MIN);
@@ -283,10 +314,58 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
         pursue(shared, hs, room)?;
     }
+    hand_out_invites(shared, hs, now)?;
     let next = hs.store.read(|db| {
-        Ok([db.next_remote_membership_due()?, db.next_waiting_due()?, db.next_device_list_due()?])
+        Ok([
+            db.next_remote_membership_due()?,
+            db.next_waiting_due()?,
+            db.next_device_list_due()?,
+            db.next_owed_invite_due()?,
+        ])
     })?;
     Ok(next.into_iter().chain([hs.end_typing_that_is_over(now)?, hs.let_presence_pass(now)?]).flatten().min())
+}
+
+/// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one for
+/// a while.
+fn hand_out_invites(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
+    let due = hs.store.read(|db| db.owed_invites_due(now, MOST_TO_ONE, INVITERS * 4))?;
+    for (room, invitee, server) in due {
+        {
+            let mut state = shared.lock();
+            let to_one = state.inviting.iter().filter(|busy| **busy == server).count();
+            if state.inviting.len() >= INVITERS || to_one >= MOST_TO_ONE {
+                continue;
+            }
+            state.inviting.push(server.clone());
+        }
+        let (inviting, hs) = (Inviting(shared.clone(), server), hs.clone());
+        let (leased_room, leased) = (room.clone(), invitee.clone());
+        hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, now + LEASE, false))?;
+        thread::Builder::new().name("inviting".to_owned()).spawn(move || {
+            if let Err(error) = hs.deliver_owed_invite(&room, &invitee) {
+                log::error!("the invite of {invitee} to {room} cannot be kept: {error}");
+            }
+            drop(hs);
+            drop(inviting);
+        })?;
+    }
+    Ok(())
+}
+
+/// An invite that is being handed out, given back also when its thread panics.
+struct Inviting(Arc<Shared>, ServerName);
+
+impl Drop for Inviting {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if let Some(at) = state.inviting.iter().position(|server| *server == self.1) {
+            state.inviting.swap_remove(at);
+        }
+        drop(state);
+        self.0.invited.notify_all();
+        self.0.wake();
+    }
 }
 
 /// A thread that works, counted out also when it panics.

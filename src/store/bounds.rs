@@ -118,6 +118,14 @@ pub const TABLES: &[Table] = &[
         )],
         "delivery (`save_destination`)",
     ),
+    table(
+        "owed_invites",
+        &[users(
+            "500 of one user; 429 beyond",
+            "what_is_owed_is_bounded_for_each_inviter_and_shared_out_between_servers",
+        )],
+        "delivery, a refusal, a week of trying, the end of the inviter's membership (`deliver_owed_invite`)",
+    ),
     // ----- remote memberships -----
     table(
         "remote_memberships",

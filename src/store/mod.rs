@@ -28,6 +28,7 @@ mod memory;
 pub mod migrate;
 pub mod openid;
 pub mod owed;
+pub mod owed_invites;
 mod pdu_memory;
 pub mod presence;
 pub mod profiles;

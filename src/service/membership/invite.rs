@@ -38,7 +38,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 // ----- our user invites -----
 
 impl Homeserver {
-    /// `POST /invite`, also the invites of a new room and of `PUT /state/m.room.member`. `extra` is further content
+    /// `POST /invite`, also the invites of `PUT /state/m.room.member` and of a new room (`owed_invites`). `extra` is further content
     /// (`is_direct`). An invitee elsewhere is asked first: what their server refuses never happened.
     ///
     /// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`, 400 `M_UNSUPPORTED_ROOM_VERSION`, 502 if the invitee's
@@ -52,6 +52,18 @@ impl Homeserver {
         extra: Map<String, Value>,
     ) -> Result<()> {
         let _turn = self.turns.take(room_id, target)?;
+        self.invite_in_turn(sender, room_id, target, reason, extra)
+    }
+
+    /// The same for who has the invitee's turn.
+    pub(super) fn invite_in_turn(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<&str>,
+        extra: Map<String, Value>,
+    ) -> Result<()> {
         let room =
             self.resident_room(room_id)?.ok_or_else(|| Error::forbidden("You are not in this room"))?;
         let present = self.store.read(|db| db.membership(room.key, target))?;

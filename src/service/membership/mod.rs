@@ -42,6 +42,7 @@ mod knock_budget;
 mod leave;
 mod moderate;
 mod outside;
+mod owed_invites;
 mod standing;
 pub mod third_party;
 mod turns;

@@ -9,7 +9,7 @@ use crate::service::Homeserver;
 use crate::store::Room;
 
 impl Homeserver {
-    /// `POST /kick`: the target may be joined, invited or knocking. Errors: 403 `M_FORBIDDEN`, also if the target is
+    /// `POST /kick`: the target may be joined, invited, knocking, or about to be invited. Errors: 403 `M_FORBIDDEN`, also if the target is
     /// none of these; 403 `M_BAD_STATE` if they are banned.
     pub fn kick(
         &self,
@@ -23,8 +23,30 @@ impl Homeserver {
             Some(Membership::Ban) => {
                 Err(bad_state("A banned user cannot be kicked; to lift the ban there is unban"))
             }
-            None | Some(Membership::Leave) => Err(Error::forbidden(format!("{target} is not in the room"))),
+            None | Some(Membership::Leave) => self.kick_from_outside(&room, sender, target, reason),
             _ => self.change(&room, sender, target, Membership::Leave, reason),
+        }
+    }
+
+    /// Who is not in the room may be about to be invited: that is taken back, at whatever stage it is.
+    fn kick_from_outside(
+        &self,
+        room: &Room,
+        sender: &UserId,
+        target: &UserId,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let not_there = || Error::forbidden(format!("{target} is not in the room"));
+        if self.store.read(|db| db.owed_invite(&room.room_id, target))?.is_none() {
+            return Err(not_there());
+        }
+        let _turn = self.turns.take(&room.room_id, target)?;
+        match self.store.read(|db| db.membership(room.key, target))? {
+            Some(Membership::Invite | Membership::Join | Membership::Knock) => {
+                self.change(room, sender, target, Membership::Leave, reason)
+            }
+            _ if self.rescind_owed_invite(room, sender, target)? => Ok(()),
+            _ => Err(not_there()),
         }
     }
 
