@@ -1,4 +1,5 @@
-//! The walls of the house, read from its source: which layer may use what, and where SQL and output may be.
+//! The walls of the house, read from its source: which layer may use what, and where SQL, output and the reading of JSON may
+//! be.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -205,6 +206,54 @@ fn sql_is_written_in_the_store_only() {
         }
     }
     report(&found);
+}
+
+/// Where JSON text may be read without being weighed, and why.
+const UNWEIGHED: &[(&str, &str)] = &[
+    ("src/protocol/json", "it is the place that weighs"),
+    ("src/protocol/json.rs", "the same"),
+    ("src/protocol/pdu.rs", "the text of one event, whose size was looked at"),
+    ("src/protocol/glance.rs", "the same, of which no tree is made"),
+    ("src/protocol/event_auth/power_content.rs", "the same"),
+    ("src/store", "what is stored was weighed when it came, and has to be read again whatever it weighs"),
+    ("src/federation/scripted_peer.rs", "it is for tests"),
+    ("src/testing", "it is for tests"),
+];
+
+#[test]
+fn text_of_strangers_becomes_values_in_one_place() {
+    // A tree takes up to a hundred times its text: see `protocol/json/parse.rs` for what to call instead.
+    const PARSERS: [&str; 5] = [
+        "serde_json::from_slice",
+        "serde_json::from_str",
+        "serde_json::from_reader",
+        "serde_json::Deserializer",
+        "serde_json::StreamDeserializer",
+    ];
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for (path, code) in code_under("src") {
+        if UNWEIGHED.iter().any(|(place, _)| path.starts_with(top.join(place))) {
+            continue;
+        }
+        for (number, line) in lines(&code) {
+            let is_import = line.contains("use serde_json::") && !line.contains("::value::");
+            let imports = is_import
+                && line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| {
+                    ["from_slice", "from_str", "from_reader", "Deserializer", "StreamDeserializer"]
+                        .contains(&word)
+                });
+            // The standard library's `FromStr` is another.
+            let renamed = line.contains("serde_json as ");
+            if PARSERS.iter().any(|parser| line.contains(parser)) || imports || renamed {
+                found.push(format!("{}:{number} reads JSON unweighed: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    report(&found);
+    for (place, why) in UNWEIGHED {
+        assert!(top.join(place).exists(), "{place} ({why}) is no more");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,11 @@ pub use finding::{HierarchyAnswer, PublicRoomsAnswer};
 
 use super::client::{CallError, CallResult, Client, Response, SignedRequest};
 use super::held::Held;
+use crate::error::Error;
+use crate::protocol::json::{
+    AtMost, CanonicalObject, First, FirstMembers, is_object, parse_object, read, read_large, read_object,
+};
+use crate::protocol::pdu::LARGEST_AS_WRITTEN;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 
@@ -24,8 +29,11 @@ pub type RawEvent = Box<RawValue>;
 
 /// Answers that are one event or a little information about one thing.
 const SMALL: u64 = 1 << 20;
-/// A statement of keys: hundreds of keys and signatures.
+/// A statement of keys, with whatever white space.
 const STATEMENT: u64 = 64 << 10;
+/// The longest statement of keys that is looked at, in canonical form: room for two hundred keys and the signatures of
+/// half of them.
+pub const LONGEST_STATEMENT: usize = 32 << 10;
 /// Answers that are a bounded list of events: 100 of the largest possible, and room for the rest.
 const LIST: u64 = 16 << 20;
 /// Answers that are the whole state of a room, which may have hundreds of thousands of members.
@@ -34,8 +42,13 @@ const STATE: u64 = 256 << 20;
 const MAX_STATE_EVENTS: usize = 1_000_000;
 /// Most entries of stripped state; a complete one has about ten.
 const MAX_STRIPPED: usize = 500;
-/// Most events asked for at once in `backfill` and `get_missing_events`.
+/// Most events asked for at once in `backfill` and `get_missing_events`, and most that the answer to the latter may have.
 const MAX_EVENTS_ASKED: usize = 100;
+const MAX_EVENTS_GIVEN: usize = 10_000;
+/// Most statements of keys of one answer: four of each server that is asked about at once.
+const MAX_STATEMENTS: usize = 400;
+/// Most devices of one user that are looked at.
+const MAX_DEVICES: usize = 1000;
 /// Most server names believed from one answer.
 const MAX_SERVERS: usize = 10_000;
 
@@ -73,6 +86,7 @@ pub struct Template {
     #[serde(default = "first_version")]
     pub room_version: String,
     /// The unsigned event.
+    #[serde(deserialize_with = "no_larger_than_an_event")]
     pub event: Map<String, Value>,
 }
 
@@ -92,10 +106,10 @@ pub struct JoinBody {
 pub struct JoinAnswer<'a> {
     /// Every event of the auth chain of `state`.
     #[serde(borrow)]
-    pub auth_chain: Vec<&'a RawValue>,
+    pub auth_chain: AtMost<&'a RawValue, MAX_STATE_EVENTS>,
     /// The room's state before our join.
     #[serde(borrow)]
-    pub state: Vec<&'a RawValue>,
+    pub state: AtMost<&'a RawValue, MAX_STATE_EVENTS>,
     /// Our join, with the resident server's signature added if the join is a restricted one.
     #[serde(borrow, default)]
     pub event: Option<&'a RawValue>,
@@ -108,11 +122,9 @@ impl JoinBody {
     pub fn read(&self) -> CallResult<JoinAnswer<'_>> {
         let body = self.response.body.as_slice();
         let answer: JoinAnswer<'_> = match self.in_array {
-            true => object_in(array_in(body)?)?,
-            false => object_in(body)?,
+            true => large_object_in(array_in(body)?)?,
+            false => large_object_in(body)?,
         };
-        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
-        bounded("state", answer.state.len(), MAX_STATE_EVENTS)?;
         // We never ask for that, since we could not judge events in a room of which we know half.
         if answer.members_omitted {
             return Err(CallError::bad("a room without its members"));
@@ -125,9 +137,9 @@ impl JoinBody {
 #[derive(Deserialize)]
 pub struct StateAnswer {
     /// Every event of the auth chain of `pdus`.
-    pub auth_chain: Vec<RawEvent>,
+    pub auth_chain: AtMost<RawEvent, MAX_STATE_EVENTS>,
     /// The room's state before the event that was asked about.
-    pub pdus: Vec<RawEvent>,
+    pub pdus: AtMost<RawEvent, MAX_STATE_EVENTS>,
     /// The memory that the answer takes.
     #[serde(skip)]
     pub held: Held,
@@ -137,9 +149,9 @@ pub struct StateAnswer {
 #[derive(Debug, Deserialize)]
 pub struct StateIdsAnswer {
     /// The ids of the auth chain.
-    pub auth_chain_ids: Vec<EventId>,
+    pub auth_chain_ids: AtMost<EventId, MAX_STATE_EVENTS>,
     /// The ids of the room's state before the event that was asked about.
-    pub pdu_ids: Vec<EventId>,
+    pub pdu_ids: AtMost<EventId, MAX_STATE_EVENTS>,
 }
 
 /// The answer of `query/directory`.
@@ -158,7 +170,7 @@ pub struct RemoteDevices {
     /// The last update that is in it.
     pub stream_id: i64,
     /// The devices.
-    pub devices: Vec<RemoteDevice>,
+    pub devices: First<RemoteDevice, MAX_DEVICES>,
 }
 
 /// One device of a user of another server.
@@ -169,13 +181,20 @@ pub struct RemoteDevice {
     /// What its user calls it.
     pub device_display_name: Option<String>,
     /// Its identity keys.
-    pub keys: Option<Value>,
+    pub keys: Option<Box<RawValue>>,
 }
 
 fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<ServerName>, D::Error> {
-    let names = Vec::<Value>::deserialize(d)?;
-    let names = names.iter().take(MAX_SERVERS).filter_map(Value::as_str);
-    Ok(names.filter_map(|n| ServerName::parse(n).ok()).collect())
+    let First(texts) = First::<Box<RawValue>, MAX_SERVERS>::deserialize(d)?;
+    Ok(texts.iter().filter_map(|text| read(text.get().as_bytes()).ok()).collect())
+}
+
+/// A template is an event, or will be one, and no larger.
+fn no_larger_than_an_event<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Map<String, Value>, D::Error> {
+    let text = Box::<RawValue>::deserialize(d)?;
+    let fits = text.get().len() <= LARGEST_AS_WRITTEN;
+    let event = if fits { parse_object(text.get().as_bytes()) } else { Err(Error::bad_json("too large")) };
+    event.map_err(|e| serde::de::Error::custom(e.message()))
 }
 
 /// What the peer says of each event of a transaction: the ids that it could not process, with its reason.
@@ -231,14 +250,12 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct KnockAnswer {
-            knock_room_state: Vec<RawEvent>,
+            knock_room_state: AtMost<RawEvent, MAX_STRIPPED>,
         }
         let path = format!("/_matrix/federation/v1/send_knock/{}/{}", enc(room), enc(id));
         let response = self.put(peer, path, event, ORDINARY, LIST)?;
         let answer: KnockAnswer = object(response).map_err(CallError::after_success)?;
-        bounded("knock_room_state", answer.knock_room_state.len(), MAX_STRIPPED)
-            .map_err(CallError::after_success)?;
-        Ok(answer.knock_room_state)
+        Ok(answer.knock_room_state.0)
     }
 
     /// `PUT /v2/send_leave`, or v1 where the peer knows no v2: hands our signed leave in. What comes with a yes does not
@@ -298,7 +315,7 @@ impl Client {
         event: &Value,
     ) -> CallResult<()> {
         let path = format!("/_matrix/federation/v1/exchange_third_party_invite/{}", enc(room));
-        let _: Map<String, Value> = object(self.put(peer, path, &to_body(event)?, ORDINARY, SMALL)?)?;
+        let _: IgnoredAny = object(self.put(peer, path, &to_body(event)?, ORDINARY, SMALL)?)?;
         Ok(())
     }
 
@@ -312,14 +329,24 @@ impl Client {
         within: Duration,
     ) -> CallResult<TransactionAnswer> {
         let path = format!("/_matrix/federation/v1/send/{}", enc(txn_id));
-        let answer: Map<String, Value> = object(self.put(peer, path, body, within, SMALL)?)?;
-        let Some(Value::Object(pdus)) = answer.get("pdus") else {
+        #[derive(Deserialize)]
+        struct Taken {
             // Servers of old answered an empty transaction with an empty object.
-            return Ok(Vec::new());
-        };
-        let failed =
-            pdus.iter().filter_map(|(id, said)| Some((id.clone(), said.get("error")?.as_str()?.to_owned())));
-        Ok(failed.take(MAX_EVENTS_ASKED).collect())
+            #[serde(default)]
+            pdus: Option<Box<RawValue>>,
+        }
+        #[derive(Deserialize)]
+        struct Said {
+            error: String,
+        }
+        let answer: Taken = object(self.put(peer, path, body, within, SMALL)?)?;
+        let pdus = answer.pdus.as_ref().and_then(|pdus| read(pdus.get().as_bytes()).ok());
+        let pdus: FirstMembers<String, &RawValue, MAX_EVENTS_ASKED> = pdus.unwrap_or_default();
+        let failed = pdus.0.into_iter().filter_map(|(id, said)| {
+            let Said { error } = read_object(said.get().as_bytes()).ok()?;
+            Some((id, error))
+        });
+        Ok(failed.collect())
     }
 
     /// `POST get_missing_events`: the events between `earliest` (exclusive) and `latest` (exclusive), at most
@@ -335,7 +362,7 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Missing {
-            events: Vec<RawEvent>,
+            events: AtMost<RawEvent, MAX_EVENTS_GIVEN>,
         }
         let path = format!("/_matrix/federation/v1/get_missing_events/{}", enc(room));
         let limit = limit.min(MAX_EVENTS_ASKED);
@@ -350,11 +377,11 @@ impl Client {
             timeout: ORDINARY.min(within),
             max_bytes: LIST,
         };
-        let mut answer: Missing = object(self.request(request)?)?;
+        let Missing { events: AtMost(mut events) } = object(self.request(request)?)?;
         // The newest are the ones that connect to what we have been given.
-        let surplus = answer.events.len().saturating_sub(limit);
-        answer.events.drain(..surplus);
-        Ok(answer.events)
+        let surplus = events.len().saturating_sub(limit);
+        events.drain(..surplus);
+        Ok(events)
     }
 
     /// `GET state_ids`: the ids of the room's state before an event, and of its auth chain.
@@ -366,10 +393,7 @@ impl Client {
         within: Duration,
     ) -> CallResult<StateIdsAnswer> {
         let path = format!("/_matrix/federation/v1/state_ids/{}?event_id={}", enc(room), enc(at));
-        let answer: StateIdsAnswer = object(self.get(peer, path, LONG.min(within), STATE / 4)?)?;
-        bounded("auth_chain_ids", answer.auth_chain_ids.len(), MAX_STATE_EVENTS)?;
-        bounded("pdu_ids", answer.pdu_ids.len(), MAX_STATE_EVENTS)?;
-        Ok(answer)
+        large_object_in(&self.get(peer, path, LONG.min(within), STATE / 4)?.body)
     }
 
     /// `GET state`: the events of the room's state before an event, and of its auth chain.
@@ -382,10 +406,8 @@ impl Client {
     ) -> CallResult<StateAnswer> {
         let path = format!("/_matrix/federation/v1/state/{}?event_id={}", enc(room), enc(at));
         let response = self.get(peer, path, LONG.min(within), STATE)?;
-        let mut answer: StateAnswer = object_in(&response.body)?;
+        let mut answer: StateAnswer = large_object_in(&response.body)?;
         answer.held = response.held;
-        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
-        bounded("pdus", answer.pdus.len(), MAX_STATE_EVENTS)?;
         Ok(answer)
     }
 
@@ -393,11 +415,11 @@ impl Client {
     pub fn event(&self, peer: &ServerName, id: &EventId, within: Duration) -> CallResult<RawEvent> {
         #[derive(Deserialize)]
         struct OneEvent {
-            pdus: Vec<RawEvent>,
+            pdus: First<RawEvent, 2>,
         }
         let path = format!("/_matrix/federation/v1/event/{}", enc(id));
         let answer: OneEvent = object(self.get(peer, path, QUICK.min(within), SMALL)?)?;
-        let mut events = answer.pdus.into_iter();
+        let mut events = answer.pdus.0.into_iter();
         match (events.next(), events.next()) {
             (Some(event), None) => Ok(event),
             _ => Err(CallError::bad("not exactly one event")),
@@ -414,12 +436,11 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Chain {
-            auth_chain: Vec<RawEvent>,
+            auth_chain: AtMost<RawEvent, MAX_STATE_EVENTS>,
         }
         let path = format!("/_matrix/federation/v1/event_auth/{}/{}", enc(room), enc(id));
-        let answer: Chain = object(self.get(peer, path, ORDINARY.min(within), STATE / 4)?)?;
-        bounded("auth_chain", answer.auth_chain.len(), MAX_STATE_EVENTS)?;
-        Ok(answer.auth_chain)
+        let answer: Chain = large_object_in(&self.get(peer, path, ORDINARY.min(within), STATE / 4)?.body)?;
+        Ok(answer.auth_chain.0)
     }
 
     /// `GET backfill`: the given events and those before them, at most `limit` (and at most 100).
@@ -433,16 +454,17 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Backfilled {
-            pdus: Vec<RawEvent>,
+            pdus: First<RawEvent, MAX_EVENTS_ASKED>,
         }
         let limit = limit.min(MAX_EVENTS_ASKED);
         let mut path = format!("/_matrix/federation/v1/backfill/{}?limit={limit}", enc(room));
         for id in from {
             let _ = write!(path, "&v={}", enc(id));
         }
-        let mut answer: Backfilled = object(self.get(peer, path, ORDINARY.min(within), LIST)?)?;
-        answer.pdus.truncate(limit);
-        Ok(answer.pdus)
+        let Backfilled { pdus: First(mut pdus) } =
+            object(self.get(peer, path, ORDINARY.min(within), LIST)?)?;
+        pdus.truncate(limit);
+        Ok(pdus)
     }
 
     /// `GET query/directory`: the room behind an alias of the peer's.
@@ -472,7 +494,7 @@ impl Client {
     }
 
     /// `GET /_matrix/key/v2/server`: the peer's own statement of its keys, unchecked.
-    pub fn server_keys(&self, peer: &ServerName, within: Duration) -> CallResult<Map<String, Value>> {
+    pub fn server_keys(&self, peer: &ServerName, within: Duration) -> CallResult<CanonicalObject> {
         let request = SignedRequest {
             method: "GET",
             destination: peer,
@@ -481,21 +503,22 @@ impl Client {
             timeout: QUICK.min(within),
             max_bytes: STATEMENT,
         };
-        object(self.request_unsigned(request)?)
+        let answer = self.request_unsigned(request)?;
+        statement(&answer.body).ok_or_else(|| CallError::bad("no statement of keys, or one that is too long"))
     }
 
     /// `POST /_matrix/key/v2/query`: what a notary knows of other servers' keys. `query` is the value of
-    /// `server_keys` in the request: server → key id → criteria. Statements that are not objects are left out; all
-    /// are unchecked.
+    /// `server_keys` in the request: server → key id → criteria. Those that are none, or too long, are left out;
+    /// all are unchecked.
     pub fn notary_query(
         &self,
         notary: &ServerName,
         query: &Map<String, Value>,
         within: Duration,
-    ) -> CallResult<Vec<Map<String, Value>>> {
+    ) -> CallResult<Vec<CanonicalObject>> {
         #[derive(Deserialize)]
         struct Notarised {
-            server_keys: Vec<Value>,
+            server_keys: First<Box<RawValue>, MAX_STATEMENTS>,
         }
         let body = to_body(&json!({ "server_keys": query }))?;
         let request = SignedRequest {
@@ -508,11 +531,8 @@ impl Client {
             max_bytes: LIST,
         };
         let answer: Notarised = object(self.request_unsigned(request)?)?;
-        let statements = answer.server_keys.into_iter().filter_map(|v| match v {
-            Value::Object(statement) => Some(statement),
-            _ => None,
-        });
-        Ok(statements.collect())
+        let texts = answer.server_keys.0;
+        Ok(texts.iter().filter_map(|text| statement(text.get().as_bytes())).collect())
     }
 
     fn get(
@@ -564,6 +584,12 @@ struct EventAnswer {
     event: RawEvent,
 }
 
+/// A statement of keys as it came, in canonical form; no tree is made of it. None if it is no object, or too long.
+fn statement(text: &[u8]) -> Option<CanonicalObject> {
+    let (object, _) = CanonicalObject::read(text).ok()?;
+    (object.as_bytes().len() <= LONGEST_STATEMENT).then_some(object)
+}
+
 fn to_body(value: &impl serde::Serialize) -> CallResult<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| CallError::bad(format!("our own request is not JSON: {e}")))
 }
@@ -575,10 +601,22 @@ fn object<T: DeserializeOwned>(response: Response) -> CallResult<T> {
 
 fn object_in<'a, T: Deserialize<'a>>(body: &'a [u8]) -> CallResult<T> {
     // Derived structs would also be read from an array.
-    if body.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+    if !is_object(body) {
         return Err(not_json(body));
     }
-    serde_json::from_slice(body).map_err(|e| CallError::bad(format!("an answer of another shape: {e}")))
+    read(body).map_err(another_shape)
+}
+
+/// The same of an answer that tells of a whole room.
+fn large_object_in<'a, T: Deserialize<'a>>(body: &'a [u8]) -> CallResult<T> {
+    if !is_object(body) {
+        return Err(not_json(body));
+    }
+    read_large(body).map_err(another_shape)
+}
+
+fn another_shape(e: Error) -> CallError {
+    CallError::bad(format!("an answer of another shape: {}", e.message()))
 }
 
 /// The answer of version 1 calls that are arrays `[200, {…}]` by an accident of history.
@@ -587,8 +625,8 @@ fn in_array<T: DeserializeOwned>(response: Response) -> CallResult<T> {
 }
 
 fn array_in(body: &[u8]) -> CallResult<&[u8]> {
-    let parsed: Result<(u16, &RawValue), _> = serde_json::from_slice(body);
-    Ok(parsed.map_err(|_| not_json(body))?.1.get().as_bytes())
+    let (_, inside): (u16, &RawValue) = read(body).map_err(|_| not_json(body))?;
+    Ok(inside.get().as_bytes())
 }
 
 fn not_json(body: &[u8]) -> CallError {
@@ -598,10 +636,6 @@ fn not_json(body: &[u8]) -> CallError {
     } else {
         "not the JSON that was asked for"
     })
-}
-
-fn bounded(what: &str, count: usize, most: usize) -> CallResult<()> {
-    if count > most { Err(CallError::bad(format!("{count} entries in {what}"))) } else { Ok(()) }
 }
 
 /// Percent-encodes everything but the unreserved characters (RFC 3986), for a path segment or a query value.

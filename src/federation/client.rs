@@ -21,9 +21,11 @@ use super::discovery::{Discovery, Lookups, NoRoute};
 use super::held::{Held, Memory};
 use super::lines::Lines;
 use super::nowhere::Nowhere;
+use super::stand_in::{Anywhere, Everywhere, Script, StandIn};
 use super::web::{self, SystemLookups, WebResolver, base_config, no_route, roots, within};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::parse_object;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{ServerName, x_matrix};
@@ -284,6 +286,20 @@ impl Client {
         Self { agent, web, ..Self::with_lookups(settings, key, roots, Box::new(Nowhere)) }
     }
 
+    /// A client for which a script plays all other servers, in memory.
+    pub(crate) fn to_stand_in(
+        settings: Settings,
+        key: Arc<ArcSwap<SigningKey>>,
+        script: Arc<Script>,
+    ) -> Self {
+        let roots = RootCerts::Specific(Arc::default());
+        let guard = AddressGuard { allow_private: settings.allow_private_addresses };
+        let agent = |config: &Config| Agent::with_parts(config.clone(), StandIn(script.clone()), Anywhere);
+        let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone()).by(agent);
+        let new = Self::with_lookups(settings, key, roots, Box::new(Everywhere(lookups)));
+        Self { agent: agent(new.agent.config()), web: agent(new.web.config()), ..new }
+    }
+
     /// A client that finds servers by these look-ups.
     pub(crate) fn with_lookups(
         settings: Settings,
@@ -537,11 +553,7 @@ pub(super) fn read_answer(
         return read.map(|(body, held)| Response { status, body, held }).map_err(Failure::after_success);
     }
     // Of an error, the status says enough if the body does not.
-    let body = read
-        .ok()
-        .map(|(body, _)| body)
-        .and_then(|b| serde_json::from_slice::<Map<String, Value>>(&b).ok())
-        .unwrap_or_default();
+    let body = read.ok().map(|(body, _)| body).and_then(|b| parse_object(&b).ok()).unwrap_or_default();
     let errcode = body.get("errcode").and_then(Value::as_str).map(str::to_owned);
     if errcode.is_none() && matches!(status, 502..=504) {
         return Err(Failure::Said(CallError::Unreachable(format!("a proxy answered with status {status}"))));

@@ -12,7 +12,7 @@ use ureq::http;
 use super::calls::enc;
 use super::client::{CallError, CallResult, Client, Failure, Response, read_answer};
 use super::held::Held;
-use crate::protocol::json::base64_url;
+use crate::protocol::json::{base64_url, read_object};
 use crate::protocol::{ServerName, UserId};
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -146,6 +146,6 @@ impl Client {
 }
 
 fn parsed<T: serde::de::DeserializeOwned>(answer: Response) -> CallResult<T> {
-    serde_json::from_slice(&answer.body)
-        .map_err(|e| CallError::bad(format!("an answer of another shape: {e}")))
+    let read = read_object(&answer.body);
+    read.map_err(|e| CallError::bad(format!("an answer of another shape: {}", e.message())))
 }

@@ -14,7 +14,9 @@ mod lines;
 mod nowhere;
 #[cfg(test)]
 pub(crate) mod scripted_peer;
+mod stand_in;
 mod web;
 
 pub use calls::Kind;
 pub use client::{CallError, CallResult, Client, HOPS, Refusal, Response, Settings, SignedRequest};
+pub use stand_in::{Played, Script};

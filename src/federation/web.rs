@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde::Deserialize;
 use ureq::Agent;
 use ureq::config::Config;
 use ureq::http;
@@ -21,6 +21,7 @@ use super::dns;
 use super::lines::Lines;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::protocol::json::read_object;
 
 /// Time for a name to become addresses.
 pub(super) const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
@@ -134,6 +135,11 @@ impl SystemLookups {
         let agent = agent(config, &lines, WebResolver { guard, lines: lines.clone() });
         Self { agent, clock, lines, https_port: 443 }
     }
+
+    /// The same look-ups by another agent.
+    pub(super) fn by(self, agent: impl FnOnce(&Config) -> Agent) -> Self {
+        Self { agent: agent(self.agent.config()), ..self }
+    }
 }
 
 impl Lookups for SystemLookups {
@@ -166,12 +172,14 @@ impl Lookups for SystemLookups {
         let max_age = discovery::max_age(header("cache-control"), header("expires"), self.clock.now_ms());
         let body = answer.into_body().into_with_config().limit(MAX_WELL_KNOWN).read_to_vec();
         let Ok(body) = body else { return WellKnown::Failed };
-        match serde_json::from_slice::<Map<String, Value>>(&body)
-            .ok()
-            .and_then(|mut all| all.remove("m.server"))
-        {
-            Some(Value::String(to)) => WellKnown::Delegates { to, max_age },
-            _ => WellKnown::Nothing,
+        #[derive(Deserialize)]
+        struct Delegation {
+            #[serde(rename = "m.server")]
+            to: String,
+        }
+        match read_object::<Delegation>(&body) {
+            Ok(Delegation { to }) => WellKnown::Delegates { to, max_age },
+            Err(_) => WellKnown::Nothing,
         }
     }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Result};
+use crate::protocol::json::read_object;
 use crate::protocol::pdu::Pdu;
 
 /// No filter that is larger than this many bytes is parsed or stored.
@@ -168,10 +169,7 @@ fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
     if json.len() > MAX_FILTER_BYTES {
         return Err(Error::new(crate::ErrCode::TooLarge, "The filter is too large"));
     }
-    let wrong = |e| Error::bad_json(format!("Not a valid filter: {e}"));
-    // By way of an object, because a structure would also be read from a list.
-    let object: Map<String, Value> = serde_json::from_str(json).map_err(wrong)?;
-    T::deserialize(Value::Object(object)).map_err(wrong)
+    read_object(json.as_bytes()).map_err(|e| Error::bad_json(format!("Not a valid filter: {}", e.message())))
 }
 
 fn wanted(name: &str, only: Option<&[String]>, never: &[String]) -> bool {

@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::protocol::ids::{EventId, ServerName, UserId};
+use crate::protocol::pdu::LARGEST_AS_WRITTEN;
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 use crate::protocol::verify;
 
@@ -41,9 +42,12 @@ struct Content<'a> {
 }
 
 impl<'a> Glance<'a> {
-    /// Looks at an event. None if it is no event, or one that is written so oddly (a key twice) that it takes more than
-    /// a glance.
+    /// Looks at an event. None if it is no event, too large to be one, or written so oddly (a key twice) that it takes
+    /// more than a glance.
     pub fn at(json: &'a [u8]) -> Option<Self> {
+        if json.len() > LARGEST_AS_WRITTEN {
+            return None;
+        }
         serde_json::from_slice(json).ok()
     }
 

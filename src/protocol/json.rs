@@ -1,11 +1,12 @@
 //! Canonical JSON, bounded parsing, and unpadded base64 (appendices, "Signing JSON", "Unpadded Base64").
 //!
-//! What a peer or a client sends is parsed by [`parse_object`]: at most [`MAX_DEPTH`] levels, of repeated keys the
-//! last one counts (as in every server that was looked at). `serde_json` alone stops at 127 levels; ours is lower on
+//! What a peer or a client sends is parsed by [`parse_object`] and its siblings: at most [`MAX_DEPTH`] levels, no more
+//! memory than is in proportion to its bytes, of repeated keys the last one counts (as in every server that was looked at). `serde_json` alone stops at 127 levels; ours is lower on
 //! purpose, so that an event that we accepted still fits when it is wrapped into a transaction or a `/sync` answer,
 //! whose receivers (many of them with the same library) would otherwise refuse the whole answer for its sake.
 
 mod object;
+mod parse;
 mod text;
 
 use std::borrow::Cow;
@@ -16,11 +17,14 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Map, Value};
 
-use crate::error::{ErrCode, Error, Result};
+use crate::error::Error;
 
 pub use object::{CanonicalObject, Seen};
 pub(crate) use object::{member_of, members_of, string};
-pub use text::canonical_text;
+pub use parse::{
+    AtMost, First, FirstMembers, ObjectText, is_object, parse_object, read, read_large, read_object,
+};
+pub use text::{append_canonical, canonical_text};
 
 /// How many objects and arrays may be nested in one another, the outermost included.
 pub const MAX_DEPTH: usize = 100;
@@ -48,48 +52,6 @@ pub fn base64_url(bytes: &[u8]) -> String {
 /// Decodes standard base64, with or without padding; none if it is not.
 pub fn base64_decode(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
-}
-
-/// How deeply objects and arrays are nested in JSON text. The text need not be valid: what is wrong with it is the
-/// parser's to say.
-fn depth(bytes: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
-    for &byte in bytes {
-        if in_string {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => in_string = false,
-                _ => {}
-            }
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'{' | b'[' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
-/// Parses a JSON object from outside. Of repeated keys the last one counts.
-///
-/// Errors: `M_NOT_JSON` if it is not JSON (lone surrogates and text that is not UTF-8 included), `M_BAD_JSON` if it
-/// is not an object or nested more than [`MAX_DEPTH`] levels.
-pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>> {
-    if depth(bytes) > MAX_DEPTH {
-        return Err(too_deep());
-    }
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(not_an_object()),
-        Err(e) => Err(Error::new(ErrCode::NotJson, "not JSON").with_cause(e)),
-    }
 }
 
 fn not_an_object() -> Error {
@@ -243,11 +205,6 @@ mod tests {
 
     use super::*;
 
-    fn nested(levels: usize) -> String {
-        // The outermost level is the object.
-        format!("{{\"a\":{}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1))
-    }
-
     #[test]
     fn the_keys_of_canonical_json_are_in_code_point_order() {
         let value = json!({"\u{ffff}": 1, "😀": 2, "é": 3, "b": 4, "B": 5, "": 6});
@@ -274,42 +231,6 @@ mod tests {
             String::from_utf8(canonical_event(&object, &["a"])).expect("UTF-8"),
             r#"{"b":10000000000.0,"c":1.5,"d":50.0,"e":1e+16,"f":1.5e-07,"g":0.0001,"h":1e+300}"#
         );
-    }
-
-    #[test]
-    fn nesting_is_accepted_up_to_the_limit_and_refused_beyond() {
-        assert!(parse_object(nested(MAX_DEPTH).as_bytes()).is_ok());
-        for levels in [MAX_DEPTH + 1, 128, 129, 30_000] {
-            let e = parse_object(nested(levels).as_bytes()).expect_err("too deep");
-            assert_eq!((e.errcode(), e.status()), (ErrCode::BadJson, 400), "{levels}");
-        }
-        // Brackets in strings are no nesting, and quotes may be escaped.
-        let text = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(500), "{".repeat(500));
-        assert!(parse_object(text.as_bytes()).is_ok());
-    }
-
-    #[test]
-    fn what_is_not_a_json_object_is_refused_with_the_right_code() {
-        let cases: [(&[u8], ErrCode); 10] = [
-            (b"", ErrCode::NotJson),
-            (b"{", ErrCode::NotJson),
-            (b"{} x", ErrCode::NotJson),
-            (b"[]", ErrCode::BadJson),
-            (b"null", ErrCode::BadJson),
-            (b"{\"a\":\"\xff\"}", ErrCode::NotJson),
-            (br#"{"a":"\ud800"}"#, ErrCode::NotJson),
-            (br#"{"a":"\udc00\ud800"}"#, ErrCode::NotJson),
-            (b"{\"a\":\"\x00\"}", ErrCode::NotJson),
-            (b"{\"a\":NaN}", ErrCode::NotJson),
-        ];
-        for (bytes, code) in cases {
-            assert_eq!(parse_object(bytes).expect_err("bad").errcode(), code, "{bytes:?}");
-        }
-        assert!(
-            parse_object(format!("{{\"a\":1{}}}", "0".repeat(400)).as_bytes()).is_err(),
-            "beyond a double"
-        );
-        assert!(parse_object(br#"{"a":"\u0000\ud83d\ude00"}"#).is_ok());
     }
 
     #[test]

@@ -20,6 +20,10 @@ use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 
 /// The most bytes that an event may have as canonical JSON, signatures included (client-server API, "Size limits").
 pub const MAX_EVENT_BYTES: usize = 65_536;
+
+/// As how many bytes an event may come. Nothing legitimate is this far beyond the limit, not even with every character
+/// escaped.
+pub const LARGEST_AS_WRITTEN: usize = 8 * MAX_EVENT_BYTES;
 /// The most bytes that `type` and `state_key` may have each.
 pub const MAX_FIELD_BYTES: usize = 255;
 /// The most `prev_events` that an event may have.
@@ -155,8 +159,7 @@ impl Pdu {
 
     /// The same with what is at hand after it, for those who have more to check.
     pub(crate) fn parse_whole(json: &[u8], version: RoomVersion) -> Result<Whole> {
-        // Nothing legitimate is this far beyond the limit, not even with every character escaped.
-        if json.len() > 8 * MAX_EVENT_BYTES {
+        if json.len() > LARGEST_AS_WRITTEN {
             return Err(too_large());
         }
         let (whole, mut seen) = CanonicalObject::read(json)?;

@@ -38,14 +38,13 @@ pub struct SignedRequest<'a> {
 impl SignedRequest<'_> {
     /// The bytes that the signature covers. Errors: `M_NOT_JSON`, `M_BAD_JSON` if the content is no acceptable JSON.
     fn bytes(&self) -> Result<Vec<u8>> {
-        let content = self.content.map(json::canonical_text).transpose()?;
         let text = |s: &str| json::canonical(&Value::from(s));
-        // The keys in canonical order. The content goes in as canonical text, so that it is never a tree of values.
-        let mut out = Vec::with_capacity(256 + content.as_ref().map_or(0, Vec::len));
-        out.push(b'{');
-        if let Some(content) = content {
+        // The keys in canonical order. The content goes in as canonical text, so that it is never a tree of values, and
+        // at once into its place, so that there are not two copies of it.
+        let mut out = b"{".to_vec();
+        if let Some(content) = self.content {
             out.extend_from_slice(b"\"content\":");
-            out.extend_from_slice(&content);
+            out = json::append_canonical(out, content)?;
             out.push(b',');
         }
         let fields = [

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::parse_object;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::push_rules::default_ruleset;
@@ -97,12 +98,9 @@ impl Homeserver {
 
 /// The tags in the content of `m.tag`. Clients may have written anything there.
 fn tags_of(content: Option<&str>) -> Map<String, Value> {
-    let content = content.and_then(|content| serde_json::from_str::<Value>(content).ok());
-    match content {
-        Some(Value::Object(mut content)) => match content.remove("tags") {
-            Some(Value::Object(tags)) => tags,
-            _ => Map::new(),
-        },
+    let content = content.and_then(|content| parse_object(content.as_bytes()).ok());
+    match content.and_then(|mut content| content.remove("tags")) {
+        Some(Value::Object(tags)) => tags,
         _ => Map::new(),
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::filter::{EventFormat, keep_fields};
+use crate::protocol::json::read;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::room_view::RoomView;
@@ -141,7 +142,7 @@ pub fn push_state(
         #[serde(borrow, rename = "type")]
         event_type: Cow<'e, str>,
     }
-    let read: Read<'_> = serde_json::from_str(row.json).map_err(Error::internal)?;
+    let read: Read<'_> = read(row.json.as_bytes()).map_err(Error::internal)?;
     let mut unsigned = Unsigned::default();
     if let Some(key) = row.redacted_by {
         unsigned.redacted_because = Some(write(&db.pdu_by_key(key)?, style, Unsigned::default())?);
@@ -192,7 +193,7 @@ fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json>
             content.insert("redacts".to_owned(), redacts.as_str().into());
             Content::Made(content)
         }
-        None => Content::Raw(serde_json::from_str(event.content_raw()).map_err(Error::internal)?),
+        None => Content::Raw(read(event.content_raw().as_bytes()).map_err(Error::internal)?),
     };
     let event = ClientEvent {
         content,

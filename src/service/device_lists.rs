@@ -3,16 +3,20 @@
 //! The updates of one user form a chain: each has a number (`stream_id`) and names the one before it (`prev_id`). Where
 //! the chain has a gap, the whole list is fetched.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::Homeserver;
 use super::edus::Intake;
 use super::membership::backoff_ms;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::federation::calls::RemoteDevices;
+use crate::federation::calls::{self, RemoteDevices};
 use crate::protocol::UserId;
+use crate::protocol::json::{AtMost, First, ObjectText, read_object};
 use crate::store::device_lists::{OwnChange, RemoteDevice, RemoteDeviceList};
 use crate::store::{Db, Tx};
 
@@ -22,6 +26,8 @@ const MOST_DEVICES: usize = 1000;
 const LONGEST_ID: usize = 255;
 const LONGEST_NAME: usize = 512;
 const LARGEST_KEYS: usize = 16 << 10;
+/// Updates that one may rest on.
+const MOST_PREVIOUS: usize = 1000;
 /// For how long a list is put off that is being fetched: longer than that may take.
 const LEASE: Millis = 10 * 60 * 1000;
 /// After so many failures a list is not fetched until its server says something new.
@@ -29,16 +35,28 @@ const MOST_ATTEMPTS: u32 = 12;
 
 /// `m.device_list_update` between servers, as far as it is of interest.
 #[derive(Deserialize)]
-pub(super) struct Update {
+struct Said<'t> {
     user_id: UserId,
-    device_id: String,
-    device_display_name: Option<String>,
+    #[serde(borrow)]
+    device_id: Cow<'t, str>,
+    #[serde(borrow)]
+    device_display_name: Option<Cow<'t, str>>,
     stream_id: i64,
     #[serde(default)]
-    prev_id: Vec<i64>,
+    prev_id: AtMost<i64, MOST_PREVIOUS>,
     #[serde(default)]
     deleted: bool,
-    keys: Option<Map<String, Value>>,
+    #[serde(borrow)]
+    keys: Option<&'t RawValue>,
+}
+
+/// What of it is taken in.
+pub(super) struct Update {
+    user_id: UserId,
+    device: RemoteDevice,
+    stream_id: i64,
+    prev_id: Vec<i64>,
+    deleted: bool,
 }
 
 /// What a server told of its users' devices and keys.
@@ -99,18 +117,24 @@ impl Homeserver {
     }
 
     /// `m.device_list_update` of another server, to be taken in at the end of the transaction.
-    pub(super) fn receive_device_list_update(&self, intake: &mut Intake<'_>, content: Value) {
-        let Ok(update) = Update::deserialize(content) else { return };
-        let fits = !update.device_id.is_empty() && update.device_id.len() <= LONGEST_ID;
-        if intake.owns(&update.user_id) && fits {
-            intake.devices.push(DeviceNews::Update(update));
+    pub(super) fn receive_device_list_update(&self, intake: &mut Intake<'_>, content: &[u8]) {
+        let Ok(said) = read_object::<Said<'_>>(content) else { return };
+        if let Some(device) = device_of(&said.device_id, said.device_display_name.as_deref(), said.keys)
+            && intake.owns(&said.user_id)
+        {
+            let Said { user_id, stream_id, prev_id: AtMost(prev_id), deleted, .. } = said;
+            intake.devices.push(DeviceNews::Update(Update { user_id, device, stream_id, prev_id, deleted }));
         }
     }
 
     /// `m.signing_key_update` of another server. The keys are fetched by whoever asks for them.
-    pub(super) fn receive_signing_key_update(&self, intake: &mut Intake<'_>, content: &Value) {
-        let user = content.get("user_id").and_then(Value::as_str).and_then(|user| UserId::parse(user).ok());
-        intake.devices.extend(user.filter(|user| intake.owns(user)).map(DeviceNews::SigningKeys));
+    pub(super) fn receive_signing_key_update(&self, intake: &mut Intake<'_>, content: &[u8]) {
+        #[derive(Deserialize)]
+        struct Whose {
+            user_id: UserId,
+        }
+        let whose = read_object::<Whose>(content).ok().filter(|whose| intake.owns(&whose.user_id));
+        intake.devices.extend(whose.map(|whose| DeviceNews::SigningKeys(whose.user_id)));
     }
 
     /// Takes in what was put by, all in one commit. Users with whom nobody here shares a room are of no interest.
@@ -169,7 +193,14 @@ impl Homeserver {
         let fetched = self.federation.user_devices(&user.server(), user);
         let now = self.clock.now_ms();
         match fetched {
-            Ok(fetched) => self.store.write(move |tx| replace(tx, &owner, &before, fetched, now)),
+            Ok(RemoteDevices { stream_id, devices: First(devices) }) => {
+                let of = |device: &calls::RemoteDevice| {
+                    let name = device.device_display_name.as_deref();
+                    device_of(&device.device_id, name, device.keys.as_deref())
+                };
+                let fetched = (stream_id, devices.iter().take(MOST_DEVICES).filter_map(of).collect());
+                self.store.write(move |tx| replace(tx, &owner, &before, fetched, now))
+            }
             Err(e) => {
                 log::info!("the devices of {user} cannot be fetched: {e}");
                 let attempts = before.attempts + 1;
@@ -209,12 +240,9 @@ fn take_in(tx: &mut Tx<'_>, update: Update, now: Millis) -> Result<bool> {
     };
     tx.set_remote_device_list(user, &list)?;
     if update.deleted {
-        tx.forget_remote_devices(user, Some(&update.device_id))?;
+        tx.forget_remote_devices(user, Some(&update.device.device_id))?;
     } else {
-        let keys = update.keys.map(Value::Object);
-        if let Some(device) = device_of(update.device_id, update.device_display_name, keys) {
-            tx.set_remote_device(user, &device, MOST_DEVICES)?;
-        }
+        tx.set_remote_device(user, &update.device, MOST_DEVICES)?;
     }
     tx.devices_changed(user, None)?;
     Ok(!fits)
@@ -225,34 +253,33 @@ fn replace(
     tx: &mut Tx<'_>,
     user: &UserId,
     before: &RemoteDeviceList,
-    fetched: RemoteDevices,
+    (fetched_up_to, fetched): (i64, Vec<RemoteDevice>),
     now: Millis,
 ) -> Result<()> {
     // Nobody here shares a room with the user any more, so that we would not be told of the next change.
     let Some(known) = tx.remote_device_list(user)? else { return Ok(()) };
     // What came while it was fetched may be missing in it: then it is fetched once more.
     let overtaken =
-        known.due_ms != before.due_ms || known.stream_id.is_some_and(|reached| reached > fetched.stream_id);
+        known.due_ms != before.due_ms || known.stream_id.is_some_and(|reached| reached > fetched_up_to);
     tx.forget_remote_devices(user, None)?;
-    for device in fetched.devices.into_iter().take(MOST_DEVICES) {
-        if let Some(device) = device_of(device.device_id, device.device_display_name, device.keys) {
-            tx.set_remote_device(user, &device, MOST_DEVICES)?;
-        }
-    }
+    fetched.iter().try_for_each(|device| tx.set_remote_device(user, device, MOST_DEVICES))?;
     let attempts = if overtaken { before.attempts + 1 } else { 0 };
     let again = overtaken && attempts < MOST_ATTEMPTS;
     let due_ms = again.then(|| now + backoff_ms(attempts));
-    let list = RemoteDeviceList { stream_id: Some(fetched.stream_id), due_ms, attempts };
+    let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts };
     tx.set_remote_device_list(user, &list)?;
     tx.devices_changed(user, None)
 }
 
 /// A device, if its parts are of a size to be kept.
-fn device_of(device_id: String, display_name: Option<String>, keys: Option<Value>) -> Option<RemoteDevice> {
+fn device_of(device_id: &str, display_name: Option<&str>, keys: Option<&RawValue>) -> Option<RemoteDevice> {
     if device_id.is_empty() || device_id.len() > LONGEST_ID {
         return None;
     }
-    let display_name = display_name.filter(|name| name.len() <= LONGEST_NAME);
-    let keys = keys.filter(Value::is_object).map(|keys| keys.to_string());
-    Some(RemoteDevice { device_id, display_name, keys: keys.filter(|keys| keys.len() <= LARGEST_KEYS) })
+    let display_name = display_name.filter(|name| name.len() <= LONGEST_NAME).map(str::to_owned);
+    // White space and escapes do not count, but there is an end to them.
+    let keys = keys.filter(|keys| keys.get().len() <= 4 * LARGEST_KEYS);
+    let keys = keys.and_then(|keys| ObjectText::try_from(keys.get().as_bytes()).ok());
+    let keys = keys.map(|keys| keys.get().to_owned()).filter(|keys| keys.len() <= LARGEST_KEYS);
+    Some(RemoteDevice { device_id: device_id.to_owned(), display_name, keys })
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
@@ -283,7 +284,7 @@ impl Homeserver {
         }
         let answer = self.federation.public_rooms(server, &asked).map_err(|e| e.into_client_error(server))?;
         Ok(PublicRooms {
-            chunk: answer.chunk.into_iter().filter_map(|room| serde_json::from_value(room).ok()).collect(),
+            chunk: answer.chunk.iter().filter_map(|room| read_object(room.get().as_bytes()).ok()).collect(),
             next_batch: answer.next_batch,
             prev_batch: answer.prev_batch,
             total_room_count_estimate: answer.total_room_count_estimate,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::Homeserver;
 use super::membership::Door;
@@ -15,6 +16,7 @@ use super::room_summary::{MOST_CHILDREN, SpaceRoom, Visitor, may_know, space_roo
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::calls::HierarchyAnswer;
+use crate::protocol::json::{read, read_object};
 use crate::protocol::{RoomId, ServerName, UserId};
 
 /// Rooms of a page if the client names no limit.
@@ -50,13 +52,14 @@ pub(super) struct Told {
 impl Told {
     /// None unless the answer is about this room. Of the children only the room's own are believed.
     fn of(answer: HierarchyAnswer, id: &RoomId, suggested_only: bool) -> Option<Self> {
-        let read = |value| serde_json::from_value::<SpaceRoom>(value).ok();
-        let room = read(answer.room).filter(|room| room.id() == id)?.tidied(suggested_only);
+        let read_room = |room: Box<RawValue>| read_object::<SpaceRoom>(room.get().as_bytes()).ok();
+        let room = read_room(answer.room).filter(|room| room.id() == id)?.tidied(suggested_only);
         let own: HashSet<&RoomId> = room.children_state.iter().map(|child| &child.state_key).collect();
-        let children = answer.children.into_iter().take(MOST_CHILDREN).filter_map(read);
+        let children = answer.children.into_iter().take(MOST_CHILDREN).filter_map(read_room);
         let children = children.filter(|child| own.contains(child.id()));
         let children = children.map(|child| child.tidied(suggested_only)).collect();
-        let barred = answer.inaccessible_children.iter().filter_map(|id| RoomId::parse(id.as_str()?).ok());
+        let barred =
+            answer.inaccessible_children.iter().filter_map(|id| read::<RoomId>(id.get().as_bytes()).ok());
         let inaccessible = barred.filter(|id| own.contains(id)).take(MOST_CHILDREN).collect();
         Some(Self { room, children, inaccessible })
     }

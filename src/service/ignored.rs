@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::error::Result;
 use crate::protocol::UserId;
+use crate::protocol::json::parse_object;
 use crate::store::Db;
 
 /// The users whom one of ours ignores. Never themselves, whatever their list says.
@@ -23,7 +24,7 @@ impl Ignored {
 
     /// Clients write the list, so it need not be what it should be.
     fn listed(content: &str, reader: &UserId) -> Self {
-        let Ok(Value::Object(content)) = serde_json::from_str(content) else { return Self::default() };
+        let Ok(content) = parse_object(content.as_bytes()) else { return Self::default() };
         let users = content.get("ignored_users").and_then(Value::as_object);
         let others =
             users.into_iter().flatten().map(|(user, _)| user).filter(|user| *user != reader.as_str());

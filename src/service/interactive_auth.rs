@@ -23,6 +23,7 @@ use crate::address::group;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
+use crate::protocol::json::parse_object;
 use crate::store::users::TokenHash;
 
 /// How long a client has from its first request to the last stage.
@@ -345,7 +346,7 @@ impl Homeserver {
             let unknown = Error::new(ErrCode::UnknownToken, "Unknown access token");
             return Err(unknown.with_field("soft_logout", false));
         }
-        if let Ok(Value::Object(before)) = serde_json::from_str(&open.said) {
+        if let Ok(before) = parse_object(open.said.as_bytes()) {
             for (name, value) in before {
                 params.entry(name).or_insert(value);
             }

@@ -17,10 +17,11 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::Homeserver;
-use super::key_ring::{KnownKey, read_statement, statement_bytes};
+use super::key_ring::{KnownKey, read_statement, signed_part, statement_bytes};
 use crate::clock::Millis;
 use crate::error::Result;
-use crate::protocol::sign::{self, KeyAt, VerifyKey};
+use crate::protocol::json::CanonicalObject;
+use crate::protocol::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::store::server_keys::{StoredKey, StoredStatement};
 
@@ -50,6 +51,11 @@ const LEAST_FOR_RESIDENT: Duration = Duration::from_secs(40);
 const MAX_KEYS_OF_NOTARY: usize = 4;
 /// Servers that one question to us as a notary may have us ask.
 const MAX_ASKED_AS_NOTARY: usize = 50;
+/// Statements of one server that are repeated as a notary: those that were fetched last. Others name keys of long ago.
+const MOST_OF_ONE: usize = 8;
+/// The largest answer as a notary, in bytes. Servers that it has no room for can be asked about by themselves; a statement
+/// usually has a thousand.
+const LARGEST_ANSWER: usize = 4 << 20;
 
 /// Why keys are wanted, which says how patient to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -453,13 +459,12 @@ impl Homeserver {
         &self,
         notary: &ServerName,
         missing: &Missing,
-        mut statements: Vec<Map<String, Value>>,
+        statements: Vec<CanonicalObject>,
     ) -> Vec<Told> {
-        statements.truncate(4 * NOTARY_BATCH);
         let keys = self.keys_of_notary(notary, &statements);
         let now = self.clock.now_ms();
-        let read = |statement: Map<String, Value>| {
-            let server = ServerName::parse(statement.get("server_name")?.as_str()?).ok()?;
+        let read = |statement: CanonicalObject| {
+            let server = ServerName::parse(&statement.string("server_name")?).ok()?;
             // Nobody asked: of no interest, and a way to fill our database.
             if !missing.contains_key(&server) || !is_signed_by_notary(&statement, notary, &keys) {
                 return None;
@@ -476,11 +481,11 @@ impl Homeserver {
     }
 
     /// The keys with which a notary signed these statements; asked for once, however many statements there are.
-    fn keys_of_notary(&self, notary: &ServerName, statements: &[Map<String, Value>]) -> Found {
+    fn keys_of_notary(&self, notary: &ServerName, statements: &[CanonicalObject]) -> Found {
         let valid_at = self.clock.now_ms();
-        let ids = statements.iter().flat_map(|statement| sign::signatures_of(statement, notary.as_str()));
-        let ids: BTreeSet<&str> = ids.map(|(id, _)| id).collect();
-        let wanted = |id: &str| Wanted { server: notary.clone(), key_id: id.to_owned(), valid_at };
+        let ids = statements.iter().flat_map(|statement| statement.signatures_of(notary.as_str()));
+        let ids: BTreeSet<String> = ids.map(|(id, _)| id.into_owned()).collect();
+        let wanted = |key_id: String| Wanted { server: notary.clone(), key_id, valid_at };
         let wanted: Vec<Wanted> = ids.into_iter().take(MAX_KEYS_OF_NOTARY).map(wanted).collect();
         let mut found = Found::default();
         self.load_keys(&wanted, &mut found);
@@ -492,8 +497,9 @@ impl Homeserver {
 
     /// What we know as a notary (`/_matrix/key/v2/query`): of each server the statements that have the keys asked for
     /// (all keys if none is named), signed by us as well. A server is asked itself if what we have is not valid until
-    /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing.
-    pub fn notarise(&self, queries: &[NotaryQuery]) -> Result<Vec<Value>> {
+    /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing. Gives their
+    /// JSON texts, as many as an answer has room for.
+    pub fn notarise(&self, queries: &[NotaryQuery]) -> Result<Vec<Vec<u8>>> {
         let now = self.clock.now_ms();
         let mut stale = Missing::new();
         for query in queries.iter().filter(|q| q.server != *self.server_name()) {
@@ -506,27 +512,41 @@ impl Homeserver {
         let deadline = Instant::now() + Duration::from_secs(20);
         self.ask_servers(&mut stale, &mut Found::default(), Purpose::Events, deadline);
 
-        let key = self.key_ring.signing_key();
-        let mut answer = Vec::new();
-        for query in queries {
-            if query.server == *self.server_name() {
-                answer.push(Value::Object(self.key_ring.own_statement().as_ref().clone()));
-                continue;
-            }
-            let mut statements: Vec<Vec<u8>> = Vec::new();
-            for known in self.store.read(|db| db.key_statements(&query.server))? {
-                let asked = query.keys.is_empty() || query.keys.iter().any(|(id, _)| *id == known.key_id);
-                if asked && !statements.contains(&known.statement) {
-                    statements.push(known.statement);
+        let (mut answer, mut size) = (Vec::new(), 0);
+        for statement in queries.iter().map(|query| self.statements_for(query)) {
+            for statement in statement? {
+                size += statement.len();
+                if size > LARGEST_ANSWER {
+                    log::debug!("an answer as a notary has no room for all of {} servers", queries.len());
+                    return Ok(answer);
                 }
-            }
-            for bytes in statements {
-                let mut statement = json::parse_object(&bytes)?;
-                sign::sign_json(&mut statement, self.server_name(), &key);
-                answer.push(statement.into());
+                answer.push(statement);
             }
         }
         Ok(answer)
+    }
+
+    /// The statements that answer a question to us as a notary. They are put together of the texts that are kept: anybody
+    /// can make them, as full as they like, and nothing is to be a tree here.
+    fn statements_for(&self, query: &NotaryQuery) -> Result<Vec<Vec<u8>>> {
+        if query.server == *self.server_name() {
+            return Ok(vec![json::canonical_object(&self.key_ring.own_statement())]);
+        }
+        let texts = self.store.read(|db| {
+            let mut known = db.key_statements(&query.server)?;
+            known.retain(|k| query.keys.is_empty() || query.keys.iter().any(|(id, _)| *id == k.key_id));
+            // Numbers grow with time.
+            let numbers: BTreeSet<i64> = known.iter().map(|known| known.statement).collect();
+            let last = numbers.into_iter().rev().take(MOST_OF_ONE);
+            last.map(|number| db.key_statement(number)).collect::<Result<Vec<_>>>()
+        })?;
+        let (us, key) = (self.server_name().as_str(), self.key_ring.signing_key());
+        let sign = |text: Vec<u8>| {
+            let (statement, _) = CanonicalObject::read(&text)?;
+            let signature = key.sign_bytes(&signed_part(&statement));
+            Ok(statement.with_signature(us, key.key_id(), &signature).into_bytes())
+        };
+        texts.into_iter().map(sign).collect()
     }
 }
 
@@ -565,7 +585,7 @@ impl NotaryQuery {
 }
 
 /// A statement as a notary told it: whose it is, the keys in it, and itself.
-type Told = (ServerName, Vec<StoredKey>, Map<String, Value>);
+type Told = (ServerName, Vec<StoredKey>, CanonicalObject);
 
 /// The value of `server_keys` in a question to a notary.
 fn notary_query(batch: &[(&ServerName, &Vec<Wanted>)]) -> Map<String, Value> {
@@ -575,11 +595,11 @@ fn notary_query(batch: &[(&ServerName, &Vec<Wanted>)]) -> Map<String, Value> {
     batch.iter().map(|(server, wanted)| (server.as_str().to_owned(), of_server(wanted))).collect()
 }
 
-fn is_signed_by_notary(statement: &Map<String, Value>, notary: &ServerName, keys: &Found) -> bool {
-    let signatures = sign::signatures_of(statement, notary.as_str());
-    signatures.into_iter().take(MAX_KEYS_OF_NOTARY).any(|(id, _)| {
-        let key = keys.get(notary.as_str(), id);
-        key.is_some_and(|k| sign::verify_json(statement, notary.as_str(), id, &k.key).is_ok())
+fn is_signed_by_notary(statement: &CanonicalObject, notary: &ServerName, keys: &Found) -> bool {
+    let signed = signed_part(statement);
+    let signatures = statement.signatures_of(notary.as_str());
+    signatures.iter().take(MAX_KEYS_OF_NOTARY).any(|(id, signature)| {
+        keys.get(notary.as_str(), id).is_some_and(|known| known.key.verifies(&signed, signature))
     })
 }
 

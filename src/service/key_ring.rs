@@ -1,6 +1,7 @@
 //! Keys at hand: our own, which sign and are published, and other servers', as far as they are in memory. How a
 //! statement of keys is read and judged is here too; where missing keys come from is in `key_fetch`.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -12,6 +13,7 @@ use super::key_fetch::Attempts;
 use super::random;
 use crate::clock::{Clock, Millis};
 use crate::error::{Error, Result};
+use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::store::Store;
@@ -222,29 +224,36 @@ impl Homeserver {
     }
 }
 
+/// What the signatures of a statement cover.
+pub(super) fn signed_part(statement: &CanonicalObject) -> Vec<u8> {
+    statement.without(&["signatures", "unsigned"])
+}
+
 /// Reads a server's signed statement of its keys. It has to name the server, be signed by one of the keys that it
 /// names as current, and by none of them wrongly; times have to be times. Keys of other algorithms are left out.
 /// Validity is cut to seven days from `now`.
 pub(super) fn read_statement(
-    statement: &Map<String, Value>,
+    statement: &CanonicalObject,
     server: &ServerName,
     now: Millis,
 ) -> std::result::Result<Vec<StoredKey>, String> {
-    if statement.get("server_name").and_then(Value::as_str) != Some(server.as_str()) {
+    if statement.string("server_name").as_deref() != Some(server.as_str()) {
         return Err("it speaks for another server".into());
     }
-    let until = statement.get("valid_until_ts").and_then(Value::as_i64).filter(|until| *until > 0);
+    let until = statement.get("valid_until_ts").and_then(time);
     let until = until.ok_or("it does not say until when it is valid")?.min(now + MAX_VALIDITY);
+    let (signed, signatures) = (signed_part(statement), statement.signatures_of(server.as_str()));
     let mut keys = Vec::new();
     for (key_id, stated) in entries(statement, "verify_keys").ok_or("it has no keys")? {
-        let Some((public_key, key)) = public_key(key_id, stated) else { continue };
-        if sign::signatures_of(statement, server.as_str()).iter().any(|(id, _)| *id == key_id) {
-            sign::verify_json(statement, server.as_str(), key_id, &key)
-                .map_err(|_| format!("its signature with {key_id} is wrong"))?;
+        let Some((public_key, key)) = public_key(&key_id, stated) else { continue };
+        if let Some((_, signature)) = signatures.iter().find(|(id, _)| *id == key_id) {
+            if !key.verifies(&signed, signature) {
+                return Err(format!("its signature with {key_id} is wrong"));
+            }
             // The keys that signed come first.
-            keys.insert(0, (true, key_id.clone(), public_key));
+            keys.insert(0, (true, key_id, public_key));
         } else {
-            keys.push((false, key_id.clone(), public_key));
+            keys.push((false, key_id, public_key));
         }
     }
     if !keys.first().is_some_and(|(signed, ..)| *signed) {
@@ -253,50 +262,66 @@ pub(super) fn read_statement(
     let mut all: Vec<StoredKey> = keys
         .into_iter()
         .map(|(_, key_id, public_key)| StoredKey {
-            key_id,
+            key_id: key_id.into_owned(),
             public_key,
             valid_until_ms: until,
             retired: false,
         })
         .collect();
     for (key_id, stated) in entries(statement, "old_verify_keys").into_iter().flatten() {
-        let expired = stated.get("expired_ts").and_then(Value::as_i64).filter(|expired| *expired > 0);
+        let expired = json::member_of(stated, "expired_ts").and_then(time);
         // A key that is current as well is current; one that expires in the future is no old key.
-        let is_current = all.iter().any(|k| k.key_id == *key_id);
+        let is_current = all.iter().any(|k| k.key_id == key_id);
         if let (Some((public_key, _)), Some(expired), false) =
-            (public_key(key_id, stated), expired, is_current)
+            (public_key(&key_id, stated), expired, is_current)
         {
             let valid_until_ms = expired.min(now);
-            all.push(StoredKey { key_id: key_id.clone(), public_key, valid_until_ms, retired: true });
+            all.push(StoredKey { key_id: key_id.into_owned(), public_key, valid_until_ms, retired: true });
         }
     }
     Ok(all)
 }
 
-fn entries<'a>(
-    statement: &'a Map<String, Value>,
-    field: &str,
-) -> Option<impl Iterator<Item = (&'a String, &'a Value)>> {
-    Some(statement.get(field)?.as_object()?.iter().take(MAX_KEYS))
+/// The bytes in which a statement is stored and passed on: all that its server signed, known or not, since nobody could
+/// verify it otherwise; and of the signatures those of the keys that it names.
+pub(super) fn statement_bytes(statement: &CanonicalObject) -> Vec<u8> {
+    let server = statement.string("server_name").unwrap_or_default();
+    let named: Vec<_> = entries(statement, "verify_keys").into_iter().flatten().map(|(id, _)| id).collect();
+    let signatures = statement.signatures_of(&server).into_iter().filter(|(id, _)| named.contains(id));
+    let signatures: Map<String, Value> =
+        signatures.map(|(id, signature)| (id.into_owned(), signature.into_owned().into())).collect();
+    let signatures = json::canonical(&json!({ server.as_ref(): signatures }));
+    statement.clone().remove("unsigned").0.with("signatures", &signatures).into_bytes()
 }
 
-fn public_key(key_id: &str, stated: &Value) -> Option<(String, VerifyKey)> {
+/// The members of an object in a statement. None if it is no object.
+fn entries<'a>(
+    statement: &'a CanonicalObject,
+    field: &str,
+) -> Option<impl Iterator<Item = (Cow<'a, str>, &'a [u8])>> {
+    let object = statement.get(field).filter(|value| value.starts_with(b"{"))?;
+    let named = |(key, value)| Some((json::string(key)?, value));
+    Some(json::members_of(object).filter_map(named).take(MAX_KEYS))
+}
+
+/// A time, which is a positive integer.
+fn time(canonical: &[u8]) -> Option<Millis> {
+    std::str::from_utf8(canonical).ok()?.parse().ok().filter(|time| *time > 0)
+}
+
+fn public_key(key_id: &str, stated: &[u8]) -> Option<(String, VerifyKey)> {
     let version = key_id.strip_prefix("ed25519:")?;
     if version.is_empty() || key_id.len() > 255 {
         return None;
     }
-    let key = VerifyKey::from_base64(stated.get("key")?.as_str()?).ok()?;
+    let key = VerifyKey::from_base64(&json::string(json::member_of(stated, "key")?)?).ok()?;
     Some((key.to_base64(), key))
-}
-
-/// The bytes in which a statement is stored and passed on.
-pub(super) fn statement_bytes(statement: &Map<String, Value>) -> Vec<u8> {
-    json::canonical_object(statement)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::federation::calls::LONGEST_STATEMENT;
 
     const NOW: Millis = 1_800_000_000_000;
 
@@ -312,6 +337,20 @@ mod tests {
         change(&mut all);
         sign::sign_json(&mut all, &server(), key);
         all
+    }
+
+    fn read_statement(
+        statement: &Map<String, Value>,
+        server: &ServerName,
+        now: Millis,
+    ) -> std::result::Result<Vec<StoredKey>, String> {
+        let object = CanonicalObject::of(statement);
+        let keys = super::read_statement(&object, server, now)?;
+        // What is kept is what was signed.
+        let (kept, _) = CanonicalObject::read(&statement_bytes(&object)).expect("an object");
+        assert_eq!(signed_part(&kept), signed_part(&object));
+        assert_eq!(super::read_statement(&kept, server, now).expect("as before").len(), keys.len());
+        Ok(keys)
     }
 
     fn key(version: &str) -> SigningKey {
@@ -340,6 +379,44 @@ mod tests {
         assert_eq!(find("ed25519:old"), Some((NOW - DAY, true)));
         assert_eq!(find("ed25519:odd"), Some((NOW, true)));
         assert_eq!(read.len(), 3);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_statement_is_what_its_server_signed() {
+        let (own, notary) = (key("a"), ServerName::parse("notary.example").expect("a name"));
+        let mut told = statement(&own, |all| {
+            all.insert("org.example.field".into(), json!([{}, 1.0]));
+        });
+        sign::sign_json(&mut told, &notary, &SigningKey::generate([1; 32], "n"));
+        told.insert("unsigned".into(), json!({ "age": [[], []] }));
+        told["signatures"]["stranger.example"] = json!({ "ed25519:s": "x".repeat(1000) });
+        told["signatures"]["peer.example"]["ed25519:other"] = json!("y");
+        told["signatures"]["peer.example"]["more"] = json!([1]);
+        let kept = statement_bytes(&CanonicalObject::of(&told));
+        let kept = json::parse_object(&kept).expect("JSON");
+        sign::verify_json(&kept, "peer.example", own.key_id(), &own.verify_key()).expect("still signed");
+        assert_eq!(kept["org.example.field"], json!([{}, 1.0]));
+        let ids = kept["signatures"]["peer.example"].as_object().expect("an object").keys();
+        let ids: Vec<&str> = ids.map(String::as_str).collect();
+        assert_eq!((ids, kept["signatures"].as_object().map(Map::len)), (vec!["ed25519:a"], Some(1)));
+        assert_eq!(kept.get("unsigned"), None);
+    }
+
+    #[test]
+    fn as_many_keys_as_are_looked_at_find_room_in_a_statement() {
+        let keys: Vec<SigningKey> =
+            (0..MAX_KEYS).map(|n| SigningKey::generate([1; 32], &format!("k{n}"))).collect();
+        let mut told = statement(&key("a"), |all| {
+            let named = keys.iter().map(|k| (k.key_id().to_owned(), json!({ "key": k.public_base64() })));
+            all.insert("verify_keys".into(), Value::Object(named.collect()));
+            let old = (0..MAX_KEYS).map(|n| {
+                (format!("ed25519:o{n}"), json!({ "key": key("a").public_base64(), "expired_ts": NOW }))
+            });
+            all.insert("old_verify_keys".into(), Value::Object(old.collect()));
+        });
+        keys.iter().for_each(|key| sign::sign_json(&mut told, &server(), key));
+        assert_eq!(read_statement(&told, &server(), NOW).expect("believed").len(), 2 * MAX_KEYS);
+        assert!(CanonicalObject::of(&told).as_bytes().len() <= LONGEST_STATEMENT);
     }
 
     #[test]

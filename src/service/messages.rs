@@ -7,6 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::filter::EventFilter;
+use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::Homeserver;
@@ -251,7 +252,7 @@ fn profile_in(json: &str) -> Profile<'_> {
         #[serde(borrow)]
         content: Profile<'e>,
     }
-    let mut profile = serde_json::from_str(json).map(|event: Event<'_>| event.content).unwrap_or_default();
+    let mut profile = read_object(json.as_bytes()).map(|event: Event<'_>| event.content).unwrap_or_default();
     let is_text = |value: &&RawValue| value.get().starts_with('"');
     profile.avatar_url = profile.avatar_url.filter(is_text);
     profile.display_name = profile.display_name.filter(is_text);

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::Homeserver;
@@ -14,6 +15,7 @@ use super::edus::Intake;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
+use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
 use crate::service::sender::Edu;
 use crate::store::presence::{Presence, State};
@@ -167,6 +169,13 @@ impl Presences {
     fn get(&self, user: &UserId) -> Option<Here> {
         self.lock().get(user).cloned()
     }
+}
+
+/// The content of `m.presence` between servers.
+#[derive(Deserialize)]
+struct Pushes<'t> {
+    #[serde(borrow)]
+    push: First<&'t RawValue, MOST_IN_EDU>,
 }
 
 /// What servers tell of one user.
@@ -341,15 +350,15 @@ impl Homeserver {
     }
 
     /// `m.presence` of another server: of its own users those who share a room with one of us.
-    pub(super) fn receive_presence(&self, intake: &Intake<'_>, content: &mut Value) -> Result<()> {
+    pub(super) fn receive_presence(&self, intake: &Intake<'_>, content: &[u8]) -> Result<()> {
         if !self.config.presence {
             return Ok(());
         }
-        let Some(Value::Array(pushes)) = content.get_mut("push").map(Value::take) else { return Ok(()) };
+        let Ok(Pushes { push: First(pushes) }) = read_object(content) else { return Ok(()) };
         let now = self.clock.now_ms();
         let mut news = Vec::new();
-        for push in pushes.into_iter().take(MOST_IN_EDU) {
-            let Ok(push) = Push::deserialize(push) else { continue };
+        for push in pushes {
+            let Ok(push) = read_object::<Push>(push.get().as_bytes()) else { continue };
             let Some(state) = State::parse(&push.presence).filter(|_| intake.owns(&push.user_id)) else {
                 continue;
             };

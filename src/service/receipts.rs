@@ -1,14 +1,16 @@
 //! Read receipts and the fully-read marker.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::Homeserver;
 use super::edus::Intake;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::protocol::json::{FirstMembers, read, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::sender::Edu;
@@ -32,6 +34,13 @@ pub struct Move {
     pub event: EventId,
     /// `main` or a thread's root, if the receipt knows threads.
     pub thread: Option<String>,
+}
+
+/// The receipts of one room as servers tell them. Private ones "MUST NOT appear"; other types are unknown.
+#[derive(Deserialize)]
+struct OfRoom<'t> {
+    #[serde(borrow, rename = "m.read", default)]
+    read: FirstMembers<Cow<'t, str>, &'t RawValue, MOST_IN_EDU>,
 }
 
 /// One receipt as servers tell it.
@@ -109,27 +118,21 @@ impl Homeserver {
 
     /// `m.receipt` of another server: of each room's receipts those of its own users who are in the room. "The server
     /// should only update entries that are listed in the EDU."
-    pub(super) fn receive_receipts(
-        &self,
-        intake: &mut Intake<'_>,
-        content: Map<String, Value>,
-    ) -> Result<()> {
+    pub(super) fn receive_receipts(&self, intake: &mut Intake<'_>, content: &[u8]) -> Result<()> {
         let (mut left, now) = (MOST_IN_EDU, self.clock.now_ms());
         let mut receipts: Vec<(RoomKey, Receipt)> = Vec::new();
-        for (room, mut by_type) in content {
+        let rooms: FirstMembers<Cow<'_, str>, &RawValue, MOST_IN_EDU> = read(content).unwrap_or_default();
+        for (room, by_type) in rooms.0 {
             let Ok(room_id) = RoomId::parse(&room) else { continue };
-            // Private ones "MUST NOT appear"; other types are unknown.
-            let Some(Value::Object(users)) = by_type.get_mut(READ).map(Value::take) else { continue };
+            let Ok(of_room) = read_object::<OfRoom<'_>>(by_type.get().as_bytes()) else { continue };
             let Some(room) = intake.room(self, &room_id)? else { continue };
-            for (user, told) in users {
+            for (user, told) in of_room.read.0 {
                 if left == 0 {
                     break;
                 }
                 left -= 1;
-                let (Ok(user), Ok(told)) = (UserId::parse(&user), serde_json::from_value::<Told>(told))
-                else {
-                    continue;
-                };
+                let told = read_object::<Told>(told.get().as_bytes());
+                let (Ok(user), Ok(told)) = (UserId::parse(&user), told) else { continue };
                 if intake.owns(&user)
                     && let Some(receipt) = self.store.read(|db| acceptable(db, room, &user, told, now))?
                 {
@@ -221,8 +224,11 @@ fn is_further(db: &Db<'_>, room: RoomKey, before: Option<&str>, event: &StoredEv
 }
 
 fn event_named_in(marker: &str) -> Option<String> {
-    let content: BTreeMap<String, Value> = serde_json::from_str(marker).ok()?;
-    content.get("event_id")?.as_str().map(str::to_owned)
+    #[derive(Deserialize)]
+    struct Marker {
+        event_id: String,
+    }
+    read_object::<Marker>(marker.as_bytes()).ok().map(|marker| marker.event_id)
 }
 
 fn edu_of(room: &RoomId, receipt: &Receipt) -> Edu {

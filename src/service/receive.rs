@@ -18,7 +18,8 @@ use super::missing::Fetched;
 use super::verify::Checked;
 use super::waiting::{names, pause_after};
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::json::CanonicalObject;
+use crate::protocol::json::{self, AtMost, CanonicalObject};
+use crate::protocol::pdu::LARGEST_AS_WRITTEN;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::store::waiting::ToWait;
@@ -38,9 +39,9 @@ const COME_AGAIN_MS: i64 = 2_000;
 #[derive(Deserialize)]
 struct Transaction<'a> {
     #[serde(borrow)]
-    pdus: Vec<&'a RawValue>,
+    pdus: AtMost<&'a RawValue, MOST_PDUS>,
     #[serde(borrow, default)]
-    edus: Vec<&'a RawValue>,
+    edus: AtMost<&'a RawValue, MOST_EDUS>,
 }
 
 /// What is read of an event to know its room, before its room's version says how to read the rest.
@@ -93,21 +94,14 @@ impl Homeserver {
                 .with_field("retry_after_ms", COME_AGAIN_MS));
         };
         if let Some(answer) = self.store.read(|db| db.transaction_answer(origin, txn_id))? {
-            return serde_json::from_slice(&answer).map_err(Error::internal);
+            return json::read(&answer).map_err(Error::internal);
         }
-        let text = std::str::from_utf8(body).map_err(|_| not_a_transaction("not UTF-8"))?;
-        if !text.trim_start().starts_with('{') {
-            return Err(not_a_transaction("not an object"));
-        }
-        let transaction: Transaction<'_> =
-            serde_json::from_str(text).map_err(|e| not_a_transaction(&e.to_string()))?;
-        if transaction.pdus.len() > MOST_PDUS || transaction.edus.len() > MOST_EDUS {
-            return Err(not_a_transaction("more than 50 PDUs or 100 EDUs"));
-        }
+        let Transaction { pdus: AtMost(pdus), edus: AtMost(edus) } =
+            json::read_object(body).map_err(|e| not_a_transaction(e.message()))?;
         let mut results = Results::default();
         let until = self.clock.instant() + PATIENCE;
         let mut arrivals = Vec::new();
-        for (room, events) in self.by_room((origin, until), &transaction.pdus, &mut results)? {
+        for (room, events) in self.by_room((origin, until), &pdus, &mut results)? {
             arrivals.extend(self.check_arrival((origin, until), room, &events, &mut results)?);
         }
         // One wait for all rooms.
@@ -116,9 +110,9 @@ impl Homeserver {
         for arrival in arrivals {
             self.take_in_arrival((origin, until), arrival, &mut results)?;
         }
-        self.receive_edus(origin, &transaction.edus)?;
+        self.receive_edus(origin, &edus)?;
         let answer = json!({ "pdus": results.0 });
-        if !transaction.pdus.is_empty() {
+        if !pdus.is_empty() {
             // Ephemeral messages alone are cheaper to take in twice than to remember.
             let (origin, txn_id, now) = (origin.clone(), txn_id.to_owned(), self.clock.now_ms());
             let bytes = answer.to_string().into_bytes();
@@ -139,9 +133,11 @@ impl Homeserver {
         let mut rooms: Vec<(Room, Vec<&RawValue>)> = Vec::new();
         let mut index: HashMap<RoomId, usize> = HashMap::new();
         for pdu in pdus {
-            // Without a room nobody knows how to read it: "otherwise it is dropped".
-            let Ok(Outside { room_id: Some(room_id), event_id, state_key }) = serde_json::from_str(pdu.get())
-            else {
+            // What is far too large for an event is none, and nobody looks for its room. Without a room nobody knows how to
+            // read it: "otherwise it is dropped".
+            let is_event = pdu.get().len() <= LARGEST_AS_WRITTEN;
+            let outside = is_event.then(|| json::read_object(pdu.get().as_bytes()).ok()).flatten();
+            let Some(Outside { room_id: Some(room_id), event_id, state_key }) = outside else {
                 log::debug!("{origin} sent an event without a room");
                 continue;
             };

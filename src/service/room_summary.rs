@@ -1,8 +1,10 @@
 //! What outsiders are told of a room, and which of them: the rules of "who may join, knock or peek", for users and for
 //! servers; and the summary of one room, wherever it is.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use super::Homeserver;
 use super::directory::{PublishedRoom, published_room};
@@ -10,6 +12,7 @@ use super::membership::Door;
 use crate::error::{Error, Result};
 use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::{JoinRule, JoinRules};
+use crate::protocol::json::{First, ObjectText, read, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::visibility::HistoryVisibility;
@@ -18,6 +21,8 @@ use crate::store::{Db, Room};
 
 /// No more children of one space are looked at, in the order in which they are shown.
 pub const MOST_CHILDREN: usize = 1000;
+/// And so many are read, of which those are chosen.
+const MOST_CHILDREN_READ: usize = 10_000;
 
 /// Children of one space that take more than so many bytes are left out.
 const MOST_CHILD_BYTES: usize = 1 << 20;
@@ -77,7 +82,7 @@ impl SpaceRoom {
 /// An `m.space.child` event, stripped.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ChildEvent {
-    content: Map<String, Value>,
+    content: ObjectText,
     origin_server_ts: i64,
     sender: UserId,
     /// The child.
@@ -86,15 +91,26 @@ pub struct ChildEvent {
     event_type: String,
 }
 
+/// What is looked at of its content; what has another shape is as if it was not there.
+#[derive(Default, Deserialize)]
+struct ChildContent<'t> {
+    #[serde(borrow)]
+    via: Option<&'t RawValue>,
+    #[serde(borrow)]
+    suggested: Option<&'t RawValue>,
+    #[serde(borrow)]
+    order: Option<&'t RawValue>,
+}
+
 fn only_children<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Vec<ChildEvent>, D::Error> {
-    let events = Vec::<Value>::deserialize(d)?;
-    Ok(events.into_iter().filter_map(|event| serde_json::from_value(event).ok()).collect())
+    let events = First::<Box<RawValue>, MOST_CHILDREN_READ>::deserialize(d)?;
+    Ok(events.iter().filter_map(|event| read_object(event.get().as_bytes()).ok()).collect())
 }
 
 impl ChildEvent {
     fn of(pdu: &Pdu) -> Option<Self> {
         Some(Self {
-            content: pdu.content(),
+            content: ObjectText::try_from(pdu.content_raw().as_bytes()).ok()?,
             origin_server_ts: pdu.origin_server_ts(),
             sender: pdu.sender().clone(),
             // A state key that is no room id names no room.
@@ -105,30 +121,33 @@ impl ChildEvent {
 
     /// "When not present or invalid, the child room is not considered to be part of the space."
     fn is_child(&self) -> bool {
-        let via = self.content.get("via").and_then(Value::as_array);
-        self.event_type == "m.space.child"
-            && via.is_some_and(|via| !via.is_empty() && via.iter().all(Value::is_string))
+        let via = self.said().via.and_then(|via| read::<Vec<Cow<'_, str>>>(via.get().as_bytes()).ok());
+        self.event_type == "m.space.child" && via.is_some_and(|via| !via.is_empty())
+    }
+
+    fn said(&self) -> ChildContent<'_> {
+        read_object(self.content.get().as_bytes()).unwrap_or_default()
     }
 
     fn weight(&self) -> usize {
-        200 + serde_json::to_string(&self.content).map_or(0, |json| json.len())
+        200 + self.content.get().len()
     }
 
     fn is_suggested(&self) -> bool {
-        self.content.get("suggested") == Some(&Value::Bool(true))
+        self.said().suggested.is_some_and(|suggested| suggested.get() == "true")
     }
 
     /// The servers to ask about the child.
     pub fn via(&self) -> Vec<ServerName> {
-        let via = self.content.get("via").and_then(Value::as_array);
-        let names = via.into_iter().flatten().filter_map(Value::as_str);
-        names.filter_map(|name| ServerName::parse(name).ok()).take(20).collect()
+        let via = self.said().via.and_then(|via| read::<Vec<Cow<'_, str>>>(via.get().as_bytes()).ok());
+        let names = via.iter().flatten().filter_map(|name| ServerName::parse(name).ok());
+        names.take(20).collect()
     }
 
     /// "`order` values with the wrong type, or otherwise invalid contents, are to be treated as though the `order` key
     /// was not provided."
-    fn order(&self) -> Option<&str> {
-        let order = self.content.get("order")?.as_str()?;
+    fn order(&self) -> Option<String> {
+        let order: String = read(self.said().order?.get().as_bytes()).ok()?;
         (order.len() <= 50 && order.bytes().all(|b| (0x20..=0x7e).contains(&b))).then_some(order)
     }
 }
@@ -137,9 +156,9 @@ impl ChildEvent {
 /// by room id.
 fn in_order(mut events: Vec<ChildEvent>, suggested_only: bool) -> Vec<ChildEvent> {
     events.retain(|event| event.is_child() && (!suggested_only || event.is_suggested()));
-    events.sort_by(|a, b| {
-        let key = |e: &ChildEvent| (e.order().is_none(), e.order().map(str::to_owned), e.origin_server_ts);
-        key(a).cmp(&key(b)).then_with(|| a.state_key.cmp(&b.state_key))
+    events.sort_by_cached_key(|event| {
+        let order = event.order();
+        (order.is_none(), order, event.origin_server_ts, event.state_key.clone())
     });
     events.truncate(MOST_CHILDREN);
     let mut left = MOST_CHILD_BYTES;
@@ -312,7 +331,7 @@ impl Homeserver {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

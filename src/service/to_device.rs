@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::edus::Intake;
 use super::{Homeserver, random};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::{ObjectText, read, read_object};
 use crate::protocol::{ServerName, UserId};
 use crate::store::client_transactions::ClientTxn;
 use crate::store::to_device::{Line, Origin};
@@ -34,11 +36,11 @@ const BYTES_AT_ONCE: usize = 8 << 20;
 /// When who has sent a device more than it fetches should come again.
 const COME_AGAIN: Millis = 20_000;
 
-/// Messages by user and device: a JSON object each.
-type Messages = BTreeMap<String, BTreeMap<String, Map<String, Value>>>;
+/// Messages by user and device.
+type Messages = BTreeMap<String, BTreeMap<String, ObjectText>>;
 
 /// `m.direct_to_device` between servers.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub(super) struct DirectToDevice {
     sender: UserId,
     #[serde(rename = "type")]
@@ -52,9 +54,10 @@ impl Homeserver {
     /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
     /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of many
     /// hundreds some, and the same request sends the others.
-    pub fn send_to_device(&self, event_type: &str, messages: Value, txn: ClientTxn) -> Result<()> {
-        let messages = Messages::deserialize(messages).map_err(|e| {
-            Error::bad_json(format!("messages must have users, their devices and objects: {e}"))
+    pub fn send_to_device(&self, event_type: &str, messages: &RawValue, txn: ClientTxn) -> Result<()> {
+        let messages: Messages = read(messages.get().as_bytes()).map_err(|e| {
+            let why = format!("messages must have users, their devices and objects: {}", e.message());
+            Error::bad_json(why)
         })?;
         if event_type.is_empty() || event_type.len() > LONGEST_TYPE {
             return Err(Error::invalid_param("The type of a message has between 1 and 255 bytes"));
@@ -82,11 +85,14 @@ impl Homeserver {
         let mut owed = Vec::new();
         for (server, messages) in elsewhere {
             for share in shares(messages) {
-                let content = json!({
-                    "sender": txn.user_id, "type": event_type, "message_id": random::letters(16), "messages": share,
-                });
-                let edu = json!({ "edu_type": "m.direct_to_device", "content": content });
-                owed.push((server.clone(), edu.to_string()));
+                let (sender, event_type) = (txn.user_id.clone(), event_type.to_owned());
+                let said =
+                    DirectToDevice { sender, event_type, message_id: random::letters(16), messages: share };
+                let said = serde_json::to_string(&said).map_err(Error::internal)?;
+                owed.push((
+                    server.clone(),
+                    format!("{{\"content\":{said},\"edu_type\":\"m.direct_to_device\"}}"),
+                ));
             }
         }
         let here = self.portions(&txn.txn_id, here)?;
@@ -152,8 +158,8 @@ impl Homeserver {
     }
 
     /// `m.direct_to_device` of another server, to be taken in at the end of the transaction.
-    pub(super) fn receive_to_device(&self, intake: &mut Intake<'_>, content: Value) {
-        let Ok(said) = DirectToDevice::deserialize(content) else { return };
+    pub(super) fn receive_to_device(&self, intake: &mut Intake<'_>, content: &[u8]) {
+        let Ok(said) = read_object::<DirectToDevice>(content) else { return };
         let id_fits = !said.message_id.is_empty() && said.message_id.chars().count() <= LONGEST_ID;
         let type_fits = !said.event_type.is_empty() && said.event_type.len() <= LONGEST_TYPE;
         let count: usize = said.messages.values().map(BTreeMap::len).sum();
@@ -298,8 +304,13 @@ fn deliver(tx: &mut Tx<'_>, to: &ToOne, origin: Origin<'_>, now: Millis) -> Resu
 }
 
 /// A message as clients get it; none if it is too large.
-fn written(sender: &str, event_type: &str, content: &Map<String, Value>) -> Option<String> {
-    let message = json!({ "sender": sender, "type": event_type, "content": content }).to_string();
+fn written(sender: &str, event_type: &str, content: &ObjectText) -> Option<String> {
+    let content = content.get();
+    if content.len() > LARGEST {
+        return None;
+    }
+    let message =
+        format!("{{\"content\":{content},\"sender\":{},\"type\":{}}}", json!(sender), json!(event_type));
     (message.len() <= LARGEST).then_some(message)
 }
 
@@ -309,7 +320,7 @@ fn shares(messages: Messages) -> Vec<Messages> {
     let mut bytes = 0;
     for (user, devices) in messages {
         for (device, content) in devices {
-            let size = user.len() + device.len() + Value::Object(content.clone()).to_string().len();
+            let size = user.len() + device.len() + content.get().len();
             if bytes > 0 && bytes + size > SHARE {
                 shares.push(Messages::new());
                 bytes = 0;
@@ -329,10 +340,15 @@ mod tests {
 
     #[test]
     fn many_messages_go_in_portions_and_none_is_lost_or_split() {
-        let content = |n: usize| json!({ "n": n, "text": "x".repeat(20_000) }).as_object().unwrap().clone();
+        let content = |n: usize| {
+            let content = json!({ "n": n, "text": "x".repeat(20_000) }).to_string();
+            ObjectText::try_from(content.as_bytes()).expect("an object")
+        };
         let devices = |from: usize| (from..from + 3).map(|n| (format!("D{n}"), content(n))).collect();
         let messages = Messages::from([("@a:x".to_owned(), devices(0)), ("@b:x".to_owned(), devices(3))]);
-        let shares = shares(messages.clone());
+        let text = |messages: &Messages| serde_json::to_string(messages).expect("JSON");
+        let before = text(&messages);
+        let shares = shares(messages);
         assert_eq!(shares.len(), 3);
         let mut whole = Messages::new();
         for share in shares {
@@ -340,6 +356,6 @@ mod tests {
                 whole.entry(user).or_default().extend(devices);
             }
         }
-        assert_eq!(whole, messages);
+        assert_eq!(text(&whole), before);
     }
 }

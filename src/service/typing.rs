@@ -3,12 +3,13 @@
 //! What is known is in the database like everything else, but written lightly: it is worth nothing after a minute.
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Homeserver;
 use super::edus::Intake;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::sender::Edu;
@@ -94,10 +95,8 @@ impl Homeserver {
 
     /// `m.typing` of another server. "Receiving servers should verify that the user is in the room, and is a user
     /// belonging to the sending server."
-    pub(super) fn receive_typing(&self, intake: &mut Intake<'_>, content: Value) -> Result<()> {
-        let Ok(Content { room_id, user_id, typing }) = serde_json::from_value(content) else {
-            return Ok(());
-        };
+    pub(super) fn receive_typing(&self, intake: &mut Intake<'_>, content: &[u8]) -> Result<()> {
+        let Ok(Content { room_id, user_id, typing }) = read_object(content) else { return Ok(()) };
         let Some(room) = intake.room(self, &room_id)? else { return Ok(()) };
         let in_room = || self.store.read(|db| db.membership(room, &user_id));
         if !intake.owns(&user_id) || in_room()? != Some(Membership::Join) {

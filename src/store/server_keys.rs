@@ -30,7 +30,7 @@ pub struct StoredKey {
     pub retired: bool,
 }
 
-/// A signed statement of keys, as a notary passes it on.
+/// What is known of a signed statement of keys, as a notary passes it on; its text by itself.
 pub struct StoredStatement {
     /// The key that the statement was looked up by.
     pub key_id: String,
@@ -40,8 +40,8 @@ pub struct StoredStatement {
     pub retired: bool,
     /// When the statement was fetched.
     pub fetched_ms: Millis,
-    /// The JSON as its server signed it.
-    pub statement: Vec<u8>,
+    /// Its number. Later ones have higher numbers.
+    pub statement: i64,
 }
 
 impl Db<'_> {
@@ -75,7 +75,7 @@ impl Db<'_> {
     /// The statements that a server's known keys come from.
     pub fn key_statements(&self, server: &ServerName) -> Result<Vec<StoredStatement>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT k.key_id, k.valid_until_ms, k.retired, s.fetched_ms, s.json
+            "SELECT k.key_id, k.valid_until_ms, k.retired, s.fetched_ms, s.statement
              FROM server_keys k JOIN key_statements s USING (statement) WHERE k.server = ?1",
         )?;
         let rows = statement.query_map([server.as_str()], |row| {
@@ -88,6 +88,13 @@ impl Db<'_> {
             })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The text of a statement: JSON as its server signed it.
+    pub fn key_statement(&self, number: i64) -> Result<Vec<u8>> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT json FROM key_statements WHERE statement = ?1")?;
+        Ok(statement.query_row([number], |row| row.get(0))?)
     }
 }
 
@@ -170,7 +177,8 @@ mod tests {
             let peer = ServerName::parse("peer.example").expect("a name");
             let kept = store.write(move |tx| {
                 tx.save_server_keys(&peer, &[key], statement, 7, direct)?;
-                Ok((tx.server_keys(&peer)?.remove(0), tx.key_statements(&peer)?.remove(0).statement))
+                let statement = tx.key_statements(&peer)?.remove(0).statement;
+                Ok((tx.server_keys(&peer)?.remove(0), tx.key_statement(statement)?))
             });
             let (key, statement) = kept.expect("kept");
             (key.public_key, key.valid_until_ms, key.retired, String::from_utf8(statement).expect("text"))

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::{Config, Data, Registration, TlsFiles};
-use crate::federation::Client;
+use crate::federation::{Client, Script};
 use crate::http::{Certificate, ListenSpec};
 use crate::launch::Launched;
 use crate::protocol::ServerName;
@@ -58,6 +58,17 @@ pub fn temporary_folder(what: &str) -> PathBuf {
 pub fn secluded(config: Config) -> Arc<Homeserver> {
     Homeserver::open_with(config, Clock::new(), |settings, key| Ok(Client::to_nowhere(settings, key)))
         .unwrap_or_else(|e| panic!("the homeserver did not open: {e}"))
+}
+
+/// A homeserver by itself, as [`secluded`], for which a script plays all other servers: it says byte by byte what they answer.
+///
+/// # Panics
+/// If the database cannot be opened.
+pub fn played(config: Config, script: Arc<Script>) -> Arc<Homeserver> {
+    Homeserver::open_with(config, Clock::new(), |settings, key| {
+        Ok(Client::to_stand_in(settings, key, script))
+    })
+    .unwrap_or_else(|e| panic!("the homeserver did not open: {e}"))
 }
 
 /// A homeserver with a plain and a TLS port on loopback, an empty database in a temporary folder, open

@@ -3,25 +3,29 @@
 use std::fmt::Write as _;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::super::client::{CallError, CallResult, Client, SignedRequest};
-use super::{LIST, ORDINARY, QUICK, SMALL, bounded, enc, object, to_body};
+use super::{LIST, ORDINARY, QUICK, SMALL, enc, object, to_body};
+use crate::protocol::json::{AtMost, First};
 use crate::protocol::{EventId, RoomId, ServerName};
 
 /// Most rooms of one page of a directory: servers may disregard the limit that they are told.
 const MAX_PUBLIC_ROOMS: usize = 10_000;
+/// Most children of a space that are looked at.
+const MAX_CHILDREN: usize = 10_000;
 
 /// The answer of `hierarchy`, unchecked.
 #[derive(Debug, Deserialize)]
 pub struct HierarchyAnswer {
     /// The room that was asked about.
-    pub room: Value,
+    pub room: Box<RawValue>,
     /// Its children that we may know of.
-    pub children: Vec<Value>,
+    pub children: First<Box<RawValue>, MAX_CHILDREN>,
     /// The ids of its children that we may not know of.
     #[serde(default)]
-    pub inaccessible_children: Vec<Value>,
+    pub inaccessible_children: First<Box<RawValue>, MAX_CHILDREN>,
     /// How many bytes all that was.
     #[serde(skip)]
     pub size: usize,
@@ -31,7 +35,7 @@ pub struct HierarchyAnswer {
 #[derive(Debug, Deserialize)]
 pub struct PublicRoomsAnswer {
     /// The rooms, unchecked.
-    pub chunk: Vec<Value>,
+    pub chunk: AtMost<Box<RawValue>, MAX_PUBLIC_ROOMS>,
     /// The token of the next page.
     pub next_batch: Option<String>,
     /// The token of the page before.
@@ -92,9 +96,7 @@ impl Client {
             }
             self.get(peer, format!("{path}{query}"), ORDINARY, LIST)?
         };
-        let answer: PublicRoomsAnswer = object(response)?;
-        bounded("chunk", answer.chunk.len(), MAX_PUBLIC_ROOMS)?;
-        Ok(answer)
+        object(response)
     }
 
     /// `GET hierarchy`: a room, and its children if it is a space, as far as they may be told to us.

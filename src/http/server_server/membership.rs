@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use super::large;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Origin, Reply, Request};
+use crate::protocol::json::First;
 use crate::protocol::pdu::Membership;
-use crate::protocol::{json, room_version};
+use crate::protocol::room_version;
 use crate::service::Homeserver;
 use crate::service::membership::InviteReceived;
 
@@ -90,12 +91,15 @@ pub fn send_leave_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -
     Ok(Reply::json(&json!([200, {}])))
 }
 
+/// Entries of the room's state that are read. Fewer are used.
+const MOST_SHOWN: usize = 500;
+
 #[derive(Deserialize)]
 struct InviteV2 {
     room_version: String,
     event: Box<RawValue>,
     #[serde(default)]
-    invite_room_state: Vec<Box<RawValue>>,
+    invite_room_state: First<Box<RawValue>, MOST_SHOWN>,
 }
 
 /// `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`.
@@ -125,13 +129,12 @@ struct InviteV1 {
 #[derive(Deserialize, Default)]
 struct UnsignedV1 {
     #[serde(default)]
-    invite_room_state: Vec<Box<RawValue>>,
+    invite_room_state: First<Box<RawValue>, MOST_SHOWN>,
 }
 
 /// `PUT /_matrix/federation/v1/invite/{roomId}/{eventId}`: the room's version must be taken for 1 or 2, which share
 /// their event format and every check that is made here.
 pub fn invite_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    json::parse_object(request.body())?;
     let body: InviteV1 = request.json()?;
     let version = room_version::room_version("1").ok_or_else(|| Error::internal("room version 1 is gone"))?;
     let event = hs.receive_invite(InviteReceived {

@@ -92,6 +92,12 @@ impl CanonicalObject {
         self.text
     }
 
+    /// The whole text as text.
+    pub fn into_text(self) -> String {
+        // It was read from text, and pieces of text are all that was put in.
+        String::from_utf8(self.text).unwrap_or_default()
+    }
+
     /// Key (with its quotes) and value of each member, in order.
     pub(crate) fn members(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let text = &self.text;

@@ -2,7 +2,8 @@
 //!
 //! A request must be authenticated before anything in it is judged. If one hostile event, nested deeper than a parser
 //! of trees goes, made a whole transaction unreadable, its honest sender would repeat that transaction for ever and
-//! nothing else would get through. So depth does not matter here: there is no recursion, and the work is bounded.
+//! nothing else would get through. So no depth that an event can have matters here: there is no recursion, and the work
+//! and the memory are bounded. The bounds lie far beyond what fits into events.
 
 use super::object::{Seen, decoded};
 use super::{Floats, MAX_INTEGER, NOT_WHOLE, TOO_BIG, float_text, too_deep, write_string};
@@ -11,15 +12,35 @@ use crate::error::{ErrCode, Error, Result};
 /// How often, at most, the bytes of a text may be copied to bring the keys of its objects in order. Every level of
 /// unordered objects copies what is inside it once.
 const MAX_COPIES: usize = 64;
+/// How many arrays and objects may be open at a time, and how many members the open objects may have: each is noted
+/// while it is. An event of the largest size has at most half as many, other bodies some thousands.
+const MAX_OPEN: usize = 1 << 16;
+const MAX_MEMBERS: usize = 1 << 16;
+/// How much longer than twice the text the canonical text may be. Only floats grow: `1e15` becomes four times as long.
+const GROWTH: usize = 1 << 20;
 
 /// The canonical JSON of JSON text (any value, not only objects). Of repeated keys the last one counts. Integers of any
 /// size are kept digit by digit; other numbers are spelled as Python spells them, as the network signs them.
 ///
-/// Errors: `M_NOT_JSON`; `M_BAD_JSON` if putting the keys in order is too much work.
+/// Errors: `M_NOT_JSON`; `M_BAD_JSON` if putting the keys in order is too much work, or the text is full of what takes
+/// much more room than its bytes.
 pub fn canonical_text(text: &[u8]) -> Result<Vec<u8>> {
+    append_canonical(Vec::new(), text)
+}
+
+/// The same behind what is there already.
+pub fn append_canonical(before: Vec<u8>, text: &[u8]) -> Result<Vec<u8>> {
     let mut reader = Reader::new(text)?;
+    let most = before.len() + 2 * text.len() + GROWTH;
+    reader.out = before;
+    reader.out.reserve(text.len() + 1024);
+    (reader.most, reader.most_open, reader.most_members) = (most, MAX_OPEN, MAX_MEMBERS);
     reader.document()?;
     Ok(reader.out)
+}
+
+fn too_full() -> Error {
+    Error::bad_json("JSON is too full of small things")
 }
 
 fn not_json(why: &'static str) -> Error {
@@ -66,7 +87,10 @@ pub(super) struct Reader<'a> {
     /// What else was seen.
     pub seen: Seen,
     copies: usize,
-    depth: usize,
+    /// How long the canonical text may become.
+    most: usize,
+    most_open: usize,
+    most_members: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -75,19 +99,21 @@ impl<'a> Reader<'a> {
         Ok(Self {
             text: text.as_bytes(),
             at: 0,
-            out: Vec::with_capacity(text.len()),
+            out: Vec::new(),
             open: Vec::with_capacity(8),
             members: Vec::with_capacity(32),
             seen: Seen::default(),
             copies: text.len().saturating_mul(MAX_COPIES).saturating_add(1 << 20),
-            depth: usize::MAX,
+            most: usize::MAX,
+            most_open: usize::MAX,
+            most_members: usize::MAX,
         })
     }
 
     /// At most so many levels, which bounds the work as well.
     pub fn with_depth(mut self, depth: usize) -> Self {
-        self.depth = depth;
-        self.copies = usize::MAX;
+        self.out.reserve(self.text.len());
+        (self.most_open, self.copies, self.most_members) = (depth, usize::MAX, MAX_MEMBERS);
         self
     }
 
@@ -126,7 +152,7 @@ impl<'a> Reader<'a> {
     }
 
     fn begin(&mut self, is_object: bool) -> Result<Expect> {
-        if self.open.len() >= self.depth {
+        if self.open.len() >= self.most_open {
             return Err(too_deep());
         }
         self.at += 1;
@@ -155,6 +181,9 @@ impl<'a> Reader<'a> {
         if let Some(open) = self.open.last_mut() {
             if let Some(before) = self.members[open.first..].last() {
                 open.ordered &= is_less(&self.out[before.key..before.colon], &self.out[key..colon]);
+            }
+            if self.members.len() >= self.most_members {
+                return Err(too_full());
             }
             self.members.push(Member { key, colon, end: colon });
         }
@@ -260,7 +289,7 @@ impl<'a> Reader<'a> {
         let float: f64 = float.ok_or_else(|| not_json("a bad number"))?;
         self.seen.odd_number = Some(NOT_WHOLE);
         self.out.extend_from_slice(float_text(float, Floats::AsPython).as_bytes());
-        Ok(())
+        if self.out.len() > self.most { Err(too_full()) } else { Ok(()) }
     }
 
     fn string(&mut self) -> Result<()> {
@@ -300,6 +329,7 @@ fn is_less(a: &[u8], b: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::protocol::json;
+    use crate::protocol::pdu::MAX_EVENT_BYTES;
 
     fn canonical(text: &str) -> Option<String> {
         canonical_text(text.as_bytes()).ok().map(|bytes| String::from_utf8(bytes).expect("UTF-8"))
@@ -385,8 +415,16 @@ mod tests {
 
     #[test]
     fn depth_does_not_matter_but_work_is_bounded() {
-        let deep = "[".repeat(1_000_000) + &"]".repeat(1_000_000);
+        // Nothing that fits into an event is too deep, nor has too many members.
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        let deep = nested(MAX_EVENT_BYTES / 2);
         assert_eq!(canonical(&deep).as_deref(), Some(deep.as_str()));
+        assert!(canonical(&nested(1_000_000)).is_none());
+        let members = |count: usize| format!("{{{}}}", vec!["\"\":0"; count].join(","));
+        assert_eq!(canonical(&members(MAX_EVENT_BYTES / 5)).as_deref(), Some("{\"\":0}"));
+        assert!(canonical(&members(1_000_000)).is_none());
+        assert!(canonical(&format!("[{}]", vec!["1e15"; 13_000].join(","))).is_some());
+        assert!(canonical(&format!("[{}]", vec!["1e15"; 1_000_000].join(","))).is_none());
         let mut unordered = "0".to_owned();
         for _ in 0..200 {
             unordered = format!("{{\"b\":{unordered},\"a\":0}}");

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{Judge, check, check_against_auth_events, check_auth_events};
 use crate::protocol::glance::Glance;
+use crate::protocol::json::read_object;
 use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 
 /// The events of an answer, by their index.
@@ -86,7 +87,7 @@ fn authoriser(content: &str) -> Option<String> {
         #[serde(borrow)]
         join_authorised_via_users_server: Cow<'c, str>,
     }
-    let content: Content<'_> = serde_json::from_str(content).ok()?;
+    let content: Content<'_> = read_object(content.as_bytes()).ok()?;
     Some(content.join_authorised_via_users_server.into_owned())
 }
 

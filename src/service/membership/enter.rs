@@ -46,7 +46,7 @@ impl Homeserver {
     ) -> Result<Adoption<'_>> {
         let (room_id, version, in_state) = (join.room_id(), join.version(), answer.state.len());
         let events: Vec<&[u8]> =
-            answer.state.iter().chain(&answer.auth_chain).map(|event| event.get().as_bytes()).collect();
+            answer.state.iter().chain(answer.auth_chain.iter()).map(|event| event.get().as_bytes()).collect();
         drop(answer);
         let mut progress = Progress::new(room_id, events.len());
         let mut sorting = Sorting::new(join);

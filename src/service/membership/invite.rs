@@ -1,9 +1,10 @@
 //! Invites, both ends: our user invites (`invite`), and another server's user invites one of ours (`receive_invite`).
 //! An invite to somebody who knocked accepts the knock, whether or not it says so.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::knock::shown_outside;
@@ -223,10 +224,10 @@ fn may_be_older(error: &CallError) -> bool {
 
 /// The body of a version 1 invite: the event, with the room's state in its `unsigned`.
 fn with_room_state(ours: &Pdu, room_state: &[Box<RawValue>]) -> Result<Vec<u8>> {
-    let mut event = ours.to_object();
-    let state: Vec<Value> =
-        room_state.iter().filter_map(|entry| serde_json::from_str(entry.get()).ok()).collect();
-    event.insert("unsigned".to_owned(), serde_json::json!({ "invite_room_state": state }));
+    let state =
+        to_raw_value(&BTreeMap::from([("invite_room_state", room_state)])).map_err(Error::internal)?;
+    let mut event: BTreeMap<String, &RawValue> = json::read(ours.json())?;
+    event.insert("unsigned".to_owned(), &state);
     serde_json::to_vec(&event).map_err(Error::internal)
 }
 
@@ -246,8 +247,8 @@ pub(super) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
 /// there already "MUST NOT be served over client synchronisation endpoints".
 pub(in crate::service) fn blocks_invites(db: &Db<'_>, user: &UserId) -> Result<bool> {
     let config = db.account_data(user, None, "m.invite_permission_config")?;
-    let config: Option<Value> = config.and_then(|json| serde_json::from_str(&json).ok());
-    Ok(config.is_some_and(|config| config["default_action"] == "block"))
+    let config = config.and_then(|text| json::parse_object(text.as_bytes()).ok());
+    Ok(config.is_some_and(|config| config.get("default_action").is_some_and(|action| action == "block")))
 }
 
 // ----- one of our users is invited from elsewhere -----

@@ -7,6 +7,7 @@ use super::check_still_outside;
 use super::knock::shown_outside;
 use super::leave::remote_row;
 use crate::error::{Error, Result};
+use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Bearing, Fact, State, bearing, next};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
@@ -42,7 +43,7 @@ impl Homeserver {
         json: &[u8],
         within: Duration,
     ) -> Result<Heard> {
-        let head: Head = serde_json::from_slice(json).map_err(|_| unknown())?;
+        let head: Head = read_object(json).map_err(|_| unknown())?;
         let user = UserId::parse(&head.state_key).map_err(|_| unknown())?;
         if head.event_type != "m.room.member" || !self.is_ours(&user) {
             return Err(unknown());

@@ -3,6 +3,7 @@
 //! address it is; the user names one, and we trust none.
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::check_acl;
@@ -11,6 +12,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
 use crate::federation::identity::{IdentityServer, StoredInvite, ThirdPartyId};
 use crate::protocol::event_auth::third_party::keys_that_signed;
+use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
@@ -55,7 +57,7 @@ impl ThirdPartyInvitee {
 pub struct Bound {
     /// Whom the address belongs to now.
     pub mxid: UserId,
-    invites: Vec<Value>,
+    invites: First<Box<RawValue>, MOST_INVITES>,
 }
 
 #[derive(Deserialize)]
@@ -183,8 +185,8 @@ impl Homeserver {
         }
         self.store.read(|db| check_invitee(db, &bound.mxid))?;
         let mut outcome = Ok(());
-        for invite in bound.invites.iter().take(MOST_INVITES) {
-            let Ok(PendingInvite { room_id, sender, signed }) = serde_json::from_value(invite.clone()) else {
+        for invite in bound.invites.iter() {
+            let Ok(PendingInvite { room_id, sender, signed }) = read_object(invite.get().as_bytes()) else {
                 log::info!("a pending invite of {} is none", bound.mxid);
                 continue;
             };

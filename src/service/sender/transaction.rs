@@ -10,6 +10,7 @@ use super::MAX_DEVICE_LISTS;
 use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::{CallError, CallResult, Client};
+use crate::protocol::json::read;
 use crate::protocol::{ServerName, json};
 use crate::service::device_lists::last_update;
 use crate::service::random;
@@ -111,7 +112,7 @@ pub(super) fn send(
 }
 
 fn raw(bytes: &[u8]) -> CallResult<&RawValue> {
-    serde_json::from_slice(bytes).map_err(|e| CallError::bad(format!("what we owe is not JSON: {e}")))
+    read(bytes).map_err(|e| CallError::bad(format!("what we owe is not JSON: {}", e.message())))
 }
 
 fn is_from(event: &OwedEvent, server: &ServerName) -> bool {
@@ -120,7 +121,7 @@ fn is_from(event: &OwedEvent, server: &ServerName) -> bool {
         #[serde(borrow)]
         sender: std::borrow::Cow<'a, str>,
     }
-    serde_json::from_slice::<Sender<'_>>(&event.json)
+    read::<Sender<'_>>(&event.json)
         .is_ok_and(|e| e.sender.split_once(':').is_some_and(|(_, of)| of == server.as_str()))
 }
 

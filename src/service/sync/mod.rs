@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::filter::Filter;
+use crate::protocol::json::read;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::client_format::{Json, Style};
@@ -284,7 +285,7 @@ fn basic_event(event_type: &str, content: &str) -> Result<Json> {
         #[serde(rename = "type")]
         event_type: &'b str,
     }
-    let content = serde_json::from_str(content).map_err(Error::internal)?;
+    let content = read(content.as_bytes()).map_err(Error::internal)?;
     to_raw_value(&Basic { content, event_type }).map_err(Error::internal)
 }
 

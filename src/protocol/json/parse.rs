@@ -1,0 +1,525 @@
+//! The one place where text of strangers becomes values, which may not weigh much more than the text does.
+//!
+//! A tree of values takes some twenty to a hundred times the bytes that it is read from: an array of empty arrays ten
+//! times, small objects in one another a hundred times. So everything that is built here is weighed while it is built,
+//! each element and each member by what it takes in memory, and given up as soon as it is out of proportion to the text.
+//! What is passed over, or kept as it stands ([`RawValue`]), weighs nothing; so whoever
+//! needs a part of a large text takes the parts as text, and reads them one by one.
+//!
+//! Lists whose length strangers choose have a bound of their own: [`AtMost`] refuses what is more, [`First`] and
+//! [`FirstMembers`] pass over what comes behind.
+
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use serde::Serialize;
+use serde::de::{
+    self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::{CanonicalObject, MAX_DEPTH, not_an_object};
+use crate::error::{ErrCode, Error, Result};
+
+/// What may be built of any text, however short.
+const BASE: usize = 256 << 10;
+/// And for each of its bytes. Ordinary JSON takes about ten.
+const A_BYTE: usize = 32;
+/// And of the longest text at most. What is larger than that for good reasons is kept as text, or read by
+/// [`read_large`].
+const MOST: usize = 16 << 20;
+/// The same for answers that tell of whole rooms.
+const MOST_LARGE: usize = 128 << 20;
+
+/// What a member of a map takes beside what its value does: its share of a node of the tree, which is made for eleven
+/// and may be half empty; and its key.
+const NODE: usize = 704;
+const MEMBERS_A_NODE: usize = 6;
+/// The smallest piece of memory that there is.
+const PIECE: usize = 32;
+/// The room that a list begins with.
+const FIRST_ROOM: usize = 4;
+
+/// Parses a JSON object from outside. Of repeated keys the last one counts.
+///
+/// Errors: `M_NOT_JSON` if it is not JSON (lone surrogates and text that is not UTF-8 included), `M_BAD_JSON` if it
+/// is not an object, nested more than [`MAX_DEPTH`] levels, or would weigh too much for its size.
+pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
+    match read(text)? {
+        Value::Object(object) => Ok(object),
+        _ => Err(not_an_object()),
+    }
+}
+
+/// Reads JSON text as whatever is asked for. A structure is read from an object, and from a list of its fields too: see
+/// [`read_object`].
+///
+/// Errors: `M_NOT_JSON`; `M_BAD_JSON` for JSON of another shape, nested more than [`MAX_DEPTH`] levels as far as it is
+/// looked at, or which would weigh too much for its size.
+pub fn read<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
+    weighed(text, MOST)
+}
+
+/// [`read`] for an answer that tells of a whole room, and is long for a good reason.
+pub fn read_large<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
+    weighed(text, MOST_LARGE)
+}
+
+/// [`read`] of nothing but an object.
+pub fn read_object<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
+    if !is_object(text) {
+        // Which of both errors it is.
+        return Err(read::<IgnoredAny>(text).err().unwrap_or_else(not_an_object));
+    }
+    read(text)
+}
+
+/// Whether JSON text, if it is any, is an object.
+pub fn is_object(text: &[u8]) -> bool {
+    text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) == Some(&b'{')
+}
+
+fn weighed<'t, T: Deserialize<'t>>(text: &'t [u8], most: usize) -> Result<T> {
+    let scale = Scale { left: Cell::new(text.len().saturating_mul(A_BYTE).saturating_add(BASE).min(most)) };
+    let mut inner = serde_json::Deserializer::from_slice(text);
+    let read = T::deserialize(Weighed { inner: &mut inner, scale: &scale, depth: 0 });
+    let read = read.and_then(|value| inner.end().map(|()| value));
+    read.map_err(|e| match e.classify() {
+        serde_json::error::Category::Data => Error::bad_json(format!("Unexpected JSON: {e}")),
+        _ => Error::new(ErrCode::NotJson, "not JSON").with_cause(e),
+    })
+}
+
+/// How much more may be built, in bytes.
+struct Scale {
+    left: Cell<usize>,
+}
+
+impl Scale {
+    fn put<E: de::Error>(&self, bytes: usize) -> std::result::Result<(), E> {
+        let left = self.left.get().checked_sub(bytes);
+        self.left.set(left.ok_or_else(|| E::custom("too many values for its size"))?);
+        Ok(())
+    }
+}
+
+fn deeper<E: de::Error>(depth: usize) -> std::result::Result<usize, E> {
+    if depth >= MAX_DEPTH { Err(E::custom("JSON is nested too deeply")) } else { Ok(depth + 1) }
+}
+
+/// A deserializer, a visitor, an access or a seed whose values are put on the scale.
+struct Weighed<'s, T> {
+    inner: T,
+    scale: &'s Scale,
+    /// Of how many containers it is inside.
+    depth: usize,
+}
+
+impl<'s, T> Weighed<'s, T> {
+    fn with<U>(&self, inner: U) -> Weighed<'s, U> {
+        Weighed { inner, scale: self.scale, depth: self.depth }
+    }
+}
+
+/// Those that cannot have anything inside are only passed on.
+macro_rules! passed_on {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> std::result::Result<V::Value, D::Error> {
+            self.inner.$method(visitor)
+        }
+    )*};
+}
+
+/// Those that may.
+macro_rules! looked_into {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> std::result::Result<V::Value, D::Error> {
+            let visitor = Seen { visitor: self.with(visitor), member: NODE };
+            self.inner.$method(visitor)
+        }
+    )*};
+}
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
+    type Error = D::Error;
+
+    passed_on! {
+        deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128 deserialize_f32
+        deserialize_f64 deserialize_char deserialize_unit deserialize_identifier deserialize_ignored_any
+    }
+    looked_into! {
+        deserialize_any deserialize_str deserialize_string deserialize_bytes deserialize_byte_buf
+        deserialize_option deserialize_seq deserialize_map
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> std::result::Result<V::Value, D::Error> {
+        self.inner.deserialize_unit_struct(name, visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> std::result::Result<V::Value, D::Error> {
+        // The library's own names: text that is kept as it stands.
+        if name.starts_with("$serde_json::") {
+            return self.inner.deserialize_newtype_struct(name, visitor);
+        }
+        let visitor = Seen { visitor: self.with(visitor), member: NODE };
+        self.inner.deserialize_newtype_struct(name, visitor)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        len: usize,
+        visitor: V,
+    ) -> std::result::Result<V::Value, D::Error> {
+        let visitor = Seen { visitor: self.with(visitor), member: 0 };
+        self.inner.deserialize_tuple(len, visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        len: usize,
+        visitor: V,
+    ) -> std::result::Result<V::Value, D::Error> {
+        let visitor = Seen { visitor: self.with(visitor), member: 0 };
+        self.inner.deserialize_tuple_struct(name, len, visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> std::result::Result<V::Value, D::Error> {
+        let visitor = Seen { visitor: self.with(visitor), member: 0 };
+        self.inner.deserialize_struct(name, fields, visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> std::result::Result<V::Value, D::Error> {
+        self.inner.deserialize_enum(name, variants, visitor)
+    }
+}
+
+/// A visitor, and what a node of the maps weighs that it makes: those of structures have none.
+struct Seen<'s, V> {
+    visitor: Weighed<'s, V>,
+    member: usize,
+}
+
+macro_rules! seen {
+    ($($method:ident: $type:ty),*) => {$(
+        fn $method<E: de::Error>(self, value: $type) -> std::result::Result<V::Value, E> {
+            self.visitor.inner.$method(value)
+        }
+    )*};
+}
+
+macro_rules! seen_text {
+    ($($method:ident: $type:ty),*) => {$(
+        fn $method<E: de::Error>(self, value: $type) -> std::result::Result<V::Value, E> {
+            self.visitor.scale.put(if value.is_empty() { 0 } else { value.len().max(PIECE) })?;
+            self.visitor.inner.$method(value)
+        }
+    )*};
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Seen<'_, V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.visitor.inner.expecting(f)
+    }
+
+    seen! {
+        visit_bool: bool, visit_i64: i64, visit_i128: i128, visit_u64: u64, visit_u128: u128, visit_f64: f64,
+        visit_char: char
+    }
+    seen_text! {
+        visit_str: &str, visit_borrowed_str: &'de str, visit_string: String, visit_bytes: &[u8],
+        visit_borrowed_bytes: &'de [u8], visit_byte_buf: Vec<u8>
+    }
+
+    fn visit_none<E: de::Error>(self) -> std::result::Result<V::Value, E> {
+        self.visitor.inner.visit_none()
+    }
+
+    fn visit_unit<E: de::Error>(self) -> std::result::Result<V::Value, E> {
+        self.visitor.inner.visit_unit()
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, inner: D) -> std::result::Result<V::Value, D::Error> {
+        let inner = self.visitor.with(inner);
+        self.visitor.inner.visit_some(inner)
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> std::result::Result<V::Value, D::Error> {
+        let inner = self.visitor.with(inner);
+        self.visitor.inner.visit_newtype_struct(inner)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> std::result::Result<V::Value, A::Error> {
+        let depth = deeper(self.visitor.depth)?;
+        let access = Weighed { inner, scale: self.visitor.scale, depth };
+        self.visitor.inner.visit_seq(Items { access, count: 0, room: 0 })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, inner: A) -> std::result::Result<V::Value, A::Error> {
+        let depth = deeper(self.visitor.depth)?;
+        let access = Weighed { inner, scale: self.visitor.scale, depth };
+        self.visitor.inner.visit_map(Members { access, count: 0, node: self.member })
+    }
+}
+
+/// The items of a list, and the room for them, which doubles when it is full.
+struct Items<'s, A> {
+    access: Weighed<'s, A>,
+    count: usize,
+    room: usize,
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Items<'_, A> {
+    type Error = A::Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> std::result::Result<Option<S::Value>, A::Error> {
+        let seed = self.access.with(seed);
+        let item = self.access.inner.next_element_seed(seed)?;
+        if item.is_some() && size_of::<S::Value>() > 0 {
+            if self.count == self.room {
+                let before = self.room;
+                self.room = (2 * before).max(FIRST_ROOM);
+                self.access.scale.put((self.room - before) * size_of::<S::Value>())?;
+            }
+            self.count += 1;
+        }
+        Ok(item)
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.access.inner.size_hint()
+    }
+}
+
+/// The members of an object.
+struct Members<'s, A> {
+    access: Weighed<'s, A>,
+    count: usize,
+    node: usize,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> std::result::Result<Option<S::Value>, A::Error> {
+        let seed = self.access.with(seed);
+        let key = self.access.inner.next_key_seed(seed)?;
+        if key.is_some() && size_of::<S::Value>() > 0 {
+            if self.count.is_multiple_of(MEMBERS_A_NODE) {
+                self.access.scale.put(self.node)?;
+            }
+            self.count += 1;
+        }
+        Ok(key)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> std::result::Result<S::Value, A::Error> {
+        let seed = self.access.with(seed);
+        self.access.inner.next_value_seed(seed)
+    }
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Weighed<'_, S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> std::result::Result<S::Value, D::Error> {
+        let inner = self.with(inner);
+        self.inner.deserialize(inner)
+    }
+}
+
+/// An object that nobody here looks into: its text, in canonical form, of at most [`MAX_DEPTH`] levels.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct ObjectText(Box<RawValue>);
+
+impl ObjectText {
+    /// The text.
+    pub fn get(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl TryFrom<&[u8]> for ObjectText {
+    type Error = Error;
+
+    fn try_from(text: &[u8]) -> Result<Self> {
+        let (object, _) = CanonicalObject::read(text)?;
+        RawValue::from_string(object.into_text()).map(Self).map_err(Error::internal)
+    }
+}
+
+impl<'de> Deserialize<'de> for ObjectText {
+    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(inner)?;
+        Self::try_from(raw.get().as_bytes()).map_err(|e| de::Error::custom(e.message()))
+    }
+}
+
+/// A list of at most so many items. One that is longer is refused before it is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AtMost<T, const MOST: usize>(pub Vec<T>);
+
+/// Such a list is a list like any other once it is read.
+macro_rules! list {
+    ($($name:ident)*) => {$(
+        impl<T, const MOST: usize> Default for $name<T, MOST> {
+            fn default() -> Self {
+                Self(Vec::new())
+            }
+        }
+
+        impl<T, const MOST: usize> Deref for $name<T, MOST> {
+            type Target = Vec<T>;
+
+            fn deref(&self) -> &Vec<T> {
+                &self.0
+            }
+        }
+
+        impl<T, const MOST: usize> DerefMut for $name<T, MOST> {
+            fn deref_mut(&mut self) -> &mut Vec<T> {
+                &mut self.0
+            }
+        }
+
+        impl<T, const MOST: usize> IntoIterator for $name<T, MOST> {
+            type Item = T;
+            type IntoIter = std::vec::IntoIter<T>;
+
+            fn into_iter(self) -> Self::IntoIter {
+                self.0.into_iter()
+            }
+        }
+    )*};
+}
+
+list! { AtMost First }
+
+/// The first items of a list; what comes behind so many of them is passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct First<T, const MOST: usize>(pub Vec<T>);
+
+/// The first members of an object, in their order; what comes behind so many of them is passed over. A key may come
+/// twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstMembers<K, V, const MOST: usize>(pub Vec<(K, V)>);
+
+impl<K, V, const MOST: usize> Default for FirstMembers<K, V, MOST> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+struct Listed<T, const MOST: usize> {
+    /// Whether more than that is an error.
+    strict: bool,
+    of: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Listed<T, MOST> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<T>, A::Error> {
+        let mut list = Vec::new();
+        while list.len() < MOST {
+            match items.next_element()? {
+                Some(item) => list.push(item),
+                None => return Ok(list),
+            }
+        }
+        while items.next_element::<IgnoredAny>()?.is_some() {
+            if self.strict {
+                return Err(de::Error::custom(format_args!("a list of more than {MOST}")));
+            }
+        }
+        Ok(list)
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
+        inner.deserialize_seq(Listed::<T, MOST> { strict: true, of: PhantomData }).map(Self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
+        inner.deserialize_seq(Listed::<T, MOST> { strict: false, of: PhantomData }).map(Self)
+    }
+}
+
+impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deserialize<'de>
+    for FirstMembers<K, V, MOST>
+{
+    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
+        struct Named<K, V, const MOST: usize>(PhantomData<(K, V)>);
+
+        impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Visitor<'de> for Named<K, V, MOST> {
+            type Value = Vec<(K, V)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut members: A,
+            ) -> std::result::Result<Vec<(K, V)>, A::Error> {
+                let mut list = Vec::new();
+                while list.len() < MOST {
+                    match members.next_entry()? {
+                        Some(member) => list.push(member),
+                        None => return Ok(list),
+                    }
+                }
+                while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(list)
+            }
+        }
+
+        // As a structure, since no node of a tree is made for its members.
+        inner.deserialize_struct("FirstMembers", &[], Named::<K, V, MOST>(PhantomData)).map(Self)
+    }
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;
