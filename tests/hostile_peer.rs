@@ -992,3 +992,46 @@ fn an_invite_that_was_signed_in_the_room_and_comes_after_we_left_it_is_taken() {
     let events = invited["invite_state"]["events"].as_array().expect("a list");
     assert!(events.iter().any(|e| e["content"]["name"] == "fake"), "{events:?}");
 }
+
+#[test]
+fn what_a_knocker_or_an_invitee_is_shown_of_a_room_is_signed_or_not_shown() {
+    let server = TestServer::start();
+    for (number, damage) in ["signature", "content", "none"].into_iter().enumerate() {
+        let peer = Peer::start();
+        let room = FakeRoom::new(&peer, "12", "knock");
+        let mut shown = room.shown();
+        let name = shown.as_array_mut().and_then(|all| all.iter_mut().find(|e| e["type"] == "m.room.name"));
+        let name = name.expect("a name");
+        match damage {
+            "signature" => {
+                name["signatures"] = json!({ peer.name().as_str(): { "ed25519:policy_server": "AAAA" } });
+            }
+            "content" => name["content"]["name"] = json!("forged"),
+            _ => {}
+        }
+        let knocker = server.user(&format!("knocker{number}"));
+        peer.let_knock(&room, knocker.id());
+        peer.answer_json("send_knock", 200, json!({ "knock_room_state": shown }));
+        assert_eq!(knock(&knocker, room.id.as_str(), &peer).0, 200);
+        let sync = knocker.wait_for_room("knock", room.id.as_str());
+        let state = sync["knock_state"]["events"].as_array().expect("a list").clone();
+        let names: Vec<_> =
+            state.iter().filter(|e| e["type"] == "m.room.name").map(|e| &e["content"]).collect();
+        let expected = match damage {
+            "signature" => vec![],
+            "content" => vec![json!({})],
+            _ => vec![json!({ "name": "fake" })],
+        };
+        assert_eq!(names, expected.iter().collect::<Vec<_>>(), "{damage}: {sync}");
+        let invitee = server.user(&format!("invitee{number}"));
+        let event = room.membership(&peer, &room.creator, invitee.id(), "invite");
+        let mut body = room.invite_body(&event);
+        body["invite_room_state"] = shown;
+        let (status, answer) = peer.put_event(server.name(), "v2/invite", &room.id, &event, &body);
+        assert_eq!(status, if damage == "signature" { 400 } else { 200 }, "{damage}: {answer}");
+        if damage != "signature" {
+            let sync = invitee.wait_for_room("invite", room.id.as_str()).to_string();
+            assert!(!sync.contains("forged"), "{sync}");
+        }
+    }
+}

@@ -20,6 +20,7 @@ use crate::protocol::{
     stripped_state, verify,
 };
 use crate::service::Homeserver;
+use crate::service::verify::Checked;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
@@ -35,6 +36,8 @@ const MOST_INVITES: usize = 3;
 
 /// How long an invite that comes in waits for the outcome of the invitee's leave.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+/// Time to find the keys of what an invite shows of its room.
+const KEYS_WITHIN: Duration = Duration::from_secs(30);
 
 // ----- our user invites -----
 
@@ -335,25 +338,43 @@ impl Homeserver {
         if !version.room_id_is_create_hash {
             return Ok(stripped);
         }
+        let kept =
+            self.verified_entries(entries, version, KEYS_WITHIN).into_iter().collect::<Result<Vec<_>>>();
+        let kept = kept.map_err(|e| {
+            Error::invalid_param(format!("An entry of invite_room_state fails a check: {}", e.message()))
+        })?;
+        stripped_state::check_received(&kept, room_id, version, inviter)
+    }
+
+    /// Entries of `invite_room_state` or `knock_room_state` in the form that their signatures and hashes vouch for; those
+    /// of four fields, for which nobody does, as they are. Each, or what is wrong with it. `within`: the time to find keys.
+    pub(super) fn verified_entries(
+        &self,
+        entries: &[Box<RawValue>],
+        version: RoomVersion,
+        within: Duration,
+    ) -> Vec<Result<Box<RawValue>>> {
         let whole = entries.iter().filter(|entry| stripped_state::is_full_event(entry));
         let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
         // All at once: their servers may be slow to give their keys.
-        let mut kept = self.check_pdus(&whole, version).into_iter();
-        let mut judged = Vec::with_capacity(entries.len());
-        for entry in entries {
-            match stripped_state::is_full_event(entry).then(|| kept.next()).flatten() {
-                None => judged.push(entry.clone()),
-                // What is shown is the form that the signatures and the hash vouch for.
-                Some(Ok(event)) => {
-                    judged.push(RawValue::from_string(event.json_str().to_owned()).map_err(Error::internal)?);
-                }
-                Some(Err(e)) => {
-                    let why = format!("An entry of invite_room_state fails a check: {}", e.message());
-                    return Err(Error::invalid_param(why));
-                }
+        let mut checked = self.check_received(&whole, version, within).into_iter();
+        let verified = |entry: &Box<RawValue>| {
+            if !stripped_state::is_full_event(entry) {
+                return Ok(entry.clone());
             }
-        }
-        stripped_state::check_received(&judged, room_id, version, inviter)
+            match checked.next() {
+                Some(Checked::Passed(event)) => {
+                    RawValue::from_string(event.json_str().to_owned()).map_err(Error::internal)
+                }
+                Some(Checked::NoKey(_, servers)) => {
+                    let server = servers.first().map_or("its server", ServerName::as_str);
+                    Err(Error::invalid_param(format!("the key of {server} cannot be had")))
+                }
+                Some(Checked::Dropped(e)) => Err(e),
+                None => Err(Error::internal("one event in, none out")),
+            }
+        };
+        entries.iter().map(verified).collect()
     }
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that

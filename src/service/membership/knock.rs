@@ -1,6 +1,8 @@
 //! Knocks, both ends: our user knocks (`knock`), and another server's user knocks on a room of ours (`receive_knock`).
 //! How a knock is answered is in `invite` (accepted) and in `leave` (refused or withdrawn).
 
+use std::time::Duration;
+
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -17,6 +19,9 @@ use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, str
 use crate::service::Homeserver;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
+
+/// Time to find the keys of what the answer to a knock shows of the room: the knocker waits for it.
+const KEYS_WITHIN: Duration = Duration::from_secs(10);
 
 // ----- our user knocks -----
 
@@ -243,15 +248,20 @@ impl Homeserver {
         Ok(())
     }
 
-    /// Stripped state as clients may see it. What is badly formed, badly signed or of another room is left out: it
-    /// only decorates, and the knock is taken in any case.
+    /// Stripped state as clients may see it. What is badly formed, of another room or (from version 12 on, where all of it
+    /// has to be signed) badly signed is left out: it only decorates, and the knock is taken in any case.
     pub(super) fn usable_stripped_state(
         &self,
         entries: &[Box<RawValue>],
         room_id: &RoomId,
         version: RoomVersion,
     ) -> Vec<Box<RawValue>> {
-        stripped_state::usable(entries, room_id, version, None)
+        if !version.room_id_is_create_hash {
+            return stripped_state::usable(entries, room_id, version, None);
+        }
+        let verified = self.verified_entries(entries, version, KEYS_WITHIN);
+        let verified: Vec<_> = verified.into_iter().filter_map(Result::ok).collect();
+        stripped_state::usable(&verified, room_id, version, None)
     }
 }
 
