@@ -565,6 +565,18 @@ fn who_was_never_there_leaves_nothing_behind_by_leaving() {
         let said = hand_in(&peer, server.name(), "leave", &leave);
         assert_eq!((said.0, &said.1["errcode"]), (403, &json!("M_FORBIDDEN")), "{said:?}");
         assert!(stored(&server, leave.event_id()).is_none());
+        // Nor by sending it, or anything else, as if one were in the room.
+        let mut template = made.clone();
+        template["event"]["type"] = json!("m.room.message");
+        template["event"].as_object_mut().expect("an event").remove("state_key");
+        template["event"]["content"] = json!({ "body": n });
+        let message = sign(&peer, &template);
+        let (status, said) = peer.send_transaction(server.name(), &format!("t{n}"), &[&leave, &message]);
+        assert_eq!(status, 200, "{said}");
+        for event in [&leave, &message] {
+            assert!(said["pdus"][event.event_id().as_str()]["error"].is_string(), "{said}");
+            assert!(stored(&server, event.event_id()).is_none());
+        }
     }
     assert_eq!(events_with(&server, &room, "leave"), 0);
 }

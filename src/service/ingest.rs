@@ -40,7 +40,8 @@ pub(crate) enum Taken {
 /// On whose behalf an event is taken in, and what may be stored of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Terms {
-    /// It came from a server in the room: whatever the verdict, it is stored.
+    /// It came with a transaction: whatever the verdict, it is stored; unless it is rejected and of a server that is not in
+    /// the room.
     Relayed,
     /// It is history that fills a hole, with the place that it gets in the timeline.
     History(Place),
@@ -236,6 +237,13 @@ pub(crate) fn store_judged(
         return Ok(Taken::Stored { status, already: false, reason });
     }
     let room: Room = tx.room_by_key(judged.room.key)?;
+    if terms == Terms::Relayed
+        && status == Status::Rejected
+        && !tx.is_resident(room.key, &pdu.sender().server())?
+    {
+        // Nobody refers to it who has a say in the room. Kept it would only let anybody fill the disk.
+        return Ok(Taken::Stored { status, already: false, reason });
+    }
     tx.append(&Append {
         room: &room,
         pdu,

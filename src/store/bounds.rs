@@ -83,6 +83,10 @@ pub const TABLES: &[Table] = &[
         &[
             users("65 536 bytes each, by the rate limit of writes", ""),
             rooms("65 536 bytes each, as the room's rules, its server ACL and its moderators let them", ""),
+            strangers(
+                "knocks, as of `memberships`, and their withdrawals; what is rejected is not kept",
+                "who_was_never_there_leaves_nothing_behind_by_leaving",
+            ),
         ],
         HISTORY,
     ),
