@@ -61,10 +61,22 @@ CREATE INDEX events_timeline ON events (room_key, stream, sub) WHERE stream IS N
 CREATE INDEX events_by_time ON events (room_key, origin_server_ts, depth) WHERE stream IS NOT NULL;
 CREATE INDEX events_outgoing ON events (room_key, stream) WHERE outgoing = 1;
 
--- Forward extremities: accepted events that no accepted event names in its prev_events.
+-- Forward extremities: accepted events that no accepted event names in its prev_events, but for late heads.
 CREATE TABLE extremities (
   room_key INTEGER NOT NULL,
   event_key INTEGER NOT NULL,
+  PRIMARY KEY (room_key, event_key)
+) STRICT, WITHOUT ROWID;
+
+-- Late heads: accepted events that are to become forward extremities, and of which the current state does not know yet,
+-- since resolving it with theirs takes more work than a room may cause at once. `followed`: the forward extremities, and
+-- the late heads before it, that such an event follows, eight bytes each. `stage`: 0 it waits, 1 it is being caught up
+-- with, 2 the same, and another late head has come to follow it.
+CREATE TABLE late_heads (
+  room_key INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  stage INTEGER NOT NULL DEFAULT 0,
+  followed BLOB NOT NULL,
   PRIMARY KEY (room_key, event_key)
 ) STRICT, WITHOUT ROWID;
 

@@ -117,6 +117,7 @@ fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<Staged>, join: &Verified
             missing.push(id.clone());
         }
     }
+    tx.forget_late_heads(room)?;
     let (room, old_heads) = (tx.room_by_key(room)?, tx.extremities(room)?);
     tx.append(&Append {
         room: &room,
@@ -126,6 +127,7 @@ fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<Staged>, join: &Verified
         state_before: StateRef::snapshot(snapshot),
         old_heads: &old_heads,
         kept_heads: Vec::new(),
+        overtakes: Vec::new(),
         becomes_head: true,
         current: Current::AfterThis,
         missing,

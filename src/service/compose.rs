@@ -9,10 +9,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::judge::{self, Effort, Side};
+use super::judge::{self, Around, Effort, Hearing, Side};
 use super::{Homeserver, ingest, policy, random};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
@@ -96,6 +97,11 @@ impl Pen {
 /// The type of the setting that says which servers may take part in a room.
 const ACL: &str = "m.room.server_acl";
 
+/// How often an event is composed beforehand, if it takes much resolution of states and the room moves on meanwhile.
+const ATTEMPTS: usize = 3;
+/// When whoever wants to speak in a room that never stands still should try again.
+const NEVER_STILL: Duration = Duration::from_secs(1);
+
 /// How one event of a state is read, by type and state key.
 type Read<'a> = Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>;
 
@@ -172,11 +178,11 @@ fn frame<T>(
     // More than an event can name: it follows the latest, and the next events take the others up.
     let kept: Vec<EventKey> =
         followed.drain(..followed.len().saturating_sub(MAX_PREV_EVENTS)).map(|head| head.key).collect();
-    if !kept.is_empty() && effort != Effort::Full {
+    if !kept.is_empty() && effort == Effort::Light {
         return Ok(None);
     }
     let depth = followed.iter().map(|head| head.depth).max().unwrap_or(0);
-    let state = state_after(db, &room, &followed, kept.is_empty())?;
+    let Some(state) = state_after(db, &room, &followed, kept.is_empty(), effort)? else { return Ok(None) };
     let view = match kept.is_empty() {
         true => StateView::current(db, room.key),
         false => StateView::new(|event_type, state_key| db.state_event_of(&state, event_type, state_key)),
@@ -209,15 +215,21 @@ fn frame<T>(
     Ok(Some(Framed { room, event, heads, kept, state }))
 }
 
-/// The state after the heads that an event follows: the current state if those are all.
-fn state_after(db: &Db<'_>, room: &Room, followed: &[Head], all: bool) -> Result<StateRef> {
+/// The state after the heads that an event follows: the current state if those are all. None if that is more work than
+/// wanted.
+fn state_after(
+    db: &Db<'_>,
+    room: &Room,
+    followed: &[Head],
+    all: bool,
+    effort: Effort,
+) -> Result<Option<StateRef>> {
     if all {
         let state = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
-        return Ok(StateRef::snapshot(state));
+        return Ok(Some(StateRef::snapshot(state)));
     }
     let side = |head: &Head| Side { state: StateRef::snapshot(head.state_after), plus: None };
-    let resolved = judge::resolve(db, room.version, followed.iter().map(side).collect(), Effort::Full)?;
-    resolved.ok_or_else(|| Error::internal("nothing resolved"))
+    judge::resolve(db, room.version, followed.iter().map(side).collect(), effort)
 }
 
 /// Everything of an event that does not depend on the room's graph.
@@ -312,17 +324,18 @@ fn compose_fully(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<Verifie
     compose(db, pen, draft, Effort::Full)?.ok_or_else(|| Error::internal("nothing resolved"))
 }
 
-/// A composed event, or a fresh one if the room has moved on since.
+/// A composed event, or a fresh one if the room has moved on since. None if that is more work than there is time for.
 fn brought_up_to_date(
     tx: &Tx<'_>,
     pen: &Pen,
     draft: &Draft,
     framed: Framed<VerifiedPdu>,
-) -> Result<Framed<VerifiedPdu>> {
+) -> Result<Option<Framed<VerifiedPdu>>> {
     let moved = tx.extremities(framed.room.key)? != framed.heads;
-    let mut framed = if moved { compose_fully(tx, pen, draft)? } else { framed };
+    let framed = if moved { compose(tx, pen, draft, Effort::Modest)? } else { Some(framed) };
+    let Some(mut framed) = framed else { return Ok(None) };
     framed.room = tx.room_by_key(framed.room.key)?;
-    Ok(framed)
+    Ok(Some(framed))
 }
 
 /// Puts an event into its room that was composed by the room as it is, and has it sent to the other servers there.
@@ -336,8 +349,11 @@ fn put(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>) -> Result<Sent> {
 /// The same; `outgoing`: other servers are sent it.
 fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Result<Appended> {
     let Framed { room, event: pdu, heads, kept, state } = framed;
-    let current = judge::current_after(tx, &room, &state, &pdu, &kept, Effort::Full)?
-        .ok_or_else(|| Error::internal("nothing resolved"))?;
+    let around = Around { room: &room, heads: &heads };
+    let current = judge::current_after(tx, &around, &state, &pdu, &kept, Effort::Modest)?;
+    let current = current.unwrap_or_else(|| {
+        Current::Later(heads.iter().filter(|head| !kept.contains(head)).copied().collect())
+    });
     tx.append(&Append {
         room: &room,
         pdu: &pdu,
@@ -346,6 +362,7 @@ fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Re
         state_before: state,
         old_heads: &heads,
         kept_heads: kept,
+        overtakes: Vec::new(),
         becomes_head: true,
         current,
         missing: Vec::new(),
@@ -407,43 +424,64 @@ impl Homeserver {
         txn: Option<ClientTxn>,
         extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
     ) -> Result<EventId> {
-        let (composed, policy) = self.store.read(|db| {
-            let composed = compose_fully(db, &pen, &draft)?;
-            let policy = policy::lacking(db, &composed.room, &composed.event)?;
-            Ok((composed, policy))
-        })?;
-        let signed = policy.map(|policy| self.ask_policy_server(&policy, &composed.event)).transpose()?;
-        self.store.write(move |tx| {
-            if let Some(event_id) = sent_before(tx, txn.as_ref())? {
-                return Ok(event_id);
+        let mut taken_along = (pen, draft, txn, extra);
+        for _ in 0..ATTEMPTS {
+            let (pen, draft, txn, extra) = taken_along;
+            let (composed, policy) = self.store.read(|db| {
+                let composed = compose_fully(db, &pen, &draft)?;
+                let policy = policy::lacking(db, &composed.room, &composed.event)?;
+                Ok((composed, policy))
+            })?;
+            let signed = policy.map(|policy| self.ask_policy_server(&policy, &composed.event)).transpose()?;
+            if let Some(signed) = &signed {
+                // If the room has moved on meanwhile: what it comes to is remembered.
+                self.judge_beforehand(signed, Hearing::live(None), true)?;
             }
-            let sent = match signed {
-                // The policy server's signature is of this event: if the room moved on meanwhile, the event makes a fork.
-                Some(signed) => ingest::put_in(tx, &signed)?,
-                None => {
-                    let composed = brought_up_to_date(tx, &pen, &draft, composed)?;
-                    put(tx, composed)?
+            let sent = self.store.write(move |tx| {
+                if let Some(event_id) = sent_before(tx, txn.as_ref())? {
+                    return Ok(Ok(event_id));
                 }
-            };
-            finish(tx, &pen, txn.as_ref(), sent, extra)
-        })
+                let sent = match signed {
+                    // The policy server's signature is of this event: if the room moved on meanwhile, the event makes a
+                    // fork.
+                    Some(signed) => ingest::put_in(tx, &signed)?,
+                    None => match brought_up_to_date(tx, &pen, &draft, composed)? {
+                        Some(composed) => put(tx, composed)?,
+                        None => return Ok(Err((pen, draft, txn, extra))),
+                    },
+                };
+                finish(tx, &pen, txn.as_ref(), sent, extra).map(Ok)
+            })?;
+            match sent {
+                Ok(event_id) => return Ok(event_id),
+                Err(unsent) => taken_along = unsent,
+            }
+        }
+        Err(ingest::too_much(NEVER_STILL))
     }
 
     /// Puts an event into its room that other servers are not sent: they get it when a later event refers to it. Errors
     /// as [`Homeserver::send`]; 403 also where a policy server would have to be asked.
     pub(super) fn put_unsent(&self, draft: Draft) -> Result<()> {
         let pen = self.pen();
-        let composed = self.store.read(|db| {
-            let composed = compose_fully(db, &pen, &draft)?;
-            match policy::lacking(db, &composed.room, &composed.event)? {
-                None => Ok(composed),
-                Some(_) => Err(Error::forbidden("The room's policy server is not asked about this")),
+        for _ in 0..ATTEMPTS {
+            let composed = self.store.read(|db| {
+                let composed = compose_fully(db, &pen, &draft)?;
+                match policy::lacking(db, &composed.room, &composed.event)? {
+                    None => Ok(composed),
+                    Some(_) => Err(Error::forbidden("The room's policy server is not asked about this")),
+                }
+            })?;
+            let (pen, draft) = (pen.clone(), draft.clone());
+            let put = self.store.write(move |tx| match brought_up_to_date(tx, &pen, &draft, composed)? {
+                Some(composed) => put_there(tx, composed, false).map(|_| true),
+                None => Ok(false),
+            })?;
+            if put {
+                return Ok(());
             }
-        })?;
-        self.store.write(move |tx| {
-            let composed = brought_up_to_date(tx, &pen, &draft, composed)?;
-            put_there(tx, composed, false).map(drop)
-        })
+        }
+        Err(ingest::too_much(NEVER_STILL))
     }
 
     /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put
@@ -537,6 +575,7 @@ fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> 
             state_before: StateRef::snapshot(state),
             old_heads: &heads,
             kept_heads: Vec::new(),
+            overtakes: Vec::new(),
             becomes_head: true,
             current: Current::AfterThis,
             missing: Vec::new(),

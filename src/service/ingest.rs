@@ -9,7 +9,7 @@ use super::Homeserver;
 use super::compose::Sent;
 use super::judge::{self, Effort, Hearing, Judged, Verdict};
 use super::missing::Fetched;
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
@@ -35,6 +35,8 @@ pub(crate) enum Taken {
     NeedsAuth(Vec<EventId>),
     /// First its previous events are needed, or the state before it.
     NeedsPrev,
+    /// Its room, or its server, has caused so much work that this one waits, for so long.
+    NeedsTime(Duration),
 }
 
 /// On whose behalf an event is taken in, and what may be stored of it.
@@ -72,6 +74,7 @@ impl Homeserver {
             Taken::Stored { reason, .. } => {
                 Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")))
             }
+            Taken::NeedsTime(rest) => Err(too_much(rest)),
             Taken::NeedsAuth(_) | Taken::NeedsPrev => {
                 Err(Error::forbidden("The event refers to events that this server does not know"))
             }
@@ -99,6 +102,7 @@ impl Homeserver {
                 Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before")))
             }
             Taken::Stored { .. } => Ok(()),
+            Taken::NeedsTime(rest) => Err(too_much(rest)),
             Taken::NeedsAuth(_) | Taken::NeedsPrev => {
                 Err(Error::bad_gateway(format!("{origin} does not have what the event refers to")))
             }
@@ -107,9 +111,10 @@ impl Homeserver {
 
     /// Judges an event and stores it with its verdict. What needs little or no state resolution is judged in the
     /// transaction alone: the writer remembers what it takes, and in a room where several servers speak at once a verdict
-    /// would be outdated as soon as it was found. What needs more is judged beforehand, and in the transaction only if the
-    /// room never stands still. So are history and
-    /// events with a state of their own, of which nobody remembers anything.
+    /// would be outdated as soon as it was found. What needs more is judged beforehand, and once more in the transaction if
+    /// the room has moved on: what the states before the event came to is remembered. If the room never stands still, or
+    /// has caused too much work, its current state follows later. History, and events with a state of their own, of which
+    /// nobody remembers anything, are judged beforehand at once.
     pub(crate) fn take_in(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
         let taken = self.judge_and_store(pdu, terms, given)?;
         if matches!(taken, Taken::Stored { already: true, .. })
@@ -125,45 +130,103 @@ impl Homeserver {
 
     fn judge_and_store(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
         let history = matches!(terms, Terms::History(_));
+        let given = match given {
+            Some(given) => self.store.read(|db| judge::given_state(db, pdu.room_id(), given)).map(Some)?,
+            None => None,
+        };
+        let server = pdu.sender().server();
         for attempt in 0..=ATTEMPTS {
-            let judged = match (attempt, history) {
-                (0, false) if given.is_none() => None,
-                _ => {
-                    let effort = if attempt == 0 { Effort::Light } else { Effort::Full };
-                    match self.store.read(|db| judge::judge(db, pdu, Hearing { given, history, effort }))? {
-                        Verdict::Judged(judged) => Some(judged),
-                        Verdict::NeedsWork if attempt == 0 => None,
-                        other => return unjudged(other),
-                    }
+            let rest = self.labour.rest(pdu.room_id(), &server);
+            let (mut judged, mut effort) = (None, Effort::Modest);
+            if rest.is_some() {
+                effort = Effort::Light;
+            } else if attempt > 0 || history || given.is_some() {
+                match self.judge_beforehand(pdu, Hearing::fully(given.as_ref(), history), attempt > 0)? {
+                    Verdict::Judged(verdict) => judged = Some(verdict),
+                    Verdict::NeedsWork => {}
+                    other => return unjudged(other),
                 }
-            };
-            let (pdu, given) = (pdu.clone(), given.cloned());
-            let effort = if attempt < ATTEMPTS { Effort::Modest } else { Effort::Full };
+            }
+            let later = rest.is_some() || attempt == ATTEMPTS;
+            let (event, given) = (pdu.clone(), given.clone());
             let take = move |tx: &mut Tx<'_>| {
                 if let Some(judged) = judged
-                    && is_current(tx, &pdu, &judged)?
+                    && is_current(tx, &event, &judged)?
                 {
-                    return store_judged(tx, &pdu, *judged, terms).map(Some);
+                    return store_judged(tx, &event, *judged, terms).map(|taken| (Some(taken), tx.toil()));
                 }
-                let hearing = Hearing { given: given.as_ref(), history, effort };
-                match judge::judge(tx, &pdu, hearing)? {
-                    Verdict::Judged(judged) => store_judged(tx, &pdu, *judged, terms).map(Some),
-                    Verdict::NeedsWork => Ok(None),
-                    other => unjudged(other).map(Some),
-                }
+                let taken = match judge::judge(
+                    tx,
+                    &event,
+                    Hearing { given: given.as_ref(), history, effort, later },
+                )? {
+                    Verdict::Judged(judged) => Some(store_judged(tx, &event, *judged, terms)?),
+                    Verdict::NeedsWork => None,
+                    other => Some(unjudged(other)?),
+                };
+                Ok((taken, tx.toil()))
             };
             // History that is lost can be fetched again.
-            let taken = if history { self.store.write_lightly(take) } else { self.store.write(take) }?;
-            if let Some(taken) = taken {
-                return Ok(taken);
+            let (taken, toil) =
+                if history { self.store.write_lightly(take) } else { self.store.write(take) }?;
+            self.labour.pay(pdu.room_id(), Some(&server), toil);
+            match (taken, rest) {
+                (Some(taken), _) => return Ok(taken),
+                (None, Some(rest)) => return Ok(Taken::NeedsTime(rest)),
+                (None, None) => {}
             }
         }
-        Err(Error::internal("an event that could not be judged"))
+        Ok(Taken::NeedsTime(NEVER_STILL))
+    }
+
+    /// A verdict by what is here now, whatever it takes if `fully`; else without resolving anything.
+    pub(super) fn judge_beforehand(&self, pdu: &Pdu, hearing: Hearing<'_>, fully: bool) -> Result<Verdict> {
+        let effort = if fully { Effort::Full } else { Effort::Light };
+        let turn = fully.then(|| self.labour.turn());
+        let (verdict, toil) =
+            self.store.read(|db| Ok((judge::judge(db, pdu, Hearing { effort, ..hearing })?, db.toil())))?;
+        drop(turn);
+        self.labour.pay(pdu.room_id(), Some(&pdu.sender().server()), toil);
+        Ok(verdict)
+    }
+
+    /// Takes in as many of these events of a room, in their order, as need nothing fetched and little resolved, in one
+    /// commit or a few; says what became of them.
+    pub(super) fn take_in_light(&self, pdus: &[VerifiedPdu]) -> Result<Vec<Result<Taken>>> {
+        let mut all = Vec::with_capacity(pdus.len());
+        while let Some(first) = pdus.get(all.len()) {
+            let (room, server) = (first.room_id().clone(), first.sender().server());
+            let is_spent = self.labour.rest(&room, &server).is_some();
+            let effort = if is_spent { Effort::Light } else { Effort::Modest };
+            let hearing = Hearing { effort, later: is_spent, ..Hearing::live(None) };
+            let rest = pdus[all.len()..].to_vec();
+            let (taken, stopped, toil) = self.store.write(move |tx| {
+                let (taken, stopped) = take_in_some(tx, &rest, hearing)?;
+                Ok((taken, stopped, tx.toil()))
+            })?;
+            self.labour.pay(&room, Some(&server), toil);
+            all.extend(taken);
+            if stopped {
+                break;
+            }
+        }
+        Ok(all)
     }
 }
 
 /// How often an event is judged beforehand, if it takes much resolution of states and the room moves on meanwhile.
 const ATTEMPTS: usize = 3;
+/// When one is tried again whose room moved on each time, and has no place for one more late head.
+const NEVER_STILL: Duration = Duration::from_secs(1);
+/// For how long one commit takes in events.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// What they are told who hand in an event of a room that has caused too much work.
+pub(super) fn too_much(rest: Duration) -> Error {
+    let ms = i64::try_from(rest.as_millis()).unwrap_or(i64::MAX).max(1);
+    Error::new(ErrCode::LimitExceeded, "The room has caused too much work, please try again later")
+        .with_field("retry_after_ms", ms)
+}
 
 /// Whether the room is still as the event was judged by, and the event still new.
 fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
@@ -171,35 +234,44 @@ fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
         && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier))
 }
 
-/// Takes in as many of a transaction's events, in their order, as need nothing fetched and little resolved; says what
-/// became of them. One commit for all of them.
-pub(crate) fn take_in_light(tx: &mut Tx<'_>, pdus: &[VerifiedPdu]) -> Result<Vec<Result<Taken>>> {
+/// Takes in some of these events. Whether it stopped at one that needs more than this.
+fn take_in_some(
+    tx: &mut Tx<'_>,
+    pdus: &[VerifiedPdu],
+    hearing: Hearing<'_>,
+) -> Result<(Vec<Result<Taken>>, bool)> {
+    let begun = Instant::now();
     let mut taken = Vec::with_capacity(pdus.len());
     for pdu in pdus {
-        match judge::judge(tx, pdu, Hearing { effort: Effort::Modest, ..Hearing::live(None) })? {
+        if !taken.is_empty() && begun.elapsed() > SLICE {
+            return Ok((taken, false));
+        }
+        match judge::judge(tx, pdu, hearing)? {
             Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
             verdict @ Verdict::Known(_) => {
                 tx.complete_event(pdu)?;
                 taken.push(unjudged(verdict));
             }
             verdict @ Verdict::Refused(_) => taken.push(unjudged(verdict)),
-            Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork => break,
+            Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork => return Ok((taken, true)),
         }
     }
-    Ok(taken)
+    Ok((taken, false))
 }
 
 /// Puts an event of ours into its room, wherever the room is by now. Errors: 403 `M_FORBIDDEN` if the room does not allow
-/// it any more.
+/// it any more, 429 `M_LIMIT_EXCEEDED` if the room's branches take more work to tell than there is time for.
 pub(crate) fn put_in(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<Sent> {
-    let taken = match judge::judge(tx, pdu, Hearing::live(None))? {
+    let hearing = Hearing { effort: Effort::Modest, later: true, ..Hearing::live(None) };
+    let taken = match judge::judge(tx, pdu, hearing)? {
         Verdict::Judged(judged) => store_judged(tx, pdu, *judged, Terms::HandedIn)?,
+        Verdict::NeedsWork => return Err(too_much(NEVER_STILL)),
         other => unjudged(other)?,
     };
     let refused = match taken {
         Taken::Stored { status: Status::Accepted, .. } => None,
         Taken::Stored { reason, .. } => Some(reason),
-        Taken::NeedsAuth(_) | Taken::NeedsPrev => Some(None),
+        Taken::NeedsAuth(_) | Taken::NeedsPrev | Taken::NeedsTime(_) => Some(None),
     };
     if let Some(reason) = refused {
         return Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")));
@@ -252,6 +324,7 @@ pub(crate) fn store_judged(
         state_before: judged.state_before,
         old_heads: &judged.heads,
         kept_heads: judged.kept,
+        overtakes: judged.overtakes,
         becomes_head: judged.becomes_head,
         current: judged.current,
         missing: judged.missing,

@@ -4,7 +4,9 @@
 //! three (format, signatures, hash) have been taken when a `Pdu` comes here.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use sha2::{Digest, Sha256};
 
 use super::compose::StateView;
 use super::policy;
@@ -14,8 +16,10 @@ use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::room_version::StateResolution;
 use crate::protocol::state_res::{self, Ground, StateKey, StateMap};
-use crate::protocol::{EventId, Pdu, RoomVersion};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion};
 use crate::store::append::{Current, StateRef};
+use crate::store::late_heads::LateHead;
+use crate::store::resolutions::Fingerprint;
 use crate::store::state::NamedDelta;
 use crate::store::{Db, EventKey, Room, SnapshotId, Status};
 
@@ -53,8 +57,15 @@ pub(crate) enum Effort {
     Light,
 }
 
-/// How many differences between states a modest resolution takes on.
+/// How many differences between states a modest resolution takes on, and at how many events it looks.
 const MODEST: usize = 200;
+const MODEST_LOOK: usize = 300;
+
+/// An event counts once more for each so many bytes.
+const LARGE: usize = 4096;
+
+/// How many late heads a room has. What comes beyond waits.
+const MOST_LATE: usize = 200;
 
 /// An event that was judged by a room's forward extremities as they were at one moment.
 pub(crate) struct Judged {
@@ -70,6 +81,8 @@ pub(crate) struct Judged {
     /// Whether it becomes one itself: not if others that we have refer to it, unless it is a state event.
     pub becomes_head: bool,
     pub current: Current,
+    /// Late heads that it follows.
+    pub overtakes: Vec<EventKey>,
     /// Previous events that we do not have, and go without.
     pub missing: Vec<EventId>,
 }
@@ -79,23 +92,30 @@ pub(crate) struct Judged {
 pub(crate) struct Hearing<'a> {
     /// The state before it according to another server, for an event whose previous events are not to be had. All of
     /// its events are stored.
-    pub given: Option<&'a StateMap>,
+    pub given: Option<&'a StateRef>,
     /// Whether it is history, which changes nothing that is current.
     pub history: bool,
     /// How much may be done.
     pub effort: Effort,
+    /// Whether the room's current state may follow later, if that is more.
+    pub later: bool,
 }
 
 impl<'a> Hearing<'a> {
     /// The usual one, for an event that has just come.
-    pub(crate) fn live(given: Option<&'a StateMap>) -> Self {
-        Self { given, history: false, effort: Effort::Full }
+    pub(crate) fn live(given: Option<&'a StateRef>) -> Self {
+        Self { given, history: false, effort: Effort::Full, later: false }
+    }
+
+    /// Whatever it takes.
+    pub(crate) fn fully(given: Option<&'a StateRef>, history: bool) -> Self {
+        Self { given, history, effort: Effort::Full, later: false }
     }
 }
 
 /// Judges an event.
 pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verdict> {
-    let Hearing { given, history, effort } = hearing;
+    let Hearing { given, history, effort, later } = hearing;
     let Some(room) = db.room(pdu.room_id())?.filter(|room| room.resident) else {
         return Ok(Verdict::Refused(Error::not_found("This server is not in the room")));
     };
@@ -122,7 +142,8 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         Err(missing) => return Ok(Verdict::MissingAuth(missing)),
     };
     let heads = db.extremities(room.key)?;
-    let (state_before, missing) = match state_before(db, &room, pdu, &heads, given, effort)? {
+    let around = Around { room: &room, heads: &heads };
+    let (state_before, missing) = match state_before(db, &around, pdu, given, effort)? {
         Before::State(state, missing) => (state, missing),
         Before::Missing => return Ok(Verdict::MissingPrev),
         Before::NeedsWork => return Ok(Verdict::NeedsWork),
@@ -142,14 +163,20 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
     // What others that we have refer to is no forward extremity; but they were judged without it, so that a state event
     // stays one until an event joins it with them. Otherwise whoever is faster could leave a ban out of the state.
     let becomes_head = !history && (pdu.is_state() || db.gap(room.key, pdu.event_id())?.is_none());
-    let kept = kept_heads(db, pdu, &heads)?;
-    let current = match (status, becomes_head) {
-        (Status::Accepted, true) => match current_after(db, &room, &state_before, pdu, &kept, effort)? {
-            Some(current) => current,
-            None => return Ok(Verdict::NeedsWork),
-        },
-        _ => Current::Unchanged,
+    let Places { kept, overtakes, followed, is_late } = places(db, &room, pdu, &heads)?;
+    let is_end = status == Status::Accepted && becomes_head;
+    let current = match (is_end, is_late) {
+        (false, _) => Some(Current::Unchanged),
+        (true, true) => None,
+        (true, false) => current_after(db, &around, &state_before, pdu, &kept, effort)?,
     };
+    let current = match current {
+        Some(current) => current,
+        // What follows late heads is late itself.
+        None if (later || is_late) && may_be_late(db, &room, &overtakes)? => Current::Later(followed),
+        None => return Ok(Verdict::NeedsWork),
+    };
+    let overtakes = if is_end { overtakes } else { Vec::new() };
     Ok(Verdict::Judged(Box::new(Judged {
         room,
         status,
@@ -159,6 +186,7 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         kept,
         becomes_head,
         current,
+        overtakes,
         missing,
     })))
 }
@@ -238,15 +266,44 @@ enum Before {
     NeedsWork,
 }
 
+/// A room with its forward extremities, as an event finds it.
+#[derive(Clone, Copy)]
+pub(crate) struct Around<'a> {
+    pub room: &'a Room,
+    pub heads: &'a [EventKey],
+}
+
+impl Around<'_> {
+    /// The room's current state, if it is what these states come to: other events have brought the room the same.
+    fn resolved(&self, db: &Db<'_>, sides: &[Side<'_>]) -> Result<Option<StateRef>> {
+        // With more branches than an event can join, the current state is not what resolving them all would come to.
+        let is_snapshot = |side: &Side<'_>| side.plus.is_none() && side.state.change.is_empty();
+        if !(2..=MAX_PREV_EVENTS).contains(&self.heads.len()) || !sides.iter().all(is_snapshot) {
+            return Ok(None);
+        }
+        let here: BTreeSet<SnapshotId> = sides.iter().map(|side| side.state.base).collect();
+        let there: BTreeSet<SnapshotId> =
+            db.heads(self.room.key)?.iter().map(|head| head.state_after).collect();
+        Ok((here == there).then_some(self.room.state).flatten().map(StateRef::snapshot))
+    }
+
+    fn resolve(&self, db: &Db<'_>, sides: Vec<Side<'_>>, effort: Effort) -> Result<Option<StateRef>> {
+        match self.resolved(db, &sides)? {
+            Some(state) => Ok(Some(state)),
+            None => resolve(db, self.room.version, sides, effort),
+        }
+    }
+}
+
 /// The state before an event: that after its previous events, resolved if they differ.
 fn state_before(
     db: &Db<'_>,
-    room: &Room,
+    around: &Around<'_>,
     pdu: &Pdu,
-    heads: &[EventKey],
-    given: Option<&StateMap>,
+    given: Option<&StateRef>,
     effort: Effort,
 ) -> Result<Before> {
+    let Around { room, heads } = *around;
     let current = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
     let (mut known, mut states, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     for id in pdu.prev_events() {
@@ -264,7 +321,7 @@ fn state_before(
     if !missing.is_empty() {
         // What another server says of the state counts no more than what we know of the other previous events.
         let Some(given) = given else { return Ok(Before::Missing) };
-        sides.insert(0, Side { state: state_near(db, current, given)?, plus: None });
+        sides.insert(0, Side { state: given.clone(), plus: None });
         return Ok(match resolve(db, room.version, sides, effort)? {
             Some(state) => Before::State(state, missing),
             None => Before::NeedsWork,
@@ -284,12 +341,14 @@ fn state_before(
         // They were all forward extremities once: who sent the event saw the room as it was then.
         let settled = StateRef::snapshot(settled);
         if cfg!(debug_assertions) {
-            let afresh = resolve(db, room.version, sides, Effort::Full)?;
-            assert!(is_same_state(db, afresh.as_ref(), &settled)?, "a settled state is not what it was");
+            let afresh = resolve(db, room.version, sides, Effort::Modest)?;
+            let same =
+                afresh.as_ref().map_or(Ok(true), |afresh| is_same_state(db, Some(afresh), &settled))?;
+            assert!(same, "a settled state is not what it was");
         }
         return Ok(Before::State(settled, missing));
     }
-    Ok(match resolve(db, room.version, sides, effort)? {
+    Ok(match around.resolve(db, sides, effort)? {
         Some(state) => Before::State(state, missing),
         None => Before::NeedsWork,
     })
@@ -305,8 +364,14 @@ fn is_same_state(db: &Db<'_>, one: Option<&StateRef>, other: &StateRef) -> Resul
     Ok(one.map(whole).transpose()? == Some(whole(other)?))
 }
 
+/// A state that another server gave, for [`Hearing::given`].
+pub(crate) fn given_state(db: &Db<'_>, room: &RoomId, given: &StateMap) -> Result<StateRef> {
+    let current = db.known_room(room)?.state.ok_or_else(|| Error::internal("a room without a state"))?;
+    state_near(db, current, given)
+}
+
 /// A whole state as a difference to a snapshot that is likely to be close.
-pub(crate) fn state_near(db: &Db<'_>, near: SnapshotId, state: &StateMap) -> Result<StateRef> {
+fn state_near(db: &Db<'_>, near: SnapshotId, state: &StateMap) -> Result<StateRef> {
     Ok(StateRef { base: near, change: difference(&db.state_map_at(near)?, state) })
 }
 
@@ -323,9 +388,42 @@ fn difference(from: &StateMap, to: &StateMap) -> NamedDelta {
     change
 }
 
-/// The forward extremities that stay when the event comes: all but those that it follows, also through events that were
-/// never extremities because they were not accepted.
-fn kept_heads(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey]) -> Result<Vec<EventKey>> {
+/// An event's place among the ends of a room's graph.
+struct Places {
+    /// The forward extremities that stay beside it.
+    kept: Vec<EventKey>,
+    /// The late heads that it follows.
+    overtakes: Vec<EventKey>,
+    /// The forward extremities, and the late heads that are being caught up with, that it follows, through late heads too.
+    followed: Vec<EventKey>,
+    /// Whether it can be no more than a late head: it follows some, and leaves others.
+    is_late: bool,
+}
+
+/// The forward extremities that stay when the event comes are all but those that it follows, also through events that
+/// were never extremities: because they were not accepted, or because they are late.
+fn places(db: &Db<'_>, room: &Room, pdu: &Pdu, heads: &[EventKey]) -> Result<Places> {
+    let (late, overtaken_before): (Vec<LateHead>, Vec<LateHead>) =
+        db.late_heads(room.key)?.into_iter().partition(|late| !late.is_overtaken);
+    let mut behind = followed_by(db, pdu, heads, &late)?;
+    let (overtaken, beside): (Vec<&LateHead>, Vec<&LateHead>) =
+        late.iter().partition(|late| behind.contains(&late.key));
+    let (through, _): (Vec<&LateHead>, Vec<_>) =
+        overtaken_before.iter().partition(|late| behind.contains(&late.key));
+    let more = overtaken.iter().chain(&through).flat_map(|late| late.followed.iter().copied());
+    behind.extend(more);
+    let mut kept: Vec<EventKey> = heads.iter().filter(|key| !behind.contains(key)).copied().collect();
+    kept.drain(..kept.len().saturating_sub(MOST_HEADS));
+    // What is neither a forward extremity nor about to become one will never be one again.
+    let taken = late.iter().chain(&overtaken_before).filter(|late| late.is_taken).map(|late| late.key);
+    let followed = heads.iter().copied().chain(taken).filter(|key| behind.contains(key)).collect();
+    let overtakes: Vec<EventKey> = overtaken.iter().map(|late| late.key).collect();
+    let is_late = (!overtakes.is_empty() && !beside.is_empty()) || !through.is_empty();
+    Ok(Places { kept, overtakes, followed, is_late })
+}
+
+/// The events that this one follows, as far as they matter to the ends of the graph.
+fn followed_by(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey], late: &[LateHead]) -> Result<HashSet<EventKey>> {
     let mut followed = HashSet::new();
     let mut seen = HashSet::new();
     let mut next: Vec<EventId> = pdu.prev_events().to_vec();
@@ -336,21 +434,26 @@ fn kept_heads(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey]) -> Result<Vec<EventKey
         let Some(key) = db.event_key(&id)? else { continue };
         followed.insert(key);
         if heads.binary_search(&key).is_err()
+            && !late.iter().any(|late| late.key == key)
             && matches!(db.event_status(&id)?, Some((status, _)) if status != Status::Accepted)
         {
+            db.add_toil(1);
             next.extend(db.pdu_by_key(key)?.prev_events().iter().cloned());
         }
     }
-    let mut kept: Vec<EventKey> = heads.iter().filter(|key| !followed.contains(key)).copied().collect();
-    kept.drain(..kept.len().saturating_sub(MOST_HEADS));
-    Ok(kept)
+    Ok(followed)
+}
+
+/// Whether there is a place for one more late head, which overtakes these.
+fn may_be_late(db: &Db<'_>, room: &Room, overtakes: &[EventKey]) -> Result<bool> {
+    Ok(db.late_heads(room.key)?.len().saturating_sub(overtakes.len()) < MOST_LATE)
 }
 
 /// The current state once the event is accepted: the state after it, resolved with those after the other heads. None
 /// if that is more work than wanted.
 pub(crate) fn current_after(
     db: &Db<'_>,
-    room: &Room,
+    around: &Around<'_>,
     state_before: &StateRef,
     pdu: &Pdu,
     kept: &[EventKey],
@@ -359,6 +462,7 @@ pub(crate) fn current_after(
     if kept.is_empty() {
         return Ok(Some(Current::AfterThis));
     }
+    let room = around.room;
     let mut sides = vec![Side { state: state_before.clone(), plus: pdu.is_state().then_some(pdu) }];
     if kept.len() > MAX_PREV_EVENTS {
         // More branches than an event can join: each would cost a copy of the state. The current state stands for them,
@@ -370,7 +474,7 @@ pub(crate) fn current_after(
     for head in db.heads(room.key)?.into_iter().filter(|head| kept.contains(&head.key)) {
         sides.push(Side { state: StateRef::snapshot(head.state_after), plus: None });
     }
-    Ok(resolve(db, room.version, sides, effort)?.map(Current::Resolved))
+    Ok(around.resolve(db, sides, effort)?.map(Current::Resolved))
 }
 
 /// One of the states that are resolved: a state, and an event on top that is not stored yet.
@@ -420,13 +524,17 @@ pub(crate) fn resolve(
     if distinct.len() == 1 {
         return Ok(Some(distinct.remove(0).into_state()));
     }
+    let fingerprint = fingerprint(version, &distinct);
+    if let Some(known) = db.resolution(&fingerprint) {
+        return Ok(Some(known));
+    }
     if effort == Effort::Light {
         return Ok(None);
     }
     let mut plus: BTreeMap<EventId, Pdu> = BTreeMap::new();
     let mut changes = Vec::with_capacity(distinct.len());
     for side in distinct {
-        let mut change = named(db, base, side.state.base)?;
+        let Some(mut change) = named(db, base, side.state.base, effort)? else { return Ok(None) };
         plus.extend(side.plus.map(|pdu| (pdu.event_id().clone(), pdu.clone())));
         change.extend(side.into_state().change);
         changes.push(change);
@@ -438,7 +546,35 @@ pub(crate) fn resolve(
         (_, Effort::Modest) if differences > MODEST => None,
         _ => resolve_changes(db, version, base, &changes, &plus, effort)?,
     };
-    Ok(change.map(|change| StateRef { base, change }))
+    let Some(change) = change else { return Ok(None) };
+    let resolved = StateRef { base, change };
+    db.keep_resolution(fingerprint, &resolved);
+    Ok(Some(resolved))
+}
+
+/// What tells these states from all others, in whatever order they are.
+fn fingerprint(version: RoomVersion, sides: &[Side<'_>]) -> Fingerprint {
+    let part = |hasher: &mut Sha256, part: &str| {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    };
+    let of_side = |side: &Side<'_>| -> Fingerprint {
+        let mut hasher = Sha256::new();
+        hasher.update(side.state.base.to_be_bytes());
+        part(&mut hasher, side.plus.map_or("", |pdu| pdu.event_id().as_str()));
+        for ((event_type, state_key), id) in &side.state.change {
+            part(&mut hasher, event_type);
+            part(&mut hasher, state_key);
+            part(&mut hasher, id.as_ref().map_or("", |id| id.as_str()));
+        }
+        hasher.finalize().into()
+    };
+    let mut sides: Vec<Fingerprint> = sides.iter().map(of_side).collect();
+    sides.sort_unstable();
+    let mut hasher = Sha256::new();
+    part(&mut hasher, version.id);
+    sides.iter().for_each(|side| hasher.update(side));
+    hasher.finalize().into()
 }
 
 /// What a resolution asks the database, which may fail, as the pure resolution wants it.
@@ -447,11 +583,15 @@ struct Questions<'a> {
     /// Events that are not stored yet.
     plus: &'a BTreeMap<EventId, Pdu>,
     failure: RefCell<Option<Error>>,
+    /// How many events it may look at still.
+    left: Cell<usize>,
+    is_too_much: Cell<bool>,
 }
 
 impl<'a> Questions<'a> {
-    fn new(db: &'a Db<'a>, plus: &'a BTreeMap<EventId, Pdu>) -> Self {
-        Self { db, plus, failure: RefCell::default() }
+    fn new(db: &'a Db<'a>, plus: &'a BTreeMap<EventId, Pdu>, effort: Effort) -> Self {
+        let left = Cell::new(if effort == Effort::Full { usize::MAX } else { MODEST_LOOK });
+        Self { db, plus, failure: RefCell::default(), left, is_too_much: Cell::new(false) }
     }
 
     fn answer<T: Default>(&self, found: Result<T>) -> T {
@@ -461,8 +601,17 @@ impl<'a> Questions<'a> {
         })
     }
 
+    /// None also when it is too much: then it comes to an end soon, and what comes out is not looked at.
     fn event(&self, id: &EventId) -> Option<Pdu> {
-        self.plus.get(id).cloned().or_else(|| self.answer(self.db.pdu(id)))
+        if self.left.get() == 0 {
+            self.is_too_much.set(true);
+            return None;
+        }
+        let found = self.plus.get(id).cloned().or_else(|| self.answer(self.db.pdu(id)));
+        let weight = 1 + found.as_ref().map_or(0, |pdu| pdu.json().len() / LARGE);
+        self.left.set(self.left.get().saturating_sub(weight));
+        self.db.add_toil(weight);
+        found
     }
 
     fn is_rejected(&self, id: &EventId) -> bool {
@@ -498,7 +647,7 @@ fn resolve_changes(
         beneath.iter().filter_map(value).collect()
     };
     let sets: Vec<StateMap> = changes.iter().map(side).collect();
-    let questions = Questions::new(db, plus);
+    let questions = Questions::new(db, plus, effort);
     let looked_up: RefCell<HashMap<StateKey, Option<EventId>>> = RefCell::default();
     let get = |key: &StateKey| {
         if beneath.contains_key(key) {
@@ -511,10 +660,9 @@ fn resolve_changes(
         looked_up.borrow_mut().insert(key.clone(), found.clone());
         found
     };
-    let is_too_much = Cell::new(false);
     let all = || {
         if effort != Effort::Full {
-            is_too_much.set(true);
+            questions.is_too_much.set(true);
             return StateMap::new();
         }
         let mut all = questions.answer(db.state_map_at(base));
@@ -524,8 +672,9 @@ fn resolve_changes(
     let ground = Ground { get: &get, all: &all };
     let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
     let resolved = state_res::resolve_differences(version, &sets, ground, &fetch, &rejected);
+    let is_too_much = questions.is_too_much.get();
     questions.finish(())?;
-    if is_too_much.get() {
+    if is_too_much {
         return Ok(None);
     }
     let mut change = NamedDelta::new();
@@ -553,7 +702,7 @@ fn resolve_whole(
     for (set, change) in sets.iter_mut().zip(changes) {
         apply(set, change);
     }
-    let questions = Questions::new(db, plus);
+    let questions = Questions::new(db, plus, Effort::Full);
     let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
     let resolved = state_res::resolve(version, &sets, &fetch, &rejected)?;
     questions.finish(difference(&ground, &resolved))
@@ -568,12 +717,16 @@ fn apply(set: &mut StateMap, change: NamedDelta) {
     }
 }
 
-/// The difference between two snapshots by names and ids.
-fn named(db: &Db<'_>, from: SnapshotId, to: SnapshotId) -> Result<NamedDelta> {
+/// The difference between two snapshots by names and ids. None if it is more than wanted.
+fn named(db: &Db<'_>, from: SnapshotId, to: SnapshotId, effort: Effort) -> Result<Option<NamedDelta>> {
+    let difference = db.state_difference(from, to)?;
+    if effort != Effort::Full && difference.len() > MODEST {
+        return Ok(None);
+    }
     let mut change = NamedDelta::new();
-    for (slot, event) in db.state_difference(from, to)? {
+    for (slot, event) in difference {
         let id = event.map(|key| db.event_id(key)).transpose()?;
         change.insert(db.slot_name(slot)?, id);
     }
-    Ok(change)
+    Ok(Some(change))
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::Homeserver;
 use super::auth_chains::{Loose, WAYS, Way};
 use super::backfill::{connected, placed};
-use super::ingest::{self, Taken, Terms};
+use super::ingest::{Taken, Terms};
 use super::judge::{self, Hearing, Verdict};
 use super::verify::Checked;
 use crate::error::{Error, Result};
@@ -281,9 +281,9 @@ impl<'a> Errand<'a> {
         let mut rest = events;
         while !rest.is_empty() {
             self.left()?;
-            let batch = rest[..rest.len().min(BATCH)].to_vec();
+            let batch = &rest[..rest.len().min(BATCH)];
             let whole = batch.len();
-            let taken = self.hs.store.write(move |tx| ingest::take_in_light(tx, &batch))?;
+            let taken = self.hs.take_in_light(batch)?;
             for failed in taken.iter().filter_map(|taken| taken.as_ref().err()) {
                 log::debug!("{} sent an event for another one that is refused: {failed}", self.peer);
             }
@@ -337,7 +337,8 @@ impl<'a> Errand<'a> {
     /// An event is not rejected by a state of which parts are missing: what would allow it may be among them.
     fn take_in_by(&self, pdu: &VerifiedPdu, terms: Terms, given: &StateMap, whole: bool) -> Result<Taken> {
         if !whole {
-            let verdict = self.hs.store.read(|db| judge::judge(db, pdu, Hearing::live(Some(given))))?;
+            let near = self.hs.store.read(|db| judge::given_state(db, pdu.room_id(), given))?;
+            let verdict = self.hs.judge_beforehand(pdu, Hearing::live(Some(&near)), true)?;
             if let Verdict::Judged(judged) = verdict
                 && judged.status == Status::Rejected
             {

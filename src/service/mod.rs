@@ -25,7 +25,9 @@ pub mod interactive_auth;
 mod judge;
 pub mod key_fetch;
 pub mod key_ring;
+pub mod labour;
 pub mod large_answer;
+pub mod late_heads;
 pub mod login;
 pub mod membership;
 pub mod messages;
@@ -103,6 +105,10 @@ pub struct Homeserver {
     pub passwords: passwords::Passwords,
     /// The timer: what is due in the database.
     pub scheduler: Scheduler,
+    /// How much work rooms and servers may cause.
+    pub labour: labour::Labour,
+    /// Brings rooms up to date that are behind what came.
+    pub laggards: late_heads::Laggards,
     /// Keeps two handshakes of one user in one room apart.
     pub turns: membership::Turns,
     /// How many knocks were made lately, and whose.
@@ -126,6 +132,7 @@ impl Homeserver {
         let notifier = Arc::new(Notifier::new());
         let sender = Sender::new(&config.server_name, &clock);
         let scheduler = Scheduler::default();
+        let laggards = late_heads::Laggards::default();
         let store = {
             let location = match &config.data {
                 Data::Folder(folder) => Location::Folder(folder.clone()),
@@ -133,11 +140,15 @@ impl Homeserver {
             };
             let options = Options { durable: config.durable, ..Options::default() };
             let (notifier, sender, timer) = (Arc::clone(&notifier), sender.clone(), scheduler.clone());
+            let behind = laggards.clone();
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, changes.all_users());
                 sender.committed(changes);
                 if changes.due || !changes.forked.is_empty() {
                     timer.committed(changes);
+                }
+                if !changes.behind.is_empty() {
+                    behind.committed(changes);
                 }
             };
             Store::open(location, &config.server_name, Box::new(on_commit), &options)?
@@ -167,6 +178,8 @@ impl Homeserver {
             told_spaces: hierarchy::ToldSpaces::default(),
             policy_servers: policy::Silent::default(),
             scheduler,
+            labour: labour::Labour::default(),
+            laggards,
             turns: membership::Turns::default(),
             knocks: membership::KnockBudget::default(),
             entrances: membership::Turns::default(),
@@ -178,6 +191,7 @@ impl Homeserver {
         self.sender.start(self)?;
         self.remember_presences()?;
         self.scheduler.start(self)?;
+        self.laggards.start(self)?;
         self.finish_deactivations()
     }
 
@@ -187,6 +201,7 @@ impl Homeserver {
         // Side by side: each may have to wait for threads that hang in a connection.
         std::thread::scope(|scope| {
             scope.spawn(|| self.scheduler.stop());
+            scope.spawn(|| self.laggards.stop());
             self.sender.stop();
         });
     }

@@ -12,11 +12,11 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::Homeserver;
-use super::ingest::{self, Taken, Terms};
+use super::ingest::{Taken, Terms};
 use super::membership::{Heard, version_outside};
 use super::missing::Fetched;
 use super::verify::Checked;
-use super::waiting::{names, pause_after};
+use super::waiting::{millis, names, pause_after};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
 use crate::protocol::pdu::LARGEST_AS_WRITTEN;
@@ -282,8 +282,7 @@ impl Homeserver {
     ) -> Result<()> {
         let mut rest = pdus;
         while !rest.is_empty() {
-            let batch = rest.to_vec();
-            let taken = self.store.write(move |tx| ingest::take_in_light(tx, &batch))?;
+            let taken = self.take_in_light(rest)?;
             let (done, left) = rest.split_at(taken.len().min(rest.len()));
             for (pdu, taken) in done.iter().zip(taken) {
                 results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(taken)?));
@@ -308,20 +307,33 @@ impl Homeserver {
         let needs = match self.take_in(pdu, Terms::Relayed, None) {
             Ok(Taken::NeedsAuth(ids)) => ids,
             Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
+            Ok(Taken::NeedsTime(rest)) => {
+                waits.events.push(self.to_wait(waits.room, pdu, &[], rest));
+                return Ok(None);
+            }
             taken => return Ok(Some(taken)),
         };
         if !waits.in_vain && self.clock.instant() < until && !self.waits_already(&needs, waits)? {
             // Who vouches for the event. Others are asked in the background, where nobody can make us bother them often.
             let mut servers = self.sources(waits.room, (origin, pdu), 0)?;
             servers.retain(|server| server == origin || *server == pdu.sender().server());
-            if let Fetched::Taken(taken) = self.take_in_with_missing(&servers, pdu, until)? {
-                return Ok(Some(taken));
+            match self.take_in_with_missing(&servers, pdu, until)? {
+                Fetched::Taken(Ok(Taken::NeedsTime(rest))) => {
+                    waits.events.push(self.to_wait(waits.room, pdu, &[], rest));
+                    return Ok(None);
+                }
+                Fetched::Taken(taken) => return Ok(Some(taken)),
+                Fetched::Nothing { .. } => {}
             }
             waits.in_vain = true;
         }
-        let at_once = (0, self.clock.now_ms());
-        waits.events.push(ToWait::for_events(waits.room.key, pdu, names(&needs), at_once));
+        waits.events.push(self.to_wait(waits.room, pdu, &needs, Duration::ZERO));
         Ok(None)
+    }
+
+    /// A checked event that waits for others, or for the next attempt alone.
+    fn to_wait(&self, room: &Room, pdu: &VerifiedPdu, needs: &[EventId], pause: Duration) -> ToWait {
+        ToWait::for_events(room.key, pdu, names(needs), (0, self.clock.now_ms() + millis(pause)))
     }
 
     /// Whether one of these events is itself waiting: then it is being looked after.

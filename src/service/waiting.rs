@@ -160,6 +160,10 @@ impl Homeserver {
                 let needs = self.store.read(|db| db.unplaced(pdu.prev_events()))?;
                 self.put_off(room, event, names(&needs), asked)
             }
+            Ok(Taken::NeedsTime(rest)) => {
+                let event = Waiting { retry_ms: self.clock.now_ms() + millis(rest), ..event };
+                self.store.write(move |tx| tx.put_off_waiting(&event, &[]))
+            }
             outcome => {
                 if let Err(e) = outcome {
                     log::info!("{} in {} is refused: {e}", event.event_id, room.room_id);
@@ -333,6 +337,10 @@ fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
         }
     }
     Ok(settled)
+}
+
+pub(super) fn millis(of: Duration) -> Millis {
+    Millis::try_from(of.as_millis()).unwrap_or(Millis::MAX)
 }
 
 pub(super) fn names(ids: &[EventId]) -> Vec<String> {

@@ -43,6 +43,9 @@ pub enum Current {
     AfterThis,
     /// What resolving the states after all forward extremities came to.
     Resolved(StateRef),
+    /// What it was, until there is time: the event follows these forward extremities and late heads, and becomes a late
+    /// head.
+    Later(Vec<EventKey>),
 }
 
 /// An event with the verdict on it.
@@ -61,6 +64,8 @@ pub struct Append<'a> {
     pub old_heads: &'a [EventKey],
     /// Those that stay beside the new event.
     pub kept_heads: Vec<EventKey>,
+    /// Late heads that it follows.
+    pub overtakes: Vec<EventKey>,
     /// Whether the event becomes a forward extremity. Not looked at unless the event is accepted.
     pub becomes_head: bool,
     /// The new current state. Not looked at unless the event is accepted.
@@ -124,6 +129,12 @@ impl Tx<'_> {
             self.owe_to_those_removed(event, key, at)?;
             let current = self.follow_current_state(event, &appended, (state_before, at))?;
             if event.becomes_head {
+                let late = matches!(event.current, Current::Later(_));
+                self.overtake_late_heads(room.key, &event.overtakes, late)?;
+            }
+            if let (true, Current::Later(followed)) = (event.becomes_head, &event.current) {
+                self.add_late_head(room.key, key, followed)?;
+            } else if event.becomes_head {
                 let mut heads = event.kept_heads.clone();
                 heads.push(key);
                 // With more, the current state is not what resolving them all would come to.
@@ -157,7 +168,7 @@ impl Tx<'_> {
     }
 
     /// The row of a state, made if it is a resolved one.
-    fn materialise(&mut self, state: &StateRef) -> Result<SnapshotId> {
+    pub(super) fn materialise(&mut self, state: &StateRef) -> Result<SnapshotId> {
         let delta = self.delta_of(&state.change)?;
         self.snapshot_after(state.base, &delta)
     }
@@ -181,7 +192,7 @@ impl Tx<'_> {
     ) -> Result<Option<SnapshotId>> {
         let room = event.room;
         let new = match &event.current {
-            Current::Unchanged => return Ok(None),
+            Current::Unchanged | Current::Later(_) => return Ok(None),
             Current::AfterThis => appended.state_after,
             Current::Resolved(state) => self.materialise(state)?,
         };

@@ -95,6 +95,14 @@ pub const TABLES: &[Table] = &[
         &[rooms(BY_EVENTS, "")],
         "each event takes out those that it names; forks are joined",
     ),
+    table(
+        "late_heads",
+        &[rooms(
+            "200 in a room; more events that would be some wait",
+            "a_fork_costs_the_same_however_many_events_follow_on_it",
+        )],
+        "`catch_up`, as soon as the room's share of work allows",
+    ),
     table("gaps", &[rooms("20 for each accepted event", "")], "filled by backfill"),
     table("redactions", &[rooms("one for each accepted redaction", "")], HISTORY),
     table("slots", &[rooms(BY_EVENTS, "")], HISTORY),

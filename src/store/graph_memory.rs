@@ -8,6 +8,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::aging::Aging;
+use super::append::StateRef;
+use super::resolutions::Fingerprint;
 use super::snapshots::{Row, Step};
 use super::{Db, EventKey, RoomKey, Slot, SnapshotId, Status};
 use crate::error::Result;
@@ -35,6 +37,7 @@ pub(super) struct GraphMemory {
     rows: RefCell<Aging<SnapshotId, Arc<Row>>>,
     steps: RefCell<Aging<SnapshotId, Arc<Step>>>,
     settled: RefCell<Aging<Box<[EventKey]>, SnapshotId>>,
+    resolutions: RefCell<Aging<Fingerprint, Arc<StateRef>>>,
 }
 
 impl Default for GraphMemory {
@@ -47,6 +50,7 @@ impl Default for GraphMemory {
             rows: RefCell::new(Aging::new(1 << 20)),
             steps: RefCell::new(Aging::new(512 << 10)),
             settled: RefCell::new(Aging::new(256 << 10)),
+            resolutions: RefCell::new(Aging::new(1 << 20)),
         }
     }
 }
@@ -116,6 +120,15 @@ impl GraphMemory {
         self.settled.borrow_mut().put(heads.into(), state, 100 + 8 * heads.len());
     }
 
+    /// What resolving states came to.
+    pub(super) fn resolution(&self, of: &Fingerprint) -> Option<Arc<StateRef>> {
+        self.resolutions.borrow_mut().get(of)
+    }
+
+    pub(super) fn keep_resolution(&self, of: Fingerprint, state: Arc<StateRef>, size: usize) {
+        self.resolutions.borrow_mut().put(of, state, size);
+    }
+
     pub(super) fn forget_all(&self) {
         self.events.borrow_mut().clear();
         self.ids.borrow_mut().clear();
@@ -124,6 +137,7 @@ impl GraphMemory {
         self.rows.borrow_mut().clear();
         self.steps.borrow_mut().clear();
         self.settled.borrow_mut().clear();
+        self.resolutions.borrow_mut().clear();
     }
 
     /// Compares what is remembered of events with what is stored: for debug builds.

@@ -23,6 +23,7 @@ mod folder;
 mod gate;
 mod graph_memory;
 mod herald;
+pub mod late_heads;
 pub mod memberships;
 mod memory;
 pub mod migrate;
@@ -35,6 +36,7 @@ pub mod profiles;
 mod readers;
 pub mod receipts;
 pub mod remote_memberships;
+pub mod resolutions;
 pub mod rooms;
 pub mod server_keys;
 mod session_memory;
@@ -47,6 +49,7 @@ pub mod users;
 pub mod waiting;
 mod writer;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::ops::Deref;
@@ -54,7 +57,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -68,6 +71,7 @@ use devices::Session;
 use folder::FILE;
 use memory::Memory;
 use pdu_memory::PduMemory;
+use resolutions::Resolutions;
 use session_memory::SessionMemory;
 use users::TokenHash;
 
@@ -126,6 +130,8 @@ pub struct Changes {
     pub due: bool,
     /// Rooms with more branches than is good.
     pub forked: HashSet<RoomKey>,
+    /// Rooms whose current state does not know of all that came.
+    pub behind: HashSet<RoomKey>,
     /// Whether a session, its device or its user has changed.
     sessions: bool,
     /// Whether an event has changed, which a redaction does.
@@ -158,6 +164,7 @@ impl Changes {
         self.rooms.extend(other.rooms);
         self.due |= other.due;
         self.forked.extend(other.forked);
+        self.behind.extend(other.behind);
         self.sessions |= other.sessions;
         self.redacted |= other.redacted;
     }
@@ -173,6 +180,9 @@ pub(crate) struct Shared {
     position: AtomicI64,
     sessions: SessionMemory,
     pdus: PduMemory,
+    resolutions: Resolutions,
+    /// Whether there may be any late heads.
+    any_late_heads: AtomicBool,
 }
 
 /// The open database. Dropping it finishes the queued writes, closes the files and releases the lock.
@@ -215,11 +225,14 @@ impl Store {
             }
         };
         let position = pass_over(&connection).map_err(|e| unusable(&path, &e))?;
+        let any_late_heads = late_heads::are_there_any(&connection).map_err(|e| unusable(&path, &e))?;
         let shared = Arc::new(Shared {
             server_name: server_name.clone(),
             position: AtomicI64::new(position),
             sessions: SessionMemory::default(),
             pdus: PduMemory::default(),
+            resolutions: Resolutions::default(),
+            any_late_heads: AtomicBool::new(any_late_heads),
         });
         let readers =
             readers::Readers::new(path.clone(), options.readers.max(1), scratch.is_some(), shared.clone())?;
@@ -296,16 +309,18 @@ pub struct Db<'c> {
     memory: Option<&'c Memory>,
     /// Of a reader: when it began, as the memory that readers share counts it.
     epoch: Option<u64>,
+    /// How many events were looked at for verdicts.
+    toil: Cell<usize>,
 }
 
 impl<'c> Db<'c> {
     fn new(connection: &'c Connection, shared: &'c Shared, memory: Option<&'c Memory>) -> Self {
-        Self { connection, shared, memory, epoch: None }
+        Self { connection, shared, memory, epoch: None, toil: Cell::new(0) }
     }
 
     /// For a reader, whose snapshot is not open yet.
     fn reader(connection: &'c Connection, shared: &'c Shared) -> Self {
-        Self { connection, shared, memory: None, epoch: Some(shared.pdus.epoch()) }
+        Self { connection, shared, memory: None, epoch: Some(shared.pdus.epoch()), toil: Cell::new(0) }
     }
 
     /// What the writer remembers, or nothing.
@@ -432,6 +447,11 @@ impl Tx<'_> {
     /// After the commit, has the branches of the room joined.
     pub(crate) fn room_is_forked(&mut self, room: RoomKey) {
         self.changes.forked.insert(room);
+    }
+
+    /// After the commit, has the room's current state catch up with what came.
+    pub(crate) fn room_is_behind(&mut self, room: RoomKey) {
+        self.changes.behind.insert(room);
     }
 
     /// To be called by whatever changes something that a [`Session`] tells.

@@ -201,6 +201,7 @@ impl Look<'_> {
             .expect("the extremities");
         let heads: HashSet<String> =
             heads.query_map([], |r| r.get(0)).and_then(Iterator::collect).expect("the extremities");
+        let late = self.late_heads();
         let mut statement = self
             .db
             .prepare(
@@ -226,7 +227,7 @@ impl Look<'_> {
                 continue;
             };
             let follows = pdu.prev_events().iter().find(|prev| heads.contains(prev.as_str()));
-            if let Some(head) = follows.filter(|_| row.get_unwrap(7)) {
+            if let Some(head) = follows.filter(|_| row.get_unwrap(7) && !late.contains(&last)) {
                 self.wrong.push(format!("{head} is an extremity although {id} follows it"));
             }
             let columns = (row.get_unwrap(4), row.get_unwrap(5), row.get_unwrap::<_, String>(6));
@@ -235,6 +236,20 @@ impl Look<'_> {
             }
         }
         last
+    }
+
+    /// The late heads, and the events that they follow so far.
+    fn late_heads(&mut self) -> HashSet<i64> {
+        let mut statement =
+            self.db.prepare("SELECT event_key, followed FROM late_heads").expect("the late heads");
+        let mut rows = statement.query([]).expect("the late heads");
+        let mut late = HashSet::new();
+        while let Some(row) = rows.next().expect("a late head") {
+            late.insert(row.get_unwrap(0));
+            let followed: Vec<u8> = row.get_unwrap(1);
+            late.extend(followed.chunks_exact(8).map(big_endian));
+        }
+        late
     }
 
     /// The current state is its snapshot put together, and each of its events stands where it belongs.

@@ -1,0 +1,126 @@
+//! How much work the events of a room, and those of a server, may cause: resolving the branches of a room that somebody has
+//! made heavy costs the same for each event that follows, however small that is.
+//!
+//! What counts are the events that a verdict looks at. A room has an allowance of them that fills up again; when it is
+//! spent, further events are taken in without such work where that is possible (as late heads, which are caught up with
+//! together), and wait on disk where it is not. Other rooms notice nothing.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::protocol::{RoomId, ServerName};
+
+/// Events that a room may cost at once, and in a second from then on.
+const OF_ROOM: Allowance = Allowance { most: 4000, a_second: 1500 };
+/// The same of a server in all rooms together.
+const OF_SERVER: Allowance = Allowance { most: 12_000, a_second: 3000 };
+/// Of how many rooms and servers it is remembered what they have spent.
+const MOST_KNOWN: usize = 10_000;
+
+struct Allowance {
+    most: i64,
+    a_second: i64,
+}
+
+/// What is left of an allowance, less than nothing if a single resolution took more, and when that was so.
+struct Left {
+    events: i64,
+    at: Instant,
+}
+
+impl Allowance {
+    /// What is left by now.
+    fn left(&self, left: Option<&Left>, now: Instant) -> i64 {
+        let Some(left) = left else { return self.most };
+        let ms = i64::try_from(now.saturating_duration_since(left.at).as_millis()).unwrap_or(i64::MAX);
+        left.events.saturating_add(ms.saturating_mul(self.a_second) / 1000).min(self.most)
+    }
+
+    /// How long until so much is left.
+    fn until(&self, wanted: i64, left: i64) -> Duration {
+        let ms = (wanted - left).max(0).saturating_mul(1000) / self.a_second;
+        Duration::from_millis(ms.unsigned_abs())
+    }
+}
+
+/// The allowances.
+#[derive(Default)]
+pub struct Labour {
+    rooms: Mutex<HashMap<RoomId, Left>>,
+    servers: Mutex<HashMap<ServerName, Left>>,
+    turn: Mutex<()>,
+}
+
+impl Labour {
+    /// For one resolution at a time: each holds a reader, of which there are few.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long until more may be done for an event of the server in the room. None: now.
+    pub(super) fn rest(&self, room: &RoomId, server: &ServerName) -> Option<Duration> {
+        let now = Instant::now();
+        let of_room = OF_ROOM.left(lock(&self.rooms).get(room), now);
+        let of_server = OF_SERVER.left(lock(&self.servers).get(server), now);
+        let pause = |of: &Allowance, left: i64| (left <= 0).then(|| of.until(1, left));
+        pause(&OF_ROOM, of_room).max(pause(&OF_SERVER, of_server))
+    }
+
+    /// How long until the room's late heads may be caught up with: the more come until then, the better.
+    pub(super) fn rest_of_late(&self, room: &RoomId) -> Option<Duration> {
+        let left = OF_ROOM.left(lock(&self.rooms).get(room), Instant::now());
+        let wanted = OF_ROOM.most / 2;
+        (left < wanted).then(|| OF_ROOM.until(wanted, left))
+    }
+
+    /// So many events were looked at, on behalf of a server unless of all.
+    pub(super) fn pay(&self, room: &RoomId, server: Option<&ServerName>, events: usize) {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        if events > 0 {
+            pay(&OF_ROOM, &mut lock(&self.rooms), room, events);
+            if let Some(server) = server {
+                pay(&OF_SERVER, &mut lock(&self.servers), server, events);
+            }
+        }
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pay<K: Clone + Eq + std::hash::Hash>(of: &Allowance, all: &mut HashMap<K, Left>, who: &K, events: i64) {
+    let now = Instant::now();
+    if all.len() >= MOST_KNOWN && !all.contains_key(who) {
+        all.retain(|_, left| of.left(Some(left), now) < of.most);
+        if all.len() >= MOST_KNOWN {
+            // Nobody can owe so much in so many rooms: those who owe least are let off.
+            all.retain(|_, left| of.left(Some(left), now) <= 0);
+        }
+    }
+    let left = of.left(all.get(who), now).saturating_sub(events);
+    all.insert(who.clone(), Left { events: left, at: now });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_spent_an_allowance_rests_and_nobody_else_does() {
+        let labour = Labour::default();
+        let room = |n: u32| RoomId::parse(&format!("!{n}:x")).expect("a room id");
+        let (busy, other) = (ServerName::parse("busy.x"), ServerName::parse("other.x"));
+        let (busy, other) = (busy.expect("a name"), other.expect("a name"));
+        assert_eq!(labour.rest(&room(1), &busy), None);
+        labour.pay(&room(1), Some(&busy), 8000);
+        let rest = labour.rest(&room(1), &other).expect("the room has spent its allowance");
+        assert!(Duration::from_secs(2) < rest && rest < Duration::from_secs(3), "{rest:?}");
+        assert!(labour.rest_of_late(&room(1)).expect("the same") > rest);
+        assert_eq!((labour.rest(&room(2), &busy), labour.rest_of_late(&room(2))), (None, None));
+        labour.pay(&room(2), Some(&busy), 5000);
+        assert!(labour.rest(&room(3), &busy).is_some(), "in however many rooms it does it");
+        assert_eq!(labour.rest(&room(3), &other), None);
+    }
+}
