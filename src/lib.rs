@@ -35,6 +35,20 @@
 //!    integer.
 //! 5. **Wakes are hints, rows are truth.** Any wake may be lost and costs only time: what is owed is in SQLite.
 //!
+//! # Against the rest of the world
+//!
+//! Everything that comes in was written by somebody who may be lying, and for each kind of lie there is one mechanism:
+//!
+//! - *It is not theirs.* [`protocol::verify`]: only a verified signature makes evidence, only evidence for everyone who has
+//!   to sign makes a [`protocol::VerifiedPdu`], and only that gets into a room, in the very form that was judged.
+//! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
+//!   budget by its length. Everything else stays text until somebody needs it.
+//! - *There is too much of it.* [`store::bounds`]: who fills each table, with whose share, and what cleans it. Knocks have
+//!   their budget in `service/membership/knock_budget.rs`, passwords theirs in `service/passwords.rs`.
+//! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/writer.rs` logs by name what
+//!   takes long), and what makes us ask elsewhere has an allowance (`service/errands.rs`).
+//! - *It comes at the same moment as something else.* `service/membership/mod.rs`: who waits for whom.
+//!
 //! # Where to look
 //!
 //! - A request's way in: [`http::server`] accepts, `http/connection.rs` reads, [`http::router`] finds the line of
