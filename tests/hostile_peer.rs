@@ -416,6 +416,48 @@ fn an_invite_by_version_1_of_the_request_is_taken_too() {
 
 // ----- answers to joins -----
 
+/// Answers to `send_join` that are not the room that a user with an invite joins.
+fn rooms_that_are_none(
+    room: &FakeRoom,
+    (peer, forger): (&Peer, &Peer),
+    without_invite: Value,
+) -> Vec<(&'static str, Value)> {
+    let good = room.join_answer();
+    let version = room.version.id;
+    let other = FakeRoom::new(peer, version, "public");
+    let only = |keep: &dyn Fn(&Value) -> bool| {
+        let state: Vec<Value> =
+            good["state"].as_array().expect("a list").iter().filter(|e| keep(e)).cloned().collect();
+        json!({ "state": state, "auth_chain": state })
+    };
+    let twice = {
+        let mut twice = good.clone();
+        let name = room.draft(peer, "m.room.name", "", &room.creator, json!({ "name": "second" }));
+        twice["state"].as_array_mut().expect("a list").push(Value::Object(name.to_object()));
+        twice
+    };
+    let mut forged = FakeRoom::new(forger, version, "public");
+    forged.id = room.id.clone();
+    let mut another_event = good.clone();
+    another_event["event"] =
+        Value::Object(room.state[&("m.room.name".to_owned(), String::new())].to_object());
+    let mut without_members = good.clone();
+    without_members["members_omitted"] = json!(true);
+    vec![
+        ("nothing", json!({})),
+        ("without its members", without_members),
+        ("empty", json!({ "state": [], "auth_chain": [] })),
+        ("text", json!({ "state": "all", "auth_chain": [] })),
+        ("another room", other.join_answer()),
+        ("a forged room", forged.join_answer()),
+        ("no invite", without_invite),
+        ("no create event", only(&|e| e["type"] != "m.room.create")),
+        ("no join rules and so no invite", only(&|e| e["type"] == "m.room.create")),
+        ("two names", twice),
+        ("another event for ours", another_event),
+    ]
+}
+
 #[test]
 fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_left_again() {
     let server = TestServer::start();
@@ -435,39 +477,7 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_left_again() {
         // As it is before the invite is in it: a join is not allowed there.
         let without_invite = room.join_answer();
         room.take(event);
-        let good = room.join_answer();
-        let other = FakeRoom::new(&peer, version, "public");
-        let only = |keep: &dyn Fn(&Value) -> bool| {
-            let state: Vec<Value> =
-                good["state"].as_array().expect("a list").iter().filter(|e| keep(e)).cloned().collect();
-            json!({ "state": state, "auth_chain": state })
-        };
-        let twice = {
-            let mut twice = good.clone();
-            let name = room.draft(&peer, "m.room.name", "", &room.creator, json!({ "name": "second" }));
-            twice["state"].as_array_mut().expect("a list").push(Value::Object(name.to_object()));
-            twice
-        };
-        let mut forged = FakeRoom::new(&forger, version, "public");
-        forged.id = room.id.clone();
-        let mut another_event = good.clone();
-        another_event["event"] =
-            Value::Object(room.state[&("m.room.name".to_owned(), String::new())].to_object());
-        let mut without_members = good.clone();
-        without_members["members_omitted"] = json!(true);
-        let lies = [
-            ("nothing", json!({})),
-            ("without its members", without_members),
-            ("empty", json!({ "state": [], "auth_chain": [] })),
-            ("text", json!({ "state": "all", "auth_chain": [] })),
-            ("another room", other.join_answer()),
-            ("a forged room", forged.join_answer()),
-            ("no invite", without_invite),
-            ("no create event", only(&|e| e["type"] != "m.room.create")),
-            ("no join rules and so no invite", only(&|e| e["type"] == "m.room.create")),
-            ("two names", twice),
-            ("another event for ours", another_event),
-        ];
+        let lies = rooms_that_are_none(&room, (&peer, &forger), without_invite);
         peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
         peer.answer_json("send_join", 403, json!({ "errcode": "M_FORBIDDEN", "error": "taken back" }));
         assert_eq!(join(&bob, room.id.as_str()).1["errcode"], "M_FORBIDDEN");
@@ -536,6 +546,31 @@ fn of_several_servers_one_that_lets_us_in_suffices_though_another_took_the_join_
     assert!(!peer.asked("send_join").is_empty() && !good.asked("send_join").is_empty());
     assert_eq!(bob.membership_of(room.id.as_str(), bob.id()).as_deref(), Some("join"));
     assert!(peer.asked("make_leave").is_empty() && good.asked("make_leave").is_empty());
+}
+
+#[test]
+fn a_join_of_which_nobody_says_whether_it_was_taken_can_be_left_and_is_left_in_the_end() {
+    for by_hand in [true, false] {
+        let (server, bob, peer, room) = stage("public");
+        peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+        peer.answer_json("send_join", 503, json!({ "errcode": "M_UNKNOWN", "error": "busy" }));
+        peer.let_leave(&room, bob.id());
+        let path = format!("join/{}?via={}", segment(room.id.as_str()), segment(peer.name().as_str()));
+        assert!(post(&bob, &path, json!({})).0 >= 500);
+        assert!(peer.asked("make_leave").is_empty());
+        if by_hand {
+            bob.leave(room.id.as_str());
+            peer.wait_for("send_leave");
+        } else {
+            // It is handed in again and again, for a week.
+            wait_until("it is left", || {
+                server.advance(Duration::from_secs(3 * 3600));
+                !peer.asked("send_leave").is_empty()
+            });
+            assert!(peer.asked("send_join").len() > 10, "{}", peer.asked("send_join").len());
+        }
+        assert!(!is_in(&bob, "join", room.id.as_str()));
+    }
 }
 
 // ----- answers to invites -----
