@@ -515,15 +515,18 @@ CREATE TABLE remote_devices (
 
 -- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id hash
 -- in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server. `leaving`: the account
--- was deactivated and still has rooms to leave.
+-- was deactivated and still has rooms to leave. `erased_at`: the stream position at which they asked for their messages to
+-- be erased: whoever comes into a room later is given redacted ones.
 CREATE TABLE users (
   user_id TEXT PRIMARY KEY,
   password TEXT,
   admin INTEGER NOT NULL DEFAULT 0,
   deactivated INTEGER NOT NULL DEFAULT 0,
   leaving INTEGER NOT NULL DEFAULT 0,
+  erased_at INTEGER,
   created_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX users_erased ON users (erased_at) WHERE erased_at IS NOT NULL;
 
 -- The devices that are logged in. `last_seen_ms` and `last_seen_ip` lag a few minutes behind.
 CREATE TABLE devices (

@@ -145,11 +145,15 @@ impl Homeserver {
         })
     }
 
-    /// Closes an account for good, and leaves its rooms. Its name stays taken.
-    pub fn deactivate(&self, user: &UserId) -> Result<()> {
+    /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown redacted
+    /// to those who come later (see `service/erasure.rs`), and what else there is of it is deleted.
+    pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
         let closed = user.clone();
         self.store.write(move |tx| {
             let gone = tx.deactivate(&closed)?;
+            if erase {
+                tx.erase(&closed)?;
+            }
             tell_of_devices(tx, &closed, &gone)
         })?;
         self.leave_all_rooms(user)
@@ -228,7 +232,7 @@ mod tests {
         for (user, password) in [(&alice, "open sesam"), (&alice, ""), (&bob, ""), (&nobody, "open sesame")] {
             assert_eq!(hs.check_password(user, password, None).unwrap_err().errcode(), ErrCode::Forbidden);
         }
-        hs.deactivate(&alice).unwrap();
+        hs.deactivate(&alice, false).unwrap();
         assert!(hs.check_password(&alice, "open sesame", None).is_err());
         assert_eq!(hs.register_user("alice", None).unwrap_err().errcode(), ErrCode::UserInUse);
     }

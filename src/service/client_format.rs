@@ -13,9 +13,10 @@ use crate::protocol::filter::{EventFormat, keep_fields};
 use crate::protocol::json::read;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
+use crate::service::erasure::Erasure;
 use crate::service::room_view::RoomView;
 use crate::store::events::EventRow;
-use crate::store::{Db, Room, StoredEvent};
+use crate::store::{EventKey, Room, StoredEvent};
 
 /// JSON that is ready to be sent.
 pub type Json = Box<RawValue>;
@@ -94,7 +95,8 @@ pub fn full(
     let mut unsigned = Unsigned { membership: membership.map(Membership::as_str), ..Unsigned::default() };
     if let Some(key) = event.redacted_by {
         let redaction = view.db().event_by_key(key)?;
-        unsigned.redacted_because = Some(write(&redaction.pdu, style, Unsigned::default())?);
+        unsigned.redacted_because =
+            Some(write(&*view.erasure.shown(&redaction)?, style, Unsigned::default())?);
     }
     if let Some(device) = style.device
         && event.pdu.sender() == style.user
@@ -106,26 +108,32 @@ pub fn full(
         // "Only returned if … the client has permission to see the previous event"; its id is always told. What they
         // themselves were, users were told when it came about.
         if replaced.pdu.is("m.room.member", style.user.as_str()) || view.look(&replaced)?.visible {
-            unsigned.prev_content = Some(raw(replaced.pdu.content_raw())?);
+            unsigned.prev_content = Some(raw(view.erasure.shown(&replaced)?.content_raw())?);
         }
         unsigned.replaces_state = Some(replaced.pdu.event_id().clone());
     }
-    write(&event.pdu, style, unsigned)
+    write(&*view.erasure.shown(event)?, style, unsigned)
 }
 
-/// An event of a room's state: without what would have to be looked up for each.
-pub fn state(db: &Db<'_>, style: &Style<'_>, event: &StoredEvent) -> Result<Json> {
+/// An event of a room's state, for the reader from whom `erasure` may take some of it: without what would have to be looked
+/// up for each.
+pub fn state(erasure: &Erasure<'_>, style: &Style<'_>, event: &StoredEvent) -> Result<Json> {
+    write(&*erasure.shown(event)?, style, of_state(erasure, style, event.redacted_by)?)
+}
+
+fn of_state(erasure: &Erasure<'_>, style: &Style<'_>, redacted_by: Option<EventKey>) -> Result<Unsigned> {
     let mut unsigned = Unsigned::default();
-    if let Some(key) = event.redacted_by {
-        unsigned.redacted_because = Some(write(&db.pdu_by_key(key)?, style, Unsigned::default())?);
+    if let Some(key) = redacted_by {
+        let redaction = erasure.db().event_by_key(key)?;
+        unsigned.redacted_because = Some(write(&*erasure.shown(&redaction)?, style, Unsigned::default())?);
     }
-    write(&event.pdu, style, unsigned)
+    Ok(unsigned)
 }
 
 /// Writes an event of a room's state behind what is there: the same as [`state`], for lists that grow with the room.
 pub fn push_state(
     out: &mut Vec<u8>,
-    db: &Db<'_>,
+    erasure: &Erasure<'_>,
     style: &Style<'_>,
     room: &Room,
     row: &EventRow<'_>,
@@ -143,10 +151,13 @@ pub fn push_state(
         event_type: Cow<'e, str>,
     }
     let read: Read<'_> = read(row.json.as_bytes()).map_err(Error::internal)?;
-    let mut unsigned = Unsigned::default();
-    if let Some(key) = row.redacted_by {
-        unsigned.redacted_because = Some(write(&db.pdu_by_key(key)?, style, Unsigned::default())?);
+    if erasure.erased_at(&read.sender)?.is_some()
+        && let Some(event) = erasure.db().event(&EventId::parse(row.event_id)?)?
+    {
+        out.extend_from_slice(state(erasure, style, &event)?.get().as_bytes());
+        return Ok(());
     }
+    let mut unsigned = of_state(erasure, style, row.redacted_by)?;
     if style.format != EventFormat::Client || style.fields.is_some() || read.event_type == "m.room.redaction"
     {
         let pdu = Pdu::trusted(EventId::parse(row.event_id)?, row.json.as_bytes().to_vec(), room.version)?;

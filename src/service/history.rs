@@ -3,6 +3,7 @@
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use super::Homeserver;
+use super::erasure::Erasure;
 use super::large_answer::LargeAnswer;
 use super::nearest::{Moment, nearest};
 use crate::error::{Error, Result};
@@ -162,20 +163,24 @@ fn room_for(db: &Db<'_>, origin: &ServerName, room_id: &RoomId) -> Result<Room> 
 struct Eyes<'a> {
     db: &'a Db<'a>,
     server: &'a ServerName,
+    /// What of the events of erased users in the room is not for it.
+    erasure: Erasure<'a>,
     states: HashMap<SnapshotId, bool>,
     /// The slots of the server's users in the room that is looked at, once they are needed.
     users: Option<(RoomKey, HashSet<Slot>)>,
 }
 
 impl<'a> Eyes<'a> {
-    fn new(db: &'a Db<'a>, server: &'a ServerName) -> Self {
-        Self { db, server, states: HashMap::new(), users: None }
+    /// The eyes of a server in a room.
+    fn new(db: &'a Db<'a>, room: &Room, server: &'a ServerName) -> Self {
+        let erasure = Erasure::for_server(db, room.key, server);
+        Self { db, server, erasure, states: HashMap::new(), users: None }
     }
 
-    /// The event as the server may have it: in its redacted form if none of its users may see it, so that it still has
-    /// its place in the graph.
+    /// The event as the server may have it: in its redacted form if none of its users may see it, or it came after its
+    /// sender was erased, so that it still has its place in the graph.
     fn see(&mut self, event: StoredEvent) -> Result<Pdu> {
-        let shown = self.may_see(&event)? || self.has_anyway(&event)?;
+        let shown = (self.may_see(&event)? || self.has_anyway(&event)?) && !self.erasure.hides(&event)?;
         Ok(if shown { event.pdu } else { event.pdu.redacted()? })
     }
 
@@ -261,20 +266,24 @@ impl Homeserver {
         self.store.read(|db| {
             let event = db.event(id)?.filter(|event| event.status != Status::Rejected);
             let event = event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))?;
-            room_for(db, origin, event.pdu.room_id())?;
-            Eyes::new(db, origin).see(event)
+            let room = room_for(db, origin, event.pdu.room_id())?;
+            Eyes::new(db, &room, origin).see(event)
         })
     }
 
     /// `GET /state`: the answer's JSON. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
     pub fn state_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<LargeAnswer> {
         self.store.read(|db| {
-            let (state, auth_chain) = state_keys(db, &room_for(db, origin, room_id)?, at)?;
+            let room = room_for(db, origin, room_id)?;
+            let erasure = Erasure::for_server(db, room.key, origin);
+            let (state, auth_chain) = state_keys(db, &room, at)?;
             let mut answer = LargeAnswer::default();
             answer.text("{\"auth_chain\":");
-            answer.events(db, auth_chain)?;
+            let redacted = erasure.redacted_among(&auth_chain)?;
+            answer.events(db, auth_chain, redacted)?;
             answer.text(",\"pdus\":");
-            answer.events(db, state)?;
+            let redacted = erasure.redacted_among(&state)?;
+            answer.events(db, state, redacted)?;
             answer.text("}");
             Ok(answer)
         })
@@ -304,7 +313,16 @@ impl Homeserver {
             let room = room_for(db, origin, room_id)?;
             let event = db.event(id)?.filter(|event| event.room == room.key);
             let event = event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))?;
-            auth_chain(db, [&event.pdu])
+            let erasure = Erasure::for_server(db, room.key, origin);
+            let shown = |pdu: Pdu| -> Result<Pdu> {
+                if erasure.erased_at(pdu.sender().as_str())?.is_none() {
+                    return Ok(pdu);
+                }
+                let stored = db.event(pdu.event_id())?;
+                let hidden = stored.map(|event| erasure.hides(&event)).transpose()?;
+                if hidden == Some(true) { pdu.redacted() } else { Ok(pdu) }
+            };
+            auth_chain(db, [&event.pdu])?.into_iter().map(shown).collect()
         })
     }
 
@@ -350,7 +368,7 @@ impl Homeserver {
     ) -> Result<(EventId, i64)> {
         let found = self.store.read(|db| {
             let room = room_for(db, origin, room_id)?;
-            let mut eyes = Eyes::new(db, origin);
+            let mut eyes = Eyes::new(db, &room, origin);
             nearest(db, &room, when, |event| eyes.may_see(event))
         })?;
         found
@@ -364,7 +382,7 @@ impl Homeserver {
         }
         self.store.read(|db| {
             let room = room_for(db, origin, room_id)?;
-            walk.run(db, &room, &mut Eyes::new(db, origin))
+            walk.run(db, &room, &mut Eyes::new(db, &room, origin))
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Answers as large as a room: its whole state, for another server. They are read from the database while they are being
 //! sent, so that nobody who reads slowly has us hold them, however many they are.
 
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -32,12 +33,30 @@ impl LargeAnswer {
         self.pieces.push(Piece::Text(text));
     }
 
-    /// Goes on with a JSON array of events.
-    pub(crate) fn events(&mut self, db: &Db<'_>, events: Vec<EventKey>) -> Result<()> {
-        let commas = events.len().saturating_sub(1) as u64;
+    /// Goes on with a JSON array of events, each as it is kept but for those that have another form for this reader.
+    pub(crate) fn events(
+        &mut self,
+        db: &Db<'_>,
+        events: Vec<EventKey>,
+        mut other_form: HashMap<EventKey, Vec<u8>>,
+    ) -> Result<()> {
         self.text("[");
-        self.length += db.bytes_of_events(&events)? + commas;
-        self.pieces.push(Piece::Events(events));
+        let mut rest = events.as_slice();
+        while !rest.is_empty() {
+            let whole = rest.iter().take_while(|key| !other_form.contains_key(key)).count();
+            let (as_kept, others) = rest.split_at(whole);
+            if !as_kept.is_empty() {
+                self.length += db.bytes_of_events(as_kept)? + (whole - 1) as u64;
+                self.pieces.push(Piece::Events(as_kept.to_vec()));
+            }
+            rest = others;
+            if let Some((key, others)) = others.split_first() {
+                let form = other_form.remove(key).unwrap_or_default();
+                let commas = [if whole > 0 { "," } else { "" }, if others.is_empty() { "" } else { "," }];
+                self.text([commas[0].as_bytes(), &form, commas[1].as_bytes()].concat());
+                rest = others;
+            }
+        }
         self.text("]");
         Ok(())
     }

@@ -329,7 +329,7 @@ mod tests {
         hs.delete_all_devices(&alice).unwrap();
         assert!(!knows(&hs, &first));
         assert!(hs.store.read(|db| db.devices(&alice)).unwrap().is_empty());
-        hs.deactivate(&alice).unwrap();
+        hs.deactivate(&alice, false).unwrap();
         assert_eq!(hs.log_in(&alice, None, None, false).unwrap_err().errcode(), ErrCode::Forbidden);
     }
 }

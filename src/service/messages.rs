@@ -161,7 +161,9 @@ impl Homeserver {
                 _ => db.current_state_keys(view.room.key, true)?.into_iter().collect(),
             };
             let mut list = JsonList::default();
-            db.each_event(keys, |row| client_format::push_state(list.next(), db, style, view.room, &row))?;
+            db.each_event(keys, |row| {
+                client_format::push_state(list.next(), &view.erasure, style, view.room, &row)
+            })?;
             Ok(list.finish())
         })
     }
@@ -182,7 +184,7 @@ impl Homeserver {
             let event = db.event_by_key(key)?;
             Ok(match whole {
                 true => client_format::full(view, style, &event, None)?.get().as_bytes().to_vec(),
-                false => event.pdu.content_raw().as_bytes().to_vec(),
+                false => view.erasure.shown(&event)?.content_raw().as_bytes().to_vec(),
             })
         })
     }
@@ -195,14 +197,14 @@ impl Homeserver {
             let mut list = JsonList::default();
             if at == i64::MAX {
                 db.each_member(view.room.key, None, |_, membership, row| match request.wants(membership) {
-                    true => client_format::push_state(list.next(), db, style, view.room, &row),
+                    true => client_format::push_state(list.next(), &view.erasure, style, view.room, &row),
                     false => Ok(()),
                 })?;
             } else {
                 for key in db.slots_as_of(view.room.key, at)?.into_values() {
                     let event = db.event_by_key(key)?;
                     if event.pdu.membership().is_some_and(|membership| request.wants(membership)) {
-                        let event = client_format::state(db, style, &event)?;
+                        let event = client_format::state(&view.erasure, style, &event)?;
                         list.next().extend_from_slice(event.get().as_bytes());
                     }
                 }
@@ -409,7 +411,7 @@ fn lazy_members(view: &RoomView<'_>, style: &Style<'_>, page: &Page) -> Result<V
     for sender in senders {
         let key = view.db().state_event_as_of(view.room.key, "m.room.member", sender.as_str(), at)?;
         if let Some(key) = key {
-            members.push(client_format::state(view.db(), style, &view.db().event_by_key(key)?)?);
+            members.push(client_format::state(&view.erasure, style, &view.db().event_by_key(key)?)?);
         }
     }
     Ok(members)
@@ -440,7 +442,7 @@ fn state_around(
         let lazy = filter.lazy_load_members && entry.pdu.event_type() == "m.room.member";
         let speaks = || entry.pdu.state_key().is_some_and(|user| senders.iter().any(|s| s.as_str() == user));
         if filter.wants(&entry.pdu) && (!lazy || speaks()) {
-            state.push(client_format::state(db, style, &entry)?);
+            state.push(client_format::state(&view.erasure, style, &entry)?);
         }
     }
     Ok(state)

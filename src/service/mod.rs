@@ -14,6 +14,7 @@ pub mod directory;
 pub mod edus;
 #[cfg(test)]
 mod engine_tests;
+pub mod erasure;
 pub mod errands;
 pub mod filters;
 pub mod hierarchy;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::{self, HistoryVisibility, View};
 use crate::protocol::{Pdu, RoomId, UserId};
+use crate::service::erasure::Erasure;
 use crate::service::ignored::Ignored;
 use crate::store::{Db, EventKey, Place, Room, SnapshotId, StoredEvent};
 
@@ -43,6 +44,8 @@ pub struct RoomView<'v> {
     visibility_now: HistoryVisibility,
     /// Users whose events are not shown.
     ignored: Arc<Ignored>,
+    /// What of the events of erased users is not shown.
+    pub erasure: Erasure<'v>,
 }
 
 /// How an event looks to the viewer.
@@ -66,7 +69,8 @@ impl<'v> RoomView<'v> {
         let access = access(db, room, user)?;
         let visibility_now =
             visibility_of(db.state_event(room.key, "m.room.history_visibility", "")?.as_ref());
-        Ok(Self { db, room, user, access, visibility_now, ignored })
+        let erasure = Erasure::for_user(db, room.key, user);
+        Ok(Self { db, room, user, access, visibility_now, ignored, erasure })
     }
 
     /// The latest place that this user may read up to.

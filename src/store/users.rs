@@ -1,5 +1,7 @@
 //! Accounts and the tokens that let somebody make one.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Db, Tx};
@@ -77,6 +79,14 @@ impl Db<'_> {
         ids.iter().map(|id| UserId::parse(id)).collect()
     }
 
+    /// Users of whom others are shown no more than they have seen, and the stream positions from which on.
+    pub fn erased_users(&self) -> Result<HashMap<String, i64>> {
+        let mut query =
+            self.conn().prepare_cached("SELECT user_id, erased_at FROM users WHERE erased_at IS NOT NULL")?;
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Whether a registration token can be used now.
     pub fn registration_token_is_valid(&self, hash: &TokenHash, now: Millis) -> Result<bool> {
         let mut query = self.conn().prepare_cached(
@@ -131,6 +141,26 @@ impl Tx<'_> {
             )?
             .execute([user.as_str()])?;
         self.delete_devices_except(user, None)
+    }
+
+    /// Marks what the user sent as erased from now on, and deletes what we have of them that is no event.
+    pub fn erase(&mut self, user: &UserId) -> Result<()> {
+        let now = self.stream();
+        self.conn()
+            .prepare_cached("UPDATE users SET erased_at = ?2 WHERE user_id = ?1")?
+            .execute(params![user.as_str(), now])?;
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM receipts WHERE user_id = ?1 AND room_key IN
+                 (SELECT room_key FROM memberships WHERE user_id = ?1 AND local = 1)",
+            )?
+            .execute([user.as_str()])?;
+        for table in ["account_data", "profile_fields", "filters", "presence", "openid_tokens"] {
+            self.conn()
+                .prepare_cached(&format!("DELETE FROM {table} WHERE user_id = ?1"))?
+                .execute([user.as_str()])?;
+        }
+        Ok(())
     }
 
     /// A deactivated user has left every room.

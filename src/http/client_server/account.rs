@@ -52,9 +52,13 @@ pub fn change_password(
 
 /// `POST /_matrix/client/v3/account/deactivate`
 pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
-    let read = |_: &Map<String, Value>| Ok(());
-    let close = |(), proof: &Proof| {
-        hs.deactivate(proved_user(proof)?)?;
+    let read = |params: &Map<String, Value>| match params.get("erase") {
+        None => Ok(false),
+        Some(Value::Bool(erase)) => Ok(*erase),
+        Some(_) => Err(Error::bad_json("erase must be true or false")),
+    };
+    let close = |erase: bool, proof: &Proof| {
+        hs.deactivate(proved_user(proof)?, erase)?;
         // We have no third-party identifiers, so that nothing was left bound.
         Ok(json!({ "id_server_unbind_result": "success" }))
     };

@@ -23,6 +23,7 @@ use crate::protocol::{
 };
 use crate::service::Homeserver;
 use crate::service::adopt::{Adopted, Adoption};
+use crate::service::erasure::Erasure;
 use crate::service::large_answer::LargeAnswer;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, EventKey, Room, Tx};
@@ -448,12 +449,16 @@ impl Homeserver {
         );
         let mut answer = LargeAnswer::default();
         self.store.read(|db| {
+            let server = join.sender().server();
+            let erasure = Erasure::for_server(db, room.key, &server);
             answer.text("{\"auth_chain\":");
-            answer.events(db, before.auth_chain)?;
+            let redacted = erasure.redacted_among(&before.auth_chain)?;
+            answer.events(db, before.auth_chain, redacted)?;
             answer.text(head);
             answer.text(join.json());
             answer.text(",\"state\":");
-            answer.events(db, before.state)
+            let redacted = erasure.redacted_among(&before.state)?;
+            answer.events(db, before.state, redacted)
         })?;
         answer.text("}");
         Ok(answer)

@@ -11,6 +11,7 @@ use super::{Context, Events};
 use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::client_format;
+use crate::service::erasure::Erasure;
 use crate::store::{EventKey, Room};
 
 /// What to work the state out for.
@@ -81,12 +82,13 @@ impl Lacking {
     pub fn write(self, context: &Context<'_>, room: &Room) -> Result<Events> {
         let filter = &context.request.filter.room.state;
         let mut events = Events::default();
+        let erasure = Erasure::for_user(context.db, room.key, context.user);
         // A limit other than 0 would leave clients with half of a state.
         if filter.wants_room(room.room_id.as_str()) && !filter.wants_none() {
             if filter.wants_everything() {
                 context.db.each_event(self.keys, |row| {
                     let mut event = Vec::with_capacity(row.json.len());
-                    client_format::push_state(&mut event, context.db, &context.style, room, &row)?;
+                    client_format::push_state(&mut event, &erasure, &context.style, room, &row)?;
                     events.events.push(client_format::written(event)?);
                     Ok(())
                 })?;
@@ -95,7 +97,7 @@ impl Lacking {
             for key in self.keys {
                 let event = context.db.event_by_key(key)?;
                 if filter.wants(&event.pdu) {
-                    events.events.push(client_format::state(context.db, &context.style, &event)?);
+                    events.events.push(client_format::state(&erasure, &context.style, &event)?);
                 }
             }
         }
