@@ -62,6 +62,9 @@
 //! - A new room's invites, which may have to wait for other servers: `service/membership/owed_invites.rs`.
 //! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
 //!   back so far: `service/backfill.rs`.
+//! - What somebody has to prove first, and the answer that a client lost: `service/interactive_auth.rs`. How often a
+//!   password may be tried: `service/passwords.rs`. Whose address counts: [`address`]. Who is shown what an erased user
+//!   said: `service/erasure.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
 //!   `service/`, and `service/edus.rs` for what they share.
 //! - An event's bytes: `protocol/json/object.rs`. What is hashed, signed, redacted and stored is cut out of its canonical

@@ -176,7 +176,8 @@ fn what_the_first_request_of_a_session_said_need_not_be_said_again() {
     let (status, made) = request(&server, "POST", REGISTER, "", json!({ "auth": auth }));
     assert_eq!((status, &made["device_id"]), (200, &json!("PHONE")), "{made}");
     assert_eq!(made["user_id"], format!("@alice:{}", server.name()));
-    // A library that goes on with the longer flow has what it wanted.
+    // A library that goes on with the longer flow has what it needs for that, and then what it wanted.
+    assert_eq!((&made["flows"], &made["session"]), (&flows, &ask["session"]));
     let auth = json!({ "type": "m.login.dummy", "session": ask["session"] });
     let body = json!({ "username": "Alice", "password": "pw", "auth": auth });
     assert_eq!(request(&server, "POST", REGISTER, "", body), (200, made.clone()));

@@ -79,7 +79,7 @@ pub struct Action<'a> {
 }
 
 /// Who asks for it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Asker<'a> {
     /// Whose token the request carries.
     pub user: Option<&'a UserId>,
@@ -92,7 +92,7 @@ pub struct Asker<'a> {
 }
 
 /// What was proved.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Proof {
     /// The user whose password was given.
     pub user: Option<UserId>,
@@ -101,7 +101,6 @@ pub struct Proof {
 }
 
 /// What the client is told.
-#[derive(Debug)]
 pub enum Told {
     /// It is done, now or before: the answer, JSON.
     Done(String),
@@ -110,7 +109,7 @@ pub enum Told {
 }
 
 /// What one client is to prove, and what it has proved so far.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 struct Open {
     completed: Vec<Stage>,
     user: Option<UserId>,
@@ -120,7 +119,6 @@ struct Open {
     said: String,
 }
 
-#[derive(Debug)]
 enum Phase {
     Open(Open),
     /// It is being done, with these parameters.
@@ -132,7 +130,6 @@ enum Phase {
 /// Each parameter of a request as its hash with the session's id, which nobody else knows.
 type Fingerprints = HashMap<String, [u8; 32]>;
 
-#[derive(Debug)]
 struct Session {
     /// What it may do in the end, and on whose behalf.
     purpose: String,
@@ -154,8 +151,8 @@ impl Session {
     }
 }
 
-/// Everything under way, bounded.
-#[derive(Debug, Default)]
+/// Everything under way, bounded. Passwords and tokens are in it, so that none of it can be written to a log.
+#[derive(Default)]
 pub struct PendingAuth {
     sessions: Mutex<Sessions>,
     /// A session is running no more.
@@ -163,7 +160,7 @@ pub struct PendingAuth {
     nonces: Mutex<HashMap<String, Millis>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Sessions {
     all: HashMap<String, Session>,
     /// Requests that wait for another one of their session.
@@ -379,7 +376,19 @@ impl Homeserver {
         let Some(before) = before else { return Ok(Told::Ask(ask)) };
         let running = Running { pending: &self.pending_auth, id: &id };
         let error = match deed(checked, &proof) {
-            Ok(answer) => {
+            Ok(mut answer) => {
+                // Some libraries go by the longest flow, and read of the answer that is the result already what they need
+                // for their last stage. They get the same again for that.
+                let goes_on = |flow: &&[Stage]| {
+                    flow.len() > again.completed.len() && flow.starts_with(&again.completed)
+                };
+                if let (Value::Object(answer), Value::Object(ask)) = (&mut answer, ask)
+                    && action.flows.iter().any(goes_on)
+                {
+                    ask.into_iter().for_each(|(name, value)| {
+                        answer.entry(name).or_insert(value);
+                    });
+                }
                 let answer = answer.to_string();
                 running.end(Phase::Done(before, answer.clone()), self.clock.now_ms() + ANSWER_LIFE_MS);
                 return Ok(Told::Done(answer));
@@ -760,11 +769,11 @@ mod tests {
         let session = asked(send(&Value::Null, Ok(json!({}))).unwrap())["session"].clone();
         let auth = json!({ "type": "m.login.dummy", "session": session });
         let taken = Error::new(ErrCode::UserInUse, "taken");
-        assert_eq!(send(&auth, Err(taken)).unwrap_err().errcode(), ErrCode::UserInUse);
+        assert_eq!(send(&auth, Err(taken)).err().unwrap().errcode(), ErrCode::UserInUse);
         let body = asked(send(&auth, Err(Error::new(ErrCode::Unauthorized, "used up"))).unwrap());
         assert_eq!((&body["session"], &body["errcode"]), (&session, &json!("M_UNAUTHORIZED")));
         assert_eq!(body.get("completed"), None);
-        assert_eq!(send(&auth, Err(Error::internal("fire"))).unwrap_err().status(), 500);
+        assert_eq!(send(&auth, Err(Error::internal("fire"))).err().unwrap().status(), 500);
         asked(send(&auth, Ok(json!({}))).unwrap());
     }
 

@@ -263,12 +263,14 @@ fn make_room(counts: &mut HashMap<(UserId, Whose), Count>, now: Millis, more: us
     if counts.len() > MOST_COUNTS / 2 {
         let mut shares: Vec<f64> = counts.iter().map(|(key, count)| share(key, count)).collect();
         let half = MOST_COUNTS / 2;
-        let (_, kept_up_to, _) = shares.select_nth_unstable_by(half, f64::total_cmp);
-        let (kept_up_to, mut kept) = (*kept_up_to, 0);
+        let (_, limit, _) = shares.select_nth_unstable_by(half, f64::total_cmp);
+        let limit = *limit;
+        let mut at_limit = half - shares.iter().filter(|share| **share < limit).count();
         counts.retain(|key, count| {
-            let keep = kept < half && share(key, count) <= kept_up_to;
-            kept += usize::from(keep);
-            keep
+            let share = share(key, count);
+            let among_equals = share == limit && at_limit > 0;
+            at_limit -= usize::from(among_equals);
+            share < limit || among_equals
         });
     }
 }

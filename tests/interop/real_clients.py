@@ -34,6 +34,20 @@ def _receipt_in(events, user_id, event_id):
     return any(receipt.user_id == user_id and receipt.event_id == event_id for receipt in receipts)
 
 
+async def _tidy_devices(nio_client, password):
+    """Looks at the account's devices, of which one has asked for nothing yet, and deletes all but nio's own."""
+    devices = _fine(await nio_client.devices()).devices
+    others = [device.id for device in devices if device.id != nio_client.device_id]
+    demand(len(others) == 1 and len(devices) == 2, f"nio sees the devices {devices}")
+    demand(all(device.last_seen_ip == "127.0.0.1" for device in devices), f"nio does not see where {devices} were")
+    asked = _fine(await nio_client.delete_devices(others))
+    identifier = {"type": "m.id.user", "user": nio_client.user_id}
+    auth = {"type": "m.login.password", "identifier": identifier, "password": password, "session": asked.session}
+    _fine(await nio_client.delete_devices(others, auth))
+    left = _fine(await nio_client.devices()).devices
+    demand([device.id for device in left] == [nio_client.device_id], f"nio sees {left} left")
+
+
 async def _talk(server, accounts):
     url = f"http://127.0.0.1:{server.client_port}"
     owner, knocker = (nio.AsyncClient(url, account.id) for account in accounts)
@@ -45,6 +59,7 @@ async def _talk(server, accounts):
             demand(nio_client.logged_in, "nio is not logged in")
             _fine(await nio_client.set_displayname(f"Nio {account.id[1:5]}"))
             _fine(await nio_client.sync())
+        await _tidy_devices(owner, accounts[0].password)
         rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
         room = _fine(await owner.room_create(name="Nio's room", room_version="11", initial_state=[rule])).room_id
         await _until(owner, "its own room", lambda: room in owner.rooms)
