@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::protocol::json::read;
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::HistoryVisibility;
 use crate::protocol::{Pdu, ServerName, UserId};
@@ -80,7 +81,7 @@ impl<'v> Erasure<'v> {
         let mut keys = events.iter();
         let mut candidates: Vec<&EventKey> = Vec::new();
         self.db.each_event(events.iter().copied(), |row| {
-            let (key, sent) = (keys.next(), serde_json::from_str::<Sent<'_>>(row.json));
+            let (key, sent) = (keys.next(), read::<Sent<'_>>(row.json.as_bytes()));
             if self.erased_at(&sent.map_err(Error::internal)?.sender)?.is_some() {
                 candidates.extend(key);
             }
