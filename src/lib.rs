@@ -60,6 +60,8 @@
 //!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/enter.rs`. An event that rests on others
 //!   that we lack: `service/missing.rs`, `service/auth_chains.rs`.
 //! - A new room's invites, which may have to wait for other servers: `service/membership/owed_invites.rs`.
+//! - What strangers may ask of our users and rooms: `service/membership/knock_budget.rs` and [`protocol::knock_budget`] for
+//!   knocks, `service/membership/invite.rs` for invites; [`protocol::fair_share`] is how nobody keeps others out.
 //! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
 //!   back so far: `service/backfill.rs`.
 //! - What somebody has to prove first, and the answer that a client lost: `service/interactive_auth.rs`. How often a

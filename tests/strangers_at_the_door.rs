@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::peer::{FakeRoom, Peer, now_ms};
 use common::scene::{objects, stored};
@@ -156,6 +156,52 @@ fn an_invite_that_the_invitees_server_has_no_place_for_says_so_to_our_user() {
     assert!(is_limited(&said), "{said:?}");
     assert_eq!(said.1["retry_after_ms"], 7000);
     assert_eq!(alice.membership_of(&room, peer.user("bob").as_str()), None);
+}
+
+#[test]
+fn a_room_of_ours_is_shown_within_the_same_bounds() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    alice.set_state(&room, "m.room.name", "", json!({ "name": "At length" }));
+    alice.set_state(&room, "m.room.topic", "", json!({ "topic": "x".repeat(60_000) }));
+    alice.invite(&room, bob.id());
+    let invited = bob.wait_for_room("invite", &room)["invite_state"]["events"].clone();
+    let types: Vec<_> =
+        invited.as_array().expect("events").iter().filter_map(|e| e["type"].as_str()).collect();
+    assert_eq!(types[..3], ["m.room.create", "m.room.join_rules", "m.room.name"]);
+    let of_members = types.iter().filter(|kind| **kind == "m.room.member").count();
+    assert_eq!((of_members, types.contains(&"m.room.topic")), (2, false), "{types:?}");
+}
+
+/// Prints what a user pays for who has as many invites as there can be, each with as much shown as is kept.
+#[test]
+#[ignore = "prints figures"]
+#[allow(clippy::print_stderr, reason = "that is what it is for")]
+fn figures_of_a_user_whom_everybody_invites() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let shown: Vec<Value> =
+        ["m.room.create", "m.room.name", "m.room.topic", "m.room.avatar", "m.room.encryption"]
+            .map(|kind| stripped(kind, "", json!({ "x": "x".repeat(15_900) })))
+            .into();
+    let (mut taken, began) = (0, Instant::now());
+    for _ in 0..20 {
+        let peer = Peer::start();
+        for n in 0..40 {
+            let to = (format!("r{n}"), &bob);
+            let said = invite(&peer, &server, &peer.user(&format!("u{n}")), (&to.0, to.1), &json!(shown));
+            taken += usize::from(said.0 == 200);
+        }
+    }
+    eprintln!("800 invites of 20 servers: {taken} taken, {:?}", began.elapsed());
+    let began = Instant::now();
+    let sync = bob.initial_sync();
+    eprintln!("initial sync: {} bytes in {:?}", sync.to_string().len(), began.elapsed());
+    let since = sync["next_batch"].as_str().expect("a token").to_owned();
+    let began = Instant::now();
+    let later = bob.get(&format!("/_matrix/client/v3/sync?since={since}&timeout=0"));
+    eprintln!("incremental sync: {} bytes in {:?}", later.to_string().len(), began.elapsed());
 }
 
 // ----- knocks -----

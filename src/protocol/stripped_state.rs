@@ -131,6 +131,12 @@ fn cut(entries: &[Value], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
     kept
 }
 
+/// What clients are shown of a room of ours, within the same bounds: of these events the recommended ones, and the member
+/// event of `inviter`.
+pub fn shown(events: &[Pdu], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
+    cut(&for_clients(events), inviter)
+}
+
 /// The `invite_room_state` of an invite: what of it is kept for clients. Signatures of whole events are for the caller to
 /// check. Before room version 12, entries that are of no use are left out.
 ///

@@ -89,6 +89,8 @@ pub(super) struct Place<'b> {
     budget: &'b KnockBudget,
     at: Where,
     number: u64,
+    /// Whether knocks are counted by the hour; otherwise one is looked for in the room alone once it is there.
+    counts: bool,
     kept: bool,
 }
 
@@ -103,7 +105,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut log = self.budget.lock();
         let Some(knocks) = log.knocks.get_mut(&self.at) else { return };
-        if self.kept {
+        if self.kept && self.counts {
             knocks.iter_mut().filter(|knock| knock.number == self.number).for_each(|k| k.under_way = false);
         } else {
             knocks.retain(|knock| knock.number != self.number);
@@ -166,7 +168,8 @@ impl Homeserver {
             return Ok(None);
         }
         let number = log.add(&place, knocker.as_str(), now);
-        Ok(Some(Place { budget: &self.knocks, at: place, number, kept: false }))
+        let counts = limits.per_hour > 0;
+        Ok(Some(Place { budget: &self.knocks, at: place, number, counts, kept: false }))
     }
 
     /// Takes a place for a knock of ours upon a room elsewhere, so that nobody uses us to fill others' rooms, and they have
@@ -190,7 +193,7 @@ impl Homeserver {
             return Err(limited(Wait { ms, why: "You knocked too often" }));
         }
         let number = log.add(&place, room.as_str(), now);
-        Ok(Some(Place { budget: &self.knocks, at: place, number, kept: false }))
+        Ok(Some(Place { budget: &self.knocks, at: place, number, counts: true, kept: false }))
     }
 
     /// An event that came with a transaction, or as one that another refers to. Knocks and their withdrawals are handed in by

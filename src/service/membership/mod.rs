@@ -10,6 +10,9 @@
 //! about to be said to another server is committed first; what an answer means is judged against the row as it is by
 //! then, so that a late answer changes nothing.
 //!
+//! How much strangers may ask of us is bounded before anything is made of it: knocks by `knock_budget`, invites by
+//! `invite::check_place`.
+//!
 //! # Who waits for whom
 //!
 //! Two handshakes of one user in one room may meet: on one server, or on the wire. What comes later in the room counts, and

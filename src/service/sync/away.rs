@@ -12,7 +12,7 @@ use super::state::{self, Need};
 use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, StateSection, Timeline, joined};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::stripped_state::{STRIPPED_TYPES, strip};
+use crate::protocol::stripped_state::{self, STRIPPED_TYPES, strip};
 use crate::protocol::{Pdu, RoomId};
 use crate::service::client_format::{self, Json};
 use crate::service::room_view::{Access, RoomView, membership_known_at};
@@ -95,18 +95,16 @@ fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
     let previous = context.view(&room)?.replaced(&stored)?;
     let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
     let own = stored.pdu;
-    let mut events = Events::default();
+    let mut shown = Vec::new();
     for event_type in STRIPPED_TYPES {
-        if let Some(event) = context.db.state_event(of_user.room, event_type, "")? {
-            events.events.push(stripped_event(&event)?);
-        }
+        shown.extend(context.db.state_event(of_user.room, event_type, "")?);
     }
-    if own.sender() != context.user {
-        // The inviter, so that the invitation can show a name and a face.
-        if let Some(inviter) = context.db.state_event(of_user.room, "m.room.member", own.sender().as_str())? {
-            events.events.push(stripped_event(&inviter)?);
-        }
+    // The inviter, so that the invitation can show a name and a face.
+    let inviter = Some(own.sender()).filter(|sender| *sender != context.user);
+    if let Some(inviter) = inviter {
+        shown.extend(context.db.state_event(of_user.room, "m.room.member", inviter.as_str())?);
     }
+    let mut events = Events { events: stripped_state::shown(&shown, inviter) };
     events.events.push(own_event(&own, previous.as_ref())?);
     Ok(events)
 }
@@ -120,10 +118,6 @@ fn own_event(own: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
         shown["unsigned"] = json!({ "replaces_state": knock.event_id(), "prev_content": knock.content() });
     }
     to_raw_value(&shown).map_err(Error::internal)
-}
-
-fn stripped_event(event: &Pdu) -> Result<Json> {
-    to_raw_value(&strip(event)).map_err(Error::internal)
 }
 
 /// A room that the user left, was kicked or banned from, or whose invite or knock came to nothing.
