@@ -269,7 +269,7 @@ impl Db<'_> {
             "SELECT room_id FROM remote_memberships WHERE user_id = ?1 AND state <> 'closed'",
         )?;
         let rows = statement.query_map([user.as_str()], |row| row.get::<_, String>(0))?;
-        rows.map(|room| Ok(RoomId::parse(&room?)?)).collect()
+        rows.map(|room| RoomId::parse(&room?)).collect()
     }
 
     /// Who invited this user to rooms that we are not in, once for each invite that waits for an answer.
