@@ -286,14 +286,17 @@ CREATE TABLE server_keys (
 ) STRICT, WITHOUT ROWID;
 
 -- The signed answers of `/_matrix/key/v2/server` that those keys come from, as a notary passes them on. Deleted when no
--- key refers to them any more.
+-- key refers to them any more. `stranger`: fetched for the sake of a server that was in no room with us, and the first to go
+-- when there are many.
 CREATE TABLE key_statements (
   statement INTEGER PRIMARY KEY,
   server TEXT NOT NULL,
   fetched_ms INTEGER NOT NULL,
+  stranger INTEGER NOT NULL,
   json BLOB NOT NULL
 ) STRICT;
 CREATE INDEX key_statements_by_server ON key_statements (server);
+CREATE INDEX key_statements_of_strangers ON key_statements (stranger) WHERE stranger = 1;
 
 -- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
 -- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves

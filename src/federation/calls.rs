@@ -313,9 +313,10 @@ impl Client {
         peer: &ServerName,
         room: &RoomId,
         event: &Value,
+        within: Duration,
     ) -> CallResult<()> {
         let path = format!("/_matrix/federation/v1/exchange_third_party_invite/{}", enc(room));
-        let _: IgnoredAny = object(self.put(peer, path, &to_body(event)?, ORDINARY, SMALL)?)?;
+        let _: IgnoredAny = object(self.put(peer, path, &to_body(event)?, within, SMALL)?)?;
         Ok(())
     }
 
@@ -468,9 +469,14 @@ impl Client {
     }
 
     /// `GET query/directory`: the room behind an alias of the peer's.
-    pub fn query_directory(&self, peer: &ServerName, alias: &RoomAlias) -> CallResult<DirectoryAnswer> {
+    pub fn query_directory(
+        &self,
+        peer: &ServerName,
+        alias: &RoomAlias,
+        within: Duration,
+    ) -> CallResult<DirectoryAnswer> {
         let path = format!("/_matrix/federation/v1/query/directory?room_alias={}", enc(alias));
-        object(self.get(peer, path, QUICK, SMALL)?)
+        object(self.get(peer, path, within, SMALL)?)
     }
 
     /// `GET query/profile`: the profile of a user of the peer's, or one field of it.
@@ -479,12 +485,13 @@ impl Client {
         peer: &ServerName,
         user: &UserId,
         field: Option<&str>,
+        within: Duration,
     ) -> CallResult<Map<String, Value>> {
         let mut path = format!("/_matrix/federation/v1/query/profile?user_id={}", enc(user));
         if let Some(field) = field {
             let _ = write!(path, "&field={}", enc(field));
         }
-        object(self.get(peer, path, QUICK, SMALL)?)
+        object(self.get(peer, path, within, SMALL)?)
     }
 
     /// `GET user/devices/{userId}`: the devices of a user of the peer's that have identity keys.

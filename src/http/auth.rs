@@ -73,7 +73,8 @@ pub(super) fn origin(hs: &Homeserver, request: &Request) -> Result<Origin> {
     let body = Some(request.body()).filter(|body| !body.is_empty());
     let mut refusal = Error::new(ErrCode::Unauthorized, "The request is not signed");
     for signature in request.header_all("authorization").filter(is_signature).take(MOST_SIGNATURES) {
-        match hs.verify_request(signature, request.method().as_str(), request.target(), body) {
+        let asker = request.asker(None);
+        match hs.verify_request(signature, request.method().as_str(), request.target(), body, &asker) {
             Ok(server) => return Ok(Origin(server)),
             Err(e) => refusal = e,
         }

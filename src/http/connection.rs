@@ -556,8 +556,9 @@ fn parse_head(bytes: &[u8], place: &Place) -> Result<Option<(Head, usize)>, Brok
     let cors = is_for_browsers(target);
     let manner = Manner { minor, is_head: method == Method::Head, keep_alive, cors };
     let headers = parsed.headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect();
-    let request = Request::new(method, target.to_owned(), headers, place.peer.address)
+    let mut request = Request::new(method, target.to_owned(), headers, place.peer.address)
         .map_err(|e| Broken::Refused(Box::new(e)))?;
+    request.set_socket(place.peer.tcp.clone());
     Ok(Some((Head { request, framing, expects_continue, manner }, used)))
 }
 

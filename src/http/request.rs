@@ -1,7 +1,8 @@
 //! One HTTP request as handlers see it: complete, bounded and decoded. How it came in is `connection`'s business.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
@@ -10,10 +11,12 @@ use tiny_http::Method;
 
 use super::auth::Requester;
 use super::router::Route;
+use super::socket::is_gone;
 use crate::address;
 use crate::error::{Error, Result};
 use crate::protocol::json::{parse_object, read_object};
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
+use crate::service::favours::{Asker, Who};
 
 /// A request whose head and body were read whole.
 pub struct Request {
@@ -24,6 +27,7 @@ pub struct Request {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     peer: SocketAddr,
+    socket: Option<Arc<TcpStream>>,
     received: Instant,
     pub(super) params: Vec<(&'static str, String)>,
     pub(super) route: Option<&'static Route>,
@@ -52,6 +56,7 @@ impl Request {
             headers,
             body: Vec::new(),
             peer,
+            socket: None,
             received: Instant::now(),
             params: Vec::new(),
             route: None,
@@ -68,6 +73,23 @@ impl Request {
 
     pub(super) fn set_body(&mut self, body: Vec<u8>) {
         self.body = body;
+    }
+
+    /// The connection that it came over.
+    pub(super) fn set_socket(&mut self, socket: Arc<TcpStream>) {
+        self.socket = Some(socket);
+    }
+
+    /// On whose behalf it is made, and a way to find out whether they still wait for the answer.
+    pub fn asker(&self, requester: Option<&Requester>) -> Asker {
+        let asker = Asker::new(match requester {
+            Some(requester) => Who::User(requester.user_id.clone()),
+            None => Who::Address(self.client_ip()),
+        });
+        match self.socket.clone() {
+            Some(socket) => asker.until(move || is_gone(&socket)),
+            None => asker,
+        }
     }
 
     /// The method; `HEAD` is served by the handlers of `GET`.

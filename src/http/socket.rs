@@ -44,6 +44,19 @@ pub(super) fn interest(fd: RawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
 }
 
+/// Whether the other side has closed its end or reset the connection, whatever it sent before that.
+pub(super) fn is_gone(tcp: &TcpStream) -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        let mut fds = [interest(tcp.as_raw_fd(), libc::POLLRDHUP)];
+        poll(&mut fds, Some(Instant::now())).unwrap_or(true)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    {
+        matches!(tcp.peek(&mut [0]), Ok(0)) || matches!(tcp.take_error(), Ok(Some(_)) | Err(_))
+    }
+}
+
 /// A non-blocking socket whose reads and writes wait, at most until `deadline`.
 pub(super) struct Socket {
     tcp: Arc<TcpStream>,
@@ -145,16 +158,7 @@ impl Transport {
 
     /// Whether the other side has closed its end or reset the connection, whatever it sent before that.
     pub(super) fn is_gone(&self) -> bool {
-        let tcp = &self.socket().tcp;
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        {
-            let mut fds = [interest(tcp.as_raw_fd(), libc::POLLRDHUP)];
-            poll(&mut fds, Some(Instant::now())).unwrap_or(true)
-        }
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
-        {
-            matches!(tcp.peek(&mut [0]), Ok(0)) || matches!(tcp.take_error(), Ok(Some(_)) | Err(_))
-        }
+        is_gone(&self.socket().tcp)
     }
 
     /// Says that nothing more will be sent, then reads and drops what the other side still sends, for a bounded time

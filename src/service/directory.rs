@@ -1,5 +1,7 @@
 //! Room aliases, and the directory of published rooms.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -9,10 +11,13 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::compose::Draft;
+use crate::service::favours::Asker;
 use crate::service::room_view::{RoomView, readable_room};
 use crate::service::rooms::may_send_state;
 use crate::store::{Db, Room};
 
+/// Time to find out what an alias stands for that one of us wants to join by.
+const ALIAS_WITHIN: Duration = Duration::from_secs(20);
 /// No more than this many servers are named for a room.
 const MAX_SERVERS: usize = 100;
 /// Rooms in one answer of `/publicRooms` if the client names no limit.
@@ -94,13 +99,27 @@ fn public() -> String {
 
 impl Homeserver {
     /// The room that an alias stands for, and servers that are likely to know it, best first: asked of the server that
-    /// the alias belongs to. Errors: 404 `M_NOT_FOUND`, and what the other server says.
+    /// the alias belongs to. For our users who join or knock. Errors: 404 `M_NOT_FOUND`, and what the other server says.
     pub fn resolve_alias(&self, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
+        match alias.server_name() == self.server_name().as_str() {
+            true => self.resolve_own_alias(alias),
+            false => self.resolve_elsewhere(alias, ALIAS_WITHIN),
+        }
+    }
+
+    /// The same for whoever asks out of curiosity. Errors: those; 429 `M_LIMIT_EXCEEDED`.
+    pub fn look_up_alias(&self, asker: &Asker, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
         if alias.server_name() == self.server_name().as_str() {
             return self.resolve_own_alias(alias);
         }
+        let favour = self.favours.ask(asker)?;
+        self.resolve_elsewhere(alias, favour.within)
+    }
+
+    fn resolve_elsewhere(&self, alias: &RoomAlias, within: Duration) -> Result<(RoomId, Vec<ServerName>)> {
         let peer = ServerName::parse(alias.server_name())?;
-        let answer = self.federation.query_directory(&peer, alias).map_err(|e| e.into_client_error(&peer))?;
+        let answer = self.federation.query_directory(&peer, alias, within);
+        let answer = answer.map_err(|e| e.into_client_error(&peer))?;
         Ok((answer.room_id, answer.servers))
     }
 
@@ -263,8 +282,13 @@ impl Homeserver {
     }
 
     /// A page of another server's directory, as it orders it; of this server's if it is this one. What is no room is left
-    /// out. Errors: what the other server says.
-    pub fn public_rooms_of(&self, server: &ServerName, request: &PublicRoomsRequest) -> Result<PublicRooms> {
+    /// out. Errors: what the other server says; 429 `M_LIMIT_EXCEEDED`.
+    pub fn public_rooms_of(
+        &self,
+        asker: &Asker,
+        server: &ServerName,
+        request: &PublicRoomsRequest,
+    ) -> Result<PublicRooms> {
         if server == self.server_name() {
             return self.public_rooms(request);
         }
@@ -282,7 +306,9 @@ impl Homeserver {
         } else if let Some(network) = &request.third_party_instance_id {
             asked.insert("third_party_instance_id".to_owned(), network.as_str().into());
         }
-        let answer = self.federation.public_rooms(server, &asked).map_err(|e| e.into_client_error(server))?;
+        let favour = self.favours.ask(asker)?;
+        let answer = self.federation.public_rooms(server, &asked, favour.within);
+        let answer = answer.map_err(|e| e.into_client_error(server))?;
         Ok(PublicRooms {
             chunk: answer.chunk.iter().filter_map(|room| read_object(room.get().as_bytes()).ok()).collect(),
             next_batch: answer.next_batch,

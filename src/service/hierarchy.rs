@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::Homeserver;
+use super::favours::{Asker, Who};
 use super::membership::Door;
 use super::room_summary::{MOST_CHILDREN, SpaceRoom, Visitor, may_know, space_room};
 use crate::clock::Millis;
@@ -220,7 +221,7 @@ impl Walk<'_> {
                     return None;
                 }
                 self.errands_left -= 1;
-                self.hs.ask_about(room, servers, self.suggested_only)?
+                self.hs.ask_about(self.user, room, servers, self.suggested_only).ok()??
             }
         };
         self.inaccessible.extend(told.inaccessible.iter().cloned());
@@ -314,17 +315,20 @@ impl Homeserver {
         })
     }
 
-    /// What the first of these servers that knows the room says of it; none if none of them does.
+    /// What the first of these servers that knows the room says of it; none if none of them does. Errors: 429
+    /// `M_LIMIT_EXCEEDED` if enough is being asked for the user.
     pub(super) fn ask_about(
         &self,
+        user: &UserId,
         room: &RoomId,
         servers: &[ServerName],
         suggested_only: bool,
-    ) -> Option<Arc<Told>> {
+    ) -> Result<Option<Arc<Told>>> {
         let now = self.clock.now_ms();
         if let Some(told) = self.told_spaces.get(room, suggested_only, now) {
-            return Some(told);
+            return Ok(Some(told));
         }
+        let _favour = self.favours.ask(&Asker::new(Who::User(user.clone())))?;
         for peer in servers.iter().take(MOST_ASKED) {
             let answer = match self.federation.hierarchy(peer, room, suggested_only) {
                 Ok(answer) => answer,
@@ -342,9 +346,9 @@ impl Homeserver {
             if size <= LARGEST_REMEMBERED {
                 self.told_spaces.put(room, suggested_only, told.clone(), now);
             }
-            return Some(told);
+            return Ok(Some(told));
         }
-        None
+        Ok(None)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Where the keys of other servers come from: memory, the database, the server itself, notaries; in this order.
 //!
-//! One request to a server is under way at a time, whoever waits for it; a server that does not answer, or whose
-//! answers do not help, is asked ever more seldom.
+//! When a server may be asked is a matter of `key_attempts`.
 //!
 //! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. Any other
 //! notary could forge the keys of a server that cannot be reached, by inventing a key that signs itself. The server
@@ -9,37 +8,27 @@
 //! and what it says is not remembered.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::Homeserver;
+use super::favours::Asker;
+use super::key_attempts::{MAX_AS_NOTARY_OF_ADDRESS, Outcome, Permission, Purpose};
 use super::key_ring::{KnownKey, read_statement, signed_part, statement_bytes};
 use crate::clock::Millis;
-use crate::error::Result;
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
-use crate::store::server_keys::{StoredKey, StoredStatement};
+use crate::store::server_keys::{Source, StoredKey, StoredStatement};
 
 /// Servers that are asked at the same time for one bulk of keys.
 const AT_ONCE: usize = 32;
-/// Requests for keys that may be under way in all.
-const MAX_UNDER_WAY: usize = 64;
-/// Those of servers that we know no key of: anybody can name such, and make them slow.
-const MAX_UNDER_WAY_OF_STRANGERS: usize = 48;
-/// Pauses between requests to a server that do not help: doubling from and up to.
-const FIRST_PAUSE: Millis = 5_000;
-const LONGEST_PAUSE: Millis = 3_600_000;
-/// The longest pause when the server itself is speaking to us right now.
-const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
-/// After so many useless answers in a row the pause grows no more: 40 seconds.
-const MOST_USELESS: u32 = 4;
-/// Servers whose pauses are remembered.
-const MAX_PAUSES: usize = 8192;
+/// Time for all answers of strangers to a question to us as a notary.
+const NOTARY_WITHIN: Duration = Duration::from_secs(10);
 /// Servers in one question to a notary, and questions to it at a time.
 const NOTARY_BATCH: usize = 100;
 const NOTARY_AT_ONCE: usize = 8;
@@ -49,6 +38,8 @@ const BULK: usize = 8;
 const LEAST_FOR_RESIDENT: Duration = Duration::from_secs(40);
 /// Most keys of a notary's own that its signatures are checked with.
 const MAX_KEYS_OF_NOTARY: usize = 4;
+/// When who found no place for a question should come again.
+const COME_AGAIN_MS: i64 = 5_000;
 /// Servers that one question to us as a notary may have us ask.
 const MAX_ASKED_AS_NOTARY: usize = 50;
 /// Statements of one server that are repeated as a notary: those that were fetched last. Others name keys of long ago.
@@ -56,15 +47,6 @@ const MOST_OF_ONE: usize = 8;
 /// The largest answer as a notary, in bytes. Servers that it has no room for can be asked about by themselves; a statement
 /// usually has a thousand.
 const LARGEST_ANSWER: usize = 4 << 20;
-
-/// Why keys are wanted, which says how patient to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// A request that the server has just made.
-    Request,
-    /// Events of the past and present.
-    Events,
-}
 
 /// A key that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -77,150 +59,39 @@ pub(super) struct Wanted {
 
 /// The keys that were found.
 #[derive(Default)]
-pub(super) struct Found(HashMap<ServerName, HashMap<String, KnownKey>>);
+pub(super) struct Found {
+    keys: HashMap<ServerName, HashMap<String, KnownKey>>,
+    refused: bool,
+}
 
 impl Found {
     pub(super) fn get(&self, server: &str, key_id: &str) -> Option<KeyAt> {
-        self.0.get(server)?.get(key_id).map(KnownKey::at)
+        self.keys.get(server)?.get(key_id).map(KnownKey::at)
     }
 
     /// Whether asking anew could not give more.
     pub(super) fn has(&self, wanted: &Wanted) -> bool {
-        self.0
+        self.keys
             .get(&wanted.server)
             .and_then(|keys| keys.get(&wanted.key_id))
             .is_some_and(|key| key.serves(wanted.valid_at))
     }
 
+    /// Whether a server was not asked for want of a place: another time there may be one.
+    pub(super) fn lacks_places(&self) -> bool {
+        self.refused
+    }
+
     /// What was found elsewhere, too.
     pub(super) fn extend(&mut self, other: Self) {
-        for (server, keys) in other.0 {
-            self.0.entry(server).or_default().extend(keys);
+        for (server, keys) in other.keys {
+            self.keys.entry(server).or_default().extend(keys);
         }
+        self.refused |= other.refused;
     }
 
     fn put(&mut self, server: &ServerName, key: KnownKey) {
-        self.0.entry(server.clone()).or_default().insert(key.key_id.clone(), key);
-    }
-}
-
-/// Which servers are being asked, and which are not to be asked before when.
-#[derive(Default)]
-pub(super) struct Attempts {
-    state: Mutex<HashMap<ServerName, Attempt>>,
-    ended: Condvar,
-    under_way: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Attempt {
-    running: bool,
-    failures: u32,
-    last_ms: Millis,
-    next_ms: Millis,
-    /// When it last stated its keys.
-    stated: Option<Instant>,
-}
-
-/// What came of asking a server.
-#[derive(Clone, Copy)]
-enum Outcome {
-    /// It gave the keys that were wanted.
-    Helped,
-    /// It gave a good statement, without them.
-    Useless,
-    Failed,
-}
-
-enum Permission {
-    Go,
-    /// Somebody else asked meanwhile: look again.
-    Asked,
-    NotNow,
-}
-
-impl Attempts {
-    fn begin(
-        &self,
-        (server, is_known): (&ServerName, bool),
-        purpose: Purpose,
-        now: Millis,
-        deadline: Instant,
-    ) -> Permission {
-        let mut all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.get(server).is_some_and(|a| a.running) {
-            while all.get(server).is_some_and(|a| a.running) {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Permission::NotNow;
-                }
-                all = self.ended.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            return Permission::Asked;
-        }
-        if all.len() >= MAX_PAUSES {
-            all.retain(|_, a| a.running || a.next_ms > now);
-            if all.len() >= MAX_PAUSES {
-                return Permission::NotNow;
-            }
-        }
-        let attempt = all.entry(server.clone()).or_default();
-        let next = match purpose {
-            Purpose::Request => attempt.next_ms.min(attempt.last_ms + LONGEST_PAUSE_OF_SPEAKER),
-            Purpose::Events => attempt.next_ms,
-        };
-        let most = if is_known { MAX_UNDER_WAY } else { MAX_UNDER_WAY_OF_STRANGERS };
-        if now < next || self.under_way.load(Ordering::Relaxed) >= most {
-            return Permission::NotNow;
-        }
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        attempt.running = true;
-        Permission::Go
-    }
-
-    fn end(&self, server: &ServerName, outcome: Outcome, now: Millis) {
-        let mut all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(attempt) = all.get_mut(server) {
-            attempt.running = false;
-            attempt.last_ms = now;
-            if !matches!(outcome, Outcome::Failed) {
-                attempt.stated = Some(Instant::now());
-            }
-            attempt.failures = match outcome {
-                Outcome::Helped => 0,
-                // Anybody can make us ask for keys that do not exist: that must not keep us from asking for new ones.
-                Outcome::Useless => (attempt.failures + 1).min(MOST_USELESS),
-                Outcome::Failed => attempt.failures.saturating_add(1),
-            };
-            let pause = match attempt.failures {
-                0 => 0,
-                n => (FIRST_PAUSE << (n - 1).min(12)).min(LONGEST_PAUSE),
-            };
-            attempt.next_ms = now + pause;
-        }
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
-        self.ended.notify_all();
-    }
-}
-
-impl Attempts {
-    /// Whether the server has stated its keys since then, so that one that it did not state does not exist.
-    pub(super) fn has_stated_since(&self, server: &ServerName, since: Instant) -> bool {
-        let all = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(server).and_then(|a| a.stated).is_some_and(|at| at >= since)
-    }
-}
-
-/// Ends the attempt even if the asking thread panics.
-struct UnderWay<'a> {
-    hs: &'a Homeserver,
-    server: &'a ServerName,
-    outcome: Outcome,
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.hs.key_ring.attempts.end(self.server, self.outcome, self.hs.clock.now_ms());
+        self.keys.entry(server.clone()).or_default().insert(key.key_id.clone(), key);
     }
 }
 
@@ -231,7 +102,7 @@ impl Homeserver {
         &self,
         wanted: &[Wanted],
         resident: Option<&ServerName>,
-        purpose: Purpose,
+        purpose: Purpose<'_>,
         within: Duration,
     ) -> Found {
         let deadline = Instant::now() + within;
@@ -257,7 +128,7 @@ impl Homeserver {
             });
             self.ask_servers(&mut missing, &mut found, purpose, deadline);
             if !in_bulk {
-                self.ask_notaries(&trusted, &mut missing, &mut found, deadline);
+                self.ask_notaries_for(purpose, &trusted, &mut missing, &mut found, deadline);
             }
             let told = match (told, resident) {
                 (Some(Ok(told)), _) => told.join().unwrap_or_default(),
@@ -295,24 +166,55 @@ impl Homeserver {
         }
     }
 
+    /// Asks the notaries of our settings, in a place of who wants to know: anybody can name servers that nobody knows.
+    fn ask_notaries_for(
+        &self,
+        purpose: Purpose<'_>,
+        notaries: &[&ServerName],
+        missing: &mut Missing,
+        found: &mut Found,
+        deadline: Instant,
+    ) {
+        if notaries.is_empty() || missing.is_empty() {
+            return;
+        }
+        let _place = match purpose {
+            Purpose::Request(asker) | Purpose::Notary(asker) => {
+                let Some(place) = self.key_ring.attempts.speak_for(asker, deadline) else {
+                    found.refused = true;
+                    return;
+                };
+                Some(place)
+            }
+            Purpose::Received(_) | Purpose::Events => None,
+        };
+        self.ask_notaries(notaries, missing, found, deadline);
+    }
+
     /// Asks each server for its own keys, several at a time.
-    fn ask_servers(&self, missing: &mut Missing, found: &mut Found, purpose: Purpose, deadline: Instant) {
+    fn ask_servers(&self, missing: &mut Missing, found: &mut Found, purpose: Purpose<'_>, deadline: Instant) {
         let jobs: Vec<(&ServerName, &Vec<Wanted>)> =
             missing.iter().filter(|(server, _)| *server != self.server_name()).collect();
-        let next = AtomicUsize::new(0);
+        let (next, refused) = (AtomicUsize::new(0), AtomicBool::new(false));
         let work = || {
             while let Some((server, wanted)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if Instant::now() >= deadline {
                     return;
                 }
-                self.ask_server(server, wanted, purpose, deadline);
+                if !self.ask_server(server, wanted, purpose, deadline) {
+                    refused.store(true, Ordering::Relaxed);
+                }
             }
+        };
+        let at_once = match purpose {
+            Purpose::Notary(_) => MAX_AS_NOTARY_OF_ADDRESS,
+            Purpose::Request(_) | Purpose::Received(_) | Purpose::Events => AT_ONCE,
         };
         if jobs.len() <= 1 {
             work();
         } else {
             std::thread::scope(|scope| {
-                for _ in 0..jobs.len().min(AT_ONCE) {
+                for _ in 0..jobs.len().min(at_once) {
                     let thread = std::thread::Builder::new().name("keys".into()).stack_size(512 * 1024);
                     if let Err(e) = thread.spawn_scoped(scope, work) {
                         log::warn!("no thread to fetch keys with: {e}");
@@ -321,6 +223,7 @@ impl Homeserver {
                 }
             });
         }
+        found.refused |= refused.into_inner();
         for (server, wanted) in missing.iter() {
             for wanted in wanted {
                 if let Some(key) = self.key_ring.in_memory(server.as_str(), &wanted.key_id) {
@@ -331,25 +234,38 @@ impl Homeserver {
         prune(missing, found);
     }
 
-    fn ask_server(&self, server: &ServerName, wanted: &[Wanted], purpose: Purpose, deadline: Instant) {
-        let whom = (server, self.key_ring.has_keys_of(server.as_str()));
-        match self.key_ring.attempts.begin(whom, purpose, self.clock.now_ms(), deadline) {
-            Permission::Go => {}
-            Permission::Asked | Permission::NotNow => return,
-        }
-        let mut under_way = UnderWay { hs: self, server, outcome: Outcome::Failed };
-        let left = deadline.saturating_duration_since(Instant::now());
+    /// Asks one server for its keys. False: there was no place to do so.
+    fn ask_server(
+        &self,
+        server: &ServerName,
+        wanted: &[Wanted],
+        purpose: Purpose<'_>,
+        deadline: Instant,
+    ) -> bool {
+        let neighbour = self.store.read(|db| db.is_neighbour(server)).unwrap_or_else(|e| {
+            log::warn!("whether {server} is in a room with us cannot be read: {e}");
+            false
+        });
+        let mut under_way =
+            match self.key_ring.attempts.begin((server, neighbour), purpose, &self.clock, deadline) {
+                Permission::Go(under_way) => under_way,
+                Permission::Asked | Permission::NotNow => return true,
+                Permission::NoPlace => return false,
+            };
+        let left = under_way.until.saturating_duration_since(Instant::now());
         let answer = match self.federation.server_keys(server, left) {
             Ok(answer) => answer,
             Err(e) => {
                 log::debug!("keys of {server}: {e}");
-                return;
+                return true;
             }
         };
         let now = self.clock.now_ms();
         match read_statement(&answer, server, now) {
             Ok(keys) => {
-                self.keep_keys(vec![(server.clone(), keys, answer)], now, true);
+                // What our rooms and our users need is kept in any case.
+                let stranger = !neighbour && !matches!(purpose, Purpose::Events);
+                self.keep_keys(vec![(server.clone(), keys, answer)], now, Source { direct: true, stranger });
                 let helped = wanted.iter().all(|w| {
                     let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
                     known.is_some_and(|k| k.serves(w.valid_at))
@@ -358,15 +274,16 @@ impl Homeserver {
             }
             Err(why) => log::warn!("the keys that {server} states are not believed: {why}"),
         }
+        true
     }
 
     /// Remembers what these statements say.
-    fn keep_keys(&self, statements: Vec<Told>, now: Millis, direct: bool) {
+    fn keep_keys(&self, statements: Vec<Told>, now: Millis, source: Source) {
         // What is lost can be asked for again.
         let kept = self.store.write_lightly(move |tx| {
             let mut all = Vec::with_capacity(statements.len());
             for (server, keys, statement) in statements {
-                tx.save_server_keys(&server, &keys, &statement_bytes(&statement), now, direct)?;
+                tx.save_server_keys(&server, &keys, &statement_bytes(&statement), now, source)?;
                 let known = tx.server_keys(&server)?;
                 all.push((server, known));
             }
@@ -391,7 +308,9 @@ impl Homeserver {
                 return;
             }
             let now = self.clock.now_ms();
-            self.keep_keys(self.ask_notary(notary, missing, deadline), now, false);
+            // Only of servers that exist a notary has anything to say.
+            let source = Source { direct: false, stranger: false };
+            self.keep_keys(self.ask_notary(notary, missing, deadline), now, source);
             for wanted in missing.values().flatten() {
                 if let Some(key) = self.key_ring.in_memory(wanted.server.as_str(), &wanted.key_id) {
                     found.put(&wanted.server, key);
@@ -499,7 +418,9 @@ impl Homeserver {
     /// (all keys if none is named), signed by us as well. A server is asked itself if what we have is not valid until
     /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing. Gives their
     /// JSON texts, as many as an answer has room for.
-    pub fn notarise(&self, queries: &[NotaryQuery]) -> Result<Vec<Vec<u8>>> {
+    ///
+    /// Errors: 429 `M_LIMIT_EXCEEDED` if there is nothing to say because too many servers are being asked already.
+    pub fn notarise(&self, asker: &Asker, queries: &[NotaryQuery]) -> Result<Vec<Vec<u8>>> {
         let now = self.clock.now_ms();
         let mut stale = Missing::new();
         for query in queries.iter().filter(|q| q.server != *self.server_name()) {
@@ -509,8 +430,8 @@ impl Homeserver {
                 stale.entry(query.server.clone()).or_default().extend(wanted);
             }
         }
-        let deadline = Instant::now() + Duration::from_secs(20);
-        self.ask_servers(&mut stale, &mut Found::default(), Purpose::Events, deadline);
+        let mut found = Found::default();
+        self.ask_servers(&mut stale, &mut found, Purpose::Notary(asker), Instant::now() + NOTARY_WITHIN);
 
         let (mut answer, mut size) = (Vec::new(), 0);
         for statement in queries.iter().map(|query| self.statements_for(query)) {
@@ -522,6 +443,9 @@ impl Homeserver {
                 }
                 answer.push(statement);
             }
+        }
+        if answer.is_empty() && found.lacks_places() {
+            return Err(too_many_asked());
         }
         Ok(answer)
     }
@@ -548,6 +472,12 @@ impl Homeserver {
         };
         texts.into_iter().map(sign).collect()
     }
+}
+
+/// For who wants keys of servers that nobody can be asked about just now. 429 `M_LIMIT_EXCEEDED`.
+pub(super) fn too_many_asked() -> Error {
+    Error::new(ErrCode::LimitExceeded, "This server asks enough others for their keys already")
+        .with_field("retry_after_ms", COME_AGAIN_MS)
 }
 
 /// One server in a question to us as a notary.
@@ -622,25 +552,4 @@ fn prune(missing: &mut Missing, found: &Found) {
         wanted.retain(|w| !found.has(w));
         !wanted.is_empty()
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_leave_room_for_the_keys_of_servers_that_we_know() {
-        let attempts = Attempts::default();
-        let begin = |name: &str, is_known: bool| {
-            let server = ServerName::parse(name).unwrap();
-            let deadline = Instant::now();
-            matches!(attempts.begin((&server, is_known), Purpose::Request, 0, deadline), Permission::Go)
-        };
-        let strangers = (0..100).filter(|n| begin(&format!("s{n}.example.org"), false)).count();
-        assert_eq!(strangers, MAX_UNDER_WAY_OF_STRANGERS);
-        let friends = (0..100).filter(|n| begin(&format!("f{n}.example.org"), true)).count();
-        assert_eq!(strangers + friends, MAX_UNDER_WAY);
-        attempts.end(&ServerName::parse("s0.example.org").unwrap(), Outcome::Helped, 0);
-        assert!(begin("f99.example.org", true));
-    }
 }

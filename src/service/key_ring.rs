@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use serde_json::{Map, Value, json};
 
 use super::Homeserver;
-use super::key_fetch::Attempts;
+use super::key_attempts::Attempts;
 use super::random;
 use crate::clock::{Clock, Millis};
 use crate::error::{Error, Result};
@@ -157,12 +157,6 @@ impl KeyRing {
     /// Whether the database need not be asked for this server's keys.
     pub(super) fn knows(&self, server: &str) -> bool {
         self.known.read().unwrap_or_else(PoisonError::into_inner).contains_key(server)
-    }
-
-    /// Whether we have seen any key of this server, good or outdated.
-    pub(super) fn has_keys_of(&self, server: &str) -> bool {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(server).is_some_and(|keys| !keys.is_empty())
     }
 
     /// Puts what the database has of a server into memory.

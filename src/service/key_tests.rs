@@ -15,6 +15,7 @@ use crate::protocol::room_version::room_version;
 use crate::protocol::sign::{self, SigningKey};
 use crate::protocol::{ServerName, hash, x_matrix};
 use crate::service::Homeserver;
+use crate::service::favours::{Asker, Who};
 use crate::service::key_fetch::NotaryQuery;
 use crate::testing::certificates;
 
@@ -39,6 +40,11 @@ fn homeserver() -> (Arc<Homeserver>, Clock) {
 
 fn key(seed: u8, version: &str) -> SigningKey {
     SigningKey::generate([seed; 32], version)
+}
+
+/// Who makes the requests.
+fn asker() -> Asker {
+    Asker::new(Who::Address([192, 0, 2, 1].into()))
 }
 
 fn now() -> Millis {
@@ -136,7 +142,8 @@ fn a_signed_request_names_its_sender_and_its_key_is_fetched_once() {
     for _ in 0..3 {
         let body = br#"{"a": 1}"#;
         let header = signed_by(&peer.name, &key, "us.example", Some(body));
-        let origin = hs.verify_request(&header, "PUT", "/_matrix/x?y=z", Some(body)).expect("the sender");
+        let origin =
+            hs.verify_request(&header, "PUT", "/_matrix/x?y=z", Some(body), &asker()).expect("the sender");
         assert_eq!(origin, peer.name);
     }
     assert_eq!(peer.asked().len(), 1);
@@ -149,7 +156,7 @@ fn a_request_with_a_wrong_signature_destination_or_sender_is_unauthorized() {
     let good = signed_by(&peer.name, &key, "us.example", None);
     let with_body = signed_by(&peer.name, &key, "us.example", Some(b"{}"));
     let verify = |header: &str, method, uri, body| {
-        let e = hs.verify_request(header, method, uri, body).expect_err(header);
+        let e = hs.verify_request(header, method, uri, body, &asker()).expect_err(header);
         assert_eq!((e.status(), e.errcode()), (401, ErrCode::Unauthorized), "{e}");
     };
     let uri = "/_matrix/x?y=z";
@@ -164,7 +171,7 @@ fn a_request_with_a_wrong_signature_destination_or_sender_is_unauthorized() {
     verify(&signed_by(&peer.name, &self::key(6, "unknown"), "us.example", None), "PUT", uri, None);
     verify("Bearer abc", "PUT", uri, None);
     verify("X-Matrix", "PUT", uri, None);
-    assert!(hs.verify_request(&good, "PUT", uri, None).is_ok());
+    assert!(hs.verify_request(&good, "PUT", uri, None, &asker()).is_ok());
 }
 
 #[test]
@@ -189,7 +196,7 @@ fn a_key_that_ended_is_asked_for_again_and_a_retired_one_signs_no_requests() {
     });
     let ask = |key: &SigningKey| {
         let header = signed_by(&peer.name, key, "us.example", None);
-        hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None)
+        hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker())
     };
     ask(&key(5, "1")).expect("good");
     clock.advance(Duration::from_secs(2 * 24 * 3600));
@@ -209,7 +216,9 @@ fn many_who_want_the_same_key_make_one_request() {
     let header = signed_by(&peer.name, &key, "us.example", None);
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None).expect("the sender"));
+            scope.spawn(|| {
+                hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker()).expect("the sender")
+            });
         }
     });
     assert_eq!(peer.asked().len(), 1);
@@ -238,7 +247,7 @@ fn a_server_without_an_answer_is_asked_ever_more_seldom_but_soon_when_it_speaks(
     let header = signed_by(&peer.name, &key, "us.example", None);
     up.store(true, Ordering::Relaxed);
     clock.advance(Duration::from_secs(16));
-    hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None).expect("now it answers");
+    hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker()).expect("now it answers");
     hs.check_pdu(&json, version).expect("and its events are good");
 }
 
@@ -254,7 +263,7 @@ fn wrong_claims_in_a_servers_name_do_not_keep_us_from_its_new_key_for_long() {
     });
     for n in 0..50 {
         let claim = signed_by(&peer.name, &key(9, &format!("made_up_{n}")), "us.example", None);
-        hs.verify_request(&claim, "PUT", "/_matrix/x?y=z", None).expect_err("a made-up key");
+        hs.verify_request(&claim, "PUT", "/_matrix/x?y=z", None, &asker()).expect_err("a made-up key");
         clock.advance(Duration::from_secs(20));
     }
     rotated.store(true, Ordering::Relaxed);
@@ -279,7 +288,7 @@ fn events_are_checked_in_bulk_each_by_its_own_fault() {
     let all: Vec<Vec<u8>> = [&good, &edited, &forged, &unsigned, &elsewhere, &late].map(bytes).into();
     let mut all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
     all.push(b"{\"not\": \"an event\"}");
-    let checked = hs.check_pdus(&all, version);
+    let checked = hs.check_pdus(&hs.server_name().clone(), &all, version);
     let bodies: Vec<Option<String>> = checked
         .iter()
         .map(|c| c.as_ref().ok().map(|pdu| pdu.content_str("body").unwrap_or_default()))
@@ -410,8 +419,14 @@ fn keys_of_a_server_that_is_gone_come_from_a_notary_of_our_settings() {
     // It is remembered, and good for requests.
     assert_eq!(hs.store.read(|db| db.server_keys(&gone)).expect("read").len(), 1);
     let asked = notary.asked().len();
-    hs.verify_request(&signed_by(&gone, &key(5, "1"), "us.example", None), "PUT", "/_matrix/x?y=z", None)
-        .expect("good");
+    hs.verify_request(
+        &signed_by(&gone, &key(5, "1"), "us.example", None),
+        "PUT",
+        "/_matrix/x?y=z",
+        None,
+        &asker(),
+    )
+    .expect("good");
     assert_eq!(notary.asked().len(), asked);
 }
 
@@ -449,8 +464,14 @@ fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_e
     let found = hs.keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
     super::check(&json, version, &found).expect("the resident knows");
     assert!(hs.store.read(|db| db.server_keys(&gone)).expect("read").is_empty(), "not remembered");
-    hs.verify_request(&signed_by(&gone, &key(5, "1"), "us.example", None), "PUT", "/_matrix/x?y=z", None)
-        .expect_err("not good for requests");
+    hs.verify_request(
+        &signed_by(&gone, &key(5, "1"), "us.example", None),
+        "PUT",
+        "/_matrix/x?y=z",
+        None,
+        &asker(),
+    )
+    .expect_err("not good for requests");
 
     hs.check_pdu(&json, version).expect_err("nor for events that come later");
 }
@@ -487,23 +508,23 @@ fn as_a_notary_we_ask_for_others_sign_and_keep_answering_when_they_are_gone() {
         let theirs = key(5, "1").verify_key();
         sign::verify_json(told, peer.name.as_str(), "ed25519:1", &theirs).expect("signed by them");
     };
-    check(hs.notarise(&[query(&[])]).expect("an answer"));
-    check(hs.notarise(&[query(&[("ed25519:1", None)])]).expect("an answer"));
+    check(hs.notarise(&asker(), &[query(&[])]).expect("an answer"));
+    check(hs.notarise(&asker(), &[query(&[("ed25519:1", None)])]).expect("an answer"));
     assert_eq!(peer.asked().len(), 1, "the second answer comes from what we keep");
 
     // Beyond half of its life the server is asked again, and more validity than we have is asked for.
     clock.advance(Duration::from_secs(13 * 3600));
-    check(hs.notarise(&[query(&[])]).expect("an answer"));
+    check(hs.notarise(&asker(), &[query(&[])]).expect("an answer"));
     assert_eq!(peer.asked().len(), 2);
     up.store(false, Ordering::Relaxed);
     clock.advance(Duration::from_secs(30 * 24 * 3600));
-    check(hs.notarise(&[query(&[("ed25519:1", None)])]).expect("what we have"));
-    assert!(hs.notarise(&[query(&[("ed25519:none", None)])]).expect("an answer").is_empty());
+    check(hs.notarise(&asker(), &[query(&[("ed25519:1", None)])]).expect("what we have"));
+    assert!(hs.notarise(&asker(), &[query(&[("ed25519:none", None)])]).expect("an answer").is_empty());
 
     // Who was never known is left out; we know ourselves.
     let unknown = NotaryQuery { server: nobody(), keys: Vec::new(), valid_until: None };
     let us = NotaryQuery { server: name("us.example"), keys: Vec::new(), valid_until: None };
-    let answer = hs.notarise(&[unknown, us]).expect("an answer");
+    let answer = hs.notarise(&asker(), &[unknown, us]).expect("an answer");
     assert_eq!(answer.len(), 1);
     assert_eq!(parse_object(&answer[0]).expect("an object")["server_name"], json!("us.example"));
 }

@@ -200,7 +200,7 @@ impl<'a> Errand<'a> {
     pub(super) fn checked(&self, events: &[RawEvent]) -> Vec<VerifiedPdu> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
         let left = self.until.saturating_duration_since(Instant::now());
-        let checked = self.hs.check_received(&bytes, self.room.version, left);
+        let checked = self.hs.check_received(self.peer, &bytes, self.room.version, left);
         let passed = checked.into_iter().filter_map(|checked| match checked {
             Checked::Passed(pdu) => Some(pdu),
             Checked::NoKey(pdu, _) => {

@@ -16,6 +16,7 @@ pub mod edus;
 mod engine_tests;
 pub mod erasure;
 pub mod errands;
+pub mod favours;
 pub mod filters;
 pub mod hierarchy;
 pub mod history;
@@ -24,6 +25,7 @@ pub mod ingest;
 pub mod intake;
 pub mod interactive_auth;
 mod judge;
+mod key_attempts;
 pub mod key_fetch;
 pub mod key_ring;
 pub mod labour;
@@ -37,6 +39,7 @@ pub mod nearest;
 pub mod notifier;
 pub mod openid;
 pub mod passwords;
+mod places;
 pub mod policy;
 pub mod presence;
 pub mod profile;
@@ -92,6 +95,8 @@ pub struct Homeserver {
     pub sender: Sender,
     /// What is being fetched from other servers.
     pub errands: errands::Errands,
+    /// What is asked of other servers for others than our users, or out of curiosity.
+    pub favours: favours::Favours,
     /// Transactions of other servers that are being taken in.
     pub intake: intake::Intake,
     /// What other servers said of spaces.
@@ -175,6 +180,7 @@ impl Homeserver {
             key_ring,
             sender,
             errands: errands::Errands::default(),
+            favours: favours::Favours::default(),
             intake: intake::Intake::default(),
             told_spaces: hierarchy::ToldSpaces::default(),
             policy_servers: policy::Silent::default(),
@@ -204,6 +210,8 @@ impl Homeserver {
             scope.spawn(|| self.scheduler.stop());
             scope.spawn(|| self.laggards.stop());
             self.sender.stop();
+            // Its requests are cut off by now.
+            self.favours.stop();
         });
     }
 

@@ -3,6 +3,7 @@
 //! The times are what the senders' servers say of their events, so they need not rise along the timeline.
 
 use super::Homeserver;
+use super::favours::{Asker, Who};
 use super::room_view::{Access, RoomView, readable_room};
 use crate::error::{Error, Result};
 use crate::protocol::{EventId, RoomId, UserId};
@@ -93,7 +94,7 @@ impl Homeserver {
         let best = found.as_ref().map(|(_, ts)| when.distance(*ts));
         if let Some((room, hole)) = hole
             && best != Some(0)
-            && self.fetch_nearer(&room, when, best, hole)?
+            && self.fetch_nearer(user, &room, when, (best, hole))?
         {
             return self.store.read(look)?.0.ok_or_else(|| when.nothing());
         }
@@ -101,7 +102,14 @@ impl Homeserver {
     }
 
     /// Asks other servers for an event nearer than `best` and fetches it. True if one came.
-    fn fetch_nearer(&self, room: &Room, when: Moment, best: Option<u64>, hole: Place) -> Result<bool> {
+    fn fetch_nearer(
+        &self,
+        user: &UserId,
+        room: &Room,
+        when: Moment,
+        (best, hole): (Option<u64>, Place),
+    ) -> Result<bool> {
+        let _favour = self.favours.ask(&Asker::new(Who::User(user.clone())))?;
         // "A good heuristic for which servers to try first is to sort by servers that have been in the room the
         // longest."
         for peer in &self.whom_to_ask_for_history(room)? {

@@ -7,6 +7,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::compose::Draft;
+use crate::service::favours::Asker;
 
 /// "The total profile MUST be under 64 KiB."
 const MAX_PROFILE_BYTES: usize = 65_536;
@@ -20,11 +21,17 @@ const MAX_AVATAR_CHARS: usize = 1000;
 const AT_ONCE: usize = 8;
 
 impl Homeserver {
-    /// A user's whole profile. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their server says.
-    pub fn profile(&self, user: &UserId) -> Result<Map<String, Value>> {
-        if !self.is_ours(user) {
-            return self.remote_profile(user, None);
+    /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their server
+    /// says; 429 `M_LIMIT_EXCEEDED`.
+    pub fn profile(&self, asker: &Asker, user: &UserId) -> Result<Map<String, Value>> {
+        match self.is_ours(user) {
+            true => self.own_profile(user),
+            false => self.remote_profile(asker, user, None),
         }
+    }
+
+    /// The whole profile of one of our users. Errors: 404 `M_NOT_FOUND`.
+    pub fn own_profile(&self, user: &UserId) -> Result<Map<String, Value>> {
         self.store.read(|db| {
             if !db.is_active_user(user)? {
                 return Err(Error::not_found("Profile not found"));
@@ -33,21 +40,27 @@ impl Homeserver {
         })
     }
 
-    /// One field of a user's profile as an object. Errors: 404 `M_NOT_FOUND`, and what their server says.
-    pub fn profile_field(&self, user: &UserId, field: &str) -> Result<Map<String, Value>> {
-        let value = if self.is_ours(user) {
-            self.profile(user)?.remove(field)
-        } else {
-            self.remote_profile(user, Some(field))?.remove(field)
+    /// One field of a user's profile as an object, for who asks. Errors: 404 `M_NOT_FOUND`, and what their server says; 429
+    /// `M_LIMIT_EXCEEDED`.
+    pub fn profile_field(&self, asker: &Asker, user: &UserId, field: &str) -> Result<Map<String, Value>> {
+        let value = match self.is_ours(user) {
+            true => self.own_profile(user)?.remove(field),
+            false => self.remote_profile(asker, user, Some(field))?.remove(field),
         };
         let value = value.ok_or_else(|| Error::not_found("The profile has no such field"))?;
         Ok(Map::from_iter([(field.to_owned(), value)]))
     }
 
-    fn remote_profile(&self, user: &UserId, field: Option<&str>) -> Result<Map<String, Value>> {
+    fn remote_profile(
+        &self,
+        asker: &Asker,
+        user: &UserId,
+        field: Option<&str>,
+    ) -> Result<Map<String, Value>> {
         let peer = user.server();
-        let mut profile =
-            self.federation.query_profile(&peer, user, field).map_err(|e| e.into_client_error(&peer))?;
+        let favour = self.favours.ask(asker)?;
+        let asked = self.federation.query_profile(&peer, user, field, favour.within);
+        let mut profile = asked.map_err(|e| e.into_client_error(&peer))?;
         // Other servers may say `null` for what is not set; clients are not told such things.
         profile.retain(|_, value| !value.is_null());
         Ok(profile)

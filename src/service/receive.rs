@@ -185,7 +185,7 @@ impl Homeserver {
         let Some(id) = id else { return Ok(()) };
         let within = until.saturating_duration_since(self.clock.instant());
         let heard = match user {
-            Some(_) => self.remote_member_event(&room_id, json, within),
+            Some(_) => self.remote_member_event(origin, &room_id, json, within),
             None => Err(Error::not_found("This server is not in the room")),
         };
         let outcome = match (heard, version) {
@@ -223,7 +223,7 @@ impl Homeserver {
         }
         let left = until.saturating_duration_since(self.clock.instant());
         let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
-        for (event, checked) in bytes.iter().zip(self.check_received(&bytes, room.version, left)) {
+        for (event, checked) in bytes.iter().zip(self.check_received(origin, &bytes, room.version, left)) {
             let pdu: Option<(&Pdu, bool)> = match &checked {
                 Checked::Passed(pdu) => Some((pdu, true)),
                 Checked::NoKey(pdu, _) => Some((pdu, false)),
@@ -357,7 +357,12 @@ impl Homeserver {
         match outcome {
             Err(e) if e.status() == 404 && pdu.event_type() == "m.room.member" => {
                 // Its key was at hand a moment ago.
-                match self.remote_member_event(pdu.room_id(), pdu.json(), Duration::ZERO)? {
+                match self.remote_member_event(
+                    &pdu.sender().server(),
+                    pdu.room_id(),
+                    pdu.json(),
+                    Duration::ZERO,
+                )? {
                     Heard::Settled => Ok(()),
                     Heard::NoKey(_) => Err(e),
                 }

@@ -298,7 +298,7 @@ impl Homeserver {
             (None, None) => return Err(not_found()),
             (None, Some(user)) => {
                 let (membership, servers) = self.seen_from_outside(user, door)?;
-                let told = self.ask_about(&door.room_id, &servers, false).ok_or_else(not_found)?;
+                let told = self.ask_about(user, &door.room_id, &servers, false)?.ok_or_else(not_found)?;
                 let summary = told.room.summary.clone();
                 if !self.may_know_from_afar(user, membership, &summary)? {
                     return Err(not_found());

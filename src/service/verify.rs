@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::Homeserver;
-use super::key_fetch::{Found, Purpose, Wanted};
+use super::favours::Asker;
+use super::key_attempts::Purpose;
+use super::key_fetch::{Found, Wanted, too_many_asked};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::glance::Glance;
@@ -34,13 +36,15 @@ impl Homeserver {
     /// query as on the request line; `body` none if it was empty. Gives the server that sent it, which from now on
     /// counts as reachable.
     ///
-    /// Errors: 401 `M_UNAUTHORIZED`; 403 `M_FORBIDDEN` for a server that we do not talk to; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
+    /// Errors: 401 `M_UNAUTHORIZED`; 429 `M_LIMIT_EXCEEDED` if so many servers are being asked for their keys on behalf of
+    /// `asker`, who made the request, that this one cannot be; 403 `M_FORBIDDEN` for a server that we do not talk to; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
     pub fn verify_request(
         &self,
         authorization: &str,
         method: &str,
         uri: &str,
         body: Option<&[u8]>,
+        asker: &Asker,
     ) -> Result<ServerName> {
         let claim = x_matrix::parse(authorization)?;
         if claim.destination.as_ref().is_some_and(|d| d != self.server_name()) {
@@ -60,9 +64,12 @@ impl Homeserver {
             None => {
                 let wanted =
                     Wanted { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
-                self.gather_keys(&[wanted], None, Purpose::Request, REQUEST_KEY_WITHIN);
+                let found = self.gather_keys(&[wanted], None, Purpose::Request(asker), REQUEST_KEY_WITHIN);
                 let key = self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good);
-                key.ok_or_else(|| unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)))?
+                key.ok_or_else(|| match found.lacks_places() {
+                    true => too_many_asked(),
+                    false => unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)),
+                })?
             }
         };
         claim.verify(method, uri, self.server_name(), body, &key.key)?;
@@ -74,26 +81,37 @@ impl Homeserver {
     /// Steps 1 to 3 of the checks on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
     /// need be. A wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
     pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
-        let mut checked = self.check_pdus(&[event], version);
+        let found = self.keys_for(&[event], version, None, EVENT_KEYS_WITHIN);
+        let mut checked = in_bulk(&[event], |event| check(event, version, &found));
         checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
     }
 
-    /// The same for many events at once, in their order.
-    pub fn check_pdus(&self, events: &[&[u8]], version: RoomVersion) -> Vec<Result<VerifiedPdu>> {
-        let found = self.keys_for(events, version, None, usual_patience(events.len()));
+    /// The same for many events at once that `origin` shows us, in their order.
+    pub fn check_pdus(
+        &self,
+        origin: &ServerName,
+        events: &[&[u8]],
+        version: RoomVersion,
+    ) -> Vec<Result<VerifiedPdu>> {
+        let wanted = self.survey(events, version, |_, _| {});
+        let within = usual_patience(events.len());
+        let found = self.gather_keys(&wanted, None, Purpose::Received(origin), within);
         in_bulk(events, |event| check(event, version, &found))
     }
 
     /// The same for events of a transaction, whose sender waits for the answer: it is told apart where no key could be
-    /// had in this time.
+    /// had in this time. `origin`: who sent them.
     pub(super) fn check_received(
         &self,
+        origin: &ServerName,
         events: &[&[u8]],
         version: RoomVersion,
         within: Duration,
     ) -> Vec<Checked> {
         let started = Instant::now();
-        let found = self.keys_for(events, version, None, within.min(usual_patience(events.len())));
+        let wanted = self.survey(events, version, |_, _| {});
+        let within = within.min(usual_patience(events.len()));
+        let found = self.gather_keys(&wanted, None, Purpose::Received(origin), within);
         in_bulk(events, |event| self.conclude_check(event, version, &found, started))
     }
 

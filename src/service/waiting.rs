@@ -176,7 +176,7 @@ impl Homeserver {
     /// An event whose signatures could not be checked when it came.
     fn check_again(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
-        match self.check_received(&[&event.json], room.version, left).pop() {
+        match self.check_received(&event.origin, &[&event.json], room.version, left).pop() {
             Some(Checked::Passed(_)) if self.store.read(|db| keeps_out(db, room, &event.origin))? => {
                 log::info!(
                     "{} of {} is dropped: the room keeps that server out",
@@ -216,7 +216,7 @@ impl Homeserver {
         let mut settled = Vec::with_capacity(count);
         for event in due {
             let within = until.saturating_duration_since(Instant::now());
-            match self.remote_member_event(&room.room_id, &event.json, within) {
+            match self.remote_member_event(&event.origin, &room.room_id, &event.json, within) {
                 Err(e) if e.status() == 500 => return Err(e),
                 Ok(Heard::NoKey(servers)) => {
                     let servers = servers.iter().map(ToString::to_string).collect();

@@ -65,6 +65,8 @@ const HISTORY: &str = "never: a room's history is kept";
 /// Of what is derived from accepted events, row for row.
 const BY_EVENTS: &str = "a bounded number of rows for each accepted event";
 const RECEIVED: &str = "of_the_messages_that_were_received_the_last_of_each_origin_are_known_again";
+const STRANGERS_KEYS: &str =
+    "strangers_without_end_take_the_place_of_strangers_and_of_nobody_who_was_in_a_room_with_us";
 
 /// Every table, in the order of the schema.
 pub const TABLES: &[Table] = &[
@@ -154,13 +156,21 @@ pub const TABLES: &[Table] = &[
     table("signing_keys", &[itself("one for each rotation")], "never: what they signed stays verifiable"),
     table(
         "server_keys",
-        &[strangers("400 for one server; the oldest go", "a_server_that_names_ever_new_keys_fills_nothing")],
-        "each statement of the server (`save_server_keys`)",
+        &[
+            users("those of the servers whose events one of us needs", ""),
+            rooms("400 for one server; the oldest go", "a_server_that_names_ever_new_keys_fills_nothing"),
+            strangers("those of 500 statements of all together; the oldest go", STRANGERS_KEYS),
+        ],
+        "each statement of the server, or of a stranger (`save_server_keys`)",
     ),
     table(
         "key_statements",
-        &[strangers("one for each key", "a_server_that_names_ever_new_keys_fills_nothing")],
-        "each statement of the server (`save_server_keys`)",
+        &[
+            users("those of the servers whose events one of us needs", ""),
+            rooms("one for each key", "a_server_that_names_ever_new_keys_fills_nothing"),
+            strangers("500 of all together; the oldest go", STRANGERS_KEYS),
+        ],
+        "each statement of the server, or of a stranger (`save_server_keys`)",
     ),
     table(
         "destinations",

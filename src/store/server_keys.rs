@@ -30,6 +30,15 @@ pub struct StoredKey {
     pub retired: bool,
 }
 
+/// Where a statement of keys comes from, and for whom it was fetched.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// The server itself said so; else a notary.
+    pub direct: bool,
+    /// It was fetched for the sake of a server that is in no room with us: the first to go when there are many.
+    pub stranger: bool,
+}
+
 /// What is known of a signed statement of keys, as a notary passes it on; its text by itself.
 pub struct StoredStatement {
     /// The key that the statement was looked up by.
@@ -100,6 +109,10 @@ impl Db<'_> {
 
 /// So many keys are kept of one server: those that it named last.
 const MOST_KEYS: u32 = 400;
+/// So many statements are kept of all servers together that are in no room with us: those that were fetched last.
+const MOST_OF_STRANGERS: u32 = 500;
+/// Strangers that go, or turn out to be none, when one comes, so that no single commit has much to do.
+const SWEPT_AT_ONCE: u32 = 5;
 
 impl Tx<'_> {
     /// Retires the key in use, if there is one, and puts another in its place.
@@ -113,20 +126,23 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Remembers the keys of a statement. What a server says itself (`direct`) replaces whatever was known of the same
+    /// Remembers the keys of a statement. What a server says itself replaces whatever was known of the same
     /// key; what a notary passes on does so only if it is valid for longer, since it may be old. Of a server that never
-    /// stops naming new keys the latest are kept.
+    /// stops naming new keys the latest are kept, and of strangers without end those that came last.
     pub fn save_server_keys(
         &mut self,
         server: &ServerName,
         keys: &[StoredKey],
         statement: &[u8],
         fetched_ms: Millis,
-        direct: bool,
+        source: Source,
     ) -> Result<()> {
         self.conn()
-            .prepare_cached("INSERT INTO key_statements (server, fetched_ms, json) VALUES (?1, ?2, ?3)")?
-            .execute((server.as_str(), fetched_ms, statement))?;
+            .prepare_cached(
+                "INSERT INTO key_statements (server, fetched_ms, stranger, json) VALUES (?1, ?2, ?3 AND NOT EXISTS
+                   (SELECT 1 FROM key_statements WHERE server = ?1 AND stranger = 0), ?4)",
+            )?
+            .execute((server.as_str(), fetched_ms, source.stranger, statement))?;
         let id = self.conn().last_insert_rowid();
         let mut save = self.conn().prepare_cached(
             "INSERT INTO server_keys (server, key_id, public_key, valid_until_ms, retired, statement)
@@ -139,7 +155,7 @@ impl Tx<'_> {
         for key in keys {
             save.execute(named_params! {
                 ":server": server.as_str(), ":key_id": key.key_id, ":public_key": key.public_key,
-                ":valid_until": key.valid_until_ms, ":retired": key.retired, ":statement": id, ":direct": direct,
+                ":valid_until": key.valid_until_ms, ":retired": key.retired, ":statement": id, ":direct": source.direct,
             })?;
         }
         self.conn()
@@ -155,7 +171,43 @@ impl Tx<'_> {
                    AND statement NOT IN (SELECT statement FROM server_keys WHERE server = ?1)",
             )?
             .execute([server.as_str()])?;
+        if source.stranger {
+            self.forget_strangers_keys()?;
+        }
         self.hasten_what_waits_for(server.as_str())
+    }
+
+    /// Forgets the keys of the strangers that were fetched first, if there are too many. Whoever was ever in a room that we
+    /// know is none: their events are there to be checked.
+    fn forget_strangers_keys(&mut self) -> Result<()> {
+        let too_many = {
+            let mut statement = self.conn().prepare_cached(
+                "SELECT s.statement, EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = s.server)
+                 FROM key_statements s WHERE s.stranger = 1 ORDER BY s.statement DESC LIMIT ?2 OFFSET ?1",
+            )?;
+            let rows = statement.query_map([MOST_OF_STRANGERS, SWEPT_AT_ONCE], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()?
+        };
+        for (statement, in_a_room) in too_many {
+            if in_a_room {
+                self.conn()
+                    .prepare_cached("UPDATE key_statements SET stranger = 0 WHERE statement = ?1")?
+                    .execute([statement])?;
+                continue;
+            }
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM server_keys WHERE statement = ?1
+                       AND server = (SELECT server FROM key_statements WHERE statement = ?1)",
+                )?
+                .execute([statement])?;
+            self.conn()
+                .prepare_cached("DELETE FROM key_statements WHERE statement = ?1")?
+                .execute([statement])?;
+        }
+        Ok(())
     }
 }
 
@@ -176,7 +228,8 @@ mod tests {
         let save = |key: StoredKey, statement: &'static [u8], direct: bool| {
             let peer = ServerName::parse("peer.example").expect("a name");
             let kept = store.write(move |tx| {
-                tx.save_server_keys(&peer, &[key], statement, 7, direct)?;
+                let source = Source { direct, stranger: false };
+                tx.save_server_keys(&peer, &[key], statement, 7, source)?;
                 let statement = tx.key_statements(&peer)?.remove(0).statement;
                 Ok((tx.server_keys(&peer)?.remove(0), tx.key_statement(statement)?))
             });
@@ -209,11 +262,56 @@ mod tests {
             let keys: Vec<StoredKey> = (0..100)
                 .map(|n| StoredKey { key_id: format!("ed25519:{round}_{n}"), ..key("one", 100, n % 2 == 0) })
                 .collect();
-            store.write(move |tx| tx.save_server_keys(&peer, &keys, b"statement", 7, true)).expect("kept");
+            let source = Source { direct: true, stranger: false };
+            store.write(move |tx| tx.save_server_keys(&peer, &keys, b"statement", 7, source)).expect("kept");
         }
         let kept = store.read(|db| db.server_keys(&peer)).expect("keys");
         assert_eq!(kept.len(), 400);
         assert!(kept.iter().all(|key| !key.key_id.starts_with("ed25519:3_")), "the oldest are gone");
         assert!(kept.iter().any(|key| key.key_id == "ed25519:7_99"));
+    }
+
+    #[test]
+    fn strangers_without_end_take_the_place_of_strangers_and_of_nobody_who_was_in_a_room_with_us() {
+        let name = |name: &str| ServerName::parse(name).expect("a name");
+        let store = Store::open(
+            Location::Memory,
+            &name("us.example"),
+            Box::new(|_| {}),
+            &Options { durable: false, readers: 1 },
+        );
+        let store = store.expect("a store");
+        let source = |stranger| Source { direct: true, stranger };
+        let kept = store.write(move |tx| {
+            let keys =
+                [key("one", 100, false), StoredKey { key_id: "ed25519:b".into(), ..key("two", 100, false) }];
+            // One in a room with us now, one before, one whose key one of us needed, one who comes into a room later.
+            let (friend, gone) = (name("friend.example"), name("gone.example"));
+            let (needed, late) = (name("needed.example"), name("late.example"));
+            let room = tx.pretend_room("!r:us.example", &[&friend, &gone])?;
+            tx.pretend_departure(room, &gone)?;
+            tx.save_server_keys(&needed, &keys, b"statement", 7, source(false))?;
+            for server in [&friend, &gone, &needed, &late] {
+                tx.save_server_keys(server, &keys, b"statement", 7, source(true))?;
+            }
+            for n in 0..2000 {
+                if n == 100 {
+                    tx.pretend_room("!s:us.example", &[&late])?;
+                }
+                tx.save_server_keys(&name(&format!("s{n}.example")), &keys, b"statement", 7, source(true))?;
+            }
+            let count = |sql: &str| tx.conn().query_row(sql, [], |row| row.get::<_, i64>(0));
+            let strangers = count("SELECT count(*) FROM key_statements WHERE stranger = 1")?;
+            let (statements, all) =
+                (count("SELECT count(*) FROM key_statements")?, count("SELECT count(*) FROM server_keys")?);
+            for server in [&friend, &gone, &needed, &late, &name("s1999.example")] {
+                assert_eq!(tx.server_keys(server)?.len(), 2, "{server}");
+            }
+            assert!(tx.server_keys(&name("s0.example"))?.is_empty());
+            Ok((strangers, statements, all))
+        });
+        let (strangers, statements, keys) = kept.expect("kept");
+        assert_eq!(strangers, i64::from(MOST_OF_STRANGERS));
+        assert_eq!((statements, keys), (strangers + 4, 2 * (strangers + 4)));
     }
 }

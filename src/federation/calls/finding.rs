@@ -1,13 +1,14 @@
 //! The calls by which events and rooms are found: by date, in directories, through spaces.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::super::client::{CallError, CallResult, Client, SignedRequest};
-use super::{LIST, ORDINARY, QUICK, SMALL, enc, object, to_body};
+use super::{LIST, QUICK, SMALL, enc, object, to_body};
 use crate::protocol::json::{AtMost, First};
 use crate::protocol::{EventId, RoomId, ServerName};
 
@@ -76,6 +77,7 @@ impl Client {
         &self,
         peer: &ServerName,
         request: &Map<String, Value>,
+        within: Duration,
     ) -> CallResult<PublicRoomsAnswer> {
         let path = "/_matrix/federation/v1/publicRooms";
         let response = if request.contains_key("filter") {
@@ -85,7 +87,7 @@ impl Client {
                 destination: peer,
                 path_and_query: path.to_owned(),
                 body: Some(&body),
-                timeout: ORDINARY,
+                timeout: within,
                 max_bytes: LIST,
             })?
         } else {
@@ -94,7 +96,7 @@ impl Client {
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 let _ = write!(query, "{}{name}={}", if query.is_empty() { '?' } else { '&' }, enc(value));
             }
-            self.get(peer, format!("{path}{query}"), ORDINARY, LIST)?
+            self.get(peer, format!("{path}{query}"), within, LIST)?
         };
         object(response)
     }

@@ -12,8 +12,8 @@ use crate::service::Homeserver;
 use crate::service::directory::PublicRoomsRequest;
 
 /// `GET /_matrix/client/v3/directory/room/{roomAlias}`.
-pub fn resolve(hs: &Arc<Homeserver>, request: &Request, _requester: Option<&Requester>) -> Result<Reply> {
-    let (room_id, servers) = hs.resolve_alias(&request.room_alias()?)?;
+pub fn resolve(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
+    let (room_id, servers) = hs.look_up_alias(&request.asker(requester), &request.room_alias()?)?;
     Ok(Reply::json(&json!({"room_id": room_id, "servers": servers})))
 }
 
@@ -53,19 +53,15 @@ pub fn set_visibility(hs: &Arc<Homeserver>, request: &Request, requester: &Reque
 }
 
 /// `GET /_matrix/client/v3/publicRooms`.
-pub fn public_rooms(
-    hs: &Arc<Homeserver>,
-    request: &Request,
-    _requester: Option<&Requester>,
-) -> Result<Reply> {
+pub fn public_rooms(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
     let asked = page(request)?;
-    reply(&hs.public_rooms_of(&directory_of(hs, request)?, &asked)?)
+    reply(&hs.public_rooms_of(&request.asker(requester), &directory_of(hs, request)?, &asked)?)
 }
 
 /// `POST /_matrix/client/v3/publicRooms`.
-pub fn search_public_rooms(hs: &Arc<Homeserver>, request: &Request, _requester: &Requester) -> Result<Reply> {
+pub fn search_public_rooms(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let asked: PublicRoomsRequest = request.json_or_empty()?;
-    reply(&hs.public_rooms_of(&directory_of(hs, request)?, &asked)?)
+    reply(&hs.public_rooms_of(&request.asker(Some(requester)), &directory_of(hs, request)?, &asked)?)
 }
 
 /// What a `GET` of a directory asks for, in both APIs.

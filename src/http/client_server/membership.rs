@@ -112,7 +112,7 @@ pub fn joined_rooms(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
 }
 
 /// The room that an id or an alias stands for, and servers that may let us in: those that the client names first.
-pub(super) fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
+fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
     let mut via = via(request);
     if !room.starts_with('#') {
         return Ok(Door { room_id: RoomId::parse(room)?, via });
@@ -126,7 +126,7 @@ pub(super) fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Doo
 
 /// `via`, or `server_name` as it was called before v1.12. What is no server name is of no use, and does no harm; more
 /// than a handful is of no use either.
-fn via(request: &Request) -> Vec<ServerName> {
+pub(super) fn via(request: &Request) -> Vec<ServerName> {
     const MOST: usize = 20;
     let name = if request.query("via").is_some() { "via" } else { "server_name" };
     request.query_all(name).filter_map(|server| ServerName::parse(server).ok()).take(MOST).collect()

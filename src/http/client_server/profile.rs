@@ -9,13 +9,14 @@ use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 
 /// `GET /_matrix/client/v3/profile/{userId}`.
-pub fn get(hs: &Arc<Homeserver>, request: &Request, _requester: Option<&Requester>) -> Result<Reply> {
-    Ok(Reply::json(&Value::Object(hs.profile(&request.user_id()?)?)))
+pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
+    Ok(Reply::json(&Value::Object(hs.profile(&request.asker(requester), &request.user_id()?)?)))
 }
 
 /// `GET /_matrix/client/v3/profile/{userId}/{keyName}`.
-pub fn get_field(hs: &Arc<Homeserver>, request: &Request, _requester: Option<&Requester>) -> Result<Reply> {
-    Ok(Reply::json(&Value::Object(hs.profile_field(&request.user_id()?, request.param("keyName"))?)))
+pub fn get_field(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
+    let (asker, user) = (request.asker(requester), request.user_id()?);
+    Ok(Reply::json(&Value::Object(hs.profile_field(&asker, &user, request.param("keyName"))?)))
 }
 
 /// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`.

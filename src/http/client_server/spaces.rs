@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::membership::door;
+use super::membership::via;
 use super::rooms::reply;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
-use crate::protocol::{RoomAlias, RoomId};
+use crate::protocol::{RoomAlias, RoomId, ServerName};
 use crate::service::Homeserver;
 use crate::service::hierarchy::HierarchyRequest;
 use crate::service::membership::Door;
@@ -58,7 +58,13 @@ pub fn unstable_room_summary(
 fn summary(hs: &Homeserver, request: &Request, requester: Option<&Requester>) -> Result<RoomSummaryFor> {
     let room = request.param("roomIdOrAlias");
     let door = match requester {
-        Some(_) => door(hs, request, room)?,
+        Some(_) if room.starts_with('#') => {
+            let alias = RoomAlias::parse(room)?;
+            let (room_id, servers) = hs.look_up_alias(&request.asker(requester), &alias)?;
+            let own = ServerName::parse(alias.server_name());
+            Door { room_id, via: via(request).into_iter().chain(servers).chain(own).collect() }
+        }
+        Some(_) => Door { room_id: RoomId::parse(room)?, via: via(request) },
         // Nobody makes us ask other servers without saying who they are.
         None if room.starts_with('#') => {
             Door { room_id: hs.resolve_own_alias(&RoomAlias::parse(room)?)?.0, via: Vec::new() }

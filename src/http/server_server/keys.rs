@@ -25,7 +25,7 @@ pub fn own(hs: &Arc<Homeserver>, _: &Request) -> Result<Reply> {
 pub fn query_one(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let server = request.server_name()?;
     let valid_until = request.query_int("minimum_valid_until_ts")?;
-    answer(hs, &[NotaryQuery { server, keys: Vec::new(), valid_until }])
+    answer(hs, request, &[NotaryQuery { server, keys: Vec::new(), valid_until }])
 }
 
 /// `POST /_matrix/key/v2/query`: the keys of several servers.
@@ -44,7 +44,7 @@ pub fn query(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         Ok(NotaryQuery { server, keys: wanted_keys(keys)?, valid_until: None })
     });
     let queries = queries.collect::<Result<Vec<_>>>()?;
-    answer(hs, &queries)
+    answer(hs, request, &queries)
 }
 
 fn wanted_keys(keys: &Map<String, Value>) -> Result<Vec<(String, Option<i64>)>> {
@@ -66,7 +66,7 @@ fn wanted_keys(keys: &Map<String, Value>) -> Result<Vec<(String, Option<i64>)>> 
     wanted.collect()
 }
 
-fn answer(hs: &Homeserver, queries: &[NotaryQuery]) -> Result<Reply> {
-    let statements = hs.notarise(queries)?;
+fn answer(hs: &Homeserver, request: &Request, queries: &[NotaryQuery]) -> Result<Reply> {
+    let statements = hs.notarise(&request.asker(None), queries)?;
     Ok(Reply::raw_json([b"{\"server_keys\":[", statements.join(&b',').as_slice(), b"]}"].concat()))
 }

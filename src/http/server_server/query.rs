@@ -29,7 +29,7 @@ pub fn profile(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Res
     if !hs.is_ours(&user) {
         return Err(Error::invalid_param("The user is not of this server"));
     }
-    let mut profile = hs.profile(&user)?;
+    let mut profile = hs.own_profile(&user)?;
     if let Some(field) = request.query("field") {
         // "If the user does not have a particular field set … either exclude it or give it the value null."
         profile =

@@ -12,7 +12,7 @@ use crate::service::membership::third_party::Bound;
 /// `PUT /_matrix/federation/v1/3pid/onbind`. Identity servers do not sign.
 pub fn on_bind(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let bound: Bound = request.json()?;
-    hs.third_party_bound(&bound)?;
+    hs.third_party_bound(&request.asker(None), bound)?;
     Ok(Reply::json(&json!({})))
 }
 

@@ -16,7 +16,8 @@ use crate::protocol::event_auth::Judge;
 use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::adopt::Adoption;
-use crate::service::key_fetch::{Found, Purpose};
+use crate::service::key_attempts::Purpose;
+use crate::service::key_fetch::Found;
 use crate::service::verify::{check, in_bulk};
 
 /// Events that are checked together.

@@ -295,7 +295,7 @@ impl Homeserver {
             check_invitee(db, &invitee)?;
             check_place(db, &invite, &invitee)
         })?;
-        let stripped = self.check_room_state(room_state, room_id, version, invite.sender())?;
+        let stripped = self.check_room_state(origin, room_state, room_id, version, invite.sender())?;
         let signed = invite.signed(self.server_name(), &self.key_ring.signing_key())?;
         self.note_invite(&signed, &invitee, &stripped, Some(origin))?;
         Ok(signed.to_object())
@@ -329,6 +329,7 @@ impl Homeserver {
     /// before, peers send what they always did, and it is only decoration.
     fn check_room_state(
         &self,
+        origin: &ServerName,
         entries: &[Box<RawValue>],
         room_id: &RoomId,
         version: RoomVersion,
@@ -338,8 +339,10 @@ impl Homeserver {
         if !version.room_id_is_create_hash {
             return Ok(stripped);
         }
-        let kept =
-            self.verified_entries(entries, version, KEYS_WITHIN).into_iter().collect::<Result<Vec<_>>>();
+        let kept = self
+            .verified_entries(origin, entries, version, KEYS_WITHIN)
+            .into_iter()
+            .collect::<Result<Vec<_>>>();
         let kept = kept.map_err(|e| {
             Error::invalid_param(format!("An entry of invite_room_state fails a check: {}", e.message()))
         })?;
@@ -347,9 +350,11 @@ impl Homeserver {
     }
 
     /// Entries of `invite_room_state` or `knock_room_state` in the form that their signatures and hashes vouch for; those
-    /// of four fields, for which nobody does, as they are. Each, or what is wrong with it. `within`: the time to find keys.
+    /// of four fields, for which nobody does, as they are. Each, or what is wrong with it. `origin` shows them to us; `within`:
+    /// the time to find keys.
     pub(super) fn verified_entries(
         &self,
+        origin: &ServerName,
         entries: &[Box<RawValue>],
         version: RoomVersion,
         within: Duration,
@@ -357,7 +362,7 @@ impl Homeserver {
         let whole = entries.iter().filter(|entry| stripped_state::is_full_event(entry));
         let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
         // All at once: their servers may be slow to give their keys.
-        let mut checked = self.check_received(&whole, version, within).into_iter();
+        let mut checked = self.check_received(origin, &whole, version, within).into_iter();
         let verified = |entry: &Box<RawValue>| {
             if !stripped_state::is_full_event(entry) {
                 return Ok(entry.clone());

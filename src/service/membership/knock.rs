@@ -172,7 +172,7 @@ impl Homeserver {
         peer: &ServerName,
         room_state: &[Box<RawValue>],
     ) -> Result<()> {
-        let stripped = self.usable_stripped_state(room_state, &row.room_id, row.room_version);
+        let stripped = self.usable_stripped_state(peer, room_state, &row.room_id, row.room_version);
         let (room_id, user, knock, peer) =
             (row.room_id.clone(), row.user_id.clone(), knock.clone(), peer.clone());
         let now = self.clock.now_ms();
@@ -252,6 +252,7 @@ impl Homeserver {
     /// has to be signed) badly signed is left out: it only decorates, and the knock is taken in any case.
     pub(super) fn usable_stripped_state(
         &self,
+        peer: &ServerName,
         entries: &[Box<RawValue>],
         room_id: &RoomId,
         version: RoomVersion,
@@ -259,7 +260,7 @@ impl Homeserver {
         if !version.room_id_is_create_hash {
             return stripped_state::usable(entries, room_id, version, None);
         }
-        let verified = self.verified_entries(entries, version, KEYS_WITHIN);
+        let verified = self.verified_entries(peer, entries, version, KEYS_WITHIN);
         let verified: Vec<_> = verified.into_iter().filter_map(Result::ok).collect();
         stripped_state::usable(&verified, room_id, version, None)
     }

@@ -62,7 +62,8 @@ use serde_json::{Map, Value};
 
 use super::Homeserver;
 use super::compose::Draft;
-use super::key_fetch::{Purpose, Wanted};
+use super::key_attempts::Purpose;
+use super::key_fetch::Wanted;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{Kind, Template};

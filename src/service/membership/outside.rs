@@ -34,11 +34,13 @@ struct News {
 impl Homeserver {
     /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say (format,
     /// signatures): one that removes one of our users from the room, and an invite that we signed while we were still in
-    /// the room. `json` is the PDU as received; `within`: the time to find keys.
+    /// the room. `origin` sent it; `json` is the PDU as received; `within`: the
+    /// time to find keys.
     /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`,
     /// 400 `M_INVALID_PARAM`.
     pub(in crate::service) fn remote_member_event(
         &self,
+        origin: &ServerName,
         room_id: &RoomId,
         json: &[u8],
         within: Duration,
@@ -53,7 +55,7 @@ impl Homeserver {
         if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
             return Ok(Heard::Settled);
         }
-        match self.check_received(&[json], version, within).pop() {
+        match self.check_received(origin, &[json], version, within).pop() {
             Some(Checked::Passed(event)) => {
                 // The room may have said more while the key was fetched.
                 if let Some(row) = self.of_concern(room_id, &user, &event)? {

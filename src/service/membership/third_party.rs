@@ -2,6 +2,9 @@
 //! invites"), all three homeservers of them: the inviter's, the invitee's, and one in the room. Identity servers know whose
 //! address it is; the user names one, and we trust none.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -17,12 +20,18 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::compose::Draft;
+use crate::service::favours::{Asker, Who};
 use crate::store::{Db, Room};
 
 const ISSUED: &str = "m.room.third_party_invite";
 
 /// Pending invites of one notification that are looked at.
 const MOST_INVITES: usize = 50;
+/// Time to have all of them made invites of, and the pauses in which servers that could not be reached may come back.
+const ALL_WITHIN: Duration = Duration::from_secs(90);
+const PAUSES: [Duration; 3] = [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(30)];
+/// Time for the server of an inviter whose invite one of us holds in hand.
+const REDEEM_WITHIN: Duration = Duration::from_secs(40);
 
 /// Whom a client wants invited, as it names them in `/invite` and in `invite_3pid` of `/createRoom`.
 #[derive(Debug, Clone, Deserialize)]
@@ -93,6 +102,8 @@ impl Homeserver {
         let room =
             self.resident_room(room_id)?.ok_or_else(|| Error::forbidden("You are not in this room"))?;
         self.template(issued_draft(room_id, sender, "token", Map::new()))?;
+        // The user says who the identity server is.
+        let _favour = self.favours.ask(&Asker::new(Who::User(sender.clone())))?;
         if let Some(user) = self.look_up_third_party(invitee)? {
             return self.invite(sender, room_id, &user, None, Map::new());
         }
@@ -175,29 +186,58 @@ fn as_told(error: CallError, server: &ServerName) -> Error {
 
 impl Homeserver {
     /// `PUT /3pid/onbind`: an identity server says that an address belongs to one of ours now, and which invites wait
-    /// for it. Anybody may say so: what counts are the signatures, which the rooms have the keys for.
+    /// for it. Anybody may say so: what counts are the signatures, which the rooms have the keys for. The inviters' servers
+    /// are asked afterwards: how long they take is nothing to who says so.
     ///
-    /// Errors: 400 `M_INVALID_PARAM` for somebody who is not ours; 502, 504 if an invite could not be had just now, so
-    /// that the identity server repeats it.
-    pub fn third_party_bound(&self, bound: &Bound) -> Result<()> {
+    /// Errors: 400 `M_INVALID_PARAM` for somebody who is not ours; 429 `M_LIMIT_EXCEEDED`.
+    pub fn third_party_bound(self: &Arc<Self>, asker: &Asker, bound: Bound) -> Result<()> {
         if !self.is_ours(&bound.mxid) || !self.store.read(|db| db.is_active_user(&bound.mxid))? {
             return Err(Error::invalid_param("There is no such user here"));
         }
         self.store.read(|db| check_invitee(db, &bound.mxid))?;
-        let mut outcome = Ok(());
+        let mut pending = Vec::new();
         for invite in bound.invites.iter() {
-            let Ok(PendingInvite { room_id, sender, signed }) = read_object(invite.get().as_bytes()) else {
-                log::info!("a pending invite of {} is none", bound.mxid);
-                continue;
-            };
-            if let Err(e) = self.redeem_third_party_invite(&room_id, &sender, &bound.mxid, signed) {
-                log::info!("a pending invite of {} to {room_id} came to nothing: {e}", bound.mxid);
-                if e.status() >= 500 {
-                    outcome = Err(e);
-                }
+            match read_object::<PendingInvite>(invite.get().as_bytes()) {
+                Ok(invite) => pending.push(invite),
+                Err(_) => log::info!("a pending invite of {} is none", bound.mxid),
             }
         }
-        outcome
+        let user = bound.mxid;
+        self.favours.later(self, asker, move |hs, within| {
+            let until = Instant::now() + ALL_WITHIN;
+            let mut pauses = PAUSES.iter();
+            loop {
+                pending.retain(|invite| hs.is_owed_yet(&user, invite, (within, until)));
+                match pauses.next() {
+                    Some(pause) if !pending.is_empty() && hs.favours.rest(*pause) => {}
+                    _ => break,
+                }
+            }
+            if !pending.is_empty() {
+                log::warn!("{} pending invites of {user} are given up", pending.len());
+            }
+        })
+    }
+
+    /// Tries to make an invite of a pending one. Whether to try again: a server could not be reached.
+    fn is_owed_yet(
+        &self,
+        user: &UserId,
+        invite: &PendingInvite,
+        (within, until): (Duration, Instant),
+    ) -> bool {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        let PendingInvite { room_id, sender, signed } = invite;
+        match self.redeem_within(room_id, sender, user, signed.clone(), within.min(left)) {
+            Ok(()) => false,
+            Err(e) => {
+                log::info!("a pending invite of {user} to {room_id} came to nothing: {e}");
+                e.status() >= 500
+            }
+        }
     }
 
     /// Makes an invite of a third-party invite for one of ours, here if we are in the room, else through the inviter's
@@ -208,6 +248,17 @@ impl Homeserver {
         sender: &UserId,
         target: &UserId,
         signed: Map<String, Value>,
+    ) -> Result<()> {
+        self.redeem_within(room_id, sender, target, signed, REDEEM_WITHIN)
+    }
+
+    fn redeem_within(
+        &self,
+        room_id: &RoomId,
+        sender: &UserId,
+        target: &UserId,
+        signed: Map<String, Value>,
+        within: Duration,
     ) -> Result<()> {
         if signed.get("mxid").and_then(Value::as_str) != Some(target.as_str()) {
             return Err(Error::forbidden("The third-party invite is for another user"));
@@ -224,12 +275,12 @@ impl Homeserver {
             },
         });
         let peer = sender.server();
-        let asked = self.federation.exchange_third_party_invite(&peer, room_id, &event);
+        let asked = self.federation.exchange_third_party_invite(&peer, room_id, &event, within);
         asked.map_err(|e| e.into_client_error(&peer))
     }
 
     /// `PUT /exchange_third_party_invite`: another server shows that a third-party invite of one of ours is for its user.
-    /// Errors: 400 `M_INVALID_PARAM`, 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`; those of invites.
+    /// Errors: 400 `M_INVALID_PARAM`, 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 429 `M_LIMIT_EXCEEDED`; those of invites.
     pub fn exchange_third_party_invite(
         &self,
         origin: &ServerName,
@@ -255,6 +306,8 @@ impl Homeserver {
         if !self.is_ours(&sender) {
             return Err(Error::forbidden("The third-party invite was not issued by a user of this server"));
         }
+        // The room says who is asked whether the key is still good.
+        let _favour = self.favours.ask(&Asker::new(Who::Peer(origin.clone())))?;
         self.issue(&room, &sender, &target, signed.clone())
     }
 

@@ -12,7 +12,7 @@ use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
 use doorstep::protocol::sign::{SigningKey, sign_json};
 use doorstep::protocol::{EventId, RoomId, ServerName, x_matrix};
-use doorstep::store::server_keys::StoredKey;
+use doorstep::store::server_keys::{Source, StoredKey};
 use doorstep::testing::{secluded, segment};
 use serde_json::{Map, Value, json};
 use tiny_http::Method;
@@ -288,6 +288,8 @@ fn introduce(hs: &Homeserver, key: &SigningKey) {
         retired: false,
     };
     let statement = statement.to_string().into_bytes();
-    let saved = hs.store.write(move |tx| tx.save_server_keys(&name(PEER), &[stored], &statement, now, true));
+    let source = Source { direct: true, stranger: false };
+    let saved =
+        hs.store.write(move |tx| tx.save_server_keys(&name(PEER), &[stored], &statement, now, source));
     saved.expect("the database writes");
 }
