@@ -201,3 +201,22 @@ fn what_a_room_says_of_one_of_us_while_another_joins_is_part_of_the_room_then() 
         alice.membership_of(room.id.as_str(), bob.id()).as_deref() == Some("ban")
     });
 }
+
+#[test]
+fn a_removal_made_at_the_moment_of_a_join_takes_effect_although_nobody_tells_what_it_follows() {
+    let (server, peer) = (TestServer::start(), &Peer::start());
+    for (number, membership) in ["leave", "ban"].into_iter().enumerate() {
+        let bob = server.user(&format!("bob{number}"));
+        let mut room = FakeRoom::new(peer, "11", "invite");
+        room.invite(peer, server.name(), bob.id());
+        peer.let_in(&room, bob.id());
+        // Both follow the invite. The room puts the removal first, and then there is no join; but it was taken.
+        let removal = room.membership(peer, &room.creator, bob.id(), membership);
+        bob.join(room.id.as_str());
+        bob.wait_for_room("join", room.id.as_str());
+        let (_, said) = peer.send_transaction(server.name(), membership, &[&removal]);
+        assert_eq!(said["pdus"][removal.event_id().as_str()], json!({}), "{said}");
+        bob.wait_for_room("leave", room.id.as_str());
+        assert!(bob.initial_sync()["rooms"]["join"].get(room.id.as_str()).is_none());
+    }
+}

@@ -319,8 +319,13 @@ fn state_before(
     let side = |state| Side { state: StateRef::snapshot(state), plus: None };
     let mut sides: Vec<Side<'_>> = states.into_iter().map(side).collect();
     if !missing.is_empty() {
+        let Some(given) = given else {
+            return Ok(match beside(db, room, pdu, &missing)? {
+                Some(state) => Before::State(StateRef::snapshot(state), missing),
+                None => Before::Missing,
+            });
+        };
         // What another server says of the state counts no more than what we know of the other previous events.
-        let Some(given) = given else { return Ok(Before::Missing) };
         sides.insert(0, Side { state: given.clone(), plus: None });
         return Ok(match resolve(db, room.version, sides, effort)? {
             Some(state) => Before::State(state, missing),
@@ -352,6 +357,15 @@ fn state_before(
         Some(state) => Before::State(state, missing),
         None => Before::NeedsWork,
     })
+}
+
+/// The state before an event that follows the very events which another follows, all or some of them unknown to us: such is
+/// what was made at the moment of our join. Its server may tell us no more, if it put the joining user out.
+fn beside(db: &Db<'_>, room: &Room, pdu: &Pdu, missing: &[EventId]) -> Result<Option<SnapshotId>> {
+    let Some(first) = missing.first() else { return Ok(None) };
+    let follows = |event: &Pdu| event.prev_events().iter().cloned().collect::<HashSet<EventId>>();
+    let other = db.event_before_gap(room.key, first)?;
+    Ok(other.filter(|other| follows(&other.pdu) == follows(pdu)).and_then(|other| other.state_before))
 }
 
 /// Whether two states are the same: an assertion of debug builds, and so of every test.

@@ -172,6 +172,16 @@ fn event_of(row: &Row<'_>) -> Result<StoredEvent> {
 }
 
 impl Db<'_> {
+    /// The event that names one that we do not have as its previous one.
+    pub fn event_before_gap(&self, room: RoomKey, missing: &EventId) -> Result<Option<StoredEvent>> {
+        let mut statement = self.conn().prepare_cached(&format!(
+            "{EVENT} JOIN gaps g ON g.room_key = e.room_key AND g.stream = e.stream AND g.sub = e.sub
+             WHERE g.room_key = ?1 AND g.event_id = ?2"
+        ))?;
+        let mut rows = statement.query(params![room, missing.as_str()])?;
+        rows.next()?.map(event_of).transpose()
+    }
+
     /// The event with this id, whatever became of it.
     pub fn event(&self, id: &EventId) -> Result<Option<StoredEvent>> {
         let mut statement = self.conn().prepare_cached(&format!("{EVENT} WHERE e.event_id = ?1"))?;

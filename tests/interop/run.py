@@ -20,6 +20,7 @@ import client
 import ephemeral  # noqa: F401 - its flows are among those of flows.py
 import flows
 import kills
+import meetings  # noqa: F401 - likewise
 import partitions
 import real_clients
 from gate import Gate
@@ -77,7 +78,7 @@ class Report:
             action()
         except (client.Unmet, client.Refused, TimeoutError) as error:
             frames = traceback.extract_tb(error.__traceback__)
-            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "ephemeral.py", "kills.py", "partitions.py"))]
+            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "ephemeral.py", "kills.py", "meetings.py", "partitions.py"))]
             steps = " > ".join(f"{frame.name}:{frame.lineno}" for frame in told)
             self.line(False, name, time.monotonic() - begun, f"{error}\nat {steps}")
         except Exception:  # noqa: BLE001 - a flow that breaks in an unforeseen way is a failed flow

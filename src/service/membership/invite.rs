@@ -34,6 +34,9 @@ const TRY_AGAIN_MS: i64 = 3_600_000;
 /// How often an invite is repeated that something else overtook.
 const MOST_INVITES: usize = 3;
 
+/// How long an invite waits until the invitee's server has heard that they were removed before.
+const REMOVAL_WITHIN: Duration = Duration::from_secs(2);
+
 /// How long an invite that comes in waits for the outcome of the invitee's leave.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 /// Time to find the keys of what an invite shows of its room.
@@ -97,6 +100,7 @@ impl Homeserver {
         // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then their
         // server refuses it, or the room, which has both, decides that they are not invited, and they are invited anew.
         for _ in 0..MOST_INVITES {
+            self.after_removal(room, target, &server)?;
             let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             let ours = self.draft_event(draft.clone())?;
             let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
@@ -118,6 +122,23 @@ impl Homeserver {
             }
         }
         Err(Error::forbidden(format!("{target} leaves the room faster than they can be invited")))
+    }
+
+    /// Gives the news that somebody was removed a moment to reach their server, where it would undo the invite that follows.
+    fn after_removal(&self, room: &Room, target: &UserId, server: &ServerName) -> Result<()> {
+        let removed = self.store.read(|db| {
+            if db.is_resident(room.key, server)? {
+                return Ok(None);
+            }
+            let Some(present) = db.state_event(room.key, "m.room.member", target.as_str())? else {
+                return Ok(None);
+            };
+            Ok(db.event(present.event_id())?.filter(|_| present.sender() != target).and_then(|e| e.place))
+        })?;
+        if let Some(place) = removed {
+            self.sender.wait_for_delivery(server, place.stream, REMOVAL_WITHIN);
+        }
+        Ok(())
     }
 
     /// Whether what the user is in the room has changed since this invite was drafted: it rests on what they were.

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use super::knock_budget::Place;
 use super::standing::Expected;
 use super::{
-    Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside, member_draft,
+    Answers, Ask, Door, INVITE_WITHIN, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside,
+    member_draft,
 };
 use crate::error::{Error, Result};
 use crate::federation::calls::Kind;
@@ -291,6 +292,7 @@ impl Homeserver {
         let ask = Ask { origin, room_id, membership: Membership::Knock, user: None, versions: None };
         let room = self.admit(&ask)?;
         let knock = self.check_signed(body, room.version, &ask, event_id)?;
+        self.turns.wait_for_end(room_id, knock.sender(), INVITE_WITHIN);
         let place = self.place_for_knock(&room, knock.sender(), Some(knock.event_id()))?;
         let knock = self.with_policy_signature(knock)?;
         self.accept_signed(knock, origin, Membership::Knock)?;

@@ -24,17 +24,18 @@
 //!    server. A leave that nobody was handed yet is dropped for a newer invite. One that was is in the row, signed, before
 //!    it is sent, and until its outcome is known an invite gets no answer (`note_invite`). What is signed then was made
 //!    after the leave, or is refused; the inviter's server drafts it anew (`invite_with`).
-//! 3. **At the resident, a template for a leave waits for the invite that is under way to that user, and so does a join
-//!    that would be refused** (`after_their_invite`): their server shows an invite when it signs it, before the room has it.
-//!    Nothing else waits for an invite; `send_leave` in particular does not.
+//! 3. **At the resident, what is asked for that user waits for the invite that is under way to them**: a template for a
+//!    leave, a knock, and a join that would be refused (`after_their_invite`). Their server shows an invite when it signs
+//!    it, before the room has it. Only `send_leave` does not wait. And an invite is not offered before the server of
+//!    somebody who was removed has heard of that (`after_removal`).
 //! 4. **Who asks a server that does not wait asks again** for a second or two (`standing`): while a template rests on what
 //!    our user is no longer, or an invite that we signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands, or one
 //!    with which our user was not let in (`look_up_invite`).
 //!
-//! So a template waits for an invite, an invite for `send_leave`, and `send_leave` for nobody: there is no circle. And every
-//! wait ends by itself: 3 within 5 seconds and for four requests at most, 2 within 3 seconds with a refusal, 1 for the
-//! user's answer within 2. A crash loses nothing but the waiting: each of these is a row with a time.
+//! So other requests wait for an invite, an invite for `send_leave` (or a transaction), and these for nobody: there is no
+//! circle. And every wait ends by itself: 3 within 5 seconds and for four requests at most, 2 within 3 seconds with a
+//! refusal, 1 for the user's answer within 2. A crash loses nothing but the waiting: each of these is a row with a time.
 
 mod answer;
 mod enter;
@@ -164,16 +165,11 @@ impl Homeserver {
         if membership == Membership::Knock {
             self.may_knock(&room, user)?;
         }
-        match membership {
-            Membership::Leave => {
-                self.turns.wait_for_end(room_id, user, INVITE_WITHIN);
-                self.template_of(&room, user, membership)
-            }
-            Membership::Join => {
-                self.after_their_invite(room_id, user, || self.template_of(&room, user, membership))
-            }
-            _ => self.template_of(&room, user, membership),
+        if membership == Membership::Join {
+            return self.after_their_invite(room_id, user, || self.template_of(&room, user, membership));
         }
+        self.turns.wait_for_end(room_id, user, INVITE_WITHIN);
+        self.template_of(&room, user, membership)
     }
 
     /// Does it, and if it is refused while an invite to this user of another server is under way, once more when that is

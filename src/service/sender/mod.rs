@@ -82,6 +82,8 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     ended: Condvar,
+    /// A transaction has come to its end.
+    delivered: Condvar,
     /// How many destinations pause, so that a request from a peer usually costs no lock.
     pausing: AtomicUsize,
 }
@@ -95,6 +97,7 @@ impl Sender {
             state: Mutex::default(),
             work: Condvar::new(),
             ended: Condvar::new(),
+            delivered: Condvar::new(),
             pausing: AtomicUsize::new(0),
         }))
     }
@@ -182,6 +185,21 @@ impl Sender {
     pub fn is_pausing(&self, server: &ServerName) -> bool {
         self.0.pausing.load(Ordering::Relaxed) > 0
             && self.lock().peers.get(server).is_some_and(|p| p.kept.failures > 0)
+    }
+
+    /// Waits until a server has been sent what it is owed up to this stream position, so long at most. It is not waited for
+    /// where it cannot be reached.
+    pub fn wait_for_delivery(&self, server: &ServerName, upto: i64, within: Duration) {
+        let until = Instant::now() + within;
+        let mut state = self.lock();
+        loop {
+            let Some(peer) = state.peers.get(server).filter(|peer| peer.kept.failures == 0) else { return };
+            let left = until.saturating_duration_since(Instant::now());
+            if peer.kept.cursor >= upto || state.stopping || left.is_zero() {
+                return;
+            }
+            state = self.0.delivered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Sends an ephemeral message if the destination can be reached now; it is worth nothing later. Durable ones are
@@ -428,6 +446,7 @@ impl Sender {
         peer.doing = Doing::Nothing;
         let again = std::mem::take(&mut peer.again);
         state.busy[line as usize] -= 1;
+        self.0.delivered.notify_all();
         let Some((transaction, answer)) = outcome else {
             if again {
                 self.wake(&mut state, server);
