@@ -56,7 +56,8 @@
 //!   one verb of the [`Homeserver`].
 //! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
 //!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. What a room
-//!   that we are not in says of one of us: `service/membership/outside.rs`. Where several branches meet:
+//!   that we are not in says of one of us: `service/membership/outside.rs`. Where two handshakes of one user meet:
+//!   `service/membership/mod.rs` tells who waits for whom. Where several branches meet:
 //!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/enter.rs`. An event that rests on others
 //!   that we lack: `service/missing.rs`, `service/auth_chains.rs`.
 //! - A new room's invites, which may have to wait for other servers: `service/membership/owed_invites.rs`.

@@ -283,3 +283,32 @@ fn a_stop_does_not_wait_for_connections_that_never_come_about_and_whoever_does_i
     server.resume();
     assert!(bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_none());
 }
+
+#[test]
+fn killed_while_a_leave_is_handed_in_the_same_leave_is_handed_in_again_and_an_invite_from_before_it_is_refused()
+ {
+    let mut server = ProcessServer::start(&[]);
+    let bob = server.user("bob");
+    let peer = Peer::start();
+    let mut room = FakeRoom::new(&peer, "11", "knock");
+    peer.let_knock(&room, bob.id());
+    bob.knock_via(room.id.as_str(), &[peer.name().as_str()]);
+    let knock = room.read(&peer.wait_for("send_knock").body);
+    room.take(knock);
+    let invite = room.membership(&peer, &room.creator, bob.id(), "invite");
+    let gate = Gate::default();
+    peer.answer_json("make_leave", 200, room.template(bob.id(), "leave"));
+    peer.answer_behind(&gate, "send_leave", 200, json!({}));
+    in_background(&bob, format!("/_matrix/client/v3/rooms/{}/leave", segment(room.id.as_str())));
+    peer.wait_for("send_leave");
+    server.kill();
+    gate.open();
+    server.resume();
+    wait_until("it is handed in again", || event_ids(&peer, "send_leave").len() >= 2);
+    let ids = event_ids(&peer, "send_leave");
+    assert!(ids.iter().all(|id| id == &ids[0]), "{ids:?}");
+    let body = room.invite_body(&invite);
+    let (status, said) = peer.put_event(server.name(), "v2/invite", &room.id, &invite, &body);
+    assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{said}");
+    assert!(bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_none());
+}

@@ -220,3 +220,74 @@ fn a_removal_made_at_the_moment_of_a_join_takes_effect_although_nobody_tells_wha
         assert!(bob.initial_sync()["rooms"]["join"].get(room.id.as_str()).is_none());
     }
 }
+
+/// The room's server takes bob's leave, but answers only when the gate opens.
+fn hold_leave(scene: &Scene, bob: &TestUser) -> Gate {
+    let gate = Gate::default();
+    scene.peer.answer_json("make_leave", 200, scene.room.template(bob.id(), "leave"));
+    scene.peer.answer_behind(&gate, "send_leave", 200, json!({}));
+    gate
+}
+
+fn put_invite(scene: &Scene, server: &str, invite: &Pdu) -> (u16, Value) {
+    scene.peer.put_event(server, "v2/invite", &scene.room.id, invite, &scene.room.invite_body(invite))
+}
+
+#[test]
+fn an_invite_that_meets_a_leave_is_answered_when_the_leave_is_and_refused_if_it_is_older() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let mut scene = Scene::new(&bob);
+    let gate = hold_leave(&scene, &bob);
+    let older = scene.room.membership(&scene.peer, &scene.room.creator, bob.id(), "invite");
+    let leave = std::thread::scope(|scope| {
+        let leaving = scope.spawn(|| bob.leave(scene.room.id.as_str()));
+        let leave = scene.room.read(&scene.peer.wait_for("send_leave").body);
+        let inviting = scope.spawn(|| put_invite(&scene, server.name(), &older));
+        // It is on its way in, or has come; in either case it gets no answer and is shown to nobody yet.
+        assert!(bob.initial_sync()["rooms"]["invite"].get(scene.room.id.as_str()).is_none());
+        gate.open();
+        leaving.join().expect("no panic");
+        let (status, said) = inviting.join().expect("no panic");
+        assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{said}");
+        leave
+    });
+    assert!(bob.initial_sync()["rooms"]["invite"].get(scene.room.id.as_str()).is_none());
+    // Also later it comes too late; and one that follows the leave is an invite.
+    assert_eq!(put_invite(&scene, server.name(), &older).0, 403);
+    scene.room.take(leave);
+    let newer = scene.room.membership(&scene.peer, &scene.room.creator, bob.id(), "invite");
+    assert_eq!(put_invite(&scene, server.name(), &newer).0, 200);
+    bob.wait_for_room("invite", scene.room.id.as_str());
+}
+
+#[test]
+fn an_invite_that_the_room_does_not_know_is_gone_once_the_user_was_not_let_in() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let bob = server.user("bob");
+    let no = |text: &str| json!({ "errcode": "M_FORBIDDEN", "error": text });
+    for stands in [false, true] {
+        let mut room = FakeRoom::new(&peer, "11", "invite");
+        room.invite(&peer, server.name(), bob.id());
+        bob.wait_for_room("invite", room.id.as_str());
+        peer.answer_json("make_join", 403, no("not today"));
+        match stands {
+            true => peer.answer_json("make_leave", 200, room.template(bob.id(), "leave")),
+            false => peer.answer_json("make_leave", 403, no("you are not in the room")),
+        }
+        let asked = peer.asked("make_leave").len();
+        let (status, said) = bob.request(
+            "POST",
+            &format!("/_matrix/client/v3/join/{}", segment(room.id.as_str())),
+            Some(json!({})),
+        );
+        assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{said}");
+        let shown = || bob.initial_sync()["rooms"]["invite"].get(room.id.as_str()).is_some();
+        wait_until("the room is asked, as often as it takes", || {
+            server.advance(Duration::from_secs(5));
+            peer.asked("make_leave").len() > asked && shown() == stands
+        });
+        server.advance(Duration::from_secs(600));
+        assert_eq!(shown(), stands);
+    }
+}

@@ -211,6 +211,36 @@ def meet(one, other):
     return run
 
 
+def at_once(verb, start, expected):
+    """The guest does this the moment that the invite is shown, while the host may not have its answer yet."""
+
+    def run(stage):
+        host, wrong = stage.host(), []
+        tries = 10 * ROUNDS
+        for number in range(tries):
+            meeting = Meeting(stage, host, flows.KNOCK[number % len(flows.KNOCK)], start, ("invite", verb), 0)
+            for step in STARTS[start]:
+                meeting.must(step)
+            meeting.guest.sync()
+            inviting = threading.Thread(target=meeting.ask, args=("invite",))
+            inviting.start()
+            try:
+                meeting.guest.expect_section(meeting.room, "invite")
+                meeting.must(verb)
+                inviting.join()
+                meeting.settle(expected)
+            except client.Unmet as error:
+                wrong.append(f"{meeting}: {error}")
+            inviting.join()
+        flows.demand(not wrong, f"{len(wrong)} of {tries} went wrong:\n" + "\n".join(wrong))
+
+    return run
+
+
+for start in ("out", "knocked"):
+    flows.flow(f"meeting: an invite is joined the moment it is shown, {start} before", ["any"])(at_once("join", start, "join"))
+    flows.flow(f"meeting: an invite is rejected the moment it is shown, {start} before", ["any"])(at_once("reject", start, None))
+
 for number, one in enumerate(VERBS):
     for other in list(VERBS)[number:]:
         flows.flow(f"meeting: {one} and {other}", ["any"])(meet(one, other))
