@@ -35,7 +35,7 @@ const NONCE_LIFE_MS: Millis = 60 * 1000;
 /// Most sessions and nonces at once; beyond, the oldest of whoever has most are forgotten.
 const MOST: usize = 4096;
 /// Most sessions of one address.
-const MOST_OF_ONE: usize = 256;
+const MOST_OF_ONE: usize = 1024;
 /// What is remembered of the requests of one session, in bytes of JSON; who says more has to repeat it.
 const MOST_SAID: usize = 16 << 10;
 /// And of all of them.
