@@ -70,6 +70,8 @@
 //!   said: `service/erasure.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
 //!   `service/`, and `service/edus.rs` for what they share.
+//! - Whatever clients and other servers send or answer becomes values in one place, `protocol/json/parse.rs`, which weighs them
+//!   while they are built; what nobody looks into stays text.
 //! - An event's bytes: `protocol/json/object.rs`. What is hashed, signed, redacted and stored is cut out of its canonical
 //!   text; no tree is built.
 //! - The data: `schema.sql`, which explains each table; `store/bounds.rs` for who fills it, what bounds it and what cleans

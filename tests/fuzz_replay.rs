@@ -132,3 +132,8 @@ fn any_identifier_is_refused_or_stays_what_it_is() {
 fn any_request_is_answered_in_json_and_the_homeserver_goes_on() {
     replay("router", 100);
 }
+
+#[test]
+fn whatever_other_servers_answer_our_users_get_answers_and_the_homeserver_goes_on() {
+    replay("peer_answers", 100);
+}

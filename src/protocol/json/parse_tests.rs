@@ -119,10 +119,8 @@ fn what_people_send_is_not_out_of_proportion() {
     ];
     for body in bodies {
         let text = body.to_string();
-        assert_eq!(
-            Value::Object(parse_object(text.as_bytes()).expect(text.get(..60).unwrap_or(&text))),
-            body
-        );
+        let read = parse_object(text.as_bytes()).map(Value::Object);
+        assert_eq!(read.ok(), Some(body), "{}", text.get(..60).unwrap_or(&text));
     }
 }
 

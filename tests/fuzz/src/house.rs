@@ -1,11 +1,12 @@
 //! A homeserver to put requests to: with two accounts, rooms of several versions, and another server whose user is in
-//! them. It reaches nobody else.
+//! them. It reaches nobody else, or nobody but whom a script plays.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use doorstep::Homeserver;
 use doorstep::config::{Config, Registration};
+use doorstep::federation::Script;
 use doorstep::http::{Outcome, Reply, Request, Service, Turn, router::Router};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
@@ -13,7 +14,7 @@ use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version}
 use doorstep::protocol::sign::{SigningKey, sign_json};
 use doorstep::protocol::{EventId, RoomId, ServerName, x_matrix};
 use doorstep::store::server_keys::{Source, StoredKey};
-use doorstep::testing::{secluded, segment};
+use doorstep::testing::{played, secluded, segment};
 use serde_json::{Map, Value, json};
 use tiny_http::Method;
 
@@ -83,13 +84,16 @@ const GIVEN: [&str; 4] = ["session", "refresh_token", "access_token", "next_batc
 
 impl House {
     pub fn new() -> Self {
-        let mut config = Config::for_name(name(OWN));
-        config.durable = false;
-        config.rate_limits = false;
-        config.registration = Registration::Open;
-        config.registration_secret = Some("secret".to_owned());
-        let hs = secluded(config);
-        let key = SigningKey::from_seed("ed25519:k", [7; 32]).expect("a key");
+        Self::of(secluded(config()))
+    }
+
+    /// The same, for which this script plays all other servers.
+    pub fn played(script: Arc<Script>) -> Self {
+        Self::of(played(config(), script))
+    }
+
+    fn of(hs: Arc<Homeserver>) -> Self {
+        let key = key();
         introduce(&hs, &key);
         let (alice, bob) = (account(&hs, "alice", None), account(&hs, "bob", Some(PASSWORD)));
         let router = Router::new(hs.clone());
@@ -103,6 +107,11 @@ impl House {
             house.expect(Method::Get, "/_matrix/client/v3/account/whoami".into(), Who::Alice, &Value::Null);
         house.device = me["device_id"].as_str().expect("a device").to_owned();
         house
+    }
+
+    /// The homeserver itself.
+    pub fn homeserver(&self) -> &Homeserver {
+        &self.hs
     }
 
     /// A room with alice alone, at which one can knock.
@@ -262,6 +271,20 @@ pub fn references(ids: &[EventId], version: RoomVersion) -> Value {
     } else {
         json!(ids)
     }
+}
+
+fn config() -> Config {
+    let mut config = Config::for_name(name(OWN));
+    config.durable = false;
+    config.rate_limits = false;
+    config.registration = Registration::Open;
+    config.registration_secret = Some("secret".to_owned());
+    config
+}
+
+/// The other server's key.
+pub fn key() -> SigningKey {
+    SigningKey::from_seed("ed25519:k", [7; 32]).expect("a key")
 }
 
 fn name(name: &str) -> ServerName {

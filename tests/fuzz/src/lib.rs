@@ -9,8 +9,8 @@
 //!     -dict=tests/fuzz/matrix.dict -rss_limit_mb=1024 -timeout=10 -max_total_time=600
 //! ```
 //!
-//! (the folder `grown/pdu` has to exist; new inputs go there and not into the repository). `router`, which has the whole
-//! server to carry, gets several times as far without the address sanitizer: `-s none` before its name.
+//! (the folder `grown/pdu` has to exist; new inputs go there and not into the repository). `router` and `peer_answers`,
+//! which have the whole server to carry, get several times as far without the address sanitizer: `-s none` before the name.
 //!
 //! And `tests/fuzz_replay.rs` runs the same bodies over the committed inputs and mutations of them in every run of the
 //! tests. What the fuzzer finds is mended and its input committed as `corpus/<target>/find-…`.
@@ -22,6 +22,8 @@ mod http_connection;
 mod json;
 mod names;
 mod pdu;
+mod peer_answers;
+mod peer_room;
 mod room;
 mod router;
 mod source;
@@ -33,6 +35,7 @@ pub use http_connection::http_connection;
 pub use json::canonical_json;
 pub use names::names;
 pub use pdu::pdu;
+pub use peer_answers::peer_answers;
 pub use router::router;
 pub use state_resolution::state_resolution;
 pub use x_matrix::x_matrix;
@@ -50,4 +53,5 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("canonical_json", canonical_json),
     ("names", names),
     ("router", router),
+    ("peer_answers", peer_answers),
 ];

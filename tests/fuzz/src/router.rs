@@ -57,7 +57,8 @@ pub fn router(data: &[u8]) {
     }
 }
 
-fn parts(data: &[u8]) -> Vec<&[u8]> {
+/// The parts of an input, between which there is a line with a semicolon.
+pub fn parts(data: &[u8]) -> Vec<&[u8]> {
     let (mut parts, mut rest) = (Vec::new(), data);
     while let Some(at) = rest.windows(NEXT.len()).position(|window| window == NEXT) {
         parts.push(&rest[..at]);
@@ -68,7 +69,7 @@ fn parts(data: &[u8]) -> Vec<&[u8]> {
 }
 
 /// The reply's status and body, once it is found to be in order.
-fn judged(reply: Reply, what: &str) -> (u16, Value) {
+pub fn judged(reply: Reply, what: &str) -> (u16, Value) {
     let status = reply.status();
     assert!((200..600).contains(&status) && status != 500, "{status} for {what}");
     let bytes = reply.into_bytes().unwrap_or_else(|e| panic!("{status} and half a body ({e}) for {what}"));
@@ -83,7 +84,7 @@ fn judged(reply: Reply, what: &str) -> (u16, Value) {
 }
 
 /// Whether alice can go on; she may have logged out.
-fn still_works(house: &mut House) -> bool {
+pub fn still_works(house: &mut House) -> bool {
     let target =
         "/_matrix/client/v3/sync?timeout=0&filter=%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:1%7D%7D%7D"
             .to_owned();
