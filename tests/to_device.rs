@@ -317,3 +317,44 @@ fn one_of_us_who_fills_an_inbox_is_told_so_and_nobody_else_is() {
     assert_eq!(put(&alice, 1000).0, 200, "the same request as the one that was refused");
     assert_eq!(receive(&bob, 1), [1000]);
 }
+
+/// Prints how long others wait while a million messages for nobody come in:
+/// `cargo test --release --test to_device -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+#[allow(clippy::print_stdout, clippy::disallowed_methods, reason = "figures are there to be read")]
+fn what_a_million_messages_for_nobody_cost_others() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let (peers, room) = ([(); 4].map(|()| Peer::start()), alice.create_room());
+    let bodies: Vec<Value> = peers
+        .iter()
+        .map(|peer| {
+            let (eve, bob) = (peer.user("eve"), bob.id());
+            let many = |edu: usize| -> serde_json::Map<String, Value> {
+                (0..7000).map(|n| (format!("{:x}", edu * 7000 + n), json!({}))).collect()
+            };
+            let edus: Vec<Value> =
+                (0..100).map(|n| direct(eve.as_str(), &n.to_string(), json!({ bob: many(n) }))).collect();
+            json!({ "origin": peer.name(), "origin_server_ts": 1, "pdus": [], "edus": edus })
+        })
+        .collect();
+    let attack = &|peer: &Peer, body: &Value| {
+        let started = std::time::Instant::now();
+        let status = peer.ask(server.name(), "PUT", "/_matrix/federation/v1/send/many", Some(body)).0;
+        (status, started.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let attacks: Vec<_> =
+            peers.iter().zip(&bodies).map(|(peer, body)| scope.spawn(move || attack(peer, body))).collect();
+        let (mut longest, mut sends) = (Duration::ZERO, 0);
+        while attacks.iter().any(|attack| !attack.is_finished()) {
+            let started = std::time::Instant::now();
+            alice.send(&room, "hello");
+            (longest, sends) = (longest.max(started.elapsed()), sends + 1);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        println!("the longest of {sends} sends: {longest:?}");
+        attacks.into_iter().for_each(|attack| println!("{:?}", attack.join().expect("no panic")));
+    });
+}

@@ -22,6 +22,8 @@ use crate::store::{Db, Tx};
 
 /// Devices of one user of another server that are remembered.
 const MOST_DEVICES: usize = 1000;
+/// Updates that are taken in with one commit.
+const AT_ONCE: usize = 10;
 /// Longest device id and device name, in bytes; the identity keys of one device as JSON.
 const LONGEST_ID: usize = 255;
 const LONGEST_NAME: usize = 512;
@@ -137,29 +139,30 @@ impl Homeserver {
         intake.devices.extend(whose.map(|whose| DeviceNews::SigningKeys(whose.user_id)));
     }
 
-    /// Takes in what was put by, all in one commit. Users with whom nobody here shares a room are of no interest.
+    /// Takes in what was put by, in a few commits. Users with whom nobody here shares a room are of no interest.
     pub(super) fn take_in_device_news(&self, news: Vec<DeviceNews>) -> Result<()> {
-        if news.is_empty() {
-            return Ok(());
+        let (mut gaps, mut left) = (false, news);
+        while !left.is_empty() {
+            let later = left.split_off(left.len().min(AT_ONCE));
+            let (some, now) = (std::mem::replace(&mut left, later), self.clock.now_ms());
+            gaps |= self.store.write(move |tx| {
+                let mut gaps = false;
+                for news in some {
+                    let user = match &news {
+                        DeviceNews::Update(update) => &update.user_id,
+                        DeviceNews::SigningKeys(user) => user,
+                    };
+                    if !tx.is_of_interest(user)? {
+                        continue;
+                    }
+                    match news {
+                        DeviceNews::SigningKeys(user) => tx.devices_changed(&user, None)?,
+                        DeviceNews::Update(update) => gaps |= take_in(tx, update, now)?,
+                    }
+                }
+                Ok(gaps)
+            })?;
         }
-        let now = self.clock.now_ms();
-        let gaps = self.store.write(move |tx| {
-            let mut gaps = false;
-            for news in news {
-                let user = match &news {
-                    DeviceNews::Update(update) => &update.user_id,
-                    DeviceNews::SigningKeys(user) => user,
-                };
-                if !tx.is_of_interest(user)? {
-                    continue;
-                }
-                match news {
-                    DeviceNews::SigningKeys(user) => tx.devices_changed(&user, None)?,
-                    DeviceNews::Update(update) => gaps |= take_in(tx, update, now)?,
-                }
-            }
-            Ok(gaps)
-        })?;
         if gaps {
             self.scheduler.wake();
         }
@@ -261,8 +264,7 @@ fn replace(
     // What came while it was fetched may be missing in it: then it is fetched once more.
     let overtaken =
         known.due_ms != before.due_ms || known.stream_id.is_some_and(|reached| reached > fetched_up_to);
-    tx.forget_remote_devices(user, None)?;
-    fetched.iter().try_for_each(|device| tx.set_remote_device(user, device, MOST_DEVICES))?;
+    tx.replace_remote_devices(user, fetched.iter().take(MOST_DEVICES))?;
     let attempts = if overtaken { before.attempts + 1 } else { 0 };
     let again = overtaken && attempts < MOST_ATTEMPTS;
     let due_ms = again.then(|| now + backoff_ms(attempts));

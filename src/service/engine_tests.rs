@@ -705,6 +705,30 @@ fn an_event_that_follows_nothing_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn of_one_server_a_few_redactions_wait_for_an_event_and_act_when_it_comes() {
+    let hs = homeserver();
+    let room = room(&hs, "12");
+    let mut other = Other::new(&room, "12");
+    let join = other.join(&hs, &bob());
+    let target = other.event(&hs, &[&join], &bob(), ("m.room.message", None), json!({ "body": "late" }));
+    for n in 0..50 {
+        let content = json!({ "redacts": target.event_id(), "reason": n.to_string() });
+        let redaction = other.event(&hs, &[&join], &bob(), ("m.room.redaction", None), content);
+        receive(&hs, &redaction).unwrap();
+    }
+    let of_ours = Draft {
+        redacts: Some(target.event_id().clone()),
+        ..draft(&room, &alice(), "m.room.redaction", None, json!({}))
+    };
+    hs.send(of_ours).unwrap();
+    let waiting = hs.store.read(|db| db.redactions_of(target.event_id())).unwrap();
+    assert_eq!(waiting.len(), 21, "each server has its share");
+    receive(&hs, &target).unwrap();
+    assert!(stored(&hs, target.event_id()).redacted_by.is_some());
+    assert_consistent(&hs, &room);
+}
+
+#[test]
 fn however_often_a_room_is_forked_its_forward_extremities_stay_few_and_its_state_whole() {
     let hs = homeserver();
     let room = room(&hs, "10");

@@ -289,7 +289,9 @@ impl Tx<'_> {
                 }
                 self.let_redaction_act(key, target)?;
             }
-            Redaction::Waits(target) => self.note_redaction(&target, key)?,
+            Redaction::Waits(target) => {
+                self.let_redaction_wait(&target, key, event.pdu.sender().server_name())?;
+            }
             Redaction::None | Redaction::Void => {}
         }
         if !self.is_made_here(event) {

@@ -106,7 +106,14 @@ pub const TABLES: &[Table] = &[
         "`catch_up`, as soon as the room's share of work allows",
     ),
     table("gaps", &[rooms("20 for each accepted event", "")], "filled by backfill"),
-    table("redactions", &[rooms("one for each accepted redaction", "")], HISTORY),
+    table(
+        "redactions",
+        &[rooms(
+            "one for each accepted redaction; 20 of one server that wait for the same event",
+            "of_one_server_a_few_redactions_wait_for_an_event_and_act_when_it_comes",
+        )],
+        HISTORY,
+    ),
     table("slots", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshots", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshot_entries", &[rooms(BY_EVENTS, "")], HISTORY),

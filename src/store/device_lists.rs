@@ -233,6 +233,20 @@ impl Tx<'_> {
         if others >= most as i64 {
             return Ok(());
         }
+        self.put_remote_device(user, device)
+    }
+
+    /// Puts a whole device list in the place of what was known of the user's devices.
+    pub fn replace_remote_devices<'d>(
+        &mut self,
+        user: &UserId,
+        devices: impl IntoIterator<Item = &'d RemoteDevice>,
+    ) -> Result<()> {
+        self.forget_remote_devices(user, None)?;
+        devices.into_iter().try_for_each(|device| self.put_remote_device(user, device))
+    }
+
+    fn put_remote_device(&mut self, user: &UserId, device: &RemoteDevice) -> Result<()> {
         self.conn()
             .prepare_cached(
                 "INSERT OR REPLACE INTO remote_devices (user_id, device_id, display_name, keys)

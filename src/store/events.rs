@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, VerifiedPdu};
 
+/// Redactions of one server that wait for the same event.
+const MOST_REDACTIONS_WAITING: usize = 20;
+
 /// What became of an event when it was judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -561,6 +564,20 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("INSERT OR IGNORE INTO redactions (redacts, event_key) VALUES (?1, ?2)")?
             .execute(params![redacts.as_str(), by])?;
+        Ok(())
+    }
+
+    /// Lets an accepted redaction wait for its target. When that comes, all that wait for it are looked at: so of those of
+    /// one server no more wait than make a difference.
+    pub(crate) fn let_redaction_wait(&mut self, target: &EventId, by: EventKey, server: &str) -> Result<()> {
+        let mut others = 0;
+        for key in self.redactions_of(target)? {
+            others += usize::from(self.pdu_by_key(key)?.sender().server_name() == server);
+        }
+        if others < MOST_REDACTIONS_WAITING {
+            return self.note_redaction(target, by);
+        }
+        log::info!("too many redactions of {server} wait for {target}: one will not take effect");
         Ok(())
     }
 

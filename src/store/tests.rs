@@ -182,6 +182,46 @@ fn when_nobody_writes_the_database_alone_is_all_there_is() {
     }
 }
 
+/// Keeps what is said in the log about the writer.
+struct Heard(Mutex<Vec<String>>);
+
+impl log::Log for Heard {
+    fn enabled(&self, of: &log::Metadata<'_>) -> bool {
+        of.level() <= log::Level::Warn
+    }
+
+    fn log(&self, said: &log::Record<'_>) {
+        if self.enabled(said.metadata()) && said.target().contains("store::writer") {
+            self.0.lock().unwrap().push(said.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_closure_that_holds_the_writer_for_long_is_told_of_by_its_place_in_the_source() {
+    static HEARD: Heard = Heard(Mutex::new(Vec::new()));
+    log::set_logger(&HEARD).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let store = Store::open(Location::Memory, &name(), Box::new(|_| {}), &Options::default()).unwrap();
+    let hold = |ms| {
+        let until = std::time::Instant::now() + std::time::Duration::from_millis(ms);
+        while std::time::Instant::now() < until {
+            std::hint::spin_loop();
+        }
+    };
+    let line = line!() + 1;
+    let held = store.write(move |_| {
+        hold(60);
+        Ok(())
+    });
+    held.unwrap();
+    let heard = HEARD.0.lock().unwrap();
+    let place = format!("src/store/tests.rs:{line}:");
+    assert_eq!(heard.iter().filter(|said| said.contains(&place)).count(), 1, "{heard:?}");
+}
+
 #[test]
 fn a_closure_that_fails_or_panics_undoes_its_own_work_only() {
     let folder = Folder::new();
