@@ -111,6 +111,9 @@ fn what_is_no_message_is_refused() {
     assert_eq!(put(json!({ "messages": { "alice": { "X": {} } } })), (400, "M_INVALID_PARAM".into()));
     let large = json!({ "messages": { alice.id(): { "X": { "x": "x".repeat(70_000) } } } });
     assert_eq!(put(large), (413, "M_TOO_LARGE".into()));
+    let long = format!("/_matrix/client/v3/sendToDevice/m.test/{}", "t".repeat(256));
+    let refused = alice.request("PUT", &long, Some(json!({ "messages": {} })));
+    assert_eq!((refused.0, refused.1["errcode"].as_str()), (400, Some("M_INVALID_PARAM")));
     assert_eq!(put(json!({ "messages": {} })).0, 200);
 }
 

@@ -18,6 +18,9 @@ use crate::protocol::json::{parse_object, read_object};
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 use crate::service::favours::{Asker, Who};
 
+/// Longest transaction id of a client, in bytes.
+const LONGEST_TXN_ID: usize = 255;
+
 /// A request whose head and body were read whole.
 pub struct Request {
     method: Method,
@@ -147,6 +150,14 @@ impl Request {
     /// The path parameter `{roomAlias}`. Errors: 400 `M_INVALID_PARAM`.
     pub fn room_alias(&self) -> Result<RoomAlias> {
         RoomAlias::parse(self.param("roomAlias"))
+    }
+
+    /// The path parameter `{txnId}` of a client, which is kept for days. Errors: 400 `M_INVALID_PARAM` beyond 255 bytes.
+    pub fn txn_id(&self) -> Result<String> {
+        match self.param("txnId") {
+            id if id.len() <= LONGEST_TXN_ID => Ok(id.to_owned()),
+            _ => Err(Error::invalid_param("A transaction id has at most 255 bytes")),
+        }
     }
 
     /// The path parameter `{serverName}`. Errors: 400 `M_INVALID_PARAM`.

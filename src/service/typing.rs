@@ -22,8 +22,11 @@ const LONGEST: Millis = 120_000;
 const OF_OTHERS: Millis = 60_000;
 /// So often other servers are told again of somebody who goes on typing: before they take it to be over.
 const TELL_EVERY: Millis = 25_000;
-/// Users who type in one room at the same time. More would tell nobody anything.
+/// Users who type in one room at the same time, and of one server: more would tell nobody anything. Our own have places
+/// beside those.
 const MOST_IN_ROOM: usize = 100;
+const MOST_OF_SERVER: usize = 20;
+const MOST_OF_US: usize = 50;
 /// Ends of typing that are worked on at once.
 const AT_ONCE: usize = 100;
 
@@ -57,7 +60,13 @@ impl Homeserver {
             Some(lasting) => {
                 let times = (now, now + lasting);
                 let change = self.store.write_lightly(move |tx| {
-                    tx.start_typing(key, name.as_str(), times, TELL_EVERY, MOST_IN_ROOM)
+                    tx.start_typing(
+                        key,
+                        name.as_str(),
+                        times,
+                        TELL_EVERY,
+                        (MOST_IN_ROOM + MOST_OF_US, MOST_OF_US),
+                    )
                 })?;
                 self.scheduler.no_later_than(now + lasting);
                 change.changed || change.tell_again
@@ -108,7 +117,7 @@ impl Homeserver {
             // Nobody is told of it again by us.
             let (times, never) = ((now, until), Millis::MAX);
             self.store.write_lightly(move |tx| {
-                tx.start_typing(room, user_id.as_str(), times, never, MOST_IN_ROOM)
+                tx.start_typing(room, user_id.as_str(), times, never, (MOST_IN_ROOM, MOST_OF_SERVER))
             })?;
             self.scheduler.no_later_than(until);
         } else {

@@ -26,8 +26,10 @@ const MOST_BYTES_OF_SERVER: usize = 16 << 20;
 const MOST_OF_STRANGER: usize = 200;
 /// Those whose signatures nobody could check: anybody can make such up in anybody's name.
 const MOST_UNVERIFIED: usize = 200;
-/// Events that wait in one room. However many others there are, each server has its share.
+/// Events that wait in one room. However many others there are, each server of the room has its share; of other servers, of
+/// which there is no end, none is taken in beyond the smaller number.
 const MOST_IN_ROOM: usize = 5000;
+const MOST_IN_ROOM_WITH_STRANGERS: usize = 1000;
 const FAIR_SHARE: usize = 500;
 /// When a server at its bound should come again.
 const COME_AGAIN: Millis = 20_000;
@@ -266,11 +268,16 @@ impl Homeserver {
 fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
     let unverified = new.iter().filter(|event| !event.is_verified()).count();
     let bytes: usize = new.iter().map(|event| event.json.len()).sum();
-    queue.of_origin + new.len() > if resident { MOST_OF_SERVER } else { MOST_OF_STRANGER }
+    is_full_for(queue, (new.len(), unverified, bytes), resident)
+}
+
+/// Whether there is no room for so many more, so many of them unverified, of so many bytes.
+fn is_full_for(queue: Queue, (new, unverified, bytes): (usize, usize, usize), resident: bool) -> bool {
+    queue.of_origin + new > if resident { MOST_OF_SERVER } else { MOST_OF_STRANGER }
         || queue.bytes + bytes > MOST_BYTES_OF_SERVER
         || (unverified > 0 && queue.unverified + unverified > MOST_UNVERIFIED)
-        || (queue.in_room + new.len() > MOST_IN_ROOM
-            && (!resident || queue.of_origin_in_room + new.len() > FAIR_SHARE))
+        || (queue.in_room + new > MOST_IN_ROOM && queue.of_origin_in_room + new > FAIR_SHARE)
+        || (!resident && queue.in_room + new > MOST_IN_ROOM_WITH_STRANGERS)
 }
 
 /// An event of a room that we are not in, of which everything is known that can be from outside.
@@ -345,4 +352,21 @@ pub(super) fn millis(of: Duration) -> Millis {
 
 pub(super) fn names(ids: &[EventId]) -> Vec<String> {
     ids.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_without_end_that_are_not_in_a_room_leave_room_for_those_that_are() {
+        let in_room = |in_room: usize| Queue { in_room, ..Queue::default() };
+        let one = |queue: Queue, resident: bool| is_full_for(queue, (1, 0, 100), resident);
+        assert!(!one(in_room(MOST_IN_ROOM_WITH_STRANGERS - 1), false));
+        assert!(one(in_room(MOST_IN_ROOM_WITH_STRANGERS), false));
+        assert!(!one(in_room(MOST_IN_ROOM_WITH_STRANGERS), true));
+        assert!(!one(in_room(MOST_IN_ROOM), true), "a fair share in any case");
+        let fair = Queue { of_origin_in_room: FAIR_SHARE, of_origin: FAIR_SHARE, ..in_room(MOST_IN_ROOM) };
+        assert!(one(fair, true));
+    }
 }

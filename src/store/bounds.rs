@@ -25,7 +25,8 @@ pub struct Share {
     pub by: By,
     /// How much, and what happens beyond.
     pub bound: &'static str,
-    /// The test that shows it; empty where the primary key and another table's bound say it all.
+    /// The test that shows it; there is one for all that strangers fill. Empty where the primary key and another table's
+    /// bound say it all.
     pub proof: &'static str,
 }
 
@@ -211,16 +212,30 @@ pub const TABLES: &[Table] = &[
         &[
             rooms("2000 and 16 MiB for one server; 500 for each in a full room; 429 beyond", ""),
             strangers(
-                "200 for one server; none in a full room (5000); 429 beyond",
-                "what_waits_from_outside_is_bounded_and_given_up_some_day",
+                "200 for one server, none where 1000 wait in the room; 429 beyond",
+                "servers_without_end_that_are_not_in_a_room_leave_room_for_those_that_are",
             ),
         ],
         "taken in, or given up after 3 days (`put_off`)",
     ),
-    table("waited_for", &[strangers("31 for each waiting event", "")], "with its event"),
+    table(
+        "waited_for",
+        &[strangers("31 for each waiting event", "what_waits_from_outside_is_bounded_and_given_up_some_day")],
+        "with its event",
+    ),
     // ----- typing and receipts -----
     table("ephemeral_changes", &[rooms("one for each room", "")], HISTORY),
-    table("typing", &[rooms("members of the room, 100 at a time", "")], "`end_typing_that_is_over`"),
+    table(
+        "typing",
+        &[
+            users("50 in each room", ""),
+            rooms(
+                "20 of one server, 100 in each room",
+                "one_server_whose_users_all_type_leaves_places_to_the_others",
+            ),
+        ],
+        "`end_typing_that_is_over`",
+    ),
     table("receipts", &[rooms("500 threads of each member of the room; the oldest go", "")], HISTORY),
     // ----- presence -----
     table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),
@@ -295,7 +310,10 @@ pub const TABLES: &[Table] = &[
     table("filters", &[users("1000 of one user; 403 beyond", "")], "deactivation"),
     table(
         "client_transactions",
-        &[users("by the rate limit of writes, kept for 7 days", "")],
+        &[users(
+            "ids of 255 bytes, by the rate limit of writes, kept for 7 days",
+            "what_is_no_message_is_refused",
+        )],
         "every 32nd takes out 64 that are too old (`add_client_txn`)",
     ),
     table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
@@ -355,6 +373,10 @@ mod tests {
             assert!(!table.filled.is_empty() && !table.swept.is_empty(), "{table:?}");
             for share in table.filled {
                 assert!(!share.bound.is_empty(), "{table:?}");
+                assert!(
+                    share.by != By::Strangers || !share.proof.is_empty(),
+                    "nothing shows it: {share:?} of {table:?}"
+                );
                 assert!(
                     share.proof.is_empty() || known.contains(share.proof),
                     "{} of {table:?}",

@@ -61,14 +61,15 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Somebody is typing until then. No more than `most` do so in one room; further ones are passed over.
+    /// Somebody is typing until then. No more than `most` do so in one room, and `most_of_server` of one server; further ones
+    /// are passed over.
     pub fn start_typing(
         &mut self,
         room: RoomKey,
         user: &str,
         (now, until): (Millis, Millis),
         tell_every: Millis,
-        most: usize,
+        (most, most_of_server): (usize, usize),
     ) -> Result<TypingChange> {
         let told: Option<Millis> = self
             .conn()
@@ -85,11 +86,14 @@ impl Tx<'_> {
                 .execute(params![room, user, until, told])?;
             return Ok(TypingChange { changed: false, tell_again });
         }
-        let already: i64 = self
+        let (already, of_server): (i64, i64) = self
             .conn()
-            .prepare_cached("SELECT count(*) FROM typing WHERE room_key = ?1")?
-            .query_row([room], |row| row.get(0))?;
-        if already >= most as i64 {
+            .prepare_cached(
+                "SELECT count(*), coalesce(sum(substr(user_id, instr(user_id, ':')) = substr(?2, instr(?2, ':'))), 0)
+                 FROM typing WHERE room_key = ?1",
+            )?
+            .query_row(params![room, user], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if already >= most as i64 || of_server >= most_of_server as i64 {
             return Ok(TypingChange { changed: false, tell_again: false });
         }
         self.conn()
@@ -145,5 +149,35 @@ impl Tx<'_> {
             )?
             .execute([room, stream])?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::store::{Location, Options, Store};
+
+    #[test]
+    fn one_server_whose_users_all_type_leaves_places_to_the_others() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let options = Options { durable: false, readers: 1 };
+        let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
+        let typing = store.write(|tx| {
+            let room = tx.pretend_room("!r:us.example", &[])?;
+            let mut start = |user: String, most| -> Result<bool> {
+                Ok(tx.start_typing(room, &user, (0, 9), 9, most)?.changed)
+            };
+            let mut count = |server: &str, most| -> Result<usize> {
+                let mut began = 0;
+                for n in 0..200 {
+                    began += usize::from(start(format!("@u{n}:{server}"), most)?);
+                }
+                Ok(began)
+            };
+            let (greedy, other) = (count("a.example", (100, 20))?, count("b.example:8448", (100, 20))?);
+            Ok((greedy, other, count("us.example", (150, 50))?))
+        });
+        assert_eq!(typing.expect("written"), (20, 20, 50));
     }
 }

@@ -34,7 +34,7 @@ pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
     let mut draft = draft(request, requester, request.json_object()?)?;
     draft.state_key = None;
     let scope = format!("send/{}/{}", draft.room, draft.event_type);
-    let event_id = hs.send_message(draft, txn(request, requester, scope))?;
+    let event_id = hs.send_message(draft, txn(request, requester, scope)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
 
@@ -53,7 +53,7 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
     draft.state_key = None;
     let scope = format!("redact/{}/{redacts}", draft.room);
     draft.redacts = Some(redacts);
-    let event_id = hs.send_message(draft, txn(request, requester, scope))?;
+    let event_id = hs.send_message(draft, txn(request, requester, scope)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
 
@@ -102,11 +102,11 @@ fn draft(request: &Request, requester: &Requester, content: Map<String, Value>) 
     })
 }
 
-fn txn(request: &Request, requester: &Requester, scope: String) -> ClientTxn {
-    ClientTxn {
+fn txn(request: &Request, requester: &Requester, scope: String) -> Result<ClientTxn> {
+    Ok(ClientTxn {
         user_id: requester.user_id.clone(),
         device_id: requester.device_id.clone().unwrap_or_default(),
         scope,
-        txn_id: request.param("txnId").to_owned(),
-    }
+        txn_id: request.txn_id()?,
+    })
 }

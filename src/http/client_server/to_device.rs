@@ -25,7 +25,7 @@ pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
         user_id: requester.user_id.clone(),
         device_id: requester.device_id.clone().unwrap_or_default(),
         scope: format!("sendToDevice/{event_type}"),
-        txn_id: request.param("txnId").to_owned(),
+        txn_id: request.txn_id()?,
     };
     let messages = body.messages.ok_or_else(|| Error::missing_param("Missing messages"))?;
     hs.send_to_device(event_type, messages, txn)?;
