@@ -238,7 +238,7 @@ fn make_room(all: &mut HashMap<ServerName, Attempt>, now: Millis) {
     for only_strangers in [true, false] {
         let mut keep = false;
         while all.len() >= MAX_PAUSES / 4 * 3
-            && all.values().any(|a| !a.running && !(only_strangers && a.neighbour))
+            && all.values().any(|a| !(a.running || only_strangers && a.neighbour))
         {
             // Any half will do: who is asked a little sooner than need be costs one request.
             all.retain(|_, a| {
