@@ -148,6 +148,7 @@ fn a_refusal_that_speaks_of_the_room_is_passed_on_and_everything_else_is_our_own
         (401, "M_UNKNOWN_TOKEN", (502, "M_UNKNOWN")),
         (404, "M_UNRECOGNIZED", (502, "M_UNKNOWN")),
         (429, "M_LIMIT_EXCEEDED", (429, "M_LIMIT_EXCEEDED")),
+        (403, "M_LIMIT_EXCEEDED", (429, "M_LIMIT_EXCEEDED")),
         (500, "M_UNKNOWN", (502, "M_UNKNOWN")),
         (418, "ORG.EXAMPLE.TEAPOT", (502, "M_UNKNOWN")),
     ] {

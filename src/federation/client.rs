@@ -112,6 +112,11 @@ pub struct Refusal {
     pub body: Map<String, Value>,
 }
 
+/// Whether a peer says that this was too often. By its code too: the status may be one that is no news of our server.
+fn is_limit(refusal: &Refusal) -> bool {
+    refusal.status == 429 || refusal.errcode.as_deref() == Some("M_LIMIT_EXCEEDED")
+}
+
 impl CallError {
     /// A bad answer, in words.
     pub fn bad(why: impl Into<String>) -> Self {
@@ -172,7 +177,7 @@ impl CallError {
 
     /// For how long the peer asks us to wait, if it limits our rate.
     pub fn retry_after(&self) -> Option<Duration> {
-        let refusal = self.refusal().filter(|r| r.status == 429)?;
+        let refusal = self.refusal().filter(|refusal| is_limit(refusal))?;
         refusal.body.get("retry_after_ms").and_then(Value::as_u64).map(Duration::from_millis)
     }
 
@@ -180,7 +185,7 @@ impl CallError {
     /// peer's `retry_after_ms`. None of any other error.
     pub fn as_limit(&self, peer: &ServerName) -> Option<Error> {
         const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
-        self.refusal().filter(|refusal| refusal.status == 429)?;
+        self.refusal().filter(|refusal| is_limit(refusal))?;
         let told = Error::new(ErrCode::LimitExceeded, format!("{peer} wants to be asked later"));
         let wait = self.retry_after().map(|wait| wait.min(LONGEST).as_millis());
         Some(match wait.and_then(|ms| u64::try_from(ms).ok()) {

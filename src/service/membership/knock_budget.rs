@@ -115,7 +115,7 @@ impl Drop for Place<'_> {
 
 impl Homeserver {
     /// Whether somebody may knock upon a room of ours, as far as the budget goes: what is asked before a knock is made.
-    /// Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    /// Errors: 429 (of another server: 403) `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(super) fn may_knock(&self, room: &Room, knocker: &UserId) -> Result<()> {
         self.look_for_place(room, knocker, self.knock_limits(), false).map(drop)
     }
@@ -163,7 +163,8 @@ impl Homeserver {
         let lately: Vec<(Millis, &str)> =
             knocks.iter().map(|knock| (knock.at, knock.what.as_str())).collect();
         let facts = Facts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
-        judge(limits, &facts).map_err(limited)?;
+        let told = if self.is_ours(knocker) { limited } else { limited_elsewhere };
+        judge(limits, &facts).map_err(told)?;
         if !take {
             return Ok(None);
         }
@@ -264,7 +265,14 @@ fn refused_at(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<Millis>>
     Ok(None)
 }
 
-/// 429: everybody is told when to come again, users of other servers by theirs.
+/// The same for a user of another server: 403, with the same code and time. A server that gets 429 takes that to be about
+/// itself, and speaks to us no more for a while (Synapse, for minutes): then one of its users who knocks too often would
+/// have cut off all the others.
+fn limited_elsewhere(wait: Wait) -> Error {
+    limited(wait).with_status(403)
+}
+
+/// 429, with the time after which to come again.
 fn limited(wait: Wait) -> Error {
     Error::new(ErrCode::LimitExceeded, wait.why).with_field("retry_after_ms", wait.ms)
 }
