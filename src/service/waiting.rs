@@ -106,7 +106,13 @@ impl Homeserver {
         let room = self.store.write(move |tx| tx.make_room(&room_id, version))?;
         let now = self.clock.now_ms();
         let next = if keys_of.is_empty() { (0, now + CALM) } else { (1, now + pause_after(1)) };
-        self.let_wait(origin, &room, vec![ToWait::for_keys(room.key, event, keys_of, next)])
+        self.let_wait(origin, &room, vec![ToWait::for_keys(room.key, event, keys_of, next)])?;
+        if self.store.read(|db| Ok(db.room_by_key(room.key)?.resident))? {
+            // Whoever was joining came in at this moment, which hastens only what waited by then.
+            self.store.write(move |tx| tx.hasten_waiting_in(room.key))?;
+            self.scheduler.wake();
+        }
+        Ok(())
     }
 
     /// Takes in what waits in a room and is due, and asks other servers for what it needs. Errors: 500.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::knock::shown_outside;
 use super::leave::remote_row;
 use super::{Ask, check_acl, member_draft};
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
 use crate::protocol::fair_share::Standing;
@@ -36,6 +37,9 @@ const MOST_INVITES: usize = 3;
 
 /// How long an invite waits until the invitee's server has heard that they were removed before.
 const REMOVAL_WITHIN: Duration = Duration::from_secs(2);
+
+/// How old a removal is at least before its user is invited again, in milliseconds.
+const TAKEN_IN_WITHIN: Millis = 500;
 
 /// How long an invite that comes in waits for the outcome of the invitee's leave.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
@@ -133,10 +137,14 @@ impl Homeserver {
             let Some(present) = db.state_event(room.key, "m.room.member", target.as_str())? else {
                 return Ok(None);
             };
-            Ok(db.event(present.event_id())?.filter(|_| present.sender() != target).and_then(|e| e.place))
+            Ok(db.event(present.event_id())?.filter(|_| present.sender() != target))
         })?;
-        if let Some(place) = removed {
-            self.sender.wait_for_delivery(server, place.stream, REMOVAL_WITHIN);
+        let Some((removal, place)) = removed.and_then(|e| Some((e.pdu, e.place?))) else { return Ok(()) };
+        self.sender.wait_for_delivery(server, place.stream, REMOVAL_WITHIN);
+        // Some take in what they were sent only after they have answered.
+        let age = self.clock.now_ms() - removal.origin_server_ts();
+        if let Some(left) = (0..TAKEN_IN_WITHIN).contains(&age).then(|| TAKEN_IN_WITHIN - age) {
+            self.scheduler.rest(Duration::from_millis(left.unsigned_abs()));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::check_still_outside;
 use super::knock::shown_outside;
 use super::leave::remote_row;
+use super::standing::LAST_LOOK;
 use crate::error::{Error, Result};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
@@ -136,7 +137,8 @@ impl Homeserver {
                 Bearing::Over => return Ok(true),
                 Bearing::Unclear => {
                     // The invite stays until the room has been asked about it.
-                    (row.attempts, row.due_ms) = (0, Some(now));
+                    let is_ban = event.membership() == Some(Membership::Ban);
+                    (row.attempts, row.due_ms) = (if is_ban { LAST_LOOK } else { 0 }, Some(now));
                     return tx.save_remote_membership_quietly(&row).map(|()| true);
                 }
             }

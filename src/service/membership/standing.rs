@@ -33,7 +33,9 @@ const PAUSES: [Duration; 6] = [
 
 /// When the room is asked once more about an invite that it does not know, in milliseconds: its server may be slow to
 /// take in what we signed. After the last the invite is over.
-const INVITE_LOOKS_AFTER: [Millis; 3] = [500, 1_500, 4_000];
+const INVITE_LOOKS_AFTER: [Millis; LAST_LOOK as usize] = [500, 1_500, 4_000];
+/// So often it need not be asked where a ban speaks against the invite as well.
+pub(super) const LAST_LOOK: u32 = 3;
 /// How often that is tried if no server can tell.
 const MOST_LOOKS: u32 = 6;
 /// How many servers are asked.
