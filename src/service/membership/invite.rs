@@ -392,9 +392,9 @@ impl Homeserver {
         let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
         // All at once: their servers may be slow to give their keys.
         let mut checked = self.check_received(origin, &whole, version, within).into_iter();
-        let verified = |entry: &Box<RawValue>| {
+        let verified = |entry: &RawValue| {
             if !stripped_state::is_full_event(entry) {
-                return Ok(entry.clone());
+                return Ok(entry.to_owned());
             }
             match checked.next() {
                 Some(Checked::Passed(event)) => {
@@ -408,7 +408,7 @@ impl Homeserver {
                 None => Err(Error::internal("one event in, none out")),
             }
         };
-        entries.iter().map(verified).collect()
+        entries.iter().map(AsRef::as_ref).map(verified).collect()
     }
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
