@@ -15,8 +15,8 @@ use common::scene::{Scene, bodies, heads, objects, stored};
 use common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::http::Reply;
-use doorstep::protocol::sign::SigningKey;
-use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu};
+use doorstep::protocol::sign::{KeyAt, SigningKey};
+use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu, verify};
 use doorstep::store::Status;
 use doorstep::store::waiting::ToWait;
 use doorstep::testing::{TestUser, segment};
@@ -730,4 +730,113 @@ fn the_true_copy_of_an_event_takes_the_place_of_one_that_a_relay_had_altered() {
         scene.send("m5", &[&message]);
         assert_eq!(stored(&scene.server, message.event_id()).expect("stored").pdu.content_raw(), "{}");
     }
+}
+
+/// The event as a relay might hand it on: with another content, which its hash does not fit.
+fn altered(event: &Pdu) -> Pdu {
+    let mut object = event.to_object();
+    object.insert("content".into(), json!({ "membership": "join", "forged": true }));
+    object.remove("redacts");
+    Pdu::from_object(object, event.version()).expect("an event")
+}
+
+#[test]
+fn a_redaction_that_a_relay_had_emptied_takes_effect_when_its_true_copy_comes() {
+    // From version 11 on redaction leaves it what it redacts.
+    for version in ["3", "10"] {
+        let mut scene = Scene::new(version);
+        let message = scene.message("to be redacted");
+        scene.send("m", &[&message]);
+        let (last, creator) = (scene.last.clone(), scene.room.creator.clone());
+        let in_content = scene.room.version.redacts_in_content;
+        let content =
+            if in_content { json!({ "redacts": message.event_id() }) } else { json!({ "reason": "r" }) };
+        let mut redaction = scene.event(&[&last], &creator, ("m.room.redaction", None), content).to_object();
+        if !in_content {
+            redaction.insert("redacts".into(), json!(message.event_id()));
+        }
+        let redaction = scene.peer.sign(redaction, scene.room.version);
+        scene.send("1", &[&altered(&redaction)]);
+        assert!(stored(&scene.server, redaction.event_id()).is_some(), "{version}");
+        scene.send("2", &[&redaction]);
+        let target = stored(&scene.server, message.event_id()).expect("stored");
+        assert!(target.redacted_by.is_some(), "{version}: the redaction acts");
+        assert!(stored(&scene.server, redaction.event_id()).is_some_and(|e| e.place.is_some()), "{version}");
+    }
+}
+
+#[test]
+fn content_that_is_not_allowed_does_not_come_in_by_the_back_door_of_a_redacted_copy() {
+    for version in ["6", "10"] {
+        let mut scene = Scene::new(version);
+        let mod_ = scene.peer.user("mod");
+        scene.join(&mod_);
+        let creator = scene.room.creator.clone();
+        let levels = json!({ "users": { creator.as_str(): 100, mod_.as_str(): 50 }, "state_default": 50, "invite": 0 });
+        let levels = scene.set_state("m.room.power_levels", "", levels);
+        let join = scene.room.state[&("m.room.member".to_owned(), mod_.to_string())].clone();
+        scene.send("l", &[&join, &levels]);
+        let above = json!({ "users": { creator.as_str(): 100, mod_.as_str(): 50 }, "state_default": 50, "invite": 90 });
+        let last = scene.last.clone();
+        let event = scene.event(&[&last], &mod_, ("m.room.power_levels", Some("")), above);
+        let mut lossy = event.to_object();
+        lossy["content"].as_object_mut().expect("an object").remove("invite");
+        let lossy = Pdu::from_object(lossy, event.version()).expect("an event");
+        scene.send("1", &[&lossy]);
+        scene.send("2", &[&event]);
+        let invite =
+            scene.state_content("m.room.power_levels", "").and_then(|levels| levels.get("invite").cloned());
+        assert_ne!(invite, Some(json!(90)), "{version}");
+    }
+}
+
+#[test]
+fn a_restricted_join_that_a_relay_had_altered_is_judged_anew_when_its_true_copy_comes() {
+    let mut scene = Scene::new("8");
+    scene.set_state("m.room.join_rules", "", json!({ "join_rule": "restricted", "allow": [] }));
+    let rules = scene.room.state[&("m.room.join_rules".to_owned(), String::new())].clone();
+    scene.send("r", &[&rules]);
+    let (user, last, creator) = (scene.peer.user("guest"), scene.last.clone(), scene.room.creator.clone());
+    let content = json!({ "membership": "join", "join_authorised_via_users_server": creator });
+    let join = scene.event(&[&last], &user, ("m.room.member", Some(user.as_str())), content);
+    scene.send("1", &[&altered(&join)]);
+    assert_ne!(scene.membership(&user).as_deref(), Some("join"));
+    scene.send("2", &[&join]);
+    assert_eq!(scene.membership(&user).as_deref(), Some("join"));
+}
+
+#[test]
+fn an_access_list_whose_content_a_relay_had_taken_away_shuts_nobody_out_until_it_is_whole() {
+    let mut scene = Scene::new("10");
+    let acl = scene.set_state("m.room.server_acl", "", json!({ "allow": ["*"], "deny": ["evil.example"] }));
+    scene.send("1", &[&altered(&acl)]);
+    let word = scene.message("still heard");
+    assert_eq!(scene.send("2", &[&word])[word.event_id().as_str()], json!({}));
+    scene.send("3", &[&acl]);
+    assert_eq!(
+        scene.state_content("m.room.server_acl", "").map(|acl| acl["deny"].clone()),
+        Some(json!(["evil.example"]))
+    );
+}
+
+#[test]
+fn an_event_that_was_only_referred_to_in_an_altered_form_is_whole_once_it_has_its_place() {
+    let mut scene = Scene::new("10");
+    let topic = scene.set_state("m.room.topic", "", json!({ "topic": "true" }));
+    // As if it had come with somebody's state.
+    let key = scene.peer.signing_key().verify_key();
+    let keys = |_: &str, _: &str| Some(KeyAt { key, valid_until_ms: i64::MAX });
+    let outlier = verify::check_parsed(&altered(&topic), &keys).expect("signed");
+    assert!(!outlier.is_whole());
+    scene
+        .server
+        .homeserver()
+        .store
+        .write(move |tx| {
+            let room = tx.known_room(outlier.room_id())?.key;
+            tx.stage_events(room, &[(outlier, false)]).map(drop)
+        })
+        .expect("stored");
+    scene.send("1", &[&topic]);
+    assert_eq!(scene.state_content("m.room.topic", ""), Some(json!({ "topic": "true" })));
 }

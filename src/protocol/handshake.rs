@@ -140,15 +140,20 @@ pub fn check_countersigned(ours: &Pdu, theirs: &Map<String, Value>) -> Result<()
     }
 }
 
+/// So many signatures of one server are taken over: whoever has more keys than that has enough of them.
+const MOST_SIGNATURES: usize = 8;
+
 /// Our event with the signatures that one other server put on it; those of anybody else are not taken over.
-/// Errors: none that an answer could cause.
+/// Errors: 413 `M_TOO_LARGE` if it has no room for them.
 pub fn with_signatures_of(
     ours: &VerifiedPdu,
     theirs: &Map<String, Value>,
     server: &ServerName,
 ) -> Result<VerifiedPdu> {
     let mut both = ours.clone();
-    for (key_id, signature) in signatures_of(theirs, server.as_str()) {
+    let may_be_one = |(key_id, signature): &(&str, &str)| key_id.len() <= 255 && signature.len() <= 100;
+    let signatures = signatures_of(theirs, server.as_str()).into_iter().filter(may_be_one);
+    for (key_id, signature) in signatures.take(MOST_SIGNATURES) {
         both = both.with_signature(server.as_str(), key_id, signature)?;
     }
     Ok(both)

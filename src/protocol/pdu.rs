@@ -210,6 +210,10 @@ impl Pdu {
         if let Some(why) = seen.odd_number.filter(|_| version.strict_canonical_json) {
             return Err(Error::bad_json(why));
         }
+        // Whoever judges an event reads its content anew. One that cannot be read would be judged as if it were empty.
+        if object.get("content").is_none_or(|content| read_content(content).is_none()) {
+            return Err(Error::bad_json("the event's content is not an object that can be read"));
+        }
         for name in ["hashes", "signatures"] {
             if !object.get(name).is_some_and(|value| value.starts_with(b"{")) {
                 return Err(Error::bad_json(format!("the event's {name} is not an object")));
@@ -271,9 +275,12 @@ impl Pdu {
         })
     }
 
-    /// The same event (same id) with other JSON: a redacted form, or one more signature. Errors: if that is no event,
-    /// which neither makes of one.
+    /// The same event (same id) with other JSON: a redacted form, or one more signature. Errors: 413 `M_TOO_LARGE` if
+    /// there is no room for the signature.
     pub(crate) fn with_canonical(&self, object: CanonicalObject) -> Result<Pdu> {
+        if object.as_bytes().len() > MAX_EVENT_BYTES {
+            return Err(too_large());
+        }
         let json = String::from_utf8(object.into_bytes()).map_err(Error::internal)?;
         Self::read(self.event_id().clone(), json.into(), self.version())
     }
@@ -351,7 +358,7 @@ impl Pdu {
 
     /// The content, parsed anew.
     pub fn content(&self) -> Map<String, Value> {
-        serde_json::from_str(self.content_raw()).unwrap_or_default()
+        read_content(self.content_raw().as_bytes()).unwrap_or_default()
     }
 
     /// The content's exact text.
@@ -480,6 +487,11 @@ impl<'a, R> Header<'a, R> {
         let content: Content<'_> = serde_json::from_str(self.content.get()).ok()?;
         Membership::parse(&content.membership)
     }
+}
+
+/// An event's content as it is judged.
+fn read_content(text: &[u8]) -> Option<Map<String, Value>> {
+    serde_json::from_slice(text).ok()
 }
 
 fn text_of(object: &CanonicalObject) -> Result<Box<str>> {

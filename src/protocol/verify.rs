@@ -30,29 +30,32 @@ impl SignedBy {
 /// An event in the form that is kept, signed by everyone who has to have signed that form. Whether a room allows it is
 /// another question; so is whether an invite by way of a third-party invite, which nobody has to sign, is one (rule 5.4.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VerifiedPdu(Pdu);
+pub struct VerifiedPdu {
+    pdu: Pdu,
+    whole: bool,
+}
 
 impl Deref for VerifiedPdu {
     type Target = Pdu;
 
     fn deref(&self) -> &Pdu {
-        &self.0
+        &self.pdu
     }
 }
 
 impl From<VerifiedPdu> for Pdu {
     fn from(event: VerifiedPdu) -> Pdu {
-        event.0
+        event.pdu
     }
 }
 
 impl VerifiedPdu {
     /// The event, if there is evidence for each server that has to have signed it. Errors: who has not.
-    fn with_evidence(kept: Pdu, evidence: &[SignedBy]) -> Result<Self, SignatureError> {
+    fn with_evidence(kept: Pdu, whole: bool, evidence: &[SignedBy]) -> Result<Self, SignatureError> {
         let lacking = |server: &ServerName| !evidence.iter().any(|signed| signed.server() == server);
         match required_signers(&kept)?.into_iter().find(lacking) {
             Some(server) => Err(SignatureError::Unsigned(server)),
-            None => Ok(Self(kept)),
+            None => Ok(Self { pdu: kept, whole }),
         }
     }
 
@@ -66,30 +69,37 @@ impl VerifiedPdu {
     ) -> Result<Self> {
         let pdu = seal(object, server, key, version)?;
         // It was signed by the line above.
-        Ok(Self::with_evidence(pdu, &[SignedBy(server.clone())])?)
+        Ok(Self::with_evidence(pdu, true, &[SignedBy(server.clone())])?)
     }
 
     /// An event from our own database, where it came as a verified one. For the store alone.
     pub(crate) fn from_store(pdu: Pdu) -> Self {
-        Self(pdu)
+        let whole = pdu.canonical().content_hash_matches();
+        Self { pdu, whole }
     }
 
     /// An event that a test made.
     #[cfg(test)]
     pub(crate) fn unchecked(pdu: Pdu) -> Self {
-        Self(pdu)
+        Self { pdu, whole: true }
+    }
+
+    /// Whether it has all of its content: its content hash is right.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// The event with one more signature, which takes no evidence away: neither a policy server's nor our own is of a
     /// server that signed before.
     pub(crate) fn with_signature(&self, server: &str, key_id: &str, signature: &str) -> Result<Self> {
-        Ok(Self(self.with_canonical(self.canonical().with_signature(server, key_id, signature))?))
+        let pdu = self.with_canonical(self.canonical().with_signature(server, key_id, signature))?;
+        Ok(Self { pdu, whole: self.whole })
     }
 
     /// The event with one more signature of ours: on an invite to one of our users, or a join that one of our users
     /// authorises.
     pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Result<Self> {
-        Ok(Self(self.0.signed(server, key)?))
+        Ok(Self { pdu: self.pdu.signed(server, key)?, whole: self.whole })
     }
 }
 
@@ -310,12 +320,13 @@ pub fn check_parsed(pdu: &Pdu, keys: &Keys<'_>) -> Result<VerifiedPdu, Signature
 fn check_whole(whole: Whole, keys: &Keys<'_>) -> Result<VerifiedPdu, SignatureError> {
     let Whole { pdu, object, essence } = whole;
     // Signatures cover the redacted form, and so are the same of both.
-    let kept = match object.content_hash_matches() {
+    let whole = object.content_hash_matches();
+    let kept = match whole {
         true => pdu,
         false => pdu.redacted().map_err(|_| SignatureError::Malformed("the event cannot be redacted"))?,
     };
     let evidence = all_evidence(&kept, (&object, &essence), keys)?;
-    VerifiedPdu::with_evidence(kept, &evidence)
+    VerifiedPdu::with_evidence(kept, whole, &evidence)
 }
 
 #[cfg(test)]

@@ -309,3 +309,29 @@ fn a_wrong_hash_takes_the_leave_to_come_unsigned_from_an_invite() {
         assert_eq!(verdict, Err("the event is not signed by a.example".to_owned()), "{}", version.id);
     }
 }
+
+#[test]
+fn an_event_whose_content_cannot_be_read_is_none_since_it_would_be_judged_as_empty() {
+    for version in all() {
+        let event = member("@alice:a.example", "invite");
+        let text = String::from_utf8(json::canonical_object(&signed(version, &event, &[A]))).expect("text");
+        for odd in [format!("1{}", "0".repeat(400)), format!("-1{}", "0".repeat(310)), "[".repeat(200)] {
+            let closing = "]".repeat(odd.matches('[').count());
+            let content = format!("\"content\":{{\"third_party_invite\":null,\"x\":{odd}{closing},");
+            let text = text.replacen("\"content\":{", &content, 1);
+            let verdict = check_received(text.as_bytes(), version, &known);
+            assert!(matches!(verdict, Err(ReceiptError::Format(_))), "{} {}", version.id, &odd[..20]);
+        }
+    }
+}
+
+#[test]
+fn one_more_signature_never_makes_an_event_too_large() {
+    let version = version("11");
+    let body = "x".repeat(65_536 - 700);
+    let event = pdu(version, &json!({"content": {"body": body}}), &[A]);
+    let long = "x".repeat(255 - 8);
+    let verdict =
+        VerifiedPdu::unchecked(event).with_signature(B, &format!("ed25519:{long}"), &"A".repeat(86));
+    assert_eq!(verdict.map(drop).map_err(|e| e.status()), Err(413));
+}

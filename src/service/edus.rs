@@ -16,7 +16,6 @@ use super::sender;
 use super::to_device::DirectToDevice;
 use crate::error::Result;
 use crate::protocol::json;
-use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::RoomKey;
 
@@ -65,8 +64,7 @@ impl<'o> Intake<'o> {
         let origin = self.origin.as_str();
         let room = hs.store.read(|db| {
             let Some(room) = db.room(room_id)?.filter(|room| room.resident) else { return Ok(None) };
-            let acl = db.state_event(room.key, "m.room.server_acl", "")?;
-            let allowed = acl.is_none_or(|acl| ServerAcl::from_content(&acl.content()).allows(origin));
+            let allowed = db.server_acl(&room)?.is_none_or(|acl| acl.allows(origin));
             Ok(allowed.then_some(room.key))
         })?;
         self.rooms.insert(room_id.clone(), room);

@@ -9,7 +9,6 @@ use super::nearest::{Moment, nearest};
 use crate::error::{Error, Result};
 use crate::protocol::glance;
 use crate::protocol::pdu::Membership;
-use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
@@ -148,8 +147,8 @@ fn has_name(db: &Db<'_>, state: SnapshotId) -> Result<bool> {
 fn room_for(db: &Db<'_>, origin: &ServerName, room_id: &RoomId) -> Result<Room> {
     let room = db.room(room_id)?.filter(|room| room.resident);
     let room = room.ok_or_else(|| Error::not_found("This server is not in the room"))?;
-    if let Some(acl) = db.state_event(room.key, "m.room.server_acl", "")?
-        && !ServerAcl::from_content(&acl.content()).allows(origin.as_str())
+    if let Some(acl) = db.server_acl(&room)?
+        && !acl.allows(origin.as_str())
     {
         return Err(Error::forbidden("The room's server ACL keeps your server out"));
     }

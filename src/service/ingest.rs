@@ -14,7 +14,6 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::store::append::Append;
-use crate::store::events::is_whole_copy_of;
 use crate::store::{Place, Room, Status, Tx};
 
 /// For how long one event may keep us asking for what it refers to.
@@ -116,16 +115,19 @@ impl Homeserver {
     /// has caused too much work, its current state follows later. History, and events with a state of their own, of which
     /// nobody remembers anything, are judged beforehand at once.
     pub(crate) fn take_in(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
+        let stored = self.store.read(|db| db.wholest(pdu))?;
+        let pdu = stored.as_ref().unwrap_or(pdu);
         let taken = self.judge_and_store(pdu, terms, given)?;
-        if matches!(taken, Taken::Stored { already: true, .. })
-            && self
-                .store
-                .read(|db| Ok(db.event(pdu.event_id())?.is_some_and(|e| is_whole_copy_of(pdu, &e))))?
-        {
-            let whole = pdu.clone();
-            self.store.write(move |tx| tx.complete_event(&whole))?;
+        let Taken::Stored { already: true, status, .. } = taken else { return Ok(taken) };
+        if !self.store.read(|db| db.lacks_content_of(pdu))? {
+            return Ok(taken);
         }
-        Ok(taken)
+        let whole = pdu.clone();
+        let unlearnt = self.store.write(move |tx| match status {
+            Status::Rejected => tx.unlearn_rejected(&whole),
+            _ => tx.complete_event(&whole).map(|()| false),
+        })?;
+        if unlearnt { self.judge_and_store(pdu, terms, given) } else { Ok(taken) }
     }
 
     fn judge_and_store(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
@@ -246,13 +248,18 @@ fn take_in_some(
         if !taken.is_empty() && begun.elapsed() > SLICE {
             return Ok((taken, false));
         }
-        match judge::judge(tx, pdu, hearing)? {
-            Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
-            verdict @ Verdict::Known(_) => {
-                tx.complete_event(pdu)?;
-                taken.push(unjudged(verdict));
+        let stored = tx.wholest(pdu)?;
+        let pdu = stored.as_ref().unwrap_or(pdu);
+        let mut verdict = judge::judge(tx, pdu, hearing)?;
+        if matches!(verdict, Verdict::Known(_)) {
+            tx.complete_event(pdu)?;
+            if tx.unlearn_rejected(pdu)? {
+                verdict = judge::judge(tx, pdu, hearing)?;
             }
-            verdict @ Verdict::Refused(_) => taken.push(unjudged(verdict)),
+        }
+        match verdict {
+            Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
+            Verdict::Known(_) | Verdict::Refused(_) => taken.push(unjudged(verdict)),
             Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork => return Ok((taken, true)),
         }
     }

@@ -19,7 +19,6 @@ use super::judge::{self, Hearing, Verdict};
 use super::verify::Checked;
 use crate::error::{Error, Result};
 use crate::federation::calls::RawEvent;
-use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::store::{Db, Room, Status};
@@ -122,10 +121,8 @@ impl Homeserver {
         (origin, pdu): (&ServerName, &VerifiedPdu),
         attempts: u32,
     ) -> Result<Vec<ServerName>> {
-        let (acl, residents) = self.store.read(|db| {
-            Ok((db.state_event(room.key, "m.room.server_acl", "")?, db.resident_servers(room.key)?))
-        })?;
-        let acl = acl.map(|event| ServerAcl::from_content(&event.content()));
+        let (acl, residents) =
+            self.store.read(|db| Ok((db.server_acl(room)?, db.resident_servers(room.key)?)))?;
         let mut servers = vec![origin.clone(), pdu.sender().server()];
         let first = usize::try_from(attempts).unwrap_or(0) % residents.len().max(1);
         servers.extend(residents.iter().cycle().skip(first).take(residents.len()).cloned());

@@ -20,7 +20,6 @@ use super::waiting::{millis, names, pause_after};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
 use crate::protocol::pdu::LARGEST_AS_WRITTEN;
-use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::store::waiting::ToWait;
 use crate::store::{Db, Room, Status};
@@ -374,8 +373,7 @@ impl Homeserver {
 
 /// Whether the room's access list keeps a server out.
 pub(super) fn keeps_out(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<bool> {
-    let acl = db.state_event(room.key, "m.room.server_acl", "")?;
-    Ok(acl.is_some_and(|acl| !ServerAcl::from_content(&acl.content()).allows(server.as_str())))
+    Ok(db.server_acl(room)?.is_some_and(|acl| !acl.allows(server.as_str())))
 }
 
 fn not_a_transaction(why: &str) -> Error {

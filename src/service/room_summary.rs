@@ -14,7 +14,6 @@ use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::{JoinRule, JoinRules};
 use crate::protocol::json::{First, ObjectText, read, read_object};
 use crate::protocol::pdu::Membership;
-use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::visibility::HistoryVisibility;
 use crate::protocol::{Pdu, RoomId, ServerName, UserId};
 use crate::store::{Db, Room};
@@ -218,8 +217,8 @@ pub(super) fn may_know(db: &Db<'_>, room: &Room, visitor: Visitor<'_>) -> Result
             _ => open || peeks || is_in_any(db, user, &rules.allowed_rooms)?,
         }),
         Visitor::Server(server) => {
-            if let Some(acl) = db.state_event(room.key, "m.room.server_acl", "")?
-                && !ServerAcl::from_content(&acl.content()).allows(server.as_str())
+            if let Some(acl) = db.server_acl(room)?
+                && !acl.allows(server.as_str())
             {
                 return Ok(false);
             }

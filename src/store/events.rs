@@ -483,6 +483,7 @@ impl Tx<'_> {
             self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
             return Ok(key);
         }
+        self.complete_outlier(new.pdu)?;
         self.remember(|memory| memory.graph.forget_event(new.pdu.event_id()));
         let update = "UPDATE events SET stream = ?2, sub = ?3, status = ?4, outgoing = ?5, state_before = ?6,
              state_after = ?6 WHERE event_id = ?1 AND state_before IS NULL";
@@ -581,25 +582,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes the whole copy of an event that we have in its redacted form only, because whoever relayed it to us had
-    /// altered its content. Nothing happens if ours is whole, or was redacted by the room.
-    pub(crate) fn complete_event(&mut self, whole: &VerifiedPdu) -> Result<()> {
-        let Some(stored) = self.event(whole.event_id())? else { return Ok(()) };
-        if !is_whole_copy_of(whole, &stored) {
-            return Ok(());
-        }
-        log::info!("{} is whole now", whole.event_id());
-        self.remember(|memory| {
-            memory.graph.forget_event(whole.event_id());
-            memory.forget_judges();
-        });
-        self.changes.redacted = true;
-        self.conn()
-            .prepare_cached("UPDATE events SET json = ?2 WHERE event_key = ?1")?
-            .execute(params![stored.key, whole.json()])?;
-        Ok(())
-    }
-
     /// Lets a redaction take effect: only the redacted form stays.
     pub(crate) fn redact_event(&mut self, event: EventKey, by: EventKey, redacted: &Pdu) -> Result<()> {
         self.remember(|memory| {
@@ -612,18 +594,4 @@ impl Tx<'_> {
             .execute(params![event, by, redacted.json()])?;
         Ok(())
     }
-}
-
-/// Whether an event has the content that the stored one of its id has lost on its way here.
-pub(crate) fn is_whole_copy_of(event: &VerifiedPdu, stored: &StoredEvent) -> bool {
-    if stored.redacted_by.is_some() || stored.pdu.json() == event.json() {
-        return false;
-    }
-    let (ours, theirs) = (stored.pdu.canonical(), event.canonical());
-    // In room versions 1 and 2 a server may choose one id for two events.
-    let is_same = || ours.reference_hash(event.version()) == theirs.reference_hash(event.version());
-    stored.pdu.room_id() == event.room_id()
-        && !ours.content_hash_matches()
-        && theirs.content_hash_matches()
-        && is_same()
 }

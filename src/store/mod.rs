@@ -47,6 +47,7 @@ pub mod to_device;
 pub mod transactions;
 pub mod users;
 pub mod waiting;
+mod whole_copies;
 mod writer;
 
 use std::cell::Cell;

@@ -6,6 +6,7 @@ use super::memory::Memory;
 use super::{Db, RoomKey, Tx};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::protocol::json::CanonicalObject;
 use crate::protocol::{EventId, Pdu, RoomVersion, ServerName, VerifiedPdu};
 
 /// The row id of a waiting event.
@@ -52,6 +53,8 @@ pub struct ToWait {
     /// Its id.
     pub event_id: EventId,
     verified: bool,
+    /// Of a verified one: whether it has all of its content.
+    whole: bool,
     /// What it waits for: event ids, or names of servers whose keys are lacking.
     pub needs: Vec<String>,
     /// How often other servers were asked in vain.
@@ -72,7 +75,7 @@ impl ToWait {
         (attempts, retry_ms): (u32, Millis),
     ) -> Self {
         let needs = servers.iter().map(ToString::to_string).collect();
-        Self { room, event_id, verified: false, needs, attempts, retry_ms, json: json.to_vec() }
+        Self { room, event_id, verified: false, whole: false, needs, attempts, retry_ms, json: json.to_vec() }
     }
 
     /// A verified event that needs these events first, with how often they were asked for and when that is done next.
@@ -83,7 +86,7 @@ impl ToWait {
         (attempts, retry_ms): (u32, Millis),
     ) -> Self {
         let (event_id, json) = (event.event_id().clone(), event.json().to_vec());
-        Self { room, event_id, verified: true, needs, attempts, retry_ms, json }
+        Self { room, event_id, verified: true, whole: event.is_whole(), needs, attempts, retry_ms, json }
     }
 
     /// Whether its signatures were checked.
@@ -212,13 +215,28 @@ impl Db<'_> {
 
 impl Tx<'_> {
     /// Takes the whole copy of a verified event that waits in its redacted form, because whoever relayed it had altered
-    /// its content. Of verified copies of one event the longer one has more of it.
+    /// its content.
     pub fn complete_waiting(&mut self, event: &ToWait) -> Result<()> {
+        if !event.whole {
+            return Ok(());
+        }
+        let kept: Option<Vec<u8>> = self
+            .conn()
+            .prepare_cached("SELECT json FROM waiting_events WHERE event_id = ?1 AND verified = 1")?
+            .query_row([event.event_id.as_str()], |row| row.get(0))
+            .optional()?;
+        let is_whole = |json: &Vec<u8>| {
+            CanonicalObject::read(json).is_ok_and(|(object, _)| object.content_hash_matches())
+        };
+        if kept.is_none_or(|kept| is_whole(&kept)) {
+            return Ok(());
+        }
+        let bytes = i64::try_from(event.json.len()).unwrap_or(i64::MAX);
         self.conn()
             .prepare_cached(
-                "UPDATE waiting_events SET json = ?2, bytes = ?3 WHERE event_id = ?1 AND verified = 1 AND bytes < ?3",
+                "UPDATE waiting_events SET json = ?2, bytes = ?3 WHERE event_id = ?1 AND verified = 1",
             )?
-            .execute(params![event.event_id.as_str(), event.json, i64::try_from(event.json.len()).unwrap_or(i64::MAX)])?;
+            .execute(params![event.event_id.as_str(), event.json, bytes])?;
         Ok(())
     }
 

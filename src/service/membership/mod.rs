@@ -72,7 +72,6 @@ use crate::federation::client::{CallError, CallResult};
 use crate::protocol::event_auth::{JoinRules, PowerLevels};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::State;
-use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::verify::{self, SignedBy};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, room_version,
@@ -226,8 +225,7 @@ impl Homeserver {
 }
 
 fn check_acl(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<()> {
-    let Some(acl) = db.state_event(room.key, "m.room.server_acl", "")? else { return Ok(()) };
-    if ServerAcl::from_content(&acl.content()).allows(server.as_str()) {
+    if db.server_acl(room)?.is_none_or(|acl| acl.allows(server.as_str())) {
         return Ok(());
     }
     Err(Error::forbidden("The room's server ACL keeps your server out"))
