@@ -432,9 +432,9 @@ CREATE INDEX presence_until ON presence (until_ms) WHERE until_ms IS NOT NULL;
 
 -- ===== Messages to devices, device lists =====
 
--- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `share` and `origin`:
--- whose share of the line they take, as in `to_device_shares`; `bytes`: the length of `message`. Deleted once the device has
--- proved, by the `since` of a later /sync, that it has them.
+-- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `share`: whose share of
+-- the line they take, as in `to_device_shares`; `origin`: the user who sent them; `bytes`: the length of `message`. Deleted
+-- once the device has proved, by the `since` of a later /sync, that it has them.
 CREATE TABLE to_device (
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
@@ -448,8 +448,9 @@ CREATE TABLE to_device (
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
--- How many of them wait from each origin, and what they come to in bytes. `share`: 0 our own users (`origin` is the user id),
--- 1 servers that share a room with one of us, 2 all other servers; the `origin` '' is the sum of a share.
+-- How many of them wait from each origin, and what they come to in bytes. `share`: 0 our own users, 1 servers that share a
+-- room with one of us, 2 all other servers. `origin`: a user, the server of users elsewhere, or '', the sum of a share.
+-- `since_ms`: since when some of them have waited at any time.
 CREATE TABLE to_device_shares (
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
@@ -457,6 +458,7 @@ CREATE TABLE to_device_shares (
   origin TEXT NOT NULL,
   messages INTEGER NOT NULL,
   bytes INTEGER NOT NULL,
+  since_ms INTEGER NOT NULL,
   PRIMARY KEY (user_id, device_id, share, origin),
   FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;

@@ -241,7 +241,7 @@ fn a_large_message_to_devices_is_written_in_portions_and_a_repeat_of_it_brings_n
     }
 }
 
-/// A transaction of messages to all of a user's devices, each of a size; the status and body of the answer.
+/// A transaction of messages of many users to all of a user's devices, each of a size; the status and body of the answer.
 fn flood(
     peer: &Peer,
     server: &TestServer,
@@ -249,12 +249,17 @@ fn flood(
     to: &TestUser,
     (messages, size): (i64, usize),
 ) -> (u16, Value) {
-    let sender = peer.user("sender");
-    let message = |n: i64| {
-        let content = json!({ "n": n, "x": "x".repeat(size) });
-        direct(sender.as_str(), &format!("{txn} {n}"), json!({ to.id(): { "*": content } }))
-    };
-    let edus: Vec<Value> = (0..messages).map(message).collect();
+    let edus = (0..messages).map(|n| message_of(peer, &format!("sender{}", n % 10), txn, to, (n, size)));
+    transact(peer, server, txn, &edus.collect::<Vec<_>>())
+}
+
+/// One message with a number to all of a user's devices, of a size.
+fn message_of(peer: &Peer, sender: &str, txn: &str, to: &TestUser, (n, size): (i64, usize)) -> Value {
+    let content = json!({ "n": n, "x": "x".repeat(size) });
+    direct(peer.user(sender).as_str(), &format!("{txn} {n}"), json!({ to.id(): { "*": content } }))
+}
+
+fn transact(peer: &Peer, server: &TestServer, txn: &str, edus: &[Value]) -> (u16, Value) {
     let body = json!({ "origin": peer.name(), "origin_server_ts": 1, "pdus": [], "edus": edus });
     peer.ask(server.name(), "PUT", &format!("/_matrix/federation/v1/send/{txn}"), Some(&body))
 }
@@ -296,6 +301,52 @@ fn a_friends_messages_beyond_its_share_stay_with_it_until_there_is_room() {
     bob.sync(Duration::ZERO);
     assert_eq!(flood(&friend, &server, "t3", &bob, large).0, 200);
     assert_eq!(receive(&bob, 100), (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_user_of_a_friend_who_fills_an_inbox_shuts_out_nobody_but_himself() {
+    let friend = Peer::start();
+    let (server, bob, _room) = bob_at(&friend);
+    bob.initial_sync();
+    let large = 60_000;
+    // Nothing of it is refused: the server and its other users have nothing to wait for.
+    for round in 0..4 {
+        let txn = format!("t{round}");
+        let edus = (0..60).map(|n| message_of(&friend, "loud", &txn, &bob, (round * 60 + n, large)));
+        assert_eq!(transact(&friend, &server, &txn, &edus.collect::<Vec<_>>()).0, 200, "{round}");
+    }
+    let quiet = message_of(&friend, "quiet", "q", &bob, (1000, large));
+    assert_eq!(transact(&friend, &server, "q", &[quiet]).0, 200);
+    let kept = (4 << 20) / (large as i64 + 200);
+    let came = receive(&bob, kept as usize + 1);
+    assert_eq!(came, (0..kept).chain([1000]).collect::<Vec<_>>());
+    // When they are fetched, he is heard again.
+    bob.sync(Duration::ZERO);
+    let again = message_of(&friend, "loud", "again", &bob, (2000, large));
+    assert_eq!(transact(&friend, &server, "again", &[again]).0, 200);
+    assert_eq!(receive(&bob, 1), [2000]);
+}
+
+#[test]
+fn what_else_a_server_says_is_heard_although_a_message_to_a_device_must_wait() {
+    let friend = Peer::start();
+    let (server, bob, room) = bob_at(&friend);
+    bob.initial_sync();
+    let large = (100, 60_000);
+    assert_eq!(flood(&friend, &server, "t1", &bob, large).0, 200);
+    assert_eq!(flood(&friend, &server, "t2", &bob, large).0, 200);
+    let alice = room.creator.as_str();
+    let mut edus: Vec<Value> =
+        (0..99).map(|n| message_of(&friend, &format!("sender{}", n % 10), "t3", &bob, (n, 60_000))).collect();
+    let content = json!({
+        "user_id": alice, "device_id": "NEW", "stream_id": 1, "prev_id": [], "device_display_name": "new",
+    });
+    edus.push(json!({ "edu_type": "m.device_list_update", "content": content }));
+    assert_eq!(transact(&friend, &server, "t3", &edus).0, 429);
+    bob.sync_until("the news of alice's devices", |answer| {
+        let changed = answer["device_lists"]["changed"].as_array()?;
+        changed.contains(&json!(alice)).then_some(())
+    });
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Ephemeral messages between servers: typing, receipts, presence, messages to devices, device lists. Each has a file of
 //! its own; here is what they share.
 //!
-//! Whatever is wrong with one that we received, nobody is told: it is passed over. Only where our database fails does the
-//! transaction fail, so that it comes again.
+//! Whatever is wrong with one that we received, nobody is told: it is passed over. Only where our database fails, or where
+//! there is no place for a message to a device, does the transaction fail, so that it comes again.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -73,7 +73,8 @@ impl<'o> Intake<'o> {
 }
 
 impl Homeserver {
-    /// Takes in the ephemeral messages of a transaction, in their order. Errors: 500 if something of ours failed.
+    /// Takes in the ephemeral messages of a transaction, in their order; those to devices last, since only they may have to
+    /// come again. Errors: 429 as for [`Self::take_in_to_device`], 500 if something of ours failed.
     pub fn receive_edus(&self, origin: &ServerName, edus: &[&RawValue]) -> Result<()> {
         let mut intake = Intake::new(origin);
         for edu in edus {
@@ -82,8 +83,8 @@ impl Homeserver {
                 Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
             }
         }
-        self.take_in_to_device(origin, intake.to_device)?;
-        self.take_in_device_news(intake.devices)
+        self.take_in_device_news(intake.devices)?;
+        self.take_in_to_device(origin, intake.to_device)
     }
 
     fn receive_edu(&self, intake: &mut Intake<'_>, edu: Edu<'_>) -> Result<()> {

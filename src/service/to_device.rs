@@ -95,17 +95,17 @@ impl Homeserver {
                 ));
             }
         }
-        let here = self.portions(&txn.txn_id, here)?;
+        let here = self.portions(&txn.txn_id, &txn.user_id, here)?;
         for portion in batches(here) {
             let (txn, now) = (txn.clone(), self.clock.now_ms());
             self.store.write(move |tx| {
-                for Portion { mark, messages } in portion {
-                    let txn = ClientTxn { txn_id: mark, ..txn.clone() };
+                for portion in portion {
+                    let txn = ClientTxn { txn_id: portion.mark.clone(), ..txn.clone() };
                     if tx.has_client_txn(&txn)? {
                         continue;
                     }
                     tx.add_client_txn(&txn, None, now)?;
-                    messages.iter().try_for_each(|m| deliver(tx, m, Origin::User(&txn.user_id), now))?;
+                    deliver_all(tx, &portion, Origin::User(&txn.user_id), now)?;
                 }
                 Ok(())
             })?;
@@ -131,7 +131,7 @@ impl Homeserver {
 
     /// The messages for devices of ours that exist, in portions. They are looked up here, so that those for nobody cost
     /// the writer nothing, however many they are.
-    fn portions(&self, id: &str, messages: Vec<ToOne>) -> Result<Vec<Portion>> {
+    fn portions(&self, id: &str, sender: &UserId, messages: Vec<ToOne>) -> Result<Vec<Portion>> {
         let (mut portions, mut number) = (Vec::new(), 0);
         let mut messages = messages.into_iter();
         loop {
@@ -151,7 +151,7 @@ impl Homeserver {
                 Ok(known)
             })?;
             if !messages.is_empty() {
-                portions.push(Portion { mark: mark(id, HERE, number), messages });
+                portions.push(Portion { mark: mark(id, HERE, number), sender: sender.clone(), messages });
             }
             number += 1;
         }
@@ -172,7 +172,7 @@ impl Homeserver {
 
     /// Takes in what [`Self::receive_to_device`] has put by, in one commit unless it is much. Errors: 429
     /// `M_LIMIT_EXCEEDED` if too many of the server's messages wait for one of the devices, so that it keeps them until
-    /// there is room; a repeat brings what was not taken in.
+    /// there is room, for some minutes at most; a repeat brings what was not taken in.
     pub(super) fn take_in_to_device(&self, origin: &ServerName, received: Vec<DirectToDevice>) -> Result<()> {
         let mut portions = Vec::new();
         for said in received {
@@ -190,7 +190,7 @@ impl Homeserver {
                     }
                 }
             }
-            portions.extend(self.portions(&said.message_id, messages)?);
+            portions.extend(self.portions(&said.message_id, &said.sender, messages)?);
         }
         for portions in batches(portions) {
             let (origin, now) = (origin.clone(), self.clock.now_ms());
@@ -199,9 +199,9 @@ impl Homeserver {
                     true => Origin::Neighbour(&origin),
                     false => Origin::Stranger(&origin),
                 };
-                for Portion { mark, messages } in &portions {
-                    if tx.receive_to_device(origin, mark, now)? {
-                        messages.iter().try_for_each(|message| deliver(tx, message, origin, now))?;
+                for portion in &portions {
+                    if tx.receive_to_device(origin, &portion.mark, now)? {
+                        deliver_all(tx, portion, origin, now)?;
                     }
                 }
                 tx.sweep_received_to_device(origin, now)
@@ -225,6 +225,7 @@ struct ToOne {
 struct Portion {
     /// By what it is known when it comes again.
     mark: String,
+    sender: UserId,
     messages: Vec<ToOne>,
 }
 
@@ -273,32 +274,35 @@ fn recipients(db: &Db<'_>, message: &ToOne, known: &mut HashMap<UserId, Vec<Stri
     })
 }
 
-/// Lets a message wait for a device of ours, or for all of the user's. Who does not exist gets none. Errors: 429
-/// `M_LIMIT_EXCEEDED` if the origin's share of the device's line is full.
-fn deliver(tx: &mut Tx<'_>, to: &ToOne, origin: Origin<'_>, now: Millis) -> Result<()> {
-    let ToOne { user, device, message, .. } = to;
-    let devices = match device.as_str() {
-        ALL => tx.devices(user)?,
-        device => tx.device(user, device)?.into_iter().collect(),
-    };
-    for device in devices {
-        match tx.add_to_device(user, &device, message, origin, now)? {
-            Line::Waits => {}
-            Line::Asleep => {
-                log::warn!(
-                    "a message of {origin:?} for {} of {user}, which is asleep, is dropped",
-                    device.device_id
-                );
-            }
-            Line::Full => {
-                log::info!("too many messages of {origin:?} wait for {} of {user}", device.device_id);
-                return Err(Error::new(
-                    ErrCode::LimitExceeded,
-                    "Too many of your messages wait for a device",
-                )
-                .with_field("retry_after_ms", COME_AGAIN));
-            }
+/// Lets the messages of a portion wait for devices of ours. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED` if
+/// the origin's share of a device's line is full.
+fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: Origin<'_>, now: Millis) -> Result<()> {
+    let Portion { sender, messages, .. } = portion;
+    // Told in one line, however many they are.
+    let mut lost: BTreeMap<(&UserId, String, &str), usize> = BTreeMap::new();
+    for ToOne { user, device, message, .. } in messages {
+        let devices = match device.as_str() {
+            ALL => tx.devices(user)?,
+            device => tx.device(user, device)?.into_iter().collect(),
+        };
+        for device in devices {
+            let why = match tx.add_to_device(user, &device, (sender, message), origin, now)? {
+                Line::Waits => continue,
+                Line::Asleep => "which fetches nothing",
+                Line::Beyond => "for which too many of theirs wait",
+                Line::Full => {
+                    log::info!("too many messages of {origin:?} wait for {} of {user}", device.device_id);
+                    let why = "Too many of your messages wait for a device";
+                    return Err(
+                        Error::new(ErrCode::LimitExceeded, why).with_field("retry_after_ms", COME_AGAIN)
+                    );
+                }
+            };
+            *lost.entry((user, device.device_id, why)).or_default() += 1;
         }
+    }
+    for ((user, device, why), count) in lost {
+        log::warn!("{count} messages of {sender} to {device} of {user}, {why}, are dropped");
     }
     Ok(())
 }

@@ -248,11 +248,13 @@ pub const TABLES: &[Table] = &[
                 "one_of_us_who_fills_an_inbox_is_told_so_and_nobody_else_is",
             ),
             rooms(
-                "10 000 and 16 MiB of one server for one device, 500 and 1 MiB in any case; 429 beyond",
+                "10 000 and 16 MiB of one server for one device, 500 and 1 MiB in any case, 2500 and 4 MiB of one of \
+                 its users; 429 beyond, after 10 minutes and of the user dropped",
                 "a_friends_messages_beyond_its_share_stay_with_it_until_there_is_room",
             ),
             strangers(
-                "100 and 256 KiB of one server for one device, 1000 and 2 MiB of all; 429 beyond",
+                "100 and 256 KiB of one server for one device, 1000 and 2 MiB of all, 75 and 192 KiB of one user; 429 \
+                 beyond, after 10 minutes and of the user dropped",
                 "a_stranger_who_fills_an_inbox_shuts_out_nobody_but_himself",
             ),
         ],
@@ -261,7 +263,7 @@ pub const TABLES: &[Table] = &[
     table(
         "to_device_shares",
         &[strangers(
-            "one for each origin that has a message in `to_device`",
+            "three for each user who has a message in `to_device`",
             "shares_are_counted_as_messages_come_and_go_and_end_with_the_device",
         )],
         "with the last of its messages (`forget_to_device`); with the device",

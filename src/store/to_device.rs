@@ -18,6 +18,8 @@ const MOST_RECEIVED: u32 = 2000;
 const SWEPT_AT_ONCE: u32 = 200;
 /// A device that was not heard of for so long is asleep, and may never wake.
 const ASLEEP_AFTER: Millis = 7 * 24 * 3_600_000;
+/// For so long a server may be made to wait for a device, with everything else that it has for us.
+const LONGEST_HOLD: Millis = 10 * 60_000;
 
 /// A number of messages, and of their bytes.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +39,8 @@ impl Amount {
 }
 
 /// From whom a message to a device comes: whose share of the device's line it takes. What was taken in is never given up for
-/// what comes later, so that whoever fills a share shuts out nobody but themselves.
+/// what comes later, so that whoever fills a share shuts out nobody but themselves. Each user of a server has a part of the
+/// server's share only, so that none of them takes it all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin<'a> {
     /// One of our users.
@@ -56,6 +59,8 @@ struct Limits {
     all: Amount,
     /// Of each even when all together have what they may.
     fair: Amount,
+    /// Of each user of a server.
+    sender: Amount,
 }
 
 impl Origin<'_> {
@@ -74,11 +79,15 @@ impl Origin<'_> {
                 each: amount(10_000, 16 << 20),
                 all: amount(50_000, 64 << 20),
                 fair: amount(500, 1 << 20),
+                sender: amount(2500, 4 << 20),
             },
             // As many as one transaction can have.
-            Self::Stranger(_) => {
-                Limits { each: amount(100, 256 << 10), all: amount(1000, 2 << 20), fair: amount(0, 0) }
-            }
+            Self::Stranger(_) => Limits {
+                each: amount(100, 256 << 10),
+                all: amount(1000, 2 << 20),
+                fair: amount(0, 0),
+                sender: amount(75, 192 << 10),
+            },
         }
     }
 }
@@ -90,9 +99,12 @@ pub enum Line {
     Waits,
     /// Too many wait of the same origin: it should come again when the device has fetched some.
     Full,
-    /// The same, and the device was not heard of for long: the message is lost, since nobody can be made to wait for a device
-    /// that may never come back.
+    /// The same, and the device was not heard of for long, or has let some wait for longer than a server can be held up: the
+    /// message is lost, since nobody can be made to wait for a device that may never come back.
     Asleep,
+    /// Too many wait of one user of another server: the message is lost, since the server and its other users are not to
+    /// wait for what that one has done.
+    Beyond,
 }
 
 /// A message that waits for a device.
@@ -140,35 +152,52 @@ impl Db<'_> {
     }
 }
 
+/// For whom a message of this user counts: the user, their server if it is another, and all of the share.
+fn counted_for(share: i64, sender: &str) -> impl Iterator<Item = &str> {
+    let server = sender.split_once(':').map(|(_, server)| server).filter(|_| share != 0);
+    [Some(sender), server, Some("")].into_iter().flatten()
+}
+
 impl Tx<'_> {
-    /// Lets a message wait for one of our devices, which exists, if the origin's share of its line is not full.
+    /// Lets a message of `sender`, who belongs to the origin, wait for one of our devices, which exists, if their share of
+    /// its line is not full.
     pub fn add_to_device(
         &mut self,
         user: &UserId,
         device: &Device,
-        message: &str,
+        (sender, message): (&UserId, &str),
         origin: Origin<'_>,
         now: Millis,
     ) -> Result<Line> {
         let (share, name) = origin.of();
         let size = i64::try_from(message.len()).unwrap_or(i64::MAX);
         let limits = origin.limits();
-        let of_origin = self.to_device_share(user, &device.device_id, share, name)?;
-        let of_all = self.to_device_share(user, &device.device_id, share, "")?;
-        let fits = limits.each.has_room_for(of_origin, size)
-            && (limits.all.has_room_for(of_all, size) || limits.fair.has_room_for(of_origin, size));
+        let elsewhere = !matches!(origin, Origin::User(_));
+        if elsewhere {
+            let (of_sender, _) = self.to_device_share(user, &device.device_id, share, sender.as_str())?;
+            if !limits.sender.has_room_for(of_sender, size) {
+                return Ok(Line::Beyond);
+            }
+        }
+        let (of_origin, origin_since) = self.to_device_share(user, &device.device_id, share, name)?;
+        let (of_all, all_since) = self.to_device_share(user, &device.device_id, share, "")?;
+        let each_fits = limits.each.has_room_for(of_origin, size);
+        let fits =
+            each_fits && (limits.all.has_room_for(of_all, size) || limits.fair.has_room_for(of_origin, size));
         if !fits {
             let asleep = device.last_seen_ms.is_some_and(|seen| now - seen > ASLEEP_AFTER);
-            return Ok(if asleep { Line::Asleep } else { Line::Full });
+            let since = if each_fits { all_since } else { origin_since };
+            let held = elsewhere && since.is_some_and(|since| now - since > LONGEST_HOLD);
+            return Ok(if asleep || held { Line::Asleep } else { Line::Full });
         }
-        for name in [name, ""] {
+        for name in counted_for(share, sender.as_str()) {
             self.conn()
                 .prepare_cached(
-                    "INSERT INTO to_device_shares (user_id, device_id, share, origin, messages, bytes)
-                     VALUES (?1, ?2, ?3, ?4, 1, ?5)
+                    "INSERT INTO to_device_shares (user_id, device_id, share, origin, messages, bytes, since_ms)
+                     VALUES (?1, ?2, ?3, ?4, 1, ?5, ?6)
                      ON CONFLICT DO UPDATE SET messages = messages + 1, bytes = bytes + excluded.bytes",
                 )?
-                .execute(params![user.as_str(), device.device_id, share, name, size])?;
+                .execute(params![user.as_str(), device.device_id, share, name, size, now])?;
         }
         let stream = self.next_stream();
         self.conn()
@@ -177,22 +206,29 @@ impl Tx<'_> {
                  VALUES (?1, ?2, (SELECT coalesce(max(number), 0) + 1 FROM to_device WHERE user_id = ?1 AND device_id = ?2),
                    ?3, ?4, ?5, ?6, ?7)",
             )?
-            .execute(params![user.as_str(), device.device_id, stream, share, name, size, message])?;
+            .execute(params![user.as_str(), device.device_id, stream, share, sender.as_str(), size, message])?;
         self.wake_user(user);
         Ok(Line::Waits)
     }
 
-    fn to_device_share(&self, user: &UserId, device: &str, share: i64, origin: &str) -> Result<Amount> {
+    /// What waits, and since when some has.
+    fn to_device_share(
+        &self,
+        user: &UserId,
+        device: &str,
+        share: i64,
+        origin: &str,
+    ) -> Result<(Amount, Option<Millis>)> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT messages, bytes FROM to_device_shares
+            "SELECT messages, bytes, since_ms FROM to_device_shares
              WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4",
         )?;
         let found = statement
             .query_row(params![user.as_str(), device, share, origin], |row| {
-                Ok(amount(row.get(0)?, row.get(1)?))
+                Ok((amount(row.get(0)?, row.get(1)?), Some(row.get(2)?)))
             })
             .optional()?;
-        Ok(found.unwrap_or(amount(0, 0)))
+        Ok(found.unwrap_or((amount(0, 0), None)))
     }
 
     /// Lets go of what a device has proved to have: its messages up to that number, and what was noted of answers whose
@@ -207,8 +243,8 @@ impl Tx<'_> {
             let mut rows = statement.query(params![user.as_str(), device, upto])?;
             while let Some(row) = rows.next()? {
                 let (share, origin, bytes): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                for origin in [origin, String::new()] {
-                    let of = gone.entry((share, origin)).or_insert(amount(0, 0));
+                for origin in counted_for(share, &origin) {
+                    let of = gone.entry((share, origin.to_owned())).or_insert(amount(0, 0));
                     *of = amount(of.messages + 1, of.bytes + bytes);
                 }
             }
@@ -220,12 +256,14 @@ impl Tx<'_> {
                      WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4",
                 )?
                 .execute(params![user.as_str(), device, share, origin, messages, bytes])?;
+            // Of these alone: a line may be shared by many who are not concerned.
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM to_device_shares
+                     WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4 AND messages = 0",
+                )?
+                .execute(params![user.as_str(), device, share, origin])?;
         }
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM to_device_shares WHERE user_id = ?1 AND device_id = ?2 AND messages = 0",
-            )?
-            .execute(params![user.as_str(), device])?;
         self.conn()
             .prepare_cached(
                 "DELETE FROM to_device_portions WHERE user_id = ?1 AND device_id = ?2 AND stream <= ?3",
@@ -296,13 +334,27 @@ mod tests {
     use crate::store::{Location, Options, Store};
 
     const DAY: Millis = 24 * 3_600_000;
+    /// When the first came of those that [`pretend`] has wait.
+    const PRETENDED: Millis = DAY - 60_000;
 
     fn name(name: &str) -> ServerName {
         ServerName::parse(name).expect("a name")
     }
 
+    fn user(id: &str) -> UserId {
+        UserId::parse(id).expect("a user id")
+    }
+
     fn bob() -> UserId {
-        UserId::parse("@bob:us.example").expect("a user id")
+        user("@bob:us.example")
+    }
+
+    /// A user of an origin.
+    fn of(origin: Origin<'_>) -> UserId {
+        match origin {
+            Origin::User(user) => user.clone(),
+            Origin::Neighbour(server) | Origin::Stranger(server) => user(&format!("@a:{server}")),
+        }
     }
 
     /// A store with one device of bob's.
@@ -328,9 +380,9 @@ mod tests {
     fn pretend(tx: &mut Tx<'_>, share: i64, origin: &str, of_origin: i64, of_all: i64) -> Result<()> {
         for (origin, messages) in [(origin, of_origin), ("", of_all)] {
             tx.conn().execute(
-                "INSERT OR REPLACE INTO to_device_shares (user_id, device_id, share, origin, messages, bytes)
-                 VALUES ('@bob:us.example', 'D', ?1, ?2, ?3, 0)",
-                params![share, origin, messages],
+                "INSERT OR REPLACE INTO to_device_shares (user_id, device_id, share, origin, messages, bytes, since_ms)
+                 VALUES ('@bob:us.example', 'D', ?1, ?2, ?3, 0, ?4)",
+                params![share, origin, messages, PRETENDED],
             )?;
         }
         Ok(())
@@ -339,13 +391,13 @@ mod tests {
     #[test]
     fn each_origin_has_its_share_of_a_line_and_a_fair_one_however_many_others_there_are() {
         let (friend, stranger) = (name("friend.example"), name("stranger.example"));
-        let alice = UserId::parse("@alice:us.example").expect("a user id");
+        let alice = user("@alice:us.example");
         store()
             .write(move |tx| {
                 let mut add = |origin: Origin<'_>, counts: (i64, i64)| {
                     let (share, name) = origin.of();
                     pretend(tx, share, name, counts.0, counts.1)?;
-                    tx.add_to_device(&bob(), &device(None), "{}", origin, DAY)
+                    tx.add_to_device(&bob(), &device(None), (&of(origin), "{}"), origin, DAY)
                 };
                 for origin in [Origin::User(&alice), Origin::Neighbour(&friend)] {
                     assert_eq!(add(origin, (9_999, 9_999))?, Line::Waits);
@@ -364,15 +416,64 @@ mod tests {
 
     #[test]
     fn nobody_is_made_to_wait_for_a_device_that_sleeps() {
-        let friend = name("friend.example");
+        let alice = user("@alice:us.example");
         store()
             .write(move |tx| {
-                pretend(tx, 1, "friend.example", 10_000, 10_000)?;
+                pretend(tx, 0, "@alice:us.example", 10_000, 10_000)?;
                 let mut add = |device: &Device| {
-                    tx.add_to_device(&bob(), device, "{}", Origin::Neighbour(&friend), 100 * DAY)
+                    tx.add_to_device(&bob(), device, (&alice, "{}"), Origin::User(&alice), 100 * DAY)
                 };
                 assert_eq!(add(&device(Some(99 * DAY)))?, Line::Full);
                 assert_eq!(add(&device(Some(90 * DAY)))?, Line::Asleep);
+                Ok(())
+            })
+            .expect("written");
+    }
+
+    #[test]
+    fn no_server_is_held_up_for_longer_than_minutes_by_a_device_that_fetches_nothing() {
+        let (friend, stranger) = (name("friend.example"), name("stranger.example"));
+        store()
+            .write(move |tx| {
+                // Its own share is full, or the one of all.
+                for (origin, counts) in [
+                    (Origin::Neighbour(&friend), (10_000, 10_000)),
+                    (Origin::Neighbour(&friend), (600, 50_000)),
+                    (Origin::Stranger(&stranger), (100, 100)),
+                    (Origin::Stranger(&stranger), (1, 1000)),
+                ] {
+                    let (share, name) = origin.of();
+                    pretend(tx, share, name, counts.0, counts.1)?;
+                    let mut add = |now: Millis| {
+                        tx.add_to_device(&bob(), &device(Some(now)), (&of(origin), "{}"), origin, now)
+                    };
+                    assert_eq!(add(PRETENDED + LONGEST_HOLD)?, Line::Full, "{origin:?}");
+                    assert_eq!(add(PRETENDED + LONGEST_HOLD + 1)?, Line::Asleep, "{origin:?}");
+                    assert_eq!(add(PRETENDED + 3 * DAY)?, Line::Asleep, "{origin:?}");
+                }
+                Ok(())
+            })
+            .expect("written");
+    }
+
+    #[test]
+    fn one_user_of_a_server_takes_a_part_of_its_share_and_loses_what_goes_beyond() {
+        let (friend, stranger) = (name("friend.example"), name("stranger.example"));
+        store()
+            .write(move |tx| {
+                for (origin, most) in [(Origin::Neighbour(&friend), 2500), (Origin::Stranger(&stranger), 75)]
+                {
+                    let (_, server) = origin.of();
+                    let mut add = |name: &str| {
+                        let sender = user(&format!("@{name}:{server}"));
+                        tx.add_to_device(&bob(), &device(None), (&sender, "{}"), origin, DAY)
+                    };
+                    for n in 0..most {
+                        assert_eq!(add("loud")?, Line::Waits, "{n}");
+                    }
+                    assert_eq!(add("loud")?, Line::Beyond);
+                    assert_eq!(add("quiet")?, Line::Waits, "the others lose nothing");
+                }
                 Ok(())
             })
             .expect("written");
@@ -392,19 +493,21 @@ mod tests {
             for n in 0..10 {
                 let origin =
                     if n % 2 == 0 { Origin::Neighbour(&friend) } else { Origin::Stranger(&stranger) };
-                tx.add_to_device(&bob(), &device(None), "0123456789", origin, 0)?;
+                tx.add_to_device(&bob(), &device(None), (&of(origin), "0123456789"), origin, 0)?;
             }
             Ok(())
         });
         written.expect("written");
-        assert_eq!(counts(&store), (4, 20, 200), "each message counts for its origin and for the share");
+        let each = "each message counts for its sender, for the origin and for the share";
+        assert_eq!(counts(&store), (6, 30, 300), "{each}");
         store.write(|tx| tx.forget_to_device(&bob(), "D", 4, 0)).expect("written");
-        assert_eq!(counts(&store), (4, 12, 120));
+        assert_eq!(counts(&store), (6, 18, 180));
         store.write(|tx| tx.forget_to_device(&bob(), "D", 10, 0)).expect("written");
         assert_eq!(counts(&store), (0, 0, 0));
         let friend = name("friend.example");
         let written = store.write(move |tx| {
-            tx.add_to_device(&bob(), &device(None), "{}", Origin::Neighbour(&friend), 0)?;
+            let origin = Origin::Neighbour(&friend);
+            tx.add_to_device(&bob(), &device(None), (&of(origin), "{}"), origin, 0)?;
             tx.delete_device(&bob(), "D")
         });
         assert!(written.expect("written"));

@@ -108,9 +108,12 @@ const NEVER: &[(&str, &str)] = &[
         "messages that wait for devices are counted wrong",
         "WITH counted AS (
            SELECT user_id, device_id, share, origin, count(*) AS messages, sum(bytes) AS bytes FROM to_device GROUP BY 1, 2, 3, 4
-           UNION ALL SELECT user_id, device_id, share, '', count(*), sum(bytes) FROM to_device GROUP BY 1, 2, 3)
-         SELECT user_id || ' ' || origin FROM (SELECT * FROM counted EXCEPT SELECT * FROM to_device_shares)
-         UNION ALL SELECT user_id || ' ' || origin FROM (SELECT * FROM to_device_shares EXCEPT SELECT * FROM counted)",
+           UNION ALL SELECT user_id, device_id, share, substr(origin, instr(origin, ':') + 1), count(*), sum(bytes)
+             FROM to_device WHERE share <> 0 GROUP BY 1, 2, 3, 4
+           UNION ALL SELECT user_id, device_id, share, '', count(*), sum(bytes) FROM to_device GROUP BY 1, 2, 3),
+           noted AS (SELECT user_id, device_id, share, origin, messages, bytes FROM to_device_shares)
+         SELECT user_id || ' ' || origin FROM (SELECT * FROM counted EXCEPT SELECT * FROM noted)
+         UNION ALL SELECT user_id || ' ' || origin FROM (SELECT * FROM noted EXCEPT SELECT * FROM counted)",
     ),
     (
         "a remote membership in a room that we are in",
