@@ -250,7 +250,8 @@ CREATE TABLE remote_memberships (
   forgotten INTEGER NOT NULL,
   -- Of a closed one: since when.
   ended_ms INTEGER,
-  -- 1 while joining, if a server may have taken a join that was handed in before the pending one.
+  -- 1 while joining, if a server may have taken a join that was handed in before the pending one; while leaving, if it
+  -- may take one yet.
   may_be_in INTEGER NOT NULL,
   stream INTEGER NOT NULL,
   PRIMARY KEY (room_id, user_id)

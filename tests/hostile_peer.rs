@@ -1071,3 +1071,21 @@ fn what_a_knocker_or_an_invitee_is_shown_of_a_room_is_signed_or_not_shown() {
         }
     }
 }
+
+#[test]
+fn a_join_that_lands_after_the_user_has_left_is_left_again() {
+    let (server, bob, peer, room) = stage("public");
+    peer.let_in(&room, bob.id());
+    peer.answer_json("send_join", 504, json!({ "errcode": "M_UNKNOWN", "error": "a proxy lost patience" }));
+    assert!(join(&bob, room.id.as_str()).0 >= 500);
+    let no = json!({ "errcode": "M_FORBIDDEN", "error": "not in the room" });
+    peer.answer_json("make_leave", 403, no);
+    bob.leave(room.id.as_str());
+    peer.wait_for("make_leave");
+    // Now the join is in the room after all.
+    peer.let_leave(&room, bob.id());
+    wait_until("the room is told of the leave", || {
+        server.advance(Duration::from_secs(10));
+        !peer.asked("send_leave").is_empty()
+    });
+}

@@ -20,6 +20,10 @@ use crate::store::{Db, Room};
 /// How long a leave may take to reach the room before our user is told that they have left.
 const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
+/// How often a leave behind a join that may have been taken is tried although every server says that there is nothing to
+/// leave: for about half an hour.
+const ATTEMPTS_BEHIND_A_JOIN: u32 = 5;
+
 // ----- our user leaves -----
 
 impl Homeserver {
@@ -56,6 +60,8 @@ impl Homeserver {
             if row.state == state {
                 return Ok(());
             }
+            // A join that was handed in may land yet.
+            row.may_be_in = row.state == State::Joining;
             row.state = state;
             row.tell(leave);
             (row.attempts, row.due_ms) = (0, Some(now));
@@ -145,7 +151,9 @@ impl Homeserver {
         }
         // A server that does not know the invite may be slow to take it in, and is asked once more.
         let rejects = row.previous.as_ref().is_some_and(|left| left.membership() == Some(Membership::Invite));
-        if answers.undecided() || (rejects && row.attempts == 0) {
+        // And a join that was on its way may still come to be in the room.
+        let may_land = row.may_be_in && row.attempts < ATTEMPTS_BEHIND_A_JOIN;
+        if answers.undecided() || may_land || (rejects && row.attempts == 0) {
             return self.try_again_later(row);
         }
         // Every server says no: the room has us as no member, and there is nothing to leave.
@@ -195,6 +203,7 @@ impl Homeserver {
             if !is_in {
                 row.pending = None;
             }
+            row.may_be_in = false;
             row.settle(now);
             tx.save_remote_membership_quietly(&row)
         })
