@@ -106,6 +106,46 @@ fn a_flood_of_invites_from_one_server_is_bounded_and_keeps_no_other_out() {
 }
 
 #[test]
+fn the_servers_that_a_strangers_invite_names_are_asked_for_nobody_and_their_keys_are_a_strangers() {
+    let server = TestServer::start();
+    let bob = server.user("bob");
+    let (evil, named) = (Peer::start(), Peer::start());
+    // In the first versions an event's id names a server too, whose signature it takes.
+    let version = room_version("1").expect("a known version");
+    let room = RoomId::parse(&format!("!r:{}", evil.name())).expect("a room id");
+    let invite = |to: &str| {
+        let event = json!({
+            "type": "m.room.member", "state_key": to, "sender": evil.user("eve"), "room_id": room,
+            "content": { "membership": "invite" }, "origin_server_ts": now_ms(), "depth": 7,
+            "prev_events": [["$before:example.org", { "sha256": "x" }]], "auth_events": [],
+        });
+        let event = named.sign(event.as_object().expect("an object").clone(), version);
+        assert!(event.event_id().as_str().ends_with(named.name().as_str()), "{}", event.event_id());
+        let signed = evil.countersign(&Value::Object(event.to_object()), version);
+        evil.put_event(server.name(), "v1/invite", &room, &event, &signed)
+    };
+    for nobody in [server_user(&server, "nobody"), "@bob:elsewhere.example".to_owned()] {
+        let (status, body) = invite(&nobody);
+        assert!(matches!(status, 400 | 403), "{status} {body}");
+    }
+    let database = rusqlite::Connection::open(server.folder().join("doorstep.db")).expect("it opens");
+    let kept = || -> Vec<bool> {
+        database
+            .prepare("SELECT stranger FROM key_statements WHERE server = ?1")
+            .and_then(|mut of| of.query_map([named.name().as_str()], |row| row.get(0))?.collect())
+            .expect("the database reads")
+    };
+    assert!(kept().is_empty(), "for an invite of nobody no server is asked");
+    let (status, body) = invite(bob.id());
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(kept(), [true], "the first to go when there are many");
+}
+
+fn server_user(server: &TestServer, name: &str) -> String {
+    format!("@{name}:{}", server.name())
+}
+
+#[test]
 fn one_inviter_takes_few_of_the_places_of_their_server() {
     let server = TestServer::start();
     let bob = server.user("bob");

@@ -41,9 +41,9 @@ const MAX_PAUSES: usize = 8192;
 pub(super) enum Purpose<'a> {
     /// A request that the server has just made, as whoever made it says.
     Request(&'a Asker),
-    /// Events that this server sent us.
+    /// Events that this server sent us, of whatever kind: in a transaction, a handshake, an answer.
     Received(&'a ServerName),
-    /// Events that we want to know: of a room that one of us joins, of a handshake.
+    /// Events that one of us wants to know: of a room that they join, the answer to a handshake that they began.
     Events,
     /// A question to us as a notary.
     Notary(&'a Asker),

@@ -95,6 +95,11 @@ impl Found {
     }
 }
 
+/// Whether keys are wanted for nobody of ours: what our rooms and our users need is kept in any case.
+fn is_for_a_stranger(purpose: Purpose<'_>, neighbour: bool) -> bool {
+    !neighbour && !matches!(purpose, Purpose::Events)
+}
+
 impl Homeserver {
     /// Finds as many of the wanted keys as can be had in the time. `resident` is the server that shows us the room whose
     /// state is to be checked, if that is what the keys are for.
@@ -114,7 +119,7 @@ impl Homeserver {
         let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
         let in_bulk = missing.len() >= BULK;
         if in_bulk {
-            self.ask_notaries(&trusted, &mut missing, &mut found, deadline);
+            self.ask_notaries(purpose, &trusted, &mut missing, &mut found, deadline);
         }
         let resident = resident.filter(|r| *r != self.server_name() && !missing.is_empty());
         std::thread::scope(|scope| {
@@ -188,7 +193,7 @@ impl Homeserver {
             }
             Purpose::Received(_) | Purpose::Events => None,
         };
-        self.ask_notaries(notaries, missing, found, deadline);
+        self.ask_notaries(purpose, notaries, missing, found, deadline);
     }
 
     /// Asks each server for its own keys, several at a time.
@@ -242,10 +247,7 @@ impl Homeserver {
         purpose: Purpose<'_>,
         deadline: Instant,
     ) -> bool {
-        let neighbour = self.store.read(|db| db.is_neighbour(server)).unwrap_or_else(|e| {
-            log::warn!("whether {server} is in a room with us cannot be read: {e}");
-            false
-        });
+        let neighbour = self.is_neighbour(server);
         let mut under_way =
             match self.key_ring.attempts.begin((server, neighbour), purpose, &self.clock, deadline) {
                 Permission::Go(under_way) => under_way,
@@ -263,8 +265,7 @@ impl Homeserver {
         let now = self.clock.now_ms();
         match read_statement(&answer, server, now) {
             Ok(keys) => {
-                // What our rooms and our users need is kept in any case.
-                let stranger = !neighbour && !matches!(purpose, Purpose::Events);
+                let stranger = is_for_a_stranger(purpose, neighbour);
                 self.keep_keys(vec![(server.clone(), keys, answer)], now, Source { direct: true, stranger });
                 let helped = wanted.iter().all(|w| {
                     let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
@@ -275,6 +276,13 @@ impl Homeserver {
             Err(why) => log::warn!("the keys that {server} states are not believed: {why}"),
         }
         true
+    }
+
+    fn is_neighbour(&self, server: &ServerName) -> bool {
+        self.store.read(|db| db.is_neighbour(server)).unwrap_or_else(|e| {
+            log::warn!("whether {server} is in a room with us cannot be read: {e}");
+            false
+        })
     }
 
     /// Remembers what these statements say.
@@ -298,6 +306,7 @@ impl Homeserver {
     /// Asks the notaries of our settings.
     fn ask_notaries(
         &self,
+        purpose: Purpose<'_>,
         notaries: &[&ServerName],
         missing: &mut Missing,
         found: &mut Found,
@@ -308,9 +317,15 @@ impl Homeserver {
                 return;
             }
             let now = self.clock.now_ms();
-            // Only of servers that exist a notary has anything to say.
-            let source = Source { direct: false, stranger: false };
-            self.keep_keys(self.ask_notary(notary, missing, deadline), now, source);
+            // A notary has something to say of any server that exists, and anybody can make some.
+            let told = self.ask_notary(notary, missing, deadline).into_iter();
+            let (strangers, others): (Vec<_>, Vec<_>) =
+                told.partition(|(server, ..)| is_for_a_stranger(purpose, self.is_neighbour(server)));
+            for (stranger, told) in [(true, strangers), (false, others)] {
+                if !told.is_empty() {
+                    self.keep_keys(told, now, Source { direct: false, stranger });
+                }
+            }
             for wanted in missing.values().flatten() {
                 if let Some(key) = self.key_ring.in_memory(wanted.server.as_str(), &wanted.key_id) {
                     found.put(&wanted.server, key);

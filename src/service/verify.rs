@@ -115,9 +115,11 @@ impl Homeserver {
         in_bulk(events, |event| self.conclude_check(event, version, &found, started))
     }
 
-    /// Steps 2 and 3 alone, for an event that was parsed before.
-    pub fn check_parsed_pdu(&self, pdu: &Pdu) -> Result<VerifiedPdu> {
-        let found = self.keys_for(&[pdu.json()], pdu.version(), None, EVENT_KEYS_WITHIN);
+    /// Steps 2 and 3 alone, for an event that was parsed before. `purpose`: of an event that was handed to us it is that one,
+    /// whatever it is for: whoever hands it in chooses which servers are asked for keys.
+    pub(super) fn check_parsed_pdu(&self, pdu: &Pdu, purpose: Purpose<'_>) -> Result<VerifiedPdu> {
+        let wanted = self.survey(&[pdu.json()], pdu.version(), |_, _| {});
+        let found = self.gather_keys(&wanted, None, purpose, EVENT_KEYS_WITHIN);
         verify::check_parsed(pdu, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
     }
 

@@ -21,6 +21,7 @@ use crate::protocol::{
     stripped_state, verify,
 };
 use crate::service::Homeserver;
+use crate::service::key_attempts::Purpose;
 use crate::service::verify::Checked;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
@@ -242,7 +243,7 @@ impl Homeserver {
         let odd = |what: &str| Error::bad_gateway(format!("{peer} answered the invite with {what}"));
         handshake::check_countersigned(ours, &answer).map_err(|e| odd("another event").with_cause(e))?;
         let both = handshake::with_signatures_of(ours, &answer, peer)?;
-        self.check_signature_of(&both, peer)
+        self.check_signature_of(&both, peer, Purpose::Events)
             .map_err(|e| odd("an event without its signature").with_cause(e))?;
         Ok(both)
     }
@@ -311,19 +312,22 @@ impl Homeserver {
             self.store.read(|db| check_acl(db, &room, origin))?;
         }
         let ask = Ask { origin, room_id, membership: Membership::Invite, user: None, versions: None };
-        let invite = self.check_signed(event, version, &ask, event_id)?;
-        if !verify::required_signers(&invite)?.contains(origin) {
-            // By way of a third-party invite. The room would look at that; from outside only the signature counts.
-            self.check_signature_of(&invite, origin)?;
-        }
-        let invitee = UserId::parse(invite.state_key().unwrap_or_default())?;
+        // Whether it is for one of ours, with a place for it, shows before its signatures do: what is not is worth no keys.
+        let unproved = Pdu::parse(event, version)?;
+        handshake::check_signed_event(&unproved, Membership::Invite, room_id, event_id, origin)?;
+        let invitee = UserId::parse(unproved.state_key().unwrap_or_default())?;
         if !self.is_ours(&invitee) {
             return Err(Error::invalid_param("The invited user is not of this server"));
         }
         self.store.read(|db| {
             check_invitee(db, &invitee)?;
-            check_place(db, &invite, &invitee)
+            check_place(db, &unproved, &invitee)
         })?;
+        let invite = self.check_signed(event, version, &ask, event_id)?;
+        if !verify::required_signers(&invite)?.contains(origin) {
+            // By way of a third-party invite. The room would look at that; from outside only the signature counts.
+            self.check_signature_of(&invite, origin, Purpose::Received(origin))?;
+        }
         let stripped = self.check_room_state(origin, room_state, room_id, version, invite.sender())?;
         let signed = invite.signed(self.server_name(), &self.key_ring.signing_key())?;
         self.note_invite(&signed, &invitee, &stripped, Some(origin))?;

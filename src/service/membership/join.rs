@@ -24,6 +24,7 @@ use crate::protocol::{
 use crate::service::Homeserver;
 use crate::service::adopt::{Adopted, Adoption};
 use crate::service::erasure::Erasure;
+use crate::service::key_attempts::Purpose;
 use crate::service::large_answer::LargeAnswer;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, EventKey, Room, Tx};
@@ -124,7 +125,7 @@ impl Homeserver {
     /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
     /// it did not come back. Errors: 400 if another event came back, or one without the signatures that it needs.
     fn countersigned(&self, join: &Pdu, theirs: Option<&RawValue>) -> Result<VerifiedPdu> {
-        let Some(theirs) = theirs else { return self.check_parsed_pdu(join) };
+        let Some(theirs) = theirs else { return self.check_parsed_pdu(join, Purpose::Events) };
         handshake::check_countersigned(join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
         self.check_pdu(theirs.get().as_bytes(), join.version())
     }
@@ -262,8 +263,9 @@ impl Homeserver {
             self.store.write(end_rows)?;
         }
         if let Ok(removal) = removed.try_recv()
-            && let Err(e) =
-                self.check_parsed_pdu(&removal).and_then(|removal| self.receive_pdu(peer, removal))
+            && let Err(e) = self
+                .check_parsed_pdu(&removal, Purpose::Received(peer))
+                .and_then(|removal| self.receive_pdu(peer, removal))
         {
             // The room, which we know now, may not allow it: then it never happened, and the join did.
             log::info!("{user_id} was not removed from {entered} after all: {}", e.message());

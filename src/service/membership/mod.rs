@@ -219,7 +219,7 @@ impl Homeserver {
         if !pdu.canonical().content_hash_matches() {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
-        let verdict = self.check_parsed_pdu(&pdu);
+        let verdict = self.check_parsed_pdu(&pdu, Purpose::Received(ask.origin));
         verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
 }
@@ -483,8 +483,14 @@ impl Homeserver {
 }
 
 impl Homeserver {
-    /// The evidence that one particular server has signed an event, required or not. Errors: 400 `M_INVALID_PARAM`.
-    pub(super) fn check_signature_of(&self, event: &Pdu, server: &ServerName) -> Result<SignedBy> {
+    /// The evidence that one particular server has signed an event, required or not. `purpose` as for
+    /// [`Self::check_parsed_pdu`]. Errors: 400 `M_INVALID_PARAM`.
+    pub(super) fn check_signature_of(
+        &self,
+        event: &Pdu,
+        server: &ServerName,
+        purpose: Purpose<'_>,
+    ) -> Result<SignedBy> {
         const WITHIN: Duration = Duration::from_secs(30);
         let object = event.canonical();
         let valid_at = if event.version().enforce_key_validity { event.origin_server_ts() } else { 0 };
@@ -493,7 +499,7 @@ impl Homeserver {
             .into_iter()
             .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.into_owned(), valid_at })
             .collect();
-        let found = self.gather_keys(&wanted, None, Purpose::Events, WITHIN);
+        let found = self.gather_keys(&wanted, None, purpose, WITHIN);
         let keys = |server: &str, key_id: &str| found.get(server, key_id);
         Ok(verify::verify_event_by(event, server, &keys)?)
     }

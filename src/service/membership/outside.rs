@@ -13,6 +13,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Bearing, Fact, State, bearing, next};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
 use crate::service::Homeserver;
+use crate::service::key_attempts::Purpose;
 use crate::service::verify::Checked;
 use crate::store::Db;
 use crate::store::remote_memberships::RemoteMembership;
@@ -91,7 +92,10 @@ impl Homeserver {
         match event.membership() {
             Some(Membership::Invite) if known => return Ok(None),
             // One that we signed when it was offered, but left to the room to tell us of; since then we have left it.
-            Some(Membership::Invite) => drop(self.check_signature_of(event, self.server_name())?),
+            Some(Membership::Invite) => {
+                let ours = self.server_name();
+                drop(self.check_signature_of(event, ours, Purpose::Received(ours))?);
+            }
             Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
                 let row = row.as_ref().ok_or_else(unknown)?;
                 if !comes_from_the_room(row, event) {
