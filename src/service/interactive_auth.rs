@@ -488,7 +488,9 @@ impl Homeserver {
                 let Some(user) = user else {
                     return Ok(Err(Error::forbidden("This is not the user whose account it is about")));
                 };
-                match self.check_password(&user, text("password").unwrap_or_default(), Some(asker.from)) {
+                let (password, from) = (text("password").unwrap_or_default(), Some(asker.from));
+                // Who it is about was made sure of: if there is a requester, it is their account.
+                match self.check_password_of(&user, password, from, requester.is_some()) {
                     Ok(_) => session.user = Some(user),
                     Err(e) if e.errcode() == ErrCode::Forbidden => return Ok(Err(e)),
                     Err(e) => return Err(e),

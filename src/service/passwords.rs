@@ -3,8 +3,8 @@
 //! Hashing one costs 19 MiB and a good part of a processor's second, so there is one line for it, bounded in length, in
 //! which no address has more than a share. Failed tries are counted for each account beside the limits for each address
 //! that `http/rate_limit.rs` has: by the address that tries, by its network, and by all who are strangers to the account.
-//! An address from which one of the account's devices was seen is none: it has a count of its own and is not held up by
-//! what strangers try, so that nobody locks somebody else out of their account.
+//! An address from which one of the account's devices was seen is none, nor is who has the token of one: they have counts
+//! of their own and are not held up by what strangers try, so that nobody locks somebody else out of their account.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -74,21 +74,35 @@ struct Waiting {
     queue: Vec<(u64, IpAddr)>,
 }
 
+/// How many of a network and of an address wait; the network counts first, since who has one may have many addresses.
+type InLine = (usize, usize);
+
 impl Waiting {
     fn of(&self, address: IpAddr) -> usize {
         self.queue.iter().filter(|(_, of)| *of == address).count()
     }
 
-    /// Takes a ticket for this address. In a line that is full, the last of the address that has most in it makes place
-    /// for one that has fewer. None: no place.
+    fn of_network(&self, address: IpAddr) -> usize {
+        let of = network(address);
+        self.queue.iter().filter(|(_, address)| network(*address) == of).count()
+    }
+
+    fn in_line(&self, address: IpAddr) -> InLine {
+        (self.of_network(address), self.of(address))
+    }
+
+    /// Takes a ticket for this address. In a line that is full, of the network that has most in it the last of the address
+    /// that has most makes place for one of a network that has fewer, or for an address of the same that has. None: no
+    /// place.
     fn join(&mut self, address: IpAddr) -> Option<u64> {
-        let mine = self.of(address);
+        let (of_network, mine) = self.in_line(address);
         if mine >= MOST_WAITING_OF_ONE {
             return None;
         }
         if self.queue.len() >= MOST_WAITING {
-            let (most, whose) = self.queue.iter().map(|(_, of)| (self.of(*of), *of)).max()?;
-            if most <= mine + 1 {
+            let (most, whose) = self.queue.iter().map(|(_, of)| (self.in_line(*of), *of)).max()?;
+            let fewer_of_one = (most.0 == of_network || most.0 == of_network + 1) && most.1 > mine + 1;
+            if most.0 <= of_network + 1 && !fewer_of_one {
                 return None;
             }
             let last = self.queue.iter().rposition(|(_, of)| *of == whose)?;
@@ -162,16 +176,28 @@ enum Whose {
     Known(IpAddr),
     /// Any other address.
     Address(IpAddr),
+    /// Whoever has the token of one of the account's devices, from wherever: who stole one gets no more tries by moving.
+    Holder,
     /// The other addresses of a network: who has one may have many.
     Network(IpAddr),
     /// Every address but the known ones. Its rest is 21 600 guesses a day, made from many networks.
     Strangers,
 }
 
+/// What somebody who tries a password is to the account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// At an address from which one of its devices was seen.
+    Known,
+    /// At another, but with the access token of one of its devices.
+    Holder,
+    Stranger,
+}
+
 impl Whose {
     fn allowance(self) -> Allowance {
         match self {
-            Self::Known(_) | Self::Address(_) => Allowance { most: 8.0, each_ms: 30_000.0 },
+            Self::Known(_) | Self::Holder | Self::Address(_) => Allowance { most: 8.0, each_ms: 30_000.0 },
             Self::Network(_) => Allowance { most: 16.0, each_ms: 10_000.0 },
             Self::Strangers => Allowance { most: 30.0, each_ms: 4000.0 },
         }
@@ -209,11 +235,20 @@ struct Try<'t> {
 impl Tries {
     /// Counts a try as failed, before it is made: of many at once none may slip through. Errors: 429
     /// `M_LIMIT_EXCEEDED`.
-    fn begin<'t>(&'t self, user: &'t UserId, from: IpAddr, known: bool, now: Millis) -> Result<Try<'t>> {
+    fn begin<'t>(
+        &'t self,
+        user: &'t UserId,
+        from: IpAddr,
+        standing: Standing,
+        now: Millis,
+    ) -> Result<Try<'t>> {
         let address = group(from);
-        let whose = match known {
-            true => vec![Whose::Known(address)],
-            false => vec![Whose::Address(address), Whose::Network(network(from)), Whose::Strangers],
+        let whose = match standing {
+            Standing::Known => vec![Whose::Known(address)],
+            Standing::Holder => vec![Whose::Holder],
+            Standing::Stranger => {
+                vec![Whose::Address(address), Whose::Network(network(from)), Whose::Strangers]
+            }
         };
         let mut counts = lock(&self.0);
         let mut wait: f64 = 0.0;
@@ -282,13 +317,29 @@ impl Homeserver {
     /// whether or not there is such an account. Errors: 403 `M_FORBIDDEN` if it is not theirs, or there is no such
     /// account, or it is deactivated; 429 `M_LIMIT_EXCEEDED` after too many failures, or if too many are being checked.
     pub fn check_password(&self, user: &UserId, password: &str, from: Option<IpAddr>) -> Result<Account> {
+        self.check_password_of(user, password, from, false)
+    }
+
+    /// The same for somebody who may have shown an access token of this account (`holder`): no stranger to it.
+    pub(super) fn check_password_of(
+        &self,
+        user: &UserId,
+        password: &str,
+        from: Option<IpAddr>,
+        holder: bool,
+    ) -> Result<Account> {
         let from = from.filter(|_| self.config.rate_limits);
         let (account, devices) = self.store.read(|db| Ok((db.account(user)?, db.devices(user)?)))?;
         let attempt = match from {
             Some(from) => {
                 let seen_at = |ip: &str| ip.parse().is_ok_and(|ip| group(ip) == group(from));
                 let known = devices.iter().any(|device| device.last_seen_ip.as_deref().is_some_and(seen_at));
-                Some(self.passwords.tries.begin(user, from, known, self.clock.now_ms())?)
+                let standing = match (known, holder) {
+                    (true, _) => Standing::Known,
+                    (false, true) => Standing::Holder,
+                    (false, false) => Standing::Stranger,
+                };
+                Some(self.passwords.tries.begin(user, from, standing, self.clock.now_ms())?)
             }
             None => None,
         };
@@ -356,7 +407,8 @@ mod tests {
 
     /// How many tries this address has left at the account.
     fn left(tries: &Tries, from: &str, known: bool, now: Millis) -> usize {
-        (0..1000).take_while(|_| tries.begin(&alice(), ip(from), known, now).is_ok()).count()
+        let standing = if known { Standing::Known } else { Standing::Stranger };
+        (0..1000).take_while(|_| tries.begin(&alice(), ip(from), standing, now).is_ok()).count()
     }
 
     #[test]
@@ -382,12 +434,12 @@ mod tests {
         // All strangers together.
         let others: usize = (1..100).map(|n| left(&tries, &format!("{n}.2.3.4"), false, NOW)).sum();
         assert_eq!(others, 30 - 16);
-        let refused = tries.begin(&alice(), ip("203.0.113.1"), false, NOW).err().unwrap();
+        let refused = tries.begin(&alice(), ip("203.0.113.1"), Standing::Stranger, NOW).err().unwrap();
         assert_eq!((refused.status(), refused.errcode()), (429, ErrCode::LimitExceeded));
         assert_eq!(refused.field("retry_after_ms").unwrap(), 4000);
-        assert!(tries.begin(&alice(), ip("203.0.113.1"), false, NOW + 4000).is_ok());
+        assert!(tries.begin(&alice(), ip("203.0.113.1"), Standing::Stranger, NOW + 4000).is_ok());
         // Time that goes backwards gives nothing and takes nothing.
-        assert!(tries.begin(&alice(), ip("203.0.113.1"), false, 0).is_err());
+        assert!(tries.begin(&alice(), ip("203.0.113.1"), Standing::Stranger, 0).is_err());
         assert_eq!(left(&tries, "192.0.2.1", false, NOW + 3_600_000), 8);
     }
 
@@ -399,14 +451,19 @@ mod tests {
         }
         assert_eq!(left(&tries, "192.0.2.1", true, NOW), 8);
         let other = UserId::parse("@bob:example.org").unwrap();
-        assert!(tries.begin(&other, ip("1.2.3.4"), false, NOW).is_ok(), "other accounts are not concerned");
+        assert!(tries.begin(&other, ip("1.2.3.4"), Standing::Stranger, NOW).is_ok(), "other accounts too");
+        // Who has a token is held up by none of them either, and has no more tries for being in many places.
+        let alice = alice();
+        let held = (1..100)
+            .filter(|n| tries.begin(&alice, ip(&format!("{n}.9.9.9")), Standing::Holder, NOW).is_ok());
+        assert_eq!(held.count(), 8);
     }
 
     #[test]
     fn a_try_that_succeeded_was_none() {
         let (tries, alice) = (Tries::default(), alice());
         for _ in 0..100 {
-            tries.begin(&alice, ip("192.0.2.1"), false, NOW).unwrap().did_not_fail();
+            tries.begin(&alice, ip("192.0.2.1"), Standing::Stranger, NOW).unwrap().did_not_fail();
         }
         assert_eq!(left(&tries, "192.0.2.1", false, NOW), 8);
     }
@@ -418,7 +475,7 @@ mod tests {
         for n in 0..3 * MOST_COUNTS {
             let user = UserId::parse(&format!("@user{n}:example.org")).unwrap();
             let from = IpAddr::V4((n as u32).into());
-            tries.begin(&user, from, false, NOW).unwrap();
+            tries.begin(&user, from, Standing::Stranger, NOW).unwrap();
         }
         assert!(lock(&tries.0).len() <= MOST_COUNTS);
         assert_eq!(left(&tries, "192.0.2.1", false, NOW), 0);
@@ -441,6 +498,24 @@ mod tests {
         }
         let first = (1, addresses[0]);
         assert_eq!(waiting.queue[0], first, "who waits longest does not lose their place to a newcomer");
+    }
+
+    #[test]
+    fn a_network_that_fills_the_line_with_many_addresses_makes_place_for_others() {
+        let mut waiting = Waiting::default();
+        let of_many = |n: usize| ip(&format!("2001:db8:0:{n:x}::"));
+        for n in 0..MOST_WAITING {
+            assert!(waiting.join(of_many(n)).is_some(), "{n}");
+        }
+        assert!(waiting.join(of_many(1000)).is_none(), "its addresses have a place each already");
+        for n in 0..10 {
+            let joined = waiting.join(ip(&format!("198.51.100.{n}"))).expect("a place");
+            assert_eq!(waiting.queue.last(), Some(&(joined, ip(&format!("198.51.100.{n}")))));
+            assert!(waiting.join(of_many(2000 + n)).is_none(), "nor does it take the place of another");
+        }
+        assert_eq!(waiting.of_network(ip("198.51.100.1")), 10);
+        assert_eq!(waiting.queue.len(), MOST_WAITING);
+        assert_eq!(waiting.queue[0], (1, of_many(0)), "the first of it do not lose theirs");
     }
 
     #[test]
