@@ -6,11 +6,12 @@ mod common;
 use std::time::Duration;
 
 use common::ProcessServer;
-use common::peer::{FakeRoom, Peer};
+use common::peer::{FakeRoom, Peer, now_ms};
 use common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::http::Reply;
 use doorstep::protocol::Pdu;
+use doorstep::store::Db;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -73,6 +74,11 @@ fn waiting(server: &TestServer, scene: &Scene) -> usize {
     queue.expect("the database reads")
 }
 
+fn is_kept(server: &TestServer, scene: &Scene, event: &Pdu) -> bool {
+    let kept = |db: &Db<'_>| db.waits_from(event.event_id(), scene.peer.name(), false);
+    server.homeserver().store.read(kept).expect("the database reads")
+}
+
 #[test]
 fn a_refusal_whose_key_cannot_be_had_is_kept_and_ends_the_knock_once_the_key_is_there() {
     let server = TestServer::start();
@@ -132,9 +138,12 @@ fn what_waits_from_outside_is_bounded_and_given_up_some_day() {
         assert_eq!(status, 200, "{said}");
         assert!(events.iter().all(|e| said["pdus"][e.event_id().as_str()] == json!({})), "{said}");
     }
-    assert_eq!(waiting(&server, &scene), 200);
-    let (status, said) = scene.peer.send_transaction(server.name(), "more", &[&all[200]]);
-    assert_eq!((status, &said["errcode"]), (429, &json!("M_LIMIT_EXCEEDED")), "not answered for: {said}");
+    let kept = waiting(&server, &scene);
+    assert!((50..200).contains(&kept), "{kept}");
+    // The latest word of a server counts; it takes the place of its oldest one.
+    assert_eq!(scene.send(server.name(), "more", &all[200]), json!({}));
+    assert_eq!((waiting(&server, &scene), is_kept(&server, &scene, &all[200])), (kept, true));
+    assert!(!is_kept(&server, &scene, &all[0]));
     // Of what would change nothing, nothing is kept, whoever signed it.
     let own =
         scene.room.draft(&scene.gone, "m.room.member", bob.id(), &scene.gone.user("mod"), member("join"));
@@ -200,6 +209,72 @@ fn what_a_room_says_of_one_of_us_while_another_joins_is_part_of_the_room_then() 
     wait_until("the room has it", || {
         alice.membership_of(room.id.as_str(), bob.id()).as_deref() == Some("ban")
     });
+}
+
+/// Events of a room that nobody has made or signed, one transaction full.
+fn made_up(room: &FakeRoom, of: &Peer, round: usize) -> Value {
+    let event = |n: usize| {
+        json!({
+            "type": "m.room.message", "sender": of.user("nobody"), "room_id": room.id, "depth": round * 50 + n,
+            "auth_events": [], "prev_events": ["$none"], "origin_server_ts": now_ms(), "content": { "body": "x" },
+            "hashes": { "sha256": "AAAA" }, "signatures": { of.name().as_str(): { "ed25519:1": "AAAA" } },
+        })
+    };
+    let pdus: Vec<Value> = (0..50).map(event).collect();
+    json!({ "origin": of.name(), "origin_server_ts": now_ms(), "pdus": pdus, "edus": [] })
+}
+
+#[test]
+fn servers_that_flood_a_room_which_one_of_us_joins_keep_nobody_elses_transactions_out() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    let alice = server.user("alice");
+    peer.take_transactions();
+    let mut home = FakeRoom::joined_by(&peer, "12", &alice);
+    let room = FakeRoom::new(&peer, "12", "public");
+    let gate = Gate::default();
+    peer.let_in(&room, alice.id());
+    peer.answer_behind(&gate, "/send_join/", 200, room.join_answer());
+    let before = peer.asked("/send_join/").len();
+    let said = std::thread::scope(|scope| {
+        let joining = scope.spawn(|| alice.join_via(room.id.as_str(), &[peer.name().as_str()]));
+        wait_until("the join is handed in", || peer.asked("/send_join/").len() > before);
+        let join = room.read(&peer.asked("/send_join/").last().expect("the join").body);
+        let floods: Vec<Peer> = (0..6).map(|_| Peer::start()).collect();
+        for (flood, round) in floods.iter().flat_map(|flood| (0..5).map(move |round| (flood, round))) {
+            let path = format!("/_matrix/federation/v1/send/{round}");
+            let (status, said) = flood.ask(server.name(), "PUT", &path, Some(&made_up(&room, flood, round)));
+            assert_eq!(status, 200, "whatever becomes of its events: {said}");
+        }
+        // More than is kept of one server; and in each of its transactions is something for a room that we are in.
+        let (mut at_the_end, mut all) = (room.clone(), Vec::new());
+        at_the_end.take(join);
+        for txn in 0..4 {
+            let mut pdus: Vec<Pdu> =
+                (0..49).map(|n| at_the_end.say(&peer, &format!("meanwhile {}", txn * 49 + n))).collect();
+            all.extend(pdus.clone());
+            pdus.push(home.say(&peer, &format!("at home {txn}")));
+            let (status, said) =
+                peer.send_transaction(server.name(), &format!("t{txn}"), &pdus.iter().collect::<Vec<_>>());
+            assert_eq!(status, 200, "{said}");
+            assert!(pdus.iter().all(|pdu| said["pdus"][pdu.event_id().as_str()] == json!({})), "{said}");
+        }
+        peer.serve_events(&all, 500);
+        gate.open();
+        joining.join().expect("the join is done");
+        all
+    });
+    let last = said.last().expect("events").event_id().clone();
+    // What had to make place came before what was kept, and is fetched for it.
+    for id in [&last, said[0].event_id()] {
+        wait_until("it is there", || {
+            let path = format!(
+                "/_matrix/client/v3/rooms/{}/event/{}",
+                segment(room.id.as_str()),
+                segment(id.as_str())
+            );
+            alice.request("GET", &path, None).0 == 200
+        });
+    }
 }
 
 #[test]

@@ -198,8 +198,10 @@ impl Homeserver {
             }
             (heard, _) => heard.map(drop),
         };
+        // Anybody can fill what is kept of such a room. Whatever has no place in it, the rest of the transaction is not to
+        // suffer for it.
         match outcome {
-            Err(e) if e.status() == 500 || e.errcode() == ErrCode::LimitExceeded => return Err(e),
+            Err(e) if e.status() == 500 => return Err(e),
             outcome => results.add(&id, outcome),
         }
         Ok(())

@@ -4,7 +4,12 @@
 //!
 //! What is kept is bounded for each server and room. A server that is at its bound is told to come again later: its
 //! transaction is not acknowledged, so that it keeps the events itself and is slowed. Nothing is dropped in silence.
+//!
+//! Of a room that we are not in nobody can tell who is in it, and anybody can send something of it. There the latest word
+//! of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is taken in
+//! any case. Once we are in, what had to make place is fetched as the past of what was kept.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
@@ -18,7 +23,7 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
 use crate::store::waiting::{Queue, ToWait, Waiting};
-use crate::store::{Room, RoomKey, Tx};
+use crate::store::{Db, Room, RoomKey, Tx};
 
 /// Events of one server that wait, and their bytes; of a server that is not in the room to our knowledge, less.
 const MOST_OF_SERVER: usize = 2000;
@@ -31,6 +36,11 @@ const MOST_UNVERIFIED: usize = 200;
 const MOST_IN_ROOM: usize = 5000;
 const MOST_IN_ROOM_WITH_STRANGERS: usize = 1000;
 const FAIR_SHARE: usize = 500;
+/// Of a room that we are not in: what is kept of one server, and of all, in bytes; and what an event counts for beyond its
+/// own bytes.
+const MOST_OUTSIDE_OF_SERVER: usize = 512 << 10;
+const MOST_OUTSIDE: usize = 8 << 20;
+const EVENT_COUNTS: usize = 4 << 10;
 /// When a server at its bound should come again.
 const COME_AGAIN: Millis = 20_000;
 
@@ -73,43 +83,37 @@ impl Homeserver {
             return Ok(());
         }
         let (origin, room, now) = (origin.clone(), room.key, self.clock.now_ms());
-        self.store.write(move |tx| {
-            let mut new = Vec::with_capacity(events.len());
-            for event in events {
-                if !tx.waits_from(&event.event_id, &origin, event.is_verified())? {
-                    new.push(event);
-                } else if event.is_verified() {
-                    tx.complete_waiting(&event)?;
-                }
-            }
-            let queue = tx.waiting_queue(room, &origin)?;
-            if !new.is_empty() && is_full(queue, &new, tx.is_resident(room, &origin)?) {
-                log::info!("{origin} has too many events that wait, and is told to come again");
-                return Err(Error::new(ErrCode::LimitExceeded, "Too many of your events wait for others")
-                    .with_field("retry_after_ms", COME_AGAIN));
-            }
-            new.iter().try_for_each(|event| tx.let_wait(event, &origin, now))
-        })
+        self.store.write(move |tx| keep(tx, room, &origin, events, now))
     }
 
     /// Keeps an event of a room that we are not in: until these servers' keys can be had, which is all it takes to know
     /// what it says of one of us; and until one of us is in who is joining right now, since nothing can be made of it
-    /// before. Nobody would send it again. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already.
+    /// before. Nobody would send it again. Errors, for the event alone: 429 `M_LIMIT_EXCEEDED` if too much waits already.
     pub(super) fn wait_outside(
         &self,
         origin: &ServerName,
         (room, version): (&RoomId, RoomVersion),
-        event: (EventId, &[u8]),
+        (id, json): (EventId, &[u8]),
         keys_of: &[ServerName],
     ) -> Result<()> {
-        let room_id = room.clone();
-        let room = self.store.write(move |tx| tx.make_room(&room_id, version))?;
-        let now = self.clock.now_ms();
+        let (origin, room, now) = (origin.clone(), room.clone(), self.clock.now_ms());
         let next = if keys_of.is_empty() { (0, now + CALM) } else { (1, now + pause_after(1)) };
-        self.let_wait(origin, &room, vec![ToWait::for_keys(room.key, event, keys_of, next)])?;
-        if self.store.read(|db| Ok(db.room_by_key(room.key)?.resident))? {
-            // Whoever was joining came in at this moment, which hastens only what waited by then.
-            self.store.write(move |tx| tx.hasten_waiting_in(room.key))?;
+        // Its room has no number yet, perhaps.
+        let mut event = ToWait::for_keys(0, (id, json), keys_of, next);
+        let came_in = self.store.write(move |tx| {
+            let room = tx.make_room(&room, version)?;
+            event.room = room.key;
+            if room.resident {
+                // Whoever was joining came in at this moment, which hastened only what waited by then.
+                keep(tx, room.key, &origin, vec![event], now)?;
+                tx.hasten_waiting_in(room.key)?;
+            } else if !tx.waits_from(&event.event_id, &origin, false)? {
+                make_place_outside(tx, &room, &origin, event.json.len())?;
+                tx.let_wait(&event, &origin, now)?;
+            }
+            Ok(room.resident)
+        })?;
+        if came_in {
             self.scheduler.wake();
         }
         Ok(())
@@ -269,6 +273,74 @@ impl Homeserver {
             tx.put_off_waiting(&event, &needs)
         })
     }
+}
+
+/// Keeps events of a room that came from a server. Errors: as of [`Homeserver::let_wait`].
+fn keep(tx: &mut Tx<'_>, room: RoomKey, origin: &ServerName, events: Vec<ToWait>, now: Millis) -> Result<()> {
+    let mut new = Vec::with_capacity(events.len());
+    for event in events {
+        if !tx.waits_from(&event.event_id, origin, event.is_verified())? {
+            new.push(event);
+        } else if event.is_verified() {
+            tx.complete_waiting(&event)?;
+        }
+    }
+    let queue = tx.waiting_queue(room, origin)?;
+    if !new.is_empty() && is_full(queue, &new, tx.is_resident(room, origin)?) {
+        log::info!("{origin} has too many events that wait, and is told to come again");
+        return Err(too_many());
+    }
+    new.iter().try_for_each(|event| tx.let_wait(event, origin, now))
+}
+
+fn too_many() -> Error {
+    Error::new(ErrCode::LimitExceeded, "Too many of your events wait for others")
+        .with_field("retry_after_ms", COME_AGAIN)
+}
+
+/// Makes place for one more event of so many bytes, of a room that we are not in: what goes is the oldest of the server
+/// itself, if it has its share, and in a full room the oldest of the server that has most. Servers that we know go last.
+/// Errors: 429 `M_LIMIT_EXCEEDED` if that is the server itself, and it has nothing else.
+fn make_place_outside(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: usize) -> Result<()> {
+    let mut shares = tx
+        .waiting_shares(room.key)?
+        .into_iter()
+        .map(|(server, events, bytes)| (server, events * EVENT_COUNTS + bytes))
+        .collect::<HashMap<_, _>>();
+    let mut all: usize = shares.values().sum::<usize>() + EVENT_COUNTS + bytes;
+    *shares.entry(origin.clone()).or_default() += EVENT_COUNTS + bytes;
+    loop {
+        let victim = if shares[origin] > MOST_OUTSIDE_OF_SERVER {
+            origin.clone()
+        } else if all > MOST_OUTSIDE {
+            who_yields(tx, room, &shares, origin)?
+        } else {
+            return Ok(());
+        };
+        let freed = tx.end_first_waiting(room.key, &victim)?.ok_or_else(too_many)? + EVENT_COUNTS;
+        log::debug!("an event of {} from {victim} makes place for a later one", room.room_id);
+        all -= freed;
+        shares.entry(victim).and_modify(|share| *share -= freed);
+    }
+}
+
+/// Whose event goes from a full room: of the strangers among those that have most, the first; of equals, `newcomer`, so that
+/// a new name alone puts nobody out.
+fn who_yields(
+    db: &Db<'_>,
+    room: &Room,
+    shares: &HashMap<ServerName, usize>,
+    newcomer: &ServerName,
+) -> Result<ServerName> {
+    let mut by_share: Vec<_> =
+        shares.iter().map(|(server, share)| (*share, server == newcomer, server)).collect();
+    by_share.sort_unstable_by(|a, b| b.cmp(a));
+    for (_, _, server) in &by_share {
+        if !db.is_neighbour(server)? && !db.is_way_into(&room.room_id, server)? {
+            return Ok((*server).clone());
+        }
+    }
+    Ok(by_share.first().map_or(newcomer, |(_, _, server)| server).clone())
 }
 
 fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {

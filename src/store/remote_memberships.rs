@@ -291,6 +291,14 @@ impl Db<'_> {
         Ok(version.and_then(|version| room_version::room_version(&version)))
     }
 
+    /// Whether a server is one that a room would be reached through which one of us deals with from outside.
+    pub fn is_way_into(&self, room: &RoomId, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM remote_memberships m, json_each(m.via) v WHERE m.room_id = ?1 AND v.value = ?2 LIMIT 1",
+        )?;
+        Ok(statement.exists(params![room.as_str(), server.as_str()])?)
+    }
+
     /// Rows that the scheduler should act upon at this time, the longest due first.
     pub fn remote_memberships_due(&self, now: Millis, limit: usize) -> Result<Vec<(RoomId, UserId)>> {
         let mut statement = self.conn().prepare_cached(

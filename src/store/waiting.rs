@@ -98,19 +98,23 @@ impl ToWait {
 /// How much waits already.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Queue {
-    /// Events of one server, in all rooms.
+    /// Events of one server, in all rooms that we are in.
     pub of_origin: usize,
     /// Their bytes.
     pub bytes: usize,
     /// Those of the server in the room.
     pub of_origin_in_room: usize,
-    /// Those of the server whose signatures were not checked.
+    /// Those of the server whose signatures were not checked, in all rooms that we are in.
     pub unverified: usize,
     /// Events of all servers in the room.
     pub in_room: usize,
 }
 
 const COLUMNS: &str = "waiting, room_key, event_id, origin, verified, received_ms, attempts, retry_ms, json FROM waiting_events";
+
+fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<usize> {
+    Ok(usize::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
+}
 
 fn waiting_of(row: &Row<'_>) -> Result<Waiting> {
     Ok(Waiting {
@@ -159,25 +163,39 @@ impl Db<'_> {
     /// How much waits that came from a server, and in a room.
     pub fn waiting_queue(&self, room: RoomKey, origin: &ServerName) -> Result<Queue> {
         let mut of_origin = self.conn().prepare_cached(
-            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(room_key = ?2), 0),
-               coalesce(sum(verified = 0), 0) FROM waiting_events WHERE origin = ?1",
+            "SELECT w.room_key, r.resident, count(*), sum(w.bytes), sum(w.verified = 0)
+             FROM waiting_events w CROSS JOIN rooms r USING (room_key) WHERE w.origin = ?1 GROUP BY w.room_key",
         )?;
-        let count = |row: &Row<'_>, column: usize| -> rusqlite::Result<usize> {
-            Ok(usize::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
-        };
-        let mut queue = of_origin.query_row(params![origin.as_str(), room], |row| {
-            Ok(Queue {
-                of_origin: count(row, 0)?,
-                bytes: count(row, 1)?,
-                of_origin_in_room: count(row, 2)?,
-                unverified: count(row, 3)?,
-                in_room: 0,
-            })
-        })?;
+        let mut queue = Queue::default();
+        let mut rows = of_origin.query([origin.as_str()])?;
+        while let Some(row) = rows.next()? {
+            let events = count(row, 2)?;
+            if row.get::<_, RoomKey>(0)? == room {
+                queue.of_origin_in_room = events;
+            }
+            if row.get(1)? {
+                queue.of_origin += events;
+                queue.bytes += count(row, 3)?;
+                queue.unverified += count(row, 4)?;
+            }
+        }
         let mut in_room =
             self.conn().prepare_cached("SELECT count(*) FROM waiting_events WHERE room_key = ?1")?;
         queue.in_room = in_room.query_row([room], |row| count(row, 0))?;
         Ok(queue)
+    }
+
+    /// What each server has waiting in a room: so many events, of so many bytes.
+    pub fn waiting_shares(&self, room: RoomKey) -> Result<Vec<(ServerName, usize, usize)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT origin, count(*), sum(bytes) FROM waiting_events WHERE room_key = ?1 GROUP BY origin",
+        )?;
+        let mut rows = statement.query([room])?;
+        let mut shares = Vec::new();
+        while let Some(row) = rows.next()? {
+            shares.push((ServerName::parse(&row.get::<_, String>(0)?)?, count(row, 1)?, count(row, 2)?));
+        }
+        Ok(shares)
     }
 
     /// Whether the event waits here, checked.
@@ -324,6 +342,15 @@ impl Tx<'_> {
     pub fn end_waiting(&mut self, key: WaitingKey) -> Result<()> {
         self.conn().prepare_cached("DELETE FROM waiting_events WHERE waiting = ?1")?.execute([key])?;
         Ok(())
+    }
+
+    /// What came first of what a server has waiting in a room waits no longer. Returns its bytes; none if there is nothing.
+    pub fn end_first_waiting(&mut self, room: RoomKey, origin: &ServerName) -> Result<Option<usize>> {
+        let mut statement = self.conn().prepare_cached(
+            "DELETE FROM waiting_events WHERE waiting =
+               (SELECT min(waiting) FROM waiting_events WHERE origin = ?1 AND room_key = ?2) RETURNING bytes",
+        )?;
+        Ok(statement.query_row(params![origin.as_str(), room], |row| count(row, 0)).optional()?)
     }
 
     /// What waits in a room is looked at now: we have come in.

@@ -398,6 +398,7 @@ pub fn now_ms() -> i64 {
 }
 
 /// A room that lives on a scripted peer.
+#[derive(Clone)]
 pub struct FakeRoom {
     /// Its id.
     pub id: RoomId,
