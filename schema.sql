@@ -368,6 +368,7 @@ CREATE TABLE waiting_events (
 ) STRICT;
 CREATE INDEX waiting_events_due ON waiting_events (due_ms, room_key);
 CREATE INDEX waiting_events_by_room ON waiting_events (room_key, due_ms);
+CREATE INDEX waiting_events_shares ON waiting_events (room_key, origin, bytes);
 CREATE INDEX waiting_events_by_origin ON waiting_events (origin, room_key, bytes, verified);
 
 -- What they wait for: ids of events (their own too: they may come another way), and names of servers whose keys are

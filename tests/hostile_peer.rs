@@ -1089,3 +1089,52 @@ fn a_join_that_lands_after_the_user_has_left_is_left_again() {
         !peer.asked("send_leave").is_empty()
     });
 }
+
+/// The create event is shown although its server is gone, since the room id is its hash.
+#[test]
+fn what_servers_that_are_gone_made_of_a_room_is_left_out_and_keeps_no_invite_and_no_knock_away() {
+    let server = TestServer::start();
+    for (number, damage) in ["none", "unsigned", "create"].into_iter().enumerate() {
+        let (peer, gone) = (Peer::start(), Peer::start());
+        gone.hide_keys(true);
+        // The maker of the room and of its name is gone; who invites is not.
+        let mut room = FakeRoom::new(&gone, "12", "knock");
+        let inviter = peer.user("inviter");
+        room.add(&peer, "m.room.member", inviter.as_str(), &inviter, json!({ "membership": "join" }));
+        room.add(&peer, "m.room.topic", "", &inviter, json!({ "topic": "still here" }));
+        let mut shown = room.shown();
+        let topic = room.state[&("m.room.topic".to_owned(), String::new())].to_object();
+        let all = shown.as_array_mut().expect("a list");
+        all.push(Value::Object(topic));
+        for event in all.iter_mut() {
+            match (damage, event["type"].as_str()) {
+                ("unsigned", Some("m.room.topic")) => event["signatures"] = json!({}),
+                // Then it is that of another room.
+                ("create", Some("m.room.create")) => event["content"]["org.example.forged"] = json!(true),
+                _ => {}
+            }
+        }
+        let invitee = server.user(&format!("invitee{number}"));
+        let event = room.membership(&peer, &inviter, invitee.id(), "invite");
+        let mut body = room.invite_body(&event);
+        body["invite_room_state"] = shown.clone();
+        let (status, answer) = peer.put_event(server.name(), "v2/invite", &room.id, &event, &body);
+        if damage != "none" {
+            assert_eq!((status, &answer["errcode"]), (400, &json!("M_INVALID_PARAM")), "{damage}: {answer}");
+            continue;
+        }
+        assert_eq!(status, 200, "{answer}");
+        let types = |events: &Value| -> Vec<String> {
+            let kept = events.as_array().expect("a list").iter().filter(|e| e["type"] != "m.room.member");
+            kept.map(|e| e["type"].as_str().expect("a type").to_owned()).collect()
+        };
+        let sync = invitee.wait_for_room("invite", room.id.as_str());
+        assert_eq!(types(&sync["invite_state"]["events"]), ["m.room.create", "m.room.topic"], "{sync}");
+        let knocker = server.user("the-knocker");
+        peer.let_knock(&room, knocker.id());
+        peer.answer_json("send_knock", 200, json!({ "knock_room_state": shown }));
+        assert_eq!(knock(&knocker, room.id.as_str(), &peer).0, 200);
+        let sync = knocker.wait_for_room("knock", room.id.as_str());
+        assert_eq!(types(&sync["knock_state"]["events"]), ["m.room.create", "m.room.topic"], "{sync}");
+    }
+}

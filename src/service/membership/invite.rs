@@ -44,8 +44,8 @@ const TAKEN_IN_WITHIN: Millis = 500;
 
 /// How long an invite that comes in waits for the outcome of the invitee's leave.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
-/// Time to find the keys of what an invite shows of its room.
-const KEYS_WITHIN: Duration = Duration::from_secs(30);
+/// Time to find the keys of what an invite shows of its room. The inviter waits.
+const KEYS_WITHIN: Duration = Duration::from_secs(10);
 
 // ----- our user invites -----
 
@@ -358,8 +358,9 @@ impl Homeserver {
         noted.ok_or_else(|| Refusal::LeaveUnderWay.into())
     }
 
-    /// `invite_room_state`: from room version 12 on it must show the room's create event, signed and of this room;
-    /// before, peers send what they always did, and it is only decoration.
+    /// `invite_room_state`: from room version 12 on it must show the room's create event, and nothing that fails a check;
+    /// before, peers send what they always did, and it is only decoration. What was made by servers that are gone, whose
+    /// keys nobody can be asked for, fails none: it is not shown.
     fn check_room_state(
         &self,
         origin: &ServerName,
@@ -372,10 +373,8 @@ impl Homeserver {
         if !version.room_id_is_create_hash {
             return Ok(stripped);
         }
-        let kept = self
-            .verified_entries(origin, entries, version, KEYS_WITHIN)
-            .into_iter()
-            .collect::<Result<Vec<_>>>();
+        let verified = self.verified_entries(origin, entries, (room_id, version), KEYS_WITHIN);
+        let kept = verified.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>();
         let kept = kept.map_err(|e| {
             Error::invalid_param(format!("An entry of invite_room_state fails a check: {}", e.message()))
         })?;
@@ -383,36 +382,47 @@ impl Homeserver {
     }
 
     /// Entries of `invite_room_state` or `knock_room_state` in the form that their signatures and hashes vouch for; those
-    /// of four fields, for which nobody does, as they are. Each, or what is wrong with it. `origin` shows them to us; `within`:
+    /// of four fields, for which nobody does, as they are. Each, or what is wrong with it; none if the key cannot be had.
+    /// The create event of version 12 is vouched for by the room id, which is its hash. `origin` shows them to us; `within`:
     /// the time to find keys.
     pub(super) fn verified_entries(
         &self,
         origin: &ServerName,
         entries: &[Box<RawValue>],
-        version: RoomVersion,
+        (room_id, version): (&RoomId, RoomVersion),
         within: Duration,
-    ) -> Vec<Result<Box<RawValue>>> {
-        let whole = entries.iter().filter(|entry| stripped_state::is_full_event(entry));
-        let whole: Vec<&[u8]> = whole.map(|entry| entry.get().as_bytes()).collect();
+    ) -> Vec<Result<Option<Box<RawValue>>>> {
+        let kind_of = |entry: &RawValue| match stripped_state::is_full_event(entry) {
+            false => Entry::FourFields,
+            true if is_create_of(entry, room_id, version) => Entry::Create,
+            true => Entry::Event,
+        };
+        let kinds: Vec<Entry> = entries.iter().map(|entry| kind_of(entry)).collect();
+        let check = |kind: Entry, within: Duration| {
+            let of_kind = entries.iter().zip(&kinds).filter(|(_, of)| **of == kind);
+            let bytes: Vec<&[u8]> = of_kind.map(|(entry, _)| entry.get().as_bytes()).collect();
+            self.check_received(origin, &bytes, version, within).into_iter()
+        };
         // All at once: their servers may be slow to give their keys.
-        let mut checked = self.check_received(origin, &whole, version, within).into_iter();
-        let verified = |entry: &RawValue| {
-            if !stripped_state::is_full_event(entry) {
-                return Ok(entry.to_owned());
-            }
-            match checked.next() {
+        let mut events = check(Entry::Event, within);
+        // A signature that is known to be wrong counts here too; nobody is waited for to know it.
+        let mut creates = check(Entry::Create, Duration::ZERO);
+        let verified = |(entry, kind): (&RawValue, &Entry)| {
+            let checked = match kind {
+                Entry::FourFields => return Ok(Some(entry.to_owned())),
+                Entry::Create => creates.next(),
+                Entry::Event => events.next(),
+            };
+            match checked {
                 Some(Checked::Passed(event)) => {
-                    RawValue::from_string(event.json_str().to_owned()).map_err(Error::internal)
+                    RawValue::from_string(event.json_str().to_owned()).map(Some).map_err(Error::internal)
                 }
-                Some(Checked::NoKey(_, servers)) => {
-                    let server = servers.first().map_or("its server", ServerName::as_str);
-                    Err(Error::invalid_param(format!("the key of {server} cannot be had")))
-                }
+                Some(Checked::NoKey(..)) => Ok((*kind == Entry::Create).then(|| entry.to_owned())),
                 Some(Checked::Dropped(e)) => Err(e),
                 None => Err(Error::internal("one event in, none out")),
             }
         };
-        entries.iter().map(AsRef::as_ref).map(verified).collect()
+        entries.iter().map(AsRef::as_ref).zip(&kinds).map(verified).collect()
     }
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
@@ -474,6 +484,25 @@ impl Homeserver {
             tx.save_remote_membership(&row).map(|()| Noted::Done)
         })
     }
+}
+
+/// What an entry of stripped state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// Nobody has signed it.
+    FourFields,
+    /// The event whose hash the room id is.
+    Create,
+    /// Any other whole event.
+    Event,
+}
+
+/// Whether an entry is the create event of a room whose id is the hash of it. Of such an event nothing can be changed that
+/// anybody is shown: redaction leaves its content whole, so that the hash is one of all of it.
+fn is_create_of(entry: &RawValue, room_id: &RoomId, version: RoomVersion) -> bool {
+    version.room_id_is_create_hash
+        && Pdu::parse(entry.get().as_bytes(), version)
+            .is_ok_and(|event| event.is("m.room.create", "") && event.room_id() == room_id)
 }
 
 /// What became of an invite that came in.

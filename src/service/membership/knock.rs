@@ -261,8 +261,8 @@ impl Homeserver {
         if !version.room_id_is_create_hash {
             return stripped_state::usable(entries, room_id, version, None);
         }
-        let verified = self.verified_entries(peer, entries, version, KEYS_WITHIN);
-        let verified: Vec<_> = verified.into_iter().filter_map(Result::ok).collect();
+        let verified = self.verified_entries(peer, entries, (room_id, version), KEYS_WITHIN);
+        let verified: Vec<_> = verified.into_iter().filter_map(|entry| entry.ok().flatten()).collect();
         stripped_state::usable(&verified, room_id, version, None)
     }
 }
