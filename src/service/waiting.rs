@@ -447,4 +447,67 @@ mod tests {
         let fair = Queue { of_origin_in_room: FAIR_SHARE, of_origin: FAIR_SHARE, ..in_room(MOST_IN_ROOM) };
         assert!(one(fair, true));
     }
+
+    fn name(n: &str) -> ServerName {
+        ServerName::parse(n).expect("a name")
+    }
+
+    /// An event of no more than its weight, waiting in a room that we are not in. Whether it found a place.
+    fn send_from(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, n: usize) -> bool {
+        let json = vec![b'x'; 60_000];
+        if make_place_outside(tx, room, origin, json.len()).is_err() {
+            return false;
+        }
+        let id = EventId::parse(&format!("$e{n}-{origin}")).expect("an id");
+        tx.let_wait(&ToWait::for_keys(room.key, (id, &json), &[], (0, 0)), origin, 0).expect("it waits");
+        true
+    }
+
+    #[test]
+    fn names_without_end_fill_a_room_that_we_are_not_in_without_an_event_of_a_server_that_we_know_going() {
+        let options = crate::store::Options::default();
+        let us = name("us.example");
+        let location = crate::store::Location::Memory;
+        let store = crate::store::Store::open(location, &us, Box::new(|_| {}), &options).expect("a store");
+        let write = store.write(|tx| {
+            let (friend, early, late) = (name("friend.example"), name("early.example"), name("late.example"));
+            tx.pretend_room("!home:us.example", &[&friend])?;
+            let id = RoomId::parse("!away:there.example")?;
+            let room = tx.make_room(&id, crate::protocol::room_version::room_version("11").expect("11"))?;
+            assert!((0..3).all(|n| send_from(tx, &room, &friend, n)));
+            assert!(send_from(tx, &room, &early, 0));
+            let names: Vec<_> = (0..20).map(|n| name(&format!("s{n}.example"))).collect();
+            for n in 0..20 {
+                assert!(
+                    names.iter().all(|name| send_from(tx, &room, name, n)),
+                    "the last word of each is kept"
+                );
+            }
+            let shares = |tx: &Tx<'_>| tx.waiting_shares(room.key).expect("shares");
+            let weight = |tx: &Tx<'_>| -> usize {
+                shares(tx).iter().map(|(_, events, bytes)| events * EVENT_COUNTS + bytes).sum()
+            };
+            let held = |tx: &Tx<'_>, of: &ServerName| -> usize {
+                shares(tx).iter().find(|(server, ..)| server == of).map_or(0, |(_, events, _)| *events)
+            };
+            assert!(weight(tx) <= MOST_OUTSIDE);
+            assert_eq!((held(tx, &friend), held(tx, &early)), (3, 1));
+            assert!(names.iter().all(|name| (1..=8).contains(&held(tx, name))));
+            // Whoever has nothing yet takes the place of one who has much.
+            assert!(send_from(tx, &room, &late, 0));
+            // New names alone put out nobody who has as little; nor do they ever put out one that we know.
+            let refused =
+                (0..500).filter(|n| !send_from(tx, &room, &name(&format!("n{n}.example")), 0)).count();
+            assert!(refused > 300, "{refused}");
+            assert_eq!((held(tx, &friend), held(tx, &early), held(tx, &late)), (3, 1, 1));
+            assert!((3..50).all(|n| send_from(tx, &room, &friend, n)), "one that we know is never refused");
+            assert!(weight(tx) <= MOST_OUTSIDE && held(tx, &friend) > 3);
+            // None of it counts against them in rooms that we are in.
+            let queue = tx.waiting_queue(room.key, &friend)?;
+            assert_eq!((queue.of_origin, queue.bytes, queue.unverified), (0, 0, 0));
+            assert_eq!(queue.of_origin_in_room, held(tx, &friend));
+            Ok(())
+        });
+        write.expect("written");
+    }
 }
