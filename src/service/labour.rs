@@ -3,9 +3,11 @@
 //!
 //! What counts are the events that a verdict looks at. A room has an allowance of them that fills up again; when it is
 //! spent, further events are taken in without such work where that is possible (as late heads, which are caught up with
-//! together), and wait on disk where it is not. Other rooms notice nothing.
+//! together), and wait on disk where it is not. Other rooms notice nothing. No server spends more than half of a room's
+//! allowance, and none of that for the late heads, which would never be caught up with otherwise.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,10 @@ use crate::protocol::{RoomId, ServerName};
 
 /// Events that a room may cost at once, and in a second from then on.
 const OF_ROOM: Allowance = Allowance { most: 4000, a_second: 1500 };
+/// Half of that is what one server may cost.
+const OF_SERVER_IN_ROOM: Allowance = Allowance { most: 2000, a_second: 750 };
+/// What catching up with the late heads of a room may cost.
+const OF_LATE: Allowance = Allowance { most: 2000, a_second: 1000 };
 /// The same of a server in all rooms together.
 const OF_SERVER: Allowance = Allowance { most: 12_000, a_second: 3000 };
 /// Of how many rooms and servers it is remembered what they have spent.
@@ -42,13 +48,39 @@ impl Allowance {
         let ms = (wanted - left).max(0).saturating_mul(1000) / self.a_second;
         Duration::from_millis(ms.unsigned_abs())
     }
+
+    /// How long until something is left to whoever it is. None: something is.
+    fn rest<K: Eq + Hash>(&self, all: &Mutex<HashMap<K, Left>>, who: &K) -> Option<Duration> {
+        let left = self.left(lock(all).get(who), Instant::now());
+        (left <= 0).then(|| self.until(1, left))
+    }
+
+    /// Takes so many events from it.
+    fn pay<K: Clone + Eq + Hash>(&self, all: &Mutex<HashMap<K, Left>>, who: &K, events: usize) {
+        let events = i64::try_from(events).unwrap_or(i64::MAX);
+        if events == 0 {
+            return;
+        }
+        let (mut all, now) = (lock(all), Instant::now());
+        if all.len() >= MOST_KNOWN && !all.contains_key(who) {
+            all.retain(|_, left| self.left(Some(left), now) < self.most);
+            if all.len() >= MOST_KNOWN {
+                // Nobody can owe so much in so many rooms: those who owe least are let off.
+                all.retain(|_, left| self.left(Some(left), now) <= 0);
+            }
+        }
+        let left = self.left(all.get(who), now).saturating_sub(events);
+        all.insert(who.clone(), Left { events: left, at: now });
+    }
 }
 
 /// The allowances.
 #[derive(Default)]
 pub struct Labour {
     rooms: Mutex<HashMap<RoomId, Left>>,
+    late: Mutex<HashMap<RoomId, Left>>,
     servers: Mutex<HashMap<ServerName, Left>>,
+    servers_in_rooms: Mutex<HashMap<(RoomId, ServerName), Left>>,
     turn: Mutex<()>,
 }
 
@@ -60,47 +92,39 @@ impl Labour {
 
     /// How long until more may be done for an event of the server in the room. None: now.
     pub(super) fn rest(&self, room: &RoomId, server: &ServerName) -> Option<Duration> {
-        let now = Instant::now();
-        let of_room = OF_ROOM.left(lock(&self.rooms).get(room), now);
-        let of_server = OF_SERVER.left(lock(&self.servers).get(server), now);
-        let pause = |of: &Allowance, left: i64| (left <= 0).then(|| of.until(1, left));
-        pause(&OF_ROOM, of_room).max(pause(&OF_SERVER, of_server))
+        let both = (room.clone(), server.clone());
+        self.rest_of_room(room)
+            .max(OF_SERVER.rest(&self.servers, server))
+            .max(OF_SERVER_IN_ROOM.rest(&self.servers_in_rooms, &both))
+    }
+
+    /// The same for whatever event in the room.
+    pub(super) fn rest_of_room(&self, room: &RoomId) -> Option<Duration> {
+        OF_ROOM.rest(&self.rooms, room)
     }
 
     /// How long until the room's late heads may be caught up with: the more come until then, the better.
     pub(super) fn rest_of_late(&self, room: &RoomId) -> Option<Duration> {
-        let left = OF_ROOM.left(lock(&self.rooms).get(room), Instant::now());
-        let wanted = OF_ROOM.most / 2;
-        (left < wanted).then(|| OF_ROOM.until(wanted, left))
+        OF_LATE.rest(&self.late, room)
     }
 
     /// So many events were looked at, on behalf of a server unless of all.
     pub(super) fn pay(&self, room: &RoomId, server: Option<&ServerName>, events: usize) {
-        let events = i64::try_from(events).unwrap_or(i64::MAX);
-        if events > 0 {
-            pay(&OF_ROOM, &mut lock(&self.rooms), room, events);
-            if let Some(server) = server {
-                pay(&OF_SERVER, &mut lock(&self.servers), server, events);
-            }
+        OF_ROOM.pay(&self.rooms, room, events);
+        if let Some(server) = server {
+            OF_SERVER.pay(&self.servers, server, events);
+            OF_SERVER_IN_ROOM.pay(&self.servers_in_rooms, &(room.clone(), server.clone()), events);
         }
+    }
+
+    /// So many events were looked at to catch up with the room's late heads.
+    pub(super) fn pay_for_late(&self, room: &RoomId, events: usize) {
+        OF_LATE.pay(&self.late, room, events);
     }
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn pay<K: Clone + Eq + std::hash::Hash>(of: &Allowance, all: &mut HashMap<K, Left>, who: &K, events: i64) {
-    let now = Instant::now();
-    if all.len() >= MOST_KNOWN && !all.contains_key(who) {
-        all.retain(|_, left| of.left(Some(left), now) < of.most);
-        if all.len() >= MOST_KNOWN {
-            // Nobody can owe so much in so many rooms: those who owe least are let off.
-            all.retain(|_, left| of.left(Some(left), now) <= 0);
-        }
-    }
-    let left = of.left(all.get(who), now).saturating_sub(events);
-    all.insert(who.clone(), Left { events: left, at: now });
 }
 
 #[cfg(test)]
@@ -117,10 +141,26 @@ mod tests {
         labour.pay(&room(1), Some(&busy), 8000);
         let rest = labour.rest(&room(1), &other).expect("the room has spent its allowance");
         assert!(Duration::from_secs(2) < rest && rest < Duration::from_secs(3), "{rest:?}");
-        assert!(labour.rest_of_late(&room(1)).expect("the same") > rest);
-        assert_eq!((labour.rest(&room(2), &busy), labour.rest_of_late(&room(2))), (None, None));
+        assert_eq!(labour.rest(&room(2), &busy), None);
         labour.pay(&room(2), Some(&busy), 5000);
         assert!(labour.rest(&room(3), &busy).is_some(), "in however many rooms it does it");
         assert_eq!(labour.rest(&room(3), &other), None);
+    }
+    #[test]
+    fn nobody_spends_what_late_heads_have_nor_more_of_a_room_than_half() {
+        let labour = Labour::default();
+        let room = RoomId::parse("!1:x").expect("a room id");
+        let (busy, other) = (ServerName::parse("busy.x"), ServerName::parse("other.x"));
+        let (busy, other) = (busy.expect("a name"), other.expect("a name"));
+        // One that spends as soon as it may.
+        labour.pay(&room, Some(&busy), 2300);
+        assert!(labour.rest(&room, &busy).is_some());
+        assert_eq!((labour.rest(&room, &other), labour.rest_of_room(&room)), (None, None));
+        labour.pay(&room, Some(&other), 100_000);
+        assert!(labour.rest_of_room(&room).is_some());
+        assert_eq!(labour.rest_of_late(&room), None, "they have their turn however much others do");
+        labour.pay_for_late(&room, 4000);
+        let rest = labour.rest_of_late(&room).expect("that was more than they have");
+        assert!(Duration::from_secs(1) < rest && rest < Duration::from_secs(3), "{rest:?}");
     }
 }

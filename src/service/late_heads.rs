@@ -143,7 +143,14 @@ impl Homeserver {
         if let Some(rest) = self.labour.rest_of_late(&room_id) {
             return Ok(Some(rest));
         }
-        let late = self.store.write(move |tx| tx.take_late_heads(key, AT_ONCE))?;
+        let late = self.store.write(move |tx| {
+            if tx.room_by_key(key)?.resident {
+                return tx.take_late_heads(key, AT_ONCE);
+            }
+            // Whoever of us comes back gets the room's state from others.
+            tx.forget_late_heads(key)?;
+            Ok(Vec::new())
+        })?;
         if late.is_empty() {
             return Ok(None);
         }
@@ -151,7 +158,7 @@ impl Homeserver {
             let _turn = self.labour.turn();
             self.store.read(|db| Ok((resolve_late(db, key, late)?, db.toil())))?
         };
-        self.labour.pay(&room_id, None, toil);
+        self.labour.pay_for_late(&room_id, toil);
         let (done, more) = self.store.write(move |tx| {
             let done = settle(tx, &caught)?;
             Ok((done, !tx.late_heads(key)?.is_empty()))

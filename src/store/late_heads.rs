@@ -124,7 +124,7 @@ impl Tx<'_> {
         Ok(late)
     }
 
-    /// None of the room is one any more: it has come to us anew.
+    /// None of the room is one any more: it has come to us anew, or we have left it.
     pub(crate) fn forget_late_heads(&mut self, room: RoomKey) -> Result<()> {
         self.conn().prepare_cached("DELETE FROM late_heads WHERE room_key = ?1")?.execute([room])?;
         Ok(())
