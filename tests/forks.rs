@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use common::scene::{Scene, heads};
 use common::wait::wait_until;
-use doorstep::protocol::{EventId, Pdu};
+use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::store::Status;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A room with two branches of power levels, each event of which rests on the one before.
 struct Fork {
@@ -46,12 +46,9 @@ impl Fork {
     }
 
     /// The next event of a branch.
-    fn event(&mut self, side: usize, kind: (&str, Option<&str>), content: serde_json::Value) -> Pdu {
-        let key = ("m.room.power_levels".to_owned(), String::new());
-        self.scene.room.state.insert(key, self.levels[side].clone());
-        let (tip, creator) = (self.tips[side].clone(), self.scene.room.creator.clone());
-        let event = self.scene.event(&[&tip], &creator, kind, content);
-        self.tips[side] = event.event_id().clone();
+    fn event(&mut self, side: usize, kind: (&str, Option<&str>), content: Value) -> Pdu {
+        let creator = self.scene.room.creator.clone();
+        let event = self.event_of(side, &creator, kind, content);
         if event.event_type() == "m.room.power_levels" {
             self.levels[side] = event.clone();
         }
@@ -66,16 +63,40 @@ impl Fork {
         }
     }
 
+    /// The next event of a branch, of a user of the creator's server; its auth events are those of the branch.
+    fn event_of(&mut self, side: usize, sender: &UserId, kind: (&str, Option<&str>), content: Value) -> Pdu {
+        let key = ("m.room.power_levels".to_owned(), String::new());
+        self.scene.room.state.insert(key, self.levels[side].clone());
+        let tip = self.tips[side].clone();
+        let event = self.scene.event(&[&tip], sender, kind, content);
+        self.tips[side] = event.event_id().clone();
+        event
+    }
+
+    /// Sends state events on both branches until one of them is a late head.
+    fn exhaust(&mut self) {
+        for n in 0..200 {
+            if self.is_behind() {
+                return;
+            }
+            let event = self.event(n % 2, ("org.example.x", Some("exhaust")), json!({ "n": n }));
+            self.send(&[&event]);
+        }
+        panic!("the room's allowance is never spent");
+    }
+
+    fn is_behind(&self) -> bool {
+        let hs = self.scene.server.homeserver();
+        !hs.store.read(|db| db.rooms_with_late_heads()).expect("the database reads").is_empty()
+    }
+
     fn toil(&self) -> u64 {
         self.scene.server.homeserver().store.toil()
     }
 
     /// Waits until the room's state is that of all that came.
     fn wait_until_settled(&self) {
-        let hs = self.scene.server.homeserver();
-        wait_until("the room has caught up", || {
-            hs.store.read(|db| Ok(db.rooms_with_late_heads()?.is_empty())).expect("the database reads")
-        });
+        wait_until("the room has caught up", || !self.is_behind());
     }
 }
 
@@ -185,4 +206,45 @@ fn a_fork_costs_the_same_however_many_events_follow_on_it() {
     keys.for_each(|n| assert!(fork.scene.alice.state(&room, "org.example.x", &n.to_string()).is_some()));
     fork.scene.alice.send(&room, "it goes on");
     assert_eq!(heads(&fork.scene.server, &fork.scene.room).len(), 1);
+}
+
+#[test]
+fn a_room_that_we_leave_while_it_is_behind_gives_no_more_work() {
+    let mut fork = Fork::new(400);
+    fork.exhaust();
+    fork.scene.alice.leave(fork.scene.room.id.as_str());
+    fork.wait_until_settled();
+}
+
+#[test]
+fn who_speaks_after_a_join_that_is_still_late_is_heard() {
+    let mut fork = Fork::new(400);
+    fork.exhaust();
+    let user = fork.scene.peer.user("newcomer");
+    let join = json!({ "membership": "join" });
+    let join = fork.event_of(0, &user, ("m.room.member", Some(user.as_str())), join);
+    let key = ("m.room.member".to_owned(), user.to_string());
+    fork.scene.room.state.insert(key, join.clone());
+    let hello = fork.event_of(0, &user, ("m.room.message", None), json!({ "body": "hello" }));
+    let again = fork.event_of(0, &user, ("m.room.message", None), json!({ "body": "again" }));
+    fork.send(&[&join]);
+    fork.send(&[&hello]);
+    fork.send(&[&again]);
+    assert_ne!(fork.scene.status(&hello), Some(Status::SoftFailed), "the room does not know of the join yet");
+    wait_until("both are heard", || {
+        [&hello, &again].iter().all(|event| fork.scene.status(event) == Some(Status::Accepted))
+    });
+    fork.wait_until_settled();
+    assert_eq!(fork.scene.membership(&user).as_deref(), Some("join"));
+    // Who is put out in the current state is not heard, whatever branch they speak on.
+    let ban = json!({ "membership": "ban" });
+    let ban = fork.event(1, ("m.room.member", Some(user.as_str())), ban);
+    fork.send(&[&ban]);
+    fork.wait_until_settled();
+    assert_eq!(fork.scene.membership(&user).as_deref(), Some("ban"));
+    fork.exhaust();
+    let evasive = fork.event_of(0, &user, ("m.room.message", None), json!({ "body": "evasive" }));
+    fork.send(&[&evasive]);
+    wait_until("it is judged", || fork.scene.status(&evasive).is_some());
+    assert_eq!(fork.scene.status(&evasive), Some(Status::SoftFailed));
 }

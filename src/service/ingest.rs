@@ -34,7 +34,8 @@ pub(crate) enum Taken {
     NeedsAuth(Vec<EventId>),
     /// First its previous events are needed, or the state before it.
     NeedsPrev,
-    /// Its room, or its server, has caused so much work that this one waits, for so long.
+    /// Its room, or its server, has caused so much work that this one waits, for so long; or the room does not know of its
+    /// late heads yet, which the event may rest on.
     NeedsTime(Duration),
 }
 
@@ -145,11 +146,12 @@ impl Homeserver {
             } else if attempt > 0 || history || given.is_some() {
                 match self.judge_beforehand(pdu, Hearing::fully(given.as_ref(), history), attempt > 0)? {
                     Verdict::Judged(verdict) => judged = Some(verdict),
-                    Verdict::NeedsWork => {}
+                    Verdict::NeedsWork | Verdict::IsBehind => {}
                     other => return unjudged(other),
                 }
             }
             let later = rest.is_some() || attempt == ATTEMPTS;
+            let until_caught_up = self.labour.rest_of_late(pdu.room_id()).unwrap_or_default() + NEVER_STILL;
             let (event, given) = (pdu.clone(), given.clone());
             let take = move |tx: &mut Tx<'_>| {
                 if let Some(judged) = judged
@@ -164,6 +166,7 @@ impl Homeserver {
                 )? {
                     Verdict::Judged(judged) => Some(store_judged(tx, &event, *judged, terms)?),
                     Verdict::NeedsWork => None,
+                    Verdict::IsBehind => Some(Taken::NeedsTime(until_caught_up)),
                     other => Some(unjudged(other)?),
                 };
                 Ok((taken, tx.toil()))
@@ -218,7 +221,8 @@ impl Homeserver {
 
 /// How often an event is judged beforehand, if it takes much resolution of states and the room moves on meanwhile.
 const ATTEMPTS: usize = 3;
-/// When one is tried again whose room moved on each time, and has no place for one more late head.
+/// When one is tried again whose room moved on each time, and has no place for one more late head; or whose room is
+/// behind.
 const NEVER_STILL: Duration = Duration::from_secs(1);
 /// For how long one commit takes in events.
 const SLICE: Duration = Duration::from_millis(20);
@@ -260,7 +264,9 @@ fn take_in_some(
         match verdict {
             Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
             Verdict::Known(_) | Verdict::Refused(_) => taken.push(unjudged(verdict)),
-            Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork => return Ok((taken, true)),
+            Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork | Verdict::IsBehind => {
+                return Ok((taken, true));
+            }
         }
     }
     Ok((taken, false))
@@ -272,7 +278,7 @@ pub(crate) fn put_in(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<Sent> {
     let hearing = Hearing { effort: Effort::Modest, later: true, ..Hearing::live(None) };
     let taken = match judge::judge(tx, pdu, hearing)? {
         Verdict::Judged(judged) => store_judged(tx, pdu, *judged, Terms::HandedIn)?,
-        Verdict::NeedsWork => return Err(too_much(NEVER_STILL)),
+        Verdict::NeedsWork | Verdict::IsBehind => return Err(too_much(NEVER_STILL)),
         other => unjudged(other)?,
     };
     let refused = match taken {
@@ -295,7 +301,9 @@ fn unjudged(verdict: Verdict) -> Result<Taken> {
         Verdict::MissingAuth(ids) => Ok(Taken::NeedsAuth(ids)),
         Verdict::MissingPrev => Ok(Taken::NeedsPrev),
         Verdict::Refused(error) => Err(error),
-        Verdict::NeedsWork | Verdict::Judged(_) => Err(Error::internal("a verdict that was not asked for")),
+        Verdict::NeedsWork | Verdict::IsBehind | Verdict::Judged(_) => {
+            Err(Error::internal("a verdict that was not asked for"))
+        }
     }
 }
 

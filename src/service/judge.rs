@@ -42,6 +42,8 @@ pub(crate) enum Verdict {
     MissingPrev,
     /// States would have to be resolved, which was not wanted.
     NeedsWork,
+    /// The room's current state does not allow it, and does not know of the room's late heads yet.
+    IsBehind,
     /// It was judged.
     Judged(Box<Judged>),
 }
@@ -154,6 +156,10 @@ pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verd
         Ok(()) => {
             // What was allowed then is history, whatever the room is like today.
             let by_now = if history { Ok(()) } else { by_current_state(db, &room, pdu, &state_before)? };
+            if by_now.is_err() && !db.late_heads(room.key)?.is_empty() {
+                // Whose join is late would be heard by all others, and never by us.
+                return Ok(Verdict::IsBehind);
+            }
             match by_now.and(policy::verdict(db, &room, pdu)?) {
                 Err(reason) => (Status::SoftFailed, Some(reason)),
                 Ok(()) => (Status::Accepted, None),

@@ -406,7 +406,7 @@ fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
             }
             Verdict::MissingAuth(ids) => Some(ids),
             Verdict::MissingPrev => Some(tx.unplaced(pdu.prev_events())?),
-            Verdict::NeedsWork => {
+            Verdict::NeedsWork | Verdict::IsBehind => {
                 settled.next.get_or_insert(event);
                 continue;
             }
