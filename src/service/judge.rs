@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sha2::{Digest, Sha256};
 
 use super::compose::StateView;
+use super::graph_ends::{Places, may_be_late, places};
 use super::policy;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
@@ -18,17 +19,9 @@ use crate::protocol::room_version::StateResolution;
 use crate::protocol::state_res::{self, Ground, StateKey, StateMap};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion};
 use crate::store::append::{Current, StateRef};
-use crate::store::late_heads::LateHead;
 use crate::store::resolutions::Fingerprint;
 use crate::store::state::NamedDelta;
 use crate::store::{Db, EventKey, Room, SnapshotId, Status};
-
-/// How many rejected and soft-failed events are looked through to find the accepted ones behind them.
-const LOOK_THROUGH: usize = 1000;
-
-/// How many forward extremities stay beside a new one. Whoever forks a room more often does it to make us work: the
-/// oldest are let go, and come back with the events that refer to them.
-const MOST_HEADS: usize = 200;
 
 /// What came out.
 pub(crate) enum Verdict {
@@ -65,9 +58,6 @@ const MODEST_LOOK: usize = 300;
 
 /// An event counts once more for each so many bytes.
 const LARGE: usize = 4096;
-
-/// How many late heads a room has. What comes beyond waits.
-const MOST_LATE: usize = 200;
 
 /// An event that was judged by a room's forward extremities as they were at one moment.
 pub(crate) struct Judged {
@@ -406,67 +396,6 @@ fn difference(from: &StateMap, to: &StateMap) -> NamedDelta {
         change.insert(key.clone(), None);
     }
     change
-}
-
-/// An event's place among the ends of a room's graph.
-struct Places {
-    /// The forward extremities that stay beside it.
-    kept: Vec<EventKey>,
-    /// The late heads that it follows.
-    overtakes: Vec<EventKey>,
-    /// The forward extremities, and the late heads that are being caught up with, that it follows, through late heads too.
-    followed: Vec<EventKey>,
-    /// Whether it can be no more than a late head: it follows some, and leaves others.
-    is_late: bool,
-}
-
-/// The forward extremities that stay when the event comes are all but those that it follows, also through events that
-/// were never extremities: because they were not accepted, or because they are late.
-fn places(db: &Db<'_>, room: &Room, pdu: &Pdu, heads: &[EventKey]) -> Result<Places> {
-    let (late, overtaken_before): (Vec<LateHead>, Vec<LateHead>) =
-        db.late_heads(room.key)?.into_iter().partition(|late| !late.is_overtaken);
-    let mut behind = followed_by(db, pdu, heads, &late)?;
-    let (overtaken, beside): (Vec<&LateHead>, Vec<&LateHead>) =
-        late.iter().partition(|late| behind.contains(&late.key));
-    let (through, _): (Vec<&LateHead>, Vec<_>) =
-        overtaken_before.iter().partition(|late| behind.contains(&late.key));
-    let more = overtaken.iter().chain(&through).flat_map(|late| late.followed.iter().copied());
-    behind.extend(more);
-    let mut kept: Vec<EventKey> = heads.iter().filter(|key| !behind.contains(key)).copied().collect();
-    kept.drain(..kept.len().saturating_sub(MOST_HEADS));
-    // What is neither a forward extremity nor about to become one will never be one again.
-    let taken = late.iter().chain(&overtaken_before).filter(|late| late.is_taken).map(|late| late.key);
-    let followed = heads.iter().copied().chain(taken).filter(|key| behind.contains(key)).collect();
-    let overtakes: Vec<EventKey> = overtaken.iter().map(|late| late.key).collect();
-    let is_late = (!overtakes.is_empty() && !beside.is_empty()) || !through.is_empty();
-    Ok(Places { kept, overtakes, followed, is_late })
-}
-
-/// The events that this one follows, as far as they matter to the ends of the graph.
-fn followed_by(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey], late: &[LateHead]) -> Result<HashSet<EventKey>> {
-    let mut followed = HashSet::new();
-    let mut seen = HashSet::new();
-    let mut next: Vec<EventId> = pdu.prev_events().to_vec();
-    while let Some(id) = next.pop() {
-        if seen.len() > LOOK_THROUGH || !seen.insert(id.clone()) {
-            continue;
-        }
-        let Some(key) = db.event_key(&id)? else { continue };
-        followed.insert(key);
-        if heads.binary_search(&key).is_err()
-            && !late.iter().any(|late| late.key == key)
-            && matches!(db.event_status(&id)?, Some((status, _)) if status != Status::Accepted)
-        {
-            db.add_toil(1);
-            next.extend(db.pdu_by_key(key)?.prev_events().iter().cloned());
-        }
-    }
-    Ok(followed)
-}
-
-/// Whether there is a place for one more late head, which overtakes these.
-fn may_be_late(db: &Db<'_>, room: &Room, overtakes: &[EventKey]) -> Result<bool> {
-    Ok(db.late_heads(room.key)?.len().saturating_sub(overtakes.len()) < MOST_LATE)
 }
 
 /// The current state once the event is accepted: the state after it, resolved with those after the other heads. None

@@ -18,6 +18,7 @@ pub mod erasure;
 pub mod errands;
 pub mod favours;
 pub mod filters;
+mod graph_ends;
 pub mod hierarchy;
 pub mod history;
 mod ignored;
