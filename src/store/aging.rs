@@ -32,7 +32,7 @@ impl<K: Eq + Hash, V: Clone> Aging<K, V> {
     }
 
     pub(super) fn put(&mut self, key: K, value: V, size: usize) {
-        if size > self.most / 8 {
+        if size > self.most / 2 {
             return;
         }
         if self.young_bytes + size > self.most / 2 {
@@ -83,8 +83,11 @@ mod tests {
         assert_eq!(map.get(&999), Some(999));
         map.remove(&999);
         assert_eq!(map.get(&999), None);
-        map.put(5000, 1, 126);
-        assert_eq!(map.get(&5000), None, "too large to push so much else out");
+        map.put(5000, 1, 500);
+        assert_eq!(map.get(&5000), Some(1), "what is so large took as much to find out");
+        map.put(5001, 1, 501);
+        assert_eq!(map.get(&5001), None, "too large to be remembered");
+        assert_eq!(map.get(&5000), Some(1));
         map.clear();
         assert_eq!((map.get(&0), map.young_bytes), (None, 0));
     }
