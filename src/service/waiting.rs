@@ -149,7 +149,7 @@ impl Homeserver {
         Ok(())
     }
 
-    /// One event that needs others.
+    /// One event that needs others, or much work.
     fn pursue(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
         if !event.verified {
             return self.check_again(room, event, until);
@@ -173,8 +173,17 @@ impl Homeserver {
                 self.put_off(room, event, names(&needs), asked)
             }
             Ok(Taken::NeedsTime(rest)) => {
-                let event = Waiting { retry_ms: self.clock.now_ms() + millis(rest), ..event };
-                self.store.write(move |tx| tx.put_off_waiting(&event, &[]))
+                // Those after it would each be told the same: of its server, or of all while the whole room rests.
+                let whole = self.labour.rest_of_room(&room.room_id);
+                let now = self.clock.now_ms();
+                let event = Waiting { retry_ms: now + millis(rest), ..event };
+                self.store.write(move |tx| {
+                    match whole {
+                        Some(whole) => tx.calm_waiting(event.room, None, now + millis(whole))?,
+                        None => tx.calm_waiting(event.room, Some(&event.origin), event.retry_ms)?,
+                    }
+                    tx.put_off_waiting(&event, &[])
+                })
             }
             outcome => {
                 if let Err(e) = outcome {
