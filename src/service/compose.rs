@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::graph_ends::may_be_late;
 use super::judge::{self, Around, Effort, Hearing, Side};
 use super::{Homeserver, ingest, policy, random};
 use crate::clock::Millis;
@@ -346,14 +347,19 @@ fn put(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>) -> Result<Sent> {
     Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
 }
 
-/// The same; `outgoing`: other servers are sent it.
+/// The same; `outgoing`: other servers are sent it. Errors: 429 `M_LIMIT_EXCEEDED` if the room's branches take more work
+/// than there is time for, and too much is late in it already.
 fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Result<Appended> {
     let Framed { room, event: pdu, heads, kept, state } = framed;
     let around = Around { room: &room, heads: &heads };
     let current = judge::current_after(tx, &around, &state, &pdu, &kept, Effort::Modest)?;
-    let current = current.unwrap_or_else(|| {
-        Current::Later(heads.iter().filter(|head| !kept.contains(head)).copied().collect())
-    });
+    let current = match current {
+        Some(current) => current,
+        None if may_be_late(tx, &room, &[])? => {
+            Current::Later(heads.iter().filter(|head| !kept.contains(head)).copied().collect())
+        }
+        None => return Err(ingest::too_much(NEVER_STILL)),
+    };
     tx.append(&Append {
         room: &room,
         pdu: &pdu,
@@ -416,6 +422,20 @@ impl Homeserver {
         }
     }
 
+    /// Composes something by a snapshot. In a room with more branches than an event can join, that waits for its turn and
+    /// is paid for by the room: it resolves some of them.
+    fn read_in_turn<T>(&self, room: &RoomId, compose: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
+        let heads = self.store.read(|db| match db.room(room)? {
+            Some(room) => Ok(db.extremities(room.key)?.len()),
+            None => Ok(0),
+        })?;
+        let turn = (heads > MAX_PREV_EVENTS).then(|| self.labour.turn());
+        let (composed, toil) = self.store.read(|db| Ok((compose(db)?, db.toil())))?;
+        drop(turn);
+        self.labour.pay(room, None, toil);
+        Ok(composed)
+    }
+
     /// Sends an event that takes more than the writer has time for.
     fn send_after_work(
         &self,
@@ -427,7 +447,7 @@ impl Homeserver {
         let mut taken_along = (pen, draft, txn, extra);
         for _ in 0..ATTEMPTS {
             let (pen, draft, txn, extra) = taken_along;
-            let (composed, policy) = self.store.read(|db| {
+            let (composed, policy) = self.read_in_turn(&draft.room, |db| {
                 let composed = compose_fully(db, &pen, &draft)?;
                 let policy = policy::lacking(db, &composed.room, &composed.event)?;
                 Ok((composed, policy))
@@ -465,7 +485,7 @@ impl Homeserver {
     pub(super) fn put_unsent(&self, draft: Draft) -> Result<()> {
         let pen = self.pen();
         for _ in 0..ATTEMPTS {
-            let composed = self.store.read(|db| {
+            let composed = self.read_in_turn(&draft.room, |db| {
                 let composed = compose_fully(db, &pen, &draft)?;
                 match policy::lacking(db, &composed.room, &composed.event)? {
                     None => Ok(composed),
@@ -488,7 +508,7 @@ impl Homeserver {
     /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
     pub fn draft_event(&self, draft: Draft) -> Result<VerifiedPdu> {
         let pen = self.pen();
-        let event = self.store.read(|db| compose_fully(db, &pen, &draft))?.event;
+        let event = self.read_in_turn(&draft.room, |db| compose_fully(db, &pen, &draft))?.event;
         self.with_policy_signature(event)
     }
 
@@ -496,7 +516,7 @@ impl Homeserver {
     /// [`Homeserver::send`].
     pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
         let now = self.clock.now_ms();
-        let framed = self.store.read(|db| {
+        let framed = self.read_in_turn(&draft.room, |db| {
             let framed = frame(db, now, &draft, Effort::Full, |object, version| {
                 let pdu = provisional(&object, version)?;
                 Ok((object, pdu))
