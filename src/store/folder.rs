@@ -6,9 +6,9 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
@@ -21,6 +21,8 @@ use crate::protocol::ServerName;
 pub(super) const FILE: &str = "doorstep.db";
 /// Taken by the process that has the folder. It tells whose database is beside it, once there is one.
 const LOCK: &str = "doorstep.lock";
+/// What the lock tells while the database is made in its place, where a kill leaves something: nobody was ever served from it.
+const BEGUN: &[u8] = b"doorstep.db is being made\n";
 /// A database that is being made.
 const NEW: &str = "doorstep.db.new";
 /// What SQLite keeps beside a database, and takes to belong to whatever has the database's name.
@@ -55,15 +57,21 @@ pub(super) fn lock(folder: &Path) -> Result<File> {
 /// then nothing was changed.
 pub(super) fn open(
     folder: &Path,
-    lock: &mut File,
+    lock: &File,
     server_name: &ServerName,
     options: &Options,
 ) -> Result<Connection> {
     let path = folder.join(FILE);
+    let begun = was_begun(lock);
     match size(&path).map_err(|e| cannot(folder, e))? {
-        Size::Some => {}
+        Size::Some if !begun => {}
+        // What is in it by now, a whole database even that somebody restored meanwhile, is kept.
+        found @ (Size::Zero | Size::Some) if begun => make(folder, found, server_name, options)?,
         found => {
             refuse_a_loss(folder, lock, found)?;
+            if found == Size::Zero {
+                note(folder, lock, BEGUN)?;
+            }
             make(folder, found, server_name, options)?;
         }
     }
@@ -97,7 +105,7 @@ fn size(path: &Path) -> std::io::Result<Size> {
 }
 
 /// Refuses a folder whose database was lost: what is beside it knows of one.
-fn refuse_a_loss(folder: &Path, lock: &mut File, found: Size) -> Result<()> {
+fn refuse_a_loss(folder: &Path, lock: &File, found: Size) -> Result<()> {
     let path = folder.join(FILE);
     let what = match found {
         Size::Missing => "is missing",
@@ -130,9 +138,10 @@ fn make(folder: &Path, found: Size, server_name: &ServerName, options: &Options)
         }
     }
     // Somebody may have made the empty file on purpose, as the one thing of a container that stays: then it is used.
-    let at = if found == Size::Zero { &path } else { &new };
+    let in_place = matches!(found, Size::Zero | Size::Some);
+    let at = if in_place { &path } else { &new };
     let owned = match found {
-        Size::Zero => fs::set_permissions(at, Permissions::from_mode(0o600)),
+        Size::Zero | Size::Some => fs::set_permissions(at, Permissions::from_mode(0o600)),
         _ => OpenOptions::new().create_new(true).write(true).mode(0o600).open(at).map(drop),
     };
     owned.map_err(|e| cannot(folder, e))?;
@@ -140,7 +149,7 @@ fn make(folder: &Path, found: Size, server_name: &ServerName, options: &Options)
     migrate::prepare(&mut connection, at, server_name, true)?;
     // The last to close folds the log into the database.
     connection.close().map_err(|(_, e)| unusable(at, &e))?;
-    if found != Size::Zero {
+    if !in_place {
         fs::rename(&new, &path).map_err(|e| cannot(folder, e))?;
         if options.durable {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| cannot(folder, e))?;
@@ -171,15 +180,29 @@ fn refuse_a_stump(connection: &Connection, path: &Path) -> Result<()> {
 
 /// Whether the lock tells of a database.
 fn was_owned(lock: &File) -> bool {
-    lock.metadata().is_ok_and(|lock| lock.len() > 0)
+    lock.metadata().is_ok_and(|lock| lock.len() > 0) && !was_begun(lock)
 }
 
-fn note_owner(folder: &Path, lock: &mut File, server_name: &ServerName) -> Result<()> {
+/// Whether the lock tells of a database that was being made when the process ended.
+fn was_begun(lock: &File) -> bool {
+    let mut told = [0; BEGUN.len()];
+    let is_so = lock.metadata().is_ok_and(|lock| lock.len() == BEGUN.len() as u64);
+    is_so && lock.read_exact_at(&mut told, 0).is_ok() && told == *BEGUN
+}
+
+fn note_owner(folder: &Path, lock: &File, server_name: &ServerName) -> Result<()> {
     if was_owned(lock) {
         return Ok(());
     }
-    let note = format!("{FILE} is the database of {server_name}\n");
-    lock.write_all(note.as_bytes()).and_then(|()| lock.sync_data()).map_err(|e| cannot(folder, e))
+    note(folder, lock, format!("{FILE} is the database of {server_name}\n").as_bytes())
+}
+
+/// Has the lock tell this. Cut off in the middle it tells of an owner, unless it still tells what it did.
+fn note(folder: &Path, lock: &File, told: &[u8]) -> Result<()> {
+    lock.write_all_at(told, 0)
+        .and_then(|()| lock.set_len(told.len() as u64))
+        .and_then(|()| lock.sync_data())
+        .map_err(|e| cannot(folder, e))
 }
 
 /// Takes the files of this folder from everybody but their owner. What SQLite makes later takes after the database.
@@ -325,6 +348,77 @@ mod tests {
         fs::create_dir(&folder.0).unwrap();
         fs::write(folder.0.join(FILE), b"").unwrap();
         drop(open_store(&folder).unwrap());
+        drop(open_store(&folder).unwrap());
+    }
+
+    /// What a kill can leave of a database that is being made where an empty file was.
+    fn half_made() -> Vec<(&'static str, Folder)> {
+        let stages = ["nothing", "a journal", "a header", "a log that ends early"];
+        let make = |stage: &'static str| {
+            let folder = Folder::new();
+            fs::create_dir(&folder.0).unwrap();
+            let path = folder.0.join(FILE);
+            match stage {
+                "a header" | "a log that ends early" => {
+                    let empty = Connection::open(&path).unwrap();
+                    empty.pragma_update(None, "journal_mode", "WAL").unwrap();
+                    if stage == "a log that ends early" {
+                        empty.execute_batch(migrate::SCHEMA).unwrap();
+                        let header = fs::read(&path).unwrap();
+                        let log = fs::read(beside(&path, "-wal")).unwrap();
+                        drop(empty);
+                        // The header, one page, and less than the next.
+                        fs::write(&path, &header[..4096]).unwrap();
+                        fs::write(beside(&path, "-wal"), &log[..5000.min(log.len())]).unwrap();
+                    }
+                }
+                _ => fs::write(&path, b"").unwrap(),
+            }
+            if stage == "a journal" {
+                fs::write(beside(&path, "-journal"), [0; 512]).unwrap();
+            }
+            (stage, folder)
+        };
+        stages.into_iter().map(make).collect()
+    }
+
+    #[test]
+    fn a_first_start_in_an_empty_file_that_was_killed_is_no_hindrance_whatever_it_left() {
+        for (stage, folder) in half_made() {
+            note(&folder.0, &lock(&folder.0).unwrap(), BEGUN).unwrap();
+            drop(open_store(&folder).unwrap_or_else(|e| panic!("{stage}: {e}")));
+            drop(open_store(&folder).unwrap_or_else(|e| panic!("{stage}, again: {e}")));
+            let lock = fs::read_to_string(folder.0.join(LOCK)).unwrap();
+            assert_eq!(lock, "doorstep.db is the database of example.org\n", "{stage}");
+        }
+        // Where no start was on its way, the same tells of a loss.
+        for (stage, folder) in half_made().into_iter().skip(1) {
+            let message = refused(&folder);
+            assert!(message.contains(FILE), "{stage}: {message}");
+        }
+        // What was restored in the meantime is not made anew.
+        for killed in [false, true] {
+            let folder = served(killed);
+            fs::write(folder.0.join(LOCK), BEGUN).unwrap();
+            let store = open_store(&folder).unwrap();
+            let stream = "SELECT stream FROM server";
+            let stream: i64 =
+                store.read(|db| Ok(db.conn().query_row(stream, [], |row| row.get(0))?)).unwrap();
+            assert_eq!(stream % 1000, 7, "each start leaps by thousands");
+        }
+    }
+
+    #[test]
+    fn a_start_in_an_empty_file_says_so_before_it_writes_to_it() {
+        let folder = Folder::new();
+        fs::create_dir(&folder.0).unwrap();
+        fs::write(folder.0.join(FILE), b"").unwrap();
+        // It gets no further.
+        fs::create_dir(folder.0.join(NEW)).unwrap();
+        fs::write(folder.0.join(NEW).join("something"), b"").unwrap();
+        refused(&folder);
+        assert_eq!(fs::read(folder.0.join(LOCK)).unwrap(), BEGUN);
+        fs::remove_dir_all(folder.0.join(NEW)).unwrap();
         drop(open_store(&folder).unwrap());
     }
 

@@ -211,13 +211,13 @@ impl Store {
         on_commit: OnCommit,
         options: &Options,
     ) -> Result<Store> {
-        let (folder, mut lock) = match &location {
+        let (folder, lock) = match &location {
             Location::Folder(folder) => (folder.clone(), Some(folder::lock(folder)?)),
             Location::Memory => (scratch_folder()?, None),
         };
         let scratch = matches!(location, Location::Memory).then(|| Scratch(folder.clone()));
         let path = folder.join(FILE);
-        let mut connection = match &mut lock {
+        let mut connection = match &lock {
             Some(lock) => folder::open(&folder, lock, server_name, options)?,
             None => {
                 let mut connection = open_for_writing(&path, options)?;
