@@ -243,12 +243,6 @@ impl Request {
     }
 }
 
-/// A JSON object as a structure; by way of the object, because a structure would also be read from a list. Errors: 400
-/// `M_BAD_JSON`.
-pub(super) fn shaped<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T> {
-    T::deserialize(Value::Object(object)).map_err(|e| Error::bad_json(format!("Unexpected JSON: {e}")))
-}
-
 /// Percent-decodes one path segment. Errors: 400 `M_INVALID_PARAM` for a broken escape or bytes that are not UTF-8.
 pub(super) fn decode_segment(text: &str) -> Result<Cow<'_, str>> {
     if !text.contains('%') {

@@ -22,8 +22,10 @@ use crate::error::Error;
 pub use object::{CanonicalObject, Seen};
 pub(crate) use object::{member_of, members_of, string};
 pub use parse::{
-    AtMost, First, FirstMembers, ObjectText, is_object, parse_object, read, read_large, read_object,
+    AtMost, First, FirstMembers, ObjectText, is_object, parse_object, read, read_large, read_object, shaped,
+    what_was_expected,
 };
+pub(crate) use parse::{object_tree, tree};
 pub use text::{append_canonical, canonical_text};
 
 /// How many objects and arrays may be nested in one another, the outermost included.

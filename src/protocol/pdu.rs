@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::{EventId, RoomId, UserId};
-use crate::protocol::json::{CanonicalObject, Seen};
+use crate::protocol::json::{self, CanonicalObject, Seen};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 
 /// The most bytes that an event may have as canonical JSON, signatures included (client-server API, "Size limits").
@@ -230,7 +230,8 @@ impl Pdu {
     }
 
     fn fields(event_id: EventId, json: &str, version: RoomVersion) -> Result<Inner> {
-        let bad = |e: serde_json::Error| Error::bad_json(format!("not an event: {e}"));
+        let bad =
+            |e: serde_json::Error| Error::bad_json(format!("not an event: {}", json::what_was_expected(&e)));
         let (header, prev_events, auth_events) = match version.event_id_format {
             EventIdFormat::InEvent => {
                 let mut header: Header<'_, WithHashes> = serde_json::from_str(json).map_err(bad)?;
@@ -398,7 +399,7 @@ impl Pdu {
 
     /// The whole event as a tree, parsed anew.
     pub fn to_object(&self) -> Map<String, Value> {
-        serde_json::from_str(&self.0.json).unwrap_or_default()
+        json::object_tree(&self.0.json).unwrap_or_default()
     }
 
     /// The rules of its room version.
@@ -491,7 +492,7 @@ impl<'a, R> Header<'a, R> {
 
 /// An event's content as it is judged.
 fn read_content(text: &[u8]) -> Option<Map<String, Value>> {
-    serde_json::from_slice(text).ok()
+    json::object_tree(std::str::from_utf8(text).ok()?).ok()
 }
 
 fn text_of(object: &CanonicalObject) -> Result<Box<str>> {

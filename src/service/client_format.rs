@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::filter::{EventFormat, keep_fields};
-use crate::protocol::json::read;
+use crate::protocol::json::{object_tree, read};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::erasure::Erasure;
@@ -220,8 +220,9 @@ fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json>
     match style.fields {
         None => to_raw_value(&event).map_err(Error::internal),
         Some(fields) => {
-            let whole = serde_json::to_value(&event).map_err(Error::internal)?;
-            let Value::Object(whole) = whole else { return Err(Error::internal("an event is an object")) };
+            // By way of its text: the content is some already.
+            let whole = serde_json::to_string(&event).and_then(|text| object_tree(&text));
+            let whole = whole.map_err(Error::internal)?;
             to_raw_value(&keep_fields(&whole, fields)).map_err(Error::internal)
         }
     }

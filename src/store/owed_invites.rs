@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{Db, Tx};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::{RoomId, ServerName, UserId};
+use crate::protocol::{RoomId, ServerName, UserId, json};
 
 /// Invites that may be owed in the name of one user at a time.
 const MOST_OF_USER: i64 = 500;
@@ -56,7 +56,7 @@ impl Db<'_> {
             room_id: room.clone(),
             invitee: invitee.clone(),
             inviter: UserId::parse(&inviter)?,
-            content: serde_json::from_str(&content).map_err(Error::internal)?,
+            content: json::object_tree(&content).map_err(Error::internal)?,
             stream,
             attempts,
         }))

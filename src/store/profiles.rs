@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::{Db, Tx};
 use crate::error::{Error, Result};
-use crate::protocol::UserId;
+use crate::protocol::{UserId, json};
 
 impl Db<'_> {
     /// Every field of the user's profile. Empty if nothing was ever set.
@@ -16,7 +16,7 @@ impl Db<'_> {
         let mut profile = Map::new();
         for row in rows {
             let (field, value) = row?;
-            profile.insert(field, serde_json::from_str(&value).map_err(Error::internal)?);
+            profile.insert(field, json::tree(&value).map_err(Error::internal)?);
         }
         Ok(profile)
     }
@@ -28,7 +28,7 @@ impl Db<'_> {
             .prepare_cached("SELECT value FROM profile_fields WHERE user_id = ? AND field = ?")?
             .query_row([user.as_str(), field], |row| row.get(0))
             .optional()?;
-        value.map(|value| serde_json::from_str(&value).map_err(Error::internal)).transpose()
+        value.map(|value| json::tree(&value).map_err(Error::internal)).transpose()
     }
 }
 

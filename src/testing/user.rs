@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::protocol::json::tree;
 use serde_json::{Value, json};
 
 /// How long `TestUser` waits for something to show up in `/sync` before it panics.
@@ -102,7 +103,7 @@ impl TestUser {
         let status = answer.status().as_u16();
         let text = answer.body_mut().with_config().limit(256 << 20).read_to_string();
         let text = text.unwrap_or_else(|e| panic!("{method} {path}: {status}, then {e}"));
-        let answer = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        let answer = tree(&text).unwrap_or(Value::String(text));
         record(method, path, sent.as_ref(), status, &answer);
         (status, answer)
     }

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::http::request::shaped;
 use crate::http::{Reply, Request, Requester};
+use crate::protocol::json::shaped;
 use crate::service::Homeserver;
 use crate::service::interactive_auth::user_of_identifier;
 use crate::service::login::{Login, NewLogin};

@@ -16,7 +16,8 @@ use std::ops::{Deref, DerefMut};
 
 use serde::Serialize;
 use serde::de::{
-    self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+    self, Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
+    Visitor,
 };
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -49,8 +50,8 @@ const FIRST_ROOM: usize = 4;
 /// is not an object, nested more than [`MAX_DEPTH`] levels, or would weigh too much for its size.
 pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
     match read(text)? {
-        Value::Object(object) => Ok(object),
-        _ => Err(not_an_object()),
+        Tree(Value::Object(object)) => Ok(object),
+        Tree(_) => Err(not_an_object()),
     }
 }
 
@@ -82,15 +83,127 @@ pub fn is_object(text: &[u8]) -> bool {
     text.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) == Some(&b'{')
 }
 
+/// An object that was parsed as a structure; from nothing else, since a structure would also be read from a list.
+///
+/// Errors: `M_BAD_JSON` for another shape.
+pub fn shaped<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T> {
+    let scale = Scale { left: Cell::new(MOST_LARGE) };
+    let inner = Value::Object(object);
+    T::deserialize(Weighed { inner, scale: &scale, depth: 0, key: false }).map_err(|e| another_shape(&e))
+}
+
 fn weighed<'t, T: Deserialize<'t>>(text: &'t [u8], most: usize) -> Result<T> {
     let scale = Scale { left: Cell::new(text.len().saturating_mul(A_BYTE).saturating_add(BASE).min(most)) };
     let mut inner = serde_json::Deserializer::from_slice(text);
-    let read = T::deserialize(Weighed { inner: &mut inner, scale: &scale, depth: 0 });
+    let read = T::deserialize(Weighed { inner: &mut inner, scale: &scale, depth: 0, key: false });
     let read = read.and_then(|value| inner.end().map(|()| value));
     read.map_err(|e| match e.classify() {
-        serde_json::error::Category::Data => Error::bad_json(format!("Unexpected JSON: {e}")),
+        serde_json::error::Category::Data => another_shape(&e),
         _ => Error::new(ErrCode::NotJson, "not JSON").with_cause(e),
     })
+}
+
+fn another_shape(e: &serde_json::Error) -> Error {
+    Error::bad_json(format!("Unexpected JSON: {}", what_was_expected(e)))
+}
+
+/// What was expected and where, without what was there: that may be a password, and errors are logged.
+pub fn what_was_expected(e: &serde_json::Error) -> String {
+    const WITH_VALUE: [&str; 4] = ["invalid type: ", "invalid value: ", "unknown variant ", "unknown field "];
+    let text = e.to_string();
+    if !WITH_VALUE.iter().any(|start| text.starts_with(start)) {
+        return text;
+    }
+    // The last one: what stands before it may say the same within the value, what is expected is ours.
+    match text.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("expected {expected}"),
+        None => format!("of another shape at line {} column {}", e.line(), e.column()),
+    }
+}
+
+/// A tree of values of text whose size is known to be bounded, or that is our own: nothing is weighed. Everything else
+/// goes through [`parse_object`].
+///
+/// Errors: what is not JSON, or nested more than 127 levels.
+pub(crate) fn tree(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text).map(|Tree(value)| value)
+}
+
+/// [`tree`] of nothing but an object.
+pub(crate) fn object_tree(text: &str) -> serde_json::Result<Map<String, Value>> {
+    match tree(text)? {
+        Value::Object(object) => Ok(object),
+        _ => Err(de::Error::custom("expected a JSON object")),
+    }
+}
+
+/// The key by which the library knows its own [`RawValue`] within values. When a [`Value`] builds itself and an object
+/// begins with this key, it takes the member for text and parses that, from the start: neither weighed, nor of bounded
+/// depth, and as often as such text is within such text.
+const RAW: &str = "$serde_json::private::RawValue";
+
+/// A [`Value`] that is built of what is there, whatever its keys are. A `Value` within a structure is not: there,
+/// [`Weighed`] refuses the key.
+struct Tree(Value);
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
+        inner.deserialize_any(Growing).map(Tree)
+    }
+}
+
+struct Growing;
+
+impl<'de> Visitor<'de> for Growing {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> std::result::Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Tree(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> std::result::Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((key, Tree(value))) = members.next_entry::<String, _>()? {
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
 }
 
 /// How much more may be built, in bytes.
@@ -116,11 +229,13 @@ struct Weighed<'s, T> {
     scale: &'s Scale,
     /// Of how many containers it is inside.
     depth: usize,
+    /// Whether it is a key, and asked for as a [`Value`] asks for the first one of an object: see [`RAW`].
+    key: bool,
 }
 
 impl<'s, T> Weighed<'s, T> {
     fn with<U>(&self, inner: U) -> Weighed<'s, U> {
-        Weighed { inner, scale: self.scale, depth: self.depth }
+        Weighed { inner, scale: self.scale, depth: self.depth, key: self.key }
     }
 }
 
@@ -152,8 +267,14 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
         deserialize_f64 deserialize_char deserialize_unit deserialize_identifier deserialize_ignored_any
     }
     looked_into! {
-        deserialize_any deserialize_str deserialize_string deserialize_bytes deserialize_byte_buf
-        deserialize_option deserialize_seq deserialize_map
+        deserialize_any deserialize_str deserialize_bytes deserialize_byte_buf deserialize_option deserialize_seq
+        deserialize_map
+    }
+
+    // So do maps of ours ask for their keys, and the library for all but the first: it takes them for what they are.
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> std::result::Result<V::Value, D::Error> {
+        let visitor = Weighed { key: false, ..self.with(visitor) };
+        self.inner.deserialize_string(Seen { visitor, member: NODE })
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(
@@ -233,6 +354,9 @@ macro_rules! seen {
 macro_rules! seen_text {
     ($($method:ident: $type:ty),*) => {$(
         fn $method<E: de::Error>(self, value: $type) -> std::result::Result<V::Value, E> {
+            if self.visitor.key && AsRef::<[u8]>::as_ref(&value) == RAW.as_bytes() {
+                return Err(E::custom("a key that nothing may have here"));
+            }
             self.visitor.scale.put(if value.is_empty() { 0 } else { value.len().max(PIECE) })?;
             self.visitor.inner.$method(value)
         }
@@ -275,13 +399,13 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Seen<'_, V> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> std::result::Result<V::Value, A::Error> {
         let depth = deeper(self.visitor.depth)?;
-        let access = Weighed { inner, scale: self.visitor.scale, depth };
+        let access = Weighed { inner, scale: self.visitor.scale, depth, key: false };
         self.visitor.inner.visit_seq(Items { access, count: 0, room: 0 })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> std::result::Result<V::Value, A::Error> {
         let depth = deeper(self.visitor.depth)?;
-        let access = Weighed { inner, scale: self.visitor.scale, depth };
+        let access = Weighed { inner, scale: self.visitor.scale, depth, key: false };
         self.visitor.inner.visit_map(Members { access, count: 0, node: self.member })
     }
 }
@@ -332,7 +456,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
         &mut self,
         seed: S,
     ) -> std::result::Result<Option<S::Value>, A::Error> {
-        let seed = self.access.with(seed);
+        let seed = Weighed { key: true, ..self.access.with(seed) };
         let key = self.access.inner.next_key_seed(seed)?;
         if key.is_some() && size_of::<S::Value>() > 0 {
             if self.count.is_multiple_of(MEMBERS_A_NODE) {

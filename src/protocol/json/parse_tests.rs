@@ -140,3 +140,89 @@ fn lists_have_their_bounds() {
     assert!(read::<Vec<&RawValue>>(many.as_bytes()).is_err());
     assert!(read::<First<&RawValue, 100>>(many.as_bytes()).is_ok());
 }
+
+#[test]
+fn the_key_of_the_librarys_own_is_a_key_like_any_other() {
+    let mut text = "0".to_owned();
+    for _ in 0..80 {
+        let quoted = text.replace('\\', "\\u005c").replace('"', "\\u0022");
+        text = format!("{}{{\"{RAW}\":\"{quoted}\"}}{}", "[".repeat(90), "]".repeat(90));
+    }
+    #[derive(Deserialize, Debug)]
+    #[expect(dead_code, reason = "it is not read that far")]
+    struct Shape {
+        value: Value,
+    }
+    let judge = move || {
+        let object = format!("{{\"value\":{text},\"{RAW}\":\"[\"}}");
+        let parsed = parse_object(object.as_bytes()).expect("an object");
+        let mut inner = &parsed["value"];
+        while let Some(item) = inner.get(0) {
+            inner = item;
+        }
+        assert_eq!(inner.as_object().map(|inner| inner[RAW].is_string()), Some(true));
+        assert_eq!(parsed[RAW], "[");
+        assert_eq!(object_tree(&object).expect("an object"), parsed);
+        let canonical = crate::protocol::json::canonical_object(&parsed);
+        assert_eq!(canonical, CanonicalObject::read(object.as_bytes()).expect("an object").0.as_bytes());
+        // A value within a structure would take it for its own.
+        for refused in [
+            read_object::<Shape>(object.as_bytes()).map(|_| ()),
+            read_object::<BTreeMap<String, Value>>(object.as_bytes()).map(|_| ()),
+            read_object::<Map<String, Value>>(object.as_bytes()).map(|_| ()),
+            read::<Value>(object.as_bytes()).map(|_| ()),
+            read_large::<Shape>(object.as_bytes()).map(|_| ()),
+            shaped::<Shape>(parsed.clone()).map(|_| ()),
+        ] {
+            assert_eq!(refused.expect_err("refused").errcode(), ErrCode::BadJson);
+        }
+        let number = r#"{"$serde_json::private::Number":"1","value":{"$serde_json::private::Number":"1"}}"#;
+        let parsed = parse_object(number.as_bytes()).expect("an object");
+        assert_eq!(read::<Value>(number.as_bytes()).ok(), Some(Value::Object(parsed)));
+    };
+    let thread = std::thread::Builder::new().stack_size(512 << 10).spawn(judge).expect("a thread");
+    thread.join().expect("it has stack enough");
+}
+
+#[test]
+fn what_was_there_is_not_said_of_what_was_expected() {
+    #[derive(Deserialize, Debug)]
+    #[expect(dead_code, reason = "it is never read")]
+    struct Shape {
+        word: Option<String>,
+        flag: Option<bool>,
+        kind: Option<Kind>,
+        number: Option<u8>,
+        id: Option<crate::protocol::UserId>,
+        list: Option<AtMost<String, 2>>,
+    }
+    #[derive(Deserialize, Debug)]
+    #[serde(rename_all = "lowercase")]
+    enum Kind {
+        One,
+        Two,
+    }
+    for (body, expected) in [
+        (r#"{"word":12345678}"#, "a string"),
+        (r#"{"word":12345678.5}"#, "a string"),
+        (r#"{"word":[12345678]}"#, "a string"),
+        (r#"{"flag":"12345678"}"#, "a boolean"),
+        (r#"{"flag":"12345678, expected 12345678"}"#, "a boolean"),
+        (r#"{"kind":"12345678"}"#, "`one` or `two`"),
+        (r#"{"number":12345678}"#, "u8"),
+        (r#"{"number":"12345678"}"#, "u8"),
+        (r#"{"id":12345678}"#, "a "),
+        (r#"{"id":"12345678"}"#, ""),
+        (r#"{"list":"12345678"}"#, "a list"),
+        (r#"{"list":[12345678]}"#, "a string"),
+    ] {
+        let e = read_object::<Shape>(body.as_bytes()).expect_err("of another shape");
+        let said = format!("{e} {e:?} {}", e.message());
+        assert!(!said.contains("12345678") && said.contains(expected), "{body}: {said}");
+        assert!(e.message().contains(" at line 1 column "), "{body}: {said}");
+        let e =
+            shaped::<Shape>(parse_object(body.as_bytes()).expect("an object")).expect_err("of another shape");
+        let said = format!("{e} {e:?} {}", e.message());
+        assert!(!said.contains("12345678") && said.contains(expected), "{body}: {said}");
+    }
+}
