@@ -21,6 +21,8 @@ const OF_SERVER_IN_ROOM: Allowance = Allowance { most: 2000, a_second: 750 };
 const OF_LATE: Allowance = Allowance { most: 2000, a_second: 1000 };
 /// The same of a server in all rooms together.
 const OF_SERVER: Allowance = Allowance { most: 12_000, a_second: 3000 };
+/// Of each resolution so many are free: the forks of people who speak at the same moment are no labour.
+const FREE: usize = 64;
 /// Of how many rooms and servers it is remembered what they have spent.
 const MOST_KNOWN: usize = 10_000;
 
@@ -110,6 +112,7 @@ impl Labour {
 
     /// So many events were looked at, on behalf of a server unless of all.
     pub(super) fn pay(&self, room: &RoomId, server: Option<&ServerName>, events: usize) {
+        let events = events.saturating_sub(FREE);
         OF_ROOM.pay(&self.rooms, room, events);
         if let Some(server) = server {
             OF_SERVER.pay(&self.servers, server, events);
