@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 
 use super::missing::{Errand, MOST_ONE_BY_ONE, ONE_BY_ONE, in_order};
 use crate::error::Result;
-use crate::protocol::event_auth;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::{Db, Status};
 
@@ -179,18 +178,6 @@ fn outlier_status(db: &Db<'_>, pdu: &Pdu, create: Option<&Pdu>) -> Result<Option
         let same = create.is_some_and(|create| create.event_id() == pdu.event_id());
         return Ok(Some(if same { Status::Accepted } else { Status::Rejected }));
     }
-    let (mut auth, mut rejected) = (Vec::new(), HashSet::new());
-    for id in pdu.auth_events() {
-        let Some(event) = db.event(id)? else { return Ok(None) };
-        if event.status == Status::Rejected {
-            rejected.insert(id.clone());
-        }
-        auth.push(event.pdu);
-    }
-    if pdu.version().room_id_is_create_hash {
-        auth.extend(create.cloned());
-    }
-    let verdict = event_auth::check_auth_events(pdu, &auth, &|id| rejected.contains(id), pdu.version())
-        .and_then(|()| event_auth::check_against_auth_events(pdu, &auth, pdu.version()));
-    Ok(Some(if verdict.is_ok() { Status::Accepted } else { Status::Rejected }))
+    let verdict = db.verdict_by_auth_events(pdu, create)?;
+    Ok(verdict.map(|verdict| if verdict.is_ok() { Status::Accepted } else { Status::Rejected }))
 }

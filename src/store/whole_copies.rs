@@ -9,7 +9,7 @@ use super::append::StateRef;
 use super::events::StoredEvent;
 use super::{Db, Status, Tx};
 use crate::error::Result;
-use crate::protocol::event_auth::check_auth_events;
+use crate::protocol::event_auth::{AuthError, check_auth_events};
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::Room;
@@ -47,26 +47,40 @@ impl Db<'_> {
         Ok(Some(ServerAcl::from_content(&content)))
     }
 
-    /// Whether the whole copy is allowed where the redacted one was: content that redaction removes may matter to the
-    /// rules (the `invite` level before version 11).
-    fn is_still_allowed(&self, whole: &Pdu, stored: &StoredEvent) -> Result<bool> {
+    /// The verdict on an event of this room by its own auth events; none if they are not all here.
+    pub(crate) fn verdict_by_auth_events(
+        &self,
+        pdu: &Pdu,
+        create: Option<&Pdu>,
+    ) -> Result<Option<std::result::Result<(), AuthError>>> {
         let (mut auth, mut rejected) = (Vec::new(), HashSet::<EventId>::new());
-        for id in whole.auth_events() {
-            let Some(event) = self.event(id)? else { return Ok(false) };
+        for id in pdu.auth_events() {
+            let Some(event) = self.event(id)? else { return Ok(None) };
             if event.status == Status::Rejected {
                 rejected.insert(id.clone());
             }
             auth.push(event.pdu);
         }
-        if whole.version().room_id_is_create_hash && whole.event_type() != "m.room.create" {
-            auth.extend(self.state_event(stored.room, "m.room.create", "")?);
+        if pdu.version().room_id_is_create_hash {
+            auth.extend(create.cloned());
         }
-        let judge = self.judge(whole.version());
-        let by_auth_events = check_auth_events(whole, &auth, &|id| rejected.contains(id), whole.version())
-            .and_then(|()| judge.check_against_auth_events(whole, &auth));
-        let Some(before) = stored.state_before.filter(|_| by_auth_events.is_ok()) else {
-            return Ok(by_auth_events.is_ok());
+        let verdict = check_auth_events(pdu, &auth, &|id| rejected.contains(id), pdu.version())
+            .and_then(|()| self.judge(pdu.version()).check_against_auth_events(pdu, &auth));
+        Ok(Some(verdict))
+    }
+
+    /// Whether the whole copy is allowed where the redacted one was: content that redaction removes may matter to the
+    /// rules (the `invite` level before version 11).
+    fn is_still_allowed(&self, whole: &Pdu, stored: &StoredEvent) -> Result<bool> {
+        let create = match whole.event_type() {
+            "m.room.create" => None,
+            _ => self.state_event(stored.room, "m.room.create", "")?,
         };
+        if !matches!(self.verdict_by_auth_events(whole, create.as_ref())?, Some(Ok(()))) {
+            return Ok(false);
+        }
+        let Some(before) = stored.state_before else { return Ok(true) };
+        let judge = self.judge(whole.version());
         let (state, failure) = (StateRef::snapshot(before), std::cell::RefCell::new(None));
         let verdict = judge.check(whole, &|event_type, state_key| {
             self.state_event_of(&state, event_type, state_key).unwrap_or_else(|e| {
