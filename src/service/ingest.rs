@@ -240,6 +240,17 @@ fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
         && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier))
 }
 
+/// The verdict on an event of which we may have another copy. One that is whole, where ours is not, takes its place; if
+/// ours was rejected, the whole one is judged as if it had come first.
+pub(crate) fn judge_copy(tx: &mut Tx<'_>, pdu: &VerifiedPdu, hearing: Hearing<'_>) -> Result<Verdict> {
+    let verdict = judge::judge(tx, pdu, hearing)?;
+    if !matches!(verdict, Verdict::Known(_)) {
+        return Ok(verdict);
+    }
+    tx.complete_event(pdu)?;
+    if tx.unlearn_rejected(pdu)? { judge::judge(tx, pdu, hearing) } else { Ok(verdict) }
+}
+
 /// Takes in some of these events. Whether it stopped at one that needs more than this.
 fn take_in_some(
     tx: &mut Tx<'_>,
@@ -254,16 +265,9 @@ fn take_in_some(
         }
         let stored = tx.wholest(pdu)?;
         let pdu = stored.as_ref().unwrap_or(pdu);
-        let mut verdict = judge::judge(tx, pdu, hearing)?;
-        if matches!(verdict, Verdict::Known(_)) {
-            tx.complete_event(pdu)?;
-            if tx.unlearn_rejected(pdu)? {
-                verdict = judge::judge(tx, pdu, hearing)?;
-            }
-        }
-        match verdict {
+        match judge_copy(tx, pdu, hearing)? {
             Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
-            Verdict::Known(_) | Verdict::Refused(_) => taken.push(unjudged(verdict)),
+            verdict @ (Verdict::Known(_) | Verdict::Refused(_)) => taken.push(unjudged(verdict)),
             Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork | Verdict::IsBehind => {
                 return Ok((taken, true));
             }

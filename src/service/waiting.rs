@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::Homeserver;
 use super::ingest::{self, Taken, Terms};
-use super::judge::{self, Effort, Hearing, Verdict};
+use super::judge::{Effort, Hearing, Verdict};
 use super::membership::Heard;
 use super::missing::Fetched;
 use super::receive::keeps_out;
@@ -398,17 +398,15 @@ fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
             }
             continue;
         }
-        let pdu = event.verified_pdu(version)?;
-        let verdict = judge::judge(tx, &pdu, Hearing { effort: Effort::Light, ..Hearing::live(None) })?;
-        let needs = match verdict {
+        let received = event.verified_pdu(version)?;
+        let pdu = tx.wholest(&received)?.unwrap_or(received);
+        let hearing = Hearing { effort: Effort::Light, ..Hearing::live(None) };
+        let needs = match ingest::judge_copy(tx, &pdu, hearing)? {
             Verdict::Judged(judged) => {
                 ingest::store_judged(tx, &pdu, *judged, Terms::Relayed)?;
                 None
             }
-            Verdict::Known(_) => {
-                tx.complete_event(&pdu)?;
-                None
-            }
+            Verdict::Known(_) => None,
             Verdict::Refused(e) => {
                 log::info!("{} of {} is refused: {e}", event.event_id, event.origin);
                 None
