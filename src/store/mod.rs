@@ -42,6 +42,7 @@ pub mod server_keys;
 mod session_memory;
 pub mod snapshots;
 pub mod state;
+mod sweep;
 pub mod timeline;
 pub mod to_device;
 pub mod transactions;

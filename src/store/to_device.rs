@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{OptionalExtension, params};
 
 use super::devices::Device;
+use super::sweep::Sweep;
 use super::{Db, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
@@ -14,8 +15,14 @@ use crate::protocol::{ServerName, UserId};
 /// strangers together: repeated is what got no answer, a few transactions at once.
 const KEPT: Millis = 7 * 24 * 3_600_000;
 const MOST_RECEIVED: u32 = 2000;
-/// Memories that go when some come, so that no single commit has much to do: more than one transaction can have.
-const SWEPT_AT_ONCE: u32 = 200;
+/// More go at once than one transaction can have.
+const RECEIVED: Sweep = Sweep {
+    table: "to_device_received",
+    most_of_one: MOST_RECEIVED,
+    most_of_strangers: MOST_RECEIVED,
+    kept: KEPT,
+    at_once: 200,
+};
 /// A device that was not heard of for so long is asleep, and may never wake.
 const ASLEEP_AFTER: Millis = 7 * 24 * 3_600_000;
 /// For so long a server may be made to wait for a device, with everything else that it has for us.
@@ -303,28 +310,7 @@ impl Tx<'_> {
 
     /// Forgets old messages that were received, after some of this origin were.
     pub fn sweep_received_to_device(&mut self, origin: Origin<'_>, now: Millis) -> Result<()> {
-        // Row ids grow with time.
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM to_device_received WHERE number IN (SELECT number FROM to_device_received
-                   WHERE origin = ?1 ORDER BY number DESC LIMIT ?3 OFFSET ?2)",
-            )?
-            .execute(params![origin.of().1, MOST_RECEIVED, SWEPT_AT_ONCE])?;
-        if matches!(origin, Origin::Stranger(_)) {
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM to_device_received WHERE number IN (SELECT number FROM to_device_received
-                       WHERE stranger = 1 ORDER BY number DESC LIMIT ?2 OFFSET ?1)",
-                )?
-                .execute([MOST_RECEIVED, SWEPT_AT_ONCE])?;
-        }
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM to_device_received WHERE received_ms < ?1
-                   AND number IN (SELECT number FROM to_device_received ORDER BY number LIMIT ?2)",
-            )?
-            .execute(params![now - KEPT, SWEPT_AT_ONCE])?;
-        Ok(())
+        RECEIVED.after(self, origin.of().1, matches!(origin, Origin::Stranger(_)), now)
     }
 }
 

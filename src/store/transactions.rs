@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
+use super::sweep::Sweep;
 use super::{Db, Tx};
 use crate::clock::Millis;
 use crate::error::Result;
@@ -14,8 +15,13 @@ const KEPT: Millis = 3 * 24 * 3_600_000;
 const MOST_OF_SERVER: u32 = 200;
 /// The same of all servers together that share no room with one of us: there is no end of names.
 const MOST_OF_STRANGERS: u32 = 2000;
-/// Old answers that go when one comes, so that no single commit has much to do.
-const SWEPT_AT_ONCE: u32 = 20;
+const SWEEP: Sweep = Sweep {
+    table: "transactions",
+    most_of_one: MOST_OF_SERVER,
+    most_of_strangers: MOST_OF_STRANGERS,
+    kept: KEPT,
+    at_once: 20,
+};
 
 /// What is stored of a transaction id for finding it again: 16 bytes, however long the peer made it.
 fn digest(txn_id: &str) -> Vec<u8> {
@@ -48,28 +54,7 @@ impl Tx<'_> {
                  ON CONFLICT DO NOTHING",
             )?
             .execute(params![origin.as_str(), digest(txn_id), now, stranger, answer])?;
-        // Row ids grow with time.
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM transactions WHERE number IN (SELECT number FROM transactions
-                   WHERE origin = ?1 ORDER BY number DESC LIMIT ?3 OFFSET ?2)",
-            )?
-            .execute(params![origin.as_str(), MOST_OF_SERVER, SWEPT_AT_ONCE])?;
-        if stranger {
-            self.conn()
-                .prepare_cached(
-                    "DELETE FROM transactions WHERE number IN (SELECT number FROM transactions
-                       WHERE stranger = 1 ORDER BY number DESC LIMIT ?2 OFFSET ?1)",
-                )?
-                .execute([MOST_OF_STRANGERS, SWEPT_AT_ONCE])?;
-        }
-        self.conn()
-            .prepare_cached(
-                "DELETE FROM transactions WHERE received_ms < ?1
-                   AND number IN (SELECT number FROM transactions ORDER BY number LIMIT ?2)",
-            )?
-            .execute(params![now - KEPT, SWEPT_AT_ONCE])?;
-        Ok(())
+        SWEEP.after(self, origin.as_str(), stranger, now)
     }
 }
 
