@@ -57,6 +57,19 @@ fn stage(version: &str) -> (Scene, Peer) {
     (scene, forger)
 }
 
+/// A message of the room's creator that the forger makes up, at the room's end.
+fn words(scene: &mut Scene, forger: &Peer) -> Pdu {
+    let (creator, last) = (scene.room.creator.clone(), scene.last.clone());
+    let content = json!({ "body": "I never said that" });
+    scene.event_of(forger, &[&last], &creator, ("m.room.message", None), content)
+}
+
+/// The forger's own message behind another event.
+fn after(scene: &mut Scene, forger: &Peer, event: &Pdu, text: &str) -> Pdu {
+    let mallory = forger.user("mallory");
+    scene.event_of(forger, &[event.event_id()], &mallory, ("m.room.message", None), json!({ "body": text }))
+}
+
 fn assert_unheard(server: &TestServer, event: &Pdu) {
     assert!(stored(server, event.event_id()).is_none(), "{event:?} is stored: {}", event.json_str());
 }
@@ -68,13 +81,7 @@ fn a_transaction_puts_no_words_into_the_mouth_of_another_servers_user() {
         let (creator, last) = (scene.room.creator.clone(), scene.last.clone());
         let mallory = forger.user("mallory");
         let levels = json!({ "users": { mallory.as_str(): 100 } });
-        let words = scene.event_of(
-            &forger,
-            &[&last],
-            &creator,
-            ("m.room.message", None),
-            json!({ "body": "I never said that" }),
-        );
+        let words = words(&mut scene, &forger);
         let power = scene.event_of(&forger, &[&last], &creator, ("m.room.power_levels", Some("")), levels);
         let before = scene.state_content("m.room.power_levels", "");
         for (number, forged) in
@@ -95,29 +102,16 @@ fn a_transaction_puts_no_words_into_the_mouth_of_another_servers_user() {
 fn what_is_fetched_for_another_event_is_checked_like_any() {
     for version in VERSIONS {
         let (mut scene, forger) = stage(version);
-        let (creator, last) = (scene.room.creator.clone(), scene.last.clone());
-        let words = scene.event_of(
-            &forger,
-            &[&last],
-            &creator,
-            ("m.room.message", None),
-            json!({ "body": "I never said that" }),
-        );
+        let words = words(&mut scene, &forger);
         for (number, forged) in forgeries(&words, &scene.peer, &forger).into_iter().enumerate() {
-            let mallory = forger.user("mallory");
-            let after = scene.event_of(
-                &forger,
-                &[forged.event_id()],
-                &mallory,
-                ("m.room.message", None),
-                json!({ "body": format!("yes, {number}") }),
-            );
+            let after = after(&mut scene, &forger, &forged, &format!("yes, {number}"));
             forger.serve_events(std::slice::from_ref(&forged), 10);
             let (status, answer) =
                 forger.send_transaction(scene.server.name(), &format!("after{number}"), &[&after]);
             assert_eq!(status, 200, "{answer}");
             assert_unheard(&scene.server, &forged);
         }
+        assert!(!forger.asked("get_missing_events").is_empty(), "{version}: it was asked");
     }
 }
 
@@ -125,24 +119,10 @@ fn what_is_fetched_for_another_event_is_checked_like_any() {
 fn history_that_a_client_reads_back_to_is_checked_like_any() {
     for version in VERSIONS {
         let (mut scene, forger) = stage(version);
-        let (creator, last) = (scene.room.creator.clone(), scene.last.clone());
-        let words = scene.event_of(
-            &forger,
-            &[&last],
-            &creator,
-            ("m.room.message", None),
-            json!({ "body": "I did not" }),
-        );
+        let words = words(&mut scene, &forger);
         let all = forgeries(&words, &scene.peer, &forger);
         // An event whose past nobody gives but by its state leaves a hole.
-        let mallory = forger.user("mallory");
-        let after = scene.event_of(
-            &forger,
-            &[words.event_id()],
-            &mallory,
-            ("m.room.message", None),
-            json!({ "body": "x" }),
-        );
+        let after = after(&mut scene, &forger, &words, "x");
         scene.answer_with_state();
         let ids: Vec<&EventId> = scene.room.state.values().map(Pdu::event_id).collect();
         forger.answer_json("/state_ids/", 200, json!({ "pdu_ids": ids, "auth_chain_ids": [] }));
@@ -157,7 +137,7 @@ fn history_that_a_client_reads_back_to_is_checked_like_any() {
         );
         let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b", segment(scene.room.id.as_str()));
         let page = scene.alice.get(&path).to_string();
-        assert!(!page.contains("I did not"), "{page}");
+        assert!(!page.contains("I never said that"), "{page}");
         assert_eq!(forger.asked("/backfill/").len(), 1, "it was asked");
         assert_unheard(&scene.server, &words);
     }
