@@ -806,17 +806,30 @@ fn a_restricted_join_that_a_relay_had_altered_is_judged_anew_when_its_true_copy_
 }
 
 #[test]
-fn an_access_list_whose_content_a_relay_had_taken_away_shuts_nobody_out_until_it_is_whole() {
+fn an_access_list_whose_content_a_relay_had_taken_away_leaves_the_one_before_it_in_force() {
     let mut scene = Scene::new("10");
+    let evil = |scene: &Scene| {
+        let hs = scene.server.homeserver();
+        let acl = hs.store.read(|db| db.server_acl(&db.known_room(&scene.room.id)?)).expect("read");
+        acl.is_none_or(|acl| acl.allows("evil.example"))
+    };
     let acl = scene.set_state("m.room.server_acl", "", json!({ "allow": ["*"], "deny": ["evil.example"] }));
     scene.send("1", &[&altered(&acl)]);
     let word = scene.message("still heard");
     assert_eq!(scene.send("2", &[&word])[word.event_id().as_str()], json!({}));
     scene.send("3", &[&acl]);
-    assert_eq!(
-        scene.state_content("m.room.server_acl", "").map(|acl| acl["deny"].clone()),
-        Some(json!(["evil.example"]))
-    );
+    let denied = scene.state_content("m.room.server_acl", "").map(|acl| acl["deny"].clone());
+    assert_eq!(denied, Some(json!(["evil.example"])));
+    assert!(!evil(&scene));
+    // The next ones are taken away too: neither is everybody kept out, nor anybody let in.
+    for n in 0..3 {
+        let worse = json!({ "allow": ["*"], "deny": ["evil.example", format!("evil{n}.example")] });
+        let next = scene.set_state("m.room.server_acl", "", worse);
+        scene.send(&format!("next{n}"), &[&altered(&next)]);
+        assert!(!evil(&scene), "{n}");
+    }
+    let word = scene.message("still heard, too");
+    assert_eq!(scene.send("4", &[&word])[word.event_id().as_str()], json!({}));
 }
 
 #[test]

@@ -14,6 +14,10 @@ use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::Room;
 
+const ACL: &str = "m.room.server_acl";
+/// So many server ACLs are looked back at for one that is whole.
+const LOOK_BACK: u32 = 20;
+
 impl Db<'_> {
     /// The copy of a received event that is to be judged: the one that we have, if only that one is whole.
     pub fn wholest(&self, received: &VerifiedPdu) -> Result<Option<VerifiedPdu>> {
@@ -33,18 +37,33 @@ impl Db<'_> {
         Ok(self.event(whole.event_id())?.is_some_and(|stored| is_whole_copy_of(whole, &stored)))
     }
 
-    /// The room's server ACL. None too for one whose content was lost on its way to us: redaction leaves nothing of it,
-    /// and what is left would keep everybody out who could tell us what it says.
+    /// The room's server ACL. Of one whose content was lost on its way to us redaction leaves nothing, and what is left
+    /// would keep everybody out who could tell us what it says: then the one before it goes on to hold.
     pub fn server_acl(&self, room: &Room) -> Result<Option<ServerAcl>> {
-        let Some(acl) = self.state_event(room.key, "m.room.server_acl", "")? else { return Ok(None) };
-        let content = acl.content();
-        if content.is_empty()
-            && !acl.canonical().content_hash_matches()
-            && self.event(acl.event_id())?.is_some_and(|stored| stored.redacted_by.is_none())
-        {
-            return Ok(None);
+        let Some(acl) = self.state_event(room.key, ACL, "")? else { return Ok(None) };
+        if !self.has_lost_content(&acl)? {
+            return Ok(Some(ServerAcl::from_content(&acl.content())));
         }
-        Ok(Some(ServerAcl::from_content(&content)))
+        let Some(slot) = self.slot(ACL, "")? else { return Ok(None) };
+        let mut statement = self.conn().prepare_cached(
+            "SELECT previous FROM state_changes WHERE room_key = ?1 AND slot = ?2 AND previous IS NOT NULL
+             ORDER BY stream DESC LIMIT ?3",
+        )?;
+        let before = statement.query_map(params![room.key, slot, LOOK_BACK], |row| row.get(0))?;
+        for key in before {
+            let acl = self.pdu_by_key(key?)?;
+            if !self.has_lost_content(&acl)? {
+                return Ok(Some(ServerAcl::from_content(&acl.content())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether an event has nothing of its content although the room has not redacted it.
+    fn has_lost_content(&self, event: &Pdu) -> Result<bool> {
+        Ok(event.content().is_empty()
+            && !event.canonical().content_hash_matches()
+            && self.event(event.event_id())?.is_some_and(|stored| stored.redacted_by.is_none()))
     }
 
     /// The verdict on an event of this room by its own auth events; none if they are not all here.
