@@ -150,19 +150,24 @@ impl Tx<'_> {
         }
     }
 
-    /// Lets go of a rejected event of which only the redacted form was judged, now that the whole one is here to be judged.
-    /// True if it was one. Nothing rests on it: whatever names it was rejected with it.
+    /// Takes back the rejection of an event of which only the redacted form was judged, if its auth events allow the whole
+    /// one: then it is one that is only referred to, and its place is to be judged. True if it was so.
     pub(crate) fn unlearn_rejected(&mut self, whole: &VerifiedPdu) -> Result<bool> {
         let Some(stored) = self.event(whole.event_id())? else { return Ok(false) };
         if stored.status != Status::Rejected || !is_whole_copy_of(whole, &stored) {
             return Ok(false);
         }
-        self.remember(|memory| memory.graph.forget_event(whole.event_id()));
-        let forgotten = self
-            .conn()
-            .prepare_cached("DELETE FROM events WHERE event_key = ?1 AND status = 2 AND stream IS NULL")?
+        let create = self.state_event(stored.room, "m.room.create", "")?;
+        if !matches!(self.verdict_by_auth_events(whole, create.as_ref())?, Some(Ok(()))) {
+            return Ok(false);
+        }
+        self.put_content(stored.key, whole)?;
+        self.conn()
+            .prepare_cached(
+                "UPDATE events SET status = 0, state_before = NULL, state_after = NULL WHERE event_key = ?1",
+            )?
             .execute([stored.key])?;
-        Ok(forgotten == 1)
+        Ok(true)
     }
 
     fn put_content(&mut self, event: super::EventKey, whole: &VerifiedPdu) -> Result<()> {
