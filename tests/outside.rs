@@ -61,6 +61,11 @@ impl Scene {
     }
 }
 
+fn join(user: &TestUser, room: &FakeRoom) -> (u16, Value) {
+    let path = format!("/_matrix/client/v3/join/{}", segment(room.id.as_str()));
+    user.request("POST", &path, Some(json!({})))
+}
+
 fn member(membership: &str) -> Value {
     json!({ "membership": membership })
 }
@@ -293,6 +298,45 @@ fn a_removal_made_at_the_moment_of_a_join_takes_effect_although_nobody_tells_wha
         assert_eq!(said["pdus"][removal.event_id().as_str()], json!({}), "{said}");
         bob.wait_for_room("leave", room.id.as_str());
         assert!(bob.initial_sync()["rooms"]["join"].get(room.id.as_str()).is_none());
+    }
+}
+
+#[test]
+fn a_removal_that_comes_while_a_join_is_being_prepared_ends_the_join_that_does_not_know_of_it() {
+    let (server, peer) = (TestServer::start(), &Peer::start());
+    for (number, membership) in ["leave", "ban"].into_iter().enumerate() {
+        let bob = server.user(&format!("bob{number}"));
+        let mut room = FakeRoom::new(peer, "11", "public");
+        let invite = room.invite(peer, server.name(), bob.id());
+        bob.wait_for_room("invite", room.id.as_str());
+        // The template is made before the removal, and comes after it.
+        let gate = Gate::default();
+        peer.let_in(&room, bob.id());
+        peer.answer_behind(&gate, "make_join", 200, room.template(bob.id(), "join"));
+        let asked = peer.asked("make_join").len();
+        let removal = room.membership(peer, &room.creator, bob.id(), membership);
+        std::thread::scope(|scope| {
+            let joining = scope.spawn(|| join(&bob, &room));
+            wait_until("a template is asked for", || peer.asked("make_join").len() > asked);
+            let (_, said) = peer.send_transaction(server.name(), membership, &[&removal]);
+            assert_eq!(said["pdus"][removal.event_id().as_str()], json!({}), "{said}");
+            gate.open();
+            let (status, said) = joining.join().expect("no panic");
+            assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{said}");
+        });
+        bob.wait_for_room("leave", room.id.as_str());
+        assert!(bob.initial_sync()["rooms"]["join"].get(room.id.as_str()).is_none());
+        if membership == "ban" {
+            continue;
+        }
+        // What rests on the removal comes after it.
+        room.take(removal);
+        peer.let_in(&room, bob.id());
+        let mut answer = room.join_answer();
+        answer["auth_chain"].as_array_mut().expect("events").push(Value::Object(invite.to_object()));
+        peer.answer_json("send_join", 200, answer);
+        assert_eq!(join(&bob, &room).0, 200);
+        bob.wait_for_room("join", room.id.as_str());
     }
 }
 

@@ -10,8 +10,7 @@ use serde_json::{Map, Value, json};
 use super::leave::remote_row;
 use super::standing::Expected;
 use super::{
-    AUTHORISER, Answers, Ask, Door, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside,
-    member_draft,
+    AUTHORISER, Answers, Ask, Before, Door, MOST_ATTEMPTS, backoff_ms, check_still_outside, member_draft,
 };
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{JoinBody, Kind};
@@ -134,8 +133,8 @@ impl Homeserver {
     /// repeated first, with the same event id.
     fn join_elsewhere(&self, user: &UserId, door: &Door, content: &Map<String, Value>) -> Result<()> {
         let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
-        let before = row.as_ref().map(|row| row.state);
-        next(before, Fact::UserJoins)?;
+        let before = Before::of(row.as_ref());
+        next(before.state, Fact::UserJoins)?;
         let candidates = self.candidates(door, row.as_ref())?;
         let mut tries = Tries::new(self.clock.instant());
         let mut expected =
@@ -160,7 +159,7 @@ impl Homeserver {
                 }
             };
             let join = self.sign_template(&template, version, content)?;
-            self.intend_join((&join, version), before, (peer, &candidates), tries.may_be_in())?;
+            self.intend_join((&join, version), &before, (peer, &candidates), tries.may_be_in())?;
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
                 Err(error) => tries.not_in(peer, join, error),
@@ -173,7 +172,7 @@ impl Homeserver {
             None => {}
         }
         let error = tries.into_error();
-        if before == Some(State::Invited) && error.status() == 403 {
+        if before.state == Some(State::Invited) && error.status() == 403 {
             self.doubt_invite(&door.room_id, user)?;
         }
         Err(error)
@@ -198,7 +197,7 @@ impl Homeserver {
     fn intend_join(
         &self,
         (join, version): (&Pdu, RoomVersion),
-        before: Option<State>,
+        before: &Before,
         (peer, candidates): (&ServerName, &[ServerName]),
         may_be_in: bool,
     ) -> Result<()> {
@@ -206,12 +205,12 @@ impl Homeserver {
             join.clone(),
             std::iter::once(peer.clone()).chain(candidates.iter().cloned()).collect::<Vec<_>>(),
         );
-        let due = self.clock.now_ms() + backoff_ms(3);
+        let (due, before) = (self.clock.now_ms() + backoff_ms(3), before.clone());
         self.store.write(move |tx| {
             let (room_id, user) = (join.room_id(), join.sender());
             check_still_outside(tx, room_id)?;
             let old = remote_row(tx, room_id, user)?;
-            check_not_left_since(old.as_ref(), before)?;
+            before.check(old.as_ref(), &join)?;
             let state =
                 next(old.as_ref().map(|row| row.state), Fact::UserJoins)?.to.unwrap_or(State::Joining);
             let mut row = old.unwrap_or_else(|| RemoteMembership::new(room_id, user, state, version));

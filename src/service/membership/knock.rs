@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 use super::knock_budget::Place;
 use super::standing::Expected;
 use super::{
-    Answers, Ask, Door, INVITE_WITHIN, MOST_ATTEMPTS, backoff_ms, check_not_left_since, check_still_outside,
-    member_draft,
+    Answers, Ask, Before, Door, INVITE_WITHIN, MOST_ATTEMPTS, backoff_ms, check_still_outside, member_draft,
 };
 use crate::error::{Error, Result};
 use crate::federation::calls::Kind;
@@ -100,7 +99,7 @@ impl Homeserver {
                         return Ok(None);
                     }
                     let via = std::iter::once(peer.clone()).chain(candidates.iter().cloned()).collect();
-                    let before = row.as_ref().map(|row| row.state);
+                    let before = Before::of(row.as_ref());
                     return self.intend_knock(knock, version, before, via).map(Some);
                 }
                 Err(error) => answers.add(peer, error),
@@ -114,7 +113,7 @@ impl Homeserver {
         &self,
         knock: Pdu,
         version: RoomVersion,
-        before: Option<State>,
+        before: Before,
         via: Vec<ServerName>,
     ) -> Result<RemoteMembership> {
         let (room_id, user) = (knock.room_id().clone(), knock.sender().clone());
@@ -122,7 +121,7 @@ impl Homeserver {
         self.store.write(move |tx| {
             check_still_outside(tx, &room_id)?;
             let old = tx.remote_membership(&room_id, &user)?;
-            check_not_left_since(old.as_ref(), before)?;
+            before.check(old.as_ref(), &knock)?;
             let step = next(old.as_ref().map(|row| row.state), Fact::UserKnocks)?;
             let state = step.to.unwrap_or(State::Knocking);
             let mut row = old.unwrap_or_else(|| RemoteMembership::new(&room_id, &user, state, version));

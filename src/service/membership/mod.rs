@@ -516,15 +516,39 @@ pub(super) fn check_still_outside(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
     }
 }
 
-/// A leave that the user asked for while their knock or join was being prepared ends that. The news that somebody else
-/// ended the membership before does not: what was prepared since is an answer to it, and the room decides.
-pub(super) fn check_not_left_since(row: Option<&RemoteMembership>, before: Option<State>) -> Result<()> {
-    let is_over = |state: State| matches!(state, State::Leaving | State::Closed);
-    let by_the_user = |row: &RemoteMembership| row.event.as_ref().is_none_or(|e| e.sender() == &row.user_id);
-    if row.is_some_and(|row| is_over(row.state) && by_the_user(row)) && !before.is_some_and(is_over) {
-        return Err(Error::forbidden("The room was left in the meantime"));
+/// What the user's remote membership was when their knock or join began to be prepared.
+#[derive(Clone)]
+pub(super) struct Before {
+    pub(super) state: Option<State>,
+    told: Option<EventId>,
+}
+
+impl Before {
+    pub(super) fn of(row: Option<&RemoteMembership>) -> Self {
+        Self { state: row.map(|row| row.state), told: told(row) }
     }
-    Ok(())
+
+    /// Whether what was prepared since (`event`) still makes sense beside the row as it is now. A leave that the user asked
+    /// for meanwhile ends it. So does the news that somebody removed them, unless what was prepared rests on that removal:
+    /// then it is an answer to it, and the room decides. Errors: 403 `M_FORBIDDEN`.
+    pub(super) fn check(&self, row: Option<&RemoteMembership>, event: &Pdu) -> Result<()> {
+        let is_over = |state: State| matches!(state, State::Leaving | State::Closed);
+        let Some(row) = row.filter(|row| is_over(row.state)) else { return Ok(()) };
+        let told = told(Some(row));
+        if told == self.told {
+            return Ok(());
+        }
+        match row.event.as_ref().filter(|end| end.sender() != &row.user_id) {
+            Some(removal) if event.auth_events().contains(removal.event_id()) => Ok(()),
+            Some(_) => Err(Error::forbidden("You were removed from the room in the meantime")),
+            None if self.state.is_some_and(is_over) => Ok(()),
+            None => Err(Error::forbidden("The room was left in the meantime")),
+        }
+    }
+}
+
+fn told(row: Option<&RemoteMembership>) -> Option<EventId> {
+    row.and_then(|row| row.event.as_ref()).map(|event| event.event_id().clone())
 }
 
 /// A draft of a member event.
