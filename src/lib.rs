@@ -87,6 +87,7 @@ pub mod error;
 pub mod federation;
 pub mod http;
 pub mod launch;
+pub mod locks;
 pub mod memory;
 pub mod protocol;
 pub mod service;

@@ -256,6 +256,26 @@ fn text_of_strangers_becomes_values_in_one_place() {
     }
 }
 
+/// How a lock is taken by hand; whoever waits with one by hand names the first, too.
+const LOCKS_BY_HAND: [&str; 2] = ["PoisonError", ".lock()"];
+
+#[test]
+fn locks_are_taken_in_one_way() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for (path, code) in code_under("src").into_iter().filter(|(path, _)| *path != top.join("src/locks.rs")) {
+        for (number, line) in lines(&code) {
+            let by_hand = LOCKS_BY_HAND.iter().find(|call| line.contains(*call));
+            if let Some(call) = by_hand.filter(|_| !line.contains("stdin().lock()")) {
+                found.push(format!("{}:{number} has {call}: see src/locks.rs", path.display()));
+            }
+        }
+    }
+    report(&found);
+    let locks = fs::read_to_string(top.join("src/locks.rs")).unwrap();
+    assert!(LOCKS_BY_HAND.iter().all(|call| locks.contains(call)), "what the wall looks for is no more");
+}
+
 #[test]
 fn only_the_command_line_prints() {
     let mut found = Vec::new();

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use super::address_guard::AddressGuard;
 use super::dns::{self, Srv};
 use crate::clock::{Clock, Millis};
+use crate::locks::lock;
 use crate::protocol::ServerName;
 
 /// The port of servers that name none.
@@ -336,21 +337,21 @@ impl<T> Default for Memory<T> {
 
 impl<T: Clone> Memory<T> {
     fn get(&self, name: &str) -> Option<(T, Millis)> {
-        self.lock().get(name).cloned()
+        lock(&self.0).get(name).cloned()
     }
 
     fn shorten(&self, name: &str, latest: Millis) {
-        if let Some((_, until)) = self.lock().get_mut(name) {
+        if let Some((_, until)) = lock(&self.0).get_mut(name) {
             *until = latest.min(*until);
         }
     }
 
     fn take(&self, name: &str) -> Option<(T, Millis)> {
-        self.lock().remove(name)
+        lock(&self.0).remove(name)
     }
 
     fn put(&self, name: &str, value: T, until: Millis, now: Millis) {
-        let mut all = self.lock();
+        let mut all = lock(&self.0);
         if all.len() >= MAX_REMEMBERED && !all.contains_key(name) {
             all.retain(|_, (_, until)| *until > now);
             if all.len() >= MAX_REMEMBERED {
@@ -362,10 +363,6 @@ impl<T: Clone> Memory<T> {
             }
         }
         all.insert(name.to_owned(), (value, until));
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (T, Millis)>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

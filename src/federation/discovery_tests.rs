@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use super::*;
+use crate::locks::lock;
 
 /// What the world has, and what was asked of it.
 #[derive(Default)]
@@ -353,7 +354,7 @@ fn memory_is_bounded() {
     for n in 0..3 * MAX_REMEMBERED {
         memory.put(&n.to_string(), n, 10, 5);
     }
-    assert!(memory.lock().len() <= MAX_REMEMBERED);
+    assert!(lock(&memory.0).len() <= MAX_REMEMBERED);
     assert!(memory.get(&(3 * MAX_REMEMBERED - 1).to_string()).is_some());
 }
 

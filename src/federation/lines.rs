@@ -4,12 +4,14 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
+
+use crate::locks::{lock, wait_timeout};
 
 /// Time to connect if nobody says less.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -30,10 +32,6 @@ struct Shared {
 struct State {
     cut: bool,
     streams: Vec<Weak<TcpStream>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Lines {
@@ -70,7 +68,7 @@ impl Lines {
             if left.is_zero() {
                 return Err(io::Error::new(ErrorKind::TimedOut, "it took too long"));
             }
-            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.0.changed, state, left);
         }
     }
 

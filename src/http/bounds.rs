@@ -1,10 +1,10 @@
 //! The bounds of the connection layer: how much of everything there may be, and two crowds that cannot starve each other.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::server::lock;
+use crate::locks::{lock, wait, wait_timeout};
 
 /// The fewest woken requests that may look again at once.
 const MOST_WOKEN: usize = 8;
@@ -171,13 +171,13 @@ impl Bounds {
                 return false;
             }
             in_flight = match deadline {
-                None => bound.freed.wait(in_flight).unwrap_or_else(PoisonError::into_inner),
+                None => wait(&bound.freed, in_flight),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return false;
                     }
-                    bound.freed.wait_timeout(in_flight, left).unwrap_or_else(PoisonError::into_inner).0
+                    wait_timeout(&bound.freed, in_flight, left)
                 }
             };
         }

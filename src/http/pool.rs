@@ -9,12 +9,13 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::server::{Shared, lock};
+use super::server::Shared;
+use crate::locks::{lock, wait, wait_timeout};
 
 /// How long a thread without a connection stays.
 const IDLE_THREAD: Duration = Duration::from_secs(5);
@@ -139,7 +140,7 @@ impl Pool {
         let mut state = lock(&self.state);
         while !state.stopping {
             let Some((since, _)) = state.queue.front() else {
-                state = self.crowded.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = wait(&self.crowded, state);
                 continue;
             };
             let stuck = state.moved.max(*since).elapsed() > NOTHING_MOVES;
@@ -151,7 +152,7 @@ impl Pool {
                 drop(given_up);
                 state = lock(&self.state);
             }
-            state = self.crowded.wait_timeout(state, NOTHING_MOVES).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.crowded, state, NOTHING_MOVES);
         }
     }
 
@@ -195,7 +196,7 @@ impl Pool {
             if left.is_zero() {
                 return;
             }
-            state = self.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.ended, state, left);
         }
         let handles = std::mem::take(&mut state.handles);
         drop(state);

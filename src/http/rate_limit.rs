@@ -7,9 +7,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::router::Rate;
-use super::server::lock;
 use crate::address::group;
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::lock;
 use crate::protocol::UserId;
 
 /// A bucket that holds `burst` requests and is filled with `per_second`.

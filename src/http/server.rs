@@ -10,7 +10,7 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use super::socket::{interest, poll};
 use super::tls::{Certificate, Tls};
 use crate::address::group;
 use crate::error::{Error, Result};
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
 
@@ -233,10 +234,6 @@ impl Drop for Server {
     }
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What all threads of one server share.
 pub(super) struct Shared {
     pub(super) service: Arc<dyn Service>,
@@ -371,7 +368,7 @@ impl Shared {
             if left.is_zero() {
                 return false;
             }
-            registry = self.slot_freed.wait_timeout(registry, left).unwrap_or_else(PoisonError::into_inner).0;
+            registry = wait_timeout(&self.slot_freed, registry, left);
         }
         true
     }
@@ -409,11 +406,7 @@ impl Shared {
         }
         while registry.open.len() >= self.limits.connections {
             self.evict(&registry, None);
-            registry = self
-                .slot_freed
-                .wait_timeout(registry, ACCEPT_PAUSE)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            registry = wait_timeout(&self.slot_freed, registry, ACCEPT_PAUSE);
             if is_ended(ended) {
                 return None;
             }

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::TlsFiles;
 use crate::error::{Error, Result};
+use crate::locks::lock;
 
 /// How often, at most, the files are looked at while connections come in.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -51,7 +52,7 @@ impl Tls {
     /// The settings for a new connection. Looks at the files now and then.
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         let changed = {
-            let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut seen = lock(&self.seen);
             let due = seen.0.elapsed() >= LOOK_AGAIN;
             if due {
                 seen.0 = Instant::now();
@@ -76,7 +77,7 @@ impl Tls {
                 log::error!("the new TLS certificate cannot be used, the old one stays: {}", e.message())
             }
         }
-        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (Instant::now(), look);
+        *lock(&self.seen) = (Instant::now(), look);
     }
 }
 

@@ -2,10 +2,11 @@
 //! is not asked the same by several threads.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::clock::Millis;
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 use crate::store::{Place, RoomKey};
 
@@ -47,13 +48,13 @@ impl Errands {
     /// Waits until nobody else fetches the same. None if that takes too long.
     pub(super) fn begin(&self, room: RoomKey, peer: &ServerName, until: Instant) -> Option<Turn<'_>> {
         let walk = (room, peer.clone());
-        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = lock(&self.busy);
         while !busy.insert(walk.clone()) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
             }
-            busy = self.done.wait_timeout(busy, left).unwrap_or_else(PoisonError::into_inner).0;
+            busy = wait_timeout(&self.done, busy, left);
         }
         Some(Turn { errands: self, walk })
     }
@@ -88,7 +89,7 @@ impl Errands {
 
     /// Notes that the servers of a room were asked in vain for what a server's events there refer to.
     pub(super) fn note_calm(&self, room: RoomKey, origin: &ServerName, until: Millis, now: Millis) {
-        let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut calm = lock(&self.calm);
         calm.retain(|_, until| *until > now);
         if calm.len() < MOST_PEERS {
             calm.insert((room, origin.clone()), until);
@@ -97,17 +98,17 @@ impl Errands {
 
     /// Until when those servers are left in peace, if they are: whoever makes up events must not make us bother others.
     pub(super) fn calm_until(&self, room: RoomKey, origin: &ServerName, now: Millis) -> Option<Millis> {
-        let calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
+        let calm = lock(&self.calm);
         calm.get(&(room, origin.clone())).copied().filter(|until| *until > now)
     }
 
     pub(super) fn was_in_vain(&self, hole: (RoomKey, Place)) -> bool {
-        let in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_vain = lock(&self.in_vain);
         in_vain.get(&hole).is_some_and(|when| when.elapsed() < AGAIN)
     }
 
     pub(super) fn note_in_vain(&self, hole: (RoomKey, Place)) {
-        let mut in_vain = self.in_vain.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_vain = lock(&self.in_vain);
         if in_vain.len() >= MOST_IN_VAIN {
             in_vain.clear();
         }
@@ -115,7 +116,7 @@ impl Errands {
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<ServerName, Peer>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.peers)
     }
 }
 
@@ -127,7 +128,7 @@ pub(super) struct Turn<'e> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.errands.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.walk);
+        lock(&self.errands.busy).remove(&self.walk);
         self.errands.done.notify_all();
     }
 }

@@ -6,13 +6,14 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
 use super::places::{Place, Places};
 use crate::address::group;
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::{ServerName, UserId};
 
 /// Favours under way at once for who has no name: of all, and of one address.
@@ -106,12 +107,6 @@ struct AtWork {
     stopping: bool,
 }
 
-impl Background {
-    fn lock(&self) -> MutexGuard<'_, AtWork> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Default for Favours {
     fn default() -> Self {
         Self {
@@ -168,7 +163,7 @@ impl Favours {
 
     /// Waits a moment for what is done in the background, whose requests are cut off by now.
     pub(super) fn stop(&self) {
-        self.background.lock().stopping = true;
+        lock(&self.background.state).stopping = true;
         self.background.changed.notify_all();
         self.wait(GRACE, |state| state.jobs == 0);
     }
@@ -180,20 +175,19 @@ impl Favours {
 
     /// How many jobs are at work in the background.
     pub fn at_work(&self) -> usize {
-        self.background.lock().jobs
+        lock(&self.background.state).jobs
     }
 
     /// Waits until something holds, at most so long; whether it does.
     fn wait(&self, how_long: Duration, holds: impl Fn(&AtWork) -> bool) -> bool {
         let until = Instant::now() + how_long;
-        let mut state = self.background.lock();
+        let mut state = lock(&self.background.state);
         while !holds(&state) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            state =
-                self.background.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.background.changed, state, left);
         }
         true
     }
@@ -209,14 +203,14 @@ struct Working(Arc<Background>);
 
 impl Working {
     fn new(background: &Arc<Background>) -> Self {
-        background.lock().jobs += 1;
+        lock(&background.state).jobs += 1;
         Self(background.clone())
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        self.0.lock().jobs -= 1;
+        lock(&self.0.state).jobs -= 1;
         self.0.changed.notify_all();
     }
 }

@@ -4,7 +4,7 @@
 //! servers said, for some minutes.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -17,6 +17,7 @@ use super::room_summary::{MOST_CHILDREN, SpaceRoom, Visitor, may_know, space_roo
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::calls::HierarchyAnswer;
+use crate::locks::lock;
 use crate::protocol::json::{read, read_object};
 use crate::protocol::{RoomId, ServerName, UserId};
 
@@ -74,13 +75,13 @@ pub struct ToldSpaces(Mutex<Remembered>);
 
 impl ToldSpaces {
     fn get(&self, room: &RoomId, suggested_only: bool, now: Millis) -> Option<Arc<Told>> {
-        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = lock(&self.0);
         let (until, told) = told.get(&(room.clone(), suggested_only))?;
         (*until > now).then(|| told.clone())
     }
 
     fn put(&self, room: &RoomId, suggested_only: bool, told: Arc<Told>, now: Millis) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         if all.len() >= MOST_REMEMBERED {
             all.retain(|_, (until, _)| *until > now);
         }

@@ -2,9 +2,10 @@
 //! then hears that it should come again: it is slowed, and nobody else is.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 
 /// Transactions of one server that are worked on at once. ("The sending server must wait and retry for a 200 OK response
@@ -33,7 +34,7 @@ impl Intake {
     /// answer. None if that takes too long, or too many wait.
     pub(super) fn enter(&self, origin: &ServerName, txn_id: &str) -> Option<Turn<'_>> {
         let until = Instant::now() + WAIT;
-        let mut lines = self.lock();
+        let mut lines = lock(&self.lines);
         let mut waits = false;
         loop {
             let line = lines.entry(origin.clone()).or_default();
@@ -50,12 +51,8 @@ impl Intake {
             }
             line.waiting += usize::from(!waits);
             waits = true;
-            lines = self.moved.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            lines = wait_timeout(&self.moved, lines, left);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName, Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,7 +65,7 @@ pub(super) struct Turn<'i> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut lines = self.intake.lock();
+        let mut lines = lock(&self.intake.lines);
         if let Some(line) = lines.get_mut(&self.origin) {
             line.under_way.retain(|txn_id| *txn_id != self.txn_id);
             if line.under_way.is_empty() && line.waiting == 0 {
@@ -101,7 +98,7 @@ mod tests {
             assert!(next.join().expect("no panic"), "it waited for one to end");
         });
         drop(turns);
-        assert!(intake.lock().is_empty());
+        assert!(lock(&intake.lines).is_empty());
     }
 
     #[test]
@@ -111,7 +108,7 @@ mod tests {
         let first = intake.enter(&origin, "same").expect("a turn");
         std::thread::scope(|scope| {
             let repeat = scope.spawn(|| intake.enter(&origin, "same").is_some());
-            while intake.lock().get(&origin).is_none_or(|line| line.waiting == 0) {
+            while lock(&intake.lines).get(&origin).is_none_or(|line| line.waiting == 0) {
                 std::thread::yield_now();
             }
             drop(first);

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -22,6 +22,7 @@ use super::{Homeserver, random};
 use crate::address::group;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::UserId;
 use crate::protocol::json::parse_object;
 use crate::store::users::TokenHash;
@@ -206,10 +207,6 @@ impl Sessions {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn fingerprints(id: &str, params: &Map<String, Value>) -> Fingerprints {
     let hash = |name: &str, value: &Value| -> [u8; 32] {
         // An id has no zero bytes, and neither has JSON.
@@ -288,8 +285,7 @@ impl PendingAuth {
                         return Err(busy.with_field("retry_after_ms", 1000));
                     }
                     sessions.waiting += 1;
-                    sessions =
-                        self.ended.wait_timeout(sessions, left).unwrap_or_else(PoisonError::into_inner).0;
+                    sessions = wait_timeout(&self.ended, sessions, left);
                     sessions.waiting -= 1;
                     continue;
                 }

@@ -5,12 +5,13 @@
 //! them asked: none keeps the keys of our rooms' servers from being fetched, or those that others want.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::favours::{Asker, Who};
 use super::places::{Place, Places};
 use crate::clock::{Clock, Millis};
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 
 /// Requests for keys that may be under way: of servers that are in rooms with us, and for events that our users need.
@@ -122,7 +123,7 @@ impl Attempts {
             clock.now_ms() < next
         };
         {
-            let all = self.lock();
+            let all = lock(&self.state);
             if all.get(server).is_some_and(|a| a.running) {
                 return self.wait_for_end(all, server, deadline);
             }
@@ -144,7 +145,7 @@ impl Attempts {
         };
         let Some(place) = place else { return Permission::NoPlace };
         let hurry = !neighbour && !matches!(purpose, Purpose::Events) && places.is_crowded();
-        let mut all = self.lock();
+        let mut all = lock(&self.state);
         // While this one waited for its place, somebody else may have begun.
         if all.get(server).is_some_and(|a| a.running) {
             drop(place);
@@ -185,17 +186,13 @@ impl Attempts {
             if left.is_zero() {
                 return Permission::NotNow;
             }
-            all = self.ended.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
+            all = wait_timeout(&self.ended, all, left);
         }
         Permission::Asked
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ServerName, Attempt>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn end(&self, server: &ServerName, outcome: Outcome, now: Millis) {
-        let mut all = self.lock();
+        let mut all = lock(&self.state);
         if let Some(attempt) = all.get_mut(server) {
             attempt.running = false;
             attempt.last_ms = now;
@@ -252,7 +249,7 @@ fn make_room(all: &mut HashMap<ServerName, Attempt>, now: Millis) {
 impl Attempts {
     /// Whether the server has stated its keys since then, so that one that it did not state does not exist.
     pub(super) fn has_stated_since(&self, server: &ServerName, since: Instant) -> bool {
-        let all = self.lock();
+        let all = lock(&self.state);
         all.get(server).and_then(|a| a.stated).is_some_and(|at| at >= since)
     }
 }
@@ -337,7 +334,7 @@ mod tests {
         for n in 0..3 * MAX_PAUSES {
             assert!(ask(&format!("s{n}.example"), false), "{n}");
         }
-        assert!(attempts.lock().len() <= MAX_PAUSES);
+        assert!(lock(&attempts.state).len() <= MAX_PAUSES);
         assert!(!ask("friend.example", true), "it is still not to be asked again");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ use super::key_attempts::Attempts;
 use super::random;
 use crate::clock::{Clock, Millis};
 use crate::error::{Error, Result};
+use crate::locks::{lock, read, write};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
@@ -117,7 +118,7 @@ impl KeyRing {
     /// Our own statement of keys, signed, as `GET /_matrix/key/v2/server` answers.
     pub fn own_statement(&self) -> Arc<Map<String, Value>> {
         let now = self.clock.now_ms();
-        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut published = lock(&self.published);
         if let Some(current) = published.as_ref()
             && current.until - now > OWN_VALIDITY / 2
         {
@@ -125,7 +126,7 @@ impl KeyRing {
         }
         let until = now + OWN_VALIDITY;
         let (mut current, mut old) = (Map::new(), Map::new());
-        for key in self.own.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for key in read(&self.own).iter() {
             let public = key.key.to_base64();
             if key.retired {
                 old.insert(key.key_id.clone(), json!({ "key": public, "expired_ts": key.valid_until_ms }));
@@ -147,16 +148,16 @@ impl KeyRing {
     /// A key of any server, ours included, if it is in memory.
     pub(super) fn in_memory(&self, server: &str, key_id: &str) -> Option<KnownKey> {
         if server == self.server_name.as_str() {
-            let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+            let own = read(&self.own);
             return own.iter().find(|k| k.key_id == key_id).cloned();
         }
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = read(&self.known);
         known.get(server)?.iter().find(|k| k.key_id == key_id).cloned()
     }
 
     /// Whether the database need not be asked for this server's keys.
     pub(super) fn knows(&self, server: &str) -> bool {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).contains_key(server)
+        read(&self.known).contains_key(server)
     }
 
     /// Puts what the database has of a server into memory.
@@ -170,7 +171,7 @@ impl KeyRing {
             })
         });
         let keys = Arc::new(keys.collect::<Vec<_>>());
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write(&self.known);
         if known.len() >= MAX_KNOWN && !known.contains_key(server) {
             // Any half will do: what is needed again is in the database.
             let mut keep = false;
@@ -204,7 +205,7 @@ impl Homeserver {
             retired: false,
         };
         {
-            let mut own = ring.own.write().unwrap_or_else(PoisonError::into_inner);
+            let mut own = write(&ring.own);
             for old in own.iter_mut().filter(|k| !k.retired) {
                 old.retired = true;
                 old.valid_until_ms = now;
@@ -212,7 +213,7 @@ impl Homeserver {
             own.push(fresh);
         }
         ring.signer.store(Arc::new(key));
-        *ring.published.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&ring.published) = None;
         log::info!("the signing key is now {key_id}");
         Ok(key_id)
     }

@@ -8,9 +8,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::locks::lock;
 use crate::protocol::{RoomId, ServerName};
 
 /// Events that a room may cost at once, and in a second from then on.
@@ -89,7 +90,7 @@ pub struct Labour {
 impl Labour {
     /// For one resolution at a time: each holds a reader, of which there are few.
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.turn)
     }
 
     /// How long until more may be done for an event of the server in the room. None: now.
@@ -124,10 +125,6 @@ impl Labour {
     pub(super) fn pay_for_late(&self, room: &RoomId, events: usize) {
         OF_LATE.pay(&self.late, room, events);
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 //! behind is a row, so nothing is forgotten by a restart.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
 use super::judge::{self, Effort, Side};
 use crate::error::{Error, Result};
+use crate::locks::{lock, wait_timeout, wait_timeout_while};
 use crate::protocol::pdu::MAX_PREV_EVENTS;
 use crate::store::append::StateRef;
 use crate::store::late_heads::{LateHead, heads_with};
@@ -42,12 +43,6 @@ struct State {
     stop: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Laggards {
     /// Takes in what a commit changed. Never blocks for long.
     pub(super) fn committed(&self, changes: &Changes) {
@@ -55,7 +50,7 @@ impl Laggards {
     }
 
     fn are_behind(&self, rooms: impl Iterator<Item = RoomKey>) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         for room in rooms {
             state.rooms.entry(room).or_insert_with(Instant::now);
         }
@@ -67,10 +62,10 @@ impl Laggards {
     pub(super) fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
         self.are_behind(hs.store.read(|db| db.rooms_with_late_heads())?.into_iter());
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
-        shared.lock().running = true;
+        lock(&shared.state).running = true;
         thread::Builder::new().name("late-heads".to_owned()).spawn(move || {
             run(&shared, &weak);
-            shared.lock().running = false;
+            lock(&shared.state).running = false;
             shared.moved.notify_all();
         })?;
         Ok(())
@@ -79,16 +74,15 @@ impl Laggards {
     /// Stops the thread, and waits a moment for it.
     pub(super) fn stop(&self) {
         const GRACE: Duration = Duration::from_millis(500);
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         state.stop = true;
         self.shared.moved.notify_all();
-        let waited = self.shared.moved.wait_timeout_while(state, GRACE, |state| state.running);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        drop(wait_timeout_while(&self.shared.moved, state, GRACE, |state| state.running));
     }
 }
 
 fn run(shared: &Shared, weak: &Weak<Homeserver>) {
-    let mut state = shared.lock();
+    let mut state = lock(&shared.state);
     loop {
         if state.stop {
             return;
@@ -97,18 +91,14 @@ fn run(shared: &Shared, weak: &Weak<Homeserver>) {
         let next = state.rooms.iter().min_by_key(|(_, at)| **at).map(|(room, at)| (*room, *at));
         let Some((room, at)) = next else {
             // Whoever drops the homeserver without a word is noticed some day.
-            state = shared
-                .moved
-                .wait_timeout(state, Duration::from_secs(60))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = wait_timeout(&shared.moved, state, Duration::from_secs(60));
             if weak.strong_count() == 0 {
                 return;
             }
             continue;
         };
         if at > now {
-            state = shared.moved.wait_timeout(state, at - now).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&shared.moved, state, at - now);
             continue;
         }
         state.rooms.remove(&room);
@@ -119,7 +109,7 @@ fn run(shared: &Shared, weak: &Weak<Homeserver>) {
             Some(AFTER_FAILURE)
         });
         drop(hs);
-        state = shared.lock();
+        state = lock(&shared.state);
         if let Some(pause) = again {
             state.rooms.insert(room, Instant::now() + pause);
         }

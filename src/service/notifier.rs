@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
+use crate::locks::lock;
 use crate::protocol::UserId;
 
 /// Users are spread over this many locks, so that a thousand waiters do not queue at one.
@@ -199,11 +200,6 @@ impl Waiter {
             thread::park_timeout(left);
         }
     }
-}
-
-/// No code that can panic runs under these locks, and their data is hints: a poisoned lock is as good as a sound one.
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

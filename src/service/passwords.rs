@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
@@ -18,6 +18,7 @@ use super::{Homeserver, random};
 use crate::address::{group, network};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::{lock, wait, wait_timeout};
 use crate::protocol::UserId;
 use crate::store::users::Account;
 
@@ -37,10 +38,6 @@ const NOBODY: &str =
 pub struct Passwords {
     line: Line,
     tries: Tries,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn come_back_in(ms: Millis, message: &'static str) -> Error {
@@ -131,7 +128,7 @@ impl Line {
         let mut state = lock(&self.state);
         let Some(address) = from.map(group) else {
             while state.at_work >= AT_ONCE {
-                state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = wait(&self.moved, state);
             }
             state.at_work += 1;
             return Ok(Turn(self));
@@ -155,7 +152,7 @@ impl Line {
                 self.moved.notify_all();
                 return Err(too_long());
             }
-            state = self.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.moved, state, left);
         }
     }
 }

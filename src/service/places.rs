@@ -4,8 +4,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+use crate::locks::{lock, wait_timeout};
 
 /// For each place that one may have, so many more may wait in line.
 const IN_LINE: usize = 8;
@@ -39,7 +41,7 @@ impl<K: Clone + Eq + Hash> Places<K> {
     /// A place for `who`, waited for until then while it is `wanted`. None: there is none by then, or too many wait already.
     pub(super) fn take(&self, who: &K, until: Instant, wanted: impl Fn() -> bool) -> Option<Place<K>> {
         let shared = &self.0;
-        let mut state = shared.lock();
+        let mut state = lock(&shared.state);
         let waiting = state.line.iter().filter(|(_, other)| other == who).count();
         if waiting >= IN_LINE * shared.each || state.line.len() >= IN_LINE * shared.most {
             return None;
@@ -55,8 +57,7 @@ impl<K: Clone + Eq + Hash> Places<K> {
             if left.is_zero() || !wanted() {
                 break false;
             }
-            state =
-                shared.freed.wait_timeout(state, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&shared.freed, state, left.min(LOOK));
         };
         state.line.retain(|(other, _)| *other != ticket);
         if has_place {
@@ -71,16 +72,12 @@ impl<K: Clone + Eq + Hash> Places<K> {
 
     /// Whether somebody waits for a place, or soon will.
     pub(super) fn is_crowded(&self) -> bool {
-        let state = self.0.lock();
+        let state = lock(&self.0.state);
         !state.line.is_empty() || 2 * state.in_all > self.0.most
     }
 }
 
 impl<K: Clone + Eq + Hash> Shared<K> {
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whose turn it is, if there is a place for them.
     fn next(&self, state: &State<K>) -> Option<u64> {
         if state.in_all >= self.most {
@@ -100,7 +97,7 @@ pub(super) struct Place<K: Clone + Eq + Hash> {
 
 impl<K: Clone + Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut state = self.places.lock();
+        let mut state = lock(&self.places.state);
         state.in_all -= 1;
         if let Some(taken) = state.taken.get_mut(&self.who) {
             *taken -= 1;
@@ -128,7 +125,7 @@ mod tests {
     }
 
     fn wait_for_line(places: &Places<&str>, length: usize) {
-        while places.0.lock().line.len() < length {
+        while lock(&places.0.state).line.len() < length {
             std::thread::yield_now();
         }
     }
@@ -144,7 +141,7 @@ mod tests {
         drop(greedy);
         assert!(now(&places, &"late").is_some());
         drop(other);
-        let state = places.0.lock();
+        let state = lock(&places.0.state);
         assert!(state.taken.is_empty() && state.line.is_empty() && state.in_all == 0);
     }
 

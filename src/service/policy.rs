@@ -11,14 +11,15 @@
 //! side, for a bounded time, and one that fails is left alone for a while.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::{CallError, Refusal};
+use crate::locks::{self, lock};
 use crate::protocol::event_auth::AuthError;
 use crate::protocol::policy_server::{self, PolicyServer};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu};
@@ -52,13 +53,13 @@ struct Silence {
 
 impl Silent {
     fn is_silent(&self, server: &ServerName, now: Millis) -> bool {
-        let silent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let silent = lock(&self.0);
         silent.get(server).is_some_and(|silence| silence.until > now)
     }
 
     /// A policy server did not do its duty.
     fn failed(&self, server: &ServerName, now: Millis) {
-        let mut silent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut silent = lock(&self.0);
         // Who fails again soon after it is asked again is left alone for longer.
         silent.retain(|_, silence| silence.until + silence.pause > now);
         let pause = match silent.get(server) {
@@ -72,7 +73,7 @@ impl Silent {
     }
 
     fn answered(&self, server: &ServerName) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(server);
+        lock(&self.0).remove(server);
     }
 }
 
@@ -211,7 +212,7 @@ impl Homeserver {
             first.map(|work| work());
         });
         let undecided = jobs.len() - settled.into_inner();
-        for (room, index, event) in signed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (room, index, event) in locks::into_inner(signed) {
             rooms[room].1[index] = event;
         }
         Ok(undecided)
@@ -233,7 +234,7 @@ impl Homeserver {
             }
             match self.ask_for_signature(&job.policy, event, left) {
                 Ok(event) => {
-                    signed.lock().unwrap_or_else(PoisonError::into_inner).push((job.room, job.event, event));
+                    lock(&signed).push((job.room, job.event, event));
                     settled += 1;
                 }
                 Err(Unsigned { why, undecided }) => {

@@ -4,7 +4,7 @@
 //! outcome is another one is it written (lightly) and told.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -14,6 +14,7 @@ use super::Homeserver;
 use super::edus::Intake;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
@@ -162,12 +163,8 @@ impl Here {
 }
 
 impl Presences {
-    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, Here>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn get(&self, user: &UserId) -> Option<Here> {
-        self.lock().get(user).cloned()
+        lock(&self.0).get(user).cloned()
     }
 }
 
@@ -211,7 +208,7 @@ impl Homeserver {
     /// One of us did something. Costs next to nothing, unless they were idle.
     pub fn note_activity(&self, user: &UserId) {
         // Who is at no client stays offline, whatever they send.
-        if self.presences.lock().contains_key(user) {
+        if lock(&self.presences.0).contains_key(user) {
             self.try_presence_step(user, Deed::Act);
         }
     }
@@ -228,12 +225,12 @@ impl Homeserver {
             return Ok(());
         }
         let now = self.clock.now_ms();
-        if !self.presences.lock().contains_key(user) {
+        if !lock(&self.presences.0).contains_key(user) {
             let known = self.store.read(|db| db.presence(user))?;
-            self.presences.lock().entry(user.clone()).or_insert_with(|| Here::new(known, now));
+            lock(&self.presences.0).entry(user.clone()).or_insert_with(|| Here::new(known, now));
         }
         let (changed, next) = {
-            let mut all = self.presences.lock();
+            let mut all = lock(&self.presences.0);
             let here = all.entry(user.clone()).or_insert_with(|| Here::new(None, now));
             (here.take(deed, now), here.next())
         };
@@ -259,7 +256,7 @@ impl Homeserver {
 
     fn tell_servers_of_presence(&self, user: &UserId) -> Result<()> {
         let now = self.clock.now_ms();
-        let Some(presence) = self.presences.lock().get_mut(user).map(|here| {
+        let Some(presence) = lock(&self.presences.0).get_mut(user).map(|here| {
             here.told = now;
             here.presence()
         }) else {
@@ -309,7 +306,7 @@ impl Homeserver {
         }
         let now = self.clock.now_ms();
         let known = self.store.read(|db| db.presence_between(0, i64::MAX, usize::MAX >> 1))?;
-        let mut all = self.presences.lock();
+        let mut all = lock(&self.presences.0);
         for (user, presence) in known {
             if self.is_ours(&user) && presence.state != State::Offline {
                 all.entry(user).or_insert_with(|| Here::new(Some(presence), now));
@@ -321,7 +318,7 @@ impl Homeserver {
     /// Lets time change what it changes; gives when to look again.
     pub fn let_presence_pass(&self, now: Millis) -> Result<Option<Millis>> {
         let (mut changed, mut told_long_ago, mut next) = (Vec::new(), Vec::new(), None::<Millis>);
-        self.presences.lock().iter_mut().for_each(|(user, here)| {
+        lock(&self.presences.0).iter_mut().for_each(|(user, here)| {
             if here.take(Deed::Wait, now) {
                 changed.push(user.clone());
             } else if here.state != State::Offline && now >= here.told + TELL_EVERY {
@@ -331,7 +328,7 @@ impl Homeserver {
         changed.iter().try_for_each(|user| self.publish_presence(user))?;
         told_long_ago.iter().try_for_each(|user| self.tell_servers_of_presence(user))?;
         // Who has been offline for a while is in the database.
-        self.presences.lock().retain(|_, here| {
+        lock(&self.presences.0).retain(|_, here| {
             next = [next, here.next()].into_iter().flatten().min();
             here.state != State::Offline || now < here.changed + FORGET_AFTER
         });

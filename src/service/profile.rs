@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::lock;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
@@ -122,7 +123,7 @@ impl Homeserver {
         let work = || {
             loop {
                 // Taken in a statement of its own, so that the lock is not held while the room is told.
-                let room = next.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+                let room = lock(&next).next();
                 let Some((room, event)) = room else { return };
                 if let Err(error) = self.tell_room_of_profile(user, &profile, &room, event) {
                     log::warn!("{room} was not told of the new profile of {user}: {error}");
@@ -131,7 +132,8 @@ impl Homeserver {
         };
         // Several at once, because the writer commits together what comes together.
         std::thread::scope(|scope| {
-            for _ in 1..AT_ONCE.min(next.lock().map_or(1, |rooms| rooms.len())) {
+            let rooms = lock(&next).len();
+            for _ in 1..AT_ONCE.min(rooms) {
                 let _ = std::thread::Builder::new().name("profile".to_owned()).spawn_scoped(scope, work);
             }
             work();

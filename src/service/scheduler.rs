@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use super::Homeserver;
 use super::membership::backoff_ms;
 use crate::clock::Millis;
 use crate::error::Result;
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::{Changes, RoomKey};
 
@@ -88,26 +89,22 @@ const CALM: Duration = Duration::from_secs(5);
 const MOST_WAITED_FOR: usize = 1000;
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits for so long, or until the stop. False: that came.
     fn rest(&self, how_long: Duration) -> bool {
         let until = Instant::now() + how_long;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while !state.stop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return true;
             }
-            state = self.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.moved, state, left);
         }
         false
     }
 
     fn wake(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.look = true;
         drop(state);
         self.moved.notify_all();
@@ -132,10 +129,10 @@ impl Scheduler {
             })?;
         }
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
-        shared.lock().ticking = true;
+        lock(&shared.state).ticking = true;
         thread::Builder::new().name("timer".to_owned()).spawn(move || {
             run(&shared, &weak);
-            shared.lock().ticking = false;
+            lock(&shared.state).ticking = false;
             shared.moved.notify_all();
         })?;
         Ok(())
@@ -153,19 +150,19 @@ impl Scheduler {
 
     /// Says that something is due at this time, which the timer may not know yet. It need not be looked for before.
     pub fn no_later_than(&self, at: Millis) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         state.look_by = Some(state.look_by.map_or(at, |known| known.min(at)));
     }
 
     /// Takes in what a commit changed. Never blocks for long: it is called on the database's writing thread.
     pub fn committed(&self, changes: &Changes) {
-        self.shared.lock().forked.extend(&changes.forked);
+        lock(&self.shared.state).forked.extend(&changes.forked);
         self.wake();
     }
 
     /// Remembers that a job could not be done because these servers could not be reached.
     pub fn waits_for(&self, servers: &[ServerName], room: &RoomId, user: &UserId) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         for server in servers {
             if state.waiting.len() < MOST_WAITED_FOR || state.waiting.contains_key(server) {
                 let fresh = || Waiting { since: Instant::now(), jobs: HashSet::new() };
@@ -182,7 +179,7 @@ impl Scheduler {
             return;
         }
         let jobs = {
-            let mut state = self.shared.lock();
+            let mut state = lock(&self.shared.state);
             if state.waiting.get(server).is_none_or(|waiting| waiting.since.elapsed() < CALM) {
                 return;
             }
@@ -205,13 +202,12 @@ impl Scheduler {
     pub fn wait_for_invites(&self, until: Instant, mut holds: impl FnMut() -> bool) {
         while !holds() {
             let left = until.saturating_duration_since(Instant::now());
-            let state = self.shared.lock();
+            let state = lock(&self.shared.state);
             if left.is_zero() || state.stop || !state.ticking {
                 return;
             }
             // One that is done between the look and the wait costs no more than this.
-            let waited = self.shared.invited.wait_timeout(state, left.min(TICK));
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            drop(wait_timeout(&self.shared.invited, state, left.min(TICK)));
         }
     }
 
@@ -219,7 +215,7 @@ impl Scheduler {
     /// that have not come to an end are repeated after the next start.
     pub fn stop(&self) {
         const GRACE: Duration = Duration::from_millis(500);
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.shared.state);
         state.stop = true;
         self.shared.moved.notify_all();
         self.shared.invited.notify_all();
@@ -229,7 +225,7 @@ impl Scheduler {
             if left.is_zero() {
                 return;
             }
-            state = self.shared.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.shared.moved, state, left);
         }
     }
 }
@@ -238,12 +234,12 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
     let mut next = Some(Millis::MIN);
     loop {
         {
-            let mut state = shared.lock();
+            let mut state = lock(&shared.state);
             if state.stop {
                 return;
             }
             if !state.look {
-                state = shared.moved.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+                state = wait_timeout(&shared.moved, state, TICK);
             }
             if state.stop {
                 return;
@@ -264,7 +260,7 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
         let Some(hs) = weak.upgrade() else { return };
         let now = hs.clock.now_ms();
         {
-            let mut state = shared.lock();
+            let mut state = lock(&shared.state);
             let known = state.look_by.take_if(|at| *at <= now);
             if known.is_none() && next.is_some_and(|next| now < next) {
                 continue;
@@ -283,7 +279,7 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
 
 /// Takes up what is due, as far as there are threads for it, and returns when the next thing is.
 fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Option<Millis>> {
-    let free = WORKERS.saturating_sub(shared.lock().working);
+    let free = WORKERS.saturating_sub(lock(&shared.state).working);
     let due = hs.store.read(|db| db.remote_memberships_due(now, free))?;
     for (room, user) in due {
         let (leased_room, leased_user) = (room.clone(), user.clone());
@@ -294,7 +290,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
             }
         })?;
     }
-    let free = WORKERS.saturating_sub(shared.lock().working);
+    let free = WORKERS.saturating_sub(lock(&shared.state).working);
     for user in hs.device_lists_to_fetch(now, free)? {
         spawn(shared, hs, move |hs| {
             if let Err(error) = hs.fetch_device_list(&user) {
@@ -302,13 +298,13 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
             }
         })?;
     }
-    if shared.lock().working < WORKERS {
-        let forked = std::mem::take(&mut shared.lock().forked);
+    if lock(&shared.state).working < WORKERS {
+        let forked = std::mem::take(&mut lock(&shared.state).forked);
         if !forked.is_empty() {
             spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.join_branches(room)))?;
         }
     }
-    let busy = shared.lock().fetching.clone();
+    let busy = lock(&shared.state).fetching.clone();
     let due = hs.store.read(|db| db.rooms_with_due_waiting(now, FETCHERS + busy.len()))?;
     let free = FETCHERS.saturating_sub(busy.len());
     for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
@@ -332,7 +328,7 @@ fn hand_out_invites(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> 
     let due = hs.store.read(|db| db.owed_invites_due(now, MOST_TO_ONE, INVITERS * 4))?;
     for (room, invitee, server) in due {
         {
-            let mut state = shared.lock();
+            let mut state = lock(&shared.state);
             let to_one = state.inviting.iter().filter(|busy| **busy == server).count();
             if state.inviting.len() >= INVITERS || to_one >= MOST_TO_ONE {
                 continue;
@@ -358,7 +354,7 @@ struct Inviting(Arc<Shared>, ServerName);
 
 impl Drop for Inviting {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = lock(&self.0.state);
         if let Some(at) = state.inviting.iter().position(|server| *server == self.1) {
             state.inviting.swap_remove(at);
         }
@@ -373,14 +369,14 @@ struct Working(Arc<Shared>);
 
 impl Working {
     fn new(shared: &Arc<Shared>) -> Self {
-        shared.lock().working += 1;
+        lock(&shared.state).working += 1;
         Self(shared.clone())
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        self.0.lock().working -= 1;
+        lock(&self.0.state).working -= 1;
         self.0.wake();
     }
 }
@@ -390,14 +386,14 @@ struct Fetching(Arc<Shared>, RoomKey);
 
 impl Drop for Fetching {
     fn drop(&mut self) {
-        self.0.lock().fetching.remove(&self.1);
+        lock(&self.0.state).fetching.remove(&self.1);
         self.0.wake();
     }
 }
 
 /// Pursues the waiting events of a room on a thread of its own.
 fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<()> {
-    shared.lock().fetching.insert(room);
+    lock(&shared.state).fetching.insert(room);
     let (fetching, hs) = (Fetching(shared.clone(), room), hs.clone());
     thread::Builder::new().name("waiting".to_owned()).spawn(move || {
         let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.pursue_waiting(room)));

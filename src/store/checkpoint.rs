@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::configure;
 use super::gate::Gate;
 use crate::error::Result;
+use crate::locks::{lock, wait_timeout_while};
 
 /// The log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are written again
 /// and again meanwhile, and reach the database once.
@@ -70,7 +71,7 @@ struct Shared {
 
 impl Shared {
     fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stage)
     }
 
     fn set(&self, stage: Stage) {
@@ -81,8 +82,7 @@ impl Shared {
     /// Waits until the thread, or the writer, has gone on from a stage.
     fn wait_while(&self, stage: Stage, patience: Duration) -> Stage {
         let guard = self.stage();
-        let waited = self.changed.wait_timeout_while(guard, patience, |now| *now == stage);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        *wait_timeout_while(&self.changed, guard, patience, |now| *now == stage)
     }
 }
 

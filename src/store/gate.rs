@@ -3,8 +3,10 @@
 //! SQLite starts its log over only in a moment in which nobody reads what is in it. While reads overlap there is no such
 //! moment, and the log would grow without end.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use crate::locks::{lock, wait, wait_timeout};
 
 #[derive(Default)]
 pub(super) struct Gate {
@@ -20,14 +22,14 @@ struct State {
 
 impl Gate {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits while the gate is closed.
     pub(super) fn enter(&self) {
         let mut state = self.state();
         while state.closed {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = wait(&self.changed, state);
         }
         state.inside += 1;
     }
@@ -53,7 +55,7 @@ impl Gate {
                 drop(state);
                 return None;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.changed, state, left);
         }
         drop(state);
         Some(closed)

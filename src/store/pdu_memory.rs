@@ -4,10 +4,11 @@
 //! memory begins anew. A reader whose snapshot is from before that may not put the unredacted event back, so each epoch
 //! takes in only what was read in it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::EventKey;
 use super::aging::Aging;
+use crate::locks::lock;
 use crate::protocol::Pdu;
 
 /// Bytes, roughly.
@@ -28,7 +29,7 @@ impl Default for PduMemory {
 
 impl PduMemory {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// To be asked before a snapshot is opened.

@@ -2,13 +2,14 @@
 
 use std::cell::Cell;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::gate::Gate;
 use super::{Db, Shared, configure};
 use crate::error::{Error, Result};
+use crate::locks::{lock, wait};
 
 thread_local! {
     /// Whether this thread is inside a `read`, or is the writer. Either could wait for itself if it asked again.
@@ -72,7 +73,7 @@ impl Readers {
     }
 
     fn lend(&self) -> Result<Lent<'_>> {
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = lock(&self.pool);
         let connection = loop {
             if let Some(connection) = pool.idle.pop() {
                 break connection;
@@ -83,13 +84,13 @@ impl Readers {
                 match open(&self.path) {
                     Ok(connection) => break connection,
                     Err(e) => {
-                        self.pool.lock().unwrap_or_else(PoisonError::into_inner).unopened += 1;
+                        lock(&self.pool).unopened += 1;
                         self.returned.notify_one();
                         return Err(e.into());
                     }
                 }
             }
-            pool = self.returned.wait(pool).unwrap_or_else(PoisonError::into_inner);
+            pool = wait(&self.returned, pool);
         };
         self.gate.enter();
         INSIDE.set(true);
@@ -117,7 +118,7 @@ impl Drop for Lent<'_> {
             || connection.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).is_ok();
         let connection = ended.then_some(connection);
         self.readers.gate.leave();
-        let mut pool = self.readers.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = lock(&self.readers.pool);
         match connection {
             Some(connection) => pool.idle.push(connection),
             None => pool.unopened += 1,

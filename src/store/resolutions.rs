@@ -5,11 +5,12 @@
 //! it keeps to itself, since a state that it has just made may be undone and its number given out again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::aging::Aging;
 use super::append::StateRef;
 use super::{Db, Store};
+use crate::locks::lock;
 
 /// A hash of the states that are resolved, and of the room version.
 pub type Fingerprint = [u8; 32];
@@ -39,7 +40,7 @@ pub(super) fn size_of(state: &StateRef) -> usize {
 impl Db<'_> {
     /// What these states came to, if that is remembered.
     pub(crate) fn resolution(&self, of: &Fingerprint) -> Option<StateRef> {
-        let shared = || self.shared.resolutions.known.lock().unwrap_or_else(PoisonError::into_inner).get(of);
+        let shared = || lock(&self.shared.resolutions.known).get(of);
         self.recall(|memory| memory.graph.resolution(of)).or_else(shared).map(|state| (*state).clone())
     }
 
@@ -47,7 +48,7 @@ impl Db<'_> {
     pub(crate) fn keep_resolution(&self, of: Fingerprint, state: &StateRef) {
         let (size, state) = (size_of(state), Arc::new(state.clone()));
         if self.epoch.is_some() {
-            let mut known = self.shared.resolutions.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = lock(&self.shared.resolutions.known);
             known.put(of, state, size);
         } else {
             self.remember(|memory| memory.graph.keep_resolution(of, state, size));

@@ -5,11 +5,12 @@
 //! of it, so a token that was taken back is not believed any longer than without a memory.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::devices::Session;
 use super::users::TokenHash;
 use crate::error::Result;
+use crate::locks::lock;
 
 /// Sessions that are remembered.
 const SESSIONS: usize = 10_000;
@@ -31,7 +32,7 @@ impl SessionMemory {
         hash: &TokenHash,
         look: impl FnOnce() -> Result<Option<Session>>,
     ) -> Result<Option<Session>> {
-        let known = self.lock();
+        let known = lock(&self.0);
         if let Some(session) = known.sessions.get(hash) {
             return Ok(Some(session.clone()));
         }
@@ -39,7 +40,7 @@ impl SessionMemory {
         drop(known);
         let session = look()?;
         if let Some(session) = &session {
-            let mut known = self.lock();
+            let mut known = lock(&self.0);
             if known.emptied == emptied {
                 if known.sessions.len() >= SESSIONS {
                     known.sessions.clear();
@@ -52,14 +53,9 @@ impl SessionMemory {
 
     /// Called when a change of sessions can be seen by readers.
     pub(super) fn empty(&self) {
-        let mut known = self.lock();
+        let mut known = lock(&self.0);
         known.emptied += 1;
         known.sessions.clear();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Nothing that can panic runs under it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,9 +1,10 @@
 //! A client for tests: one account on a `TestServer`, speaking the client-server API over a real socket.
 
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
+use crate::locks::lock;
 use crate::protocol::json::tree;
 use serde_json::{Value, json};
 
@@ -65,7 +66,7 @@ impl TestUser {
     }
 
     fn since(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.since)
     }
 
     /// The full user id.

@@ -5,10 +5,11 @@
 //! way counts as if it were taken, so that those who come at the same moment are no exception.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::locks::lock;
 use crate::protocol::fair_share::Standing;
 use crate::protocol::knock_budget::{Facts, HOUR_MS, Limits, Wait, judge, over};
 use crate::protocol::pdu::Membership;
@@ -78,12 +79,6 @@ fn is_recent(knock: &Knock, now: Millis) -> bool {
     knock.under_way || knock.at + HOUR_MS > now
 }
 
-impl KnockBudget {
-    fn lock(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A place that was taken for a knock which is under way; given back when dropped, unless it is kept.
 pub(super) struct Place<'b> {
     budget: &'b KnockBudget,
@@ -103,7 +98,7 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut log = self.budget.lock();
+        let mut log = lock(&self.budget.log);
         let Some(knocks) = log.knocks.get_mut(&self.at) else { return };
         if self.kept && self.counts {
             knocks.iter_mut().filter(|knock| knock.number == self.number).for_each(|k| k.under_way = false);
@@ -148,7 +143,7 @@ impl Homeserver {
         }
         let (now, place) = (self.clock.now_ms(), Where::Room(room.room_id.clone()));
         // Held while the room is read: what is no longer under way is in its state.
-        let mut log = self.knocks.lock();
+        let mut log = lock(&self.knocks.log);
         let (mut waiting, refused_at, standing) = self.store.read(|db| {
             let waiting = db.waiting_knocks(room.key, limits.waiting.saturating_mul(LOOKED_AT))?;
             Ok((waiting, refused_at(db, room, knocker)?, self.standing(db, room, knocker)?))
@@ -185,7 +180,7 @@ impl Homeserver {
             return Ok(None);
         }
         let (now, place) = (self.clock.now_ms(), Where::User(user.clone()));
-        let mut log = self.knocks.lock();
+        let mut log = lock(&self.knocks.log);
         let knocks = log.of(&place, now);
         let here = knocks.iter().filter(|knock| knock.what == room.as_str()).map(|knock| knock.at);
         let wait = over(here, limits.of_one_knocker(), now)

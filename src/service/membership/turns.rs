@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::{RoomId, UserId};
 
 /// One user in one room.
@@ -63,7 +64,7 @@ impl Turns<UserInRoom> {
     /// A turn if nobody has it.
     pub fn try_take(&self, room: &RoomId, user: &UserId) -> Option<Turn<'_>> {
         let key = (room.clone(), user.clone());
-        let is_free = self.lock().enter(key.clone());
+        let is_free = lock(&self.state).enter(key.clone());
         // Not `then_some`: a turn that is made and dropped would end the other's.
         is_free.then(|| Turn { turns: self, key })
     }
@@ -72,7 +73,7 @@ impl Turns<UserInRoom> {
     pub fn wait_for_end(&self, room: &RoomId, user: &UserId, within: Duration) -> bool {
         let key = (room.clone(), user.clone());
         let until = Instant::now() + within;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let number = match state.busy.get_mut(&key) {
             Some(taken) if taken.onlookers < MOST_ONLOOKERS => {
                 taken.onlookers += 1;
@@ -87,7 +88,7 @@ impl Turns<UserInRoom> {
                 state.busy.entry(key).and_modify(|taken| taken.onlookers -= 1);
                 return false;
             }
-            state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.freed, state, left);
         }
         true
     }
@@ -97,13 +98,13 @@ impl<K: Clone + Eq + Hash> Turns<K> {
     /// Waits for whoever has this turn. None if that takes too long.
     pub fn wait(&self, key: K) -> Option<Turn<'_, K>> {
         let until = Instant::now() + PATIENCE;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while !state.enter(key.clone()) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
             }
-            state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.freed, state, left);
         }
         Some(Turn { turns: self, key })
     }
@@ -122,24 +123,20 @@ impl<K: Eq + Hash> State<K> {
 }
 
 impl<K> Turns<K> {
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Looks again whenever a turn has ended, until there is something to see or the time is up.
     pub fn watch<T>(&self, until: Instant, mut look: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
         loop {
-            let seen = self.lock().ended;
+            let seen = lock(&self.state).ended;
             if let Some(found) = look()? {
                 return Ok(Some(found));
             }
-            let mut state = self.lock();
+            let mut state = lock(&self.state);
             while state.ended == seen {
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     return Ok(None);
                 }
-                state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                state = wait_timeout(&self.freed, state, left);
             }
         }
     }
@@ -147,7 +144,7 @@ impl<K> Turns<K> {
 
 impl<K: Eq + Hash> Drop for Turn<'_, K> {
     fn drop(&mut self) {
-        let mut state = self.turns.lock();
+        let mut state = lock(&self.turns.state);
         state.busy.remove(&self.key);
         state.ended += 1;
         drop(state);
@@ -191,7 +188,7 @@ mod tests {
                 std::thread::spawn(move || turns.wait_for_end(&room, &user, long))
             })
             .collect();
-        let waiting = || turns.lock().busy.values().map(|taken| taken.onlookers).sum::<usize>();
+        let waiting = || lock(&turns.state).busy.values().map(|taken| taken.onlookers).sum::<usize>();
         while waiting() < MOST_ONLOOKERS {
             std::thread::yield_now();
         }

@@ -15,7 +15,7 @@ mod transaction;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use self::state::{Doing, Job, State};
@@ -24,6 +24,7 @@ use super::Homeserver;
 use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::CallError;
+use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 use crate::store::destinations::Destination;
 use crate::store::owed::OwedEdu;
@@ -104,7 +105,7 @@ impl Sender {
 
     /// Starts delivering, first of all what earlier runs left.
     pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         state.homeserver = Arc::downgrade(homeserver);
         state.look_around = true;
         self.spawn(&mut state)
@@ -113,7 +114,7 @@ impl Sender {
     /// Ends the threads and writes the cursors. Transactions under way count neither as delivered nor as failed: whoever
     /// waits for another server comes back at once.
     pub fn stop(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         state.stopping = true;
         self.0.work.notify_all();
         if let Some(hs) = state.homeserver.upgrade() {
@@ -121,7 +122,7 @@ impl Sender {
             let deadline = Instant::now() + STOP_WITHIN;
             while state.alive > 0 && Instant::now() < deadline {
                 let left = deadline.saturating_duration_since(Instant::now());
-                state = self.0.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                state = wait_timeout(&self.0.ended, state, left);
             }
             drop(state);
             self.flush(&hs);
@@ -133,7 +134,7 @@ impl Sender {
         if changes.outgoing_rooms.is_empty() && changes.destinations.is_empty() {
             return;
         }
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         state.rooms.extend(&changes.outgoing_rooms);
         for server in &changes.destinations {
             self.wake(&mut state, server);
@@ -146,7 +147,7 @@ impl Sender {
     /// while, now is the time.
     pub fn peer_spoke(&self, server: &ServerName) {
         let now = self.0.clock.now_ms();
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         if !state.peers.contains_key(server) && state.peers.len() >= MAX_IDLE_PEERS {
             return;
         }
@@ -184,28 +185,28 @@ impl Sender {
     /// whom to ask.
     pub fn is_pausing(&self, server: &ServerName) -> bool {
         self.0.pausing.load(Ordering::Relaxed) > 0
-            && self.lock().peers.get(server).is_some_and(|p| p.kept.failures > 0)
+            && lock(&self.0.state).peers.get(server).is_some_and(|p| p.kept.failures > 0)
     }
 
     /// Waits until a server has been sent what it is owed up to this stream position, so long at most. It is not waited for
     /// where it cannot be reached.
     pub fn wait_for_delivery(&self, server: &ServerName, upto: i64, within: Duration) {
         let until = Instant::now() + within;
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         loop {
             let Some(peer) = state.peers.get(server).filter(|peer| peer.kept.failures == 0) else { return };
             let left = until.saturating_duration_since(Instant::now());
             if peer.kept.cursor >= upto || state.stopping || left.is_zero() {
                 return;
             }
-            state = self.0.delivered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.0.delivered, state, left);
         }
     }
 
     /// Sends an ephemeral message if the destination can be reached now; it is worth nothing later. Durable ones are
     /// rows (`store/owed.rs`).
     pub fn send_edu(&self, server: &ServerName, edu: Edu) {
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         let peer = state.peers.entry(server.clone()).or_default();
         if peer.kept.failures > 0 {
             return;
@@ -220,10 +221,6 @@ impl Sender {
         self.wake(&mut state, server);
         drop(state);
         self.0.work.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a destination in line, unless it is there already, pauses, or is us.
@@ -255,7 +252,7 @@ impl Sender {
         loop {
             let job = self.next_job(stays);
             // The homeserver is held only while it is needed: it may go while this thread waits.
-            let homeserver = self.lock().homeserver.clone();
+            let homeserver = lock(&self.0.state).homeserver.clone();
             let Some(hs) = homeserver.upgrade() else { break };
             match job {
                 Job::LookAround => self.look_around(&hs),
@@ -265,13 +262,13 @@ impl Sender {
                 Job::End => break,
             }
         }
-        self.lock().alive -= 1;
+        lock(&self.0.state).alive -= 1;
         self.0.ended.notify_all();
     }
 
     /// Waits for something to do.
     fn next_job(&self, stays: bool) -> Job {
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         let idle_since = Instant::now();
         loop {
             if state.stopping {
@@ -296,7 +293,7 @@ impl Sender {
             }
             let pause = self.pause(&state, stays);
             state.idle += 1;
-            state = self.0.work.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
+            state = wait_timeout(&self.0.work, state, pause);
             state.idle -= 1;
         }
     }
@@ -338,7 +335,7 @@ impl Sender {
         {
             log::warn!("servers that are gone cannot be forgotten: {e}");
         }
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         for (server, kept) in failing {
             let peer = state.peers.entry(server.clone()).or_default();
             if peer.loaded {
@@ -370,7 +367,7 @@ impl Sender {
                 servers.extend(db.destinations_of_room(*room)?);
             }
             let unknown: Vec<ServerName> = {
-                let state = self.lock();
+                let state = lock(&self.0.state);
                 let is_known = |server: &ServerName| state.peers.get(server).is_some_and(|p| p.loaded);
                 servers.iter().filter(|server| !is_known(server)).cloned().collect()
             };
@@ -383,7 +380,7 @@ impl Sender {
             Ok(learned) => learned,
             Err(e) => return log::error!("the servers of a room cannot be read: {e}"),
         };
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         for (kept, server) in learned {
             let peer = state.peers.entry(server).or_default();
             if !peer.loaded {
@@ -400,7 +397,7 @@ impl Sender {
     /// Writes the cursors and pauses that changed, all in one transaction.
     fn flush(&self, hs: &Homeserver) {
         let changed: Vec<(ServerName, Destination, i64)> = {
-            let mut state = self.lock();
+            let mut state = lock(&self.0.state);
             state.flush_at = None;
             let servers = std::mem::take(&mut state.unflushed);
             let of = |s: ServerName| state.peers.get(&s).map(|p| (s, p.kept.clone(), p.edus_upto));
@@ -415,7 +412,7 @@ impl Sender {
         if let Err(e) = written {
             log::warn!("how far other servers are cannot be written: {e}");
         }
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         if state.peers.len() > MAX_IDLE_PEERS {
             let State { peers, unflushed, .. } = &mut *state;
             peers.retain(|name, p| {
@@ -440,7 +437,7 @@ impl Sender {
             (transaction, answer)
         });
         let now = self.0.clock.now_ms();
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         let Some(peer) = state.peers.get_mut(server) else { return };
         let line = peer.line;
         peer.doing = Doing::Nothing;
@@ -471,7 +468,7 @@ impl Sender {
     /// Once a destination that was away has taken in the transaction that had failed: of the rooms in which it missed
     /// much it is owed no more than the last events. They rest on the others, so that it learns of those.
     fn leave_out_what_is_too_much(&self, hs: &Homeserver, server: &ServerName) -> Result<()> {
-        let cursor = match self.lock().peers.get_mut(server) {
+        let cursor = match lock(&self.0.state).peers.get_mut(server) {
             Some(peer) if peer.was_away && peer.kept.attempt_upto.is_none() => {
                 peer.was_away = false;
                 peer.kept.cursor
@@ -498,7 +495,7 @@ impl Sender {
         }
         self.leave_out_what_is_too_much(hs, server)?;
         let (kept, edus_upto, max_pdus, failed_edus, within) = {
-            let mut state = self.lock();
+            let mut state = lock(&self.0.state);
             let peer = state.peers.entry(server.clone()).or_default();
             let within = if peer.reached { WITHIN } else { WITHIN_UNPROVEN };
             (peer.kept.clone(), peer.edus_upto, peer.max_pdus, peer.failed_edus.clone(), within)
@@ -526,7 +523,7 @@ impl Sender {
             return Ok(Some(Transaction { upto, events, edus, more, within }));
         }
         // Nothing owed up to here: next time the search begins here.
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         if let Some(peer) = state.peers.get_mut(server) {
             peer.kept.cursor = peer.kept.cursor.max(upto);
             peer.failed_edus = None;
@@ -568,7 +565,7 @@ impl Sender {
                 edus.push(list);
             }
         }
-        let mut state = self.lock();
+        let mut state = lock(&self.0.state);
         state.serial += 1;
         let serial = state.serial;
         if let Some(peer) = state.peers.get_mut(server).filter(|_| !is_repeat) {

@@ -10,6 +10,7 @@ use super::state::Line;
 use super::*;
 use crate::config::{Config, Data};
 use crate::federation::scripted_peer::{Asked, Said, ScriptedPeer};
+use crate::locks::lock;
 use crate::testing::{certificates, temporary_folder};
 
 const SEND: &str = "/_matrix/federation/v1/send/";
@@ -238,7 +239,7 @@ fn a_limit_of_the_peer_is_respected() {
     house.events(room, "a", 1);
     peer.wait_for(SEND, 1);
     until("the pause", || house.hs().sender.is_pausing(&peer.name));
-    let due = house.hs().sender.lock().peers[&peer.name].kept.retry_ms;
+    let due = lock(&house.hs().sender.0.state).peers[&peer.name].kept.retry_ms;
     assert!(due - house.clock.now_ms() > 500_000);
 }
 
@@ -308,7 +309,7 @@ fn a_new_server_that_has_spoken_does_not_wait_for_100_dead_ones() {
     let room = house.room(&dead.names.iter().collect::<Vec<_>>());
     house.events(room, "a", 1);
     until("all threads for strangers are taken", || {
-        house.hs().sender.lock().busy[Line::Fresh as usize] == MAX_UNPROVEN
+        lock(&house.hs().sender.0.state).busy[Line::Fresh as usize] == MAX_UNPROVEN
     });
     let (before, _) = peer();
     let (later, _) = peer();
@@ -360,7 +361,7 @@ fn idle_threads_share_the_work_of_one_commit() {
     let room = house.room(&good.iter().map(|p| &p.name).collect::<Vec<_>>());
     house.events(room, "first", 1);
     until("all threads rest", || {
-        let state = house.hs().sender.lock();
+        let state = lock(&house.hs().sender.0.state);
         good.iter().all(|p| !p.asked().is_empty()) && state.idle == state.alive
     });
     let silent: Vec<ScriptedPeer> = (0..4).map(|_| ScriptedPeer::start(|_| Said::Silence)).collect();
@@ -455,12 +456,12 @@ fn of_ephemeral_messages_with_one_key_the_last_is_sent_and_durable_ones_survive_
     {
         // While the sender looks away.
         let sender = &house.hs().sender;
-        sender.lock().peers.entry(peer.name.clone()).or_default().doing = Doing::Sending;
+        lock(&sender.0.state).peers.entry(peer.name.clone()).or_default().doing = Doing::Sending;
         for n in 0..3 {
             sender.send_edu(&peer.name, edu(Some("typing"), n));
         }
         sender.send_edu(&peer.name, edu(None, 9));
-        let mut state = sender.lock();
+        let mut state = lock(&sender.0.state);
         state.peers.get_mut(&peer.name).expect("a peer").doing = Doing::Nothing;
         sender.wake(&mut state, &peer.name);
         drop(state);
@@ -515,6 +516,6 @@ fn threads_end_with_their_homeserver() {
     let sender = house.hs().sender.clone();
     let watch = Arc::downgrade(house.hs.as_ref().expect("open"));
     house.close();
-    until("the end of the threads", || sender.lock().alive == 0);
+    until("the end of the threads", || lock(&sender.0.state).alive == 0);
     assert!(watch.upgrade().is_none());
 }
