@@ -180,6 +180,12 @@ impl Error {
     }
 }
 
+/// What the system says of a failure, without the number that only programs read.
+pub fn reason(e: &std::io::Error) -> String {
+    let text = e.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.0.status, self.0.errcode.as_str(), self.0.message)?;

@@ -86,6 +86,13 @@ identifier! {
     RoomAlias, "room alias", is_room_alias
 }
 
+impl Default for ServerName {
+    /// `localhost`: the machine itself.
+    fn default() -> Self {
+        Self("localhost".into())
+    }
+}
+
 impl ServerName {
     /// The name without its port, IPv6 brackets kept: what server ACLs compare.
     pub fn host(&self) -> &str {

@@ -159,6 +159,13 @@ pub fn default_version() -> RoomVersion {
     &ALL[ALL.len() - 1]
 }
 
+impl Default for RoomVersion {
+    /// What the specification recommends for new rooms.
+    fn default() -> Self {
+        default_version()
+    }
+}
+
 impl Rules {
     /// The largest `depth` that an event may have; a deeper room stays at it.
     pub fn max_depth(&self) -> i64 {

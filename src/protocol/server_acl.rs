@@ -12,6 +12,13 @@ pub struct ServerAcl {
     deny: Vec<Glob>,
 }
 
+impl Default for ServerAcl {
+    /// Everybody is allowed.
+    fn default() -> Self {
+        Self::from_lists(&[], &[])
+    }
+}
+
 impl ServerAcl {
     /// Reads the event's content. What is not of the right type counts as absent, entry by entry.
     pub fn from_content(content: &Map<String, Value>) -> Self {

@@ -1,0 +1,350 @@
+//! How a server is set up. `SETTINGS` has a row for each setting, `Settings` is what the operator gives (flags of `doorstep
+//! serve`, keys of the configuration file), and `Config` is what that means after it was checked.
+
+mod settings;
+mod table;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::protocol::ServerName;
+use crate::protocol::room_version::RoomVersion;
+use crate::protocol::server_acl::ServerAcl;
+
+pub use settings::{Settings, nearest};
+pub use table::{Check, Kind, SETTINGS, Setting, Usual};
+
+/// Who may make an account by themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Registration {
+    /// Everybody who can reach the server.
+    Open,
+    /// Who has a registration token.
+    #[default]
+    Token,
+    /// Nobody; accounts are made on the command line or with the shared secret.
+    Closed,
+}
+
+/// Where the database is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Data {
+    /// A folder on disk, everything durable.
+    Folder(PathBuf),
+    /// Nowhere: gone when the server stops.
+    #[default]
+    Memory,
+}
+
+/// The certificate files of the HTTPS listeners.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Checked settings. Its `Default` is a blank for [`SETTINGS`] to fill, and stays in here.
+#[derive(Clone, Default)]
+pub struct Config {
+    /// This server's name.
+    pub server_name: ServerName,
+    /// Where the database is.
+    pub data: Data,
+    /// Plain HTTP addresses.
+    pub listen: Vec<SocketAddr>,
+    /// HTTPS addresses.
+    pub listen_tls: Vec<SocketAddr>,
+    /// Certificate of the HTTPS listeners; present if there are any.
+    pub tls: Option<TlsFiles>,
+    /// Extra root certificates for outgoing federation, PEM files.
+    pub trust_ca: Vec<PathBuf>,
+    /// Who may register.
+    pub registration: Registration,
+    /// Shared secret of `/_synapse/admin/v1/register`; the endpoint does not exist without one.
+    pub registration_secret: Option<String>,
+    /// Version of new rooms.
+    pub default_room_version: RoomVersion,
+    /// What clients are told in `/.well-known/matrix/client`; without trailing slash.
+    pub public_url: String,
+    /// Servers to ask for others' keys.
+    pub notaries: Vec<ServerName>,
+    /// Which servers we talk to. What others relay of the rest is taken in like anything else, and their published keys
+    /// are asked for, since rooms would fall apart otherwise.
+    pub peers: ServerAcl,
+    /// Most connections at once, for the client API and for federation each.
+    pub max_connections: usize,
+    /// Most knocks upon one room within an hour; 0: no limit.
+    pub knocks_per_hour: usize,
+    /// Most knocks upon one room that wait for an answer; 0: no limit.
+    pub knocks_waiting: usize,
+    /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
+    pub durable: bool,
+    /// Whether it is told, and taken in, who is at a client.
+    pub presence: bool,
+    /// Whether requests are limited in rate.
+    pub rate_limits: bool,
+    /// Whether federation and push may connect to loopback and private ranges.
+    pub allow_private_addresses: bool,
+}
+
+impl Config {
+    /// The defaults for a server of this name, in memory, listening nowhere: what a test starts from.
+    pub fn for_name(server_name: ServerName) -> Self {
+        let mut config = Self::blank();
+        for setting in SETTINGS {
+            if let Usual::Value(usual) = setting.usual {
+                let applied = setting.apply(&mut config, usual);
+                debug_assert!(applied.is_ok(), "--{}: {applied:?}", setting.flag);
+            }
+        }
+        let public_url = format!("https://{server_name}");
+        Self { server_name, public_url, data: Data::Memory, ..config }
+    }
+
+    /// Checks the settings. Errors say which setting is wrong, in the words of who gave it.
+    pub fn from_settings(settings: Settings) -> Result<Self> {
+        let mut config = Self::blank();
+        for setting in SETTINGS {
+            let mut is_given = false;
+            for (value, name) in settings.of(setting) {
+                is_given = true;
+                setting
+                    .apply(&mut config, value)
+                    .map_err(|e| Error::invalid_param(format!("{name}: {e}")))?;
+            }
+            if let (false, Usual::Value(usual)) = (is_given, &setting.usual) {
+                setting.apply(&mut config, usual).map_err(Error::invalid_param)?;
+            }
+        }
+        config.complete(&settings)?;
+        Ok(config)
+    }
+
+    /// Before any setting: what no setting says is as a server of its own needs it.
+    fn blank() -> Self {
+        Self { durable: true, ..Self::default() }
+    }
+
+    /// What follows from several settings together.
+    fn complete(&mut self, settings: &Settings) -> Result<()> {
+        if self.listen.is_empty() && self.listen_tls.is_empty() {
+            self.listen = vec![SocketAddr::from(([127, 0, 0, 1], 8008))];
+        }
+        let [cert, key] = ["tls-cert", "tls-key"].map(|flag| settings.all(flag).next());
+        self.tls = match (cert, key) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert: cert.into(), key: key.into() }),
+            (None, None) if self.listen_tls.is_empty() => None,
+            _ => return Err(Error::invalid_param("--listen-tls needs both --tls-cert and --tls-key")),
+        };
+        if self.public_url.is_empty() {
+            let url = self.url_on_this_machine();
+            self.public_url = url.unwrap_or_else(|| format!("https://{}", self.server_name));
+        }
+        let [allowed, denied] = ["allow-server", "deny-server"]
+            .map(|flag| settings.all(flag).map(str::to_owned).collect::<Vec<_>>());
+        self.peers = ServerAcl::from_lists(&allowed, &denied);
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Where clients find a server whose name nobody else knows: at its plain listener if there is one, since its
+    /// certificate, if it has any, is one of its own making, and the port in its name is where other servers call.
+    fn url_on_this_machine(&self) -> Option<String> {
+        let host = self.server_name.host().to_ascii_lowercase();
+        let bare = host.trim_matches(['[', ']']);
+        let is_loopback = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if host != "localhost" && !host.ends_with(".localhost") && !is_loopback {
+            return None;
+        }
+        match (self.listen.first(), self.listen_tls.first()) {
+            (Some(plain), _) => Some(format!("http://{}", reachable(*plain))),
+            (None, Some(tls)) => Some(format!("https://{host}:{}", tls.port())),
+            (None, None) => None,
+        }
+    }
+}
+
+/// An address to connect to for one that is listened on: every address of this machine is one of loopback too.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use argh::FromArgs;
+
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config> {
+        let settings = Settings::from_args(&["serve"], args).map_err(|e| Error::invalid_param(e.output))?;
+        Config::from_settings(settings.with_file()?)
+    }
+
+    #[test]
+    fn a_server_without_any_flag_listens_on_loopback_and_keeps_a_folder() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.server_name.as_str(), "localhost:8448");
+        assert_eq!(config.listen, ["127.0.0.1:8008".parse().unwrap()]);
+        assert_eq!(config.data, Data::Folder("doorstep-data".into()));
+        assert_eq!(config.registration, Registration::Token);
+        assert!(config.rate_limits && !config.allow_private_addresses);
+        assert_eq!(config.public_url, "http://127.0.0.1:8008", "clients are told where it really is");
+    }
+
+    #[test]
+    fn a_server_with_a_name_of_its_own_is_told_to_clients_by_that_name() {
+        assert_eq!(config(&["--name", "example.org"]).unwrap().public_url, "https://example.org");
+        let told = config(&["--public-url", "https://matrix.example.org/"]).unwrap().public_url;
+        assert_eq!(told, "https://matrix.example.org");
+    }
+
+    #[test]
+    fn a_local_name_sends_clients_to_the_plain_listener_and_never_to_another_port_than_is_served() {
+        let told = |args: &[&str]| config(args).unwrap().public_url;
+        let tls = ["--listen-tls", "127.0.0.1:8443", "--tls-cert", "c", "--tls-key", "k"];
+        let both = [&tls[..], &["--listen", "0.0.0.0:8008"]].concat();
+        for name in
+            ["localhost:8448", "localhost", "LOCALHOST:8448", "127.0.0.1:8448", "[::1]:8448", "a.localhost"]
+        {
+            let named = |args: &[&str]| told(&[&["--name", name], args].concat());
+            assert_eq!(named(&both), "http://127.0.0.1:8008", "{name}");
+            assert_eq!(named(&["--listen", "[::]:8008"]), "http://[::1]:8008", "{name}");
+            let host = name.trim_end_matches(":8448").to_lowercase();
+            assert_eq!(named(&tls), format!("https://{host}:8443"), "{name}");
+            assert_eq!(
+                named(&[&both[..], &["--public-url", "https://x.example"]].concat()),
+                "https://x.example"
+            );
+        }
+        for name in ["example.org", "localhost.example.org", "192.0.2.1"] {
+            let url = told(&[&["--name", name], &both[..]].concat());
+            assert_eq!(url, format!("https://{name}"));
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_configuration_file() {
+        let path = std::env::temp_dir().join(format!("doorstep-config-{}.toml", std::process::id()));
+        std::fs::write(
+            &path,
+            "name = \"file.example\"\nregistration = \"open\"\nlisten = [\"127.0.0.1:1\"]\n",
+        )
+        .unwrap();
+        let config = config(&["--config", path.to_str().unwrap(), "--name", "flag.example"]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(config.server_name.as_str(), "flag.example");
+        assert_eq!(config.registration, Registration::Open);
+        assert_eq!(config.listen, ["127.0.0.1:1".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_limits_of_knocks_can_be_set_and_switched_off() {
+        let limits = |args: &[&str]| {
+            let config = config(args).unwrap();
+            (config.knocks_per_hour, config.knocks_waiting)
+        };
+        assert_eq!(limits(&[]), (100, 100));
+        assert_eq!(limits(&["--knocks-per-hour", "0", "--knocks-waiting", "7"]), (0, 7));
+        assert_eq!(limits(&["--knocks-waiting", "99999999"]), (100, 10_000));
+    }
+
+    #[test]
+    fn each_default_is_taken_in_and_is_what_the_servers_of_tests_have_too() {
+        let name = ServerName::parse("localhost:8448").unwrap();
+        let (test, usual) = (Config::for_name(name), config(&[]).unwrap());
+        assert_eq!(usual.max_connections, 4096);
+        assert!(usual.presence && usual.durable && test.presence && test.durable);
+        assert_eq!(test.default_room_version.id, "12");
+        assert_eq!((test.data, test.listen.len()), (Data::Memory, 0));
+        assert_eq!(test.public_url, "https://localhost:8448");
+        assert!(test.peers.allows("anybody.example") && usual.peers.allows("anybody.example"));
+        assert_eq!(
+            (usual.knocks_per_hour, usual.knocks_waiting),
+            (test.knocks_per_hour, test.knocks_waiting)
+        );
+    }
+
+    /// The configuration from a file with this text and these flags.
+    fn from_file(text: &str, flags: &[&str]) -> Result<Config> {
+        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("doorstep-{}-{number}.toml", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        let config = config(&[&["--config", path.to_str().unwrap()], flags].concat());
+        std::fs::remove_file(&path).unwrap();
+        config
+    }
+
+    #[test]
+    fn every_setting_can_stand_in_the_file() {
+        let text = "name = \"a.example\"\ndata = \":memory:\"\nlisten = [\"8008\", \"[::1]:1\"]\nlisten_tls = [\"2\"]\n\
+            tls_cert = \"c\"\ntls_key = \"k\"\ntrust_ca = [\"ca\"]\nregistration = \"closed\"\n\
+            registration_secret = \"s\"\ndefault_room_version = \"9\"\npublic_url = \"http://x/\"\n\
+            notary = [\"n.example\"]\ndeny_server = [\"*.bad\"]\nallow_server = [\"*\"]\nmax_connections = 9\n\
+            knocks_per_hour = 1\nknocks_waiting = 2\nno_presence = true\nno_rate_limits = true\n\
+            allow_private_addresses = true\n";
+        for setting in SETTINGS.iter().filter_map(Setting::key) {
+            assert!(text.contains(&format!("{setting} = ")), "{setting}");
+        }
+        let config = from_file(text, &[]).unwrap();
+        assert_eq!((config.server_name.as_str(), config.data), ("a.example", Data::Memory));
+        assert_eq!((config.listen.len(), config.listen_tls[0].port()), (2, 2));
+        assert_eq!(config.tls.unwrap().key, PathBuf::from("k"));
+        assert_eq!((config.trust_ca, config.registration), (vec!["ca".into()], Registration::Closed));
+        assert_eq!((config.registration_secret.as_deref(), config.default_room_version.id), (Some("s"), "9"));
+        assert_eq!((config.public_url.as_str(), config.notaries.len()), ("http://x", 1));
+        assert!(!config.peers.allows("a.bad") && config.peers.allows("a.good"));
+        assert_eq!((config.max_connections, config.knocks_per_hour, config.knocks_waiting), (9, 1, 2));
+        assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
+        assert!(from_file("no_presence = false", &[]).unwrap().presence);
+        assert!(!from_file("no_presence = false", &["--no-presence"]).unwrap().presence);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_with_the_key_and_what_is_wanted() {
+        for (text, told) in [
+            ("lisen = []", "lisen. Did you mean listen?"),
+            ("listen-tls = []", "listen-tls. Did you mean listen_tls?"),
+            ("config = \"x\"", "config"),
+            ("flavour = 1", "flavour"),
+            ("listen = \"8008\"", "listen: it should be a list of texts"),
+            ("listen = [8008]", "listen: it should be a list of texts"),
+            ("name = 5", "name: it should be text"),
+            ("max_connections = \"9\"", "max_connections: it should be a whole number"),
+            ("max_connections = -1", "max_connections: it should be a whole number"),
+            ("max_connections = 1.5", "max_connections: it should be a whole number"),
+            ("no_presence = \"yes\"", "no_presence: it should be true or false"),
+            ("[name]\nx = 1", "name: it should be text"),
+            ("name = \"a.example\"\nname = \"b.example\"", "name"),
+            ("name", "is not TOML"),
+            (
+                "registration = \"maybe\"",
+                "registration = \"maybe\" in the configuration file: should be open",
+            ),
+        ] {
+            let e = from_file(text, &[]).err().unwrap_or_else(|| panic!("{text:?} is taken"));
+            assert!(e.message().contains(told), "{text:?}: {}", e.message());
+        }
+        // A flag does not hide what is wrong in the file.
+        assert!(from_file("name = 5", &["--name", "a.example"]).is_err());
+        let secret = from_file("registration_secret = 12345", &[]).err().unwrap();
+        assert!(!secret.message().contains("12345"), "{secret}");
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named_in_the_error() {
+        let e = config(&["--registration", "maybe"]).err().unwrap();
+        assert!(e.message().contains("--registration") && e.message().contains("maybe"), "{e}");
+        let e = config(&["--listen-tls", "127.0.0.1:0"]).err().unwrap();
+        assert!(e.message().contains("--tls-cert"), "{e}");
+    }
+}
