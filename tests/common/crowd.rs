@@ -1,8 +1,6 @@
 //! A large room on a scripted peer: members of many servers that exist no more, whose keys only the peer still has. All
 //! is signed before anybody asks.
 
-#![allow(dead_code, reason = "every user of this needs its own part")]
-
 use std::sync::Arc;
 
 use doorstep::http::Reply;

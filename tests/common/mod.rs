@@ -1,11 +1,11 @@
 //! A Doorstep of its own process, for tests that kill it: the real binary, real flags, a real folder.
 
-#![allow(dead_code, reason = "every test file uses its own part of this")]
-
+pub mod crowd;
 pub mod invariants;
 pub mod peer;
 pub mod scene;
 pub mod wait;
+pub mod wide_room;
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;

@@ -1,8 +1,6 @@
 //! Another server that does exactly what a test tells it to: real TLS, real signatures, and any answer at all. With a
 //! room of its own making to invite to, and to let others into.
 
-#![allow(dead_code, reason = "every test file uses its own part of this")]
-
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -50,7 +48,8 @@ struct Script {
 pub struct Peer {
     script: Arc<Script>,
     client: Client,
-    server: Server,
+    /// It serves for as long as it is there.
+    _server: Server,
 }
 
 impl Peer {
@@ -86,7 +85,7 @@ impl Peer {
             clock: Clock::new(),
         };
         let client = Client::new(settings, Arc::new(ArcSwap::new(key))).expect("a client");
-        Self { script, client, server }
+        Self { script, client, _server: server }
     }
 
     /// Its name.

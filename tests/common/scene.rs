@@ -1,7 +1,5 @@
 //! A room that lives on a scripted peer, with one of ours in it: for tests of what servers tell each other about a room.
 
-#![allow(dead_code, reason = "every test file uses its own part of this")]
-
 use doorstep::TestServer;
 use doorstep::http::Reply;
 use doorstep::protocol::event_auth::auth_types;

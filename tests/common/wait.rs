@@ -1,7 +1,5 @@
 //! Waiting for something to come to pass, and holding something up until it may.
 
-#![allow(dead_code, reason = "every test file uses its own part of this")]
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,8 +1,6 @@
 //! A room whose members are all on different servers, as a real joined one would have them, and what its database
 //! holds, counted row by row.
 
-#![allow(dead_code, reason = "every test file uses its own part of this")]
-
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;

@@ -12,7 +12,7 @@
 //! (the folder `grown/pdu` has to exist; new inputs go there and not into the repository). `router` and `peer_answers`,
 //! which have the whole server to carry, get several times as far without the address sanitizer: `-s none` before the name.
 //!
-//! And `tests/fuzz_replay.rs` runs the same bodies over the committed inputs and mutations of them in every run of the
+//! And `tests/oracle/fuzz_replay.rs` runs the same bodies over the committed inputs and mutations of them in every run of the
 //! tests. What the fuzzer finds is mended and its input committed as `corpus/<target>/find-…`.
 
 mod body;

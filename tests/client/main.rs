@@ -1,0 +1,14 @@
+//! What clients see of one server (or of two, where the other is only there to be seen): the client-server API over a
+//! real socket.
+//!
+//! - `accounts`: registration, login, sessions, devices, deactivation.
+//! - `client_details`: what is easy to get nearly right.
+//! - `client_rooms`: rooms made in every way, spoken in, read back, named; the profiles and data around them.
+//! - `erasure`: users who asked to be erased, and who may still read what they wrote.
+//! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
+
+mod accounts;
+mod client_details;
+mod client_rooms;
+mod erasure;
+mod sync;

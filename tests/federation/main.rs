@@ -1,0 +1,59 @@
+//! Servers among each other, over real TLS: two or three real ones, or one of ours and a scripted one (`common::peer`)
+//! that does exactly what the test tells it to.
+//!
+//! What the specification has handshakes for:
+//!
+//! - `handshakes`: knocks, invites, joins and leaves in every way they can end.
+//! - `handshakes_that_meet`: two handshakes of one user in one room, every pair, in both orders and at once.
+//! - `third_party_invites`: invites of e-mail addresses, through a scripted identity server.
+//! - `new_rooms`: those who are invited to a new room and cannot be reached hold up nobody.
+//! - `large_rooms`: joining rooms with many members, whose keys only a notary has.
+//!
+//! Events, and what rooms become of them:
+//!
+//! - `receipt`: the checks on receipt of a PDU, what waits for what, and that nothing answered for is lost.
+//! - `outside`: what a room that we are not in says of our users.
+//! - `room_graph`: forks, holes, and how they are filled or gone around.
+//! - `forks`: rooms that are forked to make us work.
+//! - `federation_delivery`: events in order, through outages, restarts and new keys.
+//! - `policy_servers`: rooms with a policy server that signs, refuses, or is gone.
+//! - `moderation`: server ACLs, denied servers, users who want no invites.
+//!
+//! Those who mean ill:
+//!
+//! - `forgeries`: events that nobody signed who would have to, handed in at every door.
+//! - `hostile_peer`: a peer that lies in every step of every handshake.
+//! - `strangers_at_the_door`: invites and knocks that are to fill the house, or to keep others out.
+//!
+//! What servers ask of each other, and what is fleeting:
+//!
+//! - `server_server_api`: what is answered to whom, as a table.
+//! - `federation_keys`: keys, versions and notaries.
+//! - `browsing`: by date, in directories, through spaces; here and through others.
+//! - `device_lists`, `to_device`: the devices of others, and messages to them.
+//! - `ephemeral`: typing, receipts and presence.
+
+#[path = "../common/mod.rs"]
+pub mod common;
+
+mod browsing;
+mod device_lists;
+mod ephemeral;
+mod federation_delivery;
+mod federation_keys;
+mod forgeries;
+mod forks;
+mod handshakes;
+mod handshakes_that_meet;
+mod hostile_peer;
+mod large_rooms;
+mod moderation;
+mod new_rooms;
+mod outside;
+mod policy_servers;
+mod receipt;
+mod room_graph;
+mod server_server_api;
+mod strangers_at_the_door;
+mod third_party_invites;
+mod to_device;

@@ -1,0 +1,14 @@
+//! What things cost. Rows and bytes do not depend on the machine and are asserted; times are printed by tests that are
+//! ignored by default, one module at a time, for example
+//! `cargo test --release --test figures store_figures -- --ignored --nocapture`.
+//!
+//! - `protocol_speed`: how long the pure parts take.
+//! - `store_figures`: the write path, and large rooms.
+//! - `write_costs`: what writing costs in rows.
+
+#[path = "../common/mod.rs"]
+pub mod common;
+
+mod protocol_speed;
+mod store_figures;
+mod write_costs;

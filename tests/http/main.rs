@@ -1,0 +1,19 @@
+//! What connections and requests may cost us, whatever is sent on them: whoever is honest is served, and memory, threads
+//! and time stay bounded.
+//!
+//! - `http_crowds`: servers with hardly any room for connections still let each other in.
+//! - `http_hostile`: hostile bytes, slowness and floods on the connection layer alone.
+//! - `http_tls`: HTTPS listeners, certificates that change, strangers who speak no TLS.
+//! - `strangers`: those who make us ask servers that never answer.
+//! - `text_in_text`: JSON text within JSON text, as deep as fits.
+//! - `weight`: the memory of a server of its own process under the worst requests and answers.
+
+#[path = "../common/mod.rs"]
+pub mod common;
+
+mod http_crowds;
+mod http_hostile;
+mod http_tls;
+mod strangers;
+mod text_in_text;
+mod weight;

@@ -1,0 +1,15 @@
+//! Servers in processes of their own that are killed, are away for long, or find their disk full: nothing that was
+//! acknowledged is lost, and all sides agree in the end. Apart from the others because each keeps the machine busy.
+//!
+//! - `crash`: SIGKILL in every state of a remote membership.
+//! - `crash_random`: SIGKILL at random moments while everything happens at once.
+//! - `durability`: what was acknowledged is there after a kill, and on a disk that takes nothing any more.
+//! - `long_outages`: thousands of messages missed, and made up for by few requests.
+
+#[path = "../common/mod.rs"]
+pub mod common;
+
+mod crash;
+mod crash_random;
+mod durability;
+mod long_outages;

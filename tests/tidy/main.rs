@@ -1,0 +1,7 @@
+//! The project's own order, which no compiler sees to.
+//!
+//! - `coverage`: each operation of the specification is served, or missing for a reason that is written down.
+//! - `structure`: which layer may use what, and where SQL, output and the reading of JSON may be.
+
+mod coverage;
+mod structure;
