@@ -81,6 +81,7 @@
 //! - How it is started: [`launch`], from [`config`].
 
 pub mod address;
+pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod error;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::address_guard::AddressGuard;
 use super::dns::{self, Srv};
+use crate::backoff::Backoff;
 use crate::clock::{Clock, Millis};
 use crate::locks::lock;
 use crate::protocol::ServerName;
@@ -33,8 +34,8 @@ const WELL_KNOWN_DEFAULT: Millis = 24 * HOUR;
 const WELL_KNOWN_MAX: Millis = 48 * HOUR;
 /// A server that says `max-age=0` is still not asked before every request.
 const WELL_KNOWN_MIN: Millis = 5 * 60_000;
-/// Step 3: "errors are recommended to be cached for up to an hour", doubling from here.
-const WELL_KNOWN_FIRST_ERROR: Millis = 60_000;
+/// Step 3: "errors are recommended to be cached for up to an hour": longer with each that follows another.
+const WELL_KNOWN_ERRORS: Backoff = Backoff::doubling(60_000, HOUR);
 /// A delegation to where nobody is may be out of date: it is asked for again after this time at most.
 const WELL_KNOWN_IN_DOUBT: Millis = 5 * 60_000;
 
@@ -196,7 +197,7 @@ impl Discovery {
             }
             answer => {
                 let failures = known.as_ref().map_or(0, |k| k.failures).saturating_add(1);
-                let kept = (WELL_KNOWN_FIRST_ERROR << (failures - 1).min(10)).min(HOUR);
+                let kept = WELL_KNOWN_ERRORS.pause_ms(failures);
                 let old =
                     known.filter(|k| answer == WellKnown::Failed && k.to.is_some() && now < k.usable_until);
                 let usable_until = old.as_ref().map_or(0, |k| k.usable_until);

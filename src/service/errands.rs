@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
@@ -16,9 +17,8 @@ const AGAIN: Duration = Duration::from_secs(300);
 const MOST_IN_VAIN: usize = 1000;
 /// How many errands lead to one server at once.
 const MOST_TO_ONE: usize = 4;
-/// Pauses after errands to a server that did not answer in time: doubling from and up to.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Pauses after errands to a server that did not answer in time.
+const PAUSES: Backoff = Backoff::doubling(5_000, 300_000);
 /// Servers whose pauses are remembered.
 const MOST_PEERS: usize = 4096;
 
@@ -160,9 +160,8 @@ impl Drop for Asking<'_> {
             }
             return;
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << state.failures.min(10)).min(LONGEST_PAUSE);
         state.failures = state.failures.saturating_add(1);
-        state.not_before = Some(Instant::now() + pause);
+        state.not_before = Some(Instant::now() + PAUSES.pause(state.failures));
     }
 }
 

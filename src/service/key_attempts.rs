@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::favours::{Asker, Who};
 use super::places::{Place, Places};
+use crate::backoff::Backoff;
 use crate::clock::{Clock, Millis};
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
@@ -27,9 +28,8 @@ const MAX_AS_NOTARY: usize = 8;
 pub(super) const MAX_AS_NOTARY_OF_ADDRESS: usize = 3;
 /// Time for the answer of a stranger while others wait for the place.
 const CROWDED_WITHIN: Duration = Duration::from_secs(5);
-/// Pauses between requests to a server that do not help: doubling from and up to.
-const FIRST_PAUSE: Millis = 5_000;
-const LONGEST_PAUSE: Millis = 3_600_000;
+/// Pauses between requests to a server that do not help.
+const PAUSES: Backoff = Backoff::doubling(5_000, 3_600_000);
 /// The longest pause when the server itself is speaking to us right now.
 const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
 /// After so many useless answers in a row the pause grows no more: 40 seconds.
@@ -205,11 +205,7 @@ impl Attempts {
                 Outcome::Useless => (attempt.failures + 1).min(MOST_USELESS),
                 Outcome::Failed => attempt.failures.saturating_add(1),
             };
-            let pause = match attempt.failures {
-                0 => 0,
-                n => (FIRST_PAUSE << (n - 1).min(12)).min(LONGEST_PAUSE),
-            };
-            attempt.next_ms = now + pause;
+            attempt.next_ms = now + PAUSES.pause_ms(attempt.failures);
         }
         drop(all);
         self.ended.notify_all();

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
+use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::{CallError, Refusal};
@@ -36,9 +37,8 @@ const FAIR_CHANCE: Duration = Duration::from_secs(5);
 /// How many events one policy server is asked about at the same time: fewer if there are more policy servers than `FEW`.
 const AT_ONCE: usize = 4;
 const FEW: usize = 8;
-/// For how long a policy server that failed is not asked about events of others: doubling from and up to.
-const FIRST_SILENCE: Millis = 60_000;
-const LONGEST_SILENCE: Millis = 16 * 60_000;
+/// For how long a policy server that failed is not asked about events of others.
+const SILENCES: Backoff = Backoff::doubling(60_000, 16 * 60_000);
 /// So many silent policy servers are remembered.
 const MOST_SILENT: usize = 1000;
 
@@ -65,9 +65,9 @@ impl Silent {
         let pause = match silent.get(server) {
             // Several were asked at once: it is one failure.
             Some(silence) if silence.until > now => return,
-            Some(silence) => (silence.pause * 2).min(LONGEST_SILENCE),
+            Some(silence) => SILENCES.after_ms(silence.pause),
             None if silent.len() >= MOST_SILENT => return,
-            None => FIRST_SILENCE,
+            None => SILENCES.first_ms,
         };
         silent.insert(server.clone(), Silence { until: now + pause, pause });
     }
@@ -322,6 +322,6 @@ mod tests {
         }
         silent.answered(&server);
         silent.failed(&server, now);
-        assert!(!silent.is_silent(&server, now + FIRST_SILENCE), "what was before is forgotten");
+        assert!(!silent.is_silent(&server, now + SILENCES.first_ms), "what was before is forgotten");
     }
 }

@@ -16,7 +16,7 @@ use super::ingest::{Taken, Terms};
 use super::membership::{Heard, version_outside};
 use super::missing::Fetched;
 use super::verify::Checked;
-use super::waiting::{millis, names, pause_after};
+use super::waiting::{PAUSES, millis, names};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
 use crate::protocol::pdu::LARGEST_AS_WRITTEN;
@@ -242,7 +242,7 @@ impl Homeserver {
             match checked {
                 Checked::Passed(pdu) => pdus.push(pdu),
                 Checked::NoKey(pdu, servers) => {
-                    let next = (1, self.clock.now_ms() + pause_after(1));
+                    let next = (1, self.clock.now_ms() + PAUSES.pause_ms(1));
                     let event = (pdu.event_id().clone(), *event);
                     wait.push(ToWait::for_keys(room.key, event, &servers, next));
                 }

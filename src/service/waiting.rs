@@ -19,6 +19,7 @@ use super::membership::Heard;
 use super::missing::Fetched;
 use super::receive::keeps_out;
 use super::verify::Checked;
+use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
@@ -44,9 +45,8 @@ const EVENT_COUNTS: usize = 4 << 10;
 /// When a server at its bound should come again.
 const COME_AGAIN: Millis = 20_000;
 
-/// Pauses between attempts: doubling from and up to.
-const FIRST_PAUSE: Millis = 10_000;
-const LONGEST_PAUSE: Millis = 30 * 60_000;
+/// Pauses between attempts, by how often an event was asked for.
+pub(super) const PAUSES: Backoff = Backoff::doubling(10_000, 30 * 60_000);
 /// When there is nobody to ask just now; and for how long the servers of a room are left in peace, as to the events of one
 /// server, when they were asked in vain.
 const CALM: Millis = 10_000;
@@ -56,14 +56,6 @@ const GIVEN_UP: Millis = 3 * 24 * 3_600_000;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How many events are looked at in one commit.
 const BATCH: usize = 50;
-
-/// When an event that was asked for so often is asked for again.
-pub(super) fn pause_after(attempts: u32) -> Millis {
-    match attempts {
-        0 => 0,
-        n => (FIRST_PAUSE << (n - 1).min(16)).min(LONGEST_PAUSE),
-    }
-}
 
 /// What became of the events that were looked at.
 struct Settled {
@@ -97,7 +89,7 @@ impl Homeserver {
         keys_of: &[ServerName],
     ) -> Result<()> {
         let (origin, room, now) = (origin.clone(), room.clone(), self.clock.now_ms());
-        let next = if keys_of.is_empty() { (0, now + CALM) } else { (1, now + pause_after(1)) };
+        let next = if keys_of.is_empty() { (0, now + CALM) } else { (1, now + PAUSES.pause_ms(1)) };
         // Its room has no number yet, perhaps.
         let mut event = ToWait::for_keys(0, (id, json), keys_of, next);
         let came_in = self.store.write(move |tx| {
@@ -268,7 +260,7 @@ impl Homeserver {
             return self.store.write(move |tx| tx.end_waiting(event.key));
         }
         event.attempts = event.attempts.saturating_add(u32::from(asked));
-        event.retry_ms = now + if asked { pause_after(event.attempts) } else { 0 };
+        event.retry_ms = now + if asked { PAUSES.pause_ms(event.attempts) } else { 0 };
         if !event.verified {
             return self.store.write(move |tx| tx.put_off_waiting(&event, &needs));
         }

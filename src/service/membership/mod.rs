@@ -65,6 +65,7 @@ use super::Homeserver;
 use super::compose::Draft;
 use super::key_attempts::Purpose;
 use super::key_fetch::Wanted;
+use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{Kind, Template};
@@ -637,11 +638,12 @@ impl Answers {
     }
 }
 
-/// When the scheduler tries again after this many attempts: after seconds at first, every three hours in the end.
+/// Pauses of what the scheduler tries again: seconds at first, three hours in the end.
+const PAUSES: Backoff = Backoff { first_ms: 5_000, factor: 4, longest_ms: 3 * 3_600_000 };
+
+/// When the scheduler tries again after this many attempts that failed, and a first one.
 pub(in crate::service) fn backoff_ms(attempts: u32) -> Millis {
-    const FIRST: Millis = 5_000;
-    const LONGEST: Millis = 3 * 3600 * 1000;
-    FIRST.saturating_mul(4_i64.saturating_pow(attempts)).min(LONGEST)
+    PAUSES.pause_ms(attempts.saturating_add(1))
 }
 
 /// After how many attempts the scheduler gives up: about a week.

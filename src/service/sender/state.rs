@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::transaction::{Transaction, WaitingEdus};
 use super::{Edu, MAX_FAILING, MAX_PDUS, MAX_UNPROVEN};
+use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::ErrCode;
 use crate::federation::{CallError, CallResult};
@@ -14,9 +15,8 @@ use crate::service::{Homeserver, random};
 use crate::store::RoomKey;
 use crate::store::destinations::Destination;
 
-/// Pauses after failures: doubling from and up to, each a fifth longer or shorter by chance.
-const FIRST_PAUSE: Millis = 4_000;
-const LONGEST_PAUSE: Millis = 24 * 3_600_000;
+/// Pauses after failures, each a fifth longer or shorter by chance.
+const PAUSES: Backoff = Backoff::doubling(4_000, 24 * 3_600_000);
 
 /// Everything that the threads share. A destination is in at most one of the lines, once.
 #[derive(Default)]
@@ -233,11 +233,9 @@ impl Peer {
         self.failed_edus = Some(transaction.edus.clone());
         self.edus.clear();
         (self.reached, self.spoke, self.was_away) = (false, false, true);
-        let pause = (FIRST_PAUSE << (self.kept.failures - 1).min(20)).min(LONGEST_PAUSE);
-        let chance = Millis::from(random::bytes::<1>()[0]);
-        let pause = pause * 4 / 5 + pause * 2 / 5 * chance / 255;
+        let pause = PAUSES.spread_ms(self.kept.failures, random::bytes::<1>()[0]);
         let asked = e.retry_after().map_or(0, |d| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX));
-        self.kept.retry_ms = now + pause.max(asked.min(LONGEST_PAUSE));
+        self.kept.retry_ms = now + pause.max(asked.min(PAUSES.longest_ms));
     }
 
     /// Whether the peer says that the transaction itself is bad, so that repeating it would hold up everything behind
