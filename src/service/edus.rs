@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use super::Homeserver;
 use super::device_lists::DeviceNews;
 use super::sender;
+use super::server_acl::RoomAcl;
 use super::to_device::DirectToDevice;
 use crate::error::Result;
 use crate::protocol::json;
@@ -61,11 +62,10 @@ impl<'o> Intake<'o> {
         if let Some(known) = self.rooms.get(room_id) {
             return Ok(*known);
         }
-        let origin = self.origin.as_str();
+        let origin = self.origin;
         let room = hs.store.read(|db| {
             let Some(room) = db.room(room_id)?.filter(|room| room.resident) else { return Ok(None) };
-            let allowed = db.server_acl(&room)?.is_none_or(|acl| acl.allows(origin));
-            Ok(allowed.then_some(room.key))
+            Ok(RoomAcl::of(db, &room)?.allows(origin).then_some(room.key))
         })?;
         self.rooms.insert(room_id.clone(), room);
         Ok(room)

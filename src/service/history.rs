@@ -6,6 +6,7 @@ use super::Homeserver;
 use super::erasure::Erasure;
 use super::large_answer::LargeAnswer;
 use super::nearest::{Moment, nearest};
+use super::server_acl::RoomAcl;
 use crate::error::{Error, Result};
 use crate::protocol::glance;
 use crate::protocol::pdu::Membership;
@@ -147,11 +148,7 @@ fn has_name(db: &Db<'_>, state: SnapshotId) -> Result<bool> {
 fn room_for(db: &Db<'_>, origin: &ServerName, room_id: &RoomId) -> Result<Room> {
     let room = db.room(room_id)?.filter(|room| room.resident);
     let room = room.ok_or_else(|| Error::not_found("This server is not in the room"))?;
-    if let Some(acl) = db.server_acl(&room)?
-        && !acl.allows(origin.as_str())
-    {
-        return Err(Error::forbidden("The room's server ACL keeps your server out"));
-    }
+    RoomAcl::of(db, &room)?.check(origin)?;
     if !db.is_resident(room.key, origin)? {
         return Err(Error::forbidden("Your server is not in the room"));
     }

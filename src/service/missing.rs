@@ -16,6 +16,7 @@ use super::auth_chains::{Loose, WAYS, Way};
 use super::backfill::{connected, placed};
 use super::ingest::{Taken, Terms};
 use super::judge::{self, Hearing, Verdict};
+use super::server_acl::RoomAcl;
 use super::verify::Checked;
 use crate::error::{Error, Result};
 use crate::federation::calls::RawEvent;
@@ -122,7 +123,7 @@ impl Homeserver {
         attempts: u32,
     ) -> Result<Vec<ServerName>> {
         let (acl, residents) =
-            self.store.read(|db| Ok((db.server_acl(room)?, db.resident_servers(room.key)?)))?;
+            self.store.read(|db| Ok((RoomAcl::of(db, room)?, db.resident_servers(room.key)?)))?;
         let mut servers = vec![origin.clone(), pdu.sender().server()];
         let first = usize::try_from(attempts).unwrap_or(0) % residents.len().max(1);
         servers.extend(residents.iter().cycle().skip(first).take(residents.len()).cloned());
@@ -130,7 +131,7 @@ impl Homeserver {
         servers.retain(|server| {
             server != self.server_name()
                 && seen.insert(server.clone())
-                && acl.as_ref().is_none_or(|acl| acl.allows(server.as_str()))
+                && acl.allows(server)
                 && self.errands.pauses_until(server).is_none()
         });
         // A server that does not take what we send hardly answers, but may be the only one: it comes last.

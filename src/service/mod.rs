@@ -54,6 +54,7 @@ pub mod room_view;
 pub mod rooms;
 pub mod scheduler;
 pub mod sender;
+mod server_acl;
 pub mod sync;
 pub mod timeline;
 pub mod to_device;

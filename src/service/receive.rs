@@ -15,6 +15,7 @@ use super::Homeserver;
 use super::ingest::{Taken, Terms};
 use super::membership::{Heard, version_outside};
 use super::missing::Fetched;
+use super::server_acl::RoomAcl;
 use super::verify::Checked;
 use super::waiting::{PAUSES, millis, names};
 use crate::error::{ErrCode, Error, Result};
@@ -22,7 +23,7 @@ use crate::protocol::json::{self, AtMost, CanonicalObject};
 use crate::protocol::pdu::LARGEST_AS_WRITTEN;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::store::waiting::ToWait;
-use crate::store::{Db, Room, Status};
+use crate::store::{Room, Status};
 
 /// "Must not include more than 50 PDUs."
 const MOST_PDUS: usize = 50;
@@ -216,7 +217,7 @@ impl Homeserver {
         results: &mut Results,
     ) -> Result<Option<Arrival>> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
-        if self.store.read(|db| keeps_out(db, &room, origin))? {
+        if !self.store.read(|db| RoomAcl::of(db, &room))?.allows(origin) {
             for id in bytes.iter().filter_map(|event| id_of(event, room.version)) {
                 results.add(&id, Err(Error::forbidden("The room's server ACL keeps your server out")));
             }
@@ -371,11 +372,6 @@ impl Homeserver {
             outcome => outcome,
         }
     }
-}
-
-/// Whether the room's access list keeps a server out.
-pub(super) fn keeps_out(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<bool> {
-    Ok(db.server_acl(room)?.is_some_and(|acl| !acl.allows(server.as_str())))
 }
 
 fn not_a_transaction(why: &str) -> Error {

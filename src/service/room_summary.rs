@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::Homeserver;
 use super::directory::{PublishedRoom, published_room};
 use super::membership::Door;
+use super::server_acl::RoomAcl;
 use crate::error::{Error, Result};
 use crate::protocol::content::{federates, nonempty};
 use crate::protocol::event_auth::{JoinRule, JoinRules};
@@ -217,9 +218,7 @@ pub(super) fn may_know(db: &Db<'_>, room: &Room, visitor: Visitor<'_>) -> Result
             _ => open || peeks || is_in_any(db, user, &rules.allowed_rooms)?,
         }),
         Visitor::Server(server) => {
-            if let Some(acl) = db.server_acl(room)?
-                && !acl.allows(server.as_str())
-            {
+            if !RoomAcl::of(db, room)?.allows(server) {
                 return Ok(false);
             }
             let create = db.state_event(room.key, "m.room.create", "")?;

@@ -17,7 +17,7 @@ use super::ingest::{self, Taken, Terms};
 use super::judge::{Effort, Hearing, Verdict};
 use super::membership::Heard;
 use super::missing::Fetched;
-use super::receive::keeps_out;
+use super::server_acl::RoomAcl;
 use super::verify::Checked;
 use crate::backoff::Backoff;
 use crate::clock::Millis;
@@ -190,7 +190,9 @@ impl Homeserver {
     fn check_again(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
         match self.check_received(&event.origin, &[&event.json], room.version, left).pop() {
-            Some(Checked::Passed(_)) if self.store.read(|db| keeps_out(db, room, &event.origin))? => {
+            Some(Checked::Passed(_))
+                if !self.store.read(|db| RoomAcl::of(db, room))?.allows(&event.origin) =>
+            {
                 log::info!(
                     "{} of {} is dropped: the room keeps that server out",
                     event.event_id,

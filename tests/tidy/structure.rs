@@ -1,6 +1,7 @@
 //! The walls of the house, read from its source: which layer may use what, and where SQL, output and the reading of JSON may
 //! be.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -274,6 +275,29 @@ fn locks_are_taken_in_one_way() {
     report(&found);
     let locks = fs::read_to_string(top.join("src/locks.rs")).unwrap();
     assert!(LOCKS_BY_HAND.iter().all(|call| locks.contains(call)), "what the wall looks for is no more");
+}
+
+/// Who may look up which servers a room lets take part, or read a list of them.
+const ACL_READERS: &[(&str, &[&str])] = &[
+    (".server_acl(", &["src/service/server_acl.rs"]),
+    // An ACL of ours that would keep ourselves out is not sent.
+    ("ServerAcl::from_content(", &["src/store/whole_copies.rs", "src/service/compose.rs"]),
+];
+
+#[test]
+fn one_place_says_which_servers_a_room_lets_take_part() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut readers = BTreeSet::new();
+    for (path, code) in code_under("src") {
+        let place = path.strip_prefix(top).unwrap().to_string_lossy().into_owned();
+        for (call, allowed) in ACL_READERS {
+            if lines(&code).any(|(_, line)| line.contains(call)) {
+                assert!(allowed.contains(&&*place), "{place} has {call}: see src/service/server_acl.rs");
+                readers.insert(place.clone());
+            }
+        }
+    }
+    assert_eq!(readers.len(), 3, "what the wall looks for is no more: {readers:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::knock::shown_outside;
 use super::leave::remote_row;
-use super::{Ask, check_acl, member_draft};
+use super::{Ask, member_draft};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
@@ -22,6 +22,7 @@ use crate::protocol::{
 };
 use crate::service::Homeserver;
 use crate::service::key_attempts::Purpose;
+use crate::service::server_acl::RoomAcl;
 use crate::service::verify::Checked;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
@@ -309,7 +310,7 @@ impl Homeserver {
     pub fn receive_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
         let InviteReceived { origin, room_id, event_id, version, event, room_state } = received;
         if let Some(room) = self.resident_room(room_id)? {
-            self.store.read(|db| check_acl(db, &room, origin))?;
+            self.store.read(|db| RoomAcl::of(db, &room)?.check(origin))?;
         }
         let ask = Ask { origin, room_id, membership: Membership::Invite, user: None, versions: None };
         // Whether it is for one of ours, with a place for it, shows before its signatures do: what is not is worth no keys.
@@ -514,7 +515,7 @@ enum Noted {
 
 /// A room that we are in: we know who may not be invited. Errors: 403 `M_FORBIDDEN`.
 fn check_invite_here(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &UserId) -> Result<()> {
-    check_acl(db, room, origin)?;
+    RoomAcl::of(db, room)?.check(origin)?;
     match db.membership(room.key, invitee)? {
         Some(Membership::Join) => Err(Error::forbidden(format!("{invitee} is already in the room"))),
         Some(Membership::Ban) => Err(Error::forbidden(format!("{invitee} is banned from the room"))),

@@ -77,6 +77,7 @@ use crate::protocol::verify::{self, SignedBy};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, room_version,
 };
+use crate::service::server_acl::RoomAcl;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
@@ -131,7 +132,7 @@ impl Homeserver {
                 .room(ask.room_id)?
                 .filter(|room| room.resident)
                 .ok_or_else(|| Error::not_found("This server is not in that room"))?;
-            check_acl(db, &room, ask.origin)?;
+            RoomAcl::of(db, &room)?.check(ask.origin)?;
             Ok(room)
         })?;
         if ask.user.is_some_and(|user| user.server_name() != ask.origin.as_str()) {
@@ -223,13 +224,6 @@ impl Homeserver {
         let verdict = self.check_parsed_pdu(&pdu, Purpose::Received(ask.origin));
         verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
-}
-
-fn check_acl(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<()> {
-    if db.server_acl(room)?.is_none_or(|acl| acl.allows(server.as_str())) {
-        return Ok(());
-    }
-    Err(Error::forbidden("The room's server ACL keeps your server out"))
 }
 
 /// The key of a restricted join's content that names the user in whose name the room lets somebody in.

@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::check_acl;
 use super::invite::check_invitee;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
@@ -21,6 +20,7 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::compose::Draft;
 use crate::service::favours::{Asker, Who};
+use crate::service::server_acl::RoomAcl;
 use crate::store::{Db, Room};
 
 const ISSUED: &str = "m.room.third_party_invite";
@@ -290,7 +290,7 @@ impl Homeserver {
         let room = self
             .resident_room(room_id)?
             .ok_or_else(|| Error::not_found("This server is not in that room"))?;
-        self.store.read(|db| check_acl(db, &room, origin))?;
+        self.store.read(|db| RoomAcl::of(db, &room)?.check(origin))?;
         let text = |key: &str| event.get(key).and_then(Value::as_str);
         let user = |key: &str| UserId::parse(text(key).unwrap_or_default());
         let content = event.get("content");
