@@ -30,6 +30,7 @@ use crate::service::room_plan::PlannedEvent;
 use crate::store::append::{Append, Appended, Current, StateRef};
 use crate::store::client_transactions::ClientTxn;
 use crate::store::events::Head;
+use crate::store::rooms::not_resident;
 use crate::store::{Db, EventKey, Room, RoomKey, Status, Tx};
 
 /// An event that somebody wants to send. What is missing, the room decides: its place in the graph and its auth events.
@@ -273,7 +274,7 @@ fn check_speakable(db: &Db<'_>, room: &Room) -> Result<()> {
     if room.state.is_some() && (room.resident || db.resident_servers(room.key)?.is_empty()) {
         return Ok(());
     }
-    Err(Error::not_found("This server is not in the room"))
+    Err(not_resident())
 }
 
 fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state: &StateRef) -> Result<()> {

@@ -64,7 +64,7 @@ impl<'o> Intake<'o> {
         }
         let origin = self.origin;
         let room = hs.store.read(|db| {
-            let Some(room) = db.room(room_id)?.filter(|room| room.resident) else { return Ok(None) };
+            let Some(room) = db.resident_room(room_id)? else { return Ok(None) };
             Ok(RoomAcl::of(db, &room)?.allows(origin).then_some(room.key))
         })?;
         self.rooms.insert(room_id.clone(), room);

@@ -191,7 +191,7 @@ impl Walk<'_> {
     /// The room, if the user may be told of it and anybody can.
     fn look(&mut self, step: &Step) -> Result<Option<SpaceRoom>> {
         let here = self.hs.store.read(|db| {
-            let Some(room) = db.room(&step.room)?.filter(|room| room.resident) else { return Ok(None) };
+            let Some(room) = db.resident_room(&step.room)? else { return Ok(None) };
             Ok(Some(match may_know(db, &room, Visitor::User(self.user))? {
                 true => Some(space_room(db, &room, self.suggested_only)?),
                 false => None,
@@ -292,7 +292,7 @@ impl Homeserver {
     ) -> Result<HierarchyForPeer> {
         let visitor = Visitor::Server(origin);
         self.store.read(|db| {
-            let room = match db.room(room_id)?.filter(|room| room.resident) {
+            let room = match db.resident_room(room_id)? {
                 Some(room) if may_know(db, &room, visitor)? => space_room(db, &room, suggested_only)?,
                 _ => return Err(Error::not_found("Room does not exist.")),
             };
@@ -300,7 +300,7 @@ impl Homeserver {
             let mut bytes = room.weight();
             for child in &room.children_state {
                 // "Rooms which the responding server cannot provide details on will be outright excluded."
-                let Some(known) = db.room(&child.state_key)?.filter(|room| room.resident) else { continue };
+                let Some(known) = db.resident_room(&child.state_key)? else { continue };
                 if !may_know(db, &known, visitor)? {
                     inaccessible_children.push(known.room_id);
                     continue;

@@ -12,6 +12,7 @@ use crate::protocol::glance;
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
+use crate::store::rooms::not_resident;
 use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
 
 /// How many events `backfill` and `get_missing_events` give at most.
@@ -146,8 +147,8 @@ fn has_name(db: &Db<'_>, state: SnapshotId) -> Result<bool> {
 
 /// The room, for a server that is in it and that its access list lets in. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
 fn room_for(db: &Db<'_>, origin: &ServerName, room_id: &RoomId) -> Result<Room> {
-    let room = db.room(room_id)?.filter(|room| room.resident);
-    let room = room.ok_or_else(|| Error::not_found("This server is not in the room"))?;
+    let room = db.resident_room(room_id)?;
+    let room = room.ok_or_else(not_resident)?;
     RoomAcl::of(db, &room)?.check(origin)?;
     if !db.is_resident(room.key, origin)? {
         return Err(Error::forbidden("Your server is not in the room"));

@@ -14,6 +14,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::store::append::Append;
+use crate::store::rooms::not_resident;
 use crate::store::{Place, Room, Status, Tx};
 
 /// For how long one event may keep us asking for what it refers to.
@@ -84,8 +85,8 @@ impl Homeserver {
     /// Takes in a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
     /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be had.
     pub fn receive_pdu(&self, origin: &ServerName, pdu: VerifiedPdu) -> Result<()> {
-        if !self.store.read(|db| Ok(db.room(pdu.room_id())?.is_some_and(|room| room.resident)))? {
-            return Err(Error::not_found("This server is not in the room"));
+        if !self.store.read(|db| Ok(db.resident_room(pdu.room_id())?.is_some()))? {
+            return Err(not_resident());
         }
         let mut outcome = self.take_in(&pdu, Terms::Relayed, None)?;
         if matches!(outcome, Taken::NeedsAuth(_) | Taken::NeedsPrev) {

@@ -20,6 +20,7 @@ use crate::protocol::state_res::{self, Ground, StateKey, StateMap};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion};
 use crate::store::append::{Current, StateRef};
 use crate::store::resolutions::Fingerprint;
+use crate::store::rooms::not_resident;
 use crate::store::state::NamedDelta;
 use crate::store::{Db, EventKey, Room, SnapshotId, Status};
 
@@ -108,8 +109,8 @@ impl<'a> Hearing<'a> {
 /// Judges an event.
 pub(crate) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) -> Result<Verdict> {
     let Hearing { given, history, effort, later } = hearing;
-    let Some(room) = db.room(pdu.room_id())?.filter(|room| room.resident) else {
-        return Ok(Verdict::Refused(Error::not_found("This server is not in the room")));
+    let Some(room) = db.resident_room(pdu.room_id())? else {
+        return Ok(Verdict::Refused(not_resident()));
     };
     if let Some((status, outlier)) = db.event_status(pdu.event_id())? {
         if !is_same(db, &room, pdu)? {

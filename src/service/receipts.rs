@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::Homeserver;
 use super::edus::Intake;
+use super::room_view::not_in_room;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::json::{FirstMembers, read, read_object};
@@ -70,7 +71,7 @@ impl Homeserver {
             let Some(room) =
                 room.filter(|r| db.membership(r.key, user).ok().flatten() == Some(Membership::Join))
             else {
-                return Err(Error::forbidden("You are not in the room"));
+                return Err(not_in_room());
             };
             let (mut receipts, mut marker) = (Vec::new(), None);
             for wish in moves {

@@ -22,6 +22,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
 use crate::protocol::pdu::LARGEST_AS_WRITTEN;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
+use crate::store::rooms::not_resident;
 use crate::store::waiting::ToWait;
 use crate::store::{Room, Status};
 
@@ -145,7 +146,7 @@ impl Homeserver {
                 rooms[*index].1.push(pdu);
                 continue;
             }
-            match self.store.read(|db| db.room(&room_id))?.filter(|room| room.resident) {
+            match self.store.read(|db| db.resident_room(&room_id))? {
                 Some(room) => {
                     index.insert(room_id, rooms.len());
                     rooms.push((room, vec![pdu]));
@@ -186,7 +187,7 @@ impl Homeserver {
         let within = until.saturating_duration_since(self.clock.instant());
         let heard = match user {
             Some(_) => self.remote_member_event(origin, &room_id, json, within),
-            None => Err(Error::not_found("This server is not in the room")),
+            None => Err(not_resident()),
         };
         let outcome = match (heard, version) {
             (Err(e), _) if e.status() == 500 => return Err(e),

@@ -247,7 +247,7 @@ fn has_invite(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<bool> {
 /// Whether one of our users is joined to any of these rooms.
 pub(super) fn is_in_any(db: &Db<'_>, user: &UserId, rooms: &[RoomId]) -> Result<bool> {
     for id in rooms {
-        if let Some(room) = db.room(id)?.filter(|room| room.resident)
+        if let Some(room) = db.resident_room(id)?
             && db.membership(room.key, user)? == Some(Membership::Join)
         {
             return Ok(true);
@@ -258,7 +258,7 @@ pub(super) fn is_in_any(db: &Db<'_>, user: &UserId, rooms: &[RoomId]) -> Result<
 
 fn is_server_in_any(db: &Db<'_>, server: &ServerName, rooms: &[RoomId]) -> Result<bool> {
     for id in rooms {
-        if let Some(room) = db.room(id)?.filter(|room| room.resident)
+        if let Some(room) = db.resident_room(id)?
             && db.is_resident(room.key, server)?
         {
             return Ok(true);
@@ -284,7 +284,7 @@ impl Homeserver {
         let not_found = || Error::not_found("Room not found.");
         let visitor = user.map_or(Visitor::Anybody, Visitor::User);
         let here = self.store.read(|db| {
-            let Some(room) = db.room(&door.room_id)?.filter(|room| room.resident) else { return Ok(None) };
+            let Some(room) = db.resident_room(&door.room_id)? else { return Ok(None) };
             if !may_know(db, &room, visitor)? {
                 return Err(not_found());
             }

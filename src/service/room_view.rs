@@ -187,7 +187,8 @@ pub fn readable_room(db: &Db<'_>, id: &RoomId) -> Result<Room> {
     db.room(id)?.ok_or_else(not_in_room)
 }
 
-fn not_in_room() -> Error {
+/// 403 `M_FORBIDDEN` for a user who is not in a room, whether or not there is such a room.
+pub(super) fn not_in_room() -> Error {
     Error::forbidden("You are not in this room")
 }
 

@@ -11,7 +11,7 @@ use crate::service::Homeserver;
 use crate::service::compose::Draft;
 use crate::service::membership::{AUTHORISER, Door};
 use crate::service::room_plan::{CreateRoom, Visibility};
-use crate::service::room_view::{RoomView, readable_room};
+use crate::service::room_view::{RoomView, not_in_room, readable_room};
 use crate::store::client_transactions::ClientTxn;
 use crate::store::{Db, Room};
 
@@ -189,7 +189,7 @@ impl Homeserver {
         let own = target == draft.sender;
         let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
         let door = Door { room_id: draft.room.clone(), via: Vec::new() };
-        let resident = self.store.read(|db| Ok(db.room(&draft.room)?.is_some_and(|room| room.resident)))?;
+        let resident = self.store.read(|db| Ok(db.resident_room(&draft.room)?.is_some()))?;
         match membership {
             Membership::Invite => {
                 let mut extra = draft.content.clone();
@@ -292,7 +292,7 @@ pub(crate) fn may_send_state(db: &Db<'_>, room: &Room, user: &UserId, event_type
 
 /// Clients get the same answer for a room that is not theirs and for one that does not exist.
 fn not_there_as_forbidden(error: Error) -> Error {
-    if error.errcode() == ErrCode::NotFound { Error::forbidden("You are not in this room") } else { error }
+    if error.errcode() == ErrCode::NotFound { not_in_room() } else { error }
 }
 
 /// "The initial state implied by the parameters to the request is invalid": what the auth rules of a new room refuse.

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Homeserver;
 use super::edus::Intake;
+use super::room_view::not_in_room;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::json::read_object;
@@ -51,7 +52,7 @@ impl Homeserver {
         };
         let key = self.store.read(|db| match db.room(room)? {
             Some(room) if db.membership(room.key, user)? == Some(Membership::Join) => Ok(room.key),
-            _ => Err(Error::forbidden("You are not in the room")),
+            _ => Err(not_in_room()),
         })?;
         self.note_activity(user);
         let now = self.clock.now_ms();

@@ -65,6 +65,11 @@ fn room_of(row: &Row<'_>) -> Result<Room> {
     })
 }
 
+/// 404 `M_NOT_FOUND` for a request about a room that this server is not in, whether or not there is such a room.
+pub fn not_resident() -> Error {
+    Error::not_found("This server is not in the room")
+}
+
 impl Db<'_> {
     /// The room with this id, if we have any of its events.
     pub fn room(&self, id: &RoomId) -> Result<Option<Room>> {
@@ -76,6 +81,11 @@ impl Db<'_> {
         let Some(room) = rows.next()?.map(room_of).transpose()? else { return Ok(None) };
         self.remember(|memory| memory.keep_room(&room));
         Ok(Some(room))
+    }
+
+    /// The room with this id, if this server is in it.
+    pub fn resident_room(&self, id: &RoomId) -> Result<Option<Room>> {
+        Ok(self.room(id)?.filter(|room| room.resident))
     }
 
     /// The room with this id, or 404 `M_NOT_FOUND`.

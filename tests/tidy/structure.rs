@@ -277,6 +277,29 @@ fn locks_are_taken_in_one_way() {
     assert!(LOCKS_BY_HAND.iter().all(|call| locks.contains(call)), "what the wall looks for is no more");
 }
 
+#[test]
+fn who_is_not_in_a_room_is_told_so_in_one_way() {
+    const SAID_ONCE: [&str; 3] = [
+        "not_found(\"This server is not in the room\")",
+        "forbidden(\"You are not in this room\")",
+        "|room| room.resident)",
+    ];
+    let all = code_under("src");
+    for words in SAID_ONCE {
+        let said = all.iter().flat_map(|(path, code)| {
+            let said = lines(code).filter(|(_, line)| line.contains(words));
+            said.map(move |(number, _)| format!("{}:{number}", path.display()))
+        });
+        let places: Vec<_> = said.collect();
+        assert_eq!(places.len(), 1, "{words}: {places:?}");
+    }
+    for (path, code) in &all {
+        let other = lines(code)
+            .find(|(_, line)| line.contains("not in that room") || line.contains("You are not in the room"));
+        assert!(other.is_none(), "{}: {other:?}", path.display());
+    }
+}
+
 /// Who may look up which servers a room lets take part, or read a list of them.
 const ACL_READERS: &[(&str, &[&str])] = &[
     (".server_acl(", &["src/service/server_acl.rs"]),

@@ -22,6 +22,7 @@ use crate::protocol::{
 };
 use crate::service::Homeserver;
 use crate::service::key_attempts::Purpose;
+use crate::service::room_view::not_in_room;
 use crate::service::server_acl::RoomAcl;
 use crate::service::verify::Checked;
 use crate::store::remote_memberships::RemoteMembership;
@@ -77,8 +78,7 @@ impl Homeserver {
         reason: Option<&str>,
         extra: Map<String, Value>,
     ) -> Result<()> {
-        let room =
-            self.resident_room(room_id)?.ok_or_else(|| Error::forbidden("You are not in this room"))?;
+        let room = self.resident_room(room_id)?.ok_or_else(not_in_room)?;
         let present = self.store.read(|db| db.membership(room.key, target))?;
         if present == Some(Membership::Invite) && self.is_joined(&room, sender)? {
             return Ok(());
@@ -441,7 +441,7 @@ impl Homeserver {
         let origin = origin.cloned().unwrap_or_else(|| invite.sender().server());
         let (stripped, now) = (stripped.to_vec(), self.clock.now_ms());
         self.store.write(move |tx| {
-            if let Some(room) = tx.room(invite.room_id())?.filter(|room| room.resident) {
+            if let Some(room) = tx.resident_room(invite.room_id())? {
                 return check_invite_here(tx, &room, &origin, &invitee).map(|()| Noted::Done);
             }
             let old = remote_row(tx, invite.room_id(), &invitee)?;
@@ -528,7 +528,7 @@ fn check_invite_here(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &Us
 fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
     let row = db.remote_membership(invite.room_id(), invitee)?;
     let deals_with_it = row.is_some_and(|row| !matches!(row.state, State::Leaving | State::Closed));
-    if deals_with_it || db.room(invite.room_id())?.is_some_and(|room| room.resident) {
+    if deals_with_it || db.resident_room(invite.room_id())?.is_some() {
         return Ok(());
     }
     let (inviter, server) = (invite.sender(), invite.sender().server());

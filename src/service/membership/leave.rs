@@ -14,6 +14,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, State, next};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
+use crate::service::room_view::not_in_room;
 use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
@@ -42,7 +43,7 @@ impl Homeserver {
             return match self.past_membership(room_id, user)? {
                 Some(Membership::Leave) => Ok(()),
                 Some(_) => Err(Error::forbidden("You are banned from this room")),
-                None => Err(Error::forbidden("You are not in this room")),
+                None => Err(not_in_room()),
             };
         };
         if matches!(row.state, State::Leaving | State::Closed) {
@@ -88,7 +89,7 @@ impl Homeserver {
         match self.store.read(|db| db.membership(room.key, user))? {
             Some(Membership::Leave) => Ok(()),
             Some(Membership::Ban) => Err(Error::forbidden("You are banned from this room")),
-            None => Err(Error::forbidden("You are not in this room")),
+            None => Err(not_in_room()),
             Some(Membership::Join | Membership::Invite | Membership::Knock) => {
                 let content = self.member_content(user, Membership::Leave, reason)?;
                 let left = self.send(member_draft(&room.room_id, user, user, content)).map(drop);

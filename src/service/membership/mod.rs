@@ -79,6 +79,7 @@ use crate::protocol::{
 };
 use crate::service::server_acl::RoomAcl;
 use crate::store::remote_memberships::RemoteMembership;
+use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
 
 /// A room as somebody outside knows it: its id, and servers that may let them in, best first.
@@ -128,10 +129,7 @@ impl Homeserver {
     /// What remains is up to the authorisation rules.
     pub(super) fn admit(&self, ask: &Ask<'_>) -> Result<Room> {
         let room = self.store.read(|db| {
-            let room = db
-                .room(ask.room_id)?
-                .filter(|room| room.resident)
-                .ok_or_else(|| Error::not_found("This server is not in that room"))?;
+            let room = db.resident_room(ask.room_id)?.ok_or_else(not_resident)?;
             RoomAcl::of(db, &room)?.check(ask.origin)?;
             Ok(room)
         })?;
@@ -266,7 +264,7 @@ impl Homeserver {
 fn check_conditions(db: &Db<'_>, allowed: &[RoomId], user: &UserId) -> Result<()> {
     let mut all_known = true;
     for room_id in allowed {
-        match db.room(room_id)?.filter(|room| room.resident) {
+        match db.resident_room(room_id)? {
             Some(room) if db.membership(room.key, user)? == Some(Membership::Join) => return Ok(()),
             Some(_) => {}
             None => all_known = false,
@@ -350,7 +348,7 @@ impl Homeserver {
 
     /// The room, if we are in it: then everything is an ordinary event.
     pub(super) fn resident_room(&self, room_id: &RoomId) -> Result<Option<Room>> {
-        self.store.read(|db| Ok(db.room(room_id)?.filter(|room| room.resident)))
+        self.store.read(|db| db.resident_room(room_id))
     }
 
     /// The content of our user's own member event: profile and reason beside the membership.

@@ -6,6 +6,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
+use crate::service::room_view::not_in_room;
 use crate::store::Room;
 
 impl Homeserver {
@@ -89,8 +90,7 @@ impl Homeserver {
         target: &UserId,
     ) -> Result<(Room, Option<Membership>)> {
         self.store.read(|db| {
-            let not_in_room = || Error::forbidden("You are not in this room");
-            let room = db.room(room_id)?.filter(|room| room.resident).ok_or_else(not_in_room)?;
+            let room = db.resident_room(room_id)?.ok_or_else(not_in_room)?;
             if db.membership(room.key, sender)? != Some(Membership::Join) {
                 return Err(not_in_room());
             }

@@ -17,6 +17,7 @@ use crate::service::key_attempts::Purpose;
 use crate::service::verify::Checked;
 use crate::store::Db;
 use crate::store::remote_memberships::RemoteMembership;
+use crate::store::rooms::not_resident;
 
 /// What became of a PDU of a room that we are not in.
 pub(in crate::service) enum Heard {
@@ -47,12 +48,13 @@ impl Homeserver {
         json: &[u8],
         within: Duration,
     ) -> Result<Heard> {
-        let head: Head = read_object(json).map_err(|_| unknown())?;
-        let user = UserId::parse(&head.state_key).map_err(|_| unknown())?;
+        let head: Head = read_object(json).map_err(|_| not_resident())?;
+        let user = UserId::parse(&head.state_key).map_err(|_| not_resident())?;
         if head.event_type != "m.room.member" || !self.is_ours(&user) {
-            return Err(unknown());
+            return Err(not_resident());
         }
-        let version = self.store.read(|db| version_outside(db, room_id, Some(&user)))?.ok_or_else(unknown)?;
+        let version =
+            self.store.read(|db| version_outside(db, room_id, Some(&user)))?.ok_or_else(not_resident)?;
         // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to wait.
         if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
             return Ok(Heard::Settled);
@@ -97,7 +99,7 @@ impl Homeserver {
                 drop(self.check_signature_of(event, ours, Purpose::Received(ours))?);
             }
             Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
-                let row = row.as_ref().ok_or_else(unknown)?;
+                let row = row.as_ref().ok_or_else(not_resident)?;
                 if !comes_from_the_room(row, event) {
                     return Err(Error::forbidden("Nothing shows that this event is of that room"));
                 }
@@ -105,7 +107,7 @@ impl Homeserver {
                     return Ok(None);
                 }
             }
-            _ => return Err(unknown()),
+            _ => return Err(not_resident()),
         }
         Ok(Some(Box::new(row)))
     }
@@ -179,10 +181,6 @@ pub(in crate::service) fn version_outside(
         Some(room) => Ok(Some(room.version)),
         None => db.joining_version(room_id),
     }
-}
-
-fn unknown() -> Error {
-    Error::not_found("This server is not in that room")
 }
 
 /// What must be known of a PDU before anything else is.

@@ -76,7 +76,7 @@ impl Homeserver {
 /// Whether somebody is still to be invited: whoever invites them is in the room, and nothing has become of the invitee
 /// there since.
 fn is_owed_still(db: &Db<'_>, owed: &OwedInvite) -> Result<bool> {
-    let Some(room) = db.room(&owed.room_id)?.filter(|room| room.resident) else { return Ok(false) };
+    let Some(room) = db.resident_room(&owed.room_id)? else { return Ok(false) };
     if db.membership(room.key, &owed.inviter)? != Some(Membership::Join) {
         return Ok(false);
     }

@@ -20,7 +20,9 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::compose::Draft;
 use crate::service::favours::{Asker, Who};
+use crate::service::room_view::not_in_room;
 use crate::service::server_acl::RoomAcl;
+use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
 
 const ISSUED: &str = "m.room.third_party_invite";
@@ -99,8 +101,7 @@ impl Homeserver {
     ) -> Result<()> {
         let server = invitee.server()?;
         // Before anybody is asked or gets mail: only who may invite can find out whose address it is.
-        let room =
-            self.resident_room(room_id)?.ok_or_else(|| Error::forbidden("You are not in this room"))?;
+        let room = self.resident_room(room_id)?.ok_or_else(not_in_room)?;
         self.template(issued_draft(room_id, sender, "token", Map::new()))?;
         // The user says who the identity server is.
         let _favour = self.favours.ask(&Asker::new(Who::User(sender.clone())))?;
@@ -287,9 +288,7 @@ impl Homeserver {
         room_id: &RoomId,
         event: &Map<String, Value>,
     ) -> Result<()> {
-        let room = self
-            .resident_room(room_id)?
-            .ok_or_else(|| Error::not_found("This server is not in that room"))?;
+        let room = self.resident_room(room_id)?.ok_or_else(not_resident)?;
         self.store.read(|db| RoomAcl::of(db, &room)?.check(origin))?;
         let text = |key: &str| event.get(key).and_then(Value::as_str);
         let user = |key: &str| UserId::parse(text(key).unwrap_or_default());
