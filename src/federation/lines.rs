@@ -11,7 +11,7 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
-use crate::locks::{lock, wait_timeout};
+use crate::locks::{lock, wait_until};
 
 /// Time to connect if nobody says less.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -64,11 +64,10 @@ impl Lines {
             if state.cut {
                 return Err(cut());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let Ok(woken) = wait_until(&self.0.changed, state, deadline) else {
                 return Err(io::Error::new(ErrorKind::TimedOut, "it took too long"));
-            }
-            state = wait_timeout(&self.0.changed, state, left);
+            };
+            state = woken;
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::server::Shared;
-use crate::locks::{lock, wait, wait_timeout};
+use crate::locks::{lock, wait, wait_timeout, wait_until};
 
 /// How long a thread without a connection stays.
 const IDLE_THREAD: Duration = Duration::from_secs(5);
@@ -192,11 +192,8 @@ impl Pool {
         state.idle.iter().for_each(|seat| seat.thread.unpark());
         self.crowded.notify_all();
         while state.threads > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            state = wait_timeout(&self.ended, state, left);
+            let Ok(woken) = wait_until(&self.ended, state, deadline) else { return };
+            state = woken;
         }
         let handles = std::mem::take(&mut state.handles);
         drop(state);

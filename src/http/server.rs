@@ -24,7 +24,7 @@ use super::socket::{interest, poll};
 use super::tls::{Certificate, Tls};
 use crate::address::group;
 use crate::error::{Error, Result};
-use crate::locks::{lock, wait_timeout};
+use crate::locks::{lock, wait_timeout, wait_until};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
 
@@ -364,11 +364,8 @@ impl Shared {
     fn wait_until_empty(&self, deadline: Instant) -> bool {
         let mut registry = lock(&self.registry);
         while !registry.open.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            registry = wait_timeout(&self.slot_freed, registry, left);
+            let Ok(woken) = wait_until(&self.slot_freed, registry, deadline) else { return false };
+            registry = woken;
         }
         true
     }

@@ -1,13 +1,13 @@
 //! Whom we are asking for events, and whom it is no use to ask: so that a slow server holds up its own events only, and
 //! is not asked the same by several threads.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 use crate::clock::Millis;
-use crate::locks::{lock, wait_timeout};
+use crate::locks::{KeyGuard, KeyedLock, lock};
 use crate::protocol::ServerName;
 use crate::store::{Place, RoomKey};
 
@@ -25,8 +25,7 @@ const MOST_PEERS: usize = 4096;
 /// What is being fetched, and what was fetched in vain.
 #[derive(Default)]
 pub struct Errands {
-    busy: Mutex<HashSet<Walk>>,
-    done: Condvar,
+    busy: KeyedLock<Walk>,
     /// Holes that nobody could fill, and when that was found out: not asked for again at once.
     in_vain: Mutex<HashMap<(RoomKey, Place), Instant>>,
     peers: Mutex<HashMap<ServerName, Peer>>,
@@ -47,16 +46,7 @@ struct Peer {
 impl Errands {
     /// Waits until nobody else fetches the same. None if that takes too long.
     pub(super) fn begin(&self, room: RoomKey, peer: &ServerName, until: Instant) -> Option<Turn<'_>> {
-        let walk = (room, peer.clone());
-        let mut busy = lock(&self.busy);
-        while !busy.insert(walk.clone()) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            busy = wait_timeout(&self.done, busy, left);
-        }
-        Some(Turn { errands: self, walk })
+        self.busy.lock_until((room, peer.clone()), until)
     }
 
     /// Permission to ask a server. None if enough is asked of it, or it did not answer lately.
@@ -121,17 +111,7 @@ impl Errands {
 }
 
 /// The right to fetch something for a room from a server.
-pub(super) struct Turn<'e> {
-    errands: &'e Errands,
-    walk: Walk,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        lock(&self.errands.busy).remove(&self.walk);
-        self.errands.done.notify_all();
-    }
-}
+type Turn<'e> = KeyGuard<'e, Walk>;
 
 /// A server that is being asked. Unless it is said that it answered, it is left alone for a while afterwards.
 pub(super) struct Asking<'e> {

@@ -13,7 +13,7 @@ use super::Homeserver;
 use super::places::{Place, Places};
 use crate::address::group;
 use crate::error::{ErrCode, Error, Result};
-use crate::locks::{lock, wait_timeout};
+use crate::locks::{lock, wait_until};
 use crate::protocol::{ServerName, UserId};
 
 /// Favours under way at once for who has no name: of all, and of one address.
@@ -183,11 +183,8 @@ impl Favours {
         let until = Instant::now() + how_long;
         let mut state = lock(&self.background.state);
         while !holds(&state) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = wait_timeout(&self.background.changed, state, left);
+            let Ok(woken) = wait_until(&self.background.changed, state, until) else { return false };
+            state = woken;
         }
         true
     }

@@ -12,7 +12,7 @@ use super::favours::{Asker, Who};
 use super::places::{Place, Places};
 use crate::backoff::Backoff;
 use crate::clock::{Clock, Millis};
-use crate::locks::{lock, wait_timeout};
+use crate::locks::{lock, wait_until};
 use crate::protocol::ServerName;
 
 /// Requests for keys that may be under way: of servers that are in rooms with us, and for events that our users need.
@@ -182,11 +182,8 @@ impl Attempts {
         deadline: Instant,
     ) -> Permission<'a> {
         while all.get(server).is_some_and(|a| a.running) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Permission::NotNow;
-            }
-            all = wait_timeout(&self.ended, all, left);
+            let Ok(woken) = wait_until(&self.ended, all, deadline) else { return Permission::NotNow };
+            all = woken;
         }
         Permission::Asked
     }

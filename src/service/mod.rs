@@ -75,6 +75,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::Result;
 use crate::federation;
+use crate::locks::KeyedLock;
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::{Location, Options, Store};
@@ -122,7 +123,7 @@ pub struct Homeserver {
     /// How many knocks were made lately, and whose.
     pub knocks: membership::KnockBudget,
     /// Keeps two of us from fetching one room at the same time.
-    pub entrances: membership::Turns<RoomId>,
+    pub entrances: KeyedLock<RoomId>,
 }
 
 impl Homeserver {
@@ -191,7 +192,7 @@ impl Homeserver {
             laggards,
             turns: membership::Turns::default(),
             knocks: membership::KnockBudget::default(),
-            entrances: membership::Turns::default(),
+            entrances: KeyedLock::default(),
         }))
     }
 

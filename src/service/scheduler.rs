@@ -15,7 +15,7 @@ use super::Homeserver;
 use super::membership::backoff_ms;
 use crate::clock::Millis;
 use crate::error::Result;
-use crate::locks::{lock, wait_timeout};
+use crate::locks::{lock, wait_timeout, wait_until};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::{Changes, RoomKey};
 
@@ -94,11 +94,8 @@ impl Shared {
         let until = Instant::now() + how_long;
         let mut state = lock(&self.state);
         while !state.stop {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            state = wait_timeout(&self.moved, state, left);
+            let Ok(woken) = wait_until(&self.moved, state, until) else { return true };
+            state = woken;
         }
         false
     }
@@ -221,11 +218,8 @@ impl Scheduler {
         self.shared.invited.notify_all();
         let until = Instant::now() + GRACE;
         while state.working > 0 || !state.fetching.is_empty() || !state.inviting.is_empty() || state.ticking {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            state = wait_timeout(&self.shared.moved, state, left);
+            let Ok(woken) = wait_until(&self.shared.moved, state, until) else { return };
+            state = woken;
         }
     }
 }

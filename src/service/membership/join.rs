@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::leave::remote_row;
 use super::standing::Expected;
+use super::turns::PATIENCE;
 use super::{
     AUTHORISER, Answers, Ask, Before, Door, MOST_ATTEMPTS, backoff_ms, check_still_outside, member_draft,
 };
@@ -46,7 +47,7 @@ impl Homeserver {
             let here = |room: &Room| self.join_here(room, user, door, content.clone());
             self.here_or_elsewhere(&door.room_id, here, || {
                 // Another of us may be on the way in: then the room is here in a moment. Who waits in vain goes themselves.
-                let _entrance = self.entrances.wait(door.room_id.clone());
+                let _entrance = self.entrances.lock_until(door.room_id.clone(), Instant::now() + PATIENCE);
                 match self.resident_room(&door.room_id)? {
                     Some(room) => here(&room),
                     None => self.join_elsewhere(user, door, &content),
