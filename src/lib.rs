@@ -82,6 +82,7 @@
 
 pub mod address;
 pub mod backoff;
+pub mod bounded;
 pub mod clock;
 pub mod config;
 pub mod error;

@@ -6,7 +6,6 @@
 //! SRV records and addresses of that name. The first is asked before a request is made, the second by the HTTP
 //! client's resolver whenever it needs a connection. Both remember what they learned, within bounds.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::address_guard::AddressGuard;
 use super::dns::{self, Srv};
 use crate::backoff::Backoff;
+use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
 use crate::locks::lock;
 use crate::protocol::ServerName;
@@ -328,11 +328,11 @@ impl Discovery {
 }
 
 /// Names with what is known of them and until when. Bounded: when full, the outdated go first, then any half.
-struct Memory<T>(Mutex<HashMap<String, (T, Millis)>>);
+struct Memory<T>(Mutex<BoundedMap<String, (T, Millis), MAX_REMEMBERED>>);
 
 impl<T> Default for Memory<T> {
     fn default() -> Self {
-        Self(Mutex::new(HashMap::new()))
+        Self(Mutex::default())
     }
 }
 
@@ -352,18 +352,8 @@ impl<T: Clone> Memory<T> {
     }
 
     fn put(&self, name: &str, value: T, until: Millis, now: Millis) {
-        let mut all = lock(&self.0);
-        if all.len() >= MAX_REMEMBERED && !all.contains_key(name) {
-            all.retain(|_, (_, until)| *until > now);
-            if all.len() >= MAX_REMEMBERED {
-                let mut keep = false;
-                all.retain(|_, _| {
-                    keep = !keep;
-                    keep
-                });
-            }
-        }
-        all.insert(name.to_owned(), (value, until));
+        let worth = |(_, until): &(T, Millis)| if *until > now { Worth::Little } else { Worth::Nothing };
+        lock(&self.0).insert(name.to_owned(), (value, until), worth);
     }
 }
 

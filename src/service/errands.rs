@@ -1,11 +1,11 @@
 //! Whom we are asking for events, and whom it is no use to ask: so that a slow server holds up its own events only, and
 //! is not asked the same by several threads.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
+use crate::bounded::{BoundedMap, Worth};
 use crate::clock::Millis;
 use crate::locks::{KeyGuard, KeyedLock, lock};
 use crate::protocol::ServerName;
@@ -27,10 +27,10 @@ const MOST_PEERS: usize = 4096;
 pub struct Errands {
     busy: KeyedLock<Walk>,
     /// Holes that nobody could fill, and when that was found out: not asked for again at once.
-    in_vain: Mutex<HashMap<(RoomKey, Place), Instant>>,
-    peers: Mutex<HashMap<ServerName, Peer>>,
+    in_vain: Mutex<BoundedMap<(RoomKey, Place), Instant, MOST_IN_VAIN>>,
+    peers: Mutex<BoundedMap<ServerName, Peer, MOST_PEERS>>,
     /// For which server's events in which room others were asked in vain, and until when they are left in peace.
-    calm: Mutex<HashMap<(RoomKey, ServerName), Millis>>,
+    calm: Mutex<BoundedMap<(RoomKey, ServerName), Millis, MOST_PEERS>>,
 }
 
 /// For which room something is being fetched from which server.
@@ -51,20 +51,13 @@ impl Errands {
 
     /// Permission to ask a server. None if enough is asked of it, or it did not answer lately.
     pub(super) fn ask(&self, peer: &ServerName) -> Option<Asking<'_>> {
-        let mut peers = self.peers();
-        if peers.len() >= MOST_PEERS && !peers.contains_key(peer) {
-            let now = Instant::now();
-            peers.retain(|_, p| p.asking > 0 || p.not_before.is_some_and(|at| at > now));
-            if peers.len() >= MOST_PEERS {
-                // Any half of the pauses will do: the names that others made up must not keep this one from being asked.
-                let mut keep = false;
-                peers.retain(|_, p| {
-                    keep = !keep;
-                    keep || p.asking > 0
-                });
-            }
-        }
-        let state = peers.entry(peer.clone()).or_default();
+        let (mut peers, now) = (self.peers(), Instant::now());
+        // The names that others made up must not keep this one from being asked.
+        let state = peers.get_or_default(peer.clone(), |p| match p.not_before {
+            _ if p.asking > 0 => Worth::InUse,
+            Some(at) if at > now => Worth::Little,
+            _ => Worth::Nothing,
+        });
         if state.asking >= MOST_TO_ONE || state.not_before.is_some_and(|at| at > Instant::now()) {
             return None;
         }
@@ -81,9 +74,7 @@ impl Errands {
     pub(super) fn note_calm(&self, room: RoomKey, origin: &ServerName, until: Millis, now: Millis) {
         let mut calm = lock(&self.calm);
         calm.retain(|_, until| *until > now);
-        if calm.len() < MOST_PEERS {
-            calm.insert((room, origin.clone()), until);
-        }
+        calm.try_insert((room, origin.clone()), until);
     }
 
     /// Until when those servers are left in peace, if they are: whoever makes up events must not make us bother others.
@@ -99,13 +90,15 @@ impl Errands {
 
     pub(super) fn note_in_vain(&self, hole: (RoomKey, Place)) {
         let mut in_vain = lock(&self.in_vain);
-        if in_vain.len() >= MOST_IN_VAIN {
-            in_vain.clear();
-        }
-        in_vain.insert(hole, Instant::now());
+        let is_over = |when: &Instant| when.elapsed() >= AGAIN;
+        in_vain.insert(
+            hole,
+            Instant::now(),
+            |when| if is_over(when) { Worth::Nothing } else { Worth::Little },
+        );
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<ServerName, Peer>> {
+    fn peers(&self) -> MutexGuard<'_, BoundedMap<ServerName, Peer, MOST_PEERS>> {
         lock(&self.peers)
     }
 }

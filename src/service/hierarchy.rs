@@ -14,6 +14,7 @@ use super::Homeserver;
 use super::favours::{Asker, Who};
 use super::membership::Door;
 use super::room_summary::{MOST_CHILDREN, SpaceRoom, Visitor, may_know, space_room};
+use crate::bounded::{BoundedMap, Worth};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::calls::HierarchyAnswer;
@@ -67,7 +68,7 @@ impl Told {
     }
 }
 
-type Remembered = HashMap<(RoomId, bool), (Millis, Arc<Told>)>;
+type Remembered = BoundedMap<(RoomId, bool), (Millis, Arc<Told>), MOST_REMEMBERED>;
 
 /// What other servers said of spaces. "Responses to this endpoint should be cached for a period of time."
 #[derive(Default)]
@@ -81,14 +82,9 @@ impl ToldSpaces {
     }
 
     fn put(&self, room: &RoomId, suggested_only: bool, told: Arc<Told>, now: Millis) {
-        let mut all = lock(&self.0);
-        if all.len() >= MOST_REMEMBERED {
-            all.retain(|_, (until, _)| *until > now);
-        }
-        if all.len() >= MOST_REMEMBERED {
-            all.clear();
-        }
-        all.insert((room.clone(), suggested_only), (now + GOOD_FOR_MS, told));
+        let worth =
+            |(until, _): &(Millis, Arc<Told>)| if *until > now { Worth::Little } else { Worth::Nothing };
+        lock(&self.0).insert((room.clone(), suggested_only), (now + GOOD_FOR_MS, told), worth);
     }
 }
 

@@ -4,13 +4,13 @@
 //! Anybody can name servers without end, and make them slow. So strangers are asked in places apart (`places`), by who wants
 //! them asked: none keeps the keys of our rooms' servers from being fetched, or those that others want.
 
-use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::favours::{Asker, Who};
 use super::places::{Place, Places};
 use crate::backoff::Backoff;
+use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
 use crate::locks::{lock, wait_until};
 use crate::protocol::ServerName;
@@ -50,9 +50,12 @@ pub(super) enum Purpose<'a> {
     Notary(&'a Asker),
 }
 
+/// What is known of each server. Pauses that are over are forgotten first, then those of strangers.
+type Known = BoundedMap<ServerName, Attempt, MAX_PAUSES>;
+
 /// All attempts, running and past.
 pub(super) struct Attempts {
-    state: Mutex<HashMap<ServerName, Attempt>>,
+    state: Mutex<Known>,
     ended: Condvar,
     neighbours: Places<Who>,
     own: Places<Who>,
@@ -118,7 +121,7 @@ impl Attempts {
         clock: &'a Clock,
         deadline: Instant,
     ) -> Permission<'a> {
-        let early = |all: &HashMap<ServerName, Attempt>| {
+        let early = |all: &Known| {
             let next = all.get(server).map_or(Millis::MIN, |attempt| attempt.next_for(purpose));
             clock.now_ms() < next
         };
@@ -154,8 +157,8 @@ impl Attempts {
         if early(&all) {
             return Permission::NotNow;
         }
-        make_room(&mut all, clock.now_ms());
-        let attempt = all.entry(server.clone()).or_default();
+        let now = clock.now_ms();
+        let attempt = all.get_or_default(server.clone(), |attempt| attempt.worth(now));
         attempt.running = true;
         attempt.neighbour = neighbour;
         let until = if hurry { deadline.min(Instant::now() + CROWDED_WITHIN) } else { deadline };
@@ -177,7 +180,7 @@ impl Attempts {
 
     fn wait_for_end<'a>(
         &'a self,
-        mut all: MutexGuard<'a, HashMap<ServerName, Attempt>>,
+        mut all: MutexGuard<'a, Known>,
         server: &ServerName,
         deadline: Instant,
     ) -> Permission<'a> {
@@ -210,31 +213,21 @@ impl Attempts {
 }
 
 impl Attempt {
+    /// Who is asked a little sooner than need be costs one request; and of strangers there is no end.
+    fn worth(&self, now: Millis) -> Worth {
+        match self.next_ms > now {
+            _ if self.running => Worth::InUse,
+            false => Worth::Nothing,
+            true if self.neighbour => Worth::More,
+            true => Worth::Little,
+        }
+    }
+
     /// Before when the server is not to be asked.
     fn next_for(&self, purpose: Purpose<'_>) -> Millis {
         match purpose {
             Purpose::Request(_) => self.next_ms.min(self.last_ms + LONGEST_PAUSE_OF_SPEAKER),
             _ => self.next_ms,
-        }
-    }
-}
-
-/// Forgets pauses if there are too many: those that are over, then those of strangers, of whom there is no end.
-fn make_room(all: &mut HashMap<ServerName, Attempt>, now: Millis) {
-    if all.len() < MAX_PAUSES {
-        return;
-    }
-    all.retain(|_, a| a.running || a.next_ms > now);
-    for only_strangers in [true, false] {
-        let mut keep = false;
-        while all.len() >= MAX_PAUSES / 4 * 3
-            && all.values().any(|a| !(a.running || only_strangers && a.neighbour))
-        {
-            // Any half will do: who is asked a little sooner than need be costs one request.
-            all.retain(|_, a| {
-                keep = !keep;
-                keep || a.running || (only_strangers && a.neighbour)
-            });
         }
     }
 }

@@ -2,7 +2,6 @@
 //! statement of keys is read and judged is here too; where missing keys come from is in `key_fetch`.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, RwLock};
 
 use arc_swap::ArcSwap;
@@ -11,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::Homeserver;
 use super::key_attempts::Attempts;
 use super::random;
+use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
 use crate::error::{Error, Result};
 use crate::locks::{lock, read, write};
@@ -37,7 +37,7 @@ pub struct KeyRing {
     signer: Arc<ArcSwap<SigningKey>>,
     own: RwLock<Vec<KnownKey>>,
     published: Mutex<Option<Published>>,
-    known: RwLock<HashMap<ServerName, ServerKeys>>,
+    known: RwLock<BoundedMap<ServerName, ServerKeys, MAX_KNOWN>>,
     pub(super) attempts: Attempts,
 }
 
@@ -172,15 +172,8 @@ impl KeyRing {
         });
         let keys = Arc::new(keys.collect::<Vec<_>>());
         let mut known = write(&self.known);
-        if known.len() >= MAX_KNOWN && !known.contains_key(server) {
-            // Any half will do: what is needed again is in the database.
-            let mut keep = false;
-            known.retain(|_, _| {
-                keep = !keep;
-                keep
-            });
-        }
-        known.insert(server.clone(), keys);
+        // What is needed again is in the database.
+        known.insert(server.clone(), keys, |_| Worth::Little);
     }
 }
 

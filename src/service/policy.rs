@@ -10,13 +10,14 @@
 //! Who waits for our answer to a transaction must not wait for ever: all policy servers of its rooms are asked side by
 //! side, for a bounded time, and one that fails is left alone for a while.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Homeserver;
 use crate::backoff::Backoff;
+use crate::bounded::BoundedMap;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::{CallError, Refusal};
@@ -44,7 +45,7 @@ const MOST_SILENT: usize = 1000;
 
 /// The policy servers that failed lately.
 #[derive(Default)]
-pub struct Silent(Mutex<HashMap<ServerName, Silence>>);
+pub struct Silent(Mutex<BoundedMap<ServerName, Silence, MOST_SILENT>>);
 
 struct Silence {
     until: Millis,
@@ -66,10 +67,9 @@ impl Silent {
             // Several were asked at once: it is one failure.
             Some(silence) if silence.until > now => return,
             Some(silence) => SILENCES.after_ms(silence.pause),
-            None if silent.len() >= MOST_SILENT => return,
             None => SILENCES.first_ms,
         };
-        silent.insert(server.clone(), Silence { until: now + pause, pause });
+        silent.try_insert(server.clone(), Silence { until: now + pause, pause });
     }
 
     fn answered(&self, server: &ServerName) {

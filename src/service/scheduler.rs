@@ -4,7 +4,7 @@
 //! A job that is taken up is first put off by a while, so that whatever happens to the thread that does it, it comes up
 //! again, and never twice at once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Homeserver;
 use super::membership::backoff_ms;
+use crate::bounded::BoundedMap;
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::{lock, wait_timeout, wait_until};
@@ -70,7 +71,7 @@ struct State {
     /// The timer's own thread runs.
     ticking: bool,
     /// Jobs that wait for a server to come back, by the server's name. A convenience: they are due some day anyway.
-    waiting: HashMap<ServerName, Waiting>,
+    waiting: BoundedMap<ServerName, Waiting, MOST_WAITED_FOR>,
 }
 
 /// A row of the database that is due.
@@ -161,9 +162,8 @@ impl Scheduler {
     pub fn waits_for(&self, servers: &[ServerName], room: &RoomId, user: &UserId) {
         let mut state = lock(&self.shared.state);
         for server in servers {
-            if state.waiting.len() < MOST_WAITED_FOR || state.waiting.contains_key(server) {
-                let fresh = || Waiting { since: Instant::now(), jobs: HashSet::new() };
-                let waiting = state.waiting.entry(server.clone()).or_insert_with(fresh);
+            let fresh = || Waiting { since: Instant::now(), jobs: HashSet::new() };
+            if let Some(waiting) = state.waiting.try_get_or_insert_with(server.clone(), fresh) {
                 waiting.jobs.insert((room.clone(), user.clone()));
             }
         }

@@ -4,11 +4,11 @@
 //! Whatever changes a session, its device or its user empties this memory after its commit and before anybody is told
 //! of it, so a token that was taken back is not believed any longer than without a memory.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::devices::Session;
 use super::users::TokenHash;
+use crate::bounded::{BoundedMap, Worth};
 use crate::error::Result;
 use crate::locks::lock;
 
@@ -22,7 +22,7 @@ pub(super) struct SessionMemory(Mutex<Known>);
 struct Known {
     /// How often it was emptied: what was read before may not be put in after.
     emptied: u64,
-    sessions: HashMap<TokenHash, Session>,
+    sessions: BoundedMap<TokenHash, Session, SESSIONS>,
 }
 
 impl SessionMemory {
@@ -42,10 +42,7 @@ impl SessionMemory {
         if let Some(session) = &session {
             let mut known = lock(&self.0);
             if known.emptied == emptied {
-                if known.sessions.len() >= SESSIONS {
-                    known.sessions.clear();
-                }
-                known.sessions.insert(*hash, session.clone());
+                known.sessions.insert(*hash, session.clone(), |_| Worth::Little);
             }
         }
         Ok(session)
