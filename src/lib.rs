@@ -52,7 +52,7 @@
 //!
 //! # Where to look
 //!
-//! - A request's way in: [`http::server`] accepts, `http/connection.rs` reads, [`http::router`] finds the line of
+//! - A request's way in: [`http::server`] accepts, `http/transport/connection.rs` reads, [`http::router`] finds the line of
 //!   [`http::routes::ROUTES`] and checks who asks, a handler in `http/client_server` or `http/server_server` calls
 //!   one verb of the [`Homeserver`].
 //! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
@@ -81,6 +81,7 @@
 //! - How it is started: [`launch`], from [`config`].
 
 pub mod address;
+pub mod allocator;
 pub mod backoff;
 pub mod bounded;
 pub mod clock;
@@ -90,7 +91,6 @@ pub mod federation;
 pub mod http;
 pub mod launch;
 pub mod locks;
-pub mod memory;
 pub mod protocol;
 pub mod service;
 pub mod store;

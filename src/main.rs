@@ -18,7 +18,7 @@ struct Doorstep {
 
 #[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 fn main() -> ExitCode {
-    doorstep::memory::give_large_blocks_back();
+    doorstep::allocator::give_large_blocks_back();
     let args: Doorstep = argh::from_env();
     if args.version {
         println!("doorstep {}", env!("CARGO_PKG_VERSION"));

@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 pub use finding::{HierarchyAnswer, PublicRoomsAnswer};
 
 use super::client::{CallError, CallResult, Client, Response, SignedRequest};
-use super::held::Held;
 use crate::error::Error;
+use crate::federation::answer_memory::Held;
 use crate::protocol::json::{
     AtMost, CanonicalObject, First, FirstMembers, is_object, parse_object, read, read_large, read_object,
 };

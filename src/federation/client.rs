@@ -17,14 +17,15 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Timeout};
 
 use super::address_guard::AddressGuard;
+use super::agent;
 use super::discovery::{Discovery, Lookups, NoRoute};
-use super::held::{Held, Memory};
-use super::lines::Lines;
-use super::nowhere::Nowhere;
 use super::stand_in::{Anywhere, Everywhere, Script, StandIn};
-use super::web::{self, SystemLookups, WebResolver, base_config, no_route, roots, within};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
+use crate::federation::agent::{SystemLookups, WebResolver, base_config, no_route, roots, within};
+use crate::federation::answer_memory::{Held, Memory};
+use crate::federation::connections::Lines;
+use crate::federation::offline::Nowhere;
 use crate::protocol::json::parse_object;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::sign::SigningKey;
@@ -317,7 +318,7 @@ impl Client {
         let web = base_config(roots.clone()).max_redirects(0).max_redirects_will_error(false);
         let web = web.max_idle_connections(0).build();
         let lines = Lines::default();
-        let web = web::agent(web, &lines, WebResolver { guard, lines: lines.clone() });
+        let web = agent::agent(web, &lines, WebResolver { guard, lines: lines.clone() });
         let config = base_config(roots)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -326,7 +327,7 @@ impl Client {
             .max_idle_age(IDLE_KEPT)
             .build();
         let resolver = MatrixResolver { discovery: discovery.clone() };
-        let agent = web::agent(config, &lines, resolver);
+        let agent = agent::agent(config, &lines, resolver);
         let (peers, memory) = (ServerAcl::from_lists(&[], &[]), Memory::new(MAX_ANSWERS));
         Self { server_name: settings.server_name, key, agent, web, discovery, lines, peers, memory }
     }

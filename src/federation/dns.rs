@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, RCODE, TYPE};
 
-use super::lines::Lines;
+use crate::federation::connections::Lines;
 
 /// System look-ups that may be under way at once. A look-up cannot be cancelled, so a stuck resolver would
 /// otherwise collect a thread for every request.

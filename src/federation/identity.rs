@@ -11,7 +11,7 @@ use ureq::http;
 
 use super::calls::enc;
 use super::client::{CallError, CallResult, Client, Failure, Response, read_answer};
-use super::held::Held;
+use crate::federation::answer_memory::Held;
 use crate::protocol::json::{base64_url, read_object};
 use crate::protocol::{ServerName, UserId};
 

@@ -4,18 +4,18 @@
 //! nothing of rooms, the database, or who is owed what.
 
 pub mod address_guard;
+mod agent;
+pub mod answer_memory;
 pub mod calls;
 pub mod client;
+mod connections;
 pub mod discovery;
 pub mod dns;
-pub mod held;
 pub mod identity;
-mod lines;
-mod nowhere;
+mod offline;
 #[cfg(test)]
 pub(crate) mod scripted_peer;
 mod stand_in;
-mod web;
 
 pub use calls::Kind;
 pub use client::{CallError, CallResult, Client, HOPS, Refusal, Response, Settings, SignedRequest};

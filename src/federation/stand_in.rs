@@ -16,7 +16,7 @@ use ureq::unversioned::transport::{
 
 use super::discovery::{Lookups, WellKnown};
 use super::dns::Srv;
-use super::web::SystemLookups;
+use crate::federation::agent::SystemLookups;
 
 /// A request to another server, or to a web server on the way there.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! Who asks: an access token becomes a `Requester`, an X-Matrix signature becomes an `Origin`.
 
-use super::request::Request;
 use crate::error::{ErrCode, Error, Result};
+use crate::http::transport::request::Request;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 

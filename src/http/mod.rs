@@ -5,24 +5,17 @@
 //! live in `client_server` and `server_server`: parse, call a verb of the homeserver, answer.
 
 pub mod auth;
-mod bounds;
 pub mod client_server;
-mod connection;
-mod pool;
 mod rate_limit;
-pub mod reply;
-pub mod request;
 pub mod router;
 pub mod routes;
-pub mod server;
 pub mod server_server;
-mod socket;
-mod tls;
+pub mod transport;
 
+pub use crate::http::transport::bounds::{Crowd, Limits};
+pub use crate::http::transport::reply::Reply;
+pub use crate::http::transport::request::Request;
+pub use crate::http::transport::server::{Admission, ListenSpec, Server, Service, Wake};
+pub use crate::http::transport::tls::Certificate;
 pub use auth::{Origin, Requester};
-pub use bounds::{Crowd, Limits};
-pub use reply::Reply;
-pub use request::Request;
 pub use router::{Handler, Outcome, Rate, Route, Turn, delete, get, post, put};
-pub use server::{Admission, ListenSpec, Server, Service, Wake};
-pub use tls::Certificate;

@@ -165,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::room_version::all;
-    use crate::protocol::sample::{key, known, member, object, pdu, room, server, version};
+    use crate::protocol::test_events::{key, known, member, object, pdu, room, server, version};
     use crate::protocol::verify::{check_received, verify_event, verify_event_by};
 
     const ALICE: &str = "@alice:a.example";
@@ -216,7 +216,7 @@ mod tests {
         }
         let template = template(version, &json!({}));
         assert!(check_template(&template, &room, &user, Membership::Join, version).is_err());
-        let six = crate::protocol::sample::version("6");
+        let six = crate::protocol::test_events::version("6");
         assert!(
             check_template(&template, &room, &user, Membership::Knock, six).is_err(),
             "no knocking before 7"

@@ -4,7 +4,6 @@ pub mod content;
 pub mod event_auth;
 pub mod fair_share;
 pub mod filter;
-pub mod glance;
 pub mod handshake;
 pub mod hash;
 pub mod ids;
@@ -15,12 +14,13 @@ pub mod policy_server;
 pub mod redact;
 pub mod remote_membership;
 pub mod room_version;
-#[cfg(test)]
-mod sample;
 pub mod server_acl;
 pub mod sign;
 pub mod state_res;
 pub mod stripped_state;
+#[cfg(test)]
+mod test_events;
+pub mod unchecked_event;
 pub mod verify;
 pub mod visibility;
 pub mod x_matrix;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::*;
 use crate::protocol::json;
 use crate::protocol::room_version::all;
-use crate::protocol::sample::{member, object, pdu, room, signed, version};
+use crate::protocol::test_events::{member, object, pdu, room, signed, version};
 
 fn bytes(event: &Map<String, Value>) -> Vec<u8> {
     json::canonical_object(event)

@@ -63,8 +63,8 @@ mod tests {
 
     use super::*;
     use crate::protocol::room_version::all;
-    use crate::protocol::sample::{member, pdu};
     use crate::protocol::sign::SigningKey;
+    use crate::protocol::test_events::{member, pdu};
 
     fn content(value: Value) -> Map<String, Value> {
         value.as_object().cloned().expect("an object")

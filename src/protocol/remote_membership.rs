@@ -455,7 +455,7 @@ mod tests {
 
     /// A member event of carol's of this depth that rests on these others.
     fn event(sender: &str, membership: &str, depth: i64, rests_on: &[&Pdu]) -> Pdu {
-        use crate::protocol::sample::{member, pdu, version};
+        use crate::protocol::test_events::{member, pdu, version};
         let auth: Vec<&str> = rests_on.iter().map(|e| e.event_id().as_str()).collect();
         let mut event = member("@carol:a.example", membership);
         event["sender"] = sender.into();

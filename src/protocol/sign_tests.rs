@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::protocol::sample::{key, server};
+use crate::protocol::test_events::{key, server};
 
 const A: &str = "a.example";
 const B: &str = "b.example";

@@ -198,7 +198,7 @@ pub fn to_entry(value: &Value) -> Result<Box<RawValue>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::sample::{pdu, room, version};
+    use crate::protocol::test_events::{pdu, room, version};
 
     fn create(version: RoomVersion) -> Pdu {
         let mut create = json!({"type": "m.room.create", "state_key": "", "prev_events": [], "auth_events": [],

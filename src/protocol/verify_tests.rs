@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::protocol::room_version::all;
-use crate::protocol::sample::{key, known, member, object, pdu, server, signed, version};
+use crate::protocol::test_events::{key, known, member, object, pdu, server, signed, version};
 use crate::protocol::{hash, sign};
 
 const A: &str = "a.example";

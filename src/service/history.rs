@@ -8,8 +8,8 @@ use super::large_answer::LargeAnswer;
 use super::nearest::{Moment, nearest};
 use super::server_acl::RoomAcl;
 use crate::error::{Error, Result};
-use crate::protocol::glance;
 use crate::protocol::pdu::Membership;
+use crate::protocol::unchecked_event;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::store::rooms::not_resident;
@@ -48,7 +48,7 @@ fn auth_chain_keys(
     let mut found: Vec<Box<str>> = Vec::new();
     let mut look = |keys: &mut dyn Iterator<Item = EventKey>, found: &mut Vec<Box<str>>| {
         db.each_event(keys, |row| {
-            for id in glance::auth_events(row.json, version).unwrap_or_default() {
+            for id in unchecked_event::auth_events(row.json, version).unwrap_or_default() {
                 if !seen.contains(id.as_ref()) {
                     seen.insert(id.as_ref().into());
                     found.push(id.as_ref().into());

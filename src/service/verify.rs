@@ -11,9 +11,9 @@ use super::key_attempts::Purpose;
 use super::key_fetch::{Found, Wanted, too_many_asked};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::glance::Glance;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::sign::KeyAt;
+use crate::protocol::unchecked_event::Glance;
 use crate::protocol::verify::{self, ReceiptError, SignatureError};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
 

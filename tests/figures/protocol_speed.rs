@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use doorstep::protocol::event_auth::{self, Judge};
-use doorstep::protocol::glance::Glance;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
 use doorstep::protocol::sign::{self, KeyAt, SigningKey};
 use doorstep::protocol::state_res::{self, StateMap};
+use doorstep::protocol::unchecked_event::Glance;
 use doorstep::protocol::{EventId, Pdu, ServerName, verify};
 use serde_json::{Value, json};
 

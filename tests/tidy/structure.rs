@@ -214,7 +214,7 @@ const UNWEIGHED: &[(&str, &str)] = &[
     ("src/protocol/json", "it is the place that weighs"),
     ("src/protocol/json.rs", "the same"),
     ("src/protocol/pdu.rs", "the text of one event, whose size was looked at"),
-    ("src/protocol/glance.rs", "the same, of which no tree is made"),
+    ("src/protocol/unchecked_event.rs", "the same, of which no tree is made"),
     ("src/protocol/event_auth/power_content.rs", "the same"),
     ("src/store", "what is stored was weighed when it came, and has to be read again whatever it weighs"),
     ("src/federation/scripted_peer.rs", "it is for tests"),

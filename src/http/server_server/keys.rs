@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::http::reply::Reply;
-use crate::http::request::Request;
+use crate::http::transport::reply::Reply;
+use crate::http::transport::request::Request;
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
 use crate::service::key_fetch::NotaryQuery;

@@ -13,8 +13,8 @@
 //! - Events that were rejected never come into the state. (The text admits those that failed only against the state
 //!   before them, but not those that failed against their auth events; nobody keeps the two apart.)
 
+mod fast_path;
 mod graph;
-mod newcomers;
 mod ordering;
 #[cfg(test)]
 mod tests;

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{Judge, check, check_against_auth_events, check_auth_events};
-use crate::protocol::glance::Glance;
 use crate::protocol::json::read_object;
+use crate::protocol::unchecked_event::Glance;
 use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 
 /// The events of an answer, by their index.

@@ -73,7 +73,7 @@ enum Which {
 }
 
 /// The shares of both crowds.
-pub(super) struct Bounds {
+pub(in crate::http) struct Bounds {
     clients: Bound,
     servers: Bound,
     woken: Bound,
@@ -97,7 +97,7 @@ impl Bound {
 }
 
 /// A request's permission to be in a handler; dropping it lets the next one in.
-pub(super) struct Permit(Option<(Arc<Bounds>, Which)>);
+pub(in crate::http) struct Permit(Option<(Arc<Bounds>, Which)>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -110,14 +110,14 @@ impl Drop for Permit {
 }
 
 /// Bytes of body that a request holds in memory; dropping it gives them back.
-pub(super) struct BodyMemory {
+pub(in crate::http) struct BodyMemory {
     bounds: Option<(Arc<Bounds>, Which)>,
     held: usize,
 }
 
 impl BodyMemory {
     /// Accounts for a body of now this many bytes. False: the crowd's share is used up.
-    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
+    pub(in crate::http) fn grow_to(&mut self, bytes: usize) -> bool {
         const FREE: usize = 16 << 10;
         const STEP: usize = 64 << 10;
         let Some((bounds, which)) = &self.bounds else { return true };
@@ -141,7 +141,7 @@ impl Drop for BodyMemory {
 }
 
 impl Bounds {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(in crate::http) fn new(limits: &Limits) -> Self {
         let Limits { in_flight, turn_time, body_memory, .. } = *limits;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
@@ -186,19 +186,19 @@ impl Bounds {
     }
 
     /// Waits for the crowd's turn. `None`: the time for that is up, or the server stops.
-    pub(super) fn permit(self: &Arc<Self>, crowd: Crowd) -> Option<Permit> {
+    pub(in crate::http) fn permit(self: &Arc<Self>, crowd: Crowd) -> Option<Permit> {
         let Some(which) = crowd.share() else { return Some(Permit(None)) };
         let deadline = Instant::now() + self.turn_time;
         self.enter(which, Some(deadline)).then(|| Permit(Some((self.clone(), which))))
     }
 
     /// Waits until a request that was woken may look again. Nobody is turned away here.
-    pub(super) fn permit_woken(self: &Arc<Self>) -> Permit {
+    pub(in crate::http) fn permit_woken(self: &Arc<Self>) -> Permit {
         Permit(self.enter(Which::Woken, None).then(|| (self.clone(), Which::Woken)))
     }
 
     /// Nobody waits for a turn any more.
-    pub(super) fn close(&self) {
+    pub(in crate::http) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         for bound in [&self.clients, &self.servers, &self.woken] {
             // Under the lock, so that nobody is between looking at the flag and waiting.
@@ -208,12 +208,12 @@ impl Bounds {
     }
 
     /// What all bodies of both crowds hold.
-    pub(super) fn body_bytes(&self) -> usize {
+    pub(in crate::http) fn body_bytes(&self) -> usize {
         [&self.clients, &self.servers].iter().map(|bound| bound.body_bytes.load(Ordering::SeqCst)).sum()
     }
 
     /// An account of the body that is about to be read.
-    pub(super) fn body_memory(self: &Arc<Self>, crowd: Crowd) -> BodyMemory {
+    pub(in crate::http) fn body_memory(self: &Arc<Self>, crowd: Crowd) -> BodyMemory {
         BodyMemory { bounds: crowd.share().map(|which| (self.clone(), which)), held: 0 }
     }
 }

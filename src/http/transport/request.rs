@@ -9,11 +9,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tiny_http::Method;
 
-use super::auth::Requester;
-use super::router::Route;
-use super::socket::is_gone;
 use crate::address;
 use crate::error::{Error, Result};
+use crate::http::auth::Requester;
+use crate::http::router::Route;
+use crate::http::transport::socket::is_gone;
 use crate::protocol::json::{parse_object, read_object};
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 use crate::service::favours::{Asker, Who};
@@ -32,9 +32,9 @@ pub struct Request {
     peer: SocketAddr,
     socket: Option<Arc<TcpStream>>,
     received: Instant,
-    pub(super) params: Vec<(&'static str, String)>,
-    pub(super) route: Option<&'static Route>,
-    pub(super) requester: Option<Requester>,
+    pub(in crate::http) params: Vec<(&'static str, String)>,
+    pub(in crate::http) route: Option<&'static Route>,
+    pub(in crate::http) requester: Option<Requester>,
 }
 
 impl Request {
@@ -74,12 +74,12 @@ impl Request {
         self
     }
 
-    pub(super) fn set_body(&mut self, body: Vec<u8>) {
+    pub(in crate::http) fn set_body(&mut self, body: Vec<u8>) {
         self.body = body;
     }
 
     /// The connection that it came over.
-    pub(super) fn set_socket(&mut self, socket: Arc<TcpStream>) {
+    pub(in crate::http) fn set_socket(&mut self, socket: Arc<TcpStream>) {
         self.socket = Some(socket);
     }
 
@@ -244,7 +244,7 @@ impl Request {
 }
 
 /// Percent-decodes one path segment. Errors: 400 `M_INVALID_PARAM` for a broken escape or bytes that are not UTF-8.
-pub(super) fn decode_segment(text: &str) -> Result<Cow<'_, str>> {
+pub(in crate::http) fn decode_segment(text: &str) -> Result<Cow<'_, str>> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text));
     }

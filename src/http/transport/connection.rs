@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use rustls::ServerConfig;
 use tiny_http::{HTTPVersion, Header, Method, Response, StatusCode};
 
-use super::bounds::{BodyMemory, Crowd, Permit};
-use super::reply::{Body, Reply, is_for_browsers};
-use super::request::Request;
-use super::router::{Outcome, Turn};
-use super::server::{Admission, Place, Wake};
-use super::socket::Transport;
 use crate::error::{ErrCode, Error};
+use crate::http::router::{Outcome, Turn};
+use crate::http::transport::bounds::{BodyMemory, Crowd, Permit};
+use crate::http::transport::reply::{Body, Reply, is_for_browsers};
+use crate::http::transport::request::Request;
+use crate::http::transport::server::{Admission, Place, Wake};
+use crate::http::transport::socket::Transport;
 use crate::protocol::UserId;
 
 /// Largest head (request line and headers), in bytes.
@@ -47,7 +47,7 @@ const CLOSE_BYTES: usize = 1 << 20;
 static FAILURES: AtomicU64 = AtomicU64::new(1);
 
 /// A connection that was accepted and counted.
-pub(super) struct Connection {
+pub(in crate::http) struct Connection {
     transport: Transport,
     place: Place,
     /// Bytes that were read and not used yet.
@@ -137,7 +137,7 @@ struct Head {
 }
 
 impl Connection {
-    pub(super) fn new(place: Place, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
+    pub(in crate::http) fn new(place: Place, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let deadline = Instant::now() + place.shared.limits.head_time;
         let transport = Transport::new(place.peer.tcp.clone(), tls, deadline)?;
         Ok(Self { transport, place, pending: Vec::new(), idle_since: Instant::now(), waiting: None })
@@ -145,7 +145,7 @@ impl Connection {
 
     /// Serves requests until one side has enough (`None`) or there is something to wait for: then the connection is
     /// to be parked.
-    pub(super) fn work(mut self) -> Option<Self> {
+    pub(in crate::http) fn work(mut self) -> Option<Self> {
         loop {
             let step = match self.waiting.take() {
                 Some(waiting) => self.look_again(*waiting),
@@ -173,7 +173,7 @@ impl Connection {
     }
 
     /// Waits, holding next to nothing, until there is something to work on. `None`: there never will be.
-    pub(super) fn park(mut self) -> Option<Self> {
+    pub(in crate::http) fn park(mut self) -> Option<Self> {
         if self.pending.is_empty() {
             self.pending = Vec::new();
         }
@@ -468,7 +468,7 @@ impl Connection {
         let (status, mut headers, body) = reply.into_parts();
         headers.extend(Header::from_bytes("Server", "Doorstep"));
         if manner.cors {
-            headers.extend(super::reply::cors_headers());
+            headers.extend(crate::http::transport::reply::cors_headers());
         }
         let connection: &[u8] = match (manner.keep_alive, manner.minor) {
             (false, _) => b"Connection: close\r\n",
@@ -509,7 +509,7 @@ fn transfer_deadline(place: &Place, started: Instant, so_far: usize) -> Instant 
 }
 
 /// A 500 whose number is in the log with the cause.
-pub(super) fn failure(request: &Request, cause: &dyn std::fmt::Display) -> Reply {
+pub(in crate::http) fn failure(request: &Request, cause: &dyn std::fmt::Display) -> Reply {
     let number = FAILURES.fetch_add(1, Ordering::Relaxed);
     log::error!("request {number}: {} {}: {cause}", request.method(), request.path());
     let message = format!("Internal server error (request {number} in the server's log)");

@@ -14,16 +14,16 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bounds::{Bounds, Crowd, Limits};
-use super::connection::Connection;
-use super::pool::{Pool, Role};
-use super::reply::Reply;
-use super::request::Request;
-use super::router::{Outcome, Router, Turn};
-use super::socket::{interest, poll};
-use super::tls::{Certificate, Tls};
 use crate::address::group;
 use crate::error::{Error, Result};
+use crate::http::router::{Outcome, Router, Turn};
+use crate::http::transport::bounds::{Bounds, Crowd, Limits};
+use crate::http::transport::connection::Connection;
+use crate::http::transport::pool::{Pool, Role};
+use crate::http::transport::reply::Reply;
+use crate::http::transport::request::Request;
+use crate::http::transport::socket::{interest, poll};
+use crate::http::transport::tls::{Certificate, Tls};
 use crate::locks::{lock, wait_timeout, wait_until};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
@@ -235,9 +235,9 @@ impl Drop for Server {
 }
 
 /// What all threads of one server share.
-pub(super) struct Shared {
-    pub(super) service: Arc<dyn Service>,
-    pub(super) limits: Limits,
+pub(in crate::http) struct Shared {
+    pub(in crate::http) service: Arc<dyn Service>,
+    pub(in crate::http) limits: Limits,
     stopping: AtomicBool,
     started: Instant,
     registry: Mutex<Registry>,
@@ -245,7 +245,7 @@ pub(super) struct Shared {
     slot_freed: Condvar,
     workers: Pool,
     parkers: Pool,
-    pub(super) bounds: Arc<Bounds>,
+    pub(in crate::http) bounds: Arc<Bounds>,
 }
 
 #[derive(Default)]
@@ -262,10 +262,10 @@ const WORKING: u8 = 2;
 const RETIRED: u8 = 3;
 
 /// The other end of one connection, as the server's books have it.
-pub(super) struct Peer {
+pub(in crate::http) struct Peer {
     id: u64,
-    pub(super) address: SocketAddr,
-    pub(super) tcp: Arc<TcpStream>,
+    pub(in crate::http) address: SocketAddr,
+    pub(in crate::http) tcp: Arc<TcpStream>,
     phase: AtomicU8,
     /// When the phase began, in milliseconds since the server started.
     since: AtomicU64,
@@ -283,32 +283,32 @@ impl Peer {
 }
 
 /// A place in the registry; dropping it frees the slot.
-pub(super) struct Place {
-    pub(super) peer: Arc<Peer>,
-    pub(super) shared: Arc<Shared>,
+pub(in crate::http) struct Place {
+    pub(in crate::http) peer: Arc<Peer>,
+    pub(in crate::http) shared: Arc<Shared>,
 }
 
 impl Place {
     /// Between requests. False: the connection was given up.
-    pub(super) fn idle(&self) -> bool {
+    pub(in crate::http) fn idle(&self) -> bool {
         self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
         let from = self.peer.phase.load(Ordering::SeqCst);
         from != RETIRED && self.peer.change(from, IDLE)
     }
 
     /// Bytes of a head have come. False: the connection was given up.
-    pub(super) fn head(&self) -> bool {
+    pub(in crate::http) fn head(&self) -> bool {
         self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
         self.peer.phase.load(Ordering::SeqCst) == HEAD || self.peer.change(IDLE, HEAD)
     }
 
     /// Whether the connection was given up for another's sake.
-    pub(super) fn is_retired(&self) -> bool {
+    pub(in crate::http) fn is_retired(&self) -> bool {
         self.peer.phase.load(Ordering::SeqCst) == RETIRED
     }
 
     /// The head is complete: from now on nobody cuts the connection. False: it was given up.
-    pub(super) fn working(&self) -> bool {
+    pub(in crate::http) fn working(&self) -> bool {
         self.peer.change(HEAD, WORKING)
     }
 }
@@ -344,7 +344,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
+    pub(in crate::http) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
@@ -424,11 +424,11 @@ impl Shared {
     }
 
     /// Closes an idle connection, whosever it is. False: all are at work.
-    pub(super) fn evict_one(&self) -> bool {
+    pub(in crate::http) fn evict_one(&self) -> bool {
         self.evict(&lock(&self.registry), None)
     }
 
-    pub(super) fn pool(&self, role: Role) -> &Pool {
+    pub(in crate::http) fn pool(&self, role: Role) -> &Pool {
         match role {
             Role::Work => &self.workers,
             Role::Park => &self.parkers,

@@ -14,7 +14,7 @@ pub struct Reply {
     body: Body,
 }
 
-pub(super) enum Body {
+pub(in crate::http) enum Body {
     Bytes(Vec<u8>),
     /// That many bytes from a reader; a reader that ends early breaks the connection.
     Stream(u64, Box<dyn Read + Send>),
@@ -113,7 +113,7 @@ impl Reply {
         }
     }
 
-    pub(super) fn into_parts(self) -> (u16, Vec<Header>, Body) {
+    pub(in crate::http) fn into_parts(self) -> (u16, Vec<Header>, Body) {
         (self.status, self.headers, self.body)
     }
 }
@@ -126,12 +126,12 @@ impl From<&Error> for Reply {
 
 /// Whether a page in a browser may ask this address: all but what only servers ask (client-server API, "Web Browser
 /// Clients").
-pub(super) fn is_for_browsers(target: &str) -> bool {
+pub(in crate::http) fn is_for_browsers(target: &str) -> bool {
     !target.starts_with("/_matrix/federation/") && !target.starts_with("/_matrix/key/")
 }
 
 /// The headers that let a page in a browser read any reply.
-pub(super) fn cors_headers() -> Vec<Header> {
+pub(in crate::http) fn cors_headers() -> Vec<Header> {
     let headers = [
         ("Access-Control-Allow-Origin", "*"),
         ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS"),

@@ -35,7 +35,7 @@ pub enum Certificate {
 type Look = Option<[(SystemTime, u64); 2]>;
 
 /// The present TLS settings of one listener. Connections that run keep what they began with.
-pub(super) struct Tls {
+pub(in crate::http) struct Tls {
     source: Certificate,
     config: ArcSwap<ServerConfig>,
     seen: Mutex<(Instant, Look)>,
@@ -43,14 +43,14 @@ pub(super) struct Tls {
 
 impl Tls {
     /// Reads the certificate. Errors say which file is wrong and why.
-    pub(super) fn new(source: Certificate) -> Result<Self> {
+    pub(in crate::http) fn new(source: Certificate) -> Result<Self> {
         let look = look_at(&source);
         let config = ArcSwap::new(load(&source)?);
         Ok(Self { source, config, seen: Mutex::new((Instant::now(), look)) })
     }
 
     /// The settings for a new connection. Looks at the files now and then.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    pub(in crate::http) fn config(&self) -> Arc<ServerConfig> {
         let changed = {
             let mut seen = lock(&self.seen);
             let due = seen.0.elapsed() >= LOOK_AGAIN;
@@ -66,7 +66,7 @@ impl Tls {
     }
 
     /// Reads the certificate again. If it cannot be used, the old one stays and the log says so.
-    pub(super) fn reload(&self) {
+    pub(in crate::http) fn reload(&self) {
         let look = look_at(&self.source);
         match load(&self.source) {
             Ok(config) => {

@@ -13,11 +13,11 @@
 //!   nobody else's. The first three are undisputed, or cited and the same; the last only the newcomer itself could
 //!   change. So no check depends on another, and their order does not matter.
 
-use super::graph::Node;
 use super::{Conflict, Resolution};
 use crate::protocol::event_auth;
 use crate::protocol::ids::EventId;
 use crate::protocol::pdu::{Membership, Pdu};
+use crate::protocol::state_res::graph::Node;
 
 impl Resolution<'_> {
     /// The full conflicted set, if it consists of newcomers.

@@ -15,12 +15,13 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Connector as _, NextTimeout, RustlsConnector};
 
-use super::address_guard::AddressGuard;
-use super::discovery::{self, HostPort, Lookups, NoRoute, WellKnown};
+use super::discovery;
 use super::dns;
-use super::lines::Lines;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
+use crate::federation::address_guard::AddressGuard;
+use crate::federation::connections::Lines;
+use crate::federation::discovery::{HostPort, Lookups, NoRoute, WellKnown};
 use crate::protocol::json::read_object;
 
 /// Time for a name to become addresses.
