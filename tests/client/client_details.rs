@@ -1,14 +1,9 @@
 //! Details of the client-server API that are easy to get nearly right, over a real socket.
 
+use crate::common::client::{V3, filter, room_path, sync};
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-const V3: &str = "/_matrix/client/v3";
-
-fn room_path(room: &str, rest: &str) -> String {
-    format!("{V3}/rooms/{}/{rest}", segment(room))
-}
 
 #[track_caller]
 fn refused(user: &TestUser, method: &str, path: &str, body: Value, status: u16, errcode: &str) -> Value {
@@ -16,15 +11,6 @@ fn refused(user: &TestUser, method: &str, path: &str, body: Value, status: u16, 
     let (got, answer) = user.request(method, path, body);
     assert_eq!((got, answer["errcode"].as_str()), (status, Some(errcode)), "{method} {path}: {answer}");
     answer
-}
-
-fn filter(filter: &Value) -> String {
-    format!("filter={}", segment(&filter.to_string()))
-}
-
-#[track_caller]
-fn sync(user: &TestUser, query: &str) -> Value {
-    user.get(&format!("{V3}/sync?{query}"))
 }
 
 fn since(answer: &Value) -> String {

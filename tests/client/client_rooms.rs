@@ -1,14 +1,9 @@
 //! Rooms over a real socket: made in every way, spoken in, read back, named, and the profiles and data around them.
 
+use crate::common::client::{V3, room_path};
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-const V3: &str = "/_matrix/client/v3";
-
-fn room_path(room: &str, rest: &str) -> String {
-    format!("{V3}/rooms/{}/{rest}", segment(room))
-}
 
 fn refusal(user: &TestUser, method: &str, path: &str, body: Option<Value>) -> (u16, String) {
     let (status, answer) = user.request(method, path, body);

@@ -1,18 +1,13 @@
 //! Users who asked with their deactivation to be erased: who comes into a room later gets redacted copies of what they sent,
 //! here and on other servers, and who could see it before still can.
 
+use crate::common::client::{V3, room_path};
 use std::io::Read;
 
 use doorstep::TestServer;
 use doorstep::protocol::{EventId, RoomId, ServerName};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-const V3: &str = "/_matrix/client/v3";
-
-fn room_path(room: &str, rest: &str) -> String {
-    format!("{V3}/rooms/{}/{rest}", segment(room))
-}
 
 /// A user with a password, which it takes to deactivate the account.
 fn user(server: &TestServer, name: &str) -> TestUser {

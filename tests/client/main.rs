@@ -7,6 +7,9 @@
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 
+#[path = "../common/mod.rs"]
+pub mod common;
+
 mod accounts;
 mod client_details;
 mod client_rooms;

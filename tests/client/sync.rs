@@ -1,26 +1,11 @@
 //! `/sync` over a real socket: what a client is told, what it is not told twice, and how it waits.
 
+use crate::common::client::{V3, filter, room_path, sync};
 use std::time::{Duration, Instant};
 
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-const V3: &str = "/_matrix/client/v3";
-
-fn room_path(room: &str, rest: &str) -> String {
-    format!("{V3}/rooms/{}/{rest}", segment(room))
-}
-
-/// One `/sync` with these query parameters.
-#[track_caller]
-fn sync(user: &TestUser, query: &str) -> Value {
-    user.get(&format!("{V3}/sync?{query}"))
-}
-
-fn filter(filter: &Value) -> String {
-    format!("filter={}", segment(&filter.to_string()))
-}
 
 fn next(answer: &Value) -> String {
     format!("since={}", answer["next_batch"].as_str().expect("next_batch"))

@@ -1,174 +1,40 @@
-//! A Doorstep of its own process, for tests that kill it: the real binary, real flags, a real folder.
+//! What the tests have in common: the other servers, rooms and processes that a scenario needs. A scenario of one real
+//! server and a scripted one is a few lines:
+//!
+//! ```ignore
+//! #[test]
+//! fn a_message_of_another_server_is_shown_once_it_comes() {
+//!     // Ours, with alice on it; a peer that does what it is told; a room of the peer's that alice has joined.
+//!     let mut scene = Scene::new("11");
+//!     let message = scene.message("good morning");
+//!     assert_eq!(scene.send("txn1", &[&message])[message.event_id().as_str()], json!({}));
+//!     assert_eq!(scene.status(&message), Some(Status::Accepted));
+//!     assert_eq!(scene.alice.next_message(scene.room.id.as_str()), "good morning");
+//! }
+//! ```
+//!
+//! - [`doorstep::TestServer`], [`doorstep::testing::TestUser`]: a real server within the test, and a client of it.
+//!   `TestServer::pair()` are two that know each other: what two real servers do needs no more than that.
+//! - [`peer::Peer`]: another server that answers exactly as a test says (`answer_json`), tells what it was asked
+//!   (`asked`, `wait_for`), and signs whatever it likes. [`peer::FakeRoom`]: a room of its own.
+//! - [`scene::Scene`]: all of these at once, for what servers tell each other about a room.
+//! - [`ProcessServer`]: the real binary in a process of its own, to be killed and started again; [`invariants`] then looks
+//!   whether its database makes sense.
+//! - [`crowd`], [`wide_room`]: rooms with thousands of members and servers.
+//! - [`client`]: requests of the client-server API that may be refused. [`wait`]: waiting without sleeping for luck.
+//!   [`random`]: chance that is the same every time.
+//!
+//! Each test program declares this module as `pub`, since none of them uses all of it; `tidy` sees to it that each part is
+//! used by one.
 
+pub mod client;
 pub mod crowd;
 pub mod invariants;
 pub mod peer;
+pub mod process;
+pub mod random;
 pub mod scene;
 pub mod wait;
 pub mod wide_room;
 
-use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use doorstep::testing::{TestUser, certificates, temporary_folder};
-
-/// The binary as a child process. `kill` is SIGKILL: nothing of the process's memory survives.
-pub struct ProcessServer {
-    child: Option<Child>,
-    folder: PathBuf,
-    name: String,
-    plain: u16,
-    tls: u16,
-    extra: Vec<String>,
-}
-
-impl ProcessServer {
-    /// Starts the binary on free ports with an empty folder.
-    pub fn start(extra: &[&str]) -> Self {
-        let (plain, tls) = (free_port(), free_port());
-        let mut server = Self {
-            child: None,
-            folder: temporary_folder("process"),
-            name: format!("localhost:{tls}"),
-            plain,
-            tls,
-            extra: extra.iter().map(|&e| e.to_owned()).collect(),
-        };
-        server.resume();
-        server
-    }
-
-    /// The server name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Base URL of the client-server API.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.plain)
-    }
-
-    /// The process id, while it runs.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
-    }
-
-    /// The folder of its database.
-    pub fn folder(&self) -> &std::path::Path {
-        &self.folder
-    }
-
-    /// Registers an account.
-    pub fn user(&self, localpart: &str) -> TestUser {
-        TestUser::register(&self.url(), localpart)
-    }
-
-    /// SIGKILL, and waits until the process is gone.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("a running child can be killed");
-            child.wait().expect("a killed child can be waited for");
-        }
-    }
-
-    /// Starts the binary again with other flags.
-    pub fn resume_with(&mut self, extra: &[&str]) {
-        self.extra = extra.iter().map(|&e| e.to_owned()).collect();
-        self.resume();
-    }
-
-    /// Whether the running process can write to files, as if the disk were full or broken.
-    #[cfg(target_os = "linux")]
-    pub fn let_files_grow(&self, may: bool) {
-        let pid = libc::pid_t::try_from(self.pid().expect("a running process")).expect("a process id");
-        let limit = libc::rlimit {
-            rlim_cur: if may { libc::RLIM_INFINITY } else { 0 },
-            rlim_max: libc::RLIM_INFINITY,
-        };
-        // SAFETY: the kernel reads one live `rlimit`, and is asked to write none.
-        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
-        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-    }
-
-    /// SIGTERM, which the process answers by stopping in its own time.
-    pub fn terminate(&self) {
-        if let Some(pid) = self.pid() {
-            let pid = libc::pid_t::try_from(pid).expect("a process id");
-            // SAFETY: a plain system call; the child was not waited for, so its id is still its own.
-            assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        }
-    }
-
-    /// Waits until the process ends by itself, for so long at most. Whether it did.
-    pub fn wait_for_end(&mut self, within: Duration) -> bool {
-        let started = Instant::now();
-        while let Some(child) = &mut self.child {
-            if child.try_wait().expect("a child can be asked").is_some() {
-                self.child = None;
-            } else if started.elapsed() > within {
-                return false;
-            }
-            std::thread::yield_now();
-        }
-        true
-    }
-
-    /// Starts the binary again on the same ports and data, and waits until it answers.
-    pub fn resume(&mut self) {
-        self.spawn();
-        self.wait_until_ready();
-    }
-
-    /// Starts the binary again without waiting for it.
-    pub fn spawn(&mut self) {
-        let files = certificates();
-        let listen = |port: u16| format!("127.0.0.1:{port}");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
-        command.args(["serve", "--name", &self.name, "--data"]).arg(&self.folder);
-        command.args(["--listen", &listen(self.plain), "--listen-tls", &listen(self.tls)]);
-        command.arg("--tls-cert").arg(&files.cert).arg("--tls-key").arg(&files.key);
-        command.arg("--trust-ca").arg(&files.ca);
-        command.args(["--registration", "open", "--no-rate-limits", "--allow-private-addresses"]);
-        command.args(&self.extra).stdin(Stdio::null()).stdout(Stdio::null());
-        // So that a write beyond `let_files_grow` is an error and not a signal.
-        // SAFETY: the closure makes one system call that is safe between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-                Ok(())
-            });
-        }
-        self.child = Some(command.spawn().expect("the binary was built with the tests"));
-    }
-
-    /// Waits until a process that was spawned listens.
-    pub fn wait_until_ready(&mut self) {
-        let started = Instant::now();
-        let listens = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
-        while !listens(self.plain) || !listens(self.tls) {
-            let child = self.child.as_mut().expect("just started");
-            if let Some(status) = child.try_wait().expect("a child can be asked") {
-                panic!("{} did not start: {status}", self.name);
-            }
-            assert!(started.elapsed() < Duration::from_secs(20), "{} does not listen", self.name);
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for ProcessServer {
-    fn drop(&mut self) {
-        self.kill();
-        if !std::thread::panicking() {
-            let _ = std::fs::remove_dir_all(&self.folder);
-        }
-    }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
-}
+pub use process::ProcessServer;

@@ -1,5 +1,6 @@
 //! Rooms that somebody forks to make us work: what each further event costs us and others.
 
+use crate::common::process::cpu_ms;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -96,13 +97,6 @@ impl Fork {
     fn wait_until_settled(&self) {
         wait_until("the room has caught up", || !self.is_behind());
     }
-}
-
-/// Processor time of this process so far, in ms.
-fn cpu_ms() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-    ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * 10.0
 }
 
 /// Prints what 30 events on a fork cost, and how long others wait meanwhile:

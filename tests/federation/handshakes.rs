@@ -1,5 +1,6 @@
 //! Knocks, invites, joins and leaves between two and three real servers over loopback TLS, in every way they can end.
 
+use crate::common::client::{join, knock};
 use std::time::Duration;
 
 use crate::common::wait::wait_until;
@@ -36,16 +37,6 @@ fn count_member_events(seen_by: &TestUser, room: &str, user: &str, membership: &
             e["type"] == "m.room.member" && e["state_key"] == user && e["content"]["membership"] == membership
         })
         .count()
-}
-
-fn knock(user: &TestUser, room: &str, via: &str) -> (u16, Value) {
-    let path = format!("/_matrix/client/v3/knock/{}?via={}", segment(room), segment(via));
-    user.request("POST", &path, Some(json!({})))
-}
-
-fn join(user: &TestUser, room: &str, via: &str) -> (u16, Value) {
-    let path = format!("/_matrix/client/v3/join/{}?via={}", segment(room), segment(via));
-    user.request("POST", &path, Some(json!({})))
 }
 
 fn act(user: &TestUser, verb: &str, room: &str, body: Value) -> (u16, Value) {
@@ -199,7 +190,7 @@ fn an_invite_that_is_taken_back_disappears_for_the_invitee() {
         assert_eq!(gone["content"]["membership"], membership);
         assert_eq!(gone["sender"], alice.id());
         assert_eq!(gone["unsigned"]["prev_content"]["membership"], "invite");
-        let (status, body) = join(&bob, &room, here.name());
+        let (status, body) = join(&bob, &room, Some(here.name()));
         assert_eq!((status, &body["errcode"]), (403, &json!("M_FORBIDDEN")), "{body}");
         assert!(bob.initial_sync()["rooms"]["invite"].get(&room).is_none());
     }
@@ -262,7 +253,7 @@ fn two_joins_at_once_are_one_join_and_two_users_of_one_server_both_come_in() {
                 .flat_map(|guest| [bob_again(guest), bob_again(guest)])
                 .map(|guest| {
                     let (room, via) = (room.as_str(), here.name());
-                    scope.spawn(move || join(&guest, room, via))
+                    scope.spawn(move || join(&guest, room, Some(via)))
                 })
                 .collect();
             for one in tries {
@@ -306,7 +297,7 @@ fn a_server_whose_last_user_left_can_come_back_and_be_invited_again() {
     // Kicked from outside while in the room: an ordinary event, and the server is out again.
     alice.act_on("kick", &room, bob.id());
     bob.wait_for_room("leave", &room);
-    assert_eq!(join(&bob, &room, here.name()).0, 200);
+    assert_eq!(join(&bob, &room, Some(here.name())).0, 200);
     wait_for_membership(&alice, &room, bob.id(), "join");
 }
 
@@ -347,10 +338,10 @@ fn refusals_have_the_codes_of_the_specification() {
         assert_eq!((answer.0, answer.1["errcode"].as_str()), (status, Some(errcode)), "{}", answer.1);
     };
     refused(knock(&bob, &closed, here.name()), 403, "M_FORBIDDEN");
-    refused(join(&bob, &closed, here.name()), 403, "M_FORBIDDEN");
+    refused(join(&bob, &closed, Some(here.name())), 403, "M_FORBIDDEN");
     refused(knock(&bob, "!nowhere:example.invalid", here.name()), 404, "M_NOT_FOUND");
-    refused(join(&bob, &format!("!nowhere:{}", here.name()), here.name()), 404, "M_NOT_FOUND");
-    refused(join(&bob, "nonsense", here.name()), 400, "M_INVALID_PARAM");
+    refused(join(&bob, &format!("!nowhere:{}", here.name()), Some(here.name())), 404, "M_NOT_FOUND");
+    refused(join(&bob, "nonsense", Some(here.name())), 400, "M_INVALID_PARAM");
     let old = room_with(&alice, "invite", "6");
     refused(knock(&bob, &old, here.name()), 400, "M_INCOMPATIBLE_ROOM_VERSION");
     refused(act(&bob, "leave", "!nowhere:example.invalid", json!({})), 403, "M_FORBIDDEN");
@@ -411,19 +402,19 @@ fn who_is_in_a_room_of_the_list_may_join_a_restricted_room_from_elsewhere() {
         // One of ours who may invite nobody, and so is named in nobody's join.
         alice.invite(&restricted, carol.id());
         carol.join(&restricted);
-        assert_eq!(join(&bob, &restricted, here.name()).1["errcode"], "M_FORBIDDEN");
+        assert_eq!(join(&bob, &restricted, Some(here.name())).1["errcode"], "M_FORBIDDEN");
         bob.join_via(&club, &[here.name()]);
         wait_for_membership(&alice, &club, bob.id(), "join");
-        let (status, body) = join(&bob, &restricted, here.name());
+        let (status, body) = join(&bob, &restricted, Some(here.name()));
         assert_eq!(status, 200, "version {version}: {body}");
         wait_for_membership(&alice, &restricted, bob.id(), "join");
         let content = alice.state(&restricted, "m.room.member", bob.id()).expect("a member event");
         assert_eq!(content["join_authorised_via_users_server"], alice.id());
         // Bob's server is in both rooms now; but only alice may let anybody in, so eve's join goes to her server.
-        assert_eq!(join(&eve, &restricted, here.name()).0, 403);
+        assert_eq!(join(&eve, &restricted, Some(here.name())).0, 403);
         eve.join(&club);
         wait_for_membership(&alice, &club, eve.id(), "join");
-        let (status, body) = join(&eve, &restricted, here.name());
+        let (status, body) = join(&eve, &restricted, Some(here.name()));
         assert_eq!(status, 200, "version {version}: {body}");
         wait_for_membership(&alice, &restricted, eve.id(), "join");
         wait_for_membership(&bob, &restricted, eve.id(), "join");
@@ -451,7 +442,7 @@ fn a_resident_that_cannot_know_the_conditions_says_so() {
             "join_rule": "restricted", "allow": [{ "type": "m.room_membership", "room_id": "!unknown:example.invalid" }],
         }}],
     }));
-    let (status, body) = join(&bob, &restricted, here.name());
+    let (status, body) = join(&bob, &restricted, Some(here.name()));
     assert_eq!((status, &body["errcode"]), (400, &json!("M_UNABLE_TO_AUTHORISE_JOIN")), "{body}");
 }
 
@@ -475,7 +466,7 @@ fn a_server_acl_keeps_servers_out_of_every_handshake() {
     let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": "11" }));
     // Names in ACLs have no port.
     alice.set_state(&room, "m.room.server_acl", "", json!({ "allow": ["*"], "deny": ["127.0.0.1"] }));
-    assert_eq!(join(&bob, &room, here.name()).1["errcode"], "M_FORBIDDEN");
+    assert_eq!(join(&bob, &room, Some(here.name())).1["errcode"], "M_FORBIDDEN");
     assert_eq!(knock(&bob, &room, here.name()).1["errcode"], "M_FORBIDDEN");
 }
 
@@ -622,7 +613,7 @@ fn whatever_both_sides_do_they_agree_in_the_end() {
             let (what, answer) = match dice(9) {
                 0 | 1 => ("knock", knock(&bob, &room, here.name())),
                 2 => ("leave", act(&bob, "leave", &room, json!({}))),
-                3 => ("join", join(&bob, &room, here.name())),
+                3 => ("join", join(&bob, &room, Some(here.name()))),
                 4 | 5 => ("invite", act(&alice, "invite", &room, json!({ "user_id": bob.id() }))),
                 6 => ("kick", act(&alice, "kick", &room, json!({ "user_id": bob.id() }))),
                 7 if dice(2) == 0 => ("ban", act(&alice, "ban", &room, json!({ "user_id": bob.id() }))),

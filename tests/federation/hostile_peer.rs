@@ -1,6 +1,7 @@
 //! A peer that lies, in every step of every handshake: nothing of it is signed, believed, shown or half written, and
 //! our own client gets an answer that says what happened.
 
+use crate::common::client::{join, post};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,20 +13,12 @@ use doorstep::protocol::room_version;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
-fn post(user: &TestUser, path: &str, body: Value) -> (u16, Value) {
-    user.request("POST", &format!("/_matrix/client/v3/{path}"), Some(body))
-}
-
 fn knock(user: &TestUser, room: &str, peer: &Peer) -> (u16, Value) {
     post(
         user,
         &format!("knock/{}?via={}", segment(room), segment(peer.name().as_str())),
         json!({ "reason": "please" }),
     )
-}
-
-fn join(user: &TestUser, room: &str) -> (u16, Value) {
-    post(user, &format!("join/{}", segment(room)), json!({}))
 }
 
 fn is_in(user: &TestUser, section: &str, room: &str) -> bool {
@@ -479,7 +472,7 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_left_again() {
         let lies = rooms_that_are_none(&room, (&peer, &forger), without_invite);
         peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
         peer.answer_json("send_join", 403, json!({ "errcode": "M_FORBIDDEN", "error": "taken back" }));
-        assert_eq!(join(&bob, room.id.as_str()).1["errcode"], "M_FORBIDDEN");
+        assert_eq!(join(&bob, room.id.as_str(), None).1["errcode"], "M_FORBIDDEN");
         assert!(is_in(&bob, "invite", room.id.as_str()));
 
         let before = bob.initial_sync()["next_batch"].clone();
@@ -497,7 +490,7 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_left_again() {
         let answer_to_leave = Gate::default();
         peer.answer_json("send_leave", 200, json!({}));
         peer.answer_behind(&answer_to_leave, "make_leave", 200, room.template(bob.id(), "leave"));
-        let (status, body) = join(&bob, room.id.as_str());
+        let (status, body) = join(&bob, room.id.as_str(), None);
         assert_eq!(status, 502, "{what}: {body}");
         assert!(body["error"].as_str().is_some_and(|e| e.contains("left again")), "{what}: {body}");
         // The other server has us in the room: that ends at once for our user, and there when it is told.
@@ -523,7 +516,7 @@ fn a_room_that_is_not_the_one_we_joined_is_not_adopted_and_left_again() {
         bad_name.remove("unsigned");
         mixed["state"].as_array_mut().expect("a list").push(Value::Object(bad_name));
         peer.answer_json("send_join", 200, mixed);
-        let (status, body) = join(&bob, room.id.as_str());
+        let (status, body) = join(&bob, room.id.as_str(), None);
         assert_eq!(status, 200, "version {version}: {body}");
         assert!(bob.state(room.id.as_str(), "m.room.topic", "").is_none());
         assert_eq!(bob.membership_of(room.id.as_str(), bob.id()).as_deref(), Some("join"));
@@ -937,7 +930,7 @@ fn a_join_that_is_given_up_while_it_is_on_its_way_ends_as_a_leave_in_the_room() 
     let gate = let_in_slowly(&peer, &room, &bob);
     let again = TestUser::new(bob.url(), bob.id(), bob.token());
     std::thread::scope(|scope| {
-        let joining = scope.spawn(|| join(&again, room.id.as_str()).0);
+        let joining = scope.spawn(|| join(&again, room.id.as_str(), None).0);
         peer.wait_for("send_join");
         bob.leave(room.id.as_str());
         bob.wait_for_room("leave", room.id.as_str());
@@ -965,7 +958,7 @@ fn a_removal_that_the_room_does_not_allow_does_not_spoil_the_join_that_it_overto
     let gate = let_in_slowly(&peer, &room, &bob);
     let again = TestUser::new(bob.url(), bob.id(), bob.token());
     std::thread::scope(|scope| {
-        let joining = scope.spawn(|| join(&again, room.id.as_str()));
+        let joining = scope.spawn(|| join(&again, room.id.as_str(), None));
         peer.wait_for("send_join");
         // Somebody who has seen the invite, and is not in the room.
         let eve = stranger.user("eve");
@@ -1075,7 +1068,7 @@ fn a_join_that_lands_after_the_user_has_left_is_left_again() {
     let (server, bob, peer, room) = stage("public");
     peer.let_in(&room, bob.id());
     peer.answer_json("send_join", 504, json!({ "errcode": "M_UNKNOWN", "error": "a proxy lost patience" }));
-    assert!(join(&bob, room.id.as_str()).0 >= 500);
+    assert!(join(&bob, room.id.as_str(), None).0 >= 500);
     let no = json!({ "errcode": "M_FORBIDDEN", "error": "not in the room" });
     peer.answer_json("make_leave", 403, no);
     bob.leave(room.id.as_str());

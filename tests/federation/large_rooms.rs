@@ -1,6 +1,7 @@
 //! Joining a room that is large for a test, over real TLS: every member of it there, the forged ones not, keys that only
 //! a notary has, and peers that give too much or too little.
 
+use crate::common::client::join;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,11 +19,6 @@ use serde_json::{Value, json};
 
 const MEMBERS: usize = 2000;
 const SERVERS: usize = 50;
-
-fn join(user: &TestUser, room: &FakeRoom, peer: &Peer) -> (u16, Value) {
-    let path = format!("/_matrix/client/v3/join/{}?via={}", segment(room.id.as_str()), peer.name());
-    user.request("POST", &path, Some(json!({})))
-}
 
 fn get(user: &TestUser, room: &FakeRoom, what: &str) -> Value {
     let path = format!("/_matrix/client/v3/rooms/{}/{what}", segment(room.id.as_str()));
@@ -80,7 +76,7 @@ fn a_large_room_is_joined_with_every_member_that_is_real_and_none_that_is_not() 
     crowd.serve(&peer);
     let server = TestServer::start();
     let alice = server.user("alice");
-    assert_eq!(join(&alice, &crowd.room, &peer).0, 200);
+    assert_eq!(join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str())).0, 200);
 
     let mut expected: BTreeSet<String> =
         (0..MEMBERS).filter(|n| !(10..=13).contains(n)).map(|n| crowd.member(n).to_string()).collect();
@@ -119,7 +115,7 @@ fn a_notary_of_the_settings_is_asked_in_bulk_and_what_it_says_is_kept() {
     crowd.serve(&peer);
     let server = TestServer::start_with(|config| config.notaries = vec![peer.name().clone()]);
     let alice = server.user("alice");
-    assert_eq!(join(&alice, &crowd.room, &peer).0, 200);
+    assert_eq!(join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str())).0, 200);
     assert_eq!(joined(&alice, &crowd.room).len(), 302);
     assert_eq!(peer.asked("/key/v2/query").len(), 3, "a hundred servers a question");
     let known = |gone: &Gone| {
@@ -135,7 +131,7 @@ fn servers_of_a_large_room_are_told_of_it_as_they_ask() {
     crowd.serve(&peer);
     let server = TestServer::start();
     let alice = server.user("alice");
-    assert_eq!(join(&alice, &crowd.room, &peer).0, 200);
+    assert_eq!(join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str())).0, 200);
 
     let hand_in = |name: &str, query: &str| {
         let user = peer.user(name);
@@ -182,7 +178,7 @@ fn a_nameless_room_is_told_with_those_that_it_is_named_after() {
     crowd.serve(&peer);
     let server = TestServer::start();
     let alice = server.user("alice");
-    assert_eq!(join(&alice, &crowd.room, &peer).0, 200);
+    assert_eq!(join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str())).0, 200);
     let user = peer.user("guest");
     let room = segment(crowd.room.id.as_str());
     let path = format!("/_matrix/federation/v1/make_join/{room}/{}?ver=11", segment(user.as_str()));
@@ -204,7 +200,7 @@ fn two_of_us_who_join_at_once_are_both_in_and_the_room_is_fetched_once() {
     let users = [server.user("alice"), server.user("bob")];
     std::thread::scope(|scope| {
         for user in &users {
-            scope.spawn(|| assert_eq!(join(user, &crowd.room, &peer).0, 200));
+            scope.spawn(|| assert_eq!(join(user, crowd.room.id.as_str(), Some(peer.name().as_str())).0, 200));
         }
     });
     let all = joined(&users[0], &crowd.room);
@@ -222,11 +218,11 @@ fn a_peer_that_gives_more_than_anybody_could_hold_is_left_alone() {
     peer.answer("/send_join/", |_| {
         Reply::stream("application/json", 1 << 30, Box::new(std::io::repeat(b' ').take(1 << 30)))
     });
-    let (status, answer) = join(&alice, &crowd.room, &peer);
+    let (status, answer) = join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str()));
     assert_eq!(status, 502, "{answer}");
     // It is no harm done: the room is joined once there is a proper answer.
     crowd.serve(&peer);
-    assert_eq!(join(&alice, &crowd.room, &peer).0, 200);
+    assert_eq!(join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str())).0, 200);
     assert_eq!(joined(&alice, &crowd.room).len(), 12);
 }
 
@@ -247,11 +243,11 @@ fn a_peer_that_dies_amid_its_answer_leaves_no_half_room() {
     });
     let server = TestServer::start();
     let alice = server.user("alice");
-    assert!(join(&alice, &crowd.room, &peer).0 >= 500);
+    assert!(join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str())).0 >= 500);
     let hs = server.homeserver();
     let room = hs.store.read(|db| db.room(&crowd.room.id)).expect("read");
     assert!(room.is_none_or(|room| !room.resident && room.joined == 0));
-    assert_eq!(join(&alice, &crowd.room, &peer).0, 200);
+    assert_eq!(join(&alice, crowd.room.id.as_str(), Some(peer.name().as_str())).0, 200);
     let key = hs.store.read(|db| Ok(db.known_room(&crowd.room.id)?.key)).expect("the room");
     let members = hs.store.read(|db| db.members(key, Some(Membership::Join))).expect("members");
     assert_eq!(members.len(), 502);

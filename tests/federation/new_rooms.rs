@@ -1,5 +1,6 @@
 //! New rooms and those who are invited to them: whoever cannot be reached holds up nobody, and is invited later.
 
+use crate::common::client::V3;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,6 @@ use doorstep::http::Reply;
 use doorstep::protocol::room_version::room_version;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
-
-const V3: &str = "/_matrix/client/v3";
 
 /// A peer that signs the invites to rooms of version 11, once the gate is open.
 fn takes_invites(gate: Option<&Gate>) -> Arc<Peer> {

@@ -1,6 +1,7 @@
 //! What a room that we are not in tells us about our users, where the key of the one who says it cannot be had at that
 //! moment: it is kept before we answer, and takes effect once the key is there.
 
+use crate::common::client::join;
 use std::time::Duration;
 
 use crate::common::ProcessServer;
@@ -57,11 +58,6 @@ impl Scene {
     fn knocks(&self, bob: &TestUser) -> bool {
         bob.initial_sync()["rooms"]["knock"].get(self.room.id.as_str()).is_some()
     }
-}
-
-fn join(user: &TestUser, room: &FakeRoom) -> (u16, Value) {
-    let path = format!("/_matrix/client/v3/join/{}", segment(room.id.as_str()));
-    user.request("POST", &path, Some(json!({})))
 }
 
 fn member(membership: &str) -> Value {
@@ -314,7 +310,7 @@ fn a_removal_that_comes_while_a_join_is_being_prepared_ends_the_join_that_does_n
         let asked = peer.asked("make_join").len();
         let removal = room.membership(peer, &room.creator, bob.id(), membership);
         std::thread::scope(|scope| {
-            let joining = scope.spawn(|| join(&bob, &room));
+            let joining = scope.spawn(|| join(&bob, room.id.as_str(), None));
             wait_until("a template is asked for", || peer.asked("make_join").len() > asked);
             let (_, said) = peer.send_transaction(server.name(), membership, &[&removal]);
             assert_eq!(said["pdus"][removal.event_id().as_str()], json!({}), "{said}");
@@ -333,7 +329,7 @@ fn a_removal_that_comes_while_a_join_is_being_prepared_ends_the_join_that_does_n
         let mut answer = room.join_answer();
         answer["auth_chain"].as_array_mut().expect("events").push(Value::Object(invite.to_object()));
         peer.answer_json("send_join", 200, answer);
-        assert_eq!(join(&bob, &room).0, 200);
+        assert_eq!(join(&bob, room.id.as_str(), None).0, 200);
         bob.wait_for_room("join", room.id.as_str());
     }
 }

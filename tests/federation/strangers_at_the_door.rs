@@ -1,6 +1,7 @@
 //! What strangers may do at the doors of our users and rooms: invite and knock, but not fill the house with it, nor keep
 //! others out.
 
+use crate::common::client::knock;
 use std::time::{Duration, Instant};
 
 use crate::common::peer::{FakeRoom, Peer, now_ms};
@@ -303,11 +304,6 @@ fn events_with(server: &TestServer, room: &str, membership: &str) -> usize {
         pdu.event_type() == "m.room.member" && pdu.membership().is_some_and(|m| m.as_str() == membership)
     };
     events.expect("the room reads").iter().filter(|event| is_it(&event.pdu)).count()
-}
-
-fn knock(user: &TestUser, room: &str, via: &str) -> (u16, Value) {
-    let path = format!("/_matrix/client/v3/knock/{}?via={}", segment(room), segment(via));
-    user.request("POST", &path, Some(json!({})))
 }
 
 /// Another server's user knocks, is seen, is invited, and comes in.

@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, reason = "figures are there to be read")]
 
+use crate::common::process::cpu_ms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,13 +24,6 @@ fn open(durable: bool) -> (Arc<Homeserver>, std::path::PathBuf) {
     config.data = Data::Folder(folder.clone());
     config.durable = durable;
     (Homeserver::open(config, Clock::new()).expect("it opens"), folder)
-}
-
-/// Processor time of this process so far, in ms: on a busy machine it says more than the clock.
-fn cpu_ms() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-    ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * 10.0
 }
 
 fn alice() -> UserId {

@@ -5,13 +5,10 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
+use crate::common::random::{Random, number};
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::Path;
-
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
 
 /// The committed inputs of a target by their file names, in order.
 fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -31,22 +28,6 @@ fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
-    }
-}
-
 /// Bytes that mean something to one target or another.
 const TOKENS: &[u8] = b"\0\"{}[]:,\r\n\\0-";
 
@@ -58,7 +39,7 @@ fn mutate(random: &mut Random, seeds: &[(String, Vec<u8>)]) -> Vec<u8> {
         let length = random.below(24).min(data.len() - at);
         match random.below(7) {
             0 if at < data.len() => data[at] ^= 1 << random.below(8),
-            1 if at < data.len() => data[at] = random.next() as u8,
+            1 if at < data.len() => data[at] = random.next_u64() as u8,
             2 => data.insert(at, TOKENS[random.below(TOKENS.len())]),
             3 => drop(data.drain(at..at + length)),
             4 => {
@@ -89,7 +70,7 @@ fn replay(name: &str, rounds: u64) {
     }
     let first = number("DOORSTEP_FUZZ_SEED", 1);
     for seed in first..first + number("DOORSTEP_FUZZ_ROUNDS", rounds) {
-        run(&format!("mutation {seed}"), &mutate(&mut Random(seed), &seeds));
+        run(&format!("mutation {seed}"), &mutate(&mut Random::new(seed), &seeds));
     }
 }
 

@@ -6,6 +6,9 @@
 //!
 //! Test vectors are a program of their own (`tests/vectors`), which prints a table.
 
+#[path = "../common/mod.rs"]
+pub mod common;
+
 mod differential_events;
 mod differential_rooms;
 mod fuzz_replay;

@@ -8,6 +8,7 @@
 
 #![allow(clippy::print_stdout, reason = "the seed, and what was done, for those who ask with --nocapture")]
 
+use crate::common::random::{Random, number};
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,29 +22,9 @@ use doorstep::testing::{TestUser, segment};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-
-    fn pick<'t>(&mut self, from: &[&'t str]) -> &'t str {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
-
 #[allow(clippy::disallowed_methods, reason = "random moments are what this is about")]
-fn let_pass(milliseconds: u64) {
-    std::thread::sleep(Duration::from_millis(milliseconds));
+fn let_pass(milliseconds: usize) {
+    std::thread::sleep(Duration::from_millis(milliseconds as u64));
 }
 
 /// Everybody who does something, and what they were told.
@@ -110,7 +91,7 @@ impl Load {
     /// A user who comes to a room of another server and goes, in every way there is; and its owner, who lets them in
     /// or not.
     fn come_and_go(&self, owner: &TestUser, user: &TestUser, room: &str, host: &str, seed: u64) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         while !self.is_over() {
             let_pass(5);
             let (room_path, via) = (segment(room), segment(host));
@@ -251,7 +232,7 @@ impl Looks {
 
 /// One kill or two at moments of the seed's choice. Returns how many.
 fn kill(servers: &mut [ProcessServer; 2], random: &mut Random) -> (u64, String) {
-    let at = random.below(2) as usize;
+    let at = random.below(2);
     let_pass(random.below(250));
     match random.below(6) {
         0 => {
@@ -264,7 +245,7 @@ fn kill(servers: &mut [ProcessServer; 2], random: &mut Random) -> (u64, String) 
             (2, format!("{at}, and again {moment} ms into its start"))
         }
         1 => {
-            let moment = random.below(150);
+            let moment = random.below(150) as u64;
             servers[at].terminate();
             let ended = servers[at].wait_for_end(Duration::from_millis(moment));
             servers[at].kill();
@@ -334,7 +315,7 @@ fn killed_at_random_moments_nothing_acknowledged_is_lost_and_all_sides_agree() {
         scope.spawn(|| load.come_and_go(&olga, &anna, &hers, &names[1], seed + 1));
         scope.spawn(|| load.make_rooms(&anna));
         scope.spawn(|| load.send_from(&peer, &mut fake, &names[0]));
-        let (mut random, mut done) = (Random(seed), 0);
+        let (mut random, mut done) = (Random::new(seed), 0);
         while done < kills {
             let (killed, what) = kill(&mut servers, &mut random);
             done += killed;

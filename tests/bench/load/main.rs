@@ -8,6 +8,8 @@
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
 mod clock;
+#[path = "../../common/mod.rs"]
+pub mod common;
 mod handshakes;
 mod http;
 mod large;
@@ -17,8 +19,6 @@ mod process;
 mod receive;
 mod sends;
 mod waiting;
-#[path = "../../common/wide_room.rs"]
-mod wide_room;
 
 use std::error::Error;
 use std::path::PathBuf;

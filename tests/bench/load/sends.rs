@@ -107,7 +107,7 @@ fn lost(speakers: &mut [Speaker], rooms: &[String]) -> Result<usize> {
 
 /// What one message costs in a room with many servers, in a server of this process.
 pub fn rows(given: &crate::Rows) -> Result<Value> {
-    let mut wide = crate::wide_room::WideRoom::new(given.servers)?;
+    let mut wide = crate::common::wide_room::WideRoom::new(given.servers)?;
     wide.say("the first")?;
     let before = wide.rows()?;
     wide.say("the second")?;

@@ -16,6 +16,7 @@
 mod theirs;
 mod world;
 
+use crate::common::random::number;
 use std::collections::HashMap;
 
 use doorstep::protocol::event_auth::{self, PowerLevel, PowerLevels};
@@ -26,10 +27,6 @@ use serde_json::Value;
 
 use self::theirs::TheirRules;
 use self::world::{Draft, State, USERS, World, key, state_map};
-
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
 
 /// Versions, rules and seeds to try: so many rooms of each version.
 fn rooms(few: u64) -> impl Iterator<Item = (RoomVersion, TheirRules, u64)> {

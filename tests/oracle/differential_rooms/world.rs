@@ -1,5 +1,6 @@
 //! Random rooms: who is there, what they might send, what the room has come to.
 
+use crate::common::random::Random;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use doorstep::protocol::event_auth;
@@ -8,35 +9,6 @@ use doorstep::protocol::sign::{SigningKey, sign_json};
 use doorstep::protocol::state_res::StateMap;
 use doorstep::protocol::{EventId, Pdu, ServerName};
 use serde_json::{Map, Value, json};
-
-/// A small generator of our own (splitmix64), so that a seed means the same events for ever.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
-    }
-
-    pub fn pick<'t, T: ?Sized>(&mut self, from: &[&'t T]) -> &'t T {
-        from[self.below(from.len())]
-    }
-}
 
 pub const USERS: [&str; 7] = [
     "@creator:one.example",
@@ -148,7 +120,7 @@ impl World {
         let mut object = json!({
             "type": draft.event_type, "sender": draft.sender, "content": draft.content, "depth": 2,
             "origin_server_ts": self.clock, "prev_events": prev, "auth_events": auth,
-            "room_id": self.create.room_id(), "hashes": { "sha256": self.random.next().to_string() },
+            "room_id": self.create.room_id(), "hashes": { "sha256": self.random.next_u64().to_string() },
             "signatures": {},
         });
         if let Some(state_key) = &draft.state_key {

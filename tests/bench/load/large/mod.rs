@@ -1,13 +1,6 @@
 //! Joining a large room: a scripted resident with real signatures of many servers, all made before the clock starts, and
 //! what the room costs afterwards.
 
-#[path = "../../../common/crowd.rs"]
-mod crowd;
-#[path = "../../../common/peer.rs"]
-mod peer;
-#[path = "../../../common/wait.rs"]
-mod wait;
-
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -22,8 +15,8 @@ use doorstep::protocol::verify;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use self::crowd::{Crowd, Gone};
-use self::peer::Peer;
+use crate::common::crowd::{Crowd, Gone};
+use crate::common::peer::{Peer, now_ms};
 use crate::http::{self, Connection, encode};
 use crate::{LargeJoin, Peering, Result, millis, process, quantile};
 
@@ -229,7 +222,7 @@ fn federated(
         event.insert("state_key".into(), json!(user));
         let event = peer.sign(event, version);
         let body = json!({
-            "origin": peer.name(), "origin_server_ts": peer::now_ms(), "pdus": [event.to_object()],
+            "origin": peer.name(), "origin_server_ts": now_ms(), "pdus": [event.to_object()],
         });
         let path = format!("/_matrix/federation/v1/send/late{number}");
         let (took, answer) = ask("PUT", &path, Some(&body))?;
