@@ -77,6 +77,9 @@ errcodes! {
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+/// All that others are told of a failure of ours.
+const INTERNAL: &str = "Internal server error";
+
 /// What went wrong. See the module's head for the two faces.
 pub struct Error(Box<Inner>);
 
@@ -97,7 +100,7 @@ impl Error {
 
     /// Our fault: 500 `M_UNKNOWN`. The cause is for the log only.
     pub fn internal(cause: impl Into<Cause>) -> Self {
-        Self::new(ErrCode::Unknown, "Internal server error").with_cause(cause)
+        Self::new(ErrCode::Unknown, INTERNAL).with_cause(cause)
     }
 
     /// Another server's fault: 502 `M_UNKNOWN`; the message names the peer.
@@ -171,6 +174,29 @@ impl Error {
         self.0.fields.get(name)
     }
 
+    /// The sentence for a person at a terminal: no codes, and the cause once.
+    pub fn for_people(&self) -> String {
+        let cause = self.0.cause.as_ref().map(|cause| match cause.downcast_ref::<Error>() {
+            Some(error) => error.for_people(),
+            None => without_number(&cause.to_string()),
+        });
+        match cause {
+            Some(cause) if self.message() == INTERNAL => cause,
+            Some(cause) if !self.message().contains(&cause) => format!("{}: {cause}", self.message()),
+            _ => self.message().to_owned(),
+        }
+    }
+
+    /// Whether it is about a disk that takes nothing, which the database's writer tells the log of, once.
+    pub fn is_disk_full(&self) -> bool {
+        self.status() == 507
+    }
+
+    /// How loud it is logged: like this, but for what the log was told already.
+    pub fn level(&self, usual: log::Level) -> log::Level {
+        if self.is_disk_full() { log::Level::Debug } else { usual }
+    }
+
     /// The body as Matrix specifies it: `errcode`, `error` and the extra fields.
     pub fn to_json(&self) -> Value {
         let mut body = self.0.fields.clone();
@@ -182,8 +208,11 @@ impl Error {
 
 /// What the system says of a failure, without the number that only programs read.
 pub fn reason(e: &std::io::Error) -> String {
-    let text = e.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
+    without_number(&e.to_string())
+}
+
+fn without_number(text: &str) -> String {
+    text.split(" (os error").next().unwrap_or(text).to_owned()
 }
 
 impl fmt::Display for Error {
@@ -206,10 +235,24 @@ impl std::error::Error for Error {}
 
 impl From<rusqlite::Error> for Error {
     fn from(e: rusqlite::Error) -> Self {
-        if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
-            return Self::new(ErrCode::Unknown, "The server's disk is full").with_status(507).with_cause(e);
+        match disk_failure(&e) {
+            Some(sentence) => Self::new(ErrCode::Unknown, sentence).with_status(507).with_cause(e),
+            None => Self::internal(e),
         }
-        Self::internal(e)
+    }
+}
+
+/// What is to be said of a disk that does not take what is written: it is full, or a quota is, or it is broken.
+pub(crate) fn disk_failure(e: &rusqlite::Error) -> Option<&'static str> {
+    use rusqlite::ffi::{
+        SQLITE_IOERR_FSYNC, SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_TRUNCATE, SQLITE_IOERR_WRITE,
+    };
+    let of_writing = [SQLITE_IOERR_WRITE, SQLITE_IOERR_FSYNC, SQLITE_IOERR_TRUNCATE, SQLITE_IOERR_SHMSIZE];
+    let code = e.sqlite_error()?;
+    match code.code {
+        rusqlite::ErrorCode::DiskFull => Some("The server's disk is full"),
+        _ if of_writing.contains(&code.extended_code) => Some("The server's disk takes nothing"),
+        _ => None,
     }
 }
 
@@ -231,6 +274,21 @@ mod tests {
             e.to_json().to_string(),
             r#"{"errcode":"M_INCOMPATIBLE_ROOM_VERSION","error":"no","room_version":"9"}"#
         );
+    }
+
+    #[test]
+    fn a_person_is_told_the_cause_once_and_no_code() {
+        let missing = || std::io::Error::from_raw_os_error(2);
+        let said = reason(&missing());
+        assert!(!said.contains("os error"), "{said}");
+        assert_eq!(Error::internal(missing()).for_people(), said);
+        assert_eq!(Error::internal(Error::internal(missing())).for_people(), said);
+        assert_eq!(
+            Error::not_found("Nothing there").with_cause(missing()).for_people(),
+            format!("Nothing there: {said}")
+        );
+        assert_eq!(Error::not_found(said.clone()).with_cause(missing()).for_people(), said);
+        assert_eq!(Error::forbidden("No").for_people(), "No");
     }
 
     #[test]

@@ -2,12 +2,16 @@
 
 mod commands;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
+
+use commands::{Failure, misuse, say};
 
 /// Doorstep, a Matrix homeserver in one small binary.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
+#[argh(name = "doorstep")]
 struct Doorstep {
     /// print the version and exit
     #[argh(switch)]
@@ -16,23 +20,44 @@ struct Doorstep {
     command: Option<commands::Command>,
 }
 
-#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 fn main() -> ExitCode {
     doorstep::allocator::give_large_blocks_back();
-    let args: Doorstep = argh::from_env();
-    if args.version {
-        println!("doorstep {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
-    }
-    let Some(command) = args.command else {
-        eprintln!("Run `doorstep serve` to start, `doorstep --help` for everything else.");
-        return ExitCode::FAILURE;
-    };
-    match commands::run(command) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("doorstep: {e}");
-            ExitCode::FAILURE
-        }
+        Err(Failure::Failed(why)) => complain(&why, 1),
+        Err(Failure::Misuse(why)) => complain(&why, 2),
     }
+}
+
+fn run() -> Result<(), Failure> {
+    let args: Result<Vec<String>, _> = std::env::args_os().skip(1).map(|arg| arg.into_string()).collect();
+    let args = args.map_err(|arg| Failure::Misuse(format!("{} is not UTF-8", arg.display())))?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let asked = match Doorstep::from_args(&["doorstep"], &args) {
+        Ok(asked) => asked,
+        Err(help) if help.status.is_ok() => {
+            say(&help.output);
+            return Ok(());
+        }
+        Err(wrong) => {
+            return Err(Failure::Misuse(misuse::explain(&wrong, Doorstep::get_args_info(), &args)));
+        }
+    };
+    match asked.command {
+        _ if asked.version => {
+            say(&format!("doorstep {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+        Some(command) => commands::run(command),
+        None => Err(Failure::Misuse(
+            "nothing is asked for.\nRun `doorstep serve` to start, `doorstep --help` for everything else."
+                .into(),
+        )),
+    }
+}
+
+/// Tells a person why, on a terminal that may be gone.
+fn complain(why: &str, status: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "doorstep: {why}");
+    ExitCode::from(status)
 }

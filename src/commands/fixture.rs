@@ -2,14 +2,16 @@
 
 use std::io::Read;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
+use doorstep::TestServer;
 use doorstep::config::{Data, Registration};
-use doorstep::{Result, TestServer};
 use serde_json::{Map, json};
+
+use super::{Failure, say};
 
 /// Runs an in-memory homeserver on free ports for a test: prints one JSON line when it is ready, and lives until its
 /// standard input closes.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "fixture")]
 pub struct Fixture {
     /// accounts to make, by localpart, separated by commas
@@ -21,8 +23,7 @@ pub struct Fixture {
 }
 
 /// Runs until standard input ends.
-#[allow(clippy::print_stdout, reason = "the JSON line is the interface")]
-pub fn run(fixture: &Fixture) -> Result<()> {
+pub fn run(fixture: &Fixture) -> Result<(), Failure> {
     let server = TestServer::start_with(|config| {
         config.data = Data::Memory;
         if fixture.closed {
@@ -35,7 +36,7 @@ pub fn run(fixture: &Fixture) -> Result<()> {
         let user = json!({ "user_id": user_id, "access_token": token, "password": localpart });
         users.insert(localpart.to_owned(), user);
     }
-    println!("{}", json!({ "name": server.name(), "url": server.url(), "users": users }));
+    say(&json!({ "name": server.name(), "url": server.url(), "users": users }).to_string());
     let mut rest = std::io::stdin().lock();
     let mut buffer = [0; 1024];
     while rest.read(&mut buffer).is_ok_and(|n| n > 0) {}

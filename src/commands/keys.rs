@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
+use doorstep::Homeserver;
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
 use doorstep::store::Store;
-use doorstep::{Homeserver, Result};
+
+use super::{Failure, say};
 
 /// Shows or replaces the keys that this server signs with. The server must not be running.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "keys")]
 pub struct Keys {
     /// folder of the database [doorstep-data]
@@ -19,7 +21,7 @@ pub struct Keys {
     what: What,
 }
 
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand)]
 enum What {
     List(List),
@@ -27,18 +29,17 @@ enum What {
 }
 
 /// Lists the public keys as other servers see them.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "list")]
 struct List {}
 
 /// Retires the key in use and makes another. The old one stays published for what it signed.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "rotate")]
 struct Rotate {}
 
 /// Does it, and prints the keys as they are then: each with its id, and since when it is out of use.
-#[allow(clippy::print_stdout, reason = "a command line talks to its user")]
-pub fn run(keys: &Keys) -> Result<()> {
+pub fn run(keys: &Keys) -> Result<(), Failure> {
     let mut config = Config::for_name(Store::name_of(&keys.data)?);
     config.data = Data::Folder(keys.data.clone());
     let homeserver = Homeserver::open(config, Clock::new())?;
@@ -48,10 +49,10 @@ pub fn run(keys: &Keys) -> Result<()> {
     let published = homeserver.key_ring.own_statement();
     let entries = |field: &str| published.get(field).and_then(|keys| keys.as_object()).into_iter().flatten();
     for (id, key) in entries("old_verify_keys") {
-        println!("{id} {} retired at {} ms", text(&key["key"]), key["expired_ts"]);
+        say(&format!("{id} {} retired at {} ms", text(&key["key"]), key["expired_ts"]));
     }
     for (id, key) in entries("verify_keys") {
-        println!("{id} {} in use", text(&key["key"]));
+        say(&format!("{id} {} in use", text(&key["key"])));
     }
     Ok(())
 }

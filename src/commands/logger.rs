@@ -1,23 +1,45 @@
-//! Log lines on standard error: level, thread, text. `DOORSTEP_LOG` is `error`, `warn`, `info` (default), `debug` or
-//! `trace`. No time stamps: journals and container runtimes add their own.
+//! Log lines on standard error: level, thread, text. `DOORSTEP_LOG` is `error`, `warn`, `info` (default), `debug`, `trace` or
+//! `off`. A terminal is told the time too. The journal of systemd has its own, and is told each line's priority instead;
+//! other readers, such as container runtimes, add what they want.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
-use log::{LevelFilter, Log, Metadata, Record};
+use doorstep::clock::{Clock, Millis};
+use doorstep::config::nearest;
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
-struct Logger;
+/// Who reads the lines.
+enum Reader {
+    Terminal(Clock),
+    Journal,
+    Other,
+}
+
+struct Logger {
+    reader: Reader,
+}
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Dependencies speak only when something is wrong.
-        metadata.target().starts_with("doorstep") || metadata.level() <= log::Level::Warn
+        metadata.target().starts_with("doorstep") || metadata.level() <= Level::Warn
     }
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
+            let begin = match &self.reader {
+                Reader::Terminal(clock) => format!("{} ", utc(clock.now_ms())),
+                Reader::Journal => format!("<{}>", priority(record.level())),
+                Reader::Other => String::new(),
+            };
             let thread = std::thread::current();
             let level = record.level().as_str().to_ascii_lowercase();
-            let line = format!("{level:5} [{}] {}\n", thread.name().unwrap_or("-"), record.args());
+            let text = one_line(&record.args().to_string());
+            let line = format!("{begin}{level:5} [{}] {text}\n", thread.name().unwrap_or("-"));
             // A log on a full disk is no reason to fail: `eprintln` would panic.
             let _ = std::io::stderr().write_all(line.as_bytes());
         }
@@ -26,10 +48,108 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Makes `log` write to standard error. A second call changes nothing.
-pub fn install() {
-    let level = std::env::var("DOORSTEP_LOG").ok().and_then(|l| l.parse().ok()).unwrap_or(LevelFilter::Info);
-    if log::set_logger(&Logger).is_ok() {
+/// Makes `log` write to standard error. A second call changes nothing. Errors: a level that there is not.
+pub fn install() -> Result<(), String> {
+    let level = match std::env::var_os("DOORSTEP_LOG") {
+        None => LevelFilter::Info,
+        Some(text) if text.is_empty() => LevelFilter::Info,
+        Some(text) => level(&text.to_string_lossy())?,
+    };
+    static LOGGER: OnceLock<Logger> = OnceLock::new();
+    if log::set_logger(LOGGER.get_or_init(|| Logger { reader: reader() })).is_ok() {
         log::set_max_level(level);
+    }
+    Ok(())
+}
+
+fn level(text: &str) -> Result<LevelFilter, String> {
+    text.parse().map_err(|_| {
+        let near = nearest(text, ["error", "warn", "info", "debug", "trace", "off"].into_iter());
+        let hint = near.map(|near| format!(": did you mean {near}?")).unwrap_or_default();
+        format!("DOORSTEP_LOG is {text:?}, but should be error, warn, info, debug, trace or off{hint}")
+    })
+}
+
+fn reader() -> Reader {
+    let stderr = std::io::stderr();
+    // systemd says which stream is the journal's, because a child may have been given another.
+    let journal = std::env::var("JOURNAL_STREAM").ok().filter(|stream| !stream.is_empty());
+    if journal.is_some() && journal == stream_id(&stderr) {
+        Reader::Journal
+    } else if stderr.is_terminal() {
+        Reader::Terminal(Clock::new())
+    } else {
+        Reader::Other
+    }
+}
+
+/// Device and inode of an open file, as `JOURNAL_STREAM` has them.
+fn stream_id(file: &impl AsFd) -> Option<String> {
+    let data = File::from(file.as_fd().try_clone_to_owned().ok()?).metadata().ok()?;
+    Some(format!("{}:{}", data.dev(), data.ino()))
+}
+
+/// The priorities of sd-daemon(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// The text without control characters: what others sent begins no line of its own, and tells no terminal what to do.
+fn one_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    if text.contains(char::is_control) { text.chars().map(shown).collect() } else { text.to_owned() }
+}
+
+/// `2026-01-31 23:59:59Z`
+fn utc(ms: Millis) -> String {
+    let seconds = ms.div_euclid(1000);
+    let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Days are counted from March of the year 0, so that a leap day is the last of its year; 400 years have 146 097.
+    let day = day + 719_468;
+    let (era, day) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (year + era * 400 + i64::from(month >= 10), (month + 2) % 12 + 1);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}Z", second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_that_of_the_calendar() {
+        for (seconds, shown) in [
+            (0, "1970-01-01 00:00:00Z"),
+            (951_782_399, "2000-02-28 23:59:59Z"),
+            (951_782_400, "2000-02-29 00:00:00Z"),
+            (951_868_800, "2000-03-01 00:00:00Z"),
+            (1_735_689_599, "2024-12-31 23:59:59Z"),
+            (1_735_689_600, "2025-01-01 00:00:00Z"),
+            (4_107_542_400, "2100-03-01 00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds * 1000 + 999), shown);
+        }
+    }
+
+    #[test]
+    fn a_level_that_there_is_not_is_refused_with_the_nearest() {
+        assert_eq!(level("DEBUG"), Ok(LevelFilter::Debug));
+        assert_eq!(level("off"), Ok(LevelFilter::Off));
+        assert!(level("debgu").unwrap_err().contains("did you mean debug?"));
+        assert!(level("doorstep=debug").unwrap_err().contains("should be error, warn"));
+    }
+
+    #[test]
+    fn what_others_sent_stays_in_its_line() {
+        assert_eq!(one_line("a\n<0>b\u{1b}[2J ü"), "a\\n<0>b\\u{1b}[2J ü");
     }
 }

@@ -3,17 +3,19 @@
 mod fixture;
 mod keys;
 mod logger;
+pub mod misuse;
 mod routes;
 mod serve;
 
-use argh::FromArgs;
-use doorstep::Result;
+use std::io::{self, Write};
+
+use argh::{ArgsInfo, FromArgs};
+use doorstep::Error;
 use doorstep::config::Settings;
 
 /// What the binary can do.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand)]
-#[allow(clippy::large_enum_variant, reason = "there is one of it in the life of the process")]
 pub enum Command {
     /// `serve`
     Serve(Settings),
@@ -25,9 +27,23 @@ pub enum Command {
     Routes(routes::Routes),
 }
 
+/// Why a command ends without having done what was asked, in a sentence for a person at a terminal.
+pub enum Failure {
+    /// What was asked cannot be meant: exit status 2, as other tools have it.
+    Misuse(String),
+    /// It could not be done: exit status 1.
+    Failed(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Failed(error.for_people())
+    }
+}
+
 /// Does what was asked; returns when it is done, which for a server is when it was told to stop.
-pub fn run(command: Command) -> Result<()> {
-    logger::install();
+pub fn run(command: Command) -> Result<(), Failure> {
+    logger::install().map_err(Failure::Misuse)?;
     match command {
         Command::Serve(settings) => serve::run(settings),
         Command::Fixture(fixture) => fixture::run(&fixture),
@@ -37,4 +53,10 @@ pub fn run(command: Command) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Prints these lines. Whoever closed the other end wants no more of them, and no complaint.
+pub fn say(lines: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
 }

@@ -1,10 +1,12 @@
 //! `doorstep routes`: every endpoint that this binary serves.
 
-use argh::FromArgs;
+use argh::{ArgsInfo, FromArgs};
 use doorstep::http::routes::ROUTES;
 
+use super::say;
+
 /// Lists every endpoint that is served.
-#[derive(FromArgs)]
+#[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "routes")]
 pub struct Routes {
     /// as a Markdown table
@@ -13,17 +15,17 @@ pub struct Routes {
 }
 
 /// Prints the table.
-#[allow(clippy::print_stdout, reason = "a command line talks to its user")]
 pub fn run(routes: &Routes) {
+    let mut lines = Vec::new();
     if routes.markdown {
-        println!("| method | path | for |\n|---|---|---|");
+        lines.push("| method | path | for |\n|---|---|---|".to_owned());
     }
     for route in ROUTES {
         let (method, path, who) = (route.method, route.path, route.handler.who());
-        if routes.markdown {
-            println!("| {method} | `{path}` | {who} |");
-        } else {
-            println!("{method:7} {path}  ({who})");
-        }
+        lines.push(match routes.markdown {
+            true => format!("| {method} | `{path}` | {who} |"),
+            false => format!("{method:7} {path}  ({who})"),
+        });
     }
+    say(&lines.join("\n"));
 }

@@ -7,9 +7,13 @@ use doorstep::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::{Failure, say};
+
 /// Serves until told to stop.
-pub fn run(settings: Settings) -> Result<()> {
-    let config = Config::from_settings(settings.with_file()?)?;
+pub fn run(settings: Settings) -> Result<(), Failure> {
+    let config = settings.with_file().and_then(Config::from_settings).map_err(|e| {
+        Failure::Misuse(format!("{}\nRun `doorstep serve --help` for every setting.", e.for_people()))
+    })?;
     // Before anything else, so that an early signal (we may be PID 1) stops us cleanly instead of being lost.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::internal)?;
     let launched = Launched::start(config, Clock::new())?;
@@ -27,29 +31,24 @@ pub fn run(settings: Settings) -> Result<()> {
 }
 
 /// The first screen: where it listens, and what a newcomer does next.
-#[allow(clippy::print_stdout, reason = "a command line talks to its user")]
 fn greet(launched: &Launched) -> Result<()> {
     let config = &launched.homeserver.config;
-    println!("Doorstep {} is {}", env!("CARGO_PKG_VERSION"), config.server_name);
+    say(&format!("Doorstep {} is {}", env!("CARGO_PKG_VERSION"), config.server_name));
     for (number, address) in launched.addresses().iter().enumerate() {
-        println!("  {}://{address}", if number < config.listen.len() { "http" } else { "https" });
+        say(&format!("  {}://{address}", if number < config.listen.len() { "http" } else { "https" }));
     }
     match &config.data {
-        Data::Folder(folder) => println!("  data in {}", folder.display()),
-        Data::Memory => println!("  data in memory: gone when this stops"),
+        Data::Folder(folder) => say(&format!("  data in {}", folder.display())),
+        Data::Memory => say("  data in memory: gone when this stops"),
     }
     match (config.registration, launched.homeserver.ensure_first_token()?) {
-        (Registration::Open, _) => {
-            println!("Anybody may register here; the first account becomes the admin.")
-        }
+        (Registration::Open, _) => say("Anybody may register here; the first account becomes the admin."),
         (_, Some(token)) => {
-            println!("No account yet. Open a Matrix client, set the homeserver to the address above, choose");
-            println!(
-                "\"Create account\" and enter this registration token (good for one account, the admin):"
-            );
-            println!("  {token}");
+            say("No account yet. Open a Matrix client, set the homeserver to the address above, choose");
+            say("\"Create account\" and enter this registration token (good for one account, the admin):");
+            say(&format!("  {token}"));
         }
-        (_, None) => println!("Log in with any Matrix client: set the homeserver to the address above."),
+        (_, None) => say("Log in with any Matrix client: set the homeserver to the address above."),
     }
     Ok(())
 }

@@ -141,8 +141,8 @@ fn unknown_flag(arg: &str) -> String {
     let name = arg.trim_start_matches('-').replace('_', "-");
     let near = nearest(&name, SETTINGS.iter().map(|setting| setting.flag));
     match (near, arg.starts_with('-')) {
-        (Some(flag), _) => format!("there is no {arg}: did you mean --{flag}?"),
-        (None, true) => format!("there is no {arg}"),
+        (Some(flag), _) => format!("there is no flag {arg}: did you mean --{flag}?"),
+        (None, true) => format!("there is no flag {arg}"),
         (None, false) => format!("{arg:?} belongs to no flag: settings are given as in --name example.org"),
     }
 }
@@ -332,7 +332,7 @@ mod tests {
             (&["-listen", "1"], "did you mean --listen?"),
             (&["listen", "1"], "did you mean --listen?"),
             (&["stray"], "\"stray\""),
-            (&["--"], "there is no --"),
+            (&["--"], "there is no flag --"),
         ] {
             let told_there = read(args).err().unwrap();
             assert!(told_there.contains(told), "{args:?}: {told_there}");

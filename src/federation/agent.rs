@@ -18,7 +18,7 @@ use ureq::unversioned::transport::{Connector as _, NextTimeout, RustlsConnector}
 use super::discovery;
 use super::dns;
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::federation::address_guard::AddressGuard;
 use crate::federation::connections::Lines;
 use crate::federation::discovery::{HostPort, Lookups, NoRoute, WellKnown};
@@ -63,7 +63,7 @@ pub(super) fn roots(files: &[PathBuf]) -> Result<RootCerts> {
         .collect();
     for file in files {
         let wrong = |e: String| Error::invalid_param(format!("--trust-ca {}: {e}", file.display()));
-        let pem = std::fs::read(file).map_err(|e| wrong(e.to_string()))?;
+        let pem = std::fs::read(file).map_err(|e| wrong(reason(&e)))?;
         let before = all.len();
         for item in ureq::tls::parse_pem(&pem) {
             if let PemItem::Certificate(certificate) = item.map_err(|e| wrong(e.to_string()))? {

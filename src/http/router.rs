@@ -358,13 +358,15 @@ impl Router {
         self.failed(request, &error.with_status(405)).with_header("Allow", &methods.join(", "))
     }
 
-    /// An error as a reply, and logged, once, here. Those of ours go to the log with their cause, and are told as a
+    /// An error as a reply, and logged, once, here. Whoever probes a server fills no log: a refusal is worth a line only to
+    /// who looks for it, and other servers' failures are what an operator wants to know. Those of ours go to the log with their cause, and are told as a
     /// number only. (The path without the query, which may hold a token.)
     fn failed(&self, request: &Request, error: &Error) -> Reply {
         if error.status() == 500 {
             return failure(request, error);
         }
-        log::info!("{} {} from {}: {error}", request.method(), request.path(), request.client_ip());
+        let level = if error.status() < 500 { log::Level::Debug } else { error.level(log::Level::Info) };
+        log::log!(level, "{} {} from {}: {error}", request.method(), request.path(), request.client_ip());
         Reply::error(error)
     }
 }

@@ -175,7 +175,7 @@ impl Homeserver {
         for room in rooms {
             if let Err(e) = self.leave(user, &room, None) {
                 // One odd room must not keep the user in all the others.
-                log::warn!("{user} was deactivated and cannot leave {room}: {e}");
+                log::log!(e.level(log::Level::Warn), "{user} was deactivated and cannot leave {room}: {e}");
             }
         }
         let user = user.clone();

@@ -21,7 +21,7 @@ impl Homeserver {
     /// Joins the branches of a room, if there are more than a few and one of us may speak there.
     pub(super) fn join_branches(&self, room: RoomKey) {
         if let Err(e) = self.try_to_join_branches(room) {
-            log::warn!("the branches of room {room} could not be joined: {e}");
+            log::log!(e.level(log::Level::Warn), "the branches of room {room} could not be joined: {e}");
         }
     }
 

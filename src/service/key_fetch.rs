@@ -299,7 +299,7 @@ impl Homeserver {
         });
         match kept {
             Ok(all) => all.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
-            Err(e) => log::warn!("keys of other servers cannot be kept: {e}"),
+            Err(e) => log::log!(e.level(log::Level::Warn), "keys of other servers cannot be kept: {e}"),
         }
     }
 

@@ -105,7 +105,10 @@ fn run(shared: &Shared, weak: &Weak<Homeserver>) {
         drop(state);
         let Some(hs) = weak.upgrade() else { return };
         let again = hs.catch_up(room).unwrap_or_else(|e| {
-            log::error!("the state of room {room} could not be brought up to date: {e}");
+            log::log!(
+                e.level(log::Level::Error),
+                "the state of room {room} could not be brought up to date: {e}"
+            );
             Some(AFTER_FAILURE)
         });
         drop(hs);

@@ -216,7 +216,7 @@ impl Homeserver {
     /// Presence is worth no refusal: what cannot be kept is only logged.
     fn try_presence_step(&self, user: &UserId, deed: Deed) {
         if let Err(e) = self.presence_step(user, deed) {
-            log::error!("the presence of {user} cannot be kept: {e}");
+            log::log!(e.level(log::Level::Error), "the presence of {user} cannot be kept: {e}");
         }
     }
 

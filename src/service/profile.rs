@@ -126,7 +126,10 @@ impl Homeserver {
                 let room = lock(&next).next();
                 let Some((room, event)) = room else { return };
                 if let Err(error) = self.tell_room_of_profile(user, &profile, &room, event) {
-                    log::warn!("{room} was not told of the new profile of {user}: {error}");
+                    log::log!(
+                        error.level(log::Level::Warn),
+                        "{room} was not told of the new profile of {user}: {error}"
+                    );
                 }
             }
         };

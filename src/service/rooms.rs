@@ -78,8 +78,9 @@ impl Homeserver {
                     .try_for_each(|invitee| tx.owe_invite((&room.room_id, &owner, invitee), &said, now))
             })
             .map_err(as_room_state_error)?;
-        let not_invited =
-            |whom: &str, error: Error| log::warn!("{whom} is not invited to {room_id}: {error}");
+        let not_invited = |whom: &str, error: Error| {
+            log::log!(error.level(log::Level::Warn), "{whom} is not invited to {room_id}: {error}")
+        };
         for invitee in &ours {
             let invited = self.invite(creator, &room_id, invitee, None, extra.clone());
             invited.unwrap_or_else(|e| not_invited(invitee.as_str(), e));

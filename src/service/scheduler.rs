@@ -191,7 +191,10 @@ impl Scheduler {
         });
         match hurried {
             Ok(()) => self.wake(),
-            Err(error) => log::error!("what waited for {server} could not be hastened: {error}"),
+            Err(error) => log::log!(
+                error.level(log::Level::Error),
+                "what waited for {server} could not be hastened: {error}"
+            ),
         }
     }
 
@@ -264,7 +267,7 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
             Ok(Some(due)) => due.min(now + LOOK_AT_LEAST),
             Ok(None) => now + LOOK_AT_LEAST,
             Err(error) => {
-                log::error!("the timer could not look at what is due: {error}");
+                log::log!(error.level(log::Level::Error), "the timer could not look at what is due: {error}");
                 now + backoff_ms(0)
             }
         });
@@ -280,7 +283,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
         hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
         spawn(shared, hs, move |hs| {
             if let Err(error) = hs.pursue_membership(&room, &user) {
-                log::info!("{room} for {user}: {error}");
+                log::log!(error.level(log::Level::Info), "{room} for {user}: {error}");
             }
         })?;
     }
@@ -288,7 +291,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     for user in hs.device_lists_to_fetch(now, free)? {
         spawn(shared, hs, move |hs| {
             if let Err(error) = hs.fetch_device_list(&user) {
-                log::error!("the devices of {user} cannot be kept: {error}");
+                log::log!(error.level(log::Level::Error), "the devices of {user} cannot be kept: {error}");
             }
         })?;
     }
@@ -334,7 +337,10 @@ fn hand_out_invites(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> 
         hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, now + LEASE, false))?;
         thread::Builder::new().name("inviting".to_owned()).spawn(move || {
             if let Err(error) = hs.deliver_owed_invite(&room, &invitee) {
-                log::error!("the invite of {invitee} to {room} cannot be kept: {error}");
+                log::log!(
+                    error.level(log::Level::Error),
+                    "the invite of {invitee} to {room} cannot be kept: {error}"
+                );
             }
             drop(hs);
             drop(inviting);
@@ -395,7 +401,7 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
             Ok(Ok(())) => Ok(()),
             failed => {
                 if let Ok(Err(error)) = failed {
-                    log::error!("waiting events could not be pursued: {error}");
+                    log::log!(error.level(log::Level::Error), "waiting events could not be pursued: {error}");
                 }
                 let now = hs.clock.now_ms();
                 hs.store.write(move |tx| tx.calm_waiting(room, None, now + AFTER_FAILURE))
@@ -403,7 +409,7 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
         };
         drop(hs);
         if let Err(error) = put_off {
-            log::error!("nor put off: {error}");
+            log::log!(error.level(log::Level::Error), "nor put off: {error}");
             // Nothing can be written. The room stays taken for a while, or it would be due again at once.
             fetching.0.rest(REST);
         }

@@ -19,7 +19,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::configure;
 use super::gate::Gate;
-use crate::error::Result;
+use crate::error::{Result, disk_failure};
 use crate::locks::{lock, wait_timeout_while};
 
 /// The log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are written again
@@ -277,5 +277,11 @@ fn fold(connection: &Connection) -> rusqlite::Result<Folded> {
 }
 
 fn report(folded: rusqlite::Result<Folded>) -> Option<Folded> {
-    folded.inspect_err(|e| log::warn!("the write-ahead log could not be folded into the database: {e}")).ok()
+    // Of a full disk the writer tells, as soon as it needs more room.
+    let level =
+        |e: &rusqlite::Error| if disk_failure(e).is_some() { log::Level::Debug } else { log::Level::Warn };
+    let told = |e: &rusqlite::Error| {
+        log::log!(level(e), "the write-ahead log could not be folded into the database: {e}");
+    };
+    folded.inspect_err(told).ok()
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::{Options, migrate, open_for_writing, refusal, unusable};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::protocol::ServerName;
 
 /// The database.
@@ -46,7 +46,8 @@ pub(super) fn lock(folder: &Path) -> Result<File> {
     let e = std::io::Error::last_os_error();
     if e.kind() == ErrorKind::WouldBlock {
         return Err(refusal(format!(
-            "The data folder {} is in use by another Doorstep process",
+            "The data folder {} is in use by another Doorstep process: stop that one first, or choose another folder \
+             with --data",
             folder.display()
         )));
     }
@@ -229,7 +230,18 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn cannot(folder: &Path, e: std::io::Error) -> Error {
-    refusal(format!("The data folder {} cannot be used: {e}", folder.display())).with_cause(e)
+    let reason = reason(&e);
+    let why = match e.kind() {
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory if !folder.is_dir() => {
+            format!("a file is in its way ({reason})")
+        }
+        ErrorKind::PermissionDenied => {
+            format!("{reason}. It has to belong to the user that Doorstep runs as")
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => format!("{reason}. Make room, and start again"),
+        _ => reason,
+    };
+    refusal(format!("The data folder {} cannot be used: {why}", folder.display()))
 }
 
 #[cfg(test)]

@@ -508,7 +508,7 @@ fn unusable(path: &Path, e: &rusqlite::Error) -> Error {
     use rusqlite::ErrorCode as Code;
     let path = path.display();
     refusal(match e.sqlite_error_code() {
-        Some(Code::DiskFull) => format!("The disk with {path} is full"),
+        Some(Code::DiskFull) => format!("The disk with {path} is full: make room, and start again"),
         Some(Code::ReadOnly) => {
             format!("The database {path} is read-only: Doorstep must be able to write it")
         }

@@ -25,6 +25,10 @@ const MOST_UNSYNCED: i64 = 10_000;
 /// A closure that holds the writer for longer is told of in the log; and who comes after it has the next commit.
 const LONG: Duration = Duration::from_millis(50);
 
+/// So long the disk has to take everything before it is said to: while it is nearly full, small commits may find room, and
+/// the log is to be told of one full disk and not of many.
+const CALM: Duration = Duration::from_secs(2);
+
 /// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
 trait Job: Send {
     /// Whether its caller wants it to be on disk, and not only with the operating system.
@@ -61,8 +65,9 @@ impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> Job for Closure<F, T> 
                 Ok(())
             }
             Ok(Err(e)) => {
+                let undone = Error::new(e.errcode(), e.message().to_owned()).with_status(e.status());
                 self.answer = Some(Err(e));
-                Err(Error::internal("undone"))
+                Err(undone)
             }
             Err(panic) => {
                 let what = panic_text(panic.as_ref());
@@ -111,8 +116,20 @@ impl Writer {
             readers::mark_writer_thread();
             let stream = shared.position.load(Ordering::Acquire);
             let (synced, waits, memory) = (stream, durable, Memory::default());
-            Desk { checkpointer, connection, shared, herald, durable, waits, stream, synced, memory }
-                .work(&queue);
+            let disk_failed = None;
+            Desk {
+                checkpointer,
+                connection,
+                shared,
+                herald,
+                durable,
+                waits,
+                stream,
+                synced,
+                memory,
+                disk_failed,
+            }
+            .work(&queue);
         };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(body)?;
         Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
@@ -158,6 +175,8 @@ struct Desk {
     /// The last position that is known to be on disk.
     synced: i64,
     memory: Memory,
+    /// When the disk last did not take something, until it is known to take what comes.
+    disk_failed: Option<Instant>,
 }
 
 impl Desk {
@@ -180,6 +199,7 @@ impl Desk {
     fn commit_group(&mut self, mut group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
         let mut changes = Changes::default();
         let mut done = 0;
+        let written = self.connection.total_changes();
         let lasting = group.iter().any(|job| job.lasting()) || self.stream - self.synced >= MOST_UNSYNCED;
         let outcome = self
             .let_commits_wait(lasting)
@@ -189,11 +209,15 @@ impl Desk {
         if let Err(e) = outcome {
             // The transaction is gone as a whole: those whose closures had run are told; the others get a new one.
             self.give_up_transaction();
+            self.disk_failed(&e);
             let rest = group.split_off(done.min(group.len()));
             for job in group {
                 job.finish(Some(lost(&e)));
             }
             return rest;
+        }
+        if self.connection.total_changes() != written {
+            self.disk_took();
         }
         let rest = group.split_off(done);
         if lasting {
@@ -254,7 +278,11 @@ impl Desk {
             let Tx { stream, changes: own, .. } = tx;
             if self.connection.is_autocommit() {
                 // A full disk or an I/O error can make SQLite roll everything back by itself.
-                return Err(Error::internal("SQLite rolled the transaction back"));
+                let rolled_back = || Error::internal("SQLite rolled the transaction back");
+                return Err(outcome.err().filter(Error::is_disk_full).unwrap_or_else(rolled_back));
+            }
+            if let Err(e) = &outcome {
+                self.disk_failed(e);
             }
             if outcome.is_ok() {
                 self.stream = stream;
@@ -296,6 +324,21 @@ impl Desk {
         execute(&self.connection, "COMMIT")
     }
 
+    /// Tells the log of a disk that takes nothing: once, however much is refused then.
+    fn disk_failed(&mut self, e: &Error) {
+        if e.is_disk_full() && self.disk_failed.replace(Instant::now()).is_none() {
+            log::error!("{}: what would be written is refused until there is room", e.for_people());
+        }
+    }
+
+    /// Tells the log, once, that it is over.
+    fn disk_took(&mut self) {
+        if self.disk_failed.is_some_and(|last| last.elapsed() > CALM) {
+            self.disk_failed = None;
+            log::error!("The server's disk takes again what is written");
+        }
+    }
+
     fn give_up_transaction(&mut self) {
         if !self.connection.is_autocommit()
             && let Err(e) = execute(&self.connection, "ROLLBACK")
@@ -316,5 +359,5 @@ fn execute(connection: &Connection, sql: &'static str) -> Result<()> {
 fn lost(e: &Error) -> Error {
     Error::new(ErrCode::Unknown, e.message().to_owned())
         .with_status(e.status())
-        .with_cause(format!("a group commit was lost: {e}"))
+        .with_cause(format!("a group commit was lost: {}", e.for_people()))
 }

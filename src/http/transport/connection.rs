@@ -157,7 +157,7 @@ impl Connection {
                 Ok(Next::Close) => break,
                 Err(Broken::Gone) => return None,
                 Err(Broken::Refused(error)) => {
-                    log::info!("a request from {} was refused: {error}", self.place.peer.address.ip());
+                    log::debug!("a request from {} was refused: {error}", self.place.peer.address.ip());
                     if self.write(Reply::error(&error), UNREAD).is_err() {
                         return None;
                     }

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::address::group;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::http::router::{Outcome, Router, Turn};
 use crate::http::transport::bounds::{Bounds, Crowd, Limits};
 use crate::http::transport::connection::Connection;
@@ -137,9 +137,7 @@ impl Server {
             let tls = spec.certificate.clone().map(Tls::new).transpose()?.map(Arc::new);
             let listener = match &spec.bound {
                 Some(listener) => listener.try_clone()?,
-                None => TcpListener::bind(spec.address).map_err(|e| {
-                    Error::invalid_param(format!("cannot listen on {}: {e}", spec.address)).with_cause(e)
-                })?,
+                None => TcpListener::bind(spec.address).map_err(|e| cannot_listen(spec.address, &e))?,
             };
             prepare(&listener)?;
             bound.push((listener, tls));
@@ -434,6 +432,22 @@ impl Shared {
             Role::Park => &self.parkers,
         }
     }
+}
+
+/// For the operator: why, and what to do.
+fn cannot_listen(address: SocketAddr, e: &io::Error) -> Error {
+    let why = match e.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another program listens there already. Stop that one, or choose another address".into()
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "{}. Ports below 1024 are the administrator's: choose a higher one, and let a reverse proxy lead there",
+            reason(e)
+        ),
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address. Choose another one".into(),
+        _ => reason(e),
+    };
+    Error::invalid_param(format!("Cannot listen on {address}: {why}"))
 }
 
 fn prepare(listener: &TcpListener) -> io::Result<()> {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::TlsFiles;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::locks::lock;
 
 /// How often, at most, the files are looked at while connections come in.
@@ -91,29 +91,48 @@ fn look_at(source: &Certificate) -> Look {
 }
 
 fn load(source: &Certificate) -> Result<Arc<ServerConfig>> {
-    let (chain, key, what) = match source {
+    let (chain, key, [chain_name, key_name]) = match source {
         Certificate::Pem { chain, key } => {
-            (chain.clone().into_bytes(), key.clone().into_bytes(), "the given PEM".to_owned())
+            let names = ["the given certificate", "the given key"].map(str::to_owned);
+            (chain.clone().into_bytes(), key.clone().into_bytes(), names)
         }
         Certificate::Files(files) => {
-            let read = |path: &Path| {
-                fs::read(path).map_err(|e| Error::invalid_param(format!("{}: {e}", path.display())))
+            let read = |what: &str, path: &Path| {
+                let cannot = |e| format!("The {what} {} cannot be read: {}", path.display(), reason(&e));
+                fs::read(path).map_err(|e| Error::invalid_param(cannot(e)))
             };
-            let what = format!("{} and {}", files.cert.display(), files.key.display());
-            (read(&files.cert)?, read(&files.key)?, what)
+            let (chain, key) = (read("certificate", &files.cert)?, read("private key", &files.key)?);
+            (chain, key, [&files.cert, &files.key].map(|path| path.display().to_string()))
         }
     };
-    let wrong = |e: &dyn std::fmt::Display| Error::invalid_param(format!("TLS certificate ({what}): {e}"));
+    let wrong = |e: &dyn std::fmt::Display| {
+        Error::invalid_param(format!(
+            "The certificate {chain_name} with the key {key_name} is of no use: {e}"
+        ))
+    };
     let chain: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(&chain).collect::<Result<_, _>>().map_err(|e| wrong(&e))?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| wrong(&e))?;
+    if chain.is_empty() {
+        return Err(Error::invalid_param(format!("There is no certificate (PEM) in {chain_name}")));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| match e {
+        pem::Error::NoItemsFound => {
+            Error::invalid_param(format!("There is no private key (PEM) in {key_name}"))
+        }
+        e => wrong(&e),
+    })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| wrong(&e))?
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|e| wrong(&e))?;
+        .map_err(|e| match e {
+            rustls::Error::InconsistentKeys(_) => Error::invalid_param(format!(
+                "The private key {key_name} does not belong to the certificate {chain_name}"
+            )),
+            e => wrong(&e),
+        })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

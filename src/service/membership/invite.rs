@@ -185,7 +185,7 @@ impl Homeserver {
             }
         });
         if let Err(e) = told {
-            log::error!("what became of an invite cannot be told: {e}");
+            log::log!(e.level(log::Level::Error), "what became of an invite cannot be told: {e}");
         }
     }
 

@@ -384,7 +384,7 @@ impl Tries {
 
 /// A failure of our own during a handshake, as one more reason why it did not work out with this server.
 fn ours(error: Error) -> CallError {
-    log::error!("a handshake failed on our side: {error}");
+    log::log!(error.level(log::Level::Error), "a handshake failed on our side: {error}");
     CallError::bad(format!("something that we could not use: {}", error.message()))
 }
 

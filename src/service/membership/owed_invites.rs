@@ -45,7 +45,7 @@ impl Homeserver {
             return self.store.write(move |tx| tx.end_owed_invite(&room, &user).map(drop));
         };
         if is_final(&error) || owed.attempts + 1 >= MOST_ATTEMPTS {
-            log::warn!("{invitee} is not invited to {room_id}: {error}");
+            log::log!(error.level(log::Level::Warn), "{invitee} is not invited to {room_id}: {error}");
             return self.store.write(move |tx| tx.end_owed_invite(&room, &user).map(drop));
         }
         log::info!("{invitee} will be invited to {room_id} later: {error}");

@@ -333,7 +333,7 @@ impl Sender {
         if failing.iter().any(|(_, kept)| kept.retry_ms < before)
             && let Err(e) = hs.store.write_lightly(move |tx| tx.forget_destinations(before))
         {
-            log::warn!("servers that are gone cannot be forgotten: {e}");
+            log::log!(e.level(log::Level::Warn), "servers that are gone cannot be forgotten: {e}");
         }
         let mut state = lock(&self.0.state);
         for (server, kept) in failing {
@@ -410,7 +410,7 @@ impl Sender {
             changed.iter().try_for_each(|(server, kept, edus)| tx.save_destination(server, kept, *edus))
         });
         if let Err(e) = written {
-            log::warn!("how far other servers are cannot be written: {e}");
+            log::log!(e.level(log::Level::Warn), "how far other servers are cannot be written: {e}");
         }
         let mut state = lock(&self.0.state);
         if state.peers.len() > MAX_IDLE_PEERS {
@@ -424,7 +424,7 @@ impl Sender {
     /// One transaction to one destination.
     fn serve(&self, hs: Arc<Homeserver>, server: &ServerName) {
         let transaction = self.prepare(&hs, server).unwrap_or_else(|e| {
-            log::error!("what is owed to {server} cannot be read: {e}");
+            log::log!(e.level(log::Level::Error), "what is owed to {server} cannot be read: {e}");
             None
         });
         let outcome = transaction.map(|transaction| {
