@@ -57,6 +57,6 @@ pub fn run(command: Command) -> Result<(), Failure> {
 
 /// Prints these lines. Whoever closed the other end wants no more of them, and no complaint.
 pub fn say(lines: &str) {
-    let mut out = io::stdout().lock();
+    let mut out = io::stdout();
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
 }
