@@ -81,14 +81,14 @@ pub const SETTINGS: &[Setting] = &[
         usual: Usual::Words("127.0.0.1:8008"),
         help: "address to serve every API on over plain HTTP; `8008` is that port for this machine only, `:8008` for \
                everybody; repeatable",
-        kind: Kind::Many(|config, text| Ok(config.listen.extend(addresses(text)?))),
+        kind: Kind::Many(|config, text| addresses(text).map(|found| config.listen.extend(found))),
     },
     Setting {
         flag: "listen-tls",
         value: "address",
         usual: Usual::Nothing,
         help: "address to serve every API on over HTTPS; repeatable; needs --tls-cert and --tls-key",
-        kind: Kind::Many(|config, text| Ok(config.listen_tls.extend(addresses(text)?))),
+        kind: Kind::Many(|config, text| addresses(text).map(|found| config.listen_tls.extend(found))),
     },
     Setting {
         flag: "tls-cert",
@@ -109,7 +109,7 @@ pub const SETTINGS: &[Setting] = &[
         value: "file",
         usual: Usual::Nothing,
         help: "extra root certificates (PEM) for outgoing federation; repeatable",
-        kind: Kind::Many(|config, text| Ok(config.trust_ca.push(path(text)?))),
+        kind: Kind::Many(|config, text| path(text).map(|file| config.trust_ca.push(file))),
     },
     Setting {
         flag: "registration",
@@ -224,11 +224,14 @@ impl Setting {
     pub(super) fn apply(&self, config: &mut Config, value: &str) -> Result<(), String> {
         match self.kind {
             Kind::File => Ok(()),
-            Kind::Switch(set) => Ok(set(config, value == "true")),
-            Kind::Number(set) => match value.parse() {
-                Ok(number) => Ok(set(config, number)),
-                Err(_) => Err("should be a whole number".into()),
-            },
+            Kind::Switch(set) => {
+                set(config, value == "true");
+                Ok(())
+            }
+            Kind::Number(set) => {
+                set(config, value.parse().map_err(|_| "should be a whole number")?);
+                Ok(())
+            }
             Kind::One(set) | Kind::Many(set) => set(config, value),
         }
     }
