@@ -327,7 +327,7 @@ impl Desk {
     /// Tells the log of a disk that takes nothing: once, however much is refused then.
     fn disk_failed(&mut self, e: &Error) {
         if e.is_disk_full() && self.disk_failed.replace(Instant::now()).is_none() {
-            log::error!("{}: what would be written is refused until there is room", e.for_people());
+            log::error!("{}. What would be written is refused until there is room", e.for_people());
         }
     }
 

@@ -5,6 +5,7 @@
 //! - `crash_random`: SIGKILL at random moments while everything happens at once.
 //! - `durability`: what was acknowledged is there after a kill, and on a disk that takes nothing any more.
 //! - `long_outages`: thousands of messages missed, and made up for by few requests.
+//! - `terminal`: what a person at a terminal is told, and what an operator finds in the log.
 
 #[path = "../common/mod.rs"]
 pub mod common;
@@ -13,3 +14,4 @@ mod crash;
 mod crash_random;
 mod durability;
 mod long_outages;
+mod terminal;
