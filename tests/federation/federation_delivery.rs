@@ -150,6 +150,8 @@ fn three_servers_hear_of_each_other_and_a_server_without_members_hears_no_more()
     let carol = c.user("carol");
     let (room, Two { alice, bob, b, .. }) = (&two.room, &two);
     carol.join_via(room, &[b.name()]);
+    // Until alice's server has heard of it, it does not tell carol's of anything.
+    wait_until("alice sees carol", || alice.membership_of(room, carol.id()).as_deref() == Some("join"));
     for (user, text) in [(alice, "from a"), (bob, "from b"), (&carol, "from c")] {
         user.send(room, text);
         wait_until("everybody has it", || {
