@@ -64,7 +64,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::error::{ErrCode, Error, Result};
+use crate::error::{ErrCode, Error, Result, disk_failure};
 use crate::protocol::event_auth::Judge;
 use crate::protocol::{RoomVersion, ServerName, UserId};
 
@@ -518,6 +518,9 @@ fn unusable(path: &Path, e: &rusqlite::Error) -> Error {
         Some(Code::NotADatabase) => format!("{path} is not a Doorstep database"),
         Some(Code::DatabaseBusy | Code::DatabaseLocked) => {
             format!("The database {path} is in use by another process")
+        }
+        _ if disk_failure(e).is_some() => {
+            format!("The disk with {path} takes nothing ({e}): see that there is room, and start again")
         }
         _ => format!("The database {path} cannot be used: {e}"),
     })
