@@ -214,8 +214,8 @@ CREATE INDEX owed_invites_by_inviter ON owed_invites (inviter);
 -- ===== Remote memberships =====
 
 -- One of our users' membership in a room that this server is not resident in: a knock, an invite, a join under way, or
--- a leave that the room's servers have yet to be told. `state` is a state of protocol/remote_membership.rs, and only
--- its `next` may change it. A row is deleted when this server becomes resident in the room, and some time after it ended.
+-- a leave that the room's servers have yet to be told. `state` is a state of protocol/remote_membership, and only its
+-- `apply` may change a row. It is deleted when this server becomes resident in the room, and some time after it ended.
 CREATE TABLE remote_memberships (
   room_id TEXT NOT NULL,
   user_id TEXT NOT NULL,

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since the Unix epoch, as Matrix counts time.
-pub type Millis = i64;
+pub use crate::protocol::Millis;
 
 /// Real time plus an offset that tests can advance. Cheap to clone; clones share the offset.
 #[derive(Clone, Default)]

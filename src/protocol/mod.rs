@@ -29,3 +29,6 @@ pub use ids::{EventId, RoomAlias, RoomId, ServerName, UserId};
 pub use pdu::{Membership, Pdu};
 pub use room_version::RoomVersion;
 pub use verify::VerifiedPdu;
+
+/// Milliseconds since the Unix epoch, as Matrix counts time; and a number of them.
+pub type Millis = i64;

@@ -213,7 +213,7 @@ impl Homeserver {
             {
                 return Ok(event.event_id().clone());
             }
-            let remote = db.remote_membership(&draft.room, &target)?.and_then(|row| row.event);
+            let remote = db.remote_membership(&draft.room, &target)?.and_then(|row| row.event.clone());
             let remote = remote.ok_or_else(|| Error::internal("a membership went missing"))?;
             Ok(remote.event_id().clone())
         })

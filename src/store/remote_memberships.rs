@@ -1,50 +1,15 @@
 //! Remote memberships: rows of our users' knocks, invites and leaves in rooms that this server is not resident in.
-//! Which state may follow which is decided in `protocol::remote_membership`, never here.
+//! What becomes of a row is decided in `protocol::remote_membership`, never here: this writes what it is given. Two things
+//! are done to rows without looking into them: the timer moves the time of those that are due some day, and those that
+//! ended long ago go.
 
 use rusqlite::{OptionalExtension, Row, params};
-use serde_json::value::RawValue;
 
 use super::{Db, Tx};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Order, State, order_of_invite};
+use crate::protocol::remote_membership::{Effect, Fields, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, room_version};
-
-/// One row. See `schema.sql` for what the fields mean.
-#[derive(Clone)]
-pub struct RemoteMembership {
-    /// The room that we are not in.
-    pub room_id: RoomId,
-    /// Our user.
-    pub user_id: UserId,
-    /// Where the membership stands.
-    pub state: State,
-    /// The room's version, as the other side said it.
-    pub room_version: RoomVersion,
-    /// The member event that clients are told.
-    pub event: Option<Pdu>,
-    /// The member event before that one.
-    pub previous: Option<Pdu>,
-    /// The signed join that is being sent; while leaving and afterwards, the leave that a server was handed.
-    pub pending: Option<Pdu>,
-    /// Stripped state for clients, without the user's own member event.
-    pub stripped_state: Vec<Box<RawValue>>,
-    /// Servers worth asking, best first.
-    pub via: Vec<ServerName>,
-    /// How often the scheduler tried in this state.
-    pub attempts: u32,
-    /// When it tries next.
-    pub due_ms: Option<Millis>,
-    /// Whether the user asked to forget the room.
-    pub forgotten: bool,
-    /// When it came to its end.
-    pub ended_ms: Option<Millis>,
-    /// While joining: whether a server may have taken a join that was handed in before the pending one.
-    pub may_be_in: bool,
-    /// Position of the last change that clients can see.
-    pub stream: i64,
-}
 
 /// How long a membership that has ended is kept, so that clients which were away for so long are told. Beyond that they
 /// show an invite that there is not any more.
@@ -53,109 +18,6 @@ const ENDED_KEPT: Millis = 90 * 24 * 3_600_000;
 const MOST_ENDED: u32 = 200;
 /// Old ones that go when one comes, so that no single commit has much to do.
 const SWEPT_AT_ONCE: u32 = 20;
-
-/// The section of `/sync` that shows a remote membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Section {
-    /// `rooms.invite`.
-    Invite,
-    /// `rooms.knock`.
-    Knock,
-    /// `rooms.leave`.
-    Leave,
-}
-
-impl RemoteMembership {
-    /// A row of which nobody has heard yet, in this state.
-    pub fn new(room_id: &RoomId, user_id: &UserId, state: State, room_version: RoomVersion) -> Self {
-        Self {
-            room_id: room_id.clone(),
-            user_id: user_id.clone(),
-            state,
-            room_version,
-            event: None,
-            previous: None,
-            pending: None,
-            stripped_state: Vec::new(),
-            via: Vec::new(),
-            attempts: 0,
-            due_ms: None,
-            forgotten: false,
-            ended_ms: None,
-            may_be_in: false,
-            stream: 0,
-        }
-    }
-
-    /// Nothing is left to be told to anybody in the present state; and if that is the end, it is kept for a while from now.
-    pub fn settle(&mut self, now: Millis) {
-        (self.attempts, self.due_ms) = (0, None);
-        self.ended_ms = (self.state == State::Closed).then_some(now);
-    }
-
-    /// Who invited, while nobody has answered.
-    fn inviter(&self) -> Option<&UserId> {
-        let invite = self.event.as_ref().filter(|_| self.state == State::Invited)?;
-        Some(invite.sender())
-    }
-
-    /// Where clients see this row. None: nowhere, because there is nothing to show yet (a knock that no server has
-    /// taken, a join out of the blue) or because the user forgot the room.
-    pub fn section(&self) -> Option<Section> {
-        if self.forgotten {
-            return None;
-        }
-        match self.state {
-            State::Knocking if self.stripped_state.is_empty() => None,
-            State::Knocking | State::Knocked => Some(Section::Knock),
-            State::Invited => Some(Section::Invite),
-            State::Joining => match self.event.as_ref()?.membership()? {
-                Membership::Invite => Some(Section::Invite),
-                Membership::Knock => Some(Section::Knock),
-                _ => None,
-            },
-            State::Leaving | State::Closed => Some(Section::Leave),
-        }
-    }
-
-    /// The event id of the knock that this invite answers: the link of the two.
-    pub fn answers(&self) -> Option<&EventId> {
-        let knock = self.previous.as_ref().filter(|p| p.membership() == Some(Membership::Knock))?;
-        self.event.as_ref().filter(|e| e.membership() == Some(Membership::Invite))?;
-        Some(knock.event_id())
-    }
-
-    /// The leave that a server of the room was handed, if it was.
-    pub fn leave_handed_in(&self) -> Option<&Pdu> {
-        let is_over = matches!(self.state, State::Leaving | State::Closed);
-        self.pending.as_ref().filter(|event| is_over && event.membership() == Some(Membership::Leave))
-    }
-
-    /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.
-    pub fn order_of(&self, invite: &Pdu) -> Order {
-        let is_known = self.state == State::Closed;
-        let ban = self.event.as_ref().filter(|e| is_known && e.membership() == Some(Membership::Ban));
-        let leave = ban.or(self.leave_handed_in()).map(|leave| (leave, is_known));
-        order_of_invite(invite, leave, self.previous.as_ref())
-    }
-
-    /// Makes this the member event that clients are told; the one before becomes `previous`.
-    pub fn tell(&mut self, event: Pdu) {
-        self.previous = self.event.replace(event);
-    }
-
-    /// Puts servers in front of those that are known to be worth asking, without repeats and without growing for ever.
-    pub fn prefer(&mut self, servers: impl IntoIterator<Item = ServerName>) {
-        const MOST: usize = 20;
-        let mut via: Vec<ServerName> = Vec::new();
-        for server in servers.into_iter().chain(std::mem::take(&mut self.via)) {
-            if via.len() < MOST && !via.contains(&server) {
-                via.push(server);
-            }
-        }
-        self.via = via;
-    }
-}
 
 const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
      previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
@@ -210,7 +72,7 @@ impl Raw {
             _ => Ok(None),
         };
         let [told, previous, pending] = self.events;
-        Ok(RemoteMembership {
+        Ok(RemoteMembership::from_store(Fields {
             room_id: RoomId::parse(&room_id)?,
             user_id: UserId::parse(&user_id)?,
             state: State::parse(&state).ok_or_else(|| odd("unknown state"))?,
@@ -226,7 +88,7 @@ impl Raw {
             ended_ms: self.ended_ms,
             may_be_in: self.may_be_in,
             stream: self.stream,
-        })
+        }))
     }
 }
 
@@ -236,6 +98,14 @@ impl Db<'_> {
         let sql = format!("SELECT {COLUMNS} FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2");
         let mut statement = self.conn().prepare_cached(&sql)?;
         statement.query_row([room.as_str(), user.as_str()], raw).optional()?.map(Raw::typed).transpose()
+    }
+
+    /// All users' remote memberships in this room.
+    pub fn remote_memberships_in(&self, room: &RoomId) -> Result<Vec<RemoteMembership>> {
+        let sql = format!("SELECT {COLUMNS} FROM remote_memberships WHERE room_id = ?1");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let rows = statement.query_map([room.as_str()], raw)?;
+        rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
     }
 
     /// Whether there is one.
@@ -324,30 +194,29 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Writes the row as a change that the user's clients see: it gets a new stream position, and the user is woken.
-    pub fn save_remote_membership(&mut self, row: &RemoteMembership) -> Result<()> {
-        let stream = self.next_stream();
-        self.write_remote_membership(row, stream)?;
-        self.wake_user(&row.user_id);
-        Ok(())
+    /// Does with the row what the machine says. A change that the user's clients see gets a new stream position, and the user
+    /// is woken.
+    pub fn write_remote_membership(&mut self, effect: &Effect) -> Result<()> {
+        match effect {
+            Effect::Unchanged => Ok(()),
+            Effect::Save { row, tell: false } => self.save_remote_membership(row, row.stream),
+            Effect::Save { row, tell: true } => {
+                let stream = self.next_stream();
+                self.save_remote_membership(row, stream)?;
+                self.wake_user(&row.user_id);
+                Ok(())
+            }
+            Effect::Delete(row) => self.delete_remote_membership(row),
+        }
     }
 
-    /// Writes the row as a change that no client sees: when to try again, that a leave was delivered.
-    pub fn save_remote_membership_quietly(&mut self, row: &RemoteMembership) -> Result<()> {
-        self.write_remote_membership(row, row.stream)
-    }
-
-    fn write_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
+    fn save_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
             "INSERT OR REPLACE INTO remote_memberships VALUES \
              (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
         )?;
         let [event, previous, pending] = [&row.event, &row.previous, &row.pending]
             .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.version().id, e.json())));
-        // Who has left is shown nothing more of the room.
-        let has_left = matches!(row.state, State::Leaving | State::Closed);
-        let shown = if has_left { &[][..] } else { &row.stripped_state };
-        let ended_ms = row.ended_ms.filter(|_| row.state == State::Closed);
         statement.execute(params![
             row.room_id.as_str(),
             row.user_id.as_str(),
@@ -363,28 +232,26 @@ impl Tx<'_> {
             pending.map(|e| e.0),
             pending.map(|e| e.1),
             pending.map(|e| e.2),
-            serde_json::to_vec(shown).map_err(Error::internal)?,
+            serde_json::to_vec(&row.stripped_state).map_err(Error::internal)?,
             serde_json::to_string(&row.via).map_err(Error::internal)?,
             row.attempts,
             row.due_ms,
             row.forgotten,
-            ended_ms,
+            row.ended_ms,
             row.may_be_in,
             stream,
         ])?;
         drop(statement);
-        if row.state == State::Closed { self.sweep_ended(&row.user_id, ended_ms) } else { Ok(()) }
+        row.ended_ms.map_or(Ok(()), |now| self.sweep_ended(&row.user_id, now))
     }
 
     /// Lets go of what has ended long ago, and of the oldest of this user's if there are too many.
-    fn sweep_ended(&mut self, user: &UserId, now: Option<Millis>) -> Result<()> {
-        if let Some(now) = now {
-            let mut old = self.conn().prepare_cached(
-                "DELETE FROM remote_memberships WHERE (room_id, user_id) IN
-                   (SELECT room_id, user_id FROM remote_memberships WHERE ended_ms < ?1 LIMIT ?2)",
-            )?;
-            old.execute((now - ENDED_KEPT, SWEPT_AT_ONCE))?;
-        }
+    fn sweep_ended(&mut self, user: &UserId, now: Millis) -> Result<()> {
+        let mut old = self.conn().prepare_cached(
+            "DELETE FROM remote_memberships WHERE (room_id, user_id) IN
+               (SELECT room_id, user_id FROM remote_memberships WHERE ended_ms < ?1 LIMIT ?2)",
+        )?;
+        old.execute((now - ENDED_KEPT, SWEPT_AT_ONCE))?;
         let mut many = self.conn().prepare_cached(
             "DELETE FROM remote_memberships WHERE user_id = ?1 AND state = 'closed' AND stream <=
                (SELECT stream FROM remote_memberships WHERE user_id = ?1 AND state = 'closed'
@@ -420,39 +287,21 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Deletes the row.
-    pub fn delete_remote_membership(&mut self, room: &RoomId, user: &UserId) -> Result<()> {
+    fn delete_remote_membership(&mut self, row: &RemoteMembership) -> Result<()> {
         let mut statement = self
             .conn()
             .prepare_cached("DELETE FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2")?;
-        statement.execute([room.as_str(), user.as_str()])?;
+        statement.execute([row.room_id.as_str(), row.user_id.as_str()])?;
         drop(statement);
-        self.wake_user(user);
-        Ok(())
-    }
-
-    /// This server became resident: from now on the room's own state says who is a member. Only leaves that were still
-    /// to be told stay, for the scheduler to put into the room now.
-    pub fn end_remote_memberships(&mut self, room: &RoomId, now: Millis) -> Result<()> {
-        self.conn().execute(
-            "UPDATE remote_memberships SET due_ms = ?2 WHERE room_id = ?1",
-            params![room.as_str(), now],
-        )?;
-        let mut statement = self.conn().prepare_cached(
-            "DELETE FROM remote_memberships WHERE room_id = ?1 AND state <> 'leaving' RETURNING user_id",
-        )?;
-        let users: Vec<String> =
-            statement.query_map([room.as_str()], |row| row.get(0))?.collect::<Result<_, _>>()?;
-        drop(statement);
-        for user in users {
-            self.wake_user(&UserId::parse(&user)?);
-        }
+        self.wake_user(&row.user_id);
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
+
     use super::*;
     use crate::store::{Location, Options, Store};
 
@@ -472,21 +321,44 @@ mod tests {
         Pdu::from_object(event.as_object().unwrap().clone(), version).unwrap()
     }
 
+    fn fields(room: &RoomId, user: &UserId, state: State) -> Fields {
+        Fields {
+            room_id: room.clone(),
+            user_id: user.clone(),
+            state,
+            room_version: room_version::room_version("11").unwrap(),
+            event: Some(knock(room, user)),
+            previous: None,
+            pending: None,
+            stripped_state: vec![RawValue::from_string("{\"shown\":\"before\"}".to_owned()).unwrap()],
+            via: vec![ServerName::parse("b.org").unwrap()],
+            attempts: 2,
+            due_ms: None,
+            forgotten: false,
+            ended_ms: None,
+            may_be_in: false,
+            stream: 0,
+        }
+    }
+
+    fn save(store: &Store, row: Fields, tell: bool) {
+        let effect = Effect::Save { row: Box::new(RemoteMembership::from_store(row)), tell };
+        store.write(move |tx| tx.write_remote_membership(&effect)).unwrap();
+    }
+
     #[test]
     fn a_row_is_read_back_as_it_was_written_and_found_by_its_stream_and_its_time() {
         let store = store();
         let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
-        let version = room_version::room_version("11").unwrap();
-        let mut row = RemoteMembership::new(&room, &user, State::Knocking, version);
-        row.tell(knock(&room, &user));
-        row.prefer([ServerName::parse("b.org").unwrap()]);
-        row.due_ms = Some(50);
-        let written = row.clone();
-        store.write(move |tx| tx.save_remote_membership(&written)).unwrap();
+        let other = UserId::parse("@o:a.org").unwrap();
+        let mut row = fields(&room, &user, State::Knocking);
+        (row.due_ms, row.forgotten, row.may_be_in) = (Some(50), true, true);
+        (row.previous, row.pending) = (Some(knock(&room, &other)), Some(knock(&room, &user)));
+        save(&store, row.clone(), true);
         let read = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
-        assert_eq!(read.event.as_ref().map(Pdu::event_id), row.event.as_ref().map(Pdu::event_id));
-        assert_eq!((read.state, read.via.len(), read.section()), (State::Knocking, 1, None));
         assert!(read.stream > 0);
+        let written = Fields { stream: read.stream, ..row };
+        assert_eq!(format!("{:?}", RemoteMembership::from_store(written)), format!("{read:?}"));
         let found = store.read(|db| db.remote_memberships_of(&user, read.stream - 1, true)).unwrap();
         assert_eq!(found.len(), 1);
         assert!(store.read(|db| db.remote_memberships_of(&user, read.stream, true)).unwrap().is_empty());
@@ -496,57 +368,42 @@ mod tests {
             [(room.clone(), user.clone())]
         );
         assert_eq!(store.read(|db| db.next_remote_membership_due()).unwrap(), Some(50));
+        save(&store, fields(&room, &other, State::Invited), true);
+        assert_eq!(store.read(|db| db.remote_memberships_in(&room)).unwrap().len(), 2);
+        store.write(move |tx| tx.write_remote_membership(&Effect::Delete(Box::new(read)))).unwrap();
+        let left = store.read(|db| db.remote_memberships_in(&room)).unwrap();
+        assert_eq!(left.iter().map(|row| row.user_id.as_str()).collect::<Vec<_>>(), ["@o:a.org"]);
     }
 
     #[test]
-    fn a_quiet_change_is_seen_by_no_client_and_residence_ends_all_but_leaves() {
+    fn a_quiet_change_is_seen_by_no_client_and_what_is_due_no_day_is_not_put_off() {
         let store = store();
-        let room = RoomId::parse("!r:b.org").unwrap();
-        let [leaving, invited] = ["@l:a.org", "@i:a.org"].map(|id| UserId::parse(id).unwrap());
-        let version = room_version::room_version("11").unwrap();
-        for (user, state) in [(&leaving, State::Leaving), (&invited, State::Invited)] {
-            let mut row = RemoteMembership::new(&room, user, state, version);
-            row.due_ms = Some(7);
-            store.write(move |tx| tx.save_remote_membership(&row)).unwrap();
-        }
-        let row = store.read(|db| db.remote_membership(&room, &invited)).unwrap().unwrap();
-        let quiet = RemoteMembership { attempts: 3, ..row.clone() };
-        store.write(move |tx| tx.save_remote_membership_quietly(&quiet)).unwrap();
-        let again = store.read(|db| db.remote_membership(&room, &invited)).unwrap().unwrap();
-        assert_eq!((again.attempts, again.stream), (3, row.stream));
-        let here = room.clone();
-        store.write(move |tx| tx.end_remote_memberships(&here, 100)).unwrap();
-        assert!(store.read(|db| db.remote_membership(&room, &invited)).unwrap().is_none());
-        let left = store.read(|db| db.remote_membership(&room, &leaving)).unwrap().unwrap();
-        assert_eq!(left.due_ms, Some(100));
-        // Whoever takes up what has ended meanwhile changes nothing.
-        let (here, us) = (room.clone(), leaving.clone());
-        let ended = RemoteMembership { state: State::Closed, due_ms: None, ..left };
-        store
-            .write(move |tx| {
-                tx.save_remote_membership_quietly(&ended)?;
-                tx.lease_remote_membership(&here, &us, 200)
-            })
-            .unwrap();
-        let ended = store.read(|db| db.remote_membership(&room, &leaving)).unwrap().unwrap();
-        assert_eq!(ended.due_ms, None);
+        let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
+        save(&store, Fields { due_ms: Some(7), ..fields(&room, &user, State::Invited) }, true);
+        let row = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
+        save(&store, Fields { attempts: 3, ..(*row).clone() }, false);
+        let again = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
+        assert_eq!((again.attempts, again.stream, again.due_ms), (3, row.stream, Some(7)));
+        let lease = |until| {
+            let (there, us) = (room.clone(), user.clone());
+            store.write(move |tx| tx.lease_remote_membership(&there, &us, until)).unwrap();
+            store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap().due_ms
+        };
+        assert_eq!(lease(200), Some(200));
+        save(&store, Fields { due_ms: None, ..(*again).clone() }, false);
+        assert_eq!(lease(300), None);
     }
 
     #[test]
-    fn what_has_ended_is_small_bounded_and_goes_with_time() {
+    fn what_has_ended_is_bounded_and_goes_with_time() {
         let store = store();
         let [user, other] = ["@u:a.org", "@o:a.org"].map(|id| UserId::parse(id).unwrap());
-        let version = room_version::room_version("11").unwrap();
         let close = |user: &UserId, n: u32, now: Millis| {
             let room = RoomId::parse(&format!("!r{n}:b.org")).unwrap();
-            let mut row = RemoteMembership::new(&room, user, State::Closed, version);
-            row.stripped_state = vec![RawValue::from_string("{\"shown\":\"before\"}".to_owned()).unwrap()];
-            row.settle(now);
-            store.write(move |tx| tx.save_remote_membership(&row)).unwrap();
+            save(&store, Fields { ended_ms: Some(now), ..fields(&room, user, State::Closed) }, true);
         };
         let rooms = |user: &UserId| -> Vec<String> {
             let rows = store.read(|db| db.remote_memberships_of(user, 0, true)).unwrap();
-            assert!(rows.iter().all(|row| row.stripped_state.is_empty() && row.ended_ms.is_some()));
             rows.into_iter().map(|row| row.room_id.as_str().to_owned()).collect()
         };
         close(&other, 0, 1);
@@ -559,24 +416,5 @@ mod tests {
         (0..20).for_each(|n| close(&other, 1000 + n, 3 + ENDED_KEPT));
         assert!(rooms(&user).is_empty());
         assert_eq!(rooms(&other).len(), 20);
-        // One that begins anew has not ended.
-        let mut row =
-            RemoteMembership::new(&RoomId::parse("!r:b.org").unwrap(), &user, State::Closed, version);
-        row.settle(7);
-        row.state = State::Knocked;
-        let (room, read) = (row.room_id.clone(), user.clone());
-        store.write(move |tx| tx.save_remote_membership(&row)).unwrap();
-        assert_eq!(store.read(|db| db.remote_membership(&room, &read)).unwrap().unwrap().ended_ms, None);
-    }
-
-    #[test]
-    fn servers_worth_asking_are_few_and_without_repeats() {
-        let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
-        let version = room_version::room_version("11").unwrap();
-        let mut row = RemoteMembership::new(&room, &user, State::Knocked, version);
-        let server = |n: usize| ServerName::parse(&format!("s{n}.org")).unwrap();
-        row.prefer((0..30).map(server));
-        row.prefer([server(5), server(5)]);
-        assert_eq!((row.via.len(), row.via[0].as_str()), (20, "s5.org"));
     }
 }

@@ -8,14 +8,14 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::knock::shown_outside;
-use super::leave::remote_row;
+use super::rows::{note, remote_row};
 use super::{Ask, member_draft};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
 use crate::protocol::fair_share::Standing;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, Order, Refusal, State, next};
+use crate::protocol::remote_membership::{Fact, Refusal, apply};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, fair_share, handshake, json,
     stripped_state, verify,
@@ -25,7 +25,6 @@ use crate::service::key_attempts::Purpose;
 use crate::service::room_view::not_in_room;
 use crate::service::server_acl::RoomAcl;
 use crate::service::verify::Checked;
-use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
 /// How many invites to rooms that we are not in wait for one user's answer at most.
@@ -445,44 +444,26 @@ impl Homeserver {
                 return check_invite_here(tx, &room, &origin, &invitee).map(|()| Noted::Done);
             }
             let old = remote_row(tx, invite.room_id(), &invitee)?;
-            if old.as_ref().is_some_and(|row| is_old_news(row, &invite)) {
+            if old.as_ref().is_some_and(|row| row.has_seen(&invite)) {
                 return Ok(Noted::Done);
             }
             if offered {
                 check_place(tx, &invite, &invitee)?;
             }
-            let order = old.as_ref().map_or(Order::After, |row| row.order_of(&invite));
-            let step = match next(old.as_ref().map(|row| row.state), Fact::InviteArrives(order)) {
+            let fact = Fact::InviteArrives {
+                invite: invite.clone().into(),
+                invitee: invitee.clone(),
+                stripped_state: stripped,
+                from: origin.clone(),
+            };
+            match apply(old, fact, now) {
                 Err(Refusal::LeaveUnderWay) => {
                     // The server that invites can take the leave too.
-                    let mut row = old.ok_or_else(|| Error::internal("a leave of nobody"))?;
-                    row.prefer([origin]);
-                    return tx.save_remote_membership_quietly(&row).map(|()| Noted::LeaveUnderWay);
+                    let fact = Fact::LeaveMayGoThrough(origin);
+                    note(tx, invite.room_id(), &invitee, fact, now).map(|_| Noted::LeaveUnderWay)
                 }
-                step => step?,
-            };
-            let state = step.to.unwrap_or(State::Invited);
-            let mut row = old.unwrap_or_else(|| {
-                RemoteMembership::new(invite.room_id(), &invitee, state, invite.version())
-            });
-            if row.state == State::Closed || row.state == State::Leaving {
-                // A new beginning: what was before has nothing to do with this invite.
-                (row.event, row.pending) = (None, None);
+                effect => tx.write_remote_membership(&effect?).map(|()| Noted::Done),
             }
-            (row.state, row.room_version) = (state, invite.version());
-            row.forgotten = false;
-            row.tell(invite.into());
-            if !stripped.is_empty() {
-                row.stripped_state = stripped;
-            }
-            // The server that we knocked through stays in front: the inviter's is surely in the room, but may not
-            // be the one that answered us.
-            let first = row.via.first().cloned().filter(|_| row.answers().is_some());
-            row.prefer(first.into_iter().chain([origin]));
-            if state != State::Joining {
-                (row.attempts, row.due_ms) = (0, (order == Order::Unclear).then_some(now));
-            }
-            tx.save_remote_membership(&row).map(|()| Noted::Done)
         })
     }
 }
@@ -527,7 +508,7 @@ fn check_invite_here(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &Us
 /// knocked, or were invited before) takes no further place. Errors: 429 `M_LIMIT_EXCEEDED`.
 fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
     let row = db.remote_membership(invite.room_id(), invitee)?;
-    let deals_with_it = row.is_some_and(|row| !matches!(row.state, State::Leaving | State::Closed));
+    let deals_with_it = row.is_some_and(|row| !row.state.is_over());
     if deals_with_it || db.resident_room(invite.room_id())?.is_some() {
         return Ok(());
     }
@@ -546,11 +527,4 @@ fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
         .with_field("retry_after_ms", TRY_AGAIN_MS));
     }
     Ok(())
-}
-
-/// Whether this very invite was seen before: it is what the user is looking at, what they answered, or what somebody
-/// took back.
-fn is_old_news(row: &RemoteMembership, invite: &Pdu) -> bool {
-    let seen = [&row.event, &row.previous].into_iter().flatten().any(|e| e.event_id() == invite.event_id());
-    seen || row.event.as_ref().is_some_and(|e| e.auth_events().contains(invite.event_id()))
 }

@@ -7,27 +7,24 @@ use std::time::Instant;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::leave::remote_row;
+use super::rows::{check_still_outside, note, note_residence, remote_row};
 use super::standing::Expected;
 use super::turns::PATIENCE;
-use super::{
-    AUTHORISER, Answers, Ask, Before, Door, MOST_ATTEMPTS, backoff_ms, check_still_outside, member_draft,
-};
+use super::{AUTHORISER, Answers, Ask, Door, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{JoinBody, Kind};
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::remote_membership::{Before, Fact, JoinFailure, Prepared, RemoteMembership, State};
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
+    EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
 use crate::service::Homeserver;
 use crate::service::adopt::{Adopted, Adoption};
 use crate::service::erasure::Erasure;
 use crate::service::key_attempts::Purpose;
 use crate::service::large_answer::LargeAnswer;
-use crate::store::remote_memberships::RemoteMembership;
-use crate::store::{Db, EventKey, Room, Tx};
+use crate::store::{EventKey, Room, Tx};
 
 /// A room of up to so many joined members is given whole to whoever would do without them.
 const FEW_MEMBERS: u64 = 100;
@@ -79,9 +76,9 @@ impl Homeserver {
             }
             Err(error) => return Err(error),
         }
-        let (room_id, joiner) = (room.room_id.clone(), user.clone());
+        let (room_id, joiner, now) = (room.room_id.clone(), user.clone(), self.clock.now_ms());
         self.send_with(member_draft(&room.room_id, user, user, content), move |tx, _| {
-            tx.delete_remote_membership(&room_id, &joiner)
+            note(tx, &room_id, &joiner, Fact::AskedInRoom, now).map(drop)
         })
         .map(drop)
     }
@@ -135,12 +132,11 @@ impl Homeserver {
     fn join_elsewhere(&self, user: &UserId, door: &Door, content: &Map<String, Value>) -> Result<()> {
         let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
         let before = Before::of(row.as_ref());
-        next(before.state, Fact::UserJoins)?;
         let candidates = self.candidates(door, row.as_ref())?;
         let mut tries = Tries::new(self.clock.instant());
         let mut expected =
             self.store.read(|db| Expected::to_enter(db, Kind::Join, &door.room_id, user, row.as_ref()))?;
-        let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending);
+        let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending.clone());
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
@@ -160,17 +156,16 @@ impl Homeserver {
                 }
             };
             let join = self.sign_template(&template, version, content)?;
-            self.intend_join((&join, version), &before, (peer, &candidates), tries.may_be_in())?;
+            let via = std::iter::once(peer).chain(&candidates).cloned().collect();
+            let prepared = Prepared { event: join.clone(), before: before.clone(), via };
+            self.intend_join(prepared, tries.may_be_in())?;
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
                 Err(error) => tries.not_in(peer, join, error),
             }
         }
-        match &tries.last {
-            Some(join) if !tries.taken_by.is_empty() => self.note_lost_join(join, &tries.taken_by)?,
-            Some(join) if tries.unsure => self.note_unfinished_join(join)?,
-            Some(join) => self.note_failed_join(join)?,
-            None => {}
+        if let Some(join) = &tries.last {
+            self.note_failed_join(join, tries.failure())?;
         }
         let error = tries.into_error();
         if before.state == Some(State::Invited) && error.status() == 403 {
@@ -188,39 +183,18 @@ impl Homeserver {
         };
         // We have come in since. Whether they may too, the room says, and that is the end of it.
         let joined = self.join_here(&room, &row.user_id, &door, content);
-        let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
-        self.store.write(move |tx| tx.delete_remote_membership(&room_id, &user))?;
+        self.note_fact(&row.room_id, &row.user_id, Fact::AskedInRoom)?;
         joined
     }
 
     /// Commits the signed join before anybody is told of it. `may_be_in`: whether a server may have taken another one that
     /// was handed in before.
-    fn intend_join(
-        &self,
-        (join, version): (&Pdu, RoomVersion),
-        before: &Before,
-        (peer, candidates): (&ServerName, &[ServerName]),
-        may_be_in: bool,
-    ) -> Result<()> {
-        let (join, via) = (
-            join.clone(),
-            std::iter::once(peer.clone()).chain(candidates.iter().cloned()).collect::<Vec<_>>(),
-        );
-        let (due, before) = (self.clock.now_ms() + backoff_ms(3), before.clone());
+    fn intend_join(&self, join: Prepared, may_be_in: bool) -> Result<()> {
+        let (room_id, user) = (join.event.room_id().clone(), join.event.sender().clone());
+        let now = self.clock.now_ms();
         self.store.write(move |tx| {
-            let (room_id, user) = (join.room_id(), join.sender());
-            check_still_outside(tx, room_id)?;
-            let old = remote_row(tx, room_id, user)?;
-            before.check(old.as_ref(), &join)?;
-            let state =
-                next(old.as_ref().map(|row| row.state), Fact::UserJoins)?.to.unwrap_or(State::Joining);
-            let mut row = old.unwrap_or_else(|| RemoteMembership::new(room_id, user, state, version));
-            row.may_be_in = may_be_in || (row.may_be_in && row.state == State::Joining);
-            (row.state, row.room_version, row.forgotten) = (state, version, false);
-            row.due_ms = Some(due);
-            row.prefer(via);
-            row.pending = Some(join);
-            tx.save_remote_membership_quietly(&row)
+            check_still_outside(tx, &room_id)?;
+            note(tx, &room_id, &user, Fact::UserJoins { join, may_be_in }, now).map(drop)
         })
     }
 
@@ -251,11 +225,13 @@ impl Homeserver {
         let (note, removed) = std::sync::mpsc::channel();
         let end_rows = move |tx: &mut Tx<'_>| {
             let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Closed);
-            if let Some(removal) = row.and_then(|row| row.event).filter(|event| event.sender() != &user) {
+            if let Some(removal) =
+                row.and_then(|row| row.event.clone()).filter(|event| event.sender() != &user)
+            {
                 // Nobody is left to hear it only if we stopped waiting for the commit.
                 let _ = note.send(removal);
             }
-            tx.end_remote_memberships(&room_id, now)
+            note_residence(tx, &room_id, now)
         };
         if room.finish(join.clone(), end_rows.clone())? == Adopted::Before {
             // What the room is like we have learned by ourselves, and the join is an event like any other.
@@ -275,66 +251,19 @@ impl Homeserver {
         Ok(())
     }
 
-    /// Nobody said no for certain: a server may have us in the room already. The scheduler asks again.
-    fn note_unfinished_join(&self, join: &Pdu) -> Result<()> {
-        let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
-        match row.filter(|row| row.state == State::Joining) {
-            Some(row) if row.attempts + 1 < MOST_ATTEMPTS => self.try_again_later(&row),
-            Some(_) => self.note_lost_join(join, &[]),
-            None => Ok(()),
-        }
-    }
-
-    /// A server took the join, or may have, and nobody gave us the room: our user leaves it again, and their clients are
-    /// told so at once. The room is told in the background, for days if need be.
-    fn note_lost_join(&self, join: &Pdu, taken_by: &[ServerName]) -> Result<()> {
+    /// Nobody let us in. If a server took the join, or may have, our user leaves the room again in the end, and their clients
+    /// are told so; the room is told in the background, for days if need be.
+    fn note_failed_join(&self, join: &Pdu, how: JoinFailure) -> Result<()> {
         let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
         let Some(row) = row else { return Ok(()) };
         let leave = self.local_leave(&row, Some("The room could not be entered"))?;
-        let (join, taken_by, now) = (join.clone(), taken_by.to_vec(), self.clock.now_ms());
-        self.store.write(move |tx| {
-            let Some(mut row) = joining_by(tx, &join)? else { return Ok(()) };
-            row.state = next(Some(row.state), Fact::JoinLost)?.to.unwrap_or(State::Leaving);
-            row.tell(leave);
-            row.prefer(taken_by);
-            (row.pending, row.may_be_in) = (None, false);
-            (row.attempts, row.due_ms) = (0, Some(now));
-            tx.save_remote_membership(&row)
-        })?;
-        self.scheduler.wake();
-        Ok(())
-    }
-
-    /// Every server said no: what was before the join is again.
-    fn note_failed_join(&self, join: &Pdu) -> Result<()> {
-        let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
-        if row.is_some_and(|row| row.may_be_in) {
-            return self.note_lost_join(join, &[]);
+        let asked_again = how == JoinFailure::Unanswered;
+        let fact = Fact::JoinFailed { join: join.event_id().clone(), how, leave };
+        match asked_again {
+            true => self.note_unanswered(&row, &row.via, fact),
+            false => self.note_fact(&row.room_id, &row.user_id, fact).map(drop),
         }
-        let (join, now) = (join.clone(), self.clock.now_ms());
-        self.store.write(move |tx| {
-            let Some(mut row) = joining_by(tx, &join)? else { return Ok(()) };
-            let before = row.event.as_ref().and_then(Pdu::membership);
-            let Some(state) = next(Some(row.state), Fact::JoinFailed(before))?.to else {
-                return tx.delete_remote_membership(join.room_id(), join.sender());
-            };
-            row.state = state;
-            row.pending = None;
-            // The knock may not have been handed in yet: that is done (again) now.
-            row.settle(now);
-            row.due_ms = (state == State::Knocking).then_some(now);
-            tx.save_remote_membership_quietly(&row)
-        })
     }
-}
-
-/// The row, if our user is still joining by this join.
-fn joining_by(db: &Db<'_>, join: &Pdu) -> Result<Option<RemoteMembership>> {
-    let row = db.remote_membership(join.room_id(), join.sender())?;
-    let is_pending = |row: &RemoteMembership| {
-        row.pending.as_ref().is_some_and(|pending| pending.event_id() == join.event_id())
-    };
-    Ok(row.filter(|row| row.state == State::Joining && is_pending(row)))
 }
 
 /// What came of the tries to join so far.
@@ -367,6 +296,15 @@ impl Tries {
     /// Whether our user may be in the room, to the knowledge of others.
     fn may_be_in(&self) -> bool {
         self.unsure || !self.taken_by.is_empty()
+    }
+
+    /// In what way nobody let us in.
+    fn failure(&self) -> JoinFailure {
+        match (self.taken_by.is_empty(), self.unsure) {
+            (false, _) => JoinFailure::Taken(self.taken_by.clone()),
+            (true, true) => JoinFailure::Unanswered,
+            (true, false) => JoinFailure::Refused,
+        }
     }
 
     /// What the client is told. 502 where a server took the join.

@@ -7,17 +7,15 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::knock_budget::Place;
+use super::rows::{check_still_outside, note, remote_row};
 use super::standing::Expected;
-use super::{
-    Answers, Ask, Before, Door, INVITE_WITHIN, MOST_ATTEMPTS, backoff_ms, check_still_outside, member_draft,
-};
+use super::{Answers, Ask, Door, INVITE_WITHIN, member_draft};
 use crate::error::{Error, Result};
 use crate::federation::calls::Kind;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::remote_membership::{Before, Fact, Prepared, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
 use crate::service::Homeserver;
-use crate::store::remote_memberships::RemoteMembership;
 use crate::store::{Db, Room};
 
 /// Time to find the keys of what the answer to a knock shows of the room: the knocker waits for it.
@@ -42,22 +40,19 @@ impl Homeserver {
     }
 
     fn knock_elsewhere(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
-        let row = self.store.read(|db| db.remote_membership(&door.room_id, user))?;
-        next(row.as_ref().map(|row| row.state), Fact::UserKnocks)?;
+        let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
+        Before::of(row.as_ref()).may_knock()?;
         let candidates = self.candidates(door, row.as_ref())?;
         match row {
             // It was signed and perhaps sent, and no answer came: the same event again, not another one.
-            Some(mut row) if row.state == State::Knocking => {
-                row.via = candidates;
-                self.deliver_knock(&row)
-            }
+            Some(row) if row.state == State::Knocking => self.deliver_knock(&row, &candidates),
             row => {
                 let place = self.place_for_knock_elsewhere(user, &door.room_id)?;
                 let Some(row) = self.prepare_knock(user, door, reason, row, &candidates)? else {
                     return Ok(());
                 };
                 place.into_iter().for_each(Place::keep);
-                self.deliver_knock(&row)
+                self.deliver_knock(&row, &row.via)
             }
         }
     }
@@ -100,7 +95,7 @@ impl Homeserver {
                     }
                     let via = std::iter::once(peer.clone()).chain(candidates.iter().cloned()).collect();
                     let before = Before::of(row.as_ref());
-                    return self.intend_knock(knock, version, before, via).map(Some);
+                    return self.intend_knock(Prepared { event: knock, before, via }).map(Some);
                 }
                 Err(error) => answers.add(peer, error),
             }
@@ -109,38 +104,23 @@ impl Homeserver {
     }
 
     /// Commits the signed knock before anybody is told of it.
-    fn intend_knock(
-        &self,
-        knock: Pdu,
-        version: RoomVersion,
-        before: Before,
-        via: Vec<ServerName>,
-    ) -> Result<RemoteMembership> {
-        let (room_id, user) = (knock.room_id().clone(), knock.sender().clone());
-        let due = self.clock.now_ms() + backoff_ms(1);
+    fn intend_knock(&self, knock: Prepared) -> Result<RemoteMembership> {
+        let (room_id, user) = (knock.event.room_id().clone(), knock.event.sender().clone());
+        let now = self.clock.now_ms();
         self.store.write(move |tx| {
             check_still_outside(tx, &room_id)?;
-            let old = tx.remote_membership(&room_id, &user)?;
-            before.check(old.as_ref(), &knock)?;
-            let step = next(old.as_ref().map(|row| row.state), Fact::UserKnocks)?;
-            let state = step.to.unwrap_or(State::Knocking);
-            let mut row = old.unwrap_or_else(|| RemoteMembership::new(&room_id, &user, state, version));
-            (row.state, row.room_version, row.forgotten) = (state, version, false);
-            (row.attempts, row.due_ms) = (0, Some(due));
-            row.pending = None;
-            row.tell(knock);
-            row.prefer(via);
-            tx.save_remote_membership(&row)?;
-            Ok(row)
+            note(tx, &room_id, &user, Fact::UserKnocks(knock), now)?;
+            let row = tx.remote_membership(&room_id, &user)?;
+            row.ok_or_else(|| Error::internal("a knock that was not written"))
         })
     }
 
-    /// Sends the committed knock to the servers of the row until one takes it. Also what the scheduler does after a
+    /// Sends the committed knock to these servers until one takes it. Also what the scheduler does after a
     /// crash: it is the same event with the same id, which the other side takes as done if it has it.
-    pub(super) fn deliver_knock(&self, row: &RemoteMembership) -> Result<()> {
+    pub(super) fn deliver_knock(&self, row: &RemoteMembership, servers: &[ServerName]) -> Result<()> {
         let Some(knock) = &row.event else { return Err(Error::internal("a knock without its event")) };
         let mut answers = Answers::new(self.clock.instant());
-        for peer in &row.via {
+        for peer in servers {
             if !answers.has_time(self.clock.instant()) {
                 break;
             }
@@ -158,9 +138,12 @@ impl Homeserver {
         // may have been taken before we do not know that.
         let told_to_wait = answers.only_later() && row.attempts == 0;
         if answers.undecided() && !told_to_wait {
-            self.try_again_later(row)?;
+            let fact = Fact::KnockUnanswered { knock: knock.event_id().clone() };
+            self.note_unanswered(row, servers, fact)?;
         } else {
-            self.knock_refused(row, knock)?;
+            let leave = self.local_leave(row, None)?;
+            let fact = Fact::KnockRefused { knock: knock.event_id().clone(), leave };
+            self.note_fact(&row.room_id, &row.user_id, fact)?;
         }
         Err(answers.into_error())
     }
@@ -172,80 +155,10 @@ impl Homeserver {
         peer: &ServerName,
         room_state: &[Box<RawValue>],
     ) -> Result<()> {
-        let stripped = self.usable_stripped_state(peer, room_state, &row.room_id, row.room_version);
-        let (room_id, user, knock, peer) =
-            (row.room_id.clone(), row.user_id.clone(), knock.clone(), peer.clone());
-        let now = self.clock.now_ms();
-        self.store.write(move |tx| {
-            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
-            let is_ours = row.event.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
-            if is_ours && row.state == State::Knocking {
-                row.state = next(Some(row.state), Fact::KnockAccepted)?.to.unwrap_or(State::Knocked);
-                row.stripped_state = stripped;
-                (row.attempts, row.due_ms) = (0, None);
-                row.prefer([peer]);
-                return tx.save_remote_membership(&row);
-            }
-            // Withdrawn while it was on its way: the room may have been told of the leave before it had the knock.
-            let withdrawn = row.previous.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
-            if withdrawn && row.event.as_ref().is_some_and(|leave| leave.sender() == &user) {
-                let step = next(Some(row.state), Fact::WithdrawnKnockAccepted)?;
-                row.state = step.to.unwrap_or(State::Leaving);
-                row.pending = None;
-                (row.attempts, row.due_ms) = (0, Some(now));
-                row.prefer([peer]);
-                tx.save_remote_membership_quietly(&row)?;
-            }
-            Ok(())
-        })?;
-        self.scheduler.wake();
-        Ok(())
-    }
-
-    fn knock_refused(&self, row: &RemoteMembership, knock: &Pdu) -> Result<()> {
-        let (room_id, user, knock) = (row.room_id.clone(), row.user_id.clone(), knock.clone());
-        let (leave, now) = (self.local_leave(row, None)?, self.clock.now_ms());
-        self.store.write(move |tx| {
-            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
-            let is_ours = row.event.as_ref().is_some_and(|event| event.event_id() == knock.event_id());
-            if !is_ours || row.state != State::Knocking {
-                return Ok(());
-            }
-            next(Some(row.state), Fact::KnockRefused)?;
-            if row.section().is_none() {
-                return tx.delete_remote_membership(&room_id, &user);
-            }
-            // Clients were shown an earlier knock, and must be told that it is over.
-            row.state = State::Closed;
-            row.tell(leave);
-            row.settle(now);
-            tx.save_remote_membership(&row)
-        })
-    }
-
-    /// Notes that the scheduler is to come back to this row; after a week of trying it lets go.
-    pub(super) fn try_again_later(&self, row: &RemoteMembership) -> Result<()> {
-        let (room_id, user, state) = (row.room_id.clone(), row.user_id.clone(), row.state);
-        self.scheduler.waits_for(&row.via, &room_id, &user);
-        let now = self.clock.now_ms();
-        self.store.write(move |tx| {
-            let Some(mut row) = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == state)
-            else {
-                return Ok(());
-            };
-            row.attempts += 1;
-            row.due_ms = (row.attempts < MOST_ATTEMPTS).then(|| now + backoff_ms(row.attempts));
-            if row.due_ms.is_none() {
-                log::warn!("gave up on {room_id} for {user} ({}) after a week of trying", row.state.as_str());
-                if row.state == State::Leaving {
-                    row.state = next(Some(row.state), Fact::LeaveDone)?.to.unwrap_or(State::Closed);
-                    row.settle(now);
-                }
-            }
-            tx.save_remote_membership_quietly(&row)
-        })?;
-        self.scheduler.wake();
-        Ok(())
+        let stripped_state = self.usable_stripped_state(peer, room_state, &row.room_id, row.room_version);
+        let (knock, by) = (knock.event_id().clone(), peer.clone());
+        let fact = Fact::KnockTaken { knock, by, stripped_state };
+        self.note_fact(&row.room_id, &row.user_id, fact).map(drop)
     }
 
     /// Stripped state as clients may see it. What is badly formed, of another room or (from version 12 on, where all of it

@@ -6,7 +6,7 @@
 //! that keep two handshakes of one user in one room apart.
 //!
 //! A room that we are in follows its own state, and a membership changes there by an ordinary event. A room that we are
-//! not in has a row in `remote_memberships`, whose state only `protocol::remote_membership::next` may change. What is
+//! not in has a row in `remote_memberships`, which only `protocol::remote_membership::apply` may change. What is
 //! about to be said to another server is committed first; what an answer means is judged against the row as it is by
 //! then, so that a late answer changes nothing.
 //!
@@ -47,6 +47,7 @@ mod leave;
 mod moderate;
 mod outside;
 mod owed_invites;
+mod rows;
 mod standing;
 pub mod third_party;
 mod turns;
@@ -55,6 +56,7 @@ pub use invite::InviteReceived;
 pub(in crate::service) use invite::blocks_invites;
 pub use knock_budget::KnockBudget;
 pub(in crate::service) use outside::{Heard, version_outside};
+pub(in crate::service) use rows::shown_to_client;
 pub use turns::Turns;
 
 use std::time::{Duration, Instant};
@@ -65,20 +67,18 @@ use super::Homeserver;
 use super::compose::Draft;
 use super::key_attempts::Purpose;
 use super::key_fetch::Wanted;
-use crate::backoff::Backoff;
-use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{Kind, Template};
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::event_auth::{JoinRules, PowerLevels};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::State;
+pub(in crate::service) use crate::protocol::remote_membership::backoff_ms;
+use crate::protocol::remote_membership::{MOST_ATTEMPTS, RemoteMembership, State};
 use crate::protocol::verify::{self, SignedBy};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, room_version,
 };
 use crate::service::server_acl::RoomAcl;
-use crate::store::remote_memberships::RemoteMembership;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
 
@@ -292,7 +292,7 @@ impl Homeserver {
         };
         let Some(row) = self.store.read(|db| db.remote_membership(room_id, user))? else { return Ok(()) };
         match row.state {
-            State::Knocking => self.deliver_knock(&row),
+            State::Knocking => self.deliver_knock(&row, &row.via),
             State::Joining => self.resume_join(&row),
             State::Leaving => self.deliver_leave(&row),
             State::Invited => self.look_up_invite(&row),
@@ -407,7 +407,7 @@ impl Homeserver {
         user: &UserId,
         door: &Door,
     ) -> Result<(Option<Membership>, Vec<ServerName>)> {
-        let row = self.store.read(|db| leave::remote_row(db, &door.room_id, user))?;
+        let row = self.store.read(|db| rows::remote_row(db, &door.room_id, user))?;
         let membership = row.as_ref().and_then(|row| match row.state {
             State::Knocking | State::Knocked => Some(Membership::Knock),
             State::Invited => Some(Membership::Invite),
@@ -498,52 +498,6 @@ impl Homeserver {
     }
 }
 
-/// Who is outside deals with the room by a row of their own; once we are in, the room itself says who is a member.
-/// Errors: 403 `M_FORBIDDEN`.
-pub(super) fn check_still_outside(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
-    match db.room(room_id)? {
-        Some(room) if room.resident => {
-            Err(Error::forbidden("This server has come into the room in the meantime"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What the user's remote membership was when their knock or join began to be prepared.
-#[derive(Clone)]
-pub(super) struct Before {
-    pub(super) state: Option<State>,
-    told: Option<EventId>,
-}
-
-impl Before {
-    pub(super) fn of(row: Option<&RemoteMembership>) -> Self {
-        Self { state: row.map(|row| row.state), told: told(row) }
-    }
-
-    /// Whether what was prepared since (`event`) still makes sense beside the row as it is now. A leave that the user asked
-    /// for meanwhile ends it. So does the news that somebody removed them, unless what was prepared rests on that removal:
-    /// then it is an answer to it, and the room decides. Errors: 403 `M_FORBIDDEN`.
-    pub(super) fn check(&self, row: Option<&RemoteMembership>, event: &Pdu) -> Result<()> {
-        let is_over = |state: State| matches!(state, State::Leaving | State::Closed);
-        let Some(row) = row.filter(|row| is_over(row.state)) else { return Ok(()) };
-        let told = told(Some(row));
-        if told == self.told {
-            return Ok(());
-        }
-        match row.event.as_ref().filter(|end| end.sender() != &row.user_id) {
-            Some(removal) if event.auth_events().contains(removal.event_id()) => Ok(()),
-            Some(_) => Err(Error::forbidden("You were removed from the room in the meantime")),
-            None if self.state.is_some_and(is_over) => Ok(()),
-            None => Err(Error::forbidden("The room was left in the meantime")),
-        }
-    }
-}
-
-fn told(row: Option<&RemoteMembership>) -> Option<EventId> {
-    row.and_then(|row| row.event.as_ref()).map(|event| event.event_id().clone())
-}
-
 /// A draft of a member event.
 pub(super) fn member_draft(
     room: &RoomId,
@@ -630,17 +584,6 @@ impl Answers {
     }
 }
 
-/// Pauses of what the scheduler tries again: seconds at first, three hours in the end.
-const PAUSES: Backoff = Backoff { first_ms: 5_000, factor: 4, longest_ms: 3 * 3_600_000 };
-
-/// When the scheduler tries again after this many attempts that failed, and a first one.
-pub(in crate::service) fn backoff_ms(attempts: u32) -> Millis {
-    PAUSES.pause_ms(attempts.saturating_add(1))
-}
-
-/// After how many attempts the scheduler gives up: about a week.
-pub(super) const MOST_ATTEMPTS: u32 = 60;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -673,13 +616,5 @@ mod tests {
         assert_eq!(told(vec![refusal(404, "M_UNRECOGNIZED")]), (502, false));
         assert_eq!(told(vec![CallError::bad("HTML")]), (502, true));
         assert_eq!(told(Vec::new()), (502, false));
-    }
-
-    #[test]
-    fn what_cannot_be_told_is_tried_for_about_a_week() {
-        let total: Millis = (1..MOST_ATTEMPTS).map(backoff_ms).sum();
-        let day = 24 * 3600 * 1000;
-        assert!((6 * day..8 * day).contains(&total), "{total}");
-        assert!((0..MOST_ATTEMPTS).all(|n| backoff_ms(n) <= backoff_ms(n + 1)));
     }
 }

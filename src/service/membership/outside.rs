@@ -3,20 +3,17 @@
 
 use std::time::Duration;
 
-use super::check_still_outside;
 use super::knock::shown_outside;
-use super::leave::remote_row;
-use super::standing::LAST_LOOK;
+use super::rows::{check_still_outside, note, remote_row};
 use crate::error::{Error, Result};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Bearing, Fact, State, bearing, next};
+use crate::protocol::remote_membership::{Bearing, Fact, RemoteMembership, State};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
 use crate::service::Homeserver;
 use crate::service::key_attempts::Purpose;
 use crate::service::verify::Checked;
 use crate::store::Db;
-use crate::store::remote_memberships::RemoteMembership;
 use crate::store::rooms::not_resident;
 
 /// What became of a PDU of a room that we are not in.
@@ -103,7 +100,7 @@ impl Homeserver {
                 if !comes_from_the_room(row, event) {
                     return Err(Error::forbidden("Nothing shows that this event is of that room"));
                 }
-                if bearing_on(row, event) == Bearing::Over {
+                if row.bearing_of(event) == Bearing::Over {
                     return Ok(None);
                 }
             }
@@ -117,7 +114,7 @@ impl Homeserver {
         if event.membership() == Some(Membership::Invite) {
             return self.invite_by_transaction(event, &user);
         }
-        row.map_or(Ok(()), |row| self.remove_by_transaction(event, user, row.room_id))
+        row.map_or(Ok(()), |row| self.remove_by_transaction(event, user, row.room_id.clone()))
     }
 
     fn invite_by_transaction(&self, invite: VerifiedPdu, user: &UserId) -> Result<()> {
@@ -137,28 +134,7 @@ impl Homeserver {
             if check_still_outside(tx, &room_id).is_err() {
                 return Ok(false);
             }
-            let Some(mut row) = remote_row(tx, &room_id, &user)? else { return Ok(true) };
-            match bearing_on(&row, &event) {
-                Bearing::Ends => {}
-                Bearing::Over => return Ok(true),
-                Bearing::Unclear => {
-                    // The invite stays until the room has been asked about it.
-                    let is_ban = event.membership() == Some(Membership::Ban);
-                    (row.attempts, row.due_ms) = (if is_ban { LAST_LOOK } else { 0 }, Some(now));
-                    return tx.save_remote_membership_quietly(&row).map(|()| true);
-                }
-            }
-            if row.state == State::Leaving {
-                // Clients were told of their own leave; now there is nobody left to tell.
-                row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
-                row.settle(now);
-                return tx.save_remote_membership_quietly(&row).map(|()| true);
-            }
-            row.state = next(Some(row.state), Fact::KickedOrBanned)?.to.unwrap_or(State::Closed);
-            row.tell(event.into());
-            row.pending = None;
-            row.settle(now);
-            tx.save_remote_membership(&row).map(|()| true)
+            note(tx, &room_id, &user, Fact::Removed(event.into()), now).map(|_| true)
         })?;
         self.scheduler.wake();
         // We have come in since, and it is an event like any other.
@@ -189,14 +165,6 @@ struct Head {
     #[serde(rename = "type")]
     event_type: String,
     state_key: String,
-}
-
-/// Whether the event removes what our user is, or what they were: it may be a refusal of a knock that arrives after the
-/// invite, or once more after the next knock.
-fn bearing_on(row: &RemoteMembership, removal: &Pdu) -> Bearing {
-    // A leave that the room has not been told is not in the way; what was left is.
-    let present = if row.state == State::Leaving { &row.previous } else { &row.event };
-    bearing(row.state, removal, present.as_ref(), row.previous.as_ref())
 }
 
 /// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which

@@ -9,16 +9,14 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::Door;
-use crate::clock::Millis;
 use crate::error::{ErrCode, Result};
 use crate::federation::calls::Kind;
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, State, next};
+use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::store::Db;
-use crate::store::remote_memberships::RemoteMembership;
 
 /// How long a server is left alone that does not know of something yet that it is about to learn (an invite that we have
 /// just signed, a leave that we owe it), again and again in one handshake: a second and a half in all.
@@ -31,13 +29,6 @@ const PAUSES: [Duration; 6] = [
     Duration::from_millis(550),
 ];
 
-/// When the room is asked once more about an invite that it does not know, in milliseconds: its server may be slow to
-/// take in what we signed. After the last the invite is over.
-const INVITE_LOOKS_AFTER: [Millis; LAST_LOOK as usize] = [500, 1_500, 4_000];
-/// So often it need not be asked where a ban speaks against the invite as well.
-pub(super) const LAST_LOOK: u32 = 3;
-/// How often that is tried if no server can tell.
-const MOST_LOOKS: u32 = 6;
 /// How many servers are asked.
 const MOST_ASKED: usize = 3;
 
@@ -68,9 +59,7 @@ impl Expected {
             Some(row) if row.state == State::Invited => {
                 Ok(Self { refusal_may_pass: kind == Kind::Join, ..Self::default() })
             }
-            Some(row) if matches!(row.state, State::Leaving | State::Closed) => {
-                Ok(Self { over: id(&row.previous), ..Self::default() })
-            }
+            Some(row) if row.state.is_over() => Ok(Self { over: id(&row.previous), ..Self::default() }),
             Some(_) => Ok(Self::default()),
             None => {
                 let over = left_while_here(db, room_id, user)?;
@@ -122,13 +111,6 @@ fn rests_on(template: &Map<String, Value>, event: &EventId) -> bool {
     named.is_some_and(|named| named.iter().any(|one| one == event.as_str() || one[0] == event.as_str()))
 }
 
-/// What the room says of an invite.
-enum Standing {
-    Stands,
-    /// The room does not know it (yet, or any more); this may stand instead.
-    Void(Option<Membership>),
-}
-
 impl Homeserver {
     /// [`Homeserver::ask_template`], asked again as long as the answer shows that the server is behind. If it stays so,
     /// its last answer.
@@ -155,66 +137,27 @@ impl Homeserver {
 
     /// Has the room asked about an invite: it refused the user's join, or something else speaks against it.
     pub(super) fn doubt_invite(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
-        let (room_id, user, now) = (room_id.clone(), user.clone(), self.clock.now_ms());
-        self.store.write(move |tx| {
-            let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Invited);
-            let Some(mut row) = row.filter(|row| row.due_ms.is_none()) else { return Ok(()) };
-            (row.attempts, row.due_ms) = (0, Some(now));
-            tx.save_remote_membership_quietly(&row)
-        })?;
-        self.scheduler.wake();
-        Ok(())
+        self.note_fact(room_id, user, Fact::InviteDoubted).map(drop)
     }
 
     /// What the scheduler does with a row that is `invited` and in doubt: asks the room.
     pub(super) fn look_up_invite(&self, row: &RemoteMembership) -> Result<()> {
         let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
-        let mut standing = None;
+        let mut answer = None;
         for peer in self.candidates(&door, Some(row))?.iter().take(MOST_ASKED) {
-            standing = standing_of(row, self.ask_template(peer, Kind::Leave, &row.room_id, &row.user_id));
-            if standing.is_some() {
+            answer = standing_of(row, self.ask_template(peer, Kind::Leave, &row.room_id, &row.user_id));
+            if answer.is_some() {
                 break;
             }
         }
-        self.note_standing(row, standing)
-    }
-
-    fn note_standing(&self, row: &RemoteMembership, standing: Option<Standing>) -> Result<()> {
-        let (room_id, user) = (row.room_id.clone(), row.user_id.clone());
-        let invite = row.event.as_ref().map(|event| event.event_id().clone());
-        let (leave, now) = (self.local_leave(row, None)?, self.clock.now_ms());
-        self.store.write(move |tx| {
-            let Some(mut row) = tx.remote_membership(&room_id, &user)? else { return Ok(()) };
-            let is_same = row.event.as_ref().map(Pdu::event_id) == invite.as_ref();
-            if !is_same || row.state != State::Invited {
-                return Ok(());
-            }
-            let looks = row.attempts + 1;
-            let before = match standing {
-                Some(Standing::Void(before)) => before,
-                Some(Standing::Stands) => {
-                    (row.attempts, row.due_ms) = (0, None);
-                    return tx.save_remote_membership_quietly(&row);
-                }
-                None => {
-                    let again = looks < MOST_LOOKS;
-                    (row.attempts, row.due_ms) = (looks, again.then(|| now + super::backoff_ms(looks)));
-                    return tx.save_remote_membership_quietly(&row);
-                }
-            };
-            if let Some(pause) = INVITE_LOOKS_AFTER.get(usize::try_from(row.attempts).unwrap_or(usize::MAX)) {
-                (row.attempts, row.due_ms) = (looks, Some(now + pause));
-                return tx.save_remote_membership_quietly(&row);
-            }
-            log::info!("the invite of {user} to {room_id} is not known there");
-            row.state = next(Some(row.state), Fact::InviteVoid(before))?.to.unwrap_or(State::Closed);
-            match row.previous.take() {
-                Some(knock) if row.state == State::Knocked => row.event = Some(knock),
-                _ => row.tell(leave),
-            }
-            row.settle(now);
-            tx.save_remote_membership(&row)
-        })
+        let (answer, leave) = (answer.unwrap_or(InviteAnswer::Unanswered), self.local_leave(row, None)?);
+        let Some(invite) = row.told().cloned() else { return Ok(()) };
+        let fact = Fact::InviteLookedUp { invite, answer, leave };
+        let effect = self.note_fact(&row.room_id, &row.user_id, fact)?;
+        if effect.saved().is_some_and(|after| after.state != State::Invited) {
+            log::info!("the invite of {} to {} is not known there", row.user_id, row.room_id);
+        }
+        Ok(())
     }
 }
 
@@ -222,23 +165,23 @@ impl Homeserver {
 fn standing_of(
     row: &RemoteMembership,
     answer: CallResult<(Map<String, Value>, RoomVersion)>,
-) -> Option<Standing> {
+) -> Option<InviteAnswer> {
     let names = |template: &Map<String, Value>, event: &Option<Pdu>| {
         event.as_ref().is_some_and(|event| rests_on(template, event.event_id()))
     };
     match answer {
-        Ok((template, _)) if names(&template, &row.event) => Some(Standing::Stands),
+        Ok((template, _)) if names(&template, &row.event) => Some(InviteAnswer::Stands),
         Ok((template, _)) if names(&template, &row.previous) => {
             match row.previous.as_ref().and_then(Pdu::membership) {
                 // Two invited at once, and the room took the other invite.
-                Some(Membership::Invite) => Some(Standing::Stands),
-                before => Some(Standing::Void(before)),
+                Some(Membership::Invite) => Some(InviteAnswer::Stands),
+                before => Some(InviteAnswer::Void(before)),
             }
         }
         // It is something there that we have not heard of: there is something to leave, at least.
-        Ok(_) => Some(Standing::Stands),
+        Ok(_) => Some(InviteAnswer::Stands),
         Err(CallError::Refused(refusal)) if refusal.errcode.as_deref() == Some("M_FORBIDDEN") => {
-            Some(Standing::Void(None))
+            Some(InviteAnswer::Void(None))
         }
         Err(_) => None,
     }

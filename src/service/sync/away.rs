@@ -12,14 +12,15 @@ use super::state::{self, Need};
 use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, StateSection, Timeline, joined};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::stripped_state::{self, STRIPPED_TYPES, strip};
+use crate::protocol::remote_membership::{RemoteMembership, Section};
+use crate::protocol::stripped_state::strip;
 use crate::protocol::{Pdu, RoomId};
 use crate::service::client_format::{self, Json};
+use crate::service::membership::shown_to_client;
 use crate::service::room_view::{Access, RoomView, membership_known_at};
 use crate::service::timeline::{Boundary, Page, Seen, latest};
 use crate::store::account_data::AccountData;
 use crate::store::memberships::RoomOfUser;
-use crate::store::remote_memberships::{RemoteMembership, Section};
 use crate::store::{EventKey, Place};
 
 /// One room of `rooms.invite`.
@@ -95,16 +96,7 @@ fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
     let previous = context.view(&room)?.replaced(&stored)?;
     let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
     let own = stored.pdu;
-    let mut shown = Vec::new();
-    for event_type in STRIPPED_TYPES {
-        shown.extend(context.db.state_event(of_user.room, event_type, "")?);
-    }
-    // The inviter, so that the invitation can show a name and a face.
-    let inviter = Some(own.sender()).filter(|sender| *sender != context.user);
-    if let Some(inviter) = inviter {
-        shown.extend(context.db.state_event(of_user.room, "m.room.member", inviter.as_str())?);
-    }
-    let mut events = Events { events: stripped_state::shown(&shown, inviter) };
+    let mut events = Events { events: shown_to_client(context.db, of_user.room, &own, context.user)? };
     events.events.push(own_event(&own, previous.as_ref())?);
     Ok(events)
 }

@@ -1,0 +1,74 @@
+//! What comes first of what two servers did at the same moment.
+//!
+//! It is put in order by what the events rest on: by "auth events selection" a member event names the member event of its
+//! target that it follows. Clocks are no evidence.
+
+use super::State;
+use crate::protocol::pdu::{Membership, Pdu};
+
+/// What shows of an invite's place in the room, beside a leave of our user's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Nothing of ours is in its way, or it was made by who knew of that.
+    After,
+    /// It does not show.
+    Unclear,
+    /// It was made before the room had the leave (or ban) that has taken effect since.
+    Before,
+    /// A leave is being handed in, or was and its outcome is not known.
+    Meets,
+}
+
+/// Where an invite stands. `leave`: the leave that was handed in last, and whether it is known to be in the room; or the
+/// ban that ended the membership. `left`: the event that it ended.
+pub fn order_of_invite(invite: &Pdu, leave: Option<(&Pdu, bool)>, left: Option<&Pdu>) -> Order {
+    let rests_on = |event: &Pdu| invite.auth_events().contains(event.event_id());
+    match leave {
+        None => Order::After,
+        Some((leave, _)) if rests_on(leave) => Order::After,
+        Some((_, false)) => Order::Meets,
+        Some(_) if left.is_some_and(rests_on) => Order::Before,
+        Some((ban, _)) if ban.membership() == Some(Membership::Ban) => Order::After,
+        Some(_) => Order::Unclear,
+    }
+}
+
+/// What somebody else's removal of our user means for what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bearing {
+    /// It ends the membership.
+    Ends,
+    /// It ended one that another has followed since.
+    Over,
+    /// The room decides, and has to be asked.
+    Unclear,
+}
+
+/// What a removal (a kick, a refusal, a ban) means in this state. `present`: the member event that would be removed,
+/// `previous`: the one before.
+///
+/// Whoever removes the present membership rests on its event, or at least comes later in the room. An invite and a removal
+/// that were made at the same moment rest on the same event. By state resolution the removal comes first then, and so an
+/// invite survives a kick, but not a ban; if the room ever got the invite.
+pub fn bearing(state: State, removal: &Pdu, present: Option<&Pdu>, previous: Option<&Pdu>) -> Bearing {
+    let Some(present) = present.filter(|_| state != State::Closed) else {
+        return if state == State::Closed { Bearing::Over } else { Bearing::Ends };
+    };
+    if removal.auth_events().contains(present.event_id()) {
+        return Bearing::Ends;
+    }
+    let is_later = removal.depth() > present.depth();
+    if state != State::Invited {
+        return if is_later { Bearing::Ends } else { Bearing::Over };
+    }
+    if present.auth_events().contains(removal.event_id()) {
+        return Bearing::Over;
+    }
+    let both_rest_on =
+        |event: &Pdu| [removal, present].iter().all(|e| e.auth_events().contains(event.event_id()));
+    match (previous.is_some_and(both_rest_on), removal.membership()) {
+        (true, Some(Membership::Ban)) => Bearing::Ends,
+        (false, _) if is_later => Bearing::Ends,
+        _ => Bearing::Unclear,
+    }
+}

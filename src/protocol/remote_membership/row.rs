@@ -1,0 +1,256 @@
+//! One row, and what can be read from it.
+
+use std::ops::Deref;
+
+use serde_json::value::RawValue;
+
+use super::{Bearing, Order, Refusal, State, bearing, order_of_invite};
+use crate::protocol::pdu::{Membership, Pdu};
+use crate::protocol::{EventId, Millis, RoomId, RoomVersion, ServerName, UserId};
+
+/// One of our users' membership in a room that this server is not in. Anybody may read its fields; only
+/// [`apply`](super::apply) changes them.
+#[derive(Debug, Clone)]
+pub struct RemoteMembership(pub(super) Fields);
+
+/// What a remote membership consists of. See `schema.sql` for what the fields mean.
+#[derive(Debug, Clone)]
+pub struct Fields {
+    /// The room that we are not in.
+    pub room_id: RoomId,
+    /// Our user.
+    pub user_id: UserId,
+    /// Where the membership stands.
+    pub state: State,
+    /// The room's version, as the other side said it.
+    pub room_version: RoomVersion,
+    /// The member event that clients are told.
+    pub event: Option<Pdu>,
+    /// The member event before that one.
+    pub previous: Option<Pdu>,
+    /// The signed join that is being sent; while leaving and afterwards, the leave that a server was handed. While leaving
+    /// a room that was being joined, that join, until a leave is handed in.
+    pub pending: Option<Pdu>,
+    /// Stripped state for clients, without the user's own member event. Who has left is shown nothing more of the room.
+    pub stripped_state: Vec<Box<RawValue>>,
+    /// Servers worth asking, best first.
+    pub via: Vec<ServerName>,
+    /// How often the scheduler tried in this state.
+    pub attempts: u32,
+    /// When it tries next.
+    pub due_ms: Option<Millis>,
+    /// Whether the user asked to forget the room.
+    pub forgotten: bool,
+    /// When it came to its end.
+    pub ended_ms: Option<Millis>,
+    /// While joining: whether a server may have taken a join that was handed in before the pending one; while leaving,
+    /// whether it may take one yet.
+    pub may_be_in: bool,
+    /// Position of the last change that clients can see; 0 if they have seen none.
+    pub stream: i64,
+}
+
+/// The section of `/sync` that shows a remote membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// `rooms.invite`.
+    Invite,
+    /// `rooms.knock`.
+    Knock,
+    /// `rooms.leave`.
+    Leave,
+}
+
+/// How many servers worth asking are remembered.
+const MOST_VIA: usize = 20;
+
+impl Deref for RemoteMembership {
+    type Target = Fields;
+
+    fn deref(&self) -> &Fields {
+        &self.0
+    }
+}
+
+impl RemoteMembership {
+    /// A row as it was written.
+    pub fn from_store(fields: Fields) -> Self {
+        Self(fields)
+    }
+
+    /// What only the last state that we know of a room speaks of: our user was invited, or knocked, while another of us was in
+    /// the room, and that other one has left since. `event`: the user's member event there; `via`: servers that were in the
+    /// room. None if there is nothing to answer or to take back.
+    pub fn left_behind(
+        event: Pdu,
+        user: &UserId,
+        stripped_state: Vec<Box<RawValue>>,
+        via: Vec<ServerName>,
+    ) -> Option<Self> {
+        let state = match event.membership()? {
+            Membership::Invite => State::Invited,
+            Membership::Knock => State::Knocked,
+            Membership::Join | Membership::Leave | Membership::Ban => return None,
+        };
+        let mut fields = Fields::blank(event.room_id(), user, event.version());
+        (fields.state, fields.event, fields.stripped_state) = (state, Some(event), stripped_state);
+        fields.prefer(via);
+        Some(Self(fields))
+    }
+}
+
+impl Fields {
+    /// A room that the user has nothing to do with.
+    pub(super) fn blank(room_id: &RoomId, user_id: &UserId, room_version: RoomVersion) -> Self {
+        Self {
+            room_id: room_id.clone(),
+            user_id: user_id.clone(),
+            state: State::Closed,
+            room_version,
+            event: None,
+            previous: None,
+            pending: None,
+            stripped_state: Vec::new(),
+            via: Vec::new(),
+            attempts: 0,
+            due_ms: None,
+            forgotten: false,
+            ended_ms: None,
+            may_be_in: false,
+            stream: 0,
+        }
+    }
+
+    /// Who invited, while nobody has answered.
+    pub fn inviter(&self) -> Option<&UserId> {
+        let invite = self.event.as_ref().filter(|_| self.state == State::Invited)?;
+        Some(invite.sender())
+    }
+
+    /// Where clients see this row. None: nowhere, because there is nothing to show yet (a knock that no server has
+    /// taken, a join out of the blue) or because the user forgot the room.
+    pub fn section(&self) -> Option<Section> {
+        if self.forgotten {
+            return None;
+        }
+        // A knock that a server has taken and shows nothing of is shown until something else happens to it.
+        let is_seen = !self.stripped_state.is_empty();
+        match self.state {
+            State::Knocking => is_seen.then_some(Section::Knock),
+            State::Knocked => Some(Section::Knock),
+            State::Invited => Some(Section::Invite),
+            State::Joining => match self.event.as_ref()?.membership()? {
+                Membership::Invite => Some(Section::Invite),
+                Membership::Knock => is_seen.then_some(Section::Knock),
+                _ => None,
+            },
+            State::Leaving | State::Closed => Some(Section::Leave),
+        }
+    }
+
+    /// Whether clients who know this of the row know all that another shows.
+    pub(super) fn shows_all_of(&self, other: &Self) -> bool {
+        let shown =
+            |row: &Self| row.stripped_state.iter().map(|entry| entry.get().to_owned()).collect::<Vec<_>>();
+        self.section() == other.section() && self.told() == other.told() && shown(self) == shown(other)
+    }
+
+    /// The event id of the knock that this invite answers: the link of the two.
+    pub fn answers(&self) -> Option<&EventId> {
+        let knock = self.previous.as_ref().filter(|p| p.membership() == Some(Membership::Knock))?;
+        self.event.as_ref().filter(|e| e.membership() == Some(Membership::Invite))?;
+        Some(knock.event_id())
+    }
+
+    /// The event that clients are told.
+    pub fn told(&self) -> Option<&EventId> {
+        self.event.as_ref().map(Pdu::event_id)
+    }
+
+    /// The leave that a server of the room was handed, if it was.
+    pub fn leave_handed_in(&self) -> Option<&Pdu> {
+        self.pending
+            .as_ref()
+            .filter(|event| self.state.is_over() && event.membership() == Some(Membership::Leave))
+    }
+
+    /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.
+    pub fn order_of(&self, invite: &Pdu) -> Order {
+        let is_known = self.state == State::Closed;
+        let ban = self.event.as_ref().filter(|e| is_known && e.membership() == Some(Membership::Ban));
+        let leave = ban.or(self.leave_handed_in()).map(|leave| (leave, is_known));
+        order_of_invite(invite, leave, self.previous.as_ref())
+    }
+
+    /// Whether this very invite was seen before: it is what the user is looking at, what they answered, or what somebody
+    /// took back.
+    pub fn has_seen(&self, invite: &Pdu) -> bool {
+        let seen =
+            [&self.event, &self.previous].into_iter().flatten().any(|e| e.event_id() == invite.event_id());
+        seen || self.event.as_ref().is_some_and(|e| e.auth_events().contains(invite.event_id()))
+    }
+
+    /// Whether a removal ends what our user is, or what they were: it may be a refusal of a knock that arrives after the
+    /// invite, or once more after the next knock.
+    pub fn bearing_of(&self, removal: &Pdu) -> Bearing {
+        // A leave that the room has not been told is not in the way; what was left is.
+        let present = if self.state == State::Leaving { &self.previous } else { &self.event };
+        bearing(self.state, removal, present.as_ref(), self.previous.as_ref())
+    }
+
+    /// Makes this the member event that clients are told; the one before becomes `previous`.
+    pub(super) fn tell(&mut self, event: Pdu) {
+        self.previous = self.event.replace(event);
+    }
+
+    /// Puts servers in front of those that are known to be worth asking, without repeats and without growing for ever.
+    pub(super) fn prefer(&mut self, servers: impl IntoIterator<Item = ServerName>) {
+        let mut via: Vec<ServerName> = Vec::new();
+        for server in servers.into_iter().chain(std::mem::take(&mut self.via)) {
+            if via.len() < MOST_VIA && !via.contains(&server) {
+                via.push(server);
+            }
+        }
+        self.via = via;
+    }
+}
+
+/// What the user's remote membership was when their knock or join began to be prepared.
+#[derive(Debug, Clone, Default)]
+pub struct Before {
+    /// Where it stood.
+    pub state: Option<State>,
+    told: Option<EventId>,
+}
+
+impl Before {
+    /// As it is now.
+    pub fn of(row: Option<&RemoteMembership>) -> Self {
+        Self { state: row.map(|row| row.state), told: row.and_then(|row| row.told()).cloned() }
+    }
+
+    /// Whether the user may knock. Who waits for the answer to a knock is refused nothing: it is the same knock again.
+    pub fn may_knock(&self) -> Result<(), Refusal> {
+        match self.state {
+            Some(State::Invited) => Err(Refusal::AlreadyInvited),
+            Some(State::Joining) => Err(Refusal::JoinUnderWay),
+            None | Some(State::Knocking | State::Knocked | State::Leaving | State::Closed) => Ok(()),
+        }
+    }
+
+    /// Whether what was prepared since (`event`) still makes sense beside the row as it is now. A leave that the user asked
+    /// for meanwhile ends it. So does the news that somebody removed them, unless what was prepared rests on that removal:
+    /// then it is an answer to it, and the room decides.
+    pub(super) fn check(&self, row: Option<&RemoteMembership>, event: &Pdu) -> Result<(), Refusal> {
+        let Some(row) = row.filter(|row| row.state.is_over()) else { return Ok(()) };
+        if row.told() == self.told.as_ref() {
+            return Ok(());
+        }
+        match row.event.as_ref().filter(|end| end.sender() != &row.user_id) {
+            Some(removal) if event.auth_events().contains(removal.event_id()) => Ok(()),
+            Some(_) => Err(Refusal::RemovedMeanwhile),
+            None if self.state.is_some_and(State::is_over) => Ok(()),
+            None => Err(Refusal::LeftMeanwhile),
+        }
+    }
+}

@@ -1,0 +1,591 @@
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::OnceLock;
+
+use serde_json::value::RawValue;
+
+use super::State::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
+use super::*;
+use crate::protocol::test_events::{member, pdu, server, version};
+use crate::protocol::{Millis, RoomId};
+
+const CAROL: &str = "@carol:a.example";
+const HOST: &str = "@host:b.example";
+const OTHER: &str = "@other:b.example";
+const NOW: Millis = 1_000_000;
+
+thread_local! {
+    static MADE: Cell<i64> = const { Cell::new(1) };
+}
+
+fn carol() -> UserId {
+    UserId::parse(CAROL).expect("a user id")
+}
+
+/// A member event of carol's of this depth that rests on these others. No two are the same.
+fn event(sender: &str, membership: &str, depth: i64, rests_on: &[&Pdu]) -> Pdu {
+    let auth: Vec<&str> = rests_on.iter().map(|e| e.event_id().as_str()).collect();
+    let mut event = member(CAROL, membership);
+    event["sender"] = sender.into();
+    event["depth"] = depth.into();
+    event["auth_events"] = auth.into();
+    event["origin_server_ts"] = MADE.replace(MADE.get() + 1).into();
+    pdu(version("11"), &event, &[])
+}
+
+fn shown() -> Vec<Box<RawValue>> {
+    vec![RawValue::from_string("{\"type\":\"m.room.name\"}".to_owned()).expect("JSON")]
+}
+
+/// A fact, with what the tests want to know of it.
+struct Case {
+    name: &'static str,
+    fact: Fact,
+    /// It answers a request of ours, about another event than the row's.
+    late: bool,
+}
+
+fn case(name: &'static str, fact: Fact) -> Case {
+    Case { name, fact, late: false }
+}
+
+/// Everything that can happen to a row. The depth of what is made later is greater.
+fn cases(row: Option<&RemoteMembership>) -> Vec<Case> {
+    let told = row.and_then(|row| row.event.clone());
+    let previous = row.and_then(|row| row.previous.clone());
+    let pending = row.and_then(|row| row.pending.clone());
+    let depth = told.as_ref().map_or(5, |event| event.depth() + 1);
+    let mut cases = Vec::new();
+    cases.extend(wishes(row, depth));
+    cases.extend(news(told.as_ref(), previous.as_ref(), pending.as_ref(), depth));
+    let stranger = event(OTHER, "leave", 3, &[]);
+    for (late, told, previous, pending) in [
+        (false, told, previous, pending),
+        (true, Some(stranger.clone()), Some(stranger.clone()), Some(stranger.clone())),
+    ] {
+        let id = |event: &Option<Pdu>| event.as_ref().map_or(stranger.event_id(), Pdu::event_id).clone();
+        let about = answers(&id(&told), &id(&previous), &id(&pending), depth);
+        cases.extend(about.into_iter().map(|(name, fact)| Case { name, fact, late }));
+    }
+    cases
+}
+
+/// What our user and this server do.
+fn wishes(row: Option<&RemoteMembership>, depth: i64) -> Vec<Case> {
+    let via = || vec![server("b.example")];
+    let removal = row.and_then(|row| row.event.clone());
+    let prepared = |membership: &str, before: Before| {
+        let rests_on: Vec<&Pdu> = removal.iter().filter(|_| before.state.is_some()).collect();
+        Prepared { event: event(CAROL, membership, depth, &rests_on), before, via: via() }
+    };
+    let join = |before, may_be_in| Fact::UserJoins { join: prepared("join", before), may_be_in };
+    vec![
+        case("knocks", Fact::UserKnocks(prepared("knock", Before::of(row)))),
+        case("knocks late", Fact::UserKnocks(prepared("knock", Before::default()))),
+        case("joins", join(Before::of(row), false)),
+        case("joins again", join(Before::of(row), true)),
+        case("joins late", join(Before::default(), false)),
+        case("leaves", Fact::UserLeaves(event(CAROL, "leave", depth, &[]))),
+        case("forgets", Fact::UserForgets),
+        case("doubted", Fact::InviteDoubted),
+        case("may go", Fact::LeaveMayGoThrough(server("d.example"))),
+        case("resident", Fact::NowResident),
+        case("in room", Fact::AskedInRoom),
+    ]
+}
+
+/// What the room says by itself.
+fn news(told: Option<&Pdu>, previous: Option<&Pdu>, pending: Option<&Pdu>, depth: i64) -> Vec<Case> {
+    let invite = |rests_on: Option<&Pdu>, stripped_state: Vec<Box<RawValue>>| Fact::InviteArrives {
+        invite: event(HOST, "invite", depth, rests_on.as_slice()),
+        invitee: carol(),
+        stripped_state,
+        from: server("c.example"),
+    };
+    let removal = |membership: &str, depth: i64, rests_on: Option<&Pdu>| {
+        Fact::Removed(event(OTHER, membership, depth, rests_on.as_slice()))
+    };
+    vec![
+        case("invite", invite(None, shown())),
+        case("invite after", invite(pending.or(told), Vec::new())),
+        case("invite before", invite(previous, shown())),
+        case("kicked", removal("leave", depth, told)),
+        case("banned", removal("ban", depth, told)),
+        case("kicked at once", removal("leave", depth, previous)),
+        case("banned at once", removal("ban", depth, previous)),
+        case("kicked before", removal("leave", 1, None)),
+    ]
+}
+
+/// What other servers answer, about these events.
+fn answers(told: &EventId, previous: &EventId, pending: &EventId, depth: i64) -> Vec<(&'static str, Fact)> {
+    let leave = || event(CAROL, "leave", depth, &[]);
+    let taken = |knock: &EventId, stripped_state| Fact::KnockTaken {
+        knock: knock.clone(),
+        by: server("b.example"),
+        stripped_state,
+    };
+    let looked_up = |answer| Fact::InviteLookedUp { invite: told.clone(), answer, leave: leave() };
+    let failed = |how| Fact::JoinFailed { join: pending.clone(), how, leave: leave() };
+    let answered = |answer| Fact::LeaveAnswered { told: told.clone(), answer };
+    vec![
+        ("taken", taken(told, shown())),
+        ("taken, bare", taken(told, Vec::new())),
+        ("taken, withdrawn", taken(previous, shown())),
+        ("knock refused", Fact::KnockRefused { knock: told.clone(), leave: leave() }),
+        ("knock unanswered", Fact::KnockUnanswered { knock: told.clone() }),
+        ("stands", looked_up(InviteAnswer::Stands)),
+        ("void", looked_up(InviteAnswer::Void(None))),
+        ("void, knock", looked_up(InviteAnswer::Void(Some(Membership::Knock)))),
+        ("look unanswered", looked_up(InviteAnswer::Unanswered)),
+        ("join refused", failed(JoinFailure::Refused)),
+        ("join unanswered", failed(JoinFailure::Unanswered)),
+        ("join useless", failed(JoinFailure::Taken(vec![server("c.example")]))),
+        ("leave signed", Fact::LeaveSigned { told: told.clone(), leave: leave(), to: server("c.example") }),
+        ("leave taken", answered(LeaveAnswer::Taken)),
+        ("leave refused", answered(LeaveAnswer::Refused)),
+        ("leave unanswered", answered(LeaveAnswer::Unanswered)),
+        ("left in room", answered(LeaveAnswer::InRoom)),
+    ]
+}
+
+/// What the store makes of an effect.
+fn stored(before: Option<&RemoteMembership>, effect: Effect) -> Option<RemoteMembership> {
+    match effect {
+        Effect::Unchanged => before.cloned(),
+        Effect::Delete(_) => None,
+        Effect::Save { row, tell } => {
+            let mut fields = row.0;
+            fields.stream += i64::from(tell);
+            Some(RemoteMembership(fields))
+        }
+    }
+}
+
+/// The row after these facts in turn, from no row.
+fn after(names: &[&str]) -> Option<RemoteMembership> {
+    names.iter().fold(None, |row, name| {
+        let found = cases(row.as_ref()).into_iter().find(|case| case.name == *name && !case.late);
+        let fact = found.unwrap_or_else(|| panic!("no fact {name}")).fact;
+        let effect = apply(row.clone(), fact, NOW).unwrap_or_else(|e| panic!("{names:?}: {name}: {e}"));
+        stored(row.as_ref(), effect)
+    })
+}
+
+/// What a row is like, apart from which events and servers exactly it has. Two rows of one shape go the same ways.
+fn shape(row: Option<&RemoteMembership>) -> String {
+    let Some(row) = row else { return "none".to_owned() };
+    let kind = |event: &Option<Pdu>| {
+        event.as_ref().map_or("-".to_owned(), |event| {
+            let own = if event.sender() == &row.user_id { "own " } else { "" };
+            format!("{own}{}", event.membership().map_or("?", Membership::as_str))
+        })
+    };
+    let previous = kind(&row.previous);
+    let previous = if matches!(previous.as_str(), "own knock" | "invite") { &previous } else { "-" };
+    // Where counting leads elsewhere.
+    let attempts = match (row.state, row.attempts) {
+        (_, 0) => 0,
+        (_, many) if many >= MOST_ATTEMPTS - 2 => many,
+        (Invited, few) => few,
+        (Leaving, few) => few.min(5) / 5 * 4 + 1,
+        _ => 1,
+    };
+    format!(
+        "{} {} < {previous}, {} pending, {attempts} attempts, due {}, forgotten {}, perhaps in {}, shown {} {}",
+        row.state,
+        kind(&row.event),
+        kind(&row.pending),
+        row.due_ms.is_some(),
+        row.forgotten,
+        row.may_be_in,
+        !row.stripped_state.is_empty(),
+        row.stream > 0,
+    )
+}
+
+/// Every shape of row that can come to be, by trying everything.
+fn every_row() -> &'static BTreeMap<String, Option<RemoteMembership>> {
+    static ROWS: OnceLock<BTreeMap<String, Option<RemoteMembership>>> = OnceLock::new();
+    ROWS.get_or_init(find_every_row)
+}
+
+fn find_every_row() -> BTreeMap<String, Option<RemoteMembership>> {
+    let behind =
+        |event: Pdu| RemoteMembership::left_behind(event, &carol(), shown(), vec![server("b.example")]);
+    let mut rows = BTreeMap::new();
+    let mut todo = VecDeque::from([
+        None,
+        behind(event(HOST, "invite", 5, &[])),
+        behind(event(CAROL, "knock", 5, &[])),
+        // Nobody tries everything sixty times.
+        after(&["knocks"]).map(|row| tried(row, MOST_ATTEMPTS - 2)),
+        after(&["joins"]).map(|row| tried(row, MOST_ATTEMPTS - 2)),
+        after(&["invite", "leaves"]).map(|row| tried(row, MOST_ATTEMPTS - 2)),
+    ]);
+    while let Some(row) = todo.pop_front() {
+        let shape = shape(row.as_ref());
+        if rows.contains_key(&shape) {
+            continue;
+        }
+        for case in cases(row.as_ref()) {
+            if let Ok(effect) = apply(row.clone(), case.fact, NOW) {
+                todo.push_back(stored(row.as_ref(), effect));
+            }
+        }
+        rows.insert(shape, row);
+        assert!(rows.len() < 2_000, "what is counted has an end");
+    }
+    rows
+}
+
+fn tried(row: RemoteMembership, attempts: u32) -> RemoteMembership {
+    RemoteMembership(Fields { attempts, ..row.0 })
+}
+
+/// Where a fact leads: `-` no row, `=` unchanged (left out of the table), `!` refused; `*`: clients are told.
+fn cell(row: Option<&RemoteMembership>, fact: Fact) -> String {
+    match apply(row.cloned(), fact, NOW) {
+        Err(_) => "!".to_owned(),
+        Ok(Effect::Unchanged) => "=".to_owned(),
+        Ok(Effect::Delete(_)) => "-".to_owned(),
+        Ok(Effect::Save { row, tell }) => format!("{}{}", row.state, if tell { "*" } else { "" }),
+    }
+}
+
+/// How each row of the table comes to be.
+const ROWS: [(&str, &[&str]); 17] = [
+    ("none", &[]),
+    ("knocking", &["knocks"]),
+    ("knocking again", &["knocks", "taken", "knocks"]),
+    ("knocked", &["knocks", "taken"]),
+    ("invited", &["invite"]),
+    ("invited, doubted", &["invite", "doubted"]),
+    ("invited after a knock, doubted", &["knocks", "taken", "invite", "doubted"]),
+    ("joining", &["joins"]),
+    ("joining, invited", &["invite", "joins"]),
+    ("joining, knocked", &["knocks", "taken", "joins"]),
+    ("joining, left before", &["invite", "leaves", "leave taken", "joins"]),
+    ("joining, perhaps in", &["invite", "joins again"]),
+    ("leaving", &["knocks", "leaves"]),
+    ("leaving, handed in", &["knocks", "leaves", "leave signed"]),
+    ("closed", &["knocks", "leaves", "leave signed", "leave taken"]),
+    ("closed by a ban", &["knocks", "banned"]),
+    ("forgotten", &["invite", "kicked", "forgets"]),
+];
+
+const TABLE: &str = include_str!("table.txt");
+
+#[test]
+fn every_cell_of_the_table_is_as_written() {
+    let mut table = String::new();
+    for (name, way) in ROWS {
+        let row = after(way);
+        table.push_str(&format!("{name}\n"));
+        let mut ways: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        for case in cases(row.as_ref()).into_iter().filter(|case| !case.late) {
+            ways.entry(cell(row.as_ref(), case.fact)).or_default().push(case.name);
+        }
+        for (to, facts) in ways.into_iter().filter(|(to, _)| to != "=") {
+            table.push_str(&format!("    {to}: {}\n", facts.join(" | ")));
+        }
+    }
+    assert!(table == TABLE, "the table is now:\n{table}<<<");
+    assert!(
+        State::ALL
+            .iter()
+            .all(|state| ROWS.iter().any(|(_, way)| after(way).is_some_and(|row| row.state == *state)))
+    );
+}
+
+#[test]
+fn every_row_that_can_come_to_be_is_whole() {
+    let rows = every_row();
+    assert!(rows.len() > 200, "{}", rows.len());
+    for (shape, row) in rows.iter().filter_map(|(shape, row)| Some((shape, row.as_ref()?))) {
+        let is = |event: &Option<Pdu>, allowed: &[Option<Membership>]| {
+            allowed.contains(&event.as_ref().map(|event| event.membership().expect("a membership")))
+        };
+        let [join, knock, invite, leave, ban] =
+            ["join", "knock", "invite", "leave", "ban"].map(|word| Membership::parse(word));
+        let (told, pending) = match row.state {
+            Knocking | Knocked => (&[knock][..], &[None][..]),
+            Invited => (&[invite][..], &[None][..]),
+            Joining => (&[None, knock, invite, leave, ban][..], &[join][..]),
+            Leaving => (&[leave][..], &[None, join, leave][..]),
+            Closed => (&[leave, ban][..], &[None, leave][..]),
+        };
+        assert!(is(&row.event, told) && is(&row.pending, pending), "{shape}");
+        assert_eq!(row.ended_ms.is_some(), row.state == Closed, "{shape}");
+        // What is owed has a time, until it is given up.
+        match row.state {
+            Knocked | Closed => assert_eq!(row.due_ms, None, "{shape}"),
+            Joining | Leaving => assert!(row.due_ms.is_some(), "{shape}"),
+            Knocking => assert_eq!(row.due_ms.is_none(), row.attempts >= MOST_ATTEMPTS, "{shape}"),
+            Invited => {}
+        }
+        assert!(!row.may_be_in || matches!(row.state, Joining | Leaving), "{shape}");
+        assert!(!row.forgotten || row.state.is_over(), "{shape}");
+        assert!(row.stripped_state.is_empty() || !row.state.is_over(), "{shape}");
+        assert_eq!(row.inviter().is_some(), row.state == Invited, "{shape}");
+        let is_link = is(&row.previous, &[knock]) && is(&row.event, &[invite]);
+        assert_eq!(row.answers().is_some(), is_link, "{shape}");
+    }
+}
+
+#[test]
+fn clients_are_told_whatever_shows_and_did_not() {
+    for (shape, row) in every_row() {
+        for case in cases(row.as_ref()) {
+            let Ok(effect) = apply(row.clone(), case.fact, NOW) else { continue };
+            let is_told = matches!(effect, Effect::Save { tell: true, .. });
+            let seen = |row: Option<&RemoteMembership>| {
+                row.and_then(|row| Some((row.section()?, row.told().cloned(), row.stripped_state.len())))
+            };
+            let (before, now) = (seen(row.as_ref()), seen(effect.saved()));
+            let is_new = effect.saved().is_some_and(|row| row.stream == 0);
+            match effect {
+                Effect::Unchanged => {}
+                // The room's own state tells of what goes, unless nobody was told of it.
+                Effect::Delete(row) => assert!(
+                    row.stream == 0
+                        || row.section().is_none()
+                        || matches!(case.name, "resident" | "in room" | "left in room"),
+                    "{} of {shape}",
+                    case.name
+                ),
+                Effect::Save { .. } => {
+                    assert_eq!(
+                        is_told,
+                        now.is_some() && (now != before || is_new),
+                        "{} of {shape}",
+                        case.name
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn from_every_row_both_the_end_and_residence_can_be_reached() {
+    let rows = every_row();
+    let mut into: BTreeMap<String, BTreeSet<&String>> = BTreeMap::new();
+    let mut ends: [BTreeSet<String>; 2] = Default::default();
+    for (from, row) in rows {
+        if row.as_ref().is_some_and(|row| row.state == Closed) {
+            ends[0].insert(from.clone());
+        }
+        for case in cases(row.as_ref()) {
+            let Ok(effect) = apply(row.clone(), case.fact, NOW) else { continue };
+            if matches!(effect, Effect::Delete(_)) && matches!(case.name, "resident" | "left in room") {
+                ends[1].insert(from.clone());
+            }
+            into.entry(shape(stored(row.as_ref(), effect).as_ref())).or_default().insert(from);
+        }
+        // Who has nothing to do with a room has no row when we come in.
+        ends[1].extend(row.is_none().then(|| from.clone()));
+    }
+    for (end, mut todo) in ends.map(|end| (end.clone(), end.into_iter().collect::<Vec<_>>())) {
+        let mut reach = end;
+        while let Some(at) = todo.pop() {
+            for from in into.get(&at).into_iter().flatten() {
+                if reach.insert((*from).clone()) {
+                    todo.push((*from).clone());
+                }
+            }
+        }
+        let lost: Vec<_> = rows.keys().filter(|shape| !reach.contains(*shape)).collect();
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_nobody_waits_for_changes_nothing() {
+    for (shape, row) in every_row() {
+        let state = row.as_ref().map(|row| row.state);
+        for case in cases(row.as_ref()) {
+            let waits = match &case.fact {
+                Fact::KnockTaken { .. } => matches!(state, Some(Knocking | Leaving | Closed)),
+                Fact::KnockRefused { .. } | Fact::KnockUnanswered { .. } => state == Some(Knocking),
+                Fact::InviteDoubted => state == Some(Invited),
+                Fact::InviteLookedUp { .. } => {
+                    state == Some(Invited) && row.as_ref().is_some_and(|row| row.due_ms.is_some())
+                }
+                Fact::JoinFailed { .. } => state == Some(Joining),
+                Fact::LeaveSigned { .. } | Fact::LeaveAnswered { .. } | Fact::LeaveMayGoThrough(_) => {
+                    state == Some(Leaving)
+                }
+                _ => true,
+            };
+            let name = case.name;
+            if case.late || !waits {
+                let effect = apply(row.clone(), case.fact, NOW).expect("answers are never refused");
+                assert!(matches!(effect, Effect::Unchanged), "{name} of {shape}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fact_that_comes_twice_does_no_more_than_once() {
+    for (shape, row) in every_row() {
+        for case in cases(row.as_ref()) {
+            // The second of these is another answer, and counts.
+            let counts = matches!(case.name, "void" | "void, knock" | "look unanswered" | "leave refused");
+            let Ok(once) = apply(row.clone(), case.fact.clone(), NOW) else { continue };
+            if counts || case.name.ends_with("unanswered") {
+                continue;
+            }
+            let once = stored(row.as_ref(), once);
+            let twice = apply(once.clone(), case.fact, NOW);
+            let state =
+                |row: &Option<RemoteMembership>| row.as_ref().map(|row| (row.state, row.told().cloned()));
+            let same = twice.is_ok_and(|twice| state(&stored(once.as_ref(), twice)) == state(&once));
+            let is_nothing_left = case.name == "forgets" && once.is_none();
+            assert!(same || is_nothing_left, "{} of {shape}", case.name);
+        }
+    }
+}
+
+#[test]
+fn only_what_our_own_user_asks_for_can_be_refused_and_an_invite_that_a_leave_overtook() {
+    for (shape, row) in every_row() {
+        for case in cases(row.as_ref()) {
+            let (name, fact) = (case.name, case.fact);
+            let may_be = match &fact {
+                Fact::UserKnocks(_) | Fact::UserJoins { .. } | Fact::UserLeaves(_) | Fact::UserForgets => {
+                    true
+                }
+                Fact::InviteArrives { .. } => row.as_ref().is_some_and(|row| row.state.is_over()),
+                _ => false,
+            };
+            assert!(may_be || apply(row.clone(), fact, NOW).is_ok(), "{name} of {shape}");
+        }
+    }
+    assert_eq!(Error::from(Refusal::AlreadyInvited).status(), 403);
+    assert_eq!(Error::from(Refusal::NotLeft).status(), 400);
+}
+
+#[test]
+fn what_was_prepared_before_the_user_left_or_was_removed_is_refused_unless_it_rests_on_that() {
+    let refused = |way: &[&str], before: &[&str], rests: bool| {
+        let (row, before) = (after(way), Before::of(after(before).as_ref()));
+        let removal = row.as_ref().and_then(|row| row.event.clone());
+        let rests_on: Vec<&Pdu> = removal.iter().filter(|_| rests).collect();
+        let join = Prepared { event: event(CAROL, "join", 9, &rests_on), before, via: Vec::new() };
+        apply(row, Fact::UserJoins { join, may_be_in: false }, NOW).err()
+    };
+    assert_eq!(refused(&["invite", "leaves"], &["invite"], false), Some(Refusal::LeftMeanwhile));
+    assert_eq!(refused(&["invite", "kicked"], &["invite"], false), Some(Refusal::RemovedMeanwhile));
+    assert_eq!(refused(&["invite", "kicked"], &["invite"], true), None);
+    assert_eq!(refused(&["invite", "leaves"], &["invite", "leaves"], false), None);
+}
+
+#[test]
+fn a_room_is_asked_about_an_invite_a_few_times_and_not_for_ever() {
+    let look = |row: RemoteMembership, name: &str| {
+        let fact =
+            cases(Some(&row)).into_iter().find(|case| case.name == name && !case.late).expect(name).fact;
+        stored(None, apply(Some(row), fact, NOW).expect("an answer")).expect("a row")
+    };
+    let doubted = after(&["invite", "doubted"]).expect("a row");
+    let (mut row, mut pauses) = (doubted.clone(), Vec::new());
+    while row.state == Invited {
+        row = look(row, "void");
+        pauses.extend(row.due_ms.map(|due| due - NOW));
+    }
+    assert_eq!((row.state, pauses), (Closed, vec![500, 1_500, 4_000]));
+    let (mut row, mut looks) = (doubted.clone(), 0);
+    while row.due_ms.is_some() {
+        (row, looks) = (look(row, "look unanswered"), looks + 1);
+    }
+    assert_eq!((row.state, looks), (Invited, 6));
+    assert_eq!(look(doubted, "stands").due_ms, None);
+    // A ban that came at the same moment speaks against it as well.
+    let banned = after(&["invite", "kicked before"]).expect("a row");
+    assert_eq!((banned.state, banned.attempts, banned.due_ms), (Invited, 0, Some(NOW)));
+}
+
+#[test]
+fn what_cannot_be_told_is_tried_for_about_a_week() {
+    let total: Millis = (1..MOST_ATTEMPTS).map(backoff_ms).sum();
+    let day = 24 * 3600 * 1000;
+    assert!((6 * day..8 * day).contains(&total), "{total}");
+    assert!((0..MOST_ATTEMPTS).all(|n| backoff_ms(n) <= backoff_ms(n + 1)));
+}
+
+#[test]
+fn a_leave_survives_that_another_of_us_comes_in_and_nothing_else_does() {
+    for (shape, row) in every_row() {
+        let Some(row) = row.clone() else { continue };
+        let (was, due) = (row.state, NOW + 7);
+        match apply(Some(row), Fact::NowResident, due).expect("never refused") {
+            Effect::Save { row, tell: false } => {
+                assert_eq!((was, row.state, row.due_ms), (Leaving, Leaving, Some(due)), "{shape}");
+            }
+            effect => assert!(was != Leaving && matches!(effect, Effect::Delete(_)), "{shape}: {effect:?}"),
+        }
+    }
+}
+
+#[test]
+fn servers_worth_asking_are_few_and_without_repeats() {
+    let room = RoomId::parse("!r:b.example").expect("a room id");
+    let mut row = Fields::blank(&room, &carol(), version("11"));
+    row.prefer((0..30).map(|n| server(&format!("s{n}.example"))));
+    row.prefer([server("s5.example"), server("s5.example")]);
+    assert_eq!((row.via.len(), row.via[0].as_str()), (20, "s5.example"));
+}
+
+#[test]
+fn an_invite_stands_where_the_events_that_it_rests_on_put_it() {
+    let knock = event(CAROL, "knock", 5, &[]);
+    let leave = event(CAROL, "leave", 6, &[&knock]);
+    let stale = event(HOST, "invite", 6, &[&knock]);
+    let fresh = event(HOST, "invite", 7, &[&leave]);
+    let other = event(HOST, "invite", 9, &[]);
+    let order = |invite, leave| order_of_invite(invite, leave, Some(&knock));
+    assert_eq!(order(&stale, None), Order::After);
+    for (known, met) in [(true, Order::Before), (false, Order::Meets)] {
+        assert_eq!(order(&stale, Some((&leave, known))), met);
+        assert_eq!(order(&fresh, Some((&leave, known))), Order::After);
+    }
+    assert_eq!(order(&other, Some((&leave, true))), Order::Unclear);
+    assert_eq!(order(&other, Some((&leave, false))), Order::Meets);
+    // A ban that was lifted since is not named by what follows it.
+    let ban = event(HOST, "ban", 6, &[&knock]);
+    assert_eq!(order(&stale, Some((&ban, true))), Order::Before);
+    assert_eq!(order(&other, Some((&ban, true))), Order::After);
+}
+
+#[test]
+fn a_removal_bears_on_what_it_rests_on_and_on_what_comes_before_it() {
+    let knock = event(CAROL, "knock", 5, &[]);
+    let invite = event(HOST, "invite", 6, &[&knock]);
+    let at_once = |membership| event("@other:b.example", membership, 8, &[&knock]);
+    let of_invite = event("@other:b.example", "leave", 7, &[&invite]);
+    let on = |state, removal: &Pdu, present: &Pdu, previous| bearing(state, removal, Some(present), previous);
+    assert_eq!(on(Invited, &of_invite, &invite, Some(&knock)), Bearing::Ends);
+    assert_eq!(on(Invited, &at_once("leave"), &invite, Some(&knock)), Bearing::Unclear);
+    assert_eq!(on(Invited, &at_once("ban"), &invite, Some(&knock)), Bearing::Ends);
+    assert_eq!(on(Invited, &at_once("ban"), &invite, None), Bearing::Ends, "later, as far as one can see");
+    // What came before.
+    let old = event("@other:b.example", "ban", 4, &[]);
+    assert_eq!(on(Invited, &old, &invite, Some(&knock)), Bearing::Unclear);
+    let again = event(HOST, "invite", 6, &[&old]);
+    assert_eq!(on(Invited, &old, &again, None), Bearing::Over);
+    for state in [Knocking, Knocked] {
+        assert_eq!(on(state, &old, &knock, None), Bearing::Over);
+        assert_eq!(on(state, &at_once("leave"), &knock, None), Bearing::Ends);
+    }
+    assert_eq!(on(Closed, &of_invite, &invite, None), Bearing::Over);
+    assert_eq!(bearing(Joining, &of_invite, None, None), Bearing::Ends);
+}
+
+#[test]
+fn the_words_of_the_states_are_read_back() {
+    assert!(State::ALL.into_iter().all(|state| State::parse(state.as_str()) == Some(state)));
+    assert_eq!(State::parse("joined"), None);
+    assert_eq!(State::ALL, [Knocking, Knocked, Invited, Joining, Leaving, Closed]);
+}

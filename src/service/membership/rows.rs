@@ -1,0 +1,131 @@
+//! The rows of `remote_memberships` as the handshakes use them: read together with what a room's last state says, changed only
+//! by facts.
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
+use crate::protocol::stripped_state::{self, STRIPPED_TYPES};
+use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
+use crate::service::Homeserver;
+use crate::store::{Db, RoomKey, Tx};
+
+/// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN` and others of
+/// [`Refusal`](crate::protocol::remote_membership::Refusal).
+pub(super) fn note(
+    tx: &mut Tx<'_>,
+    room_id: &RoomId,
+    user: &UserId,
+    fact: Fact,
+    now: Millis,
+) -> Result<Effect> {
+    let row = remote_row(tx, room_id, user)?;
+    let effect = apply(row, fact, now)?;
+    tx.write_remote_membership(&effect)?;
+    Ok(effect)
+}
+
+impl Homeserver {
+    /// The same in a transaction of its own.
+    pub(super) fn note_fact(&self, room_id: &RoomId, user: &UserId, fact: Fact) -> Result<Effect> {
+        let (room_id, user, now) = (room_id.clone(), user.clone(), self.clock.now_ms());
+        let effect = self.store.write(move |tx| note(tx, &room_id, &user, fact, now))?;
+        self.scheduler.wake();
+        Ok(effect)
+    }
+
+    /// The same where no server said yes or no: it is tried again when one of these speaks to us, or later; after a week it
+    /// is let go.
+    pub(super) fn note_unanswered(
+        &self,
+        row: &RemoteMembership,
+        servers: &[ServerName],
+        fact: Fact,
+    ) -> Result<()> {
+        self.scheduler.waits_for(servers, &row.room_id, &row.user_id);
+        warn_if_given_up(row, &self.note_fact(&row.room_id, &row.user_id, fact)?);
+        Ok(())
+    }
+
+    /// The leave that our user's clients are told at once. No server gets it: the event that the room gets is made
+    /// from a server's template once one answers.
+    pub(super) fn local_leave(&self, row: &RemoteMembership, reason: Option<&str>) -> Result<Pdu> {
+        let template = Map::from_iter([
+            ("type".to_owned(), Value::from("m.room.member")),
+            ("room_id".to_owned(), row.room_id.as_str().into()),
+            ("sender".to_owned(), row.user_id.as_str().into()),
+            ("state_key".to_owned(), row.user_id.as_str().into()),
+            ("prev_events".to_owned(), Value::Array(Vec::new())),
+            ("auth_events".to_owned(), Value::Array(Vec::new())),
+            (
+                "depth".to_owned(),
+                row.event.as_ref().map_or(1, |event| event.depth().saturating_add(1)).into(),
+            ),
+        ]);
+        let content = self.member_content(&row.user_id, Membership::Leave, reason)?;
+        self.sign_template(&template, row.room_version, &content)
+    }
+}
+
+/// Says so if what no server answered is not tried again.
+pub(super) fn warn_if_given_up(row: &RemoteMembership, effect: &Effect) {
+    if effect.saved().is_some_and(|after| after.due_ms.is_none()) {
+        log::warn!("gave up on {} for {} ({}) after a week of trying", row.room_id, row.user_id, row.state);
+    }
+}
+
+/// This server came into the room: from now on its own state says who is a member.
+pub(super) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now: Millis) -> Result<()> {
+    for row in tx.remote_memberships_in(room_id)? {
+        let effect = apply(Some(row), Fact::NowResident, now)?;
+        tx.write_remote_membership(&effect)?;
+    }
+    Ok(())
+}
+
+/// The user's remote membership, also where only the room's last state that we know speaks of it: they were invited
+/// (or knocked) while another of us was in the room, and that other one has left since.
+pub(super) fn remote_row(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<RemoteMembership>> {
+    if let Some(row) = db.remote_membership(room_id, user)? {
+        return Ok(Some(row));
+    }
+    let Some(room) = db.room(room_id)?.filter(|room| !room.resident) else { return Ok(None) };
+    if !matches!(db.membership(room.key, user)?, Some(Membership::Invite | Membership::Knock)) {
+        return Ok(None);
+    }
+    let Some(event) = db.state_event(room.key, "m.room.member", user.as_str())? else { return Ok(None) };
+    let shown = shown_to_client(db, room.key, &event, user)?;
+    Ok(RemoteMembership::left_behind(event, user, shown, db.resident_servers(room.key)?))
+}
+
+/// What somebody who is invited to a room whose state we have, or knocks on it, is shown of it. `own`: their member event.
+pub(in crate::service) fn shown_to_client(
+    db: &Db<'_>,
+    room: RoomKey,
+    own: &Pdu,
+    user: &UserId,
+) -> Result<Vec<Box<RawValue>>> {
+    let mut shown = Vec::new();
+    for event_type in STRIPPED_TYPES {
+        shown.extend(db.state_event(room, event_type, "")?);
+    }
+    // The inviter, so that the invitation can show a name and a face.
+    let inviter = Some(own.sender()).filter(|sender| *sender != user);
+    if let Some(inviter) = inviter {
+        shown.extend(db.state_event(room, "m.room.member", inviter.as_str())?);
+    }
+    Ok(stripped_state::shown(&shown, inviter))
+}
+
+/// Who is outside deals with the room by a row of their own; once we are in, the room itself says who is a member.
+/// Errors: 403 `M_FORBIDDEN`.
+pub(super) fn check_still_outside(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
+    match db.room(room_id)? {
+        Some(room) if room.resident => {
+            Err(Error::forbidden("This server has come into the room in the meantime"))
+        }
+        _ => Ok(()),
+    }
+}
