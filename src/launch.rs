@@ -6,14 +6,15 @@ use std::sync::Arc;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
-use crate::http::{self, Certificate, ListenSpec};
+use crate::http::router::Router;
+use crate::http::{Certificate, Limits, ListenSpec, Server};
 use crate::service::Homeserver;
 
 /// A homeserver that answers. Stops when dropped.
 pub struct Launched {
     /// The homeserver behind the listeners.
     pub homeserver: Arc<Homeserver>,
-    http: http::Server,
+    http: Server,
 }
 
 impl Launched {
@@ -32,7 +33,9 @@ impl Launched {
 
     /// Serves an opened homeserver on these listeners.
     pub fn serve(homeserver: Arc<Homeserver>, listeners: &[ListenSpec]) -> Result<Self> {
-        let http = http::Server::start(Arc::clone(&homeserver), listeners)?;
+        let each = homeserver.config.max_connections;
+        let limits = Limits { connections: each.saturating_mul(2), in_flight: each, ..Limits::default() };
+        let http = Server::serve(Arc::new(Router::new(Arc::clone(&homeserver))), limits, listeners)?;
         homeserver.start_background()?;
         Ok(Self { homeserver, http })
     }

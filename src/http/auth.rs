@@ -4,6 +4,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::http::transport::request::Request;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
+use crate::service::favours::{Asker, Who};
 
 /// The user behind an access token.
 #[derive(Debug, Clone)]
@@ -51,7 +52,7 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
     }))
 }
 
-/// The same where a client may ask again for something that ended its own token and whose answer it did not get.
+/// As [`requester`], where a client may ask again for something that ended its own token and whose answer it did not get.
 pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let unknown = match requester(hs, request) {
         Err(e) if e.field("soft_logout") == Some(&false.into()) => e,
@@ -60,6 +61,18 @@ pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<O
     let ended = request.token().and_then(|token| hs.pending_auth.ended_token(token, hs.clock.now_ms()));
     let user_id = ended.ok_or(unknown)?;
     Ok(Some(Requester { user_id, device_id: None, admin: false, ended: true }))
+}
+
+/// On whose behalf a request is made, and a way to find out whether they still wait for the answer.
+pub(super) fn asker(request: &Request, requester: Option<&Requester>) -> Asker {
+    let asker = Asker::new(match requester {
+        Some(requester) => Who::User(requester.user_id.clone()),
+        None => Who::Address(request.client_ip()),
+    });
+    match request.hung_up() {
+        Some(gone) => asker.until(gone),
+        None => asker,
+    }
 }
 
 /// Most signatures of one request that are looked at: each may mean asking a server for its keys.
@@ -73,7 +86,7 @@ pub(super) fn origin(hs: &Homeserver, request: &Request) -> Result<Origin> {
     let body = Some(request.body()).filter(|body| !body.is_empty());
     let mut refusal = Error::new(ErrCode::Unauthorized, "The request is not signed");
     for signature in request.header_all("authorization").filter(is_signature).take(MOST_SIGNATURES) {
-        let asker = request.asker(None);
+        let asker = asker(request, None);
         match hs.verify_request(signature, request.method().as_str(), request.target(), body, &asker) {
             Ok(server) => return Ok(Origin(server)),
             Err(e) => refusal = e,

@@ -1,21 +1,26 @@
 //! HTTP: sockets in, typed calls on the homeserver, replies out. No decisions about Matrix are made here.
 //!
-//! `server` accepts and owns the threads, `connection` reads one request at a time from one socket, `tls` wraps it,
-//! `router` finds the line of `routes` (the one table of endpoints), checks who asks and calls the handler. Handlers
-//! live in `client_server` and `server_server`: parse, call a verb of the homeserver, answer.
+//! - `transport/`: listeners, connections, requests and replies. It serves a [`Service`] and knows no endpoint.
+//! - `routes`: the one table of endpoints; `route`: what a line of it says.
+//! - `router`: finds a request's line, has it checked who asks and how often, and calls the handler.
+//! - `auth`: access tokens and X-Matrix signatures; `rate_limit`: how often somebody may ask.
+//! - `client_server/`, `server_server/`: the handlers. Parse, call a verb of the homeserver, answer.
 
 pub mod auth;
 pub mod client_server;
 mod rate_limit;
+pub mod route;
 pub mod router;
 pub mod routes;
 pub mod server_server;
 pub mod transport;
 
-pub use crate::http::transport::bounds::{Crowd, Limits};
+pub use crate::http::transport::bounds::{Limits, Quota};
 pub use crate::http::transport::reply::Reply;
 pub use crate::http::transport::request::Request;
-pub use crate::http::transport::server::{Admission, ListenSpec, Server, Service, Wake};
+pub use crate::http::transport::server::{ListenSpec, Server};
+pub use crate::http::transport::service::{Admission, Call, Outcome, Poll, Service};
 pub use crate::http::transport::tls::Certificate;
 pub use auth::{Origin, Requester};
-pub use router::{Handler, Outcome, Rate, Route, Turn, delete, get, post, put};
+pub use rate_limit::Rate;
+pub use route::{Handler, Route, delete, get, post, put};

@@ -6,11 +6,27 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::router::Rate;
 use crate::address::group;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::protocol::UserId;
+
+/// Which rate limit counts a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Rate {
+    /// Reading and everything cheap.
+    Read,
+    /// Sending events and changing things.
+    Write,
+    /// Joins, knocks, invites, new rooms: what reaches other servers.
+    Join,
+    /// Log in, and everything that checks a password.
+    Login,
+    /// New accounts.
+    Register,
+    /// Other servers' requests.
+    Federation,
+}
 
 /// A bucket that holds `burst` requests and is filled with `per_second`.
 #[derive(Clone, Copy)]

@@ -6,183 +6,17 @@ use std::time::Instant;
 
 use tiny_http::Method;
 
-use super::auth::{self, Origin, Requester};
+use super::auth;
 use super::rate_limit::RateLimiter;
+use super::route::{Handler, Route};
 use super::routes::ROUTES;
 use crate::error::{ErrCode, Error, Result};
-use crate::http::transport::bounds::Crowd;
-use crate::http::transport::connection::failure;
-use crate::http::transport::reply::Reply;
+use crate::http::transport::reply::{Reply, failure};
 use crate::http::transport::request::{Request, decode_segment};
-use crate::http::transport::server::{Admission, Service, Wake};
+use crate::http::transport::service::{Admission, Call, Outcome, Poll, Service};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
 use crate::service::notifier::Woken;
-
-/// A handler; its kind is its auth. A handler that takes a `Requester` cannot be mounted without a token.
-#[derive(Clone, Copy)]
-pub enum Handler {
-    /// No auth.
-    Anyone(fn(&Arc<Homeserver>, &Request) -> Result<Reply>),
-    /// Works without a token; a token that is sent must be valid.
-    MaybeUser(fn(&Arc<Homeserver>, &Request, Option<&Requester>) -> Result<Reply>),
-    /// Needs an access token: 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN`.
-    User(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
-    /// As `User`, and may ask to be called again when the stream has moved.
-    UserWaiting(fn(&Arc<Homeserver>, &Request, &Requester, Turn) -> Result<Outcome>),
-    /// As `User`, and the user must be an administrator: 403 `M_FORBIDDEN`.
-    Admin(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
-    /// Needs an X-Matrix signature: 401 `M_UNAUTHORIZED`.
-    Peer(fn(&Arc<Homeserver>, &Request, &Origin) -> Result<Reply>),
-}
-
-impl Handler {
-    /// Who may call it, in a few words for `doorstep routes`.
-    pub fn who(&self) -> &'static str {
-        match self {
-            Self::Anyone(_) => "anyone",
-            Self::MaybeUser(_) => "anyone, or a user",
-            Self::User(_) | Self::UserWaiting(_) => "a user",
-            Self::Admin(_) => "an admin",
-            Self::Peer(_) => "another server",
-        }
-    }
-}
-
-/// Which call of a waiting handler this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// The first call.
-    First,
-    /// The stream may have moved: look again.
-    Again,
-    /// Time is up (or the server stops): answer with what there is. A handler must not answer `Wait` now.
-    Last,
-}
-
-/// What a waiting handler says.
-pub enum Outcome {
-    /// The answer.
-    Reply(Reply),
-    /// Nothing to say yet: call again when something for this user happened after this stream position, or at the
-    /// deadline. Count the deadline from `Request::received`, so that it stays the same in every turn.
-    Wait {
-        /// Whose events are waited for.
-        user: UserId,
-        /// The stream position that the handler has looked at.
-        after: i64,
-        /// When to stop waiting.
-        until: Instant,
-    },
-}
-
-/// Which rate limit counts a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Rate {
-    /// Reading and everything cheap.
-    Read,
-    /// Sending events and changing things.
-    Write,
-    /// Joins, knocks, invites, new rooms: what reaches other servers.
-    Join,
-    /// Log in, and everything that checks a password.
-    Login,
-    /// New accounts.
-    Register,
-    /// Other servers' requests.
-    Federation,
-}
-
-/// Largest body of a route that says nothing else, in bytes: an event is at most 64 KiB.
-pub const DEFAULT_BODY: usize = 256 * 1024;
-
-/// One line of the table of endpoints.
-pub struct Route {
-    /// The method; `Get` serves `HEAD` too.
-    pub method: &'static Method,
-    /// The path, with `{name}` for a parameter, and `{name?}` for a last parameter that may be empty or absent.
-    pub path: &'static str,
-    /// Who may call, and what is called.
-    pub handler: Handler,
-    /// Which rate limit counts it.
-    pub rate: Rate,
-    /// The largest body in bytes: 413 `M_TOO_LARGE` beyond.
-    pub body: usize,
-    /// Whether its handler does what it does by interactive authentication, and only so.
-    pub interactive: bool,
-}
-
-// As constants, because a `Method` has a destructor and a constant function may not own one.
-const GET: &Method = &Method::Get;
-const POST: &Method = &Method::Post;
-const PUT: &Method = &Method::Put;
-const DELETE: &Method = &Method::Delete;
-
-impl Route {
-    const fn new(method: &'static Method, path: &'static str, handler: Handler) -> Self {
-        let rate = match (&handler, &method) {
-            (Handler::Peer(_), _) => Rate::Federation,
-            (_, Method::Get) => Rate::Read,
-            _ => Rate::Write,
-        };
-        Self { method, path, handler, rate, body: DEFAULT_BODY, interactive: false }
-    }
-
-    /// The same route, counted by another rate limit.
-    #[must_use]
-    pub const fn rate(self, rate: Rate) -> Self {
-        Self { rate, ..self }
-    }
-
-    /// The same route, done by interactive authentication: the answer is also given to a token that ended with the deed.
-    #[must_use]
-    pub const fn interactive(self) -> Self {
-        Self { interactive: true, ..self }
-    }
-
-    /// The same route with another largest body, in bytes.
-    #[must_use]
-    pub const fn body(self, body: usize) -> Self {
-        Self { body, ..self }
-    }
-}
-
-/// A `GET` (and `HEAD`) route.
-pub const fn get(path: &'static str, handler: Handler) -> Route {
-    Route::new(GET, path, handler)
-}
-
-/// A `POST` route.
-pub const fn post(path: &'static str, handler: Handler) -> Route {
-    Route::new(POST, path, handler)
-}
-
-/// A `PUT` route.
-pub const fn put(path: &'static str, handler: Handler) -> Route {
-    Route::new(PUT, path, handler)
-}
-
-/// A `DELETE` route.
-pub const fn delete(path: &'static str, handler: Handler) -> Route {
-    Route::new(DELETE, path, handler)
-}
-
-impl Route {
-    /// Whose requests this one is counted with.
-    fn crowd(&self) -> Crowd {
-        // Our keys are what another server may need before it can answer the very request that we wait for; none of
-        // these asks anybody else.
-        const NEVER_ASK: [&str; 3] =
-            ["/_matrix/key/v2/server", "/_matrix/federation/v1/version", "/.well-known/"];
-        if NEVER_ASK.iter().any(|path| self.path.starts_with(path)) {
-            Crowd::Uncounted
-        } else if self.path.starts_with("/_matrix/federation/") || self.path.starts_with("/_matrix/key/") {
-            Crowd::Servers
-        } else {
-            Crowd::Clients
-        }
-    }
-}
 
 /// A node of the table as a tree: one level for each path segment.
 #[derive(Default)]
@@ -289,102 +123,130 @@ impl Router {
         Self { hs, table: Table::new(ROUTES), limiter: RateLimiter::new() }
     }
 
-    fn judge(&self, head: &mut Request) -> Result<Admission, Reply> {
+    /// Finds the route, checks who asks and counts the request.
+    fn admit_to_route(&self, head: &mut Request) -> Result<Admission, Reply> {
         let found = self.table.find(head.path());
         if *head.method() == Method::Options {
             return Err(Reply::empty());
         }
         let wanted = if *head.method() == Method::Head { &Method::Get } else { head.method() };
         let Some(route) = found.iter().copied().find(|r| r.method == wanted) else {
-            return Err(self.unmatched(head, found));
+            return Err(unmatched(head, found));
         };
-        let error = |e: Error| self.failed(head, &e);
+        let error = |e: Error| failed(head, &e);
         let params = params(route, head.path()).map_err(error)?;
-        let look = if route.interactive { auth::requester_or_ended } else { auth::requester };
-        let requester = match route.handler {
-            Handler::Anyone(_) | Handler::Peer(_) => None,
-            Handler::MaybeUser(_) => look(&self.hs, head).map_err(error)?,
-            Handler::User(_) | Handler::UserWaiting(_) | Handler::Admin(_) => {
-                let requester = look(&self.hs, head).map_err(error)?;
-                let missing = || error(Error::new(ErrCode::MissingToken, "Missing access token"));
-                Some(requester.ok_or_else(missing)?)
-            }
-        };
-        if matches!(route.handler, Handler::Admin(_)) && !requester.as_ref().is_some_and(|r| r.admin) {
-            return Err(error(Error::forbidden("Only administrators of this server may do this")));
-        }
+        let (call, user) = self.call_for(route, head).map_err(error)?;
         if self.hs.config.rate_limits {
-            let who = requester.as_ref().map(|r| &r.user_id);
-            self.limiter.count(route.rate, who, head.client_ip(), Instant::now()).map_err(error)?;
+            let now = Instant::now();
+            self.limiter.count(route.rate, user.as_ref(), head.client_ip(), now).map_err(error)?;
         }
-        head.params = params;
-        head.route = Some(route);
-        head.requester = requester;
-        Ok(Admission { body: route.body, crowd: route.crowd() })
+        head.set_params(params);
+        Ok(Admission { body: route.body, quota: route.quota(), call })
     }
 
-    fn dispatch(&self, request: &Request, turn: Turn) -> Result<Outcome> {
-        let hs = &self.hs;
-        let unadmitted = || Error::internal("a request came to the handlers without admission");
-        let requester = || request.requester.as_ref().ok_or_else(unadmitted);
-        let reply = match request.route.ok_or_else(unadmitted)?.handler {
-            Handler::Anyone(handler) => handler(hs, request),
-            Handler::MaybeUser(handler) => handler(hs, request, request.requester.as_ref()),
-            Handler::User(handler) | Handler::Admin(handler) => handler(hs, request, requester()?),
-            Handler::UserWaiting(handler) => {
-                let outcome = handler(hs, request, requester()?, turn)?;
-                if turn != Turn::First && matches!(outcome, Outcome::Reply(_)) {
-                    // Whose session was ended while they waited is told no more than that.
-                    auth::requester(hs, request)?;
-                }
-                return Ok(outcome);
-            }
-            Handler::Peer(handler) => handler(hs, request, &auth::origin(hs, request)?),
+    /// The call of the route's handler on behalf of whoever asks, and which user that is. Errors: those of the
+    /// handler's kind.
+    fn call_for(&self, route: &Route, head: &Request) -> Result<(Call, Option<UserId>)> {
+        let hs = self.hs.clone();
+        let look = if route.interactive { auth::requester_or_ended } else { auth::requester };
+        let required = || {
+            let missing = || Error::new(ErrCode::MissingToken, "Missing access token");
+            look(&self.hs, head)?.ok_or_else(missing)
         };
-        reply.map(Outcome::Reply)
-    }
-
-    /// 404 for an unknown path, 405 for a known one.
-    fn unmatched(&self, request: &Request, found: &[&'static Route]) -> Reply {
-        if found.is_empty() {
-            return self.failed(request, &Error::new(ErrCode::Unrecognized, "Unknown endpoint"));
-        }
-        let mut methods: Vec<&str> = found.iter().map(|r| r.method.as_str()).collect();
-        if methods.contains(&"GET") {
-            methods.push("HEAD");
-        }
-        methods.push("OPTIONS");
-        let error = Error::new(ErrCode::Unrecognized, "This endpoint does not know this method");
-        self.failed(request, &error.with_status(405)).with_header("Allow", &methods.join(", "))
-    }
-
-    /// An error as a reply, and logged, once, here. Whoever probes a server fills no log: a refusal is worth a line only to
-    /// who looks for it, and other servers' failures are what an operator wants to know. Those of ours go to the log with their cause, and are told as a
-    /// number only. (The path without the query, which may hold a token.)
-    fn failed(&self, request: &Request, error: &Error) -> Reply {
-        if error.status() == 500 {
-            return failure(request, error);
-        }
-        let level = if error.status() < 500 { log::Level::Debug } else { error.level(log::Level::Info) };
-        log::log!(level, "{} {} from {}: {error}", request.method(), request.path(), request.client_ip());
-        Reply::error(error)
+        Ok(match route.handler {
+            Handler::Anyone(handler) => (at_once(move |request| handler(&hs, request)), None),
+            Handler::MaybeUser(handler) => {
+                let requester = look(&self.hs, head)?;
+                let user = requester.as_ref().map(|r| r.user_id.clone());
+                (at_once(move |request| handler(&hs, request, requester.as_ref())), user)
+            }
+            Handler::User(handler) => {
+                let requester = required()?;
+                let user = Some(requester.user_id.clone());
+                (at_once(move |request| handler(&hs, request, &requester)), user)
+            }
+            Handler::Admin(handler) => {
+                let requester = required()?;
+                if !requester.admin {
+                    return Err(Error::forbidden("Only administrators of this server may do this"));
+                }
+                let user = Some(requester.user_id.clone());
+                (at_once(move |request| handler(&hs, request, &requester)), user)
+            }
+            Handler::UserWaiting(handler) => {
+                let requester = required()?;
+                let user = Some(requester.user_id.clone());
+                let call = move |request: &Request, poll| {
+                    let outcome = handler(&hs, request, &requester, poll)?;
+                    if poll != Poll::First && matches!(outcome, Outcome::Reply(_)) {
+                        // Whose session was ended while they waited is told no more than that.
+                        auth::requester(&hs, request)?;
+                    }
+                    Ok(outcome)
+                };
+                (or_error(call), user)
+            }
+            Handler::Peer(handler) => {
+                let call = move |request: &Request| handler(&hs, request, &auth::origin(&hs, request)?);
+                (at_once(call), None)
+            }
+        })
     }
 }
 
+/// The call of a handler that never waits.
+fn at_once(handler: impl Fn(&Request) -> Result<Reply> + Send + 'static) -> Call {
+    or_error(move |request, _| handler(request).map(Outcome::Reply))
+}
+
+/// The call of a handler, its errors told as replies.
+fn or_error(handler: impl Fn(&Request, Poll) -> Result<Outcome> + Send + 'static) -> Call {
+    Box::new(move |request, poll| {
+        handler(request, poll).unwrap_or_else(|e| Outcome::Reply(failed(request, &e)))
+    })
+}
+
+/// 404 for an unknown path, 405 for a known one.
+fn unmatched(request: &Request, found: &[&'static Route]) -> Reply {
+    if found.is_empty() {
+        return failed(request, &Error::new(ErrCode::Unrecognized, "Unknown endpoint"));
+    }
+    let mut methods: Vec<&str> = found.iter().map(|r| r.method.as_str()).collect();
+    if methods.contains(&"GET") {
+        methods.push("HEAD");
+    }
+    methods.push("OPTIONS");
+    let error = Error::new(ErrCode::Unrecognized, "This endpoint does not know this method");
+    failed(request, &error.with_status(405)).with_header("Allow", &methods.join(", "))
+}
+
+/// An error as a reply, and logged, once, here. Whoever probes a server fills no log: a refusal is worth a line only to
+/// who looks for it, and other servers' failures are what an operator wants to know. Those of ours go to the log with
+/// their cause, and are told as a number only. (The path without the query, which may hold a token.)
+fn failed(request: &Request, error: &Error) -> Reply {
+    if error.status() == 500 {
+        return failure(request, error);
+    }
+    let level = if error.status() < 500 { log::Level::Debug } else { error.level(log::Level::Info) };
+    log::log!(level, "{} {} from {}: {error}", request.method(), request.path(), request.client_ip());
+    Reply::error(error)
+}
+
 impl Service for Router {
-    fn admit(&self, head: &mut Request) -> Result<Admission, Reply> {
-        self.judge(head)
+    fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply> {
+        self.admit_to_route(head)
     }
 
-    fn call(&self, request: &Request, turn: Turn) -> Outcome {
-        self.dispatch(request, turn).unwrap_or_else(|e| Outcome::Reply(self.failed(request, &e)))
+    /// All but what only servers ask (client-server API, "Web Browser Clients").
+    fn is_for_browsers(&self, target: &str) -> bool {
+        !target.starts_with("/_matrix/federation/") && !target.starts_with("/_matrix/key/")
     }
 
-    fn wait(&self, user: &UserId, after: i64, until: Instant) -> Wake {
+    fn wait(&self, user: &UserId, after: i64, until: Instant) -> Option<Poll> {
         match self.hs.notifier.wait(user, after, until) {
-            Woken::News => Wake::News,
-            Woken::TimedOut => Wake::Quiet,
-            Woken::Stopping => Wake::Over,
+            Woken::News => Some(Poll::Again),
+            Woken::TimedOut => None,
+            Woken::Stopping => Some(Poll::Last),
         }
     }
 
@@ -400,6 +262,7 @@ impl Service for Router {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::route::{get, put};
 
     fn nothing(_: &Arc<Homeserver>, _: &Request) -> Result<Reply> {
         Ok(Reply::empty())

@@ -5,12 +5,9 @@
 
 use super::client_server::{account, devices, discovery, login, register};
 use super::client_server::{account_data, directory, filters, messages, profile, push_rules, rooms, sync};
-use super::router::Route;
-use super::router::{
-    Handler::{Anyone, MaybeUser, Peer, User, UserWaiting},
-    Rate, delete, get, post, put,
-};
-
+use super::rate_limit::Rate;
+use super::route::Handler::{Anyone, MaybeUser, Peer, User, UserWaiting};
+use super::route::{Route, delete, get, post, put};
 use super::{client_server, server_server};
 
 /// The largest body of an invite: an event and a dozen of the room's state events.

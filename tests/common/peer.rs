@@ -14,7 +14,7 @@ use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
 use doorstep::federation::client::{CallError, Client, Settings, SignedRequest};
 use doorstep::http::{
-    Admission, Certificate, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn, Wake,
+    Admission, Certificate, Limits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
 };
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
@@ -349,11 +349,23 @@ impl Peer {
 }
 
 impl Service for Script {
-    fn admit(&self, _head: &mut Request) -> Result<Admission, Reply> {
-        Ok(Admission { body: 64 << 20, crowd: Crowd::Uncounted })
+    fn admit(self: Arc<Self>, _head: &mut Request) -> Result<Admission, Reply> {
+        Ok(Admission {
+            body: 64 << 20,
+            quota: Quota::Uncounted,
+            call: Box::new(move |request, _| self.answer(request)),
+        })
     }
 
-    fn call(&self, request: &Request, _turn: Turn) -> Outcome {
+    fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> Option<Poll> {
+        Some(Poll::Last)
+    }
+
+    fn interrupt(&self) {}
+}
+
+impl Script {
+    fn answer(&self, request: &Request) -> Outcome {
         if request.path() == "/_matrix/key/v2/server" && !self.hides_keys.load(Ordering::SeqCst) {
             return Outcome::Reply(Reply::json(&self.own_keys()));
         }
@@ -371,14 +383,6 @@ impl Service for Script {
         ))
     }
 
-    fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> Wake {
-        Wake::Over
-    }
-
-    fn interrupt(&self) {}
-}
-
-impl Script {
     fn own_keys(&self) -> Value {
         let mut keys = json!({
             "server_name": self.name, "valid_until_ts": now_ms() + 86_400_000, "old_verify_keys": {},

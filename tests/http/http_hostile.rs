@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use doorstep::error::{ErrCode, Error};
 use doorstep::http::{
-    Admission, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn, Wake,
+    Admission, Call, Limits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
 };
 use doorstep::protocol::UserId;
 
@@ -33,21 +33,8 @@ struct House {
     neighbour: Mutex<Option<SocketAddr>>,
 }
 
-impl Service for House {
-    fn admit(&self, head: &mut Request) -> Result<Admission, Reply> {
-        let crowd = match head.path() {
-            "/keys" => Crowd::Uncounted,
-            "/server" => Crowd::Servers,
-            _ => Crowd::Clients,
-        };
-        match head.path() {
-            "/secret" => Err(Reply::error(&Error::new(ErrCode::MissingToken, "no token"))),
-            "/small" => Ok(Admission { body: 100, crowd }),
-            _ => Ok(Admission { body: 8 * MIB, crowd }),
-        }
-    }
-
-    fn call(&self, request: &Request, turn: Turn) -> Outcome {
+impl House {
+    fn answer(&self, request: &Request, poll: Poll) -> Outcome {
         let text = |text: &str| Outcome::Reply(Reply::bytes("text/plain", text.into()));
         match request.path() {
             "/echo" => Outcome::Reply(Reply::bytes("text/plain", request.body().to_vec())),
@@ -61,20 +48,36 @@ impl Service for House {
                 self.changed.notify_all();
                 text("woken")
             }
-            "/wait" if turn == Turn::First => Outcome::Wait {
+            "/wait" if poll == Poll::First => Outcome::Wait {
                 user: UserId::parse("@a:b").unwrap(),
                 after: self.state.lock().unwrap().0,
                 until: request.received() + PATIENCE,
             },
-            "/wait" => text(if turn == Turn::Again { "news" } else { "nothing" }),
+            "/wait" => text(if poll == Poll::Again { "news" } else { "nothing" }),
             // A client's request that needs another server, which needs our keys before it answers.
             "/ask" => text(&self.ask_neighbour("/server")),
             "/server" => text(&self.ask_neighbour("/keys")),
             _ => text("hello"),
         }
     }
+}
 
-    fn wait(&self, _user: &UserId, after: i64, until: Instant) -> Wake {
+impl Service for House {
+    fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply> {
+        let quota = match head.path() {
+            "/keys" => Quota::Uncounted,
+            "/server" => Quota::Servers,
+            _ => Quota::Clients,
+        };
+        let call: Call = Box::new(move |request, poll| self.answer(request, poll));
+        match head.path() {
+            "/secret" => Err(Reply::error(&Error::new(ErrCode::MissingToken, "no token"))),
+            "/small" => Ok(Admission { body: 100, quota, call }),
+            _ => Ok(Admission { body: 8 * MIB, quota, call }),
+        }
+    }
+
+    fn wait(&self, _user: &UserId, after: i64, until: Instant) -> Option<Poll> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let mut state = self.state.lock().unwrap();
         while state.0 <= after && !state.1 && Instant::now() < until {
@@ -83,9 +86,9 @@ impl Service for House {
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         match *state {
-            (_, true) => Wake::Over,
-            (count, false) if count > after => Wake::News,
-            _ => Wake::Quiet,
+            (_, true) => Some(Poll::Last),
+            (count, false) if count > after => Some(Poll::Again),
+            _ => None,
         }
     }
 

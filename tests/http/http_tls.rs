@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use doorstep::TestServer;
 use doorstep::config::TlsFiles;
 use doorstep::http::{
-    Admission, Certificate, Crowd, Limits, ListenSpec, Outcome, Reply, Request, Server, Service, Turn, Wake,
+    Admission, Certificate, Limits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
 };
 use doorstep::protocol::UserId;
 use doorstep::testing::temporary_folder;
@@ -19,23 +19,25 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 struct Hello;
 
-impl Service for Hello {
-    fn admit(&self, _head: &mut Request) -> Result<Admission, Reply> {
-        Ok(Admission { body: 1 << 20, crowd: Crowd::Clients })
-    }
-
-    fn call(&self, request: &Request, turn: Turn) -> Outcome {
-        if request.path() == "/wait" && turn == Turn::First {
+impl Hello {
+    fn answer(request: &Request, poll: Poll) -> Outcome {
+        if request.path() == "/wait" && poll == Poll::First {
             let until = request.received() + Duration::from_millis(300);
             return Outcome::Wait { user: UserId::parse("@a:b").unwrap(), after: 0, until };
         }
         let body = if request.body().is_empty() { b"hello".to_vec() } else { request.body().to_vec() };
         Outcome::Reply(Reply::bytes("text/plain", body))
     }
+}
 
-    fn wait(&self, _user: &UserId, _after: i64, until: Instant) -> Wake {
+impl Service for Hello {
+    fn admit(self: Arc<Self>, _head: &mut Request) -> Result<Admission, Reply> {
+        Ok(Admission { body: 1 << 20, quota: Quota::Clients, call: Box::new(Hello::answer) })
+    }
+
+    fn wait(&self, _user: &UserId, _after: i64, until: Instant) -> Option<Poll> {
         std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
-        Wake::Quiet
+        None
     }
 
     fn interrupt(&self) {}

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::rooms::reply;
 use crate::error::{Error, Result};
+use crate::http::auth::asker;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomId, ServerName};
 use crate::service::Homeserver;
@@ -13,7 +14,7 @@ use crate::service::directory::PublicRoomsRequest;
 
 /// `GET /_matrix/client/v3/directory/room/{roomAlias}`.
 pub fn resolve(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
-    let (room_id, servers) = hs.look_up_alias(&request.asker(requester), &request.room_alias()?)?;
+    let (room_id, servers) = hs.look_up_alias(&asker(request, requester), &request.room_alias()?)?;
     Ok(Reply::json(&json!({"room_id": room_id, "servers": servers})))
 }
 
@@ -55,13 +56,13 @@ pub fn set_visibility(hs: &Arc<Homeserver>, request: &Request, requester: &Reque
 /// `GET /_matrix/client/v3/publicRooms`.
 pub fn public_rooms(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
     let asked = page(request)?;
-    reply(&hs.public_rooms_of(&request.asker(requester), &directory_of(hs, request)?, &asked)?)
+    reply(&hs.public_rooms_of(&asker(request, requester), &directory_of(hs, request)?, &asked)?)
 }
 
 /// `POST /_matrix/client/v3/publicRooms`.
 pub fn search_public_rooms(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let asked: PublicRoomsRequest = request.json_or_empty()?;
-    reply(&hs.public_rooms_of(&request.asker(Some(requester)), &directory_of(hs, request)?, &asked)?)
+    reply(&hs.public_rooms_of(&asker(request, Some(requester)), &directory_of(hs, request)?, &asked)?)
 }
 
 /// What a `GET` of a directory asks for, in both APIs.

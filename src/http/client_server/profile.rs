@@ -5,17 +5,18 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::http::auth::asker;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 
 /// `GET /_matrix/client/v3/profile/{userId}`.
 pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
-    Ok(Reply::json(&Value::Object(hs.profile(&request.asker(requester), &request.user_id()?)?)))
+    Ok(Reply::json(&Value::Object(hs.profile(&asker(request, requester), &request.user_id()?)?)))
 }
 
 /// `GET /_matrix/client/v3/profile/{userId}/{keyName}`.
 pub fn get_field(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
-    let (asker, user) = (request.asker(requester), request.user_id()?);
+    let (asker, user) = (asker(request, requester), request.user_id()?);
     Ok(Reply::json(&Value::Object(hs.profile_field(&asker, &user, request.param("keyName"))?)))
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::membership::via;
 use super::rooms::reply;
 use crate::error::{Error, Result};
+use crate::http::auth::asker;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomAlias, RoomId, ServerName};
 use crate::service::Homeserver;
@@ -60,7 +61,7 @@ fn summary(hs: &Homeserver, request: &Request, requester: Option<&Requester>) ->
     let door = match requester {
         Some(_) if room.starts_with('#') => {
             let alias = RoomAlias::parse(room)?;
-            let (room_id, servers) = hs.look_up_alias(&request.asker(requester), &alias)?;
+            let (room_id, servers) = hs.look_up_alias(&asker(request, requester), &alias)?;
             let own = ServerName::parse(alias.server_name());
             Door { room_id, via: via(request).into_iter().chain(servers).chain(own).collect() }
         }

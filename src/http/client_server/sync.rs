@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::presence;
 use crate::error::{Error, Result};
-use crate::http::{Outcome, Reply, Request, Requester, Turn};
+use crate::http::{Outcome, Poll, Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::sync::{SyncRequest, parse_since};
 use crate::store::presence::State;
@@ -14,7 +14,7 @@ use crate::store::presence::State;
 const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// `GET /_matrix/client/v3/sync`.
-pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn: Turn) -> Result<Outcome> {
+pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll: Poll) -> Result<Outcome> {
     let timeout = match request.query_int("timeout")? {
         None => Duration::ZERO,
         Some(ms) => {
@@ -32,13 +32,13 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, turn
         state_after: state_after.or(unstable).unwrap_or(false),
         older_name: state_after.is_none(),
     };
-    if turn == Turn::First {
+    if poll == Poll::First {
         let presence = request.query("set_presence").map_or(Ok(State::Online), presence::state)?;
         hs.note_poll(&requester.user_id, presence, i64::try_from(timeout.as_millis()).unwrap_or(0));
     }
     let answer = hs.sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
-    let may_wait = turn != Turn::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
+    let may_wait = poll != Poll::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
     if answer.is_empty && may_wait {
         return Ok(Outcome::Wait {
             user: requester.user_id.clone(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::http::auth::asker;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
 use crate::protocol::ServerName;
@@ -67,6 +68,6 @@ fn wanted_keys(keys: &Map<String, Value>) -> Result<Vec<(String, Option<i64>)>> 
 }
 
 fn answer(hs: &Homeserver, request: &Request, queries: &[NotaryQuery]) -> Result<Reply> {
-    let statements = hs.notarise(&request.asker(None), queries)?;
+    let statements = hs.notarise(&asker(request, None), queries)?;
     Ok(Reply::raw_json([b"{\"server_keys\":[", statements.join(&b',').as_slice(), b"]}"].concat()))
 }

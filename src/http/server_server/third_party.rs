@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::error::Result;
+use crate::http::auth::asker;
 use crate::http::{Origin, Reply, Request};
 use crate::service::Homeserver;
 use crate::service::membership::third_party::Bound;
@@ -12,7 +13,7 @@ use crate::service::membership::third_party::Bound;
 /// `PUT /_matrix/federation/v1/3pid/onbind`. Identity servers do not sign.
 pub fn on_bind(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let bound: Bound = request.json()?;
-    hs.third_party_bound(&request.asker(None), bound)?;
+    hs.third_party_bound(&asker(request, None), bound)?;
     Ok(Reply::json(&json!({})))
 }
 

@@ -1,4 +1,5 @@
-//! The bounds of the connection layer: how much of everything there may be, and two crowds that cannot starve each other.
+//! The bounds of the connection layer: how much of everything there may be, and two quotas, so that neither clients nor
+//! other servers can starve the others.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,7 +12,7 @@ const MOST_WOKEN: usize = 8;
 
 /// Whose requests share a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Crowd {
+pub enum Quota {
     /// Users' clients.
     Clients,
     /// Other servers.
@@ -28,9 +29,9 @@ pub struct Limits {
     pub connections: usize,
     /// Most connections at once from one address (a /64 of IPv6). Loopback is exempt: a reverse proxy lives there.
     pub per_address: usize,
-    /// Most requests of one crowd in handlers at once, waiting ones included.
+    /// Most requests of one quota in handlers at once, waiting ones included.
     pub in_flight: usize,
-    /// How long a request may wait for its crowd's turn before it is told 503.
+    /// How long a request may wait for its quota's turn before it is told 503.
     pub turn_time: Duration,
     /// Time for a whole head, TLS handshake included.
     pub head_time: Duration,
@@ -40,7 +41,7 @@ pub struct Limits {
     pub transfer_grace: Duration,
     /// Slowest body or reply beyond the grace, in bytes a second.
     pub transfer_rate: usize,
-    /// Memory for request bodies of one crowd, in bytes; bodies up to 16 KiB are not counted.
+    /// Memory for request bodies of one quota, in bytes; bodies up to 16 KiB are not counted.
     pub body_memory: usize,
     /// How often a waiting request looks whether its client is still there.
     pub hang_up_check: Duration,
@@ -63,17 +64,17 @@ impl Default for Limits {
     }
 }
 
-/// Which share.
+/// One of the shares.
 #[derive(Debug, Clone, Copy)]
-enum Which {
+enum Share {
     Clients,
     Servers,
     /// Requests that have waited and are looked at again: of a thousand that are woken by one event, a few at a time.
     Woken,
 }
 
-/// The shares of both crowds.
-pub(in crate::http) struct Bounds {
+/// The shares of both quotas.
+pub(super) struct Bounds {
     clients: Bound,
     servers: Bound,
     woken: Bound,
@@ -82,7 +83,7 @@ pub(in crate::http) struct Bounds {
     closed: AtomicBool,
 }
 
-/// One crowd's share: requests in handlers, and bytes of bodies.
+/// One share: requests in handlers, and bytes of bodies.
 struct Bound {
     most: usize,
     in_flight: Mutex<usize>,
@@ -97,12 +98,12 @@ impl Bound {
 }
 
 /// A request's permission to be in a handler; dropping it lets the next one in.
-pub(in crate::http) struct Permit(Option<(Arc<Bounds>, Which)>);
+pub(super) struct Permit(Option<(Arc<Bounds>, Share)>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some((bounds, which)) = &self.0 {
-            let bound = bounds.bound(*which);
+        if let Some((bounds, share)) = &self.0 {
+            let bound = bounds.bound(*share);
             *lock(&bound.in_flight) -= 1;
             bound.freed.notify_one();
         }
@@ -110,21 +111,21 @@ impl Drop for Permit {
 }
 
 /// Bytes of body that a request holds in memory; dropping it gives them back.
-pub(in crate::http) struct BodyMemory {
-    bounds: Option<(Arc<Bounds>, Which)>,
+pub(super) struct BodyMemory {
+    bounds: Option<(Arc<Bounds>, Share)>,
     held: usize,
 }
 
 impl BodyMemory {
-    /// Accounts for a body of now this many bytes. False: the crowd's share is used up.
-    pub(in crate::http) fn grow_to(&mut self, bytes: usize) -> bool {
+    /// Accounts for a body of now this many bytes. False: the quota is used up.
+    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
         const FREE: usize = 16 << 10;
         const STEP: usize = 64 << 10;
-        let Some((bounds, which)) = &self.bounds else { return true };
+        let Some((bounds, share)) = &self.bounds else { return true };
         let wanted = if bytes <= FREE { 0 } else { bytes.next_multiple_of(STEP) };
         if wanted > self.held {
             let more = wanted - self.held;
-            let before = bounds.bound(*which).body_bytes.fetch_add(more, Ordering::SeqCst);
+            let before = bounds.bound(*share).body_bytes.fetch_add(more, Ordering::SeqCst);
             self.held = wanted;
             return before + more <= bounds.body_memory;
         }
@@ -134,14 +135,14 @@ impl BodyMemory {
 
 impl Drop for BodyMemory {
     fn drop(&mut self) {
-        if let Some((bounds, which)) = &self.bounds {
-            bounds.bound(*which).body_bytes.fetch_sub(self.held, Ordering::SeqCst);
+        if let Some((bounds, share)) = &self.bounds {
+            bounds.bound(*share).body_bytes.fetch_sub(self.held, Ordering::SeqCst);
         }
     }
 }
 
 impl Bounds {
-    pub(in crate::http) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         let Limits { in_flight, turn_time, body_memory, .. } = *limits;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
@@ -154,17 +155,17 @@ impl Bounds {
         }
     }
 
-    fn bound(&self, which: Which) -> &Bound {
-        match which {
-            Which::Clients => &self.clients,
-            Which::Servers => &self.servers,
-            Which::Woken => &self.woken,
+    fn bound(&self, share: Share) -> &Bound {
+        match share {
+            Share::Clients => &self.clients,
+            Share::Servers => &self.servers,
+            Share::Woken => &self.woken,
         }
     }
 
     /// Waits for a turn, until the deadline if there is one. False: it has passed, or the server stops.
-    fn enter(&self, which: Which, deadline: Option<Instant>) -> bool {
-        let bound = self.bound(which);
+    fn enter(&self, share: Share, deadline: Option<Instant>) -> bool {
+        let bound = self.bound(share);
         let mut in_flight = lock(&bound.in_flight);
         while *in_flight >= bound.most {
             if self.closed.load(Ordering::SeqCst) {
@@ -185,20 +186,20 @@ impl Bounds {
         true
     }
 
-    /// Waits for the crowd's turn. `None`: the time for that is up, or the server stops.
-    pub(in crate::http) fn permit(self: &Arc<Self>, crowd: Crowd) -> Option<Permit> {
-        let Some(which) = crowd.share() else { return Some(Permit(None)) };
+    /// Waits for the quota's turn. `None`: the time for that is up, or the server stops.
+    pub(super) fn permit(self: &Arc<Self>, quota: Quota) -> Option<Permit> {
+        let Some(share) = quota.share() else { return Some(Permit(None)) };
         let deadline = Instant::now() + self.turn_time;
-        self.enter(which, Some(deadline)).then(|| Permit(Some((self.clone(), which))))
+        self.enter(share, Some(deadline)).then(|| Permit(Some((self.clone(), share))))
     }
 
     /// Waits until a request that was woken may look again. Nobody is turned away here.
-    pub(in crate::http) fn permit_woken(self: &Arc<Self>) -> Permit {
-        Permit(self.enter(Which::Woken, None).then(|| (self.clone(), Which::Woken)))
+    pub(super) fn permit_woken(self: &Arc<Self>) -> Permit {
+        Permit(self.enter(Share::Woken, None).then(|| (self.clone(), Share::Woken)))
     }
 
     /// Nobody waits for a turn any more.
-    pub(in crate::http) fn close(&self) {
+    pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         for bound in [&self.clients, &self.servers, &self.woken] {
             // Under the lock, so that nobody is between looking at the flag and waiting.
@@ -207,22 +208,22 @@ impl Bounds {
         }
     }
 
-    /// What all bodies of both crowds hold.
-    pub(in crate::http) fn body_bytes(&self) -> usize {
+    /// What all bodies of both quotas hold.
+    pub(super) fn body_bytes(&self) -> usize {
         [&self.clients, &self.servers].iter().map(|bound| bound.body_bytes.load(Ordering::SeqCst)).sum()
     }
 
     /// An account of the body that is about to be read.
-    pub(in crate::http) fn body_memory(self: &Arc<Self>, crowd: Crowd) -> BodyMemory {
-        BodyMemory { bounds: crowd.share().map(|which| (self.clone(), which)), held: 0 }
+    pub(super) fn body_memory(self: &Arc<Self>, quota: Quota) -> BodyMemory {
+        BodyMemory { bounds: quota.share().map(|share| (self.clone(), share)), held: 0 }
     }
 }
 
-impl Crowd {
-    fn share(self) -> Option<Which> {
+impl Quota {
+    fn share(self) -> Option<Share> {
         match self {
-            Self::Clients => Some(Which::Clients),
-            Self::Servers => Some(Which::Servers),
+            Self::Clients => Some(Share::Clients),
+            Self::Servers => Some(Share::Servers),
             Self::Uncounted => None,
         }
     }

@@ -1,10 +1,20 @@
 //! Connections, requests and replies: HTTP itself, which knows no Matrix endpoint.
+//!
+//! - `service`: the contract with what is served, [`service::Service`].
+//! - `server`: listeners, the registry of open connections, start and stop.
+//! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited.
+//! - `pool`: the threads that work and those that wait.
+//! - `bounds`: how much of everything there may be, apart for clients and other servers.
+//! - `socket`: reads and writes that end by a deadline; `tls`: certificates.
+//! - `request`, `reply`: what handlers are given and give back.
 
 pub(super) mod bounds;
 pub(super) mod connection;
+pub(super) mod framing;
 pub(super) mod pool;
 pub mod reply;
 pub mod request;
 pub mod server;
+pub mod service;
 pub(super) mod socket;
 pub(super) mod tls;

@@ -34,7 +34,7 @@ const RELIEF: usize = 8;
 
 /// What a pool's threads do with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::http) enum Role {
+pub(super) enum Role {
     /// Read requests, run handlers, write replies.
     Work,
     /// Wait for news or for the next request.
@@ -42,7 +42,7 @@ pub(in crate::http) enum Role {
 }
 
 /// The threads of one role, never more than there are connections.
-pub(in crate::http) struct Pool {
+pub(super) struct Pool {
     role: Role,
     /// So many threads are begun as soon as there is something for them.
     few: usize,
@@ -72,7 +72,7 @@ struct Seat {
 }
 
 impl Pool {
-    pub(in crate::http) fn new(role: Role) -> Self {
+    pub(super) fn new(role: Role) -> Self {
         let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let few = match role {
             Role::Work => FEW_WORKERS.max(4 * processors),
@@ -91,7 +91,7 @@ impl Pool {
     }
 
     /// Gives the connection to a thread: an idle one, a new one, or the first that is done with what it does.
-    pub(in crate::http) fn submit(&self, shared: &Arc<Shared>, connection: Connection) {
+    pub(super) fn submit(&self, shared: &Arc<Shared>, connection: Connection) {
         let mut state = lock(&self.state);
         if let Some(seat) = state.idle.pop() {
             *lock(&seat.given) = Some(connection);
@@ -136,7 +136,7 @@ impl Pool {
     }
 
     /// Begins more threads while all are held up, until the pool stops. Runs on a thread of its own.
-    pub(in crate::http) fn relieve(&self, shared: &Arc<Shared>) {
+    pub(super) fn relieve(&self, shared: &Arc<Shared>) {
         let mut state = lock(&self.state);
         while !state.stopping {
             let Some((since, _)) = state.queue.front() else {
@@ -186,7 +186,7 @@ impl Pool {
 
     /// Sends the threads home and waits for them, so that what they hold (the database) is let go. Those that are
     /// still in a handler at the deadline are left to end by themselves.
-    pub(in crate::http) fn end(&self, deadline: Instant) {
+    pub(super) fn end(&self, deadline: Instant) {
         let mut state = lock(&self.state);
         state.stopping = true;
         state.idle.iter().for_each(|seat| seat.thread.unpark());

@@ -1,20 +1,25 @@
 //! What a handler answers: a status, headers, and a body that is bytes or a stream.
 
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 use tiny_http::Header;
 
 use crate::error::{ErrCode, Error};
+use crate::http::transport::request::Request;
+
+/// Numbers the 500s, so that a user's report can be found in the log.
+static FAILURES: AtomicU64 = AtomicU64::new(1);
 
 /// An answer to one request. Cheap to build; written by `connection`.
 pub struct Reply {
     status: u16,
     headers: Vec<Header>,
-    body: Body,
+    body: ReplyBody,
 }
 
-pub(in crate::http) enum Body {
+pub(super) enum ReplyBody {
     Bytes(Vec<u8>),
     /// That many bytes from a reader; a reader that ends early breaks the connection.
     Stream(u64, Box<dyn Read + Send>),
@@ -43,19 +48,19 @@ impl Reply {
 
     /// 200 with bytes of this content type.
     pub fn bytes(content_type: &str, bytes: Vec<u8>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: Body::Bytes(bytes) }
+        Self { status: 200, headers: Vec::new(), body: ReplyBody::Bytes(bytes) }
             .with_header("Content-Type", content_type)
     }
 
     /// 200 with exactly `length` bytes of `reader`.
     pub fn stream(content_type: &str, length: u64, reader: Box<dyn Read + Send>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: Body::Stream(length, reader) }
+        Self { status: 200, headers: Vec::new(), body: ReplyBody::Stream(length, reader) }
             .with_header("Content-Type", content_type)
     }
 
     /// A status without a body.
     pub fn bare(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Body::Bytes(Vec::new()) }
+        Self { status, headers: Vec::new(), body: ReplyBody::Bytes(Vec::new()) }
     }
 
     /// A Matrix error, with `Retry-After` where its body says `retry_after_ms`.
@@ -94,8 +99,8 @@ impl Reply {
     /// The body, if it is bytes and not a stream.
     pub fn body_bytes(&self) -> Option<&[u8]> {
         match &self.body {
-            Body::Bytes(bytes) => Some(bytes),
-            Body::Stream(..) => None,
+            ReplyBody::Bytes(bytes) => Some(bytes),
+            ReplyBody::Stream(..) => None,
         }
     }
 
@@ -103,8 +108,8 @@ impl Reply {
     /// was said to have.
     pub fn into_bytes(self) -> io::Result<Vec<u8>> {
         match self.body {
-            Body::Bytes(bytes) => Ok(bytes),
-            Body::Stream(length, mut reader) => {
+            ReplyBody::Bytes(bytes) => Ok(bytes),
+            ReplyBody::Stream(length, mut reader) => {
                 let mut bytes = Vec::new();
                 reader.read_to_end(&mut bytes)?;
                 let is_whole = bytes.len() as u64 == length;
@@ -113,7 +118,7 @@ impl Reply {
         }
     }
 
-    pub(in crate::http) fn into_parts(self) -> (u16, Vec<Header>, Body) {
+    pub(super) fn into_parts(self) -> (u16, Vec<Header>, ReplyBody) {
         (self.status, self.headers, self.body)
     }
 }
@@ -124,14 +129,16 @@ impl From<&Error> for Reply {
     }
 }
 
-/// Whether a page in a browser may ask this address: all but what only servers ask (client-server API, "Web Browser
-/// Clients").
-pub(in crate::http) fn is_for_browsers(target: &str) -> bool {
-    !target.starts_with("/_matrix/federation/") && !target.starts_with("/_matrix/key/")
+/// A 500 whose number is in the log with the cause.
+pub(in crate::http) fn failure(request: &Request, cause: &dyn std::fmt::Display) -> Reply {
+    let number = FAILURES.fetch_add(1, Ordering::Relaxed);
+    log::error!("request {number}: {} {}: {cause}", request.method(), request.path());
+    let message = format!("Internal server error (request {number} in the server's log)");
+    Reply::error(&Error::new(ErrCode::Unknown, message))
 }
 
 /// The headers that let a page in a browser read any reply.
-pub(in crate::http) fn cors_headers() -> Vec<Header> {
+pub(super) fn cors_headers() -> Vec<Header> {
     let headers = [
         ("Access-Control-Allow-Origin", "*"),
         ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS"),

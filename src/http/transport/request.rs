@@ -11,12 +11,9 @@ use tiny_http::Method;
 
 use crate::address;
 use crate::error::{Error, Result};
-use crate::http::auth::Requester;
-use crate::http::router::Route;
 use crate::http::transport::socket::is_gone;
 use crate::protocol::json::{parse_object, read_object};
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
-use crate::service::favours::{Asker, Who};
 
 /// Longest transaction id of a client, in bytes.
 const LONGEST_TXN_ID: usize = 255;
@@ -32,9 +29,7 @@ pub struct Request {
     peer: SocketAddr,
     socket: Option<Arc<TcpStream>>,
     received: Instant,
-    pub(in crate::http) params: Vec<(&'static str, String)>,
-    pub(in crate::http) route: Option<&'static Route>,
-    pub(in crate::http) requester: Option<Requester>,
+    params: Vec<(&'static str, String)>,
 }
 
 impl Request {
@@ -62,8 +57,6 @@ impl Request {
             socket: None,
             received: Instant::now(),
             params: Vec::new(),
-            route: None,
-            requester: None,
         })
     }
 
@@ -74,25 +67,24 @@ impl Request {
         self
     }
 
-    pub(in crate::http) fn set_body(&mut self, body: Vec<u8>) {
+    pub(super) fn set_body(&mut self, body: Vec<u8>) {
         self.body = body;
     }
 
     /// The connection that it came over.
-    pub(in crate::http) fn set_socket(&mut self, socket: Arc<TcpStream>) {
+    pub(super) fn set_socket(&mut self, socket: Arc<TcpStream>) {
         self.socket = Some(socket);
     }
 
-    /// On whose behalf it is made, and a way to find out whether they still wait for the answer.
-    pub fn asker(&self, requester: Option<&Requester>) -> Asker {
-        let asker = Asker::new(match requester {
-            Some(requester) => Who::User(requester.user_id.clone()),
-            None => Who::Address(self.client_ip()),
-        });
-        match self.socket.clone() {
-            Some(socket) => asker.until(move || is_gone(&socket)),
-            None => asker,
-        }
+    /// The parameters of its path, decoded, by the names that they have in the route.
+    pub(in crate::http) fn set_params(&mut self, params: Vec<(&'static str, String)>) {
+        self.params = params;
+    }
+
+    /// A way to find out whether whoever asked has hung up; none for a request that came over no socket.
+    pub(in crate::http) fn hung_up(&self) -> Option<impl Fn() -> bool + Send + Sync + use<>> {
+        let socket = self.socket.clone()?;
+        Some(move || is_gone(&socket))
     }
 
     /// The method; `HEAD` is served by the handlers of `GET`.

@@ -1,8 +1,8 @@
-//! Listeners, the threads behind them, and the bounds that keep one crowd from starving another.
+//! Listeners, the threads behind them, and the bounds that keep clients and other servers from starving each other.
 //!
 //! An accept thread per listener survives every error. Each connection is served by one thread at a time (`connection`
 //! does that, on the threads of `pool`). At the cap the connection that has been idle for longest is closed, never a working one.
-//! Requests of clients and of other servers are counted apart, so that neither crowd can hold every thread in a
+//! Requests of clients and of other servers are counted apart, so that neither can hold every thread in a
 //! handler, and two servers that call each other cannot lock each other up.
 
 use std::collections::HashMap;
@@ -16,52 +16,13 @@ use std::time::{Duration, Instant};
 
 use crate::address::group;
 use crate::error::{Error, Result, reason};
-use crate::http::router::{Outcome, Router, Turn};
-use crate::http::transport::bounds::{Bounds, Crowd, Limits};
+use crate::http::transport::bounds::{Bounds, Limits};
 use crate::http::transport::connection::Connection;
 use crate::http::transport::pool::{Pool, Role};
-use crate::http::transport::reply::Reply;
-use crate::http::transport::request::Request;
+use crate::http::transport::service::Service;
 use crate::http::transport::socket::{interest, poll};
 use crate::http::transport::tls::{Certificate, Tls};
 use crate::locks::{lock, wait_timeout, wait_until};
-use crate::protocol::UserId;
-use crate::service::Homeserver;
-
-/// What the connections serve: the homeserver's router, or a test's stand-in.
-pub trait Service: Send + Sync + 'static {
-    /// Judges a request by its head, before the body is read: `Err` is the answer, `Ok` says how much body may come.
-    fn admit(&self, head: &mut Request) -> Result<Admission, Reply>;
-    /// Answers a whole request. May panic: that is a 500 and nothing more.
-    fn call(&self, request: &Request, turn: Turn) -> Outcome;
-    /// Blocks until something happened for `user` after the stream position `after`, or until the deadline, or until
-    /// `interrupt`.
-    fn wait(&self, user: &UserId, after: i64, until: Instant) -> Wake;
-    /// Ends every `wait` now.
-    fn interrupt(&self);
-    /// Ends what calls wait for elsewhere, so that they give their answers soon, whatever these are.
-    fn hurry(&self) {}
-}
-
-/// Why `Service::wait` ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wake {
-    /// Something happened: look again.
-    News,
-    /// Nothing did, and the deadline passed.
-    Quiet,
-    /// The server stops: answer with what there is.
-    Over,
-}
-
-/// What `Service::admit` grants.
-#[derive(Debug, Clone, Copy)]
-pub struct Admission {
-    /// The largest body, in bytes.
-    pub body: usize,
-    /// Who is counted for the request.
-    pub crowd: Crowd,
-}
 
 /// Length of the kernel's queue of connections that were not accepted yet.
 const BACKLOG: libc::c_int = 1024;
@@ -115,15 +76,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves the homeserver's routes. Ports are bound here, not before. Errors: an address that cannot be bound, a
-    /// certificate that cannot be used.
-    pub fn start(hs: Arc<Homeserver>, listeners: &[ListenSpec]) -> Result<Self> {
-        let each = hs.config.max_connections;
-        let limits = Limits { connections: each.saturating_mul(2), in_flight: each, ..Limits::default() };
-        Self::serve(Arc::new(Router::new(hs)), limits, listeners)
-    }
-
-    /// Serves anything, within these limits. The limits shrink to what the process may have open.
+    /// Serves anything, within these limits. The limits shrink to what the process may have open. Ports are bound here,
+    /// not before. Errors: an address that cannot be bound, a certificate that cannot be used.
     pub fn serve(service: Arc<dyn Service>, mut limits: Limits, listeners: &[ListenSpec]) -> Result<Self> {
         let descriptors = usize::try_from(raise_descriptor_limit()).unwrap_or(usize::MAX);
         // The rest is for the database and for requests to other servers.
@@ -233,9 +187,9 @@ impl Drop for Server {
 }
 
 /// What all threads of one server share.
-pub(in crate::http) struct Shared {
-    pub(in crate::http) service: Arc<dyn Service>,
-    pub(in crate::http) limits: Limits,
+pub(super) struct Shared {
+    pub(super) service: Arc<dyn Service>,
+    pub(super) limits: Limits,
     stopping: AtomicBool,
     started: Instant,
     registry: Mutex<Registry>,
@@ -243,12 +197,12 @@ pub(in crate::http) struct Shared {
     slot_freed: Condvar,
     workers: Pool,
     parkers: Pool,
-    pub(in crate::http) bounds: Arc<Bounds>,
+    pub(super) bounds: Arc<Bounds>,
 }
 
 #[derive(Default)]
 struct Registry {
-    open: HashMap<u64, Arc<Peer>>,
+    open: HashMap<u64, Arc<OpenConnection>>,
     by_address: HashMap<IpAddr, usize>,
     last_id: u64,
 }
@@ -259,17 +213,17 @@ const HEAD: u8 = 1;
 const WORKING: u8 = 2;
 const RETIRED: u8 = 3;
 
-/// The other end of one connection, as the server's books have it.
-pub(in crate::http) struct Peer {
+/// One connection, as the server's books have it.
+pub(super) struct OpenConnection {
     id: u64,
-    pub(in crate::http) address: SocketAddr,
-    pub(in crate::http) tcp: Arc<TcpStream>,
+    pub(super) address: SocketAddr,
+    pub(super) tcp: Arc<TcpStream>,
     phase: AtomicU8,
     /// When the phase began, in milliseconds since the server started.
     since: AtomicU64,
 }
 
-impl Peer {
+impl OpenConnection {
     fn change(&self, from: u8, to: u8) -> bool {
         self.phase.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -280,38 +234,38 @@ impl Peer {
     }
 }
 
-/// A place in the registry; dropping it frees the slot.
-pub(in crate::http) struct Place {
-    pub(in crate::http) peer: Arc<Peer>,
-    pub(in crate::http) shared: Arc<Shared>,
+/// One connection of those that may be open; dropping it frees the slot.
+pub(super) struct Slot {
+    pub(super) peer: Arc<OpenConnection>,
+    pub(super) shared: Arc<Shared>,
 }
 
-impl Place {
+impl Slot {
     /// Between requests. False: the connection was given up.
-    pub(in crate::http) fn idle(&self) -> bool {
+    pub(super) fn idle(&self) -> bool {
         self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
         let from = self.peer.phase.load(Ordering::SeqCst);
         from != RETIRED && self.peer.change(from, IDLE)
     }
 
     /// Bytes of a head have come. False: the connection was given up.
-    pub(in crate::http) fn head(&self) -> bool {
+    pub(super) fn head(&self) -> bool {
         self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
         self.peer.phase.load(Ordering::SeqCst) == HEAD || self.peer.change(IDLE, HEAD)
     }
 
     /// Whether the connection was given up for another's sake.
-    pub(in crate::http) fn is_retired(&self) -> bool {
+    pub(super) fn is_retired(&self) -> bool {
         self.peer.phase.load(Ordering::SeqCst) == RETIRED
     }
 
     /// The head is complete: from now on nobody cuts the connection. False: it was given up.
-    pub(in crate::http) fn working(&self) -> bool {
+    pub(super) fn working(&self) -> bool {
         self.peer.change(HEAD, WORKING)
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut registry = lock(&self.shared.registry);
         registry.open.remove(&self.peer.id);
@@ -342,7 +296,7 @@ impl Shared {
         }
     }
 
-    pub(in crate::http) fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
@@ -351,7 +305,7 @@ impl Shared {
     }
 
     /// Shuts the sockets of those connections down; their threads notice.
-    fn cut(&self, which: impl Fn(&Peer) -> bool) {
+    fn cut(&self, which: impl Fn(&OpenConnection) -> bool) {
         for peer in lock(&self.registry).open.values() {
             if which(peer) {
                 let _ = peer.tcp.shutdown(Shutdown::Both);
@@ -372,10 +326,12 @@ impl Shared {
     /// that, the one whose head has been coming for longest. False: all are at work.
     fn evict(&self, registry: &Registry, only: Option<IpAddr>) -> bool {
         let now = self.millis();
-        let may_go = |peer: &&Arc<Peer>| only.is_none_or(|group_of| group(peer.address.ip()) == group_of);
+        let may_go =
+            |peer: &&Arc<OpenConnection>| only.is_none_or(|group_of| group(peer.address.ip()) == group_of);
         let oldest = |phase: u8, age: Duration| {
             let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-            let old_enough = |p: &&Arc<Peer>| now.saturating_sub(p.since.load(Ordering::Relaxed)) >= age;
+            let old_enough =
+                |p: &&Arc<OpenConnection>| now.saturating_sub(p.since.load(Ordering::Relaxed)) >= age;
             let those = registry.open.values().filter(|p| p.phase.load(Ordering::Relaxed) == phase);
             those.filter(may_go).filter(old_enough).min_by_key(|p| p.since.load(Ordering::Relaxed)).cloned()
         };
@@ -390,9 +346,9 @@ impl Shared {
         false
     }
 
-    /// A place for a new connection, made by closing an idle one if need be. Waits while every connection is at
+    /// A slot for a new connection, made by closing an idle one if need be. Waits while every connection is at
     /// work: new ones then queue up in the kernel. `None`: the server stops, or the address has its share.
-    fn enter(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, ended: &PipeReader) -> Option<Place> {
+    fn enter(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, ended: &PipeReader) -> Option<Slot> {
         let key = group(address.ip());
         let mut registry = lock(&self.registry);
         let count = registry.by_address.get(&key).copied().unwrap_or(0);
@@ -408,7 +364,7 @@ impl Shared {
         }
         registry.last_id += 1;
         let id = registry.last_id;
-        let peer = Arc::new(Peer {
+        let peer = Arc::new(OpenConnection {
             id,
             address,
             tcp: Arc::new(tcp),
@@ -418,15 +374,15 @@ impl Shared {
         });
         registry.open.insert(id, peer.clone());
         *registry.by_address.entry(key).or_default() += 1;
-        Some(Place { peer, shared: self.clone() })
+        Some(Slot { peer, shared: self.clone() })
     }
 
     /// Closes an idle connection, whosever it is. False: all are at work.
-    pub(in crate::http) fn evict_one(&self) -> bool {
+    pub(super) fn evict_one(&self) -> bool {
         self.evict(&lock(&self.registry), None)
     }
 
-    pub(in crate::http) fn pool(&self, role: Role) -> &Pool {
+    pub(super) fn pool(&self, role: Role) -> &Pool {
         match role {
             Role::Work => &self.workers,
             Role::Park => &self.parkers,
@@ -522,8 +478,8 @@ fn begin(
     ended: &PipeReader,
 ) -> io::Result<()> {
     tcp.set_nonblocking(true)?;
-    let Some(place) = shared.enter(tcp, address, ended) else { return Ok(()) };
-    shared.workers.submit(shared, Connection::new(place, tls.map(Tls::config))?);
+    let Some(slot) = shared.enter(tcp, address, ended) else { return Ok(()) };
+    shared.workers.submit(shared, Connection::new(slot, tls.map(Tls::config))?);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Waits until one of the descriptors has one of its events, or the deadline passes (`None`: forever). Returns
 /// whether something happened; each entry's `revents` says what.
-pub(in crate::http) fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<bool> {
+pub(super) fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
         let timeout = match deadline {
             None => -1,
@@ -40,12 +40,12 @@ pub(in crate::http) fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>)
 }
 
 /// One entry for `poll`.
-pub(in crate::http) fn interest(fd: RawFd, events: libc::c_short) -> libc::pollfd {
+pub(super) fn interest(fd: RawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
 }
 
 /// Whether the other side has closed its end or reset the connection, whatever it sent before that.
-pub(in crate::http) fn is_gone(tcp: &TcpStream) -> bool {
+pub(super) fn is_gone(tcp: &TcpStream) -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         let mut fds = [interest(tcp.as_raw_fd(), libc::POLLRDHUP)];
@@ -58,7 +58,7 @@ pub(in crate::http) fn is_gone(tcp: &TcpStream) -> bool {
 }
 
 /// A non-blocking socket whose reads and writes wait, at most until `deadline`.
-pub(in crate::http) struct Socket {
+pub(super) struct Socket {
     tcp: Arc<TcpStream>,
     deadline: Instant,
 }
@@ -108,14 +108,14 @@ impl Write for Socket {
 }
 
 /// A connection's bytes, plain or through TLS.
-pub(in crate::http) enum Transport {
+pub(super) enum Transport {
     Plain(Socket),
     Tls(Box<StreamOwned<ServerConnection, Socket>>),
 }
 
 impl Transport {
     /// Takes over an accepted socket. The TLS handshake happens within the first read.
-    pub(in crate::http) fn new(
+    pub(super) fn new(
         tcp: Arc<TcpStream>,
         tls: Option<Arc<ServerConfig>>,
         deadline: Instant,
@@ -138,7 +138,7 @@ impl Transport {
     }
 
     /// From now on reads and writes end by this time.
-    pub(in crate::http) fn set_deadline(&mut self, deadline: Instant) {
+    pub(super) fn set_deadline(&mut self, deadline: Instant) {
         match self {
             Self::Plain(socket) => socket.deadline = deadline,
             Self::Tls(stream) => stream.sock.deadline = deadline,
@@ -146,7 +146,7 @@ impl Transport {
     }
 
     /// Waits, holding no buffer, until there is something to read. False: the deadline passed.
-    pub(in crate::http) fn wait_readable(&mut self, deadline: Instant) -> io::Result<bool> {
+    pub(super) fn wait_readable(&mut self, deadline: Instant) -> io::Result<bool> {
         if let Self::Tls(stream) = self {
             let state = stream.conn.process_new_packets().map_err(io::Error::other)?;
             if state.plaintext_bytes_to_read() > 0 {
@@ -157,13 +157,13 @@ impl Transport {
     }
 
     /// Whether the other side has closed its end or reset the connection, whatever it sent before that.
-    pub(in crate::http) fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         is_gone(&self.socket().tcp)
     }
 
     /// Says that nothing more will be sent, then reads and drops what the other side still sends, for a bounded time
     /// and amount: a close with unread input would reset the connection and could destroy the reply on its way.
-    pub(in crate::http) fn close_gently(&mut self, time: Duration, bytes: usize) {
+    pub(super) fn close_gently(&mut self, time: Duration, bytes: usize) {
         self.set_deadline(Instant::now() + time);
         if let Self::Tls(stream) = self {
             stream.conn.send_close_notify();

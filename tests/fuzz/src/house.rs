@@ -7,7 +7,7 @@ use std::sync::Arc;
 use doorstep::Homeserver;
 use doorstep::config::{Config, Registration};
 use doorstep::federation::Script;
-use doorstep::http::{Outcome, Reply, Request, Service, Turn, router::Router};
+use doorstep::http::{Outcome, Poll, Reply, Request, Service, router::Router};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
@@ -66,7 +66,7 @@ pub struct Room {
 
 pub struct House {
     hs: Arc<Homeserver>,
-    router: Router,
+    router: Arc<Router>,
     alice: String,
     bob: String,
     key: SigningKey,
@@ -96,7 +96,7 @@ impl House {
         let key = key();
         introduce(&hs, &key);
         let (alice, bob) = (account(&hs, "alice", None), account(&hs, "bob", Some(PASSWORD)));
-        let router = Router::new(hs.clone());
+        let router = Arc::new(Router::new(hs.clone()));
         let (rooms, events, device, given) = Default::default();
         let mut house = Self { hs, router, alice, bob, key, rooms, events, device, given };
         for version in VERSIONS {
@@ -168,16 +168,16 @@ impl House {
             Ok(request) => request,
             Err(e) => return Reply::error(&e),
         };
-        let admission = match self.router.admit(&mut request) {
+        let admission = match self.router.clone().admit(&mut request) {
             Ok(admission) => admission,
             Err(reply) => return reply,
         };
         let mut body = body;
         body.truncate(admission.body);
         let request = request.with_body(body);
-        let mut outcome = self.router.call(&request, Turn::First);
+        let mut outcome = (admission.call)(&request, Poll::First);
         if matches!(outcome, Outcome::Wait { .. }) {
-            outcome = self.router.call(&request, Turn::Last);
+            outcome = (admission.call)(&request, Poll::Last);
         }
         match outcome {
             Outcome::Reply(reply) => reply,

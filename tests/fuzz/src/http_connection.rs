@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use doorstep::http::{Admission, Crowd, Limits, Outcome, Reply, Request, Server, Service, Turn, Wake};
+use doorstep::http::{Admission, Limits, Outcome, Poll, Quota, Reply, Request, Server, Service};
 use doorstep::protocol::UserId;
 use serde_json::{Value, json};
 use tiny_http::Method;
@@ -34,18 +34,9 @@ pub fn http_connection(data: &[u8]) {
 /// Answers with what it was asked.
 struct Echo;
 
-impl Service for Echo {
-    fn admit(&self, head: &mut Request) -> Result<Admission, Reply> {
-        if head.path().starts_with("/refuse") {
-            let body = json!({ "errcode": "M_FORBIDDEN", "error": "refused" });
-            return Err(marked(Reply::json_status(403, &body), head));
-        }
-        let body = if head.path().starts_with("/small") { 10 } else { 4096 };
-        Ok(Admission { body, crowd: Crowd::Clients })
-    }
-
-    fn call(&self, request: &Request, turn: Turn) -> Outcome {
-        if request.path().starts_with("/wait") && turn == Turn::First {
+impl Echo {
+    fn answer(request: &Request, poll: Poll) -> Outcome {
+        if request.path().starts_with("/wait") && poll == Poll::First {
             let user = UserId::parse("@a:a.example").expect("a user id");
             return Outcome::Wait { user, after: 0, until: Instant::now() };
         }
@@ -55,9 +46,20 @@ impl Service for Echo {
             Reply::json(&json!({ "target": request.target(), "body": text, "token": request.token() }));
         Outcome::Reply(marked(reply, request))
     }
+}
 
-    fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> Wake {
-        Wake::Quiet
+impl Service for Echo {
+    fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply> {
+        if head.path().starts_with("/refuse") {
+            let body = json!({ "errcode": "M_FORBIDDEN", "error": "refused" });
+            return Err(marked(Reply::json_status(403, &body), head));
+        }
+        let body = if head.path().starts_with("/small") { 10 } else { 4096 };
+        Ok(Admission { body, quota: Quota::Clients, call: Box::new(Echo::answer) })
+    }
+
+    fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> Option<Poll> {
+        None
     }
 
     fn interrupt(&self) {}

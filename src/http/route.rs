@@ -1,0 +1,135 @@
+//! A line of the table of endpoints: method, path, handler, and what bounds its requests.
+
+use std::sync::Arc;
+
+use tiny_http::Method;
+
+use crate::error::Result;
+use crate::http::auth::{Origin, Requester};
+use crate::http::rate_limit::Rate;
+use crate::http::transport::bounds::Quota;
+use crate::http::transport::reply::Reply;
+use crate::http::transport::request::Request;
+use crate::http::transport::service::{Outcome, Poll};
+use crate::service::Homeserver;
+
+/// A handler; its kind is its auth. A handler that takes a `Requester` cannot be mounted without a token.
+#[derive(Clone, Copy)]
+pub enum Handler {
+    /// No auth.
+    Anyone(fn(&Arc<Homeserver>, &Request) -> Result<Reply>),
+    /// Works without a token; a token that is sent must be valid.
+    MaybeUser(fn(&Arc<Homeserver>, &Request, Option<&Requester>) -> Result<Reply>),
+    /// Needs an access token: 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN`.
+    User(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
+    /// As `User`, and may ask to be called again when the stream has moved.
+    UserWaiting(fn(&Arc<Homeserver>, &Request, &Requester, Poll) -> Result<Outcome>),
+    /// As `User`, and the user must be an administrator: 403 `M_FORBIDDEN`.
+    Admin(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
+    /// Needs an X-Matrix signature: 401 `M_UNAUTHORIZED`.
+    Peer(fn(&Arc<Homeserver>, &Request, &Origin) -> Result<Reply>),
+}
+
+impl Handler {
+    /// Who may call it, in a few words for `doorstep routes`.
+    pub fn who(&self) -> &'static str {
+        match self {
+            Self::Anyone(_) => "anyone",
+            Self::MaybeUser(_) => "anyone, or a user",
+            Self::User(_) | Self::UserWaiting(_) => "a user",
+            Self::Admin(_) => "an admin",
+            Self::Peer(_) => "another server",
+        }
+    }
+}
+
+/// Largest body of a route that says nothing else, in bytes: an event is at most 64 KiB.
+pub const DEFAULT_BODY: usize = 256 * 1024;
+
+/// One line of the table of endpoints.
+pub struct Route {
+    /// The method; `Get` serves `HEAD` too.
+    pub method: &'static Method,
+    /// The path, with `{name}` for a parameter, and `{name?}` for a last parameter that may be empty or absent.
+    pub path: &'static str,
+    /// Who may call, and what is called.
+    pub handler: Handler,
+    /// Which rate limit counts it.
+    pub rate: Rate,
+    /// The largest body in bytes: 413 `M_TOO_LARGE` beyond.
+    pub body: usize,
+    /// Whether its handler does what it does by interactive authentication, and only so.
+    pub interactive: bool,
+}
+
+// As constants, because a `Method` has a destructor and a constant function may not own one.
+const GET: &Method = &Method::Get;
+const POST: &Method = &Method::Post;
+const PUT: &Method = &Method::Put;
+const DELETE: &Method = &Method::Delete;
+
+impl Route {
+    const fn new(method: &'static Method, path: &'static str, handler: Handler) -> Self {
+        let rate = match (&handler, &method) {
+            (Handler::Peer(_), _) => Rate::Federation,
+            (_, Method::Get) => Rate::Read,
+            _ => Rate::Write,
+        };
+        Self { method, path, handler, rate, body: DEFAULT_BODY, interactive: false }
+    }
+
+    /// The same route, counted by another rate limit.
+    #[must_use]
+    pub const fn rate(self, rate: Rate) -> Self {
+        Self { rate, ..self }
+    }
+
+    /// The same route, done by interactive authentication: the answer is also given to a token that ended with the deed.
+    #[must_use]
+    pub const fn interactive(self) -> Self {
+        Self { interactive: true, ..self }
+    }
+
+    /// The same route with another largest body, in bytes.
+    #[must_use]
+    pub const fn body(self, body: usize) -> Self {
+        Self { body, ..self }
+    }
+}
+
+/// A `GET` (and `HEAD`) route.
+pub const fn get(path: &'static str, handler: Handler) -> Route {
+    Route::new(GET, path, handler)
+}
+
+/// A `POST` route.
+pub const fn post(path: &'static str, handler: Handler) -> Route {
+    Route::new(POST, path, handler)
+}
+
+/// A `PUT` route.
+pub const fn put(path: &'static str, handler: Handler) -> Route {
+    Route::new(PUT, path, handler)
+}
+
+/// A `DELETE` route.
+pub const fn delete(path: &'static str, handler: Handler) -> Route {
+    Route::new(DELETE, path, handler)
+}
+
+impl Route {
+    /// Whose requests this one is counted with.
+    pub(super) fn quota(&self) -> Quota {
+        // Our keys are what another server may need before it can answer the very request that we wait for; none of
+        // these asks anybody else.
+        const NEVER_ASK: [&str; 3] =
+            ["/_matrix/key/v2/server", "/_matrix/federation/v1/version", "/.well-known/"];
+        if NEVER_ASK.iter().any(|path| self.path.starts_with(path)) {
+            Quota::Uncounted
+        } else if self.path.starts_with("/_matrix/federation/") || self.path.starts_with("/_matrix/key/") {
+            Quota::Servers
+        } else {
+            Quota::Clients
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The contract between connections and what they serve: first a request's head is admitted, then the whole request is
+//! answered, at once or after a wait.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::http::transport::bounds::Quota;
+use crate::http::transport::reply::Reply;
+use crate::http::transport::request::Request;
+use crate::protocol::UserId;
+
+/// What the connections serve: the homeserver's router, or a test's stand-in.
+pub trait Service: Send + Sync + 'static {
+    /// Admits a request by its head, before the body is read: `Err` is the answer, `Ok` says how much body may come and
+    /// who answers then.
+    fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply>;
+    /// Whether pages in a browser may read what this request target is answered.
+    fn is_for_browsers(&self, _target: &str) -> bool {
+        true
+    }
+    /// Blocks until something happened for `user` after the stream position `after` ([`Poll::Again`]), until the
+    /// server stops ([`Poll::Last`]), or until the deadline (`None`).
+    fn wait(&self, user: &UserId, after: i64, until: Instant) -> Option<Poll>;
+    /// Ends every `wait` now.
+    fn interrupt(&self);
+    /// Ends what calls wait for elsewhere, so that they give their answers soon, whatever these are.
+    fn hurry(&self) {}
+}
+
+/// Answers a whole request. May panic: that is a 500 and nothing more.
+pub type Call = Box<dyn Fn(&Request, Poll) -> Outcome + Send>;
+
+/// What `Service::admit` grants.
+pub struct Admission {
+    /// The largest body, in bytes.
+    pub body: usize,
+    /// Whose requests this one is counted with.
+    pub quota: Quota,
+    /// Who answers when the body is there.
+    pub call: Call,
+}
+
+/// Which call of a waiting handler this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Poll {
+    /// The first call.
+    First,
+    /// The stream may have moved: look again.
+    Again,
+    /// Time is up (or the server stops): answer with what there is. A handler must not answer `Wait` now.
+    Last,
+}
+
+/// What a waiting handler says.
+pub enum Outcome {
+    /// The answer.
+    Reply(Reply),
+    /// Nothing to say yet: call again when something for this user happened after this stream position, or at the
+    /// deadline. Count the deadline from `Request::received`, so that it stays the same in every call.
+    Wait {
+        /// Whose events are waited for.
+        user: UserId,
+        /// The stream position that the handler has looked at.
+        after: i64,
+        /// When to stop waiting.
+        until: Instant,
+    },
+}
