@@ -20,20 +20,20 @@ use super::dns;
 use crate::clock::Clock;
 use crate::error::{Error, Result, reason};
 use crate::federation::address_guard::AddressGuard;
-use crate::federation::connections::Lines;
+use crate::federation::connections::Connections;
 use crate::federation::discovery::{HostPort, Lookups, NoRoute, WellKnown};
 use crate::protocol::json::read_object;
 
 /// Time for a name to become addresses.
-pub(super) const RESOLVE_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for TCP and TLS together.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-const MAX_HEAD: usize = 16 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_HEAD_BYTES_MAX: usize = 16 * 1024;
 /// The specification's example has 40 bytes.
-const MAX_WELL_KNOWN: u64 = 50 * 1024;
-const MAX_WELL_KNOWN_REDIRECTS: u32 = 10;
+const WELL_KNOWN_BYTES_MAX: u64 = 50 * 1024;
+const WELL_KNOWN_REDIRECTS_MAX: u32 = 10;
 /// Requests are written in pieces of this size, and answers' heads must fit in twice as much.
-const BUFFER: usize = 16 * 1024;
+const BUFFER_BYTES: usize = 16 * 1024;
 
 /// What both agents have in common: TLS only, no proxy from the environment, errors are answers, small buffers.
 pub(super) fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq::typestate::AgentScope> {
@@ -43,16 +43,16 @@ pub(super) fn base_config(roots: RootCerts) -> ureq::config::ConfigBuilder<ureq:
         .proxy(None)
         .tls_config(TlsConfig::builder().root_certs(roots).build())
         .user_agent(concat!("Doorstep/", env!("CARGO_PKG_VERSION")))
-        .max_response_header_size(MAX_HEAD)
-        .input_buffer_size(2 * BUFFER)
-        .output_buffer_size(BUFFER)
-        .timeout_resolve(Some(RESOLVE_WITHIN))
-        .timeout_connect(Some(CONNECT_WITHIN))
+        .max_response_header_size(ANSWER_HEAD_BYTES_MAX)
+        .input_buffer_size(2 * BUFFER_BYTES)
+        .output_buffer_size(BUFFER_BYTES)
+        .timeout_resolve(Some(RESOLVE_TIMEOUT))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
 }
 
 /// An agent whose connections can be cut.
-pub(super) fn agent(config: Config, lines: &Lines, resolver: impl Resolver) -> Agent {
-    Agent::with_parts(config, lines.clone().chain(RustlsConnector::default()), resolver)
+pub(super) fn agent(config: Config, connections: &Connections, resolver: impl Resolver) -> Agent {
+    Agent::with_parts(config, connections.clone().chain(RustlsConnector::default()), resolver)
 }
 
 /// Mozilla's roots, and those of the files.
@@ -78,7 +78,7 @@ pub(super) fn roots(files: &[PathBuf]) -> Result<RootCerts> {
 }
 
 pub(super) fn within(timeout: NextTimeout) -> Duration {
-    timeout.not_zero().map_or(RESOLVE_WITHIN, |t| *t).min(RESOLVE_WITHIN)
+    timeout.not_zero().map_or(RESOLVE_TIMEOUT, |t| *t).min(RESOLVE_TIMEOUT)
 }
 
 pub(super) fn no_route(no: NoRoute) -> ureq::Error {
@@ -89,7 +89,7 @@ pub(super) fn no_route(no: NoRoute) -> ureq::Error {
 #[derive(Debug)]
 pub(super) struct WebResolver {
     pub(super) guard: AddressGuard,
-    pub(super) lines: Lines,
+    pub(super) connections: Connections,
 }
 
 impl Resolver for WebResolver {
@@ -102,7 +102,7 @@ impl Resolver for WebResolver {
         let host = uri.host().unwrap_or_default();
         let found = match (HostPort { host, port: None }).ip() {
             Some(ip) => vec![ip],
-            None => dns::addresses(&self.lines, host, within(timeout))?,
+            None => dns::addresses(&self.connections, host, within(timeout))?,
         };
         let mut addresses = self.empty();
         let port = uri.port_u16().unwrap_or(443);
@@ -119,7 +119,7 @@ impl Resolver for WebResolver {
 pub(super) struct SystemLookups {
     agent: Agent,
     clock: Clock,
-    lines: Lines,
+    connections: Connections,
     /// Where web servers listen; the tests have theirs elsewhere.
     pub(super) https_port: u16,
 }
@@ -128,13 +128,13 @@ impl SystemLookups {
     pub(super) fn new(roots: RootCerts, guard: AddressGuard, clock: Clock) -> Self {
         let config = base_config(roots)
             // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
-            .max_redirects(MAX_WELL_KNOWN_REDIRECTS)
+            .max_redirects(WELL_KNOWN_REDIRECTS_MAX)
             .max_redirects_will_error(true)
             .max_idle_connections(0)
             .build();
-        let lines = Lines::default();
-        let agent = agent(config, &lines, WebResolver { guard, lines: lines.clone() });
-        Self { agent, clock, lines, https_port: 443 }
+        let connections = Connections::default();
+        let agent = agent(config, &connections, WebResolver { guard, connections: connections.clone() });
+        Self { agent, clock, connections, https_port: 443 }
     }
 
     /// The same look-ups by another agent.
@@ -171,7 +171,7 @@ impl Lookups for SystemLookups {
         }
         let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok());
         let max_age = discovery::max_age(header("cache-control"), header("expires"), self.clock.now_ms());
-        let body = answer.into_body().into_with_config().limit(MAX_WELL_KNOWN).read_to_vec();
+        let body = answer.into_body().into_with_config().limit(WELL_KNOWN_BYTES_MAX).read_to_vec();
         let Ok(body) = body else { return WellKnown::Failed };
         #[derive(Deserialize)]
         struct Delegation {
@@ -186,14 +186,14 @@ impl Lookups for SystemLookups {
 
     fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
         let name = name.to_owned();
-        self.lines.wait_for(within, move || dns::srv(&name, within))
+        self.connections.wait_for(within, move || dns::srv(&name, within))
     }
 
     fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
-        dns::addresses(&self.lines, host, within)
+        dns::addresses(&self.connections, host, within)
     }
 
     fn cut(&self) {
-        self.lines.cut();
+        self.connections.cut();
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What all answers may hold together, in bytes.
-pub(super) struct Memory {
+pub(super) struct AnswerMemory {
     held: AtomicUsize,
     most: usize,
 }
 
-impl Memory {
+impl AnswerMemory {
     pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { held: AtomicUsize::new(0), most })
     }
@@ -18,24 +18,25 @@ impl Memory {
 
 /// What one answer holds; given back when dropped. The default holds nothing.
 #[derive(Default)]
-pub struct Held {
-    memory: Option<Arc<Memory>>,
+pub struct HeldMemory {
+    memory: Option<Arc<AnswerMemory>>,
     bytes: usize,
 }
 
 /// Answers up to this size are not counted: there are about as many as there are threads.
-const FREE: usize = 64 << 10;
-const STEP: usize = 256 << 10;
+const UNCOUNTED_BYTES_MAX: usize = 64 << 10;
+const ACCOUNT_STEP_BYTES: usize = 256 << 10;
 
-impl Held {
-    pub(super) fn nothing_of(memory: &Arc<Memory>) -> Self {
+impl HeldMemory {
+    pub(super) fn nothing_of(memory: &Arc<AnswerMemory>) -> Self {
         Self { memory: Some(memory.clone()), bytes: 0 }
     }
 
     /// Accounts for an answer that has grown to so many bytes. False: there is no memory left for it.
     pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
         let Some(memory) = &self.memory else { return true };
-        let wanted = if bytes <= FREE { 0 } else { bytes.next_multiple_of(STEP) };
+        let wanted =
+            if bytes <= UNCOUNTED_BYTES_MAX { 0 } else { bytes.next_multiple_of(ACCOUNT_STEP_BYTES) };
         if wanted <= self.bytes {
             return true;
         }
@@ -49,7 +50,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldMemory {
     fn drop(&mut self) {
         if let Some(memory) = &self.memory {
             memory.held.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -63,13 +64,17 @@ mod tests {
 
     #[test]
     fn large_answers_share_a_bound_and_small_ones_are_not_counted() {
-        let memory = Memory::new(4 * STEP);
-        let (mut large, mut other) = (Held::nothing_of(&memory), Held::nothing_of(&memory));
-        assert!(large.grow_to(FREE) && large.grow_to(2 * STEP + 1) && other.grow_to(STEP));
-        assert!(!other.grow_to(STEP + 1), "all is held");
-        assert!(Held::nothing_of(&memory).grow_to(FREE));
+        let memory = AnswerMemory::new(4 * ACCOUNT_STEP_BYTES);
+        let (mut large, mut other) = (HeldMemory::nothing_of(&memory), HeldMemory::nothing_of(&memory));
+        assert!(
+            large.grow_to(UNCOUNTED_BYTES_MAX)
+                && large.grow_to(2 * ACCOUNT_STEP_BYTES + 1)
+                && other.grow_to(ACCOUNT_STEP_BYTES)
+        );
+        assert!(!other.grow_to(ACCOUNT_STEP_BYTES + 1), "all is held");
+        assert!(HeldMemory::nothing_of(&memory).grow_to(UNCOUNTED_BYTES_MAX));
         drop(large);
-        assert!(other.grow_to(4 * STEP));
+        assert!(other.grow_to(4 * ACCOUNT_STEP_BYTES));
         drop(other);
         assert_eq!(memory.held.load(Ordering::Relaxed), 0);
     }

@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 
 pub use finding::{HierarchyAnswer, PublicRoomsAnswer};
 
-use super::client::{CallError, CallResult, Client, Response, SignedRequest};
+use super::client::{CallError, CallResult, Client, PeerRequest, Response};
 use crate::error::Error;
-use crate::federation::answer_memory::Held;
+use crate::federation::answer_memory::HeldMemory;
 use crate::protocol::json::{
     AtMost, CanonicalObject, First, FirstMembers, is_object, parse_object, read, read_large, read_object,
 };
@@ -28,39 +28,39 @@ use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 pub type RawEvent = Box<RawValue>;
 
 /// Answers that are one event or a little information about one thing.
-const SMALL: u64 = 1 << 20;
+const SMALL_ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// A statement of keys, with whatever white space.
-const STATEMENT: u64 = 64 << 10;
+const STATEMENT_BYTES_MAX: u64 = 64 << 10;
 /// The longest statement of keys that is looked at, in canonical form: room for two hundred keys and the signatures of
 /// half of them.
-pub const LONGEST_STATEMENT: usize = 32 << 10;
+pub const CANONICAL_STATEMENT_BYTES_MAX: usize = 32 << 10;
 /// Answers that are a bounded list of events: 100 of the largest possible, and room for the rest.
-const LIST: u64 = 16 << 20;
+const LIST_ANSWER_BYTES_MAX: u64 = 16 << 20;
 /// Answers that are the whole state of a room, which may have hundreds of thousands of members.
-const STATE: u64 = 256 << 20;
+const STATE_ANSWER_BYTES_MAX: u64 = 256 << 20;
 /// Most events of a state or an auth chain.
-const MAX_STATE_EVENTS: usize = 1_000_000;
+const STATE_EVENTS_MAX: usize = 1_000_000;
 /// Most entries of stripped state; a complete one has about ten.
-const MAX_STRIPPED: usize = 500;
+const STRIPPED_STATE_MAX: usize = 500;
 /// Most events asked for at once in `backfill` and `get_missing_events`, and most that the answer to the latter may have.
-const MAX_EVENTS_ASKED: usize = 100;
-const MAX_EVENTS_GIVEN: usize = 10_000;
+const EVENTS_ASKED_MAX: usize = 100;
+const EVENTS_GIVEN_MAX: usize = 10_000;
 /// Most statements of keys of one answer: four of each server that is asked about at once.
-const MAX_STATEMENTS: usize = 400;
+const STATEMENTS_MAX: usize = 400;
 /// Most devices of one user that are looked at.
-const MAX_DEVICES: usize = 1000;
+const DEVICES_MAX: usize = 1000;
 /// Most server names believed from one answer.
-const MAX_SERVERS: usize = 10_000;
+const SERVERS_MAX: usize = 10_000;
 
-const QUICK: Duration = Duration::from_secs(20);
-const ORDINARY: Duration = Duration::from_secs(40);
+const QUICK_TIMEOUT: Duration = Duration::from_secs(20);
+const ORDINARY_TIMEOUT: Duration = Duration::from_secs(40);
 /// For calls after which the peer has to work through a room.
-const LONG: Duration = Duration::from_secs(180);
+const LONG_TIMEOUT: Duration = Duration::from_secs(180);
 // Where somebody waits for the caller, it says `within` which time the call has to end.
 
 /// Which of the three sibling handshakes (`make_*`, `send_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum HandshakeKind {
     /// Joining rooms.
     Join,
     /// Knocking upon rooms.
@@ -69,7 +69,7 @@ pub enum Kind {
     Leave,
 }
 
-impl Kind {
+impl HandshakeKind {
     fn word(self) -> &'static str {
         match self {
             Self::Join => "join",
@@ -106,10 +106,10 @@ pub struct JoinBody {
 pub struct JoinAnswer<'a> {
     /// Every event of the auth chain of `state`.
     #[serde(borrow)]
-    pub auth_chain: AtMost<&'a RawValue, MAX_STATE_EVENTS>,
+    pub auth_chain: AtMost<&'a RawValue, STATE_EVENTS_MAX>,
     /// The room's state before our join.
     #[serde(borrow)]
-    pub state: AtMost<&'a RawValue, MAX_STATE_EVENTS>,
+    pub state: AtMost<&'a RawValue, STATE_EVENTS_MAX>,
     /// Our join, with the resident server's signature added if the join is a restricted one.
     #[serde(borrow, default)]
     pub event: Option<&'a RawValue>,
@@ -137,21 +137,21 @@ impl JoinBody {
 #[derive(Deserialize)]
 pub struct StateAnswer {
     /// Every event of the auth chain of `pdus`.
-    pub auth_chain: AtMost<RawEvent, MAX_STATE_EVENTS>,
+    pub auth_chain: AtMost<RawEvent, STATE_EVENTS_MAX>,
     /// The room's state before the event that was asked about.
-    pub pdus: AtMost<RawEvent, MAX_STATE_EVENTS>,
+    pub pdus: AtMost<RawEvent, STATE_EVENTS_MAX>,
     /// The memory that the answer takes.
     #[serde(skip)]
-    pub held: Held,
+    pub held: HeldMemory,
 }
 
 /// The answer of `state_ids`.
 #[derive(Debug, Deserialize)]
 pub struct StateIdsAnswer {
     /// The ids of the auth chain.
-    pub auth_chain_ids: AtMost<EventId, MAX_STATE_EVENTS>,
+    pub auth_chain_ids: AtMost<EventId, STATE_EVENTS_MAX>,
     /// The ids of the room's state before the event that was asked about.
-    pub pdu_ids: AtMost<EventId, MAX_STATE_EVENTS>,
+    pub pdu_ids: AtMost<EventId, STATE_EVENTS_MAX>,
 }
 
 /// The answer of `query/directory`.
@@ -166,16 +166,16 @@ pub struct DirectoryAnswer {
 
 /// The answer of `user/devices`.
 #[derive(Debug, Deserialize)]
-pub struct RemoteDevices {
+pub struct UserDevicesAnswer {
     /// The last update that is in it.
     pub stream_id: i64,
     /// The devices.
-    pub devices: First<RemoteDevice, MAX_DEVICES>,
+    pub devices: First<UserDevice, DEVICES_MAX>,
 }
 
 /// One device of a user of another server.
 #[derive(Debug, Deserialize)]
-pub struct RemoteDevice {
+pub struct UserDevice {
     /// Its id.
     pub device_id: String,
     /// What its user calls it.
@@ -185,7 +185,7 @@ pub struct RemoteDevice {
 }
 
 fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<ServerName>, D::Error> {
-    let First(texts) = First::<Box<RawValue>, MAX_SERVERS>::deserialize(d)?;
+    let First(texts) = First::<Box<RawValue>, SERVERS_MAX>::deserialize(d)?;
     Ok(texts.iter().filter_map(|text| read(text.get().as_bytes()).ok()).collect())
 }
 
@@ -206,19 +206,19 @@ impl Client {
     pub fn make_membership(
         &self,
         peer: &ServerName,
-        kind: Kind,
+        kind: HandshakeKind,
         room: &RoomId,
         user: &UserId,
         versions: &[RoomVersion],
     ) -> CallResult<Template> {
         let mut path = format!("/_matrix/federation/v1/make_{}/{}/{}", kind.word(), enc(room), enc(user));
-        if kind != Kind::Leave {
+        if kind != HandshakeKind::Leave {
             for (at, version) in versions.iter().enumerate() {
                 path.push_str(if at == 0 { "?" } else { "&" });
                 let _ = write!(path, "ver={}", enc(version.id));
             }
         }
-        object(self.get(peer, path, QUICK, SMALL)?)
+        object(self.get(peer, path, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)
     }
 
     /// `PUT /v2/send_join`, or v1 where the peer knows no v2: hands our signed join in and gets the room.
@@ -230,10 +230,13 @@ impl Client {
         event: &[u8],
     ) -> CallResult<JoinBody> {
         let path = format!("/_matrix/federation/v2/send_join/{}/{}", enc(room), enc(id));
-        match self.put(peer, path, event, LONG, STATE) {
+        match self.put(peer, path, event, LONG_TIMEOUT, STATE_ANSWER_BYTES_MAX) {
             Err(e) if e.is_unrecognized() => {
                 let path = format!("/_matrix/federation/v1/send_join/{}/{}", enc(room), enc(id));
-                Ok(JoinBody { response: self.put(peer, path, event, LONG, STATE)?, in_array: true })
+                Ok(JoinBody {
+                    response: self.put(peer, path, event, LONG_TIMEOUT, STATE_ANSWER_BYTES_MAX)?,
+                    in_array: true,
+                })
             }
             other => Ok(JoinBody { response: other?, in_array: false }),
         }
@@ -250,10 +253,10 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct KnockAnswer {
-            knock_room_state: AtMost<RawEvent, MAX_STRIPPED>,
+            knock_room_state: AtMost<RawEvent, STRIPPED_STATE_MAX>,
         }
         let path = format!("/_matrix/federation/v1/send_knock/{}/{}", enc(room), enc(id));
-        let response = self.put(peer, path, event, ORDINARY, LIST)?;
+        let response = self.put(peer, path, event, ORDINARY_TIMEOUT, LIST_ANSWER_BYTES_MAX)?;
         let answer: KnockAnswer = object(response).map_err(CallError::after_success)?;
         Ok(answer.knock_room_state.0)
     }
@@ -262,10 +265,10 @@ impl Client {
     /// matter.
     pub fn send_leave(&self, peer: &ServerName, room: &RoomId, id: &EventId, event: &[u8]) -> CallResult<()> {
         let path = format!("/_matrix/federation/v2/send_leave/{}/{}", enc(room), enc(id));
-        let answer = match self.put(peer, path, event, ORDINARY, SMALL) {
+        let answer = match self.put(peer, path, event, ORDINARY_TIMEOUT, SMALL_ANSWER_BYTES_MAX) {
             Err(e) if e.is_unrecognized() => {
                 let path = format!("/_matrix/federation/v1/send_leave/{}/{}", enc(room), enc(id));
-                self.put(peer, path, event, ORDINARY, SMALL)
+                self.put(peer, path, event, ORDINARY_TIMEOUT, SMALL_ANSWER_BYTES_MAX)
             }
             other => other,
         };
@@ -288,7 +291,8 @@ impl Client {
     ) -> CallResult<RawEvent> {
         let path = format!("/_matrix/federation/v2/invite/{}/{}", enc(room), enc(id));
         let body = to_body(&InviteBody { room_version: version.id, event, invite_room_state: room_state })?;
-        let answer: EventAnswer = object(self.put(peer, path, &body, ORDINARY, SMALL)?)?;
+        let answer: EventAnswer =
+            object(self.put(peer, path, &body, ORDINARY_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)?;
         Ok(answer.event)
     }
 
@@ -302,7 +306,8 @@ impl Client {
         event: &[u8],
     ) -> CallResult<RawEvent> {
         let path = format!("/_matrix/federation/v1/invite/{}/{}", enc(room), enc(id));
-        let answer: EventAnswer = in_array(self.put(peer, path, event, ORDINARY, SMALL)?)?;
+        let answer: EventAnswer =
+            in_array(self.put(peer, path, event, ORDINARY_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)?;
         Ok(answer.event)
     }
 
@@ -316,7 +321,8 @@ impl Client {
         within: Duration,
     ) -> CallResult<()> {
         let path = format!("/_matrix/federation/v1/exchange_third_party_invite/{}", enc(room));
-        let _: IgnoredAny = object(self.put(peer, path, &to_body(event)?, within, SMALL)?)?;
+        let _: IgnoredAny =
+            object(self.put(peer, path, &to_body(event)?, within, SMALL_ANSWER_BYTES_MAX)?)?;
         Ok(())
     }
 
@@ -331,20 +337,20 @@ impl Client {
     ) -> CallResult<TransactionAnswer> {
         let path = format!("/_matrix/federation/v1/send/{}", enc(txn_id));
         #[derive(Deserialize)]
-        struct Taken {
+        struct SendAnswer {
             // Servers of old answered an empty transaction with an empty object.
             #[serde(default)]
             pdus: Option<Box<RawValue>>,
         }
         #[derive(Deserialize)]
-        struct Said {
+        struct PduResult {
             error: String,
         }
-        let answer: Taken = object(self.put(peer, path, body, within, SMALL)?)?;
+        let answer: SendAnswer = object(self.put(peer, path, body, within, SMALL_ANSWER_BYTES_MAX)?)?;
         let pdus = answer.pdus.as_ref().and_then(|pdus| read(pdus.get().as_bytes()).ok());
-        let pdus: FirstMembers<String, &RawValue, MAX_EVENTS_ASKED> = pdus.unwrap_or_default();
+        let pdus: FirstMembers<String, &RawValue, EVENTS_ASKED_MAX> = pdus.unwrap_or_default();
         let failed = pdus.0.into_iter().filter_map(|(id, said)| {
-            let Said { error } = read_object(said.get().as_bytes()).ok()?;
+            let PduResult { error } = read_object(said.get().as_bytes()).ok()?;
             Some((id, error))
         });
         Ok(failed.collect())
@@ -363,20 +369,20 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Missing {
-            events: AtMost<RawEvent, MAX_EVENTS_GIVEN>,
+            events: AtMost<RawEvent, EVENTS_GIVEN_MAX>,
         }
         let path = format!("/_matrix/federation/v1/get_missing_events/{}", enc(room));
-        let limit = limit.min(MAX_EVENTS_ASKED);
+        let limit = limit.min(EVENTS_ASKED_MAX);
         let body = to_body(&json!({
             "earliest_events": earliest, "latest_events": latest, "limit": limit, "min_depth": 0,
         }))?;
-        let request = SignedRequest {
+        let request = PeerRequest {
             method: "POST",
             destination: peer,
             path_and_query: path,
             body: Some(&body),
-            timeout: ORDINARY.min(within),
-            max_bytes: LIST,
+            timeout: ORDINARY_TIMEOUT.min(within),
+            max_bytes: LIST_ANSWER_BYTES_MAX,
         };
         let Missing { events: AtMost(mut events) } = object(self.request(request)?)?;
         // The newest are the ones that connect to what we have been given.
@@ -394,7 +400,7 @@ impl Client {
         within: Duration,
     ) -> CallResult<StateIdsAnswer> {
         let path = format!("/_matrix/federation/v1/state_ids/{}?event_id={}", enc(room), enc(at));
-        large_object_in(&self.get(peer, path, LONG.min(within), STATE / 4)?.body)
+        large_object_in(&self.get(peer, path, LONG_TIMEOUT.min(within), STATE_ANSWER_BYTES_MAX / 4)?.body)
     }
 
     /// `GET state`: the events of the room's state before an event, and of its auth chain.
@@ -406,7 +412,7 @@ impl Client {
         within: Duration,
     ) -> CallResult<StateAnswer> {
         let path = format!("/_matrix/federation/v1/state/{}?event_id={}", enc(room), enc(at));
-        let response = self.get(peer, path, LONG.min(within), STATE)?;
+        let response = self.get(peer, path, LONG_TIMEOUT.min(within), STATE_ANSWER_BYTES_MAX)?;
         let mut answer: StateAnswer = large_object_in(&response.body)?;
         answer.held = response.held;
         Ok(answer)
@@ -419,7 +425,8 @@ impl Client {
             pdus: First<RawEvent, 2>,
         }
         let path = format!("/_matrix/federation/v1/event/{}", enc(id));
-        let answer: OneEvent = object(self.get(peer, path, QUICK.min(within), SMALL)?)?;
+        let answer: OneEvent =
+            object(self.get(peer, path, QUICK_TIMEOUT.min(within), SMALL_ANSWER_BYTES_MAX)?)?;
         let mut events = answer.pdus.0.into_iter();
         match (events.next(), events.next()) {
             (Some(event), None) => Ok(event),
@@ -437,10 +444,12 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Chain {
-            auth_chain: AtMost<RawEvent, MAX_STATE_EVENTS>,
+            auth_chain: AtMost<RawEvent, STATE_EVENTS_MAX>,
         }
         let path = format!("/_matrix/federation/v1/event_auth/{}/{}", enc(room), enc(id));
-        let answer: Chain = large_object_in(&self.get(peer, path, ORDINARY.min(within), STATE / 4)?.body)?;
+        let answer: Chain = large_object_in(
+            &self.get(peer, path, ORDINARY_TIMEOUT.min(within), STATE_ANSWER_BYTES_MAX / 4)?.body,
+        )?;
         Ok(answer.auth_chain.0)
     }
 
@@ -455,15 +464,15 @@ impl Client {
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
         struct Backfilled {
-            pdus: First<RawEvent, MAX_EVENTS_ASKED>,
+            pdus: First<RawEvent, EVENTS_ASKED_MAX>,
         }
-        let limit = limit.min(MAX_EVENTS_ASKED);
+        let limit = limit.min(EVENTS_ASKED_MAX);
         let mut path = format!("/_matrix/federation/v1/backfill/{}?limit={limit}", enc(room));
         for id in from {
             let _ = write!(path, "&v={}", enc(id));
         }
         let Backfilled { pdus: First(mut pdus) } =
-            object(self.get(peer, path, ORDINARY.min(within), LIST)?)?;
+            object(self.get(peer, path, ORDINARY_TIMEOUT.min(within), LIST_ANSWER_BYTES_MAX)?)?;
         pdus.truncate(limit);
         Ok(pdus)
     }
@@ -476,7 +485,7 @@ impl Client {
         within: Duration,
     ) -> CallResult<DirectoryAnswer> {
         let path = format!("/_matrix/federation/v1/query/directory?room_alias={}", enc(alias));
-        object(self.get(peer, path, within, SMALL)?)
+        object(self.get(peer, path, within, SMALL_ANSWER_BYTES_MAX)?)
     }
 
     /// `GET query/profile`: the profile of a user of the peer's, or one field of it.
@@ -491,24 +500,24 @@ impl Client {
         if let Some(field) = field {
             let _ = write!(path, "&field={}", enc(field));
         }
-        object(self.get(peer, path, within, SMALL)?)
+        object(self.get(peer, path, within, SMALL_ANSWER_BYTES_MAX)?)
     }
 
     /// `GET user/devices/{userId}`: the devices of a user of the peer's that have identity keys.
-    pub fn user_devices(&self, peer: &ServerName, user: &UserId) -> CallResult<RemoteDevices> {
+    pub fn user_devices(&self, peer: &ServerName, user: &UserId) -> CallResult<UserDevicesAnswer> {
         let path = format!("/_matrix/federation/v1/user/devices/{}", enc(user));
-        object(self.get(peer, path, QUICK, SMALL)?)
+        object(self.get(peer, path, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)
     }
 
     /// `GET /_matrix/key/v2/server`: the peer's own statement of its keys, unchecked.
     pub fn server_keys(&self, peer: &ServerName, within: Duration) -> CallResult<CanonicalObject> {
-        let request = SignedRequest {
+        let request = PeerRequest {
             method: "GET",
             destination: peer,
             path_and_query: "/_matrix/key/v2/server".into(),
             body: None,
-            timeout: QUICK.min(within),
-            max_bytes: STATEMENT,
+            timeout: QUICK_TIMEOUT.min(within),
+            max_bytes: STATEMENT_BYTES_MAX,
         };
         let answer = self.request_unsigned(request)?;
         statement(&answer.body).ok_or_else(|| CallError::bad("no statement of keys, or one that is too long"))
@@ -525,17 +534,17 @@ impl Client {
     ) -> CallResult<Vec<CanonicalObject>> {
         #[derive(Deserialize)]
         struct Notarised {
-            server_keys: First<Box<RawValue>, MAX_STATEMENTS>,
+            server_keys: First<Box<RawValue>, STATEMENTS_MAX>,
         }
         let body = to_body(&json!({ "server_keys": query }))?;
-        let request = SignedRequest {
+        let request = PeerRequest {
             method: "POST",
             destination: notary,
             path_and_query: "/_matrix/key/v2/query".into(),
             body: Some(&body),
             // The notary may have to ask others in turn.
-            timeout: ORDINARY.min(within),
-            max_bytes: LIST,
+            timeout: ORDINARY_TIMEOUT.min(within),
+            max_bytes: LIST_ANSWER_BYTES_MAX,
         };
         let answer: Notarised = object(self.request_unsigned(request)?)?;
         let texts = answer.server_keys.0;
@@ -549,7 +558,7 @@ impl Client {
         timeout: Duration,
         max_bytes: u64,
     ) -> CallResult<Response> {
-        let request = SignedRequest {
+        let request = PeerRequest {
             method: "GET",
             destination: peer,
             path_and_query: path,
@@ -568,7 +577,7 @@ impl Client {
         timeout: Duration,
         max: u64,
     ) -> CallResult<Response> {
-        self.request(SignedRequest {
+        self.request(PeerRequest {
             method: "PUT",
             destination: peer,
             path_and_query: path,
@@ -594,7 +603,7 @@ struct EventAnswer {
 /// A statement of keys as it came, in canonical form; no tree is made of it. None if it is no object, or too long.
 fn statement(text: &[u8]) -> Option<CanonicalObject> {
     let (object, _) = CanonicalObject::read(text).ok()?;
-    (object.as_bytes().len() <= LONGEST_STATEMENT).then_some(object)
+    (object.as_bytes().len() <= CANONICAL_STATEMENT_BYTES_MAX).then_some(object)
 }
 
 fn to_body(value: &impl serde::Serialize) -> CallResult<Vec<u8>> {
@@ -663,7 +672,7 @@ mod tests {
     use super::*;
 
     fn answer(text: &str) -> Response {
-        Response { status: 200, body: text.into(), held: Held::default() }
+        Response { status: 200, body: text.into(), held: HeldMemory::default() }
     }
 
     #[test]

@@ -19,35 +19,35 @@ use ureq::{Agent, Timeout};
 use super::address_guard::AddressGuard;
 use super::agent;
 use super::discovery::{Discovery, Lookups, NoRoute};
-use super::stand_in::{Anywhere, Everywhere, Script, StandIn};
+use super::scripted::{AnswerScript, ScriptedConnector, ScriptedLookups, ScriptedResolver};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::agent::{SystemLookups, WebResolver, base_config, no_route, roots, within};
-use crate::federation::answer_memory::{Held, Memory};
-use crate::federation::connections::Lines;
-use crate::federation::offline::Nowhere;
+use crate::federation::answer_memory::{AnswerMemory, HeldMemory};
+use crate::federation::connections::Connections;
+use crate::federation::offline::Offline;
 use crate::protocol::json::parse_object;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{ServerName, x_matrix};
 
 /// Time for a well-known answer, redirects and all.
-const WELL_KNOWN_WITHIN: Duration = Duration::from_secs(10);
+const WELL_KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of an answer that is an error, this much is read.
-const MAX_ERROR_BODY: u64 = 64 * 1024;
+const ERROR_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// Of a peer's error message, this much is passed on.
-const MAX_MESSAGE: usize = 500;
+const ERROR_MESSAGE_MAX: usize = 500;
 /// Idle connections kept, in all and to one server, and for how long.
-const MAX_IDLE: usize = 32;
-const MAX_IDLE_PER_SERVER: usize = 4;
-const IDLE_KEPT: Duration = Duration::from_secs(50);
+const IDLE_CONNECTIONS_MAX: usize = 32;
+const IDLE_CONNECTIONS_PER_SERVER_MAX: usize = 4;
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(50);
 /// So much of an answer is read before it is accounted for.
-const READ: u64 = 64 * 1024;
+const READ_BYTES: u64 = 64 * 1024;
 /// What all answers together may hold in memory: one of the largest, and some ordinary ones.
-const MAX_ANSWERS: usize = 384 << 20;
+const ANSWERS_BYTES_MAX: usize = 384 << 20;
 
 /// What a client needs to know.
-pub struct Settings {
+pub struct ClientSettings {
     /// Our own name: the origin of every request.
     pub server_name: ServerName,
     /// PEM files with root certificates to trust besides Mozilla's.
@@ -59,7 +59,7 @@ pub struct Settings {
 }
 
 /// One request to another server.
-pub struct SignedRequest<'a> {
+pub struct PeerRequest<'a> {
     /// `GET`, `POST` or `PUT`.
     pub method: &'a str,
     /// The server name, before any delegation.
@@ -81,7 +81,7 @@ pub struct Response {
     /// The body, which is within the request's bound but not yet looked at.
     pub body: Vec<u8>,
     /// What the body holds of the memory for answers: keep it as long as the body, or what was read from it.
-    pub held: Held,
+    pub held: HeldMemory,
 }
 
 /// What a call gives.
@@ -93,7 +93,7 @@ pub enum CallError {
     /// No answer, or one of a proxy that speaks for an absent server. Trying again later may help.
     Unreachable(String),
     /// The peer answered, and its answer is no.
-    Refused(Box<Refusal>),
+    Refused(Box<PeerError>),
     /// The peer answered with something that is not an answer: not JSON, too long, missing parts, lies.
     BadAnswer(String),
     /// The peer did what it was asked to (its status was 2xx); and then its answer broke off, or was of no use.
@@ -102,7 +102,7 @@ pub enum CallError {
 
 /// A peer's error.
 #[derive(Debug, Clone)]
-pub struct Refusal {
+pub struct PeerError {
     /// The HTTP status.
     pub status: u16,
     /// The error code, if the body was a Matrix error.
@@ -114,7 +114,7 @@ pub struct Refusal {
 }
 
 /// Whether a peer says that this was too often. By its code too: the status may be one that is no news of our server.
-fn is_limit(refusal: &Refusal) -> bool {
+fn is_limit(refusal: &PeerError) -> bool {
     refusal.status == 429 || refusal.errcode.as_deref() == Some("M_LIMIT_EXCEEDED")
 }
 
@@ -156,7 +156,7 @@ impl CallError {
     }
 
     /// The peer's own words, if it answered with an error.
-    pub fn refusal(&self) -> Option<&Refusal> {
+    pub fn refusal(&self) -> Option<&PeerError> {
         match self {
             Self::Refused(refusal) => Some(refusal),
             _ => None,
@@ -185,10 +185,10 @@ impl CallError {
     /// As our own client should hear of a limit that the peer set to what it asked for: 429 `M_LIMIT_EXCEEDED`, with the
     /// peer's `retry_after_ms`. None of any other error.
     pub fn as_limit(&self, peer: &ServerName) -> Option<Error> {
-        const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+        const RETRY_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
         self.refusal().filter(|refusal| is_limit(refusal))?;
         let told = Error::new(ErrCode::LimitExceeded, format!("{peer} wants to be asked later"));
-        let wait = self.retry_after().map(|wait| wait.min(LONGEST).as_millis());
+        let wait = self.retry_after().map(|wait| wait.min(RETRY_AFTER_MAX).as_millis());
         Some(match wait.and_then(|ms| u64::try_from(ms).ok()) {
             Some(ms) => told.with_field("retry_after_ms", ms),
             None => told,
@@ -259,22 +259,22 @@ pub struct Client {
     /// For what is no homeserver.
     pub(super) web: Agent,
     discovery: Arc<Discovery>,
-    lines: Lines,
+    connections: Connections,
     peers: ServerAcl,
-    memory: Arc<Memory>,
+    memory: Arc<AnswerMemory>,
 }
 
 /// The answer that we give ourselves in place of a server that our settings keep us from talking to.
 fn not_talked_to(server: &ServerName) -> CallError {
     let message = format!("This server does not talk to {server}");
     let errcode = Some(ErrCode::Forbidden.as_str().to_owned());
-    CallError::Refused(Box::new(Refusal { status: 403, errcode, message, body: Map::new() }))
+    CallError::Refused(Box::new(PeerError { status: 403, errcode, message, body: Map::new() }))
 }
 
 impl Client {
     /// A client that signs with whatever key is in `key` at the time. Errors: a file of root certificates that
     /// cannot be read, with its name.
-    pub fn new(settings: Settings, key: Arc<ArcSwap<SigningKey>>) -> Result<Self> {
+    pub fn new(settings: ClientSettings, key: Arc<ArcSwap<SigningKey>>) -> Result<Self> {
         let roots = roots(&settings.trust_ca)?;
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
         let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone());
@@ -282,33 +282,35 @@ impl Client {
     }
 
     /// A client that reaches nobody, not even a name server: every request fails at once.
-    pub(crate) fn to_nowhere(settings: Settings, key: Arc<ArcSwap<SigningKey>>) -> Self {
+    pub(crate) fn offline(settings: ClientSettings, key: Arc<ArcSwap<SigningKey>>) -> Self {
         let roots = RootCerts::Specific(Arc::default());
         let agent = || {
             let config = base_config(roots.clone()).max_redirects(0).build();
-            Agent::with_parts(config, DefaultConnector::default(), Nowhere)
+            Agent::with_parts(config, DefaultConnector::default(), Offline)
         };
         let (agent, web) = (agent(), agent());
-        Self { agent, web, ..Self::with_lookups(settings, key, roots, Box::new(Nowhere)) }
+        Self { agent, web, ..Self::with_lookups(settings, key, roots, Box::new(Offline)) }
     }
 
     /// A client for which a script plays all other servers, in memory.
-    pub(crate) fn to_stand_in(
-        settings: Settings,
+    pub(crate) fn to_script(
+        settings: ClientSettings,
         key: Arc<ArcSwap<SigningKey>>,
-        script: Arc<Script>,
+        script: Arc<AnswerScript>,
     ) -> Self {
         let roots = RootCerts::Specific(Arc::default());
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
-        let agent = |config: &Config| Agent::with_parts(config.clone(), StandIn(script.clone()), Anywhere);
+        let agent = |config: &Config| {
+            Agent::with_parts(config.clone(), ScriptedConnector(script.clone()), ScriptedResolver)
+        };
         let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone()).by(agent);
-        let new = Self::with_lookups(settings, key, roots, Box::new(Everywhere(lookups)));
+        let new = Self::with_lookups(settings, key, roots, Box::new(ScriptedLookups(lookups)));
         Self { agent: agent(new.agent.config()), web: agent(new.web.config()), ..new }
     }
 
     /// A client that finds servers by these look-ups.
     pub(crate) fn with_lookups(
-        settings: Settings,
+        settings: ClientSettings,
         key: Arc<ArcSwap<SigningKey>>,
         roots: RootCerts,
         lookups: Box<dyn Lookups>,
@@ -317,19 +319,19 @@ impl Client {
         let discovery = Arc::new(Discovery::new(lookups, guard, settings.clock));
         let web = base_config(roots.clone()).max_redirects(0).max_redirects_will_error(false);
         let web = web.max_idle_connections(0).build();
-        let lines = Lines::default();
-        let web = agent::agent(web, &lines, WebResolver { guard, lines: lines.clone() });
+        let connections = Connections::default();
+        let web = agent::agent(web, &connections, WebResolver { guard, connections: connections.clone() });
         let config = base_config(roots)
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .max_idle_connections(MAX_IDLE)
-            .max_idle_connections_per_host(MAX_IDLE_PER_SERVER)
-            .max_idle_age(IDLE_KEPT)
+            .max_idle_connections(IDLE_CONNECTIONS_MAX)
+            .max_idle_connections_per_host(IDLE_CONNECTIONS_PER_SERVER_MAX)
+            .max_idle_age(IDLE_CONNECTION_TIMEOUT)
             .build();
         let resolver = MatrixResolver { discovery: discovery.clone() };
-        let agent = agent::agent(config, &lines, resolver);
-        let (peers, memory) = (ServerAcl::from_lists(&[], &[]), Memory::new(MAX_ANSWERS));
-        Self { server_name: settings.server_name, key, agent, web, discovery, lines, peers, memory }
+        let agent = agent::agent(config, &connections, resolver);
+        let (peers, memory) = (ServerAcl::from_lists(&[], &[]), AnswerMemory::new(ANSWERS_BYTES_MAX));
+        Self { server_name: settings.server_name, key, agent, web, discovery, connections, peers, memory }
     }
 
     /// The same client, which talks to these servers only.
@@ -345,7 +347,7 @@ impl Client {
     }
 
     /// Makes a request signed as ours (server-server API, "Request Authentication").
-    pub fn request(&self, request: SignedRequest<'_>) -> CallResult<Response> {
+    pub fn request(&self, request: PeerRequest<'_>) -> CallResult<Response> {
         if !self.peers.allows(request.destination.as_str()) {
             return Err(not_talked_to(request.destination));
         }
@@ -362,20 +364,20 @@ impl Client {
     }
 
     /// Makes a request without a signature, for the key endpoints; also to servers that we do not talk to otherwise.
-    pub fn request_unsigned(&self, request: SignedRequest<'_>) -> CallResult<Response> {
+    pub fn request_unsigned(&self, request: PeerRequest<'_>) -> CallResult<Response> {
         self.perform(&request, None)
     }
 
     /// Ends every connection and every attempt to make one, so that threads inside a request come back at once. Later
     /// requests fail.
     pub fn shutdown(&self) {
-        self.lines.cut();
+        self.connections.cut();
         self.discovery.cut();
     }
 
-    fn perform(&self, request: &SignedRequest<'_>, authorization: Option<&str>) -> CallResult<Response> {
+    fn perform(&self, request: &PeerRequest<'_>, authorization: Option<&str>) -> CallResult<Response> {
         let deadline = Instant::now() + request.timeout;
-        let within = request.timeout.min(WELL_KNOWN_WITHIN);
+        let within = request.timeout.min(WELL_KNOWN_TIMEOUT);
         let authority = self.discovery.authority(request.destination, within).map_err(unroutable)?;
         let began = Instant::now();
         let answer = self.exchange(request, &authority, authorization, deadline, false);
@@ -404,8 +406,8 @@ impl Client {
         answer
     }
 
-    fn log_hop(&self, request: &SignedRequest<'_>, answer: &CallResult<Response>) {
-        let SignedRequest { method, destination, path_and_query, .. } = request;
+    fn log_hop(&self, request: &PeerRequest<'_>, answer: &CallResult<Response>) {
+        let PeerRequest { method, destination, path_and_query, .. } = request;
         let (us, path) = (&self.server_name, path_and_query.split('?').next().unwrap_or_default());
         match answer {
             Ok(_) => log::debug!(target: HOPS, "{us} → {destination}: {method} {path} → 200"),
@@ -415,7 +417,7 @@ impl Client {
 
     fn exchange(
         &self,
-        request: &SignedRequest<'_>,
+        request: &PeerRequest<'_>,
         authority: &str,
         authorization: Option<&str>,
         deadline: Instant,
@@ -444,7 +446,7 @@ impl Client {
                 self.run(built, left, new_connection)
             }
         };
-        let held = Held::nothing_of(&self.memory);
+        let held = HeldMemory::nothing_of(&self.memory);
         read_answer(answer.map_err(Failure::from_ureq)?, request.max_bytes, held)
     }
 
@@ -540,7 +542,7 @@ impl Failure {
 pub(super) fn read_answer(
     answer: http::Response<ureq::Body>,
     max_bytes: u64,
-    held: Held,
+    held: HeldMemory,
 ) -> Result<Response, Failure> {
     let status = answer.status().as_u16();
     if answer.status().is_redirection() {
@@ -553,7 +555,7 @@ pub(super) fn read_answer(
     if ok && length.is_some_and(|n: u64| n > max_bytes) {
         return Err(Failure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))).after_success());
     }
-    let limit = if ok { max_bytes } else { MAX_ERROR_BODY };
+    let limit = if ok { max_bytes } else { ERROR_BODY_BYTES_MAX };
     let read = read_body(answer.into_body().into_with_config().limit(limit).reader(), held);
     if ok {
         return read.map(|(body, held)| Response { status, body, held }).map_err(Failure::after_success);
@@ -565,16 +567,16 @@ pub(super) fn read_answer(
         return Err(Failure::Said(CallError::Unreachable(format!("a proxy answered with status {status}"))));
     }
     let message = body.get("error").and_then(Value::as_str).unwrap_or_default();
-    let message: String = message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect();
-    Err(Failure::Said(CallError::Refused(Box::new(Refusal { status, errcode, message, body }))))
+    let message: String = message.chars().filter(|c| !c.is_control()).take(ERROR_MESSAGE_MAX).collect();
+    Err(Failure::Said(CallError::Refused(Box::new(PeerError { status, errcode, message, body }))))
 }
 
 /// Reads a body to its end, accounting for it as it grows.
-fn read_body(mut reader: impl io::Read, mut held: Held) -> Result<(Vec<u8>, Held), Failure> {
+fn read_body(mut reader: impl io::Read, mut held: HeldMemory) -> Result<(Vec<u8>, HeldMemory), Failure> {
     let mut body = Vec::new();
     loop {
         let before = body.len();
-        let read = reader.by_ref().take(READ).read_to_end(&mut body);
+        let read = reader.by_ref().take(READ_BYTES).read_to_end(&mut body);
         read.map_err(|e| Failure::from_ureq(ureq::Error::from(e)))?;
         if body.len() == before {
             return Ok((body, held));

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
-use super::super::calls::Kind;
+use super::super::calls::HandshakeKind;
 use super::super::dns::Srv;
-use super::super::scripted_peer::{Said, ScriptedPeer};
+use super::super::scripted_peer::{ScriptedAnswer, ScriptedPeer};
 use std::net::IpAddr;
 
 use super::*;
@@ -48,8 +48,8 @@ fn name(text: &str) -> ServerName {
     ServerName::parse(text).expect("a server name")
 }
 
-fn settings(allow_private_addresses: bool) -> Settings {
-    Settings {
+fn settings(allow_private_addresses: bool) -> ClientSettings {
+    ClientSettings {
         server_name: name("us.example"),
         trust_ca: vec![certificates().ca.clone()],
         allow_private_addresses,
@@ -70,8 +70,8 @@ fn client_in(world: Loopback) -> Client {
     Client::with_lookups(settings(true), key(), roots, Box::new(world))
 }
 
-fn get<'a>(peer: &'a ServerName, path: &str) -> SignedRequest<'a> {
-    SignedRequest {
+fn get<'a>(peer: &'a ServerName, path: &str) -> PeerRequest<'a> {
+    PeerRequest {
         method: "GET",
         destination: peer,
         path_and_query: path.into(),
@@ -106,9 +106,9 @@ fn unreachable(result: CallResult<Response>) -> String {
 
 #[test]
 fn requests_are_signed_over_method_target_and_body() {
-    let peer = ScriptedPeer::start(|_| Said::Json(200, json!({})));
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::Json(200, json!({})));
     let body = br#"{"b": 1, "a": [true]}"#;
-    let request = SignedRequest { method: "PUT", body: Some(body), ..get(&peer.name, "/_matrix/x/%21a?b=c") };
+    let request = PeerRequest { method: "PUT", body: Some(body), ..get(&peer.name, "/_matrix/x/%21a?b=c") };
     client().request(request).expect("an answer");
     let asked = &peer.asked()[0];
     assert_eq!((asked.method.as_str(), asked.target.as_str()), ("PUT", "/_matrix/x/%21a?b=c"));
@@ -127,8 +127,8 @@ fn connections_are_kept_and_a_closed_one_is_replaced_without_notice() {
     let count = AtomicUsize::new(0);
     let peer = ScriptedPeer::start(move |asked| match asked.target.as_str() {
         // Closes where the third answer should be, on the connection that served the first two.
-        "/third" if count.fetch_add(1, Ordering::Relaxed) == 0 => Said::HangUp,
-        _ => Said::Json(200, json!({})),
+        "/third" if count.fetch_add(1, Ordering::Relaxed) == 0 => ScriptedAnswer::HangUp,
+        _ => ScriptedAnswer::Json(200, json!({})),
     });
     let client = client();
     for path in ["/first", "/second", "/third", "/fourth"] {
@@ -140,7 +140,7 @@ fn connections_are_kept_and_a_closed_one_is_replaced_without_notice() {
 
 #[test]
 fn host_and_certificate_follow_the_delegated_name_and_the_signature_does_not() {
-    let peer = ScriptedPeer::start(|_| Said::Json(200, json!({})));
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::Json(200, json!({})));
     let delegated = format!("localhost:{}", peer.address.port());
     let client = client_in(Loopback { delegate: Some(("matrix.example", delegated.clone())), srv: None });
     let server = name("matrix.example");
@@ -153,7 +153,7 @@ fn host_and_certificate_follow_the_delegated_name_and_the_signature_does_not() {
 
 #[test]
 fn an_srv_record_changes_the_port_but_not_the_name_of_the_certificate() {
-    let peer = ScriptedPeer::start(|_| Said::Json(200, json!({})));
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::Json(200, json!({})));
     let srv = |service| Loopback { delegate: None, srv: Some((service, peer.address.port())) };
     let localhost = name("localhost");
     client_in(srv("_matrix-fed._tcp.localhost")).request(get(&localhost, "/")).expect("an answer");
@@ -168,8 +168,9 @@ fn an_srv_record_changes_the_port_but_not_the_name_of_the_certificate() {
 
 #[test]
 fn a_certificate_of_an_unknown_authority_is_refused() {
-    let peer = ScriptedPeer::start(|_| Said::Json(200, json!({})));
-    let stranger = Client::new(Settings { trust_ca: Vec::new(), ..settings(true) }, key()).expect("a client");
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::Json(200, json!({})));
+    let stranger =
+        Client::new(ClientSettings { trust_ca: Vec::new(), ..settings(true) }, key()).expect("a client");
     let why = unreachable(stranger.request(get(&peer.name, "/")));
     assert!(why.to_lowercase().contains("certificate"), "{why}");
     assert!(peer.asked().is_empty(), "nothing may be sent before the peer is known");
@@ -181,7 +182,7 @@ fn a_file_of_authorities_that_is_none_is_an_error_with_its_name() {
     let empty = folder.join("empty.pem");
     std::fs::write(&empty, "no certificate here").expect("written");
     for file in [empty, folder.join("missing.pem")] {
-        let e = Client::new(Settings { trust_ca: vec![file.clone()], ..settings(true) }, key())
+        let e = Client::new(ClientSettings { trust_ca: vec![file.clone()], ..settings(true) }, key())
             .err()
             .expect("an error");
         assert!(e.to_string().contains(&file.display().to_string()), "{e}");
@@ -191,7 +192,7 @@ fn a_file_of_authorities_that_is_none_is_an_error_with_its_name() {
 
 #[test]
 fn private_addresses_are_not_connected_to_unless_allowed() {
-    let peer = ScriptedPeer::start(|_| Said::Json(200, json!({})));
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::Json(200, json!({})));
     let guarded = Client::new(settings(false), key()).expect("a client");
     for server in [peer.name.as_str(), &format!("127.0.0.1:{}", peer.address.port())] {
         let why = unreachable(guarded.request(get(&name(server), "/")));
@@ -203,15 +204,16 @@ fn private_addresses_are_not_connected_to_unless_allowed() {
 #[test]
 fn answers_that_are_too_long_are_refused_without_reading_them() {
     let peer = ScriptedPeer::start(|asked| match asked.target.as_str() {
-        "/length" => {
-            Said::Endless(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n".into(), vec![b'x'; 4096])
-        }
-        "/chunks" => Said::Endless(
+        "/length" => ScriptedAnswer::Endless(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n".into(),
+            vec![b'x'; 4096],
+        ),
+        "/chunks" => ScriptedAnswer::Endless(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
             [b"1000\r\n", &[b'x'; 4096][..], b"\r\n"].concat(),
         ),
-        "/until-close" => Said::Endless(b"HTTP/1.1 200 OK\r\n\r\n".into(), vec![b'x'; 4096]),
-        _ => Said::Endless(b"HTTP/1.1 200 OK\r\n".into(), b"X-Header: again\r\n".into()),
+        "/until-close" => ScriptedAnswer::Endless(b"HTTP/1.1 200 OK\r\n\r\n".into(), vec![b'x'; 4096]),
+        _ => ScriptedAnswer::Endless(b"HTTP/1.1 200 OK\r\n".into(), b"X-Header: again\r\n".into()),
     });
     let client = client();
     for path in ["/length", "/chunks", "/until-close", "/head"] {
@@ -226,15 +228,17 @@ fn answers_that_are_too_long_are_refused_without_reading_them() {
 #[test]
 fn slow_and_silent_peers_cost_no_more_than_the_time_given() {
     let peer = ScriptedPeer::start(|asked| match asked.target.as_str() {
-        "/silence" => Said::Silence,
-        "/slow-head" => Said::Drip([b"HTTP/1.1 200 OK\r\n".to_vec(), b"X: y\r\n".repeat(10_000)].concat()),
-        _ => Said::Drip(
+        "/silence" => ScriptedAnswer::Silence,
+        "/slow-head" => {
+            ScriptedAnswer::Drip([b"HTTP/1.1 200 OK\r\n".to_vec(), b"X: y\r\n".repeat(10_000)].concat())
+        }
+        _ => ScriptedAnswer::Drip(
             [b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n".to_vec(), vec![b' '; 9000]].concat(),
         ),
     });
     let client = client();
     for path in ["/silence", "/slow-head", "/slow-body"] {
-        let request = SignedRequest { timeout: Duration::from_millis(700), ..get(&peer.name, path) };
+        let request = PeerRequest { timeout: Duration::from_millis(700), ..get(&peer.name, path) };
         let why = unreachable(client.request(request));
         assert!(why.contains("in time"), "{path}: {why}");
     }
@@ -245,7 +249,7 @@ fn nobody_there_is_unreachable() {
     let closed =
         std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
     unreachable(client().request(get(&name(&format!("localhost:{}", closed.port())), "/")));
-    let peer = ScriptedPeer::start(|_| Said::HangUp);
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::HangUp);
     unreachable(client().request(get(&peer.name, "/")));
     assert_eq!(peer.asked().len(), 2, "tried once more on a new connection");
 }
@@ -253,30 +257,37 @@ fn nobody_there_is_unreachable() {
 #[test]
 fn an_answer_that_is_cut_off_is_not_an_answer() {
     let peer = ScriptedPeer::start(|asked| match asked.connection {
-        0 | 1 => Said::Endless(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{\"half\":".into(), Vec::new()),
-        _ => Said::HangUp,
+        0 | 1 => ScriptedAnswer::Endless(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{\"half\":".into(),
+            Vec::new(),
+        ),
+        _ => ScriptedAnswer::HangUp,
     });
-    let short = SignedRequest { timeout: Duration::from_millis(700), ..get(&peer.name, "/") };
+    let short = PeerRequest { timeout: Duration::from_millis(700), ..get(&peer.name, "/") };
     unreachable(client().request(short));
 }
 
 #[test]
 fn refusals_carry_the_peers_words_and_proxies_do_not_count_as_peers() {
     let peer = ScriptedPeer::start(|asked| match asked.target.as_str() {
-        "/forbidden" => Said::Json(403, json!({ "errcode": "M_FORBIDDEN", "error": "no\u{7} way" })),
-        "/version" => Said::Json(
+        "/forbidden" => {
+            ScriptedAnswer::Json(403, json!({ "errcode": "M_FORBIDDEN", "error": "no\u{7} way" }))
+        }
+        "/version" => ScriptedAnswer::Json(
             400,
             json!({ "errcode": "M_INCOMPATIBLE_ROOM_VERSION", "error": "x", "room_version": "9", "admin": true }),
         ),
-        "/unknown" => Said::Json(404, json!({ "errcode": "M_UNRECOGNIZED" })),
-        "/html404" => Said::Raw(b"HTTP/1.1 404 X\r\nContent-Length: 6\r\n\r\n<html>".to_vec()),
-        "/limit" => Said::Json(429, json!({ "errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 1500 })),
-        "/token" => Said::Json(401, json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "x" })),
-        "/gateway" => Said::Raw(b"HTTP/1.1 502 X\r\nContent-Length: 6\r\n\r\n<html>".to_vec()),
-        "/moved" => {
-            Said::Raw(b"HTTP/1.1 302 X\r\nLocation: https://localhost/\r\nContent-Length: 0\r\n\r\n".to_vec())
+        "/unknown" => ScriptedAnswer::Json(404, json!({ "errcode": "M_UNRECOGNIZED" })),
+        "/html404" => ScriptedAnswer::Raw(b"HTTP/1.1 404 X\r\nContent-Length: 6\r\n\r\n<html>".to_vec()),
+        "/limit" => {
+            ScriptedAnswer::Json(429, json!({ "errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 1500 }))
         }
-        _ => Said::Json(500, json!({})),
+        "/token" => ScriptedAnswer::Json(401, json!({ "errcode": "M_UNKNOWN_TOKEN", "error": "x" })),
+        "/gateway" => ScriptedAnswer::Raw(b"HTTP/1.1 502 X\r\nContent-Length: 6\r\n\r\n<html>".to_vec()),
+        "/moved" => ScriptedAnswer::Raw(
+            b"HTTP/1.1 302 X\r\nLocation: https://localhost/\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        ),
+        _ => ScriptedAnswer::Json(500, json!({})),
     });
     let client = client();
     let error = |path: &str| client.request(get(&peer.name, path)).err().expect("an error");
@@ -309,22 +320,25 @@ fn refusals_carry_the_peers_words_and_proxies_do_not_count_as_peers() {
 
 #[test]
 fn html_and_other_nonsense_is_a_bad_answer_to_typed_calls() {
-    let peer =
-        ScriptedPeer::start(|_| Said::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>".to_vec()));
+    let peer = ScriptedPeer::start(|_| {
+        ScriptedAnswer::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>".to_vec())
+    });
     let room = RoomId::parse("!r:localhost").expect("a room id");
     let user = UserId::parse("@u:us.example").expect("a user id");
-    let e = client().make_membership(&peer.name, Kind::Knock, &room, &user, &[]).expect_err("an error");
+    let e =
+        client().make_membership(&peer.name, HandshakeKind::Knock, &room, &user, &[]).expect_err("an error");
     assert!(matches!(&e, CallError::BadAnswer(why) if why.contains("HTML")), "{e}");
 }
 
 #[test]
 fn send_join_and_send_leave_fall_back_to_version_1() {
     let peer = ScriptedPeer::start(|asked| match &asked.target {
-        t if t.contains("/v2/") => Said::Json(404, json!({ "errcode": "M_UNRECOGNIZED" })),
-        t if t.contains("send_join") => {
-            Said::Json(200, json!([200, { "auth_chain": [], "state": [{ "type": "m.room.create" }] }]))
-        }
-        _ => Said::Json(200, json!([200, {}])),
+        t if t.contains("/v2/") => ScriptedAnswer::Json(404, json!({ "errcode": "M_UNRECOGNIZED" })),
+        t if t.contains("send_join") => ScriptedAnswer::Json(
+            200,
+            json!([200, { "auth_chain": [], "state": [{ "type": "m.room.create" }] }]),
+        ),
+        _ => ScriptedAnswer::Json(200, json!([200, {}])),
     });
     let (room, event) = (RoomId::parse("!r:x").expect("room"), EventId::parse("$e:x").expect("event"));
     let client = client();
@@ -337,14 +351,15 @@ fn send_join_and_send_leave_fall_back_to_version_1() {
 #[test]
 fn templates_are_asked_for_with_our_versions() {
     let peer = ScriptedPeer::start(|_| {
-        Said::Json(200, json!({ "room_version": "9", "event": { "type": "m.room.member" } }))
+        ScriptedAnswer::Json(200, json!({ "room_version": "9", "event": { "type": "m.room.member" } }))
     });
     let room = RoomId::parse("!r:localhost").expect("a room id");
     let user = UserId::parse("@u:us.example").expect("a user id");
     let versions: Vec<_> =
         ["7", "12"].iter().filter_map(|id| crate::protocol::room_version::room_version(id)).collect();
-    let template =
-        client().make_membership(&peer.name, Kind::Knock, &room, &user, &versions).expect("a template");
+    let template = client()
+        .make_membership(&peer.name, HandshakeKind::Knock, &room, &user, &versions)
+        .expect("a template");
     assert_eq!(template.room_version, "9");
     assert_eq!(
         peer.asked()[0].target,
@@ -354,7 +369,7 @@ fn templates_are_asked_for_with_our_versions() {
 
 #[test]
 fn after_a_shutdown_requests_under_way_end_and_new_ones_fail() {
-    let peer = ScriptedPeer::start(|_| Said::Silence);
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::Silence);
     let client = Arc::new(client());
     let (asking, of) = (client.clone(), peer.name.clone());
     let waiting = std::thread::spawn(move || asking.request(get(&of, "/")).is_err());
@@ -367,7 +382,10 @@ fn after_a_shutdown_requests_under_way_end_and_new_ones_fail() {
 mod well_known {
     use super::*;
 
-    fn ask(script: impl Fn(&str) -> Said + Send + Sync + 'static, allow_private: bool) -> (WellKnown, usize) {
+    fn ask(
+        script: impl Fn(&str) -> ScriptedAnswer + Send + Sync + 'static,
+        allow_private: bool,
+    ) -> (WellKnown, usize) {
         let peer = ScriptedPeer::start(move |asked| script(&asked.target));
         let roots = roots(&[certificates().ca.clone()]).expect("roots");
         let mut lookups = SystemLookups::new(roots, AddressGuard { allow_private }, Clock::new());
@@ -376,11 +394,11 @@ mod well_known {
         (answer, peer.asked().len())
     }
 
-    fn raw(text: &str) -> Said {
-        Said::Raw(text.replace('\n', "\r\n").into_bytes())
+    fn raw(text: &str) -> ScriptedAnswer {
+        ScriptedAnswer::Raw(text.replace('\n', "\r\n").into_bytes())
     }
 
-    fn redirect(to: &str) -> Said {
+    fn redirect(to: &str) -> ScriptedAnswer {
         raw(&format!("HTTP/1.1 302 Found\nLocation: {to}\nContent-Length: 0\n\n"))
     }
 
@@ -413,7 +431,7 @@ mod well_known {
     fn redirects_are_followed_but_not_in_circles_and_not_to_plain_http() {
         let (answer, asked) = ask(
             |target| match target {
-                "/elsewhere" => Said::Json(200, json!({ "m.server": "b.example" })),
+                "/elsewhere" => ScriptedAnswer::Json(200, json!({ "m.server": "b.example" })),
                 _ => redirect("/elsewhere"),
             },
             true,
@@ -436,17 +454,17 @@ mod well_known {
                 ask(move |_| raw(&format!("HTTP/1.1 200 OK\nContent-Length: {length}\n\n{said}")), true);
             assert_eq!(answer, WellKnown::Nothing, "{said}");
         }
-        assert_eq!(ask(|_| Said::Json(404, json!({})), true).0, WellKnown::Nothing);
-        assert_eq!(ask(|_| Said::Json(503, json!({})), true).0, WellKnown::Failed);
-        assert_eq!(ask(|_| Said::HangUp, true).0, WellKnown::Failed);
-        let endless = |_: &str| Said::Endless(b"HTTP/1.1 200 OK\r\n\r\n".into(), vec![b' '; 4096]);
+        assert_eq!(ask(|_| ScriptedAnswer::Json(404, json!({})), true).0, WellKnown::Nothing);
+        assert_eq!(ask(|_| ScriptedAnswer::Json(503, json!({})), true).0, WellKnown::Failed);
+        assert_eq!(ask(|_| ScriptedAnswer::HangUp, true).0, WellKnown::Failed);
+        let endless = |_: &str| ScriptedAnswer::Endless(b"HTTP/1.1 200 OK\r\n\r\n".into(), vec![b' '; 4096]);
         assert_eq!(ask(endless, true).0, WellKnown::Failed);
-        assert_eq!(ask(|_| Said::Silence, true).0, WellKnown::Failed);
+        assert_eq!(ask(|_| ScriptedAnswer::Silence, true).0, WellKnown::Failed);
     }
 
     #[test]
     fn it_is_not_asked_for_inside() {
-        let (answer, asked) = ask(|_| Said::Json(200, json!({ "m.server": "b.example" })), false);
+        let (answer, asked) = ask(|_| ScriptedAnswer::Json(200, json!({ "m.server": "b.example" })), false);
         assert_eq!((answer, asked), (WellKnown::Failed, 0));
     }
 }
@@ -454,13 +472,17 @@ mod well_known {
 #[test]
 fn an_answer_that_breaks_off_after_its_head_was_a_yes_all_the_same_and_one_without_a_head_was_none() {
     let peer = ScriptedPeer::start(|asked| match asked.target.as_str() {
-        "/cut" => Said::CutOff(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{".into()),
-        "/cut-no" => Said::CutOff(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9000\r\n\r\n{".into()),
-        "/cut-chunk" => {
-            Said::CutOff(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n{".into())
+        "/cut" => ScriptedAnswer::CutOff(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{".into()),
+        "/cut-no" => {
+            ScriptedAnswer::CutOff(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9000\r\n\r\n{".into())
         }
-        "/moved" => Said::CutOff(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n".into()),
-        _ => Said::HangUp,
+        "/cut-chunk" => {
+            ScriptedAnswer::CutOff(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n{".into())
+        }
+        "/moved" => {
+            ScriptedAnswer::CutOff(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n".into())
+        }
+        _ => ScriptedAnswer::HangUp,
     });
     let client = client();
     for (path, said_yes) in

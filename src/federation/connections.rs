@@ -14,27 +14,27 @@ use ureq::unversioned::transport::{
 use crate::locks::{lock, wait_until};
 
 /// Time to connect if nobody says less.
-const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-const STACK: usize = 256 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const THREAD_STACK_BYTES: usize = 256 * 1024;
 
 /// Everything under way. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Lines(Arc<Shared>);
+pub(super) struct Connections(Arc<CutState>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct CutState {
+    state: Mutex<OpenStreams>,
     /// Something was done, or all is cut.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OpenStreams {
     cut: bool,
     streams: Vec<Weak<TcpStream>>,
 }
 
-impl Lines {
+impl Connections {
     /// Does what cannot be interrupted on a thread of its own, and waits for it, at most so long. Errors: its own;
     /// `TimedOut`; `Interrupted` once everything is cut.
     pub(super) fn wait_for<T: Send + 'static>(
@@ -49,13 +49,15 @@ impl Lines {
         }
         let result = Arc::new(Mutex::new(None));
         let (done, shared) = (result.clone(), self.0.clone());
-        std::thread::Builder::new().name("reaching out".into()).stack_size(STACK).spawn(move || {
-            let found = work();
-            *lock(&done) = Some(found);
-            // So that nobody is between looking at the result and waiting for it.
-            drop(lock(&shared.state));
-            shared.changed.notify_all();
-        })?;
+        std::thread::Builder::new().name("reaching out".into()).stack_size(THREAD_STACK_BYTES).spawn(
+            move || {
+                let found = work();
+                *lock(&done) = Some(found);
+                // So that nobody is between looking at the result and waiting for it.
+                drop(lock(&shared.state));
+                shared.changed.notify_all();
+            },
+        )?;
         let mut state = lock(&self.0.state);
         loop {
             if let Some(found) = lock(&result).take() {
@@ -83,7 +85,7 @@ impl Lines {
         self.0.changed.notify_all();
     }
 
-    fn line(&self, stream: TcpStream, buffers: LazyBuffers) -> io::Result<Line> {
+    fn line(&self, stream: TcpStream, buffers: LazyBuffers) -> io::Result<Connection> {
         stream.set_nodelay(true)?;
         let stream = Arc::new(stream);
         let mut state = lock(&self.0.state);
@@ -92,17 +94,17 @@ impl Lines {
         }
         state.streams.retain(|stream| stream.strong_count() > 0);
         state.streams.push(Arc::downgrade(&stream));
-        Ok(Line { stream, buffers })
+        Ok(Connection { stream, buffers })
     }
 }
 
-impl Connector<()> for Lines {
-    type Out = Line;
+impl Connector<()> for Connections {
+    type Out = Connection;
 
     /// Tries the addresses in turn, each with half of the time that is left, but for the last.
-    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Line>, ureq::Error> {
-        let within = details.timeout.not_zero().map_or(CONNECT_WITHIN, |timeout| *timeout);
-        let deadline = Instant::now() + within.min(CONNECT_WITHIN);
+    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Connection>, ureq::Error> {
+        let within = details.timeout.not_zero().map_or(CONNECT_TIMEOUT, |timeout| *timeout);
+        let deadline = Instant::now() + within.min(CONNECT_TIMEOUT);
         let mut last = io::Error::from(ErrorKind::ConnectionRefused);
         for (at, address) in details.addrs.iter().enumerate() {
             let (address, left) = (*address, deadline.saturating_duration_since(Instant::now()));
@@ -125,7 +127,7 @@ impl Connector<()> for Lines {
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct Connection {
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
 }
@@ -145,7 +147,7 @@ fn failed(e: io::Error, timeout: NextTimeout) -> ureq::Error {
     }
 }
 
-impl Transport for Line {
+impl Transport for Connection {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
@@ -187,9 +189,10 @@ mod tests {
 
     #[test]
     fn whoever_waits_for_something_comes_back_when_it_is_done_takes_too_long_or_all_is_cut() {
-        let lines = Lines::default();
-        assert_eq!(lines.wait_for(Duration::from_secs(30), || Ok(5)).expect("done"), 5);
-        let refused = lines.wait_for(Duration::from_secs(30), || Err::<(), _>(ErrorKind::NotFound.into()));
+        let connections = Connections::default();
+        assert_eq!(connections.wait_for(Duration::from_secs(30), || Ok(5)).expect("done"), 5);
+        let refused =
+            connections.wait_for(Duration::from_secs(30), || Err::<(), _>(ErrorKind::NotFound.into()));
         assert_eq!(refused.expect_err("its own error").kind(), ErrorKind::NotFound);
 
         let (hold, held) = mpsc::channel::<()>();
@@ -203,17 +206,17 @@ mod tests {
                 Ok(())
             }
         };
-        let late = lines.wait_for(Duration::from_millis(20), stuck(begin.clone()));
+        let late = connections.wait_for(Duration::from_millis(20), stuck(begin.clone()));
         assert_eq!(late.expect_err("no time").kind(), ErrorKind::TimedOut);
         begun.recv().expect("it began");
         let ended = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| lines.wait_for(Duration::from_secs(600), stuck(begin)));
+            let waiting = scope.spawn(|| connections.wait_for(Duration::from_secs(600), stuck(begin)));
             begun.recv().expect("it began");
-            lines.cut();
+            connections.cut();
             waiting.join().expect("no panic")
         });
         assert_eq!(ended.expect_err("cut").kind(), ErrorKind::Interrupted);
-        let after = lines.wait_for(Duration::from_secs(600), || Ok(()));
+        let after = connections.wait_for(Duration::from_secs(600), || Ok(()));
         assert_eq!(after.expect_err("too late").kind(), ErrorKind::Interrupted);
         drop(hold);
     }

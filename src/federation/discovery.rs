@@ -22,32 +22,32 @@ use crate::protocol::ServerName;
 /// The port of servers that name none.
 pub const DEFAULT_PORT: u16 = 8448;
 /// How many names each memory holds.
-const MAX_REMEMBERED: usize = 4096;
+const NAMES_MAX: usize = 4096;
 /// SRV targets that are tried.
-const MAX_TARGETS: usize = 4;
+const SRV_TARGETS_MAX: usize = 4;
 /// Addresses that are handed to the connector.
-const MAX_ADDRESSES: usize = 16;
+const ADDRESSES_MAX: usize = 16;
 
-const HOUR: Millis = 3_600_000;
+const HOUR_MS: Millis = 3_600_000;
 /// Step 3: "the recommended sensible default is 24 hours", "48 hours is recommended" as the maximum.
-const WELL_KNOWN_DEFAULT: Millis = 24 * HOUR;
-const WELL_KNOWN_MAX: Millis = 48 * HOUR;
+const WELL_KNOWN_DEFAULT_MS: Millis = 24 * HOUR_MS;
+const WELL_KNOWN_MAX_MS: Millis = 48 * HOUR_MS;
 /// A server that says `max-age=0` is still not asked before every request.
-const WELL_KNOWN_MIN: Millis = 5 * 60_000;
+const WELL_KNOWN_MIN_MS: Millis = 5 * 60_000;
 /// Step 3: "errors are recommended to be cached for up to an hour": longer with each that follows another.
-const WELL_KNOWN_ERRORS: Backoff = Backoff::doubling(60_000, HOUR);
+const WELL_KNOWN_ERROR_BACKOFF: Backoff = Backoff::doubling(60_000, HOUR_MS);
 /// A delegation to where nobody is may be out of date: it is asked for again after this time at most.
-const WELL_KNOWN_IN_DOUBT: Millis = 5 * 60_000;
+const WELL_KNOWN_IN_DOUBT_MS: Millis = 5 * 60_000;
 
 /// Addresses are the system resolver's to remember; this spares a look-up a request.
-const ADDRESSES_KEPT: Millis = 60_000;
-const NO_ADDRESS_KEPT: Millis = 10_000;
-const SRV_KEPT_MIN: Millis = 60_000;
-const SRV_KEPT_MAX: Millis = HOUR;
-const NO_SRV_KEPT: Millis = 10 * 60_000;
-const SRV_FAILURE_KEPT: Millis = 60_000;
+const ADDRESSES_KEPT_MS: Millis = 60_000;
+const NO_ADDRESS_KEPT_MS: Millis = 10_000;
+const SRV_KEPT_MIN_MS: Millis = 60_000;
+const SRV_KEPT_MAX_MS: Millis = HOUR_MS;
+const NO_SRV_KEPT_MS: Millis = 10 * 60_000;
+const SRV_FAILURE_KEPT_MS: Millis = 60_000;
 /// SRV records are rare and deprecated; a name server that is silent must not cost more than this.
-const SRV_WITHIN: Duration = Duration::from_secs(4);
+const SRV_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// What `/.well-known/matrix/server` of a host had to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,13 +132,13 @@ pub struct Discovery {
     lookups: Box<dyn Lookups>,
     guard: AddressGuard,
     clock: Clock,
-    well_knowns: Memory<Delegation>,
-    srvs: Memory<Option<Vec<Srv>>>,
-    addresses: Memory<Result<Vec<IpAddr>, String>>,
+    well_knowns: KnownNames<KnownDelegation>,
+    srvs: KnownNames<Option<Vec<Srv>>>,
+    addresses: KnownNames<Result<Vec<IpAddr>, String>>,
 }
 
 #[derive(Clone)]
-struct Delegation {
+struct KnownDelegation {
     to: Option<String>,
     /// A good answer is used beyond its time while its renewal fails, up to here.
     usable_until: Millis,
@@ -157,9 +157,9 @@ impl Discovery {
             lookups,
             guard,
             clock,
-            well_knowns: Memory::default(),
-            srvs: Memory::default(),
-            addresses: Memory::default(),
+            well_knowns: KnownNames::default(),
+            srvs: KnownNames::default(),
+            addresses: KnownNames::default(),
         }
     }
 
@@ -189,19 +189,19 @@ impl Discovery {
         let (fresh, kept) = match answer {
             // An invalid name is an invalid answer: step 4.
             WellKnown::Delegates { to, max_age } if HostPort::parse(&to).is_some() => {
-                let asked = max_age.map_or(WELL_KNOWN_DEFAULT, |age| {
+                let asked = max_age.map_or(WELL_KNOWN_DEFAULT_MS, |age| {
                     Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX)
                 });
-                let kept = asked.clamp(WELL_KNOWN_MIN, WELL_KNOWN_MAX);
-                (Delegation { to: Some(to), usable_until: now + WELL_KNOWN_MAX, failures: 0 }, kept)
+                let kept = asked.clamp(WELL_KNOWN_MIN_MS, WELL_KNOWN_MAX_MS);
+                (KnownDelegation { to: Some(to), usable_until: now + WELL_KNOWN_MAX_MS, failures: 0 }, kept)
             }
             answer => {
                 let failures = known.as_ref().map_or(0, |k| k.failures).saturating_add(1);
-                let kept = WELL_KNOWN_ERRORS.pause_ms(failures);
+                let kept = WELL_KNOWN_ERROR_BACKOFF.pause_ms(failures);
                 let old =
                     known.filter(|k| answer == WellKnown::Failed && k.to.is_some() && now < k.usable_until);
                 let usable_until = old.as_ref().map_or(0, |k| k.usable_until);
-                (Delegation { to: old.and_then(|k| k.to), usable_until, failures }, kept)
+                (KnownDelegation { to: old.and_then(|k| k.to), usable_until, failures }, kept)
             }
         };
         self.well_knowns.put(host, fresh.clone(), now + kept, now);
@@ -230,7 +230,7 @@ impl Discovery {
                 .guarded(&host, found.into_iter().map(|ip| SocketAddr::new(ip, DEFAULT_PORT)).collect());
         }
         let (mut all, mut last) = (Vec::new(), String::new());
-        for target in targets.iter().take(MAX_TARGETS) {
+        for target in targets.iter().take(SRV_TARGETS_MAX) {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.resolve(&target.target, left) {
                 Ok(found) => all.extend(found.into_iter().map(|ip| SocketAddr::new(ip, target.port))),
@@ -252,13 +252,13 @@ impl Discovery {
             }
             self.addresses.take(&host);
         }
-        let doubt = self.clock.now_ms() + WELL_KNOWN_IN_DOUBT;
+        let doubt = self.clock.now_ms() + WELL_KNOWN_IN_DOUBT_MS;
         self.well_knowns.shorten(&server.as_str().to_ascii_lowercase(), doubt);
     }
 
     fn guarded(&self, host: &str, mut found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, NoRoute> {
         found.retain(|a| self.guard.allows(a.ip()));
-        found.truncate(MAX_ADDRESSES);
+        found.truncate(ADDRESSES_MAX);
         if found.is_empty() {
             return Err(NoRoute(format!("{host} has no address that this server may connect to")));
         }
@@ -295,18 +295,18 @@ impl Discovery {
     /// `_matrix-fed._tcp`, then the deprecated `_matrix._tcp`. A name server that fails is taken like one that has
     /// no record, but not for long: a server without SRV records must not suffer from it.
     fn ask_srv(&self, host: &str, deadline: Instant) -> (Option<Vec<Srv>>, Millis) {
-        let mut kept = NO_SRV_KEPT;
+        let mut kept = NO_SRV_KEPT_MS;
         for service in ["_matrix-fed._tcp", "_matrix._tcp"] {
-            let left = deadline.saturating_duration_since(Instant::now()).min(SRV_WITHIN) / 2;
+            let left = deadline.saturating_duration_since(Instant::now()).min(SRV_TIMEOUT) / 2;
             match self.lookups.srv(&format!("{service}.{host}"), left) {
                 Ok(records) if !records.is_empty() => {
                     let ttl = records.iter().map(|r| Millis::from(r.ttl) * 1000).min().unwrap_or(0);
-                    return (Some(records), ttl.clamp(SRV_KEPT_MIN, SRV_KEPT_MAX));
+                    return (Some(records), ttl.clamp(SRV_KEPT_MIN_MS, SRV_KEPT_MAX_MS));
                 }
                 Ok(_) => {}
                 Err(e) => {
                     log::debug!("SRV records of {host}: {e}");
-                    kept = SRV_FAILURE_KEPT;
+                    kept = SRV_FAILURE_KEPT_MS;
                 }
             }
         }
@@ -321,22 +321,22 @@ impl Discovery {
             return found;
         }
         let found = self.lookups.addresses(host, within).map_err(|e| format!("cannot resolve {host}: {e}"));
-        let kept = if found.is_ok() { ADDRESSES_KEPT } else { NO_ADDRESS_KEPT };
+        let kept = if found.is_ok() { ADDRESSES_KEPT_MS } else { NO_ADDRESS_KEPT_MS };
         self.addresses.put(host, found.clone(), now + kept, now);
         found
     }
 }
 
 /// Names with what is known of them and until when. Bounded: when full, the outdated go first, then any half.
-struct Memory<T>(Mutex<BoundedMap<String, (T, Millis), MAX_REMEMBERED>>);
+struct KnownNames<T>(Mutex<BoundedMap<String, (T, Millis), NAMES_MAX>>);
 
-impl<T> Default for Memory<T> {
+impl<T> Default for KnownNames<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<T: Clone> Memory<T> {
+impl<T: Clone> KnownNames<T> {
     fn get(&self, name: &str) -> Option<(T, Millis)> {
         lock(&self.0).get(name).cloned()
     }

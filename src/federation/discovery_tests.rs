@@ -109,7 +109,7 @@ fn world() -> FakeLookups {
     lookups
 }
 
-const WITHIN: Duration = Duration::from_secs(5);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn discovery(lookups: &FakeLookups) -> Discovery {
     Discovery::new(Box::new(lookups.clone()), AddressGuard { allow_private: false }, Clock::new())
@@ -117,13 +117,13 @@ fn discovery(lookups: &FakeLookups) -> Discovery {
 
 /// `authority -> address`, or why not.
 fn find(discovery: &Discovery, server: &str) -> String {
-    let found = discovery.authority(&ServerName::parse(server).expect("a server name"), WITHIN).and_then(
-        |authority| {
-            let addresses = discovery.socket_addresses(&authority, WITHIN)?;
+    let found = discovery
+        .authority(&ServerName::parse(server).expect("a server name"), LOOKUP_TIMEOUT)
+        .and_then(|authority| {
+            let addresses = discovery.socket_addresses(&authority, LOOKUP_TIMEOUT)?;
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             Ok(format!("{authority} -> {}", addresses.join(" ")))
-        },
-    );
+        });
     found.unwrap_or_else(|no| format!("no: {}", no.0))
 }
 
@@ -290,7 +290,7 @@ fn a_well_known_is_kept_as_long_as_it_says_within_limits() {
             Discovery::new(Box::new(lookups.clone()), AddressGuard { allow_private: false }, clock.clone());
         let name = ServerName::parse("aged.example").expect("a name");
         let ask = || {
-            discovery.authority(&name, WITHIN).expect("an authority");
+            discovery.authority(&name, LOOKUP_TIMEOUT).expect("an authority");
             lookups.asked().len()
         };
         assert_eq!(ask(), 1);
@@ -309,7 +309,7 @@ fn a_failing_well_known_is_asked_ever_more_seldom_but_at_least_hourly() {
     let name = ServerName::parse("none.example").expect("a name");
     let mut asked = 0;
     for _ in 0..10 * 60 {
-        discovery.authority(&name, WITHIN).expect("an authority");
+        discovery.authority(&name, LOOKUP_TIMEOUT).expect("an authority");
         asked += lookups.asked().len();
         clock.advance(Duration::from_secs(60));
     }
@@ -324,7 +324,7 @@ fn a_good_delegation_outlives_a_passing_failure() {
         Discovery::new(Box::new(lookups.clone()), AddressGuard { allow_private: false }, clock.clone());
     let name = ServerName::parse("to-port.example").expect("a name");
     let now = |at: &str| {
-        assert_eq!(discovery.authority(&name, WITHIN).expect("an authority"), at);
+        assert_eq!(discovery.authority(&name, LOOKUP_TIMEOUT).expect("an authority"), at);
     };
     now("matrix.example:4434");
     lookups.change(|w| {
@@ -350,12 +350,12 @@ fn a_good_delegation_outlives_a_passing_failure() {
 
 #[test]
 fn memory_is_bounded() {
-    let memory = Memory::default();
-    for n in 0..3 * MAX_REMEMBERED {
+    let memory = KnownNames::default();
+    for n in 0..3 * NAMES_MAX {
         memory.put(&n.to_string(), n, 10, 5);
     }
-    assert!(lock(&memory.0).len() <= MAX_REMEMBERED);
-    assert!(memory.get(&(3 * MAX_REMEMBERED - 1).to_string()).is_some());
+    assert!(lock(&memory.0).len() <= NAMES_MAX);
+    assert!(memory.get(&(3 * NAMES_MAX - 1).to_string()).is_some());
 }
 
 #[test]

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, PacketFlag, Question, RCODE, TYPE};
 
-use crate::federation::connections::Lines;
+use crate::federation::connections::Connections;
 
 /// System look-ups that may be under way at once. A look-up cannot be cancelled, so a stuck resolver would
 /// otherwise collect a thread for every request.
-const MAX_LOOKUPS: usize = 32;
+const LOOKUPS_MAX: usize = 32;
 /// Most records of one answer that are looked at.
-const MAX_RECORDS: usize = 64;
+const RECORDS_MAX: usize = 64;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// One SRV record.
@@ -35,29 +35,29 @@ pub struct Srv {
 }
 
 /// A system look-up that is under way.
-struct Running;
+struct LookupUnderWay;
 
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static LOOKUPS_UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-impl Drop for Running {
+impl Drop for LookupUnderWay {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::AcqRel);
+        LOOKUPS_UNDER_WAY.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// The addresses of a host name, asked of the system, within the time given. IP literals (without brackets) are
 /// answered at once. Errors: `NotFound`, `TimedOut`, `Interrupted`, `WouldBlock` when too many look-ups hang.
-pub(super) fn addresses(lines: &Lines, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
+pub(super) fn addresses(connections: &Connections, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![ip]);
     }
-    let before = RUNNING.fetch_add(1, Ordering::AcqRel);
-    let running = Running;
-    if before >= MAX_LOOKUPS {
+    let before = LOOKUPS_UNDER_WAY.fetch_add(1, Ordering::AcqRel);
+    let running = LookupUnderWay;
+    if before >= LOOKUPS_MAX {
         return Err(io::Error::new(ErrorKind::WouldBlock, "too many name look-ups are under way"));
     }
     let name = host.to_owned();
-    let mut found = lines.wait_for(within, move || {
+    let mut found = connections.wait_for(within, move || {
         let _running = running;
         Ok((name.as_str(), 0).to_socket_addrs()?.map(|a| a.ip()).collect::<Vec<_>>())
     })?;
@@ -117,11 +117,11 @@ fn ask_one(name: &str, server: SocketAddr, deadline: Instant) -> io::Result<Vec<
             Err(e) => return Err(e),
         };
         match read_answer(&buffer[..length], id, name) {
-            Answer::Records(records) => return Ok(records),
-            Answer::Cut => return ask_by_tcp(&query, id, name, server, deadline),
-            Answer::Failed(why) => return Err(io::Error::other(why)),
+            SrvAnswer::Records(records) => return Ok(records),
+            SrvAnswer::Cut => return ask_by_tcp(&query, id, name, server, deadline),
+            SrvAnswer::Failed(why) => return Err(io::Error::other(why)),
             // Somebody else's answer, or a forged one: keep listening.
-            Answer::NotOurs => {}
+            SrvAnswer::NotOurs => {}
         }
     }
 }
@@ -142,9 +142,9 @@ fn ask_by_tcp(
     let mut answer = vec![0; usize::from(u16::from_be_bytes(prefix))];
     read_by(&mut stream, &mut answer, deadline)?;
     match read_answer(&answer, id, name) {
-        Answer::Records(records) => Ok(records),
-        Answer::Failed(why) => Err(io::Error::other(why)),
-        Answer::Cut | Answer::NotOurs => {
+        SrvAnswer::Records(records) => Ok(records),
+        SrvAnswer::Failed(why) => Err(io::Error::other(why)),
+        SrvAnswer::Cut | SrvAnswer::NotOurs => {
             Err(io::Error::new(ErrorKind::InvalidData, "a name server's broken answer"))
         }
     }
@@ -181,7 +181,7 @@ fn query(id: u16, name: &str) -> io::Result<Vec<u8>> {
 }
 
 #[derive(Debug, PartialEq)]
-enum Answer {
+enum SrvAnswer {
     Records(Vec<Srv>),
     /// Too long for UDP.
     Cut,
@@ -189,24 +189,24 @@ enum Answer {
     NotOurs,
 }
 
-fn read_answer(bytes: &[u8], id: u16, name: &str) -> Answer {
-    let Ok(packet) = Packet::parse(bytes) else { return Answer::NotOurs };
+fn read_answer(bytes: &[u8], id: u16, name: &str) -> SrvAnswer {
+    let Ok(packet) = Packet::parse(bytes) else { return SrvAnswer::NotOurs };
     let ours = packet.id() == id
         && packet.has_flags(PacketFlag::RESPONSE)
         && packet.questions.iter().any(|q| q.qname.to_string().eq_ignore_ascii_case(name));
     if !ours {
-        return Answer::NotOurs;
+        return SrvAnswer::NotOurs;
     }
     if packet.has_flags(PacketFlag::TRUNCATION) {
-        return Answer::Cut;
+        return SrvAnswer::Cut;
     }
     match packet.rcode() {
         RCODE::NoError => {}
-        RCODE::NameError => return Answer::Records(Vec::new()),
-        code => return Answer::Failed(format!("the name server answered {code:?}")),
+        RCODE::NameError => return SrvAnswer::Records(Vec::new()),
+        code => return SrvAnswer::Failed(format!("the name server answered {code:?}")),
     }
     // The owner names need no check: the answer section follows aliases, and holds nothing that was not asked for.
-    let records = packet.answers.iter().take(MAX_RECORDS).filter_map(|record| match &record.rdata {
+    let records = packet.answers.iter().take(RECORDS_MAX).filter_map(|record| match &record.rdata {
         RData::SRV(srv) => Some(Srv {
             priority: srv.priority,
             weight: srv.weight,
@@ -216,7 +216,7 @@ fn read_answer(bytes: &[u8], id: u16, name: &str) -> Answer {
         }),
         _ => None,
     });
-    Answer::Records(records.collect())
+    SrvAnswer::Records(records.collect())
 }
 
 /// The `nameserver` lines; the local host if there are none, as resolvers do.
@@ -308,13 +308,13 @@ mod tests {
     }
 
     const NAME: &str = "_matrix-fed._tcp.example.org";
-    const WITHIN: Duration = Duration::from_secs(5);
+    const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
     #[test]
     fn an_srv_record_is_found() {
         let server =
             serve(1, |id, _| vec![answer(id, NAME, &[("Host.Example.org", 4443)], PacketFlag::empty())]);
-        let found = ask(NAME, &[server], WITHIN).expect("an answer");
+        let found = ask(NAME, &[server], LOOKUP_TIMEOUT).expect("an answer");
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].target.as_str(), found[0].port, found[0].ttl), ("host.example.org", 4443, 300));
     }
@@ -329,7 +329,7 @@ mod tests {
                 answer(id, NAME, &[("good.example", 2)], PacketFlag::empty()),
             ]
         });
-        assert_eq!(ask(NAME, &[server], WITHIN).expect("an answer")[0].target, "good.example");
+        assert_eq!(ask(NAME, &[server], LOOKUP_TIMEOUT).expect("an answer")[0].target, "good.example");
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
             false => vec![answer(id, NAME, &[], PacketFlag::TRUNCATION)],
             true => vec![answer(id, NAME, &[("a.example", 1), ("b.example", 2)], PacketFlag::empty())],
         });
-        assert_eq!(ask(NAME, &[server], WITHIN).expect("an answer").len(), 2);
+        assert_eq!(ask(NAME, &[server], LOOKUP_TIMEOUT).expect("an answer").len(), 2);
     }
 
     #[test]
@@ -353,14 +353,14 @@ mod tests {
                 vec![packet.build_bytes_vec().expect("a packet")]
             }
         };
-        assert_eq!(ask(NAME, &[serve(1, refuse(RCODE::NameError))], WITHIN).expect("an answer"), []);
-        assert!(ask(NAME, &[serve(1, refuse(RCODE::ServerFailure))], WITHIN).is_err());
+        assert_eq!(ask(NAME, &[serve(1, refuse(RCODE::NameError))], LOOKUP_TIMEOUT).expect("an answer"), []);
+        assert!(ask(NAME, &[serve(1, refuse(RCODE::ServerFailure))], LOOKUP_TIMEOUT).is_err());
         // The second server helps when the first does not.
         let servers = [
             serve(1, refuse(RCODE::ServerFailure)),
             serve(1, |id, _| vec![answer(id, NAME, &[("a.example", 1)], PacketFlag::empty())]),
         ];
-        assert_eq!(ask(NAME, &servers, WITHIN).expect("an answer").len(), 1);
+        assert_eq!(ask(NAME, &servers, LOOKUP_TIMEOUT).expect("an answer").len(), 1);
     }
 
     #[test]
@@ -385,10 +385,10 @@ mod tests {
 
     #[test]
     fn the_local_host_is_found_through_the_system() {
-        let found = addresses(&Lines::default(), "localhost", WITHIN).expect("an address");
+        let found = addresses(&Connections::default(), "localhost", LOOKUP_TIMEOUT).expect("an address");
         assert!(found.iter().all(IpAddr::is_loopback));
         assert_eq!(
-            addresses(&Lines::default(), "192.0.2.7", WITHIN).expect("a literal"),
+            addresses(&Connections::default(), "192.0.2.7", LOOKUP_TIMEOUT).expect("a literal"),
             ["192.0.2.7".parse::<IpAddr>().expect("ip")]
         );
     }

@@ -11,14 +11,14 @@ use ureq::http;
 
 use super::calls::enc;
 use super::client::{CallError, CallResult, Client, Failure, Response, read_answer};
-use crate::federation::answer_memory::Held;
+use crate::federation::answer_memory::HeldMemory;
 use crate::protocol::json::{base64_url, read_object};
 use crate::protocol::{ServerName, UserId};
 
-const WITHIN: Duration = Duration::from_secs(20);
-const MAX_ANSWER: u64 = 64 << 10;
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(20);
+const IDENTITY_ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Keys of one stored invite; real ones have two.
-const MAX_KEYS: usize = 16;
+const INVITE_KEYS_MAX: usize = 16;
 
 /// An identity server and the token by which it knows our user.
 pub struct IdentityServer {
@@ -93,7 +93,7 @@ impl Client {
         let is_token = |c: char| c.is_ascii_alphanumeric() || ".=_-".contains(c);
         let good_token =
             !stored.token.is_empty() && stored.token.len() <= 255 && stored.token.chars().all(is_token);
-        if !good_token || stored.public_keys.is_empty() || stored.public_keys.len() > MAX_KEYS {
+        if !good_token || stored.public_keys.is_empty() || stored.public_keys.len() > INVITE_KEYS_MAX {
             return Err(CallError::bad("a stored invite without a proper token or keys"));
         }
         Ok(stored)
@@ -137,10 +137,10 @@ impl Client {
     }
 
     fn web(&self, request: http::Request<impl ureq::AsSendBody>) -> CallResult<Response> {
-        let request = self.web.configure_request(request).timeout_global(Some(WITHIN)).build();
+        let request = self.web.configure_request(request).timeout_global(Some(IDENTITY_TIMEOUT)).build();
         let answer = self.web.run(request).map_err(Failure::from_ureq);
         answer
-            .and_then(|answer| read_answer(answer, MAX_ANSWER, Held::default()))
+            .and_then(|answer| read_answer(answer, IDENTITY_ANSWER_BYTES_MAX, HeldMemory::default()))
             .map_err(Failure::into_call_error)
     }
 }

@@ -13,10 +13,10 @@ pub mod discovery;
 pub mod dns;
 pub mod identity;
 mod offline;
+mod scripted;
 #[cfg(test)]
 pub(crate) mod scripted_peer;
-mod stand_in;
 
-pub use calls::Kind;
-pub use client::{CallError, CallResult, Client, HOPS, Refusal, Response, Settings, SignedRequest};
-pub use stand_in::{Played, Script};
+pub use calls::HandshakeKind;
+pub use client::{CallError, CallResult, Client, ClientSettings, HOPS, PeerError, PeerRequest, Response};
+pub use scripted::{AnswerScript, ScriptedRequest};

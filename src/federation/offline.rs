@@ -14,13 +14,13 @@ use crate::federation::dns::Srv;
 
 /// A world in which nobody has an address.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Nowhere;
+pub(super) struct Offline;
 
 fn nobody() -> io::Error {
     io::Error::other("this server reaches nobody")
 }
 
-impl Lookups for Nowhere {
+impl Lookups for Offline {
     fn well_known(&self, _: &str, _: Duration) -> WellKnown {
         WellKnown::Failed
     }
@@ -35,7 +35,7 @@ impl Lookups for Nowhere {
 }
 
 /// Also for addresses that are spelled out, which need no look-up.
-impl Resolver for Nowhere {
+impl Resolver for Offline {
     fn resolve(&self, _: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         Err(ureq::Error::Io(nobody()))
     }

@@ -16,7 +16,7 @@ use crate::protocol::sign::{self, SigningKey};
 
 /// A request as it came in.
 #[derive(Debug, Clone)]
-pub(crate) struct Asked {
+pub(crate) struct AskedOfPeer {
     pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: Vec<(String, String)>,
@@ -25,7 +25,7 @@ pub(crate) struct Asked {
     pub(crate) connection: usize,
 }
 
-impl Asked {
+impl AskedOfPeer {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
@@ -36,7 +36,7 @@ impl Asked {
 }
 
 /// What the peer does about a request.
-pub(crate) enum Said {
+pub(crate) enum ScriptedAnswer {
     Json(u16, Value),
     /// These bytes, then the connection stays as it is.
     Raw(Vec<u8>),
@@ -51,24 +51,27 @@ pub(crate) enum Said {
     CutOff(Vec<u8>),
 }
 
-type Script = dyn Fn(&Asked) -> Said + Send + Sync;
+type Script = dyn Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync;
 
 /// The peer. Stops when dropped.
 pub(crate) struct ScriptedPeer {
     pub(crate) name: ServerName,
     pub(crate) address: SocketAddr,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Arc<Mutex<Vec<AskedOfPeer>>>,
     stop: Arc<AtomicBool>,
 }
 
 impl ScriptedPeer {
     /// A peer called `localhost:port`, with a certificate of the test authority.
-    pub(crate) fn start(script: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(script: impl Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync + 'static) -> Self {
         Self::start_at(0, script)
     }
 
     /// The same at a certain port.
-    pub(crate) fn start_at(port: u16, script: impl Fn(&Asked) -> Said + Send + Sync + 'static) -> Self {
+    pub(crate) fn start_at(
+        port: u16,
+        script: impl Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync + 'static,
+    ) -> Self {
         let files = crate::testing::certificates();
         let chain = CertificateDer::pem_file_iter(&files.cert).expect("a certificate file");
         let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificates");
@@ -101,15 +104,15 @@ impl ScriptedPeer {
     }
 
     /// Everything that was asked so far.
-    pub(crate) fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<AskedOfPeer> {
         self.asked.lock().expect("no panic elsewhere").clone()
     }
 
     /// Waits until so many requests for targets that begin like this have come.
-    pub(crate) fn wait_for(&self, target: &str, count: usize) -> Vec<Asked> {
+    pub(crate) fn wait_for(&self, target: &str, count: usize) -> Vec<AskedOfPeer> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let found: Vec<Asked> =
+            let found: Vec<AskedOfPeer> =
                 self.asked().into_iter().filter(|a| a.target.starts_with(target)).collect();
             if found.len() >= count {
                 return found;
@@ -131,7 +134,7 @@ fn serve(
     stream: TcpStream,
     config: Arc<rustls::ServerConfig>,
     script: &Script,
-    all: &Mutex<Vec<Asked>>,
+    all: &Mutex<Vec<AskedOfPeer>>,
     number: usize,
     stop: &AtomicBool,
 ) {
@@ -144,7 +147,7 @@ fn serve(
         }
         let out = stream.get_mut();
         let alive = match script(&asked) {
-            Said::Json(status, body) => {
+            ScriptedAnswer::Json(status, body) => {
                 let body = body.to_string();
                 let head = format!(
                     "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -152,15 +155,15 @@ fn serve(
                 );
                 out.write_all(&[head.as_bytes(), body.as_bytes()].concat()).is_ok()
             }
-            Said::Raw(bytes) => out.write_all(&bytes).is_ok(),
-            Said::Endless(head, piece) => {
+            ScriptedAnswer::Raw(bytes) => out.write_all(&bytes).is_ok(),
+            ScriptedAnswer::Endless(head, piece) => {
                 let mut alive = out.write_all(&head).is_ok();
                 while alive && !stop.load(Ordering::Relaxed) {
                     alive = out.write_all(&piece).is_ok();
                 }
                 false
             }
-            Said::Drip(bytes) => {
+            ScriptedAnswer::Drip(bytes) => {
                 for byte in bytes {
                     if stop.load(Ordering::Relaxed)
                         || out.write_all(&[byte]).and_then(|()| out.flush()).is_err()
@@ -171,14 +174,14 @@ fn serve(
                 }
                 true
             }
-            Said::Silence => {
+            ScriptedAnswer::Silence => {
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::park_timeout(Duration::from_millis(20));
                 }
                 false
             }
-            Said::HangUp => false,
-            Said::CutOff(bytes) => {
+            ScriptedAnswer::HangUp => false,
+            ScriptedAnswer::CutOff(bytes) => {
                 let _ = out.write_all(&bytes).and_then(|()| out.flush());
                 false
             }
@@ -189,7 +192,7 @@ fn serve(
     }
 }
 
-fn read_request(stream: &mut impl BufRead, connection: usize) -> Option<Asked> {
+fn read_request(stream: &mut impl BufRead, connection: usize) -> Option<AskedOfPeer> {
     let mut line = String::new();
     stream.read_line(&mut line).ok().filter(|n| *n > 0)?;
     let mut words = line.split_whitespace();
@@ -204,7 +207,7 @@ fn read_request(stream: &mut impl BufRead, connection: usize) -> Option<Asked> {
     let length = headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("content-length"));
     let mut body = vec![0; length.map_or(0, |(_, v)| v.parse().expect("a length"))];
     stream.read_exact(&mut body).ok()?;
-    Some(Asked { method, target, headers, body, connection })
+    Some(AskedOfPeer { method, target, headers, body, connection })
 }
 
 /// A signed statement of this key for this server.

@@ -14,7 +14,7 @@ use super::edus::Intake;
 use super::membership::backoff_ms;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::federation::calls::{self, RemoteDevices};
+use crate::federation::calls::{self, UserDevicesAnswer};
 use crate::protocol::UserId;
 use crate::protocol::json::{AtMost, First, ObjectText, read_object};
 use crate::store::device_lists::{OwnChange, RemoteDevice, RemoteDeviceList};
@@ -196,8 +196,8 @@ impl Homeserver {
         let fetched = self.federation.user_devices(&user.server(), user);
         let now = self.clock.now_ms();
         match fetched {
-            Ok(RemoteDevices { stream_id, devices: First(devices) }) => {
-                let of = |device: &calls::RemoteDevice| {
+            Ok(UserDevicesAnswer { stream_id, devices: First(devices) }) => {
+                let of = |device: &calls::UserDevice| {
                     let name = device.device_display_name.as_deref();
                     device_of(&device.device_id, name, device.keys.as_deref())
                 };

@@ -309,7 +309,7 @@ fn public_key(key_id: &str, stated: &[u8]) -> Option<(String, VerifyKey)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::federation::calls::LONGEST_STATEMENT;
+    use crate::federation::calls::CANONICAL_STATEMENT_BYTES_MAX;
 
     const NOW: Millis = 1_800_000_000_000;
 
@@ -404,7 +404,7 @@ mod tests {
         });
         keys.iter().for_each(|key| sign::sign_json(&mut told, &server(), key));
         assert_eq!(read_statement(&told, &server(), NOW).expect("believed").len(), 2 * MAX_KEYS);
-        assert!(CanonicalObject::of(&told).as_bytes().len() <= LONGEST_STATEMENT);
+        assert!(CanonicalObject::of(&told).as_bytes().len() <= CANONICAL_STATEMENT_BYTES_MAX);
     }
 
     #[test]

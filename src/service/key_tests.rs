@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::clock::{Clock, Millis};
 use crate::config::Config;
 use crate::error::ErrCode;
-use crate::federation::scripted_peer::{Said, ScriptedPeer, statement};
+use crate::federation::scripted_peer::{ScriptedAnswer, ScriptedPeer, statement};
 use crate::protocol::json::parse_object;
 use crate::protocol::room_version::room_version;
 use crate::protocol::sign::{self, SigningKey};
@@ -59,9 +59,9 @@ fn peer_with_key(seed: u8) -> (ScriptedPeer, SigningKey, Arc<AtomicBool>) {
         let me = name(asked.header("host").expect("a host"));
         match asked.target.as_str() {
             "/_matrix/key/v2/server" if is_up.load(Ordering::Relaxed) => {
-                Said::Json(200, statement(&me, &key(seed, "1"), now() + DAY).into())
+                ScriptedAnswer::Json(200, statement(&me, &key(seed, "1"), now() + DAY).into())
             }
-            _ => Said::HangUp,
+            _ => ScriptedAnswer::HangUp,
         }
     });
     (peer, key(seed, "1"), up)
@@ -192,7 +192,7 @@ fn a_key_that_ended_is_asked_for_again_and_a_retired_one_signs_no_requests() {
             sign::sign_json(&mut fresh, &me, &key(7, "2"));
             told = fresh;
         }
-        Said::Json(200, told.into())
+        ScriptedAnswer::Json(200, told.into())
     });
     let ask = |key: &SigningKey| {
         let header = signed_by(&peer.name, key, "us.example", None);
@@ -259,7 +259,7 @@ fn wrong_claims_in_a_servers_name_do_not_keep_us_from_its_new_key_for_long() {
     let peer = ScriptedPeer::start(move |asked| {
         let me = name(asked.header("host").expect("a host"));
         let seed = if is_rotated.load(Ordering::Relaxed) { 6 } else { 5 };
-        Said::Json(200, statement(&me, &key(seed, &seed.to_string()), now() + DAY).into())
+        ScriptedAnswer::Json(200, statement(&me, &key(seed, &seed.to_string()), now() + DAY).into())
     });
     for n in 0..50 {
         let claim = signed_by(&peer.name, &key(9, &format!("made_up_{n}")), "us.example", None);
@@ -317,7 +317,7 @@ fn rotated_peer(expired: Option<Millis>) -> ScriptedPeer {
         }
         told.remove("signatures");
         sign::sign_json(&mut told, &me, &key(7, "2"));
-        Said::Json(200, told.into())
+        ScriptedAnswer::Json(200, told.into())
     })
 }
 
@@ -349,7 +349,7 @@ fn a_key_that_its_server_no_longer_names_is_good_for_what_we_saw_it_valid_for() 
     let peer = ScriptedPeer::start(move |asked| {
         let me = name(asked.header("host").expect("a host"));
         let (seed, id) = if dropped.load(Ordering::Relaxed) { (7, "2") } else { (5, "1") };
-        Said::Json(200, statement(&me, &key(seed, id), shown.now_ms() + DAY).into())
+        ScriptedAnswer::Json(200, statement(&me, &key(seed, id), shown.now_ms() + DAY).into())
     });
     let version = room_version("11").expect("a version");
     let check = |seed: u8, id: &str, at: Millis| {
@@ -395,16 +395,16 @@ fn notary(
         let me = name(asked.header("host").expect("a host"));
         match asked.target.as_str() {
             "/_matrix/key/v2/server" => {
-                Said::Json(200, statement(&me, &key(77, "notary"), now() + DAY).into())
+                ScriptedAnswer::Json(200, statement(&me, &key(77, "notary"), now() + DAY).into())
             }
             "/_matrix/key/v2/query" => {
                 assert!(asked.json()["server_keys"][of.as_str()].is_object(), "{}", asked.json());
                 let mut told = statement(&of, &key(seed, "1"), now() + DAY);
                 sign::sign_json(&mut told, &me, &key(77, "notary"));
                 change(&mut told);
-                Said::Json(200, json!({ "server_keys": [told, 5, {}] }))
+                ScriptedAnswer::Json(200, json!({ "server_keys": [told, 5, {}] }))
             }
-            _ => Said::HangUp,
+            _ => ScriptedAnswer::HangUp,
         }
     })
 }

@@ -136,7 +136,7 @@ impl Homeserver {
     pub(crate) fn open_with(
         config: Config,
         clock: Clock,
-        way_out: impl FnOnce(federation::Settings, Arc<ArcSwap<SigningKey>>) -> Result<federation::Client>,
+        way_out: impl FnOnce(federation::ClientSettings, Arc<ArcSwap<SigningKey>>) -> Result<federation::Client>,
     ) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
         let sender = Sender::new(&config.server_name, &clock);
@@ -163,7 +163,7 @@ impl Homeserver {
             Store::open(location, &config.server_name, Box::new(on_commit), &options)?
         };
         let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
-        let settings = federation::Settings {
+        let settings = federation::ClientSettings {
             server_name: config.server_name.clone(),
             trust_ca: config.trust_ca.clone(),
             allow_private_addresses: config.allow_private_addresses,

@@ -20,7 +20,7 @@ use crate::backoff::Backoff;
 use crate::bounded::BoundedMap;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::client::{CallError, Refusal};
+use crate::federation::client::{CallError, PeerError};
 use crate::locks::{self, lock};
 use crate::protocol::event_auth::AuthError;
 use crate::protocol::policy_server::{self, PolicyServer};
@@ -288,7 +288,7 @@ fn as_told(error: CallError, via: &ServerName) -> Error {
     let wait = error.retry_after();
     match (error, code) {
         (CallError::Refused(refusal), Some(code)) if (400..500).contains(&refusal.status) => {
-            let Refusal { status, message, .. } = *refusal;
+            let PeerError { status, message, .. } = *refusal;
             let told = Error::new(code, message).with_status(if status == 401 { 403 } else { status });
             match wait {
                 Some(wait) => {

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::config::{Config, Data, Registration, TlsFiles};
-use crate::federation::{Client, Script};
+use crate::federation::{AnswerScript, Client};
 use crate::http::{Certificate, ListenSpec};
 use crate::launch::Launched;
 use crate::protocol::ServerName;
@@ -56,7 +56,7 @@ pub fn temporary_folder(what: &str) -> PathBuf {
 /// # Panics
 /// If the database cannot be opened.
 pub fn secluded(config: Config) -> Arc<Homeserver> {
-    Homeserver::open_with(config, Clock::new(), |settings, key| Ok(Client::to_nowhere(settings, key)))
+    Homeserver::open_with(config, Clock::new(), |settings, key| Ok(Client::offline(settings, key)))
         .unwrap_or_else(|e| panic!("the homeserver did not open: {e}"))
 }
 
@@ -64,11 +64,9 @@ pub fn secluded(config: Config) -> Arc<Homeserver> {
 ///
 /// # Panics
 /// If the database cannot be opened.
-pub fn played(config: Config, script: Arc<Script>) -> Arc<Homeserver> {
-    Homeserver::open_with(config, Clock::new(), |settings, key| {
-        Ok(Client::to_stand_in(settings, key, script))
-    })
-    .unwrap_or_else(|e| panic!("the homeserver did not open: {e}"))
+pub fn scripted(config: Config, script: Arc<AnswerScript>) -> Arc<Homeserver> {
+    Homeserver::open_with(config, Clock::new(), |settings, key| Ok(Client::to_script(settings, key, script)))
+        .unwrap_or_else(|e| panic!("the homeserver did not open: {e}"))
 }
 
 /// A homeserver with a plain and a TLS port on loopback, an empty database in a temporary folder, open

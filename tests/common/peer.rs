@@ -12,7 +12,7 @@ use super::wait::{Gate, wait_until};
 use arc_swap::ArcSwap;
 use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
-use doorstep::federation::client::{CallError, Client, Settings, SignedRequest};
+use doorstep::federation::client::{CallError, Client, ClientSettings, PeerRequest};
 use doorstep::http::{
     Admission, Certificate, Limits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
 };
@@ -78,7 +78,7 @@ impl Peer {
         });
         let listen = ListenSpec::bound(listener, Some(Certificate::Files(tls))).expect("a bound socket");
         let server = Server::serve(script.clone(), Limits::default(), &[listen]).expect("the peer listens");
-        let settings = Settings {
+        let settings = ClientSettings {
             server_name: name,
             trust_ca: vec![ca],
             allow_private_addresses: true,
@@ -190,7 +190,7 @@ impl Peer {
     ) -> Result<(u16, Value), CallError> {
         let destination = ServerName::parse(server).expect("a server name");
         let body = body.map(|b| serde_json::to_vec(b).expect("JSON"));
-        let request = SignedRequest {
+        let request = PeerRequest {
             method,
             destination: &destination,
             path_and_query: path.to_owned(),
@@ -209,7 +209,7 @@ impl Peer {
     pub fn try_put(&self, server: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
         let destination = ServerName::parse(server).expect("a server name");
         let body = serde_json::to_vec(body).expect("JSON");
-        let request = SignedRequest {
+        let request = PeerRequest {
             method: "PUT",
             destination: &destination,
             path_and_query: path.to_owned(),

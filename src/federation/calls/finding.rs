@@ -7,15 +7,15 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::super::client::{CallError, CallResult, Client, SignedRequest};
-use super::{LIST, QUICK, SMALL, enc, object, to_body};
+use super::super::client::{CallError, CallResult, Client, PeerRequest};
+use super::{LIST_ANSWER_BYTES_MAX, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX, enc, object, to_body};
 use crate::protocol::json::{AtMost, First};
 use crate::protocol::{EventId, RoomId, ServerName};
 
 /// Most rooms of one page of a directory: servers may disregard the limit that they are told.
-const MAX_PUBLIC_ROOMS: usize = 10_000;
+const PUBLIC_ROOMS_MAX: usize = 10_000;
 /// Most children of a space that are looked at.
-const MAX_CHILDREN: usize = 10_000;
+const SPACE_CHILDREN_MAX: usize = 10_000;
 
 /// The answer of `hierarchy`, unchecked.
 #[derive(Debug, Deserialize)]
@@ -23,10 +23,10 @@ pub struct HierarchyAnswer {
     /// The room that was asked about.
     pub room: Box<RawValue>,
     /// Its children that we may know of.
-    pub children: First<Box<RawValue>, MAX_CHILDREN>,
+    pub children: First<Box<RawValue>, SPACE_CHILDREN_MAX>,
     /// The ids of its children that we may not know of.
     #[serde(default)]
-    pub inaccessible_children: First<Box<RawValue>, MAX_CHILDREN>,
+    pub inaccessible_children: First<Box<RawValue>, SPACE_CHILDREN_MAX>,
     /// How many bytes all that was.
     #[serde(skip)]
     pub size: usize,
@@ -36,7 +36,7 @@ pub struct HierarchyAnswer {
 #[derive(Debug, Deserialize)]
 pub struct PublicRoomsAnswer {
     /// The rooms, unchecked.
-    pub chunk: AtMost<Box<RawValue>, MAX_PUBLIC_ROOMS>,
+    pub chunk: AtMost<Box<RawValue>, PUBLIC_ROOMS_MAX>,
     /// The token of the next page.
     pub next_batch: Option<String>,
     /// The token of the page before.
@@ -62,7 +62,7 @@ impl Client {
         }
         let dir = if forwards { "f" } else { "b" };
         let path = format!("/_matrix/federation/v1/timestamp_to_event/{}?ts={ts}&dir={dir}", enc(room));
-        let near: Near = object(self.get(peer, path, QUICK, SMALL)?)?;
+        let near: Near = object(self.get(peer, path, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)?;
         let right = if forwards { near.origin_server_ts >= ts } else { near.origin_server_ts <= ts };
         if right {
             Ok((near.event_id, near.origin_server_ts))
@@ -82,13 +82,13 @@ impl Client {
         let path = "/_matrix/federation/v1/publicRooms";
         let response = if request.contains_key("filter") {
             let body = to_body(request)?;
-            self.request(SignedRequest {
+            self.request(PeerRequest {
                 method: "POST",
                 destination: peer,
                 path_and_query: path.to_owned(),
                 body: Some(&body),
                 timeout: within,
-                max_bytes: LIST,
+                max_bytes: LIST_ANSWER_BYTES_MAX,
             })?
         } else {
             let mut query = String::new();
@@ -96,7 +96,7 @@ impl Client {
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 let _ = write!(query, "{}{name}={}", if query.is_empty() { '?' } else { '&' }, enc(value));
             }
-            self.get(peer, format!("{path}{query}"), within, LIST)?
+            self.get(peer, format!("{path}{query}"), within, LIST_ANSWER_BYTES_MAX)?
         };
         object(response)
     }
@@ -109,7 +109,7 @@ impl Client {
         suggested_only: bool,
     ) -> CallResult<HierarchyAnswer> {
         let path = format!("/_matrix/federation/v1/hierarchy/{}?suggested_only={suggested_only}", enc(room));
-        let response = self.get(peer, path, QUICK, LIST)?;
+        let response = self.get(peer, path, QUICK_TIMEOUT, LIST_ANSWER_BYTES_MAX)?;
         let size = response.body.len();
         Ok(HierarchyAnswer { size, ..object(response)? })
     }

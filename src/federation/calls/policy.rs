@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::super::client::{CallResult, Client, SignedRequest};
-use super::{SMALL, object};
+use super::super::client::{CallResult, Client, PeerRequest};
+use super::{SMALL_ANSWER_BYTES_MAX, object};
 use crate::protocol::ServerName;
 
 impl Client {
@@ -17,13 +17,13 @@ impl Client {
         event: &[u8],
         within: Duration,
     ) -> CallResult<Map<String, Value>> {
-        object(self.request(SignedRequest {
+        object(self.request(PeerRequest {
             method: "POST",
             destination: peer,
             path_and_query: "/_matrix/policy/v1/sign".into(),
             body: Some(event),
             timeout: within,
-            max_bytes: SMALL,
+            max_bytes: SMALL_ANSWER_BYTES_MAX,
         })?)
     }
 }

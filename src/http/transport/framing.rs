@@ -110,8 +110,7 @@ pub(super) fn parse_head(
         0 => has_option(parsed.headers, "keep-alive"),
         _ => !has_option(parsed.headers, "close"),
     };
-    let reply_framing =
-        ReplyFraming { minor, is_head: method == Method::Head, keep_alive, cors: true };
+    let reply_framing = ReplyFraming { minor, is_head: method == Method::Head, keep_alive, cors: true };
     let headers = parsed.headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect();
     let request = Request::new(method, target.to_owned(), headers, peer)
         .map_err(|e| RequestError::Refused(Box::new(e)))?;

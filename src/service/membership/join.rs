@@ -12,7 +12,7 @@ use super::standing::Expected;
 use super::turns::PATIENCE;
 use super::{AUTHORISER, Answers, Ask, Door, member_draft};
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::calls::{JoinBody, Kind};
+use crate::federation::calls::{JoinBody, HandshakeKind};
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Before, Fact, JoinFailure, Prepared, RemoteMembership, State};
@@ -112,7 +112,7 @@ impl Homeserver {
         user: &UserId,
         content: &Map<String, Value>,
     ) -> CallResult<VerifiedPdu> {
-        let (template, version) = self.ask_template(peer, Kind::Join, &room.room_id, user)?;
+        let (template, version) = self.ask_template(peer, HandshakeKind::Join, &room.room_id, user)?;
         let join = self.sign_template(&template, version, content).map_err(ours)?;
         let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
         let answer = body.read()?;
@@ -135,7 +135,7 @@ impl Homeserver {
         let candidates = self.candidates(door, row.as_ref())?;
         let mut tries = Tries::new(self.clock.instant());
         let mut expected =
-            self.store.read(|db| Expected::to_enter(db, Kind::Join, &door.room_id, user, row.as_ref()))?;
+            self.store.read(|db| Expected::to_enter(db, HandshakeKind::Join, &door.room_id, user, row.as_ref()))?;
         let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending.clone());
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
@@ -147,7 +147,7 @@ impl Homeserver {
             if !tries.answers.has_time(self.clock.instant()) {
                 break;
             }
-            let template = self.ask_template_in_time(peer, Kind::Join, &door.room_id, user, &mut expected);
+            let template = self.ask_template_in_time(peer, HandshakeKind::Join, &door.room_id, user, &mut expected);
             let (template, version) = match template {
                 Ok(answer) => answer,
                 Err(error) => {

@@ -11,7 +11,7 @@ use super::rows::{check_still_outside, note, remote_row};
 use super::standing::Expected;
 use super::{Answers, Ask, Door, INVITE_WITHIN, member_draft};
 use crate::error::{Error, Result};
-use crate::federation::calls::Kind;
+use crate::federation::calls::HandshakeKind;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Before, Fact, Prepared, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
@@ -81,13 +81,14 @@ impl Homeserver {
     ) -> Result<Option<RemoteMembership>> {
         let content = self.member_content(user, Membership::Knock, reason)?;
         let mut answers = Answers::new(self.clock.instant());
-        let mut expected =
-            self.store.read(|db| Expected::to_enter(db, Kind::Knock, &door.room_id, user, row.as_ref()))?;
+        let mut expected = self
+            .store
+            .read(|db| Expected::to_enter(db, HandshakeKind::Knock, &door.room_id, user, row.as_ref()))?;
         for peer in candidates {
             if !answers.has_time(self.clock.instant()) {
                 break;
             }
-            match self.ask_template_in_time(peer, Kind::Knock, &door.room_id, user, &mut expected) {
+            match self.ask_template_in_time(peer, HandshakeKind::Knock, &door.room_id, user, &mut expected) {
                 Ok((template, version)) => {
                     let knock = self.sign_template(&template, version, &content)?;
                     if still_stands(row.as_ref(), &knock) {

@@ -7,7 +7,7 @@ use super::rows::{check_still_outside, note, remote_row, warn_if_given_up};
 use super::standing::Expected;
 use super::{Answers, Ask, Door, member_draft};
 use crate::error::{Error, Result};
-use crate::federation::calls::Kind;
+use crate::federation::calls::HandshakeKind;
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, State};
@@ -119,7 +119,7 @@ impl Homeserver {
         expected: &mut Expected,
     ) -> CallResult<Handed> {
         let (template, version) =
-            self.ask_template_in_time(peer, Kind::Leave, &row.room_id, &row.user_id, expected)?;
+            self.ask_template_in_time(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, expected)?;
         let reason = row.event.as_ref().and_then(|told| told.content_str("reason"));
         let content = self.member_content(&row.user_id, Membership::Leave, reason.as_deref());
         let leave = content.and_then(|content| self.sign_template(&template, version, &content));

@@ -68,7 +68,7 @@ use super::compose::Draft;
 use super::key_attempts::Purpose;
 use super::key_fetch::Wanted;
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::calls::{Kind, Template};
+use crate::federation::calls::{HandshakeKind, Template};
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::event_auth::{JoinRules, PowerLevels};
 use crate::protocol::pdu::Membership;
@@ -426,17 +426,17 @@ impl Homeserver {
     pub(super) fn ask_template(
         &self,
         peer: &ServerName,
-        kind: Kind,
+        kind: HandshakeKind,
         room_id: &RoomId,
         user: &UserId,
     ) -> CallResult<(Map<String, Value>, RoomVersion)> {
         let membership = match kind {
-            Kind::Join => Membership::Join,
-            Kind::Knock => Membership::Knock,
-            Kind::Leave => Membership::Leave,
+            HandshakeKind::Join => Membership::Join,
+            HandshakeKind::Knock => Membership::Knock,
+            HandshakeKind::Leave => Membership::Leave,
         };
         let versions: Vec<RoomVersion> =
-            room_version::all().iter().filter(|v| kind != Kind::Knock || v.knock).collect();
+            room_version::all().iter().filter(|v| kind != HandshakeKind::Knock || v.knock).collect();
         let Template { room_version, event } =
             self.federation.make_membership(peer, kind, room_id, user, &versions)?;
         let version = versions.into_iter().find(|version| version.id == room_version);
@@ -587,11 +587,11 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::federation::client::Refusal;
+    use crate::federation::client::PeerError;
 
     fn refusal(status: u16, errcode: &str) -> CallError {
         let (errcode, message) = (Some(errcode.to_owned()), "no".to_owned());
-        CallError::Refused(Box::new(Refusal { status, errcode, message, body: Map::new() }))
+        CallError::Refused(Box::new(PeerError { status, errcode, message, body: Map::new() }))
     }
 
     fn told(said: Vec<CallError>) -> (u16, bool) {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::Door;
 use crate::error::{ErrCode, Result};
-use crate::federation::calls::Kind;
+use crate::federation::calls::HandshakeKind;
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, State};
@@ -49,7 +49,7 @@ impl Expected {
     /// Of a join or a knock.
     pub(super) fn to_enter(
         db: &Db<'_>,
-        kind: Kind,
+        kind: HandshakeKind,
         room_id: &RoomId,
         user: &UserId,
         row: Option<&RemoteMembership>,
@@ -57,13 +57,13 @@ impl Expected {
         let id = |event: &Option<Pdu>| event.as_ref().map(|event| event.event_id().clone());
         match row {
             Some(row) if row.state == State::Invited => {
-                Ok(Self { refusal_may_pass: kind == Kind::Join, ..Self::default() })
+                Ok(Self { refusal_may_pass: kind == HandshakeKind::Join, ..Self::default() })
             }
             Some(row) if row.state.is_over() => Ok(Self { over: id(&row.previous), ..Self::default() }),
             Some(_) => Ok(Self::default()),
             None => {
                 let over = left_while_here(db, room_id, user)?;
-                Ok(Self { refusal_may_pass: kind == Kind::Knock && over.is_some(), over, ..Self::default() })
+                Ok(Self { refusal_may_pass: kind == HandshakeKind::Knock && over.is_some(), over, ..Self::default() })
             }
         }
     }
@@ -117,7 +117,7 @@ impl Homeserver {
     pub(super) fn ask_template_in_time(
         &self,
         peer: &ServerName,
-        kind: Kind,
+        kind: HandshakeKind,
         room_id: &RoomId,
         user: &UserId,
         expected: &mut Expected,
@@ -145,7 +145,7 @@ impl Homeserver {
         let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
         let mut answer = None;
         for peer in self.candidates(&door, Some(row))?.iter().take(MOST_ASKED) {
-            answer = standing_of(row, self.ask_template(peer, Kind::Leave, &row.room_id, &row.user_id));
+            answer = standing_of(row, self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id));
             if answer.is_some() {
                 break;
             }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::state::Line;
 use super::*;
 use crate::config::{Config, Data};
-use crate::federation::scripted_peer::{Asked, Said, ScriptedPeer};
+use crate::federation::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::locks::lock;
 use crate::testing::{certificates, temporary_folder};
 
@@ -95,13 +95,13 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn ids(asked: &Asked) -> Vec<String> {
+fn ids(asked: &AskedOfPeer) -> Vec<String> {
     let body = asked.json();
     let pdus = body["pdus"].as_array().expect("pdus");
     pdus.iter().map(|p| p["event_id"].as_str().expect("an id").to_owned()).collect()
 }
 
-fn edus(asked: &Asked) -> Vec<Value> {
+fn edus(asked: &AskedOfPeer) -> Vec<Value> {
     asked.json()["edus"].as_array().cloned().unwrap_or_default()
 }
 
@@ -109,8 +109,8 @@ fn numbered(prefix: &str, range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| format!("${prefix}{n}")).collect()
 }
 
-fn taken() -> Said {
-    Said::Json(200, json!({ "pdus": {} }))
+fn taken() -> ScriptedAnswer {
+    ScriptedAnswer::Json(200, json!({ "pdus": {} }))
 }
 
 /// A peer that takes transactions while it is up.
@@ -119,7 +119,7 @@ fn peer() -> (ScriptedPeer, Arc<AtomicBool>) {
     let is_up = up.clone();
     let peer = ScriptedPeer::start(move |_| match is_up.load(Ordering::Relaxed) {
         true => taken(),
-        false => Said::Json(503, json!({ "errcode": "M_UNKNOWN" })),
+        false => ScriptedAnswer::Json(503, json!({ "errcode": "M_UNKNOWN" })),
     });
     (peer, up)
 }
@@ -233,7 +233,7 @@ fn a_peer_that_speaks_is_tried_at_once() {
 fn a_limit_of_the_peer_is_respected() {
     let house = House::new();
     let peer = ScriptedPeer::start(|_| {
-        Said::Json(429, json!({ "errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 600_000 }))
+        ScriptedAnswer::Json(429, json!({ "errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 600_000 }))
     });
     let room = house.room(&[&peer.name]);
     house.events(room, "a", 1);
@@ -248,7 +248,7 @@ fn silent_servers_do_not_keep_what_others_are_owed() {
     let house = House::new();
     let (good, _) = peer();
     let silent: Vec<ScriptedPeer> =
-        (0..MAX_UNPROVEN + 5).map(|_| ScriptedPeer::start(|_| Said::Silence)).collect();
+        (0..MAX_UNPROVEN + 5).map(|_| ScriptedPeer::start(|_| ScriptedAnswer::Silence)).collect();
     let proven = house.room(&[&good.name]);
     house.events(proven, "first", 1);
     good.wait_for(SEND, 1);
@@ -364,7 +364,8 @@ fn idle_threads_share_the_work_of_one_commit() {
         let state = lock(&house.hs().sender.0.state);
         good.iter().all(|p| !p.asked().is_empty()) && state.idle == state.alive
     });
-    let silent: Vec<ScriptedPeer> = (0..4).map(|_| ScriptedPeer::start(|_| Said::Silence)).collect();
+    let silent: Vec<ScriptedPeer> =
+        (0..4).map(|_| ScriptedPeer::start(|_| ScriptedAnswer::Silence)).collect();
     let all = house.room(&silent.iter().chain(&good).map(|p| &p.name).collect::<Vec<_>>());
     house.events(all, "second", 1);
     until("everybody was asked", || {
@@ -421,7 +422,7 @@ fn a_servers_own_events_do_not_come_back_to_it() {
 fn an_event_that_a_peer_chokes_on_is_found_and_left_out() {
     let house = House::new();
     let peer = ScriptedPeer::start(|asked| match ids(asked).iter().any(|id| id == "$a17") {
-        true => Said::Json(400, json!({ "errcode": "M_BAD_JSON", "error": "I choke" })),
+        true => ScriptedAnswer::Json(400, json!({ "errcode": "M_BAD_JSON", "error": "I choke" })),
         false => taken(),
     });
     let room = house.room(&[&peer.name]);
@@ -437,8 +438,9 @@ fn an_event_that_a_peer_chokes_on_is_found_and_left_out() {
 #[test]
 fn errors_of_single_events_do_not_hold_up_the_rest() {
     let house = House::new();
-    let peer =
-        ScriptedPeer::start(|_| Said::Json(200, json!({ "pdus": { "$a0": { "error": "no" }, "$a1": {} } })));
+    let peer = ScriptedPeer::start(|_| {
+        ScriptedAnswer::Json(200, json!({ "pdus": { "$a0": { "error": "no" }, "$a1": {} } }))
+    });
     let room = house.room(&[&peer.name]);
     house.events(room, "a", 2);
     house.events(room, "b", 1);
@@ -496,7 +498,7 @@ fn of_ephemeral_messages_with_one_key_the_last_is_sent_and_durable_ones_survive_
 #[test]
 fn stopping_does_not_wait_for_a_silent_peer_nor_hold_it_against_it() {
     let mut house = House::new();
-    let peer = ScriptedPeer::start(|_| Said::Silence);
+    let peer = ScriptedPeer::start(|_| ScriptedAnswer::Silence);
     let room = house.room(&[&peer.name]);
     house.events(room, "a", 1);
     peer.wait_for(SEND, 1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use doorstep::Homeserver;
 use doorstep::config::{Config, Registration};
-use doorstep::federation::Script;
+use doorstep::federation::AnswerScript;
 use doorstep::http::{Outcome, Poll, Reply, Request, Service, router::Router};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
@@ -14,7 +14,7 @@ use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version}
 use doorstep::protocol::sign::{SigningKey, sign_json};
 use doorstep::protocol::{EventId, RoomId, ServerName, x_matrix};
 use doorstep::store::server_keys::{Source, StoredKey};
-use doorstep::testing::{played, secluded, segment};
+use doorstep::testing::{scripted, secluded, segment};
 use serde_json::{Map, Value, json};
 use tiny_http::Method;
 
@@ -88,8 +88,8 @@ impl House {
     }
 
     /// The same, for which this script plays all other servers.
-    pub fn played(script: Arc<Script>) -> Self {
-        Self::of(played(config(), script))
+    pub fn scripted(script: Arc<AnswerScript>) -> Self {
+        Self::of(scripted(config(), script))
     }
 
     fn of(hs: Arc<Homeserver>) -> Self {

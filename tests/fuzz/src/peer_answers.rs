@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use doorstep::federation::{Played, Script};
+use doorstep::federation::{AnswerScript, ScriptedRequest};
 use doorstep::protocol::UserId;
 use doorstep::protocol::sign::SigningKey;
 use doorstep::testing::segment;
@@ -57,11 +57,11 @@ pub fn peer_answers(data: &[u8]) {
     // Taken out, so that a homeserver that failed is not used again.
     let (mut house, play, inputs) = kept.take().unwrap_or_else(|| {
         let play = Arc::new(Mutex::new(Play::new()));
-        let script: Arc<Script> = {
+        let script: Arc<AnswerScript> = {
             let play = play.clone();
-            Arc::new(move |asked: &Played| answer(&mut lock(&play), asked))
+            Arc::new(move |asked: &ScriptedRequest| answer(&mut lock(&play), asked))
         };
-        (House::played(script), play, 1)
+        (House::scripted(script), play, 1)
     });
     let mut parts = parts(data).into_iter();
     let mut deeds = Source::new(parts.next().unwrap_or_default());
@@ -203,7 +203,7 @@ fn transaction(house: &mut House, play: &Shared, source: &mut Source<'_>) {
 }
 
 /// All the bytes of an answer.
-fn answer(play: &mut Play, asked: &Played) -> Vec<u8> {
+fn answer(play: &mut Play, asked: &ScriptedRequest) -> Vec<u8> {
     play.asked += 1;
     let next = play.answers.pop_front().unwrap_or_default();
     let mut source = Source::new(&next);

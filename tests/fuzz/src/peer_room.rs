@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use doorstep::federation::Played;
+use doorstep::federation::ScriptedRequest;
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
@@ -133,7 +133,7 @@ fn decoded(segment: &str) -> String {
 }
 
 /// What an honest server answers: the status and the body.
-pub fn honest(asked: &Played, rooms: &[PeerRoom], key: &SigningKey) -> (u16, Value) {
+pub fn honest(asked: &ScriptedRequest, rooms: &[PeerRoom], key: &SigningKey) -> (u16, Value) {
     let path = decoded(asked.target.split('?').next().unwrap_or_default());
     let body: Value = serde_json::from_slice(&asked.body).unwrap_or_default();
     let room = rooms.iter().find(|room| path.contains(&room.id)).unwrap_or(&rooms[0]);

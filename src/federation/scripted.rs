@@ -20,7 +20,7 @@ use crate::federation::agent::SystemLookups;
 
 /// A request to another server, or to a web server on the way there.
 #[derive(Debug, Clone)]
-pub struct Played {
+pub struct ScriptedRequest {
     /// The method.
     pub method: String,
     /// The host that it is made to, with the port unless it is 443.
@@ -33,36 +33,40 @@ pub struct Played {
 
 /// Says what a request is answered with: all the bytes, from the first of the status line on, behind which the connection
 /// ends.
-pub type Script = dyn Fn(&Played) -> Vec<u8> + Send + Sync;
+pub type AnswerScript = dyn Fn(&ScriptedRequest) -> Vec<u8> + Send + Sync;
 
 /// Where everybody is said to be.
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// Makes connections to the script.
 #[derive(Clone)]
-pub(super) struct StandIn(pub(super) Arc<Script>);
+pub(super) struct ScriptedConnector(pub(super) Arc<AnswerScript>);
 
-impl fmt::Debug for StandIn {
+impl fmt::Debug for ScriptedConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("StandIn")
     }
 }
 
-impl Connector for StandIn {
-    type Out = Line;
+impl Connector for ScriptedConnector {
+    type Out = ScriptedConnection;
 
-    fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Line>, ureq::Error> {
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<ScriptedConnection>, ureq::Error> {
         let buffers =
             LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         let host = details.uri.authority().map_or_else(String::new, ToString::to_string);
-        Ok(Some(Line { script: self.clone(), host, buffers, asked: Vec::new(), answer: None }))
+        Ok(Some(ScriptedConnection { script: self.clone(), host, buffers, asked: Vec::new(), answer: None }))
     }
 }
 
 /// One connection, for one request.
 #[derive(Debug)]
-pub(super) struct Line {
-    script: StandIn,
+pub(super) struct ScriptedConnection {
+    script: ScriptedConnector,
     host: String,
     buffers: LazyBuffers,
     asked: Vec<u8>,
@@ -70,7 +74,7 @@ pub(super) struct Line {
     answer: Option<io::Cursor<Vec<u8>>>,
 }
 
-impl Transport for Line {
+impl Transport for ScriptedConnection {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
@@ -84,8 +88,10 @@ impl Transport for Line {
         let answer = match &mut self.answer {
             Some(answer) => answer,
             none => {
-                let played = played(&self.host, &std::mem::take(&mut self.asked));
-                none.insert(io::Cursor::new(played.map_or_else(Vec::new, |played| (self.script.0)(&played))))
+                let request_in = request_in(&self.host, &std::mem::take(&mut self.asked));
+                none.insert(io::Cursor::new(
+                    request_in.map_or_else(Vec::new, |request_in| (self.script.0)(&request_in)),
+                ))
             }
         };
         let count = io::Read::read(answer, self.buffers.input_append_buf())?;
@@ -103,18 +109,18 @@ impl Transport for Line {
 }
 
 /// The request in these bytes, which are all of it.
-fn played(host: &str, asked: &[u8]) -> Option<Played> {
+fn request_in(host: &str, asked: &[u8]) -> Option<ScriptedRequest> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut head = httparse::Request::new(&mut headers);
     let httparse::Status::Complete(length) = head.parse(asked).ok()? else { return None };
     let (method, target) = (head.method?.to_owned(), head.path?.to_owned());
-    Some(Played { method, host: host.to_owned(), target, body: asked.get(length..)?.to_vec() })
+    Some(ScriptedRequest { method, host: host.to_owned(), target, body: asked.get(length..)?.to_vec() })
 }
 
 /// Well-known pages are the script's, nobody has SRV records, and everybody has an address.
-pub(super) struct Everywhere(pub(super) SystemLookups);
+pub(super) struct ScriptedLookups(pub(super) SystemLookups);
 
-impl Lookups for Everywhere {
+impl Lookups for ScriptedLookups {
     fn well_known(&self, host: &str, within: Duration) -> WellKnown {
         self.0.well_known(host, within)
     }
@@ -130,9 +136,9 @@ impl Lookups for Everywhere {
 
 /// The same for agents.
 #[derive(Debug)]
-pub(super) struct Anywhere;
+pub(super) struct ScriptedResolver;
 
-impl Resolver for Anywhere {
+impl Resolver for ScriptedResolver {
     fn resolve(&self, uri: &Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let mut addresses = self.empty();
         addresses.push((ADDRESS, uri.port_u16().unwrap_or(443)).into());
