@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
 use crate::http::router::Router;
-use crate::http::{Certificate, Limits, ListenSpec, Server};
+use crate::http::{Certificate, ConnectionLimits, ListenSpec, Server};
 use crate::service::Homeserver;
 
 /// A homeserver that answers. Stops when dropped.
@@ -34,7 +34,11 @@ impl Launched {
     /// Serves an opened homeserver on these listeners.
     pub fn serve(homeserver: Arc<Homeserver>, listeners: &[ListenSpec]) -> Result<Self> {
         let each = homeserver.config.max_connections;
-        let limits = Limits { connections: each.saturating_mul(2), in_flight: each, ..Limits::default() };
+        let limits = ConnectionLimits {
+            connections: each.saturating_mul(2),
+            in_flight: each,
+            ..ConnectionLimits::default()
+        };
         let http = Server::serve(Arc::new(Router::new(Arc::clone(&homeserver))), limits, listeners)?;
         homeserver.start_background()?;
         Ok(Self { homeserver, http })

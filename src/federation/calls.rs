@@ -20,7 +20,7 @@ use crate::federation::answer_memory::HeldMemory;
 use crate::protocol::json::{
     AtMost, CanonicalObject, First, FirstMembers, is_object, parse_object, read, read_large, read_object,
 };
-use crate::protocol::pdu::LARGEST_AS_WRITTEN;
+use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 
@@ -192,7 +192,7 @@ fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Serve
 /// A template is an event, or will be one, and no larger.
 fn no_larger_than_an_event<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Map<String, Value>, D::Error> {
     let text = Box::<RawValue>::deserialize(d)?;
-    let fits = text.get().len() <= LARGEST_AS_WRITTEN;
+    let fits = text.get().len() <= EVENT_AS_WRITTEN_BYTES_MAX;
     let event = if fits { parse_object(text.get().as_bytes()) } else { Err(Error::bad_json("too large")) };
     event.map_err(|e| serde::de::Error::custom(e.message()))
 }

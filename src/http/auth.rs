@@ -76,7 +76,7 @@ pub(super) fn asker(request: &Request, requester: Option<&Requester>) -> Asker {
 }
 
 /// Most signatures of one request that are looked at: each may mean asking a server for its keys.
-const MOST_SIGNATURES: usize = 3;
+const SIGNATURES_MAX: usize = 3;
 
 /// Checks the X-Matrix signature over method, target and body. A server that signs with several keys sends a header
 /// for each, and one that verifies is enough. Errors: 401 `M_UNAUTHORIZED`.
@@ -85,7 +85,7 @@ pub(super) fn origin(hs: &Homeserver, request: &Request) -> Result<Origin> {
         |value: &&str| value.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("x-matrix"));
     let body = Some(request.body()).filter(|body| !body.is_empty());
     let mut refusal = Error::new(ErrCode::Unauthorized, "The request is not signed");
-    for signature in request.header_all("authorization").filter(is_signature).take(MOST_SIGNATURES) {
+    for signature in request.header_all("authorization").filter(is_signature).take(SIGNATURES_MAX) {
         let asker = asker(request, None);
         match hs.verify_request(signature, request.method().as_str(), request.target(), body, &asker) {
             Ok(server) => return Ok(Origin(server)),

@@ -3,11 +3,13 @@
 //! - `transport/`: listeners, connections, requests and replies. It serves a [`Service`] and knows no endpoint.
 //! - `routes`: the one table of endpoints; `route`: what a line of it says.
 //! - `router`: finds a request's line, has it checked who asks and how often, and calls the handler.
+//! - `params`: what the handlers of both APIs read of a request.
 //! - `auth`: access tokens and X-Matrix signatures; `rate_limit`: how often somebody may ask.
 //! - `client_server/`, `server_server/`: the handlers. Parse, call a verb of the homeserver, answer.
 
 pub mod auth;
 pub mod client_server;
+mod params;
 mod rate_limit;
 pub mod route;
 pub mod router;
@@ -15,7 +17,7 @@ pub mod routes;
 pub mod server_server;
 pub mod transport;
 
-pub use crate::http::transport::bounds::{Limits, Quota};
+pub use crate::http::transport::bounds::{ConnectionLimits, Quota};
 pub use crate::http::transport::reply::Reply;
 pub use crate::http::transport::request::Request;
 pub use crate::http::transport::server::{ListenSpec, Server};

@@ -30,13 +30,13 @@ pub enum Rate {
 
 /// A bucket that holds `burst` requests and is filled with `per_second`.
 #[derive(Clone, Copy)]
-struct Allowance {
+struct RateAllowance {
     per_second: f64,
     burst: f64,
 }
 
 /// What a class may do. Generous for people, tight for who guesses passwords or makes accounts.
-const fn allowance(rate: Rate) -> Allowance {
+const fn allowance(rate: Rate) -> RateAllowance {
     let (per_second, burst) = match rate {
         Rate::Read => (50.0, 500.0),
         Rate::Write => (10.0, 100.0),
@@ -45,14 +45,14 @@ const fn allowance(rate: Rate) -> Allowance {
         Rate::Register => (0.05, 10.0),
         Rate::Federation => (100.0, 1000.0),
     };
-    Allowance { per_second, burst }
+    RateAllowance { per_second, burst }
 }
 
 /// Most buckets that are kept. Full ones are forgotten first, which changes nothing for anybody.
-const MOST_BUCKETS: usize = 50_000;
+const BUCKETS_MAX: usize = 50_000;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Who {
+enum RateKey {
     User(UserId),
     Address(IpAddr),
 }
@@ -65,7 +65,7 @@ struct Bucket {
 
 /// All buckets. Bounded in memory.
 pub(super) struct RateLimiter {
-    buckets: Mutex<HashMap<(Rate, Who), Bucket>>,
+    buckets: Mutex<HashMap<(Rate, RateKey), Bucket>>,
 }
 
 impl RateLimiter {
@@ -76,12 +76,12 @@ impl RateLimiter {
     /// Counts one request. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(super) fn count(&self, rate: Rate, user: Option<&UserId>, ip: IpAddr, now: Instant) -> Result<()> {
         let who = match user {
-            Some(user) => Who::User(user.clone()),
-            None => Who::Address(group(ip)),
+            Some(user) => RateKey::User(user.clone()),
+            None => RateKey::Address(group(ip)),
         };
         let allowed = allowance(rate);
         let mut buckets = lock(&self.buckets);
-        if buckets.len() >= MOST_BUCKETS {
+        if buckets.len() >= BUCKETS_MAX {
             make_room(&mut buckets, now);
         }
         let bucket = buckets.entry((rate, who)).or_insert(Bucket { left: allowed.burst, at: now });
@@ -97,17 +97,17 @@ impl RateLimiter {
     }
 }
 
-fn filled(bucket: &Bucket, allowed: Allowance, now: Instant) -> f64 {
+fn filled(bucket: &Bucket, allowed: RateAllowance, now: Instant) -> f64 {
     let gained = now.saturating_duration_since(bucket.at).as_secs_f64() * allowed.per_second;
     (bucket.left + gained).min(allowed.burst)
 }
 
-fn make_room(buckets: &mut HashMap<(Rate, Who), Bucket>, now: Instant) {
+fn make_room(buckets: &mut HashMap<(Rate, RateKey), Bucket>, now: Instant) {
     buckets.retain(|(rate, _), bucket| {
         let allowed = allowance(*rate);
         filled(bucket, allowed, now) < allowed.burst
     });
-    if buckets.len() >= MOST_BUCKETS {
+    if buckets.len() >= BUCKETS_MAX {
         // So many empty buckets at once are an attack from many addresses: start again rather than grow.
         buckets.clear();
     }
@@ -151,6 +151,6 @@ mod tests {
         for n in 0..120_000_u32 {
             let _ = limiter.count(Rate::Read, None, IpAddr::V4(n.into()), now);
         }
-        assert!(lock(&limiter.buckets).len() <= MOST_BUCKETS);
+        assert!(lock(&limiter.buckets).len() <= BUCKETS_MAX);
     }
 }

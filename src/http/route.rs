@@ -44,7 +44,7 @@ impl Handler {
 }
 
 /// Largest body of a route that says nothing else, in bytes: an event is at most 64 KiB.
-pub const DEFAULT_BODY: usize = 256 * 1024;
+pub const DEFAULT_BODY_BYTES_MAX: usize = 256 * 1024;
 
 /// One line of the table of endpoints.
 pub struct Route {
@@ -75,7 +75,7 @@ impl Route {
             (_, Method::Get) => Rate::Read,
             _ => Rate::Write,
         };
-        Self { method, path, handler, rate, body: DEFAULT_BODY, interactive: false }
+        Self { method, path, handler, rate, body: DEFAULT_BODY_BYTES_MAX, interactive: false }
     }
 
     /// The same route, counted by another rate limit.

@@ -20,23 +20,23 @@ use crate::service::notifier::Woken;
 
 /// A node of the table as a tree: one level for each path segment.
 #[derive(Default)]
-struct Node {
-    literal: BTreeMap<&'static str, Node>,
-    param: Option<Box<Node>>,
+struct RouteNode {
+    literal: BTreeMap<&'static str, RouteNode>,
+    param: Option<Box<RouteNode>>,
     /// A last parameter that may be empty.
     rest: Vec<&'static Route>,
     here: Vec<&'static Route>,
 }
 
 /// The table, ready for matching.
-pub struct Table {
-    root: Node,
+pub struct RouteTable {
+    root: RouteNode,
 }
 
-impl Table {
+impl RouteTable {
     /// Builds the tree of a table.
     pub fn new(routes: &'static [Route]) -> Self {
-        let mut root = Node::default();
+        let mut root = RouteNode::default();
         for route in routes {
             let mut node = &mut root;
             // `/pushrules/` is written as the specification has it, and matched with and without the slash.
@@ -79,7 +79,7 @@ fn segments(path: &str) -> impl Iterator<Item = &str> {
     path.strip_prefix('/').unwrap_or(path).split('/')
 }
 
-fn walk<'n>(node: &'n Node, parts: &[&str]) -> &'n [&'static Route] {
+fn walk<'n>(node: &'n RouteNode, parts: &[&str]) -> &'n [&'static Route] {
     let Some((&first, rest)) = parts.split_first() else { return &node.here };
     if let Some(next) = node.literal.get(first) {
         let found = walk(next, rest);
@@ -113,14 +113,14 @@ fn params(route: &Route, path: &str) -> Result<Vec<(&'static str, String)>> {
 /// The homeserver's routes as a service for the connections.
 pub struct Router {
     hs: Arc<Homeserver>,
-    table: Table,
+    table: RouteTable,
     limiter: RateLimiter,
 }
 
 impl Router {
     /// All of `ROUTES` on this homeserver.
     pub fn new(hs: Arc<Homeserver>) -> Self {
-        Self { hs, table: Table::new(ROUTES), limiter: RateLimiter::new() }
+        Self { hs, table: RouteTable::new(ROUTES), limiter: RateLimiter::new() }
     }
 
     /// Finds the route, checks who asks and counts the request.
@@ -286,7 +286,7 @@ mod tests {
     ];
 
     fn found(path: &str) -> Option<&'static str> {
-        Table::new(TABLE).find(path).first().map(|r| r.path)
+        RouteTable::new(TABLE).find(path).first().map(|r| r.path)
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
             [("m.room.name", ""), ("m.room.name/", ""), ("m.x/%2Fa%20b", "/a b"), ("m.x/@a:b", "@a:b")]
         {
             let address = format!("/_matrix/client/v3/rooms/!r:s/state/{address}");
-            let table = Table::new(TABLE);
+            let table = RouteTable::new(TABLE);
             let routes = table.find(&address);
             assert_eq!(routes.len(), 2, "{address}");
             assert_eq!(routes[0].path, path);

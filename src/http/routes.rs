@@ -11,16 +11,16 @@ use super::route::{Route, delete, get, post, put};
 use super::{client_server, server_server};
 
 /// The largest body of an invite: an event and a dozen of the room's state events.
-const INVITE: usize = 1024 * 1024;
+const INVITE_BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// The largest body of a transaction: 50 events of the largest size, and 100 ephemeral messages about as large.
-const TRANSACTION: usize = 12 * 1024 * 1024;
+const TRANSACTION_BODY_BYTES_MAX: usize = 12 * 1024 * 1024;
 
 /// The messages of one request to devices: clients send those for many devices together.
-const TO_DEVICE: usize = 2 << 20;
+const TO_DEVICE_BODY_BYTES_MAX: usize = 2 << 20;
 
 /// A new room's description: dozens of state events at most.
-const NEW_ROOM: usize = 2 << 20;
+const NEW_ROOM_BODY_BYTES_MAX: usize = 2 << 20;
 
 /// Every endpoint. `r0` of the client API and `r0`, `v1` of media are served by the `v3` lines.
 pub const ROUTES: &[Route] = &[
@@ -66,7 +66,7 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/client/v3/rooms/{roomId}/ban", User(client_server::membership::ban)),
     post("/_matrix/client/v3/rooms/{roomId}/unban", User(client_server::membership::unban)),
     get("/_matrix/client/v3/joined_rooms", User(client_server::membership::joined_rooms)),
-    post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join).body(NEW_ROOM),
+    post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join).body(NEW_ROOM_BODY_BYTES_MAX),
     put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::send)),
     put("/_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}", User(rooms::redact)),
     get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::state)),
@@ -89,7 +89,7 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::get)),
     put("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::put)),
     put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(client_server::to_device::send))
-        .body(TO_DEVICE),
+        .body(TO_DEVICE_BODY_BYTES_MAX),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
     post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),
@@ -157,9 +157,9 @@ pub const ROUTES: &[Route] = &[
     ),
     put("/_matrix/federation/v2/send_leave/{roomId}/{eventId}", Peer(server_server::membership::send_leave)),
     put("/_matrix/federation/v1/invite/{roomId}/{eventId}", Peer(server_server::membership::invite_v1))
-        .body(INVITE),
+        .body(INVITE_BODY_BYTES_MAX),
     put("/_matrix/federation/v2/invite/{roomId}/{eventId}", Peer(server_server::membership::invite))
-        .body(INVITE),
+        .body(INVITE_BODY_BYTES_MAX),
     put("/_matrix/federation/v1/3pid/onbind", Anyone(server_server::third_party::on_bind))
         .rate(Rate::Federation),
     // As the identity server that there is calls it.
@@ -179,7 +179,8 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/federation/v1/publicRooms", Peer(server_server::public_rooms::search)),
     get("/_matrix/federation/v1/openid/userinfo", Anyone(server_server::openid::userinfo))
         .rate(Rate::Federation),
-    put("/_matrix/federation/v1/send/{txnId}", Peer(server_server::transactions::send)).body(TRANSACTION),
+    put("/_matrix/federation/v1/send/{txnId}", Peer(server_server::transactions::send))
+        .body(TRANSACTION_BODY_BYTES_MAX),
     get("/_matrix/federation/v1/event/{eventId}", Peer(server_server::events::event)),
     get("/_matrix/federation/v1/state/{roomId}", Peer(server_server::events::state)),
     get("/_matrix/federation/v1/state_ids/{roomId}", Peer(server_server::events::state_ids)),

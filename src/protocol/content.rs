@@ -5,7 +5,6 @@ use serde_json::{Map, Value};
 
 use crate::protocol::ids::{RoomAlias, RoomId, UserId};
 use crate::protocol::pdu::Pdu;
-use crate::protocol::room_version::{RoomVersion, room_version};
 
 /// A content, parsed.
 pub type Content = Map<String, Value>;
@@ -18,14 +17,6 @@ pub fn text<'a>(content: &'a Content, key: &str) -> Option<&'a str> {
 /// A text that is not empty: a name, a topic, an avatar.
 pub fn nonempty<'a>(content: &'a Content, key: &str) -> Option<&'a str> {
     text(content, key).filter(|text| !text.is_empty())
-}
-
-/// Of `m.room.create`: the room's version, "1" where it says none. `None`: one that this server does not speak.
-pub fn version_of_create(content: &Content) -> Option<RoomVersion> {
-    match content.get("room_version") {
-        None => room_version("1"),
-        Some(version) => version.as_str().and_then(room_version),
-    }
 }
 
 /// Of `m.room.create`: whether users of other servers may take part.
@@ -67,19 +58,9 @@ pub fn allowed_rooms(content: &Content) -> Vec<RoomId> {
     rooms.filter_map(|condition| RoomId::parse(condition["room_id"].as_str()?).ok()).collect()
 }
 
-/// Of `m.room.guest_access`: whether guests may join.
-pub fn guests_can_join(content: Option<&Content>) -> bool {
-    content.and_then(|content| text(content, "guest_access")) == Some("can_join")
-}
-
 /// Of `m.room.canonical_alias`: the alias, if it is one.
 pub fn canonical_alias(content: &Content) -> Option<RoomAlias> {
     nonempty(content, "alias").and_then(|alias| RoomAlias::parse(alias).ok())
-}
-
-/// Of `m.room.tombstone`: the room that replaces this one.
-pub fn replacement_room(content: &Content) -> Option<RoomId> {
-    text(content, "replacement_room").and_then(|room| RoomId::parse(room).ok())
 }
 
 #[cfg(test)]
@@ -98,11 +79,9 @@ mod tests {
             of(json!({"join_rule": 1, "guest_access": [], "alias": "x", "type": {}, "m.federate": "no",
             "allow": {"x": 1}, "name": ""}));
         assert_eq!(join_rule(Some(&odd)), "invite");
-        assert!(!guests_can_join(Some(&odd)) && federates(&odd));
+        assert!(federates(&odd));
         assert_eq!((canonical_alias(&odd), room_type(&odd), nonempty(&odd, "name")), (None, None, None));
         assert!(allowed_rooms(&odd).is_empty());
-        assert!(version_of_create(&of(json!({"room_version": 1}))).is_none());
-        assert_eq!(version_of_create(&of(json!({}))).map(|version| version.id), Some("1"));
     }
 
     #[test]

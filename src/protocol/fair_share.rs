@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 /// What a server is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum ServerStanding {
     /// One that we have nothing to do with.
     Stranger,
     /// One that shares a room with those who are asked.
@@ -18,7 +18,7 @@ pub enum Standing {
     Ours,
 }
 
-impl Standing {
+impl ServerStanding {
     /// How many of the places are for servers of this standing.
     fn open(self, places: usize) -> usize {
         match self {
@@ -45,7 +45,7 @@ pub fn has_place<'a>(
     places: usize,
     holders: impl IntoIterator<Item = &'a str>,
     server: &str,
-    standing: Standing,
+    standing: ServerStanding,
 ) -> bool {
     let mut by_server: HashMap<&str, usize> = HashMap::new();
     for holder in holders {
@@ -60,11 +60,16 @@ pub fn has_place<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::Standing::{Known, Ours, Stranger};
+    use super::ServerStanding::{Known, Ours, Stranger};
     use super::*;
 
     /// How many places a server gets that takes what it can, after those that are taken.
-    fn take_all<'a>(places: usize, taken: &mut Vec<&'a str>, server: &'a str, standing: Standing) -> usize {
+    fn take_all<'a>(
+        places: usize,
+        taken: &mut Vec<&'a str>,
+        server: &'a str,
+        standing: ServerStanding,
+    ) -> usize {
         let before = taken.len();
         while has_place(places, taken.iter().copied(), server, standing) {
             taken.push(server);

@@ -11,7 +11,7 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Pdu;
 
 /// No filter that is larger than this many bytes is parsed or stored.
-pub const MAX_FILTER_BYTES: usize = 65_536;
+pub const FILTER_BYTES_MAX: usize = 65_536;
 
 /// A whole filter, as uploaded to `POST /user/{userId}/filter` or written into `/sync?filter=`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -166,7 +166,7 @@ impl RoomFilter {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
-    if json.len() > MAX_FILTER_BYTES {
+    if json.len() > FILTER_BYTES_MAX {
         return Err(Error::new(crate::ErrCode::TooLarge, "The filter is too large"));
     }
     read_object(json.as_bytes()).map_err(|e| Error::bad_json(format!("Not a valid filter: {}", e.message())))

@@ -141,7 +141,7 @@ pub fn check_countersigned(ours: &Pdu, theirs: &Map<String, Value>) -> Result<()
 }
 
 /// So many signatures of one server are taken over: whoever has more keys than that has enough of them.
-const MOST_SIGNATURES: usize = 8;
+const SIGNATURES_TAKEN_MAX: usize = 8;
 
 /// Our event with the signatures that one other server put on it; those of anybody else are not taken over.
 /// Errors: 413 `M_TOO_LARGE` if it has no room for them.
@@ -153,7 +153,7 @@ pub fn with_signatures_of(
     let mut both = ours.clone();
     let may_be_one = |(key_id, signature): &(&str, &str)| key_id.len() <= 255 && signature.len() <= 100;
     let signatures = signatures_of(theirs, server.as_str()).into_iter().filter(may_be_one);
-    for (key_id, signature) in signatures.take(MOST_SIGNATURES) {
+    for (key_id, signature) in signatures.take(SIGNATURES_TAKEN_MAX) {
         both = both.with_signature(server.as_str(), key_id, signature)?;
     }
     Ok(both)
@@ -261,7 +261,7 @@ mod tests {
             finish(&template(version, changes), Map::new(), &ours, &key("a.example"), 5_000, version)
         };
         for (depth, made) in
-            [(json!(-5), 1), (json!(1.5), 1), (json!(null), 1), (json!(i64::MAX), json::MAX_INTEGER)]
+            [(json!(-5), 1), (json!(1.5), 1), (json!(null), 1), (json!(i64::MAX), json::INTEGER_MAX)]
         {
             assert_eq!(finish(&json!({ "depth": depth })).expect("an event").depth(), made);
         }

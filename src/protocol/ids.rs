@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::{Error, Result};
 
 /// The most bytes that an identifier of a user, room, alias or event may have, sigil and domain included.
-pub const MAX_ID_BYTES: usize = 255;
+pub const ID_BYTES_MAX: usize = 255;
 
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {
@@ -224,13 +224,13 @@ fn has_localpart_and_server(text: &str, sigil: char) -> bool {
     let Some((localpart, server)) = text.strip_prefix(sigil).and_then(|rest| rest.split_once(':')) else {
         return false;
     };
-    text.len() <= MAX_ID_BYTES && !localpart.contains('\0') && is_server_name(server)
+    text.len() <= ID_BYTES_MAX && !localpart.contains('\0') && is_server_name(server)
 }
 
 /// Sigil and a non-empty opaque part without `:` and NUL; at most 255 bytes.
 fn is_opaque(text: &str, sigil: char) -> bool {
     let Some(opaque) = text.strip_prefix(sigil) else { return false };
-    text.len() <= MAX_ID_BYTES && !opaque.is_empty() && !opaque.contains([':', '\0'])
+    text.len() <= ID_BYTES_MAX && !opaque.is_empty() && !opaque.contains([':', '\0'])
 }
 
 fn is_user_id(text: &str) -> bool {

@@ -1,6 +1,6 @@
 //! Canonical JSON, bounded parsing, and unpadded base64 (appendices, "Signing JSON", "Unpadded Base64").
 //!
-//! What a peer or a client sends is parsed by [`parse_object`] and its siblings: at most [`MAX_DEPTH`] levels, no more
+//! What a peer or a client sends is parsed by [`parse_object`] and its siblings: at most [`JSON_DEPTH_MAX`] levels, no more
 //! memory than is in proportion to its bytes, of repeated keys the last one counts (as in every server that was looked at). `serde_json` alone stops at 127 levels; ours is lower on
 //! purpose, so that an event that we accepted still fits when it is wrapped into a transaction or a `/sync` answer,
 //! whose receivers (many of them with the same library) would otherwise refuse the whole answer for its sake.
@@ -19,20 +19,20 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
-pub use object::{CanonicalObject, Seen};
+pub use object::CanonicalObject;
 pub(crate) use object::{member_of, members_of, string};
 pub use parse::{
     AtMost, First, FirstMembers, ObjectText, is_object, parse_object, read, read_large, read_object, shaped,
     what_was_expected,
 };
 pub(crate) use parse::{object_tree, tree};
-pub use text::{append_canonical, canonical_text};
+pub use text::{Oddities, append_canonical, canonical_text};
 
 /// How many objects and arrays may be nested in one another, the outermost included.
-pub const MAX_DEPTH: usize = 100;
+pub const JSON_DEPTH_MAX: usize = 100;
 
 /// 2^53 - 1, the largest integer of canonical JSON.
-pub const MAX_INTEGER: i64 = (1 << 53) - 1;
+pub const INTEGER_MAX: i64 = (1 << 53) - 1;
 
 const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
     .with_encode_padding(false)

@@ -6,23 +6,23 @@
 //! [`fair_share`]. Whoever was refused waits for a day. Pure: what is counted, and where, is the caller's.
 
 use super::UserId;
-use super::fair_share::{Standing, has_place};
+use super::fair_share::{ServerStanding, has_place};
 
 /// For how long a knock counts, in milliseconds.
 pub const HOUR_MS: i64 = 3_600_000;
 /// How long somebody waits whose knock was refused, in milliseconds.
-pub const PAUSE_MS: i64 = 24 * HOUR_MS;
+pub const REFUSED_KNOCK_PAUSE_MS: i64 = 24 * HOUR_MS;
 
 /// What the settings allow. 0 stands for no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct KnockLimits {
     /// Knocks upon one room within an hour.
     pub per_hour: usize,
     /// Knocks that wait for the answer of one room.
     pub waiting: usize,
 }
 
-impl Limits {
+impl KnockLimits {
     /// Whether anything is limited.
     pub fn are_any(self) -> bool {
         self != Self::default()
@@ -41,13 +41,13 @@ impl Limits {
 
 /// What there is when somebody wants to knock upon a room.
 #[derive(Debug, Clone, Copy)]
-pub struct Facts<'a> {
+pub struct KnockFacts<'a> {
     /// The time, in milliseconds.
     pub now: i64,
     /// Who wants to knock.
     pub knocker: &'a UserId,
     /// What their server is to the room.
-    pub standing: Standing,
+    pub standing: ServerStanding,
     /// The knocks of the last hour upon this room, oldest first: when, and whose.
     pub lately: &'a [(i64, &'a str)],
     /// Who else waits for an answer.
@@ -66,12 +66,14 @@ pub struct Wait {
 }
 
 /// Whether one more knock may be made.
-pub fn judge(limits: Limits, facts: &Facts<'_>) -> Result<(), Wait> {
-    let Facts { now, knocker, standing, lately, waiting, refused_at } = *facts;
+pub fn check_budget(limits: KnockLimits, facts: &KnockFacts<'_>) -> Result<(), Wait> {
+    let KnockFacts { now, knocker, standing, lately, waiting, refused_at } = *facts;
     let server = knocker.server_name();
     if limits.per_hour > 0 {
         // Whoever refused them may have a clock that is ahead.
-        if let Some(left) = refused_at.map(|at| at.min(now) + PAUSE_MS - now).filter(|left| *left > 0) {
+        if let Some(left) =
+            refused_at.map(|at| at.min(now) + REFUSED_KNOCK_PAUSE_MS - now).filter(|left| *left > 0)
+        {
             return Err(Wait { ms: left, why: "Your knock was refused" });
         }
         let own = lately.iter().filter(|(_, user)| *user == knocker.as_str());
@@ -109,11 +111,22 @@ fn server_of(user: &str) -> &str {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { per_hour: 100, waiting: 100 };
+    const LIMITS: KnockLimits = KnockLimits { per_hour: 100, waiting: 100 };
     const NOW: i64 = 100 * HOUR_MS;
 
-    fn asked<'a>(knocker: &'a UserId, lately: &'a [(i64, &'a str)], waiting: &'a [&'a str]) -> Facts<'a> {
-        Facts { now: NOW, knocker, standing: Standing::Stranger, lately, waiting, refused_at: None }
+    fn asked<'a>(
+        knocker: &'a UserId,
+        lately: &'a [(i64, &'a str)],
+        waiting: &'a [&'a str],
+    ) -> KnockFacts<'a> {
+        KnockFacts {
+            now: NOW,
+            knocker,
+            standing: ServerStanding::Stranger,
+            lately,
+            waiting,
+            refused_at: None,
+        }
     }
 
     fn user(id: &str) -> UserId {
@@ -124,11 +137,15 @@ mod tests {
     fn one_knocker_may_come_back_a_few_times_and_waits_for_the_first_to_be_forgotten() {
         let bob = user("@bob:b.org");
         let lately: Vec<(i64, &str)> = (0..5).map(|n| (NOW - 50_000 + n, "@bob:b.org")).collect();
-        assert_eq!(judge(LIMITS, &asked(&bob, &lately[..4], &[])), Ok(()));
-        let wait = judge(LIMITS, &asked(&bob, &lately, &[])).expect_err("too often");
+        assert_eq!(check_budget(LIMITS, &asked(&bob, &lately[..4], &[])), Ok(()));
+        let wait = check_budget(LIMITS, &asked(&bob, &lately, &[])).expect_err("too often");
         assert_eq!(wait.ms, HOUR_MS - 50_000);
-        assert_eq!(judge(LIMITS, &asked(&user("@carol:b.org"), &lately, &[])), Ok(()), "not their neighbour");
-        assert_eq!(judge(Limits { per_hour: 0, ..LIMITS }, &asked(&bob, &lately, &[])), Ok(()));
+        assert_eq!(
+            check_budget(LIMITS, &asked(&user("@carol:b.org"), &lately, &[])),
+            Ok(()),
+            "not their neighbour"
+        );
+        assert_eq!(check_budget(KnockLimits { per_hour: 0, ..LIMITS }, &asked(&bob, &lately, &[])), Ok(()));
     }
 
     #[test]
@@ -138,22 +155,23 @@ mod tests {
         let waiting: Vec<&str> = names.iter().map(String::as_str).collect();
         let (evil, honest) = (user("@new:evil.org"), user("@bob:b.org"));
         for (knocker, may) in [(&evil, false), (&honest, true)] {
-            assert_eq!(judge(LIMITS, &asked(knocker, &lately, &[])).is_ok(), may);
-            assert_eq!(judge(LIMITS, &asked(knocker, &[], &waiting)).is_ok(), may);
+            assert_eq!(check_budget(LIMITS, &asked(knocker, &lately, &[])).is_ok(), may);
+            assert_eq!(check_budget(LIMITS, &asked(knocker, &[], &waiting)).is_ok(), may);
         }
-        let wait = judge(LIMITS, &asked(&evil, &lately, &[])).expect_err("too many");
+        let wait = check_budget(LIMITS, &asked(&evil, &lately, &[])).expect_err("too many");
         assert_eq!(wait.ms, HOUR_MS - 1000);
-        assert!(judge(LIMITS, &asked(&evil, &[], &waiting[..14])).is_ok());
-        assert!(judge(LIMITS, &asked(&evil, &[], &waiting[..15])).is_err());
-        assert!(judge(Limits { waiting: 0, ..LIMITS }, &asked(&evil, &[], &waiting)).is_ok());
+        assert!(check_budget(LIMITS, &asked(&evil, &[], &waiting[..14])).is_ok());
+        assert!(check_budget(LIMITS, &asked(&evil, &[], &waiting[..15])).is_err());
+        assert!(check_budget(KnockLimits { waiting: 0, ..LIMITS }, &asked(&evil, &[], &waiting)).is_ok());
     }
 
     #[test]
     fn who_was_refused_waits_for_a_day_whatever_the_clock_of_who_refused_them() {
         let bob = user("@bob:b.org");
-        let refused = |at: i64| judge(LIMITS, &Facts { refused_at: Some(at), ..asked(&bob, &[], &[]) });
+        let refused =
+            |at: i64| check_budget(LIMITS, &KnockFacts { refused_at: Some(at), ..asked(&bob, &[], &[]) });
         assert_eq!(refused(NOW - HOUR_MS).expect_err("soon after").ms, 23 * HOUR_MS);
-        assert_eq!(refused(NOW + 500 * HOUR_MS).expect_err("ahead").ms, PAUSE_MS);
-        assert_eq!(refused(NOW - PAUSE_MS), Ok(()));
+        assert_eq!(refused(NOW + 500 * HOUR_MS).expect_err("ahead").ms, REFUSED_KNOCK_PAUSE_MS);
+        assert_eq!(refused(NOW - REFUSED_KNOCK_PAUSE_MS), Ok(()));
     }
 }

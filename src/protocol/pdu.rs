@@ -15,21 +15,21 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::{EventId, RoomId, UserId};
-use crate::protocol::json::{self, CanonicalObject, Seen};
+use crate::protocol::json::{self, CanonicalObject, Oddities};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 
 /// The most bytes that an event may have as canonical JSON, signatures included (client-server API, "Size limits").
-pub const MAX_EVENT_BYTES: usize = 65_536;
+pub const EVENT_BYTES_MAX: usize = 65_536;
 
 /// As how many bytes an event may come. Nothing legitimate is this far beyond the limit, not even with every character
 /// escaped.
-pub const LARGEST_AS_WRITTEN: usize = 8 * MAX_EVENT_BYTES;
+pub const EVENT_AS_WRITTEN_BYTES_MAX: usize = 8 * EVENT_BYTES_MAX;
 /// The most bytes that `type` and `state_key` may have each.
-pub const MAX_FIELD_BYTES: usize = 255;
+pub const FIELD_BYTES_MAX: usize = 255;
 /// The most `prev_events` that an event may have.
-pub const MAX_PREV_EVENTS: usize = 20;
+pub const PREV_EVENTS_MAX: usize = 20;
 /// The most `auth_events` that an event may have.
-pub const MAX_AUTH_EVENTS: usize = 10;
+pub const AUTH_EVENTS_MAX: usize = 10;
 
 /// A user's standing in a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,9 +74,9 @@ impl fmt::Display for Membership {
 
 /// One event of a room. Cheap to clone. Two are equal if their event ids are.
 #[derive(Clone)]
-pub struct Pdu(Arc<Inner>);
+pub struct Pdu(Arc<PduFields>);
 
-struct Inner {
+struct PduFields {
     version: RoomVersion,
     event_id: EventId,
     room_id: RoomId,
@@ -95,7 +95,7 @@ struct Inner {
 }
 
 /// An event that was just parsed, with its canonical form (without `unsigned`) and the bytes that its signatures cover.
-pub(crate) struct Whole {
+pub(crate) struct ParsedPdu {
     pub(crate) pdu: Pdu,
     pub(crate) object: CanonicalObject,
     pub(crate) essence: Vec<u8>,
@@ -141,7 +141,7 @@ fn present<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Cow<'de, str
 
 /// A reference of room versions 1 and 2: the event's id and its hashes.
 #[derive(Deserialize)]
-struct WithHashes(EventId, #[allow(dead_code, reason = "must be there, is not used")] IgnoredAny);
+struct ReferenceWithHashes(EventId, #[allow(dead_code, reason = "must be there, is not used")] IgnoredAny);
 
 impl Pdu {
     /// Checks the event format of the version and the size limits, and computes the event id. Does not check hashes,
@@ -158,8 +158,8 @@ impl Pdu {
     }
 
     /// The same with what is at hand after it, for those who have more to check.
-    pub(crate) fn parse_whole(json: &[u8], version: RoomVersion) -> Result<Whole> {
-        if json.len() > LARGEST_AS_WRITTEN {
+    pub(crate) fn parse_whole(json: &[u8], version: RoomVersion) -> Result<ParsedPdu> {
+        if json.len() > EVENT_AS_WRITTEN_BYTES_MAX {
             return Err(too_large());
         }
         let (whole, mut seen) = CanonicalObject::read(json)?;
@@ -171,12 +171,12 @@ impl Pdu {
         Self::check_object(&object, seen, version)?;
         let essence = object.essential_bytes(version);
         let event_id = object.event_id_with(&essence, version)?;
-        let text = if unsigned || seen.ambiguous || json.len() > MAX_EVENT_BYTES {
+        let text = if unsigned || seen.ambiguous || json.len() > EVENT_BYTES_MAX {
             text_of(&object)?
         } else {
             std::str::from_utf8(json).map_err(|e| Error::bad_json("not UTF-8").with_cause(e))?.into()
         };
-        Ok(Whole { pdu: Self::read(event_id, text, version)?, object, essence })
+        Ok(ParsedPdu { pdu: Self::read(event_id, text, version)?, object, essence })
     }
 
     /// The same checks as [`Pdu::parse`]; keeps canonical bytes. `unsigned` is dropped.
@@ -194,7 +194,7 @@ impl Pdu {
     /// The same checks of an event in canonical form, whose essential bytes are at hand.
     pub(crate) fn from_canonical(
         object: &CanonicalObject,
-        seen: Seen,
+        seen: Oddities,
         essence: &[u8],
         version: RoomVersion,
     ) -> Result<Pdu> {
@@ -203,8 +203,8 @@ impl Pdu {
     }
 
     /// What has to be seen in the canonical form: the size, strict JSON, hashes and signatures.
-    fn check_object(object: &CanonicalObject, seen: Seen, version: RoomVersion) -> Result<()> {
-        if object.as_bytes().len() > MAX_EVENT_BYTES {
+    fn check_object(object: &CanonicalObject, seen: Oddities, version: RoomVersion) -> Result<()> {
+        if object.as_bytes().len() > EVENT_BYTES_MAX {
             return Err(too_large());
         }
         if let Some(why) = seen.odd_number.filter(|_| version.strict_canonical_json) {
@@ -229,13 +229,14 @@ impl Pdu {
         Ok(Pdu(Arc::new(inner)))
     }
 
-    fn fields(event_id: EventId, json: &str, version: RoomVersion) -> Result<Inner> {
+    fn fields(event_id: EventId, json: &str, version: RoomVersion) -> Result<PduFields> {
         let bad =
             |e: serde_json::Error| Error::bad_json(format!("not an event: {}", json::what_was_expected(&e)));
         let (header, prev_events, auth_events) = match version.event_id_format {
             EventIdFormat::InEvent => {
-                let mut header: Header<'_, WithHashes> = serde_json::from_str(json).map_err(bad)?;
-                let ids = |list: Vec<WithHashes>| list.into_iter().map(|r| r.0).collect::<Box<[_]>>();
+                let mut header: Header<'_, ReferenceWithHashes> = serde_json::from_str(json).map_err(bad)?;
+                let ids =
+                    |list: Vec<ReferenceWithHashes>| list.into_iter().map(|r| r.0).collect::<Box<[_]>>();
                 let prev_events = ids(std::mem::take(&mut header.prev_events));
                 let auth_events = ids(std::mem::take(&mut header.auth_events));
                 (header.without_references(), prev_events, auth_events)
@@ -258,7 +259,7 @@ impl Pdu {
         let too_long = |_| too_large();
         let range = u32::try_from(start).map_err(too_long)?
             ..u32::try_from(start + content.len()).map_err(too_long)?;
-        Ok(Inner {
+        Ok(PduFields {
             version,
             event_id,
             room_id,
@@ -279,7 +280,7 @@ impl Pdu {
     /// The same event (same id) with other JSON: a redacted form, or one more signature. Errors: 413 `M_TOO_LARGE` if
     /// there is no room for the signature.
     pub(crate) fn with_canonical(&self, object: CanonicalObject) -> Result<Pdu> {
-        if object.as_bytes().len() > MAX_EVENT_BYTES {
+        if object.as_bytes().len() > EVENT_BYTES_MAX {
             return Err(too_large());
         }
         let json = String::from_utf8(object.into_bytes()).map_err(Error::internal)?;
@@ -425,16 +426,16 @@ impl<'a, R> Header<'a, R> {
     }
 
     fn check_limits(&self, version: RoomVersion, prev: &[EventId], auth: &[EventId]) -> Result<()> {
-        if self.event_type.len() > MAX_FIELD_BYTES {
+        if self.event_type.len() > FIELD_BYTES_MAX {
             return Err(Error::new(ErrCode::TooLarge, "the event's type is longer than 255 bytes"));
         }
-        if self.state_key.as_ref().is_some_and(|key| key.len() > MAX_FIELD_BYTES) {
+        if self.state_key.as_ref().is_some_and(|key| key.len() > FIELD_BYTES_MAX) {
             return Err(Error::new(ErrCode::TooLarge, "the event's state_key is longer than 255 bytes"));
         }
-        if prev.len() > MAX_PREV_EVENTS {
+        if prev.len() > PREV_EVENTS_MAX {
             return Err(Error::bad_json("the event has more than 20 prev_events"));
         }
-        if auth.len() > MAX_AUTH_EVENTS {
+        if auth.len() > AUTH_EVENTS_MAX {
             return Err(Error::bad_json("the event has more than 10 auth_events"));
         }
         if !(0..=version.max_depth()).contains(&self.depth) {

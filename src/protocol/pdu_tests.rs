@@ -79,7 +79,7 @@ fn what_nobody_signed_and_what_is_said_twice_is_not_kept() {
 fn an_event_may_have_65536_bytes_and_not_one_more() {
     for version in all() {
         let empty = object(version, &json!({"content": {"body": ""}}));
-        let room_for = MAX_EVENT_BYTES - bytes(&empty).len();
+        let room_for = EVENT_BYTES_MAX - bytes(&empty).len();
         let of_length = |length: usize| object(version, &json!({"content": {"body": "x".repeat(length)}}));
         let largest = of_length(room_for);
         assert_eq!(bytes(&largest).len(), 65_536);
@@ -94,7 +94,7 @@ fn an_event_may_have_65536_bytes_and_not_one_more() {
         let mut more = largest.clone();
         more.insert("unsigned".to_owned(), json!({"x": "y".repeat(1000)}));
         assert!(parse(&more, version).is_ok());
-        let padded = [bytes(&largest), vec![b' '; 10 * MAX_EVENT_BYTES]].concat();
+        let padded = [bytes(&largest), vec![b' '; 10 * EVENT_BYTES_MAX]].concat();
         assert_eq!(code(Pdu::parse(&padded, version)), ErrCode::TooLarge);
     }
 }
@@ -129,7 +129,7 @@ fn type_and_state_key_have_255_bytes_at_most() {
 fn an_event_has_at_most_20_prev_events_and_10_auth_events() {
     for version in all() {
         let one = object(version, &json!({}))["prev_events"][0].clone();
-        for (list, most) in [("prev_events", MAX_PREV_EVENTS), ("auth_events", MAX_AUTH_EVENTS)] {
+        for (list, most) in [("prev_events", PREV_EVENTS_MAX), ("auth_events", AUTH_EVENTS_MAX)] {
             assert!(parse(&object(version, &json!({ list: vec![one.clone(); most] })), version).is_ok());
             let more = parse(&object(version, &json!({ list: vec![one.clone(); most + 1] })), version);
             assert_eq!(code(more), ErrCode::BadJson);
@@ -308,7 +308,7 @@ fn a_redacted_event_keeps_its_id_and_place() {
 fn an_event_nested_too_deeply_is_refused_however_it_comes() {
     let version = version("10");
     let mut value = json!(1);
-    for _ in 0..json::MAX_DEPTH {
+    for _ in 0..json::JSON_DEPTH_MAX {
         value = json!([value]);
     }
     let event = object(version, &json!({"content": {"body": value}}));

@@ -9,7 +9,7 @@ use crate::protocol::sign::{POLICY_KEY_ID, VerifyKey};
 use crate::protocol::verify::VerifiedPdu;
 
 /// The event type of the setting.
-pub const SETTING: &str = "m.room.policy";
+pub const POLICY_EVENT_TYPE: &str = "m.room.policy";
 
 /// What `m.room.policy` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl PolicyServer {
 /// Whether a policy server is asked about an event at all: about every one but the setting itself, so that a room can
 /// always get rid of it.
 pub fn is_checked(event: &Pdu) -> bool {
-    event.event_type() != SETTING || event.state_key() != Some("")
+    event.event_type() != POLICY_EVENT_TYPE || event.state_key() != Some("")
 }
 
 #[cfg(test)]

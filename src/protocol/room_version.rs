@@ -169,7 +169,7 @@ impl Default for RoomVersion {
 impl Rules {
     /// The largest `depth` that an event may have; a deeper room stays at it.
     pub fn max_depth(&self) -> i64 {
-        if self.strict_canonical_json { crate::protocol::json::MAX_INTEGER } else { i64::MAX }
+        if self.strict_canonical_json { crate::protocol::json::INTEGER_MAX } else { i64::MAX }
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::{RoomId, UserId};
 use crate::protocol::json as matrix_json;
-use crate::protocol::pdu::{MAX_EVENT_BYTES, MAX_FIELD_BYTES, Pdu};
+use crate::protocol::pdu::{EVENT_BYTES_MAX, FIELD_BYTES_MAX, Pdu};
 use crate::protocol::room_version::RoomVersion;
 
 /// The types of state events (all with an empty state key) that are shown to outsiders.
@@ -26,18 +26,18 @@ pub const STRIPPED_TYPES: [&str; 7] = [
 ];
 
 /// How many entries are looked at; what comes behind them is left out.
-pub const MAX_ENTRIES: usize = 100;
+pub const STRIPPED_ENTRIES_MAX: usize = 100;
 
 /// How much is kept of what another server shows of one room, in bytes of JSON as clients get it. It is kept for as long as
 /// nobody answers, and comes with every initial sync.
-pub const MAX_BYTES: usize = 64 * 1024;
+pub const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 
 /// And how much of that any entry may have but the create event, without which a room is not shown.
-const MAX_ENTRY_BYTES: usize = 16 * 1024;
+const STRIPPED_ENTRY_BYTES_MAX: usize = 16 * 1024;
 
 /// What is kept of it: the types of above, what tells most of a room first, so that the rest is left out where not all of
 /// it fits. `m.room.member` stands for the inviter's, which gives the invite a name and a face.
-const KEPT: [&str; 8] = [
+const KEPT_IN_STRIPPED: [&str; 8] = [
     "m.room.create",
     "m.room.join_rules",
     "m.room.name",
@@ -77,7 +77,7 @@ pub fn is_full_event(entry: &RawValue) -> bool {
 /// Reads one entry of either form. Errors: `M_BAD_JSON`, `M_TOO_LARGE`, or `M_INVALID_PARAM` if it is of another room.
 fn read(entry: &RawValue, room: &RoomId, version: RoomVersion) -> Result<Value> {
     // No event has more; and what we take in here is kept, and shown with every initial sync.
-    if entry.get().len() > MAX_EVENT_BYTES {
+    if entry.get().len() > EVENT_BYTES_MAX {
         return Err(Error::new(ErrCode::TooLarge, "an entry of the room's state is larger than an event"));
     }
     let object = matrix_json::parse_object(entry.get().as_bytes())?;
@@ -96,7 +96,7 @@ fn read(entry: &RawValue, room: &RoomId, version: RoomVersion) -> Result<Value> 
 
 /// A four-field entry without whatever else it has; none if it is not one.
 fn four_fields(mut object: Map<String, Value>) -> Option<Value> {
-    let short = |value: &Value| value.as_str().is_some_and(|text| text.len() <= MAX_FIELD_BYTES);
+    let short = |value: &Value| value.as_str().is_some_and(|text| text.len() <= FIELD_BYTES_MAX);
     let mut take = |key: &str| object.remove(key);
     let (event_type, state_key) = (take("type").filter(short)?, take("state_key").filter(short)?);
     let sender = take("sender").filter(|value| value.as_str().is_some_and(|id| UserId::parse(id).is_ok()))?;
@@ -109,11 +109,11 @@ fn is_create(entry: &Value) -> bool {
 }
 
 /// What is kept of the entries, as clients may see them: one of each type that is recommended, the inviter's member event
-/// among them, and of all together no more than [`MAX_BYTES`].
+/// among them, and of all together no more than [`STRIPPED_BYTES_MAX`].
 fn cut(entries: &[Value], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
-    let mut left = MAX_BYTES;
+    let mut left = STRIPPED_BYTES_MAX;
     let mut kept = Vec::new();
-    for event_type in KEPT {
+    for event_type in KEPT_IN_STRIPPED {
         let is_member = event_type == "m.room.member";
         let state_key = if is_member { inviter.map(UserId::as_str) } else { Some("") };
         let is_it = |entry: &&Value| {
@@ -122,7 +122,7 @@ fn cut(entries: &[Value], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
         let Some(raw) = entries.iter().find(is_it).and_then(|entry| to_raw_value(entry).ok()) else {
             continue;
         };
-        let most = if event_type == "m.room.create" { left } else { left.min(MAX_ENTRY_BYTES) };
+        let most = if event_type == "m.room.create" { left } else { left.min(STRIPPED_ENTRY_BYTES_MAX) };
         if raw.get().len() <= most {
             left -= raw.get().len();
             kept.push(raw);
@@ -151,7 +151,7 @@ pub fn check_received(
     if !version.room_id_is_create_hash {
         return Ok(usable(entries, room, version, Some(inviter)));
     }
-    if entries.len() > MAX_ENTRIES {
+    if entries.len() > STRIPPED_ENTRIES_MAX {
         return Err(Error::invalid_param("the room's state has too many entries"));
     }
     let mut shown = Vec::with_capacity(entries.len());
@@ -186,7 +186,8 @@ pub fn usable(
         let doubtful = version.room_id_is_create_hash && is_create(&value) && !is_full_event(entry);
         (!doubtful).then_some(value)
     };
-    let usable: Vec<Value> = entries.iter().take(MAX_ENTRIES).filter_map(|entry| read(entry)).collect();
+    let usable: Vec<Value> =
+        entries.iter().take(STRIPPED_ENTRIES_MAX).filter_map(|entry| read(entry)).collect();
     cut(&usable, inviter)
 }
 
@@ -259,9 +260,9 @@ mod tests {
         assert_eq!(kept(None).len(), STRIPPED_TYPES.len());
         let user = inviter();
         let with_inviter = kept(Some(&user));
-        assert_eq!(with_inviter.len(), KEPT.len());
+        assert_eq!(with_inviter.len(), KEPT_IN_STRIPPED.len());
         let types: Vec<&str> = with_inviter.iter().filter_map(|e| e["type"].as_str()).collect();
-        assert_eq!(types, KEPT);
+        assert_eq!(types, KEPT_IN_STRIPPED);
         assert!(
             with_inviter.iter().all(|e| e["content"] == json!({"x": 1})),
             "the first of each: {with_inviter:?}"
@@ -276,7 +277,7 @@ mod tests {
         let kept = |entries: &[Value]| {
             let entries: Vec<_> = entries.iter().map(entry).collect();
             let kept = usable(&entries, &here, version, Some(&inviter()));
-            assert!(kept.iter().map(|entry| entry.get().len()).sum::<usize>() <= MAX_BYTES);
+            assert!(kept.iter().map(|entry| entry.get().len()).sum::<usize>() <= STRIPPED_BYTES_MAX);
             values(kept).iter().filter_map(|e| e["type"].as_str().map(str::to_owned)).collect::<Vec<_>>()
         };
         // One that is too long takes nothing from the others.
@@ -326,7 +327,7 @@ mod tests {
             entry(&json!({"type": "m.room.name", "state_key": "", "sender": "@a:b", "content": []})),
             entry(&json!({"type": "x".repeat(256), "state_key": "", "sender": "@a:b", "content": {}})),
             entry(&json!({"type": "m.room.name", "state_key": "", "sender": "@a:b",
-                "content": {"name": "x".repeat(MAX_EVENT_BYTES)}})),
+                "content": {"name": "x".repeat(EVENT_BYTES_MAX)}})),
             entry(&json!([1])),
             entry(&json!("x")),
             entry(&json!({"auth_events": 7})),
@@ -337,7 +338,7 @@ mod tests {
         let shown = values(check_received(&entries, &here, version, &inviter()).expect("never refused"));
         assert_eq!(shown, [four("m.room.create"), four("m.room.topic")]);
         assert!(check_received(&[], &here, version, &inviter()).expect("never refused").is_empty());
-        let mut endless: Vec<_> = (0..MAX_ENTRIES).map(|_| entry(&four("org.example.x"))).collect();
+        let mut endless: Vec<_> = (0..STRIPPED_ENTRIES_MAX).map(|_| entry(&four("org.example.x"))).collect();
         endless.push(entry(&four("m.room.name")));
         assert!(usable(&endless, &here, version, None).is_empty());
     }
@@ -358,7 +359,7 @@ mod tests {
             vec![whole.clone(), entry(&json!({"type": "m.room.name"}))],
             vec![whole.clone(), for_federation(&[name(version, &other_room())]).remove(0)],
             vec![for_federation(&[pdu_of_another_create()]).remove(0)],
-            vec![whole.clone(); MAX_ENTRIES + 1],
+            vec![whole.clone(); STRIPPED_ENTRIES_MAX + 1],
         ] {
             let e = check(&wrong).expect_err("refused");
             assert_eq!((e.status(), e.errcode().as_str()), (400, "M_INVALID_PARAM"));

@@ -9,13 +9,13 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::protocol::ids::{EventId, ServerName, UserId};
-use crate::protocol::pdu::LARGEST_AS_WRITTEN;
+use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 use crate::protocol::verify;
 
 /// What is seen. Nothing of it has been checked.
 #[derive(Debug, Deserialize)]
-pub struct Glance<'a> {
+pub struct UncheckedEvent<'a> {
     /// `type`.
     #[serde(borrow, rename = "type")]
     pub event_type: Cow<'a, str>,
@@ -30,28 +30,28 @@ pub struct Glance<'a> {
     #[serde(borrow, default)]
     event_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    content: Content<'a>,
+    content: MemberContent<'a>,
     #[serde(borrow)]
     signatures: BTreeMap<Cow<'a, str>, BTreeMap<Cow<'a, str>, IgnoredAny>>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Content<'a> {
+struct MemberContent<'a> {
     #[serde(borrow, default, rename = "join_authorised_via_users_server")]
     authoriser: Option<&'a RawValue>,
 }
 
-impl<'a> Glance<'a> {
+impl<'a> UncheckedEvent<'a> {
     /// Looks at an event. None if it is no event, too large to be one, or written so oddly (a key twice) that it takes
     /// more than a glance.
     pub fn at(json: &'a [u8]) -> Option<Self> {
-        if json.len() > LARGEST_AS_WRITTEN {
+        if json.len() > EVENT_AS_WRITTEN_BYTES_MAX {
             return None;
         }
         serde_json::from_slice(json).ok()
     }
 
-    /// Frees what only [`Glance::wanted_keys`] takes.
+    /// Frees what only [`UncheckedEvent::wanted_keys`] takes.
     pub fn forget_signatures(&mut self) {
         self.signatures = BTreeMap::new();
     }
@@ -156,7 +156,7 @@ mod tests {
                 let pdu = Pdu::parse(&text, version).expect("an event");
                 let mut proper = verify::wanted_keys(&pdu);
                 proper.sort();
-                let glance = Glance::at(&text).expect("an event");
+                let glance = UncheckedEvent::at(&text).expect("an event");
                 let seen: Vec<_> =
                     glance.wanted_keys(version).map(|(server, id)| (server, id.to_owned())).collect();
                 assert_eq!(seen, proper, "{} {content}", version.id);
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn what_is_written_oddly_takes_more_than_a_glance() {
-        assert!(Glance::at(br#"{"type":"a","type":"b"}"#).is_none());
-        assert!(Glance::at(b"[]").is_none());
+        assert!(UncheckedEvent::at(br#"{"type":"a","type":"b"}"#).is_none());
+        assert!(UncheckedEvent::at(b"[]").is_none());
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Deref;
 use crate::error::{Error, Result};
 use crate::protocol::ids::{ServerName, UserId};
 use crate::protocol::json::{self, CanonicalObject};
-use crate::protocol::pdu::{Membership, Pdu, Whole};
+use crate::protocol::pdu::{Membership, ParsedPdu, Pdu};
 use crate::protocol::room_version::{EventIdFormat, RoomVersion};
 use crate::protocol::sign::{KeyAt, POLICY_KEY_ID, SigningKey, seal};
 
@@ -206,20 +206,24 @@ pub(crate) fn counts(key_id: &str) -> bool {
 }
 
 /// Finds a key by server and key id among those at hand.
-pub type Keys<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
+pub type KeyLookup<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
 
 /// The evidence that one particular server has signed an event, required or not, with the keys at hand.
 ///
 /// All its signatures with known keys must be right, and there must be one. Unknown keys, and from room version 5 on keys
 /// that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's signature says something
 /// else, and does not count here.
-pub fn verify_event_by(pdu: &Pdu, server: &ServerName, keys: &Keys<'_>) -> Result<SignedBy, SignatureError> {
+pub fn verify_event_by(
+    pdu: &Pdu,
+    server: &ServerName,
+    keys: &KeyLookup<'_>,
+) -> Result<SignedBy, SignatureError> {
     let object = pdu.canonical();
     evidence_of(pdu, (&object, &object.essential_bytes(pdu.version())), server, keys)
 }
 
 /// The same of everyone who has to have signed an event as it is.
-pub fn verify_event(pdu: &Pdu, keys: &Keys<'_>) -> Result<Vec<SignedBy>, SignatureError> {
+pub fn verify_event(pdu: &Pdu, keys: &KeyLookup<'_>) -> Result<Vec<SignedBy>, SignatureError> {
     let object = pdu.canonical();
     all_evidence(pdu, (&object, &object.essential_bytes(pdu.version())), keys)
 }
@@ -227,7 +231,7 @@ pub fn verify_event(pdu: &Pdu, keys: &Keys<'_>) -> Result<Vec<SignedBy>, Signatu
 fn all_evidence(
     pdu: &Pdu,
     signed: (&CanonicalObject, &[u8]),
-    keys: &Keys<'_>,
+    keys: &KeyLookup<'_>,
 ) -> Result<Vec<SignedBy>, SignatureError> {
     let servers = required_signers(pdu)?;
     let (mut evidence, mut missing) = (Vec::with_capacity(servers.len()), Vec::new());
@@ -245,7 +249,7 @@ fn evidence_of(
     pdu: &Pdu,
     (object, message): (&CanonicalObject, &[u8]),
     server: &ServerName,
-    keys: &Keys<'_>,
+    keys: &KeyLookup<'_>,
 ) -> Result<SignedBy, SignatureError> {
     let mut evidence = None;
     let mut unknown = Vec::new();
@@ -304,21 +308,21 @@ impl From<ReceiptError> for Error {
 pub fn check_received(
     json: &[u8],
     version: RoomVersion,
-    keys: &Keys<'_>,
+    keys: &KeyLookup<'_>,
 ) -> Result<VerifiedPdu, ReceiptError> {
     let whole = Pdu::parse_whole(json, version).map_err(ReceiptError::Format)?;
     check_whole(whole, keys).map_err(ReceiptError::Signature)
 }
 
 /// Steps 2 and 3 for an event that was parsed before, for example to gather its keys.
-pub fn check_parsed(pdu: &Pdu, keys: &Keys<'_>) -> Result<VerifiedPdu, SignatureError> {
+pub fn check_parsed(pdu: &Pdu, keys: &KeyLookup<'_>) -> Result<VerifiedPdu, SignatureError> {
     let object = pdu.canonical();
     let essence = object.essential_bytes(pdu.version());
-    check_whole(Whole { pdu: pdu.clone(), object, essence }, keys)
+    check_whole(ParsedPdu { pdu: pdu.clone(), object, essence }, keys)
 }
 
-fn check_whole(whole: Whole, keys: &Keys<'_>) -> Result<VerifiedPdu, SignatureError> {
-    let Whole { pdu, object, essence } = whole;
+fn check_whole(whole: ParsedPdu, keys: &KeyLookup<'_>) -> Result<VerifiedPdu, SignatureError> {
+    let ParsedPdu { pdu, object, essence } = whole;
     // Signatures cover the redacted form, and so are the same of both.
     let whole = object.content_hash_matches();
     let kept = match whole {

@@ -42,7 +42,7 @@ impl HistoryVisibility {
 
 /// What has to be known about one event and one user.
 #[derive(Debug, Clone, Copy)]
-pub struct View {
+pub struct EventView {
     /// The setting in the state before the event.
     pub visibility: HistoryVisibility,
     /// If the event itself is the `m.room.history_visibility` event: the setting that it makes.
@@ -56,7 +56,7 @@ pub struct View {
 }
 
 /// Whether the user may see the event.
-pub fn may_see(view: &View) -> bool {
+pub fn may_see(view: &EventView) -> bool {
     // For the event that changes the setting, and for one's own member events, before *or* after suffices.
     let visibilities = [Some(view.visibility), view.visibility_after];
     let memberships = [Some(view.membership), view.membership_after.map(Some)];
@@ -103,7 +103,7 @@ mod tests {
     ];
 
     fn seen_by(membership: Option<Membership>, joined_since: bool) -> Vec<bool> {
-        let view = |visibility| View {
+        let view = |visibility| EventView {
             visibility,
             visibility_after: None,
             membership,
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_change_of_the_setting_is_seen_by_those_of_before_and_of_after() {
-        let mut view = View {
+        let mut view = EventView {
             visibility: HistoryVisibility::Joined,
             visibility_after: Some(HistoryVisibility::WorldReadable),
             membership: None,
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn ones_own_join_and_leave_are_always_seen() {
-        let view = |before, after| View {
+        let view = |before, after| EventView {
             visibility: HistoryVisibility::Joined,
             visibility_after: None,
             membership: before,

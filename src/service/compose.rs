@@ -18,8 +18,8 @@ use super::judge::{self, Around, Effort, Hearing, Side};
 use super::{Homeserver, ingest, policy, random};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::event_auth::{self, AuthError, Judge};
-use crate::protocol::pdu::MAX_PREV_EVENTS;
+use crate::protocol::event_auth::{self, AuthChecker, AuthError};
+use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::sign::SigningKey;
@@ -141,7 +141,7 @@ impl<'a> StateView<'a> {
     }
 
     /// The verdict of the rules that look at a state, or the failure of the database.
-    pub(crate) fn judge(&self, judge: &Judge, pdu: &Pdu) -> Result<Result<(), AuthError>> {
+    pub(crate) fn judge(&self, judge: &AuthChecker, pdu: &Pdu) -> Result<Result<(), AuthError>> {
         let verdict = judge.check(pdu, &|event_type, state_key| self.get(event_type, state_key));
         match self.failure.borrow_mut().take() {
             Some(e) => Err(e),
@@ -179,7 +179,7 @@ fn frame<T>(
     let heads = followed.iter().map(|head| head.key).collect();
     // More than an event can name: it follows the latest, and the next events take the others up.
     let kept: Vec<EventKey> =
-        followed.drain(..followed.len().saturating_sub(MAX_PREV_EVENTS)).map(|head| head.key).collect();
+        followed.drain(..followed.len().saturating_sub(PREV_EVENTS_MAX)).map(|head| head.key).collect();
     if !kept.is_empty() && effort == Effort::Light {
         return Ok(None);
     }
@@ -430,7 +430,7 @@ impl Homeserver {
             Some(room) => Ok(db.extremities(room.key)?.len()),
             None => Ok(0),
         })?;
-        let turn = (heads > MAX_PREV_EVENTS).then(|| self.labour.turn());
+        let turn = (heads > PREV_EVENTS_MAX).then(|| self.labour.turn());
         let (composed, toil) = self.store.read(|db| Ok((compose(db)?, db.toil())))?;
         drop(turn);
         self.labour.pay(room, None, toil);

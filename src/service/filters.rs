@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
-use crate::protocol::filter::{Filter, MAX_FILTER_BYTES};
+use crate::protocol::filter::{FILTER_BYTES_MAX, Filter};
 use crate::service::Homeserver;
 
 /// A user may keep this many different filters.
@@ -14,7 +14,7 @@ impl Homeserver {
     /// Stores a filter (JSON, an object) and answers its id. The same filter again gets the same id. Errors: 400
     /// `M_BAD_JSON` for what is no filter, 413 `M_TOO_LARGE`, 403 `M_RESOURCE_LIMIT_EXCEEDED` for too many.
     pub fn add_filter(&self, user: &UserId, definition: String) -> Result<i64> {
-        if definition.len() > MAX_FILTER_BYTES {
+        if definition.len() > FILTER_BYTES_MAX {
             return Err(Error::new(ErrCode::TooLarge, "The filter is too large"));
         }
         Filter::parse(&definition)?;

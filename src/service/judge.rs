@@ -13,10 +13,10 @@ use super::graph_ends::{Places, may_be_late, places};
 use super::policy;
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::{self, AuthError};
-use crate::protocol::pdu::MAX_PREV_EVENTS;
+use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::room_version::StateResolution;
-use crate::protocol::state_res::{self, Ground, StateKey, StateMap};
+use crate::protocol::state_res::{self, StateKey, StateMap, Unconflicted};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion};
 use crate::store::append::{Current, StateRef};
 use crate::store::resolutions::Fingerprint;
@@ -275,7 +275,7 @@ impl Around<'_> {
     fn resolved(&self, db: &Db<'_>, sides: &[Side<'_>]) -> Result<Option<StateRef>> {
         // With more branches than an event can join, the current state is not what resolving them all would come to.
         let is_snapshot = |side: &Side<'_>| side.plus.is_none() && side.state.change.is_empty();
-        if !(2..=MAX_PREV_EVENTS).contains(&self.heads.len()) || !sides.iter().all(is_snapshot) {
+        if !(2..=PREV_EVENTS_MAX).contains(&self.heads.len()) || !sides.iter().all(is_snapshot) {
             return Ok(None);
         }
         let here: BTreeSet<SnapshotId> = sides.iter().map(|side| side.state.base).collect();
@@ -414,7 +414,7 @@ pub(crate) fn current_after(
     }
     let room = around.room;
     let mut sides = vec![Side { state: state_before.clone(), plus: pdu.is_state().then_some(pdu) }];
-    if kept.len() > MAX_PREV_EVENTS {
+    if kept.len() > PREV_EVENTS_MAX {
         // More branches than an event can join: each would cost a copy of the state. The current state stands for them,
         // which is what they came to when the last of them came.
         let current = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
@@ -619,7 +619,7 @@ fn resolve_changes(
         all.retain(|key, _| !beneath.contains_key(key));
         all
     };
-    let ground = Ground { get: &get, all: &all };
+    let ground = Unconflicted { get: &get, all: &all };
     let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
     let resolved = state_res::resolve_differences(version, &sets, ground, &fetch, &rejected);
     let is_too_much = questions.is_too_much.get();

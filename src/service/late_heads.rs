@@ -12,7 +12,7 @@ use super::Homeserver;
 use super::judge::{self, Effort, Side};
 use crate::error::{Error, Result};
 use crate::locks::{lock, wait_timeout, wait_timeout_while};
-use crate::protocol::pdu::MAX_PREV_EVENTS;
+use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::store::append::StateRef;
 use crate::store::late_heads::{LateHead, heads_with};
 use crate::store::{Changes, Db, EventKey, Room, RoomKey, SnapshotId};
@@ -174,7 +174,7 @@ fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateHead>) -> Result<Caught
 /// state stands for those that are forward extremities already, as it does for any event.
 fn states_of(db: &Db<'_>, room: &Room, late: &[LateHead]) -> Result<BTreeSet<SnapshotId>> {
     let heads = heads_with(&db.heads(room.key)?, late);
-    if heads.len() > MAX_PREV_EVENTS + AT_ONCE {
+    if heads.len() > PREV_EVENTS_MAX + AT_ONCE {
         return Ok(late.iter().map(|late| late.state_after).chain(room.state).collect());
     }
     Ok(heads.into_iter().map(|(_, state)| state).collect())

@@ -86,7 +86,9 @@ struct Unsigned {
 
 /// The policy server that a room uses: its current state names one that has a joined user in it.
 fn of_room(db: &Db<'_>, room: &Room) -> Result<Option<PolicyServer>> {
-    let Some(setting) = db.state_event(room.key, policy_server::SETTING, "")? else { return Ok(None) };
+    let Some(setting) = db.state_event(room.key, policy_server::POLICY_EVENT_TYPE, "")? else {
+        return Ok(None);
+    };
     match PolicyServer::from_content(&setting.content()) {
         Some(policy) if db.is_resident(room.key, &policy.via)? => Ok(Some(policy)),
         _ => Ok(None),

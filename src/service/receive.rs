@@ -20,7 +20,7 @@ use super::verify::Checked;
 use super::waiting::{PAUSES, millis, names};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
-use crate::protocol::pdu::LARGEST_AS_WRITTEN;
+use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
 use crate::store::rooms::not_resident;
 use crate::store::waiting::ToWait;
@@ -136,7 +136,7 @@ impl Homeserver {
         for pdu in pdus {
             // What is far too large for an event is none, and nobody looks for its room. Without a room nobody knows how to
             // read it: "otherwise it is dropped".
-            let is_event = pdu.get().len() <= LARGEST_AS_WRITTEN;
+            let is_event = pdu.get().len() <= EVENT_AS_WRITTEN_BYTES_MAX;
             let outside = is_event.then(|| json::read_object(pdu.get().as_bytes()).ok()).flatten();
             let Some(Outside { room_id: Some(room_id), event_id, state_key }) = outside else {
                 log::debug!("{origin} sent an event without a room");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::visibility::{self, HistoryVisibility, View};
+use crate::protocol::visibility::{self, EventView, HistoryVisibility};
 use crate::protocol::{Pdu, RoomId, UserId};
 use crate::service::erasure::Erasure;
 use crate::service::ignored::Ignored;
@@ -135,7 +135,7 @@ impl<'v> RoomView<'v> {
             Access::Left { at } => (place.stream <= at, place.stream <= at || own.is_some()),
             Access::Outsider | Access::Forgotten => (false, true),
         };
-        let view = View {
+        let view = EventView {
             visibility,
             visibility_after: event
                 .pdu

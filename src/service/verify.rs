@@ -13,7 +13,7 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::sign::KeyAt;
-use crate::protocol::unchecked_event::Glance;
+use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::verify::{self, ReceiptError, SignatureError};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
 
@@ -145,7 +145,7 @@ impl Homeserver {
         &self,
         events: &[&'e [u8]],
         version: RoomVersion,
-        mut see: impl FnMut(usize, Option<Glance<'e>>),
+        mut see: impl FnMut(usize, Option<UncheckedEvent<'e>>),
     ) -> Vec<Wanted> {
         // No key is valid in the far future, and asking for one would be in vain.
         let latest = self.clock.now_ms() + FUTURE;
@@ -224,8 +224,8 @@ struct Uses {
 
 impl Uses {
     /// What is seen of an event; notes whose keys would serve to verify it.
-    fn look<'e>(&mut self, event: &'e [u8]) -> Option<Glance<'e>> {
-        if let Some(mut glance) = Glance::at(event) {
+    fn look<'e>(&mut self, event: &'e [u8]) -> Option<UncheckedEvent<'e>> {
+        if let Some(mut glance) = UncheckedEvent::at(event) {
             let at = glance.origin_server_ts;
             glance.wanted_keys(self.version).for_each(|(server, id)| self.add(server, id, at));
             glance.forget_signatures();

@@ -9,7 +9,7 @@ use super::state::NamedDelta;
 use super::{EventKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::PowerLevels;
-use crate::protocol::pdu::{MAX_PREV_EVENTS, Membership};
+use crate::protocol::pdu::{Membership, PREV_EVENTS_MAX};
 use crate::protocol::{EventId, Pdu, ServerName, UserId, VerifiedPdu};
 
 /// The type of events that only join the branches of a room. Nobody is shown them. (The specification does not know it;
@@ -138,7 +138,7 @@ impl Tx<'_> {
                 let mut heads = event.kept_heads.clone();
                 heads.push(key);
                 // With more, the current state is not what resolving them all would come to.
-                if (2..=MAX_PREV_EVENTS).contains(&heads.len())
+                if (2..=PREV_EVENTS_MAX).contains(&heads.len())
                     && let Some(current) = current
                 {
                     self.remember_settled(&heads, current);

@@ -13,7 +13,7 @@ use super::events::Head;
 use super::graph_memory::GraphMemory;
 use super::{Db, EventKey, Room, RoomKey};
 use crate::error::{Error, Result};
-use crate::protocol::event_auth::Judge;
+use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomId, RoomVersion, UserId};
 
 /// Rooms that are remembered, and entries of the current states of all of them together.
@@ -28,7 +28,7 @@ pub(super) struct Memory {
     /// Whether any event waits for something.
     anything_waits: Cell<Option<bool>>,
     /// By room version; they remember power levels, which most events of a room share.
-    judges: RefCell<HashMap<&'static str, Rc<Judge>>>,
+    judges: RefCell<HashMap<&'static str, Rc<AuthChecker>>>,
     /// Of events and states.
     pub(super) graph: GraphMemory,
 }
@@ -168,8 +168,12 @@ impl Memory {
         self.anything_waits.set(anything);
     }
 
-    pub(super) fn judge(&self, version: RoomVersion) -> Rc<Judge> {
-        self.judges.borrow_mut().entry(version.id).or_insert_with(|| Rc::new(Judge::new(version))).clone()
+    pub(super) fn judge(&self, version: RoomVersion) -> Rc<AuthChecker> {
+        self.judges
+            .borrow_mut()
+            .entry(version.id)
+            .or_insert_with(|| Rc::new(AuthChecker::new(version)))
+            .clone()
     }
 
     /// What they have read was redacted.

@@ -65,7 +65,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::error::{ErrCode, Error, Result, disk_failure};
-use crate::protocol::event_auth::Judge;
+use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomVersion, ServerName, UserId};
 
 use checkpoint::Checkpointer;
@@ -338,8 +338,9 @@ impl<'c> Db<'c> {
     }
 
     /// One who judges events of this room version, and may remember what it has read before.
-    pub fn judge(&self, version: RoomVersion) -> Rc<Judge> {
-        self.recall(|memory| Some(memory.judge(version))).unwrap_or_else(|| Rc::new(Judge::new(version)))
+    pub fn judge(&self, version: RoomVersion) -> Rc<AuthChecker> {
+        self.recall(|memory| Some(memory.judge(version)))
+            .unwrap_or_else(|| Rc::new(AuthChecker::new(version)))
     }
 
     /// The connection, for the files of this folder.

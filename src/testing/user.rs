@@ -9,7 +9,7 @@ use crate::protocol::json::tree;
 use serde_json::{Value, json};
 
 /// How long `TestUser` waits for something to show up in `/sync` before it panics.
-const PATIENCE: Duration = Duration::from_secs(20);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A logged-in account. Methods panic with the server's answer in the message when it is not what a test would
 /// want; `request` gives the bare status and body for tests about refusals.
@@ -231,7 +231,7 @@ impl TestUser {
     pub fn sync_until<T>(&self, what: &str, mut look: impl FnMut(&Value) -> Option<T>) -> T {
         let started = std::time::Instant::now();
         let mut seen = Vec::new();
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < REPLY_TIMEOUT {
             let answer = self.sync(Duration::from_secs(2));
             if let Some(found) = look(&answer) {
                 return found;

@@ -14,7 +14,8 @@ use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
 use doorstep::federation::client::{CallError, Client, ClientSettings, PeerRequest};
 use doorstep::http::{
-    Admission, Certificate, Limits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
+    Admission, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
+    Service,
 };
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
@@ -77,7 +78,8 @@ impl Peer {
             asked: Mutex::default(),
         });
         let listen = ListenSpec::bound(listener, Some(Certificate::Files(tls))).expect("a bound socket");
-        let server = Server::serve(script.clone(), Limits::default(), &[listen]).expect("the peer listens");
+        let server =
+            Server::serve(script.clone(), ConnectionLimits::default(), &[listen]).expect("the peer listens");
         let settings = ClientSettings {
             server_name: name,
             trust_ca: vec![ca],

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use doorstep::protocol::event_auth::{self, Judge};
+use doorstep::protocol::event_auth::{self, AuthChecker};
 use doorstep::protocol::room_version::{RoomVersion, room_version};
 use doorstep::protocol::sign::{self, KeyAt, SigningKey};
 use doorstep::protocol::state_res::{self, StateMap};
-use doorstep::protocol::unchecked_event::Glance;
+use doorstep::protocol::unchecked_event::UncheckedEvent;
 use doorstep::protocol::{EventId, Pdu, ServerName, verify};
 use serde_json::{Value, json};
 
@@ -127,7 +127,7 @@ fn how_long_an_event_takes_to_judge() {
         let topic = room.add(&mut state, "m.room.topic", &user(1), "", json!({ "topic": "x" }));
         for (name, event) in [("join", &join), ("ban", &ban), ("topic", &topic)] {
             let auth: Vec<Pdu> = event.auth_events().iter().map(|id| room.events[id].clone()).collect();
-            let check = |judge: Option<&Judge>| {
+            let check = |judge: Option<&AuthChecker>| {
                 let lookup = |kind: &str, key: &str| auth.iter().find(|e| e.is(kind, key)).cloned();
                 match judge {
                     None => event_auth::check(event, room.version, &lookup),
@@ -140,7 +140,7 @@ fn how_long_an_event_takes_to_judge() {
                 event_auth::check_auth_events(event, &auth, &|_| false, room.version).expect("allowed");
             });
             per_round(&what("against a state"), 2000, || check(None));
-            let judge = Judge::new(room.version);
+            let judge = AuthChecker::new(room.version);
             per_round(&what("against a state, one of many"), 2000, || check(Some(&judge)));
         }
     }
@@ -158,7 +158,7 @@ fn how_long_an_event_takes_to_check() {
     let keys = |_: &str, _: &str| Some(known);
     let what = |how: &str| format!("a join of {} bytes, {how}", signed.json().len());
     per_round(&what("looked at"), 20_000, || {
-        Glance::at(signed.json()).expect("an event");
+        UncheckedEvent::at(signed.json()).expect("an event");
     });
     per_round(&what("parsed"), 20_000, || {
         Pdu::parse(signed.json(), room.version).expect("an event");

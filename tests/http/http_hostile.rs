@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use doorstep::error::{ErrCode, Error};
 use doorstep::http::{
-    Admission, Call, Limits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
+    Admission, Call, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
 };
 use doorstep::protocol::UserId;
 
@@ -105,12 +105,12 @@ impl House {
     }
 }
 
-fn serve_house(house: &Arc<House>, limits: Limits) -> Server {
+fn serve_house(house: &Arc<House>, limits: ConnectionLimits) -> Server {
     let listen = [ListenSpec::plain("127.0.0.1:0".parse().unwrap())];
     Server::serve(house.clone(), limits, &listen).unwrap()
 }
 
-fn serve(limits: Limits) -> (Server, SocketAddr) {
+fn serve(limits: ConnectionLimits) -> (Server, SocketAddr) {
     let server = serve_house(&Arc::default(), limits);
     let address = server.local_addrs()[0];
     (server, address)
@@ -220,7 +220,7 @@ fn post(path: &str, headers: &str, body: &str) -> Vec<u8> {
 
 #[test]
 fn a_body_of_absurd_length_is_refused_before_it_comes() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     for length in
         ["1000000000000", "18446744073709551615", "18446744073709551616", "99999999999999999999999999"]
     {
@@ -234,7 +234,7 @@ fn a_body_of_absurd_length_is_refused_before_it_comes() {
 
 #[test]
 fn framing_that_can_be_read_in_two_ways_is_refused() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     for headers in [
         "Content-Length: 3\r\nContent-Length: 4\r\n",
         "Content-Length: +5\r\n",
@@ -273,7 +273,7 @@ fn framing_that_can_be_read_in_two_ways_is_refused() {
 
 #[test]
 fn a_chunked_body_is_read_whole_and_a_broken_one_refused() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     let chunked = |body: &str| post("/echo", "Transfer-Encoding: Chunked\r\n", body);
     let mut client = Client::connect(address);
     client.send(chunked("3\r\nabc\r\nA;ext=\"1\"\r\n0123456789\r\n000\r\nTrailer: x\r\n\r\n"));
@@ -298,7 +298,7 @@ fn a_chunked_body_is_read_whole_and_a_broken_one_refused() {
 
 #[test]
 fn a_body_that_is_cut_off_is_refused() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     for request in [
         post("/echo", "Content-Length: 10\r\n", "abc"),
         post("/echo", "Transfer-Encoding: chunked\r\n", "5\r\nabc"),
@@ -315,7 +315,7 @@ fn a_body_that_is_cut_off_is_refused() {
 
 #[test]
 fn a_body_that_nobody_looks_at_does_not_become_the_next_request() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     let mut client = Client::connect(address);
     let smuggled = "GET /panic HTTP/1.1\r\nHost: x\r\n\r\n";
     let length = format!("Content-Length: {}\r\n", smuggled.len());
@@ -340,7 +340,7 @@ fn a_body_that_nobody_looks_at_does_not_become_the_next_request() {
 
 #[test]
 fn a_request_without_host_or_that_is_none_is_refused() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     assert_refused(address, b"GET /hello HTTP/1.1\r\n\r\n", 400);
     assert_refused(address, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400);
     assert_refused(address, b"GET\r\n\r\n", 400);
@@ -353,7 +353,7 @@ fn a_request_without_host_or_that_is_none_is_refused() {
 
 #[test]
 fn a_head_without_end_is_refused_while_it_comes() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     let line = format!("GET /{} HTTP/1.1\r\n", "a".repeat(20_000));
     assert_refused(address, line.as_bytes(), 414);
     let many = "A: b\r\n".repeat(2000);
@@ -383,7 +383,7 @@ fn enormous_heads_cost_no_memory_and_nobody_else_waits() {
 
 #[test]
 fn a_head_that_is_never_finished_is_answered_in_time_however_it_trickles() {
-    let limits = Limits { head_time: Duration::from_millis(500), ..Limits::default() };
+    let limits = ConnectionLimits { head_time: Duration::from_millis(500), ..ConnectionLimits::default() };
     let (_server, address) = serve(limits);
     let mut silent = Client::connect(address);
     silent.send("GET /hello HTTP/1.1\r\nHost:");
@@ -407,7 +407,8 @@ fn a_head_that_is_never_finished_is_answered_in_time_however_it_trickles() {
 
 #[test]
 fn a_slow_body_is_given_up_and_does_not_delay_others() {
-    let limits = Limits { transfer_grace: Duration::from_millis(500), ..Limits::default() };
+    let limits =
+        ConnectionLimits { transfer_grace: Duration::from_millis(500), ..ConnectionLimits::default() };
     let (_server, address) = serve(limits);
     let mut slow: Vec<Client> = (0..300).map(|_| Client::connect(address)).collect();
     for client in &mut slow {
@@ -426,7 +427,7 @@ fn a_slow_body_is_given_up_and_does_not_delay_others() {
 
 #[test]
 fn expectations_heads_and_http_1_0_work() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     let mut client = Client::connect(address);
     client.send(post("/echo", "Content-Length: 3\r\nExpect: 100-Continue\r\n", ""));
     assert_eq!(client.read().status, 100);
@@ -463,7 +464,7 @@ fn expectations_heads_and_http_1_0_work() {
 
 #[test]
 fn header_values_outside_ascii_are_read() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     for (sent, read) in [("ké".as_bytes(), "ké"), (b"k\xe9", "ké"), (b"", ""), (b"\"a b\"", "\"a b\"")] {
         let mut client = Client::connect(address);
         client.send("GET /header HTTP/1.1\r\nHost: x\r\nX-Test: ").send(sent).send("\r\n\r\n");
@@ -473,7 +474,7 @@ fn header_values_outside_ascii_are_read() {
 
 #[test]
 fn a_panic_in_a_handler_is_a_500_and_the_connection_lives() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     let mut client = Client::connect(address);
     for _ in 0..20 {
         client.send("GET /panic HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -486,8 +487,11 @@ fn a_panic_in_a_handler_is_a_500_and_the_connection_lives() {
 
 #[test]
 fn a_reader_that_never_reads_its_reply_is_given_up() {
-    let limits =
-        Limits { transfer_grace: Duration::from_millis(300), transfer_rate: 1 << 30, ..Limits::default() };
+    let limits = ConnectionLimits {
+        transfer_grace: Duration::from_millis(300),
+        transfer_rate: 1 << 30,
+        ..ConnectionLimits::default()
+    };
     let (server, address) = serve(limits);
     let clients: Vec<Client> = (0..4)
         .map(|_| {
@@ -506,7 +510,7 @@ fn a_reader_that_never_reads_its_reply_is_given_up() {
 #[test]
 fn requests_behind_a_waiting_one_are_served_after_it_and_others_at_once() {
     let house = Arc::new(House::default());
-    let server = serve_house(&house, Limits::default());
+    let server = serve_house(&house, ConnectionLimits::default());
     let address = server.local_addrs()[0];
     let mut client = Client::connect(address);
     client.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -525,7 +529,7 @@ fn requests_behind_a_waiting_one_are_served_after_it_and_others_at_once() {
 #[test]
 fn a_client_that_went_away_frees_its_waiting_thread() {
     let house = Arc::new(House::default());
-    let limits = Limits { hang_up_check: Duration::from_millis(50), ..Limits::default() };
+    let limits = ConnectionLimits { hang_up_check: Duration::from_millis(50), ..ConnectionLimits::default() };
     let server = serve_house(&house, limits);
     let address = server.local_addrs()[0];
     let clients: Vec<Client> = (0..20)
@@ -548,7 +552,7 @@ fn a_client_that_went_away_frees_its_waiting_thread() {
 #[test]
 fn stopping_answers_who_waits_and_is_quick() {
     let house = Arc::new(House::default());
-    let server = serve_house(&house, Limits::default());
+    let server = serve_house(&house, ConnectionLimits::default());
     let address = server.local_addrs()[0];
     let mut waiting = Client::connect(address);
     waiting.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -569,7 +573,7 @@ fn stopping_answers_who_waits_and_is_quick() {
 #[test]
 fn at_the_cap_the_longest_idle_connection_makes_room_and_no_working_one() {
     let house = Arc::new(House::default());
-    let server = serve_house(&house, Limits { connections: 8, ..Limits::default() });
+    let server = serve_house(&house, ConnectionLimits { connections: 8, ..ConnectionLimits::default() });
     let address = server.local_addrs()[0];
     let mut working = Client::connect(address);
     working.send("GET /wait HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -598,7 +602,7 @@ fn connect_from(server: &Server, from: &str) -> Client {
 #[test]
 fn an_address_has_its_share_of_connections_and_a_proxy_on_this_machine_has_no_limit() {
     let house = Arc::new(House::default());
-    let server = serve_house(&house, Limits { per_address: 4, ..Limits::default() });
+    let server = serve_house(&house, ConnectionLimits { per_address: 4, ..ConnectionLimits::default() });
     let wait = |from: &str| {
         let mut client = connect_from(&server, from);
         // It may be closed already.
@@ -623,7 +627,7 @@ fn an_address_has_its_share_of_connections_and_a_proxy_on_this_machine_has_no_li
 
 #[test]
 fn two_servers_that_ask_each_other_do_not_lock_each_other_up() {
-    let limits = Limits { in_flight: 1, turn_time: PATIENCE, ..Limits::default() };
+    let limits = ConnectionLimits { in_flight: 1, turn_time: PATIENCE, ..ConnectionLimits::default() };
     let houses = [Arc::new(House::default()), Arc::new(House::default())];
     let servers = [serve_house(&houses[0], limits.clone()), serve_house(&houses[1], limits)];
     let [a, b] = [servers[0].local_addrs()[0], servers[1].local_addrs()[0]];
@@ -644,7 +648,11 @@ fn two_servers_that_ask_each_other_do_not_lock_each_other_up() {
 #[test]
 fn a_crowd_whose_share_is_full_is_told_so_and_the_other_crowd_is_served() {
     let house = Arc::new(House::default());
-    let limits = Limits { in_flight: 2, turn_time: Duration::from_millis(20), ..Limits::default() };
+    let limits = ConnectionLimits {
+        in_flight: 2,
+        turn_time: Duration::from_millis(20),
+        ..ConnectionLimits::default()
+    };
     let server = serve_house(&house, limits);
     let address = server.local_addrs()[0];
     *house.neighbour.lock().unwrap() = Some(address);
@@ -661,7 +669,7 @@ fn a_crowd_whose_share_is_full_is_told_so_and_the_other_crowd_is_served() {
 
 #[test]
 fn large_bodies_beyond_their_memory_are_told_to_come_back() {
-    let limits = Limits { body_memory: 2 * MIB, ..Limits::default() };
+    let limits = ConnectionLimits { body_memory: 2 * MIB, ..ConnectionLimits::default() };
     let (server, address) = serve(limits);
     let mut first = Client::connect(address);
     first.send(post("/echo", "Content-Length: 2000000\r\n", &"a".repeat(1_900_000)));
@@ -684,7 +692,7 @@ fn large_bodies_beyond_their_memory_are_told_to_come_back() {
 
 #[test]
 fn a_thousand_connections_that_stay_open_are_all_served() {
-    let (_server, address) = serve(Limits::default());
+    let (_server, address) = serve(ConnectionLimits::default());
     let mut clients: Vec<Client> = (0..1000).map(|_| Client::connect(address)).collect();
     for client in &mut clients {
         client.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -715,7 +723,7 @@ fn a_thousand_waiting_requests_fit_in_forty_megabytes_and_all_are_woken() {
 
 #[test]
 fn a_storm_of_connects_and_resets_leaves_the_server_serving() {
-    let (server, address) = serve(Limits::default());
+    let (server, address) = serve(ConnectionLimits::default());
     for n in 0..3000 {
         let Ok(mut stream) = TcpStream::connect(address) else { continue };
         if n % 3 > 0 {
@@ -887,7 +895,7 @@ fn the_house_of_the_storms() {
     if std::env::var_os("DOORSTEP_TEST_HOUSE").is_none() {
         return;
     }
-    let server = serve_house(&Arc::default(), Limits::default());
+    let server = serve_house(&Arc::default(), ConnectionLimits::default());
     let mut out = io::stdout();
     writeln!(out, "\nlistening on {}", server.local_addrs()[0]).unwrap();
     let mut hoard = Vec::new();

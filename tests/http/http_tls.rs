@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use doorstep::TestServer;
 use doorstep::config::TlsFiles;
 use doorstep::http::{
-    Admission, Certificate, Limits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
+    Admission, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
+    Service,
 };
 use doorstep::protocol::UserId;
 use doorstep::testing::temporary_folder;
@@ -82,7 +83,7 @@ fn ask(tls: &mut Tls, path: &str, body: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(got)
 }
 
-fn serve(certificate: Certificate, limits: Limits) -> (Server, SocketAddr) {
+fn serve(certificate: Certificate, limits: ConnectionLimits) -> (Server, SocketAddr) {
     let listen = [ListenSpec::tls("127.0.0.1:0".parse().unwrap(), certificate)];
     let server = Server::serve(Arc::new(Hello), limits, &listen).unwrap();
     let address = server.local_addrs()[0];
@@ -99,7 +100,7 @@ fn write_files(folder: &Path, chain: &str, key: &str) -> TlsFiles {
 #[test]
 fn requests_small_and_large_and_waiting_ones_work_over_tls() {
     let (chain, key, trusted) = certificate();
-    let (_server, address) = serve(Certificate::Pem { chain, key }, Limits::default());
+    let (_server, address) = serve(Certificate::Pem { chain, key }, ConnectionLimits::default());
     let mut tls = connect(address, &trusted);
     for _ in 0..3 {
         assert!(ask(&mut tls, "/", b"").unwrap().starts_with(b"HTTP/1.1 200 OK\r\n"));
@@ -115,7 +116,7 @@ fn a_replaced_certificate_is_served_to_new_connections_and_old_ones_stay() {
     let folder = temporary_folder("tls");
     let (old, new) = (certificate(), certificate());
     let files = write_files(&folder, &old.0, &old.1);
-    let (server, address) = serve(Certificate::Files(files), Limits::default());
+    let (server, address) = serve(Certificate::Files(files), ConnectionLimits::default());
     let mut before = connect(address, &old.2);
     ask(&mut before, "/", b"").unwrap();
 
@@ -140,7 +141,7 @@ fn a_replaced_certificate_is_noticed_without_being_told() {
     let folder = temporary_folder("tls");
     let (old, new) = (certificate(), certificate());
     let files = write_files(&folder, &old.0, &old.1);
-    let (_server, address) = serve(Certificate::Files(files), Limits::default());
+    let (_server, address) = serve(Certificate::Files(files), ConnectionLimits::default());
     ask(&mut connect(address, &old.2), "/", b"").unwrap();
     write_files(&folder, &new.0, &new.1);
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -156,7 +157,7 @@ fn a_certificate_that_cannot_be_used_is_an_error_that_names_it() {
     let folder = temporary_folder("tls");
     let listen = |files: TlsFiles| {
         let listen = [ListenSpec::tls("127.0.0.1:0".parse().unwrap(), Certificate::Files(files))];
-        Server::serve(Arc::new(Hello), Limits::default(), &listen).err().expect("an error")
+        Server::serve(Arc::new(Hello), ConnectionLimits::default(), &listen).err().expect("an error")
     };
     let missing = TlsFiles { cert: folder.join("none.pem"), key: folder.join("none.pem") };
     assert!(listen(missing).message().contains("none.pem"));
@@ -168,7 +169,7 @@ fn a_certificate_that_cannot_be_used_is_an_error_that_names_it() {
 #[test]
 fn strangers_who_speak_no_tls_or_never_finish_it_disturb_nobody() {
     let (chain, key, trusted) = certificate();
-    let limits = Limits { head_time: Duration::from_millis(300), ..Limits::default() };
+    let limits = ConnectionLimits { head_time: Duration::from_millis(300), ..ConnectionLimits::default() };
     let (server, address) = serve(Certificate::Pem { chain, key }, limits);
     let strangers: Vec<TcpStream> = (0..100)
         .map(|n| {

@@ -76,7 +76,7 @@ impl Random {
 
     fn integer(&mut self) -> Value {
         let some = i64::try_from(self.next() >> 40).unwrap_or(0);
-        json!(*self.pick(&[0, 1, -1, 50, 100, some, -some, json::MAX_INTEGER, -json::MAX_INTEGER]))
+        json!(*self.pick(&[0, 1, -1, 50, 100, some, -some, json::INTEGER_MAX, -json::INTEGER_MAX]))
     }
 
     fn value(&mut self, depth: usize) -> Value {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use doorstep::protocol::event_auth;
 use doorstep::protocol::room_version::StateResolution;
-use doorstep::protocol::state_res::{Ground, StateMap, resolve, resolve_differences};
+use doorstep::protocol::state_res::{StateMap, Unconflicted, resolve, resolve_differences};
 use doorstep::protocol::{EventId, Pdu};
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ pub fn run(row: &Value) -> Result<(), String> {
         beneath.retain(|key, id| sets.iter().all(|set| set.get(key) == Some(&*id)));
         let mut parts = sets.clone();
         parts.iter_mut().for_each(|part| part.retain(|key, _| !beneath.contains_key(key)));
-        let ground = Ground { get: &|key| beneath.get(key).cloned(), all: &|| beneath.clone() };
+        let ground = Unconflicted { get: &|key| beneath.get(key).cloned(), all: &|| beneath.clone() };
         let mut resolved = resolve_differences(version, &parts, ground, &fetch, &|_| false);
         resolved.extend(beneath.clone());
         if resolved != expected {

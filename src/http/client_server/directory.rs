@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::rooms::reply;
+use super::reply;
 use crate::error::{Error, Result};
 use crate::http::auth::asker;
+use crate::http::params::public_rooms_page;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomId, ServerName};
 use crate::service::Homeserver;
@@ -55,7 +56,7 @@ pub fn set_visibility(hs: &Arc<Homeserver>, request: &Request, requester: &Reque
 
 /// `GET /_matrix/client/v3/publicRooms`.
 pub fn public_rooms(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
-    let asked = page(request)?;
+    let asked = public_rooms_page(request)?;
     reply(&hs.public_rooms_of(&asker(request, requester), &directory_of(hs, request)?, &asked)?)
 }
 
@@ -63,20 +64,6 @@ pub fn public_rooms(hs: &Arc<Homeserver>, request: &Request, requester: Option<&
 pub fn search_public_rooms(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let asked: PublicRoomsRequest = request.json_or_empty()?;
     reply(&hs.public_rooms_of(&asker(request, Some(requester)), &directory_of(hs, request)?, &asked)?)
-}
-
-/// What a `GET` of a directory asks for, in both APIs.
-pub(in crate::http) fn page(request: &Request) -> Result<PublicRoomsRequest> {
-    let limit = request.query_int("limit")?;
-    let limit = limit
-        .map(|limit| u64::try_from(limit).map_err(|_| Error::invalid_param("limit must not be negative")));
-    Ok(PublicRoomsRequest {
-        limit: limit.transpose()?,
-        since: request.query("since").map(str::to_owned),
-        include_all_networks: request.query_bool("include_all_networks")?.unwrap_or(false),
-        third_party_instance_id: request.query("third_party_instance_id").map(str::to_owned),
-        filter: None,
-    })
 }
 
 /// Whose directory is asked for.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::via;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
@@ -12,19 +13,19 @@ use crate::service::Homeserver;
 use crate::service::membership::Door;
 
 #[derive(Deserialize)]
-struct Why {
+struct ReasonBody {
     reason: Option<String>,
     third_party_signed: Option<Map<String, Value>>,
 }
 
 #[derive(Deserialize)]
-struct Whom {
+struct TargetBody {
     user_id: Option<String>,
     reason: Option<String>,
     medium: Option<String>,
 }
 
-impl Whom {
+impl TargetBody {
     fn user(&self) -> Result<UserId> {
         UserId::parse(self.user_id.as_deref().ok_or_else(|| Error::missing_param("Missing user_id"))?)
     }
@@ -41,41 +42,47 @@ pub fn join_by_id(hs: &Arc<Homeserver>, request: &Request, requester: &Requester
 }
 
 fn join_door(hs: &Homeserver, request: &Request, requester: &Requester, door: Door) -> Result<Reply> {
-    let why: Why = request.json_or_empty()?;
+    let body: ReasonBody = request.json_or_empty()?;
     let mut door = door;
-    if let Some(signed) = why.third_party_signed {
+    if let Some(signed) = body.third_party_signed {
         let sender = signed.get("sender").and_then(Value::as_str).unwrap_or_default();
         let sender = UserId::parse(sender)?;
         hs.redeem_third_party_invite(&door.room_id, &sender, &requester.user_id, signed)?;
         door.via.insert(0, sender.server());
     }
-    hs.join(&requester.user_id, &door, why.reason.as_deref())?;
+    hs.join(&requester.user_id, &door, body.reason.as_deref())?;
     Ok(Reply::json(&json!({ "room_id": door.room_id })))
 }
 
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`.
 pub fn knock(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let why: Why = request.json_or_empty()?;
+    let body: ReasonBody = request.json_or_empty()?;
     let door = door(hs, request, request.param("roomIdOrAlias"))?;
-    hs.knock(&requester.user_id, &door, why.reason.as_deref())?;
+    hs.knock(&requester.user_id, &door, body.reason.as_deref())?;
     Ok(Reply::json(&json!({ "room_id": door.room_id })))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/invite`.
 pub fn invite(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let whom: Whom = request.json()?;
-    if whom.user_id.is_none() && whom.medium.is_some() {
+    let target: TargetBody = request.json()?;
+    if target.user_id.is_none() && target.medium.is_some() {
         hs.invite_third_party(&requester.user_id, &request.room_id()?, &request.json()?)?;
         return Ok(Reply::empty());
     }
-    hs.invite(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref(), Map::new())?;
+    hs.invite(
+        &requester.user_id,
+        &request.room_id()?,
+        &target.user()?,
+        target.reason.as_deref(),
+        Map::new(),
+    )?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/leave`: leaves, rejects an invite, withdraws a knock.
 pub fn leave(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let why: Why = request.json_or_empty()?;
-    hs.leave(&requester.user_id, &request.room_id()?, why.reason.as_deref())?;
+    let body: ReasonBody = request.json_or_empty()?;
+    hs.leave(&requester.user_id, &request.room_id()?, body.reason.as_deref())?;
     Ok(Reply::empty())
 }
 
@@ -87,22 +94,22 @@ pub fn forget(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/kick`.
 pub fn kick(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let whom: Whom = request.json()?;
-    hs.kick(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref())?;
+    let target: TargetBody = request.json()?;
+    hs.kick(&requester.user_id, &request.room_id()?, &target.user()?, target.reason.as_deref())?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/ban`.
 pub fn ban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let whom: Whom = request.json()?;
-    hs.ban(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref())?;
+    let target: TargetBody = request.json()?;
+    hs.ban(&requester.user_id, &request.room_id()?, &target.user()?, target.reason.as_deref())?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/unban`.
 pub fn unban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let whom: Whom = request.json()?;
-    hs.unban(&requester.user_id, &request.room_id()?, &whom.user()?, whom.reason.as_deref())?;
+    let target: TargetBody = request.json()?;
+    hs.unban(&requester.user_id, &request.room_id()?, &target.user()?, target.reason.as_deref())?;
     Ok(Reply::empty())
 }
 
@@ -122,12 +129,4 @@ fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
     via.extend(servers);
     via.extend(ServerName::parse(alias.server_name()).ok());
     Ok(Door { room_id, via })
-}
-
-/// `via`, or `server_name` as it was called before v1.12. What is no server name is of no use, and does no harm; more
-/// than a handful is of no use either.
-pub(super) fn via(request: &Request) -> Vec<ServerName> {
-    const MOST: usize = 20;
-    let name = if request.query("via").is_some() { "via" } else { "server_name" };
-    request.query_all(name).filter_map(|server| ServerName::parse(server).ok()).take(MOST).collect()
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::rooms::{reply, style};
+use super::{reply, style};
 use crate::error::{Error, Result};
+use crate::http::params::moment;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
@@ -60,7 +61,7 @@ pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.
 pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let when = crate::http::server_server::events::moment(request)?;
+    let when = moment(request)?;
     let (event, ts) = hs.event_near(&requester.user_id, &request.room_id()?, when)?;
     reply(&json!({ "event_id": event, "origin_server_ts": ts }))
 }

@@ -10,7 +10,7 @@ use crate::service::Homeserver;
 use crate::store::presence::State;
 
 #[derive(Deserialize)]
-struct Body {
+struct PresenceBody {
     presence: String,
     status_msg: Option<String>,
 }
@@ -28,7 +28,7 @@ pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Re
 /// `PUT /_matrix/client/v3/presence/{userId}/status`.
 pub fn put(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
-    let body: Body = request.json()?;
+    let body: PresenceBody = request.json()?;
     hs.set_presence(&requester.user_id, state(&body.presence)?, body.status_msg)?;
     Ok(Reply::empty())
 }

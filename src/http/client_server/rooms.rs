@@ -4,23 +4,13 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::style;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::client_format::Style;
 use crate::service::compose::Draft;
 use crate::service::room_plan::CreateRoom;
 use crate::store::client_transactions::ClientTxn;
-
-/// The usual way to write events for this requester.
-pub(super) fn style<'r>(hs: &Homeserver, requester: &'r Requester) -> Style<'r> {
-    Style::usual(&requester.user_id, requester.device_id.as_deref(), hs.clock.now_ms())
-}
-
-/// 200 with JSON that this server made of its own types.
-pub(super) fn reply<T: serde::Serialize>(body: &T) -> Result<Reply> {
-    Ok(Reply::raw_json(serde_json::to_vec(body).map_err(Error::internal)?))
-}
 
 /// `POST /_matrix/client/v3/createRoom`.
 pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {

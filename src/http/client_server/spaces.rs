@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::membership::via;
-use super::rooms::reply;
+use super::{reply, via};
 use crate::error::{Error, Result};
 use crate::http::auth::asker;
 use crate::http::{Reply, Request, Requester};

@@ -11,7 +11,7 @@ use crate::service::sync::{SyncRequest, parse_since};
 use crate::store::presence::State;
 
 /// No request waits longer than this, whatever it asks for.
-const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// `GET /_matrix/client/v3/sync`.
 pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll: Poll) -> Result<Outcome> {
@@ -19,7 +19,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
         None => Duration::ZERO,
         Some(ms) => {
             let ms = u64::try_from(ms).map_err(|_| Error::invalid_param("timeout must not be negative"))?;
-            Duration::from_millis(ms).min(MAX_TIMEOUT)
+            Duration::from_millis(ms).min(SYNC_TIMEOUT_MAX)
         }
     };
     let state_after = request.query_bool("use_state_after")?;

@@ -12,7 +12,7 @@ use crate::service::Homeserver;
 use crate::store::client_transactions::ClientTxn;
 
 #[derive(Deserialize)]
-struct Body<'t> {
+struct SendToDeviceBody<'t> {
     #[serde(borrow)]
     messages: Option<&'t RawValue>,
 }
@@ -20,7 +20,7 @@ struct Body<'t> {
 /// `PUT /_matrix/client/v3/sendToDevice/{eventType}/{txnId}`.
 pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let event_type = request.param("eventType");
-    let body: Body<'_> = read_object(request.body())?;
+    let body: SendToDeviceBody<'_> = read_object(request.body())?;
     let txn = ClientTxn {
         user_id: requester.user_id.clone(),
         device_id: requester.device_id.clone().unwrap_or_default(),

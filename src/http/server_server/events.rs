@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::large;
 use crate::error::{Error, Result};
+use crate::http::params::moment;
 use crate::http::{Origin, Reply, Request};
 use crate::protocol::{EventId, Pdu};
 use crate::service::Homeserver;
-use crate::service::nearest::Moment;
 
 /// `GET /_matrix/federation/v1/event/{eventId}`.
 pub fn event(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
@@ -56,19 +56,8 @@ pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, origin: &Orig
     Ok(Reply::json(&json!({ "event_id": event, "origin_server_ts": ts })))
 }
 
-/// The time and direction that `timestamp_to_event` asks about.
-pub(in crate::http) fn moment(request: &Request) -> Result<Moment> {
-    let ts = request.query_int("ts")?.ok_or_else(|| Error::missing_param("Missing query parameter ts"))?;
-    let forwards = match request.required_query("dir")? {
-        "f" => true,
-        "b" => false,
-        _ => return Err(Error::invalid_param("dir must be f or b")),
-    };
-    Ok(Moment { ts, forwards })
-}
-
 #[derive(Deserialize)]
-struct Missing {
+struct MissingEventsQuery {
     #[serde(default = "ten")]
     limit: usize,
     #[serde(default)]
@@ -83,7 +72,7 @@ fn ten() -> usize {
 
 /// `POST /_matrix/federation/v1/get_missing_events/{roomId}`.
 pub fn get_missing_events(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    let wanted: Missing = request.json()?;
+    let wanted: MissingEventsQuery = request.json()?;
     let between = (wanted.earliest_events.as_slice(), wanted.latest_events.as_slice());
     let events =
         hs.missing_events_for_peer(&origin.0, &request.room_id()?, between, wanted.min_depth, wanted.limit)?;

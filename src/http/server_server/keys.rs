@@ -13,8 +13,8 @@ use crate::service::Homeserver;
 use crate::service::key_fetch::NotaryQuery;
 
 /// Servers in one question, and keys of one server. More is an attempt to make us work.
-const MAX_SERVERS: usize = 500;
-const MAX_KEYS: usize = 100;
+const SERVERS_MAX: usize = 500;
+const KEYS_PER_SERVER_MAX: usize = 100;
 
 /// `GET /_matrix/key/v2/server`: our own keys.
 pub fn own(hs: &Arc<Homeserver>, _: &Request) -> Result<Reply> {
@@ -36,8 +36,8 @@ pub fn query(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         return Err(Error::missing_param("server_keys is missing"));
     };
     let asked = asked.as_object().ok_or_else(|| Error::bad_json("server_keys is no object"))?;
-    if asked.len() > MAX_SERVERS {
-        return Err(Error::invalid_param(format!("more than {MAX_SERVERS} servers")));
+    if asked.len() > SERVERS_MAX {
+        return Err(Error::invalid_param(format!("more than {SERVERS_MAX} servers")));
     }
     let queries = asked.iter().map(|(server, keys)| {
         let server = ServerName::parse(server)?;
@@ -49,8 +49,8 @@ pub fn query(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
 }
 
 fn wanted_keys(keys: &Map<String, Value>) -> Result<Vec<(String, Option<i64>)>> {
-    if keys.len() > MAX_KEYS {
-        return Err(Error::invalid_param(format!("more than {MAX_KEYS} keys of one server")));
+    if keys.len() > KEYS_PER_SERVER_MAX {
+        return Err(Error::invalid_param(format!("more than {KEYS_PER_SERVER_MAX} keys of one server")));
     }
     let wanted = keys.iter().map(|(key_id, criteria)| {
         let criteria =

@@ -70,12 +70,12 @@ pub fn send_join_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) ->
 /// `PUT /_matrix/federation/v1/send_knock/{roomId}/{eventId}`.
 pub fn send_knock(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let state = hs.receive_knock(&origin.0, &request.room_id()?, &request.event_id()?, request.body())?;
-    let body = serde_json::to_vec(&KnockAnswer { knock_room_state: state }).map_err(Error::internal)?;
+    let body = serde_json::to_vec(&SendKnockReply { knock_room_state: state }).map_err(Error::internal)?;
     Ok(Reply::raw_json(body))
 }
 
 #[derive(serde::Serialize)]
-struct KnockAnswer {
+struct SendKnockReply {
     knock_room_state: Vec<Box<RawValue>>,
 }
 
@@ -92,14 +92,14 @@ pub fn send_leave_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -
 }
 
 /// Entries of the room's state that are read. Fewer are used.
-const MOST_SHOWN: usize = 500;
+const ROOM_STATE_ENTRIES_MAX: usize = 500;
 
 #[derive(Deserialize)]
 struct InviteV2 {
     room_version: String,
     event: Box<RawValue>,
     #[serde(default)]
-    invite_room_state: First<Box<RawValue>, MOST_SHOWN>,
+    invite_room_state: First<Box<RawValue>, ROOM_STATE_ENTRIES_MAX>,
 }
 
 /// `PUT /_matrix/federation/v2/invite/{roomId}/{eventId}`.
@@ -129,7 +129,7 @@ struct InviteV1 {
 #[derive(Deserialize, Default)]
 struct UnsignedV1 {
     #[serde(default)]
-    invite_room_state: First<Box<RawValue>, MOST_SHOWN>,
+    invite_room_state: First<Box<RawValue>, ROOM_STATE_ENTRIES_MAX>,
 }
 
 /// `PUT /_matrix/federation/v1/invite/{roomId}/{eventId}`: the room's version must be taken for 1 or 2, which share

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::http::client_server::directory::page;
+use crate::http::params::public_rooms_page;
 use crate::http::{Origin, Reply, Request};
 use crate::service::Homeserver;
 use crate::service::directory::PublicRoomsRequest;
 
 /// `GET /_matrix/federation/v1/publicRooms`.
 pub fn list(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
-    answer(hs, page(request)?)
+    answer(hs, public_rooms_page(request)?)
 }
 
 /// `POST /_matrix/federation/v1/publicRooms`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::locks::{lock, wait, wait_timeout};
 
 /// The fewest woken requests that may look again at once.
-const MOST_WOKEN: usize = 8;
+const WOKEN_AT_ONCE_MIN: usize = 8;
 
 /// Whose requests share a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Quota {
 
 /// Every bound of the connection layer.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Most connections at once.
     pub connections: usize,
     /// Most connections at once from one address (a /64 of IPv6). Loopback is exempt: a reverse proxy lives there.
@@ -47,7 +47,7 @@ pub struct Limits {
     pub hang_up_check: Duration,
 }
 
-impl Default for Limits {
+impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             connections: 8192,
@@ -75,23 +75,23 @@ enum Share {
 
 /// The shares of both quotas.
 pub(super) struct Bounds {
-    clients: Bound,
-    servers: Bound,
-    woken: Bound,
+    clients: QuotaBound,
+    servers: QuotaBound,
+    woken: QuotaBound,
     turn_time: Duration,
     body_memory: usize,
     closed: AtomicBool,
 }
 
 /// One share: requests in handlers, and bytes of bodies.
-struct Bound {
+struct QuotaBound {
     most: usize,
     in_flight: Mutex<usize>,
     freed: Condvar,
     body_bytes: AtomicUsize,
 }
 
-impl Bound {
+impl QuotaBound {
     fn new(most: usize) -> Self {
         Self { most, in_flight: Mutex::new(0), freed: Condvar::new(), body_bytes: AtomicUsize::new(0) }
     }
@@ -119,10 +119,11 @@ pub(super) struct BodyMemory {
 impl BodyMemory {
     /// Accounts for a body of now this many bytes. False: the quota is used up.
     pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
-        const FREE: usize = 16 << 10;
-        const STEP: usize = 64 << 10;
+        const UNCOUNTED_BYTES_MAX: usize = 16 << 10;
+        const ACCOUNT_STEP_BYTES: usize = 64 << 10;
         let Some((bounds, share)) = &self.bounds else { return true };
-        let wanted = if bytes <= FREE { 0 } else { bytes.next_multiple_of(STEP) };
+        let wanted =
+            if bytes <= UNCOUNTED_BYTES_MAX { 0 } else { bytes.next_multiple_of(ACCOUNT_STEP_BYTES) };
         if wanted > self.held {
             let more = wanted - self.held;
             let before = bounds.bound(*share).body_bytes.fetch_add(more, Ordering::SeqCst);
@@ -142,20 +143,20 @@ impl Drop for BodyMemory {
 }
 
 impl Bounds {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let Limits { in_flight, turn_time, body_memory, .. } = *limits;
+    pub(super) fn new(limits: &ConnectionLimits) -> Self {
+        let ConnectionLimits { in_flight, turn_time, body_memory, .. } = *limits;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
-            clients: Bound::new(in_flight),
-            servers: Bound::new(in_flight),
-            woken: Bound::new((2 * processors).max(MOST_WOKEN)),
+            clients: QuotaBound::new(in_flight),
+            servers: QuotaBound::new(in_flight),
+            woken: QuotaBound::new((2 * processors).max(WOKEN_AT_ONCE_MIN)),
             turn_time,
             body_memory,
             closed: AtomicBool::new(false),
         }
     }
 
-    fn bound(&self, share: Share) -> &Bound {
+    fn bound(&self, share: Share) -> &QuotaBound {
         match share {
             Share::Clients => &self.clients,
             Share::Servers => &self.servers,

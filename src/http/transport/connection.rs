@@ -28,21 +28,21 @@ use crate::http::transport::socket::Transport;
 use crate::protocol::UserId;
 
 /// Largest head (request line and headers), in bytes.
-const MAX_HEAD: usize = 16 << 10;
+const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Most bytes that one read takes.
-const READ: usize = 16 << 10;
+const READ_BYTES: usize = 16 << 10;
 /// Longest line of a chunk's size with its extensions, and most bytes of trailers behind the last chunk.
-const MAX_CHUNK_LINE: usize = 512;
-const MAX_TRAILERS: usize = 4 << 10;
+const CHUNK_LINE_BYTES_MAX: usize = 512;
+const TRAILERS_BYTES_MAX: usize = 4 << 10;
 /// The body of a request that is refused is read and dropped up to this size, so that the connection can be kept.
-const MAX_DRAINED: usize = 64 << 10;
+const DRAINED_BYTES_MAX: usize = 64 << 10;
 /// Room for a reply before it goes to the socket.
-const WRITE: usize = 16 << 10;
+const WRITE_BUFFER_BYTES: usize = 16 << 10;
 /// How long a worker stays with a connection on which nothing comes.
-const SHORT_WAIT: Duration = Duration::from_millis(20);
+const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long, and for how many bytes, what comes after our last reply is still read.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
-const CLOSE_BYTES: usize = 1 << 20;
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const CLOSE_BYTES_MAX: usize = 1 << 20;
 
 /// A connection that was accepted and counted.
 pub(super) struct Connection {
@@ -113,7 +113,7 @@ impl Connection {
         }
         if !self.slot.shared.is_stopping() {
             self.slot.idle();
-            self.transport.close_gently(CLOSE_TIME, CLOSE_BYTES);
+            self.transport.close_gently(CLOSE_TIMEOUT, CLOSE_BYTES_MAX);
         }
         None
     }
@@ -150,7 +150,7 @@ impl Connection {
             Err(reply) => {
                 let mut memory = shared.bounds.body_memory(Quota::Uncounted);
                 reply_framing.keep_alive &=
-                    !expects_continue && self.read_body(framing, MAX_DRAINED, &mut memory).is_ok();
+                    !expects_continue && self.read_body(framing, DRAINED_BYTES_MAX, &mut memory).is_ok();
                 if !self.slot.working() {
                     return Err(RequestError::Gone);
                 }
@@ -251,7 +251,7 @@ impl Connection {
                 return Err(RequestError::Gone);
             }
             // What follows at once is not worth a change of threads.
-            if !self.transport.wait_readable(Instant::now() + SHORT_WAIT)? {
+            if !self.transport.wait_readable(Instant::now() + NEXT_REQUEST_TIMEOUT)? {
                 return Ok(None);
             }
         }
@@ -267,7 +267,7 @@ impl Connection {
                 return Ok(Some(head));
             }
             let had = self.pending.len();
-            if had >= MAX_HEAD {
+            if had >= HEAD_BYTES_MAX {
                 let in_first_line = !self.pending.contains(&b'\n');
                 return Err(if in_first_line {
                     refused(414, ErrCode::TooLarge, "The request's address is too long")
@@ -275,7 +275,7 @@ impl Connection {
                     refused(431, ErrCode::TooLarge, "The request's headers are too large")
                 });
             }
-            match self.fill(MAX_HEAD - had) {
+            match self.fill(HEAD_BYTES_MAX - had) {
                 Ok(0) if had == 0 => return Err(RequestError::Gone),
                 Ok(0) => {
                     // What came after the last line has not been looked at; it may be no HTTP at all.
@@ -296,7 +296,7 @@ impl Connection {
     /// Reads at most `most` more bytes to the end of `pending`. 0: the other side has closed.
     fn fill(&mut self, most: usize) -> io::Result<usize> {
         let had = self.pending.len();
-        self.pending.resize(had + most.min(if had == 0 { 2048 } else { READ }), 0);
+        self.pending.resize(had + most.min(if had == 0 { 2048 } else { READ_BYTES }), 0);
         let read = self.transport.read(&mut self.pending[had..]);
         self.pending.truncate(had + *read.as_ref().unwrap_or(&0));
         read
@@ -305,7 +305,7 @@ impl Connection {
     /// As `fill`, for bodies: the end is an error here, and so is a rate that is too slow for the bytes so far.
     fn fill_body(&mut self, started: Instant, so_far: usize) -> Result<(), RequestError> {
         self.transport.set_deadline(transfer_deadline(&self.slot, started, so_far));
-        match self.fill(READ) {
+        match self.fill(READ_BYTES) {
             Ok(0) => Err(bad_request("The request's body is cut off")),
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {
@@ -349,7 +349,7 @@ impl Connection {
         let started = Instant::now();
         let mut body = Vec::new();
         loop {
-            let size = parse_chunk_size(&self.read_line(started, body.len(), MAX_CHUNK_LINE)?)?;
+            let size = parse_chunk_size(&self.read_line(started, body.len(), CHUNK_LINE_BYTES_MAX)?)?;
             if size == 0 {
                 break;
             }
@@ -368,7 +368,7 @@ impl Connection {
                 return Err(bad_request("A chunk is longer than its size"));
             }
         }
-        let mut trailers = MAX_TRAILERS;
+        let mut trailers = TRAILERS_BYTES_MAX;
         loop {
             let line = self.read_line(started, body.len(), trailers)?;
             if line.is_empty() {
@@ -419,7 +419,7 @@ impl Connection {
         };
         let started = Instant::now();
         self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
-        let room = WRITE.min(length.saturating_add(1024));
+        let room = WRITE_BUFFER_BYTES.min(length.saturating_add(1024));
         let paced = BufWriter::with_capacity(room, Paced { connection: self, started, written: 0 });
         let mut writer = SecondLine { inner: paced, line: Some(connection) };
         // Without a threshold, tiny_http would send larger bodies in chunks although their length is known.

@@ -11,7 +11,7 @@ use crate::error::{ErrCode, Error};
 use crate::http::transport::request::Request;
 
 /// Most headers of a request.
-const MAX_HEADERS: usize = 100;
+const HEADERS_MAX: usize = 100;
 
 /// Why there is no (whole) request.
 pub(super) enum RequestError {
@@ -75,7 +75,7 @@ pub(super) fn parse_head(
     bytes: &[u8],
     peer: SocketAddr,
 ) -> Result<Option<(RequestHead, usize)>, RequestError> {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut headers);
     let used = match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(used)) => used,

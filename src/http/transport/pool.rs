@@ -14,23 +14,23 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::http::transport::connection::Connection;
-use crate::http::transport::server::Shared;
+use crate::http::transport::server::ServerState;
 use crate::locks::{lock, wait, wait_timeout, wait_until};
 
 /// How long a thread without a connection stays.
-const IDLE_THREAD: Duration = Duration::from_secs(5);
+const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Stack of a worker: address space only, a page counts when it is touched. Unoptimised code has frames several times as
 /// large.
-const WORKER_STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
-const PARKER_STACK: usize = 128 << 10;
+const WORKER_STACK_BYTES: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
+const PARKER_STACK_BYTES: usize = 128 << 10;
 /// So many workers are begun without a question, or four a processor.
-const FEW_WORKERS: usize = 16;
+const READY_WORKERS: usize = 16;
 /// Beyond, more are begun when no worker has taken anything for the one time (several at once: all are held up), or
 /// something has waited for the other (one by one: perhaps the machine is just busy).
-const NOTHING_MOVES: Duration = Duration::from_millis(5);
-const TOO_LONG: Duration = Duration::from_millis(250);
+const STUCK_TIMEOUT: Duration = Duration::from_millis(5);
+const QUEUED_TIMEOUT: Duration = Duration::from_millis(250);
 /// How many are begun at once when nothing moves.
-const RELIEF: usize = 8;
+const RELIEF_WORKERS: usize = 8;
 
 /// What a pool's threads do with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,14 +46,14 @@ pub(super) struct Pool {
     role: Role,
     /// So many threads are begun as soon as there is something for them.
     few: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     /// A thread ended.
     ended: Condvar,
     /// More is queued than there are threads for.
     crowded: Condvar,
 }
 
-struct State {
+struct PoolState {
     /// What no thread has taken yet, with the time since when.
     queue: VecDeque<(Instant, Connection)>,
     /// When a thread last took something.
@@ -75,10 +75,10 @@ impl Pool {
     pub(super) fn new(role: Role) -> Self {
         let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let few = match role {
-            Role::Work => FEW_WORKERS.max(4 * processors),
+            Role::Work => READY_WORKERS.max(4 * processors),
             Role::Park => usize::MAX,
         };
-        let state = State {
+        let state = PoolState {
             queue: VecDeque::new(),
             moved: Instant::now(),
             idle: Vec::new(),
@@ -91,7 +91,7 @@ impl Pool {
     }
 
     /// Gives the connection to a thread: an idle one, a new one, or the first that is done with what it does.
-    pub(super) fn submit(&self, shared: &Arc<Shared>, connection: Connection) {
+    pub(super) fn submit(&self, shared: &Arc<ServerState>, connection: Connection) {
         let mut state = lock(&self.state);
         if let Some(seat) = state.idle.pop() {
             *lock(&seat.given) = Some(connection);
@@ -109,14 +109,14 @@ impl Pool {
     }
 
     /// One more thread. Returns the connection that is to be closed because there can be none for it.
-    fn begin_thread(&self, state: &mut State, shared: &Arc<Shared>) -> Option<Connection> {
+    fn begin_thread(&self, state: &mut PoolState, shared: &Arc<ServerState>) -> Option<Connection> {
         if state.handles.len() > 2 * state.threads + 16 {
             state.handles.retain(|handle| !handle.is_finished());
         }
         state.spawned += 1;
         let (name, stack) = match self.role {
-            Role::Work => (format!("http-{}", state.spawned), WORKER_STACK),
-            Role::Park => (format!("wait-{}", state.spawned), PARKER_STACK),
+            Role::Work => (format!("http-{}", state.spawned), WORKER_STACK_BYTES),
+            Role::Park => (format!("wait-{}", state.spawned), PARKER_STACK_BYTES),
         };
         let (role, held) = (self.role, shared.clone());
         match thread::Builder::new().name(name).stack_size(stack).spawn(move || serve(&held, role)) {
@@ -136,23 +136,26 @@ impl Pool {
     }
 
     /// Begins more threads while all are held up, until the pool stops. Runs on a thread of its own.
-    pub(super) fn relieve(&self, shared: &Arc<Shared>) {
+    pub(super) fn relieve(&self, shared: &Arc<ServerState>) {
         let mut state = lock(&self.state);
         while !state.stopping {
             let Some((since, _)) = state.queue.front() else {
                 state = wait(&self.crowded, state);
                 continue;
             };
-            let stuck = state.moved.max(*since).elapsed() > NOTHING_MOVES;
-            let relief =
-                if stuck { RELIEF.min(state.queue.len()) } else { usize::from(since.elapsed() > TOO_LONG) };
+            let stuck = state.moved.max(*since).elapsed() > STUCK_TIMEOUT;
+            let relief = if stuck {
+                RELIEF_WORKERS.min(state.queue.len())
+            } else {
+                usize::from(since.elapsed() > QUEUED_TIMEOUT)
+            };
             for _ in 0..relief {
                 let given_up = self.begin_thread(&mut state, shared);
                 drop(state);
                 drop(given_up);
                 state = lock(&self.state);
             }
-            state = wait_timeout(&self.crowded, state, NOTHING_MOVES);
+            state = wait_timeout(&self.crowded, state, STUCK_TIMEOUT);
         }
     }
 
@@ -164,7 +167,7 @@ impl Pool {
             return Some(connection);
         }
         let seat = Arc::new(Seat { thread: thread::current(), given: Mutex::new(None) });
-        let deadline = Instant::now() + IDLE_THREAD;
+        let deadline = Instant::now() + IDLE_THREAD_TIMEOUT;
         state.idle.push(seat.clone());
         loop {
             if let Some(connection) = lock(&seat.given).take() {
@@ -203,7 +206,7 @@ impl Pool {
     }
 }
 
-fn serve(shared: &Arc<Shared>, role: Role) {
+fn serve(shared: &Arc<ServerState>, role: Role) {
     while let Some(connection) = shared.pool(role).take() {
         let step = AssertUnwindSafe(|| match role {
             Role::Work => connection.work().map(|c| (Role::Park, c)),

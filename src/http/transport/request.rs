@@ -13,10 +13,6 @@ use crate::address;
 use crate::error::{Error, Result};
 use crate::http::transport::socket::is_gone;
 use crate::protocol::json::{parse_object, read_object};
-use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
-
-/// Longest transaction id of a client, in bytes.
-const LONGEST_TXN_ID: usize = 255;
 
 /// A request whose head and body were read whole.
 pub struct Request {
@@ -122,39 +118,6 @@ impl Request {
     /// of that name.
     pub fn param(&self, name: &str) -> &str {
         self.params.iter().find(|(n, _)| *n == name).map_or("", |(_, v)| v)
-    }
-
-    /// The path parameter `{roomId}`. Errors: 400 `M_INVALID_PARAM`.
-    pub fn room_id(&self) -> Result<RoomId> {
-        RoomId::parse(self.param("roomId"))
-    }
-
-    /// The path parameter `{eventId}`. Errors: 400 `M_INVALID_PARAM`.
-    pub fn event_id(&self) -> Result<EventId> {
-        EventId::parse(self.param("eventId"))
-    }
-
-    /// The path parameter `{userId}`. Errors: 400 `M_INVALID_PARAM`.
-    pub fn user_id(&self) -> Result<UserId> {
-        UserId::parse(self.param("userId"))
-    }
-
-    /// The path parameter `{roomAlias}`. Errors: 400 `M_INVALID_PARAM`.
-    pub fn room_alias(&self) -> Result<RoomAlias> {
-        RoomAlias::parse(self.param("roomAlias"))
-    }
-
-    /// The path parameter `{txnId}` of a client, which is kept for days. Errors: 400 `M_INVALID_PARAM` beyond 255 bytes.
-    pub fn txn_id(&self) -> Result<String> {
-        match self.param("txnId") {
-            id if id.len() <= LONGEST_TXN_ID => Ok(id.to_owned()),
-            _ => Err(Error::invalid_param("A transaction id has at most 255 bytes")),
-        }
-    }
-
-    /// The path parameter `{serverName}`. Errors: 400 `M_INVALID_PARAM`.
-    pub fn server_name(&self) -> Result<ServerName> {
-        ServerName::parse(self.param("serverName"))
     }
 
     /// The first query parameter of this name, decoded.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::address::group;
 use crate::error::{Error, Result, reason};
-use crate::http::transport::bounds::{Bounds, Limits};
+use crate::http::transport::bounds::{Bounds, ConnectionLimits};
 use crate::http::transport::connection::Connection;
 use crate::http::transport::pool::{Pool, Role};
 use crate::http::transport::service::Service;
@@ -32,9 +32,9 @@ const HEAD_MAY_BE_EVICTED_AFTER: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long `stop` lets running requests finish, how long those have to give their answers that waited for others then,
 /// and how long cut ones have to notice.
-const STOP_GRACE: Duration = Duration::from_millis(600);
-const STOP_HURRY: Duration = Duration::from_millis(300);
-const STOP_CUT: Duration = Duration::from_millis(300);
+const STOP_GRACE_TIMEOUT: Duration = Duration::from_millis(600);
+const STOP_HURRY_TIMEOUT: Duration = Duration::from_millis(300);
+const STOP_CUT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// One address to listen on.
 #[derive(Clone)]
@@ -64,7 +64,7 @@ impl ListenSpec {
 
 /// Running listeners. Dropping it stops them.
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     addresses: Vec<SocketAddr>,
     certificates: Vec<Arc<Tls>>,
     acceptors: Mutex<Vec<thread::JoinHandle<()>>>,
@@ -78,13 +78,17 @@ pub struct Server {
 impl Server {
     /// Serves anything, within these limits. The limits shrink to what the process may have open. Ports are bound here,
     /// not before. Errors: an address that cannot be bound, a certificate that cannot be used.
-    pub fn serve(service: Arc<dyn Service>, mut limits: Limits, listeners: &[ListenSpec]) -> Result<Self> {
+    pub fn serve(
+        service: Arc<dyn Service>,
+        mut limits: ConnectionLimits,
+        listeners: &[ListenSpec],
+    ) -> Result<Self> {
         let descriptors = usize::try_from(raise_descriptor_limit()).unwrap_or(usize::MAX);
         // The rest is for the database and for requests to other servers.
         limits.connections =
             limits.connections.min(descriptors - (descriptors / 4).max(64).min(descriptors / 2));
         limits.in_flight = limits.in_flight.min((limits.connections / 2).max(1));
-        let shared = Arc::new(Shared::new(service, limits));
+        let shared = Arc::new(ServerState::new(service, limits));
 
         let mut bound = Vec::new();
         for spec in listeners {
@@ -159,17 +163,17 @@ impl Server {
         shared.bounds.close();
         shared.service.interrupt();
         shared.cut(|peer| peer.retire());
-        let mut deadline = Instant::now() + STOP_GRACE;
+        let mut deadline = Instant::now() + STOP_GRACE_TIMEOUT;
         let mut empty = shared.wait_until_empty(deadline);
         if !empty {
             shared.service.hurry();
-            deadline = Instant::now() + STOP_HURRY;
+            deadline = Instant::now() + STOP_HURRY_TIMEOUT;
             empty = shared.wait_until_empty(deadline);
         }
         if !empty {
             shared.cut(|_| true);
             shared.service.interrupt();
-            deadline = Instant::now() + STOP_CUT;
+            deadline = Instant::now() + STOP_CUT_TIMEOUT;
             shared.wait_until_empty(deadline);
         }
         shared.parkers.end(deadline);
@@ -187,9 +191,9 @@ impl Drop for Server {
 }
 
 /// What all threads of one server share.
-pub(super) struct Shared {
+pub(super) struct ServerState {
     pub(super) service: Arc<dyn Service>,
-    pub(super) limits: Limits,
+    pub(super) limits: ConnectionLimits,
     stopping: AtomicBool,
     started: Instant,
     registry: Mutex<Registry>,
@@ -237,7 +241,7 @@ impl OpenConnection {
 /// One connection of those that may be open; dropping it frees the slot.
 pub(super) struct Slot {
     pub(super) peer: Arc<OpenConnection>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<ServerState>,
 }
 
 impl Slot {
@@ -281,8 +285,8 @@ impl Drop for Slot {
     }
 }
 
-impl Shared {
-    fn new(service: Arc<dyn Service>, limits: Limits) -> Self {
+impl ServerState {
+    fn new(service: Arc<dyn Service>, limits: ConnectionLimits) -> Self {
         Self {
             bounds: Arc::new(Bounds::new(&limits)),
             service,
@@ -423,7 +427,7 @@ fn is_ended(ended: &PipeReader) -> bool {
 }
 
 /// Accepts until the pipe is closed, whatever goes wrong with single connections.
-fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, tls: Option<&Tls>, ended: &PipeReader) {
+fn accept_all(shared: &Arc<ServerState>, listener: &TcpListener, tls: Option<&Tls>, ended: &PipeReader) {
     let mut exhausted = false;
     loop {
         let mut fds =
@@ -465,13 +469,13 @@ fn is_exhaustion(e: &io::Error) -> bool {
 }
 
 /// Waits a moment, or until a connection ends.
-fn pause(shared: &Shared) {
+fn pause(shared: &ServerState) {
     let registry = lock(&shared.registry);
     let _ = shared.slot_freed.wait_timeout(registry, ACCEPT_PAUSE);
 }
 
 fn begin(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerState>,
     tcp: TcpStream,
     address: SocketAddr,
     tls: Option<&Tls>,

@@ -15,7 +15,7 @@ use crate::error::{Error, Result, reason};
 use crate::locks::lock;
 
 /// How often, at most, the files are looked at while connections come in.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where a listener's certificate chain and private key come from.
 #[derive(Clone)]
@@ -35,7 +35,7 @@ pub enum Certificate {
 type Look = Option<[(SystemTime, u64); 2]>;
 
 /// The present TLS settings of one listener. Connections that run keep what they began with.
-pub(in crate::http) struct Tls {
+pub(super) struct Tls {
     source: Certificate,
     config: ArcSwap<ServerConfig>,
     seen: Mutex<(Instant, Look)>,
@@ -43,17 +43,17 @@ pub(in crate::http) struct Tls {
 
 impl Tls {
     /// Reads the certificate. Errors say which file is wrong and why.
-    pub(in crate::http) fn new(source: Certificate) -> Result<Self> {
+    pub(super) fn new(source: Certificate) -> Result<Self> {
         let look = look_at(&source);
         let config = ArcSwap::new(load(&source)?);
         Ok(Self { source, config, seen: Mutex::new((Instant::now(), look)) })
     }
 
     /// The settings for a new connection. Looks at the files now and then.
-    pub(in crate::http) fn config(&self) -> Arc<ServerConfig> {
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
         let changed = {
             let mut seen = lock(&self.seen);
-            let due = seen.0.elapsed() >= LOOK_AGAIN;
+            let due = seen.0.elapsed() >= LOOK_INTERVAL;
             if due {
                 seen.0 = Instant::now();
             }
@@ -66,7 +66,7 @@ impl Tls {
     }
 
     /// Reads the certificate again. If it cannot be used, the old one stays and the log says so.
-    pub(in crate::http) fn reload(&self) {
+    pub(super) fn reload(&self) {
         let look = look_at(&self.source);
         match load(&self.source) {
             Ok(config) => {

@@ -1,16 +1,16 @@
 //! "If type is `m.room.member`": rule 5 in versions 1–5 and 12, rule 4 in 6–11. The numbers in the comments are
-//! those of version 12; [`Numbers`] knows the others.
+//! those of version 12; [`MemberRules`] knows the others.
 
 use serde_json::Value;
 
-use super::third_party::{self, Verdict};
-use super::{AuthError, Case, JoinRule, Named, Section};
+use super::third_party::{self, ThirdPartyCheck};
+use super::{AuthError, Check, JoinRule, PowerLevelKey, Rule};
 use crate::protocol::ids::UserId;
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::RoomVersion;
 
 /// The numbers of the parts of the rule. Version 8 put the authorising user's signature before them.
-struct Numbers {
+struct MemberRules {
     join: u8,
     invite: u8,
     leave: u8,
@@ -19,7 +19,7 @@ struct Numbers {
     unknown: u8,
 }
 
-impl Numbers {
+impl MemberRules {
     fn of(version: RoomVersion) -> Self {
         let shift = u8::from(version.restricted_join);
         Self {
@@ -33,22 +33,22 @@ impl Numbers {
     }
 }
 
-impl Case<'_> {
+impl Check<'_> {
     /// Rule 5.
     pub(super) fn check_membership(&self) -> Result<(), AuthError> {
         let event = self.event;
         // 5.1. A member event names a user and a membership.
         let Some(target) = event.state_key() else {
-            return self.fail(Section::Member, &[1], "m.room.member must have a state key");
+            return self.fail(Rule::Member, &[1], "m.room.member must have a state key");
         };
         if UserId::parse(target).is_err() {
-            return self.fail(Section::Member, &[1], "the state key of m.room.member must be a user id");
+            return self.fail(Rule::Member, &[1], "the state key of m.room.member must be a user id");
         }
-        let numbers = Numbers::of(self.version);
+        let numbers = MemberRules::of(self.version);
         let Some(membership) = event.membership() else {
             let has_one = event.content_str("membership").is_some();
             let rule = if has_one { numbers.unknown } else { 1 };
-            return self.fail(Section::Member, &[rule], "the membership is missing or unknown");
+            return self.fail(Rule::Member, &[rule], "the membership is missing or unknown");
         };
 
         // 5.2 (from version 8 on), the signature of the authorising user's server, is checked with the others:
@@ -59,7 +59,7 @@ impl Case<'_> {
         // room that does not federate. The text speaks of the sender only.
         if !first_join && !self.creation.federate && !is_of_server(target, self.creation.sender.server_name())
         {
-            return self.fail(Section::Federate, &[], "the room does not federate");
+            return self.fail(Rule::Federate, &[], "the room does not federate");
         }
 
         match membership {
@@ -70,7 +70,7 @@ impl Case<'_> {
             Membership::Ban => self.check_ban(target, numbers.ban),
             Membership::Knock if self.version.knock => self.check_knock(target, numbers.knock),
             Membership::Knock => {
-                self.fail(Section::Member, &[numbers.unknown], "this room version has no knocking")
+                self.fail(Rule::Member, &[numbers.unknown], "this room version has no knocking")
             }
         }
     }
@@ -86,12 +86,12 @@ impl Case<'_> {
         let sender = self.event.sender().as_str();
         // 5.3.2. Everybody joins for themselves.
         if sender != target {
-            return self.fail(Section::Member, &[join, 2], "nobody can join for another user");
+            return self.fail(Rule::Member, &[join, 2], "nobody can join for another user");
         }
         let membership = self.membership(target);
         // 5.3.3.
         if membership == Some(Membership::Ban) {
-            return self.fail(Section::Member, &[join, 3], format!("{target} is banned from the room"));
+            return self.fail(Rule::Member, &[join, 3], format!("{target} is banned from the room"));
         }
         let is_expected = matches!(membership, Some(Membership::Invite | Membership::Join));
         let rule = JoinRule::of_state(self.state);
@@ -109,13 +109,13 @@ impl Case<'_> {
             JoinRule::Public => Ok(()),
             // 5.3.7. Otherwise, reject.
             JoinRule::Knock if !self.version.knock => {
-                self.fail(Section::Member, &[join, otherwise], "the room's join rule lets nobody join")
+                self.fail(Rule::Member, &[join, otherwise], "the room's join rule lets nobody join")
             }
             JoinRule::Invite | JoinRule::Knock => {
                 let text = format!("{target} is not invited to the room");
-                self.fail(Section::Member, &[join, otherwise], text)
+                self.fail(Rule::Member, &[join, otherwise], text)
             }
-            _ => self.fail(Section::Member, &[join, otherwise], "the room's join rule lets nobody join"),
+            _ => self.fail(Rule::Member, &[join, otherwise], "the room's join rule lets nobody join"),
         }
     }
 
@@ -130,18 +130,18 @@ impl Case<'_> {
         let authoriser = content.get("join_authorised_via_users_server").and_then(Value::as_str);
         let Some(authoriser) = authoriser else {
             let text = "the room is restricted, and no member vouches for this join";
-            return self.fail(Section::Member, &[join, 5, 2], text);
+            return self.fail(Rule::Member, &[join, 5, 2], text);
         };
         if !self.is_joined(authoriser) {
             let text = format!("{authoriser}, who vouches for this join, is not in the room");
-            return self.fail(Section::Member, &[join, 5, 2], text);
+            return self.fail(Rule::Member, &[join, 5, 2], text);
         }
         let (level, invite) =
-            (self.power().strict_user(authoriser)?, self.power().strict_named(Named::Invite)?);
+            (self.power().strict_user(authoriser)?, self.power().strict_named(PowerLevelKey::Invite)?);
         if !level.reaches(invite) {
             let text =
                 format!("{authoriser}, who vouches for this join, may not invite: {level}, not {invite}");
-            return self.fail(Section::Member, &[join, 5, 2], text);
+            return self.fail(Rule::Member, &[join, 5, 2], text);
         }
         // 5.3.5.3. Otherwise, allow.
         Ok(())
@@ -157,24 +157,25 @@ impl Case<'_> {
         }
         // 5.4.2.
         if !self.is_joined(sender) {
-            return self.fail(Section::Member, &[invite, 2], format!("{sender} is not in the room"));
+            return self.fail(Rule::Member, &[invite, 2], format!("{sender} is not in the room"));
         }
         // 5.4.3.
         match self.membership(target) {
             Some(Membership::Join) => {
-                return self.fail(Section::Member, &[invite, 3], format!("{target} is already in the room"));
+                return self.fail(Rule::Member, &[invite, 3], format!("{target} is already in the room"));
             }
             Some(Membership::Ban) => {
                 let text = format!("{target} is banned from the room");
-                return self.fail(Section::Member, &[invite, 3], text);
+                return self.fail(Rule::Member, &[invite, 3], text);
             }
             _ => {}
         }
         // 5.4.4, 5.4.5.
-        let (level, needed) = (self.power().strict_user(sender)?, self.power().strict_named(Named::Invite)?);
+        let (level, needed) =
+            (self.power().strict_user(sender)?, self.power().strict_named(PowerLevelKey::Invite)?);
         if !level.reaches(needed) {
             let text = format!("inviting needs power level {needed}, {sender} has {level}");
-            return self.fail(Section::Member, &[invite, 5], text);
+            return self.fail(Rule::Member, &[invite, 5], text);
         }
         Ok(())
     }
@@ -188,11 +189,11 @@ impl Case<'_> {
     ) -> Result<(), AuthError> {
         // 5.4.1.1.
         if self.membership(target) == Some(Membership::Ban) {
-            return self.fail(Section::Member, &[invite, 1, 1], format!("{target} is banned from the room"));
+            return self.fail(Rule::Member, &[invite, 1, 1], format!("{target} is banned from the room"));
         }
         match third_party::check(self.event, target, third_party_invite, self.state) {
-            Verdict::Allowed => Ok(()),
-            Verdict::Failed(rule, text) => self.fail(Section::Member, &[invite, 1, rule], text),
+            ThirdPartyCheck::Allowed => Ok(()),
+            ThirdPartyCheck::Failed(rule, text) => self.fail(Rule::Member, &[invite, 1, rule], text),
         }
     }
 
@@ -205,32 +206,32 @@ impl Case<'_> {
             return match own {
                 Some(Membership::Invite | Membership::Join) => Ok(()),
                 Some(Membership::Knock) if self.version.knock => Ok(()),
-                _ => self.fail(Section::Member, &[leave, 1], format!("{sender} has nothing to leave")),
+                _ => self.fail(Rule::Member, &[leave, 1], format!("{sender} has nothing to leave")),
             };
         }
         // 5.5.2.
         if own != Some(Membership::Join) {
-            return self.fail(Section::Member, &[leave, 2], format!("{sender} is not in the room"));
+            return self.fail(Rule::Member, &[leave, 2], format!("{sender} is not in the room"));
         }
         let power = self.power();
         let level = power.strict_user(sender)?;
         // 5.5.3. Lifting a ban needs the level of banning.
         if self.membership(target) == Some(Membership::Ban) {
-            let needed = power.strict_named(Named::Ban)?;
+            let needed = power.strict_named(PowerLevelKey::Ban)?;
             if !level.reaches(needed) {
                 let text = format!("lifting a ban needs power level {needed}, {sender} has {level}");
-                return self.fail(Section::Member, &[leave, 3], text);
+                return self.fail(Rule::Member, &[leave, 3], text);
             }
         }
         // 5.5.4, 5.5.5.
-        let (needed, target_level) = (power.strict_named(Named::Kick)?, power.strict_user(target)?);
+        let (needed, target_level) = (power.strict_named(PowerLevelKey::Kick)?, power.strict_user(target)?);
         if !level.reaches(needed) {
             let text = format!("removing users needs power level {needed}, {sender} has {level}");
-            return self.fail(Section::Member, &[leave, 5], text);
+            return self.fail(Rule::Member, &[leave, 5], text);
         }
         if target_level >= level {
             let text = format!("{sender}'s power level {level} is not above {target}'s, {target_level}");
-            return self.fail(Section::Member, &[leave, 5], text);
+            return self.fail(Rule::Member, &[leave, 5], text);
         }
         Ok(())
     }
@@ -240,19 +241,19 @@ impl Case<'_> {
         let sender = self.event.sender().as_str();
         // 5.6.1.
         if !self.is_joined(sender) {
-            return self.fail(Section::Member, &[ban, 1], format!("{sender} is not in the room"));
+            return self.fail(Rule::Member, &[ban, 1], format!("{sender} is not in the room"));
         }
         // 5.6.2, 5.6.3.
         let power = self.power();
-        let (level, needed) = (power.strict_user(sender)?, power.strict_named(Named::Ban)?);
+        let (level, needed) = (power.strict_user(sender)?, power.strict_named(PowerLevelKey::Ban)?);
         if !level.reaches(needed) {
             let text = format!("banning needs power level {needed}, {sender} has {level}");
-            return self.fail(Section::Member, &[ban, 3], text);
+            return self.fail(Rule::Member, &[ban, 3], text);
         }
         let target_level = power.strict_user(target)?;
         if target_level >= level {
             let text = format!("{sender}'s power level {level} is not above {target}'s, {target_level}");
-            return self.fail(Section::Member, &[ban, 3], text);
+            return self.fail(Rule::Member, &[ban, 3], text);
         }
         Ok(())
     }
@@ -264,11 +265,11 @@ impl Case<'_> {
         match JoinRule::of_state(self.state) {
             JoinRule::Knock => {}
             JoinRule::KnockRestricted if self.version.knock_restricted => {}
-            _ => return self.fail(Section::Member, &[knock, 1], "the room's join rule takes no knocks"),
+            _ => return self.fail(Rule::Member, &[knock, 1], "the room's join rule takes no knocks"),
         }
         // 5.7.2. Everybody knocks for themselves.
         if sender != target {
-            return self.fail(Section::Member, &[knock, 2], "nobody can knock for another user");
+            return self.fail(Rule::Member, &[knock, 2], "nobody can knock for another user");
         }
         // 5.7.3, 5.7.4.
         let text = match self.membership(sender) {
@@ -277,7 +278,7 @@ impl Case<'_> {
             Some(Membership::Join) => format!("{sender} is already in the room"),
             Some(Membership::Knock | Membership::Leave) | None => return Ok(()),
         };
-        self.fail(Section::Member, &[knock, 4], text)
+        self.fail(Rule::Member, &[knock, 4], text)
     }
 }
 

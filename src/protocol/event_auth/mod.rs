@@ -30,9 +30,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 pub use join_rules::{JoinRule, JoinRules};
-pub use power_levels::{Named, PowerLevel, PowerLevels};
+pub use power_content::PowerLevelKey;
+pub use power_levels::{PowerLevel, PowerLevels};
 
-use self::power_content::Content;
+use self::power_content::PowerContent;
 use super::ids::{EventId, UserId};
 use super::pdu::{Membership, Pdu};
 use super::room_version::{self, RoomVersion};
@@ -50,7 +51,7 @@ pub struct AuthError {
 }
 
 impl AuthError {
-    fn new(version: RoomVersion, section: Section, inner: &[u8], text: impl Into<Cow<'static, str>>) -> Self {
+    fn new(version: RoomVersion, section: Rule, inner: &[u8], text: impl Into<Cow<'static, str>>) -> Self {
         let mut rule = section.number(version).to_string();
         for number in inner {
             rule.push('.');
@@ -89,7 +90,7 @@ impl From<AuthError> for Error {
 
 /// The rules at the top level of the specification's lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Section {
+enum Rule {
     Create,
     RoomId,
     AuthEvents,
@@ -104,7 +105,7 @@ enum Section {
     Redaction,
 }
 
-impl Section {
+impl Rule {
     fn number(self, version: RoomVersion) -> u8 {
         let room_id = u8::from(version.room_id_is_create_hash);
         let all = room_id + u8::from(version.special_aliases);
@@ -208,11 +209,11 @@ pub fn check_auth_events(
             auth.iter().find(|e| e.event_type() == "m.room.create" && e.room_id() == event.room_id());
         if create.is_none_or(|create| rejected(create.event_id())) {
             let text = "the room id is not that of an accepted m.room.create event";
-            return Err(AuthError::new(version, Section::RoomId, &[], text));
+            return Err(AuthError::new(version, Rule::RoomId, &[], text));
         }
     }
 
-    let fail = |rule: u8, text: String| Err(AuthError::new(version, Section::AuthEvents, &[rule], text));
+    let fail = |rule: u8, text: String| Err(AuthError::new(version, Rule::AuthEvents, &[rule], text));
     let content = if event.event_type() == "m.room.member" { event.content() } else { Map::new() };
     let expected =
         selection(event.event_type(), event.sender().as_str(), event.state_key(), &content, version);
@@ -249,7 +250,7 @@ pub fn check_auth_events(
 
 /// Rule 1.
 fn check_create(event: &Pdu, version: RoomVersion) -> Result<(), AuthError> {
-    let fail = |rule: u8, text: &'static str| Err(AuthError::new(version, Section::Create, &[rule], text));
+    let fail = |rule: u8, text: &'static str| Err(AuthError::new(version, Rule::Create, &[rule], text));
     // Not a rule of its own, but the state key is what makes it the create event.
     if event.state_key() != Some("") {
         return Err(AuthError::unnumbered(version, "m.room.create must have an empty state key"));
@@ -295,27 +296,27 @@ fn check_create(event: &Pdu, version: RoomVersion) -> Result<(), AuthError> {
 /// state of its auth events, against the state before it, and, not to be soft-failed, against the current state.
 /// `m.room.create` events always pass: they have no state before them.
 pub fn check(event: &Pdu, version: RoomVersion, state: StateLookup<'_>) -> Result<(), AuthError> {
-    Judge::new(version).check(event, state)
+    AuthChecker::new(version).check(event, state)
 }
 
 /// [`check`] against the state that an event's own auth events make. `auth` as in [`check_auth_events`].
 pub fn check_against_auth_events(event: &Pdu, auth: &[Pdu], version: RoomVersion) -> Result<(), AuthError> {
-    Judge::new(version).check_against_auth_events(event, auth)
+    AuthChecker::new(version).check_against_auth_events(event, auth)
 }
 
 /// [`check`] for many events of one room: remembers what it read of the power levels and the create event.
 /// For one thread; make one for each.
-pub struct Judge {
+pub struct AuthChecker {
     version: RoomVersion,
     creations: RefCell<HashMap<EventId, Arc<Creation>>>,
-    power_levels: RefCell<HashMap<EventId, Arc<Content>>>,
+    power_levels: RefCell<HashMap<EventId, Arc<PowerContent>>>,
 }
 
 /// So many power levels are remembered before starting afresh: enough for the branches of a fork.
-const REMEMBERED: usize = 256;
+const POWER_LEVELS_REMEMBERED_MAX: usize = 256;
 
-impl Judge {
-    /// A judge of one room version's rules who remembers nothing yet.
+impl AuthChecker {
+    /// A checker of one room version's rules that remembers nothing yet.
     pub fn new(version: RoomVersion) -> Self {
         Self { version, creations: RefCell::default(), power_levels: RefCell::default() }
     }
@@ -329,7 +330,7 @@ impl Judge {
             return Err(AuthError::unnumbered(self.version, "there is no m.room.create in the room's state"));
         };
         let creation = self.creation(&create);
-        Case { judge: self, version: self.version, event, state, create, creation, power: OnceCell::new() }
+        Check { checker: self, version: self.version, event, state, create, creation, power: OnceCell::new() }
             .check()
     }
 
@@ -352,8 +353,8 @@ impl Judge {
         remember(&self.creations, create, || Creation::of(create, self.version))
     }
 
-    fn content(&self, power_levels: &Pdu) -> Arc<Content> {
-        remember(&self.power_levels, power_levels, || Content::of(power_levels))
+    fn content(&self, power_levels: &Pdu) -> Arc<PowerContent> {
+        remember(&self.power_levels, power_levels, || PowerContent::of(power_levels))
     }
 
     /// The power levels that two state events make, either of which may be missing.
@@ -368,7 +369,7 @@ fn remember<T>(memory: &RefCell<HashMap<EventId, Arc<T>>>, event: &Pdu, read: im
     if let Some(known) = memory.get(event.event_id()) {
         return known.clone();
     }
-    if memory.len() >= REMEMBERED {
+    if memory.len() >= POWER_LEVELS_REMEMBERED_MAX {
         memory.clear();
     }
     let value = Arc::new(read());
@@ -420,8 +421,8 @@ impl Creation {
 }
 
 /// One event before one state.
-struct Case<'a> {
-    judge: &'a Judge,
+struct Check<'a> {
+    checker: &'a AuthChecker,
     version: RoomVersion,
     event: &'a Pdu,
     state: StateLookup<'a>,
@@ -430,19 +431,14 @@ struct Case<'a> {
     power: OnceCell<PowerLevels>,
 }
 
-impl Case<'_> {
-    fn fail(
-        &self,
-        section: Section,
-        inner: &[u8],
-        text: impl Into<Cow<'static, str>>,
-    ) -> Result<(), AuthError> {
+impl Check<'_> {
+    fn fail(&self, section: Rule, inner: &[u8], text: impl Into<Cow<'static, str>>) -> Result<(), AuthError> {
         Err(AuthError::new(self.version, section, inner, text))
     }
 
     fn power(&self) -> &PowerLevels {
         self.power.get_or_init(|| {
-            let content = (self.state)("m.room.power_levels", "").map(|event| self.judge.content(&event));
+            let content = (self.state)("m.room.power_levels", "").map(|event| self.checker.content(&event));
             PowerLevels::new(self.version, Some(self.creation.clone()), content)
         })
     }
@@ -460,17 +456,17 @@ impl Case<'_> {
 
         // 4. A room that does not federate is for users of the create event's server.
         if !self.creation.federate && event.sender().server_name() != self.creation.sender.server_name() {
-            return self.fail(Section::Federate, &[], "the room does not federate");
+            return self.fail(Rule::Federate, &[], "the room does not federate");
         }
 
         // 4 of versions 1 to 5. A server's aliases are set by its users, be they in the room or not.
         if version.special_aliases && event.event_type() == "m.room.aliases" {
             let Some(state_key) = event.state_key() else {
-                return self.fail(Section::Aliases, &[1], "m.room.aliases must have a state key");
+                return self.fail(Rule::Aliases, &[1], "m.room.aliases must have a state key");
             };
             if state_key != event.sender().server_name() {
                 let text = "the state key of m.room.aliases is not the sender's server";
-                return self.fail(Section::Aliases, &[2], text);
+                return self.fail(Rule::Aliases, &[2], text);
             }
             return Ok(());
         }
@@ -482,17 +478,17 @@ impl Case<'_> {
 
         // 6. Whoever sends anything else is in the room.
         if !self.is_joined(sender) {
-            return self.fail(Section::SenderJoined, &[], format!("{sender} is not in the room"));
+            return self.fail(Rule::SenderJoined, &[], format!("{sender} is not in the room"));
         }
 
         // 7. Third-party invites need the level of invites, not that of their type.
         let power = self.power();
         let level = power.strict_user(sender)?;
         if event.event_type() == "m.room.third_party_invite" {
-            let invite = power.strict_named(Named::Invite)?;
+            let invite = power.strict_named(PowerLevelKey::Invite)?;
             if !level.reaches(invite) {
                 let text = format!("inviting needs power level {invite}, {sender} has {level}");
-                return self.fail(Section::ThirdPartyInvite, &[1], text);
+                return self.fail(Rule::ThirdPartyInvite, &[1], text);
             }
             return Ok(());
         }
@@ -501,12 +497,12 @@ impl Case<'_> {
         let required = power.strict_required(event.event_type(), event.is_state())?;
         if !level.reaches(required) {
             let text = format!("{} needs power level {required}, {sender} has {level}", event.event_type());
-            return self.fail(Section::RequiredLevel, &[], text);
+            return self.fail(Rule::RequiredLevel, &[], text);
         }
 
         // 9. State keys that look like user ids belong to their users.
         if event.state_key().is_some_and(|key| key.starts_with('@') && key != sender) {
-            return self.fail(Section::StateKey, &[], "the state key names another user");
+            return self.fail(Rule::StateKey, &[], "the state key names another user");
         }
 
         // 10.
@@ -526,7 +522,7 @@ impl Case<'_> {
     /// Rule 11 of versions 1 and 2. Later versions decide this when the redaction is applied.
     fn check_redaction(&self, level: PowerLevel) -> Result<(), AuthError> {
         // 11.1. Moderators redact anything.
-        if level.reaches(self.power().strict_named(Named::Redact)?) {
+        if level.reaches(self.power().strict_named(PowerLevelKey::Redact)?) {
             return Ok(());
         }
         // 11.2. Others what comes from the same server, going by the event ids.
@@ -537,6 +533,6 @@ impl Case<'_> {
         }
         // 11.3. Otherwise, reject.
         let text = "redacting events of other servers needs the redact level";
-        self.fail(Section::Redaction, &[3], text)
+        self.fail(Rule::Redaction, &[3], text)
     }
 }

@@ -11,13 +11,63 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::power_levels::Named;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
 
+/// The single levels at the top of the content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PowerLevelKey {
+    /// `users_default`
+    UsersDefault,
+    /// `events_default`
+    EventsDefault,
+    /// `state_default`
+    StateDefault,
+    /// `ban`
+    Ban,
+    /// `redact`
+    Redact,
+    /// `kick`
+    Kick,
+    /// `invite`
+    Invite,
+}
+
+impl PowerLevelKey {
+    pub(super) const ALL: [Self; 7] = [
+        Self::UsersDefault,
+        Self::EventsDefault,
+        Self::StateDefault,
+        Self::Ban,
+        Self::Redact,
+        Self::Kick,
+        Self::Invite,
+    ];
+
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::UsersDefault => "users_default",
+            Self::EventsDefault => "events_default",
+            Self::StateDefault => "state_default",
+            Self::Ban => "ban",
+            Self::Redact => "redact",
+            Self::Kick => "kick",
+            Self::Invite => "invite",
+        }
+    }
+
+    /// What holds where the content, or the whole event, is missing (client-server API, `m.room.power_levels`).
+    pub(super) fn default_level(self) -> i64 {
+        match self {
+            Self::UsersDefault | Self::EventsDefault | Self::Invite => 0,
+            Self::StateDefault | Self::Ban | Self::Redact | Self::Kick => 50,
+        }
+    }
+}
+
 /// One value as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Entry {
+pub(super) enum LevelEntry {
     Integer(i64),
     /// A string or a float that the versions before 10 read as this integer.
     Lenient(i64),
@@ -26,7 +76,7 @@ pub(super) enum Entry {
     Malformed,
 }
 
-impl Entry {
+impl LevelEntry {
     fn of_text(text: &str) -> Self {
         let text = text.trim();
         let (negative, digits) = match text.as_bytes().first() {
@@ -51,40 +101,40 @@ impl Entry {
     }
 }
 
-impl<'de> Deserialize<'de> for Entry {
+impl<'de> Deserialize<'de> for LevelEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct V;
         impl<'de> Visitor<'de> for V {
-            type Value = Entry;
+            type Value = LevelEntry;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any JSON value")
             }
-            fn visit_i64<E>(self, n: i64) -> Result<Entry, E> {
-                Ok(Entry::Integer(n))
+            fn visit_i64<E>(self, n: i64) -> Result<LevelEntry, E> {
+                Ok(LevelEntry::Integer(n))
             }
-            fn visit_u64<E>(self, n: u64) -> Result<Entry, E> {
-                Ok(Entry::Integer(i64::try_from(n).unwrap_or(i64::MAX)))
+            fn visit_u64<E>(self, n: u64) -> Result<LevelEntry, E> {
+                Ok(LevelEntry::Integer(i64::try_from(n).unwrap_or(i64::MAX)))
             }
-            fn visit_f64<E>(self, n: f64) -> Result<Entry, E> {
+            fn visit_f64<E>(self, n: f64) -> Result<LevelEntry, E> {
                 // `as` truncates towards zero and saturates, as wanted; JSON has neither NaN nor infinity.
-                Ok(if n.is_finite() { Entry::Lenient(n as i64) } else { Entry::Malformed })
+                Ok(if n.is_finite() { LevelEntry::Lenient(n as i64) } else { LevelEntry::Malformed })
             }
-            fn visit_str<E>(self, text: &str) -> Result<Entry, E> {
-                Ok(Entry::of_text(text))
+            fn visit_str<E>(self, text: &str) -> Result<LevelEntry, E> {
+                Ok(LevelEntry::of_text(text))
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Entry, E> {
-                Ok(Entry::Malformed)
+            fn visit_bool<E>(self, _: bool) -> Result<LevelEntry, E> {
+                Ok(LevelEntry::Malformed)
             }
-            fn visit_unit<E>(self) -> Result<Entry, E> {
-                Ok(Entry::Null)
+            fn visit_unit<E>(self) -> Result<LevelEntry, E> {
+                Ok(LevelEntry::Null)
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Entry, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<LevelEntry, A::Error> {
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Entry::Malformed)
+                Ok(LevelEntry::Malformed)
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LevelEntry, A::Error> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Entry::Malformed)
+                Ok(LevelEntry::Malformed)
             }
         }
         deserializer.deserialize_any(V)
@@ -97,41 +147,41 @@ struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// `users`, `events` or `notifications`.
 #[derive(Debug, Default)]
-pub(super) enum Table {
+pub(super) enum LevelTable {
     #[default]
     Absent,
     /// Present and no object.
     Malformed,
     /// Sorted by key, without repeats.
-    Entries(Entries),
+    LevelEntries(LevelEntries),
 }
 
 /// Rooms have thousands of users with levels: so their names are in one string.
 #[derive(Debug, Default)]
-pub(super) struct Entries {
+pub(super) struct LevelEntries {
     names: String,
     /// The end of each name in `names`, which is the start of the next.
-    ends: Vec<(u32, Entry)>,
+    ends: Vec<(u32, LevelEntry)>,
 }
 
-impl Entries {
-    fn push(&mut self, name: &str, entry: Entry) {
+impl LevelEntries {
+    fn push(&mut self, name: &str, entry: LevelEntry) {
         self.names.push_str(name);
         // An event has at most 64 KiB.
         self.ends.push((self.names.len() as u32, entry));
     }
 
-    fn at(&self, index: usize) -> Option<(&str, Entry)> {
+    fn at(&self, index: usize) -> Option<(&str, LevelEntry)> {
         let &(end, entry) = self.ends.get(index)?;
         let start = index.checked_sub(1).map_or(0, |before| self.ends[before].0);
         Some((&self.names[start as usize..end as usize], entry))
     }
 
-    fn iter(&self) -> impl Iterator<Item = (&str, Entry)> {
+    fn iter(&self) -> impl Iterator<Item = (&str, LevelEntry)> {
         (0..self.ends.len()).filter_map(|index| self.at(index))
     }
 
-    fn get(&self, name: &str) -> Option<Entry> {
+    fn get(&self, name: &str) -> Option<LevelEntry> {
         let (mut low, mut high) = (0, self.ends.len());
         while low < high {
             let middle = low.midpoint(high);
@@ -146,65 +196,65 @@ impl Entries {
     }
 }
 
-impl Table {
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, Entry)> {
+impl LevelTable {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, LevelEntry)> {
         match self {
-            Self::Entries(entries) => Some(entries.iter()).into_iter().flatten(),
+            Self::LevelEntries(entries) => Some(entries.iter()).into_iter().flatten(),
             Self::Absent | Self::Malformed => None.into_iter().flatten(),
         }
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<Entry> {
+    pub(super) fn get(&self, name: &str) -> Option<LevelEntry> {
         match self {
-            Self::Entries(entries) => entries.get(name),
+            Self::LevelEntries(entries) => entries.get(name),
             Self::Absent | Self::Malformed => None,
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Table {
+impl<'de> Deserialize<'de> for LevelTable {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct V;
         impl<'de> Visitor<'de> for V {
-            type Value = Table;
+            type Value = LevelTable;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any JSON value")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Table, A::Error> {
-                let mut entries = Entries::default();
-                while let Some((Name(name), entry)) = map.next_entry::<Name<'de>, Entry>()? {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LevelTable, A::Error> {
+                let mut entries = LevelEntries::default();
+                while let Some((Name(name), entry)) = map.next_entry::<Name<'de>, LevelEntry>()? {
                     entries.push(&name, entry);
                 }
                 if !entries.iter().is_sorted_by(|a, b| a.0 < b.0) {
                     // Of a repeated key the last value counts, as everywhere in our JSON.
-                    let sorted: BTreeMap<&str, Entry> = entries.iter().collect();
-                    let mut again = Entries::default();
+                    let sorted: BTreeMap<&str, LevelEntry> = entries.iter().collect();
+                    let mut again = LevelEntries::default();
                     sorted.into_iter().for_each(|(name, entry)| again.push(name, entry));
                     entries = again;
                 }
-                Ok(Table::Entries(entries))
+                Ok(LevelTable::LevelEntries(entries))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Table, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<LevelTable, A::Error> {
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Table::Malformed)
+                Ok(LevelTable::Malformed)
             }
-            fn visit_i64<E>(self, _: i64) -> Result<Table, E> {
-                Ok(Table::Malformed)
+            fn visit_i64<E>(self, _: i64) -> Result<LevelTable, E> {
+                Ok(LevelTable::Malformed)
             }
-            fn visit_u64<E>(self, _: u64) -> Result<Table, E> {
-                Ok(Table::Malformed)
+            fn visit_u64<E>(self, _: u64) -> Result<LevelTable, E> {
+                Ok(LevelTable::Malformed)
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Table, E> {
-                Ok(Table::Malformed)
+            fn visit_f64<E>(self, _: f64) -> Result<LevelTable, E> {
+                Ok(LevelTable::Malformed)
             }
-            fn visit_str<E>(self, _: &str) -> Result<Table, E> {
-                Ok(Table::Malformed)
+            fn visit_str<E>(self, _: &str) -> Result<LevelTable, E> {
+                Ok(LevelTable::Malformed)
             }
-            fn visit_bool<E>(self, _: bool) -> Result<Table, E> {
-                Ok(Table::Malformed)
+            fn visit_bool<E>(self, _: bool) -> Result<LevelTable, E> {
+                Ok(LevelTable::Malformed)
             }
-            fn visit_unit<E>(self) -> Result<Table, E> {
-                Ok(Table::Malformed)
+            fn visit_unit<E>(self) -> Result<LevelTable, E> {
+                Ok(LevelTable::Malformed)
             }
         }
         deserializer.deserialize_any(V)
@@ -213,40 +263,40 @@ impl<'de> Deserialize<'de> for Table {
 
 /// The content of one `m.room.power_levels` event.
 #[derive(Debug, Default)]
-pub(super) struct Content {
-    named: [Option<Entry>; 7],
-    pub(super) users: Table,
-    pub(super) events: Table,
-    pub(super) notifications: Table,
+pub(super) struct PowerContent {
+    named: [Option<LevelEntry>; 7],
+    pub(super) users: LevelTable,
+    pub(super) events: LevelTable,
+    pub(super) notifications: LevelTable,
 }
 
-impl Content {
+impl PowerContent {
     /// Reads an event's content. Content that is no object cannot come out of `Pdu`; it would read as empty.
     pub(super) fn of(event: &Pdu) -> Self {
         serde_json::from_str(event.content_raw()).unwrap_or_default()
     }
 
-    pub(super) fn named(&self, which: Named) -> Option<Entry> {
+    pub(super) fn named(&self, which: PowerLevelKey) -> Option<LevelEntry> {
         self.named[which as usize]
     }
 }
 
-impl<'de> Deserialize<'de> for Content {
+impl<'de> Deserialize<'de> for PowerContent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct V;
         impl<'de> Visitor<'de> for V {
-            type Value = Content;
+            type Value = PowerContent;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
-                let mut content = Content::default();
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<PowerContent, A::Error> {
+                let mut content = PowerContent::default();
                 while let Some(Name(key)) = map.next_key::<Name<'de>>()? {
                     match &*key {
                         "users" => content.users = map.next_value()?,
                         "events" => content.events = map.next_value()?,
                         "notifications" => content.notifications = map.next_value()?,
-                        name => match Named::ALL.into_iter().find(|n| n.key() == name) {
+                        name => match PowerLevelKey::ALL.into_iter().find(|n| n.key() == name) {
                             Some(which) => content.named[which as usize] = Some(map.next_value()?),
                             None => {
                                 map.next_value::<IgnoredAny>()?;
@@ -263,9 +313,9 @@ impl<'de> Deserialize<'de> for Content {
 
 /// The union of two sorted tables, key by key.
 pub(super) fn pairs<'t>(
-    old: &'t Table,
-    new: &'t Table,
-) -> impl Iterator<Item = (&'t str, Option<Entry>, Option<Entry>)> {
+    old: &'t LevelTable,
+    new: &'t LevelTable,
+) -> impl Iterator<Item = (&'t str, Option<LevelEntry>, Option<LevelEntry>)> {
     let (mut old, mut new) = (old.entries().peekable(), new.entries().peekable());
     std::iter::from_fn(move || {
         let order = match (old.peek(), new.peek()) {
@@ -297,19 +347,19 @@ mod tests {
             ("99999999999999999999", i64::MAX),
             ("-99999999999999999999", i64::MIN),
         ] {
-            assert_eq!(Entry::of_text(text), Entry::Lenient(level), "{text:?}");
+            assert_eq!(LevelEntry::of_text(text), LevelEntry::Lenient(level), "{text:?}");
         }
         for text in ["", " ", "+", "-", "+-1", "1.0", "1e3", "0x10", "1_000", "+ 1", "١", "lots"] {
-            assert_eq!(Entry::of_text(text), Entry::Malformed, "{text:?}");
+            assert_eq!(LevelEntry::of_text(text), LevelEntry::Malformed, "{text:?}");
         }
     }
 
     #[test]
     fn of_a_repeated_key_the_last_value_counts() {
-        let content: Content =
+        let content: PowerContent =
             serde_json::from_str(r#"{"users":{"@b:x":1,"@a:x":2,"@b:x":3},"ban":1,"ban":[{}]}"#).unwrap();
-        assert_eq!(content.users.get("@b:x"), Some(Entry::Integer(3)));
-        assert_eq!(content.users.get("@a:x"), Some(Entry::Integer(2)));
-        assert_eq!(content.named(Named::Ban), Some(Entry::Malformed));
+        assert_eq!(content.users.get("@b:x"), Some(LevelEntry::Integer(3)));
+        assert_eq!(content.users.get("@a:x"), Some(LevelEntry::Integer(2)));
+        assert_eq!(content.named(PowerLevelKey::Ban), Some(LevelEntry::Malformed));
     }
 }

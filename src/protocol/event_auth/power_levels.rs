@@ -7,8 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::power_content::{Content, Entry, Table, pairs};
-use super::{AuthError, Creation, Section, StateLookup, create_of};
+use super::power_content::{LevelEntry, LevelTable, PowerContent, PowerLevelKey, pairs};
+use super::{AuthError, Creation, Rule, StateLookup, create_of};
 use crate::protocol::ids::UserId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
@@ -38,77 +38,26 @@ impl fmt::Display for PowerLevel {
     }
 }
 
-/// The single levels at the top of the content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Named {
-    /// `users_default`
-    UsersDefault,
-    /// `events_default`
-    EventsDefault,
-    /// `state_default`
-    StateDefault,
-    /// `ban`
-    Ban,
-    /// `redact`
-    Redact,
-    /// `kick`
-    Kick,
-    /// `invite`
-    Invite,
-}
-
-impl Named {
-    pub(super) const ALL: [Self; 7] = [
-        Self::UsersDefault,
-        Self::EventsDefault,
-        Self::StateDefault,
-        Self::Ban,
-        Self::Redact,
-        Self::Kick,
-        Self::Invite,
-    ];
-
-    pub(super) fn key(self) -> &'static str {
-        match self {
-            Self::UsersDefault => "users_default",
-            Self::EventsDefault => "events_default",
-            Self::StateDefault => "state_default",
-            Self::Ban => "ban",
-            Self::Redact => "redact",
-            Self::Kick => "kick",
-            Self::Invite => "invite",
-        }
-    }
-
-    /// What holds where the content, or the whole event, is missing (client-server API, `m.room.power_levels`).
-    fn default_level(self) -> i64 {
-        match self {
-            Self::UsersDefault | Self::EventsDefault | Self::Invite => 0,
-            Self::StateDefault | Self::Ban | Self::Redact | Self::Kick => 50,
-        }
-    }
-}
-
 /// The power levels in force in one state: its `m.room.power_levels`, its creators and the defaults.
 #[derive(Debug, Clone)]
 pub struct PowerLevels {
     version: RoomVersion,
     creation: Option<Arc<Creation>>,
-    content: Option<Arc<Content>>,
+    content: Option<Arc<PowerContent>>,
 }
 
 impl PowerLevels {
     /// The levels in force in a state, given as a lookup by type and state key.
     pub fn of(version: RoomVersion, state: StateLookup<'_>) -> Self {
         let creation = create_of(state).map(|create| Arc::new(Creation::of(&create, version)));
-        let content = state("m.room.power_levels", "").map(|event| Arc::new(Content::of(&event)));
+        let content = state("m.room.power_levels", "").map(|event| Arc::new(PowerContent::of(&event)));
         Self { version, creation, content }
     }
 
     pub(super) fn new(
         version: RoomVersion,
         creation: Option<Arc<Creation>>,
-        content: Option<Arc<Content>>,
+        content: Option<Arc<PowerContent>>,
     ) -> Self {
         Self { version, creation, content }
     }
@@ -120,12 +69,12 @@ impl PowerLevels {
 
     /// The level that sending an event of this type needs, by its own entry or by the default of its kind.
     pub fn required(&self, event_type: &str, is_state: bool) -> i64 {
-        let which = if is_state { Named::StateDefault } else { Named::EventsDefault };
+        let which = if is_state { PowerLevelKey::StateDefault } else { PowerLevelKey::EventsDefault };
         self.strict_required(event_type, is_state).unwrap_or_else(|_| which.default_level())
     }
 
     /// One of the single levels.
-    pub fn named(&self, which: Named) -> i64 {
+    pub fn named(&self, which: PowerLevelKey) -> i64 {
         self.strict_named(which).unwrap_or_else(|_| which.default_level())
     }
 
@@ -135,41 +84,26 @@ impl PowerLevels {
         entry.and_then(|entry| entry.value(self.version)).unwrap_or(50)
     }
 
-    /// Whether the user's level suffices to send an event of this type. Says nothing of membership.
-    pub fn may_send(&self, user: &str, event_type: &str, is_state: bool) -> bool {
-        self.user(user).reaches(self.required(event_type, is_state))
-    }
-
     /// Whether the user's level suffices to invite.
     pub fn may_invite(&self, user: &str) -> bool {
-        self.user(user).reaches(self.named(Named::Invite))
+        self.user(user).reaches(self.named(PowerLevelKey::Invite))
     }
 
     /// Whether the user's level suffices to remove the target (a joined, invited or knocking user).
     pub fn may_kick(&self, user: &str, target: &str) -> bool {
         let level = self.user(user);
-        level.reaches(self.named(Named::Kick)) && self.user(target) < level
+        level.reaches(self.named(PowerLevelKey::Kick)) && self.user(target) < level
     }
 
     /// Whether the user's level suffices to ban the target.
     pub fn may_ban(&self, user: &str, target: &str) -> bool {
         let level = self.user(user);
-        level.reaches(self.named(Named::Ban)) && self.user(target) < level
-    }
-
-    /// Whether the user's level suffices to lift the target's ban: that of a ban and that of a kick.
-    pub fn may_unban(&self, user: &str, target: &str) -> bool {
-        self.may_ban(user, target) && self.may_kick(user, target)
+        level.reaches(self.named(PowerLevelKey::Ban)) && self.user(target) < level
     }
 
     /// Whether the user's level suffices to redact anybody's events. One's own server's events need no level.
     pub fn may_redact(&self, user: &str) -> bool {
-        self.user(user).reaches(self.named(Named::Redact))
-    }
-
-    /// Whether the user's level suffices for a notification of this kind.
-    pub fn may_notify(&self, user: &str, kind: &str) -> bool {
-        self.user(user).reaches(self.notification(kind))
+        self.user(user).reaches(self.named(PowerLevelKey::Redact))
     }
 
     pub(super) fn strict_user(&self, user: &str) -> Result<PowerLevel, AuthError> {
@@ -184,32 +118,34 @@ impl PowerLevels {
             let is_creator = self.creation.as_ref().is_some_and(|creation| creation.is_creator(user));
             return Ok(PowerLevel::Finite(if is_creator { 100 } else { 0 }));
         };
-        if matches!(content.users, Table::Malformed) {
+        if matches!(content.users, LevelTable::Malformed) {
             return Err(self.malformed("users"));
         }
         match content.users.get(user) {
-            None | Some(Entry::Null) => self.strict_named(Named::UsersDefault).map(PowerLevel::Finite),
+            None | Some(LevelEntry::Null) => {
+                self.strict_named(PowerLevelKey::UsersDefault).map(PowerLevel::Finite)
+            }
             Some(entry) => {
                 entry.value(self.version).map(PowerLevel::Finite).ok_or_else(|| self.malformed("users"))
             }
         }
     }
 
-    pub(super) fn strict_named(&self, which: Named) -> Result<i64, AuthError> {
+    pub(super) fn strict_named(&self, which: PowerLevelKey) -> Result<i64, AuthError> {
         match self.content.as_ref().and_then(|content| content.named(which)) {
-            None | Some(Entry::Null) => Ok(which.default_level()),
+            None | Some(LevelEntry::Null) => Ok(which.default_level()),
             Some(entry) => entry.value(self.version).ok_or_else(|| self.malformed(which.key())),
         }
     }
 
     pub(super) fn strict_required(&self, event_type: &str, is_state: bool) -> Result<i64, AuthError> {
-        let which = if is_state { Named::StateDefault } else { Named::EventsDefault };
+        let which = if is_state { PowerLevelKey::StateDefault } else { PowerLevelKey::EventsDefault };
         let Some(content) = &self.content else { return Ok(which.default_level()) };
-        if matches!(content.events, Table::Malformed) {
+        if matches!(content.events, LevelTable::Malformed) {
             return Err(self.malformed("events"));
         }
         match content.events.get(event_type) {
-            None | Some(Entry::Null) => self.strict_named(which),
+            None | Some(LevelEntry::Null) => self.strict_named(which),
             Some(entry) => entry.value(self.version).ok_or_else(|| self.malformed("events")),
         }
     }
@@ -220,7 +156,7 @@ impl PowerLevels {
 }
 
 /// The numbers of the rules below "If type is `m.room.power_levels`", which moved in versions 10 and 12.
-struct Numbers {
+struct PowerLevelRules {
     users: u8,
     creators: u8,
     named: u8,
@@ -230,7 +166,7 @@ struct Numbers {
     new_user: u8,
 }
 
-impl Numbers {
+impl PowerLevelRules {
     fn of(version: RoomVersion) -> Self {
         let users = if version.integer_power_levels { 3 } else { 1 };
         let named = users + 2 + u8::from(version.privileged_creators);
@@ -249,9 +185,9 @@ impl Numbers {
 /// "If type is `m.room.power_levels`": rule 10 in versions 1–5 and 12, rule 9 in 6–11. `before` are the levels in
 /// force, `content` is what the event puts in their place. The numbers in the comments are those of version 12.
 pub(super) fn check_change(event: &Pdu, version: RoomVersion, before: &PowerLevels) -> Result<(), AuthError> {
-    let new = Content::of(event);
-    let numbers = Numbers::of(version);
-    let fail = |rule: u8, text: String| Err(AuthError::new(version, Section::PowerLevels, &[rule], text));
+    let new = PowerContent::of(event);
+    let numbers = PowerLevelRules::of(version);
+    let fail = |rule: u8, text: String| Err(AuthError::new(version, Rule::PowerLevels, &[rule], text));
 
     check_format(&new, version, &numbers, before)?;
 
@@ -262,7 +198,7 @@ pub(super) fn check_change(event: &Pdu, version: RoomVersion, before: &PowerLeve
 
     // 10.6. The single levels that are added, changed or removed: neither the old nor the new value may be above
     // the sender's.
-    for which in Named::ALL {
+    for which in PowerLevelKey::ALL {
         let change = Change::of(old.named(which), new.named(which), version);
         if let Err(problem) = change.and_then(|change| change.check(own_level, false)) {
             return fail(numbers.named, format!("`{}` {problem}", which.key()));
@@ -276,7 +212,7 @@ pub(super) fn check_change(event: &Pdu, version: RoomVersion, before: &PowerLeve
         &new.notifications,
     ));
     for (name, old, new) in [("events", &old.events, &new.events)].into_iter().chain(notifications) {
-        if matches!(old, Table::Malformed) || matches!(new, Table::Malformed) {
+        if matches!(old, LevelTable::Malformed) || matches!(new, LevelTable::Malformed) {
             return fail(numbers.new_entry, format!("`{name}` is not an object"));
         }
         for (key, old, new) in pairs(old, new) {
@@ -302,23 +238,23 @@ pub(super) fn check_change(event: &Pdu, version: RoomVersion, before: &PowerLeve
 
 /// 10.1 to 10.4: what the content must look like.
 fn check_format(
-    new: &Content,
+    new: &PowerContent,
     version: RoomVersion,
-    numbers: &Numbers,
+    numbers: &PowerLevelRules,
     before: &PowerLevels,
 ) -> Result<(), AuthError> {
-    let fail = |rule: u8, text: String| Err(AuthError::new(version, Section::PowerLevels, &[rule], text));
+    let fail = |rule: u8, text: String| Err(AuthError::new(version, Rule::PowerLevels, &[rule], text));
 
     if version.integer_power_levels {
         // 10.1 (from version 10 on). The single levels are integers, if present.
-        for which in Named::ALL {
+        for which in PowerLevelKey::ALL {
             if new.named(which).is_some_and(|entry| entry.value(version).is_none()) {
                 return fail(1, format!("`{}` is not an integer", which.key()));
             }
         }
         // 10.2 (from version 10 on). `events` and `notifications` are objects of integers, if present.
         for (name, table) in [("events", &new.events), ("notifications", &new.notifications)] {
-            if matches!(table, Table::Malformed)
+            if matches!(table, LevelTable::Malformed)
                 || table.entries().any(|(_, entry)| entry.value(version).is_none())
             {
                 return fail(2, format!("`{name}` is not an object of integers"));
@@ -327,7 +263,7 @@ fn check_format(
     }
 
     // 10.3 (10.1 or 9.1 before version 10). `users` is an object of user ids and integers. Absent is empty.
-    if matches!(new.users, Table::Malformed) {
+    if matches!(new.users, LevelTable::Malformed) {
         return fail(numbers.users, "`users` is not an object".into());
     }
     for (user, entry) in new.users.entries() {
@@ -374,8 +310,8 @@ impl fmt::Display for Problem {
 }
 
 impl Change {
-    fn of(old: Option<Entry>, new: Option<Entry>, version: RoomVersion) -> Result<Self, Problem> {
-        let read = |entry: Option<Entry>| match entry {
+    fn of(old: Option<LevelEntry>, new: Option<LevelEntry>, version: RoomVersion) -> Result<Self, Problem> {
+        let read = |entry: Option<LevelEntry>| match entry {
             None => Ok(None),
             Some(entry) => entry.value(version).map(Some).ok_or(Problem::NotAnInteger),
         };

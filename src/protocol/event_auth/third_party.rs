@@ -7,7 +7,7 @@ use crate::protocol::json;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::sign::VerifyKey;
 
-pub(super) enum Verdict {
+pub(super) enum ThirdPartyCheck {
     Allowed,
     /// The number of the rule below 5.4.1, and why.
     Failed(u8, &'static str),
@@ -15,39 +15,39 @@ pub(super) enum Verdict {
 
 /// So many signatures and public keys are tried. The specification has no limit; without one an event of 64 KiB
 /// could ask for a hundred thousand verifications. Real invites have one signature and two keys.
-const TRIED_SIGNATURES: usize = 16;
-const TRIED_KEYS: usize = 16;
+const SIGNATURES_TRIED_MAX: usize = 16;
+const KEYS_TRIED_MAX: usize = 16;
 
 /// `invite` is `content.third_party_invite` of the event; the ban of the target was checked before.
-pub(super) fn check(event: &Pdu, target: &str, invite: &Value, state: StateLookup<'_>) -> Verdict {
+pub(super) fn check(event: &Pdu, target: &str, invite: &Value, state: StateLookup<'_>) -> ThirdPartyCheck {
     // 5.4.1.2.
     let Some(signed) = invite.get("signed") else {
-        return Verdict::Failed(2, "the third-party invite is not signed");
+        return ThirdPartyCheck::Failed(2, "the third-party invite is not signed");
     };
     // 5.4.1.3.
     let (Some(signed), Some(mxid), Some(token)) =
         (signed.as_object(), text(signed, "mxid"), text(signed, "token"))
     else {
-        return Verdict::Failed(3, "the third-party invite lacks mxid or token");
+        return ThirdPartyCheck::Failed(3, "the third-party invite lacks mxid or token");
     };
     // 5.4.1.4.
     if mxid != target {
-        return Verdict::Failed(4, "the third-party invite is for another user");
+        return ThirdPartyCheck::Failed(4, "the third-party invite is for another user");
     }
     // 5.4.1.5.
     let Some(issued) = state("m.room.third_party_invite", token) else {
-        return Verdict::Failed(5, "the room has no third-party invite with this token");
+        return ThirdPartyCheck::Failed(5, "the room has no third-party invite with this token");
     };
     // 5.4.1.6.
     if issued.sender() != event.sender() {
-        return Verdict::Failed(6, "the third-party invite was issued by another user");
+        return ThirdPartyCheck::Failed(6, "the third-party invite was issued by another user");
     }
     // 5.4.1.7.
     if keys_that_signed(signed, &issued.content()).next().is_some() {
-        return Verdict::Allowed;
+        return ThirdPartyCheck::Allowed;
     }
     // 5.4.1.8.
-    Verdict::Failed(8, "no signature of the third-party invite matches a public key in the room")
+    ThirdPartyCheck::Failed(8, "no signature of the third-party invite matches a public key in the room")
 }
 
 fn text<'v>(object: &'v Value, key: &str) -> Option<&'v str> {
@@ -75,7 +75,7 @@ pub fn keys_that_signed(
         .filter_map(Value::as_object)
         .flatten()
         .filter(|(key_id, _)| key_id.starts_with("ed25519:"))
-        .take(TRIED_SIGNATURES)
+        .take(SIGNATURES_TRIED_MAX)
         .filter_map(|(_, signature)| signature.as_str().map(str::to_owned))
         .collect();
     let message = json::canonical_event(signed, &["signatures", "unsigned"]);
@@ -88,7 +88,7 @@ pub fn keys_that_signed(
 fn offered_keys(issued: &Map<String, Value>) -> Vec<OfferedKey> {
     let listed = issued.get("public_keys").and_then(Value::as_array).into_iter().flatten();
     let entries = listed.filter_map(Value::as_object);
-    let keys = std::iter::once(issued).chain(entries).take(TRIED_KEYS).filter_map(|entry| {
+    let keys = std::iter::once(issued).chain(entries).take(KEYS_TRIED_MAX).filter_map(|entry| {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
         Some(OfferedKey { public_key: text("public_key")?, key_validity_url: text("key_validity_url") })
     });

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
-use super::text::{Member, Reader};
-use super::{Floats, MAX_DEPTH, not_an_object, write_string, write_value};
+use super::text::{CanonicalReader, MemberSpan, Oddities, decoded};
+use super::{Floats, JSON_DEPTH_MAX, not_an_object, write_string, write_value};
 use crate::error::Result;
 
 /// An object in the canonical form in which events are hashed and signed (see [`super::canonical_event`]).
@@ -14,26 +14,17 @@ use crate::error::Result;
 pub struct CanonicalObject {
     text: Vec<u8>,
     /// In the order of the text.
-    members: Vec<Member>,
-}
-
-/// What else was seen when an object was read.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Seen {
-    /// Whether readers may differ about it: an object has a key twice, or a zero a sign.
-    pub ambiguous: bool,
-    /// Why it is no JSON for room versions 6 and later, which know small integers only.
-    pub odd_number: Option<&'static str>,
+    members: Vec<MemberSpan>,
 }
 
 impl CanonicalObject {
-    /// Reads an object from outside, of at most [`MAX_DEPTH`] levels. Of repeated keys the last one counts.
+    /// Reads an object from outside, of at most [`JSON_DEPTH_MAX`] levels. Of repeated keys the last one counts.
     ///
     /// Errors: as `parse_object`.
-    pub fn read(text: &[u8]) -> Result<(Self, Seen)> {
-        let mut reader = Reader::new(text)?.with_depth(MAX_DEPTH);
+    pub fn read(text: &[u8]) -> Result<(Self, Oddities)> {
+        let mut reader = CanonicalReader::new(text)?.with_depth(JSON_DEPTH_MAX);
         reader.document()?;
-        let Reader { out: text, members, seen, .. } = reader;
+        let CanonicalReader { out: text, members, seen, .. } = reader;
         if text.first() != Some(&b'{') {
             return Err(not_an_object());
         }
@@ -74,7 +65,7 @@ impl CanonicalObject {
         let colon = self.text.len();
         self.text.push(b':');
         write_value(&mut self.text);
-        self.members.push(Member { key, colon, end: self.text.len() });
+        self.members.push(MemberSpan { key, colon, end: self.text.len() });
     }
 
     fn end(mut self) -> Self {
@@ -213,17 +204,6 @@ fn is_key(quoted: &[u8], key: &str) -> bool {
         return decoded(quoted) == key;
     }
     quoted.len() == key.len() + 2 && &quoted[1..quoted.len() - 1] == key.as_bytes()
-}
-
-/// A canonically written string as text.
-pub(super) fn decoded(quoted: &[u8]) -> Cow<'_, str> {
-    let plain = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
-    if !plain.contains(&b'\\')
-        && let Ok(plain) = std::str::from_utf8(plain)
-    {
-        return Cow::Borrowed(plain);
-    }
-    Cow::Owned(serde_json::from_slice(quoted).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -22,32 +22,32 @@ use serde::de::{
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{CanonicalObject, MAX_DEPTH, not_an_object};
+use super::{CanonicalObject, JSON_DEPTH_MAX, not_an_object};
 use crate::error::{ErrCode, Error, Result};
 
 /// What may be built of any text, however short.
-const BASE: usize = 256 << 10;
+const WEIGHT_BASE_BYTES: usize = 256 << 10;
 /// And for each of its bytes. Ordinary JSON takes about ten.
-const A_BYTE: usize = 32;
+const WEIGHT_PER_BYTE: usize = 32;
 /// And of the longest text at most. What is larger than that for good reasons is kept as text, or read by
 /// [`read_large`].
-const MOST: usize = 16 << 20;
+const WEIGHT_BYTES_MAX: usize = 16 << 20;
 /// The same for answers that tell of whole rooms.
-const MOST_LARGE: usize = 128 << 20;
+const LARGE_WEIGHT_BYTES_MAX: usize = 128 << 20;
 
 /// What a member of a map takes beside what its value does: its share of a node of the tree, which is made for eleven
 /// and may be half empty; and its key.
-const NODE: usize = 704;
-const MEMBERS_A_NODE: usize = 6;
+const MAP_NODE_BYTES: usize = 704;
+const MAP_NODE_MEMBERS: usize = 6;
 /// The smallest piece of memory that there is.
-const PIECE: usize = 32;
+const ALLOCATION_BYTES_MIN: usize = 32;
 /// The room that a list begins with.
-const FIRST_ROOM: usize = 4;
+const LIST_CAPACITY_MIN: usize = 4;
 
 /// Parses a JSON object from outside. Of repeated keys the last one counts.
 ///
 /// Errors: `M_NOT_JSON` if it is not JSON (lone surrogates and text that is not UTF-8 included), `M_BAD_JSON` if it
-/// is not an object, nested more than [`MAX_DEPTH`] levels, or would weigh too much for its size.
+/// is not an object, nested more than [`JSON_DEPTH_MAX`] levels, or would weigh too much for its size.
 pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
     match read(text)? {
         Tree(Value::Object(object)) => Ok(object),
@@ -58,15 +58,15 @@ pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
 /// Reads JSON text as whatever is asked for. A structure is read from an object, and from a list of its fields too: see
 /// [`read_object`].
 ///
-/// Errors: `M_NOT_JSON`; `M_BAD_JSON` for JSON of another shape, nested more than [`MAX_DEPTH`] levels as far as it is
+/// Errors: `M_NOT_JSON`; `M_BAD_JSON` for JSON of another shape, nested more than [`JSON_DEPTH_MAX`] levels as far as it is
 /// looked at, or which would weigh too much for its size.
 pub fn read<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
-    weighed(text, MOST)
+    weighed(text, WEIGHT_BYTES_MAX)
 }
 
 /// [`read`] for an answer that tells of a whole room, and is long for a good reason.
 pub fn read_large<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
-    weighed(text, MOST_LARGE)
+    weighed(text, LARGE_WEIGHT_BYTES_MAX)
 }
 
 /// [`read`] of nothing but an object.
@@ -87,13 +87,17 @@ pub fn is_object(text: &[u8]) -> bool {
 ///
 /// Errors: `M_BAD_JSON` for another shape.
 pub fn shaped<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T> {
-    let scale = Scale { left: Cell::new(MOST_LARGE) };
+    let scale = Scale { left: Cell::new(LARGE_WEIGHT_BYTES_MAX) };
     let inner = Value::Object(object);
     T::deserialize(Weighed { inner, scale: &scale, depth: 0, key: false }).map_err(|e| another_shape(&e))
 }
 
 fn weighed<'t, T: Deserialize<'t>>(text: &'t [u8], most: usize) -> Result<T> {
-    let scale = Scale { left: Cell::new(text.len().saturating_mul(A_BYTE).saturating_add(BASE).min(most)) };
+    let scale = Scale {
+        left: Cell::new(
+            text.len().saturating_mul(WEIGHT_PER_BYTE).saturating_add(WEIGHT_BASE_BYTES).min(most),
+        ),
+    };
     let mut inner = serde_json::Deserializer::from_slice(text);
     let read = T::deserialize(Weighed { inner: &mut inner, scale: &scale, depth: 0, key: false });
     let read = read.and_then(|value| inner.end().map(|()| value));
@@ -140,7 +144,7 @@ pub(crate) fn object_tree(text: &str) -> serde_json::Result<Map<String, Value>> 
 /// The key by which the library knows its own [`RawValue`] within values. When a [`Value`] builds itself and an object
 /// begins with this key, it takes the member for text and parses that, from the start: neither weighed, nor of bounded
 /// depth, and as often as such text is within such text.
-const RAW: &str = "$serde_json::private::RawValue";
+const RAW_VALUE_KEY: &str = "$serde_json::private::RawValue";
 
 /// A [`Value`] that is built of what is there, whatever its keys are. A `Value` within a structure is not: there,
 /// [`Weighed`] refuses the key.
@@ -148,13 +152,13 @@ struct Tree(Value);
 
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_any(Growing).map(Tree)
+        inner.deserialize_any(TreeVisitor).map(Tree)
     }
 }
 
-struct Growing;
+struct TreeVisitor;
 
-impl<'de> Visitor<'de> for Growing {
+impl<'de> Visitor<'de> for TreeVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -220,7 +224,7 @@ impl Scale {
 }
 
 fn deeper<E: de::Error>(depth: usize) -> std::result::Result<usize, E> {
-    if depth >= MAX_DEPTH { Err(E::custom("JSON is nested too deeply")) } else { Ok(depth + 1) }
+    if depth >= JSON_DEPTH_MAX { Err(E::custom("JSON is nested too deeply")) } else { Ok(depth + 1) }
 }
 
 /// A deserializer, a visitor, an access or a seed whose values are put on the scale.
@@ -229,7 +233,7 @@ struct Weighed<'s, T> {
     scale: &'s Scale,
     /// Of how many containers it is inside.
     depth: usize,
-    /// Whether it is a key, and asked for as a [`Value`] asks for the first one of an object: see [`RAW`].
+    /// Whether it is a key, and asked for as a [`Value`] asks for the first one of an object: see [`RAW_VALUE_KEY`].
     key: bool,
 }
 
@@ -252,7 +256,7 @@ macro_rules! passed_on {
 macro_rules! looked_into {
     ($($method:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> std::result::Result<V::Value, D::Error> {
-            let visitor = Seen { visitor: self.with(visitor), member: NODE };
+            let visitor = WeighedVisitor { visitor: self.with(visitor), member: MAP_NODE_BYTES };
             self.inner.$method(visitor)
         }
     )*};
@@ -274,7 +278,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
     // So do maps of ours ask for their keys, and the library for all but the first: it takes them for what they are.
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> std::result::Result<V::Value, D::Error> {
         let visitor = Weighed { key: false, ..self.with(visitor) };
-        self.inner.deserialize_string(Seen { visitor, member: NODE })
+        self.inner.deserialize_string(WeighedVisitor { visitor, member: MAP_NODE_BYTES })
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(
@@ -294,7 +298,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
         if name.starts_with("$serde_json::") {
             return self.inner.deserialize_newtype_struct(name, visitor);
         }
-        let visitor = Seen { visitor: self.with(visitor), member: NODE };
+        let visitor = WeighedVisitor { visitor: self.with(visitor), member: MAP_NODE_BYTES };
         self.inner.deserialize_newtype_struct(name, visitor)
     }
 
@@ -303,7 +307,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
         len: usize,
         visitor: V,
     ) -> std::result::Result<V::Value, D::Error> {
-        let visitor = Seen { visitor: self.with(visitor), member: 0 };
+        let visitor = WeighedVisitor { visitor: self.with(visitor), member: 0 };
         self.inner.deserialize_tuple(len, visitor)
     }
 
@@ -313,7 +317,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
         len: usize,
         visitor: V,
     ) -> std::result::Result<V::Value, D::Error> {
-        let visitor = Seen { visitor: self.with(visitor), member: 0 };
+        let visitor = WeighedVisitor { visitor: self.with(visitor), member: 0 };
         self.inner.deserialize_tuple_struct(name, len, visitor)
     }
 
@@ -323,7 +327,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> std::result::Result<V::Value, D::Error> {
-        let visitor = Seen { visitor: self.with(visitor), member: 0 };
+        let visitor = WeighedVisitor { visitor: self.with(visitor), member: 0 };
         self.inner.deserialize_struct(name, fields, visitor)
     }
 
@@ -338,7 +342,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Weighed<'_, D> {
 }
 
 /// A visitor, and what a node of the maps weighs that it makes: those of structures have none.
-struct Seen<'s, V> {
+struct WeighedVisitor<'s, V> {
     visitor: Weighed<'s, V>,
     member: usize,
 }
@@ -354,16 +358,16 @@ macro_rules! seen {
 macro_rules! seen_text {
     ($($method:ident: $type:ty),*) => {$(
         fn $method<E: de::Error>(self, value: $type) -> std::result::Result<V::Value, E> {
-            if self.visitor.key && AsRef::<[u8]>::as_ref(&value) == RAW.as_bytes() {
+            if self.visitor.key && AsRef::<[u8]>::as_ref(&value) == RAW_VALUE_KEY.as_bytes() {
                 return Err(E::custom("a key that nothing may have here"));
             }
-            self.visitor.scale.put(if value.is_empty() { 0 } else { value.len().max(PIECE) })?;
+            self.visitor.scale.put(if value.is_empty() { 0 } else { value.len().max(ALLOCATION_BYTES_MIN) })?;
             self.visitor.inner.$method(value)
         }
     )*};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Seen<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for WeighedVisitor<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -400,24 +404,24 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Seen<'_, V> {
     fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> std::result::Result<V::Value, A::Error> {
         let depth = deeper(self.visitor.depth)?;
         let access = Weighed { inner, scale: self.visitor.scale, depth, key: false };
-        self.visitor.inner.visit_seq(Items { access, count: 0, room: 0 })
+        self.visitor.inner.visit_seq(WeighedItems { access, count: 0, room: 0 })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> std::result::Result<V::Value, A::Error> {
         let depth = deeper(self.visitor.depth)?;
         let access = Weighed { inner, scale: self.visitor.scale, depth, key: false };
-        self.visitor.inner.visit_map(Members { access, count: 0, node: self.member })
+        self.visitor.inner.visit_map(WeighedMembers { access, count: 0, node: self.member })
     }
 }
 
 /// The items of a list, and the room for them, which doubles when it is full.
-struct Items<'s, A> {
+struct WeighedItems<'s, A> {
     access: Weighed<'s, A>,
     count: usize,
     room: usize,
 }
 
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Items<'_, A> {
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for WeighedItems<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(
@@ -429,7 +433,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Items<'_, A> {
         if item.is_some() && size_of::<S::Value>() > 0 {
             if self.count == self.room {
                 let before = self.room;
-                self.room = (2 * before).max(FIRST_ROOM);
+                self.room = (2 * before).max(LIST_CAPACITY_MIN);
                 self.access.scale.put((self.room - before) * size_of::<S::Value>())?;
             }
             self.count += 1;
@@ -443,13 +447,13 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Items<'_, A> {
 }
 
 /// The members of an object.
-struct Members<'s, A> {
+struct WeighedMembers<'s, A> {
     access: Weighed<'s, A>,
     count: usize,
     node: usize,
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for WeighedMembers<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(
@@ -459,7 +463,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
         let seed = Weighed { key: true, ..self.access.with(seed) };
         let key = self.access.inner.next_key_seed(seed)?;
         if key.is_some() && size_of::<S::Value>() > 0 {
-            if self.count.is_multiple_of(MEMBERS_A_NODE) {
+            if self.count.is_multiple_of(MAP_NODE_MEMBERS) {
                 self.access.scale.put(self.node)?;
             }
             self.count += 1;
@@ -485,7 +489,7 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Weighed<'_, S> {
     }
 }
 
-/// An object that nobody here looks into: its text, in canonical form, of at most [`MAX_DEPTH`] levels.
+/// An object that nobody here looks into: its text, in canonical form, of at most [`JSON_DEPTH_MAX`] levels.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct ObjectText(Box<RawValue>);
@@ -568,13 +572,13 @@ impl<K, V, const MOST: usize> Default for FirstMembers<K, V, MOST> {
     }
 }
 
-struct Listed<T, const MOST: usize> {
+struct ListVisitor<T, const MOST: usize> {
     /// Whether more than that is an error.
     strict: bool,
     of: PhantomData<T>,
 }
 
-impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Listed<T, MOST> {
+impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for ListVisitor<T, MOST> {
     type Value = Vec<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -600,13 +604,13 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Listed<T, MOS
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_seq(Listed::<T, MOST> { strict: true, of: PhantomData }).map(Self)
+        inner.deserialize_seq(ListVisitor::<T, MOST> { strict: true, of: PhantomData }).map(Self)
     }
 }
 
 impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, MOST> {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_seq(Listed::<T, MOST> { strict: false, of: PhantomData }).map(Self)
+        inner.deserialize_seq(ListVisitor::<T, MOST> { strict: false, of: PhantomData }).map(Self)
     }
 }
 
@@ -614,9 +618,11 @@ impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deseriali
     for FirstMembers<K, V, MOST>
 {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        struct Named<K, V, const MOST: usize>(PhantomData<(K, V)>);
+        struct FirstMembersVisitor<K, V, const MOST: usize>(PhantomData<(K, V)>);
 
-        impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Visitor<'de> for Named<K, V, MOST> {
+        impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Visitor<'de>
+            for FirstMembersVisitor<K, V, MOST>
+        {
             type Value = Vec<(K, V)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -640,7 +646,9 @@ impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deseriali
         }
 
         // As a structure, since no node of a tree is made for its members.
-        inner.deserialize_struct("FirstMembers", &[], Named::<K, V, MOST>(PhantomData)).map(Self)
+        inner
+            .deserialize_struct("FirstMembers", &[], FirstMembersVisitor::<K, V, MOST>(PhantomData))
+            .map(Self)
     }
 }
 

@@ -20,8 +20,8 @@ fn filled(piece: &str, size: usize) -> String {
 
 #[test]
 fn nesting_is_accepted_up_to_the_limit_and_refused_beyond() {
-    assert!(parse_object(nested(MAX_DEPTH).as_bytes()).is_ok());
-    for levels in [MAX_DEPTH + 1, 128, 129, 30_000] {
+    assert!(parse_object(nested(JSON_DEPTH_MAX).as_bytes()).is_ok());
+    for levels in [JSON_DEPTH_MAX + 1, 128, 129, 30_000] {
         let e = parse_object(nested(levels).as_bytes()).expect_err("too deep");
         assert_eq!((e.errcode(), e.status()), (ErrCode::BadJson, 400), "{levels}");
     }
@@ -146,7 +146,7 @@ fn the_key_of_the_librarys_own_is_a_key_like_any_other() {
     let mut text = "0".to_owned();
     for _ in 0..80 {
         let quoted = text.replace('\\', "\\u005c").replace('"', "\\u0022");
-        text = format!("{}{{\"{RAW}\":\"{quoted}\"}}{}", "[".repeat(90), "]".repeat(90));
+        text = format!("{}{{\"{RAW_VALUE_KEY}\":\"{quoted}\"}}{}", "[".repeat(90), "]".repeat(90));
     }
     #[derive(Deserialize, Debug)]
     #[expect(dead_code, reason = "it is not read that far")]
@@ -154,14 +154,14 @@ fn the_key_of_the_librarys_own_is_a_key_like_any_other() {
         value: Value,
     }
     let judge = move || {
-        let object = format!("{{\"value\":{text},\"{RAW}\":\"[\"}}");
+        let object = format!("{{\"value\":{text},\"{RAW_VALUE_KEY}\":\"[\"}}");
         let parsed = parse_object(object.as_bytes()).expect("an object");
         let mut inner = &parsed["value"];
         while let Some(item) = inner.get(0) {
             inner = item;
         }
-        assert_eq!(inner.as_object().map(|inner| inner[RAW].is_string()), Some(true));
-        assert_eq!(parsed[RAW], "[");
+        assert_eq!(inner.as_object().map(|inner| inner[RAW_VALUE_KEY].is_string()), Some(true));
+        assert_eq!(parsed[RAW_VALUE_KEY], "[");
         assert_eq!(object_tree(&object).expect("an object"), parsed);
         let canonical = crate::protocol::json::canonical_object(&parsed);
         assert_eq!(canonical, CanonicalObject::read(object.as_bytes()).expect("an object").0.as_bytes());

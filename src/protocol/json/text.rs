@@ -5,19 +5,20 @@
 //! nothing else would get through. So no depth that an event can have matters here: there is no recursion, and the work
 //! and the memory are bounded. The bounds lie far beyond what fits into events.
 
-use super::object::{Seen, decoded};
-use super::{Floats, MAX_INTEGER, NOT_WHOLE, TOO_BIG, float_text, too_deep, write_string};
+use std::borrow::Cow;
+
+use super::{Floats, INTEGER_MAX, NOT_WHOLE, TOO_BIG, float_text, too_deep, write_string};
 use crate::error::{ErrCode, Error, Result};
 
 /// How often, at most, the bytes of a text may be copied to bring the keys of its objects in order. Every level of
 /// unordered objects copies what is inside it once.
-const MAX_COPIES: usize = 64;
+const COPIES_MAX: usize = 64;
 /// How many arrays and objects may be open at a time, and how many members the open objects may have: each is noted
 /// while it is. An event of the largest size has at most half as many, other bodies some thousands.
-const MAX_OPEN: usize = 1 << 16;
-const MAX_MEMBERS: usize = 1 << 16;
+const OPEN_CONTAINERS_MAX: usize = 1 << 16;
+const OPEN_MEMBERS_MAX: usize = 1 << 16;
 /// How much longer than twice the text the canonical text may be. Only floats grow: `1e15` becomes four times as long.
-const GROWTH: usize = 1 << 20;
+const GROWTH_BYTES_MAX: usize = 1 << 20;
 
 /// The canonical JSON of JSON text (any value, not only objects). Of repeated keys the last one counts. Integers of any
 /// size are kept digit by digit; other numbers are spelled as Python spells them, as the network signs them.
@@ -30,11 +31,11 @@ pub fn canonical_text(text: &[u8]) -> Result<Vec<u8>> {
 
 /// The same behind what is there already.
 pub fn append_canonical(before: Vec<u8>, text: &[u8]) -> Result<Vec<u8>> {
-    let mut reader = Reader::new(text)?;
-    let most = before.len() + 2 * text.len() + GROWTH;
+    let mut reader = CanonicalReader::new(text)?;
+    let most = before.len() + 2 * text.len() + GROWTH_BYTES_MAX;
     reader.out = before;
     reader.out.reserve(text.len() + 1024);
-    (reader.most, reader.most_open, reader.most_members) = (most, MAX_OPEN, MAX_MEMBERS);
+    (reader.most, reader.most_open, reader.most_members) = (most, OPEN_CONTAINERS_MAX, OPEN_MEMBERS_MAX);
     reader.document()?;
     Ok(reader.out)
 }
@@ -47,8 +48,17 @@ fn not_json(why: &'static str) -> Error {
     Error::new(ErrCode::NotJson, format!("not JSON: {why}"))
 }
 
+/// What else was seen when an object was read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Oddities {
+    /// Whether readers may differ about it: an object has a key twice, or a zero a sign.
+    pub ambiguous: bool,
+    /// Why it is no JSON for room versions 6 and later, which know small integers only.
+    pub odd_number: Option<&'static str>,
+}
+
 /// An array or object that has begun.
-struct Open {
+struct OpenContainer {
     is_object: bool,
     /// Where in the output its inside begins.
     inside: usize,
@@ -60,7 +70,7 @@ struct Open {
 
 /// Where in the output a member's key (with its quotes) and value are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Member {
+pub(super) struct MemberSpan {
     pub key: usize,
     pub colon: usize,
     pub end: usize,
@@ -76,16 +86,16 @@ enum Expect {
     CommaOrEnd,
 }
 
-pub(super) struct Reader<'a> {
+pub(super) struct CanonicalReader<'a> {
     text: &'a [u8],
     at: usize,
     /// The canonical text so far.
     pub out: Vec<u8>,
-    open: Vec<Open>,
+    open: Vec<OpenContainer>,
     /// The members of the objects that are open; at the end those of the outermost.
-    pub members: Vec<Member>,
+    pub members: Vec<MemberSpan>,
     /// What else was seen.
-    pub seen: Seen,
+    pub seen: Oddities,
     copies: usize,
     /// How long the canonical text may become.
     most: usize,
@@ -93,7 +103,7 @@ pub(super) struct Reader<'a> {
     most_members: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> CanonicalReader<'a> {
     pub fn new(text: &'a [u8]) -> Result<Self> {
         let text = std::str::from_utf8(text).map_err(|e| not_json("it is not UTF-8").with_cause(e))?;
         Ok(Self {
@@ -102,8 +112,8 @@ impl<'a> Reader<'a> {
             out: Vec::new(),
             open: Vec::with_capacity(8),
             members: Vec::with_capacity(32),
-            seen: Seen::default(),
-            copies: text.len().saturating_mul(MAX_COPIES).saturating_add(1 << 20),
+            seen: Oddities::default(),
+            copies: text.len().saturating_mul(COPIES_MAX).saturating_add(1 << 20),
             most: usize::MAX,
             most_open: usize::MAX,
             most_members: usize::MAX,
@@ -113,7 +123,7 @@ impl<'a> Reader<'a> {
     /// At most so many levels, which bounds the work as well.
     pub fn with_depth(mut self, depth: usize) -> Self {
         self.out.reserve(self.text.len());
-        (self.most_open, self.copies, self.most_members) = (depth, usize::MAX, MAX_MEMBERS);
+        (self.most_open, self.copies, self.most_members) = (depth, usize::MAX, OPEN_MEMBERS_MAX);
         self
     }
 
@@ -158,7 +168,7 @@ impl<'a> Reader<'a> {
         self.at += 1;
         self.out.push(if is_object { b'{' } else { b'[' });
         let (inside, first) = (self.out.len(), self.members.len());
-        self.open.push(Open { is_object, inside, first, ordered: true });
+        self.open.push(OpenContainer { is_object, inside, first, ordered: true });
         Ok(if is_object { Expect::KeyOrEnd } else { Expect::ValueOrEnd })
     }
 
@@ -185,7 +195,7 @@ impl<'a> Reader<'a> {
             if self.members.len() >= self.most_members {
                 return Err(too_full());
             }
-            self.members.push(Member { key, colon, end: colon });
+            self.members.push(MemberSpan { key, colon, end: colon });
         }
         Ok(Expect::Value)
     }
@@ -218,11 +228,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Puts an object's members in order; of those with the same key the last one stays.
-    fn reorder(&mut self, open: &Open) -> Result<()> {
+    fn reorder(&mut self, open: &OpenContainer) -> Result<()> {
         let size = self.out.len() - open.inside;
         self.copies = self.copies.checked_sub(size).ok_or_else(too_deep)?;
         let unordered = self.members.split_off(open.first);
-        let key_of = |member: &Member| decoded(&self.out[member.key..member.colon]);
+        let key_of = |member: &MemberSpan| decoded(&self.out[member.key..member.colon]);
         let mut members: Vec<_> = unordered.iter().map(|member| (key_of(member), *member)).collect();
         members.sort_by(|a, b| a.0.cmp(&b.0));
         let mut inside = Vec::with_capacity(size);
@@ -235,7 +245,8 @@ impl<'a> Reader<'a> {
                 inside.push(b',');
             }
             let moved = |at: usize| open.inside + inside.len() + (at - member.key);
-            let place = Member { key: moved(member.key), colon: moved(member.colon), end: moved(member.end) };
+            let place =
+                MemberSpan { key: moved(member.key), colon: moved(member.colon), end: moved(member.end) };
             self.members.push(place);
             inside.extend_from_slice(&self.out[member.key..member.end]);
         }
@@ -275,7 +286,7 @@ impl<'a> Reader<'a> {
                 return Err(not_json("a number begins with 0"));
             }
             let magnitude = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<i64>().ok());
-            if magnitude.is_none_or(|magnitude| magnitude > MAX_INTEGER) {
+            if magnitude.is_none_or(|magnitude| magnitude > INTEGER_MAX) {
                 self.seen.odd_number = Some(TOO_BIG);
             }
             let negative_zero = token == b"-0";
@@ -325,11 +336,22 @@ fn is_less(a: &[u8], b: &[u8]) -> bool {
     decoded(a) < decoded(b)
 }
 
+/// A canonically written string as text.
+pub(super) fn decoded(quoted: &[u8]) -> Cow<'_, str> {
+    let plain = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
+    if !plain.contains(&b'\\')
+        && let Ok(plain) = std::str::from_utf8(plain)
+    {
+        return Cow::Borrowed(plain);
+    }
+    Cow::Owned(serde_json::from_slice(quoted).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::protocol::json;
-    use crate::protocol::pdu::MAX_EVENT_BYTES;
+    use crate::protocol::pdu::EVENT_BYTES_MAX;
 
     fn canonical(text: &str) -> Option<String> {
         canonical_text(text.as_bytes()).ok().map(|bytes| String::from_utf8(bytes).expect("UTF-8"))
@@ -417,11 +439,11 @@ mod tests {
     fn depth_does_not_matter_but_work_is_bounded() {
         // Nothing that fits into an event is too deep, nor has too many members.
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
-        let deep = nested(MAX_EVENT_BYTES / 2);
+        let deep = nested(EVENT_BYTES_MAX / 2);
         assert_eq!(canonical(&deep).as_deref(), Some(deep.as_str()));
         assert!(canonical(&nested(1_000_000)).is_none());
         let members = |count: usize| format!("{{{}}}", vec!["\"\":0"; count].join(","));
-        assert_eq!(canonical(&members(MAX_EVENT_BYTES / 5)).as_deref(), Some("{\"\":0}"));
+        assert_eq!(canonical(&members(EVENT_BYTES_MAX / 5)).as_deref(), Some("{\"\":0}"));
         assert!(canonical(&members(1_000_000)).is_none());
         assert!(canonical(&format!("[{}]", vec!["1e15"; 13_000].join(","))).is_some());
         assert!(canonical(&format!("[{}]", vec!["1e15"; 1_000_000].join(","))).is_none());

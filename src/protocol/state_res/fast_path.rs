@@ -21,7 +21,7 @@ use crate::protocol::state_res::graph::Node;
 
 impl Resolution<'_> {
     /// The full conflicted set, if it consists of newcomers.
-    pub(super) fn newcomers(&mut self) -> Option<Vec<Node>> {
+    pub(super) fn fast_path(&mut self) -> Option<Vec<Node>> {
         let mut found = Vec::with_capacity(self.conflicts.len());
         for conflict in &self.conflicts {
             let event = self.graph.lookup(only_value(conflict)?)?;
@@ -55,7 +55,7 @@ impl Resolution<'_> {
             if is_membership {
                 return false;
             }
-            if let Some(undisputed) = self.agreed.get(&(kind.into(), key.into())) {
+            if let Some(undisputed) = self.unconflicted.get(&(kind.into(), key.into())) {
                 if !event.auth_events().contains(&undisputed) {
                     return false;
                 }

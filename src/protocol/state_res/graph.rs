@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Agreed, Fetch, Members, Memory, StateKey};
+use super::{EventLookup, LookupCache, NodeSet, StateKey, UnconflictedState};
 use crate::protocol::ids::{EventId, RoomId};
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
@@ -12,13 +12,13 @@ pub(super) type Node = u32;
 
 pub(super) struct Graph<'a> {
     version: RoomVersion,
-    fetch: Fetch<'a>,
+    fetch: EventLookup<'a>,
     /// Events of other rooms are not taken in. None only where no set has a create event that is known.
     room: Option<RoomId>,
     index: HashMap<EventId, Node>,
     ids: Vec<EventId>,
     loaded: Vec<Loaded>,
-    memory: Memory,
+    memory: LookupCache,
 }
 
 enum Loaded {
@@ -33,7 +33,7 @@ pub(super) fn state_key(event: &Pdu) -> Option<StateKey> {
 }
 
 impl<'a> Graph<'a> {
-    pub(super) fn new(version: RoomVersion, fetch: Fetch<'a>, room: Option<RoomId>) -> Self {
+    pub(super) fn new(version: RoomVersion, fetch: EventLookup<'a>, room: Option<RoomId>) -> Self {
         Self {
             version,
             fetch,
@@ -41,7 +41,7 @@ impl<'a> Graph<'a> {
             index: HashMap::new(),
             ids: Vec::new(),
             loaded: Vec::new(),
-            memory: Memory::default(),
+            memory: LookupCache::default(),
         }
     }
 
@@ -145,26 +145,28 @@ impl<'a> Graph<'a> {
     /// Every known event that is in the full auth chain of some sets and not of others, except those in
     /// `conflicted`, which the caller has already. A set's full auth chain is its events and all that they rest on.
     ///
-    /// `by_set` has each set's conflicted events, `agreed` what all sets have in common. What `agreed` rests on is in
+    /// `by_set` has each set's conflicted events, `unconflicted` what all sets have in common. What `unconflicted` rests on is in
     /// every chain, and usually most of the room: so the walk goes up from the conflicted events first, stops at
-    /// agreed ones, and looks at the chain of the agreed state only if something is left to be decided by it, and
+    /// unconflicted ones, and looks at the chain of the unconflicted state only if something is left to be decided by it, and
     /// only until it is decided.
     pub(super) fn auth_difference(
         &mut self,
         by_set: &[Vec<Node>],
-        agreed: &Agreed<'_>,
+        unconflicted: &UnconflictedState<'_>,
         conflicted: &[Node],
     ) -> Vec<Node> {
         let mut in_chains: HashMap<Node, usize> = HashMap::new();
         for events in by_set {
-            let mut seen = Members::of(&[], self.len());
+            let mut seen = NodeSet::of(&[], self.len());
             let mut todo = events.clone();
             while let Some(node) = todo.pop() {
                 if !seen.insert(node) {
                     continue;
                 }
                 let Some(event) = self.event(node) else { continue };
-                if state_key(event).is_some_and(|key| agreed.get(&key).as_ref() == Some(event.event_id())) {
+                if state_key(event)
+                    .is_some_and(|key| unconflicted.get(&key).as_ref() == Some(event.event_id()))
+                {
                     continue;
                 }
                 *in_chains.entry(node).or_default() += 1;
@@ -172,7 +174,7 @@ impl<'a> Graph<'a> {
             }
         }
         // What some of the sets reached and others did not.
-        let conflicted = Members::of(conflicted, self.len());
+        let conflicted = NodeSet::of(conflicted, self.len());
         let mut undecided: HashSet<Node> = in_chains
             .into_iter()
             .filter(|&(node, count)| count < by_set.len() && !conflicted.contains(node))
@@ -182,9 +184,9 @@ impl<'a> Graph<'a> {
         if undecided.is_empty() {
             return Vec::new();
         }
-        // The agreed state other than memberships comes first: it settles most questions in a few steps.
-        let mut seen = Members::of(&[], self.len());
-        for id in agreed.events() {
+        // The unconflicted state other than memberships comes first: it settles most questions in a few steps.
+        let mut seen = NodeSet::of(&[], self.len());
+        for id in unconflicted.events() {
             if undecided.is_empty() {
                 break;
             }
@@ -205,9 +207,9 @@ impl<'a> Graph<'a> {
 
     /// The events on a path of auth events from one of `conflicted` to another, both ends included.
     pub(super) fn conflicted_subgraph(&mut self, conflicted: &[Node]) -> Vec<Node> {
-        let is_conflicted = Members::of(conflicted, self.len());
-        let mut entered = Members::of(&[], self.len());
-        let mut leads_to_conflicted = Members::of(&[], self.len());
+        let is_conflicted = NodeSet::of(conflicted, self.len());
+        let mut entered = NodeSet::of(&[], self.len());
+        let mut leads_to_conflicted = NodeSet::of(&[], self.len());
         let mut found = Vec::new();
         // Depth first, each event left after everything that it rests on: (event, cited events looked at so far).
         let mut path: Vec<(Node, usize)> = Vec::new();

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use self::graph::{Graph, Node};
 use crate::error::Result;
-use crate::protocol::event_auth::Judge;
+use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::{RoomVersion, StateResolution};
@@ -39,7 +39,7 @@ pub type StateKey = (Arc<str>, Arc<str>);
 pub type StateMap = BTreeMap<StateKey, EventId>;
 
 /// Looks an event up, rejected ones included. Events of another room count as unknown.
-pub type Fetch<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
+pub type EventLookup<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
 
 /// Resolves states into one. The order of `sets` does not matter.
 ///
@@ -51,7 +51,7 @@ pub type Fetch<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
 pub fn resolve(
     version: RoomVersion,
     sets: &[StateMap],
-    fetch: Fetch<'_>,
+    fetch: EventLookup<'_>,
     rejected: &dyn Fn(&EventId) -> bool,
 ) -> Result<StateMap> {
     let mut distinct: Vec<&StateMap> = Vec::with_capacity(sets.len());
@@ -71,10 +71,10 @@ pub fn resolve(
     }
 }
 
-/// The part of the states on which nobody differs, where it is too large to be handed over: usually nearly the whole
-/// room. Has no key that is in one of the sets.
+/// The unconflicted state map (the part of the states on which nobody differs), where it is too large to be handed over:
+/// usually it is nearly the whole room. Has no key that is in one of the sets.
 #[derive(Clone, Copy)]
-pub struct Ground<'a> {
+pub struct Unconflicted<'a> {
     /// The event of one key.
     pub get: &'a dyn Fn(&StateKey) -> Option<EventId>,
     /// All of it. Asked for only if something rests on former state.
@@ -82,18 +82,18 @@ pub struct Ground<'a> {
 }
 
 /// As [`resolve`], for states of which only the parts that may differ are given: `sets` have the same keys left out,
-/// and what those are worth in each state is in `ground`. Returns what the keys of the sets become, and further keys
-/// that `ground` does not have; work grows with the difference and not with the room. Not for room version 1.
+/// and what those are worth in each state is in `unconflicted`. Returns what the keys of the sets become, and further keys
+/// that `unconflicted` does not have; work grows with the difference and not with the room. Not for room version 1.
 pub fn resolve_differences(
     version: RoomVersion,
     sets: &[StateMap],
-    ground: Ground<'_>,
-    fetch: Fetch<'_>,
+    unconflicted: Unconflicted<'_>,
+    fetch: EventLookup<'_>,
     rejected: &dyn Fn(&EventId) -> bool,
 ) -> StateMap {
     let sets: Vec<&StateMap> = sets.iter().collect();
     let is_2_1 = version.state_resolution == StateResolution::V2_1;
-    Resolution::new(version, &sets, Some(ground), fetch, rejected, is_2_1).run()
+    Resolution::new(version, &sets, Some(unconflicted), fetch, rejected, is_2_1).run()
 }
 
 /// A key on whose value the sets do not agree, with each set's value.
@@ -105,40 +105,40 @@ struct Conflict {
 /// Divides the union of the sets. `agrees` decides whether the values of one key (one for each set) agree.
 fn separate(sets: &[&StateMap], agrees: impl Fn(&[Option<&EventId>]) -> bool) -> (StateMap, Vec<Conflict>) {
     let mut iters: Vec<Peekable<_>> = sets.iter().map(|set| set.iter().peekable()).collect();
-    let (mut agreed, mut conflicts) = (Vec::new(), Vec::new());
+    let (mut unconflicted, mut conflicts) = (Vec::new(), Vec::new());
     let mut values: Vec<Option<&EventId>> = Vec::with_capacity(sets.len());
     while let Some(key) = iters.iter_mut().filter_map(|iter| iter.peek().map(|(key, _)| *key)).min() {
         values.clear();
         values.extend(iters.iter_mut().map(|iter| iter.next_if(|(k, _)| *k == key).map(|(_, value)| value)));
         match values.iter().flatten().next() {
-            Some(value) if agrees(&values) => agreed.push((key.clone(), (*value).clone())),
+            Some(value) if agrees(&values) => unconflicted.push((key.clone(), (*value).clone())),
             _ => {
                 let values = values.iter().map(|value| value.cloned()).collect();
                 conflicts.push(Conflict { key: key.clone(), values });
             }
         }
     }
-    (agreed.into_iter().collect(), conflicts)
+    (unconflicted.into_iter().collect(), conflicts)
 }
 
-/// What no state disputes.
-struct Agreed<'a> {
+/// The unconflicted state map.
+struct UnconflictedState<'a> {
     /// Of the sets.
     map: StateMap,
-    /// And what lies beneath them.
-    ground: Option<Ground<'a>>,
+    /// And what was not handed over with them.
+    rest: Option<Unconflicted<'a>>,
 }
 
-impl Agreed<'_> {
+impl UnconflictedState<'_> {
     fn get(&self, key: &StateKey) -> Option<EventId> {
-        self.map.get(key).cloned().or_else(|| (self.ground?.get)(key))
+        self.map.get(key).cloned().or_else(|| (self.rest?.get)(key))
     }
 
     /// Every event, those that are no memberships first.
     fn events(&self) -> Vec<EventId> {
-        let beneath = self.ground.map(|ground| (ground.all)()).unwrap_or_default();
+        let not_in_sets = self.rest.map(|rest| (rest.all)()).unwrap_or_default();
         let is_member = |(key, _): &(&StateKey, &EventId)| &*key.0 == "m.room.member";
-        let (members, others): (Vec<_>, Vec<_>) = self.map.iter().chain(&beneath).partition(is_member);
+        let (members, others): (Vec<_>, Vec<_>) = self.map.iter().chain(&not_in_sets).partition(is_member);
         others.into_iter().chain(members).map(|(_, id)| id.clone()).collect()
     }
 }
@@ -146,14 +146,14 @@ impl Agreed<'_> {
 /// Versions 2 and 2.1.
 struct Resolution<'a> {
     graph: Graph<'a>,
-    judge: Judge,
+    checker: AuthChecker,
     rejected: &'a dyn Fn(&EventId) -> bool,
     /// Version 2.1: begin with an empty state and take the conflicted state subgraph in.
     is_2_1: bool,
-    agreed: Agreed<'a>,
+    unconflicted: UnconflictedState<'a>,
     conflicts: Vec<Conflict>,
     sets: usize,
-    /// The partially resolved state, without what comes from `agreed`.
+    /// The partially resolved state, without what comes from `unconflicted`.
     resolved: HashMap<StateKey, Node>,
 }
 
@@ -161,25 +161,27 @@ impl<'a> Resolution<'a> {
     fn new(
         version: RoomVersion,
         sets: &[&StateMap],
-        ground: Option<Ground<'a>>,
-        fetch: Fetch<'a>,
+        rest: Option<Unconflicted<'a>>,
+        fetch: EventLookup<'a>,
         rejected: &'a dyn Fn(&EventId) -> bool,
         is_2_1: bool,
     ) -> Self {
         // A key that one set lacks is conflicted.
         let (map, conflicts) =
             separate(sets, |values| values.iter().all(|value| value.is_some() && *value == values[0]));
-        let agreed = Agreed { map, ground };
+        let unconflicted = UnconflictedState { map, rest };
         let create: StateKey = ("m.room.create".into(), "".into());
-        let create =
-            sets.iter().find_map(|set| fetch(set.get(&create)?)).or_else(|| fetch(&agreed.get(&create)?));
+        let create = sets
+            .iter()
+            .find_map(|set| fetch(set.get(&create)?))
+            .or_else(|| fetch(&unconflicted.get(&create)?));
         let room = create.map(|event| event.room_id().clone());
         Self {
             graph: Graph::new(version, fetch, room),
-            judge: Judge::new(version),
+            checker: AuthChecker::new(version),
             rejected,
             is_2_1,
-            agreed,
+            unconflicted,
             conflicts,
             sets: sets.len(),
             resolved: HashMap::new(),
@@ -188,22 +190,22 @@ impl<'a> Resolution<'a> {
 
     fn run(mut self) -> StateMap {
         if self.conflicts.is_empty() {
-            return self.agreed.map;
+            return self.unconflicted.map;
         }
-        match self.newcomers() {
+        match self.fast_path() {
             Some(newcomers) => newcomers.into_iter().for_each(|event| self.apply_if_allowed(event)),
-            None => self.settle(),
+            None => self.resolve_conflicts(),
         }
         self.finish()
     }
 
     /// Steps 1 to 4.
-    fn settle(&mut self) {
+    fn resolve_conflicts(&mut self) {
         let full_conflicted_set = self.full_conflicted_set();
 
         // 1. The power events and, of their auth chains, what is conflicted, in reverse topological power order.
         let power = self.power_events(&full_conflicted_set);
-        let power = ordering::reverse_topological_power(&mut self.graph, &self.judge, power);
+        let power = ordering::reverse_topological_power(&mut self.graph, &self.checker, power);
 
         // 2. Checked one by one, on top of the unconflicted state (2) or of nothing (2.1).
         for &event in &power {
@@ -211,7 +213,7 @@ impl<'a> Resolution<'a> {
         }
 
         // 3. The others in mainline order of the power levels that this made.
-        let is_power = Members::of(&power, self.graph.len());
+        let is_power = NodeSet::of(&power, self.graph.len());
         let mut others: Vec<Node> =
             full_conflicted_set.into_iter().filter(|&event| !is_power.contains(event)).collect();
         let power_levels = self.state_event("m.room.power_levels", "");
@@ -226,10 +228,10 @@ impl<'a> Resolution<'a> {
 
     /// Step 5: what nobody disputed stands, whatever came out.
     fn finish(self) -> StateMap {
-        let Self { graph, agreed, resolved, .. } = self;
-        let undisputed = |key: &StateKey| agreed.get(key).is_some();
+        let Self { graph, unconflicted, resolved, .. } = self;
+        let undisputed = |key: &StateKey| unconflicted.get(key).is_some();
         let new: Vec<_> = resolved.into_iter().filter(|(key, _)| !undisputed(key)).collect();
-        let mut state = agreed.map;
+        let mut state = unconflicted.map;
         state.extend(new.into_iter().map(|(key, node)| (key, graph.id(node).clone())));
         state
     }
@@ -249,7 +251,7 @@ impl<'a> Resolution<'a> {
         full.retain(|&event| self.graph.event(event).is_some());
         let conflicted = full.clone();
 
-        full.extend(self.graph.auth_difference(&by_set, &self.agreed, &conflicted));
+        full.extend(self.graph.auth_difference(&by_set, &self.unconflicted, &conflicted));
         if self.is_2_1 {
             full.extend(self.graph.conflicted_subgraph(&conflicted));
         }
@@ -260,10 +262,10 @@ impl<'a> Resolution<'a> {
 
     /// The set X of step 1.
     fn power_events(&mut self, full_conflicted_set: &[Node]) -> Vec<Node> {
-        let is_conflicted = Members::of(full_conflicted_set, self.graph.len());
+        let is_conflicted = NodeSet::of(full_conflicted_set, self.graph.len());
         let is_power = |event: &Node| self.graph.known(*event).is_some_and(is_power_event);
         let mut found: Vec<Node> = full_conflicted_set.iter().copied().filter(is_power).collect();
-        let mut seen = Members::of(&found, self.graph.len());
+        let mut seen = NodeSet::of(&found, self.graph.len());
         let mut next = 0;
         while let Some(&event) = found.get(next) {
             next += 1;
@@ -295,7 +297,7 @@ impl<'a> Resolution<'a> {
             self.state_event(kind, state_key)
                 .or_else(|| cited.iter().find(|event| event.is(kind, state_key)).cloned())
         };
-        if self.judge.check(&event, &state).is_ok() {
+        if self.checker.check(&event, &state).is_ok() {
             self.resolved.insert(key, node);
         }
     }
@@ -307,7 +309,7 @@ impl<'a> Resolution<'a> {
             Some(&node) => self.graph.known(node).cloned(),
             None if self.is_2_1 => None,
             None => {
-                let id = self.agreed.get(&key).filter(|id| !(self.rejected)(id))?;
+                let id = self.unconflicted.get(&key).filter(|id| !(self.rejected)(id))?;
                 self.graph.lookup(&id)
             }
         }
@@ -328,9 +330,9 @@ fn is_power_event(event: &Pdu) -> bool {
 }
 
 /// A set of nodes as a row of bits.
-struct Members(Vec<bool>);
+struct NodeSet(Vec<bool>);
 
-impl Members {
+impl NodeSet {
     fn of(nodes: &[Node], len: usize) -> Self {
         let mut set = Self(vec![false; len]);
         for &node in nodes {
@@ -353,4 +355,4 @@ impl Members {
 }
 
 /// Events looked up by id outside of the graph, each once.
-type Memory = RefCell<HashMap<EventId, Option<Pdu>>>;
+type LookupCache = RefCell<HashMap<EventId, Option<Pdu>>>;

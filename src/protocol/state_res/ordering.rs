@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use super::graph::{Graph, Node};
-use crate::protocol::event_auth::{Judge, PowerLevel};
+use crate::protocol::event_auth::{AuthChecker, PowerLevel};
 use crate::protocol::ids::EventId;
 
 /// Earlier is smaller: the greater power level, then the earlier timestamp, then the lesser event id.
@@ -14,7 +14,7 @@ type PowerOrder = (Reverse<PowerLevel>, i64, EventId);
 /// smallest by [`PowerOrder`]. All of `events` have been fetched.
 pub(super) fn reverse_topological_power(
     graph: &mut Graph<'_>,
-    judge: &Judge,
+    checker: &AuthChecker,
     events: Vec<Node>,
 ) -> Vec<Node> {
     let position: HashMap<Node, usize> = events.iter().enumerate().map(|(at, &node)| (node, at)).collect();
@@ -30,7 +30,7 @@ pub(super) fn reverse_topological_power(
         for cited in cited {
             waited_for_by[cited].push(at);
         }
-        let level = sender_level(graph, judge, node);
+        let level = sender_level(graph, checker, node);
         let timestamp = graph.known(node).map_or(0, |event| event.origin_server_ts());
         orders.push(Some((Reverse(level), timestamp, graph.id(node).clone())));
     }
@@ -60,10 +60,10 @@ pub(super) fn reverse_topological_power(
 }
 
 /// The level of an event's sender by the power levels that the event cites, or by its being the creator.
-fn sender_level(graph: &mut Graph<'_>, judge: &Judge, node: Node) -> PowerLevel {
+fn sender_level(graph: &mut Graph<'_>, checker: &AuthChecker, node: Node) -> PowerLevel {
     let (create, power_levels) = (graph.cited_create(node), graph.cited_power_levels(node));
     let known = |cited: Option<Node>| cited.and_then(|cited| graph.known(cited));
-    let levels = judge.power_levels(known(create), known(power_levels));
+    let levels = checker.power_levels(known(create), known(power_levels));
     graph.known(node).map_or(PowerLevel::Finite(0), |event| levels.user(event.sender().as_str()))
 }
 

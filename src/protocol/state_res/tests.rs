@@ -183,10 +183,10 @@ fn the_shortcuts_of_the_graph_find_what_the_definitions_say() {
                 (0..random(4)).filter(|_| limit > 0).map(|_| names[random(limit)].as_str()).collect();
             room.add(&names[n], kind, &random(6).to_string(), json!({}), &auth);
         }
-        let ground: Vec<usize> = (0..12).map(|_| random(names.len())).collect();
+        let rest: Vec<usize> = (0..12).map(|_| random(names.len())).collect();
         let sets: Vec<StateMap> = (0..2 + random(3))
             .map(|_| {
-                let mut chosen: Vec<&str> = ground.iter().map(|&n| names[n].as_str()).collect();
+                let mut chosen: Vec<&str> = rest.iter().map(|&n| names[n].as_str()).collect();
                 chosen.extend((0..random(4)).map(|_| names[random(names.len())].as_str()));
                 room.state(&chosen)
             })
@@ -232,17 +232,17 @@ fn the_shortcuts_of_the_graph_find_what_the_definitions_say() {
                 .collect()
         };
         let parts: Vec<StateMap> = sets.iter().map(differing).collect();
-        let ground = Ground { get: &|key| beneath.get(key).cloned(), all: &|| beneath.clone() };
-        let mut whole = resolve_differences(version(), &parts, ground, &fetch, &|_| false);
+        let rest = Unconflicted { get: &|key| beneath.get(key).cloned(), all: &|| beneath.clone() };
+        let mut whole = resolve_differences(version(), &parts, rest, &fetch, &|_| false);
         whole.extend(beneath.clone());
         assert_eq!(whole, room.resolve(&sets));
 
-        let agreed_chain = chain(&room, resolution.agreed.map.values());
+        let agreed_chain = chain(&room, resolution.unconflicted.map.values());
         let near = chain(&room, conflicted.iter().copied());
         decided_by_agreed_state += usize::from(near.iter().any(|id| {
             agreed_chain.contains(*id)
                 && !difference.contains(*id)
-                && !resolution.agreed.map.values().any(|a| a == *id)
+                && !resolution.unconflicted.map.values().any(|a| a == *id)
         }));
     }
     assert!(decided_by_agreed_state > 50, "the walk down from the agreed state is hardly tested");
@@ -312,10 +312,10 @@ fn newcomers_in_different_branches_come_in_as_whole_resolution_has_it() {
         let rejected = |id: &EventId| id.as_str() == bad;
         let resolution = || Resolution::new(version(), &refs, None, &fetch, &rejected, round % 2 == 0);
         let mut whole = resolution();
-        whole.settle();
+        whole.resolve_conflicts();
         let expected = whole.finish();
         let mut attempt = resolution();
-        if !attempt.conflicts.is_empty() && attempt.newcomers().is_some() {
+        if !attempt.conflicts.is_empty() && attempt.fast_path().is_some() {
             short += 1;
             let keys: HashSet<&StateKey> = sets.iter().flat_map(StateMap::keys).collect();
             refused += usize::from(keys.len() > expected.len());

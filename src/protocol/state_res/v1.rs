@@ -6,8 +6,8 @@
 
 use std::cmp::Reverse;
 
-use super::{Conflict, Fetch, StateKey, StateMap, separate};
-use crate::protocol::event_auth::Judge;
+use super::{Conflict, EventLookup, StateKey, StateMap, separate};
+use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
@@ -15,11 +15,11 @@ use crate::protocol::room_version::RoomVersion;
 pub(super) fn resolve(
     version: RoomVersion,
     sets: &[&StateMap],
-    fetch: Fetch<'_>,
+    fetch: EventLookup<'_>,
     rejected: &dyn Fn(&EventId) -> bool,
 ) -> StateMap {
     // Rejected events count as unknown.
-    let fetch: Fetch<'_> = &|id| if rejected(id) { None } else { fetch(id) };
+    let fetch: EventLookup<'_> = &|id| if rejected(id) { None } else { fetch(id) };
     // Only different events conflict; that a set lacks a key does not matter.
     let (mut state, conflicts) = separate(sets, |values| {
         let mut present = values.iter().flatten();
@@ -47,13 +47,13 @@ pub(super) fn resolve(
         }
     }
 
-    let judge = Judge::new(version);
+    let checker = AuthChecker::new(version);
     let [power_levels, join_rules, members, others] = passes;
     for pass in [power_levels, join_rules, members] {
         let outcomes: Vec<_> = pass
             .into_iter()
             .map(|(key, events)| {
-                let id = latest_allowed_in_turn(&judge, &key, &events, &state, fetch);
+                let id = latest_allowed_in_turn(&checker, &key, &events, &state, fetch);
                 (key, id)
             })
             .collect();
@@ -62,7 +62,7 @@ pub(super) fn resolve(
     let outcomes: Vec<_> = others
         .into_iter()
         .map(|(key, events)| {
-            let id = deepest_allowed(&judge, &events, &state, fetch);
+            let id = deepest_allowed(&checker, &events, &state, fetch);
             (key, id)
         })
         .collect();
@@ -71,7 +71,7 @@ pub(super) fn resolve(
 }
 
 /// The events in conflict that are known: the least deep first, among equals the greatest SHA-1 of the event id.
-fn candidates(conflict: &Conflict, fetch: Fetch<'_>) -> Vec<Pdu> {
+fn candidates(conflict: &Conflict, fetch: EventLookup<'_>) -> Vec<Pdu> {
     let mut ids: Vec<&EventId> = conflict.values.iter().flatten().collect();
     ids.sort_unstable();
     ids.dedup();
@@ -83,11 +83,11 @@ fn candidates(conflict: &Conflict, fetch: Fetch<'_>) -> Vec<Pdu> {
 /// Power levels, join rules, memberships: each event is judged by a state that has the one before it; the first
 /// that fails ends it.
 fn latest_allowed_in_turn(
-    judge: &Judge,
+    checker: &AuthChecker,
     key: &StateKey,
     events: &[Pdu],
     state: &StateMap,
-    fetch: Fetch<'_>,
+    fetch: EventLookup<'_>,
 ) -> EventId {
     let mut current = &events[0];
     for event in &events[1..] {
@@ -98,7 +98,7 @@ fn latest_allowed_in_turn(
                 look_up(state, kind, state_key, fetch)
             }
         };
-        if judge.check(event, &lookup).is_err() {
+        if checker.check(event, &lookup).is_err() {
             break;
         }
         current = event;
@@ -107,13 +107,18 @@ fn latest_allowed_in_turn(
 }
 
 /// Everything else: the deepest event that the state allows.
-fn deepest_allowed(judge: &Judge, events: &[Pdu], state: &StateMap, fetch: Fetch<'_>) -> EventId {
+fn deepest_allowed(
+    checker: &AuthChecker,
+    events: &[Pdu],
+    state: &StateMap,
+    fetch: EventLookup<'_>,
+) -> EventId {
     let lookup = |kind: &str, state_key: &str| look_up(state, kind, state_key, fetch);
-    let allowed = events.iter().rev().find(|event| judge.check(event, &lookup).is_ok());
+    let allowed = events.iter().rev().find(|event| checker.check(event, &lookup).is_ok());
     allowed.unwrap_or(&events[0]).event_id().clone()
 }
 
-fn look_up(state: &StateMap, kind: &str, state_key: &str, fetch: Fetch<'_>) -> Option<Pdu> {
+fn look_up(state: &StateMap, kind: &str, state_key: &str, fetch: EventLookup<'_>) -> Option<Pdu> {
     fetch(state.get(&(kind.into(), state_key.into()))?)
 }
 

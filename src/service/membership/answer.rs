@@ -11,9 +11,9 @@ use std::collections::{HashMap, HashSet};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::protocol::event_auth::{Judge, check, check_against_auth_events, check_auth_events};
+use crate::protocol::event_auth::{AuthChecker, check, check_against_auth_events, check_auth_events};
 use crate::protocol::json::read_object;
-use crate::protocol::unchecked_event::Glance;
+use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 
 /// The events of an answer, by their index.
@@ -49,7 +49,7 @@ impl<'a> Sorting<'a> {
     }
 
     /// Takes the next event, as it looks at a glance.
-    pub fn see(&mut self, index: usize, event: Option<Glance<'a>>) {
+    pub fn see(&mut self, index: usize, event: Option<UncheckedEvent<'a>>) {
         let Some(event) = event else {
             // Written oddly: to be on the safe side.
             self.sorted.pillars.push(index);
@@ -141,7 +141,7 @@ impl Pillars {
     }
 
     /// Whether the room allows an event that nothing rests on.
-    pub fn allow(&self, judge: &Judge, event: &Pdu) -> bool {
+    pub fn allow(&self, judge: &AuthChecker, event: &Pdu) -> bool {
         event.room_id() == self.create.room_id()
             && is_allowed(judge, event, &self.allowed, &self.create, self.version)
     }
@@ -216,7 +216,7 @@ fn allowed_events(
         let verdicts: Vec<bool> = generation
             .par_iter()
             .map_init(
-                || Judge::new(version),
+                || AuthChecker::new(version),
                 |judge, event| is_allowed(judge, event, &allowed, create, version),
             )
             .collect();
@@ -241,7 +241,7 @@ fn allowed_events(
 }
 
 fn is_allowed(
-    judge: &Judge,
+    judge: &AuthChecker,
     event: &Pdu,
     allowed: &HashMap<EventId, VerifiedPdu>,
     create: &Pdu,

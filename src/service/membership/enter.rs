@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::answer::{Pillars, Sorting};
 use crate::error::{Error, Result};
 use crate::federation::calls::JoinAnswer;
-use crate::protocol::event_auth::Judge;
+use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::adopt::Adoption;
@@ -123,7 +123,7 @@ impl Checking<'_> {
 
     /// The good ones that the room allows. Each thread remembers the power levels that it has read.
     fn allowed_of(&self, indices: &[usize], pillars: &Pillars) -> Batch {
-        let judge = || Judge::new(self.join.version());
+        let judge = || AuthChecker::new(self.join.version());
         let checked = indices
             .par_iter()
             .map_init(judge, |judge, index| self.one(*index).filter(|(pdu, _)| pillars.allow(judge, pdu)));

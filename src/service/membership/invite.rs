@@ -13,7 +13,7 @@ use super::{Ask, member_draft};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::client::CallError;
-use crate::protocol::fair_share::Standing;
+use crate::protocol::fair_share::ServerStanding;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, Refusal, apply};
 use crate::protocol::{
@@ -518,7 +518,7 @@ fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
     let known = db.shares_a_room_with_server(invitee, &server)?;
     let too_many = of_inviter >= MOST_OPEN_OF_ONE && !(known && db.share_a_room(invitee, inviter)?);
     let servers = waiting.iter().filter_map(|user| Some(user.split_once(':')?.1));
-    let standing = if known { Standing::Known } else { Standing::Stranger };
+    let standing = if known { ServerStanding::Known } else { ServerStanding::Stranger };
     if too_many || !fair_share::has_place(MOST_OPEN, servers, server.as_str(), standing) {
         return Err(Error::new(
             ErrCode::LimitExceeded,

@@ -12,7 +12,7 @@ use super::standing::Expected;
 use super::turns::PATIENCE;
 use super::{AUTHORISER, Answers, Ask, Door, member_draft};
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::calls::{JoinBody, HandshakeKind};
+use crate::federation::calls::{HandshakeKind, JoinBody};
 use crate::federation::client::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Before, Fact, JoinFailure, Prepared, RemoteMembership, State};
@@ -134,8 +134,9 @@ impl Homeserver {
         let before = Before::of(row.as_ref());
         let candidates = self.candidates(door, row.as_ref())?;
         let mut tries = Tries::new(self.clock.instant());
-        let mut expected =
-            self.store.read(|db| Expected::to_enter(db, HandshakeKind::Join, &door.room_id, user, row.as_ref()))?;
+        let mut expected = self
+            .store
+            .read(|db| Expected::to_enter(db, HandshakeKind::Join, &door.room_id, user, row.as_ref()))?;
         let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending.clone());
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
@@ -147,7 +148,8 @@ impl Homeserver {
             if !tries.answers.has_time(self.clock.instant()) {
                 break;
             }
-            let template = self.ask_template_in_time(peer, HandshakeKind::Join, &door.room_id, user, &mut expected);
+            let template =
+                self.ask_template_in_time(peer, HandshakeKind::Join, &door.room_id, user, &mut expected);
             let (template, version) = match template {
                 Ok(answer) => answer,
                 Err(error) => {

@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
-use crate::protocol::fair_share::Standing;
-use crate::protocol::knock_budget::{Facts, HOUR_MS, Limits, Wait, judge, over};
+use crate::protocol::fair_share::ServerStanding;
+use crate::protocol::knock_budget::{HOUR_MS, KnockFacts, KnockLimits, Wait, check_budget, over};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
@@ -135,7 +135,7 @@ impl Homeserver {
         &self,
         room: &Room,
         knocker: &UserId,
-        limits: Limits,
+        limits: KnockLimits,
         take: bool,
     ) -> Result<Option<Place<'_>>> {
         if !limits.are_any() {
@@ -157,9 +157,9 @@ impl Homeserver {
         let waiting: Vec<&str> = waiting.iter().map(String::as_str).collect();
         let lately: Vec<(Millis, &str)> =
             knocks.iter().map(|knock| (knock.at, knock.what.as_str())).collect();
-        let facts = Facts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
+        let facts = KnockFacts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
         let told = if self.is_ours(knocker) { limited } else { limited_elsewhere };
-        judge(limits, &facts).map_err(told)?;
+        check_budget(limits, &facts).map_err(told)?;
         if !take {
             return Ok(None);
         }
@@ -207,7 +207,7 @@ impl Homeserver {
         let user = event.sender();
         let limits = match event.membership().filter(|_| event.is("m.room.member", user.as_str())) {
             Some(Membership::Knock) => self.knock_limits(),
-            Some(Membership::Leave) => Limits { waiting: 0, ..self.knock_limits() },
+            Some(Membership::Leave) => KnockLimits { waiting: 0, ..self.knock_limits() },
             _ => return Ok(()),
         };
         let counts =
@@ -225,20 +225,20 @@ impl Homeserver {
         Ok(())
     }
 
-    fn knock_limits(&self) -> Limits {
+    fn knock_limits(&self) -> KnockLimits {
         if self.config.rate_limits {
-            Limits { per_hour: self.config.knocks_per_hour, waiting: self.config.knocks_waiting }
+            KnockLimits { per_hour: self.config.knocks_per_hour, waiting: self.config.knocks_waiting }
         } else {
-            Limits::default()
+            KnockLimits::default()
         }
     }
 
-    fn standing(&self, db: &Db<'_>, room: &Room, user: &UserId) -> Result<Standing> {
+    fn standing(&self, db: &Db<'_>, room: &Room, user: &UserId) -> Result<ServerStanding> {
         if self.is_ours(user) {
-            return Ok(Standing::Ours);
+            return Ok(ServerStanding::Ours);
         }
         let known = db.is_resident(room.key, &user.server())?;
-        Ok(if known { Standing::Known } else { Standing::Stranger })
+        Ok(if known { ServerStanding::Known } else { ServerStanding::Stranger })
     }
 }
 

@@ -63,7 +63,11 @@ impl Expected {
             Some(_) => Ok(Self::default()),
             None => {
                 let over = left_while_here(db, room_id, user)?;
-                Ok(Self { refusal_may_pass: kind == HandshakeKind::Knock && over.is_some(), over, ..Self::default() })
+                Ok(Self {
+                    refusal_may_pass: kind == HandshakeKind::Knock && over.is_some(),
+                    over,
+                    ..Self::default()
+                })
             }
         }
     }
@@ -145,7 +149,8 @@ impl Homeserver {
         let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
         let mut answer = None;
         for peer in self.candidates(&door, Some(row))?.iter().take(MOST_ASKED) {
-            answer = standing_of(row, self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id));
+            answer =
+                standing_of(row, self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id));
             if answer.is_some() {
                 break;
             }

@@ -1,7 +1,7 @@
 //! Event authorisation on rooms out of bytes.
 
 use doorstep::protocol::event_auth::{
-    Judge, Named, PowerLevels, auth_types, check, check_against_auth_events, check_auth_events,
+    AuthChecker, PowerLevelKey, PowerLevels, auth_types, check, check_against_auth_events, check_auth_events,
 };
 use doorstep::protocol::room_version::RoomVersion;
 use doorstep::protocol::{EventId, Pdu};
@@ -16,7 +16,7 @@ pub fn event_auth(data: &[u8]) {
     let Some(mut room) = Room::new(data) else { return };
     let mut state = room.first_state();
     let version = room.version;
-    let judge = Judge::new(version);
+    let judge = AuthChecker::new(version);
     levels(&state, version);
     for _ in 0..MOST_EVENTS {
         if room.source.is_empty() {
@@ -71,12 +71,11 @@ fn levels(state: &State, version: RoomVersion) {
     let lookup = |kind: &str, state_key: &str| state.get(&(kind.to_owned(), state_key.to_owned())).cloned();
     let levels = PowerLevels::of(version, &lookup);
     for user in USERS {
-        let _ = levels.user(user).reaches(levels.named(Named::Ban));
-        let _ = (levels.may_invite(user), levels.may_redact(user), levels.may_notify(user, "room"));
+        let _ = levels.user(user).reaches(levels.named(PowerLevelKey::Ban));
+        let _ = (levels.may_invite(user), levels.may_redact(user), levels.notification("room"));
         for target in USERS {
-            let _ =
-                (levels.may_kick(user, target), levels.may_ban(user, target), levels.may_unban(user, target));
+            let _ = (levels.may_kick(user, target), levels.may_ban(user, target));
         }
-        let _ = levels.may_send(user, "m.room.topic", true);
+        let _ = levels.required("m.room.topic", true);
     }
 }

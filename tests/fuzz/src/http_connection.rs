@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use doorstep::http::{Admission, Limits, Outcome, Poll, Quota, Reply, Request, Server, Service};
+use doorstep::http::{Admission, ConnectionLimits, Outcome, Poll, Quota, Reply, Request, Server, Service};
 use doorstep::protocol::UserId;
 use serde_json::{Value, json};
 use tiny_http::Method;
@@ -73,8 +73,8 @@ fn marked(reply: Reply, request: &Request) -> Reply {
 /// What comes back for these writes.
 fn exchange(writes: &[&[u8]]) -> Vec<u8> {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    let server =
-        SERVER.get_or_init(|| Server::serve(Arc::new(Echo), Limits::default(), &[]).expect("a server"));
+    let server = SERVER
+        .get_or_init(|| Server::serve(Arc::new(Echo), ConnectionLimits::default(), &[]).expect("a server"));
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let theirs = TcpStream::from(OwnedFd::from(theirs));
     server.adopt(theirs, SocketAddr::from((Ipv4Addr::LOCALHOST, 1))).expect("a place");

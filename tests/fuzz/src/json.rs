@@ -1,7 +1,8 @@
 //! JSON: our parser's bounds and both canonical writers, against serde_json's `Value`.
 
 use doorstep::protocol::json::{
-    CanonicalObject, MAX_DEPTH, canonical, canonical_event, canonical_object, canonical_text, parse_object,
+    CanonicalObject, JSON_DEPTH_MAX, canonical, canonical_event, canonical_object, canonical_text,
+    parse_object,
 };
 use serde_json::Value;
 
@@ -30,7 +31,7 @@ pub fn canonical_json(data: &[u8]) {
     }
     // `parse_object` takes objects of bounded depth and nothing else.
     let is_object = value.as_ref().is_some_and(Value::is_object);
-    assert_eq!(object.is_some(), is_object && depth(data) <= MAX_DEPTH);
+    assert_eq!(object.is_some(), is_object && depth(data) <= JSON_DEPTH_MAX);
 
     let read = CanonicalObject::read(data).ok();
     assert_eq!(read.is_some(), object.is_some());

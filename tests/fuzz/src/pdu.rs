@@ -3,7 +3,7 @@
 use doorstep::protocol::Pdu;
 use doorstep::protocol::hash;
 use doorstep::protocol::json::{canonical_event, parse_object};
-use doorstep::protocol::pdu::MAX_EVENT_BYTES;
+use doorstep::protocol::pdu::EVENT_BYTES_MAX;
 use doorstep::protocol::redact::redact;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, all};
 use doorstep::protocol::stripped_state::strip;
@@ -17,7 +17,7 @@ pub fn pdu(data: &[u8]) {
     let Ok(event) = Pdu::parse(json, version) else { return };
 
     // What is kept of it is the same event.
-    assert!(event.json().len() <= MAX_EVENT_BYTES.max(json.len()));
+    assert!(event.json().len() <= EVENT_BYTES_MAX.max(json.len()));
     let object = parse_object(event.json()).expect("an event is an object");
     let again = Pdu::parse(event.json(), version).expect("an event stays an event");
     assert_eq!((again.event_id(), again.json()), (event.event_id(), event.json()));

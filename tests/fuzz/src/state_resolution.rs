@@ -2,7 +2,7 @@
 
 use doorstep::protocol::event_auth::check;
 use doorstep::protocol::room_version::StateResolution;
-use doorstep::protocol::state_res::{Ground, StateKey, StateMap, resolve, resolve_differences};
+use doorstep::protocol::state_res::{StateKey, StateMap, Unconflicted, resolve, resolve_differences};
 
 use super::room::{Room, State, key, state_map};
 
@@ -63,7 +63,7 @@ fn differences(room: &Room<'_>, sets: &[StateMap], keep: u8, resolved: &StateMap
     let rejected = |id: &_| room.rejected.contains(id);
     let (get, all) = (|key: &StateKey| ground.get(key).cloned(), || ground.clone());
     let by_difference =
-        resolve_differences(room.version, &rest, Ground { get: &get, all: &all }, &fetch, &rejected);
+        resolve_differences(room.version, &rest, Unconflicted { get: &get, all: &all }, &fetch, &rejected);
     assert!(by_difference.keys().all(|key| !ground.contains_key(key)), "what lies beneath is left alone");
     let mut whole = ground.clone();
     whole.extend(by_difference);

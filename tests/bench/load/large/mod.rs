@@ -154,7 +154,7 @@ fn verification(crowd: &Crowd, peer: &Peer) -> Result<Map<String, Value>> {
     Ok(figures.as_object().cloned().unwrap_or_default())
 }
 
-fn prepare(pdu: &Pdu, keys: &verify::Keys<'_>) -> Option<(Vec<u8>, String, VerifyKey)> {
+fn prepare(pdu: &Pdu, keys: &verify::KeyLookup<'_>) -> Option<(Vec<u8>, String, VerifyKey)> {
     let (event, server) = (pdu.canonical(), pdu.sender().server());
     let (id, signature) = event.signatures_of(server.as_str()).pop()?;
     let (signature, key) = (signature.into_owned(), keys(server.as_str(), &id)?);

@@ -1,0 +1,71 @@
+//! What the handlers of both APIs read of a request: the parameters of its path as identifiers, and the queries that
+//! both have.
+
+use crate::error::{Error, Result};
+use crate::http::transport::request::Request;
+use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
+use crate::service::directory::PublicRoomsRequest;
+use crate::service::nearest::Moment;
+
+/// Longest transaction id of a client, in bytes.
+const TXN_ID_BYTES_MAX: usize = 255;
+
+impl Request {
+    /// The path parameter `{roomId}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn room_id(&self) -> Result<RoomId> {
+        RoomId::parse(self.param("roomId"))
+    }
+
+    /// The path parameter `{eventId}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn event_id(&self) -> Result<EventId> {
+        EventId::parse(self.param("eventId"))
+    }
+
+    /// The path parameter `{userId}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn user_id(&self) -> Result<UserId> {
+        UserId::parse(self.param("userId"))
+    }
+
+    /// The path parameter `{roomAlias}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn room_alias(&self) -> Result<RoomAlias> {
+        RoomAlias::parse(self.param("roomAlias"))
+    }
+
+    /// The path parameter `{txnId}` of a client, which is kept for days. Errors: 400 `M_INVALID_PARAM` beyond 255 bytes.
+    pub fn txn_id(&self) -> Result<String> {
+        match self.param("txnId") {
+            id if id.len() <= TXN_ID_BYTES_MAX => Ok(id.to_owned()),
+            _ => Err(Error::invalid_param("A transaction id has at most 255 bytes")),
+        }
+    }
+
+    /// The path parameter `{serverName}`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn server_name(&self) -> Result<ServerName> {
+        ServerName::parse(self.param("serverName"))
+    }
+}
+
+/// The time and direction that `timestamp_to_event` asks about.
+pub(super) fn moment(request: &Request) -> Result<Moment> {
+    let ts = request.query_int("ts")?.ok_or_else(|| Error::missing_param("Missing query parameter ts"))?;
+    let forwards = match request.required_query("dir")? {
+        "f" => true,
+        "b" => false,
+        _ => return Err(Error::invalid_param("dir must be f or b")),
+    };
+    Ok(Moment { ts, forwards })
+}
+
+/// What a `GET` of a directory asks for, in both APIs.
+pub(super) fn public_rooms_page(request: &Request) -> Result<PublicRoomsRequest> {
+    let limit = request.query_int("limit")?;
+    let limit = limit
+        .map(|limit| u64::try_from(limit).map_err(|_| Error::invalid_param("limit must not be negative")));
+    Ok(PublicRoomsRequest {
+        limit: limit.transpose()?,
+        since: request.query("since").map(str::to_owned),
+        include_all_networks: request.query_bool("include_all_networks")?.unwrap_or(false),
+        third_party_instance_id: request.query("third_party_instance_id").map(str::to_owned),
+        filter: None,
+    })
+}
