@@ -25,12 +25,12 @@ fn masked(ip: IpAddr, v4_bits: u32, v6_bits: u32) -> IpAddr {
     }
 }
 
-/// Who asks: the other end of the socket, or the client that a reverse proxy on this machine speaks for. `forwarded` are
-/// the values of all `X-Forwarded-For` headers, in the order sent.
+/// Who asks: the other end of the socket, or the client that a reverse proxy on this machine speaks for. `forwarded`
+/// are the values of all `X-Forwarded-For` headers, in the order sent.
 ///
-/// A proxy adds the address that it was called from at the end, behind whatever its caller claimed: so only what comes from
-/// loopback is read at all, from the end, past further proxies on this machine, up to the first address elsewhere. Where the
-/// last word is no address nothing before it is believed either.
+/// A proxy adds the address that it was called from at the end, behind whatever its caller claimed: so only what
+/// comes from loopback is read at all, from the end, past further proxies on this machine, up to the first address
+/// elsewhere. Where the last word is no address nothing before it is believed either.
 pub fn client<'h>(peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'h str>) -> IpAddr {
     let mut client = peer.to_canonical();
     let hops = forwarded.rev().flat_map(|header| header.rsplit(','));

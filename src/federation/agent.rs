@@ -137,7 +137,7 @@ impl SystemLookups {
         Self { agent, clock, connections, https_port: 443 }
     }
 
-    /// The same look-ups by another agent.
+    /// These look-ups by another agent.
     pub(super) fn by(self, agent: impl FnOnce(&Config) -> Agent) -> Self {
         Self { agent: agent(self.agent.config()), ..self }
     }

@@ -1,6 +1,6 @@
-//! Connections to other servers that can be cut: when this server stops, whoever waits for one to come about, or on one,
-//! comes back at once. The system cannot be told to give up looking for a name or connecting, so that is done on threads of
-//! their own, which hold nothing of ours and end by themselves.
+//! Connections to other servers that can be cut: when this server stops, whoever waits for one to come about, or on
+//! one, comes back at once. The system cannot be told to give up looking for a name or connecting, so that is done on
+//! threads of their own, which hold nothing of ours and end by themselves.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};

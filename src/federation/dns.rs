@@ -275,7 +275,8 @@ mod tests {
         packet.build_bytes_vec().expect("a packet")
     }
 
-    /// A name server that answers each of so many UDP questions (and one TCP question) with what `reply` makes of its id.
+    /// A name server that answers each of so many UDP questions (and one TCP question) with what `reply` makes of its
+    /// id.
     fn serve(udp: usize, reply: impl Fn(u16, bool) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
         let (socket, address, listener) = (0..100)
             .find_map(|_| {

@@ -10,8 +10,9 @@ use sha2::{Digest, Sha256};
 use ureq::http;
 
 use super::calls::enc;
-use super::client::{CallError, CallResult, Client, Failure, Response, read_answer};
 use crate::federation::answer_memory::HeldMemory;
+use crate::federation::call_error::{CallError, CallResult};
+use crate::federation::client::{Client, Failure, Response, read_answer};
 use crate::protocol::json::{base64_url, read_object};
 use crate::protocol::{ServerName, UserId};
 

@@ -2,10 +2,17 @@
 //!
 //! This layer has no memory of its own beyond short-lived caches: it is given keys, names and time-outs, and knows
 //! nothing of rooms, the database, or who is owed what.
+//!
+//! - `client`: the signed request; `call_error`: why it gave nothing; `answer_memory`: what answers may hold together.
+//! - `calls/`: the calls between servers, typed, a file a subject; `identity`: what identity servers are asked.
+//! - `discovery`: from a server name to addresses; `dns`: names; `address_guard`: which addresses are allowed.
+//! - `agent`: the ways of web requests, TLS; `connections`: connections that can be cut.
+//! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody.
 
 pub mod address_guard;
 mod agent;
 pub mod answer_memory;
+mod call_error;
 pub mod calls;
 pub mod client;
 mod connections;
@@ -17,6 +24,7 @@ mod scripted;
 #[cfg(test)]
 pub(crate) mod scripted_peer;
 
+pub use call_error::{CallError, CallResult, PeerError};
 pub use calls::HandshakeKind;
-pub use client::{CallError, CallResult, Client, ClientSettings, HOPS, PeerError, PeerRequest, Response};
+pub use client::{Client, ClientSettings, HOPS, PeerRequest, Response};
 pub use scripted::{AnswerScript, ScriptedRequest};

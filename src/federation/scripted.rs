@@ -31,8 +31,8 @@ pub struct ScriptedRequest {
     pub body: Vec<u8>,
 }
 
-/// Says what a request is answered with: all the bytes, from the first of the status line on, behind which the connection
-/// ends.
+/// Says what a request is answered with: all the bytes, from the first of the status line on, behind which the
+/// connection ends.
 pub type AnswerScript = dyn Fn(&ScriptedRequest) -> Vec<u8> + Send + Sync;
 
 /// Where everybody is said to be.
@@ -134,7 +134,7 @@ impl Lookups for ScriptedLookups {
     }
 }
 
-/// The same for agents.
+/// Says so to agents: everybody has an address.
 #[derive(Debug)]
 pub(super) struct ScriptedResolver;
 

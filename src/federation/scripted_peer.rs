@@ -67,7 +67,7 @@ impl ScriptedPeer {
         Self::start_at(0, script)
     }
 
-    /// The same at a certain port.
+    /// Starts it at a certain port.
     pub(crate) fn start_at(
         port: u16,
         script: impl Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync + 'static,

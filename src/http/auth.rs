@@ -15,8 +15,8 @@ pub struct Requester {
     pub device_id: Option<String>,
     /// Whether the user is an administrator of this server.
     pub admin: bool,
-    /// Whether the token has ended with something that was done lately and asked for proof: then only the answer to that
-    /// can be had once more, where `http/client_server/interactive.rs` gives it.
+    /// Whether the token has ended with something that was done lately and asked for proof: then only the answer to
+    /// that can be had once more, where `http/client_server/interactive.rs` gives it.
     pub ended: bool,
 }
 
@@ -52,7 +52,8 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
     }))
 }
 
-/// As [`requester`], where a client may ask again for something that ended its own token and whose answer it did not get.
+/// As [`requester`], where a client may ask again for something that ended its own token and whose answer it did not
+/// get.
 pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let unknown = match requester(hs, request) {
         Err(e) if e.field("soft_logout") == Some(&false.into()) => e,

@@ -31,7 +31,8 @@ impl Request {
         RoomAlias::parse(self.param("roomAlias"))
     }
 
-    /// The path parameter `{txnId}` of a client, which is kept for days. Errors: 400 `M_INVALID_PARAM` beyond 255 bytes.
+    /// The path parameter `{txnId}` of a client, which is kept for days. Errors: 400 `M_INVALID_PARAM` beyond 255
+    /// bytes.
     pub fn txn_id(&self) -> Result<String> {
         match self.param("txnId") {
             id if id.len() <= TXN_ID_BYTES_MAX => Ok(id.to_owned()),

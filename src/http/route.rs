@@ -78,19 +78,19 @@ impl Route {
         Self { method, path, handler, rate, body: DEFAULT_BODY_BYTES_MAX, interactive: false }
     }
 
-    /// The same route, counted by another rate limit.
+    /// This route, counted by another rate limit.
     #[must_use]
     pub const fn rate(self, rate: Rate) -> Self {
         Self { rate, ..self }
     }
 
-    /// The same route, done by interactive authentication: the answer is also given to a token that ended with the deed.
+    /// This route, done by interactive authentication: the answer is also given to a token that ended with the deed.
     #[must_use]
     pub const fn interactive(self) -> Self {
         Self { interactive: true, ..self }
     }
 
-    /// The same route with another largest body, in bytes.
+    /// This route with another largest body, in bytes.
     #[must_use]
     pub const fn body(self, body: usize) -> Self {
         Self { body, ..self }

@@ -1,9 +1,9 @@
-//! How places that strangers fill are shared out between their servers: invites that wait for a user's answer, knocks that
-//! wait for a room's.
+//! How places that strangers fill are shared out between their servers: invites that wait for a user's answer, knocks
+//! that wait for a room's.
 //!
-//! Nobody may take more than a part of what is still free. So the first to come may have many places while the rest stand
-//! empty, whoever comes late finds one however many the others took, and it takes a score of servers that all take what they
-//! can to fill everything. Some places are not for strangers at all.
+//! Nobody may take more than a part of what is still free. So the first to come may have many places while the rest
+//! stand empty, whoever comes late finds one however many the others took, and it takes a score of servers that all
+//! take what they can to fill everything. Some places are not for strangers at all.
 
 use std::collections::HashMap;
 
@@ -39,8 +39,8 @@ impl ServerStanding {
 
 /// Whether a server may have one more of so many `places`. `holders`: the server that holds it, for each that is taken.
 ///
-/// Places may come to be taken by ways that nobody can refuse; a server that has many in this way is counted with half of
-/// all, so that it keeps no other out.
+/// Places may come to be taken by ways that nobody can refuse; a server that has many in this way is counted with
+/// half of all, so that it keeps no other out.
 pub fn has_place<'a>(
     places: usize,
     holders: impl IntoIterator<Item = &'a str>,

@@ -50,7 +50,7 @@ impl CanonicalObject {
         self.event_id_by(version, || self.reference_hash(version))
     }
 
-    /// The same with the [`CanonicalObject::essential_bytes`] at hand.
+    /// [`CanonicalObject::event_id`] with the [`CanonicalObject::essential_bytes`] at hand.
     pub(crate) fn event_id_with(&self, essence: &[u8], version: RoomVersion) -> Result<EventId> {
         self.event_id_by(version, || Sha256::digest(essence).into())
     }

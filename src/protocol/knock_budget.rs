@@ -1,9 +1,9 @@
-//! How many knocks a room takes, and whose. A knock is a state event of the room for ever, and so is its withdrawal: unlike a
-//! message, anybody may make one who is not even let in. The specification sets no bound.
+//! How many knocks a room takes, and whose. A knock is a state event of the room for ever, and so is its withdrawal:
+//! unlike a message, anybody may make one who is not even let in. The specification sets no bound.
 //!
-//! Counted are the knocks that were taken within the last hour (a knock that is withdrawn and made again is a second one) by
-//! their knocker, their server and in all, and those that wait for an answer; servers have shares of both, see
-//! [`fair_share`]. Whoever was refused waits for a day. Pure: what is counted, and where, is the caller's.
+//! Counted are the knocks that were taken within the last hour (a knock that is withdrawn and made again is a second
+//! one) by their knocker, their server and in all, and those that wait for an answer; servers have shares of both,
+//! see [`fair_share`]. Whoever was refused waits for a day. Pure: what is counted, and where, is the caller's.
 
 use super::UserId;
 use super::fair_share::{ServerStanding, has_place};

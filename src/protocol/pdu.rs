@@ -157,7 +157,7 @@ impl Pdu {
         Ok(Self::parse_whole(json, version)?.pdu)
     }
 
-    /// The same with what is at hand after it, for those who have more to check.
+    /// [`Pdu::parse`] with what is at hand after it, for those who have more to check.
     pub(crate) fn parse_whole(json: &[u8], version: RoomVersion) -> Result<ParsedPdu> {
         if json.len() > EVENT_AS_WRITTEN_BYTES_MAX {
             return Err(too_large());
@@ -179,7 +179,7 @@ impl Pdu {
         Ok(ParsedPdu { pdu: Self::read(event_id, text, version)?, object, essence })
     }
 
-    /// The same checks as [`Pdu::parse`]; keeps canonical bytes. `unsigned` is dropped.
+    /// Makes the checks of [`Pdu::parse`]; keeps canonical bytes. `unsigned` is dropped.
     pub fn from_object(mut object: Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
         object.remove("unsigned");
         Self::parse(CanonicalObject::of(&object).as_bytes(), version)
@@ -191,7 +191,7 @@ impl Pdu {
         Self::read(event_id, text.into(), version)
     }
 
-    /// The same checks of an event in canonical form, whose essential bytes are at hand.
+    /// Makes the checks of [`Pdu::parse`] of an event in canonical form, whose essential bytes are at hand.
     pub(crate) fn from_canonical(
         object: &CanonicalObject,
         seen: Oddities,
@@ -277,7 +277,7 @@ impl Pdu {
         })
     }
 
-    /// The same event (same id) with other JSON: a redacted form, or one more signature. Errors: 413 `M_TOO_LARGE` if
+    /// This event (its id stays) with other JSON: a redacted form, or one more signature. Errors: 413 `M_TOO_LARGE` if
     /// there is no room for the signature.
     pub(crate) fn with_canonical(&self, object: CanonicalObject) -> Result<Pdu> {
         if object.as_bytes().len() > EVENT_BYTES_MAX {

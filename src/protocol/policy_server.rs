@@ -1,5 +1,5 @@
-//! Policy servers (server-server API, "Policy Servers"; client-server API, `m.room.policy`): which one a room names, which
-//! events it has to have signed, and whether it has. Who asks it for signatures is in `service/policy.rs`.
+//! Policy servers (server-server API, "Policy Servers"; client-server API, `m.room.policy`): which one a room names,
+//! which events it has to have signed, and whether it has. Who asks it for signatures is in `service/policy.rs`.
 
 use serde_json::{Map, Value};
 
@@ -23,8 +23,8 @@ pub struct PolicyServer {
 
 impl PolicyServer {
     /// Reads the setting. None if it is not valid: "a string value for `via`" and "an object value for `public_keys`
-    /// containing at least a string value for `ed25519`". A `via` that is no server name has no user in the room, and so
-    /// is not used either.
+    /// containing at least a string value for `ed25519`". A `via` that is no server name has no user in the room, and
+    /// so is not used either.
     pub fn from_content(content: &Map<String, Value>) -> Option<Self> {
         let via = ServerName::parse(content.get("via")?.as_str()?).ok()?;
         let key = content.get("public_keys")?.as_object()?.get("ed25519")?.as_str()?;

@@ -115,7 +115,7 @@ fn redact_content<'c>(event_type: &str, content: &'c [u8], version: RoomVersion)
 }
 
 impl Pdu {
-    /// The same event, redacted: same id, essential keys only. Errors: none that an event could cause.
+    /// This event, redacted: its id stays, essential keys only. Errors: none that an event could cause.
     pub fn redacted(&self) -> Result<Pdu> {
         self.with_canonical(redact(&self.canonical(), self.version()))
     }

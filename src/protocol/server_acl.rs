@@ -33,7 +33,7 @@ impl ServerAcl {
         }
     }
 
-    /// The same of two lists of patterns; an empty list of those to allow allows all.
+    /// An ACL of two lists of patterns; an empty list of those to allow allows all.
     pub fn from_lists(allow: &[String], deny: &[String]) -> Self {
         let globs = |patterns: &[String]| patterns.iter().map(|pattern| Glob::new(pattern)).collect();
         let allow = if allow.is_empty() { vec![Glob::new("*")] } else { globs(allow) };

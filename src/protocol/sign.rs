@@ -1,5 +1,5 @@
-//! Ed25519 signatures of JSON objects and events (appendices, "Signing JSON"; server-server API, "Signing Events"). What it
-//! takes to believe an event of somebody else's is in `verify`.
+//! Ed25519 signatures of JSON objects and events (appendices, "Signing JSON"; server-server API, "Signing Events").
+//! What it takes to believe an event of somebody else's is in `verify`.
 //!
 //! Nothing here fetches keys: whoever calls has gathered them, and is told which were missing. Signatures are verified
 //! strictly (`verify_strict`), one by one: batch verification may disagree with single verification, and then two
@@ -158,8 +158,8 @@ pub fn sign_event(
     insert_signature(object, server.as_str(), key.key_id(), signature);
 }
 
-/// Makes an event of this server of everything but `hashes` and `signatures`: adds both. Others may have to sign it too,
-/// so this alone does not make it one that a room may take (see `verify`). Errors: as [`Pdu::parse`].
+/// Makes an event of this server of everything but `hashes` and `signatures`: adds both. Others may have to sign it
+/// too, so this alone does not make it one that a room may take (see `verify`). Errors: as [`Pdu::parse`].
 pub fn seal(
     object: &Map<String, Value>,
     server: &ServerName,
@@ -223,7 +223,7 @@ impl CanonicalObject {
 }
 
 impl Pdu {
-    /// The same event with one more signature. Errors: none that an event could cause.
+    /// This event with one more signature. Errors: none that an event could cause.
     pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Result<Pdu> {
         let object = self.canonical();
         let signature = key.sign_bytes(&object.essential_bytes(self.version()));

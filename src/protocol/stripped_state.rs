@@ -28,15 +28,15 @@ pub const STRIPPED_TYPES: [&str; 7] = [
 /// How many entries are looked at; what comes behind them is left out.
 pub const STRIPPED_ENTRIES_MAX: usize = 100;
 
-/// How much is kept of what another server shows of one room, in bytes of JSON as clients get it. It is kept for as long as
-/// nobody answers, and comes with every initial sync.
+/// How much is kept of what another server shows of one room, in bytes of JSON as clients get it. It is kept for as
+/// long as nobody answers, and comes with every initial sync.
 pub const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 
 /// And how much of that any entry may have but the create event, without which a room is not shown.
 const STRIPPED_ENTRY_BYTES_MAX: usize = 16 * 1024;
 
-/// What is kept of it: the types of above, what tells most of a room first, so that the rest is left out where not all of
-/// it fits. `m.room.member` stands for the inviter's, which gives the invite a name and a face.
+/// What is kept of it: the types of above, what tells most of a room first, so that the rest is left out where not
+/// all of it fits. `m.room.member` stands for the inviter's, which gives the invite a name and a face.
 const KEPT_IN_STRIPPED: [&str; 8] = [
     "m.room.create",
     "m.room.join_rules",
@@ -108,8 +108,8 @@ fn is_create(entry: &Value) -> bool {
     entry["type"] == "m.room.create" && entry["state_key"] == ""
 }
 
-/// What is kept of the entries, as clients may see them: one of each type that is recommended, the inviter's member event
-/// among them, and of all together no more than [`STRIPPED_BYTES_MAX`].
+/// What is kept of the entries, as clients may see them: one of each type that is recommended, the inviter's member
+/// event among them, and of all together no more than [`STRIPPED_BYTES_MAX`].
 fn cut(entries: &[Value], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
     let mut left = STRIPPED_BYTES_MAX;
     let mut kept = Vec::new();
@@ -131,14 +131,14 @@ fn cut(entries: &[Value], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
     kept
 }
 
-/// What clients are shown of a room of ours, within the same bounds: of these events the recommended ones, and the member
-/// event of `inviter`.
+/// What clients are shown of a room of ours, within the same bounds: of these events the recommended ones, and the
+/// member event of `inviter`.
 pub fn shown(events: &[Pdu], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
     cut(&for_clients(events), inviter)
 }
 
-/// The `invite_room_state` of an invite: what of it is kept for clients. Signatures of whole events are for the caller to
-/// check. Before room version 12, entries that are of no use are left out.
+/// The `invite_room_state` of an invite: what of it is kept for clients. Signatures of whole events are for the
+/// caller to check. Before room version 12, entries that are of no use are left out.
 ///
 /// Errors, from version 12 on: 400 `M_INVALID_PARAM` if the room's create event is not there as a whole event, or if
 /// any entry is malformed or of another room.
@@ -173,8 +173,8 @@ pub fn check_received(
     }
 }
 
-/// What is kept of the entries that are of use; the others are left out. Of version 12 a create event that is not whole is
-/// not, since its room cannot be told. `inviter`: for an invite, who invites.
+/// What is kept of the entries that are of use; the others are left out. Of version 12 a create event that is not
+/// whole is not, since its room cannot be told. `inviter`: for an invite, who invites.
 pub fn usable(
     entries: &[Box<RawValue>],
     room: &RoomId,

@@ -64,7 +64,7 @@ pub fn object(version: RoomVersion, changes: &Value) -> Map<String, Value> {
     std::mem::take(event)
 }
 
-/// The same, hashed and signed by these servers.
+/// Such an object, hashed and signed by these servers.
 pub fn signed(version: RoomVersion, changes: &Value, servers: &[&str]) -> Map<String, Value> {
     let mut event = object(version, changes);
     hash::add_content_hash(&mut event);
@@ -74,7 +74,7 @@ pub fn signed(version: RoomVersion, changes: &Value, servers: &[&str]) -> Map<St
     event
 }
 
-/// The same as an event.
+/// Such an object as an event.
 pub fn pdu(version: RoomVersion, changes: &Value, servers: &[&str]) -> Pdu {
     let bytes = matrix_json::canonical_object(&signed(version, changes, servers));
     Pdu::parse(&bytes, version).expect("well formed")

@@ -1,10 +1,10 @@
 //! What it takes to believe an event that somebody else made (server-server API, "Validating hashes and signatures on
 //! received events"), and the type that says that this was done.
 //!
-//! The order is: the form that is kept first (the event, or its redacted self if its content hash is wrong), then who has
-//! to have signed *that* form, then a piece of evidence for each of them. Evidence is a value that only a verified
-//! signature makes. What was not objected to is not thereby believed: without evidence there is no [`VerifiedPdu`], and
-//! nothing else gets into a room.
+//! The order is: the form that is kept first (the event, or its redacted self if its content hash is wrong), then who
+//! has to have signed *that* form, then a piece of evidence for each of them. Evidence is a value that only a
+//! verified signature makes. What was not objected to is not thereby believed: without evidence there is no
+//! [`VerifiedPdu`], and nothing else gets into a room.
 
 use std::fmt;
 use std::ops::Deref;
@@ -27,8 +27,9 @@ impl SignedBy {
     }
 }
 
-/// An event in the form that is kept, signed by everyone who has to have signed that form. Whether a room allows it is
-/// another question; so is whether an invite by way of a third-party invite, which nobody has to sign, is one (rule 5.4.1).
+/// An event in the form that is kept, signed by everyone who has to have signed that form. Whether a room allows it
+/// is another question; so is whether an invite by way of a third-party invite, which nobody has to sign, is one
+/// (rule 5.4.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedPdu {
     pdu: Pdu,
@@ -190,8 +191,8 @@ pub fn wanted_keys(pdu: &Pdu) -> Vec<(ServerName, String)> {
     servers.iter().flat_map(keys_of).collect()
 }
 
-/// The signatures of a server that may count: "The policy server key is not expected to be published and therefore should
-/// be skipped at this stage."
+/// The signatures of a server that may count: "The policy server key is not expected to be published and therefore
+/// should be skipped at this stage."
 fn counting_signatures<'o>(
     object: &'o CanonicalObject,
     server: &ServerName,
@@ -210,9 +211,9 @@ pub type KeyLookup<'a> = dyn Fn(&str, &str) -> Option<KeyAt> + Sync + 'a;
 
 /// The evidence that one particular server has signed an event, required or not, with the keys at hand.
 ///
-/// All its signatures with known keys must be right, and there must be one. Unknown keys, and from room version 5 on keys
-/// that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's signature says something
-/// else, and does not count here.
+/// All its signatures with known keys must be right, and there must be one. Unknown keys, and from room version 5 on
+/// keys that were no longer valid at the event's `origin_server_ts`, are skipped. A policy server's signature says
+/// something else, and does not count here.
 pub fn verify_event_by(
     pdu: &Pdu,
     server: &ServerName,
@@ -222,7 +223,7 @@ pub fn verify_event_by(
     evidence_of(pdu, (&object, &object.essential_bytes(pdu.version())), server, keys)
 }
 
-/// The same of everyone who has to have signed an event as it is.
+/// The evidence of everyone who has to have signed an event as it is.
 pub fn verify_event(pdu: &Pdu, keys: &KeyLookup<'_>) -> Result<Vec<SignedBy>, SignatureError> {
     let object = pdu.canonical();
     all_evidence(pdu, (&object, &object.essential_bytes(pdu.version())), keys)

@@ -20,7 +20,7 @@ use crate::backoff::Backoff;
 use crate::bounded::BoundedMap;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::client::{CallError, PeerError};
+use crate::federation::{CallError, PeerError};
 use crate::locks::{self, lock};
 use crate::protocol::event_auth::AuthError;
 use crate::protocol::policy_server::{self, PolicyServer};

@@ -60,7 +60,8 @@ pub fn secluded(config: Config) -> Arc<Homeserver> {
         .unwrap_or_else(|e| panic!("the homeserver did not open: {e}"))
 }
 
-/// A homeserver by itself, as [`secluded`], for which a script plays all other servers: it says byte by byte what they answer.
+/// A homeserver by itself, as [`secluded`], for which a script plays all other servers: it says byte by byte what
+/// they answer.
 ///
 /// # Panics
 /// If the database cannot be opened.

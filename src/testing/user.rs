@@ -259,8 +259,8 @@ impl TestUser {
     }
 }
 
-/// Appends an exchange as a line of JSON to the file that `DOORSTEP_EXCHANGES` names, if it names one: for checking what
-/// the tests saw against a description of the API.
+/// Appends an exchange as a line of JSON to the file that `DOORSTEP_EXCHANGES` names, if it names one: for checking
+/// what the tests saw against a description of the API.
 fn record(method: &str, path: &str, sent: Option<&Value>, status: u16, answer: &Value) {
     let Some(file) = std::env::var_os("DOORSTEP_EXCHANGES") else { return };
     let line = json!({

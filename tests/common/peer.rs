@@ -12,7 +12,7 @@ use super::wait::{Gate, wait_until};
 use arc_swap::ArcSwap;
 use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
-use doorstep::federation::client::{CallError, Client, ClientSettings, PeerRequest};
+use doorstep::federation::{CallError, Client, ClientSettings, PeerRequest};
 use doorstep::http::{
     Admission, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
     Service,

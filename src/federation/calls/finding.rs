@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::super::client::{CallError, CallResult, Client, PeerRequest};
 use super::{LIST_ANSWER_BYTES_MAX, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX, enc, object, to_body};
+use crate::federation::call_error::{CallError, CallResult};
+use crate::federation::client::{Client, PeerRequest};
 use crate::protocol::json::{AtMost, First};
 use crate::protocol::{EventId, RoomId, ServerName};
 
@@ -46,8 +47,8 @@ pub struct PublicRoomsAnswer {
 }
 
 impl Client {
-    /// `GET timestamp_to_event`: the event of the room nearest to a time, not before it if `forwards`, else not after it;
-    /// and its own time. What is on the wrong side is a bad answer.
+    /// `GET timestamp_to_event`: the event of the room nearest to a time, not before it if `forwards`, else not after
+    /// it; and its own time. What is on the wrong side is a bad answer.
     pub fn timestamp_to_event(
         &self,
         peer: &ServerName,
@@ -71,8 +72,8 @@ impl Client {
         }
     }
 
-    /// `GET publicRooms`, or `POST` with a filter: a page of the rooms that the peer publishes. `request` is the body of
-    /// the `POST`.
+    /// `GET publicRooms`, or `POST` with a filter: a page of the rooms that the peer publishes. `request` is the body
+    /// of the `POST`.
     pub fn public_rooms(
         &self,
         peer: &ServerName,

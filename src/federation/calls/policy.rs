@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::super::client::{CallResult, Client, PeerRequest};
 use super::{SMALL_ANSWER_BYTES_MAX, object};
+use crate::federation::call_error::CallResult;
+use crate::federation::client::{Client, PeerRequest};
 use crate::protocol::ServerName;
 
 impl Client {

@@ -10,8 +10,8 @@ use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::store::devices::Device;
 
-/// A device as clients read it. All four fields are always there, since some clients take no answer without them: a device
-/// without a name has its id for one, and `null` says where nothing is known.
+/// A device as clients read it. All four fields are always there, since some clients take no answer without them: a
+/// device without a name has its id for one, and `null` says where nothing is known.
 fn device_json(device: &Device) -> Value {
     json!({
         "device_id": device.device_id,

@@ -35,7 +35,7 @@ pub fn room_summary(hs: &Arc<Homeserver>, request: &Request, requester: Option<&
     reply(&summary(hs, request, requester)?)
 }
 
-/// The same at the paths from before it was specified, where clients read some fields by other names.
+/// [`room_summary`] at the paths from before it was specified, where clients read some fields by other names.
 pub fn unstable_room_summary(
     hs: &Arc<Homeserver>,
     request: &Request,

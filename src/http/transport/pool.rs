@@ -19,8 +19,8 @@ use crate::locks::{lock, wait, wait_timeout, wait_until};
 
 /// How long a thread without a connection stays.
 const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Stack of a worker: address space only, a page counts when it is touched. Unoptimised code has frames several times as
-/// large.
+/// Stack of a worker: address space only, a page counts when it is touched. Unoptimised code has frames several times
+/// as large.
 const WORKER_STACK_BYTES: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
 const PARKER_STACK_BYTES: usize = 128 << 10;
 /// So many workers are begun without a question, or four a processor.

@@ -74,14 +74,14 @@ impl Reply {
         }
     }
 
-    /// The same answer with another status.
+    /// This answer with another status.
     #[must_use]
     pub fn with_status(mut self, status: u16) -> Self {
         self.status = status;
         self
     }
 
-    /// The same answer with one more header. A value that a header cannot carry (line breaks, bytes outside ASCII)
+    /// This answer with one more header. A value that a header cannot carry (line breaks, bytes outside ASCII)
     /// is left out: it came from somebody's input.
     #[must_use]
     pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
@@ -104,8 +104,8 @@ impl Reply {
         }
     }
 
-    /// The whole body, a stream read to its end: for tests. Errors: the reader's, and a stream of another length than it
-    /// was said to have.
+    /// The whole body, a stream read to its end: for tests. Errors: the reader's, and a stream of another length than
+    /// it was said to have.
     pub fn into_bytes(self) -> io::Result<Vec<u8>> {
         match self.body {
             ReplyBody::Bytes(bytes) => Ok(bytes),

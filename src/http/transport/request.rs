@@ -56,7 +56,7 @@ impl Request {
         })
     }
 
-    /// The same request with this body.
+    /// This request with a body.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Self {
         self.body = body;

@@ -1,9 +1,9 @@
 //! Listeners, the threads behind them, and the bounds that keep clients and other servers from starving each other.
 //!
-//! An accept thread per listener survives every error. Each connection is served by one thread at a time (`connection`
-//! does that, on the threads of `pool`). At the cap the connection that has been idle for longest is closed, never a working one.
-//! Requests of clients and of other servers are counted apart, so that neither can hold every thread in a
-//! handler, and two servers that call each other cannot lock each other up.
+//! An accept thread per listener survives every error. Each connection is served by one thread at a time
+//! (`connection` does that, on the threads of `pool`). At the cap the connection that has been idle for longest is
+//! closed, never a working one. Requests of clients and of other servers are counted apart, so that neither can hold
+//! every thread in a handler, and two servers that call each other cannot lock each other up.
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};

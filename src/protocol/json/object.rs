@@ -35,7 +35,8 @@ impl CanonicalObject {
     pub fn of(object: &Map<String, Value>) -> Self {
         let mut new = Self::begin();
         for (key, value) in object {
-            // The map is a BTreeMap: its keys are in the order of their UTF-8 bytes, which is that of their code points.
+            // The map is a BTreeMap: its keys are in the order of their UTF-8 bytes, which is that of their code
+            // points.
             new.push(|out| write_string(out, key), |out| write_value(out, value, Floats::AsPython));
         }
         new.end()

@@ -1,18 +1,15 @@
 //! The one place where text of strangers becomes values, which may not weigh much more than the text does.
 //!
 //! A tree of values takes some twenty to a hundred times the bytes that it is read from: an array of empty arrays ten
-//! times, small objects in one another a hundred times. So everything that is built here is weighed while it is built,
-//! each element and each member by what it takes in memory, and given up as soon as it is out of proportion to the text.
-//! What is passed over, or kept as it stands ([`RawValue`]), weighs nothing; so whoever
-//! needs a part of a large text takes the parts as text, and reads them one by one.
+//! times, small objects in one another a hundred times. So everything that is built here is weighed while it is
+//! built, each element and each member by what it takes in memory, and given up as soon as it is out of proportion to
+//! the text. What is passed over, or kept as it stands ([`RawValue`]), weighs nothing; so whoever needs a part of a
+//! large text takes the parts as text, and reads them one by one.
 //!
-//! Lists whose length strangers choose have a bound of their own: [`AtMost`] refuses what is more, [`First`] and
-//! [`FirstMembers`] pass over what comes behind.
+//! Lists whose length strangers choose have a bound of their own, see [`super::AtMost`].
 
 use std::cell::Cell;
 use std::fmt;
-use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
 
 use serde::Serialize;
 use serde::de::{
@@ -32,7 +29,7 @@ const WEIGHT_PER_BYTE: usize = 32;
 /// And of the longest text at most. What is larger than that for good reasons is kept as text, or read by
 /// [`read_large`].
 const WEIGHT_BYTES_MAX: usize = 16 << 20;
-/// The same for answers that tell of whole rooms.
+/// What may be built of the longest answer that tells of a whole room.
 const LARGE_WEIGHT_BYTES_MAX: usize = 128 << 20;
 
 /// What a member of a map takes beside what its value does: its share of a node of the tree, which is made for eleven
@@ -58,8 +55,8 @@ pub fn parse_object(text: &[u8]) -> Result<Map<String, Value>> {
 /// Reads JSON text as whatever is asked for. A structure is read from an object, and from a list of its fields too: see
 /// [`read_object`].
 ///
-/// Errors: `M_NOT_JSON`; `M_BAD_JSON` for JSON of another shape, nested more than [`JSON_DEPTH_MAX`] levels as far as it is
-/// looked at, or which would weigh too much for its size.
+/// Errors: `M_NOT_JSON`; `M_BAD_JSON` for JSON of another shape, nested more than [`JSON_DEPTH_MAX`] levels as far as
+/// it is looked at, or which would weigh too much for its size.
 pub fn read<'t, T: Deserialize<'t>>(text: &'t [u8]) -> Result<T> {
     weighed(text, WEIGHT_BYTES_MAX)
 }
@@ -514,141 +511,6 @@ impl<'de> Deserialize<'de> for ObjectText {
     fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(inner)?;
         Self::try_from(raw.get().as_bytes()).map_err(|e| de::Error::custom(e.message()))
-    }
-}
-
-/// A list of at most so many items. One that is longer is refused before it is built.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AtMost<T, const MOST: usize>(pub Vec<T>);
-
-/// Such a list is a list like any other once it is read.
-macro_rules! list {
-    ($($name:ident)*) => {$(
-        impl<T, const MOST: usize> Default for $name<T, MOST> {
-            fn default() -> Self {
-                Self(Vec::new())
-            }
-        }
-
-        impl<T, const MOST: usize> Deref for $name<T, MOST> {
-            type Target = Vec<T>;
-
-            fn deref(&self) -> &Vec<T> {
-                &self.0
-            }
-        }
-
-        impl<T, const MOST: usize> DerefMut for $name<T, MOST> {
-            fn deref_mut(&mut self) -> &mut Vec<T> {
-                &mut self.0
-            }
-        }
-
-        impl<T, const MOST: usize> IntoIterator for $name<T, MOST> {
-            type Item = T;
-            type IntoIter = std::vec::IntoIter<T>;
-
-            fn into_iter(self) -> Self::IntoIter {
-                self.0.into_iter()
-            }
-        }
-    )*};
-}
-
-list! { AtMost First }
-
-/// The first items of a list; what comes behind so many of them is passed over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct First<T, const MOST: usize>(pub Vec<T>);
-
-/// The first members of an object, in their order; what comes behind so many of them is passed over. A key may come
-/// twice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FirstMembers<K, V, const MOST: usize>(pub Vec<(K, V)>);
-
-impl<K, V, const MOST: usize> Default for FirstMembers<K, V, MOST> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-struct ListVisitor<T, const MOST: usize> {
-    /// Whether more than that is an error.
-    strict: bool,
-    of: PhantomData<T>,
-}
-
-impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for ListVisitor<T, MOST> {
-    type Value = Vec<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<T>, A::Error> {
-        let mut list = Vec::new();
-        while list.len() < MOST {
-            match items.next_element()? {
-                Some(item) => list.push(item),
-                None => return Ok(list),
-            }
-        }
-        while items.next_element::<IgnoredAny>()?.is_some() {
-            if self.strict {
-                return Err(de::Error::custom(format_args!("a list of more than {MOST}")));
-            }
-        }
-        Ok(list)
-    }
-}
-
-impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
-    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_seq(ListVisitor::<T, MOST> { strict: true, of: PhantomData }).map(Self)
-    }
-}
-
-impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, MOST> {
-    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        inner.deserialize_seq(ListVisitor::<T, MOST> { strict: false, of: PhantomData }).map(Self)
-    }
-}
-
-impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Deserialize<'de>
-    for FirstMembers<K, V, MOST>
-{
-    fn deserialize<D: Deserializer<'de>>(inner: D) -> std::result::Result<Self, D::Error> {
-        struct FirstMembersVisitor<K, V, const MOST: usize>(PhantomData<(K, V)>);
-
-        impl<'de, K: Deserialize<'de>, V: Deserialize<'de>, const MOST: usize> Visitor<'de>
-            for FirstMembersVisitor<K, V, MOST>
-        {
-            type Value = Vec<(K, V)>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut members: A,
-            ) -> std::result::Result<Vec<(K, V)>, A::Error> {
-                let mut list = Vec::new();
-                while list.len() < MOST {
-                    match members.next_entry()? {
-                        Some(member) => list.push(member),
-                        None => return Ok(list),
-                    }
-                }
-                while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(list)
-            }
-        }
-
-        // As a structure, since no node of a tree is made for its members.
-        inner
-            .deserialize_struct("FirstMembers", &[], FirstMembersVisitor::<K, V, MOST>(PhantomData))
-            .map(Self)
     }
 }
 

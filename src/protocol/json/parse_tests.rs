@@ -8,6 +8,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::*;
+use crate::protocol::json::{AtMost, First, FirstMembers};
 
 fn nested(levels: usize) -> String {
     // The outermost level is the object.

@@ -29,7 +29,7 @@ pub fn canonical_text(text: &[u8]) -> Result<Vec<u8>> {
     append_canonical(Vec::new(), text)
 }
 
-/// The same behind what is there already.
+/// [`canonical_text`] behind what is there already.
 pub fn append_canonical(before: Vec<u8>, text: &[u8]) -> Result<Vec<u8>> {
     let mut reader = CanonicalReader::new(text)?;
     let most = before.len() + 2 * text.len() + GROWTH_BYTES_MAX;
@@ -294,7 +294,8 @@ impl<'a> CanonicalReader<'a> {
             self.out.extend_from_slice(if negative_zero { b"0" } else { token });
             return Ok(());
         }
-        // serde_json knows the grammar of numbers, but may miss the nearest float by one; the standard library does not.
+        // serde_json knows the grammar of numbers, but may miss the nearest float by one; the standard library does
+        // not.
         let _: f64 = serde_json::from_slice(token).map_err(|e| not_json("a bad number").with_cause(e))?;
         let float = std::str::from_utf8(token).ok().and_then(|token| token.parse().ok());
         let float: f64 = float.ok_or_else(|| not_json("a bad number"))?;

@@ -5,9 +5,9 @@
 //! it: their own join or knock, the only event that any of the states has for them, resting on nothing but events on
 //! which all states agree. Then
 //!
-//! - whatever a newcomer rests on is in the full auth chain of every state: there is no auth difference, and, as long as
-//!   none of those rests on a newcomer in turn (which version 2.1 alone asks), no more of a conflicted subgraph. So the
-//!   full conflicted set is the newcomers;
+//! - whatever a newcomer rests on is in the full auth chain of every state: there is no auth difference, and, as long
+//!   as none of those rests on a newcomer in turn (which version 2.1 alone asks), no more of a conflicted subgraph.
+//!   So the full conflicted set is the newcomers;
 //! - none of them is a power event: they are checked one by one in mainline order;
 //! - such a check asks for the create event, the power levels, the join rules and the user's own membership, and for
 //!   nobody else's. The first three are undisputed, or cited and the same; the last only the newcomer itself could

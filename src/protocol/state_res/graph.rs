@@ -145,10 +145,10 @@ impl<'a> Graph<'a> {
     /// Every known event that is in the full auth chain of some sets and not of others, except those in
     /// `conflicted`, which the caller has already. A set's full auth chain is its events and all that they rest on.
     ///
-    /// `by_set` has each set's conflicted events, `unconflicted` what all sets have in common. What `unconflicted` rests on is in
-    /// every chain, and usually most of the room: so the walk goes up from the conflicted events first, stops at
-    /// unconflicted ones, and looks at the chain of the unconflicted state only if something is left to be decided by it, and
-    /// only until it is decided.
+    /// `by_set` has each set's conflicted events, `unconflicted` what all sets have in common. What `unconflicted`
+    /// rests on is in every chain, and usually most of the room: so the walk goes up from the conflicted events
+    /// first, stops at unconflicted ones, and looks at the chain of the unconflicted state only if something is left
+    /// to be decided by it, and only until it is decided.
     pub(super) fn auth_difference(
         &mut self,
         by_set: &[Vec<Node>],

@@ -71,8 +71,8 @@ pub fn resolve(
     }
 }
 
-/// The unconflicted state map (the part of the states on which nobody differs), where it is too large to be handed over:
-/// usually it is nearly the whole room. Has no key that is in one of the sets.
+/// The unconflicted state map (the part of the states on which nobody differs), where it is too large to be handed
+/// over: usually it is nearly the whole room. Has no key that is in one of the sets.
 #[derive(Clone, Copy)]
 pub struct Unconflicted<'a> {
     /// The event of one key.
@@ -82,8 +82,9 @@ pub struct Unconflicted<'a> {
 }
 
 /// As [`resolve`], for states of which only the parts that may differ are given: `sets` have the same keys left out,
-/// and what those are worth in each state is in `unconflicted`. Returns what the keys of the sets become, and further keys
-/// that `unconflicted` does not have; work grows with the difference and not with the room. Not for room version 1.
+/// and what those are worth in each state is in `unconflicted`. Returns what the keys of the sets become, and further
+/// keys that `unconflicted` does not have; work grows with the difference and not with the room. Not for room version
+/// 1.
 pub fn resolve_differences(
     version: RoomVersion,
     sets: &[StateMap],

@@ -12,7 +12,7 @@ use super::rows::{note, remote_row};
 use super::{Ask, member_draft};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::client::CallError;
+use crate::federation::CallError;
 use crate::protocol::fair_share::ServerStanding;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, Refusal, apply};

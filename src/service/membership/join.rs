@@ -13,7 +13,7 @@ use super::turns::PATIENCE;
 use super::{AUTHORISER, Answers, Ask, Door, member_draft};
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
-use crate::federation::client::{CallError, CallResult};
+use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Before, Fact, JoinFailure, Prepared, RemoteMembership, State};
 use crate::protocol::{

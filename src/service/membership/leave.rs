@@ -8,7 +8,7 @@ use super::standing::Expected;
 use super::{Answers, Ask, Door, member_draft};
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
-use crate::federation::client::{CallError, CallResult};
+use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};

@@ -69,7 +69,7 @@ use super::key_attempts::Purpose;
 use super::key_fetch::Wanted;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, Template};
-use crate::federation::client::{CallError, CallResult};
+use crate::federation::{CallError, CallResult};
 use crate::protocol::event_auth::{JoinRules, PowerLevels};
 use crate::protocol::pdu::Membership;
 pub(in crate::service) use crate::protocol::remote_membership::backoff_ms;
@@ -587,7 +587,7 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::federation::client::PeerError;
+    use crate::federation::PeerError;
 
     fn refusal(status: u16, errcode: &str) -> CallError {
         let (errcode, message) = (Some(errcode.to_owned()), "no".to_owned());

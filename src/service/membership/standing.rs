@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::Door;
 use crate::error::{ErrCode, Result};
 use crate::federation::calls::HandshakeKind;
-use crate::federation::client::{CallError, CallResult};
+use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};

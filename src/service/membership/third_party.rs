@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::invite::check_invitee;
 use crate::error::{ErrCode, Error, Result};
-use crate::federation::client::CallError;
+use crate::federation::CallError;
 use crate::federation::identity::{IdentityServer, StoredInvite, ThirdPartyId};
 use crate::protocol::event_auth::third_party::keys_that_signed;
 use crate::protocol::json::{First, read_object};

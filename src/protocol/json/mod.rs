@@ -1,10 +1,15 @@
 //! Canonical JSON, bounded parsing, and unpadded base64 (appendices, "Signing JSON", "Unpadded Base64").
 //!
-//! What a peer or a client sends is parsed by [`parse_object`] and its siblings: at most [`JSON_DEPTH_MAX`] levels, no more
-//! memory than is in proportion to its bytes, of repeated keys the last one counts (as in every server that was looked at). `serde_json` alone stops at 127 levels; ours is lower on
-//! purpose, so that an event that we accepted still fits when it is wrapped into a transaction or a `/sync` answer,
-//! whose receivers (many of them with the same library) would otherwise refuse the whole answer for its sake.
+//! - `parse`: strangers' text becomes values, weighed while they are built; `lists`: lists of bounded length.
+//! - `object`: an object as canonical text that knows its members; `text`: any JSON text as canonical text.
+//!
+//! What a peer or a client sends is parsed by [`parse_object`] and its siblings: at most [`JSON_DEPTH_MAX`] levels,
+//! no more memory than is in proportion to its bytes, of repeated keys the last one counts (as in every server that
+//! was looked at). `serde_json` alone stops at 127 levels; ours is lower on purpose, so that an event that we
+//! accepted still fits when it is wrapped into a transaction or a `/sync` answer, whose receivers (many of them with
+//! the same library) would otherwise refuse the whole answer for its sake.
 
+mod lists;
 mod object;
 mod parse;
 mod text;
@@ -19,11 +24,11 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
+pub use lists::{AtMost, First, FirstMembers};
 pub use object::CanonicalObject;
 pub(crate) use object::{member_of, members_of, string};
 pub use parse::{
-    AtMost, First, FirstMembers, ObjectText, is_object, parse_object, read, read_large, read_object, shaped,
-    what_was_expected,
+    ObjectText, is_object, parse_object, read, read_large, read_object, shaped, what_was_expected,
 };
 pub(crate) use parse::{object_tree, tree};
 pub use text::{Oddities, append_canonical, canonical_text};
@@ -64,7 +69,8 @@ pub(crate) fn too_deep() -> Error {
     Error::bad_json("JSON is nested too deeply")
 }
 
-// What room versions 6 and later demand of an event's JSON: integers within ±(2^53-1) and nothing else that is a number.
+// What room versions 6 and later demand of an event's JSON: integers within ±(2^53-1) and nothing else that is a
+// number.
 const NOT_WHOLE: &str = "numbers must be integers";
 const TOO_BIG: &str = "an integer is beyond 2^53 - 1";
 

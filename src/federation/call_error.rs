@@ -1,0 +1,173 @@
+//! Why a call to another server gave nothing, and how the caller's own client should hear of it.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::error::{ErrCode, Error};
+use crate::protocol::ServerName;
+
+/// What a call gives.
+pub type CallResult<T> = std::result::Result<T, CallError>;
+
+/// Why a call gave nothing.
+#[derive(Debug, Clone)]
+pub enum CallError {
+    /// No answer, or one of a proxy that speaks for an absent server. Trying again later may help.
+    Unreachable(String),
+    /// The peer answered, and its answer is no.
+    Refused(Box<PeerError>),
+    /// The peer answered with something that is not an answer: not JSON, too long, missing parts, lies.
+    BadAnswer(String),
+    /// The peer did what it was asked to (its status was 2xx); and then its answer broke off, or was of no use.
+    AfterSuccess(Box<CallError>),
+}
+
+/// A peer's error.
+#[derive(Debug, Clone)]
+pub struct PeerError {
+    /// The HTTP status.
+    pub status: u16,
+    /// The error code, if the body was a Matrix error.
+    pub errcode: Option<String>,
+    /// The `error` text, cut and without control characters; empty if there is none.
+    pub message: String,
+    /// The whole body, if it was a JSON object.
+    pub body: Map<String, Value>,
+}
+
+/// Whether a peer says that this was too often. By its code too: the status may be one that is no news of our server.
+fn is_limit(refusal: &PeerError) -> bool {
+    refusal.status == 429 || refusal.errcode.as_deref() == Some("M_LIMIT_EXCEEDED")
+}
+
+impl CallError {
+    /// A bad answer, in words.
+    pub fn bad(why: impl Into<String>) -> Self {
+        Self::BadAnswer(why.into())
+    }
+
+    /// This error, where the peer had said yes before.
+    #[must_use]
+    pub fn after_success(self) -> Self {
+        if self.is_after_success() { self } else { Self::AfterSuccess(Box::new(self)) }
+    }
+
+    /// Whether the peer did what it was asked to, whatever came with its answer.
+    pub fn is_after_success(&self) -> bool {
+        matches!(self, Self::AfterSuccess(_))
+    }
+
+    /// Whether the peer could not be reached, or not to the end of its answer.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::AfterSuccess(error) => error.is_unreachable(),
+            Self::Refused(_) | Self::BadAnswer(_) => false,
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody changing their mind: no connection, rate limits,
+    /// internal errors of the peer.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Refused(refusal) => refusal.status == 429 || refusal.status >= 500,
+            Self::BadAnswer(_) => false,
+            Self::AfterSuccess(error) => error.is_transient(),
+        }
+    }
+
+    /// The peer's own words, if it answered with an error.
+    pub fn refusal(&self) -> Option<&PeerError> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// The peer's error code, if it is one that we know.
+    pub fn errcode(&self) -> Option<ErrCode> {
+        ErrCode::from_wire(self.refusal()?.errcode.as_deref()?)
+    }
+
+    /// Whether the peer does not know the endpoint (rather than the resource), so that an older one may be tried.
+    pub fn is_unrecognized(&self) -> bool {
+        self.refusal().is_some_and(|r| match r.errcode.as_deref() {
+            Some(code) => code == "M_UNRECOGNIZED",
+            None => matches!(r.status, 404 | 405),
+        })
+    }
+
+    /// For how long the peer asks us to wait, if it limits our rate.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let refusal = self.refusal().filter(|refusal| is_limit(refusal))?;
+        refusal.body.get("retry_after_ms").and_then(Value::as_u64).map(Duration::from_millis)
+    }
+
+    /// As our own client should hear of a limit that the peer set to what it asked for: 429 `M_LIMIT_EXCEEDED`, with
+    /// the peer's `retry_after_ms`. None of any other error.
+    pub fn as_limit(&self, peer: &ServerName) -> Option<Error> {
+        const RETRY_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+        self.refusal().filter(|refusal| is_limit(refusal))?;
+        let told = Error::new(ErrCode::LimitExceeded, format!("{peer} wants to be asked later"));
+        let wait = self.retry_after().map(|wait| wait.min(RETRY_AFTER_MAX).as_millis());
+        Some(match wait.and_then(|ms| u64::try_from(ms).ok()) {
+            Some(ms) => told.with_field("retry_after_ms", ms),
+            None => told,
+        })
+    }
+
+    /// As our own client should hear it: codes that speak of the resource pass with their extra fields, everything
+    /// else is 502 naming the peer (504 if it was not reached).
+    pub fn into_client_error(self, peer: &ServerName) -> Error {
+        match self {
+            Self::Unreachable(why) => {
+                Error::bad_gateway(format!("{peer} could not be reached")).with_status(504).with_cause(why)
+            }
+            Self::BadAnswer(why) => {
+                Error::bad_gateway(format!("{peer} answered with nonsense")).with_cause(why)
+            }
+            Self::AfterSuccess(error) => error.into_client_error(peer),
+            Self::Refused(refusal) => {
+                let code =
+                    refusal.errcode.as_deref().and_then(ErrCode::from_wire).filter(|c| c.is_relayable());
+                let Some(code) = code else {
+                    let errcode = refusal.errcode.as_deref().unwrap_or("no errcode");
+                    let cause = format!("{} {errcode}: {}", refusal.status, refusal.message);
+                    return Error::bad_gateway(format!("{peer} refused our request")).with_cause(cause);
+                };
+                let message =
+                    if refusal.message.is_empty() { format!("{peer} refused") } else { refusal.message };
+                // Fields that belong to a relayable code; a peer may not put others into our answer.
+                let room_version = refusal.body.get("room_version").and_then(Value::as_str);
+                match room_version.filter(|_| code == ErrCode::IncompatibleRoomVersion) {
+                    Some(v) => Error::new(code, message).with_field("room_version", v),
+                    None => Error::new(code, message),
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(why) => write!(f, "unreachable: {why}"),
+            Self::Refused(r) => {
+                write!(
+                    f,
+                    "refused: {} {} {}",
+                    r.status,
+                    r.errcode.as_deref().unwrap_or("(no errcode)"),
+                    r.message
+                )
+            }
+            Self::BadAnswer(why) => write!(f, "bad answer: {why}"),
+            Self::AfterSuccess(error) => write!(f, "{error} (after it had done what it was asked to)"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
