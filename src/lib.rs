@@ -44,10 +44,10 @@
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
 //!   budget by its length. Everything else stays text until somebody needs it.
 //! - *There is too much of it.* [`store::bounds`]: who fills each table, with whose share, and what cleans it. Knocks have
-//!   their budget in `service/membership/knock_budget.rs`, passwords theirs in `service/passwords.rs`.
-//! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/writer.rs` logs by name what
-//!   takes long), and what makes us ask elsewhere has places, of which each asker has a share: `service/favours.rs` for
-//!   what we do for others or out of curiosity, `service/key_attempts.rs` for keys, both made of `service/places.rs`.
+//!   their budget in `service/membership/knock_budget.rs`, passwords theirs in `service/accounts/passwords.rs`.
+//! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
+//!   takes long), and what makes us ask elsewhere has places, of which each asker has a share: `service/limits/favours.rs` for
+//!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, both made of `service/limits/places.rs`.
 //! - *It comes at the same moment as something else.* `service/membership/mod.rs`: who waits for whom.
 //!
 //! # Where to look
@@ -55,28 +55,28 @@
 //! - A request's way in: [`http::server`] accepts, `http/transport/connection.rs` reads, [`http::router`] finds the line of
 //!   [`http::routes::ROUTES`] and checks who asks, a handler in `http/client_server` or `http/server_server` calls
 //!   one verb of the [`Homeserver`].
-//! - An event made here: `service/compose.rs`. An event received: `service/ingest.rs`, a function for each of the
-//!   specification's checks; one that cannot be judged yet: `service/waiting.rs`. What a room
-//!   that we are not in says of one of us: `service/membership/outside.rs`. Where two handshakes of one user meet:
+//! - An event made here: `service/events/build.rs`. An event received: `service/events/accept.rs`, a function for each of the
+//!   specification's checks; one that cannot be judged yet: `service/incoming/pending.rs`. What a room
+//!   that we are not in says of one of us: `service/incoming/remote_member_events.rs`. Where two handshakes of one user meet:
 //!   `service/membership/mod.rs` tells who waits for whom. Where several branches meet:
-//!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/enter.rs`. An event that rests on others
-//!   that we lack: `service/missing.rs`, `service/auth_chains.rs`.
+//!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/join/receive.rs`. An event that rests on others
+//!   that we lack: `service/events/fetch/mod.rs`, `service/events/fetch/auth_chains.rs`.
 //! - A new room's invites, which may have to wait for other servers: `service/membership/owed_invites.rs`.
 //! - What strangers may ask of our users and rooms: `service/membership/knock_budget.rs` and [`protocol::knock_budget`] for
 //!   knocks, `service/membership/invite.rs` for invites; [`protocol::fair_share`] is how nobody keeps others out.
 //! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
-//!   back so far: `service/backfill.rs`.
-//! - What somebody has to prove first, and the answer that a client lost: `service/interactive_auth.rs`. How often a
-//!   password may be tried: `service/passwords.rs`. Whose address counts: [`address`]. Who is shown what an erased user
-//!   said: `service/erasure.rs`.
+//!   back so far: `service/events/fetch/backfill.rs`.
+//! - What somebody has to prove first, and the answer that a client lost: `service/accounts/interactive_auth.rs`. How often a
+//!   password may be tried: `service/accounts/passwords.rs`. Whose address counts: [`address`]. Who is shown what an erased user
+//!   said: `service/accounts/erasure.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
-//!   `service/`, and `service/edus.rs` for what they share.
+//!   `service/`, and `service/incoming/edus.rs` for what they share.
 //! - Whatever clients and other servers send or answer becomes values in one place, `protocol/json/parse.rs`, which weighs them
 //!   while they are built; what nobody looks into stays text.
 //! - An event's bytes: `protocol/json/object.rs`. What is hashed, signed, redacted and stored is cut out of its canonical
 //!   text; no tree is built.
 //! - The data: `schema.sql`, which explains each table; `store/bounds.rs` for who fills it, what bounds it and what cleans
-//!   it; `store/writer.rs` for what a commit is, and `store/checkpoint.rs`
+//!   it; `store/engine/writer.rs` for what a commit is, and `store/engine/checkpoint.rs`
 //!   for what happens to the write-ahead log.
 //! - How it is started: [`launch`], from [`config`].
 
@@ -92,6 +92,7 @@ pub mod http;
 pub mod launch;
 pub mod locks;
 pub mod protocol;
+pub mod random;
 pub mod service;
 pub mod store;
 pub mod testing;

@@ -4,7 +4,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::http::transport::request::Request;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::favours::{Asker, Who};
+use crate::service::limits::favours::{Asker, Who};
 
 /// The user behind an access token.
 #[derive(Debug, Clone)]

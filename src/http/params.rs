@@ -4,8 +4,8 @@
 use crate::error::{Error, Result};
 use crate::http::transport::request::Request;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
-use crate::service::directory::PublicRoomsRequest;
-use crate::service::nearest::Moment;
+use crate::service::rooms::directory::PublicRoomsRequest;
+use crate::service::rooms::timestamp_to_event::Moment;
 
 /// Longest transaction id of a client, in bytes.
 const TXN_ID_BYTES_MAX: usize = 255;

@@ -16,7 +16,7 @@ use crate::http::transport::request::{Request, decode_segment};
 use crate::http::transport::service::{Admission, Call, Outcome, Poll, Service};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
-use crate::service::notifier::Woken;
+use crate::service::background::notifier::Woken;
 
 /// A node of the table as a tree: one level for each path segment.
 #[derive(Default)]

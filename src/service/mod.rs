@@ -1,76 +1,29 @@
 //! What happens: one `Homeserver`, and its verbs in one file a subject. A verb gathers (network), judges
 //! (protocol) and commits (store), in that order. No HTTP types here.
 
-pub mod account_data;
 pub mod accounts;
-pub mod adopt;
-mod auth_chains;
-pub mod backfill;
-mod branches;
-pub mod client_format;
-pub mod compose;
-pub mod device_lists;
-pub mod directory;
-pub mod edus;
-#[cfg(test)]
-mod engine_tests;
-pub mod erasure;
-pub mod errands;
-pub mod favours;
-pub mod filters;
-mod graph_ends;
-pub mod hierarchy;
-pub mod history;
-mod ignored;
-pub mod ingest;
-pub mod intake;
-pub mod interactive_auth;
-mod judge;
-mod key_attempts;
-pub mod key_fetch;
-pub mod key_ring;
-pub mod labour;
-pub mod large_answer;
-pub mod late_heads;
-pub mod login;
+pub mod background;
+pub mod devices;
+pub mod ephemeral;
+pub mod events;
+pub mod incoming;
+pub mod keys;
+pub mod limits;
 pub mod membership;
-pub mod messages;
-pub mod missing;
-pub mod nearest;
-pub mod notifier;
-pub mod openid;
-pub mod passwords;
-mod places;
-pub mod policy;
-pub mod presence;
-pub mod profile;
-pub mod push_rules;
-pub mod random;
-pub mod receipts;
-pub mod receive;
-pub mod room_plan;
-pub mod room_summary;
-pub mod room_view;
+pub mod outgoing;
+pub mod push;
 pub mod rooms;
-pub mod scheduler;
-pub mod sender;
-mod server_acl;
 pub mod sync;
-pub mod timeline;
-pub mod to_device;
-pub mod typing;
-mod verify;
-mod waiting;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use self::interactive_auth::PendingAuth;
-use self::key_ring::KeyRing;
-use self::notifier::Notifier;
-use self::scheduler::Scheduler;
-use self::sender::Sender;
+use self::accounts::interactive_auth::PendingAuth;
+use self::background::notifier::Notifier;
+use self::background::scheduler::Scheduler;
+use self::keys::ring::KeyRing;
+use self::outgoing::Sender;
 use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::Result;
@@ -97,27 +50,27 @@ pub struct Homeserver {
     /// Delivery to other servers.
     pub sender: Sender,
     /// What is being fetched from other servers.
-    pub errands: errands::Errands,
+    pub errands: events::fetch::limits::Errands,
     /// What is asked of other servers for others than our users, or out of curiosity.
-    pub favours: favours::Favours,
+    pub favours: limits::favours::Favours,
     /// Transactions of other servers that are being taken in.
-    pub intake: intake::Intake,
+    pub intake: incoming::transaction_slots::Intake,
     /// What other servers said of spaces.
-    pub told_spaces: hierarchy::ToldSpaces,
+    pub told_spaces: rooms::hierarchy::ToldSpaces,
     /// Which policy servers do not answer.
-    pub policy_servers: policy::Silent,
+    pub policy_servers: events::policy_server::Silent,
     /// Who of us is at a client.
-    pub presences: Arc<presence::Presences>,
+    pub presences: Arc<ephemeral::presence::Presences>,
     /// Interactive authentication that is under way.
     pub pending_auth: PendingAuth,
     /// Passwords that are being checked, and those that were wrong.
-    pub passwords: passwords::Passwords,
+    pub passwords: accounts::passwords::Passwords,
     /// The timer: what is due in the database.
     pub scheduler: Scheduler,
     /// How much work rooms and servers may cause.
-    pub labour: labour::Labour,
+    pub labour: limits::labour::Labour,
     /// Brings rooms up to date that are behind what came.
-    pub laggards: late_heads::Laggards,
+    pub laggards: events::late_extremities::Laggards,
     /// Keeps two handshakes of one user in one room apart.
     pub turns: membership::Turns,
     /// How many knocks were made lately, and whose.
@@ -141,7 +94,7 @@ impl Homeserver {
         let notifier = Arc::new(Notifier::new());
         let sender = Sender::new(&config.server_name, &clock);
         let scheduler = Scheduler::default();
-        let laggards = late_heads::Laggards::default();
+        let laggards = events::late_extremities::Laggards::default();
         let store = {
             let location = match &config.data {
                 Data::Folder(folder) => Location::Folder(folder.clone()),
@@ -178,17 +131,17 @@ impl Homeserver {
             store,
             presences: Arc::default(),
             pending_auth,
-            passwords: passwords::Passwords::default(),
+            passwords: accounts::passwords::Passwords::default(),
             federation: Arc::new(federation),
             key_ring,
             sender,
-            errands: errands::Errands::default(),
-            favours: favours::Favours::default(),
-            intake: intake::Intake::default(),
-            told_spaces: hierarchy::ToldSpaces::default(),
-            policy_servers: policy::Silent::default(),
+            errands: events::fetch::limits::Errands::default(),
+            favours: limits::favours::Favours::default(),
+            intake: incoming::transaction_slots::Intake::default(),
+            told_spaces: rooms::hierarchy::ToldSpaces::default(),
+            policy_servers: events::policy_server::Silent::default(),
             scheduler,
-            labour: labour::Labour::default(),
+            labour: limits::labour::Labour::default(),
             laggards,
             turns: membership::Turns::default(),
             knocks: membership::KnockBudget::default(),

@@ -5,51 +5,14 @@
 //! folder, one file a group of tables; `schema.sql` documents the data. Nothing here knows HTTP, the network, or why
 //! something is written.
 
-pub mod account_data;
-pub mod adoption;
-mod aging;
-pub mod append;
+pub mod accounts;
 pub mod bounds;
-mod checkpoint;
-pub mod client_transactions;
-pub mod destinations;
-pub mod device_lists;
+pub(crate) mod cache;
 pub mod devices;
-pub mod directory;
+pub mod engine;
 pub mod ephemeral;
-pub mod events;
-pub mod filters;
-mod folder;
-mod gate;
-mod graph_memory;
-mod herald;
-pub mod late_heads;
-pub mod memberships;
-mod memory;
-pub mod migrate;
-pub mod openid;
-pub mod owed;
-pub mod owed_invites;
-mod pdu_memory;
-pub mod presence;
-pub mod profiles;
-mod readers;
-pub mod receipts;
-pub mod remote_memberships;
-pub mod resolutions;
 pub mod rooms;
-pub mod server_keys;
-mod session_memory;
-pub mod snapshots;
-pub mod state;
-mod sweep;
-pub mod timeline;
-pub mod to_device;
-pub mod transactions;
-pub mod users;
-pub mod waiting;
-mod whole_copies;
-mod writer;
+pub mod servers;
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -68,16 +31,16 @@ use crate::error::{ErrCode, Error, Result, disk_failure};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomVersion, ServerName, UserId};
 
-use checkpoint::Checkpointer;
-use devices::Session;
-use folder::FILE;
-use memory::Memory;
-use pdu_memory::PduMemory;
-use resolutions::Resolutions;
-use session_memory::SessionMemory;
-use users::TokenHash;
+use crate::store::accounts::TokenHash;
+use crate::store::accounts::devices::Session;
+use crate::store::cache::Memory;
+use crate::store::cache::pdus::PduMemory;
+use crate::store::cache::resolutions::Resolutions;
+use crate::store::cache::sessions::SessionMemory;
+use crate::store::engine::checkpoint::Checkpointer;
+use crate::store::engine::folder::FILE;
 
-pub use events::{Place, Status, StoredEvent};
+pub use crate::store::rooms::events::{Place, Status, StoredEvent};
 pub use rooms::Room;
 
 /// The row id of a room.
@@ -191,8 +154,8 @@ pub(crate) struct Shared {
 pub struct Store {
     // The order of the fields is the order of closing: readers first, so that the writer, closing last, can fold the
     // write-ahead log into the database; the lock after everything.
-    readers: readers::Readers,
-    writer: writer::Writer,
+    readers: crate::store::engine::readers::Readers,
+    writer: crate::store::engine::writer::Writer,
     shared: Arc<Shared>,
     _lock: Option<File>,
 }
@@ -213,21 +176,22 @@ impl Store {
         options: &Options,
     ) -> Result<Store> {
         let (folder, lock) = match &location {
-            Location::Folder(folder) => (folder.clone(), Some(folder::lock(folder)?)),
+            Location::Folder(folder) => (folder.clone(), Some(crate::store::engine::folder::lock(folder)?)),
             Location::Memory => (scratch_folder()?, None),
         };
         let scratch = matches!(location, Location::Memory).then(|| Scratch(folder.clone()));
         let path = folder.join(FILE);
         let mut connection = match &lock {
-            Some(lock) => folder::open(&folder, lock, server_name, options)?,
+            Some(lock) => crate::store::engine::folder::open(&folder, lock, server_name, options)?,
             None => {
                 let mut connection = open_for_writing(&path, options)?;
-                migrate::prepare(&mut connection, &path, server_name, true)?;
+                crate::store::engine::migrate::prepare(&mut connection, &path, server_name, true)?;
                 connection
             }
         };
         let position = pass_over(&connection).map_err(|e| unusable(&path, &e))?;
-        let any_late_heads = late_heads::are_there_any(&connection).map_err(|e| unusable(&path, &e))?;
+        let any_late_heads = crate::store::rooms::late_extremities::are_there_any(&connection)
+            .map_err(|e| unusable(&path, &e))?;
         let shared = Arc::new(Shared {
             server_name: server_name.clone(),
             position: AtomicI64::new(position),
@@ -236,8 +200,12 @@ impl Store {
             resolutions: Resolutions::default(),
             any_late_heads: AtomicBool::new(any_late_heads),
         });
-        let readers =
-            readers::Readers::new(path.clone(), options.readers.max(1), scratch.is_some(), shared.clone())?;
+        let readers = crate::store::engine::readers::Readers::new(
+            path.clone(),
+            options.readers.max(1),
+            scratch.is_some(),
+            shared.clone(),
+        )?;
         let checkpointer = match &scratch {
             None => Some(Checkpointer::start(&mut connection, &path, options.durable, readers.gate())?),
             // Nothing waits for a disk there.
@@ -245,8 +213,13 @@ impl Store {
         };
         // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
         drop(scratch);
-        let writer =
-            writer::Writer::start(connection, checkpointer, shared.clone(), on_commit, options.durable)?;
+        let writer = crate::store::engine::writer::Writer::start(
+            connection,
+            checkpointer,
+            shared.clone(),
+            on_commit,
+            options.durable,
+        )?;
         Ok(Store { readers, writer, shared, _lock: lock })
     }
 
@@ -254,7 +227,7 @@ impl Store {
     pub fn name_of(folder: &Path) -> Result<ServerName> {
         let path = folder.join(FILE);
         let open = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY);
-        let name = open.and_then(|connection| migrate::pinned_name(&connection));
+        let name = open.and_then(|connection| crate::store::engine::migrate::pinned_name(&connection));
         let name = name.map_err(|e| unusable(&path, &e))?;
         name.and_then(|name| ServerName::parse(&name).ok())
             .ok_or_else(|| refusal(format!("{} belongs to no server", path.display())))
@@ -267,7 +240,7 @@ impl Store {
         &self,
         f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        readers::refuse_nesting("a write")?;
+        crate::store::engine::readers::refuse_nesting("a write")?;
         self.writer.write(true, f)
     }
 
@@ -278,7 +251,7 @@ impl Store {
         &self,
         f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        readers::refuse_nesting("a write")?;
+        crate::store::engine::readers::refuse_nesting("a write")?;
         self.writer.write(false, f)
     }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
-use super::snapshots::Delta;
 use super::*;
+use crate::store::rooms::snapshots::Delta;
 
 /// A folder that goes with the test.
 pub(crate) struct Folder(pub PathBuf);
@@ -365,7 +365,7 @@ fn a_database_of_a_newer_doorstep_is_refused_and_left_as_it_is() {
     let folder = Folder::new();
     drop(open(&folder).unwrap());
     let connection = Connection::open(folder.0.join(FILE)).unwrap();
-    connection.pragma_update(None, "user_version", migrate::VERSION + 1).unwrap();
+    connection.pragma_update(None, "user_version", crate::store::engine::migrate::VERSION + 1).unwrap();
     drop(connection);
     let bytes = fs::read(folder.0.join(FILE)).unwrap();
     assert!(refused(open(&folder)).contains("newer Doorstep"));

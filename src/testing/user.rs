@@ -186,7 +186,7 @@ impl TestUser {
     /// Sends a text message; its event id.
     #[track_caller]
     pub fn send(&self, room: &str, body: &str) -> String {
-        let path = room_path(room, &format!("send/m.room.message/{}", crate::service::random::token()));
+        let path = room_path(room, &format!("send/m.room.message/{}", crate::random::token()));
         text(&self.put(&path, json!({ "msgtype": "m.text", "body": body })), "event_id")
     }
 

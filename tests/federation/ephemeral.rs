@@ -214,7 +214,7 @@ fn a_receipt_goes_forward_only_and_each_thread_has_its_own() {
     let (root, later) = (alice.send(&room, "root"), alice.send(&room, "later"));
     let relation = |rel: Value| json!({ "msgtype": "m.text", "body": "re", "m.relates_to": rel });
     let send = |content: Value| {
-        let id = doorstep::service::random::token();
+        let id = doorstep::random::token();
         let answer = alice.put(&path(&room, &format!("send/m.room.message/{id}")), content);
         answer["event_id"].as_str().expect("an id").to_owned()
     };

@@ -12,9 +12,9 @@ use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
 use doorstep::protocol::sign::SigningKey;
 use doorstep::protocol::{EventId, RoomId, ServerName, UserId, VerifiedPdu, room_version};
-use doorstep::service::adopt::AdoptedRoom;
-use doorstep::service::compose::Draft;
-use doorstep::service::room_plan::CreateRoom;
+use doorstep::service::events::build::Draft;
+use doorstep::service::membership::join::import::AdoptedRoom;
+use doorstep::service::rooms::create::CreateRoom;
 use doorstep::testing::temporary_folder;
 use serde_json::{Map, Value, json};
 

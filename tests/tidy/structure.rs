@@ -226,7 +226,7 @@ fn report(found: &[String]) {
 
 /// Who may say that an event is verified without a signature being verified: whoever signs it, and whoever kept it.
 const EVIDENCE: &[(&str, &str)] = &[
-    ("VerifiedPdu::seal(", "src/service/compose.rs"),
+    ("VerifiedPdu::seal(", "src/service/events/build.rs"),
     ("VerifiedPdu::from_store(", "src/store/"),
     ("VerifiedPdu::unchecked(", "nowhere"),
     ("SignedBy(", "src/protocol/verify.rs"),
@@ -376,9 +376,9 @@ fn who_is_not_in_a_room_is_told_so_in_one_way() {
 
 /// Who may look up which servers a room lets take part, or read a list of them.
 const ACL_READERS: &[(&str, &[&str])] = &[
-    (".server_acl(", &["src/service/server_acl.rs"]),
+    (".server_acl(", &["src/service/events/server_acl.rs"]),
     // An ACL of ours that would keep ourselves out is not sent.
-    ("ServerAcl::from_content(", &["src/store/whole_copies.rs", "src/service/compose.rs"]),
+    ("ServerAcl::from_content(", &["src/store/rooms/whole_copies.rs", "src/service/events/build.rs"]),
 ];
 
 #[test]
@@ -389,7 +389,10 @@ fn one_place_says_which_servers_a_room_lets_take_part() {
         let place = path.strip_prefix(top).unwrap().to_string_lossy().into_owned();
         for (call, allowed) in ACL_READERS {
             if lines(&code).any(|(_, line)| line.contains(call)) {
-                assert!(allowed.contains(&&*place), "{place} has {call}: see src/service/server_acl.rs");
+                assert!(
+                    allowed.contains(&&*place),
+                    "{place} has {call}: see src/service/events/server_acl.rs"
+                );
                 readers.insert(place.clone());
             }
         }

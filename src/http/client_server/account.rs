@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::UserId;
 use crate::service::Homeserver;
-use crate::service::interactive_auth::Proof;
+use crate::service::accounts::interactive_auth::Proof;
 
 /// `GET /_matrix/client/v3/account/whoami`
 pub fn whoami(_hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {

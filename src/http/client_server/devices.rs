@@ -8,7 +8,7 @@ use super::interactive::{interactively, with_password};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::store::devices::Device;
+use crate::store::accounts::devices::Device;
 
 /// A device as clients read it. All four fields are always there, since some clients take no answer without them: a
 /// device without a name has its id for one, and `null` says where nothing is known.

@@ -11,7 +11,7 @@ use crate::http::params::public_rooms_page;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomId, ServerName};
 use crate::service::Homeserver;
-use crate::service::directory::PublicRoomsRequest;
+use crate::service::rooms::directory::PublicRoomsRequest;
 
 /// `GET /_matrix/client/v3/directory/room/{roomAlias}`.
 pub fn resolve(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {

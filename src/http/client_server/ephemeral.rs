@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::EventId;
 use crate::service::Homeserver;
-use crate::service::receipts::{FULLY_READ, Move};
-use crate::store::receipts::{PRIVATE, READ};
+use crate::service::ephemeral::receipts::{FULLY_READ, Move};
+use crate::store::ephemeral::receipts::{PRIVATE, READ};
 
 #[derive(Deserialize)]
 struct Typing {

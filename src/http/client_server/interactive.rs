@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::error::Result;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::interactive_auth::{Action, Asker, Proof, Stage, Told};
+use crate::service::accounts::interactive_auth::{Action, Asker, Proof, Stage, Told};
 
 /// The flows where the account's password is asked for.
 const PASSWORD: &[&[Stage]] = &[&[Stage::Password]];

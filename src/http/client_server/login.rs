@@ -9,8 +9,8 @@ use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::json::shaped;
 use crate::service::Homeserver;
-use crate::service::interactive_auth::user_of_identifier;
-use crate::service::login::{Login, NewLogin};
+use crate::service::accounts::interactive_auth::user_of_identifier;
+use crate::service::accounts::sessions::{Login, NewLogin};
 
 /// `GET /_matrix/client/v3/login`
 pub fn flows(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {

@@ -11,8 +11,8 @@ use crate::http::{Reply, Request, Requester};
 use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::service::Homeserver;
-use crate::service::messages::{MembersRequest, MessagesRequest};
-use crate::service::timeline::Boundary;
+use crate::service::rooms::messages::{MembersRequest, MessagesRequest};
+use crate::service::rooms::timeline::Boundary;
 
 /// "The maximum number of events to return. Default: 10."
 const DEFAULT_LIMIT: usize = 10;

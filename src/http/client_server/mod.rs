@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
-use crate::service::client_format::Style;
+use crate::service::rooms::client_format::Style;
 
 /// The usual way to write events for this requester.
 fn style<'r>(hs: &Homeserver, requester: &'r Requester) -> Style<'r> {

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::error::Result;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::openid::TOKEN_LIFE_MS;
+use crate::service::accounts::openid::TOKEN_LIFE_MS;
 
 /// `POST /_matrix/client/v3/user/{userId}/openid/request_token`.
 pub fn request_token(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {

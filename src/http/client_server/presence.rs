@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::store::presence::State;
+use crate::store::ephemeral::presence::State;
 
 #[derive(Deserialize)]
 struct PresenceBody {

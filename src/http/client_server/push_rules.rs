@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::push_rules::{default_ruleset, find};
+use crate::service::push::rules::{default_ruleset, find};
 
 /// `GET /_matrix/client/v3/pushrules/`.
 pub fn all(_hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {

@@ -14,8 +14,8 @@ use crate::http::{Reply, Request};
 use crate::protocol::json::shaped;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
-use crate::service::interactive_auth::{Action, Proof, Stage};
-use crate::service::login::NewLogin;
+use crate::service::accounts::interactive_auth::{Action, Proof, Stage};
+use crate::service::accounts::sessions::NewLogin;
 
 #[derive(Deserialize, Default)]
 #[serde(default)]

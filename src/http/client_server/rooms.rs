@@ -8,9 +8,9 @@ use super::style;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::compose::Draft;
-use crate::service::room_plan::CreateRoom;
-use crate::store::client_transactions::ClientTxn;
+use crate::service::events::build::Draft;
+use crate::service::rooms::create::CreateRoom;
+use crate::store::accounts::client_transactions::ClientTxn;
 
 /// `POST /_matrix/client/v3/createRoom`.
 pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {

@@ -10,9 +10,9 @@ use crate::http::auth::asker;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomAlias, RoomId, ServerName};
 use crate::service::Homeserver;
-use crate::service::hierarchy::HierarchyRequest;
 use crate::service::membership::Door;
-use crate::service::room_summary::RoomSummaryFor;
+use crate::service::rooms::hierarchy::HierarchyRequest;
+use crate::service::rooms::summary::RoomSummaryFor;
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/hierarchy`.
 pub fn hierarchy(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {

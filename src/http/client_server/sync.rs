@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::http::{Outcome, Poll, Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::sync::{SyncRequest, parse_since};
-use crate::store::presence::State;
+use crate::store::ephemeral::presence::State;
 
 /// No request waits longer than this, whatever it asks for.
 const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);

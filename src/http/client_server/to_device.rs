@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::json::read_object;
 use crate::service::Homeserver;
-use crate::store::client_transactions::ClientTxn;
+use crate::store::accounts::client_transactions::ClientTxn;
 
 #[derive(Deserialize)]
 struct SendToDeviceBody<'t> {

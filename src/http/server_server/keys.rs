@@ -10,7 +10,7 @@ use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
-use crate::service::key_fetch::NotaryQuery;
+use crate::service::keys::fetch::NotaryQuery;
 
 /// Servers in one question, and keys of one server. More is an attempt to make us work.
 const SERVERS_MAX: usize = 500;

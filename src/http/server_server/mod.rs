@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::http::Reply;
 use crate::service::Homeserver;
-use crate::service::large_answer::LargeAnswer;
+use crate::service::events::serve::large_answer::LargeAnswer;
 
 /// 200 with an answer that may be as large as a room.
 fn large(hs: &Arc<Homeserver>, answer: LargeAnswer) -> Reply {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::http::params::public_rooms_page;
 use crate::http::{Origin, Reply, Request};
 use crate::service::Homeserver;
-use crate::service::directory::PublicRoomsRequest;
+use crate::service::rooms::directory::PublicRoomsRequest;
 
 /// `GET /_matrix/federation/v1/publicRooms`.
 pub fn list(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {

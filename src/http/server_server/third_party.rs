@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::http::auth::asker;
 use crate::http::{Origin, Reply, Request};
 use crate::service::Homeserver;
-use crate::service::membership::third_party::Bound;
+use crate::service::membership::third_party_invite::Bound;
 
 /// `PUT /_matrix/federation/v1/3pid/onbind`. Identity servers do not sign.
 pub fn on_bind(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {

@@ -21,10 +21,10 @@ use crate::protocol::{
     stripped_state, verify,
 };
 use crate::service::Homeserver;
-use crate::service::key_attempts::Purpose;
-use crate::service::room_view::not_in_room;
-use crate::service::server_acl::RoomAcl;
-use crate::service::verify::Checked;
+use crate::service::events::server_acl::RoomAcl;
+use crate::service::keys::attempts::Purpose;
+use crate::service::keys::verify::Checked;
+use crate::service::rooms::view::not_in_room;
 use crate::store::{Db, Room};
 
 /// How many invites to rooms that we are not in wait for one user's answer at most.
@@ -336,7 +336,7 @@ impl Homeserver {
 
     /// [`Homeserver::write_invite`], once a leave of the invitee's that is being handed in has an outcome: until then
     /// nobody can know which of the two is the later one.
-    pub(super) fn note_invite(
+    pub(in crate::service) fn note_invite(
         &self,
         invite: &VerifiedPdu,
         invitee: &UserId,

@@ -216,7 +216,7 @@ impl Homeserver {
 
 /// The state that somebody outside is shown to recognise the room by, as federation wants it; with an inviter's member
 /// event if there is one.
-pub(super) fn shown_outside(
+pub(in crate::service) fn shown_outside(
     db: &Db<'_>,
     room: &Room,
     inviter: Option<&UserId>,

@@ -13,7 +13,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::room_view::not_in_room;
+use crate::service::rooms::view::not_in_room;
 use crate::store::Room;
 
 /// How long a leave may take to reach the room before our user is told that they have left.

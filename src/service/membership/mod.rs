@@ -37,36 +37,30 @@
 //! circle. And every wait ends by itself: 3 within 5 seconds and for four requests at most, 2 within 3 seconds with a
 //! refusal, 1 for the user's answer within 2. A crash loses nothing but the waiting: each of these is a row with a time.
 
-mod answer;
-mod enter;
 mod invite;
-mod join;
-mod knock;
+pub mod join;
+mod kick_ban;
+pub(in crate::service) mod knock;
 mod knock_budget;
-mod leave;
-mod moderate;
-mod outside;
+pub(in crate::service) mod leave;
+mod locks;
 mod owed_invites;
-mod rows;
-mod standing;
-pub mod third_party;
-mod turns;
+pub(in crate::service) mod rows;
+pub(in crate::service) mod standing;
+pub mod third_party_invite;
 
+pub(in crate::service) use crate::service::incoming::remote_member_events::{Heard, version_outside};
+pub use crate::service::membership::locks::Turns;
 pub use invite::InviteReceived;
 pub(in crate::service) use invite::blocks_invites;
 pub use knock_budget::KnockBudget;
-pub(in crate::service) use outside::{Heard, version_outside};
 pub(in crate::service) use rows::shown_to_client;
-pub use turns::Turns;
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
 use super::Homeserver;
-use super::compose::Draft;
-use super::key_attempts::Purpose;
-use super::key_fetch::Wanted;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, Template};
 use crate::federation::{CallError, CallResult};
@@ -78,7 +72,10 @@ use crate::protocol::verify::{self, SignedBy};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, room_version,
 };
-use crate::service::server_acl::RoomAcl;
+use crate::service::events::build::Draft;
+use crate::service::events::server_acl::RoomAcl;
+use crate::service::keys::attempts::Purpose;
+use crate::service::keys::fetch::Wanted;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
 

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
-use crate::service::rooms::power_levels;
-use crate::store::owed_invites::OwedInvite;
+use crate::service::rooms::send::power_levels;
+use crate::store::rooms::owed_invites::OwedInvite;
 use crate::store::{Db, Room};
 
 /// How long who makes a room waits for those whom they invite.

@@ -14,7 +14,7 @@ use crate::store::{Db, RoomKey, Tx};
 
 /// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN` and others of
 /// [`Refusal`](crate::protocol::remote_membership::Refusal).
-pub(super) fn note(
+pub(in crate::service) fn note(
     tx: &mut Tx<'_>,
     room_id: &RoomId,
     user: &UserId,
@@ -29,7 +29,12 @@ pub(super) fn note(
 
 impl Homeserver {
     /// The same in a transaction of its own.
-    pub(super) fn note_fact(&self, room_id: &RoomId, user: &UserId, fact: Fact) -> Result<Effect> {
+    pub(in crate::service) fn note_fact(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+        fact: Fact,
+    ) -> Result<Effect> {
         let (room_id, user, now) = (room_id.clone(), user.clone(), self.clock.now_ms());
         let effect = self.store.write(move |tx| note(tx, &room_id, &user, fact, now))?;
         self.scheduler.wake();
@@ -38,7 +43,7 @@ impl Homeserver {
 
     /// The same where no server said yes or no: it is tried again when one of these speaks to us, or later; after a week it
     /// is let go.
-    pub(super) fn note_unanswered(
+    pub(in crate::service) fn note_unanswered(
         &self,
         row: &RemoteMembership,
         servers: &[ServerName],
@@ -51,7 +56,11 @@ impl Homeserver {
 
     /// The leave that our user's clients are told at once. No server gets it: the event that the room gets is made
     /// from a server's template once one answers.
-    pub(super) fn local_leave(&self, row: &RemoteMembership, reason: Option<&str>) -> Result<Pdu> {
+    pub(in crate::service) fn local_leave(
+        &self,
+        row: &RemoteMembership,
+        reason: Option<&str>,
+    ) -> Result<Pdu> {
         let template = Map::from_iter([
             ("type".to_owned(), Value::from("m.room.member")),
             ("room_id".to_owned(), row.room_id.as_str().into()),
@@ -70,14 +79,14 @@ impl Homeserver {
 }
 
 /// Says so if what no server answered is not tried again.
-pub(super) fn warn_if_given_up(row: &RemoteMembership, effect: &Effect) {
+pub(in crate::service) fn warn_if_given_up(row: &RemoteMembership, effect: &Effect) {
     if effect.saved().is_some_and(|after| after.due_ms.is_none()) {
         log::warn!("gave up on {} for {} ({}) after a week of trying", row.room_id, row.user_id, row.state);
     }
 }
 
 /// This server came into the room: from now on its own state says who is a member.
-pub(super) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now: Millis) -> Result<()> {
+pub(in crate::service) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now: Millis) -> Result<()> {
     for row in tx.remote_memberships_in(room_id)? {
         let effect = apply(Some(row), Fact::NowResident, now)?;
         tx.write_remote_membership(&effect)?;
@@ -87,7 +96,11 @@ pub(super) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now: Millis) -> 
 
 /// The user's remote membership, also where only the room's last state that we know speaks of it: they were invited
 /// (or knocked) while another of us was in the room, and that other one has left since.
-pub(super) fn remote_row(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<RemoteMembership>> {
+pub(in crate::service) fn remote_row(
+    db: &Db<'_>,
+    room_id: &RoomId,
+    user: &UserId,
+) -> Result<Option<RemoteMembership>> {
     if let Some(row) = db.remote_membership(room_id, user)? {
         return Ok(Some(row));
     }
@@ -121,7 +134,7 @@ pub(in crate::service) fn shown_to_client(
 
 /// Who is outside deals with the room by a row of their own; once we are in, the room itself says who is a member.
 /// Errors: 403 `M_FORBIDDEN`.
-pub(super) fn check_still_outside(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
+pub(in crate::service) fn check_still_outside(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
     match db.room(room_id)? {
         Some(room) if room.resident => {
             Err(Error::forbidden("This server has come into the room in the meantime"))

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::service::Homeserver;
-use crate::service::room_view::membership_known_at;
+use crate::service::rooms::view::membership_known_at;
 use crate::store::{EventKey, Room, RoomKey};
 
 /// "100 messages is recommended as a reasonable limit."

@@ -7,9 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::{Context, Events};
 use crate::error::{Error, Result};
-use crate::service::client_format::Json;
+use crate::service::rooms::client_format::Json;
 use crate::store::Room;
-use crate::store::receipts::Receipt;
+use crate::store::ephemeral::receipts::Receipt;
 
 /// Receipts of others in one room and one answer. In a room with more, who has read up to where is of no interest.
 const MOST_RECEIPTS: usize = 1000;

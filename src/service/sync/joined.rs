@@ -11,10 +11,10 @@ use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, StateSection, Timel
 use crate::error::Result;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::client_format;
-use crate::service::room_view::{Access, RoomView, membership_known_at};
-use crate::service::timeline::{Boundary, Page, latest};
-use crate::store::account_data::AccountData;
+use crate::service::rooms::client_format;
+use crate::service::rooms::timeline::{Boundary, Page, latest};
+use crate::service::rooms::view::{Access, RoomView, membership_known_at};
+use crate::store::accounts::account_data::AccountData;
 use crate::store::{EventKey, Place, Room, RoomKey};
 
 /// One room of `rooms.join`.

@@ -5,10 +5,11 @@
 //! and rooms left, `state` works out which state the client lacks, `presence` who
 //! is there, `devices` what is for the client's device alone.
 
-mod away;
 mod devices;
 mod ephemeral;
+pub mod filters;
 mod joined;
+mod not_joined;
 mod presence;
 mod state;
 
@@ -25,12 +26,12 @@ use crate::protocol::filter::Filter;
 use crate::protocol::json::read;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
-use crate::service::client_format::{Json, Style};
-use crate::service::ignored::Ignored;
+use crate::service::accounts::ignored_users::Ignored;
 use crate::service::membership::blocks_invites;
-use crate::service::push_rules::default_ruleset;
-use crate::service::room_view::RoomView;
-use crate::store::account_data::AccountData;
+use crate::service::push::rules::default_ruleset;
+use crate::service::rooms::client_format::{Json, Style};
+use crate::service::rooms::view::RoomView;
+use crate::store::accounts::account_data::AccountData;
 use crate::store::{Db, Room};
 
 /// Events in a timeline when the filter names no limit.
@@ -132,11 +133,11 @@ struct Rooms {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     join: BTreeMap<RoomId, joined::JoinedRoom>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    invite: BTreeMap<RoomId, away::InvitedRoom>,
+    invite: BTreeMap<RoomId, crate::service::sync::not_joined::InvitedRoom>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    knock: BTreeMap<RoomId, away::KnockedRoom>,
+    knock: BTreeMap<RoomId, crate::service::sync::not_joined::KnockedRoom>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    leave: BTreeMap<RoomId, away::LeftRoom>,
+    leave: BTreeMap<RoomId, crate::service::sync::not_joined::LeftRoom>,
 }
 
 impl Rooms {
@@ -234,7 +235,7 @@ fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Li
         }
     }
     let mut rooms = Rooms { join: joined::collect(context, &of_rooms)?, ..Rooms::default() };
-    away::collect(context, &of_rooms, &mut rooms)?;
+    crate::service::sync::not_joined::collect(context, &of_rooms, &mut rooms)?;
     let device = context.style.device;
     let (to_device, line) = devices::to_device(context)?;
     let device_lists = devices::device_lists(context)?;

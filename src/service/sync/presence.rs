@@ -10,8 +10,8 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
-use crate::service::presence::presence_json;
-use crate::store::presence::{Presence, State};
+use crate::service::ephemeral::presence::presence_json;
+use crate::store::ephemeral::presence::{Presence, State};
 
 /// Users who are looked at for one answer, those with the latest news first.
 const MOST_USERS: usize = 1000;

@@ -10,8 +10,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::{Context, Events};
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::service::client_format;
-use crate::service::erasure::Erasure;
+use crate::service::accounts::erasure::Erasure;
+use crate::service::rooms::client_format;
 use crate::store::{EventKey, Room};
 
 /// What to work the state out for.

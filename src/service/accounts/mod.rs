@@ -1,0 +1,278 @@
+//! Accounts: who may have one, how an account ends.
+
+pub mod account_data;
+pub mod erasure;
+pub(super) mod ignored_users;
+pub mod interactive_auth;
+pub mod openid;
+pub mod passwords;
+pub mod profile;
+pub mod sessions;
+
+use std::net::IpAddr;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::Homeserver;
+use crate::config::Registration;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
+use crate::random;
+use crate::service::accounts::profile::checked_display_name;
+use crate::service::accounts::sessions::{Login, NewLogin};
+use crate::service::devices::device_lists::tell_of_devices;
+use crate::store::accounts::TokenHash;
+
+/// What a new account is made from.
+#[derive(Debug, Default)]
+pub struct NewAccount<'a> {
+    /// The part of the user id before the colon; none: a random one.
+    pub localpart: Option<&'a str>,
+    /// The password; none: nobody can log in with one.
+    pub password: Option<&'a str>,
+    /// Whether to make an administrator. The very first account is one in any case.
+    pub admin: bool,
+    /// The registration token that is used up with it.
+    pub token: Option<&'a str>,
+    /// The display name to begin with.
+    pub display_name: Option<&'a str>,
+    /// The address of who asks for it; none: made on this machine, not limited.
+    pub from: Option<IpAddr>,
+}
+
+impl Homeserver {
+    /// The user id that somebody who asks for this localpart would get: in lower case, since there are no others. Errors:
+    /// 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
+    pub fn available_user_id(&self, localpart: &str) -> Result<UserId> {
+        let user = new_user_id(localpart, self.server_name().as_str())?;
+        match self.store.read(|db| db.account(&user))? {
+            Some(_) => Err(in_use()),
+            None => Ok(user),
+        }
+    }
+
+    /// Makes an account, and logs it in if `login` is given: both, or neither. Errors: as `available_user_id`, 400
+    /// `M_WEAK_PASSWORD`, 401 `M_UNAUTHORIZED` for a registration token that is not good any more, 429
+    /// `M_LIMIT_EXCEEDED` if too many passwords are being worked on, and those of [`Homeserver::log_in_with`].
+    pub fn create_account(
+        &self,
+        new: &NewAccount<'_>,
+        login: Option<&NewLogin<'_>>,
+    ) -> Result<(UserId, Option<Login>)> {
+        let localpart = new.localpart.map_or_else(|| random::letters(12).to_ascii_lowercase(), str::to_owned);
+        let user = self.available_user_id(&localpart)?;
+        let now = self.clock.now_ms();
+        let display_name = new.display_name.map(checked_display_name).transpose()?.flatten().map(Value::from);
+        let login = login.map(|login| login.prepared(now)).transpose()?;
+        let password = new.password.map(|password| self.hash_password(password, new.from)).transpose()?;
+        let token = new.token.map(token_hash);
+        let admin = new.admin;
+        let (created, session) = (user.clone(), login.clone());
+        self.store.write(move |tx| {
+            if let Some(token) = &token
+                && !tx.use_registration_token(token, now)?
+            {
+                return Err(Error::new(
+                    ErrCode::Unauthorized,
+                    "This registration token cannot be used any more",
+                ));
+            }
+            if !tx.create_account(&created, password.as_deref(), admin, now)? {
+                return Err(in_use());
+            }
+            if let Some(name) = &display_name {
+                tx.set_profile_field(&created, "displayname", name)?;
+            }
+            session.map_or(Ok(()), |session| session.begin(tx, &created))
+        })?;
+        Ok((user.clone(), login.map(|login| login.into_login(&user))))
+    }
+
+    /// An account with one device that is logged in: for fixtures and tests. Returns the user and an access token.
+    pub fn register_user(&self, localpart: &str, password: Option<&str>) -> Result<(UserId, String)> {
+        let new = NewAccount { localpart: Some(localpart), password, ..NewAccount::default() };
+        let (user, login) = self.create_account(&new, Some(&NewLogin::default()))?;
+        let login = login.ok_or_else(|| Error::internal("a new account was not logged in"))?;
+        Ok((user, login.access_token))
+    }
+
+    /// The one-time registration token for the first account, made anew at each start until there is an account.
+    /// None: there are accounts, or registration does not ask for tokens.
+    pub fn ensure_first_token(&self) -> Result<Option<String>> {
+        if self.config.registration != Registration::Token || self.store.read(|db| db.has_accounts())? {
+            return Ok(None);
+        }
+        let token = random::token();
+        let hash = token_hash(&token);
+        self.store.write(move |tx| tx.replace_first_token(&hash))?;
+        Ok(Some(token))
+    }
+
+    /// Whether somebody could register with this token now. Errors: 403 `M_FORBIDDEN` if nobody can register.
+    pub fn registration_token_is_valid(&self, token: &str) -> Result<bool> {
+        if self.config.registration == Registration::Closed {
+            return Err(Error::forbidden("Registration is not enabled on this homeserver"));
+        }
+        let (hash, now) = (token_hash(token), self.clock.now_ms());
+        self.store.read(|db| db.registration_token_is_valid(&hash, now))
+    }
+
+    /// Allows `uses` registrations (none: any number) with this token, until `expires_ms` (none: without end).
+    pub fn add_registration_token(
+        &self,
+        token: &str,
+        uses: Option<i64>,
+        expires_ms: Option<i64>,
+    ) -> Result<()> {
+        let hash = token_hash(token);
+        self.store.write(move |tx| tx.add_registration_token(&hash, uses, expires_ms))
+    }
+
+    /// Sets a password for somebody at an address (none: on this machine). With `log_out_except`, all devices of the user
+    /// but that one are logged out. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED` if too many passwords are being
+    /// worked on.
+    pub fn set_password(
+        &self,
+        user: &UserId,
+        password: &str,
+        log_out_except: Option<Option<&str>>,
+        from: Option<IpAddr>,
+    ) -> Result<()> {
+        let hash = self.hash_password(password, from)?;
+        let user = user.clone();
+        let keep = log_out_except.map(|keep| keep.map(str::to_owned));
+        self.store.write(move |tx| {
+            tx.set_password(&user, &hash)?;
+            match keep {
+                Some(keep) => {
+                    let gone = tx.delete_devices_except(&user, keep.as_deref())?;
+                    tell_of_devices(tx, &user, &gone)
+                }
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown redacted
+    /// to those who come later (see `service/accounts/erasure.rs`), and what else there is of it is deleted.
+    pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
+        let closed = user.clone();
+        self.store.write(move |tx| {
+            let gone = tx.deactivate(&closed)?;
+            if erase {
+                tx.erase(&closed)?;
+            }
+            tell_of_devices(tx, &closed, &gone)
+        })?;
+        self.leave_all_rooms(user)
+    }
+
+    /// Finishes the deactivations that the last stop cut short.
+    pub fn finish_deactivations(&self) -> Result<()> {
+        let users = self.store.read(|db| db.deactivated_users_in_rooms())?;
+        users.iter().try_for_each(|user| self.leave_all_rooms(user))
+    }
+
+    fn leave_all_rooms(&self, user: &UserId) -> Result<()> {
+        let present = |m: Membership| matches!(m, Membership::Join | Membership::Invite | Membership::Knock);
+        let rooms = self.store.read(|db| {
+            let here = db.rooms_of(user)?.into_iter().filter(|room| present(room.membership));
+            let elsewhere = db.rooms_dealt_with_from_outside(user)?;
+            Ok(here.map(|room| room.room_id).chain(elsewhere).collect::<Vec<_>>())
+        })?;
+        for room in rooms {
+            if let Err(e) = self.leave(user, &room, None) {
+                // One odd room must not keep the user in all the others.
+                log::log!(e.level(log::Level::Warn), "{user} was deactivated and cannot leave {room}: {e}");
+            }
+        }
+        let user = user.clone();
+        self.store.write(move |tx| tx.deactivated_user_left(&user))
+    }
+}
+
+fn in_use() -> Error {
+    Error::new(ErrCode::UserInUse, "This user name is taken")
+}
+
+/// The user id of a new account (appendices, "User Identifiers": the grammar of today, not the historical one). "The server
+/// MUST either map the provided username onto a user_id in a logical manner, or reject any username which does not comply
+/// to the grammar": capitals are mapped.
+fn new_user_id(localpart: &str, server: &str) -> Result<UserId> {
+    let wrong = |message: &'static str| Error::new(ErrCode::InvalidUsername, message);
+    let localpart = localpart.to_ascii_lowercase();
+    if !UserId::is_allocatable_localpart(&localpart) {
+        return Err(wrong("A user name has the letters a to z, digits, and . _ = - / + only"));
+    }
+    if localpart.starts_with('_') {
+        return Err(wrong("User names that begin with _ are reserved for application services"));
+    }
+    UserId::parse(&format!("@{localpart}:{server}")).map_err(|_| wrong("This user name is too long"))
+}
+
+/// The SHA-256 of a token, which is what is stored: tokens are random, so that nothing slower is needed.
+pub fn token_hash(token: &str) -> TokenHash {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::protocol::ServerName;
+
+    fn homeserver(registration: Registration) -> Arc<Homeserver> {
+        let mut config = Config::for_name(ServerName::parse("example.org").unwrap());
+        config.registration = registration;
+        Homeserver::open(config, Clock::new()).unwrap()
+    }
+
+    #[test]
+    fn a_password_opens_its_own_account_only() {
+        let hs = homeserver(Registration::Open);
+        let (alice, _) = hs.register_user("alice", Some("open sesame")).unwrap();
+        let (bob, _) = hs.register_user("bob", None).unwrap();
+        assert!(hs.check_password(&alice, "open sesame", None).unwrap().admin);
+        let nobody = UserId::parse("@nobody:example.org").unwrap();
+        for (user, password) in [(&alice, "open sesam"), (&alice, ""), (&bob, ""), (&nobody, "open sesame")] {
+            assert_eq!(hs.check_password(user, password, None).unwrap_err().errcode(), ErrCode::Forbidden);
+        }
+        hs.deactivate(&alice, false).unwrap();
+        assert!(hs.check_password(&alice, "open sesame", None).is_err());
+        assert_eq!(hs.register_user("alice", None).unwrap_err().errcode(), ErrCode::UserInUse);
+    }
+
+    #[test]
+    fn user_names_follow_the_grammar_of_today() {
+        let hs = homeserver(Registration::Open);
+        for bad in ["", "a b", "é", "É", "a\u{212a}", "a:b", "@a", "_bridge", &"a".repeat(250)] {
+            assert_eq!(hs.available_user_id(bad).unwrap_err().errcode(), ErrCode::InvalidUsername, "{bad}");
+        }
+        assert_eq!(hs.available_user_id("a.b_c=d-e/f+1").unwrap().as_str(), "@a.b_c=d-e/f+1:example.org");
+        assert_eq!(hs.available_user_id("AliCe").unwrap().as_str(), "@alice:example.org");
+        hs.register_user("Alice", None).unwrap();
+        assert_eq!(hs.available_user_id("ALICE").unwrap_err().errcode(), ErrCode::UserInUse);
+    }
+
+    #[test]
+    fn the_first_token_works_once_and_is_replaced_at_the_next_start() {
+        let hs = homeserver(Registration::Token);
+        let old = hs.ensure_first_token().unwrap().unwrap();
+        let token = hs.ensure_first_token().unwrap().unwrap();
+        assert!(!hs.registration_token_is_valid(&old).unwrap());
+        assert!(hs.registration_token_is_valid(&token).unwrap());
+        let new =
+            |name, token| NewAccount { localpart: Some(name), token: Some(token), ..NewAccount::default() };
+        assert_eq!(hs.create_account(&new("eve", &old), None).unwrap_err().errcode(), ErrCode::Unauthorized);
+        hs.create_account(&new("alice", &token), None).unwrap();
+        assert!(hs.create_account(&new("eve", &token), None).is_err());
+        assert_eq!(hs.ensure_first_token().unwrap(), None);
+        let alice = UserId::parse("@alice:example.org").unwrap();
+        assert!(hs.store.read(|db| db.account(&alice)).unwrap().unwrap().admin);
+    }
+}

@@ -1,0 +1,336 @@
+//! Sessions: logging in, staying logged in, logging out.
+
+use std::net::IpAddr;
+
+use super::token_hash;
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::UserId;
+use crate::random;
+use crate::service::Homeserver;
+use crate::service::devices::device_lists::{tell_of_device, tell_of_devices};
+use crate::store::Tx;
+use crate::store::accounts::devices::{NewSession, Session};
+
+/// How long an access token is good for a client that can refresh it.
+pub const ACCESS_TOKEN_LIFE_MS: Millis = 24 * 60 * 60 * 1000;
+/// A device's last-seen time is written again when it is this old.
+const LAST_SEEN_LAG_MS: Millis = 10 * 60 * 1000;
+/// Most devices of one user.
+const MOST_DEVICES: i64 = 1000;
+/// Longest device id, in bytes.
+const LONGEST_DEVICE_ID: usize = 255;
+/// Longest name of a device, in bytes.
+const LONGEST_DEVICE_NAME: usize = 256;
+
+/// What a client gets when it has logged in.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// Who.
+    pub user_id: UserId,
+    /// On which device.
+    pub device_id: String,
+    /// The token for its requests.
+    pub access_token: String,
+    /// The token for new tokens, if the client can use one.
+    pub refresh_token: Option<String>,
+    /// How long the access token is good; none: without end.
+    pub expires_in_ms: Option<Millis>,
+}
+
+/// What a client asks for that logs in.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct NewLogin<'a> {
+    /// The device to log in on; none: a new one.
+    pub device_id: Option<&'a str>,
+    /// What a new device is called.
+    pub display_name: Option<&'a str>,
+    /// Whether the client can refresh its access token.
+    pub refreshable: bool,
+    /// The client's address, the first that is noted of the device; none: it is not known.
+    pub from: Option<IpAddr>,
+}
+
+impl NewLogin<'_> {
+    /// Makes the tokens. Errors: 400 `M_INVALID_PARAM` for a device id or name that cannot be.
+    pub(in crate::service) fn prepared(&self, now: Millis) -> Result<PreparedLogin> {
+        let device_id = match self.device_id {
+            Some(id) => checked_device_id(id)?.to_owned(),
+            None => random::letters(10).to_ascii_uppercase(),
+        };
+        Ok(PreparedLogin {
+            device_id,
+            display_name: self.display_name.map(checked_device_name).transpose()?,
+            tokens: Tokens::new(self.refreshable),
+            seen: self.from.map(|ip| (now, ip.to_canonical().to_string())),
+            now,
+        })
+    }
+}
+
+/// A login with its tokens made, before it is stored.
+#[derive(Clone)]
+pub(in crate::service) struct PreparedLogin {
+    device_id: String,
+    display_name: Option<String>,
+    tokens: Tokens,
+    /// When and where from the device is seen by logging in.
+    seen: Option<(Millis, String)>,
+    now: Millis,
+}
+
+impl PreparedLogin {
+    /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has too many
+    /// devices.
+    pub(in crate::service) fn begin(&self, tx: &mut Tx<'_>, owner: &UserId) -> Result<()> {
+        // The user may have been deactivated since the password was checked.
+        if !tx.is_active_user(owner)? {
+            return Err(Error::forbidden("There is no such account any more"));
+        }
+        let device = &self.device_id;
+        let is_new = tx.device(owner, device)?.is_none();
+        if is_new && tx.count_devices(owner)? >= MOST_DEVICES {
+            return Err(Error::forbidden("This account has too many devices"));
+        }
+        tx.log_in_device(owner, device, self.display_name.as_deref(), &self.tokens.stored(self.now))?;
+        if let Some((at, ip)) = &self.seen {
+            tx.device_seen(owner, device, *at, ip)?;
+        }
+        if is_new { tell_of_device(tx, owner, device) } else { Ok(()) }
+    }
+
+    /// What the client is told.
+    pub(in crate::service) fn into_login(self, user: &UserId) -> Login {
+        Login {
+            user_id: user.clone(),
+            device_id: self.device_id,
+            access_token: self.tokens.access,
+            refresh_token: self.tokens.refresh,
+            expires_in_ms: self.tokens.expires_in_ms,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Tokens {
+    access: String,
+    refresh: Option<String>,
+    expires_in_ms: Option<Millis>,
+}
+
+impl Tokens {
+    fn new(refreshable: bool) -> Self {
+        Self {
+            access: random::token(),
+            refresh: refreshable.then(random::token),
+            expires_in_ms: refreshable.then_some(ACCESS_TOKEN_LIFE_MS),
+        }
+    }
+
+    fn stored(&self, now: Millis) -> NewSession {
+        NewSession {
+            access: token_hash(&self.access),
+            refresh: self.refresh.as_deref().map(token_hash),
+            expires_ms: self.expires_in_ms.map(|life| now + life),
+        }
+    }
+}
+
+impl Homeserver {
+    /// Logs a user in on a device; tokens that the device had end. Errors: 400 `M_INVALID_PARAM` for a device id or name
+    /// that cannot be, 403 `M_FORBIDDEN` for too many devices.
+    pub fn log_in_with(&self, user: &UserId, login: &NewLogin<'_>) -> Result<Login> {
+        let prepared = login.prepared(self.clock.now_ms())?;
+        let (owner, session) = (user.clone(), prepared.clone());
+        self.store.write(move |tx| session.begin(tx, &owner))?;
+        Ok(prepared.into_login(user))
+    }
+
+    /// The same from nowhere in particular: for fixtures and tests.
+    pub fn log_in(
+        &self,
+        user: &UserId,
+        device_id: Option<&str>,
+        display_name: Option<&str>,
+        refreshable: bool,
+    ) -> Result<Login> {
+        self.log_in_with(user, &NewLogin { device_id, display_name, refreshable, from: None })
+    }
+
+    /// Who an access token belongs to. Errors: 401 `M_UNKNOWN_TOKEN`, with `soft_logout` if it has only expired.
+    pub fn authenticate(&self, access_token: &str, ip: IpAddr) -> Result<Session> {
+        let hash = token_hash(access_token);
+        let session = self.store.session(&hash)?;
+        let Some(session) = session else {
+            return Err(
+                Error::new(ErrCode::UnknownToken, "Unknown access token").with_field("soft_logout", false)
+            );
+        };
+        let now = self.clock.now_ms();
+        if session.expires_ms.is_some_and(|at| at <= now) {
+            let expired = Error::new(ErrCode::UnknownToken, "The access token has expired");
+            return Err(expired.with_field("soft_logout", true));
+        }
+        let unseen = session.last_seen_ms.is_none_or(|seen| now - seen >= LAST_SEEN_LAG_MS);
+        if unseen || session.replaces.is_some() {
+            let used = session.clone();
+            self.store.write(move |tx| {
+                tx.confirm_session(&used)?;
+                tx.device_seen(&used.user_id, &used.device_id, now, &ip.to_string())
+            })?;
+        }
+        Ok(session)
+    }
+
+    /// New tokens for a refresh token, which stays good until one of the new ones is used. Errors: 401
+    /// `M_UNKNOWN_TOKEN`.
+    pub fn refresh(&self, refresh_token: &str) -> Result<Login> {
+        let hash = token_hash(refresh_token);
+        let tokens = Tokens::new(true);
+        let new = tokens.stored(self.clock.now_ms());
+        let session = self.store.write(move |tx| {
+            let unknown = || Error::new(ErrCode::UnknownToken, "Unknown refresh token");
+            let session =
+                tx.session_by_refresh(&hash)?.ok_or_else(|| unknown().with_field("soft_logout", false))?;
+            tx.confirm_session(&session)?;
+            tx.refresh_session(&session, &new)?;
+            Ok(session)
+        })?;
+        Ok(Login {
+            user_id: session.user_id,
+            device_id: session.device_id,
+            access_token: tokens.access,
+            refresh_token: tokens.refresh,
+            expires_in_ms: tokens.expires_in_ms,
+        })
+    }
+
+    /// Logs devices out and forgets them. Those that do not exist are fine.
+    pub fn delete_devices(&self, user: &UserId, devices: Vec<String>) -> Result<()> {
+        let user = user.clone();
+        self.store.write(move |tx| {
+            for device in &devices {
+                if tx.delete_device(&user, device)? {
+                    tell_of_device(tx, &user, device)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Logs all of a user's devices out.
+    pub fn delete_all_devices(&self, user: &UserId) -> Result<()> {
+        let user = user.clone();
+        self.store.write(move |tx| {
+            let gone = tx.delete_devices_except(&user, None)?;
+            tell_of_devices(tx, &user, &gone)
+        })
+    }
+
+    /// Renames a device. Errors: 404 `M_NOT_FOUND`, 400 `M_INVALID_PARAM`.
+    pub fn rename_device(&self, user: &UserId, device: &str, name: &str) -> Result<()> {
+        let (user, device, name) = (user.clone(), device.to_owned(), checked_device_name(name)?);
+        self.store.write(move |tx| match tx.rename_device(&user, &device, &name)? {
+            true => tell_of_device(tx, &user, &device),
+            false => Err(Error::not_found("You have no such device")),
+        })
+    }
+}
+
+fn checked_device_id(id: &str) -> Result<&str> {
+    let fits = !id.is_empty() && id.len() <= LONGEST_DEVICE_ID && !id.chars().any(char::is_control);
+    if fits { Ok(id) } else { Err(Error::invalid_param("A device id has 1 to 255 bytes")) }
+}
+
+fn checked_device_name(name: &str) -> Result<String> {
+    let fits = name.len() <= LONGEST_DEVICE_NAME;
+    if fits {
+        Ok(name.to_owned())
+    } else {
+        Err(Error::invalid_param("A device's name has at most 256 bytes"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::protocol::ServerName;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn homeserver() -> Arc<Homeserver> {
+        Homeserver::open(Config::for_name(ServerName::parse("example.org").unwrap()), Clock::new()).unwrap()
+    }
+
+    fn knows(hs: &Homeserver, token: &str) -> bool {
+        hs.authenticate(token, HERE).is_ok()
+    }
+
+    #[test]
+    fn a_second_login_on_a_device_ends_the_first() {
+        let hs = homeserver();
+        let (alice, other) = hs.register_user("alice", None).unwrap();
+        let first = hs.log_in(&alice, Some("PHONE"), Some("my phone"), false).unwrap();
+        let second = hs.log_in(&alice, Some("PHONE"), Some("renamed"), false).unwrap();
+        assert!(!knows(&hs, &first.access_token));
+        assert!(knows(&hs, &second.access_token) && knows(&hs, &other));
+        let device = hs.store.read(|db| db.device(&alice, "PHONE")).unwrap().unwrap();
+        assert_eq!(device.display_name.as_deref(), Some("my phone"));
+        assert_eq!(device.last_seen_ip.as_deref(), Some("127.0.0.1"));
+    }
+
+    #[test]
+    fn a_refresh_token_works_until_one_of_its_successors_is_used() {
+        let hs = homeserver();
+        let (alice, _) = hs.register_user("alice", None).unwrap();
+        let login = hs.log_in(&alice, None, None, true).unwrap();
+        let refresh = |login: &Login| hs.refresh(login.refresh_token.as_deref().unwrap());
+        let lost = refresh(&login).unwrap();
+        let kept = refresh(&login).unwrap();
+        assert!(knows(&hs, &login.access_token), "the old one is good until a new one is used");
+        assert!(!knows(&hs, &lost.access_token), "the answer that was asked for again is void");
+        assert!(knows(&hs, &kept.access_token));
+        assert!(!knows(&hs, &login.access_token));
+        assert_eq!(refresh(&login).unwrap_err().errcode(), ErrCode::UnknownToken);
+        let next = refresh(&kept).unwrap();
+        let last = refresh(&next).unwrap();
+        assert!(refresh(&kept).is_err(), "using the refresh token counts as well");
+        assert_eq!(last.device_id, login.device_id);
+    }
+
+    #[test]
+    fn an_expired_access_token_is_a_soft_logout() {
+        let hs = homeserver();
+        let (alice, endless) = hs.register_user("alice", None).unwrap();
+        let login = hs.log_in(&alice, None, None, true).unwrap();
+        assert!(knows(&hs, &login.access_token));
+        hs.clock.advance(Duration::from_millis(ACCESS_TOKEN_LIFE_MS as u64));
+        let error = hs.authenticate(&login.access_token, HERE).unwrap_err();
+        assert_eq!(
+            (error.errcode(), error.field("soft_logout").unwrap()),
+            (ErrCode::UnknownToken, &true.into())
+        );
+        assert!(knows(&hs, &endless));
+        assert!(knows(&hs, &hs.refresh(&login.refresh_token.unwrap()).unwrap().access_token));
+    }
+
+    #[test]
+    fn who_is_logged_out_is_unknown() {
+        let hs = homeserver();
+        let (alice, first) = hs.register_user("alice", None).unwrap();
+        let second = hs.log_in(&alice, Some("B"), None, false).unwrap();
+        hs.delete_devices(&alice, vec!["B".into(), "none".into()]).unwrap();
+        assert!(knows(&hs, &first) && !knows(&hs, &second.access_token));
+        hs.delete_all_devices(&alice).unwrap();
+        assert!(!knows(&hs, &first));
+        assert!(hs.store.read(|db| db.devices(&alice)).unwrap().is_empty());
+        hs.deactivate(&alice, false).unwrap();
+        assert_eq!(hs.log_in(&alice, None, None, false).unwrap_err().errcode(), ErrCode::Forbidden);
+    }
+}

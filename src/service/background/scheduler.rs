@@ -1,0 +1,435 @@
+//! The one timer: it finds what is due in the database and has it done by a few threads. What is due is a row with a
+//! time, so a crash forgets nothing, and a wake that is lost costs only time.
+//!
+//! A job that is taken up is first put off by a while, so that whatever happens to the thread that does it, it comes up
+//! again, and never twice at once.
+
+use std::collections::HashSet;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::bounded::BoundedMap;
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::locks::{lock, wait_timeout, wait_until};
+use crate::protocol::{RoomId, ServerName, UserId};
+use crate::service::Homeserver;
+use crate::service::membership::backoff_ms;
+use crate::store::{Changes, RoomKey};
+
+/// How many jobs are done at once. They mostly wait for other servers.
+const WORKERS: usize = 4;
+/// In how many rooms events that wait are pursued at once, beside those.
+const FETCHERS: usize = 6;
+/// How many invites are handed out at once, beside those, and how many of them to one server.
+const INVITERS: usize = 8;
+const MOST_TO_ONE: usize = 3;
+/// For how long the waiting events of a room are left alone if something of ours failed.
+const AFTER_FAILURE: Millis = 60_000;
+/// And this long if not even that could be written down.
+const REST: Duration = Duration::from_secs(5);
+/// How often the clock is looked at. Nothing else happens then, unless something is due.
+const TICK: Duration = Duration::from_millis(250);
+/// How long until the database is looked at again although nothing is known to be due.
+const LOOK_AT_LEAST: Millis = 60_000;
+
+/// For how long a job is put off when it is taken up: longer than a job may take.
+const LEASE: Millis = 30 * 60 * 1000;
+
+/// The timer. Dropping it does not stop its threads; `stop` does. Clones are the same timer.
+#[derive(Clone, Default)]
+pub struct Scheduler {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    moved: Condvar,
+    /// An invite was handed out, or could not be.
+    invited: Condvar,
+    any_waiting: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// Something may be due that was not known when the database was last looked at.
+    look: bool,
+    /// The same, but not before this time.
+    look_by: Option<Millis>,
+    stop: bool,
+    working: usize,
+    /// Rooms whose waiting events are being pursued, one thread each.
+    fetching: HashSet<RoomKey>,
+    /// The servers that invites are being handed out to, a thread for each invite.
+    inviting: Vec<ServerName>,
+    /// Rooms whose branches are to be joined. A hint: the next event in such a room says it again.
+    forked: HashSet<RoomKey>,
+    /// The timer's own thread runs.
+    ticking: bool,
+    /// Jobs that wait for a server to come back, by the server's name. A convenience: they are due some day anyway.
+    waiting: BoundedMap<ServerName, Waiting, MOST_WAITED_FOR>,
+}
+
+/// A row of the database that is due.
+type Job = (RoomId, UserId);
+
+/// What waits for one server.
+struct Waiting {
+    since: Instant,
+    jobs: HashSet<Job>,
+}
+
+/// A server that speaks, but does not do what is asked of it, is not asked more often than this.
+const CALM: Duration = Duration::from_secs(5);
+
+/// Of how many servers it is remembered that jobs wait for them.
+const MOST_WAITED_FOR: usize = 1000;
+
+impl Shared {
+    /// Waits for so long, or until the stop. False: that came.
+    fn rest(&self, how_long: Duration) -> bool {
+        let until = Instant::now() + how_long;
+        let mut state = lock(&self.state);
+        while !state.stop {
+            let Ok(woken) = wait_until(&self.moved, state, until) else { return true };
+            state = woken;
+        }
+        false
+    }
+
+    fn wake(&self) {
+        let mut state = lock(&self.state);
+        state.look = true;
+        drop(state);
+        self.moved.notify_all();
+    }
+}
+
+impl Scheduler {
+    /// Starts the timer's thread. It keeps only a weak hold of the homeserver, and ends with it.
+    pub fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
+        // What was under way when we last stopped is not, any more.
+        let now = hs.clock.now_ms();
+        let due = |db: &crate::store::Db<'_>| {
+            Ok(db.next_remote_membership_due()?.is_some()
+                || db.next_waiting_due()?.is_some()
+                || db.next_owed_invite_due()?.is_some())
+        };
+        if hs.store.read(due)? {
+            hs.store.write(move |tx| {
+                tx.hasten_remote_memberships(now)?;
+                tx.hasten_all_waiting(now)?;
+                tx.hasten_owed_invites(now)
+            })?;
+        }
+        let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
+        lock(&shared.state).ticking = true;
+        thread::Builder::new().name("timer".to_owned()).spawn(move || {
+            run(&shared, &weak);
+            lock(&shared.state).ticking = false;
+            shared.moved.notify_all();
+        })?;
+        Ok(())
+    }
+
+    /// Waits for so long before another server is asked again, or until the stop. False: there is no again.
+    pub fn rest(&self, how_long: Duration) -> bool {
+        self.shared.rest(how_long)
+    }
+
+    /// Says that something may be due sooner than the timer knows.
+    pub fn wake(&self) {
+        self.shared.wake();
+    }
+
+    /// Says that something is due at this time, which the timer may not know yet. It need not be looked for before.
+    pub fn no_later_than(&self, at: Millis) {
+        let mut state = lock(&self.shared.state);
+        state.look_by = Some(state.look_by.map_or(at, |known| known.min(at)));
+    }
+
+    /// Takes in what a commit changed. Never blocks for long: it is called on the database's writing thread.
+    pub fn committed(&self, changes: &Changes) {
+        lock(&self.shared.state).forked.extend(&changes.forked);
+        self.wake();
+    }
+
+    /// Remembers that a job could not be done because these servers could not be reached.
+    pub fn waits_for(&self, servers: &[ServerName], room: &RoomId, user: &UserId) {
+        let mut state = lock(&self.shared.state);
+        for server in servers {
+            let fresh = || Waiting { since: Instant::now(), jobs: HashSet::new() };
+            if let Some(waiting) = state.waiting.try_get_or_insert_with(server.clone(), fresh) {
+                waiting.jobs.insert((room.clone(), user.clone()));
+            }
+        }
+        self.shared.any_waiting.store(!state.waiting.is_empty(), Ordering::Relaxed);
+    }
+
+    /// A server spoke to us: what waited for it is due now. Cheap where nothing waits.
+    pub fn peer_spoke(&self, hs: &Homeserver, server: &ServerName) {
+        if !self.shared.any_waiting.load(Ordering::Relaxed) {
+            return;
+        }
+        let jobs = {
+            let mut state = lock(&self.shared.state);
+            if state.waiting.get(server).is_none_or(|waiting| waiting.since.elapsed() < CALM) {
+                return;
+            }
+            state.waiting.remove(server).map(|waiting| waiting.jobs).unwrap_or_default()
+        };
+        let now = hs.clock.now_ms();
+        let hurried = hs.store.write(move |tx| {
+            jobs.iter().try_for_each(|(room, user)| {
+                tx.hasten_remote_membership(room, user, now)?;
+                tx.hasten_owed_invite(room, user, now)
+            })
+        });
+        match hurried {
+            Ok(()) => self.wake(),
+            Err(error) => log::log!(
+                error.level(log::Level::Error),
+                "what waited for {server} could not be hastened: {error}"
+            ),
+        }
+    }
+
+    /// Waits until something about invites holds, but no longer than until then, and not beyond the stop.
+    pub fn wait_for_invites(&self, until: Instant, mut holds: impl FnMut() -> bool) {
+        while !holds() {
+            let left = until.saturating_duration_since(Instant::now());
+            let state = lock(&self.shared.state);
+            if left.is_zero() || state.stop || !state.ticking {
+                return;
+            }
+            // One that is done between the look and the wait costs no more than this.
+            drop(wait_timeout(&self.shared.invited, state, left.min(TICK)));
+        }
+    }
+
+    /// Stops the timer, and waits a moment for the jobs that are under way (whose requests are cut off by then). Those
+    /// that have not come to an end are repeated after the next start.
+    pub fn stop(&self) {
+        const GRACE: Duration = Duration::from_millis(500);
+        let mut state = lock(&self.shared.state);
+        state.stop = true;
+        self.shared.moved.notify_all();
+        self.shared.invited.notify_all();
+        let until = Instant::now() + GRACE;
+        while state.working > 0 || !state.fetching.is_empty() || !state.inviting.is_empty() || state.ticking {
+            let Ok(woken) = wait_until(&self.shared.moved, state, until) else { return };
+            state = woken;
+        }
+    }
+}
+
+fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
+    let mut next = Some(Millis::MIN);
+    loop {
+        {
+            let mut state = lock(&shared.state);
+            if state.stop {
+                return;
+            }
+            if !state.look {
+                state = wait_timeout(&shared.moved, state, TICK);
+            }
+            if state.stop {
+                return;
+            }
+            if state.working >= WORKERS
+                && state.fetching.len() >= FETCHERS
+                && state.inviting.len() >= INVITERS
+            {
+                // Whoever finishes wakes us.
+                state.look = false;
+                next = Some(Millis::MIN);
+                continue;
+            }
+            if std::mem::take(&mut state.look) {
+                next = Some(Millis::MIN);
+            }
+        }
+        let Some(hs) = weak.upgrade() else { return };
+        let now = hs.clock.now_ms();
+        {
+            let mut state = lock(&shared.state);
+            let known = state.look_by.take_if(|at| *at <= now);
+            if known.is_none() && next.is_some_and(|next| now < next) {
+                continue;
+            }
+        }
+        next = Some(match look(shared, &hs, now) {
+            Ok(Some(due)) => due.min(now + LOOK_AT_LEAST),
+            Ok(None) => now + LOOK_AT_LEAST,
+            Err(error) => {
+                log::log!(error.level(log::Level::Error), "the timer could not look at what is due: {error}");
+                now + backoff_ms(0)
+            }
+        });
+    }
+}
+
+/// Takes up what is due, as far as there are threads for it, and returns when the next thing is.
+fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Option<Millis>> {
+    let free = WORKERS.saturating_sub(lock(&shared.state).working);
+    let due = hs.store.read(|db| db.remote_memberships_due(now, free))?;
+    for (room, user) in due {
+        let (leased_room, leased_user) = (room.clone(), user.clone());
+        hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
+        spawn(shared, hs, move |hs| {
+            if let Err(error) = hs.pursue_membership(&room, &user) {
+                log::log!(error.level(log::Level::Info), "{room} for {user}: {error}");
+            }
+        })?;
+    }
+    let free = WORKERS.saturating_sub(lock(&shared.state).working);
+    for user in hs.device_lists_to_fetch(now, free)? {
+        spawn(shared, hs, move |hs| {
+            if let Err(error) = hs.fetch_device_list(&user) {
+                log::log!(error.level(log::Level::Error), "the devices of {user} cannot be kept: {error}");
+            }
+        })?;
+    }
+    if lock(&shared.state).working < WORKERS {
+        let forked = std::mem::take(&mut lock(&shared.state).forked);
+        if !forked.is_empty() {
+            spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.join_branches(room)))?;
+        }
+    }
+    let busy = lock(&shared.state).fetching.clone();
+    let due = hs.store.read(|db| db.rooms_with_due_waiting(now, FETCHERS + busy.len()))?;
+    let free = FETCHERS.saturating_sub(busy.len());
+    for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
+        pursue(shared, hs, room)?;
+    }
+    hand_out_invites(shared, hs, now)?;
+    let next = hs.store.read(|db| {
+        Ok([
+            db.next_remote_membership_due()?,
+            db.next_waiting_due()?,
+            db.next_device_list_due()?,
+            db.next_owed_invite_due()?,
+        ])
+    })?;
+    Ok(next.into_iter().chain([hs.end_typing_that_is_over(now)?, hs.let_presence_pass(now)?]).flatten().min())
+}
+
+/// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one for
+/// a while.
+fn hand_out_invites(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
+    let due = hs.store.read(|db| db.owed_invites_due(now, MOST_TO_ONE, INVITERS * 4))?;
+    for (room, invitee, server) in due {
+        {
+            let mut state = lock(&shared.state);
+            let to_one = state.inviting.iter().filter(|busy| **busy == server).count();
+            if state.inviting.len() >= INVITERS || to_one >= MOST_TO_ONE {
+                continue;
+            }
+            state.inviting.push(server.clone());
+        }
+        let (inviting, hs) = (Inviting(shared.clone(), server), hs.clone());
+        let (leased_room, leased) = (room.clone(), invitee.clone());
+        hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, now + LEASE, false))?;
+        thread::Builder::new().name("inviting".to_owned()).spawn(move || {
+            if let Err(error) = hs.deliver_owed_invite(&room, &invitee) {
+                log::log!(
+                    error.level(log::Level::Error),
+                    "the invite of {invitee} to {room} cannot be kept: {error}"
+                );
+            }
+            drop(hs);
+            drop(inviting);
+        })?;
+    }
+    Ok(())
+}
+
+/// An invite that is being handed out, given back also when its thread panics.
+struct Inviting(Arc<Shared>, ServerName);
+
+impl Drop for Inviting {
+    fn drop(&mut self) {
+        let mut state = lock(&self.0.state);
+        if let Some(at) = state.inviting.iter().position(|server| *server == self.1) {
+            state.inviting.swap_remove(at);
+        }
+        drop(state);
+        self.0.invited.notify_all();
+        self.0.wake();
+    }
+}
+
+/// A thread that works, counted out also when it panics.
+struct Working(Arc<Shared>);
+
+impl Working {
+    fn new(shared: &Arc<Shared>) -> Self {
+        lock(&shared.state).working += 1;
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        lock(&self.0.state).working -= 1;
+        self.0.wake();
+    }
+}
+
+/// A room whose waiting events are pursued, given back also when its thread panics.
+struct Fetching(Arc<Shared>, RoomKey);
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        lock(&self.0.state).fetching.remove(&self.1);
+        self.0.wake();
+    }
+}
+
+/// Pursues the waiting events of a room on a thread of its own.
+fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<()> {
+    lock(&shared.state).fetching.insert(room);
+    let (fetching, hs) = (Fetching(shared.clone(), room), hs.clone());
+    thread::Builder::new().name("waiting".to_owned()).spawn(move || {
+        let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.pursue_waiting(room)));
+        let put_off = match pursued {
+            Ok(Ok(())) => Ok(()),
+            failed => {
+                if let Ok(Err(error)) = failed {
+                    log::log!(error.level(log::Level::Error), "waiting events could not be pursued: {error}");
+                }
+                let now = hs.clock.now_ms();
+                hs.store.write(move |tx| tx.calm_waiting(room, None, now + AFTER_FAILURE))
+            }
+        };
+        drop(hs);
+        if let Err(error) = put_off {
+            log::log!(error.level(log::Level::Error), "nor put off: {error}");
+            // Nothing can be written. The room stays taken for a while, or it would be due again at once.
+            fetching.0.rest(REST);
+        }
+        drop(fetching);
+    })?;
+    Ok(())
+}
+
+/// Has something done by a thread of its own, which counts as one that works.
+fn spawn(
+    shared: &Arc<Shared>,
+    hs: &Arc<Homeserver>,
+    job: impl FnOnce(&Homeserver) + Send + 'static,
+) -> Result<()> {
+    let (working, hs) = (Working::new(shared), hs.clone());
+    thread::Builder::new().name("due".to_owned()).spawn(move || {
+        job(&hs);
+        // In this order: who waits for the end of the work wants the homeserver back.
+        drop(hs);
+        drop(working);
+    })?;
+    Ok(())
+}

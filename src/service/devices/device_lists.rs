@@ -1,0 +1,287 @@
+//! Device lists: other servers are told when the devices of one of us change, and we remember what they tell us.
+//!
+//! The updates of one user form a chain: each has a number (`stream_id`) and names the one before it (`prev_id`). Where
+//! the chain has a gap, the whole list is fetched.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::federation::calls::{self, UserDevicesAnswer};
+use crate::protocol::UserId;
+use crate::protocol::json::{AtMost, First, ObjectText, read_object};
+use crate::service::Homeserver;
+use crate::service::incoming::edus::Intake;
+use crate::service::membership::backoff_ms;
+use crate::store::devices::device_lists::{OwnChange, RemoteDevice, RemoteDeviceList};
+use crate::store::{Db, Tx};
+
+/// Devices of one user of another server that are remembered.
+const MOST_DEVICES: usize = 1000;
+/// Updates that are taken in with one commit.
+const AT_ONCE: usize = 10;
+/// Longest device id and device name, in bytes; the identity keys of one device as JSON.
+const LONGEST_ID: usize = 255;
+const LONGEST_NAME: usize = 512;
+const LARGEST_KEYS: usize = 16 << 10;
+/// Updates that one may rest on.
+const MOST_PREVIOUS: usize = 1000;
+/// For how long a list is put off that is being fetched: longer than that may take.
+const LEASE: Millis = 10 * 60 * 1000;
+/// After so many failures a list is not fetched until its server says something new.
+const MOST_ATTEMPTS: u32 = 12;
+
+/// `m.device_list_update` between servers, as far as it is of interest.
+#[derive(Deserialize)]
+struct Said<'t> {
+    user_id: UserId,
+    #[serde(borrow)]
+    device_id: Cow<'t, str>,
+    #[serde(borrow)]
+    device_display_name: Option<Cow<'t, str>>,
+    stream_id: i64,
+    #[serde(default)]
+    prev_id: AtMost<i64, MOST_PREVIOUS>,
+    #[serde(default)]
+    deleted: bool,
+    #[serde(borrow)]
+    keys: Option<&'t RawValue>,
+}
+
+/// What of it is taken in.
+pub(in crate::service) struct Update {
+    user_id: UserId,
+    device: RemoteDevice,
+    stream_id: i64,
+    prev_id: Vec<i64>,
+    deleted: bool,
+}
+
+/// What a server told of its users' devices and keys.
+pub(in crate::service) enum DeviceNews {
+    /// One device.
+    Update(Update),
+    /// The keys with which a user signs their devices.
+    SigningKeys(UserId),
+}
+
+/// One device of ours was added, renamed or logged out: tells everybody who follows the user's devices.
+pub(in crate::service) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device: &str) -> Result<()> {
+    tx.devices_changed(user, Some(device))?;
+    let servers = tx.servers_that_share_rooms(user)?;
+    if servers.is_empty() {
+        return Ok(());
+    }
+    let Some(edu) = last_update(tx, user)? else { return Ok(()) };
+    servers.iter().try_for_each(|server| tx.owe_device_update(server, (user, device), &edu))
+}
+
+/// The same for several.
+pub(in crate::service) fn tell_of_devices(tx: &mut Tx<'_>, user: &UserId, devices: &[String]) -> Result<()> {
+    devices.iter().try_for_each(|device| tell_of_device(tx, user, device))
+}
+
+/// The last update of one of our users' devices; none if there never was one. It is told to servers that share a room with
+/// the user from now on, too: who has it knows that its list is right, and who lacks what it rests on fetches the list.
+pub(in crate::service) fn last_update(db: &Db<'_>, user: &UserId) -> Result<Option<String>> {
+    let Some(OwnChange { stream_id, previous, device_id }) = db.own_device_change(user)? else {
+        return Ok(None);
+    };
+    let prev_id: Vec<i64> = previous.into_iter().collect();
+    let mut content =
+        json!({ "user_id": user, "device_id": device_id, "stream_id": stream_id, "prev_id": prev_id });
+    match db.device(user, &device_id)? {
+        Some(device) => {
+            if let Some(name) = device.display_name {
+                content["device_display_name"] = name.into();
+            }
+        }
+        None => content["deleted"] = true.into(),
+    }
+    Ok(Some(json!({ "edu_type": "m.device_list_update", "content": content }).to_string()))
+}
+
+impl Homeserver {
+    /// The devices of one of our users that have identity keys, for other servers. Clients cannot upload such keys yet,
+    /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is none of us.
+    pub fn devices_for_servers(&self, user: &UserId) -> Result<Value> {
+        self.store.read(|db| {
+            if !self.is_ours(user) || !db.is_active_user(user)? {
+                return Err(Error::not_found("There is no such user"));
+            }
+            let stream_id = db.device_change(user)?.unwrap_or(0);
+            Ok(json!({ "user_id": user, "stream_id": stream_id, "devices": [] }))
+        })
+    }
+
+    /// `m.device_list_update` of another server, to be taken in at the end of the transaction.
+    pub(in crate::service) fn receive_device_list_update(&self, intake: &mut Intake<'_>, content: &[u8]) {
+        let Ok(said) = read_object::<Said<'_>>(content) else { return };
+        if let Some(device) = device_of(&said.device_id, said.device_display_name.as_deref(), said.keys)
+            && intake.owns(&said.user_id)
+        {
+            let Said { user_id, stream_id, prev_id: AtMost(prev_id), deleted, .. } = said;
+            intake.devices.push(DeviceNews::Update(Update { user_id, device, stream_id, prev_id, deleted }));
+        }
+    }
+
+    /// `m.signing_key_update` of another server. The keys are fetched by whoever asks for them.
+    pub(in crate::service) fn receive_signing_key_update(&self, intake: &mut Intake<'_>, content: &[u8]) {
+        #[derive(Deserialize)]
+        struct Whose {
+            user_id: UserId,
+        }
+        let whose = read_object::<Whose>(content).ok().filter(|whose| intake.owns(&whose.user_id));
+        intake.devices.extend(whose.map(|whose| DeviceNews::SigningKeys(whose.user_id)));
+    }
+
+    /// Takes in what was put by, in a few commits. Users with whom nobody here shares a room are of no interest.
+    pub(in crate::service) fn take_in_device_news(&self, news: Vec<DeviceNews>) -> Result<()> {
+        let (mut gaps, mut left) = (false, news);
+        while !left.is_empty() {
+            let later = left.split_off(left.len().min(AT_ONCE));
+            let (some, now) = (std::mem::replace(&mut left, later), self.clock.now_ms());
+            gaps |= self.store.write(move |tx| {
+                let mut gaps = false;
+                for news in some {
+                    let user = match &news {
+                        DeviceNews::Update(update) => &update.user_id,
+                        DeviceNews::SigningKeys(user) => user,
+                    };
+                    if !tx.is_of_interest(user)? {
+                        continue;
+                    }
+                    match news {
+                        DeviceNews::SigningKeys(user) => tx.devices_changed(&user, None)?,
+                        DeviceNews::Update(update) => gaps |= take_in(tx, update, now)?,
+                    }
+                }
+                Ok(gaps)
+            })?;
+        }
+        if gaps {
+            self.scheduler.wake();
+        }
+        Ok(())
+    }
+
+    /// Takes up the lists that are due to be fetched, each for a while, so that nobody else does.
+    pub(in crate::service) fn device_lists_to_fetch(&self, now: Millis, limit: usize) -> Result<Vec<UserId>> {
+        let due = self.store.read(|db| db.device_lists_due(now, limit))?;
+        if due.is_empty() {
+            return Ok(due);
+        }
+        self.store.write_lightly(move |tx| {
+            for user in &due {
+                if let Some(list) = tx.remote_device_list(user)? {
+                    let leased = RemoteDeviceList { due_ms: Some(now + LEASE), ..list };
+                    tx.set_remote_device_list(user, &leased)?;
+                }
+            }
+            Ok(due)
+        })
+    }
+
+    /// Fetches the whole device list of another server's user.
+    pub fn fetch_device_list(&self, user: &UserId) -> Result<()> {
+        let Some(before) = self.store.read(|db| db.remote_device_list(user))? else { return Ok(()) };
+        let owner = user.clone();
+        if !self.store.read(|db| db.is_of_interest(user))? {
+            return self.store.write(move |tx| tx.forget_remote_device_list(&owner));
+        }
+        let fetched = self.federation.user_devices(&user.server(), user);
+        let now = self.clock.now_ms();
+        match fetched {
+            Ok(UserDevicesAnswer { stream_id, devices: First(devices) }) => {
+                let of = |device: &calls::UserDevice| {
+                    let name = device.device_display_name.as_deref();
+                    device_of(&device.device_id, name, device.keys.as_deref())
+                };
+                let fetched = (stream_id, devices.iter().take(MOST_DEVICES).filter_map(of).collect());
+                self.store.write(move |tx| replace(tx, &owner, &before, fetched, now))
+            }
+            Err(e) => {
+                log::info!("the devices of {user} cannot be fetched: {e}");
+                let attempts = before.attempts + 1;
+                let again = e.is_transient() && attempts < MOST_ATTEMPTS;
+                let due_ms = again.then(|| now + backoff_ms(attempts));
+                self.store.write(move |tx| match tx.remote_device_list(&owner)? {
+                    Some(list) => {
+                        tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..list })
+                    }
+                    None => Ok(()),
+                })
+            }
+        }
+    }
+}
+
+/// Takes in one update. Whether the chain has a gap.
+fn take_in(tx: &mut Tx<'_>, update: Update, now: Millis) -> Result<bool> {
+    let user = &update.user_id;
+    let known = tx.remote_device_list(user)?;
+    let reached = known.as_ref().and_then(|list| list.stream_id);
+    if reached == Some(update.stream_id) {
+        return Ok(false);
+    }
+    // "May be missing or empty for the first EDU in a sequence."
+    let begins = reached.is_none() && update.prev_id.is_empty();
+    let follows = reached.is_some_and(|reached| {
+        update.stream_id > reached
+            && !update.prev_id.is_empty()
+            && update.prev_id.iter().all(|previous| *previous <= reached)
+    });
+    let fits = begins || follows;
+    let (due_ms, attempts) = known.map_or((None, 0), |list| (list.due_ms, list.attempts));
+    let list = match fits {
+        true => RemoteDeviceList { stream_id: Some(update.stream_id), due_ms, attempts },
+        false => RemoteDeviceList { stream_id: reached, due_ms: Some(now), attempts: 0 },
+    };
+    tx.set_remote_device_list(user, &list)?;
+    if update.deleted {
+        tx.forget_remote_devices(user, Some(&update.device.device_id))?;
+    } else {
+        tx.set_remote_device(user, &update.device, MOST_DEVICES)?;
+    }
+    tx.devices_changed(user, None)?;
+    Ok(!fits)
+}
+
+/// Puts a fetched list in the place of what was known.
+fn replace(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    before: &RemoteDeviceList,
+    (fetched_up_to, fetched): (i64, Vec<RemoteDevice>),
+    now: Millis,
+) -> Result<()> {
+    // Nobody here shares a room with the user any more, so that we would not be told of the next change.
+    let Some(known) = tx.remote_device_list(user)? else { return Ok(()) };
+    // What came while it was fetched may be missing in it: then it is fetched once more.
+    let overtaken =
+        known.due_ms != before.due_ms || known.stream_id.is_some_and(|reached| reached > fetched_up_to);
+    tx.replace_remote_devices(user, fetched.iter().take(MOST_DEVICES))?;
+    let attempts = if overtaken { before.attempts + 1 } else { 0 };
+    let again = overtaken && attempts < MOST_ATTEMPTS;
+    let due_ms = again.then(|| now + backoff_ms(attempts));
+    let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts };
+    tx.set_remote_device_list(user, &list)?;
+    tx.devices_changed(user, None)
+}
+
+/// A device, if its parts are of a size to be kept.
+fn device_of(device_id: &str, display_name: Option<&str>, keys: Option<&RawValue>) -> Option<RemoteDevice> {
+    if device_id.is_empty() || device_id.len() > LONGEST_ID {
+        return None;
+    }
+    let display_name = display_name.filter(|name| name.len() <= LONGEST_NAME).map(str::to_owned);
+    // White space and escapes do not count, but there is an end to them.
+    let keys = keys.filter(|keys| keys.get().len() <= 4 * LARGEST_KEYS);
+    let keys = keys.and_then(|keys| ObjectText::try_from(keys.get().as_bytes()).ok());
+    let keys = keys.map(|keys| keys.get().to_owned()).filter(|keys| keys.len() <= LARGEST_KEYS);
+    Some(RemoteDevice { device_id: device_id.to_owned(), display_name, keys })
+}

@@ -1,0 +1,370 @@
+//! Messages from device to device: kept for ours until they have them, owed durably to the servers of others.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::{ObjectText, read, read_object};
+use crate::protocol::{ServerName, UserId};
+use crate::random;
+use crate::service::Homeserver;
+use crate::service::incoming::edus::Intake;
+use crate::store::accounts::client_transactions::ClientTxn;
+use crate::store::devices::to_device::{Line, Origin};
+use crate::store::{Db, Tx};
+
+/// The device id that stands for all of a user's devices.
+const ALL: &str = "*";
+/// The largest content of one message, in bytes: as much as an event may have.
+const LARGEST: usize = 65_536;
+/// Longest type of a message, in bytes.
+const LONGEST_TYPE: usize = 255;
+/// Messages in one request, or in one ephemeral message of another server.
+const MOST_MESSAGES: usize = 10_000;
+/// Bytes of messages that share an ephemeral message to another server, unless one alone has more.
+const SHARE: usize = 50_000;
+/// "Arbitrary utf8 string, of maximum length 32 codepoints."
+const LONGEST_ID: usize = 32;
+/// Messages that are looked up or written at once, and their bytes: so many hold up nobody. What is written of one request
+/// or ephemeral message goes in portions that are noted one by one, so that a repeat of it goes on where it stopped.
+const AT_ONCE: usize = 200;
+const ROWS_AT_ONCE: usize = 500;
+const BYTES_AT_ONCE: usize = 8 << 20;
+/// When who has sent a device more than it fetches should come again.
+const COME_AGAIN: Millis = 20_000;
+
+/// Messages by user and device.
+type Messages = BTreeMap<String, BTreeMap<String, ObjectText>>;
+
+/// `m.direct_to_device` between servers.
+#[derive(Serialize, Deserialize)]
+pub(in crate::service) struct DirectToDevice {
+    sender: UserId,
+    #[serde(rename = "type")]
+    event_type: String,
+    message_id: String,
+    messages: Messages,
+}
+
+impl Homeserver {
+    /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
+    /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
+    /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of many
+    /// hundreds some, and the same request sends the others.
+    pub fn send_to_device(&self, event_type: &str, messages: &RawValue, txn: ClientTxn) -> Result<()> {
+        let messages: Messages = read(messages.get().as_bytes()).map_err(|e| {
+            let why = format!("messages must have users, their devices and objects: {}", e.message());
+            Error::bad_json(why)
+        })?;
+        if event_type.is_empty() || event_type.len() > LONGEST_TYPE {
+            return Err(Error::invalid_param("The type of a message has between 1 and 255 bytes"));
+        }
+        let mut here: Vec<ToOne> = Vec::new();
+        let mut elsewhere: BTreeMap<ServerName, Messages> = BTreeMap::new();
+        let mut count = 0;
+        for (user, devices) in messages {
+            let user = UserId::parse(&user)?;
+            for (device, content) in devices {
+                count += 1;
+                if count > MOST_MESSAGES {
+                    return Err(Error::new(ErrCode::TooLarge, "These are too many messages"));
+                }
+                let message = written(txn.user_id.as_str(), event_type, &content)
+                    .ok_or_else(|| Error::new(ErrCode::TooLarge, "One of the messages is too large"))?;
+                if self.is_ours(&user) {
+                    here.push(ToOne { user: user.clone(), device, message, devices: 0 });
+                } else {
+                    let of_user = elsewhere.entry(user.server()).or_default().entry(user.to_string());
+                    of_user.or_default().insert(device, content);
+                }
+            }
+        }
+        let mut owed = Vec::new();
+        for (server, messages) in elsewhere {
+            for share in shares(messages) {
+                let (sender, event_type) = (txn.user_id.clone(), event_type.to_owned());
+                let said =
+                    DirectToDevice { sender, event_type, message_id: random::letters(16), messages: share };
+                let said = serde_json::to_string(&said).map_err(Error::internal)?;
+                owed.push((
+                    server.clone(),
+                    format!("{{\"content\":{said},\"edu_type\":\"m.direct_to_device\"}}"),
+                ));
+            }
+        }
+        let here = self.portions(&txn.txn_id, &txn.user_id, here)?;
+        for portion in batches(here) {
+            let (txn, now) = (txn.clone(), self.clock.now_ms());
+            self.store.write(move |tx| {
+                for portion in portion {
+                    let txn = ClientTxn { txn_id: portion.mark.clone(), ..txn.clone() };
+                    if tx.has_client_txn(&txn)? {
+                        continue;
+                    }
+                    tx.add_client_txn(&txn, None, now)?;
+                    deliver_all(tx, &portion, Origin::User(&txn.user_id), now)?;
+                }
+                Ok(())
+            })?;
+        }
+        for (number, owed) in owed.chunks(AT_ONCE).enumerate() {
+            let txn_id = mark(&txn.txn_id, ELSEWHERE, number);
+            let (txn, owed, now) = (ClientTxn { txn_id, ..txn.clone() }, owed.to_vec(), self.clock.now_ms());
+            self.store.write(move |tx| {
+                if tx.has_client_txn(&txn)? {
+                    return Ok(());
+                }
+                tx.add_client_txn(&txn, None, now)?;
+                for (server, edu) in &owed {
+                    if !tx.owe_message(server, edu, now)? {
+                        log::warn!("too many messages wait for {server}: one was dropped");
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The messages for devices of ours that exist, in portions. They are looked up here, so that those for nobody cost
+    /// the writer nothing, however many they are.
+    fn portions(&self, id: &str, sender: &UserId, messages: Vec<ToOne>) -> Result<Vec<Portion>> {
+        let (mut portions, mut number) = (Vec::new(), 0);
+        let mut messages = messages.into_iter();
+        loop {
+            let some: Vec<ToOne> = messages.by_ref().take(AT_ONCE).collect();
+            if some.is_empty() {
+                return Ok(portions);
+            }
+            let messages = self.store.read(|db| {
+                let mut devices = HashMap::new();
+                let mut known = Vec::new();
+                for mut message in some {
+                    message.devices = recipients(db, &message, &mut devices)?;
+                    if message.devices > 0 {
+                        known.push(message);
+                    }
+                }
+                Ok(known)
+            })?;
+            if !messages.is_empty() {
+                portions.push(Portion { mark: mark(id, HERE, number), sender: sender.clone(), messages });
+            }
+            number += 1;
+        }
+    }
+
+    /// `m.direct_to_device` of another server, to be taken in at the end of the transaction.
+    pub(in crate::service) fn receive_to_device(&self, intake: &mut Intake<'_>, content: &[u8]) {
+        let Ok(said) = read_object::<DirectToDevice>(content) else { return };
+        let id_fits = !said.message_id.is_empty() && said.message_id.chars().count() <= LONGEST_ID;
+        let type_fits = !said.event_type.is_empty() && said.event_type.len() <= LONGEST_TYPE;
+        let count: usize = said.messages.values().map(BTreeMap::len).sum();
+        if intake.owns(&said.sender) && id_fits && type_fits && count <= MOST_MESSAGES {
+            intake.to_device.push(said);
+        } else {
+            log::debug!("{} sent messages to devices that are none", intake.origin());
+        }
+    }
+
+    /// Takes in what [`Self::receive_to_device`] has put by, in one commit unless it is much. Errors: 429
+    /// `M_LIMIT_EXCEEDED` if too many of the server's messages wait for one of the devices, so that it keeps them until
+    /// there is room, for some minutes at most; a repeat brings what was not taken in.
+    pub(in crate::service) fn take_in_to_device(
+        &self,
+        origin: &ServerName,
+        received: Vec<DirectToDevice>,
+    ) -> Result<()> {
+        let mut portions = Vec::new();
+        for said in received {
+            let mut messages = Vec::new();
+            for (user, devices) in said.messages {
+                let Some(user) = UserId::parse(&user).ok().filter(|user| self.is_ours(user)) else {
+                    continue;
+                };
+                for (device, content) in devices {
+                    match written(said.sender.as_str(), &said.event_type, &content) {
+                        Some(message) => {
+                            messages.push(ToOne { user: user.clone(), device, message, devices: 0 })
+                        }
+                        None => log::info!("{} sent {user} a message that is too large", said.sender),
+                    }
+                }
+            }
+            portions.extend(self.portions(&said.message_id, &said.sender, messages)?);
+        }
+        for portions in batches(portions) {
+            let (origin, now) = (origin.clone(), self.clock.now_ms());
+            self.store.write(move |tx| {
+                let origin = match tx.is_neighbour(&origin)? {
+                    true => Origin::Neighbour(&origin),
+                    false => Origin::Stranger(&origin),
+                };
+                for portion in &portions {
+                    if tx.receive_to_device(origin, &portion.mark, now)? {
+                        deliver_all(tx, portion, origin, now)?;
+                    }
+                }
+                tx.sweep_received_to_device(origin, now)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A message for one of our users' devices, or for all of them.
+struct ToOne {
+    user: UserId,
+    device: String,
+    /// As clients get it.
+    message: String,
+    /// How many devices get it, as far as is known.
+    devices: usize,
+}
+
+/// What is written at once of the messages that came together.
+struct Portion {
+    /// By what it is known when it comes again.
+    mark: String,
+    sender: UserId,
+    messages: Vec<ToOne>,
+}
+
+/// What [`mark`] tells apart.
+const HERE: char = 'h';
+const ELSEWHERE: char = 'e';
+
+/// By what a portion is known. The first has the id that all came with. Whoever has such an id of their own confuses
+/// nobody but themselves.
+fn mark(id: &str, kind: char, number: usize) -> String {
+    if (kind, number) == (HERE, 0) { id.to_owned() } else { format!("{id}\n{kind}{number}") }
+}
+
+/// Portions that are written together: as many as are little, in their order.
+fn batches(portions: Vec<Portion>) -> Vec<Vec<Portion>> {
+    let mut batches: Vec<Vec<Portion>> = Vec::new();
+    let (mut rows, mut bytes) = (0, 0);
+    for portion in portions {
+        let own: usize = portion.messages.iter().map(|message| message.devices).sum();
+        let own_bytes: usize =
+            portion.messages.iter().map(|message| message.devices * message.message.len()).sum();
+        match batches.last_mut() {
+            Some(last) if rows + own <= ROWS_AT_ONCE && bytes + own_bytes <= BYTES_AT_ONCE => {
+                last.push(portion)
+            }
+            _ => {
+                (rows, bytes) = (0, 0);
+                batches.push(vec![portion]);
+            }
+        }
+        (rows, bytes) = (rows + own, bytes + own_bytes);
+    }
+    batches
+}
+
+/// How many of our devices a message is for. `known`: devices of users that were looked up before.
+fn recipients(db: &Db<'_>, message: &ToOne, known: &mut HashMap<UserId, Vec<String>>) -> Result<usize> {
+    if !known.contains_key(&message.user) {
+        let devices = db.devices(&message.user)?.into_iter().map(|device| device.device_id).collect();
+        known.insert(message.user.clone(), devices);
+    }
+    let devices = known.get(&message.user).map(Vec::as_slice).unwrap_or_default();
+    Ok(match message.device.as_str() {
+        ALL => devices.len(),
+        device => usize::from(devices.binary_search_by(|known| known.as_str().cmp(device)).is_ok()),
+    })
+}
+
+/// Lets the messages of a portion wait for devices of ours. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED` if
+/// the origin's share of a device's line is full.
+fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: Origin<'_>, now: Millis) -> Result<()> {
+    let Portion { sender, messages, .. } = portion;
+    // Told in one line, however many they are.
+    let mut lost: BTreeMap<(&UserId, String, &str), usize> = BTreeMap::new();
+    for ToOne { user, device, message, .. } in messages {
+        let devices = match device.as_str() {
+            ALL => tx.devices(user)?,
+            device => tx.device(user, device)?.into_iter().collect(),
+        };
+        for device in devices {
+            let why = match tx.add_to_device(user, &device, (sender, message), origin, now)? {
+                Line::Waits => continue,
+                Line::Asleep => "which fetches nothing",
+                Line::Beyond => "for which too many of theirs wait",
+                Line::Full => {
+                    log::info!("too many messages of {origin:?} wait for {} of {user}", device.device_id);
+                    let why = "Too many of your messages wait for a device";
+                    return Err(
+                        Error::new(ErrCode::LimitExceeded, why).with_field("retry_after_ms", COME_AGAIN)
+                    );
+                }
+            };
+            *lost.entry((user, device.device_id, why)).or_default() += 1;
+        }
+    }
+    for ((user, device, why), count) in lost {
+        log::warn!("{count} messages of {sender} to {device} of {user}, {why}, are dropped");
+    }
+    Ok(())
+}
+
+/// A message as clients get it; none if it is too large.
+fn written(sender: &str, event_type: &str, content: &ObjectText) -> Option<String> {
+    let content = content.get();
+    if content.len() > LARGEST {
+        return None;
+    }
+    let message =
+        format!("{{\"content\":{content},\"sender\":{},\"type\":{}}}", json!(sender), json!(event_type));
+    (message.len() <= LARGEST).then_some(message)
+}
+
+/// The messages in portions that other servers take in.
+fn shares(messages: Messages) -> Vec<Messages> {
+    let mut shares = vec![Messages::new()];
+    let mut bytes = 0;
+    for (user, devices) in messages {
+        for (device, content) in devices {
+            let size = user.len() + device.len() + content.get().len();
+            if bytes > 0 && bytes + size > SHARE {
+                shares.push(Messages::new());
+                bytes = 0;
+            }
+            bytes += size;
+            if let Some(share) = shares.last_mut() {
+                share.entry(user.clone()).or_default().insert(device, content);
+            }
+        }
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_messages_go_in_portions_and_none_is_lost_or_split() {
+        let content = |n: usize| {
+            let content = json!({ "n": n, "text": "x".repeat(20_000) }).to_string();
+            ObjectText::try_from(content.as_bytes()).expect("an object")
+        };
+        let devices = |from: usize| (from..from + 3).map(|n| (format!("D{n}"), content(n))).collect();
+        let messages = Messages::from([("@a:x".to_owned(), devices(0)), ("@b:x".to_owned(), devices(3))]);
+        let text = |messages: &Messages| serde_json::to_string(messages).expect("JSON");
+        let before = text(&messages);
+        let shares = shares(messages);
+        assert_eq!(shares.len(), 3);
+        let mut whole = Messages::new();
+        for share in shares {
+            for (user, devices) in share {
+                whole.entry(user).or_default().extend(devices);
+            }
+        }
+        assert_eq!(text(&whole), before);
+    }
+}

@@ -1,0 +1,469 @@
+//! Presence: who of us is at a client, told to whom they share rooms with; and who of others is.
+//!
+//! What happens to one of us is a step of [`Here`], which is memory: every message that they send is one. Only when the
+//! outcome is another one is it written (lightly) and told.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::locks::lock;
+use crate::protocol::UserId;
+use crate::protocol::json::{First, read_object};
+use crate::protocol::pdu::Membership;
+use crate::service::Homeserver;
+use crate::service::incoming::edus::Intake;
+use crate::service::outgoing::Edu;
+use crate::store::ephemeral::presence::{Presence, State};
+
+/// Who does nothing for so long is unavailable.
+const IDLE_AFTER: Millis = 5 * 60_000;
+/// A client that does not ask again within this time is gone.
+const GONE_AFTER: Millis = 30_000;
+/// Other servers are told again of those who are there: before they take us for dead.
+const TELL_EVERY: Millis = 25 * 60_000;
+/// And we take theirs to be offline when nothing was heard of them.
+const OTHERS_GONE_AFTER: Millis = 30 * 60_000;
+/// Users of another server whose last deed is later by this much are news.
+const GRAIN: Millis = 60_000;
+/// Longest status, in bytes.
+const LONGEST_STATUS: usize = 1024;
+/// Users of one ephemeral message that are looked at.
+const MOST_IN_EDU: usize = 100;
+/// In rooms with more servers than that, presence is of no interest to all of them, and costs a request to each.
+const MOST_SERVERS: usize = 500;
+/// Ends that are worked on at once, and how often at most.
+const AT_ONCE: usize = 100;
+const TICK: Millis = 1000;
+/// For so long it is remembered of somebody that they are gone: longer than it takes to write it.
+const FORGET_AFTER: Millis = 120_000;
+
+/// Those of us who are there, or were a moment ago.
+#[derive(Default)]
+pub struct Presences(Mutex<HashMap<UserId, Here>>);
+
+/// One of us.
+#[derive(Debug, Clone)]
+struct Here {
+    state: State,
+    status: Option<String>,
+    last_active: Millis,
+    /// Until when a client that calls its user online, or idle, need not ask again.
+    online_until: Millis,
+    idle_until: Millis,
+    /// Unavailable because that is what the clients say, not for long inactivity.
+    called_idle: bool,
+    /// When others were last told, and when there was last something to tell.
+    told: Millis,
+    changed: Millis,
+}
+
+/// What happens to one of us.
+#[derive(Debug)]
+enum Deed {
+    /// They say so themselves.
+    Set(State, Option<String>),
+    /// A client asks for news and calls them online or idle; it will ask again by then.
+    Poll(State, Millis),
+    /// They do something.
+    Act,
+    /// Nothing; time passes.
+    Wait,
+}
+
+impl Here {
+    fn new(known: Option<Presence>, now: Millis) -> Self {
+        let known = known.unwrap_or(Presence {
+            state: State::Offline,
+            status: None,
+            last_active_ms: now,
+            active: false,
+            until_ms: None,
+        });
+        Self {
+            state: known.state,
+            status: known.status,
+            last_active: known.last_active_ms,
+            // Their clients may not know yet that the server was away for a moment.
+            online_until: now + 2 * GONE_AFTER,
+            idle_until: 0,
+            called_idle: false,
+            told: now,
+            changed: now,
+        }
+    }
+
+    /// Whether others have something to hear.
+    fn take(&mut self, deed: Deed, now: Millis) -> bool {
+        let before = (self.state, self.status.clone());
+        match deed {
+            Deed::Set(state, status) => {
+                (self.state, self.status, self.called_idle) = (state, status, false);
+                self.last_active = now;
+                self.online_until = self.online_until.max(now + 2 * GONE_AFTER);
+            }
+            Deed::Poll(State::Online, until) => {
+                self.online_until = self.online_until.max(until);
+                // Asking for news is no deed, but to come back to a client is one.
+                if self.state == State::Offline || self.called_idle {
+                    (self.state, self.called_idle, self.last_active) = (State::Online, false, now);
+                }
+            }
+            Deed::Poll(_, until) => {
+                self.idle_until = self.idle_until.max(until);
+                if self.state == State::Offline || (self.state == State::Online && self.online_until < now) {
+                    (self.state, self.called_idle) = (State::Unavailable, true);
+                }
+            }
+            Deed::Act => {
+                self.last_active = now;
+                if self.state == State::Unavailable {
+                    (self.state, self.called_idle) = (State::Online, false);
+                }
+            }
+            Deed::Wait => {}
+        }
+        if self.state != State::Offline && now >= self.online_until.max(self.idle_until) {
+            self.state = State::Offline;
+        } else if self.state == State::Online && now >= self.last_active + IDLE_AFTER {
+            self.state = State::Unavailable;
+        }
+        let changed = (self.state, self.status.clone()) != before;
+        if changed {
+            self.changed = now;
+        }
+        changed
+    }
+
+    /// When time alone changes something.
+    fn next(&self) -> Option<Millis> {
+        let gone = self.online_until.max(self.idle_until).min(self.told + TELL_EVERY);
+        match self.state {
+            State::Offline => None,
+            State::Unavailable => Some(gone),
+            State::Online => Some(gone.min(self.last_active + IDLE_AFTER)),
+        }
+    }
+
+    fn presence(&self) -> Presence {
+        Presence {
+            state: self.state,
+            status: self.status.clone(),
+            last_active_ms: self.last_active,
+            // Nothing more is told of who is online before they are not any more.
+            active: self.state == State::Online,
+            until_ms: None,
+        }
+    }
+}
+
+impl Presences {
+    fn get(&self, user: &UserId) -> Option<Here> {
+        lock(&self.0).get(user).cloned()
+    }
+}
+
+/// The content of `m.presence` between servers.
+#[derive(Deserialize)]
+struct Pushes<'t> {
+    #[serde(borrow)]
+    push: First<&'t RawValue, MOST_IN_EDU>,
+}
+
+/// What servers tell of one user.
+#[derive(Deserialize)]
+struct Push {
+    user_id: UserId,
+    presence: String,
+    #[serde(default)]
+    status_msg: Option<String>,
+    #[serde(default)]
+    last_active_ago: Option<i64>,
+    #[serde(default)]
+    currently_active: bool,
+}
+
+impl Homeserver {
+    /// One of us says whether they are there. Errors: 400 `M_INVALID_PARAM` for a status that is too long.
+    pub fn set_presence(&self, user: &UserId, state: State, status: Option<String>) -> Result<()> {
+        if status.as_ref().is_some_and(|status| status.len() > LONGEST_STATUS) {
+            return Err(Error::invalid_param("status_msg may have at most 1024 bytes"));
+        }
+        self.presence_step(user, Deed::Set(state, status.filter(|status| !status.is_empty())))
+    }
+
+    /// A client of one of us asks for news, and will again after `waits`, and calls them online or idle. One that calls
+    /// them offline says nothing.
+    pub fn note_poll(&self, user: &UserId, state: State, waits: Millis) {
+        if state != State::Offline {
+            self.try_presence_step(user, Deed::Poll(state, self.clock.now_ms() + waits + GONE_AFTER));
+        }
+    }
+
+    /// One of us did something. Costs next to nothing, unless they were idle.
+    pub fn note_activity(&self, user: &UserId) {
+        // Who is at no client stays offline, whatever they send.
+        if lock(&self.presences.0).contains_key(user) {
+            self.try_presence_step(user, Deed::Act);
+        }
+    }
+
+    /// Presence is worth no refusal: what cannot be kept is only logged.
+    fn try_presence_step(&self, user: &UserId, deed: Deed) {
+        if let Err(e) = self.presence_step(user, deed) {
+            log::log!(e.level(log::Level::Error), "the presence of {user} cannot be kept: {e}");
+        }
+    }
+
+    fn presence_step(&self, user: &UserId, deed: Deed) -> Result<()> {
+        if !self.config.presence {
+            return Ok(());
+        }
+        let now = self.clock.now_ms();
+        if !lock(&self.presences.0).contains_key(user) {
+            let known = self.store.read(|db| db.presence(user))?;
+            lock(&self.presences.0).entry(user.clone()).or_insert_with(|| Here::new(known, now));
+        }
+        let (changed, next) = {
+            let mut all = lock(&self.presences.0);
+            let here = all.entry(user.clone()).or_insert_with(|| Here::new(None, now));
+            (here.take(deed, now), here.next())
+        };
+        if changed {
+            if let Some(next) = next {
+                self.scheduler.no_later_than(next);
+            }
+            self.publish_presence(user)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is known of one of us, and tells others.
+    fn publish_presence(&self, user: &UserId) -> Result<()> {
+        let (presences, name) = (Arc::clone(&self.presences), user.clone());
+        // Read where the writes are in line, so that the last one written is what is so in the end.
+        self.store.write_lightly(move |tx| match presences.get(&name) {
+            Some(here) => tx.set_presence(&name, &here.presence()),
+            None => Ok(()),
+        })?;
+        self.tell_servers_of_presence(user)
+    }
+
+    fn tell_servers_of_presence(&self, user: &UserId) -> Result<()> {
+        let now = self.clock.now_ms();
+        let Some(presence) = lock(&self.presences.0).get_mut(user).map(|here| {
+            here.told = now;
+            here.presence()
+        }) else {
+            return Ok(());
+        };
+        let servers = self.store.read(|db| {
+            let mut servers = BTreeSet::new();
+            for room in db.rooms_of(user)?.into_iter().filter(|room| room.membership == Membership::Join) {
+                let in_room = db.resident_servers(room.room)?;
+                if in_room.len() <= MOST_SERVERS {
+                    servers.extend(in_room);
+                }
+            }
+            Ok(servers)
+        })?;
+        let mut push = presence_json(&presence, now);
+        push["user_id"] = json!(user);
+        let edu = Edu {
+            replaces: Some(format!("presence {user}")),
+            json: json!({ "edu_type": "m.presence", "content": { "push": [push] } }).to_string(),
+        };
+        for server in servers.iter().filter(|server| *server != self.server_name()) {
+            self.sender.send_edu(server, edu.clone());
+        }
+        Ok(())
+    }
+
+    /// Somebody's presence for one of us, as clients read it. Errors: 403 `M_FORBIDDEN` unless they share a room.
+    pub fn presence_for(&self, viewer: &UserId, user: &UserId) -> Result<Value> {
+        let (may, stored) = self
+            .store
+            .read(|db| Ok((viewer == user || db.share_a_room(viewer, user)?, db.presence(user)?)))?;
+        if !may {
+            return Err(Error::forbidden("You are not allowed to see their presence"));
+        }
+        let known = self.presences.get(user).map(|here| here.presence()).or(stored);
+        match known.filter(|_| self.config.presence) {
+            Some(presence) => Ok(presence_json(&presence, self.clock.now_ms())),
+            None => Ok(json!({ "presence": State::Offline.as_str() })),
+        }
+    }
+
+    /// Takes up those of us who were there when the server last stopped.
+    pub fn remember_presences(&self) -> Result<()> {
+        if !self.config.presence {
+            return Ok(());
+        }
+        let now = self.clock.now_ms();
+        let known = self.store.read(|db| db.presence_between(0, i64::MAX, usize::MAX >> 1))?;
+        let mut all = lock(&self.presences.0);
+        for (user, presence) in known {
+            if self.is_ours(&user) && presence.state != State::Offline {
+                all.entry(user).or_insert_with(|| Here::new(Some(presence), now));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets time change what it changes; gives when to look again.
+    pub fn let_presence_pass(&self, now: Millis) -> Result<Option<Millis>> {
+        let (mut changed, mut told_long_ago, mut next) = (Vec::new(), Vec::new(), None::<Millis>);
+        lock(&self.presences.0).iter_mut().for_each(|(user, here)| {
+            if here.take(Deed::Wait, now) {
+                changed.push(user.clone());
+            } else if here.state != State::Offline && now >= here.told + TELL_EVERY {
+                told_long_ago.push(user.clone());
+            }
+        });
+        changed.iter().try_for_each(|user| self.publish_presence(user))?;
+        told_long_ago.iter().try_for_each(|user| self.tell_servers_of_presence(user))?;
+        // Who has been offline for a while is in the database.
+        lock(&self.presences.0).retain(|_, here| {
+            next = [next, here.next()].into_iter().flatten().min();
+            here.state != State::Offline || now < here.changed + FORGET_AFTER
+        });
+        let gone = self.store.read(|db| db.presence_expired(now, AT_ONCE))?;
+        if !gone.is_empty() {
+            self.store.write_lightly(move |tx| {
+                gone.iter().try_for_each(|(user, presence)| {
+                    let offline =
+                        Presence { state: State::Offline, active: false, until_ms: None, ..presence.clone() };
+                    tx.set_presence(user, &offline)
+                })
+            })?;
+        }
+        let others = self.store.read(|db| db.next_presence_expiry())?;
+        Ok([next, others].into_iter().flatten().min().map(|next| next.max(now + TICK)))
+    }
+
+    /// `m.presence` of another server: of its own users those who share a room with one of us.
+    pub(in crate::service) fn receive_presence(&self, intake: &Intake<'_>, content: &[u8]) -> Result<()> {
+        if !self.config.presence {
+            return Ok(());
+        }
+        let Ok(Pushes { push: First(pushes) }) = read_object(content) else { return Ok(()) };
+        let now = self.clock.now_ms();
+        let mut news = Vec::new();
+        for push in pushes {
+            let Ok(push) = read_object::<Push>(push.get().as_bytes()) else { continue };
+            let Some(state) = State::parse(&push.presence).filter(|_| intake.owns(&push.user_id)) else {
+                continue;
+            };
+            if !self.store.read(|db| db.is_of_interest(&push.user_id))? {
+                continue;
+            }
+            let presence = Presence {
+                state,
+                status: push.status_msg.filter(|status| !status.is_empty() && status.len() <= LONGEST_STATUS),
+                last_active_ms: now - push.last_active_ago.unwrap_or(0).clamp(0, now),
+                active: push.currently_active && state == State::Online,
+                until_ms: (state != State::Offline).then_some(now + OTHERS_GONE_AFTER),
+            };
+            news.push((push.user_id, presence));
+        }
+        if news.is_empty() {
+            return Ok(());
+        }
+        self.scheduler.no_later_than(now + OTHERS_GONE_AFTER);
+        self.store.write_lightly(move |tx| {
+            for (user, presence) in news {
+                let before = tx.presence(&user)?;
+                match (before.is_some_and(|before| is_as_before(&before, &presence)), presence.until_ms) {
+                    (true, Some(until)) => tx.prolong_presence(&user, until)?,
+                    (true, None) => {}
+                    (false, _) => tx.set_presence(&user, &presence)?,
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn is_as_before(before: &Presence, now: &Presence) -> bool {
+    let later = now.last_active_ms - before.last_active_ms;
+    before.state == now.state
+        && before.status == now.status
+        && before.active == now.active
+        && (now.active || later < GRAIN)
+}
+
+/// What clients and servers are told.
+pub(in crate::service) fn presence_json(presence: &Presence, now: Millis) -> Value {
+    let mut told = json!({
+        "presence": presence.state.as_str(),
+        "last_active_ago": (now - presence.last_active_ms).max(0),
+        "currently_active": presence.active,
+    });
+    if let Some(status) = &presence.status {
+        told["status_msg"] = json!(status);
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Millis = 1_000_000_000;
+
+    fn online() -> Here {
+        let mut here = Here::new(None, NOW);
+        assert!(here.take(Deed::Poll(State::Online, NOW + 60_000), NOW));
+        assert_eq!(here.state, State::Online);
+        here
+    }
+
+    #[test]
+    fn who_does_nothing_is_unavailable_after_a_while_and_online_with_the_next_deed() {
+        let mut here = online();
+        let later = NOW + IDLE_AFTER;
+        here.take(Deed::Poll(State::Online, later + 60_000), later - 1);
+        assert_eq!(here.state, State::Online);
+        assert!(here.take(Deed::Poll(State::Online, later + 60_000), later));
+        assert_eq!(here.state, State::Unavailable, "to ask for news is no deed");
+        assert!(here.take(Deed::Act, later + 1));
+        assert_eq!(here.state, State::Online);
+    }
+
+    #[test]
+    fn whose_clients_ask_no_more_is_offline_and_whose_client_comes_back_is_online() {
+        let mut here = online();
+        assert!(!here.take(Deed::Wait, NOW + 59_000));
+        assert!(here.take(Deed::Wait, NOW + 60_000));
+        assert_eq!((here.state, here.next()), (State::Offline, None));
+        assert!(!here.take(Deed::Act, NOW + 70_000), "a message alone brings nobody to a client");
+        assert!(here.take(Deed::Poll(State::Online, NOW + 200_000), NOW + 100_000));
+        assert_eq!((here.state, here.last_active), (State::Online, NOW + 100_000));
+    }
+
+    #[test]
+    fn an_idle_client_does_not_outvote_one_that_is_in_use() {
+        let mut here = online();
+        assert!(!here.take(Deed::Poll(State::Unavailable, NOW + 90_000), NOW + 1000));
+        assert!(!here.take(Deed::Wait, NOW + 60_000), "somebody is still there");
+        assert!(here.take(Deed::Poll(State::Unavailable, NOW + 120_000), NOW + 61_000));
+        assert_eq!(here.state, State::Unavailable);
+        assert!(here.take(Deed::Poll(State::Online, NOW + 120_000), NOW + 62_000));
+        assert_eq!(here.state, State::Online);
+    }
+
+    #[test]
+    fn what_somebody_says_of_themselves_holds_until_they_do_something() {
+        let mut here = online();
+        assert!(here.take(Deed::Set(State::Unavailable, Some("lunch".into())), NOW + 1));
+        assert!(!here.take(Deed::Poll(State::Online, NOW + 90_000), NOW + 2));
+        assert_eq!(here.state, State::Unavailable);
+        assert!(here.take(Deed::Act, NOW + 3));
+        assert_eq!((here.state, here.status.as_deref()), (State::Online, Some("lunch")));
+    }
+}

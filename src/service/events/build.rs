@@ -1,0 +1,663 @@
+//! Events of our own: from a draft to a signed event in its room.
+//!
+//! A draft becomes an event on the writer's thread, where the room's order is known and what it takes is remembered: so
+//! however many speak at once, nothing is composed twice. What would hold the writer up (the signature of a policy server,
+//! a resolution of forks) is done before, against a snapshot; the transaction that commits such an event first looks
+//! whether the room's forward extremities are still those that it was judged by, and composes it anew if not. No room is
+//! ever locked.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::authorise;
+use super::{accept, policy_server};
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::event_auth::{self, AuthChecker, AuthError};
+use crate::protocol::pdu::PREV_EVENTS_MAX;
+use crate::protocol::room_version::EventIdFormat;
+use crate::protocol::server_acl::ServerAcl;
+use crate::protocol::sign::SigningKey;
+use crate::protocol::{
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, json as matrix_json,
+};
+use crate::random;
+use crate::service::Homeserver;
+use crate::service::events::authorise::{Around, Effort, Hearing, Side};
+use crate::service::events::extremities::may_be_late;
+use crate::service::rooms::create::PlannedEvent;
+use crate::store::accounts::client_transactions::ClientTxn;
+use crate::store::rooms::append::{Append, Appended, Current, StateRef};
+use crate::store::rooms::events::Head;
+use crate::store::rooms::not_resident;
+use crate::store::{Db, EventKey, Room, RoomKey, Status, Tx};
+
+/// An event that somebody wants to send. What is missing, the room decides: its place in the graph and its auth events.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// The room.
+    pub room: RoomId,
+    /// Who sends it.
+    pub sender: UserId,
+    /// `type`.
+    pub event_type: String,
+    /// `state_key`, for state events.
+    pub state_key: Option<String>,
+    /// `content`; that of a redaction without `redacts`.
+    pub content: Map<String, Value>,
+    /// What a redaction redacts; it is put where the room version has it.
+    pub redacts: Option<EventId>,
+}
+
+/// An event of ours that is in its room, for what else belongs into the same transaction.
+#[derive(Clone)]
+pub struct Sent {
+    /// Its id.
+    pub event_id: EventId,
+    /// The event.
+    pub pdu: Pdu,
+    /// The room's row.
+    pub room: RoomKey,
+    /// The event's row.
+    pub key: EventKey,
+    /// Its stream position.
+    pub stream: i64,
+}
+
+/// What it takes to make an event of this server.
+#[derive(Clone)]
+pub(crate) struct Pen {
+    pub server: ServerName,
+    pub key: Arc<SigningKey>,
+    pub now: Millis,
+}
+
+impl Pen {
+    /// A signed event of this server.
+    fn write(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<VerifiedPdu> {
+        if version.event_id_format == EventIdFormat::InEvent {
+            let id = format!("${}:{}", random::letters(18), self.server);
+            object.insert("event_id".into(), id.into());
+        }
+        let pdu = VerifiedPdu::seal(&object, &self.server, &self.key, version)?;
+        self.check_not_shut_out(&pdu)?;
+        Ok(pdu)
+    }
+
+    /// A server ACL that keeps this server out could never be taken back: nobody would hear us any more. Errors: 400
+    /// `M_BAD_JSON`.
+    fn check_not_shut_out(&self, pdu: &Pdu) -> Result<()> {
+        if pdu.is(ACL, "") && !ServerAcl::from_content(&pdu.content()).allows(self.server.as_str()) {
+            let why = "This server ACL would keep your own server out of the room, for good";
+            return Err(Error::bad_json(why));
+        }
+        Ok(())
+    }
+}
+
+/// The type of the setting that says which servers may take part in a room.
+const ACL: &str = "m.room.server_acl";
+
+/// How often an event is composed beforehand, if it takes much resolution of states and the room moves on meanwhile.
+const ATTEMPTS: usize = 3;
+/// When whoever wants to speak in a room that never stands still should try again.
+const NEVER_STILL: Duration = Duration::from_secs(1);
+
+/// How one event of a state is read, by type and state key.
+type Read<'a> = Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>;
+
+/// A state that is read through a database which may fail, as the pure judges want it, each event read once.
+pub(crate) struct StateView<'a> {
+    read: Read<'a>,
+    seen: RefCell<HashMap<(String, String), Option<Pdu>>>,
+    failure: RefCell<Option<Error>>,
+}
+
+impl<'a> StateView<'a> {
+    pub(crate) fn new(read: impl Fn(&str, &str) -> Result<Option<Pdu>> + 'a) -> Self {
+        Self { read: Box::new(read), seen: RefCell::default(), failure: RefCell::default() }
+    }
+
+    /// The current state of a room.
+    pub(crate) fn current(db: &'a Db<'_>, room: RoomKey) -> Self {
+        Self::new(move |event_type, state_key| db.state_event(room, event_type, state_key))
+    }
+
+    pub(crate) fn get(&self, event_type: &str, state_key: &str) -> Option<Pdu> {
+        let key = (event_type.to_owned(), state_key.to_owned());
+        if let Some(seen) = self.seen.borrow().get(&key) {
+            return seen.clone();
+        }
+        let found = match (self.read)(event_type, state_key) {
+            Ok(found) => found,
+            Err(e) => {
+                self.failure.borrow_mut().get_or_insert(e);
+                None
+            }
+        };
+        self.seen.borrow_mut().insert(key, found.clone());
+        found
+    }
+
+    /// The verdict of the rules that look at a state, or the failure of the database.
+    pub(crate) fn judge(&self, judge: &AuthChecker, pdu: &Pdu) -> Result<Result<(), AuthError>> {
+        let verdict = judge.check(pdu, &|event_type, state_key| self.get(event_type, state_key));
+        match self.failure.borrow_mut().take() {
+            Some(e) => Err(e),
+            None => Ok(verdict),
+        }
+    }
+}
+
+/// What a room makes of a draft.
+struct Framed<T> {
+    room: Room,
+    /// The event as it was written, judged.
+    event: T,
+    /// All forward extremities of the room.
+    heads: Vec<EventKey>,
+    /// Those that stay beside the event, because it cannot name them all.
+    kept: Vec<EventKey>,
+    /// The state before it.
+    state: StateRef,
+}
+
+/// Gives a draft everything that the room adds to it, and judges it against the room's current state. `write` makes of
+/// it what is wanted, and an event to be judged. None if the room has more branches than an event can join, and resolving
+/// their states is more work than wanted.
+fn frame<T>(
+    db: &Db<'_>,
+    now: Millis,
+    draft: &Draft,
+    effort: Effort,
+    write: impl FnOnce(Map<String, Value>, RoomVersion) -> Result<(T, Pdu)>,
+) -> Result<Option<Framed<T>>> {
+    let room = db.known_room(&draft.room)?;
+    check_speakable(db, &room)?;
+    let mut followed = db.heads(room.key)?;
+    let heads = followed.iter().map(|head| head.key).collect();
+    // More than an event can name: it follows the latest, and the next events take the others up.
+    let kept: Vec<EventKey> =
+        followed.drain(..followed.len().saturating_sub(PREV_EVENTS_MAX)).map(|head| head.key).collect();
+    if !kept.is_empty() && effort == Effort::Light {
+        return Ok(None);
+    }
+    let depth = followed.iter().map(|head| head.depth).max().unwrap_or(0);
+    let Some(state) = state_after(db, &room, &followed, kept.is_empty(), effort)? else { return Ok(None) };
+    let view = match kept.is_empty() {
+        true => StateView::current(db, room.key),
+        false => StateView::new(|event_type, state_key| db.state_event_of(&state, event_type, state_key)),
+    };
+    let wanted = event_auth::auth_types(
+        &draft.event_type,
+        draft.sender.as_str(),
+        draft.state_key.as_deref(),
+        &draft.content,
+        room.version,
+    );
+    let auth: Vec<Pdu> = wanted.iter().filter_map(|(event_type, key)| view.get(event_type, key)).collect();
+    let prev = match room.version.event_id_format {
+        EventIdFormat::InEvent => {
+            followed.iter().map(|head| db.pdu_by_key(head.key)).collect::<Result<Vec<_>>>()?
+        }
+        _ => Vec::new(),
+    };
+    let prev_events = match room.version.event_id_format {
+        EventIdFormat::InEvent => references(&prev),
+        _ => followed.iter().map(|head| Value::from(head.event_id.as_str())).collect(),
+    };
+    let mut object = draft_object(draft, room.version, now);
+    object.insert("prev_events".into(), prev_events);
+    object.insert("auth_events".into(), references(&auth));
+    object.insert("depth".into(), depth.saturating_add(1).min(room.version.max_depth()).into());
+    let (event, pdu) = write(object, room.version)?;
+    judge_draft(db, &room, &pdu, &view, &state)?;
+    drop(view);
+    Ok(Some(Framed { room, event, heads, kept, state }))
+}
+
+/// The state after the heads that an event follows: the current state if those are all. None if that is more work than
+/// wanted.
+fn state_after(
+    db: &Db<'_>,
+    room: &Room,
+    followed: &[Head],
+    all: bool,
+    effort: Effort,
+) -> Result<Option<StateRef>> {
+    if all {
+        let state = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
+        return Ok(Some(StateRef::snapshot(state)));
+    }
+    let side = |head: &Head| Side { state: StateRef::snapshot(head.state_after), plus: None };
+    authorise::resolve(db, room.version, followed.iter().map(side).collect(), effort)
+}
+
+/// Everything of an event that does not depend on the room's graph.
+fn draft_object(draft: &Draft, version: RoomVersion, now: Millis) -> Map<String, Value> {
+    let mut object = Map::from_iter([
+        ("type".to_owned(), Value::from(draft.event_type.as_str())),
+        ("sender".to_owned(), draft.sender.as_str().into()),
+        ("origin_server_ts".to_owned(), now.into()),
+        ("content".to_owned(), Value::Object(draft.content.clone())),
+    ]);
+    if !(version.room_id_is_create_hash && draft.event_type == "m.room.create") {
+        object.insert("room_id".into(), draft.room.as_str().into());
+    }
+    if let Some(state_key) = &draft.state_key {
+        object.insert("state_key".into(), state_key.as_str().into());
+    }
+    if let Some(redacts) = &draft.redacts {
+        match (version.redacts_in_content, object.get_mut("content")) {
+            (true, Some(Value::Object(content))) => content.insert("redacts".into(), redacts.as_str().into()),
+            _ => object.insert("redacts".into(), redacts.as_str().into()),
+        };
+    }
+    object
+}
+
+/// How an event refers to others: by id, or in versions 1 and 2 by id and hash.
+fn references(events: &[Pdu]) -> Value {
+    let reference = |event: &Pdu| match event.version().event_id_format {
+        EventIdFormat::InEvent => {
+            let hash = matrix_json::base64(&event.canonical().reference_hash(event.version()));
+            json!([event.event_id(), { "sha256": hash }])
+        }
+        _ => event.event_id().as_str().into(),
+    };
+    events.iter().map(reference).collect()
+}
+
+/// A room can be spoken in if its events reach us, or if there is nobody left elsewhere whose word would count more.
+fn check_speakable(db: &Db<'_>, room: &Room) -> Result<()> {
+    if room.state.is_some() && (room.resident || db.resident_servers(room.key)?.is_empty()) {
+        return Ok(());
+    }
+    Err(not_resident())
+}
+
+fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state: &StateRef) -> Result<()> {
+    if pdu.event_type() == "m.room.create" {
+        // Rule 1.1: a room has one, and before it there is nothing. The rules that look at a state let it pass.
+        event_auth::check_auth_events(pdu, &[], &|_| false, room.version).map_err(Error::from)?;
+    }
+    view.judge(&db.judge(room.version), pdu)?.map_err(Error::from)?;
+    // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
+    if pdu.event_type() == "m.room.redaction"
+        && let Some(redacts) = pdu.redacts()
+        && let Some(target) = db.event(&redacts)?
+    {
+        if target.room != room.key || !db.may_redact(pdu, &target.pdu, state)? {
+            return Err(Error::forbidden("You may not redact this event"));
+        }
+        if target.pdu.is(ACL, "") {
+            // What is left would keep out every server, this one too.
+            return Err(Error::forbidden("A server ACL is not redacted but replaced by another one"));
+        }
+    }
+    Ok(())
+}
+
+/// An event that is only looked at: its hash and signatures are to come.
+fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu> {
+    let mut object = object.clone();
+    object.insert("hashes".into(), Value::Object(Map::new()));
+    object.insert("signatures".into(), Value::Object(Map::new()));
+    if version.event_id_format == EventIdFormat::InEvent {
+        // Rule 11.2 of versions 1 and 2 compares the server in this id with that of the event to be redacted.
+        let sender = object.get("sender").and_then(Value::as_str).and_then(|sender| sender.split_once(':'));
+        let server = sender.map_or("localhost", |(_, server)| server);
+        object.insert("event_id".into(), format!("$provisional:{server}").into());
+    }
+    Pdu::from_object(object, version)
+}
+
+/// A draft as a signed event. None if that is more work than wanted.
+fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft, effort: Effort) -> Result<Option<Framed<VerifiedPdu>>> {
+    frame(db, pen.now, draft, effort, |object, version| {
+        let pdu = pen.write(object, version)?;
+        Ok((pdu.clone(), pdu.into()))
+    })
+}
+
+/// A draft as a signed event, whatever it takes.
+fn compose_fully(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<VerifiedPdu>> {
+    compose(db, pen, draft, Effort::Full)?.ok_or_else(|| Error::internal("nothing resolved"))
+}
+
+/// A composed event, or a fresh one if the room has moved on since. None if that is more work than there is time for.
+fn brought_up_to_date(
+    tx: &Tx<'_>,
+    pen: &Pen,
+    draft: &Draft,
+    framed: Framed<VerifiedPdu>,
+) -> Result<Option<Framed<VerifiedPdu>>> {
+    let moved = tx.extremities(framed.room.key)? != framed.heads;
+    let framed = if moved { compose(tx, pen, draft, Effort::Modest)? } else { Some(framed) };
+    let Some(mut framed) = framed else { return Ok(None) };
+    framed.room = tx.room_by_key(framed.room.key)?;
+    Ok(Some(framed))
+}
+
+/// Puts an event into its room that was composed by the room as it is, and has it sent to the other servers there.
+fn put(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>) -> Result<Sent> {
+    let (pdu, room) = (Pdu::clone(&framed.event), framed.room.key);
+    let appended = put_there(tx, framed, true)?;
+    let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
+    Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
+}
+
+/// The same; `outgoing`: other servers are sent it. Errors: 429 `M_LIMIT_EXCEEDED` if the room's branches take more work
+/// than there is time for, and too much is late in it already.
+fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Result<Appended> {
+    let Framed { room, event: pdu, heads, kept, state } = framed;
+    let around = Around { room: &room, heads: &heads };
+    let current = authorise::current_after(tx, &around, &state, &pdu, &kept, Effort::Modest)?;
+    let current = match current {
+        Some(current) => current,
+        None if may_be_late(tx, &room, &[])? => {
+            Current::Later(heads.iter().filter(|head| !kept.contains(head)).copied().collect())
+        }
+        None => return Err(accept::too_much(NEVER_STILL)),
+    };
+    tx.append(&Append {
+        room: &room,
+        pdu: &pdu,
+        status: Status::Accepted,
+        outgoing,
+        state_before: state,
+        old_heads: &heads,
+        kept_heads: kept,
+        overtakes: Vec::new(),
+        becomes_head: true,
+        current,
+        missing: Vec::new(),
+        history: None,
+    })
+}
+
+impl Homeserver {
+    pub(crate) fn pen(&self) -> Pen {
+        Pen { server: self.server_name().clone(), key: self.key_ring.signing_key(), now: self.clock.now_ms() }
+    }
+
+    /// Sends an event: judged, signed, in its room, and owed to the other servers there. Errors: 404 `M_NOT_FOUND` for
+    /// a room that we are not in, 403 `M_FORBIDDEN` with the rule in words, 413 `M_TOO_LARGE`, 400 `M_BAD_JSON`.
+    pub fn send(&self, draft: Draft) -> Result<EventId> {
+        self.send_with(draft, |_, _| Ok(()))
+    }
+
+    /// [`Homeserver::send`] with something else in the same transaction.
+    pub fn send_with(
+        &self,
+        draft: Draft,
+        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
+    ) -> Result<EventId> {
+        self.send_once(draft, None, extra)
+    }
+
+    /// The same for a request of a client: a repeat of it sends nothing and gives the event that the first one sent.
+    pub(crate) fn send_once(
+        &self,
+        draft: Draft,
+        txn: Option<ClientTxn>,
+        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
+    ) -> Result<EventId> {
+        let pen = self.pen();
+        let sent = self.store.write(move |tx| {
+            if let Some(event_id) = sent_before(tx, txn.as_ref())? {
+                return Ok(Ok(event_id));
+            }
+            match compose(tx, &pen, &draft, Effort::Light)? {
+                Some(framed) if policy_server::lacking(tx, &framed.room, &framed.event)?.is_none() => {
+                    let sent = put(tx, framed)?;
+                    finish(tx, &pen, txn.as_ref(), sent, extra).map(Ok)
+                }
+                _ => Ok(Err((pen, draft, txn, extra))),
+            }
+        })?;
+        match sent {
+            Ok(event_id) => Ok(event_id),
+            Err((pen, draft, txn, extra)) => self.send_after_work(pen, draft, txn, extra),
+        }
+    }
+
+    /// Composes something by a snapshot. In a room with more branches than an event can join, that waits for its turn and
+    /// is paid for by the room: it resolves some of them.
+    fn read_in_turn<T>(&self, room: &RoomId, compose: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
+        let heads = self.store.read(|db| match db.room(room)? {
+            Some(room) => Ok(db.extremities(room.key)?.len()),
+            None => Ok(0),
+        })?;
+        let turn = (heads > PREV_EVENTS_MAX).then(|| self.labour.turn());
+        let (composed, toil) = self.store.read(|db| Ok((compose(db)?, db.toil())))?;
+        drop(turn);
+        self.labour.pay(room, None, toil);
+        Ok(composed)
+    }
+
+    /// Sends an event that takes more than the writer has time for.
+    fn send_after_work(
+        &self,
+        pen: Pen,
+        draft: Draft,
+        txn: Option<ClientTxn>,
+        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
+    ) -> Result<EventId> {
+        let mut taken_along = (pen, draft, txn, extra);
+        for _ in 0..ATTEMPTS {
+            let (pen, draft, txn, extra) = taken_along;
+            let (composed, policy) = self.read_in_turn(&draft.room, |db| {
+                let composed = compose_fully(db, &pen, &draft)?;
+                let policy = policy_server::lacking(db, &composed.room, &composed.event)?;
+                Ok((composed, policy))
+            })?;
+            let signed = policy.map(|policy| self.ask_policy_server(&policy, &composed.event)).transpose()?;
+            if let Some(signed) = &signed {
+                // If the room has moved on meanwhile: what it comes to is remembered.
+                self.judge_beforehand(signed, Hearing::live(None), true)?;
+            }
+            let sent = self.store.write(move |tx| {
+                if let Some(event_id) = sent_before(tx, txn.as_ref())? {
+                    return Ok(Ok(event_id));
+                }
+                let sent = match signed {
+                    // The policy server's signature is of this event: if the room moved on meanwhile, the event makes a
+                    // fork.
+                    Some(signed) => accept::put_in(tx, &signed)?,
+                    None => match brought_up_to_date(tx, &pen, &draft, composed)? {
+                        Some(composed) => put(tx, composed)?,
+                        None => return Ok(Err((pen, draft, txn, extra))),
+                    },
+                };
+                finish(tx, &pen, txn.as_ref(), sent, extra).map(Ok)
+            })?;
+            match sent {
+                Ok(event_id) => return Ok(event_id),
+                Err(unsent) => taken_along = unsent,
+            }
+        }
+        Err(accept::too_much(NEVER_STILL))
+    }
+
+    /// Puts an event into its room that other servers are not sent: they get it when a later event refers to it. Errors
+    /// as [`Homeserver::send`]; 403 also where a policy server would have to be asked.
+    pub(in crate::service) fn put_unsent(&self, draft: Draft) -> Result<()> {
+        let pen = self.pen();
+        for _ in 0..ATTEMPTS {
+            let composed = self.read_in_turn(&draft.room, |db| {
+                let composed = compose_fully(db, &pen, &draft)?;
+                match policy_server::lacking(db, &composed.room, &composed.event)? {
+                    None => Ok(composed),
+                    Some(_) => Err(Error::forbidden("The room's policy server is not asked about this")),
+                }
+            })?;
+            let (pen, draft) = (pen.clone(), draft.clone());
+            let put = self.store.write(move |tx| match brought_up_to_date(tx, &pen, &draft, composed)? {
+                Some(composed) => put_there(tx, composed, false).map(|_| true),
+                None => Ok(false),
+            })?;
+            if put {
+                return Ok(());
+            }
+        }
+        Err(accept::too_much(NEVER_STILL))
+    }
+
+    /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put
+    /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
+    pub fn draft_event(&self, draft: Draft) -> Result<VerifiedPdu> {
+        let pen = self.pen();
+        let event = self.read_in_turn(&draft.room, |db| compose_fully(db, &pen, &draft))?.event;
+        self.with_policy_signature(event)
+    }
+
+    /// An unsigned event for `make_join`, `make_knock` and `make_leave`, that would be accepted now. Errors as
+    /// [`Homeserver::send`].
+    pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
+        let now = self.clock.now_ms();
+        let framed = self.read_in_turn(&draft.room, |db| {
+            let framed = frame(db, now, &draft, Effort::Full, |object, version| {
+                let pdu = provisional(&object, version)?;
+                Ok((object, pdu))
+            })?;
+            framed.ok_or_else(|| Error::internal("nothing resolved"))
+        })?;
+        Ok((framed.event, framed.room.version))
+    }
+
+    /// Makes a room of the events that its creator sends, the first of which is `m.room.create`, in one transaction;
+    /// `extra` adds what else belongs to it. Errors: 403 `M_FORBIDDEN` if one of the events is not allowed on top of
+    /// those before, 400 `M_BAD_JSON`, 413 `M_TOO_LARGE`.
+    pub fn create_room_with(
+        &self,
+        version: RoomVersion,
+        creator: &UserId,
+        events: &[PlannedEvent],
+        extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
+    ) -> Result<RoomId> {
+        let (mut pen, mut extra) = (self.pen(), extra);
+        loop {
+            let pdus = compose_room(&pen, version, creator, events)?;
+            let made = self.store.write(move |tx| match put_new_room(tx, version, &pdus)? {
+                None => Ok(Err(extra)),
+                Some(room) => {
+                    extra(tx, &room)?;
+                    Ok(Ok(room.room_id))
+                }
+            })?;
+            match made {
+                Ok(room_id) => return Ok(room_id),
+                // From version 12 on a room's id is the hash of its first event: two rooms that one user makes alike in
+                // the same millisecond would be one.
+                Err(unused) => (pen.now, extra) = (pen.now + 1, unused),
+            }
+        }
+    }
+}
+
+/// The event that this request sent when it first came.
+fn sent_before(tx: &Tx<'_>, txn: Option<&ClientTxn>) -> Result<Option<EventId>> {
+    txn.map_or(Ok(None), |txn| tx.client_txn_event(txn))
+}
+
+/// What else belongs into the transaction of an event that was sent.
+fn finish(
+    tx: &mut Tx<'_>,
+    pen: &Pen,
+    txn: Option<&ClientTxn>,
+    sent: Sent,
+    extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()>,
+) -> Result<EventId> {
+    if let Some(txn) = txn {
+        tx.add_client_txn(txn, Some(sent.key), pen.now)?;
+    }
+    extra(tx, &sent)?;
+    Ok(sent.event_id)
+}
+
+/// Stores a new room. None if there is one with its id.
+fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> Result<Option<Room>> {
+    let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
+    if tx.room(create.room_id())?.is_some() {
+        return Ok(None);
+    }
+    let key = tx.make_room(create.room_id(), version)?.key;
+    let mut state = tx.root_snapshot(&BTreeMap::new())?;
+    let mut heads = Vec::new();
+    for pdu in pdus {
+        let room = tx.room_by_key(key)?;
+        let appended = tx.append(&Append {
+            room: &room,
+            pdu,
+            status: Status::Accepted,
+            outgoing: true,
+            state_before: StateRef::snapshot(state),
+            old_heads: &heads,
+            kept_heads: Vec::new(),
+            overtakes: Vec::new(),
+            becomes_head: true,
+            current: Current::AfterThis,
+            missing: Vec::new(),
+            history: None,
+        })?;
+        (state, heads) = (appended.state_after, vec![appended.key]);
+    }
+    tx.room_by_key(key).map(Some)
+}
+
+/// Signs the events of a new room, each judged against the state that those before it make.
+fn compose_room(
+    pen: &Pen,
+    version: RoomVersion,
+    creator: &UserId,
+    events: &[PlannedEvent],
+) -> Result<Vec<VerifiedPdu>> {
+    let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
+    let mut pdus: Vec<VerifiedPdu> = Vec::new();
+    // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
+    let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), pen.server))?;
+    for event in events {
+        let draft = Draft {
+            room: room.clone(),
+            sender: creator.clone(),
+            event_type: event.event_type.clone(),
+            state_key: Some(event.state_key.clone()),
+            content: event.content.clone(),
+            redacts: None,
+        };
+        let wanted = event_auth::auth_types(
+            &draft.event_type,
+            creator.as_str(),
+            draft.state_key.as_deref(),
+            &draft.content,
+            version,
+        );
+        let auth: Vec<Pdu> = wanted.iter().filter_map(|key| state.get(key).cloned()).collect();
+        let mut object = draft_object(&draft, version, pen.now);
+        object.insert("prev_events".into(), references(pdus.last().map(|pdu| Pdu::clone(pdu)).as_slice()));
+        object.insert("auth_events".into(), references(&auth));
+        object.insert("depth".into(), (pdus.len() + 1).into());
+        let pdu = pen.write(object, version)?;
+        let allowed = match pdu.event_type() {
+            "m.room.create" => event_auth::check_auth_events(&pdu, &[], &|_| false, version),
+            _ => event_auth::check(&pdu, version, &|kind, key| {
+                state.get(&(kind.to_owned(), key.to_owned())).cloned()
+            }),
+        };
+        allowed.map_err(Error::from)?;
+        if pdus.is_empty() {
+            if pdu.event_type() != "m.room.create" {
+                return Err(Error::bad_json("A room begins with its create event"));
+            }
+            room = pdu.room_id().clone();
+        }
+        state.insert((event.event_type.clone(), event.state_key.clone()), Pdu::clone(&pdu));
+        pdus.push(pdu);
+    }
+    Ok(pdus)
+}

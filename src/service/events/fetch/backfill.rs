@@ -1,0 +1,175 @@
+//! History that clients page back to: the holes in a room's timeline, and how they are filled from other servers.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::{Errand, MOST_STATES, in_order};
+use crate::error::Result;
+use crate::federation::CallError;
+use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
+use crate::service::Homeserver;
+use crate::service::events::accept::{Taken, Terms};
+use crate::store::{Db, Place, Room};
+
+/// For how long one request may keep us asking.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How much history is fetched at once.
+const PAGE: usize = 100;
+/// How many servers are asked for history.
+const MOST_ASKED: usize = 5;
+/// How long each of them may let us wait, so that the next one's turn comes.
+const SHARE: Duration = Duration::from_secs(8);
+
+impl Homeserver {
+    /// Fetches history that clients ask for: what lies in the nearest hole at or before a place in the timeline. True
+    /// if something came, so that looking again is worth it. Servers of the room are asked in turn; that none of them
+    /// answers is no error.
+    pub fn backfill(&self, room: &Room, before: Place) -> Result<bool> {
+        let until = Instant::now() + PATIENCE;
+        let gaps = self.store.read(|db| db.gaps_between(room.key, Place::START, before, MOST_STATES))?;
+        let Some(place) = gaps.first().map(|gap| gap.before) else { return Ok(false) };
+        if self.errands.was_in_vain((room.key, place)) {
+            return Ok(false);
+        }
+        let wanted: Vec<EventId> =
+            gaps.into_iter().filter(|gap| gap.before == place).map(|gap| gap.event_id).collect();
+        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
+        if self.store.read(|db| Ok(db.gap(room.key, &wanted[0])?.is_none()))? {
+            return Ok(true);
+        }
+        for peer in &self.whom_to_ask_for_history(room)? {
+            let left = until.saturating_duration_since(Instant::now()).min(SHARE);
+            if left.is_zero() {
+                break;
+            }
+            let asking = self.errands.ask(peer);
+            let answer = self.federation.backfill(peer, &room.room_id, &wanted, PAGE, left);
+            if let Some(asking) = asking
+                && !answer.as_ref().is_err_and(CallError::is_unreachable)
+            {
+                asking.answered();
+            }
+            let Ok(events) = answer else { continue };
+            let mut errand = Errand::new(self, peer, room, until);
+            let mut events = errand.leading_to(&wanted, errand.checked(&events))?;
+            if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
+                // Another time: others would give us the same.
+                return Ok(false);
+            }
+            if errand.take_in_history(&events, place)? {
+                return Ok(true);
+            }
+        }
+        self.errands.note_in_vain((room.key, place));
+        Ok(false)
+    }
+
+    /// The servers of a room that are worth asking for its history, best first: those that have been in it for longest,
+    /// and after them those that seem to be out of reach.
+    pub(in crate::service) fn whom_to_ask_for_history(&self, room: &Room) -> Result<Vec<ServerName>> {
+        let mut servers = self.store.read(|db| db.resident_servers(room.key))?;
+        servers.retain(|server| server != self.server_name());
+        servers.sort_by_cached_key(|server| {
+            self.errands.pauses_until(server).is_some() || self.sender.is_pausing(server)
+        });
+        servers.truncate(MOST_ASKED);
+        Ok(servers)
+    }
+}
+
+impl Homeserver {
+    /// Fetches one event from amid the hole right before a place: first the history nearest to the place, which may have
+    /// it, else the event alone with the state before it. True if the event has its place in the timeline now.
+    pub(crate) fn fetch_past_event(
+        &self,
+        room: &Room,
+        peer: &ServerName,
+        id: &EventId,
+        hole: Place,
+    ) -> Result<bool> {
+        let is_placed = || self.store.read(|db| Ok(db.event(id)?.is_some_and(|event| event.place.is_some())));
+        if is_placed()? || (self.backfill(room, hole)? && is_placed()?) {
+            return Ok(true);
+        }
+        let until = Instant::now() + PATIENCE;
+        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
+        // What was fetched meanwhile has made the hole smaller, or two of it.
+        let hole = self.store.read(|db| db.gaps_between(room.key, Place::START, hole, 1))?;
+        let Some(hole) = hole.first().map(|gap| gap.before) else { return is_placed() };
+        let Some(place) = self.store.read(|db| db.place_amid(room.key, hole))? else { return Ok(false) };
+        let mut errand = Errand::new(self, peer, room, until);
+        errand.states_left = 1;
+        let mut events = errand.fetch_events(std::slice::from_ref(id))?;
+        if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
+            return Ok(false);
+        }
+        for event in &events {
+            errand.take_in_past(event, place)?;
+        }
+        is_placed()
+    }
+}
+
+impl Errand<'_> {
+    /// Those of the events that lead to the wanted ones, oldest first.
+    fn leading_to(&self, wanted: &[EventId], events: Vec<VerifiedPdu>) -> Result<Vec<VerifiedPdu>> {
+        let events = in_order(events, Pdu::prev_events);
+        let known = self.hs.store.read(|db| placed(db, &events))?;
+        Ok(connected(events, wanted, &known))
+    }
+
+    /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further. True if
+    /// anything was new.
+    fn take_in_history(&mut self, events: &[VerifiedPdu], place: Place) -> Result<bool> {
+        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
+        let mut came = false;
+        for (index, event) in (0..).zip(events) {
+            came |= self.take_in_past(event, Place { stream: place.stream, sub: below - count + index })?;
+        }
+        Ok(came)
+    }
+
+    /// Takes in one event of the past. True if it was new.
+    fn take_in_past(&mut self, event: &VerifiedPdu, place: Place) -> Result<bool> {
+        let terms = Terms::History(place);
+        let mut taken = self.hs.take_in(event, terms, None);
+        if let Ok(Taken::NeedsAuth(ids)) = &taken {
+            let ids = ids.clone();
+            self.fetch_auth_events(event, &ids)?;
+            taken = self.hs.take_in(event, terms, None);
+        }
+        if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
+            self.states_left -= 1;
+            taken = self.take_in_with_state(event, terms);
+        }
+        Ok(matches!(taken, Ok(Taken::Stored { already: false, .. })))
+    }
+}
+
+/// Those of the events that have their place in the graph already.
+pub(in crate::service) fn placed(db: &Db<'_>, events: &[VerifiedPdu]) -> Result<HashSet<EventId>> {
+    let mut known = HashSet::new();
+    for event in events {
+        if db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier) {
+            known.insert(event.event_id().clone());
+        }
+    }
+    Ok(known)
+}
+
+/// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
+/// have no place there. What lies before a known event is for the hole before that one.
+pub(in crate::service) fn connected(
+    sorted: Vec<VerifiedPdu>,
+    wanted: &[EventId],
+    known: &HashSet<EventId>,
+) -> Vec<VerifiedPdu> {
+    let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
+    for event in sorted.iter().rev() {
+        if reached.contains(event.event_id()) && !known.contains(event.event_id()) {
+            reached.extend(event.prev_events().iter().cloned());
+        }
+    }
+    sorted.into_iter().filter(|event| reached.contains(event.event_id())).collect()
+}

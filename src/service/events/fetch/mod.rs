@@ -1,0 +1,498 @@
+//! Events that others refer to and that we do not have: fetched from the servers of the room, within bounds.
+//!
+//! A hole is filled from our forward extremities on (`get_missing_events`, again and again while it goes on). Behind one
+//! that is too large, or that nobody fills, the event is judged by the state that another server says was before it
+//! (`state_ids`, then `event` or `state`), resolved with the states that we know; what lies in the hole can be fetched
+//! later (`backfill`), when a client pages back to it. Auth events come in every way that there is, the cheapest first:
+//! `event_auth`, a few by `event`, with the hole, with the state before the event, many by `event`; what one way or one
+//! server gives in parts is put together. What is fetched is checked like anything that comes, in bulk. An event for which
+//! nobody has what it needs waits (`waiting`).
+
+pub(in crate::service) mod auth_chains;
+pub mod backfill;
+pub mod limits;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use super::authorise;
+use crate::error::{Error, Result};
+use crate::federation::calls::RawEvent;
+use crate::protocol::state_res::StateMap;
+use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
+use crate::service::Homeserver;
+use crate::service::events::accept::{Taken, Terms};
+use crate::service::events::authorise::{Hearing, Verdict};
+use crate::service::events::fetch::auth_chains::{Loose, WAYS, Way};
+use crate::service::events::fetch::backfill::{connected, placed};
+use crate::service::events::server_acl::RoomAcl;
+use crate::service::keys::verify::Checked;
+use crate::store::{Db, Room, Status};
+
+/// How many missing events are asked for at once. Some servers give no more than 10 or 20.
+const PAGE: usize = 50;
+/// How often more of the same hole is asked for, and how much of it is held in memory until it can be taken in.
+const MOST_PAGES: usize = 100;
+const MOST_IN_HOLE: usize = 2000;
+const MOST_BYTES_IN_HOLE: usize = 16 << 20;
+/// How many events of a hole may have their state asked for: places where other branches begin.
+pub(in crate::service) const MOST_STATES: usize = 3;
+/// Up to so many missing events of a state or an auth chain are fetched one by one, more as a whole.
+pub(in crate::service) const ONE_BY_ONE: usize = 30;
+/// Where the whole is not to be had, this many are fetched one by one after all, for everything that one event needs.
+pub(in crate::service) const MOST_ONE_BY_ONE: usize = 500;
+/// How many events are stored in one commit, with a place.
+const BATCH: usize = 50;
+/// How many servers are asked for one event before it is put off.
+const MOST_ASKED: usize = 4;
+
+/// One walk to another server, for one event.
+pub(in crate::service) struct Errand<'a> {
+    pub(in crate::service) hs: &'a Homeserver,
+    pub(in crate::service) peer: &'a ServerName,
+    pub(in crate::service) room: Room,
+    until: Instant,
+    pub(in crate::service) states_left: usize,
+    events_left: usize,
+    pub(in crate::service) loose: Loose,
+    /// What the server was asked for and does not have.
+    pub(in crate::service) not_there: HashSet<EventId>,
+}
+
+/// What came of asking for what an event refers to.
+pub(in crate::service) enum Fetched {
+    /// The event was taken in, or refused for good.
+    Taken(Result<Taken>),
+    /// Nobody has what it needs, or has it in time. `asked`: whether anybody could be asked at all.
+    Nothing { asked: bool },
+}
+
+impl Homeserver {
+    /// Takes in an event after fetching what it refers to: from these servers in turn, until one has it. Errors: 500.
+    pub(in crate::service) fn take_in_with_missing(
+        &self,
+        servers: &[ServerName],
+        pdu: &VerifiedPdu,
+        until: Instant,
+    ) -> Result<Fetched> {
+        let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
+        let (mut asked, mut loose) = (false, Loose::new());
+        for (index, peer) in servers.iter().enumerate() {
+            let Some(asking) = self.errands.ask(peer) else { continue };
+            let Some(_turn) = self.errands.begin(room.key, peer, until) else {
+                // Another errand holds it, and is told whether it answers.
+                asking.answered();
+                continue;
+            };
+            asked = true;
+            // Whoever lets us wait leaves half of the time for the others.
+            let left = until.saturating_duration_since(Instant::now());
+            let share = if index + 1 < servers.len() { left / 2 } else { left };
+            let mut errand = Errand::new(self, peer, &room, Instant::now() + share);
+            errand.loose = loose;
+            let taken = errand.take_in_with_missing(pdu);
+            loose = errand.loose;
+            match taken {
+                Err(e) if e.status() == 500 => return Err(e),
+                Err(e) => {
+                    log::debug!("{} is not to be had with the help of {peer}: {e}", pdu.event_id());
+                    // Whoever is not reached, or uses up the time, is not asked again at once.
+                    if e.status() != 504 {
+                        asking.answered();
+                    }
+                }
+                Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev) => asking.answered(),
+                Ok(taken) => {
+                    asking.answered();
+                    return Ok(Fetched::Taken(Ok(taken)));
+                }
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        // What was fetched in parts may suffice by now, or have shown that the event has no business here.
+        match self.take_in(pdu, Terms::Relayed, None) {
+            Err(e) if e.status() == 500 => Err(e),
+            Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev) => Ok(Fetched::Nothing { asked }),
+            taken => Ok(Fetched::Taken(taken)),
+        }
+    }
+
+    /// Whom to ask for what an event refers to: the server that sent it, its sender's, then the others in the room,
+    /// beginning with another one at every attempt. Not those that the room keeps out, or that did not answer lately.
+    pub(in crate::service) fn sources(
+        &self,
+        room: &Room,
+        (origin, pdu): (&ServerName, &VerifiedPdu),
+        attempts: u32,
+    ) -> Result<Vec<ServerName>> {
+        let (acl, residents) =
+            self.store.read(|db| Ok((RoomAcl::of(db, room)?, db.resident_servers(room.key)?)))?;
+        let mut servers = vec![origin.clone(), pdu.sender().server()];
+        let first = usize::try_from(attempts).unwrap_or(0) % residents.len().max(1);
+        servers.extend(residents.iter().cycle().skip(first).take(residents.len()).cloned());
+        let mut seen = HashSet::new();
+        servers.retain(|server| {
+            server != self.server_name()
+                && seen.insert(server.clone())
+                && acl.allows(server)
+                && self.errands.pauses_until(server).is_none()
+        });
+        // A server that does not take what we send hardly answers, but may be the only one: it comes last.
+        servers.sort_by_key(|server| server != origin && self.sender.is_pausing(server));
+        servers.truncate(MOST_ASKED);
+        Ok(servers)
+    }
+}
+
+impl<'a> Errand<'a> {
+    pub(in crate::service) fn new(
+        hs: &'a Homeserver,
+        peer: &'a ServerName,
+        room: &Room,
+        until: Instant,
+    ) -> Self {
+        let (states_left, events_left) = (MOST_STATES, MOST_ONE_BY_ONE);
+        Self {
+            hs,
+            peer,
+            room: room.clone(),
+            until,
+            states_left,
+            events_left,
+            loose: Loose::new(),
+            not_there: HashSet::new(),
+        }
+    }
+
+    fn take_in_with_missing(&mut self, pdu: &VerifiedPdu) -> Result<Taken> {
+        let (mut ways, mut asked_for_events) = (WAYS.into_iter(), false);
+        loop {
+            // Whoever was here before us may have brought it along.
+            match self.hs.take_in(pdu, Terms::Relayed, None)? {
+                Taken::NeedsAuth(ids) => match ways.next() {
+                    Some(Way::Hole) if asked_for_events || !self.has_hole(pdu)? => {}
+                    Some(Way::Hole) => {
+                        asked_for_events = true;
+                        self.fill_hole(pdu)?;
+                    }
+                    Some(way) => self.fetch_auth_by(way, pdu, &ids)?,
+                    None => return Ok(Taken::NeedsAuth(ids)),
+                },
+                Taken::NeedsPrev if !asked_for_events => {
+                    asked_for_events = true;
+                    self.fill_hole(pdu)?;
+                }
+                Taken::NeedsPrev => return self.take_in_with_state(pdu, Terms::Relayed),
+                taken => return Ok(taken),
+            }
+        }
+    }
+
+    fn has_hole(&self, pdu: &Pdu) -> Result<bool> {
+        self.hs.store.read(|db| Ok(!db.unplaced(pdu.prev_events())?.is_empty()))
+    }
+
+    /// The time that is left. Errors: 504 if it is over.
+    pub(in crate::service) fn left(&self) -> Result<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let message = format!("{} takes too long to give what an event refers to", self.peer);
+            return Err(Error::bad_gateway(message).with_status(504));
+        }
+        Ok(left)
+    }
+
+    /// The events of an answer that pass the first checks and belong to the room; what does not is left out.
+    pub(in crate::service) fn checked(&self, events: &[RawEvent]) -> Vec<VerifiedPdu> {
+        let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
+        let left = self.until.saturating_duration_since(Instant::now());
+        let checked = self.hs.check_received(self.peer, &bytes, self.room.version, left);
+        let passed = checked.into_iter().filter_map(|checked| match checked {
+            Checked::Passed(pdu) => Some(pdu),
+            Checked::NoKey(pdu, _) => {
+                log::debug!("{} cannot be checked for want of a key", pdu.event_id());
+                None
+            }
+            Checked::Dropped(e) => {
+                log::debug!("{} sent an event that fails: {e}", self.peer);
+                None
+            }
+        });
+        passed.filter(|pdu| pdu.room_id() == &self.room.room_id).collect()
+    }
+
+    /// Fetches what lies between our forward extremities and the event, and takes it in, oldest first.
+    fn fill_hole(&mut self, pdu: &VerifiedPdu) -> Result<()> {
+        let heads = self.hs.store.read(|db| db.heads(self.room.key))?;
+        let earliest: Vec<EventId> = heads.into_iter().rev().map(|head| head.event_id).take(PAGE).collect();
+        let mut latest = vec![pdu.event_id().clone()];
+        let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);
+        for _ in 0..MOST_PAGES {
+            let (room_id, left) = (&self.room.room_id, self.left()?);
+            let answer =
+                self.hs.federation.get_missing_events(self.peer, room_id, &earliest, &latest, PAGE, left);
+            let events = match answer {
+                Ok(events) => events,
+                Err(e) => {
+                    let error = e.into_client_error(self.peer);
+                    if error.status() == 504 {
+                        return Err(error);
+                    }
+                    // There is another way: the state before the event.
+                    log::info!("{} gives no missing events: {}", self.peer, error.message());
+                    break;
+                }
+            };
+            let before = found.len();
+            for event in self.checked(&events).into_iter().filter(|e| e.event_id() != pdu.event_id()) {
+                bytes += event.json().len();
+                found.insert(event.event_id().clone(), event);
+            }
+            if found.len() == before || found.len() >= MOST_IN_HOLE || bytes >= MOST_BYTES_IN_HOLE {
+                break;
+            }
+            latest = self.loose_ends(&found)?;
+            if latest.is_empty() {
+                break;
+            }
+        }
+        let events = in_order(found.into_values().collect(), Pdu::prev_events);
+        let known = self.hs.store.read(|db| placed(db, &events))?;
+        let mut events = connected(events, pdu.prev_events(), &known);
+        for event in &events {
+            self.hs.count_knock_from(self.peer, &self.room, event, true)?;
+        }
+        self.hs.with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
+        self.take_in_along(&events)
+    }
+
+    /// Those of the events that follow others which are neither here nor among them, the deepest first.
+    fn loose_ends(&self, found: &HashMap<EventId, VerifiedPdu>) -> Result<Vec<EventId>> {
+        let mut loose: Vec<&VerifiedPdu> = Vec::new();
+        self.hs.store.read(|db| {
+            for event in found.values() {
+                let unplaced = db.unplaced(event.prev_events())?;
+                if unplaced.iter().any(|id| !found.contains_key(id)) {
+                    loose.push(event);
+                }
+            }
+            Ok(())
+        })?;
+        loose.sort_unstable_by_key(|event| std::cmp::Reverse(event.depth()));
+        Ok(loose.into_iter().take(PAGE).map(|event| event.event_id().clone()).collect())
+    }
+
+    /// Takes in events that were fetched for another one, as many as possible in one commit.
+    fn take_in_along(&mut self, events: &[VerifiedPdu]) -> Result<()> {
+        let mut rest = events;
+        while !rest.is_empty() {
+            self.left()?;
+            let batch = &rest[..rest.len().min(BATCH)];
+            let whole = batch.len();
+            let taken = self.hs.take_in_light(batch)?;
+            for failed in taken.iter().filter_map(|taken| taken.as_ref().err()) {
+                log::debug!("{} sent an event for another one that is refused: {failed}", self.peer);
+            }
+            rest = &rest[taken.len().min(rest.len())..];
+            if taken.len() < whole
+                && let Some((heavy, left)) = rest.split_first()
+            {
+                self.take_in_heavy(heavy)?;
+                rest = left;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in an event that was fetched for another one. What cannot be had for it is not asked for twice.
+    fn take_in_heavy(&mut self, event: &VerifiedPdu) -> Result<()> {
+        let mut taken = self.hs.take_in(event, Terms::Relayed, None);
+        if let Ok(Taken::NeedsAuth(ids)) = &taken {
+            let ids = ids.clone();
+            self.fetch_auth_events(event, &ids)?;
+            taken = self.hs.take_in(event, Terms::Relayed, None);
+        }
+        if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
+            self.states_left -= 1;
+            taken = self.take_in_with_state(event, Terms::Relayed);
+        }
+        match taken {
+            // Our own trouble; the other server's events may be refused one by one.
+            Err(e) if e.status() == 500 => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes in an event by the state that the other server says was before it. One that is not in the room has no say in
+    /// what the room's state was: it could put as many memberships of its own users there as it likes, which the rules let
+    /// anybody have (knocks, say). Then the servers of the room are asked, sooner or later.
+    pub(in crate::service) fn take_in_with_state(
+        &mut self,
+        pdu: &VerifiedPdu,
+        terms: Terms,
+    ) -> Result<Taken> {
+        if terms == Terms::Relayed && !self.hs.store.read(|db| db.is_resident(self.room.key, self.peer))? {
+            return Ok(Taken::NeedsPrev);
+        }
+        let (given, whole) = self.fetch_state(pdu.event_id())?;
+        match self.take_in_by(pdu, terms, &given, whole)? {
+            Taken::NeedsAuth(ids) => {
+                self.fetch_auth_events(pdu, &ids)?;
+                self.take_in_by(pdu, terms, &given, whole)
+            }
+            taken => Ok(taken),
+        }
+    }
+
+    /// An event is not rejected by a state of which parts are missing: what would allow it may be among them.
+    fn take_in_by(&self, pdu: &VerifiedPdu, terms: Terms, given: &StateMap, whole: bool) -> Result<Taken> {
+        if !whole {
+            let near = self.hs.store.read(|db| authorise::given_state(db, pdu.room_id(), given))?;
+            let verdict = self.hs.judge_beforehand(pdu, Hearing::live(Some(&near)), true)?;
+            if let Verdict::Judged(judged) = verdict
+                && judged.status == Status::Rejected
+            {
+                let message =
+                    format!("{} does not give the whole state before {}", self.peer, pdu.event_id());
+                return Err(Error::bad_gateway(message));
+            }
+        }
+        self.hs.take_in(pdu, terms, Some(given))
+    }
+
+    /// The state before an event as the other server has it, all of its events stored; and whether that is all of it.
+    /// What fails the checks is left out.
+    pub(in crate::service) fn fetch_state(&mut self, at: &EventId) -> Result<(StateMap, bool)> {
+        let (peer, room_id, federation) = (self.peer, self.room.room_id.clone(), &self.hs.federation);
+        let ids =
+            federation.state_ids(peer, &room_id, at, self.left()?).map_err(|e| e.into_client_error(peer))?;
+        let mut all = ids.pdu_ids.clone();
+        all.extend(ids.auth_chain_ids);
+        let lacking = self.wanting(&all)?;
+        let are_few = lacking.len() <= ONE_BY_ONE;
+        if are_few {
+            self.fetch_outliers(&lacking)?;
+        }
+        if !are_few || !self.wanting(&all)?.is_empty() {
+            match federation.state(peer, &room_id, at, self.left()?) {
+                Ok(whole) => {
+                    let mut events = self.checked(&whole.auth_chain);
+                    events.extend(self.checked(&whole.pdus));
+                    self.store_outliers(events)?;
+                }
+                Err(e) => {
+                    let error = e.into_client_error(peer);
+                    if error.status() == 504 || lacking.len() > self.events_left {
+                        return Err(error);
+                    }
+                    if !are_few {
+                        self.fetch_outliers(&lacking)?;
+                    }
+                }
+            }
+        }
+        let whole = self.lacking(&ids.pdu_ids)?.is_empty();
+        Ok((self.hs.store.read(|db| state_of(db, &self.room, &ids.pdu_ids))?, whole))
+    }
+
+    fn fetch_outliers(&mut self, ids: &[EventId]) -> Result<()> {
+        let events = self.fetch_events(ids)?;
+        self.store_outliers(events)
+    }
+
+    /// Those of the events that we do not have at all, each once.
+    pub(in crate::service) fn lacking(&self, ids: &[EventId]) -> Result<Vec<EventId>> {
+        let mut lacking = self.hs.store.read(|db| {
+            let known = db.has_events(ids)?;
+            Ok(ids
+                .iter()
+                .zip(known)
+                .filter(|(_, known)| !known)
+                .map(|(id, _)| id.clone())
+                .collect::<Vec<_>>())
+        })?;
+        lacking.sort_unstable();
+        lacking.dedup();
+        Ok(lacking)
+    }
+
+    /// Fetches events one by one. What is not to be had, or is not what was asked for, is left out.
+    pub(in crate::service) fn fetch_events(&mut self, ids: &[EventId]) -> Result<Vec<VerifiedPdu>> {
+        let mut events = Vec::new();
+        for id in ids {
+            if self.events_left == 0 {
+                break;
+            }
+            self.events_left -= 1;
+            match self.hs.federation.event(self.peer, id, self.left()?) {
+                Ok(event) => {
+                    events.extend(self.checked(&[event]).into_iter().filter(|event| event.event_id() == id));
+                }
+                Err(e) if e.is_transient() => return Err(e.into_client_error(self.peer)),
+                Err(_) => {}
+            }
+        }
+        Ok(events)
+    }
+}
+
+/// The state that these events make, as far as we have them and they were not rejected.
+fn state_of(db: &Db<'_>, room: &Room, ids: &[EventId]) -> Result<StateMap> {
+    let mut state = StateMap::new();
+    for id in ids {
+        let Some(event) = db.event(id)? else { continue };
+        let fits = event.room == room.key && event.status != Status::Rejected;
+        if let (true, Some(state_key)) = (fits, event.pdu.state_key_arc()) {
+            state.insert((event.pdu.event_type_arc().clone(), state_key.clone()), id.clone());
+        }
+    }
+    Ok(state)
+}
+
+/// Sorts events so that each comes after those of the others that it refers to; among equals by depth. What refers to
+/// itself in a circle is left out.
+pub(in crate::service) fn in_order(
+    events: Vec<VerifiedPdu>,
+    references: fn(&Pdu) -> &[EventId],
+) -> Vec<VerifiedPdu> {
+    let mut by_id: HashMap<EventId, VerifiedPdu> = HashMap::new();
+    for event in events {
+        by_id.entry(event.event_id().clone()).or_insert(event);
+    }
+    let mut waiting: HashMap<EventId, usize> = HashMap::new();
+    let mut followers: HashMap<EventId, Vec<EventId>> = HashMap::new();
+    let mut ready: BTreeMap<(i64, EventId), ()> = BTreeMap::new();
+    for (id, event) in &by_id {
+        let mut before: Vec<&EventId> =
+            references(event).iter().filter(|id| by_id.contains_key(*id)).collect();
+        before.sort_unstable();
+        before.dedup();
+        for earlier in &before {
+            followers.entry((*earlier).clone()).or_default().push(id.clone());
+        }
+        match before.len() {
+            0 => {
+                ready.insert((event.depth(), id.clone()), ());
+            }
+            count => {
+                waiting.insert(id.clone(), count);
+            }
+        }
+    }
+    let mut sorted = Vec::with_capacity(by_id.len());
+    while let Some(((_, id), ())) = ready.pop_first() {
+        for follower in followers.remove(&id).unwrap_or_default() {
+            let Some(count) = waiting.get_mut(&follower) else { continue };
+            *count -= 1;
+            if *count == 0
+                && let Some(event) = by_id.get(&follower)
+            {
+                ready.insert((event.depth(), follower), ());
+            }
+        }
+        sorted.extend(by_id.remove(&id));
+    }
+    sorted
+}

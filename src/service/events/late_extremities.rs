@@ -1,0 +1,200 @@
+//! Catching up with late heads: events that were stored when there was no time to resolve the state of their room.
+//!
+//! One room after the other, as its allowance has it (`labour`), and all that came until then at once. That a room is
+//! behind is a row, so nothing is forgotten by a restart.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::authorise;
+use crate::error::{Error, Result};
+use crate::locks::{lock, wait_timeout, wait_timeout_while};
+use crate::protocol::pdu::PREV_EVENTS_MAX;
+use crate::service::Homeserver;
+use crate::service::events::authorise::{Effort, Side};
+use crate::store::rooms::append::StateRef;
+use crate::store::rooms::late_extremities::{LateHead, heads_with};
+use crate::store::{Changes, Db, EventKey, Room, RoomKey, SnapshotId};
+
+/// Late heads that are caught up with at once.
+const AT_ONCE: usize = 10;
+/// When a room has moved on meanwhile, or something of ours failed.
+const SOON: Duration = Duration::from_millis(100);
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
+
+/// The thread that catches up. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Laggards {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The rooms that are behind, and when they have their turn.
+    rooms: HashMap<RoomKey, Instant>,
+    running: bool,
+    stop: bool,
+}
+
+impl Laggards {
+    /// Takes in what a commit changed. Never blocks for long.
+    pub(in crate::service) fn committed(&self, changes: &Changes) {
+        self.are_behind(changes.behind.iter().copied());
+    }
+
+    fn are_behind(&self, rooms: impl Iterator<Item = RoomKey>) {
+        let mut state = lock(&self.shared.state);
+        for room in rooms {
+            state.rooms.entry(room).or_insert_with(Instant::now);
+        }
+        drop(state);
+        self.shared.moved.notify_all();
+    }
+
+    /// Starts the thread. It keeps only a weak hold of the homeserver, and ends with it.
+    pub(in crate::service) fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
+        self.are_behind(hs.store.read(|db| db.rooms_with_late_heads())?.into_iter());
+        let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
+        lock(&shared.state).running = true;
+        thread::Builder::new().name("late-heads".to_owned()).spawn(move || {
+            run(&shared, &weak);
+            lock(&shared.state).running = false;
+            shared.moved.notify_all();
+        })?;
+        Ok(())
+    }
+
+    /// Stops the thread, and waits a moment for it.
+    pub(in crate::service) fn stop(&self) {
+        const GRACE: Duration = Duration::from_millis(500);
+        let mut state = lock(&self.shared.state);
+        state.stop = true;
+        self.shared.moved.notify_all();
+        drop(wait_timeout_while(&self.shared.moved, state, GRACE, |state| state.running));
+    }
+}
+
+fn run(shared: &Shared, weak: &Weak<Homeserver>) {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.stop {
+            return;
+        }
+        let now = Instant::now();
+        let next = state.rooms.iter().min_by_key(|(_, at)| **at).map(|(room, at)| (*room, *at));
+        let Some((room, at)) = next else {
+            // Whoever drops the homeserver without a word is noticed some day.
+            state = wait_timeout(&shared.moved, state, Duration::from_secs(60));
+            if weak.strong_count() == 0 {
+                return;
+            }
+            continue;
+        };
+        if at > now {
+            state = wait_timeout(&shared.moved, state, at - now);
+            continue;
+        }
+        state.rooms.remove(&room);
+        drop(state);
+        let Some(hs) = weak.upgrade() else { return };
+        let again = hs.catch_up(room).unwrap_or_else(|e| {
+            log::log!(
+                e.level(log::Level::Error),
+                "the state of room {room} could not be brought up to date: {e}"
+            );
+            Some(AFTER_FAILURE)
+        });
+        drop(hs);
+        state = lock(&shared.state);
+        if let Some(pause) = again {
+            state.rooms.insert(room, Instant::now() + pause);
+        }
+    }
+}
+
+/// What a room comes to with some of its late heads.
+struct Caught {
+    room: Room,
+    late: Vec<LateHead>,
+    /// The states that were resolved.
+    states: BTreeSet<SnapshotId>,
+    state: StateRef,
+}
+
+impl Homeserver {
+    /// Brings the current state of a room up to date, as far as the room's allowance goes. Gives when to come again, if
+    /// there is more to do.
+    pub(in crate::service) fn catch_up(&self, key: RoomKey) -> Result<Option<Duration>> {
+        let room_id = self.store.read(|db| db.room_by_key(key))?.room_id;
+        if let Some(rest) = self.labour.rest_of_late(&room_id) {
+            return Ok(Some(rest));
+        }
+        let late = self.store.write(move |tx| {
+            if tx.room_by_key(key)?.resident {
+                return tx.take_late_heads(key, AT_ONCE);
+            }
+            // Whoever of us comes back gets the room's state from others.
+            tx.forget_late_heads(key)?;
+            Ok(Vec::new())
+        })?;
+        if late.is_empty() {
+            return Ok(None);
+        }
+        let (caught, toil) = {
+            let _turn = self.labour.turn();
+            self.store.read(|db| Ok((resolve_late(db, key, late)?, db.toil())))?
+        };
+        self.labour.pay_for_late(&room_id, toil);
+        let (done, more) = self.store.write(move |tx| {
+            let done = settle(tx, &caught)?;
+            Ok((done, !tx.late_heads(key)?.is_empty()))
+        })?;
+        Ok((more || !done).then_some(SOON))
+    }
+}
+
+fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateHead>) -> Result<Caught> {
+    let room = db.room_by_key(key)?;
+    let states = states_of(db, &room, &late)?;
+    let side = |state: &SnapshotId| Side { state: StateRef::snapshot(*state), plus: None };
+    let sides = states.iter().map(side).collect();
+    let state = authorise::resolve(db, room.version, sides, Effort::Full)?;
+    let state = state.ok_or_else(|| Error::internal("nothing resolved"))?;
+    Ok(Caught { room, late, states, state })
+}
+
+/// The states after what would be the room's forward extremities. Of more branches than an event can join, the current
+/// state stands for those that are forward extremities already, as it does for any event.
+fn states_of(db: &Db<'_>, room: &Room, late: &[LateHead]) -> Result<BTreeSet<SnapshotId>> {
+    let heads = heads_with(&db.heads(room.key)?, late);
+    if heads.len() > PREV_EVENTS_MAX + AT_ONCE {
+        return Ok(late.iter().map(|late| late.state_after).chain(room.state).collect());
+    }
+    Ok(heads.into_iter().map(|(_, state)| state).collect())
+}
+
+/// Makes them forward extremities, if the room is still as it was looked at, or alike. False: it is not.
+fn settle(tx: &mut crate::store::Tx<'_>, caught: &Caught) -> Result<bool> {
+    let room = tx.room_by_key(caught.room.key)?;
+    let there = tx.late_heads(room.key)?;
+    let is_there = |taken: &LateHead| there.iter().any(|late| late.key == taken.key);
+    if !room.resident
+        || !caught.late.iter().all(is_there)
+        || states_of(tx, &room, &caught.late)? != caught.states
+    {
+        return Ok(false);
+    }
+    let heads: Vec<EventKey> =
+        heads_with(&tx.heads(room.key)?, &caught.late).into_iter().map(|(key, _)| key).collect();
+    let late: Vec<EventKey> = caught.late.iter().map(|late| late.key).collect();
+    tx.catch_up(&room, &late, &heads, &caught.state)?;
+    Ok(true)
+}

@@ -1,0 +1,430 @@
+//! What other servers may read of a room: its state at an event, the events that it rests on, and what came before.
+
+pub mod large_answer;
+
+use std::collections::{BinaryHeap, HashMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::unchecked_event;
+use crate::protocol::visibility::{HistoryVisibility, server_may_see};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
+use crate::service::Homeserver;
+use crate::service::accounts::erasure::Erasure;
+use crate::service::events::serve::large_answer::LargeAnswer;
+use crate::service::events::server_acl::RoomAcl;
+use crate::service::rooms::timestamp_to_event::{Moment, nearest};
+use crate::store::rooms::not_resident;
+use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
+
+/// How many events `backfill` and `get_missing_events` give at most.
+const MOST_EVENTS: usize = 100;
+/// How many event ids may be named in a question.
+const MOST_NAMED: usize = 100;
+/// Up to so many users of a server are looked up one by one in a state.
+const FEW_USERS: usize = 200;
+/// How many events are looked at for an answer.
+const MOST_VISITED: usize = 2000;
+
+/// The room as a server needs it whose user has just joined.
+pub struct JoinState {
+    /// The state before the join; without most memberships if that was asked for.
+    pub state: Vec<EventKey>,
+    /// Every event that the state rests on, the state's own among them where others rest on them.
+    pub auth_chain: Vec<EventKey>,
+    /// The servers in the room, the joining one among them.
+    pub servers: Vec<ServerName>,
+}
+
+/// The members that the name of a nameless room is made of.
+const HEROES: i64 = 5;
+
+/// The rows of every event that these events rest on: their auth events, and theirs, each once. The events themselves are
+/// in it where others of them rest on them. Holds no event: there may be very many.
+fn auth_chain_keys(
+    db: &Db<'_>,
+    version: RoomVersion,
+    of: impl IntoIterator<Item = EventKey>,
+) -> Result<Vec<EventKey>> {
+    let (mut seen, mut chain): (HashSet<Box<str>>, Vec<EventKey>) = (HashSet::new(), Vec::new());
+    let mut found: Vec<Box<str>> = Vec::new();
+    let mut look = |keys: &mut dyn Iterator<Item = EventKey>, found: &mut Vec<Box<str>>| {
+        db.each_event(keys, |row| {
+            for id in unchecked_event::auth_events(row.json, version).unwrap_or_default() {
+                if !seen.contains(id.as_ref()) {
+                    seen.insert(id.as_ref().into());
+                    found.push(id.as_ref().into());
+                }
+            }
+            Ok(())
+        })
+    };
+    look(&mut of.into_iter(), &mut found)?;
+    while let Some(id) = found.pop() {
+        let Some(key) = EventId::parse(&id).ok().map(|id| db.event_key(&id)).transpose()?.flatten() else {
+            continue;
+        };
+        chain.push(key);
+        look(&mut std::iter::once(key), &mut found)?;
+    }
+    Ok(chain)
+}
+
+/// The ids of events as a JSON array.
+fn push_ids(out: &mut Vec<u8>, db: &Db<'_>, events: &[EventKey]) -> Result<()> {
+    out.push(b'[');
+    for (index, key) in events.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, &db.event_id(*key)?).map_err(Error::internal)?;
+    }
+    out.push(b']');
+    Ok(())
+}
+
+/// Every event that these events rest on: their auth events, and theirs, each once. The events themselves are in it
+/// where others of them rest on them.
+pub(crate) fn auth_chain<'p>(db: &Db<'_>, of: impl IntoIterator<Item = &'p Pdu>) -> Result<Vec<Pdu>> {
+    let (mut seen, mut chain) = (HashSet::new(), Vec::new());
+    let mut next: Vec<EventId> = Vec::new();
+    // Most of what a state rests on is in it.
+    let mut at_hand: HashMap<&EventId, &Pdu> = HashMap::new();
+    for pdu in of {
+        next.extend(pdu.auth_events().iter().filter(|id| seen.insert((*id).clone())).cloned());
+        at_hand.insert(pdu.event_id(), pdu);
+    }
+    while let Some(id) = next.pop() {
+        let pdu = match at_hand.get(&id) {
+            Some(pdu) => Some((*pdu).clone()),
+            None => db.pdu(&id)?,
+        };
+        let Some(pdu) = pdu else { continue };
+        next.extend(pdu.auth_events().iter().filter(|id| seen.insert((*id).clone())).cloned());
+        chain.push(pdu);
+    }
+    Ok(chain)
+}
+
+/// An event of the room with a place in its graph. Errors: 404 `M_NOT_FOUND`.
+fn event_in(db: &Db<'_>, room: &Room, id: &EventId) -> Result<StoredEvent> {
+    let event = db.event(id)?.filter(|event| event.room == room.key && !event.is_outlier());
+    event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))
+}
+
+impl Homeserver {
+    /// The answer to `send_join`: the state before the join, and everything that it and the join rest on. Without
+    /// memberships, if they are to be omitted, but for those of the users that a nameless room is named after.
+    pub fn state_for_join(&self, room: &Room, join: &EventId, omit_members: bool) -> Result<JoinState> {
+        self.store.read(|db| {
+            let event = event_in(db, room, join)?;
+            let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
+            let mut state: Vec<EventKey> = match omit_members {
+                true => db.slots_but_members_at(snapshot)?.into_values().collect(),
+                false => db.slots_at(snapshot)?.into_values().collect(),
+            };
+            if omit_members && !has_name(db, snapshot)? {
+                for hero in db.heroes(room.key, event.pdu.sender(), HEROES)? {
+                    if let Some(slot) = db.slot("m.room.member", hero.as_str())? {
+                        state.extend(db.slot_at(snapshot, slot)?);
+                    }
+                }
+            }
+            let auth_chain = auth_chain_keys(db, room.version, state.iter().copied().chain([event.key]))?;
+            Ok(JoinState { state, auth_chain, servers: db.resident_servers(room.key)? })
+        })
+    }
+}
+
+/// Whether a room had a name or an alias to call it by.
+fn has_name(db: &Db<'_>, state: SnapshotId) -> Result<bool> {
+    for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+        let event = db.state_event_in(state, event_type, "")?;
+        if event.and_then(|event| event.content_str(field)).is_some_and(|text| !text.is_empty()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The room, for a server that is in it and that its access list lets in. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+fn room_for(db: &Db<'_>, origin: &ServerName, room_id: &RoomId) -> Result<Room> {
+    let room = db.resident_room(room_id)?;
+    let room = room.ok_or_else(not_resident)?;
+    RoomAcl::of(db, &room)?.check(origin)?;
+    if !db.is_resident(room.key, origin)? {
+        return Err(Error::forbidden("Your server is not in the room"));
+    }
+    Ok(room)
+}
+
+/// What one server may read, each state looked at once.
+struct Eyes<'a> {
+    db: &'a Db<'a>,
+    server: &'a ServerName,
+    /// What of the events of erased users in the room is not for it.
+    erasure: Erasure<'a>,
+    states: HashMap<SnapshotId, bool>,
+    /// The slots of the server's users in the room that is looked at, once they are needed.
+    users: Option<(RoomKey, HashSet<Slot>)>,
+}
+
+impl<'a> Eyes<'a> {
+    /// The eyes of a server in a room.
+    fn new(db: &'a Db<'a>, room: &Room, server: &'a ServerName) -> Self {
+        let erasure = Erasure::for_server(db, room.key, server);
+        Self { db, server, erasure, states: HashMap::new(), users: None }
+    }
+
+    /// The event as the server may have it: in its redacted form if none of its users may see it, or it came after its
+    /// sender was erased, so that it still has its place in the graph.
+    fn see(&mut self, event: StoredEvent) -> Result<Pdu> {
+        let shown = (self.may_see(&event)? || self.has_anyway(&event)?) && !self.erasure.hides(&event)?;
+        Ok(if shown { event.pdu } else { event.pdu.redacted()? })
+    }
+
+    /// Whether a user of the server may see the event, by the state before it or after it: one of them is enough for
+    /// the event that brings them in, and the one that changes the rule.
+    fn may_see(&mut self, event: &StoredEvent) -> Result<bool> {
+        for state in [event.state_before, event.state_after].into_iter().flatten() {
+            if self.sees(event.room, state)? {
+                return Ok(true);
+            }
+        }
+        // State that came with the room: whoever is in the room has it.
+        Ok(event.is_outlier())
+    }
+
+    /// Whether the server needs the event whole whatever its users may see: the current state is what everybody joins
+    /// with, and by the keys of a third-party invite others are judged, which redaction would take away.
+    fn has_anyway(&self, event: &StoredEvent) -> Result<bool> {
+        let Some(state_key) = event.pdu.state_key() else { return Ok(false) };
+        let event_type = event.pdu.event_type();
+        Ok(event_type == "m.room.third_party_invite"
+            || self.db.state_event_key(event.room, event_type, state_key)? == Some(event.key))
+    }
+
+    fn sees(&mut self, room: RoomKey, state: SnapshotId) -> Result<bool> {
+        if let Some(known) = self.states.get(&state) {
+            return Ok(*known);
+        }
+        let setting = self.db.state_event_in(state, "m.room.history_visibility", "")?;
+        let visibility = HistoryVisibility::from_content(setting.map(|event| event.content()).as_ref());
+        let sees = match visibility {
+            HistoryVisibility::WorldReadable | HistoryVisibility::Shared => true,
+            HistoryVisibility::Invited | HistoryVisibility::Joined => {
+                let (joined, invited) = self.members_at(room, state)?;
+                server_may_see(visibility, joined, invited)
+            }
+        };
+        self.states.insert(state, sees);
+        Ok(sees)
+    }
+
+    /// Whether the server had a joined user in a state, and whether an invited one.
+    fn members_at(&mut self, room: RoomKey, state: SnapshotId) -> Result<(bool, bool)> {
+        if self.users.as_ref().is_none_or(|(of, _)| *of != room) {
+            self.users = Some((room, self.db.member_slots_of_server(room, self.server)?));
+        }
+        let Some((_, users)) = &self.users else { return Ok((false, false)) };
+        // A few are looked up; for many the whole state is put together, which costs more the larger the room is.
+        let members: Vec<EventKey> = match users.len() <= FEW_USERS {
+            true => {
+                let found = users.iter().map(|slot| self.db.slot_at(state, *slot));
+                found.filter_map(Result::transpose).collect::<Result<_>>()?
+            }
+            false => {
+                let all = self.db.slots_at(state)?;
+                all.into_iter().filter(|(slot, _)| users.contains(slot)).map(|(_, key)| key).collect()
+            }
+        };
+        let mut invited = false;
+        for key in members {
+            match self.db.pdu_by_key(key)?.membership() {
+                Some(Membership::Join) => return Ok((true, invited)),
+                Some(Membership::Invite) => invited = true,
+                _ => {}
+            }
+        }
+        Ok((false, invited))
+    }
+}
+
+/// The rows of a room's state before an event, and of what it rests on.
+fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, Vec<EventKey>)> {
+    let event = event_in(db, room, at)?;
+    let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
+    let state: Vec<EventKey> = db.slots_at(snapshot)?.into_values().collect();
+    let auth_chain = auth_chain_keys(db, room.version, state.iter().copied())?;
+    Ok((state, auth_chain))
+}
+
+impl Homeserver {
+    /// `GET /event`. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn event_for_peer(&self, origin: &ServerName, id: &EventId) -> Result<Pdu> {
+        self.store.read(|db| {
+            let event = db.event(id)?.filter(|event| event.status != Status::Rejected);
+            let event = event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))?;
+            let room = room_for(db, origin, event.pdu.room_id())?;
+            Eyes::new(db, &room, origin).see(event)
+        })
+    }
+
+    /// `GET /state`: the answer's JSON. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn state_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<LargeAnswer> {
+        self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            let erasure = Erasure::for_server(db, room.key, origin);
+            let (state, auth_chain) = state_keys(db, &room, at)?;
+            let mut answer = LargeAnswer::default();
+            answer.text("{\"auth_chain\":");
+            let redacted = erasure.redacted_among(&auth_chain)?;
+            answer.events(db, auth_chain, redacted)?;
+            answer.text(",\"pdus\":");
+            let redacted = erasure.redacted_among(&state)?;
+            answer.events(db, state, redacted)?;
+            answer.text("}");
+            Ok(answer)
+        })
+    }
+
+    /// `GET /state_ids`: the answer's JSON. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn state_ids_for_peer(&self, origin: &ServerName, room_id: &RoomId, at: &EventId) -> Result<Vec<u8>> {
+        self.store.read(|db| {
+            let (state, auth_chain) = state_keys(db, &room_for(db, origin, room_id)?, at)?;
+            let mut body = b"{\"auth_chain_ids\":".to_vec();
+            push_ids(&mut body, db, &auth_chain)?;
+            body.extend_from_slice(b",\"pdu_ids\":");
+            push_ids(&mut body, db, &state)?;
+            body.push(b'}');
+            Ok(body)
+        })
+    }
+
+    /// `GET /event_auth`: every event that an event rests on. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn auth_chain_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        id: &EventId,
+    ) -> Result<Vec<Pdu>> {
+        self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            let event = db.event(id)?.filter(|event| event.room == room.key);
+            let event = event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))?;
+            let erasure = Erasure::for_server(db, room.key, origin);
+            let shown = |pdu: Pdu| -> Result<Pdu> {
+                if erasure.erased_at(pdu.sender().as_str())?.is_none() {
+                    return Ok(pdu);
+                }
+                let stored = db.event(pdu.event_id())?;
+                let hidden = stored.map(|event| erasure.hides(&event)).transpose()?;
+                if hidden == Some(true) { pdu.redacted() } else { Ok(pdu) }
+            };
+            auth_chain(db, [&event.pdu])?.into_iter().map(shown).collect()
+        })
+    }
+
+    /// `GET /backfill`: the named events and those before them, newest first, at most `limit`. Errors: 404
+    /// `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 400 `M_INVALID_PARAM`.
+    pub fn backfill_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        from: &[EventId],
+        limit: usize,
+    ) -> Result<Vec<Pdu>> {
+        self.walk_back(origin, room_id, &Walk { from, not: &[], least_depth: i64::MIN, limit })
+    }
+
+    /// `POST /get_missing_events`: the events that lead from `earliest` to `latest`, oldest first, neither of them among
+    /// them. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 400 `M_INVALID_PARAM`.
+    pub fn missing_events_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        (earliest, latest): (&[EventId], &[EventId]),
+        least_depth: i64,
+        limit: usize,
+    ) -> Result<Vec<Pdu>> {
+        let named = latest.len();
+        let limit = limit.min(MOST_EVENTS).saturating_add(named);
+        let mut events =
+            self.walk_back(origin, room_id, &Walk { from: latest, not: earliest, least_depth, limit })?;
+        events.retain(|event| !latest.contains(event.event_id()));
+        events.truncate(limit - named);
+        events.reverse();
+        Ok(events)
+    }
+
+    /// `GET /timestamp_to_event`: the event nearest to a time that the server may see, and its own time. Errors: 404
+    /// `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
+    pub fn event_near_for_peer(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        when: Moment,
+    ) -> Result<(EventId, i64)> {
+        let found = self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            let mut eyes = Eyes::new(db, &room, origin);
+            nearest(db, &room, when, |event| eyes.may_see(event))
+        })?;
+        found
+            .map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()))
+            .ok_or_else(|| when.nothing())
+    }
+
+    fn walk_back(&self, origin: &ServerName, room_id: &RoomId, walk: &Walk<'_>) -> Result<Vec<Pdu>> {
+        if walk.from.len() > MOST_NAMED || walk.not.len() > 10 * MOST_NAMED {
+            return Err(Error::invalid_param("Too many events are named"));
+        }
+        self.store.read(|db| {
+            let room = room_for(db, origin, room_id)?;
+            walk.run(db, &room, &mut Eyes::new(db, &room, origin))
+        })
+    }
+}
+
+/// A walk from events to those before them, the deepest first, so that what is near comes before what is far.
+struct Walk<'a> {
+    from: &'a [EventId],
+    not: &'a [EventId],
+    least_depth: i64,
+    limit: usize,
+}
+
+impl Walk<'_> {
+    fn run(&self, db: &Db<'_>, room: &Room, eyes: &mut Eyes<'_>) -> Result<Vec<Pdu>> {
+        let mut seen: HashSet<EventId> = self.not.iter().cloned().collect();
+        let mut next: BinaryHeap<(i64, i64)> = BinaryHeap::new();
+        let mut queue = |db: &Db<'_>, id: &EventId, next: &mut BinaryHeap<(i64, i64)>| -> Result<()> {
+            if seen.len() < MOST_VISITED + self.not.len()
+                && seen.insert(id.clone())
+                && let Some(key) = db.event_key(id)?
+            {
+                next.push((db.event_by_key(key)?.pdu.depth(), key));
+            }
+            Ok(())
+        };
+        for id in self.from {
+            queue(db, id, &mut next)?;
+        }
+        let mut found = Vec::new();
+        while let Some((depth, key)) = next.pop() {
+            let event = db.event_by_key(key)?;
+            // Outliers have no place in the graph that we could lead on from.
+            if found.len() >= self.limit.min(MOST_EVENTS * 2) || event.room != room.key || event.is_outlier()
+            {
+                continue;
+            }
+            for id in event.pdu.prev_events() {
+                queue(db, id, &mut next)?;
+            }
+            if depth >= self.least_depth && event.status != Status::Rejected {
+                found.push(eyes.see(event)?);
+            }
+        }
+        Ok(found)
+    }
+}

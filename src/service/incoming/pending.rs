@@ -1,0 +1,520 @@
+//! Events that were handed to us and cannot be judged yet. They are kept, so that the server that sent them may forget
+//! them, and taken in once what they need is here: because it came by itself, or because some server of the room had it
+//! when it was asked once more. A restart changes nothing.
+//!
+//! What is kept is bounded for each server and room. A server that is at its bound is told to come again later: its
+//! transaction is not acknowledged, so that it keeps the events itself and is slowed. Nothing is dropped in silence.
+//!
+//! Of a room that we are not in nobody can tell who is in it, and anybody can send something of it. There the latest word
+//! of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is taken in
+//! any case. Once we are in, what had to make place is fetched as the past of what was kept.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
+use crate::service::Homeserver;
+use crate::service::events::accept;
+use crate::service::events::accept::{Taken, Terms};
+use crate::service::events::authorise::{Effort, Hearing, Verdict};
+use crate::service::events::fetch::Fetched;
+use crate::service::events::server_acl::RoomAcl;
+use crate::service::keys::verify::Checked;
+use crate::service::membership::Heard;
+use crate::store::rooms::pending_events::{Queue, ToWait, Waiting};
+use crate::store::{Db, Room, RoomKey, Tx};
+
+/// Events of one server that wait, and their bytes; of a server that is not in the room to our knowledge, less.
+const MOST_OF_SERVER: usize = 2000;
+const MOST_BYTES_OF_SERVER: usize = 16 << 20;
+const MOST_OF_STRANGER: usize = 200;
+/// Those whose signatures nobody could check: anybody can make such up in anybody's name.
+const MOST_UNVERIFIED: usize = 200;
+/// Events that wait in one room. However many others there are, each server of the room has its share; of other servers, of
+/// which there is no end, none is taken in beyond the smaller number.
+const MOST_IN_ROOM: usize = 5000;
+const MOST_IN_ROOM_WITH_STRANGERS: usize = 1000;
+const FAIR_SHARE: usize = 500;
+/// Of a room that we are not in: what is kept of one server, and of all, in bytes; and what an event counts for beyond its
+/// own bytes.
+const MOST_OUTSIDE_OF_SERVER: usize = 512 << 10;
+const MOST_OUTSIDE: usize = 8 << 20;
+const EVENT_COUNTS: usize = 4 << 10;
+/// When a server at its bound should come again.
+const COME_AGAIN: Millis = 20_000;
+
+/// Pauses between attempts, by how often an event was asked for.
+pub(in crate::service) const PAUSES: Backoff = Backoff::doubling(10_000, 30 * 60_000);
+/// When there is nobody to ask just now; and for how long the servers of a room are left in peace, as to the events of one
+/// server, when they were asked in vain.
+const CALM: Millis = 10_000;
+/// An event is given up after this time.
+const GIVEN_UP: Millis = 3 * 24 * 3_600_000;
+/// For how long one room is pursued before others have their turn.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How many events are looked at in one commit.
+const BATCH: usize = 50;
+
+/// What became of the events that were looked at.
+struct Settled {
+    /// So many wait no longer.
+    ended: usize,
+    /// Whether there may be more that was not looked at.
+    more: bool,
+    /// The first of those that need others, or much work.
+    next: Option<Waiting>,
+}
+
+impl Homeserver {
+    /// Keeps events of one room until they can be judged. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already; then
+    /// none of them is kept.
+    pub(in crate::service) fn let_wait(
+        &self,
+        origin: &ServerName,
+        room: &Room,
+        events: Vec<ToWait>,
+    ) -> Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let (origin, room, now) = (origin.clone(), room.key, self.clock.now_ms());
+        self.store.write(move |tx| keep(tx, room, &origin, events, now))
+    }
+
+    /// Keeps an event of a room that we are not in: until these servers' keys can be had, which is all it takes to know
+    /// what it says of one of us; and until one of us is in who is joining right now, since nothing can be made of it
+    /// before. Nobody would send it again. Errors, for the event alone: 429 `M_LIMIT_EXCEEDED` if too much waits already.
+    pub(in crate::service) fn wait_outside(
+        &self,
+        origin: &ServerName,
+        (room, version): (&RoomId, RoomVersion),
+        (id, json): (EventId, &[u8]),
+        keys_of: &[ServerName],
+    ) -> Result<()> {
+        let (origin, room, now) = (origin.clone(), room.clone(), self.clock.now_ms());
+        let next = if keys_of.is_empty() { (0, now + CALM) } else { (1, now + PAUSES.pause_ms(1)) };
+        // Its room has no number yet, perhaps.
+        let mut event = ToWait::for_keys(0, (id, json), keys_of, next);
+        let came_in = self.store.write(move |tx| {
+            let room = tx.make_room(&room, version)?;
+            event.room = room.key;
+            if room.resident {
+                // Whoever was joining came in at this moment, which hastened only what waited by then.
+                keep(tx, room.key, &origin, vec![event], now)?;
+                tx.hasten_waiting_in(room.key)?;
+            } else if !tx.waits_from(&event.event_id, &origin, false)? {
+                make_place_outside(tx, &room, &origin, event.json.len())?;
+                tx.let_wait(&event, &origin, now)?;
+            }
+            Ok(room.resident)
+        })?;
+        if came_in {
+            self.scheduler.wake();
+        }
+        Ok(())
+    }
+
+    /// Takes in what waits in a room and is due, and asks other servers for what it needs. Errors: 500.
+    pub(in crate::service) fn pursue_waiting(&self, room: RoomKey) -> Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let now = self.clock.now_ms();
+            let of = self.store.read(|db| db.room_by_key(room))?;
+            if !of.resident {
+                match self.pursue_outside(&of, now, until)? {
+                    0 => return Ok(()),
+                    _ => continue,
+                }
+            }
+            let settled = self.store.write(move |tx| settle(tx, room, now))?;
+            match settled.next {
+                _ if settled.ended > 0 => {}
+                Some(next) => {
+                    let again = Waiting { json: Vec::new(), ..next.clone() };
+                    self.pursue(&of, next, until).or_else(|e| {
+                        // Whatever is wrong with it, the others come first now.
+                        self.put_off(&of, again, Vec::new(), true)?;
+                        Err(e)
+                    })?;
+                }
+                None if settled.more => {}
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// One event that needs others, or much work.
+    fn pursue(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
+        if !event.verified {
+            return self.check_again(room, event, until);
+        }
+        let pdu = event.verified_pdu(room.version)?;
+        let mut taken = self.take_in(&pdu, Terms::Relayed, None);
+        let mut asked = false;
+        let calm = self.errands.calm_until(room.key, &event.origin, self.clock.now_ms()).is_some();
+        if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) && !calm {
+            let servers = self.sources(room, (&event.origin, &pdu), event.attempts)?;
+            match self.take_in_with_missing(&servers, &pdu, until)? {
+                Fetched::Taken(now) => taken = now,
+                Fetched::Nothing { asked: so } => asked = so,
+            }
+        }
+        match taken {
+            Err(e) if e.status() == 500 => Err(e),
+            Ok(Taken::NeedsAuth(needs)) => self.put_off(room, event, names(&needs), asked),
+            Ok(Taken::NeedsPrev) => {
+                let needs = self.store.read(|db| db.unplaced(pdu.prev_events()))?;
+                self.put_off(room, event, names(&needs), asked)
+            }
+            Ok(Taken::NeedsTime(rest)) => {
+                // Those after it would each be told the same: of its server, or of all while the whole room rests.
+                let whole = self.labour.rest_of_room(&room.room_id);
+                let now = self.clock.now_ms();
+                let event = Waiting { retry_ms: now + millis(rest), ..event };
+                self.store.write(move |tx| {
+                    match whole {
+                        Some(whole) => tx.calm_waiting(event.room, None, now + millis(whole))?,
+                        None => tx.calm_waiting(event.room, Some(&event.origin), event.retry_ms)?,
+                    }
+                    tx.put_off_waiting(&event, &[])
+                })
+            }
+            outcome => {
+                if let Err(e) = outcome {
+                    log::info!("{} in {} is refused: {e}", event.event_id, room.room_id);
+                }
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
+        }
+    }
+
+    /// An event whose signatures could not be checked when it came.
+    fn check_again(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        match self.check_received(&event.origin, &[&event.json], room.version, left).pop() {
+            Some(Checked::Passed(_))
+                if !self.store.read(|db| RoomAcl::of(db, room))?.allows(&event.origin) =>
+            {
+                log::info!(
+                    "{} of {} is dropped: the room keeps that server out",
+                    event.event_id,
+                    event.origin
+                );
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
+            Some(Checked::Passed(pdu)) if *pdu.event_id() != event.event_id => {
+                log::info!(
+                    "{} of {} is dropped: it was not of this room version",
+                    event.event_id,
+                    event.origin
+                );
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
+            Some(Checked::Passed(pdu)) => {
+                let mut signed = [pdu];
+                self.with_policy_signatures(&mut [(room, &mut signed)], Some(until))?;
+                self.store.write(move |tx| tx.waiting_was_verified(event.key, &signed[0]))
+            }
+            Some(Checked::NoKey(_, servers)) => {
+                self.put_off(room, event, servers.iter().map(ToString::to_string).collect(), true)
+            }
+            Some(Checked::Dropped(e)) => {
+                log::info!("{} of {} is dropped: {e}", event.event_id, event.origin);
+                self.store.write(move |tx| tx.end_waiting(event.key))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What waits in a room that we are not in. So many events were looked at.
+    fn pursue_outside(&self, room: &Room, now: Millis, until: Instant) -> Result<usize> {
+        let due = self.store.read(|db| db.due_waiting(room.key, now, BATCH))?;
+        let count = due.len();
+        let mut settled = Vec::with_capacity(count);
+        for event in due {
+            let within = until.saturating_duration_since(Instant::now());
+            match self.remote_member_event(&event.origin, &room.room_id, &event.json, within) {
+                Err(e) if e.status() == 500 => return Err(e),
+                Ok(Heard::NoKey(servers)) => {
+                    let servers = servers.iter().map(ToString::to_string).collect();
+                    self.put_off(room, event, servers, true)?;
+                    continue;
+                }
+                Err(e) => log::info!("{} of {}, from outside: {e}", event.event_id, event.origin),
+                Ok(Heard::Settled) => {}
+            }
+            settled.push(event);
+        }
+        self.store.write(move |tx| settled.into_iter().try_for_each(|e| settle_outside(tx, e, now)))?;
+        Ok(count)
+    }
+
+    fn put_off(&self, room: &Room, mut event: Waiting, needs: Vec<String>, asked: bool) -> Result<()> {
+        let now = self.clock.now_ms();
+        let age = now - event.received_ms;
+        if age > GIVEN_UP {
+            log::warn!(
+                "{} of {} in {} is given up: no server had what it needs for {} hours ({})",
+                event.event_id,
+                event.origin,
+                room.room_id,
+                age / 3_600_000,
+                needs.join(" ")
+            );
+            return self.store.write(move |tx| tx.end_waiting(event.key));
+        }
+        event.attempts = event.attempts.saturating_add(u32::from(asked));
+        event.retry_ms = now + if asked { PAUSES.pause_ms(event.attempts) } else { 0 };
+        if !event.verified {
+            return self.store.write(move |tx| tx.put_off_waiting(&event, &needs));
+        }
+        // Where one event gets nothing, those after it hardly get more.
+        let calm = self.errands.calm_until(room.key, &event.origin, now).unwrap_or(now + CALM);
+        self.errands.note_calm(room.key, &event.origin, calm, now);
+        event.retry_ms = event.retry_ms.max(calm);
+        let key = room.key;
+        self.store.write(move |tx| {
+            tx.calm_waiting(key, Some(&event.origin), calm)?;
+            tx.put_off_waiting(&event, &needs)
+        })
+    }
+}
+
+/// Keeps events of a room that came from a server. Errors: as of [`Homeserver::let_wait`].
+fn keep(tx: &mut Tx<'_>, room: RoomKey, origin: &ServerName, events: Vec<ToWait>, now: Millis) -> Result<()> {
+    let mut new = Vec::with_capacity(events.len());
+    for event in events {
+        if !tx.waits_from(&event.event_id, origin, event.is_verified())? {
+            new.push(event);
+        } else if event.is_verified() {
+            tx.complete_waiting(&event)?;
+        }
+    }
+    let queue = tx.waiting_queue(room, origin)?;
+    if !new.is_empty() && is_full(queue, &new, tx.is_resident(room, origin)?) {
+        log::info!("{origin} has too many events that wait, and is told to come again");
+        return Err(too_many());
+    }
+    new.iter().try_for_each(|event| tx.let_wait(event, origin, now))
+}
+
+fn too_many() -> Error {
+    Error::new(ErrCode::LimitExceeded, "Too many of your events wait for others")
+        .with_field("retry_after_ms", COME_AGAIN)
+}
+
+/// Makes place for one more event of so many bytes, of a room that we are not in: what goes is the oldest of the server
+/// itself, if it has its share, and in a full room the oldest of the server that has most. Servers that we know go last.
+/// Errors: 429 `M_LIMIT_EXCEEDED` if that is the server itself, and it has nothing else.
+fn make_place_outside(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: usize) -> Result<()> {
+    let mut shares = tx
+        .waiting_shares(room.key)?
+        .into_iter()
+        .map(|(server, events, bytes)| (server, events * EVENT_COUNTS + bytes))
+        .collect::<HashMap<_, _>>();
+    let mut all: usize = shares.values().sum::<usize>() + EVENT_COUNTS + bytes;
+    *shares.entry(origin.clone()).or_default() += EVENT_COUNTS + bytes;
+    loop {
+        let victim = if shares[origin] > MOST_OUTSIDE_OF_SERVER {
+            origin.clone()
+        } else if all > MOST_OUTSIDE {
+            who_yields(tx, room, &shares, origin)?
+        } else {
+            return Ok(());
+        };
+        let freed = tx.end_first_waiting(room.key, &victim)?.ok_or_else(too_many)? + EVENT_COUNTS;
+        log::debug!("an event of {} from {victim} makes place for a later one", room.room_id);
+        all -= freed;
+        shares.entry(victim).and_modify(|share| *share -= freed);
+    }
+}
+
+/// Whose event goes from a full room: of the strangers among those that have most, the first; of equals, `newcomer`, so that
+/// a new name alone puts nobody out.
+fn who_yields(
+    db: &Db<'_>,
+    room: &Room,
+    shares: &HashMap<ServerName, usize>,
+    newcomer: &ServerName,
+) -> Result<ServerName> {
+    let mut by_share: Vec<_> =
+        shares.iter().map(|(server, share)| (*share, server == newcomer, server)).collect();
+    by_share.sort_unstable_by(|a, b| b.cmp(a));
+    for (_, _, server) in &by_share {
+        if !db.is_neighbour(server)? && !db.is_way_into(&room.room_id, server)? {
+            return Ok((*server).clone());
+        }
+    }
+    Ok(by_share.first().map_or(newcomer, |(_, _, server)| server).clone())
+}
+
+fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
+    let unverified = new.iter().filter(|event| !event.is_verified()).count();
+    let bytes: usize = new.iter().map(|event| event.json.len()).sum();
+    is_full_for(queue, (new.len(), unverified, bytes), resident)
+}
+
+/// Whether there is no room for so many more, so many of them unverified, of so many bytes.
+fn is_full_for(queue: Queue, (new, unverified, bytes): (usize, usize, usize), resident: bool) -> bool {
+    queue.of_origin + new > if resident { MOST_OF_SERVER } else { MOST_OF_STRANGER }
+        || queue.bytes + bytes > MOST_BYTES_OF_SERVER
+        || (unverified > 0 && queue.unverified + unverified > MOST_UNVERIFIED)
+        || (queue.in_room + new > MOST_IN_ROOM && queue.of_origin_in_room + new > FAIR_SHARE)
+        || (!resident && queue.in_room + new > MOST_IN_ROOM_WITH_STRANGERS)
+}
+
+/// An event of a room that we are not in, of which everything is known that can be from outside.
+fn settle_outside(tx: &mut Tx<'_>, event: Waiting, now: Millis) -> Result<()> {
+    let room = tx.room_by_key(event.room)?;
+    if room.resident {
+        return tx.hasten_waiting_in(room.key);
+    }
+    if tx.joining_version(&room.room_id)?.is_some() && !tx.is_placed(&event.event_id)? {
+        // The room will have its own view of it.
+        let event = Waiting { retry_ms: now + CALM, ..event };
+        return tx.put_off_waiting(&event, &[]);
+    }
+    tx.end_waiting(event.key)
+}
+
+/// Takes in what can be judged by what is here now, without much work; the rest goes on waiting, but for those for which
+/// others are to be asked.
+fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
+    let due = tx.due_waiting(room, now, BATCH)?;
+    let version = tx.room_by_key(room)?.version;
+    let mut settled = Settled { ended: 0, more: due.len() == BATCH, next: None };
+    for event in due {
+        if !event.verified {
+            if tx.is_placed(&event.event_id)? {
+                // It came once more, checked, and this one no longer matters.
+                tx.end_waiting(event.key)?;
+                settled.ended += 1;
+            } else {
+                settled.next.get_or_insert(event);
+            }
+            continue;
+        }
+        let received = event.verified_pdu(version)?;
+        let pdu = tx.wholest(&received)?.unwrap_or(received);
+        let hearing = Hearing { effort: Effort::Light, ..Hearing::live(None) };
+        let needs = match accept::judge_copy(tx, &pdu, hearing)? {
+            Verdict::Judged(judged) => {
+                accept::store_judged(tx, &pdu, *judged, Terms::Relayed)?;
+                None
+            }
+            Verdict::Known(_) => None,
+            Verdict::Refused(e) => {
+                log::info!("{} of {} is refused: {e}", event.event_id, event.origin);
+                None
+            }
+            Verdict::MissingAuth(ids) => Some(ids),
+            Verdict::MissingPrev => Some(tx.unplaced(pdu.prev_events())?),
+            Verdict::NeedsWork | Verdict::IsBehind => {
+                settled.next.get_or_insert(event);
+                continue;
+            }
+        };
+        match needs {
+            None => {
+                tx.end_waiting(event.key)?;
+                settled.ended += 1;
+            }
+            // Something that it waited for came, and something else is still missing.
+            Some(needs) if event.retry_ms > now => tx.put_off_waiting(&event, &names(&needs))?,
+            Some(_) => drop(settled.next.get_or_insert(event)),
+        }
+    }
+    Ok(settled)
+}
+
+pub(in crate::service) fn millis(of: Duration) -> Millis {
+    Millis::try_from(of.as_millis()).unwrap_or(Millis::MAX)
+}
+
+pub(in crate::service) fn names(ids: &[EventId]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_without_end_that_are_not_in_a_room_leave_room_for_those_that_are() {
+        let in_room = |in_room: usize| Queue { in_room, ..Queue::default() };
+        let one = |queue: Queue, resident: bool| is_full_for(queue, (1, 0, 100), resident);
+        assert!(!one(in_room(MOST_IN_ROOM_WITH_STRANGERS - 1), false));
+        assert!(one(in_room(MOST_IN_ROOM_WITH_STRANGERS), false));
+        assert!(!one(in_room(MOST_IN_ROOM_WITH_STRANGERS), true));
+        assert!(!one(in_room(MOST_IN_ROOM), true), "a fair share in any case");
+        let fair = Queue { of_origin_in_room: FAIR_SHARE, of_origin: FAIR_SHARE, ..in_room(MOST_IN_ROOM) };
+        assert!(one(fair, true));
+    }
+
+    fn name(n: &str) -> ServerName {
+        ServerName::parse(n).expect("a name")
+    }
+
+    /// An event of no more than its weight, waiting in a room that we are not in. Whether it found a place.
+    fn send_from(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, n: usize) -> bool {
+        let json = vec![b'x'; 60_000];
+        if make_place_outside(tx, room, origin, json.len()).is_err() {
+            return false;
+        }
+        let id = EventId::parse(&format!("$e{n}-{origin}")).expect("an id");
+        tx.let_wait(&ToWait::for_keys(room.key, (id, &json), &[], (0, 0)), origin, 0).expect("it waits");
+        true
+    }
+
+    #[test]
+    fn names_without_end_fill_a_room_that_we_are_not_in_without_an_event_of_a_server_that_we_know_going() {
+        let options = crate::store::Options::default();
+        let us = name("us.example");
+        let location = crate::store::Location::Memory;
+        let store = crate::store::Store::open(location, &us, Box::new(|_| {}), &options).expect("a store");
+        let write = store.write(|tx| {
+            let (friend, early, late) = (name("friend.example"), name("early.example"), name("late.example"));
+            tx.pretend_room("!home:us.example", &[&friend])?;
+            let id = RoomId::parse("!away:there.example")?;
+            let room = tx.make_room(&id, crate::protocol::room_version::room_version("11").expect("11"))?;
+            assert!((0..3).all(|n| send_from(tx, &room, &friend, n)));
+            assert!(send_from(tx, &room, &early, 0));
+            let names: Vec<_> = (0..20).map(|n| name(&format!("s{n}.example"))).collect();
+            for n in 0..20 {
+                assert!(
+                    names.iter().all(|name| send_from(tx, &room, name, n)),
+                    "the last word of each is kept"
+                );
+            }
+            let shares = |tx: &Tx<'_>| tx.waiting_shares(room.key).expect("shares");
+            let weight = |tx: &Tx<'_>| -> usize {
+                shares(tx).iter().map(|(_, events, bytes)| events * EVENT_COUNTS + bytes).sum()
+            };
+            let held = |tx: &Tx<'_>, of: &ServerName| -> usize {
+                shares(tx).iter().find(|(server, ..)| server == of).map_or(0, |(_, events, _)| *events)
+            };
+            assert!(weight(tx) <= MOST_OUTSIDE);
+            assert_eq!((held(tx, &friend), held(tx, &early)), (3, 1));
+            assert!(names.iter().all(|name| (1..=8).contains(&held(tx, name))));
+            // Whoever has nothing yet takes the place of one who has much.
+            assert!(send_from(tx, &room, &late, 0));
+            // New names alone put out nobody who has as little; nor do they ever put out one that we know.
+            let refused =
+                (0..500).filter(|n| !send_from(tx, &room, &name(&format!("n{n}.example")), 0)).count();
+            assert!(refused > 300, "{refused}");
+            assert_eq!((held(tx, &friend), held(tx, &early), held(tx, &late)), (3, 1, 1));
+            assert!((3..50).all(|n| send_from(tx, &room, &friend, n)), "one that we know is never refused");
+            assert!(weight(tx) <= MOST_OUTSIDE && held(tx, &friend) > 3);
+            // None of it counts against them in rooms that we are in.
+            let queue = tx.waiting_queue(room.key, &friend)?;
+            assert_eq!((queue.of_origin, queue.bytes, queue.unverified), (0, 0, 0));
+            assert_eq!(queue.of_origin_in_room, held(tx, &friend));
+            Ok(())
+        });
+        write.expect("written");
+    }
+}

@@ -1,0 +1,181 @@
+//! What a room that we are not in tells us about one of our users: that somebody removed them (a knock refused, an invite
+//! rescinded, a ban), or invites them. It comes by transaction, like any event, and nobody sends it a second time.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::protocol::json::read_object;
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Bearing, Fact, RemoteMembership, State};
+use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
+use crate::service::Homeserver;
+use crate::service::keys::attempts::Purpose;
+use crate::service::keys::verify::Checked;
+use crate::service::membership::knock::shown_outside;
+use crate::service::membership::rows::{check_still_outside, note, remote_row};
+use crate::store::Db;
+use crate::store::rooms::not_resident;
+
+/// What became of a PDU of a room that we are not in.
+pub(in crate::service) enum Heard {
+    /// It took effect, or there was nothing left to do.
+    Settled,
+    /// It would concern us, if it is what it says: the keys of these servers could not be had.
+    NoKey(Vec<ServerName>),
+}
+
+/// A member event about one of us, and what we know of that membership.
+struct News {
+    event: VerifiedPdu,
+    user: UserId,
+    row: Option<RemoteMembership>,
+}
+
+impl Homeserver {
+    /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say (format,
+    /// signatures): one that removes one of our users from the room, and an invite that we signed while we were still in
+    /// the room. `origin` sent it; `json` is the PDU as received; `within`: the
+    /// time to find keys.
+    /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`,
+    /// 400 `M_INVALID_PARAM`.
+    pub(in crate::service) fn remote_member_event(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        json: &[u8],
+        within: Duration,
+    ) -> Result<Heard> {
+        let head: Head = read_object(json).map_err(|_| not_resident())?;
+        let user = UserId::parse(&head.state_key).map_err(|_| not_resident())?;
+        if head.event_type != "m.room.member" || !self.is_ours(&user) {
+            return Err(not_resident());
+        }
+        let version =
+            self.store.read(|db| version_outside(db, room_id, Some(&user)))?.ok_or_else(not_resident)?;
+        // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to wait.
+        if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
+            return Ok(Heard::Settled);
+        }
+        match self.check_received(origin, &[json], version, within).pop() {
+            Some(Checked::Passed(event)) => {
+                // The room may have said more while the key was fetched.
+                if let Some(row) = self.of_concern(room_id, &user, &event)? {
+                    self.take_to_heart(News { event, user, row: *row })?;
+                }
+                Ok(Heard::Settled)
+            }
+            Some(Checked::NoKey(_, servers)) => Ok(Heard::NoKey(servers)),
+            Some(Checked::Dropped(e)) => Err(e),
+            None => Err(Error::internal("one event in, none out")),
+        }
+    }
+
+    /// Whether an event changes what we know of a user's membership, provided that it is signed by its sender; with what
+    /// we know of it. None: no more. Errors as for [`Homeserver::remote_member_event`].
+    fn of_concern(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+        event: &Pdu,
+    ) -> Result<Option<Box<Option<RemoteMembership>>>> {
+        if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
+            return Err(Error::invalid_param("Not a member event of this user in this room"));
+        }
+        let (row, known) = self
+            .store
+            .read(|db| Ok((remote_row(db, room_id, user)?, db.event_key(event.event_id())?.is_some())))?;
+        let told = row.as_ref().and_then(|row| row.event.as_ref());
+        if told.is_some_and(|told| told.event_id() == event.event_id()) {
+            return Ok(None);
+        }
+        match event.membership() {
+            Some(Membership::Invite) if known => return Ok(None),
+            // One that we signed when it was offered, but left to the room to tell us of; since then we have left it.
+            Some(Membership::Invite) => {
+                let ours = self.server_name();
+                drop(self.check_signature_of(event, ours, Purpose::Received(ours))?);
+            }
+            Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
+                let row = row.as_ref().ok_or_else(not_resident)?;
+                if !comes_from_the_room(row, event) {
+                    return Err(Error::forbidden("Nothing shows that this event is of that room"));
+                }
+                if row.bearing_of(event) == Bearing::Over {
+                    return Ok(None);
+                }
+            }
+            _ => return Err(not_resident()),
+        }
+        Ok(Some(Box::new(row)))
+    }
+
+    fn take_to_heart(&self, news: News) -> Result<()> {
+        let News { event, user, row } = news;
+        if event.membership() == Some(Membership::Invite) {
+            return self.invite_by_transaction(event, &user);
+        }
+        row.map_or(Ok(()), |row| self.remove_by_transaction(event, user, row.room_id.clone()))
+    }
+
+    fn invite_by_transaction(&self, invite: VerifiedPdu, user: &UserId) -> Result<()> {
+        let shown = self.store.read(|db| {
+            let room = db.room(invite.room_id())?;
+            room.map(|room| shown_outside(db, &room, None)).transpose()
+        })?;
+        let (room_id, inviter) = (invite.room_id(), Some(invite.sender()));
+        let shown = stripped_state::usable(&shown.unwrap_or_default(), room_id, invite.version(), inviter);
+        self.note_invite(&invite, user, &shown, None)
+    }
+
+    /// Closes a membership.
+    fn remove_by_transaction(&self, event: VerifiedPdu, user: UserId, room_id: RoomId) -> Result<()> {
+        let (removal, now) = (event.clone(), self.clock.now_ms());
+        let outside = self.store.write(move |tx| {
+            if check_still_outside(tx, &room_id).is_err() {
+                return Ok(false);
+            }
+            note(tx, &room_id, &user, Fact::Removed(event.into()), now).map(|_| true)
+        })?;
+        self.scheduler.wake();
+        // We have come in since, and it is an event like any other.
+        if outside { Ok(()) } else { self.receive_pdu(&removal.sender().server(), removal) }
+    }
+}
+
+/// The version by which events of a room that we are not in are read: what those said with whom the user deals there,
+/// else what we know from a time when we were in it, or from those through whom one of us is joining.
+pub(in crate::service) fn version_outside(
+    db: &Db<'_>,
+    room_id: &RoomId,
+    user: Option<&UserId>,
+) -> Result<Option<RoomVersion>> {
+    let row = user.map(|user| db.remote_membership(room_id, user)).transpose()?.flatten();
+    if let Some(row) = row {
+        return Ok(Some(row.room_version));
+    }
+    match db.room(room_id)? {
+        Some(room) => Ok(Some(room.version)),
+        None => db.joining_version(room_id),
+    }
+}
+
+/// What must be known of a PDU before anything else is.
+#[derive(serde::Deserialize)]
+struct Head {
+    #[serde(rename = "type")]
+    event_type: String,
+    state_key: String,
+}
+
+/// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which
+/// outsiders do not; or else speaks for the server that invited them, or that took their knock. Other servers that we
+/// asked, perhaps in vain and because a link said so, have no say.
+fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
+    let ours = [&row.event, &row.previous, &row.pending];
+    let rests_on_ours = ours.into_iter().flatten().any(|e| event.auth_events().contains(e.event_id()));
+    let server = event.sender().server();
+    let inviter = row.event.as_ref().map(|e| e.sender().server());
+    let knocked = matches!(row.state, State::Knocking | State::Knocked);
+    let knocked_through = row.via.first().filter(|_| knocked);
+    rests_on_ours || inviter.as_ref() == Some(&server) || knocked_through == Some(&server)
+}

@@ -1,0 +1,396 @@
+//! `PUT /send`: the transactions of other servers.
+//!
+//! Each event goes through the checks on receipt in the specification's order: 1 to 3 in `verify`, 4 to 7 in `judge`.
+//! Every one that we answer for without an error is on disk: in its room, or waiting (`waiting`) where what it refers to,
+//! or the key of its signature, cannot be had while the sender waits for our answer.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::{self, AtMost, CanonicalObject};
+use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
+use crate::service::Homeserver;
+use crate::service::events::accept::{Taken, Terms};
+use crate::service::events::fetch::Fetched;
+use crate::service::events::server_acl::RoomAcl;
+use crate::service::incoming::pending::{PAUSES, millis, names};
+use crate::service::keys::verify::Checked;
+use crate::service::membership::{Heard, version_outside};
+use crate::store::rooms::not_resident;
+use crate::store::rooms::pending_events::ToWait;
+use crate::store::{Room, Status};
+
+/// "Must not include more than 50 PDUs."
+const MOST_PDUS: usize = 50;
+/// "Must not include more than 100 EDUs."
+const MOST_EDUS: usize = 100;
+
+/// For how long one transaction may make us fetch keys and what its events refer to (policy servers have a time of their
+/// own): senders wait a minute for an answer. What is not there by then waits, and is fetched in the background.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// When a server that sends too much at once should come again.
+const COME_AGAIN_MS: i64 = 2_000;
+
+#[derive(Deserialize)]
+struct Transaction<'a> {
+    #[serde(borrow)]
+    pdus: AtMost<&'a RawValue, MOST_PDUS>,
+    #[serde(borrow, default)]
+    edus: AtMost<&'a RawValue, MOST_EDUS>,
+}
+
+/// What is read of an event to know its room, before its room's version says how to read the rest.
+#[derive(Deserialize)]
+struct Outside {
+    room_id: Option<RoomId>,
+    event_id: Option<EventId>,
+    state_key: Option<String>,
+}
+
+/// What became of each event, as the answer says it.
+#[derive(Default)]
+struct Results(Map<String, Value>);
+
+impl Results {
+    fn add(&mut self, id: &EventId, result: Result<()>) {
+        let said = match result {
+            Ok(()) => json!({}),
+            Err(e) => json!({ "error": e.message() }),
+        };
+        self.0.insert(id.as_str().to_owned(), said);
+    }
+}
+
+/// The events of one room in a transaction that have to wait.
+struct Waits<'a> {
+    room: &'a Room,
+    events: Vec<ToWait>,
+    /// Other servers were asked in vain: they are not asked again while the sender waits.
+    in_vain: bool,
+}
+
+/// The events of one room in a transaction.
+struct Arrival {
+    room: Room,
+    /// Those that passed the first three steps.
+    pdus: Vec<VerifiedPdu>,
+    /// Those of which nothing can be said for want of a key.
+    wait: Vec<ToWait>,
+}
+
+impl Homeserver {
+    /// Takes in a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
+    /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as a
+    /// whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we take in, and 500 if something of ours failed, so that
+    /// it repeats the transaction.
+    pub fn receive_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
+        let Some(_turn) = self.intake.enter(origin, txn_id) else {
+            return Err(Error::new(ErrCode::LimitExceeded, "Too many transactions at once")
+                .with_field("retry_after_ms", COME_AGAIN_MS));
+        };
+        if let Some(answer) = self.store.read(|db| db.transaction_answer(origin, txn_id))? {
+            return json::read(&answer).map_err(Error::internal);
+        }
+        let Transaction { pdus: AtMost(pdus), edus: AtMost(edus) } =
+            json::read_object(body).map_err(|e| not_a_transaction(e.message()))?;
+        let mut results = Results::default();
+        let until = self.clock.instant() + PATIENCE;
+        let mut arrivals = Vec::new();
+        for (room, events) in self.by_room((origin, until), &pdus, &mut results)? {
+            arrivals.extend(self.check_arrival((origin, until), room, &events, &mut results)?);
+        }
+        // One wait for all rooms.
+        let mut all: Vec<_> = arrivals.iter_mut().map(|a| (&a.room, a.pdus.as_mut_slice())).collect();
+        self.with_policy_signatures(&mut all, None)?;
+        for arrival in arrivals {
+            self.take_in_arrival((origin, until), arrival, &mut results)?;
+        }
+        self.receive_edus(origin, &edus)?;
+        let answer = json!({ "pdus": results.0 });
+        if !pdus.is_empty() {
+            // Ephemeral messages alone are cheaper to take in twice than to remember.
+            let (origin, txn_id, now) = (origin.clone(), txn_id.to_owned(), self.clock.now_ms());
+            let bytes = answer.to_string().into_bytes();
+            // The events are on disk. Should a power cut take this with it, a repeat finds them known.
+            self.store.write_lightly(move |tx| tx.save_transaction_answer(&origin, &txn_id, &bytes, now))?;
+        }
+        Ok(answer)
+    }
+
+    /// Sorts the events of a transaction by room, each room's in their order. Events of rooms that we are not in have
+    /// their answer at once.
+    fn by_room<'a>(
+        &self,
+        (origin, until): (&ServerName, Instant),
+        pdus: &[&'a RawValue],
+        results: &mut Results,
+    ) -> Result<Vec<(Room, Vec<&'a RawValue>)>> {
+        let mut rooms: Vec<(Room, Vec<&RawValue>)> = Vec::new();
+        let mut index: HashMap<RoomId, usize> = HashMap::new();
+        for pdu in pdus {
+            // What is far too large for an event is none, and nobody looks for its room. Without a room nobody knows how to
+            // read it: "otherwise it is dropped".
+            let is_event = pdu.get().len() <= EVENT_AS_WRITTEN_BYTES_MAX;
+            let outside = is_event.then(|| json::read_object(pdu.get().as_bytes()).ok()).flatten();
+            let Some(Outside { room_id: Some(room_id), event_id, state_key }) = outside else {
+                log::debug!("{origin} sent an event without a room");
+                continue;
+            };
+            if let Some(index) = index.get(&room_id) {
+                rooms[*index].1.push(pdu);
+                continue;
+            }
+            match self.store.read(|db| db.resident_room(&room_id))? {
+                Some(room) => {
+                    index.insert(room_id, rooms.len());
+                    rooms.push((room, vec![pdu]));
+                }
+                None => self.receive_from_outside(
+                    (origin, until),
+                    Outside { room_id: Some(room_id), event_id, state_key },
+                    pdu,
+                    results,
+                )?,
+            }
+        }
+        Ok(rooms)
+    }
+
+    /// An event of a room that we are not in: of interest if it says what became of one of us there, or if one of us is
+    /// joining right now.
+    fn receive_from_outside(
+        &self,
+        (origin, until): (&ServerName, Instant),
+        event: Outside,
+        pdu: &RawValue,
+        results: &mut Results,
+    ) -> Result<()> {
+        let Outside { room_id: Some(room_id), event_id, state_key } = event else { return Ok(()) };
+        let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
+        let (version, joining) = self.store.read(|db| {
+            let joining = db.joining_version(&room_id)?;
+            // Of others we read an event only to join with it.
+            let version =
+                if user.is_some() { version_outside(db, &room_id, user.as_ref())? } else { joining };
+            Ok((version, joining.is_some()))
+        })?;
+        let json = pdu.get().as_bytes();
+        let id = version.map_or(event_id, |version| id_of(json, version));
+        // Nobody can name it, and so nobody can be told.
+        let Some(id) = id else { return Ok(()) };
+        let within = until.saturating_duration_since(self.clock.instant());
+        let heard = match user {
+            Some(_) => self.remote_member_event(origin, &room_id, json, within),
+            None => Err(not_resident()),
+        };
+        let outcome = match (heard, version) {
+            (Err(e), _) if e.status() == 500 => return Err(e),
+            (Ok(Heard::NoKey(servers)), Some(version)) => {
+                self.wait_outside(origin, (&room_id, version), (id.clone(), json), &servers)
+            }
+            // Whatever it was to us so far, the room that we come into has its own view of it.
+            (_, Some(version)) if joining => {
+                self.wait_outside(origin, (&room_id, version), (id.clone(), json), &[])
+            }
+            (heard, _) => heard.map(drop),
+        };
+        // Anybody can fill what is kept of such a room. Whatever has no place in it, the rest of the transaction is not to
+        // suffer for it.
+        match outcome {
+            Err(e) if e.status() == 500 => return Err(e),
+            outcome => results.add(&id, outcome),
+        }
+        Ok(())
+    }
+
+    /// Takes the first three steps with the events of one room. None if the room keeps the sender out.
+    fn check_arrival(
+        &self,
+        (origin, until): (&ServerName, Instant),
+        room: Room,
+        events: &[&RawValue],
+        results: &mut Results,
+    ) -> Result<Option<Arrival>> {
+        let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
+        if !self.store.read(|db| RoomAcl::of(db, &room))?.allows(origin) {
+            for id in bytes.iter().filter_map(|event| id_of(event, room.version)) {
+                results.add(&id, Err(Error::forbidden("The room's server ACL keeps your server out")));
+            }
+            return Ok(None);
+        }
+        let left = until.saturating_duration_since(self.clock.instant());
+        let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
+        for (event, checked) in bytes.iter().zip(self.check_received(origin, &bytes, room.version, left)) {
+            let pdu: Option<(&Pdu, bool)> = match &checked {
+                Checked::Passed(pdu) => Some((pdu, true)),
+                Checked::NoKey(pdu, _) => Some((pdu, false)),
+                Checked::Dropped(_) => None,
+            };
+            if let Some((pdu, is_signed)) = pdu
+                && let Err(e) = self.count_knock_from(origin, &room, pdu, is_signed)
+            {
+                if e.status() == 500 {
+                    return Err(e);
+                }
+                results.add(pdu.event_id(), Err(e));
+                continue;
+            }
+            match checked {
+                Checked::Passed(pdu) => pdus.push(pdu),
+                Checked::NoKey(pdu, servers) => {
+                    let next = (1, self.clock.now_ms() + PAUSES.pause_ms(1));
+                    let event = (pdu.event_id().clone(), *event);
+                    wait.push(ToWait::for_keys(room.key, event, &servers, next));
+                }
+                Checked::Dropped(e) => {
+                    // What nobody can name nobody can be told of.
+                    if let Some(id) = id_of(event, room.version) {
+                        results.add(&id, Err(e));
+                    }
+                }
+            }
+        }
+        Ok(Some(Arrival { room, pdus, wait }))
+    }
+
+    /// The rest of the steps, and what has to wait.
+    fn take_in_arrival(
+        &self,
+        from: (&ServerName, Instant),
+        arrival: Arrival,
+        results: &mut Results,
+    ) -> Result<()> {
+        let Arrival { room, pdus, wait } = arrival;
+        let mut waits = Waits { room: &room, events: wait, in_vain: false };
+        self.take_in_all(from, &pdus, &mut waits, results)?;
+        for event in &waits.events {
+            results.add(&event.event_id, Ok(()));
+        }
+        self.let_wait(from.0, &room, waits.events)
+    }
+
+    /// As many as possible in one commit; what has to wait for other servers or for a resolution, on its own.
+    fn take_in_all(
+        &self,
+        from: (&ServerName, Instant),
+        pdus: &[VerifiedPdu],
+        waits: &mut Waits<'_>,
+        results: &mut Results,
+    ) -> Result<()> {
+        let mut rest = pdus;
+        while !rest.is_empty() {
+            let taken = self.take_in_light(rest)?;
+            let (done, left) = rest.split_at(taken.len().min(rest.len()));
+            for (pdu, taken) in done.iter().zip(taken) {
+                results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(taken)?));
+            }
+            let Some((heavy, left)) = left.split_first() else { break };
+            if let Some(taken) = self.take_in_heavy(from, heavy, waits)? {
+                results.add(heavy.event_id(), self.unless_we_left(heavy, outcome(taken)?));
+            }
+            rest = left;
+        }
+        Ok(())
+    }
+
+    /// An event that needs a resolution, or others that are not here. None if it has to wait for them. They are asked for
+    /// while the sender waits, unless that was in vain once in this room.
+    fn take_in_heavy(
+        &self,
+        (origin, until): (&ServerName, Instant),
+        pdu: &VerifiedPdu,
+        waits: &mut Waits<'_>,
+    ) -> Result<Option<Result<Taken>>> {
+        let needs = match self.take_in(pdu, Terms::Relayed, None) {
+            Ok(Taken::NeedsAuth(ids)) => ids,
+            Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
+            Ok(Taken::NeedsTime(rest)) => {
+                waits.events.push(self.to_wait(waits.room, pdu, &[], rest));
+                return Ok(None);
+            }
+            taken => return Ok(Some(taken)),
+        };
+        if !waits.in_vain && self.clock.instant() < until && !self.waits_already(&needs, waits)? {
+            // Who vouches for the event. Others are asked in the background, where nobody can make us bother them often.
+            let mut servers = self.sources(waits.room, (origin, pdu), 0)?;
+            servers.retain(|server| server == origin || *server == pdu.sender().server());
+            match self.take_in_with_missing(&servers, pdu, until)? {
+                Fetched::Taken(Ok(Taken::NeedsTime(rest))) => {
+                    waits.events.push(self.to_wait(waits.room, pdu, &[], rest));
+                    return Ok(None);
+                }
+                Fetched::Taken(taken) => return Ok(Some(taken)),
+                Fetched::Nothing { .. } => {}
+            }
+            waits.in_vain = true;
+        }
+        waits.events.push(self.to_wait(waits.room, pdu, &needs, Duration::ZERO));
+        Ok(None)
+    }
+
+    /// A checked event that waits for others, or for the next attempt alone.
+    fn to_wait(&self, room: &Room, pdu: &VerifiedPdu, needs: &[EventId], pause: Duration) -> ToWait {
+        ToWait::for_events(room.key, pdu, names(needs), (0, self.clock.now_ms() + millis(pause)))
+    }
+
+    /// Whether one of these events is itself waiting: then it is being looked after.
+    fn waits_already(&self, needs: &[EventId], waits: &Waits<'_>) -> Result<bool> {
+        if waits.events.iter().any(|event| needs.contains(&event.event_id)) {
+            return Ok(true);
+        }
+        self.store.read(|db| {
+            for id in needs {
+                if db.is_waiting(id)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
+    /// The last of us may have left the room since its events were sorted: then what becomes of one of us there is news
+    /// from outside.
+    fn unless_we_left(&self, pdu: &Pdu, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(e) if e.status() == 404 && pdu.event_type() == "m.room.member" => {
+                // Its key was at hand a moment ago.
+                match self.remote_member_event(
+                    &pdu.sender().server(),
+                    pdu.room_id(),
+                    pdu.json(),
+                    Duration::ZERO,
+                )? {
+                    Heard::Settled => Ok(()),
+                    Heard::NoKey(_) => Err(e),
+                }
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn not_a_transaction(why: &str) -> Error {
+    Error::bad_json(format!("Not a transaction: {why}"))
+}
+
+fn id_of(event: &[u8], version: RoomVersion) -> Option<EventId> {
+    CanonicalObject::read(event).ok()?.0.event_id(version).ok()
+}
+
+/// What the sender is told; the outer error is a failure of ours.
+fn outcome(taken: Result<Taken>) -> Result<Result<()>> {
+    match taken {
+        Ok(Taken::Stored { status: Status::Rejected, reason, .. }) => {
+            Ok(Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before"))))
+        }
+        Ok(_) => Ok(Ok(())),
+        Err(e) if e.status() == 500 => Err(e),
+        Err(e) => Ok(Err(e)),
+    }
+}

@@ -1,0 +1,326 @@
+//! Which servers are being asked for their keys, and which are not to be asked before when. One request to a server is under
+//! way at a time, whoever waits for it; one that does not answer, or whose answers do not help, is asked ever more seldom.
+//!
+//! Anybody can name servers without end, and make them slow. So strangers are asked in places apart (`places`), by who wants
+//! them asked: none keeps the keys of our rooms' servers from being fetched, or those that others want.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+use crate::bounded::{BoundedMap, Worth};
+use crate::clock::{Clock, Millis};
+use crate::locks::{lock, wait_until};
+use crate::protocol::ServerName;
+use crate::service::limits::favours::{Asker, Who};
+use crate::service::limits::places::{Place, Places};
+
+/// Requests for keys that may be under way: of servers that are in rooms with us, and for events that our users need.
+const MAX_UNDER_WAY: usize = 64;
+/// Those of strangers who speak to us, and those for events that strangers signed, with the share of each address, and of each
+/// server that sends such events: anybody can name servers, and make them slow.
+const MAX_OF_SPEAKERS: usize = 24;
+const MAX_OF_ADDRESS: usize = 8;
+const MAX_RECEIVED: usize = 24;
+const MAX_RECEIVED_OF_SERVER: usize = 8;
+/// Those that we make as a notary, and the share of each address.
+const MAX_AS_NOTARY: usize = 8;
+pub(in crate::service) const MAX_AS_NOTARY_OF_ADDRESS: usize = 3;
+/// Time for the answer of a stranger while others wait for the place.
+const CROWDED_WITHIN: Duration = Duration::from_secs(5);
+/// Pauses between requests to a server that do not help.
+const PAUSES: Backoff = Backoff::doubling(5_000, 3_600_000);
+/// The longest pause when the server itself is speaking to us right now.
+const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
+/// After so many useless answers in a row the pause grows no more: 40 seconds.
+const MOST_USELESS: u32 = 4;
+/// Servers whose pauses are remembered.
+const MAX_PAUSES: usize = 8192;
+
+/// Why keys are wanted, which says how patient to be, and in whose place.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::service) enum Purpose<'a> {
+    /// A request that the server has just made, as whoever made it says.
+    Request(&'a Asker),
+    /// Events that this server sent us, of whatever kind: in a transaction, a handshake, an answer.
+    Received(&'a ServerName),
+    /// Events that one of us wants to know: of a room that they join, the answer to a handshake that they began.
+    Events,
+    /// A question to us as a notary.
+    Notary(&'a Asker),
+}
+
+/// What is known of each server. Pauses that are over are forgotten first, then those of strangers.
+type Known = BoundedMap<ServerName, Attempt, MAX_PAUSES>;
+
+/// All attempts, running and past.
+pub(in crate::service) struct Attempts {
+    state: Mutex<Known>,
+    ended: Condvar,
+    neighbours: Places<Who>,
+    own: Places<Who>,
+    speakers: Places<Who>,
+    received: Places<Who>,
+    notary: Places<Who>,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            ended: Condvar::new(),
+            neighbours: Places::new(MAX_UNDER_WAY, 1),
+            own: Places::new(MAX_UNDER_WAY, 1),
+            speakers: Places::new(MAX_OF_SPEAKERS, MAX_OF_ADDRESS),
+            received: Places::new(MAX_RECEIVED, MAX_RECEIVED_OF_SERVER),
+            notary: Places::new(MAX_AS_NOTARY, MAX_AS_NOTARY_OF_ADDRESS),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Attempt {
+    running: bool,
+    /// Whether it was in a room with us when it was last asked.
+    neighbour: bool,
+    failures: u32,
+    last_ms: Millis,
+    next_ms: Millis,
+    /// When it last stated its keys.
+    stated: Option<Instant>,
+}
+
+/// What came of asking a server.
+#[derive(Clone, Copy)]
+pub(in crate::service) enum Outcome {
+    /// It gave the keys that were wanted.
+    Helped,
+    /// It gave a good statement, without them.
+    Useless,
+    Failed,
+}
+
+/// Whether a server may be asked.
+pub(in crate::service) enum Permission<'a> {
+    Go(UnderWay<'a>),
+    /// Somebody else asked meanwhile: look again.
+    Asked,
+    /// It did not help lately.
+    NotNow,
+    /// Too many others are being asked.
+    NoPlace,
+}
+
+impl Attempts {
+    /// Waits for a server's turn to be asked, and for a place to ask it in: that of our rooms' servers if it is a
+    /// `neighbour`, else that of who wants it asked.
+    pub(in crate::service) fn begin<'a>(
+        &'a self,
+        (server, neighbour): (&ServerName, bool),
+        purpose: Purpose<'_>,
+        clock: &'a Clock,
+        deadline: Instant,
+    ) -> Permission<'a> {
+        let early = |all: &Known| {
+            let next = all.get(server).map_or(Millis::MIN, |attempt| attempt.next_for(purpose));
+            clock.now_ms() < next
+        };
+        {
+            let all = lock(&self.state);
+            if all.get(server).is_some_and(|a| a.running) {
+                return self.wait_for_end(all, server, deadline);
+            }
+            if early(&all) {
+                return Permission::NotNow;
+            }
+        }
+        let always = || true;
+        let (places, who, asker) = match purpose {
+            _ if neighbour => (&self.neighbours, Who::Peer(server.clone()), None),
+            Purpose::Events => (&self.own, Who::Peer(server.clone()), None),
+            Purpose::Received(origin) => (&self.received, Who::Peer(origin.clone()), None),
+            Purpose::Request(asker) => (&self.speakers, asker.who().clone(), Some(asker)),
+            Purpose::Notary(asker) => (&self.notary, asker.who().clone(), Some(asker)),
+        };
+        let place = match asker {
+            Some(asker) => places.take(&who, deadline, || !asker.is_gone()),
+            None => places.take(&who, deadline, always),
+        };
+        let Some(place) = place else { return Permission::NoPlace };
+        let hurry = !neighbour && !matches!(purpose, Purpose::Events) && places.is_crowded();
+        let mut all = lock(&self.state);
+        // While this one waited for its place, somebody else may have begun.
+        if all.get(server).is_some_and(|a| a.running) {
+            drop(place);
+            return self.wait_for_end(all, server, deadline);
+        }
+        if early(&all) {
+            return Permission::NotNow;
+        }
+        let now = clock.now_ms();
+        let attempt = all.get_or_default(server.clone(), |attempt| attempt.worth(now));
+        attempt.running = true;
+        attempt.neighbour = neighbour;
+        let until = if hurry { deadline.min(Instant::now() + CROWDED_WITHIN) } else { deadline };
+        let server = server.clone();
+        Permission::Go(UnderWay {
+            attempts: self,
+            server,
+            clock,
+            until,
+            outcome: Outcome::Failed,
+            _place: place,
+        })
+    }
+
+    /// A place for something else that takes as long, for a request whose sender is a stranger.
+    pub(in crate::service) fn speak_for(&self, asker: &Asker, deadline: Instant) -> Option<Place<Who>> {
+        self.speakers.take(asker.who(), deadline, || !asker.is_gone())
+    }
+
+    fn wait_for_end<'a>(
+        &'a self,
+        mut all: MutexGuard<'a, Known>,
+        server: &ServerName,
+        deadline: Instant,
+    ) -> Permission<'a> {
+        while all.get(server).is_some_and(|a| a.running) {
+            let Ok(woken) = wait_until(&self.ended, all, deadline) else { return Permission::NotNow };
+            all = woken;
+        }
+        Permission::Asked
+    }
+
+    fn end(&self, server: &ServerName, outcome: Outcome, now: Millis) {
+        let mut all = lock(&self.state);
+        if let Some(attempt) = all.get_mut(server) {
+            attempt.running = false;
+            attempt.last_ms = now;
+            if !matches!(outcome, Outcome::Failed) {
+                attempt.stated = Some(Instant::now());
+            }
+            attempt.failures = match outcome {
+                Outcome::Helped => 0,
+                // Anybody can make us ask for keys that do not exist: that must not keep us from asking for new ones.
+                Outcome::Useless => (attempt.failures + 1).min(MOST_USELESS),
+                Outcome::Failed => attempt.failures.saturating_add(1),
+            };
+            attempt.next_ms = now + PAUSES.pause_ms(attempt.failures);
+        }
+        drop(all);
+        self.ended.notify_all();
+    }
+}
+
+impl Attempt {
+    /// Who is asked a little sooner than need be costs one request; and of strangers there is no end.
+    fn worth(&self, now: Millis) -> Worth {
+        match self.next_ms > now {
+            _ if self.running => Worth::InUse,
+            false => Worth::Nothing,
+            true if self.neighbour => Worth::More,
+            true => Worth::Little,
+        }
+    }
+
+    /// Before when the server is not to be asked.
+    fn next_for(&self, purpose: Purpose<'_>) -> Millis {
+        match purpose {
+            Purpose::Request(_) => self.next_ms.min(self.last_ms + LONGEST_PAUSE_OF_SPEAKER),
+            _ => self.next_ms,
+        }
+    }
+}
+
+impl Attempts {
+    /// Whether the server has stated its keys since then, so that one that it did not state does not exist.
+    pub(in crate::service) fn has_stated_since(&self, server: &ServerName, since: Instant) -> bool {
+        let all = lock(&self.state);
+        all.get(server).and_then(|a| a.stated).is_some_and(|at| at >= since)
+    }
+}
+
+/// A server that is being asked. Ends the attempt even if the asking thread panics.
+pub(in crate::service) struct UnderWay<'a> {
+    attempts: &'a Attempts,
+    server: ServerName,
+    clock: &'a Clock,
+    /// Until when its answer is waited for.
+    pub(in crate::service) until: Instant,
+    pub(in crate::service) outcome: Outcome,
+    _place: Place<Who>,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.attempts.end(&self.server, self.outcome, self.clock.now_ms());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> ServerName {
+        ServerName::parse(name).expect("a name")
+    }
+
+    fn asker(n: u8) -> Asker {
+        Asker::new(Who::Address([192, 0, 2, n].into())).until(|| true)
+    }
+
+    #[test]
+    fn strangers_of_each_kind_leave_room_for_each_other_and_for_our_rooms_servers() {
+        let (attempts, clock) = (Attempts::default(), Clock::new());
+        let begin = |server: &str, neighbour: bool, purpose: Purpose<'_>| {
+            let soon = Instant::now() + Duration::from_millis(5);
+            match attempts.begin((&name(server), neighbour), purpose, &clock, soon) {
+                Permission::Go(under_way) => Some(under_way),
+                _ => None,
+            }
+        };
+        let mut held = Vec::new();
+        for (kind, most, each) in [
+            ("notary", MAX_AS_NOTARY, MAX_AS_NOTARY_OF_ADDRESS),
+            ("speaker", MAX_OF_SPEAKERS, MAX_OF_ADDRESS),
+            ("received", MAX_RECEIVED, MAX_RECEIVED_OF_SERVER),
+        ] {
+            let mut ask = |n: usize, from: u8| {
+                let (asker, origin) = (asker(from), name(&format!("o{from}.example")));
+                let purpose = match kind {
+                    "notary" => Purpose::Notary(&asker),
+                    "speaker" => Purpose::Request(&asker),
+                    _ => Purpose::Received(&origin),
+                };
+                let under_way = begin(&format!("{kind}{from}-{n}.example"), false, purpose);
+                let began = under_way.is_some();
+                held.extend(under_way);
+                began
+            };
+            assert_eq!((0..20).filter(|n| ask(*n, 1)).count(), each, "{kind}");
+            let others: usize = (2..20).map(|from| (0..2).filter(|n| ask(*n, from)).count()).sum();
+            assert_eq!(each + others, most, "{kind}");
+        }
+        let asker = asker(1);
+        let neighbours =
+            (0..10).filter_map(|n| begin(&format!("f{n}.example"), true, Purpose::Request(&asker)));
+        assert_eq!(neighbours.collect::<Vec<_>>().len(), 10);
+        let own = (0..10).filter_map(|n| begin(&format!("j{n}.example"), false, Purpose::Events));
+        assert_eq!(own.collect::<Vec<_>>().len(), 10);
+    }
+
+    #[test]
+    fn however_many_servers_do_not_answer_others_are_asked_and_those_of_our_rooms_have_their_pauses() {
+        let (attempts, clock) = (Attempts::default(), Clock::new());
+        let ask = |server: &str, neighbour: bool| {
+            let begun = attempts.begin((&name(server), neighbour), Purpose::Events, &clock, Instant::now());
+            matches!(begun, Permission::Go(_))
+        };
+        assert!(ask("friend.example", true));
+        for n in 0..3 * MAX_PAUSES {
+            assert!(ask(&format!("s{n}.example"), false), "{n}");
+        }
+        assert!(lock(&attempts.state).len() <= MAX_PAUSES);
+        assert!(!ask("friend.example", true), "it is still not to be asked again");
+    }
+}

@@ -1,0 +1,570 @@
+//! Where the keys of other servers come from: memory, the database, the server itself, notaries; in this order.
+//!
+//! When a server may be asked is a matter of `key_attempts`.
+//!
+//! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. Any other
+//! notary could forge the keys of a server that cannot be reached, by inventing a key that signs itself. The server
+//! through which we join a room is asked as a notary for the state of that room alone, where nothing better can be had,
+//! and what it says is not remembered.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::json::CanonicalObject;
+use crate::protocol::sign::{KeyAt, VerifyKey};
+use crate::protocol::{ServerName, json};
+use crate::service::Homeserver;
+use crate::service::keys::attempts::{MAX_AS_NOTARY_OF_ADDRESS, Outcome, Permission, Purpose};
+use crate::service::keys::ring::{KnownKey, read_statement, signed_part, statement_bytes};
+use crate::service::limits::favours::Asker;
+use crate::store::servers::server_keys::{Source, StoredKey, StoredStatement};
+
+/// Servers that are asked at the same time for one bulk of keys.
+const AT_ONCE: usize = 32;
+/// Time for all answers of strangers to a question to us as a notary.
+const NOTARY_WITHIN: Duration = Duration::from_secs(10);
+/// Servers in one question to a notary, and questions to it at a time.
+const NOTARY_BATCH: usize = 100;
+const NOTARY_AT_ONCE: usize = 8;
+/// From so many servers on, the notaries of our settings are asked before the servers themselves.
+const BULK: usize = 8;
+/// Time for the server that shows us a room to say the keys of others.
+const LEAST_FOR_RESIDENT: Duration = Duration::from_secs(40);
+/// Most keys of a notary's own that its signatures are checked with.
+const MAX_KEYS_OF_NOTARY: usize = 4;
+/// When who found no place for a question should come again.
+const COME_AGAIN_MS: i64 = 5_000;
+/// Servers that one question to us as a notary may have us ask.
+const MAX_ASKED_AS_NOTARY: usize = 50;
+/// Statements of one server that are repeated as a notary: those that were fetched last. Others name keys of long ago.
+const MOST_OF_ONE: usize = 8;
+/// The largest answer as a notary, in bytes. Servers that it has no room for can be asked about by themselves; a statement
+/// usually has a thousand.
+const LARGEST_ANSWER: usize = 4 << 20;
+
+/// A key that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::service) struct Wanted {
+    pub(in crate::service) server: ServerName,
+    pub(in crate::service) key_id: String,
+    /// It should be valid at this time; 0 where validity does not matter.
+    pub(in crate::service) valid_at: Millis,
+}
+
+/// The keys that were found.
+#[derive(Default)]
+pub(in crate::service) struct Found {
+    keys: HashMap<ServerName, HashMap<String, KnownKey>>,
+    refused: bool,
+}
+
+impl Found {
+    pub(in crate::service) fn get(&self, server: &str, key_id: &str) -> Option<KeyAt> {
+        self.keys.get(server)?.get(key_id).map(KnownKey::at)
+    }
+
+    /// Whether asking anew could not give more.
+    pub(in crate::service) fn has(&self, wanted: &Wanted) -> bool {
+        self.keys
+            .get(&wanted.server)
+            .and_then(|keys| keys.get(&wanted.key_id))
+            .is_some_and(|key| key.serves(wanted.valid_at))
+    }
+
+    /// Whether a server was not asked for want of a place: another time there may be one.
+    pub(in crate::service) fn lacks_places(&self) -> bool {
+        self.refused
+    }
+
+    /// What was found elsewhere, too.
+    pub(in crate::service) fn extend(&mut self, other: Self) {
+        for (server, keys) in other.keys {
+            self.keys.entry(server).or_default().extend(keys);
+        }
+        self.refused |= other.refused;
+    }
+
+    fn put(&mut self, server: &ServerName, key: KnownKey) {
+        self.keys.entry(server.clone()).or_default().insert(key.key_id.clone(), key);
+    }
+}
+
+/// Whether keys are wanted for nobody of ours: what our rooms and our users need is kept in any case.
+fn is_for_a_stranger(purpose: Purpose<'_>, neighbour: bool) -> bool {
+    !neighbour && !matches!(purpose, Purpose::Events)
+}
+
+impl Homeserver {
+    /// Finds as many of the wanted keys as can be had in the time. `resident` is the server that shows us the room whose
+    /// state is to be checked, if that is what the keys are for.
+    pub(in crate::service) fn gather_keys(
+        &self,
+        wanted: &[Wanted],
+        resident: Option<&ServerName>,
+        purpose: Purpose<'_>,
+        within: Duration,
+    ) -> Found {
+        let deadline = Instant::now() + within;
+        let mut found = Found::default();
+        self.load_keys(wanted, &mut found);
+        let mut missing = missing(wanted, &found);
+        // Nobody knows more of ours than we do.
+        missing.remove(self.server_name());
+        let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
+        let in_bulk = missing.len() >= BULK;
+        if in_bulk {
+            self.ask_notaries(purpose, &trusted, &mut missing, &mut found, deadline);
+        }
+        let resident = resident.filter(|r| *r != self.server_name() && !missing.is_empty());
+        std::thread::scope(|scope| {
+            // Of many some are gone, and others slow: what the resident knows is asked for meanwhile.
+            let asked = missing.clone();
+            // Whoever joins waits for it: it is worth a while even if everybody else takes too long.
+            let patience = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
+            let told = resident.filter(|_| in_bulk).map(|resident| {
+                let ask = move || self.ask_notary(resident, &asked, patience);
+                std::thread::Builder::new().name("keys".into()).spawn_scoped(scope, ask)
+            });
+            self.ask_servers(&mut missing, &mut found, purpose, deadline);
+            if !in_bulk {
+                self.ask_notaries_for(purpose, &trusted, &mut missing, &mut found, deadline);
+            }
+            let told = match (told, resident) {
+                (Some(Ok(told)), _) => told.join().unwrap_or_default(),
+                (_, Some(resident)) if !missing.is_empty() => {
+                    let patience = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
+                    self.ask_notary(resident, &missing, patience)
+                }
+                _ => Vec::new(),
+            };
+            self.use_for_now(told, &mut missing, &mut found);
+        });
+        found
+    }
+
+    /// What is in memory or in the database.
+    fn load_keys(&self, wanted: &[Wanted], found: &mut Found) {
+        let ring = &self.key_ring;
+        let mut unknown: Vec<&ServerName> =
+            wanted.iter().map(|w| &w.server).filter(|s| !ring.knows(s.as_str())).collect();
+        unknown.retain(|s| *s != self.server_name());
+        unknown.sort_unstable();
+        unknown.dedup();
+        let stored = self.store.read(|db| {
+            let of = |server: &&ServerName| Ok(((*server).clone(), db.server_keys(server)?));
+            unknown.iter().map(of).collect::<Result<Vec<_>>>()
+        });
+        match stored {
+            Ok(stored) => stored.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
+            Err(e) => log::warn!("keys of other servers cannot be read: {e}"),
+        }
+        for wanted in wanted {
+            if let Some(key) = ring.in_memory(wanted.server.as_str(), &wanted.key_id) {
+                found.put(&wanted.server, key);
+            }
+        }
+    }
+
+    /// Asks the notaries of our settings, in a place of who wants to know: anybody can name servers that nobody knows.
+    fn ask_notaries_for(
+        &self,
+        purpose: Purpose<'_>,
+        notaries: &[&ServerName],
+        missing: &mut Missing,
+        found: &mut Found,
+        deadline: Instant,
+    ) {
+        if notaries.is_empty() || missing.is_empty() {
+            return;
+        }
+        let _place = match purpose {
+            Purpose::Request(asker) | Purpose::Notary(asker) => {
+                let Some(place) = self.key_ring.attempts.speak_for(asker, deadline) else {
+                    found.refused = true;
+                    return;
+                };
+                Some(place)
+            }
+            Purpose::Received(_) | Purpose::Events => None,
+        };
+        self.ask_notaries(purpose, notaries, missing, found, deadline);
+    }
+
+    /// Asks each server for its own keys, several at a time.
+    fn ask_servers(&self, missing: &mut Missing, found: &mut Found, purpose: Purpose<'_>, deadline: Instant) {
+        let jobs: Vec<(&ServerName, &Vec<Wanted>)> =
+            missing.iter().filter(|(server, _)| *server != self.server_name()).collect();
+        let (next, refused) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = || {
+            while let Some((server, wanted)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if Instant::now() >= deadline {
+                    return;
+                }
+                if !self.ask_server(server, wanted, purpose, deadline) {
+                    refused.store(true, Ordering::Relaxed);
+                }
+            }
+        };
+        let at_once = match purpose {
+            Purpose::Notary(_) => MAX_AS_NOTARY_OF_ADDRESS,
+            Purpose::Request(_) | Purpose::Received(_) | Purpose::Events => AT_ONCE,
+        };
+        if jobs.len() <= 1 {
+            work();
+        } else {
+            std::thread::scope(|scope| {
+                for _ in 0..jobs.len().min(at_once) {
+                    let thread = std::thread::Builder::new().name("keys".into()).stack_size(512 * 1024);
+                    if let Err(e) = thread.spawn_scoped(scope, work) {
+                        log::warn!("no thread to fetch keys with: {e}");
+                        break;
+                    }
+                }
+            });
+        }
+        found.refused |= refused.into_inner();
+        for (server, wanted) in missing.iter() {
+            for wanted in wanted {
+                if let Some(key) = self.key_ring.in_memory(server.as_str(), &wanted.key_id) {
+                    found.put(server, key);
+                }
+            }
+        }
+        prune(missing, found);
+    }
+
+    /// Asks one server for its keys. False: there was no place to do so.
+    fn ask_server(
+        &self,
+        server: &ServerName,
+        wanted: &[Wanted],
+        purpose: Purpose<'_>,
+        deadline: Instant,
+    ) -> bool {
+        let neighbour = self.is_neighbour(server);
+        let mut under_way =
+            match self.key_ring.attempts.begin((server, neighbour), purpose, &self.clock, deadline) {
+                Permission::Go(under_way) => under_way,
+                Permission::Asked | Permission::NotNow => return true,
+                Permission::NoPlace => return false,
+            };
+        let left = under_way.until.saturating_duration_since(Instant::now());
+        let answer = match self.federation.server_keys(server, left) {
+            Ok(answer) => answer,
+            Err(e) => {
+                log::debug!("keys of {server}: {e}");
+                return true;
+            }
+        };
+        let now = self.clock.now_ms();
+        match read_statement(&answer, server, now) {
+            Ok(keys) => {
+                let stranger = is_for_a_stranger(purpose, neighbour);
+                self.keep_keys(vec![(server.clone(), keys, answer)], now, Source { direct: true, stranger });
+                let helped = wanted.iter().all(|w| {
+                    let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
+                    known.is_some_and(|k| k.serves(w.valid_at))
+                });
+                under_way.outcome = if helped { Outcome::Helped } else { Outcome::Useless };
+            }
+            Err(why) => log::warn!("the keys that {server} states are not believed: {why}"),
+        }
+        true
+    }
+
+    fn is_neighbour(&self, server: &ServerName) -> bool {
+        self.store.read(|db| db.is_neighbour(server)).unwrap_or_else(|e| {
+            log::warn!("whether {server} is in a room with us cannot be read: {e}");
+            false
+        })
+    }
+
+    /// Remembers what these statements say.
+    fn keep_keys(&self, statements: Vec<Told>, now: Millis, source: Source) {
+        // What is lost can be asked for again.
+        let kept = self.store.write_lightly(move |tx| {
+            let mut all = Vec::with_capacity(statements.len());
+            for (server, keys, statement) in statements {
+                tx.save_server_keys(&server, &keys, &statement_bytes(&statement), now, source)?;
+                let known = tx.server_keys(&server)?;
+                all.push((server, known));
+            }
+            Ok(all)
+        });
+        match kept {
+            Ok(all) => all.iter().for_each(|(server, keys)| self.key_ring.remember(server, keys)),
+            Err(e) => log::log!(e.level(log::Level::Warn), "keys of other servers cannot be kept: {e}"),
+        }
+    }
+
+    /// Asks the notaries of our settings.
+    fn ask_notaries(
+        &self,
+        purpose: Purpose<'_>,
+        notaries: &[&ServerName],
+        missing: &mut Missing,
+        found: &mut Found,
+        deadline: Instant,
+    ) {
+        for notary in notaries {
+            if missing.is_empty() || Instant::now() >= deadline {
+                return;
+            }
+            let now = self.clock.now_ms();
+            // A notary has something to say of any server that exists, and anybody can make some.
+            let told = self.ask_notary(notary, missing, deadline).into_iter();
+            let (strangers, others): (Vec<_>, Vec<_>) =
+                told.partition(|(server, ..)| is_for_a_stranger(purpose, self.is_neighbour(server)));
+            for (stranger, told) in [(true, strangers), (false, others)] {
+                if !told.is_empty() {
+                    self.keep_keys(told, now, Source { direct: false, stranger });
+                }
+            }
+            for wanted in missing.values().flatten() {
+                if let Some(key) = self.key_ring.in_memory(wanted.server.as_str(), &wanted.key_id) {
+                    found.put(&wanted.server, key);
+                }
+            }
+            prune(missing, found);
+        }
+    }
+
+    /// Uses what the server says that shows us a room, for what cannot be had otherwise. See the head of this file.
+    fn use_for_now(&self, told: Vec<Told>, missing: &mut Missing, found: &mut Found) {
+        for (server, keys, _) in told {
+            let Some(wanted) = missing.get(&server) else { continue };
+            for stored in keys.into_iter().filter(|key| wanted.iter().any(|w| w.key_id == key.key_id)) {
+                let Ok(key) = VerifyKey::from_base64(&stored.public_key) else { continue };
+                let StoredKey { key_id, valid_until_ms, retired, .. } = stored;
+                match self.key_ring.in_memory(server.as_str(), &key_id) {
+                    // Of a key that we know ourselves, only its validity may be news.
+                    Some(ours) if ours.key != key || ours.retired => {}
+                    _ => found.put(&server, KnownKey { key_id, key, valid_until_ms, retired }),
+                }
+            }
+        }
+        prune(missing, found);
+    }
+
+    /// What a notary says of the missing keys: statements signed by their servers and by the notary.
+    fn ask_notary(&self, notary: &ServerName, missing: &Missing, deadline: Instant) -> Vec<Told> {
+        let jobs: Vec<_> = missing.iter().filter(|(server, _)| *server != notary).collect();
+        let batches: Vec<_> = jobs.chunks(NOTARY_BATCH).collect();
+        let mut believed = Vec::new();
+        for at_once in batches.chunks(NOTARY_AT_ONCE) {
+            let answers: Vec<_> = std::thread::scope(|scope| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let ask = |batch| move || self.federation.notary_query(notary, &notary_query(batch), left);
+                let (first, others) = (at_once.first(), at_once.iter().skip(1));
+                let others: Vec<_> = others
+                    .map(|batch| {
+                        std::thread::Builder::new().name("keys".into()).spawn_scoped(scope, ask(batch))
+                    })
+                    .collect();
+                let first = first.map(|batch| ask(batch)());
+                let others = others.into_iter().filter_map(|thread| thread.ok()?.join().ok());
+                first.into_iter().chain(others).collect()
+            });
+            let mut failed = false;
+            for answer in answers {
+                match answer {
+                    Ok(statements) => believed.extend(self.believable(notary, missing, statements)),
+                    Err(e) => {
+                        log::debug!("notary {notary}: {e}");
+                        failed = true;
+                    }
+                }
+            }
+            if failed {
+                break;
+            }
+        }
+        believed
+    }
+
+    /// The statements of an answer that were asked for and are signed as they should be.
+    fn believable(
+        &self,
+        notary: &ServerName,
+        missing: &Missing,
+        statements: Vec<CanonicalObject>,
+    ) -> Vec<Told> {
+        let keys = self.keys_of_notary(notary, &statements);
+        let now = self.clock.now_ms();
+        let read = |statement: CanonicalObject| {
+            let server = ServerName::parse(&statement.string("server_name")?).ok()?;
+            // Nobody asked: of no interest, and a way to fill our database.
+            if !missing.contains_key(&server) || !is_signed_by_notary(&statement, notary, &keys) {
+                return None;
+            }
+            match read_statement(&statement, &server, now) {
+                Ok(keys) => Some((server, keys, statement)),
+                Err(why) => {
+                    log::debug!("keys of {server} from {notary} are not believed: {why}");
+                    None
+                }
+            }
+        };
+        statements.into_par_iter().filter_map(read).collect()
+    }
+
+    /// The keys with which a notary signed these statements; asked for once, however many statements there are.
+    fn keys_of_notary(&self, notary: &ServerName, statements: &[CanonicalObject]) -> Found {
+        let valid_at = self.clock.now_ms();
+        let ids = statements.iter().flat_map(|statement| statement.signatures_of(notary.as_str()));
+        let ids: BTreeSet<String> = ids.map(|(id, _)| id.into_owned()).collect();
+        let wanted = |key_id: String| Wanted { server: notary.clone(), key_id, valid_at };
+        let wanted: Vec<Wanted> = ids.into_iter().take(MAX_KEYS_OF_NOTARY).map(wanted).collect();
+        let mut found = Found::default();
+        self.load_keys(&wanted, &mut found);
+        let mut missing = missing(&wanted, &found);
+        let until = Instant::now() + Duration::from_secs(20);
+        self.ask_servers(&mut missing, &mut found, Purpose::Events, until);
+        found
+    }
+
+    /// What we know as a notary (`/_matrix/key/v2/query`): of each server the statements that have the keys asked for
+    /// (all keys if none is named), signed by us as well. A server is asked itself if what we have is not valid until
+    /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing. Gives their
+    /// JSON texts, as many as an answer has room for.
+    ///
+    /// Errors: 429 `M_LIMIT_EXCEEDED` if there is nothing to say because too many servers are being asked already.
+    pub fn notarise(&self, asker: &Asker, queries: &[NotaryQuery]) -> Result<Vec<Vec<u8>>> {
+        let now = self.clock.now_ms();
+        let mut stale = Missing::new();
+        for query in queries.iter().filter(|q| q.server != *self.server_name()) {
+            let known = self.store.read(|db| db.key_statements(&query.server))?;
+            let wanted = query.stale_keys(&known, now);
+            if !wanted.is_empty() && stale.len() < MAX_ASKED_AS_NOTARY {
+                stale.entry(query.server.clone()).or_default().extend(wanted);
+            }
+        }
+        let mut found = Found::default();
+        self.ask_servers(&mut stale, &mut found, Purpose::Notary(asker), Instant::now() + NOTARY_WITHIN);
+
+        let (mut answer, mut size) = (Vec::new(), 0);
+        for statement in queries.iter().map(|query| self.statements_for(query)) {
+            for statement in statement? {
+                size += statement.len();
+                if size > LARGEST_ANSWER {
+                    log::debug!("an answer as a notary has no room for all of {} servers", queries.len());
+                    return Ok(answer);
+                }
+                answer.push(statement);
+            }
+        }
+        if answer.is_empty() && found.lacks_places() {
+            return Err(too_many_asked());
+        }
+        Ok(answer)
+    }
+
+    /// The statements that answer a question to us as a notary. They are put together of the texts that are kept: anybody
+    /// can make them, as full as they like, and nothing is to be a tree here.
+    fn statements_for(&self, query: &NotaryQuery) -> Result<Vec<Vec<u8>>> {
+        if query.server == *self.server_name() {
+            return Ok(vec![json::canonical_object(&self.key_ring.own_statement())]);
+        }
+        let texts = self.store.read(|db| {
+            let mut known = db.key_statements(&query.server)?;
+            known.retain(|k| query.keys.is_empty() || query.keys.iter().any(|(id, _)| *id == k.key_id));
+            // Numbers grow with time.
+            let numbers: BTreeSet<i64> = known.iter().map(|known| known.statement).collect();
+            let last = numbers.into_iter().rev().take(MOST_OF_ONE);
+            last.map(|number| db.key_statement(number)).collect::<Result<Vec<_>>>()
+        })?;
+        let (us, key) = (self.server_name().as_str(), self.key_ring.signing_key());
+        let sign = |text: Vec<u8>| {
+            let (statement, _) = CanonicalObject::read(&text)?;
+            let signature = key.sign_bytes(&signed_part(&statement));
+            Ok(statement.with_signature(us, key.key_id(), &signature).into_bytes())
+        };
+        texts.into_iter().map(sign).collect()
+    }
+}
+
+/// For who wants keys of servers that nobody can be asked about just now. 429 `M_LIMIT_EXCEEDED`.
+pub(in crate::service) fn too_many_asked() -> Error {
+    Error::new(ErrCode::LimitExceeded, "This server asks enough others for their keys already")
+        .with_field("retry_after_ms", COME_AGAIN_MS)
+}
+
+/// One server in a question to us as a notary.
+#[derive(Debug, Clone)]
+pub struct NotaryQuery {
+    /// Whose keys.
+    pub server: ServerName,
+    /// Which keys, each with the time until which it should be valid at least; all if empty.
+    pub keys: Vec<(String, Option<Millis>)>,
+    /// That time for the case that no key is named.
+    pub valid_until: Option<Millis>,
+}
+
+impl NotaryQuery {
+    /// The keys for which the server should be asked again.
+    fn stale_keys(&self, known: &[StoredStatement], now: Millis) -> Vec<Wanted> {
+        let is_fresh = |statement: &StoredStatement, valid_until: Option<Millis>| {
+            let half = statement.fetched_ms + (statement.valid_until_ms - statement.fetched_ms) / 2;
+            statement.retired || (statement.valid_until_ms >= valid_until.unwrap_or(now) && now < half)
+        };
+        let want = |key_id: &str, at: Option<Millis>| Wanted {
+            server: self.server.clone(),
+            key_id: key_id.to_owned(),
+            valid_at: at.unwrap_or(now),
+        };
+        if self.keys.is_empty() {
+            let fresh = known.iter().any(|s| !s.retired && is_fresh(s, self.valid_until));
+            // Any key will do; an id that no server has makes the question count as unanswered only if there is none.
+            let any = known.iter().find(|s| !s.retired).map_or("", |s| s.key_id.as_str());
+            return if fresh { Vec::new() } else { vec![want(any, self.valid_until)] };
+        }
+        let is_known = |id: &str, at| known.iter().any(|s| s.key_id == id && is_fresh(s, at));
+        self.keys.iter().filter(|(id, at)| !is_known(id, *at)).map(|(id, at)| want(id, *at)).collect()
+    }
+}
+
+/// A statement as a notary told it: whose it is, the keys in it, and itself.
+type Told = (ServerName, Vec<StoredKey>, CanonicalObject);
+
+/// The value of `server_keys` in a question to a notary.
+fn notary_query(batch: &[(&ServerName, &Vec<Wanted>)]) -> Map<String, Value> {
+    let criteria =
+        |wanted: &Wanted| (wanted.key_id.clone(), json!({ "minimum_valid_until_ts": wanted.valid_at }));
+    let of_server = |wanted: &Vec<Wanted>| Value::Object(wanted.iter().map(criteria).collect());
+    batch.iter().map(|(server, wanted)| (server.as_str().to_owned(), of_server(wanted))).collect()
+}
+
+fn is_signed_by_notary(statement: &CanonicalObject, notary: &ServerName, keys: &Found) -> bool {
+    let signed = signed_part(statement);
+    let signatures = statement.signatures_of(notary.as_str());
+    signatures.iter().take(MAX_KEYS_OF_NOTARY).any(|(id, signature)| {
+        keys.get(notary.as_str(), id).is_some_and(|known| known.key.verifies(&signed, signature))
+    })
+}
+
+/// Wanted keys that are not at hand, by server.
+type Missing = BTreeMap<ServerName, Vec<Wanted>>;
+
+fn missing(wanted: &[Wanted], found: &Found) -> Missing {
+    let mut missing = Missing::new();
+    for wanted in wanted.iter().filter(|w| !found.has(w)) {
+        let of_server = missing.entry(wanted.server.clone()).or_default();
+        if !of_server.contains(wanted) {
+            of_server.push(wanted.clone());
+        }
+    }
+    missing
+}
+
+fn prune(missing: &mut Missing, found: &Found) {
+    missing.retain(|_, wanted| {
+        wanted.retain(|w| !found.has(w));
+        !wanted.is_empty()
+    });
+}

@@ -1,0 +1,286 @@
+//! Signatures of other servers: on requests, and on events as they arrive.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::room_version::RoomVersion;
+use crate::protocol::sign::KeyAt;
+use crate::protocol::unchecked_event::UncheckedEvent;
+use crate::protocol::verify::{self, ReceiptError, SignatureError};
+use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
+use crate::service::Homeserver;
+use crate::service::keys::attempts::Purpose;
+use crate::service::keys::fetch::{Found, Wanted, too_many_asked};
+use crate::service::limits::favours::Asker;
+
+/// Time to find the key of a request's sender, who waits for us.
+const REQUEST_KEY_WITHIN: Duration = Duration::from_secs(15);
+/// Time to find the keys of a few events, and of a whole room's.
+const EVENT_KEYS_WITHIN: Duration = Duration::from_secs(30);
+const ROOM_KEYS_WITHIN: Duration = Duration::from_secs(90);
+/// Clocks differ: keys are asked for that are valid so much later than now.
+const FUTURE: Millis = 10 * 60_000;
+/// More events than this are a whole room.
+const FEW: usize = 100;
+/// So many events are looked at before what was seen of them is summed up.
+const AT_A_GLANCE: usize = 4096;
+/// So many by one thread.
+const FEW_GLANCES: usize = 512;
+
+impl Homeserver {
+    /// Checks the X-Matrix signature of a request (server-server API, "Request Authentication"). `uri` is path and
+    /// query as on the request line; `body` none if it was empty. Gives the server that sent it, which from now on
+    /// counts as reachable.
+    ///
+    /// Errors: 401 `M_UNAUTHORIZED`; 429 `M_LIMIT_EXCEEDED` if so many servers are being asked for their keys on behalf of
+    /// `asker`, who made the request, that this one cannot be; 403 `M_FORBIDDEN` for a server that we do not talk to; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
+    pub fn verify_request(
+        &self,
+        authorization: &str,
+        method: &str,
+        uri: &str,
+        body: Option<&[u8]>,
+        asker: &Asker,
+    ) -> Result<ServerName> {
+        let claim = x_matrix::parse(authorization)?;
+        if claim.destination.as_ref().is_some_and(|d| d != self.server_name()) {
+            return Err(unauthorized("The request was meant for another server"));
+        }
+        if claim.origin == *self.server_name() {
+            return Err(unauthorized("The request says that it comes from this server itself"));
+        }
+        if !self.config.peers.allows(claim.origin.as_str()) {
+            return Err(Error::forbidden("This server does not talk to yours"));
+        }
+        let now = self.clock.now_ms();
+        // A retired key verifies old events, not new requests.
+        let is_good = |k: &crate::service::keys::ring::KnownKey| !k.retired && k.valid_until_ms >= now;
+        let key = match self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good) {
+            Some(key) => key,
+            None => {
+                let wanted =
+                    Wanted { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
+                let found = self.gather_keys(&[wanted], None, Purpose::Request(asker), REQUEST_KEY_WITHIN);
+                let key = self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good);
+                key.ok_or_else(|| match found.lacks_places() {
+                    true => too_many_asked(),
+                    false => unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)),
+                })?
+            }
+        };
+        claim.verify(method, uri, self.server_name(), body, &key.key)?;
+        self.sender.peer_spoke(&claim.origin);
+        self.scheduler.peer_spoke(self, &claim.origin);
+        Ok(claim.origin)
+    }
+
+    /// Steps 1 to 3 of the checks on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
+    /// need be. A wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
+    pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
+        let found = self.keys_for(&[event], version, None, EVENT_KEYS_WITHIN);
+        let mut checked = in_bulk(&[event], |event| check(event, version, &found));
+        checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
+    }
+
+    /// The same for many events at once that `origin` shows us, in their order.
+    pub fn check_pdus(
+        &self,
+        origin: &ServerName,
+        events: &[&[u8]],
+        version: RoomVersion,
+    ) -> Vec<Result<VerifiedPdu>> {
+        let wanted = self.survey(events, version, |_, _| {});
+        let within = usual_patience(events.len());
+        let found = self.gather_keys(&wanted, None, Purpose::Received(origin), within);
+        in_bulk(events, |event| check(event, version, &found))
+    }
+
+    /// The same for events of a transaction, whose sender waits for the answer: it is told apart where no key could be
+    /// had in this time. `origin`: who sent them.
+    pub(in crate::service) fn check_received(
+        &self,
+        origin: &ServerName,
+        events: &[&[u8]],
+        version: RoomVersion,
+        within: Duration,
+    ) -> Vec<Checked> {
+        let started = Instant::now();
+        let wanted = self.survey(events, version, |_, _| {});
+        let within = within.min(usual_patience(events.len()));
+        let found = self.gather_keys(&wanted, None, Purpose::Received(origin), within);
+        in_bulk(events, |event| self.conclude_check(event, version, &found, started))
+    }
+
+    /// Steps 2 and 3 alone, for an event that was parsed before. `purpose`: of an event that was handed to us it is that one,
+    /// whatever it is for: whoever hands it in chooses which servers are asked for keys.
+    pub(in crate::service) fn check_parsed_pdu(
+        &self,
+        pdu: &Pdu,
+        purpose: Purpose<'_>,
+    ) -> Result<VerifiedPdu> {
+        let wanted = self.survey(&[pdu.json()], pdu.version(), |_, _| {});
+        let found = self.gather_keys(&wanted, None, purpose, EVENT_KEYS_WITHIN);
+        verify::check_parsed(pdu, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
+    }
+
+    /// The keys that it takes to check these events, as far as they can be had in this time.
+    ///
+    /// `resident` is for the state of a room that we are joining through that server. Of servers that are gone, which any
+    /// old room has some of, the resident is asked for the keys. That gives it no power that it has not: whoever is joined
+    /// through can show any room that it likes. It would for events that come later, and so is done for no others.
+    pub(in crate::service) fn keys_for(
+        &self,
+        events: &[&[u8]],
+        version: RoomVersion,
+        resident: Option<&ServerName>,
+        within: Duration,
+    ) -> Found {
+        let wanted = self.survey(events, version, |_, _| {});
+        self.gather_keys(&wanted, resident, Purpose::Events, within)
+    }
+
+    /// Looks events over: gives the keys that it takes to check them, and tells `see` of each by its index; of one that is
+    /// written oddly, or none, that there is nothing to see at a glance.
+    pub(in crate::service) fn survey<'e>(
+        &self,
+        events: &[&'e [u8]],
+        version: RoomVersion,
+        mut see: impl FnMut(usize, Option<UncheckedEvent<'e>>),
+    ) -> Vec<Wanted> {
+        // No key is valid in the far future, and asking for one would be in vain.
+        let latest = self.clock.now_ms() + FUTURE;
+        let look = |few: &[&'e [u8]]| {
+            let mut uses = Uses { version, latest, keys: HashMap::new() };
+            let glances = few.iter().map(|event| uses.look(event)).collect::<Vec<_>>();
+            (glances, uses)
+        };
+        let mut all = Uses { version, latest, keys: HashMap::new() };
+        let mut indices = 0..;
+        for group in events.chunks(AT_A_GLANCE) {
+            let seen: Vec<_> = match group.len() <= FEW_GLANCES {
+                true => vec![look(group)],
+                false => group.par_chunks(FEW_GLANCES).map(look).collect(),
+            };
+            for (glances, uses) in seen {
+                indices.by_ref().zip(glances).for_each(|(index, glance)| see(index, glance));
+                all.absorb(uses);
+            }
+        }
+        all.wanted()
+    }
+
+    fn conclude_check(&self, event: &[u8], version: RoomVersion, found: &Found, started: Instant) -> Checked {
+        let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
+        match verify::check_received(event, version, &keys) {
+            Ok(pdu) => Checked::Passed(pdu),
+            Err(ReceiptError::Signature(SignatureError::NoKey(keys))) => {
+                // A key that its server does not state does not exist, and the end of a retired one is settled.
+                let is_settled = |(server, key_id): &(ServerName, String)| {
+                    self.key_ring.in_memory(server.as_str(), key_id).is_some_and(|known| known.retired)
+                        || self.key_ring.attempts.has_stated_since(server, started)
+                };
+                let is_hopeless =
+                    |server: &ServerName| keys.iter().filter(|(of, _)| of == server).all(is_settled);
+                match (keys.iter().any(|(server, _)| is_hopeless(server)), Pdu::parse(event, version)) {
+                    (false, Ok(pdu)) => {
+                        Checked::NoKey(pdu, keys.into_iter().map(|(server, _)| server).collect())
+                    }
+                    _ => Checked::Dropped(SignatureError::NoKey(keys).into()),
+                }
+            }
+            Err(e) => Checked::Dropped(e.into()),
+        }
+    }
+}
+
+/// What the first three checks on receipt found.
+pub(in crate::service) enum Checked {
+    /// The event passed; in its redacted form if its hash was wrong.
+    Passed(VerifiedPdu),
+    /// It is well-formed, and nobody could be asked for the keys of these servers: nothing can be said of it now.
+    NoKey(Pdu, Vec<ServerName>),
+    /// "Otherwise it is dropped."
+    Dropped(Error),
+}
+
+fn usual_patience(events: usize) -> Duration {
+    if events > FEW { ROOM_KEYS_WITHIN } else { EVENT_KEYS_WITHIN }
+}
+
+/// Steps 1 to 3 for one event, with the keys at hand.
+pub(in crate::service) fn check(event: &[u8], version: RoomVersion, keys: &Found) -> Result<VerifiedPdu> {
+    let keys = |server: &str, key_id: &str| -> Option<KeyAt> { keys.get(server, key_id) };
+    verify::check_received(event, version, &keys).map_err(Error::from)
+}
+
+/// The keys that it takes to verify events.
+struct Uses {
+    version: RoomVersion,
+    /// No key need be valid later than this.
+    latest: Millis,
+    /// Of each the latest time at which it should be valid, which serves the earlier ones too.
+    keys: HashMap<ServerName, HashMap<String, Millis>>,
+}
+
+impl Uses {
+    /// What is seen of an event; notes whose keys would serve to verify it.
+    fn look<'e>(&mut self, event: &'e [u8]) -> Option<UncheckedEvent<'e>> {
+        if let Some(mut glance) = UncheckedEvent::at(event) {
+            let at = glance.origin_server_ts;
+            glance.wanted_keys(self.version).for_each(|(server, id)| self.add(server, id, at));
+            glance.forget_signatures();
+            return Some(glance);
+        }
+        // No event, perhaps, which the check will say.
+        let pdu = Pdu::parse(event, self.version).ok()?;
+        let at = pdu.origin_server_ts();
+        verify::wanted_keys(&pdu).into_iter().for_each(|(server, id)| self.add(server, &id, at));
+        None
+    }
+
+    fn add(&mut self, server: ServerName, id: &str, at: Millis) {
+        let at = if self.version.enforce_key_validity { at.min(self.latest) } else { 0 };
+        let of_server = self.keys.entry(server).or_default();
+        match of_server.get_mut(id) {
+            Some(known) => *known = at.max(*known),
+            None => drop(of_server.insert(id.to_owned(), at)),
+        }
+    }
+
+    fn absorb(&mut self, other: Self) {
+        for (server, keys) in other.keys {
+            keys.iter().for_each(|(id, at)| self.add(server.clone(), id, *at));
+        }
+    }
+
+    fn wanted(self) -> Vec<Wanted> {
+        let of_server = |(server, keys): (ServerName, HashMap<String, Millis>)| {
+            keys.into_iter().map(move |(key_id, valid_at)| Wanted {
+                server: server.clone(),
+                key_id,
+                valid_at,
+            })
+        };
+        self.keys.into_iter().flat_map(of_server).collect()
+    }
+}
+
+/// On all processors if it is worth the hand-over.
+pub(in crate::service) fn in_bulk<T: Sync, R: Send>(
+    items: &[T],
+    f: impl Fn(&T) -> R + Sync + Send,
+) -> Vec<R> {
+    if items.len() < 4 { items.iter().map(f).collect() } else { items.par_iter().map(f).collect() }
+}
+
+fn unauthorized(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrCode::Unauthorized, message)
+}
+
+#[cfg(test)]
+#[path = "key_tests.rs"]
+mod tests;

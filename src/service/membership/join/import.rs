@@ -1,0 +1,137 @@
+//! Becoming resident: the room that `send_join` gave us, taken in as a whole.
+
+use crate::error::{Error, Result};
+use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
+use crate::service::Homeserver;
+use crate::store::rooms::append::{Append, Current, StateRef};
+use crate::store::rooms::room_import::Staged;
+use crate::store::{RoomKey, Status, Tx};
+
+/// How many events are stored at once before the room is taken over: others write in between.
+pub(in crate::service) const CHUNK: usize = 1000;
+
+/// A whole room at hand, every event of it checked: format, signatures, hash, and the auth rules against its auth events.
+#[derive(Clone)]
+pub struct AdoptedRoom {
+    /// The room's version.
+    pub version: RoomVersion,
+    /// The room.
+    pub room_id: RoomId,
+    /// The events that the state rests on, beside the state itself.
+    pub auth_chain: Vec<VerifiedPdu>,
+    /// The state before the join.
+    pub state: Vec<VerifiedPdu>,
+    /// Our join.
+    pub join: VerifiedPdu,
+}
+
+/// A room on its way to us. Its events are stored bit by bit, which changes nothing that anybody can see; it becomes
+/// ours in one transaction at the end. If that never comes, they are events that nobody knows the place of.
+pub struct Adoption<'h> {
+    hs: &'h Homeserver,
+    room: RoomKey,
+    room_id: RoomId,
+    state: Vec<Staged>,
+}
+
+/// What came of a room that was to be taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adopted {
+    /// It is ours.
+    Now,
+    /// It was ours already: another of us came in meanwhile, and it has a state of its own here. Nothing was done.
+    Before,
+}
+
+impl Homeserver {
+    /// Begins to take over a room.
+    pub fn begin_adoption(&self, room_id: &RoomId, version: RoomVersion) -> Result<Adoption<'_>> {
+        let id = room_id.clone();
+        let room = self.store.write(move |tx| Ok(tx.make_room(&id, version)?.key))?;
+        Ok(Adoption { hs: self, room, room_id: room_id.clone(), state: Vec::new() })
+    }
+
+    /// Takes over a room that is at hand as a whole. `extra` is in the transaction that makes it ours.
+    pub fn adopt_room(
+        &self,
+        room: AdoptedRoom,
+        extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<Adopted> {
+        let mut adoption = self.begin_adoption(&room.room_id, room.version)?;
+        adoption.add(room.auth_chain.into_iter().map(|event| (event, false)).collect())?;
+        adoption.add(room.state.into_iter().map(|event| (event, true)).collect())?;
+        adoption.finish(room.join, extra)
+    }
+}
+
+impl Adoption<'_> {
+    /// Stores some of the room's events: format, signatures, hash, and the auth rules against their auth events were
+    /// checked. Those of the state before our join come with `true`, others only have these rest on them.
+    pub fn add(&mut self, events: Vec<(VerifiedPdu, bool)>) -> Result<()> {
+        let room = self.room;
+        let mut rest = events;
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(CHUNK));
+            // What comes last waits for the disk, and with it for these.
+            self.state.extend(self.hs.store.write_lightly(move |tx| tx.stage_events(room, &rest))?);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Makes the room ours: its state that of the events so far, our join on top of it, and what `extra` does, all in one
+    /// transaction.
+    pub fn finish(
+        self,
+        join: VerifiedPdu,
+        extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<Adopted> {
+        let Self { hs, room, room_id, state } = self;
+        let events = state.len();
+        let adopted = hs.store.write(move |tx| {
+            if tx.room_by_key(room)?.resident {
+                return Ok(Adopted::Before);
+            }
+            take_over(tx, room, state, &join)?;
+            tx.hasten_waiting_in(room)?;
+            extra(tx)?;
+            Ok(Adopted::Now)
+        })?;
+        if adopted == Adopted::Now {
+            log::info!("{room_id} is a room of this server now, with {events} events of state");
+        }
+        Ok(adopted)
+    }
+}
+
+/// Makes the state of the answer the room's state, and puts the join on top of it.
+fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<Staged>, join: &VerifiedPdu) -> Result<()> {
+    if matches!(tx.event_status(join.event_id())?, Some((_, false))) {
+        return Err(Error::forbidden("The join is an old one"));
+    }
+    let at = tx.next_stream();
+    let snapshot = tx.settle(room, state, at)?;
+    let mut missing = Vec::new();
+    for id in join.prev_events() {
+        if !matches!(tx.event_status(id)?, Some((_, false))) {
+            missing.push(id.clone());
+        }
+    }
+    tx.forget_late_heads(room)?;
+    let (room, old_heads) = (tx.room_by_key(room)?, tx.extremities(room)?);
+    tx.append(&Append {
+        room: &room,
+        pdu: join,
+        status: Status::Accepted,
+        outgoing: false,
+        state_before: StateRef::snapshot(snapshot),
+        old_heads: &old_heads,
+        kept_heads: Vec::new(),
+        overtakes: Vec::new(),
+        becomes_head: true,
+        current: Current::AfterThis,
+        missing,
+        history: None,
+    })?;
+    Ok(())
+}

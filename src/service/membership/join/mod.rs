@@ -1,0 +1,412 @@
+//! Joins, both ends: our user joins (`join`), and another server's user joins a room of ours (`receive_join`). How the
+//! answer to `send_join` is judged is in `answer`.
+
+pub(super) mod check;
+pub mod import;
+pub(super) mod receive;
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::rows::{check_still_outside, note, note_residence, remote_row};
+use super::standing::Expected;
+use super::{AUTHORISER, Answers, Ask, Door, member_draft};
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::calls::{HandshakeKind, JoinBody};
+use crate::federation::{CallError, CallResult};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{Before, Fact, JoinFailure, Prepared, RemoteMembership, State};
+use crate::protocol::{
+    EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
+};
+use crate::service::Homeserver;
+use crate::service::accounts::erasure::Erasure;
+use crate::service::events::serve::large_answer::LargeAnswer;
+use crate::service::keys::attempts::Purpose;
+use crate::service::membership::join::import::{Adopted, Adoption};
+use crate::service::membership::locks::PATIENCE;
+use crate::store::{EventKey, Room, Tx};
+
+/// A room of up to so many joined members is given whole to whoever would do without them.
+const FEW_MEMBERS: u64 = 100;
+
+// ----- our user joins -----
+
+impl Homeserver {
+    /// `POST /join`: returns when the user is in the room. A failure leaves the invite or knock as it was.
+    ///
+    /// Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`,
+    /// `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`; 502 if no server could help. If a server may have taken
+    /// the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its answer is of
+    /// no use, the room is left again.
+    pub fn join(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
+        self.in_turn(&door.room_id, user, || {
+            let content = self.member_content(user, Membership::Join, reason)?;
+            let here = |room: &Room| self.join_here(room, user, door, content.clone());
+            self.here_or_elsewhere(&door.room_id, here, || {
+                // Another of us may be on the way in: then the room is here in a moment. Who waits in vain goes themselves.
+                let _entrance = self.entrances.lock_until(door.room_id.clone(), Instant::now() + PATIENCE);
+                match self.resident_room(&door.room_id)? {
+                    Some(room) => here(&room),
+                    None => self.join_elsewhere(user, door, &content),
+                }
+            })
+        })
+    }
+
+    /// In a room that we are in a join is an ordinary event; unless the room is restricted and none of us may let the
+    /// user in, but somebody on another server may.
+    fn join_here(
+        &self,
+        room: &Room,
+        user: &UserId,
+        door: &Door,
+        mut content: Map<String, Value>,
+    ) -> Result<()> {
+        if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Join) {
+            return Ok(());
+        }
+        match self.authoriser(room, user) {
+            Ok(Some(authoriser)) => drop(content.insert(AUTHORISER.to_owned(), authoriser.as_str().into())),
+            Ok(None) => {}
+            Err(error) if error.errcode() == ErrCode::UnableToGrantJoin => {
+                return self.join_by_others_leave(room, user, door, &content).map_err(|e| {
+                    // 404: the room has nobody else; then what we know ourselves is the better answer.
+                    if e.status() == 404 { error } else { e }
+                });
+            }
+            Err(error) => return Err(error),
+        }
+        let (room_id, joiner, now) = (room.room_id.clone(), user.clone(), self.clock.now_ms());
+        self.send_with(member_draft(&room.room_id, user, user, content), move |tx, _| {
+            note(tx, &room_id, &joiner, Fact::AskedInRoom, now).map(drop)
+        })
+        .map(drop)
+    }
+
+    /// We are in the room, but only a user of another server may let ours in: the same handshake, and the join comes
+    /// back with that server's signature, to be taken in like any event.
+    fn join_by_others_leave(
+        &self,
+        room: &Room,
+        user: &UserId,
+        door: &Door,
+        content: &Map<String, Value>,
+    ) -> Result<()> {
+        let mut answers = Answers::new(self.clock.instant());
+        for peer in self.candidates(door, None)? {
+            if !answers.has_time(self.clock.instant()) {
+                break;
+            }
+            match self.join_in_their_name(&peer, room, user, content) {
+                Ok(join) => return self.receive_pdu(&peer, self.with_policy_signature(join)?),
+                Err(error) => answers.add(&peer, error),
+            }
+        }
+        Err(answers.into_error())
+    }
+
+    fn join_in_their_name(
+        &self,
+        peer: &ServerName,
+        room: &Room,
+        user: &UserId,
+        content: &Map<String, Value>,
+    ) -> CallResult<VerifiedPdu> {
+        let (template, version) = self.ask_template(peer, HandshakeKind::Join, &room.room_id, user)?;
+        let join = self.sign_template(&template, version, content).map_err(ours)?;
+        let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
+        let answer = body.read()?;
+        self.countersigned(&join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
+    }
+
+    /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
+    /// it did not come back. Errors: 400 if another event came back, or one without the signatures that it needs.
+    fn countersigned(&self, join: &Pdu, theirs: Option<&RawValue>) -> Result<VerifiedPdu> {
+        let Some(theirs) = theirs else { return self.check_parsed_pdu(join, Purpose::Events) };
+        handshake::check_countersigned(join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
+        self.check_pdu(theirs.get().as_bytes(), join.version())
+    }
+
+    /// The handshake with the room's servers, one after the other. A join that was on its way when we last stopped is
+    /// repeated first, with the same event id.
+    fn join_elsewhere(&self, user: &UserId, door: &Door, content: &Map<String, Value>) -> Result<()> {
+        let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
+        let before = Before::of(row.as_ref());
+        let candidates = self.candidates(door, row.as_ref())?;
+        let mut tries = Tries::new(self.clock.instant());
+        let mut expected = self
+            .store
+            .read(|db| Expected::to_enter(db, HandshakeKind::Join, &door.room_id, user, row.as_ref()))?;
+        let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending.clone());
+        if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
+            match self.hand_in_join(peer, &join) {
+                Ok(()) => return Ok(()),
+                Err(error) => tries.not_in(peer, join, error),
+            }
+        }
+        for peer in &candidates {
+            if !tries.answers.has_time(self.clock.instant()) {
+                break;
+            }
+            let template =
+                self.ask_template_in_time(peer, HandshakeKind::Join, &door.room_id, user, &mut expected);
+            let (template, version) = match template {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tries.answers.add(peer, error);
+                    continue;
+                }
+            };
+            let join = self.sign_template(&template, version, content)?;
+            let via = std::iter::once(peer).chain(&candidates).cloned().collect();
+            let prepared = Prepared { event: join.clone(), before: before.clone(), via };
+            self.intend_join(prepared, tries.may_be_in())?;
+            match self.hand_in_join(peer, &join) {
+                Ok(()) => return Ok(()),
+                Err(error) => tries.not_in(peer, join, error),
+            }
+        }
+        if let Some(join) = &tries.last {
+            self.note_failed_join(join, tries.failure())?;
+        }
+        let error = tries.into_error();
+        if before.state == Some(State::Invited) && error.status() == 403 {
+            self.doubt_invite(&door.room_id, user)?;
+        }
+        Err(error)
+    }
+
+    /// Takes up a join that was on its way when its request ended, or we did.
+    pub(super) fn resume_join(&self, row: &RemoteMembership) -> Result<()> {
+        let content = self.member_content(&row.user_id, Membership::Join, None)?;
+        let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
+        let Some(room) = self.resident_room(&row.room_id)? else {
+            return self.join_elsewhere(&row.user_id, &door, &content);
+        };
+        // We have come in since. Whether they may too, the room says, and that is the end of it.
+        let joined = self.join_here(&room, &row.user_id, &door, content);
+        self.note_fact(&row.room_id, &row.user_id, Fact::AskedInRoom)?;
+        joined
+    }
+
+    /// Commits the signed join before anybody is told of it. `may_be_in`: whether a server may have taken another one that
+    /// was handed in before.
+    fn intend_join(&self, join: Prepared, may_be_in: bool) -> Result<()> {
+        let (room_id, user) = (join.event.room_id().clone(), join.event.sender().clone());
+        let now = self.clock.now_ms();
+        self.store.write(move |tx| {
+            check_still_outside(tx, &room_id)?;
+            note(tx, &room_id, &user, Fact::UserJoins { join, may_be_in }, now).map(drop)
+        })
+    }
+
+    /// Sends the committed join to one server, and adopts the room that comes back. Once the server has said yes the join
+    /// is in the room, whatever becomes of the answer here.
+    fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
+        let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;
+        self.enter_by(peer, join, body).map_err(CallError::after_success)
+    }
+
+    fn enter_by(&self, peer: &ServerName, join: &Pdu, body: JoinBody) -> CallResult<()> {
+        let answer = body.read()?;
+        let cannot = |e: Error| match e.status() {
+            500 => ours(e),
+            _ => CallError::bad(format!("a room that cannot be entered: {}", e.message())),
+        };
+        let join = self.countersigned(join, answer.event).map_err(cannot)?;
+        let room = self.receive_room(&join, peer, answer).map_err(cannot)?;
+        drop(body);
+        self.enter(room, join, peer).map_err(ours)
+    }
+
+    /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
+    /// was on its way is kicked from the room that we are now in.
+    fn enter(&self, room: Adoption<'_>, join: VerifiedPdu, peer: &ServerName) -> Result<()> {
+        let (room_id, user, now) = (join.room_id().clone(), join.sender().clone(), self.clock.now_ms());
+        let (entered, user_id) = (room_id.clone(), user.clone());
+        let (note, removed) = std::sync::mpsc::channel();
+        let end_rows = move |tx: &mut Tx<'_>| {
+            let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Closed);
+            if let Some(removal) =
+                row.and_then(|row| row.event.clone()).filter(|event| event.sender() != &user)
+            {
+                // Nobody is left to hear it only if we stopped waiting for the commit.
+                let _ = note.send(removal);
+            }
+            note_residence(tx, &room_id, now)
+        };
+        if room.finish(join.clone(), end_rows.clone())? == Adopted::Before {
+            // What the room is like we have learned by ourselves, and the join is an event like any other.
+            self.receive_pdu(peer, join)?;
+            self.store.write(end_rows)?;
+        }
+        if let Ok(removal) = removed.try_recv()
+            && let Err(e) = self
+                .check_parsed_pdu(&removal, Purpose::Received(peer))
+                .and_then(|removal| self.receive_pdu(peer, removal))
+        {
+            // The room, which we know now, may not allow it: then it never happened, and the join did.
+            log::info!("{user_id} was not removed from {entered} after all: {}", e.message());
+        }
+        // A leave that a user asked for meanwhile is still in its row.
+        self.scheduler.wake();
+        Ok(())
+    }
+
+    /// Nobody let us in. If a server took the join, or may have, our user leaves the room again in the end, and their clients
+    /// are told so; the room is told in the background, for days if need be.
+    fn note_failed_join(&self, join: &Pdu, how: JoinFailure) -> Result<()> {
+        let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
+        let Some(row) = row else { return Ok(()) };
+        let leave = self.local_leave(&row, Some("The room could not be entered"))?;
+        let asked_again = how == JoinFailure::Unanswered;
+        let fact = Fact::JoinFailed { join: join.event_id().clone(), how, leave };
+        match asked_again {
+            true => self.note_unanswered(&row, &row.via, fact),
+            false => self.note_fact(&row.room_id, &row.user_id, fact).map(drop),
+        }
+    }
+}
+
+/// What came of the tries to join so far.
+struct Tries {
+    answers: Answers,
+    /// The join that was handed in last.
+    last: Option<Pdu>,
+    /// Whether a server may have taken a join without our hearing of it.
+    unsure: bool,
+    /// Servers that took a join, and told of a room that cannot be entered.
+    taken_by: Vec<ServerName>,
+}
+
+impl Tries {
+    fn new(now: Instant) -> Self {
+        Self { answers: Answers::new(now), last: None, unsure: false, taken_by: Vec::new() }
+    }
+
+    /// Takes down that a server did not let us in.
+    fn not_in(&mut self, peer: &ServerName, join: Pdu, error: CallError) {
+        if error.is_after_success() {
+            self.taken_by.push(peer.clone());
+        } else {
+            self.unsure |= error.is_transient();
+        }
+        self.last = Some(join);
+        self.answers.add(peer, error);
+    }
+
+    /// Whether our user may be in the room, to the knowledge of others.
+    fn may_be_in(&self) -> bool {
+        self.unsure || !self.taken_by.is_empty()
+    }
+
+    /// In what way nobody let us in.
+    fn failure(&self) -> JoinFailure {
+        match (self.taken_by.is_empty(), self.unsure) {
+            (false, _) => JoinFailure::Taken(self.taken_by.clone()),
+            (true, true) => JoinFailure::Unanswered,
+            (true, false) => JoinFailure::Refused,
+        }
+    }
+
+    /// What the client is told. 502 where a server took the join.
+    fn into_error(self) -> Error {
+        let error = self.answers.into_error();
+        match self.taken_by.first() {
+            Some(peer) => Error::bad_gateway(format!(
+                "{peer} took the join, but the room cannot be entered by what it tells of it: it is being left again"
+            ))
+            .with_cause(error),
+            None => error,
+        }
+    }
+}
+
+/// A failure of our own during a handshake, as one more reason why it did not work out with this server.
+fn ours(error: Error) -> CallError {
+    log::log!(error.level(log::Level::Error), "a handshake failed on our side: {error}");
+    CallError::bad(format!("something that we could not use: {}", error.message()))
+}
+
+// ----- another server's user joins -----
+
+impl Homeserver {
+    /// `PUT /send_join`: takes the join into the room, with our signature, and tells the other servers in it. Returns
+    /// the body of the answer: the state before the join, its auth chain, the join as it went into the room. A repeat
+    /// gets the same answer and makes no second event.
+    pub fn receive_join(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        event_id: &EventId,
+        body: &[u8],
+        may_omit_members: bool,
+    ) -> Result<LargeAnswer> {
+        let ask = Ask { origin, room_id, membership: Membership::Join, user: None, versions: None };
+        let room = self.admit(&ask)?;
+        let signed = self.countersign(&room, body)?;
+        let join = self.check_signed(&signed, room.version, &ask, event_id)?;
+        self.check_authoriser(&room, &join)?;
+        let join = self.with_policy_signature(join)?;
+        let accept = || self.accept_signed(join.clone(), origin, Membership::Join);
+        self.after_their_invite(room_id, join.sender(), accept)?;
+        self.join_answer(&room, &join, may_omit_members)
+    }
+
+    /// "The resident homeserver then adds its signature to this event." In a restricted room that is what makes the
+    /// join valid, so it is there before the event is checked; nothing of it leaves the house if the checks fail.
+    fn countersign(&self, room: &Room, body: &[u8]) -> Result<Vec<u8>> {
+        let join = Pdu::parse(body, room.version)?;
+        Ok(join.signed(self.server_name(), &self.key_ring.signing_key())?.json().to_vec())
+    }
+
+    /// A join of a restricted room that names one of us is let in on our word: the conditions are looked at again,
+    /// since the template may be old, or never have been ours.
+    fn check_authoriser(&self, room: &Room, join: &Pdu) -> Result<()> {
+        let Some(named) = join.content_str(AUTHORISER).and_then(|name| UserId::parse(&name).ok()) else {
+            return Ok(());
+        };
+        if self.is_ours(&named) && room.version.restricted_join {
+            self.authoriser(room, join.sender())?;
+        }
+        Ok(())
+    }
+
+    /// The answer to `send_join`. If members may be omitted, what is in `state` is not repeated in `auth_chain` ("any
+    /// events that are returned in `state` may be omitted from `auth_chain`"), and of a large room the members are left
+    /// out: a smaller one is worth more whole.
+    fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<LargeAnswer> {
+        let omit_members = may_omit && room.joined > FEW_MEMBERS;
+        let mut before = self.state_for_join(room, join.event_id(), omit_members)?;
+        if may_omit {
+            let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
+            before.auth_chain.retain(|event| !in_state.contains(event));
+        }
+        let joiner = join.sender().server_name();
+        let servers: Vec<_> = before.servers.iter().filter(|server| server.as_str() != joiner).collect();
+        let head = format!(
+            ",\"members_omitted\":{omit_members},\"origin\":{},\"servers_in_room\":{},\"event\":",
+            json!(self.server_name()),
+            json!(servers)
+        );
+        let mut answer = LargeAnswer::default();
+        self.store.read(|db| {
+            let server = join.sender().server();
+            let erasure = Erasure::for_server(db, room.key, &server);
+            answer.text("{\"auth_chain\":");
+            let redacted = erasure.redacted_among(&before.auth_chain)?;
+            answer.events(db, before.auth_chain, redacted)?;
+            answer.text(head);
+            answer.text(join.json());
+            answer.text(",\"state\":");
+            let redacted = erasure.redacted_among(&before.state)?;
+            answer.events(db, before.state, redacted)
+        })?;
+        answer.text("}");
+        Ok(answer)
+    }
+}

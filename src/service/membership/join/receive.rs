@@ -1,0 +1,164 @@
+//! Entering a room: from the answer to `send_join` to a room of ours.
+//!
+//! The answer may be large, so each of its events is looked at in passing: checked, judged, stored, forgotten. Only those
+//! that others rest on are kept until all are judged (see `answer`). While some are checked on all processors, those
+//! before them are being stored.
+
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::federation::calls::JoinAnswer;
+use crate::protocol::event_auth::AuthChecker;
+use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
+use crate::service::Homeserver;
+use crate::service::keys::attempts::Purpose;
+use crate::service::keys::fetch::Found;
+use crate::service::keys::verify::{check, in_bulk};
+use crate::service::membership::join::check::{Pillars, Sorting};
+use crate::service::membership::join::import::Adoption;
+
+/// Events that are checked together.
+const BATCH: usize = 500;
+/// Batches that may wait to be stored.
+const WAITING: usize = 2;
+/// Time to find the keys of the events that a room rests on, which are worth waiting for: until then their own servers
+/// have been asked in vain, and only then is the resident's word enough. And of the other events, of which any old room
+/// has many whose servers are gone: the worst that a false key can do there is a member who never joined.
+const PILLARS_WITHIN: Duration = Duration::from_secs(90);
+const OTHERS_WITHIN: Duration = Duration::from_secs(15);
+/// How often the log says how far it is.
+const REPORT_EVERY: Duration = Duration::from_secs(3);
+
+/// Checked events, each with whether it is part of the state.
+type Batch = Vec<(VerifiedPdu, bool)>;
+
+impl Homeserver {
+    /// Checks the room that another server shows us, and stores its events; what fails is left out. Gives the room, ready
+    /// to be taken over. Errors: why it is no room that our join may enter, in words for the log; 500 if something of ours
+    /// fails.
+    pub(in crate::service::membership) fn receive_room(
+        &self,
+        join: &Pdu,
+        peer: &ServerName,
+        answer: JoinAnswer<'_>,
+    ) -> Result<Adoption<'_>> {
+        let (room_id, version, in_state) = (join.room_id(), join.version(), answer.state.len());
+        let events: Vec<&[u8]> =
+            answer.state.iter().chain(answer.auth_chain.iter()).map(|event| event.get().as_bytes()).collect();
+        drop(answer);
+        let mut progress = Progress::new(room_id, events.len());
+        let mut sorting = Sorting::new(join);
+        let wanted = self.survey(&events, version, |index, glance| sorting.see(index, glance));
+        let sorted = sorting.finish();
+        progress.note("keys", 0);
+        let carrying: Vec<&[u8]> = sorted.pillars.iter().map(|index| events[*index]).collect();
+        let carrying = self.survey(&carrying, version, |_, _| {});
+        let mut keys = self.gather_keys(&carrying, Some(peer), Purpose::Events, PILLARS_WITHIN);
+        let rest: Vec<_> = wanted.into_iter().filter(|wanted| !keys.has(wanted)).collect();
+        keys.extend(self.gather_keys(&rest, Some(peer), Purpose::Events, OTHERS_WITHIN));
+        let checking = Checking { events: &events, in_state, keys: &keys, join };
+
+        let good = checking.all_of(&sorted.pillars);
+        let mut dropped = sorted.pillars.len() - good.len();
+        let pillars = Pillars::judge(join, good)?;
+        dropped += pillars.dropped();
+        progress.note("events", sorted.pillars.len());
+        let adoption = self.begin_adoption(room_id, version)?;
+        let (batches, queue) = sync_channel(WAITING);
+        // There is a place for it.
+        let _ = batches.send(pillars.events());
+        let adoption = std::thread::scope(|scope| {
+            let store = std::thread::Builder::new().name("join-store".into());
+            let storing = store.spawn_scoped(scope, move || store_all(adoption, &queue))?;
+            let mut done = sorted.pillars.len();
+            for part in sorted.others.chunks(BATCH) {
+                let good = checking.allowed_of(part, &pillars);
+                dropped += part.len() - good.len();
+                done += part.len();
+                if batches.send(good).is_err() {
+                    // The store failed, and says why below.
+                    break;
+                }
+                progress.note("events", done);
+            }
+            drop(batches);
+            storing.join().unwrap_or_else(|_| Err(Error::internal("storing a room panicked")))
+        })?;
+        progress.end(dropped);
+        Ok(adoption)
+    }
+}
+
+fn store_all<'h>(mut adoption: Adoption<'h>, batches: &Receiver<Batch>) -> Result<Adoption<'h>> {
+    for batch in batches {
+        adoption.add(batch)?;
+    }
+    Ok(adoption)
+}
+
+/// What it takes to check the events of an answer.
+struct Checking<'a> {
+    events: &'a [&'a [u8]],
+    /// So many of the events are the state; the auth chain follows.
+    in_state: usize,
+    keys: &'a Found,
+    join: &'a Pdu,
+}
+
+impl Checking<'_> {
+    fn one(&self, index: usize) -> Option<(VerifiedPdu, bool)> {
+        let pdu = check(self.events.get(index)?, self.join.version(), self.keys);
+        let pdu =
+            pdu.inspect_err(|why| log::debug!("an event of {}: {}", self.join.room_id(), why.message()));
+        Some((pdu.ok()?, index < self.in_state))
+    }
+
+    /// The good ones of these events.
+    fn all_of(&self, indices: &[usize]) -> Batch {
+        in_bulk(indices, |index| self.one(*index)).into_iter().flatten().collect()
+    }
+
+    /// The good ones that the room allows. Each thread remembers the power levels that it has read.
+    fn allowed_of(&self, indices: &[usize], pillars: &Pillars) -> Batch {
+        let judge = || AuthChecker::new(self.join.version());
+        let checked = indices
+            .par_iter()
+            .map_init(judge, |judge, index| self.one(*index).filter(|(pdu, _)| pillars.allow(judge, pdu)));
+        checked.flatten().collect()
+    }
+}
+
+/// Says in the log how far it is, now and then.
+struct Progress<'a> {
+    room_id: &'a RoomId,
+    of: usize,
+    began: Instant,
+    said: Instant,
+}
+
+impl<'a> Progress<'a> {
+    fn new(room_id: &'a RoomId, of: usize) -> Self {
+        let now = Instant::now();
+        Self { room_id, of, began: now, said: now }
+    }
+
+    fn note(&mut self, what: &str, done: usize) {
+        if self.said.elapsed() >= REPORT_EVERY {
+            self.said = Instant::now();
+            log::info!("joining {}: {what}, {done} of {} events checked", self.room_id, self.of);
+        }
+    }
+
+    fn end(&self, dropped: usize) {
+        let (room_id, of, took) = (self.room_id, self.of, self.began.elapsed());
+        log::info!("joining {room_id}: {of} events checked and stored in {took:.1?}");
+        if dropped > 0 {
+            log::warn!(
+                "{dropped} events of {room_id} were forged, not allowed or rest on missing ones: left out"
+            );
+        }
+    }
+}

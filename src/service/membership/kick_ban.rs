@@ -1,0 +1,126 @@
+//! What members do to others' memberships: kick, ban, unban. A kick or ban is also how a knock is refused and an invite
+//! taken back: the event is owed to the target's server even if that server is not in the room.
+
+use super::member_draft;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{RoomId, UserId};
+use crate::service::Homeserver;
+use crate::service::rooms::view::not_in_room;
+use crate::store::Room;
+
+impl Homeserver {
+    /// `POST /kick`: the target may be joined, invited, knocking, or about to be invited. Errors: 403 `M_FORBIDDEN`, also if the target is
+    /// none of these; 403 `M_BAD_STATE` if they are banned.
+    pub fn kick(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let (room, present) = self.room_and_target(sender, room_id, target)?;
+        match present {
+            Some(Membership::Ban) => {
+                Err(bad_state("A banned user cannot be kicked; to lift the ban there is unban"))
+            }
+            None | Some(Membership::Leave) => self.kick_from_outside(&room, sender, target, reason),
+            _ => self.change(&room, sender, target, Membership::Leave, reason),
+        }
+    }
+
+    /// Who is not in the room may be about to be invited: that is taken back, at whatever stage it is.
+    fn kick_from_outside(
+        &self,
+        room: &Room,
+        sender: &UserId,
+        target: &UserId,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let not_there = || Error::forbidden(format!("{target} is not in the room"));
+        if self.store.read(|db| db.owed_invite(&room.room_id, target))?.is_none() {
+            return Err(not_there());
+        }
+        let _turn = self.turns.take(&room.room_id, target)?;
+        match self.store.read(|db| db.membership(room.key, target))? {
+            Some(Membership::Invite | Membership::Join | Membership::Knock) => {
+                self.change(room, sender, target, Membership::Leave, reason)
+            }
+            _ if self.rescind_owed_invite(room, sender, target)? => Ok(()),
+            _ => Err(not_there()),
+        }
+    }
+
+    /// `POST /ban`: anybody may be banned, also before they ever came. Banning again changes nothing.
+    pub fn ban(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let (room, present) = self.room_and_target(sender, room_id, target)?;
+        if present == Some(Membership::Ban) {
+            return Ok(());
+        }
+        self.change(&room, sender, target, Membership::Ban, reason)
+    }
+
+    /// `POST /unban`. Errors: 403 `M_FORBIDDEN`, 403 `M_BAD_STATE` if the target is not banned.
+    pub fn unban(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let (room, present) = self.room_and_target(sender, room_id, target)?;
+        if present != Some(Membership::Ban) {
+            return Err(bad_state("That user is not banned"));
+        }
+        self.change(&room, sender, target, Membership::Leave, reason)
+    }
+
+    /// The room and what the target is in it. Errors: 403 `M_FORBIDDEN` unless the sender is joined: who is not in the
+    /// room is not told, not even by another error, who is or is banned.
+    fn room_and_target(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+    ) -> Result<(Room, Option<Membership>)> {
+        self.store.read(|db| {
+            let room = db.resident_room(room_id)?.ok_or_else(not_in_room)?;
+            if db.membership(room.key, sender)? != Some(Membership::Join) {
+                return Err(not_in_room());
+            }
+            let present = db.membership(room.key, target)?;
+            Ok((room, present))
+        })
+    }
+
+    fn change(
+        &self,
+        room: &Room,
+        sender: &UserId,
+        target: &UserId,
+        membership: Membership,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let mut content = crate::service::membership::knock::bare(membership);
+        if let Some(reason) = reason {
+            content.insert("reason".to_owned(), reason.into());
+        }
+        self.send(member_draft(&room.room_id, sender, target, content)).map(drop)
+    }
+
+    /// `GET /joined_rooms`.
+    pub fn joined_rooms(&self, user: &UserId) -> Result<Vec<RoomId>> {
+        let rooms = self.store.read(|db| db.rooms_of(user))?;
+        Ok(rooms.into_iter().filter(|r| r.membership == Membership::Join).map(|r| r.room_id).collect())
+    }
+}
+
+fn bad_state(why: &'static str) -> Error {
+    Error::new(ErrCode::BadState, why).with_status(403)
+}

@@ -1,0 +1,279 @@
+//! Who is in line, who pauses, and what becomes of a destination when a transaction arrived or failed.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use super::{Edu, MAX_FAILING, MAX_PDUS, MAX_UNPROVEN};
+use crate::backoff::Backoff;
+use crate::clock::Millis;
+use crate::error::ErrCode;
+use crate::federation::{CallError, CallResult};
+use crate::protocol::ServerName;
+use crate::random;
+use crate::service::Homeserver;
+use crate::service::outgoing::transaction::{Transaction, WaitingEdus};
+use crate::store::RoomKey;
+use crate::store::servers::destinations::Destination;
+
+/// Pauses after failures, each a fifth longer or shorter by chance.
+const PAUSES: Backoff = Backoff::doubling(4_000, 24 * 3_600_000);
+
+/// Everything that the threads share. A destination is in at most one of the lines, once.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) stopping: bool,
+    pub(super) homeserver: Weak<Homeserver>,
+    pub(super) alive: usize,
+    pub(super) idle: usize,
+    /// At the start: find out from the database who is owed what.
+    pub(super) look_around: bool,
+    /// Rooms with something new for their servers, and servers with something of their own of which it is not known yet
+    /// how they fared last time.
+    pub(super) rooms: HashSet<RoomKey>,
+    pub(super) unknown: HashSet<ServerName>,
+    pub(super) peers: HashMap<ServerName, Peer>,
+    /// Who waits, by [`Line`], and how many of each are being served.
+    pub(super) lines: [VecDeque<ServerName>; 3],
+    pub(super) busy: [usize; 3],
+    pub(super) picks: usize,
+    pub(super) due: BTreeSet<(Millis, ServerName)>,
+    pub(super) unflushed: HashSet<ServerName>,
+    pub(super) flush_at: Option<Instant>,
+    pub(super) serial: u64,
+}
+
+/// What is known of a destination.
+#[derive(Default)]
+pub(super) struct Peer {
+    pub(super) doing: Doing,
+    /// Woken while it was being served.
+    pub(super) again: bool,
+    pub(super) loaded: bool,
+    pub(super) kept: Destination,
+    pub(super) edus_upto: i64,
+    pub(super) last_attempt_ms: Millis,
+    /// Whether its last transaction arrived.
+    pub(super) reached: bool,
+    /// Whether it has made a request of us, so that it is likely to answer one.
+    pub(super) spoke: bool,
+    /// The line that it stands in, or came from.
+    pub(super) line: Line,
+    /// It failed, and has not been looked at since for how much it missed.
+    pub(super) was_away: bool,
+    /// The ephemeral part of the transaction that failed: a repeat must be the same.
+    pub(super) failed_edus: Option<WaitingEdus>,
+    pub(super) edus: VecDeque<Edu>,
+    /// Fewer where a transaction was refused as a whole, to find the event that is to blame.
+    pub(super) max_pdus: usize,
+}
+
+/// What a destination is doing; it is in a line, in `due`, or with a thread accordingly.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Doing {
+    #[default]
+    Nothing,
+    Waiting,
+    Pausing,
+    Sending,
+}
+
+/// How likely a destination is to answer. Those who may not can hold only some of the threads.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Line {
+    /// Its last transaction arrived, or it has spoken to us since we know it.
+    Proven,
+    /// Nothing is known of it.
+    #[default]
+    Fresh,
+    /// Its last transaction did not arrive.
+    Failing,
+}
+
+/// What a thread does next.
+pub(super) enum Job {
+    LookAround,
+    Spread(Vec<RoomKey>, Vec<ServerName>),
+    Send(ServerName),
+    Flush,
+    End,
+}
+
+impl State {
+    /// Notes how a transaction fared. Gives whether there is more to send, and whether the destination has to pause.
+    pub(super) fn conclude(
+        &mut self,
+        server: &ServerName,
+        transaction: &Transaction,
+        answer: CallResult<()>,
+        now: Millis,
+    ) -> (bool, bool) {
+        let Some(peer) = self.peers.get_mut(server) else { return (false, false) };
+        self.unflushed.insert(server.clone());
+        peer.last_attempt_ms = now;
+        match answer {
+            Ok(()) => {
+                peer.delivered(transaction);
+                (transaction.more, false)
+            }
+            Err(e) if peer.narrows_down(server, transaction, &e) => (true, false),
+            Err(e) => {
+                peer.failed(transaction, &e, now);
+                let (failures, pause) = (peer.kept.failures, (peer.kept.retry_ms - now) / 1000);
+                log::info!(
+                    "{server} did not take a transaction ({failures} in a row, next in {pause} s): {e}"
+                );
+                (false, true)
+            }
+        }
+    }
+
+    /// Has what changed written within this time, if anything did.
+    pub(super) fn flush_by(&mut self, within: Duration) {
+        if self.flush_at.is_none() && !self.unflushed.is_empty() {
+            self.flush_at = Some(Instant::now() + within);
+        }
+    }
+
+    /// Puts a destination in its line.
+    pub(super) fn line_up(&mut self, server: &ServerName) {
+        let peer = self.peers.entry(server.clone()).or_default();
+        (peer.doing, peer.line) = (Doing::Waiting, peer.standing());
+        self.lines[peer.line as usize].push_back(server.clone());
+    }
+
+    /// Takes a destination that waits out of its line.
+    pub(super) fn step_out(&mut self, server: &ServerName) {
+        let Some(peer) = self.peers.get_mut(server).filter(|p| p.doing == Doing::Waiting) else { return };
+        peer.doing = Doing::Nothing;
+        self.lines[peer.line as usize].retain(|waiting| waiting != server);
+    }
+
+    /// Whether one more of this line may be served.
+    fn may(&self, line: Line) -> bool {
+        let [_, fresh, failing] = self.busy;
+        match line {
+            Line::Proven => true,
+            Line::Fresh => fresh + failing < MAX_UNPROVEN,
+            Line::Failing => failing < MAX_FAILING && fresh + failing < MAX_UNPROVEN,
+        }
+    }
+
+    fn waits(&self, line: Line) -> bool {
+        self.may(line) && !self.lines[line as usize].is_empty()
+    }
+
+    /// Whether a thread that asked now would get something to do.
+    pub(super) fn has_work(&self) -> bool {
+        self.look_around
+            || !self.rooms.is_empty()
+            || !self.unknown.is_empty()
+            || [Line::Proven, Line::Fresh, Line::Failing].into_iter().any(|line| self.waits(line))
+    }
+
+    /// The next thing to do.
+    pub(super) fn pick(&mut self) -> Option<Job> {
+        if std::mem::take(&mut self.look_around) {
+            return Some(Job::LookAround);
+        }
+        if !self.rooms.is_empty() || !self.unknown.is_empty() {
+            return Some(Job::Spread(self.rooms.drain().collect(), self.unknown.drain().collect()));
+        }
+        if self.flush_at.is_some_and(|at| at <= Instant::now()) {
+            self.flush_at = None;
+            return Some(Job::Flush);
+        }
+        self.picks = self.picks.wrapping_add(1);
+        // Now and then the others come first, so that busy servers cannot put them off for ever.
+        let order = match self.picks % 4 {
+            0 => [Line::Failing, Line::Fresh, Line::Proven],
+            2 => [Line::Fresh, Line::Proven, Line::Failing],
+            _ => [Line::Proven, Line::Fresh, Line::Failing],
+        };
+        let line = order.into_iter().find(|line| self.waits(*line))?;
+        let server = self.lines[line as usize].pop_front()?;
+        self.peers.entry(server.clone()).or_default().doing = Doing::Sending;
+        self.busy[line as usize] += 1;
+        Some(Job::Send(server))
+    }
+}
+
+impl Peer {
+    /// Takes in what is kept of it.
+    pub(super) fn learn(&mut self, kept: Destination) {
+        self.loaded = true;
+        self.max_pdus = MAX_PDUS;
+        self.was_away = kept.failures > 0;
+        // Something was delivered once, and nothing failed since.
+        self.reached = kept.failures == 0 && kept.cursor > 0;
+        self.kept = kept;
+    }
+
+    fn standing(&self) -> Line {
+        match (self.kept.failures, self.reached || self.spoke) {
+            (0, true) => Line::Proven,
+            (0, false) => Line::Fresh,
+            _ => Line::Failing,
+        }
+    }
+
+    pub(super) fn delivered(&mut self, transaction: &Transaction) {
+        self.kept.cursor = self.kept.cursor.max(transaction.upto);
+        self.kept.attempt_upto = None;
+        self.kept.failures = 0;
+        self.kept.retry_ms = 0;
+        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
+        self.failed_edus = None;
+        self.reached = true;
+        self.max_pdus = MAX_PDUS;
+    }
+
+    pub(super) fn failed(&mut self, transaction: &Transaction, e: &CallError, now: Millis) {
+        self.kept.failures = self.kept.failures.saturating_add(1);
+        self.kept.attempt_upto = Some(transaction.upto);
+        self.failed_edus = Some(transaction.edus.clone());
+        self.edus.clear();
+        (self.reached, self.spoke, self.was_away) = (false, false, true);
+        let pause = PAUSES.spread_ms(self.kept.failures, random::bytes::<1>()[0]);
+        let asked = e.retry_after().map_or(0, |d| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX));
+        self.kept.retry_ms = now + pause.max(asked.min(PAUSES.longest_ms));
+    }
+
+    /// Whether the peer says that the transaction itself is bad, so that repeating it would hold up everything behind
+    /// it for ever. Then the events go in ever smaller portions, and one that is refused all by itself is given up.
+    pub(super) fn narrows_down(
+        &mut self,
+        server: &ServerName,
+        transaction: &Transaction,
+        e: &CallError,
+    ) -> bool {
+        let about_content = matches!(
+            e.errcode(),
+            Some(
+                ErrCode::BadJson
+                    | ErrCode::NotJson
+                    | ErrCode::TooLarge
+                    | ErrCode::InvalidParam
+                    | ErrCode::MissingParam
+            )
+        );
+        if !about_content {
+            return false;
+        }
+        self.kept.attempt_upto = None;
+        self.failed_edus = None;
+        self.reached = true;
+        if transaction.events.len() > 1 {
+            self.max_pdus = transaction.events.len() / 2;
+            log::info!("{server} refuses a transaction ({e}); its events go in smaller ones");
+        } else {
+            let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
+            log::warn!("{server} refuses {event}, which is not sent again: {e}");
+            self.kept.cursor = self.kept.cursor.max(transaction.upto);
+            self.max_pdus = MAX_PDUS;
+        }
+        // The ephemeral part is not worth a search.
+        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
+        true
+    }
+}

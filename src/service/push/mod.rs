@@ -1,0 +1,3 @@
+//! Push rules.
+
+pub mod rules;

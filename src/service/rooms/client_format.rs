@@ -1,0 +1,238 @@
+//! Events as clients read them (client-server API, "Room event format"): the federation format without what only servers
+//! need, and with an `unsigned` that this server makes for the one client that asks.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::filter::{EventFormat, keep_fields};
+use crate::protocol::json::{object_tree, read};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{EventId, Pdu, RoomId, UserId};
+use crate::service::accounts::erasure::Erasure;
+use crate::service::rooms::view::RoomView;
+use crate::store::rooms::events::EventRow;
+use crate::store::{EventKey, Room, StoredEvent};
+
+/// JSON that is ready to be sent.
+pub type Json = Box<RawValue>;
+
+/// For whom and how events are written.
+#[derive(Clone, Copy)]
+pub struct Style<'s> {
+    /// Who reads them.
+    pub user: &'s UserId,
+    /// On which device; it recognises what it sent itself by the transaction id.
+    pub device: Option<&'s str>,
+    /// The time, for `age`.
+    pub now: Millis,
+    /// Whether each event names its room. In `/sync` the room is where the event is found.
+    pub room_ids: bool,
+    /// Client or federation format.
+    pub format: EventFormat,
+    /// Which fields to keep; none means all.
+    pub fields: Option<&'s [String]>,
+}
+
+impl<'s> Style<'s> {
+    /// The usual format, each event with its room.
+    pub fn usual(user: &'s UserId, device: Option<&'s str>, now: Millis) -> Self {
+        Self { user, device, now, room_ids: true, format: EventFormat::Client, fields: None }
+    }
+}
+
+#[derive(Serialize)]
+struct ClientEvent<'e> {
+    content: Content<'e>,
+    event_id: &'e str,
+    origin_server_ts: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacts: Option<EventId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    room_id: Option<&'e RoomId>,
+    sender: &'e str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_key: Option<&'e str>,
+    #[serde(rename = "type")]
+    event_type: &'e str,
+    unsigned: Unsigned,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'e> {
+    Raw(&'e RawValue),
+    Made(Map<String, Value>),
+}
+
+#[derive(Default, Serialize)]
+struct Unsigned {
+    age: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    membership: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_content: Option<Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacted_because: Option<Json>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces_state: Option<EventId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction_id: Option<String>,
+}
+
+/// An event with all that `unsigned` can say: for timelines and for single events. `membership` is what the reader was at
+/// the event, if known.
+pub fn full(
+    view: &RoomView<'_>,
+    style: &Style<'_>,
+    event: &StoredEvent,
+    membership: Option<Membership>,
+) -> Result<Json> {
+    let mut unsigned = Unsigned { membership: membership.map(Membership::as_str), ..Unsigned::default() };
+    if let Some(key) = event.redacted_by {
+        let redaction = view.db().event_by_key(key)?;
+        unsigned.redacted_because =
+            Some(write(&*view.erasure.shown(&redaction)?, style, Unsigned::default())?);
+    }
+    if let Some(device) = style.device
+        && event.pdu.sender() == style.user
+    {
+        unsigned.transaction_id = view.db().txn_of_event(device, event.key)?;
+    }
+    if let Some(key) = view.replaced(event)? {
+        let replaced = view.db().event_by_key(key)?;
+        // "Only returned if … the client has permission to see the previous event"; its id is always told. What they
+        // themselves were, users were told when it came about.
+        if replaced.pdu.is("m.room.member", style.user.as_str()) || view.look(&replaced)?.visible {
+            unsigned.prev_content = Some(raw(view.erasure.shown(&replaced)?.content_raw())?);
+        }
+        unsigned.replaces_state = Some(replaced.pdu.event_id().clone());
+    }
+    write(&*view.erasure.shown(event)?, style, unsigned)
+}
+
+/// An event of a room's state, for the reader from whom `erasure` may take some of it: without what would have to be looked
+/// up for each.
+pub fn state(erasure: &Erasure<'_>, style: &Style<'_>, event: &StoredEvent) -> Result<Json> {
+    write(&*erasure.shown(event)?, style, of_state(erasure, style, event.redacted_by)?)
+}
+
+fn of_state(erasure: &Erasure<'_>, style: &Style<'_>, redacted_by: Option<EventKey>) -> Result<Unsigned> {
+    let mut unsigned = Unsigned::default();
+    if let Some(key) = redacted_by {
+        let redaction = erasure.db().event_by_key(key)?;
+        unsigned.redacted_because = Some(write(&*erasure.shown(&redaction)?, style, Unsigned::default())?);
+    }
+    Ok(unsigned)
+}
+
+/// Writes an event of a room's state behind what is there: the same as [`state`], for lists that grow with the room.
+pub fn push_state(
+    out: &mut Vec<u8>,
+    erasure: &Erasure<'_>,
+    style: &Style<'_>,
+    room: &Room,
+    row: &EventRow<'_>,
+) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Read<'e> {
+        #[serde(borrow)]
+        content: &'e RawValue,
+        origin_server_ts: i64,
+        #[serde(borrow)]
+        sender: Cow<'e, str>,
+        #[serde(borrow, default)]
+        state_key: Option<Cow<'e, str>>,
+        #[serde(borrow, rename = "type")]
+        event_type: Cow<'e, str>,
+    }
+    let read: Read<'_> = read(row.json.as_bytes()).map_err(Error::internal)?;
+    if erasure.erased_at(&read.sender)?.is_some()
+        && let Some(event) = erasure.db().event(&EventId::parse(row.event_id)?)?
+    {
+        out.extend_from_slice(state(erasure, style, &event)?.get().as_bytes());
+        return Ok(());
+    }
+    let mut unsigned = of_state(erasure, style, row.redacted_by)?;
+    if style.format != EventFormat::Client || style.fields.is_some() || read.event_type == "m.room.redaction"
+    {
+        let pdu = Pdu::trusted(EventId::parse(row.event_id)?, row.json.as_bytes().to_vec(), room.version)?;
+        out.extend_from_slice(write(&pdu, style, unsigned)?.get().as_bytes());
+        return Ok(());
+    }
+    unsigned.age = style.now.saturating_sub(read.origin_server_ts);
+    let event = ClientEvent {
+        content: Content::Raw(read.content),
+        event_id: row.event_id,
+        origin_server_ts: read.origin_server_ts,
+        redacts: None,
+        room_id: style.room_ids.then_some(&room.room_id),
+        sender: &read.sender,
+        state_key: read.state_key.as_deref(),
+        event_type: &read.event_type,
+        unsigned,
+    };
+    serde_json::to_writer(out, &event).map_err(Error::internal)
+}
+
+/// A membership event of a room that we are not in, with the one before it.
+pub fn of_remote_room(style: &Style<'_>, event: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
+    let unsigned = Unsigned {
+        membership: event.membership().map(Membership::as_str),
+        prev_content: previous.map(|previous| raw(previous.content_raw())).transpose()?,
+        replaces_state: previous.map(|previous| previous.event_id().clone()),
+        ..Unsigned::default()
+    };
+    write(event, style, unsigned)
+}
+
+fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json> {
+    if style.format == EventFormat::Federation {
+        return raw(event.json_str());
+    }
+    unsigned.age = style.now.saturating_sub(event.origin_server_ts());
+    let redacts = if event.event_type() == "m.room.redaction" { event.redacts() } else { None };
+    let content = match &redacts {
+        // Older clients look for `redacts` beside the content and newer ones inside (room version 11, "Moving the
+        // redacts property"): each finds it where it looks, in every version.
+        Some(redacts) => {
+            let mut content = event.content();
+            content.insert("redacts".to_owned(), redacts.as_str().into());
+            Content::Made(content)
+        }
+        None => Content::Raw(read(event.content_raw().as_bytes()).map_err(Error::internal)?),
+    };
+    let event = ClientEvent {
+        content,
+        event_id: event.event_id().as_str(),
+        origin_server_ts: event.origin_server_ts(),
+        redacts,
+        room_id: style.room_ids.then(|| event.room_id()),
+        sender: event.sender().as_str(),
+        state_key: event.state_key(),
+        event_type: event.event_type(),
+        unsigned,
+    };
+    match style.fields {
+        None => to_raw_value(&event).map_err(Error::internal),
+        Some(fields) => {
+            // By way of its text: the content is some already.
+            let whole = serde_json::to_string(&event).and_then(|text| object_tree(&text));
+            let whole = whole.map_err(Error::internal)?;
+            to_raw_value(&keep_fields(&whole, fields)).map_err(Error::internal)
+        }
+    }
+}
+
+/// JSON that was written into bytes.
+pub fn written(json: Vec<u8>) -> Result<Json> {
+    RawValue::from_string(String::from_utf8(json).map_err(Error::internal)?).map_err(Error::internal)
+}
+
+fn raw(json: &str) -> Result<Json> {
+    RawValue::from_string(json.to_owned()).map_err(Error::internal)
+}

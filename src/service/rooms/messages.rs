@@ -1,0 +1,467 @@
+//! Reading rooms: one event, a page of history, what surrounds an event, the state, the members.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+
+use super::client_format;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::filter::EventFilter;
+use crate::protocol::json::read_object;
+use crate::protocol::pdu::Membership;
+use crate::protocol::{EventId, RoomId, UserId};
+use crate::service::Homeserver;
+use crate::service::rooms::client_format::{Json, Style};
+use crate::service::rooms::timeline::{Boundary, Page, walk};
+use crate::service::rooms::view::{Access, RoomView, readable_room};
+use crate::store::rooms::events::Stretch;
+use crate::store::{Db, EventKey, Place, Room, Status, StoredEvent};
+
+/// Events in an answer of `/messages` whatever the client asks for.
+const MAX_PAGE: usize = 500;
+/// Events around an event in an answer of `/context` whatever the client asks for.
+const MAX_CONTEXT: usize = 100;
+
+/// One answer of `/messages` asks other servers for history at most so many times.
+const MAX_FETCHES: usize = 3;
+
+/// What a client asks of `/messages`.
+pub struct MessagesRequest {
+    /// Where to begin; the end or the start of the history if not said.
+    pub from: Option<Boundary>,
+    /// Where to stop.
+    pub to: Option<Boundary>,
+    /// From newer to older.
+    pub backwards: bool,
+    /// At most so many events.
+    pub limit: usize,
+    /// Which events.
+    pub filter: EventFilter,
+}
+
+/// A page of history.
+#[derive(Serialize)]
+pub struct Messages {
+    start: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<String>,
+    chunk: Vec<Json>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    state: Vec<Json>,
+}
+
+/// What surrounds an event.
+#[derive(Serialize)]
+pub struct EventContext {
+    start: String,
+    end: String,
+    event: Json,
+    events_before: Vec<Json>,
+    events_after: Vec<Json>,
+    state: Vec<Json>,
+}
+
+/// Which members of a room a client asks for.
+#[derive(Default)]
+pub struct MembersRequest {
+    /// As of when; now if not said.
+    pub at: Option<Boundary>,
+    /// Those with this membership,
+    pub membership: Option<Membership>,
+    /// or those without that one.
+    pub not_membership: Option<Membership>,
+}
+
+impl MembersRequest {
+    /// "Either the membership *is* the same as `membership` **or** *is not* the same as `not_membership`."
+    fn wants(&self, membership: Membership) -> bool {
+        match (self.membership, self.not_membership) {
+            (None, None) => true,
+            (is, is_not) => is == Some(membership) || is_not.is_some_and(|not| not != membership),
+        }
+    }
+}
+
+impl Homeserver {
+    fn view<T>(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        read: impl FnOnce(&Db<'_>, &RoomView<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.store.read(|db| {
+            let room = readable_room(db, room)?;
+            read(db, &RoomView::new(db, &room, user)?)
+        })
+    }
+
+    /// One event. Errors: 404 `M_NOT_FOUND`, also if the user may not see it.
+    pub fn event_for(&self, style: &Style<'_>, room: &RoomId, event: &EventId) -> Result<Json> {
+        let found = self.view(style.user, room, |_, view| {
+            visible_event(view, event)?
+                .map(|(event, membership)| client_format::full(view, style, &event, Some(membership)))
+                .transpose()
+        });
+        found_or_not(found)
+    }
+
+    /// `GET /messages`. History that other servers have is fetched where the page comes to a hole. Errors: 403
+    /// `M_FORBIDDEN`.
+    pub fn messages(&self, style: &Style<'_>, room: &RoomId, request: &MessagesRequest) -> Result<Messages> {
+        for _ in 0..MAX_FETCHES {
+            let (page, hole) =
+                self.view(style.user, room, |db, view| local_messages(db, view, style, request))?;
+            match hole {
+                Some((room, place)) if self.backfill(&room, place)? => {}
+                // What could not be fetched is passed over: the client gets what there is.
+                _ => return Ok(page),
+            }
+        }
+        Ok(self.view(style.user, room, |db, view| local_messages(db, view, style, request))?.0)
+    }
+
+    /// `GET /context`: at most `limit` events around the one that is asked for. Errors: 404 `M_NOT_FOUND`, also if the user may not see the event.
+    pub fn context(
+        &self,
+        style: &Style<'_>,
+        room: &RoomId,
+        event: &EventId,
+        limit: usize,
+        filter: &EventFilter,
+    ) -> Result<EventContext> {
+        let found = self.view(style.user, room, |db, view| {
+            let Some((event, membership)) = visible_event(view, event)? else { return Ok(None) };
+            let Some(place) = event.place else { return Ok(None) };
+            let limit = limit.min(MAX_CONTEXT);
+            let back = Stretch { from: place, to: Place::START, limit: 0, backwards: true };
+            let before = walk(view, filter, back, limit / 2)?;
+            let on = Stretch { from: place, to: view.end_exclusive(), limit: 0, backwards: false };
+            let after = walk(view, filter, on, limit - limit / 2)?;
+            let first = before.events.last().and_then(|seen| seen.event.place).unwrap_or(place);
+            let last = after.events.last().map_or(&event, |seen| &seen.event);
+            Ok(Some(EventContext {
+                start: Boundary::before(first).to_string(),
+                end: Boundary::after(last.place.unwrap_or(place)).to_string(),
+                state: state_around(db, view, style, filter, last, [&before, &after], &event)?,
+                event: client_format::full(view, style, &event, Some(membership))?,
+                events_before: write_all(view, style, &before)?,
+                events_after: write_all(view, style, &after)?,
+            }))
+        });
+        found_or_not(found)
+    }
+
+    /// The state events of a room as the user may know them, now or as of when they left: a JSON array. Errors: 403
+    /// `M_FORBIDDEN`.
+    pub fn room_state(&self, style: &Style<'_>, room: &RoomId) -> Result<Vec<u8>> {
+        self.view(style.user, room, |db, view| {
+            view.require_readable()?;
+            let keys: BTreeSet<EventKey> = match view.access {
+                Access::Left { at } => db.slots_as_of(view.room.key, at)?.into_values().collect(),
+                _ => db.current_state_keys(view.room.key, true)?.into_iter().collect(),
+            };
+            let mut list = JsonList::default();
+            db.each_event(keys, |row| {
+                client_format::push_state(list.next(), &view.erasure, style, view.room, &row)
+            })?;
+            Ok(list.finish())
+        })
+    }
+
+    /// One state event, in content or whole. Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`.
+    pub fn state_entry(
+        &self,
+        style: &Style<'_>,
+        room: &RoomId,
+        event_type: &str,
+        state_key: &str,
+        whole: bool,
+    ) -> Result<Vec<u8>> {
+        self.view(style.user, room, |db, view| {
+            view.require_readable()?;
+            let key = db.state_event_as_of(view.room.key, event_type, state_key, view.present())?;
+            let key = key.ok_or_else(|| Error::not_found("The room has no such state"))?;
+            let event = db.event_by_key(key)?;
+            Ok(match whole {
+                true => client_format::full(view, style, &event, None)?.get().as_bytes().to_vec(),
+                false => view.erasure.shown(&event)?.content_raw().as_bytes().to_vec(),
+            })
+        })
+    }
+
+    /// The membership events of a room: a JSON array. Errors: 403 `M_FORBIDDEN`.
+    pub fn members(&self, style: &Style<'_>, room: &RoomId, request: &MembersRequest) -> Result<Vec<u8>> {
+        self.view(style.user, room, |db, view| {
+            view.require_readable()?;
+            let at = request.at.map_or(i64::MAX, |at| at.0.stream).min(view.present());
+            let mut list = JsonList::default();
+            if at == i64::MAX {
+                db.each_member(view.room.key, None, |_, membership, row| match request.wants(membership) {
+                    true => client_format::push_state(list.next(), &view.erasure, style, view.room, &row),
+                    false => Ok(()),
+                })?;
+            } else {
+                for key in db.slots_as_of(view.room.key, at)?.into_values() {
+                    let event = db.event_by_key(key)?;
+                    if event.pdu.membership().is_some_and(|membership| request.wants(membership)) {
+                        let event = client_format::state(&view.erasure, style, &event)?;
+                        list.next().extend_from_slice(event.get().as_bytes());
+                    }
+                }
+            }
+            Ok(list.finish())
+        })
+    }
+
+    /// Who is joined, with the profile of their membership: the answer's JSON. Errors: 403 `M_FORBIDDEN` for those who
+    /// are not joined.
+    pub fn joined_members(&self, user: &UserId, room: &RoomId) -> Result<Vec<u8>> {
+        self.view(user, room, |db, view| {
+            view.require_joined()?;
+            let mut joined: BTreeMap<String, Box<RawValue>> = BTreeMap::new();
+            db.each_member(view.room.key, Some(Membership::Join), |user, _, row| {
+                if UserId::parse(user).is_ok() {
+                    joined.insert(
+                        user.to_owned(),
+                        to_raw_value(&profile_in(row.json)).map_err(Error::internal)?,
+                    );
+                }
+                Ok(())
+            })?;
+            serde_json::to_vec(&Joined { joined }).map_err(Error::internal)
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct Joined {
+    joined: BTreeMap<String, Box<RawValue>>,
+}
+
+/// A profile as `joined_members` tells it.
+#[derive(Default, Deserialize, Serialize)]
+struct Profile<'e> {
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    avatar_url: Option<&'e RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none", rename(deserialize = "displayname"))]
+    display_name: Option<&'e RawValue>,
+}
+
+/// The profile in a membership event.
+fn profile_in(json: &str) -> Profile<'_> {
+    #[derive(Deserialize)]
+    struct Event<'e> {
+        #[serde(borrow)]
+        content: Profile<'e>,
+    }
+    let mut profile = read_object(json.as_bytes()).map(|event: Event<'_>| event.content).unwrap_or_default();
+    let is_text = |value: &&RawValue| value.get().starts_with('"');
+    profile.avatar_url = profile.avatar_url.filter(is_text);
+    profile.display_name = profile.display_name.filter(is_text);
+    profile
+}
+
+/// A JSON array in the making.
+struct JsonList(Vec<u8>);
+
+impl Default for JsonList {
+    fn default() -> Self {
+        Self(b"[".to_vec())
+    }
+}
+
+impl JsonList {
+    /// Where the next element is to be written.
+    fn next(&mut self) -> &mut Vec<u8> {
+        if self.0.len() > 1 {
+            self.0.push(b',');
+        }
+        &mut self.0
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.0.push(b']');
+        self.0
+    }
+}
+
+impl RoomView<'_> {
+    /// The exclusive end of what the user may read.
+    fn end_exclusive(&self) -> Place {
+        match self.access {
+            Access::Left { at } => Boundary::at(at).start_back(),
+            _ => Place::END,
+        }
+    }
+}
+
+/// A page of what this server has, and the room and place from which to look for a hole that it passes over.
+fn local_messages(
+    db: &Db<'_>,
+    view: &RoomView<'_>,
+    style: &Style<'_>,
+    request: &MessagesRequest,
+) -> Result<(Messages, Option<(Room, Place)>)> {
+    view.require_readable()?;
+    let stretch = stretch_of(view, request);
+    let start = match request.from {
+        Some(from) => from,
+        None if request.backwards => match view.access {
+            Access::Left { at } => Boundary::at(at),
+            _ => Boundary::at(db.snapshot_position()?),
+        },
+        None => Boundary::at(0),
+    };
+    let page = if stretch.is_empty() {
+        Page::default()
+    } else {
+        walk(view, &request.filter, stretch.0, request.limit.min(MAX_PAGE))?
+    };
+    let chunk = write_all(view, style, &page)?;
+    let state = match request.filter.lazy_load_members {
+        true => lazy_members(view, style, &page)?,
+        false => Vec::new(),
+    };
+    let hole = if request.backwards { hole_in(db, view, &stretch, &page)? } else { None };
+    // Who wants none of the events has nothing fetched, and is told where there is something.
+    let (end, hole) = match hole {
+        Some(_) if request.limit == 0 => (page.stopped_at.or(Some(start)), None),
+        hole => (page.stopped_at, hole),
+    };
+    let end = end.map(|boundary| boundary.to_string());
+    Ok((Messages { start: start.to_string(), end, chunk, state }, hole))
+}
+
+/// Whether a page that was walked backwards passed over a hole in the history, or ended at one.
+fn hole_in(db: &Db<'_>, view: &RoomView<'_>, stretch: &Within, page: &Page) -> Result<Option<(Room, Place)>> {
+    if !view.room.resident || stretch.is_empty() {
+        return Ok(None);
+    }
+    // A hole lies right before the event that names it. That of the last event of a full page is for the next page.
+    let low = match page.stopped_at {
+        Some(Boundary(place)) => Place { stream: place.stream, sub: place.sub.saturating_add(2) },
+        None => stretch.0.to,
+    };
+    let high = stretch.0.from;
+    let holes = if low <= high { db.gaps_between(view.room.key, low, high, 1)? } else { Vec::new() };
+    Ok(holes.first().map(|_| (view.room.clone(), high)))
+}
+
+/// A stretch to walk, within what the user may read.
+struct Within(Stretch);
+
+impl Within {
+    fn is_empty(&self) -> bool {
+        let Stretch { from, to, backwards, .. } = self.0;
+        if backwards { from <= to } else { to <= from }
+    }
+}
+
+fn stretch_of(view: &RoomView<'_>, request: &MessagesRequest) -> Within {
+    let end = view.end_exclusive();
+    Within(if request.backwards {
+        Stretch {
+            from: request.from.map_or(end, |from| from.start_back().min(end)),
+            to: request.to.map_or(Place::START, |to| to.0),
+            limit: 0,
+            backwards: true,
+        }
+    } else {
+        Stretch {
+            from: request.from.map_or(Place::START, |from| from.0),
+            to: request.to.map_or(end, |to| to.start_back().min(end)),
+            limit: 0,
+            backwards: false,
+        }
+    })
+}
+
+/// Who is not in the room is told as little as who asks for an event that does not exist.
+fn found_or_not<T>(found: Result<Option<T>>) -> Result<T> {
+    let not_found = || Error::not_found("Event not found.");
+    match found {
+        Err(error) if error.errcode() == ErrCode::Forbidden => Err(not_found()),
+        found => found?.ok_or_else(not_found),
+    }
+}
+
+/// An event that the user may see, with what they were at it.
+fn visible_event(view: &RoomView<'_>, id: &EventId) -> Result<Option<(StoredEvent, Membership)>> {
+    let Some(event) = view.db().event(id)? else { return Ok(None) };
+    if event.room != view.room.key || event.status != Status::Accepted || event.is_outlier() {
+        return Ok(None);
+    }
+    let sight = view.look(&event)?;
+    Ok(sight.visible.then_some((event, sight.membership)))
+}
+
+fn write_all(view: &RoomView<'_>, style: &Style<'_>, page: &Page) -> Result<Vec<Json>> {
+    page.events
+        .iter()
+        .map(|seen| client_format::full(view, style, &seen.event, Some(seen.membership)))
+        .collect()
+}
+
+/// The membership events of those who speak in a page, as of its newest event.
+fn lazy_members(view: &RoomView<'_>, style: &Style<'_>, page: &Page) -> Result<Vec<Json>> {
+    let newest = page.events.iter().filter_map(|seen| seen.event.place).max();
+    let at = newest.map_or(view.present(), |place| place.stream);
+    let senders: BTreeSet<&UserId> = page.events.iter().map(|seen| seen.event.pdu.sender()).collect();
+    let mut members = Vec::new();
+    for sender in senders {
+        let key = view.db().state_event_as_of(view.room.key, "m.room.member", sender.as_str(), at)?;
+        if let Some(key) = key {
+            members.push(client_format::state(&view.erasure, style, &view.db().event_by_key(key)?)?);
+        }
+    }
+    Ok(members)
+}
+
+/// The state at the last event of a context; with lazy loading only the memberships of those who speak.
+fn state_around(
+    db: &Db<'_>,
+    view: &RoomView<'_>,
+    style: &Style<'_>,
+    filter: &EventFilter,
+    last: &StoredEvent,
+    pages: [&Page; 2],
+    event: &StoredEvent,
+) -> Result<Vec<Json>> {
+    let senders: BTreeSet<&UserId> = pages
+        .iter()
+        .flat_map(|page| page.events.iter().map(|seen| seen.event.pdu.sender()))
+        .chain([event.pdu.sender()])
+        .collect();
+    let slots = match last.state_after {
+        Some(state) => db.slots_at(state)?,
+        None => db.slots_as_of(view.room.key, last.place.map_or(i64::MAX, |place| place.stream))?,
+    };
+    let mut state = Vec::new();
+    for key in slots.into_values() {
+        let entry = db.event_by_key(key)?;
+        let lazy = filter.lazy_load_members && entry.pdu.event_type() == "m.room.member";
+        let speaks = || entry.pdu.state_key().is_some_and(|user| senders.iter().any(|s| s.as_str() == user));
+        if filter.wants(&entry.pdu) && (!lazy || speaks()) {
+            state.push(client_format::state(&view.erasure, style, &entry)?);
+        }
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_membership_filters_are_joined_by_or() {
+        use Membership::{Ban, Invite, Join, Leave};
+        let both = MembersRequest { membership: Some(Join), not_membership: Some(Leave), at: None };
+        assert!(both.wants(Join) && both.wants(Ban) && both.wants(Invite) && !both.wants(Leave));
+        let is = MembersRequest { membership: Some(Join), ..Default::default() };
+        assert!(is.wants(Join) && !is.wants(Invite));
+        let is_not = MembersRequest { not_membership: Some(Join), ..Default::default() };
+        assert!(!is_not.wants(Join) && is_not.wants(Invite));
+        assert!(MembersRequest::default().wants(Leave));
+    }
+}

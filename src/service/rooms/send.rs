@@ -1,0 +1,305 @@
+//! Rooms as their members write to them: made, spoken in, changed, redacted.
+
+use serde_json::{Map, Value};
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::event_auth::{PowerLevel, PowerLevels};
+use crate::protocol::pdu::Membership;
+use crate::protocol::room_version::room_version;
+use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
+use crate::service::Homeserver;
+use crate::service::events::build::Draft;
+use crate::service::membership::{AUTHORISER, Door};
+use crate::service::rooms::create::{CreateRoom, Visibility};
+use crate::service::rooms::view::{RoomView, not_in_room, readable_room};
+use crate::store::accounts::client_transactions::ClientTxn;
+use crate::store::{Db, Room};
+
+impl Homeserver {
+    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a room the
+    /// answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's server that
+    /// cannot be reached within seconds gets the invite in the background.
+    ///
+    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`, `M_INVALID_PARAM`,
+    /// `M_BAD_JSON`; 403 if one of ours cannot be invited; 429 if too many invites are owed already; those of identity
+    /// servers that are asked whom addresses belong to.
+    pub fn create_room(&self, creator: &UserId, request: &CreateRoom) -> Result<RoomId> {
+        let version = match request.room_version.as_deref() {
+            None => self.config.default_room_version,
+            Some(id) => room_version(id).ok_or_else(|| {
+                Error::new(ErrCode::UnsupportedRoomVersion, "This server does not support the room version")
+            })?,
+        };
+        let (mut invitees, mut addresses) = (request.invitees()?, Vec::new());
+        for address in request.third_party_invitees()? {
+            match self.look_up_third_party(address)? {
+                Some(user) if !invitees.contains(&user) => invitees.push(user),
+                Some(_) => {}
+                None => addresses.push(address),
+            }
+        }
+        if invitees.contains(creator) {
+            return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
+        }
+        // Before there is a room, so that a mistyped name leaves none behind.
+        self.check_own_invitees(&invitees)?;
+        let alias = request.room_alias_name.as_deref().map(|name| self.own_alias(name)).transpose()?;
+        let in_use = || Error::new(ErrCode::RoomInUse, "There is a room with this alias already");
+        let (profile, taken) = self.store.read(|db| {
+            let taken = alias.as_ref().map(|alias| db.alias(alias)).transpose()?.flatten();
+            Ok((db.profile(creator)?, taken.is_some()))
+        })?;
+        if taken {
+            return Err(in_use());
+        }
+        let events = request.plan(creator, &profile, version, alias.as_ref())?;
+        let published = request.visibility == Some(Visibility::Public);
+        let mut extra = Map::new();
+        if request.is_direct == Some(true) {
+            extra.insert("is_direct".to_owned(), true.into());
+        }
+        let (ours, elsewhere): (Vec<UserId>, Vec<UserId>) =
+            invitees.into_iter().partition(|user| self.is_ours(user));
+        let is_owed_any = !elsewhere.is_empty();
+        let (owner, said, now) = (creator.clone(), extra.clone(), self.clock.now_ms());
+        let room_id = self
+            .create_room_with(version, creator, &events, move |tx, room| {
+                if let Some(alias) = &alias
+                    && !tx.add_alias(alias, &room.room_id, &owner)?
+                {
+                    return Err(in_use());
+                }
+                if published {
+                    tx.set_published(&room.room_id, true)?;
+                }
+                // With the room, so that no crash can come between.
+                elsewhere
+                    .iter()
+                    .try_for_each(|invitee| tx.owe_invite((&room.room_id, &owner, invitee), &said, now))
+            })
+            .map_err(as_room_state_error)?;
+        let not_invited = |whom: &str, error: Error| {
+            log::log!(error.level(log::Level::Warn), "{whom} is not invited to {room_id}: {error}")
+        };
+        for invitee in &ours {
+            let invited = self.invite(creator, &room_id, invitee, None, extra.clone());
+            invited.unwrap_or_else(|e| not_invited(invitee.as_str(), e));
+        }
+        if is_owed_any {
+            self.await_first_invites(&room_id);
+        }
+        for address in addresses {
+            let invited = self.invite_third_party(creator, &room_id, address);
+            invited.unwrap_or_else(|e| not_invited("an address", e));
+        }
+        Ok(room_id)
+    }
+
+    /// An alias of this server by its local part. Errors: 400 `M_INVALID_PARAM`.
+    fn own_alias(&self, localpart: &str) -> Result<RoomAlias> {
+        if localpart.is_empty() || localpart.contains(':') || localpart.chars().any(char::is_whitespace) {
+            return Err(Error::invalid_param("room_alias_name must be the local part of an alias"));
+        }
+        RoomAlias::parse(&format!("#{localpart}:{}", self.server_name()))
+    }
+
+    /// Sends an event without a state key. A repeat of the same transaction answers the first event. Errors: 403
+    /// `M_FORBIDDEN`, 400, 413 as the room has it.
+    pub fn send_message(&self, mut draft: Draft, txn: ClientTxn) -> Result<EventId> {
+        if draft.event_type == "m.room.redaction" {
+            // A repeat gets its answer whatever the redaction would come to now.
+            if let Some(event_id) = self.store.read(|db| db.client_txn_event(&txn))? {
+                return Ok(event_id);
+            }
+            // "Homeservers MUST allow clients to send m.room.redaction events with this endpoint for all room versions."
+            if draft.redacts.is_none() {
+                let redacts = draft.content.remove("redacts");
+                let redacts = redacts.as_ref().and_then(Value::as_str);
+                let redacts = redacts.ok_or_else(|| Error::missing_param("A redaction needs `redacts`"))?;
+                draft.redacts = Some(EventId::parse(redacts)?);
+            }
+            self.may_redact(&draft)?;
+        }
+        let sender = draft.sender.clone();
+        let event_id = self.send_once(draft, Some(txn), |_, _| Ok(())).map_err(not_there_as_forbidden)?;
+        self.note_activity(&sender);
+        Ok(event_id)
+    }
+
+    /// Whether a redaction would take effect: one's own events may be redacted by whoever may send redactions, others'
+    /// by those with the power. The auth rules of newer rooms let every redaction pass, so this is asked before.
+    fn may_redact(&self, draft: &Draft) -> Result<()> {
+        let Some(redacts) = &draft.redacts else { return Ok(()) };
+        self.store.read(|db| {
+            let room = readable_room(db, &draft.room)?;
+            // Before anything else, so that nobody else learns which events there are.
+            RoomView::new(db, &room, &draft.sender)?.require_joined()?;
+            let target = db.event(redacts)?.filter(|target| target.room == room.key);
+            let target = target.ok_or_else(|| Error::not_found("There is no such event in this room"))?;
+            if *target.pdu.sender() == draft.sender
+                || power_levels(db, &room)?.may_redact(draft.sender.as_str())
+            {
+                return Ok(());
+            }
+            Err(Error::forbidden("You may not redact the events of others in this room"))
+        })
+    }
+
+    /// `PUT /rooms/{roomId}/state/…`. Memberships go the way of their own endpoints; a state that would not change
+    /// makes no new event. Errors: 403 `M_FORBIDDEN`; 400 `M_BAD_ALIAS`, `M_INVALID_PARAM` for canonical aliases.
+    pub fn send_state(&self, draft: Draft) -> Result<EventId> {
+        let state_key = draft.state_key.clone().unwrap_or_default();
+        let present = self.store.read(|db| {
+            let room = readable_room(db, &draft.room)?;
+            db.state_event(room.key, &draft.event_type, &state_key)
+        });
+        if draft.event_type == "m.room.member" {
+            return self.send_membership(draft, &state_key);
+        }
+        let present = present?;
+        if let Some(present) = &present
+            && *present.sender() == draft.sender
+            && present.content() == draft.content
+            && self.is_joined_to(&draft.room, &draft.sender)?
+        {
+            return Ok(present.event_id().clone());
+        }
+        if draft.event_type == "m.room.canonical_alias" && state_key.is_empty() {
+            let old = present.map(|present| present.content()).unwrap_or_default();
+            self.check_canonical_alias(&draft.room, &old, &draft.content)?;
+        }
+        self.send(draft).map_err(not_there_as_forbidden)
+    }
+
+    fn is_joined_to(&self, room: &RoomId, user: &UserId) -> Result<bool> {
+        self.store.read(|db| match db.room(room)? {
+            Some(room) => Ok(db.membership(room.key, user)? == Some(Membership::Join)),
+            None => Ok(false),
+        })
+    }
+
+    /// A membership by way of `PUT /state`: what takes more than an event goes where it is done.
+    fn send_membership(&self, mut draft: Draft, target: &str) -> Result<EventId> {
+        let target = UserId::parse(target)?;
+        // Only the server that lets somebody in may say in whose name, and servers refuse the event without the
+        // signature of that user's server.
+        draft.content.remove(AUTHORISER);
+        let membership = draft.content.get("membership").and_then(Value::as_str).and_then(Membership::parse);
+        let membership =
+            membership.ok_or_else(|| Error::bad_json("m.room.member needs a valid membership"))?;
+        let own = target == draft.sender;
+        let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
+        let door = Door { room_id: draft.room.clone(), via: Vec::new() };
+        let resident = self.store.read(|db| Ok(db.resident_room(&draft.room)?.is_some()))?;
+        match membership {
+            Membership::Invite => {
+                let mut extra = draft.content.clone();
+                extra.remove("membership");
+                extra.remove("reason");
+                self.invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
+            }
+            Membership::Join if own && !self.is_joined_to(&draft.room, &draft.sender)? => {
+                self.join(&draft.sender, &door, reason.as_deref())?;
+            }
+            Membership::Knock if own => self.knock(&draft.sender, &door, reason.as_deref())?,
+            Membership::Leave if own && !resident => {
+                self.leave(&draft.sender, &draft.room, reason.as_deref())?
+            }
+            _ => return self.send(draft).map_err(not_there_as_forbidden),
+        }
+        self.store.read(|db| {
+            if let Some(room) = db.room(&draft.room)?
+                && let Some(event) = db.state_event(room.key, "m.room.member", target.as_str())?
+            {
+                return Ok(event.event_id().clone());
+            }
+            let remote = db.remote_membership(&draft.room, &target)?.and_then(|row| row.event.clone());
+            let remote = remote.ok_or_else(|| Error::internal("a membership went missing"))?;
+            Ok(remote.event_id().clone())
+        })
+    }
+
+    /// "Servers SHOULD ensure that any new aliases being listed in the event are valid per their grammar/syntax and that
+    /// they point to the room ID where the state event is to be sent."
+    fn check_canonical_alias(
+        &self,
+        room: &RoomId,
+        old: &Map<String, Value>,
+        new: &Map<String, Value>,
+    ) -> Result<()> {
+        let known = aliases_in(old).unwrap_or_default();
+        for alias in aliases_in(new)? {
+            if known.contains(&alias) {
+                continue;
+            }
+            let bad =
+                || Error::new(ErrCode::BadAlias, format!("The alias '{alias}' does not point to this room."));
+            let (room_id, _) = self.resolve_alias(&RoomAlias::parse(&alias)?).map_err(|_| bad())?;
+            if room_id != *room {
+                return Err(bad());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// No canonical alias event lists more new aliases than this, since each may ask another server.
+const MAX_ALIASES: usize = 50;
+
+/// The aliases in the content of `m.room.canonical_alias`. Errors: 400 `M_INVALID_PARAM` for values of other types.
+fn aliases_in(content: &Map<String, Value>) -> Result<Vec<String>> {
+    let wrong = || Error::invalid_param("Aliases must be strings");
+    let mut aliases = Vec::new();
+    match content.get("alias") {
+        None | Some(Value::Null) => {}
+        // An empty alias is the usual way to say that there is none.
+        Some(Value::String(alias)) if alias.is_empty() => {}
+        Some(Value::String(alias)) => aliases.push(alias.clone()),
+        Some(_) => return Err(wrong()),
+    }
+    match content.get("alt_aliases") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(list)) => {
+            for alias in list {
+                aliases.push(alias.as_str().ok_or_else(wrong)?.to_owned());
+            }
+        }
+        Some(_) => return Err(wrong()),
+    }
+    if aliases.len() > MAX_ALIASES {
+        return Err(Error::invalid_param("Too many aliases"));
+    }
+    Ok(aliases)
+}
+
+/// The power levels in force in a room.
+pub(crate) fn power_levels(db: &Db<'_>, room: &Room) -> Result<PowerLevels> {
+    // The lookup cannot fail half way, so what it needs is read before.
+    let create = db.state_event(room.key, "m.room.create", "")?;
+    let levels = db.state_event(room.key, "m.room.power_levels", "")?;
+    Ok(PowerLevels::of(room.version, &|event_type, _| match event_type {
+        "m.room.create" => create.clone(),
+        "m.room.power_levels" => levels.clone(),
+        _ => None,
+    }))
+}
+
+/// Whether a user may send a state event of this type, by the power levels alone.
+pub(crate) fn may_send_state(db: &Db<'_>, room: &Room, user: &UserId, event_type: &str) -> Result<bool> {
+    let levels = power_levels(db, room)?;
+    let level: PowerLevel = levels.user(user.as_str());
+    Ok(level.reaches(levels.required(event_type, true)))
+}
+
+/// Clients get the same answer for a room that is not theirs and for one that does not exist.
+fn not_there_as_forbidden(error: Error) -> Error {
+    if error.errcode() == ErrCode::NotFound { not_in_room() } else { error }
+}
+
+/// "The initial state implied by the parameters to the request is invalid": what the auth rules of a new room refuse.
+fn as_room_state_error(error: Error) -> Error {
+    if error.errcode() == ErrCode::Forbidden {
+        return Error::new(ErrCode::InvalidRoomState, error.message().to_owned());
+    }
+    error
+}

@@ -1,0 +1,180 @@
+//! Which events of a room's timeline a client gets, and the tokens that stand for the places between events.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+use crate::protocol::filter::EventFilter;
+use crate::protocol::pdu::Membership;
+use crate::service::rooms::view::RoomView;
+use crate::store::rooms::events::Stretch;
+use crate::store::{Place, StoredEvent};
+
+/// No request looks at more than about this many events of one room in search of those that a filter lets through.
+const MAX_SCAN: usize = 2000;
+
+/// An event with what its reader was when it happened.
+#[derive(Clone)]
+pub struct Seen {
+    /// The event.
+    pub event: StoredEvent,
+    /// The reader's membership at the event.
+    pub membership: Membership,
+}
+
+/// A stretch of what somebody may see of a room.
+#[derive(Default)]
+pub struct Page {
+    /// The events, in the direction that was walked.
+    pub events: Vec<Seen>,
+    /// How far the walk came; none if it came to the end of the stretch with nothing left behind.
+    pub stopped_at: Option<Boundary>,
+}
+
+/// A place between two events: right after the event that stands (or would stand) at this place. Written as `s` and the
+/// stream position; inside history that was fetched later also `_` and the number of events further back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Boundary(pub Place);
+
+impl Boundary {
+    /// Right after everything up to this stream position: what `next_batch` means.
+    pub fn at(position: i64) -> Self {
+        Self(Place::live(position))
+    }
+
+    /// Right before an event.
+    pub fn before(place: Place) -> Self {
+        Self(Place { stream: place.stream, sub: place.sub.saturating_sub(1) })
+    }
+
+    /// Right after an event.
+    pub fn after(place: Place) -> Self {
+        Self(place)
+    }
+
+    /// Reads a token of `/sync` or `/messages`. Errors: 400 `M_INVALID_PARAM`.
+    pub fn parse(token: &str) -> Result<Self> {
+        let parse = || {
+            let rest = token.strip_prefix('s')?;
+            let (stream, back) = rest.split_once('_').unwrap_or((rest, "0"));
+            let number = |text: &str| -> Option<i64> {
+                text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+            };
+            Some(Self(Place { stream: number(stream)?, sub: -number(back)? }))
+        };
+        parse().ok_or_else(|| Error::invalid_param("The token is none of this server's"))
+    }
+
+    /// The exclusive end from which a walk backwards starts here.
+    pub fn start_back(self) -> Place {
+        Place { stream: self.0.stream, sub: self.0.sub.saturating_add(1) }
+    }
+}
+
+impl fmt::Display for Boundary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s{}", self.0.stream.max(0))?;
+        if self.0.sub < 0 { write!(f, "_{}", self.0.sub.unsigned_abs()) } else { Ok(()) }
+    }
+}
+
+/// Walks a stretch of a room's timeline and keeps what the reader may see and the filter lets through, at most `limit`
+/// events: of none the page says whether there is anything to see. `stretch.limit` does not matter.
+pub fn walk(view: &RoomView<'_>, filter: &EventFilter, mut stretch: Stretch, limit: usize) -> Result<Page> {
+    let mut page = Page::default();
+    let (mut scanned, start) = (0, stretch.from);
+    // One more than wanted, to know whether something is left.
+    stretch.limit = limit.saturating_add(1);
+    loop {
+        let batch = view.db().timeline(view.room.key, stretch)?;
+        let exhausted = batch.len() < stretch.limit;
+        for event in batch {
+            let Some(place) = event.place else { continue };
+            if !filter.wants_everything() && !filter.wants(&event.pdu) {
+                stretch.from = place;
+                continue;
+            }
+            let sight = view.look(&event)?;
+            if sight.visible && page.events.len() == limit {
+                page.stopped_at = Some(match stretch.from == start {
+                    true => boundary_before(place, stretch.backwards),
+                    false => boundary_behind(stretch),
+                });
+                return Ok(page);
+            }
+            stretch.from = place;
+            if sight.visible {
+                page.events.push(Seen { event, membership: sight.membership });
+            }
+        }
+        scanned += stretch.limit;
+        if exhausted {
+            return Ok(page);
+        }
+        if scanned >= MAX_SCAN {
+            page.stopped_at = Some(boundary_behind(stretch));
+            return Ok(page);
+        }
+    }
+}
+
+/// The latest events between two places that the reader may see and the filter lets through, newest first, without a hole
+/// among them: where our history has one the page stops, for who goes on from there by `/messages` has it filled.
+pub fn latest(
+    view: &RoomView<'_>,
+    filter: &EventFilter,
+    (from, to): (Place, Place),
+    limit: usize,
+) -> Result<Page> {
+    let above = Place { stream: to.stream, sub: to.sub.saturating_add(1) };
+    // Of a room that we are not in nobody gives us any more.
+    let holes = match view.room.resident && above < from {
+        true => view.db().gaps_between(view.room.key, above, from, 1)?,
+        false => Vec::new(),
+    };
+    let hole = holes.first().map(|gap| Boundary::before(gap.before));
+    let to = hole.map_or(to, |Boundary(behind)| behind);
+    let mut page = walk(view, filter, Stretch { from, to, limit: 0, backwards: true }, limit)?;
+    page.stopped_at = page.stopped_at.or(hole);
+    Ok(page)
+}
+
+/// The boundary before an event that was not walked over.
+fn boundary_before(place: Place, backwards: bool) -> Boundary {
+    match backwards {
+        true => Boundary::after(place),
+        false => Boundary::before(place),
+    }
+}
+
+/// The boundary behind the event that was walked over last.
+fn boundary_behind(stretch: Stretch) -> Boundary {
+    match stretch.backwards {
+        true => Boundary::before(stretch.from),
+        false => Boundary::after(stretch.from),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boundary_is_read_back_as_it_was_written() {
+        for (stream, sub, text) in [(7, 0, "s7"), (7, -3, "s7_3"), (0, 0, "s0")] {
+            let boundary = Boundary(Place { stream, sub });
+            assert_eq!(boundary.to_string(), text);
+            assert_eq!(Boundary::parse(text).unwrap(), boundary);
+        }
+        for wrong in ["", "s", "7", "s7_", "s7_-1", "s_1", "s7_1_1", "t7"] {
+            assert!(Boundary::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn right_before_an_event_is_right_after_what_stands_before_it() {
+        let event = Place { stream: 5, sub: 0 };
+        assert!(Boundary::before(event) < Boundary::after(event));
+        assert!(Boundary::at(4) < Boundary::before(event));
+        assert_eq!(Boundary::after(event), Boundary::at(5));
+    }
+}

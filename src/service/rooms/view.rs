@@ -1,0 +1,242 @@
+//! A room as one of our users may see it: whether they may look at all, up to where, and which events.
+//!
+//! Every read of rooms by clients goes through here, so that membership and history visibility are judged in one place.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::visibility::{self, EventView, HistoryVisibility};
+use crate::protocol::{Pdu, RoomId, UserId};
+use crate::service::accounts::erasure::Erasure;
+use crate::service::accounts::ignored_users::Ignored;
+use crate::store::{Db, EventKey, Place, Room, SnapshotId, StoredEvent};
+
+/// What somebody is to a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Joined, without a break since this stream position.
+    Joined {
+        /// The position of the join.
+        since: i64,
+    },
+    /// Was joined until this stream position, which is that of the leave, kick or ban.
+    Left {
+        /// The position of the leave.
+        at: i64,
+    },
+    /// Never was joined.
+    Outsider,
+    /// Has left and forgotten the room: sees what anybody may see.
+    Forgotten,
+}
+
+/// A user's view of a room in one snapshot of the database.
+pub struct RoomView<'v> {
+    db: &'v Db<'v>,
+    /// The room.
+    pub room: &'v Room,
+    /// Who looks.
+    pub user: &'v UserId,
+    /// What they are to the room.
+    pub access: Access,
+    /// The history visibility of the present.
+    visibility_now: HistoryVisibility,
+    /// Users whose events are not shown.
+    ignored: Arc<Ignored>,
+    /// What of the events of erased users is not shown.
+    pub erasure: Erasure<'v>,
+}
+
+/// How an event looks to the viewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// Whether they may see it.
+    pub visible: bool,
+    /// What they were in the room at the event, including what it changed.
+    pub membership: Membership,
+}
+
+impl<'v> RoomView<'v> {
+    /// The user's view of the room, without the events of those whom they ignore; only state events of theirs are seen.
+    /// This alone permits nothing: see [`RoomView::require_readable`].
+    pub fn new(db: &'v Db<'v>, room: &'v Room, user: &'v UserId) -> Result<Self> {
+        Self::ignoring(db, room, user, Arc::new(Ignored::of(db, user)?))
+    }
+
+    /// The same for who has read already whom the user ignores.
+    pub fn ignoring(db: &'v Db<'v>, room: &'v Room, user: &'v UserId, ignored: Arc<Ignored>) -> Result<Self> {
+        let access = access(db, room, user)?;
+        let visibility_now =
+            visibility_of(db.state_event(room.key, "m.room.history_visibility", "")?.as_ref());
+        let erasure = Erasure::for_user(db, room.key, user);
+        Ok(Self { db, room, user, access, visibility_now, ignored, erasure })
+    }
+
+    /// The latest place that this user may read up to.
+    pub fn end(&self) -> Place {
+        match self.access {
+            Access::Left { at } => Place::live(at),
+            // Whether outsiders see anything is a question to each event.
+            Access::Joined { .. } | Access::Outsider | Access::Forgotten => Place::END,
+        }
+    }
+
+    /// The stream position whose state is the user's present.
+    pub fn present(&self) -> i64 {
+        match self.access {
+            Access::Left { at } => at,
+            Access::Joined { .. } | Access::Outsider | Access::Forgotten => i64::MAX,
+        }
+    }
+
+    /// Whether anybody may read the room as it is now.
+    pub fn is_world_readable(&self) -> bool {
+        self.visibility_now == HistoryVisibility::WorldReadable
+    }
+
+    /// Errors unless the user is or was joined, or anybody may read the room: 403 `M_FORBIDDEN`.
+    pub fn require_readable(&self) -> Result<()> {
+        if matches!(self.access, Access::Outsider | Access::Forgotten) && !self.is_world_readable() {
+            return Err(not_in_room());
+        }
+        Ok(())
+    }
+
+    /// Errors unless the user is joined now: 403 `M_FORBIDDEN`.
+    pub fn require_joined(&self) -> Result<()> {
+        if matches!(self.access, Access::Joined { .. }) { Ok(()) } else { Err(not_in_room()) }
+    }
+
+    /// How an event looks to the user, by the rules of "Room history visibility" in the state at that event.
+    pub fn look(&self, event: &StoredEvent) -> Result<Sight> {
+        let own = event.pdu.is("m.room.member", self.user.as_str()).then(|| event.pdu.membership()).flatten();
+        let place = event.place.unwrap_or(Place::START);
+        if !event.pdu.is_state() && self.ignored.has(event.pdu.sender().as_str()) {
+            return Ok(Sight { visible: false, membership: Membership::Leave });
+        }
+        if let Access::Joined { since } = self.access
+            && place.stream > since
+            && matches!(self.visibility_now, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)
+        {
+            // Since their join the user is a member by any order of events, and no rule of the present hides anything
+            // from members: the common case costs no look into the state.
+            return Ok(Sight { visible: true, membership: own.unwrap_or(Membership::Join) });
+        }
+        let (visibility, mut membership) = self.state_at(event.state_before)?;
+        let mut own = own;
+        if self.access == Access::Forgotten {
+            (membership, own) = (None, None);
+        }
+        let (joined_since, within) = match self.access {
+            Access::Joined { .. } => (true, true),
+            // "They may see any events which they were allowed to see before they left the room, but no events received
+            // after they left."
+            Access::Left { at } => (place.stream <= at, place.stream <= at || own.is_some()),
+            Access::Outsider | Access::Forgotten => (false, true),
+        };
+        let view = EventView {
+            visibility,
+            visibility_after: event
+                .pdu
+                .is("m.room.history_visibility", "")
+                .then(|| visibility_of(Some(&event.pdu))),
+            membership,
+            membership_after: own,
+            joined_since,
+        };
+        let visible = within && visibility::may_see(&view);
+        Ok(Sight { visible, membership: own.or(membership).unwrap_or(Membership::Leave) })
+    }
+
+    /// The visibility and the viewer's membership in a state.
+    fn state_at(&self, state: Option<SnapshotId>) -> Result<(HistoryVisibility, Option<Membership>)> {
+        let Some(state) = state else { return Ok((visibility_of(None), None)) };
+        let visibility = self.db.state_event_in(state, "m.room.history_visibility", "")?;
+        let member = self.db.state_event_in(state, "m.room.member", self.user.as_str())?;
+        Ok((visibility_of(visibility.as_ref()), member.and_then(|event| event.membership())))
+    }
+
+    /// The event that a state event replaced, if there was one.
+    pub fn replaced(&self, event: &StoredEvent) -> Result<Option<EventKey>> {
+        let Some(state_key) = event.pdu.state_key() else { return Ok(None) };
+        match (event.place, event.state_before) {
+            (Some(Place { stream, sub: 0 }), _) => {
+                self.db.replaced_at(self.room.key, event.pdu.event_type(), state_key, stream)
+            }
+            (_, Some(state)) => match self.db.slot(event.pdu.event_type(), state_key)? {
+                Some(slot) => self.db.slot_at(state, slot),
+                None => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// The database snapshot behind this view.
+    pub fn db(&self) -> &'v Db<'v> {
+        self.db
+    }
+}
+
+fn visibility_of(event: Option<&Pdu>) -> HistoryVisibility {
+    HistoryVisibility::from_content(event.map(Pdu::content).as_ref())
+}
+
+/// A room that we know. Errors: 403 `M_FORBIDDEN`, so that nobody learns which rooms there are.
+pub fn readable_room(db: &Db<'_>, id: &RoomId) -> Result<Room> {
+    db.room(id)?.ok_or_else(not_in_room)
+}
+
+/// 403 `M_FORBIDDEN` for a user who is not in a room, whether or not there is such a room.
+pub(in crate::service) fn not_in_room() -> Error {
+    Error::forbidden("You are not in this room")
+}
+
+/// What the user is to the room now, with the position at which that began.
+fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
+    let Some(member) = db.member(room.key, user)? else { return Ok(Access::Outsider) };
+    // "After this API is called, however, a user will no longer be able to retrieve history for this room."
+    if member.forgotten {
+        return Ok(Access::Forgotten);
+    }
+    let changes = db.slot_changes(room.key, "m.room.member", user.as_str())?;
+    if member.membership != Membership::Join {
+        for change in &changes {
+            if said_by(db, change.previous)? == Some(Membership::Join) {
+                return Ok(Access::Left { at: change.stream });
+            }
+        }
+        return Ok(Access::Outsider);
+    }
+    // Back through changes of the profile to the join. Giving up early only costs the short cut of `look`.
+    let mut since = member.stream;
+    for change in changes.iter().take(PROFILE_CHANGES) {
+        since = change.stream;
+        let Some(previous) = change.previous else { break };
+        let previous = db.event_by_key(previous)?;
+        if previous.pdu.membership() != Some(Membership::Join) {
+            break;
+        }
+        // A room that came to us with its state has no change for the join itself.
+        since = previous.place.map_or(since, |place| place.stream.min(since));
+    }
+    Ok(Access::Joined { since })
+}
+
+/// How many changes of a joined member's profile are walked back through in search of the join.
+const PROFILE_CHANGES: usize = 16;
+
+fn said_by(db: &Db<'_>, event: Option<EventKey>) -> Result<Option<Membership>> {
+    Ok(event.map(|key| db.pdu_by_key(key)).transpose()?.and_then(|pdu| pdu.membership()))
+}
+
+/// What the user was in the room as of a stream position, by what this server knew then. Other than the state as of that
+/// position, it does not reach back before the room came to us.
+pub fn membership_known_at(db: &Db<'_>, room: &Room, user: &UserId, at: i64) -> Result<Option<Membership>> {
+    let Some(key) = db.state_event_as_of(room.key, "m.room.member", user.as_str(), at)? else {
+        return Ok(None);
+    };
+    let event = db.event_by_key(key)?;
+    let known = event.place.is_some_and(|place| place.stream <= at);
+    Ok(if known { event.pdu.membership() } else { None })
+}

@@ -1,0 +1,250 @@
+//! `rooms.invite`, `rooms.knock` and `rooms.leave`: the rooms that the user is not in.
+//!
+//! Some are rooms of this server, whose state says what the user is; the others are remote memberships.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::to_raw_value;
+
+use super::state;
+use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, StateSection, Timeline, joined};
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{RemoteMembership, Section};
+use crate::protocol::stripped_state::strip;
+use crate::protocol::{Pdu, RoomId};
+use crate::service::membership::shown_to_client;
+use crate::service::rooms::client_format;
+use crate::service::rooms::client_format::Json;
+use crate::service::rooms::timeline::{Boundary, Page, Seen, latest};
+use crate::service::rooms::view::{Access, RoomView, membership_known_at};
+use crate::service::sync::state::Need;
+use crate::store::accounts::account_data::AccountData;
+use crate::store::rooms::memberships::RoomOfUser;
+use crate::store::{EventKey, Place};
+
+/// One room of `rooms.invite`.
+#[derive(Serialize)]
+pub struct InvitedRoom {
+    invite_state: Events,
+}
+
+/// One room of `rooms.knock`.
+#[derive(Serialize)]
+pub struct KnockedRoom {
+    knock_state: Events,
+}
+
+/// One room of `rooms.leave`.
+#[derive(Serialize)]
+pub struct LeftRoom {
+    #[serde(flatten)]
+    state: StateSection,
+    timeline: Timeline,
+    #[serde(skip_serializing_if = "Events::is_empty")]
+    account_data: Events,
+}
+
+/// Adds the rooms that the user is not in and that have something for the client.
+pub fn collect(
+    context: &Context<'_>,
+    account_data: &BTreeMap<RoomId, Vec<AccountData>>,
+    rooms: &mut Rooms,
+) -> Result<()> {
+    for of_user in context.db.rooms_of_since(context.user, context.since())? {
+        if of_user.forgotten
+            || !context.wants_room(&of_user.room_id)
+            // Of a room that we are not in (any more) a remote membership knows more than the state that was left behind.
+            || context.db.has_remote_membership(&of_user.room_id, context.user)?
+        {
+            continue;
+        }
+        let room_id = of_user.room_id.clone();
+        match of_user.membership {
+            Membership::Join => {}
+            Membership::Invite => {
+                let invite = context.db.pdu_by_key(of_user.event)?;
+                if !context.shows_invites_of(invite.sender()) {
+                    continue;
+                }
+                rooms.invite.insert(room_id, InvitedRoom { invite_state: stripped(context, &of_user)? });
+            }
+            Membership::Knock => {
+                rooms.knock.insert(room_id, KnockedRoom { knock_state: stripped(context, &of_user)? });
+            }
+            Membership::Leave | Membership::Ban => {
+                let data = account_data.get(&room_id).map_or(&[][..], Vec::as_slice);
+                if let Some(left) = left_room(context, &of_user, data)? {
+                    rooms.leave.insert(room_id, left);
+                }
+            }
+        }
+    }
+    let with_left = context.request.since.is_some() || context.request.filter.room.include_leave;
+    for row in context.db.remote_memberships_of(context.user, context.since(), with_left)? {
+        if context.wants_room(&row.room_id) {
+            remote(context, &row, rooms)?;
+        }
+    }
+    Ok(())
+}
+
+/// The stripped state of a room of this server, as those invited or knocking get it.
+fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
+    let stored = context.db.event_by_key(of_user.event)?;
+    let room = context.db.room_by_key(of_user.room)?;
+    let previous = context.view(&room)?.replaced(&stored)?;
+    let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
+    let own = stored.pdu;
+    let mut events = Events { events: shown_to_client(context.db, of_user.room, &own, context.user)? };
+    events.events.push(own_event(&own, previous.as_ref())?);
+    Ok(events)
+}
+
+/// The user's own invite or knock among stripped state. An invite that answers a knock says so in `unsigned`, as the
+/// member event of a room does: that is how a client knows that it may join without asking.
+fn own_event(own: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
+    let mut shown = strip(own);
+    let knock = previous.filter(|previous| previous.membership() == Some(Membership::Knock));
+    if let Some(knock) = knock.filter(|_| own.membership() == Some(Membership::Invite)) {
+        shown["unsigned"] = json!({ "replaces_state": knock.event_id(), "prev_content": knock.content() });
+    }
+    to_raw_value(&shown).map_err(Error::internal)
+}
+
+/// A room that the user left, was kicked or banned from, or whose invite or knock came to nothing.
+fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) -> Result<Option<LeftRoom>> {
+    if context.request.since.is_none() && !context.request.filter.room.include_leave {
+        return Ok(None);
+    }
+    let room = context.db.room_by_key(of_user.room)?;
+    let view = context.view(&room)?;
+    let own = Seen { event: context.db.event_by_key(of_user.event)?, membership: of_user.membership };
+    let page = left_page(context, &view, &own)?;
+    let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
+    let state = match view.access {
+        Access::Left { at } => {
+            let was_joined = match context.request.since {
+                Some(since) => {
+                    membership_known_at(context.db, &room, context.user, since)? == Some(Membership::Join)
+                }
+                None => false,
+            };
+            // Of a room left before the client last looked only the membership is news.
+            let had_it_all = context.request.since.is_some_and(|since| at <= since);
+            let need = Need {
+                since: if was_joined || had_it_all { context.request.since } else { None },
+                start: first_place(&page).map_or(at, |place| place.stream - 1),
+                end: at,
+                timeline: &keys,
+                members: None,
+            };
+            let mut events = state::lacking(context, &room, &need)?.write(context, &room)?;
+            // A ban after the leave is told as well, though it is behind the user's last look into the room.
+            events.events.extend(memberships_after(context, &view, &page, &own, at)?);
+            events
+        }
+        // Who was never in the room gets nothing of its state but what they are there.
+        _ => Events { events: memberships_after(context, &view, &page, &own, 0)? },
+    };
+    Ok(Some(LeftRoom {
+        state: StateSection::new(context.request, state),
+        timeline: joined::timeline(context, &view, page, false)?,
+        account_data: context.room_account_data(&room.room_id, data)?,
+    }))
+}
+
+fn first_place(page: &Page) -> Option<Place> {
+    page.events.last().and_then(|seen| seen.event.place)
+}
+
+/// The timeline up to the leave, newest first; it always has the event that took the user out, unless the client wants no
+/// events at all: then that is among the state.
+fn left_page(context: &Context<'_>, view: &RoomView<'_>, own: &Seen) -> Result<Page> {
+    let filter = &context.request.filter.room.timeline;
+    let mut page = match view.access {
+        Access::Left { at } => {
+            let known = match context.request.since {
+                Some(since) => membership_known_at(context.db, view.room, context.user, since)?,
+                None => None,
+            };
+            let to = match context.request.since {
+                Some(since) if known == Some(Membership::Join) || at <= since => Place::live(since),
+                _ => Place::START,
+            };
+            let from = Boundary::at(at).start_back();
+            if to < from {
+                latest(view, filter, (from, to), filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))?
+            } else {
+                Page::default()
+            }
+        }
+        _ => Page::default(),
+    };
+    let told = page.events.iter().any(|seen| seen.event.key == own.event.key);
+    match own.event.place.filter(|_| !told) {
+        Some(place) if filter.wants_none() => drop(page.stopped_at.get_or_insert(Boundary::after(place))),
+        Some(_) => page.events.insert(0, own.clone()),
+        None => {}
+    }
+    Ok(page)
+}
+
+/// The events of the timeline after a position, for clients that read their state from nowhere else; of a client that
+/// wants no timeline, its user's own.
+fn memberships_after(
+    context: &Context<'_>,
+    view: &RoomView<'_>,
+    page: &Page,
+    own: &Seen,
+    position: i64,
+) -> Result<Vec<Json>> {
+    let after = |seen: &&Seen| seen.event.place.is_some_and(|place| place.stream > position);
+    let none = context.request.filter.room.timeline.wants_none();
+    let told = if none { std::slice::from_ref(own) } else { &page.events };
+    let told = told.iter().filter(after).filter(|_| none || context.request.state_after);
+    told.map(|seen| client_format::full(view, &context.style, &seen.event, Some(seen.membership))).collect()
+}
+
+/// A membership in a room that this server is not in.
+fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> Result<()> {
+    let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
+    let room_id = row.room_id.clone();
+    match section {
+        Section::Invite if !context.shows_invites_of(event.sender()) => {}
+        Section::Invite => {
+            rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
+        }
+        Section::Knock => {
+            rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
+        }
+        Section::Leave => {
+            rooms.leave.insert(room_id, remote_left(context, row, event)?);
+        }
+    }
+    Ok(())
+}
+
+fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
+    let mut events = Events { events: row.stripped_state.clone() };
+    events.events.push(own_event(own, row.previous.as_ref())?);
+    Ok(events)
+}
+
+/// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over.
+fn remote_left(context: &Context<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
+    let written = || client_format::of_remote_room(&context.style, event, row.previous.as_ref());
+    let none = context.request.filter.room.timeline.wants_none();
+    let state = if none || context.request.state_after { vec![written()?] } else { Vec::new() };
+    Ok(LeftRoom {
+        state: StateSection::new(context.request, Events { events: state }),
+        timeline: Timeline {
+            events: if none { Vec::new() } else { vec![written()?] },
+            limited: none,
+            prev_batch: Boundary::at(context.since()).to_string(),
+        },
+        account_data: Events::default(),
+    })
+}

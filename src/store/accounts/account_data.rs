@@ -1,0 +1,79 @@
+//! Account data: what clients keep for themselves, global or of a room.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::error::Result;
+use crate::protocol::{RoomId, UserId};
+use crate::store::{Db, Tx};
+
+/// One entry of account data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountData {
+    /// The room it belongs to; none if it is global.
+    pub room_id: Option<RoomId>,
+    /// The event type.
+    pub event_type: String,
+    /// The content: a JSON object.
+    pub content: String,
+}
+
+/// How `room_id` is written for global account data.
+fn room_key(room: Option<&RoomId>) -> &str {
+    room.map_or("", RoomId::as_str)
+}
+
+impl Db<'_> {
+    /// The content of one entry, global if no room is given.
+    pub fn account_data(
+        &self,
+        user: &UserId,
+        room: Option<&RoomId>,
+        event_type: &str,
+    ) -> Result<Option<String>> {
+        Ok(self
+            .conn()
+            .prepare_cached(
+                "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ?",
+            )?
+            .query_row([user.as_str(), room_key(room), event_type], |row| row.get(0))
+            .optional()?)
+    }
+
+    /// Everything of the user that changed after position `after` and up to `upto`, oldest change first.
+    pub fn account_data_since(&self, user: &UserId, after: i64, upto: i64) -> Result<Vec<AccountData>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND stream > ? AND stream <= ?
+             ORDER BY stream",
+        )?;
+        let rows = statement.query_map(params![user.as_str(), after, upto], |row| {
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
+        })?;
+        rows.map(|row| {
+            let (room, event_type, content) = row?;
+            let room_id = if room.is_empty() { None } else { Some(RoomId::parse(&room)?) };
+            Ok(AccountData { room_id, event_type, content })
+        })
+        .collect()
+    }
+}
+
+impl Tx<'_> {
+    /// Sets one entry and wakes the user's clients.
+    pub fn set_account_data(
+        &mut self,
+        user: &UserId,
+        room: Option<&RoomId>,
+        event_type: &str,
+        content: &str,
+    ) -> Result<()> {
+        let stream = self.next_stream();
+        self.conn()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO account_data (user_id, room_id, type, content, stream)
+                 VALUES (?, ?, ?, ?, ?)",
+            )?
+            .execute(params![user.as_str(), room_key(room), event_type, content, stream])?;
+        self.wake_user(user);
+        Ok(())
+    }
+}

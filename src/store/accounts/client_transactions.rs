@@ -1,0 +1,95 @@
+//! Transaction ids of clients: which event a request made.
+
+use rusqlite::{OptionalExtension, params};
+use sha2::{Digest, Sha256};
+
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::{EventId, UserId};
+use crate::store::{Db, EventKey, Tx};
+
+/// A repeat that comes later than this makes a new event.
+const KEPT_MS: Millis = 7 * 24 * 3600 * 1000;
+
+/// After so many new rows, the oldest ones are looked at.
+const SWEEP_EVERY: i64 = 32;
+
+/// One request, as clients identify it. "The scope of a transaction ID is for a single device, and a single HTTP
+/// endpoint" (client-server API, "Transaction identifiers").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTxn {
+    /// Whose request it is.
+    pub user_id: UserId,
+    /// The device; empty for requests that come without one.
+    pub device_id: String,
+    /// The endpoint and its path without the transaction id.
+    pub scope: String,
+    /// What the client chose.
+    pub txn_id: String,
+}
+
+impl ClientTxn {
+    /// What is stored of it for finding it again: 16 bytes. Lengths keep the parts apart.
+    fn digest(&self) -> Vec<u8> {
+        let parts = [self.user_id.as_str(), &self.device_id, &self.scope, &self.txn_id];
+        let mut hasher = Sha256::new();
+        for part in parts {
+            hasher.update((part.len() as u64).to_be_bytes());
+            hasher.update(part);
+        }
+        hasher.finalize()[..16].to_vec()
+    }
+}
+
+impl Db<'_> {
+    /// The event that this request has made before.
+    pub fn client_txn_event(&self, txn: &ClientTxn) -> Result<Option<EventId>> {
+        let event_id: Option<String> = self
+            .conn()
+            .prepare_cached(
+                "SELECT e.event_id FROM client_transactions t JOIN events e USING (event_key) WHERE t.request = ?",
+            )?
+            .query_row([txn.digest()], |row| row.get(0))
+            .optional()?;
+        event_id.map(|id| EventId::parse(&id)).transpose()
+    }
+
+    /// Whether this request has been worked off before, whatever it made.
+    pub fn has_client_txn(&self, txn: &ClientTxn) -> Result<bool> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT 1 FROM client_transactions WHERE request = ?")?;
+        Ok(statement.exists([txn.digest()])?)
+    }
+
+    /// The transaction id with which this device of the event's sender sent it.
+    pub fn txn_of_event(&self, device_id: &str, event: EventKey) -> Result<Option<String>> {
+        Ok(self
+            .conn()
+            .prepare_cached("SELECT txn_id FROM client_transactions WHERE event_key = ? AND device_id = ?")?
+            .query_row(params![event, device_id], |row| row.get(0))
+            .optional()?)
+    }
+}
+
+impl Tx<'_> {
+    /// Notes a request that was worked off, and the event that it made if it made one; and drops a few rows that are too
+    /// old to matter.
+    pub fn add_client_txn(&mut self, txn: &ClientTxn, event: Option<EventKey>, now: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO client_transactions (sent_ms, request, device_id, txn_id, event_key)
+                 VALUES (?, ?, ?, ?, ?)",
+            )?
+            .execute(params![now, txn.digest(), txn.device_id, txn.txn_id, event])?;
+        // Row ids grow with time, so the first rows are the oldest. More out than in keeps the table bounded.
+        if self.conn().last_insert_rowid() % SWEEP_EVERY == 0 {
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM client_transactions
+                     WHERE sent_ms < ? AND txn IN (SELECT txn FROM client_transactions ORDER BY txn LIMIT ?)",
+                )?
+                .execute([now - KEPT_MS, 2 * SWEEP_EVERY])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! Devices and the sessions (pairs of tokens) of their clients. Sessions are remembered outside of the database: whatever
+//! changes what a [`Session`] tells calls `sessions_changed`.
+
+use rusqlite::{Row, params};
+
+use super::{TokenHash, first};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::UserId;
+use crate::store::{Db, Tx};
+
+/// The row id of a session.
+pub type SessionKey = i64;
+
+/// One device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Its id, unique among its user's devices.
+    pub device_id: String,
+    /// What its user calls it.
+    pub display_name: Option<String>,
+    /// When it was last heard of, a few minutes late.
+    pub last_seen_ms: Option<Millis>,
+    /// Where from.
+    pub last_seen_ip: Option<String>,
+}
+
+/// What a token stands for.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Its row.
+    pub key: SessionKey,
+    /// Whose it is.
+    pub user_id: UserId,
+    /// On which device.
+    pub device_id: String,
+    /// Until when the access token is good; none: without end.
+    pub expires_ms: Option<Millis>,
+    /// The session that ends with this one's first use.
+    pub replaces: Option<SessionKey>,
+    /// Whether the user is an administrator of this server.
+    pub admin: bool,
+    /// When the device was last heard of, as it is stored.
+    pub last_seen_ms: Option<Millis>,
+}
+
+/// The tokens of a new session, as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub struct NewSession {
+    /// SHA-256 of the access token.
+    pub access: TokenHash,
+    /// SHA-256 of the refresh token.
+    pub refresh: Option<TokenHash>,
+    /// Until when the access token is good.
+    pub expires_ms: Option<Millis>,
+}
+
+fn device_of(row: &Row<'_>) -> rusqlite::Result<Device> {
+    Ok(Device {
+        device_id: row.get(0)?,
+        display_name: row.get(1)?,
+        last_seen_ms: row.get(2)?,
+        last_seen_ip: row.get(3)?,
+    })
+}
+
+fn session_of(row: &Row<'_>) -> Result<Session> {
+    Ok(Session {
+        key: row.get(0)?,
+        user_id: UserId::parse(&row.get::<_, String>(1)?)?,
+        device_id: row.get(2)?,
+        expires_ms: row.get(3)?,
+        replaces: row.get(4)?,
+        admin: row.get(5)?,
+        last_seen_ms: row.get(6)?,
+    })
+}
+
+const SESSION: &str =
+    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin, d.last_seen_ms
+     FROM sessions s JOIN users u USING (user_id) JOIN devices d USING (user_id, device_id)";
+
+impl Db<'_> {
+    /// The session of an access token.
+    pub fn session_by_access(&self, hash: &TokenHash) -> Result<Option<Session>> {
+        self.session(&format!("{SESSION} WHERE s.access = ?1"), hash)
+    }
+
+    /// The session of a refresh token.
+    pub fn session_by_refresh(&self, hash: &TokenHash) -> Result<Option<Session>> {
+        self.session(&format!("{SESSION} WHERE s.refresh = ?1"), hash)
+    }
+
+    fn session(&self, sql: &str, hash: &TokenHash) -> Result<Option<Session>> {
+        let mut query = self.conn().prepare_cached(sql)?;
+        let mut rows = query.query([hash])?;
+        rows.next()?.map(session_of).transpose()
+    }
+
+    /// The user's devices, in the order of their ids.
+    pub fn devices(&self, user: &UserId) -> Result<Vec<Device>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT device_id, display_name, last_seen_ms, last_seen_ip FROM devices WHERE user_id = ?1 ORDER BY 1",
+        )?;
+        Ok(query.query_map([user.as_str()], device_of)?.collect::<Result<_, _>>()?)
+    }
+
+    /// One of the user's devices.
+    pub fn device(&self, user: &UserId, device: &str) -> Result<Option<Device>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT device_id, display_name, last_seen_ms, last_seen_ip FROM devices
+             WHERE user_id = ?1 AND device_id = ?2",
+        )?;
+        let mut rows = query.query_map([user.as_str(), device], device_of)?;
+        Ok(rows.next().transpose()?)
+    }
+
+    /// How many devices the user has.
+    pub fn count_devices(&self, user: &UserId) -> Result<i64> {
+        let mut query = self.conn().prepare_cached("SELECT count(*) FROM devices WHERE user_id = ?1")?;
+        Ok(first(&mut query, [user.as_str()])?.unwrap_or(0))
+    }
+}
+
+impl Tx<'_> {
+    /// Logs a device in: makes it if it is new (only then the name counts), and ends the sessions that it had.
+    pub fn log_in_device(
+        &mut self,
+        user: &UserId,
+        device: &str,
+        display_name: Option<&str>,
+        session: &NewSession,
+    ) -> Result<()> {
+        self.sessions_changed();
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO devices (user_id, device_id, display_name) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![user.as_str(), device, display_name])?;
+        self.conn()
+            .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
+            .execute([user.as_str(), device])?;
+        self.add_session(user, device, session, None)
+    }
+
+    /// A session in place of `old`, which stays until the new one is used. Earlier ones that were made from `old` and
+    /// never used are forgotten.
+    pub fn refresh_session(&mut self, old: &Session, new: &NewSession) -> Result<()> {
+        self.sessions_changed();
+        self.conn().prepare_cached("DELETE FROM sessions WHERE replaces = ?1")?.execute([old.key])?;
+        self.add_session(&old.user_id, &old.device_id, new, Some(old.key))
+    }
+
+    fn add_session(
+        &mut self,
+        user: &UserId,
+        device: &str,
+        new: &NewSession,
+        replaces: Option<SessionKey>,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO sessions (user_id, device_id, access, refresh, expires_ms, replaces)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![user.as_str(), device, new.access, new.refresh, new.expires_ms, replaces])?;
+        Ok(())
+    }
+
+    /// A token of this session was used: the one that it replaces ends.
+    pub fn confirm_session(&mut self, session: &Session) -> Result<()> {
+        let Some(replaced) = session.replaces else { return Ok(()) };
+        self.sessions_changed();
+        self.conn()
+            .prepare_cached("UPDATE sessions SET replaces = NULL WHERE session = ?1")?
+            .execute([session.key])?;
+        self.conn().prepare_cached("DELETE FROM sessions WHERE session = ?1")?.execute([replaced])?;
+        Ok(())
+    }
+
+    /// Notes that the device was heard of.
+    pub fn device_seen(&mut self, user: &UserId, device: &str, now: Millis, ip: &str) -> Result<()> {
+        self.sessions_changed();
+        self.conn()
+            .prepare_cached(
+                "UPDATE devices SET last_seen_ms = ?3, last_seen_ip = ?4 WHERE user_id = ?1 AND device_id = ?2",
+            )?
+            .execute(params![user.as_str(), device, now, ip])?;
+        Ok(())
+    }
+
+    /// Renames a device. False: there is none of this id.
+    pub fn rename_device(&mut self, user: &UserId, device: &str, display_name: &str) -> Result<bool> {
+        let renamed = self
+            .conn()
+            .prepare_cached("UPDATE devices SET display_name = ?3 WHERE user_id = ?1 AND device_id = ?2")?
+            .execute([user.as_str(), device, display_name])?;
+        Ok(renamed == 1)
+    }
+
+    /// Logs a device out and forgets it. Whether there was one of this id.
+    pub fn delete_device(&mut self, user: &UserId, device: &str) -> Result<bool> {
+        self.sessions_changed();
+        self.conn()
+            .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
+            .execute([user.as_str(), device])?;
+        let deleted = self
+            .conn()
+            .prepare_cached("DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2")?
+            .execute([user.as_str(), device])?;
+        Ok(deleted > 0)
+    }
+
+    /// The same for all of the user's devices but this one. Gives the ids of those that are gone.
+    pub fn delete_devices_except(&mut self, user: &UserId, keep: Option<&str>) -> Result<Vec<String>> {
+        let mut gone: Vec<String> = self.devices(user)?.into_iter().map(|device| device.device_id).collect();
+        gone.retain(|device| Some(device.as_str()) != keep);
+        for device in &gone {
+            self.delete_device(user, device)?;
+        }
+        Ok(gone)
+    }
+}

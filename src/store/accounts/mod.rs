@@ -1,0 +1,227 @@
+//! Accounts and the tokens that let somebody make one.
+
+pub mod account_data;
+pub mod client_transactions;
+pub mod devices;
+pub mod filters;
+pub mod openid;
+pub mod profiles;
+
+use std::collections::HashMap;
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Db, Tx};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::UserId;
+
+/// SHA-256 of a secret token: what is stored instead of the token.
+pub type TokenHash = [u8; 32];
+
+/// One account.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// Whose it is.
+    pub user_id: UserId,
+    /// The password's hash in PHC format, if there is a password.
+    pub password: Option<String>,
+    /// Whether the user is an administrator of this server.
+    pub admin: bool,
+    /// Whether the account was closed for good.
+    pub deactivated: bool,
+    /// When it was made.
+    pub created_ms: Millis,
+}
+
+fn account_of(row: &Row<'_>) -> Result<Account> {
+    Ok(Account {
+        user_id: UserId::parse(&row.get::<_, String>(0)?)?,
+        password: row.get(1)?,
+        admin: row.get(2)?,
+        deactivated: row.get(3)?,
+        created_ms: row.get(4)?,
+    })
+}
+
+impl Db<'_> {
+    /// The account of this user, deactivated or not.
+    pub fn account(&self, user: &UserId) -> Result<Option<Account>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT user_id, password, admin, deactivated, created_ms FROM users WHERE user_id = ?1",
+        )?;
+        let mut rows = query.query([user.as_str()])?;
+        rows.next()?.map(account_of).transpose()
+    }
+
+    /// Whether this user is one of ours and can be reached: an account that is not deactivated.
+    pub fn is_active_user(&self, user: &UserId) -> Result<bool> {
+        let mut query =
+            self.conn().prepare_cached("SELECT 1 FROM users WHERE user_id = ?1 AND deactivated = 0")?;
+        Ok(query.exists([user.as_str()])?)
+    }
+
+    /// Every account, in the order of their ids.
+    pub fn accounts(&self) -> Result<Vec<Account>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT user_id, password, admin, deactivated, created_ms FROM users ORDER BY 1",
+        )?;
+        let mut rows = query.query([])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            all.push(account_of(row)?);
+        }
+        Ok(all)
+    }
+
+    /// Whether there is any account yet.
+    pub fn has_accounts(&self) -> Result<bool> {
+        Ok(self.conn().prepare_cached("SELECT 1 FROM users LIMIT 1")?.exists([])?)
+    }
+
+    /// Deactivated users who still have rooms to leave.
+    pub fn deactivated_users_in_rooms(&self) -> Result<Vec<UserId>> {
+        let mut query = self.conn().prepare_cached("SELECT user_id FROM users WHERE leaving = 1")?;
+        let ids = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        ids.iter().map(|id| UserId::parse(id)).collect()
+    }
+
+    /// Users of whom others are shown no more than they have seen, and the stream positions from which on.
+    pub fn erased_users(&self) -> Result<HashMap<String, i64>> {
+        let mut query =
+            self.conn().prepare_cached("SELECT user_id, erased_at FROM users WHERE erased_at IS NOT NULL")?;
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Whether a registration token can be used now.
+    pub fn registration_token_is_valid(&self, hash: &TokenHash, now: Millis) -> Result<bool> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT 1 FROM registration_tokens
+             WHERE hash = ?1 AND coalesce(uses_left, 1) > 0 AND coalesce(expires_ms, ?2) >= ?2",
+        )?;
+        Ok(query.exists(params![hash, now])?)
+    }
+}
+
+impl Tx<'_> {
+    /// Makes an account; the first one of all is the administrator. False: the name is taken.
+    pub fn create_account(
+        &mut self,
+        user: &UserId,
+        password: Option<&str>,
+        admin: bool,
+        now: Millis,
+    ) -> Result<bool> {
+        let admin = admin || !self.has_accounts()?;
+        let made = self
+            .conn()
+            .prepare_cached(
+                "INSERT INTO users (user_id, password, admin, created_ms) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![user.as_str(), password, admin, now])?;
+        Ok(made == 1)
+    }
+
+    /// Replaces the password's hash.
+    pub fn set_password(&mut self, user: &UserId, password: &str) -> Result<()> {
+        let mut query = self.conn().prepare_cached("UPDATE users SET password = ?2 WHERE user_id = ?1")?;
+        query.execute([user.as_str(), password])?;
+        Ok(())
+    }
+
+    /// Makes the user an administrator, or one no longer.
+    pub fn set_admin(&mut self, user: &UserId, admin: bool) -> Result<()> {
+        self.sessions_changed();
+        let mut query = self.conn().prepare_cached("UPDATE users SET admin = ?2 WHERE user_id = ?1")?;
+        query.execute(params![user.as_str(), admin])?;
+        Ok(())
+    }
+
+    /// Closes an account for good: no password, no devices, no tokens. Its rooms are to be left. Gives the ids of the
+    /// devices that are gone.
+    pub fn deactivate(&mut self, user: &UserId) -> Result<Vec<String>> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE users SET deactivated = 1, leaving = 1, password = NULL WHERE user_id = ?1",
+            )?
+            .execute([user.as_str()])?;
+        self.delete_devices_except(user, None)
+    }
+
+    /// Marks what the user sent as erased from now on, and deletes what we have of them that is no event.
+    pub fn erase(&mut self, user: &UserId) -> Result<()> {
+        let now = self.stream();
+        self.conn()
+            .prepare_cached("UPDATE users SET erased_at = ?2 WHERE user_id = ?1")?
+            .execute(params![user.as_str(), now])?;
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM receipts WHERE user_id = ?1 AND room_key IN
+                 (SELECT room_key FROM memberships WHERE user_id = ?1 AND local = 1)",
+            )?
+            .execute([user.as_str()])?;
+        for table in ["account_data", "profile_fields", "filters", "presence", "openid_tokens"] {
+            self.conn()
+                .prepare_cached(&format!("DELETE FROM {table} WHERE user_id = ?1"))?
+                .execute([user.as_str()])?;
+        }
+        Ok(())
+    }
+
+    /// A deactivated user has left every room.
+    pub fn deactivated_user_left(&mut self, user: &UserId) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE users SET leaving = 0 WHERE user_id = ?1")?
+            .execute([user.as_str()])?;
+        Ok(())
+    }
+
+    /// Adds a registration token. `uses` and `expires_ms`: `None` is without end.
+    pub fn add_registration_token(
+        &mut self,
+        hash: &TokenHash,
+        uses: Option<i64>,
+        expires_ms: Option<Millis>,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO registration_tokens (hash, uses_left, expires_ms) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET uses_left = excluded.uses_left, expires_ms = excluded.expires_ms",
+            )?
+            .execute(params![hash, uses, expires_ms])?;
+        Ok(())
+    }
+
+    /// The one-time token for the first account, in place of the one that was printed at an earlier start.
+    pub fn replace_first_token(&mut self, hash: &TokenHash) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM registration_tokens WHERE first = 1")?.execute([])?;
+        self.conn()
+            .prepare_cached("INSERT INTO registration_tokens (hash, uses_left, first) VALUES (?1, 1, 1)")?
+            .execute([hash])?;
+        Ok(())
+    }
+
+    /// Uses a registration token once. False: it is unknown, used up or expired.
+    pub fn use_registration_token(&mut self, hash: &TokenHash, now: Millis) -> Result<bool> {
+        if !self.registration_token_is_valid(hash, now)? {
+            return Ok(false);
+        }
+        self.conn()
+            .prepare_cached("UPDATE registration_tokens SET uses_left = uses_left - 1 WHERE hash = ?1")?
+            .execute([hash])?;
+        self.conn()
+            .prepare_cached("DELETE FROM registration_tokens WHERE uses_left <= 0 OR expires_ms < ?1")?
+            .execute([now])?;
+        Ok(true)
+    }
+}
+
+/// The first column of the first row, if there is one.
+pub(super) fn first<T: rusqlite::types::FromSql>(
+    query: &mut rusqlite::CachedStatement<'_>,
+    params: impl rusqlite::Params,
+) -> Result<Option<T>> {
+    Ok(query.query_row(params, |row| row.get(0)).optional()?)
+}

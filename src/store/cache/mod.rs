@@ -1,0 +1,225 @@
+//! What the writer remembers of rooms, so that an event need not ask for it again: the room, its forward extremities, who
+//! of us hears it, its current state as far as it was asked for. What it remembers of events is in `graph_memory`.
+//!
+//! Only the writer has a memory: nobody else changes the database, so it knows what to forget and when. A memory holds
+//! what its transaction has read, committed or not; if a closure that wrote something is undone, everything is forgotten.
+
+pub(super) mod bounded;
+pub(super) mod events;
+pub(super) mod pdus;
+pub mod resolutions;
+pub(super) mod sessions;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Db, EventKey, Room, RoomKey};
+use crate::error::{Error, Result};
+use crate::protocol::event_auth::AuthChecker;
+use crate::protocol::{RoomId, RoomVersion, UserId};
+use crate::store::cache::events::GraphMemory;
+use crate::store::rooms::events::Head;
+
+/// Rooms that are remembered, and entries of the current states of all of them together.
+const ROOMS: usize = 256;
+const ENTRIES: usize = 20_000;
+
+#[derive(Default)]
+pub(super) struct Memory {
+    keys: RefCell<HashMap<RoomId, RoomKey>>,
+    rooms: RefCell<HashMap<RoomKey, AboutRoom>>,
+    entries: Cell<usize>,
+    /// Whether any event waits for something.
+    anything_waits: Cell<Option<bool>>,
+    /// By room version; they remember power levels, which most events of a room share.
+    judges: RefCell<HashMap<&'static str, Rc<AuthChecker>>>,
+    /// Of events and states.
+    pub(super) graph: GraphMemory,
+}
+
+#[derive(Default)]
+struct AboutRoom {
+    row: Option<Room>,
+    heads: Option<Arc<[Head]>>,
+    /// Our users who are joined.
+    audience: Option<Arc<[UserId]>>,
+    /// Whether no other server was ever in it.
+    alone: Option<bool>,
+    /// The current state by type and state key; none where it has no event.
+    state: HashMap<String, HashMap<String, Option<EventKey>>>,
+}
+
+impl Memory {
+    fn recall<T>(&self, room: RoomKey, what: impl FnOnce(&AboutRoom) -> Option<T>) -> Option<T> {
+        self.rooms.borrow().get(&room).and_then(what)
+    }
+
+    fn keep(&self, room: RoomKey, what: impl FnOnce(&mut AboutRoom)) {
+        let mut rooms = self.rooms.borrow_mut();
+        if rooms.len() >= ROOMS && !rooms.contains_key(&room) {
+            rooms.clear();
+            self.keys.borrow_mut().clear();
+            self.entries.set(0);
+        }
+        what(rooms.entry(room).or_default());
+    }
+
+    fn forget(&self, room: RoomKey, what: impl FnOnce(&mut AboutRoom)) {
+        if let Some(about) = self.rooms.borrow_mut().get_mut(&room) {
+            what(about);
+        }
+    }
+
+    pub(super) fn room(&self, id: &RoomId) -> Option<Room> {
+        let key = *self.keys.borrow().get(id)?;
+        self.room_by_key(key)
+    }
+
+    pub(super) fn room_by_key(&self, room: RoomKey) -> Option<Room> {
+        self.recall(room, |about| about.row.clone())
+    }
+
+    pub(super) fn keep_room(&self, room: &Room) {
+        self.keep(room.key, |about| about.row = Some(room.clone()));
+        self.keys.borrow_mut().insert(room.room_id.clone(), room.key);
+    }
+
+    /// The room's row has changed.
+    pub(super) fn forget_room(&self, room: RoomKey) {
+        self.forget(room, |about| about.row = None);
+    }
+
+    /// The forward extremities.
+    pub(super) fn heads(&self, room: RoomKey) -> Option<Arc<[Head]>> {
+        self.recall(room, |about| about.heads.clone())
+    }
+
+    pub(super) fn keep_heads(&self, room: RoomKey, heads: Arc<[Head]>) {
+        self.keep(room, |about| about.heads = Some(heads));
+    }
+
+    pub(super) fn forget_heads(&self, room: RoomKey) {
+        self.forget(room, |about| about.heads = None);
+    }
+
+    /// Our users who are joined to the room.
+    pub(super) fn audience(&self, room: RoomKey) -> Option<Arc<[UserId]>> {
+        self.recall(room, |about| about.audience.clone())
+    }
+
+    pub(super) fn keep_audience(&self, room: RoomKey, audience: Arc<[UserId]>) {
+        self.keep(room, |about| about.audience = Some(audience));
+    }
+
+    /// Somebody came to the room, or left it.
+    pub(super) fn forget_audience(&self, room: RoomKey) {
+        self.forget(room, |about| about.audience = None);
+    }
+
+    /// Whether no other server was ever in the room.
+    pub(super) fn alone(&self, room: RoomKey) -> Option<bool> {
+        self.recall(room, |about| about.alone)
+    }
+
+    pub(super) fn keep_alone(&self, room: RoomKey, alone: bool) {
+        self.keep(room, |about| about.alone = Some(alone));
+    }
+
+    /// A server came to the room.
+    pub(super) fn forget_alone(&self, room: RoomKey) {
+        self.forget(room, |about| about.alone = None);
+    }
+
+    /// The event in the room's current state. The outer `None`: it is not remembered.
+    pub(super) fn state_event_key(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+    ) -> Option<Option<EventKey>> {
+        self.recall(room, |about| about.state.get(event_type)?.get(state_key).copied())
+    }
+
+    pub(super) fn keep_state_event_key(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+        event: Option<EventKey>,
+    ) {
+        if self.entries.get() >= ENTRIES {
+            self.rooms.borrow_mut().values_mut().for_each(|about| about.state.clear());
+            self.entries.set(0);
+        }
+        self.entries.set(self.entries.get() + 1);
+        self.keep(room, |about| {
+            about.state.entry(event_type.to_owned()).or_default().insert(state_key.to_owned(), event);
+        });
+    }
+
+    /// One entry of the room's current state has changed.
+    pub(super) fn forget_state_event(&self, room: RoomKey, event_type: &str, state_key: &str) {
+        self.forget(room, |about| {
+            about.state.get_mut(event_type).and_then(|of_type| of_type.remove(state_key));
+        });
+    }
+
+    pub(super) fn anything_waits(&self) -> Option<bool> {
+        self.anything_waits.get()
+    }
+
+    pub(super) fn keep_whether_anything_waits(&self, anything: Option<bool>) {
+        self.anything_waits.set(anything);
+    }
+
+    pub(super) fn judge(&self, version: RoomVersion) -> Rc<AuthChecker> {
+        self.judges
+            .borrow_mut()
+            .entry(version.id)
+            .or_insert_with(|| Rc::new(AuthChecker::new(version)))
+            .clone()
+    }
+
+    /// What they have read was redacted.
+    pub(super) fn forget_judges(&self) {
+        self.judges.borrow_mut().clear();
+    }
+
+    /// Much of the room's current state has changed.
+    pub(super) fn forget_state(&self, room: RoomKey) {
+        self.forget(room, |about| about.state.clear());
+    }
+
+    /// Compares what is remembered of a room with what is stored: an assertion of debug builds, and so of every test.
+    pub(super) fn is_true(&self, db: &Db<'_>, room: RoomKey) -> Result<bool> {
+        let rooms = self.rooms.borrow();
+        let Some(about) = rooms.get(&room) else { return Ok(true) };
+        let row = about.row.as_ref().map_or(Ok(true), |row| Ok::<_, Error>(*row == db.room_by_key(room)?));
+        let heads =
+            about.heads.as_ref().map_or(Ok(true), |heads| Ok::<_, Error>(**heads == *db.heads(room)?));
+        let audience = about
+            .audience
+            .as_ref()
+            .map_or(Ok(true), |users| Ok::<_, Error>(**users == *db.joined_local_users(room)?));
+        let mut state = true;
+        for (event_type, of_type) in &about.state {
+            for (state_key, event) in of_type {
+                state &= *event == db.state_event_key(room, event_type, state_key)?;
+            }
+        }
+        let alone = about.alone.map_or(Ok(true), |alone| Ok::<_, Error>(alone == db.was_always_alone(room)?));
+        Ok(row? && heads? && audience? && alone? && state && self.graph.is_true(db)?)
+    }
+
+    /// What was read may never have been: row ids of an undone transaction are given out again.
+    pub(super) fn forget_all(&self) {
+        self.keys.borrow_mut().clear();
+        self.rooms.borrow_mut().clear();
+        self.entries.set(0);
+        self.anything_waits.set(None);
+        self.judges.borrow_mut().clear();
+        self.graph.forget_all();
+    }
+}

@@ -1,0 +1,310 @@
+//! Whose devices changed when, and what is known of the devices of other servers' users.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::{ServerName, UserId};
+use crate::store::{Db, RoomKey, Tx};
+
+/// A device of another server's user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteDevice {
+    /// Its id.
+    pub device_id: String,
+    /// What its user calls it.
+    pub display_name: Option<String>,
+    /// Its identity keys, a JSON object, if it has any.
+    pub keys: Option<String>,
+}
+
+/// The last change to the devices of one of us: what the last update that other servers were told is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnChange {
+    /// The number of the update.
+    pub stream_id: i64,
+    /// That of the one before it.
+    pub previous: Option<i64>,
+    /// The device that was added, renamed or logged out.
+    pub device_id: String,
+}
+
+/// How well the devices of another server's user are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteDeviceList {
+    /// The last update of their server that is in it; none if there never was one.
+    pub stream_id: Option<i64>,
+    /// When the whole list is to be fetched, if something is missing.
+    pub due_ms: Option<Millis>,
+    /// How often that has failed.
+    pub attempts: u32,
+}
+
+impl Db<'_> {
+    /// When a user's devices changed last.
+    pub fn device_change(&self, user: &UserId) -> Result<Option<i64>> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT stream FROM device_changes WHERE user_id = ?1")?;
+        Ok(statement.query_row([user.as_str()], |row| row.get(0)).optional()?)
+    }
+
+    /// The last change to the devices of one of us.
+    pub fn own_device_change(&self, user: &UserId) -> Result<Option<OwnChange>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream, previous, device_id FROM device_changes WHERE user_id = ?1 AND device_id IS NOT NULL",
+        )?;
+        let change = statement.query_row([user.as_str()], |row| {
+            Ok(OwnChange { stream_id: row.get(0)?, previous: row.get(1)?, device_id: row.get(2)? })
+        });
+        Ok(change.optional()?)
+    }
+
+    /// Which of us came at positions in `(after, upto]` into a room where a server was already that had no room with them
+    /// until then: each with the position, in this order, at most `limit`.
+    pub fn new_acquaintances(
+        &self,
+        server: &ServerName,
+        (after, upto): (i64, i64),
+        limit: usize,
+    ) -> Result<Vec<(i64, UserId)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT m.joined_since, m.user_id FROM memberships m
+               CROSS JOIN resident_servers r ON r.room_key = m.room_key
+             WHERE m.joined_since > ?2 AND m.joined_since <= ?3
+               AND r.server = ?1 AND r.until IS NULL AND r.since < m.joined_since
+               AND NOT EXISTS (
+                 SELECT 1 FROM memberships o CROSS JOIN resident_servers p ON p.room_key = o.room_key
+                 WHERE o.local = 1 AND o.user_id = m.user_id AND o.joined_since < m.joined_since
+                   AND p.server = ?1 AND p.until IS NULL AND p.since < m.joined_since)
+             ORDER BY m.joined_since LIMIT ?4",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![server.as_str(), after, upto, limit], |row| {
+            Ok((row.get(0)?, row.get::<_, String>(1)?))
+        })?;
+        let mut found = Vec::new();
+        for row in rows {
+            let (at, user) = row?;
+            found.push((at, UserId::parse(&user)?));
+        }
+        Ok(found)
+    }
+
+    /// Whose devices changed at positions in `(after, upto]`.
+    pub fn device_changes_between(&self, after: i64, upto: i64) -> Result<Vec<UserId>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT user_id FROM device_changes WHERE stream > ?1 AND stream <= ?2")?;
+        let rows = statement.query_map([after, upto], |row| row.get::<_, String>(0))?;
+        let mut users = Vec::new();
+        for user in rows {
+            users.extend(UserId::parse(&user?).ok());
+        }
+        Ok(users)
+    }
+
+    /// The other servers in the rooms to which one of our users is joined.
+    pub fn servers_that_share_rooms(&self, user: &UserId) -> Result<Vec<ServerName>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT DISTINCT r.server FROM memberships m JOIN resident_servers r ON r.room_key = m.room_key
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND r.until IS NULL AND r.server <> ?2",
+        )?;
+        let key = params![user.as_str(), self.server_name().as_str()];
+        let rows = statement.query_map(key, |row| row.get::<_, String>(0))?;
+        let mut servers = Vec::new();
+        for server in rows {
+            servers.extend(ServerName::parse(&server?).ok());
+        }
+        Ok(servers)
+    }
+
+    /// Which of our users are in a room with a user of any server, who is not among them unless one of us; at most
+    /// `limit`.
+    pub fn local_users_who_share_rooms(&self, user: &UserId, limit: usize) -> Result<Vec<UserId>> {
+        let sql = if self.is_ours(user.as_str()) {
+            "SELECT DISTINCT o.user_id FROM memberships m JOIN memberships o ON o.room_key = m.room_key
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND o.local = 1 AND o.membership = 'join'
+               AND ?2 <> '' LIMIT ?3"
+        } else {
+            // By way of the rooms that their server is in: memberships of others are not to be found by name alone.
+            "SELECT DISTINCT o.user_id FROM resident_servers r
+               CROSS JOIN memberships m ON m.room_key = r.room_key AND m.user_id = ?1
+               CROSS JOIN memberships o ON o.room_key = r.room_key
+             WHERE r.server = ?2 AND r.until IS NULL AND m.membership = 'join' AND o.local = 1 AND o.membership = 'join'
+             LIMIT ?3"
+        };
+        let mut statement = self.conn().prepare_cached(sql)?;
+        let key = params![user.as_str(), user.server_name(), i64::try_from(limit).unwrap_or(i64::MAX)];
+        let rows = statement.query_map(key, |row| row.get::<_, String>(0))?;
+        let mut users = Vec::new();
+        for user in rows {
+            users.extend(UserId::parse(&user?).ok());
+        }
+        Ok(users)
+    }
+
+    /// Whether one of our users is in a room with a user of another server.
+    pub fn is_of_interest(&self, user: &UserId) -> Result<bool> {
+        Ok(!self.local_users_who_share_rooms(user, 1)?.is_empty())
+    }
+
+    /// What is known of the device list of another server's user.
+    pub fn remote_device_list(&self, user: &UserId) -> Result<Option<RemoteDeviceList>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream_id, due_ms, attempts FROM remote_device_lists WHERE user_id = ?1",
+        )?;
+        Ok(statement
+            .query_row([user.as_str()], |row| {
+                Ok(RemoteDeviceList { stream_id: row.get(0)?, due_ms: row.get(1)?, attempts: row.get(2)? })
+            })
+            .optional()?)
+    }
+
+    /// The known devices of another server's user.
+    pub fn remote_devices(&self, user: &UserId) -> Result<Vec<RemoteDevice>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT device_id, display_name, keys FROM remote_devices WHERE user_id = ?1 ORDER BY device_id",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| {
+            Ok(RemoteDevice { device_id: row.get(0)?, display_name: row.get(1)?, keys: row.get(2)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Whose device lists are to be fetched by now.
+    pub fn device_lists_due(&self, now: Millis, limit: usize) -> Result<Vec<UserId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id FROM remote_device_lists WHERE due_ms <= ?1 ORDER BY due_ms LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![now, limit as i64], |row| row.get::<_, String>(0))?;
+        let mut users = Vec::new();
+        for user in rows {
+            users.extend(UserId::parse(&user?).ok());
+        }
+        Ok(users)
+    }
+
+    /// When the next device list is to be fetched.
+    pub fn next_device_list_due(&self) -> Result<Option<Millis>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT min(due_ms) FROM remote_device_lists WHERE due_ms IS NOT NULL")?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+}
+
+impl Tx<'_> {
+    /// The devices of a user changed: wakes them and those of us who share rooms with them. `device`: of one of us, the
+    /// one that changed.
+    pub fn devices_changed(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
+        let at = self.next_stream();
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO device_changes (user_id, stream, device_id) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET previous = stream, stream = excluded.stream, device_id = excluded.device_id",
+            )?
+            .execute(params![user.as_str(), at, device])?;
+        if self.is_ours(user.as_str()) {
+            self.wake_user(user);
+        }
+        for sharer in self.local_users_who_share_rooms(user, usize::MAX)? {
+            self.wake_user(&sharer);
+        }
+        Ok(())
+    }
+
+    /// Keeps how well the devices of another server's user are known.
+    pub fn set_remote_device_list(&mut self, user: &UserId, list: &RemoteDeviceList) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO remote_device_lists (user_id, stream_id, due_ms, attempts)
+                 VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![user.as_str(), list.stream_id, list.due_ms, list.attempts])?;
+        Ok(())
+    }
+
+    /// Keeps a device of another server's user. No more than `most` of one user are kept.
+    pub fn set_remote_device(&mut self, user: &UserId, device: &RemoteDevice, most: usize) -> Result<()> {
+        let others: i64 = self
+            .conn()
+            .prepare_cached("SELECT count(*) FROM remote_devices WHERE user_id = ?1 AND device_id <> ?2")?
+            .query_row(params![user.as_str(), device.device_id], |row| row.get(0))?;
+        if others >= most as i64 {
+            return Ok(());
+        }
+        self.put_remote_device(user, device)
+    }
+
+    /// Puts a whole device list in the place of what was known of the user's devices.
+    pub fn replace_remote_devices<'d>(
+        &mut self,
+        user: &UserId,
+        devices: impl IntoIterator<Item = &'d RemoteDevice>,
+    ) -> Result<()> {
+        self.forget_remote_devices(user, None)?;
+        devices.into_iter().try_for_each(|device| self.put_remote_device(user, device))
+    }
+
+    fn put_remote_device(&mut self, user: &UserId, device: &RemoteDevice) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO remote_devices (user_id, device_id, display_name, keys)
+                 VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![user.as_str(), device.device_id, device.display_name, device.keys])?;
+        Ok(())
+    }
+
+    /// Forgets a device of another server's user, or (none named) all of them.
+    pub fn forget_remote_devices(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM remote_devices WHERE user_id = ?1 AND (?2 IS NULL OR device_id = ?2)",
+            )?
+            .execute(params![user.as_str(), device])?;
+        Ok(())
+    }
+
+    /// A user of another server left a room: what is known of their devices is forgotten unless one of us is in another
+    /// room with them, since nobody tells us of changes from now on.
+    pub(crate) fn drop_device_list(&mut self, user: &str) -> Result<()> {
+        let held = self
+            .conn()
+            .prepare_cached("SELECT 1 FROM remote_device_lists WHERE user_id = ?1")?
+            .exists([user])?;
+        if !held {
+            return Ok(());
+        }
+        let user = UserId::parse(user)?;
+        match self.is_of_interest(&user)? {
+            true => Ok(()),
+            false => self.forget_remote_device_list(&user),
+        }
+    }
+
+    /// One of us left a room: the same for all other servers' users in it, if nobody of us is left there.
+    pub(crate) fn drop_device_lists_of_room(&mut self, room: RoomKey) -> Result<()> {
+        if self.room_by_key(room)?.resident {
+            return Ok(());
+        }
+        let users = {
+            let mut statement = self.conn().prepare_cached(
+                "SELECT l.user_id FROM remote_device_lists l CROSS JOIN memberships m
+                   ON m.room_key = ?1 AND m.user_id = l.user_id AND m.membership = 'join'",
+            )?;
+            let rows = statement.query_map([room], |row| row.get::<_, String>(0))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()?
+        };
+        users.iter().try_for_each(|user| self.drop_device_list(user))
+    }
+
+    /// Forgets all that is known of a user's devices: nobody here shares a room with them any more.
+    pub fn forget_remote_device_list(&mut self, user: &UserId) -> Result<()> {
+        self.forget_remote_devices(user, None)?;
+        self.conn()
+            .prepare_cached("DELETE FROM remote_device_lists WHERE user_id = ?1")?
+            .execute([user.as_str()])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,287 @@
+//! Folding the write-ahead log into the database, on a thread of its own: on a slow disk that takes seconds, and nobody
+//! who writes should wait for it.
+//!
+//! SQLite starts a log over only when all of it is in the database and nobody reads what is in it, which is never so while
+//! somebody writes and others read. So the thread does the bulk while all goes on, then keeps new readers out until those
+//! who are there have left, and the writer does the little that came meanwhile. Nobody waits longer than a read takes.
+//!
+//! When nobody has written for a while, the log is folded too: then the database file alone is all there is, for whoever
+//! copies it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::{Result, disk_failure};
+use crate::locks::{lock, wait_timeout_while};
+use crate::store::configure;
+use crate::store::engine::gate::Gate;
+
+/// The log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are written again
+/// and again meanwhile, and reach the database once.
+const LOG_PAGES: i64 = 3000;
+/// Where somebody's long read keeps the log from being started over, it is tried again whenever it has grown by so much.
+const AGAIN_PAGES: i64 = LOG_PAGES / 4;
+/// A log of so many pages is not let grow: the writer waits for the disk.
+const MOST_PAGES: i64 = 4 * LOG_PAGES;
+
+/// The thread does the bulk so often until it leaves no more than a little.
+const ROUNDS: usize = 5;
+const LITTLE: i64 = 100;
+
+/// For how long new readers are kept out, waiting for those inside: usually, and when the log has become too long.
+const PATIENCE: Duration = Duration::from_millis(100);
+const LONG_PATIENCE: Duration = Duration::from_millis(500);
+/// When some did not leave in time, they are left in peace for so long.
+const PEACE: Duration = Duration::from_secs(1);
+/// The writer does the rest at its next commit; if none comes in this time, the thread does.
+const WRITER_COMES: Duration = Duration::from_millis(20);
+/// For how long the writer waits for the thread, when the log has become too long.
+const THREAD_ENDS: Duration = Duration::from_secs(1);
+
+/// When nobody has written for so long, what there is is folded.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// What the thread is at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    /// It has been told that the log is long.
+    Busy,
+    /// It has folded what there was when it began.
+    Done,
+}
+
+/// What the writer and the thread tell each other.
+struct Shared {
+    /// How many pages the log had after the last commit.
+    pages: AtomicI64,
+    /// How many commits there were.
+    commits: AtomicU64,
+    /// Whether there is anything to be folded.
+    unfolded: AtomicBool,
+    stage: Mutex<Stage>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        lock(&self.stage)
+    }
+
+    fn set(&self, stage: Stage) {
+        *self.stage() = stage;
+        self.changed.notify_all();
+    }
+
+    /// Waits until the thread, or the writer, has gone on from a stage.
+    fn wait_while(&self, stage: Stage, patience: Duration) -> Stage {
+        let guard = self.stage();
+        *wait_timeout_while(&self.changed, guard, patience, |now| *now == stage)
+    }
+}
+
+/// The thread, as the writer sees it. Dropping it waits for the thread.
+pub(in crate::store) struct Checkpointer {
+    shared: Arc<Shared>,
+    /// How long the log must be for the next attempt.
+    next: AtomicI64,
+    bell: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    /// Takes over from SQLite, which would have each commit that finds the log long do it all.
+    pub(in crate::store) fn start(
+        writer: &mut Connection,
+        path: &Path,
+        durable: bool,
+        readers: Arc<Gate>,
+    ) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            pages: AtomicI64::new(0),
+            commits: AtomicU64::new(0),
+            unfolded: AtomicBool::new(false),
+            stage: Mutex::new(Stage::Idle),
+            changed: Condvar::new(),
+        });
+        let (bell, rings) = sync_channel(1);
+        let seen = shared.clone();
+        writer.wal_hook(Some(move |_: &mut _, pages| {
+            seen.pages.store(i64::from(pages), Ordering::Relaxed);
+            Ok(())
+        }))?;
+        let worker = Worker {
+            path: path.to_owned(),
+            durable,
+            shared: shared.clone(),
+            readers,
+            in_peace_until: None,
+            connection: None,
+        };
+        let body = move || worker.work(&rings);
+        let thread = std::thread::Builder::new().name("store-log".into()).spawn(body)?;
+        Ok(Self { shared, next: AtomicI64::new(LOG_PAGES), bell: Some(bell), thread: Some(thread) })
+    }
+
+    /// To be called after each commit.
+    pub(in crate::store) fn look_after(&self, writer: &Connection) {
+        let shared = &self.shared;
+        shared.commits.fetch_add(1, Ordering::Relaxed);
+        if !shared.unfolded.swap(true, Ordering::AcqRel) {
+            self.ring();
+        }
+        let pages = shared.pages.load(Ordering::Relaxed);
+        let mut stage = *shared.stage();
+        if pages < LOG_PAGES {
+            self.next.store(LOG_PAGES, Ordering::Relaxed);
+            if stage == Stage::Done {
+                shared.set(Stage::Idle);
+            }
+            return;
+        }
+        if stage == Stage::Idle && pages >= self.next.load(Ordering::Relaxed) {
+            self.next.store(pages + AGAIN_PAGES, Ordering::Relaxed);
+            stage = Stage::Busy;
+            shared.set(stage);
+            self.ring();
+            if pages >= MOST_PAGES {
+                stage = shared.wait_while(Stage::Busy, THREAD_ENDS);
+            }
+        } else if stage == Stage::Busy && pages >= MOST_PAGES.max(self.next.load(Ordering::Relaxed)) {
+            self.next.store(pages + AGAIN_PAGES, Ordering::Relaxed);
+            stage = shared.wait_while(Stage::Busy, THREAD_ENDS);
+        }
+        if stage == Stage::Done {
+            report(fold(writer));
+            shared.set(Stage::Idle);
+        }
+    }
+
+    fn ring(&self) {
+        if let Some(bell) = &self.bell {
+            let _ = bell.try_send(());
+        }
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.bell = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread works with.
+struct Worker {
+    path: PathBuf,
+    durable: bool,
+    shared: Arc<Shared>,
+    readers: Arc<Gate>,
+    in_peace_until: Option<Instant>,
+    /// Opened when it is first needed.
+    connection: Option<Connection>,
+}
+
+impl Worker {
+    fn work(mut self, rings: &Receiver<()>) {
+        while rings.recv().is_ok() {
+            loop {
+                if *self.shared.stage() == Stage::Busy {
+                    self.fold_long_log();
+                }
+                let commits = self.shared.commits.load(Ordering::Relaxed);
+                match rings.recv_timeout(QUIET) {
+                    Ok(()) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+                if self.shared.commits.load(Ordering::Relaxed) != commits {
+                    continue;
+                }
+                self.shared.unfolded.store(false, Ordering::Release);
+                match report(self.fold()) {
+                    Some(folded) if folded.left > 0 => self.shared.unfolded.store(true, Ordering::Release),
+                    _ => break,
+                }
+            }
+        }
+    }
+
+    /// All of it, so that it starts over, or as much as those who read let us.
+    fn fold_long_log(&mut self) {
+        for _ in 0..ROUNDS {
+            match report(self.fold()) {
+                Some(folded) if self.shared.pages.load(Ordering::Relaxed) - folded.done > LITTLE => {}
+                _ => break,
+            }
+        }
+        let gate = Arc::clone(&self.readers);
+        let is_too_long = self.shared.pages.load(Ordering::Relaxed) >= MOST_PAGES;
+        let closed = match self.in_peace_until {
+            Some(until) if Instant::now() < until => None,
+            _ => gate.close(if is_too_long { LONG_PATIENCE } else { PATIENCE }),
+        };
+        if closed.is_none() {
+            let (now, peace) = (Instant::now(), self.in_peace_until);
+            self.in_peace_until = peace.filter(|until| now < *until).or(Some(now + PEACE));
+        }
+        self.shared.set(Stage::Done);
+        if closed.is_some() && self.shared.wait_while(Stage::Done, WRITER_COMES) == Stage::Done {
+            // Nobody writes.
+            report(self.fold());
+            self.shared.set(Stage::Idle);
+        }
+    }
+
+    fn fold(&mut self) -> rusqlite::Result<Folded> {
+        match &self.connection {
+            Some(connection) => fold(connection),
+            None => {
+                let opened = self.open()?;
+                fold(self.connection.insert(opened))
+            }
+        }
+    }
+
+    fn open(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        configure(&connection, 100)?;
+        connection.pragma_update(None, "synchronous", if self.durable { "FULL" } else { "OFF" })?;
+        // The log is opened at the first look.
+        connection.query_row("SELECT stream FROM server", [], |_| Ok(()))?;
+        Ok(connection)
+    }
+}
+
+/// What a fold came to, in pages of the log.
+struct Folded {
+    done: i64,
+    left: i64,
+}
+
+/// As far as nobody has to wait for it.
+fn fold(connection: &Connection) -> rusqlite::Result<Folded> {
+    connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |row| {
+        let (log, done): (i64, i64) = (row.get(1)?, row.get(2)?);
+        Ok(Folded { done, left: log - done })
+    })
+}
+
+fn report(folded: rusqlite::Result<Folded>) -> Option<Folded> {
+    // Of a full disk the writer tells, as soon as it needs more room.
+    let level =
+        |e: &rusqlite::Error| if disk_failure(e).is_some() { log::Level::Debug } else { log::Level::Warn };
+    let told = |e: &rusqlite::Error| {
+        log::log!(level(e), "the write-ahead log could not be folded into the database: {e}");
+    };
+    folded.inspect_err(told).ok()
+}

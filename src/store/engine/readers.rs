@@ -1,0 +1,141 @@
+//! The read-only connections: a fixed number, lent out for one snapshot at a time.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::{Error, Result};
+use crate::locks::{lock, wait};
+use crate::store::engine::gate::Gate;
+use crate::store::{Db, Shared, configure};
+
+thread_local! {
+    /// Whether this thread is inside a `read`, or is the writer. Either could wait for itself if it asked again.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks the writer's thread, for good.
+pub(in crate::store) fn mark_writer_thread() {
+    INSIDE.set(true);
+}
+
+/// An error instead of a deadlock: `read` and `write` are not to be called from inside either.
+pub(in crate::store) fn refuse_nesting(what: &str) -> Result<()> {
+    if INSIDE.get() {
+        debug_assert!(false, "{what} was asked for inside a read or a write");
+        return Err(Error::internal(format!("{what} was asked for inside a read or a write")));
+    }
+    Ok(())
+}
+
+pub(in crate::store) struct Readers {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    pool: Mutex<Pool>,
+    returned: Condvar,
+    gate: Arc<Gate>,
+}
+
+struct Pool {
+    idle: Vec<Connection>,
+    unopened: usize,
+}
+
+impl Readers {
+    /// `eager` opens all of them now (a scratch database has no name later on); otherwise each when first needed.
+    pub(in crate::store) fn new(
+        path: PathBuf,
+        count: usize,
+        eager: bool,
+        shared: Arc<Shared>,
+    ) -> Result<Readers> {
+        let mut pool = Pool { idle: Vec::with_capacity(count), unopened: count };
+        if eager {
+            for _ in 0..count {
+                let connection = open(&path)?;
+                // The write-ahead log is opened by name at the first look.
+                connection.query_row("SELECT stream FROM server", [], |_| Ok(()))?;
+                pool.idle.push(connection);
+            }
+            pool.unopened = 0;
+        }
+        Ok(Readers { path, shared, pool: Mutex::new(pool), returned: Condvar::new(), gate: Arc::default() })
+    }
+
+    /// What all of them pass.
+    pub(in crate::store) fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
+    }
+
+    pub(in crate::store) fn read<T>(&self, f: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
+        refuse_nesting("a read")?;
+        let lent = self.lend()?;
+        let connection = lent.connection();
+        connection.prepare_cached("BEGIN")?.execute([])?;
+        f(&Db::reader(connection, &self.shared))
+    }
+
+    fn lend(&self) -> Result<Lent<'_>> {
+        let mut pool = lock(&self.pool);
+        let connection = loop {
+            if let Some(connection) = pool.idle.pop() {
+                break connection;
+            }
+            if pool.unopened > 0 {
+                pool.unopened -= 1;
+                drop(pool);
+                match open(&self.path) {
+                    Ok(connection) => break connection,
+                    Err(e) => {
+                        lock(&self.pool).unopened += 1;
+                        self.returned.notify_one();
+                        return Err(e.into());
+                    }
+                }
+            }
+            pool = wait(&self.returned, pool);
+        };
+        self.gate.enter();
+        INSIDE.set(true);
+        Ok(Lent { readers: self, connection: Some(connection) })
+    }
+}
+
+/// A connection on loan; dropping it, also in a panic, ends its snapshot and gives it back.
+struct Lent<'r> {
+    readers: &'r Readers,
+    connection: Option<Connection>,
+}
+
+impl Lent<'_> {
+    fn connection(&self) -> &Connection {
+        self.connection.as_ref().expect("taken only by drop")
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        INSIDE.set(false);
+        let Some(connection) = self.connection.take() else { return };
+        let ended = connection.is_autocommit()
+            || connection.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).is_ok();
+        let connection = ended.then_some(connection);
+        self.readers.gate.leave();
+        let mut pool = lock(&self.readers.pool);
+        match connection {
+            Some(connection) => pool.idle.push(connection),
+            None => pool.unopened += 1,
+        }
+        drop(pool);
+        self.readers.returned.notify_one();
+    }
+}
+
+fn open(path: &PathBuf) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    configure(&connection, 2000)?;
+    Ok(connection)
+}

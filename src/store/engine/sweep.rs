@@ -1,0 +1,59 @@
+//! The one way in which tables that other servers fill, and whose rows are numbered as they come, are kept short. Such a
+//! table has `number`, `origin`, `stranger` (1 if the origin shared no room with one of us) and `received_ms`.
+
+use rusqlite::params;
+
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::store::Tx;
+
+/// What of a table is kept.
+pub(in crate::store) struct Sweep {
+    pub table: &'static str,
+    /// Of one origin the last so many.
+    pub most_of_one: u32,
+    /// Of all strangers together the last so many.
+    pub most_of_strangers: u32,
+    /// For so long.
+    pub kept: Millis,
+    /// So many go of each kind, so that no single commit has much to do.
+    pub at_once: u32,
+}
+
+impl Sweep {
+    /// Lets go of what is beyond the bounds, after something of an origin came.
+    pub(in crate::store) fn after(
+        &self,
+        tx: &mut Tx<'_>,
+        origin: &str,
+        stranger: bool,
+        now: Millis,
+    ) -> Result<()> {
+        // Row ids grow with time.
+        let beyond = |whose: &str| {
+            let table = self.table;
+            format!(
+                "DELETE FROM {table} WHERE number IN (SELECT number FROM {table}
+                   WHERE {whose} ORDER BY number DESC LIMIT ?2 OFFSET ?1)"
+            )
+        };
+        tx.conn().prepare_cached(&beyond("origin = ?3"))?.execute(params![
+            self.most_of_one,
+            self.at_once,
+            origin
+        ])?;
+        if stranger {
+            tx.conn()
+                .prepare_cached(&beyond("stranger = 1"))?
+                .execute([self.most_of_strangers, self.at_once])?;
+        }
+        let table = self.table;
+        tx.conn()
+            .prepare_cached(&format!(
+                "DELETE FROM {table} WHERE received_ms < ?1
+                   AND number IN (SELECT number FROM {table} ORDER BY number LIMIT ?2)"
+            ))?
+            .execute(params![now - self.kept, self.at_once])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,364 @@
+//! The writer thread and its group commit: what queued up while the disk was busy is committed together.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::readers;
+use crate::error::{ErrCode, Error, Result};
+use crate::store::cache::Memory;
+use crate::store::engine::checkpoint::Checkpointer;
+use crate::store::engine::commit_feed::Herald;
+use crate::store::{Changes, Db, OnCommit, Shared, Tx};
+
+/// How many closures share a commit at most. More than there are threads that could wait for one.
+const GROUP: usize = 256;
+
+/// After so many positions that only light commits have written, one waits for the disk: far fewer than the positions
+/// that are passed over at the start (`Store::open`), so that none is given out twice, whatever a power cut took.
+const MOST_UNSYNCED: i64 = 10_000;
+
+/// A closure that holds the writer for longer is told of in the log; and who comes after it has the next commit.
+const LONG: Duration = Duration::from_millis(50);
+
+/// So long the disk has to take everything before it is said to: while it is nearly full, small commits may find room, and
+/// the log is to be told of one full disk and not of many.
+const CALM: Duration = Duration::from_secs(2);
+
+/// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
+trait Job: Send {
+    /// Whether its caller wants it to be on disk, and not only with the operating system.
+    fn lasting(&self) -> bool;
+    /// Where in the source it is asked for.
+    fn asked_at(&self) -> &'static Location<'static>;
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<()>;
+    /// `lost` says why the answer does not hold although the closure succeeded.
+    fn finish(self: Box<Self>, lost: Option<Error>);
+}
+
+struct Closure<F, T> {
+    f: Option<F>,
+    answer: Option<Result<T>>,
+    reply: mpsc::SyncSender<Result<T>>,
+    lasting: bool,
+    asked_at: &'static Location<'static>,
+}
+
+impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> Job for Closure<F, T> {
+    fn lasting(&self) -> bool {
+        self.lasting
+    }
+
+    fn asked_at(&self) -> &'static Location<'static> {
+        self.asked_at
+    }
+
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        let Some(f) = self.f.take() else { return Err(Error::internal("a closure ran twice")) };
+        match catch_unwind(AssertUnwindSafe(|| f(tx))) {
+            Ok(Ok(answer)) => {
+                self.answer = Some(Ok(answer));
+                Ok(())
+            }
+            Ok(Err(e)) => {
+                let undone = Error::new(e.errcode(), e.message().to_owned()).with_status(e.status());
+                self.answer = Some(Err(e));
+                Err(undone)
+            }
+            Err(panic) => {
+                let what = panic_text(panic.as_ref());
+                self.answer = Some(Err(Error::internal(format!("a write panicked: {what}"))));
+                Err(Error::internal("undone"))
+            }
+        }
+    }
+
+    fn finish(self: Box<Self>, lost: Option<Error>) {
+        let answer = match (self.answer, lost) {
+            (Some(Err(e)), _) => Err(e),
+            (_, Some(e)) => Err(e),
+            (Some(answer), None) => answer,
+            (None, None) => Err(Error::internal("a write was not run")),
+        };
+        // A caller that went away wants no answer.
+        let _ = self.reply.send(answer);
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+pub(in crate::store) struct Writer {
+    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    pub(in crate::store) fn start(
+        connection: Connection,
+        checkpointer: Option<Checkpointer>,
+        shared: Arc<Shared>,
+        on_commit: OnCommit,
+        durable: bool,
+    ) -> Result<Writer> {
+        let (jobs, queue) = mpsc::channel();
+        let herald = Herald::start(on_commit)?;
+        let body = move || {
+            readers::mark_writer_thread();
+            let stream = shared.position.load(Ordering::Acquire);
+            let (synced, waits, memory) = (stream, durable, Memory::default());
+            let disk_failed = None;
+            Desk {
+                checkpointer,
+                connection,
+                shared,
+                herald,
+                durable,
+                waits,
+                stream,
+                synced,
+                memory,
+                disk_failed,
+            }
+            .work(&queue);
+        };
+        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(body)?;
+        Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    #[track_caller]
+    pub(in crate::store) fn write<T: Send + 'static>(
+        &self,
+        lasting: bool,
+        f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let gone = || Error::internal("the database is closed");
+        let asked_at = Location::caller();
+        let job = Box::new(Closure { f: Some(f), answer: None, reply, lasting, asked_at });
+        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The queue ends when its only sender is gone; what is in it is still written.
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Where the writer works.
+struct Desk {
+    // Closed before the connection, which then folds the rest of the log into the database.
+    checkpointer: Option<Checkpointer>,
+    connection: Connection,
+    shared: Arc<Shared>,
+    herald: Herald,
+    /// Whether commits wait for the disk at all.
+    durable: bool,
+    /// Whether they do at the moment.
+    waits: bool,
+    stream: i64,
+    /// The last position that is known to be on disk.
+    synced: i64,
+    memory: Memory,
+    /// When the disk last did not take something, until it is known to take what comes.
+    disk_failed: Option<Instant>,
+}
+
+impl Desk {
+    fn work(&mut self, queue: &mpsc::Receiver<Box<dyn Job>>) {
+        while let Ok(first) = queue.recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP {
+                match queue.try_recv() {
+                    Ok(job) => group.push(job),
+                    Err(_) => break,
+                }
+            }
+            while !group.is_empty() {
+                group = self.commit_group(group);
+            }
+        }
+    }
+
+    /// Commits what these write, or the first of them if they take long together. Gives the others.
+    fn commit_group(&mut self, mut group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+        let mut changes = Changes::default();
+        let mut done = 0;
+        let written = self.connection.total_changes();
+        let lasting = group.iter().any(|job| job.lasting()) || self.stream - self.synced >= MOST_UNSYNCED;
+        let outcome = self
+            .let_commits_wait(lasting)
+            .inspect_err(|_| done = group.len())
+            .and_then(|()| self.run_group(&mut group, &mut done, &mut changes))
+            .and_then(|()| self.commit());
+        if let Err(e) = outcome {
+            // The transaction is gone as a whole: those whose closures had run are told; the others get a new one.
+            self.give_up_transaction();
+            self.disk_failed(&e);
+            let rest = group.split_off(done.min(group.len()));
+            for job in group {
+                job.finish(Some(lost(&e)));
+            }
+            return rest;
+        }
+        if self.connection.total_changes() != written {
+            self.disk_took();
+        }
+        let rest = group.split_off(done);
+        if lasting {
+            self.synced = self.stream;
+        }
+        self.shared.position.store(self.stream, Ordering::Release);
+        if changes.sessions {
+            self.shared.sessions.empty();
+        }
+        if changes.redacted {
+            self.shared.pdus.begin_anew();
+        }
+        for job in group {
+            job.finish(None);
+        }
+        changes.position = self.stream;
+        self.herald.tell(changes);
+        if let Some(checkpointer) = &self.checkpointer {
+            checkpointer.look_after(&self.connection);
+        }
+        rest
+    }
+
+    /// Whether the next commit waits for the disk. One that does takes along all that came before it.
+    fn let_commits_wait(&mut self, lasting: bool) -> Result<()> {
+        if self.durable && self.waits != lasting {
+            let level = if lasting { "FULL" } else { "NORMAL" };
+            self.connection.pragma_update(None, "synchronous", level)?;
+            self.waits = lasting;
+        }
+        Ok(())
+    }
+
+    /// Runs each closure in its savepoint. `done` counts those that had their turn; an error means that the
+    /// transaction itself is lost.
+    fn run_group(
+        &mut self,
+        group: &mut [Box<dyn Job>],
+        done: &mut usize,
+        changes: &mut Changes,
+    ) -> Result<()> {
+        execute(&self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
+        let begun = Instant::now();
+        let mut ended = begun;
+        for job in group.iter_mut() {
+            if ended - begun > LONG {
+                break;
+            }
+            *done += 1;
+            execute(&self.connection, "SAVEPOINT closure")?;
+            let mut tx = Tx {
+                db: Db::new(&self.connection, &self.shared, Some(&self.memory)),
+                stream: self.stream,
+                changes: Changes::default(),
+            };
+            let written = self.connection.total_changes();
+            let outcome = job.run(&mut tx);
+            let Tx { stream, changes: own, .. } = tx;
+            if self.connection.is_autocommit() {
+                // A full disk or an I/O error can make SQLite roll everything back by itself.
+                let rolled_back = || Error::internal("SQLite rolled the transaction back");
+                return Err(outcome.err().filter(Error::is_disk_full).unwrap_or_else(rolled_back));
+            }
+            if let Err(e) = &outcome {
+                self.disk_failed(e);
+            }
+            if outcome.is_ok() {
+                self.stream = stream;
+                if cfg!(debug_assertions) {
+                    self.check_memory(&own)?;
+                }
+                changes.absorb(own);
+            } else {
+                if self.connection.total_changes() != written {
+                    self.memory.forget_all();
+                }
+                execute(&self.connection, "ROLLBACK TO closure")?;
+            }
+            execute(&self.connection, "RELEASE closure")?;
+            let before = std::mem::replace(&mut ended, Instant::now());
+            if ended - before > LONG {
+                log::warn!(
+                    "the writer was held for {} ms by {}",
+                    (ended - before).as_millis(),
+                    job.asked_at()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn check_memory(&self, changes: &Changes) -> Result<()> {
+        let db = Db::new(&self.connection, &self.shared, None);
+        for room in &changes.rooms {
+            assert!(self.memory.is_true(&db, *room)?, "the writer remembers of room {room} what is not so");
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if self.stream != self.shared.position.load(Ordering::Relaxed) {
+            self.connection.prepare_cached("UPDATE server SET stream = ?1")?.execute([self.stream])?;
+        }
+        execute(&self.connection, "COMMIT")
+    }
+
+    /// Tells the log of a disk that takes nothing: once, however much is refused then.
+    fn disk_failed(&mut self, e: &Error) {
+        if e.is_disk_full() && self.disk_failed.replace(Instant::now()).is_none() {
+            log::error!("{}. What would be written is refused until there is room", e.for_people());
+        }
+    }
+
+    /// Tells the log, once, that it is over.
+    fn disk_took(&mut self) {
+        if self.disk_failed.is_some_and(|last| last.elapsed() > CALM) {
+            self.disk_failed = None;
+            log::error!("The server's disk takes again what is written");
+        }
+    }
+
+    fn give_up_transaction(&mut self) {
+        if !self.connection.is_autocommit()
+            && let Err(e) = execute(&self.connection, "ROLLBACK")
+        {
+            log::error!("a rollback failed: {e}");
+        }
+        self.stream = self.shared.position.load(Ordering::Relaxed);
+        self.memory.forget_all();
+    }
+}
+
+fn execute(connection: &Connection, sql: &'static str) -> Result<()> {
+    connection.prepare_cached(sql)?.execute([])?;
+    Ok(())
+}
+
+/// The same failure for each caller of a lost group.
+fn lost(e: &Error) -> Error {
+    Error::new(ErrCode::Unknown, e.message().to_owned())
+        .with_status(e.status())
+        .with_cause(format!("a group commit was lost: {}", e.for_people()))
+}

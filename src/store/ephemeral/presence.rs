@@ -1,0 +1,148 @@
+//! Who is there: our users, and those of other servers who share a room with one of us.
+
+use rusqlite::{Row, params};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::UserId;
+use crate::store::{Db, Tx};
+
+/// Whether somebody is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// At a client.
+    Online,
+    /// At a client, and doing nothing.
+    Unavailable,
+    /// At no client, or hiding.
+    Offline,
+}
+
+impl State {
+    /// The state of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "online" => Some(Self::Online),
+            "unavailable" => Some(Self::Unavailable),
+            "offline" => Some(Self::Offline),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Unavailable => "unavailable",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// What is known of somebody's presence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presence {
+    /// Whether they are there.
+    pub state: State,
+    /// What they say of themselves.
+    pub status: Option<String>,
+    /// When they last did something.
+    pub last_active_ms: Millis,
+    /// Whether they may be taken to do something all the time until more is said.
+    pub active: bool,
+    /// When a user of another server counts as offline, unless that server says more.
+    pub until_ms: Option<Millis>,
+}
+
+/// More users than that are not woken for somebody's presence: they are told with whatever comes next. A crowd that comes
+/// online would otherwise wake itself over and over.
+const MOST_WOKEN: usize = 100;
+
+const COLUMNS: &str = "SELECT user_id, state, status, last_active_ms, active, until_ms FROM presence";
+
+fn presence_of(row: &Row<'_>) -> Result<(UserId, Presence)> {
+    let state: String = row.get(1)?;
+    let state = State::parse(&state).ok_or_else(|| Error::internal(format!("a presence of {state}")))?;
+    let presence = Presence {
+        state,
+        status: row.get(2)?,
+        last_active_ms: row.get(3)?,
+        active: row.get(4)?,
+        until_ms: row.get(5)?,
+    };
+    Ok((UserId::parse(&row.get::<_, String>(0)?)?, presence))
+}
+
+impl Db<'_> {
+    /// What is known of a user.
+    pub fn presence(&self, user: &UserId) -> Result<Option<Presence>> {
+        let mut statement = self.conn().prepare_cached(&format!("{COLUMNS} WHERE user_id = ?1"))?;
+        let mut rows = statement.query([user.as_str()])?;
+        Ok(rows.next()?.map(presence_of).transpose()?.map(|(_, presence)| presence))
+    }
+
+    /// Whose presence changed at positions in `(after, upto]`, latest first, at most `limit`.
+    pub fn presence_between(&self, after: i64, upto: i64, limit: usize) -> Result<Vec<(UserId, Presence)>> {
+        let sql = format!("{COLUMNS} WHERE stream > ?1 AND stream <= ?2 ORDER BY stream DESC LIMIT ?3");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let mut rows = statement.query(params![after, upto, limit as i64])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            all.push(presence_of(row)?);
+        }
+        Ok(all)
+    }
+
+    /// Which users of other servers have not been heard of for too long.
+    pub fn presence_expired(&self, now: Millis, limit: usize) -> Result<Vec<(UserId, Presence)>> {
+        let sql = format!("{COLUMNS} WHERE until_ms <= ?1 ORDER BY until_ms LIMIT ?2");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let mut rows = statement.query(params![now, limit as i64])?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next()? {
+            all.push(presence_of(row)?);
+        }
+        Ok(all)
+    }
+
+    /// When the next of them will not have been.
+    pub fn next_presence_expiry(&self) -> Result<Option<Millis>> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT min(until_ms) FROM presence WHERE until_ms IS NOT NULL")?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+}
+
+impl Tx<'_> {
+    /// Keeps a user's presence, and wakes those who may see it, unless they are many.
+    pub fn set_presence(&mut self, user: &UserId, presence: &Presence) -> Result<()> {
+        let stream = self.next_stream();
+        self.conn()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO presence (user_id, state, status, last_active_ms, active, until_ms, stream)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                user.as_str(),
+                presence.state.as_str(),
+                presence.status,
+                presence.last_active_ms,
+                presence.active,
+                presence.until_ms,
+                stream
+            ])?;
+        let audience = self.local_users_who_share_rooms(user, MOST_WOKEN + 1)?;
+        if audience.len() <= MOST_WOKEN {
+            audience.iter().for_each(|sharer| self.wake_user(sharer));
+        }
+        Ok(())
+    }
+
+    /// Puts off when a user of another server counts as offline: nothing else is new.
+    pub fn prolong_presence(&mut self, user: &UserId, until: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE presence SET until_ms = ?2 WHERE user_id = ?1")?
+            .execute(params![user.as_str(), until])?;
+        Ok(())
+    }
+}

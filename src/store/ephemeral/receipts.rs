@@ -1,0 +1,131 @@
+//! Read receipts.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::UserId;
+use crate::store::{Db, RoomKey, Tx};
+
+/// The type of the receipts that everybody in the room sees.
+pub const READ: &str = "m.read";
+/// The type of those that nobody else sees.
+pub const PRIVATE: &str = "m.read.private";
+
+/// Up to where somebody has read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Whose receipt it is.
+    pub user_id: String,
+    /// `READ` or `PRIVATE`.
+    pub receipt_type: String,
+    /// `main` or the root of a thread; empty for a receipt that knows no threads.
+    pub thread: String,
+    /// The event read last.
+    pub event_id: String,
+    /// When, by the word of the user's server.
+    pub ts: Millis,
+}
+
+/// Receipts of one user in one room for different threads; older ones go when there are more.
+const MOST_THREADS: i64 = 500;
+
+fn receipt_of(row: &Row<'_>) -> rusqlite::Result<Receipt> {
+    Ok(Receipt {
+        user_id: row.get(0)?,
+        receipt_type: row.get(1)?,
+        thread: row.get(2)?,
+        event_id: row.get(3)?,
+        ts: row.get(4)?,
+    })
+}
+
+impl Db<'_> {
+    /// The receipts of a room that came at positions in `(after, upto]` and that a user may see, latest first, at most
+    /// `limit`. What the user has read is among them in any case.
+    pub fn receipts_between(
+        &self,
+        room: RoomKey,
+        (after, upto): (i64, i64),
+        reader: &UserId,
+        limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id, type, thread, event_id, ts FROM receipts
+             WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 AND user_id <> ?4 AND type <> 'm.read.private'
+             ORDER BY stream DESC LIMIT ?5",
+        )?;
+        let rows =
+            statement.query_map(params![room, after, upto, reader.as_str(), limit as i64], receipt_of)?;
+        let mut receipts = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id, type, thread, event_id, ts FROM receipts
+             WHERE room_key = ?1 AND user_id = ?4 AND stream > ?2 AND stream <= ?3",
+        )?;
+        for receipt in statement.query_map(params![room, after, upto, reader.as_str()], receipt_of)? {
+            receipts.push(receipt?);
+        }
+        Ok(receipts)
+    }
+
+    /// The event that a receipt has reached.
+    pub fn receipt(
+        &self,
+        room: RoomKey,
+        user: &UserId,
+        receipt_type: &str,
+        thread: &str,
+    ) -> Result<Option<String>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT event_id FROM receipts WHERE room_key = ?1 AND user_id = ?2 AND type = ?3 AND thread = ?4",
+        )?;
+        Ok(statement
+            .query_row(params![room, user.as_str(), receipt_type, thread], |row| row.get(0))
+            .optional()?)
+    }
+}
+
+impl Tx<'_> {
+    /// Moves a receipt, and wakes those who may see it.
+    pub fn set_receipt(&mut self, room: RoomKey, receipt: &Receipt) -> Result<()> {
+        let stream = self.next_stream();
+        let key = params![room, receipt.user_id, receipt.receipt_type];
+        let threads: i64 = self
+            .conn()
+            .prepare_cached(
+                "SELECT count(*) FROM receipts WHERE room_key = ?1 AND user_id = ?2 AND type = ?3",
+            )?
+            .query_row(key, |row| row.get(0))?;
+        if threads >= MOST_THREADS {
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM receipts WHERE room_key = ?1 AND user_id = ?2 AND type = ?3 AND thread =
+                       (SELECT thread FROM receipts WHERE room_key = ?1 AND user_id = ?2 AND type = ?3
+                        ORDER BY stream LIMIT 1)",
+                )?
+                .execute(key)?;
+        }
+        self.conn()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO receipts (room_key, user_id, type, thread, event_id, ts, stream)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                room,
+                receipt.user_id,
+                receipt.receipt_type,
+                receipt.thread,
+                receipt.event_id,
+                receipt.ts,
+                stream
+            ])?;
+        self.note_ephemeral_change(room, stream)?;
+        if receipt.receipt_type == PRIVATE {
+            if let Ok(user) = UserId::parse(&receipt.user_id) {
+                self.wake_user(&user);
+            }
+            return Ok(());
+        }
+        self.wake_room(room)
+    }
+}

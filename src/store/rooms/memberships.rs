@@ -1,0 +1,271 @@
+//! Who is in which room, according to its current state.
+
+use std::collections::HashSet;
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{RoomId, ServerName, UserId};
+use crate::store::rooms::events::EventRow;
+use crate::store::{Db, EventKey, RoomKey, Slot, Tx};
+
+/// One user's membership in one room.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The user.
+    pub user_id: UserId,
+    /// What they are.
+    pub membership: Membership,
+    /// The `m.room.member` event that says so.
+    pub event: EventKey,
+    /// When this came about.
+    pub stream: i64,
+    /// One of our users who wants to hear no more of the room.
+    pub forgotten: bool,
+}
+
+/// One of a user's rooms.
+#[derive(Debug, Clone)]
+pub struct RoomOfUser {
+    /// The room's row.
+    pub room: RoomKey,
+    /// The room's id.
+    pub room_id: RoomId,
+    /// What the user is there.
+    pub membership: Membership,
+    /// The `m.room.member` event that says so.
+    pub event: EventKey,
+    /// When this came about.
+    pub stream: i64,
+    /// The user wants to hear no more of it.
+    pub forgotten: bool,
+}
+
+/// What changed in somebody's membership: all that the tables beside it need to follow.
+pub(crate) struct MembershipChange<'a> {
+    pub user: &'a str,
+    pub old: Option<Membership>,
+    pub new: Option<(Membership, EventKey)>,
+    pub stream: i64,
+}
+
+fn membership_of(text: &str) -> Result<Membership> {
+    Membership::parse(text).ok_or_else(|| Error::internal(format!("a membership of {text}")))
+}
+
+fn member_of(row: &Row<'_>) -> Result<Option<Member>> {
+    // A member event's state key need not be a user id that we would accept today.
+    let Ok(user_id) = UserId::parse(&row.get::<_, String>(0)?) else { return Ok(None) };
+    let membership = membership_of(&row.get::<_, String>(1)?)?;
+    Ok(Some(Member { user_id, membership, event: row.get(2)?, stream: row.get(3)?, forgotten: row.get(4)? }))
+}
+
+fn room_of_user(row: &Row<'_>) -> Result<RoomOfUser> {
+    Ok(RoomOfUser {
+        room: row.get(0)?,
+        room_id: RoomId::parse(&row.get::<_, String>(1)?)?,
+        membership: membership_of(&row.get::<_, String>(2)?)?,
+        event: row.get(3)?,
+        stream: row.get(4)?,
+        forgotten: row.get(5)?,
+    })
+}
+
+const ROOMS_OF_USER: &str = "SELECT m.room_key, r.room_id, m.membership, m.event_key, m.stream, m.forgotten
+     FROM memberships m JOIN rooms r ON r.room_key = m.room_key WHERE m.local = 1 AND m.user_id = ?1";
+
+impl Db<'_> {
+    /// The state slots of all users of a server that the room's current state speaks of.
+    pub fn member_slots_of_server(&self, room: RoomKey, server: &ServerName) -> Result<HashSet<Slot>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT s.slot FROM memberships m JOIN slots s ON s.type = 'm.room.member' AND s.state_key = m.user_id
+             WHERE m.room_key = ?1 AND substr(m.user_id, instr(m.user_id, ':') + 1) = ?2",
+        )?;
+        let rows = statement.query_map(params![room, server.as_str()], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The user's membership in the room's current state; none if there was never a member event.
+    pub fn membership(&self, room: RoomKey, user: &UserId) -> Result<Option<Membership>> {
+        Ok(self.member(room, user)?.map(|m| m.membership))
+    }
+
+    /// The same with the event behind it.
+    pub fn member(&self, room: RoomKey, user: &UserId) -> Result<Option<Member>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id, membership, event_key, stream, forgotten FROM memberships WHERE room_key = ?1 AND user_id = ?2",
+        )?;
+        let mut rows = statement.query(params![room, user.as_str()])?;
+        Ok(rows.next()?.map(member_of).transpose()?.flatten())
+    }
+
+    /// The members of the room: all, or those with one membership.
+    pub fn members(&self, room: RoomKey, only: Option<Membership>) -> Result<Vec<Member>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id, membership, event_key, stream, forgotten FROM memberships
+             WHERE room_key = ?1 AND (?2 IS NULL OR membership = ?2)",
+        )?;
+        let mut rows = statement.query(params![room, only.map(Membership::as_str)])?;
+        let mut members = Vec::new();
+        while let Some(row) = rows.next()? {
+            members.extend(member_of(row)?);
+        }
+        Ok(members)
+    }
+
+    /// Who knocked upon the room and waits for an answer: the last who came, up to so many.
+    pub fn waiting_knocks(&self, room: RoomKey, most: usize) -> Result<Vec<String>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id FROM memberships WHERE room_key = ?1 AND membership = 'knock'
+             ORDER BY stream DESC LIMIT ?2",
+        )?;
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![room, most], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Tells of the membership events of a room, all or those with one membership, without holding any of them.
+    pub fn each_member(
+        &self,
+        room: RoomKey,
+        only: Option<Membership>,
+        mut tell: impl FnMut(&str, Membership, EventRow<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT e.event_id, e.json, e.redacted_by, m.user_id, m.membership
+             FROM memberships m JOIN events e ON e.event_key = m.event_key
+             WHERE m.room_key = ?1 AND (?2 IS NULL OR m.membership = ?2)",
+        )?;
+        let mut rows = statement.query(params![room, only.map(Membership::as_str)])?;
+        while let Some(row) = rows.next()? {
+            let text = |column| row.get_ref(column)?.as_str().map_err(Error::internal);
+            tell(text(3)?, membership_of(text(4)?)?, EventRow::of(row)?)?;
+        }
+        Ok(())
+    }
+
+    /// Which of our users are joined to the room.
+    pub fn joined_local_users(&self, room: RoomKey) -> Result<Vec<UserId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id FROM memberships WHERE room_key = ?1 AND membership = 'join' AND local = 1",
+        )?;
+        let rows = statement.query_map([room], |r| r.get::<_, String>(0))?;
+        let mut users = Vec::new();
+        for user in rows {
+            users.extend(UserId::parse(&user?).ok());
+        }
+        Ok(users)
+    }
+
+    /// All rooms of one of our users, forgotten ones too.
+    pub fn rooms_of(&self, user: &UserId) -> Result<Vec<RoomOfUser>> {
+        self.rooms_of_since(user, 0)
+    }
+
+    /// The rooms of one of our users in which the membership (or the event behind it) changed after a position.
+    pub fn rooms_of_since(&self, user: &UserId, after: i64) -> Result<Vec<RoomOfUser>> {
+        let mut statement =
+            self.conn().prepare_cached(&format!("{ROOMS_OF_USER} AND m.stream > ?2 ORDER BY m.stream"))?;
+        let mut rows = statement.query(params![user.as_str(), after])?;
+        let mut rooms = Vec::new();
+        while let Some(row) = rows.next()? {
+            rooms.push(room_of_user(row)?);
+        }
+        Ok(rooms)
+    }
+
+    /// Whether the two users are joined to a common room; `local` is one of us.
+    pub fn share_a_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM memberships a JOIN memberships b ON b.room_key = a.room_key AND b.user_id = ?2
+             WHERE a.local = 1 AND a.user_id = ?1 AND a.membership = 'join' AND b.membership = 'join' LIMIT 1",
+        )?;
+        Ok(statement.exists(params![local.as_str(), other.as_str()])?)
+    }
+
+    /// Whether one of us is joined to a room that a server has users in.
+    pub fn shares_a_room_with_server(&self, local: &UserId, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM resident_servers s JOIN memberships m ON m.room_key = s.room_key AND m.user_id = ?1
+             WHERE s.server = ?2 AND s.until IS NULL AND m.local = 1 AND m.membership = 'join' LIMIT 1",
+        )?;
+        Ok(statement.exists(params![local.as_str(), server.as_str()])?)
+    }
+
+    /// The same for rooms in which messages are encrypted.
+    pub fn share_an_encrypted_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
+        let Some(encryption) = self.slot("m.room.encryption", "")? else { return Ok(false) };
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM memberships a JOIN memberships b ON b.room_key = a.room_key AND b.user_id = ?2
+               JOIN current_state c ON c.room_key = a.room_key AND c.slot = ?3
+             WHERE a.local = 1 AND a.user_id = ?1 AND a.membership = 'join' AND b.membership = 'join' LIMIT 1",
+        )?;
+        Ok(statement.exists(params![local.as_str(), other.as_str(), encryption])?)
+    }
+}
+
+impl Tx<'_> {
+    /// The user does or does not want to hear of the room any more. A later change of membership undoes it.
+    pub fn set_forgotten(&mut self, room: RoomKey, user: &UserId, forgotten: bool) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE memberships SET forgotten = ?3 WHERE room_key = ?1 AND user_id = ?2")?
+            .execute(params![room, user.as_str(), forgotten])?;
+        Ok(())
+    }
+
+    /// Follows a change of a member event in the current state: the member, the counts, the resident servers. Returns
+    /// whether the user is one of us.
+    pub(crate) fn change_membership(&mut self, room: RoomKey, change: &MembershipChange<'_>) -> Result<bool> {
+        let local = self.is_ours(change.user);
+        let new = change.new.map(|(membership, _)| membership);
+        let comes_in = new == Some(Membership::Join) && change.old != new;
+        // A position of its own: it is owed by itself, also where the event that brought it about is not.
+        let joined_since = (local && comes_in).then(|| self.next_stream());
+        match change.new {
+            Some((membership, event)) => {
+                self.conn()
+                    .prepare_cached(
+                        "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local, joined_since)
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                         ON CONFLICT DO UPDATE SET membership = excluded.membership, event_key = excluded.event_key,
+                           stream = excluded.stream, forgotten = 0, joined_since = CASE
+                             WHEN excluded.membership = 'join' THEN coalesce(excluded.joined_since, joined_since) END",
+                    )?
+                    .execute(params![room, change.user, membership.as_str(), event, change.stream, local, joined_since])?;
+            }
+            None => {
+                self.conn()
+                    .prepare_cached("DELETE FROM memberships WHERE room_key = ?1 AND user_id = ?2")?
+                    .execute(params![room, change.user])?;
+            }
+        }
+        let is = |membership: Option<Membership>, what: Membership| i64::from(membership == Some(what));
+        let joined = is(new, Membership::Join) - is(change.old, Membership::Join);
+        let invited = is(new, Membership::Invite) - is(change.old, Membership::Invite);
+        self.count_members(room, joined, invited)?;
+        if joined != 0 {
+            let server = change.user.split_once(':').map_or("", |(_, server)| server);
+            self.count_resident(room, server, joined, change.stream)?;
+            if local {
+                self.remember(|memory| memory.forget_audience(room));
+            }
+            match (local, comes_in) {
+                (true, true) => self.owes(room)?,
+                (true, false) => self.drop_device_lists_of_room(room)?,
+                (false, true) => {}
+                (false, false) => self.drop_device_list(change.user)?,
+            }
+        }
+        Ok(local)
+    }
+
+    /// The membership as it is stored, whatever the user's name looks like.
+    pub(crate) fn stored_membership(&self, room: RoomKey, user: &str) -> Result<Option<Membership>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT membership FROM memberships WHERE room_key = ?1 AND user_id = ?2")?;
+        let text: Option<String> = statement.query_row(params![room, user], |r| r.get(0)).optional()?;
+        text.map(|text| membership_of(&text)).transpose()
+    }
+}

@@ -1,0 +1,382 @@
+//! Rooms, their forward extremities, the holes in their history, and the servers in them.
+
+pub mod append;
+pub mod directory;
+pub mod events;
+pub mod late_extremities;
+pub mod memberships;
+pub mod owed_invites;
+pub mod pending_events;
+pub mod remote_memberships;
+pub mod room_import;
+pub mod snapshots;
+pub mod state;
+pub mod timeline;
+pub(super) mod whole_copies;
+
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Db, EventKey, RoomKey, SnapshotId, Tx};
+use crate::error::{Error, Result};
+use crate::protocol::room_version::room_version;
+use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
+use crate::store::rooms::events::Head;
+
+/// A room that we have events of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// Its row.
+    pub key: RoomKey,
+    /// Its id.
+    pub room_id: RoomId,
+    /// The rules it follows.
+    pub version: RoomVersion,
+    /// Whether one of us is joined: only then do other servers send us its events.
+    pub resident: bool,
+    /// The snapshot of its current state; none while the room is being made.
+    pub state: Option<SnapshotId>,
+    /// How many users are joined.
+    pub joined: u64,
+    /// How many users are invited.
+    pub invited: u64,
+}
+
+/// A hole in the history: an event that we do not have, and the place of the event that names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The event that is missing.
+    pub event_id: EventId,
+    /// What is fetched goes right before this place.
+    pub before: super::Place,
+}
+
+/// An interval in which a server was in a room, both ends exclusive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Residence {
+    /// The room.
+    pub room: RoomKey,
+    /// The stream position that brought the server in.
+    pub since: i64,
+    /// The one that took it out.
+    pub until: Option<i64>,
+}
+
+const ROOM: &str = "SELECT room_key, room_id, version, resident, state, joined, invited FROM rooms";
+
+fn room_of(row: &Row<'_>) -> Result<Room> {
+    let version: String = row.get(2)?;
+    Ok(Room {
+        key: row.get(0)?,
+        room_id: RoomId::parse(&row.get::<_, String>(1)?)?,
+        version: room_version(&version)
+            .ok_or_else(|| Error::internal(format!("a room of the unknown version {version}")))?,
+        resident: row.get(3)?,
+        state: row.get(4)?,
+        joined: row.get::<_, i64>(5)?.max(0).unsigned_abs(),
+        invited: row.get::<_, i64>(6)?.max(0).unsigned_abs(),
+    })
+}
+
+/// 404 `M_NOT_FOUND` for a request about a room that this server is not in, whether or not there is such a room.
+pub fn not_resident() -> Error {
+    Error::not_found("This server is not in the room")
+}
+
+impl Db<'_> {
+    /// The room with this id, if we have any of its events.
+    pub fn room(&self, id: &RoomId) -> Result<Option<Room>> {
+        if let Some(room) = self.recall(|memory| memory.room(id)) {
+            return Ok(Some(room));
+        }
+        let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_id = ?1"))?;
+        let mut rows = statement.query([id.as_str()])?;
+        let Some(room) = rows.next()?.map(room_of).transpose()? else { return Ok(None) };
+        self.remember(|memory| memory.keep_room(&room));
+        Ok(Some(room))
+    }
+
+    /// The room with this id, if this server is in it.
+    pub fn resident_room(&self, id: &RoomId) -> Result<Option<Room>> {
+        Ok(self.room(id)?.filter(|room| room.resident))
+    }
+
+    /// The room with this id, or 404 `M_NOT_FOUND`.
+    pub fn known_room(&self, id: &RoomId) -> Result<Room> {
+        self.room(id)?.ok_or_else(|| Error::not_found("This server does not know the room"))
+    }
+
+    /// The room with this row.
+    pub fn room_by_key(&self, key: RoomKey) -> Result<Room> {
+        if let Some(room) = self.recall(|memory| memory.room_by_key(key)) {
+            return Ok(room);
+        }
+        let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_key = ?1"))?;
+        let mut rows = statement.query([key])?;
+        let room = rows
+            .next()?
+            .map(room_of)
+            .transpose()?
+            .ok_or_else(|| Error::internal(format!("no room {key}")))?;
+        self.remember(|memory| memory.keep_room(&room));
+        Ok(room)
+    }
+
+    /// The forward extremities of a room, in the order in which they came.
+    pub fn extremities(&self, room: RoomKey) -> Result<Vec<EventKey>> {
+        if let Some(heads) = self.recall(|memory| memory.heads(room)) {
+            return Ok(heads.iter().map(|head| head.key).collect());
+        }
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT event_key FROM extremities WHERE room_key = ?1 ORDER BY event_key")?;
+        let rows = statement.query_map([room], |r| r.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The servers that have a joined user in the room, ours among them, longest resident first.
+    pub fn resident_servers(&self, room: RoomKey) -> Result<Vec<ServerName>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT server FROM resident_servers WHERE room_key = ?1 AND until IS NULL ORDER BY since, server",
+        )?;
+        let mut rows = statement.query([room])?;
+        let mut servers = Vec::new();
+        while let Some(row) = rows.next()? {
+            // A server may be in a room under a name that is none; it cannot be spoken to.
+            if let Ok(server) = ServerName::parse(&row.get::<_, String>(0)?) {
+                servers.push(server);
+            }
+        }
+        Ok(servers)
+    }
+
+    /// Whether no other server was ever in the room.
+    pub(crate) fn was_always_alone(&self, room: RoomKey) -> Result<bool> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT 1 FROM resident_servers WHERE room_key = ?1 AND server <> ?2 LIMIT 1")?;
+        Ok(!statement.exists(params![room, self.server_name().as_str()])?)
+    }
+
+    /// Whether the server has a joined user in the room.
+    pub fn is_resident(&self, room: RoomKey, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM resident_servers WHERE room_key = ?1 AND server = ?2 AND until IS NULL",
+        )?;
+        Ok(statement.exists(params![room, server.as_str()])?)
+    }
+
+    /// Whether another server is in a room with one of us: who is not is a stranger.
+    pub fn is_neighbour(&self, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM resident_servers s JOIN rooms r USING (room_key)
+             WHERE s.server = ?1 AND s.until IS NULL AND r.resident = 1 LIMIT 1",
+        )?;
+        Ok(statement.exists([server.as_str()])?)
+    }
+
+    /// When the server was in which rooms, as far as it matters beyond a stream position.
+    pub fn residences(&self, server: &ServerName, after: i64) -> Result<Vec<Residence>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_key, since, until FROM resident_servers
+             WHERE server = ?1 AND (until IS NULL OR until > ?2) ORDER BY room_key, since",
+        )?;
+        let rows = statement.query_map(params![server.as_str(), after], |r| {
+            Ok(Residence { room: r.get(0)?, since: r.get(1)?, until: r.get(2)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The holes that lie at or after a place and before another (both ends as places of the events that name them).
+    pub fn gaps_between(
+        &self,
+        room: RoomKey,
+        from: super::Place,
+        to: super::Place,
+        limit: usize,
+    ) -> Result<Vec<Gap>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT event_id, stream, sub FROM gaps
+             WHERE room_key = ?1 AND (stream, sub) >= (?2, ?3) AND (stream, sub) <= (?4, ?5)
+             ORDER BY stream DESC, sub DESC LIMIT ?6",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows = statement.query(params![room, from.stream, from.sub, to.stream, to.sub, limit])?;
+        let mut gaps = Vec::new();
+        while let Some(row) = rows.next()? {
+            let event_id = EventId::parse(&row.get::<_, String>(0)?)?;
+            gaps.push(Gap { event_id, before: super::Place { stream: row.get(1)?, sub: row.get(2)? } });
+        }
+        Ok(gaps)
+    }
+
+    /// The hole that this event would fill.
+    pub fn gap(&self, room: RoomKey, event: &EventId) -> Result<Option<Gap>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT stream, sub FROM gaps WHERE room_key = ?1 AND event_id = ?2")?;
+        let before = statement
+            .query_row(params![room, event.as_str()], |r| {
+                Ok(super::Place { stream: r.get(0)?, sub: r.get(1)? })
+            })
+            .optional()?;
+        Ok(before.map(|before| Gap { event_id: event.clone(), before }))
+    }
+}
+
+impl Tx<'_> {
+    /// The row of the room, made if need be. Errors if the room is known under another version.
+    pub fn make_room(&mut self, id: &RoomId, version: RoomVersion) -> Result<Room> {
+        if let Some(room) = self.room(id)? {
+            if room.version.id != version.id {
+                self.change_version(&room, version)?;
+                return self.room_by_key(room.key);
+            }
+            return Ok(room);
+        }
+        self.conn()
+            .prepare_cached("INSERT INTO rooms (room_id, version) VALUES (?1, ?2)")?
+            .execute([id.as_str(), version.id])?;
+        self.room_by_key(self.conn().last_insert_rowid())
+    }
+
+    /// Somebody was wrong about the version of a room of which we have nothing yet.
+    fn change_version(&mut self, room: &Room, version: RoomVersion) -> Result<()> {
+        let mut events = self.conn().prepare_cached("SELECT 1 FROM events WHERE room_key = ?1 LIMIT 1")?;
+        if room.state.is_some() || events.exists([room.key])? {
+            let (id, known, said) = (&room.room_id, room.version.id, version.id);
+            return Err(Error::internal(format!("{id} has version {known}, not {said}")));
+        }
+        self.conn()
+            .prepare_cached("UPDATE rooms SET version = ?2 WHERE room_key = ?1")?
+            .execute(params![room.key, version.id])?;
+        Ok(())
+    }
+
+    /// Sets which snapshot is the room's current state.
+    pub(crate) fn set_room_state(&mut self, room: RoomKey, state: SnapshotId) -> Result<()> {
+        self.remember(|memory| memory.forget_room(room));
+        self.conn()
+            .prepare_cached("UPDATE rooms SET state = ?2 WHERE room_key = ?1")?
+            .execute([room, state])?;
+        Ok(())
+    }
+
+    /// Remembers the only forward extremity of a room, once it is stored.
+    pub(crate) fn remember_head(&self, room: RoomKey, head: Head) {
+        self.remember(|memory| memory.keep_heads(room, Arc::new([head])));
+    }
+
+    /// Remembers the state after these forward extremities, all that a room has.
+    pub(crate) fn remember_settled(&self, heads: &[EventKey], state: SnapshotId) {
+        let mut heads = heads.to_vec();
+        heads.sort_unstable();
+        self.remember(|memory| memory.graph.keep_settled(&heads, state));
+    }
+
+    /// Makes `heads` the forward extremities of the room.
+    pub(crate) fn set_extremities(
+        &mut self,
+        room: RoomKey,
+        old: &[EventKey],
+        new: &[EventKey],
+    ) -> Result<()> {
+        self.remember(|memory| memory.forget_heads(room));
+        if let ([old], [new]) = (old, new) {
+            // The usual message: one row is renamed.
+            self.conn()
+                .prepare_cached(
+                    "UPDATE extremities SET event_key = ?3 WHERE room_key = ?1 AND event_key = ?2",
+                )?
+                .execute([room, *old, *new])?;
+            return Ok(());
+        }
+        for gone in old.iter().filter(|key| !new.contains(key)) {
+            self.conn()
+                .prepare_cached("DELETE FROM extremities WHERE room_key = ?1 AND event_key = ?2")?
+                .execute([room, *gone])?;
+        }
+        for head in new.iter().filter(|key| !old.contains(key)) {
+            self.conn()
+                .prepare_cached("INSERT INTO extremities (room_key, event_key) VALUES (?1, ?2)")?
+                .execute([room, *head])?;
+        }
+        Ok(())
+    }
+
+    /// Notes that an event names a previous one that we do not have.
+    pub(crate) fn add_gap(&mut self, room: RoomKey, gap: &Gap) -> Result<()> {
+        // If two events name it, it goes before the earlier of them.
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO gaps (room_key, event_id, stream, sub) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET stream = excluded.stream, sub = excluded.sub
+                 WHERE (excluded.stream, excluded.sub) < (stream, sub)",
+            )?
+            .execute(params![room, gap.event_id.as_str(), gap.before.stream, gap.before.sub])?;
+        Ok(())
+    }
+
+    /// The hole is filled, or nobody has what belongs there.
+    pub fn close_gap(&mut self, room: RoomKey, event: &EventId) -> Result<()> {
+        self.conn()
+            .prepare_cached("DELETE FROM gaps WHERE room_key = ?1 AND event_id = ?2")?
+            .execute(params![room, event.as_str()])?;
+        Ok(())
+    }
+
+    /// Counts a server's users in the room up or down, and opens or closes its interval with that.
+    pub(crate) fn count_resident(&mut self, room: RoomKey, server: &str, by: i64, stream: i64) -> Result<()> {
+        let open = self
+            .conn()
+            .prepare_cached(
+                "SELECT since, users FROM resident_servers WHERE room_key = ?1 AND server = ?2 AND until IS NULL",
+            )?
+            .query_row(params![room, server], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?)))
+            .optional()?;
+        let users = open.map_or(0, |(_, users)| users) + by;
+        match open {
+            Some((since, _)) => {
+                let until = (users <= 0).then_some(stream);
+                self.conn()
+                    .prepare_cached(
+                        "UPDATE resident_servers SET users = ?4, until = ?5
+                         WHERE room_key = ?1 AND server = ?2 AND since = ?3",
+                    )?
+                    .execute(params![room, server, since, users.max(0), until])?;
+            }
+            None if users > 0 => {
+                self.remember(|memory| memory.forget_alone(room));
+                // Out and in again at the same position is no interruption.
+                self.conn()
+                    .prepare_cached(
+                        "INSERT INTO resident_servers (room_key, server, since, users) VALUES (?1, ?2, ?3, ?4)
+                         ON CONFLICT DO UPDATE SET users = excluded.users, until = NULL",
+                    )?
+                    .execute(params![room, server, stream, users])?;
+            }
+            None => {}
+        }
+        if server == self.server_name().as_str() && (open.is_some() != (users > 0)) {
+            self.remember(|memory| memory.forget_room(room));
+            self.conn()
+                .prepare_cached("UPDATE rooms SET resident = ?2 WHERE room_key = ?1")?
+                .execute(params![room, users > 0])?;
+        }
+        Ok(())
+    }
+
+    /// Counts the joined and invited members of the room.
+    pub(crate) fn count_members(&mut self, room: RoomKey, joined: i64, invited: i64) -> Result<()> {
+        if joined != 0 || invited != 0 {
+            self.remember(|memory| memory.forget_room(room));
+            self.conn()
+                .prepare_cached(
+                    "UPDATE rooms SET joined = joined + ?2, invited = invited + ?3 WHERE room_key = ?1",
+                )?
+                .execute([room, joined, invited])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,420 @@
+//! Remote memberships: rows of our users' knocks, invites and leaves in rooms that this server is not resident in.
+//! What becomes of a row is decided in `protocol::remote_membership`, never here: this writes what it is given. Two things
+//! are done to rows without looking into them: the timer moves the time of those that are due some day, and those that
+//! ended long ago go.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::remote_membership::{Effect, Fields, RemoteMembership, State};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, room_version};
+use crate::store::{Db, Tx};
+
+/// How long a membership that has ended is kept, so that clients which were away for so long are told. Beyond that they
+/// show an invite that there is not any more.
+const ENDED_KEPT: Millis = 90 * 24 * 3_600_000;
+/// How many of these one user has at most: whoever invites and takes back in ever new rooms fills no more.
+const MOST_ENDED: u32 = 200;
+/// Old ones that go when one comes, so that no single commit has much to do.
+const SWEPT_AT_ONCE: u32 = 20;
+
+const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
+     previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
+     forgotten, ended_ms, may_be_in, stream";
+
+/// An event's id, room version and bytes.
+type RawEvent = (Option<String>, Option<String>, Option<Vec<u8>>);
+
+/// What a row holds before its texts are made into types again.
+struct Raw {
+    names: [String; 4],
+    events: [RawEvent; 3],
+    stripped_state: Vec<u8>,
+    via: String,
+    attempts: u32,
+    due_ms: Option<Millis>,
+    forgotten: bool,
+    ended_ms: Option<Millis>,
+    may_be_in: bool,
+    stream: i64,
+}
+
+fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
+    let event = |first: usize| -> rusqlite::Result<RawEvent> {
+        Ok((row.get(first)?, row.get(first + 1)?, row.get(first + 2)?))
+    };
+    Ok(Raw {
+        names: [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?],
+        events: [event(4)?, event(7)?, event(10)?],
+        stripped_state: row.get(13)?,
+        via: row.get(14)?,
+        attempts: row.get(15)?,
+        due_ms: row.get(16)?,
+        forgotten: row.get(17)?,
+        ended_ms: row.get(18)?,
+        may_be_in: row.get(19)?,
+        stream: row.get(20)?,
+    })
+}
+
+impl Raw {
+    fn typed(self) -> Result<RemoteMembership> {
+        let [room_id, user_id, state, version] = self.names;
+        let odd =
+            |what: &str| Error::internal(format!("remote membership of {user_id} in {room_id}: {what}"));
+        let known =
+            |version: &str| room_version::room_version(version).ok_or_else(|| odd("unknown room version"));
+        let event = |raw: RawEvent| match raw {
+            (Some(id), Some(version), Some(json)) => {
+                Pdu::trusted(EventId::parse(&id)?, json, known(&version)?).map(Some)
+            }
+            _ => Ok(None),
+        };
+        let [told, previous, pending] = self.events;
+        Ok(RemoteMembership::from_store(Fields {
+            room_id: RoomId::parse(&room_id)?,
+            user_id: UserId::parse(&user_id)?,
+            state: State::parse(&state).ok_or_else(|| odd("unknown state"))?,
+            room_version: known(&version)?,
+            event: event(told)?,
+            previous: event(previous)?,
+            pending: event(pending)?,
+            stripped_state: serde_json::from_slice(&self.stripped_state).map_err(Error::internal)?,
+            via: serde_json::from_str(&self.via).map_err(Error::internal)?,
+            attempts: self.attempts,
+            due_ms: self.due_ms,
+            forgotten: self.forgotten,
+            ended_ms: self.ended_ms,
+            may_be_in: self.may_be_in,
+            stream: self.stream,
+        }))
+    }
+}
+
+impl Db<'_> {
+    /// The user's remote membership in this room.
+    pub fn remote_membership(&self, room: &RoomId, user: &UserId) -> Result<Option<RemoteMembership>> {
+        let sql = format!("SELECT {COLUMNS} FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        statement.query_row([room.as_str(), user.as_str()], raw).optional()?.map(Raw::typed).transpose()
+    }
+
+    /// All users' remote memberships in this room.
+    pub fn remote_memberships_in(&self, room: &RoomId) -> Result<Vec<RemoteMembership>> {
+        let sql = format!("SELECT {COLUMNS} FROM remote_memberships WHERE room_id = ?1");
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let rows = statement.query_map([room.as_str()], raw)?;
+        rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
+    }
+
+    /// Whether there is one.
+    pub fn has_remote_membership(&self, room: &RoomId, user: &UserId) -> Result<bool> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT 1 FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2")?;
+        Ok(statement.exists([room.as_str(), user.as_str()])?)
+    }
+
+    /// The user's remote memberships that changed after this stream position (0: all), oldest change first; with those
+    /// that the user has left or that have ended, or without them. The others are not read at all.
+    pub fn remote_memberships_of(
+        &self,
+        user: &UserId,
+        after: i64,
+        with_left: bool,
+    ) -> Result<Vec<RemoteMembership>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM remote_memberships WHERE user_id = ?1 AND stream > ?2
+             AND (?3 OR state NOT IN ('leaving', 'closed')) ORDER BY stream"
+        );
+        let mut statement = self.conn().prepare_cached(&sql)?;
+        let rows = statement.query_map(params![user.as_str(), after, with_left], raw)?;
+        rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
+    }
+
+    /// The rooms where the user has a remote membership that has not come to its end.
+    pub fn rooms_dealt_with_from_outside(&self, user: &UserId) -> Result<Vec<RoomId>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id FROM remote_memberships WHERE user_id = ?1 AND state <> 'closed'",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| row.get::<_, String>(0))?;
+        rows.map(|room| RoomId::parse(&room?)).collect()
+    }
+
+    /// Who invited this user to rooms that we are not in, once for each invite that waits for an answer.
+    pub fn inviters(&self, user: &UserId) -> Result<Vec<String>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT inviter FROM remote_memberships WHERE user_id = ?1 AND inviter IS NOT NULL",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The version of a room that one of us is joining right now: that of the join that was signed for it.
+    pub fn joining_version(&self, room: &RoomId) -> Result<Option<RoomVersion>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT pending_version FROM remote_memberships
+             WHERE room_id = ?1 AND state = 'joining' AND pending_version IS NOT NULL LIMIT 1",
+        )?;
+        let version: Option<String> = statement.query_row([room.as_str()], |row| row.get(0)).optional()?;
+        Ok(version.and_then(|version| room_version::room_version(&version)))
+    }
+
+    /// Whether a server is one that a room would be reached through which one of us deals with from outside.
+    pub fn is_way_into(&self, room: &RoomId, server: &ServerName) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM remote_memberships m, json_each(m.via) v WHERE m.room_id = ?1 AND v.value = ?2 LIMIT 1",
+        )?;
+        Ok(statement.exists(params![room.as_str(), server.as_str()])?)
+    }
+
+    /// Rows that the scheduler should act upon at this time, the longest due first.
+    pub fn remote_memberships_due(&self, now: Millis, limit: usize) -> Result<Vec<(RoomId, UserId)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id, user_id FROM remote_memberships WHERE due_ms <= ?1 ORDER BY due_ms LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![now, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })?;
+        rows.map(|row| {
+            let (room, user) = row?;
+            Ok((RoomId::parse(&room)?, UserId::parse(&user)?))
+        })
+        .collect()
+    }
+
+    /// When the next row is due.
+    pub fn next_remote_membership_due(&self) -> Result<Option<Millis>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT MIN(due_ms) FROM remote_memberships WHERE due_ms IS NOT NULL")?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+}
+
+impl Tx<'_> {
+    /// Does with the row what the machine says. A change that the user's clients see gets a new stream position, and the user
+    /// is woken.
+    pub fn write_remote_membership(&mut self, effect: &Effect) -> Result<()> {
+        match effect {
+            Effect::Unchanged => Ok(()),
+            Effect::Save { row, tell: false } => self.save_remote_membership(row, row.stream),
+            Effect::Save { row, tell: true } => {
+                let stream = self.next_stream();
+                self.save_remote_membership(row, stream)?;
+                self.wake_user(&row.user_id);
+                Ok(())
+            }
+            Effect::Delete(row) => self.delete_remote_membership(row),
+        }
+    }
+
+    fn save_remote_membership(&mut self, row: &RemoteMembership, stream: i64) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "INSERT OR REPLACE INTO remote_memberships VALUES \
+             (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
+        )?;
+        let [event, previous, pending] = [&row.event, &row.previous, &row.pending]
+            .map(|e| e.as_ref().map(|e| (e.event_id().as_str(), e.version().id, e.json())));
+        statement.execute(params![
+            row.room_id.as_str(),
+            row.user_id.as_str(),
+            row.state.as_str(),
+            row.inviter().map(UserId::as_str),
+            row.room_version.id,
+            event.map(|e| e.0),
+            event.map(|e| e.1),
+            event.map(|e| e.2),
+            previous.map(|e| e.0),
+            previous.map(|e| e.1),
+            previous.map(|e| e.2),
+            pending.map(|e| e.0),
+            pending.map(|e| e.1),
+            pending.map(|e| e.2),
+            serde_json::to_vec(&row.stripped_state).map_err(Error::internal)?,
+            serde_json::to_string(&row.via).map_err(Error::internal)?,
+            row.attempts,
+            row.due_ms,
+            row.forgotten,
+            row.ended_ms,
+            row.may_be_in,
+            stream,
+        ])?;
+        drop(statement);
+        row.ended_ms.map_or(Ok(()), |now| self.sweep_ended(&row.user_id, now))
+    }
+
+    /// Lets go of what has ended long ago, and of the oldest of this user's if there are too many.
+    fn sweep_ended(&mut self, user: &UserId, now: Millis) -> Result<()> {
+        let mut old = self.conn().prepare_cached(
+            "DELETE FROM remote_memberships WHERE (room_id, user_id) IN
+               (SELECT room_id, user_id FROM remote_memberships WHERE ended_ms < ?1 LIMIT ?2)",
+        )?;
+        old.execute((now - ENDED_KEPT, SWEPT_AT_ONCE))?;
+        let mut many = self.conn().prepare_cached(
+            "DELETE FROM remote_memberships WHERE user_id = ?1 AND state = 'closed' AND stream <=
+               (SELECT stream FROM remote_memberships WHERE user_id = ?1 AND state = 'closed'
+                ORDER BY stream DESC LIMIT 1 OFFSET ?2)",
+        )?;
+        many.execute((user.as_str(), MOST_ENDED))?;
+        Ok(())
+    }
+
+    /// Puts a row off until then, because somebody takes it up now; see `service::scheduler`. One that has come to its end
+    /// since it was looked at stays so.
+    pub fn lease_remote_membership(&mut self, room: &RoomId, user: &UserId, until: Millis) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "UPDATE remote_memberships SET due_ms = ?3
+             WHERE room_id = ?1 AND user_id = ?2 AND due_ms IS NOT NULL",
+        )?;
+        statement.execute(params![room.as_str(), user.as_str(), until])?;
+        Ok(())
+    }
+
+    /// Makes a row due that is due later.
+    pub fn hasten_remote_membership(&mut self, room: &RoomId, user: &UserId, now: Millis) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "UPDATE remote_memberships SET due_ms = ?3 WHERE room_id = ?1 AND user_id = ?2 AND due_ms > ?3",
+        )?;
+        statement.execute(params![room.as_str(), user.as_str(), now])?;
+        Ok(())
+    }
+
+    /// Makes everything due that is due some day: after a start nothing is under way.
+    pub fn hasten_remote_memberships(&mut self, now: Millis) -> Result<()> {
+        self.conn().execute("UPDATE remote_memberships SET due_ms = ?1 WHERE due_ms > ?1", [now])?;
+        Ok(())
+    }
+
+    fn delete_remote_membership(&mut self, row: &RemoteMembership) -> Result<()> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("DELETE FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2")?;
+        statement.execute([row.room_id.as_str(), row.user_id.as_str()])?;
+        drop(statement);
+        self.wake_user(&row.user_id);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+    use crate::store::{Location, Options, Store};
+
+    fn store() -> Store {
+        let name = ServerName::parse("a.org").unwrap();
+        Store::open(Location::Memory, &name, Box::new(|_| ()), &Options { durable: false, readers: 1 })
+            .unwrap()
+    }
+
+    fn knock(room: &RoomId, user: &UserId) -> Pdu {
+        let version = room_version::room_version("11").unwrap();
+        let event = serde_json::json!({
+            "type": "m.room.member", "room_id": room, "sender": user, "state_key": user, "depth": 5,
+            "content": {"membership": "knock"}, "origin_server_ts": 1, "prev_events": [], "auth_events": [],
+            "hashes": {"sha256": "x"}, "signatures": {},
+        });
+        Pdu::from_object(event.as_object().unwrap().clone(), version).unwrap()
+    }
+
+    fn fields(room: &RoomId, user: &UserId, state: State) -> Fields {
+        Fields {
+            room_id: room.clone(),
+            user_id: user.clone(),
+            state,
+            room_version: room_version::room_version("11").unwrap(),
+            event: Some(knock(room, user)),
+            previous: None,
+            pending: None,
+            stripped_state: vec![RawValue::from_string("{\"shown\":\"before\"}".to_owned()).unwrap()],
+            via: vec![ServerName::parse("b.org").unwrap()],
+            attempts: 2,
+            due_ms: None,
+            forgotten: false,
+            ended_ms: None,
+            may_be_in: false,
+            stream: 0,
+        }
+    }
+
+    fn save(store: &Store, row: Fields, tell: bool) {
+        let effect = Effect::Save { row: Box::new(RemoteMembership::from_store(row)), tell };
+        store.write(move |tx| tx.write_remote_membership(&effect)).unwrap();
+    }
+
+    #[test]
+    fn a_row_is_read_back_as_it_was_written_and_found_by_its_stream_and_its_time() {
+        let store = store();
+        let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
+        let other = UserId::parse("@o:a.org").unwrap();
+        let mut row = fields(&room, &user, State::Knocking);
+        (row.due_ms, row.forgotten, row.may_be_in) = (Some(50), true, true);
+        (row.previous, row.pending) = (Some(knock(&room, &other)), Some(knock(&room, &user)));
+        save(&store, row.clone(), true);
+        let read = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
+        assert!(read.stream > 0);
+        let written = Fields { stream: read.stream, ..row };
+        assert_eq!(format!("{:?}", RemoteMembership::from_store(written)), format!("{read:?}"));
+        let found = store.read(|db| db.remote_memberships_of(&user, read.stream - 1, true)).unwrap();
+        assert_eq!(found.len(), 1);
+        assert!(store.read(|db| db.remote_memberships_of(&user, read.stream, true)).unwrap().is_empty());
+        assert!(store.read(|db| db.remote_memberships_due(49, 9)).unwrap().is_empty());
+        assert_eq!(
+            store.read(|db| db.remote_memberships_due(50, 9)).unwrap(),
+            [(room.clone(), user.clone())]
+        );
+        assert_eq!(store.read(|db| db.next_remote_membership_due()).unwrap(), Some(50));
+        save(&store, fields(&room, &other, State::Invited), true);
+        assert_eq!(store.read(|db| db.remote_memberships_in(&room)).unwrap().len(), 2);
+        store.write(move |tx| tx.write_remote_membership(&Effect::Delete(Box::new(read)))).unwrap();
+        let left = store.read(|db| db.remote_memberships_in(&room)).unwrap();
+        assert_eq!(left.iter().map(|row| row.user_id.as_str()).collect::<Vec<_>>(), ["@o:a.org"]);
+    }
+
+    #[test]
+    fn a_quiet_change_is_seen_by_no_client_and_what_is_due_no_day_is_not_put_off() {
+        let store = store();
+        let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
+        save(&store, Fields { due_ms: Some(7), ..fields(&room, &user, State::Invited) }, true);
+        let row = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
+        save(&store, Fields { attempts: 3, ..(*row).clone() }, false);
+        let again = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
+        assert_eq!((again.attempts, again.stream, again.due_ms), (3, row.stream, Some(7)));
+        let lease = |until| {
+            let (there, us) = (room.clone(), user.clone());
+            store.write(move |tx| tx.lease_remote_membership(&there, &us, until)).unwrap();
+            store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap().due_ms
+        };
+        assert_eq!(lease(200), Some(200));
+        save(&store, Fields { due_ms: None, ..(*again).clone() }, false);
+        assert_eq!(lease(300), None);
+    }
+
+    #[test]
+    fn what_has_ended_is_bounded_and_goes_with_time() {
+        let store = store();
+        let [user, other] = ["@u:a.org", "@o:a.org"].map(|id| UserId::parse(id).unwrap());
+        let close = |user: &UserId, n: u32, now: Millis| {
+            let room = RoomId::parse(&format!("!r{n}:b.org")).unwrap();
+            save(&store, Fields { ended_ms: Some(now), ..fields(&room, user, State::Closed) }, true);
+        };
+        let rooms = |user: &UserId| -> Vec<String> {
+            let rows = store.read(|db| db.remote_memberships_of(user, 0, true)).unwrap();
+            rows.into_iter().map(|row| row.room_id.as_str().to_owned()).collect()
+        };
+        close(&other, 0, 1);
+        (0..MOST_ENDED + 5).for_each(|n| close(&user, n, 2));
+        let kept = rooms(&user);
+        assert_eq!((kept.len(), kept[0].as_str()), (200, "!r5:b.org"), "the oldest go");
+        assert_eq!(rooms(&other).len(), 1, "another user's are not touched");
+        assert!(store.read(|db| db.remote_memberships_of(&user, 0, false)).unwrap().is_empty());
+        assert!(store.read(|db| db.rooms_dealt_with_from_outside(&user)).unwrap().is_empty());
+        (0..20).for_each(|n| close(&other, 1000 + n, 3 + ENDED_KEPT));
+        assert!(rooms(&user).is_empty());
+        assert_eq!(rooms(&other).len(), 20);
+    }
+}

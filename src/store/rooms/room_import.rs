@@ -1,0 +1,150 @@
+//! A room that comes to us with its state: stored a few hundred events at a time, which changes nothing that anybody can
+//! see, and then made the room's state at once. What is kept of an event in between is a line, so that a room of any size
+//! needs little memory.
+
+use std::collections::HashMap;
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::room_version::EventIdFormat;
+use crate::protocol::{Pdu, VerifiedPdu};
+use crate::store::rooms::snapshots::Delta;
+use crate::store::rooms::state::NewSlots;
+use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Status, Tx};
+
+/// A stored event of the state that a room will have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Staged {
+    /// What it is the state of.
+    pub slot: Slot,
+    /// Its row.
+    pub event: EventKey,
+    /// Of a membership, whose and which.
+    pub member: Option<(Box<str>, Membership)>,
+}
+
+impl Tx<'_> {
+    /// Stores events of a room; nothing happens to those that we have. Gives a line for each that is part of the state
+    /// (`true`). In room versions 1 and 2, where a server chooses the ids of its events, one whose id another event has
+    /// is left out.
+    pub fn stage_events(&mut self, room: RoomKey, events: &[(VerifiedPdu, bool)]) -> Result<Vec<Staged>> {
+        let mut staged = Vec::with_capacity(events.len());
+        let mut slots = NewSlots::default();
+        for (pdu, in_state) in events {
+            let Some(event) = self.stage_event(room, pdu)? else { continue };
+            if let (true, Some(state_key)) = (in_state, pdu.state_key()) {
+                let slot = self.make_slot_of_many(&mut slots, pdu.event_type(), state_key)?;
+                let member = pdu.membership().map(|membership| (state_key.into(), membership));
+                staged.push(Staged { slot, event, member });
+            }
+        }
+        Ok(staged)
+    }
+
+    fn stage_event(&mut self, room: RoomKey, pdu: &VerifiedPdu) -> Result<Option<EventKey>> {
+        if let Some(key) = self.insert_outlier_unless_known(room, pdu, Status::Accepted)? {
+            return Ok(Some(key));
+        }
+        let known = self
+            .conn()
+            .prepare_cached("SELECT event_key, room_key FROM events WHERE event_id = ?1")?
+            .query_row([pdu.event_id().as_str()], |row| Ok((row.get(0)?, row.get::<_, RoomKey>(1)?)))
+            .optional()?;
+        let Some((key, in_room)) = known else { return Err(Error::internal("an event went missing")) };
+        let is_same = in_room == room
+            && (pdu.version().event_id_format != EventIdFormat::InEvent || {
+                let hash = |pdu: &Pdu| pdu.canonical().reference_hash(pdu.version());
+                hash(pdu) == hash(&self.pdu_by_key(key)?)
+            });
+        if !is_same {
+            log::warn!("{} is another event's id: left out", pdu.event_id());
+        } else {
+            self.complete_event(pdu)?;
+        }
+        Ok(is_same.then_some(key))
+    }
+
+    /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. A
+    /// room that we have been in before changes by the difference, so that those of us who were there see it as that.
+    /// Errors: 502 if two events are for one type and state key.
+    pub fn settle(&mut self, room: RoomKey, mut state: Vec<Staged>, at: i64) -> Result<SnapshotId> {
+        state.sort_unstable_by_key(|row| (row.slot, row.event));
+        state.dedup();
+        if state.windows(2).any(|pair| pair[0].slot == pair[1].slot) {
+            return Err(Error::bad_gateway("The room's state has two events of one type and state key"));
+        }
+        let snapshot = match self.room_by_key(room)?.state {
+            None => {
+                let size = state.len();
+                self.settle_afresh(room, state, at)?;
+                self.root_snapshot_of_current(room, size)?
+            }
+            Some(old) => {
+                let change = difference(&self.db, room, &state)?;
+                let snapshot = self.snapshot_after(old, &change)?;
+                for user in self.move_current_state(room, &change, at, true)? {
+                    self.wake_user(&user);
+                }
+                snapshot
+            }
+        };
+        self.set_room_state(room, snapshot)?;
+        Ok(snapshot)
+    }
+
+    /// Does what [`Tx::move_current_state`] does, for many events at once and without a history. Rows go in in the order
+    /// of their keys, which is fastest and packs them best.
+    fn settle_afresh(&mut self, room: RoomKey, mut state: Vec<Staged>, at: i64) -> Result<()> {
+        let mut insert = self
+            .conn()
+            .prepare_cached("INSERT INTO current_state (room_key, slot, event_key) VALUES (?1, ?2, ?3)")?;
+        for row in &state {
+            insert.execute([room, row.slot, row.event])?;
+        }
+        state.retain(|row| row.member.is_some());
+        state.sort_unstable_by(|a, b| a.member.cmp(&b.member));
+        let mut insert = self.conn().prepare_cached(
+            "INSERT INTO memberships (room_key, user_id, membership, event_key, stream, local)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        let (mut joined, mut invited) = (0, 0);
+        let mut servers: HashMap<&str, i64> = HashMap::new();
+        for row in &state {
+            let Some((user, membership)) = &row.member else { continue };
+            let local = self.is_ours(user);
+            insert.execute(params![room, user, membership.as_str(), row.event, at, local])?;
+            match membership {
+                Membership::Join => {
+                    joined += 1;
+                    *servers.entry(user.split_once(':').map_or("", |(_, server)| server)).or_default() += 1;
+                }
+                Membership::Invite => invited += 1,
+                _ => {}
+            }
+        }
+        self.count_members(room, joined, invited)?;
+        for (server, users) in servers {
+            self.count_resident(room, server, users, at)?;
+        }
+        self.remember(|memory| {
+            memory.forget_audience(room);
+            memory.forget_state(room);
+        });
+        Ok(())
+    }
+}
+
+/// How a state, sorted by slot, differs from the room's current one.
+fn difference(db: &Db<'_>, room: RoomKey, state: &[Staged]) -> Result<Delta> {
+    let mut old = db.current_slots(room)?;
+    let mut change = Delta::new();
+    for row in state {
+        if old.remove(&row.slot) != Some(row.event) {
+            change.insert(row.slot, Some(row.event));
+        }
+    }
+    change.extend(old.into_keys().map(|slot| (slot, None)));
+    Ok(change)
+}

@@ -1,0 +1,359 @@
+//! Room states as a tree of differences (see `snapshots` in `schema.sql`): any state from a handful of rows.
+//!
+//! A snapshot's number counts the steps from its root. Its row has what changed since the ancestor whose number is the
+//! same without the lowest set bit, as a Fenwick tree has it; the ancestors that a new row needs for that are exactly
+//! those that lead from its predecessor to that ancestor. Forks need nothing special: they are branches of the tree.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::error::{Error, Result};
+use crate::store::rooms::state::LAST_OTHER_SLOT;
+use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
+
+/// What changes from one state to another: slot → its event, or none any more.
+pub type Delta = BTreeMap<Slot, Option<EventKey>>;
+
+const ENTRY: usize = 10;
+
+fn encode(delta: &Delta) -> Vec<u8> {
+    let mut blob = Vec::with_capacity(delta.len() * ENTRY);
+    for (slot, event) in delta {
+        blob.extend_from_slice(&slot.to_be_bytes()[3..]);
+        blob.extend_from_slice(&event.unwrap_or(0).to_be_bytes()[3..]);
+    }
+    blob
+}
+
+fn five_bytes(bytes: &[u8]) -> i64 {
+    bytes.iter().take(5).fold(0, |number, byte| number << 8 | i64::from(*byte))
+}
+
+fn entries(blob: &[u8]) -> impl Iterator<Item = (Slot, Option<EventKey>)> + '_ {
+    blob.chunks_exact(ENTRY).map(|entry| {
+        let event = five_bytes(&entry[5..]);
+        (five_bytes(entry), (event != 0).then_some(event))
+    })
+}
+
+/// The same as [`Db::find_in`] for a delta that is one value.
+fn find(blob: &[u8], slot: Slot) -> Option<Option<EventKey>> {
+    let (mut low, mut high) = (0, blob.len() / ENTRY);
+    while low < high {
+        let middle = (low + high) / 2;
+        let entry = &blob[middle * ENTRY..(middle + 1) * ENTRY];
+        match five_bytes(entry).cmp(&slot) {
+            std::cmp::Ordering::Less => low = middle + 1,
+            std::cmp::Ordering::Greater => high = middle,
+            std::cmp::Ordering::Equal => {
+                let event = five_bytes(&entry[5..]);
+                return Some((event != 0).then_some(event));
+            }
+        }
+    }
+    None
+}
+
+pub(in crate::store) struct Row {
+    pub(in crate::store) snapshot: SnapshotId,
+    number: i64,
+    parent: Option<SnapshotId>,
+    /// None if the entries have rows of their own.
+    delta: Option<Vec<u8>>,
+}
+
+impl Row {
+    /// What it takes to remember it.
+    pub(in crate::store) fn bytes(&self) -> usize {
+        120 + self.delta.as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// How a snapshot was made: from which one, by which change. Only the writer remembers this, and only of late snapshots:
+/// between neighbours it is the short way.
+pub(in crate::store) struct Step {
+    from: SnapshotId,
+    change: Delta,
+}
+
+impl Step {
+    /// What it takes to remember it.
+    pub(in crate::store) fn bytes(&self) -> usize {
+        120 + 40 * self.change.len()
+    }
+}
+
+/// How many steps are gone at most to see how two snapshots differ.
+const NEIGHBOURS: usize = 200;
+
+/// A delta with more entries than this has them as rows, so that looking one up does not read them all.
+const LARGE: usize = 300;
+
+/// The number of the ancestor that a snapshot's delta is against.
+fn parent_number(number: i64) -> i64 {
+    number & (number - 1)
+}
+
+impl Db<'_> {
+    fn snapshot_row(&self, snapshot: SnapshotId) -> Result<Arc<Row>> {
+        if let Some(row) = self.recall(|memory| memory.graph.row(snapshot)) {
+            return Ok(row);
+        }
+        let mut statement =
+            self.conn().prepare_cached("SELECT number, parent, delta FROM snapshots WHERE snapshot = ?1")?;
+        let row = Arc::new(statement.query_row([snapshot], |r| {
+            Ok(Row { snapshot, number: r.get(0)?, parent: r.get(1)?, delta: r.get(2)? })
+        })?);
+        self.remember(|memory| memory.graph.keep_row(row.clone()));
+        Ok(row)
+    }
+
+    /// Looks one slot up in a row: `Some(None)` says that the slot was emptied, `None` that the row does not speak of it.
+    fn find_in(&self, row: &Row, slot: Slot) -> Result<Option<Option<EventKey>>> {
+        if let Some(delta) = &row.delta {
+            return Ok(find(delta, slot));
+        }
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT event_key FROM snapshot_entries WHERE snapshot = ?1 AND slot = ?2")?;
+        let found: Option<EventKey> = statement.query_row([row.snapshot, slot], |r| r.get(0)).optional()?;
+        Ok(found.map(|event| (event != 0).then_some(event)))
+    }
+
+    /// All entries of a row, by slot.
+    fn entries_of(&self, row: &Row) -> Result<Vec<(Slot, Option<EventKey>)>> {
+        self.entries_upto(row, Slot::MAX)
+    }
+
+    /// The entries of a row for slots up to this one, by slot.
+    fn entries_upto(&self, row: &Row, last: Slot) -> Result<Vec<(Slot, Option<EventKey>)>> {
+        if let Some(delta) = &row.delta {
+            return Ok(entries(delta).take_while(|(slot, _)| *slot <= last).collect());
+        }
+        let mut statement = self.conn().prepare_cached(
+            "SELECT slot, event_key FROM snapshot_entries WHERE snapshot = ?1 AND slot <= ?2 ORDER BY slot",
+        )?;
+        let rows = statement.query_map([row.snapshot, last], |r| {
+            let event: EventKey = r.get(1)?;
+            Ok((r.get(0)?, (event != 0).then_some(event)))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// One slot of a state, without putting the whole state together.
+    pub fn slot_at(&self, snapshot: SnapshotId, slot: Slot) -> Result<Option<EventKey>> {
+        let mut next = Some(snapshot);
+        while let Some(snapshot) = next {
+            let row = self.snapshot_row(snapshot)?;
+            if let Some(found) = self.find_in(&row, slot)? {
+                return Ok(found);
+            }
+            next = row.parent;
+        }
+        Ok(None)
+    }
+
+    /// A whole state: slot → event.
+    pub fn slots_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<Slot, EventKey>> {
+        self.slots_upto(snapshot, Slot::MAX)
+    }
+
+    /// A state without its memberships, whose number does not matter: slot → event.
+    pub fn slots_but_members_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<Slot, EventKey>> {
+        self.slots_upto(snapshot, LAST_OTHER_SLOT)
+    }
+
+    fn slots_upto(&self, snapshot: SnapshotId, last: Slot) -> Result<BTreeMap<Slot, EventKey>> {
+        let mut state = BTreeMap::new();
+        for snapshot in self.snapshot_path(snapshot)?.into_iter().rev() {
+            let row = self.snapshot_row(snapshot)?;
+            for (slot, event) in self.entries_upto(&row, last)? {
+                match event {
+                    Some(event) => state.insert(slot, event),
+                    None => state.remove(&slot),
+                };
+            }
+        }
+        Ok(state)
+    }
+
+    /// A snapshot's number and parent.
+    fn snapshot_link(&self, snapshot: SnapshotId) -> Result<(i64, Option<SnapshotId>)> {
+        if let Some(row) = self.recall(|memory| memory.graph.row(snapshot)) {
+            return Ok((row.number, row.parent));
+        }
+        let mut statement =
+            self.conn().prepare_cached("SELECT number, parent FROM snapshots WHERE snapshot = ?1")?;
+        Ok(statement.query_row([snapshot], |r| Ok((r.get(0)?, r.get(1)?)))?)
+    }
+
+    /// The rows that a state is put together from, the newest first.
+    fn snapshot_path(&self, snapshot: SnapshotId) -> Result<Vec<SnapshotId>> {
+        let (mut path, mut next) = (Vec::new(), Some(snapshot));
+        while let Some(snapshot) = next {
+            path.push(snapshot);
+            next = self.snapshot_link(snapshot)?.1;
+        }
+        Ok(path)
+    }
+
+    /// What the rows of a path say together, the first having the last word.
+    fn changes_along(&self, path: &[SnapshotId]) -> Result<Delta> {
+        let mut delta = Delta::new();
+        for snapshot in path.iter().rev() {
+            let row = self.snapshot_row(*snapshot)?;
+            delta.extend(self.entries_of(&row)?);
+        }
+        Ok(delta)
+    }
+
+    /// What must change in state `from` to get state `to`.
+    pub fn state_difference(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
+        if from == to {
+            return Ok(Delta::new());
+        }
+        match self.difference_by_steps(from, to)? {
+            Some(difference) => Ok(difference),
+            None => self.difference_by_rows(from, to),
+        }
+    }
+
+    /// The difference between snapshots that were made one from the other, or both from a third, not many steps ago.
+    /// None if the writer does not remember how.
+    fn difference_by_steps(&self, from: SnapshotId, to: SnapshotId) -> Result<Option<Delta>> {
+        if self.memory.is_none() {
+            return Ok(None);
+        }
+        // From both ends towards the root, always from the one that is further from it, until they meet.
+        let (mut from, mut to) = ((from, self.snapshot_link(from)?.0), (to, self.snapshot_link(to)?.0));
+        let (mut before, mut after) = (Delta::new(), Delta::new());
+        for _ in 0..NEIGHBOURS {
+            if from.0 == to.0 {
+                return self.difference_above(Some(from.0), &before, &after).map(Some);
+            }
+            let (at, found) = if from.1 >= to.1 { (&mut from, &mut before) } else { (&mut to, &mut after) };
+            let Some(step) = self.recall(|memory| memory.graph.step(at.0)) else { return Ok(None) };
+            for (slot, event) in &step.change {
+                found.entry(*slot).or_insert(*event);
+            }
+            *at = (step.from, at.1 - 1);
+        }
+        Ok(None)
+    }
+
+    /// The same for any two, found through their nearest common row.
+    fn difference_by_rows(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
+        let (mut from_path, mut to_path) = (self.snapshot_path(from)?, self.snapshot_path(to)?);
+        // What both build on, seen from the root, says the same on both sides, and is looked at only where one side
+        // alone speaks of a slot. It may be large.
+        let mut common = None;
+        while let (Some(a), Some(b)) = (from_path.last(), to_path.last())
+            && a == b
+        {
+            common = from_path.pop();
+            to_path.pop();
+        }
+        self.difference_above(common, &self.changes_along(&from_path)?, &self.changes_along(&to_path)?)
+    }
+
+    /// The difference of two states that are given as changes to a third, or to nothing.
+    fn difference_above(&self, common: Option<SnapshotId>, before: &Delta, after: &Delta) -> Result<Delta> {
+        let beneath = |slot: Slot| match common {
+            Some(common) => self.slot_at(common, slot),
+            None => Ok(None),
+        };
+        let mut difference = Delta::new();
+        for slot in before.keys().chain(after.keys()) {
+            let old = before.get(slot).map_or_else(|| beneath(*slot), |event| Ok(*event))?;
+            let new = after.get(slot).map_or_else(|| beneath(*slot), |event| Ok(*event))?;
+            if old != new {
+                difference.insert(*slot, new);
+            }
+        }
+        Ok(difference)
+    }
+}
+
+impl Tx<'_> {
+    /// A new state from nothing.
+    pub fn root_snapshot(&mut self, state: &BTreeMap<Slot, EventKey>) -> Result<SnapshotId> {
+        let delta: Delta = state.iter().map(|(slot, event)| (*slot, Some(*event))).collect();
+        self.insert_snapshot(0, None, &delta)
+    }
+
+    /// The room's current state as one that follows no other.
+    pub(in crate::store) fn root_snapshot_of_current(
+        &mut self,
+        room: RoomKey,
+        size: usize,
+    ) -> Result<SnapshotId> {
+        if size <= LARGE {
+            return self.root_snapshot(&self.current_slots(room)?.into_iter().collect());
+        }
+        let snapshot = self.insert_snapshot_row(0, None, None)?;
+        let copy = "INSERT INTO snapshot_entries (snapshot, slot, event_key)
+             SELECT ?1, slot, event_key FROM current_state WHERE room_key = ?2 ORDER BY slot";
+        self.conn().prepare_cached(copy)?.execute([snapshot, room])?;
+        Ok(snapshot)
+    }
+
+    /// The state that results from another by a change. An empty change makes no row.
+    pub fn snapshot_after(&mut self, previous: SnapshotId, change: &Delta) -> Result<SnapshotId> {
+        if change.is_empty() {
+            return Ok(previous);
+        }
+        let (mut number_here, mut parent) = self.snapshot_link(previous)?;
+        let number = number_here + 1;
+        let target = parent_number(number);
+        // From the predecessor back to the ancestor that the new row builds on, which is not looked into itself.
+        let (mut between, mut at) = (Vec::new(), previous);
+        while number_here > target {
+            between.push(at);
+            at = parent.ok_or_else(|| Error::internal("a snapshot without its parent"))?;
+            (number_here, parent) = self.snapshot_link(at)?;
+        }
+        let mut delta = self.changes_along(&between)?;
+        delta.extend(change.iter().map(|(slot, event)| (*slot, *event)));
+        let snapshot = self.insert_snapshot(number, Some(at), &delta)?;
+        self.remember(|memory| {
+            memory.graph.keep_step(snapshot, Step { from: previous, change: change.clone() });
+        });
+        Ok(snapshot)
+    }
+
+    fn insert_snapshot_row(
+        &mut self,
+        number: i64,
+        parent: Option<SnapshotId>,
+        delta: Option<Vec<u8>>,
+    ) -> Result<SnapshotId> {
+        self.conn()
+            .prepare_cached("INSERT INTO snapshots (number, parent, delta) VALUES (?1, ?2, ?3)")?
+            .execute(params![number, parent, delta])?;
+        let snapshot = self.conn().last_insert_rowid();
+        let row = Row { snapshot, number, parent, delta };
+        self.remember(|memory| memory.graph.keep_row(Arc::new(row)));
+        Ok(snapshot)
+    }
+
+    fn insert_snapshot(
+        &mut self,
+        number: i64,
+        parent: Option<SnapshotId>,
+        delta: &Delta,
+    ) -> Result<SnapshotId> {
+        let large = delta.len() > LARGE;
+        let snapshot = self.insert_snapshot_row(number, parent, (!large).then(|| encode(delta)))?;
+        if large {
+            let mut insert = self.conn().prepare_cached(
+                "INSERT INTO snapshot_entries (snapshot, slot, event_key) VALUES (?1, ?2, ?3)",
+            )?;
+            for (slot, event) in delta {
+                insert.execute(params![snapshot, slot, event.unwrap_or(0)])?;
+            }
+        }
+        Ok(snapshot)
+    }
+}

@@ -1,0 +1,364 @@
+//! The state of rooms by type and state key: now, at an event, and at a position of the stream.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{EventId, Pdu, UserId};
+use crate::store::cache::events::SlotName;
+use crate::store::rooms::memberships::MembershipChange;
+use crate::store::rooms::snapshots::Delta;
+use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
+
+/// More events than this are read without remembering them: they would push everything else out.
+const MANY: usize = 1000;
+
+/// A whole state by names and ids, as state resolution takes and gives it.
+pub type StateMap = BTreeMap<(Arc<str>, Arc<str>), EventId>;
+
+/// A difference between two states by names and ids.
+pub type NamedDelta = BTreeMap<(Arc<str>, Arc<str>), Option<EventId>>;
+
+/// A change of a room's current state in one slot over a stretch of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateChange {
+    /// The event type.
+    pub event_type: String,
+    /// The state key.
+    pub state_key: String,
+    /// The event at the start of the stretch.
+    pub before: Option<EventKey>,
+    /// The event at its end.
+    pub after: Option<EventKey>,
+}
+
+const MEMBER: &str = "m.room.member";
+
+/// Memberships have the slots beyond this one, so that what else a room's state has lies together, however many members
+/// there are. Slots have five bytes.
+pub(crate) const LAST_OTHER_SLOT: Slot = 1 << 38;
+
+impl Db<'_> {
+    /// The number of a (type, state key) pair, if any state event ever had it.
+    pub fn slot(&self, event_type: &str, state_key: &str) -> Result<Option<Slot>> {
+        if let Some(slot) = self.recall(|memory| memory.graph.slot(event_type, state_key)) {
+            return Ok(Some(slot));
+        }
+        let mut statement =
+            self.conn().prepare_cached("SELECT slot FROM slots WHERE type = ?1 AND state_key = ?2")?;
+        let slot = statement.query_row([event_type, state_key], |r| r.get(0)).optional()?;
+        if let Some(slot) = slot {
+            self.remember(|memory| memory.graph.keep_slot(slot, event_type, state_key));
+        }
+        Ok(slot)
+    }
+
+    /// The type and state key of a slot.
+    pub fn slot_name(&self, slot: Slot) -> Result<SlotName> {
+        if let Some(name) = self.recall(|memory| memory.graph.slot_name(slot)) {
+            return Ok(name);
+        }
+        let mut statement =
+            self.conn().prepare_cached("SELECT type, state_key FROM slots WHERE slot = ?1")?;
+        let name: SlotName = statement.query_row([slot], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        self.remember(|memory| memory.graph.keep_slot(slot, &name.0, &name.1));
+        Ok(name)
+    }
+
+    /// The row of the event in the room's current state.
+    pub fn state_event_key(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Option<EventKey>> {
+        if let Some(known) = self.recall(|memory| memory.state_event_key(room, event_type, state_key)) {
+            return Ok(known);
+        }
+        let mut statement = self.conn().prepare_cached(
+            "SELECT c.event_key FROM slots s JOIN current_state c ON c.room_key = ?1 AND c.slot = s.slot
+             WHERE s.type = ?2 AND s.state_key = ?3",
+        )?;
+        let event = statement.query_row(params![room, event_type, state_key], |r| r.get(0)).optional()?;
+        self.remember(|memory| memory.keep_state_event_key(room, event_type, state_key, event));
+        Ok(event)
+    }
+
+    /// The event in the room's current state.
+    pub fn state_event(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Option<Pdu>> {
+        self.state_event_key(room, event_type, state_key)?.map(|key| self.pdu_by_key(key)).transpose()
+    }
+
+    /// The event in a state.
+    pub fn state_event_in(
+        &self,
+        state: SnapshotId,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Option<Pdu>> {
+        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
+        self.slot_at(state, slot)?.map(|key| self.pdu_by_key(key)).transpose()
+    }
+
+    /// The id of the event in a state.
+    pub fn state_id_in(
+        &self,
+        state: SnapshotId,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Option<EventId>> {
+        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
+        self.slot_at(state, slot)?.map(|key| self.event_id(key)).transpose()
+    }
+
+    /// The room's whole current state as rows: slot → event.
+    pub fn current_slots(&self, room: RoomKey) -> Result<BTreeMap<Slot, EventKey>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT slot, event_key FROM current_state WHERE room_key = ?1 ORDER BY slot")?;
+        let rows = statement.query_map([room], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The room's whole current state.
+    pub fn current_state(&self, room: RoomKey) -> Result<Vec<Pdu>> {
+        self.current_slots(room)?.values().map(|key| self.pdu_by_key(*key)).collect()
+    }
+
+    /// The rows of the room's current state events of one type, by state key.
+    pub fn state_of_type(&self, room: RoomKey, event_type: &str) -> Result<Vec<(String, EventKey)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT s.state_key, c.event_key FROM slots s JOIN current_state c ON c.room_key = ?1 AND c.slot = s.slot
+             WHERE s.type = ?2",
+        )?;
+        let rows = statement.query_map(params![room, event_type], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// A whole state as state resolution wants it.
+    pub fn state_map_at(&self, state: SnapshotId) -> Result<StateMap> {
+        let slots = self.slots_at(state)?;
+        let mut types: HashSet<Arc<str>> = HashSet::new();
+        let mut map = StateMap::new();
+        for (slot, event) in slots {
+            let (event_type, state_key) = self.slot_name(slot)?;
+            // One copy of each type.
+            types.insert(event_type.clone());
+            let event_type = types.get(&event_type).cloned().unwrap_or(event_type);
+            map.insert((event_type, state_key), self.event_id(event)?);
+        }
+        Ok(map)
+    }
+
+    /// All events of a state.
+    pub fn state_events_at(&self, state: SnapshotId) -> Result<Vec<Pdu>> {
+        let slots = self.slots_at(state)?;
+        if slots.len() > MANY {
+            return slots.values().map(|key| Ok(self.event_by_key(*key)?.pdu)).collect();
+        }
+        slots.values().map(|key| self.pdu_by_key(*key)).collect()
+    }
+
+    /// The event that was in the room's current state as of a stream position.
+    pub fn state_event_as_of(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+        stream: i64,
+    ) -> Result<Option<EventKey>> {
+        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
+        let mut statement = self.conn().prepare_cached(
+            "SELECT previous FROM state_changes WHERE room_key = ?1 AND slot = ?2 AND stream > ?3
+             ORDER BY stream LIMIT 1",
+        )?;
+        match statement.query_row([room, slot, stream], |r| r.get(0)).optional()? {
+            Some(previous) => Ok(previous),
+            None => self.state_event_key(room, event_type, state_key),
+        }
+    }
+
+    /// A user's membership in the room as of a stream position.
+    pub fn membership_as_of(&self, room: RoomKey, user: &UserId, stream: i64) -> Result<Option<Membership>> {
+        let key = self.state_event_as_of(room, "m.room.member", user.as_str(), stream)?;
+        Ok(key.map(|key| self.pdu_by_key(key)).transpose()?.and_then(|pdu| pdu.membership()))
+    }
+
+    /// The room's whole current state as of a stream position: slot → event.
+    pub fn slots_as_of(&self, room: RoomKey, stream: i64) -> Result<BTreeMap<Slot, EventKey>> {
+        let mut state = self.current_slots(room)?;
+        let mut statement = self.conn().prepare_cached(
+            "SELECT slot, previous FROM state_changes WHERE room_key = ?1 AND stream > ?2 ORDER BY stream DESC",
+        )?;
+        let mut rows = statement.query([room, stream])?;
+        while let Some(row) = rows.next()? {
+            match row.get::<_, Option<EventKey>>(1)? {
+                Some(previous) => state.insert(row.get(0)?, previous),
+                None => state.remove(&row.get(0)?),
+            };
+        }
+        Ok(state)
+    }
+
+    /// What changed in the room's current state at positions in `(after, upto]`, one entry a slot.
+    pub fn state_changes_between(&self, room: RoomKey, after: i64, upto: i64) -> Result<Vec<StateChange>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT slot, event_key, previous FROM state_changes
+             WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 ORDER BY stream",
+        )?;
+        let mut rows = statement.query([room, after, upto])?;
+        let mut net: BTreeMap<Slot, (Option<EventKey>, Option<EventKey>)> = BTreeMap::new();
+        let mut order = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (slot, event, previous) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            net.entry(slot).and_modify(|(_, last)| *last = event).or_insert_with(|| {
+                order.push(slot);
+                (previous, event)
+            });
+        }
+        let mut changes = Vec::new();
+        for slot in order {
+            let Some((before, after)) = net.remove(&slot) else { continue };
+            if before != after {
+                let (event_type, state_key) = self.slot_name(slot)?;
+                let (event_type, state_key) = (event_type.to_string(), state_key.to_string());
+                changes.push(StateChange { event_type, state_key, before, after });
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// What is known of the slots to be given out, for the time of one transaction.
+#[derive(Default)]
+pub(in crate::store) struct NewSlots {
+    /// One that no membership has.
+    next_member: Option<Slot>,
+}
+
+impl Tx<'_> {
+    /// The number of a (type, state key) pair, given out if need be.
+    pub(crate) fn make_slot(&mut self, event_type: &str, state_key: &str) -> Result<Slot> {
+        if let Some(slot) = self.slot(event_type, state_key)? {
+            return Ok(slot);
+        }
+        let slot = self.free_slot(event_type)?;
+        self.conn()
+            .prepare_cached("INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)")?
+            .execute(params![slot, event_type, state_key])?;
+        self.remember(|memory| memory.graph.keep_slot(slot, event_type, state_key));
+        Ok(slot)
+    }
+
+    /// The same for one of many, of which most are memberships of users that we have not heard of.
+    pub(in crate::store) fn make_slot_of_many(
+        &mut self,
+        new: &mut NewSlots,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Slot> {
+        if event_type != MEMBER {
+            return self.make_slot(event_type, state_key);
+        }
+        let slot = match new.next_member {
+            Some(slot) => slot,
+            None => self.free_slot(event_type)?,
+        };
+        let insert = "INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)
+             ON CONFLICT (type, state_key) DO NOTHING";
+        let inserted = self.conn().prepare_cached(insert)?.execute(params![slot, event_type, state_key])?;
+        new.next_member = Some(slot + i64::from(inserted == 1));
+        if inserted == 1 { Ok(slot) } else { self.make_slot(event_type, state_key) }
+    }
+
+    /// The number after the largest so far, which is found at the end of the table, or of its first part.
+    fn free_slot(&self, event_type: &str) -> Result<Slot> {
+        let next = match event_type == MEMBER {
+            true => "SELECT max(coalesce(max(slot), 0), ?1) + 1 FROM slots",
+            false => "SELECT coalesce(max(slot), 0) + 1 FROM slots WHERE slot <= ?1",
+        };
+        Ok(self.conn().prepare_cached(next)?.query_row([LAST_OTHER_SLOT], |row| row.get(0))?)
+    }
+
+    /// Moves the room's current state by a difference, and with it everything that follows the current state. `at` is
+    /// the position of the event that brought it about. `history`: whether to keep what was before (not for the state
+    /// with which a room first comes to us). Returns those of us whose own membership changed.
+    pub(crate) fn move_current_state(
+        &mut self,
+        room: RoomKey,
+        change: &Delta,
+        at: i64,
+        history: bool,
+    ) -> Result<Vec<UserId>> {
+        let mut ours = Vec::new();
+        for (slot, event) in change {
+            let previous: Option<EventKey> = self
+                .conn()
+                .prepare_cached("SELECT event_key FROM current_state WHERE room_key = ?1 AND slot = ?2")?
+                .query_row([room, *slot], |r| r.get(0))
+                .optional()?;
+            if previous == *event {
+                continue;
+            }
+            match event {
+                Some(event) => self
+                    .conn()
+                    .prepare_cached("INSERT OR REPLACE INTO current_state (room_key, slot, event_key) VALUES (?1, ?2, ?3)")?
+                    .execute([room, *slot, *event])?,
+                None => self
+                    .conn()
+                    .prepare_cached("DELETE FROM current_state WHERE room_key = ?1 AND slot = ?2")?
+                    .execute([room, *slot])?,
+            };
+            if history {
+                // Two changes of a slot at one position (a room adopted anew) are one.
+                self.conn()
+                    .prepare_cached(
+                        "INSERT INTO state_changes (room_key, slot, stream, event_key, previous)
+                         VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET event_key = excluded.event_key",
+                    )?
+                    .execute(params![room, slot, at, event, previous])?;
+            }
+            let (event_type, state_key) = self.slot_name(*slot)?;
+            self.remember(|memory| memory.forget_state_event(room, &event_type, &state_key));
+            if &*event_type == "m.room.member" {
+                let old = self.stored_membership(room, &state_key)?;
+                let new = match event {
+                    Some(event) => {
+                        // A member event without a valid membership is in no accepted state; if it were, nobody is a
+                        // member by it.
+                        self.pdu_by_key(*event)?.membership().map(|membership| (membership, *event))
+                    }
+                    None => None,
+                };
+                let change = MembershipChange { user: &state_key, old, new, stream: at };
+                if self.change_membership(room, &change)?
+                    && let Ok(user) = UserId::parse(&state_key)
+                {
+                    ours.push(user);
+                }
+            }
+        }
+        Ok(ours)
+    }
+
+    /// A difference given by names and ids, as slots and rows. All its events must be stored.
+    pub(crate) fn delta_of(&mut self, named: &NamedDelta) -> Result<Delta> {
+        let mut delta = Delta::new();
+        for ((event_type, state_key), event) in named {
+            let slot = self.make_slot(event_type, state_key)?;
+            let key = match event {
+                Some(id) => Some(
+                    self.event_key(id)?
+                        .ok_or_else(|| Error::internal(format!("no event {id} for a state")))?,
+                ),
+                None => None,
+            };
+            delta.insert(slot, key);
+        }
+        Ok(delta)
+    }
+}

@@ -1,0 +1,126 @@
+//! What `/sync`, `/messages` and their kind read beyond events and state: what is new for a user, and what a room looks
+//! like from their place.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::error::Result;
+use crate::protocol::UserId;
+use crate::store::rooms::state::LAST_OTHER_SLOT;
+use crate::store::{Db, EventKey, RoomKey};
+
+/// One change of a slot of a room's current state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotChange {
+    /// When.
+    pub stream: i64,
+    /// The event after the change; none if the slot was emptied.
+    pub event: Option<EventKey>,
+    /// The event before it.
+    pub previous: Option<EventKey>,
+}
+
+/// No more than this many changes of one slot are looked through.
+const SLOT_CHANGES: i64 = 1000;
+
+impl Db<'_> {
+    /// The stream position of this snapshot: everything up to here is in it, and nothing behind.
+    pub fn snapshot_position(&self) -> Result<i64> {
+        Ok(self.conn().prepare_cached("SELECT stream FROM server")?.query_row([], |row| row.get(0))?)
+    }
+
+    /// The rooms to which one of our users is joined and that have a new event after a position.
+    pub fn joined_rooms_with_news(&self, user: &UserId, after: i64) -> Result<Vec<RoomKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT m.room_key FROM memberships m
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND EXISTS (
+               SELECT 1 FROM events e WHERE e.room_key = m.room_key AND e.stream IS NOT NULL AND e.stream > ?2)",
+        )?;
+        let rows = statement.query_map(params![user.as_str(), after], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Events of a room's timeline in the order of their own times: from a time (included) to later ones, or to earlier
+    /// ones; at most `limit`, after the first `skip`.
+    pub fn events_by_time(
+        &self,
+        room: RoomKey,
+        (from, forwards): (i64, bool),
+        skip: usize,
+        limit: usize,
+    ) -> Result<Vec<EventKey>> {
+        let sql = if forwards {
+            "SELECT event_key FROM events WHERE room_key = ?1 AND stream IS NOT NULL AND origin_server_ts >= ?2
+             ORDER BY origin_server_ts, depth LIMIT ?3 OFFSET ?4"
+        } else {
+            "SELECT event_key FROM events WHERE room_key = ?1 AND stream IS NOT NULL AND origin_server_ts <= ?2
+             ORDER BY origin_server_ts DESC, depth DESC LIMIT ?3 OFFSET ?4"
+        };
+        let mut statement = self.conn().prepare_cached(sql)?;
+        let rows = statement.query_map(params![room, from, limit as i64, skip as i64], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// How one slot of a room's state changed, latest change first; the state with which a room came to us is no change.
+    pub fn slot_changes(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Vec<SlotChange>> {
+        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(Vec::new()) };
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream, event_key, previous FROM state_changes WHERE room_key = ?1 AND slot = ?2
+             ORDER BY stream DESC LIMIT ?3",
+        )?;
+        let rows = statement.query_map([room, slot, SLOT_CHANGES], |row| {
+            Ok(SlotChange { stream: row.get(0)?, event: row.get(1)?, previous: row.get(2)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The event that the state event of this type and key at this position replaced, if it changed the current state.
+    pub fn replaced_at(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+        stream: i64,
+    ) -> Result<Option<EventKey>> {
+        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
+        let previous: Option<Option<EventKey>> = self
+            .conn()
+            .prepare_cached(
+                "SELECT previous FROM state_changes WHERE room_key = ?1 AND slot = ?2 AND stream = ?3",
+            )?
+            .query_row([room, slot, stream], |row| row.get(0))
+            .optional()?;
+        Ok(previous.flatten())
+    }
+
+    /// The rows of a room's current state events; with `members` false, all but the memberships.
+    pub fn current_state_keys(&self, room: RoomKey, members: bool) -> Result<Vec<EventKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT event_key FROM current_state WHERE room_key = ?1 AND slot <= ?2 ORDER BY event_key",
+        )?;
+        let last = if members { i64::MAX } else { LAST_OTHER_SLOT };
+        let rows = statement.query_map([room, last], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The first members of a room in stream order, but for one user: joined and invited ones, or failing those the
+    /// ones that left or are banned.
+    pub fn heroes(&self, room: RoomKey, but: &UserId, limit: i64) -> Result<Vec<UserId>> {
+        for memberships in ["'join', 'invite'", "'leave', 'ban'"] {
+            let mut statement = self.conn().prepare_cached(&format!(
+                "SELECT user_id FROM memberships WHERE room_key = ?1 AND user_id <> ?2
+                 AND membership IN ({memberships}) ORDER BY stream, user_id LIMIT ?3"
+            ))?;
+            let rows =
+                statement.query_map(params![room, but.as_str(), limit], |row| row.get::<_, String>(0))?;
+            let mut heroes = Vec::new();
+            for row in rows {
+                // A member event's state key need not be a user id that we would accept today.
+                heroes.extend(UserId::parse(&row?).ok());
+            }
+            if !heroes.is_empty() {
+                return Ok(heroes);
+            }
+        }
+        Ok(Vec::new())
+    }
+}

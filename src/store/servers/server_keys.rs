@@ -1,0 +1,317 @@
+//! Signing keys: our own with their secrets, and the public ones of other servers.
+
+use rusqlite::named_params;
+
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::ServerName;
+use crate::store::{Db, Tx};
+
+/// One of our own keys.
+pub struct OwnKey {
+    /// `ed25519:version`.
+    pub key_id: String,
+    /// The secret.
+    pub seed: [u8; 32],
+    /// When it stopped to sign; none for the one in use.
+    pub expired_ms: Option<Millis>,
+}
+
+/// A key of another server, as it is kept.
+#[derive(Debug, Clone)]
+pub struct StoredKey {
+    /// `ed25519:version`.
+    pub key_id: String,
+    /// Unpadded base64.
+    pub public_key: String,
+    /// Signatures made later do not count.
+    pub valid_until_ms: Millis,
+    /// Whether it may only verify old events.
+    pub retired: bool,
+}
+
+/// Where a statement of keys comes from, and for whom it was fetched.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// The server itself said so; else a notary.
+    pub direct: bool,
+    /// It was fetched for the sake of a server that is in no room with us: the first to go when there are many.
+    pub stranger: bool,
+}
+
+/// What is known of a signed statement of keys, as a notary passes it on; its text by itself.
+pub struct StoredStatement {
+    /// The key that the statement was looked up by.
+    pub key_id: String,
+    /// Its validity.
+    pub valid_until_ms: Millis,
+    /// Whether it is an old key, whose validity no newer statement extends.
+    pub retired: bool,
+    /// When the statement was fetched.
+    pub fetched_ms: Millis,
+    /// Its number. Later ones have higher numbers.
+    pub statement: i64,
+}
+
+impl Db<'_> {
+    /// Our own keys, oldest first.
+    pub fn own_keys(&self) -> Result<Vec<OwnKey>> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT key_id, seed, expired_ms FROM signing_keys ORDER BY made_ms, key_id")?;
+        let rows = statement.query_map([], |row| {
+            Ok(OwnKey { key_id: row.get(0)?, seed: row.get(1)?, expired_ms: row.get(2)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The known keys of a server.
+    pub fn server_keys(&self, server: &ServerName) -> Result<Vec<StoredKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT key_id, public_key, valid_until_ms, retired FROM server_keys WHERE server = ?1",
+        )?;
+        let rows = statement.query_map([server.as_str()], |row| {
+            Ok(StoredKey {
+                key_id: row.get(0)?,
+                public_key: row.get(1)?,
+                valid_until_ms: row.get(2)?,
+                retired: row.get(3)?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The statements that a server's known keys come from.
+    pub fn key_statements(&self, server: &ServerName) -> Result<Vec<StoredStatement>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT k.key_id, k.valid_until_ms, k.retired, s.fetched_ms, s.statement
+             FROM server_keys k JOIN key_statements s USING (statement) WHERE k.server = ?1",
+        )?;
+        let rows = statement.query_map([server.as_str()], |row| {
+            Ok(StoredStatement {
+                key_id: row.get(0)?,
+                valid_until_ms: row.get(1)?,
+                retired: row.get(2)?,
+                fetched_ms: row.get(3)?,
+                statement: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The text of a statement: JSON as its server signed it.
+    pub fn key_statement(&self, number: i64) -> Result<Vec<u8>> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT json FROM key_statements WHERE statement = ?1")?;
+        Ok(statement.query_row([number], |row| row.get(0))?)
+    }
+}
+
+/// So many keys are kept of one server: those that it named last.
+const MOST_KEYS: u32 = 400;
+/// So many statements are kept of all servers together that are in no room with us: those that were fetched last.
+const MOST_OF_STRANGERS: u32 = 500;
+/// Strangers that go, or turn out to be none, when one comes, so that no single commit has much to do.
+const SWEPT_AT_ONCE: u32 = 5;
+
+impl Tx<'_> {
+    /// Retires the key in use, if there is one, and puts another in its place.
+    pub fn replace_own_key(&mut self, key_id: &str, seed: &[u8; 32], now: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE signing_keys SET expired_ms = ?1 WHERE expired_ms IS NULL")?
+            .execute([now])?;
+        self.conn()
+            .prepare_cached("INSERT INTO signing_keys (key_id, seed, made_ms) VALUES (?1, ?2, ?3)")?
+            .execute((key_id, seed, now))?;
+        Ok(())
+    }
+
+    /// Remembers the keys of a statement. What a server says itself replaces whatever was known of the same
+    /// key; what a notary passes on does so only if it is valid for longer, since it may be old. Of a server that never
+    /// stops naming new keys the latest are kept, and of strangers without end those that came last.
+    pub fn save_server_keys(
+        &mut self,
+        server: &ServerName,
+        keys: &[StoredKey],
+        statement: &[u8],
+        fetched_ms: Millis,
+        source: Source,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO key_statements (server, fetched_ms, stranger, json) VALUES (?1, ?2, ?3 AND NOT EXISTS
+                   (SELECT 1 FROM key_statements WHERE server = ?1 AND stranger = 0), ?4)",
+            )?
+            .execute((server.as_str(), fetched_ms, source.stranger, statement))?;
+        let id = self.conn().last_insert_rowid();
+        let mut save = self.conn().prepare_cached(
+            "INSERT INTO server_keys (server, key_id, public_key, valid_until_ms, retired, statement)
+             VALUES (:server, :key_id, :public_key, :valid_until, :retired, :statement)
+             ON CONFLICT (server, key_id) DO UPDATE SET public_key = excluded.public_key,
+               valid_until_ms = excluded.valid_until_ms, retired = excluded.retired, statement = excluded.statement
+             WHERE :direct OR (excluded.valid_until_ms > server_keys.valid_until_ms
+               AND excluded.public_key = server_keys.public_key AND NOT server_keys.retired)",
+        )?;
+        for key in keys {
+            save.execute(named_params! {
+                ":server": server.as_str(), ":key_id": key.key_id, ":public_key": key.public_key,
+                ":valid_until": key.valid_until_ms, ":retired": key.retired, ":statement": id, ":direct": source.direct,
+            })?;
+        }
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM server_keys WHERE server = ?1 AND key_id IN
+                   (SELECT key_id FROM server_keys WHERE server = ?1
+                    ORDER BY statement DESC, retired, valid_until_ms DESC LIMIT -1 OFFSET ?2)",
+            )?
+            .execute((server.as_str(), MOST_KEYS))?;
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM key_statements WHERE server = ?1
+                   AND statement NOT IN (SELECT statement FROM server_keys WHERE server = ?1)",
+            )?
+            .execute([server.as_str()])?;
+        if source.stranger {
+            self.forget_strangers_keys()?;
+        }
+        self.hasten_what_waits_for(server.as_str())
+    }
+
+    /// Forgets the keys of the strangers that were fetched first, if there are too many. Whoever was ever in a room that we
+    /// know is none: their events are there to be checked.
+    fn forget_strangers_keys(&mut self) -> Result<()> {
+        let too_many = {
+            let mut statement = self.conn().prepare_cached(
+                "SELECT s.statement, EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = s.server)
+                 FROM key_statements s WHERE s.stranger = 1 ORDER BY s.statement DESC LIMIT ?2 OFFSET ?1",
+            )?;
+            let rows = statement.query_map([MOST_OF_STRANGERS, SWEPT_AT_ONCE], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()?
+        };
+        for (statement, in_a_room) in too_many {
+            if in_a_room {
+                self.conn()
+                    .prepare_cached("UPDATE key_statements SET stranger = 0 WHERE statement = ?1")?
+                    .execute([statement])?;
+                continue;
+            }
+            self.conn()
+                .prepare_cached(
+                    "DELETE FROM server_keys WHERE statement = ?1
+                       AND server = (SELECT server FROM key_statements WHERE statement = ?1)",
+                )?
+                .execute([statement])?;
+            self.conn()
+                .prepare_cached("DELETE FROM key_statements WHERE statement = ?1")?
+                .execute([statement])?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Location, Options, Store};
+
+    fn key(public_key: &str, valid_until_ms: Millis, retired: bool) -> StoredKey {
+        StoredKey { key_id: "ed25519:a".into(), public_key: public_key.into(), valid_until_ms, retired }
+    }
+
+    #[test]
+    fn what_a_server_says_replaces_what_is_known_and_what_a_notary_says_only_extends_it() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let store =
+            Store::open(Location::Memory, &us, Box::new(|_| {}), &Options::default()).expect("a store");
+        let save = |key: StoredKey, statement: &'static [u8], direct: bool| {
+            let peer = ServerName::parse("peer.example").expect("a name");
+            let kept = store.write(move |tx| {
+                let source = Source { direct, stranger: false };
+                tx.save_server_keys(&peer, &[key], statement, 7, source)?;
+                let statement = tx.key_statements(&peer)?.remove(0).statement;
+                Ok((tx.server_keys(&peer)?.remove(0), tx.key_statement(statement)?))
+            });
+            let (key, statement) = kept.expect("kept");
+            (key.public_key, key.valid_until_ms, key.retired, String::from_utf8(statement).expect("text"))
+        };
+        let is =
+            |public: &str, until, retired, from: &str| (public.to_owned(), until, retired, from.to_owned());
+        assert_eq!(save(key("one", 100, false), b"notary 1", false), is("one", 100, false, "notary 1"));
+        assert_eq!(save(key("one", 90, false), b"notary 2", false), is("one", 100, false, "notary 1"));
+        assert_eq!(save(key("two", 200, false), b"notary 3", false), is("one", 100, false, "notary 1"));
+        assert_eq!(save(key("one", 110, false), b"notary 4", false), is("one", 110, false, "notary 4"));
+        assert_eq!(save(key("two", 50, false), b"direct 5", true), is("two", 50, false, "direct 5"));
+        assert_eq!(save(key("two", 40, true), b"direct 6", true), is("two", 40, true, "direct 6"));
+        assert_eq!(save(key("two", 300, false), b"notary 7", false), is("two", 40, true, "direct 6"));
+        let statements = store.read(|db| {
+            Ok(db.conn().query_row("SELECT count(*) FROM key_statements", [], |row| row.get::<_, i64>(0))?)
+        });
+        assert_eq!(statements.expect("a count"), 1, "statements that nothing refers to are gone");
+    }
+
+    #[test]
+    fn a_server_that_names_ever_new_keys_fills_nothing() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let store =
+            Store::open(Location::Memory, &us, Box::new(|_| {}), &Options::default()).expect("a store");
+        let peer = ServerName::parse("peer.example").expect("a name");
+        for round in 0..8 {
+            let peer = peer.clone();
+            let keys: Vec<StoredKey> = (0..100)
+                .map(|n| StoredKey { key_id: format!("ed25519:{round}_{n}"), ..key("one", 100, n % 2 == 0) })
+                .collect();
+            let source = Source { direct: true, stranger: false };
+            store.write(move |tx| tx.save_server_keys(&peer, &keys, b"statement", 7, source)).expect("kept");
+        }
+        let kept = store.read(|db| db.server_keys(&peer)).expect("keys");
+        assert_eq!(kept.len(), 400);
+        assert!(kept.iter().all(|key| !key.key_id.starts_with("ed25519:3_")), "the oldest are gone");
+        assert!(kept.iter().any(|key| key.key_id == "ed25519:7_99"));
+    }
+
+    #[test]
+    fn strangers_without_end_take_the_place_of_strangers_and_of_nobody_who_was_in_a_room_with_us() {
+        let name = |name: &str| ServerName::parse(name).expect("a name");
+        let store = Store::open(
+            Location::Memory,
+            &name("us.example"),
+            Box::new(|_| {}),
+            &Options { durable: false, readers: 1 },
+        );
+        let store = store.expect("a store");
+        let source = |stranger| Source { direct: true, stranger };
+        let kept = store.write(move |tx| {
+            let keys =
+                [key("one", 100, false), StoredKey { key_id: "ed25519:b".into(), ..key("two", 100, false) }];
+            // One in a room with us now, one before, one whose key one of us needed, one who comes into a room later.
+            let (friend, gone) = (name("friend.example"), name("gone.example"));
+            let (needed, late) = (name("needed.example"), name("late.example"));
+            let room = tx.pretend_room("!r:us.example", &[&friend, &gone])?;
+            tx.pretend_departure(room, &gone)?;
+            tx.save_server_keys(&needed, &keys, b"statement", 7, source(false))?;
+            for server in [&friend, &gone, &needed, &late] {
+                tx.save_server_keys(server, &keys, b"statement", 7, source(true))?;
+            }
+            for n in 0..2000 {
+                if n == 100 {
+                    tx.pretend_room("!s:us.example", &[&late])?;
+                }
+                tx.save_server_keys(&name(&format!("s{n}.example")), &keys, b"statement", 7, source(true))?;
+            }
+            let count = |sql: &str| tx.conn().query_row(sql, [], |row| row.get::<_, i64>(0));
+            let strangers = count("SELECT count(*) FROM key_statements WHERE stranger = 1")?;
+            let (statements, all) =
+                (count("SELECT count(*) FROM key_statements")?, count("SELECT count(*) FROM server_keys")?);
+            for server in [&friend, &gone, &needed, &late, &name("s1999.example")] {
+                assert_eq!(tx.server_keys(server)?.len(), 2, "{server}");
+            }
+            assert!(tx.server_keys(&name("s0.example"))?.is_empty());
+            Ok((strangers, statements, all))
+        });
+        let (strangers, statements, keys) = kept.expect("kept");
+        assert_eq!(strangers, i64::from(MOST_OF_STRANGERS));
+        assert_eq!((statements, keys), (strangers + 4, 2 * (strangers + 4)));
+    }
+}
