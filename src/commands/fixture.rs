@@ -32,7 +32,7 @@ pub fn run(fixture: &Fixture) -> Result<(), Failure> {
     });
     let mut users = Map::new();
     for localpart in fixture.users.split(',').map(str::trim).filter(|u| !u.is_empty()) {
-        let (user_id, token) = server.homeserver().register_user(localpart, Some(localpart))?;
+        let (user_id, token) = server.homeserver().accounts().register_user(localpart, Some(localpart))?;
         let user = json!({ "user_id": user_id, "access_token": token, "password": localpart });
         users.insert(localpart.to_owned(), user);
     }

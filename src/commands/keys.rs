@@ -44,7 +44,7 @@ pub fn run(keys: &Keys) -> Result<(), Failure> {
     config.data = Data::Folder(keys.data.clone());
     let homeserver = Homeserver::open(config, Clock::new())?;
     if let What::Rotate(Rotate {}) = keys.what {
-        homeserver.rotate_signing_key()?;
+        homeserver.keys().rotate_signing_key()?;
     }
     let published = homeserver.key_ring.own_statement();
     let entries = |field: &str| published.get(field).and_then(|keys| keys.as_object()).into_iter().flatten();

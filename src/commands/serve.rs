@@ -41,7 +41,7 @@ fn greet(launched: &Launched) -> Result<()> {
         Data::Folder(folder) => say(&format!("  data in {}", folder.display())),
         Data::Memory => say("  data in memory: gone when this stops"),
     }
-    match (config.registration, launched.homeserver.ensure_first_token()?) {
+    match (config.registration, launched.homeserver.accounts().ensure_first_token()?) {
         (Registration::Open, _) => say("Anybody may register here; the first account becomes the admin."),
         (_, Some(token)) => {
             say("No account yet. Open a Matrix client, set the homeserver to the address above, choose");

@@ -43,7 +43,7 @@ pub struct Origin(pub ServerName);
 /// The requester, if the request carries a token. Errors: 401 `M_UNKNOWN_TOKEN`.
 pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let Some(token) = request.token() else { return Ok(None) };
-    let session = hs.authenticate(token, request.client_ip())?;
+    let session = hs.accounts().authenticate(token, request.client_ip())?;
     Ok(Some(Requester {
         user_id: session.user_id,
         device_id: Some(session.device_id),
@@ -88,7 +88,7 @@ pub(super) fn origin(hs: &Homeserver, request: &Request) -> Result<Origin> {
     let mut refusal = Error::new(ErrCode::Unauthorized, "The request is not signed");
     for signature in request.header_all("authorization").filter(is_signature).take(SIGNATURES_MAX) {
         let asker = asker(request, None);
-        match hs.verify_request(signature, request.method().as_str(), request.target(), body, &asker) {
+        match hs.keys().verify_request(signature, request.method().as_str(), request.target(), body, &asker) {
             Ok(server) => return Ok(Origin(server)),
             Err(e) => refusal = e,
         }

@@ -152,10 +152,10 @@ impl Homeserver {
     /// Starts the threads that work without being asked: the sender and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
         self.sender.start(self)?;
-        self.remember_presences()?;
+        self.ephemeral().remember_presences()?;
         self.scheduler.start(self)?;
         self.laggards.start(self)?;
-        self.finish_deactivations()
+        self.accounts().finish_deactivations()
     }
 
     /// Ends those threads and every wait. What they had left to do is in the database.

@@ -154,7 +154,7 @@ impl TestServer {
     /// # Panics
     /// If the name is taken or not a localpart.
     pub fn user(&self, localpart: &str) -> TestUser {
-        let made = self.homeserver().register_user(localpart, None);
+        let made = self.homeserver().accounts().register_user(localpart, None);
         let (user_id, token) = made.unwrap_or_else(|e| panic!("register {localpart}: {e}"));
         TestUser::new(&self.url, user_id.as_str(), &token)
     }

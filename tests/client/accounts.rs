@@ -163,7 +163,7 @@ fn a_registration_whose_answer_was_lost_is_answered_again() {
 #[test]
 fn what_the_first_request_of_a_session_said_need_not_be_said_again() {
     let server = TestServer::start_with(|config| config.registration = Registration::Token);
-    server.homeserver().add_registration_token("let-me-in", None, None).unwrap();
+    server.homeserver().accounts().add_registration_token("let-me-in", None, None).unwrap();
     let whole = json!({ "username": "Alice", "password": "pw", "device_id": "PHONE" });
     let (_, ask) = request(&server, "POST", REGISTER, "", whole);
     let flows = json!([
@@ -210,7 +210,7 @@ fn what_the_first_request_of_a_session_said_need_not_be_said_again() {
 #[test]
 fn a_client_whose_own_token_ended_with_what_it_did_is_answered_again() {
     let server = TestServer::start();
-    let made = server.homeserver().register_user("alice", Some("pw")).unwrap();
+    let made = server.homeserver().accounts().register_user("alice", Some("pw")).unwrap();
     let alice = made.0.clone();
     let log_in = |device: &str| {
         let mut body = password_login("alice", "pw");
@@ -265,7 +265,7 @@ fn a_closed_server_registers_nobody_and_one_with_tokens_only_their_bearers() {
     refused(request(&server, "GET", validity, "", Value::Null), 403, "M_FORBIDDEN");
 
     let server = TestServer::start_with(|config| config.registration = Registration::Token);
-    let token = server.homeserver().ensure_first_token().unwrap().unwrap();
+    let token = server.homeserver().accounts().ensure_first_token().unwrap().unwrap();
     let valid = |token: &str| {
         request(&server, "GET", &format!("{validity}{token}"), "", Value::Null).1["valid"] == true
     };
@@ -326,7 +326,7 @@ fn the_shared_secret_makes_accounts_and_without_it_the_endpoint_does_not_exist()
 #[test]
 fn one_logs_in_by_name_or_full_id_and_with_the_right_password_only() {
     let server = TestServer::start();
-    server.homeserver().register_user("alice", Some("open sesame")).unwrap();
+    server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
     let login = |body: Value| request(&server, "POST", LOGIN, "", body);
     let (_, flows) = request(&server, "GET", LOGIN, "", Value::Null);
     assert_eq!(flows["flows"][0]["type"], "m.login.password");
@@ -366,7 +366,7 @@ fn one_logs_in_by_name_or_full_id_and_with_the_right_password_only() {
 #[test]
 fn who_logs_out_is_out_and_tokens_are_asked_for() {
     let server = TestServer::start();
-    let (alice, first) = server.homeserver().register_user("alice", Some("open sesame")).unwrap();
+    let (alice, first) = server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
     let login = || {
         let (_, session) = request(&server, "POST", LOGIN, "", password_login("alice", "open sesame"));
         session["access_token"].as_str().unwrap().to_owned()
@@ -385,7 +385,7 @@ fn who_logs_out_is_out_and_tokens_are_asked_for() {
 #[test]
 fn devices_are_listed_renamed_and_deleted_with_the_password() {
     let server = TestServer::start();
-    server.homeserver().register_user("alice", Some("open sesame")).unwrap();
+    server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
     let log_in = |device: &str| {
         let mut body = password_login("alice", "open sesame");
         body["device_id"] = json!(device);
@@ -437,7 +437,7 @@ fn devices_are_listed_renamed_and_deleted_with_the_password() {
 #[test]
 fn a_new_password_logs_the_other_devices_out_unless_told_otherwise() {
     let server = TestServer::start();
-    let (_, mine) = server.homeserver().register_user("alice", Some("old")).unwrap();
+    let (_, mine) = server.homeserver().accounts().register_user("alice", Some("old")).unwrap();
     let login = |password: &str| request(&server, "POST", LOGIN, "", password_login("alice", password));
     let path = "/_matrix/client/v3/account/password";
     let change = |old: &str, new: &str, log_out: bool| {
@@ -463,7 +463,7 @@ fn a_new_password_logs_the_other_devices_out_unless_told_otherwise() {
 #[test]
 fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
     let server = TestServer::start();
-    let (_, token) = server.homeserver().register_user("alice", Some("open sesame")).unwrap();
+    let (_, token) = server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
     let bob = server.user("bob");
     let room = bob.create_room();
     bob.invite(&room, &format!("@alice:{}", server.name()));
@@ -482,7 +482,7 @@ fn a_deactivated_account_is_gone_and_its_name_stays_taken() {
 #[test]
 fn accounts_and_sessions_survive_a_restart() {
     let mut server = TestServer::start();
-    let (_, token) = server.homeserver().register_user("alice", Some("open sesame")).unwrap();
+    let (_, token) = server.homeserver().accounts().register_user("alice", Some("open sesame")).unwrap();
     server.restart();
     assert_eq!(request(&server, "GET", WHOAMI, &token, Value::Null).0, 200);
     assert_eq!(request(&server, "POST", LOGIN, "", password_login("alice", "open sesame")).0, 200);
@@ -552,7 +552,7 @@ fn wrong_passwords_are_limited_for_each_account_and_lock_its_owner_out_nowhere()
     let register = json!({ "username": "alice", "password": "pw", "auth": { "type": "m.login.dummy" } });
     let (status, alice) = request_from(&server, home, REGISTER, &register);
     assert_eq!(status, 200, "{alice}");
-    server.homeserver().register_user("bob", Some("pw")).unwrap();
+    server.homeserver().accounts().register_user("bob", Some("pw")).unwrap();
     // Each guesses once, from an address and a network of their own, so that no limit of an address is what answers.
     let wrong = password_login("alice", "wrong");
     let guesses: Vec<(u16, Value)> =

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// A user with a password, which it takes to deactivate the account.
 fn user(server: &TestServer, name: &str) -> TestUser {
-    let (id, token) = server.homeserver().register_user(name, Some("pw")).unwrap();
+    let (id, token) = server.homeserver().accounts().register_user(name, Some("pw")).unwrap();
     TestUser::new(server.url(), id.as_str(), &token)
 }
 
@@ -220,14 +220,14 @@ fn servers_that_come_later_get_redacted_copies() {
             }
         };
         for event in [&message, &early, &topic] {
-            add("event", vec![hs.event_for_peer(&origin, &id(event)).unwrap()]);
+            add("event", vec![hs.events().event_for_peer(&origin, &id(event)).unwrap()]);
         }
-        add("backfill", hs.backfill_for_peer(&origin, &room_id, &[id(&last)], 100).unwrap());
+        add("backfill", hs.events().backfill_for_peer(&origin, &room_id, &[id(&last)], 100).unwrap());
         let between = (&[][..], &[id(&last)][..]);
-        add("missing", hs.missing_events_for_peer(&origin, &room_id, between, 0, 100).unwrap());
-        add("auth", hs.auth_chain_for_peer(&origin, &room_id, &id(&topic)).unwrap());
+        add("missing", hs.events().missing_events_for_peer(&origin, &room_id, between, 0, 100).unwrap());
+        add("auth", hs.events().auth_chain_for_peer(&origin, &room_id, &id(&topic)).unwrap());
         // The state when the topic was the older one, and what it rests on.
-        let answer = hs.state_for_peer(&origin, &room_id, &id(&last)).unwrap();
+        let answer = hs.events().state_for_peer(&origin, &room_id, &id(&last)).unwrap();
         let (length, mut body) = (answer.length(), String::new());
         answer.into_reader(hs.clone()).read_to_string(&mut body).unwrap();
         assert_eq!(length, body.len() as u64);

@@ -229,7 +229,8 @@ pub fn bob_at(peer: &Peer) -> (TestServer, TestUser, FakeRoom) {
 /// The user on another device.
 pub fn log_in(server: &TestServer, user: &TestUser, device: &str) -> TestUser {
     let id = UserId::parse(user.id()).expect("a user id");
-    let login = server.homeserver().log_in(&id, Some(device), Some("my other"), false).expect("logged in");
+    let login =
+        server.homeserver().accounts().log_in(&id, Some(device), Some("my other"), false).expect("logged in");
     TestUser::new(server.url(), user.id(), &login.access_token)
 }
 

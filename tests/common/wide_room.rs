@@ -42,7 +42,7 @@ impl WideRoom {
         }
         let join = state.event("m.room.member", US, US, json!({ "membership": "join" }), &[2, 3])?;
         let room = state.events[0].room_id().clone();
-        hs.adopt_room(
+        hs.membership().adopt_room(
             AdoptedRoom {
                 version: room_version::default_version(),
                 room_id: room.clone(),
@@ -62,7 +62,7 @@ impl WideRoom {
     /// Our user says something.
     pub fn say(&mut self, body: &str) -> Result<()> {
         let content = json!({ "msgtype": "m.text", "body": body });
-        self.hs()?.send(Draft {
+        self.hs()?.events().send(Draft {
             room: self.room.clone(),
             sender: UserId::parse(US)?,
             event_type: "m.room.message".into(),

@@ -101,7 +101,11 @@ fn the_updates_of_our_devices_form_a_chain_that_a_restart_does_not_break() {
     server.restart();
     log_in(&server, &bob, "TWO");
     let id = UserId::parse(bob.id()).expect("a user id");
-    server.homeserver().delete_devices(&id, vec!["ONE".into(), "NEVER".into()]).expect("logged out");
+    server
+        .homeserver()
+        .accounts()
+        .delete_devices(&id, vec!["ONE".into(), "NEVER".into()])
+        .expect("logged out");
     wait_until("all three are told", || updates_at(&peer, &bob).len() > 3);
     let told = updates_at(&peer, &bob);
     let devices: Vec<&Value> = told[1..].iter().map(|update| &update["device_id"]).collect();

@@ -132,7 +132,7 @@ fn after_a_change_of_keys_old_and_new_events_are_believed() {
     let carol = c.user("carol");
     two.alice.send(&two.room, "with the old key");
     two.wait_until_bob_has(&["with the old key"]);
-    two.a.homeserver().rotate_signing_key().expect("a new key");
+    two.a.homeserver().keys().rotate_signing_key().expect("a new key");
     two.alice.send(&two.room, "with the new key");
     two.wait_until_bob_has(&["with the old key", "with the new key"]);
     // The state that carol's server checks was signed with the old one.

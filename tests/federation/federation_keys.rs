@@ -120,7 +120,7 @@ fn after_a_rotation_old_events_stay_good_elsewhere_and_new_ones_are_good_too() {
     assert_eq!(bob.next_message(&room), "signed with the first key");
     let first = get(&here, "/_matrix/key/v2/server").1;
 
-    here.homeserver().rotate_signing_key().expect("a new key");
+    here.homeserver().keys().rotate_signing_key().expect("a new key");
     let (_, keys) = get(&here, "/_matrix/key/v2/server");
     let old = first["verify_keys"].as_object().expect("keys").keys().next().expect("a key");
     assert_eq!(keys["old_verify_keys"][old]["key"], first["verify_keys"][old]["key"]);

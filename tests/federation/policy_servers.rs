@@ -505,11 +505,11 @@ fn history_is_shown_to_the_policy_server_too_and_is_fetched_later_if_that_does_n
     let hs = scene.server.homeserver();
     let room = hs.store.read(|db| db.known_room(&scene.room.id)).expect("the room");
     policy.answer_json("/policy/v1/sign", 503, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
-    assert!(!hs.backfill(&room, Place::END).expect("no error"));
+    assert!(!hs.events().backfill(&room, Place::END).expect("no error"));
     assert!(lost.iter().all(|event| scene.status(event).is_none()), "nothing is said of it yet");
     policy.forget_answer("/policy/v1/sign");
     scene.server.advance(Duration::from_secs(61));
-    assert!(hs.backfill(&room, Place::END).expect("it comes"));
+    assert!(hs.events().backfill(&room, Place::END).expect("it comes"));
     let shown = ["lost 0", "lost 1", "lost 3", "arrived"];
     assert_eq!(bodies(&scene.alice, scene.room.id.as_str()), shown);
     assert_eq!(scene.status(&lost[2]), Some(Status::SoftFailed));

@@ -131,7 +131,7 @@ fn a_large_hole_is_gone_around_by_the_state_and_can_be_filled_later() {
         );
         let hs = scene.server.homeserver();
         let room = hs.store.read(|db| db.known_room(&scene.room.id)).expect("the room");
-        assert!(hs.backfill(&room, Place::END).expect("it comes"));
+        assert!(hs.events().backfill(&room, Place::END).expect("it comes"));
         assert_eq!(
             bodies(&scene.alice, scene.room.id.as_str()),
             ["lost 0", "lost 1", "lost 2", "lost 3", "lost 4", "arrived", "merge"]

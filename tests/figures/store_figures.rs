@@ -34,7 +34,7 @@ fn room(hs: &Homeserver) -> RoomId {
     let version = room_version::default_version();
     let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "public_chat" })).expect("wishes");
     let events = wishes.plan(&alice(), &Map::new(), version, None).expect("a plan");
-    hs.create_room_with(version, &alice(), &events, |_, _| Ok(())).expect("a room")
+    hs.events().create_room_with(version, &alice(), &events, |_, _| Ok(())).expect("a room")
 }
 
 fn object(value: Value) -> Map<String, Value> {
@@ -67,7 +67,7 @@ fn events_a_second() {
                 for caller in 0..callers {
                     let (hs, room) = (&hs, &rooms[caller % rooms.len()]);
                     scope.spawn(move || {
-                        (0..each).for_each(|n| drop(hs.send(message(room, n)).expect("sent")))
+                        (0..each).for_each(|n| drop(hs.events().send(message(room, n)).expect("sent")))
                     });
                 }
             });
@@ -195,12 +195,12 @@ fn a_room_of_fifty_thousand() {
     };
     let mut adopted = Some(adopted);
     timed("adopted", &mut || {
-        hs.adopt_room(adopted.take().expect("once"), |_| Ok(())).map(drop).expect("adopted")
+        hs.membership().adopt_room(adopted.take().expect("once"), |_| Ok(())).map(drop).expect("adopted")
     });
     let bytes = || hs.store.read(|db| db.file_bytes()).expect("it reads");
     println!("{} MB on disk", bytes() / 1_000_000);
     timed("100 messages of ours", &mut || {
-        (0..100).for_each(|n| drop(hs.send(message(&large.room, n)).expect("sent")));
+        (0..100).for_each(|n| drop(hs.events().send(message(&large.room, n)).expect("sent")));
     });
     timed("members", &mut || {
         let members = hs.store.read(|db| db.members(db.known_room(&large.room)?.key, None)).expect("members");
@@ -212,7 +212,10 @@ fn a_room_of_fifty_thousand() {
     });
     timed("state and auth chain for a join", &mut || {
         let room = hs.store.read(|db| db.known_room(&large.room)).expect("the room");
-        assert_eq!(hs.state_for_join(&room, join.event_id(), false).expect("state").state.len(), 50_004);
+        assert_eq!(
+            hs.events().state_for_join(&room, join.event_id(), false).expect("state").state.len(),
+            50_004
+        );
     });
     let before = bytes();
     timed("1000 joins in a line", &mut || {
@@ -222,7 +225,7 @@ fn a_room_of_fifty_thousand() {
             let head = head.expect("a head");
             let join =
                 large.event("m.room.member", &user, &user, json!({ "membership": "join" }), &[2, 3], &head);
-            hs.receive_pdu(&large.server.clone(), join).expect("received");
+            hs.events().receive_pdu(&large.server.clone(), join).expect("received");
         }
     });
     println!("{} bytes a state event", (bytes() - before) / 1000);
@@ -235,12 +238,14 @@ fn a_room_of_fifty_thousand() {
     };
     let (left, right) = (fork(&mut large, "@left:there.example"), fork(&mut large, "@right:there.example"));
     timed("one side of a fork", &mut || {
-        hs.receive_pdu(&large.server.clone(), left.clone()).expect("received")
+        hs.events().receive_pdu(&large.server.clone(), left.clone()).expect("received")
     });
     timed("the other side: states resolved", &mut || {
-        hs.receive_pdu(&large.server.clone(), right.clone()).expect("received");
+        hs.events().receive_pdu(&large.server.clone(), right.clone()).expect("received");
     });
-    timed("a message that merges them", &mut || drop(hs.send(message(&large.room, 0)).expect("sent")));
+    timed("a message that merges them", &mut || {
+        drop(hs.events().send(message(&large.room, 0)).expect("sent"))
+    });
     drop(hs);
     let _ = std::fs::remove_dir_all(folder);
 }

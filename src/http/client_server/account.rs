@@ -43,7 +43,12 @@ pub fn change_password(
     let keep = requester.and_then(|r| r.device_id.as_deref());
     let change = |(new, log_out): (Option<String>, bool), proof: &Proof| {
         let new = new.ok_or_else(|| Error::missing_param("Missing new_password"))?;
-        hs.set_password(proved_user(proof)?, &new, log_out.then_some(keep), Some(request.client_ip()))?;
+        hs.accounts().set_password(
+            proved_user(proof)?,
+            &new,
+            log_out.then_some(keep),
+            Some(request.client_ip()),
+        )?;
         Ok(json!({}))
     };
     let params = request.json_object_or_empty()?;
@@ -58,7 +63,7 @@ pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Re
         Some(_) => Err(Error::bad_json("erase must be true or false")),
     };
     let close = |erase: bool, proof: &Proof| {
-        hs.deactivate(proved_user(proof)?, erase)?;
+        hs.accounts().deactivate(proved_user(proof)?, erase)?;
         // We have no third-party identifiers, so that nothing was left bound.
         Ok(json!({ "id_server_unbind_result": "success" }))
     };

@@ -11,14 +11,19 @@ use crate::service::Homeserver;
 /// `PUT /_matrix/client/v3/user/{userId}/account_data/{type}`.
 pub fn put_global(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
-    hs.set_account_data(&requester.user_id, None, request.param("type"), &request.json_object()?)?;
+    hs.accounts().set_account_data(
+        &requester.user_id,
+        None,
+        request.param("type"),
+        &request.json_object()?,
+    )?;
     Ok(Reply::empty())
 }
 
 /// `GET /_matrix/client/v3/user/{userId}/account_data/{type}`.
 pub fn get_global(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
-    let content = hs.account_data(&requester.user_id, None, request.param("type"))?;
+    let content = hs.accounts().account_data(&requester.user_id, None, request.param("type"))?;
     Ok(Reply::raw_json(content.into_bytes()))
 }
 
@@ -26,21 +31,27 @@ pub fn get_global(hs: &Arc<Homeserver>, request: &Request, requester: &Requester
 pub fn put_of_room(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
     let room = request.room_id()?;
-    hs.set_account_data(&requester.user_id, Some(&room), request.param("type"), &request.json_object()?)?;
+    hs.accounts().set_account_data(
+        &requester.user_id,
+        Some(&room),
+        request.param("type"),
+        &request.json_object()?,
+    )?;
     Ok(Reply::empty())
 }
 
 /// `GET /_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}`.
 pub fn get_of_room(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
-    let content = hs.account_data(&requester.user_id, Some(&request.room_id()?), request.param("type"))?;
+    let content =
+        hs.accounts().account_data(&requester.user_id, Some(&request.room_id()?), request.param("type"))?;
     Ok(Reply::raw_json(content.into_bytes()))
 }
 
 /// `GET /_matrix/client/v3/user/{userId}/rooms/{roomId}/tags`.
 pub fn tags(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
-    let tags = hs.tags(&requester.user_id, &request.room_id()?)?;
+    let tags = hs.accounts().tags(&requester.user_id, &request.room_id()?)?;
     Ok(Reply::json(&json!({"tags": tags})))
 }
 
@@ -48,13 +59,13 @@ pub fn tags(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
 pub fn put_tag(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
     let body = request.json_object_or_empty()?;
-    hs.set_tag(&requester.user_id, &request.room_id()?, request.param("tag"), body)?;
+    hs.accounts().set_tag(&requester.user_id, &request.room_id()?, request.param("tag"), body)?;
     Ok(Reply::empty())
 }
 
 /// `DELETE /_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}`.
 pub fn delete_tag(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
-    hs.delete_tag(&requester.user_id, &request.room_id()?, request.param("tag"))?;
+    hs.accounts().delete_tag(&requester.user_id, &request.room_id()?, request.param("tag"))?;
     Ok(Reply::empty())
 }

@@ -38,7 +38,7 @@ pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Re
 pub fn update(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let (user, device) = (&requester.user_id, request.param("deviceId"));
     match request.json_object()?.get("display_name") {
-        Some(Value::String(name)) => hs.rename_device(user, device, name)?,
+        Some(Value::String(name)) => hs.accounts().rename_device(user, device, name)?,
         None | Some(Value::Null) if hs.store.read(|db| db.device(user, device))?.is_some() => {}
         None | Some(Value::Null) => return Err(Error::not_found("You have no such device")),
         Some(_) => return Err(Error::bad_json("display_name must be a string")),
@@ -71,7 +71,7 @@ fn delete_named(
         ids.collect::<Option<Vec<String>>>().ok_or_else(wrong)
     };
     interactively(hs, request, Some(requester), &with_password("delete devices"), params, read, |ids, _| {
-        hs.delete_devices(&requester.user_id, ids)?;
+        hs.accounts().delete_devices(&requester.user_id, ids)?;
         Ok(json!({}))
     })
 }

@@ -23,7 +23,7 @@ pub fn typing(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
     requester.must_be(&request.user_id()?)?;
     let body: Typing = request.json()?;
     let typing = body.typing.then_some(body.timeout);
-    hs.set_typing(&requester.user_id, &request.room_id()?, typing)?;
+    hs.ephemeral().set_typing(&requester.user_id, &request.room_id()?, typing)?;
     Ok(Reply::empty())
 }
 
@@ -36,7 +36,7 @@ pub fn receipt(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
     };
     let receipt_type = request.param("receiptType").to_owned();
     let wish = Move { receipt_type, event: request.event_id()?, thread };
-    hs.mark_read(&requester.user_id, &request.room_id()?, vec![wish])?;
+    hs.ephemeral().mark_read(&requester.user_id, &request.room_id()?, vec![wish])?;
     Ok(Reply::empty())
 }
 
@@ -54,6 +54,6 @@ pub fn read_markers(hs: &Arc<Homeserver>, request: &Request, requester: &Request
             Some(_) => return Err(Error::bad_json(format!("{receipt_type} must be an event id"))),
         }
     }
-    hs.mark_read(&requester.user_id, &request.room_id()?, moves)?;
+    hs.ephemeral().mark_read(&requester.user_id, &request.room_id()?, moves)?;
     Ok(Reply::empty())
 }

@@ -15,7 +15,7 @@ pub const fn with_password(name: &'static str) -> Action<'static> {
     Action { name, flows: PASSWORD, incidental: &[] }
 }
 
-/// Answers a request with these parameters (its body): see [`Homeserver::interactively`].
+/// Answers a request with these parameters (its body): see [`Accounts::interactively`](crate::service::accounts::Accounts::interactively).
 pub fn interactively<P>(
     hs: &Homeserver,
     request: &Request,
@@ -31,7 +31,7 @@ pub fn interactively<P>(
         ended: requester.is_some_and(|requester| requester.ended),
         from: request.client_ip(),
     };
-    Ok(match hs.interactively(action, asker, params, check, deed)? {
+    Ok(match hs.accounts().interactively(action, asker, params, check, deed)? {
         Told::Done(answer) => Reply::raw_json(answer.into_bytes()),
         Told::Ask(body) => Reply::json_status(401, &body),
     })

@@ -42,14 +42,14 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let wrong = || Error::forbidden("Wrong user name or password");
     let user = user_of_identifier(&object, hs.server_name().as_str()).ok_or_else(wrong)?;
     let from = Some(request.client_ip());
-    let account = hs.check_password(&user, password, from)?;
+    let account = hs.accounts().check_password(&user, password, from)?;
     let new = NewLogin {
         device_id: body.device_id.as_deref(),
         display_name: body.initial_device_display_name.as_deref(),
         refreshable: body.refresh_token,
         from,
     };
-    Ok(Reply::json(&told(hs, &hs.log_in_with(&account.user_id, &new)?)))
+    Ok(Reply::json(&told(hs, &hs.accounts().log_in_with(&account.user_id, &new)?)))
 }
 
 /// What `login` and `register` answer.
@@ -76,7 +76,7 @@ struct RefreshBody {
 /// `POST /_matrix/client/v3/refresh`
 pub fn refresh(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let body: RefreshBody = request.json()?;
-    let login = hs.refresh(&body.refresh_token)?;
+    let login = hs.accounts().refresh(&body.refresh_token)?;
     Ok(Reply::json(&json!({
         "access_token": login.access_token,
         "refresh_token": login.refresh_token,
@@ -86,12 +86,12 @@ pub fn refresh(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
 
 /// `POST /_matrix/client/v3/logout`
 pub fn logout(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
-    hs.delete_devices(&requester.user_id, vec![requester.device_id()?.to_owned()])?;
+    hs.accounts().delete_devices(&requester.user_id, vec![requester.device_id()?.to_owned()])?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/logout/all`
 pub fn logout_all(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
-    hs.delete_all_devices(&requester.user_id)?;
+    hs.accounts().delete_all_devices(&requester.user_id)?;
     Ok(Reply::empty())
 }

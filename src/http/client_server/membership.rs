@@ -47,10 +47,10 @@ fn join_door(hs: &Homeserver, request: &Request, requester: &Requester, door: Do
     if let Some(signed) = body.third_party_signed {
         let sender = signed.get("sender").and_then(Value::as_str).unwrap_or_default();
         let sender = UserId::parse(sender)?;
-        hs.redeem_third_party_invite(&door.room_id, &sender, &requester.user_id, signed)?;
+        hs.membership().redeem_third_party_invite(&door.room_id, &sender, &requester.user_id, signed)?;
         door.via.insert(0, sender.server());
     }
-    hs.join(&requester.user_id, &door, body.reason.as_deref())?;
+    hs.membership().join(&requester.user_id, &door, body.reason.as_deref())?;
     Ok(Reply::json(&json!({ "room_id": door.room_id })))
 }
 
@@ -58,7 +58,7 @@ fn join_door(hs: &Homeserver, request: &Request, requester: &Requester, door: Do
 pub fn knock(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: ReasonBody = request.json_or_empty()?;
     let door = door(hs, request, request.param("roomIdOrAlias"))?;
-    hs.knock(&requester.user_id, &door, body.reason.as_deref())?;
+    hs.membership().knock(&requester.user_id, &door, body.reason.as_deref())?;
     Ok(Reply::json(&json!({ "room_id": door.room_id })))
 }
 
@@ -66,10 +66,10 @@ pub fn knock(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
 pub fn invite(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let target: TargetBody = request.json()?;
     if target.user_id.is_none() && target.medium.is_some() {
-        hs.invite_third_party(&requester.user_id, &request.room_id()?, &request.json()?)?;
+        hs.membership().invite_third_party(&requester.user_id, &request.room_id()?, &request.json()?)?;
         return Ok(Reply::empty());
     }
-    hs.invite(
+    hs.membership().invite(
         &requester.user_id,
         &request.room_id()?,
         &target.user()?,
@@ -82,40 +82,55 @@ pub fn invite(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 /// `POST /_matrix/client/v3/rooms/{roomId}/leave`: leaves, rejects an invite, withdraws a knock.
 pub fn leave(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: ReasonBody = request.json_or_empty()?;
-    hs.leave(&requester.user_id, &request.room_id()?, body.reason.as_deref())?;
+    hs.membership().leave(&requester.user_id, &request.room_id()?, body.reason.as_deref())?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/forget`.
 pub fn forget(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    hs.forget(&requester.user_id, &request.room_id()?)?;
+    hs.membership().forget(&requester.user_id, &request.room_id()?)?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/kick`.
 pub fn kick(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let target: TargetBody = request.json()?;
-    hs.kick(&requester.user_id, &request.room_id()?, &target.user()?, target.reason.as_deref())?;
+    hs.membership().kick(
+        &requester.user_id,
+        &request.room_id()?,
+        &target.user()?,
+        target.reason.as_deref(),
+    )?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/ban`.
 pub fn ban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let target: TargetBody = request.json()?;
-    hs.ban(&requester.user_id, &request.room_id()?, &target.user()?, target.reason.as_deref())?;
+    hs.membership().ban(
+        &requester.user_id,
+        &request.room_id()?,
+        &target.user()?,
+        target.reason.as_deref(),
+    )?;
     Ok(Reply::empty())
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/unban`.
 pub fn unban(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let target: TargetBody = request.json()?;
-    hs.unban(&requester.user_id, &request.room_id()?, &target.user()?, target.reason.as_deref())?;
+    hs.membership().unban(
+        &requester.user_id,
+        &request.room_id()?,
+        &target.user()?,
+        target.reason.as_deref(),
+    )?;
     Ok(Reply::empty())
 }
 
 /// `GET /_matrix/client/v3/joined_rooms`.
 pub fn joined_rooms(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::json(&json!({ "joined_rooms": hs.joined_rooms(&requester.user_id)? })))
+    Ok(Reply::json(&json!({ "joined_rooms": hs.membership().joined_rooms(&requester.user_id)? })))
 }
 
 /// The room that an id or an alias stands for, and servers that may let us in: those that the client names first.
@@ -125,7 +140,7 @@ fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
         return Ok(Door { room_id: RoomId::parse(room)?, via });
     }
     let alias = RoomAlias::parse(room)?;
-    let (room_id, servers) = hs.resolve_alias(&alias)?;
+    let (room_id, servers) = hs.rooms().resolve_alias(&alias)?;
     via.extend(servers);
     via.extend(ServerName::parse(alias.server_name()).ok());
     Ok(Door { room_id, via })

@@ -32,7 +32,7 @@ pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) 
         limit: limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX)),
         filter,
     };
-    reply(&hs.messages(&style(hs, requester), &request.room_id()?, &asked)?)
+    reply(&hs.rooms().messages(&style(hs, requester), &request.room_id()?, &asked)?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`.
@@ -40,12 +40,12 @@ pub fn context(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
     let (room, event) = (request.room_id()?, request.event_id()?);
     let filter = filter(request)?;
     let limit = limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX));
-    reply(&hs.context(&style(hs, requester), &room, &event, limit, &filter)?)
+    reply(&hs.rooms().context(&style(hs, requester), &room, &event, limit, &filter)?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`.
 pub fn event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    reply(&hs.event_for(&style(hs, requester), &request.room_id()?, &request.event_id()?)?)
+    reply(&hs.rooms().event_for(&style(hs, requester), &request.room_id()?, &request.event_id()?)?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/members`.
@@ -55,14 +55,14 @@ pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
         membership: membership(request, "membership")?,
         not_membership: membership(request, "not_membership")?,
     };
-    let chunk = hs.members(&style(hs, requester), &request.room_id()?, &asked)?;
+    let chunk = hs.rooms().members(&style(hs, requester), &request.room_id()?, &asked)?;
     Ok(Reply::raw_json([b"{\"chunk\":".as_slice(), &chunk, b"}"].concat()))
 }
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`.
 pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let when = moment(request)?;
-    let (event, ts) = hs.event_near(&requester.user_id, &request.room_id()?, when)?;
+    let (event, ts) = hs.rooms().event_near(&requester.user_id, &request.room_id()?, when)?;
     reply(&json!({ "event_id": event, "origin_server_ts": ts }))
 }
 

@@ -13,7 +13,7 @@ use crate::service::accounts::openid::TOKEN_LIFE_MS;
 pub fn request_token(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
     request.json_object_or_empty()?;
-    let token = hs.make_openid_token(&requester.user_id)?;
+    let token = hs.accounts().make_openid_token(&requester.user_id)?;
     Ok(Reply::json(&json!({
         "access_token": token,
         "token_type": "Bearer",

@@ -22,13 +22,13 @@ pub(super) fn state(name: &str) -> Result<State> {
 
 /// `GET /_matrix/client/v3/presence/{userId}/status`.
 pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::json(&hs.presence_for(&requester.user_id, &request.user_id()?)?))
+    Ok(Reply::json(&hs.ephemeral().presence_for(&requester.user_id, &request.user_id()?)?))
 }
 
 /// `PUT /_matrix/client/v3/presence/{userId}/status`.
 pub fn put(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
     let body: PresenceBody = request.json()?;
-    hs.set_presence(&requester.user_id, state(&body.presence)?, body.status_msg)?;
+    hs.ephemeral().set_presence(&requester.user_id, state(&body.presence)?, body.status_msg)?;
     Ok(Reply::empty())
 }

@@ -11,13 +11,13 @@ use crate::service::Homeserver;
 
 /// `GET /_matrix/client/v3/profile/{userId}`.
 pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
-    Ok(Reply::json(&Value::Object(hs.profile(&asker(request, requester), &request.user_id()?)?)))
+    Ok(Reply::json(&Value::Object(hs.accounts().profile(&asker(request, requester), &request.user_id()?)?)))
 }
 
 /// `GET /_matrix/client/v3/profile/{userId}/{keyName}`.
 pub fn get_field(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Requester>) -> Result<Reply> {
     let (asker, user) = (asker(request, requester), request.user_id()?);
-    Ok(Reply::json(&Value::Object(hs.profile_field(&asker, &user, request.param("keyName"))?)))
+    Ok(Reply::json(&Value::Object(hs.accounts().profile_field(&asker, &user, request.param("keyName"))?)))
 }
 
 /// `PUT /_matrix/client/v3/profile/{userId}/{keyName}`.
@@ -26,13 +26,13 @@ pub fn put_field(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
     let field = request.param("keyName");
     let value = request.json_object()?.remove(field);
     let value = value.ok_or_else(|| Error::missing_param(format!("The body needs {field}")))?;
-    hs.set_profile_field(&requester.user_id, field, value)?;
+    hs.accounts().set_profile_field(&requester.user_id, field, value)?;
     Ok(Reply::empty())
 }
 
 /// `DELETE /_matrix/client/v3/profile/{userId}/{keyName}`.
 pub fn delete_field(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
-    hs.delete_profile_field(&requester.user_id, request.param("keyName"))?;
+    hs.accounts().delete_profile_field(&requester.user_id, request.param("keyName"))?;
     Ok(Reply::empty())
 }

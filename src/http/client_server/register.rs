@@ -49,7 +49,7 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         let body: RegisterBody = shaped(params.clone())?;
         // Before authentication, as the specification asks, so that nobody spends a token on a name they cannot have.
         if let Some(username) = &body.username {
-            hs.available_user_id(username)?;
+            hs.accounts().available_user_id(username)?;
         }
         Ok(body)
     };
@@ -75,7 +75,7 @@ fn account_made(hs: &Homeserver, new: &NewAccount<'_>, body: &RegisterBody) -> R
         refreshable: body.refresh_token,
         from: new.from,
     };
-    let (user, login) = hs.create_account(new, Some(&login).filter(|_| !body.inhibit_login))?;
+    let (user, login) = hs.accounts().create_account(new, Some(&login).filter(|_| !body.inhibit_login))?;
     Ok(match login {
         Some(login) => told(hs, &login),
         None => json!({ "user_id": user, "home_server": hs.server_name() }),
@@ -84,20 +84,20 @@ fn account_made(hs: &Homeserver, new: &NewAccount<'_>, body: &RegisterBody) -> R
 
 /// `GET /_matrix/client/v3/register/available`
 pub fn available(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
-    hs.available_user_id(request.required_query("username")?)?;
+    hs.accounts().available_user_id(request.required_query("username")?)?;
     Ok(Reply::json(&json!({ "available": true })))
 }
 
 /// `GET /_matrix/client/v1/register/m.login.registration_token/validity`
 pub fn token_validity(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
-    let valid = hs.registration_token_is_valid(request.required_query("token")?)?;
+    let valid = hs.accounts().registration_token_is_valid(request.required_query("token")?)?;
     Ok(Reply::json(&json!({ "valid": valid })))
 }
 
 /// `GET /_synapse/admin/v1/register`: a nonce.
 pub fn shared_secret_nonce(hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
     shared_secret(hs)?;
-    Ok(Reply::json(&json!({ "nonce": hs.new_nonce() })))
+    Ok(Reply::json(&json!({ "nonce": hs.accounts().new_nonce() })))
 }
 
 #[derive(Deserialize)]
@@ -119,7 +119,7 @@ struct SharedSecretBody {
 pub fn shared_secret_register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let secret = shared_secret(hs)?;
     let body: SharedSecretBody = request.json()?;
-    if !hs.use_nonce(&body.nonce) {
+    if !hs.accounts().use_nonce(&body.nonce) {
         return Err(Error::invalid_param("Unknown or used nonce"));
     }
     let admin = if body.admin { "admin" } else { "notadmin" };

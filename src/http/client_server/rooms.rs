@@ -15,7 +15,7 @@ use crate::store::accounts::client_transactions::ClientTxn;
 /// `POST /_matrix/client/v3/createRoom`.
 pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: CreateRoom = request.json_or_empty()?;
-    let room_id = hs.create_room(&requester.user_id, &body)?;
+    let room_id = hs.rooms().create_room(&requester.user_id, &body)?;
     Ok(Reply::json(&json!({"room_id": room_id})))
 }
 
@@ -24,7 +24,7 @@ pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
     let mut draft = draft(request, requester, request.json_object()?)?;
     draft.state_key = None;
     let scope = format!("send/{}/{}", draft.room, draft.event_type);
-    let event_id = hs.send_message(draft, txn(request, requester, scope)?)?;
+    let event_id = hs.rooms().send_message(draft, txn(request, requester, scope)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
 
@@ -43,19 +43,19 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
     draft.state_key = None;
     let scope = format!("redact/{}/{redacts}", draft.room);
     draft.redacts = Some(redacts);
-    let event_id = hs.send_message(draft, txn(request, requester, scope)?)?;
+    let event_id = hs.rooms().send_message(draft, txn(request, requester, scope)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
 pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let event_id = hs.send_state(draft(request, requester, request.json_object()?)?)?;
+    let event_id = hs.rooms().send_state(draft(request, requester, request.json_object()?)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`.
 pub fn state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::raw_json(hs.room_state(&style(hs, requester), &request.room_id()?)?))
+    Ok(Reply::raw_json(hs.rooms().room_state(&style(hs, requester), &request.room_id()?)?))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
@@ -66,18 +66,19 @@ pub fn state_entry(hs: &Arc<Homeserver>, request: &Request, requester: &Requeste
         Some(_) => return Err(Error::invalid_param("format must be content or event")),
     };
     let (event_type, state_key) = (request.param("eventType"), request.param("stateKey"));
-    let entry = hs.state_entry(&style(hs, requester), &request.room_id()?, event_type, state_key, whole)?;
+    let entry =
+        hs.rooms().state_entry(&style(hs, requester), &request.room_id()?, event_type, state_key, whole)?;
     Ok(Reply::raw_json(entry))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`.
 pub fn joined_members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::raw_json(hs.joined_members(&requester.user_id, &request.room_id()?)?))
+    Ok(Reply::raw_json(hs.rooms().joined_members(&requester.user_id, &request.room_id()?)?))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/aliases`.
 pub fn aliases(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let aliases = hs.aliases_of(&requester.user_id, &request.room_id()?)?;
+    let aliases = hs.rooms().aliases_of(&requester.user_id, &request.room_id()?)?;
     Ok(Reply::json(&json!({"aliases": aliases})))
 }
 

@@ -27,7 +27,7 @@ pub fn hierarchy(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
         max_depth: at_least("max_depth", 0)?,
         from: request.query("from").map(str::to_owned),
     };
-    reply(&hs.hierarchy(&requester.user_id, &request.room_id()?, &asked)?)
+    reply(&hs.rooms().hierarchy(&requester.user_id, &request.room_id()?, &asked)?)
 }
 
 /// `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`.
@@ -60,16 +60,16 @@ fn summary(hs: &Homeserver, request: &Request, requester: Option<&Requester>) ->
     let door = match requester {
         Some(_) if room.starts_with('#') => {
             let alias = RoomAlias::parse(room)?;
-            let (room_id, servers) = hs.look_up_alias(&asker(request, requester), &alias)?;
+            let (room_id, servers) = hs.rooms().look_up_alias(&asker(request, requester), &alias)?;
             let own = ServerName::parse(alias.server_name());
             Door { room_id, via: via(request).into_iter().chain(servers).chain(own).collect() }
         }
         Some(_) => Door { room_id: RoomId::parse(room)?, via: via(request) },
         // Nobody makes us ask other servers without saying who they are.
         None if room.starts_with('#') => {
-            Door { room_id: hs.resolve_own_alias(&RoomAlias::parse(room)?)?.0, via: Vec::new() }
+            Door { room_id: hs.rooms().resolve_own_alias(&RoomAlias::parse(room)?)?.0, via: Vec::new() }
         }
         None => Door { room_id: RoomId::parse(room)?, via: Vec::new() },
     };
-    hs.room_summary(requester.map(|requester| &requester.user_id), &door)
+    hs.rooms().room_summary(requester.map(|requester| &requester.user_id), &door)
 }

@@ -26,7 +26,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
     // The name that the parameter had before it was part of the specification.
     let unstable = request.query_bool("org.matrix.msc4222.use_state_after")?;
     let asked = SyncRequest {
-        filter: hs.filter_for(&requester.user_id, request.query("filter"))?,
+        filter: hs.syncing().filter_for(&requester.user_id, request.query("filter"))?,
         since: request.query("since").filter(|token| !token.is_empty()).map(parse_since).transpose()?,
         full_state: request.query_bool("full_state")?.unwrap_or(false),
         state_after: state_after.or(unstable).unwrap_or(false),
@@ -34,9 +34,13 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
     };
     if poll == Poll::First {
         let presence = request.query("set_presence").map_or(Ok(State::Online), presence::state)?;
-        hs.note_poll(&requester.user_id, presence, i64::try_from(timeout.as_millis()).unwrap_or(0));
+        hs.ephemeral().note_poll(
+            &requester.user_id,
+            presence,
+            i64::try_from(timeout.as_millis()).unwrap_or(0),
+        );
     }
-    let answer = hs.sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
+    let answer = hs.syncing().sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
     let may_wait = poll != Poll::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
     if answer.is_empty && may_wait {

@@ -28,6 +28,6 @@ pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
         txn_id: request.txn_id()?,
     };
     let messages = body.messages.ok_or_else(|| Error::missing_param("Missing messages"))?;
-    hs.send_to_device(event_type, messages, txn)?;
+    hs.devices().send_to_device(event_type, messages, txn)?;
     Ok(Reply::empty())
 }

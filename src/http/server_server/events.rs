@@ -15,25 +15,25 @@ use crate::service::Homeserver;
 
 /// `GET /_matrix/federation/v1/event/{eventId}`.
 pub fn event(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    let event = hs.event_for_peer(&origin.0, &request.event_id()?)?;
+    let event = hs.events().event_for_peer(&origin.0, &request.event_id()?)?;
     Ok(transaction(hs, &[event]))
 }
 
 /// `GET /_matrix/federation/v1/state/{roomId}?event_id=…`.
 pub fn state(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let at = EventId::parse(request.required_query("event_id")?)?;
-    Ok(large(hs, hs.state_for_peer(&origin.0, &request.room_id()?, &at)?))
+    Ok(large(hs, hs.events().state_for_peer(&origin.0, &request.room_id()?, &at)?))
 }
 
 /// `GET /_matrix/federation/v1/state_ids/{roomId}?event_id=…`.
 pub fn state_ids(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let at = EventId::parse(request.required_query("event_id")?)?;
-    Ok(Reply::raw_json(hs.state_ids_for_peer(&origin.0, &request.room_id()?, &at)?))
+    Ok(Reply::raw_json(hs.events().state_ids_for_peer(&origin.0, &request.room_id()?, &at)?))
 }
 
 /// `GET /_matrix/federation/v1/event_auth/{roomId}/{eventId}`.
 pub fn event_auth(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    let chain = hs.auth_chain_for_peer(&origin.0, &request.room_id()?, &request.event_id()?)?;
+    let chain = hs.events().auth_chain_for_peer(&origin.0, &request.room_id()?, &request.event_id()?)?;
     Ok(object(&[("auth_chain", &chain)], Vec::new()))
 }
 
@@ -46,13 +46,13 @@ pub fn backfill(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Res
     let limit =
         request.query_int("limit")?.ok_or_else(|| Error::missing_param("Missing query parameter limit"))?;
     let limit = usize::try_from(limit).map_err(|_| Error::invalid_param("limit is negative"))?;
-    let events = hs.backfill_for_peer(&origin.0, &request.room_id()?, &from, limit)?;
+    let events = hs.events().backfill_for_peer(&origin.0, &request.room_id()?, &from, limit)?;
     Ok(transaction(hs, &events))
 }
 
 /// `GET /_matrix/federation/v1/timestamp_to_event/{roomId}?ts=…&dir=…`.
 pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    let (event, ts) = hs.event_near_for_peer(&origin.0, &request.room_id()?, moment(request)?)?;
+    let (event, ts) = hs.events().event_near_for_peer(&origin.0, &request.room_id()?, moment(request)?)?;
     Ok(Reply::json(&json!({ "event_id": event, "origin_server_ts": ts })))
 }
 
@@ -74,8 +74,13 @@ fn ten() -> usize {
 pub fn get_missing_events(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let wanted: MissingEventsQuery = request.json()?;
     let between = (wanted.earliest_events.as_slice(), wanted.latest_events.as_slice());
-    let events =
-        hs.missing_events_for_peer(&origin.0, &request.room_id()?, between, wanted.min_depth, wanted.limit)?;
+    let events = hs.events().missing_events_for_peer(
+        &origin.0,
+        &request.room_id()?,
+        between,
+        wanted.min_depth,
+        wanted.limit,
+    )?;
     Ok(object(&[("events", &events)], Vec::new()))
 }
 

@@ -68,6 +68,6 @@ fn wanted_keys(keys: &Map<String, Value>) -> Result<Vec<(String, Option<i64>)>> 
 }
 
 fn answer(hs: &Homeserver, request: &Request, queries: &[NotaryQuery]) -> Result<Reply> {
-    let statements = hs.notarise(&asker(request, None), queries)?;
+    let statements = hs.keys().notarise(&asker(request, None), queries)?;
     Ok(Reply::raw_json([b"{\"server_keys\":[", statements.join(&b',').as_slice(), b"]}"].concat()))
 }

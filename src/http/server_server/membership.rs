@@ -42,7 +42,7 @@ fn make(hs: &Homeserver, request: &Request, origin: &Origin, membership: Members
         (_, true) => Some(vec!["1"]),
         (_, false) => Some(versions),
     };
-    let (event, version) = hs.make_template(
+    let (event, version) = hs.membership().make_template(
         &origin.0,
         &request.room_id()?,
         &request.user_id()?,
@@ -55,21 +55,36 @@ fn make(hs: &Homeserver, request: &Request, origin: &Origin, membership: Members
 /// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`.
 pub fn send_join(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let omit = request.query_bool("omit_members")?.unwrap_or(false);
-    let answer =
-        hs.receive_join(&origin.0, &request.room_id()?, &request.event_id()?, request.body(), omit)?;
+    let answer = hs.membership().receive_join(
+        &origin.0,
+        &request.room_id()?,
+        &request.event_id()?,
+        request.body(),
+        omit,
+    )?;
     Ok(large(hs, answer))
 }
 
 /// `PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}`: the answer is an array of the status and the body.
 pub fn send_join_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    let answer =
-        hs.receive_join(&origin.0, &request.room_id()?, &request.event_id()?, request.body(), false)?;
+    let answer = hs.membership().receive_join(
+        &origin.0,
+        &request.room_id()?,
+        &request.event_id()?,
+        request.body(),
+        false,
+    )?;
     Ok(large(hs, answer.wrapped("[200,", "]")))
 }
 
 /// `PUT /_matrix/federation/v1/send_knock/{roomId}/{eventId}`.
 pub fn send_knock(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    let state = hs.receive_knock(&origin.0, &request.room_id()?, &request.event_id()?, request.body())?;
+    let state = hs.membership().receive_knock(
+        &origin.0,
+        &request.room_id()?,
+        &request.event_id()?,
+        request.body(),
+    )?;
     let body = serde_json::to_vec(&SendKnockReply { knock_room_state: state }).map_err(Error::internal)?;
     Ok(Reply::raw_json(body))
 }
@@ -81,7 +96,7 @@ struct SendKnockReply {
 
 /// `PUT /_matrix/federation/v2/send_leave/{roomId}/{eventId}`.
 pub fn send_leave(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    hs.receive_leave(&origin.0, &request.room_id()?, &request.event_id()?, request.body())?;
+    hs.membership().receive_leave(&origin.0, &request.room_id()?, &request.event_id()?, request.body())?;
     Ok(Reply::empty())
 }
 
@@ -109,7 +124,7 @@ pub fn invite(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Resul
         Error::new(ErrCode::IncompatibleRoomVersion, "This server does not know the version of that room")
             .with_field("room_version", body.room_version.as_str())
     })?;
-    let event = hs.receive_invite(InviteReceived {
+    let event = hs.membership().receive_invite(InviteReceived {
         origin: &origin.0,
         room_id: &request.room_id()?,
         event_id: &request.event_id()?,
@@ -137,7 +152,7 @@ struct UnsignedV1 {
 pub fn invite_v1(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let body: InviteV1 = request.json()?;
     let version = room_version::room_version("1").ok_or_else(|| Error::internal("room version 1 is gone"))?;
-    let event = hs.receive_invite(InviteReceived {
+    let event = hs.membership().receive_invite(InviteReceived {
         origin: &origin.0,
         room_id: &request.room_id()?,
         event_id: &request.event_id()?,

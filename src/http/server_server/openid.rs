@@ -13,5 +13,5 @@ pub fn userinfo(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let token = request.query("access_token").filter(|token| !token.is_empty());
     let token =
         token.ok_or_else(|| Error::new(ErrCode::MissingToken, "Missing query parameter access_token"))?;
-    Ok(Reply::json(&json!({ "sub": hs.openid_user(token)? })))
+    Ok(Reply::json(&json!({ "sub": hs.accounts().openid_user(token)? })))
 }

@@ -12,7 +12,7 @@ use crate::service::Homeserver;
 /// `GET /_matrix/federation/v1/query/directory`.
 pub fn directory(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
     let alias = RoomAlias::parse(request.required_query("room_alias")?)?;
-    let (room_id, servers) = hs.resolve_own_alias(&alias)?;
+    let (room_id, servers) = hs.rooms().resolve_own_alias(&alias)?;
     Ok(Reply::json(&json!({"room_id": room_id, "servers": servers})))
 }
 
@@ -29,7 +29,7 @@ pub fn profile(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Res
     if !hs.is_ours(&user) {
         return Err(Error::invalid_param("The user is not of this server"));
     }
-    let mut profile = hs.own_profile(&user)?;
+    let mut profile = hs.accounts().own_profile(&user)?;
     if let Some(field) = request.query("field") {
         // "If the user does not have a particular field set … either exclude it or give it the value null."
         profile =

@@ -19,6 +19,6 @@ pub fn on_bind(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
 
 /// `PUT /_matrix/federation/v1/exchange_third_party_invite/{roomId}`.
 pub fn exchange(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    hs.exchange_third_party_invite(&origin.0, &request.room_id()?, &request.json_object()?)?;
+    hs.membership().exchange_third_party_invite(&origin.0, &request.room_id()?, &request.json_object()?)?;
     Ok(Reply::json(&json!({})))
 }

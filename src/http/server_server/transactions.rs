@@ -8,5 +8,5 @@ use crate::service::Homeserver;
 
 /// `PUT /_matrix/federation/v1/send/{txnId}`.
 pub fn send(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
-    Ok(Reply::json(&hs.receive_transaction(&origin.0, request.param("txnId"), request.body())?))
+    Ok(Reply::json(&hs.incoming().receive_transaction(&origin.0, request.param("txnId"), request.body())?))
 }

@@ -1,11 +1,11 @@
 //! Account data and tags: what clients keep here for themselves.
 
+use crate::service::accounts::Accounts;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::parse_object;
 use crate::protocol::{RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::push::rules::default_ruleset;
 
 /// "The name of a tag MUST NOT exceed 255 bytes"; types of account data are held to the same.
@@ -17,7 +17,7 @@ const MAX_TAGS: usize = 100;
 /// by using a 405 error response."
 const RESERVED: [&str; 2] = ["m.fully_read", "m.push_rules"];
 
-impl Homeserver {
+impl Accounts<'_> {
     /// Sets account data, global if no room is given. Errors: 405 `M_BAD_JSON` for types that the server manages, 400
     /// `M_INVALID_PARAM`.
     pub fn set_account_data(

@@ -2,13 +2,14 @@
 //! stage, that it may do one thing, and then that thing is done, once; and the nonces of registrations with the shared
 //! secret.
 //!
-//! [`Homeserver::interactively`] is the only way through. A session goes from *open* (stages are taken, and what the
+//! [`Accounts::interactively`] is the only way through. A session goes from *open* (stages are taken, and what the
 //! client's requests said is remembered for those that leave it out) to *running* before anything is done, so that of many
 //! requests that prove the same one acts; and from there to *done*, with the answer, which a client gets again whose answer
 //! was lost. What failed for the client's own fault is open again.
 //!
 //! All of it lives in memory only: after a restart a client is asked again.
 
+use crate::service::accounts::Accounts;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Condvar, Mutex};
@@ -25,7 +26,6 @@ use crate::locks::{lock, wait_timeout};
 use crate::protocol::UserId;
 use crate::protocol::json::parse_object;
 use crate::random;
-use crate::service::Homeserver;
 use crate::store::accounts::TokenHash;
 
 /// How long a client has from its first request to the last stage.
@@ -305,7 +305,7 @@ impl PendingAuth {
     }
 }
 
-impl Homeserver {
+impl Accounts<'_> {
     /// Does `deed` for a client that has proved that it may, or says what it has to prove still. `params` is the request's
     /// body, `auth` in it. What an earlier request of the session said counts where this one leaves it out; `check` reads
     /// the parameters, and refuses before anything is asked what could not be done anyway. Errors: those of `check` and
@@ -564,6 +564,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::protocol::ServerName;
+    use crate::service::Homeserver;
 
     const PASSWORD: &[&[Stage]] = &[&[Stage::Password]];
     const DUMMY: &[&[Stage]] = &[&[Stage::Dummy]];
@@ -589,7 +590,7 @@ mod tests {
         let action = Action { name, flows, incidental: &["note"] };
         let Value::Object(body) = body else { panic!("no object") };
         let read = |params: &Map<String, Value>| Ok(params.clone());
-        hs.interactively(&action, asker(user), body, read, |params, proof| {
+        hs.accounts().interactively(&action, asker(user), body, read, |params, proof| {
             Ok(json!({ "params": params, "user": proof.user, "token": proof.registration_token }))
         })
     }
@@ -625,7 +626,7 @@ mod tests {
     #[test]
     fn stages_are_taken_in_order_and_a_complete_one_is_not_taken_again() {
         let hs = homeserver();
-        hs.add_registration_token("let-me-in", Some(1), None).unwrap();
+        hs.accounts().add_registration_token("let-me-in", Some(1), None).unwrap();
         let session = asked(step(&hs, TOKEN, None, Value::Null))["session"].clone();
         let auth = |stage: &str| json!({ "type": stage, "token": "let-me-in", "session": session });
         let body = asked(step(&hs, TOKEN, None, auth("m.login.dummy")));
@@ -648,8 +649,8 @@ mod tests {
     #[test]
     fn a_password_proves_only_the_account_that_the_request_is_about() {
         let hs = homeserver();
-        let (alice, _) = hs.register_user("alice", Some("open sesame")).unwrap();
-        hs.register_user("eve", Some("mine")).unwrap();
+        let (alice, _) = hs.accounts().register_user("alice", Some("open sesame")).unwrap();
+        hs.accounts().register_user("eve", Some("mine")).unwrap();
         let auth = |user: &str, password: &str| {
             json!({ "type": "m.login.password", "password": password,
                     "identifier": { "type": "m.id.user", "user": user } })
@@ -670,7 +671,7 @@ mod tests {
     #[test]
     fn a_session_is_good_for_its_own_purpose_and_for_half_an_hour() {
         let hs = homeserver();
-        let (alice, _) = hs.register_user("alice", None).unwrap();
+        let (alice, _) = hs.accounts().register_user("alice", None).unwrap();
         let session = asked(step(&hs, DUMMY, None, Value::Null))["session"].clone();
         let body = json!({ "auth": { "type": "m.login.dummy", "session": session } });
         for (name, user) in [("other", None), (NAME, Some(&alice))] {
@@ -695,7 +696,7 @@ mod tests {
                 let Value::Object(body) = json!({ "name": n % 2, "auth": auth }) else { panic!() };
                 gate.wait();
                 let read = |params: &Map<String, Value>| Ok(params["name"].clone());
-                let told = hs.interactively(&action, asker(None), body, read, |name, _| {
+                let told = hs.accounts().interactively(&action, asker(None), body, read, |name, _| {
                     deeds.fetch_add(1, Ordering::SeqCst);
                     std::thread::yield_now();
                     Ok(name)
@@ -720,7 +721,7 @@ mod tests {
     #[test]
     fn what_earlier_requests_said_counts_where_a_later_one_leaves_it_out() {
         let hs = homeserver();
-        hs.add_registration_token("let-me-in", None, None).unwrap();
+        hs.accounts().add_registration_token("let-me-in", None, None).unwrap();
         let send = |body: Value| request(&hs, NAME, TOKEN, None, body).unwrap();
         let session = asked(send(json!({ "name": "a", "secret": "s" })))["session"].clone();
         let token = json!({ "type": "m.login.registration_token", "token": "let-me-in", "session": session });
@@ -763,7 +764,7 @@ mod tests {
         let action = Action { name: NAME, flows: DUMMY, incidental: &[] };
         let send = |auth: &Value, outcome: Result<Value>| {
             let body = Map::from_iter([("auth".to_owned(), auth.clone())]);
-            hs.interactively(&action, asker(None), body, |_| Ok(()), |(), _| outcome)
+            hs.accounts().interactively(&action, asker(None), body, |_| Ok(()), |(), _| outcome)
         };
         let session = asked(send(&Value::Null, Ok(json!({}))).unwrap())["session"].clone();
         let auth = json!({ "type": "m.login.dummy", "session": session });
@@ -783,7 +784,7 @@ mod tests {
         let begin = |from: u32, said: usize| {
             let asker = Asker { from: Ipv4Addr::from_bits(from).into(), ..asker(None) };
             let body = Map::from_iter([("said".to_owned(), "x".repeat(said).into())]);
-            let told = hs.interactively(&action, asker, body, |_| Ok(()), |(), _| Ok(json!({})));
+            let told = hs.accounts().interactively(&action, asker, body, |_| Ok(()), |(), _| Ok(json!({})));
             asked(told.unwrap())["session"].as_str().unwrap().to_owned()
         };
         let honest = begin(1, 10);
@@ -802,10 +803,14 @@ mod tests {
     #[test]
     fn a_nonce_is_good_once_and_for_a_minute() {
         let hs = homeserver();
-        let nonce = hs.new_nonce();
-        assert!(hs.use_nonce(&nonce) && !hs.use_nonce(&nonce) && !hs.use_nonce("made up"));
-        let nonce = hs.new_nonce();
+        let nonce = hs.accounts().new_nonce();
+        assert!(
+            hs.accounts().use_nonce(&nonce)
+                && !hs.accounts().use_nonce(&nonce)
+                && !hs.accounts().use_nonce("made up")
+        );
+        let nonce = hs.accounts().new_nonce();
         hs.clock.advance(Duration::from_secs(60));
-        assert!(!hs.use_nonce(&nonce));
+        assert!(!hs.accounts().use_nonce(&nonce));
     }
 }

@@ -10,6 +10,7 @@ pub mod profile;
 pub mod sessions;
 
 use std::net::IpAddr;
+use std::ops::Deref;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -24,6 +25,25 @@ use crate::service::accounts::profile::checked_display_name;
 use crate::service::accounts::sessions::{Login, NewLogin};
 use crate::service::devices::device_lists::tell_of_devices;
 use crate::store::accounts::TokenHash;
+
+/// Accounts, their sessions and what they prove who they are with; profiles and account data.
+#[derive(Clone, Copy)]
+pub struct Accounts<'h>(&'h Homeserver);
+
+impl Deref for Accounts<'_> {
+    type Target = Homeserver;
+
+    fn deref(&self) -> &Homeserver {
+        self.0
+    }
+}
+
+impl Homeserver {
+    /// Accounts, their sessions and what they prove who they are with; profiles and account data.
+    pub fn accounts(&self) -> Accounts<'_> {
+        Accounts(self)
+    }
+}
 
 /// What a new account is made from.
 #[derive(Debug, Default)]
@@ -42,7 +62,7 @@ pub struct NewAccount<'a> {
     pub from: Option<IpAddr>,
 }
 
-impl Homeserver {
+impl Accounts<'_> {
     /// The user id that somebody who asks for this localpart would get: in lower case, since there are no others. Errors:
     /// 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
     pub fn available_user_id(&self, localpart: &str) -> Result<UserId> {
@@ -55,7 +75,7 @@ impl Homeserver {
 
     /// Makes an account, and logs it in if `login` is given: both, or neither. Errors: as `available_user_id`, 400
     /// `M_WEAK_PASSWORD`, 401 `M_UNAUTHORIZED` for a registration token that is not good any more, 429
-    /// `M_LIMIT_EXCEEDED` if too many passwords are being worked on, and those of [`Homeserver::log_in_with`].
+    /// `M_LIMIT_EXCEEDED` if too many passwords are being worked on, and those of [`Accounts::log_in_with`].
     pub fn create_account(
         &self,
         new: &NewAccount<'_>,
@@ -183,7 +203,7 @@ impl Homeserver {
             Ok(here.map(|room| room.room_id).chain(elsewhere).collect::<Vec<_>>())
         })?;
         for room in rooms {
-            if let Err(e) = self.leave(user, &room, None) {
+            if let Err(e) = self.membership().leave(user, &room, None) {
                 // One odd room must not keep the user in all the others.
                 log::log!(e.level(log::Level::Warn), "{user} was deactivated and cannot leave {room}: {e}");
             }
@@ -235,43 +255,56 @@ mod tests {
     #[test]
     fn a_password_opens_its_own_account_only() {
         let hs = homeserver(Registration::Open);
-        let (alice, _) = hs.register_user("alice", Some("open sesame")).unwrap();
-        let (bob, _) = hs.register_user("bob", None).unwrap();
-        assert!(hs.check_password(&alice, "open sesame", None).unwrap().admin);
+        let (alice, _) = hs.accounts().register_user("alice", Some("open sesame")).unwrap();
+        let (bob, _) = hs.accounts().register_user("bob", None).unwrap();
+        assert!(hs.accounts().check_password(&alice, "open sesame", None).unwrap().admin);
         let nobody = UserId::parse("@nobody:example.org").unwrap();
         for (user, password) in [(&alice, "open sesam"), (&alice, ""), (&bob, ""), (&nobody, "open sesame")] {
-            assert_eq!(hs.check_password(user, password, None).unwrap_err().errcode(), ErrCode::Forbidden);
+            assert_eq!(
+                hs.accounts().check_password(user, password, None).unwrap_err().errcode(),
+                ErrCode::Forbidden
+            );
         }
-        hs.deactivate(&alice, false).unwrap();
-        assert!(hs.check_password(&alice, "open sesame", None).is_err());
-        assert_eq!(hs.register_user("alice", None).unwrap_err().errcode(), ErrCode::UserInUse);
+        hs.accounts().deactivate(&alice, false).unwrap();
+        assert!(hs.accounts().check_password(&alice, "open sesame", None).is_err());
+        assert_eq!(hs.accounts().register_user("alice", None).unwrap_err().errcode(), ErrCode::UserInUse);
     }
 
     #[test]
     fn user_names_follow_the_grammar_of_today() {
         let hs = homeserver(Registration::Open);
         for bad in ["", "a b", "é", "É", "a\u{212a}", "a:b", "@a", "_bridge", &"a".repeat(250)] {
-            assert_eq!(hs.available_user_id(bad).unwrap_err().errcode(), ErrCode::InvalidUsername, "{bad}");
+            assert_eq!(
+                hs.accounts().available_user_id(bad).unwrap_err().errcode(),
+                ErrCode::InvalidUsername,
+                "{bad}"
+            );
         }
-        assert_eq!(hs.available_user_id("a.b_c=d-e/f+1").unwrap().as_str(), "@a.b_c=d-e/f+1:example.org");
-        assert_eq!(hs.available_user_id("AliCe").unwrap().as_str(), "@alice:example.org");
-        hs.register_user("Alice", None).unwrap();
-        assert_eq!(hs.available_user_id("ALICE").unwrap_err().errcode(), ErrCode::UserInUse);
+        assert_eq!(
+            hs.accounts().available_user_id("a.b_c=d-e/f+1").unwrap().as_str(),
+            "@a.b_c=d-e/f+1:example.org"
+        );
+        assert_eq!(hs.accounts().available_user_id("AliCe").unwrap().as_str(), "@alice:example.org");
+        hs.accounts().register_user("Alice", None).unwrap();
+        assert_eq!(hs.accounts().available_user_id("ALICE").unwrap_err().errcode(), ErrCode::UserInUse);
     }
 
     #[test]
     fn the_first_token_works_once_and_is_replaced_at_the_next_start() {
         let hs = homeserver(Registration::Token);
-        let old = hs.ensure_first_token().unwrap().unwrap();
-        let token = hs.ensure_first_token().unwrap().unwrap();
-        assert!(!hs.registration_token_is_valid(&old).unwrap());
-        assert!(hs.registration_token_is_valid(&token).unwrap());
+        let old = hs.accounts().ensure_first_token().unwrap().unwrap();
+        let token = hs.accounts().ensure_first_token().unwrap().unwrap();
+        assert!(!hs.accounts().registration_token_is_valid(&old).unwrap());
+        assert!(hs.accounts().registration_token_is_valid(&token).unwrap());
         let new =
             |name, token| NewAccount { localpart: Some(name), token: Some(token), ..NewAccount::default() };
-        assert_eq!(hs.create_account(&new("eve", &old), None).unwrap_err().errcode(), ErrCode::Unauthorized);
-        hs.create_account(&new("alice", &token), None).unwrap();
-        assert!(hs.create_account(&new("eve", &token), None).is_err());
-        assert_eq!(hs.ensure_first_token().unwrap(), None);
+        assert_eq!(
+            hs.accounts().create_account(&new("eve", &old), None).unwrap_err().errcode(),
+            ErrCode::Unauthorized
+        );
+        hs.accounts().create_account(&new("alice", &token), None).unwrap();
+        assert!(hs.accounts().create_account(&new("eve", &token), None).is_err());
+        assert_eq!(hs.accounts().ensure_first_token().unwrap(), None);
         let alice = UserId::parse("@alice:example.org").unwrap();
         assert!(hs.store.read(|db| db.account(&alice)).unwrap().unwrap().admin);
     }

@@ -5,14 +5,14 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
-use crate::service::Homeserver;
+use crate::service::accounts::Accounts;
 
 /// For how long a token is good.
 pub const TOKEN_LIFE_MS: Millis = 3_600_000;
 /// How many tokens a user has at a time; a new one takes the place of the oldest.
 const MOST_TOKENS: usize = 50;
 
-impl Homeserver {
+impl Accounts<'_> {
     /// A new token that proves who this user is for [`TOKEN_LIFE_MS`], and is good for nothing else.
     pub fn make_openid_token(&self, user: &UserId) -> Result<String> {
         let token = random::token();
@@ -45,18 +45,18 @@ mod tests {
         config.data = Data::Memory;
         let clock = Clock::new();
         let hs = Homeserver::open(config, clock.clone()).unwrap();
-        let (alice, _) = hs.register_user("alice", None).unwrap();
-        let first = hs.make_openid_token(&alice).unwrap();
+        let (alice, _) = hs.accounts().register_user("alice", None).unwrap();
+        let first = hs.accounts().make_openid_token(&alice).unwrap();
         for _ in 0..super::MOST_TOKENS {
             clock.advance(Duration::from_millis(1));
-            let token = hs.make_openid_token(&alice).unwrap();
-            assert_eq!(hs.openid_user(&token).unwrap(), alice);
+            let token = hs.accounts().make_openid_token(&alice).unwrap();
+            assert_eq!(hs.accounts().openid_user(&token).unwrap(), alice);
         }
-        assert_eq!(hs.openid_user(&first).unwrap_err().status(), 401, "the oldest had to go");
+        assert_eq!(hs.accounts().openid_user(&first).unwrap_err().status(), 401, "the oldest had to go");
         let kept = || hs.store.read(|db| db.openid_tokens()).unwrap();
         assert_eq!(kept(), super::MOST_TOKENS);
         clock.advance(Duration::from_secs(3601));
-        hs.make_openid_token(&alice).unwrap();
+        hs.accounts().make_openid_token(&alice).unwrap();
         assert_eq!(kept(), 1);
     }
 }

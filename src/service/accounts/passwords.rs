@@ -6,6 +6,7 @@
 //! An address from which one of the account's devices was seen is none, nor is who has the token of one: they have counts
 //! of their own and are not held up by what strangers try, so that nobody locks somebody else out of their account.
 
+use crate::service::accounts::Accounts;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Condvar, Mutex};
@@ -20,7 +21,6 @@ use crate::error::{ErrCode, Error, Result};
 use crate::locks::{lock, wait, wait_timeout};
 use crate::protocol::UserId;
 use crate::random;
-use crate::service::Homeserver;
 use crate::store::accounts::Account;
 
 /// The work for one password: 19 MiB and two passes, which a Raspberry Pi does in a fraction of a second. (The least
@@ -310,7 +310,7 @@ fn make_room(counts: &mut HashMap<(UserId, Whose), Count>, now: Millis, more: us
 
 // ----- what the homeserver does with them -----
 
-impl Homeserver {
+impl Accounts<'_> {
     /// Checks a user's password for somebody at an address (none: on this machine, not limited), in the same time
     /// whether or not there is such an account. Errors: 403 `M_FORBIDDEN` if it is not theirs, or there is no such
     /// account, or it is deactivated; 429 `M_LIMIT_EXCEEDED` after too many failures, or if too many are being checked.
@@ -412,7 +412,7 @@ mod tests {
     #[test]
     fn the_hash_that_nobody_has_costs_as_much_as_a_real_one() {
         let hs = crate::testing::secluded(Config::for_name(ServerName::parse("example.org").unwrap()));
-        let real = hs.hash_password("x", None).unwrap();
+        let real = hs.accounts().hash_password("x", None).unwrap();
         let cost = |hash: &str| hash.split('$').take(4).collect::<Vec<_>>().join("$");
         assert_eq!(cost(&real), cost(NOBODY));
         assert!(hasher().unwrap().verify_password(b"x", real.as_str()).is_ok());

@@ -1,12 +1,12 @@
 //! Profiles: of our users, kept here; of others, asked of their server.
 
+use crate::service::accounts::Accounts;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::events::build::Draft;
 use crate::service::limits::favours::Asker;
 
@@ -21,7 +21,7 @@ const MAX_AVATAR_CHARS: usize = 1000;
 /// So many rooms are told of a new name or avatar at the same time.
 const AT_ONCE: usize = 8;
 
-impl Homeserver {
+impl Accounts<'_> {
     /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their server
     /// says; 429 `M_LIMIT_EXCEEDED`.
     pub fn profile(&self, asker: &Asker, user: &UserId) -> Result<Map<String, Value>> {
@@ -174,7 +174,7 @@ impl Homeserver {
             content,
             redacts: None,
         };
-        self.send(draft).map(|_| ())
+        self.events().send(draft).map(|_| ())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Sessions: logging in, staying logged in, logging out.
 
+use crate::service::accounts::Accounts;
 use std::net::IpAddr;
 
 use super::token_hash;
@@ -7,7 +8,6 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
-use crate::service::Homeserver;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_devices};
 use crate::store::Tx;
 use crate::store::accounts::devices::{NewSession, Session};
@@ -136,7 +136,7 @@ impl Tokens {
     }
 }
 
-impl Homeserver {
+impl Accounts<'_> {
     /// Logs a user in on a device; tokens that the device had end. Errors: 400 `M_INVALID_PARAM` for a device id or name
     /// that cannot be, 403 `M_FORBIDDEN` for too many devices.
     pub fn log_in_with(&self, user: &UserId, login: &NewLogin<'_>) -> Result<Login> {
@@ -261,6 +261,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::config::Config;
     use crate::protocol::ServerName;
+    use crate::service::Homeserver;
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -269,15 +270,15 @@ mod tests {
     }
 
     fn knows(hs: &Homeserver, token: &str) -> bool {
-        hs.authenticate(token, HERE).is_ok()
+        hs.accounts().authenticate(token, HERE).is_ok()
     }
 
     #[test]
     fn a_second_login_on_a_device_ends_the_first() {
         let hs = homeserver();
-        let (alice, other) = hs.register_user("alice", None).unwrap();
-        let first = hs.log_in(&alice, Some("PHONE"), Some("my phone"), false).unwrap();
-        let second = hs.log_in(&alice, Some("PHONE"), Some("renamed"), false).unwrap();
+        let (alice, other) = hs.accounts().register_user("alice", None).unwrap();
+        let first = hs.accounts().log_in(&alice, Some("PHONE"), Some("my phone"), false).unwrap();
+        let second = hs.accounts().log_in(&alice, Some("PHONE"), Some("renamed"), false).unwrap();
         assert!(!knows(&hs, &first.access_token));
         assert!(knows(&hs, &second.access_token) && knows(&hs, &other));
         let device = hs.store.read(|db| db.device(&alice, "PHONE")).unwrap().unwrap();
@@ -288,9 +289,9 @@ mod tests {
     #[test]
     fn a_refresh_token_works_until_one_of_its_successors_is_used() {
         let hs = homeserver();
-        let (alice, _) = hs.register_user("alice", None).unwrap();
-        let login = hs.log_in(&alice, None, None, true).unwrap();
-        let refresh = |login: &Login| hs.refresh(login.refresh_token.as_deref().unwrap());
+        let (alice, _) = hs.accounts().register_user("alice", None).unwrap();
+        let login = hs.accounts().log_in(&alice, None, None, true).unwrap();
+        let refresh = |login: &Login| hs.accounts().refresh(login.refresh_token.as_deref().unwrap());
         let lost = refresh(&login).unwrap();
         let kept = refresh(&login).unwrap();
         assert!(knows(&hs, &login.access_token), "the old one is good until a new one is used");
@@ -307,30 +308,33 @@ mod tests {
     #[test]
     fn an_expired_access_token_is_a_soft_logout() {
         let hs = homeserver();
-        let (alice, endless) = hs.register_user("alice", None).unwrap();
-        let login = hs.log_in(&alice, None, None, true).unwrap();
+        let (alice, endless) = hs.accounts().register_user("alice", None).unwrap();
+        let login = hs.accounts().log_in(&alice, None, None, true).unwrap();
         assert!(knows(&hs, &login.access_token));
         hs.clock.advance(Duration::from_millis(ACCESS_TOKEN_LIFE_MS as u64));
-        let error = hs.authenticate(&login.access_token, HERE).unwrap_err();
+        let error = hs.accounts().authenticate(&login.access_token, HERE).unwrap_err();
         assert_eq!(
             (error.errcode(), error.field("soft_logout").unwrap()),
             (ErrCode::UnknownToken, &true.into())
         );
         assert!(knows(&hs, &endless));
-        assert!(knows(&hs, &hs.refresh(&login.refresh_token.unwrap()).unwrap().access_token));
+        assert!(knows(&hs, &hs.accounts().refresh(&login.refresh_token.unwrap()).unwrap().access_token));
     }
 
     #[test]
     fn who_is_logged_out_is_unknown() {
         let hs = homeserver();
-        let (alice, first) = hs.register_user("alice", None).unwrap();
-        let second = hs.log_in(&alice, Some("B"), None, false).unwrap();
-        hs.delete_devices(&alice, vec!["B".into(), "none".into()]).unwrap();
+        let (alice, first) = hs.accounts().register_user("alice", None).unwrap();
+        let second = hs.accounts().log_in(&alice, Some("B"), None, false).unwrap();
+        hs.accounts().delete_devices(&alice, vec!["B".into(), "none".into()]).unwrap();
         assert!(knows(&hs, &first) && !knows(&hs, &second.access_token));
-        hs.delete_all_devices(&alice).unwrap();
+        hs.accounts().delete_all_devices(&alice).unwrap();
         assert!(!knows(&hs, &first));
         assert!(hs.store.read(|db| db.devices(&alice)).unwrap().is_empty());
-        hs.deactivate(&alice, false).unwrap();
-        assert_eq!(hs.log_in(&alice, None, None, false).unwrap_err().errcode(), ErrCode::Forbidden);
+        hs.accounts().deactivate(&alice, false).unwrap();
+        assert_eq!(
+            hs.accounts().log_in(&alice, None, None, false).unwrap_err().errcode(),
+            ErrCode::Forbidden
+        );
     }
 }

@@ -282,15 +282,15 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
         let (leased_room, leased_user) = (room.clone(), user.clone());
         hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
         spawn(shared, hs, move |hs| {
-            if let Err(error) = hs.pursue_membership(&room, &user) {
+            if let Err(error) = hs.membership().pursue_membership(&room, &user) {
                 log::log!(error.level(log::Level::Info), "{room} for {user}: {error}");
             }
         })?;
     }
     let free = WORKERS.saturating_sub(lock(&shared.state).working);
-    for user in hs.device_lists_to_fetch(now, free)? {
+    for user in hs.devices().device_lists_to_fetch(now, free)? {
         spawn(shared, hs, move |hs| {
-            if let Err(error) = hs.fetch_device_list(&user) {
+            if let Err(error) = hs.devices().fetch_device_list(&user) {
                 log::log!(error.level(log::Level::Error), "the devices of {user} cannot be kept: {error}");
             }
         })?;
@@ -298,7 +298,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     if lock(&shared.state).working < WORKERS {
         let forked = std::mem::take(&mut lock(&shared.state).forked);
         if !forked.is_empty() {
-            spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.join_branches(room)))?;
+            spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.events().join_branches(room)))?;
         }
     }
     let busy = lock(&shared.state).fetching.clone();
@@ -316,7 +316,11 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
             db.next_owed_invite_due()?,
         ])
     })?;
-    Ok(next.into_iter().chain([hs.end_typing_that_is_over(now)?, hs.let_presence_pass(now)?]).flatten().min())
+    Ok(next
+        .into_iter()
+        .chain([hs.ephemeral().end_typing_that_is_over(now)?, hs.ephemeral().let_presence_pass(now)?])
+        .flatten()
+        .min())
 }
 
 /// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one for
@@ -336,7 +340,7 @@ fn hand_out_invites(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> 
         let (leased_room, leased) = (room.clone(), invitee.clone());
         hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, now + LEASE, false))?;
         thread::Builder::new().name("inviting".to_owned()).spawn(move || {
-            if let Err(error) = hs.deliver_owed_invite(&room, &invitee) {
+            if let Err(error) = hs.membership().deliver_owed_invite(&room, &invitee) {
                 log::log!(
                     error.level(log::Level::Error),
                     "the invite of {invitee} to {room} cannot be kept: {error}"
@@ -396,7 +400,7 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
     lock(&shared.state).fetching.insert(room);
     let (fetching, hs) = (Fetching(shared.clone(), room), hs.clone());
     thread::Builder::new().name("waiting".to_owned()).spawn(move || {
-        let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.pursue_waiting(room)));
+        let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.incoming().pursue_waiting(room)));
         let put_off = match pursued {
             Ok(Ok(())) => Ok(()),
             failed => {

@@ -3,6 +3,7 @@
 //! The updates of one user form a chain: each has a number (`stream_id`) and names the one before it (`prev_id`). Where
 //! the chain has a gap, the whole list is fetched.
 
+use crate::service::devices::Devices;
 use std::borrow::Cow;
 
 use serde::Deserialize;
@@ -14,7 +15,6 @@ use crate::error::{Error, Result};
 use crate::federation::calls::{self, UserDevicesAnswer};
 use crate::protocol::UserId;
 use crate::protocol::json::{AtMost, First, ObjectText, read_object};
-use crate::service::Homeserver;
 use crate::service::incoming::edus::Intake;
 use crate::service::membership::backoff_ms;
 use crate::store::devices::device_lists::{OwnChange, RemoteDevice, RemoteDeviceList};
@@ -105,7 +105,7 @@ pub(in crate::service) fn last_update(db: &Db<'_>, user: &UserId) -> Result<Opti
     Ok(Some(json!({ "edu_type": "m.device_list_update", "content": content }).to_string()))
 }
 
-impl Homeserver {
+impl Devices<'_> {
     /// The devices of one of our users that have identity keys, for other servers. Clients cannot upload such keys yet,
     /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is none of us.
     pub fn devices_for_servers(&self, user: &UserId) -> Result<Value> {

@@ -2,3 +2,26 @@
 
 pub mod device_lists;
 pub mod to_device;
+
+use std::ops::Deref;
+
+use crate::service::Homeserver;
+
+/// Devices: their lists, and messages to them, here and across servers.
+#[derive(Clone, Copy)]
+pub struct Devices<'h>(&'h Homeserver);
+
+impl Deref for Devices<'_> {
+    type Target = Homeserver;
+
+    fn deref(&self) -> &Homeserver {
+        self.0
+    }
+}
+
+impl Homeserver {
+    /// Devices: their lists, and messages to them, here and across servers.
+    pub fn devices(&self) -> Devices<'_> {
+        Devices(self)
+    }
+}

@@ -1,5 +1,6 @@
 //! Messages from device to device: kept for ours until they have them, owed durably to the servers of others.
 
+use crate::service::devices::Devices;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,6 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{ObjectText, read, read_object};
 use crate::protocol::{ServerName, UserId};
 use crate::random;
-use crate::service::Homeserver;
 use crate::service::incoming::edus::Intake;
 use crate::store::accounts::client_transactions::ClientTxn;
 use crate::store::devices::to_device::{Line, Origin};
@@ -50,7 +50,7 @@ pub(in crate::service) struct DirectToDevice {
     messages: Messages,
 }
 
-impl Homeserver {
+impl Devices<'_> {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
     /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
     /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of many

@@ -3,3 +3,26 @@
 pub mod presence;
 pub mod receipts;
 pub mod typing;
+
+use std::ops::Deref;
+
+use crate::service::Homeserver;
+
+/// What is no part of a room's history: typing, receipts, presence.
+#[derive(Clone, Copy)]
+pub struct Ephemeral<'h>(&'h Homeserver);
+
+impl Deref for Ephemeral<'_> {
+    type Target = Homeserver;
+
+    fn deref(&self) -> &Homeserver {
+        self.0
+    }
+}
+
+impl Homeserver {
+    /// What is no part of a room's history: typing, receipts, presence.
+    pub fn ephemeral(&self) -> Ephemeral<'_> {
+        Ephemeral(self)
+    }
+}

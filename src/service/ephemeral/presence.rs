@@ -3,6 +3,7 @@
 //! What happens to one of us is a step of [`Here`], which is memory: every message that they send is one. Only when the
 //! outcome is another one is it written (lightly) and told.
 
+use crate::service::ephemeral::Ephemeral;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +17,6 @@ use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
-use crate::service::Homeserver;
 use crate::service::incoming::edus::Intake;
 use crate::service::outgoing::Edu;
 use crate::store::ephemeral::presence::{Presence, State};
@@ -188,7 +188,7 @@ struct Push {
     currently_active: bool,
 }
 
-impl Homeserver {
+impl Ephemeral<'_> {
     /// One of us says whether they are there. Errors: 400 `M_INVALID_PARAM` for a status that is too long.
     pub fn set_presence(&self, user: &UserId, state: State, status: Option<String>) -> Result<()> {
         if status.as_ref().is_some_and(|status| status.len() > LONGEST_STATUS) {

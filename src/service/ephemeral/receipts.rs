@@ -1,5 +1,6 @@
 //! Read receipts and the fully-read marker.
 
+use crate::service::ephemeral::Ephemeral;
 use std::borrow::Cow;
 
 use serde::Deserialize;
@@ -11,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::protocol::json::{FirstMembers, read, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::incoming::edus::Intake;
 use crate::service::outgoing::Edu;
 use crate::service::rooms::view::not_in_room;
@@ -60,7 +60,7 @@ struct Data {
     thread_id: Option<String>,
 }
 
-impl Homeserver {
+impl Ephemeral<'_> {
     /// Moves the markers of one of our users in a room, all or none. One that is further already stays. Errors: 400
     /// `M_INVALID_PARAM` for an unknown type or a thread that does not fit, 403 `M_FORBIDDEN` for who is not in the
     /// room, 404 `M_NOT_FOUND` for an event that is not there.
@@ -114,7 +114,7 @@ impl Homeserver {
                 None => Ok(()),
             }
         })?;
-        told.iter().try_for_each(|edu| self.tell_servers_of_room(room.key, edu))
+        told.iter().try_for_each(|edu| self.incoming().tell_servers_of_room(room.key, edu))
     }
 
     /// `m.receipt` of another server: of each room's receipts those of its own users who are in the room. "The server

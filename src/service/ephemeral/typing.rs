@@ -2,6 +2,7 @@
 //!
 //! What is known is in the database like everything else, but written lightly: it is worth nothing after a minute.
 
+use crate::service::ephemeral::Ephemeral;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -10,7 +11,6 @@ use crate::error::{Error, Result};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::incoming::edus::Intake;
 use crate::service::outgoing::Edu;
 use crate::service::rooms::view::not_in_room;
@@ -39,7 +39,7 @@ struct Content {
     typing: bool,
 }
 
-impl Homeserver {
+impl Ephemeral<'_> {
     /// One of our users begins to type, goes on, or (no time given) stops. Errors: 400 `M_INVALID_PARAM` for a negative
     /// time, 403 `M_FORBIDDEN` for who is not in the room.
     pub fn set_typing(&self, user: &UserId, room: &RoomId, typing: Option<Option<Millis>>) -> Result<()> {
@@ -86,7 +86,7 @@ impl Homeserver {
             replaces: Some(format!("typing {room} {user}")),
             json: json!({ "edu_type": "m.typing", "content": content }).to_string(),
         };
-        self.tell_servers_of_room(key, &edu)
+        self.incoming().tell_servers_of_room(key, &edu)
     }
 
     /// Ends what has lasted long enough; gives when to look again.

@@ -3,6 +3,7 @@
 //! Format, signatures and hash have been checked when a `VerifiedPdu` comes here; what remains is judged in
 //! `judge`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
 
+use crate::service::events::Events;
 use std::time::{Duration, Instant};
 
 use super::authorise;
@@ -10,7 +11,6 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
-use crate::service::Homeserver;
 use crate::service::events::authorise::{Effort, Hearing, Judged, Verdict};
 use crate::service::events::build::Sent;
 use crate::service::events::fetch::Fetched;
@@ -53,7 +53,7 @@ pub(crate) enum Terms {
     HandedIn,
 }
 
-impl Homeserver {
+impl Events<'_> {
     /// Takes in an event that was signed elsewhere and handed to us with `send_join`, `send_knock` or `send_leave`; the
     /// caller has checked its form and signatures. It is passed on to the other servers of the room. A repeat is
     /// answered as the first time. Errors: 403 `M_FORBIDDEN` unless it passes every check.
@@ -64,7 +64,7 @@ impl Homeserver {
         self.take_in_own(&pdu)
     }
 
-    /// Puts an event of ours into its room that was signed before ([`Homeserver::draft_event`]). Errors: 403
+    /// Puts an event of ours into its room that was signed before ([`Events::draft_event`]). Errors: 403
     /// `M_FORBIDDEN` if the room has moved on so far that it is not allowed any more.
     pub fn commit_signed(&self, pdu: VerifiedPdu) -> Result<Accepted> {
         self.take_in_own(&pdu)

@@ -6,6 +6,7 @@
 //! whether the room's forward extremities are still those that it was judged by, and composes it anew if not. No room is
 //! ever locked.
 
+use crate::service::events::Events;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,7 +27,6 @@ use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, json as matrix_json,
 };
 use crate::random;
-use crate::service::Homeserver;
 use crate::service::events::authorise::{Around, Effort, Hearing, Side};
 use crate::service::events::extremities::may_be_late;
 use crate::service::rooms::create::PlannedEvent;
@@ -380,7 +380,7 @@ fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Re
     })
 }
 
-impl Homeserver {
+impl Events<'_> {
     pub(crate) fn pen(&self) -> Pen {
         Pen { server: self.server_name().clone(), key: self.key_ring.signing_key(), now: self.clock.now_ms() }
     }
@@ -391,7 +391,7 @@ impl Homeserver {
         self.send_with(draft, |_, _| Ok(()))
     }
 
-    /// [`Homeserver::send`] with something else in the same transaction.
+    /// [`Events::send`] with something else in the same transaction.
     pub fn send_with(
         &self,
         draft: Draft,
@@ -485,7 +485,7 @@ impl Homeserver {
     }
 
     /// Puts an event into its room that other servers are not sent: they get it when a later event refers to it. Errors
-    /// as [`Homeserver::send`]; 403 also where a policy server would have to be asked.
+    /// as [`Events::send`]; 403 also where a policy server would have to be asked.
     pub(in crate::service) fn put_unsent(&self, draft: Draft) -> Result<()> {
         let pen = self.pen();
         for _ in 0..ATTEMPTS {
@@ -509,7 +509,7 @@ impl Homeserver {
     }
 
     /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put
-    /// it there with [`Homeserver::commit_signed`]. Errors as [`Homeserver::send`].
+    /// it there with [`Events::commit_signed`]. Errors as [`Events::send`].
     pub fn draft_event(&self, draft: Draft) -> Result<VerifiedPdu> {
         let pen = self.pen();
         let event = self.read_in_turn(&draft.room, |db| compose_fully(db, &pen, &draft))?.event;
@@ -517,7 +517,7 @@ impl Homeserver {
     }
 
     /// An unsigned event for `make_join`, `make_knock` and `make_leave`, that would be accepted now. Errors as
-    /// [`Homeserver::send`].
+    /// [`Events::send`].
     pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
         let now = self.clock.now_ms();
         let framed = self.read_in_turn(&draft.room, |db| {

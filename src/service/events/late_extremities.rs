@@ -3,6 +3,7 @@
 //! One room after the other, as its allowance has it (`labour`), and all that came until then at once. That a room is
 //! behind is a row, so nothing is forgotten by a restart.
 
+use crate::service::events::Events;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
@@ -105,7 +106,7 @@ fn run(shared: &Shared, weak: &Weak<Homeserver>) {
         state.rooms.remove(&room);
         drop(state);
         let Some(hs) = weak.upgrade() else { return };
-        let again = hs.catch_up(room).unwrap_or_else(|e| {
+        let again = hs.events().catch_up(room).unwrap_or_else(|e| {
             log::log!(
                 e.level(log::Level::Error),
                 "the state of room {room} could not be brought up to date: {e}"
@@ -129,7 +130,7 @@ struct Caught {
     state: StateRef,
 }
 
-impl Homeserver {
+impl Events<'_> {
     /// Brings the current state of a room up to date, as far as the room's allowance goes. Gives when to come again, if
     /// there is more to do.
     pub(in crate::service) fn catch_up(&self, key: RoomKey) -> Result<Option<Duration>> {

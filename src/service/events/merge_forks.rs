@@ -9,7 +9,7 @@
 
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::service::Homeserver;
+use crate::service::events::Events;
 use crate::service::events::build::Draft;
 use crate::store::rooms::append::{FEW_HEADS, JOINS_BRANCHES};
 use crate::store::{Room, RoomKey};
@@ -17,7 +17,7 @@ use crate::store::{Room, RoomKey};
 /// How many of us are tried.
 const MOST_TRIED: usize = 20;
 
-impl Homeserver {
+impl Events<'_> {
     /// Joins the branches of a room, if there are more than a few and one of us may speak there.
     pub(in crate::service) fn join_branches(&self, room: RoomKey) {
         if let Err(e) = self.try_to_join_branches(room) {

@@ -12,3 +12,26 @@ pub mod serve;
 pub(super) mod server_acl;
 #[cfg(test)]
 pub(super) mod tests;
+
+use std::ops::Deref;
+
+use crate::service::Homeserver;
+
+/// Events of rooms: made here, received, authorised, fetched and served.
+#[derive(Clone, Copy)]
+pub struct Events<'h>(&'h Homeserver);
+
+impl Deref for Events<'_> {
+    type Target = Homeserver;
+
+    fn deref(&self) -> &Homeserver {
+        self.0
+    }
+}
+
+impl Homeserver {
+    /// Events of rooms: made here, received, authorised, fetched and served.
+    pub fn events(&self) -> Events<'_> {
+        Events(self)
+    }
+}

@@ -10,6 +10,7 @@
 //! Who waits for our answer to a transaction must not wait for ever: all policy servers of its rooms are asked side by
 //! side, for a bounded time, and one that fails is left alone for a while.
 
+use crate::service::events::Events;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +25,6 @@ use crate::locks::{self, lock};
 use crate::protocol::event_auth::AuthError;
 use crate::protocol::policy_server::{self, PolicyServer};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu};
-use crate::service::Homeserver;
 use crate::store::{Db, Room};
 
 /// For how long events that came together may wait for their policy servers. Those that are not signed by then are
@@ -116,7 +116,7 @@ pub(crate) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<()
     })
 }
 
-impl Homeserver {
+impl Events<'_> {
     /// An event that we are about to bring into its room, with the signature of the room's policy server if it uses one.
     /// Errors: what the policy server says; 502 and 504 if that is nothing of use.
     pub(crate) fn with_policy_signature(&self, event: VerifiedPdu) -> Result<VerifiedPdu> {

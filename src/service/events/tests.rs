@@ -54,7 +54,7 @@ fn room(hs: &Homeserver, version: &str) -> RoomId {
     let wishes: CreateRoom =
         serde_json::from_value(json!({ "preset": "public_chat", "name": "Kitchen" })).unwrap();
     let events = wishes.plan(&alice(), &Map::new(), version, None).unwrap();
-    hs.create_room_with(version, &alice(), &events, |_, _| Ok(())).unwrap()
+    hs.events().create_room_with(version, &alice(), &events, |_, _| Ok(())).unwrap()
 }
 
 fn draft(room: &RoomId, sender: &UserId, event_type: &str, state_key: Option<&str>, content: Value) -> Draft {
@@ -149,7 +149,7 @@ impl Other {
             ("m.room.member", Some(user.as_str())),
             json!({ "membership": "join" }),
         );
-        assert!(!hs.accept_signed(join.clone(), &there(), Membership::Join).unwrap().already);
+        assert!(!hs.events().accept_signed(join.clone(), &there(), Membership::Join).unwrap().already);
         join.event_id().clone()
     }
 }
@@ -212,7 +212,7 @@ fn verified(pdu: Pdu, server: &ServerName, key: &SigningKey) -> VerifiedPdu {
 }
 
 fn receive(hs: &Homeserver, pdu: &VerifiedPdu) -> Result<()> {
-    hs.receive_pdu(&there(), pdu.clone())
+    hs.events().receive_pdu(&there(), pdu.clone())
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn a_room_of_every_version_is_made_and_spoken_in() {
     let hs = homeserver();
     for version in room_version::all() {
         let room = room(&hs, version.id);
-        let id = hs.send(message(&room, &alice(), "hello")).unwrap();
+        let id = hs.events().send(message(&room, &alice(), "hello")).unwrap();
         let event = stored(&hs, &id);
         assert_eq!((event.status, event.pdu.content_str("body")), (Status::Accepted, Some("hello".into())));
         assert_eq!(head(&hs, &room), id);
@@ -251,7 +251,7 @@ fn a_thousand_messages_of_several_callers_make_one_line_without_forks() {
             let (hs, room) = (&hs, &room);
             scope.spawn(move || {
                 for number in 0..125 {
-                    hs.send(message(room, &alice(), &format!("{caller}/{number}"))).unwrap();
+                    hs.events().send(message(room, &alice(), &format!("{caller}/{number}"))).unwrap();
                 }
             });
         }
@@ -277,12 +277,12 @@ fn what_the_rules_forbid_is_refused_and_changes_nothing() {
     let room = room(&hs, "12");
     let before = (head(&hs, &room), hs.store.position());
     let stranger = user("@stranger:here.example");
-    let error = hs.send(message(&room, &stranger, "hello")).unwrap_err();
+    let error = hs.events().send(message(&room, &stranger, "hello")).unwrap_err();
     assert_eq!((error.status(), error.errcode()), (403, ErrCode::Forbidden));
     let unknown = RoomId::parse("!unknown:here.example").unwrap();
-    assert_eq!(hs.send(message(&unknown, &alice(), "hello")).unwrap_err().status(), 404);
+    assert_eq!(hs.events().send(message(&unknown, &alice(), "hello")).unwrap_err().status(), 404);
     assert_eq!(
-        hs.send(message(&room, &alice(), &"x".repeat(70_000))).unwrap_err().errcode(),
+        hs.events().send(message(&room, &alice(), &"x".repeat(70_000))).unwrap_err().errcode(),
         ErrCode::TooLarge
     );
     assert_eq!(before, (head(&hs, &room), hs.store.position()));
@@ -293,10 +293,11 @@ fn what_else_belongs_to_an_event_is_in_the_same_transaction() {
     let hs = homeserver();
     let room = room(&hs, "12");
     let before = head(&hs, &room);
-    let failed = hs.send_with(message(&room, &alice(), "hello"), |_, _| Err(crate::Error::not_found("no")));
+    let failed =
+        hs.events().send_with(message(&room, &alice(), "hello"), |_, _| Err(crate::Error::not_found("no")));
     assert_eq!(failed.unwrap_err().status(), 404);
     assert_eq!(head(&hs, &room), before);
-    let id = hs.send_with(message(&room, &alice(), "hello"), |tx, sent| {
+    let id = hs.events().send_with(message(&room, &alice(), "hello"), |tx, sent| {
         assert_eq!(tx.event_key(&sent.event_id)?, Some(sent.key));
         Ok(())
     });
@@ -311,8 +312,8 @@ fn another_servers_user_joins_once_however_often_the_join_is_handed_in() {
         let mut other = Other::new(&room, version);
         let join = other.join(&hs, &bob());
         let pdu = VerifiedPdu::unchecked(stored(&hs, &join).pdu);
-        assert!(hs.accept_signed(pdu.clone(), &there(), Membership::Join).unwrap().already);
-        assert_eq!(hs.accept_signed(pdu, &there(), Membership::Leave).unwrap_err().status(), 403);
+        assert!(hs.events().accept_signed(pdu.clone(), &there(), Membership::Join).unwrap().already);
+        assert_eq!(hs.events().accept_signed(pdu, &there(), Membership::Leave).unwrap_err().status(), 403);
         assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Join));
         assert_consistent(&hs, &room);
     }
@@ -326,14 +327,16 @@ fn forks_with_different_states_are_resolved_and_merged_by_the_next_event() {
         let mut other = Other::new(&room, version);
         let join = other.join(&hs, &bob());
         // Alice goes on; Bob's server has not heard of it and speaks from where it was.
-        let topic =
-            hs.send(draft(&room, &alice(), "m.room.topic", Some(""), json!({ "topic": "soup" }))).unwrap();
+        let topic = hs
+            .events()
+            .send(draft(&room, &alice(), "m.room.topic", Some(""), json!({ "topic": "soup" })))
+            .unwrap();
         let late = other.event(&hs, &[&join], &bob(), ("m.room.message", None), json!({ "body": "late" }));
         receive(&hs, &late).unwrap();
         assert_eq!(heads(&hs, &room), [topic.clone(), late.event_id().clone()]);
         assert_eq!(state(&hs, &room, "m.room.topic", "").unwrap().event_id(), &topic);
         assert_consistent(&hs, &room);
-        let merge = hs.send(message(&room, &alice(), "merged")).unwrap();
+        let merge = hs.events().send(message(&room, &alice(), "merged")).unwrap();
         let merged = stored(&hs, &merge);
         assert_eq!(merged.pdu.prev_events().len(), 2);
         assert_eq!(head(&hs, &room), merge);
@@ -351,7 +354,7 @@ fn an_event_that_evades_a_ban_is_kept_from_clients_and_referred_to_by_nobody() {
     let mut other = Other::new(&room, "12");
     let join = other.join(&hs, &bob());
     let ban = draft(&room, &alice(), "m.room.member", Some(bob().as_str()), json!({ "membership": "ban" }));
-    let ban = hs.send(ban).unwrap();
+    let ban = hs.events().send(ban).unwrap();
     let evasion = other.event(&hs, &[&join], &bob(), ("m.room.message", None), json!({ "body": "ha" }));
     receive(&hs, &evasion).unwrap();
     let event = stored(&hs, evasion.event_id());
@@ -383,7 +386,7 @@ fn a_refused_knock_is_owed_to_the_server_of_the_knocker_and_a_leave_of_our_own_i
     let room = room(&hs, "12");
     let mut other = Other::new(&room, "12");
     let rules = draft(&room, &alice(), "m.room.join_rules", Some(""), json!({ "join_rule": "knock" }));
-    let rules = hs.send(rules).unwrap();
+    let rules = hs.events().send(rules).unwrap();
     let knock = other.event(
         &hs,
         &[&rules],
@@ -391,11 +394,11 @@ fn a_refused_knock_is_owed_to_the_server_of_the_knocker_and_a_leave_of_our_own_i
         ("m.room.member", Some(bob().as_str())),
         json!({ "membership": "knock" }),
     );
-    hs.accept_signed(knock, &there(), Membership::Knock).unwrap();
+    hs.events().accept_signed(knock, &there(), Membership::Knock).unwrap();
     assert!(hs.store.read(|db| db.owed_events(&there(), 0, i64::MAX, 100)).unwrap().is_empty());
     let kick =
         draft(&room, &alice(), "m.room.member", Some(bob().as_str()), json!({ "membership": "leave" }));
-    let kick = hs.send(kick).unwrap();
+    let kick = hs.events().send(kick).unwrap();
     let owed = hs.store.read(|db| db.owed_events(&there(), 0, i64::MAX, 100)).unwrap();
     assert_eq!(owed.iter().map(|event| event.event_id.clone()).collect::<Vec<_>>(), [kick]);
     assert_consistent(&hs, &room);
@@ -405,10 +408,10 @@ fn a_refused_knock_is_owed_to_the_server_of_the_knocker_and_a_leave_of_our_own_i
 fn a_server_in_the_room_is_owed_what_happens_while_it_is_there() {
     let hs = homeserver();
     let room = room(&hs, "12");
-    hs.send(message(&room, &alice(), "before")).unwrap();
+    hs.events().send(message(&room, &alice(), "before")).unwrap();
     let mut other = Other::new(&room, "12");
     let join = other.join(&hs, &bob());
-    let during = hs.send(message(&room, &alice(), "during")).unwrap();
+    let during = hs.events().send(message(&room, &alice(), "during")).unwrap();
     let leave = other.event(
         &hs,
         &[&during],
@@ -417,7 +420,7 @@ fn a_server_in_the_room_is_owed_what_happens_while_it_is_there() {
         json!({ "membership": "leave" }),
     );
     receive(&hs, &leave).unwrap();
-    hs.send(message(&room, &alice(), "after")).unwrap();
+    hs.events().send(message(&room, &alice(), "after")).unwrap();
     let owed = hs.store.read(|db| db.owed_events(&there(), 0, i64::MAX, 100)).unwrap();
     assert_eq!(owed.iter().map(|event| event.event_id.clone()).collect::<Vec<_>>(), [during]);
     let _ = join;
@@ -465,7 +468,7 @@ fn a_redaction_acts_on_its_target_whichever_of_them_comes_first() {
         receive(&hs, &open).unwrap();
         let mut wish = draft(&room, &alice(), "m.room.redaction", None, json!({ "reason": "rude" }));
         wish.redacts = Some(open.event_id().clone());
-        let id = hs.send(wish).unwrap();
+        let id = hs.events().send(wish).unwrap();
         assert_eq!(stored(&hs, &id).pdu.redacts().as_ref(), Some(open.event_id()));
         assert!(stored(&hs, open.event_id()).pdu.content().is_empty());
     }
@@ -481,14 +484,14 @@ fn nobody_redacts_others_without_the_power_to() {
         let carol = user("@carol:here.example");
         let join =
             draft(&room, &carol, "m.room.member", Some(carol.as_str()), json!({ "membership": "join" }));
-        hs.send(join).unwrap();
-        let last = hs.send(message(&room, &alice(), "mine")).unwrap();
+        hs.events().send(join).unwrap();
+        let last = hs.events().send(message(&room, &alice(), "mine")).unwrap();
         let theirs =
             other.event(&hs, &[&last], &bob(), ("m.room.message", None), json!({ "body": "theirs" }));
         receive(&hs, &theirs).unwrap();
         let mut wish = draft(&room, &carol, "m.room.redaction", None, json!({}));
         wish.redacts = Some(theirs.event_id().clone());
-        assert_eq!(hs.send(wish).unwrap_err().status(), 403, "version {version}");
+        assert_eq!(hs.events().send(wish).unwrap_err().status(), 403, "version {version}");
         assert!(!stored(&hs, theirs.event_id()).pdu.content().is_empty());
     }
 }
@@ -498,7 +501,7 @@ fn a_template_is_judged_and_becomes_an_event_that_is_accepted() {
     let hs = homeserver();
     let room = room(&hs, "11");
     let wish = draft(&room, &bob(), "m.room.member", Some(bob().as_str()), json!({ "membership": "join" }));
-    let (template, version) = hs.template(wish).unwrap();
+    let (template, version) = hs.events().template(wish).unwrap();
     assert!(!template.contains_key("hashes") && !template.contains_key("signatures"));
     let mut event = template;
     event.insert("signatures".into(), json!({}));
@@ -508,13 +511,14 @@ fn a_template_is_judged_and_becomes_an_event_that_is_accepted() {
         &there(),
         &SigningKey::generate([7; 32], "other"),
     );
-    hs.accept_signed(join, &there(), Membership::Join).unwrap();
+    hs.events().accept_signed(join, &there(), Membership::Join).unwrap();
     assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Join));
     let banned = user("@banned:there.example");
-    hs.send(draft(&room, &alice(), "m.room.member", Some(banned.as_str()), json!({ "membership": "ban" })))
+    hs.events()
+        .send(draft(&room, &alice(), "m.room.member", Some(banned.as_str()), json!({ "membership": "ban" })))
         .unwrap();
     let wish = draft(&room, &banned, "m.room.member", Some(banned.as_str()), json!({ "membership": "join" }));
-    assert_eq!(hs.template(wish).unwrap_err().status(), 403);
+    assert_eq!(hs.events().template(wish).unwrap_err().status(), 403);
 }
 
 #[test]
@@ -523,11 +527,11 @@ fn an_event_drafted_for_another_server_is_committed_later_though_the_room_went_o
     let room = room(&hs, "12");
     let invite =
         draft(&room, &alice(), "m.room.member", Some(bob().as_str()), json!({ "membership": "invite" }));
-    let invite = hs.draft_event(invite).unwrap();
+    let invite = hs.events().draft_event(invite).unwrap();
     assert_eq!(membership(&hs, &room, &bob()), None);
-    hs.send(message(&room, &alice(), "meanwhile")).unwrap();
-    assert!(!hs.commit_signed(invite.clone()).unwrap().already);
-    assert!(hs.commit_signed(invite).unwrap().already);
+    hs.events().send(message(&room, &alice(), "meanwhile")).unwrap();
+    assert!(!hs.events().commit_signed(invite.clone()).unwrap().already);
+    assert!(hs.events().commit_signed(invite).unwrap().already);
     assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Invite));
     assert_eq!(heads(&hs, &room).len(), 2);
     assert_consistent(&hs, &room);
@@ -545,7 +549,7 @@ fn more_heads_than_an_event_can_name_are_taken_up_by_and_by() {
     }
     assert_eq!(heads(&hs, &room).len(), 45);
     for left in [26, 7, 1] {
-        hs.send(message(&room, &alice(), "tidy")).unwrap();
+        hs.events().send(message(&room, &alice(), "tidy")).unwrap();
         assert_eq!(heads(&hs, &room).len(), left);
     }
     assert_consistent(&hs, &room);
@@ -557,12 +561,12 @@ fn the_last_of_us_leaves_and_may_come_back_if_nobody_else_is_there() {
     let room = room(&hs, "12");
     let leave =
         draft(&room, &alice(), "m.room.member", Some(alice().as_str()), json!({ "membership": "leave" }));
-    hs.send(leave).unwrap();
+    hs.events().send(leave).unwrap();
     assert!(!hs.store.read(|db| db.known_room(&room)).unwrap().resident);
     assert_consistent(&hs, &room);
     let join =
         draft(&room, &alice(), "m.room.member", Some(alice().as_str()), json!({ "membership": "join" }));
-    hs.send(join).unwrap();
+    hs.events().send(join).unwrap();
     assert!(hs.store.read(|db| db.known_room(&room)).unwrap().resident);
     assert_consistent(&hs, &room);
 }
@@ -570,14 +574,14 @@ fn the_last_of_us_leaves_and_may_come_back_if_nobody_else_is_there() {
 /// Alice of `here` joins a room of `there` as if over the network. Returns the stream position before.
 fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId) -> i64 {
     let wish = draft(room, user, "m.room.member", Some(user.as_str()), json!({ "membership": "join" }));
-    let (mut event, version) = there.template(wish).unwrap();
+    let (mut event, version) = there.events().template(wish).unwrap();
     event.insert("signatures".into(), json!({}));
     hash::add_content_hash(&mut event);
-    let pen = here.pen();
+    let pen = here.events().pen();
     let join = verified(Pdu::from_object(event, version).unwrap(), &pen.server, &pen.key);
-    there.accept_signed(join.clone(), here.server_name(), Membership::Join).unwrap();
+    there.events().accept_signed(join.clone(), here.server_name(), Membership::Join).unwrap();
     let known = there.store.read(|db| db.known_room(room)).unwrap();
-    let answer = there.state_for_join(&known, join.event_id(), false).unwrap();
+    let answer = there.events().state_for_join(&known, join.event_id(), false).unwrap();
     assert!(answer.servers.contains(here.server_name()) && answer.servers.contains(there.server_name()));
     let before = here.store.position();
     let events = |keys: &[EventKey], of_state: bool| {
@@ -587,7 +591,8 @@ fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId
         };
         keys.iter().map(read).collect::<Result<Vec<_>>>().unwrap()
     };
-    let mut adoption = here.begin_adoption(room, version).unwrap();
+    let memberships = here.membership();
+    let mut adoption = memberships.begin_adoption(room, version).unwrap();
     adoption.add(events(&answer.state, true)).unwrap();
     adoption.add(events(&answer.auth_chain, false)).unwrap();
     assert_eq!(
@@ -604,21 +609,25 @@ fn a_room_is_adopted_left_and_adopted_again_with_what_changed_meanwhile() {
         let rules = room_version::room_version(version).unwrap();
         let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "public_chat" })).unwrap();
         let events = wishes.plan(&bob(), &Map::new(), rules, None).unwrap();
-        let room = there.create_room_with(rules, &bob(), &events, |_, _| Ok(())).unwrap();
+        let room = there.events().create_room_with(rules, &bob(), &events, |_, _| Ok(())).unwrap();
         let topic = |text: &str| draft(&room, &bob(), "m.room.topic", Some(""), json!({ "topic": text }));
-        let old_topic = there.send(topic("old")).unwrap();
+        let old_topic = there.events().send(topic("old")).unwrap();
         join_over(&here, &there, &room, &alice());
         assert_consistent(&here, &room);
         assert_eq!(state(&here, &room, "m.room.topic", "").unwrap().event_id(), &old_topic);
         let leave =
             draft(&room, &alice(), "m.room.member", Some(alice().as_str()), json!({ "membership": "leave" }));
-        let leave = here.send(leave).unwrap();
+        let leave = here.events().send(leave).unwrap();
         assert_consistent(&here, &room);
-        there.receive_pdu(here.server_name(), VerifiedPdu::unchecked(stored(&here, &leave).pdu)).unwrap();
+        there
+            .events()
+            .receive_pdu(here.server_name(), VerifiedPdu::unchecked(stored(&here, &leave).pdu))
+            .unwrap();
         assert_consistent(&there, &room);
-        let new_topic = there.send(topic("new")).unwrap();
+        let new_topic = there.events().send(topic("new")).unwrap();
         let carol = user("@carol:there.example");
         there
+            .events()
             .send(draft(
                 &room,
                 &carol,
@@ -649,8 +658,11 @@ fn a_room_is_adopted_left_and_adopted_again_with_what_changed_meanwhile() {
             })
             .unwrap();
         // And it is spoken in again, by both.
-        let hello = here.send(message(&room, &alice(), "back")).unwrap();
-        there.receive_pdu(here.server_name(), VerifiedPdu::unchecked(stored(&here, &hello).pdu)).unwrap();
+        let hello = here.events().send(message(&room, &alice(), "back")).unwrap();
+        there
+            .events()
+            .receive_pdu(here.server_name(), VerifiedPdu::unchecked(stored(&here, &hello).pdu))
+            .unwrap();
         assert_eq!(head(&there, &room), hello);
     }
 }
@@ -662,7 +674,7 @@ fn one_slow_resolution_is_not_asked_of_the_writer_when_the_room_moves() {
     let mut other = Other::new(&room, "12");
     let join = other.join(&hs, &bob());
     let levels = draft(&room, &alice(), "m.room.power_levels", Some(""), json!({ "users_default": 50 }));
-    hs.send(levels).unwrap();
+    hs.events().send(levels).unwrap();
     let head = head(&hs, &room);
     // Forks with differing states arrive while others speak.
     let forks: Vec<VerifiedPdu> = (0..20)
@@ -674,7 +686,7 @@ fn one_slow_resolution_is_not_asked_of_the_writer_when_the_room_moves() {
     std::thread::scope(|scope| {
         let (hs, room, forks) = (&hs, &room, &forks);
         scope.spawn(move || {
-            (0..40).for_each(|n| drop(hs.send(message(room, &alice(), &n.to_string())).unwrap()))
+            (0..40).for_each(|n| drop(hs.events().send(message(room, &alice(), &n.to_string())).unwrap()))
         });
         for half in forks.chunks(10) {
             scope.spawn(move || half.iter().for_each(|fork| receive(hs, fork).unwrap()));
@@ -723,7 +735,7 @@ fn of_one_server_a_few_redactions_wait_for_an_event_and_act_when_it_comes() {
         redacts: Some(target.event_id().clone()),
         ..draft(&room, &alice(), "m.room.redaction", None, json!({}))
     };
-    hs.send(of_ours).unwrap();
+    hs.events().send(of_ours).unwrap();
     let waiting = hs.store.read(|db| db.redactions_of(target.event_id())).unwrap();
     assert_eq!(waiting.len(), 21, "each server has its share");
     receive(&hs, &target).unwrap();
@@ -753,7 +765,7 @@ fn however_often_a_room_is_forked_its_forward_extremities_stay_few_and_its_state
     assert_consistent(&hs, &room);
     // Ours join them again, as many as fit into one event.
     for n in 0..15 {
-        hs.send(message(&room, &alice(), &format!("{n}"))).unwrap();
+        hs.events().send(message(&room, &alice(), &format!("{n}"))).unwrap();
     }
     assert_eq!(heads(&hs, &room).len(), 1);
     assert_consistent(&hs, &room);
@@ -796,20 +808,21 @@ fn a_server_reads_what_was_said_while_one_of_its_users_was_in_the_room_and_nothi
     let hs = homeserver();
     let room = room(&hs, "10");
     let visibility = json!({ "history_visibility": "joined" });
-    hs.send(draft(&room, &alice(), "m.room.history_visibility", Some(""), visibility)).unwrap();
+    hs.events().send(draft(&room, &alice(), "m.room.history_visibility", Some(""), visibility)).unwrap();
     let mut other = Other::new(&room, "10");
     let carol = user("@carol:there.example");
-    let say = |what: &str| hs.send(message(&room, &alice(), what)).unwrap();
+    let say = |what: &str| hs.events().send(message(&room, &alice(), what)).unwrap();
     say("before");
     other.join(&hs, &bob());
     say("while bob is here");
-    hs.send(draft(&room, &alice(), "m.room.member", Some(bob().as_str()), json!({ "membership": "leave" })))
+    hs.events()
+        .send(draft(&room, &alice(), "m.room.member", Some(bob().as_str()), json!({ "membership": "leave" })))
         .unwrap();
     say("between");
     other.join(&hs, &carol);
     say("while carol is here");
     let bodies = |from: &EventId| -> Vec<Option<String>> {
-        let found = hs.backfill_for_peer(&there(), &room, std::slice::from_ref(from), 100).unwrap();
+        let found = hs.events().backfill_for_peer(&there(), &room, std::slice::from_ref(from), 100).unwrap();
         let messages = found.iter().filter(|e| e.event_type() == "m.room.message");
         messages.map(|e| e.content_str("body")).collect()
     };

@@ -4,6 +4,7 @@
 //! Whatever is wrong with one that we received, nobody is told: it is passed over. Only where our database fails, or where
 //! there is no place for a message to a device, does the transaction fail, so that it comes again.
 
+use crate::service::incoming::Incoming;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -72,7 +73,7 @@ impl<'o> Intake<'o> {
     }
 }
 
-impl Homeserver {
+impl Incoming<'_> {
     /// Takes in the ephemeral messages of a transaction, in their order; those to devices last, since only they may have to
     /// come again. Errors: 429 as for [`Self::take_in_to_device`], 500 if something of ours failed.
     pub fn receive_edus(&self, origin: &ServerName, edus: &[&RawValue]) -> Result<()> {
@@ -83,19 +84,19 @@ impl Homeserver {
                 Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
             }
         }
-        self.take_in_device_news(intake.devices)?;
-        self.take_in_to_device(origin, intake.to_device)
+        self.devices().take_in_device_news(intake.devices)?;
+        self.devices().take_in_to_device(origin, intake.to_device)
     }
 
     fn receive_edu(&self, intake: &mut Intake<'_>, edu: Edu<'_>) -> Result<()> {
         let content = edu.content.get().as_bytes();
         match edu.edu_type.as_ref() {
-            "m.typing" => self.receive_typing(intake, content)?,
-            "m.receipt" => self.receive_receipts(intake, content)?,
-            "m.presence" => self.receive_presence(intake, content)?,
-            "m.direct_to_device" => self.receive_to_device(intake, content),
-            "m.device_list_update" => self.receive_device_list_update(intake, content),
-            "m.signing_key_update" => self.receive_signing_key_update(intake, content),
+            "m.typing" => self.ephemeral().receive_typing(intake, content)?,
+            "m.receipt" => self.ephemeral().receive_receipts(intake, content)?,
+            "m.presence" => self.ephemeral().receive_presence(intake, content)?,
+            "m.direct_to_device" => self.devices().receive_to_device(intake, content),
+            "m.device_list_update" => self.devices().receive_device_list_update(intake, content),
+            "m.signing_key_update" => self.devices().receive_signing_key_update(intake, content),
             other => {
                 let start: String = other.chars().take(100).collect();
                 log::debug!("{} sent an ephemeral message of the type {start:?}", intake.origin());

@@ -9,6 +9,7 @@
 //! of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is taken in
 //! any case. Once we are in, what had to make place is fetched as the past of what was kept.
 
+use crate::service::incoming::Incoming;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,6 @@ use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
-use crate::service::Homeserver;
 use crate::service::events::accept;
 use crate::service::events::accept::{Taken, Terms};
 use crate::service::events::authorise::{Effort, Hearing, Verdict};
@@ -68,7 +68,7 @@ struct Settled {
     next: Option<Waiting>,
 }
 
-impl Homeserver {
+impl Incoming<'_> {
     /// Keeps events of one room until they can be judged. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already; then
     /// none of them is kept.
     pub(in crate::service) fn let_wait(
@@ -153,12 +153,12 @@ impl Homeserver {
             return self.check_again(room, event, until);
         }
         let pdu = event.verified_pdu(room.version)?;
-        let mut taken = self.take_in(&pdu, Terms::Relayed, None);
+        let mut taken = self.events().take_in(&pdu, Terms::Relayed, None);
         let mut asked = false;
         let calm = self.errands.calm_until(room.key, &event.origin, self.clock.now_ms()).is_some();
         if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) && !calm {
-            let servers = self.sources(room, (&event.origin, &pdu), event.attempts)?;
-            match self.take_in_with_missing(&servers, &pdu, until)? {
+            let servers = self.events().sources(room, (&event.origin, &pdu), event.attempts)?;
+            match self.events().take_in_with_missing(&servers, &pdu, until)? {
                 Fetched::Taken(now) => taken = now,
                 Fetched::Nothing { asked: so } => asked = so,
             }
@@ -195,7 +195,7 @@ impl Homeserver {
     /// An event whose signatures could not be checked when it came.
     fn check_again(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
-        match self.check_received(&event.origin, &[&event.json], room.version, left).pop() {
+        match self.keys().check_received(&event.origin, &[&event.json], room.version, left).pop() {
             Some(Checked::Passed(_))
                 if !self.store.read(|db| RoomAcl::of(db, room))?.allows(&event.origin) =>
             {
@@ -216,7 +216,7 @@ impl Homeserver {
             }
             Some(Checked::Passed(pdu)) => {
                 let mut signed = [pdu];
-                self.with_policy_signatures(&mut [(room, &mut signed)], Some(until))?;
+                self.events().with_policy_signatures(&mut [(room, &mut signed)], Some(until))?;
                 self.store.write(move |tx| tx.waiting_was_verified(event.key, &signed[0]))
             }
             Some(Checked::NoKey(_, servers)) => {
@@ -284,7 +284,7 @@ impl Homeserver {
     }
 }
 
-/// Keeps events of a room that came from a server. Errors: as of [`Homeserver::let_wait`].
+/// Keeps events of a room that came from a server. Errors: as of [`Incoming::let_wait`].
 fn keep(tx: &mut Tx<'_>, room: RoomKey, origin: &ServerName, events: Vec<ToWait>, now: Millis) -> Result<()> {
     let mut new = Vec::with_capacity(events.len());
     for event in events {

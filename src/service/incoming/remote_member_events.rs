@@ -1,6 +1,7 @@
 //! What a room that we are not in tells us about one of our users: that somebody removed them (a knock refused, an invite
 //! rescinded, a ban), or invites them. It comes by transaction, like any event, and nobody sends it a second time.
 
+use crate::service::incoming::Incoming;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -8,7 +9,6 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Bearing, Fact, RemoteMembership, State};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
-use crate::service::Homeserver;
 use crate::service::keys::attempts::Purpose;
 use crate::service::keys::verify::Checked;
 use crate::service::membership::knock::shown_outside;
@@ -31,7 +31,7 @@ struct News {
     row: Option<RemoteMembership>,
 }
 
-impl Homeserver {
+impl Incoming<'_> {
     /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say (format,
     /// signatures): one that removes one of our users from the room, and an invite that we signed while we were still in
     /// the room. `origin` sent it; `json` is the PDU as received; `within`: the
@@ -56,7 +56,7 @@ impl Homeserver {
         if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
             return Ok(Heard::Settled);
         }
-        match self.check_received(origin, &[json], version, within).pop() {
+        match self.keys().check_received(origin, &[json], version, within).pop() {
             Some(Checked::Passed(event)) => {
                 // The room may have said more while the key was fetched.
                 if let Some(row) = self.of_concern(room_id, &user, &event)? {
@@ -71,7 +71,7 @@ impl Homeserver {
     }
 
     /// Whether an event changes what we know of a user's membership, provided that it is signed by its sender; with what
-    /// we know of it. None: no more. Errors as for [`Homeserver::remote_member_event`].
+    /// we know of it. None: no more. Errors as for [`Incoming::remote_member_event`].
     fn of_concern(
         &self,
         room_id: &RoomId,
@@ -93,7 +93,7 @@ impl Homeserver {
             // One that we signed when it was offered, but left to the room to tell us of; since then we have left it.
             Some(Membership::Invite) => {
                 let ours = self.server_name();
-                drop(self.check_signature_of(event, ours, Purpose::Received(ours))?);
+                drop(self.membership().check_signature_of(event, ours, Purpose::Received(ours))?);
             }
             Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
                 let row = row.as_ref().ok_or_else(not_resident)?;
@@ -124,7 +124,7 @@ impl Homeserver {
         })?;
         let (room_id, inviter) = (invite.room_id(), Some(invite.sender()));
         let shown = stripped_state::usable(&shown.unwrap_or_default(), room_id, invite.version(), inviter);
-        self.note_invite(&invite, user, &shown, None)
+        self.membership().note_invite(&invite, user, &shown, None)
     }
 
     /// Closes a membership.
@@ -138,7 +138,7 @@ impl Homeserver {
         })?;
         self.scheduler.wake();
         // We have come in since, and it is an event like any other.
-        if outside { Ok(()) } else { self.receive_pdu(&removal.sender().server(), removal) }
+        if outside { Ok(()) } else { self.events().receive_pdu(&removal.sender().server(), removal) }
     }
 }
 

@@ -4,6 +4,7 @@
 //! Every one that we answer for without an error is on disk: in its room, or waiting (`waiting`) where what it refers to,
 //! or the key of its signature, cannot be had while the sender waits for our answer.
 
+use crate::service::incoming::Incoming;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,6 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
 use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
-use crate::service::Homeserver;
 use crate::service::events::accept::{Taken, Terms};
 use crate::service::events::fetch::Fetched;
 use crate::service::events::server_acl::RoomAcl;
@@ -84,7 +84,7 @@ struct Arrival {
     wait: Vec<ToWait>,
 }
 
-impl Homeserver {
+impl Incoming<'_> {
     /// Takes in a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
     /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as a
     /// whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we take in, and 500 if something of ours failed, so that
@@ -107,7 +107,7 @@ impl Homeserver {
         }
         // One wait for all rooms.
         let mut all: Vec<_> = arrivals.iter_mut().map(|a| (&a.room, a.pdus.as_mut_slice())).collect();
-        self.with_policy_signatures(&mut all, None)?;
+        self.events().with_policy_signatures(&mut all, None)?;
         for arrival in arrivals {
             self.take_in_arrival((origin, until), arrival, &mut results)?;
         }
@@ -226,14 +226,16 @@ impl Homeserver {
         }
         let left = until.saturating_duration_since(self.clock.instant());
         let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
-        for (event, checked) in bytes.iter().zip(self.check_received(origin, &bytes, room.version, left)) {
+        for (event, checked) in
+            bytes.iter().zip(self.keys().check_received(origin, &bytes, room.version, left))
+        {
             let pdu: Option<(&Pdu, bool)> = match &checked {
                 Checked::Passed(pdu) => Some((pdu, true)),
                 Checked::NoKey(pdu, _) => Some((pdu, false)),
                 Checked::Dropped(_) => None,
             };
             if let Some((pdu, is_signed)) = pdu
-                && let Err(e) = self.count_knock_from(origin, &room, pdu, is_signed)
+                && let Err(e) = self.membership().count_knock_from(origin, &room, pdu, is_signed)
             {
                 if e.status() == 500 {
                     return Err(e);
@@ -285,7 +287,7 @@ impl Homeserver {
     ) -> Result<()> {
         let mut rest = pdus;
         while !rest.is_empty() {
-            let taken = self.take_in_light(rest)?;
+            let taken = self.events().take_in_light(rest)?;
             let (done, left) = rest.split_at(taken.len().min(rest.len()));
             for (pdu, taken) in done.iter().zip(taken) {
                 results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(taken)?));
@@ -307,7 +309,7 @@ impl Homeserver {
         pdu: &VerifiedPdu,
         waits: &mut Waits<'_>,
     ) -> Result<Option<Result<Taken>>> {
-        let needs = match self.take_in(pdu, Terms::Relayed, None) {
+        let needs = match self.events().take_in(pdu, Terms::Relayed, None) {
             Ok(Taken::NeedsAuth(ids)) => ids,
             Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
             Ok(Taken::NeedsTime(rest)) => {
@@ -318,9 +320,9 @@ impl Homeserver {
         };
         if !waits.in_vain && self.clock.instant() < until && !self.waits_already(&needs, waits)? {
             // Who vouches for the event. Others are asked in the background, where nobody can make us bother them often.
-            let mut servers = self.sources(waits.room, (origin, pdu), 0)?;
+            let mut servers = self.events().sources(waits.room, (origin, pdu), 0)?;
             servers.retain(|server| server == origin || *server == pdu.sender().server());
-            match self.take_in_with_missing(&servers, pdu, until)? {
+            match self.events().take_in_with_missing(&servers, pdu, until)? {
                 Fetched::Taken(Ok(Taken::NeedsTime(rest))) => {
                     waits.events.push(self.to_wait(waits.room, pdu, &[], rest));
                     return Ok(None);

@@ -7,6 +7,7 @@
 //! through which we join a room is asked as a notary for the state of that room alone, where nothing better can be had,
 //! and what it says is not remembered.
 
+use crate::service::keys::Keys;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +20,6 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
-use crate::service::Homeserver;
 use crate::service::keys::attempts::{MAX_AS_NOTARY_OF_ADDRESS, Outcome, Permission, Purpose};
 use crate::service::keys::ring::{KnownKey, read_statement, signed_part, statement_bytes};
 use crate::service::limits::favours::Asker;
@@ -100,7 +100,7 @@ fn is_for_a_stranger(purpose: Purpose<'_>, neighbour: bool) -> bool {
     !neighbour && !matches!(purpose, Purpose::Events)
 }
 
-impl Homeserver {
+impl Keys<'_> {
     /// Finds as many of the wanted keys as can be had in the time. `resident` is the server that shows us the room whose
     /// state is to be checked, if that is what the keys are for.
     pub(in crate::service) fn gather_keys(

@@ -105,7 +105,7 @@ fn our_key_outlives_a_restart_and_a_rotation_keeps_the_old_one_published() {
     let hs = open();
     assert_eq!(hs.key_ring.signing_key().key_id(), first);
 
-    let second = hs.rotate_signing_key().expect("a new key");
+    let second = hs.keys().rotate_signing_key().expect("a new key");
     assert_ne!(second, first);
     let check = |hs: &Homeserver| {
         let told = hs.key_ring.own_statement();
@@ -142,8 +142,10 @@ fn a_signed_request_names_its_sender_and_its_key_is_fetched_once() {
     for _ in 0..3 {
         let body = br#"{"a": 1}"#;
         let header = signed_by(&peer.name, &key, "us.example", Some(body));
-        let origin =
-            hs.verify_request(&header, "PUT", "/_matrix/x?y=z", Some(body), &asker()).expect("the sender");
+        let origin = hs
+            .keys()
+            .verify_request(&header, "PUT", "/_matrix/x?y=z", Some(body), &asker())
+            .expect("the sender");
         assert_eq!(origin, peer.name);
     }
     assert_eq!(peer.asked().len(), 1);
@@ -156,7 +158,7 @@ fn a_request_with_a_wrong_signature_destination_or_sender_is_unauthorized() {
     let good = signed_by(&peer.name, &key, "us.example", None);
     let with_body = signed_by(&peer.name, &key, "us.example", Some(b"{}"));
     let verify = |header: &str, method, uri, body| {
-        let e = hs.verify_request(header, method, uri, body, &asker()).expect_err(header);
+        let e = hs.keys().verify_request(header, method, uri, body, &asker()).expect_err(header);
         assert_eq!((e.status(), e.errcode()), (401, ErrCode::Unauthorized), "{e}");
     };
     let uri = "/_matrix/x?y=z";
@@ -171,7 +173,7 @@ fn a_request_with_a_wrong_signature_destination_or_sender_is_unauthorized() {
     verify(&signed_by(&peer.name, &self::key(6, "unknown"), "us.example", None), "PUT", uri, None);
     verify("Bearer abc", "PUT", uri, None);
     verify("X-Matrix", "PUT", uri, None);
-    assert!(hs.verify_request(&good, "PUT", uri, None, &asker()).is_ok());
+    assert!(hs.keys().verify_request(&good, "PUT", uri, None, &asker()).is_ok());
 }
 
 #[test]
@@ -196,7 +198,7 @@ fn a_key_that_ended_is_asked_for_again_and_a_retired_one_signs_no_requests() {
     });
     let ask = |key: &SigningKey| {
         let header = signed_by(&peer.name, key, "us.example", None);
-        hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker())
+        hs.keys().verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker())
     };
     ask(&key(5, "1")).expect("good");
     clock.advance(Duration::from_secs(2 * 24 * 3600));
@@ -217,7 +219,9 @@ fn many_who_want_the_same_key_make_one_request() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker()).expect("the sender")
+                hs.keys()
+                    .verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker())
+                    .expect("the sender")
             });
         }
     });
@@ -234,12 +238,12 @@ fn a_server_without_an_answer_is_asked_ever_more_seldom_but_soon_when_it_speaks(
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&peer.name, &key, "11", now()));
     for _ in 0..5 {
-        hs.check_pdu(&json, version).expect_err("no key");
+        hs.keys().check_pdu(&json, version).expect_err("no key");
     }
     assert_eq!(attempts(), 1);
     for _ in 0..120 {
         clock.advance(Duration::from_secs(60));
-        hs.check_pdu(&json, version).expect_err("no key");
+        hs.keys().check_pdu(&json, version).expect_err("no key");
     }
     let asked = attempts();
     assert!((6..=13).contains(&asked), "{asked} attempts in two hours");
@@ -247,8 +251,8 @@ fn a_server_without_an_answer_is_asked_ever_more_seldom_but_soon_when_it_speaks(
     let header = signed_by(&peer.name, &key, "us.example", None);
     up.store(true, Ordering::Relaxed);
     clock.advance(Duration::from_secs(16));
-    hs.verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker()).expect("now it answers");
-    hs.check_pdu(&json, version).expect("and its events are good");
+    hs.keys().verify_request(&header, "PUT", "/_matrix/x?y=z", None, &asker()).expect("now it answers");
+    hs.keys().check_pdu(&json, version).expect("and its events are good");
 }
 
 #[test]
@@ -263,13 +267,13 @@ fn wrong_claims_in_a_servers_name_do_not_keep_us_from_its_new_key_for_long() {
     });
     for n in 0..50 {
         let claim = signed_by(&peer.name, &key(9, &format!("made_up_{n}")), "us.example", None);
-        hs.verify_request(&claim, "PUT", "/_matrix/x?y=z", None, &asker()).expect_err("a made-up key");
+        hs.keys().verify_request(&claim, "PUT", "/_matrix/x?y=z", None, &asker()).expect_err("a made-up key");
         clock.advance(Duration::from_secs(20));
     }
     rotated.store(true, Ordering::Relaxed);
     clock.advance(Duration::from_secs(60));
     let json = bytes(&event(&peer.name, &key(6, "6"), "11", now()));
-    hs.check_pdu(&json, room_version("11").expect("a version")).expect("the new key");
+    hs.keys().check_pdu(&json, room_version("11").expect("a version")).expect("the new key");
 }
 
 #[test]
@@ -288,7 +292,7 @@ fn events_are_checked_in_bulk_each_by_its_own_fault() {
     let all: Vec<Vec<u8>> = [&good, &edited, &forged, &unsigned, &elsewhere, &late].map(bytes).into();
     let mut all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
     all.push(b"{\"not\": \"an event\"}");
-    let checked = hs.check_pdus(&hs.server_name().clone(), &all, version);
+    let checked = hs.keys().check_pdus(&hs.server_name().clone(), &all, version);
     let bodies: Vec<Option<String>> = checked
         .iter()
         .map(|c| c.as_ref().ok().map(|pdu| pdu.content_str("body").unwrap_or_default()))
@@ -302,8 +306,8 @@ fn before_room_version_5_the_end_of_a_key_does_not_matter() {
     let (hs, _) = homeserver();
     let (peer, key, _) = peer_with_key(5);
     let late = bytes(&event(&peer.name, &key, "4", now() + 30 * DAY));
-    hs.check_pdu(&late, room_version("4").expect("a version")).expect("version 4 does not ask");
-    hs.check_pdu(&late, room_version("5").expect("a version")).expect_err("version 5 does");
+    hs.keys().check_pdu(&late, room_version("4").expect("a version")).expect("version 4 does not ask");
+    hs.keys().check_pdu(&late, room_version("5").expect("a version")).expect_err("version 5 does");
 }
 
 /// A peer that has rotated: it signs with key 2, and states key 1 as old since `expired`, or not at all.
@@ -328,7 +332,7 @@ fn an_event_signed_with_a_key_that_expired_since_is_good_if_it_is_older_than_tha
     let peer = rotated_peer(Some(expired));
     let check = |seed: u8, id: &str, version: &str, at: Millis| {
         let json = bytes(&event(&peer.name, &key(seed, id), version, at));
-        hs.check_pdu(&json, room_version(version).expect("a version")).is_ok()
+        hs.keys().check_pdu(&json, room_version(version).expect("a version")).is_ok()
     };
     for version in ["5", "10", "11"] {
         assert!(check(5, "1", version, expired - 1000) && check(5, "1", version, expired));
@@ -353,7 +357,7 @@ fn a_key_that_its_server_no_longer_names_is_good_for_what_we_saw_it_valid_for() 
     });
     let version = room_version("11").expect("a version");
     let check = |seed: u8, id: &str, at: Millis| {
-        hs.check_pdu(&bytes(&event(&peer.name, &key(seed, id), "11", at)), version).is_ok()
+        hs.keys().check_pdu(&bytes(&event(&peer.name, &key(seed, id), "11", at)), version).is_ok()
     };
     let start = clock.now_ms();
     assert!(check(5, "1", start));
@@ -365,10 +369,10 @@ fn a_key_that_its_server_no_longer_names_is_good_for_what_we_saw_it_valid_for() 
     // Whoever never saw the old key cannot know it.
     let (stranger, _) = homeserver();
     let old = bytes(&event(&peer.name, &key(5, "1"), "11", start));
-    assert!(stranger.check_pdu(&old, version).is_err());
+    assert!(stranger.keys().check_pdu(&old, version).is_err());
     let notary = notary(&peer.name, 5, |_| {});
     let (helped, _) = homeserver_with(|c| c.notaries = vec![notary.name.clone()]);
-    helped.check_pdu(&old, version).expect("but a notary may");
+    helped.keys().check_pdu(&old, version).expect("but a notary may");
 }
 
 #[test]
@@ -378,10 +382,10 @@ fn our_own_events_are_verified_with_retired_keys_too() {
     let old = bytes(&event(hs.server_name(), &hs.key_ring.signing_key(), "11", now()));
     clock.advance(Duration::from_secs(5));
     let old_key = hs.key_ring.signing_key();
-    hs.rotate_signing_key().expect("a new key");
-    hs.check_pdu(&old, version).expect("signed before the rotation");
+    hs.keys().rotate_signing_key().expect("a new key");
+    hs.keys().check_pdu(&old, version).expect("signed before the rotation");
     let later = bytes(&event(hs.server_name(), &old_key, "11", clock.now_ms() + 60_000));
-    hs.check_pdu(&later, version).expect_err("signed after it");
+    hs.keys().check_pdu(&later, version).expect_err("signed after it");
 }
 
 /// A notary that passes on the key of another server, or what `change` makes of it.
@@ -415,18 +419,19 @@ fn keys_of_a_server_that_is_gone_come_from_a_notary_of_our_settings() {
     let notary = notary(&gone, 5, |_| {});
     let (hs, _) = homeserver_with(|c| c.notaries = vec![notary.name.clone()]);
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
-    hs.check_pdu(&json, room_version("11").expect("a version")).expect("the notary knows");
+    hs.keys().check_pdu(&json, room_version("11").expect("a version")).expect("the notary knows");
     // It is remembered, and good for requests.
     assert_eq!(hs.store.read(|db| db.server_keys(&gone)).expect("read").len(), 1);
     let asked = notary.asked().len();
-    hs.verify_request(
-        &signed_by(&gone, &key(5, "1"), "us.example", None),
-        "PUT",
-        "/_matrix/x?y=z",
-        None,
-        &asker(),
-    )
-    .expect("good");
+    hs.keys()
+        .verify_request(
+            &signed_by(&gone, &key(5, "1"), "us.example", None),
+            "PUT",
+            "/_matrix/x?y=z",
+            None,
+            &asker(),
+        )
+        .expect("good");
     assert_eq!(notary.asked().len(), asked);
 }
 
@@ -450,7 +455,7 @@ fn a_notary_is_not_believed_without_both_signatures() {
         let notary = notary(&gone, 5, change);
         let (hs, _) = homeserver_with(|c| c.notaries = vec![notary.name.clone()]);
         let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
-        hs.check_pdu(&json, room_version("11").expect("a version")).expect_err("not believed");
+        hs.keys().check_pdu(&json, room_version("11").expect("a version")).expect_err("not believed");
     }
 }
 
@@ -461,19 +466,20 @@ fn the_server_that_we_join_through_helps_with_the_rooms_state_and_with_nothing_e
     let (hs, _) = homeserver();
     let version = room_version("11").expect("a version");
     let json = bytes(&event(&gone, &key(5, "1"), "11", now()));
-    let found = hs.keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
+    let found = hs.keys().keys_for(&[&json], version, Some(&resident.name), Duration::from_secs(30));
     crate::service::keys::verify::check(&json, version, &found).expect("the resident knows");
     assert!(hs.store.read(|db| db.server_keys(&gone)).expect("read").is_empty(), "not remembered");
-    hs.verify_request(
-        &signed_by(&gone, &key(5, "1"), "us.example", None),
-        "PUT",
-        "/_matrix/x?y=z",
-        None,
-        &asker(),
-    )
-    .expect_err("not good for requests");
+    hs.keys()
+        .verify_request(
+            &signed_by(&gone, &key(5, "1"), "us.example", None),
+            "PUT",
+            "/_matrix/x?y=z",
+            None,
+            &asker(),
+        )
+        .expect_err("not good for requests");
 
-    hs.check_pdu(&json, version).expect_err("nor for events that come later");
+    hs.keys().check_pdu(&json, version).expect_err("nor for events that come later");
 }
 
 #[test]
@@ -481,12 +487,12 @@ fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     let (hs, clock) = homeserver();
     let (peer, real, up) = peer_with_key(5);
     let version = room_version("11").expect("a version");
-    hs.check_pdu(&bytes(&event(&peer.name, &real, "11", now())), version).expect("good");
+    hs.keys().check_pdu(&bytes(&event(&peer.name, &real, "11", now())), version).expect("good");
     up.store(false, Ordering::Relaxed);
     clock.advance(Duration::from_secs(2 * 24 * 3600));
     let liar = notary(&peer.name, 6, |_| {});
     let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY - 1000));
-    let found = hs.keys_for(&[&forged], version, Some(&liar.name), Duration::from_secs(30));
+    let found = hs.keys().keys_for(&[&forged], version, Some(&liar.name), Duration::from_secs(30));
     crate::service::keys::verify::check(&forged, version, &found).expect_err("a forged key");
     assert!(liar.asked().iter().any(|a| a.target.contains("query")), "it was asked");
 }
@@ -508,23 +514,23 @@ fn as_a_notary_we_ask_for_others_sign_and_keep_answering_when_they_are_gone() {
         let theirs = key(5, "1").verify_key();
         sign::verify_json(told, peer.name.as_str(), "ed25519:1", &theirs).expect("signed by them");
     };
-    check(hs.notarise(&asker(), &[query(&[])]).expect("an answer"));
-    check(hs.notarise(&asker(), &[query(&[("ed25519:1", None)])]).expect("an answer"));
+    check(hs.keys().notarise(&asker(), &[query(&[])]).expect("an answer"));
+    check(hs.keys().notarise(&asker(), &[query(&[("ed25519:1", None)])]).expect("an answer"));
     assert_eq!(peer.asked().len(), 1, "the second answer comes from what we keep");
 
     // Beyond half of its life the server is asked again, and more validity than we have is asked for.
     clock.advance(Duration::from_secs(13 * 3600));
-    check(hs.notarise(&asker(), &[query(&[])]).expect("an answer"));
+    check(hs.keys().notarise(&asker(), &[query(&[])]).expect("an answer"));
     assert_eq!(peer.asked().len(), 2);
     up.store(false, Ordering::Relaxed);
     clock.advance(Duration::from_secs(30 * 24 * 3600));
-    check(hs.notarise(&asker(), &[query(&[("ed25519:1", None)])]).expect("what we have"));
-    assert!(hs.notarise(&asker(), &[query(&[("ed25519:none", None)])]).expect("an answer").is_empty());
+    check(hs.keys().notarise(&asker(), &[query(&[("ed25519:1", None)])]).expect("what we have"));
+    assert!(hs.keys().notarise(&asker(), &[query(&[("ed25519:none", None)])]).expect("an answer").is_empty());
 
     // Who was never known is left out; we know ourselves.
     let unknown = NotaryQuery { server: nobody(), keys: Vec::new(), valid_until: None };
     let us = NotaryQuery { server: name("us.example"), keys: Vec::new(), valid_until: None };
-    let answer = hs.notarise(&asker(), &[unknown, us]).expect("an answer");
+    let answer = hs.keys().notarise(&asker(), &[unknown, us]).expect("an answer");
     assert_eq!(answer.len(), 1);
     assert_eq!(parse_object(&answer[0]).expect("an object")["server_name"], json!("us.example"));
 }

@@ -1,6 +1,7 @@
 //! Keys at hand: our own, which sign and are published, and other servers', as far as they are in memory. How a
 //! statement of keys is read and judged is here too; where missing keys come from is in `key_fetch`.
 
+use crate::service::keys::Keys;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -15,7 +16,6 @@ use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::random;
-use crate::service::Homeserver;
 use crate::service::keys::attempts::Attempts;
 use crate::store::Store;
 use crate::store::servers::server_keys::StoredKey;
@@ -181,7 +181,7 @@ fn new_key() -> SigningKey {
     SigningKey::generate(random::bytes(), &format!("d_{}", random::letters(6)))
 }
 
-impl Homeserver {
+impl Keys<'_> {
     /// Retires our signing key and makes another. The old one stays published, so that what it signed stays
     /// verifiable. Gives the new key's id.
     pub fn rotate_signing_key(&self) -> Result<String> {

@@ -1,5 +1,6 @@
 //! Signatures of other servers: on requests, and on events as they arrive.
 
+use crate::service::keys::Keys;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,6 @@ use crate::protocol::sign::KeyAt;
 use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::verify::{self, ReceiptError, SignatureError};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
-use crate::service::Homeserver;
 use crate::service::keys::attempts::Purpose;
 use crate::service::keys::fetch::{Found, Wanted, too_many_asked};
 use crate::service::limits::favours::Asker;
@@ -31,7 +31,7 @@ const AT_A_GLANCE: usize = 4096;
 /// So many by one thread.
 const FEW_GLANCES: usize = 512;
 
-impl Homeserver {
+impl Keys<'_> {
     /// Checks the X-Matrix signature of a request (server-server API, "Request Authentication"). `uri` is path and
     /// query as on the request line; `body` none if it was empty. Gives the server that sent it, which from now on
     /// counts as reachable.

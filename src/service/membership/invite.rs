@@ -1,6 +1,7 @@
 //! Invites, both ends: our user invites (`invite`), and another server's user invites one of ours (`receive_invite`).
 //! An invite to somebody who knocked accepts the knock, whether or not it says so.
 
+use crate::service::membership::Memberships;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -20,7 +21,6 @@ use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, fair_share, handshake, json,
     stripped_state, verify,
 };
-use crate::service::Homeserver;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::Purpose;
 use crate::service::keys::verify::Checked;
@@ -50,7 +50,7 @@ const KEYS_WITHIN: Duration = Duration::from_secs(10);
 
 // ----- our user invites -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `POST /invite`, also the invites of `PUT /state/m.room.member` and of a new room (`owed_invites`). `extra` is further content
     /// (`is_direct`). An invitee elsewhere is asked first: what their server refuses never happened.
     ///
@@ -99,7 +99,7 @@ impl Homeserver {
         let draft = member_draft(&room.room_id, sender, target, content);
         if self.is_ours(target) {
             self.store.read(|db| check_invitee(db, target))?;
-            return self.send(draft);
+            return self.events().send(draft);
         }
         let server = target.server();
         // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then their
@@ -107,14 +107,14 @@ impl Homeserver {
         for _ in 0..MOST_INVITES {
             self.after_removal(room, target, &server)?;
             let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
-            let ours = self.draft_event(draft.clone())?;
+            let ours = self.events().draft_event(draft.clone())?;
             let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
             let answer = match self.offer_invite(&server, &ours, room.version, &room_state) {
                 Err(e) if e.status() == 403 && self.member_moved(room, target, &ours)? => continue,
                 other => other?,
             };
             let both = self.check_invite_answer(&ours, answer, &server)?;
-            self.commit_signed(both.clone()).inspect_err(|_| self.tell_what_stands(room, target))?;
+            self.events().commit_signed(both.clone()).inspect_err(|_| self.tell_what_stands(room, target))?;
             let is_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             if was_here && !is_here {
                 // It left the invite to the room to be told of, and the room has nobody there to tell any more.
@@ -302,7 +302,7 @@ pub struct InviteReceived<'a> {
     pub room_state: &'a [Box<RawValue>],
 }
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `PUT /invite`, both versions: returns the event with our signature added. Errors: 400 `M_INVALID_PARAM`,
     /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED` if too many invites of that server or
     /// inviter wait already. A repeat gets the same answer and changes nothing.
@@ -334,7 +334,7 @@ impl Homeserver {
         Ok(signed.to_object())
     }
 
-    /// [`Homeserver::write_invite`], once a leave of the invitee's that is being handed in has an outcome: until then
+    /// [`Memberships::write_invite`], once a leave of the invitee's that is being handed in has an outcome: until then
     /// nobody can know which of the two is the later one.
     pub(in crate::service) fn note_invite(
         &self,
@@ -401,7 +401,7 @@ impl Homeserver {
         let check = |kind: Entry, within: Duration| {
             let of_kind = entries.iter().zip(&kinds).filter(|(_, of)| **of == kind);
             let bytes: Vec<&[u8]> = of_kind.map(|(entry, _)| entry.get().as_bytes()).collect();
-            self.check_received(origin, &bytes, version, within).into_iter()
+            self.keys().check_received(origin, &bytes, version, within).into_iter()
         };
         // All at once: their servers may be slow to give their keys.
         let mut events = check(Entry::Event, within);

@@ -5,11 +5,11 @@ use super::member_draft;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::Homeserver;
+use crate::service::membership::Memberships;
 use crate::service::rooms::view::not_in_room;
 use crate::store::Room;
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `POST /kick`: the target may be joined, invited, knocking, or about to be invited. Errors: 403 `M_FORBIDDEN`, also if the target is
     /// none of these; 403 `M_BAD_STATE` if they are banned.
     pub fn kick(
@@ -111,7 +111,7 @@ impl Homeserver {
         if let Some(reason) = reason {
             content.insert("reason".to_owned(), reason.into());
         }
-        self.send(member_draft(&room.room_id, sender, target, content)).map(drop)
+        self.events().send(member_draft(&room.room_id, sender, target, content)).map(drop)
     }
 
     /// `GET /joined_rooms`.

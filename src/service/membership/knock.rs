@@ -1,6 +1,7 @@
 //! Knocks, both ends: our user knocks (`knock`), and another server's user knocks on a room of ours (`receive_knock`).
 //! How a knock is answered is in `invite` (accepted) and in `leave` (refused or withdrawn).
 
+use crate::service::membership::Memberships;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
@@ -15,7 +16,6 @@ use crate::federation::calls::HandshakeKind;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Before, Fact, Prepared, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
-use crate::service::Homeserver;
 use crate::store::{Db, Room};
 
 /// Time to find the keys of what the answer to a knock shows of the room: the knocker waits for it.
@@ -23,7 +23,7 @@ const KEYS_WITHIN: Duration = Duration::from_secs(10);
 
 // ----- our user knocks -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `POST /knock`: returns when a server of the room has taken the knock (or one that we sent before still stands).
     ///
     /// Errors: 403 `M_FORBIDDEN` (also while invited), 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with
@@ -64,7 +64,7 @@ impl Homeserver {
         }
         let place = self.place_for_knock(room, user, None)?;
         let content = self.member_content(user, Membership::Knock, reason)?;
-        self.send(member_draft(&room.room_id, user, user, content))?;
+        self.events().send(member_draft(&room.room_id, user, user, content))?;
         place.into_iter().for_each(Place::keep);
         Ok(())
     }
@@ -191,7 +191,7 @@ fn still_stands(row: Option<&RemoteMembership>, knock: &Pdu) -> bool {
 
 // ----- another server's user knocks -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `PUT /send_knock`: takes the knock into the room and tells the other servers in it. Returns
     /// `knock_room_state`. A repeat gets the same answer and makes no second event. Errors: 429 `M_LIMIT_EXCEEDED`, as for
     /// the template.
@@ -207,8 +207,8 @@ impl Homeserver {
         let knock = self.check_signed(body, room.version, &ask, event_id)?;
         self.turns.wait_for_end(room_id, knock.sender(), INVITE_WITHIN);
         let place = self.place_for_knock(&room, knock.sender(), Some(knock.event_id()))?;
-        let knock = self.with_policy_signature(knock)?;
-        self.accept_signed(knock, origin, Membership::Knock)?;
+        let knock = self.events().with_policy_signature(knock)?;
+        self.events().accept_signed(knock, origin, Membership::Knock)?;
         place.into_iter().for_each(Place::keep);
         self.store.read(|db| shown_outside(db, &room, None))
     }

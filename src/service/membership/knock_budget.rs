@@ -4,6 +4,7 @@
 //! remembered in memory alone: a restart begins a new hour, and gives nobody more than one hour's share more. What is under
 //! way counts as if it were taken, so that those who come at the same moment are no exception.
 
+use crate::service::membership::Memberships;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -14,7 +15,6 @@ use crate::protocol::fair_share::ServerStanding;
 use crate::protocol::knock_budget::{HOUR_MS, KnockFacts, KnockLimits, Wait, check_budget, over};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
-use crate::service::Homeserver;
 use crate::store::{Db, Room};
 
 /// Of how many that wait it is looked up who they are, for each that may wait: there may be more where other servers of the
@@ -108,7 +108,7 @@ impl Drop for Place<'_> {
     }
 }
 
-impl Homeserver {
+impl Memberships<'_> {
     /// Whether somebody may knock upon a room of ours, as far as the budget goes: what is asked before a knock is made.
     /// Errors: 429 (of another server: 403) `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(super) fn may_knock(&self, room: &Room, knocker: &UserId) -> Result<()> {

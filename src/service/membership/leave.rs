@@ -1,6 +1,7 @@
 //! Leaves, both ends: our user leaves, rejects an invite or withdraws a knock (`leave`), and another server's user does
 //! (`receive_leave`).
 
+use crate::service::membership::Memberships;
 use std::time::Duration;
 
 use super::rows::{check_still_outside, note, remote_row, warn_if_given_up};
@@ -12,7 +13,6 @@ use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
-use crate::service::Homeserver;
 use crate::service::rooms::view::not_in_room;
 use crate::store::Room;
 
@@ -21,7 +21,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
 // ----- our user leaves -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `POST /leave`: leaves, rejects an invite or withdraws a knock. In a room that we are not in this is done at once
     /// for our user; the room's servers are told in the background, for days if need be. The answer waits a moment for that.
     /// Errors: 403 `M_FORBIDDEN` (not in the room, banned), the same whether or not there is such a room.
@@ -68,7 +68,7 @@ impl Homeserver {
             None => Err(not_in_room()),
             Some(Membership::Join | Membership::Invite | Membership::Knock) => {
                 let content = self.member_content(user, Membership::Leave, reason)?;
-                let left = self.send(member_draft(&room.room_id, user, user, content)).map(drop);
+                let left = self.events().send(member_draft(&room.room_id, user, user, content)).map(drop);
                 left.or_else(|e| match self.store.read(|db| db.membership(room.key, user))? {
                     Some(Membership::Leave) => Ok(()),
                     _ => Err(e),
@@ -209,7 +209,7 @@ enum Handed {
 
 // ----- another server's user leaves -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `PUT /send_leave`: takes the leave into the room and tells the other servers in it. Repeats change nothing.
     pub fn receive_leave(
         &self,
@@ -221,7 +221,7 @@ impl Homeserver {
         let ask = Ask { origin, room_id, membership: Membership::Leave, user: None, versions: None };
         let room = self.admit(&ask)?;
         let leave = self.check_signed(body, room.version, &ask, event_id)?;
-        let leave = self.with_policy_signature(leave)?;
-        self.accept_signed(leave, origin, Membership::Leave).map(drop)
+        let leave = self.events().with_policy_signature(leave)?;
+        self.events().accept_signed(leave, origin, Membership::Leave).map(drop)
     }
 }

@@ -55,6 +55,7 @@ pub use invite::InviteReceived;
 pub(in crate::service) use invite::blocks_invites;
 pub use knock_budget::KnockBudget;
 pub(in crate::service) use rows::shown_to_client;
+use std::ops::Deref;
 
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,25 @@ use crate::service::keys::attempts::Purpose;
 use crate::service::keys::fetch::Wanted;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
+
+/// Joining, knocking, inviting, leaving, kicking and banning.
+#[derive(Clone, Copy)]
+pub struct Memberships<'h>(&'h Homeserver);
+
+impl Deref for Memberships<'_> {
+    type Target = Homeserver;
+
+    fn deref(&self) -> &Homeserver {
+        self.0
+    }
+}
+
+impl Homeserver {
+    /// Joining, knocking, inviting, leaving, kicking and banning.
+    pub fn membership(&self) -> Memberships<'_> {
+        Memberships(self)
+    }
+}
 
 /// A room as somebody outside knows it: its id, and servers that may let them in, best first.
 #[derive(Debug, Clone)]
@@ -113,7 +133,7 @@ pub(super) struct Ask<'a> {
     pub versions: Option<&'a [&'a str]>,
 }
 
-impl Homeserver {
+impl Memberships<'_> {
     /// The one guard of `make_join`, `make_knock`, `make_leave`, `send_join`, `send_knock` and `send_leave`, in this
     /// order. Errors:
     ///
@@ -195,7 +215,7 @@ impl Homeserver {
         {
             content.insert(AUTHORISER.to_owned(), authoriser.as_str().into());
         }
-        let (mut event, version) = self.template(member_draft(room_id, user, user, content))?;
+        let (mut event, version) = self.events().template(member_draft(room_id, user, user, content))?;
         event.insert("origin".to_owned(), self.server_name().as_str().into());
         Ok((event, version))
     }
@@ -216,7 +236,7 @@ impl Homeserver {
         if !pdu.canonical().content_hash_matches() {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
-        let verdict = self.check_parsed_pdu(&pdu, Purpose::Received(ask.origin));
+        let verdict = self.keys().check_parsed_pdu(&pdu, Purpose::Received(ask.origin));
         verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
 }
@@ -224,7 +244,7 @@ impl Homeserver {
 /// The key of a restricted join's content that names the user in whose name the room lets somebody in.
 pub(crate) const AUTHORISER: &str = "join_authorised_via_users_server";
 
-impl Homeserver {
+impl Memberships<'_> {
     /// For a join of a restricted room by somebody who is neither invited nor in it: the user of ours in whose name we
     /// let them in. None if the join needs no such name. Errors: 403 `M_FORBIDDEN` if the user fulfils no condition,
     /// 400 `M_UNABLE_TO_AUTHORISE_JOIN` if we cannot know, 400 `M_UNABLE_TO_GRANT_JOIN` if none of us may invite.
@@ -279,7 +299,7 @@ fn check_conditions(db: &Db<'_>, allowed: &[RoomId], user: &UserId) -> Result<()
 
 // ----- our side as the one who asks -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// What the scheduler does with a row that is due: whatever its state still has to be told to other servers.
     pub(in crate::service) fn pursue_membership(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
         let Some(_turn) = self.turns.try_take(room_id, user) else {
@@ -472,7 +492,7 @@ impl Homeserver {
     }
 }
 
-impl Homeserver {
+impl Memberships<'_> {
     /// The evidence that one particular server has signed an event, required or not. `purpose` as for
     /// [`Self::check_parsed_pdu`]. Errors: 400 `M_INVALID_PARAM`.
     pub(super) fn check_signature_of(
@@ -489,7 +509,7 @@ impl Homeserver {
             .into_iter()
             .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.into_owned(), valid_at })
             .collect();
-        let found = self.gather_keys(&wanted, None, purpose, WITHIN);
+        let found = self.keys().gather_keys(&wanted, None, purpose, WITHIN);
         let keys = |server: &str, key_id: &str| found.get(server, key_id);
         Ok(verify::verify_event_by(event, server, &keys)?)
     }

@@ -2,13 +2,13 @@
 //! scheduler: side by side, again and again while a server cannot be reached, for about a week. Until the invitee's server
 //! has signed an invite it is no event, and the room's members see nobody invited.
 
+use crate::service::membership::Memberships;
 use std::time::{Duration, Instant};
 
 use super::{MOST_ATTEMPTS, backoff_ms};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::rooms::send::power_levels;
 use crate::store::rooms::owed_invites::OwedInvite;
 use crate::store::{Db, Room};
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When an invite is looked at again whose invitee has a handshake under way.
 const SOON_MS: i64 = 2_000;
 
-impl Homeserver {
+impl Memberships<'_> {
     /// Waits until every invite to a new room was tried once, but not for long.
     pub(in crate::service) fn await_first_invites(&self, room_id: &RoomId) {
         self.scheduler.wake();

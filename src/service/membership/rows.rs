@@ -1,6 +1,7 @@
 //! The rows of `remote_memberships` as the handshakes use them: read together with what a room's last state says, changed only
 //! by facts.
 
+use crate::service::membership::Memberships;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -9,7 +10,6 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
 use crate::protocol::stripped_state::{self, STRIPPED_TYPES};
 use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
-use crate::service::Homeserver;
 use crate::store::{Db, RoomKey, Tx};
 
 /// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN` and others of
@@ -27,7 +27,7 @@ pub(in crate::service) fn note(
     Ok(effect)
 }
 
-impl Homeserver {
+impl Memberships<'_> {
     /// The same in a transaction of its own.
     pub(in crate::service) fn note_fact(
         &self,

@@ -4,6 +4,7 @@
 //! A server shows nobody its room from outside, but a template for a leave names the member event that it would replace,
 //! and is refused to whoever has nothing to leave. Asking for one changes nothing.
 
+use crate::service::membership::Memberships;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -15,7 +16,6 @@ use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, State};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
-use crate::service::Homeserver;
 use crate::store::Db;
 
 /// How long a server is left alone that does not know of something yet that it is about to learn (an invite that we have
@@ -115,8 +115,8 @@ fn rests_on(template: &Map<String, Value>, event: &EventId) -> bool {
     named.is_some_and(|named| named.iter().any(|one| one == event.as_str() || one[0] == event.as_str()))
 }
 
-impl Homeserver {
-    /// [`Homeserver::ask_template`], asked again as long as the answer shows that the server is behind. If it stays so,
+impl Memberships<'_> {
+    /// [`Memberships::ask_template`], asked again as long as the answer shows that the server is behind. If it stays so,
     /// its last answer.
     pub(super) fn ask_template_in_time(
         &self,

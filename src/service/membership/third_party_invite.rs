@@ -2,6 +2,7 @@
 //! invites"), all three homeservers of them: the inviter's, the invitee's, and one in the room. Identity servers know whose
 //! address it is; the user names one, and we trust none.
 
+use crate::service::membership::Memberships;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,7 +81,7 @@ struct PendingInvite {
 
 // ----- our user invites an address -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// Whom the identity server knows by that address. Errors: 400 `M_MISSING_PARAM`, `M_INVALID_PARAM`; what the
     /// identity server says.
     pub fn look_up_third_party(&self, invitee: &ThirdPartyInvitee) -> Result<Option<UserId>> {
@@ -92,7 +93,7 @@ impl Homeserver {
     /// `POST /invite` of an address: of whom it belongs to, if the identity server knows that; else the room is given a
     /// third-party invite, which whoever will own the address can make an invite of.
     ///
-    /// Errors: those of [`Homeserver::invite`] and of the identity server.
+    /// Errors: those of [`Memberships::invite`] and of the identity server.
     pub fn invite_third_party(
         &self,
         sender: &UserId,
@@ -102,7 +103,7 @@ impl Homeserver {
         let server = invitee.server()?;
         // Before anybody is asked or gets mail: only who may invite can find out whose address it is.
         let room = self.resident_room(room_id)?.ok_or_else(not_in_room)?;
-        self.template(issued_draft(room_id, sender, "token", Map::new()))?;
+        self.events().template(issued_draft(room_id, sender, "token", Map::new()))?;
         // The user says who the identity server is.
         let _favour = self.favours.ask(&Asker::new(Who::User(sender.clone())))?;
         if let Some(user) = self.look_up_third_party(invitee)? {
@@ -128,7 +129,7 @@ impl Homeserver {
             content.insert(field.clone(), value.clone());
         }
         content.insert("public_keys".into(), keys.into());
-        self.send(issued_draft(room_id, sender, &token, content)).map(drop)
+        self.events().send(issued_draft(room_id, sender, &token, content)).map(drop)
     }
 }
 
@@ -185,41 +186,7 @@ fn as_told(error: CallError, server: &ServerName) -> Error {
 
 // ----- an address turns out to belong to somebody -----
 
-impl Homeserver {
-    /// `PUT /3pid/onbind`: an identity server says that an address belongs to one of ours now, and which invites wait
-    /// for it. Anybody may say so: what counts are the signatures, which the rooms have the keys for. The inviters' servers
-    /// are asked afterwards: how long they take is nothing to who says so.
-    ///
-    /// Errors: 400 `M_INVALID_PARAM` for somebody who is not ours; 429 `M_LIMIT_EXCEEDED`.
-    pub fn third_party_bound(self: &Arc<Self>, asker: &Asker, bound: Bound) -> Result<()> {
-        if !self.is_ours(&bound.mxid) || !self.store.read(|db| db.is_active_user(&bound.mxid))? {
-            return Err(Error::invalid_param("There is no such user here"));
-        }
-        self.store.read(|db| check_invitee(db, &bound.mxid))?;
-        let mut pending = Vec::new();
-        for invite in bound.invites.iter() {
-            match read_object::<PendingInvite>(invite.get().as_bytes()) {
-                Ok(invite) => pending.push(invite),
-                Err(_) => log::info!("a pending invite of {} is none", bound.mxid),
-            }
-        }
-        let user = bound.mxid;
-        self.favours.later(self, asker, move |hs, within| {
-            let until = Instant::now() + ALL_WITHIN;
-            let mut pauses = PAUSES.iter();
-            loop {
-                pending.retain(|invite| hs.is_owed_yet(&user, invite, (within, until)));
-                match pauses.next() {
-                    Some(pause) if !pending.is_empty() && hs.favours.rest(*pause) => {}
-                    _ => break,
-                }
-            }
-            if !pending.is_empty() {
-                log::warn!("{} pending invites of {user} are given up", pending.len());
-            }
-        })
-    }
-
+impl Memberships<'_> {
     /// Tries to make an invite of a pending one. Whether to try again: a server could not be reached.
     fn is_owed_yet(
         &self,
@@ -353,5 +320,41 @@ impl Homeserver {
             };
         }
         Err(verdict)
+    }
+}
+
+impl Homeserver {
+    /// `PUT /3pid/onbind`: an identity server says that an address belongs to one of ours now, and which invites wait
+    /// for it. Anybody may say so: what counts are the signatures, which the rooms have the keys for. The inviters' servers
+    /// are asked afterwards: how long they take is nothing to who says so.
+    ///
+    /// Errors: 400 `M_INVALID_PARAM` for somebody who is not ours; 429 `M_LIMIT_EXCEEDED`.
+    pub fn third_party_bound(self: &Arc<Self>, asker: &Asker, bound: Bound) -> Result<()> {
+        if !self.is_ours(&bound.mxid) || !self.store.read(|db| db.is_active_user(&bound.mxid))? {
+            return Err(Error::invalid_param("There is no such user here"));
+        }
+        self.store.read(|db| check_invitee(db, &bound.mxid))?;
+        let mut pending = Vec::new();
+        for invite in bound.invites.iter() {
+            match read_object::<PendingInvite>(invite.get().as_bytes()) {
+                Ok(invite) => pending.push(invite),
+                Err(_) => log::info!("a pending invite of {} is none", bound.mxid),
+            }
+        }
+        let user = bound.mxid;
+        self.favours.later(self, asker, move |hs, within| {
+            let until = Instant::now() + ALL_WITHIN;
+            let mut pauses = PAUSES.iter();
+            loop {
+                pending.retain(|invite| hs.membership().is_owed_yet(&user, invite, (within, until)));
+                match pauses.next() {
+                    Some(pause) if !pending.is_empty() && hs.favours.rest(*pause) => {}
+                    _ => break,
+                }
+            }
+            if !pending.is_empty() {
+                log::warn!("{} pending invites of {user} are given up", pending.len());
+            }
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! Room aliases, and the directory of published rooms.
 
+use crate::service::rooms::Rooms;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,6 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
-use crate::service::Homeserver;
 use crate::service::events::build::Draft;
 use crate::service::limits::favours::Asker;
 use crate::service::rooms::send::may_send_state;
@@ -97,7 +97,7 @@ fn public() -> String {
     "public".to_owned()
 }
 
-impl Homeserver {
+impl Rooms<'_> {
     /// The room that an alias stands for, and servers that are likely to know it, best first: asked of the server that
     /// the alias belongs to. For our users who join or knock. Errors: 404 `M_NOT_FOUND`, and what the other server says.
     pub fn resolve_alias(&self, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
@@ -213,7 +213,7 @@ impl Homeserver {
             content,
             redacts: None,
         };
-        if let Err(error) = self.send(draft) {
+        if let Err(error) = self.events().send(draft) {
             log::debug!("{alias} is deleted but still shown in {room_id}: {error}");
         }
     }

@@ -3,6 +3,7 @@
 //! A page of the tree is found by walking it again from its root: nothing is remembered between pages but what other
 //! servers said, for some minutes.
 
+use crate::service::rooms::Rooms;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -197,14 +198,16 @@ impl Walk<'_> {
             return Ok(here);
         }
         let door = Door { room_id: step.room.clone(), via: step.via.clone() };
-        let (membership, servers) = self.hs.seen_from_outside(self.user, &door)?;
+        let (membership, servers) = self.hs.membership().seen_from_outside(self.user, &door)?;
         let room = match self.told.remove(&step.room) {
             Some(told) => Some(told),
             None if self.inaccessible.contains(&step.room) => None,
             None => self.ask(&step.room, &servers),
         };
         Ok(match room {
-            Some(room) if self.hs.may_know_from_afar(self.user, membership, &room.summary)? => Some(room),
+            Some(room) if self.hs.rooms().may_know_from_afar(self.user, membership, &room.summary)? => {
+                Some(room)
+            }
             _ => None,
         })
     }
@@ -218,7 +221,7 @@ impl Walk<'_> {
                     return None;
                 }
                 self.errands_left -= 1;
-                self.hs.ask_about(self.user, room, servers, self.suggested_only).ok()??
+                self.hs.rooms().ask_about(self.user, room, servers, self.suggested_only).ok()??
             }
         };
         self.inaccessible.extend(told.inaccessible.iter().cloned());
@@ -227,7 +230,7 @@ impl Walk<'_> {
     }
 }
 
-impl Homeserver {
+impl Rooms<'_> {
     /// A page of the rooms below a room and itself, depth first, children in the order of "Ordering of children within a
     /// space"; those that the user is in or could join, knock on or peek into. Errors: 403 `M_FORBIDDEN` if the root is
     /// none of those, 400 `M_INVALID_PARAM`.

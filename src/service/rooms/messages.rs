@@ -1,5 +1,6 @@
 //! Reading rooms: one event, a page of history, what surrounds an event, the state, the members.
 
+use crate::service::rooms::Rooms;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,6 @@ use crate::protocol::filter::EventFilter;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::rooms::client_format::{Json, Style};
 use crate::service::rooms::timeline::{Boundary, Page, walk};
 use crate::service::rooms::view::{Access, RoomView, readable_room};
@@ -83,7 +83,7 @@ impl MembersRequest {
     }
 }
 
-impl Homeserver {
+impl Rooms<'_> {
     fn view<T>(
         &self,
         user: &UserId,
@@ -113,7 +113,7 @@ impl Homeserver {
             let (page, hole) =
                 self.view(style.user, room, |db, view| local_messages(db, view, style, request))?;
             match hole {
-                Some((room, place)) if self.backfill(&room, place)? => {}
+                Some((room, place)) if self.events().backfill(&room, place)? => {}
                 // What could not be fetched is passed over: the client gets what there is.
                 _ => return Ok(page),
             }

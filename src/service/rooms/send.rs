@@ -1,5 +1,6 @@
 //! Rooms as their members write to them: made, spoken in, changed, redacted.
 
+use crate::service::rooms::Rooms;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
@@ -7,7 +8,6 @@ use crate::protocol::event_auth::{PowerLevel, PowerLevels};
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::events::build::Draft;
 use crate::service::membership::{AUTHORISER, Door};
 use crate::service::rooms::create::{CreateRoom, Visibility};
@@ -15,7 +15,7 @@ use crate::service::rooms::view::{RoomView, not_in_room, readable_room};
 use crate::store::accounts::client_transactions::ClientTxn;
 use crate::store::{Db, Room};
 
-impl Homeserver {
+impl Rooms<'_> {
     /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a room the
     /// answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's server that
     /// cannot be reached within seconds gets the invite in the background.
@@ -32,7 +32,7 @@ impl Homeserver {
         };
         let (mut invitees, mut addresses) = (request.invitees()?, Vec::new());
         for address in request.third_party_invitees()? {
-            match self.look_up_third_party(address)? {
+            match self.membership().look_up_third_party(address)? {
                 Some(user) if !invitees.contains(&user) => invitees.push(user),
                 Some(_) => {}
                 None => addresses.push(address),
@@ -42,7 +42,7 @@ impl Homeserver {
             return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
         }
         // Before there is a room, so that a mistyped name leaves none behind.
-        self.check_own_invitees(&invitees)?;
+        self.membership().check_own_invitees(&invitees)?;
         let alias = request.room_alias_name.as_deref().map(|name| self.own_alias(name)).transpose()?;
         let in_use = || Error::new(ErrCode::RoomInUse, "There is a room with this alias already");
         let (profile, taken) = self.store.read(|db| {
@@ -63,6 +63,7 @@ impl Homeserver {
         let is_owed_any = !elsewhere.is_empty();
         let (owner, said, now) = (creator.clone(), extra.clone(), self.clock.now_ms());
         let room_id = self
+            .events()
             .create_room_with(version, creator, &events, move |tx, room| {
                 if let Some(alias) = &alias
                     && !tx.add_alias(alias, &room.room_id, &owner)?
@@ -82,14 +83,14 @@ impl Homeserver {
             log::log!(error.level(log::Level::Warn), "{whom} is not invited to {room_id}: {error}")
         };
         for invitee in &ours {
-            let invited = self.invite(creator, &room_id, invitee, None, extra.clone());
+            let invited = self.membership().invite(creator, &room_id, invitee, None, extra.clone());
             invited.unwrap_or_else(|e| not_invited(invitee.as_str(), e));
         }
         if is_owed_any {
-            self.await_first_invites(&room_id);
+            self.membership().await_first_invites(&room_id);
         }
         for address in addresses {
-            let invited = self.invite_third_party(creator, &room_id, address);
+            let invited = self.membership().invite_third_party(creator, &room_id, address);
             invited.unwrap_or_else(|e| not_invited("an address", e));
         }
         Ok(room_id)
@@ -121,8 +122,9 @@ impl Homeserver {
             self.may_redact(&draft)?;
         }
         let sender = draft.sender.clone();
-        let event_id = self.send_once(draft, Some(txn), |_, _| Ok(())).map_err(not_there_as_forbidden)?;
-        self.note_activity(&sender);
+        let event_id =
+            self.events().send_once(draft, Some(txn), |_, _| Ok(())).map_err(not_there_as_forbidden)?;
+        self.ephemeral().note_activity(&sender);
         Ok(event_id)
     }
 
@@ -168,7 +170,7 @@ impl Homeserver {
             let old = present.map(|present| present.content()).unwrap_or_default();
             self.check_canonical_alias(&draft.room, &old, &draft.content)?;
         }
-        self.send(draft).map_err(not_there_as_forbidden)
+        self.events().send(draft).map_err(not_there_as_forbidden)
     }
 
     fn is_joined_to(&self, room: &RoomId, user: &UserId) -> Result<bool> {
@@ -196,16 +198,16 @@ impl Homeserver {
                 let mut extra = draft.content.clone();
                 extra.remove("membership");
                 extra.remove("reason");
-                self.invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
+                self.membership().invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
             }
             Membership::Join if own && !self.is_joined_to(&draft.room, &draft.sender)? => {
-                self.join(&draft.sender, &door, reason.as_deref())?;
+                self.membership().join(&draft.sender, &door, reason.as_deref())?;
             }
-            Membership::Knock if own => self.knock(&draft.sender, &door, reason.as_deref())?,
+            Membership::Knock if own => self.membership().knock(&draft.sender, &door, reason.as_deref())?,
             Membership::Leave if own && !resident => {
-                self.leave(&draft.sender, &draft.room, reason.as_deref())?
+                self.membership().leave(&draft.sender, &draft.room, reason.as_deref())?
             }
-            _ => return self.send(draft).map_err(not_there_as_forbidden),
+            _ => return self.events().send(draft).map_err(not_there_as_forbidden),
         }
         self.store.read(|db| {
             if let Some(room) = db.room(&draft.room)?

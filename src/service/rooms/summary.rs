@@ -1,6 +1,7 @@
 //! What outsiders are told of a room, and which of them: the rules of "who may join, knock or peek", for users and for
 //! servers; and the summary of one room, wherever it is.
 
+use crate::service::rooms::Rooms;
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,6 @@ use crate::protocol::json::{First, ObjectText, read, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::HistoryVisibility;
 use crate::protocol::{Pdu, RoomId, ServerName, UserId};
-use crate::service::Homeserver;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::membership::Door;
 use crate::service::rooms::directory::{PublishedRoom, published_room};
@@ -277,7 +277,7 @@ pub struct RoomSummaryFor {
     membership: Option<&'static str>,
 }
 
-impl Homeserver {
+impl Rooms<'_> {
     /// The summary of a room, asked of other servers if we are not in it and one of our users wants to know. Errors: 404
     /// `M_NOT_FOUND`, also if it may not be told to them.
     pub fn room_summary(&self, user: Option<&UserId>, door: &Door) -> Result<RoomSummaryFor> {
@@ -295,7 +295,7 @@ impl Homeserver {
             (Some(here), _) => here,
             (None, None) => return Err(not_found()),
             (None, Some(user)) => {
-                let (membership, servers) = self.seen_from_outside(user, door)?;
+                let (membership, servers) = self.membership().seen_from_outside(user, door)?;
                 let told = self.ask_about(user, &door.room_id, &servers, false)?.ok_or_else(not_found)?;
                 let summary = told.room.summary.clone();
                 if !self.may_know_from_afar(user, membership, &summary)? {

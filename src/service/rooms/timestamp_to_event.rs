@@ -4,8 +4,8 @@
 
 use crate::error::{Error, Result};
 use crate::protocol::{EventId, RoomId, UserId};
-use crate::service::Homeserver;
 use crate::service::limits::favours::{Asker, Who};
+use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{Access, RoomView, readable_room};
 use crate::store::{Db, Place, Room, StoredEvent};
 
@@ -74,7 +74,7 @@ fn hole_around(db: &Db<'_>, room: &Room, ts: i64) -> Result<Option<Place>> {
     Ok(db.gaps_between(room.key, low, high, 1)?.first().map(|gap| gap.before))
 }
 
-impl Homeserver {
+impl Rooms<'_> {
     /// The event nearest to a time that the user may see, and its own time. Where our history has a hole around that
     /// time, other servers of the room are asked for a nearer one, which is then fetched. Errors: 404 `M_NOT_FOUND`, 403
     /// `M_FORBIDDEN`.
@@ -112,7 +112,7 @@ impl Homeserver {
         let _favour = self.favours.ask(&Asker::new(Who::User(user.clone())))?;
         // "A good heuristic for which servers to try first is to sort by servers that have been in the room the
         // longest."
-        for peer in &self.whom_to_ask_for_history(room)? {
+        for peer in &self.events().whom_to_ask_for_history(room)? {
             let said = self.federation.timestamp_to_event(peer, &room.room_id, when.ts, when.forwards);
             let (id, ts) = match said {
                 Ok(said) => said,
@@ -125,7 +125,7 @@ impl Homeserver {
                 continue;
             }
             // What one server cannot give another may.
-            match self.fetch_past_event(room, peer, &id, hole) {
+            match self.events().fetch_past_event(room, peer, &id, hole) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
                 Err(e) if e.status() == 500 => return Err(e),

@@ -1,5 +1,6 @@
 //! What is for the client's device: the messages that wait for it, and whose devices it has to look at anew.
 
+use crate::service::sync::Syncing;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -9,7 +10,6 @@ use super::{Context, Events};
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
-use crate::service::Homeserver;
 use crate::service::rooms::view::membership_known_at;
 use crate::store::{EventKey, Room, RoomKey};
 
@@ -62,7 +62,7 @@ pub fn to_device(context: &Context<'_>) -> Result<(Events, Line)> {
     Ok((events, line))
 }
 
-impl Homeserver {
+impl Syncing<'_> {
     /// Forgets the messages that a device has proved to have, and notes where its answer had to stop: before the answer
     /// goes out, since its token will prove no more than that.
     pub(super) fn settle_line(

@@ -1,16 +1,16 @@
 //! Filters that clients store here and name by id.
 
+use crate::service::sync::Syncing;
 use sha2::{Digest, Sha256};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::filter::{FILTER_BYTES_MAX, Filter};
-use crate::service::Homeserver;
 
 /// A user may keep this many different filters.
 const MAX_FILTERS: i64 = 1000;
 
-impl Homeserver {
+impl Syncing<'_> {
     /// Stores a filter (JSON, an object) and answers its id. The same filter again gets the same id. Errors: 400
     /// `M_BAD_JSON` for what is no filter, 413 `M_TOO_LARGE`, 403 `M_RESOURCE_LIMIT_EXCEEDED` for too many.
     pub fn add_filter(&self, user: &UserId, definition: String) -> Result<i64> {

@@ -14,6 +14,7 @@ mod presence;
 mod state;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -33,6 +34,25 @@ use crate::service::rooms::client_format::{Json, Style};
 use crate::service::rooms::view::RoomView;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::{Db, Room};
+
+/// What clients wait for.
+#[derive(Clone, Copy)]
+pub struct Syncing<'h>(&'h Homeserver);
+
+impl Deref for Syncing<'_> {
+    type Target = Homeserver;
+
+    fn deref(&self) -> &Homeserver {
+        self.0
+    }
+}
+
+impl Homeserver {
+    /// What clients wait for.
+    pub fn syncing(&self) -> Syncing<'_> {
+        Syncing(self)
+    }
+}
 
 /// Events in a timeline when the filter names no limit.
 const DEFAULT_TIMELINE: usize = 10;
@@ -192,7 +212,7 @@ impl Context<'_> {
     }
 }
 
-impl Homeserver {
+impl Syncing<'_> {
     /// What is new for the user's device, from one snapshot.
     pub fn sync(&self, user: &UserId, device: Option<&str>, request: &SyncRequest) -> Result<SyncAnswer> {
         let now = self.clock.now_ms();

@@ -292,7 +292,7 @@ fn name(name: &str) -> ServerName {
 }
 
 fn account(hs: &Homeserver, localpart: &str, password: Option<&str>) -> String {
-    hs.register_user(localpart, password).expect("an account").1
+    hs.accounts().register_user(localpart, password).expect("an account").1
 }
 
 /// Has the homeserver know the other server's key.

@@ -160,6 +160,7 @@ fn devices(house: &mut House) {
     as_peer(house, "/_matrix/federation/v1/send/devices".to_owned(), &body);
     house
         .homeserver()
+        .devices()
         .fetch_device_list(&UserId::parse(CAROL).expect("a user id"))
         .expect("the database works");
 }

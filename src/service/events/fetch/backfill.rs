@@ -1,5 +1,6 @@
 //! History that clients page back to: the holes in a room's timeline, and how they are filled from other servers.
 
+use crate::service::events::Events;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,6 @@ use super::{Errand, MOST_STATES, in_order};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
-use crate::service::Homeserver;
 use crate::service::events::accept::{Taken, Terms};
 use crate::store::{Db, Place, Room};
 
@@ -20,7 +20,7 @@ const MOST_ASKED: usize = 5;
 /// How long each of them may let us wait, so that the next one's turn comes.
 const SHARE: Duration = Duration::from_secs(8);
 
-impl Homeserver {
+impl Events<'_> {
     /// Fetches history that clients ask for: what lies in the nearest hole at or before a place in the timeline. True
     /// if something came, so that looking again is worth it. Servers of the room are asked in turn; that none of them
     /// answers is no error.
@@ -77,7 +77,7 @@ impl Homeserver {
     }
 }
 
-impl Homeserver {
+impl Events<'_> {
     /// Fetches one event from amid the hole right before a place: first the history nearest to the place, which may have
     /// it, else the event alone with the state before it. True if the event has its place in the timeline now.
     pub(crate) fn fetch_past_event(
@@ -133,11 +133,11 @@ impl Errand<'_> {
     /// Takes in one event of the past. True if it was new.
     fn take_in_past(&mut self, event: &VerifiedPdu, place: Place) -> Result<bool> {
         let terms = Terms::History(place);
-        let mut taken = self.hs.take_in(event, terms, None);
+        let mut taken = self.hs.events().take_in(event, terms, None);
         if let Ok(Taken::NeedsAuth(ids)) = &taken {
             let ids = ids.clone();
             self.fetch_auth_events(event, &ids)?;
-            taken = self.hs.take_in(event, terms, None);
+            taken = self.hs.events().take_in(event, terms, None);
         }
         if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
             self.states_left -= 1;

@@ -12,6 +12,7 @@ pub(in crate::service) mod auth_chains;
 pub mod backfill;
 pub mod limits;
 
+use crate::service::events::Events;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -67,7 +68,7 @@ pub(in crate::service) enum Fetched {
     Nothing { asked: bool },
 }
 
-impl Homeserver {
+impl Events<'_> {
     /// Takes in an event after fetching what it refers to: from these servers in turn, until one has it. Errors: 500.
     pub(in crate::service) fn take_in_with_missing(
         &self,
@@ -170,7 +171,7 @@ impl<'a> Errand<'a> {
         let (mut ways, mut asked_for_events) = (WAYS.into_iter(), false);
         loop {
             // Whoever was here before us may have brought it along.
-            match self.hs.take_in(pdu, Terms::Relayed, None)? {
+            match self.hs.events().take_in(pdu, Terms::Relayed, None)? {
                 Taken::NeedsAuth(ids) => match ways.next() {
                     Some(Way::Hole) if asked_for_events || !self.has_hole(pdu)? => {}
                     Some(Way::Hole) => {
@@ -208,7 +209,7 @@ impl<'a> Errand<'a> {
     pub(in crate::service) fn checked(&self, events: &[RawEvent]) -> Vec<VerifiedPdu> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
         let left = self.until.saturating_duration_since(Instant::now());
-        let checked = self.hs.check_received(self.peer, &bytes, self.room.version, left);
+        let checked = self.hs.keys().check_received(self.peer, &bytes, self.room.version, left);
         let passed = checked.into_iter().filter_map(|checked| match checked {
             Checked::Passed(pdu) => Some(pdu),
             Checked::NoKey(pdu, _) => {
@@ -262,9 +263,9 @@ impl<'a> Errand<'a> {
         let known = self.hs.store.read(|db| placed(db, &events))?;
         let mut events = connected(events, pdu.prev_events(), &known);
         for event in &events {
-            self.hs.count_knock_from(self.peer, &self.room, event, true)?;
+            self.hs.membership().count_knock_from(self.peer, &self.room, event, true)?;
         }
-        self.hs.with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
+        self.hs.events().with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
         self.take_in_along(&events)
     }
 
@@ -291,7 +292,7 @@ impl<'a> Errand<'a> {
             self.left()?;
             let batch = &rest[..rest.len().min(BATCH)];
             let whole = batch.len();
-            let taken = self.hs.take_in_light(batch)?;
+            let taken = self.hs.events().take_in_light(batch)?;
             for failed in taken.iter().filter_map(|taken| taken.as_ref().err()) {
                 log::debug!("{} sent an event for another one that is refused: {failed}", self.peer);
             }
@@ -308,11 +309,11 @@ impl<'a> Errand<'a> {
 
     /// Takes in an event that was fetched for another one. What cannot be had for it is not asked for twice.
     fn take_in_heavy(&mut self, event: &VerifiedPdu) -> Result<()> {
-        let mut taken = self.hs.take_in(event, Terms::Relayed, None);
+        let mut taken = self.hs.events().take_in(event, Terms::Relayed, None);
         if let Ok(Taken::NeedsAuth(ids)) = &taken {
             let ids = ids.clone();
             self.fetch_auth_events(event, &ids)?;
-            taken = self.hs.take_in(event, Terms::Relayed, None);
+            taken = self.hs.events().take_in(event, Terms::Relayed, None);
         }
         if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
             self.states_left -= 1;
@@ -350,7 +351,7 @@ impl<'a> Errand<'a> {
     fn take_in_by(&self, pdu: &VerifiedPdu, terms: Terms, given: &StateMap, whole: bool) -> Result<Taken> {
         if !whole {
             let near = self.hs.store.read(|db| authorise::given_state(db, pdu.room_id(), given))?;
-            let verdict = self.hs.judge_beforehand(pdu, Hearing::live(Some(&near)), true)?;
+            let verdict = self.hs.events().judge_beforehand(pdu, Hearing::live(Some(&near)), true)?;
             if let Verdict::Judged(judged) = verdict
                 && judged.status == Status::Rejected
             {
@@ -359,7 +360,7 @@ impl<'a> Errand<'a> {
                 return Err(Error::bad_gateway(message));
             }
         }
-        self.hs.take_in(pdu, terms, Some(given))
+        self.hs.events().take_in(pdu, terms, Some(given))
     }
 
     /// The state before an event as the other server has it, all of its events stored; and whether that is all of it.

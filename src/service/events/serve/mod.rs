@@ -2,6 +2,7 @@
 
 pub mod large_answer;
 
+use crate::service::events::Events;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use crate::error::{Error, Result};
@@ -9,7 +10,6 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::unchecked_event;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
-use crate::service::Homeserver;
 use crate::service::accounts::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::events::server_acl::RoomAcl;
@@ -112,7 +112,7 @@ fn event_in(db: &Db<'_>, room: &Room, id: &EventId) -> Result<StoredEvent> {
     event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))
 }
 
-impl Homeserver {
+impl Events<'_> {
     /// The answer to `send_join`: the state before the join, and everything that it and the join rest on. Without
     /// memberships, if they are to be omitted, but for those of the users that a nameless room is named after.
     pub fn state_for_join(&self, room: &Room, join: &EventId, omit_members: bool) -> Result<JoinState> {
@@ -259,7 +259,7 @@ fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, 
     Ok((state, auth_chain))
 }
 
-impl Homeserver {
+impl Events<'_> {
     /// `GET /event`. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`.
     pub fn event_for_peer(&self, origin: &ServerName, id: &EventId) -> Result<Pdu> {
         self.store.read(|db| {

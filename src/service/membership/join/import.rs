@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
 use crate::service::Homeserver;
+use crate::service::membership::Memberships;
 use crate::store::rooms::append::{Append, Current, StateRef};
 use crate::store::rooms::room_import::Staged;
 use crate::store::{RoomKey, Status, Tx};
@@ -43,7 +44,7 @@ pub enum Adopted {
     Before,
 }
 
-impl Homeserver {
+impl Memberships<'_> {
     /// Begins to take over a room.
     pub fn begin_adoption(&self, room_id: &RoomId, version: RoomVersion) -> Result<Adoption<'_>> {
         let id = room_id.clone();

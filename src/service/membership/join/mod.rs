@@ -5,6 +5,7 @@ pub(super) mod check;
 pub mod import;
 pub(super) mod receive;
 
+use crate::service::membership::Memberships;
 use std::collections::HashSet;
 use std::time::Instant;
 
@@ -22,7 +23,6 @@ use crate::protocol::remote_membership::{Before, Fact, JoinFailure, Prepared, Re
 use crate::protocol::{
     EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
-use crate::service::Homeserver;
 use crate::service::accounts::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::keys::attempts::Purpose;
@@ -35,7 +35,7 @@ const FEW_MEMBERS: u64 = 100;
 
 // ----- our user joins -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `POST /join`: returns when the user is in the room. A failure leaves the invite or knock as it was.
     ///
     /// Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`,
@@ -81,10 +81,11 @@ impl Homeserver {
             Err(error) => return Err(error),
         }
         let (room_id, joiner, now) = (room.room_id.clone(), user.clone(), self.clock.now_ms());
-        self.send_with(member_draft(&room.room_id, user, user, content), move |tx, _| {
-            note(tx, &room_id, &joiner, Fact::AskedInRoom, now).map(drop)
-        })
-        .map(drop)
+        self.events()
+            .send_with(member_draft(&room.room_id, user, user, content), move |tx, _| {
+                note(tx, &room_id, &joiner, Fact::AskedInRoom, now).map(drop)
+            })
+            .map(drop)
     }
 
     /// We are in the room, but only a user of another server may let ours in: the same handshake, and the join comes
@@ -102,7 +103,9 @@ impl Homeserver {
                 break;
             }
             match self.join_in_their_name(&peer, room, user, content) {
-                Ok(join) => return self.receive_pdu(&peer, self.with_policy_signature(join)?),
+                Ok(join) => {
+                    return self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?);
+                }
                 Err(error) => answers.add(&peer, error),
             }
         }
@@ -126,9 +129,9 @@ impl Homeserver {
     /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
     /// it did not come back. Errors: 400 if another event came back, or one without the signatures that it needs.
     fn countersigned(&self, join: &Pdu, theirs: Option<&RawValue>) -> Result<VerifiedPdu> {
-        let Some(theirs) = theirs else { return self.check_parsed_pdu(join, Purpose::Events) };
+        let Some(theirs) = theirs else { return self.keys().check_parsed_pdu(join, Purpose::Events) };
         handshake::check_countersigned(join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
-        self.check_pdu(theirs.get().as_bytes(), join.version())
+        self.keys().check_pdu(theirs.get().as_bytes(), join.version())
     }
 
     /// The handshake with the room's servers, one after the other. A join that was on its way when we last stopped is
@@ -241,13 +244,14 @@ impl Homeserver {
         };
         if room.finish(join.clone(), end_rows.clone())? == Adopted::Before {
             // What the room is like we have learned by ourselves, and the join is an event like any other.
-            self.receive_pdu(peer, join)?;
+            self.events().receive_pdu(peer, join)?;
             self.store.write(end_rows)?;
         }
         if let Ok(removal) = removed.try_recv()
             && let Err(e) = self
+                .keys()
                 .check_parsed_pdu(&removal, Purpose::Received(peer))
-                .and_then(|removal| self.receive_pdu(peer, removal))
+                .and_then(|removal| self.events().receive_pdu(peer, removal))
         {
             // The room, which we know now, may not allow it: then it never happened, and the join did.
             log::info!("{user_id} was not removed from {entered} after all: {}", e.message());
@@ -334,7 +338,7 @@ fn ours(error: Error) -> CallError {
 
 // ----- another server's user joins -----
 
-impl Homeserver {
+impl Memberships<'_> {
     /// `PUT /send_join`: takes the join into the room, with our signature, and tells the other servers in it. Returns
     /// the body of the answer: the state before the join, its auth chain, the join as it went into the room. A repeat
     /// gets the same answer and makes no second event.
@@ -351,8 +355,8 @@ impl Homeserver {
         let signed = self.countersign(&room, body)?;
         let join = self.check_signed(&signed, room.version, &ask, event_id)?;
         self.check_authoriser(&room, &join)?;
-        let join = self.with_policy_signature(join)?;
-        let accept = || self.accept_signed(join.clone(), origin, Membership::Join);
+        let join = self.events().with_policy_signature(join)?;
+        let accept = || self.events().accept_signed(join.clone(), origin, Membership::Join);
         self.after_their_invite(room_id, join.sender(), accept)?;
         self.join_answer(&room, &join, may_omit_members)
     }
@@ -381,7 +385,7 @@ impl Homeserver {
     /// out: a smaller one is worth more whole.
     fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<LargeAnswer> {
         let omit_members = may_omit && room.joined > FEW_MEMBERS;
-        let mut before = self.state_for_join(room, join.event_id(), omit_members)?;
+        let mut before = self.events().state_for_join(room, join.event_id(), omit_members)?;
         if may_omit {
             let in_state: HashSet<EventKey> = before.state.iter().copied().collect();
             before.auth_chain.retain(|event| !in_state.contains(event));

@@ -4,6 +4,7 @@
 //! that others rest on are kept until all are judged (see `answer`). While some are checked on all processors, those
 //! before them are being stored.
 
+use crate::service::membership::Memberships;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,6 @@ use crate::error::{Error, Result};
 use crate::federation::calls::JoinAnswer;
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
-use crate::service::Homeserver;
 use crate::service::keys::attempts::Purpose;
 use crate::service::keys::fetch::Found;
 use crate::service::keys::verify::{check, in_bulk};
@@ -35,7 +35,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(3);
 /// Checked events, each with whether it is part of the state.
 type Batch = Vec<(VerifiedPdu, bool)>;
 
-impl Homeserver {
+impl Memberships<'_> {
     /// Checks the room that another server shows us, and stores its events; what fails is left out. Gives the room, ready
     /// to be taken over. Errors: why it is no room that our join may enter, in words for the log; 500 if something of ours
     /// fails.
@@ -51,14 +51,14 @@ impl Homeserver {
         drop(answer);
         let mut progress = Progress::new(room_id, events.len());
         let mut sorting = Sorting::new(join);
-        let wanted = self.survey(&events, version, |index, glance| sorting.see(index, glance));
+        let wanted = self.keys().survey(&events, version, |index, glance| sorting.see(index, glance));
         let sorted = sorting.finish();
         progress.note("keys", 0);
         let carrying: Vec<&[u8]> = sorted.pillars.iter().map(|index| events[*index]).collect();
-        let carrying = self.survey(&carrying, version, |_, _| {});
-        let mut keys = self.gather_keys(&carrying, Some(peer), Purpose::Events, PILLARS_WITHIN);
+        let carrying = self.keys().survey(&carrying, version, |_, _| {});
+        let mut keys = self.keys().gather_keys(&carrying, Some(peer), Purpose::Events, PILLARS_WITHIN);
         let rest: Vec<_> = wanted.into_iter().filter(|wanted| !keys.has(wanted)).collect();
-        keys.extend(self.gather_keys(&rest, Some(peer), Purpose::Events, OTHERS_WITHIN));
+        keys.extend(self.keys().gather_keys(&rest, Some(peer), Purpose::Events, OTHERS_WITHIN));
         let checking = Checking { events: &events, in_state, keys: &keys, join };
 
         let good = checking.all_of(&sorted.pillars);
