@@ -1,6 +1,7 @@
 //! The Matrix protocol as pure code: data in, decision out. No I/O, no clock, no randomness, no locks.
 
 pub mod content;
+pub mod edu;
 pub mod event_auth;
 pub mod fair_share;
 pub mod filter;

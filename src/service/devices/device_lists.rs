@@ -4,7 +4,6 @@
 //! the chain has a gap, the whole list is fetched.
 
 use crate::service::devices::Devices;
-use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -14,10 +13,11 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::calls::{self, UserDevicesAnswer};
 use crate::protocol::UserId;
+use crate::protocol::edu::{DeviceListUpdate, DeviceNews, DeviceUpdate, RemoteDevice};
 use crate::protocol::json::{AtMost, First, ObjectText, read_object};
 use crate::service::incoming::edus::Intake;
 use crate::service::membership::backoff_ms;
-use crate::store::devices::device_lists::{OwnChange, RemoteDevice, RemoteDeviceList};
+use crate::store::devices::device_lists::{OwnChange, RemoteDeviceList};
 use crate::store::{Db, Tx};
 
 /// Devices of one user of another server that are remembered.
@@ -28,46 +28,10 @@ const AT_ONCE: usize = 10;
 const LONGEST_ID: usize = 255;
 const LONGEST_NAME: usize = 512;
 const LARGEST_KEYS: usize = 16 << 10;
-/// Updates that one may rest on.
-const MOST_PREVIOUS: usize = 1000;
 /// For how long a list is put off that is being fetched: longer than that may take.
 const LEASE: Millis = 10 * 60 * 1000;
 /// After so many failures a list is not fetched until its server says something new.
 const MOST_ATTEMPTS: u32 = 12;
-
-/// `m.device_list_update` between servers, as far as it is of interest.
-#[derive(Deserialize)]
-struct Said<'t> {
-    user_id: UserId,
-    #[serde(borrow)]
-    device_id: Cow<'t, str>,
-    #[serde(borrow)]
-    device_display_name: Option<Cow<'t, str>>,
-    stream_id: i64,
-    #[serde(default)]
-    prev_id: AtMost<i64, MOST_PREVIOUS>,
-    #[serde(default)]
-    deleted: bool,
-    #[serde(borrow)]
-    keys: Option<&'t RawValue>,
-}
-
-/// What of it is taken in.
-pub(in crate::service) struct Update {
-    user_id: UserId,
-    device: RemoteDevice,
-    stream_id: i64,
-    prev_id: Vec<i64>,
-    deleted: bool,
-}
-
-/// What a server told of its users' devices and keys.
-pub(in crate::service) enum DeviceNews {
-    /// One device.
-    Update(Update),
-    /// The keys with which a user signs their devices.
-    SigningKeys(UserId),
-}
 
 /// One device of ours was added, renamed or logged out: tells everybody who follows the user's devices.
 pub(in crate::service) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device: &str) -> Result<()> {
@@ -120,12 +84,18 @@ impl Devices<'_> {
 
     /// `m.device_list_update` of another server, to be taken in at the end of the transaction.
     pub(in crate::service) fn receive_device_list_update(&self, intake: &mut Intake<'_>, content: &[u8]) {
-        let Ok(said) = read_object::<Said<'_>>(content) else { return };
+        let Ok(said) = read_object::<DeviceListUpdate<'_>>(content) else { return };
         if let Some(device) = device_of(&said.device_id, said.device_display_name.as_deref(), said.keys)
             && intake.owns(&said.user_id)
         {
-            let Said { user_id, stream_id, prev_id: AtMost(prev_id), deleted, .. } = said;
-            intake.devices.push(DeviceNews::Update(Update { user_id, device, stream_id, prev_id, deleted }));
+            let DeviceListUpdate { user_id, stream_id, prev_id: AtMost(prev_id), deleted, .. } = said;
+            intake.devices.push(DeviceNews::Update(DeviceUpdate {
+                user_id,
+                device,
+                stream_id,
+                prev_id,
+                deleted,
+            }));
         }
     }
 
@@ -221,7 +191,7 @@ impl Devices<'_> {
 }
 
 /// Takes in one update. Whether the chain has a gap.
-fn take_in(tx: &mut Tx<'_>, update: Update, now: Millis) -> Result<bool> {
+fn take_in(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bool> {
     let user = &update.user_id;
     let known = tx.remote_device_list(user)?;
     let reached = known.as_ref().and_then(|list| list.stream_id);

@@ -3,12 +3,12 @@
 use crate::service::devices::Devices;
 use std::collections::{BTreeMap, HashMap};
 
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
+use crate::protocol::edu::{DeviceMessages, DirectToDevice};
 use crate::protocol::json::{ObjectText, read, read_object};
 use crate::protocol::{ServerName, UserId};
 use crate::random;
@@ -37,26 +37,13 @@ const BYTES_AT_ONCE: usize = 8 << 20;
 /// When who has sent a device more than it fetches should come again.
 const COME_AGAIN: Millis = 20_000;
 
-/// Messages by user and device.
-type Messages = BTreeMap<String, BTreeMap<String, ObjectText>>;
-
-/// `m.direct_to_device` between servers.
-#[derive(Serialize, Deserialize)]
-pub(in crate::service) struct DirectToDevice {
-    sender: UserId,
-    #[serde(rename = "type")]
-    event_type: String,
-    message_id: String,
-    messages: Messages,
-}
-
 impl Devices<'_> {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
     /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
     /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of many
     /// hundreds some, and the same request sends the others.
     pub fn send_to_device(&self, event_type: &str, messages: &RawValue, txn: ClientTxn) -> Result<()> {
-        let messages: Messages = read(messages.get().as_bytes()).map_err(|e| {
+        let messages: DeviceMessages = read(messages.get().as_bytes()).map_err(|e| {
             let why = format!("messages must have users, their devices and objects: {}", e.message());
             Error::bad_json(why)
         })?;
@@ -64,7 +51,7 @@ impl Devices<'_> {
             return Err(Error::invalid_param("The type of a message has between 1 and 255 bytes"));
         }
         let mut here: Vec<ToOne> = Vec::new();
-        let mut elsewhere: BTreeMap<ServerName, Messages> = BTreeMap::new();
+        let mut elsewhere: BTreeMap<ServerName, DeviceMessages> = BTreeMap::new();
         let mut count = 0;
         for (user, devices) in messages {
             let user = UserId::parse(&user)?;
@@ -324,14 +311,14 @@ fn written(sender: &str, event_type: &str, content: &ObjectText) -> Option<Strin
 }
 
 /// The messages in portions that other servers take in.
-fn shares(messages: Messages) -> Vec<Messages> {
-    let mut shares = vec![Messages::new()];
+fn shares(messages: DeviceMessages) -> Vec<DeviceMessages> {
+    let mut shares = vec![DeviceMessages::new()];
     let mut bytes = 0;
     for (user, devices) in messages {
         for (device, content) in devices {
             let size = user.len() + device.len() + content.get().len();
             if bytes > 0 && bytes + size > SHARE {
-                shares.push(Messages::new());
+                shares.push(DeviceMessages::new());
                 bytes = 0;
             }
             bytes += size;
@@ -354,12 +341,13 @@ mod tests {
             ObjectText::try_from(content.as_bytes()).expect("an object")
         };
         let devices = |from: usize| (from..from + 3).map(|n| (format!("D{n}"), content(n))).collect();
-        let messages = Messages::from([("@a:x".to_owned(), devices(0)), ("@b:x".to_owned(), devices(3))]);
-        let text = |messages: &Messages| serde_json::to_string(messages).expect("JSON");
+        let messages =
+            DeviceMessages::from([("@a:x".to_owned(), devices(0)), ("@b:x".to_owned(), devices(3))]);
+        let text = |messages: &DeviceMessages| serde_json::to_string(messages).expect("JSON");
         let before = text(&messages);
         let shares = shares(messages);
         assert_eq!(shares.len(), 3);
-        let mut whole = Messages::new();
+        let mut whole = DeviceMessages::new();
         for share in shares {
             for (user, devices) in share {
                 whole.entry(user).or_default().extend(devices);

@@ -15,10 +15,10 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::protocol::UserId;
+use crate::protocol::edu::Edu;
 use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
 use crate::service::incoming::edus::Intake;
-use crate::service::outgoing::Edu;
 use crate::store::ephemeral::presence::{Presence, State};
 
 /// Who does nothing for so long is unavailable.

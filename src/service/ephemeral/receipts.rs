@@ -9,11 +9,11 @@ use serde_json::value::RawValue;
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::protocol::edu::Edu;
 use crate::protocol::json::{FirstMembers, read, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::incoming::edus::Intake;
-use crate::service::outgoing::Edu;
 use crate::service::rooms::view::not_in_room;
 use crate::store::ephemeral::receipts::{PRIVATE, READ, Receipt};
 use crate::store::{Db, Room, RoomKey, StoredEvent};

@@ -8,11 +8,11 @@ use serde_json::json;
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
+use crate::protocol::edu::Edu;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::incoming::edus::Intake;
-use crate::service::outgoing::Edu;
 use crate::service::rooms::view::not_in_room;
 use crate::store::RoomKey;
 

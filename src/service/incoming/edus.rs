@@ -5,31 +5,17 @@
 //! there is no place for a message to a device, does the transaction fail, so that it comes again.
 
 use crate::service::incoming::Incoming;
-use std::borrow::Cow;
 use std::collections::HashMap;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::error::Result;
+use crate::protocol::edu::{DeviceNews, DirectToDevice, Edu, ReceivedEdu};
 use crate::protocol::json;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::devices::device_lists::DeviceNews;
-use crate::service::devices::to_device::DirectToDevice;
 use crate::service::events::server_acl::RoomAcl;
-use crate::service::outgoing;
 use crate::store::RoomKey;
-
-/// An ephemeral message between servers. Its content stays text until somebody who knows its type reads it; of an unknown
-/// type nobody does.
-#[derive(Deserialize)]
-struct Edu<'t> {
-    #[serde(borrow)]
-    edu_type: Cow<'t, str>,
-    #[serde(borrow)]
-    content: &'t RawValue,
-}
 
 /// The ephemeral messages of one transaction on their way in.
 pub(in crate::service) struct Intake<'o> {
@@ -79,7 +65,7 @@ impl Incoming<'_> {
     pub fn receive_edus(&self, origin: &ServerName, edus: &[&RawValue]) -> Result<()> {
         let mut intake = Intake::new(origin);
         for edu in edus {
-            match json::read_object::<Edu<'_>>(edu.get().as_bytes()) {
+            match json::read_object::<ReceivedEdu<'_>>(edu.get().as_bytes()) {
                 Ok(edu) => self.receive_edu(&mut intake, edu)?,
                 Err(e) => log::debug!("{origin} sent an ephemeral message that is none: {e}"),
             }
@@ -88,7 +74,7 @@ impl Incoming<'_> {
         self.devices().take_in_to_device(origin, intake.to_device)
     }
 
-    fn receive_edu(&self, intake: &mut Intake<'_>, edu: Edu<'_>) -> Result<()> {
+    fn receive_edu(&self, intake: &mut Intake<'_>, edu: ReceivedEdu<'_>) -> Result<()> {
         let content = edu.content.get().as_bytes();
         match edu.edu_type.as_ref() {
             "m.typing" => self.ephemeral().receive_typing(intake, content)?,
@@ -106,7 +92,7 @@ impl Incoming<'_> {
     }
 
     /// Sends an ephemeral message to all other servers in a room, as far as they can be reached at the moment.
-    pub(in crate::service) fn tell_servers_of_room(&self, room: RoomKey, edu: &outgoing::Edu) -> Result<()> {
+    pub(in crate::service) fn tell_servers_of_room(&self, room: RoomKey, edu: &Edu) -> Result<()> {
         for server in self.store.read(|db| db.resident_servers(room))? {
             if server != *self.server_name() {
                 self.sender.send_edu(&server, edu.clone());

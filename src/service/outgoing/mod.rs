@@ -24,6 +24,7 @@ use crate::error::Result;
 use crate::federation::CallError;
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
+use crate::protocol::edu::Edu;
 use crate::service::outgoing::queue::{Doing, Job, State};
 use crate::service::outgoing::transaction::{Owed, Transaction, WaitingEdus, send};
 use crate::store::servers::destinations::Destination;
@@ -63,15 +64,6 @@ const FLUSH_AFTER: Duration = Duration::from_secs(2);
 const FORGOTTEN_AFTER: Millis = 30 * 24 * 3_600_000;
 /// Idle destinations that are kept in memory.
 const MAX_IDLE_PEERS: usize = 8192;
-
-/// A message that is not part of a room's history.
-#[derive(Debug, Clone)]
-pub struct Edu {
-    /// Of several waiting messages with the same key only the last is sent: `typing` of a room and user, for example.
-    pub replaces: Option<String>,
-    /// `{"edu_type": …, "content": …}`.
-    pub json: String,
-}
 
 /// The threads that deliver, and what they were told. Cheap to clone; clones are the same sender.
 #[derive(Clone)]

@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use super::{Edu, MAX_FAILING, MAX_PDUS, MAX_UNPROVEN};
+use super::{MAX_FAILING, MAX_PDUS, MAX_UNPROVEN};
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::ErrCode;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::ServerName;
+use crate::protocol::edu::Edu;
 use crate::random;
 use crate::service::Homeserver;
 use crate::service::outgoing::transaction::{Transaction, WaitingEdus};

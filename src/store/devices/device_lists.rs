@@ -4,19 +4,9 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
+use crate::protocol::edu::RemoteDevice;
 use crate::protocol::{ServerName, UserId};
 use crate::store::{Db, RoomKey, Tx};
-
-/// A device of another server's user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteDevice {
-    /// Its id.
-    pub device_id: String,
-    /// What its user calls it.
-    pub display_name: Option<String>,
-    /// Its identity keys, a JSON object, if it has any.
-    pub keys: Option<String>,
-}
 
 /// The last change to the devices of one of us: what the last update that other servers were told is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
