@@ -259,7 +259,7 @@ impl Client {
         authorization: Option<&str>,
         deadline: Instant,
         new_connection: bool,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Response, ExchangeFailure> {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut head = http::Request::builder()
             .method(request.method)
@@ -275,16 +275,16 @@ impl Client {
         }
         let answer = match request.body {
             Some(body) => {
-                let built = head.body(body).map_err(|e| Failure::ours(&e))?;
+                let built = head.body(body).map_err(|e| ExchangeFailure::ours(&e))?;
                 self.run(built, left, new_connection)
             }
             None => {
-                let built = head.body(()).map_err(|e| Failure::ours(&e))?;
+                let built = head.body(()).map_err(|e| ExchangeFailure::ours(&e))?;
                 self.run(built, left, new_connection)
             }
         };
         let held = HeldMemory::nothing_of(&self.memory);
-        read_answer(answer.map_err(Failure::from_ureq)?, request.max_bytes, held)
+        read_answer(answer.map_err(ExchangeFailure::from_ureq)?, request.max_bytes, held)
     }
 
     fn run(
@@ -304,17 +304,17 @@ fn unroutable(no: NoRoute) -> CallError {
 }
 
 /// How an exchange failed, as far as the decision to repeat it needs to know.
-pub(super) enum Failure {
+pub(super) enum ExchangeFailure {
     /// The connection ended where an answer should have been.
     Disconnected(String),
     /// No usable connection, or not in time.
     NotConnected(String),
     Said(CallError),
     /// One of these, in the middle of an answer that began with a 2xx status.
-    AfterSuccess(Box<Failure>),
+    AfterSuccess(Box<ExchangeFailure>),
 }
 
-impl Failure {
+impl ExchangeFailure {
     fn ours(e: &http::Error) -> Self {
         Self::Said(CallError::bad(format!("our own request is not valid HTTP: {e}")))
     }
@@ -380,47 +380,56 @@ pub(super) fn read_answer(
     answer: http::Response<ureq::Body>,
     max_bytes: u64,
     held: HeldMemory,
-) -> Result<Response, Failure> {
+) -> Result<Response, ExchangeFailure> {
     let status = answer.status().as_u16();
     if answer.status().is_redirection() {
         let e = CallError::bad(format!("a redirect ({status}), which has no place between servers"));
-        return Err(Failure::Said(e));
+        return Err(ExchangeFailure::Said(e));
     }
     let length =
         answer.headers().get("content-length").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let ok = answer.status().is_success();
     if ok && length.is_some_and(|n: u64| n > max_bytes) {
-        return Err(Failure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))).after_success());
+        return Err(
+            ExchangeFailure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))).after_success()
+        );
     }
     let limit = if ok { max_bytes } else { ERROR_BODY_BYTES_MAX };
     let read = read_body(answer.into_body().into_with_config().limit(limit).reader(), held);
     if ok {
-        return read.map(|(body, held)| Response { status, body, held }).map_err(Failure::after_success);
+        return read
+            .map(|(body, held)| Response { status, body, held })
+            .map_err(ExchangeFailure::after_success);
     }
     // Of an error, the status says enough if the body does not.
     let body = read.ok().map(|(body, _)| body).and_then(|b| parse_object(&b).ok()).unwrap_or_default();
     let errcode = body.get("errcode").and_then(Value::as_str).map(str::to_owned);
     if errcode.is_none() && matches!(status, 502..=504) {
-        return Err(Failure::Said(CallError::Unreachable(format!("a proxy answered with status {status}"))));
+        return Err(ExchangeFailure::Said(CallError::Unreachable(format!(
+            "a proxy answered with status {status}"
+        ))));
     }
     let message = body.get("error").and_then(Value::as_str).unwrap_or_default();
     let message: String = message.chars().filter(|c| !c.is_control()).take(ERROR_MESSAGE_MAX).collect();
-    Err(Failure::Said(CallError::Refused(Box::new(PeerError { status, errcode, message, body }))))
+    Err(ExchangeFailure::Said(CallError::Refused(Box::new(PeerError { status, errcode, message, body }))))
 }
 
 /// Reads a body to its end, accounting for it as it grows.
-fn read_body(mut reader: impl io::Read, mut held: HeldMemory) -> Result<(Vec<u8>, HeldMemory), Failure> {
+fn read_body(
+    mut reader: impl io::Read,
+    mut held: HeldMemory,
+) -> Result<(Vec<u8>, HeldMemory), ExchangeFailure> {
     let mut body = Vec::new();
     loop {
         let before = body.len();
         let read = reader.by_ref().take(READ_BYTES).read_to_end(&mut body);
-        read.map_err(|e| Failure::from_ureq(ureq::Error::from(e)))?;
+        read.map_err(|e| ExchangeFailure::from_ureq(ureq::Error::from(e)))?;
         if body.len() == before {
             return Ok((body, held));
         }
         if !held.grow_to(body.len()) {
             let busy = "there is no memory left for its answer beside those of others".to_owned();
-            return Err(Failure::Said(CallError::Unreachable(busy)));
+            return Err(ExchangeFailure::Said(CallError::Unreachable(busy)));
         }
     }
 }

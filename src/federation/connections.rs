@@ -85,7 +85,7 @@ impl Connections {
         self.0.changed.notify_all();
     }
 
-    fn line(&self, stream: TcpStream, buffers: LazyBuffers) -> io::Result<Connection> {
+    fn line(&self, stream: TcpStream, buffers: LazyBuffers) -> io::Result<OutgoingConnection> {
         stream.set_nodelay(true)?;
         let stream = Arc::new(stream);
         let mut state = lock(&self.0.state);
@@ -94,15 +94,19 @@ impl Connections {
         }
         state.streams.retain(|stream| stream.strong_count() > 0);
         state.streams.push(Arc::downgrade(&stream));
-        Ok(Connection { stream, buffers })
+        Ok(OutgoingConnection { stream, buffers })
     }
 }
 
 impl Connector<()> for Connections {
-    type Out = Connection;
+    type Out = OutgoingConnection;
 
     /// Tries the addresses in turn, each with half of the time that is left, but for the last.
-    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Connection>, ureq::Error> {
+    fn connect(
+        &self,
+        details: &ConnectionDetails,
+        _: Option<()>,
+    ) -> Result<Option<OutgoingConnection>, ureq::Error> {
         let within = details.timeout.not_zero().map_or(CONNECT_TIMEOUT, |timeout| *timeout);
         let deadline = Instant::now() + within.min(CONNECT_TIMEOUT);
         let mut last = io::Error::from(ErrorKind::ConnectionRefused);
@@ -127,7 +131,7 @@ impl Connector<()> for Connections {
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct OutgoingConnection {
     stream: Arc<TcpStream>,
     buffers: LazyBuffers,
 }
@@ -147,7 +151,7 @@ fn failed(e: io::Error, timeout: NextTimeout) -> ureq::Error {
     }
 }
 
-impl Transport for Connection {
+impl Transport for OutgoingConnection {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }

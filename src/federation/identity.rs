@@ -12,7 +12,7 @@ use ureq::http;
 use super::calls::enc;
 use crate::federation::answer_memory::HeldMemory;
 use crate::federation::call_error::{CallError, CallResult};
-use crate::federation::client::{Client, Failure, Response, read_answer};
+use crate::federation::client::{Client, ExchangeFailure, Response, read_answer};
 use crate::protocol::json::{base64_url, read_object};
 use crate::protocol::{ServerName, UserId};
 
@@ -139,10 +139,10 @@ impl Client {
 
     fn web(&self, request: http::Request<impl ureq::AsSendBody>) -> CallResult<Response> {
         let request = self.web.configure_request(request).timeout_global(Some(IDENTITY_TIMEOUT)).build();
-        let answer = self.web.run(request).map_err(Failure::from_ureq);
+        let answer = self.web.run(request).map_err(ExchangeFailure::from_ureq);
         answer
             .and_then(|answer| read_answer(answer, IDENTITY_ANSWER_BYTES_MAX, HeldMemory::default()))
-            .map_err(Failure::into_call_error)
+            .map_err(ExchangeFailure::into_call_error)
     }
 }
 

@@ -7,25 +7,25 @@ use crate::protocol::ids::{RoomAlias, RoomId, UserId};
 use crate::protocol::pdu::Pdu;
 
 /// A content, parsed.
-pub type Content = Map<String, Value>;
+pub type StateContent = Map<String, Value>;
 
 /// A text.
-pub fn text<'a>(content: &'a Content, key: &str) -> Option<&'a str> {
+pub fn text<'a>(content: &'a StateContent, key: &str) -> Option<&'a str> {
     content.get(key).and_then(Value::as_str)
 }
 
 /// A text that is not empty: a name, a topic, an avatar.
-pub fn nonempty<'a>(content: &'a Content, key: &str) -> Option<&'a str> {
+pub fn nonempty<'a>(content: &'a StateContent, key: &str) -> Option<&'a str> {
     text(content, key).filter(|text| !text.is_empty())
 }
 
 /// Of `m.room.create`: whether users of other servers may take part.
-pub fn federates(content: &Content) -> bool {
+pub fn federates(content: &StateContent) -> bool {
     content.get("m.federate").and_then(Value::as_bool).unwrap_or(true)
 }
 
 /// Of `m.room.create`: `m.space` and the like.
-pub fn room_type(content: &Content) -> Option<&str> {
+pub fn room_type(content: &StateContent) -> Option<&str> {
     text(content, "type")
 }
 
@@ -47,19 +47,19 @@ pub fn creators(create: &Pdu) -> Vec<UserId> {
 }
 
 /// Of `m.room.join_rules`: the rule; `invite` where there is none.
-pub fn join_rule(content: Option<&Content>) -> &str {
+pub fn join_rule(content: Option<&StateContent>) -> &str {
     content.and_then(|content| text(content, "join_rule")).unwrap_or("invite")
 }
 
 /// Of `m.room.join_rules`: the rooms whose members may join a `restricted` or `knock_restricted` room.
-pub fn allowed_rooms(content: &Content) -> Vec<RoomId> {
+pub fn allowed_rooms(content: &StateContent) -> Vec<RoomId> {
     let conditions = content.get("allow").and_then(Value::as_array);
     let rooms = conditions.into_iter().flatten().filter(|condition| condition["type"] == "m.room_membership");
     rooms.filter_map(|condition| RoomId::parse(condition["room_id"].as_str()?).ok()).collect()
 }
 
 /// Of `m.room.canonical_alias`: the alias, if it is one.
-pub fn canonical_alias(content: &Content) -> Option<RoomAlias> {
+pub fn canonical_alias(content: &StateContent) -> Option<RoomAlias> {
     nonempty(content, "alias").and_then(|alias| RoomAlias::parse(alias).ok())
 }
 
@@ -69,7 +69,7 @@ mod tests {
 
     use super::*;
 
-    fn of(value: Value) -> Content {
+    fn of(value: Value) -> StateContent {
         value.as_object().expect("an object").clone()
     }
 

@@ -89,7 +89,7 @@ impl Client {
         within: Duration,
     ) -> CallResult<Vec<RawEvent>> {
         #[derive(Deserialize)]
-        struct Missing {
+        struct MissingEventsAnswer {
             events: AtMost<RawEvent, EVENTS_GIVEN_MAX>,
         }
         let path = format!("/_matrix/federation/v1/get_missing_events/{}", enc(room));
@@ -105,7 +105,7 @@ impl Client {
             timeout: ORDINARY_TIMEOUT.min(within),
             max_bytes: LIST_ANSWER_BYTES_MAX,
         };
-        let Missing { events: AtMost(mut events) } = object(self.request(request)?)?;
+        let MissingEventsAnswer { events: AtMost(mut events) } = object(self.request(request)?)?;
         // The newest are the ones that connect to what we have been given.
         let surplus = events.len().saturating_sub(limit);
         events.drain(..surplus);

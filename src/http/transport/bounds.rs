@@ -66,7 +66,7 @@ impl Default for ConnectionLimits {
 
 /// One of the shares.
 #[derive(Debug, Clone, Copy)]
-enum Share {
+enum QuotaShare {
     Clients,
     Servers,
     /// Requests that have waited and are looked at again: of a thousand that are woken by one event, a few at a time.
@@ -98,7 +98,7 @@ impl QuotaBound {
 }
 
 /// A request's permission to be in a handler; dropping it lets the next one in.
-pub(super) struct Permit(Option<(Arc<Bounds>, Share)>);
+pub(super) struct Permit(Option<(Arc<Bounds>, QuotaShare)>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -112,7 +112,7 @@ impl Drop for Permit {
 
 /// Bytes of body that a request holds in memory; dropping it gives them back.
 pub(super) struct BodyMemory {
-    bounds: Option<(Arc<Bounds>, Share)>,
+    bounds: Option<(Arc<Bounds>, QuotaShare)>,
     held: usize,
 }
 
@@ -156,16 +156,16 @@ impl Bounds {
         }
     }
 
-    fn bound(&self, share: Share) -> &QuotaBound {
+    fn bound(&self, share: QuotaShare) -> &QuotaBound {
         match share {
-            Share::Clients => &self.clients,
-            Share::Servers => &self.servers,
-            Share::Woken => &self.woken,
+            QuotaShare::Clients => &self.clients,
+            QuotaShare::Servers => &self.servers,
+            QuotaShare::Woken => &self.woken,
         }
     }
 
     /// Waits for a turn, until the deadline if there is one. False: it has passed, or the server stops.
-    fn enter(&self, share: Share, deadline: Option<Instant>) -> bool {
+    fn enter(&self, share: QuotaShare, deadline: Option<Instant>) -> bool {
         let bound = self.bound(share);
         let mut in_flight = lock(&bound.in_flight);
         while *in_flight >= bound.most {
@@ -196,7 +196,7 @@ impl Bounds {
 
     /// Waits until a request that was woken may look again. Nobody is turned away here.
     pub(super) fn permit_woken(self: &Arc<Self>) -> Permit {
-        Permit(self.enter(Share::Woken, None).then(|| (self.clone(), Share::Woken)))
+        Permit(self.enter(QuotaShare::Woken, None).then(|| (self.clone(), QuotaShare::Woken)))
     }
 
     /// Nobody waits for a turn any more.
@@ -221,10 +221,10 @@ impl Bounds {
 }
 
 impl Quota {
-    fn share(self) -> Option<Share> {
+    fn share(self) -> Option<QuotaShare> {
         match self {
-            Self::Clients => Some(Share::Clients),
-            Self::Servers => Some(Share::Servers),
+            Self::Clients => Some(QuotaShare::Clients),
+            Self::Servers => Some(QuotaShare::Servers),
             Self::Uncounted => None,
         }
     }

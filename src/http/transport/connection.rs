@@ -22,7 +22,7 @@ use crate::http::transport::framing::{
 };
 use crate::http::transport::reply::{Reply, ReplyBody, cors_headers, failure};
 use crate::http::transport::request::Request;
-use crate::http::transport::server::Slot;
+use crate::http::transport::server::ConnectionSlot;
 use crate::http::transport::service::{Call, Outcome, Poll};
 use crate::http::transport::socket::Transport;
 use crate::protocol::UserId;
@@ -47,7 +47,7 @@ const CLOSE_BYTES_MAX: usize = 1 << 20;
 /// A connection that was accepted and counted.
 pub(super) struct Connection {
     transport: Transport,
-    slot: Slot,
+    slot: ConnectionSlot,
     /// Bytes that were read and not used yet.
     pending: Vec<u8>,
     /// Since when nothing is under way.
@@ -83,7 +83,7 @@ enum NextStep {
 }
 
 impl Connection {
-    pub(super) fn new(slot: Slot, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
+    pub(super) fn new(slot: ConnectionSlot, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let deadline = Instant::now() + slot.shared.limits.head_time;
         let transport = Transport::new(slot.peer.tcp.clone(), tls, deadline)?;
         Ok(Self { transport, slot, pending: Vec::new(), idle_since: Instant::now(), waiting: None })
@@ -449,7 +449,7 @@ fn hold(memory: &mut BodyMemory, bytes: usize) -> Result<(), RequestError> {
     Err(RequestError::Refused(Box::new(error.with_status(503).with_field("retry_after_ms", 5000))))
 }
 
-fn transfer_deadline(slot: &Slot, started: Instant, so_far: usize) -> Instant {
+fn transfer_deadline(slot: &ConnectionSlot, started: Instant, so_far: usize) -> Instant {
     let limits = &slot.shared.limits;
     started + limits.transfer_grace + Duration::from_secs((so_far / limits.transfer_rate.max(1)) as u64)
 }

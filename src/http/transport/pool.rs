@@ -42,7 +42,7 @@ pub(super) enum Role {
 }
 
 /// The threads of one role, never more than there are connections.
-pub(super) struct Pool {
+pub(super) struct ThreadPool {
     role: Role,
     /// So many threads are begun as soon as there is something for them.
     few: usize,
@@ -71,7 +71,7 @@ struct Seat {
     given: Mutex<Option<Connection>>,
 }
 
-impl Pool {
+impl ThreadPool {
     pub(super) fn new(role: Role) -> Self {
         let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let few = match role {

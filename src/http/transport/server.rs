@@ -18,7 +18,7 @@ use crate::address::group;
 use crate::error::{Error, Result, reason};
 use crate::http::transport::bounds::{Bounds, ConnectionLimits};
 use crate::http::transport::connection::Connection;
-use crate::http::transport::pool::{Pool, Role};
+use crate::http::transport::pool::{Role, ThreadPool};
 use crate::http::transport::service::Service;
 use crate::http::transport::socket::{interest, poll};
 use crate::http::transport::tls::{Certificate, Tls};
@@ -199,8 +199,8 @@ pub(super) struct ServerState {
     registry: Mutex<Registry>,
     /// A connection ended.
     slot_freed: Condvar,
-    workers: Pool,
-    parkers: Pool,
+    workers: ThreadPool,
+    parkers: ThreadPool,
     pub(super) bounds: Arc<Bounds>,
 }
 
@@ -239,12 +239,12 @@ impl OpenConnection {
 }
 
 /// One connection of those that may be open; dropping it frees the slot.
-pub(super) struct Slot {
+pub(super) struct ConnectionSlot {
     pub(super) peer: Arc<OpenConnection>,
     pub(super) shared: Arc<ServerState>,
 }
 
-impl Slot {
+impl ConnectionSlot {
     /// Between requests. False: the connection was given up.
     pub(super) fn idle(&self) -> bool {
         self.peer.since.store(self.shared.millis(), Ordering::Relaxed);
@@ -269,7 +269,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut registry = lock(&self.shared.registry);
         registry.open.remove(&self.peer.id);
@@ -295,8 +295,8 @@ impl ServerState {
             started: Instant::now(),
             registry: Mutex::default(),
             slot_freed: Condvar::new(),
-            workers: Pool::new(Role::Work),
-            parkers: Pool::new(Role::Park),
+            workers: ThreadPool::new(Role::Work),
+            parkers: ThreadPool::new(Role::Park),
         }
     }
 
@@ -352,7 +352,12 @@ impl ServerState {
 
     /// A slot for a new connection, made by closing an idle one if need be. Waits while every connection is at
     /// work: new ones then queue up in the kernel. `None`: the server stops, or the address has its share.
-    fn enter(self: &Arc<Self>, tcp: TcpStream, address: SocketAddr, ended: &PipeReader) -> Option<Slot> {
+    fn enter(
+        self: &Arc<Self>,
+        tcp: TcpStream,
+        address: SocketAddr,
+        ended: &PipeReader,
+    ) -> Option<ConnectionSlot> {
         let key = group(address.ip());
         let mut registry = lock(&self.registry);
         let count = registry.by_address.get(&key).copied().unwrap_or(0);
@@ -378,7 +383,7 @@ impl ServerState {
         });
         registry.open.insert(id, peer.clone());
         *registry.by_address.entry(key).or_default() += 1;
-        Some(Slot { peer, shared: self.clone() })
+        Some(ConnectionSlot { peer, shared: self.clone() })
     }
 
     /// Closes an idle connection, whosever it is. False: all are at work.
@@ -386,7 +391,7 @@ impl ServerState {
         self.evict(&lock(&self.registry), None)
     }
 
-    pub(super) fn pool(&self, role: Role) -> &Pool {
+    pub(super) fn pool(&self, role: Role) -> &ThreadPool {
         match role {
             Role::Work => &self.workers,
             Role::Park => &self.parkers,

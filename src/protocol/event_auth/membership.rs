@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::third_party::{self, ThirdPartyCheck};
-use super::{AuthError, Check, JoinRule, PowerLevelKey, Rule};
+use super::{AuthError, EventCheck, JoinRule, PowerLevelKey, Rule};
 use crate::protocol::ids::UserId;
 use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::RoomVersion;
@@ -33,7 +33,7 @@ impl MemberRules {
     }
 }
 
-impl Check<'_> {
+impl EventCheck<'_> {
     /// Rule 5.
     pub(super) fn check_membership(&self) -> Result<(), AuthError> {
         let event = self.event;

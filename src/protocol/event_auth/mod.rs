@@ -330,8 +330,16 @@ impl AuthChecker {
             return Err(AuthError::unnumbered(self.version, "there is no m.room.create in the room's state"));
         };
         let creation = self.creation(&create);
-        Check { checker: self, version: self.version, event, state, create, creation, power: OnceCell::new() }
-            .check()
+        EventCheck {
+            checker: self,
+            version: self.version,
+            event,
+            state,
+            create,
+            creation,
+            power: OnceCell::new(),
+        }
+        .check()
     }
 
     /// See [`check_against_auth_events`].
@@ -421,7 +429,7 @@ impl Creation {
 }
 
 /// One event before one state.
-struct Check<'a> {
+struct EventCheck<'a> {
     checker: &'a AuthChecker,
     version: RoomVersion,
     event: &'a Pdu,
@@ -431,7 +439,7 @@ struct Check<'a> {
     power: OnceCell<PowerLevels>,
 }
 
-impl Check<'_> {
+impl EventCheck<'_> {
     fn fail(&self, section: Rule, inner: &[u8], text: impl Into<Cow<'static, str>>) -> Result<(), AuthError> {
         Err(AuthError::new(self.version, section, inner, text))
     }

@@ -3,27 +3,27 @@
 use serde_json::value::RawValue;
 
 use super::{
-    Bearing, Before, Effect, Fact, Fields, InviteAnswer, JoinFailure, LeaveAnswer, Order, Prepared, Refusal,
-    RemoteMembership, State,
+    Bearing, Effect, Fact, Fields, InviteAnswer, JoinFailure, LeaveAnswer, Order, Prepared, PriorMembership,
+    Refusal, RemoteMembership, RemoteState,
 };
 use crate::backoff::Backoff;
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::{EventId, Millis, ServerName, UserId};
 
 /// After how many attempts nothing more is tried: about a week.
-pub const MOST_ATTEMPTS: u32 = 60;
+pub const ATTEMPTS_MAX: u32 = 60;
 
 /// When the room is asked once more about an invite that it does not know, in milliseconds: its server may be slow to
 /// take in what we signed. After the last the invite is over.
-const INVITE_LOOKS_AFTER: [Millis; LAST_LOOK as usize] = [500, 1_500, 4_000];
+const INVITE_LOOK_PAUSES_MS: [Millis; INVITE_LOOKS_MAX as usize] = [500, 1_500, 4_000];
 /// So often it need not be asked where a ban speaks against the invite as well.
-const LAST_LOOK: u32 = 3;
+const INVITE_LOOKS_MAX: u32 = 3;
 /// How often that is tried if no server can tell.
-const MOST_LOOKS: u32 = 6;
+const UNANSWERED_LOOKS_MAX: u32 = 6;
 
-/// How often a leave behind a join that may have been taken is tried although every server says that there is nothing to
-/// leave: for about half an hour.
-const ATTEMPTS_BEHIND_A_JOIN: u32 = 5;
+/// How often a leave behind a join that may have been taken is tried although every server says that there is nothing
+/// to leave: for about half an hour.
+const ATTEMPTS_BEHIND_A_JOIN_MAX: u32 = 5;
 
 /// Pauses of what is tried again: seconds at first, three hours in the end.
 const PAUSES: Backoff = Backoff { first_ms: 5_000, factor: 4, longest_ms: 3 * 3_600_000 };
@@ -43,9 +43,9 @@ enum Next {
     Gone,
 }
 
-/// What a fact makes of a row, at this time. What our own user asks for can be refused, and an invite that a leave has
-/// overtaken. Of the answers only those have an effect that are about the event which is in the row now, in the state that
-/// waits for them.
+/// What a fact makes of a row, at this time. What our own user asks for can be refused, and an invite that a leave
+/// has overtaken. Of the answers only those have an effect that are about the event which is in the row now, in the
+/// state that waits for them.
 pub fn apply(row: Option<RemoteMembership>, fact: Fact, now: Millis) -> Result<Effect, Refusal> {
     let next = match (&row, fact) {
         (row, Fact::UserKnocks(knock)) => user_knocks(row.as_ref(), knock, now)?,
@@ -59,7 +59,8 @@ pub fn apply(row: Option<RemoteMembership>, fact: Fact, now: Millis) -> Result<E
     };
     Ok(match (next, row) {
         (Next::Row(after), before) => {
-            // What is shown no more cannot be told. What was only read from a room's last state was not told by this row.
+            // What is shown no more cannot be told. What was only read from a room's last state was not told by this
+            // row.
             let is_known = after.stream > 0 && before.is_some_and(|before| after.shows_all_of(&before));
             let tell = after.section().is_some() && !is_known;
             Effect::Save { row: Box::new(RemoteMembership(after)), tell }
@@ -76,10 +77,12 @@ fn happens_to(row: Fields, fact: Fact, now: Millis) -> Result<Next, Refusal> {
         Fact::KnockTaken { knock, by, stripped_state } => row.knock_taken(&knock, by, stripped_state, now),
         Fact::KnockRefused { knock, leave } => row.knock_refused(&knock, leave, now),
         Fact::KnockUnanswered { knock } => {
-            let waits = row.state == State::Knocking && row.told() == Some(&knock);
+            let waits = row.state == RemoteState::Knocking && row.told() == Some(&knock);
             if waits { row.unanswered(now) } else { Next::Same }
         }
-        Fact::InviteDoubted if row.state == State::Invited && row.due_ms.is_none() => row.doubted(0, now),
+        Fact::InviteDoubted if row.state == RemoteState::Invited && row.due_ms.is_none() => {
+            row.doubted(0, now)
+        }
         Fact::InviteDoubted => Next::Same,
         Fact::InviteLookedUp { invite, answer, leave } => row.invite_looked_up(&invite, answer, leave, now),
         Fact::JoinFailed { join, how, leave } => row.join_failed(&join, how, leave, now),
@@ -90,9 +93,11 @@ fn happens_to(row: Fields, fact: Fact, now: Millis) -> Result<Next, Refusal> {
         Fact::Removed(removal) => row.removed(removal, now),
         Fact::UserForgets if row.state.is_over() => Next::Row(Fields { forgotten: true, ..row }),
         Fact::UserForgets => return Err(Refusal::NotLeft),
-        // From now on the room's own state says who is a member. Only a leave that is still to be told stays, to be put into
-        // the room now.
-        Fact::NowResident if row.state == State::Leaving => Next::Row(Fields { due_ms: Some(now), ..row }),
+        // From now on the room's own state says who is a member. Only a leave that is still to be told stays, to be
+        // put into the room now.
+        Fact::NowResident if row.state == RemoteState::Leaving => {
+            Next::Row(Fields { due_ms: Some(now), ..row })
+        }
         Fact::NowResident | Fact::AskedInRoom => Next::Gone,
     })
 }
@@ -108,15 +113,15 @@ fn row_for(row: Option<&RemoteMembership>, event: &Pdu, user: &UserId) -> Fields
 fn user_knocks(row: Option<&RemoteMembership>, knock: Prepared, now: Millis) -> Result<Next, Refusal> {
     let Prepared { event, before, via } = knock;
     before.check(row, &event)?;
-    Before::of(row).may_knock()?;
+    PriorMembership::of(row).may_knock()?;
     // Knocking again while the first knock waits for its answer is the same event again; while another server has it, a
     // new one.
-    if row.is_some_and(|row| row.state == State::Knocking) {
+    if row.is_some_and(|row| row.state == RemoteState::Knocking) {
         return Ok(Next::Same);
     }
     let mut row = row_for(row, &event, event.sender());
     // It is handed in at once. If that does not come to an end, it is repeated.
-    row.enter(State::Knocking, Some(now + backoff_ms(1)));
+    row.enter(RemoteState::Knocking, Some(now + backoff_ms(1)));
     row.tell(event);
     row.prefer(via);
     Ok(Next::Row(row))
@@ -134,8 +139,8 @@ fn user_joins(
     let (was, attempts) = (row.state, row.attempts);
     // One that was handed in before a leave may land yet, too.
     let may_be_in = may_be_in || row.may_be_in;
-    row.enter(State::Joining, Some(now + backoff_ms(3)));
-    if was == State::Joining {
+    row.enter(RemoteState::Joining, Some(now + backoff_ms(3)));
+    if was == RemoteState::Joining {
         row.attempts = attempts;
     }
     row.may_be_in = may_be_in;
@@ -160,17 +165,19 @@ fn invite_arrives(
     match (row.state, order) {
         // A leave that the room has, or may have at any moment, is not undone by an invite from before it: whoever
         // invites is told, and may invite anew.
-        (State::Leaving, Order::Meets) => return Err(Refusal::LeaveUnderWay),
-        (State::Leaving | State::Closed, Order::Before) => return Err(Refusal::LeftSince),
+        (RemoteState::Leaving, Order::Meets) => return Err(Refusal::LeaveUnderWay),
+        (RemoteState::Leaving | RemoteState::Closed, Order::Before) => {
+            return Err(Refusal::LeftSince);
+        }
         // The join goes on; the invite is what is fallen back on if it fails.
-        (State::Joining, _) => {}
-        // Newer wins; also over a leave that nobody was told yet, and over what was closed. That is a new beginning: what
-        // was before has nothing to do with this invite.
+        (RemoteState::Joining, _) => {}
+        // Newer wins; also over a leave that nobody was told yet, and over what was closed. That is a new beginning:
+        // what was before has nothing to do with this invite.
         (was, order) => {
             if was.is_over() {
                 row.event = None;
             }
-            row.enter(State::Invited, (order == Order::Unclear).then_some(now));
+            row.enter(RemoteState::Invited, (order == Order::Unclear).then_some(now));
         }
     }
     row.tell(invite);
@@ -186,31 +193,31 @@ fn invite_arrives(
 
 impl Fields {
     /// Goes over to a state, or begins it anew. `due`: when something is to be done in it.
-    fn enter(&mut self, state: State, due: Option<Millis>) {
+    fn enter(&mut self, state: RemoteState, due: Option<Millis>) {
         (self.state, self.attempts, self.due_ms) = (state, 0, due);
         self.ended_ms = None;
         match state {
-            State::Knocking | State::Knocked | State::Invited => {
+            RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited => {
                 (self.pending, self.may_be_in, self.forgotten) = (None, false, false);
             }
-            State::Joining => self.forgotten = false,
-            State::Leaving | State::Closed => self.stripped_state.clear(),
+            RemoteState::Joining => self.forgotten = false,
+            RemoteState::Leaving | RemoteState::Closed => self.stripped_state.clear(),
         }
     }
 
-    /// It has come to its end; it is kept for a while from now. So is a leave that was handed in, since what it rests on
-    /// tells which invites are older.
+    /// It has come to its end; it is kept for a while from now. So is a leave that was handed in, since what it rests
+    /// on tells which invites are older.
     fn close(&mut self, now: Millis) {
-        self.enter(State::Closed, None);
+        self.enter(RemoteState::Closed, None);
         self.pending.take_if(|event| event.membership() != Some(Membership::Leave));
         (self.may_be_in, self.ended_ms) = (false, Some(now));
     }
 
     /// No server said yes or no: it is tried again later, and after a week no more.
     fn unanswered(mut self, now: Millis) -> Next {
-        self.attempts = (self.attempts + 1).min(MOST_ATTEMPTS);
-        self.due_ms = (self.attempts < MOST_ATTEMPTS).then(|| now + backoff_ms(self.attempts));
-        if self.due_ms.is_none() && self.state == State::Leaving {
+        self.attempts = (self.attempts + 1).min(ATTEMPTS_MAX);
+        self.due_ms = (self.attempts < ATTEMPTS_MAX).then(|| now + backoff_ms(self.attempts));
+        if self.due_ms.is_none() && self.state == RemoteState::Leaving {
             self.close(now);
         }
         Next::Row(self)
@@ -223,8 +230,8 @@ impl Fields {
         stripped_state: Vec<Box<RawValue>>,
         now: Millis,
     ) -> Next {
-        if self.state == State::Knocking && self.told() == Some(knock) {
-            self.enter(State::Knocked, None);
+        if self.state == RemoteState::Knocking && self.told() == Some(knock) {
+            self.enter(RemoteState::Knocked, None);
             self.stripped_state = stripped_state;
             self.prefer([by]);
             return Next::Row(self);
@@ -235,14 +242,14 @@ impl Fields {
         if !withdrawn || !self.state.is_over() {
             return Next::Same;
         }
-        self.enter(State::Leaving, Some(now));
+        self.enter(RemoteState::Leaving, Some(now));
         self.pending = None;
         self.prefer([by]);
         Next::Row(self)
     }
 
     fn knock_refused(mut self, knock: &EventId, leave: Pdu, now: Millis) -> Next {
-        if self.state != State::Knocking || self.told() != Some(knock) {
+        if self.state != RemoteState::Knocking || self.told() != Some(knock) {
             return Next::Same;
         }
         if self.stream == 0 {
@@ -262,20 +269,21 @@ impl Fields {
 
     fn invite_looked_up(mut self, invite: &EventId, answer: InviteAnswer, leave: Pdu, now: Millis) -> Next {
         // Who is asked has a time: if there is none, the matter is settled.
-        if self.state != State::Invited || self.told() != Some(invite) || self.due_ms.is_none() {
+        if self.state != RemoteState::Invited || self.told() != Some(invite) || self.due_ms.is_none() {
             return Next::Same;
         }
         let looks = self.attempts + 1;
-        let pause = usize::try_from(self.attempts).ok().and_then(|done| INVITE_LOOKS_AFTER.get(done));
+        let pause = usize::try_from(self.attempts).ok().and_then(|done| INVITE_LOOK_PAUSES_MS.get(done));
         match (answer, pause) {
             (InviteAnswer::Stands, _) => (self.attempts, self.due_ms) = (0, None),
             (InviteAnswer::Unanswered, _) => {
-                (self.attempts, self.due_ms) = (looks, (looks < MOST_LOOKS).then(|| now + backoff_ms(looks)));
+                (self.attempts, self.due_ms) =
+                    (looks, (looks < UNANSWERED_LOOKS_MAX).then(|| now + backoff_ms(looks)));
             }
             (InviteAnswer::Void(_), Some(pause)) => (self.attempts, self.due_ms) = (looks, Some(now + pause)),
             (InviteAnswer::Void(Some(Membership::Knock)), None) if self.answers().is_some() => {
                 self.event = self.previous.take();
-                self.enter(State::Knocked, None);
+                self.enter(RemoteState::Knocked, None);
             }
             (InviteAnswer::Void(_), None) => {
                 self.tell(leave);
@@ -287,19 +295,19 @@ impl Fields {
 
     fn join_failed(mut self, join: &EventId, how: JoinFailure, leave: Pdu, now: Millis) -> Next {
         let is_pending = self.pending.as_ref().is_some_and(|pending| pending.event_id() == join);
-        if self.state != State::Joining || !is_pending {
+        if self.state != RemoteState::Joining || !is_pending {
             return Next::Same;
         }
         let taken_by = match how {
             JoinFailure::Refused if !self.may_be_in => return self.fall_back(now),
-            JoinFailure::Unanswered if self.attempts + 1 < MOST_ATTEMPTS => return self.unanswered(now),
+            JoinFailure::Unanswered if self.attempts + 1 < ATTEMPTS_MAX => return self.unanswered(now),
             JoinFailure::Refused | JoinFailure::Unanswered => Vec::new(),
             JoinFailure::Taken(by) => by,
         };
         // A server took the join, or may have: the room is to be left again.
         self.tell(leave);
         self.prefer(taken_by);
-        self.enter(State::Leaving, Some(now));
+        self.enter(RemoteState::Leaving, Some(now));
         (self.pending, self.may_be_in) = (None, false);
         Next::Row(self)
     }
@@ -308,9 +316,9 @@ impl Fields {
     fn fall_back(mut self, now: Millis) -> Next {
         match self.event.as_ref().map(Pdu::membership) {
             None => return Next::Gone,
-            Some(Some(Membership::Invite)) => self.enter(State::Invited, None),
+            Some(Some(Membership::Invite)) => self.enter(RemoteState::Invited, None),
             // It may not have been handed in yet: that is done (again) now, which harms nothing.
-            Some(Some(Membership::Knock)) => self.enter(State::Knocking, Some(now)),
+            Some(Some(Membership::Knock)) => self.enter(RemoteState::Knocking, Some(now)),
             Some(Some(Membership::Join | Membership::Leave | Membership::Ban) | None) => self.close(now),
         }
         Next::Row(self)
@@ -321,15 +329,15 @@ impl Fields {
             return Next::Same;
         }
         // A join that was handed in may land yet.
-        self.may_be_in = self.state == State::Joining;
+        self.may_be_in = self.state == RemoteState::Joining;
         self.tell(leave);
-        self.enter(State::Leaving, Some(now));
+        self.enter(RemoteState::Leaving, Some(now));
         Next::Row(self)
     }
 
     /// Whether it is still about this leave.
     fn is_leaving(&self, told: &EventId) -> bool {
-        self.state == State::Leaving && self.told() == Some(told)
+        self.state == RemoteState::Leaving && self.told() == Some(told)
     }
 
     fn leave_signed(mut self, told: &EventId, leave: Pdu, to: ServerName) -> Next {
@@ -342,7 +350,7 @@ impl Fields {
     }
 
     fn leave_may_go_through(mut self, server: ServerName) -> Next {
-        if self.state != State::Leaving {
+        if self.state != RemoteState::Leaving {
             return Next::Same;
         }
         self.prefer([server]);
@@ -361,7 +369,7 @@ impl Fields {
                 let left = self.previous.as_ref().and_then(Pdu::membership);
                 let is_slow = left == Some(Membership::Invite) && self.attempts == 0;
                 // And a join that was on its way may still come to be in the room.
-                let may_land = self.may_be_in && self.attempts < ATTEMPTS_BEHIND_A_JOIN;
+                let may_land = self.may_be_in && self.attempts < ATTEMPTS_BEHIND_A_JOIN_MAX;
                 if is_slow || may_land {
                     return self.unanswered(now);
                 }
@@ -380,10 +388,10 @@ impl Fields {
             // The invite stays until the room has been asked about it.
             Bearing::Unclear => {
                 let is_ban = removal.membership() == Some(Membership::Ban);
-                return self.doubted(if is_ban { LAST_LOOK } else { 0 }, now);
+                return self.doubted(if is_ban { INVITE_LOOKS_MAX } else { 0 }, now);
             }
             // Clients were told of their own leave; now there is nobody left to tell.
-            Bearing::Ends if self.state == State::Leaving => {}
+            Bearing::Ends if self.state == RemoteState::Leaving => {}
             Bearing::Ends => {
                 self.tell(removal);
                 self.pending = None;

@@ -1,14 +1,14 @@
 //! A user of ours and a room that we are not in: one small state machine for knocks, invites, joins and leaves.
 //!
-//! A [`RemoteMembership`] is a row of the `remote_memberships` table; no row means "nothing to do with that room". [`apply`]
-//! says what a [`Fact`] makes of it, for every state and fact: the state, the events, what is still owed to other servers and
-//! when it is tried again, and whether the user's clients are told. Nobody else can change a row, so that no two places can
-//! disagree about it. It holds no clock and sends nothing: `service::membership` does, and lets facts take effect inside
-//! the transaction that writes the result.
+//! A [`RemoteMembership`] is a row of the `remote_memberships` table; no row means "nothing to do with that room".
+//! [`apply`] says what a [`Fact`] makes of it, for every state and fact: the state, the events, what is still owed to
+//! other servers and when it is tried again, and whether the user's clients are told. Nobody else can change a row,
+//! so that no two places can disagree about it. It holds no clock and sends nothing: `service::membership` does, and
+//! lets facts take effect inside the transaction that writes the result.
 //!
-//! Three properties are tested over the whole table: from every state both `Closed` and residence (no row) can be reached;
-//! an answer that nobody waits for any more, or that is about another event than the row's, changes nothing; and whatever
-//! clients are shown of a row that they were not shown before, they are told.
+//! Three properties are tested over the whole table: from every state both `Closed` and residence (no row) can be
+//! reached; an answer that nobody waits for any more, or that is about another event than the row's, changes nothing;
+//! and whatever clients are shown of a row that they were not shown before, they are told.
 
 mod apply;
 mod order;
@@ -20,9 +20,9 @@ use std::fmt;
 
 use serde_json::value::RawValue;
 
-pub use apply::{MOST_ATTEMPTS, apply, backoff_ms};
+pub use apply::{ATTEMPTS_MAX, apply, backoff_ms};
 pub use order::{Bearing, Order, bearing, order_of_invite};
-pub use row::{Before, Fields, RemoteMembership, Section};
+pub use row::{Fields, PriorMembership, RemoteMembership, SyncSection};
 
 use crate::error::{ErrCode, Error};
 use crate::protocol::pdu::{Membership, Pdu};
@@ -30,7 +30,7 @@ use crate::protocol::{EventId, ServerName, UserId};
 
 /// Where a remote membership stands. No row is `None` of this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum State {
+pub enum RemoteState {
     /// A knock is signed and committed; no server has taken it yet.
     Knocking,
     /// A server of the room has taken our knock.
@@ -45,7 +45,7 @@ pub enum State {
     Closed,
 }
 
-impl State {
+impl RemoteState {
     /// Every state, for tests and tables.
     pub const ALL: [Self; 6] =
         [Self::Knocking, Self::Knocked, Self::Invited, Self::Joining, Self::Leaving, Self::Closed];
@@ -73,7 +73,7 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for RemoteState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -146,8 +146,8 @@ pub enum Fact {
         leave: Pdu,
     },
 
-    /// Our user leaves: withdraws a knock, rejects an invite, gives up a join. With what clients are told at once, and no
-    /// server is given.
+    /// Our user leaves: withdraws a knock, rejects an invite, gives up a join. With what clients are told at once,
+    /// and no server is given.
     UserLeaves(Pdu),
     /// The leave that a server is about to be handed.
     LeaveSigned {
@@ -184,7 +184,7 @@ pub struct Prepared {
     /// The knock or join.
     pub event: Pdu,
     /// What the membership was when the event began to be prepared.
-    pub before: Before,
+    pub before: PriorMembership,
     /// Servers to hand it to, best first.
     pub via: Vec<ServerName>,
 }

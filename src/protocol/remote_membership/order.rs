@@ -1,9 +1,9 @@
 //! What comes first of what two servers did at the same moment.
 //!
-//! It is put in order by what the events rest on: by "auth events selection" a member event names the member event of its
-//! target that it follows. Clocks are no evidence.
+//! It is put in order by what the events rest on: by "auth events selection" a member event names the member event of
+//! its target that it follows. Clocks are no evidence.
 
-use super::State;
+use super::RemoteState;
 use crate::protocol::pdu::{Membership, Pdu};
 
 /// What shows of an invite's place in the room, beside a leave of our user's.
@@ -19,8 +19,8 @@ pub enum Order {
     Meets,
 }
 
-/// Where an invite stands. `leave`: the leave that was handed in last, and whether it is known to be in the room; or the
-/// ban that ended the membership. `left`: the event that it ended.
+/// Where an invite stands. `leave`: the leave that was handed in last, and whether it is known to be in the room; or
+/// the ban that ended the membership. `left`: the event that it ended.
 pub fn order_of_invite(invite: &Pdu, leave: Option<(&Pdu, bool)>, left: Option<&Pdu>) -> Order {
     let rests_on = |event: &Pdu| invite.auth_events().contains(event.event_id());
     match leave {
@@ -47,18 +47,18 @@ pub enum Bearing {
 /// What a removal (a kick, a refusal, a ban) means in this state. `present`: the member event that would be removed,
 /// `previous`: the one before.
 ///
-/// Whoever removes the present membership rests on its event, or at least comes later in the room. An invite and a removal
-/// that were made at the same moment rest on the same event. By state resolution the removal comes first then, and so an
-/// invite survives a kick, but not a ban; if the room ever got the invite.
-pub fn bearing(state: State, removal: &Pdu, present: Option<&Pdu>, previous: Option<&Pdu>) -> Bearing {
-    let Some(present) = present.filter(|_| state != State::Closed) else {
-        return if state == State::Closed { Bearing::Over } else { Bearing::Ends };
+/// Whoever removes the present membership rests on its event, or at least comes later in the room. An invite and a
+/// removal that were made at the same moment rest on the same event. By state resolution the removal comes first
+/// then, and so an invite survives a kick, but not a ban; if the room ever got the invite.
+pub fn bearing(state: RemoteState, removal: &Pdu, present: Option<&Pdu>, previous: Option<&Pdu>) -> Bearing {
+    let Some(present) = present.filter(|_| state != RemoteState::Closed) else {
+        return if state == RemoteState::Closed { Bearing::Over } else { Bearing::Ends };
     };
     if removal.auth_events().contains(present.event_id()) {
         return Bearing::Ends;
     }
     let is_later = removal.depth() > present.depth();
-    if state != State::Invited {
+    if state != RemoteState::Invited {
         return if is_later { Bearing::Ends } else { Bearing::Over };
     }
     if present.auth_events().contains(removal.event_id()) {

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use serde_json::value::RawValue;
 
-use super::{Bearing, Order, Refusal, State, bearing, order_of_invite};
+use super::{Bearing, Order, Refusal, RemoteState, bearing, order_of_invite};
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::{EventId, Millis, RoomId, RoomVersion, ServerName, UserId};
 
@@ -21,15 +21,15 @@ pub struct Fields {
     /// Our user.
     pub user_id: UserId,
     /// Where the membership stands.
-    pub state: State,
+    pub state: RemoteState,
     /// The room's version, as the other side said it.
     pub room_version: RoomVersion,
     /// The member event that clients are told.
     pub event: Option<Pdu>,
     /// The member event before that one.
     pub previous: Option<Pdu>,
-    /// The signed join that is being sent; while leaving and afterwards, the leave that a server was handed. While leaving
-    /// a room that was being joined, that join, until a leave is handed in.
+    /// The signed join that is being sent; while leaving and afterwards, the leave that a server was handed. While
+    /// leaving a room that was being joined, that join, until a leave is handed in.
     pub pending: Option<Pdu>,
     /// Stripped state for clients, without the user's own member event. Who has left is shown nothing more of the room.
     pub stripped_state: Vec<Box<RawValue>>,
@@ -52,7 +52,7 @@ pub struct Fields {
 
 /// The section of `/sync` that shows a remote membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Section {
+pub enum SyncSection {
     /// `rooms.invite`.
     Invite,
     /// `rooms.knock`.
@@ -62,7 +62,7 @@ pub enum Section {
 }
 
 /// How many servers worth asking are remembered.
-const MOST_VIA: usize = 20;
+const VIA_MAX: usize = 20;
 
 impl Deref for RemoteMembership {
     type Target = Fields;
@@ -78,9 +78,9 @@ impl RemoteMembership {
         Self(fields)
     }
 
-    /// What only the last state that we know of a room speaks of: our user was invited, or knocked, while another of us was in
-    /// the room, and that other one has left since. `event`: the user's member event there; `via`: servers that were in the
-    /// room. None if there is nothing to answer or to take back.
+    /// What only the last state that we know of a room speaks of: our user was invited, or knocked, while another of
+    /// us was in the room, and that other one has left since. `event`: the user's member event there; `via`: servers
+    /// that were in the room. None if there is nothing to answer or to take back.
     pub fn left_behind(
         event: Pdu,
         user: &UserId,
@@ -88,8 +88,8 @@ impl RemoteMembership {
         via: Vec<ServerName>,
     ) -> Option<Self> {
         let state = match event.membership()? {
-            Membership::Invite => State::Invited,
-            Membership::Knock => State::Knocked,
+            Membership::Invite => RemoteState::Invited,
+            Membership::Knock => RemoteState::Knocked,
             Membership::Join | Membership::Leave | Membership::Ban => return None,
         };
         let mut fields = Fields::blank(event.room_id(), user, event.version());
@@ -105,7 +105,7 @@ impl Fields {
         Self {
             room_id: room_id.clone(),
             user_id: user_id.clone(),
-            state: State::Closed,
+            state: RemoteState::Closed,
             room_version,
             event: None,
             previous: None,
@@ -123,28 +123,28 @@ impl Fields {
 
     /// Who invited, while nobody has answered.
     pub fn inviter(&self) -> Option<&UserId> {
-        let invite = self.event.as_ref().filter(|_| self.state == State::Invited)?;
+        let invite = self.event.as_ref().filter(|_| self.state == RemoteState::Invited)?;
         Some(invite.sender())
     }
 
     /// Where clients see this row. None: nowhere, because there is nothing to show yet (a knock that no server has
     /// taken, a join out of the blue) or because the user forgot the room.
-    pub fn section(&self) -> Option<Section> {
+    pub fn section(&self) -> Option<SyncSection> {
         if self.forgotten {
             return None;
         }
         // A knock that a server has taken and shows nothing of is shown until something else happens to it.
         let is_seen = !self.stripped_state.is_empty();
         match self.state {
-            State::Knocking => is_seen.then_some(Section::Knock),
-            State::Knocked => Some(Section::Knock),
-            State::Invited => Some(Section::Invite),
-            State::Joining => match self.event.as_ref()?.membership()? {
-                Membership::Invite => Some(Section::Invite),
-                Membership::Knock => is_seen.then_some(Section::Knock),
+            RemoteState::Knocking => is_seen.then_some(SyncSection::Knock),
+            RemoteState::Knocked => Some(SyncSection::Knock),
+            RemoteState::Invited => Some(SyncSection::Invite),
+            RemoteState::Joining => match self.event.as_ref()?.membership()? {
+                Membership::Invite => Some(SyncSection::Invite),
+                Membership::Knock => is_seen.then_some(SyncSection::Knock),
                 _ => None,
             },
-            State::Leaving | State::Closed => Some(Section::Leave),
+            RemoteState::Leaving | RemoteState::Closed => Some(SyncSection::Leave),
         }
     }
 
@@ -176,25 +176,25 @@ impl Fields {
 
     /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.
     pub fn order_of(&self, invite: &Pdu) -> Order {
-        let is_known = self.state == State::Closed;
+        let is_known = self.state == RemoteState::Closed;
         let ban = self.event.as_ref().filter(|e| is_known && e.membership() == Some(Membership::Ban));
         let leave = ban.or(self.leave_handed_in()).map(|leave| (leave, is_known));
         order_of_invite(invite, leave, self.previous.as_ref())
     }
 
-    /// Whether this very invite was seen before: it is what the user is looking at, what they answered, or what somebody
-    /// took back.
+    /// Whether this very invite was seen before: it is what the user is looking at, what they answered, or what
+    /// somebody took back.
     pub fn has_seen(&self, invite: &Pdu) -> bool {
         let seen =
             [&self.event, &self.previous].into_iter().flatten().any(|e| e.event_id() == invite.event_id());
         seen || self.event.as_ref().is_some_and(|e| e.auth_events().contains(invite.event_id()))
     }
 
-    /// Whether a removal ends what our user is, or what they were: it may be a refusal of a knock that arrives after the
-    /// invite, or once more after the next knock.
+    /// Whether a removal ends what our user is, or what they were: it may be a refusal of a knock that arrives after
+    /// the invite, or once more after the next knock.
     pub fn bearing_of(&self, removal: &Pdu) -> Bearing {
         // A leave that the room has not been told is not in the way; what was left is.
-        let present = if self.state == State::Leaving { &self.previous } else { &self.event };
+        let present = if self.state == RemoteState::Leaving { &self.previous } else { &self.event };
         bearing(self.state, removal, present.as_ref(), self.previous.as_ref())
     }
 
@@ -207,7 +207,7 @@ impl Fields {
     pub(super) fn prefer(&mut self, servers: impl IntoIterator<Item = ServerName>) {
         let mut via: Vec<ServerName> = Vec::new();
         for server in servers.into_iter().chain(std::mem::take(&mut self.via)) {
-            if via.len() < MOST_VIA && !via.contains(&server) {
+            if via.len() < VIA_MAX && !via.contains(&server) {
                 via.push(server);
             }
         }
@@ -217,13 +217,13 @@ impl Fields {
 
 /// What the user's remote membership was when their knock or join began to be prepared.
 #[derive(Debug, Clone, Default)]
-pub struct Before {
+pub struct PriorMembership {
     /// Where it stood.
-    pub state: Option<State>,
+    pub state: Option<RemoteState>,
     told: Option<EventId>,
 }
 
-impl Before {
+impl PriorMembership {
     /// As it is now.
     pub fn of(row: Option<&RemoteMembership>) -> Self {
         Self { state: row.map(|row| row.state), told: row.and_then(|row| row.told()).cloned() }
@@ -232,15 +232,18 @@ impl Before {
     /// Whether the user may knock. Who waits for the answer to a knock is refused nothing: it is the same knock again.
     pub fn may_knock(&self) -> Result<(), Refusal> {
         match self.state {
-            Some(State::Invited) => Err(Refusal::AlreadyInvited),
-            Some(State::Joining) => Err(Refusal::JoinUnderWay),
-            None | Some(State::Knocking | State::Knocked | State::Leaving | State::Closed) => Ok(()),
+            Some(RemoteState::Invited) => Err(Refusal::AlreadyInvited),
+            Some(RemoteState::Joining) => Err(Refusal::JoinUnderWay),
+            None
+            | Some(
+                RemoteState::Knocking | RemoteState::Knocked | RemoteState::Leaving | RemoteState::Closed,
+            ) => Ok(()),
         }
     }
 
-    /// Whether what was prepared since (`event`) still makes sense beside the row as it is now. A leave that the user asked
-    /// for meanwhile ends it. So does the news that somebody removed them, unless what was prepared rests on that removal:
-    /// then it is an answer to it, and the room decides.
+    /// Whether what was prepared since (`event`) still makes sense beside the row as it is now. A leave that the user
+    /// asked for meanwhile ends it. So does the news that somebody removed them, unless what was prepared rests on
+    /// that removal: then it is an answer to it, and the room decides.
     pub(super) fn check(&self, row: Option<&RemoteMembership>, event: &Pdu) -> Result<(), Refusal> {
         let Some(row) = row.filter(|row| row.state.is_over()) else { return Ok(()) };
         if row.told() == self.told.as_ref() {
@@ -249,7 +252,7 @@ impl Before {
         match row.event.as_ref().filter(|end| end.sender() != &row.user_id) {
             Some(removal) if event.auth_events().contains(removal.event_id()) => Ok(()),
             Some(_) => Err(Refusal::RemovedMeanwhile),
-            None if self.state.is_some_and(State::is_over) => Ok(()),
+            None if self.state.is_some_and(RemoteState::is_over) => Ok(()),
             None => Err(Refusal::LeftMeanwhile),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use serde_json::value::RawValue;
 
-use super::State::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
+use super::RemoteState::{Closed, Invited, Joining, Knocked, Knocking, Leaving};
 use super::*;
 use crate::protocol::test_events::{member, pdu, server, version};
 use crate::protocol::{Millis, RoomId};
@@ -74,17 +74,17 @@ fn cases(row: Option<&RemoteMembership>) -> Vec<Case> {
 fn wishes(row: Option<&RemoteMembership>, depth: i64) -> Vec<Case> {
     let via = || vec![server("b.example")];
     let removal = row.and_then(|row| row.event.clone());
-    let prepared = |membership: &str, before: Before| {
+    let prepared = |membership: &str, before: PriorMembership| {
         let rests_on: Vec<&Pdu> = removal.iter().filter(|_| before.state.is_some()).collect();
         Prepared { event: event(CAROL, membership, depth, &rests_on), before, via: via() }
     };
     let join = |before, may_be_in| Fact::UserJoins { join: prepared("join", before), may_be_in };
     vec![
-        case("knocks", Fact::UserKnocks(prepared("knock", Before::of(row)))),
-        case("knocks late", Fact::UserKnocks(prepared("knock", Before::default()))),
-        case("joins", join(Before::of(row), false)),
-        case("joins again", join(Before::of(row), true)),
-        case("joins late", join(Before::default(), false)),
+        case("knocks", Fact::UserKnocks(prepared("knock", PriorMembership::of(row)))),
+        case("knocks late", Fact::UserKnocks(prepared("knock", PriorMembership::default()))),
+        case("joins", join(PriorMembership::of(row), false)),
+        case("joins again", join(PriorMembership::of(row), true)),
+        case("joins late", join(PriorMembership::default(), false)),
         case("leaves", Fact::UserLeaves(event(CAROL, "leave", depth, &[]))),
         case("forgets", Fact::UserForgets),
         case("doubted", Fact::InviteDoubted),
@@ -186,7 +186,7 @@ fn shape(row: Option<&RemoteMembership>) -> String {
     // Where counting leads elsewhere.
     let attempts = match (row.state, row.attempts) {
         (_, 0) => 0,
-        (_, many) if many >= MOST_ATTEMPTS - 2 => many,
+        (_, many) if many >= ATTEMPTS_MAX - 2 => many,
         (Invited, few) => few,
         (Leaving, few) => few.min(5) / 5 * 4 + 1,
         _ => 1,
@@ -219,9 +219,9 @@ fn find_every_row() -> BTreeMap<String, Option<RemoteMembership>> {
         behind(event(HOST, "invite", 5, &[])),
         behind(event(CAROL, "knock", 5, &[])),
         // Nobody tries everything sixty times.
-        after(&["knocks"]).map(|row| tried(row, MOST_ATTEMPTS - 2)),
-        after(&["joins"]).map(|row| tried(row, MOST_ATTEMPTS - 2)),
-        after(&["invite", "leaves"]).map(|row| tried(row, MOST_ATTEMPTS - 2)),
+        after(&["knocks"]).map(|row| tried(row, ATTEMPTS_MAX - 2)),
+        after(&["joins"]).map(|row| tried(row, ATTEMPTS_MAX - 2)),
+        after(&["invite", "leaves"]).map(|row| tried(row, ATTEMPTS_MAX - 2)),
     ]);
     while let Some(row) = todo.pop_front() {
         let shape = shape(row.as_ref());
@@ -292,7 +292,7 @@ fn every_cell_of_the_table_is_as_written() {
     }
     assert!(table == TABLE, "the table is now:\n{table}<<<");
     assert!(
-        State::ALL
+        RemoteState::ALL
             .iter()
             .all(|state| ROWS.iter().any(|(_, way)| after(way).is_some_and(|row| row.state == *state)))
     );
@@ -321,7 +321,7 @@ fn every_row_that_can_come_to_be_is_whole() {
         match row.state {
             Knocked | Closed => assert_eq!(row.due_ms, None, "{shape}"),
             Joining | Leaving => assert!(row.due_ms.is_some(), "{shape}"),
-            Knocking => assert_eq!(row.due_ms.is_none(), row.attempts >= MOST_ATTEMPTS, "{shape}"),
+            Knocking => assert_eq!(row.due_ms.is_none(), row.attempts >= ATTEMPTS_MAX, "{shape}"),
             Invited => {}
         }
         assert!(!row.may_be_in || matches!(row.state, Joining | Leaving), "{shape}");
@@ -470,7 +470,7 @@ fn only_what_our_own_user_asks_for_can_be_refused_and_an_invite_that_a_leave_ove
 #[test]
 fn what_was_prepared_before_the_user_left_or_was_removed_is_refused_unless_it_rests_on_that() {
     let refused = |way: &[&str], before: &[&str], rests: bool| {
-        let (row, before) = (after(way), Before::of(after(before).as_ref()));
+        let (row, before) = (after(way), PriorMembership::of(after(before).as_ref()));
         let removal = row.as_ref().and_then(|row| row.event.clone());
         let rests_on: Vec<&Pdu> = removal.iter().filter(|_| rests).collect();
         let join = Prepared { event: event(CAROL, "join", 9, &rests_on), before, via: Vec::new() };
@@ -509,10 +509,10 @@ fn a_room_is_asked_about_an_invite_a_few_times_and_not_for_ever() {
 
 #[test]
 fn what_cannot_be_told_is_tried_for_about_a_week() {
-    let total: Millis = (1..MOST_ATTEMPTS).map(backoff_ms).sum();
+    let total: Millis = (1..ATTEMPTS_MAX).map(backoff_ms).sum();
     let day = 24 * 3600 * 1000;
     assert!((6 * day..8 * day).contains(&total), "{total}");
-    assert!((0..MOST_ATTEMPTS).all(|n| backoff_ms(n) <= backoff_ms(n + 1)));
+    assert!((0..ATTEMPTS_MAX).all(|n| backoff_ms(n) <= backoff_ms(n + 1)));
 }
 
 #[test]
@@ -585,7 +585,7 @@ fn a_removal_bears_on_what_it_rests_on_and_on_what_comes_before_it() {
 
 #[test]
 fn the_words_of_the_states_are_read_back() {
-    assert!(State::ALL.into_iter().all(|state| State::parse(state.as_str()) == Some(state)));
-    assert_eq!(State::parse("joined"), None);
-    assert_eq!(State::ALL, [Knocking, Knocked, Invited, Joining, Leaving, Closed]);
+    assert!(RemoteState::ALL.into_iter().all(|state| RemoteState::parse(state.as_str()) == Some(state)));
+    assert_eq!(RemoteState::parse("joined"), None);
+    assert_eq!(RemoteState::ALL, [Knocking, Knocked, Invited, Joining, Leaving, Closed]);
 }

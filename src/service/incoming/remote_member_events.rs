@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Bearing, Fact, RemoteMembership, State};
+use crate::protocol::remote_membership::{Bearing, Fact, RemoteMembership, RemoteState};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
 use crate::service::keys::attempts::Purpose;
 use crate::service::keys::verify::Checked;
@@ -175,7 +175,7 @@ fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
     let rests_on_ours = ours.into_iter().flatten().any(|e| event.auth_events().contains(e.event_id()));
     let server = event.sender().server();
     let inviter = row.event.as_ref().map(|e| e.sender().server());
-    let knocked = matches!(row.state, State::Knocking | State::Knocked);
+    let knocked = matches!(row.state, RemoteState::Knocking | RemoteState::Knocked);
     let knocked_through = row.via.first().filter(|_| knocked);
     rests_on_ours || inviter.as_ref() == Some(&server) || knocked_through == Some(&server)
 }

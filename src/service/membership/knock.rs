@@ -14,7 +14,7 @@ use super::{Answers, Ask, Door, INVITE_WITHIN, member_draft};
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Before, Fact, Prepared, RemoteMembership, State};
+use crate::protocol::remote_membership::{Fact, Prepared, PriorMembership, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
 use crate::store::{Db, Room};
 
@@ -41,11 +41,11 @@ impl Memberships<'_> {
 
     fn knock_elsewhere(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
         let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
-        Before::of(row.as_ref()).may_knock()?;
+        PriorMembership::of(row.as_ref()).may_knock()?;
         let candidates = self.candidates(door, row.as_ref())?;
         match row {
             // It was signed and perhaps sent, and no answer came: the same event again, not another one.
-            Some(row) if row.state == State::Knocking => self.deliver_knock(&row, &candidates),
+            Some(row) if row.state == RemoteState::Knocking => self.deliver_knock(&row, &candidates),
             row => {
                 let place = self.place_for_knock_elsewhere(user, &door.room_id)?;
                 let Some(row) = self.prepare_knock(user, door, reason, row, &candidates)? else {
@@ -95,7 +95,7 @@ impl Memberships<'_> {
                         return Ok(None);
                     }
                     let via = std::iter::once(peer.clone()).chain(candidates.iter().cloned()).collect();
-                    let before = Before::of(row.as_ref());
+                    let before = PriorMembership::of(row.as_ref());
                     return self.intend_knock(Prepared { event: knock, before, via }).map(Some);
                 }
                 Err(error) => answers.add(peer, error),
@@ -182,7 +182,8 @@ impl Memberships<'_> {
 
 /// Whether the server that gave this template still has our last knock: the template rests on it.
 fn still_stands(row: Option<&RemoteMembership>, knock: &Pdu) -> bool {
-    let Some(last) = row.filter(|row| row.state == State::Knocked).and_then(|row| row.event.as_ref()) else {
+    let Some(last) = row.filter(|row| row.state == RemoteState::Knocked).and_then(|row| row.event.as_ref())
+    else {
         return false;
     };
     let reason = |event: &Pdu| event.content_str("reason");

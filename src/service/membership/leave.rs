@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, State};
+use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
 use crate::service::rooms::view::not_in_room;
 use crate::store::Room;
@@ -54,7 +54,7 @@ impl Memberships<'_> {
         let until = self.clock.instant() + TOLD_WITHIN;
         let told = self.turns.watch(until, || {
             let row = self.store.read(|db| db.remote_membership(room_id, user))?;
-            let waits = row.is_some_and(|row| row.state == State::Leaving && row.attempts == 0);
+            let waits = row.is_some_and(|row| row.state == RemoteState::Leaving && row.attempts == 0);
             Ok((!waits).then_some(()))
         });
         told.map(drop)

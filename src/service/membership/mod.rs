@@ -68,7 +68,7 @@ use crate::federation::{CallError, CallResult};
 use crate::protocol::event_auth::{JoinRules, PowerLevels};
 use crate::protocol::pdu::Membership;
 pub(in crate::service) use crate::protocol::remote_membership::backoff_ms;
-use crate::protocol::remote_membership::{MOST_ATTEMPTS, RemoteMembership, State};
+use crate::protocol::remote_membership::{ATTEMPTS_MAX, RemoteMembership, RemoteState};
 use crate::protocol::verify::{self, SignedBy};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake, room_version,
@@ -309,12 +309,12 @@ impl Memberships<'_> {
         };
         let Some(row) = self.store.read(|db| db.remote_membership(room_id, user))? else { return Ok(()) };
         match row.state {
-            State::Knocking => self.deliver_knock(&row, &row.via),
-            State::Joining => self.resume_join(&row),
-            State::Leaving => self.deliver_leave(&row),
-            State::Invited => self.look_up_invite(&row),
+            RemoteState::Knocking => self.deliver_knock(&row, &row.via),
+            RemoteState::Joining => self.resume_join(&row),
+            RemoteState::Leaving => self.deliver_leave(&row),
+            RemoteState::Invited => self.look_up_invite(&row),
             // Nothing to tell anybody: settled since it was looked up.
-            State::Knocked | State::Closed => Ok(()),
+            RemoteState::Knocked | RemoteState::Closed => Ok(()),
         }
     }
 
@@ -329,7 +329,7 @@ impl Memberships<'_> {
         let answer = ask();
         drop(turn);
         let row = self.store.read(|db| db.remote_membership(room_id, user))?;
-        if row.is_some_and(|row| row.state == State::Leaving) {
+        if row.is_some_and(|row| row.state == RemoteState::Leaving) {
             self.hasten(room_id, user)?;
         }
         answer
@@ -426,10 +426,10 @@ impl Memberships<'_> {
     ) -> Result<(Option<Membership>, Vec<ServerName>)> {
         let row = self.store.read(|db| rows::remote_row(db, &door.room_id, user))?;
         let membership = row.as_ref().and_then(|row| match row.state {
-            State::Knocking | State::Knocked => Some(Membership::Knock),
-            State::Invited => Some(Membership::Invite),
-            State::Leaving | State::Closed => Some(Membership::Leave),
-            State::Joining => None,
+            RemoteState::Knocking | RemoteState::Knocked => Some(Membership::Knock),
+            RemoteState::Invited => Some(Membership::Invite),
+            RemoteState::Leaving | RemoteState::Closed => Some(Membership::Leave),
+            RemoteState::Joining => None,
         });
         match self.candidates(door, row.as_ref()) {
             Ok(servers) => Ok((membership, servers)),

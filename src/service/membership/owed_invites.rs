@@ -5,7 +5,7 @@
 use crate::service::membership::Memberships;
 use std::time::{Duration, Instant};
 
-use super::{MOST_ATTEMPTS, backoff_ms};
+use super::{ATTEMPTS_MAX, backoff_ms};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
@@ -44,7 +44,7 @@ impl Memberships<'_> {
         let Err(error) = invited else {
             return self.store.write(move |tx| tx.end_owed_invite(&room, &user).map(drop));
         };
-        if is_final(&error) || owed.attempts + 1 >= MOST_ATTEMPTS {
+        if is_final(&error) || owed.attempts + 1 >= ATTEMPTS_MAX {
             log::log!(error.level(log::Level::Warn), "{invitee} is not invited to {room_id}: {error}");
             return self.store.write(move |tx| tx.end_owed_invite(&room, &user).map(drop));
         }

@@ -14,7 +14,7 @@ use crate::error::{ErrCode, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, State};
+use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
 use crate::store::Db;
 
@@ -56,7 +56,7 @@ impl Expected {
     ) -> Result<Self> {
         let id = |event: &Option<Pdu>| event.as_ref().map(|event| event.event_id().clone());
         match row {
-            Some(row) if row.state == State::Invited => {
+            Some(row) if row.state == RemoteState::Invited => {
                 Ok(Self { refusal_may_pass: kind == HandshakeKind::Join, ..Self::default() })
             }
             Some(row) if row.state.is_over() => Ok(Self { over: id(&row.previous), ..Self::default() }),
@@ -159,7 +159,7 @@ impl Memberships<'_> {
         let Some(invite) = row.told().cloned() else { return Ok(()) };
         let fact = Fact::InviteLookedUp { invite, answer, leave };
         let effect = self.note_fact(&row.room_id, &row.user_id, fact)?;
-        if effect.saved().is_some_and(|after| after.state != State::Invited) {
+        if effect.saved().is_some_and(|after| after.state != RemoteState::Invited) {
             log::info!("the invite of {} to {} is not known there", row.user_id, row.room_id);
         }
         Ok(())

@@ -12,7 +12,7 @@ use super::state;
 use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, StateSection, Timeline, joined};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{RemoteMembership, Section};
+use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
 use crate::protocol::stripped_state::strip;
 use crate::protocol::{Pdu, RoomId};
 use crate::service::membership::shown_to_client;
@@ -213,14 +213,14 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
     let room_id = row.room_id.clone();
     match section {
-        Section::Invite if !context.shows_invites_of(event.sender()) => {}
-        Section::Invite => {
+        SyncSection::Invite if !context.shows_invites_of(event.sender()) => {}
+        SyncSection::Invite => {
             rooms.invite.insert(room_id, InvitedRoom { invite_state: remote_stripped(row, event)? });
         }
-        Section::Knock => {
+        SyncSection::Knock => {
             rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
         }
-        Section::Leave => {
+        SyncSection::Leave => {
             rooms.leave.insert(room_id, remote_left(context, row, event)?);
         }
     }

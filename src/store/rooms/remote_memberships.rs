@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::remote_membership::{Effect, Fields, RemoteMembership, State};
+use crate::protocol::remote_membership::{Effect, Fields, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, room_version};
 use crate::store::{Db, Tx};
 
@@ -75,7 +75,7 @@ impl Raw {
         Ok(RemoteMembership::from_store(Fields {
             room_id: RoomId::parse(&room_id)?,
             user_id: UserId::parse(&user_id)?,
-            state: State::parse(&state).ok_or_else(|| odd("unknown state"))?,
+            state: RemoteState::parse(&state).ok_or_else(|| odd("unknown state"))?,
             room_version: known(&version)?,
             event: event(told)?,
             previous: event(previous)?,
@@ -321,7 +321,7 @@ mod tests {
         Pdu::from_object(event.as_object().unwrap().clone(), version).unwrap()
     }
 
-    fn fields(room: &RoomId, user: &UserId, state: State) -> Fields {
+    fn fields(room: &RoomId, user: &UserId, state: RemoteState) -> Fields {
         Fields {
             room_id: room.clone(),
             user_id: user.clone(),
@@ -351,7 +351,7 @@ mod tests {
         let store = store();
         let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
         let other = UserId::parse("@o:a.org").unwrap();
-        let mut row = fields(&room, &user, State::Knocking);
+        let mut row = fields(&room, &user, RemoteState::Knocking);
         (row.due_ms, row.forgotten, row.may_be_in) = (Some(50), true, true);
         (row.previous, row.pending) = (Some(knock(&room, &other)), Some(knock(&room, &user)));
         save(&store, row.clone(), true);
@@ -368,7 +368,7 @@ mod tests {
             [(room.clone(), user.clone())]
         );
         assert_eq!(store.read(|db| db.next_remote_membership_due()).unwrap(), Some(50));
-        save(&store, fields(&room, &other, State::Invited), true);
+        save(&store, fields(&room, &other, RemoteState::Invited), true);
         assert_eq!(store.read(|db| db.remote_memberships_in(&room)).unwrap().len(), 2);
         store.write(move |tx| tx.write_remote_membership(&Effect::Delete(Box::new(read)))).unwrap();
         let left = store.read(|db| db.remote_memberships_in(&room)).unwrap();
@@ -379,7 +379,7 @@ mod tests {
     fn a_quiet_change_is_seen_by_no_client_and_what_is_due_no_day_is_not_put_off() {
         let store = store();
         let (room, user) = (RoomId::parse("!r:b.org").unwrap(), UserId::parse("@u:a.org").unwrap());
-        save(&store, Fields { due_ms: Some(7), ..fields(&room, &user, State::Invited) }, true);
+        save(&store, Fields { due_ms: Some(7), ..fields(&room, &user, RemoteState::Invited) }, true);
         let row = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
         save(&store, Fields { attempts: 3, ..(*row).clone() }, false);
         let again = store.read(|db| db.remote_membership(&room, &user)).unwrap().unwrap();
@@ -400,7 +400,7 @@ mod tests {
         let [user, other] = ["@u:a.org", "@o:a.org"].map(|id| UserId::parse(id).unwrap());
         let close = |user: &UserId, n: u32, now: Millis| {
             let room = RoomId::parse(&format!("!r{n}:b.org")).unwrap();
-            save(&store, Fields { ended_ms: Some(now), ..fields(&room, user, State::Closed) }, true);
+            save(&store, Fields { ended_ms: Some(now), ..fields(&room, user, RemoteState::Closed) }, true);
         };
         let rooms = |user: &UserId| -> Vec<String> {
             let rows = store.read(|db| db.remote_memberships_of(user, 0, true)).unwrap();

@@ -19,7 +19,9 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Before, Fact, JoinFailure, Prepared, RemoteMembership, State};
+use crate::protocol::remote_membership::{
+    Fact, JoinFailure, Prepared, PriorMembership, RemoteMembership, RemoteState,
+};
 use crate::protocol::{
     EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
@@ -138,13 +140,14 @@ impl Memberships<'_> {
     /// repeated first, with the same event id.
     fn join_elsewhere(&self, user: &UserId, door: &Door, content: &Map<String, Value>) -> Result<()> {
         let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
-        let before = Before::of(row.as_ref());
+        let before = PriorMembership::of(row.as_ref());
         let candidates = self.candidates(door, row.as_ref())?;
         let mut tries = Tries::new(self.clock.instant());
         let mut expected = self
             .store
             .read(|db| Expected::to_enter(db, HandshakeKind::Join, &door.room_id, user, row.as_ref()))?;
-        let unfinished = row.filter(|row| row.state == State::Joining).and_then(|row| row.pending.clone());
+        let unfinished =
+            row.filter(|row| row.state == RemoteState::Joining).and_then(|row| row.pending.clone());
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
@@ -177,7 +180,7 @@ impl Memberships<'_> {
             self.note_failed_join(join, tries.failure())?;
         }
         let error = tries.into_error();
-        if before.state == Some(State::Invited) && error.status() == 403 {
+        if before.state == Some(RemoteState::Invited) && error.status() == 403 {
             self.doubt_invite(&door.room_id, user)?;
         }
         Err(error)
@@ -233,7 +236,7 @@ impl Memberships<'_> {
         let (entered, user_id) = (room_id.clone(), user.clone());
         let (note, removed) = std::sync::mpsc::channel();
         let end_rows = move |tx: &mut Tx<'_>| {
-            let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == State::Closed);
+            let row = tx.remote_membership(&room_id, &user)?.filter(|row| row.state == RemoteState::Closed);
             if let Some(removal) =
                 row.and_then(|row| row.event.clone()).filter(|event| event.sender() != &user)
             {
