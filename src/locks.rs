@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{
-    Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, WaitTimeoutResult,
+    Condvar, LockResult, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    WaitTimeoutResult,
 };
 use std::time::{Duration, Instant};
 
@@ -65,12 +66,7 @@ pub fn wait_timeout_while<'m, T>(
     timed(changed.wait_timeout_while(guard, timeout, condition))
 }
 
-fn timed<'m, T>(
-    waited: Result<
-        (MutexGuard<'m, T>, WaitTimeoutResult),
-        PoisonError<(MutexGuard<'m, T>, WaitTimeoutResult)>,
-    >,
-) -> MutexGuard<'m, T> {
+fn timed<'m, T>(waited: LockResult<(MutexGuard<'m, T>, WaitTimeoutResult)>) -> MutexGuard<'m, T> {
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
 

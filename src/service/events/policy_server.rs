@@ -236,7 +236,7 @@ impl Events<'_> {
             }
             match self.ask_for_signature(&job.policy, event, left) {
                 Ok(event) => {
-                    lock(&signed).push((job.room, job.event, event));
+                    lock(signed).push((job.room, job.event, event));
                     settled += 1;
                 }
                 Err(Unsigned { why, undecided }) => {
