@@ -307,7 +307,7 @@ fn every_row_that_can_come_to_be_is_whole() {
             allowed.contains(&event.as_ref().map(|event| event.membership().expect("a membership")))
         };
         let [join, knock, invite, leave, ban] =
-            ["join", "knock", "invite", "leave", "ban"].map(|word| Membership::parse(word));
+            ["join", "knock", "invite", "leave", "ban"].map(Membership::parse);
         let (told, pending) = match row.state {
             Knocking | Knocked => (&[knock][..], &[None][..]),
             Invited => (&[invite][..], &[None][..]),
