@@ -313,7 +313,7 @@ impl Incoming<'_> {
             Ok(Taken::NeedsAuth(ids)) => ids,
             Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
             Ok(Taken::NeedsTime(rest)) => {
-                waits.events.push(self.to_wait(waits.room, pdu, &[], rest));
+                waits.events.push(self.pending_event(waits.room, pdu, &[], rest));
                 return Ok(None);
             }
             taken => return Ok(Some(taken)),
@@ -324,7 +324,7 @@ impl Incoming<'_> {
             servers.retain(|server| server == origin || *server == pdu.sender().server());
             match self.events().take_in_with_missing(&servers, pdu, until)? {
                 Fetched::Taken(Ok(Taken::NeedsTime(rest))) => {
-                    waits.events.push(self.to_wait(waits.room, pdu, &[], rest));
+                    waits.events.push(self.pending_event(waits.room, pdu, &[], rest));
                     return Ok(None);
                 }
                 Fetched::Taken(taken) => return Ok(Some(taken)),
@@ -332,12 +332,12 @@ impl Incoming<'_> {
             }
             waits.in_vain = true;
         }
-        waits.events.push(self.to_wait(waits.room, pdu, &needs, Duration::ZERO));
+        waits.events.push(self.pending_event(waits.room, pdu, &needs, Duration::ZERO));
         Ok(None)
     }
 
     /// A checked event that waits for others, or for the next attempt alone.
-    fn to_wait(&self, room: &Room, pdu: &VerifiedPdu, needs: &[EventId], pause: Duration) -> ToWait {
+    fn pending_event(&self, room: &Room, pdu: &VerifiedPdu, needs: &[EventId], pause: Duration) -> ToWait {
         ToWait::for_events(room.key, pdu, names(needs), (0, self.clock.now_ms() + millis(pause)))
     }
 
