@@ -233,29 +233,6 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-impl From<rusqlite::Error> for Error {
-    fn from(e: rusqlite::Error) -> Self {
-        match disk_failure(&e) {
-            Some(sentence) => Self::new(ErrCode::Unknown, sentence).with_status(507).with_cause(e),
-            None => Self::internal(e),
-        }
-    }
-}
-
-/// What is to be said of a disk that does not take what is written: it is full, or a quota is, or it is broken.
-pub(crate) fn disk_failure(e: &rusqlite::Error) -> Option<&'static str> {
-    use rusqlite::ffi::{
-        SQLITE_IOERR_FSYNC, SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_TRUNCATE, SQLITE_IOERR_WRITE,
-    };
-    let of_writing = [SQLITE_IOERR_WRITE, SQLITE_IOERR_FSYNC, SQLITE_IOERR_TRUNCATE, SQLITE_IOERR_SHMSIZE];
-    let code = e.sqlite_error()?;
-    match code.code {
-        rusqlite::ErrorCode::DiskFull => Some("The server's disk is full"),
-        _ if of_writing.contains(&code.extended_code) => Some("The server's disk takes nothing"),
-        _ => None,
-    }
-}
-
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
         Self::internal(e)

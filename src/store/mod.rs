@@ -27,7 +27,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::error::{ErrCode, Error, Result, disk_failure};
+use crate::store::engine::sqlite_error::disk_failure;
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomVersion, ServerName, UserId};
 

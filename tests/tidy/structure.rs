@@ -276,7 +276,7 @@ fn sql_is_written_in_the_store_only() {
             continue;
         }
         for (number, line) in lines(&code) {
-            if SQL.iter().any(|keyword| line.contains(keyword)) {
+            if SQL.iter().any(|keyword| line.contains(keyword)) || mentions(line, "rusqlite") {
                 found.push(format!("{}:{number} looks like SQL: {}", path.display(), line.trim()));
             }
         }

@@ -6,5 +6,6 @@ pub(super) mod folder;
 pub(super) mod gate;
 pub mod migrate;
 pub(super) mod readers;
+pub(super) mod sqlite_error;
 pub(super) mod sweep;
 pub(super) mod writer;
