@@ -75,8 +75,7 @@ mod tests {
 
     #[test]
     fn what_is_of_the_wrong_type_counts_as_absent() {
-        let odd =
-            of(json!({"join_rule": 1, "guest_access": [], "alias": "x", "type": {}, "m.federate": "no",
+        let odd = of(json!({"join_rule": 1, "alias": "x", "type": {}, "m.federate": "no",
             "allow": {"x": 1}, "name": ""}));
         assert_eq!(join_rule(Some(&odd)), "invite");
         assert!(federates(&odd));

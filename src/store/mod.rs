@@ -27,10 +27,10 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::store::engine::sqlite_error::disk_failure;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomVersion, ServerName, UserId};
+use crate::store::engine::sqlite_error::disk_failure;
 
 use crate::store::accounts::TokenHash;
 use crate::store::accounts::devices::Session;

@@ -16,6 +16,7 @@ use crate::protocol::sign::{self, SigningKey};
 use crate::protocol::{ServerName, hash, x_matrix};
 use crate::service::Homeserver;
 use crate::service::keys::fetch::NotaryQuery;
+use crate::service::keys::verify::Checked;
 use crate::service::limits::favours::{Asker, Who};
 use crate::testing::certificates;
 
@@ -292,10 +293,14 @@ fn events_are_checked_in_bulk_each_by_its_own_fault() {
     let all: Vec<Vec<u8>> = [&good, &edited, &forged, &unsigned, &elsewhere, &late].map(bytes).into();
     let mut all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
     all.push(b"{\"not\": \"an event\"}");
-    let checked = hs.keys().check_pdus(&hs.server_name().clone(), &all, version);
+    let origin = hs.server_name().clone();
+    let checked = hs.keys().check_received(&origin, &all, version, Duration::from_secs(30));
     let bodies: Vec<Option<String>> = checked
         .iter()
-        .map(|c| c.as_ref().ok().map(|pdu| pdu.content_str("body").unwrap_or_default()))
+        .map(|checked| match checked {
+            Checked::Passed(pdu) => Some(pdu.content_str("body").unwrap_or_default()),
+            Checked::NoKey(..) | Checked::Dropped(_) => None,
+        })
         .collect();
     // A wrong hash redacts, everything else is refused.
     assert_eq!(bodies, [Some("hello".into()), Some(String::new()), None, None, None, None, None]);

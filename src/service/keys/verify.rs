@@ -86,21 +86,8 @@ impl Keys<'_> {
         checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
     }
 
-    /// The same for many events at once that `origin` shows us, in their order.
-    pub fn check_pdus(
-        &self,
-        origin: &ServerName,
-        events: &[&[u8]],
-        version: RoomVersion,
-    ) -> Vec<Result<VerifiedPdu>> {
-        let wanted = self.survey(events, version, |_, _| {});
-        let within = usual_patience(events.len());
-        let found = self.gather_keys(&wanted, None, Purpose::Received(origin), within);
-        in_bulk(events, |event| check(event, version, &found))
-    }
-
-    /// The same for events of a transaction, whose sender waits for the answer: it is told apart where no key could be
-    /// had in this time. `origin`: who sent them.
+    /// [`Self::check_pdu`] for the events of a transaction, in their order, whose sender waits for the answer: it is told apart
+    /// where no key could be had in this time. `origin`: who sent them.
     pub(in crate::service) fn check_received(
         &self,
         origin: &ServerName,

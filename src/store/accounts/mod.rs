@@ -131,14 +131,6 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Makes the user an administrator, or one no longer.
-    pub fn set_admin(&mut self, user: &UserId, admin: bool) -> Result<()> {
-        self.sessions_changed();
-        let mut query = self.conn().prepare_cached("UPDATE users SET admin = ?2 WHERE user_id = ?1")?;
-        query.execute(params![user.as_str(), admin])?;
-        Ok(())
-    }
-
     /// Closes an account for good: no password, no devices, no tokens. Its rooms are to be left. Gives the ids of the
     /// devices that are gone.
     pub fn deactivate(&mut self, user: &UserId) -> Result<Vec<String>> {

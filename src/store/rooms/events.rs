@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::error::{Error, Result};
 use crate::protocol::room_version::room_version;
-use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, VerifiedPdu};
+use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 use crate::store::cache::events::Known;
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
@@ -338,7 +338,7 @@ impl Db<'_> {
     }
 
     /// A stretch of a room's timeline, in the direction asked for. Ends are exclusive: to read from "now" backwards,
-    /// start at `Place { stream: position + 1, sub: i64::MIN }` or, simpler, use [`Db::timeline_since`].
+    /// start at `Place { stream: position + 1, sub: i64::MIN }`.
     pub fn timeline(&self, room: RoomKey, stretch: Stretch) -> Result<Vec<StoredEvent>> {
         let (order, low, high) = match stretch.backwards {
             true => ("e.stream DESC, e.sub DESC", stretch.to, stretch.from),
@@ -356,51 +356,6 @@ impl Db<'_> {
             events.push(event_of(row)?);
         }
         Ok(events)
-    }
-
-    /// The latest live events of a room with positions in `(after, upto]`, oldest first, at most `limit`; and whether
-    /// there were more. History that was fetched meanwhile is not among them.
-    pub fn timeline_since(
-        &self,
-        room: RoomKey,
-        after: i64,
-        upto: i64,
-        limit: usize,
-    ) -> Result<(Vec<StoredEvent>, bool)> {
-        let mut statement = self.conn().prepare_cached(&format!(
-            "{EVENT} WHERE e.room_key = ?1 AND e.stream > ?2 AND e.stream <= ?3 AND e.sub = 0
-             ORDER BY e.stream DESC LIMIT ?4"
-        ))?;
-        let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
-        let mut rows = statement.query(params![room, after, upto, one_more])?;
-        let mut events = Vec::new();
-        while let Some(row) = rows.next()? {
-            if events.len() == limit {
-                events.reverse();
-                return Ok((events, true));
-            }
-            events.push(event_of(row)?);
-        }
-        events.reverse();
-        Ok((events, false))
-    }
-
-    /// Whether a room has live events with positions in `(after, upto]`.
-    pub fn has_timeline_since(&self, room: RoomKey, after: i64, upto: i64) -> Result<bool> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT 1 FROM events WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 AND sub = 0 LIMIT 1",
-        )?;
-        Ok(statement.exists([room, after, upto])?)
-    }
-
-    /// The place of the live event at or before a stream position in a room.
-    pub fn last_place(&self, room: RoomKey, upto: i64) -> Result<Option<Place>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT stream, sub FROM events WHERE room_key = ?1 AND stream <= ?2
-             ORDER BY stream DESC, sub DESC LIMIT 1",
-        )?;
-        let place = statement.query_row([room, upto], |r| Ok(Place { stream: r.get(0)?, sub: r.get(1)? }));
-        Ok(place.optional()?)
     }
 
     /// The `sub` below which so many events of history fit that go right before a place: below the place itself, or, if
@@ -445,15 +400,6 @@ impl Db<'_> {
             .prepare_cached("SELECT event_key FROM redactions WHERE redacts = ?1 ORDER BY event_key")?;
         let rows = statement.query_map([id.as_str()], |r| r.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// The room of an event.
-    pub fn room_of_event(&self, id: &EventId) -> Result<Option<RoomId>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT r.room_id FROM events e JOIN rooms r ON r.room_key = e.room_key WHERE e.event_id = ?1",
-        )?;
-        let room: Option<String> = statement.query_row([id.as_str()], |r| r.get(0)).optional()?;
-        room.map(|room| RoomId::parse(&room)).transpose()
     }
 }
 

@@ -6,15 +6,11 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
-use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, UserId};
 use crate::store::cache::events::SlotName;
 use crate::store::rooms::memberships::MembershipChange;
 use crate::store::rooms::snapshots::Delta;
 use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
-
-/// More events than this are read without remembering them: they would push everything else out.
-const MANY: usize = 1000;
 
 /// A whole state by names and ids, as state resolution takes and gives it.
 pub type StateMap = BTreeMap<(Arc<str>, Arc<str>), EventId>;
@@ -153,15 +149,6 @@ impl Db<'_> {
         Ok(map)
     }
 
-    /// All events of a state.
-    pub fn state_events_at(&self, state: SnapshotId) -> Result<Vec<Pdu>> {
-        let slots = self.slots_at(state)?;
-        if slots.len() > MANY {
-            return slots.values().map(|key| Ok(self.event_by_key(*key)?.pdu)).collect();
-        }
-        slots.values().map(|key| self.pdu_by_key(*key)).collect()
-    }
-
     /// The event that was in the room's current state as of a stream position.
     pub fn state_event_as_of(
         &self,
@@ -179,12 +166,6 @@ impl Db<'_> {
             Some(previous) => Ok(previous),
             None => self.state_event_key(room, event_type, state_key),
         }
-    }
-
-    /// A user's membership in the room as of a stream position.
-    pub fn membership_as_of(&self, room: RoomKey, user: &UserId, stream: i64) -> Result<Option<Membership>> {
-        let key = self.state_event_as_of(room, "m.room.member", user.as_str(), stream)?;
-        Ok(key.map(|key| self.pdu_by_key(key)).transpose()?.and_then(|pdu| pdu.membership()))
     }
 
     /// The room's whole current state as of a stream position: slot → event.
