@@ -20,7 +20,7 @@ use crate::locks::lock;
 use crate::protocol::ServerName;
 
 /// The port of servers that name none.
-pub const DEFAULT_PORT: u16 = 8448;
+const DEFAULT_PORT: u16 = 8448;
 /// How many names each memory holds.
 const NAMES_MAX: usize = 4096;
 /// SRV targets that are tried.

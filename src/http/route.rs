@@ -44,7 +44,7 @@ impl Handler {
 }
 
 /// Largest body of a route that says nothing else, in bytes: an event is at most 64 KiB.
-pub const DEFAULT_BODY_BYTES_MAX: usize = 256 * 1024;
+const DEFAULT_BODY_BYTES_MAX: usize = 256 * 1024;
 
 /// One line of the table of endpoints.
 pub struct Route {

@@ -29,13 +29,13 @@ struct RouteNode {
 }
 
 /// The table, ready for matching.
-pub struct RouteTable {
+struct RouteTable {
     root: RouteNode,
 }
 
 impl RouteTable {
     /// Builds the tree of a table.
-    pub fn new(routes: &'static [Route]) -> Self {
+    fn new(routes: &'static [Route]) -> Self {
         let mut root = RouteNode::default();
         for route in routes {
             let mut node = &mut root;

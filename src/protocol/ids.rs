@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::{Error, Result};
 
 /// The most bytes that an identifier of a user, room, alias or event may have, sigil and domain included.
-pub const ID_BYTES_MAX: usize = 255;
+const ID_BYTES_MAX: usize = 255;
 
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:path) => {

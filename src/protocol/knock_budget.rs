@@ -11,7 +11,7 @@ use super::fair_share::{ServerStanding, has_place};
 /// For how long a knock counts, in milliseconds.
 pub const HOUR_MS: i64 = 3_600_000;
 /// How long somebody waits whose knock was refused, in milliseconds.
-pub const REFUSED_KNOCK_PAUSE_MS: i64 = 24 * HOUR_MS;
+const REFUSED_KNOCK_PAUSE_MS: i64 = 24 * HOUR_MS;
 
 /// What the settings allow. 0 stands for no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

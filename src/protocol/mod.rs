@@ -1,4 +1,13 @@
 //! The Matrix protocol as pure code: data in, decision out. No I/O, no clock, no randomness, no locks.
+//!
+//! - Events: `pdu` (one event with its exact bytes), `unchecked_event` (a first look), `verify` (hashes and signatures,
+//!   and the type that says they were checked), `hash`, `sign`, `redact`, `content` (what state events say).
+//! - Rooms: `room_version` (how versions differ), `event_auth/` (the authorisation rules), `state_res/` (state
+//!   resolution), `visibility` (who may see what), `server_acl`, `policy_server`, `stripped_state`.
+//! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
+//!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
+//! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`.
+//! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
 pub mod content;
 pub mod edu;

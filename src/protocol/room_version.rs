@@ -85,9 +85,6 @@ pub enum StateResolution {
 /// A reference to a version's rules; copies are free.
 pub type RoomVersion = &'static Rules;
 
-/// The version that new rooms get when nobody says otherwise.
-pub const DEFAULT: &str = "12";
-
 const V1: Rules = Rules {
     id: "1",
     event_id_format: EventIdFormat::InEvent,
@@ -154,7 +151,7 @@ pub fn room_version(id: &str) -> Option<RoomVersion> {
     ALL.iter().find(|rules| rules.id == id)
 }
 
-/// The rules of [`DEFAULT`].
+/// The version that new rooms get when nobody says otherwise: 12.
 pub fn default_version() -> RoomVersion {
     &ALL[ALL.len() - 1]
 }
@@ -188,7 +185,7 @@ mod tests {
     fn the_versions_are_1_to_12_and_the_default_is_one_of_them() {
         let ids: Vec<_> = all().iter().map(|rules| rules.id).collect();
         assert_eq!(ids, ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"]);
-        assert_eq!(room_version(DEFAULT), Some(default_version()));
+        assert_eq!(room_version("12"), Some(default_version()));
         assert!(room_version("13").is_none() && room_version("01").is_none() && room_version("").is_none());
     }
 

@@ -26,11 +26,11 @@ pub const STRIPPED_TYPES: [&str; 7] = [
 ];
 
 /// How many entries are looked at; what comes behind them is left out.
-pub const STRIPPED_ENTRIES_MAX: usize = 100;
+const STRIPPED_ENTRIES_MAX: usize = 100;
 
 /// How much is kept of what another server shows of one room, in bytes of JSON as clients get it. It is kept for as
 /// long as nobody answers, and comes with every initial sync.
-pub const STRIPPED_BYTES_MAX: usize = 64 * 1024;
+const STRIPPED_BYTES_MAX: usize = 64 * 1024;
 
 /// And how much of that any entry may have but the create event, without which a room is not shown.
 const STRIPPED_ENTRY_BYTES_MAX: usize = 16 * 1024;
@@ -64,7 +64,7 @@ pub fn for_federation(events: &[Pdu]) -> Vec<Box<RawValue>> {
 }
 
 /// Events as clients want them.
-pub fn for_clients(events: &[Pdu]) -> Vec<Value> {
+fn for_clients(events: &[Pdu]) -> Vec<Value> {
     events.iter().map(strip).collect()
 }
 
@@ -191,11 +191,6 @@ pub fn usable(
     cut(&usable, inviter)
 }
 
-/// A four-field entry as an entry of a request, for tests and for peers of before v1.16.
-pub fn to_entry(value: &Value) -> Result<Box<RawValue>> {
-    to_raw_value(value).map_err(Error::internal)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,7 +218,7 @@ mod tests {
     }
 
     fn entry(value: &Value) -> Box<RawValue> {
-        to_entry(value).expect("JSON")
+        to_raw_value(value).expect("JSON")
     }
 
     fn inviter() -> UserId {

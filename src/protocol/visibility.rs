@@ -28,16 +28,6 @@ impl HistoryVisibility {
             _ => Self::Shared,
         }
     }
-
-    /// The word in the event.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::WorldReadable => "world_readable",
-            Self::Shared => "shared",
-            Self::Invited => "invited",
-            Self::Joined => "joined",
-        }
-    }
 }
 
 /// What has to be known about one event and one user.
@@ -162,8 +152,8 @@ mod tests {
         for value in [json!({}), json!({"history_visibility": 1}), json!({"history_visibility": "x"})] {
             assert_eq!(HistoryVisibility::from_content(value.as_object()), HistoryVisibility::Shared);
         }
-        for setting in ALL {
-            let content = json!({"history_visibility": setting.as_str()});
+        for (setting, word) in ALL.into_iter().zip(["world_readable", "shared", "invited", "joined"]) {
+            let content = json!({ "history_visibility": word });
             assert_eq!(HistoryVisibility::from_content(content.as_object()), setting);
         }
     }

@@ -1,4 +1,8 @@
 //! The server-server API, a file a subject. Thin: parse, call the homeserver, answer.
+//!
+//! `transactions` takes what other servers send; `events` gives what they ask of a room; `membership` and `third_party`
+//! are the handshakes; `query`, `public_rooms`, `spaces`, `devices`, `openid` answer questions; `keys` and `version`
+//! are for anybody.
 
 pub mod devices;
 pub mod events;
