@@ -52,7 +52,7 @@
 //!
 //! # Where to look
 //!
-//! - A request's way in: [`http::server`] accepts, `http/transport/connection.rs` reads, [`http::router`] finds the line of
+//! - A request's way in: [`http::transport::server`] accepts, `http/transport/connection.rs` reads, [`http::router`] finds the line of
 //!   [`http::routes::ROUTES`] and checks who asks, a handler in `http/client_server` or `http/server_server` calls
 //!   one verb of the [`Homeserver`].
 //! - An event made here: `service/events/build.rs`. An event received: `service/events/accept.rs`, a function for each of the

@@ -21,7 +21,7 @@ const IDENTITY_ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Keys of one stored invite; real ones have two.
 const INVITE_KEYS_MAX: usize = 16;
 
-/// An identity server and the token by which it knows our user.
+/// An identity server and the token by which it knows the local user.
 pub struct IdentityServer {
     /// Host, and port if it is not 443.
     pub name: ServerName,

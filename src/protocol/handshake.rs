@@ -74,7 +74,7 @@ pub fn finish(
     sign_new_event(event, server, key, version)
 }
 
-/// Gives a new event of ours its id (room versions 1 and 2), its content hash and our signature.
+/// Gives a new event of this server its id (room versions 1 and 2), its content hash and our signature.
 ///
 /// The id of versions 1 and 2 is made of the event's own hash: as unique as the event, and nothing random is needed.
 pub fn sign_new_event(

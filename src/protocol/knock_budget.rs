@@ -3,7 +3,7 @@
 //!
 //! Counted are the knocks that were taken within the last hour (a knock that is withdrawn and made again is a second
 //! one) by their knocker, their server and in all, and those that wait for an answer; servers have shares of both,
-//! see [`fair_share`]. Whoever was refused waits for a day. Pure: what is counted, and where, is the caller's.
+//! see [`super::fair_share`]. Whoever was refused waits for a day. Pure: what is counted, and where, is the caller's.
 
 use super::UserId;
 use super::fair_share::{ServerStanding, has_place};

@@ -1,5 +1,6 @@
 //! Policy servers (server-server API, "Policy Servers"; client-server API, `m.room.policy`): which one a room names,
-//! which events it has to have signed, and whether it has. Who asks it for signatures is in `service/events/policy_server.rs`.
+//! which events it has to have signed, and whether it has. Who asks it for signatures is in
+//! `service/events/policy_server.rs`.
 
 use serde_json::{Map, Value};
 

@@ -131,8 +131,8 @@ fn cut(entries: &[Value], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
     kept
 }
 
-/// What clients are shown of a room of ours, within the same bounds: of these events the recommended ones, and the
-/// member event of `inviter`.
+/// What clients are shown of a room that this server is in, within the same bounds: of these events the recommended
+/// ones, and the member event of `inviter`.
 pub fn shown(events: &[Pdu], inviter: Option<&UserId>) -> Vec<Box<RawValue>> {
     cut(&for_clients(events), inviter)
 }

@@ -97,7 +97,7 @@ impl VerifiedPdu {
         Ok(Self { pdu, whole: self.whole })
     }
 
-    /// The event with one more signature of ours: on an invite to one of our users, or a join that one of our users
+    /// The event with one more signature of ours: on an invite to a local user, or a join that a local user
     /// authorises.
     pub fn signed(&self, server: &ServerName, key: &SigningKey) -> Result<Self> {
         Ok(Self { pdu: self.pdu.signed(server, key)?, whole: self.whole })

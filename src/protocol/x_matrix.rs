@@ -83,7 +83,8 @@ impl SignedRequest<'_> {
     }
 }
 
-/// The value of the `Authorization` header for a request of ours. `content` is the body's JSON. Errors: if it is not.
+/// The value of the `Authorization` header for a request of this server. `content` is the body's JSON. Errors: if it
+/// is not.
 pub fn build(
     method: &str,
     uri: &str,

@@ -15,7 +15,8 @@ pub const fn with_password(name: &'static str) -> Action<'static> {
     Action { name, flows: PASSWORD, incidental: &[] }
 }
 
-/// Answers a request with these parameters (its body): see [`Accounts::interactively`](crate::service::accounts::Accounts::interactively).
+/// Answers a request with these parameters (its body): see
+/// [`Accounts::interactively`](crate::service::accounts::Accounts::interactively).
 pub fn interactively<P>(
     hs: &Homeserver,
     request: &Request,

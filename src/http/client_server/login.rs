@@ -49,11 +49,11 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         refreshable: body.refresh_token,
         from,
     };
-    Ok(Reply::json(&told(hs, &hs.accounts().log_in_with(&account.user_id, &new)?)))
+    Ok(Reply::json(&login_answer(hs, &hs.accounts().log_in_with(&account.user_id, &new)?)))
 }
 
 /// What `login` and `register` answer.
-pub(super) fn told(hs: &Homeserver, login: &Login) -> Value {
+pub(super) fn login_answer(hs: &Homeserver, login: &Login) -> Value {
     let mut body = json!({
         "user_id": login.user_id,
         "access_token": login.access_token,

@@ -1,4 +1,5 @@
-//! The client-server API, a file a subject. Thin: parse, call the homeserver, answer. What several of them share is here.
+//! The client-server API, a file a subject. Thin: parse, call the homeserver, answer. What several of them share is
+//! here.
 //!
 //! `rooms` makes rooms and sends events, `messages` reads them, `membership` joins, knocks, invites and leaves; `sync`
 //! waits for news; `register`, `login`, `account`, `devices` and `interactive` are about accounts; the others are named

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::interactive::interactively;
-use super::login::told;
+use super::login::login_answer;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request};
@@ -77,7 +77,7 @@ fn account_made(hs: &Homeserver, new: &NewAccount<'_>, body: &RegisterBody) -> R
     };
     let (user, login) = hs.accounts().create_account(new, Some(&login).filter(|_| !body.inhibit_login))?;
     Ok(match login {
-        Some(login) => told(hs, &login),
+        Some(login) => login_answer(hs, &login),
         None => json!({ "user_id": user, "home_server": hs.server_name() }),
     })
 }

@@ -1,5 +1,5 @@
 //! Server-server API, "Joining Rooms", "Knocking upon a room", "Inviting to a room", "Leaving Rooms": the resident's
-//! end of the handshakes, and invites to our users.
+//! end of the handshakes, and invites to local users.
 
 use std::sync::Arc;
 

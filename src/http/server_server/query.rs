@@ -1,4 +1,4 @@
-//! Server-server API, "Querying for information": aliases and profiles of ours.
+//! Server-server API, "Querying for information": aliases and profiles of this server.
 
 use std::sync::Arc;
 

@@ -43,7 +43,7 @@ enum Next {
     Gone,
 }
 
-/// What a fact makes of a row, at this time. What our own user asks for can be refused, and an invite that a leave
+/// What a fact makes of a row, at this time. What the local user asks for can be refused, and an invite that a leave
 /// has overtaken. Of the answers only those have an effect that are about the event which is in the row now, in the
 /// state that waits for them.
 pub fn apply(row: Option<RemoteMembership>, fact: Fact, now: Millis) -> Result<Effect, Refusal> {

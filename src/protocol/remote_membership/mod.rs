@@ -1,4 +1,4 @@
-//! A user of ours and a room that we are not in: one small state machine for knocks, invites, joins and leaves.
+//! A local user and a room that this server is not in: one small state machine for knocks, invites, joins and leaves.
 //!
 //! A [`RemoteMembership`] is a row of the `remote_memberships` table; no row means "nothing to do with that room".
 //! [`apply`] says what a [`Fact`] makes of it, for every state and fact: the state, the events, what is still owed to
@@ -35,11 +35,11 @@ pub enum RemoteState {
     Knocking,
     /// A server of the room has taken our knock.
     Knocked,
-    /// Somebody in the room invited our user.
+    /// Somebody in the room invited the local user.
     Invited,
     /// A join is signed and committed; we are not in the room yet.
     Joining,
-    /// Our user left (withdrew, rejected); the room has not taken the leave yet.
+    /// The local user left (withdrew, rejected); the room has not taken the leave yet.
     Leaving,
     /// It is over: left, refused, kicked or banned.
     Closed,
@@ -82,9 +82,9 @@ impl fmt::Display for RemoteState {
 /// Something that happened, with all that it brings. An answer names the event that it is about.
 #[derive(Debug, Clone)]
 pub enum Fact {
-    /// Our user knocks.
+    /// The local user knocks.
     UserKnocks(Prepared),
-    /// Answer: this server of the room took the knock, perhaps after our user had withdrawn it.
+    /// Answer: this server of the room took the knock, perhaps after the local user had withdrawn it.
     KnockTaken {
         /// The knock.
         knock: EventId,
@@ -106,18 +106,18 @@ pub enum Fact {
         knock: EventId,
     },
 
-    /// Another server invites our user.
+    /// Another server invites the local user.
     InviteArrives {
         /// The invite.
         invite: Pdu,
-        /// Our user.
+        /// The local user.
         invitee: UserId,
         /// What it shows of the room.
         stripped_state: Vec<Box<RawValue>>,
         /// Who brought it.
         from: ServerName,
     },
-    /// The room refused our user's join, though they are invited: it has to be asked about the invite.
+    /// The room refused the local user's join, though they are invited: it has to be asked about the invite.
     InviteDoubted,
     /// Answer: what the room says of the invite.
     InviteLookedUp {
@@ -129,7 +129,7 @@ pub enum Fact {
         leave: Pdu,
     },
 
-    /// Our user joins; or joins through another server than before.
+    /// The local user joins; or joins through another server than before.
     UserJoins {
         /// The join.
         join: Prepared,
@@ -146,8 +146,8 @@ pub enum Fact {
         leave: Pdu,
     },
 
-    /// Our user leaves: withdraws a knock, rejects an invite, gives up a join. With what clients are told at once,
-    /// and no server is given.
+    /// The local user leaves: withdraws a knock, rejects an invite, gives up a join. With what clients are told at
+    /// once, and no server is given.
     UserLeaves(Pdu),
     /// The leave that a server is about to be handed.
     LeaveSigned {
@@ -168,17 +168,18 @@ pub enum Fact {
     /// A server that could take the leave made itself known.
     LeaveMayGoThrough(ServerName),
 
-    /// Somebody else in the room kicked or banned our user, or did at some time: a refused knock, a rescinded invite.
+    /// Somebody else in the room kicked or banned the local user, or did at some time: a refused knock, a rescinded
+    /// invite.
     Removed(Pdu),
-    /// Our user asks to forget the room.
+    /// The local user asks to forget the room.
     UserForgets,
-    /// This server came into the room, through this user or another one of ours.
+    /// This server came into the room, through this user or another local one.
     NowResident,
     /// What the user wants was asked of the room itself, which this server is in by now.
     AskedInRoom,
 }
 
-/// What our user asks for, signed. It is written before any server is handed it.
+/// What the local user asks for, signed. It is written before any server is handed it.
 #[derive(Debug, Clone)]
 pub struct Prepared {
     /// The knock or join.

@@ -6,7 +6,7 @@
 use super::RemoteState;
 use crate::protocol::pdu::{Membership, Pdu};
 
-/// What shows of an invite's place in the room, beside a leave of our user's.
+/// What shows of an invite's place in the room, beside a leave of the local user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Nothing of ours is in its way, or it was made by who knew of that.
@@ -33,7 +33,7 @@ pub fn order_of_invite(invite: &Pdu, leave: Option<(&Pdu, bool)>, left: Option<&
     }
 }
 
-/// What somebody else's removal of our user means for what they are.
+/// What somebody else's removal of the local user means for what they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bearing {
     /// It ends the membership.

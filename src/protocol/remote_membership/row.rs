@@ -8,7 +8,7 @@ use super::{Bearing, Order, Refusal, RemoteState, bearing, order_of_invite};
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::{EventId, Millis, RoomId, RoomVersion, ServerName, UserId};
 
-/// One of our users' membership in a room that this server is not in. Anybody may read its fields; only
+/// A local user's membership in a room that this server is not in. Anybody may read its fields; only
 /// [`apply`](super::apply) changes them.
 #[derive(Debug, Clone)]
 pub struct RemoteMembership(pub(super) Fields);
@@ -18,7 +18,7 @@ pub struct RemoteMembership(pub(super) Fields);
 pub struct Fields {
     /// The room that we are not in.
     pub room_id: RoomId,
-    /// Our user.
+    /// The local user.
     pub user_id: UserId,
     /// Where the membership stands.
     pub state: RemoteState,
@@ -78,9 +78,9 @@ impl RemoteMembership {
         Self(fields)
     }
 
-    /// What only the last state that we know of a room speaks of: our user was invited, or knocked, while another of
-    /// us was in the room, and that other one has left since. `event`: the user's member event there; `via`: servers
-    /// that were in the room. None if there is nothing to answer or to take back.
+    /// What only the last state that we know of a room speaks of: the local user was invited, or knocked, while
+    /// another of us was in the room, and that other one has left since. `event`: the user's member event there;
+    /// `via`: servers that were in the room. None if there is nothing to answer or to take back.
     pub fn left_behind(
         event: Pdu,
         user: &UserId,
@@ -190,8 +190,8 @@ impl Fields {
         seen || self.event.as_ref().is_some_and(|e| e.auth_events().contains(invite.event_id()))
     }
 
-    /// Whether a removal ends what our user is, or what they were: it may be a refusal of a knock that arrives after
-    /// the invite, or once more after the next knock.
+    /// Whether a removal ends what the local user is, or what they were: it may be a refusal of a knock that arrives
+    /// after the invite, or once more after the next knock.
     pub fn bearing_of(&self, removal: &Pdu) -> Bearing {
         // A leave that the room has not been told is not in the way; what was left is.
         let present = if self.state == RemoteState::Leaving { &self.previous } else { &self.event };

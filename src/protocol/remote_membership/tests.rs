@@ -41,7 +41,7 @@ fn shown() -> Vec<Box<RawValue>> {
 struct Case {
     name: &'static str,
     fact: Fact,
-    /// It answers a request of ours, about another event than the row's.
+    /// It answers a request of this server, about another event than the row's.
     late: bool,
 }
 
@@ -70,7 +70,7 @@ fn cases(row: Option<&RemoteMembership>) -> Vec<Case> {
     cases
 }
 
-/// What our user and this server do.
+/// What the local user and this server do.
 fn wishes(row: Option<&RemoteMembership>, depth: i64) -> Vec<Case> {
     let via = || vec![server("b.example")];
     let removal = row.and_then(|row| row.event.clone());

@@ -1,7 +1,7 @@
-//! State resolution: one room state out of several that conflict. Versions 2 and 2.1 are in this file, 1 in [`v1`].
+//! State resolution: one room state out of several that conflict. Versions 2 and 2.1 are in this file, 1 in `v1`.
 //!
 //! Pure: events are asked for through `fetch`, and only those that are needed. What is known of them is kept in a
-//! [`Graph`] of small integers; nothing recurses, and every walk visits an event once, so that work and memory grow
+//! `Graph` of small integers; nothing recurses, and every walk visits an event once, so that work and memory grow
 //! with the number of events looked at and not with the shape that a hostile server gives the graph.
 //!
 //! Points where the text leaves room, or Synapse and with it the existing rooms do something else:
