@@ -34,7 +34,7 @@ fn room(hs: &Homeserver) -> RoomId {
     let version = room_version::default_version();
     let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "public_chat" })).expect("wishes");
     let events = wishes.plan(&alice(), &Map::new(), version, None).expect("a plan");
-    hs.events().create_room_with(version, &alice(), &events, |_, _| Ok(())).expect("a room")
+    hs.rooms().create_room_with(version, &alice(), &events, |_, _| Ok(())).expect("a room")
 }
 
 fn object(value: Value) -> Map<String, Value> {

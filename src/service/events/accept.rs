@@ -11,15 +11,10 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
-use crate::service::events::authorise::{Effort, Hearing, Judged, Verdict};
-use crate::service::events::build::Sent;
-use crate::service::events::fetch::Fetched;
+use crate::service::events::authorise::{Hearing, Judged, Verdict};
+use crate::service::events::resolve::Effort;
 use crate::store::rooms::append::Append;
-use crate::store::rooms::not_resident;
-use crate::store::{Place, Room, Status, Tx};
-
-/// For how long one event may keep us asking for what it refers to.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::store::{EventKey, Place, Room, RoomKey, Status, Tx};
 
 /// What became of an event that was handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +23,23 @@ pub struct Accepted {
     pub already: bool,
 }
 
+/// An event of ours that is in its room, for what else belongs into the same transaction.
+#[derive(Clone)]
+pub struct Sent {
+    /// Its id.
+    pub event_id: EventId,
+    /// The event.
+    pub pdu: Pdu,
+    /// The room's row.
+    pub room: RoomKey,
+    /// The event's row.
+    pub key: EventKey,
+    /// Its stream position.
+    pub stream: i64,
+}
+
 /// What it says of an event that was judged.
-pub(crate) enum Taken {
+pub(in crate::service) enum Taken {
     /// It is stored, or was before.
     Stored { status: Status, already: bool, reason: Option<Error> },
     /// First these auth events are needed.
@@ -43,7 +53,7 @@ pub(crate) enum Taken {
 
 /// On whose behalf an event is taken in, and what may be stored of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Terms {
+pub(in crate::service) enum Terms {
     /// It came with a transaction: whatever the verdict, it is stored; unless it is rejected and of a server that is not in
     /// the room.
     Relayed,
@@ -83,41 +93,18 @@ impl Events<'_> {
         }
     }
 
-    /// Takes in a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
-    /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be had.
-    pub fn receive_pdu(&self, origin: &ServerName, pdu: VerifiedPdu) -> Result<()> {
-        if !self.store.read(|db| Ok(db.resident_room(pdu.room_id())?.is_some()))? {
-            return Err(not_resident());
-        }
-        let mut outcome = self.take_in(&pdu, Terms::Relayed, None)?;
-        if matches!(outcome, Taken::NeedsAuth(_) | Taken::NeedsPrev) {
-            let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
-            let servers = self.sources(&room, (origin, &pdu), 0)?;
-            if let Fetched::Taken(taken) =
-                self.take_in_with_missing(&servers, &pdu, Instant::now() + PATIENCE)?
-            {
-                outcome = taken?;
-            }
-        }
-        match outcome {
-            Taken::Stored { status: Status::Rejected, reason, .. } => {
-                Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before")))
-            }
-            Taken::Stored { .. } => Ok(()),
-            Taken::NeedsTime(rest) => Err(too_much(rest)),
-            Taken::NeedsAuth(_) | Taken::NeedsPrev => {
-                Err(Error::bad_gateway(format!("{origin} does not have what the event refers to")))
-            }
-        }
-    }
-
     /// Judges an event and stores it with its verdict. What needs little or no state resolution is judged in the
     /// transaction alone: the writer remembers what it takes, and in a room where several servers speak at once a verdict
     /// would be outdated as soon as it was found. What needs more is judged beforehand, and once more in the transaction if
     /// the room has moved on: what the states before the event came to is remembered. If the room never stands still, or
     /// has caused too much work, its current state follows later. History, and events with a state of their own, of which
     /// nobody remembers anything, are judged beforehand at once.
-    pub(crate) fn take_in(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
+    pub(in crate::service) fn take_in(
+        &self,
+        pdu: &VerifiedPdu,
+        terms: Terms,
+        given: Option<&StateMap>,
+    ) -> Result<Taken> {
         let stored = self.store.read(|db| db.wholest(pdu))?;
         let pdu = stored.as_ref().unwrap_or(pdu);
         let taken = self.judge_and_store(pdu, terms, given)?;
@@ -252,7 +239,11 @@ fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
 
 /// The verdict on an event of which we may have another copy. One that is whole, where ours is not, takes its place; if
 /// ours was rejected, the whole one is judged as if it had come first.
-pub(crate) fn judge_copy(tx: &mut Tx<'_>, pdu: &VerifiedPdu, hearing: Hearing<'_>) -> Result<Verdict> {
+pub(in crate::service) fn judge_copy(
+    tx: &mut Tx<'_>,
+    pdu: &VerifiedPdu,
+    hearing: Hearing<'_>,
+) -> Result<Verdict> {
     let verdict = authorise::judge(tx, pdu, hearing)?;
     if !matches!(verdict, Verdict::Known(_)) {
         return Ok(verdict);
@@ -288,7 +279,7 @@ fn take_in_some(
 
 /// Puts an event of ours into its room, wherever the room is by now. Errors: 403 `M_FORBIDDEN` if the room does not allow
 /// it any more, 429 `M_LIMIT_EXCEEDED` if the room's branches take more work to tell than there is time for.
-pub(crate) fn put_in(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<Sent> {
+pub(in crate::service) fn put_in(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<Sent> {
     let hearing = Hearing { effort: Effort::Modest, later: true, ..Hearing::live(None) };
     let taken = match authorise::judge(tx, pdu, hearing)? {
         Verdict::Judged(judged) => store_judged(tx, pdu, *judged, Terms::HandedIn)?,
@@ -326,7 +317,7 @@ fn reason(judged: &Judged) -> Option<Error> {
 }
 
 /// Stores an event with the verdict that was just found by what this transaction sees.
-pub(crate) fn store_judged(
+pub(in crate::service) fn store_judged(
     tx: &mut Tx<'_>,
     pdu: &VerifiedPdu,
     judged: Judged,

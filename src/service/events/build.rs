@@ -7,18 +7,15 @@
 //! ever locked.
 
 use crate::service::events::Events;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::authorise;
-use super::{accept, policy_server};
+use super::{accept, authorise, policy_server, resolve};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::event_auth::{self, AuthChecker, AuthError};
+use crate::protocol::event_auth;
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::server_acl::ServerAcl;
@@ -27,14 +24,16 @@ use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, json as matrix_json,
 };
 use crate::random;
-use crate::service::events::authorise::{Around, Effort, Hearing, Side};
+use crate::service::events::accept::Sent;
+use crate::service::events::authorise::{Around, Hearing};
 use crate::service::events::extremities::may_be_late;
-use crate::service::rooms::create::PlannedEvent;
+use crate::service::events::resolve::{Effort, Side};
+use crate::service::events::state_view::StateView;
 use crate::store::accounts::client_transactions::ClientTxn;
 use crate::store::rooms::append::{Append, Appended, Current, StateRef};
 use crate::store::rooms::events::Head;
 use crate::store::rooms::not_resident;
-use crate::store::{Db, EventKey, Room, RoomKey, Status, Tx};
+use crate::store::{Db, EventKey, Room, Status, Tx};
 
 /// An event that somebody wants to send. What is missing, the room decides: its place in the graph and its auth events.
 #[derive(Debug, Clone)]
@@ -53,24 +52,9 @@ pub struct Draft {
     pub redacts: Option<EventId>,
 }
 
-/// An event of ours that is in its room, for what else belongs into the same transaction.
-#[derive(Clone)]
-pub struct Sent {
-    /// Its id.
-    pub event_id: EventId,
-    /// The event.
-    pub pdu: Pdu,
-    /// The room's row.
-    pub room: RoomKey,
-    /// The event's row.
-    pub key: EventKey,
-    /// Its stream position.
-    pub stream: i64,
-}
-
 /// What it takes to make an event of this server.
 #[derive(Clone)]
-pub(crate) struct Pen {
+pub(in crate::service) struct Pen {
     pub server: ServerName,
     pub key: Arc<SigningKey>,
     pub now: Millis,
@@ -78,7 +62,11 @@ pub(crate) struct Pen {
 
 impl Pen {
     /// A signed event of this server.
-    fn write(&self, mut object: Map<String, Value>, version: RoomVersion) -> Result<VerifiedPdu> {
+    pub(in crate::service) fn write(
+        &self,
+        mut object: Map<String, Value>,
+        version: RoomVersion,
+    ) -> Result<VerifiedPdu> {
         if version.event_id_format == EventIdFormat::InEvent {
             let id = format!("${}:{}", random::letters(18), self.server);
             object.insert("event_id".into(), id.into());
@@ -106,52 +94,6 @@ const ACL: &str = "m.room.server_acl";
 const ATTEMPTS: usize = 3;
 /// When whoever wants to speak in a room that never stands still should try again.
 const NEVER_STILL: Duration = Duration::from_secs(1);
-
-/// How one event of a state is read, by type and state key.
-type Read<'a> = Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>;
-
-/// A state that is read through a database which may fail, as the pure judges want it, each event read once.
-pub(crate) struct StateView<'a> {
-    read: Read<'a>,
-    seen: RefCell<HashMap<(String, String), Option<Pdu>>>,
-    failure: RefCell<Option<Error>>,
-}
-
-impl<'a> StateView<'a> {
-    pub(crate) fn new(read: impl Fn(&str, &str) -> Result<Option<Pdu>> + 'a) -> Self {
-        Self { read: Box::new(read), seen: RefCell::default(), failure: RefCell::default() }
-    }
-
-    /// The current state of a room.
-    pub(crate) fn current(db: &'a Db<'_>, room: RoomKey) -> Self {
-        Self::new(move |event_type, state_key| db.state_event(room, event_type, state_key))
-    }
-
-    pub(crate) fn get(&self, event_type: &str, state_key: &str) -> Option<Pdu> {
-        let key = (event_type.to_owned(), state_key.to_owned());
-        if let Some(seen) = self.seen.borrow().get(&key) {
-            return seen.clone();
-        }
-        let found = match (self.read)(event_type, state_key) {
-            Ok(found) => found,
-            Err(e) => {
-                self.failure.borrow_mut().get_or_insert(e);
-                None
-            }
-        };
-        self.seen.borrow_mut().insert(key, found.clone());
-        found
-    }
-
-    /// The verdict of the rules that look at a state, or the failure of the database.
-    pub(crate) fn judge(&self, judge: &AuthChecker, pdu: &Pdu) -> Result<Result<(), AuthError>> {
-        let verdict = judge.check(pdu, &|event_type, state_key| self.get(event_type, state_key));
-        match self.failure.borrow_mut().take() {
-            Some(e) => Err(e),
-            None => Ok(verdict),
-        }
-    }
-}
 
 /// What a room makes of a draft.
 struct Framed<T> {
@@ -234,11 +176,15 @@ fn state_after(
         return Ok(Some(StateRef::snapshot(state)));
     }
     let side = |head: &Head| Side { state: StateRef::snapshot(head.state_after), plus: None };
-    authorise::resolve(db, room.version, followed.iter().map(side).collect(), effort)
+    resolve::resolve(db, room.version, followed.iter().map(side).collect(), effort)
 }
 
 /// Everything of an event that does not depend on the room's graph.
-fn draft_object(draft: &Draft, version: RoomVersion, now: Millis) -> Map<String, Value> {
+pub(in crate::service) fn draft_object(
+    draft: &Draft,
+    version: RoomVersion,
+    now: Millis,
+) -> Map<String, Value> {
     let mut object = Map::from_iter([
         ("type".to_owned(), Value::from(draft.event_type.as_str())),
         ("sender".to_owned(), draft.sender.as_str().into()),
@@ -261,7 +207,7 @@ fn draft_object(draft: &Draft, version: RoomVersion, now: Millis) -> Map<String,
 }
 
 /// How an event refers to others: by id, or in versions 1 and 2 by id and hash.
-fn references(events: &[Pdu]) -> Value {
+pub(in crate::service) fn references(events: &[Pdu]) -> Value {
     let reference = |event: &Pdu| match event.version().event_id_format {
         EventIdFormat::InEvent => {
             let hash = matrix_json::base64(&event.canonical().reference_hash(event.version()));
@@ -381,7 +327,7 @@ fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Re
 }
 
 impl Events<'_> {
-    pub(crate) fn pen(&self) -> Pen {
+    pub(in crate::service) fn pen(&self) -> Pen {
         Pen { server: self.server_name().clone(), key: self.key_ring.signing_key(), now: self.clock.now_ms() }
     }
 
@@ -401,7 +347,7 @@ impl Events<'_> {
     }
 
     /// The same for a request of a client: a repeat of it sends nothing and gives the event that the first one sent.
-    pub(crate) fn send_once(
+    pub(in crate::service) fn send_once(
         &self,
         draft: Draft,
         txn: Option<ClientTxn>,
@@ -529,35 +475,6 @@ impl Events<'_> {
         })?;
         Ok((framed.event, framed.room.version))
     }
-
-    /// Makes a room of the events that its creator sends, the first of which is `m.room.create`, in one transaction;
-    /// `extra` adds what else belongs to it. Errors: 403 `M_FORBIDDEN` if one of the events is not allowed on top of
-    /// those before, 400 `M_BAD_JSON`, 413 `M_TOO_LARGE`.
-    pub fn create_room_with(
-        &self,
-        version: RoomVersion,
-        creator: &UserId,
-        events: &[PlannedEvent],
-        extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
-    ) -> Result<RoomId> {
-        let (mut pen, mut extra) = (self.pen(), extra);
-        loop {
-            let pdus = compose_room(&pen, version, creator, events)?;
-            let made = self.store.write(move |tx| match put_new_room(tx, version, &pdus)? {
-                None => Ok(Err(extra)),
-                Some(room) => {
-                    extra(tx, &room)?;
-                    Ok(Ok(room.room_id))
-                }
-            })?;
-            match made {
-                Ok(room_id) => return Ok(room_id),
-                // From version 12 on a room's id is the hash of its first event: two rooms that one user makes alike in
-                // the same millisecond would be one.
-                Err(unused) => (pen.now, extra) = (pen.now + 1, unused),
-            }
-        }
-    }
 }
 
 /// The event that this request sent when it first came.
@@ -578,86 +495,4 @@ fn finish(
     }
     extra(tx, &sent)?;
     Ok(sent.event_id)
-}
-
-/// Stores a new room. None if there is one with its id.
-fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> Result<Option<Room>> {
-    let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
-    if tx.room(create.room_id())?.is_some() {
-        return Ok(None);
-    }
-    let key = tx.make_room(create.room_id(), version)?.key;
-    let mut state = tx.root_snapshot(&BTreeMap::new())?;
-    let mut heads = Vec::new();
-    for pdu in pdus {
-        let room = tx.room_by_key(key)?;
-        let appended = tx.append(&Append {
-            room: &room,
-            pdu,
-            status: Status::Accepted,
-            outgoing: true,
-            state_before: StateRef::snapshot(state),
-            old_heads: &heads,
-            kept_heads: Vec::new(),
-            overtakes: Vec::new(),
-            becomes_head: true,
-            current: Current::AfterThis,
-            missing: Vec::new(),
-            history: None,
-        })?;
-        (state, heads) = (appended.state_after, vec![appended.key]);
-    }
-    tx.room_by_key(key).map(Some)
-}
-
-/// Signs the events of a new room, each judged against the state that those before it make.
-fn compose_room(
-    pen: &Pen,
-    version: RoomVersion,
-    creator: &UserId,
-    events: &[PlannedEvent],
-) -> Result<Vec<VerifiedPdu>> {
-    let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
-    let mut pdus: Vec<VerifiedPdu> = Vec::new();
-    // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
-    let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), pen.server))?;
-    for event in events {
-        let draft = Draft {
-            room: room.clone(),
-            sender: creator.clone(),
-            event_type: event.event_type.clone(),
-            state_key: Some(event.state_key.clone()),
-            content: event.content.clone(),
-            redacts: None,
-        };
-        let wanted = event_auth::auth_types(
-            &draft.event_type,
-            creator.as_str(),
-            draft.state_key.as_deref(),
-            &draft.content,
-            version,
-        );
-        let auth: Vec<Pdu> = wanted.iter().filter_map(|key| state.get(key).cloned()).collect();
-        let mut object = draft_object(&draft, version, pen.now);
-        object.insert("prev_events".into(), references(pdus.last().map(|pdu| Pdu::clone(pdu)).as_slice()));
-        object.insert("auth_events".into(), references(&auth));
-        object.insert("depth".into(), (pdus.len() + 1).into());
-        let pdu = pen.write(object, version)?;
-        let allowed = match pdu.event_type() {
-            "m.room.create" => event_auth::check_auth_events(&pdu, &[], &|_| false, version),
-            _ => event_auth::check(&pdu, version, &|kind, key| {
-                state.get(&(kind.to_owned(), key.to_owned())).cloned()
-            }),
-        };
-        allowed.map_err(Error::from)?;
-        if pdus.is_empty() {
-            if pdu.event_type() != "m.room.create" {
-                return Err(Error::bad_json("A room begins with its create event"));
-            }
-            room = pdu.room_id().clone();
-        }
-        state.insert((event.event_type.clone(), event.state_key.clone()), Pdu::clone(&pdu));
-        pdus.push(pdu);
-    }
-    Ok(pdus)
 }

@@ -9,12 +9,12 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::authorise;
+use super::resolve;
 use crate::error::{Error, Result};
 use crate::locks::{lock, wait_timeout, wait_timeout_while};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::service::Homeserver;
-use crate::service::events::authorise::{Effort, Side};
+use crate::service::events::resolve::{Effort, Side};
 use crate::store::rooms::append::StateRef;
 use crate::store::rooms::late_extremities::{LateHead, heads_with};
 use crate::store::{Changes, Db, EventKey, Room, RoomKey, SnapshotId};
@@ -167,7 +167,7 @@ fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateHead>) -> Result<Caught
     let states = states_of(db, &room, &late)?;
     let side = |state: &SnapshotId| Side { state: StateRef::snapshot(*state), plus: None };
     let sides = states.iter().map(side).collect();
-    let state = authorise::resolve(db, room.version, sides, Effort::Full)?;
+    let state = resolve::resolve(db, room.version, sides, Effort::Full)?;
     let state = state.ok_or_else(|| Error::internal("nothing resolved"))?;
     Ok(Caught { room, late, states, state })
 }

@@ -8,8 +8,10 @@ pub mod fetch;
 pub mod late_extremities;
 pub(super) mod merge_forks;
 pub mod policy_server;
+pub(super) mod resolve;
 pub mod serve;
 pub(super) mod server_acl;
+pub(super) mod state_view;
 #[cfg(test)]
 pub(super) mod tests;
 

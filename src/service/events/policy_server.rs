@@ -97,7 +97,7 @@ fn of_room(db: &Db<'_>, room: &Room) -> Result<Option<PolicyServer>> {
 
 /// The policy server that has yet to sign an event; none if the room uses none or the event needs no signature (any
 /// more).
-pub(crate) fn lacking(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Option<PolicyServer>> {
+pub(in crate::service) fn lacking(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Option<PolicyServer>> {
     if !policy_server::is_checked(event) {
         return Ok(None);
     }
@@ -106,7 +106,7 @@ pub(crate) fn lacking(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Option<Po
 
 /// Step 7 of the checks on receipt: "Is validated by the Policy Server, if the room is using a Policy Server, otherwise
 /// it is soft failed."
-pub(crate) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<(), AuthError>> {
+pub(in crate::service) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<(), AuthError>> {
     Ok(match lacking(db, room, event)? {
         None => Ok(()),
         Some(policy) => {
@@ -119,7 +119,7 @@ pub(crate) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<()
 impl Events<'_> {
     /// An event that we are about to bring into its room, with the signature of the room's policy server if it uses one.
     /// Errors: what the policy server says; 502 and 504 if that is nothing of use.
-    pub(crate) fn with_policy_signature(&self, event: VerifiedPdu) -> Result<VerifiedPdu> {
+    pub(in crate::service) fn with_policy_signature(&self, event: VerifiedPdu) -> Result<VerifiedPdu> {
         let policy = self.store.read(|db| match db.room(event.room_id())? {
             Some(room) if !is_in_room(db, &event)? => lacking(db, &room, &event),
             _ => Ok(None),
@@ -132,7 +132,7 @@ impl Events<'_> {
 
     /// Asks a policy server for its signature of an event. Errors: its refusal as it said it ("that error SHOULD be
     /// provided to the client verbatim"), 502 for an answer without a valid signature, 504 if it is not reached.
-    pub(crate) fn ask_policy_server(
+    pub(in crate::service) fn ask_policy_server(
         &self,
         policy: &PolicyServer,
         event: &VerifiedPdu,
@@ -177,7 +177,7 @@ impl Events<'_> {
     /// Gives events of others, room by room, the signatures of the rooms' policy servers where they are missing and are to
     /// be had. "If the Policy Server's signature is invalid or missing, the homeserver SHOULD ask for a new signature."
     /// Returns how many are still without because nobody said yes or no.
-    pub(crate) fn with_policy_signatures(
+    pub(in crate::service) fn with_policy_signatures(
         &self,
         rooms: &mut [(&Room, &mut [VerifiedPdu])],
         until: Option<Instant>,

@@ -54,7 +54,7 @@ fn room(hs: &Homeserver, version: &str) -> RoomId {
     let wishes: CreateRoom =
         serde_json::from_value(json!({ "preset": "public_chat", "name": "Kitchen" })).unwrap();
     let events = wishes.plan(&alice(), &Map::new(), version, None).unwrap();
-    hs.events().create_room_with(version, &alice(), &events, |_, _| Ok(())).unwrap()
+    hs.rooms().create_room_with(version, &alice(), &events, |_, _| Ok(())).unwrap()
 }
 
 fn draft(room: &RoomId, sender: &UserId, event_type: &str, state_key: Option<&str>, content: Value) -> Draft {
@@ -609,7 +609,7 @@ fn a_room_is_adopted_left_and_adopted_again_with_what_changed_meanwhile() {
         let rules = room_version::room_version(version).unwrap();
         let wishes: CreateRoom = serde_json::from_value(json!({ "preset": "public_chat" })).unwrap();
         let events = wishes.plan(&bob(), &Map::new(), rules, None).unwrap();
-        let room = there.events().create_room_with(rules, &bob(), &events, |_, _| Ok(())).unwrap();
+        let room = there.rooms().create_room_with(rules, &bob(), &events, |_, _| Ok(())).unwrap();
         let topic = |text: &str| draft(&room, &bob(), "m.room.topic", Some(""), json!({ "topic": text }));
         let old_topic = there.events().send(topic("old")).unwrap();
         join_over(&here, &there, &room, &alice());

@@ -1,4 +1,4 @@
-//! Rooms as their members write to them: made, spoken in, changed, redacted.
+//! Rooms as their members write to them: spoken in, changed, redacted.
 
 use crate::service::rooms::Rooms;
 use serde_json::{Map, Value};
@@ -6,98 +6,16 @@ use serde_json::{Map, Value};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::event_auth::{PowerLevel, PowerLevels};
 use crate::protocol::pdu::Membership;
-use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::events::build::Draft;
 use crate::service::membership::{AUTHORISER, Door};
-use crate::service::rooms::create::{CreateRoom, Visibility};
 use crate::service::rooms::view::{RoomView, not_in_room, readable_room};
 use crate::store::accounts::client_transactions::ClientTxn;
 use crate::store::{Db, Room};
 
 impl Rooms<'_> {
-    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a room the
-    /// answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's server that
-    /// cannot be reached within seconds gets the invite in the background.
-    ///
-    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`, `M_INVALID_PARAM`,
-    /// `M_BAD_JSON`; 403 if one of ours cannot be invited; 429 if too many invites are owed already; those of identity
-    /// servers that are asked whom addresses belong to.
-    pub fn create_room(&self, creator: &UserId, request: &CreateRoom) -> Result<RoomId> {
-        let version = match request.room_version.as_deref() {
-            None => self.config.default_room_version,
-            Some(id) => room_version(id).ok_or_else(|| {
-                Error::new(ErrCode::UnsupportedRoomVersion, "This server does not support the room version")
-            })?,
-        };
-        let (mut invitees, mut addresses) = (request.invitees()?, Vec::new());
-        for address in request.third_party_invitees()? {
-            match self.membership().look_up_third_party(address)? {
-                Some(user) if !invitees.contains(&user) => invitees.push(user),
-                Some(_) => {}
-                None => addresses.push(address),
-            }
-        }
-        if invitees.contains(creator) {
-            return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
-        }
-        // Before there is a room, so that a mistyped name leaves none behind.
-        self.membership().check_own_invitees(&invitees)?;
-        let alias = request.room_alias_name.as_deref().map(|name| self.own_alias(name)).transpose()?;
-        let in_use = || Error::new(ErrCode::RoomInUse, "There is a room with this alias already");
-        let (profile, taken) = self.store.read(|db| {
-            let taken = alias.as_ref().map(|alias| db.alias(alias)).transpose()?.flatten();
-            Ok((db.profile(creator)?, taken.is_some()))
-        })?;
-        if taken {
-            return Err(in_use());
-        }
-        let events = request.plan(creator, &profile, version, alias.as_ref())?;
-        let published = request.visibility == Some(Visibility::Public);
-        let mut extra = Map::new();
-        if request.is_direct == Some(true) {
-            extra.insert("is_direct".to_owned(), true.into());
-        }
-        let (ours, elsewhere): (Vec<UserId>, Vec<UserId>) =
-            invitees.into_iter().partition(|user| self.is_ours(user));
-        let is_owed_any = !elsewhere.is_empty();
-        let (owner, said, now) = (creator.clone(), extra.clone(), self.clock.now_ms());
-        let room_id = self
-            .events()
-            .create_room_with(version, creator, &events, move |tx, room| {
-                if let Some(alias) = &alias
-                    && !tx.add_alias(alias, &room.room_id, &owner)?
-                {
-                    return Err(in_use());
-                }
-                if published {
-                    tx.set_published(&room.room_id, true)?;
-                }
-                // With the room, so that no crash can come between.
-                elsewhere
-                    .iter()
-                    .try_for_each(|invitee| tx.owe_invite((&room.room_id, &owner, invitee), &said, now))
-            })
-            .map_err(as_room_state_error)?;
-        let not_invited = |whom: &str, error: Error| {
-            log::log!(error.level(log::Level::Warn), "{whom} is not invited to {room_id}: {error}")
-        };
-        for invitee in &ours {
-            let invited = self.membership().invite(creator, &room_id, invitee, None, extra.clone());
-            invited.unwrap_or_else(|e| not_invited(invitee.as_str(), e));
-        }
-        if is_owed_any {
-            self.membership().await_first_invites(&room_id);
-        }
-        for address in addresses {
-            let invited = self.membership().invite_third_party(creator, &room_id, address);
-            invited.unwrap_or_else(|e| not_invited("an address", e));
-        }
-        Ok(room_id)
-    }
-
     /// An alias of this server by its local part. Errors: 400 `M_INVALID_PARAM`.
-    fn own_alias(&self, localpart: &str) -> Result<RoomAlias> {
+    pub(super) fn own_alias(&self, localpart: &str) -> Result<RoomAlias> {
         if localpart.is_empty() || localpart.contains(':') || localpart.chars().any(char::is_whitespace) {
             return Err(Error::invalid_param("room_alias_name must be the local part of an alias"));
         }
@@ -296,12 +214,4 @@ pub(crate) fn may_send_state(db: &Db<'_>, room: &Room, user: &UserId, event_type
 /// Clients get the same answer for a room that is not theirs and for one that does not exist.
 fn not_there_as_forbidden(error: Error) -> Error {
     if error.errcode() == ErrCode::NotFound { not_in_room() } else { error }
-}
-
-/// "The initial state implied by the parameters to the request is invalid": what the auth rules of a new room refuse.
-fn as_room_state_error(error: Error) -> Error {
-    if error.errcode() == ErrCode::Forbidden {
-        return Error::new(ErrCode::InvalidRoomState, error.message().to_owned());
-    }
-    error
 }

@@ -3,7 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Errand, MOST_ONE_BY_ONE, ONE_BY_ONE, in_order};
+use super::gap::in_order;
+use super::{Errand, MOST_ONE_BY_ONE, ONE_BY_ONE};
 use crate::error::Result;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::{Db, Status};

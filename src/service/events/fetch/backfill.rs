@@ -1,15 +1,15 @@
 //! History that clients page back to: the holes in a room's timeline, and how they are filled from other servers.
 
 use crate::service::events::Events;
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::{Errand, MOST_STATES, in_order};
+use super::gap::{connected, in_order, placed};
+use super::{Errand, MOST_STATES};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
 use crate::service::events::accept::{Taken, Terms};
-use crate::store::{Db, Place, Room};
+use crate::store::{Place, Room};
 
 /// For how long one request may keep us asking.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -80,7 +80,7 @@ impl Events<'_> {
 impl Events<'_> {
     /// Fetches one event from amid the hole right before a place: first the history nearest to the place, which may have
     /// it, else the event alone with the state before it. True if the event has its place in the timeline now.
-    pub(crate) fn fetch_past_event(
+    pub(in crate::service) fn fetch_past_event(
         &self,
         room: &Room,
         peer: &ServerName,
@@ -145,31 +145,4 @@ impl Errand<'_> {
         }
         Ok(matches!(taken, Ok(Taken::Stored { already: false, .. })))
     }
-}
-
-/// Those of the events that have their place in the graph already.
-pub(in crate::service) fn placed(db: &Db<'_>, events: &[VerifiedPdu]) -> Result<HashSet<EventId>> {
-    let mut known = HashSet::new();
-    for event in events {
-        if db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier) {
-            known.insert(event.event_id().clone());
-        }
-    }
-    Ok(known)
-}
-
-/// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
-/// have no place there. What lies before a known event is for the hole before that one.
-pub(in crate::service) fn connected(
-    sorted: Vec<VerifiedPdu>,
-    wanted: &[EventId],
-    known: &HashSet<EventId>,
-) -> Vec<VerifiedPdu> {
-    let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
-    for event in sorted.iter().rev() {
-        if reached.contains(event.event_id()) && !known.contains(event.event_id()) {
-            reached.extend(event.prev_events().iter().cloned());
-        }
-    }
-    sorted.into_iter().filter(|event| reached.contains(event.event_id())).collect()
 }

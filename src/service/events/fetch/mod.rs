@@ -10,32 +10,27 @@
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
+mod gap;
 pub mod limits;
 
 use crate::service::events::Events;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::authorise;
 use crate::error::{Error, Result};
 use crate::federation::calls::RawEvent;
 use crate::protocol::state_res::StateMap;
-use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
+use crate::protocol::{EventId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
-use crate::service::events::accept::{Taken, Terms};
+use crate::service::events::accept::{Taken, Terms, too_much};
 use crate::service::events::authorise::{Hearing, Verdict};
 use crate::service::events::fetch::auth_chains::{Loose, WAYS, Way};
-use crate::service::events::fetch::backfill::{connected, placed};
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::verify::Checked;
+use crate::store::rooms::not_resident;
 use crate::store::{Db, Room, Status};
 
-/// How many missing events are asked for at once. Some servers give no more than 10 or 20.
-const PAGE: usize = 50;
-/// How often more of the same hole is asked for, and how much of it is held in memory until it can be taken in.
-const MOST_PAGES: usize = 100;
-const MOST_IN_HOLE: usize = 2000;
-const MOST_BYTES_IN_HOLE: usize = 16 << 20;
 /// How many events of a hole may have their state asked for: places where other branches begin.
 pub(in crate::service) const MOST_STATES: usize = 3;
 /// Up to so many missing events of a state or an auth chain are fetched one by one, more as a whole.
@@ -46,6 +41,9 @@ pub(in crate::service) const MOST_ONE_BY_ONE: usize = 500;
 const BATCH: usize = 50;
 /// How many servers are asked for one event before it is put off.
 const MOST_ASKED: usize = 4;
+
+/// For how long one event may keep us asking for what it refers to.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One walk to another server, for one event.
 pub(in crate::service) struct Errand<'a> {
@@ -69,6 +67,34 @@ pub(in crate::service) enum Fetched {
 }
 
 impl Events<'_> {
+    /// Takes in a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
+    /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be had.
+    pub fn receive_pdu(&self, origin: &ServerName, pdu: VerifiedPdu) -> Result<()> {
+        if !self.store.read(|db| Ok(db.resident_room(pdu.room_id())?.is_some()))? {
+            return Err(not_resident());
+        }
+        let mut outcome = self.take_in(&pdu, Terms::Relayed, None)?;
+        if matches!(outcome, Taken::NeedsAuth(_) | Taken::NeedsPrev) {
+            let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
+            let servers = self.sources(&room, (origin, &pdu), 0)?;
+            if let Fetched::Taken(taken) =
+                self.take_in_with_missing(&servers, &pdu, Instant::now() + RECEIVE_TIMEOUT)?
+            {
+                outcome = taken?;
+            }
+        }
+        match outcome {
+            Taken::Stored { status: Status::Rejected, reason, .. } => {
+                Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before")))
+            }
+            Taken::Stored { .. } => Ok(()),
+            Taken::NeedsTime(rest) => Err(too_much(rest)),
+            Taken::NeedsAuth(_) | Taken::NeedsPrev => {
+                Err(Error::bad_gateway(format!("{origin} does not have what the event refers to")))
+            }
+        }
+    }
+
     /// Takes in an event after fetching what it refers to: from these servers in turn, until one has it. Errors: 500.
     pub(in crate::service) fn take_in_with_missing(
         &self,
@@ -191,10 +217,6 @@ impl<'a> Errand<'a> {
         }
     }
 
-    fn has_hole(&self, pdu: &Pdu) -> Result<bool> {
-        self.hs.store.read(|db| Ok(!db.unplaced(pdu.prev_events())?.is_empty()))
-    }
-
     /// The time that is left. Errors: 504 if it is over.
     pub(in crate::service) fn left(&self) -> Result<Duration> {
         let left = self.until.saturating_duration_since(Instant::now());
@@ -222,67 +244,6 @@ impl<'a> Errand<'a> {
             }
         });
         passed.filter(|pdu| pdu.room_id() == &self.room.room_id).collect()
-    }
-
-    /// Fetches what lies between our forward extremities and the event, and takes it in, oldest first.
-    fn fill_hole(&mut self, pdu: &VerifiedPdu) -> Result<()> {
-        let heads = self.hs.store.read(|db| db.heads(self.room.key))?;
-        let earliest: Vec<EventId> = heads.into_iter().rev().map(|head| head.event_id).take(PAGE).collect();
-        let mut latest = vec![pdu.event_id().clone()];
-        let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);
-        for _ in 0..MOST_PAGES {
-            let (room_id, left) = (&self.room.room_id, self.left()?);
-            let answer =
-                self.hs.federation.get_missing_events(self.peer, room_id, &earliest, &latest, PAGE, left);
-            let events = match answer {
-                Ok(events) => events,
-                Err(e) => {
-                    let error = e.into_client_error(self.peer);
-                    if error.status() == 504 {
-                        return Err(error);
-                    }
-                    // There is another way: the state before the event.
-                    log::info!("{} gives no missing events: {}", self.peer, error.message());
-                    break;
-                }
-            };
-            let before = found.len();
-            for event in self.checked(&events).into_iter().filter(|e| e.event_id() != pdu.event_id()) {
-                bytes += event.json().len();
-                found.insert(event.event_id().clone(), event);
-            }
-            if found.len() == before || found.len() >= MOST_IN_HOLE || bytes >= MOST_BYTES_IN_HOLE {
-                break;
-            }
-            latest = self.loose_ends(&found)?;
-            if latest.is_empty() {
-                break;
-            }
-        }
-        let events = in_order(found.into_values().collect(), Pdu::prev_events);
-        let known = self.hs.store.read(|db| placed(db, &events))?;
-        let mut events = connected(events, pdu.prev_events(), &known);
-        for event in &events {
-            self.hs.membership().count_knock_from(self.peer, &self.room, event, true)?;
-        }
-        self.hs.events().with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
-        self.take_in_along(&events)
-    }
-
-    /// Those of the events that follow others which are neither here nor among them, the deepest first.
-    fn loose_ends(&self, found: &HashMap<EventId, VerifiedPdu>) -> Result<Vec<EventId>> {
-        let mut loose: Vec<&VerifiedPdu> = Vec::new();
-        self.hs.store.read(|db| {
-            for event in found.values() {
-                let unplaced = db.unplaced(event.prev_events())?;
-                if unplaced.iter().any(|id| !found.contains_key(id)) {
-                    loose.push(event);
-                }
-            }
-            Ok(())
-        })?;
-        loose.sort_unstable_by_key(|event| std::cmp::Reverse(event.depth()));
-        Ok(loose.into_iter().take(PAGE).map(|event| event.event_id().clone()).collect())
     }
 
     /// Takes in events that were fetched for another one, as many as possible in one commit.
@@ -450,50 +411,4 @@ fn state_of(db: &Db<'_>, room: &Room, ids: &[EventId]) -> Result<StateMap> {
         }
     }
     Ok(state)
-}
-
-/// Sorts events so that each comes after those of the others that it refers to; among equals by depth. What refers to
-/// itself in a circle is left out.
-pub(in crate::service) fn in_order(
-    events: Vec<VerifiedPdu>,
-    references: fn(&Pdu) -> &[EventId],
-) -> Vec<VerifiedPdu> {
-    let mut by_id: HashMap<EventId, VerifiedPdu> = HashMap::new();
-    for event in events {
-        by_id.entry(event.event_id().clone()).or_insert(event);
-    }
-    let mut waiting: HashMap<EventId, usize> = HashMap::new();
-    let mut followers: HashMap<EventId, Vec<EventId>> = HashMap::new();
-    let mut ready: BTreeMap<(i64, EventId), ()> = BTreeMap::new();
-    for (id, event) in &by_id {
-        let mut before: Vec<&EventId> =
-            references(event).iter().filter(|id| by_id.contains_key(*id)).collect();
-        before.sort_unstable();
-        before.dedup();
-        for earlier in &before {
-            followers.entry((*earlier).clone()).or_default().push(id.clone());
-        }
-        match before.len() {
-            0 => {
-                ready.insert((event.depth(), id.clone()), ());
-            }
-            count => {
-                waiting.insert(id.clone(), count);
-            }
-        }
-    }
-    let mut sorted = Vec::with_capacity(by_id.len());
-    while let Some(((_, id), ())) = ready.pop_first() {
-        for follower in followers.remove(&id).unwrap_or_default() {
-            let Some(count) = waiting.get_mut(&follower) else { continue };
-            *count -= 1;
-            if *count == 0
-                && let Some(event) = by_id.get(&follower)
-            {
-                ready.insert((event.depth(), follower), ());
-            }
-        }
-        sorted.extend(by_id.remove(&id));
-    }
-    sorted
 }

@@ -27,14 +27,14 @@ const AT_ONCE: usize = 64;
 
 impl LargeAnswer {
     /// Goes on with text.
-    pub(crate) fn text(&mut self, text: impl Into<Vec<u8>>) {
+    pub(in crate::service) fn text(&mut self, text: impl Into<Vec<u8>>) {
         let text = text.into();
         self.length += text.len() as u64;
         self.pieces.push(Piece::Text(text));
     }
 
     /// Goes on with a JSON array of events, each as it is kept but for those that have another form for this reader.
-    pub(crate) fn events(
+    pub(in crate::service) fn events(
         &mut self,
         db: &Db<'_>,
         events: Vec<EventKey>,

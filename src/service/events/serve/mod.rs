@@ -85,7 +85,10 @@ fn push_ids(out: &mut Vec<u8>, db: &Db<'_>, events: &[EventKey]) -> Result<()> {
 
 /// Every event that these events rest on: their auth events, and theirs, each once. The events themselves are in it
 /// where others of them rest on them.
-pub(crate) fn auth_chain<'p>(db: &Db<'_>, of: impl IntoIterator<Item = &'p Pdu>) -> Result<Vec<Pdu>> {
+pub(in crate::service) fn auth_chain<'p>(
+    db: &Db<'_>,
+    of: impl IntoIterator<Item = &'p Pdu>,
+) -> Result<Vec<Pdu>> {
     let (mut seen, mut chain) = (HashSet::new(), Vec::new());
     let mut next: Vec<EventId> = Vec::new();
     // Most of what a state rests on is in it.

@@ -1,0 +1,153 @@
+//! Gaps: events that others follow and that we do not have. What lies between our forward extremities and an event is
+//! asked for (`get_missing_events`) and put in order.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::Errand;
+use crate::error::Result;
+use crate::protocol::{EventId, Pdu, VerifiedPdu};
+use crate::store::Db;
+
+/// How many missing events are asked for at once. Some servers give no more than 10 or 20.
+const PAGE: usize = 50;
+/// How often more of the same hole is asked for, and how much of it is held in memory until it can be taken in.
+const MOST_PAGES: usize = 100;
+const MOST_IN_HOLE: usize = 2000;
+const MOST_BYTES_IN_HOLE: usize = 16 << 20;
+
+impl Errand<'_> {
+    pub(super) fn has_hole(&self, pdu: &Pdu) -> Result<bool> {
+        self.hs.store.read(|db| Ok(!db.unplaced(pdu.prev_events())?.is_empty()))
+    }
+
+    /// Fetches what lies between our forward extremities and the event, and takes it in, oldest first.
+    pub(super) fn fill_hole(&mut self, pdu: &VerifiedPdu) -> Result<()> {
+        let heads = self.hs.store.read(|db| db.heads(self.room.key))?;
+        let earliest: Vec<EventId> = heads.into_iter().rev().map(|head| head.event_id).take(PAGE).collect();
+        let mut latest = vec![pdu.event_id().clone()];
+        let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);
+        for _ in 0..MOST_PAGES {
+            let (room_id, left) = (&self.room.room_id, self.left()?);
+            let answer =
+                self.hs.federation.get_missing_events(self.peer, room_id, &earliest, &latest, PAGE, left);
+            let events = match answer {
+                Ok(events) => events,
+                Err(e) => {
+                    let error = e.into_client_error(self.peer);
+                    if error.status() == 504 {
+                        return Err(error);
+                    }
+                    // There is another way: the state before the event.
+                    log::info!("{} gives no missing events: {}", self.peer, error.message());
+                    break;
+                }
+            };
+            let before = found.len();
+            for event in self.checked(&events).into_iter().filter(|e| e.event_id() != pdu.event_id()) {
+                bytes += event.json().len();
+                found.insert(event.event_id().clone(), event);
+            }
+            if found.len() == before || found.len() >= MOST_IN_HOLE || bytes >= MOST_BYTES_IN_HOLE {
+                break;
+            }
+            latest = self.loose_ends(&found)?;
+            if latest.is_empty() {
+                break;
+            }
+        }
+        let events = in_order(found.into_values().collect(), Pdu::prev_events);
+        let known = self.hs.store.read(|db| placed(db, &events))?;
+        let mut events = connected(events, pdu.prev_events(), &known);
+        for event in &events {
+            self.hs.membership().count_knock_from(self.peer, &self.room, event, true)?;
+        }
+        self.hs.events().with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
+        self.take_in_along(&events)
+    }
+
+    /// Those of the events that follow others which are neither here nor among them, the deepest first.
+    fn loose_ends(&self, found: &HashMap<EventId, VerifiedPdu>) -> Result<Vec<EventId>> {
+        let mut loose: Vec<&VerifiedPdu> = Vec::new();
+        self.hs.store.read(|db| {
+            for event in found.values() {
+                let unplaced = db.unplaced(event.prev_events())?;
+                if unplaced.iter().any(|id| !found.contains_key(id)) {
+                    loose.push(event);
+                }
+            }
+            Ok(())
+        })?;
+        loose.sort_unstable_by_key(|event| std::cmp::Reverse(event.depth()));
+        Ok(loose.into_iter().take(PAGE).map(|event| event.event_id().clone()).collect())
+    }
+}
+
+/// Sorts events so that each comes after those of the others that it refers to; among equals by depth. What refers to
+/// itself in a circle is left out.
+pub(super) fn in_order(events: Vec<VerifiedPdu>, references: fn(&Pdu) -> &[EventId]) -> Vec<VerifiedPdu> {
+    let mut by_id: HashMap<EventId, VerifiedPdu> = HashMap::new();
+    for event in events {
+        by_id.entry(event.event_id().clone()).or_insert(event);
+    }
+    let mut waiting: HashMap<EventId, usize> = HashMap::new();
+    let mut followers: HashMap<EventId, Vec<EventId>> = HashMap::new();
+    let mut ready: BTreeMap<(i64, EventId), ()> = BTreeMap::new();
+    for (id, event) in &by_id {
+        let mut before: Vec<&EventId> =
+            references(event).iter().filter(|id| by_id.contains_key(*id)).collect();
+        before.sort_unstable();
+        before.dedup();
+        for earlier in &before {
+            followers.entry((*earlier).clone()).or_default().push(id.clone());
+        }
+        match before.len() {
+            0 => {
+                ready.insert((event.depth(), id.clone()), ());
+            }
+            count => {
+                waiting.insert(id.clone(), count);
+            }
+        }
+    }
+    let mut sorted = Vec::with_capacity(by_id.len());
+    while let Some(((_, id), ())) = ready.pop_first() {
+        for follower in followers.remove(&id).unwrap_or_default() {
+            let Some(count) = waiting.get_mut(&follower) else { continue };
+            *count -= 1;
+            if *count == 0
+                && let Some(event) = by_id.get(&follower)
+            {
+                ready.insert((event.depth(), follower), ());
+            }
+        }
+        sorted.extend(by_id.remove(&id));
+    }
+    sorted
+}
+
+/// Those of the events that have their place in the graph already.
+pub(super) fn placed(db: &Db<'_>, events: &[VerifiedPdu]) -> Result<HashSet<EventId>> {
+    let mut known = HashSet::new();
+    for event in events {
+        if db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier) {
+            known.insert(event.event_id().clone());
+        }
+    }
+    Ok(known)
+}
+
+/// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
+/// have no place there. What lies before a known event is for the hole before that one.
+pub(super) fn connected(
+    sorted: Vec<VerifiedPdu>,
+    wanted: &[EventId],
+    known: &HashSet<EventId>,
+) -> Vec<VerifiedPdu> {
+    let mut reached: HashSet<EventId> = wanted.iter().cloned().collect();
+    for event in sorted.iter().rev() {
+        if reached.contains(event.event_id()) && !known.contains(event.event_id()) {
+            reached.extend(event.prev_events().iter().cloned());
+        }
+    }
+    sorted.into_iter().filter(|event| reached.contains(event.event_id())).collect()
+}

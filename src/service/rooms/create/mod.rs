@@ -1,0 +1,219 @@
+//! `POST /createRoom`: what is asked for becomes a list of events (`plan.rs`), which are signed one on top of the other and
+//! make the room in one transaction; the invitations follow on their own.
+
+mod plan;
+
+use std::collections::BTreeMap;
+
+use serde_json::Map;
+
+pub use self::plan::{CreateRoom, PlannedEvent, Visibility};
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::event_auth;
+use crate::protocol::room_version::room_version;
+use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, VerifiedPdu};
+use crate::random;
+use crate::service::events::build::{Draft, Pen, draft_object, references};
+use crate::service::rooms::Rooms;
+use crate::store::rooms::append::{Append, Current, StateRef};
+use crate::store::{Room, Status, Tx};
+
+impl Rooms<'_> {
+    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a room the
+    /// answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's server that
+    /// cannot be reached within seconds gets the invite in the background.
+    ///
+    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`, `M_INVALID_PARAM`,
+    /// `M_BAD_JSON`; 403 if one of ours cannot be invited; 429 if too many invites are owed already; those of identity
+    /// servers that are asked whom addresses belong to.
+    pub fn create_room(&self, creator: &UserId, request: &CreateRoom) -> Result<RoomId> {
+        let version = match request.room_version.as_deref() {
+            None => self.config.default_room_version,
+            Some(id) => room_version(id).ok_or_else(|| {
+                Error::new(ErrCode::UnsupportedRoomVersion, "This server does not support the room version")
+            })?,
+        };
+        let (mut invitees, mut addresses) = (request.invitees()?, Vec::new());
+        for address in request.third_party_invitees()? {
+            match self.membership().look_up_third_party(address)? {
+                Some(user) if !invitees.contains(&user) => invitees.push(user),
+                Some(_) => {}
+                None => addresses.push(address),
+            }
+        }
+        if invitees.contains(creator) {
+            return Err(Error::forbidden("You are in the room that you make, and cannot be invited to it"));
+        }
+        // Before there is a room, so that a mistyped name leaves none behind.
+        self.membership().check_own_invitees(&invitees)?;
+        let alias = request.room_alias_name.as_deref().map(|name| self.own_alias(name)).transpose()?;
+        let in_use = || Error::new(ErrCode::RoomInUse, "There is a room with this alias already");
+        let (profile, taken) = self.store.read(|db| {
+            let taken = alias.as_ref().map(|alias| db.alias(alias)).transpose()?.flatten();
+            Ok((db.profile(creator)?, taken.is_some()))
+        })?;
+        if taken {
+            return Err(in_use());
+        }
+        let events = request.plan(creator, &profile, version, alias.as_ref())?;
+        let published = request.visibility == Some(Visibility::Public);
+        let mut extra = Map::new();
+        if request.is_direct == Some(true) {
+            extra.insert("is_direct".to_owned(), true.into());
+        }
+        let (ours, elsewhere): (Vec<UserId>, Vec<UserId>) =
+            invitees.into_iter().partition(|user| self.is_ours(user));
+        let is_owed_any = !elsewhere.is_empty();
+        let (owner, said, now) = (creator.clone(), extra.clone(), self.clock.now_ms());
+        let room_id = self
+            .create_room_with(version, creator, &events, move |tx, room| {
+                if let Some(alias) = &alias
+                    && !tx.add_alias(alias, &room.room_id, &owner)?
+                {
+                    return Err(in_use());
+                }
+                if published {
+                    tx.set_published(&room.room_id, true)?;
+                }
+                // With the room, so that no crash can come between.
+                elsewhere
+                    .iter()
+                    .try_for_each(|invitee| tx.owe_invite((&room.room_id, &owner, invitee), &said, now))
+            })
+            .map_err(as_room_state_error)?;
+        let not_invited = |whom: &str, error: Error| {
+            log::log!(error.level(log::Level::Warn), "{whom} is not invited to {room_id}: {error}")
+        };
+        for invitee in &ours {
+            let invited = self.membership().invite(creator, &room_id, invitee, None, extra.clone());
+            invited.unwrap_or_else(|e| not_invited(invitee.as_str(), e));
+        }
+        if is_owed_any {
+            self.membership().await_first_invites(&room_id);
+        }
+        for address in addresses {
+            let invited = self.membership().invite_third_party(creator, &room_id, address);
+            invited.unwrap_or_else(|e| not_invited("an address", e));
+        }
+        Ok(room_id)
+    }
+
+    /// Makes a room of the events that its creator sends, the first of which is `m.room.create`, in one transaction;
+    /// `extra` adds what else belongs to it. Errors: 403 `M_FORBIDDEN` if one of the events is not allowed on top of
+    /// those before, 400 `M_BAD_JSON`, 413 `M_TOO_LARGE`.
+    pub fn create_room_with(
+        &self,
+        version: RoomVersion,
+        creator: &UserId,
+        events: &[PlannedEvent],
+        extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
+    ) -> Result<RoomId> {
+        let (mut pen, mut extra) = (self.events().pen(), extra);
+        loop {
+            let pdus = compose_room(&pen, version, creator, events)?;
+            let made = self.store.write(move |tx| match put_new_room(tx, version, &pdus)? {
+                None => Ok(Err(extra)),
+                Some(room) => {
+                    extra(tx, &room)?;
+                    Ok(Ok(room.room_id))
+                }
+            })?;
+            match made {
+                Ok(room_id) => return Ok(room_id),
+                // From version 12 on a room's id is the hash of its first event: two rooms that one user makes alike in
+                // the same millisecond would be one.
+                Err(unused) => (pen.now, extra) = (pen.now + 1, unused),
+            }
+        }
+    }
+}
+
+/// Stores a new room. None if there is one with its id.
+fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> Result<Option<Room>> {
+    let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
+    if tx.room(create.room_id())?.is_some() {
+        return Ok(None);
+    }
+    let key = tx.make_room(create.room_id(), version)?.key;
+    let mut state = tx.root_snapshot(&BTreeMap::new())?;
+    let mut heads = Vec::new();
+    for pdu in pdus {
+        let room = tx.room_by_key(key)?;
+        let appended = tx.append(&Append {
+            room: &room,
+            pdu,
+            status: Status::Accepted,
+            outgoing: true,
+            state_before: StateRef::snapshot(state),
+            old_heads: &heads,
+            kept_heads: Vec::new(),
+            overtakes: Vec::new(),
+            becomes_head: true,
+            current: Current::AfterThis,
+            missing: Vec::new(),
+            history: None,
+        })?;
+        (state, heads) = (appended.state_after, vec![appended.key]);
+    }
+    tx.room_by_key(key).map(Some)
+}
+
+/// Signs the events of a new room, each judged against the state that those before it make.
+fn compose_room(
+    pen: &Pen,
+    version: RoomVersion,
+    creator: &UserId,
+    events: &[PlannedEvent],
+) -> Result<Vec<VerifiedPdu>> {
+    let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
+    let mut pdus: Vec<VerifiedPdu> = Vec::new();
+    // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
+    let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), pen.server))?;
+    for event in events {
+        let draft = Draft {
+            room: room.clone(),
+            sender: creator.clone(),
+            event_type: event.event_type.clone(),
+            state_key: Some(event.state_key.clone()),
+            content: event.content.clone(),
+            redacts: None,
+        };
+        let wanted = event_auth::auth_types(
+            &draft.event_type,
+            creator.as_str(),
+            draft.state_key.as_deref(),
+            &draft.content,
+            version,
+        );
+        let auth: Vec<Pdu> = wanted.iter().filter_map(|key| state.get(key).cloned()).collect();
+        let mut object = draft_object(&draft, version, pen.now);
+        object.insert("prev_events".into(), references(pdus.last().map(|pdu| Pdu::clone(pdu)).as_slice()));
+        object.insert("auth_events".into(), references(&auth));
+        object.insert("depth".into(), (pdus.len() + 1).into());
+        let pdu = pen.write(object, version)?;
+        let allowed = match pdu.event_type() {
+            "m.room.create" => event_auth::check_auth_events(&pdu, &[], &|_| false, version),
+            _ => event_auth::check(&pdu, version, &|kind, key| {
+                state.get(&(kind.to_owned(), key.to_owned())).cloned()
+            }),
+        };
+        allowed.map_err(Error::from)?;
+        if pdus.is_empty() {
+            if pdu.event_type() != "m.room.create" {
+                return Err(Error::bad_json("A room begins with its create event"));
+            }
+            room = pdu.room_id().clone();
+        }
+        state.insert((event.event_type.clone(), event.state_key.clone()), Pdu::clone(&pdu));
+        pdus.push(pdu);
+    }
+    Ok(pdus)
+}
+
+/// "The initial state implied by the parameters to the request is invalid": what the auth rules of a new room refuse.
+fn as_room_state_error(error: Error) -> Error {
+    if error.errcode() == ErrCode::Forbidden {
+        return Error::new(ErrCode::InvalidRoomState, error.message().to_owned());
+    }
+    error
+}
