@@ -5,6 +5,7 @@
 //!
 //! - `handshakes`: knocks, invites, joins and leaves in every way they can end.
 //! - `handshakes_that_meet`: two handshakes of one user in one room, every pair, in both orders and at once.
+//! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
 //! - `third_party_invites`: invites of e-mail addresses, through a scripted identity server.
 //! - `new_rooms`: those who are invited to a new room and cannot be reached hold up nobody.
 //! - `large_rooms`: joining rooms with many members, whose keys only a notary has.
@@ -52,6 +53,7 @@ mod new_rooms;
 mod outside;
 mod policy_servers;
 mod receipt;
+mod remote_memberships;
 mod room_graph;
 mod server_server_api;
 mod strangers_at_the_door;
