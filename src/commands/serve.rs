@@ -1,7 +1,7 @@
 //! `doorstep serve`: a homeserver until SIGTERM or SIGINT.
 
 use doorstep::clock::Clock;
-use doorstep::config::{Config, Data, Registration, Settings};
+use doorstep::config::{Config, Data, Registration, Settings, reachable};
 use doorstep::launch::Launched;
 use doorstep::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -35,7 +35,11 @@ fn greet(launched: &Launched) -> Result<()> {
     let config = &launched.homeserver.config;
     say(&format!("Doorstep {} is {}", env!("CARGO_PKG_VERSION"), config.server_name));
     for (number, address) in launched.addresses().iter().enumerate() {
-        say(&format!("  {}://{address}", if number < config.listen.len() { "http" } else { "https" }));
+        let scheme = if number < config.listen.len() { "http" } else { "https" };
+        // What is shown can be pasted into a client.
+        let shown = reachable(*address);
+        let others = if shown == *address { "" } else { " and every other address of this machine" };
+        say(&format!("  {scheme}://{shown}{others}"));
     }
     match &config.data {
         Data::Folder(folder) => say(&format!("  data in {}", folder.display())),

@@ -41,7 +41,7 @@ fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
             child.kill().expect("a running child can be killed");
             panic!("{command:?} goes on and on");
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::park_timeout(Duration::from_millis(5));
     }
     let ended = child.wait_with_output().expect("its output is short");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
@@ -291,18 +291,22 @@ fn a_port_alone_is_listened_on_at_this_machine_and_with_a_colon_everywhere() {
     let scratch = Scratch::new();
     for (given, shown) in [
         ("0", &["http://127.0.0.1:"][..]),
-        (":0", &["http://[::]:", "http://0.0.0.0:"]),
+        (":0", &["http://[::1]:", "http://127.0.0.1:"]),
+        ("0.0.0.0:0", &["http://127.0.0.1:"]),
         ("[::1]:0", &["http://[::1]:"]),
     ] {
         if given == "[::1]:0" && TcpListener::bind(given).is_err() {
             continue;
         }
-        let folder = scratch.path(&format!("port{}", given.len()));
+        let folder = scratch.path(&format!("port-{}", given.replace(|c: char| !c.is_alphanumeric(), "_")));
         let mut child = doorstep(&["serve", "--data", &folder, "--listen", given]).spawn().expect("a binary");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
         let line = lines.find(|line| line.contains("://")).unwrap_or_default();
-        let port: u16 = line.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default();
-        let reached = std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() || given == "[::1]:0";
+        // What is shown can be pasted into a client.
+        let address = line.split_whitespace().next().unwrap_or_default().trim_start_matches("http://");
+        let port: u16 = address.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default();
+        let reached = std::net::TcpStream::connect(address).is_ok()
+            && (std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() || given == "[::1]:0");
         child.kill().expect("a running child");
         child.wait().expect("an end");
         assert!(shown.iter().any(|shown| line.trim().starts_with(shown)), "{given}: {line:?}");
