@@ -113,6 +113,11 @@ impl Error {
         Self::new(ErrCode::Forbidden, message)
     }
 
+    /// 403 `M_FORBIDDEN` for a user who is not in a room, whether or not there is such a room.
+    pub fn not_in_room() -> Self {
+        Self::forbidden("You are not in this room")
+    }
+
     /// 404 `M_NOT_FOUND`.
     pub fn not_found(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrCode::NotFound, message)

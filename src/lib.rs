@@ -68,7 +68,7 @@
 //!   back so far: `service/events/fetch/backfill.rs`.
 //! - What somebody has to prove first, and the answer that a client lost: `service/accounts/interactive_auth.rs`. How often a
 //!   password may be tried: `service/accounts/passwords.rs`. Whose address counts: [`address`]. Who is shown what an erased user
-//!   said: `service/accounts/erasure.rs`.
+//!   said: `service/events/erasure.rs`.
 //! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
 //!   `service/`, and `service/incoming/edus.rs` for what they share.
 //! - Whatever clients and other servers send or answer becomes values in one place, `protocol/json/parse.rs`, which weighs them

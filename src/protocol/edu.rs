@@ -7,9 +7,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::protocol::ids::UserId;
-use crate::protocol::json::{AtMost, ObjectText};
+use crate::protocol::ids::{EventId, RoomId, UserId};
+use crate::protocol::json::{AtMost, First, FirstMembers, ObjectText};
 
+/// Rooms of one `m.receipt`, and receipts of one room, that are looked at.
+pub const RECEIPTS_MAX: usize = 1000;
+/// Users of one `m.presence` that are looked at.
+const PRESENCES_MAX: usize = 100;
 /// `prev_id`s of one `m.device_list_update`.
 const PREVIOUS_UPDATES_MAX: usize = 1000;
 
@@ -31,6 +35,82 @@ pub struct Edu {
     pub replaces: Option<String>,
     /// `{"edu_type": …, "content": …}`.
     pub json: String,
+}
+
+/// The content of `m.typing`.
+#[derive(Deserialize)]
+pub struct TypingContent {
+    /// Where.
+    pub room_id: RoomId,
+    /// Who.
+    pub user_id: UserId,
+    /// Whether they type from now on.
+    pub typing: bool,
+}
+
+/// The content of `m.receipt`: [`RoomReceipts`] by room.
+pub type ReceiptContent<'t> = FirstMembers<Cow<'t, str>, &'t RawValue, RECEIPTS_MAX>;
+
+/// The receipts of one room. Private ones "MUST NOT appear"; other types are unknown.
+#[derive(Deserialize)]
+pub struct RoomReceipts<'t> {
+    /// A [`UserReceipt`] each, by user.
+    #[serde(borrow, rename = "m.read", default)]
+    pub read: FirstMembers<Cow<'t, str>, &'t RawValue, RECEIPTS_MAX>,
+}
+
+/// The receipt of one user in one room.
+#[derive(Deserialize)]
+pub struct UserReceipt {
+    /// "The extremity event IDs that the user has read up to."
+    pub event_ids: Vec<EventId>,
+    /// The rest.
+    #[serde(default)]
+    pub data: ReceiptData,
+}
+
+/// What is said of a receipt beside its event.
+#[derive(Deserialize, Default)]
+pub struct ReceiptData {
+    /// When the user read the event, in milliseconds since 1970.
+    #[serde(default)]
+    pub ts: Option<i64>,
+    /// `main`, or the root of a thread.
+    #[serde(default)]
+    pub thread_id: Option<String>,
+}
+
+/// The content of `m.presence`.
+#[derive(Deserialize)]
+pub struct PresenceContent<'t> {
+    /// A [`UserPresence`] each.
+    #[serde(borrow)]
+    pub push: First<&'t RawValue, PRESENCES_MAX>,
+}
+
+/// The presence of one user.
+#[derive(Deserialize)]
+pub struct UserPresence {
+    /// Whose.
+    pub user_id: UserId,
+    /// `online`, `unavailable` or `offline`.
+    pub presence: String,
+    /// What they say of it.
+    #[serde(default)]
+    pub status_msg: Option<String>,
+    /// In milliseconds.
+    #[serde(default)]
+    pub last_active_ago: Option<i64>,
+    /// Whether they are at it right now.
+    #[serde(default)]
+    pub currently_active: bool,
+}
+
+/// The content of `m.signing_key_update`, as far as it is of interest.
+#[derive(Deserialize)]
+pub struct SigningKeyUpdate {
+    /// Whose keys.
+    pub user_id: UserId,
 }
 
 /// Contents of messages by user and device.

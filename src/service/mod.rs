@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod background;
+mod deactivation;
 pub mod devices;
 pub mod ephemeral;
 pub mod events;
@@ -155,7 +156,7 @@ impl Homeserver {
         self.ephemeral().remember_presences()?;
         self.scheduler.start(self)?;
         self.laggards.start(self)?;
-        self.accounts().finish_deactivations()
+        self.finish_deactivations()
     }
 
     /// Ends those threads and every wait. What they had left to do is in the database.

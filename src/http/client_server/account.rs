@@ -63,7 +63,7 @@ pub fn deactivate(hs: &Arc<Homeserver>, request: &Request, requester: Option<&Re
         Some(_) => Err(Error::bad_json("erase must be true or false")),
     };
     let close = |erase: bool, proof: &Proof| {
-        hs.accounts().deactivate(proved_user(proof)?, erase)?;
+        hs.deactivate(proved_user(proof)?, erase)?;
         // We have no third-party identifiers, so that nothing was left bound.
         Ok(json!({ "id_server_unbind_result": "success" }))
     };

@@ -1,7 +1,6 @@
 //! Accounts: who may have one, how an account ends.
 
 pub mod account_data;
-pub mod erasure;
 pub(super) mod ignored_users;
 pub mod interactive_auth;
 pub mod openid;
@@ -19,7 +18,6 @@ use super::Homeserver;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
-use crate::protocol::pdu::Membership;
 use crate::random;
 use crate::service::accounts::profile::checked_display_name;
 use crate::service::accounts::sessions::{Login, NewLogin};
@@ -175,9 +173,9 @@ impl Accounts<'_> {
         })
     }
 
-    /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown redacted
-    /// to those who come later (see `service/accounts/erasure.rs`), and what else there is of it is deleted.
-    pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
+    /// Closes an account for good. Its name stays taken. With `erase`, what it sent is shown redacted to those who come
+    /// later (see `service/events/erasure.rs`), and what else there is of it is deleted.
+    pub(in crate::service) fn close(&self, user: &UserId, erase: bool) -> Result<()> {
         let closed = user.clone();
         self.store.write(move |tx| {
             let gone = tx.deactivate(&closed)?;
@@ -185,31 +183,7 @@ impl Accounts<'_> {
                 tx.erase(&closed)?;
             }
             tell_of_devices(tx, &closed, &gone)
-        })?;
-        self.leave_all_rooms(user)
-    }
-
-    /// Finishes the deactivations that the last stop cut short.
-    pub fn finish_deactivations(&self) -> Result<()> {
-        let users = self.store.read(|db| db.deactivated_users_in_rooms())?;
-        users.iter().try_for_each(|user| self.leave_all_rooms(user))
-    }
-
-    fn leave_all_rooms(&self, user: &UserId) -> Result<()> {
-        let present = |m: Membership| matches!(m, Membership::Join | Membership::Invite | Membership::Knock);
-        let rooms = self.store.read(|db| {
-            let here = db.rooms_of(user)?.into_iter().filter(|room| present(room.membership));
-            let elsewhere = db.rooms_dealt_with_from_outside(user)?;
-            Ok(here.map(|room| room.room_id).chain(elsewhere).collect::<Vec<_>>())
-        })?;
-        for room in rooms {
-            if let Err(e) = self.membership().leave(user, &room, None) {
-                // One odd room must not keep the user in all the others.
-                log::log!(e.level(log::Level::Warn), "{user} was deactivated and cannot leave {room}: {e}");
-            }
-        }
-        let user = user.clone();
-        self.store.write(move |tx| tx.deactivated_user_left(&user))
+        })
     }
 }
 
@@ -265,7 +239,7 @@ mod tests {
                 ErrCode::Forbidden
             );
         }
-        hs.accounts().deactivate(&alice, false).unwrap();
+        hs.deactivate(&alice, false).unwrap();
         assert!(hs.accounts().check_password(&alice, "open sesame", None).is_err());
         assert_eq!(hs.accounts().register_user("alice", None).unwrap_err().errcode(), ErrCode::UserInUse);
     }

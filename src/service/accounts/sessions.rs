@@ -331,7 +331,7 @@ mod tests {
         hs.accounts().delete_all_devices(&alice).unwrap();
         assert!(!knows(&hs, &first));
         assert!(hs.store.read(|db| db.devices(&alice)).unwrap().is_empty());
-        hs.accounts().deactivate(&alice, false).unwrap();
+        hs.deactivate(&alice, false).unwrap();
         assert_eq!(
             hs.accounts().log_in(&alice, None, None, false).unwrap_err().errcode(),
             ErrCode::Forbidden

@@ -17,7 +17,6 @@ use crate::error::Result;
 use crate::locks::{lock, wait_timeout, wait_until};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::membership::backoff_ms;
 use crate::store::{Changes, RoomKey};
 
 /// How many jobs are done at once. They mostly wait for other servers.
@@ -31,6 +30,8 @@ const MOST_TO_ONE: usize = 3;
 const AFTER_FAILURE: Millis = 60_000;
 /// And this long if not even that could be written down.
 const REST: Duration = Duration::from_secs(5);
+/// And this long before the database is looked at again that could not be read.
+const AFTER_FAILED_LOOK_MS: Millis = 5_000;
 /// How often the clock is looked at. Nothing else happens then, unless something is due.
 const TICK: Duration = Duration::from_millis(250);
 /// How long until the database is looked at again although nothing is known to be due.
@@ -268,7 +269,7 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
             Ok(None) => now + LOOK_AT_LEAST,
             Err(error) => {
                 log::log!(error.level(log::Level::Error), "the timer could not look at what is due: {error}");
-                now + backoff_ms(0)
+                now + AFTER_FAILED_LOOK_MS
             }
         });
     }

@@ -3,22 +3,20 @@
 //! The updates of one user form a chain: each has a number (`stream_id`) and names the one before it (`prev_id`). Where
 //! the chain has a gap, the whole list is fetched.
 
-use crate::service::devices::Devices;
-
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::calls::{self, UserDevicesAnswer};
-use crate::protocol::UserId;
-use crate::protocol::edu::{DeviceListUpdate, DeviceNews, DeviceUpdate, RemoteDevice};
+use crate::protocol::edu::{DeviceListUpdate, DeviceNews, DeviceUpdate, RemoteDevice, SigningKeyUpdate};
 use crate::protocol::json::{AtMost, First, ObjectText, read_object};
-use crate::service::incoming::edus::Intake;
-use crate::service::membership::backoff_ms;
-use crate::store::devices::device_lists::{OwnChange, RemoteDeviceList};
-use crate::store::{Db, Tx};
+use crate::protocol::{ServerName, UserId};
+use crate::service::devices::{Devices, is_of};
+use crate::service::outgoing::device_list_update;
+use crate::store::Tx;
+use crate::store::devices::device_lists::RemoteDeviceList;
 
 /// Devices of one user of another server that are remembered.
 const MOST_DEVICES: usize = 1000;
@@ -30,6 +28,8 @@ const LONGEST_NAME: usize = 512;
 const LARGEST_KEYS: usize = 16 << 10;
 /// For how long a list is put off that is being fetched: longer than that may take.
 const LEASE: Millis = 10 * 60 * 1000;
+/// Pauses between attempts to fetch a list: twenty seconds at first, three hours in the end.
+const FETCH_PAUSES: Backoff = Backoff { first_ms: 20_000, factor: 4, longest_ms: 3 * 3_600_000 };
 /// After so many failures a list is not fetched until its server says something new.
 const MOST_ATTEMPTS: u32 = 12;
 
@@ -40,33 +40,13 @@ pub(in crate::service) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device:
     if servers.is_empty() {
         return Ok(());
     }
-    let Some(edu) = last_update(tx, user)? else { return Ok(()) };
+    let Some(edu) = device_list_update(tx, user)? else { return Ok(()) };
     servers.iter().try_for_each(|server| tx.owe_device_update(server, (user, device), &edu))
 }
 
 /// The same for several.
 pub(in crate::service) fn tell_of_devices(tx: &mut Tx<'_>, user: &UserId, devices: &[String]) -> Result<()> {
     devices.iter().try_for_each(|device| tell_of_device(tx, user, device))
-}
-
-/// The last update of one of our users' devices; none if there never was one. It is told to servers that share a room with
-/// the user from now on, too: who has it knows that its list is right, and who lacks what it rests on fetches the list.
-pub(in crate::service) fn last_update(db: &Db<'_>, user: &UserId) -> Result<Option<String>> {
-    let Some(OwnChange { stream_id, previous, device_id }) = db.own_device_change(user)? else {
-        return Ok(None);
-    };
-    let prev_id: Vec<i64> = previous.into_iter().collect();
-    let mut content =
-        json!({ "user_id": user, "device_id": device_id, "stream_id": stream_id, "prev_id": prev_id });
-    match db.device(user, &device_id)? {
-        Some(device) => {
-            if let Some(name) = device.display_name {
-                content["device_display_name"] = name.into();
-            }
-        }
-        None => content["deleted"] = true.into(),
-    }
-    Ok(Some(json!({ "edu_type": "m.device_list_update", "content": content }).to_string()))
 }
 
 impl Devices<'_> {
@@ -82,35 +62,9 @@ impl Devices<'_> {
         })
     }
 
-    /// `m.device_list_update` of another server, to be taken in at the end of the transaction.
-    pub(in crate::service) fn receive_device_list_update(&self, intake: &mut Intake<'_>, content: &[u8]) {
-        let Ok(said) = read_object::<DeviceListUpdate<'_>>(content) else { return };
-        if let Some(device) = device_of(&said.device_id, said.device_display_name.as_deref(), said.keys)
-            && intake.owns(&said.user_id)
-        {
-            let DeviceListUpdate { user_id, stream_id, prev_id: AtMost(prev_id), deleted, .. } = said;
-            intake.devices.push(DeviceNews::Update(DeviceUpdate {
-                user_id,
-                device,
-                stream_id,
-                prev_id,
-                deleted,
-            }));
-        }
-    }
-
-    /// `m.signing_key_update` of another server. The keys are fetched by whoever asks for them.
-    pub(in crate::service) fn receive_signing_key_update(&self, intake: &mut Intake<'_>, content: &[u8]) {
-        #[derive(Deserialize)]
-        struct Whose {
-            user_id: UserId,
-        }
-        let whose = read_object::<Whose>(content).ok().filter(|whose| intake.owns(&whose.user_id));
-        intake.devices.extend(whose.map(|whose| DeviceNews::SigningKeys(whose.user_id)));
-    }
-
-    /// Takes in what was put by, in a few commits. Users with whom nobody here shares a room are of no interest.
-    pub(in crate::service) fn take_in_device_news(&self, news: Vec<DeviceNews>) -> Result<()> {
+    /// Stores what a transaction said of its sender's devices, in a few commits. Users with whom nobody here shares a room
+    /// are of no interest.
+    pub(in crate::service) fn receive_device_news(&self, news: Vec<DeviceNews>) -> Result<()> {
         let (mut gaps, mut left) = (false, news);
         while !left.is_empty() {
             let later = left.split_off(left.len().min(AT_ONCE));
@@ -178,7 +132,7 @@ impl Devices<'_> {
                 log::info!("the devices of {user} cannot be fetched: {e}");
                 let attempts = before.attempts + 1;
                 let again = e.is_transient() && attempts < MOST_ATTEMPTS;
-                let due_ms = again.then(|| now + backoff_ms(attempts));
+                let due_ms = again.then(|| now + FETCH_PAUSES.pause_ms(attempts));
                 self.store.write(move |tx| match tx.remote_device_list(&owner)? {
                     Some(list) => {
                         tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..list })
@@ -188,6 +142,22 @@ impl Devices<'_> {
             }
         }
     }
+}
+
+/// What an `m.device_list_update` of this server comes to; none if it is not about one of the server's own users, or too
+/// large to be kept.
+pub(in crate::service) fn read_device_list_update(origin: &ServerName, content: &[u8]) -> Option<DeviceNews> {
+    let read = read_object::<DeviceListUpdate<'_>>(content).ok()?;
+    let device = device_of(&read.device_id, read.device_display_name.as_deref(), read.keys)?;
+    let DeviceListUpdate { user_id, stream_id, prev_id: AtMost(prev_id), deleted, .. } = read;
+    let update = DeviceUpdate { user_id, device, stream_id, prev_id, deleted };
+    is_of(origin, &update.user_id).then_some(DeviceNews::Update(update))
+}
+
+/// What an `m.signing_key_update` of this server comes to. The keys are fetched by whoever asks for them.
+pub(in crate::service) fn read_signing_key_update(origin: &ServerName, content: &[u8]) -> Option<DeviceNews> {
+    let SigningKeyUpdate { user_id } = read_object(content).ok()?;
+    is_of(origin, &user_id).then_some(DeviceNews::SigningKeys(user_id))
 }
 
 /// Takes in one update. Whether the chain has a gap.
@@ -237,7 +207,7 @@ fn replace(
     tx.replace_remote_devices(user, fetched.iter().take(MOST_DEVICES))?;
     let attempts = if overtaken { before.attempts + 1 } else { 0 };
     let again = overtaken && attempts < MOST_ATTEMPTS;
-    let due_ms = again.then(|| now + backoff_ms(attempts));
+    let due_ms = again.then(|| now + FETCH_PAUSES.pause_ms(attempts));
     let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts };
     tx.set_remote_device_list(user, &list)?;
     tx.devices_changed(user, None)

@@ -5,6 +5,7 @@ pub mod to_device;
 
 use std::ops::Deref;
 
+use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 
 /// Devices: their lists, and messages to them, here and across servers.
@@ -24,4 +25,9 @@ impl Homeserver {
     pub fn devices(&self) -> Devices<'_> {
         Devices(self)
     }
+}
+
+/// Whether this user is one of this server.
+fn is_of(server: &ServerName, user: &UserId) -> bool {
+    user.server_name() == server.as_str()
 }

@@ -1,6 +1,5 @@
 //! Messages from device to device: kept for ours until they have them, owed durably to the servers of others.
 
-use crate::service::devices::Devices;
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::json;
@@ -12,7 +11,7 @@ use crate::protocol::edu::{DeviceMessages, DirectToDevice};
 use crate::protocol::json::{ObjectText, read, read_object};
 use crate::protocol::{ServerName, UserId};
 use crate::random;
-use crate::service::incoming::edus::Intake;
+use crate::service::devices::{Devices, is_of};
 use crate::store::accounts::client_transactions::ClientTxn;
 use crate::store::devices::to_device::{Line, Origin};
 use crate::store::{Db, Tx};
@@ -145,23 +144,10 @@ impl Devices<'_> {
         }
     }
 
-    /// `m.direct_to_device` of another server, to be taken in at the end of the transaction.
-    pub(in crate::service) fn receive_to_device(&self, intake: &mut Intake<'_>, content: &[u8]) {
-        let Ok(said) = read_object::<DirectToDevice>(content) else { return };
-        let id_fits = !said.message_id.is_empty() && said.message_id.chars().count() <= LONGEST_ID;
-        let type_fits = !said.event_type.is_empty() && said.event_type.len() <= LONGEST_TYPE;
-        let count: usize = said.messages.values().map(BTreeMap::len).sum();
-        if intake.owns(&said.sender) && id_fits && type_fits && count <= MOST_MESSAGES {
-            intake.to_device.push(said);
-        } else {
-            log::debug!("{} sent messages to devices that are none", intake.origin());
-        }
-    }
-
-    /// Takes in what [`Self::receive_to_device`] has put by, in one commit unless it is much. Errors: 429
+    /// Delivers what [`read_direct_to_device`] has read, in one commit unless it is much. Errors: 429
     /// `M_LIMIT_EXCEEDED` if too many of the server's messages wait for one of the devices, so that it keeps them until
     /// there is room, for some minutes at most; a repeat brings what was not taken in.
-    pub(in crate::service) fn take_in_to_device(
+    pub(in crate::service) fn receive_to_device(
         &self,
         origin: &ServerName,
         received: Vec<DirectToDevice>,
@@ -201,6 +187,22 @@ impl Devices<'_> {
         }
         Ok(())
     }
+}
+
+/// An `m.direct_to_device` of this server; none if there is anything wrong with it.
+pub(in crate::service) fn read_direct_to_device(
+    origin: &ServerName,
+    content: &[u8],
+) -> Option<DirectToDevice> {
+    let read = read_object::<DirectToDevice>(content).ok()?;
+    let id_fits = !read.message_id.is_empty() && read.message_id.chars().count() <= LONGEST_ID;
+    let type_fits = !read.event_type.is_empty() && read.event_type.len() <= LONGEST_TYPE;
+    let count: usize = read.messages.values().map(BTreeMap::len).sum();
+    if is_of(origin, &read.sender) && id_fits && type_fits && count <= MOST_MESSAGES {
+        return Some(read);
+    }
+    log::debug!("{origin} sent messages to devices that are none");
+    None
 }
 
 /// A message for one of our users' devices, or for all of them.

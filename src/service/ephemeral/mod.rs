@@ -1,5 +1,6 @@
 //! What is no part of a room's history and of which only the last counts: typing, receipts, presence.
 
+pub(super) mod incoming;
 pub mod presence;
 pub mod receipts;
 pub mod typing;

@@ -3,22 +3,20 @@
 //! What happens to one of us is a step of [`Here`], which is memory: every message that they send is one. Only when the
 //! outcome is another one is it written (lightly) and told.
 
-use crate::service::ephemeral::Ephemeral;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::locks::lock;
 use crate::protocol::UserId;
-use crate::protocol::edu::Edu;
+use crate::protocol::edu::{Edu, PresenceContent, UserPresence};
 use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
-use crate::service::incoming::edus::Intake;
+use crate::service::ephemeral::Ephemeral;
+use crate::service::ephemeral::incoming::EduOrigin;
 use crate::store::ephemeral::presence::{Presence, State};
 
 /// Who does nothing for so long is unavailable.
@@ -33,8 +31,6 @@ const OTHERS_GONE_AFTER: Millis = 30 * 60_000;
 const GRAIN: Millis = 60_000;
 /// Longest status, in bytes.
 const LONGEST_STATUS: usize = 1024;
-/// Users of one ephemeral message that are looked at.
-const MOST_IN_EDU: usize = 100;
 /// In rooms with more servers than that, presence is of no interest to all of them, and costs a request to each.
 const MOST_SERVERS: usize = 500;
 /// Ends that are worked on at once, and how often at most.
@@ -166,26 +162,6 @@ impl Presences {
     fn get(&self, user: &UserId) -> Option<Here> {
         lock(&self.0).get(user).cloned()
     }
-}
-
-/// The content of `m.presence` between servers.
-#[derive(Deserialize)]
-struct Pushes<'t> {
-    #[serde(borrow)]
-    push: First<&'t RawValue, MOST_IN_EDU>,
-}
-
-/// What servers tell of one user.
-#[derive(Deserialize)]
-struct Push {
-    user_id: UserId,
-    presence: String,
-    #[serde(default)]
-    status_msg: Option<String>,
-    #[serde(default)]
-    last_active_ago: Option<i64>,
-    #[serde(default)]
-    currently_active: bool,
 }
 
 impl Ephemeral<'_> {
@@ -347,16 +323,16 @@ impl Ephemeral<'_> {
     }
 
     /// `m.presence` of another server: of its own users those who share a room with one of us.
-    pub(in crate::service) fn receive_presence(&self, intake: &Intake<'_>, content: &[u8]) -> Result<()> {
+    pub(in crate::service) fn receive_presence(&self, origin: &EduOrigin<'_>, content: &[u8]) -> Result<()> {
         if !self.config.presence {
             return Ok(());
         }
-        let Ok(Pushes { push: First(pushes) }) = read_object(content) else { return Ok(()) };
+        let Ok(PresenceContent { push: First(pushes) }) = read_object(content) else { return Ok(()) };
         let now = self.clock.now_ms();
         let mut news = Vec::new();
         for push in pushes {
-            let Ok(push) = read_object::<Push>(push.get().as_bytes()) else { continue };
-            let Some(state) = State::parse(&push.presence).filter(|_| intake.owns(&push.user_id)) else {
+            let Ok(push) = read_object::<UserPresence>(push.get().as_bytes()) else { continue };
+            let Some(state) = State::parse(&push.presence).filter(|_| origin.owns(&push.user_id)) else {
                 continue;
             };
             if !self.store.read(|db| db.is_of_interest(&push.user_id))? {

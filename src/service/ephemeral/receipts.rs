@@ -1,20 +1,16 @@
 //! Read receipts and the fully-read marker.
 
-use crate::service::ephemeral::Ephemeral;
-use std::borrow::Cow;
-
 use serde::Deserialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::edu::Edu;
-use crate::protocol::json::{FirstMembers, read, read_object};
+use crate::protocol::edu::{Edu, RECEIPTS_MAX, ReceiptContent, RoomReceipts, UserReceipt};
+use crate::protocol::json::{read, read_object};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
-use crate::service::incoming::edus::Intake;
-use crate::service::rooms::view::not_in_room;
+use crate::service::ephemeral::Ephemeral;
+use crate::service::ephemeral::incoming::EduOrigin;
 use crate::store::ephemeral::receipts::{PRIVATE, READ, Receipt};
 use crate::store::{Db, Room, RoomKey, StoredEvent};
 
@@ -24,8 +20,6 @@ pub const FULLY_READ: &str = "m.fully_read";
 const MAIN: &str = "main";
 /// How far an event's relations are followed to its thread. "A maximum of 3 hops is recommended."
 const MOST_HOPS: usize = 3;
-/// Receipts of one ephemeral message of another server that are looked at.
-const MOST_IN_EDU: usize = 1000;
 
 /// What a client asks to move: a type of receipt, the event, the thread.
 pub struct Move {
@@ -35,29 +29,6 @@ pub struct Move {
     pub event: EventId,
     /// `main` or a thread's root, if the receipt knows threads.
     pub thread: Option<String>,
-}
-
-/// The receipts of one room as servers tell them. Private ones "MUST NOT appear"; other types are unknown.
-#[derive(Deserialize)]
-struct OfRoom<'t> {
-    #[serde(borrow, rename = "m.read", default)]
-    read: FirstMembers<Cow<'t, str>, &'t RawValue, MOST_IN_EDU>,
-}
-
-/// One receipt as servers tell it.
-#[derive(Deserialize)]
-struct Told {
-    event_ids: Vec<EventId>,
-    #[serde(default)]
-    data: Data,
-}
-
-#[derive(Deserialize, Default)]
-struct Data {
-    #[serde(default)]
-    ts: Option<Millis>,
-    #[serde(default)]
-    thread_id: Option<String>,
 }
 
 impl Ephemeral<'_> {
@@ -71,7 +42,7 @@ impl Ephemeral<'_> {
             let Some(room) =
                 room.filter(|r| db.membership(r.key, user).ok().flatten() == Some(Membership::Join))
             else {
-                return Err(not_in_room());
+                return Err(Error::not_in_room());
             };
             let (mut receipts, mut marker) = (Vec::new(), None);
             for wish in moves {
@@ -114,27 +85,31 @@ impl Ephemeral<'_> {
                 None => Ok(()),
             }
         })?;
-        told.iter().try_for_each(|edu| self.incoming().tell_servers_of_room(room.key, edu))
+        told.iter().try_for_each(|edu| self.sender.send_edu_to_room(self, room.key, edu))
     }
 
     /// `m.receipt` of another server: of each room's receipts those of its own users who are in the room. "The server
     /// should only update entries that are listed in the EDU."
-    pub(in crate::service) fn receive_receipts(&self, intake: &mut Intake<'_>, content: &[u8]) -> Result<()> {
-        let (mut left, now) = (MOST_IN_EDU, self.clock.now_ms());
+    pub(in crate::service) fn receive_receipts(
+        &self,
+        origin: &mut EduOrigin<'_>,
+        content: &[u8],
+    ) -> Result<()> {
+        let (mut left, now) = (RECEIPTS_MAX, self.clock.now_ms());
         let mut receipts: Vec<(RoomKey, Receipt)> = Vec::new();
-        let rooms: FirstMembers<Cow<'_, str>, &RawValue, MOST_IN_EDU> = read(content).unwrap_or_default();
+        let rooms: ReceiptContent<'_> = read(content).unwrap_or_default();
         for (room, by_type) in rooms.0 {
             let Ok(room_id) = RoomId::parse(&room) else { continue };
-            let Ok(of_room) = read_object::<OfRoom<'_>>(by_type.get().as_bytes()) else { continue };
-            let Some(room) = intake.room(self, &room_id)? else { continue };
+            let Ok(of_room) = read_object::<RoomReceipts<'_>>(by_type.get().as_bytes()) else { continue };
+            let Some(room) = origin.room(self, &room_id)? else { continue };
             for (user, told) in of_room.read.0 {
                 if left == 0 {
                     break;
                 }
                 left -= 1;
-                let told = read_object::<Told>(told.get().as_bytes());
+                let told = read_object::<UserReceipt>(told.get().as_bytes());
                 let (Ok(user), Ok(told)) = (UserId::parse(&user), told) else { continue };
-                if intake.owns(&user)
+                if origin.owns(&user)
                     && let Some(receipt) = self.store.read(|db| acceptable(db, room, &user, told, now))?
                 {
                     receipts.push((room, receipt));
@@ -149,7 +124,13 @@ impl Ephemeral<'_> {
 }
 
 /// The receipt that another server's word comes to, if it says anything new.
-fn acceptable(db: &Db<'_>, room: RoomKey, user: &UserId, told: Told, now: Millis) -> Result<Option<Receipt>> {
+fn acceptable(
+    db: &Db<'_>,
+    room: RoomKey,
+    user: &UserId,
+    told: UserReceipt,
+    now: Millis,
+) -> Result<Option<Receipt>> {
     if db.membership(room, user)? != Some(Membership::Join) {
         return Ok(None);
     }

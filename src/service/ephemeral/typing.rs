@@ -2,18 +2,16 @@
 //!
 //! What is known is in the database like everything else, but written lightly: it is worth nothing after a minute.
 
-use crate::service::ephemeral::Ephemeral;
-use serde::Deserialize;
 use serde_json::json;
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::edu::Edu;
+use crate::protocol::edu::{Edu, TypingContent};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::incoming::edus::Intake;
-use crate::service::rooms::view::not_in_room;
+use crate::service::ephemeral::Ephemeral;
+use crate::service::ephemeral::incoming::EduOrigin;
 use crate::store::RoomKey;
 
 /// How long somebody types who does not say for how long, and the longest.
@@ -31,14 +29,6 @@ const MOST_OF_US: usize = 50;
 /// Ends of typing that are worked on at once.
 const AT_ONCE: usize = 100;
 
-/// The content of `m.typing` between servers.
-#[derive(Deserialize)]
-struct Content {
-    room_id: RoomId,
-    user_id: UserId,
-    typing: bool,
-}
-
 impl Ephemeral<'_> {
     /// One of our users begins to type, goes on, or (no time given) stops. Errors: 400 `M_INVALID_PARAM` for a negative
     /// time, 403 `M_FORBIDDEN` for who is not in the room.
@@ -52,7 +42,7 @@ impl Ephemeral<'_> {
         };
         let key = self.store.read(|db| match db.room(room)? {
             Some(room) if db.membership(room.key, user)? == Some(Membership::Join) => Ok(room.key),
-            _ => Err(not_in_room()),
+            _ => Err(Error::not_in_room()),
         })?;
         self.note_activity(user);
         let now = self.clock.now_ms();
@@ -86,7 +76,7 @@ impl Ephemeral<'_> {
             replaces: Some(format!("typing {room} {user}")),
             json: json!({ "edu_type": "m.typing", "content": content }).to_string(),
         };
-        self.incoming().tell_servers_of_room(key, &edu)
+        self.sender.send_edu_to_room(self, key, &edu)
     }
 
     /// Ends what has lasted long enough; gives when to look again.
@@ -105,11 +95,15 @@ impl Ephemeral<'_> {
 
     /// `m.typing` of another server. "Receiving servers should verify that the user is in the room, and is a user
     /// belonging to the sending server."
-    pub(in crate::service) fn receive_typing(&self, intake: &mut Intake<'_>, content: &[u8]) -> Result<()> {
-        let Ok(Content { room_id, user_id, typing }) = read_object(content) else { return Ok(()) };
-        let Some(room) = intake.room(self, &room_id)? else { return Ok(()) };
+    pub(in crate::service) fn receive_typing(
+        &self,
+        origin: &mut EduOrigin<'_>,
+        content: &[u8],
+    ) -> Result<()> {
+        let Ok(TypingContent { room_id, user_id, typing }) = read_object(content) else { return Ok(()) };
+        let Some(room) = origin.room(self, &room_id)? else { return Ok(()) };
         let in_room = || self.store.read(|db| db.membership(room, &user_id));
-        if !intake.owns(&user_id) || in_room()? != Some(Membership::Join) {
+        if !origin.owns(&user_id) || in_room()? != Some(Membership::Join) {
             return Ok(());
         }
         let now = self.clock.now_ms();

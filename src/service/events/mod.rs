@@ -3,6 +3,7 @@
 pub mod accept;
 pub(super) mod authorise;
 pub mod build;
+pub(super) mod erasure;
 pub(super) mod extremities;
 pub mod fetch;
 pub mod late_extremities;

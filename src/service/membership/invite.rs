@@ -24,7 +24,6 @@ use crate::protocol::{
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::Purpose;
 use crate::service::keys::verify::Checked;
-use crate::service::rooms::view::not_in_room;
 use crate::store::{Db, Room};
 
 /// How many invites to rooms that we are not in wait for one user's answer at most.
@@ -77,7 +76,7 @@ impl Memberships<'_> {
         reason: Option<&str>,
         extra: Map<String, Value>,
     ) -> Result<()> {
-        let room = self.resident_room(room_id)?.ok_or_else(not_in_room)?;
+        let room = self.resident_room(room_id)?.ok_or_else(Error::not_in_room)?;
         let present = self.store.read(|db| db.membership(room.key, target))?;
         if present == Some(Membership::Invite) && self.is_joined(&room, sender)? {
             return Ok(());

@@ -6,7 +6,6 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::membership::Memberships;
-use crate::service::rooms::view::not_in_room;
 use crate::store::Room;
 
 impl Memberships<'_> {
@@ -90,9 +89,9 @@ impl Memberships<'_> {
         target: &UserId,
     ) -> Result<(Room, Option<Membership>)> {
         self.store.read(|db| {
-            let room = db.resident_room(room_id)?.ok_or_else(not_in_room)?;
+            let room = db.resident_room(room_id)?.ok_or_else(Error::not_in_room)?;
             if db.membership(room.key, sender)? != Some(Membership::Join) {
-                return Err(not_in_room());
+                return Err(Error::not_in_room());
             }
             let present = db.membership(room.key, target)?;
             Ok((room, present))

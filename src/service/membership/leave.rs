@@ -13,7 +13,6 @@ use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
-use crate::service::rooms::view::not_in_room;
 use crate::store::Room;
 
 /// How long a leave may take to reach the room before our user is told that they have left.
@@ -38,7 +37,7 @@ impl Memberships<'_> {
             return match self.past_membership(room_id, user)? {
                 Some(Membership::Leave) => Ok(()),
                 Some(_) => Err(Error::forbidden("You are banned from this room")),
-                None => Err(not_in_room()),
+                None => Err(Error::not_in_room()),
             };
         };
         if row.state.is_over() {
@@ -65,7 +64,7 @@ impl Memberships<'_> {
         match self.store.read(|db| db.membership(room.key, user))? {
             Some(Membership::Leave) => Ok(()),
             Some(Membership::Ban) => Err(Error::forbidden("You are banned from this room")),
-            None => Err(not_in_room()),
+            None => Err(Error::not_in_room()),
             Some(Membership::Join | Membership::Invite | Membership::Knock) => {
                 let content = self.member_content(user, Membership::Leave, reason)?;
                 let left = self.events().send(member_draft(&room.room_id, user, user, content)).map(drop);

@@ -22,7 +22,6 @@ use crate::service::events::build::Draft;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::limits::favours::{Asker, Who};
 use crate::service::membership::invite::check_invitee;
-use crate::service::rooms::view::not_in_room;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
 
@@ -102,7 +101,7 @@ impl Memberships<'_> {
     ) -> Result<()> {
         let server = invitee.server()?;
         // Before anybody is asked or gets mail: only who may invite can find out whose address it is.
-        let room = self.resident_room(room_id)?.ok_or_else(not_in_room)?;
+        let room = self.resident_room(room_id)?.ok_or_else(Error::not_in_room)?;
         self.events().template(issued_draft(room_id, sender, "token", Map::new()))?;
         // The user says who the identity server is.
         let _favour = self.favours.ask(&Asker::new(Who::User(sender.clone())))?;

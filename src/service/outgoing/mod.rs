@@ -10,6 +10,7 @@
 //! Who comes back after an outage is not sent everything: of a room in which it missed much it gets the last events,
 //! before which there is then a hole. It fetches the state there, and the rest when somebody reads back so far.
 
+mod edus;
 mod queue;
 mod transaction;
 
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+pub(in crate::service) use self::edus::device_list_update;
 use super::Homeserver;
 use crate::clock::{Clock, Millis};
 use crate::error::Result;

@@ -6,14 +6,13 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::MAX_DEVICE_LISTS;
+use super::{MAX_DEVICE_LISTS, device_list_update};
 use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::{CallError, CallResult, Client};
 use crate::protocol::json::read;
 use crate::protocol::{ServerName, json};
 use crate::random;
-use crate::service::devices::device_lists::last_update;
 use crate::store::Db;
 use crate::store::servers::destinations::OwedEvent;
 
@@ -58,7 +57,7 @@ impl Owed {
         }
         let mut device_lists = Vec::new();
         for (_, user) in users {
-            device_lists.extend(last_update(db, &user)?);
+            device_lists.extend(device_list_update(db, &user)?);
         }
         Ok(Self { events, device_lists, upto, more })
     }

@@ -13,7 +13,7 @@ use crate::protocol::filter::{EventFormat, keep_fields};
 use crate::protocol::json::{object_tree, read};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, UserId};
-use crate::service::accounts::erasure::Erasure;
+use crate::service::events::erasure::Erasure;
 use crate::service::rooms::view::RoomView;
 use crate::store::rooms::events::EventRow;
 use crate::store::{EventKey, Room, StoredEvent};

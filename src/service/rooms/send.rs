@@ -9,7 +9,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::events::build::Draft;
 use crate::service::membership::{AUTHORISER, Door};
-use crate::service::rooms::view::{RoomView, not_in_room, readable_room};
+use crate::service::rooms::view::{RoomView, readable_room};
 use crate::store::accounts::client_transactions::ClientTxn;
 use crate::store::{Db, Room};
 
@@ -213,5 +213,5 @@ pub(crate) fn may_send_state(db: &Db<'_>, room: &Room, user: &UserId, event_type
 
 /// Clients get the same answer for a room that is not theirs and for one that does not exist.
 fn not_there_as_forbidden(error: Error) -> Error {
-    if error.errcode() == ErrCode::NotFound { not_in_room() } else { error }
+    if error.errcode() == ErrCode::NotFound { Error::not_in_room() } else { error }
 }

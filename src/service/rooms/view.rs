@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::{self, EventView, HistoryVisibility};
 use crate::protocol::{Pdu, RoomId, UserId};
-use crate::service::accounts::erasure::Erasure;
 use crate::service::accounts::ignored_users::Ignored;
+use crate::service::events::erasure::Erasure;
 use crate::store::{Db, EventKey, Place, Room, SnapshotId, StoredEvent};
 
 /// What somebody is to a room.
@@ -98,14 +98,14 @@ impl<'v> RoomView<'v> {
     /// Errors unless the user is or was joined, or anybody may read the room: 403 `M_FORBIDDEN`.
     pub fn require_readable(&self) -> Result<()> {
         if matches!(self.access, Access::Outsider | Access::Forgotten) && !self.is_world_readable() {
-            return Err(not_in_room());
+            return Err(Error::not_in_room());
         }
         Ok(())
     }
 
     /// Errors unless the user is joined now: 403 `M_FORBIDDEN`.
     pub fn require_joined(&self) -> Result<()> {
-        if matches!(self.access, Access::Joined { .. }) { Ok(()) } else { Err(not_in_room()) }
+        if matches!(self.access, Access::Joined { .. }) { Ok(()) } else { Err(Error::not_in_room()) }
     }
 
     /// How an event looks to the user, by the rules of "Room history visibility" in the state at that event.
@@ -184,12 +184,7 @@ fn visibility_of(event: Option<&Pdu>) -> HistoryVisibility {
 
 /// A room that we know. Errors: 403 `M_FORBIDDEN`, so that nobody learns which rooms there are.
 pub fn readable_room(db: &Db<'_>, id: &RoomId) -> Result<Room> {
-    db.room(id)?.ok_or_else(not_in_room)
-}
-
-/// 403 `M_FORBIDDEN` for a user who is not in a room, whether or not there is such a room.
-pub(in crate::service) fn not_in_room() -> Error {
-    Error::forbidden("You are not in this room")
+    db.room(id)?.ok_or_else(Error::not_in_room)
 }
 
 /// What the user is to the room now, with the position at which that began.

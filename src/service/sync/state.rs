@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::{Context, Events};
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::service::accounts::erasure::Erasure;
+use crate::service::events::erasure::Erasure;
 use crate::service::rooms::client_format;
 use crate::store::{EventKey, Room};
 

@@ -10,7 +10,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::unchecked_event;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
-use crate::service::accounts::erasure::Erasure;
+use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::rooms::timestamp_to_event::{Moment, nearest};

@@ -25,7 +25,7 @@ use crate::protocol::remote_membership::{
 use crate::protocol::{
     EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
 };
-use crate::service::accounts::erasure::Erasure;
+use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::keys::attempts::Purpose;
 use crate::service::membership::join::import::{Adopted, Adoption};
