@@ -46,8 +46,8 @@
 //! - *There is too much of it.* [`store::bounds`]: who fills each table, with whose share, and what cleans it. Knocks have
 //!   their budget in `service/membership/knock_budget.rs`, passwords theirs in `service/accounts/passwords.rs`.
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
-//!   takes long), and what makes us ask elsewhere has places, of which each asker has a share: `service/limits/favours.rs` for
-//!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, both made of `service/limits/places.rs`.
+//!   takes long), and what makes us ask elsewhere has slots, of which each asker has a share: `service/limits/request_permits.rs` for
+//!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, both made of `service/limits/fair_slots.rs`.
 //! - *It comes at the same moment as something else.* `service/membership/mod.rs`: who waits for whom.
 //!
 //! # Where to look

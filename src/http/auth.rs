@@ -4,7 +4,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::http::transport::request::Request;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::limits::favours::{Asker, Who};
+use crate::service::limits::request_permits::{Asker, AskerId};
 
 /// The user behind an access token.
 #[derive(Debug, Clone)]
@@ -67,8 +67,8 @@ pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<O
 /// On whose behalf a request is made, and a way to find out whether they still wait for the answer.
 pub(super) fn asker(request: &Request, requester: Option<&Requester>) -> Asker {
     let asker = Asker::new(match requester {
-        Some(requester) => Who::User(requester.user_id.clone()),
-        None => Who::Address(request.client_ip()),
+        Some(requester) => AskerId::User(requester.user_id.clone()),
+        None => AskerId::Address(request.client_ip()),
     });
     match request.hung_up() {
         Some(gone) => asker.until(gone),

@@ -52,8 +52,8 @@ pub struct Homeserver {
     pub sender: Sender,
     /// What is being fetched from other servers.
     pub errands: events::fetch::limits::Errands,
-    /// What is asked of other servers for others than our users, or out of curiosity.
-    pub favours: limits::favours::Favours,
+    /// What may be asked of other servers for others than our users, or out of curiosity.
+    pub request_permits: limits::request_permits::RequestPermits,
     /// Transactions of other servers that are being taken in.
     pub intake: incoming::transaction_slots::Intake,
     /// What other servers said of spaces.
@@ -68,8 +68,8 @@ pub struct Homeserver {
     pub passwords: accounts::passwords::Passwords,
     /// The timer: what is due in the database.
     pub scheduler: Scheduler,
-    /// How much work rooms and servers may cause.
-    pub labour: limits::labour::Labour,
+    /// How much state resolution rooms and servers may cause.
+    pub resolution_allowance: limits::resolution_allowance::ResolutionAllowance,
     /// Brings rooms up to date that are behind what came.
     pub laggards: events::late_extremities::Laggards,
     /// Keeps two handshakes of one user in one room apart.
@@ -137,12 +137,12 @@ impl Homeserver {
             key_ring,
             sender,
             errands: events::fetch::limits::Errands::default(),
-            favours: limits::favours::Favours::default(),
+            request_permits: limits::request_permits::RequestPermits::default(),
             intake: incoming::transaction_slots::Intake::default(),
             told_spaces: rooms::hierarchy::ToldSpaces::default(),
             policy_servers: events::policy_server::Silent::default(),
             scheduler,
-            labour: limits::labour::Labour::default(),
+            resolution_allowance: limits::resolution_allowance::ResolutionAllowance::default(),
             laggards,
             turns: membership::Turns::default(),
             knocks: membership::KnockBudget::default(),
@@ -168,7 +168,7 @@ impl Homeserver {
             scope.spawn(|| self.laggards.stop());
             self.sender.stop();
             // Its requests are cut off by now.
-            self.favours.stop();
+            self.request_permits.stop();
         });
     }
 

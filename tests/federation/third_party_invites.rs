@@ -81,7 +81,7 @@ impl Identity {
         signed: &Value,
     ) -> (u16, Value) {
         let told = self.tell(server, user, room, sender, signed);
-        wait_until("all was done about it", || server.homeserver().favours.at_work() == 0);
+        wait_until("all was done about it", || server.homeserver().request_permits.at_work() == 0);
         told
     }
 }

@@ -8,7 +8,7 @@ use crate::locks::lock;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::events::build::Draft;
-use crate::service::limits::favours::Asker;
+use crate::service::limits::request_permits::Asker;
 
 /// "The total profile MUST be under 64 KiB."
 const MAX_PROFILE_BYTES: usize = 65_536;
@@ -59,8 +59,8 @@ impl Accounts<'_> {
         field: Option<&str>,
     ) -> Result<Map<String, Value>> {
         let peer = user.server();
-        let favour = self.favours.ask(asker)?;
-        let asked = self.federation.query_profile(&peer, user, field, favour.within);
+        let permit = self.request_permits.ask(asker)?;
+        let asked = self.federation.query_profile(&peer, user, field, permit.within);
         let mut profile = asked.map_err(|e| e.into_client_error(&peer))?;
         // Other servers may say `null` for what is not set; clients are not told such things.
         profile.retain(|_, value| !value.is_null());

@@ -130,7 +130,7 @@ impl Events<'_> {
         };
         let server = pdu.sender().server();
         for attempt in 0..=ATTEMPTS {
-            let rest = self.labour.rest(pdu.room_id(), &server);
+            let rest = self.resolution_allowance.pause(pdu.room_id(), &server);
             let (mut judged, mut effort) = (None, Effort::Modest);
             if rest.is_some() {
                 effort = Effort::Light;
@@ -142,7 +142,8 @@ impl Events<'_> {
                 }
             }
             let later = rest.is_some() || attempt == ATTEMPTS;
-            let until_caught_up = self.labour.rest_of_late(pdu.room_id()).unwrap_or_default() + NEVER_STILL;
+            let until_caught_up =
+                self.resolution_allowance.pause_of_late(pdu.room_id()).unwrap_or_default() + NEVER_STILL;
             let (event, given) = (pdu.clone(), given.clone());
             let take = move |tx: &mut Tx<'_>| {
                 if let Some(judged) = judged
@@ -165,7 +166,7 @@ impl Events<'_> {
             // History that is lost can be fetched again.
             let (taken, toil) =
                 if history { self.store.write_lightly(take) } else { self.store.write(take) }?;
-            self.labour.pay(pdu.room_id(), Some(&server), toil);
+            self.resolution_allowance.spend(pdu.room_id(), Some(&server), toil);
             match (taken, rest) {
                 (Some(taken), _) => return Ok(taken),
                 (None, Some(rest)) => return Ok(Taken::NeedsTime(rest)),
@@ -183,12 +184,12 @@ impl Events<'_> {
         fully: bool,
     ) -> Result<Verdict> {
         let effort = if fully { Effort::Full } else { Effort::Light };
-        let turn = fully.then(|| self.labour.turn());
+        let turn = fully.then(|| self.resolution_allowance.wait_for_turn());
         let (verdict, toil) = self
             .store
             .read(|db| Ok((authorise::judge(db, pdu, Hearing { effort, ..hearing })?, db.toil())))?;
         drop(turn);
-        self.labour.pay(pdu.room_id(), Some(&pdu.sender().server()), toil);
+        self.resolution_allowance.spend(pdu.room_id(), Some(&pdu.sender().server()), toil);
         Ok(verdict)
     }
 
@@ -198,7 +199,7 @@ impl Events<'_> {
         let mut all = Vec::with_capacity(pdus.len());
         while let Some(first) = pdus.get(all.len()) {
             let (room, server) = (first.room_id().clone(), first.sender().server());
-            let is_spent = self.labour.rest(&room, &server).is_some();
+            let is_spent = self.resolution_allowance.pause(&room, &server).is_some();
             let effort = if is_spent { Effort::Light } else { Effort::Modest };
             let hearing = Hearing { effort, later: is_spent, ..Hearing::live(None) };
             let rest = pdus[all.len()..].to_vec();
@@ -206,7 +207,7 @@ impl Events<'_> {
                 let (taken, stopped) = take_in_some(tx, &rest, hearing)?;
                 Ok((taken, stopped, tx.toil()))
             })?;
-            self.labour.pay(&room, Some(&server), toil);
+            self.resolution_allowance.spend(&room, Some(&server), toil);
             all.extend(taken);
             if stopped {
                 break;

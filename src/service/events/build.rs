@@ -379,10 +379,10 @@ impl Events<'_> {
             Some(room) => Ok(db.extremities(room.key)?.len()),
             None => Ok(0),
         })?;
-        let turn = (heads > PREV_EVENTS_MAX).then(|| self.labour.turn());
+        let turn = (heads > PREV_EVENTS_MAX).then(|| self.resolution_allowance.wait_for_turn());
         let (composed, toil) = self.store.read(|db| Ok((compose(db)?, db.toil())))?;
         drop(turn);
-        self.labour.pay(room, None, toil);
+        self.resolution_allowance.spend(room, None, toil);
         Ok(composed)
     }
 

@@ -135,7 +135,7 @@ impl Events<'_> {
     /// there is more to do.
     pub(in crate::service) fn catch_up(&self, key: RoomKey) -> Result<Option<Duration>> {
         let room_id = self.store.read(|db| db.room_by_key(key))?.room_id;
-        if let Some(rest) = self.labour.rest_of_late(&room_id) {
+        if let Some(rest) = self.resolution_allowance.pause_of_late(&room_id) {
             return Ok(Some(rest));
         }
         let late = self.store.write(move |tx| {
@@ -150,10 +150,10 @@ impl Events<'_> {
             return Ok(None);
         }
         let (caught, toil) = {
-            let _turn = self.labour.turn();
+            let _turn = self.resolution_allowance.wait_for_turn();
             self.store.read(|db| Ok((resolve_late(db, key, late)?, db.toil())))?
         };
-        self.labour.pay_for_late(&room_id, toil);
+        self.resolution_allowance.spend_on_late(&room_id, toil);
         let (done, more) = self.store.write(move |tx| {
             let done = settle(tx, &caught)?;
             Ok((done, !tx.late_heads(key)?.is_empty()))

@@ -173,7 +173,7 @@ impl Incoming<'_> {
             }
             Ok(Taken::NeedsTime(rest)) => {
                 // Those after it would each be told the same: of its server, or of all while the whole room rests.
-                let whole = self.labour.rest_of_room(&room.room_id);
+                let whole = self.resolution_allowance.pause_of_room(&room.room_id);
                 let now = self.clock.now_ms();
                 let event = Waiting { retry_ms: now + millis(rest), ..event };
                 self.store.write(move |tx| {

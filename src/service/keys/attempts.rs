@@ -12,8 +12,8 @@ use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
 use crate::locks::{lock, wait_until};
 use crate::protocol::ServerName;
-use crate::service::limits::favours::{Asker, Who};
-use crate::service::limits::places::{Place, Places};
+use crate::service::limits::fair_slots::{FairSlot, FairSlots};
+use crate::service::limits::request_permits::{Asker, AskerId};
 
 /// Requests for keys that may be under way: of servers that are in rooms with us, and for events that our users need.
 const MAX_UNDER_WAY: usize = 64;
@@ -57,11 +57,11 @@ type Known = BoundedMap<ServerName, Attempt, MAX_PAUSES>;
 pub(in crate::service) struct Attempts {
     state: Mutex<Known>,
     ended: Condvar,
-    neighbours: Places<Who>,
-    own: Places<Who>,
-    speakers: Places<Who>,
-    received: Places<Who>,
-    notary: Places<Who>,
+    neighbours: FairSlots<AskerId>,
+    own: FairSlots<AskerId>,
+    speakers: FairSlots<AskerId>,
+    received: FairSlots<AskerId>,
+    notary: FairSlots<AskerId>,
 }
 
 impl Default for Attempts {
@@ -69,11 +69,11 @@ impl Default for Attempts {
         Self {
             state: Mutex::default(),
             ended: Condvar::new(),
-            neighbours: Places::new(MAX_UNDER_WAY, 1),
-            own: Places::new(MAX_UNDER_WAY, 1),
-            speakers: Places::new(MAX_OF_SPEAKERS, MAX_OF_ADDRESS),
-            received: Places::new(MAX_RECEIVED, MAX_RECEIVED_OF_SERVER),
-            notary: Places::new(MAX_AS_NOTARY, MAX_AS_NOTARY_OF_ADDRESS),
+            neighbours: FairSlots::new(MAX_UNDER_WAY, 1),
+            own: FairSlots::new(MAX_UNDER_WAY, 1),
+            speakers: FairSlots::new(MAX_OF_SPEAKERS, MAX_OF_ADDRESS),
+            received: FairSlots::new(MAX_RECEIVED, MAX_RECEIVED_OF_SERVER),
+            notary: FairSlots::new(MAX_AS_NOTARY, MAX_AS_NOTARY_OF_ADDRESS),
         }
     }
 }
@@ -136,9 +136,9 @@ impl Attempts {
         }
         let always = || true;
         let (places, who, asker) = match purpose {
-            _ if neighbour => (&self.neighbours, Who::Peer(server.clone()), None),
-            Purpose::Events => (&self.own, Who::Peer(server.clone()), None),
-            Purpose::Received(origin) => (&self.received, Who::Peer(origin.clone()), None),
+            _ if neighbour => (&self.neighbours, AskerId::Peer(server.clone()), None),
+            Purpose::Events => (&self.own, AskerId::Peer(server.clone()), None),
+            Purpose::Received(origin) => (&self.received, AskerId::Peer(origin.clone()), None),
             Purpose::Request(asker) => (&self.speakers, asker.who().clone(), Some(asker)),
             Purpose::Notary(asker) => (&self.notary, asker.who().clone(), Some(asker)),
         };
@@ -174,7 +174,11 @@ impl Attempts {
     }
 
     /// A place for something else that takes as long, for a request whose sender is a stranger.
-    pub(in crate::service) fn speak_for(&self, asker: &Asker, deadline: Instant) -> Option<Place<Who>> {
+    pub(in crate::service) fn speak_for(
+        &self,
+        asker: &Asker,
+        deadline: Instant,
+    ) -> Option<FairSlot<AskerId>> {
         self.speakers.take(asker.who(), deadline, || !asker.is_gone())
     }
 
@@ -248,7 +252,7 @@ pub(in crate::service) struct UnderWay<'a> {
     /// Until when its answer is waited for.
     pub(in crate::service) until: Instant,
     pub(in crate::service) outcome: Outcome,
-    _place: Place<Who>,
+    _place: FairSlot<AskerId>,
 }
 
 impl Drop for UnderWay<'_> {
@@ -266,7 +270,7 @@ mod tests {
     }
 
     fn asker(n: u8) -> Asker {
-        Asker::new(Who::Address([192, 0, 2, n].into())).until(|| true)
+        Asker::new(AskerId::Address([192, 0, 2, n].into())).until(|| true)
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::protocol::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::service::keys::attempts::{MAX_AS_NOTARY_OF_ADDRESS, Outcome, Permission, Purpose};
 use crate::service::keys::ring::{KnownKey, read_statement, signed_part, statement_bytes};
-use crate::service::limits::favours::Asker;
+use crate::service::limits::request_permits::Asker;
 use crate::store::servers::server_keys::{Source, StoredKey, StoredStatement};
 
 /// Servers that are asked at the same time for one bulk of keys.

@@ -17,7 +17,7 @@ use crate::protocol::{ServerName, hash, x_matrix};
 use crate::service::Homeserver;
 use crate::service::keys::fetch::NotaryQuery;
 use crate::service::keys::verify::Checked;
-use crate::service::limits::favours::{Asker, Who};
+use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::testing::certificates;
 
 const DAY: Millis = 24 * 3_600_000;
@@ -45,7 +45,7 @@ fn key(seed: u8, version: &str) -> SigningKey {
 
 /// Who makes the requests.
 fn asker() -> Asker {
-    Asker::new(Who::Address([192, 0, 2, 1].into()))
+    Asker::new(AskerId::Address([192, 0, 2, 1].into()))
 }
 
 fn now() -> Millis {

@@ -15,7 +15,7 @@ use crate::protocol::verify::{self, ReceiptError, SignatureError};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
 use crate::service::keys::attempts::Purpose;
 use crate::service::keys::fetch::{Found, Wanted, too_many_asked};
-use crate::service::limits::favours::Asker;
+use crate::service::limits::request_permits::Asker;
 
 /// Time to find the key of a request's sender, who waits for us.
 const REQUEST_KEY_WITHIN: Duration = Duration::from_secs(15);

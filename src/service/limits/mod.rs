@@ -1,5 +1,9 @@
-//! How much work others may cause: places for what takes long, and allowances for what is heavy.
+//! How much work others may cause, a file a kind:
+//!
+//! - `fair_slots.rs`: slots for what takes long because somebody else has to answer, of which each asker has a share.
+//! - `request_permits.rs`: permits to ask other servers for others than our users, or out of curiosity; made of such slots.
+//! - `resolution_allowance.rs`: how much state resolution the events of a room, and those of a server, may cause.
 
-pub mod favours;
-pub mod labour;
-pub(super) mod places;
+pub(super) mod fair_slots;
+pub mod request_permits;
+pub mod resolution_allowance;

@@ -20,7 +20,7 @@ use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::events::build::Draft;
 use crate::service::events::server_acl::RoomAcl;
-use crate::service::limits::favours::{Asker, Who};
+use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::membership::invite::check_invitee;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
@@ -104,7 +104,7 @@ impl Memberships<'_> {
         let room = self.resident_room(room_id)?.ok_or_else(Error::not_in_room)?;
         self.events().template(issued_draft(room_id, sender, "token", Map::new()))?;
         // The user says who the identity server is.
-        let _favour = self.favours.ask(&Asker::new(Who::User(sender.clone())))?;
+        let _permit = self.request_permits.ask(&Asker::new(AskerId::User(sender.clone())))?;
         if let Some(user) = self.look_up_third_party(invitee)? {
             return self.invite(sender, room_id, &user, None, Map::new());
         }
@@ -272,7 +272,7 @@ impl Memberships<'_> {
             return Err(Error::forbidden("The third-party invite was not issued by a user of this server"));
         }
         // The room says who is asked whether the key is still good.
-        let _favour = self.favours.ask(&Asker::new(Who::Peer(origin.clone())))?;
+        let _permit = self.request_permits.ask(&Asker::new(AskerId::Peer(origin.clone())))?;
         self.issue(&room, &sender, &target, signed.clone())
     }
 
@@ -341,13 +341,13 @@ impl Homeserver {
             }
         }
         let user = bound.mxid;
-        self.favours.later(self, asker, move |hs, within| {
+        self.request_permits.later(self, asker, move |hs, within| {
             let until = Instant::now() + ALL_WITHIN;
             let mut pauses = PAUSES.iter();
             loop {
                 pending.retain(|invite| hs.membership().is_owed_yet(&user, invite, (within, until)));
                 match pauses.next() {
-                    Some(pause) if !pending.is_empty() && hs.favours.rest(*pause) => {}
+                    Some(pause) if !pending.is_empty() && hs.request_permits.rest(*pause) => {}
                     _ => break,
                 }
             }

@@ -11,7 +11,7 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::events::build::Draft;
-use crate::service::limits::favours::Asker;
+use crate::service::limits::request_permits::Asker;
 use crate::service::rooms::send::may_send_state;
 use crate::service::rooms::view::{RoomView, readable_room};
 use crate::store::{Db, Room};
@@ -112,8 +112,8 @@ impl Rooms<'_> {
         if alias.server_name() == self.server_name().as_str() {
             return self.resolve_own_alias(alias);
         }
-        let favour = self.favours.ask(asker)?;
-        self.resolve_elsewhere(alias, favour.within)
+        let permit = self.request_permits.ask(asker)?;
+        self.resolve_elsewhere(alias, permit.within)
     }
 
     fn resolve_elsewhere(&self, alias: &RoomAlias, within: Duration) -> Result<(RoomId, Vec<ServerName>)> {
@@ -306,8 +306,8 @@ impl Rooms<'_> {
         } else if let Some(network) = &request.third_party_instance_id {
             asked.insert("third_party_instance_id".to_owned(), network.as_str().into());
         }
-        let favour = self.favours.ask(asker)?;
-        let answer = self.federation.public_rooms(server, &asked, favour.within);
+        let permit = self.request_permits.ask(asker)?;
+        let answer = self.federation.public_rooms(server, &asked, permit.within);
         let answer = answer.map_err(|e| e.into_client_error(server))?;
         Ok(PublicRooms {
             chunk: answer.chunk.iter().filter_map(|room| read_object(room.get().as_bytes()).ok()).collect(),

@@ -19,7 +19,7 @@ use crate::locks::lock;
 use crate::protocol::json::{read, read_object};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::limits::favours::{Asker, Who};
+use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::membership::Door;
 use crate::service::rooms::summary::{MOST_CHILDREN, SpaceRoom, Visitor, may_know, space_room};
 
@@ -328,7 +328,7 @@ impl Rooms<'_> {
         if let Some(told) = self.told_spaces.get(room, suggested_only, now) {
             return Ok(Some(told));
         }
-        let _favour = self.favours.ask(&Asker::new(Who::User(user.clone())))?;
+        let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
         for peer in servers.iter().take(MOST_ASKED) {
             let answer = match self.federation.hierarchy(peer, room, suggested_only) {
                 Ok(answer) => answer,

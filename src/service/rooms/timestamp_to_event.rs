@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::protocol::{EventId, RoomId, UserId};
-use crate::service::limits::favours::{Asker, Who};
+use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{Access, RoomView, readable_room};
 use crate::store::{Db, Place, Room, StoredEvent};
@@ -109,7 +109,7 @@ impl Rooms<'_> {
         when: Moment,
         (best, hole): (Option<u64>, Place),
     ) -> Result<bool> {
-        let _favour = self.favours.ask(&Asker::new(Who::User(user.clone())))?;
+        let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
         // "A good heuristic for which servers to try first is to sort by servers that have been in the room the
         // longest."
         for peer in &self.events().whom_to_ask_for_history(room)? {

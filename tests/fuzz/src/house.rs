@@ -37,7 +37,7 @@ const MOST_EVENTS: usize = 32;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum AskerId {
     Nobody,
     /// An administrator, who made the rooms.
     Alice,
@@ -52,7 +52,7 @@ pub enum Who {
 pub struct Ask {
     pub method: Method,
     pub target: String,
-    pub who: Who,
+    pub who: AskerId,
     pub body: Vec<u8>,
 }
 
@@ -103,8 +103,12 @@ impl House {
             house.furnish(version);
         }
         house.furnish_alone();
-        let me =
-            house.expect(Method::Get, "/_matrix/client/v3/account/whoami".into(), Who::Alice, &Value::Null);
+        let me = house.expect(
+            Method::Get,
+            "/_matrix/client/v3/account/whoami".into(),
+            AskerId::Alice,
+            &Value::Null,
+        );
         house.device = me["device_id"].as_str().expect("a device").to_owned();
         house
     }
@@ -119,7 +123,7 @@ impl House {
         let rules =
             json!({ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } });
         let body = json!({ "room_version": "11", "initial_state": [rules] });
-        let made = self.expect(Method::Post, "/_matrix/client/v3/createRoom".into(), Who::Alice, &body);
+        let made = self.expect(Method::Post, "/_matrix/client/v3/createRoom".into(), AskerId::Alice, &body);
         let id = RoomId::parse(made["room_id"].as_str().expect("a room id")).expect("a room id");
         let version = room_version("11").expect("a known version");
         self.rooms.push(Room { id, version, alias: format!("#new:{OWN}") });
@@ -128,20 +132,20 @@ impl House {
     /// One more room with everybody.
     fn furnish(&mut self, version: &str) {
         let body = json!({ "preset": "public_chat", "room_version": version, "room_alias_name": version });
-        let made = self.expect(Method::Post, "/_matrix/client/v3/createRoom".into(), Who::Alice, &body);
+        let made = self.expect(Method::Post, "/_matrix/client/v3/createRoom".into(), AskerId::Alice, &body);
         let id = made["room_id"].as_str().expect("a room id");
         let join = format!("/_matrix/client/v3/join/{}", segment(id));
-        self.expect(Method::Post, join, Who::Bob, &json!({}));
+        self.expect(Method::Post, join, AskerId::Bob, &json!({}));
 
         let path = format!("{}/{}", segment(id), segment(CAROL));
         let path = format!("/_matrix/federation/v1/make_join/{path}?ver={version}");
-        let mut made = self.expect(Method::Get, path, Who::Peer, &Value::Null);
+        let mut made = self.expect(Method::Get, path, AskerId::Peer, &Value::Null);
         let version = room_version(version).expect("a known version");
         let template = made["event"].as_object_mut().map(std::mem::take).expect("a template");
         let event = sign_new_event(template, &name(PEER), &self.key, version).expect("an event");
         let path = format!("{}/{}", segment(id), segment(event.event_id().as_str()));
         let path = format!("/_matrix/federation/v2/send_join/{path}");
-        self.expect(Method::Put, path, Who::Peer, &Value::Object(event.to_object()));
+        self.expect(Method::Put, path, AskerId::Peer, &Value::Object(event.to_object()));
 
         let room_id = RoomId::parse(id).expect("a room id");
         let state = self.hs.store.read(|db| db.current_state(db.known_room(&room_id)?.key));
@@ -150,7 +154,7 @@ impl House {
         self.rooms.push(Room { id: room_id, version, alias: format!("#{}:{OWN}", version.id) });
     }
 
-    fn expect(&mut self, method: Method, target: String, who: Who, body: &Value) -> Value {
+    fn expect(&mut self, method: Method, target: String, who: AskerId, body: &Value) -> Value {
         let what = format!("{method} {target}");
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
         let reply = self.ask(Ask { method, target, who, body });
@@ -194,12 +198,12 @@ impl House {
             signed.or_else(|_| x_matrix::build(method, uri, &name(PEER), &name(OWN), None, &self.key)).ok()
         };
         match ask.who {
-            Who::Nobody => None,
-            Who::Alice => Some(format!("Bearer {}", self.alice)),
-            Who::Bob => Some(format!("Bearer {}", self.bob)),
-            Who::WrongToken => Some("Bearer nobody's".to_owned()),
-            Who::Peer => sign(&ask.target),
-            Who::WrongSignature => sign("/"),
+            AskerId::Nobody => None,
+            AskerId::Alice => Some(format!("Bearer {}", self.alice)),
+            AskerId::Bob => Some(format!("Bearer {}", self.bob)),
+            AskerId::WrongToken => Some("Bearer nobody's".to_owned()),
+            AskerId::Peer => sign(&ask.target),
+            AskerId::WrongSignature => sign("/"),
         }
     }
 

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tiny_http::Method;
 
 use super::body;
-use super::house::{ALICE, Ask, CAROL, DAVE, House, PEER, Who, key};
+use super::house::{ALICE, Ask, AskerId, CAROL, DAVE, House, PEER, key};
 use super::peer_room::{PeerRoom, honest, signed_again};
 use super::router::{judged, parts, still_works};
 use super::source::Source;
@@ -140,7 +140,7 @@ fn deed(source: &mut Source<'_>, house: &mut House, play: &Shared) {
         16 => return invite(house, play, source),
         _ => return transaction(house, play, source),
     };
-    let who = if target.contains("/key/v2/") { Who::Nobody } else { Who::Alice };
+    let who = if target.contains("/key/v2/") { AskerId::Nobody } else { AskerId::Alice };
     let what = format!("{method} {target}");
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
     judged(house.ask(Ask { method, target, who, body }), &what);
@@ -149,7 +149,7 @@ fn deed(source: &mut Source<'_>, house: &mut House, play: &Shared) {
 fn as_peer(house: &mut House, target: String, body: &Value) {
     let body = body.to_string().into_bytes();
     let what = format!("{target}: {}", body.escape_ascii());
-    judged(house.ask(Ask { method: Method::Put, target, who: Who::Peer, body }), &what);
+    judged(house.ask(Ask { method: Method::Put, target, who: AskerId::Peer, body }), &what);
 }
 
 /// The other server says that carol's devices have changed, but not how: her list is fetched.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tiny_http::Method;
 
 use super::body::{self, USERS};
-use super::house::{ALICE, Ask, BOB, House, OWN, PEER, Who};
+use super::house::{ALICE, Ask, AskerId, BOB, House, OWN, PEER};
 use super::source::Source;
 
 /// What stands between two requests of one input.
@@ -88,7 +88,7 @@ pub fn still_works(house: &mut House) -> bool {
     let target =
         "/_matrix/client/v3/sync?timeout=0&filter=%7B%22room%22:%7B%22timeline%22:%7B%22limit%22:1%7D%7D%7D"
             .to_owned();
-    let reply = house.ask(Ask { method: Method::Get, target, who: Who::Alice, body: Vec::new() });
+    let reply = house.ask(Ask { method: Method::Get, target, who: AskerId::Alice, body: Vec::new() });
     let (status, body) = judged(reply, "alice's sync");
     assert!(status == 200 || status == 401, "alice cannot sync any more: {body}");
     status == 200
@@ -104,11 +104,11 @@ fn request(source: &mut Source<'_>, house: &mut House) -> Ask {
     }
     let who = match route.handler {
         _ if source.chance(24) => {
-            source.pick(&[Who::Nobody, Who::WrongToken, Who::WrongSignature, Who::Peer])
+            source.pick(&[AskerId::Nobody, AskerId::WrongToken, AskerId::WrongSignature, AskerId::Peer])
         }
-        Handler::Anyone(_) => Who::Nobody,
-        Handler::Peer(_) => Who::Peer,
-        _ => source.pick(&[Who::Alice, Who::Alice, Who::Bob]),
+        Handler::Anyone(_) => AskerId::Nobody,
+        Handler::Peer(_) => AskerId::Peer,
+        _ => source.pick(&[AskerId::Alice, AskerId::Alice, AskerId::Bob]),
     };
     let has_body = matches!(method, Method::Put | Method::Post | Method::Delete);
     let is_written = has_body && source.chance(80);
