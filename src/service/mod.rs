@@ -55,7 +55,7 @@ pub struct Homeserver {
     /// What may be asked of other servers for others than our users, or out of curiosity.
     pub request_permits: limits::request_permits::RequestPermits,
     /// Transactions of other servers that are being taken in.
-    pub intake: incoming::transaction_slots::Intake,
+    pub transaction_slots: incoming::transaction_slots::TransactionSlots,
     /// What other servers said of spaces.
     pub told_spaces: rooms::hierarchy::ToldSpaces,
     /// Which policy servers do not answer.
@@ -138,7 +138,7 @@ impl Homeserver {
             sender,
             errands: events::fetch::limits::Errands::default(),
             request_permits: limits::request_permits::RequestPermits::default(),
-            intake: incoming::transaction_slots::Intake::default(),
+            transaction_slots: incoming::transaction_slots::TransactionSlots::default(),
             told_spaces: rooms::hierarchy::ToldSpaces::default(),
             policy_servers: events::policy_server::Silent::default(),
             scheduler,

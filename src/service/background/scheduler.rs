@@ -401,7 +401,7 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
     lock(&shared.state).fetching.insert(room);
     let (fetching, hs) = (Fetching(shared.clone(), room), hs.clone());
     thread::Builder::new().name("waiting".to_owned()).spawn(move || {
-        let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.incoming().pursue_waiting(room)));
+        let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.incoming().pursue_pending(room)));
         let put_off = match pursued {
             Ok(Ok(())) => Ok(()),
             failed => {

@@ -1,12 +1,12 @@
-//! Events that were handed to us and cannot be judged yet. They are kept, so that the server that sent them may forget
-//! them, and taken in once what they need is here: because it came by itself, or because some server of the room had it
+//! Pending events: they were handed to us and cannot be authorised yet. They are kept, so that the server that sent them may forget
+//! them, and received once what they need is here: because it came by itself, or because some server of the room had it
 //! when it was asked once more. A restart changes nothing.
 //!
 //! What is kept is bounded for each server and room. A server that is at its bound is told to come again later: its
 //! transaction is not acknowledged, so that it keeps the events itself and is slowed. Nothing is dropped in silence.
 //!
 //! Of a room that we are not in nobody can tell who is in it, and anybody can send something of it. There the latest word
-//! of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is taken in
+//! of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is received in
 //! any case. Once we are in, what had to make place is fetched as the past of what was kept.
 
 use crate::service::incoming::Incoming;
@@ -23,44 +23,44 @@ use crate::service::events::authorise::{Hearing, Verdict};
 use crate::service::events::fetch::Fetched;
 use crate::service::events::resolve::Effort;
 use crate::service::events::server_acl::RoomAcl;
+use crate::service::incoming::remote_member_events::RemoteOutcome;
 use crate::service::keys::verify::Checked;
-use crate::service::membership::Heard;
 use crate::store::rooms::pending_events::{Queue, ToWait, Waiting};
 use crate::store::{Db, Room, RoomKey, Tx};
 
 /// Events of one server that wait, and their bytes; of a server that is not in the room to our knowledge, less.
-const MOST_OF_SERVER: usize = 2000;
-const MOST_BYTES_OF_SERVER: usize = 16 << 20;
-const MOST_OF_STRANGER: usize = 200;
+const PER_SERVER_EVENTS_MAX: usize = 2000;
+const PER_SERVER_BYTES_MAX: usize = 16 << 20;
+const PER_STRANGER_EVENTS_MAX: usize = 200;
 /// Those whose signatures nobody could check: anybody can make such up in anybody's name.
-const MOST_UNVERIFIED: usize = 200;
+const PER_SERVER_UNVERIFIED_MAX: usize = 200;
 /// Events that wait in one room. However many others there are, each server of the room has its share; of other servers, of
-/// which there is no end, none is taken in beyond the smaller number.
-const MOST_IN_ROOM: usize = 5000;
-const MOST_IN_ROOM_WITH_STRANGERS: usize = 1000;
-const FAIR_SHARE: usize = 500;
+/// which there is no end, none is kept beyond the smaller number.
+const PER_ROOM_EVENTS_MAX: usize = 5000;
+const PER_ROOM_WITH_STRANGERS_MAX: usize = 1000;
+const FAIR_SHARE_EVENTS: usize = 500;
 /// Of a room that we are not in: what is kept of one server, and of all, in bytes; and what an event counts for beyond its
 /// own bytes.
-const MOST_OUTSIDE_OF_SERVER: usize = 512 << 10;
-const MOST_OUTSIDE: usize = 8 << 20;
-const EVENT_COUNTS: usize = 4 << 10;
+const REMOTE_PER_SERVER_BYTES_MAX: usize = 512 << 10;
+const REMOTE_BYTES_MAX: usize = 8 << 20;
+const EVENT_OVERHEAD_BYTES: usize = 4 << 10;
 /// When a server at its bound should come again.
-const COME_AGAIN: Millis = 20_000;
+const RETRY_AFTER_MS: Millis = 20_000;
 
 /// Pauses between attempts, by how often an event was asked for.
-pub(in crate::service) const PAUSES: Backoff = Backoff::doubling(10_000, 30 * 60_000);
+pub(in crate::service) const PENDING_BACKOFF: Backoff = Backoff::doubling(10_000, 30 * 60_000);
 /// When there is nobody to ask just now; and for how long the servers of a room are left in peace, as to the events of one
 /// server, when they were asked in vain.
-const CALM: Millis = 10_000;
+const QUIET_MS: Millis = 10_000;
 /// An event is given up after this time.
-const GIVEN_UP: Millis = 3 * 24 * 3_600_000;
+const PENDING_AGE_MAX_MS: Millis = 3 * 24 * 3_600_000;
 /// For how long one room is pursued before others have their turn.
-const PATIENCE: Duration = Duration::from_secs(120);
+const ROOM_TIMEOUT: Duration = Duration::from_secs(120);
 /// How many events are looked at in one commit.
-const BATCH: usize = 50;
+const COMMIT_EVENTS_MAX: usize = 50;
 
 /// What became of the events that were looked at.
-struct Settled {
+struct ReadyPending {
     /// So many wait no longer.
     ended: usize,
     /// Whether there may be more that was not looked at.
@@ -70,9 +70,9 @@ struct Settled {
 }
 
 impl Incoming<'_> {
-    /// Keeps events of one room until they can be judged. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already; then
+    /// Keeps events of one room until they can be authorised. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already; then
     /// none of them is kept.
-    pub(in crate::service) fn let_wait(
+    pub(in crate::service) fn keep_pending(
         &self,
         origin: &ServerName,
         room: &Room,
@@ -82,13 +82,13 @@ impl Incoming<'_> {
             return Ok(());
         }
         let (origin, room, now) = (origin.clone(), room.key, self.clock.now_ms());
-        self.store.write(move |tx| keep(tx, room, &origin, events, now))
+        self.store.write(move |tx| keep_in_room(tx, room, &origin, events, now))
     }
 
     /// Keeps an event of a room that we are not in: until these servers' keys can be had, which is all it takes to know
     /// what it says of one of us; and until one of us is in who is joining right now, since nothing can be made of it
     /// before. Nobody would send it again. Errors, for the event alone: 429 `M_LIMIT_EXCEEDED` if too much waits already.
-    pub(in crate::service) fn wait_outside(
+    pub(in crate::service) fn keep_pending_remote(
         &self,
         origin: &ServerName,
         (room, version): (&RoomId, RoomVersion),
@@ -96,7 +96,8 @@ impl Incoming<'_> {
         keys_of: &[ServerName],
     ) -> Result<()> {
         let (origin, room, now) = (origin.clone(), room.clone(), self.clock.now_ms());
-        let next = if keys_of.is_empty() { (0, now + CALM) } else { (1, now + PAUSES.pause_ms(1)) };
+        let next =
+            if keys_of.is_empty() { (0, now + QUIET_MS) } else { (1, now + PENDING_BACKOFF.pause_ms(1)) };
         // Its room has no number yet, perhaps.
         let mut event = ToWait::for_keys(0, (id, json), keys_of, next);
         let came_in = self.store.write(move |tx| {
@@ -104,10 +105,10 @@ impl Incoming<'_> {
             event.room = room.key;
             if room.resident {
                 // Whoever was joining came in at this moment, which hastened only what waited by then.
-                keep(tx, room.key, &origin, vec![event], now)?;
+                keep_in_room(tx, room.key, &origin, vec![event], now)?;
                 tx.hasten_waiting_in(room.key)?;
             } else if !tx.waits_from(&event.event_id, &origin, false)? {
-                make_place_outside(tx, &room, &origin, event.json.len())?;
+                make_place_remote(tx, &room, &origin, event.json.len())?;
                 tx.let_wait(&event, &origin, now)?;
             }
             Ok(room.resident)
@@ -118,21 +119,21 @@ impl Incoming<'_> {
         Ok(())
     }
 
-    /// Takes in what waits in a room and is due, and asks other servers for what it needs. Errors: 500.
-    pub(in crate::service) fn pursue_waiting(&self, room: RoomKey) -> Result<()> {
-        let until = Instant::now() + PATIENCE;
+    /// Receives what is pending in a room and due, and asks other servers for what it needs. Errors: 500.
+    pub(in crate::service) fn pursue_pending(&self, room: RoomKey) -> Result<()> {
+        let until = Instant::now() + ROOM_TIMEOUT;
         while Instant::now() < until {
             let now = self.clock.now_ms();
             let of = self.store.read(|db| db.room_by_key(room))?;
             if !of.resident {
-                match self.pursue_outside(&of, now, until)? {
+                match self.pursue_remote(&of, now, until)? {
                     0 => return Ok(()),
                     _ => continue,
                 }
             }
-            let settled = self.store.write(move |tx| settle(tx, room, now))?;
-            match settled.next {
-                _ if settled.ended > 0 => {}
+            let ready = self.store.write(move |tx| receive_ready(tx, room, now))?;
+            match ready.next {
+                _ if ready.ended > 0 => {}
                 Some(next) => {
                     let again = Waiting { json: Vec::new(), ..next.clone() };
                     self.pursue(&of, next, until).or_else(|e| {
@@ -141,7 +142,7 @@ impl Incoming<'_> {
                         Err(e)
                     })?;
                 }
-                None if settled.more => {}
+                None if ready.more => {}
                 None => return Ok(()),
             }
         }
@@ -156,8 +157,8 @@ impl Incoming<'_> {
         let pdu = event.verified_pdu(room.version)?;
         let mut taken = self.events().take_in(&pdu, Terms::Relayed, None);
         let mut asked = false;
-        let calm = self.errands.calm_until(room.key, &event.origin, self.clock.now_ms()).is_some();
-        if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) && !calm {
+        let quiet = self.errands.calm_until(room.key, &event.origin, self.clock.now_ms()).is_some();
+        if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) && !quiet {
             let servers = self.events().sources(room, (&event.origin, &pdu), event.attempts)?;
             match self.events().take_in_with_missing(&servers, &pdu, until)? {
                 Fetched::Taken(now) => taken = now,
@@ -232,32 +233,34 @@ impl Incoming<'_> {
     }
 
     /// What waits in a room that we are not in. So many events were looked at.
-    fn pursue_outside(&self, room: &Room, now: Millis, until: Instant) -> Result<usize> {
-        let due = self.store.read(|db| db.due_waiting(room.key, now, BATCH))?;
+    fn pursue_remote(&self, room: &Room, now: Millis, until: Instant) -> Result<usize> {
+        let due = self.store.read(|db| db.due_waiting(room.key, now, COMMIT_EVENTS_MAX))?;
         let count = due.len();
-        let mut settled = Vec::with_capacity(count);
+        let mut ready = Vec::with_capacity(count);
         for event in due {
             let within = until.saturating_duration_since(Instant::now());
             match self.remote_member_event(&event.origin, &room.room_id, &event.json, within) {
                 Err(e) if e.status() == 500 => return Err(e),
-                Ok(Heard::NoKey(servers)) => {
+                Ok(RemoteOutcome::NoKey(servers)) => {
                     let servers = servers.iter().map(ToString::to_string).collect();
                     self.put_off(room, event, servers, true)?;
                     continue;
                 }
-                Err(e) => log::info!("{} of {}, from outside: {e}", event.event_id, event.origin),
-                Ok(Heard::Settled) => {}
+                Err(e) => {
+                    log::info!("{} of {}, of a room that we are not in: {e}", event.event_id, event.origin)
+                }
+                Ok(RemoteOutcome::Settled) => {}
             }
-            settled.push(event);
+            ready.push(event);
         }
-        self.store.write(move |tx| settled.into_iter().try_for_each(|e| settle_outside(tx, e, now)))?;
+        self.store.write(move |tx| ready.into_iter().try_for_each(|e| settle_remote(tx, e, now)))?;
         Ok(count)
     }
 
     fn put_off(&self, room: &Room, mut event: Waiting, needs: Vec<String>, asked: bool) -> Result<()> {
         let now = self.clock.now_ms();
         let age = now - event.received_ms;
-        if age > GIVEN_UP {
+        if age > PENDING_AGE_MAX_MS {
             log::warn!(
                 "{} of {} in {} is given up: no server had what it needs for {} hours ({})",
                 event.event_id,
@@ -269,24 +272,30 @@ impl Incoming<'_> {
             return self.store.write(move |tx| tx.end_waiting(event.key));
         }
         event.attempts = event.attempts.saturating_add(u32::from(asked));
-        event.retry_ms = now + if asked { PAUSES.pause_ms(event.attempts) } else { 0 };
+        event.retry_ms = now + if asked { PENDING_BACKOFF.pause_ms(event.attempts) } else { 0 };
         if !event.verified {
             return self.store.write(move |tx| tx.put_off_waiting(&event, &needs));
         }
         // Where one event gets nothing, those after it hardly get more.
-        let calm = self.errands.calm_until(room.key, &event.origin, now).unwrap_or(now + CALM);
-        self.errands.note_calm(room.key, &event.origin, calm, now);
-        event.retry_ms = event.retry_ms.max(calm);
+        let quiet = self.errands.calm_until(room.key, &event.origin, now).unwrap_or(now + QUIET_MS);
+        self.errands.note_calm(room.key, &event.origin, quiet, now);
+        event.retry_ms = event.retry_ms.max(quiet);
         let key = room.key;
         self.store.write(move |tx| {
-            tx.calm_waiting(key, Some(&event.origin), calm)?;
+            tx.calm_waiting(key, Some(&event.origin), quiet)?;
             tx.put_off_waiting(&event, &needs)
         })
     }
 }
 
-/// Keeps events of a room that came from a server. Errors: as of [`Incoming::let_wait`].
-fn keep(tx: &mut Tx<'_>, room: RoomKey, origin: &ServerName, events: Vec<ToWait>, now: Millis) -> Result<()> {
+/// Keeps events of a room that came from a server. Errors: as of [`Incoming::keep_pending`].
+fn keep_in_room(
+    tx: &mut Tx<'_>,
+    room: RoomKey,
+    origin: &ServerName,
+    events: Vec<ToWait>,
+    now: Millis,
+) -> Result<()> {
     let mut new = Vec::with_capacity(events.len());
     for event in events {
         if !tx.waits_from(&event.event_id, origin, event.is_verified())? {
@@ -305,29 +314,29 @@ fn keep(tx: &mut Tx<'_>, room: RoomKey, origin: &ServerName, events: Vec<ToWait>
 
 fn too_many() -> Error {
     Error::new(ErrCode::LimitExceeded, "Too many of your events wait for others")
-        .with_field("retry_after_ms", COME_AGAIN)
+        .with_field("retry_after_ms", RETRY_AFTER_MS)
 }
 
 /// Makes place for one more event of so many bytes, of a room that we are not in: what goes is the oldest of the server
 /// itself, if it has its share, and in a full room the oldest of the server that has most. Servers that we know go last.
 /// Errors: 429 `M_LIMIT_EXCEEDED` if that is the server itself, and it has nothing else.
-fn make_place_outside(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: usize) -> Result<()> {
+fn make_place_remote(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: usize) -> Result<()> {
     let mut shares = tx
         .waiting_shares(room.key)?
         .into_iter()
-        .map(|(server, events, bytes)| (server, events * EVENT_COUNTS + bytes))
+        .map(|(server, events, bytes)| (server, events * EVENT_OVERHEAD_BYTES + bytes))
         .collect::<HashMap<_, _>>();
-    let mut all: usize = shares.values().sum::<usize>() + EVENT_COUNTS + bytes;
-    *shares.entry(origin.clone()).or_default() += EVENT_COUNTS + bytes;
+    let mut all: usize = shares.values().sum::<usize>() + EVENT_OVERHEAD_BYTES + bytes;
+    *shares.entry(origin.clone()).or_default() += EVENT_OVERHEAD_BYTES + bytes;
     loop {
-        let victim = if shares[origin] > MOST_OUTSIDE_OF_SERVER {
+        let victim = if shares[origin] > REMOTE_PER_SERVER_BYTES_MAX {
             origin.clone()
-        } else if all > MOST_OUTSIDE {
+        } else if all > REMOTE_BYTES_MAX {
             who_yields(tx, room, &shares, origin)?
         } else {
             return Ok(());
         };
-        let freed = tx.end_first_waiting(room.key, &victim)?.ok_or_else(too_many)? + EVENT_COUNTS;
+        let freed = tx.end_first_waiting(room.key, &victim)?.ok_or_else(too_many)? + EVENT_OVERHEAD_BYTES;
         log::debug!("an event of {} from {victim} makes place for a later one", room.room_id);
         all -= freed;
         shares.entry(victim).and_modify(|share| *share -= freed);
@@ -361,41 +370,41 @@ fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
 
 /// Whether there is no room for so many more, so many of them unverified, of so many bytes.
 fn is_full_for(queue: Queue, (new, unverified, bytes): (usize, usize, usize), resident: bool) -> bool {
-    queue.of_origin + new > if resident { MOST_OF_SERVER } else { MOST_OF_STRANGER }
-        || queue.bytes + bytes > MOST_BYTES_OF_SERVER
-        || (unverified > 0 && queue.unverified + unverified > MOST_UNVERIFIED)
-        || (queue.in_room + new > MOST_IN_ROOM && queue.of_origin_in_room + new > FAIR_SHARE)
-        || (!resident && queue.in_room + new > MOST_IN_ROOM_WITH_STRANGERS)
+    queue.of_origin + new > if resident { PER_SERVER_EVENTS_MAX } else { PER_STRANGER_EVENTS_MAX }
+        || queue.bytes + bytes > PER_SERVER_BYTES_MAX
+        || (unverified > 0 && queue.unverified + unverified > PER_SERVER_UNVERIFIED_MAX)
+        || (queue.in_room + new > PER_ROOM_EVENTS_MAX && queue.of_origin_in_room + new > FAIR_SHARE_EVENTS)
+        || (!resident && queue.in_room + new > PER_ROOM_WITH_STRANGERS_MAX)
 }
 
-/// An event of a room that we are not in, of which everything is known that can be from outside.
-fn settle_outside(tx: &mut Tx<'_>, event: Waiting, now: Millis) -> Result<()> {
+/// An event of a room that we are not in, of which everything is known that can be without being in it.
+fn settle_remote(tx: &mut Tx<'_>, event: Waiting, now: Millis) -> Result<()> {
     let room = tx.room_by_key(event.room)?;
     if room.resident {
         return tx.hasten_waiting_in(room.key);
     }
     if tx.joining_version(&room.room_id)?.is_some() && !tx.is_placed(&event.event_id)? {
         // The room will have its own view of it.
-        let event = Waiting { retry_ms: now + CALM, ..event };
+        let event = Waiting { retry_ms: now + QUIET_MS, ..event };
         return tx.put_off_waiting(&event, &[]);
     }
     tx.end_waiting(event.key)
 }
 
-/// Takes in what can be judged by what is here now, without much work; the rest goes on waiting, but for those for which
+/// Receives what can be authorised by what is here now, without much work; the rest stays pending, but for those for which
 /// others are to be asked.
-fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
-    let due = tx.due_waiting(room, now, BATCH)?;
+fn receive_ready(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<ReadyPending> {
+    let due = tx.due_waiting(room, now, COMMIT_EVENTS_MAX)?;
     let version = tx.room_by_key(room)?.version;
-    let mut settled = Settled { ended: 0, more: due.len() == BATCH, next: None };
+    let mut ready = ReadyPending { ended: 0, more: due.len() == COMMIT_EVENTS_MAX, next: None };
     for event in due {
         if !event.verified {
             if tx.is_placed(&event.event_id)? {
                 // It came once more, checked, and this one no longer matters.
                 tx.end_waiting(event.key)?;
-                settled.ended += 1;
+                ready.ended += 1;
             } else {
-                settled.next.get_or_insert(event);
+                ready.next.get_or_insert(event);
             }
             continue;
         }
@@ -415,21 +424,21 @@ fn settle(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<Settled> {
             Verdict::MissingAuth(ids) => Some(ids),
             Verdict::MissingPrev => Some(tx.unplaced(pdu.prev_events())?),
             Verdict::NeedsWork | Verdict::IsBehind => {
-                settled.next.get_or_insert(event);
+                ready.next.get_or_insert(event);
                 continue;
             }
         };
         match needs {
             None => {
                 tx.end_waiting(event.key)?;
-                settled.ended += 1;
+                ready.ended += 1;
             }
             // Something that it waited for came, and something else is still missing.
             Some(needs) if event.retry_ms > now => tx.put_off_waiting(&event, &names(&needs))?,
-            Some(_) => drop(settled.next.get_or_insert(event)),
+            Some(_) => drop(ready.next.get_or_insert(event)),
         }
     }
-    Ok(settled)
+    Ok(ready)
 }
 
 pub(in crate::service) fn millis(of: Duration) -> Millis {
@@ -448,11 +457,15 @@ mod tests {
     fn servers_without_end_that_are_not_in_a_room_leave_room_for_those_that_are() {
         let in_room = |in_room: usize| Queue { in_room, ..Queue::default() };
         let one = |queue: Queue, resident: bool| is_full_for(queue, (1, 0, 100), resident);
-        assert!(!one(in_room(MOST_IN_ROOM_WITH_STRANGERS - 1), false));
-        assert!(one(in_room(MOST_IN_ROOM_WITH_STRANGERS), false));
-        assert!(!one(in_room(MOST_IN_ROOM_WITH_STRANGERS), true));
-        assert!(!one(in_room(MOST_IN_ROOM), true), "a fair share in any case");
-        let fair = Queue { of_origin_in_room: FAIR_SHARE, of_origin: FAIR_SHARE, ..in_room(MOST_IN_ROOM) };
+        assert!(!one(in_room(PER_ROOM_WITH_STRANGERS_MAX - 1), false));
+        assert!(one(in_room(PER_ROOM_WITH_STRANGERS_MAX), false));
+        assert!(!one(in_room(PER_ROOM_WITH_STRANGERS_MAX), true));
+        assert!(!one(in_room(PER_ROOM_EVENTS_MAX), true), "a fair share in any case");
+        let fair = Queue {
+            of_origin_in_room: FAIR_SHARE_EVENTS,
+            of_origin: FAIR_SHARE_EVENTS,
+            ..in_room(PER_ROOM_EVENTS_MAX)
+        };
         assert!(one(fair, true));
     }
 
@@ -463,7 +476,7 @@ mod tests {
     /// An event of no more than its weight, waiting in a room that we are not in. Whether it found a place.
     fn send_from(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, n: usize) -> bool {
         let json = vec![b'x'; 60_000];
-        if make_place_outside(tx, room, origin, json.len()).is_err() {
+        if make_place_remote(tx, room, origin, json.len()).is_err() {
             return false;
         }
         let id = EventId::parse(&format!("$e{n}-{origin}")).expect("an id");
@@ -493,12 +506,12 @@ mod tests {
             }
             let shares = |tx: &Tx<'_>| tx.waiting_shares(room.key).expect("shares");
             let weight = |tx: &Tx<'_>| -> usize {
-                shares(tx).iter().map(|(_, events, bytes)| events * EVENT_COUNTS + bytes).sum()
+                shares(tx).iter().map(|(_, events, bytes)| events * EVENT_OVERHEAD_BYTES + bytes).sum()
             };
             let held = |tx: &Tx<'_>, of: &ServerName| -> usize {
                 shares(tx).iter().find(|(server, ..)| server == of).map_or(0, |(_, events, _)| *events)
             };
-            assert!(weight(tx) <= MOST_OUTSIDE);
+            assert!(weight(tx) <= REMOTE_BYTES_MAX);
             assert_eq!((held(tx, &friend), held(tx, &early)), (3, 1));
             assert!(names.iter().all(|name| (1..=8).contains(&held(tx, name))));
             // Whoever has nothing yet takes the place of one who has much.
@@ -509,7 +522,7 @@ mod tests {
             assert!(refused > 300, "{refused}");
             assert_eq!((held(tx, &friend), held(tx, &early), held(tx, &late)), (3, 1, 1));
             assert!((3..50).all(|n| send_from(tx, &room, &friend, n)), "one that we know is never refused");
-            assert!(weight(tx) <= MOST_OUTSIDE && held(tx, &friend) > 3);
+            assert!(weight(tx) <= REMOTE_BYTES_MAX && held(tx, &friend) > 3);
             // None of it counts against them in rooms that we are in.
             let queue = tx.waiting_queue(room.key, &friend)?;
             assert_eq!((queue.of_origin, queue.bytes, queue.unverified), (0, 0, 0));

@@ -9,7 +9,7 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Bearing, Fact, RemoteMembership, RemoteState};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
-use crate::service::keys::attempts::Purpose;
+use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
 use crate::service::membership::knock::shown_outside;
 use crate::service::membership::rows::{check_still_outside, note, remote_row};
@@ -17,7 +17,7 @@ use crate::store::Db;
 use crate::store::rooms::not_resident;
 
 /// What became of a PDU of a room that we are not in.
-pub(in crate::service) enum Heard {
+pub(in crate::service) enum RemoteOutcome {
     /// It took effect, or there was nothing left to do.
     Settled,
     /// It would concern us, if it is what it says: the keys of these servers could not be had.
@@ -25,7 +25,7 @@ pub(in crate::service) enum Heard {
 }
 
 /// A member event about one of us, and what we know of that membership.
-struct News {
+struct MemberNews {
     event: VerifiedPdu,
     user: UserId,
     row: Option<RemoteMembership>,
@@ -44,27 +44,27 @@ impl Incoming<'_> {
         room_id: &RoomId,
         json: &[u8],
         within: Duration,
-    ) -> Result<Heard> {
-        let head: Head = read_object(json).map_err(|_| not_resident())?;
+    ) -> Result<RemoteOutcome> {
+        let head: MemberEventHead = read_object(json).map_err(|_| not_resident())?;
         let user = UserId::parse(&head.state_key).map_err(|_| not_resident())?;
         if head.event_type != "m.room.member" || !self.is_ours(&user) {
             return Err(not_resident());
         }
         let version =
-            self.store.read(|db| version_outside(db, room_id, Some(&user)))?.ok_or_else(not_resident)?;
+            self.store.read(|db| remote_room_version(db, room_id, Some(&user)))?.ok_or_else(not_resident)?;
         // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to wait.
         if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
-            return Ok(Heard::Settled);
+            return Ok(RemoteOutcome::Settled);
         }
         match self.keys().check_received(origin, &[json], version, within).pop() {
             Some(Checked::Passed(event)) => {
                 // The room may have said more while the key was fetched.
                 if let Some(row) = self.of_concern(room_id, &user, &event)? {
-                    self.take_to_heart(News { event, user, row: *row })?;
+                    self.apply_news(MemberNews { event, user, row: *row })?;
                 }
-                Ok(Heard::Settled)
+                Ok(RemoteOutcome::Settled)
             }
-            Some(Checked::NoKey(_, servers)) => Ok(Heard::NoKey(servers)),
+            Some(Checked::NoKey(_, servers)) => Ok(RemoteOutcome::NoKey(servers)),
             Some(Checked::Dropped(e)) => Err(e),
             None => Err(Error::internal("one event in, none out")),
         }
@@ -93,7 +93,7 @@ impl Incoming<'_> {
             // One that we signed when it was offered, but left to the room to tell us of; since then we have left it.
             Some(Membership::Invite) => {
                 let ours = self.server_name();
-                drop(self.membership().check_signature_of(event, ours, Purpose::Received(ours))?);
+                drop(self.membership().check_signature_of(event, ours, KeyPurpose::Received(ours))?);
             }
             Some(Membership::Leave | Membership::Ban) if event.sender() != user => {
                 let row = row.as_ref().ok_or_else(not_resident)?;
@@ -109,8 +109,8 @@ impl Incoming<'_> {
         Ok(Some(Box::new(row)))
     }
 
-    fn take_to_heart(&self, news: News) -> Result<()> {
-        let News { event, user, row } = news;
+    fn apply_news(&self, news: MemberNews) -> Result<()> {
+        let MemberNews { event, user, row } = news;
         if event.membership() == Some(Membership::Invite) {
             return self.invite_by_transaction(event, &user);
         }
@@ -144,7 +144,7 @@ impl Incoming<'_> {
 
 /// The version by which events of a room that we are not in are read: what those said with whom the user deals there,
 /// else what we know from a time when we were in it, or from those through whom one of us is joining.
-pub(in crate::service) fn version_outside(
+pub(in crate::service) fn remote_room_version(
     db: &Db<'_>,
     room_id: &RoomId,
     user: Option<&UserId>,
@@ -161,7 +161,7 @@ pub(in crate::service) fn version_outside(
 
 /// What must be known of a PDU before anything else is.
 #[derive(serde::Deserialize)]
-struct Head {
+struct MemberEventHead {
     #[serde(rename = "type")]
     event_type: String,
     state_key: String,

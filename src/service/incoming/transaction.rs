@@ -1,8 +1,8 @@
 //! `PUT /send`: the transactions of other servers.
 //!
-//! Each event goes through the checks on receipt in the specification's order: 1 to 3 in `verify`, 4 to 7 in `judge`.
-//! Every one that we answer for without an error is on disk: in its room, or waiting (`waiting`) where what it refers to,
-//! or the key of its signature, cannot be had while the sender waits for our answer.
+//! Each event goes through the checks on receipt in the specification's order (the head of `service/events/mod.rs` has
+//! them). Every one that we answer for without an error is on disk: in its room, or pending (`pending.rs`) where what it
+//! refers to, or the key of its signature, cannot be had while the sender waits for our answer.
 
 use crate::service::incoming::Incoming;
 use std::collections::HashMap;
@@ -19,35 +19,35 @@ use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, Ver
 use crate::service::events::accept::{Taken, Terms};
 use crate::service::events::fetch::Fetched;
 use crate::service::events::server_acl::RoomAcl;
-use crate::service::incoming::pending::{PAUSES, millis, names};
+use crate::service::incoming::pending::{PENDING_BACKOFF, millis, names};
+use crate::service::incoming::remote_member_events::{RemoteOutcome, remote_room_version};
 use crate::service::keys::verify::Checked;
-use crate::service::membership::{Heard, version_outside};
 use crate::store::rooms::not_resident;
 use crate::store::rooms::pending_events::ToWait;
 use crate::store::{Room, Status};
 
 /// "Must not include more than 50 PDUs."
-const MOST_PDUS: usize = 50;
+const PDUS_MAX: usize = 50;
 /// "Must not include more than 100 EDUs."
-const MOST_EDUS: usize = 100;
+const EDUS_MAX: usize = 100;
 
 /// For how long one transaction may make us fetch keys and what its events refer to (policy servers have a time of their
 /// own): senders wait a minute for an answer. What is not there by then waits, and is fetched in the background.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// When a server that sends too much at once should come again.
-const COME_AGAIN_MS: i64 = 2_000;
+const RETRY_AFTER_MS: i64 = 2_000;
 
 #[derive(Deserialize)]
-struct Transaction<'a> {
+struct TransactionBody<'a> {
     #[serde(borrow)]
-    pdus: AtMost<&'a RawValue, MOST_PDUS>,
+    pdus: AtMost<&'a RawValue, PDUS_MAX>,
     #[serde(borrow, default)]
-    edus: AtMost<&'a RawValue, MOST_EDUS>,
+    edus: AtMost<&'a RawValue, EDUS_MAX>,
 }
 
 /// What is read of an event to know its room, before its room's version says how to read the rest.
 #[derive(Deserialize)]
-struct Outside {
+struct PduRoom {
     room_id: Option<RoomId>,
     event_id: Option<EventId>,
     state_key: Option<String>,
@@ -55,9 +55,9 @@ struct Outside {
 
 /// What became of each event, as the answer says it.
 #[derive(Default)]
-struct Results(Map<String, Value>);
+struct PduResults(Map<String, Value>);
 
-impl Results {
+impl PduResults {
     fn add(&mut self, id: &EventId, result: Result<()>) {
         let said = match result {
             Ok(()) => json!({}),
@@ -67,54 +67,54 @@ impl Results {
     }
 }
 
-/// The events of one room in a transaction that have to wait.
-struct Waits<'a> {
+/// The events of one room in a transaction that become pending.
+struct PendingInRoom<'a> {
     room: &'a Room,
     events: Vec<ToWait>,
     /// Other servers were asked in vain: they are not asked again while the sender waits.
-    in_vain: bool,
+    unanswered: bool,
 }
 
 /// The events of one room in a transaction.
-struct Arrival {
+struct RoomPdus {
     room: Room,
     /// Those that passed the first three steps.
     pdus: Vec<VerifiedPdu>,
     /// Those of which nothing can be said for want of a key.
-    wait: Vec<ToWait>,
+    no_key: Vec<ToWait>,
 }
 
 impl Incoming<'_> {
-    /// Takes in a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
+    /// Receives a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
     /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as a
-    /// whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we take in, and 500 if something of ours failed, so that
+    /// whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we receive, and 500 if something of ours failed, so that
     /// it repeats the transaction.
     pub fn receive_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
-        let Some(_turn) = self.intake.enter(origin, txn_id) else {
+        let Some(_slot) = self.transaction_slots.enter(origin, txn_id) else {
             return Err(Error::new(ErrCode::LimitExceeded, "Too many transactions at once")
-                .with_field("retry_after_ms", COME_AGAIN_MS));
+                .with_field("retry_after_ms", RETRY_AFTER_MS));
         };
         if let Some(answer) = self.store.read(|db| db.transaction_answer(origin, txn_id))? {
             return json::read(&answer).map_err(Error::internal);
         }
-        let Transaction { pdus: AtMost(pdus), edus: AtMost(edus) } =
+        let TransactionBody { pdus: AtMost(pdus), edus: AtMost(edus) } =
             json::read_object(body).map_err(|e| not_a_transaction(e.message()))?;
-        let mut results = Results::default();
-        let until = self.clock.instant() + PATIENCE;
-        let mut arrivals = Vec::new();
+        let mut results = PduResults::default();
+        let until = self.clock.instant() + TRANSACTION_TIMEOUT;
+        let mut rooms = Vec::new();
         for (room, events) in self.by_room((origin, until), &pdus, &mut results)? {
-            arrivals.extend(self.check_arrival((origin, until), room, &events, &mut results)?);
+            rooms.extend(self.check_room_pdus((origin, until), room, &events, &mut results)?);
         }
         // One wait for all rooms.
-        let mut all: Vec<_> = arrivals.iter_mut().map(|a| (&a.room, a.pdus.as_mut_slice())).collect();
+        let mut all: Vec<_> = rooms.iter_mut().map(|r| (&r.room, r.pdus.as_mut_slice())).collect();
         self.events().with_policy_signatures(&mut all, None)?;
-        for arrival in arrivals {
-            self.take_in_arrival((origin, until), arrival, &mut results)?;
+        for room_pdus in rooms {
+            self.receive_room_pdus((origin, until), room_pdus, &mut results)?;
         }
         self.receive_edus(origin, &edus)?;
         let answer = json!({ "pdus": results.0 });
         if !pdus.is_empty() {
-            // Ephemeral messages alone are cheaper to take in twice than to remember.
+            // Ephemeral messages alone are cheaper to receive twice than to remember.
             let (origin, txn_id, now) = (origin.clone(), txn_id.to_owned(), self.clock.now_ms());
             let bytes = answer.to_string().into_bytes();
             // The events are on disk. Should a power cut take this with it, a repeat finds them known.
@@ -129,7 +129,7 @@ impl Incoming<'_> {
         &self,
         (origin, until): (&ServerName, Instant),
         pdus: &[&'a RawValue],
-        results: &mut Results,
+        results: &mut PduResults,
     ) -> Result<Vec<(Room, Vec<&'a RawValue>)>> {
         let mut rooms: Vec<(Room, Vec<&RawValue>)> = Vec::new();
         let mut index: HashMap<RoomId, usize> = HashMap::new();
@@ -137,8 +137,8 @@ impl Incoming<'_> {
             // What is far too large for an event is none, and nobody looks for its room. Without a room nobody knows how to
             // read it: "otherwise it is dropped".
             let is_event = pdu.get().len() <= EVENT_AS_WRITTEN_BYTES_MAX;
-            let outside = is_event.then(|| json::read_object(pdu.get().as_bytes()).ok()).flatten();
-            let Some(Outside { room_id: Some(room_id), event_id, state_key }) = outside else {
+            let read = is_event.then(|| json::read_object(pdu.get().as_bytes()).ok()).flatten();
+            let Some(PduRoom { room_id: Some(room_id), event_id, state_key }) = read else {
                 log::debug!("{origin} sent an event without a room");
                 continue;
             };
@@ -151,9 +151,9 @@ impl Incoming<'_> {
                     index.insert(room_id, rooms.len());
                     rooms.push((room, vec![pdu]));
                 }
-                None => self.receive_from_outside(
+                None => self.receive_remote(
                     (origin, until),
-                    Outside { room_id: Some(room_id), event_id, state_key },
+                    PduRoom { room_id: Some(room_id), event_id, state_key },
                     pdu,
                     results,
                 )?,
@@ -164,20 +164,20 @@ impl Incoming<'_> {
 
     /// An event of a room that we are not in: of interest if it says what became of one of us there, or if one of us is
     /// joining right now.
-    fn receive_from_outside(
+    fn receive_remote(
         &self,
         (origin, until): (&ServerName, Instant),
-        event: Outside,
+        event: PduRoom,
         pdu: &RawValue,
-        results: &mut Results,
+        results: &mut PduResults,
     ) -> Result<()> {
-        let Outside { room_id: Some(room_id), event_id, state_key } = event else { return Ok(()) };
+        let PduRoom { room_id: Some(room_id), event_id, state_key } = event else { return Ok(()) };
         let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
         let (version, joining) = self.store.read(|db| {
             let joining = db.joining_version(&room_id)?;
             // Of others we read an event only to join with it.
             let version =
-                if user.is_some() { version_outside(db, &room_id, user.as_ref())? } else { joining };
+                if user.is_some() { remote_room_version(db, &room_id, user.as_ref())? } else { joining };
             Ok((version, joining.is_some()))
         })?;
         let json = pdu.get().as_bytes();
@@ -191,12 +191,12 @@ impl Incoming<'_> {
         };
         let outcome = match (heard, version) {
             (Err(e), _) if e.status() == 500 => return Err(e),
-            (Ok(Heard::NoKey(servers)), Some(version)) => {
-                self.wait_outside(origin, (&room_id, version), (id.clone(), json), &servers)
+            (Ok(RemoteOutcome::NoKey(servers)), Some(version)) => {
+                self.keep_pending_remote(origin, (&room_id, version), (id.clone(), json), &servers)
             }
             // Whatever it was to us so far, the room that we come into has its own view of it.
             (_, Some(version)) if joining => {
-                self.wait_outside(origin, (&room_id, version), (id.clone(), json), &[])
+                self.keep_pending_remote(origin, (&room_id, version), (id.clone(), json), &[])
             }
             (heard, _) => heard.map(drop),
         };
@@ -210,13 +210,13 @@ impl Incoming<'_> {
     }
 
     /// Takes the first three steps with the events of one room. None if the room keeps the sender out.
-    fn check_arrival(
+    fn check_room_pdus(
         &self,
         (origin, until): (&ServerName, Instant),
         room: Room,
         events: &[&RawValue],
-        results: &mut Results,
-    ) -> Result<Option<Arrival>> {
+        results: &mut PduResults,
+    ) -> Result<Option<RoomPdus>> {
         let bytes: Vec<&[u8]> = events.iter().map(|event| event.get().as_bytes()).collect();
         if !self.store.read(|db| RoomAcl::of(db, &room))?.allows(origin) {
             for id in bytes.iter().filter_map(|event| id_of(event, room.version)) {
@@ -225,7 +225,7 @@ impl Incoming<'_> {
             return Ok(None);
         }
         let left = until.saturating_duration_since(self.clock.instant());
-        let (mut pdus, mut wait) = (Vec::with_capacity(bytes.len()), Vec::new());
+        let (mut pdus, mut no_key) = (Vec::with_capacity(bytes.len()), Vec::new());
         for (event, checked) in
             bytes.iter().zip(self.keys().check_received(origin, &bytes, room.version, left))
         {
@@ -246,9 +246,9 @@ impl Incoming<'_> {
             match checked {
                 Checked::Passed(pdu) => pdus.push(pdu),
                 Checked::NoKey(pdu, servers) => {
-                    let next = (1, self.clock.now_ms() + PAUSES.pause_ms(1));
+                    let next = (1, self.clock.now_ms() + PENDING_BACKOFF.pause_ms(1));
                     let event = (pdu.event_id().clone(), *event);
-                    wait.push(ToWait::for_keys(room.key, event, &servers, next));
+                    no_key.push(ToWait::for_keys(room.key, event, &servers, next));
                 }
                 Checked::Dropped(e) => {
                     // What nobody can name nobody can be told of.
@@ -258,43 +258,43 @@ impl Incoming<'_> {
                 }
             }
         }
-        Ok(Some(Arrival { room, pdus, wait }))
+        Ok(Some(RoomPdus { room, pdus, no_key }))
     }
 
     /// The rest of the steps, and what has to wait.
-    fn take_in_arrival(
+    fn receive_room_pdus(
         &self,
         from: (&ServerName, Instant),
-        arrival: Arrival,
-        results: &mut Results,
+        room_pdus: RoomPdus,
+        results: &mut PduResults,
     ) -> Result<()> {
-        let Arrival { room, pdus, wait } = arrival;
-        let mut waits = Waits { room: &room, events: wait, in_vain: false };
-        self.take_in_all(from, &pdus, &mut waits, results)?;
-        for event in &waits.events {
+        let RoomPdus { room, pdus, no_key } = room_pdus;
+        let mut pending = PendingInRoom { room: &room, events: no_key, unanswered: false };
+        self.receive_all(from, &pdus, &mut pending, results)?;
+        for event in &pending.events {
             results.add(&event.event_id, Ok(()));
         }
-        self.let_wait(from.0, &room, waits.events)
+        self.keep_pending(from.0, &room, pending.events)
     }
 
     /// As many as possible in one commit; what has to wait for other servers or for a resolution, on its own.
-    fn take_in_all(
+    fn receive_all(
         &self,
         from: (&ServerName, Instant),
         pdus: &[VerifiedPdu],
-        waits: &mut Waits<'_>,
-        results: &mut Results,
+        pending: &mut PendingInRoom<'_>,
+        results: &mut PduResults,
     ) -> Result<()> {
         let mut rest = pdus;
         while !rest.is_empty() {
-            let taken = self.events().take_in_light(rest)?;
-            let (done, left) = rest.split_at(taken.len().min(rest.len()));
-            for (pdu, taken) in done.iter().zip(taken) {
-                results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(taken)?));
+            let received = self.events().take_in_light(rest)?;
+            let (done, left) = rest.split_at(received.len().min(rest.len()));
+            for (pdu, received) in done.iter().zip(received) {
+                results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(received)?));
             }
-            let Some((heavy, left)) = left.split_first() else { break };
-            if let Some(taken) = self.take_in_heavy(from, heavy, waits)? {
-                results.add(heavy.event_id(), self.unless_we_left(heavy, outcome(taken)?));
+            let Some((single, left)) = left.split_first() else { break };
+            if let Some(received) = self.receive_single(from, single, pending)? {
+                results.add(single.event_id(), self.unless_we_left(single, outcome(received)?));
             }
             rest = left;
         }
@@ -303,36 +303,36 @@ impl Incoming<'_> {
 
     /// An event that needs a resolution, or others that are not here. None if it has to wait for them. They are asked for
     /// while the sender waits, unless that was in vain once in this room.
-    fn take_in_heavy(
+    fn receive_single(
         &self,
         (origin, until): (&ServerName, Instant),
         pdu: &VerifiedPdu,
-        waits: &mut Waits<'_>,
+        pending: &mut PendingInRoom<'_>,
     ) -> Result<Option<Result<Taken>>> {
         let needs = match self.events().take_in(pdu, Terms::Relayed, None) {
             Ok(Taken::NeedsAuth(ids)) => ids,
             Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
             Ok(Taken::NeedsTime(rest)) => {
-                waits.events.push(self.pending_event(waits.room, pdu, &[], rest));
+                pending.events.push(self.pending_event(pending.room, pdu, &[], rest));
                 return Ok(None);
             }
-            taken => return Ok(Some(taken)),
+            received => return Ok(Some(received)),
         };
-        if !waits.in_vain && self.clock.instant() < until && !self.waits_already(&needs, waits)? {
+        if !pending.unanswered && self.clock.instant() < until && !self.is_pending_already(&needs, pending)? {
             // Who vouches for the event. Others are asked in the background, where nobody can make us bother them often.
-            let mut servers = self.events().sources(waits.room, (origin, pdu), 0)?;
+            let mut servers = self.events().sources(pending.room, (origin, pdu), 0)?;
             servers.retain(|server| server == origin || *server == pdu.sender().server());
             match self.events().take_in_with_missing(&servers, pdu, until)? {
                 Fetched::Taken(Ok(Taken::NeedsTime(rest))) => {
-                    waits.events.push(self.pending_event(waits.room, pdu, &[], rest));
+                    pending.events.push(self.pending_event(pending.room, pdu, &[], rest));
                     return Ok(None);
                 }
-                Fetched::Taken(taken) => return Ok(Some(taken)),
+                Fetched::Taken(received) => return Ok(Some(received)),
                 Fetched::Nothing { .. } => {}
             }
-            waits.in_vain = true;
+            pending.unanswered = true;
         }
-        waits.events.push(self.pending_event(waits.room, pdu, &needs, Duration::ZERO));
+        pending.events.push(self.pending_event(pending.room, pdu, &needs, Duration::ZERO));
         Ok(None)
     }
 
@@ -342,8 +342,8 @@ impl Incoming<'_> {
     }
 
     /// Whether one of these events is itself waiting: then it is being looked after.
-    fn waits_already(&self, needs: &[EventId], waits: &Waits<'_>) -> Result<bool> {
-        if waits.events.iter().any(|event| needs.contains(&event.event_id)) {
+    fn is_pending_already(&self, needs: &[EventId], pending: &PendingInRoom<'_>) -> Result<bool> {
+        if pending.events.iter().any(|event| needs.contains(&event.event_id)) {
             return Ok(true);
         }
         self.store.read(|db| {
@@ -357,7 +357,7 @@ impl Incoming<'_> {
     }
 
     /// The last of us may have left the room since its events were sorted: then what becomes of one of us there is news
-    /// from outside.
+    /// of a room that we are not in.
     fn unless_we_left(&self, pdu: &Pdu, outcome: Result<()>) -> Result<()> {
         match outcome {
             Err(e) if e.status() == 404 && pdu.event_type() == "m.room.member" => {
@@ -368,8 +368,8 @@ impl Incoming<'_> {
                     pdu.json(),
                     Duration::ZERO,
                 )? {
-                    Heard::Settled => Ok(()),
-                    Heard::NoKey(_) => Err(e),
+                    RemoteOutcome::Settled => Ok(()),
+                    RemoteOutcome::NoKey(_) => Err(e),
                 }
             }
             outcome => outcome,
@@ -386,8 +386,8 @@ fn id_of(event: &[u8], version: RoomVersion) -> Option<EventId> {
 }
 
 /// What the sender is told; the outer error is a failure of ours.
-fn outcome(taken: Result<Taken>) -> Result<Result<()>> {
-    match taken {
+fn outcome(received: Result<Taken>) -> Result<Result<()>> {
+    match received {
         Ok(Taken::Stored { status: Status::Rejected, reason, .. }) => {
             Ok(Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before"))))
         }

@@ -1,4 +1,4 @@
-//! Who may have how many transactions taken in at the same time. A server that sends faster than we take in waits, and
+//! How many transactions of one server are received at the same time. A server that sends faster than we receive waits, and
 //! then hears that it should come again: it is slowed, and nobody else is.
 
 use std::collections::HashMap;
@@ -10,70 +10,74 @@ use crate::protocol::ServerName;
 
 /// Transactions of one server that are worked on at once. ("The sending server must wait and retry for a 200 OK response
 /// before sending a transaction with a different txnId": some send from several processes.)
-const AT_ONCE: usize = 8;
+const TRANSACTIONS_PER_ORIGIN_MAX: usize = 8;
 /// Those that wait behind them.
-const MOST_WAITING: usize = 24;
+const WAITING_PER_ORIGIN_MAX: usize = 24;
 /// For how long they wait.
-const WAIT: Duration = Duration::from_secs(10);
+const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The transactions that are being taken in, by origin.
+/// The transactions that are being received, by origin.
 #[derive(Default)]
-pub struct Intake {
-    lines: Mutex<HashMap<ServerName, Line>>,
+pub struct TransactionSlots {
+    origins: Mutex<HashMap<ServerName, OriginTransactions>>,
     moved: Condvar,
 }
 
 #[derive(Default)]
-struct Line {
+struct OriginTransactions {
     under_way: Vec<String>,
     waiting: usize,
 }
 
-impl Intake {
+impl TransactionSlots {
     /// Waits for the origin's turn. A transaction that is under way already is waited for, so that its repeat finds the
     /// answer. None if that takes too long, or too many wait.
-    pub(in crate::service) fn enter(&self, origin: &ServerName, txn_id: &str) -> Option<Turn<'_>> {
-        let until = Instant::now() + WAIT;
-        let mut lines = lock(&self.lines);
+    pub(in crate::service) fn enter(&self, origin: &ServerName, txn_id: &str) -> Option<TransactionSlot<'_>> {
+        let until = Instant::now() + SLOT_TIMEOUT;
+        let mut origins = lock(&self.origins);
         let mut waits = false;
         loop {
-            let line = lines.entry(origin.clone()).or_default();
-            let repeated = line.under_way.iter().any(|other| other == txn_id);
-            if !repeated && line.under_way.len() < AT_ONCE {
-                line.under_way.push(txn_id.to_owned());
-                line.waiting -= usize::from(waits);
-                return Some(Turn { intake: self, origin: origin.clone(), txn_id: txn_id.to_owned() });
+            let transactions = origins.entry(origin.clone()).or_default();
+            let repeated = transactions.under_way.iter().any(|other| other == txn_id);
+            if !repeated && transactions.under_way.len() < TRANSACTIONS_PER_ORIGIN_MAX {
+                transactions.under_way.push(txn_id.to_owned());
+                transactions.waiting -= usize::from(waits);
+                return Some(TransactionSlot {
+                    slots: self,
+                    origin: origin.clone(),
+                    txn_id: txn_id.to_owned(),
+                });
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || (!waits && line.waiting >= MOST_WAITING) {
-                line.waiting -= usize::from(waits);
+            if left.is_zero() || (!waits && transactions.waiting >= WAITING_PER_ORIGIN_MAX) {
+                transactions.waiting -= usize::from(waits);
                 return None;
             }
-            line.waiting += usize::from(!waits);
+            transactions.waiting += usize::from(!waits);
             waits = true;
-            lines = wait_timeout(&self.moved, lines, left);
+            origins = wait_timeout(&self.moved, origins, left);
         }
     }
 }
 
-/// A transaction that is being taken in.
-pub(in crate::service) struct Turn<'i> {
-    intake: &'i Intake,
+/// A transaction that is being received; another one of its server may take its place once this is dropped.
+pub(in crate::service) struct TransactionSlot<'i> {
+    slots: &'i TransactionSlots,
     origin: ServerName,
     txn_id: String,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for TransactionSlot<'_> {
     fn drop(&mut self) {
-        let mut lines = lock(&self.intake.lines);
-        if let Some(line) = lines.get_mut(&self.origin) {
-            line.under_way.retain(|txn_id| *txn_id != self.txn_id);
-            if line.under_way.is_empty() && line.waiting == 0 {
-                lines.remove(&self.origin);
+        let mut origins = lock(&self.slots.origins);
+        if let Some(transactions) = origins.get_mut(&self.origin) {
+            transactions.under_way.retain(|txn_id| *txn_id != self.txn_id);
+            if transactions.under_way.is_empty() && transactions.waiting == 0 {
+                origins.remove(&self.origin);
             }
         }
-        drop(lines);
-        self.intake.moved.notify_all();
+        drop(origins);
+        self.slots.moved.notify_all();
     }
 }
 
@@ -87,28 +91,29 @@ mod tests {
 
     #[test]
     fn one_server_has_some_transactions_at_once_and_others_are_not_kept_waiting_by_it() {
-        let intake = Intake::default();
+        let slots = TransactionSlots::default();
         let (busy, polite) = (server("busy.example"), server("polite.example"));
-        let mut turns: Vec<_> =
-            (0..AT_ONCE).map(|n| intake.enter(&busy, &n.to_string()).expect("a turn")).collect();
-        assert!(intake.enter(&polite, "1").is_some());
+        let mut slots_taken: Vec<_> = (0..TRANSACTIONS_PER_ORIGIN_MAX)
+            .map(|n| slots.enter(&busy, &n.to_string()).expect("a slot"))
+            .collect();
+        assert!(slots.enter(&polite, "1").is_some());
         std::thread::scope(|scope| {
-            let next = scope.spawn(|| intake.enter(&busy, "next").is_some());
-            turns.pop();
+            let next = scope.spawn(|| slots.enter(&busy, "next").is_some());
+            slots_taken.pop();
             assert!(next.join().expect("no panic"), "it waited for one to end");
         });
-        drop(turns);
-        assert!(lock(&intake.lines).is_empty());
+        drop(slots_taken);
+        assert!(lock(&slots.origins).is_empty());
     }
 
     #[test]
     fn a_repeat_waits_for_the_first_to_end() {
-        let intake = Intake::default();
+        let slots = TransactionSlots::default();
         let origin = server("peer.example");
-        let first = intake.enter(&origin, "same").expect("a turn");
+        let first = slots.enter(&origin, "same").expect("a slot");
         std::thread::scope(|scope| {
-            let repeat = scope.spawn(|| intake.enter(&origin, "same").is_some());
-            while lock(&intake.lines).get(&origin).is_none_or(|line| line.waiting == 0) {
+            let repeat = scope.spawn(|| slots.enter(&origin, "same").is_some());
+            while lock(&slots.origins).get(&origin).is_none_or(|transactions| transactions.waiting == 0) {
                 std::thread::yield_now();
             }
             drop(first);

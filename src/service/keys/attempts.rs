@@ -1,8 +1,8 @@
 //! Which servers are being asked for their keys, and which are not to be asked before when. One request to a server is under
 //! way at a time, whoever waits for it; one that does not answer, or whose answers do not help, is asked ever more seldom.
 //!
-//! Anybody can name servers without end, and make them slow. So strangers are asked in places apart (`places`), by who wants
-//! them asked: none keeps the keys of our rooms' servers from being fetched, or those that others want.
+//! Anybody can name servers without end, and make them slow. So strangers are asked in slots apart, by who wants them
+//! asked: none keeps the keys of our rooms' servers from being fetched, or those that others want.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -16,30 +16,30 @@ use crate::service::limits::fair_slots::{FairSlot, FairSlots};
 use crate::service::limits::request_permits::{Asker, AskerId};
 
 /// Requests for keys that may be under way: of servers that are in rooms with us, and for events that our users need.
-const MAX_UNDER_WAY: usize = 64;
+const ATTEMPTS_MAX: usize = 64;
 /// Those of strangers who speak to us, and those for events that strangers signed, with the share of each address, and of each
 /// server that sends such events: anybody can name servers, and make them slow.
-const MAX_OF_SPEAKERS: usize = 24;
-const MAX_OF_ADDRESS: usize = 8;
-const MAX_RECEIVED: usize = 24;
-const MAX_RECEIVED_OF_SERVER: usize = 8;
+const REQUEST_ATTEMPTS_MAX: usize = 24;
+const REQUEST_ATTEMPTS_PER_ADDRESS_MAX: usize = 8;
+const RECEIVED_ATTEMPTS_MAX: usize = 24;
+const RECEIVED_ATTEMPTS_PER_SERVER_MAX: usize = 8;
 /// Those that we make as a notary, and the share of each address.
-const MAX_AS_NOTARY: usize = 8;
-pub(in crate::service) const MAX_AS_NOTARY_OF_ADDRESS: usize = 3;
-/// Time for the answer of a stranger while others wait for the place.
-const CROWDED_WITHIN: Duration = Duration::from_secs(5);
+const NOTARY_ATTEMPTS_MAX: usize = 8;
+pub(in crate::service) const NOTARY_ATTEMPTS_PER_ADDRESS_MAX: usize = 3;
+/// Time for the answer of a stranger while others wait for the slot.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses between requests to a server that do not help.
-const PAUSES: Backoff = Backoff::doubling(5_000, 3_600_000);
+const ATTEMPT_BACKOFF: Backoff = Backoff::doubling(5_000, 3_600_000);
 /// The longest pause when the server itself is speaking to us right now.
-const LONGEST_PAUSE_OF_SPEAKER: Millis = 15_000;
+const SPEAKER_PAUSE_MAX_MS: Millis = 15_000;
 /// After so many useless answers in a row the pause grows no more: 40 seconds.
-const MOST_USELESS: u32 = 4;
+const USELESS_COUNTED_MAX: u32 = 4;
 /// Servers whose pauses are remembered.
-const MAX_PAUSES: usize = 8192;
+const PAUSES_MAX: usize = 8192;
 
-/// Why keys are wanted, which says how patient to be, and in whose place.
+/// Why keys are wanted, which says how patient to be, and whose slot it takes.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::service) enum Purpose<'a> {
+pub(in crate::service) enum KeyPurpose<'a> {
     /// A request that the server has just made, as whoever made it says.
     Request(&'a Asker),
     /// Events that this server sent us, of whatever kind: in a transaction, a handshake, an answer.
@@ -51,11 +51,11 @@ pub(in crate::service) enum Purpose<'a> {
 }
 
 /// What is known of each server. Pauses that are over are forgotten first, then those of strangers.
-type Known = BoundedMap<ServerName, Attempt, MAX_PAUSES>;
+type AttemptMap = BoundedMap<ServerName, KeyAttempt, PAUSES_MAX>;
 
 /// All attempts, running and past.
-pub(in crate::service) struct Attempts {
-    state: Mutex<Known>,
+pub(in crate::service) struct KeyAttempts {
+    state: Mutex<AttemptMap>,
     ended: Condvar,
     neighbours: FairSlots<AskerId>,
     own: FairSlots<AskerId>,
@@ -64,22 +64,22 @@ pub(in crate::service) struct Attempts {
     notary: FairSlots<AskerId>,
 }
 
-impl Default for Attempts {
+impl Default for KeyAttempts {
     fn default() -> Self {
         Self {
             state: Mutex::default(),
             ended: Condvar::new(),
-            neighbours: FairSlots::new(MAX_UNDER_WAY, 1),
-            own: FairSlots::new(MAX_UNDER_WAY, 1),
-            speakers: FairSlots::new(MAX_OF_SPEAKERS, MAX_OF_ADDRESS),
-            received: FairSlots::new(MAX_RECEIVED, MAX_RECEIVED_OF_SERVER),
-            notary: FairSlots::new(MAX_AS_NOTARY, MAX_AS_NOTARY_OF_ADDRESS),
+            neighbours: FairSlots::new(ATTEMPTS_MAX, 1),
+            own: FairSlots::new(ATTEMPTS_MAX, 1),
+            speakers: FairSlots::new(REQUEST_ATTEMPTS_MAX, REQUEST_ATTEMPTS_PER_ADDRESS_MAX),
+            received: FairSlots::new(RECEIVED_ATTEMPTS_MAX, RECEIVED_ATTEMPTS_PER_SERVER_MAX),
+            notary: FairSlots::new(NOTARY_ATTEMPTS_MAX, NOTARY_ATTEMPTS_PER_ADDRESS_MAX),
         }
     }
 }
 
 #[derive(Default)]
-struct Attempt {
+struct KeyAttempt {
     running: bool,
     /// Whether it was in a room with us when it was last asked.
     neighbour: bool,
@@ -92,7 +92,7 @@ struct Attempt {
 
 /// What came of asking a server.
 #[derive(Clone, Copy)]
-pub(in crate::service) enum Outcome {
+pub(in crate::service) enum AttemptOutcome {
     /// It gave the keys that were wanted.
     Helped,
     /// It gave a good statement, without them.
@@ -101,27 +101,27 @@ pub(in crate::service) enum Outcome {
 }
 
 /// Whether a server may be asked.
-pub(in crate::service) enum Permission<'a> {
-    Go(UnderWay<'a>),
+pub(in crate::service) enum AttemptPermission<'a> {
+    Go(RunningAttempt<'a>),
     /// Somebody else asked meanwhile: look again.
     Asked,
     /// It did not help lately.
     NotNow,
     /// Too many others are being asked.
-    NoPlace,
+    NoSlot,
 }
 
-impl Attempts {
-    /// Waits for a server's turn to be asked, and for a place to ask it in: that of our rooms' servers if it is a
+impl KeyAttempts {
+    /// Waits for a server's turn to be asked, and for a slot to ask it in: that of our rooms' servers if it is a
     /// `neighbour`, else that of who wants it asked.
     pub(in crate::service) fn begin<'a>(
         &'a self,
         (server, neighbour): (&ServerName, bool),
-        purpose: Purpose<'_>,
+        purpose: KeyPurpose<'_>,
         clock: &'a Clock,
         deadline: Instant,
-    ) -> Permission<'a> {
-        let early = |all: &Known| {
+    ) -> AttemptPermission<'a> {
+        let early = |all: &AttemptMap| {
             let next = all.get(server).map_or(Millis::MIN, |attempt| attempt.next_for(purpose));
             clock.now_ms() < next
         };
@@ -131,50 +131,50 @@ impl Attempts {
                 return self.wait_for_end(all, server, deadline);
             }
             if early(&all) {
-                return Permission::NotNow;
+                return AttemptPermission::NotNow;
             }
         }
         let always = || true;
-        let (places, who, asker) = match purpose {
+        let (slots, who, asker) = match purpose {
             _ if neighbour => (&self.neighbours, AskerId::Peer(server.clone()), None),
-            Purpose::Events => (&self.own, AskerId::Peer(server.clone()), None),
-            Purpose::Received(origin) => (&self.received, AskerId::Peer(origin.clone()), None),
-            Purpose::Request(asker) => (&self.speakers, asker.who().clone(), Some(asker)),
-            Purpose::Notary(asker) => (&self.notary, asker.who().clone(), Some(asker)),
+            KeyPurpose::Events => (&self.own, AskerId::Peer(server.clone()), None),
+            KeyPurpose::Received(origin) => (&self.received, AskerId::Peer(origin.clone()), None),
+            KeyPurpose::Request(asker) => (&self.speakers, asker.who().clone(), Some(asker)),
+            KeyPurpose::Notary(asker) => (&self.notary, asker.who().clone(), Some(asker)),
         };
-        let place = match asker {
-            Some(asker) => places.take(&who, deadline, || !asker.is_gone()),
-            None => places.take(&who, deadline, always),
+        let slot = match asker {
+            Some(asker) => slots.take(&who, deadline, || !asker.is_gone()),
+            None => slots.take(&who, deadline, always),
         };
-        let Some(place) = place else { return Permission::NoPlace };
-        let hurry = !neighbour && !matches!(purpose, Purpose::Events) && places.is_crowded();
+        let Some(slot) = slot else { return AttemptPermission::NoSlot };
+        let hurry = !neighbour && !matches!(purpose, KeyPurpose::Events) && slots.is_crowded();
         let mut all = lock(&self.state);
-        // While this one waited for its place, somebody else may have begun.
+        // While this one waited for its slot, somebody else may have begun.
         if all.get(server).is_some_and(|a| a.running) {
-            drop(place);
+            drop(slot);
             return self.wait_for_end(all, server, deadline);
         }
         if early(&all) {
-            return Permission::NotNow;
+            return AttemptPermission::NotNow;
         }
         let now = clock.now_ms();
         let attempt = all.get_or_default(server.clone(), |attempt| attempt.worth(now));
         attempt.running = true;
         attempt.neighbour = neighbour;
-        let until = if hurry { deadline.min(Instant::now() + CROWDED_WITHIN) } else { deadline };
+        let until = if hurry { deadline.min(Instant::now() + CROWDED_TIMEOUT) } else { deadline };
         let server = server.clone();
-        Permission::Go(UnderWay {
+        AttemptPermission::Go(RunningAttempt {
             attempts: self,
             server,
             clock,
             until,
-            outcome: Outcome::Failed,
-            _place: place,
+            outcome: AttemptOutcome::Failed,
+            _slot: slot,
         })
     }
 
-    /// A place for something else that takes as long, for a request whose sender is a stranger.
-    pub(in crate::service) fn speak_for(
+    /// A slot for something else that takes as long, for a request whose sender is a stranger.
+    pub(in crate::service) fn slot_for_request(
         &self,
         asker: &Asker,
         deadline: Instant,
@@ -184,39 +184,39 @@ impl Attempts {
 
     fn wait_for_end<'a>(
         &'a self,
-        mut all: MutexGuard<'a, Known>,
+        mut all: MutexGuard<'a, AttemptMap>,
         server: &ServerName,
         deadline: Instant,
-    ) -> Permission<'a> {
+    ) -> AttemptPermission<'a> {
         while all.get(server).is_some_and(|a| a.running) {
-            let Ok(woken) = wait_until(&self.ended, all, deadline) else { return Permission::NotNow };
+            let Ok(woken) = wait_until(&self.ended, all, deadline) else { return AttemptPermission::NotNow };
             all = woken;
         }
-        Permission::Asked
+        AttemptPermission::Asked
     }
 
-    fn end(&self, server: &ServerName, outcome: Outcome, now: Millis) {
+    fn end(&self, server: &ServerName, outcome: AttemptOutcome, now: Millis) {
         let mut all = lock(&self.state);
         if let Some(attempt) = all.get_mut(server) {
             attempt.running = false;
             attempt.last_ms = now;
-            if !matches!(outcome, Outcome::Failed) {
+            if !matches!(outcome, AttemptOutcome::Failed) {
                 attempt.stated = Some(Instant::now());
             }
             attempt.failures = match outcome {
-                Outcome::Helped => 0,
+                AttemptOutcome::Helped => 0,
                 // Anybody can make us ask for keys that do not exist: that must not keep us from asking for new ones.
-                Outcome::Useless => (attempt.failures + 1).min(MOST_USELESS),
-                Outcome::Failed => attempt.failures.saturating_add(1),
+                AttemptOutcome::Useless => (attempt.failures + 1).min(USELESS_COUNTED_MAX),
+                AttemptOutcome::Failed => attempt.failures.saturating_add(1),
             };
-            attempt.next_ms = now + PAUSES.pause_ms(attempt.failures);
+            attempt.next_ms = now + ATTEMPT_BACKOFF.pause_ms(attempt.failures);
         }
         drop(all);
         self.ended.notify_all();
     }
 }
 
-impl Attempt {
+impl KeyAttempt {
     /// Who is asked a little sooner than need be costs one request; and of strangers there is no end.
     fn worth(&self, now: Millis) -> Worth {
         match self.next_ms > now {
@@ -228,15 +228,15 @@ impl Attempt {
     }
 
     /// Before when the server is not to be asked.
-    fn next_for(&self, purpose: Purpose<'_>) -> Millis {
+    fn next_for(&self, purpose: KeyPurpose<'_>) -> Millis {
         match purpose {
-            Purpose::Request(_) => self.next_ms.min(self.last_ms + LONGEST_PAUSE_OF_SPEAKER),
+            KeyPurpose::Request(_) => self.next_ms.min(self.last_ms + SPEAKER_PAUSE_MAX_MS),
             _ => self.next_ms,
         }
     }
 }
 
-impl Attempts {
+impl KeyAttempts {
     /// Whether the server has stated its keys since then, so that one that it did not state does not exist.
     pub(in crate::service) fn has_stated_since(&self, server: &ServerName, since: Instant) -> bool {
         let all = lock(&self.state);
@@ -245,17 +245,17 @@ impl Attempts {
 }
 
 /// A server that is being asked. Ends the attempt even if the asking thread panics.
-pub(in crate::service) struct UnderWay<'a> {
-    attempts: &'a Attempts,
+pub(in crate::service) struct RunningAttempt<'a> {
+    attempts: &'a KeyAttempts,
     server: ServerName,
     clock: &'a Clock,
     /// Until when its answer is waited for.
     pub(in crate::service) until: Instant,
-    pub(in crate::service) outcome: Outcome,
-    _place: FairSlot<AskerId>,
+    pub(in crate::service) outcome: AttemptOutcome,
+    _slot: FairSlot<AskerId>,
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for RunningAttempt<'_> {
     fn drop(&mut self) {
         self.attempts.end(&self.server, self.outcome, self.clock.now_ms());
     }
@@ -275,26 +275,26 @@ mod tests {
 
     #[test]
     fn strangers_of_each_kind_leave_room_for_each_other_and_for_our_rooms_servers() {
-        let (attempts, clock) = (Attempts::default(), Clock::new());
-        let begin = |server: &str, neighbour: bool, purpose: Purpose<'_>| {
+        let (attempts, clock) = (KeyAttempts::default(), Clock::new());
+        let begin = |server: &str, neighbour: bool, purpose: KeyPurpose<'_>| {
             let soon = Instant::now() + Duration::from_millis(5);
             match attempts.begin((&name(server), neighbour), purpose, &clock, soon) {
-                Permission::Go(under_way) => Some(under_way),
+                AttemptPermission::Go(under_way) => Some(under_way),
                 _ => None,
             }
         };
         let mut held = Vec::new();
         for (kind, most, each) in [
-            ("notary", MAX_AS_NOTARY, MAX_AS_NOTARY_OF_ADDRESS),
-            ("speaker", MAX_OF_SPEAKERS, MAX_OF_ADDRESS),
-            ("received", MAX_RECEIVED, MAX_RECEIVED_OF_SERVER),
+            ("notary", NOTARY_ATTEMPTS_MAX, NOTARY_ATTEMPTS_PER_ADDRESS_MAX),
+            ("speaker", REQUEST_ATTEMPTS_MAX, REQUEST_ATTEMPTS_PER_ADDRESS_MAX),
+            ("received", RECEIVED_ATTEMPTS_MAX, RECEIVED_ATTEMPTS_PER_SERVER_MAX),
         ] {
             let mut ask = |n: usize, from: u8| {
                 let (asker, origin) = (asker(from), name(&format!("o{from}.example")));
                 let purpose = match kind {
-                    "notary" => Purpose::Notary(&asker),
-                    "speaker" => Purpose::Request(&asker),
-                    _ => Purpose::Received(&origin),
+                    "notary" => KeyPurpose::Notary(&asker),
+                    "speaker" => KeyPurpose::Request(&asker),
+                    _ => KeyPurpose::Received(&origin),
                 };
                 let under_way = begin(&format!("{kind}{from}-{n}.example"), false, purpose);
                 let began = under_way.is_some();
@@ -307,24 +307,25 @@ mod tests {
         }
         let asker = asker(1);
         let neighbours =
-            (0..10).filter_map(|n| begin(&format!("f{n}.example"), true, Purpose::Request(&asker)));
+            (0..10).filter_map(|n| begin(&format!("f{n}.example"), true, KeyPurpose::Request(&asker)));
         assert_eq!(neighbours.collect::<Vec<_>>().len(), 10);
-        let own = (0..10).filter_map(|n| begin(&format!("j{n}.example"), false, Purpose::Events));
+        let own = (0..10).filter_map(|n| begin(&format!("j{n}.example"), false, KeyPurpose::Events));
         assert_eq!(own.collect::<Vec<_>>().len(), 10);
     }
 
     #[test]
     fn however_many_servers_do_not_answer_others_are_asked_and_those_of_our_rooms_have_their_pauses() {
-        let (attempts, clock) = (Attempts::default(), Clock::new());
+        let (attempts, clock) = (KeyAttempts::default(), Clock::new());
         let ask = |server: &str, neighbour: bool| {
-            let begun = attempts.begin((&name(server), neighbour), Purpose::Events, &clock, Instant::now());
-            matches!(begun, Permission::Go(_))
+            let begun =
+                attempts.begin((&name(server), neighbour), KeyPurpose::Events, &clock, Instant::now());
+            matches!(begun, AttemptPermission::Go(_))
         };
         assert!(ask("friend.example", true));
-        for n in 0..3 * MAX_PAUSES {
+        for n in 0..3 * PAUSES_MAX {
             assert!(ask(&format!("s{n}.example"), false), "{n}");
         }
-        assert!(lock(&attempts.state).len() <= MAX_PAUSES);
+        assert!(lock(&attempts.state).len() <= PAUSES_MAX);
         assert!(!ask("friend.example", true), "it is still not to be asked again");
     }
 }

@@ -1,6 +1,6 @@
 //! Where the keys of other servers come from: memory, the database, the server itself, notaries; in this order.
 //!
-//! When a server may be asked is a matter of `key_attempts`.
+//! When a server may be asked is a matter of `attempts.rs`.
 //!
 //! Whom to believe: a server's own answer, and what the notaries of our settings pass on, are remembered. Any other
 //! notary could forge the keys of a server that cannot be reached, by inventing a key that signs itself. The server
@@ -20,37 +20,39 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
-use crate::service::keys::attempts::{MAX_AS_NOTARY_OF_ADDRESS, Outcome, Permission, Purpose};
+use crate::service::keys::attempts::{
+    AttemptOutcome, AttemptPermission, KeyPurpose, NOTARY_ATTEMPTS_PER_ADDRESS_MAX,
+};
 use crate::service::keys::ring::{KnownKey, read_statement, signed_part, statement_bytes};
 use crate::service::limits::request_permits::Asker;
 use crate::store::servers::server_keys::{Source, StoredKey, StoredStatement};
 
 /// Servers that are asked at the same time for one bulk of keys.
-const AT_ONCE: usize = 32;
+const SERVERS_AT_ONCE_MAX: usize = 32;
 /// Time for all answers of strangers to a question to us as a notary.
-const NOTARY_WITHIN: Duration = Duration::from_secs(10);
+const NOTARY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Servers in one question to a notary, and questions to it at a time.
-const NOTARY_BATCH: usize = 100;
-const NOTARY_AT_ONCE: usize = 8;
+const NOTARY_QUERY_SERVERS_MAX: usize = 100;
+const NOTARY_QUERIES_AT_ONCE_MAX: usize = 8;
 /// From so many servers on, the notaries of our settings are asked before the servers themselves.
-const BULK: usize = 8;
+const BULK_SERVERS_MIN: usize = 8;
 /// Time for the server that shows us a room to say the keys of others.
-const LEAST_FOR_RESIDENT: Duration = Duration::from_secs(40);
+const RESIDENT_TIMEOUT_MIN: Duration = Duration::from_secs(40);
 /// Most keys of a notary's own that its signatures are checked with.
-const MAX_KEYS_OF_NOTARY: usize = 4;
-/// When who found no place for a question should come again.
-const COME_AGAIN_MS: i64 = 5_000;
+const NOTARY_KEYS_MAX: usize = 4;
+/// When who found no slot for a question should come again.
+const RETRY_AFTER_MS: i64 = 5_000;
 /// Servers that one question to us as a notary may have us ask.
-const MAX_ASKED_AS_NOTARY: usize = 50;
+const AS_NOTARY_SERVERS_MAX: usize = 50;
 /// Statements of one server that are repeated as a notary: those that were fetched last. Others name keys of long ago.
-const MOST_OF_ONE: usize = 8;
+const AS_NOTARY_STATEMENTS_PER_SERVER_MAX: usize = 8;
 /// The largest answer as a notary, in bytes. Servers that it has no room for can be asked about by themselves; a statement
 /// usually has a thousand.
-const LARGEST_ANSWER: usize = 4 << 20;
+const AS_NOTARY_ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// A key that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::service) struct Wanted {
+pub(in crate::service) struct WantedKey {
     pub(in crate::service) server: ServerName,
     pub(in crate::service) key_id: String,
     /// It should be valid at this time; 0 where validity does not matter.
@@ -59,26 +61,26 @@ pub(in crate::service) struct Wanted {
 
 /// The keys that were found.
 #[derive(Default)]
-pub(in crate::service) struct Found {
+pub(in crate::service) struct FoundKeys {
     keys: HashMap<ServerName, HashMap<String, KnownKey>>,
     refused: bool,
 }
 
-impl Found {
+impl FoundKeys {
     pub(in crate::service) fn get(&self, server: &str, key_id: &str) -> Option<KeyAt> {
         self.keys.get(server)?.get(key_id).map(KnownKey::at)
     }
 
     /// Whether asking anew could not give more.
-    pub(in crate::service) fn has(&self, wanted: &Wanted) -> bool {
+    pub(in crate::service) fn has(&self, wanted: &WantedKey) -> bool {
         self.keys
             .get(&wanted.server)
             .and_then(|keys| keys.get(&wanted.key_id))
             .is_some_and(|key| key.serves(wanted.valid_at))
     }
 
-    /// Whether a server was not asked for want of a place: another time there may be one.
-    pub(in crate::service) fn lacks_places(&self) -> bool {
+    /// Whether a server was not asked for want of a slot: another time there may be one.
+    pub(in crate::service) fn lacks_slots(&self) -> bool {
         self.refused
     }
 
@@ -96,8 +98,8 @@ impl Found {
 }
 
 /// Whether keys are wanted for nobody of ours: what our rooms and our users need is kept in any case.
-fn is_for_a_stranger(purpose: Purpose<'_>, neighbour: bool) -> bool {
-    !neighbour && !matches!(purpose, Purpose::Events)
+fn is_for_a_stranger(purpose: KeyPurpose<'_>, neighbour: bool) -> bool {
+    !neighbour && !matches!(purpose, KeyPurpose::Events)
 }
 
 impl Keys<'_> {
@@ -105,19 +107,19 @@ impl Keys<'_> {
     /// state is to be checked, if that is what the keys are for.
     pub(in crate::service) fn gather_keys(
         &self,
-        wanted: &[Wanted],
+        wanted: &[WantedKey],
         resident: Option<&ServerName>,
-        purpose: Purpose<'_>,
+        purpose: KeyPurpose<'_>,
         within: Duration,
-    ) -> Found {
+    ) -> FoundKeys {
         let deadline = Instant::now() + within;
-        let mut found = Found::default();
+        let mut found = FoundKeys::default();
         self.load_keys(wanted, &mut found);
         let mut missing = missing(wanted, &found);
         // Nobody knows more of ours than we do.
         missing.remove(self.server_name());
         let trusted = self.config.notaries.iter().filter(|n| *n != self.server_name()).collect::<Vec<_>>();
-        let in_bulk = missing.len() >= BULK;
+        let in_bulk = missing.len() >= BULK_SERVERS_MIN;
         if in_bulk {
             self.ask_notaries(purpose, &trusted, &mut missing, &mut found, deadline);
         }
@@ -126,7 +128,7 @@ impl Keys<'_> {
             // Of many some are gone, and others slow: what the resident knows is asked for meanwhile.
             let asked = missing.clone();
             // Whoever joins waits for it: it is worth a while even if everybody else takes too long.
-            let patience = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
+            let patience = deadline.max(Instant::now() + RESIDENT_TIMEOUT_MIN);
             let told = resident.filter(|_| in_bulk).map(|resident| {
                 let ask = move || self.ask_notary(resident, &asked, patience);
                 std::thread::Builder::new().name("keys".into()).spawn_scoped(scope, ask)
@@ -138,7 +140,7 @@ impl Keys<'_> {
             let told = match (told, resident) {
                 (Some(Ok(told)), _) => told.join().unwrap_or_default(),
                 (_, Some(resident)) if !missing.is_empty() => {
-                    let patience = deadline.max(Instant::now() + LEAST_FOR_RESIDENT);
+                    let patience = deadline.max(Instant::now() + RESIDENT_TIMEOUT_MIN);
                     self.ask_notary(resident, &missing, patience)
                 }
                 _ => Vec::new(),
@@ -149,7 +151,7 @@ impl Keys<'_> {
     }
 
     /// What is in memory or in the database.
-    fn load_keys(&self, wanted: &[Wanted], found: &mut Found) {
+    fn load_keys(&self, wanted: &[WantedKey], found: &mut FoundKeys) {
         let ring = &self.key_ring;
         let mut unknown: Vec<&ServerName> =
             wanted.iter().map(|w| &w.server).filter(|s| !ring.knows(s.as_str())).collect();
@@ -171,34 +173,40 @@ impl Keys<'_> {
         }
     }
 
-    /// Asks the notaries of our settings, in a place of who wants to know: anybody can name servers that nobody knows.
+    /// Asks the notaries of our settings, in a slot of who wants to know: anybody can name servers that nobody knows.
     fn ask_notaries_for(
         &self,
-        purpose: Purpose<'_>,
+        purpose: KeyPurpose<'_>,
         notaries: &[&ServerName],
-        missing: &mut Missing,
-        found: &mut Found,
+        missing: &mut MissingKeys,
+        found: &mut FoundKeys,
         deadline: Instant,
     ) {
         if notaries.is_empty() || missing.is_empty() {
             return;
         }
-        let _place = match purpose {
-            Purpose::Request(asker) | Purpose::Notary(asker) => {
-                let Some(place) = self.key_ring.attempts.speak_for(asker, deadline) else {
+        let _slot = match purpose {
+            KeyPurpose::Request(asker) | KeyPurpose::Notary(asker) => {
+                let Some(slot) = self.key_ring.attempts.slot_for_request(asker, deadline) else {
                     found.refused = true;
                     return;
                 };
-                Some(place)
+                Some(slot)
             }
-            Purpose::Received(_) | Purpose::Events => None,
+            KeyPurpose::Received(_) | KeyPurpose::Events => None,
         };
         self.ask_notaries(purpose, notaries, missing, found, deadline);
     }
 
     /// Asks each server for its own keys, several at a time.
-    fn ask_servers(&self, missing: &mut Missing, found: &mut Found, purpose: Purpose<'_>, deadline: Instant) {
-        let jobs: Vec<(&ServerName, &Vec<Wanted>)> =
+    fn ask_servers(
+        &self,
+        missing: &mut MissingKeys,
+        found: &mut FoundKeys,
+        purpose: KeyPurpose<'_>,
+        deadline: Instant,
+    ) {
+        let jobs: Vec<(&ServerName, &Vec<WantedKey>)> =
             missing.iter().filter(|(server, _)| *server != self.server_name()).collect();
         let (next, refused) = (AtomicUsize::new(0), AtomicBool::new(false));
         let work = || {
@@ -212,8 +220,8 @@ impl Keys<'_> {
             }
         };
         let at_once = match purpose {
-            Purpose::Notary(_) => MAX_AS_NOTARY_OF_ADDRESS,
-            Purpose::Request(_) | Purpose::Received(_) | Purpose::Events => AT_ONCE,
+            KeyPurpose::Notary(_) => NOTARY_ATTEMPTS_PER_ADDRESS_MAX,
+            KeyPurpose::Request(_) | KeyPurpose::Received(_) | KeyPurpose::Events => SERVERS_AT_ONCE_MAX,
         };
         if jobs.len() <= 1 {
             work();
@@ -239,20 +247,20 @@ impl Keys<'_> {
         prune(missing, found);
     }
 
-    /// Asks one server for its keys. False: there was no place to do so.
+    /// Asks one server for its keys. False: there was no slot to do so.
     fn ask_server(
         &self,
         server: &ServerName,
-        wanted: &[Wanted],
-        purpose: Purpose<'_>,
+        wanted: &[WantedKey],
+        purpose: KeyPurpose<'_>,
         deadline: Instant,
     ) -> bool {
         let neighbour = self.is_neighbour(server);
         let mut under_way =
             match self.key_ring.attempts.begin((server, neighbour), purpose, &self.clock, deadline) {
-                Permission::Go(under_way) => under_way,
-                Permission::Asked | Permission::NotNow => return true,
-                Permission::NoPlace => return false,
+                AttemptPermission::Go(under_way) => under_way,
+                AttemptPermission::Asked | AttemptPermission::NotNow => return true,
+                AttemptPermission::NoSlot => return false,
             };
         let left = under_way.until.saturating_duration_since(Instant::now());
         let answer = match self.federation.server_keys(server, left) {
@@ -271,7 +279,7 @@ impl Keys<'_> {
                     let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
                     known.is_some_and(|k| k.serves(w.valid_at))
                 });
-                under_way.outcome = if helped { Outcome::Helped } else { Outcome::Useless };
+                under_way.outcome = if helped { AttemptOutcome::Helped } else { AttemptOutcome::Useless };
             }
             Err(why) => log::warn!("the keys that {server} states are not believed: {why}"),
         }
@@ -286,7 +294,7 @@ impl Keys<'_> {
     }
 
     /// Remembers what these statements say.
-    fn keep_keys(&self, statements: Vec<Told>, now: Millis, source: Source) {
+    fn keep_keys(&self, statements: Vec<StatedKeys>, now: Millis, source: Source) {
         // What is lost can be asked for again.
         let kept = self.store.write_lightly(move |tx| {
             let mut all = Vec::with_capacity(statements.len());
@@ -306,10 +314,10 @@ impl Keys<'_> {
     /// Asks the notaries of our settings.
     fn ask_notaries(
         &self,
-        purpose: Purpose<'_>,
+        purpose: KeyPurpose<'_>,
         notaries: &[&ServerName],
-        missing: &mut Missing,
-        found: &mut Found,
+        missing: &mut MissingKeys,
+        found: &mut FoundKeys,
         deadline: Instant,
     ) {
         for notary in notaries {
@@ -336,7 +344,7 @@ impl Keys<'_> {
     }
 
     /// Uses what the server says that shows us a room, for what cannot be had otherwise. See the head of this file.
-    fn use_for_now(&self, told: Vec<Told>, missing: &mut Missing, found: &mut Found) {
+    fn use_for_now(&self, told: Vec<StatedKeys>, missing: &mut MissingKeys, found: &mut FoundKeys) {
         for (server, keys, _) in told {
             let Some(wanted) = missing.get(&server) else { continue };
             for stored in keys.into_iter().filter(|key| wanted.iter().any(|w| w.key_id == key.key_id)) {
@@ -353,11 +361,11 @@ impl Keys<'_> {
     }
 
     /// What a notary says of the missing keys: statements signed by their servers and by the notary.
-    fn ask_notary(&self, notary: &ServerName, missing: &Missing, deadline: Instant) -> Vec<Told> {
+    fn ask_notary(&self, notary: &ServerName, missing: &MissingKeys, deadline: Instant) -> Vec<StatedKeys> {
         let jobs: Vec<_> = missing.iter().filter(|(server, _)| *server != notary).collect();
-        let batches: Vec<_> = jobs.chunks(NOTARY_BATCH).collect();
+        let batches: Vec<_> = jobs.chunks(NOTARY_QUERY_SERVERS_MAX).collect();
         let mut believed = Vec::new();
-        for at_once in batches.chunks(NOTARY_AT_ONCE) {
+        for at_once in batches.chunks(NOTARY_QUERIES_AT_ONCE_MAX) {
             let answers: Vec<_> = std::thread::scope(|scope| {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let ask = |batch| move || self.federation.notary_query(notary, &notary_query(batch), left);
@@ -392,9 +400,9 @@ impl Keys<'_> {
     fn believable(
         &self,
         notary: &ServerName,
-        missing: &Missing,
+        missing: &MissingKeys,
         statements: Vec<CanonicalObject>,
-    ) -> Vec<Told> {
+    ) -> Vec<StatedKeys> {
         let keys = self.keys_of_notary(notary, &statements);
         let now = self.clock.now_ms();
         let read = |statement: CanonicalObject| {
@@ -415,17 +423,17 @@ impl Keys<'_> {
     }
 
     /// The keys with which a notary signed these statements; asked for once, however many statements there are.
-    fn keys_of_notary(&self, notary: &ServerName, statements: &[CanonicalObject]) -> Found {
+    fn keys_of_notary(&self, notary: &ServerName, statements: &[CanonicalObject]) -> FoundKeys {
         let valid_at = self.clock.now_ms();
         let ids = statements.iter().flat_map(|statement| statement.signatures_of(notary.as_str()));
         let ids: BTreeSet<String> = ids.map(|(id, _)| id.into_owned()).collect();
-        let wanted = |key_id: String| Wanted { server: notary.clone(), key_id, valid_at };
-        let wanted: Vec<Wanted> = ids.into_iter().take(MAX_KEYS_OF_NOTARY).map(wanted).collect();
-        let mut found = Found::default();
+        let wanted = |key_id: String| WantedKey { server: notary.clone(), key_id, valid_at };
+        let wanted: Vec<WantedKey> = ids.into_iter().take(NOTARY_KEYS_MAX).map(wanted).collect();
+        let mut found = FoundKeys::default();
         self.load_keys(&wanted, &mut found);
         let mut missing = missing(&wanted, &found);
         let until = Instant::now() + Duration::from_secs(20);
-        self.ask_servers(&mut missing, &mut found, Purpose::Events, until);
+        self.ask_servers(&mut missing, &mut found, KeyPurpose::Events, until);
         found
     }
 
@@ -437,29 +445,29 @@ impl Keys<'_> {
     /// Errors: 429 `M_LIMIT_EXCEEDED` if there is nothing to say because too many servers are being asked already.
     pub fn notarise(&self, asker: &Asker, queries: &[NotaryQuery]) -> Result<Vec<Vec<u8>>> {
         let now = self.clock.now_ms();
-        let mut stale = Missing::new();
+        let mut stale = MissingKeys::new();
         for query in queries.iter().filter(|q| q.server != *self.server_name()) {
             let known = self.store.read(|db| db.key_statements(&query.server))?;
             let wanted = query.stale_keys(&known, now);
-            if !wanted.is_empty() && stale.len() < MAX_ASKED_AS_NOTARY {
+            if !wanted.is_empty() && stale.len() < AS_NOTARY_SERVERS_MAX {
                 stale.entry(query.server.clone()).or_default().extend(wanted);
             }
         }
-        let mut found = Found::default();
-        self.ask_servers(&mut stale, &mut found, Purpose::Notary(asker), Instant::now() + NOTARY_WITHIN);
+        let mut found = FoundKeys::default();
+        self.ask_servers(&mut stale, &mut found, KeyPurpose::Notary(asker), Instant::now() + NOTARY_TIMEOUT);
 
         let (mut answer, mut size) = (Vec::new(), 0);
         for statement in queries.iter().map(|query| self.statements_for(query)) {
             for statement in statement? {
                 size += statement.len();
-                if size > LARGEST_ANSWER {
+                if size > AS_NOTARY_ANSWER_BYTES_MAX {
                     log::debug!("an answer as a notary has no room for all of {} servers", queries.len());
                     return Ok(answer);
                 }
                 answer.push(statement);
             }
         }
-        if answer.is_empty() && found.lacks_places() {
+        if answer.is_empty() && found.lacks_slots() {
             return Err(too_many_asked());
         }
         Ok(answer)
@@ -476,7 +484,7 @@ impl Keys<'_> {
             known.retain(|k| query.keys.is_empty() || query.keys.iter().any(|(id, _)| *id == k.key_id));
             // Numbers grow with time.
             let numbers: BTreeSet<i64> = known.iter().map(|known| known.statement).collect();
-            let last = numbers.into_iter().rev().take(MOST_OF_ONE);
+            let last = numbers.into_iter().rev().take(AS_NOTARY_STATEMENTS_PER_SERVER_MAX);
             last.map(|number| db.key_statement(number)).collect::<Result<Vec<_>>>()
         })?;
         let (us, key) = (self.server_name().as_str(), self.key_ring.signing_key());
@@ -492,7 +500,7 @@ impl Keys<'_> {
 /// For who wants keys of servers that nobody can be asked about just now. 429 `M_LIMIT_EXCEEDED`.
 pub(in crate::service) fn too_many_asked() -> Error {
     Error::new(ErrCode::LimitExceeded, "This server asks enough others for their keys already")
-        .with_field("retry_after_ms", COME_AGAIN_MS)
+        .with_field("retry_after_ms", RETRY_AFTER_MS)
 }
 
 /// One server in a question to us as a notary.
@@ -508,12 +516,12 @@ pub struct NotaryQuery {
 
 impl NotaryQuery {
     /// The keys for which the server should be asked again.
-    fn stale_keys(&self, known: &[StoredStatement], now: Millis) -> Vec<Wanted> {
+    fn stale_keys(&self, known: &[StoredStatement], now: Millis) -> Vec<WantedKey> {
         let is_fresh = |statement: &StoredStatement, valid_until: Option<Millis>| {
             let half = statement.fetched_ms + (statement.valid_until_ms - statement.fetched_ms) / 2;
             statement.retired || (statement.valid_until_ms >= valid_until.unwrap_or(now) && now < half)
         };
-        let want = |key_id: &str, at: Option<Millis>| Wanted {
+        let want = |key_id: &str, at: Option<Millis>| WantedKey {
             server: self.server.clone(),
             key_id: key_id.to_owned(),
             valid_at: at.unwrap_or(now),
@@ -530,29 +538,29 @@ impl NotaryQuery {
 }
 
 /// A statement as a notary told it: whose it is, the keys in it, and itself.
-type Told = (ServerName, Vec<StoredKey>, CanonicalObject);
+type StatedKeys = (ServerName, Vec<StoredKey>, CanonicalObject);
 
 /// The value of `server_keys` in a question to a notary.
-fn notary_query(batch: &[(&ServerName, &Vec<Wanted>)]) -> Map<String, Value> {
+fn notary_query(batch: &[(&ServerName, &Vec<WantedKey>)]) -> Map<String, Value> {
     let criteria =
-        |wanted: &Wanted| (wanted.key_id.clone(), json!({ "minimum_valid_until_ts": wanted.valid_at }));
-    let of_server = |wanted: &Vec<Wanted>| Value::Object(wanted.iter().map(criteria).collect());
+        |wanted: &WantedKey| (wanted.key_id.clone(), json!({ "minimum_valid_until_ts": wanted.valid_at }));
+    let of_server = |wanted: &Vec<WantedKey>| Value::Object(wanted.iter().map(criteria).collect());
     batch.iter().map(|(server, wanted)| (server.as_str().to_owned(), of_server(wanted))).collect()
 }
 
-fn is_signed_by_notary(statement: &CanonicalObject, notary: &ServerName, keys: &Found) -> bool {
+fn is_signed_by_notary(statement: &CanonicalObject, notary: &ServerName, keys: &FoundKeys) -> bool {
     let signed = signed_part(statement);
     let signatures = statement.signatures_of(notary.as_str());
-    signatures.iter().take(MAX_KEYS_OF_NOTARY).any(|(id, signature)| {
+    signatures.iter().take(NOTARY_KEYS_MAX).any(|(id, signature)| {
         keys.get(notary.as_str(), id).is_some_and(|known| known.key.verifies(&signed, signature))
     })
 }
 
 /// Wanted keys that are not at hand, by server.
-type Missing = BTreeMap<ServerName, Vec<Wanted>>;
+type MissingKeys = BTreeMap<ServerName, Vec<WantedKey>>;
 
-fn missing(wanted: &[Wanted], found: &Found) -> Missing {
-    let mut missing = Missing::new();
+fn missing(wanted: &[WantedKey], found: &FoundKeys) -> MissingKeys {
+    let mut missing = MissingKeys::new();
     for wanted in wanted.iter().filter(|w| !found.has(w)) {
         let of_server = missing.entry(wanted.server.clone()).or_default();
         if !of_server.contains(wanted) {
@@ -562,7 +570,7 @@ fn missing(wanted: &[Wanted], found: &Found) -> Missing {
     missing
 }
 
-fn prune(missing: &mut Missing, found: &Found) {
+fn prune(missing: &mut MissingKeys, found: &FoundKeys) {
     missing.retain(|_, wanted| {
         wanted.retain(|w| !found.has(w));
         !wanted.is_empty()

@@ -20,7 +20,7 @@ use crate::service::keys::verify::Checked;
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::testing::certificates;
 
-const DAY: Millis = 24 * 3_600_000;
+const DAY_MS: Millis = 24 * 3_600_000;
 
 fn name(text: &str) -> ServerName {
     ServerName::parse(text).expect("a server name")
@@ -60,7 +60,7 @@ fn peer_with_key(seed: u8) -> (ScriptedPeer, SigningKey, Arc<AtomicBool>) {
         let me = name(asked.header("host").expect("a host"));
         match asked.target.as_str() {
             "/_matrix/key/v2/server" if is_up.load(Ordering::Relaxed) => {
-                ScriptedAnswer::Json(200, statement(&me, &key(seed, "1"), now() + DAY).into())
+                ScriptedAnswer::Json(200, statement(&me, &key(seed, "1"), now() + DAY_MS).into())
             }
             _ => ScriptedAnswer::HangUp,
         }
@@ -185,9 +185,9 @@ fn a_key_that_ended_is_asked_for_again_and_a_retired_one_signs_no_requests() {
     let shown = clock.clone();
     let peer = ScriptedPeer::start(move |asked| {
         let me = name(asked.header("host").expect("a host"));
-        let mut told = statement(&me, &key(5, "1"), shown.now_ms() + DAY);
+        let mut told = statement(&me, &key(5, "1"), shown.now_ms() + DAY_MS);
         if is_retired.load(Ordering::Relaxed) {
-            let mut fresh = statement(&me, &key(7, "2"), shown.now_ms() + DAY);
+            let mut fresh = statement(&me, &key(7, "2"), shown.now_ms() + DAY_MS);
             let old =
                 json!({ "ed25519:1": { "key": key(5, "1").public_base64(), "expired_ts": shown.now_ms() } });
             fresh.insert("old_verify_keys".into(), old);
@@ -264,7 +264,7 @@ fn wrong_claims_in_a_servers_name_do_not_keep_us_from_its_new_key_for_long() {
     let peer = ScriptedPeer::start(move |asked| {
         let me = name(asked.header("host").expect("a host"));
         let seed = if is_rotated.load(Ordering::Relaxed) { 6 } else { 5 };
-        ScriptedAnswer::Json(200, statement(&me, &key(seed, &seed.to_string()), now() + DAY).into())
+        ScriptedAnswer::Json(200, statement(&me, &key(seed, &seed.to_string()), now() + DAY_MS).into())
     });
     for n in 0..50 {
         let claim = signed_by(&peer.name, &key(9, &format!("made_up_{n}")), "us.example", None);
@@ -289,7 +289,7 @@ fn events_are_checked_in_bulk_each_by_its_own_fault() {
     let mut unsigned = good.clone();
     unsigned.remove("signatures");
     let elsewhere = event(&nobody(), &self::key(9, "1"), "11", now());
-    let late = event(&peer.name, &key, "11", now() + 30 * DAY);
+    let late = event(&peer.name, &key, "11", now() + 30 * DAY_MS);
     let all: Vec<Vec<u8>> = [&good, &edited, &forged, &unsigned, &elsewhere, &late].map(bytes).into();
     let mut all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
     all.push(b"{\"not\": \"an event\"}");
@@ -310,7 +310,7 @@ fn events_are_checked_in_bulk_each_by_its_own_fault() {
 fn before_room_version_5_the_end_of_a_key_does_not_matter() {
     let (hs, _) = homeserver();
     let (peer, key, _) = peer_with_key(5);
-    let late = bytes(&event(&peer.name, &key, "4", now() + 30 * DAY));
+    let late = bytes(&event(&peer.name, &key, "4", now() + 30 * DAY_MS));
     hs.keys().check_pdu(&late, room_version("4").expect("a version")).expect("version 4 does not ask");
     hs.keys().check_pdu(&late, room_version("5").expect("a version")).expect_err("version 5 does");
 }
@@ -319,7 +319,7 @@ fn before_room_version_5_the_end_of_a_key_does_not_matter() {
 fn rotated_peer(expired: Option<Millis>) -> ScriptedPeer {
     ScriptedPeer::start(move |asked| {
         let me = name(asked.header("host").expect("a host"));
-        let mut told = statement(&me, &key(7, "2"), now() + DAY);
+        let mut told = statement(&me, &key(7, "2"), now() + DAY_MS);
         if let Some(expired) = expired {
             let old = json!({ "ed25519:1": { "key": key(5, "1").public_base64(), "expired_ts": expired } });
             told.insert("old_verify_keys".into(), old);
@@ -333,7 +333,7 @@ fn rotated_peer(expired: Option<Millis>) -> ScriptedPeer {
 #[test]
 fn an_event_signed_with_a_key_that_expired_since_is_good_if_it_is_older_than_that() {
     let (hs, _) = homeserver();
-    let expired = now() - DAY;
+    let expired = now() - DAY_MS;
     let peer = rotated_peer(Some(expired));
     let check = |seed: u8, id: &str, version: &str, at: Millis| {
         let json = bytes(&event(&peer.name, &key(seed, id), version, at));
@@ -358,7 +358,7 @@ fn a_key_that_its_server_no_longer_names_is_good_for_what_we_saw_it_valid_for() 
     let peer = ScriptedPeer::start(move |asked| {
         let me = name(asked.header("host").expect("a host"));
         let (seed, id) = if dropped.load(Ordering::Relaxed) { (7, "2") } else { (5, "1") };
-        ScriptedAnswer::Json(200, statement(&me, &key(seed, id), shown.now_ms() + DAY).into())
+        ScriptedAnswer::Json(200, statement(&me, &key(seed, id), shown.now_ms() + DAY_MS).into())
     });
     let version = room_version("11").expect("a version");
     let check = |seed: u8, id: &str, at: Millis| {
@@ -404,11 +404,11 @@ fn notary(
         let me = name(asked.header("host").expect("a host"));
         match asked.target.as_str() {
             "/_matrix/key/v2/server" => {
-                ScriptedAnswer::Json(200, statement(&me, &key(77, "notary"), now() + DAY).into())
+                ScriptedAnswer::Json(200, statement(&me, &key(77, "notary"), now() + DAY_MS).into())
             }
             "/_matrix/key/v2/query" => {
                 assert!(asked.json()["server_keys"][of.as_str()].is_object(), "{}", asked.json());
-                let mut told = statement(&of, &key(seed, "1"), now() + DAY);
+                let mut told = statement(&of, &key(seed, "1"), now() + DAY_MS);
                 sign::sign_json(&mut told, &me, &key(77, "notary"));
                 change(&mut told);
                 ScriptedAnswer::Json(200, json!({ "server_keys": [told, 5, {}] }))
@@ -444,7 +444,7 @@ fn keys_of_a_server_that_is_gone_come_from_a_notary_of_our_settings() {
 fn a_notary_is_not_believed_without_both_signatures() {
     let changes: [fn(&mut Map<String, Value>); 3] = [
         |told| {
-            told.insert("valid_until_ts".into(), (now() + 2 * DAY).into());
+            told.insert("valid_until_ts".into(), (now() + 2 * DAY_MS).into());
         },
         |told| {
             let signatures = told.get_mut("signatures").and_then(Value::as_object_mut).expect("signatures");
@@ -496,7 +496,7 @@ fn the_server_that_we_join_through_cannot_replace_a_key_that_we_know() {
     up.store(false, Ordering::Relaxed);
     clock.advance(Duration::from_secs(2 * 24 * 3600));
     let liar = notary(&peer.name, 6, |_| {});
-    let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY - 1000));
+    let forged = bytes(&event(&peer.name, &key(6, "1"), "11", now() + 2 * DAY_MS - 1000));
     let found = hs.keys().keys_for(&[&forged], version, Some(&liar.name), Duration::from_secs(30));
     crate::service::keys::verify::check(&forged, version, &found).expect_err("a forged key");
     assert!(liar.asked().iter().any(|a| a.target.contains("query")), "it was asked");

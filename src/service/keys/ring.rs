@@ -1,5 +1,5 @@
 //! Keys at hand: our own, which sign and are published, and other servers', as far as they are in memory. How a
-//! statement of keys is read and judged is here too; where missing keys come from is in `key_fetch`.
+//! statement of keys is read and checked is here too; where missing keys come from is in `fetch.rs`.
 
 use crate::service::keys::Keys;
 use std::borrow::Cow;
@@ -16,19 +16,19 @@ use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::random;
-use crate::service::keys::attempts::Attempts;
+use crate::service::keys::attempts::KeyAttempts;
 use crate::store::Store;
 use crate::store::servers::server_keys::StoredKey;
 
 /// Other servers whose keys are kept in memory.
-const MAX_KNOWN: usize = 4096;
+const SERVERS_IN_MEMORY_MAX: usize = 4096;
 /// Most current and most old keys of one statement that are looked at: more than a rotation a month for eight years.
-const MAX_KEYS: usize = 100;
+const STATEMENT_KEYS_MAX: usize = 100;
 /// "Servers MUST use the lesser of this field and 7 days into the future when determining if a key is valid."
-const MAX_VALIDITY: Millis = 7 * DAY;
+const VALIDITY_MAX_MS: Millis = 7 * DAY_MS;
 /// How long our own statement may be relied upon. It is made anew at half of it, so it never has less than an hour left.
-const OWN_VALIDITY: Millis = DAY;
-const DAY: Millis = 24 * 3_600_000;
+const OWN_VALIDITY_MS: Millis = DAY_MS;
+const DAY_MS: Millis = 24 * 3_600_000;
 
 /// Our keys, and the ones that we know of others.
 pub struct KeyRing {
@@ -36,9 +36,9 @@ pub struct KeyRing {
     clock: Clock,
     signer: Arc<ArcSwap<SigningKey>>,
     own: RwLock<Vec<KnownKey>>,
-    published: Mutex<Option<Published>>,
-    known: RwLock<BoundedMap<ServerName, ServerKeys, MAX_KNOWN>>,
-    pub(in crate::service) attempts: Attempts,
+    published: Mutex<Option<OwnStatement>>,
+    known: RwLock<BoundedMap<ServerName, ServerKeys, SERVERS_IN_MEMORY_MAX>>,
+    pub(in crate::service) attempts: KeyAttempts,
 }
 
 /// A public key of some server.
@@ -64,7 +64,7 @@ impl KnownKey {
 /// All known keys of one server; never changed, only replaced.
 pub(in crate::service) type ServerKeys = Arc<Vec<KnownKey>>;
 
-struct Published {
+struct OwnStatement {
     until: Millis,
     statement: Arc<Map<String, Value>>,
 }
@@ -101,7 +101,7 @@ impl KeyRing {
             own: RwLock::new(own),
             published: Mutex::new(None),
             known: RwLock::default(),
-            attempts: Attempts::default(),
+            attempts: KeyAttempts::default(),
         })
     }
 
@@ -120,11 +120,11 @@ impl KeyRing {
         let now = self.clock.now_ms();
         let mut published = lock(&self.published);
         if let Some(current) = published.as_ref()
-            && current.until - now > OWN_VALIDITY / 2
+            && current.until - now > OWN_VALIDITY_MS / 2
         {
             return current.statement.clone();
         }
-        let until = now + OWN_VALIDITY;
+        let until = now + OWN_VALIDITY_MS;
         let (mut current, mut old) = (Map::new(), Map::new());
         for key in read(&self.own).iter() {
             let public = key.key.to_base64();
@@ -141,7 +141,7 @@ impl KeyRing {
         statement.insert("valid_until_ts".into(), until.into());
         sign::sign_json(&mut statement, &self.server_name, &self.signer.load());
         let statement = Arc::new(statement);
-        *published = Some(Published { until, statement: statement.clone() });
+        *published = Some(OwnStatement { until, statement: statement.clone() });
         statement
     }
 
@@ -229,7 +229,7 @@ pub(in crate::service) fn read_statement(
         return Err("it speaks for another server".into());
     }
     let until = statement.get("valid_until_ts").and_then(time);
-    let until = until.ok_or("it does not say until when it is valid")?.min(now + MAX_VALIDITY);
+    let until = until.ok_or("it does not say until when it is valid")?.min(now + VALIDITY_MAX_MS);
     let (signed, signatures) = (signed_part(statement), statement.signatures_of(server.as_str()));
     let mut keys = Vec::new();
     for (key_id, stated) in entries(statement, "verify_keys").ok_or("it has no keys")? {
@@ -289,7 +289,7 @@ fn entries<'a>(
 ) -> Option<impl Iterator<Item = (Cow<'a, str>, &'a [u8])>> {
     let object = statement.get(field).filter(|value| value.starts_with(b"{"))?;
     let named = |(key, value)| Some((json::string(key)?, value));
-    Some(json::members_of(object).filter_map(named).take(MAX_KEYS))
+    Some(json::members_of(object).filter_map(named).take(STATEMENT_KEYS_MAX))
 }
 
 /// A time, which is a positive integer.
@@ -321,7 +321,7 @@ mod tests {
         let mut all = Map::new();
         all.insert("server_name".into(), "peer.example".into());
         all.insert("verify_keys".into(), json!({ key.key_id(): { "key": key.public_base64() } }));
-        all.insert("valid_until_ts".into(), (NOW + DAY).into());
+        all.insert("valid_until_ts".into(), (NOW + DAY_MS).into());
         change(&mut all);
         sign::sign_json(&mut all, &server(), key);
         all
@@ -349,11 +349,11 @@ mod tests {
     fn a_statement_gives_current_and_old_keys_with_their_validity() {
         let old = SigningKey::generate([8; 32], "old");
         let told = statement(&key("a"), |all| {
-            let future = NOW + DAY;
+            let future = NOW + DAY_MS;
             all.insert(
                 "old_verify_keys".into(),
                 json!({
-                    "ed25519:old": { "key": old.public_base64(), "expired_ts": NOW - DAY },
+                    "ed25519:old": { "key": old.public_base64(), "expired_ts": NOW - DAY_MS },
                     "ed25519:odd": { "key": old.public_base64(), "expired_ts": future },
                     "ed25519:a": { "key": old.public_base64(), "expired_ts": 5 },
                     "ed25519:broken": { "key": "AAAA", "expired_ts": 5 },
@@ -363,8 +363,8 @@ mod tests {
         });
         let read = read_statement(&told, &server(), NOW).expect("a statement");
         let find = |id: &str| read.iter().find(|k| k.key_id == id).map(|k| (k.valid_until_ms, k.retired));
-        assert_eq!(find("ed25519:a"), Some((NOW + DAY, false)));
-        assert_eq!(find("ed25519:old"), Some((NOW - DAY, true)));
+        assert_eq!(find("ed25519:a"), Some((NOW + DAY_MS, false)));
+        assert_eq!(find("ed25519:old"), Some((NOW - DAY_MS, true)));
         assert_eq!(find("ed25519:odd"), Some((NOW, true)));
         assert_eq!(read.len(), 3);
     }
@@ -393,17 +393,17 @@ mod tests {
     #[test]
     fn as_many_keys_as_are_looked_at_find_room_in_a_statement() {
         let keys: Vec<SigningKey> =
-            (0..MAX_KEYS).map(|n| SigningKey::generate([1; 32], &format!("k{n}"))).collect();
+            (0..STATEMENT_KEYS_MAX).map(|n| SigningKey::generate([1; 32], &format!("k{n}"))).collect();
         let mut told = statement(&key("a"), |all| {
             let named = keys.iter().map(|k| (k.key_id().to_owned(), json!({ "key": k.public_base64() })));
             all.insert("verify_keys".into(), Value::Object(named.collect()));
-            let old = (0..MAX_KEYS).map(|n| {
+            let old = (0..STATEMENT_KEYS_MAX).map(|n| {
                 (format!("ed25519:o{n}"), json!({ "key": key("a").public_base64(), "expired_ts": NOW }))
             });
             all.insert("old_verify_keys".into(), Value::Object(old.collect()));
         });
         keys.iter().for_each(|key| sign::sign_json(&mut told, &server(), key));
-        assert_eq!(read_statement(&told, &server(), NOW).expect("believed").len(), 2 * MAX_KEYS);
+        assert_eq!(read_statement(&told, &server(), NOW).expect("believed").len(), 2 * STATEMENT_KEYS_MAX);
         assert!(CanonicalObject::of(&told).as_bytes().len() <= CANONICAL_STATEMENT_BYTES_MAX);
     }
 
@@ -412,7 +412,7 @@ mod tests {
         let told = statement(&key("a"), |all| {
             all.insert("valid_until_ts".into(), i64::MAX.into());
         });
-        assert_eq!(read_statement(&told, &server(), NOW).expect("read")[0].valid_until_ms, NOW + 7 * DAY);
+        assert_eq!(read_statement(&told, &server(), NOW).expect("read")[0].valid_until_ms, NOW + 7 * DAY_MS);
     }
 
     #[test]
@@ -426,7 +426,7 @@ mod tests {
         assert!(read_statement(&unsigned, &server(), NOW).is_err());
 
         let mut changed = good.clone();
-        changed.insert("valid_until_ts".into(), (NOW + 2 * DAY).into());
+        changed.insert("valid_until_ts".into(), (NOW + 2 * DAY_MS).into());
         assert!(read_statement(&changed, &server(), NOW).is_err());
 
         // Signed, but with a key that it does not name.

@@ -13,23 +13,23 @@ use crate::protocol::sign::KeyAt;
 use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::verify::{self, ReceiptError, SignatureError};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
-use crate::service::keys::attempts::Purpose;
-use crate::service::keys::fetch::{Found, Wanted, too_many_asked};
+use crate::service::keys::attempts::KeyPurpose;
+use crate::service::keys::fetch::{FoundKeys, WantedKey, too_many_asked};
 use crate::service::limits::request_permits::Asker;
 
 /// Time to find the key of a request's sender, who waits for us.
-const REQUEST_KEY_WITHIN: Duration = Duration::from_secs(15);
+const REQUEST_KEY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time to find the keys of a few events, and of a whole room's.
-const EVENT_KEYS_WITHIN: Duration = Duration::from_secs(30);
-const ROOM_KEYS_WITHIN: Duration = Duration::from_secs(90);
+const EVENT_KEYS_TIMEOUT: Duration = Duration::from_secs(30);
+const ROOM_KEYS_TIMEOUT: Duration = Duration::from_secs(90);
 /// Clocks differ: keys are asked for that are valid so much later than now.
-const FUTURE: Millis = 10 * 60_000;
+const CLOCK_SKEW_MS: Millis = 10 * 60_000;
 /// More events than this are a whole room.
-const FEW: usize = 100;
-/// So many events are looked at before what was seen of them is summed up.
-const AT_A_GLANCE: usize = 4096;
-/// So many by one thread.
-const FEW_GLANCES: usize = 512;
+const FEW_EVENTS_MAX: usize = 100;
+/// So many events are read before the keys that they want are summed up.
+const EVENTS_READ_AT_ONCE_MAX: usize = 4096;
+/// So many are read by one thread.
+const EVENTS_READ_BY_THREAD_MAX: usize = 512;
 
 impl Keys<'_> {
     /// Checks the X-Matrix signature of a request (server-server API, "Request Authentication"). `uri` is path and
@@ -37,7 +37,8 @@ impl Keys<'_> {
     /// counts as reachable.
     ///
     /// Errors: 401 `M_UNAUTHORIZED`; 429 `M_LIMIT_EXCEEDED` if so many servers are being asked for their keys on behalf of
-    /// `asker`, who made the request, that this one cannot be; 403 `M_FORBIDDEN` for a server that we do not talk to; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
+    /// `asker`, who made the request, that this one cannot be; 403 `M_FORBIDDEN` for a server that we do not talk to;
+    /// `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
     pub fn verify_request(
         &self,
         authorization: &str,
@@ -63,10 +64,11 @@ impl Keys<'_> {
             Some(key) => key,
             None => {
                 let wanted =
-                    Wanted { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
-                let found = self.gather_keys(&[wanted], None, Purpose::Request(asker), REQUEST_KEY_WITHIN);
+                    WantedKey { server: claim.origin.clone(), key_id: claim.key.clone(), valid_at: now };
+                let found =
+                    self.gather_keys(&[wanted], None, KeyPurpose::Request(asker), REQUEST_KEY_TIMEOUT);
                 let key = self.key_ring.in_memory(claim.origin.as_str(), &claim.key).filter(is_good);
-                key.ok_or_else(|| match found.lacks_places() {
+                key.ok_or_else(|| match found.lacks_slots() {
                     true => too_many_asked(),
                     false => unauthorized(format!("{} has no valid key {}", claim.origin, claim.key)),
                 })?
@@ -78,10 +80,10 @@ impl Keys<'_> {
         Ok(claim.origin)
     }
 
-    /// Steps 1 to 3 of the checks on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
+    /// Checks 1 to 3 on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
     /// need be. A wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
     pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
-        let found = self.keys_for(&[event], version, None, EVENT_KEYS_WITHIN);
+        let found = self.keys_for(&[event], version, None, EVENT_KEYS_TIMEOUT);
         let mut checked = in_bulk(&[event], |event| check(event, version, &found));
         checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
     }
@@ -96,21 +98,21 @@ impl Keys<'_> {
         within: Duration,
     ) -> Vec<Checked> {
         let started = Instant::now();
-        let wanted = self.survey(events, version, |_, _| {});
-        let within = within.min(usual_patience(events.len()));
-        let found = self.gather_keys(&wanted, None, Purpose::Received(origin), within);
+        let wanted = self.wanted_keys(events, version, |_, _| {});
+        let within = within.min(usual_timeout(events.len()));
+        let found = self.gather_keys(&wanted, None, KeyPurpose::Received(origin), within);
         in_bulk(events, |event| self.conclude_check(event, version, &found, started))
     }
 
-    /// Steps 2 and 3 alone, for an event that was parsed before. `purpose`: of an event that was handed to us it is that one,
+    /// Checks 2 and 3 alone, for an event that was parsed before. `purpose`: of an event that was handed to us it is that one,
     /// whatever it is for: whoever hands it in chooses which servers are asked for keys.
     pub(in crate::service) fn check_parsed_pdu(
         &self,
         pdu: &Pdu,
-        purpose: Purpose<'_>,
+        purpose: KeyPurpose<'_>,
     ) -> Result<VerifiedPdu> {
-        let wanted = self.survey(&[pdu.json()], pdu.version(), |_, _| {});
-        let found = self.gather_keys(&wanted, None, purpose, EVENT_KEYS_WITHIN);
+        let wanted = self.wanted_keys(&[pdu.json()], pdu.version(), |_, _| {});
+        let found = self.gather_keys(&wanted, None, purpose, EVENT_KEYS_TIMEOUT);
         verify::check_parsed(pdu, &|server, key_id| found.get(server, key_id)).map_err(Error::from)
     }
 
@@ -125,42 +127,48 @@ impl Keys<'_> {
         version: RoomVersion,
         resident: Option<&ServerName>,
         within: Duration,
-    ) -> Found {
-        let wanted = self.survey(events, version, |_, _| {});
-        self.gather_keys(&wanted, resident, Purpose::Events, within)
+    ) -> FoundKeys {
+        let wanted = self.wanted_keys(events, version, |_, _| {});
+        self.gather_keys(&wanted, resident, KeyPurpose::Events, within)
     }
 
-    /// Looks events over: gives the keys that it takes to check them, and tells `see` of each by its index; of one that is
+    /// Looks events over: gives the keys that it takes to check them, and tells `note` of each by its index; of one that is
     /// written oddly, or none, that there is nothing to see at a glance.
-    pub(in crate::service) fn survey<'e>(
+    pub(in crate::service) fn wanted_keys<'e>(
         &self,
         events: &[&'e [u8]],
         version: RoomVersion,
-        mut see: impl FnMut(usize, Option<UncheckedEvent<'e>>),
-    ) -> Vec<Wanted> {
+        mut note: impl FnMut(usize, Option<UncheckedEvent<'e>>),
+    ) -> Vec<WantedKey> {
         // No key is valid in the far future, and asking for one would be in vain.
-        let latest = self.clock.now_ms() + FUTURE;
-        let look = |few: &[&'e [u8]]| {
-            let mut uses = Uses { version, latest, keys: HashMap::new() };
-            let glances = few.iter().map(|event| uses.look(event)).collect::<Vec<_>>();
-            (glances, uses)
+        let latest = self.clock.now_ms() + CLOCK_SKEW_MS;
+        let read = |few: &[&'e [u8]]| {
+            let mut uses = KeyUses { version, latest, keys: HashMap::new() };
+            let unchecked = few.iter().map(|event| uses.read(event)).collect::<Vec<_>>();
+            (unchecked, uses)
         };
-        let mut all = Uses { version, latest, keys: HashMap::new() };
+        let mut all = KeyUses { version, latest, keys: HashMap::new() };
         let mut indices = 0..;
-        for group in events.chunks(AT_A_GLANCE) {
-            let seen: Vec<_> = match group.len() <= FEW_GLANCES {
-                true => vec![look(group)],
-                false => group.par_chunks(FEW_GLANCES).map(look).collect(),
+        for group in events.chunks(EVENTS_READ_AT_ONCE_MAX) {
+            let seen: Vec<_> = match group.len() <= EVENTS_READ_BY_THREAD_MAX {
+                true => vec![read(group)],
+                false => group.par_chunks(EVENTS_READ_BY_THREAD_MAX).map(read).collect(),
             };
-            for (glances, uses) in seen {
-                indices.by_ref().zip(glances).for_each(|(index, glance)| see(index, glance));
+            for (unchecked, uses) in seen {
+                indices.by_ref().zip(unchecked).for_each(|(index, unchecked)| note(index, unchecked));
                 all.absorb(uses);
             }
         }
         all.wanted()
     }
 
-    fn conclude_check(&self, event: &[u8], version: RoomVersion, found: &Found, started: Instant) -> Checked {
+    fn conclude_check(
+        &self,
+        event: &[u8],
+        version: RoomVersion,
+        found: &FoundKeys,
+        started: Instant,
+    ) -> Checked {
         let keys = |server: &str, key_id: &str| -> Option<KeyAt> { found.get(server, key_id) };
         match verify::check_received(event, version, &keys) {
             Ok(pdu) => Checked::Passed(pdu),
@@ -194,18 +202,18 @@ pub(in crate::service) enum Checked {
     Dropped(Error),
 }
 
-fn usual_patience(events: usize) -> Duration {
-    if events > FEW { ROOM_KEYS_WITHIN } else { EVENT_KEYS_WITHIN }
+fn usual_timeout(events: usize) -> Duration {
+    if events > FEW_EVENTS_MAX { ROOM_KEYS_TIMEOUT } else { EVENT_KEYS_TIMEOUT }
 }
 
-/// Steps 1 to 3 for one event, with the keys at hand.
-pub(in crate::service) fn check(event: &[u8], version: RoomVersion, keys: &Found) -> Result<VerifiedPdu> {
+/// Checks 1 to 3 for one event, with the keys at hand.
+pub(in crate::service) fn check(event: &[u8], version: RoomVersion, keys: &FoundKeys) -> Result<VerifiedPdu> {
     let keys = |server: &str, key_id: &str| -> Option<KeyAt> { keys.get(server, key_id) };
     verify::check_received(event, version, &keys).map_err(Error::from)
 }
 
 /// The keys that it takes to verify events.
-struct Uses {
+struct KeyUses {
     version: RoomVersion,
     /// No key need be valid later than this.
     latest: Millis,
@@ -213,14 +221,14 @@ struct Uses {
     keys: HashMap<ServerName, HashMap<String, Millis>>,
 }
 
-impl Uses {
+impl KeyUses {
     /// What is seen of an event; notes whose keys would serve to verify it.
-    fn look<'e>(&mut self, event: &'e [u8]) -> Option<UncheckedEvent<'e>> {
-        if let Some(mut glance) = UncheckedEvent::at(event) {
-            let at = glance.origin_server_ts;
-            glance.wanted_keys(self.version).for_each(|(server, id)| self.add(server, id, at));
-            glance.forget_signatures();
-            return Some(glance);
+    fn read<'e>(&mut self, event: &'e [u8]) -> Option<UncheckedEvent<'e>> {
+        if let Some(mut unchecked) = UncheckedEvent::at(event) {
+            let at = unchecked.origin_server_ts;
+            unchecked.wanted_keys(self.version).for_each(|(server, id)| self.add(server, id, at));
+            unchecked.forget_signatures();
+            return Some(unchecked);
         }
         // No event, perhaps, which the check will say.
         let pdu = Pdu::parse(event, self.version).ok()?;
@@ -244,9 +252,9 @@ impl Uses {
         }
     }
 
-    fn wanted(self) -> Vec<Wanted> {
+    fn wanted(self) -> Vec<WantedKey> {
         let of_server = |(server, keys): (ServerName, HashMap<String, Millis>)| {
-            keys.into_iter().map(move |(key_id, valid_at)| Wanted {
+            keys.into_iter().map(move |(key_id, valid_at)| WantedKey {
                 server: server.clone(),
                 key_id,
                 valid_at,

@@ -22,7 +22,7 @@ use crate::protocol::{
     stripped_state, verify,
 };
 use crate::service::events::server_acl::RoomAcl;
-use crate::service::keys::attempts::Purpose;
+use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
 use crate::store::{Db, Room};
 
@@ -242,7 +242,7 @@ impl Memberships<'_> {
         let odd = |what: &str| Error::bad_gateway(format!("{peer} answered the invite with {what}"));
         handshake::check_countersigned(ours, &answer).map_err(|e| odd("another event").with_cause(e))?;
         let both = handshake::with_signatures_of(ours, &answer, peer)?;
-        self.check_signature_of(&both, peer, Purpose::Events)
+        self.check_signature_of(&both, peer, KeyPurpose::Events)
             .map_err(|e| odd("an event without its signature").with_cause(e))?;
         Ok(both)
     }
@@ -325,7 +325,7 @@ impl Memberships<'_> {
         let invite = self.check_signed(event, version, &ask, event_id)?;
         if !verify::required_signers(&invite)?.contains(origin) {
             // By way of a third-party invite. The room would look at that; from outside only the signature counts.
-            self.check_signature_of(&invite, origin, Purpose::Received(origin))?;
+            self.check_signature_of(&invite, origin, KeyPurpose::Received(origin))?;
         }
         let stripped = self.check_room_state(origin, room_state, room_id, version, invite.sender())?;
         let signed = invite.signed(self.server_name(), &self.key_ring.signing_key())?;

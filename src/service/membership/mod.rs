@@ -49,7 +49,6 @@ pub(in crate::service) mod rows;
 pub(in crate::service) mod standing;
 pub mod third_party_invite;
 
-pub(in crate::service) use crate::service::incoming::remote_member_events::{Heard, version_outside};
 pub use crate::service::membership::locks::Turns;
 pub use invite::InviteReceived;
 pub(in crate::service) use invite::blocks_invites;
@@ -75,8 +74,8 @@ use crate::protocol::{
 };
 use crate::service::events::build::Draft;
 use crate::service::events::server_acl::RoomAcl;
-use crate::service::keys::attempts::Purpose;
-use crate::service::keys::fetch::Wanted;
+use crate::service::keys::attempts::KeyPurpose;
+use crate::service::keys::fetch::WantedKey;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
 
@@ -236,7 +235,7 @@ impl Memberships<'_> {
         if !pdu.canonical().content_hash_matches() {
             return Err(Error::invalid_param("The event's content hash is wrong"));
         }
-        let verdict = self.keys().check_parsed_pdu(&pdu, Purpose::Received(ask.origin));
+        let verdict = self.keys().check_parsed_pdu(&pdu, KeyPurpose::Received(ask.origin));
         verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
     }
 }
@@ -499,15 +498,15 @@ impl Memberships<'_> {
         &self,
         event: &Pdu,
         server: &ServerName,
-        purpose: Purpose<'_>,
+        purpose: KeyPurpose<'_>,
     ) -> Result<SignedBy> {
         const WITHIN: Duration = Duration::from_secs(30);
         let object = event.canonical();
         let valid_at = if event.version().enforce_key_validity { event.origin_server_ts() } else { 0 };
-        let wanted: Vec<Wanted> = object
+        let wanted: Vec<WantedKey> = object
             .signatures_of(server.as_str())
             .into_iter()
-            .map(|(key_id, _)| Wanted { server: server.clone(), key_id: key_id.into_owned(), valid_at })
+            .map(|(key_id, _)| WantedKey { server: server.clone(), key_id: key_id.into_owned(), valid_at })
             .collect();
         let found = self.keys().gather_keys(&wanted, None, purpose, WITHIN);
         let keys = |server: &str, key_id: &str| found.get(server, key_id);

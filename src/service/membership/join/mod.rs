@@ -27,7 +27,7 @@ use crate::protocol::{
 };
 use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
-use crate::service::keys::attempts::Purpose;
+use crate::service::keys::attempts::KeyPurpose;
 use crate::service::membership::join::import::{Adopted, Adoption};
 use crate::service::membership::locks::PATIENCE;
 use crate::store::{EventKey, Room, Tx};
@@ -131,7 +131,7 @@ impl Memberships<'_> {
     /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
     /// it did not come back. Errors: 400 if another event came back, or one without the signatures that it needs.
     fn countersigned(&self, join: &Pdu, theirs: Option<&RawValue>) -> Result<VerifiedPdu> {
-        let Some(theirs) = theirs else { return self.keys().check_parsed_pdu(join, Purpose::Events) };
+        let Some(theirs) = theirs else { return self.keys().check_parsed_pdu(join, KeyPurpose::Events) };
         handshake::check_countersigned(join, &matrix_json::parse_object(theirs.get().as_bytes())?)?;
         self.keys().check_pdu(theirs.get().as_bytes(), join.version())
     }
@@ -253,7 +253,7 @@ impl Memberships<'_> {
         if let Ok(removal) = removed.try_recv()
             && let Err(e) = self
                 .keys()
-                .check_parsed_pdu(&removal, Purpose::Received(peer))
+                .check_parsed_pdu(&removal, KeyPurpose::Received(peer))
                 .and_then(|removal| self.events().receive_pdu(peer, removal))
         {
             // The room, which we know now, may not allow it: then it never happened, and the join did.

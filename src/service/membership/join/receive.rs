@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::federation::calls::JoinAnswer;
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
-use crate::service::keys::attempts::Purpose;
-use crate::service::keys::fetch::Found;
+use crate::service::keys::attempts::KeyPurpose;
+use crate::service::keys::fetch::FoundKeys;
 use crate::service::keys::verify::{check, in_bulk};
 use crate::service::membership::join::check::{Pillars, Sorting};
 use crate::service::membership::join::import::Adoption;
@@ -51,14 +51,14 @@ impl Memberships<'_> {
         drop(answer);
         let mut progress = Progress::new(room_id, events.len());
         let mut sorting = Sorting::new(join);
-        let wanted = self.keys().survey(&events, version, |index, glance| sorting.see(index, glance));
+        let wanted = self.keys().wanted_keys(&events, version, |index, glance| sorting.see(index, glance));
         let sorted = sorting.finish();
         progress.note("keys", 0);
         let carrying: Vec<&[u8]> = sorted.pillars.iter().map(|index| events[*index]).collect();
-        let carrying = self.keys().survey(&carrying, version, |_, _| {});
-        let mut keys = self.keys().gather_keys(&carrying, Some(peer), Purpose::Events, PILLARS_WITHIN);
+        let carrying = self.keys().wanted_keys(&carrying, version, |_, _| {});
+        let mut keys = self.keys().gather_keys(&carrying, Some(peer), KeyPurpose::Events, PILLARS_WITHIN);
         let rest: Vec<_> = wanted.into_iter().filter(|wanted| !keys.has(wanted)).collect();
-        keys.extend(self.keys().gather_keys(&rest, Some(peer), Purpose::Events, OTHERS_WITHIN));
+        keys.extend(self.keys().gather_keys(&rest, Some(peer), KeyPurpose::Events, OTHERS_WITHIN));
         let checking = Checking { events: &events, in_state, keys: &keys, join };
 
         let good = checking.all_of(&sorted.pillars);
@@ -104,7 +104,7 @@ struct Checking<'a> {
     events: &'a [&'a [u8]],
     /// So many of the events are the state; the auth chain follows.
     in_state: usize,
-    keys: &'a Found,
+    keys: &'a FoundKeys,
     join: &'a Pdu,
 }
 
