@@ -309,21 +309,21 @@ pub(super) enum ExchangeFailure {
     Disconnected(String),
     /// No usable connection, or not in time.
     NotConnected(String),
-    Said(CallError),
+    Answered(CallError),
     /// One of these, in the middle of an answer that began with a 2xx status.
     AfterSuccess(Box<ExchangeFailure>),
 }
 
 impl ExchangeFailure {
     fn ours(e: &http::Error) -> Self {
-        Self::Said(CallError::bad(format!("our own request is not valid HTTP: {e}")))
+        Self::Answered(CallError::bad(format!("our own request is not valid HTTP: {e}")))
     }
 
     /// The failure for those who do not repeat.
     pub(super) fn into_call_error(self) -> CallError {
         match self {
             Self::Disconnected(why) | Self::NotConnected(why) => CallError::Unreachable(why),
-            Self::Said(error) => error,
+            Self::Answered(error) => error,
             Self::AfterSuccess(failure) => failure.into_call_error().after_success(),
         }
     }
@@ -341,7 +341,7 @@ impl ExchangeFailure {
         match self {
             Self::Disconnected(_) | Self::NotConnected(_) => true,
             Self::AfterSuccess(failure) => failure.is_of_connection(),
-            Self::Said(_) => false,
+            Self::Answered(_) => false,
         }
     }
 
@@ -349,7 +349,7 @@ impl ExchangeFailure {
         match self {
             Self::Disconnected(_) => true,
             Self::AfterSuccess(failure) => failure.is_disconnect(),
-            Self::NotConnected(_) | Self::Said(_) => false,
+            Self::NotConnected(_) | Self::Answered(_) => false,
         }
     }
 
@@ -369,8 +369,10 @@ impl ExchangeFailure {
             | ureq::Error::ConnectionFailed
             | ureq::Error::Tls(_)
             | ureq::Error::Rustls(_)) => Self::NotConnected(e.to_string()),
-            ureq::Error::BodyExceedsLimit(n) => Self::Said(CallError::bad(format!("longer than {n} bytes"))),
-            e => Self::Said(CallError::bad(e.to_string())),
+            ureq::Error::BodyExceedsLimit(n) => {
+                Self::Answered(CallError::bad(format!("longer than {n} bytes")))
+            }
+            e => Self::Answered(CallError::bad(e.to_string())),
         }
     }
 }
@@ -384,15 +386,14 @@ pub(super) fn read_answer(
     let status = answer.status().as_u16();
     if answer.status().is_redirection() {
         let e = CallError::bad(format!("a redirect ({status}), which has no place between servers"));
-        return Err(ExchangeFailure::Said(e));
+        return Err(ExchangeFailure::Answered(e));
     }
     let length =
         answer.headers().get("content-length").and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let ok = answer.status().is_success();
     if ok && length.is_some_and(|n: u64| n > max_bytes) {
-        return Err(
-            ExchangeFailure::Said(CallError::bad(format!("longer than {max_bytes} bytes"))).after_success()
-        );
+        return Err(ExchangeFailure::Answered(CallError::bad(format!("longer than {max_bytes} bytes")))
+            .after_success());
     }
     let limit = if ok { max_bytes } else { ERROR_BODY_BYTES_MAX };
     let read = read_body(answer.into_body().into_with_config().limit(limit).reader(), held);
@@ -405,13 +406,13 @@ pub(super) fn read_answer(
     let body = read.ok().map(|(body, _)| body).and_then(|b| parse_object(&b).ok()).unwrap_or_default();
     let errcode = body.get("errcode").and_then(Value::as_str).map(str::to_owned);
     if errcode.is_none() && matches!(status, 502..=504) {
-        return Err(ExchangeFailure::Said(CallError::Unreachable(format!(
+        return Err(ExchangeFailure::Answered(CallError::Unreachable(format!(
             "a proxy answered with status {status}"
         ))));
     }
     let message = body.get("error").and_then(Value::as_str).unwrap_or_default();
     let message: String = message.chars().filter(|c| !c.is_control()).take(ERROR_MESSAGE_MAX).collect();
-    Err(ExchangeFailure::Said(CallError::Refused(Box::new(PeerError { status, errcode, message, body }))))
+    Err(ExchangeFailure::Answered(CallError::Refused(Box::new(PeerError { status, errcode, message, body }))))
 }
 
 /// Reads a body to its end, accounting for it as it grows.
@@ -429,7 +430,7 @@ fn read_body(
         }
         if !held.grow_to(body.len()) {
             let busy = "there is no memory left for its answer beside those of others".to_owned();
-            return Err(ExchangeFailure::Said(CallError::Unreachable(busy)));
+            return Err(ExchangeFailure::Answered(CallError::Unreachable(busy)));
         }
     }
 }

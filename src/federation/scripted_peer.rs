@@ -51,7 +51,7 @@ pub(crate) enum ScriptedAnswer {
     CutOff(Vec<u8>),
 }
 
-type Script = dyn Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync;
+type PeerScript = dyn Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync;
 
 /// The peer. Stops when dropped.
 pub(crate) struct ScriptedPeer {
@@ -88,7 +88,7 @@ impl ScriptedPeer {
         let name = ServerName::parse(&format!("localhost:{}", address.port())).expect("a name");
         let (asked, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let peer = Self { name, address, asked: asked.clone(), stop: stop.clone() };
-        let (config, script): (_, Arc<Script>) = (Arc::new(config), Arc::new(script));
+        let (config, script): (_, Arc<PeerScript>) = (Arc::new(config), Arc::new(script));
         std::thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { continue };
@@ -133,7 +133,7 @@ impl Drop for ScriptedPeer {
 fn serve(
     stream: TcpStream,
     config: Arc<rustls::ServerConfig>,
-    script: &Script,
+    script: &PeerScript,
     all: &Mutex<Vec<AskedOfPeer>>,
     number: usize,
     stop: &AtomicBool,

@@ -463,14 +463,14 @@ impl<'a, R> Header<'a, R> {
 
     fn redacts(&self, version: RoomVersion) -> Option<EventId> {
         #[derive(Deserialize)]
-        struct Content {
+        struct RedactionContent {
             redacts: EventId,
         }
         if self.event_type != "m.room.redaction" {
             return None;
         }
         if version.redacts_in_content {
-            let content: Option<Content> = serde_json::from_str(self.content.get()).ok();
+            let content: Option<RedactionContent> = serde_json::from_str(self.content.get()).ok();
             content.map(|content| content.redacts)
         } else {
             self.redacts.and_then(|raw| serde_json::from_str(raw.get()).ok())
@@ -482,11 +482,11 @@ impl<'a, R> Header<'a, R> {
             return None;
         }
         #[derive(Deserialize)]
-        struct Content<'c> {
+        struct MembershipContent<'c> {
             #[serde(borrow)]
             membership: Cow<'c, str>,
         }
-        let content: Content<'_> = serde_json::from_str(self.content.get()).ok()?;
+        let content: MembershipContent<'_> = serde_json::from_str(self.content.get()).ok()?;
         Membership::parse(&content.membership)
     }
 }

@@ -533,6 +533,12 @@ fn errors_of_the_router_are_matrix_errors_with_cors() {
     ] {
         assert_eq!(answer.headers()[name], value);
     }
+    // What only servers ask is no page's business.
+    for path in ["/_matrix/federation/v1/version", "/_matrix/key/v2/server"] {
+        let answer = agent.get(format!("{}{path}", server.url())).call().unwrap();
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+        assert!(!answer.headers().contains_key("access-control-allow-origin"), "{path}");
+    }
 }
 
 /// A request that a reverse proxy on this machine passes on for somebody.

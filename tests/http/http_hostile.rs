@@ -383,7 +383,7 @@ fn enormous_heads_cost_no_memory_and_nobody_else_waits() {
 
 #[test]
 fn a_head_that_is_never_finished_is_answered_in_time_however_it_trickles() {
-    let limits = ConnectionLimits { head_time: Duration::from_millis(500), ..ConnectionLimits::default() };
+    let limits = ConnectionLimits { head_timeout: Duration::from_millis(500), ..ConnectionLimits::default() };
     let (_server, address) = serve(limits);
     let mut silent = Client::connect(address);
     silent.send("GET /hello HTTP/1.1\r\nHost:");
@@ -529,7 +529,8 @@ fn requests_behind_a_waiting_one_are_served_after_it_and_others_at_once() {
 #[test]
 fn a_client_that_went_away_frees_its_waiting_thread() {
     let house = Arc::new(House::default());
-    let limits = ConnectionLimits { hang_up_check: Duration::from_millis(50), ..ConnectionLimits::default() };
+    let limits =
+        ConnectionLimits { hang_up_check_interval: Duration::from_millis(50), ..ConnectionLimits::default() };
     let server = serve_house(&house, limits);
     let address = server.local_addrs()[0];
     let clients: Vec<Client> = (0..20)
@@ -627,7 +628,7 @@ fn an_address_has_its_share_of_connections_and_a_proxy_on_this_machine_has_no_li
 
 #[test]
 fn two_servers_that_ask_each_other_do_not_lock_each_other_up() {
-    let limits = ConnectionLimits { in_flight: 1, turn_time: PATIENCE, ..ConnectionLimits::default() };
+    let limits = ConnectionLimits { in_flight: 1, quota_timeout: PATIENCE, ..ConnectionLimits::default() };
     let houses = [Arc::new(House::default()), Arc::new(House::default())];
     let servers = [serve_house(&houses[0], limits.clone()), serve_house(&houses[1], limits)];
     let [a, b] = [servers[0].local_addrs()[0], servers[1].local_addrs()[0]];
@@ -650,7 +651,7 @@ fn a_crowd_whose_share_is_full_is_told_so_and_the_other_crowd_is_served() {
     let house = Arc::new(House::default());
     let limits = ConnectionLimits {
         in_flight: 2,
-        turn_time: Duration::from_millis(20),
+        quota_timeout: Duration::from_millis(20),
         ..ConnectionLimits::default()
     };
     let server = serve_house(&house, limits);

@@ -169,7 +169,7 @@ fn a_certificate_that_cannot_be_used_is_an_error_that_names_it() {
 #[test]
 fn strangers_who_speak_no_tls_or_never_finish_it_disturb_nobody() {
     let (chain, key, trusted) = certificate();
-    let limits = ConnectionLimits { head_time: Duration::from_millis(300), ..ConnectionLimits::default() };
+    let limits = ConnectionLimits { head_timeout: Duration::from_millis(300), ..ConnectionLimits::default() };
     let (server, address) = serve(Certificate::Pem { chain, key }, limits);
     let strangers: Vec<TcpStream> = (0..100)
         .map(|n| {

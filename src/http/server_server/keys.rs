@@ -6,8 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::http::auth::asker;
-use crate::http::transport::reply::Reply;
-use crate::http::transport::request::Request;
+use crate::http::{Reply, Request};
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
 use crate::service::keys::fetch::NotaryQuery;

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::error::Result;
-use crate::http::transport::reply::Reply;
-use crate::http::transport::request::Request;
+use crate::http::{Reply, Request};
 use crate::service::Homeserver;
 
 /// What this server is and which version of it.

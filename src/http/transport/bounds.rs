@@ -32,11 +32,11 @@ pub struct ConnectionLimits {
     /// Most requests of one quota in handlers at once, waiting ones included.
     pub in_flight: usize,
     /// How long a request may wait for its quota's turn before it is told 503.
-    pub turn_time: Duration,
+    pub quota_timeout: Duration,
     /// Time for a whole head, TLS handshake included.
-    pub head_time: Duration,
+    pub head_timeout: Duration,
     /// How long a connection may stay between requests.
-    pub idle_time: Duration,
+    pub idle_timeout: Duration,
     /// Time for a whole body or reply, before the rate below counts.
     pub transfer_grace: Duration,
     /// Slowest body or reply beyond the grace, in bytes a second.
@@ -44,7 +44,7 @@ pub struct ConnectionLimits {
     /// Memory for request bodies of one quota, in bytes; bodies up to 16 KiB are not counted.
     pub body_memory: usize,
     /// How often a waiting request looks whether its client is still there.
-    pub hang_up_check: Duration,
+    pub hang_up_check_interval: Duration,
 }
 
 impl Default for ConnectionLimits {
@@ -53,13 +53,13 @@ impl Default for ConnectionLimits {
             connections: 8192,
             per_address: 256,
             in_flight: 4096,
-            turn_time: Duration::from_secs(3),
-            head_time: Duration::from_secs(10),
-            idle_time: Duration::from_secs(90),
+            quota_timeout: Duration::from_secs(3),
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(90),
             transfer_grace: Duration::from_secs(20),
             transfer_rate: 2048,
             body_memory: 128 << 20,
-            hang_up_check: Duration::from_secs(5),
+            hang_up_check_interval: Duration::from_secs(5),
         }
     }
 }
@@ -78,7 +78,7 @@ pub(super) struct Bounds {
     clients: QuotaBound,
     servers: QuotaBound,
     woken: QuotaBound,
-    turn_time: Duration,
+    quota_timeout: Duration,
     body_memory: usize,
     closed: AtomicBool,
 }
@@ -144,13 +144,13 @@ impl Drop for BodyMemory {
 
 impl Bounds {
     pub(super) fn new(limits: &ConnectionLimits) -> Self {
-        let ConnectionLimits { in_flight, turn_time, body_memory, .. } = *limits;
+        let ConnectionLimits { in_flight, quota_timeout, body_memory, .. } = *limits;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             clients: QuotaBound::new(in_flight),
             servers: QuotaBound::new(in_flight),
             woken: QuotaBound::new((2 * processors).max(WOKEN_AT_ONCE_MIN)),
-            turn_time,
+            quota_timeout,
             body_memory,
             closed: AtomicBool::new(false),
         }
@@ -190,7 +190,7 @@ impl Bounds {
     /// Waits for the quota's turn. `None`: the time for that is up, or the server stops.
     pub(super) fn permit(self: &Arc<Self>, quota: Quota) -> Option<Permit> {
         let Some(share) = quota.share() else { return Some(Permit(None)) };
-        let deadline = Instant::now() + self.turn_time;
+        let deadline = Instant::now() + self.quota_timeout;
         self.enter(share, Some(deadline)).then(|| Permit(Some((self.clone(), share))))
     }
 

@@ -84,7 +84,7 @@ enum NextStep {
 
 impl Connection {
     pub(super) fn new(slot: ConnectionSlot, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
-        let deadline = Instant::now() + slot.shared.limits.head_time;
+        let deadline = Instant::now() + slot.shared.limits.head_timeout;
         let transport = Transport::new(slot.peer.tcp.clone(), tls, deadline)?;
         Ok(Self { transport, slot, pending: Vec::new(), idle_since: Instant::now(), waiting: None })
     }
@@ -125,7 +125,7 @@ impl Connection {
         }
         let shared = self.slot.shared.clone();
         let Some(mut waiting) = self.waiting.take() else {
-            let until = self.idle_since + shared.limits.idle_time;
+            let until = self.idle_since + shared.limits.idle_timeout;
             let readable = self.transport.wait_readable(until).unwrap_or(false);
             return (readable && !self.slot.is_retired()).then_some(self);
         };
@@ -231,7 +231,7 @@ impl Connection {
     fn wait(&self, waiting: &WaitingRequest) -> Poll {
         let shared = &self.slot.shared;
         loop {
-            let check = (Instant::now() + shared.limits.hang_up_check).min(waiting.until);
+            let check = (Instant::now() + shared.limits.hang_up_check_interval).min(waiting.until);
             let next = shared.service.wait(&waiting.user, waiting.after, check);
             let over = next == Some(Poll::Last) || Instant::now() >= waiting.until || shared.is_stopping();
             if over || self.transport.is_gone() {
@@ -258,7 +258,7 @@ impl Connection {
         if !self.slot.head() {
             return Err(RequestError::Gone);
         }
-        self.transport.set_deadline(Instant::now() + limits.head_time);
+        self.transport.set_deadline(Instant::now() + limits.head_timeout);
         let mut line_came = self.pending.contains(&b'\n');
         loop {
             // A head can only be complete when a line has ended, so bytes that trickle in are not parsed each time.
