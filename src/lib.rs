@@ -52,33 +52,55 @@
 //!
 //! # Where to look
 //!
-//! - A request's way in: [`http::transport::server`] accepts, `http/transport/connection.rs` reads, [`http::router`] finds the line of
-//!   [`http::routes::ROUTES`] and checks who asks, a handler in `http/client_server` or `http/server_server` calls
-//!   one verb of the [`Homeserver`].
-//! - An event made here: `service/events/build.rs`. An event received: `service/events/accept.rs`, a function for each of the
-//!   specification's checks; one that cannot be judged yet: `service/incoming/pending.rs`. What a room
-//!   that we are not in says of one of us: `service/incoming/remote_member_events.rs`. Where two handshakes of one user meet:
-//!   `service/membership/mod.rs` tells who waits for whom. Where several branches meet:
-//!   [`protocol::state_res`]. A whole room that one of us joins: `service/membership/join/receive.rs`. An event that rests on others
-//!   that we lack: `service/events/fetch/mod.rs`, `service/events/fetch/auth_chains.rs`.
-//! - A new room's invites, which may have to wait for other servers: `service/membership/owed_invites.rs`.
-//! - What strangers may ask of our users and rooms: `service/membership/knock_budget.rs` and [`protocol::knock_budget`] for
-//!   knocks, `service/membership/invite.rs` for invites; [`protocol::fair_share`] is how nobody keeps others out.
-//! - An event on its way out: `service/sender/`, a cursor for each server. History that is fetched when a client reads
-//!   back so far: `service/events/fetch/backfill.rs`.
-//! - What somebody has to prove first, and the answer that a client lost: `service/accounts/interactive_auth.rs`. How often a
-//!   password may be tried: `service/accounts/passwords.rs`. Whose address counts: [`address`]. Who is shown what an erased user
-//!   said: `service/events/erasure.rs`.
-//! - What is no part of a room's history (typing, receipts, presence, messages to devices, device lists): a file each in
-//!   `service/`, and `service/incoming/edus.rs` for what they share.
-//! - Whatever clients and other servers send or answer becomes values in one place, `protocol/json/parse.rs`, which weighs them
-//!   while they are built; what nobody looks into stays text.
-//! - An event's bytes: `protocol/json/object.rs`. What is hashed, signed, redacted and stored is cut out of its canonical
-//!   text; no tree is built.
-//! - The data: `schema.sql`, which explains each table; `store/bounds.rs` for who fills it, what bounds it and what cleans
-//!   it; `store/engine/writer.rs` for what a commit is, and `store/engine/checkpoint.rs`
-//!   for what happens to the write-ahead log.
-//! - How it is started: [`launch`], from [`config`].
+//! The same subjects on every floor: what `http/client_server/rooms.rs` parses, `service/rooms/` does and `store/rooms/` keeps.
+//! The verbs of a subject are reached through its handle: `hs.membership().knock(…)`, `hs.rooms().messages(…)`. Each folder's
+//! `mod.rs` has a line a file.
+//!
+//! | what | where |
+//! |---|---|
+//! | every endpoint, its authentication and limits | [`http::routes::ROUTES`] |
+//! | every table, and why | `schema.sql`; who fills it and what bounds that: [`store::bounds`] |
+//! | every setting | [`config::SETTINGS`] |
+//! | how it is started | [`launch`] |
+//! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
+//! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |
+//! | a knock, an invite, a join, a leave | `service/membership/`, a file each, both ends |
+//! | the state of a membership in a room that we are not in | [`protocol::remote_membership`] |
+//! | the authorisation rules, by their numbers | [`protocol::event_auth`]; state resolution: [`protocol::state_res`] |
+//! | signatures | [`protocol::verify`], `service/keys/` |
+//! | the checks on receipt, in order | the head of `service/events/mod.rs` |
+//! | what arrives by `PUT /send` | `service/incoming/` |
+//! | what leaves by it | `service/outgoing/`: a cursor for each server |
+//! | `/sync` | `service/sync/`; who waits for news: `service/background/notifier.rs` |
+//! | what is due by the clock | `service/background/scheduler.rs` |
+//! | what others may make us do | `service/limits/`, `service/membership/knock_budget.rs`, `service/accounts/passwords.rs` |
+//! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
+//! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
+//! | a server that a test holds in its hand | [`testing`], and `tests/common/` |
+//!
+//! # A message goes out
+//!
+//! 1. `PUT /rooms/{roomId}/send/…`: `http/transport/` reads the head, `http/router.rs` finds the line of the table, who asks and
+//!    how much body they may send; the handler in `http/client_server/rooms.rs` calls `hs.rooms().send_message(…)`.
+//! 2. `service/rooms/send.rs` checks what a client may not do by this verb, and hands the draft to `service/events/build.rs`.
+//! 3. One closure on the writer thread: a repeat of the transaction id gets the first answer; else the event is placed behind the
+//!    room's forward extremities, authorised, hashed, signed and appended. Nothing is told before the commit is on disk.
+//! 4. After the commit, on a thread of its own (`store/engine/commit_feed.rs`): waiting `/sync` requests wake, and the queues of
+//!    the servers in the room. The client has its event id by then.
+//! 5. `service/outgoing/` reads from each server's cursor on and sends; the cursor moves with the answer.
+//!
+//! # An event comes in
+//!
+//! 1. `PUT /_matrix/federation/v1/send/{txnId}`: `http/auth.rs` verifies the request's signature; `service/incoming/transaction.rs`
+//!    takes a slot, sorts the events by room and finds a repeat by its answer.
+//! 2. `service/keys/verify.rs` makes each PDU a [`protocol::VerifiedPdu`], or drops it: format, signatures, hash.
+//! 3. What it rests on and we lack is fetched (`service/events/fetch/`), for a while; after that it is pending, on disk, and the
+//!    sender is answered.
+//! 4. `service/events/authorise.rs` judges it by its auth events, by the state before it and by the room's current state; the
+//!    states of several extremities are resolved (`service/events/resolve.rs`), within the room's allowance.
+//! 5. `service/events/accept.rs` appends it in one transaction with what it changes: current state, memberships, forward
+//!    extremities, gaps. The head of `service/events/mod.rs` says what becomes of what fails, check by check.
+//! 6. After the commit the same wakes as above.
 
 pub mod address;
 pub mod allocator;
