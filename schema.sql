@@ -61,18 +61,18 @@ CREATE INDEX events_timeline ON events (room_key, stream, sub) WHERE stream IS N
 CREATE INDEX events_by_time ON events (room_key, origin_server_ts, depth) WHERE stream IS NOT NULL;
 CREATE INDEX events_outgoing ON events (room_key, stream) WHERE outgoing = 1;
 
--- Forward extremities: accepted events that no accepted event names in its prev_events, but for late heads.
+-- Forward extremities: accepted events that no accepted event names in its prev_events, but for late extremities.
 CREATE TABLE extremities (
   room_key INTEGER NOT NULL,
   event_key INTEGER NOT NULL,
   PRIMARY KEY (room_key, event_key)
 ) STRICT, WITHOUT ROWID;
 
--- Late heads: accepted events that are to become forward extremities, and of which the current state does not know yet,
+-- Late extremities: accepted events that are to become forward extremities, and of which the current state does not know yet,
 -- since resolving it with theirs takes more work than a room may cause at once. `followed`: the forward extremities, and
--- the late heads before it, that such an event follows, eight bytes each. `stage`: 0 it waits, 1 it is being caught up
--- with, 2 the same, and another late head has come to follow it.
-CREATE TABLE late_heads (
+-- the late extremities before it, that such an event follows, eight bytes each. `stage`: 0 it waits, 1 it is being caught up
+-- with, 2 the same, and another late extremity has come to follow it.
+CREATE TABLE late_extremities (
   room_key INTEGER NOT NULL,
   event_key INTEGER NOT NULL,
   stage INTEGER NOT NULL DEFAULT 0,
@@ -80,8 +80,8 @@ CREATE TABLE late_heads (
   PRIMARY KEY (room_key, event_key)
 ) STRICT, WITHOUT ROWID;
 
--- Holes in the history: events that prev_events name and that we do not have. `stream` and `sub` are the place of the
--- event that names it; what is fetched to fill the hole goes right before.
+-- Gaps in the history: events that prev_events name and that we do not have. `stream` and `sub` are the place of the
+-- event that names it; what is fetched to fill the gap goes right before.
 CREATE TABLE gaps (
   room_key INTEGER NOT NULL,
   event_id TEXT NOT NULL,
@@ -346,14 +346,14 @@ CREATE TABLE transactions (
 CREATE INDEX transactions_by_origin ON transactions (origin);
 CREATE INDEX transactions_of_strangers ON transactions (stranger) WHERE stranger = 1;
 
--- Events that other servers handed to us and were told we have, and that cannot be judged yet: what they refer to is not
+-- Events that other servers handed to us and were told we have, and that cannot be authorised yet: what they refer to is not
 -- to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what it says of
 -- one of us, and what one of us who is joining it will need. `json` is as it was received; of a verified
 -- one whose hash was wrong the redacted form. Tried again at `due_ms`: that is `retry_ms`, when other servers are asked
 -- once more (the pauses grow with `attempts`), or 0 as soon as something came that it waits for. Given up some days after
 -- `received_ms`. `bytes`: the length of `json`, to count with.
-CREATE TABLE waiting_events (
-  waiting INTEGER PRIMARY KEY,
+CREATE TABLE pending_events (
+  pending INTEGER PRIMARY KEY,
   room_key INTEGER NOT NULL REFERENCES rooms,
   event_id TEXT NOT NULL,
   origin TEXT NOT NULL,
@@ -366,19 +366,19 @@ CREATE TABLE waiting_events (
   json BLOB NOT NULL,
   UNIQUE (event_id, origin)
 ) STRICT;
-CREATE INDEX waiting_events_due ON waiting_events (due_ms, room_key);
-CREATE INDEX waiting_events_by_room ON waiting_events (room_key, due_ms);
-CREATE INDEX waiting_events_shares ON waiting_events (room_key, origin, bytes);
-CREATE INDEX waiting_events_by_origin ON waiting_events (origin, room_key, bytes, verified);
+CREATE INDEX pending_events_due ON pending_events (due_ms, room_key);
+CREATE INDEX pending_events_by_room ON pending_events (room_key, due_ms);
+CREATE INDEX pending_events_shares ON pending_events (room_key, origin, bytes);
+CREATE INDEX pending_events_by_origin ON pending_events (origin, room_key, bytes, verified);
 
 -- What they wait for: ids of events (their own too: they may come another way), and names of servers whose keys are
 -- lacking.
-CREATE TABLE waited_for (
-  what TEXT NOT NULL,
-  waiting INTEGER NOT NULL REFERENCES waiting_events ON DELETE CASCADE,
-  PRIMARY KEY (what, waiting)
+CREATE TABLE pending_needs (
+  need TEXT NOT NULL,
+  pending INTEGER NOT NULL REFERENCES pending_events ON DELETE CASCADE,
+  PRIMARY KEY (need, pending)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX waited_for_by_event ON waited_for (waiting);
+CREATE INDEX pending_needs_by_event ON pending_needs (pending);
 
 -- ===== Typing and receipts =====
 

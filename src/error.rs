@@ -81,9 +81,9 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 const INTERNAL: &str = "Internal server error";
 
 /// What went wrong. See the module's head for the two faces.
-pub struct Error(Box<Inner>);
+pub struct Error(Box<ErrorParts>);
 
-struct Inner {
+struct ErrorParts {
     errcode: ErrCode,
     status: u16,
     message: Cow<'static, str>,
@@ -95,7 +95,7 @@ impl Error {
     /// An error with the code's usual status.
     pub fn new(errcode: ErrCode, message: impl Into<Cow<'static, str>>) -> Self {
         let (status, message) = (errcode.status(), message.into());
-        Self(Box::new(Inner { errcode, status, message, fields: Map::new(), cause: None }))
+        Self(Box::new(ErrorParts { errcode, status, message, fields: Map::new(), cause: None }))
     }
 
     /// Our fault: 500 `M_UNKNOWN`. The cause is for the log only.

@@ -7,7 +7,7 @@
 
 /// Who makes a table grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
+pub enum FilledBy {
     /// This server by itself, and who runs it.
     Itself,
     /// Our own users' clients.
@@ -20,9 +20,9 @@ pub enum By {
 
 /// What one of them may fill.
 #[derive(Debug)]
-pub struct Share {
+pub struct TableShare {
     /// Who.
-    pub by: By,
+    pub by: FilledBy,
     /// How much, and what happens beyond.
     pub bound: &'static str,
     /// The test that shows it; there is one for all that strangers fill. Empty where the primary key and another table's
@@ -32,33 +32,33 @@ pub struct Share {
 
 /// One table of the schema.
 #[derive(Debug)]
-pub struct Table {
+pub struct TableBounds {
     /// Its name.
     pub name: &'static str,
     /// Who fills it.
-    pub filled: &'static [Share],
+    pub filled: &'static [TableShare],
     /// What takes rows out again.
     pub swept: &'static str,
 }
 
-const fn itself(bound: &'static str) -> Share {
-    Share { by: By::Itself, bound, proof: "" }
+const fn itself(bound: &'static str) -> TableShare {
+    TableShare { by: FilledBy::Itself, bound, proof: "" }
 }
 
-const fn users(bound: &'static str, proof: &'static str) -> Share {
-    Share { by: By::Users, bound, proof }
+const fn users(bound: &'static str, proof: &'static str) -> TableShare {
+    TableShare { by: FilledBy::Users, bound, proof }
 }
 
-const fn rooms(bound: &'static str, proof: &'static str) -> Share {
-    Share { by: By::Rooms, bound, proof }
+const fn rooms(bound: &'static str, proof: &'static str) -> TableShare {
+    TableShare { by: FilledBy::Rooms, bound, proof }
 }
 
-const fn strangers(bound: &'static str, proof: &'static str) -> Share {
-    Share { by: By::Strangers, bound, proof }
+const fn strangers(bound: &'static str, proof: &'static str) -> TableShare {
+    TableShare { by: FilledBy::Strangers, bound, proof }
 }
 
-const fn table(name: &'static str, filled: &'static [Share], swept: &'static str) -> Table {
-    Table { name, filled, swept }
+const fn table(name: &'static str, filled: &'static [TableShare], swept: &'static str) -> TableBounds {
+    TableBounds { name, filled, swept }
 }
 
 /// What `rooms` and everything that hangs on a room's graph are swept by.
@@ -70,7 +70,7 @@ const STRANGERS_KEYS: &str =
     "strangers_without_end_take_the_place_of_strangers_and_of_nobody_who_was_in_a_room_with_us";
 
 /// Every table, in the order of the schema.
-pub const TABLES: &[Table] = &[
+pub const TABLES: &[TableBounds] = &[
     table("server", &[itself("one row")], "never"),
     // ----- rooms, events and state -----
     table(
@@ -99,9 +99,9 @@ pub const TABLES: &[Table] = &[
         "each event takes out those that it names; forks are joined",
     ),
     table(
-        "late_heads",
+        "late_extremities",
         &[rooms(
-            "200 in a room; more events that would be some wait",
+            "200 in a room; more events that would be some are pending",
             "a_fork_costs_the_same_however_many_events_follow_on_it",
         )],
         "`catch_up`, as soon as the room's share of work allows",
@@ -208,7 +208,7 @@ pub const TABLES: &[Table] = &[
         "each transaction, of what is older than 3 days (`save_transaction_answer`)",
     ),
     table(
-        "waiting_events",
+        "pending_events",
         &[
             rooms("2000 and 16 MiB for one server; 500 for each in a full room; 429 beyond", ""),
             strangers(
@@ -219,8 +219,8 @@ pub const TABLES: &[Table] = &[
         "taken in, or given up after 3 days (`put_off`)",
     ),
     table(
-        "waited_for",
-        &[strangers("31 for each waiting event", "what_waits_from_outside_is_bounded_and_given_up_some_day")],
+        "pending_needs",
+        &[strangers("31 for each pending event", "what_waits_from_outside_is_bounded_and_given_up_some_day")],
         "with its event",
     ),
     // ----- typing and receipts -----
@@ -376,7 +376,7 @@ mod tests {
             for share in table.filled {
                 assert!(!share.bound.is_empty(), "{table:?}");
                 assert!(
-                    share.by != By::Strangers || !share.proof.is_empty(),
+                    share.by != FilledBy::Strangers || !share.proof.is_empty(),
                     "nothing shows it: {share:?} of {table:?}"
                 );
                 assert!(

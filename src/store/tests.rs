@@ -1,11 +1,14 @@
 //! The store as a whole, on real files: opening, refusing, group commit, snapshots.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::error::Error;
+use crate::store::engine::folder::FILE;
 use crate::store::rooms::snapshots::Delta;
 
 /// A folder that goes with the test.
@@ -191,7 +194,7 @@ impl log::Log for Heard {
     }
 
     fn log(&self, said: &log::Record<'_>) {
-        if self.enabled(said.metadata()) && said.target().contains("store::writer") {
+        if self.enabled(said.metadata()) && said.target().contains("store::engine::writer") {
             self.0.lock().unwrap().push(said.args().to_string());
         }
     }

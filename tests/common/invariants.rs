@@ -132,8 +132,8 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "an event waits that is in its room already and is not due, or waits for nothing",
-        "SELECT w.event_id FROM waiting_events w LEFT JOIN events e USING (event_id)
-         WHERE (e.state_after IS NOT NULL AND w.due_ms > 0) OR NOT EXISTS (SELECT 1 FROM waited_for f WHERE f.waiting = w.waiting)",
+        "SELECT w.event_id FROM pending_events w LEFT JOIN events e USING (event_id)
+         WHERE (e.state_after IS NOT NULL AND w.due_ms > 0) OR NOT EXISTS (SELECT 1 FROM pending_needs f WHERE f.pending = w.pending)",
     ),
     (
         "an event is owed that there is not",
@@ -204,7 +204,7 @@ impl Look<'_> {
             .expect("the extremities");
         let heads: HashSet<String> =
             heads.query_map([], |r| r.get(0)).and_then(Iterator::collect).expect("the extremities");
-        let late = self.late_heads();
+        let late = self.late_extremities();
         let mut statement = self
             .db
             .prepare(
@@ -241,13 +241,15 @@ impl Look<'_> {
         last
     }
 
-    /// The late heads, and the events that they follow so far.
-    fn late_heads(&mut self) -> HashSet<i64> {
-        let mut statement =
-            self.db.prepare("SELECT event_key, followed FROM late_heads").expect("the late heads");
-        let mut rows = statement.query([]).expect("the late heads");
+    /// The late extremities, and the events that they follow so far.
+    fn late_extremities(&mut self) -> HashSet<i64> {
+        let mut statement = self
+            .db
+            .prepare("SELECT event_key, followed FROM late_extremities")
+            .expect("the late extremities");
+        let mut rows = statement.query([]).expect("the late extremities");
         let mut late = HashSet::new();
-        while let Some(row) = rows.next().expect("a late head") {
+        while let Some(row) = rows.next().expect("a late extremity") {
             late.insert(row.get_unwrap(0));
             let followed: Vec<u8> = row.get_unwrap(1);
             late.extend(followed.chunks_exact(8).map(big_endian));

@@ -176,7 +176,7 @@ impl Scene {
 
 /// The room's forward extremities.
 pub fn heads(server: &TestServer, room: &FakeRoom) -> Vec<EventId> {
-    let heads = server.homeserver().store.read(|db| db.heads(db.known_room(&room.id)?.key));
+    let heads = server.homeserver().store.read(|db| db.forward_extremities(db.known_room(&room.id)?.key));
     heads.expect("the room has heads").into_iter().map(|head| head.event_id).collect()
 }
 

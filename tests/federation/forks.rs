@@ -72,7 +72,7 @@ impl Fork {
         event
     }
 
-    /// Sends state events on both branches until one of them is a late head.
+    /// Sends state events on both branches until one of them is a late extremity.
     fn exhaust(&mut self) {
         for n in 0..200 {
             if self.is_behind() {
@@ -86,11 +86,11 @@ impl Fork {
 
     fn is_behind(&self) -> bool {
         let hs = self.scene.server.homeserver();
-        !hs.store.read(|db| db.rooms_with_late_heads()).expect("the database reads").is_empty()
+        !hs.store.read(|db| db.rooms_with_late_extremities()).expect("the database reads").is_empty()
     }
 
     fn toil(&self) -> u64 {
-        self.scene.server.homeserver().store.toil()
+        self.scene.server.homeserver().store.events_examined()
     }
 
     /// Waits until the room's state is that of all that came.

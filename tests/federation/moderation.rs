@@ -24,7 +24,7 @@ fn event_in(server: &TestServer, peer: &Peer, room: &str, kind: (&str, Option<&s
         let auth =
             wanted.iter().filter_map(|(kind, state_key)| db.state_event(key, kind, state_key).transpose());
         let auth = auth.collect::<Result<Vec<_>, _>>()?;
-        Ok((db.heads(key)?, auth))
+        Ok((db.forward_extremities(key)?, auth))
     });
     let (heads, auth) = found.expect("the room can be read");
     let prev: Vec<&EventId> = heads.iter().map(|head| &head.event_id).collect();
@@ -69,7 +69,7 @@ fn a_server_that_the_acl_denies_gets_nothing_from_any_endpoint_that_it_protects(
     let (eve_id, other_id) = (segment(eve.as_str()), segment(other.as_str()));
     let path_of = |call: &str, event: &Pdu| format!("{call}/{id}/{}", segment(event.event_id().as_str()));
     let head = {
-        let head = server.homeserver().store.read(|db| db.heads(1)).expect("heads").remove(0);
+        let head = server.homeserver().store.read(|db| db.forward_extremities(1)).expect("heads").remove(0);
         head.event_id.as_str().to_owned()
     };
     let known = segment(&head);

@@ -67,14 +67,14 @@ fn member(membership: &str) -> Value {
 fn waiting(server: &TestServer, scene: &Scene) -> usize {
     let hs = server.homeserver();
     let queue = hs.store.read(|db| match db.room(&scene.room.id)? {
-        Some(room) => db.waiting_queue(room.key, scene.peer.name()).map(|queue| queue.of_origin_in_room),
+        Some(room) => db.pending_counts(room.key, scene.peer.name()).map(|queue| queue.of_origin_in_room),
         None => Ok(0),
     });
     queue.expect("the database reads")
 }
 
 fn is_kept(server: &TestServer, scene: &Scene, event: &Pdu) -> bool {
-    let kept = |db: &Db<'_>| db.waits_from(event.event_id(), scene.peer.name(), false);
+    let kept = |db: &Db<'_>| db.is_pending_from(event.event_id(), scene.peer.name(), false);
     server.homeserver().store.read(kept).expect("the database reads")
 }
 

@@ -66,7 +66,8 @@ impl Scene {
             assert_eq!(status, 200, "{answer}");
         }
         let eve = other.user("eve");
-        let last = server.homeserver().store.read(|db| db.heads(1)).expect("the room has heads");
+        let last =
+            server.homeserver().store.read(|db| db.forward_extremities(1)).expect("the room has heads");
         let last = Mutex::new(last[0].event_id.clone());
         Scene { server, alice, policy, key: policy_key(5), other, eve, room, last }
     }
@@ -196,7 +197,7 @@ impl Scene {
 /// The last event of a room of ours.
 fn heads_of(scene: &Scene, room: &str) -> EventId {
     let room = doorstep::protocol::RoomId::parse(room).expect("a room id");
-    let heads = scene.server.homeserver().store.read(|db| db.heads(db.known_room(&room)?.key));
+    let heads = scene.server.homeserver().store.read(|db| db.forward_extremities(db.known_room(&room)?.key));
     heads.expect("the room has heads")[0].event_id.clone()
 }
 
@@ -336,7 +337,7 @@ fn an_event_of_others_that_the_policy_server_refuses_is_neither_shown_nor_built_
     let odd = scene.message("signed by nobody");
     scene.deliver("3", &[&odd]);
     assert_eq!(scene.status(&odd), Some(Status::SoftFailed));
-    let heads = scene.server.homeserver().store.read(|db| db.heads(1)).expect("heads");
+    let heads = scene.server.homeserver().store.read(|db| db.forward_extremities(1)).expect("heads");
     assert!(heads.iter().any(|head| head.event_id == *good.event_id()));
     assert!(
         spam.iter().chain([&odd]).all(|event| heads.iter().all(|head| head.event_id != *event.event_id()))

@@ -16,7 +16,7 @@ use doorstep::http::Reply;
 use doorstep::protocol::sign::{KeyAt, SigningKey};
 use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu, verify};
 use doorstep::store::Status;
-use doorstep::store::rooms::pending_events::ToWait;
+use doorstep::store::rooms::pending_events::NewPendingEvent;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ fn accepted(scene: &Scene, pdu: &Pdu) -> bool {
 
 fn waiting(scene: &Scene) -> usize {
     let (hs, name) = (scene.server.homeserver(), scene.peer.name());
-    let queue = hs.store.read(|db| db.waiting_queue(db.known_room(&scene.room.id)?.key, name));
+    let queue = hs.store.read(|db| db.pending_counts(db.known_room(&scene.room.id)?.key, name));
     queue.expect("the database reads").in_room
 }
 
@@ -104,7 +104,7 @@ fn whoever_sends_events_with_a_made_up_past_does_not_make_us_bother_others() {
     wait_until("the bystander is asked", || !bystander.asked("/state_ids/").is_empty());
     wait_until("all are put off", || {
         let hs = scene.server.homeserver();
-        let next = hs.store.read(|db| db.next_waiting_due()).expect("the database reads");
+        let next = hs.store.read(|db| db.next_pending_due()).expect("the database reads");
         next.is_some_and(|due| due > hs.clock.now_ms())
     });
     assert_eq!(waiting(&scene), 30);
@@ -298,7 +298,7 @@ fn an_auth_chain_without_an_end_is_not_followed_for_ever() {
     scene.send("1", &[&message]);
     wait_until("it is put off", || {
         let hs = scene.server.homeserver();
-        let next = hs.store.read(|db| db.next_waiting_due()).expect("the database reads");
+        let next = hs.store.read(|db| db.next_pending_due()).expect("the database reads");
         next.is_some_and(|due| due > hs.clock.now_ms())
     });
     assert!(scene.status(&message).is_none());
@@ -369,8 +369,8 @@ fn a_server_with_too_much_that_waits_is_told_to_come_again_and_nothing_is_lost()
             let mut event = word.clone();
             event.insert("depth".into(), n.into());
             let event = VerifiedPdu::seal(&event, &origin, &key, version)?;
-            let event = ToWait::for_events(room, &event, vec!["$never".to_owned()], (5, i64::MAX));
-            tx.let_wait(&event, &origin, now_ms())?;
+            let event = NewPendingEvent::for_events(room, &event, vec!["$never".to_owned()], (5, i64::MAX));
+            tx.add_pending(&event, &origin, now_ms())?;
         }
         Ok(())
     });

@@ -221,7 +221,9 @@ fn a_room_of_fifty_thousand() {
     timed("1000 joins in a line", &mut || {
         for number in 0..1000 {
             let user = format!("@new{number}:there.example");
-            let head = hs.store.read(|db| Ok(db.heads(db.known_room(&large.room)?.key)?[0].event_id.clone()));
+            let head = hs
+                .store
+                .read(|db| Ok(db.forward_extremities(db.known_room(&large.room)?.key)?[0].event_id.clone()));
             let head = head.expect("a head");
             let join =
                 large.event("m.room.member", &user, &user, json!({ "membership": "join" }), &[2, 3], &head);
@@ -231,7 +233,7 @@ fn a_room_of_fifty_thousand() {
     println!("{} bytes a state event", (bytes() - before) / 1000);
     let head = hs
         .store
-        .read(|db| Ok(db.heads(db.known_room(&large.room)?.key)?[0].event_id.clone()))
+        .read(|db| Ok(db.forward_extremities(db.known_room(&large.room)?.key)?[0].event_id.clone()))
         .expect("a head");
     let fork = |large: &mut Large, user: &str| {
         large.event("m.room.member", user, user, json!({ "membership": "join" }), &[2, 3], &head)

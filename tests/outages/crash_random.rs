@@ -173,7 +173,7 @@ fn accepted(database: &Connection, id: &str) -> bool {
 
 /// Whether an event was put by until it can be judged.
 fn waits(database: &Connection, id: &str) -> bool {
-    let sql = "SELECT 1 FROM waiting_events WHERE event_id = ?1";
+    let sql = "SELECT 1 FROM pending_events WHERE event_id = ?1";
     database.prepare_cached(sql).and_then(|mut s| s.exists([id])).expect("a look")
 }
 

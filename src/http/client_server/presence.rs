@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::store::ephemeral::presence::State;
+use crate::store::ephemeral::presence::PresenceState;
 
 #[derive(Deserialize)]
 struct PresenceBody {
@@ -16,8 +16,9 @@ struct PresenceBody {
 }
 
 /// The state of a name that a client wrote. Errors: 400 `M_INVALID_PARAM`.
-pub(super) fn state(name: &str) -> Result<State> {
-    State::parse(name).ok_or_else(|| Error::invalid_param("A presence is online, unavailable or offline"))
+pub(super) fn state(name: &str) -> Result<PresenceState> {
+    PresenceState::parse(name)
+        .ok_or_else(|| Error::invalid_param("A presence is online, unavailable or offline"))
 }
 
 /// `GET /_matrix/client/v3/presence/{userId}/status`.

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::http::{Outcome, Poll, Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::sync::{SyncRequest, parse_since};
-use crate::store::ephemeral::presence::State;
+use crate::store::ephemeral::presence::PresenceState;
 
 /// No request waits longer than this, whatever it asks for.
 const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
@@ -33,7 +33,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
         older_name: state_after.is_none(),
     };
     if poll == Poll::First {
-        let presence = request.query("set_presence").map_or(Ok(State::Online), presence::state)?;
+        let presence = request.query("set_presence").map_or(Ok(PresenceState::Online), presence::state)?;
         hs.ephemeral().note_poll(
             &requester.user_id,
             presence,

@@ -117,13 +117,13 @@ impl Scheduler {
         let now = hs.clock.now_ms();
         let due = |db: &crate::store::Db<'_>| {
             Ok(db.next_remote_membership_due()?.is_some()
-                || db.next_waiting_due()?.is_some()
+                || db.next_pending_due()?.is_some()
                 || db.next_owed_invite_due()?.is_some())
         };
         if hs.store.read(due)? {
             hs.store.write(move |tx| {
                 tx.hasten_remote_memberships(now)?;
-                tx.hasten_all_waiting(now)?;
+                tx.hasten_all_pending(now)?;
                 tx.hasten_owed_invites(now)
             })?;
         }
@@ -303,7 +303,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
         }
     }
     let busy = lock(&shared.state).fetching.clone();
-    let due = hs.store.read(|db| db.rooms_with_due_waiting(now, FETCHERS + busy.len()))?;
+    let due = hs.store.read(|db| db.rooms_with_due_pending(now, FETCHERS + busy.len()))?;
     let free = FETCHERS.saturating_sub(busy.len());
     for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
         pursue(shared, hs, room)?;
@@ -312,7 +312,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     let next = hs.store.read(|db| {
         Ok([
             db.next_remote_membership_due()?,
-            db.next_waiting_due()?,
+            db.next_pending_due()?,
             db.next_device_list_due()?,
             db.next_owed_invite_due()?,
         ])
@@ -409,7 +409,7 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
                     log::log!(error.level(log::Level::Error), "waiting events could not be pursued: {error}");
                 }
                 let now = hs.clock.now_ms();
-                hs.store.write(move |tx| tx.calm_waiting(room, None, now + AFTER_FAILURE))
+                hs.store.write(move |tx| tx.retry_pending_later(room, None, now + AFTER_FAILURE))
             }
         };
         drop(hs);

@@ -13,7 +13,7 @@ use crate::protocol::{ServerName, UserId};
 use crate::random;
 use crate::service::devices::{Devices, is_of};
 use crate::store::accounts::client_transactions::ClientTxn;
-use crate::store::devices::to_device::{Line, Origin};
+use crate::store::devices::to_device::{InboxOutcome, MessageOrigin};
 use crate::store::{Db, Tx};
 
 /// The device id that stands for all of a user's devices.
@@ -92,7 +92,7 @@ impl Devices<'_> {
                         continue;
                     }
                     tx.add_client_txn(&txn, None, now)?;
-                    deliver_all(tx, &portion, Origin::User(&txn.user_id), now)?;
+                    deliver_all(tx, &portion, MessageOrigin::User(&txn.user_id), now)?;
                 }
                 Ok(())
             })?;
@@ -174,8 +174,8 @@ impl Devices<'_> {
             let (origin, now) = (origin.clone(), self.clock.now_ms());
             self.store.write(move |tx| {
                 let origin = match tx.is_neighbour(&origin)? {
-                    true => Origin::Neighbour(&origin),
-                    false => Origin::Stranger(&origin),
+                    true => MessageOrigin::Neighbour(&origin),
+                    false => MessageOrigin::Stranger(&origin),
                 };
                 for portion in &portions {
                     if tx.receive_to_device(origin, &portion.mark, now)? {
@@ -270,7 +270,7 @@ fn recipients(db: &Db<'_>, message: &ToOne, known: &mut HashMap<UserId, Vec<Stri
 
 /// Lets the messages of a portion wait for devices of ours. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED` if
 /// the origin's share of a device's line is full.
-fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: Origin<'_>, now: Millis) -> Result<()> {
+fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: MessageOrigin<'_>, now: Millis) -> Result<()> {
     let Portion { sender, messages, .. } = portion;
     // Told in one line, however many they are.
     let mut lost: BTreeMap<(&UserId, String, &str), usize> = BTreeMap::new();
@@ -281,10 +281,10 @@ fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: Origin<'_>, now: Mill
         };
         for device in devices {
             let why = match tx.add_to_device(user, &device, (sender, message), origin, now)? {
-                Line::Waits => continue,
-                Line::Asleep => "which fetches nothing",
-                Line::Beyond => "for which too many of theirs wait",
-                Line::Full => {
+                InboxOutcome::Waits => continue,
+                InboxOutcome::Asleep => "which fetches nothing",
+                InboxOutcome::Beyond => "for which too many of theirs wait",
+                InboxOutcome::Full => {
                     log::info!("too many messages of {origin:?} wait for {} of {user}", device.device_id);
                     let why = "Too many of your messages wait for a device";
                     return Err(

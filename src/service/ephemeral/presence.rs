@@ -17,7 +17,7 @@ use crate::protocol::json::{First, read_object};
 use crate::protocol::pdu::Membership;
 use crate::service::ephemeral::Ephemeral;
 use crate::service::ephemeral::incoming::EduOrigin;
-use crate::store::ephemeral::presence::{Presence, State};
+use crate::store::ephemeral::presence::{Presence, PresenceState};
 
 /// Who does nothing for so long is unavailable.
 const IDLE_AFTER: Millis = 5 * 60_000;
@@ -46,7 +46,7 @@ pub struct Presences(Mutex<HashMap<UserId, Here>>);
 /// One of us.
 #[derive(Debug, Clone)]
 struct Here {
-    state: State,
+    state: PresenceState,
     status: Option<String>,
     last_active: Millis,
     /// Until when a client that calls its user online, or idle, need not ask again.
@@ -63,9 +63,9 @@ struct Here {
 #[derive(Debug)]
 enum Deed {
     /// They say so themselves.
-    Set(State, Option<String>),
+    Set(PresenceState, Option<String>),
     /// A client asks for news and calls them online or idle; it will ask again by then.
-    Poll(State, Millis),
+    Poll(PresenceState, Millis),
     /// They do something.
     Act,
     /// Nothing; time passes.
@@ -75,7 +75,7 @@ enum Deed {
 impl Here {
     fn new(known: Option<Presence>, now: Millis) -> Self {
         let known = known.unwrap_or(Presence {
-            state: State::Offline,
+            state: PresenceState::Offline,
             status: None,
             last_active_ms: now,
             active: false,
@@ -103,31 +103,33 @@ impl Here {
                 self.last_active = now;
                 self.online_until = self.online_until.max(now + 2 * GONE_AFTER);
             }
-            Deed::Poll(State::Online, until) => {
+            Deed::Poll(PresenceState::Online, until) => {
                 self.online_until = self.online_until.max(until);
                 // Asking for news is no deed, but to come back to a client is one.
-                if self.state == State::Offline || self.called_idle {
-                    (self.state, self.called_idle, self.last_active) = (State::Online, false, now);
+                if self.state == PresenceState::Offline || self.called_idle {
+                    (self.state, self.called_idle, self.last_active) = (PresenceState::Online, false, now);
                 }
             }
             Deed::Poll(_, until) => {
                 self.idle_until = self.idle_until.max(until);
-                if self.state == State::Offline || (self.state == State::Online && self.online_until < now) {
-                    (self.state, self.called_idle) = (State::Unavailable, true);
+                if self.state == PresenceState::Offline
+                    || (self.state == PresenceState::Online && self.online_until < now)
+                {
+                    (self.state, self.called_idle) = (PresenceState::Unavailable, true);
                 }
             }
             Deed::Act => {
                 self.last_active = now;
-                if self.state == State::Unavailable {
-                    (self.state, self.called_idle) = (State::Online, false);
+                if self.state == PresenceState::Unavailable {
+                    (self.state, self.called_idle) = (PresenceState::Online, false);
                 }
             }
             Deed::Wait => {}
         }
-        if self.state != State::Offline && now >= self.online_until.max(self.idle_until) {
-            self.state = State::Offline;
-        } else if self.state == State::Online && now >= self.last_active + IDLE_AFTER {
-            self.state = State::Unavailable;
+        if self.state != PresenceState::Offline && now >= self.online_until.max(self.idle_until) {
+            self.state = PresenceState::Offline;
+        } else if self.state == PresenceState::Online && now >= self.last_active + IDLE_AFTER {
+            self.state = PresenceState::Unavailable;
         }
         let changed = (self.state, self.status.clone()) != before;
         if changed {
@@ -140,9 +142,9 @@ impl Here {
     fn next(&self) -> Option<Millis> {
         let gone = self.online_until.max(self.idle_until).min(self.told + TELL_EVERY);
         match self.state {
-            State::Offline => None,
-            State::Unavailable => Some(gone),
-            State::Online => Some(gone.min(self.last_active + IDLE_AFTER)),
+            PresenceState::Offline => None,
+            PresenceState::Unavailable => Some(gone),
+            PresenceState::Online => Some(gone.min(self.last_active + IDLE_AFTER)),
         }
     }
 
@@ -152,7 +154,7 @@ impl Here {
             status: self.status.clone(),
             last_active_ms: self.last_active,
             // Nothing more is told of who is online before they are not any more.
-            active: self.state == State::Online,
+            active: self.state == PresenceState::Online,
             until_ms: None,
         }
     }
@@ -166,7 +168,7 @@ impl Presences {
 
 impl Ephemeral<'_> {
     /// One of us says whether they are there. Errors: 400 `M_INVALID_PARAM` for a status that is too long.
-    pub fn set_presence(&self, user: &UserId, state: State, status: Option<String>) -> Result<()> {
+    pub fn set_presence(&self, user: &UserId, state: PresenceState, status: Option<String>) -> Result<()> {
         if status.as_ref().is_some_and(|status| status.len() > LONGEST_STATUS) {
             return Err(Error::invalid_param("status_msg may have at most 1024 bytes"));
         }
@@ -175,8 +177,8 @@ impl Ephemeral<'_> {
 
     /// A client of one of us asks for news, and will again after `waits`, and calls them online or idle. One that calls
     /// them offline says nothing.
-    pub fn note_poll(&self, user: &UserId, state: State, waits: Millis) {
-        if state != State::Offline {
+    pub fn note_poll(&self, user: &UserId, state: PresenceState, waits: Millis) {
+        if state != PresenceState::Offline {
             self.try_presence_step(user, Deed::Poll(state, self.clock.now_ms() + waits + GONE_AFTER));
         }
     }
@@ -271,7 +273,7 @@ impl Ephemeral<'_> {
         let known = self.presences.get(user).map(|here| here.presence()).or(stored);
         match known.filter(|_| self.config.presence) {
             Some(presence) => Ok(presence_json(&presence, self.clock.now_ms())),
-            None => Ok(json!({ "presence": State::Offline.as_str() })),
+            None => Ok(json!({ "presence": PresenceState::Offline.as_str() })),
         }
     }
 
@@ -284,7 +286,7 @@ impl Ephemeral<'_> {
         let known = self.store.read(|db| db.presence_between(0, i64::MAX, usize::MAX >> 1))?;
         let mut all = lock(&self.presences.0);
         for (user, presence) in known {
-            if self.is_ours(&user) && presence.state != State::Offline {
+            if self.is_ours(&user) && presence.state != PresenceState::Offline {
                 all.entry(user).or_insert_with(|| Here::new(Some(presence), now));
             }
         }
@@ -297,7 +299,7 @@ impl Ephemeral<'_> {
         lock(&self.presences.0).iter_mut().for_each(|(user, here)| {
             if here.take(Deed::Wait, now) {
                 changed.push(user.clone());
-            } else if here.state != State::Offline && now >= here.told + TELL_EVERY {
+            } else if here.state != PresenceState::Offline && now >= here.told + TELL_EVERY {
                 told_long_ago.push(user.clone());
             }
         });
@@ -306,14 +308,18 @@ impl Ephemeral<'_> {
         // Who has been offline for a while is in the database.
         lock(&self.presences.0).retain(|_, here| {
             next = [next, here.next()].into_iter().flatten().min();
-            here.state != State::Offline || now < here.changed + FORGET_AFTER
+            here.state != PresenceState::Offline || now < here.changed + FORGET_AFTER
         });
         let gone = self.store.read(|db| db.presence_expired(now, AT_ONCE))?;
         if !gone.is_empty() {
             self.store.write_lightly(move |tx| {
                 gone.iter().try_for_each(|(user, presence)| {
-                    let offline =
-                        Presence { state: State::Offline, active: false, until_ms: None, ..presence.clone() };
+                    let offline = Presence {
+                        state: PresenceState::Offline,
+                        active: false,
+                        until_ms: None,
+                        ..presence.clone()
+                    };
                     tx.set_presence(user, &offline)
                 })
             })?;
@@ -332,7 +338,8 @@ impl Ephemeral<'_> {
         let mut news = Vec::new();
         for push in pushes {
             let Ok(push) = read_object::<UserPresence>(push.get().as_bytes()) else { continue };
-            let Some(state) = State::parse(&push.presence).filter(|_| origin.owns(&push.user_id)) else {
+            let Some(state) = PresenceState::parse(&push.presence).filter(|_| origin.owns(&push.user_id))
+            else {
                 continue;
             };
             if !self.store.read(|db| db.is_of_interest(&push.user_id))? {
@@ -342,8 +349,8 @@ impl Ephemeral<'_> {
                 state,
                 status: push.status_msg.filter(|status| !status.is_empty() && status.len() <= LONGEST_STATUS),
                 last_active_ms: now - push.last_active_ago.unwrap_or(0).clamp(0, now),
-                active: push.currently_active && state == State::Online,
-                until_ms: (state != State::Offline).then_some(now + OTHERS_GONE_AFTER),
+                active: push.currently_active && state == PresenceState::Online,
+                until_ms: (state != PresenceState::Offline).then_some(now + OTHERS_GONE_AFTER),
             };
             news.push((push.user_id, presence));
         }
@@ -394,8 +401,8 @@ mod tests {
 
     fn online() -> Here {
         let mut here = Here::new(None, NOW);
-        assert!(here.take(Deed::Poll(State::Online, NOW + 60_000), NOW));
-        assert_eq!(here.state, State::Online);
+        assert!(here.take(Deed::Poll(PresenceState::Online, NOW + 60_000), NOW));
+        assert_eq!(here.state, PresenceState::Online);
         here
     }
 
@@ -403,12 +410,12 @@ mod tests {
     fn who_does_nothing_is_unavailable_after_a_while_and_online_with_the_next_deed() {
         let mut here = online();
         let later = NOW + IDLE_AFTER;
-        here.take(Deed::Poll(State::Online, later + 60_000), later - 1);
-        assert_eq!(here.state, State::Online);
-        assert!(here.take(Deed::Poll(State::Online, later + 60_000), later));
-        assert_eq!(here.state, State::Unavailable, "to ask for news is no deed");
+        here.take(Deed::Poll(PresenceState::Online, later + 60_000), later - 1);
+        assert_eq!(here.state, PresenceState::Online);
+        assert!(here.take(Deed::Poll(PresenceState::Online, later + 60_000), later));
+        assert_eq!(here.state, PresenceState::Unavailable, "to ask for news is no deed");
         assert!(here.take(Deed::Act, later + 1));
-        assert_eq!(here.state, State::Online);
+        assert_eq!(here.state, PresenceState::Online);
     }
 
     #[test]
@@ -416,30 +423,30 @@ mod tests {
         let mut here = online();
         assert!(!here.take(Deed::Wait, NOW + 59_000));
         assert!(here.take(Deed::Wait, NOW + 60_000));
-        assert_eq!((here.state, here.next()), (State::Offline, None));
+        assert_eq!((here.state, here.next()), (PresenceState::Offline, None));
         assert!(!here.take(Deed::Act, NOW + 70_000), "a message alone brings nobody to a client");
-        assert!(here.take(Deed::Poll(State::Online, NOW + 200_000), NOW + 100_000));
-        assert_eq!((here.state, here.last_active), (State::Online, NOW + 100_000));
+        assert!(here.take(Deed::Poll(PresenceState::Online, NOW + 200_000), NOW + 100_000));
+        assert_eq!((here.state, here.last_active), (PresenceState::Online, NOW + 100_000));
     }
 
     #[test]
     fn an_idle_client_does_not_outvote_one_that_is_in_use() {
         let mut here = online();
-        assert!(!here.take(Deed::Poll(State::Unavailable, NOW + 90_000), NOW + 1000));
+        assert!(!here.take(Deed::Poll(PresenceState::Unavailable, NOW + 90_000), NOW + 1000));
         assert!(!here.take(Deed::Wait, NOW + 60_000), "somebody is still there");
-        assert!(here.take(Deed::Poll(State::Unavailable, NOW + 120_000), NOW + 61_000));
-        assert_eq!(here.state, State::Unavailable);
-        assert!(here.take(Deed::Poll(State::Online, NOW + 120_000), NOW + 62_000));
-        assert_eq!(here.state, State::Online);
+        assert!(here.take(Deed::Poll(PresenceState::Unavailable, NOW + 120_000), NOW + 61_000));
+        assert_eq!(here.state, PresenceState::Unavailable);
+        assert!(here.take(Deed::Poll(PresenceState::Online, NOW + 120_000), NOW + 62_000));
+        assert_eq!(here.state, PresenceState::Online);
     }
 
     #[test]
     fn what_somebody_says_of_themselves_holds_until_they_do_something() {
         let mut here = online();
-        assert!(here.take(Deed::Set(State::Unavailable, Some("lunch".into())), NOW + 1));
-        assert!(!here.take(Deed::Poll(State::Online, NOW + 90_000), NOW + 2));
-        assert_eq!(here.state, State::Unavailable);
+        assert!(here.take(Deed::Set(PresenceState::Unavailable, Some("lunch".into())), NOW + 1));
+        assert!(!here.take(Deed::Poll(PresenceState::Online, NOW + 90_000), NOW + 2));
+        assert_eq!(here.state, PresenceState::Unavailable);
         assert!(here.take(Deed::Act, NOW + 3));
-        assert_eq!((here.state, here.status.as_deref()), (State::Online, Some("lunch")));
+        assert_eq!((here.state, here.status.as_deref()), (PresenceState::Online, Some("lunch")));
     }
 }

@@ -47,7 +47,7 @@ pub(in crate::service) enum Taken {
     /// First its previous events are needed, or the state before it.
     NeedsPrev,
     /// Its room, or its server, has caused so much work that this one waits, for so long; or the room does not know of its
-    /// late heads yet, which the event may rest on.
+    /// late extremities yet, which the event may rest on.
     NeedsTime(Duration),
 }
 
@@ -149,7 +149,8 @@ impl Events<'_> {
                 if let Some(judged) = judged
                     && is_current(tx, &event, &judged)?
                 {
-                    return store_judged(tx, &event, *judged, terms).map(|taken| (Some(taken), tx.toil()));
+                    return store_judged(tx, &event, *judged, terms)
+                        .map(|taken| (Some(taken), tx.events_examined()));
                 }
                 let taken = match authorise::judge(
                     tx,
@@ -161,7 +162,7 @@ impl Events<'_> {
                     Verdict::IsBehind => Some(Taken::NeedsTime(until_caught_up)),
                     other => Some(unjudged(other)?),
                 };
-                Ok((taken, tx.toil()))
+                Ok((taken, tx.events_examined()))
             };
             // History that is lost can be fetched again.
             let (taken, toil) =
@@ -185,9 +186,9 @@ impl Events<'_> {
     ) -> Result<Verdict> {
         let effort = if fully { Effort::Full } else { Effort::Light };
         let turn = fully.then(|| self.resolution_allowance.wait_for_turn());
-        let (verdict, toil) = self
-            .store
-            .read(|db| Ok((authorise::judge(db, pdu, Hearing { effort, ..hearing })?, db.toil())))?;
+        let (verdict, toil) = self.store.read(|db| {
+            Ok((authorise::judge(db, pdu, Hearing { effort, ..hearing })?, db.events_examined()))
+        })?;
         drop(turn);
         self.resolution_allowance.spend(pdu.room_id(), Some(&pdu.sender().server()), toil);
         Ok(verdict)
@@ -205,7 +206,7 @@ impl Events<'_> {
             let rest = pdus[all.len()..].to_vec();
             let (taken, stopped, toil) = self.store.write(move |tx| {
                 let (taken, stopped) = take_in_some(tx, &rest, hearing)?;
-                Ok((taken, stopped, tx.toil()))
+                Ok((taken, stopped, tx.events_examined()))
             })?;
             self.resolution_allowance.spend(&room, Some(&server), toil);
             all.extend(taken);
@@ -219,7 +220,7 @@ impl Events<'_> {
 
 /// How often an event is judged beforehand, if it takes much resolution of states and the room moves on meanwhile.
 const ATTEMPTS: usize = 3;
-/// When one is tried again whose room moved on each time, and has no place for one more late head; or whose room is
+/// When one is tried again whose room moved on each time, and has no place for one more late extremity; or whose room is
 /// behind.
 const NEVER_STILL: Duration = Duration::from_secs(1);
 /// For how long one commit takes in events.
@@ -234,7 +235,7 @@ pub(in crate::service) fn too_much(rest: Duration) -> Error {
 
 /// Whether the room is still as the event was judged by, and the event still new.
 fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
-    Ok(tx.extremities(judged.room.key)? == judged.heads
+    Ok(tx.extremity_keys(judged.room.key)? == judged.heads
         && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier))
 }
 
@@ -343,10 +344,10 @@ pub(in crate::service) fn store_judged(
         status,
         outgoing,
         state_before: judged.state_before,
-        old_heads: &judged.heads,
-        kept_heads: judged.kept,
+        old_extremities: &judged.heads,
+        kept_extremities: judged.kept,
         overtakes: judged.overtakes,
-        becomes_head: judged.becomes_head,
+        becomes_extremity: judged.becomes_extremity,
         current: judged.current,
         missing: judged.missing,
         history: if let Terms::History(place) = terms { Some(place) } else { None },

@@ -15,8 +15,9 @@ use crate::protocol::{EventId, Pdu, RoomId};
 use crate::service::events::extremities::{Places, may_be_late, places};
 use crate::service::events::resolve::{Effort, Side, is_same_state, resolve, state_near};
 use crate::service::events::state_view::StateView;
-use crate::store::rooms::append::{Current, StateRef};
+use crate::store::rooms::append::Current;
 use crate::store::rooms::not_resident;
+use crate::store::rooms::state::StateRef;
 use crate::store::{Db, EventKey, Room, SnapshotId, Status};
 
 /// What came out.
@@ -31,7 +32,7 @@ pub(in crate::service) enum Verdict {
     MissingPrev,
     /// States would have to be resolved, which was not wanted.
     NeedsWork,
-    /// The room's current state does not allow it, and does not know of the room's late heads yet.
+    /// The room's current state does not allow it, and does not know of the room's late extremities yet.
     IsBehind,
     /// It was judged.
     Judged(Box<Judged>),
@@ -49,9 +50,9 @@ pub(in crate::service) struct Judged {
     /// Those that stay beside the event.
     pub kept: Vec<EventKey>,
     /// Whether it becomes one itself: not if others that we have refer to it, unless it is a state event.
-    pub becomes_head: bool,
+    pub becomes_extremity: bool,
     pub current: Current,
-    /// Late heads that it follows.
+    /// Late extremities that it follows.
     pub overtakes: Vec<EventKey>,
     /// Previous events that we do not have, and go without.
     pub missing: Vec<EventId>,
@@ -111,7 +112,7 @@ pub(in crate::service) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) ->
         Ok(auth) => auth,
         Err(missing) => return Ok(Verdict::MissingAuth(missing)),
     };
-    let heads = db.extremities(room.key)?;
+    let heads = db.extremity_keys(room.key)?;
     let around = Around { room: &room, heads: &heads };
     let (state_before, missing) = match state_before(db, &around, pdu, given, effort)? {
         Before::State(state, missing) => (state, missing),
@@ -124,7 +125,7 @@ pub(in crate::service) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) ->
         Ok(()) => {
             // What was allowed then is history, whatever the room is like today.
             let by_now = if history { Ok(()) } else { by_current_state(db, &room, pdu, &state_before)? };
-            if by_now.is_err() && !db.late_heads(room.key)?.is_empty() {
+            if by_now.is_err() && !db.late_extremities(room.key)?.is_empty() {
                 // Whose join is late would be heard by all others, and never by us.
                 return Ok(Verdict::IsBehind);
             }
@@ -136,9 +137,9 @@ pub(in crate::service) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) ->
     };
     // What others that we have refer to is no forward extremity; but they were judged without it, so that a state event
     // stays one until an event joins it with them. Otherwise whoever is faster could leave a ban out of the state.
-    let becomes_head = !history && (pdu.is_state() || db.gap(room.key, pdu.event_id())?.is_none());
+    let becomes_extremity = !history && (pdu.is_state() || db.gap(room.key, pdu.event_id())?.is_none());
     let Places { kept, overtakes, followed, is_late } = places(db, &room, pdu, &heads)?;
-    let is_end = status == Status::Accepted && becomes_head;
+    let is_end = status == Status::Accepted && becomes_extremity;
     let current = match (is_end, is_late) {
         (false, _) => Some(Current::Unchanged),
         (true, true) => None,
@@ -146,7 +147,7 @@ pub(in crate::service) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) ->
     };
     let current = match current {
         Some(current) => current,
-        // What follows late heads is late itself.
+        // What follows late extremities is late itself.
         None if (later || is_late) && may_be_late(db, &room, &overtakes)? => Current::Later(followed),
         None => return Ok(Verdict::NeedsWork),
     };
@@ -158,7 +159,7 @@ pub(in crate::service) fn judge(db: &Db<'_>, pdu: &Pdu, hearing: Hearing<'_>) ->
         state_before,
         heads,
         kept,
-        becomes_head,
+        becomes_extremity,
         current,
         overtakes,
         missing,
@@ -200,17 +201,17 @@ fn by_auth_events(db: &Db<'_>, pdu: &Pdu, auth: &[Pdu]) -> Result<Result<(), Aut
         }
     }
     Ok(event_auth::check_auth_events(pdu, auth, &|id| rejected.contains(id), pdu.version())
-        .and_then(|()| db.judge(pdu.version()).check_against_auth_events(pdu, auth)))
+        .and_then(|()| db.auth_checker(pdu.version()).check_against_auth_events(pdu, auth)))
 }
 
 /// Step 5: "Passes authorisation rules based on the state before the event, otherwise it is rejected."
 fn by_state(db: &Db<'_>, room: &Room, pdu: &Pdu, state: &StateRef) -> Result<Result<(), AuthError>> {
     if is_current(room, state) {
         // The same, from the table that is made for such questions.
-        return StateView::current(db, room.key).judge(&db.judge(room.version), pdu);
+        return StateView::current(db, room.key).judge(&db.auth_checker(room.version), pdu);
     }
     StateView::new(|event_type, state_key| db.state_event_of(state, event_type, state_key))
-        .judge(&db.judge(room.version), pdu)
+        .judge(&db.auth_checker(room.version), pdu)
 }
 
 /// Step 6: "Passes authorisation rules based on the current state of the room, otherwise it is soft failed."
@@ -223,7 +224,7 @@ fn by_current_state(
     if is_current(room, state_before) {
         return Ok(Ok(()));
     }
-    StateView::current(db, room.key).judge(&db.judge(room.version), pdu)
+    StateView::current(db, room.key).judge(&db.auth_checker(room.version), pdu)
 }
 
 fn is_current(room: &Room, state: &StateRef) -> bool {
@@ -257,7 +258,7 @@ impl Around<'_> {
         }
         let here: BTreeSet<SnapshotId> = sides.iter().map(|side| side.state.base).collect();
         let there: BTreeSet<SnapshotId> =
-            db.heads(self.room.key)?.iter().map(|head| head.state_after).collect();
+            db.forward_extremities(self.room.key)?.iter().map(|head| head.state_after).collect();
         Ok((here == there).then_some(self.room.state).flatten().map(StateRef::snapshot))
     }
 
@@ -316,7 +317,7 @@ fn state_before(
         // The usual case, and the state after all forward extremities is known.
         return Ok(Before::State(StateRef::snapshot(current), missing));
     }
-    if let Some(settled) = db.settled_state(&known) {
+    if let Some(settled) = db.state_after_extremities(&known) {
         // They were all forward extremities once: who sent the event saw the room as it was then.
         let settled = StateRef::snapshot(settled);
         if cfg!(debug_assertions) {
@@ -370,7 +371,7 @@ pub(in crate::service) fn current_after(
         sides.push(Side { state: StateRef::snapshot(current), plus: None });
         return Ok(resolve(db, room.version, sides, effort)?.map(Current::Resolved));
     }
-    for head in db.heads(room.key)?.into_iter().filter(|head| kept.contains(&head.key)) {
+    for head in db.forward_extremities(room.key)?.into_iter().filter(|head| kept.contains(&head.key)) {
         sides.push(Side { state: StateRef::snapshot(head.state_after), plus: None });
     }
     Ok(around.resolve(db, sides, effort)?.map(Current::Resolved))

@@ -30,9 +30,10 @@ use crate::service::events::extremities::may_be_late;
 use crate::service::events::resolve::{Effort, Side};
 use crate::service::events::state_view::StateView;
 use crate::store::accounts::client_transactions::ClientTxn;
-use crate::store::rooms::append::{Append, Appended, Current, StateRef};
-use crate::store::rooms::events::Head;
+use crate::store::rooms::append::{Append, Appended, Current};
+use crate::store::rooms::events::ForwardExtremity;
 use crate::store::rooms::not_resident;
+use crate::store::rooms::state::StateRef;
 use crate::store::{Db, EventKey, Room, Status, Tx};
 
 /// An event that somebody wants to send. What is missing, the room decides: its place in the graph and its auth events.
@@ -120,7 +121,7 @@ fn frame<T>(
 ) -> Result<Option<Framed<T>>> {
     let room = db.known_room(&draft.room)?;
     check_speakable(db, &room)?;
-    let mut followed = db.heads(room.key)?;
+    let mut followed = db.forward_extremities(room.key)?;
     let heads = followed.iter().map(|head| head.key).collect();
     // More than an event can name: it follows the latest, and the next events take the others up.
     let kept: Vec<EventKey> =
@@ -167,7 +168,7 @@ fn frame<T>(
 fn state_after(
     db: &Db<'_>,
     room: &Room,
-    followed: &[Head],
+    followed: &[ForwardExtremity],
     all: bool,
     effort: Effort,
 ) -> Result<Option<StateRef>> {
@@ -175,7 +176,7 @@ fn state_after(
         let state = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
         return Ok(Some(StateRef::snapshot(state)));
     }
-    let side = |head: &Head| Side { state: StateRef::snapshot(head.state_after), plus: None };
+    let side = |head: &ForwardExtremity| Side { state: StateRef::snapshot(head.state_after), plus: None };
     resolve::resolve(db, room.version, followed.iter().map(side).collect(), effort)
 }
 
@@ -231,7 +232,7 @@ fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state:
         // Rule 1.1: a room has one, and before it there is nothing. The rules that look at a state let it pass.
         event_auth::check_auth_events(pdu, &[], &|_| false, room.version).map_err(Error::from)?;
     }
-    view.judge(&db.judge(room.version), pdu)?.map_err(Error::from)?;
+    view.judge(&db.auth_checker(room.version), pdu)?.map_err(Error::from)?;
     // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
     if pdu.event_type() == "m.room.redaction"
         && let Some(redacts) = pdu.redacts()
@@ -282,7 +283,7 @@ fn brought_up_to_date(
     draft: &Draft,
     framed: Framed<VerifiedPdu>,
 ) -> Result<Option<Framed<VerifiedPdu>>> {
-    let moved = tx.extremities(framed.room.key)? != framed.heads;
+    let moved = tx.extremity_keys(framed.room.key)? != framed.heads;
     let framed = if moved { compose(tx, pen, draft, Effort::Modest)? } else { Some(framed) };
     let Some(mut framed) = framed else { return Ok(None) };
     framed.room = tx.room_by_key(framed.room.key)?;
@@ -316,10 +317,10 @@ fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Re
         status: Status::Accepted,
         outgoing,
         state_before: state,
-        old_heads: &heads,
-        kept_heads: kept,
+        old_extremities: &heads,
+        kept_extremities: kept,
         overtakes: Vec::new(),
-        becomes_head: true,
+        becomes_extremity: true,
         current,
         missing: Vec::new(),
         history: None,
@@ -376,11 +377,11 @@ impl Events<'_> {
     /// is paid for by the room: it resolves some of them.
     fn read_in_turn<T>(&self, room: &RoomId, compose: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
         let heads = self.store.read(|db| match db.room(room)? {
-            Some(room) => Ok(db.extremities(room.key)?.len()),
+            Some(room) => Ok(db.extremity_keys(room.key)?.len()),
             None => Ok(0),
         })?;
         let turn = (heads > PREV_EVENTS_MAX).then(|| self.resolution_allowance.wait_for_turn());
-        let (composed, toil) = self.store.read(|db| Ok((compose(db)?, db.toil())))?;
+        let (composed, toil) = self.store.read(|db| Ok((compose(db)?, db.events_examined())))?;
         drop(turn);
         self.resolution_allowance.spend(room, None, toil);
         Ok(composed)

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use crate::error::Result;
 use crate::protocol::{EventId, Pdu};
-use crate::store::rooms::late_extremities::LateHead;
+use crate::store::rooms::late_extremities::LateExtremity;
 use crate::store::{Db, EventKey, Room, Status};
 
 /// How many rejected and soft-failed events are looked through to find the accepted ones behind them.
@@ -15,30 +15,30 @@ const LOOK_THROUGH: usize = 1000;
 /// oldest are let go, and come back with the events that refer to them.
 const MOST_HEADS: usize = 200;
 
-/// How many late heads a room has. What comes beyond waits.
+/// How many late extremities a room has. What comes beyond waits.
 const MOST_LATE: usize = 200;
 
 /// An event's place among the ends of a room's graph.
 pub(in crate::service) struct Places {
     /// The forward extremities that stay beside it.
     pub kept: Vec<EventKey>,
-    /// The late heads that it follows.
+    /// The late extremities that it follows.
     pub overtakes: Vec<EventKey>,
-    /// The forward extremities, and the late heads that are being caught up with, that it follows, through late heads too.
+    /// The forward extremities, and the late extremities that are being caught up with, that it follows, through late extremities too.
     pub followed: Vec<EventKey>,
-    /// Whether it can be no more than a late head: it follows some, and leaves others.
+    /// Whether it can be no more than a late extremity: it follows some, and leaves others.
     pub is_late: bool,
 }
 
 /// The forward extremities that stay when the event comes are all but those that it follows, also through events that
 /// were never extremities: because they were not accepted, or because they are late.
 pub(in crate::service) fn places(db: &Db<'_>, room: &Room, pdu: &Pdu, heads: &[EventKey]) -> Result<Places> {
-    let (late, overtaken_before): (Vec<LateHead>, Vec<LateHead>) =
-        db.late_heads(room.key)?.into_iter().partition(|late| !late.is_overtaken);
+    let (late, overtaken_before): (Vec<LateExtremity>, Vec<LateExtremity>) =
+        db.late_extremities(room.key)?.into_iter().partition(|late| !late.is_overtaken);
     let mut behind = followed_by(db, pdu, heads, &late)?;
-    let (overtaken, beside): (Vec<&LateHead>, Vec<&LateHead>) =
+    let (overtaken, beside): (Vec<&LateExtremity>, Vec<&LateExtremity>) =
         late.iter().partition(|late| behind.contains(&late.key));
-    let (through, _): (Vec<&LateHead>, Vec<_>) =
+    let (through, _): (Vec<&LateExtremity>, Vec<_>) =
         overtaken_before.iter().partition(|late| behind.contains(&late.key));
     let more = overtaken.iter().chain(&through).flat_map(|late| late.followed.iter().copied());
     behind.extend(more);
@@ -53,7 +53,12 @@ pub(in crate::service) fn places(db: &Db<'_>, room: &Room, pdu: &Pdu, heads: &[E
 }
 
 /// The events that this one follows, as far as they matter to the ends of the graph.
-fn followed_by(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey], late: &[LateHead]) -> Result<HashSet<EventKey>> {
+fn followed_by(
+    db: &Db<'_>,
+    pdu: &Pdu,
+    heads: &[EventKey],
+    late: &[LateExtremity],
+) -> Result<HashSet<EventKey>> {
     let mut followed = HashSet::new();
     let mut seen = HashSet::new();
     let mut next: Vec<EventId> = pdu.prev_events().to_vec();
@@ -67,14 +72,14 @@ fn followed_by(db: &Db<'_>, pdu: &Pdu, heads: &[EventKey], late: &[LateHead]) ->
             && !late.iter().any(|late| late.key == key)
             && matches!(db.event_status(&id)?, Some((status, _)) if status != Status::Accepted)
         {
-            db.add_toil(1);
+            db.count_examined(1);
             next.extend(db.pdu_by_key(key)?.prev_events().iter().cloned());
         }
     }
     Ok(followed)
 }
 
-/// Whether there is a place for one more late head, which overtakes these.
+/// Whether there is a place for one more late extremity, which overtakes these.
 pub(in crate::service) fn may_be_late(db: &Db<'_>, room: &Room, overtakes: &[EventKey]) -> Result<bool> {
-    Ok(db.late_heads(room.key)?.len().saturating_sub(overtakes.len()) < MOST_LATE)
+    Ok(db.late_extremities(room.key)?.len().saturating_sub(overtakes.len()) < MOST_LATE)
 }

@@ -1,4 +1,4 @@
-//! Catching up with late heads: events that were stored when there was no time to resolve the state of their room.
+//! Catching up with late extremities: events that were stored when there was no time to resolve the state of their room.
 //!
 //! One room after the other, as its allowance has it (`labour`), and all that came until then at once. That a room is
 //! behind is a row, so nothing is forgotten by a restart.
@@ -15,11 +15,11 @@ use crate::locks::{lock, wait_timeout, wait_timeout_while};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::service::Homeserver;
 use crate::service::events::resolve::{Effort, Side};
-use crate::store::rooms::append::StateRef;
-use crate::store::rooms::late_extremities::{LateHead, heads_with};
+use crate::store::rooms::late_extremities::{LateExtremity, extremities_with};
+use crate::store::rooms::state::StateRef;
 use crate::store::{Changes, Db, EventKey, Room, RoomKey, SnapshotId};
 
-/// Late heads that are caught up with at once.
+/// Late extremities that are caught up with at once.
 const AT_ONCE: usize = 10;
 /// When a room has moved on meanwhile, or something of ours failed.
 const SOON: Duration = Duration::from_millis(100);
@@ -62,7 +62,7 @@ impl Laggards {
 
     /// Starts the thread. It keeps only a weak hold of the homeserver, and ends with it.
     pub(in crate::service) fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
-        self.are_behind(hs.store.read(|db| db.rooms_with_late_heads())?.into_iter());
+        self.are_behind(hs.store.read(|db| db.rooms_with_late_extremities())?.into_iter());
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
         lock(&shared.state).running = true;
         thread::Builder::new().name("late-heads".to_owned()).spawn(move || {
@@ -121,10 +121,10 @@ fn run(shared: &Shared, weak: &Weak<Homeserver>) {
     }
 }
 
-/// What a room comes to with some of its late heads.
+/// What a room comes to with some of its late extremities.
 struct Caught {
     room: Room,
-    late: Vec<LateHead>,
+    late: Vec<LateExtremity>,
     /// The states that were resolved.
     states: BTreeSet<SnapshotId>,
     state: StateRef,
@@ -140,10 +140,10 @@ impl Events<'_> {
         }
         let late = self.store.write(move |tx| {
             if tx.room_by_key(key)?.resident {
-                return tx.take_late_heads(key, AT_ONCE);
+                return tx.take_late_extremities(key, AT_ONCE);
             }
             // Whoever of us comes back gets the room's state from others.
-            tx.forget_late_heads(key)?;
+            tx.forget_late_extremities(key)?;
             Ok(Vec::new())
         })?;
         if late.is_empty() {
@@ -151,18 +151,18 @@ impl Events<'_> {
         }
         let (caught, toil) = {
             let _turn = self.resolution_allowance.wait_for_turn();
-            self.store.read(|db| Ok((resolve_late(db, key, late)?, db.toil())))?
+            self.store.read(|db| Ok((resolve_late(db, key, late)?, db.events_examined())))?
         };
         self.resolution_allowance.spend_on_late(&room_id, toil);
         let (done, more) = self.store.write(move |tx| {
             let done = settle(tx, &caught)?;
-            Ok((done, !tx.late_heads(key)?.is_empty()))
+            Ok((done, !tx.late_extremities(key)?.is_empty()))
         })?;
         Ok((more || !done).then_some(SOON))
     }
 }
 
-fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateHead>) -> Result<Caught> {
+fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateExtremity>) -> Result<Caught> {
     let room = db.room_by_key(key)?;
     let states = states_of(db, &room, &late)?;
     let side = |state: &SnapshotId| Side { state: StateRef::snapshot(*state), plus: None };
@@ -174,8 +174,8 @@ fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateHead>) -> Result<Caught
 
 /// The states after what would be the room's forward extremities. Of more branches than an event can join, the current
 /// state stands for those that are forward extremities already, as it does for any event.
-fn states_of(db: &Db<'_>, room: &Room, late: &[LateHead]) -> Result<BTreeSet<SnapshotId>> {
-    let heads = heads_with(&db.heads(room.key)?, late);
+fn states_of(db: &Db<'_>, room: &Room, late: &[LateExtremity]) -> Result<BTreeSet<SnapshotId>> {
+    let heads = extremities_with(&db.forward_extremities(room.key)?, late);
     if heads.len() > PREV_EVENTS_MAX + AT_ONCE {
         return Ok(late.iter().map(|late| late.state_after).chain(room.state).collect());
     }
@@ -185,16 +185,18 @@ fn states_of(db: &Db<'_>, room: &Room, late: &[LateHead]) -> Result<BTreeSet<Sna
 /// Makes them forward extremities, if the room is still as it was looked at, or alike. False: it is not.
 fn settle(tx: &mut crate::store::Tx<'_>, caught: &Caught) -> Result<bool> {
     let room = tx.room_by_key(caught.room.key)?;
-    let there = tx.late_heads(room.key)?;
-    let is_there = |taken: &LateHead| there.iter().any(|late| late.key == taken.key);
+    let there = tx.late_extremities(room.key)?;
+    let is_there = |taken: &LateExtremity| there.iter().any(|late| late.key == taken.key);
     if !room.resident
         || !caught.late.iter().all(is_there)
         || states_of(tx, &room, &caught.late)? != caught.states
     {
         return Ok(false);
     }
-    let heads: Vec<EventKey> =
-        heads_with(&tx.heads(room.key)?, &caught.late).into_iter().map(|(key, _)| key).collect();
+    let heads: Vec<EventKey> = extremities_with(&tx.forward_extremities(room.key)?, &caught.late)
+        .into_iter()
+        .map(|(key, _)| key)
+        .collect();
     let late: Vec<EventKey> = caught.late.iter().map(|late| late.key).collect();
     tx.catch_up(&room, &late, &heads, &caught.state)?;
     Ok(true)

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::events::Events;
 use crate::service::events::build::Draft;
-use crate::store::rooms::append::{FEW_HEADS, JOINS_BRANCHES};
+use crate::store::rooms::append::{DUMMY_EVENT, FORWARD_EXTREMITIES_FEW};
 use crate::store::{Room, RoomKey};
 
 /// How many of us are tried.
@@ -29,10 +29,10 @@ impl Events<'_> {
         let mut before = usize::MAX;
         loop {
             let (room, users, heads) = self.store.read(|db| {
-                Ok((db.room_by_key(key)?, db.joined_local_users(key)?, db.extremities(key)?.len()))
+                Ok((db.room_by_key(key)?, db.joined_local_users(key)?, db.extremity_keys(key)?.len()))
             })?;
             // Each event joins as many as it can name.
-            if heads <= FEW_HEADS || heads >= before {
+            if heads <= FORWARD_EXTREMITIES_FEW || heads >= before {
                 return Ok(());
             }
             if !self.anybody_speaks(&room, users)? {
@@ -48,7 +48,7 @@ impl Events<'_> {
             let draft = Draft {
                 room: room.room_id.clone(),
                 sender,
-                event_type: JOINS_BRANCHES.to_owned(),
+                event_type: DUMMY_EVENT.to_owned(),
                 state_key: None,
                 content: serde_json::Map::new(),
                 redacts: None,

@@ -11,8 +11,8 @@ use crate::protocol::room_version::StateResolution;
 use crate::protocol::state_res::{self, StateKey, StateMap, Unconflicted};
 use crate::protocol::{EventId, Pdu, RoomVersion};
 use crate::store::cache::resolutions::Fingerprint;
-use crate::store::rooms::append::StateRef;
 use crate::store::rooms::state::NamedDelta;
+use crate::store::rooms::state::StateRef;
 use crate::store::{Db, SnapshotId, Status};
 
 /// How much may be done for a verdict.
@@ -195,7 +195,7 @@ impl<'a> Questions<'a> {
         let found = self.plus.get(id).cloned().or_else(|| self.answer(self.db.pdu(id)));
         let weight = 1 + found.as_ref().map_or(0, |pdu| pdu.json().len() / LARGE);
         self.left.set(self.left.get().saturating_sub(weight));
-        self.db.add_toil(weight);
+        self.db.count_examined(weight);
         found
     }
 

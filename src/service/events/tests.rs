@@ -157,7 +157,7 @@ impl Other {
 fn heads(hs: &Homeserver, room: &RoomId) -> Vec<EventId> {
     let read = |db: &crate::store::Db<'_>| {
         let room = db.known_room(room)?;
-        db.heads(room.key).map(|heads| heads.into_iter().map(|h| h.event_id).collect())
+        db.forward_extremities(room.key).map(|heads| heads.into_iter().map(|h| h.event_id).collect())
     };
     hs.store.read(read).unwrap()
 }

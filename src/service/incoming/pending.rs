@@ -25,7 +25,7 @@ use crate::service::events::resolve::Effort;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::incoming::remote_member_events::RemoteOutcome;
 use crate::service::keys::verify::Checked;
-use crate::store::rooms::pending_events::{Queue, ToWait, Waiting};
+use crate::store::rooms::pending_events::{NewPendingEvent, PendingCounts, PendingEvent};
 use crate::store::{Db, Room, RoomKey, Tx};
 
 /// Events of one server that wait, and their bytes; of a server that is not in the room to our knowledge, less.
@@ -66,7 +66,7 @@ struct ReadyPending {
     /// Whether there may be more that was not looked at.
     more: bool,
     /// The first of those that need others, or much work.
-    next: Option<Waiting>,
+    next: Option<PendingEvent>,
 }
 
 impl Incoming<'_> {
@@ -76,7 +76,7 @@ impl Incoming<'_> {
         &self,
         origin: &ServerName,
         room: &Room,
-        events: Vec<ToWait>,
+        events: Vec<NewPendingEvent>,
     ) -> Result<()> {
         if events.is_empty() {
             return Ok(());
@@ -99,17 +99,17 @@ impl Incoming<'_> {
         let next =
             if keys_of.is_empty() { (0, now + QUIET_MS) } else { (1, now + PENDING_BACKOFF.pause_ms(1)) };
         // Its room has no number yet, perhaps.
-        let mut event = ToWait::for_keys(0, (id, json), keys_of, next);
+        let mut event = NewPendingEvent::for_keys(0, (id, json), keys_of, next);
         let came_in = self.store.write(move |tx| {
             let room = tx.make_room(&room, version)?;
             event.room = room.key;
             if room.resident {
                 // Whoever was joining came in at this moment, which hastened only what waited by then.
                 keep_in_room(tx, room.key, &origin, vec![event], now)?;
-                tx.hasten_waiting_in(room.key)?;
-            } else if !tx.waits_from(&event.event_id, &origin, false)? {
+                tx.hasten_pending_in(room.key)?;
+            } else if !tx.is_pending_from(&event.event_id, &origin, false)? {
                 make_place_remote(tx, &room, &origin, event.json.len())?;
-                tx.let_wait(&event, &origin, now)?;
+                tx.add_pending(&event, &origin, now)?;
             }
             Ok(room.resident)
         })?;
@@ -135,7 +135,7 @@ impl Incoming<'_> {
             match ready.next {
                 _ if ready.ended > 0 => {}
                 Some(next) => {
-                    let again = Waiting { json: Vec::new(), ..next.clone() };
+                    let again = PendingEvent { json: Vec::new(), ..next.clone() };
                     self.pursue(&of, next, until).or_else(|e| {
                         // Whatever is wrong with it, the others come first now.
                         self.put_off(&of, again, Vec::new(), true)?;
@@ -150,7 +150,7 @@ impl Incoming<'_> {
     }
 
     /// One event that needs others, or much work.
-    fn pursue(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
+    fn pursue(&self, room: &Room, event: PendingEvent, until: Instant) -> Result<()> {
         if !event.verified {
             return self.check_again(room, event, until);
         }
@@ -176,26 +176,26 @@ impl Incoming<'_> {
                 // Those after it would each be told the same: of its server, or of all while the whole room rests.
                 let whole = self.resolution_allowance.pause_of_room(&room.room_id);
                 let now = self.clock.now_ms();
-                let event = Waiting { retry_ms: now + millis(rest), ..event };
+                let event = PendingEvent { retry_ms: now + millis(rest), ..event };
                 self.store.write(move |tx| {
                     match whole {
-                        Some(whole) => tx.calm_waiting(event.room, None, now + millis(whole))?,
-                        None => tx.calm_waiting(event.room, Some(&event.origin), event.retry_ms)?,
+                        Some(whole) => tx.retry_pending_later(event.room, None, now + millis(whole))?,
+                        None => tx.retry_pending_later(event.room, Some(&event.origin), event.retry_ms)?,
                     }
-                    tx.put_off_waiting(&event, &[])
+                    tx.put_off_pending(&event, &[])
                 })
             }
             outcome => {
                 if let Err(e) = outcome {
                     log::info!("{} in {} is refused: {e}", event.event_id, room.room_id);
                 }
-                self.store.write(move |tx| tx.end_waiting(event.key))
+                self.store.write(move |tx| tx.end_pending(event.key))
             }
         }
     }
 
     /// An event whose signatures could not be checked when it came.
-    fn check_again(&self, room: &Room, event: Waiting, until: Instant) -> Result<()> {
+    fn check_again(&self, room: &Room, event: PendingEvent, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
         match self.keys().check_received(&event.origin, &[&event.json], room.version, left).pop() {
             Some(Checked::Passed(_))
@@ -206,7 +206,7 @@ impl Incoming<'_> {
                     event.event_id,
                     event.origin
                 );
-                self.store.write(move |tx| tx.end_waiting(event.key))
+                self.store.write(move |tx| tx.end_pending(event.key))
             }
             Some(Checked::Passed(pdu)) if *pdu.event_id() != event.event_id => {
                 log::info!(
@@ -214,19 +214,19 @@ impl Incoming<'_> {
                     event.event_id,
                     event.origin
                 );
-                self.store.write(move |tx| tx.end_waiting(event.key))
+                self.store.write(move |tx| tx.end_pending(event.key))
             }
             Some(Checked::Passed(pdu)) => {
                 let mut signed = [pdu];
                 self.events().with_policy_signatures(&mut [(room, &mut signed)], Some(until))?;
-                self.store.write(move |tx| tx.waiting_was_verified(event.key, &signed[0]))
+                self.store.write(move |tx| tx.pending_was_verified(event.key, &signed[0]))
             }
             Some(Checked::NoKey(_, servers)) => {
                 self.put_off(room, event, servers.iter().map(ToString::to_string).collect(), true)
             }
             Some(Checked::Dropped(e)) => {
                 log::info!("{} of {} is dropped: {e}", event.event_id, event.origin);
-                self.store.write(move |tx| tx.end_waiting(event.key))
+                self.store.write(move |tx| tx.end_pending(event.key))
             }
             None => Ok(()),
         }
@@ -234,7 +234,7 @@ impl Incoming<'_> {
 
     /// What waits in a room that we are not in. So many events were looked at.
     fn pursue_remote(&self, room: &Room, now: Millis, until: Instant) -> Result<usize> {
-        let due = self.store.read(|db| db.due_waiting(room.key, now, COMMIT_EVENTS_MAX))?;
+        let due = self.store.read(|db| db.due_pending(room.key, now, COMMIT_EVENTS_MAX))?;
         let count = due.len();
         let mut ready = Vec::with_capacity(count);
         for event in due {
@@ -257,7 +257,7 @@ impl Incoming<'_> {
         Ok(count)
     }
 
-    fn put_off(&self, room: &Room, mut event: Waiting, needs: Vec<String>, asked: bool) -> Result<()> {
+    fn put_off(&self, room: &Room, mut event: PendingEvent, needs: Vec<String>, asked: bool) -> Result<()> {
         let now = self.clock.now_ms();
         let age = now - event.received_ms;
         if age > PENDING_AGE_MAX_MS {
@@ -269,12 +269,12 @@ impl Incoming<'_> {
                 age / 3_600_000,
                 needs.join(" ")
             );
-            return self.store.write(move |tx| tx.end_waiting(event.key));
+            return self.store.write(move |tx| tx.end_pending(event.key));
         }
         event.attempts = event.attempts.saturating_add(u32::from(asked));
         event.retry_ms = now + if asked { PENDING_BACKOFF.pause_ms(event.attempts) } else { 0 };
         if !event.verified {
-            return self.store.write(move |tx| tx.put_off_waiting(&event, &needs));
+            return self.store.write(move |tx| tx.put_off_pending(&event, &needs));
         }
         // Where one event gets nothing, those after it hardly get more.
         let quiet = self.errands.calm_until(room.key, &event.origin, now).unwrap_or(now + QUIET_MS);
@@ -282,8 +282,8 @@ impl Incoming<'_> {
         event.retry_ms = event.retry_ms.max(quiet);
         let key = room.key;
         self.store.write(move |tx| {
-            tx.calm_waiting(key, Some(&event.origin), quiet)?;
-            tx.put_off_waiting(&event, &needs)
+            tx.retry_pending_later(key, Some(&event.origin), quiet)?;
+            tx.put_off_pending(&event, &needs)
         })
     }
 }
@@ -293,23 +293,23 @@ fn keep_in_room(
     tx: &mut Tx<'_>,
     room: RoomKey,
     origin: &ServerName,
-    events: Vec<ToWait>,
+    events: Vec<NewPendingEvent>,
     now: Millis,
 ) -> Result<()> {
     let mut new = Vec::with_capacity(events.len());
     for event in events {
-        if !tx.waits_from(&event.event_id, origin, event.is_verified())? {
+        if !tx.is_pending_from(&event.event_id, origin, event.is_verified())? {
             new.push(event);
         } else if event.is_verified() {
-            tx.complete_waiting(&event)?;
+            tx.complete_pending(&event)?;
         }
     }
-    let queue = tx.waiting_queue(room, origin)?;
+    let queue = tx.pending_counts(room, origin)?;
     if !new.is_empty() && is_full(queue, &new, tx.is_resident(room, origin)?) {
         log::info!("{origin} has too many events that wait, and is told to come again");
         return Err(too_many());
     }
-    new.iter().try_for_each(|event| tx.let_wait(event, origin, now))
+    new.iter().try_for_each(|event| tx.add_pending(event, origin, now))
 }
 
 fn too_many() -> Error {
@@ -322,7 +322,7 @@ fn too_many() -> Error {
 /// Errors: 429 `M_LIMIT_EXCEEDED` if that is the server itself, and it has nothing else.
 fn make_place_remote(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: usize) -> Result<()> {
     let mut shares = tx
-        .waiting_shares(room.key)?
+        .pending_shares(room.key)?
         .into_iter()
         .map(|(server, events, bytes)| (server, events * EVENT_OVERHEAD_BYTES + bytes))
         .collect::<HashMap<_, _>>();
@@ -336,7 +336,7 @@ fn make_place_remote(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: u
         } else {
             return Ok(());
         };
-        let freed = tx.end_first_waiting(room.key, &victim)?.ok_or_else(too_many)? + EVENT_OVERHEAD_BYTES;
+        let freed = tx.end_first_pending(room.key, &victim)?.ok_or_else(too_many)? + EVENT_OVERHEAD_BYTES;
         log::debug!("an event of {} from {victim} makes place for a later one", room.room_id);
         all -= freed;
         shares.entry(victim).and_modify(|share| *share -= freed);
@@ -362,14 +362,18 @@ fn who_yields(
     Ok(by_share.first().map_or(newcomer, |(_, _, server)| server).clone())
 }
 
-fn is_full(queue: Queue, new: &[ToWait], resident: bool) -> bool {
+fn is_full(queue: PendingCounts, new: &[NewPendingEvent], resident: bool) -> bool {
     let unverified = new.iter().filter(|event| !event.is_verified()).count();
     let bytes: usize = new.iter().map(|event| event.json.len()).sum();
     is_full_for(queue, (new.len(), unverified, bytes), resident)
 }
 
 /// Whether there is no room for so many more, so many of them unverified, of so many bytes.
-fn is_full_for(queue: Queue, (new, unverified, bytes): (usize, usize, usize), resident: bool) -> bool {
+fn is_full_for(
+    queue: PendingCounts,
+    (new, unverified, bytes): (usize, usize, usize),
+    resident: bool,
+) -> bool {
     queue.of_origin + new > if resident { PER_SERVER_EVENTS_MAX } else { PER_STRANGER_EVENTS_MAX }
         || queue.bytes + bytes > PER_SERVER_BYTES_MAX
         || (unverified > 0 && queue.unverified + unverified > PER_SERVER_UNVERIFIED_MAX)
@@ -378,30 +382,30 @@ fn is_full_for(queue: Queue, (new, unverified, bytes): (usize, usize, usize), re
 }
 
 /// An event of a room that we are not in, of which everything is known that can be without being in it.
-fn settle_remote(tx: &mut Tx<'_>, event: Waiting, now: Millis) -> Result<()> {
+fn settle_remote(tx: &mut Tx<'_>, event: PendingEvent, now: Millis) -> Result<()> {
     let room = tx.room_by_key(event.room)?;
     if room.resident {
-        return tx.hasten_waiting_in(room.key);
+        return tx.hasten_pending_in(room.key);
     }
     if tx.joining_version(&room.room_id)?.is_some() && !tx.is_placed(&event.event_id)? {
         // The room will have its own view of it.
-        let event = Waiting { retry_ms: now + QUIET_MS, ..event };
-        return tx.put_off_waiting(&event, &[]);
+        let event = PendingEvent { retry_ms: now + QUIET_MS, ..event };
+        return tx.put_off_pending(&event, &[]);
     }
-    tx.end_waiting(event.key)
+    tx.end_pending(event.key)
 }
 
 /// Receives what can be authorised by what is here now, without much work; the rest stays pending, but for those for which
 /// others are to be asked.
 fn receive_ready(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<ReadyPending> {
-    let due = tx.due_waiting(room, now, COMMIT_EVENTS_MAX)?;
+    let due = tx.due_pending(room, now, COMMIT_EVENTS_MAX)?;
     let version = tx.room_by_key(room)?.version;
     let mut ready = ReadyPending { ended: 0, more: due.len() == COMMIT_EVENTS_MAX, next: None };
     for event in due {
         if !event.verified {
             if tx.is_placed(&event.event_id)? {
                 // It came once more, checked, and this one no longer matters.
-                tx.end_waiting(event.key)?;
+                tx.end_pending(event.key)?;
                 ready.ended += 1;
             } else {
                 ready.next.get_or_insert(event);
@@ -430,11 +434,11 @@ fn receive_ready(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<ReadyPen
         };
         match needs {
             None => {
-                tx.end_waiting(event.key)?;
+                tx.end_pending(event.key)?;
                 ready.ended += 1;
             }
             // Something that it waited for came, and something else is still missing.
-            Some(needs) if event.retry_ms > now => tx.put_off_waiting(&event, &names(&needs))?,
+            Some(needs) if event.retry_ms > now => tx.put_off_pending(&event, &names(&needs))?,
             Some(_) => drop(ready.next.get_or_insert(event)),
         }
     }
@@ -455,13 +459,13 @@ mod tests {
 
     #[test]
     fn servers_without_end_that_are_not_in_a_room_leave_room_for_those_that_are() {
-        let in_room = |in_room: usize| Queue { in_room, ..Queue::default() };
-        let one = |queue: Queue, resident: bool| is_full_for(queue, (1, 0, 100), resident);
+        let in_room = |in_room: usize| PendingCounts { in_room, ..PendingCounts::default() };
+        let one = |queue: PendingCounts, resident: bool| is_full_for(queue, (1, 0, 100), resident);
         assert!(!one(in_room(PER_ROOM_WITH_STRANGERS_MAX - 1), false));
         assert!(one(in_room(PER_ROOM_WITH_STRANGERS_MAX), false));
         assert!(!one(in_room(PER_ROOM_WITH_STRANGERS_MAX), true));
         assert!(!one(in_room(PER_ROOM_EVENTS_MAX), true), "a fair share in any case");
-        let fair = Queue {
+        let fair = PendingCounts {
             of_origin_in_room: FAIR_SHARE_EVENTS,
             of_origin: FAIR_SHARE_EVENTS,
             ..in_room(PER_ROOM_EVENTS_MAX)
@@ -480,7 +484,8 @@ mod tests {
             return false;
         }
         let id = EventId::parse(&format!("$e{n}-{origin}")).expect("an id");
-        tx.let_wait(&ToWait::for_keys(room.key, (id, &json), &[], (0, 0)), origin, 0).expect("it waits");
+        tx.add_pending(&NewPendingEvent::for_keys(room.key, (id, &json), &[], (0, 0)), origin, 0)
+            .expect("it waits");
         true
     }
 
@@ -504,7 +509,7 @@ mod tests {
                     "the last word of each is kept"
                 );
             }
-            let shares = |tx: &Tx<'_>| tx.waiting_shares(room.key).expect("shares");
+            let shares = |tx: &Tx<'_>| tx.pending_shares(room.key).expect("shares");
             let weight = |tx: &Tx<'_>| -> usize {
                 shares(tx).iter().map(|(_, events, bytes)| events * EVENT_OVERHEAD_BYTES + bytes).sum()
             };
@@ -524,7 +529,7 @@ mod tests {
             assert!((3..50).all(|n| send_from(tx, &room, &friend, n)), "one that we know is never refused");
             assert!(weight(tx) <= REMOTE_BYTES_MAX && held(tx, &friend) > 3);
             // None of it counts against them in rooms that we are in.
-            let queue = tx.waiting_queue(room.key, &friend)?;
+            let queue = tx.pending_counts(room.key, &friend)?;
             assert_eq!((queue.of_origin, queue.bytes, queue.unverified), (0, 0, 0));
             assert_eq!(queue.of_origin_in_room, held(tx, &friend));
             Ok(())

@@ -23,7 +23,7 @@ use crate::service::incoming::pending::{PENDING_BACKOFF, millis, names};
 use crate::service::incoming::remote_member_events::{RemoteOutcome, remote_room_version};
 use crate::service::keys::verify::Checked;
 use crate::store::rooms::not_resident;
-use crate::store::rooms::pending_events::ToWait;
+use crate::store::rooms::pending_events::NewPendingEvent;
 use crate::store::{Room, Status};
 
 /// "Must not include more than 50 PDUs."
@@ -70,7 +70,7 @@ impl PduResults {
 /// The events of one room in a transaction that become pending.
 struct PendingInRoom<'a> {
     room: &'a Room,
-    events: Vec<ToWait>,
+    events: Vec<NewPendingEvent>,
     /// Other servers were asked in vain: they are not asked again while the sender waits.
     unanswered: bool,
 }
@@ -81,7 +81,7 @@ struct RoomPdus {
     /// Those that passed the first three steps.
     pdus: Vec<VerifiedPdu>,
     /// Those of which nothing can be said for want of a key.
-    no_key: Vec<ToWait>,
+    no_key: Vec<NewPendingEvent>,
 }
 
 impl Incoming<'_> {
@@ -248,7 +248,7 @@ impl Incoming<'_> {
                 Checked::NoKey(pdu, servers) => {
                     let next = (1, self.clock.now_ms() + PENDING_BACKOFF.pause_ms(1));
                     let event = (pdu.event_id().clone(), *event);
-                    no_key.push(ToWait::for_keys(room.key, event, &servers, next));
+                    no_key.push(NewPendingEvent::for_keys(room.key, event, &servers, next));
                 }
                 Checked::Dropped(e) => {
                     // What nobody can name nobody can be told of.
@@ -337,8 +337,14 @@ impl Incoming<'_> {
     }
 
     /// A checked event that waits for others, or for the next attempt alone.
-    fn pending_event(&self, room: &Room, pdu: &VerifiedPdu, needs: &[EventId], pause: Duration) -> ToWait {
-        ToWait::for_events(room.key, pdu, names(needs), (0, self.clock.now_ms() + millis(pause)))
+    fn pending_event(
+        &self,
+        room: &Room,
+        pdu: &VerifiedPdu,
+        needs: &[EventId],
+        pause: Duration,
+    ) -> NewPendingEvent {
+        NewPendingEvent::for_events(room.key, pdu, names(needs), (0, self.clock.now_ms() + millis(pause)))
     }
 
     /// Whether one of these events is itself waiting: then it is being looked after.
@@ -348,7 +354,7 @@ impl Incoming<'_> {
         }
         self.store.read(|db| {
             for id in needs {
-                if db.is_waiting(id)? {
+                if db.is_pending(id)? {
                     return Ok(true);
                 }
             }

@@ -25,7 +25,7 @@ use crate::service::keys::attempts::{
 };
 use crate::service::keys::ring::{KnownKey, read_statement, signed_part, statement_bytes};
 use crate::service::limits::request_permits::Asker;
-use crate::store::servers::server_keys::{Source, StoredKey, StoredStatement};
+use crate::store::servers::server_keys::{StatementSource, StoredKey, StoredStatement};
 
 /// Servers that are asked at the same time for one bulk of keys.
 const SERVERS_AT_ONCE_MAX: usize = 32;
@@ -274,7 +274,11 @@ impl Keys<'_> {
         match read_statement(&answer, server, now) {
             Ok(keys) => {
                 let stranger = is_for_a_stranger(purpose, neighbour);
-                self.keep_keys(vec![(server.clone(), keys, answer)], now, Source { direct: true, stranger });
+                self.keep_keys(
+                    vec![(server.clone(), keys, answer)],
+                    now,
+                    StatementSource { direct: true, stranger },
+                );
                 let helped = wanted.iter().all(|w| {
                     let known = self.key_ring.in_memory(server.as_str(), &w.key_id);
                     known.is_some_and(|k| k.serves(w.valid_at))
@@ -294,7 +298,7 @@ impl Keys<'_> {
     }
 
     /// Remembers what these statements say.
-    fn keep_keys(&self, statements: Vec<StatedKeys>, now: Millis, source: Source) {
+    fn keep_keys(&self, statements: Vec<StatedKeys>, now: Millis, source: StatementSource) {
         // What is lost can be asked for again.
         let kept = self.store.write_lightly(move |tx| {
             let mut all = Vec::with_capacity(statements.len());
@@ -331,7 +335,7 @@ impl Keys<'_> {
                 told.partition(|(server, ..)| is_for_a_stranger(purpose, self.is_neighbour(server)));
             for (stranger, told) in [(true, strangers), (false, others)] {
                 if !told.is_empty() {
-                    self.keep_keys(told, now, Source { direct: false, stranger });
+                    self.keep_keys(told, now, StatementSource { direct: false, stranger });
                 }
             }
             for wanted in missing.values().flatten() {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::service::ephemeral::presence::presence_json;
-use crate::store::ephemeral::presence::{Presence, State};
+use crate::store::ephemeral::presence::{Presence, PresenceState};
 
 /// Users who are looked at for one answer, those with the latest news first.
 const MOST_USERS: usize = 1000;
@@ -37,7 +37,7 @@ pub fn presence(context: &Context<'_>, rooms: &Rooms, now: Millis) -> Result<Eve
     };
     let is_initial = context.request.since.is_none();
     for (user, presence) in context.db.presence_between(context.since(), context.position, MOST_USERS)? {
-        if !(is_initial && presence.state == State::Offline)
+        if !(is_initial && presence.state == PresenceState::Offline)
             && context.db.share_a_room(context.user, &user)?
         {
             tell(user, &presence)?;
@@ -49,7 +49,7 @@ pub fn presence(context: &Context<'_>, rooms: &Rooms, now: Millis) -> Result<Eve
         };
         for member in context.db.members(room.key, Some(Membership::Join))? {
             let presence = context.db.presence(&member.user_id)?;
-            if let Some(presence) = presence.filter(|presence| presence.state != State::Offline) {
+            if let Some(presence) = presence.filter(|presence| presence.state != PresenceState::Offline) {
                 tell(member.user_id, &presence)?;
             }
         }

@@ -1,4 +1,4 @@
-//! A map that forgets: what the memories of this folder are made of.
+//! A map that forgets: what the caches of this folder are made of.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -6,15 +6,15 @@ use std::hash::Hash;
 
 /// A map of bounded size that lets go of what was not asked for lately: whenever half of the bytes are new, what has not
 /// been touched since it was half full before goes.
-pub(in crate::store) struct Aging<K, V> {
+pub(in crate::store) struct AgingMap<K, V> {
     young: HashMap<K, (V, usize)>,
     old: HashMap<K, (V, usize)>,
     young_bytes: usize,
     most: usize,
 }
 
-impl<K: Eq + Hash, V: Clone> Aging<K, V> {
-    /// `most`: bytes, as the callers of [`Aging::put`] estimate them.
+impl<K: Eq + Hash, V: Clone> AgingMap<K, V> {
+    /// `most`: bytes, as the callers of [`AgingMap::put`] estimate them.
     pub(in crate::store) fn new(most: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, most }
     }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_stays_and_the_size_stays_bounded() {
-        let mut map = Aging::new(1000);
+        let mut map = AgingMap::new(1000);
         for n in 0..1000_u32 {
             map.put(n, n, 10);
             assert_eq!(map.get(&0), Some(0), "at {n}");

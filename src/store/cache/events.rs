@@ -1,66 +1,55 @@
-//! What the writer remembers of the graph of events: events by their ids, states by their numbers, and what sets of forward
-//! extremities came to.
+//! What the writer keeps in memory of the graph of events: events by their ids, states by their numbers, and what sets of
+//! forward extremities came to.
 //!
 //! All of it is about rows that do not change once they are written (the two exceptions, a redaction and an outlier that
-//! finds its place, make it forget). It is part of the writer's memory and is forgotten with it when a closure is undone.
+//! finds its place, make it forget). It is part of the writer's cache and is forgotten with it when a closure is
+//! undone.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::protocol::{EventId, Pdu};
-use crate::store::cache::bounded::Aging;
+use crate::protocol::EventId;
+use crate::store::cache::bounded::AgingMap;
 use crate::store::cache::resolutions::Fingerprint;
-use crate::store::rooms::append::StateRef;
-use crate::store::rooms::snapshots::{Row, Step};
-use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Status};
+use crate::store::rooms::events::CachedEvent;
+use crate::store::rooms::snapshots::{SnapshotRow, SnapshotStep};
+use crate::store::rooms::state::{SlotName, StateRef};
+use crate::store::{Db, EventKey, Slot, SnapshotId};
 
-/// An event as far as those that follow or cite it need to know it.
-#[derive(Clone)]
-pub(in crate::store) struct Known {
-    pub key: EventKey,
-    pub room: RoomKey,
-    pub status: Status,
-    /// None for outliers.
-    pub state_after: Option<SnapshotId>,
-    pub pdu: Pdu,
+/// The part of the writer's cache that is about events and states.
+pub(in crate::store) struct EventCache {
+    events: RefCell<AgingMap<EventId, CachedEvent>>,
+    ids: RefCell<AgingMap<EventKey, EventId>>,
+    names: RefCell<AgingMap<Slot, SlotName>>,
+    slots: RefCell<AgingMap<String, Slot>>,
+    rows: RefCell<AgingMap<SnapshotId, Arc<SnapshotRow>>>,
+    steps: RefCell<AgingMap<SnapshotId, Arc<SnapshotStep>>>,
+    states_after: RefCell<AgingMap<Box<[EventKey]>, SnapshotId>>,
+    resolutions: RefCell<AgingMap<Fingerprint, Arc<StateRef>>>,
 }
 
-/// A slot's event type and state key.
-pub(crate) type SlotName = (Arc<str>, Arc<str>);
-
-pub(in crate::store) struct GraphMemory {
-    events: RefCell<Aging<EventId, Known>>,
-    ids: RefCell<Aging<EventKey, EventId>>,
-    names: RefCell<Aging<Slot, SlotName>>,
-    slots: RefCell<Aging<String, Slot>>,
-    rows: RefCell<Aging<SnapshotId, Arc<Row>>>,
-    steps: RefCell<Aging<SnapshotId, Arc<Step>>>,
-    settled: RefCell<Aging<Box<[EventKey]>, SnapshotId>>,
-    resolutions: RefCell<Aging<Fingerprint, Arc<StateRef>>>,
-}
-
-impl Default for GraphMemory {
+impl Default for EventCache {
     fn default() -> Self {
         Self {
-            events: RefCell::new(Aging::new(2 << 20)),
-            ids: RefCell::new(Aging::new(512 << 10)),
-            names: RefCell::new(Aging::new(512 << 10)),
-            slots: RefCell::new(Aging::new(512 << 10)),
-            rows: RefCell::new(Aging::new(1 << 20)),
-            steps: RefCell::new(Aging::new(512 << 10)),
-            settled: RefCell::new(Aging::new(256 << 10)),
-            resolutions: RefCell::new(Aging::new(1 << 20)),
+            events: RefCell::new(AgingMap::new(2 << 20)),
+            ids: RefCell::new(AgingMap::new(512 << 10)),
+            names: RefCell::new(AgingMap::new(512 << 10)),
+            slots: RefCell::new(AgingMap::new(512 << 10)),
+            rows: RefCell::new(AgingMap::new(1 << 20)),
+            steps: RefCell::new(AgingMap::new(512 << 10)),
+            states_after: RefCell::new(AgingMap::new(256 << 10)),
+            resolutions: RefCell::new(AgingMap::new(1 << 20)),
         }
     }
 }
 
-impl GraphMemory {
-    pub(in crate::store) fn event(&self, id: &EventId) -> Option<Known> {
+impl EventCache {
+    pub(in crate::store) fn event(&self, id: &EventId) -> Option<CachedEvent> {
         self.events.borrow_mut().get(id)
     }
 
-    pub(in crate::store) fn keep_event(&self, event: &Known) {
+    pub(in crate::store) fn keep_event(&self, event: &CachedEvent) {
         let id = event.pdu.event_id();
         self.events.borrow_mut().put(id.clone(), event.clone(), 400 + event.pdu.json().len());
         self.keep_id(event.key, id);
@@ -93,31 +82,31 @@ impl GraphMemory {
         self.slots.borrow_mut().put(full_name(event_type, state_key), slot, size);
     }
 
-    pub(in crate::store) fn row(&self, snapshot: SnapshotId) -> Option<Arc<Row>> {
+    pub(in crate::store) fn row(&self, snapshot: SnapshotId) -> Option<Arc<SnapshotRow>> {
         self.rows.borrow_mut().get(&snapshot)
     }
 
-    pub(in crate::store) fn keep_row(&self, row: Arc<Row>) {
+    pub(in crate::store) fn keep_row(&self, row: Arc<SnapshotRow>) {
         let size = row.bytes();
         self.rows.borrow_mut().put(row.snapshot, row, size);
     }
 
-    pub(in crate::store) fn step(&self, to: SnapshotId) -> Option<Arc<Step>> {
+    pub(in crate::store) fn step(&self, to: SnapshotId) -> Option<Arc<SnapshotStep>> {
         self.steps.borrow_mut().get(&to)
     }
 
-    pub(in crate::store) fn keep_step(&self, to: SnapshotId, step: Step) {
+    pub(in crate::store) fn keep_step(&self, to: SnapshotId, step: SnapshotStep) {
         let size = step.bytes();
         self.steps.borrow_mut().put(to, Arc::new(step), size);
     }
 
-    /// The state after these events, which were once all of a room's forward extremities. `heads`: in order.
-    pub(in crate::store) fn settled(&self, heads: &[EventKey]) -> Option<SnapshotId> {
-        self.settled.borrow_mut().get(heads)
+    /// The state after these events, which were once all of a room's forward extremities. `extremities`: in order.
+    pub(in crate::store) fn state_after(&self, extremities: &[EventKey]) -> Option<SnapshotId> {
+        self.states_after.borrow_mut().get(extremities)
     }
 
-    pub(in crate::store) fn keep_settled(&self, heads: &[EventKey], state: SnapshotId) {
-        self.settled.borrow_mut().put(heads.into(), state, 100 + 8 * heads.len());
+    pub(in crate::store) fn keep_state_after(&self, extremities: &[EventKey], state: SnapshotId) {
+        self.states_after.borrow_mut().put(extremities.into(), state, 100 + 8 * extremities.len());
     }
 
     /// What resolving states came to.
@@ -136,7 +125,7 @@ impl GraphMemory {
         self.slots.borrow_mut().clear();
         self.rows.borrow_mut().clear();
         self.steps.borrow_mut().clear();
-        self.settled.borrow_mut().clear();
+        self.states_after.borrow_mut().clear();
         self.resolutions.borrow_mut().clear();
     }
 

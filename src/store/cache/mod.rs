@@ -1,8 +1,15 @@
-//! What the writer remembers of rooms, so that an event need not ask for it again: the room, its forward extremities, who
-//! of us hears it, its current state as far as it was asked for. What it remembers of events is in `graph_memory`.
+//! What is kept in memory of what is in the database.
 //!
-//! Only the writer has a memory: nobody else changes the database, so it knows what to forget and when. A memory holds
-//! what its transaction has read, committed or not; if a closure that wrote something is undone, everything is forgotten.
+//! - here: the writer's cache of rooms, so that an event need not ask for them again: the room, its forward
+//!   extremities, the local users who hear it, its current state as far as it was asked for;
+//! - `events`: the part of the writer's cache that is about events and states;
+//! - `pdus`: events, for readers;
+//! - `resolutions`: what resolving states came to;
+//! - `sessions`: the sessions of access tokens;
+//! - `bounded`: the map that they are made of.
+//!
+//! The writer's cache is its own: nobody else changes the database, so it knows what to forget and when. It holds what
+//! its transaction has read, committed or not; if a closure that wrote something is undone, everything is forgotten.
 
 pub(super) mod bounded;
 pub(super) mod events;
@@ -19,30 +26,31 @@ use super::{Db, EventKey, Room, RoomKey};
 use crate::error::{Error, Result};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomId, RoomVersion, UserId};
-use crate::store::cache::events::GraphMemory;
-use crate::store::rooms::events::Head;
+use crate::store::cache::events::EventCache;
+use crate::store::rooms::events::ForwardExtremity;
 
-/// Rooms that are remembered, and entries of the current states of all of them together.
+/// Rooms that are cached, and entries of the current states of all of them together.
 const ROOMS: usize = 256;
 const ENTRIES: usize = 20_000;
 
+/// What the writer keeps in memory.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct WriterCache {
     keys: RefCell<HashMap<RoomId, RoomKey>>,
-    rooms: RefCell<HashMap<RoomKey, AboutRoom>>,
+    rooms: RefCell<HashMap<RoomKey, CachedRoom>>,
     entries: Cell<usize>,
-    /// Whether any event waits for something.
-    anything_waits: Cell<Option<bool>>,
+    /// Whether any event is pending.
+    is_anything_pending: Cell<Option<bool>>,
     /// By room version; they remember power levels, which most events of a room share.
-    judges: RefCell<HashMap<&'static str, Rc<AuthChecker>>>,
+    checkers: RefCell<HashMap<&'static str, Rc<AuthChecker>>>,
     /// Of events and states.
-    pub(super) graph: GraphMemory,
+    pub(super) events: EventCache,
 }
 
 #[derive(Default)]
-struct AboutRoom {
+struct CachedRoom {
     row: Option<Room>,
-    heads: Option<Arc<[Head]>>,
+    extremities: Option<Arc<[ForwardExtremity]>>,
     /// Our users who are joined.
     audience: Option<Arc<[UserId]>>,
     /// Whether no other server was ever in it.
@@ -51,12 +59,12 @@ struct AboutRoom {
     state: HashMap<String, HashMap<String, Option<EventKey>>>,
 }
 
-impl Memory {
-    fn recall<T>(&self, room: RoomKey, what: impl FnOnce(&AboutRoom) -> Option<T>) -> Option<T> {
+impl WriterCache {
+    fn recall<T>(&self, room: RoomKey, what: impl FnOnce(&CachedRoom) -> Option<T>) -> Option<T> {
         self.rooms.borrow().get(&room).and_then(what)
     }
 
-    fn keep(&self, room: RoomKey, what: impl FnOnce(&mut AboutRoom)) {
+    fn keep(&self, room: RoomKey, what: impl FnOnce(&mut CachedRoom)) {
         let mut rooms = self.rooms.borrow_mut();
         if rooms.len() >= ROOMS && !rooms.contains_key(&room) {
             rooms.clear();
@@ -66,7 +74,7 @@ impl Memory {
         what(rooms.entry(room).or_default());
     }
 
-    fn forget(&self, room: RoomKey, what: impl FnOnce(&mut AboutRoom)) {
+    fn forget(&self, room: RoomKey, what: impl FnOnce(&mut CachedRoom)) {
         if let Some(about) = self.rooms.borrow_mut().get_mut(&room) {
             what(about);
         }
@@ -92,16 +100,16 @@ impl Memory {
     }
 
     /// The forward extremities.
-    pub(super) fn heads(&self, room: RoomKey) -> Option<Arc<[Head]>> {
-        self.recall(room, |about| about.heads.clone())
+    pub(super) fn extremities(&self, room: RoomKey) -> Option<Arc<[ForwardExtremity]>> {
+        self.recall(room, |about| about.extremities.clone())
     }
 
-    pub(super) fn keep_heads(&self, room: RoomKey, heads: Arc<[Head]>) {
-        self.keep(room, |about| about.heads = Some(heads));
+    pub(super) fn keep_extremities(&self, room: RoomKey, extremities: Arc<[ForwardExtremity]>) {
+        self.keep(room, |about| about.extremities = Some(extremities));
     }
 
-    pub(super) fn forget_heads(&self, room: RoomKey) {
-        self.forget(room, |about| about.heads = None);
+    pub(super) fn forget_extremities(&self, room: RoomKey) {
+        self.forget(room, |about| about.extremities = None);
     }
 
     /// Our users who are joined to the room.
@@ -166,16 +174,16 @@ impl Memory {
         });
     }
 
-    pub(super) fn anything_waits(&self) -> Option<bool> {
-        self.anything_waits.get()
+    pub(super) fn is_anything_pending(&self) -> Option<bool> {
+        self.is_anything_pending.get()
     }
 
-    pub(super) fn keep_whether_anything_waits(&self, anything: Option<bool>) {
-        self.anything_waits.set(anything);
+    pub(super) fn keep_is_anything_pending(&self, anything: Option<bool>) {
+        self.is_anything_pending.set(anything);
     }
 
-    pub(super) fn judge(&self, version: RoomVersion) -> Rc<AuthChecker> {
-        self.judges
+    pub(super) fn auth_checker(&self, version: RoomVersion) -> Rc<AuthChecker> {
+        self.checkers
             .borrow_mut()
             .entry(version.id)
             .or_insert_with(|| Rc::new(AuthChecker::new(version)))
@@ -183,8 +191,8 @@ impl Memory {
     }
 
     /// What they have read was redacted.
-    pub(super) fn forget_judges(&self) {
-        self.judges.borrow_mut().clear();
+    pub(super) fn forget_auth_checkers(&self) {
+        self.checkers.borrow_mut().clear();
     }
 
     /// Much of the room's current state has changed.
@@ -197,8 +205,10 @@ impl Memory {
         let rooms = self.rooms.borrow();
         let Some(about) = rooms.get(&room) else { return Ok(true) };
         let row = about.row.as_ref().map_or(Ok(true), |row| Ok::<_, Error>(*row == db.room_by_key(room)?));
-        let heads =
-            about.heads.as_ref().map_or(Ok(true), |heads| Ok::<_, Error>(**heads == *db.heads(room)?));
+        let extremities = about
+            .extremities
+            .as_ref()
+            .map_or(Ok(true), |extremities| Ok::<_, Error>(**extremities == *db.forward_extremities(room)?));
         let audience = about
             .audience
             .as_ref()
@@ -210,7 +220,7 @@ impl Memory {
             }
         }
         let alone = about.alone.map_or(Ok(true), |alone| Ok::<_, Error>(alone == db.was_always_alone(room)?));
-        Ok(row? && heads? && audience? && alone? && state && self.graph.is_true(db)?)
+        Ok(row? && extremities? && audience? && alone? && state && self.events.is_true(db)?)
     }
 
     /// What was read may never have been: row ids of an undone transaction are given out again.
@@ -218,8 +228,8 @@ impl Memory {
         self.keys.borrow_mut().clear();
         self.rooms.borrow_mut().clear();
         self.entries.set(0);
-        self.anything_waits.set(None);
-        self.judges.borrow_mut().clear();
-        self.graph.forget_all();
+        self.is_anything_pending.set(None);
+        self.checkers.borrow_mut().clear();
+        self.events.forget_all();
     }
 }

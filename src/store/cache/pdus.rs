@@ -1,7 +1,7 @@
-//! What the readers remember of events, so that those which everybody asks for are read and parsed once.
+//! The events that readers keep in memory, so that those which everybody asks for are read and parsed once.
 //!
 //! Only what is committed comes in here, and an event does not change once it is stored, unless it is redacted: then the
-//! memory begins anew. A reader whose snapshot is from before that may not put the unredacted event back, so each epoch
+//! cache begins anew. A reader whose snapshot is from before that may not put the unredacted event back, so each epoch
 //! takes in only what was read in it.
 
 use std::sync::{Mutex, MutexGuard};
@@ -9,26 +9,28 @@ use std::sync::{Mutex, MutexGuard};
 use crate::locks::lock;
 use crate::protocol::Pdu;
 use crate::store::EventKey;
-use crate::store::cache::bounded::Aging;
+use crate::store::cache::bounded::AgingMap;
 
 /// Bytes, roughly.
 const MOST: usize = 2 << 20;
 
-pub(in crate::store) struct PduMemory(Mutex<Inner>);
+/// Events by their rows, shared by all readers.
+pub(in crate::store) struct PduCache(Mutex<CachedPdus>);
 
-struct Inner {
+/// What is cached since an event was redacted last.
+struct CachedPdus {
     epoch: u64,
-    pdus: Aging<EventKey, Pdu>,
+    pdus: AgingMap<EventKey, Pdu>,
 }
 
-impl Default for PduMemory {
+impl Default for PduCache {
     fn default() -> Self {
-        Self(Mutex::new(Inner { epoch: 0, pdus: Aging::new(MOST) }))
+        Self(Mutex::new(CachedPdus { epoch: 0, pdus: AgingMap::new(MOST) }))
     }
 }
 
-impl PduMemory {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+impl PduCache {
+    fn inner(&self) -> MutexGuard<'_, CachedPdus> {
         lock(&self.0)
     }
 

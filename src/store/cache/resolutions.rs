@@ -1,15 +1,15 @@
 //! What resolving states came to, and what it took.
 //!
 //! States do not change once they are written, so whatever some of them came to they always come to: a fork is resolved
-//! once and not again for every event on one of its branches. What readers find out all share; what the writer finds out
+//! once and not again for every event that follows. What readers find out all share; what the writer finds out
 //! it keeps to itself, since a state that it has just made may be undone and its number given out again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::locks::lock;
-use crate::store::cache::bounded::Aging;
-use crate::store::rooms::append::StateRef;
+use crate::store::cache::bounded::AgingMap;
+use crate::store::rooms::state::StateRef;
 use crate::store::{Db, Store};
 
 /// A hash of the states that are resolved, and of the room version.
@@ -18,14 +18,14 @@ pub type Fingerprint = [u8; 32];
 /// What is remembered, in bytes.
 const MOST: usize = 8 << 20;
 
-pub(in crate::store) struct Resolutions {
-    known: Mutex<Aging<Fingerprint, Arc<StateRef>>>,
+pub(in crate::store) struct ResolutionCache {
+    known: Mutex<AgingMap<Fingerprint, Arc<StateRef>>>,
     looked_at: AtomicU64,
 }
 
-impl Default for Resolutions {
+impl Default for ResolutionCache {
     fn default() -> Self {
-        Self { known: Mutex::new(Aging::new(MOST)), looked_at: AtomicU64::new(0) }
+        Self { known: Mutex::new(AgingMap::new(MOST)), looked_at: AtomicU64::new(0) }
     }
 }
 
@@ -41,7 +41,7 @@ impl Db<'_> {
     /// What these states came to, if that is remembered.
     pub(crate) fn resolution(&self, of: &Fingerprint) -> Option<StateRef> {
         let shared = || lock(&self.shared.resolutions.known).get(of);
-        self.recall(|memory| memory.graph.resolution(of)).or_else(shared).map(|state| (*state).clone())
+        self.recall(|cache| cache.events.resolution(of)).or_else(shared).map(|state| (*state).clone())
     }
 
     /// Remembers what states came to.
@@ -51,26 +51,26 @@ impl Db<'_> {
             let mut known = lock(&self.shared.resolutions.known);
             known.put(of, state, size);
         } else {
-            self.remember(|memory| memory.graph.keep_resolution(of, state, size));
+            self.remember(|cache| cache.events.keep_resolution(of, state, size));
         }
     }
 
     /// Counts events that a verdict had us look at.
-    pub(crate) fn add_toil(&self, events: usize) {
-        self.toil.set(self.toil.get() + events);
+    pub(crate) fn count_examined(&self, events: usize) {
+        self.examined.set(self.examined.get() + events);
         let events = u64::try_from(events).unwrap_or(u64::MAX);
         self.shared.resolutions.looked_at.fetch_add(events, Ordering::Relaxed);
     }
 
     /// How many events were looked at for verdicts since this snapshot, or this turn of the writer's, began.
-    pub(crate) fn toil(&self) -> usize {
-        self.toil.get()
+    pub(crate) fn events_examined(&self) -> usize {
+        self.examined.get()
     }
 }
 
 impl Store {
     /// How many events were looked at for verdicts since the start: what forks have cost.
-    pub fn toil(&self) -> u64 {
+    pub fn events_examined(&self) -> u64 {
         self.shared.resolutions.looked_at.load(Ordering::Relaxed)
     }
 }

@@ -1,8 +1,8 @@
 //! The sessions that were asked for lately, in memory: every request of a client asks for one, and a reader that has to
 //! look finds its page cache emptied by each commit.
 //!
-//! Whatever changes a session, its device or its user empties this memory after its commit and before anybody is told
-//! of it, so a token that was taken back is not believed any longer than without a memory.
+//! Whatever changes a session, its device or its user empties this cache after its commit and before anybody is told
+//! of it, so a token that was taken back is not believed any longer than without it.
 
 use std::sync::Mutex;
 
@@ -15,17 +15,18 @@ use crate::store::accounts::devices::Session;
 /// Sessions that are remembered.
 const SESSIONS: usize = 10_000;
 
+/// Sessions by the digests of their access tokens.
 #[derive(Default)]
-pub(in crate::store) struct SessionMemory(Mutex<Known>);
+pub(in crate::store) struct SessionCache(Mutex<CachedSessions>);
 
 #[derive(Default)]
-struct Known {
+struct CachedSessions {
     /// How often it was emptied: what was read before may not be put in after.
     emptied: u64,
     sessions: BoundedMap<TokenHash, Session, SESSIONS>,
 }
 
-impl SessionMemory {
+impl SessionCache {
     /// The session of a token, by `look` if it is not remembered.
     pub(in crate::store) fn get(
         &self,
@@ -75,10 +76,10 @@ mod tests {
 
     #[test]
     fn a_session_is_looked_for_once_until_something_changes() {
-        let memory = SessionMemory::default();
+        let cache = SessionCache::default();
         let looks = std::cell::Cell::new(0);
         let ask = || {
-            memory.get(&[1; 32], || {
+            cache.get(&[1; 32], || {
                 looks.set(looks.get() + 1);
                 Ok(Some(session("PHONE")))
             })
@@ -86,26 +87,26 @@ mod tests {
         assert_eq!(ask().unwrap().unwrap().device_id, "PHONE");
         assert_eq!(ask().unwrap().unwrap().device_id, "PHONE");
         assert_eq!(looks.get(), 1);
-        memory.empty();
+        cache.empty();
         ask().unwrap();
         assert_eq!(looks.get(), 2);
     }
 
     #[test]
     fn what_was_read_before_a_change_is_not_remembered_after_it() {
-        let memory = SessionMemory::default();
-        let old = memory.get(&[1; 32], || {
-            memory.empty();
+        let cache = SessionCache::default();
+        let old = cache.get(&[1; 32], || {
+            cache.empty();
             Ok(Some(session("PHONE")))
         });
         assert!(old.unwrap().is_some());
-        assert!(memory.get(&[1; 32], || Ok(None)).unwrap().is_none());
+        assert!(cache.get(&[1; 32], || Ok(None)).unwrap().is_none());
     }
 
     #[test]
     fn an_unknown_token_is_looked_for_each_time() {
-        let memory = SessionMemory::default();
-        assert!(memory.get(&[1; 32], || Ok(None)).unwrap().is_none());
-        assert!(memory.get(&[1; 32], || Ok(Some(session("PHONE")))).unwrap().is_some());
+        let cache = SessionCache::default();
+        assert!(cache.get(&[1; 32], || Ok(None)).unwrap().is_none());
+        assert!(cache.get(&[1; 32], || Ok(Some(session("PHONE")))).unwrap().is_some());
     }
 }

@@ -30,16 +30,16 @@ const LONGEST_HOLD: Millis = 10 * 60_000;
 
 /// A number of messages, and of their bytes.
 #[derive(Debug, Clone, Copy)]
-struct Amount {
+struct InboxAmount {
     messages: i64,
     bytes: i64,
 }
 
-const fn amount(messages: i64, bytes: i64) -> Amount {
-    Amount { messages, bytes }
+const fn amount(messages: i64, bytes: i64) -> InboxAmount {
+    InboxAmount { messages, bytes }
 }
 
-impl Amount {
+impl InboxAmount {
     fn has_room_for(self, waiting: Self, bytes: i64) -> bool {
         waiting.messages < self.messages && waiting.bytes + bytes <= self.bytes
     }
@@ -49,7 +49,7 @@ impl Amount {
 /// what comes later, so that whoever fills a share shuts out nobody but themselves. Each user of a server has a part of the
 /// server's share only, so that none of them takes it all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin<'a> {
+pub enum MessageOrigin<'a> {
     /// One of our users.
     User(&'a UserId),
     /// A server that is in a room with one of us.
@@ -59,18 +59,18 @@ pub enum Origin<'a> {
 }
 
 /// What may wait for one device of such origins.
-struct Limits {
+struct InboxLimits {
     /// Of each.
-    each: Amount,
+    each: InboxAmount,
     /// Of all together.
-    all: Amount,
+    all: InboxAmount,
     /// Of each even when all together have what they may.
-    fair: Amount,
+    fair: InboxAmount,
     /// Of each user of a server.
-    sender: Amount,
+    sender: InboxAmount,
 }
 
-impl Origin<'_> {
+impl MessageOrigin<'_> {
     /// The number of the share, and who takes of it.
     fn of(&self) -> (i64, &str) {
         match self {
@@ -80,16 +80,16 @@ impl Origin<'_> {
         }
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> InboxLimits {
         match self {
-            Self::User(_) | Self::Neighbour(_) => Limits {
+            Self::User(_) | Self::Neighbour(_) => InboxLimits {
                 each: amount(10_000, 16 << 20),
                 all: amount(50_000, 64 << 20),
                 fair: amount(500, 1 << 20),
                 sender: amount(2500, 4 << 20),
             },
             // As many as one transaction can have.
-            Self::Stranger(_) => Limits {
+            Self::Stranger(_) => InboxLimits {
                 each: amount(100, 256 << 10),
                 all: amount(1000, 2 << 20),
                 fair: amount(0, 0),
@@ -101,7 +101,7 @@ impl Origin<'_> {
 
 /// What became of a message to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Line {
+pub enum InboxOutcome {
     /// It waits for the device.
     Waits,
     /// Too many wait of the same origin: it should come again when the device has fetched some.
@@ -173,17 +173,17 @@ impl Tx<'_> {
         user: &UserId,
         device: &Device,
         (sender, message): (&UserId, &str),
-        origin: Origin<'_>,
+        origin: MessageOrigin<'_>,
         now: Millis,
-    ) -> Result<Line> {
+    ) -> Result<InboxOutcome> {
         let (share, name) = origin.of();
         let size = i64::try_from(message.len()).unwrap_or(i64::MAX);
         let limits = origin.limits();
-        let elsewhere = !matches!(origin, Origin::User(_));
+        let elsewhere = !matches!(origin, MessageOrigin::User(_));
         if elsewhere {
             let (of_sender, _) = self.to_device_share(user, &device.device_id, share, sender.as_str())?;
             if !limits.sender.has_room_for(of_sender, size) {
-                return Ok(Line::Beyond);
+                return Ok(InboxOutcome::Beyond);
             }
         }
         let (of_origin, origin_since) = self.to_device_share(user, &device.device_id, share, name)?;
@@ -195,7 +195,7 @@ impl Tx<'_> {
             let asleep = device.last_seen_ms.is_some_and(|seen| now - seen > ASLEEP_AFTER);
             let since = if each_fits { all_since } else { origin_since };
             let held = elsewhere && since.is_some_and(|since| now - since > LONGEST_HOLD);
-            return Ok(if asleep || held { Line::Asleep } else { Line::Full });
+            return Ok(if asleep || held { InboxOutcome::Asleep } else { InboxOutcome::Full });
         }
         for name in counted_for(share, sender.as_str()) {
             self.conn()
@@ -215,7 +215,7 @@ impl Tx<'_> {
             )?
             .execute(params![user.as_str(), device.device_id, stream, share, sender.as_str(), size, message])?;
         self.wake_user(user);
-        Ok(Line::Waits)
+        Ok(InboxOutcome::Waits)
     }
 
     /// What waits, and since when some has.
@@ -225,7 +225,7 @@ impl Tx<'_> {
         device: &str,
         share: i64,
         origin: &str,
-    ) -> Result<(Amount, Option<Millis>)> {
+    ) -> Result<(InboxAmount, Option<Millis>)> {
         let mut statement = self.conn().prepare_cached(
             "SELECT messages, bytes, since_ms FROM to_device_shares
              WHERE user_id = ?1 AND device_id = ?2 AND share = ?3 AND origin = ?4",
@@ -241,7 +241,7 @@ impl Tx<'_> {
     /// Lets go of what a device has proved to have: its messages up to that number, and what was noted of answers whose
     /// tokens are not behind `since`.
     pub fn forget_to_device(&mut self, user: &UserId, device: &str, upto: i64, since: i64) -> Result<()> {
-        let mut gone: BTreeMap<(i64, String), Amount> = BTreeMap::new();
+        let mut gone: BTreeMap<(i64, String), InboxAmount> = BTreeMap::new();
         {
             let mut statement = self.conn().prepare_cached(
                 "DELETE FROM to_device WHERE user_id = ?1 AND device_id = ?2 AND number <= ?3
@@ -256,7 +256,7 @@ impl Tx<'_> {
                 }
             }
         }
-        for ((share, origin), Amount { messages, bytes }) in gone {
+        for ((share, origin), InboxAmount { messages, bytes }) in gone {
             self.conn()
                 .prepare_cached(
                     "UPDATE to_device_shares SET messages = messages - ?5, bytes = bytes - ?6
@@ -295,8 +295,13 @@ impl Tx<'_> {
     }
 
     /// Notes that a message of another server was received. False: it was before.
-    pub fn receive_to_device(&mut self, origin: Origin<'_>, message_id: &str, now: Millis) -> Result<bool> {
-        let stranger = matches!(origin, Origin::Stranger(_));
+    pub fn receive_to_device(
+        &mut self,
+        origin: MessageOrigin<'_>,
+        message_id: &str,
+        now: Millis,
+    ) -> Result<bool> {
+        let stranger = matches!(origin, MessageOrigin::Stranger(_));
         let (_, origin) = origin.of();
         let added = self
             .conn()
@@ -309,8 +314,8 @@ impl Tx<'_> {
     }
 
     /// Forgets old messages that were received, after some of this origin were.
-    pub fn sweep_received_to_device(&mut self, origin: Origin<'_>, now: Millis) -> Result<()> {
-        RECEIVED.after(self, origin.of().1, matches!(origin, Origin::Stranger(_)), now)
+    pub fn sweep_received_to_device(&mut self, origin: MessageOrigin<'_>, now: Millis) -> Result<()> {
+        RECEIVED.after(self, origin.of().1, matches!(origin, MessageOrigin::Stranger(_)), now)
     }
 }
 
@@ -336,10 +341,12 @@ mod tests {
     }
 
     /// A user of an origin.
-    fn of(origin: Origin<'_>) -> UserId {
+    fn of(origin: MessageOrigin<'_>) -> UserId {
         match origin {
-            Origin::User(user) => user.clone(),
-            Origin::Neighbour(server) | Origin::Stranger(server) => user(&format!("@a:{server}")),
+            MessageOrigin::User(user) => user.clone(),
+            MessageOrigin::Neighbour(server) | MessageOrigin::Stranger(server) => {
+                user(&format!("@a:{server}"))
+            }
         }
     }
 
@@ -380,21 +387,25 @@ mod tests {
         let alice = user("@alice:us.example");
         store()
             .write(move |tx| {
-                let mut add = |origin: Origin<'_>, counts: (i64, i64)| {
+                let mut add = |origin: MessageOrigin<'_>, counts: (i64, i64)| {
                     let (share, name) = origin.of();
                     pretend(tx, share, name, counts.0, counts.1)?;
                     tx.add_to_device(&bob(), &device(None), (&of(origin), "{}"), origin, DAY)
                 };
-                for origin in [Origin::User(&alice), Origin::Neighbour(&friend)] {
-                    assert_eq!(add(origin, (9_999, 9_999))?, Line::Waits);
-                    assert_eq!(add(origin, (10_000, 10_000))?, Line::Full, "{origin:?}");
-                    assert_eq!(add(origin, (499, 50_000))?, Line::Waits, "{origin:?} has a fair share");
-                    assert_eq!(add(origin, (500, 50_000))?, Line::Full, "{origin:?}");
+                for origin in [MessageOrigin::User(&alice), MessageOrigin::Neighbour(&friend)] {
+                    assert_eq!(add(origin, (9_999, 9_999))?, InboxOutcome::Waits);
+                    assert_eq!(add(origin, (10_000, 10_000))?, InboxOutcome::Full, "{origin:?}");
+                    assert_eq!(
+                        add(origin, (499, 50_000))?,
+                        InboxOutcome::Waits,
+                        "{origin:?} has a fair share"
+                    );
+                    assert_eq!(add(origin, (500, 50_000))?, InboxOutcome::Full, "{origin:?}");
                 }
-                let origin = Origin::Stranger(&stranger);
-                assert_eq!(add(origin, (99, 999))?, Line::Waits);
-                assert_eq!(add(origin, (100, 100))?, Line::Full);
-                assert_eq!(add(origin, (0, 1000))?, Line::Full, "names have no end");
+                let origin = MessageOrigin::Stranger(&stranger);
+                assert_eq!(add(origin, (99, 999))?, InboxOutcome::Waits);
+                assert_eq!(add(origin, (100, 100))?, InboxOutcome::Full);
+                assert_eq!(add(origin, (0, 1000))?, InboxOutcome::Full, "names have no end");
                 Ok(())
             })
             .expect("written");
@@ -407,10 +418,10 @@ mod tests {
             .write(move |tx| {
                 pretend(tx, 0, "@alice:us.example", 10_000, 10_000)?;
                 let mut add = |device: &Device| {
-                    tx.add_to_device(&bob(), device, (&alice, "{}"), Origin::User(&alice), 100 * DAY)
+                    tx.add_to_device(&bob(), device, (&alice, "{}"), MessageOrigin::User(&alice), 100 * DAY)
                 };
-                assert_eq!(add(&device(Some(99 * DAY)))?, Line::Full);
-                assert_eq!(add(&device(Some(90 * DAY)))?, Line::Asleep);
+                assert_eq!(add(&device(Some(99 * DAY)))?, InboxOutcome::Full);
+                assert_eq!(add(&device(Some(90 * DAY)))?, InboxOutcome::Asleep);
                 Ok(())
             })
             .expect("written");
@@ -423,19 +434,19 @@ mod tests {
             .write(move |tx| {
                 // Its own share is full, or the one of all.
                 for (origin, counts) in [
-                    (Origin::Neighbour(&friend), (10_000, 10_000)),
-                    (Origin::Neighbour(&friend), (600, 50_000)),
-                    (Origin::Stranger(&stranger), (100, 100)),
-                    (Origin::Stranger(&stranger), (1, 1000)),
+                    (MessageOrigin::Neighbour(&friend), (10_000, 10_000)),
+                    (MessageOrigin::Neighbour(&friend), (600, 50_000)),
+                    (MessageOrigin::Stranger(&stranger), (100, 100)),
+                    (MessageOrigin::Stranger(&stranger), (1, 1000)),
                 ] {
                     let (share, name) = origin.of();
                     pretend(tx, share, name, counts.0, counts.1)?;
                     let mut add = |now: Millis| {
                         tx.add_to_device(&bob(), &device(Some(now)), (&of(origin), "{}"), origin, now)
                     };
-                    assert_eq!(add(PRETENDED + LONGEST_HOLD)?, Line::Full, "{origin:?}");
-                    assert_eq!(add(PRETENDED + LONGEST_HOLD + 1)?, Line::Asleep, "{origin:?}");
-                    assert_eq!(add(PRETENDED + 3 * DAY)?, Line::Asleep, "{origin:?}");
+                    assert_eq!(add(PRETENDED + LONGEST_HOLD)?, InboxOutcome::Full, "{origin:?}");
+                    assert_eq!(add(PRETENDED + LONGEST_HOLD + 1)?, InboxOutcome::Asleep, "{origin:?}");
+                    assert_eq!(add(PRETENDED + 3 * DAY)?, InboxOutcome::Asleep, "{origin:?}");
                 }
                 Ok(())
             })
@@ -447,7 +458,8 @@ mod tests {
         let (friend, stranger) = (name("friend.example"), name("stranger.example"));
         store()
             .write(move |tx| {
-                for (origin, most) in [(Origin::Neighbour(&friend), 2500), (Origin::Stranger(&stranger), 75)]
+                for (origin, most) in
+                    [(MessageOrigin::Neighbour(&friend), 2500), (MessageOrigin::Stranger(&stranger), 75)]
                 {
                     let (_, server) = origin.of();
                     let mut add = |name: &str| {
@@ -455,10 +467,10 @@ mod tests {
                         tx.add_to_device(&bob(), &device(None), (&sender, "{}"), origin, DAY)
                     };
                     for n in 0..most {
-                        assert_eq!(add("loud")?, Line::Waits, "{n}");
+                        assert_eq!(add("loud")?, InboxOutcome::Waits, "{n}");
                     }
-                    assert_eq!(add("loud")?, Line::Beyond);
-                    assert_eq!(add("quiet")?, Line::Waits, "the others lose nothing");
+                    assert_eq!(add("loud")?, InboxOutcome::Beyond);
+                    assert_eq!(add("quiet")?, InboxOutcome::Waits, "the others lose nothing");
                 }
                 Ok(())
             })
@@ -477,8 +489,11 @@ mod tests {
         let (friend, stranger) = (name("friend.example"), name("stranger.example"));
         let written = store.write(move |tx| {
             for n in 0..10 {
-                let origin =
-                    if n % 2 == 0 { Origin::Neighbour(&friend) } else { Origin::Stranger(&stranger) };
+                let origin = if n % 2 == 0 {
+                    MessageOrigin::Neighbour(&friend)
+                } else {
+                    MessageOrigin::Stranger(&stranger)
+                };
                 tx.add_to_device(&bob(), &device(None), (&of(origin), "0123456789"), origin, 0)?;
             }
             Ok(())
@@ -492,7 +507,7 @@ mod tests {
         assert_eq!(counts(&store), (0, 0, 0));
         let friend = name("friend.example");
         let written = store.write(move |tx| {
-            let origin = Origin::Neighbour(&friend);
+            let origin = MessageOrigin::Neighbour(&friend);
             tx.add_to_device(&bob(), &device(None), (&of(origin), "{}"), origin, 0)?;
             tx.delete_device(&bob(), "D")
         });
@@ -505,10 +520,10 @@ mod tests {
         let store = store();
         let friend = name("friend.example");
         let known = store.write(move |tx| {
-            tx.receive_to_device(Origin::Neighbour(&friend), "m", 0)?;
+            tx.receive_to_device(MessageOrigin::Neighbour(&friend), "m", 0)?;
             for n in 0..30 {
                 let stranger = name(&format!("s{n}.example"));
-                let origin = Origin::Stranger(&stranger);
+                let origin = MessageOrigin::Stranger(&stranger);
                 for m in 0..100 {
                     assert!(tx.receive_to_device(origin, &m.to_string(), 0)?);
                 }
@@ -516,21 +531,22 @@ mod tests {
                 assert!(!tx.receive_to_device(origin, "99", 0)?);
             }
             assert!(
-                !tx.receive_to_device(Origin::Neighbour(&friend), "m", 0)?,
+                !tx.receive_to_device(MessageOrigin::Neighbour(&friend), "m", 0)?,
                 "strangers wash away only strangers"
             );
             for m in 0..3000 {
-                tx.receive_to_device(Origin::Neighbour(&friend), &format!("m{m}"), 0)?;
+                tx.receive_to_device(MessageOrigin::Neighbour(&friend), &format!("m{m}"), 0)?;
                 if m % 100 == 0 {
-                    tx.sweep_received_to_device(Origin::Neighbour(&friend), 0)?;
+                    tx.sweep_received_to_device(MessageOrigin::Neighbour(&friend), 0)?;
                 }
             }
-            tx.sweep_received_to_device(Origin::Neighbour(&friend), 0)?;
+            tx.sweep_received_to_device(MessageOrigin::Neighbour(&friend), 0)?;
             let count = "SELECT count(*) FROM to_device_received WHERE stranger = ?1";
             let count =
                 |tx: &Tx<'_>, stranger: bool| tx.conn().query_row(count, [stranger], |row| row.get(0));
             let kept: (i64, i64) = (count(tx, true)?, count(tx, false)?);
-            (0..20).try_for_each(|_| tx.sweep_received_to_device(Origin::Neighbour(&friend), 8 * DAY))?;
+            (0..20)
+                .try_for_each(|_| tx.sweep_received_to_device(MessageOrigin::Neighbour(&friend), 8 * DAY))?;
             Ok((kept, count(tx, true)? + count(tx, false)?))
         });
         let most = i64::from(MOST_RECEIVED);

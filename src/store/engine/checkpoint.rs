@@ -19,8 +19,8 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::error::Result;
 use crate::locks::{lock, wait_timeout_while};
-use crate::store::configure;
 use crate::store::engine::gate::Gate;
+use crate::store::engine::open::configure;
 use crate::store::engine::sqlite_error::disk_failure;
 
 /// The log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are written again
@@ -50,7 +50,7 @@ const QUIET: Duration = Duration::from_secs(2);
 
 /// What the thread is at.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum FoldStage {
     Idle,
     /// It has been told that the log is long.
     Busy,
@@ -59,29 +59,29 @@ enum Stage {
 }
 
 /// What the writer and the thread tell each other.
-struct Shared {
+struct LogState {
     /// How many pages the log had after the last commit.
     pages: AtomicI64,
     /// How many commits there were.
     commits: AtomicU64,
     /// Whether there is anything to be folded.
     unfolded: AtomicBool,
-    stage: Mutex<Stage>,
+    stage: Mutex<FoldStage>,
     changed: Condvar,
 }
 
-impl Shared {
-    fn stage(&self) -> MutexGuard<'_, Stage> {
+impl LogState {
+    fn stage(&self) -> MutexGuard<'_, FoldStage> {
         lock(&self.stage)
     }
 
-    fn set(&self, stage: Stage) {
+    fn set(&self, stage: FoldStage) {
         *self.stage() = stage;
         self.changed.notify_all();
     }
 
     /// Waits until the thread, or the writer, has gone on from a stage.
-    fn wait_while(&self, stage: Stage, patience: Duration) -> Stage {
+    fn wait_while(&self, stage: FoldStage, patience: Duration) -> FoldStage {
         let guard = self.stage();
         *wait_timeout_while(&self.changed, guard, patience, |now| *now == stage)
     }
@@ -89,7 +89,7 @@ impl Shared {
 
 /// The thread, as the writer sees it. Dropping it waits for the thread.
 pub(in crate::store) struct Checkpointer {
-    shared: Arc<Shared>,
+    shared: Arc<LogState>,
     /// How long the log must be for the next attempt.
     next: AtomicI64,
     bell: Option<SyncSender<()>>,
@@ -104,11 +104,11 @@ impl Checkpointer {
         durable: bool,
         readers: Arc<Gate>,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LogState {
             pages: AtomicI64::new(0),
             commits: AtomicU64::new(0),
             unfolded: AtomicBool::new(false),
-            stage: Mutex::new(Stage::Idle),
+            stage: Mutex::new(FoldStage::Idle),
             changed: Condvar::new(),
         });
         let (bell, rings) = sync_channel(1);
@@ -117,7 +117,7 @@ impl Checkpointer {
             seen.pages.store(i64::from(pages), Ordering::Relaxed);
             Ok(())
         }))?;
-        let worker = Worker {
+        let worker = CheckpointThread {
             path: path.to_owned(),
             durable,
             shared: shared.clone(),
@@ -141,26 +141,26 @@ impl Checkpointer {
         let mut stage = *shared.stage();
         if pages < LOG_PAGES {
             self.next.store(LOG_PAGES, Ordering::Relaxed);
-            if stage == Stage::Done {
-                shared.set(Stage::Idle);
+            if stage == FoldStage::Done {
+                shared.set(FoldStage::Idle);
             }
             return;
         }
-        if stage == Stage::Idle && pages >= self.next.load(Ordering::Relaxed) {
+        if stage == FoldStage::Idle && pages >= self.next.load(Ordering::Relaxed) {
             self.next.store(pages + AGAIN_PAGES, Ordering::Relaxed);
-            stage = Stage::Busy;
+            stage = FoldStage::Busy;
             shared.set(stage);
             self.ring();
             if pages >= MOST_PAGES {
-                stage = shared.wait_while(Stage::Busy, THREAD_ENDS);
+                stage = shared.wait_while(FoldStage::Busy, THREAD_ENDS);
             }
-        } else if stage == Stage::Busy && pages >= MOST_PAGES.max(self.next.load(Ordering::Relaxed)) {
+        } else if stage == FoldStage::Busy && pages >= MOST_PAGES.max(self.next.load(Ordering::Relaxed)) {
             self.next.store(pages + AGAIN_PAGES, Ordering::Relaxed);
-            stage = shared.wait_while(Stage::Busy, THREAD_ENDS);
+            stage = shared.wait_while(FoldStage::Busy, THREAD_ENDS);
         }
-        if stage == Stage::Done {
+        if stage == FoldStage::Done {
             report(fold(writer));
-            shared.set(Stage::Idle);
+            shared.set(FoldStage::Idle);
         }
     }
 
@@ -181,21 +181,21 @@ impl Drop for Checkpointer {
 }
 
 /// What the thread works with.
-struct Worker {
+struct CheckpointThread {
     path: PathBuf,
     durable: bool,
-    shared: Arc<Shared>,
+    shared: Arc<LogState>,
     readers: Arc<Gate>,
     in_peace_until: Option<Instant>,
     /// Opened when it is first needed.
     connection: Option<Connection>,
 }
 
-impl Worker {
+impl CheckpointThread {
     fn work(mut self, rings: &Receiver<()>) {
         while rings.recv().is_ok() {
             loop {
-                if *self.shared.stage() == Stage::Busy {
+                if *self.shared.stage() == FoldStage::Busy {
                     self.fold_long_log();
                 }
                 let commits = self.shared.commits.load(Ordering::Relaxed);
@@ -234,11 +234,11 @@ impl Worker {
             let (now, peace) = (Instant::now(), self.in_peace_until);
             self.in_peace_until = peace.filter(|until| now < *until).or(Some(now + PEACE));
         }
-        self.shared.set(Stage::Done);
-        if closed.is_some() && self.shared.wait_while(Stage::Done, WRITER_COMES) == Stage::Done {
+        self.shared.set(FoldStage::Done);
+        if closed.is_some() && self.shared.wait_while(FoldStage::Done, WRITER_COMES) == FoldStage::Done {
             // Nobody writes.
             report(self.fold());
-            self.shared.set(Stage::Idle);
+            self.shared.set(FoldStage::Idle);
         }
     }
 

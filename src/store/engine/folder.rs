@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use super::migrate;
 use crate::error::{Error, Result, reason};
 use crate::protocol::ServerName;
-use crate::store::{Options, open_for_writing, refusal, unusable};
+use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
 
 /// The database.
 pub(in crate::store) const FILE: &str = "doorstep.db";
@@ -66,12 +66,12 @@ pub(in crate::store) fn open(
     let path = folder.join(FILE);
     let begun = was_begun(lock);
     match size(&path).map_err(|e| cannot(folder, e))? {
-        Size::Some if !begun => {}
+        FileState::Some if !begun => {}
         // What is in it by now, a whole database even that somebody restored meanwhile, is kept.
-        found @ (Size::Zero | Size::Some) if begun => make(folder, found, server_name, options)?,
+        found @ (FileState::Zero | FileState::Some) if begun => make(folder, found, server_name, options)?,
         found => {
             refuse_a_loss(folder, lock, found)?;
-            if found == Size::Zero {
+            if found == FileState::Zero {
                 note(folder, lock, BEGUN)?;
             }
             make(folder, found, server_name, options)?;
@@ -86,7 +86,7 @@ pub(in crate::store) fn open(
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Size {
+enum FileState {
     Missing,
     /// The name leads to another place, where nothing is.
     LeadsNowhere,
@@ -94,32 +94,32 @@ enum Size {
     Some,
 }
 
-fn size(path: &Path) -> std::io::Result<Size> {
+fn size(path: &Path) -> std::io::Result<FileState> {
     match fs::metadata(path) {
-        Ok(found) if found.len() == 0 => Ok(Size::Zero),
-        Ok(_) => Ok(Size::Some),
+        Ok(found) if found.len() == 0 => Ok(FileState::Zero),
+        Ok(_) => Ok(FileState::Some),
         Err(e) if e.kind() == ErrorKind::NotFound => match fs::symlink_metadata(path) {
-            Ok(_) => Ok(Size::LeadsNowhere),
-            Err(_) => Ok(Size::Missing),
+            Ok(_) => Ok(FileState::LeadsNowhere),
+            Err(_) => Ok(FileState::Missing),
         },
         Err(e) => Err(e),
     }
 }
 
 /// Refuses a folder whose database was lost: what is beside it knows of one.
-fn refuse_a_loss(folder: &Path, lock: &File, found: Size) -> Result<()> {
+fn refuse_a_loss(folder: &Path, lock: &File, found: FileState) -> Result<()> {
     let path = folder.join(FILE);
     let what = match found {
-        Size::Missing => "is missing",
-        Size::LeadsNowhere => "is a link that leads nowhere",
-        Size::Zero | Size::Some => "is empty",
+        FileState::Missing => "is missing",
+        FileState::LeadsNowhere => "is a link that leads nowhere",
+        FileState::Zero | FileState::Some => "is empty",
     };
     let witness = BESIDE
         .iter()
         .map(|suffix| beside(&path, suffix))
         .find(|file| fs::symlink_metadata(file).is_ok())
         .or_else(|| was_owned(lock).then(|| folder.join(LOCK)))
-        .or_else(|| (found == Size::LeadsNowhere).then(|| path.clone()));
+        .or_else(|| (found == FileState::LeadsNowhere).then(|| path.clone()));
     let Some(witness) = witness else { return Ok(()) };
     Err(refusal(format!(
         "The database {} {what}, but {} says that there was one: please restore it. To begin anew instead, as a \
@@ -131,7 +131,7 @@ fn refuse_a_loss(folder: &Path, lock: &File, found: Size) -> Result<()> {
 
 /// Makes a database, whole or not at all: a process that is killed meanwhile leaves nothing that the next one could take
 /// for a database that was lost, and whoever copies the file never finds half of it in a log.
-fn make(folder: &Path, found: Size, server_name: &ServerName, options: &Options) -> Result<()> {
+fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Options) -> Result<()> {
     let (path, new) = (folder.join(FILE), folder.join(NEW));
     for file in BESIDE.iter().map(|suffix| beside(&new, suffix)).chain([new.clone()]) {
         match fs::remove_file(&file) {
@@ -140,10 +140,10 @@ fn make(folder: &Path, found: Size, server_name: &ServerName, options: &Options)
         }
     }
     // Somebody may have made the empty file on purpose, as the one thing of a container that stays: then it is used.
-    let in_place = matches!(found, Size::Zero | Size::Some);
+    let in_place = matches!(found, FileState::Zero | FileState::Some);
     let at = if in_place { &path } else { &new };
     let owned = match found {
-        Size::Zero | Size::Some => fs::set_permissions(at, Permissions::from_mode(0o600)),
+        FileState::Zero | FileState::Some => fs::set_permissions(at, Permissions::from_mode(0o600)),
         _ => OpenOptions::new().create_new(true).write(true).mode(0o600).open(at).map(drop),
     };
     owned.map_err(|e| cannot(folder, e))?;

@@ -10,18 +10,18 @@ use crate::locks::{lock, wait, wait_timeout};
 
 #[derive(Default)]
 pub(in crate::store) struct Gate {
-    state: Mutex<State>,
+    state: Mutex<GateState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct GateState {
     closed: bool,
     inside: usize,
 }
 
 impl Gate {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, GateState> {
         lock(&self.state)
     }
 
@@ -44,11 +44,11 @@ impl Gate {
 
     /// Lets nobody in, and waits until nobody is inside: then it stays closed until what is returned is dropped. None if
     /// somebody stays for too long; then it is open again.
-    pub(in crate::store) fn close(&self, patience: Duration) -> Option<Closed<'_>> {
+    pub(in crate::store) fn close(&self, patience: Duration) -> Option<ClosedGate<'_>> {
         let until = Instant::now() + patience;
         let mut state = self.state();
         state.closed = true;
-        let closed = Closed(self);
+        let closed = ClosedGate(self);
         while state.inside > 0 {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -63,9 +63,9 @@ impl Gate {
 }
 
 /// The gate is closed.
-pub(in crate::store) struct Closed<'g>(&'g Gate);
+pub(in crate::store) struct ClosedGate<'g>(&'g Gate);
 
-impl Drop for Closed<'_> {
+impl Drop for ClosedGate<'_> {
     fn drop(&mut self) {
         self.0.state().closed = false;
         self.0.changed.notify_all();

@@ -1,10 +1,17 @@
-//! What a commit is: opening, the writer, the readers, the write-ahead log, migrations, and the news of commits.
+//! What a commit is, and how a database is opened.
+//!
+//! - `open`: opening it, and what every connection is told; `folder`: the data folder and its lock; `migrate`: its schema;
+//! - `writer`: the thread that writes, and its group commit; `commit_feed`: who is told of commits;
+//! - `readers`: the connections that read; `gate`: what keeps new ones out now and then;
+//! - `checkpoint`: the write-ahead log is folded into the database;
+//! - `sweep`: how tables that strangers fill are kept short; `sqlite_error`: what SQLite's errors mean.
 
 pub(super) mod checkpoint;
 pub(super) mod commit_feed;
 pub(super) mod folder;
 pub(super) mod gate;
 pub mod migrate;
+pub(super) mod open;
 pub(super) mod readers;
 pub(super) mod sqlite_error;
 pub(super) mod sweep;

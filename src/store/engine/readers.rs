@@ -9,7 +9,8 @@ use rusqlite::{Connection, OpenFlags};
 use crate::error::{Error, Result};
 use crate::locks::{lock, wait};
 use crate::store::engine::gate::Gate;
-use crate::store::{Db, Shared, configure};
+use crate::store::engine::open::configure;
+use crate::store::{Db, StoreState};
 
 thread_local! {
     /// Whether this thread is inside a `read`, or is the writer. Either could wait for itself if it asked again.
@@ -32,13 +33,13 @@ pub(in crate::store) fn refuse_nesting(what: &str) -> Result<()> {
 
 pub(in crate::store) struct Readers {
     path: PathBuf,
-    shared: Arc<Shared>,
-    pool: Mutex<Pool>,
+    shared: Arc<StoreState>,
+    pool: Mutex<ReaderPool>,
     returned: Condvar,
     gate: Arc<Gate>,
 }
 
-struct Pool {
+struct ReaderPool {
     idle: Vec<Connection>,
     unopened: usize,
 }
@@ -49,9 +50,9 @@ impl Readers {
         path: PathBuf,
         count: usize,
         eager: bool,
-        shared: Arc<Shared>,
+        shared: Arc<StoreState>,
     ) -> Result<Readers> {
-        let mut pool = Pool { idle: Vec::with_capacity(count), unopened: count };
+        let mut pool = ReaderPool { idle: Vec::with_capacity(count), unopened: count };
         if eager {
             for _ in 0..count {
                 let connection = open(&path)?;
@@ -77,7 +78,7 @@ impl Readers {
         f(&Db::reader(connection, &self.shared))
     }
 
-    fn lend(&self) -> Result<Lent<'_>> {
+    fn lend(&self) -> Result<LentReader<'_>> {
         let mut pool = lock(&self.pool);
         let connection = loop {
             if let Some(connection) = pool.idle.pop() {
@@ -99,23 +100,23 @@ impl Readers {
         };
         self.gate.enter();
         INSIDE.set(true);
-        Ok(Lent { readers: self, connection: Some(connection) })
+        Ok(LentReader { readers: self, connection: Some(connection) })
     }
 }
 
 /// A connection on loan; dropping it, also in a panic, ends its snapshot and gives it back.
-struct Lent<'r> {
+struct LentReader<'r> {
     readers: &'r Readers,
     connection: Option<Connection>,
 }
 
-impl Lent<'_> {
+impl LentReader<'_> {
     fn connection(&self) -> &Connection {
         self.connection.as_ref().expect("taken only by drop")
     }
 }
 
-impl Drop for Lent<'_> {
+impl Drop for LentReader<'_> {
     fn drop(&mut self) {
         INSIDE.set(false);
         let Some(connection) = self.connection.take() else { return };

@@ -11,10 +11,10 @@ use rusqlite::Connection;
 
 use super::readers;
 use crate::error::{ErrCode, Error, Result};
-use crate::store::cache::Memory;
+use crate::store::cache::WriterCache;
 use crate::store::engine::checkpoint::Checkpointer;
-use crate::store::engine::commit_feed::Herald;
-use crate::store::{Changes, Db, OnCommit, Shared, Tx};
+use crate::store::engine::commit_feed::{Changes, CommitFeed, OnCommit};
+use crate::store::{Db, StoreState, Tx};
 
 /// How many closures share a commit at most. More than there are threads that could wait for one.
 const GROUP: usize = 256;
@@ -31,7 +31,7 @@ const LONG: Duration = Duration::from_millis(50);
 const CALM: Duration = Duration::from_secs(2);
 
 /// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
-trait Job: Send {
+trait WriteJob: Send {
     /// Whether its caller wants it to be on disk, and not only with the operating system.
     fn lasting(&self) -> bool;
     /// Where in the source it is asked for.
@@ -41,7 +41,7 @@ trait Job: Send {
     fn finish(self: Box<Self>, lost: Option<Error>);
 }
 
-struct Closure<F, T> {
+struct WriteClosure<F, T> {
     f: Option<F>,
     answer: Option<Result<T>>,
     reply: mpsc::SyncSender<Result<T>>,
@@ -49,7 +49,7 @@ struct Closure<F, T> {
     asked_at: &'static Location<'static>,
 }
 
-impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> Job for Closure<F, T> {
+impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> WriteJob for WriteClosure<F, T> {
     fn lasting(&self) -> bool {
         self.lasting
     }
@@ -98,8 +98,9 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("no message")
 }
 
+/// The thread that writes, as everybody else sees it. Dropping it waits for what is queued.
 pub(in crate::store) struct Writer {
-    jobs: Option<mpsc::Sender<Box<dyn Job>>>,
+    jobs: Option<mpsc::Sender<Box<dyn WriteJob>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -107,27 +108,27 @@ impl Writer {
     pub(in crate::store) fn start(
         connection: Connection,
         checkpointer: Option<Checkpointer>,
-        shared: Arc<Shared>,
+        shared: Arc<StoreState>,
         on_commit: OnCommit,
         durable: bool,
     ) -> Result<Writer> {
         let (jobs, queue) = mpsc::channel();
-        let herald = Herald::start(on_commit)?;
+        let feed = CommitFeed::start(on_commit)?;
         let body = move || {
             readers::mark_writer_thread();
             let stream = shared.position.load(Ordering::Acquire);
-            let (synced, waits, memory) = (stream, durable, Memory::default());
+            let (synced, waits, cache) = (stream, durable, WriterCache::default());
             let disk_failed = None;
-            Desk {
+            WriterThread {
                 checkpointer,
                 connection,
                 shared,
-                herald,
+                feed,
                 durable,
                 waits,
                 stream,
                 synced,
-                memory,
+                cache,
                 disk_failed,
             }
             .work(&queue);
@@ -145,7 +146,7 @@ impl Writer {
         let (reply, answer) = mpsc::sync_channel(1);
         let gone = || Error::internal("the database is closed");
         let asked_at = Location::caller();
-        let job = Box::new(Closure { f: Some(f), answer: None, reply, lasting, asked_at });
+        let job = Box::new(WriteClosure { f: Some(f), answer: None, reply, lasting, asked_at });
         self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?
     }
@@ -161,13 +162,13 @@ impl Drop for Writer {
     }
 }
 
-/// Where the writer works.
-struct Desk {
+/// What the writer's thread works with.
+struct WriterThread {
     // Closed before the connection, which then folds the rest of the log into the database.
     checkpointer: Option<Checkpointer>,
     connection: Connection,
-    shared: Arc<Shared>,
-    herald: Herald,
+    shared: Arc<StoreState>,
+    feed: CommitFeed,
     /// Whether commits wait for the disk at all.
     durable: bool,
     /// Whether they do at the moment.
@@ -175,13 +176,13 @@ struct Desk {
     stream: i64,
     /// The last position that is known to be on disk.
     synced: i64,
-    memory: Memory,
+    cache: WriterCache,
     /// When the disk last did not take something, until it is known to take what comes.
     disk_failed: Option<Instant>,
 }
 
-impl Desk {
-    fn work(&mut self, queue: &mpsc::Receiver<Box<dyn Job>>) {
+impl WriterThread {
+    fn work(&mut self, queue: &mpsc::Receiver<Box<dyn WriteJob>>) {
         while let Ok(first) = queue.recv() {
             let mut group = vec![first];
             while group.len() < GROUP {
@@ -197,7 +198,7 @@ impl Desk {
     }
 
     /// Commits what these write, or the first of them if they take long together. Gives the others.
-    fn commit_group(&mut self, mut group: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
+    fn commit_group(&mut self, mut group: Vec<Box<dyn WriteJob>>) -> Vec<Box<dyn WriteJob>> {
         let mut changes = Changes::default();
         let mut done = 0;
         let written = self.connection.total_changes();
@@ -235,7 +236,7 @@ impl Desk {
             job.finish(None);
         }
         changes.position = self.stream;
-        self.herald.tell(changes);
+        self.feed.tell(changes);
         if let Some(checkpointer) = &self.checkpointer {
             checkpointer.look_after(&self.connection);
         }
@@ -256,7 +257,7 @@ impl Desk {
     /// transaction itself is lost.
     fn run_group(
         &mut self,
-        group: &mut [Box<dyn Job>],
+        group: &mut [Box<dyn WriteJob>],
         done: &mut usize,
         changes: &mut Changes,
     ) -> Result<()> {
@@ -270,7 +271,7 @@ impl Desk {
             *done += 1;
             execute(&self.connection, "SAVEPOINT closure")?;
             let mut tx = Tx {
-                db: Db::new(&self.connection, &self.shared, Some(&self.memory)),
+                db: Db::new(&self.connection, &self.shared, Some(&self.cache)),
                 stream: self.stream,
                 changes: Changes::default(),
             };
@@ -288,12 +289,12 @@ impl Desk {
             if outcome.is_ok() {
                 self.stream = stream;
                 if cfg!(debug_assertions) {
-                    self.check_memory(&own)?;
+                    self.check_cache(&own)?;
                 }
                 changes.absorb(own);
             } else {
                 if self.connection.total_changes() != written {
-                    self.memory.forget_all();
+                    self.cache.forget_all();
                 }
                 execute(&self.connection, "ROLLBACK TO closure")?;
             }
@@ -310,10 +311,10 @@ impl Desk {
         Ok(())
     }
 
-    fn check_memory(&self, changes: &Changes) -> Result<()> {
+    fn check_cache(&self, changes: &Changes) -> Result<()> {
         let db = Db::new(&self.connection, &self.shared, None);
         for room in &changes.rooms {
-            assert!(self.memory.is_true(&db, *room)?, "the writer remembers of room {room} what is not so");
+            assert!(self.cache.is_true(&db, *room)?, "the writer remembers of room {room} what is not so");
         }
         Ok(())
     }
@@ -347,7 +348,7 @@ impl Desk {
             log::error!("a rollback failed: {e}");
         }
         self.stream = self.shared.position.load(Ordering::Relaxed);
-        self.memory.forget_all();
+        self.cache.forget_all();
     }
 }
 

@@ -9,7 +9,7 @@ use crate::store::{Db, Tx};
 
 /// Whether somebody is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum PresenceState {
     /// At a client.
     Online,
     /// At a client, and doing nothing.
@@ -18,7 +18,7 @@ pub enum State {
     Offline,
 }
 
-impl State {
+impl PresenceState {
     /// The state of this name.
     pub fn parse(name: &str) -> Option<Self> {
         match name {
@@ -43,7 +43,7 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Presence {
     /// Whether they are there.
-    pub state: State,
+    pub state: PresenceState,
     /// What they say of themselves.
     pub status: Option<String>,
     /// When they last did something.
@@ -62,7 +62,8 @@ const COLUMNS: &str = "SELECT user_id, state, status, last_active_ms, active, un
 
 fn presence_of(row: &Row<'_>) -> Result<(UserId, Presence)> {
     let state: String = row.get(1)?;
-    let state = State::parse(&state).ok_or_else(|| Error::internal(format!("a presence of {state}")))?;
+    let state =
+        PresenceState::parse(&state).ok_or_else(|| Error::internal(format!("a presence of {state}")))?;
     let presence = Presence {
         state,
         status: row.get(2)?,

@@ -1,4 +1,4 @@
-//! Putting a judged event into its room: the row, its state, the forward extremities, the current state and all that
+//! Putting an event into its room once there is a verdict on it: the row, its state, the forward extremities, the current state and all that
 //! follows it. The one place where a room changes.
 
 use super::{Gap, Room};
@@ -6,33 +6,16 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::{Membership, PREV_EVENTS_MAX};
 use crate::protocol::{EventId, Pdu, ServerName, UserId, VerifiedPdu};
-use crate::store::cache::events::Known;
-use crate::store::rooms::events::{Head, NewEvent, Place, Status};
+use crate::store::rooms::events::{CachedEvent, ForwardExtremity, NewEvent, Place, Status};
 use crate::store::rooms::snapshots::Delta;
-use crate::store::rooms::state::NamedDelta;
+use crate::store::rooms::state::StateRef;
 use crate::store::{EventKey, SnapshotId, Tx};
 
-/// The type of events that only join the branches of a room. Nobody is shown them. (The specification does not know it;
+/// The type of events that only merge the forks of a room. Nobody is shown them. (The specification does not know it;
 /// it is what servers use.)
-pub const JOINS_BRANCHES: &str = "org.matrix.dummy_event";
-/// More forward extremities than these should be joined: each makes every further event dearer.
-pub const FEW_HEADS: usize = 10;
-
-/// A room state: a snapshot, or what resolving several came to, as a difference to one of them.
-#[derive(Debug, Clone)]
-pub struct StateRef {
-    /// The snapshot it is, or differs from.
-    pub base: SnapshotId,
-    /// How it differs.
-    pub change: NamedDelta,
-}
-
-impl StateRef {
-    /// A state that is a snapshot.
-    pub fn snapshot(base: SnapshotId) -> Self {
-        Self { base, change: NamedDelta::new() }
-    }
-}
+pub const DUMMY_EVENT: &str = "org.matrix.dummy_event";
+/// More forward extremities than these should be merged: each makes every further event dearer.
+pub const FORWARD_EXTREMITIES_FEW: usize = 10;
 
 /// What an accepted event makes the room's current state.
 #[derive(Debug, Clone)]
@@ -43,8 +26,8 @@ pub enum Current {
     AfterThis,
     /// What resolving the states after all forward extremities came to.
     Resolved(StateRef),
-    /// What it was, until there is time: the event follows these forward extremities and late heads, and becomes a late
-    /// head.
+    /// What it was, until there is time: the event follows these forward extremities and late extremities, and becomes a late
+    /// extremity.
     Later(Vec<EventKey>),
 }
 
@@ -61,18 +44,18 @@ pub struct Append<'a> {
     /// The state before it.
     pub state_before: StateRef,
     /// The forward extremities as they are.
-    pub old_heads: &'a [EventKey],
+    pub old_extremities: &'a [EventKey],
     /// Those that stay beside the new event.
-    pub kept_heads: Vec<EventKey>,
-    /// Late heads that it follows.
+    pub kept_extremities: Vec<EventKey>,
+    /// Late extremities that it follows.
     pub overtakes: Vec<EventKey>,
     /// Whether the event becomes a forward extremity. Not looked at unless the event is accepted.
-    pub becomes_head: bool,
+    pub becomes_extremity: bool,
     /// The new current state. Not looked at unless the event is accepted.
     pub current: Current,
     /// Previous events that we do not have.
     pub missing: Vec<EventId>,
-    /// The place of an event that fills a hole in the history; the live end of the timeline if none.
+    /// The place of an event that fills a gap in the history; the live end of the timeline if none.
     pub history: Option<Place>,
 }
 
@@ -88,18 +71,18 @@ pub struct Appended {
 }
 
 impl Tx<'_> {
-    /// Puts an event into its room. The caller has judged it by the very heads that the room has in this transaction.
+    /// Puts an event into its room. The caller has authorised it by the very extremities that the room has in this transaction.
     pub fn append(&mut self, event: &Append<'_>) -> Result<Appended> {
         let Append { room, pdu, status, .. } = event;
         let accepted = *status == Status::Accepted;
-        let redaction = if accepted { self.redaction_in(room, event)? } else { Redaction::None };
+        let redaction = if accepted { self.redaction_in(room, event)? } else { RedactionEffect::None };
         // Room versions 3+, "Handling redactions": clients hear of a redaction once it takes effect. Ours go out anyway.
         let takes_effect = match redaction {
-            Redaction::None | Redaction::Acts(_) => true,
-            Redaction::Waits(_) => event.outgoing || pdu.version().redactions_authorised,
-            Redaction::Void => event.outgoing,
+            RedactionEffect::None | RedactionEffect::Acts(_) => true,
+            RedactionEffect::Waits(_) => event.outgoing || pdu.version().redactions_authorised,
+            RedactionEffect::Void => event.outgoing,
         };
-        let visible = takes_effect && pdu.event_type() != JOINS_BRANCHES;
+        let visible = takes_effect && pdu.event_type() != DUMMY_EVENT;
         // An event that changes something without being seen needs a position too, for what it changes.
         let place = match event.history {
             Some(place) => place,
@@ -118,7 +101,7 @@ impl Tx<'_> {
         })?;
         let state_after = self.state_after(event, key, state_before)?;
         let appended = Appended { key, stream, state_after };
-        self.remember_event(Known {
+        self.remember_event(CachedEvent {
             key,
             room: room.key,
             status: *status,
@@ -128,28 +111,28 @@ impl Tx<'_> {
         if accepted {
             self.owe_to_those_removed(event, key, at)?;
             let current = self.follow_current_state(event, &appended, (state_before, at))?;
-            if event.becomes_head {
+            if event.becomes_extremity {
                 let late = matches!(event.current, Current::Later(_));
-                self.overtake_late_heads(room.key, &event.overtakes, late)?;
+                self.overtake_late_extremities(room.key, &event.overtakes, late)?;
             }
-            if let (true, Current::Later(followed)) = (event.becomes_head, &event.current) {
-                self.add_late_head(room.key, key, followed)?;
-            } else if event.becomes_head {
-                let mut heads = event.kept_heads.clone();
-                heads.push(key);
+            if let (true, Current::Later(followed)) = (event.becomes_extremity, &event.current) {
+                self.add_late_extremity(room.key, key, followed)?;
+            } else if event.becomes_extremity {
+                let mut extremities = event.kept_extremities.clone();
+                extremities.push(key);
                 // With more, the current state is not what resolving them all would come to.
-                if (2..=PREV_EVENTS_MAX).contains(&heads.len())
+                if (2..=PREV_EVENTS_MAX).contains(&extremities.len())
                     && let Some(current) = current
                 {
-                    self.remember_settled(&heads, current);
+                    self.remember_state_after(&extremities, current);
                 }
-                self.set_extremities(room.key, event.old_heads, &heads)?;
-                if heads.len() > FEW_HEADS && !event.outgoing {
+                self.set_extremities(room.key, event.old_extremities, &extremities)?;
+                if extremities.len() > FORWARD_EXTREMITIES_FEW && !event.outgoing {
                     self.room_is_forked(room.key);
                 }
-                if heads.len() == 1 {
+                if extremities.len() == 1 {
                     let (event_id, depth) = (pdu.event_id().clone(), pdu.depth());
-                    self.remember_head(room.key, Head { key, event_id, depth, state_after });
+                    self.remember_extremity(room.key, ForwardExtremity { key, event_id, depth, state_after });
                 }
             }
             self.apply_redactions(event, key, redaction)?;
@@ -256,7 +239,7 @@ impl Tx<'_> {
 }
 
 /// What a redaction will do.
-enum Redaction {
+enum RedactionEffect {
     /// The event is none.
     None,
     /// It takes effect on this event now.
@@ -268,31 +251,36 @@ enum Redaction {
 }
 
 impl Tx<'_> {
-    fn redaction_in(&mut self, room: &Room, event: &Append<'_>) -> Result<Redaction> {
+    fn redaction_in(&mut self, room: &Room, event: &Append<'_>) -> Result<RedactionEffect> {
         if event.pdu.event_type() != "m.room.redaction" || event.pdu.is_state() {
-            return Ok(Redaction::None);
+            return Ok(RedactionEffect::None);
         }
-        let Some(target_id) = event.pdu.redacts() else { return Ok(Redaction::Void) };
-        let Some(target) = self.event(&target_id)? else { return Ok(Redaction::Waits(target_id)) };
+        let Some(target_id) = event.pdu.redacts() else { return Ok(RedactionEffect::Void) };
+        let Some(target) = self.event(&target_id)? else { return Ok(RedactionEffect::Waits(target_id)) };
         // The levels are those before the redaction; who may redact changes seldom, so any resolution of forks that is
         // not stored yet is looked through: the base of the state, then what the resolution changed.
         let allowed =
             target.room == room.key && self.may_redact(event.pdu, &target.pdu, &event.state_before)?;
-        Ok(if allowed { Redaction::Acts(target.key) } else { Redaction::Void })
+        Ok(if allowed { RedactionEffect::Acts(target.key) } else { RedactionEffect::Void })
     }
 
-    fn apply_redactions(&mut self, event: &Append<'_>, key: EventKey, redaction: Redaction) -> Result<()> {
+    fn apply_redactions(
+        &mut self,
+        event: &Append<'_>,
+        key: EventKey,
+        redaction: RedactionEffect,
+    ) -> Result<()> {
         match redaction {
-            Redaction::Acts(target) => {
+            RedactionEffect::Acts(target) => {
                 if let Some(redacts) = event.pdu.redacts() {
                     self.note_redaction(&redacts, key)?;
                 }
                 self.let_redaction_act(key, target)?;
             }
-            Redaction::Waits(target) => {
+            RedactionEffect::Waits(target) => {
                 self.let_redaction_wait(&target, key, event.pdu.sender().server_name())?;
             }
-            Redaction::None | Redaction::Void => {}
+            RedactionEffect::None | RedactionEffect::Void => {}
         }
         if !self.is_made_here(event) {
             self.redact_if_awaited(event.pdu, key)?;

@@ -5,13 +5,12 @@ use rusqlite::{OptionalExtension, Row, params};
 use crate::error::{Error, Result};
 use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
-use crate::store::cache::events::Known;
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
 /// Redactions of one server that wait for the same event.
 const MOST_REDACTIONS_WAITING: usize = 20;
 
-/// What became of an event when it was judged.
+/// The verdict on an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// It passed every check.
@@ -92,7 +91,7 @@ impl StoredEvent {
 
 /// A forward extremity, as far as the event that follows it needs to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
+pub struct ForwardExtremity {
     /// Its row.
     pub key: EventKey,
     /// Its id.
@@ -101,6 +100,17 @@ pub struct Head {
     pub depth: i64,
     /// The state after it.
     pub state_after: SnapshotId,
+}
+
+/// An event as far as those that follow or cite it need to know it.
+#[derive(Clone)]
+pub(in crate::store) struct CachedEvent {
+    pub key: EventKey,
+    pub room: RoomKey,
+    pub status: Status,
+    /// None for outliers.
+    pub state_after: Option<SnapshotId>,
+    pub pdu: Pdu,
 }
 
 /// Two ends of a stretch of timeline and the direction in which to walk it.
@@ -201,7 +211,7 @@ impl Db<'_> {
 
     /// The event's content alone.
     pub fn pdu(&self, id: &EventId) -> Result<Option<Pdu>> {
-        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+        if let Some(known) = self.recall(|cache| cache.events.event(id)) {
             return Ok(Some(known.pdu));
         }
         if self.epoch.is_some() {
@@ -212,7 +222,7 @@ impl Db<'_> {
 
     /// The content of the event with this row.
     pub fn pdu_by_key(&self, key: EventKey) -> Result<Pdu> {
-        let known = self.recall(|memory| memory.graph.event(&memory.graph.id(key)?)).map(|known| known.pdu);
+        let known = self.recall(|cache| cache.events.event(&cache.events.id(key)?)).map(|known| known.pdu);
         let known = known.or_else(|| self.shared.pdus.get(self.epoch?, key));
         match known {
             Some(pdu) => Ok(pdu),
@@ -225,17 +235,17 @@ impl Db<'_> {
         let StoredEvent { key, room, status, state_after, pdu, .. } = event;
         match self.epoch {
             Some(epoch) => self.shared.pdus.put(epoch, key, &pdu),
-            None => self.remember(|memory| {
-                memory.graph.keep_event(&Known { key, room, status, state_after, pdu: pdu.clone() });
+            None => self.remember(|cache| {
+                cache.events.keep_event(&CachedEvent { key, room, status, state_after, pdu: pdu.clone() });
             }),
         }
         pdu
     }
 
     /// The state after these events, if they were once all forward extremities of their room, and the writer remembers.
-    /// `heads`: in order.
-    pub fn settled_state(&self, heads: &[EventKey]) -> Option<SnapshotId> {
-        self.recall(|memory| memory.graph.settled(heads))
+    /// `extremities`: in order.
+    pub fn state_after_extremities(&self, extremities: &[EventKey]) -> Option<SnapshotId> {
+        self.recall(|cache| cache.events.state_after(extremities))
     }
 
     /// How many bytes these events have together as they are stored.
@@ -267,27 +277,32 @@ impl Db<'_> {
     }
 
     /// The forward extremities of a room, in the order in which they came.
-    pub fn heads(&self, room: RoomKey) -> Result<Vec<Head>> {
-        if let Some(heads) = self.recall(|memory| memory.heads(room)) {
-            return Ok(heads.to_vec());
+    pub fn forward_extremities(&self, room: RoomKey) -> Result<Vec<ForwardExtremity>> {
+        if let Some(extremities) = self.recall(|cache| cache.extremities(room)) {
+            return Ok(extremities.to_vec());
         }
         let mut statement = self.conn().prepare_cached(
             "SELECT e.event_key, e.event_id, e.depth, e.state_after FROM extremities x
              JOIN events e ON e.event_key = x.event_key WHERE x.room_key = ?1 ORDER BY x.event_key",
         )?;
         let mut rows = statement.query([room])?;
-        let mut heads = Vec::new();
+        let mut extremities = Vec::new();
         while let Some(row) = rows.next()? {
             let event_id = EventId::parse(row.get_ref(1)?.as_str().map_err(Error::internal)?)?;
-            heads.push(Head { key: row.get(0)?, event_id, depth: row.get(2)?, state_after: row.get(3)? });
+            extremities.push(ForwardExtremity {
+                key: row.get(0)?,
+                event_id,
+                depth: row.get(2)?,
+                state_after: row.get(3)?,
+            });
         }
-        self.remember(|memory| memory.keep_heads(room, heads.as_slice().into()));
-        Ok(heads)
+        self.remember(|cache| cache.keep_extremities(room, extremities.as_slice().into()));
+        Ok(extremities)
     }
 
     /// The row of an event.
     pub fn event_key(&self, id: &EventId) -> Result<Option<EventKey>> {
-        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+        if let Some(known) = self.recall(|cache| cache.events.event(id)) {
             return Ok(Some(known.key));
         }
         let mut statement = self.conn().prepare_cached("SELECT event_key FROM events WHERE event_id = ?1")?;
@@ -296,14 +311,14 @@ impl Db<'_> {
 
     /// The id of the event with this row.
     pub fn event_id(&self, key: EventKey) -> Result<EventId> {
-        if let Some(id) = self.recall(|memory| memory.graph.id(key)) {
+        if let Some(id) = self.recall(|cache| cache.events.id(key)) {
             return Ok(id);
         }
         let mut statement = self.conn().prepare_cached("SELECT event_id FROM events WHERE event_key = ?1")?;
         let mut rows = statement.query([key])?;
         let row = rows.next()?.ok_or_else(|| Error::internal(format!("no event {key}")))?;
         let id = EventId::parse(row.get_ref(0)?.as_str().map_err(Error::internal)?)?;
-        self.remember(|memory| memory.graph.keep_id(key, &id));
+        self.remember(|cache| cache.events.keep_id(key, &id));
         Ok(id)
     }
 
@@ -317,7 +332,7 @@ impl Db<'_> {
         &self,
         id: &EventId,
     ) -> Result<Option<(RoomKey, EventKey, Option<SnapshotId>)>> {
-        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+        if let Some(known) = self.recall(|cache| cache.events.event(id)) {
             return Ok(Some((known.room, known.key, known.state_after)));
         }
         let mut statement = self
@@ -328,7 +343,7 @@ impl Db<'_> {
 
     /// What became of an event, and whether it is an outlier.
     pub fn event_status(&self, id: &EventId) -> Result<Option<(Status, bool)>> {
-        if let Some(known) = self.recall(|memory| memory.graph.event(id)) {
+        if let Some(known) = self.recall(|cache| cache.events.event(id)) {
             return Ok(Some((known.status, known.state_after.is_none())));
         }
         let mut statement = self
@@ -359,7 +374,7 @@ impl Db<'_> {
     }
 
     /// The `sub` below which so many events of history fit that go right before a place: below the place itself, or, if
-    /// something else sits there (another branch), below everything at that stream position.
+    /// something else sits there (another fork), below everything at that stream position.
     pub(crate) fn room_below(&self, room: RoomKey, place: Place, count: i64) -> Result<i64> {
         match self.next_sub_below(room, place)? {
             Some(next) if place.sub.saturating_sub(next) <= count => {
@@ -372,7 +387,7 @@ impl Db<'_> {
         }
     }
 
-    /// A place for one event from amid the hole right before a place, with room on both sides for what is fetched
+    /// A place for one event from amid the gap right before a place, with room on both sides for what is fetched
     /// later. None if there is no such room left.
     pub(crate) fn place_amid(&self, room: RoomKey, place: Place) -> Result<Option<Place>> {
         // What nobody will ever fetch between an event and the next one, even a page at a time.
@@ -426,11 +441,11 @@ impl Tx<'_> {
         ])?;
         let key = self.conn().last_insert_rowid();
         if inserted == 1 {
-            self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
+            self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
             return Ok(key);
         }
         self.complete_outlier(new.pdu)?;
-        self.remember(|memory| memory.graph.forget_event(new.pdu.event_id()));
+        self.remember(|cache| cache.events.forget_event(new.pdu.event_id()));
         let update = "UPDATE events SET stream = ?2, sub = ?3, status = ?4, outgoing = ?5, state_before = ?6,
              state_after = ?6 WHERE event_id = ?1 AND state_before IS NULL";
         let placed = self.conn().prepare_cached(update)?.execute(params![
@@ -444,7 +459,7 @@ impl Tx<'_> {
         if placed == 0 {
             return Err(Error::internal(format!("{} is known already", new.pdu.event_id())));
         }
-        self.hasten_what_waits_for(new.pdu.event_id().as_str())?;
+        self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
         self.event_key(new.pdu.event_id())?.ok_or_else(|| Error::internal("an event went missing"))
     }
 
@@ -482,9 +497,9 @@ impl Tx<'_> {
     }
 
     pub(crate) fn set_state_after(&mut self, event: EventKey, state: SnapshotId) -> Result<()> {
-        self.remember(|memory| {
-            if let Some(id) = memory.graph.id(event) {
-                memory.graph.forget_event(&id);
+        self.remember(|cache| {
+            if let Some(id) = cache.events.id(event) {
+                cache.events.forget_event(&id);
             }
         });
         self.conn()
@@ -494,8 +509,8 @@ impl Tx<'_> {
     }
 
     /// Remembers an event that was just put into its room.
-    pub(in crate::store) fn remember_event(&self, event: Known) {
-        self.remember(|memory| memory.graph.keep_event(&event));
+    pub(in crate::store) fn remember_event(&self, event: CachedEvent) {
+        self.remember(|cache| cache.events.keep_event(&event));
     }
 
     /// Gives an accepted event that clients did not see yet its place.
@@ -530,9 +545,9 @@ impl Tx<'_> {
 
     /// Lets a redaction take effect: only the redacted form stays.
     pub(crate) fn redact_event(&mut self, event: EventKey, by: EventKey, redacted: &Pdu) -> Result<()> {
-        self.remember(|memory| {
-            memory.graph.forget_event(redacted.event_id());
-            memory.forget_judges();
+        self.remember(|cache| {
+            cache.events.forget_event(redacted.event_id());
+            cache.forget_auth_checkers();
         });
         self.changes.redacted = true;
         self.conn()

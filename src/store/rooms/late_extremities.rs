@@ -9,22 +9,22 @@ use std::sync::atomic::Ordering;
 use rusqlite::{Connection, params};
 
 use crate::error::{Error, Result};
-use crate::store::rooms::append::StateRef;
-use crate::store::rooms::events::Head;
+use crate::store::rooms::events::ForwardExtremity;
+use crate::store::rooms::state::StateRef;
 use crate::store::{Db, EventKey, Room, RoomKey, SnapshotId, Tx};
 
 /// An event that is to become a forward extremity.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LateHead {
+pub struct LateExtremity {
     /// Its row.
     pub key: EventKey,
     /// The state after it.
     pub state_after: SnapshotId,
-    /// The forward extremities, and the late heads that are being caught up with, that it follows.
+    /// The forward extremities, and the late extremities that are being caught up with, that it follows.
     pub followed: Vec<EventKey>,
     /// Whether it is being caught up with.
     pub is_taken: bool,
-    /// Whether another late head follows it, so that it is none any more but for whoever is catching up with it.
+    /// Whether another late extremity follows it, so that it is none any more but for whoever is catching up with it.
     pub is_overtaken: bool,
 }
 
@@ -36,65 +36,70 @@ fn decode(followed: &[u8]) -> Vec<EventKey> {
     followed.chunks_exact(8).map(|key| key.iter().fold(0, |n, byte| n << 8 | i64::from(*byte))).collect()
 }
 
-/// What a room's forward extremities become when these late heads are among them.
-pub fn heads_with(heads: &[Head], late: &[LateHead]) -> Vec<(EventKey, SnapshotId)> {
+/// What a room's forward extremities become when these late extremities are among them.
+pub fn extremities_with(
+    extremities: &[ForwardExtremity],
+    late: &[LateExtremity],
+) -> Vec<(EventKey, SnapshotId)> {
     let followed: HashSet<EventKey> = late.iter().flat_map(|late| late.followed.iter().copied()).collect();
-    let stay = heads.iter().map(|head| (head.key, head.state_after));
+    let stay = extremities.iter().map(|extremity| (extremity.key, extremity.state_after));
     let come = late.iter().map(|late| (late.key, late.state_after));
     stay.chain(come).filter(|(key, _)| !followed.contains(key)).collect()
 }
 
 /// Whether any room has some.
 pub(in crate::store) fn are_there_any(connection: &Connection) -> rusqlite::Result<bool> {
-    connection.query_row("SELECT EXISTS (SELECT 1 FROM late_heads)", [], |row| row.get(0))
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM late_extremities)", [], |row| row.get(0))
 }
 
 impl Db<'_> {
-    /// The late heads of a room, in the order in which they came.
-    pub fn late_heads(&self, room: RoomKey) -> Result<Vec<LateHead>> {
+    /// The late extremities of a room, in the order in which they came.
+    pub fn late_extremities(&self, room: RoomKey) -> Result<Vec<LateExtremity>> {
         // Every event asks this, and hardly ever is there any.
-        if !self.shared.any_late_heads.load(Ordering::Relaxed) {
+        if !self.shared.any_late_extremities.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
         let mut statement = self.conn().prepare_cached(
-            "SELECT l.event_key, e.state_after, l.followed, l.stage FROM late_heads l JOIN events e USING (event_key)
+            "SELECT l.event_key, e.state_after, l.followed, l.stage FROM late_extremities l JOIN events e USING (event_key)
              WHERE l.room_key = ?1 ORDER BY l.event_key",
         )?;
         let rows = statement.query_map([room], |row| {
             let (followed, stage) = (decode(row.get_ref(2)?.as_blob()?), row.get::<_, i64>(3)?);
             let (is_taken, is_overtaken) = (stage > 0, stage == 2);
-            Ok(LateHead { key: row.get(0)?, state_after: row.get(1)?, followed, is_taken, is_overtaken })
+            Ok(LateExtremity { key: row.get(0)?, state_after: row.get(1)?, followed, is_taken, is_overtaken })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The rooms that have some.
-    pub fn rooms_with_late_heads(&self) -> Result<Vec<RoomKey>> {
-        let mut statement = self.conn().prepare_cached("SELECT DISTINCT room_key FROM late_heads")?;
+    pub fn rooms_with_late_extremities(&self) -> Result<Vec<RoomKey>> {
+        let mut statement = self.conn().prepare_cached("SELECT DISTINCT room_key FROM late_extremities")?;
         let rows = statement.query_map([], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 }
 
 impl Tx<'_> {
-    /// An event that has just been stored becomes a late head.
-    pub(in crate::store) fn add_late_head(
+    /// An event that has just been stored becomes a late extremity.
+    pub(in crate::store) fn add_late_extremity(
         &mut self,
         room: RoomKey,
         key: EventKey,
         followed: &[EventKey],
     ) -> Result<()> {
-        self.shared.any_late_heads.store(true, Ordering::Relaxed);
+        self.shared.any_late_extremities.store(true, Ordering::Relaxed);
         self.conn()
-            .prepare_cached("INSERT INTO late_heads (room_key, event_key, followed) VALUES (?1, ?2, ?3)")?
+            .prepare_cached(
+                "INSERT INTO late_extremities (room_key, event_key, followed) VALUES (?1, ?2, ?3)",
+            )?
             .execute(params![room, key, encode(followed)])?;
         self.room_is_behind(room);
         Ok(())
     }
 
-    /// An event that follows these late heads has been stored. If it is late itself, those that are being caught up with
+    /// An event that follows these late extremities has been stored. If it is late itself, those that are being caught up with
     /// may become forward extremities yet, until it does.
-    pub(in crate::store) fn overtake_late_heads(
+    pub(in crate::store) fn overtake_late_extremities(
         &mut self,
         room: RoomKey,
         keys: &[EventKey],
@@ -103,56 +108,64 @@ impl Tx<'_> {
         for key in keys {
             self.conn()
                 .prepare_cached(
-                    "DELETE FROM late_heads WHERE room_key = ?1 AND event_key = ?2 AND (stage = 0 OR NOT ?3)",
+                    "DELETE FROM late_extremities WHERE room_key = ?1 AND event_key = ?2 AND (stage = 0 OR NOT ?3)",
                 )?
                 .execute(params![room, key, late])?;
             self.conn()
-                .prepare_cached("UPDATE late_heads SET stage = 2 WHERE room_key = ?1 AND event_key = ?2")?
+                .prepare_cached(
+                    "UPDATE late_extremities SET stage = 2 WHERE room_key = ?1 AND event_key = ?2",
+                )?
                 .execute([room, *key])?;
         }
         Ok(())
     }
 
-    /// The first late heads of a room, to be caught up with. They keep their rows until [`Tx::catch_up`] or the next
+    /// The first late extremities of a room, to be caught up with. They keep their rows until [`Tx::catch_up`] or the next
     /// attempt, whatever comes to follow them.
-    pub(crate) fn take_late_heads(&mut self, room: RoomKey, limit: usize) -> Result<Vec<LateHead>> {
+    pub(crate) fn take_late_extremities(
+        &mut self,
+        room: RoomKey,
+        limit: usize,
+    ) -> Result<Vec<LateExtremity>> {
         self.conn()
-            .prepare_cached("DELETE FROM late_heads WHERE room_key = ?1 AND stage = 2")?
+            .prepare_cached("DELETE FROM late_extremities WHERE room_key = ?1 AND stage = 2")?
             .execute([room])?;
-        let mut late = self.late_heads(room)?;
+        let mut late = self.late_extremities(room)?;
         late.truncate(limit);
-        for head in &late {
+        for extremity in &late {
             self.conn()
-                .prepare_cached("UPDATE late_heads SET stage = 1 WHERE room_key = ?1 AND event_key = ?2")?
-                .execute([room, head.key])?;
+                .prepare_cached(
+                    "UPDATE late_extremities SET stage = 1 WHERE room_key = ?1 AND event_key = ?2",
+                )?
+                .execute([room, extremity.key])?;
         }
         Ok(late)
     }
 
     /// None of the room is one any more: it has come to us anew, or we have left it.
-    pub(crate) fn forget_late_heads(&mut self, room: RoomKey) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM late_heads WHERE room_key = ?1")?.execute([room])?;
+    pub(crate) fn forget_late_extremities(&mut self, room: RoomKey) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM late_extremities WHERE room_key = ?1")?.execute([room])?;
         Ok(())
     }
 
-    /// Makes late heads forward extremities, `heads` being all of them then, and `state` what the states after them come
+    /// Makes late extremities forward extremities, `extremities` being all of them then, and `state` what the states after them come
     /// to.
     pub(crate) fn catch_up(
         &mut self,
         room: &Room,
         late: &[EventKey],
-        heads: &[EventKey],
+        extremities: &[EventKey],
         state: &StateRef,
     ) -> Result<()> {
         let new = self.materialise(state)?;
         let old = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
-        let old_heads = self.extremities(room.key)?;
+        let old_extremities = self.extremity_keys(room.key)?;
         for key in late {
             self.conn()
-                .prepare_cached("DELETE FROM late_heads WHERE room_key = ?1 AND event_key = ?2")?
+                .prepare_cached("DELETE FROM late_extremities WHERE room_key = ?1 AND event_key = ?2")?
                 .execute([room.key, *key])?;
         }
-        self.set_extremities(room.key, &old_heads, heads)?;
+        self.set_extremities(room.key, &old_extremities, extremities)?;
         if new != old {
             let at = self.next_stream();
             let delta = self.state_difference(old, new)?;

@@ -12,7 +12,7 @@ use crate::store::{Db, EventKey, RoomKey, Slot, Tx};
 
 /// One user's membership in one room.
 #[derive(Debug, Clone)]
-pub struct Member {
+pub struct RoomMember {
     /// The user.
     pub user_id: UserId,
     /// What they are.
@@ -54,11 +54,17 @@ fn membership_of(text: &str) -> Result<Membership> {
     Membership::parse(text).ok_or_else(|| Error::internal(format!("a membership of {text}")))
 }
 
-fn member_of(row: &Row<'_>) -> Result<Option<Member>> {
+fn member_of(row: &Row<'_>) -> Result<Option<RoomMember>> {
     // A member event's state key need not be a user id that we would accept today.
     let Ok(user_id) = UserId::parse(&row.get::<_, String>(0)?) else { return Ok(None) };
     let membership = membership_of(&row.get::<_, String>(1)?)?;
-    Ok(Some(Member { user_id, membership, event: row.get(2)?, stream: row.get(3)?, forgotten: row.get(4)? }))
+    Ok(Some(RoomMember {
+        user_id,
+        membership,
+        event: row.get(2)?,
+        stream: row.get(3)?,
+        forgotten: row.get(4)?,
+    }))
 }
 
 fn room_of_user(row: &Row<'_>) -> Result<RoomOfUser> {
@@ -92,7 +98,7 @@ impl Db<'_> {
     }
 
     /// The same with the event behind it.
-    pub fn member(&self, room: RoomKey, user: &UserId) -> Result<Option<Member>> {
+    pub fn member(&self, room: RoomKey, user: &UserId) -> Result<Option<RoomMember>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT user_id, membership, event_key, stream, forgotten FROM memberships WHERE room_key = ?1 AND user_id = ?2",
         )?;
@@ -101,7 +107,7 @@ impl Db<'_> {
     }
 
     /// The members of the room: all, or those with one membership.
-    pub fn members(&self, room: RoomKey, only: Option<Membership>) -> Result<Vec<Member>> {
+    pub fn members(&self, room: RoomKey, only: Option<Membership>) -> Result<Vec<RoomMember>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT user_id, membership, event_key, stream, forgotten FROM memberships
              WHERE room_key = ?1 AND (?2 IS NULL OR membership = ?2)",
@@ -248,7 +254,7 @@ impl Tx<'_> {
             let server = change.user.split_once(':').map_or("", |(_, server)| server);
             self.count_resident(room, server, joined, change.stream)?;
             if local {
-                self.remember(|memory| memory.forget_audience(room));
+                self.remember(|cache| cache.forget_audience(room));
             }
             match (local, comes_in) {
                 (true, true) => self.owes(room)?,

@@ -1,4 +1,4 @@
-//! Rooms, their forward extremities, the holes in their history, and the servers in them.
+//! Rooms, their forward extremities, the gaps in their history, and the servers in them.
 
 pub mod append;
 pub mod directory;
@@ -22,7 +22,7 @@ use super::{Db, EventKey, RoomKey, SnapshotId, Tx};
 use crate::error::{Error, Result};
 use crate::protocol::room_version::room_version;
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
-use crate::store::rooms::events::Head;
+use crate::store::rooms::events::ForwardExtremity;
 
 /// A room that we have events of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Room {
     pub invited: u64,
 }
 
-/// A hole in the history: an event that we do not have, and the place of the event that names it.
+/// A gap in the history: an event that we do not have, and the place of the event that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
     /// The event that is missing.
@@ -87,13 +87,13 @@ pub fn not_resident() -> Error {
 impl Db<'_> {
     /// The room with this id, if we have any of its events.
     pub fn room(&self, id: &RoomId) -> Result<Option<Room>> {
-        if let Some(room) = self.recall(|memory| memory.room(id)) {
+        if let Some(room) = self.recall(|cache| cache.room(id)) {
             return Ok(Some(room));
         }
         let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_id = ?1"))?;
         let mut rows = statement.query([id.as_str()])?;
         let Some(room) = rows.next()?.map(room_of).transpose()? else { return Ok(None) };
-        self.remember(|memory| memory.keep_room(&room));
+        self.remember(|cache| cache.keep_room(&room));
         Ok(Some(room))
     }
 
@@ -109,7 +109,7 @@ impl Db<'_> {
 
     /// The room with this row.
     pub fn room_by_key(&self, key: RoomKey) -> Result<Room> {
-        if let Some(room) = self.recall(|memory| memory.room_by_key(key)) {
+        if let Some(room) = self.recall(|cache| cache.room_by_key(key)) {
             return Ok(room);
         }
         let mut statement = self.conn().prepare_cached(&format!("{ROOM} WHERE room_key = ?1"))?;
@@ -119,14 +119,14 @@ impl Db<'_> {
             .map(room_of)
             .transpose()?
             .ok_or_else(|| Error::internal(format!("no room {key}")))?;
-        self.remember(|memory| memory.keep_room(&room));
+        self.remember(|cache| cache.keep_room(&room));
         Ok(room)
     }
 
     /// The forward extremities of a room, in the order in which they came.
-    pub fn extremities(&self, room: RoomKey) -> Result<Vec<EventKey>> {
-        if let Some(heads) = self.recall(|memory| memory.heads(room)) {
-            return Ok(heads.iter().map(|head| head.key).collect());
+    pub fn extremity_keys(&self, room: RoomKey) -> Result<Vec<EventKey>> {
+        if let Some(extremities) = self.recall(|cache| cache.extremities(room)) {
+            return Ok(extremities.iter().map(|extremity| extremity.key).collect());
         }
         let mut statement = self
             .conn()
@@ -188,7 +188,7 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The holes that lie at or after a place and before another (both ends as places of the events that name them).
+    /// The gaps that lie at or after a place and before another (both ends as places of the events that name them).
     pub fn gaps_between(
         &self,
         room: RoomKey,
@@ -211,7 +211,7 @@ impl Db<'_> {
         Ok(gaps)
     }
 
-    /// The hole that this event would fill.
+    /// The gap that this event would fill.
     pub fn gap(&self, room: RoomKey, event: &EventId) -> Result<Option<Gap>> {
         let mut statement = self
             .conn()
@@ -256,7 +256,7 @@ impl Tx<'_> {
 
     /// Sets which snapshot is the room's current state.
     pub(crate) fn set_room_state(&mut self, room: RoomKey, state: SnapshotId) -> Result<()> {
-        self.remember(|memory| memory.forget_room(room));
+        self.remember(|cache| cache.forget_room(room));
         self.conn()
             .prepare_cached("UPDATE rooms SET state = ?2 WHERE room_key = ?1")?
             .execute([room, state])?;
@@ -264,25 +264,25 @@ impl Tx<'_> {
     }
 
     /// Remembers the only forward extremity of a room, once it is stored.
-    pub(crate) fn remember_head(&self, room: RoomKey, head: Head) {
-        self.remember(|memory| memory.keep_heads(room, Arc::new([head])));
+    pub(crate) fn remember_extremity(&self, room: RoomKey, extremity: ForwardExtremity) {
+        self.remember(|cache| cache.keep_extremities(room, Arc::new([extremity])));
     }
 
     /// Remembers the state after these forward extremities, all that a room has.
-    pub(crate) fn remember_settled(&self, heads: &[EventKey], state: SnapshotId) {
-        let mut heads = heads.to_vec();
-        heads.sort_unstable();
-        self.remember(|memory| memory.graph.keep_settled(&heads, state));
+    pub(crate) fn remember_state_after(&self, extremities: &[EventKey], state: SnapshotId) {
+        let mut extremities = extremities.to_vec();
+        extremities.sort_unstable();
+        self.remember(|cache| cache.events.keep_state_after(&extremities, state));
     }
 
-    /// Makes `heads` the forward extremities of the room.
+    /// Makes `new` the forward extremities of the room, which has `old`.
     pub(crate) fn set_extremities(
         &mut self,
         room: RoomKey,
         old: &[EventKey],
         new: &[EventKey],
     ) -> Result<()> {
-        self.remember(|memory| memory.forget_heads(room));
+        self.remember(|cache| cache.forget_extremities(room));
         if let ([old], [new]) = (old, new) {
             // The usual message: one row is renamed.
             self.conn()
@@ -297,10 +297,10 @@ impl Tx<'_> {
                 .prepare_cached("DELETE FROM extremities WHERE room_key = ?1 AND event_key = ?2")?
                 .execute([room, *gone])?;
         }
-        for head in new.iter().filter(|key| !old.contains(key)) {
+        for extremity in new.iter().filter(|key| !old.contains(key)) {
             self.conn()
                 .prepare_cached("INSERT INTO extremities (room_key, event_key) VALUES (?1, ?2)")?
-                .execute([room, *head])?;
+                .execute([room, *extremity])?;
         }
         Ok(())
     }
@@ -318,7 +318,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The hole is filled, or nobody has what belongs there.
+    /// The gap is filled, or nobody has what belongs there.
     pub fn close_gap(&mut self, room: RoomKey, event: &EventId) -> Result<()> {
         self.conn()
             .prepare_cached("DELETE FROM gaps WHERE room_key = ?1 AND event_id = ?2")?
@@ -347,7 +347,7 @@ impl Tx<'_> {
                     .execute(params![room, server, since, users.max(0), until])?;
             }
             None if users > 0 => {
-                self.remember(|memory| memory.forget_alone(room));
+                self.remember(|cache| cache.forget_alone(room));
                 // Out and in again at the same position is no interruption.
                 self.conn()
                     .prepare_cached(
@@ -359,7 +359,7 @@ impl Tx<'_> {
             None => {}
         }
         if server == self.server_name().as_str() && (open.is_some() != (users > 0)) {
-            self.remember(|memory| memory.forget_room(room));
+            self.remember(|cache| cache.forget_room(room));
             self.conn()
                 .prepare_cached("UPDATE rooms SET resident = ?2 WHERE room_key = ?1")?
                 .execute(params![room, users > 0])?;
@@ -370,7 +370,7 @@ impl Tx<'_> {
     /// Counts the joined and invited members of the room.
     pub(crate) fn count_members(&mut self, room: RoomKey, joined: i64, invited: i64) -> Result<()> {
         if joined != 0 || invited != 0 {
-            self.remember(|memory| memory.forget_room(room));
+            self.remember(|cache| cache.forget_room(room));
             self.conn()
                 .prepare_cached(
                     "UPDATE rooms SET joined = joined + ?2, invited = invited + ?3 WHERE room_key = ?1",

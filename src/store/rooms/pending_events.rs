@@ -1,4 +1,4 @@
-//! Events that were taken over from other servers and cannot be judged yet; see `waiting_events` in the schema.
+//! Pending events: received from other servers, and not to be authorised yet; see `pending_events` in the schema.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -6,17 +6,16 @@ use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::{EventId, Pdu, RoomVersion, ServerName, VerifiedPdu};
-use crate::store::cache::Memory;
 use crate::store::{Db, RoomKey, Tx};
 
-/// The row id of a waiting event.
-pub type WaitingKey = i64;
+/// The row id of a pending event.
+pub type PendingKey = i64;
 
-/// A waiting event.
+/// An event that cannot be authorised yet.
 #[derive(Debug, Clone)]
-pub struct Waiting {
+pub struct PendingEvent {
     /// Its row.
-    pub key: WaitingKey,
+    pub key: PendingKey,
     /// Its room.
     pub room: RoomKey,
     /// Its id.
@@ -35,7 +34,7 @@ pub struct Waiting {
     pub json: Vec<u8>,
 }
 
-impl Waiting {
+impl PendingEvent {
     /// The event, if its signatures were checked. Errors: 500 if not.
     pub fn verified_pdu(&self, version: RoomVersion) -> Result<VerifiedPdu> {
         if !self.verified {
@@ -45,9 +44,9 @@ impl Waiting {
     }
 }
 
-/// An event that is to wait.
+/// An event that is to become a pending one.
 #[derive(Debug, Clone)]
-pub struct ToWait {
+pub struct NewPendingEvent {
     /// Its room.
     pub room: RoomKey,
     /// Its id.
@@ -65,7 +64,7 @@ pub struct ToWait {
     pub json: Vec<u8>,
 }
 
-impl ToWait {
+impl NewPendingEvent {
     /// An event whose signatures could not be checked for want of these servers' keys (none: for another reason), with
     /// how often they were asked for and when that is done next.
     pub fn for_keys(
@@ -95,9 +94,9 @@ impl ToWait {
     }
 }
 
-/// How much waits already.
+/// How much is pending already.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Queue {
+pub struct PendingCounts {
     /// Events of one server, in all rooms that we are in.
     pub of_origin: usize,
     /// Their bytes.
@@ -110,14 +109,14 @@ pub struct Queue {
     pub in_room: usize,
 }
 
-const COLUMNS: &str = "waiting, room_key, event_id, origin, verified, received_ms, attempts, retry_ms, json FROM waiting_events";
+const COLUMNS: &str = "pending, room_key, event_id, origin, verified, received_ms, attempts, retry_ms, json FROM pending_events";
 
 fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<usize> {
     Ok(usize::try_from(row.get::<_, i64>(column)?).unwrap_or(0))
 }
 
-fn waiting_of(row: &Row<'_>) -> Result<Waiting> {
-    Ok(Waiting {
+fn pending_of(row: &Row<'_>) -> Result<PendingEvent> {
+    Ok(PendingEvent {
         key: row.get(0)?,
         room: row.get(1)?,
         event_id: EventId::parse(&row.get::<_, String>(2)?)?,
@@ -132,9 +131,9 @@ fn waiting_of(row: &Row<'_>) -> Result<Waiting> {
 
 impl Db<'_> {
     /// Rooms with something due, the longest due first.
-    pub fn rooms_with_due_waiting(&self, now: Millis, limit: usize) -> Result<Vec<RoomKey>> {
+    pub fn rooms_with_due_pending(&self, now: Millis, limit: usize) -> Result<Vec<RoomKey>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT room_key FROM waiting_events WHERE due_ms <= ?1 GROUP BY room_key ORDER BY min(due_ms) LIMIT ?2",
+            "SELECT room_key FROM pending_events WHERE due_ms <= ?1 GROUP BY room_key ORDER BY min(due_ms) LIMIT ?2",
         )?;
         let rows =
             statement.query_map(params![now, i64::try_from(limit).unwrap_or(i64::MAX)], |r| r.get(0))?;
@@ -142,31 +141,31 @@ impl Db<'_> {
     }
 
     /// When the next one is due.
-    pub fn next_waiting_due(&self) -> Result<Option<Millis>> {
-        let mut statement = self.conn().prepare_cached("SELECT min(due_ms) FROM waiting_events")?;
+    pub fn next_pending_due(&self) -> Result<Option<Millis>> {
+        let mut statement = self.conn().prepare_cached("SELECT min(due_ms) FROM pending_events")?;
         Ok(statement.query_row([], |row| row.get(0))?)
     }
 
     /// What is due of a room, what was tried least first, then in the order in which it came.
-    pub fn due_waiting(&self, room: RoomKey, now: Millis, limit: usize) -> Result<Vec<Waiting>> {
+    pub fn due_pending(&self, room: RoomKey, now: Millis, limit: usize) -> Result<Vec<PendingEvent>> {
         let mut statement = self.conn().prepare_cached(&format!(
-            "SELECT {COLUMNS} WHERE room_key = ?1 AND due_ms <= ?2 ORDER BY attempts, waiting LIMIT ?3"
+            "SELECT {COLUMNS} WHERE room_key = ?1 AND due_ms <= ?2 ORDER BY attempts, pending LIMIT ?3"
         ))?;
         let mut rows = statement.query(params![room, now, i64::try_from(limit).unwrap_or(i64::MAX)])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
-            found.push(waiting_of(row)?);
+            found.push(pending_of(row)?);
         }
         Ok(found)
     }
 
-    /// How much waits that came from a server, and in a room.
-    pub fn waiting_queue(&self, room: RoomKey, origin: &ServerName) -> Result<Queue> {
+    /// How much is pending that came from a server, and in a room.
+    pub fn pending_counts(&self, room: RoomKey, origin: &ServerName) -> Result<PendingCounts> {
         let mut of_origin = self.conn().prepare_cached(
             "SELECT w.room_key, r.resident, count(*), sum(w.bytes), sum(w.verified = 0)
-             FROM waiting_events w CROSS JOIN rooms r USING (room_key) WHERE w.origin = ?1 GROUP BY w.room_key",
+             FROM pending_events w CROSS JOIN rooms r USING (room_key) WHERE w.origin = ?1 GROUP BY w.room_key",
         )?;
-        let mut queue = Queue::default();
+        let mut queue = PendingCounts::default();
         let mut rows = of_origin.query([origin.as_str()])?;
         while let Some(row) = rows.next()? {
             let events = count(row, 2)?;
@@ -180,15 +179,15 @@ impl Db<'_> {
             }
         }
         let mut in_room =
-            self.conn().prepare_cached("SELECT count(*) FROM waiting_events WHERE room_key = ?1")?;
+            self.conn().prepare_cached("SELECT count(*) FROM pending_events WHERE room_key = ?1")?;
         queue.in_room = in_room.query_row([room], |row| count(row, 0))?;
         Ok(queue)
     }
 
-    /// What each server has waiting in a room: so many events, of so many bytes.
-    pub fn waiting_shares(&self, room: RoomKey) -> Result<Vec<(ServerName, usize, usize)>> {
+    /// What each server has pending in a room: so many events, of so many bytes.
+    pub fn pending_shares(&self, room: RoomKey) -> Result<Vec<(ServerName, usize, usize)>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT origin, count(*), sum(bytes) FROM waiting_events WHERE room_key = ?1 GROUP BY origin",
+            "SELECT origin, count(*), sum(bytes) FROM pending_events WHERE room_key = ?1 GROUP BY origin",
         )?;
         let mut rows = statement.query([room])?;
         let mut shares = Vec::new();
@@ -198,18 +197,18 @@ impl Db<'_> {
         Ok(shares)
     }
 
-    /// Whether the event waits here, checked.
-    pub fn is_waiting(&self, id: &EventId) -> Result<bool> {
+    /// Whether the event is pending here, checked.
+    pub fn is_pending(&self, id: &EventId) -> Result<bool> {
         let mut statement = self
             .conn()
-            .prepare_cached("SELECT 1 FROM waiting_events WHERE event_id = ?1 AND verified = 1")?;
+            .prepare_cached("SELECT 1 FROM pending_events WHERE event_id = ?1 AND verified = 1")?;
         Ok(statement.exists([id.as_str()])?)
     }
 
     /// Whether the event need not be kept once more: checked, or as this server sent it.
-    pub fn waits_from(&self, id: &EventId, origin: &ServerName, verified: bool) -> Result<bool> {
+    pub fn is_pending_from(&self, id: &EventId, origin: &ServerName, verified: bool) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT 1 FROM waiting_events WHERE event_id = ?1 AND (verified = 1 OR (origin = ?2 AND NOT ?3))",
+            "SELECT 1 FROM pending_events WHERE event_id = ?1 AND (verified = 1 OR (origin = ?2 AND NOT ?3))",
         )?;
         Ok(statement.exists(params![id.as_str(), origin.as_str(), verified])?)
     }
@@ -232,15 +231,15 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Takes the whole copy of a verified event that waits in its redacted form, because whoever relayed it had altered
+    /// Takes the whole copy of a verified event that is pending in its redacted form, because whoever relayed it had altered
     /// its content.
-    pub fn complete_waiting(&mut self, event: &ToWait) -> Result<()> {
+    pub fn complete_pending(&mut self, event: &NewPendingEvent) -> Result<()> {
         if !event.whole {
             return Ok(());
         }
         let kept: Option<Vec<u8>> = self
             .conn()
-            .prepare_cached("SELECT json FROM waiting_events WHERE event_id = ?1 AND verified = 1")?
+            .prepare_cached("SELECT json FROM pending_events WHERE event_id = ?1 AND verified = 1")?
             .query_row([event.event_id.as_str()], |row| row.get(0))
             .optional()?;
         let is_whole = |json: &Vec<u8>| {
@@ -252,34 +251,34 @@ impl Tx<'_> {
         let bytes = i64::try_from(event.json.len()).unwrap_or(i64::MAX);
         self.conn()
             .prepare_cached(
-                "UPDATE waiting_events SET json = ?2, bytes = ?3 WHERE event_id = ?1 AND verified = 1",
+                "UPDATE pending_events SET json = ?2, bytes = ?3 WHERE event_id = ?1 AND verified = 1",
             )?
             .execute(params![event.event_id.as_str(), event.json, bytes])?;
         Ok(())
     }
 
-    /// Keeps an event until what it needs is here. Nothing happens if it waits already.
-    pub fn let_wait(&mut self, event: &ToWait, origin: &ServerName, now: Millis) -> Result<()> {
-        if event.verified && self.is_waiting(&event.event_id)? {
+    /// Keeps an event until what it needs is here. Nothing happens if it is pending already.
+    pub fn add_pending(&mut self, event: &NewPendingEvent, origin: &ServerName, now: Millis) -> Result<()> {
+        if event.verified && self.is_pending(&event.event_id)? {
             return Ok(());
         }
         // It may have come into its room since somebody looked.
         let mut due = if self.is_placed(&event.event_id)? { 0 } else { event.retry_ms };
-        for id in event.needs.iter().filter_map(|what| EventId::parse(what).ok()) {
+        for id in event.needs.iter().filter_map(|need| EventId::parse(need).ok()) {
             // What came since somebody looked calls nobody any more.
             if self.event_key(&id)?.is_some() {
                 due = 0;
             }
         }
-        let key: Option<WaitingKey> = self
+        let key: Option<PendingKey> = self
             .conn()
             .prepare_cached(
-                "INSERT INTO waiting_events (room_key, event_id, origin, verified, received_ms, attempts, retry_ms,
+                "INSERT INTO pending_events (room_key, event_id, origin, verified, received_ms, attempts, retry_ms,
                    due_ms, bytes, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                  ON CONFLICT (event_id, origin) DO UPDATE SET verified = 1, json = excluded.json,
                    bytes = excluded.bytes, retry_ms = excluded.retry_ms, due_ms = excluded.due_ms
-                 WHERE excluded.verified AND NOT waiting_events.verified
-                 RETURNING waiting",
+                 WHERE excluded.verified AND NOT pending_events.verified
+                 RETURNING pending",
             )?
             .query_row(
                 params![
@@ -298,66 +297,71 @@ impl Tx<'_> {
             )
             .optional()?;
         if let Some(key) = key {
-            self.set_waited_for(key, &event.event_id, &event.needs)?;
+            self.set_needs(key, &event.event_id, &event.needs)?;
             self.wake_timer();
         }
         Ok(())
     }
 
     /// An event whose signatures could be checked at last, in the form that the checks left of it.
-    pub fn waiting_was_verified(&mut self, key: WaitingKey, event: &VerifiedPdu) -> Result<()> {
+    pub fn pending_was_verified(&mut self, key: PendingKey, event: &VerifiedPdu) -> Result<()> {
         let json = event.json();
         self.conn()
             .prepare_cached(
-                "UPDATE waiting_events SET verified = 1, json = ?2, bytes = ?3, due_ms = 0 WHERE waiting = ?1",
+                "UPDATE pending_events SET verified = 1, json = ?2, bytes = ?3, due_ms = 0 WHERE pending = ?1",
             )?
             .execute(params![key, json, i64::try_from(json.len()).unwrap_or(i64::MAX)])?;
         Ok(())
     }
 
     /// Puts an event off; `needs` is what it waits for now. One that has come into its room meanwhile is due.
-    pub fn put_off_waiting(&mut self, event: &Waiting, needs: &[String]) -> Result<()> {
+    pub fn put_off_pending(&mut self, event: &PendingEvent, needs: &[String]) -> Result<()> {
         let due = if self.is_placed(&event.event_id)? { 0 } else { event.retry_ms };
         self.conn()
             .prepare_cached(
-                "UPDATE waiting_events SET attempts = ?2, retry_ms = ?3, due_ms = ?4 WHERE waiting = ?1",
+                "UPDATE pending_events SET attempts = ?2, retry_ms = ?3, due_ms = ?4 WHERE pending = ?1",
             )?
             .execute(params![event.key, event.attempts, event.retry_ms, due])?;
-        self.set_waited_for(event.key, &event.event_id, needs)
+        self.set_needs(event.key, &event.event_id, needs)
     }
 
     /// Until then nobody is asked for what a room's events need that came from a server (from any, if none is named).
     /// What has been hastened is still looked at.
-    pub fn calm_waiting(&mut self, room: RoomKey, origin: Option<&ServerName>, until: Millis) -> Result<()> {
+    pub fn retry_pending_later(
+        &mut self,
+        room: RoomKey,
+        origin: Option<&ServerName>,
+        until: Millis,
+    ) -> Result<()> {
         self.conn()
             .prepare_cached(
-                "UPDATE waiting_events SET retry_ms = ?3, due_ms = CASE due_ms WHEN 0 THEN 0 ELSE ?3 END
+                "UPDATE pending_events SET retry_ms = ?3, due_ms = CASE due_ms WHEN 0 THEN 0 ELSE ?3 END
                  WHERE room_key = ?1 AND retry_ms < ?3 AND (?2 IS NULL OR origin = ?2)",
             )?
             .execute(params![room, origin.map(ServerName::as_str), until])?;
         Ok(())
     }
 
-    /// An event that waits no longer.
-    pub fn end_waiting(&mut self, key: WaitingKey) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM waiting_events WHERE waiting = ?1")?.execute([key])?;
+    /// An event that is pending no longer.
+    pub fn end_pending(&mut self, key: PendingKey) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM pending_events WHERE pending = ?1")?.execute([key])?;
         Ok(())
     }
 
-    /// What came first of what a server has waiting in a room waits no longer. Returns its bytes; none if there is nothing.
-    pub fn end_first_waiting(&mut self, room: RoomKey, origin: &ServerName) -> Result<Option<usize>> {
+    /// What came first of what a server has pending in a room is so no longer. Returns its bytes; none if there is nothing.
+    pub fn end_first_pending(&mut self, room: RoomKey, origin: &ServerName) -> Result<Option<usize>> {
         let mut statement = self.conn().prepare_cached(
-            "DELETE FROM waiting_events WHERE waiting =
-               (SELECT min(waiting) FROM waiting_events WHERE origin = ?1 AND room_key = ?2) RETURNING bytes",
+            "DELETE FROM pending_events WHERE pending =
+               (SELECT min(pending) FROM pending_events WHERE origin = ?1 AND room_key = ?2) RETURNING bytes",
         )?;
         Ok(statement.query_row(params![origin.as_str(), room], |row| count(row, 0)).optional()?)
     }
 
-    /// What waits in a room is looked at now: we have come in.
-    pub(crate) fn hasten_waiting_in(&mut self, room: RoomKey) -> Result<()> {
+    /// What is pending in a room is looked at now: we have come in.
+    pub(crate) fn hasten_pending_in(&mut self, room: RoomKey) -> Result<()> {
         let hastened = self
             .conn()
-            .prepare_cached("UPDATE waiting_events SET due_ms = 0 WHERE room_key = ?1")?
+            .prepare_cached("UPDATE pending_events SET due_ms = 0 WHERE room_key = ?1")?
             .execute([room])?;
         if hastened > 0 {
             self.wake_timer();
@@ -366,46 +370,47 @@ impl Tx<'_> {
     }
 
     /// After a start, everything is tried again.
-    pub fn hasten_all_waiting(&mut self, now: Millis) -> Result<()> {
+    pub fn hasten_all_pending(&mut self, now: Millis) -> Result<()> {
         self.conn()
-            .prepare_cached("UPDATE waiting_events SET retry_ms = ?1, due_ms = ?1 WHERE due_ms > ?1")?
+            .prepare_cached("UPDATE pending_events SET retry_ms = ?1, due_ms = ?1 WHERE due_ms > ?1")?
             .execute([now])?;
         Ok(())
     }
 
     /// What waits for this is due now.
-    pub(crate) fn hasten_what_waits_for(&mut self, what: &str) -> Result<()> {
+    pub(crate) fn hasten_pending_that_needs(&mut self, need: &str) -> Result<()> {
         // Every event that is stored asks this, and hardly ever does anything wait.
-        let known = self.recall(Memory::anything_waits);
+        let known = self.recall(|cache| cache.is_anything_pending());
         let any = match known {
             Some(any) => any,
-            None => self.conn().prepare_cached("SELECT 1 FROM waited_for LIMIT 1")?.exists([])?,
+            None => self.conn().prepare_cached("SELECT 1 FROM pending_needs LIMIT 1")?.exists([])?,
         };
-        self.remember(|memory| memory.keep_whether_anything_waits(Some(any)));
+        self.remember(|cache| cache.keep_is_anything_pending(Some(any)));
         if !any {
             return Ok(());
         }
         let anything =
-            self.conn().prepare_cached("SELECT 1 FROM waited_for WHERE what = ?1")?.exists([what])?;
+            self.conn().prepare_cached("SELECT 1 FROM pending_needs WHERE need = ?1")?.exists([need])?;
         if anything {
             self.conn()
                 .prepare_cached(
-                    "UPDATE waiting_events SET due_ms = 0
-                     WHERE waiting IN (SELECT waiting FROM waited_for WHERE what = ?1)",
+                    "UPDATE pending_events SET due_ms = 0
+                     WHERE pending IN (SELECT pending FROM pending_needs WHERE need = ?1)",
                 )?
-                .execute([what])?;
+                .execute([need])?;
             self.wake_timer();
         }
         Ok(())
     }
 
-    fn set_waited_for(&mut self, key: WaitingKey, own: &EventId, needs: &[String]) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM waited_for WHERE waiting = ?1")?.execute([key])?;
-        self.remember(|memory| memory.keep_whether_anything_waits(None));
-        let mut insert =
-            self.conn().prepare_cached("INSERT OR IGNORE INTO waited_for (what, waiting) VALUES (?1, ?2)")?;
-        for what in needs.iter().map(String::as_str).chain([own.as_str()]) {
-            insert.execute(params![what, key])?;
+    fn set_needs(&mut self, key: PendingKey, own: &EventId, needs: &[String]) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM pending_needs WHERE pending = ?1")?.execute([key])?;
+        self.remember(|cache| cache.keep_is_anything_pending(None));
+        let mut insert = self
+            .conn()
+            .prepare_cached("INSERT OR IGNORE INTO pending_needs (need, pending) VALUES (?1, ?2)")?;
+        for need in needs.iter().map(String::as_str).chain([own.as_str()]) {
+            insert.execute(params![need, key])?;
         }
         Ok(())
     }

@@ -24,12 +24,12 @@ const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_ve
      forgotten, ended_ms, may_be_in, stream";
 
 /// An event's id, room version and bytes.
-type RawEvent = (Option<String>, Option<String>, Option<Vec<u8>>);
+type MemberEventColumns = (Option<String>, Option<String>, Option<Vec<u8>>);
 
 /// What a row holds before its texts are made into types again.
-struct Raw {
+struct RemoteMembershipRow {
     names: [String; 4],
-    events: [RawEvent; 3],
+    events: [MemberEventColumns; 3],
     stripped_state: Vec<u8>,
     via: String,
     attempts: u32,
@@ -40,11 +40,11 @@ struct Raw {
     stream: i64,
 }
 
-fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
-    let event = |first: usize| -> rusqlite::Result<RawEvent> {
+fn raw(row: &Row<'_>) -> rusqlite::Result<RemoteMembershipRow> {
+    let event = |first: usize| -> rusqlite::Result<MemberEventColumns> {
         Ok((row.get(first)?, row.get(first + 1)?, row.get(first + 2)?))
     };
-    Ok(Raw {
+    Ok(RemoteMembershipRow {
         names: [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?],
         events: [event(4)?, event(7)?, event(10)?],
         stripped_state: row.get(13)?,
@@ -58,14 +58,14 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
     })
 }
 
-impl Raw {
+impl RemoteMembershipRow {
     fn typed(self) -> Result<RemoteMembership> {
         let [room_id, user_id, state, version] = self.names;
         let odd =
             |what: &str| Error::internal(format!("remote membership of {user_id} in {room_id}: {what}"));
         let known =
             |version: &str| room_version::room_version(version).ok_or_else(|| odd("unknown room version"));
-        let event = |raw: RawEvent| match raw {
+        let event = |raw: MemberEventColumns| match raw {
             (Some(id), Some(version), Some(json)) => {
                 Pdu::trusted(EventId::parse(&id)?, json, known(&version)?).map(Some)
             }
@@ -97,7 +97,11 @@ impl Db<'_> {
     pub fn remote_membership(&self, room: &RoomId, user: &UserId) -> Result<Option<RemoteMembership>> {
         let sql = format!("SELECT {COLUMNS} FROM remote_memberships WHERE room_id = ?1 AND user_id = ?2");
         let mut statement = self.conn().prepare_cached(&sql)?;
-        statement.query_row([room.as_str(), user.as_str()], raw).optional()?.map(Raw::typed).transpose()
+        statement
+            .query_row([room.as_str(), user.as_str()], raw)
+            .optional()?
+            .map(RemoteMembershipRow::typed)
+            .transpose()
     }
 
     /// All users' remote memberships in this room.
@@ -105,7 +109,7 @@ impl Db<'_> {
         let sql = format!("SELECT {COLUMNS} FROM remote_memberships WHERE room_id = ?1");
         let mut statement = self.conn().prepare_cached(&sql)?;
         let rows = statement.query_map([room.as_str()], raw)?;
-        rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
+        rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
     }
 
     /// Whether there is one.
@@ -130,7 +134,7 @@ impl Db<'_> {
         );
         let mut statement = self.conn().prepare_cached(&sql)?;
         let rows = statement.query_map(params![user.as_str(), after, with_left], raw)?;
-        rows.map(|row| row.map_err(Error::from).and_then(Raw::typed)).collect()
+        rows.map(|row| row.map_err(Error::from).and_then(RemoteMembershipRow::typed)).collect()
     }
 
     /// The rooms where the user has a remote membership that has not come to its end.

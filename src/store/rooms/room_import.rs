@@ -16,7 +16,7 @@ use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Status, Tx};
 
 /// A stored event of the state that a room will have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Staged {
+pub struct StagedEvent {
     /// What it is the state of.
     pub slot: Slot,
     /// Its row.
@@ -29,7 +29,11 @@ impl Tx<'_> {
     /// Stores events of a room; nothing happens to those that we have. Gives a line for each that is part of the state
     /// (`true`). In room versions 1 and 2, where a server chooses the ids of its events, one whose id another event has
     /// is left out.
-    pub fn stage_events(&mut self, room: RoomKey, events: &[(VerifiedPdu, bool)]) -> Result<Vec<Staged>> {
+    pub fn stage_events(
+        &mut self,
+        room: RoomKey,
+        events: &[(VerifiedPdu, bool)],
+    ) -> Result<Vec<StagedEvent>> {
         let mut staged = Vec::with_capacity(events.len());
         let mut slots = NewSlots::default();
         for (pdu, in_state) in events {
@@ -37,7 +41,7 @@ impl Tx<'_> {
             if let (true, Some(state_key)) = (in_state, pdu.state_key()) {
                 let slot = self.make_slot_of_many(&mut slots, pdu.event_type(), state_key)?;
                 let member = pdu.membership().map(|membership| (state_key.into(), membership));
-                staged.push(Staged { slot, event, member });
+                staged.push(StagedEvent { slot, event, member });
             }
         }
         Ok(staged)
@@ -69,7 +73,12 @@ impl Tx<'_> {
     /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. A
     /// room that we have been in before changes by the difference, so that those of us who were there see it as that.
     /// Errors: 502 if two events are for one type and state key.
-    pub fn settle(&mut self, room: RoomKey, mut state: Vec<Staged>, at: i64) -> Result<SnapshotId> {
+    pub fn import_state(
+        &mut self,
+        room: RoomKey,
+        mut state: Vec<StagedEvent>,
+        at: i64,
+    ) -> Result<SnapshotId> {
         state.sort_unstable_by_key(|row| (row.slot, row.event));
         state.dedup();
         if state.windows(2).any(|pair| pair[0].slot == pair[1].slot) {
@@ -78,7 +87,7 @@ impl Tx<'_> {
         let snapshot = match self.room_by_key(room)?.state {
             None => {
                 let size = state.len();
-                self.settle_afresh(room, state, at)?;
+                self.import_new_state(room, state, at)?;
                 self.root_snapshot_of_current(room, size)?
             }
             Some(old) => {
@@ -96,7 +105,7 @@ impl Tx<'_> {
 
     /// Does what [`Tx::move_current_state`] does, for many events at once and without a history. Rows go in in the order
     /// of their keys, which is fastest and packs them best.
-    fn settle_afresh(&mut self, room: RoomKey, mut state: Vec<Staged>, at: i64) -> Result<()> {
+    fn import_new_state(&mut self, room: RoomKey, mut state: Vec<StagedEvent>, at: i64) -> Result<()> {
         let mut insert = self
             .conn()
             .prepare_cached("INSERT INTO current_state (room_key, slot, event_key) VALUES (?1, ?2, ?3)")?;
@@ -128,16 +137,16 @@ impl Tx<'_> {
         for (server, users) in servers {
             self.count_resident(room, server, users, at)?;
         }
-        self.remember(|memory| {
-            memory.forget_audience(room);
-            memory.forget_state(room);
+        self.remember(|cache| {
+            cache.forget_audience(room);
+            cache.forget_state(room);
         });
         Ok(())
     }
 }
 
 /// How a state, sorted by slot, differs from the room's current one.
-fn difference(db: &Db<'_>, room: RoomKey, state: &[Staged]) -> Result<Delta> {
+fn difference(db: &Db<'_>, room: RoomKey, state: &[StagedEvent]) -> Result<Delta> {
     let mut old = db.current_slots(room)?;
     let mut change = Delta::new();
     for row in state {

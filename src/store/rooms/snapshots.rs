@@ -10,8 +10,11 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
-use crate::store::rooms::state::LAST_OTHER_SLOT;
 use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
+
+/// Memberships have the slots beyond this one, so that what else a room's state has lies together, however many members
+/// there are. Slots have five bytes.
+pub(crate) const LAST_OTHER_SLOT: Slot = 1 << 38;
 
 /// What changes from one state to another: slot → its event, or none any more.
 pub type Delta = BTreeMap<Slot, Option<EventKey>>;
@@ -56,7 +59,7 @@ fn find(blob: &[u8], slot: Slot) -> Option<Option<EventKey>> {
     None
 }
 
-pub(in crate::store) struct Row {
+pub(in crate::store) struct SnapshotRow {
     pub(in crate::store) snapshot: SnapshotId,
     number: i64,
     parent: Option<SnapshotId>,
@@ -64,7 +67,7 @@ pub(in crate::store) struct Row {
     delta: Option<Vec<u8>>,
 }
 
-impl Row {
+impl SnapshotRow {
     /// What it takes to remember it.
     pub(in crate::store) fn bytes(&self) -> usize {
         120 + self.delta.as_ref().map_or(0, Vec::len)
@@ -73,12 +76,12 @@ impl Row {
 
 /// How a snapshot was made: from which one, by which change. Only the writer remembers this, and only of late snapshots:
 /// between neighbours it is the short way.
-pub(in crate::store) struct Step {
+pub(in crate::store) struct SnapshotStep {
     from: SnapshotId,
     change: Delta,
 }
 
-impl Step {
+impl SnapshotStep {
     /// What it takes to remember it.
     pub(in crate::store) fn bytes(&self) -> usize {
         120 + 40 * self.change.len()
@@ -97,21 +100,21 @@ fn parent_number(number: i64) -> i64 {
 }
 
 impl Db<'_> {
-    fn snapshot_row(&self, snapshot: SnapshotId) -> Result<Arc<Row>> {
-        if let Some(row) = self.recall(|memory| memory.graph.row(snapshot)) {
+    fn snapshot_row(&self, snapshot: SnapshotId) -> Result<Arc<SnapshotRow>> {
+        if let Some(row) = self.recall(|cache| cache.events.row(snapshot)) {
             return Ok(row);
         }
         let mut statement =
             self.conn().prepare_cached("SELECT number, parent, delta FROM snapshots WHERE snapshot = ?1")?;
         let row = Arc::new(statement.query_row([snapshot], |r| {
-            Ok(Row { snapshot, number: r.get(0)?, parent: r.get(1)?, delta: r.get(2)? })
+            Ok(SnapshotRow { snapshot, number: r.get(0)?, parent: r.get(1)?, delta: r.get(2)? })
         })?);
-        self.remember(|memory| memory.graph.keep_row(row.clone()));
+        self.remember(|cache| cache.events.keep_row(row.clone()));
         Ok(row)
     }
 
     /// Looks one slot up in a row: `Some(None)` says that the slot was emptied, `None` that the row does not speak of it.
-    fn find_in(&self, row: &Row, slot: Slot) -> Result<Option<Option<EventKey>>> {
+    fn find_in(&self, row: &SnapshotRow, slot: Slot) -> Result<Option<Option<EventKey>>> {
         if let Some(delta) = &row.delta {
             return Ok(find(delta, slot));
         }
@@ -123,12 +126,12 @@ impl Db<'_> {
     }
 
     /// All entries of a row, by slot.
-    fn entries_of(&self, row: &Row) -> Result<Vec<(Slot, Option<EventKey>)>> {
+    fn entries_of(&self, row: &SnapshotRow) -> Result<Vec<(Slot, Option<EventKey>)>> {
         self.entries_upto(row, Slot::MAX)
     }
 
     /// The entries of a row for slots up to this one, by slot.
-    fn entries_upto(&self, row: &Row, last: Slot) -> Result<Vec<(Slot, Option<EventKey>)>> {
+    fn entries_upto(&self, row: &SnapshotRow, last: Slot) -> Result<Vec<(Slot, Option<EventKey>)>> {
         if let Some(delta) = &row.delta {
             return Ok(entries(delta).take_while(|(slot, _)| *slot <= last).collect());
         }
@@ -181,7 +184,7 @@ impl Db<'_> {
 
     /// A snapshot's number and parent.
     fn snapshot_link(&self, snapshot: SnapshotId) -> Result<(i64, Option<SnapshotId>)> {
-        if let Some(row) = self.recall(|memory| memory.graph.row(snapshot)) {
+        if let Some(row) = self.recall(|cache| cache.events.row(snapshot)) {
             return Ok((row.number, row.parent));
         }
         let mut statement =
@@ -223,7 +226,7 @@ impl Db<'_> {
     /// The difference between snapshots that were made one from the other, or both from a third, not many steps ago.
     /// None if the writer does not remember how.
     fn difference_by_steps(&self, from: SnapshotId, to: SnapshotId) -> Result<Option<Delta>> {
-        if self.memory.is_none() {
+        if self.cache.is_none() {
             return Ok(None);
         }
         // From both ends towards the root, always from the one that is further from it, until they meet.
@@ -234,7 +237,7 @@ impl Db<'_> {
                 return self.difference_above(Some(from.0), &before, &after).map(Some);
             }
             let (at, found) = if from.1 >= to.1 { (&mut from, &mut before) } else { (&mut to, &mut after) };
-            let Some(step) = self.recall(|memory| memory.graph.step(at.0)) else { return Ok(None) };
+            let Some(step) = self.recall(|cache| cache.events.step(at.0)) else { return Ok(None) };
             for (slot, event) in &step.change {
                 found.entry(*slot).or_insert(*event);
             }
@@ -317,8 +320,8 @@ impl Tx<'_> {
         let mut delta = self.changes_along(&between)?;
         delta.extend(change.iter().map(|(slot, event)| (*slot, *event)));
         let snapshot = self.insert_snapshot(number, Some(at), &delta)?;
-        self.remember(|memory| {
-            memory.graph.keep_step(snapshot, Step { from: previous, change: change.clone() });
+        self.remember(|cache| {
+            cache.events.keep_step(snapshot, SnapshotStep { from: previous, change: change.clone() });
         });
         Ok(snapshot)
     }
@@ -333,8 +336,8 @@ impl Tx<'_> {
             .prepare_cached("INSERT INTO snapshots (number, parent, delta) VALUES (?1, ?2, ?3)")?
             .execute(params![number, parent, delta])?;
         let snapshot = self.conn().last_insert_rowid();
-        let row = Row { snapshot, number, parent, delta };
-        self.remember(|memory| memory.graph.keep_row(Arc::new(row)));
+        let row = SnapshotRow { snapshot, number, parent, delta };
+        self.remember(|cache| cache.events.keep_row(Arc::new(row)));
         Ok(snapshot)
     }
 

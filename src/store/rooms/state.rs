@@ -7,16 +7,34 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
 use crate::protocol::{EventId, Pdu, UserId};
-use crate::store::cache::events::SlotName;
 use crate::store::rooms::memberships::MembershipChange;
-use crate::store::rooms::snapshots::Delta;
+use crate::store::rooms::snapshots::{Delta, LAST_OTHER_SLOT};
 use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
+
+/// A slot's event type and state key.
+pub(crate) type SlotName = (Arc<str>, Arc<str>);
 
 /// A whole state by names and ids, as state resolution takes and gives it.
 pub type StateMap = BTreeMap<(Arc<str>, Arc<str>), EventId>;
 
 /// A difference between two states by names and ids.
 pub type NamedDelta = BTreeMap<(Arc<str>, Arc<str>), Option<EventId>>;
+
+/// A room state: a snapshot, or what resolving several came to, as a difference to one of them.
+#[derive(Debug, Clone)]
+pub struct StateRef {
+    /// The snapshot it is, or differs from.
+    pub base: SnapshotId,
+    /// How it differs.
+    pub change: NamedDelta,
+}
+
+impl StateRef {
+    /// A state that is a snapshot.
+    pub fn snapshot(base: SnapshotId) -> Self {
+        Self { base, change: NamedDelta::new() }
+    }
+}
 
 /// A change of a room's current state in one slot over a stretch of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,34 +51,30 @@ pub struct StateChange {
 
 const MEMBER: &str = "m.room.member";
 
-/// Memberships have the slots beyond this one, so that what else a room's state has lies together, however many members
-/// there are. Slots have five bytes.
-pub(crate) const LAST_OTHER_SLOT: Slot = 1 << 38;
-
 impl Db<'_> {
     /// The number of a (type, state key) pair, if any state event ever had it.
     pub fn slot(&self, event_type: &str, state_key: &str) -> Result<Option<Slot>> {
-        if let Some(slot) = self.recall(|memory| memory.graph.slot(event_type, state_key)) {
+        if let Some(slot) = self.recall(|cache| cache.events.slot(event_type, state_key)) {
             return Ok(Some(slot));
         }
         let mut statement =
             self.conn().prepare_cached("SELECT slot FROM slots WHERE type = ?1 AND state_key = ?2")?;
         let slot = statement.query_row([event_type, state_key], |r| r.get(0)).optional()?;
         if let Some(slot) = slot {
-            self.remember(|memory| memory.graph.keep_slot(slot, event_type, state_key));
+            self.remember(|cache| cache.events.keep_slot(slot, event_type, state_key));
         }
         Ok(slot)
     }
 
     /// The type and state key of a slot.
     pub fn slot_name(&self, slot: Slot) -> Result<SlotName> {
-        if let Some(name) = self.recall(|memory| memory.graph.slot_name(slot)) {
+        if let Some(name) = self.recall(|cache| cache.events.slot_name(slot)) {
             return Ok(name);
         }
         let mut statement =
             self.conn().prepare_cached("SELECT type, state_key FROM slots WHERE slot = ?1")?;
         let name: SlotName = statement.query_row([slot], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        self.remember(|memory| memory.graph.keep_slot(slot, &name.0, &name.1));
+        self.remember(|cache| cache.events.keep_slot(slot, &name.0, &name.1));
         Ok(name)
     }
 
@@ -71,7 +85,7 @@ impl Db<'_> {
         event_type: &str,
         state_key: &str,
     ) -> Result<Option<EventKey>> {
-        if let Some(known) = self.recall(|memory| memory.state_event_key(room, event_type, state_key)) {
+        if let Some(known) = self.recall(|cache| cache.state_event_key(room, event_type, state_key)) {
             return Ok(known);
         }
         let mut statement = self.conn().prepare_cached(
@@ -79,7 +93,7 @@ impl Db<'_> {
              WHERE s.type = ?2 AND s.state_key = ?3",
         )?;
         let event = statement.query_row(params![room, event_type, state_key], |r| r.get(0)).optional()?;
-        self.remember(|memory| memory.keep_state_event_key(room, event_type, state_key, event));
+        self.remember(|cache| cache.keep_state_event_key(room, event_type, state_key, event));
         Ok(event)
     }
 
@@ -230,7 +244,7 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)")?
             .execute(params![slot, event_type, state_key])?;
-        self.remember(|memory| memory.graph.keep_slot(slot, event_type, state_key));
+        self.remember(|cache| cache.events.keep_slot(slot, event_type, state_key));
         Ok(slot)
     }
 
@@ -304,7 +318,7 @@ impl Tx<'_> {
                     .execute(params![room, slot, at, event, previous])?;
             }
             let (event_type, state_key) = self.slot_name(*slot)?;
-            self.remember(|memory| memory.forget_state_event(room, &event_type, &state_key));
+            self.remember(|cache| cache.forget_state_event(room, &event_type, &state_key));
             if &*event_type == "m.room.member" {
                 let old = self.stored_membership(room, &state_key)?;
                 let new = match event {

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::store::rooms::state::LAST_OTHER_SLOT;
+use crate::store::rooms::snapshots::LAST_OTHER_SLOT;
 use crate::store::{Db, EventKey, RoomKey};
 
 /// One change of a slot of a room's current state.

@@ -1,5 +1,5 @@
 //! Copies of one event. Whoever relays an event may alter its content: then its hash is wrong, and what is kept is the
-//! redacted form. The whole copy, which comes from elsewhere, takes its place, judged as if it had come first.
+//! redacted form. The whole copy, which comes from elsewhere, takes its place, authorised as if it had come first.
 
 use std::collections::HashSet;
 
@@ -10,8 +10,8 @@ use crate::protocol::event_auth::{AuthError, check_auth_events};
 use crate::protocol::server_acl::ServerAcl;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::Room;
-use crate::store::rooms::append::StateRef;
 use crate::store::rooms::events::StoredEvent;
+use crate::store::rooms::state::StateRef;
 use crate::store::{Db, Status, Tx};
 
 const ACL: &str = "m.room.server_acl";
@@ -19,7 +19,7 @@ const ACL: &str = "m.room.server_acl";
 const LOOK_BACK: u32 = 20;
 
 impl Db<'_> {
-    /// The copy of a received event that is to be judged: the one that we have, if only that one is whole.
+    /// The copy of a received event that is to be authorised: the one that we have, if only that one is whole.
     pub fn wholest(&self, received: &VerifiedPdu) -> Result<Option<VerifiedPdu>> {
         if received.is_whole() {
             return Ok(None);
@@ -84,7 +84,7 @@ impl Db<'_> {
             auth.extend(create.cloned());
         }
         let verdict = check_auth_events(pdu, &auth, &|id| rejected.contains(id), pdu.version())
-            .and_then(|()| self.judge(pdu.version()).check_against_auth_events(pdu, &auth));
+            .and_then(|()| self.auth_checker(pdu.version()).check_against_auth_events(pdu, &auth));
         Ok(Some(verdict))
     }
 
@@ -99,9 +99,9 @@ impl Db<'_> {
             return Ok(false);
         }
         let Some(before) = stored.state_before else { return Ok(true) };
-        let judge = self.judge(whole.version());
+        let checker = self.auth_checker(whole.version());
         let (state, failure) = (StateRef::snapshot(before), std::cell::RefCell::new(None));
-        let verdict = judge.check(whole, &|event_type, state_key| {
+        let verdict = checker.check(whole, &|event_type, state_key| {
             self.state_event_of(&state, event_type, state_key).unwrap_or_else(|e| {
                 failure.borrow_mut().get_or_insert(e);
                 None
@@ -142,7 +142,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Gives an outlier that is getting its place the content of the copy that was judged, if it has none.
+    /// Gives an outlier that is getting its place the content of the copy that was authorised, if it has none.
     pub(in crate::store) fn complete_outlier(&mut self, judged: &VerifiedPdu) -> Result<()> {
         match self.event(judged.event_id())? {
             Some(stored) if is_whole_copy_of(judged, &stored) => self.put_content(stored.key, judged),
@@ -150,8 +150,8 @@ impl Tx<'_> {
         }
     }
 
-    /// Takes back the rejection of an event of which only the redacted form was judged, if its auth events allow the whole
-    /// one: then it is one that is only referred to, and its place is to be judged. True if it was so.
+    /// Takes back the rejection of an event of which only the redacted form was authorised, if its auth events allow the whole
+    /// one: then it is one that is only referred to, and its place is to be authorised. True if it was so.
     pub(crate) fn unlearn_rejected(&mut self, whole: &VerifiedPdu) -> Result<bool> {
         let Some(stored) = self.event(whole.event_id())? else { return Ok(false) };
         if stored.status != Status::Rejected || !is_whole_copy_of(whole, &stored) {
@@ -171,9 +171,9 @@ impl Tx<'_> {
     }
 
     fn put_content(&mut self, event: crate::store::EventKey, whole: &VerifiedPdu) -> Result<()> {
-        self.remember(|memory| {
-            memory.graph.forget_event(whole.event_id());
-            memory.forget_judges();
+        self.remember(|cache| {
+            cache.events.forget_event(whole.event_id());
+            cache.forget_auth_checkers();
         });
         self.changes.redacted = true;
         self.conn()

@@ -32,7 +32,7 @@ pub struct StoredKey {
 
 /// Where a statement of keys comes from, and for whom it was fetched.
 #[derive(Debug, Clone, Copy)]
-pub struct Source {
+pub struct StatementSource {
     /// The server itself said so; else a notary.
     pub direct: bool,
     /// It was fetched for the sake of a server that is in no room with us: the first to go when there are many.
@@ -135,7 +135,7 @@ impl Tx<'_> {
         keys: &[StoredKey],
         statement: &[u8],
         fetched_ms: Millis,
-        source: Source,
+        source: StatementSource,
     ) -> Result<()> {
         self.conn()
             .prepare_cached(
@@ -174,7 +174,7 @@ impl Tx<'_> {
         if source.stranger {
             self.forget_strangers_keys()?;
         }
-        self.hasten_what_waits_for(server.as_str())
+        self.hasten_pending_that_needs(server.as_str())
     }
 
     /// Forgets the keys of the strangers that were fetched first, if there are too many. Whoever was ever in a room that we
@@ -228,7 +228,7 @@ mod tests {
         let save = |key: StoredKey, statement: &'static [u8], direct: bool| {
             let peer = ServerName::parse("peer.example").expect("a name");
             let kept = store.write(move |tx| {
-                let source = Source { direct, stranger: false };
+                let source = StatementSource { direct, stranger: false };
                 tx.save_server_keys(&peer, &[key], statement, 7, source)?;
                 let statement = tx.key_statements(&peer)?.remove(0).statement;
                 Ok((tx.server_keys(&peer)?.remove(0), tx.key_statement(statement)?))
@@ -262,7 +262,7 @@ mod tests {
             let keys: Vec<StoredKey> = (0..100)
                 .map(|n| StoredKey { key_id: format!("ed25519:{round}_{n}"), ..key("one", 100, n % 2 == 0) })
                 .collect();
-            let source = Source { direct: true, stranger: false };
+            let source = StatementSource { direct: true, stranger: false };
             store.write(move |tx| tx.save_server_keys(&peer, &keys, b"statement", 7, source)).expect("kept");
         }
         let kept = store.read(|db| db.server_keys(&peer)).expect("keys");
@@ -281,7 +281,7 @@ mod tests {
             &Options { durable: false, readers: 1 },
         );
         let store = store.expect("a store");
-        let source = |stranger| Source { direct: true, stranger };
+        let source = |stranger| StatementSource { direct: true, stranger };
         let kept = store.write(move |tx| {
             let keys =
                 [key("one", 100, false), StoredKey { key_id: "ed25519:b".into(), ..key("two", 100, false) }];

@@ -13,7 +13,7 @@ use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
 use doorstep::protocol::sign::{SigningKey, sign_json};
 use doorstep::protocol::{EventId, RoomId, ServerName, x_matrix};
-use doorstep::store::servers::server_keys::{Source, StoredKey};
+use doorstep::store::servers::server_keys::{StatementSource, StoredKey};
 use doorstep::testing::{scripted, secluded, segment};
 use serde_json::{Map, Value, json};
 use tiny_http::Method;
@@ -241,7 +241,7 @@ impl House {
         let ends = self.hs.store.read(|db| {
             // A room that there is not, has nothing to be on top of.
             let Some(known) = db.room(&room.id)? else { return Ok((Vec::new(), Vec::new(), 0)) };
-            let heads = db.heads(known.key)?;
+            let heads = db.forward_extremities(known.key)?;
             let mut auth = Vec::new();
             for (kind, state_key) in &wanted {
                 let event = db.state_event(known.key, kind, state_key)?;
@@ -315,7 +315,7 @@ fn introduce(hs: &Homeserver, key: &SigningKey) {
         retired: false,
     };
     let statement = statement.to_string().into_bytes();
-    let source = Source { direct: true, stranger: false };
+    let source = StatementSource { direct: true, stranger: false };
     let saved =
         hs.store.write(move |tx| tx.save_server_keys(&name(PEER), &[stored], &statement, now, source));
     saved.expect("the database writes");

@@ -22,7 +22,7 @@ impl Errand<'_> {
 
     /// Fetches what lies between our forward extremities and the event, and takes it in, oldest first.
     pub(super) fn fill_hole(&mut self, pdu: &VerifiedPdu) -> Result<()> {
-        let heads = self.hs.store.read(|db| db.heads(self.room.key))?;
+        let heads = self.hs.store.read(|db| db.forward_extremities(self.room.key))?;
         let earliest: Vec<EventId> = heads.into_iter().rev().map(|head| head.event_id).take(PAGE).collect();
         let mut latest = vec![pdu.event_id().clone()];
         let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);

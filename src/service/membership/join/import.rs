@@ -4,8 +4,9 @@ use crate::error::{Error, Result};
 use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
 use crate::service::Homeserver;
 use crate::service::membership::Memberships;
-use crate::store::rooms::append::{Append, Current, StateRef};
-use crate::store::rooms::room_import::Staged;
+use crate::store::rooms::append::{Append, Current};
+use crate::store::rooms::room_import::StagedEvent;
+use crate::store::rooms::state::StateRef;
 use crate::store::{RoomKey, Status, Tx};
 
 /// How many events are stored at once before the room is taken over: others write in between.
@@ -32,7 +33,7 @@ pub struct Adoption<'h> {
     hs: &'h Homeserver,
     room: RoomKey,
     room_id: RoomId,
-    state: Vec<Staged>,
+    state: Vec<StagedEvent>,
 }
 
 /// What came of a room that was to be taken over.
@@ -94,7 +95,7 @@ impl Adoption<'_> {
                 return Ok(Adopted::Before);
             }
             take_over(tx, room, state, &join)?;
-            tx.hasten_waiting_in(room)?;
+            tx.hasten_pending_in(room)?;
             extra(tx)?;
             Ok(Adopted::Now)
         })?;
@@ -106,30 +107,30 @@ impl Adoption<'_> {
 }
 
 /// Makes the state of the answer the room's state, and puts the join on top of it.
-fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<Staged>, join: &VerifiedPdu) -> Result<()> {
+fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<StagedEvent>, join: &VerifiedPdu) -> Result<()> {
     if matches!(tx.event_status(join.event_id())?, Some((_, false))) {
         return Err(Error::forbidden("The join is an old one"));
     }
     let at = tx.next_stream();
-    let snapshot = tx.settle(room, state, at)?;
+    let snapshot = tx.import_state(room, state, at)?;
     let mut missing = Vec::new();
     for id in join.prev_events() {
         if !matches!(tx.event_status(id)?, Some((_, false))) {
             missing.push(id.clone());
         }
     }
-    tx.forget_late_heads(room)?;
-    let (room, old_heads) = (tx.room_by_key(room)?, tx.extremities(room)?);
+    tx.forget_late_extremities(room)?;
+    let (room, old_extremities) = (tx.room_by_key(room)?, tx.extremity_keys(room)?);
     tx.append(&Append {
         room: &room,
         pdu: join,
         status: Status::Accepted,
         outgoing: false,
         state_before: StateRef::snapshot(snapshot),
-        old_heads: &old_heads,
-        kept_heads: Vec::new(),
+        old_extremities: &old_extremities,
+        kept_extremities: Vec::new(),
         overtakes: Vec::new(),
-        becomes_head: true,
+        becomes_extremity: true,
         current: Current::AfterThis,
         missing,
         history: None,

@@ -15,7 +15,8 @@ use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, VerifiedPdu};
 use crate::random;
 use crate::service::events::build::{Draft, Pen, draft_object, references};
 use crate::service::rooms::Rooms;
-use crate::store::rooms::append::{Append, Current, StateRef};
+use crate::store::rooms::append::{Append, Current};
+use crate::store::rooms::state::StateRef;
 use crate::store::{Room, Status, Tx};
 
 impl Rooms<'_> {
@@ -145,10 +146,10 @@ fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> 
             status: Status::Accepted,
             outgoing: true,
             state_before: StateRef::snapshot(state),
-            old_heads: &heads,
-            kept_heads: Vec::new(),
+            old_extremities: &heads,
+            kept_extremities: Vec::new(),
             overtakes: Vec::new(),
-            becomes_head: true,
+            becomes_extremity: true,
             current: Current::AfterThis,
             missing: Vec::new(),
             history: None,
