@@ -4,8 +4,8 @@
 use crate::error::{Error, Result};
 use crate::http::transport::request::Request;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
+use crate::service::events::nearest_event::TimestampQuery;
 use crate::service::rooms::directory::PublicRoomsRequest;
-use crate::service::rooms::timestamp_to_event::Moment;
 
 /// Longest transaction id of a client, in bytes.
 const TXN_ID_BYTES_MAX: usize = 255;
@@ -47,14 +47,14 @@ impl Request {
 }
 
 /// The time and direction that `timestamp_to_event` asks about.
-pub(super) fn moment(request: &Request) -> Result<Moment> {
+pub(super) fn moment(request: &Request) -> Result<TimestampQuery> {
     let ts = request.query_int("ts")?.ok_or_else(|| Error::missing_param("Missing query parameter ts"))?;
     let forwards = match request.required_query("dir")? {
         "f" => true,
         "b" => false,
         _ => return Err(Error::invalid_param("dir must be f or b")),
     };
-    Ok(Moment { ts, forwards })
+    Ok(TimestampQuery { ts, forwards })
 }
 
 /// What a `GET` of a directory asks for, in both APIs.

@@ -57,7 +57,7 @@ pub struct Homeserver {
     /// Transactions of other servers that are being taken in.
     pub transaction_slots: incoming::transaction_slots::TransactionSlots,
     /// What other servers said of spaces.
-    pub told_spaces: rooms::hierarchy::ToldSpaces,
+    pub space_cache: rooms::hierarchy::SpaceCache,
     /// Which policy servers do not answer.
     pub policy_servers: events::policy_server::Silent,
     /// Who of us is at a client.
@@ -72,12 +72,12 @@ pub struct Homeserver {
     pub resolution_allowance: limits::resolution_allowance::ResolutionAllowance,
     /// Brings rooms up to date that are behind what came.
     pub laggards: events::late_extremities::Laggards,
-    /// Keeps two handshakes of one user in one room apart.
-    pub turns: membership::Turns,
+    /// One handshake of one user in one room at a time.
+    pub handshake_locks: membership::HandshakeLocks,
     /// How many knocks were made lately, and whose.
     pub knocks: membership::KnockBudget,
-    /// Keeps two of us from fetching one room at the same time.
-    pub entrances: KeyedLock<RoomId>,
+    /// One import of a room at a time.
+    pub join_locks: KeyedLock<RoomId>,
 }
 
 impl Homeserver {
@@ -139,14 +139,14 @@ impl Homeserver {
             errands: events::fetch::limits::Errands::default(),
             request_permits: limits::request_permits::RequestPermits::default(),
             transaction_slots: incoming::transaction_slots::TransactionSlots::default(),
-            told_spaces: rooms::hierarchy::ToldSpaces::default(),
+            space_cache: rooms::hierarchy::SpaceCache::default(),
             policy_servers: events::policy_server::Silent::default(),
             scheduler,
             resolution_allowance: limits::resolution_allowance::ResolutionAllowance::default(),
             laggards,
-            turns: membership::Turns::default(),
+            handshake_locks: membership::HandshakeLocks::default(),
             knocks: membership::KnockBudget::default(),
-            entrances: KeyedLock::default(),
+            join_locks: KeyedLock::default(),
         }))
     }
 

@@ -12,7 +12,7 @@ use doorstep::config::{Config, Data};
 use doorstep::protocol::sign::SigningKey;
 use doorstep::protocol::{RoomId, ServerName, UserId, VerifiedPdu, room_version};
 use doorstep::service::events::build::Draft;
-use doorstep::service::membership::join::import::AdoptedRoom;
+use doorstep::service::membership::join::import::ImportedRoom;
 use doorstep::testing::temporary_folder;
 use serde_json::{Map, Value, json};
 
@@ -42,8 +42,8 @@ impl WideRoom {
         }
         let join = state.event("m.room.member", US, US, json!({ "membership": "join" }), &[2, 3])?;
         let room = state.events[0].room_id().clone();
-        hs.membership().adopt_room(
-            AdoptedRoom {
+        hs.membership().import_room(
+            ImportedRoom {
                 version: room_version::default_version(),
                 room_id: room.clone(),
                 auth_chain: Vec::new(),

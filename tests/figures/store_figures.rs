@@ -13,7 +13,7 @@ use doorstep::config::{Config, Data};
 use doorstep::protocol::sign::SigningKey;
 use doorstep::protocol::{EventId, RoomId, ServerName, UserId, VerifiedPdu, room_version};
 use doorstep::service::events::build::Draft;
-use doorstep::service::membership::join::import::AdoptedRoom;
+use doorstep::service::membership::join::import::ImportedRoom;
 use doorstep::service::rooms::create::CreateRoom;
 use doorstep::testing::temporary_folder;
 use serde_json::{Map, Value, json};
@@ -180,7 +180,7 @@ fn a_room_of_fifty_thousand() {
         &[2, 3],
         &large.last.clone(),
     );
-    let adopted = AdoptedRoom {
+    let adopted = ImportedRoom {
         version: room_version::default_version(),
         room_id: large.room.clone(),
         auth_chain: Vec::new(),
@@ -195,7 +195,7 @@ fn a_room_of_fifty_thousand() {
     };
     let mut adopted = Some(adopted);
     timed("adopted", &mut || {
-        hs.membership().adopt_room(adopted.take().expect("once"), |_| Ok(())).map(drop).expect("adopted")
+        hs.membership().import_room(adopted.take().expect("once"), |_| Ok(())).map(drop).expect("adopted")
     });
     let bytes = || hs.store.read(|db| db.file_bytes()).expect("it reads");
     println!("{} MB on disk", bytes() / 1_000_000);

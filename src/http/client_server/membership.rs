@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
-use crate::service::membership::Door;
+use crate::service::membership::JoinTarget;
 
 #[derive(Deserialize)]
 struct ReasonBody {
@@ -33,33 +33,38 @@ impl TargetBody {
 
 /// `POST /_matrix/client/v3/join/{roomIdOrAlias}`.
 pub fn join(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    join_door(hs, request, requester, door(hs, request, request.param("roomIdOrAlias"))?)
+    join_target(hs, request, requester, target(hs, request, request.param("roomIdOrAlias"))?)
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/join`.
 pub fn join_by_id(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    join_door(hs, request, requester, Door { room_id: request.room_id()?, via: via(request) })
+    join_target(hs, request, requester, JoinTarget { room_id: request.room_id()?, via: via(request) })
 }
 
-fn join_door(hs: &Homeserver, request: &Request, requester: &Requester, door: Door) -> Result<Reply> {
+fn join_target(
+    hs: &Homeserver,
+    request: &Request,
+    requester: &Requester,
+    target: JoinTarget,
+) -> Result<Reply> {
     let body: ReasonBody = request.json_or_empty()?;
-    let mut door = door;
+    let mut target = target;
     if let Some(signed) = body.third_party_signed {
         let sender = signed.get("sender").and_then(Value::as_str).unwrap_or_default();
         let sender = UserId::parse(sender)?;
-        hs.membership().redeem_third_party_invite(&door.room_id, &sender, &requester.user_id, signed)?;
-        door.via.insert(0, sender.server());
+        hs.membership().redeem_third_party_invite(&target.room_id, &sender, &requester.user_id, signed)?;
+        target.via.insert(0, sender.server());
     }
-    hs.membership().join(&requester.user_id, &door, body.reason.as_deref())?;
-    Ok(Reply::json(&json!({ "room_id": door.room_id })))
+    hs.membership().join(&requester.user_id, &target, body.reason.as_deref())?;
+    Ok(Reply::json(&json!({ "room_id": target.room_id })))
 }
 
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`.
 pub fn knock(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: ReasonBody = request.json_or_empty()?;
-    let door = door(hs, request, request.param("roomIdOrAlias"))?;
-    hs.membership().knock(&requester.user_id, &door, body.reason.as_deref())?;
-    Ok(Reply::json(&json!({ "room_id": door.room_id })))
+    let target = target(hs, request, request.param("roomIdOrAlias"))?;
+    hs.membership().knock(&requester.user_id, &target, body.reason.as_deref())?;
+    Ok(Reply::json(&json!({ "room_id": target.room_id })))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/invite`.
@@ -134,14 +139,14 @@ pub fn joined_rooms(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
 }
 
 /// The room that an id or an alias stands for, and servers that may let us in: those that the client names first.
-fn door(hs: &Homeserver, request: &Request, room: &str) -> Result<Door> {
+fn target(hs: &Homeserver, request: &Request, room: &str) -> Result<JoinTarget> {
     let mut via = via(request);
     if !room.starts_with('#') {
-        return Ok(Door { room_id: RoomId::parse(room)?, via });
+        return Ok(JoinTarget { room_id: RoomId::parse(room)?, via });
     }
     let alias = RoomAlias::parse(room)?;
     let (room_id, servers) = hs.rooms().resolve_alias(&alias)?;
     via.extend(servers);
     via.extend(ServerName::parse(alias.server_name()).ok());
-    Ok(Door { room_id, via })
+    Ok(JoinTarget { room_id, via })
 }

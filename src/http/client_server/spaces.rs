@@ -10,7 +10,7 @@ use crate::http::auth::asker;
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::{RoomAlias, RoomId, ServerName};
 use crate::service::Homeserver;
-use crate::service::membership::Door;
+use crate::service::membership::JoinTarget;
 use crate::service::rooms::hierarchy::HierarchyRequest;
 use crate::service::rooms::summary::RoomSummaryFor;
 
@@ -57,19 +57,19 @@ pub fn unstable_room_summary(
 
 fn summary(hs: &Homeserver, request: &Request, requester: Option<&Requester>) -> Result<RoomSummaryFor> {
     let room = request.param("roomIdOrAlias");
-    let door = match requester {
+    let target = match requester {
         Some(_) if room.starts_with('#') => {
             let alias = RoomAlias::parse(room)?;
             let (room_id, servers) = hs.rooms().look_up_alias(&asker(request, requester), &alias)?;
             let own = ServerName::parse(alias.server_name());
-            Door { room_id, via: via(request).into_iter().chain(servers).chain(own).collect() }
+            JoinTarget { room_id, via: via(request).into_iter().chain(servers).chain(own).collect() }
         }
-        Some(_) => Door { room_id: RoomId::parse(room)?, via: via(request) },
+        Some(_) => JoinTarget { room_id: RoomId::parse(room)?, via: via(request) },
         // Nobody makes us ask other servers without saying who they are.
         None if room.starts_with('#') => {
-            Door { room_id: hs.rooms().resolve_own_alias(&RoomAlias::parse(room)?)?.0, via: Vec::new() }
+            JoinTarget { room_id: hs.rooms().resolve_own_alias(&RoomAlias::parse(room)?)?.0, via: Vec::new() }
         }
-        None => Door { room_id: RoomId::parse(room)?, via: Vec::new() },
+        None => JoinTarget { room_id: RoomId::parse(room)?, via: Vec::new() },
     };
-    hs.rooms().room_summary(requester.map(|requester| &requester.user_id), &door)
+    hs.rooms().room_summary(requester.map(|requester| &requester.user_id), &target)
 }

@@ -8,11 +8,11 @@ use crate::error::Result;
 use crate::http::auth::asker;
 use crate::http::{Origin, Reply, Request};
 use crate::service::Homeserver;
-use crate::service::membership::third_party_invite::Bound;
+use crate::service::membership::third_party_invite::AddressBound;
 
 /// `PUT /_matrix/federation/v1/3pid/onbind`. Identity servers do not sign.
 pub fn on_bind(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
-    let bound: Bound = request.json()?;
+    let bound: AddressBound = request.json()?;
     hs.third_party_bound(&asker(request, None), bound)?;
     Ok(Reply::json(&json!({})))
 }

@@ -3,8 +3,8 @@
 use serde_json::value::RawValue;
 
 use super::{
-    Bearing, Effect, Fact, Fields, InviteAnswer, JoinFailure, LeaveAnswer, Order, Prepared, PriorMembership,
-    Refusal, RemoteMembership, RemoteState,
+    Effect, Fact, Fields, InviteAnswer, InviteOrder, JoinFailure, LeaveAnswer, Prepared, PriorMembership,
+    Refusal, RemoteMembership, RemoteState, RemovalBearing,
 };
 use crate::backoff::Backoff;
 use crate::protocol::pdu::{Membership, Pdu};
@@ -160,13 +160,13 @@ fn invite_arrives(
     if row.is_some_and(|row| row.has_seen(&invite)) {
         return Ok(Next::Same);
     }
-    let order = row.map_or(Order::After, |row| row.order_of(&invite));
+    let order = row.map_or(InviteOrder::After, |row| row.order_of(&invite));
     let mut row = row_for(row, &invite, invitee);
     match (row.state, order) {
         // A leave that the room has, or may have at any moment, is not undone by an invite from before it: whoever
         // invites is told, and may invite anew.
-        (RemoteState::Leaving, Order::Meets) => return Err(Refusal::LeaveUnderWay),
-        (RemoteState::Leaving | RemoteState::Closed, Order::Before) => {
+        (RemoteState::Leaving, InviteOrder::Meets) => return Err(Refusal::LeaveUnderWay),
+        (RemoteState::Leaving | RemoteState::Closed, InviteOrder::Before) => {
             return Err(Refusal::LeftSince);
         }
         // The join goes on; the invite is what is fallen back on if it fails.
@@ -177,7 +177,7 @@ fn invite_arrives(
             if was.is_over() {
                 row.event = None;
             }
-            row.enter(RemoteState::Invited, (order == Order::Unclear).then_some(now));
+            row.enter(RemoteState::Invited, (order == InviteOrder::Unclear).then_some(now));
         }
     }
     row.tell(invite);
@@ -384,15 +384,15 @@ impl Fields {
 
     fn removed(mut self, removal: Pdu, now: Millis) -> Next {
         match self.bearing_of(&removal) {
-            Bearing::Over => return Next::Same,
+            RemovalBearing::Over => return Next::Same,
             // The invite stays until the room has been asked about it.
-            Bearing::Unclear => {
+            RemovalBearing::Unclear => {
                 let is_ban = removal.membership() == Some(Membership::Ban);
                 return self.doubted(if is_ban { INVITE_LOOKS_MAX } else { 0 }, now);
             }
             // Clients were told of their own leave; now there is nobody left to tell.
-            Bearing::Ends if self.state == RemoteState::Leaving => {}
-            Bearing::Ends => {
+            RemovalBearing::Ends if self.state == RemoteState::Leaving => {}
+            RemovalBearing::Ends => {
                 self.tell(removal);
                 self.pending = None;
             }

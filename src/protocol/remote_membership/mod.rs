@@ -21,7 +21,7 @@ use std::fmt;
 use serde_json::value::RawValue;
 
 pub use apply::{ATTEMPTS_MAX, apply, backoff_ms};
-pub use order::{Bearing, Order, bearing, order_of_invite};
+pub use order::{InviteOrder, RemovalBearing, bearing, order_of_invite};
 pub use row::{Fields, PriorMembership, RemoteMembership, SyncSection};
 
 use crate::error::{ErrCode, Error};
@@ -264,7 +264,7 @@ pub enum Refusal {
     NotLeft,
     /// The user asked to leave while what they ask for was being prepared.
     LeftMeanwhile,
-    /// The same of somebody else who removed them, of which what was prepared knows nothing.
+    /// Somebody else removed them meanwhile, of which what was prepared knows nothing.
     RemovedMeanwhile,
     /// The leave is being handed in: only its outcome tells what the invite is worth.
     LeaveUnderWay,

@@ -8,7 +8,7 @@ use crate::protocol::pdu::{Membership, Pdu};
 
 /// What shows of an invite's place in the room, beside a leave of the local user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub enum InviteOrder {
     /// Nothing of ours is in its way, or it was made by who knew of that.
     After,
     /// It does not show.
@@ -21,21 +21,21 @@ pub enum Order {
 
 /// Where an invite stands. `leave`: the leave that was handed in last, and whether it is known to be in the room; or
 /// the ban that ended the membership. `left`: the event that it ended.
-pub fn order_of_invite(invite: &Pdu, leave: Option<(&Pdu, bool)>, left: Option<&Pdu>) -> Order {
+pub fn order_of_invite(invite: &Pdu, leave: Option<(&Pdu, bool)>, left: Option<&Pdu>) -> InviteOrder {
     let rests_on = |event: &Pdu| invite.auth_events().contains(event.event_id());
     match leave {
-        None => Order::After,
-        Some((leave, _)) if rests_on(leave) => Order::After,
-        Some((_, false)) => Order::Meets,
-        Some(_) if left.is_some_and(rests_on) => Order::Before,
-        Some((ban, _)) if ban.membership() == Some(Membership::Ban) => Order::After,
-        Some(_) => Order::Unclear,
+        None => InviteOrder::After,
+        Some((leave, _)) if rests_on(leave) => InviteOrder::After,
+        Some((_, false)) => InviteOrder::Meets,
+        Some(_) if left.is_some_and(rests_on) => InviteOrder::Before,
+        Some((ban, _)) if ban.membership() == Some(Membership::Ban) => InviteOrder::After,
+        Some(_) => InviteOrder::Unclear,
     }
 }
 
 /// What somebody else's removal of the local user means for what they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bearing {
+pub enum RemovalBearing {
     /// It ends the membership.
     Ends,
     /// It ended one that another has followed since.
@@ -50,25 +50,30 @@ pub enum Bearing {
 /// Whoever removes the present membership rests on its event, or at least comes later in the room. An invite and a
 /// removal that were made at the same moment rest on the same event. By state resolution the removal comes first
 /// then, and so an invite survives a kick, but not a ban; if the room ever got the invite.
-pub fn bearing(state: RemoteState, removal: &Pdu, present: Option<&Pdu>, previous: Option<&Pdu>) -> Bearing {
+pub fn bearing(
+    state: RemoteState,
+    removal: &Pdu,
+    present: Option<&Pdu>,
+    previous: Option<&Pdu>,
+) -> RemovalBearing {
     let Some(present) = present.filter(|_| state != RemoteState::Closed) else {
-        return if state == RemoteState::Closed { Bearing::Over } else { Bearing::Ends };
+        return if state == RemoteState::Closed { RemovalBearing::Over } else { RemovalBearing::Ends };
     };
     if removal.auth_events().contains(present.event_id()) {
-        return Bearing::Ends;
+        return RemovalBearing::Ends;
     }
     let is_later = removal.depth() > present.depth();
     if state != RemoteState::Invited {
-        return if is_later { Bearing::Ends } else { Bearing::Over };
+        return if is_later { RemovalBearing::Ends } else { RemovalBearing::Over };
     }
     if present.auth_events().contains(removal.event_id()) {
-        return Bearing::Over;
+        return RemovalBearing::Over;
     }
     let both_rest_on =
         |event: &Pdu| [removal, present].iter().all(|e| e.auth_events().contains(event.event_id()));
     match (previous.is_some_and(both_rest_on), removal.membership()) {
-        (true, Some(Membership::Ban)) => Bearing::Ends,
-        (false, _) if is_later => Bearing::Ends,
-        _ => Bearing::Unclear,
+        (true, Some(Membership::Ban)) => RemovalBearing::Ends,
+        (false, _) if is_later => RemovalBearing::Ends,
+        _ => RemovalBearing::Unclear,
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use serde_json::value::RawValue;
 
-use super::{Bearing, Order, Refusal, RemoteState, bearing, order_of_invite};
+use super::{InviteOrder, Refusal, RemoteState, RemovalBearing, bearing, order_of_invite};
 use crate::protocol::pdu::{Membership, Pdu};
 use crate::protocol::{EventId, Millis, RoomId, RoomVersion, ServerName, UserId};
 
@@ -16,7 +16,7 @@ pub struct RemoteMembership(pub(super) Fields);
 /// What a remote membership consists of. See `schema.sql` for what the fields mean.
 #[derive(Debug, Clone)]
 pub struct Fields {
-    /// The room that we are not in.
+    /// The room that this server is not in.
     pub room_id: RoomId,
     /// The local user.
     pub user_id: UserId,
@@ -79,7 +79,7 @@ impl RemoteMembership {
     }
 
     /// What only the last state that we know of a room speaks of: the local user was invited, or knocked, while
-    /// another of us was in the room, and that other one has left since. `event`: the user's member event there;
+    /// another local user was in the room, and that other one has left since. `event`: the user's member event there;
     /// `via`: servers that were in the room. None if there is nothing to answer or to take back.
     pub fn left_behind(
         event: Pdu,
@@ -175,7 +175,7 @@ impl Fields {
     }
 
     /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.
-    pub fn order_of(&self, invite: &Pdu) -> Order {
+    pub fn order_of(&self, invite: &Pdu) -> InviteOrder {
         let is_known = self.state == RemoteState::Closed;
         let ban = self.event.as_ref().filter(|e| is_known && e.membership() == Some(Membership::Ban));
         let leave = ban.or(self.leave_handed_in()).map(|leave| (leave, is_known));
@@ -192,7 +192,7 @@ impl Fields {
 
     /// Whether a removal ends what the local user is, or what they were: it may be a refusal of a knock that arrives
     /// after the invite, or once more after the next knock.
-    pub fn bearing_of(&self, removal: &Pdu) -> Bearing {
+    pub fn bearing_of(&self, removal: &Pdu) -> RemovalBearing {
         // A leave that the room has not been told is not in the way; what was left is.
         let present = if self.state == RemoteState::Leaving { &self.previous } else { &self.event };
         bearing(self.state, removal, present.as_ref(), self.previous.as_ref())

@@ -592,12 +592,12 @@ fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId
         keys.iter().map(read).collect::<Result<Vec<_>>>().unwrap()
     };
     let memberships = here.membership();
-    let mut adoption = memberships.begin_adoption(room, version).unwrap();
+    let mut adoption = memberships.begin_import(room, version).unwrap();
     adoption.add(events(&answer.state, true)).unwrap();
     adoption.add(events(&answer.auth_chain, false)).unwrap();
     assert_eq!(
         adoption.finish(join, |_| Ok(())).unwrap(),
-        crate::service::membership::join::import::Adopted::Now
+        crate::service::membership::join::import::ImportOutcome::BecameResident
     );
     before
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Bearing, Fact, RemoteMembership, RemoteState};
+use crate::protocol::remote_membership::{Fact, RemoteMembership, RemoteState, RemovalBearing};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
-use crate::service::membership::knock::shown_outside;
-use crate::service::membership::rows::{check_still_outside, note, remote_row};
+use crate::service::membership::rows::{check_not_resident, note, remote_membership_or_state};
+use crate::service::membership::stripped_state_for_servers;
 use crate::store::Db;
 use crate::store::rooms::not_resident;
 
@@ -81,9 +81,9 @@ impl Incoming<'_> {
         if !event.is("m.room.member", user.as_str()) || event.room_id() != room_id {
             return Err(Error::invalid_param("Not a member event of this user in this room"));
         }
-        let (row, known) = self
-            .store
-            .read(|db| Ok((remote_row(db, room_id, user)?, db.event_key(event.event_id())?.is_some())))?;
+        let (row, known) = self.store.read(|db| {
+            Ok((remote_membership_or_state(db, room_id, user)?, db.event_key(event.event_id())?.is_some()))
+        })?;
         let told = row.as_ref().and_then(|row| row.event.as_ref());
         if told.is_some_and(|told| told.event_id() == event.event_id()) {
             return Ok(None);
@@ -100,7 +100,7 @@ impl Incoming<'_> {
                 if !comes_from_the_room(row, event) {
                     return Err(Error::forbidden("Nothing shows that this event is of that room"));
                 }
-                if row.bearing_of(event) == Bearing::Over {
+                if row.bearing_of(event) == RemovalBearing::Over {
                     return Ok(None);
                 }
             }
@@ -120,7 +120,7 @@ impl Incoming<'_> {
     fn invite_by_transaction(&self, invite: VerifiedPdu, user: &UserId) -> Result<()> {
         let shown = self.store.read(|db| {
             let room = db.room(invite.room_id())?;
-            room.map(|room| shown_outside(db, &room, None)).transpose()
+            room.map(|room| stripped_state_for_servers(db, &room, None)).transpose()
         })?;
         let (room_id, inviter) = (invite.room_id(), Some(invite.sender()));
         let shown = stripped_state::usable(&shown.unwrap_or_default(), room_id, invite.version(), inviter);
@@ -131,7 +131,7 @@ impl Incoming<'_> {
     fn remove_by_transaction(&self, event: VerifiedPdu, user: UserId, room_id: RoomId) -> Result<()> {
         let (removal, now) = (event.clone(), self.clock.now_ms());
         let outside = self.store.write(move |tx| {
-            if check_still_outside(tx, &room_id).is_err() {
+            if check_not_resident(tx, &room_id).is_err() {
                 return Ok(false);
             }
             note(tx, &room_id, &user, Fact::Removed(event.into()), now).map(|_| true)

@@ -1,16 +1,16 @@
-//! Invites, both ends: our user invites (`invite`), and another server's user invites one of ours (`receive_invite`).
-//! An invite to somebody who knocked accepts the knock, whether or not it says so.
+//! Invites, both ends: a local user invites (`invite`), and another server's user invites a local user
+//! (`receive_invite`). An invite to somebody who knocked accepts the knock, whether or not it says so.
 
-use crate::service::membership::Memberships;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
-use super::knock::shown_outside;
-use super::rows::{note, remote_row};
-use super::{Ask, member_draft};
+use super::guard::HandshakeRequest;
+use super::knock::stripped_state_for_servers;
+use super::rows::{note, remote_membership_or_state};
+use super::template::member_draft;
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::CallError;
@@ -24,37 +24,39 @@ use crate::protocol::{
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
+use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
 
-/// How many invites to rooms that we are not in wait for one user's answer at most.
-const MOST_OPEN: usize = 200;
+/// How many invites to rooms that this server is not in wait for one user's answer at most.
+const OPEN_INVITES_MAX: usize = 200;
 /// And of these, so many by one inviter who shares no room with them.
-const MOST_OPEN_OF_ONE: usize = 10;
+const OPEN_INVITES_OF_ONE_MAX: usize = 10;
 /// When an invite that is one too many may be tried again.
-const TRY_AGAIN_MS: i64 = 3_600_000;
+const RETRY_AFTER_MS: i64 = 3_600_000;
 
 /// How often an invite is repeated that something else overtook.
-const MOST_INVITES: usize = 3;
+const INVITE_ATTEMPTS_MAX: usize = 3;
 
 /// How long an invite waits until the invitee's server has heard that they were removed before.
-const REMOVAL_WITHIN: Duration = Duration::from_secs(2);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How old a removal is at least before its user is invited again, in milliseconds.
-const TAKEN_IN_WITHIN: Millis = 500;
+const REMOVAL_AGE_MS: Millis = 500;
 
 /// How long an invite that comes in waits for the outcome of the invitee's leave.
-const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+const LEAVE_OUTCOME_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time to find the keys of what an invite shows of its room. The inviter waits.
-const KEYS_WITHIN: Duration = Duration::from_secs(10);
+const KEYS_TIMEOUT: Duration = Duration::from_secs(10);
 
-// ----- our user invites -----
+// ----- a local user invites -----
 
 impl Memberships<'_> {
-    /// `POST /invite`, also the invites of `PUT /state/m.room.member` and of a new room (`owed_invites`). `extra` is further content
-    /// (`is_direct`). An invitee elsewhere is asked first: what their server refuses never happened.
+    /// `POST /invite`, also the invites of `PUT /state/m.room.member` and of a new room (`owed_invites`). `extra` is
+    /// further content (`is_direct`). An invitee elsewhere is asked first: what their server refuses never happened.
     ///
     /// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`, 400 `M_UNSUPPORTED_ROOM_VERSION`, 502 if the invitee's
-    /// server cannot be reached or answers with something else than our event; 429 `M_LIMIT_EXCEEDED` if it takes no more.
+    /// server cannot be reached or answers with something else than the event that was sent; 429 `M_LIMIT_EXCEEDED`
+    /// if it takes no more.
     pub fn invite(
         &self,
         sender: &UserId,
@@ -63,12 +65,12 @@ impl Memberships<'_> {
         reason: Option<&str>,
         extra: Map<String, Value>,
     ) -> Result<()> {
-        let _turn = self.turns.take(room_id, target)?;
-        self.invite_in_turn(sender, room_id, target, reason, extra)
+        let _turn = self.handshake_locks.take(room_id, target)?;
+        self.invite_with_lock(sender, room_id, target, reason, extra)
     }
 
-    /// The same for who has the invitee's turn.
-    pub(super) fn invite_in_turn(
+    /// [`Memberships::invite`] for whoever holds the lock for the invitee.
+    pub(super) fn invite_with_lock(
         &self,
         sender: &UserId,
         room_id: &RoomId,
@@ -87,7 +89,7 @@ impl Memberships<'_> {
         self.invite_with(&room, sender, target, content).map(drop)
     }
 
-    /// Sends an invite with this content, asking the invitee's server if it is not ours.
+    /// Sends an invite with this content, asking the invitee's server if that is another.
     pub(super) fn invite_with(
         &self,
         room: &Room,
@@ -101,13 +103,14 @@ impl Memberships<'_> {
             return self.events().send(draft);
         }
         let server = target.server();
-        // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then their
-        // server refuses it, or the room, which has both, decides that they are not invited, and they are invited anew.
-        for _ in 0..MOST_INVITES {
+        // What the invitee does while their server is asked may overtake the invite (a withdrawn knock, say): then
+        // their server refuses it, or the room, which has both, decides that they are not invited, and they are
+        // invited anew.
+        for _ in 0..INVITE_ATTEMPTS_MAX {
             self.after_removal(room, target, &server)?;
             let was_here = self.store.read(|db| db.is_resident(room.key, &server))?;
             let ours = self.events().draft_event(draft.clone())?;
-            let room_state = self.store.read(|db| shown_outside(db, room, Some(sender)))?;
+            let room_state = self.store.read(|db| stripped_state_for_servers(db, room, Some(sender)))?;
             let answer = match self.offer_invite(&server, &ours, room.version, &room_state) {
                 Err(e) if e.status() == 403 && self.member_moved(room, target, &ours)? => continue,
                 other => other?,
@@ -128,7 +131,8 @@ impl Memberships<'_> {
         Err(Error::forbidden(format!("{target} leaves the room faster than they can be invited")))
     }
 
-    /// Gives the news that somebody was removed a moment to reach their server, where it would undo the invite that follows.
+    /// Gives the news that somebody was removed a moment to reach their server, where it would undo the invite that
+    /// follows.
     fn after_removal(&self, room: &Room, target: &UserId, server: &ServerName) -> Result<()> {
         let removed = self.store.read(|db| {
             if db.is_resident(room.key, server)? {
@@ -140,10 +144,10 @@ impl Memberships<'_> {
             Ok(db.event(present.event_id())?.filter(|_| present.sender() != target))
         })?;
         let Some((removal, place)) = removed.and_then(|e| Some((e.pdu, e.place?))) else { return Ok(()) };
-        self.sender.wait_for_delivery(server, place.stream, REMOVAL_WITHIN);
+        self.sender.wait_for_delivery(server, place.stream, REMOVAL_TIMEOUT);
         // Some take in what they were sent only after they have answered.
         let age = self.clock.now_ms() - removal.origin_server_ts();
-        if let Some(left) = (0..TAKEN_IN_WITHIN).contains(&age).then(|| TAKEN_IN_WITHIN - age) {
+        if let Some(left) = (0..REMOVAL_AGE_MS).contains(&age).then(|| REMOVAL_AGE_MS - age) {
             self.scheduler.rest(Duration::from_millis(left.unsigned_abs()));
         }
         Ok(())
@@ -155,8 +159,8 @@ impl Memberships<'_> {
         Ok(present.is_some_and(|present| !invite.auth_events().contains(present.event_id())))
     }
 
-    /// Whether an invite that is in the room is what the user is there, or was: somebody may have taken it back already,
-    /// which is no reason to invite them again.
+    /// Whether an invite that is in the room is what the user is there, or was: somebody may have taken it back
+    /// already, which is no reason to invite them again.
     fn took_effect(&self, room: &Room, target: &UserId, invite: &Pdu) -> Result<bool> {
         let present = self.store.read(|db| db.state_event(room.key, "m.room.member", target.as_str()))?;
         Ok(present.is_some_and(|present| {
@@ -165,8 +169,8 @@ impl Memberships<'_> {
         }))
     }
 
-    /// The room does not want an invite that the invitee's server has signed, and so shows: that server is told why, if it
-    /// is because somebody else removed or banned them. Otherwise it finds out when they try to join.
+    /// The room does not want an invite that the invitee's server has signed, and so shows: that server is told why,
+    /// if it is because somebody else removed or banned them. Otherwise it finds out when they try to join.
     fn tell_what_stands(&self, room: &Room, target: &UserId) {
         let (room, target) = (room.key, target.clone());
         let told = self.store.write(move |tx| {
@@ -187,7 +191,7 @@ impl Memberships<'_> {
         }
     }
 
-    /// Whether those of these users who are ours can be invited at all. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`.
+    /// Whether the local ones of these users can be invited at all. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`.
     pub fn check_own_invitees(&self, users: &[UserId]) -> Result<()> {
         let mut ours = users.iter().filter(|user| self.is_ours(user));
         self.store.read(|db| ours.try_for_each(|user| check_invitee(db, user)))
@@ -231,8 +235,8 @@ impl Memberships<'_> {
         })
     }
 
-    /// The answer must be our event with a valid signature of the invitee's server, and nothing else. Returns our own
-    /// bytes with that signature added: whatever else came back is not looked at again.
+    /// The answer must be the event that was sent with a valid signature of the invitee's server, and nothing else.
+    /// Returns our own bytes with that signature added: whatever else came back is not looked at again.
     fn check_invite_answer(
         &self,
         ours: &VerifiedPdu,
@@ -263,7 +267,7 @@ fn with_room_state(ours: &Pdu, room_state: &[Box<RawValue>]) -> Result<Vec<u8>> 
     serde_json::to_vec(&event).map_err(Error::internal)
 }
 
-/// Whether one of ours can be invited: there is such an account, and it takes invites (`m.invite_permission_config`).
+/// Whether a local user can be invited: there is such an account, and it takes invites (`m.invite_permission_config`).
 /// Errors: 403 `M_FORBIDDEN`, 403 `M_INVITE_BLOCKED`.
 pub(super) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
     if !db.is_active_user(user)? {
@@ -275,7 +279,7 @@ pub(super) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
     Ok(())
 }
 
-/// Whether one of ours takes no invites: "they should be rejected automatically by the homeserver", and those that are
+/// Whether a local user takes no invites: "they should be rejected automatically by the homeserver", and those that are
 /// there already "MUST NOT be served over client synchronisation endpoints".
 pub(in crate::service) fn blocks_invites(db: &Db<'_>, user: &UserId) -> Result<bool> {
     let config = db.account_data(user, None, "m.invite_permission_config")?;
@@ -283,7 +287,7 @@ pub(in crate::service) fn blocks_invites(db: &Db<'_>, user: &UserId) -> Result<b
     Ok(config.is_some_and(|config| config.get("default_action").is_some_and(|action| action == "block")))
 }
 
-// ----- one of our users is invited from elsewhere -----
+// ----- a local user is invited by another server -----
 
 /// An invite as it came in.
 pub struct InviteReceived<'a> {
@@ -303,15 +307,17 @@ pub struct InviteReceived<'a> {
 
 impl Memberships<'_> {
     /// `PUT /invite`, both versions: returns the event with our signature added. Errors: 400 `M_INVALID_PARAM`,
-    /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED` if too many invites of that server or
-    /// inviter wait already. A repeat gets the same answer and changes nothing.
+    /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED` if too many invites of that server
+    /// or inviter wait already. A repeat gets the same answer and changes nothing.
     pub fn receive_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
         let InviteReceived { origin, room_id, event_id, version, event, room_state } = received;
         if let Some(room) = self.resident_room(room_id)? {
             self.store.read(|db| RoomAcl::of(db, &room)?.check(origin))?;
         }
-        let ask = Ask { origin, room_id, membership: Membership::Invite, user: None, versions: None };
-        // Whether it is for one of ours, with a place for it, shows before its signatures do: what is not is worth no keys.
+        let request =
+            HandshakeRequest { origin, room_id, membership: Membership::Invite, user: None, versions: None };
+        // Whether it is for a local user, with a place for it, shows before its signatures do: what is not is worth
+        // no keys.
         let unproved = Pdu::parse(event, version)?;
         handshake::check_signed_event(&unproved, Membership::Invite, room_id, event_id, origin)?;
         let invitee = UserId::parse(unproved.state_key().unwrap_or_default())?;
@@ -322,7 +328,7 @@ impl Memberships<'_> {
             check_invitee(db, &invitee)?;
             check_place(db, &unproved, &invitee)
         })?;
-        let invite = self.check_signed(event, version, &ask, event_id)?;
+        let invite = self.check_signed(event, version, &request, event_id)?;
         if !verify::required_signers(&invite)?.contains(origin) {
             // By way of a third-party invite. The room would look at that; from outside only the signature counts.
             self.check_signature_of(&invite, origin, KeyPurpose::Received(origin))?;
@@ -342,24 +348,25 @@ impl Memberships<'_> {
         stripped: &[Box<RawValue>],
         origin: Option<&ServerName>,
     ) -> Result<()> {
-        let until = self.clock.instant() + LEAVE_WITHIN;
+        let until = self.clock.instant() + LEAVE_OUTCOME_TIMEOUT;
         let mut hastened = false;
-        let noted =
-            self.turns.watch(until, || match self.write_invite(invite, invitee, stripped, origin)? {
-                Noted::Done => Ok(Some(())),
-                Noted::LeaveUnderWay => {
+        let noted = self.handshake_locks.watch(until, || {
+            match self.write_invite(invite, invitee, stripped, origin)? {
+                InviteOutcome::Done => Ok(Some(())),
+                InviteOutcome::LeaveUnderWay => {
                     if !std::mem::replace(&mut hastened, true) {
                         self.hasten(invite.room_id(), invitee)?;
                     }
                     Ok(None)
                 }
-            })?;
+            }
+        })?;
         noted.ok_or_else(|| Refusal::LeaveUnderWay.into())
     }
 
-    /// `invite_room_state`: from room version 12 on it must show the room's create event, and nothing that fails a check;
-    /// before, peers send what they always did, and it is only decoration. What was made by servers that are gone, whose
-    /// keys nobody can be asked for, fails none: it is not shown.
+    /// `invite_room_state`: from room version 12 on it must show the room's create event, and nothing that fails a
+    /// check; before, peers send what they always did, and it is only decoration. What was made by servers that are
+    /// gone, whose keys nobody can be asked for, fails none: it is not shown.
     fn check_room_state(
         &self,
         origin: &ServerName,
@@ -372,7 +379,7 @@ impl Memberships<'_> {
         if !version.room_id_is_create_hash {
             return Ok(stripped);
         }
-        let verified = self.verified_entries(origin, entries, (room_id, version), KEYS_WITHIN);
+        let verified = self.verified_entries(origin, entries, (room_id, version), KEYS_TIMEOUT);
         let kept = verified.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>>>();
         let kept = kept.map_err(|e| {
             Error::invalid_param(format!("An entry of invite_room_state fails a check: {}", e.message()))
@@ -380,10 +387,10 @@ impl Memberships<'_> {
         stripped_state::check_received(&kept, room_id, version, inviter)
     }
 
-    /// Entries of `invite_room_state` or `knock_room_state` in the form that their signatures and hashes vouch for; those
-    /// of four fields, for which nobody does, as they are. Each, or what is wrong with it; none if the key cannot be had.
-    /// The create event of version 12 is vouched for by the room id, which is its hash. `origin` shows them to us; `within`:
-    /// the time to find keys.
+    /// Entries of `invite_room_state` or `knock_room_state` in the form that their signatures and hashes vouch for;
+    /// those of four fields, for which nobody does, as they are. Each, or what is wrong with it; none if the key
+    /// cannot be had. The create event of version 12 is vouched for by the room id, which is its hash. `origin` shows
+    /// them to us; `within`: the time to find keys.
     pub(super) fn verified_entries(
         &self,
         origin: &ServerName,
@@ -392,31 +399,31 @@ impl Memberships<'_> {
         within: Duration,
     ) -> Vec<Result<Option<Box<RawValue>>>> {
         let kind_of = |entry: &RawValue| match stripped_state::is_full_event(entry) {
-            false => Entry::FourFields,
-            true if is_create_of(entry, room_id, version) => Entry::Create,
-            true => Entry::Event,
+            false => StrippedEntry::FourFields,
+            true if is_create_of(entry, room_id, version) => StrippedEntry::Create,
+            true => StrippedEntry::Event,
         };
-        let kinds: Vec<Entry> = entries.iter().map(|entry| kind_of(entry)).collect();
-        let check = |kind: Entry, within: Duration| {
+        let kinds: Vec<StrippedEntry> = entries.iter().map(|entry| kind_of(entry)).collect();
+        let check = |kind: StrippedEntry, within: Duration| {
             let of_kind = entries.iter().zip(&kinds).filter(|(_, of)| **of == kind);
             let bytes: Vec<&[u8]> = of_kind.map(|(entry, _)| entry.get().as_bytes()).collect();
             self.keys().check_received(origin, &bytes, version, within).into_iter()
         };
         // All at once: their servers may be slow to give their keys.
-        let mut events = check(Entry::Event, within);
+        let mut events = check(StrippedEntry::Event, within);
         // A signature that is known to be wrong counts here too; nobody is waited for to know it.
-        let mut creates = check(Entry::Create, Duration::ZERO);
-        let verified = |(entry, kind): (&RawValue, &Entry)| {
+        let mut creates = check(StrippedEntry::Create, Duration::ZERO);
+        let verified = |(entry, kind): (&RawValue, &StrippedEntry)| {
             let checked = match kind {
-                Entry::FourFields => return Ok(Some(entry.to_owned())),
-                Entry::Create => creates.next(),
-                Entry::Event => events.next(),
+                StrippedEntry::FourFields => return Ok(Some(entry.to_owned())),
+                StrippedEntry::Create => creates.next(),
+                StrippedEntry::Event => events.next(),
             };
             match checked {
                 Some(Checked::Passed(event)) => {
                     RawValue::from_string(event.json_str().to_owned()).map(Some).map_err(Error::internal)
                 }
-                Some(Checked::NoKey(..)) => Ok((*kind == Entry::Create).then(|| entry.to_owned())),
+                Some(Checked::NoKey(..)) => Ok((*kind == StrippedEntry::Create).then(|| entry.to_owned())),
                 Some(Checked::Dropped(e)) => Err(e),
                 None => Err(Error::internal("one event in, none out")),
             }
@@ -425,26 +432,26 @@ impl Memberships<'_> {
     }
 
     /// Writes the invite down and shows it to the invitee; if they knocked, it is linked to the knock. In a room that
-    /// we are in nothing is written: the event comes again in a transaction, once the inviting server has it back.
-    /// `origin`: who offers it; none if the room tells us of one that we signed. Errors: 403 `M_FORBIDDEN` if the user has
-    /// left since it was made, 429 `M_LIMIT_EXCEEDED`.
+    /// this server is in nothing is written: the event comes again in a transaction, once the inviting server has it
+    /// back. `origin`: who offers it; none if the room tells us of one that we signed. Errors: 403 `M_FORBIDDEN` if
+    /// the user has left since it was made, 429 `M_LIMIT_EXCEEDED`.
     fn write_invite(
         &self,
         invite: &VerifiedPdu,
         invitee: &UserId,
         stripped: &[Box<RawValue>],
         origin: Option<&ServerName>,
-    ) -> Result<Noted> {
+    ) -> Result<InviteOutcome> {
         let (invite, invitee, offered) = (invite.clone(), invitee.clone(), origin.is_some());
         let origin = origin.cloned().unwrap_or_else(|| invite.sender().server());
         let (stripped, now) = (stripped.to_vec(), self.clock.now_ms());
         self.store.write(move |tx| {
             if let Some(room) = tx.resident_room(invite.room_id())? {
-                return check_invite_here(tx, &room, &origin, &invitee).map(|()| Noted::Done);
+                return check_invite_as_resident(tx, &room, &origin, &invitee).map(|()| InviteOutcome::Done);
             }
-            let old = remote_row(tx, invite.room_id(), &invitee)?;
+            let old = remote_membership_or_state(tx, invite.room_id(), &invitee)?;
             if old.as_ref().is_some_and(|row| row.has_seen(&invite)) {
-                return Ok(Noted::Done);
+                return Ok(InviteOutcome::Done);
             }
             if offered {
                 check_place(tx, &invite, &invitee)?;
@@ -459,9 +466,9 @@ impl Memberships<'_> {
                 Err(Refusal::LeaveUnderWay) => {
                     // The server that invites can take the leave too.
                     let fact = Fact::LeaveMayGoThrough(origin);
-                    note(tx, invite.room_id(), &invitee, fact, now).map(|_| Noted::LeaveUnderWay)
+                    note(tx, invite.room_id(), &invitee, fact, now).map(|_| InviteOutcome::LeaveUnderWay)
                 }
-                effect => tx.write_remote_membership(&effect?).map(|()| Noted::Done),
+                effect => tx.write_remote_membership(&effect?).map(|()| InviteOutcome::Done),
             }
         })
     }
@@ -469,7 +476,7 @@ impl Memberships<'_> {
 
 /// What an entry of stripped state is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Entry {
+enum StrippedEntry {
     /// Nobody has signed it.
     FourFields,
     /// The event whose hash the room id is.
@@ -478,8 +485,8 @@ enum Entry {
     Event,
 }
 
-/// Whether an entry is the create event of a room whose id is the hash of it. Of such an event nothing can be changed that
-/// anybody is shown: redaction leaves its content whole, so that the hash is one of all of it.
+/// Whether an entry is the create event of a room whose id is the hash of it. Of such an event nothing can be changed
+/// that anybody is shown: redaction leaves its content whole, so that the hash is one of all of it.
 fn is_create_of(entry: &RawValue, room_id: &RoomId, version: RoomVersion) -> bool {
     version.room_id_is_create_hash
         && Pdu::parse(entry.get().as_bytes(), version)
@@ -487,14 +494,14 @@ fn is_create_of(entry: &RawValue, room_id: &RoomId, version: RoomVersion) -> boo
 }
 
 /// What became of an invite that came in.
-enum Noted {
+enum InviteOutcome {
     Done,
     /// Nothing yet: a leave is being handed in.
     LeaveUnderWay,
 }
 
-/// A room that we are in: we know who may not be invited. Errors: 403 `M_FORBIDDEN`.
-fn check_invite_here(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &UserId) -> Result<()> {
+/// A room that this server is in knows who may not be invited. Errors: 403 `M_FORBIDDEN`.
+fn check_invite_as_resident(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &UserId) -> Result<()> {
     RoomAcl::of(db, room)?.check(origin)?;
     match db.membership(room.key, invitee)? {
         Some(Membership::Join) => Err(Error::forbidden(format!("{invitee} is already in the room"))),
@@ -503,8 +510,8 @@ fn check_invite_here(db: &Db<'_>, room: &Room, origin: &ServerName, invitee: &Us
     }
 }
 
-/// Whether one more invite may wait for this user's answer. Whoever invites to a room that the user deals with already (they
-/// knocked, or were invited before) takes no further place. Errors: 429 `M_LIMIT_EXCEEDED`.
+/// Whether one more invite may wait for this user's answer. Whoever invites to a room that the user deals with
+/// already (they knocked, or were invited before) takes no further place. Errors: 429 `M_LIMIT_EXCEEDED`.
 fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
     let row = db.remote_membership(invite.room_id(), invitee)?;
     let deals_with_it = row.is_some_and(|row| !row.state.is_over());
@@ -515,15 +522,15 @@ fn check_place(db: &Db<'_>, invite: &Pdu, invitee: &UserId) -> Result<()> {
     let waiting = db.inviters(invitee)?;
     let of_inviter = waiting.iter().filter(|user| *user == inviter.as_str()).count();
     let known = db.shares_a_room_with_server(invitee, &server)?;
-    let too_many = of_inviter >= MOST_OPEN_OF_ONE && !(known && db.share_a_room(invitee, inviter)?);
+    let too_many = of_inviter >= OPEN_INVITES_OF_ONE_MAX && !(known && db.share_a_room(invitee, inviter)?);
     let servers = waiting.iter().filter_map(|user| Some(user.split_once(':')?.1));
     let standing = if known { ServerStanding::Known } else { ServerStanding::Stranger };
-    if too_many || !fair_share::has_place(MOST_OPEN, servers, server.as_str(), standing) {
+    if too_many || !fair_share::has_place(OPEN_INVITES_MAX, servers, server.as_str(), standing) {
         return Err(Error::new(
             ErrCode::LimitExceeded,
             format!("Too many invites wait for {invitee} already"),
         )
-        .with_field("retry_after_ms", TRY_AGAIN_MS));
+        .with_field("retry_after_ms", RETRY_AFTER_MS));
     }
     Ok(())
 }

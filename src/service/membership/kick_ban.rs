@@ -1,7 +1,7 @@
 //! What members do to others' memberships: kick, ban, unban. A kick or ban is also how a knock is refused and an invite
 //! taken back: the event is owed to the target's server even if that server is not in the room.
 
-use super::member_draft;
+use super::template::member_draft;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
@@ -9,8 +9,8 @@ use crate::service::membership::Memberships;
 use crate::store::Room;
 
 impl Memberships<'_> {
-    /// `POST /kick`: the target may be joined, invited, knocking, or about to be invited. Errors: 403 `M_FORBIDDEN`, also if the target is
-    /// none of these; 403 `M_BAD_STATE` if they are banned.
+    /// `POST /kick`: the target may be joined, invited, knocking, or about to be invited. Errors: 403 `M_FORBIDDEN`,
+    /// also if the target is none of these; 403 `M_BAD_STATE` if they are banned.
     pub fn kick(
         &self,
         sender: &UserId,
@@ -23,13 +23,13 @@ impl Memberships<'_> {
             Some(Membership::Ban) => {
                 Err(bad_state("A banned user cannot be kicked; to lift the ban there is unban"))
             }
-            None | Some(Membership::Leave) => self.kick_from_outside(&room, sender, target, reason),
+            None | Some(Membership::Leave) => self.kick_not_joined(&room, sender, target, reason),
             _ => self.change(&room, sender, target, Membership::Leave, reason),
         }
     }
 
     /// Who is not in the room may be about to be invited: that is taken back, at whatever stage it is.
-    fn kick_from_outside(
+    fn kick_not_joined(
         &self,
         room: &Room,
         sender: &UserId,
@@ -40,7 +40,7 @@ impl Memberships<'_> {
         if self.store.read(|db| db.owed_invite(&room.room_id, target))?.is_none() {
             return Err(not_there());
         }
-        let _turn = self.turns.take(&room.room_id, target)?;
+        let _turn = self.handshake_locks.take(&room.room_id, target)?;
         match self.store.read(|db| db.membership(room.key, target))? {
             Some(Membership::Invite | Membership::Join | Membership::Knock) => {
                 self.change(room, sender, target, Membership::Leave, reason)
@@ -106,7 +106,7 @@ impl Memberships<'_> {
         membership: Membership,
         reason: Option<&str>,
     ) -> Result<()> {
-        let mut content = crate::service::membership::knock::bare(membership);
+        let mut content = super::knock::bare(membership);
         if let Some(reason) = reason {
             content.insert("reason".to_owned(), reason.into());
         }

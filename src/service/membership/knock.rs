@@ -1,71 +1,73 @@
-//! Knocks, both ends: our user knocks (`knock`), and another server's user knocks on a room of ours (`receive_knock`).
-//! How a knock is answered is in `invite` (accepted) and in `leave` (refused or withdrawn).
+//! Knocks, both ends: a local user knocks (`knock`), and another server's user knocks on a room of this server
+//! (`receive_knock`). How a knock is answered is in `invite` (accepted) and in `leave` (refused or withdrawn).
 
-use crate::service::membership::Memberships;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::knock_budget::Place;
-use super::rows::{check_still_outside, note, remote_row};
-use super::standing::Expected;
-use super::{Answers, Ask, Door, INVITE_WITHIN, member_draft};
+use super::candidates::{HandshakeAnswers, JoinTarget};
+use super::guard::HandshakeRequest;
+use super::knock_budget::KnockPermit;
+use super::peer_view::TemplateExpectation;
+use super::rows::{check_not_resident, note, remote_membership_or_state};
+use super::template::{INVITE_TIMEOUT, member_draft};
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, Prepared, PriorMembership, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
+use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
 
 /// Time to find the keys of what the answer to a knock shows of the room: the knocker waits for it.
-const KEYS_WITHIN: Duration = Duration::from_secs(10);
+const KEYS_TIMEOUT: Duration = Duration::from_secs(10);
 
-// ----- our user knocks -----
+// ----- a local user knocks -----
 
 impl Memberships<'_> {
     /// `POST /knock`: returns when a server of the room has taken the knock (or one that we sent before still stands).
     ///
     /// Errors: 403 `M_FORBIDDEN` (also while invited), 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with
-    /// `room_version`, 429 `M_LIMIT_EXCEEDED` if the user, or the room, has had too many, 502 if no server could be reached:
-    /// a knock that was already signed is then repeated later.
-    pub fn knock(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
-        self.in_turn(&door.room_id, user, || {
-            self.here_or_elsewhere(
-                &door.room_id,
-                |room| self.knock_here(room, user, reason),
-                || self.knock_elsewhere(user, door, reason),
+    /// `room_version`, 429 `M_LIMIT_EXCEEDED` if the user, or the room, has had too many, 502 if no server could be
+    /// reached: a knock that was already signed is then repeated later.
+    pub fn knock(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
+        self.with_handshake_lock(&target.room_id, user, || {
+            self.as_resident_or_remotely(
+                &target.room_id,
+                |room| self.knock_as_resident(room, user, reason),
+                || self.knock_remotely(user, target, reason),
             )
         })
     }
 
-    fn knock_elsewhere(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
-        let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
+    fn knock_remotely(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
+        let row = self.store.read(|db| remote_membership_or_state(db, &target.room_id, user))?;
         PriorMembership::of(row.as_ref()).may_knock()?;
-        let candidates = self.candidates(door, row.as_ref())?;
+        let candidates = self.candidates(target, row.as_ref())?;
         match row {
             // It was signed and perhaps sent, and no answer came: the same event again, not another one.
             Some(row) if row.state == RemoteState::Knocking => self.deliver_knock(&row, &candidates),
             row => {
-                let place = self.place_for_knock_elsewhere(user, &door.room_id)?;
-                let Some(row) = self.prepare_knock(user, door, reason, row, &candidates)? else {
+                let permit = self.permit_remote_knock(user, &target.room_id)?;
+                let Some(row) = self.prepare_knock(user, target, reason, row, &candidates)? else {
                     return Ok(());
                 };
-                place.into_iter().for_each(Place::keep);
+                permit.into_iter().for_each(KnockPermit::keep);
                 self.deliver_knock(&row, &row.via)
             }
         }
     }
 
-    /// In a room that we are in a knock is an ordinary event.
-    fn knock_here(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
+    /// In a room that this server is in a knock is an ordinary event.
+    fn knock_as_resident(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Knock) {
             return Ok(());
         }
-        let place = self.place_for_knock(room, user, None)?;
+        let permit = self.permit_knock(room, user, None)?;
         let content = self.member_content(user, Membership::Knock, reason)?;
         self.events().send(member_draft(&room.room_id, user, user, content))?;
-        place.into_iter().for_each(Place::keep);
+        permit.into_iter().for_each(KnockPermit::keep);
         Ok(())
     }
 
@@ -74,21 +76,22 @@ impl Memberships<'_> {
     fn prepare_knock(
         &self,
         user: &UserId,
-        door: &Door,
+        target: &JoinTarget,
         reason: Option<&str>,
         row: Option<RemoteMembership>,
         candidates: &[ServerName],
     ) -> Result<Option<RemoteMembership>> {
         let content = self.member_content(user, Membership::Knock, reason)?;
-        let mut answers = Answers::new(self.clock.instant());
-        let mut expected = self
-            .store
-            .read(|db| Expected::to_enter(db, HandshakeKind::Knock, &door.room_id, user, row.as_ref()))?;
+        let mut answers = HandshakeAnswers::new(self.clock.instant());
+        let mut expected = self.store.read(|db| {
+            TemplateExpectation::to_enter(db, HandshakeKind::Knock, &target.room_id, user, row.as_ref())
+        })?;
         for peer in candidates {
             if !answers.has_time(self.clock.instant()) {
                 break;
             }
-            match self.ask_template_in_time(peer, HandshakeKind::Knock, &door.room_id, user, &mut expected) {
+            match self.ask_template_in_time(peer, HandshakeKind::Knock, &target.room_id, user, &mut expected)
+            {
                 Ok((template, version)) => {
                     let knock = self.sign_template(&template, version, &content)?;
                     if still_stands(row.as_ref(), &knock) {
@@ -109,7 +112,7 @@ impl Memberships<'_> {
         let (room_id, user) = (knock.event.room_id().clone(), knock.event.sender().clone());
         let now = self.clock.now_ms();
         self.store.write(move |tx| {
-            check_still_outside(tx, &room_id)?;
+            check_not_resident(tx, &room_id)?;
             note(tx, &room_id, &user, Fact::UserKnocks(knock), now)?;
             let row = tx.remote_membership(&room_id, &user)?;
             row.ok_or_else(|| Error::internal("a knock that was not written"))
@@ -120,7 +123,7 @@ impl Memberships<'_> {
     /// crash: it is the same event with the same id, which the other side takes as done if it has it.
     pub(super) fn deliver_knock(&self, row: &RemoteMembership, servers: &[ServerName]) -> Result<()> {
         let Some(knock) = &row.event else { return Err(Error::internal("a knock without its event")) };
-        let mut answers = Answers::new(self.clock.instant());
+        let mut answers = HandshakeAnswers::new(self.clock.instant());
         for peer in servers {
             if !answers.has_time(self.clock.instant()) {
                 break;
@@ -135,8 +138,8 @@ impl Memberships<'_> {
                 Err(error) => answers.add(peer, error),
             }
         }
-        // Whoever is told to come later knows that nothing stands in the room yet, and comes by themselves. Of a knock that
-        // may have been taken before we do not know that.
+        // Whoever is told to come later knows that nothing stands in the room yet, and comes by themselves. Of a
+        // knock that may have been taken before we do not know that.
         let told_to_wait = answers.only_later() && row.attempts == 0;
         if answers.undecided() && !told_to_wait {
             let fact = Fact::KnockUnanswered { knock: knock.event_id().clone() };
@@ -162,8 +165,8 @@ impl Memberships<'_> {
         self.note_fact(&row.room_id, &row.user_id, fact).map(drop)
     }
 
-    /// Stripped state as clients may see it. What is badly formed, of another room or (from version 12 on, where all of it
-    /// has to be signed) badly signed is left out: it only decorates, and the knock is taken in any case.
+    /// Stripped state as clients may see it. What is badly formed, of another room or (from version 12 on, where all
+    /// of it has to be signed) badly signed is left out: it only decorates, and the knock is taken in any case.
     pub(super) fn usable_stripped_state(
         &self,
         peer: &ServerName,
@@ -174,7 +177,7 @@ impl Memberships<'_> {
         if !version.room_id_is_create_hash {
             return stripped_state::usable(entries, room_id, version, None);
         }
-        let verified = self.verified_entries(peer, entries, (room_id, version), KEYS_WITHIN);
+        let verified = self.verified_entries(peer, entries, (room_id, version), KEYS_TIMEOUT);
         let verified: Vec<_> = verified.into_iter().filter_map(|entry| entry.ok().flatten()).collect();
         stripped_state::usable(&verified, room_id, version, None)
     }
@@ -194,8 +197,8 @@ fn still_stands(row: Option<&RemoteMembership>, knock: &Pdu) -> bool {
 
 impl Memberships<'_> {
     /// `PUT /send_knock`: takes the knock into the room and tells the other servers in it. Returns
-    /// `knock_room_state`. A repeat gets the same answer and makes no second event. Errors: 429 `M_LIMIT_EXCEEDED`, as for
-    /// the template.
+    /// `knock_room_state`. A repeat gets the same answer and makes no second event. Errors: 429 `M_LIMIT_EXCEEDED`,
+    /// as for the template.
     pub fn receive_knock(
         &self,
         origin: &ServerName,
@@ -203,21 +206,22 @@ impl Memberships<'_> {
         event_id: &EventId,
         body: &[u8],
     ) -> Result<Vec<Box<RawValue>>> {
-        let ask = Ask { origin, room_id, membership: Membership::Knock, user: None, versions: None };
-        let room = self.admit(&ask)?;
-        let knock = self.check_signed(body, room.version, &ask, event_id)?;
-        self.turns.wait_for_end(room_id, knock.sender(), INVITE_WITHIN);
-        let place = self.place_for_knock(&room, knock.sender(), Some(knock.event_id()))?;
+        let request =
+            HandshakeRequest { origin, room_id, membership: Membership::Knock, user: None, versions: None };
+        let room = self.admit(&request)?;
+        let knock = self.check_signed(body, room.version, &request, event_id)?;
+        self.handshake_locks.wait_for_end(room_id, knock.sender(), INVITE_TIMEOUT);
+        let permit = self.permit_knock(&room, knock.sender(), Some(knock.event_id()))?;
         let knock = self.events().with_policy_signature(knock)?;
         self.events().accept_signed(knock, origin, Membership::Knock)?;
-        place.into_iter().for_each(Place::keep);
-        self.store.read(|db| shown_outside(db, &room, None))
+        permit.into_iter().for_each(KnockPermit::keep);
+        self.store.read(|db| stripped_state_for_servers(db, &room, None))
     }
 }
 
 /// The state that somebody outside is shown to recognise the room by, as federation wants it; with an inviter's member
 /// event if there is one.
-pub(in crate::service) fn shown_outside(
+pub(in crate::service) fn stripped_state_for_servers(
     db: &Db<'_>,
     room: &Room,
     inviter: Option<&UserId>,

@@ -1,10 +1,9 @@
-//! The budget of knocks: before anything of a knock is made or kept, its place is taken here.
+//! The budget of knocks: before anything of a knock is made or kept, a permit is taken here.
 //!
 //! What waits for an answer, and who was refused, is read from the room's state. What was taken within the hour is
-//! remembered in memory alone: a restart begins a new hour, and gives nobody more than one hour's share more. What is under
-//! way counts as if it were taken, so that those who come at the same moment are no exception.
+//! remembered in memory alone: a restart begins a new hour, and gives nobody more than one hour's share more. What is
+//! under way counts as if it were taken, so that those who come at the same moment are no exception.
 
-use crate::service::membership::Memberships;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -15,37 +14,38 @@ use crate::protocol::fair_share::ServerStanding;
 use crate::protocol::knock_budget::{HOUR_MS, KnockFacts, KnockLimits, Wait, check_budget, over};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
+use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
 
-/// Of how many that wait it is looked up who they are, for each that may wait: there may be more where other servers of the
-/// room take knocks without end.
-const LOOKED_AT: usize = 10;
+/// Of how many that wait it is looked up who they are, for each that may wait: there may be more where other servers
+/// of the room take knocks without end.
+const KNOCKERS_READ_FACTOR: usize = 10;
 /// With so many entries it is time to let go of those that are over.
-const MANY: usize = 1000;
+const ENTRIES_SWEPT_ABOVE: usize = 1000;
 
 /// What was knocked within the hour.
 #[derive(Default)]
 pub struct KnockBudget {
-    log: Mutex<Log>,
+    log: Mutex<KnockLog>,
 }
 
 #[derive(Default)]
-struct Log {
-    /// Upon our rooms, and by our users upon others.
-    knocks: HashMap<Where, Vec<Knock>>,
+struct KnockLog {
+    /// Upon rooms of this server, and by local users upon others.
+    knocks: HashMap<KnockScope, Vec<CountedKnock>>,
     last: u64,
 }
 
 /// Where knocks are counted together.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Where {
-    /// A room of ours: whoever knocks upon it.
+enum KnockScope {
+    /// A room of this server: whoever knocks upon it.
     Room(RoomId),
-    /// A user of ours: whatever room elsewhere they knock upon.
+    /// A local user: whatever remote room they knock upon.
     User(UserId),
 }
 
-struct Knock {
+struct CountedKnock {
     number: u64,
     at: Millis,
     /// The knocker, or the room.
@@ -53,53 +53,53 @@ struct Knock {
     under_way: bool,
 }
 
-impl Log {
+impl KnockLog {
     /// The knocks of the last hour, oldest first.
-    fn of(&mut self, place: &Where, now: Millis) -> &[Knock] {
-        if self.knocks.len() > MANY {
+    fn of(&mut self, scope: &KnockScope, now: Millis) -> &[CountedKnock] {
+        if self.knocks.len() > ENTRIES_SWEPT_ABOVE {
             self.knocks.retain(|_, knocks| {
                 knocks.retain(|knock| is_recent(knock, now));
                 !knocks.is_empty()
             });
         }
-        let Some(knocks) = self.knocks.get_mut(place) else { return &[] };
+        let Some(knocks) = self.knocks.get_mut(scope) else { return &[] };
         knocks.retain(|knock| is_recent(knock, now));
         knocks
     }
 
-    fn add(&mut self, place: &Where, what: &str, now: Millis) -> u64 {
+    fn add(&mut self, scope: &KnockScope, what: &str, now: Millis) -> u64 {
         self.last += 1;
-        let knock = Knock { number: self.last, at: now, what: what.to_owned(), under_way: true };
-        self.knocks.entry(place.clone()).or_default().push(knock);
+        let knock = CountedKnock { number: self.last, at: now, what: what.to_owned(), under_way: true };
+        self.knocks.entry(scope.clone()).or_default().push(knock);
         self.last
     }
 }
 
-fn is_recent(knock: &Knock, now: Millis) -> bool {
+fn is_recent(knock: &CountedKnock, now: Millis) -> bool {
     knock.under_way || knock.at + HOUR_MS > now
 }
 
-/// A place that was taken for a knock which is under way; given back when dropped, unless it is kept.
-pub(super) struct Place<'b> {
+/// A permit that was taken for a knock which is under way; given back when dropped, unless it is kept.
+pub(super) struct KnockPermit<'b> {
     budget: &'b KnockBudget,
-    at: Where,
+    scope: KnockScope,
     number: u64,
     /// Whether knocks are counted by the hour; otherwise one is looked for in the room alone once it is there.
     counts: bool,
     kept: bool,
 }
 
-impl Place<'_> {
+impl KnockPermit<'_> {
     /// The knock was made: it counts for an hour.
     pub(super) fn keep(mut self) {
         self.kept = true;
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for KnockPermit<'_> {
     fn drop(&mut self) {
         let mut log = lock(&self.budget.log);
-        let Some(knocks) = log.knocks.get_mut(&self.at) else { return };
+        let Some(knocks) = log.knocks.get_mut(&self.scope) else { return };
         if self.kept && self.counts {
             knocks.iter_mut().filter(|knock| knock.number == self.number).for_each(|k| k.under_way = false);
         } else {
@@ -109,46 +109,46 @@ impl Drop for Place<'_> {
 }
 
 impl Memberships<'_> {
-    /// Whether somebody may knock upon a room of ours, as far as the budget goes: what is asked before a knock is made.
-    /// Errors: 429 (of another server: 403) `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    /// Whether somebody may knock upon a room of this server, as far as the budget goes: what is asked before a knock
+    /// is made. Errors: 429 (of another server: 403) `M_LIMIT_EXCEEDED` with `retry_after_ms`.
     pub(super) fn may_knock(&self, room: &Room, knocker: &UserId) -> Result<()> {
-        self.look_for_place(room, knocker, self.knock_limits(), false).map(drop)
+        self.find_permit(room, knocker, self.knock_limits(), false).map(drop)
     }
 
-    /// The same, and the place is taken for a knock that is about to be made. None if there are no limits, or if `event` is
-    /// in the room already: a repeat.
-    pub(super) fn place_for_knock(
+    /// As [`Memberships::may_knock`], and a permit is taken for the knock that is about to be made. None if there are
+    /// no limits, or if `event` is in the room already: a repeat.
+    pub(super) fn permit_knock(
         &self,
         room: &Room,
         knocker: &UserId,
         event: Option<&EventId>,
-    ) -> Result<Option<Place<'_>>> {
+    ) -> Result<Option<KnockPermit<'_>>> {
         if let Some(event) = event
             && self.store.read(|db| db.event_key(event))?.is_some()
         {
             return Ok(None);
         }
-        self.look_for_place(room, knocker, self.knock_limits(), true)
+        self.find_permit(room, knocker, self.knock_limits(), true)
     }
 
-    fn look_for_place(
+    fn find_permit(
         &self,
         room: &Room,
         knocker: &UserId,
         limits: KnockLimits,
         take: bool,
-    ) -> Result<Option<Place<'_>>> {
+    ) -> Result<Option<KnockPermit<'_>>> {
         if !limits.are_any() {
             return Ok(None);
         }
-        let (now, place) = (self.clock.now_ms(), Where::Room(room.room_id.clone()));
+        let (now, scope) = (self.clock.now_ms(), KnockScope::Room(room.room_id.clone()));
         // Held while the room is read: what is no longer under way is in its state.
         let mut log = lock(&self.knocks.log);
         let (mut waiting, refused_at, standing) = self.store.read(|db| {
-            let waiting = db.waiting_knocks(room.key, limits.waiting.saturating_mul(LOOKED_AT))?;
+            let waiting = db.waiting_knocks(room.key, limits.waiting.saturating_mul(KNOCKERS_READ_FACTOR))?;
             Ok((waiting, refused_at(db, room, knocker)?, self.standing(db, room, knocker)?))
         })?;
-        let knocks = log.of(&place, now);
+        let knocks = log.of(&scope, now);
         let under_way = knocks.iter().filter(|knock| knock.under_way).map(|knock| knock.what.clone());
         waiting.extend(under_way);
         waiting.sort_unstable();
@@ -158,45 +158,45 @@ impl Memberships<'_> {
         let lately: Vec<(Millis, &str)> =
             knocks.iter().map(|knock| (knock.at, knock.what.as_str())).collect();
         let facts = KnockFacts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
-        let told = if self.is_ours(knocker) { limited } else { limited_elsewhere };
+        let told = if self.is_ours(knocker) { limited } else { limited_at_peer };
         check_budget(limits, &facts).map_err(told)?;
         if !take {
             return Ok(None);
         }
-        let number = log.add(&place, knocker.as_str(), now);
+        let number = log.add(&scope, knocker.as_str(), now);
         let counts = limits.per_hour > 0;
-        Ok(Some(Place { budget: &self.knocks, at: place, number, counts, kept: false }))
+        Ok(Some(KnockPermit { budget: &self.knocks, scope, number, counts, kept: false }))
     }
 
-    /// Takes a place for a knock of ours upon a room elsewhere, so that nobody uses us to fill others' rooms, and they have
-    /// no reason to refuse us all. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
-    pub(super) fn place_for_knock_elsewhere(
+    /// Takes a permit for a local user's knock upon a remote room, so that nobody uses us to fill others' rooms, and
+    /// they have no reason to refuse us all. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
+    pub(super) fn permit_remote_knock(
         &self,
         user: &UserId,
         room: &RoomId,
-    ) -> Result<Option<Place<'_>>> {
+    ) -> Result<Option<KnockPermit<'_>>> {
         let limits = self.knock_limits();
         if limits.per_hour == 0 {
             return Ok(None);
         }
-        let (now, place) = (self.clock.now_ms(), Where::User(user.clone()));
+        let (now, scope) = (self.clock.now_ms(), KnockScope::User(user.clone()));
         let mut log = lock(&self.knocks.log);
-        let knocks = log.of(&place, now);
+        let knocks = log.of(&scope, now);
         let here = knocks.iter().filter(|knock| knock.what == room.as_str()).map(|knock| knock.at);
         let wait = over(here, limits.of_one_knocker(), now)
             .or_else(|| over(knocks.iter().map(|knock| knock.at), limits.of_one_user(), now));
         if let Some(ms) = wait {
             return Err(limited(Wait { ms, why: "You knocked too often" }));
         }
-        let number = log.add(&place, room.as_str(), now);
-        Ok(Some(Place { budget: &self.knocks, at: place, number, counts: true, kept: false }))
+        let number = log.add(&scope, room.as_str(), now);
+        Ok(Some(KnockPermit { budget: &self.knocks, scope, number, counts: true, kept: false }))
     }
 
-    /// An event that came with a transaction, or as one that another refers to. Knocks and their withdrawals are handed in by
-    /// `send_knock` and `send_leave`, and the room's servers pass on what they took; one that comes from a server which is
-    /// not in the room is counted as if it had been handed in, or `send_knock` would be the front door of a house without
-    /// walls. A withdrawal that is handed in rests on a knock that was counted; any number may be sent along. `is_signed`:
-    /// whether its signature could be checked. Errors: 429 `M_LIMIT_EXCEEDED`.
+    /// An event that came with a transaction, or as one that another refers to. Knocks and their withdrawals are
+    /// handed in by `send_knock` and `send_leave`, and the room's servers pass on what they took; one that comes from
+    /// a server which is not in the room is counted as if it had been handed in, or `send_knock` would be the front
+    /// door of a house without walls. A withdrawal that is handed in rests on a knock that was counted; any number
+    /// may be sent along. `is_signed`: whether its signature could be checked. Errors: 429 `M_LIMIT_EXCEEDED`.
     pub(in crate::service) fn count_knock_from(
         &self,
         from: &ServerName,
@@ -219,8 +219,8 @@ impl Memberships<'_> {
             // Counted it would be at the cost of whoever is said to have knocked.
             return Err(limited(Wait { ms: HOUR_MS, why: "Nothing shows yet who this is" }));
         }
-        if let Some(place) = self.look_for_place(room, user, limits, true)? {
-            place.keep();
+        if let Some(permit) = self.find_permit(room, user, limits, true)? {
+            permit.keep();
         }
         Ok(())
     }
@@ -242,8 +242,8 @@ impl Memberships<'_> {
     }
 }
 
-/// When the user's knock upon the room was refused, if nothing came after that: somebody else made them leave, whose event
-/// rests on the knock.
+/// When the user's knock upon the room was refused, if nothing came after that: somebody else made them leave, whose
+/// event rests on the knock.
 fn refused_at(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<Millis>> {
     let Some(last) = db.state_event(room.key, "m.room.member", user.as_str())? else { return Ok(None) };
     if last.membership() != Some(Membership::Leave) || last.sender() == user {
@@ -260,10 +260,10 @@ fn refused_at(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Option<Millis>>
     Ok(None)
 }
 
-/// The same for a user of another server: 403, with the same code and time. A server that gets 429 takes that to be about
-/// itself, and speaks to us no more for a while (Synapse, for minutes): then one of its users who knocks too often would
-/// have cut off all the others.
-fn limited_elsewhere(wait: Wait) -> Error {
+/// The refusal as a user of another server gets it: 403, with the code and time of [`limited`]. A server that gets
+/// 429 takes that to be about itself, and speaks to us no more for a while (Synapse, for minutes): then one of its
+/// users who knocks too often would have cut off all the others.
+fn limited_at_peer(wait: Wait) -> Error {
     limited(wait).with_status(403)
 }
 

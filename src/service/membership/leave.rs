@@ -1,39 +1,42 @@
-//! Leaves, both ends: our user leaves, rejects an invite or withdraws a knock (`leave`), and another server's user does
-//! (`receive_leave`).
+//! Leaves, both ends: a local user leaves, rejects an invite or withdraws a knock (`leave`), and another server's
+//! user does (`receive_leave`).
 
-use crate::service::membership::Memberships;
 use std::time::Duration;
 
-use super::rows::{check_still_outside, note, remote_row, warn_if_given_up};
-use super::standing::Expected;
-use super::{Answers, Ask, Door, member_draft};
+use super::candidates::{HandshakeAnswers, JoinTarget};
+use super::guard::HandshakeRequest;
+use super::peer_view::TemplateExpectation;
+use super::rows::{check_not_resident, note, remote_membership_or_state, warn_if_given_up};
+use super::template::member_draft;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, LeaveAnswer, Refusal, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
+use crate::service::membership::Memberships;
 use crate::store::Room;
 
-/// How long a leave may take to reach the room before our user is told that they have left.
-const TOLD_WITHIN: Duration = Duration::from_secs(2);
+/// How long a leave may take to reach the room before the local user is told that they have left.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-// ----- our user leaves -----
+// ----- a local user leaves -----
 
 impl Memberships<'_> {
-    /// `POST /leave`: leaves, rejects an invite or withdraws a knock. In a room that we are not in this is done at once
-    /// for our user; the room's servers are told in the background, for days if need be. The answer waits a moment for that.
-    /// Errors: 403 `M_FORBIDDEN` (not in the room, banned), the same whether or not there is such a room.
+    /// `POST /leave`: leaves, rejects an invite or withdraws a knock. In a room that this server is not in this is
+    /// done at once for the local user; the room's servers are told in the background, for days if need be. The
+    /// answer waits a moment for that. Errors: 403 `M_FORBIDDEN` (not in the room, banned), the same whether or not
+    /// there is such a room.
     pub fn leave(&self, user: &UserId, room_id: &RoomId, reason: Option<&str>) -> Result<()> {
-        self.here_or_elsewhere(
+        self.as_resident_or_remotely(
             room_id,
-            |room| self.leave_here(room, user, reason),
-            || self.leave_elsewhere(user, room_id, reason),
+            |room| self.leave_as_resident(room, user, reason),
+            || self.leave_remotely(user, room_id, reason),
         )
     }
 
-    fn leave_elsewhere(&self, user: &UserId, room_id: &RoomId, reason: Option<&str>) -> Result<()> {
-        let Some(row) = self.store.read(|db| remote_row(db, room_id, user))? else {
+    fn leave_remotely(&self, user: &UserId, room_id: &RoomId, reason: Option<&str>) -> Result<()> {
+        let Some(row) = self.store.read(|db| remote_membership_or_state(db, room_id, user))? else {
             return match self.past_membership(room_id, user)? {
                 Some(Membership::Leave) => Ok(()),
                 Some(_) => Err(Error::forbidden("You are banned from this room")),
@@ -47,11 +50,11 @@ impl Memberships<'_> {
         self.wait_for_leave(room_id, user)
     }
 
-    /// Gives the leave a moment to arrive. Whoever was told that somebody has left may invite them at once, and the room
-    /// should know by then what is invited: an invite of somebody who is invited already is none.
+    /// Gives the leave a moment to arrive. Whoever was told that somebody has left may invite them at once, and the
+    /// room should know by then what is invited: an invite of somebody who is invited already is none.
     fn wait_for_leave(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
-        let until = self.clock.instant() + TOLD_WITHIN;
-        let told = self.turns.watch(until, || {
+        let until = self.clock.instant() + LEAVE_TIMEOUT;
+        let told = self.handshake_locks.watch(until, || {
             let row = self.store.read(|db| db.remote_membership(room_id, user))?;
             let waits = row.is_some_and(|row| row.state == RemoteState::Leaving && row.attempts == 0);
             Ok((!waits).then_some(()))
@@ -59,8 +62,8 @@ impl Memberships<'_> {
         told.map(drop)
     }
 
-    /// In a room that we are in a leave is an ordinary event.
-    pub(super) fn leave_here(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
+    /// In a room that this server is in a leave is an ordinary event.
+    pub(super) fn leave_as_resident(&self, room: &Room, user: &UserId, reason: Option<&str>) -> Result<()> {
         match self.store.read(|db| db.membership(room.key, user))? {
             Some(Membership::Leave) => Ok(()),
             Some(Membership::Ban) => Err(Error::forbidden("You are banned from this room")),
@@ -89,9 +92,10 @@ impl Memberships<'_> {
         if let Some(room) = self.resident_room(&row.room_id)? {
             return self.leave_after_all(&room, row);
         }
-        let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
-        let (mut answers, mut expected) = (Answers::new(self.clock.instant()), Expected::to_leave(row));
-        let candidates = self.candidates(&door, Some(row))?;
+        let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
+        let (mut answers, mut expected) =
+            (HandshakeAnswers::new(self.clock.instant()), TemplateExpectation::to_leave(row));
+        let candidates = self.candidates(&target, Some(row))?;
         // It was handed to a server, and no answer came: the same event again. What else the server says is of no use:
         // it may have it already.
         if let (Some(leave), Some(peer)) = (row.leave_handed_in(), candidates.first())
@@ -101,8 +105,8 @@ impl Memberships<'_> {
         }
         for peer in candidates {
             match self.leave_through(&peer, row, &mut expected) {
-                Ok(Handed::In) => return self.leave_answered(row, LeaveAnswer::Taken),
-                Ok(Handed::Nothing) => return Ok(()),
+                Ok(LeaveDelivery::HandedIn) => return self.leave_answered(row, LeaveAnswer::Taken),
+                Ok(LeaveDelivery::Needless) => return Ok(()),
                 Err(error) => answers.add(&peer, error),
             }
         }
@@ -115,8 +119,8 @@ impl Memberships<'_> {
         &self,
         peer: &ServerName,
         row: &RemoteMembership,
-        expected: &mut Expected,
-    ) -> CallResult<Handed> {
+        expected: &mut TemplateExpectation,
+    ) -> CallResult<LeaveDelivery> {
         let (template, version) =
             self.ask_template_in_time(peer, HandshakeKind::Leave, &row.room_id, &row.user_id, expected)?;
         let reason = row.event.as_ref().and_then(|told| told.content_str("reason"));
@@ -124,10 +128,10 @@ impl Memberships<'_> {
         let leave = content.and_then(|content| self.sign_template(&template, version, &content));
         let leave = leave.map_err(|e| CallError::bad(e.message().to_owned()))?;
         if !self.intend_leave(row, &leave, peer).map_err(|e| CallError::bad(e.message().to_owned()))? {
-            return Ok(Handed::Nothing);
+            return Ok(LeaveDelivery::Needless);
         }
         self.federation.send_leave(peer, &row.room_id, leave.event_id(), leave.json())?;
-        Ok(Handed::In)
+        Ok(LeaveDelivery::HandedIn)
     }
 
     /// Commits the signed leave before anybody is handed it. False: an invite or the user has made it needless.
@@ -147,7 +151,7 @@ impl Memberships<'_> {
         }
         let (room_id, user, now) = (row.room_id.clone(), row.user_id.clone(), self.clock.now_ms());
         let effect = self.store.write(move |tx| {
-            let answer = match (check_still_outside(tx, &room_id), answer) {
+            let answer = match (check_not_resident(tx, &room_id), answer) {
                 (Ok(()), answer) => answer,
                 (Err(_), LeaveAnswer::Taken | LeaveAnswer::InRoom) => LeaveAnswer::InRoom,
                 // We have come in since, and can say it ourselves.
@@ -162,12 +166,12 @@ impl Memberships<'_> {
         Ok(())
     }
 
-    /// Another of us entered the room before its servers knew of this leave: now we can say it ourselves.
+    /// Another local user entered the room before its servers knew of this leave: now we can say it ourselves.
     fn leave_after_all(&self, room: &Room, row: &RemoteMembership) -> Result<()> {
         let reason = row.event.as_ref().and_then(|told| told.content_str("reason"));
         let present = self.store.read(|db| db.membership(room.key, &row.user_id))?;
         if let Some(Membership::Join | Membership::Invite | Membership::Knock) = present {
-            self.leave_here(room, &row.user_id, reason.as_deref())?;
+            self.leave_as_resident(room, &row.user_id, reason.as_deref())?;
         }
         self.leave_answered(row, LeaveAnswer::InRoom)
     }
@@ -181,7 +185,7 @@ impl Memberships<'_> {
             let unknown = || Error::not_found("You know no such room");
             let room = tx.room(&room_id)?;
             let mut is_known = true;
-            if remote_row(tx, &room_id, &user)?.is_some() {
+            if remote_membership_or_state(tx, &room_id, &user)?.is_some() {
                 note(tx, &room_id, &user, Fact::UserForgets, now)?;
             } else if room.is_none() {
                 return Err(unknown());
@@ -200,10 +204,10 @@ impl Memberships<'_> {
 }
 
 /// What became of a leave that a server was to take.
-enum Handed {
-    In,
+enum LeaveDelivery {
+    HandedIn,
     /// It was overtaken, and nobody was told.
-    Nothing,
+    Needless,
 }
 
 // ----- another server's user leaves -----
@@ -217,9 +221,10 @@ impl Memberships<'_> {
         event_id: &EventId,
         body: &[u8],
     ) -> Result<()> {
-        let ask = Ask { origin, room_id, membership: Membership::Leave, user: None, versions: None };
-        let room = self.admit(&ask)?;
-        let leave = self.check_signed(body, room.version, &ask, event_id)?;
+        let request =
+            HandshakeRequest { origin, room_id, membership: Membership::Leave, user: None, versions: None };
+        let room = self.admit(&request)?;
+        let leave = self.check_signed(body, room.version, &request, event_id)?;
         let leave = self.events().with_policy_signature(leave)?;
         self.events().accept_signed(leave, origin, Membership::Leave).map(drop)
     }

@@ -1,28 +1,28 @@
 //! The invites of a new room that travel to other servers. They are written down with the room and delivered by the
-//! scheduler: side by side, again and again while a server cannot be reached, for about a week. Until the invitee's server
-//! has signed an invite it is no event, and the room's members see nobody invited.
+//! scheduler: side by side, again and again while a server cannot be reached, for about a week. Until the invitee's
+//! server has signed an invite it is no event, and the room's members see nobody invited.
 
-use crate::service::membership::Memberships;
 use std::time::{Duration, Instant};
 
-use super::{ATTEMPTS_MAX, backoff_ms};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{ATTEMPTS_MAX, backoff_ms};
 use crate::protocol::{RoomId, UserId};
-use crate::service::rooms::send::power_levels;
+use crate::service::events::power_levels::power_levels;
+use crate::service::membership::Memberships;
 use crate::store::rooms::owed_invites::OwedInvite;
 use crate::store::{Db, Room};
 
 /// How long who makes a room waits for those whom they invite.
-const PATIENCE: Duration = Duration::from_secs(10);
+const FIRST_INVITES_TIMEOUT: Duration = Duration::from_secs(10);
 /// When an invite is looked at again whose invitee has a handshake under way.
-const SOON_MS: i64 = 2_000;
+const LOCKED_PAUSE_MS: i64 = 2_000;
 
 impl Memberships<'_> {
     /// Waits until every invite to a new room was tried once, but not for long.
     pub(in crate::service) fn await_first_invites(&self, room_id: &RoomId) {
         self.scheduler.wake();
-        self.scheduler.wait_for_invites(Instant::now() + PATIENCE, || {
+        self.scheduler.wait_for_invites(Instant::now() + FIRST_INVITES_TIMEOUT, || {
             // Who cannot look need not wait.
             !self.store.read(|db| db.has_untried_invites(room_id)).unwrap_or(false)
         });
@@ -33,14 +33,16 @@ impl Memberships<'_> {
     pub(in crate::service) fn deliver_owed_invite(&self, room_id: &RoomId, invitee: &UserId) -> Result<()> {
         let now = self.clock.now_ms();
         let (room, user) = (room_id.clone(), invitee.clone());
-        let Some(_turn) = self.turns.try_take(room_id, invitee) else {
-            return self.store.write(move |tx| tx.put_off_owed_invite(&room, &user, now + SOON_MS, false));
+        let Some(_turn) = self.handshake_locks.try_take(room_id, invitee) else {
+            return self
+                .store
+                .write(move |tx| tx.put_off_owed_invite(&room, &user, now + LOCKED_PAUSE_MS, false));
         };
         let Some(owed) = self.store.read(|db| db.owed_invite(room_id, invitee))? else { return Ok(()) };
         if !self.store.read(|db| is_owed_still(db, &owed))? {
             return self.store.write(move |tx| tx.end_owed_invite(&room, &user).map(drop));
         }
-        let invited = self.invite_in_turn(&owed.inviter, room_id, invitee, None, owed.content.clone());
+        let invited = self.invite_with_lock(&owed.inviter, room_id, invitee, None, owed.content.clone());
         let Err(error) = invited else {
             return self.store.write(move |tx| tx.end_owed_invite(&room, &user).map(drop));
         };

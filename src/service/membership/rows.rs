@@ -1,7 +1,6 @@
-//! The rows of `remote_memberships` as the handshakes use them: read together with what a room's last state says, changed only
-//! by facts.
+//! The rows of `remote_memberships` as the handshakes use them: read together with what a room's last state says,
+//! changed only by facts.
 
-use crate::service::membership::Memberships;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -10,6 +9,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, RemoteMembership, apply};
 use crate::protocol::stripped_state::{self, STRIPPED_TYPES};
 use crate::protocol::{Millis, Pdu, RoomId, ServerName, UserId};
+use crate::service::membership::Memberships;
 use crate::store::{Db, RoomKey, Tx};
 
 /// Lets a fact take effect on the user's row, as it is in this transaction. Errors: 403 `M_FORBIDDEN` and others of
@@ -21,14 +21,14 @@ pub(in crate::service) fn note(
     fact: Fact,
     now: Millis,
 ) -> Result<Effect> {
-    let row = remote_row(tx, room_id, user)?;
+    let row = remote_membership_or_state(tx, room_id, user)?;
     let effect = apply(row, fact, now)?;
     tx.write_remote_membership(&effect)?;
     Ok(effect)
 }
 
 impl Memberships<'_> {
-    /// The same in a transaction of its own.
+    /// [`note`] in a transaction of its own.
     pub(in crate::service) fn note_fact(
         &self,
         room_id: &RoomId,
@@ -41,8 +41,8 @@ impl Memberships<'_> {
         Ok(effect)
     }
 
-    /// The same where no server said yes or no: it is tried again when one of these speaks to us, or later; after a week it
-    /// is let go.
+    /// [`Memberships::note_fact`] where no server said yes or no: it is tried again when one of these speaks to us,
+    /// or later; after a week it is let go.
     pub(in crate::service) fn note_unanswered(
         &self,
         row: &RemoteMembership,
@@ -54,8 +54,8 @@ impl Memberships<'_> {
         Ok(())
     }
 
-    /// The leave that our user's clients are told at once. No server gets it: the event that the room gets is made
-    /// from a server's template once one answers.
+    /// The leave that the local user's clients are told at once. No server gets it: the event that the room gets is
+    /// made from a server's template once one answers.
     pub(in crate::service) fn local_leave(
         &self,
         row: &RemoteMembership,
@@ -95,8 +95,8 @@ pub(in crate::service) fn note_residence(tx: &mut Tx<'_>, room_id: &RoomId, now:
 }
 
 /// The user's remote membership, also where only the room's last state that we know speaks of it: they were invited
-/// (or knocked) while another of us was in the room, and that other one has left since.
-pub(in crate::service) fn remote_row(
+/// (or knocked) while another local user was in the room, and that other one has left since.
+pub(in crate::service) fn remote_membership_or_state(
     db: &Db<'_>,
     room_id: &RoomId,
     user: &UserId,
@@ -109,12 +109,13 @@ pub(in crate::service) fn remote_row(
         return Ok(None);
     }
     let Some(event) = db.state_event(room.key, "m.room.member", user.as_str())? else { return Ok(None) };
-    let shown = shown_to_client(db, room.key, &event, user)?;
+    let shown = stripped_state_for_client(db, room.key, &event, user)?;
     Ok(RemoteMembership::left_behind(event, user, shown, db.resident_servers(room.key)?))
 }
 
-/// What somebody who is invited to a room whose state we have, or knocks on it, is shown of it. `own`: their member event.
-pub(in crate::service) fn shown_to_client(
+/// What somebody who is invited to a room whose state this server has, or knocks on it, is shown of it. `own`: their
+/// member event.
+pub(in crate::service) fn stripped_state_for_client(
     db: &Db<'_>,
     room: RoomKey,
     own: &Pdu,
@@ -134,7 +135,7 @@ pub(in crate::service) fn shown_to_client(
 
 /// Who is outside deals with the room by a row of their own; once we are in, the room itself says who is a member.
 /// Errors: 403 `M_FORBIDDEN`.
-pub(in crate::service) fn check_still_outside(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
+pub(in crate::service) fn check_not_resident(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
     match db.room(room_id)? {
         Some(room) if room.resident => {
             Err(Error::forbidden("This server has come into the room in the meantime"))

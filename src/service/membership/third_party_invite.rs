@@ -1,8 +1,7 @@
 //! Invites of people of whom only an e-mail address is known (server-server and client-server API, "Third-party
-//! invites"), all three homeservers of them: the inviter's, the invitee's, and one in the room. Identity servers know whose
-//! address it is; the user names one, and we trust none.
+//! invites"), all three homeservers of them: the inviter's, the invitee's, and one in the room. Identity servers know
+//! whose address it is; the user names one, and we trust none.
 
-use crate::service::membership::Memberships;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use crate::service::Homeserver;
 use crate::service::events::build::Draft;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::service::membership::Memberships;
 use crate::service::membership::invite::check_invitee;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room};
@@ -28,12 +28,13 @@ use crate::store::{Db, Room};
 const ISSUED: &str = "m.room.third_party_invite";
 
 /// Pending invites of one notification that are looked at.
-const MOST_INVITES: usize = 50;
+const PENDING_INVITES_MAX: usize = 50;
 /// Time to have all of them made invites of, and the pauses in which servers that could not be reached may come back.
-const ALL_WITHIN: Duration = Duration::from_secs(90);
-const PAUSES: [Duration; 3] = [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(30)];
-/// Time for the server of an inviter whose invite one of us holds in hand.
-const REDEEM_WITHIN: Duration = Duration::from_secs(40);
+const PENDING_INVITES_TIMEOUT: Duration = Duration::from_secs(90);
+const PENDING_INVITE_PAUSES: [Duration; 3] =
+    [Duration::from_secs(2), Duration::from_secs(10), Duration::from_secs(30)];
+/// Time for the server of an inviter whose invite a local user holds in hand.
+const REDEEM_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// Whom a client wants invited, as it names them in `/invite` and in `invite_3pid` of `/createRoom`.
 #[derive(Debug, Clone, Deserialize)]
@@ -65,10 +66,10 @@ impl ThirdPartyInvitee {
 
 /// What a notification of `3pid/onbind` says.
 #[derive(Deserialize)]
-pub struct Bound {
+pub struct AddressBound {
     /// Whom the address belongs to now.
     pub mxid: UserId,
-    invites: First<Box<RawValue>, MOST_INVITES>,
+    invites: First<Box<RawValue>, PENDING_INVITES_MAX>,
 }
 
 #[derive(Deserialize)]
@@ -78,7 +79,7 @@ struct PendingInvite {
     signed: Map<String, Value>,
 }
 
-// ----- our user invites an address -----
+// ----- a local user invites an address -----
 
 impl Memberships<'_> {
     /// Whom the identity server knows by that address. Errors: 400 `M_MISSING_PARAM`, `M_INVALID_PARAM`; what the
@@ -186,7 +187,7 @@ fn as_told(error: CallError, server: &ServerName) -> Error {
 // ----- an address turns out to belong to somebody -----
 
 impl Memberships<'_> {
-    /// Tries to make an invite of a pending one. Whether to try again: a server could not be reached.
+    /// JoinAttempts to make an invite of a pending one. Whether to try again: a server could not be reached.
     fn is_owed_yet(
         &self,
         user: &UserId,
@@ -207,8 +208,8 @@ impl Memberships<'_> {
         }
     }
 
-    /// Makes an invite of a third-party invite for one of ours, here if we are in the room, else through the inviter's
-    /// server. Errors: 403 `M_FORBIDDEN`; 502, 504 if nobody could be asked.
+    /// Makes an invite of a third-party invite for a local user, here if this server is in the room, else through the
+    /// inviter's server. Errors: 403 `M_FORBIDDEN`; 502, 504 if nobody could be asked.
     pub fn redeem_third_party_invite(
         &self,
         room_id: &RoomId,
@@ -216,7 +217,7 @@ impl Memberships<'_> {
         target: &UserId,
         signed: Map<String, Value>,
     ) -> Result<()> {
-        self.redeem_within(room_id, sender, target, signed, REDEEM_WITHIN)
+        self.redeem_within(room_id, sender, target, signed, REDEEM_TIMEOUT)
     }
 
     fn redeem_within(
@@ -246,8 +247,9 @@ impl Memberships<'_> {
         asked.map_err(|e| e.into_client_error(&peer))
     }
 
-    /// `PUT /exchange_third_party_invite`: another server shows that a third-party invite of one of ours is for its user.
-    /// Errors: 400 `M_INVALID_PARAM`, 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 429 `M_LIMIT_EXCEEDED`; those of invites.
+    /// `PUT /exchange_third_party_invite`: another server shows that a third-party invite of a local user is for its
+    /// user. Errors: 400 `M_INVALID_PARAM`, 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 429 `M_LIMIT_EXCEEDED`; those of
+    /// invites.
     pub fn exchange_third_party_invite(
         &self,
         origin: &ServerName,
@@ -276,10 +278,10 @@ impl Memberships<'_> {
         self.issue(&room, &sender, &target, signed.clone())
     }
 
-    /// Puts the invite into a room that we are in. The signature is a matter of the authorisation rules too; whether its
-    /// key was revoked is for us alone to find out.
+    /// Puts the invite into a room that this server is in. The signature is a matter of the authorisation rules too;
+    /// whether its key was revoked is for us alone to find out.
     fn issue(&self, room: &Room, sender: &UserId, target: &UserId, signed: Map<String, Value>) -> Result<()> {
-        let _turn = self.turns.take(&room.room_id, target)?;
+        let _turn = self.handshake_locks.take(&room.room_id, target)?;
         let token = signed.get("token").and_then(Value::as_str).unwrap_or_default();
         let (present, issued) = self
             .store
@@ -302,8 +304,8 @@ impl Memberships<'_> {
         self.invite_with(room, sender, target, content).map(drop)
     }
 
-    /// "MUST validate that the public key used for signing is still valid, by checking `key_validity_url`". One key that
-    /// signed and is good is enough. Errors: 403 `M_FORBIDDEN`; 502, 504 if it cannot be found out.
+    /// "MUST validate that the public key used for signing is still valid, by checking `key_validity_url`". One key
+    /// that signed and is good is enough. Errors: 403 `M_FORBIDDEN`; 502, 504 if it cannot be found out.
     fn check_not_revoked(&self, signed: &Map<String, Value>, issued: &Map<String, Value>) -> Result<()> {
         let mut verdict =
             Error::forbidden("No signature of the third-party invite matches a public key in the room");
@@ -323,12 +325,12 @@ impl Memberships<'_> {
 }
 
 impl Homeserver {
-    /// `PUT /3pid/onbind`: an identity server says that an address belongs to one of ours now, and which invites wait
-    /// for it. Anybody may say so: what counts are the signatures, which the rooms have the keys for. The inviters' servers
-    /// are asked afterwards: how long they take is nothing to who says so.
+    /// `PUT /3pid/onbind`: an identity server says that an address belongs to a local user now, and which invites
+    /// wait for it. Anybody may say so: what counts are the signatures, which the rooms have the keys for. The
+    /// inviters' servers are asked afterwards: how long they take is nothing to who says so.
     ///
-    /// Errors: 400 `M_INVALID_PARAM` for somebody who is not ours; 429 `M_LIMIT_EXCEEDED`.
-    pub fn third_party_bound(self: &Arc<Self>, asker: &Asker, bound: Bound) -> Result<()> {
+    /// Errors: 400 `M_INVALID_PARAM` for somebody who is no local user; 429 `M_LIMIT_EXCEEDED`.
+    pub fn third_party_bound(self: &Arc<Self>, asker: &Asker, bound: AddressBound) -> Result<()> {
         if !self.is_ours(&bound.mxid) || !self.store.read(|db| db.is_active_user(&bound.mxid))? {
             return Err(Error::invalid_param("There is no such user here"));
         }
@@ -342,8 +344,8 @@ impl Homeserver {
         }
         let user = bound.mxid;
         self.request_permits.later(self, asker, move |hs, within| {
-            let until = Instant::now() + ALL_WITHIN;
-            let mut pauses = PAUSES.iter();
+            let until = Instant::now() + PENDING_INVITES_TIMEOUT;
+            let mut pauses = PENDING_INVITE_PAUSES.iter();
             loop {
                 pending.retain(|invite| hs.membership().is_owed_yet(&user, invite, (within, until)));
                 match pauses.next() {

@@ -1,5 +1,5 @@
-//! Events as clients read them (client-server API, "Room event format"): the federation format without what only servers
-//! need, and with an `unsigned` that this server makes for the one client that asks.
+//! Events as clients read them (client-server API, "Room event format"): the federation format without what only
+//! servers need, and with an `unsigned` that this server makes for the one client that asks.
 
 use std::borrow::Cow;
 
@@ -47,7 +47,7 @@ impl<'s> Style<'s> {
 
 #[derive(Serialize)]
 struct ClientEvent<'e> {
-    content: Content<'e>,
+    content: ClientContent<'e>,
     event_id: &'e str,
     origin_server_ts: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,18 +59,18 @@ struct ClientEvent<'e> {
     state_key: Option<&'e str>,
     #[serde(rename = "type")]
     event_type: &'e str,
-    unsigned: Unsigned,
+    unsigned: ClientUnsigned,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Content<'e> {
+enum ClientContent<'e> {
     Raw(&'e RawValue),
     Made(Map<String, Value>),
 }
 
 #[derive(Default, Serialize)]
-struct Unsigned {
+struct ClientUnsigned {
     age: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     membership: Option<&'static str>,
@@ -84,19 +84,20 @@ struct Unsigned {
     transaction_id: Option<String>,
 }
 
-/// An event with all that `unsigned` can say: for timelines and for single events. `membership` is what the reader was at
-/// the event, if known.
+/// An event with all that `unsigned` can say: for timelines and for single events. `membership` is what the reader
+/// was at the event, if known.
 pub fn full(
     view: &RoomView<'_>,
     style: &Style<'_>,
     event: &StoredEvent,
     membership: Option<Membership>,
 ) -> Result<Json> {
-    let mut unsigned = Unsigned { membership: membership.map(Membership::as_str), ..Unsigned::default() };
+    let mut unsigned =
+        ClientUnsigned { membership: membership.map(Membership::as_str), ..ClientUnsigned::default() };
     if let Some(key) = event.redacted_by {
         let redaction = view.db().event_by_key(key)?;
         unsigned.redacted_because =
-            Some(write(&*view.erasure.shown(&redaction)?, style, Unsigned::default())?);
+            Some(write(&*view.erasure.shown(&redaction)?, style, ClientUnsigned::default())?);
     }
     if let Some(device) = style.device
         && event.pdu.sender() == style.user
@@ -115,17 +116,22 @@ pub fn full(
     write(&*view.erasure.shown(event)?, style, unsigned)
 }
 
-/// An event of a room's state, for the reader from whom `erasure` may take some of it: without what would have to be looked
-/// up for each.
+/// An event of a room's state, for the reader from whom `erasure` may take some of it: without what would have to be
+/// looked up for each.
 pub fn state(erasure: &Erasure<'_>, style: &Style<'_>, event: &StoredEvent) -> Result<Json> {
     write(&*erasure.shown(event)?, style, of_state(erasure, style, event.redacted_by)?)
 }
 
-fn of_state(erasure: &Erasure<'_>, style: &Style<'_>, redacted_by: Option<EventKey>) -> Result<Unsigned> {
-    let mut unsigned = Unsigned::default();
+fn of_state(
+    erasure: &Erasure<'_>,
+    style: &Style<'_>,
+    redacted_by: Option<EventKey>,
+) -> Result<ClientUnsigned> {
+    let mut unsigned = ClientUnsigned::default();
     if let Some(key) = redacted_by {
         let redaction = erasure.db().event_by_key(key)?;
-        unsigned.redacted_because = Some(write(&*erasure.shown(&redaction)?, style, Unsigned::default())?);
+        unsigned.redacted_because =
+            Some(write(&*erasure.shown(&redaction)?, style, ClientUnsigned::default())?);
     }
     Ok(unsigned)
 }
@@ -166,7 +172,7 @@ pub fn push_state(
     }
     unsigned.age = style.now.saturating_sub(read.origin_server_ts);
     let event = ClientEvent {
-        content: Content::Raw(read.content),
+        content: ClientContent::Raw(read.content),
         event_id: row.event_id,
         origin_server_ts: read.origin_server_ts,
         redacts: None,
@@ -179,18 +185,18 @@ pub fn push_state(
     serde_json::to_writer(out, &event).map_err(Error::internal)
 }
 
-/// A membership event of a room that we are not in, with the one before it.
+/// A membership event of a room that this server is not in, with the one before it.
 pub fn of_remote_room(style: &Style<'_>, event: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
-    let unsigned = Unsigned {
+    let unsigned = ClientUnsigned {
         membership: event.membership().map(Membership::as_str),
         prev_content: previous.map(|previous| raw(previous.content_raw())).transpose()?,
         replaces_state: previous.map(|previous| previous.event_id().clone()),
-        ..Unsigned::default()
+        ..ClientUnsigned::default()
     };
     write(event, style, unsigned)
 }
 
-fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json> {
+fn write(event: &Pdu, style: &Style<'_>, mut unsigned: ClientUnsigned) -> Result<Json> {
     if style.format == EventFormat::Federation {
         return raw(event.json_str());
     }
@@ -202,9 +208,9 @@ fn write(event: &Pdu, style: &Style<'_>, mut unsigned: Unsigned) -> Result<Json>
         Some(redacts) => {
             let mut content = event.content();
             content.insert("redacts".to_owned(), redacts.as_str().into());
-            Content::Made(content)
+            ClientContent::Made(content)
         }
-        None => Content::Raw(read(event.content_raw().as_bytes()).map_err(Error::internal)?),
+        None => ClientContent::Raw(read(event.content_raw().as_bytes()).map_err(Error::internal)?),
     };
     let event = ClientEvent {
         content,

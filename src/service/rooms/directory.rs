@@ -1,6 +1,5 @@
 //! Room aliases, and the directory of published rooms.
 
-use crate::service::rooms::Rooms;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,19 +10,20 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::events::build::Draft;
+use crate::service::events::power_levels::may_send_state;
 use crate::service::limits::request_permits::Asker;
-use crate::service::rooms::send::may_send_state;
+use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{RoomView, readable_room};
 use crate::store::{Db, Room};
 
-/// Time to find out what an alias stands for that one of us wants to join by.
-const ALIAS_WITHIN: Duration = Duration::from_secs(20);
+/// Time to find out what an alias stands for that a local user wants to join by.
+const ALIAS_TIMEOUT: Duration = Duration::from_secs(20);
 /// No more than this many servers are named for a room.
-const MAX_SERVERS: usize = 100;
+const ALIAS_SERVERS_MAX: usize = 100;
 /// Rooms in one answer of `/publicRooms` if the client names no limit.
-const DEFAULT_PUBLIC_ROOMS: usize = 100;
+const PUBLIC_ROOMS_DEFAULT: usize = 100;
 /// Rooms in one answer of `/publicRooms` whatever the client asks for.
-const MAX_PUBLIC_ROOMS: usize = 500;
+const PUBLIC_ROOMS_MAX: usize = 500;
 
 /// What a client or a server asks of `/publicRooms`.
 #[derive(Debug, Default, Deserialize)]
@@ -98,25 +98,27 @@ fn public() -> String {
 }
 
 impl Rooms<'_> {
-    /// The room that an alias stands for, and servers that are likely to know it, best first: asked of the server that
-    /// the alias belongs to. For our users who join or knock. Errors: 404 `M_NOT_FOUND`, and what the other server says.
+    /// The room that an alias stands for, and servers that are likely to know it, best first: asked of the server
+    /// that the alias belongs to. For local users who join or knock. Errors: 404 `M_NOT_FOUND`, and what the other
+    /// server says.
     pub fn resolve_alias(&self, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
         match alias.server_name() == self.server_name().as_str() {
             true => self.resolve_own_alias(alias),
-            false => self.resolve_elsewhere(alias, ALIAS_WITHIN),
+            false => self.resolve_remote_alias(alias, ALIAS_TIMEOUT),
         }
     }
 
-    /// The same for whoever asks out of curiosity. Errors: those; 429 `M_LIMIT_EXCEEDED`.
+    /// What an alias stands for, for whoever asks out of curiosity. Errors: those of
+    /// [`Rooms::resolve_alias`]; 429 `M_LIMIT_EXCEEDED`.
     pub fn look_up_alias(&self, asker: &Asker, alias: &RoomAlias) -> Result<(RoomId, Vec<ServerName>)> {
         if alias.server_name() == self.server_name().as_str() {
             return self.resolve_own_alias(alias);
         }
         let permit = self.request_permits.ask(asker)?;
-        self.resolve_elsewhere(alias, permit.within)
+        self.resolve_remote_alias(alias, permit.within)
     }
 
-    fn resolve_elsewhere(&self, alias: &RoomAlias, within: Duration) -> Result<(RoomId, Vec<ServerName>)> {
+    fn resolve_remote_alias(&self, alias: &RoomAlias, within: Duration) -> Result<(RoomId, Vec<ServerName>)> {
         let peer = ServerName::parse(alias.server_name())?;
         let answer = self.federation.query_directory(&peer, alias, within);
         let answer = answer.map_err(|e| e.into_client_error(&peer))?;
@@ -137,7 +139,7 @@ impl Rooms<'_> {
                 let ours = servers.remove(ours);
                 servers.insert(0, ours);
             }
-            servers.truncate(MAX_SERVERS);
+            servers.truncate(ALIAS_SERVERS_MAX);
             Ok((room_id, servers))
         })
     }
@@ -218,7 +220,8 @@ impl Rooms<'_> {
         }
     }
 
-    /// This server's aliases of a room. Errors: 403 `M_FORBIDDEN` unless the user is in the room or anybody may read it.
+    /// This server's aliases of a room. Errors: 403 `M_FORBIDDEN` unless the user is in the room or anybody may read
+    /// it.
     pub fn aliases_of(&self, user: &UserId, room: &RoomId) -> Result<Vec<String>> {
         self.store.read(|db| {
             let known = readable_room(db, room)?;
@@ -270,8 +273,8 @@ impl Rooms<'_> {
             b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
         });
         let limit =
-            request.limit.map_or(DEFAULT_PUBLIC_ROOMS, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let limit = limit.clamp(1, MAX_PUBLIC_ROOMS);
+            request.limit.map_or(PUBLIC_ROOMS_DEFAULT, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let limit = limit.clamp(1, PUBLIC_ROOMS_MAX);
         let end = start.saturating_add(limit);
         Ok(PublicRooms {
             next_batch: (end < rooms.len()).then(|| format!("p{end}")),
@@ -281,8 +284,8 @@ impl Rooms<'_> {
         })
     }
 
-    /// A page of another server's directory, as it orders it; of this server's if it is this one. What is no room is left
-    /// out. Errors: what the other server says; 429 `M_LIMIT_EXCEEDED`.
+    /// A page of another server's directory, as it orders it; of this server's if it is this one. What is no room is
+    /// left out. Errors: what the other server says; 429 `M_LIMIT_EXCEEDED`.
     pub fn public_rooms_of(
         &self,
         asker: &Asker,
@@ -292,9 +295,9 @@ impl Rooms<'_> {
         if server == self.server_name() {
             return self.public_rooms(request);
         }
-        let limit = request.limit.map_or(DEFAULT_PUBLIC_ROOMS as u64, |limit| limit.max(1));
+        let limit = request.limit.map_or(PUBLIC_ROOMS_DEFAULT as u64, |limit| limit.max(1));
         let mut asked = Map::new();
-        asked.insert("limit".to_owned(), limit.min(MAX_PUBLIC_ROOMS as u64).into());
+        asked.insert("limit".to_owned(), limit.min(PUBLIC_ROOMS_MAX as u64).into());
         if let Some(token) = request.since.as_deref().filter(|token| !token.is_empty()) {
             asked.insert("since".to_owned(), token.into());
         }

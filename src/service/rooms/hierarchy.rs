@@ -1,9 +1,8 @@
-//! Spaces: the tree of rooms below one, ours and other servers'.
+//! Spaces: the tree of rooms below one, this server's and others'.
 //!
 //! A page of the tree is found by walking it again from its root: nothing is remembered between pages but what other
 //! servers said, for some minutes.
 
-use crate::service::rooms::Rooms;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,72 +19,74 @@ use crate::protocol::json::{read, read_object};
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::limits::request_permits::{Asker, AskerId};
-use crate::service::membership::Door;
-use crate::service::rooms::summary::{MOST_CHILDREN, SpaceRoom, Visitor, may_know, space_room};
+use crate::service::membership::JoinTarget;
+use crate::service::rooms::Rooms;
+use crate::service::rooms::summary::{CHILDREN_MAX, SpaceRoom, Visitor, may_know, space_room};
 
 /// Rooms of a page if the client names no limit.
-const DEFAULT_LIMIT: u64 = 50;
+const PAGE_DEFAULT: u64 = 50;
 /// Rooms of a page whatever the client asks for.
-const MAX_LIMIT: u64 = 100;
+const PAGE_MAX: u64 = 100;
 /// How many bytes a page, or an answer to another server, takes, about.
-const MOST_BYTES: usize = 8 << 20;
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// How deep a walk goes whatever the client asks for.
-const MAX_DEPTH: u64 = 50;
+const DEPTH_MAX: u64 = 50;
 /// How many rooms, and links to rooms, a walk looks at.
-const MOST_STEPS: usize = 20_000;
+const STEPS_MAX: usize = 20_000;
 /// How many servers are asked about one room.
-const MOST_ASKED: usize = 3;
+const SERVERS_ASKED_MAX: usize = 3;
 /// How many rooms one request makes us ask other servers about, and until when.
-const MOST_ERRANDS: usize = 30;
-const PATIENCE: Duration = Duration::from_secs(30);
+const REMOTE_ROOMS_MAX: usize = 30;
+const WALK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// For how long an answer of another server is good.
-const GOOD_FOR_MS: Millis = 300_000;
+const CACHED_FOR_MS: Millis = 300_000;
 /// How many answers are remembered, and how large each may be in bytes.
-const MOST_REMEMBERED: usize = 64;
-const LARGEST_REMEMBERED: usize = 128 << 10;
+const CACHED_MAX: usize = 64;
+const CACHED_BYTES_MAX: usize = 128 << 10;
 
 /// What another server said of a room and its children.
-pub(in crate::service) struct Told {
+pub(in crate::service) struct SpaceAnswer {
     /// The room.
     pub room: SpaceRoom,
     children: Vec<SpaceRoom>,
     inaccessible: Vec<RoomId>,
 }
 
-impl Told {
+impl SpaceAnswer {
     /// None unless the answer is about this room. Of the children only the room's own are believed.
     fn of(answer: HierarchyAnswer, id: &RoomId, suggested_only: bool) -> Option<Self> {
         let read_room = |room: Box<RawValue>| read_object::<SpaceRoom>(room.get().as_bytes()).ok();
         let room = read_room(answer.room).filter(|room| room.id() == id)?.tidied(suggested_only);
         let own: HashSet<&RoomId> = room.children_state.iter().map(|child| &child.state_key).collect();
-        let children = answer.children.into_iter().take(MOST_CHILDREN).filter_map(read_room);
+        let children = answer.children.into_iter().take(CHILDREN_MAX).filter_map(read_room);
         let children = children.filter(|child| own.contains(child.id()));
         let children = children.map(|child| child.tidied(suggested_only)).collect();
         let barred =
             answer.inaccessible_children.iter().filter_map(|id| read::<RoomId>(id.get().as_bytes()).ok());
-        let inaccessible = barred.filter(|id| own.contains(id)).take(MOST_CHILDREN).collect();
+        let inaccessible = barred.filter(|id| own.contains(id)).take(CHILDREN_MAX).collect();
         Some(Self { room, children, inaccessible })
     }
 }
 
-type Remembered = BoundedMap<(RoomId, bool), (Millis, Arc<Told>), MOST_REMEMBERED>;
+type CachedAnswers = BoundedMap<(RoomId, bool), (Millis, Arc<SpaceAnswer>), CACHED_MAX>;
 
 /// What other servers said of spaces. "Responses to this endpoint should be cached for a period of time."
 #[derive(Default)]
-pub struct ToldSpaces(Mutex<Remembered>);
+pub struct SpaceCache(Mutex<CachedAnswers>);
 
-impl ToldSpaces {
-    fn get(&self, room: &RoomId, suggested_only: bool, now: Millis) -> Option<Arc<Told>> {
+impl SpaceCache {
+    fn get(&self, room: &RoomId, suggested_only: bool, now: Millis) -> Option<Arc<SpaceAnswer>> {
         let told = lock(&self.0);
         let (until, told) = told.get(&(room.clone(), suggested_only))?;
         (*until > now).then(|| told.clone())
     }
 
-    fn put(&self, room: &RoomId, suggested_only: bool, told: Arc<Told>, now: Millis) {
-        let worth =
-            |(until, _): &(Millis, Arc<Told>)| if *until > now { Worth::Little } else { Worth::Nothing };
-        lock(&self.0).insert((room.clone(), suggested_only), (now + GOOD_FOR_MS, told), worth);
+    fn put(&self, room: &RoomId, suggested_only: bool, told: Arc<SpaceAnswer>, now: Millis) {
+        let worth = |(until, _): &(Millis, Arc<SpaceAnswer>)| {
+            if *until > now { Worth::Little } else { Worth::Nothing }
+        };
+        lock(&self.0).insert((room.clone(), suggested_only), (now + CACHED_FOR_MS, told), worth);
     }
 }
 
@@ -120,13 +121,13 @@ pub struct HierarchyForPeer {
 
 /// A place in a walk: what is asked for, and how many rooms were shown before. As a token: `h1_50_100`.
 #[derive(Clone, Copy)]
-struct Position {
+struct WalkPosition {
     suggested_only: bool,
     max_depth: u64,
     shown: usize,
 }
 
-impl Position {
+impl WalkPosition {
     fn token(self) -> String {
         format!("h{}_{}_{}", u8::from(self.suggested_only), self.max_depth, self.shown)
     }
@@ -138,7 +139,7 @@ impl Position {
             "1" => true,
             _ => return None,
         };
-        let max_depth = parts.next()?.parse().ok().filter(|depth| *depth <= MAX_DEPTH)?;
+        let max_depth = parts.next()?.parse().ok().filter(|depth| *depth <= DEPTH_MAX)?;
         let shown = parts.next()?.parse().ok()?;
         parts.next().is_none().then_some(Self { suggested_only, max_depth, shown })
     }
@@ -146,13 +147,13 @@ impl Position {
 
 impl HierarchyRequest {
     /// Errors: 400 `M_INVALID_PARAM` for a token that is none, or of another question.
-    fn position(&self) -> Result<Position> {
-        let max_depth = self.max_depth.map(|depth| depth.min(MAX_DEPTH));
+    fn position(&self) -> Result<WalkPosition> {
+        let max_depth = self.max_depth.map(|depth| depth.min(DEPTH_MAX));
         let Some(token) = self.from.as_deref().filter(|token| !token.is_empty()) else {
             let suggested_only = self.suggested_only.unwrap_or(false);
-            return Ok(Position { suggested_only, max_depth: max_depth.unwrap_or(MAX_DEPTH), shown: 0 });
+            return Ok(WalkPosition { suggested_only, max_depth: max_depth.unwrap_or(DEPTH_MAX), shown: 0 });
         };
-        let position = Position::parse(token)
+        let position = WalkPosition::parse(token)
             .ok_or_else(|| Error::invalid_param("The from token is none of this server's"))?;
         let changed = self.suggested_only.is_some_and(|only| only != position.suggested_only)
             || max_depth.is_some_and(|depth| depth != position.max_depth);
@@ -165,12 +166,12 @@ impl HierarchyRequest {
 }
 
 /// One request's walk through a tree.
-struct Walk<'a> {
+struct SpaceWalk<'a> {
     hs: &'a Homeserver,
     user: &'a UserId,
     suggested_only: bool,
     until: Instant,
-    errands_left: usize,
+    remote_rooms_left: usize,
     /// Children that another server described.
     told: HashMap<RoomId, SpaceRoom>,
     /// Children that nobody may tell us of.
@@ -178,15 +179,15 @@ struct Walk<'a> {
 }
 
 /// A room to look at.
-struct Step {
+struct SpaceStep {
     room: RoomId,
     via: Vec<ServerName>,
     depth: u64,
 }
 
-impl Walk<'_> {
+impl SpaceWalk<'_> {
     /// The room, if the user may be told of it and anybody can.
-    fn look(&mut self, step: &Step) -> Result<Option<SpaceRoom>> {
+    fn look(&mut self, step: &SpaceStep) -> Result<Option<SpaceRoom>> {
         let here = self.hs.store.read(|db| {
             let Some(room) = db.resident_room(&step.room)? else { return Ok(None) };
             Ok(Some(match may_know(db, &room, Visitor::User(self.user))? {
@@ -197,15 +198,15 @@ impl Walk<'_> {
         if let Some(here) = here {
             return Ok(here);
         }
-        let door = Door { room_id: step.room.clone(), via: step.via.clone() };
-        let (membership, servers) = self.hs.membership().seen_from_outside(self.user, &door)?;
+        let target = JoinTarget { room_id: step.room.clone(), via: step.via.clone() };
+        let (membership, servers) = self.hs.membership().remote_view(self.user, &target)?;
         let room = match self.told.remove(&step.room) {
             Some(told) => Some(told),
             None if self.inaccessible.contains(&step.room) => None,
             None => self.ask(&step.room, &servers),
         };
         Ok(match room {
-            Some(room) if self.hs.rooms().may_know_from_afar(self.user, membership, &room.summary)? => {
+            Some(room) if self.hs.rooms().may_know_remote(self.user, membership, &room.summary)? => {
                 Some(room)
             }
             _ => None,
@@ -214,13 +215,13 @@ impl Walk<'_> {
 
     fn ask(&mut self, room: &RoomId, servers: &[ServerName]) -> Option<SpaceRoom> {
         let now = self.hs.clock.now_ms();
-        let told = match self.hs.told_spaces.get(room, self.suggested_only, now) {
+        let told = match self.hs.space_cache.get(room, self.suggested_only, now) {
             Some(told) => told,
             None => {
-                if self.errands_left == 0 || Instant::now() >= self.until {
+                if self.remote_rooms_left == 0 || Instant::now() >= self.until {
                     return None;
                 }
-                self.errands_left -= 1;
+                self.remote_rooms_left -= 1;
                 self.hs.rooms().ask_about(self.user, room, servers, self.suggested_only).ok()??
             }
         };
@@ -231,22 +232,22 @@ impl Walk<'_> {
 }
 
 impl Rooms<'_> {
-    /// A page of the rooms below a room and itself, depth first, children in the order of "Ordering of children within a
-    /// space"; those that the user is in or could join, knock on or peek into. Errors: 403 `M_FORBIDDEN` if the root is
-    /// none of those, 400 `M_INVALID_PARAM`.
+    /// A page of the rooms below a room and itself, depth first, children in the order of "Ordering of children
+    /// within a space"; those that the user is in or could join, knock on or peek into. Errors: 403 `M_FORBIDDEN` if
+    /// the root is none of those, 400 `M_INVALID_PARAM`.
     pub fn hierarchy(&self, user: &UserId, root: &RoomId, request: &HierarchyRequest) -> Result<Hierarchy> {
         let from = request.position()?;
-        let limit = usize::try_from(request.limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT)).unwrap_or(1);
-        let mut walk = Walk {
+        let limit = usize::try_from(request.limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)).unwrap_or(1);
+        let mut walk = SpaceWalk {
             hs: self,
             user,
             suggested_only: from.suggested_only,
-            until: Instant::now() + PATIENCE,
-            errands_left: MOST_ERRANDS,
+            until: Instant::now() + WALK_TIMEOUT,
+            remote_rooms_left: REMOTE_ROOMS_MAX,
             told: HashMap::new(),
             inaccessible: HashSet::new(),
         };
-        let mut stack = vec![Step { room: root.clone(), via: Vec::new(), depth: 0 }];
+        let mut stack = vec![SpaceStep { room: root.clone(), via: Vec::new(), depth: 0 }];
         let (mut seen, mut steps) = (HashSet::new(), 0);
         let (mut shown, mut rooms, mut bytes) = (0, Vec::new(), 0);
         while let Some(step) = stack.pop() {
@@ -259,16 +260,16 @@ impl Rooms<'_> {
                 }
                 continue;
             };
-            if rooms.len() == limit || bytes > MOST_BYTES {
-                let next_batch = Some(Position { shown, ..from }.token());
+            if rooms.len() == limit || bytes > ANSWER_BYTES_MAX {
+                let next_batch = Some(WalkPosition { shown, ..from }.token());
                 return Ok(Hierarchy { rooms, next_batch });
             }
             if step.depth < from.max_depth {
                 for child in room.children_state.iter().rev() {
                     steps += 1;
-                    if steps <= MOST_STEPS && !seen.contains(&child.state_key) {
+                    if steps <= STEPS_MAX && !seen.contains(&child.state_key) {
                         let (room, via) = (child.state_key.clone(), child.via());
-                        stack.push(Step { room, via, depth: step.depth + 1 });
+                        stack.push(SpaceStep { room, via, depth: step.depth + 1 });
                     }
                 }
             }
@@ -307,7 +308,7 @@ impl Rooms<'_> {
                 // What is too much is left out: it can be asked for by itself.
                 let child = space_room(db, &known, suggested_only)?;
                 bytes += child.weight();
-                if bytes <= MOST_BYTES {
+                if bytes <= ANSWER_BYTES_MAX {
                     children.push(child);
                 }
             }
@@ -323,13 +324,13 @@ impl Rooms<'_> {
         room: &RoomId,
         servers: &[ServerName],
         suggested_only: bool,
-    ) -> Result<Option<Arc<Told>>> {
+    ) -> Result<Option<Arc<SpaceAnswer>>> {
         let now = self.clock.now_ms();
-        if let Some(told) = self.told_spaces.get(room, suggested_only, now) {
+        if let Some(told) = self.space_cache.get(room, suggested_only, now) {
             return Ok(Some(told));
         }
         let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
-        for peer in servers.iter().take(MOST_ASKED) {
+        for peer in servers.iter().take(SERVERS_ASKED_MAX) {
             let answer = match self.federation.hierarchy(peer, room, suggested_only) {
                 Ok(answer) => answer,
                 Err(e) => {
@@ -338,13 +339,13 @@ impl Rooms<'_> {
                 }
             };
             let size = answer.size;
-            let Some(told) = Told::of(answer, room, suggested_only) else {
+            let Some(told) = SpaceAnswer::of(answer, room, suggested_only) else {
                 log::debug!("{peer} was asked about {room} and told of something else");
                 continue;
             };
             let told = Arc::new(told);
-            if size <= LARGEST_REMEMBERED {
-                self.told_spaces.put(room, suggested_only, told.clone(), now);
+            if size <= CACHED_BYTES_MAX {
+                self.space_cache.put(room, suggested_only, told.clone(), now);
             }
             return Ok(Some(told));
         }
@@ -358,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_token_brings_back_its_question_and_no_other() {
-        let token = Position { suggested_only: true, max_depth: 3, shown: 50 }.token();
+        let token = WalkPosition { suggested_only: true, max_depth: 3, shown: 50 }.token();
         let ask = |suggested_only, max_depth, from: &str| {
             let from = Some(from.to_owned());
             HierarchyRequest { suggested_only, max_depth, from, limit: None }.position()

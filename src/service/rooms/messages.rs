@@ -1,6 +1,5 @@
 //! Reading rooms: one event, a page of history, what surrounds an event, the state, the members.
 
-use crate::service::rooms::Rooms;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +11,7 @@ use crate::protocol::filter::EventFilter;
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
+use crate::service::rooms::Rooms;
 use crate::service::rooms::client_format::{Json, Style};
 use crate::service::rooms::timeline::{Boundary, Page, walk};
 use crate::service::rooms::view::{Access, RoomView, readable_room};
@@ -19,12 +19,12 @@ use crate::store::rooms::events::Stretch;
 use crate::store::{Db, EventKey, Place, Room, Status, StoredEvent};
 
 /// Events in an answer of `/messages` whatever the client asks for.
-const MAX_PAGE: usize = 500;
+const PAGE_MAX: usize = 500;
 /// Events around an event in an answer of `/context` whatever the client asks for.
-const MAX_CONTEXT: usize = 100;
+const CONTEXT_MAX: usize = 100;
 
 /// One answer of `/messages` asks other servers for history at most so many times.
-const MAX_FETCHES: usize = 3;
+const FETCHES_MAX: usize = 3;
 
 /// What a client asks of `/messages`.
 pub struct MessagesRequest {
@@ -106,13 +106,13 @@ impl Rooms<'_> {
         found_or_not(found)
     }
 
-    /// `GET /messages`. History that other servers have is fetched where the page comes to a hole. Errors: 403
+    /// `GET /messages`. History that other servers have is fetched where the page comes to a gap. Errors: 403
     /// `M_FORBIDDEN`.
     pub fn messages(&self, style: &Style<'_>, room: &RoomId, request: &MessagesRequest) -> Result<Messages> {
-        for _ in 0..MAX_FETCHES {
-            let (page, hole) =
+        for _ in 0..FETCHES_MAX {
+            let (page, gap) =
                 self.view(style.user, room, |db, view| local_messages(db, view, style, request))?;
-            match hole {
+            match gap {
                 Some((room, place)) if self.events().backfill(&room, place)? => {}
                 // What could not be fetched is passed over: the client gets what there is.
                 _ => return Ok(page),
@@ -121,7 +121,8 @@ impl Rooms<'_> {
         Ok(self.view(style.user, room, |db, view| local_messages(db, view, style, request))?.0)
     }
 
-    /// `GET /context`: at most `limit` events around the one that is asked for. Errors: 404 `M_NOT_FOUND`, also if the user may not see the event.
+    /// `GET /context`: at most `limit` events around the one that is asked for. Errors: 404 `M_NOT_FOUND`, also if
+    /// the user may not see the event.
     pub fn context(
         &self,
         style: &Style<'_>,
@@ -133,7 +134,7 @@ impl Rooms<'_> {
         let found = self.view(style.user, room, |db, view| {
             let Some((event, membership)) = visible_event(view, event)? else { return Ok(None) };
             let Some(place) = event.place else { return Ok(None) };
-            let limit = limit.min(MAX_CONTEXT);
+            let limit = limit.min(CONTEXT_MAX);
             let back = Stretch { from: place, to: Place::START, limit: 0, backwards: true };
             let before = walk(view, filter, back, limit / 2)?;
             let on = Stretch { from: place, to: view.end_exclusive(), limit: 0, backwards: false };
@@ -229,13 +230,13 @@ impl Rooms<'_> {
                 }
                 Ok(())
             })?;
-            serde_json::to_vec(&Joined { joined }).map_err(Error::internal)
+            serde_json::to_vec(&JoinedMembers { joined }).map_err(Error::internal)
         })
     }
 }
 
 #[derive(Serialize)]
-struct Joined {
+struct JoinedMembers {
     joined: BTreeMap<String, Box<RawValue>>,
 }
 
@@ -296,7 +297,7 @@ impl RoomView<'_> {
     }
 }
 
-/// A page of what this server has, and the room and place from which to look for a hole that it passes over.
+/// A page of what this server has, and the room and place from which to look for a gap that it passes over.
 fn local_messages(
     db: &Db<'_>,
     view: &RoomView<'_>,
@@ -316,51 +317,56 @@ fn local_messages(
     let page = if stretch.is_empty() {
         Page::default()
     } else {
-        walk(view, &request.filter, stretch.0, request.limit.min(MAX_PAGE))?
+        walk(view, &request.filter, stretch.0, request.limit.min(PAGE_MAX))?
     };
     let chunk = write_all(view, style, &page)?;
     let state = match request.filter.lazy_load_members {
         true => lazy_members(view, style, &page)?,
         false => Vec::new(),
     };
-    let hole = if request.backwards { hole_in(db, view, &stretch, &page)? } else { None };
+    let gap = if request.backwards { gap_in(db, view, &stretch, &page)? } else { None };
     // Who wants none of the events has nothing fetched, and is told where there is something.
-    let (end, hole) = match hole {
+    let (end, gap) = match gap {
         Some(_) if request.limit == 0 => (page.stopped_at.or(Some(start)), None),
-        hole => (page.stopped_at, hole),
+        gap => (page.stopped_at, gap),
     };
     let end = end.map(|boundary| boundary.to_string());
-    Ok((Messages { start: start.to_string(), end, chunk, state }, hole))
+    Ok((Messages { start: start.to_string(), end, chunk, state }, gap))
 }
 
-/// Whether a page that was walked backwards passed over a hole in the history, or ended at one.
-fn hole_in(db: &Db<'_>, view: &RoomView<'_>, stretch: &Within, page: &Page) -> Result<Option<(Room, Place)>> {
+/// Whether a page that was walked backwards passed over a gap in the history, or ended at one.
+fn gap_in(
+    db: &Db<'_>,
+    view: &RoomView<'_>,
+    stretch: &ReadableStretch,
+    page: &Page,
+) -> Result<Option<(Room, Place)>> {
     if !view.room.resident || stretch.is_empty() {
         return Ok(None);
     }
-    // A hole lies right before the event that names it. That of the last event of a full page is for the next page.
+    // A gap lies right before the event that names it. That of the last event of a full page is for the next page.
     let low = match page.stopped_at {
         Some(Boundary(place)) => Place { stream: place.stream, sub: place.sub.saturating_add(2) },
         None => stretch.0.to,
     };
     let high = stretch.0.from;
-    let holes = if low <= high { db.gaps_between(view.room.key, low, high, 1)? } else { Vec::new() };
-    Ok(holes.first().map(|_| (view.room.clone(), high)))
+    let gaps = if low <= high { db.gaps_between(view.room.key, low, high, 1)? } else { Vec::new() };
+    Ok(gaps.first().map(|_| (view.room.clone(), high)))
 }
 
 /// A stretch to walk, within what the user may read.
-struct Within(Stretch);
+struct ReadableStretch(Stretch);
 
-impl Within {
+impl ReadableStretch {
     fn is_empty(&self) -> bool {
         let Stretch { from, to, backwards, .. } = self.0;
         if backwards { from <= to } else { to <= from }
     }
 }
 
-fn stretch_of(view: &RoomView<'_>, request: &MessagesRequest) -> Within {
+fn stretch_of(view: &RoomView<'_>, request: &MessagesRequest) -> ReadableStretch {
     let end = view.end_exclusive();
-    Within(if request.backwards {
+    ReadableStretch(if request.backwards {
         Stretch {
             from: request.from.map_or(end, |from| from.start_back().min(end)),
             to: request.to.map_or(Place::START, |to| to.0),

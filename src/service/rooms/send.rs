@@ -1,17 +1,16 @@
 //! Rooms as their members write to them: spoken in, changed, redacted.
 
-use crate::service::rooms::Rooms;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::event_auth::{PowerLevel, PowerLevels};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
 use crate::service::events::build::Draft;
-use crate::service::membership::{AUTHORISER, Door};
+use crate::service::events::power_levels::power_levels;
+use crate::service::membership::{AUTHORISER, JoinTarget};
+use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{RoomView, readable_room};
 use crate::store::accounts::client_transactions::ClientTxn;
-use crate::store::{Db, Room};
 
 impl Rooms<'_> {
     /// An alias of this server by its local part. Errors: 400 `M_INVALID_PARAM`.
@@ -30,7 +29,8 @@ impl Rooms<'_> {
             if let Some(event_id) = self.store.read(|db| db.client_txn_event(&txn))? {
                 return Ok(event_id);
             }
-            // "Homeservers MUST allow clients to send m.room.redaction events with this endpoint for all room versions."
+            // "Homeservers MUST allow clients to send m.room.redaction events with this endpoint for all room
+            // versions."
             if draft.redacts.is_none() {
                 let redacts = draft.content.remove("redacts");
                 let redacts = redacts.as_ref().and_then(Value::as_str);
@@ -109,7 +109,7 @@ impl Rooms<'_> {
             membership.ok_or_else(|| Error::bad_json("m.room.member needs a valid membership"))?;
         let own = target == draft.sender;
         let reason = draft.content.get("reason").and_then(Value::as_str).map(str::to_owned);
-        let door = Door { room_id: draft.room.clone(), via: Vec::new() };
+        let room = JoinTarget { room_id: draft.room.clone(), via: Vec::new() };
         let resident = self.store.read(|db| Ok(db.resident_room(&draft.room)?.is_some()))?;
         match membership {
             Membership::Invite => {
@@ -119,9 +119,9 @@ impl Rooms<'_> {
                 self.membership().invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
             }
             Membership::Join if own && !self.is_joined_to(&draft.room, &draft.sender)? => {
-                self.membership().join(&draft.sender, &door, reason.as_deref())?;
+                self.membership().join(&draft.sender, &room, reason.as_deref())?;
             }
-            Membership::Knock if own => self.membership().knock(&draft.sender, &door, reason.as_deref())?,
+            Membership::Knock if own => self.membership().knock(&draft.sender, &room, reason.as_deref())?,
             Membership::Leave if own && !resident => {
                 self.membership().leave(&draft.sender, &draft.room, reason.as_deref())?
             }
@@ -139,8 +139,8 @@ impl Rooms<'_> {
         })
     }
 
-    /// "Servers SHOULD ensure that any new aliases being listed in the event are valid per their grammar/syntax and that
-    /// they point to the room ID where the state event is to be sent."
+    /// "Servers SHOULD ensure that any new aliases being listed in the event are valid per their grammar/syntax and
+    /// that they point to the room ID where the state event is to be sent."
     fn check_canonical_alias(
         &self,
         room: &RoomId,
@@ -164,7 +164,7 @@ impl Rooms<'_> {
 }
 
 /// No canonical alias event lists more new aliases than this, since each may ask another server.
-const MAX_ALIASES: usize = 50;
+const ALIASES_MAX: usize = 50;
 
 /// The aliases in the content of `m.room.canonical_alias`. Errors: 400 `M_INVALID_PARAM` for values of other types.
 fn aliases_in(content: &Map<String, Value>) -> Result<Vec<String>> {
@@ -186,29 +186,10 @@ fn aliases_in(content: &Map<String, Value>) -> Result<Vec<String>> {
         }
         Some(_) => return Err(wrong()),
     }
-    if aliases.len() > MAX_ALIASES {
+    if aliases.len() > ALIASES_MAX {
         return Err(Error::invalid_param("Too many aliases"));
     }
     Ok(aliases)
-}
-
-/// The power levels in force in a room.
-pub(crate) fn power_levels(db: &Db<'_>, room: &Room) -> Result<PowerLevels> {
-    // The lookup cannot fail half way, so what it needs is read before.
-    let create = db.state_event(room.key, "m.room.create", "")?;
-    let levels = db.state_event(room.key, "m.room.power_levels", "")?;
-    Ok(PowerLevels::of(room.version, &|event_type, _| match event_type {
-        "m.room.create" => create.clone(),
-        "m.room.power_levels" => levels.clone(),
-        _ => None,
-    }))
-}
-
-/// Whether a user may send a state event of this type, by the power levels alone.
-pub(crate) fn may_send_state(db: &Db<'_>, room: &Room, user: &UserId, event_type: &str) -> Result<bool> {
-    let levels = power_levels(db, room)?;
-    let level: PowerLevel = levels.user(user.as_str());
-    Ok(level.reaches(levels.required(event_type, true)))
 }
 
 /// Clients get the same answer for a room that is not theirs and for one that does not exist.

@@ -1,7 +1,6 @@
 //! What outsiders are told of a room, and which of them: the rules of "who may join, knock or peek", for users and for
 //! servers; and the summary of one room, wherever it is.
 
-use crate::service::rooms::Rooms;
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
@@ -15,17 +14,18 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::visibility::HistoryVisibility;
 use crate::protocol::{Pdu, RoomId, ServerName, UserId};
 use crate::service::events::server_acl::RoomAcl;
-use crate::service::membership::Door;
+use crate::service::membership::JoinTarget;
+use crate::service::rooms::Rooms;
 use crate::service::rooms::directory::{PublishedRoom, published_room};
 use crate::store::{Db, Room};
 
 /// No more children of one space are looked at, in the order in which they are shown.
-pub const MOST_CHILDREN: usize = 1000;
+pub const CHILDREN_MAX: usize = 1000;
 /// And so many are read, of which those are chosen.
-const MOST_CHILDREN_READ: usize = 10_000;
+const CHILDREN_READ_MAX: usize = 10_000;
 
 /// Children of one space that take more than so many bytes are left out.
-const MOST_CHILD_BYTES: usize = 1 << 20;
+const CHILD_BYTES_MAX: usize = 1 << 20;
 
 /// One room, for those outside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -68,7 +68,7 @@ impl SpaceRoom {
         1000 + texts + self.children_state.iter().map(ChildEvent::weight).sum::<usize>()
     }
 
-    /// The same with the children that a space really has: none if it is no space.
+    /// The room with the children that a space really has: none if it is no space.
     pub fn tidied(mut self, suggested_only: bool) -> Self {
         if self.summary.room.room_type.as_deref() == Some("m.space") {
             self.children_state = in_order(self.children_state, suggested_only);
@@ -103,7 +103,7 @@ struct ChildContent<'t> {
 }
 
 fn only_children<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Vec<ChildEvent>, D::Error> {
-    let events = First::<Box<RawValue>, MOST_CHILDREN_READ>::deserialize(d)?;
+    let events = First::<Box<RawValue>, CHILDREN_READ_MAX>::deserialize(d)?;
     Ok(events.iter().filter_map(|event| read_object(event.get().as_bytes()).ok()).collect())
 }
 
@@ -160,8 +160,8 @@ fn in_order(mut events: Vec<ChildEvent>, suggested_only: bool) -> Vec<ChildEvent
         let order = event.order();
         (order.is_none(), order, event.origin_server_ts, event.state_key.clone())
     });
-    events.truncate(MOST_CHILDREN);
-    let mut left = MOST_CHILD_BYTES;
+    events.truncate(CHILDREN_MAX);
+    let mut left = CHILD_BYTES_MAX;
     events.retain(|event| {
         let fits = event.weight() <= left;
         left = left.saturating_sub(event.weight());
@@ -170,7 +170,7 @@ fn in_order(mut events: Vec<ChildEvent>, suggested_only: bool) -> Vec<ChildEvent
     events
 }
 
-/// A room that we are in, for those outside.
+/// A room that this server is in, for those outside.
 pub(in crate::service) fn summary(db: &Db<'_>, room: &Room) -> Result<RoomSummary> {
     let encryption = db.state_event(room.key, "m.room.encryption", "")?;
     Ok(RoomSummary {
@@ -181,7 +181,7 @@ pub(in crate::service) fn summary(db: &Db<'_>, room: &Room) -> Result<RoomSummar
     })
 }
 
-/// The same with its children.
+/// The summary of a room with its children.
 pub(in crate::service) fn space_room(db: &Db<'_>, room: &Room, suggested_only: bool) -> Result<SpaceRoom> {
     let summary = summary(db, room)?;
     let mut children_state = Vec::new();
@@ -198,13 +198,14 @@ pub(in crate::service) fn space_room(db: &Db<'_>, room: &Room, suggested_only: b
 pub(in crate::service) enum Visitor<'a> {
     /// Somebody of whom we know nothing.
     Anybody,
-    /// One of our users.
+    /// A local user.
     User(&'a UserId),
     /// Another server, for any of its users.
     Server(&'a ServerName),
 }
 
-/// Whether somebody may be told of a room that we are in: they are in it, or could join it, knock on it or peek into it.
+/// Whether somebody may be told of a room that this server is in: they are in it, or could join it, knock on it or
+/// peek into it.
 pub(in crate::service) fn may_know(db: &Db<'_>, room: &Room, visitor: Visitor<'_>) -> Result<bool> {
     let rules = join_rules(db, room)?;
     let setting = db.state_event(room.key, "m.room.history_visibility", "")?.map(|event| event.content());
@@ -244,7 +245,7 @@ fn has_invite(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<bool> {
     Ok(invited.iter().any(|member| member.user_id.server_name() == server.as_str()))
 }
 
-/// Whether one of our users is joined to any of these rooms.
+/// Whether a local user is joined to any of these rooms.
 pub(in crate::service) fn is_in_any(db: &Db<'_>, user: &UserId, rooms: &[RoomId]) -> Result<bool> {
     for id in rooms {
         if let Some(room) = db.resident_room(id)?
@@ -278,13 +279,13 @@ pub struct RoomSummaryFor {
 }
 
 impl Rooms<'_> {
-    /// The summary of a room, asked of other servers if we are not in it and one of our users wants to know. Errors: 404
-    /// `M_NOT_FOUND`, also if it may not be told to them.
-    pub fn room_summary(&self, user: Option<&UserId>, door: &Door) -> Result<RoomSummaryFor> {
+    /// The summary of a room, asked of other servers if this server is not in it and a local user wants to know.
+    /// Errors: 404 `M_NOT_FOUND`, also if it may not be told to them.
+    pub fn room_summary(&self, user: Option<&UserId>, target: &JoinTarget) -> Result<RoomSummaryFor> {
         let not_found = || Error::not_found("Room not found.");
         let visitor = user.map_or(Visitor::Anybody, Visitor::User);
         let here = self.store.read(|db| {
-            let Some(room) = db.resident_room(&door.room_id)? else { return Ok(None) };
+            let Some(room) = db.resident_room(&target.room_id)? else { return Ok(None) };
             if !may_know(db, &room, visitor)? {
                 return Err(not_found());
             }
@@ -295,10 +296,10 @@ impl Rooms<'_> {
             (Some(here), _) => here,
             (None, None) => return Err(not_found()),
             (None, Some(user)) => {
-                let (membership, servers) = self.membership().seen_from_outside(user, door)?;
-                let told = self.ask_about(user, &door.room_id, &servers, false)?.ok_or_else(not_found)?;
+                let (membership, servers) = self.membership().remote_view(user, target)?;
+                let told = self.ask_about(user, &target.room_id, &servers, false)?.ok_or_else(not_found)?;
                 let summary = told.room.summary.clone();
-                if !self.may_know_from_afar(user, membership, &summary)? {
+                if !self.may_know_remote(user, membership, &summary)? {
                     return Err(not_found());
                 }
                 (summary, membership)
@@ -308,9 +309,9 @@ impl Rooms<'_> {
         Ok(RoomSummaryFor { summary, membership })
     }
 
-    /// Whether one of our users may be told of a room that we only heard of: the other server has judged whether *we*
+    /// Whether a local user may be told of a room that we only heard of: the other server has judged whether *we*
     /// may be.
-    pub(in crate::service) fn may_know_from_afar(
+    pub(in crate::service) fn may_know_remote(
         &self,
         user: &UserId,
         membership: Option<Membership>,

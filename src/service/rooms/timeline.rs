@@ -10,7 +10,7 @@ use crate::store::rooms::events::Stretch;
 use crate::store::{Place, StoredEvent};
 
 /// No request looks at more than about this many events of one room in search of those that a filter lets through.
-const MAX_SCAN: usize = 2000;
+const SCANNED_MAX: usize = 2000;
 
 /// An event with what its reader was when it happened.
 #[derive(Clone)]
@@ -110,15 +110,16 @@ pub fn walk(view: &RoomView<'_>, filter: &EventFilter, mut stretch: Stretch, lim
         if exhausted {
             return Ok(page);
         }
-        if scanned >= MAX_SCAN {
+        if scanned >= SCANNED_MAX {
             page.stopped_at = Some(boundary_behind(stretch));
             return Ok(page);
         }
     }
 }
 
-/// The latest events between two places that the reader may see and the filter lets through, newest first, without a hole
-/// among them: where our history has one the page stops, for who goes on from there by `/messages` has it filled.
+/// The latest events between two places that the reader may see and the filter lets through, newest first, without a
+/// gap among them: where our history has one the page stops, for who goes on from there by `/messages` has it
+/// filled.
 pub fn latest(
     view: &RoomView<'_>,
     filter: &EventFilter,
@@ -126,15 +127,15 @@ pub fn latest(
     limit: usize,
 ) -> Result<Page> {
     let above = Place { stream: to.stream, sub: to.sub.saturating_add(1) };
-    // Of a room that we are not in nobody gives us any more.
-    let holes = match view.room.resident && above < from {
+    // Of a room that this server is not in nobody gives us any more.
+    let gaps = match view.room.resident && above < from {
         true => view.db().gaps_between(view.room.key, above, from, 1)?,
         false => Vec::new(),
     };
-    let hole = holes.first().map(|gap| Boundary::before(gap.before));
-    let to = hole.map_or(to, |Boundary(behind)| behind);
+    let gap = gaps.first().map(|gap| Boundary::before(gap.before));
+    let to = gap.map_or(to, |Boundary(behind)| behind);
     let mut page = walk(view, filter, Stretch { from, to, limit: 0, backwards: true }, limit)?;
-    page.stopped_at = page.stopped_at.or(hole);
+    page.stopped_at = page.stopped_at.or(gap);
     Ok(page)
 }
 

@@ -1,4 +1,4 @@
-//! A room as one of our users may see it: whether they may look at all, up to where, and which events.
+//! A room as a local user may see it: whether they may look at all, up to where, and which events.
 //!
 //! Every read of rooms by clients goes through here, so that membership and history visibility are judged in one place.
 
@@ -64,7 +64,7 @@ impl<'v> RoomView<'v> {
         Self::ignoring(db, room, user, Arc::new(Ignored::of(db, user)?))
     }
 
-    /// The same for who has read already whom the user ignores.
+    /// [`RoomView::new`] for whoever has read already whom the user ignores.
     pub fn ignoring(db: &'v Db<'v>, room: &'v Room, user: &'v UserId, ignored: Arc<Ignored>) -> Result<Self> {
         let access = access(db, room, user)?;
         let visibility_now =
@@ -205,7 +205,7 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
     }
     // Back through changes of the profile to the join. Giving up early only costs the short cut of `look`.
     let mut since = member.stream;
-    for change in changes.iter().take(PROFILE_CHANGES) {
+    for change in changes.iter().take(PROFILE_CHANGES_MAX) {
         since = change.stream;
         let Some(previous) = change.previous else { break };
         let previous = db.event_by_key(previous)?;
@@ -219,14 +219,14 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
 }
 
 /// How many changes of a joined member's profile are walked back through in search of the join.
-const PROFILE_CHANGES: usize = 16;
+const PROFILE_CHANGES_MAX: usize = 16;
 
 fn said_by(db: &Db<'_>, event: Option<EventKey>) -> Result<Option<Membership>> {
     Ok(event.map(|key| db.pdu_by_key(key)).transpose()?.and_then(|pdu| pdu.membership()))
 }
 
-/// What the user was in the room as of a stream position, by what this server knew then. Other than the state as of that
-/// position, it does not reach back before the room came to us.
+/// What the user was in the room as of a stream position, by what this server knew then. Other than the state as of
+/// that position, it does not reach back before the room came to us.
 pub fn membership_known_at(db: &Db<'_>, room: &Room, user: &UserId, at: i64) -> Result<Option<Membership>> {
     let Some(key) = db.state_event_as_of(room.key, "m.room.member", user.as_str(), at)? else {
         return Ok(None);

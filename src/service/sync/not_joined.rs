@@ -15,7 +15,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
 use crate::protocol::stripped_state::strip;
 use crate::protocol::{Pdu, RoomId};
-use crate::service::membership::shown_to_client;
+use crate::service::membership::stripped_state_for_client;
 use crate::service::rooms::client_format;
 use crate::service::rooms::client_format::Json;
 use crate::service::rooms::timeline::{Boundary, Page, Seen, latest};
@@ -98,7 +98,8 @@ fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
     let previous = context.view(&room)?.replaced(&stored)?;
     let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
     let own = stored.pdu;
-    let mut events = Events { events: shown_to_client(context.db, of_user.room, &own, context.user)? };
+    let mut events =
+        Events { events: stripped_state_for_client(context.db, of_user.room, &own, context.user)? };
     events.events.push(own_event(&own, previous.as_ref())?);
     Ok(events)
 }

@@ -11,9 +11,9 @@ use crate::protocol::unchecked_event;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
 use crate::service::events::erasure::Erasure;
+use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::events::server_acl::RoomAcl;
-use crate::service::rooms::timestamp_to_event::{Moment, nearest};
 use crate::store::rooms::not_resident;
 use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
 
@@ -366,12 +366,12 @@ impl Events<'_> {
         &self,
         origin: &ServerName,
         room_id: &RoomId,
-        when: Moment,
+        when: TimestampQuery,
     ) -> Result<(EventId, i64)> {
         let found = self.store.read(|db| {
             let room = room_for(db, origin, room_id)?;
             let mut eyes = Eyes::new(db, &room, origin);
-            nearest(db, &room, when, |event| eyes.may_see(event))
+            nearest_event(db, &room, when, |event| eyes.may_see(event))
         })?;
         found
             .map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()))

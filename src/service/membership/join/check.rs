@@ -1,9 +1,9 @@
-//! The judgement of an answer to `send_join`: whether what another server sent is a room that our join may enter. Pure:
+//! The check of an answer to `send_join`: whether what another server sent is a room that our join may enter. Pure:
 //! each event's format, hash and signatures are checked elsewhere, and nothing is written here.
 //!
-//! A large room has few events that others rest on, its *pillars*, and tens of thousands that carry nothing: the members
-//! who never did more than join. The pillars are judged together, generation by generation; after that any other event
-//! can be judged on its own, in any order, and forgotten.
+//! A large room has few events that others rest on, its *auth events*, and tens of thousands that no other cites: the
+//! members who never did more than join. The auth events are checked together, generation by generation; after that
+//! any other event can be checked on its own, in any order, and forgotten.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -18,48 +18,48 @@ use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 
 /// The events of an answer, by their index.
 #[derive(Debug, Default)]
-pub struct Sorted {
+pub struct Classified {
     /// Those that others may rest on.
-    pub pillars: Vec<usize>,
+    pub auth_events: Vec<usize>,
     /// Those that no other may rest on.
     pub others: Vec<usize>,
 }
 
 /// The types of events that any event may rest on, beside memberships.
-const CARRYING: [&str; 4] =
+const AUTH_TYPES: [&str; 4] =
     ["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.third_party_invite"];
 
-/// Tells the pillars from the others. By "auth events selection" a membership carries an event of its user, an event
-/// about them, or one that names them as the one who lets somebody in. One that is cited beyond that makes the citing
-/// event fail anyway (rule 3.2), so that a mistake here lets nothing in.
-pub struct Sorting<'a> {
-    sorted: Sorted,
+/// Tells the auth events from the others. By "auth events selection" a membership carries an event of its user, an
+/// event about them, or one that names them as the one who lets somebody in. One that is cited beyond that makes the
+/// citing event fail anyway (rule 3.2), so that a mistake here lets nothing in.
+pub struct Classifier<'a> {
+    classified: Classified,
     members: Vec<(usize, Cow<'a, str>)>,
     /// The users that events speak of: true once others than their one membership may rest on it.
     users: HashMap<Cow<'a, str>, bool>,
 }
 
-impl<'a> Sorting<'a> {
+impl<'a> Classifier<'a> {
     /// Begins with the join that the room was asked to take.
     pub fn new(join: &Pdu) -> Self {
         let mut users = HashMap::new();
         users.insert(Cow::Owned(join.sender().as_str().to_owned()), true);
         users.extend(authoriser(join.content_raw()).map(|user| (Cow::Owned(user), true)));
-        Self { sorted: Sorted::default(), members: Vec::new(), users }
+        Self { classified: Classified::default(), members: Vec::new(), users }
     }
 
     /// Takes the next event, as it looks at a glance.
-    pub fn see(&mut self, index: usize, event: Option<UncheckedEvent<'a>>) {
+    pub fn add(&mut self, index: usize, event: Option<UncheckedEvent<'a>>) {
         let Some(event) = event else {
             // Written oddly: to be on the safe side.
-            self.sorted.pillars.push(index);
+            self.classified.auth_events.push(index);
             return;
         };
         self.users.extend(event.authoriser().map(|user| (user, true)));
         let Some(user) = event.state_key.filter(|_| event.event_type == "m.room.member") else {
             self.users.insert(event.sender, true);
-            let carries = CARRYING.contains(&event.event_type.as_ref());
-            if carries { &mut self.sorted.pillars } else { &mut self.sorted.others }.push(index);
+            let carries = AUTH_TYPES.contains(&event.event_type.as_ref());
+            if carries { &mut self.classified.auth_events } else { &mut self.classified.others }.push(index);
             return;
         };
         if user != event.sender {
@@ -71,13 +71,13 @@ impl<'a> Sorting<'a> {
     }
 
     /// All have been seen.
-    pub fn finish(self) -> Sorted {
-        let Self { mut sorted, members, users } = self;
+    pub fn finish(self) -> Classified {
+        let Self { mut classified, members, users } = self;
         for (index, user) in members {
             let carries = users.get(&user).is_some_and(|carries| *carries);
-            if carries { &mut sorted.pillars } else { &mut sorted.others }.push(index);
+            if carries { &mut classified.auth_events } else { &mut classified.others }.push(index);
         }
-        sorted
+        classified
     }
 }
 
@@ -91,8 +91,8 @@ fn authoriser(content: &str) -> Option<String> {
     Some(content.join_authorised_via_users_server.into_owned())
 }
 
-/// What holds up a room: the events that others rest on, those that the authorisation rules allow.
-pub struct Pillars {
+/// The events of a room that others rest on, those that the authorisation rules allow.
+pub struct AuthGraph {
     version: RoomVersion,
     create: VerifiedPdu,
     allowed: HashMap<EventId, VerifiedPdu>,
@@ -100,11 +100,12 @@ pub struct Pillars {
     dropped: usize,
 }
 
-impl Pillars {
-    /// Judges them; `true` marks those of the state. Events that the authorisation rules do not allow, of another room, or
-    /// that rest on events that are missing, are dropped; what remains must be a room (one create event, of the version
-    /// that we were told) that allows our join. Errors: 400 `M_BAD_JSON`, 403 `M_FORBIDDEN`, in words for the log.
-    pub fn judge(join: &Pdu, events: Vec<(VerifiedPdu, bool)>) -> Result<Self> {
+impl AuthGraph {
+    /// Checks them; `true` marks those of the state. Events that the authorisation rules do not allow, of another
+    /// room, or that rest on events that are missing, are dropped; what remains must be a room (one create event, of
+    /// the version that we were told) that allows our join. Errors: 400 `M_BAD_JSON`, 403 `M_FORBIDDEN`, in words for
+    /// the log.
+    pub fn check(join: &Pdu, events: Vec<(VerifiedPdu, bool)>) -> Result<Self> {
         let version = join.version();
         let mut in_state = HashSet::new();
         let mut by_id = HashMap::with_capacity(events.len());
@@ -123,10 +124,10 @@ impl Pillars {
         let allowed = allowed_events(&by_id, &create, version);
         // What is in the state is often in the auth chain too.
         let dropped = strange + by_id.len() - allowed.len();
-        let pillars = Self { version, create, allowed, in_state, dropped };
-        pillars.check_state()?;
-        pillars.check_join(join)?;
-        Ok(pillars)
+        let graph = Self { version, create, allowed, in_state, dropped };
+        graph.check_state()?;
+        graph.check_join(join)?;
+        Ok(graph)
     }
 
     /// How many events were dropped.
@@ -141,9 +142,9 @@ impl Pillars {
     }
 
     /// Whether the room allows an event that nothing rests on.
-    pub fn allow(&self, judge: &AuthChecker, event: &Pdu) -> bool {
+    pub fn allow(&self, checker: &AuthChecker, event: &Pdu) -> bool {
         event.room_id() == self.create.room_id()
-            && is_allowed(judge, event, &self.allowed, &self.create, self.version)
+            && is_allowed(checker, event, &self.allowed, &self.create, self.version)
     }
 
     fn state(&self) -> impl Iterator<Item = &VerifiedPdu> {
@@ -217,7 +218,7 @@ fn allowed_events(
             .par_iter()
             .map_init(
                 || AuthChecker::new(version),
-                |judge, event| is_allowed(judge, event, &allowed, create, version),
+                |checker, event| is_allowed(checker, event, &allowed, create, version),
             )
             .collect();
         let mut following = Vec::new();
@@ -241,7 +242,7 @@ fn allowed_events(
 }
 
 fn is_allowed(
-    judge: &AuthChecker,
+    checker: &AuthChecker,
     event: &Pdu,
     allowed: &HashMap<EventId, VerifiedPdu>,
     create: &Pdu,
@@ -250,7 +251,7 @@ fn is_allowed(
     let auth = auth_of(event, |id| allowed.get(id), create, version);
     let find = |kind: &str, key: &str| auth.iter().find(|e| e.is(kind, key)).cloned();
     let verdict =
-        check_auth_events(event, &auth, &|_| false, version).and_then(|()| judge.check(event, &find));
+        check_auth_events(event, &auth, &|_| false, version).and_then(|()| checker.check(event, &find));
     if let Err(why) = &verdict {
         log::debug!("{} is not allowed: {why}", event.event_id());
     }

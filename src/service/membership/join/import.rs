@@ -1,4 +1,4 @@
-//! Becoming resident: the room that `send_join` gave us, taken in as a whole.
+//! Becoming resident: the import of the room that `send_join` gave, as a whole.
 
 use crate::error::{Error, Result};
 use crate::protocol::{RoomId, RoomVersion, VerifiedPdu};
@@ -9,12 +9,13 @@ use crate::store::rooms::room_import::StagedEvent;
 use crate::store::rooms::state::StateRef;
 use crate::store::{RoomKey, Status, Tx};
 
-/// How many events are stored at once before the room is taken over: others write in between.
-pub(in crate::service) const CHUNK: usize = 1000;
+/// How many events are stored at once before this server is in the room: others write in between.
+pub(in crate::service) const EVENTS_PER_WRITE_MAX: usize = 1000;
 
-/// A whole room at hand, every event of it checked: format, signatures, hash, and the auth rules against its auth events.
+/// A whole room at hand, every event of it checked: format, signatures, hash, and the auth rules against its auth
+/// events.
 #[derive(Clone)]
-pub struct AdoptedRoom {
+pub struct ImportedRoom {
     /// The room's version.
     pub version: RoomVersion,
     /// The room.
@@ -27,53 +28,55 @@ pub struct AdoptedRoom {
     pub join: VerifiedPdu,
 }
 
-/// A room on its way to us. Its events are stored bit by bit, which changes nothing that anybody can see; it becomes
-/// ours in one transaction at the end. If that never comes, they are events that nobody knows the place of.
-pub struct Adoption<'h> {
+/// A room that is being imported. Its events are stored bit by bit, which changes nothing that anybody can see; this
+/// server becomes resident in one transaction at the end. If that never comes, they are events that nobody knows the
+/// place of.
+pub struct RoomImport<'h> {
     hs: &'h Homeserver,
     room: RoomKey,
     room_id: RoomId,
     state: Vec<StagedEvent>,
 }
 
-/// What came of a room that was to be taken over.
+/// What came of a room that was to be imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Adopted {
-    /// It is ours.
-    Now,
-    /// It was ours already: another of us came in meanwhile, and it has a state of its own here. Nothing was done.
-    Before,
+pub enum ImportOutcome {
+    /// This server is in the room now.
+    BecameResident,
+    /// It was in the room already: another local user came in meanwhile, and the room has a state of its own here.
+    /// Nothing was done.
+    WasResident,
 }
 
-impl Memberships<'_> {
-    /// Begins to take over a room.
-    pub fn begin_adoption(&self, room_id: &RoomId, version: RoomVersion) -> Result<Adoption<'_>> {
+impl<'h> Memberships<'h> {
+    /// Begins the import of a room.
+    pub fn begin_import(self, room_id: &RoomId, version: RoomVersion) -> Result<RoomImport<'h>> {
         let id = room_id.clone();
         let room = self.store.write(move |tx| Ok(tx.make_room(&id, version)?.key))?;
-        Ok(Adoption { hs: self, room, room_id: room_id.clone(), state: Vec::new() })
+        Ok(RoomImport { hs: self.0, room, room_id: room_id.clone(), state: Vec::new() })
     }
 
-    /// Takes over a room that is at hand as a whole. `extra` is in the transaction that makes it ours.
-    pub fn adopt_room(
-        &self,
-        room: AdoptedRoom,
+    /// Imports a room that is at hand as a whole. `extra` is in the transaction that makes this server resident.
+    pub fn import_room(
+        self,
+        room: ImportedRoom,
         extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
-    ) -> Result<Adopted> {
-        let mut adoption = self.begin_adoption(&room.room_id, room.version)?;
-        adoption.add(room.auth_chain.into_iter().map(|event| (event, false)).collect())?;
-        adoption.add(room.state.into_iter().map(|event| (event, true)).collect())?;
-        adoption.finish(room.join, extra)
+    ) -> Result<ImportOutcome> {
+        let mut import = self.begin_import(&room.room_id, room.version)?;
+        import.add(room.auth_chain.into_iter().map(|event| (event, false)).collect())?;
+        import.add(room.state.into_iter().map(|event| (event, true)).collect())?;
+        import.finish(room.join, extra)
     }
 }
 
-impl Adoption<'_> {
+impl RoomImport<'_> {
     /// Stores some of the room's events: format, signatures, hash, and the auth rules against their auth events were
     /// checked. Those of the state before our join come with `true`, others only have these rest on them.
     pub fn add(&mut self, events: Vec<(VerifiedPdu, bool)>) -> Result<()> {
         let room = self.room;
         let mut rest = events;
         while !rest.is_empty() {
-            let later = rest.split_off(rest.len().min(CHUNK));
+            let later = rest.split_off(rest.len().min(EVENTS_PER_WRITE_MAX));
             // What comes last waits for the disk, and with it for these.
             self.state.extend(self.hs.store.write_lightly(move |tx| tx.stage_events(room, &rest))?);
             rest = later;
@@ -81,33 +84,33 @@ impl Adoption<'_> {
         Ok(())
     }
 
-    /// Makes the room ours: its state that of the events so far, our join on top of it, and what `extra` does, all in one
-    /// transaction.
+    /// Makes this server resident: the room's state that of the events so far, our join on top of it, and what
+    /// `extra` does, all in one transaction.
     pub fn finish(
         self,
         join: VerifiedPdu,
         extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
-    ) -> Result<Adopted> {
+    ) -> Result<ImportOutcome> {
         let Self { hs, room, room_id, state } = self;
         let events = state.len();
-        let adopted = hs.store.write(move |tx| {
+        let outcome = hs.store.write(move |tx| {
             if tx.room_by_key(room)?.resident {
-                return Ok(Adopted::Before);
+                return Ok(ImportOutcome::WasResident);
             }
-            take_over(tx, room, state, &join)?;
+            become_resident(tx, room, state, &join)?;
             tx.hasten_pending_in(room)?;
             extra(tx)?;
-            Ok(Adopted::Now)
+            Ok(ImportOutcome::BecameResident)
         })?;
-        if adopted == Adopted::Now {
+        if outcome == ImportOutcome::BecameResident {
             log::info!("{room_id} is a room of this server now, with {events} events of state");
         }
-        Ok(adopted)
+        Ok(outcome)
     }
 }
 
 /// Makes the state of the answer the room's state, and puts the join on top of it.
-fn take_over(tx: &mut Tx<'_>, room: RoomKey, state: Vec<StagedEvent>, join: &VerifiedPdu) -> Result<()> {
+fn become_resident(tx: &mut Tx<'_>, room: RoomKey, state: Vec<StagedEvent>, join: &VerifiedPdu) -> Result<()> {
     if matches!(tx.event_status(join.event_id())?, Some((_, false))) {
         return Err(Error::forbidden("The join is an old one"));
     }

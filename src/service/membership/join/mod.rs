@@ -1,20 +1,22 @@
-//! Joins, both ends: our user joins (`join`), and another server's user joins a room of ours (`receive_join`). How the
-//! answer to `send_join` is judged is in `answer`.
+//! Joins, both ends: a local user joins (`join`), and another server's user joins a room of this server
+//! (`receive_join`). How the answer to `send_join` is judged is in `answer`.
 
 pub(super) mod check;
 pub mod import;
 pub(super) mod receive;
 
-use crate::service::membership::Memberships;
 use std::collections::HashSet;
 use std::time::Instant;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::rows::{check_still_outside, note, note_residence, remote_row};
-use super::standing::Expected;
-use super::{AUTHORISER, Answers, Ask, Door, member_draft};
+use super::candidates::{HandshakeAnswers, JoinTarget};
+use super::guard::HandshakeRequest;
+use super::peer_view::TemplateExpectation;
+use super::restricted_join::AUTHORISER;
+use super::rows::{check_not_resident, note, note_residence, remote_membership_or_state};
+use super::template::member_draft;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
 use crate::federation::{CallError, CallResult};
@@ -28,44 +30,47 @@ use crate::protocol::{
 use crate::service::events::erasure::Erasure;
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::keys::attempts::KeyPurpose;
-use crate::service::membership::join::import::{Adopted, Adoption};
-use crate::service::membership::locks::PATIENCE;
+use crate::service::membership::Memberships;
+use crate::service::membership::join::import::{ImportOutcome, RoomImport};
+use crate::service::membership::locks::LOCK_TIMEOUT;
 use crate::store::{EventKey, Room, Tx};
 
 /// A room of up to so many joined members is given whole to whoever would do without them.
-const FEW_MEMBERS: u64 = 100;
+const WHOLE_ANSWER_MEMBERS_MAX: u64 = 100;
 
-// ----- our user joins -----
+// ----- a local user joins -----
 
 impl Memberships<'_> {
     /// `POST /join`: returns when the user is in the room. A failure leaves the invite or knock as it was.
     ///
     /// Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`, 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`,
-    /// `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`; 502 if no server could help. If a server may have taken
-    /// the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its answer is of
-    /// no use, the room is left again.
-    pub fn join(&self, user: &UserId, door: &Door, reason: Option<&str>) -> Result<()> {
-        self.in_turn(&door.room_id, user, || {
+    /// `M_UNABLE_TO_AUTHORISE_JOIN`, `M_UNABLE_TO_GRANT_JOIN`; 502 if no server could help. If a server may have
+    /// taken the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its
+    /// answer is of no use, the room is left again.
+    pub fn join(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
+        self.with_handshake_lock(&target.room_id, user, || {
             let content = self.member_content(user, Membership::Join, reason)?;
-            let here = |room: &Room| self.join_here(room, user, door, content.clone());
-            self.here_or_elsewhere(&door.room_id, here, || {
-                // Another of us may be on the way in: then the room is here in a moment. Who waits in vain goes themselves.
-                let _entrance = self.entrances.lock_until(door.room_id.clone(), Instant::now() + PATIENCE);
-                match self.resident_room(&door.room_id)? {
+            let here = |room: &Room| self.join_as_resident(room, user, target, content.clone());
+            self.as_resident_or_remotely(&target.room_id, here, || {
+                // Another local user may be on the way in: then the room is here in a moment. Who waits in vain goes
+                // themselves.
+                let _entrance =
+                    self.join_locks.lock_until(target.room_id.clone(), Instant::now() + LOCK_TIMEOUT);
+                match self.resident_room(&target.room_id)? {
                     Some(room) => here(&room),
-                    None => self.join_elsewhere(user, door, &content),
+                    None => self.join_remotely(user, target, &content),
                 }
             })
         })
     }
 
-    /// In a room that we are in a join is an ordinary event; unless the room is restricted and none of us may let the
-    /// user in, but somebody on another server may.
-    fn join_here(
+    /// In a room that this server is in, a join is an ordinary event; unless the room is restricted and no local user
+    /// may let the user in, but somebody on another server may.
+    fn join_as_resident(
         &self,
         room: &Room,
         user: &UserId,
-        door: &Door,
+        target: &JoinTarget,
         mut content: Map<String, Value>,
     ) -> Result<()> {
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Join) {
@@ -75,7 +80,7 @@ impl Memberships<'_> {
             Ok(Some(authoriser)) => drop(content.insert(AUTHORISER.to_owned(), authoriser.as_str().into())),
             Ok(None) => {}
             Err(error) if error.errcode() == ErrCode::UnableToGrantJoin => {
-                return self.join_by_others_leave(room, user, door, &content).map_err(|e| {
+                return self.join_by_others_leave(room, user, target, &content).map_err(|e| {
                     // 404: the room has nobody else; then what we know ourselves is the better answer.
                     if e.status() == 404 { error } else { e }
                 });
@@ -90,17 +95,17 @@ impl Memberships<'_> {
             .map(drop)
     }
 
-    /// We are in the room, but only a user of another server may let ours in: the same handshake, and the join comes
-    /// back with that server's signature, to be taken in like any event.
+    /// We are in the room, but only a user of another server may let a local user in: the same handshake, and the
+    /// join comes back with that server's signature, to be taken in like any event.
     fn join_by_others_leave(
         &self,
         room: &Room,
         user: &UserId,
-        door: &Door,
+        target: &JoinTarget,
         content: &Map<String, Value>,
     ) -> Result<()> {
-        let mut answers = Answers::new(self.clock.instant());
-        for peer in self.candidates(door, None)? {
+        let mut answers = HandshakeAnswers::new(self.clock.instant());
+        for peer in self.candidates(target, None)? {
             if !answers.has_time(self.clock.instant()) {
                 break;
             }
@@ -138,50 +143,50 @@ impl Memberships<'_> {
 
     /// The handshake with the room's servers, one after the other. A join that was on its way when we last stopped is
     /// repeated first, with the same event id.
-    fn join_elsewhere(&self, user: &UserId, door: &Door, content: &Map<String, Value>) -> Result<()> {
-        let row = self.store.read(|db| remote_row(db, &door.room_id, user))?;
+    fn join_remotely(&self, user: &UserId, target: &JoinTarget, content: &Map<String, Value>) -> Result<()> {
+        let row = self.store.read(|db| remote_membership_or_state(db, &target.room_id, user))?;
         let before = PriorMembership::of(row.as_ref());
-        let candidates = self.candidates(door, row.as_ref())?;
-        let mut tries = Tries::new(self.clock.instant());
-        let mut expected = self
-            .store
-            .read(|db| Expected::to_enter(db, HandshakeKind::Join, &door.room_id, user, row.as_ref()))?;
+        let candidates = self.candidates(target, row.as_ref())?;
+        let mut attempts = JoinAttempts::new(self.clock.instant());
+        let mut expected = self.store.read(|db| {
+            TemplateExpectation::to_enter(db, HandshakeKind::Join, &target.room_id, user, row.as_ref())
+        })?;
         let unfinished =
             row.filter(|row| row.state == RemoteState::Joining).and_then(|row| row.pending.clone());
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
-                Err(error) => tries.not_in(peer, join, error),
+                Err(error) => attempts.not_in(peer, join, error),
             }
         }
         for peer in &candidates {
-            if !tries.answers.has_time(self.clock.instant()) {
+            if !attempts.answers.has_time(self.clock.instant()) {
                 break;
             }
             let template =
-                self.ask_template_in_time(peer, HandshakeKind::Join, &door.room_id, user, &mut expected);
+                self.ask_template_in_time(peer, HandshakeKind::Join, &target.room_id, user, &mut expected);
             let (template, version) = match template {
                 Ok(answer) => answer,
                 Err(error) => {
-                    tries.answers.add(peer, error);
+                    attempts.answers.add(peer, error);
                     continue;
                 }
             };
             let join = self.sign_template(&template, version, content)?;
             let via = std::iter::once(peer).chain(&candidates).cloned().collect();
             let prepared = Prepared { event: join.clone(), before: before.clone(), via };
-            self.intend_join(prepared, tries.may_be_in())?;
+            self.intend_join(prepared, attempts.may_be_in())?;
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
-                Err(error) => tries.not_in(peer, join, error),
+                Err(error) => attempts.not_in(peer, join, error),
             }
         }
-        if let Some(join) = &tries.last {
-            self.note_failed_join(join, tries.failure())?;
+        if let Some(join) = &attempts.last {
+            self.note_failed_join(join, attempts.failure())?;
         }
-        let error = tries.into_error();
+        let error = attempts.into_error();
         if before.state == Some(RemoteState::Invited) && error.status() == 403 {
-            self.doubt_invite(&door.room_id, user)?;
+            self.doubt_invite(&target.room_id, user)?;
         }
         Err(error)
     }
@@ -189,35 +194,35 @@ impl Memberships<'_> {
     /// Takes up a join that was on its way when its request ended, or we did.
     pub(super) fn resume_join(&self, row: &RemoteMembership) -> Result<()> {
         let content = self.member_content(&row.user_id, Membership::Join, None)?;
-        let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
+        let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let Some(room) = self.resident_room(&row.room_id)? else {
-            return self.join_elsewhere(&row.user_id, &door, &content);
+            return self.join_remotely(&row.user_id, &target, &content);
         };
         // We have come in since. Whether they may too, the room says, and that is the end of it.
-        let joined = self.join_here(&room, &row.user_id, &door, content);
+        let joined = self.join_as_resident(&room, &row.user_id, &target, content);
         self.note_fact(&row.room_id, &row.user_id, Fact::AskedInRoom)?;
         joined
     }
 
-    /// Commits the signed join before anybody is told of it. `may_be_in`: whether a server may have taken another one that
-    /// was handed in before.
+    /// Commits the signed join before anybody is told of it. `may_be_in`: whether a server may have taken another one
+    /// that was handed in before.
     fn intend_join(&self, join: Prepared, may_be_in: bool) -> Result<()> {
         let (room_id, user) = (join.event.room_id().clone(), join.event.sender().clone());
         let now = self.clock.now_ms();
         self.store.write(move |tx| {
-            check_still_outside(tx, &room_id)?;
+            check_not_resident(tx, &room_id)?;
             note(tx, &room_id, &user, Fact::UserJoins { join, may_be_in }, now).map(drop)
         })
     }
 
-    /// Sends the committed join to one server, and adopts the room that comes back. Once the server has said yes the join
-    /// is in the room, whatever becomes of the answer here.
+    /// Sends the committed join to one server, and adopts the room that comes back. Once the server has said yes the
+    /// join is in the room, whatever becomes of the answer here.
     fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
         let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;
-        self.enter_by(peer, join, body).map_err(CallError::after_success)
+        self.import_from(peer, join, body).map_err(CallError::after_success)
     }
 
-    fn enter_by(&self, peer: &ServerName, join: &Pdu, body: JoinBody) -> CallResult<()> {
+    fn import_from(&self, peer: &ServerName, join: &Pdu, body: JoinBody) -> CallResult<()> {
         let answer = body.read()?;
         let cannot = |e: Error| match e.status() {
             500 => ours(e),
@@ -226,12 +231,12 @@ impl Memberships<'_> {
         let join = self.countersigned(join, answer.event).map_err(cannot)?;
         let room = self.receive_room(&join, peer, answer).map_err(cannot)?;
         drop(body);
-        self.enter(room, join, peer).map_err(ours)
+        self.become_resident(room, join, peer).map_err(ours)
     }
 
     /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
     /// was on its way is kicked from the room that we are now in.
-    fn enter(&self, room: Adoption<'_>, join: VerifiedPdu, peer: &ServerName) -> Result<()> {
+    fn become_resident(&self, room: RoomImport<'_>, join: VerifiedPdu, peer: &ServerName) -> Result<()> {
         let (room_id, user, now) = (join.room_id().clone(), join.sender().clone(), self.clock.now_ms());
         let (entered, user_id) = (room_id.clone(), user.clone());
         let (note, removed) = std::sync::mpsc::channel();
@@ -245,7 +250,7 @@ impl Memberships<'_> {
             }
             note_residence(tx, &room_id, now)
         };
-        if room.finish(join.clone(), end_rows.clone())? == Adopted::Before {
+        if room.finish(join.clone(), end_rows.clone())? == ImportOutcome::WasResident {
             // What the room is like we have learned by ourselves, and the join is an event like any other.
             self.events().receive_pdu(peer, join)?;
             self.store.write(end_rows)?;
@@ -264,8 +269,8 @@ impl Memberships<'_> {
         Ok(())
     }
 
-    /// Nobody let us in. If a server took the join, or may have, our user leaves the room again in the end, and their clients
-    /// are told so; the room is told in the background, for days if need be.
+    /// Nobody let us in. If a server took the join, or may have, the local user leaves the room again in the end, and
+    /// their clients are told so; the room is told in the background, for days if need be.
     fn note_failed_join(&self, join: &Pdu, how: JoinFailure) -> Result<()> {
         let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
         let Some(row) = row else { return Ok(()) };
@@ -279,9 +284,9 @@ impl Memberships<'_> {
     }
 }
 
-/// What came of the tries to join so far.
-struct Tries {
-    answers: Answers,
+/// What came of the attempts to join so far.
+struct JoinAttempts {
+    answers: HandshakeAnswers,
     /// The join that was handed in last.
     last: Option<Pdu>,
     /// Whether a server may have taken a join without our hearing of it.
@@ -290,9 +295,9 @@ struct Tries {
     taken_by: Vec<ServerName>,
 }
 
-impl Tries {
+impl JoinAttempts {
     fn new(now: Instant) -> Self {
-        Self { answers: Answers::new(now), last: None, unsure: false, taken_by: Vec::new() }
+        Self { answers: HandshakeAnswers::new(now), last: None, unsure: false, taken_by: Vec::new() }
     }
 
     /// Takes down that a server did not let us in.
@@ -306,7 +311,7 @@ impl Tries {
         self.answers.add(peer, error);
     }
 
-    /// Whether our user may be in the room, to the knowledge of others.
+    /// Whether the local user may be in the room, to the knowledge of others.
     fn may_be_in(&self) -> bool {
         self.unsure || !self.taken_by.is_empty()
     }
@@ -353,10 +358,11 @@ impl Memberships<'_> {
         body: &[u8],
         may_omit_members: bool,
     ) -> Result<LargeAnswer> {
-        let ask = Ask { origin, room_id, membership: Membership::Join, user: None, versions: None };
-        let room = self.admit(&ask)?;
+        let request =
+            HandshakeRequest { origin, room_id, membership: Membership::Join, user: None, versions: None };
+        let room = self.admit(&request)?;
         let signed = self.countersign(&room, body)?;
-        let join = self.check_signed(&signed, room.version, &ask, event_id)?;
+        let join = self.check_signed(&signed, room.version, &request, event_id)?;
         self.check_authoriser(&room, &join)?;
         let join = self.events().with_policy_signature(join)?;
         let accept = || self.events().accept_signed(join.clone(), origin, Membership::Join);
@@ -371,7 +377,7 @@ impl Memberships<'_> {
         Ok(join.signed(self.server_name(), &self.key_ring.signing_key())?.json().to_vec())
     }
 
-    /// A join of a restricted room that names one of us is let in on our word: the conditions are looked at again,
+    /// A join of a restricted room that names a local user is let in on our word: the conditions are looked at again,
     /// since the template may be old, or never have been ours.
     fn check_authoriser(&self, room: &Room, join: &Pdu) -> Result<()> {
         let Some(named) = join.content_str(AUTHORISER).and_then(|name| UserId::parse(&name).ok()) else {
@@ -387,7 +393,7 @@ impl Memberships<'_> {
     /// events that are returned in `state` may be omitted from `auth_chain`"), and of a large room the members are left
     /// out: a smaller one is worth more whole.
     fn join_answer(&self, room: &Room, join: &Pdu, may_omit: bool) -> Result<LargeAnswer> {
-        let omit_members = may_omit && room.joined > FEW_MEMBERS;
+        let omit_members = may_omit && room.joined > WHOLE_ANSWER_MEMBERS_MAX;
         let mut before = self.events().state_for_join(room, join.event_id(), omit_members)?;
         if may_omit {
             let in_state: HashSet<EventKey> = before.state.iter().copied().collect();

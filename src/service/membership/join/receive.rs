@@ -1,10 +1,9 @@
-//! Entering a room: from the answer to `send_join` to a room of ours.
+//! Entering a room: from the answer to `send_join` to a room of this server.
 //!
-//! The answer may be large, so each of its events is looked at in passing: checked, judged, stored, forgotten. Only those
-//! that others rest on are kept until all are judged (see `answer`). While some are checked on all processors, those
-//! before them are being stored.
+//! The answer may be large, so each of its events is looked at in passing: checked, judged, stored, forgotten. Only
+//! those that others rest on are kept until all are judged (see `check`). While some are checked on all processors,
+//! those before them are being stored.
 
-use crate::service::membership::Memberships;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -17,65 +16,67 @@ use crate::protocol::{Pdu, RoomId, ServerName, VerifiedPdu};
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::fetch::FoundKeys;
 use crate::service::keys::verify::{check, in_bulk};
-use crate::service::membership::join::check::{Pillars, Sorting};
-use crate::service::membership::join::import::Adoption;
+use crate::service::membership::Memberships;
+use crate::service::membership::join::check::{AuthGraph, Classifier};
+use crate::service::membership::join::import::RoomImport;
 
 /// Events that are checked together.
-const BATCH: usize = 500;
+const EVENTS_PER_BATCH_MAX: usize = 500;
 /// Batches that may wait to be stored.
-const WAITING: usize = 2;
+const BATCHES_WAITING_MAX: usize = 2;
 /// Time to find the keys of the events that a room rests on, which are worth waiting for: until then their own servers
 /// have been asked in vain, and only then is the resident's word enough. And of the other events, of which any old room
 /// has many whose servers are gone: the worst that a false key can do there is a member who never joined.
-const PILLARS_WITHIN: Duration = Duration::from_secs(90);
-const OTHERS_WITHIN: Duration = Duration::from_secs(15);
+const AUTH_EVENT_KEYS_TIMEOUT: Duration = Duration::from_secs(90);
+const OTHER_KEYS_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the log says how far it is.
-const REPORT_EVERY: Duration = Duration::from_secs(3);
+const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Checked events, each with whether it is part of the state.
 type Batch = Vec<(VerifiedPdu, bool)>;
 
-impl Memberships<'_> {
-    /// Checks the room that another server shows us, and stores its events; what fails is left out. Gives the room, ready
-    /// to be taken over. Errors: why it is no room that our join may enter, in words for the log; 500 if something of ours
-    /// fails.
+impl<'h> Memberships<'h> {
+    /// Checks the room that another server shows us, and stores its events; what fails is left out. Gives the room,
+    /// ready to become resident in. Errors: why it is no room that our join may enter, in words for the log; 500 if
+    /// something of ours fails.
     pub(in crate::service::membership) fn receive_room(
-        &self,
+        self,
         join: &Pdu,
         peer: &ServerName,
         answer: JoinAnswer<'_>,
-    ) -> Result<Adoption<'_>> {
+    ) -> Result<RoomImport<'h>> {
         let (room_id, version, in_state) = (join.room_id(), join.version(), answer.state.len());
         let events: Vec<&[u8]> =
             answer.state.iter().chain(answer.auth_chain.iter()).map(|event| event.get().as_bytes()).collect();
         drop(answer);
         let mut progress = Progress::new(room_id, events.len());
-        let mut sorting = Sorting::new(join);
-        let wanted = self.keys().wanted_keys(&events, version, |index, glance| sorting.see(index, glance));
-        let sorted = sorting.finish();
+        let mut classifier = Classifier::new(join);
+        let wanted = self.keys().wanted_keys(&events, version, |index, glance| classifier.add(index, glance));
+        let classified = classifier.finish();
         progress.note("keys", 0);
-        let carrying: Vec<&[u8]> = sorted.pillars.iter().map(|index| events[*index]).collect();
+        let carrying: Vec<&[u8]> = classified.auth_events.iter().map(|index| events[*index]).collect();
         let carrying = self.keys().wanted_keys(&carrying, version, |_, _| {});
-        let mut keys = self.keys().gather_keys(&carrying, Some(peer), KeyPurpose::Events, PILLARS_WITHIN);
+        let mut keys =
+            self.keys().gather_keys(&carrying, Some(peer), KeyPurpose::Events, AUTH_EVENT_KEYS_TIMEOUT);
         let rest: Vec<_> = wanted.into_iter().filter(|wanted| !keys.has(wanted)).collect();
-        keys.extend(self.keys().gather_keys(&rest, Some(peer), KeyPurpose::Events, OTHERS_WITHIN));
+        keys.extend(self.keys().gather_keys(&rest, Some(peer), KeyPurpose::Events, OTHER_KEYS_TIMEOUT));
         let checking = Checking { events: &events, in_state, keys: &keys, join };
 
-        let good = checking.all_of(&sorted.pillars);
-        let mut dropped = sorted.pillars.len() - good.len();
-        let pillars = Pillars::judge(join, good)?;
-        dropped += pillars.dropped();
-        progress.note("events", sorted.pillars.len());
-        let adoption = self.begin_adoption(room_id, version)?;
-        let (batches, queue) = sync_channel(WAITING);
+        let good = checking.all_of(&classified.auth_events);
+        let mut dropped = classified.auth_events.len() - good.len();
+        let auth_graph = AuthGraph::check(join, good)?;
+        dropped += auth_graph.dropped();
+        progress.note("events", classified.auth_events.len());
+        let import = self.begin_import(room_id, version)?;
+        let (batches, queue) = sync_channel(BATCHES_WAITING_MAX);
         // There is a place for it.
-        let _ = batches.send(pillars.events());
-        let adoption = std::thread::scope(|scope| {
+        let _ = batches.send(auth_graph.events());
+        let import = std::thread::scope(|scope| {
             let store = std::thread::Builder::new().name("join-store".into());
-            let storing = store.spawn_scoped(scope, move || store_all(adoption, &queue))?;
-            let mut done = sorted.pillars.len();
-            for part in sorted.others.chunks(BATCH) {
-                let good = checking.allowed_of(part, &pillars);
+            let storing = store.spawn_scoped(scope, move || store_all(import, &queue))?;
+            let mut done = classified.auth_events.len();
+            for part in classified.others.chunks(EVENTS_PER_BATCH_MAX) {
+                let good = checking.allowed_of(part, &auth_graph);
                 dropped += part.len() - good.len();
                 done += part.len();
                 if batches.send(good).is_err() {
@@ -88,15 +89,15 @@ impl Memberships<'_> {
             storing.join().unwrap_or_else(|_| Err(Error::internal("storing a room panicked")))
         })?;
         progress.end(dropped);
-        Ok(adoption)
+        Ok(import)
     }
 }
 
-fn store_all<'h>(mut adoption: Adoption<'h>, batches: &Receiver<Batch>) -> Result<Adoption<'h>> {
+fn store_all<'h>(mut import: RoomImport<'h>, batches: &Receiver<Batch>) -> Result<RoomImport<'h>> {
     for batch in batches {
-        adoption.add(batch)?;
+        import.add(batch)?;
     }
-    Ok(adoption)
+    Ok(import)
 }
 
 /// What it takes to check the events of an answer.
@@ -122,11 +123,11 @@ impl Checking<'_> {
     }
 
     /// The good ones that the room allows. Each thread remembers the power levels that it has read.
-    fn allowed_of(&self, indices: &[usize], pillars: &Pillars) -> Batch {
-        let judge = || AuthChecker::new(self.join.version());
-        let checked = indices
-            .par_iter()
-            .map_init(judge, |judge, index| self.one(*index).filter(|(pdu, _)| pillars.allow(judge, pdu)));
+    fn allowed_of(&self, indices: &[usize], auth_graph: &AuthGraph) -> Batch {
+        let checker = || AuthChecker::new(self.join.version());
+        let checked = indices.par_iter().map_init(checker, |checker, index| {
+            self.one(*index).filter(|(pdu, _)| auth_graph.allow(checker, pdu))
+        });
         checked.flatten().collect()
     }
 }
@@ -146,7 +147,7 @@ impl<'a> Progress<'a> {
     }
 
     fn note(&mut self, what: &str, done: usize) {
-        if self.said.elapsed() >= REPORT_EVERY {
+        if self.said.elapsed() >= REPORT_INTERVAL {
             self.said = Instant::now();
             log::info!("joining {}: {what}, {done} of {} events checked", self.room_id, self.of);
         }

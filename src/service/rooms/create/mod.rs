@@ -1,5 +1,5 @@
-//! `POST /createRoom`: what is asked for becomes a list of events (`plan.rs`), which are signed one on top of the other and
-//! make the room in one transaction; the invitations follow on their own.
+//! `POST /createRoom`: what is asked for becomes a list of events (`plan.rs`), which are signed one on top of the
+//! other and make the room in one transaction; the invitations follow on their own.
 
 mod plan;
 
@@ -20,13 +20,13 @@ use crate::store::rooms::state::StateRef;
 use crate::store::{Room, Status, Tx};
 
 impl Rooms<'_> {
-    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a room the
-    /// answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's server that
-    /// cannot be reached within seconds gets the invite in the background.
+    /// `POST /createRoom`: the room with all its events in one transaction, then the invitations. Once there is a
+    /// room the answer is its id, whatever becomes of them: who asked again would make a second room. An invitee's
+    /// server that cannot be reached within seconds gets the invite in the background.
     ///
-    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`, `M_INVALID_PARAM`,
-    /// `M_BAD_JSON`; 403 if one of ours cannot be invited; 429 if too many invites are owed already; those of identity
-    /// servers that are asked whom addresses belong to.
+    /// Errors: 400 `M_UNSUPPORTED_ROOM_VERSION`, `M_ROOM_IN_USE` (the alias), `M_INVALID_ROOM_STATE`,
+    /// `M_INVALID_PARAM`, `M_BAD_JSON`; 403 if a local user cannot be invited; 429 if too many invites are owed
+    /// already; those of identity servers that are asked whom addresses belong to.
     pub fn create_room(&self, creator: &UserId, request: &CreateRoom) -> Result<RoomId> {
         let version = match request.room_version.as_deref() {
             None => self.config.default_room_version,

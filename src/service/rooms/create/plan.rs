@@ -11,11 +11,11 @@ use crate::protocol::{RoomAlias, RoomVersion, UserId};
 use crate::service::membership::third_party_invite::ThirdPartyInvitee;
 
 /// No room starts with more than this many invitations.
-pub const MAX_INVITES: usize = 100;
+pub const INVITES_MAX: usize = 100;
 /// No room starts with more than this many invitations of addresses.
-pub const MAX_ADDRESSES: usize = 10;
+pub const ADDRESSES_MAX: usize = 10;
 /// No room starts with more than this many events of `initial_state`.
-pub const MAX_INITIAL_STATE: usize = 200;
+pub const INITIAL_STATE_MAX: usize = 200;
 
 /// The body of `POST /createRoom`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -120,7 +120,7 @@ impl CreateRoom {
                 invitees.push(user);
             }
         }
-        if invitees.len() > MAX_INVITES {
+        if invitees.len() > INVITES_MAX {
             return Err(Error::invalid_param("Too many users are invited at once"));
         }
         Ok(invitees)
@@ -129,7 +129,7 @@ impl CreateRoom {
     /// The addresses to invite. Errors: 400 `M_INVALID_PARAM` for too many: each takes questions to an identity server.
     pub fn third_party_invitees(&self) -> Result<&[ThirdPartyInvitee]> {
         let invitees = self.invite_3pid.as_deref().unwrap_or_default();
-        if invitees.len() > MAX_ADDRESSES {
+        if invitees.len() > ADDRESSES_MAX {
             return Err(Error::invalid_param("Too many addresses are invited at once"));
         }
         Ok(invitees)
@@ -185,7 +185,7 @@ impl CreateRoom {
 
     fn checked_initial_state(&self) -> Result<&[InitialState]> {
         let state = self.initial_state.as_deref().unwrap_or_default();
-        if state.len() > MAX_INITIAL_STATE {
+        if state.len() > INITIAL_STATE_MAX {
             return Err(Error::invalid_param("initial_state is too long"));
         }
         match state.iter().find(|e| matches!(e.event_type.as_str(), "m.room.create" | "m.room.member")) {

@@ -1,26 +1,26 @@
-//! What the room's servers know of our user by the time that they are asked: whether a template rests on what is over, and
-//! whether an invite that we hold stands in the room.
+//! What the room's servers know of the local user by the time that they are asked: whether a template rests on what
+//! is over, and whether an invite that we hold stands in the room.
 //!
-//! A server shows nobody its room from outside, but a template for a leave names the member event that it would replace,
-//! and is refused to whoever has nothing to leave. Asking for one changes nothing.
+//! A server shows nobody its room from outside, but a template for a leave names the member event that it would
+//! replace, and is refused to whoever has nothing to leave. Asking for one changes nothing.
 
-use crate::service::membership::Memberships;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::Door;
+use super::JoinTarget;
 use crate::error::{ErrCode, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, InviteAnswer, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId};
+use crate::service::membership::Memberships;
 use crate::store::Db;
 
-/// How long a server is left alone that does not know of something yet that it is about to learn (an invite that we have
-/// just signed, a leave that we owe it), again and again in one handshake: a second and a half in all.
-const PAUSES: [Duration; 6] = [
+/// How long a server is left alone that does not know of something yet that it is about to learn (an invite that we
+/// have just signed, a leave that we owe it), again and again in one handshake: a second and a half in all.
+const TEMPLATE_PAUSES: [Duration; 6] = [
     Duration::from_millis(20),
     Duration::from_millis(60),
     Duration::from_millis(150),
@@ -30,12 +30,12 @@ const PAUSES: [Duration; 6] = [
 ];
 
 /// How many servers are asked.
-const MOST_ASKED: usize = 3;
+const SERVERS_ASKED_MAX: usize = 3;
 
-/// What a server that is asked for a template should know of our user by now; and how long it may take to.
+/// What a server that is asked for a template should know of the local user by now; and how long it may take to.
 #[derive(Default)]
-pub(super) struct Expected {
-    /// A template that rests on this was made before our user left.
+pub(super) struct TemplateExpectation {
+    /// A template that rests on this was made before the local user left.
     over: Option<EventId>,
     /// A template that does not rest on this was made before the room had it.
     on: Option<EventId>,
@@ -45,7 +45,7 @@ pub(super) struct Expected {
     pauses: usize,
 }
 
-impl Expected {
+impl TemplateExpectation {
     /// Of a join or a knock.
     pub(super) fn to_enter(
         db: &Db<'_>,
@@ -62,7 +62,7 @@ impl Expected {
             Some(row) if row.state.is_over() => Ok(Self { over: id(&row.previous), ..Self::default() }),
             Some(_) => Ok(Self::default()),
             None => {
-                let over = left_while_here(db, room_id, user)?;
+                let over = left_as_resident(db, room_id, user)?;
                 Ok(Self {
                     refusal_may_pass: kind == HandshakeKind::Knock && over.is_some(),
                     over,
@@ -96,8 +96,9 @@ impl Expected {
     }
 }
 
-/// The membership that our user gave up by leaving the room when we were in it: its servers may not know of that yet.
-fn left_while_here(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<EventId>> {
+/// The membership that the local user gave up by leaving the room when we were in it: its servers may not know of
+/// that yet.
+fn left_as_resident(db: &Db<'_>, room_id: &RoomId, user: &UserId) -> Result<Option<EventId>> {
     let Some(room) = db.room(room_id)?.filter(|room| !room.resident) else { return Ok(None) };
     let own = |event: &Pdu| event.sender() == user && event.membership() == Some(Membership::Leave);
     let leave = db.state_event(room.key, "m.room.member", user.as_str())?.filter(own);
@@ -116,22 +117,22 @@ fn rests_on(template: &Map<String, Value>, event: &EventId) -> bool {
 }
 
 impl Memberships<'_> {
-    /// [`Memberships::ask_template`], asked again as long as the answer shows that the server is behind. If it stays so,
-    /// its last answer.
+    /// [`Memberships::ask_template`], asked again as long as the answer shows that the server is behind. If it stays
+    /// so, its last answer.
     pub(super) fn ask_template_in_time(
         &self,
         peer: &ServerName,
         kind: HandshakeKind,
         room_id: &RoomId,
         user: &UserId,
-        expected: &mut Expected,
+        expected: &mut TemplateExpectation,
     ) -> CallResult<(Map<String, Value>, RoomVersion)> {
         loop {
             let answer = self.ask_template(peer, kind, room_id, user);
             if !expected.is_behind(&answer) {
                 return answer;
             }
-            let Some(pause) = PAUSES.get(expected.pauses) else { return answer };
+            let Some(pause) = TEMPLATE_PAUSES.get(expected.pauses) else { return answer };
             expected.pauses += 1;
             if !self.scheduler.rest(*pause) {
                 return answer;
@@ -146,11 +147,13 @@ impl Memberships<'_> {
 
     /// What the scheduler does with a row that is `invited` and in doubt: asks the room.
     pub(super) fn look_up_invite(&self, row: &RemoteMembership) -> Result<()> {
-        let door = Door { room_id: row.room_id.clone(), via: Vec::new() };
+        let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let mut answer = None;
-        for peer in self.candidates(&door, Some(row))?.iter().take(MOST_ASKED) {
-            answer =
-                standing_of(row, self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id));
+        for peer in self.candidates(&target, Some(row))?.iter().take(SERVERS_ASKED_MAX) {
+            answer = invite_answer_of(
+                row,
+                self.ask_template(peer, HandshakeKind::Leave, &row.room_id, &row.user_id),
+            );
             if answer.is_some() {
                 break;
             }
@@ -167,7 +170,7 @@ impl Memberships<'_> {
 }
 
 /// What an answer to `make_leave` says of the invite in a row; none if nothing.
-fn standing_of(
+fn invite_answer_of(
     row: &RemoteMembership,
     answer: CallResult<(Map<String, Value>, RoomVersion)>,
 ) -> Option<InviteAnswer> {

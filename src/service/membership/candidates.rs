@@ -1,0 +1,186 @@
+//! Which servers are asked in a handshake, and what becomes of their answers: one after the other until one says yes.
+
+use std::time::{Duration, Instant};
+
+use super::rows;
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::CallError;
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
+use crate::protocol::{RoomId, ServerName, UserId};
+use crate::service::membership::Memberships;
+
+/// How many servers are asked in one handshake.
+const CANDIDATES_MAX: usize = 12;
+
+/// How long a client waits for a handshake at most: after this no further server is asked.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A room as somebody who is not in it knows it: its id, and servers that may let them in, best first.
+#[derive(Debug, Clone)]
+pub struct JoinTarget {
+    /// The room.
+    pub room_id: RoomId,
+    /// Servers to go through.
+    pub via: Vec<ServerName>,
+}
+
+impl Memberships<'_> {
+    /// The servers to ask, best first and never ourselves: the one that we knocked through, the inviter's, those that
+    /// the client named, others that were worth asking before, those that we saw in the room when we were in it, the
+    /// one in the room's id. Errors: 404 `M_NOT_FOUND` if there are none.
+    pub(super) fn candidates(
+        &self,
+        target: &JoinTarget,
+        row: Option<&RemoteMembership>,
+    ) -> Result<Vec<ServerName>> {
+        let known = row.map_or(&[][..], |row| &row.via);
+        let inviter = row.and_then(|row| row.event.as_ref()).map(|event| event.sender().server());
+        let seen = self.store.read(|db| match db.room(&target.room_id)? {
+            Some(room) => db.resident_servers(room.key),
+            None => Ok(Vec::new()),
+        })?;
+        let all = known.iter().take(1).cloned().chain(inviter).chain(target.via.iter().cloned());
+        let all = all.chain(known.iter().skip(1).cloned()).chain(seen);
+        let all = all.chain(target.room_id.server_name().and_then(|name| ServerName::parse(name).ok()));
+        let mut candidates: Vec<ServerName> = Vec::new();
+        for server in all {
+            if &server != self.server_name() && !candidates.contains(&server) {
+                candidates.push(server);
+            }
+        }
+        if candidates.is_empty() {
+            return Err(Error::not_found("No server is known that is in that room; name one with `via`"));
+        }
+        candidates.truncate(CANDIDATES_MAX);
+        Ok(candidates)
+    }
+
+    /// For a room that this server is not in: what the user is to it as far as we know, and the servers to ask about
+    /// it.
+    pub(in crate::service) fn remote_view(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+    ) -> Result<(Option<Membership>, Vec<ServerName>)> {
+        let row = self.store.read(|db| rows::remote_membership_or_state(db, &target.room_id, user))?;
+        let membership = row.as_ref().and_then(|row| match row.state {
+            RemoteState::Knocking | RemoteState::Knocked => Some(Membership::Knock),
+            RemoteState::Invited => Some(Membership::Invite),
+            RemoteState::Leaving | RemoteState::Closed => Some(Membership::Leave),
+            RemoteState::Joining => None,
+        });
+        match self.candidates(target, row.as_ref()) {
+            Ok(servers) => Ok((membership, servers)),
+            Err(error) if error.errcode() == ErrCode::NotFound => Ok((membership, Vec::new())),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What several servers said to the same question, as long as none said yes.
+pub(super) struct HandshakeAnswers {
+    until: Instant,
+    refusal: Option<Error>,
+    limit: Option<Error>,
+    failure: Option<Error>,
+    undecided: bool,
+}
+
+impl HandshakeAnswers {
+    pub fn new(now: Instant) -> Self {
+        Self { until: now + HANDSHAKE_TIMEOUT, refusal: None, limit: None, failure: None, undecided: false }
+    }
+
+    /// Whether there is time to ask another server.
+    pub fn has_time(&self, now: Instant) -> bool {
+        now < self.until
+    }
+
+    /// Takes down what a server said.
+    pub fn add(&mut self, peer: &ServerName, error: CallError) {
+        log::info!("{peer} did not take part in a handshake: {error}");
+        // 401 speaks of our keys, which the other server may have trouble to get; nonsense speaks of nothing.
+        let undecided = match &error {
+            CallError::Refused(refusal) => error.is_transient() || refusal.status == 401,
+            CallError::Unreachable(_) | CallError::BadAnswer(_) | CallError::AfterSuccess(_) => true,
+        };
+        if let Some(limit) = error.as_limit(peer) {
+            self.limit.get_or_insert(limit);
+            return;
+        }
+        self.undecided |= undecided;
+        let error = error.into_client_error(peer);
+        let speaks_of_the_room = !undecided && error.errcode().is_relayable();
+        // A server that is not in the room knows less of it than one that says no.
+        let is_better =
+            self.refusal.as_ref().is_none_or(|first| first.status() == 404 && error.status() != 404);
+        if speaks_of_the_room && is_better {
+            self.refusal = Some(error);
+        } else if !speaks_of_the_room {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    /// Whether some server may yet say yes: it could not be reached, had trouble of its own, or wants to be asked
+    /// later.
+    pub fn undecided(&self) -> bool {
+        self.undecided || self.limit.is_some()
+    }
+
+    /// Whether the only ones that may are those that want to be asked later.
+    pub fn only_later(&self) -> bool {
+        !self.undecided && self.limit.is_some()
+    }
+
+    /// What the client is told: the first refusal that speaks of the room, that it asked too often, else that no server
+    /// could help.
+    pub fn into_error(self) -> Error {
+        let (unknown, refusal) = match self.refusal {
+            Some(error) if error.status() == 404 => (Some(error), None),
+            other => (None, other),
+        };
+        refusal
+            .or(self.limit)
+            .or(unknown)
+            .or(self.failure)
+            .unwrap_or_else(|| Error::bad_gateway("No server could be asked in time"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Map;
+
+    use crate::federation::PeerError;
+
+    fn refusal(status: u16, errcode: &str) -> CallError {
+        let (errcode, message) = (Some(errcode.to_owned()), "no".to_owned());
+        CallError::Refused(Box::new(PeerError { status, errcode, message, body: Map::new() }))
+    }
+
+    fn told(said: Vec<CallError>) -> (u16, bool) {
+        let peer = ServerName::parse("b.org").unwrap();
+        let mut answers = HandshakeAnswers::new(Instant::now());
+        said.into_iter().for_each(|error| answers.add(&peer, error));
+        let undecided = answers.undecided();
+        (answers.into_error().status(), undecided)
+    }
+
+    #[test]
+    fn the_client_is_told_the_refusal_that_says_most_of_the_room() {
+        let unreachable = || CallError::Unreachable("gone".into());
+        assert_eq!(told(vec![refusal(404, "M_NOT_FOUND"), refusal(403, "M_FORBIDDEN")]), (403, false));
+        assert_eq!(told(vec![refusal(403, "M_FORBIDDEN"), refusal(404, "M_NOT_FOUND")]), (403, false));
+        assert_eq!(told(vec![unreachable(), refusal(404, "M_NOT_FOUND")]), (404, true));
+        assert_eq!(told(vec![refusal(500, "M_UNKNOWN"), unreachable()]), (502, true));
+        assert_eq!(told(vec![refusal(401, "M_UNAUTHORIZED")]), (502, true));
+        let limit = || refusal(429, "M_LIMIT_EXCEEDED");
+        assert_eq!(told(vec![unreachable(), refusal(404, "M_NOT_FOUND"), limit()]), (429, true));
+        assert_eq!(told(vec![limit(), refusal(403, "M_FORBIDDEN")]), (403, true));
+        assert_eq!(told(vec![refusal(404, "M_UNRECOGNIZED")]), (502, false));
+        assert_eq!(told(vec![CallError::bad("HTML")]), (502, true));
+        assert_eq!(told(Vec::new()), (502, false));
+    }
+}

@@ -1,0 +1,104 @@
+//! Which requests of other servers are let in: the one guard (`admit`) and the one check of a signed event that is
+//! handed in (`check_signed`), for all handshakes.
+
+use std::time::Duration;
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::verify::{self, SignedBy};
+use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, handshake};
+use crate::service::events::server_acl::RoomAcl;
+use crate::service::keys::attempts::KeyPurpose;
+use crate::service::keys::fetch::WantedKey;
+use crate::service::membership::Memberships;
+use crate::store::Room;
+use crate::store::rooms::not_resident;
+
+/// What another server asks for its user.
+pub(super) struct HandshakeRequest<'a> {
+    /// The server that asks.
+    pub origin: &'a ServerName,
+    /// The room.
+    pub room_id: &'a RoomId,
+    /// What the user wants to be.
+    pub membership: Membership,
+    /// For a template: the user it is for. A signed event speaks for itself.
+    pub user: Option<&'a UserId>,
+    /// For a template of a join or a knock: the room versions that the other server knows.
+    pub versions: Option<&'a [&'a str]>,
+}
+
+impl Memberships<'_> {
+    /// The one guard of `make_join`, `make_knock`, `make_leave`, `send_join`, `send_knock` and `send_leave`, in this
+    /// order. Errors:
+    ///
+    /// 1. 404 `M_NOT_FOUND`: this server is not in the room (or never heard of it).
+    /// 2. 403 `M_FORBIDDEN`: the room's server ACL keeps the other server out.
+    /// 3. 403 `M_FORBIDDEN`: the user is not of that server.
+    /// 4. 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`: the other server does not know the room's version.
+    /// 5. 403 `M_FORBIDDEN`: the room's version does not know this membership.
+    ///
+    /// What remains is up to the authorisation rules.
+    pub(super) fn admit(&self, request: &HandshakeRequest<'_>) -> Result<Room> {
+        let room = self.store.read(|db| {
+            let room = db.resident_room(request.room_id)?.ok_or_else(not_resident)?;
+            RoomAcl::of(db, &room)?.check(request.origin)?;
+            Ok(room)
+        })?;
+        if request.user.is_some_and(|user| user.server_name() != request.origin.as_str()) {
+            return Err(Error::forbidden("That user is not of the server that asks"));
+        }
+        if request.versions.is_some_and(|known| !known.contains(&room.version.id)) {
+            return Err(Error::new(
+                ErrCode::IncompatibleRoomVersion,
+                "Your homeserver does not support the features required to enter this room",
+            )
+            .with_field("room_version", room.version.id));
+        }
+        if request.membership == Membership::Knock && !room.version.knock {
+            return Err(Error::forbidden("Nobody can knock on a room of this version"));
+        }
+        Ok(room)
+    }
+
+    /// The one check of an event that another server hands in signed: `send_join`, `send_knock`, `send_leave` and
+    /// invites. Its type, membership, sender, state key, room and computed event id are what the request says, its
+    /// content hash is right, and everyone who has to sign it has.
+    /// Errors: 400 `M_BAD_JSON`, `M_NOT_JSON`, `M_INVALID_PARAM`.
+    pub(super) fn check_signed(
+        &self,
+        body: &[u8],
+        version: RoomVersion,
+        request: &HandshakeRequest<'_>,
+        event_id: &EventId,
+    ) -> Result<VerifiedPdu> {
+        let pdu = Pdu::parse(body, version)?;
+        handshake::check_signed_event(&pdu, request.membership, request.room_id, event_id, request.origin)?;
+        if !pdu.canonical().content_hash_matches() {
+            return Err(Error::invalid_param("The event's content hash is wrong"));
+        }
+        let verdict = self.keys().check_parsed_pdu(&pdu, KeyPurpose::Received(request.origin));
+        verdict.map_err(|e| Error::invalid_param(format!("The event fails a check: {}", e.message())))
+    }
+
+    /// The evidence that one particular server has signed an event, required or not. `purpose` as for
+    /// [`Self::check_parsed_pdu`]. Errors: 400 `M_INVALID_PARAM`.
+    pub(in crate::service) fn check_signature_of(
+        &self,
+        event: &Pdu,
+        server: &ServerName,
+        purpose: KeyPurpose<'_>,
+    ) -> Result<SignedBy> {
+        const KEYS_TIMEOUT: Duration = Duration::from_secs(30);
+        let object = event.canonical();
+        let valid_at = if event.version().enforce_key_validity { event.origin_server_ts() } else { 0 };
+        let wanted: Vec<WantedKey> = object
+            .signatures_of(server.as_str())
+            .into_iter()
+            .map(|(key_id, _)| WantedKey { server: server.clone(), key_id: key_id.into_owned(), valid_at })
+            .collect();
+        let found = self.keys().gather_keys(&wanted, None, purpose, KEYS_TIMEOUT);
+        let keys = |server: &str, key_id: &str| found.get(server, key_id);
+        Ok(verify::verify_event_by(event, server, &keys)?)
+    }
+}

@@ -1,0 +1,185 @@
+//! Templates of member events, both ends: what this server makes for others (`make_join`, `make_knock`,
+//! `make_leave`), and how it asks for one, checks it and signs it; and the content of local users' own member events.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::guard::HandshakeRequest;
+use super::restricted_join::AUTHORISER;
+use crate::error::Result;
+use crate::federation::calls::{HandshakeKind, Template};
+use crate::federation::{CallError, CallResult};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, handshake, room_version};
+use crate::service::events::build::Draft;
+use crate::service::membership::Memberships;
+use crate::store::Room;
+
+/// How long another server's user waits for the invite that is under way to them.
+pub(super) const INVITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+// ----- for other servers -----
+
+impl Memberships<'_> {
+    /// `GET /make_join`, `/make_knock`, `/make_leave`: an event for the other server to sign, that would be accepted
+    /// now. `versions`: what it sent as `ver`; none for a leave. Errors: 429 `M_LIMIT_EXCEEDED` for a knock that is
+    /// beyond the budget (the specification names no errors for limits here; `make_join` is limited so elsewhere).
+    pub fn make_template(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        user: &UserId,
+        membership: Membership,
+        versions: Option<&[&str]>,
+    ) -> Result<(Map<String, Value>, RoomVersion)> {
+        let room =
+            self.admit(&HandshakeRequest { origin, room_id, membership, user: Some(user), versions })?;
+        if membership == Membership::Knock {
+            self.may_knock(&room, user)?;
+        }
+        if membership == Membership::Join {
+            return self.after_their_invite(room_id, user, || self.template_of(&room, user, membership));
+        }
+        self.handshake_locks.wait_for_end(room_id, user, INVITE_TIMEOUT);
+        self.template_of(&room, user, membership)
+    }
+
+    /// Does it, and if it is refused while an invite to this user of another server is under way, once more when that
+    /// is in the room.
+    pub(super) fn after_their_invite<T>(
+        &self,
+        room_id: &RoomId,
+        user: &UserId,
+        ask: impl Fn() -> Result<T>,
+    ) -> Result<T> {
+        match ask() {
+            Err(e)
+                if e.status() == 403 && self.handshake_locks.wait_for_end(room_id, user, INVITE_TIMEOUT) =>
+            {
+                ask()
+            }
+            other => other,
+        }
+    }
+
+    fn template_of(
+        &self,
+        room: &Room,
+        user: &UserId,
+        membership: Membership,
+    ) -> Result<(Map<String, Value>, RoomVersion)> {
+        let room_id = &room.room_id;
+        let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
+        if membership == Membership::Join
+            && let Some(authoriser) = self.authoriser(room, user)?
+        {
+            content.insert(AUTHORISER.to_owned(), authoriser.as_str().into());
+        }
+        let (mut event, version) = self.events().template(member_draft(room_id, user, user, content))?;
+        event.insert("origin".to_owned(), self.server_name().as_str().into());
+        Ok((event, version))
+    }
+}
+
+// ----- from other servers -----
+
+impl Memberships<'_> {
+    /// Asks one server for a template and checks it as the specification wants it: it is a member event of this room
+    /// for this user and membership, in a room version that this server knows.
+    pub(super) fn ask_template(
+        &self,
+        peer: &ServerName,
+        kind: HandshakeKind,
+        room_id: &RoomId,
+        user: &UserId,
+    ) -> CallResult<(Map<String, Value>, RoomVersion)> {
+        let membership = match kind {
+            HandshakeKind::Join => Membership::Join,
+            HandshakeKind::Knock => Membership::Knock,
+            HandshakeKind::Leave => Membership::Leave,
+        };
+        let versions: Vec<RoomVersion> =
+            room_version::all().iter().filter(|v| kind != HandshakeKind::Knock || v.knock).collect();
+        let Template { room_version, event } =
+            self.federation.make_membership(peer, kind, room_id, user, &versions)?;
+        let version = versions.into_iter().find(|version| version.id == room_version);
+        let version =
+            version.ok_or_else(|| CallError::bad("a template of a room version that was not asked for"))?;
+        handshake::check_template(&event, room_id, user, membership, version).map_err(|e| {
+            CallError::bad(format!("a template that is not what was asked for: {}", e.message()))
+        })?;
+        Ok((event, version))
+    }
+
+    /// Makes an event of a template: with this content, and this server's time, name, hash and signature. Of its
+    /// content nothing is taken over but the user that authorises a restricted join.
+    pub(super) fn sign_template(
+        &self,
+        template: &Map<String, Value>,
+        version: RoomVersion,
+        content: &Map<String, Value>,
+    ) -> Result<Pdu> {
+        let mut content = content.clone();
+        let authoriser = template.get("content").and_then(|c| c.get(AUTHORISER));
+        if version.restricted_join
+            && content.get("membership").is_some_and(|m| m == "join")
+            && let Some(authoriser) = authoriser
+        {
+            content.insert(AUTHORISER.to_owned(), authoriser.clone());
+        }
+        handshake::finish(
+            template,
+            content,
+            self.server_name(),
+            &self.key_ring.signing_key(),
+            self.clock.now_ms(),
+            version,
+        )
+    }
+}
+
+// ----- what it is about -----
+
+impl Memberships<'_> {
+    /// The content of the local user's own member event: profile and reason beside the membership.
+    pub(super) fn member_content(
+        &self,
+        user: &UserId,
+        membership: Membership,
+        reason: Option<&str>,
+    ) -> Result<Map<String, Value>> {
+        let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
+        if self.is_ours(user)
+            && matches!(membership, Membership::Join | Membership::Knock | Membership::Invite)
+        {
+            let profile = self.store.read(|db| db.profile(user))?;
+            for field in ["displayname", "avatar_url"] {
+                if let Some(value) = profile.get(field).filter(|v| v.is_string()) {
+                    content.insert(field.to_owned(), value.clone());
+                }
+            }
+        }
+        if let Some(reason) = reason {
+            content.insert("reason".to_owned(), reason.into());
+        }
+        Ok(content)
+    }
+}
+
+/// A draft of a member event.
+pub(super) fn member_draft(
+    room: &RoomId,
+    sender: &UserId,
+    target: &UserId,
+    content: Map<String, Value>,
+) -> Draft {
+    Draft {
+        room: room.clone(),
+        sender: sender.clone(),
+        event_type: "m.room.member".to_owned(),
+        state_key: Some(target.as_str().to_owned()),
+        content,
+        redacts: None,
+    }
+}
