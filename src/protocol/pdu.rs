@@ -210,7 +210,7 @@ impl Pdu {
         if let Some(why) = seen.odd_number.filter(|_| version.strict_canonical_json) {
             return Err(Error::bad_json(why));
         }
-        // Whoever judges an event reads its content anew. One that cannot be read would be judged as if it were empty.
+        // Whoever authorises an event reads its content anew. One that cannot be read would pass for an empty one.
         if object.get("content").is_none_or(|content| read_content(content).is_none()) {
             return Err(Error::bad_json("the event's content is not an object that can be read"));
         }
@@ -491,7 +491,7 @@ impl<'a, R> Header<'a, R> {
     }
 }
 
-/// An event's content as it is judged.
+/// An event's content as it is authorised.
 fn read_content(text: &[u8]) -> Option<Map<String, Value>> {
     json::object_tree(std::str::from_utf8(text).ok()?).ok()
 }

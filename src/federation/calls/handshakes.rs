@@ -90,7 +90,7 @@ impl JoinBody {
             true => large_object_in(array_in(body)?)?,
             false => large_object_in(body)?,
         };
-        // We never ask for that, since we could not judge events in a room of which we know half.
+        // We never ask for that, since we could not authorise events in a room of which we know half.
         if answer.members_omitted {
             return Err(CallError::bad("a room without its members"));
         }

@@ -125,7 +125,7 @@ impl Server {
 
     /// Serves a connection that somebody else accepted, in the clear. Any stream socket will do; `address` counts as
     /// that of its other end. Errors: the socket cannot be used.
-    pub fn adopt(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
+    pub fn serve_connection(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
         begin(&self.shared, stream, address, None, &self.ended)
     }
 

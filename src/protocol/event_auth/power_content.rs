@@ -1,4 +1,4 @@
-//! The content of `m.room.power_levels` events, read so that everything that was written can be judged: integers,
+//! The content of `m.room.power_levels` events, read so that everything that was written can be checked: integers,
 //! what older versions take for integers, and what is neither.
 //!
 //! Up to room version 9 a level may be written as a string, up to version 5 as a float (room version 1,
@@ -103,8 +103,8 @@ impl LevelEntry {
 
 impl<'de> Deserialize<'de> for LevelEntry {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct LevelEntryVisitor;
+        impl<'de> Visitor<'de> for LevelEntryVisitor {
             type Value = LevelEntry;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any JSON value")
@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for LevelEntry {
                 Ok(LevelEntry::Malformed)
             }
         }
-        deserializer.deserialize_any(V)
+        deserializer.deserialize_any(LevelEntryVisitor)
     }
 }
 
@@ -214,8 +214,8 @@ impl LevelTable {
 
 impl<'de> Deserialize<'de> for LevelTable {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct LevelTableVisitor;
+        impl<'de> Visitor<'de> for LevelTableVisitor {
             type Value = LevelTable;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any JSON value")
@@ -257,7 +257,7 @@ impl<'de> Deserialize<'de> for LevelTable {
                 Ok(LevelTable::Malformed)
             }
         }
-        deserializer.deserialize_any(V)
+        deserializer.deserialize_any(LevelTableVisitor)
     }
 }
 
@@ -283,8 +283,8 @@ impl PowerContent {
 
 impl<'de> Deserialize<'de> for PowerContent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
+        struct PowerContentVisitor;
+        impl<'de> Visitor<'de> for PowerContentVisitor {
             type Value = PowerContent;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -307,7 +307,7 @@ impl<'de> Deserialize<'de> for PowerContent {
                 Ok(content)
             }
         }
-        deserializer.deserialize_map(V)
+        deserializer.deserialize_map(PowerContentVisitor)
     }
 }
 

@@ -1,7 +1,7 @@
 //! State resolution of room version 1: in passes, by depth and by the SHA-1 of event ids.
 //!
 //! As Synapse does it where the text is loose: the conflicting memberships are resolved each without a look at the
-//! others; events are judged only by state that is unconflicted or resolved in an earlier pass; and where none of
+//! others; events are authorised only by state that is unconflicted or resolved in an earlier pass; and where none of
 //! the other events passes, the least deep one stands.
 
 use std::cmp::Reverse;
@@ -80,7 +80,7 @@ fn candidates(conflict: &Conflict, fetch: EventLookup<'_>) -> Vec<Pdu> {
     events
 }
 
-/// Power levels, join rules, memberships: each event is judged by a state that has the one before it; the first
+/// Power levels, join rules, memberships: each event is checked against a state that has the one before it; the first
 /// that fails ends it.
 fn latest_allowed_in_turn(
     checker: &AuthChecker,

@@ -77,7 +77,7 @@ fn exchange(writes: &[&[u8]]) -> Vec<u8> {
         .get_or_init(|| Server::serve(Arc::new(Echo), ConnectionLimits::default(), &[]).expect("a server"));
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let theirs = TcpStream::from(OwnedFd::from(theirs));
-    server.adopt(theirs, SocketAddr::from((Ipv4Addr::LOCALHOST, 1))).expect("a place");
+    server.serve_connection(theirs, SocketAddr::from((Ipv4Addr::LOCALHOST, 1))).expect("a place");
     let mut ours = ours;
     ours.set_read_timeout(Some(Duration::from_secs(8))).expect("a time-out");
     for part in writes {
