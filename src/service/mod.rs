@@ -50,16 +50,16 @@ pub struct Homeserver {
     pub key_ring: KeyRing,
     /// Delivery to other servers.
     pub sender: Sender,
-    /// What is being fetched from other servers.
-    pub errands: events::fetch::limits::Errands,
+    /// Which events are being fetched from other servers, and whom it is no use to ask.
+    pub fetch_limits: events::fetch::limits::FetchLimits,
     /// What may be asked of other servers for others than our users, or out of curiosity.
     pub request_permits: limits::request_permits::RequestPermits,
-    /// Transactions of other servers that are being taken in.
+    /// Transactions of other servers that are being received.
     pub transaction_slots: incoming::transaction_slots::TransactionSlots,
     /// What other servers said of spaces.
     pub space_cache: rooms::hierarchy::SpaceCache,
-    /// Which policy servers do not answer.
-    pub policy_servers: events::policy_server::Silent,
+    /// Which policy servers did not answer, and when they are asked again.
+    pub policy_backoff: events::policy_server::PolicyBackoff,
     /// Who of us is at a client.
     pub presences: Arc<ephemeral::presence::Presences>,
     /// Interactive authentication that is under way.
@@ -71,7 +71,7 @@ pub struct Homeserver {
     /// How much state resolution rooms and servers may cause.
     pub resolution_allowance: limits::resolution_allowance::ResolutionAllowance,
     /// Brings rooms up to date that are behind what came.
-    pub laggards: events::late_extremities::Laggards,
+    pub catch_up_worker: events::late_extremities::CatchUpWorker,
     /// One handshake of one user in one room at a time.
     pub handshake_locks: membership::HandshakeLocks,
     /// How many knocks were made lately, and whose.
@@ -95,7 +95,7 @@ impl Homeserver {
         let notifier = Arc::new(Notifier::new());
         let sender = Sender::new(&config.server_name, &clock);
         let scheduler = Scheduler::default();
-        let laggards = events::late_extremities::Laggards::default();
+        let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
             let location = match &config.data {
                 Data::Folder(folder) => Location::Folder(folder.clone()),
@@ -103,7 +103,7 @@ impl Homeserver {
             };
             let options = Options { durable: config.durable, ..Options::default() };
             let (notifier, sender, timer) = (Arc::clone(&notifier), sender.clone(), scheduler.clone());
-            let behind = laggards.clone();
+            let behind = catch_up_worker.clone();
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, changes.all_users());
                 sender.committed(changes);
@@ -136,14 +136,14 @@ impl Homeserver {
             federation: Arc::new(federation),
             key_ring,
             sender,
-            errands: events::fetch::limits::Errands::default(),
+            fetch_limits: events::fetch::limits::FetchLimits::default(),
             request_permits: limits::request_permits::RequestPermits::default(),
             transaction_slots: incoming::transaction_slots::TransactionSlots::default(),
             space_cache: rooms::hierarchy::SpaceCache::default(),
-            policy_servers: events::policy_server::Silent::default(),
+            policy_backoff: events::policy_server::PolicyBackoff::default(),
             scheduler,
             resolution_allowance: limits::resolution_allowance::ResolutionAllowance::default(),
-            laggards,
+            catch_up_worker,
             handshake_locks: membership::HandshakeLocks::default(),
             knocks: membership::KnockBudget::default(),
             join_locks: KeyedLock::default(),
@@ -155,7 +155,7 @@ impl Homeserver {
         self.sender.start(self)?;
         self.ephemeral().remember_presences()?;
         self.scheduler.start(self)?;
-        self.laggards.start(self)?;
+        self.catch_up_worker.start(self)?;
         self.finish_deactivations()
     }
 
@@ -165,7 +165,7 @@ impl Homeserver {
         // Side by side: each may have to wait for threads that hang in a connection.
         std::thread::scope(|scope| {
             scope.spawn(|| self.scheduler.stop());
-            scope.spawn(|| self.laggards.stop());
+            scope.spawn(|| self.catch_up_worker.stop());
             self.sender.stop();
             // Its requests are cut off by now.
             self.request_permits.stop();

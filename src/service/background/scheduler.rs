@@ -299,7 +299,7 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
     if lock(&shared.state).working < WORKERS {
         let forked = std::mem::take(&mut lock(&shared.state).forked);
         if !forked.is_empty() {
-            spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.events().join_branches(room)))?;
+            spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.events().merge_forks(room)))?;
         }
     }
     let busy = lock(&shared.state).fetching.clone();

@@ -1,7 +1,7 @@
-//! Events from outside: from checked bytes to their place in the room, or to a refusal.
+//! Events of other servers: from checked bytes to their place in the room, or to a refusal.
 //!
-//! Format, signatures and hash have been checked when a `VerifiedPdu` comes here; what remains is judged in
-//! `judge`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
+//! Format, signatures and hash have been checked when a `VerifiedPdu` comes here; what remains is authorised in
+//! `authorise.rs`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
 
 use crate::service::events::Events;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
-use crate::service::events::authorise::{Hearing, Judged, Verdict};
-use crate::service::events::resolve::Effort;
+use crate::service::events::authorise::{AuthContext, Decision, Verdict};
+use crate::service::events::resolve::ResolutionBudget;
 use crate::store::rooms::append::Append;
 use crate::store::{EventKey, Place, Room, RoomKey, Status, Tx};
 
@@ -38,90 +38,95 @@ pub struct Sent {
     pub stream: i64,
 }
 
-/// What it says of an event that was judged.
-pub(in crate::service) enum Taken {
+/// What became of an event that was received.
+pub(in crate::service) enum Received {
     /// It is stored, or was before.
     Stored { status: Status, already: bool, reason: Option<Error> },
     /// First these auth events are needed.
     NeedsAuth(Vec<EventId>),
     /// First its previous events are needed, or the state before it.
     NeedsPrev,
-    /// Its room, or its server, has caused so much work that this one waits, for so long; or the room does not know of its
-    /// late extremities yet, which the event may rest on.
+    /// Its room, or its server, has caused so much work that this one waits, for so long; or the room does not know of
+    /// its late extremities yet, which the event may rest on.
     NeedsTime(Duration),
 }
 
-/// On whose behalf an event is taken in, and what may be stored of it.
+/// Where an event comes from, which says what may be stored of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(in crate::service) enum Terms {
-    /// It came with a transaction: whatever the verdict, it is stored; unless it is rejected and of a server that is not in
-    /// the room.
-    Relayed,
-    /// It is history that fills a hole, with the place that it gets in the timeline.
-    History(Place),
-    /// It was handed to us to bring it into the room: we pass it on, and refuse it unless it passes everything.
-    HandedIn,
+pub(in crate::service) enum EventSource {
+    /// It came with a transaction: whatever the verdict, it is stored; unless it is rejected and of a server that is
+    /// not in the room.
+    Transaction,
+    /// It is history that fills a gap, with the place that it gets in the timeline.
+    Backfill(Place),
+    /// It was handed to us in a handshake, to bring it into the room: we pass it on, and refuse it unless it passes everything.
+    Handshake,
 }
 
 impl Events<'_> {
-    /// Takes in an event that was signed elsewhere and handed to us with `send_join`, `send_knock` or `send_leave`; the
+    /// Receives an event that was signed elsewhere and handed to us with `send_join`, `send_knock` or `send_leave`; the
     /// caller has checked its form and signatures. It is passed on to the other servers of the room. A repeat is
     /// answered as the first time. Errors: 403 `M_FORBIDDEN` unless it passes every check.
     pub fn accept_signed(&self, pdu: VerifiedPdu, from: &ServerName, kind: Membership) -> Result<Accepted> {
         if pdu.membership() != Some(kind) || pdu.sender().server_name() != from.as_str() {
             return Err(Error::forbidden("The event is not what it was handed in as"));
         }
-        self.take_in_own(&pdu)
+        self.receive_own(&pdu)
     }
 
     /// Puts an event of ours into its room that was signed before ([`Events::draft_event`]). Errors: 403
     /// `M_FORBIDDEN` if the room has moved on so far that it is not allowed any more.
     pub fn commit_signed(&self, pdu: VerifiedPdu) -> Result<Accepted> {
-        self.take_in_own(&pdu)
+        self.receive_own(&pdu)
     }
 
-    fn take_in_own(&self, pdu: &VerifiedPdu) -> Result<Accepted> {
-        match self.take_in(pdu, Terms::HandedIn, None)? {
-            Taken::Stored { status: Status::Accepted, already, .. } => Ok(Accepted { already }),
-            Taken::Stored { reason, .. } => {
+    fn receive_own(&self, pdu: &VerifiedPdu) -> Result<Accepted> {
+        match self.receive_event(pdu, EventSource::Handshake, None)? {
+            Received::Stored { status: Status::Accepted, already, .. } => Ok(Accepted { already }),
+            Received::Stored { reason, .. } => {
                 Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")))
             }
-            Taken::NeedsTime(rest) => Err(too_much(rest)),
-            Taken::NeedsAuth(_) | Taken::NeedsPrev => {
+            Received::NeedsTime(rest) => Err(too_much_work(rest)),
+            Received::NeedsAuth(_) | Received::NeedsPrev => {
                 Err(Error::forbidden("The event refers to events that this server does not know"))
             }
         }
     }
 
-    /// Judges an event and stores it with its verdict. What needs little or no state resolution is judged in the
-    /// transaction alone: the writer remembers what it takes, and in a room where several servers speak at once a verdict
-    /// would be outdated as soon as it was found. What needs more is judged beforehand, and once more in the transaction if
-    /// the room has moved on: what the states before the event came to is remembered. If the room never stands still, or
-    /// has caused too much work, its current state follows later. History, and events with a state of their own, of which
-    /// nobody remembers anything, are judged beforehand at once.
-    pub(in crate::service) fn take_in(
+    /// Authorises an event and stores it with its verdict. What needs little or no state resolution is authorised in
+    /// the transaction alone: the writer remembers what it takes, and in a room where several servers speak at once a
+    /// verdict would be outdated as soon as it was found. What needs more is authorised beforehand, and once more in
+    /// the transaction if the room has moved on: what the states before the event came to is remembered. If the room
+    /// never stands still, or has caused too much work, its current state follows later. History, and events with a
+    /// state of their own, of which nobody remembers anything, are authorised beforehand at once.
+    pub(in crate::service) fn receive_event(
         &self,
         pdu: &VerifiedPdu,
-        terms: Terms,
+        source: EventSource,
         given: Option<&StateMap>,
-    ) -> Result<Taken> {
+    ) -> Result<Received> {
         let stored = self.store.read(|db| db.wholest(pdu))?;
         let pdu = stored.as_ref().unwrap_or(pdu);
-        let taken = self.judge_and_store(pdu, terms, given)?;
-        let Taken::Stored { already: true, status, .. } = taken else { return Ok(taken) };
+        let received = self.authorise_and_store(pdu, source, given)?;
+        let Received::Stored { already: true, status, .. } = received else { return Ok(received) };
         if !self.store.read(|db| db.lacks_content_of(pdu))? {
-            return Ok(taken);
+            return Ok(received);
         }
         let whole = pdu.clone();
         let unlearnt = self.store.write(move |tx| match status {
             Status::Rejected => tx.unlearn_rejected(&whole),
             _ => tx.complete_event(&whole).map(|()| false),
         })?;
-        if unlearnt { self.judge_and_store(pdu, terms, given) } else { Ok(taken) }
+        if unlearnt { self.authorise_and_store(pdu, source, given) } else { Ok(received) }
     }
 
-    fn judge_and_store(&self, pdu: &VerifiedPdu, terms: Terms, given: Option<&StateMap>) -> Result<Taken> {
-        let history = matches!(terms, Terms::History(_));
+    fn authorise_and_store(
+        &self,
+        pdu: &VerifiedPdu,
+        source: EventSource,
+        given: Option<&StateMap>,
+    ) -> Result<Received> {
+        let history = matches!(source, EventSource::Backfill(_));
         let given = match given {
             Some(given) => {
                 self.store.read(|db| authorise::given_state(db, pdu.room_id(), given)).map(Some)?
@@ -129,87 +134,91 @@ impl Events<'_> {
             None => None,
         };
         let server = pdu.sender().server();
-        for attempt in 0..=ATTEMPTS {
+        for attempt in 0..=AUTHORISE_ATTEMPTS_MAX {
             let rest = self.resolution_allowance.pause(pdu.room_id(), &server);
-            let (mut judged, mut effort) = (None, Effort::Modest);
+            let (mut decision, mut budget) = (None, ResolutionBudget::Bounded);
             if rest.is_some() {
-                effort = Effort::Light;
+                budget = ResolutionBudget::None;
             } else if attempt > 0 || history || given.is_some() {
-                match self.judge_beforehand(pdu, Hearing::fully(given.as_ref(), history), attempt > 0)? {
-                    Verdict::Judged(verdict) => judged = Some(verdict),
+                match self.authorise_beforehand(
+                    pdu,
+                    AuthContext::fully(given.as_ref(), history),
+                    attempt > 0,
+                )? {
+                    Verdict::Decided(verdict) => decision = Some(verdict),
                     Verdict::NeedsWork | Verdict::IsBehind => {}
-                    other => return unjudged(other),
+                    other => return undecided(other),
                 }
             }
-            let later = rest.is_some() || attempt == ATTEMPTS;
+            let later = rest.is_some() || attempt == AUTHORISE_ATTEMPTS_MAX;
             let until_caught_up =
-                self.resolution_allowance.pause_of_late(pdu.room_id()).unwrap_or_default() + NEVER_STILL;
+                self.resolution_allowance.pause_of_late(pdu.room_id()).unwrap_or_default() + RETRY_PAUSE;
             let (event, given) = (pdu.clone(), given.clone());
             let take = move |tx: &mut Tx<'_>| {
-                if let Some(judged) = judged
-                    && is_current(tx, &event, &judged)?
+                if let Some(decision) = decision
+                    && is_current(tx, &event, &decision)?
                 {
-                    return store_judged(tx, &event, *judged, terms)
-                        .map(|taken| (Some(taken), tx.events_examined()));
+                    return store_decision(tx, &event, *decision, source)
+                        .map(|received| (Some(received), tx.events_examined()));
                 }
-                let taken = match authorise::judge(
+                let received = match authorise::authorise(
                     tx,
                     &event,
-                    Hearing { given: given.as_ref(), history, effort, later },
+                    AuthContext { given: given.as_ref(), history, budget, later },
                 )? {
-                    Verdict::Judged(judged) => Some(store_judged(tx, &event, *judged, terms)?),
+                    Verdict::Decided(decision) => Some(store_decision(tx, &event, *decision, source)?),
                     Verdict::NeedsWork => None,
-                    Verdict::IsBehind => Some(Taken::NeedsTime(until_caught_up)),
-                    other => Some(unjudged(other)?),
+                    Verdict::IsBehind => Some(Received::NeedsTime(until_caught_up)),
+                    other => Some(undecided(other)?),
                 };
-                Ok((taken, tx.events_examined()))
+                Ok((received, tx.events_examined()))
             };
             // History that is lost can be fetched again.
-            let (taken, toil) =
+            let (received, toil) =
                 if history { self.store.write_lightly(take) } else { self.store.write(take) }?;
             self.resolution_allowance.spend(pdu.room_id(), Some(&server), toil);
-            match (taken, rest) {
-                (Some(taken), _) => return Ok(taken),
-                (None, Some(rest)) => return Ok(Taken::NeedsTime(rest)),
+            match (received, rest) {
+                (Some(received), _) => return Ok(received),
+                (None, Some(rest)) => return Ok(Received::NeedsTime(rest)),
                 (None, None) => {}
             }
         }
-        Ok(Taken::NeedsTime(NEVER_STILL))
+        Ok(Received::NeedsTime(RETRY_PAUSE))
     }
 
     /// A verdict by what is here now, whatever it takes if `fully`; else without resolving anything.
-    pub(in crate::service) fn judge_beforehand(
+    pub(in crate::service) fn authorise_beforehand(
         &self,
         pdu: &Pdu,
-        hearing: Hearing<'_>,
+        context: AuthContext<'_>,
         fully: bool,
     ) -> Result<Verdict> {
-        let effort = if fully { Effort::Full } else { Effort::Light };
+        let budget = if fully { ResolutionBudget::Unlimited } else { ResolutionBudget::None };
         let turn = fully.then(|| self.resolution_allowance.wait_for_turn());
         let (verdict, toil) = self.store.read(|db| {
-            Ok((authorise::judge(db, pdu, Hearing { effort, ..hearing })?, db.events_examined()))
+            Ok((authorise::authorise(db, pdu, AuthContext { budget, ..context })?, db.events_examined()))
         })?;
         drop(turn);
         self.resolution_allowance.spend(pdu.room_id(), Some(&pdu.sender().server()), toil);
         Ok(verdict)
     }
 
-    /// Takes in as many of these events of a room, in their order, as need nothing fetched and little resolved, in one
+    /// Receives as many of these events of a room, in their order, as need nothing fetched and little resolved, in one
     /// commit or a few; says what became of them.
-    pub(in crate::service) fn take_in_light(&self, pdus: &[VerifiedPdu]) -> Result<Vec<Result<Taken>>> {
+    pub(in crate::service) fn receive_batch(&self, pdus: &[VerifiedPdu]) -> Result<Vec<Result<Received>>> {
         let mut all = Vec::with_capacity(pdus.len());
         while let Some(first) = pdus.get(all.len()) {
             let (room, server) = (first.room_id().clone(), first.sender().server());
             let is_spent = self.resolution_allowance.pause(&room, &server).is_some();
-            let effort = if is_spent { Effort::Light } else { Effort::Modest };
-            let hearing = Hearing { effort, later: is_spent, ..Hearing::live(None) };
+            let budget = if is_spent { ResolutionBudget::None } else { ResolutionBudget::Bounded };
+            let context = AuthContext { budget, later: is_spent, ..AuthContext::live(None) };
             let rest = pdus[all.len()..].to_vec();
-            let (taken, stopped, toil) = self.store.write(move |tx| {
-                let (taken, stopped) = take_in_some(tx, &rest, hearing)?;
-                Ok((taken, stopped, tx.events_examined()))
+            let (received, stopped, toil) = self.store.write(move |tx| {
+                let (received, stopped) = receive_some(tx, &rest, context)?;
+                Ok((received, stopped, tx.events_examined()))
             })?;
             self.resolution_allowance.spend(&room, Some(&server), toil);
-            all.extend(taken);
+            all.extend(received);
             if stopped {
                 break;
             }
@@ -218,80 +227,82 @@ impl Events<'_> {
     }
 }
 
-/// How often an event is judged beforehand, if it takes much resolution of states and the room moves on meanwhile.
-const ATTEMPTS: usize = 3;
-/// When one is tried again whose room moved on each time, and has no place for one more late extremity; or whose room is
-/// behind.
-const NEVER_STILL: Duration = Duration::from_secs(1);
-/// For how long one commit takes in events.
-const SLICE: Duration = Duration::from_millis(20);
+/// How often an event is authorised beforehand, if it takes much resolution of states and the room moves on meanwhile.
+const AUTHORISE_ATTEMPTS_MAX: usize = 3;
+/// When one is tried again whose room moved on each time, and has no place for one more late extremity; or whose room
+/// is behind.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// For how long one commit receives events.
+const BATCH_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// What they are told who hand in an event of a room that has caused too much work.
-pub(in crate::service) fn too_much(rest: Duration) -> Error {
+pub(in crate::service) fn too_much_work(rest: Duration) -> Error {
     let ms = i64::try_from(rest.as_millis()).unwrap_or(i64::MAX).max(1);
     Error::new(ErrCode::LimitExceeded, "The room has caused too much work, please try again later")
         .with_field("retry_after_ms", ms)
 }
 
-/// Whether the room is still as the event was judged by, and the event still new.
-fn is_current(tx: &Tx<'_>, pdu: &Pdu, judged: &Judged) -> Result<bool> {
-    Ok(tx.extremity_keys(judged.room.key)? == judged.heads
+/// Whether the room is still as the event was authorised by, and the event still new.
+fn is_current(tx: &Tx<'_>, pdu: &Pdu, decision: &Decision) -> Result<bool> {
+    Ok(tx.extremity_keys(decision.room.key)? == decision.extremities
         && tx.event_status(pdu.event_id())?.is_none_or(|(_, outlier)| outlier))
 }
 
 /// The verdict on an event of which we may have another copy. One that is whole, where ours is not, takes its place; if
-/// ours was rejected, the whole one is judged as if it had come first.
-pub(in crate::service) fn judge_copy(
+/// ours was rejected, the whole one is authorised as if it had come first.
+pub(in crate::service) fn authorise_copy(
     tx: &mut Tx<'_>,
     pdu: &VerifiedPdu,
-    hearing: Hearing<'_>,
+    context: AuthContext<'_>,
 ) -> Result<Verdict> {
-    let verdict = authorise::judge(tx, pdu, hearing)?;
+    let verdict = authorise::authorise(tx, pdu, context)?;
     if !matches!(verdict, Verdict::Known(_)) {
         return Ok(verdict);
     }
     tx.complete_event(pdu)?;
-    if tx.unlearn_rejected(pdu)? { authorise::judge(tx, pdu, hearing) } else { Ok(verdict) }
+    if tx.unlearn_rejected(pdu)? { authorise::authorise(tx, pdu, context) } else { Ok(verdict) }
 }
 
-/// Takes in some of these events. Whether it stopped at one that needs more than this.
-fn take_in_some(
+/// Receives some of these events. Whether it stopped at one that needs more than this.
+fn receive_some(
     tx: &mut Tx<'_>,
     pdus: &[VerifiedPdu],
-    hearing: Hearing<'_>,
-) -> Result<(Vec<Result<Taken>>, bool)> {
+    context: AuthContext<'_>,
+) -> Result<(Vec<Result<Received>>, bool)> {
     let begun = Instant::now();
-    let mut taken = Vec::with_capacity(pdus.len());
+    let mut received = Vec::with_capacity(pdus.len());
     for pdu in pdus {
-        if !taken.is_empty() && begun.elapsed() > SLICE {
-            return Ok((taken, false));
+        if !received.is_empty() && begun.elapsed() > BATCH_TIMEOUT {
+            return Ok((received, false));
         }
         let stored = tx.wholest(pdu)?;
         let pdu = stored.as_ref().unwrap_or(pdu);
-        match judge_copy(tx, pdu, hearing)? {
-            Verdict::Judged(judged) => taken.push(Ok(store_judged(tx, pdu, *judged, Terms::Relayed)?)),
-            verdict @ (Verdict::Known(_) | Verdict::Refused(_)) => taken.push(unjudged(verdict)),
+        match authorise_copy(tx, pdu, context)? {
+            Verdict::Decided(decision) => {
+                received.push(Ok(store_decision(tx, pdu, *decision, EventSource::Transaction)?))
+            }
+            verdict @ (Verdict::Known(_) | Verdict::Refused(_)) => received.push(undecided(verdict)),
             Verdict::MissingAuth(_) | Verdict::MissingPrev | Verdict::NeedsWork | Verdict::IsBehind => {
-                return Ok((taken, true));
+                return Ok((received, true));
             }
         }
     }
-    Ok((taken, false))
+    Ok((received, false))
 }
 
-/// Puts an event of ours into its room, wherever the room is by now. Errors: 403 `M_FORBIDDEN` if the room does not allow
-/// it any more, 429 `M_LIMIT_EXCEEDED` if the room's branches take more work to tell than there is time for.
-pub(in crate::service) fn put_in(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<Sent> {
-    let hearing = Hearing { effort: Effort::Modest, later: true, ..Hearing::live(None) };
-    let taken = match authorise::judge(tx, pdu, hearing)? {
-        Verdict::Judged(judged) => store_judged(tx, pdu, *judged, Terms::HandedIn)?,
-        Verdict::NeedsWork | Verdict::IsBehind => return Err(too_much(NEVER_STILL)),
-        other => unjudged(other)?,
+/// Puts an event of ours into its room, wherever the room is by now. Errors: 403 `M_FORBIDDEN` if the room does not
+/// allow it any more, 429 `M_LIMIT_EXCEEDED` if the room's forks take more work to tell than there is time for.
+pub(in crate::service) fn append_signed(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<Sent> {
+    let context = AuthContext { budget: ResolutionBudget::Bounded, later: true, ..AuthContext::live(None) };
+    let received = match authorise::authorise(tx, pdu, context)? {
+        Verdict::Decided(decision) => store_decision(tx, pdu, *decision, EventSource::Handshake)?,
+        Verdict::NeedsWork | Verdict::IsBehind => return Err(too_much_work(RETRY_PAUSE)),
+        other => undecided(other)?,
     };
-    let refused = match taken {
-        Taken::Stored { status: Status::Accepted, .. } => None,
-        Taken::Stored { reason, .. } => Some(reason),
-        Taken::NeedsAuth(_) | Taken::NeedsPrev | Taken::NeedsTime(_) => Some(None),
+    let refused = match received {
+        Received::Stored { status: Status::Accepted, .. } => None,
+        Received::Stored { reason, .. } => Some(reason),
+        Received::NeedsAuth(_) | Received::NeedsPrev | Received::NeedsTime(_) => Some(None),
     };
     if let Some(reason) = refused {
         return Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")));
@@ -302,58 +313,58 @@ pub(in crate::service) fn put_in(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> Result<S
     Ok(Sent { event_id: pdu.event_id().clone(), pdu: Pdu::clone(pdu), room, key, stream })
 }
 
-fn unjudged(verdict: Verdict) -> Result<Taken> {
+fn undecided(verdict: Verdict) -> Result<Received> {
     match verdict {
-        Verdict::Known(status) => Ok(Taken::Stored { status, already: true, reason: None }),
-        Verdict::MissingAuth(ids) => Ok(Taken::NeedsAuth(ids)),
-        Verdict::MissingPrev => Ok(Taken::NeedsPrev),
+        Verdict::Known(status) => Ok(Received::Stored { status, already: true, reason: None }),
+        Verdict::MissingAuth(ids) => Ok(Received::NeedsAuth(ids)),
+        Verdict::MissingPrev => Ok(Received::NeedsPrev),
         Verdict::Refused(error) => Err(error),
-        Verdict::NeedsWork | Verdict::IsBehind | Verdict::Judged(_) => {
+        Verdict::NeedsWork | Verdict::IsBehind | Verdict::Decided(_) => {
             Err(Error::internal("a verdict that was not asked for"))
         }
     }
 }
 
-fn reason(judged: &Judged) -> Option<Error> {
-    judged.reason.clone().map(Error::from)
+fn reason(decision: &Decision) -> Option<Error> {
+    decision.reason.clone().map(Error::from)
 }
 
 /// Stores an event with the verdict that was just found by what this transaction sees.
-pub(in crate::service) fn store_judged(
+pub(in crate::service) fn store_decision(
     tx: &mut Tx<'_>,
     pdu: &VerifiedPdu,
-    judged: Judged,
-    terms: Terms,
-) -> Result<Taken> {
-    let (status, reason) = (judged.status, reason(&judged));
-    let outgoing = terms == Terms::HandedIn;
+    decision: Decision,
+    source: EventSource,
+) -> Result<Received> {
+    let (status, reason) = (decision.status, reason(&decision));
+    let outgoing = source == EventSource::Handshake;
     if outgoing && status != Status::Accepted {
-        return Ok(Taken::Stored { status, already: false, reason });
+        return Ok(Received::Stored { status, already: false, reason });
     }
-    let room: Room = tx.room_by_key(judged.room.key)?;
-    if terms == Terms::Relayed
+    let room: Room = tx.room_by_key(decision.room.key)?;
+    if source == EventSource::Transaction
         && status == Status::Rejected
         && !tx.is_resident(room.key, &pdu.sender().server())?
     {
         // Nobody refers to it who has a say in the room. Kept it would only let anybody fill the disk.
-        return Ok(Taken::Stored { status, already: false, reason });
+        return Ok(Received::Stored { status, already: false, reason });
     }
     tx.append(&Append {
         room: &room,
         pdu,
         status,
         outgoing,
-        state_before: judged.state_before,
-        old_extremities: &judged.heads,
-        kept_extremities: judged.kept,
-        overtakes: judged.overtakes,
-        becomes_extremity: judged.becomes_extremity,
-        current: judged.current,
-        missing: judged.missing,
-        history: if let Terms::History(place) = terms { Some(place) } else { None },
+        state_before: decision.state_before,
+        old_extremities: &decision.extremities,
+        kept_extremities: decision.kept,
+        overtakes: decision.overtakes,
+        becomes_extremity: decision.becomes_extremity,
+        current: decision.current,
+        missing: decision.missing,
+        history: if let EventSource::Backfill(place) = source { Some(place) } else { None },
     })?;
     if let Some(reason) = &reason {
         log::info!("{} in {} is {:?}: {}", pdu.event_id(), room.room_id, status, reason.message());
     }
-    Ok(Taken::Stored { status, already: false, reason })
+    Ok(Received::Stored { status, already: false, reason })
 }

@@ -1,10 +1,10 @@
 //! Events of our own: from a draft to a signed event in its room.
 //!
-//! A draft becomes an event on the writer's thread, where the room's order is known and what it takes is remembered: so
-//! however many speak at once, nothing is composed twice. What would hold the writer up (the signature of a policy server,
-//! a resolution of forks) is done before, against a snapshot; the transaction that commits such an event first looks
-//! whether the room's forward extremities are still those that it was judged by, and composes it anew if not. No room is
-//! ever locked.
+//! A draft becomes an event on the writer's thread, where the room's order is known and what it takes is remembered:
+//! so however many speak at once, nothing is built twice. What would hold the writer up (the signature of a policy
+//! server, a resolution of forks) is done before, against a snapshot; the transaction that commits such an event first
+//! looks whether the room's forward extremities are still those that it was authorised by, and builds it anew if not.
+//! No room is ever locked.
 
 use crate::service::events::Events;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use crate::protocol::{
 };
 use crate::random;
 use crate::service::events::accept::Sent;
-use crate::service::events::authorise::{Around, Hearing};
+use crate::service::events::authorise::{AuthContext, RoomExtremities};
 use crate::service::events::extremities::may_be_late;
-use crate::service::events::resolve::{Effort, Side};
+use crate::service::events::resolve::{ResolutionBudget, StateSet};
 use crate::service::events::state_view::StateView;
 use crate::store::accounts::client_transactions::ClientTxn;
 use crate::store::rooms::append::{Append, Appended, Current};
@@ -55,13 +55,13 @@ pub struct Draft {
 
 /// What it takes to make an event of this server.
 #[derive(Clone)]
-pub(in crate::service) struct Pen {
+pub(in crate::service) struct EventSigner {
     pub server: ServerName,
     pub key: Arc<SigningKey>,
     pub now: Millis,
 }
 
-impl Pen {
+impl EventSigner {
     /// A signed event of this server.
     pub(in crate::service) fn write(
         &self,
@@ -91,46 +91,46 @@ impl Pen {
 /// The type of the setting that says which servers may take part in a room.
 const ACL: &str = "m.room.server_acl";
 
-/// How often an event is composed beforehand, if it takes much resolution of states and the room moves on meanwhile.
-const ATTEMPTS: usize = 3;
+/// How often an event is built beforehand, if it takes much resolution of states and the room moves on meanwhile.
+const BUILD_ATTEMPTS_MAX: usize = 3;
 /// When whoever wants to speak in a room that never stands still should try again.
-const NEVER_STILL: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a room makes of a draft.
-struct Framed<T> {
+struct BuiltEvent<T> {
     room: Room,
-    /// The event as it was written, judged.
+    /// The event as it was written, authorised.
     event: T,
     /// All forward extremities of the room.
-    heads: Vec<EventKey>,
+    extremities: Vec<EventKey>,
     /// Those that stay beside the event, because it cannot name them all.
     kept: Vec<EventKey>,
     /// The state before it.
     state: StateRef,
 }
 
-/// Gives a draft everything that the room adds to it, and judges it against the room's current state. `write` makes of
-/// it what is wanted, and an event to be judged. None if the room has more branches than an event can join, and resolving
-/// their states is more work than wanted.
-fn frame<T>(
+/// Gives a draft everything that the room adds to it, and authorises it against the room's current state. `write`
+/// makes of it what is wanted, and an event to be authorised. None if the room has more forks than an event can join,
+/// and resolving their states is more work than wanted.
+fn build<T>(
     db: &Db<'_>,
     now: Millis,
     draft: &Draft,
-    effort: Effort,
+    budget: ResolutionBudget,
     write: impl FnOnce(Map<String, Value>, RoomVersion) -> Result<(T, Pdu)>,
-) -> Result<Option<Framed<T>>> {
+) -> Result<Option<BuiltEvent<T>>> {
     let room = db.known_room(&draft.room)?;
     check_speakable(db, &room)?;
     let mut followed = db.forward_extremities(room.key)?;
-    let heads = followed.iter().map(|head| head.key).collect();
+    let extremities = followed.iter().map(|head| head.key).collect();
     // More than an event can name: it follows the latest, and the next events take the others up.
     let kept: Vec<EventKey> =
         followed.drain(..followed.len().saturating_sub(PREV_EVENTS_MAX)).map(|head| head.key).collect();
-    if !kept.is_empty() && effort == Effort::Light {
+    if !kept.is_empty() && budget == ResolutionBudget::None {
         return Ok(None);
     }
     let depth = followed.iter().map(|head| head.depth).max().unwrap_or(0);
-    let Some(state) = state_after(db, &room, &followed, kept.is_empty(), effort)? else { return Ok(None) };
+    let Some(state) = state_after(db, &room, &followed, kept.is_empty(), budget)? else { return Ok(None) };
     let view = match kept.is_empty() {
         true => StateView::current(db, room.key),
         false => StateView::new(|event_type, state_key| db.state_event_of(&state, event_type, state_key)),
@@ -158,26 +158,27 @@ fn frame<T>(
     object.insert("auth_events".into(), references(&auth));
     object.insert("depth".into(), depth.saturating_add(1).min(room.version.max_depth()).into());
     let (event, pdu) = write(object, room.version)?;
-    judge_draft(db, &room, &pdu, &view, &state)?;
+    authorise_draft(db, &room, &pdu, &view, &state)?;
     drop(view);
-    Ok(Some(Framed { room, event, heads, kept, state }))
+    Ok(Some(BuiltEvent { room, event, extremities, kept, state }))
 }
 
-/// The state after the heads that an event follows: the current state if those are all. None if that is more work than
-/// wanted.
+/// The state after the extremities that an event follows: the current state if those are all. None if that is more
+/// work than wanted.
 fn state_after(
     db: &Db<'_>,
     room: &Room,
     followed: &[ForwardExtremity],
     all: bool,
-    effort: Effort,
+    budget: ResolutionBudget,
 ) -> Result<Option<StateRef>> {
     if all {
         let state = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
         return Ok(Some(StateRef::snapshot(state)));
     }
-    let side = |head: &ForwardExtremity| Side { state: StateRef::snapshot(head.state_after), plus: None };
-    resolve::resolve(db, room.version, followed.iter().map(side).collect(), effort)
+    let set =
+        |head: &ForwardExtremity| StateSet { state: StateRef::snapshot(head.state_after), unstored: None };
+    resolve::resolve(db, room.version, followed.iter().map(set).collect(), budget)
 }
 
 /// Everything of an event that does not depend on the room's graph.
@@ -227,12 +228,18 @@ fn check_speakable(db: &Db<'_>, room: &Room) -> Result<()> {
     Err(not_resident())
 }
 
-fn judge_draft(db: &Db<'_>, room: &Room, pdu: &Pdu, view: &StateView<'_>, state: &StateRef) -> Result<()> {
+fn authorise_draft(
+    db: &Db<'_>,
+    room: &Room,
+    pdu: &Pdu,
+    view: &StateView<'_>,
+    state: &StateRef,
+) -> Result<()> {
     if pdu.event_type() == "m.room.create" {
         // Rule 1.1: a room has one, and before it there is nothing. The rules that look at a state let it pass.
         event_auth::check_auth_events(pdu, &[], &|_| false, room.version).map_err(Error::from)?;
     }
-    view.judge(&db.auth_checker(room.version), pdu)?.map_err(Error::from)?;
+    view.authorise(&db.auth_checker(room.version), pdu)?.map_err(Error::from)?;
     // From room version 3 on the auth rules let every redaction pass, and servers then ignore those that may not act.
     if pdu.event_type() == "m.room.redaction"
         && let Some(redacts) = pdu.redacts()
@@ -264,52 +271,58 @@ fn provisional(object: &Map<String, Value>, version: RoomVersion) -> Result<Pdu>
 }
 
 /// A draft as a signed event. None if that is more work than wanted.
-fn compose(db: &Db<'_>, pen: &Pen, draft: &Draft, effort: Effort) -> Result<Option<Framed<VerifiedPdu>>> {
-    frame(db, pen.now, draft, effort, |object, version| {
-        let pdu = pen.write(object, version)?;
+fn build_signed(
+    db: &Db<'_>,
+    signer: &EventSigner,
+    draft: &Draft,
+    budget: ResolutionBudget,
+) -> Result<Option<BuiltEvent<VerifiedPdu>>> {
+    build(db, signer.now, draft, budget, |object, version| {
+        let pdu = signer.write(object, version)?;
         Ok((pdu.clone(), pdu.into()))
     })
 }
 
 /// A draft as a signed event, whatever it takes.
-fn compose_fully(db: &Db<'_>, pen: &Pen, draft: &Draft) -> Result<Framed<VerifiedPdu>> {
-    compose(db, pen, draft, Effort::Full)?.ok_or_else(|| Error::internal("nothing resolved"))
+fn build_signed_fully(db: &Db<'_>, signer: &EventSigner, draft: &Draft) -> Result<BuiltEvent<VerifiedPdu>> {
+    build_signed(db, signer, draft, ResolutionBudget::Unlimited)?
+        .ok_or_else(|| Error::internal("nothing resolved"))
 }
 
-/// A composed event, or a fresh one if the room has moved on since. None if that is more work than there is time for.
+/// A built event, or a fresh one if the room has moved on since. None if that is more work than there is time for.
 fn brought_up_to_date(
     tx: &Tx<'_>,
-    pen: &Pen,
+    signer: &EventSigner,
     draft: &Draft,
-    framed: Framed<VerifiedPdu>,
-) -> Result<Option<Framed<VerifiedPdu>>> {
-    let moved = tx.extremity_keys(framed.room.key)? != framed.heads;
-    let framed = if moved { compose(tx, pen, draft, Effort::Modest)? } else { Some(framed) };
-    let Some(mut framed) = framed else { return Ok(None) };
-    framed.room = tx.room_by_key(framed.room.key)?;
-    Ok(Some(framed))
+    built: BuiltEvent<VerifiedPdu>,
+) -> Result<Option<BuiltEvent<VerifiedPdu>>> {
+    let moved = tx.extremity_keys(built.room.key)? != built.extremities;
+    let built = if moved { build_signed(tx, signer, draft, ResolutionBudget::Bounded)? } else { Some(built) };
+    let Some(mut built) = built else { return Ok(None) };
+    built.room = tx.room_by_key(built.room.key)?;
+    Ok(Some(built))
 }
 
-/// Puts an event into its room that was composed by the room as it is, and has it sent to the other servers there.
-fn put(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>) -> Result<Sent> {
-    let (pdu, room) = (Pdu::clone(&framed.event), framed.room.key);
-    let appended = put_there(tx, framed, true)?;
+/// Puts an event into its room that was built by the room as it is, and has it sent to the other servers there.
+fn append_local(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>) -> Result<Sent> {
+    let (pdu, room) = (Pdu::clone(&built.event), built.room.key);
+    let appended = append_built(tx, built, true)?;
     let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
     Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
 }
 
-/// The same; `outgoing`: other servers are sent it. Errors: 429 `M_LIMIT_EXCEEDED` if the room's branches take more work
+/// Puts an event into its room that was built by the room as it is; `outgoing`: other servers are sent it. Errors: 429 `M_LIMIT_EXCEEDED` if the room's forks take more work
 /// than there is time for, and too much is late in it already.
-fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Result<Appended> {
-    let Framed { room, event: pdu, heads, kept, state } = framed;
-    let around = Around { room: &room, heads: &heads };
-    let current = authorise::current_after(tx, &around, &state, &pdu, &kept, Effort::Modest)?;
+fn append_built(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>, outgoing: bool) -> Result<Appended> {
+    let BuiltEvent { room, event: pdu, extremities, kept, state } = built;
+    let around = RoomExtremities { room: &room, extremities: &extremities };
+    let current = authorise::current_after(tx, &around, &state, &pdu, &kept, ResolutionBudget::Bounded)?;
     let current = match current {
         Some(current) => current,
         None if may_be_late(tx, &room, &[])? => {
-            Current::Later(heads.iter().filter(|head| !kept.contains(head)).copied().collect())
+            Current::Later(extremities.iter().filter(|head| !kept.contains(head)).copied().collect())
         }
-        None => return Err(accept::too_much(NEVER_STILL)),
+        None => return Err(accept::too_much_work(RETRY_PAUSE)),
     };
     tx.append(&Append {
         room: &room,
@@ -317,7 +330,7 @@ fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Re
         status: Status::Accepted,
         outgoing,
         state_before: state,
-        old_extremities: &heads,
+        old_extremities: &extremities,
         kept_extremities: kept,
         overtakes: Vec::new(),
         becomes_extremity: true,
@@ -328,12 +341,16 @@ fn put_there(tx: &mut Tx<'_>, framed: Framed<VerifiedPdu>, outgoing: bool) -> Re
 }
 
 impl Events<'_> {
-    pub(in crate::service) fn pen(&self) -> Pen {
-        Pen { server: self.server_name().clone(), key: self.key_ring.signing_key(), now: self.clock.now_ms() }
+    pub(in crate::service) fn signer(&self) -> EventSigner {
+        EventSigner {
+            server: self.server_name().clone(),
+            key: self.key_ring.signing_key(),
+            now: self.clock.now_ms(),
+        }
     }
 
-    /// Sends an event: judged, signed, in its room, and owed to the other servers there. Errors: 404 `M_NOT_FOUND` for
-    /// a room that we are not in, 403 `M_FORBIDDEN` with the rule in words, 413 `M_TOO_LARGE`, 400 `M_BAD_JSON`.
+    /// Sends an event: authorised, signed, in its room, and owed to the other servers there. Errors: 404 `M_NOT_FOUND`
+    /// for a room that we are not in, 403 `M_FORBIDDEN` with the rule in words, 413 `M_TOO_LARGE`, 400 `M_BAD_JSON`.
     pub fn send(&self, draft: Draft) -> Result<EventId> {
         self.send_with(draft, |_, _| Ok(()))
     }
@@ -347,66 +364,66 @@ impl Events<'_> {
         self.send_once(draft, None, extra)
     }
 
-    /// The same for a request of a client: a repeat of it sends nothing and gives the event that the first one sent.
+    /// [`Events::send_with`] for a request of a client: a repeat of it sends nothing and gives the event that the first one sent.
     pub(in crate::service) fn send_once(
         &self,
         draft: Draft,
         txn: Option<ClientTxn>,
         extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
     ) -> Result<EventId> {
-        let pen = self.pen();
+        let signer = self.signer();
         let sent = self.store.write(move |tx| {
             if let Some(event_id) = sent_before(tx, txn.as_ref())? {
                 return Ok(Ok(event_id));
             }
-            match compose(tx, &pen, &draft, Effort::Light)? {
-                Some(framed) if policy_server::lacking(tx, &framed.room, &framed.event)?.is_none() => {
-                    let sent = put(tx, framed)?;
-                    finish(tx, &pen, txn.as_ref(), sent, extra).map(Ok)
+            match build_signed(tx, &signer, &draft, ResolutionBudget::None)? {
+                Some(built) if policy_server::lacking(tx, &built.room, &built.event)?.is_none() => {
+                    let sent = append_local(tx, built)?;
+                    finish(tx, &signer, txn.as_ref(), sent, extra).map(Ok)
                 }
-                _ => Ok(Err((pen, draft, txn, extra))),
+                _ => Ok(Err((signer, draft, txn, extra))),
             }
         })?;
         match sent {
             Ok(event_id) => Ok(event_id),
-            Err((pen, draft, txn, extra)) => self.send_after_work(pen, draft, txn, extra),
+            Err((signer, draft, txn, extra)) => self.send_after_work(signer, draft, txn, extra),
         }
     }
 
-    /// Composes something by a snapshot. In a room with more branches than an event can join, that waits for its turn and
+    /// Builds something by a snapshot. In a room with more forks than an event can join, that waits for its turn and
     /// is paid for by the room: it resolves some of them.
-    fn read_in_turn<T>(&self, room: &RoomId, compose: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
-        let heads = self.store.read(|db| match db.room(room)? {
+    fn read_in_turn<T>(&self, room: &RoomId, build_signed: impl FnOnce(&Db<'_>) -> Result<T>) -> Result<T> {
+        let extremities = self.store.read(|db| match db.room(room)? {
             Some(room) => Ok(db.extremity_keys(room.key)?.len()),
             None => Ok(0),
         })?;
-        let turn = (heads > PREV_EVENTS_MAX).then(|| self.resolution_allowance.wait_for_turn());
-        let (composed, toil) = self.store.read(|db| Ok((compose(db)?, db.events_examined())))?;
+        let turn = (extremities > PREV_EVENTS_MAX).then(|| self.resolution_allowance.wait_for_turn());
+        let (built, toil) = self.store.read(|db| Ok((build_signed(db)?, db.events_examined())))?;
         drop(turn);
         self.resolution_allowance.spend(room, None, toil);
-        Ok(composed)
+        Ok(built)
     }
 
     /// Sends an event that takes more than the writer has time for.
     fn send_after_work(
         &self,
-        pen: Pen,
+        signer: EventSigner,
         draft: Draft,
         txn: Option<ClientTxn>,
         extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
     ) -> Result<EventId> {
-        let mut taken_along = (pen, draft, txn, extra);
-        for _ in 0..ATTEMPTS {
-            let (pen, draft, txn, extra) = taken_along;
-            let (composed, policy) = self.read_in_turn(&draft.room, |db| {
-                let composed = compose_fully(db, &pen, &draft)?;
-                let policy = policy_server::lacking(db, &composed.room, &composed.event)?;
-                Ok((composed, policy))
+        let mut taken_along = (signer, draft, txn, extra);
+        for _ in 0..BUILD_ATTEMPTS_MAX {
+            let (signer, draft, txn, extra) = taken_along;
+            let (built, policy) = self.read_in_turn(&draft.room, |db| {
+                let built = build_signed_fully(db, &signer, &draft)?;
+                let policy = policy_server::lacking(db, &built.room, &built.event)?;
+                Ok((built, policy))
             })?;
-            let signed = policy.map(|policy| self.ask_policy_server(&policy, &composed.event)).transpose()?;
+            let signed = policy.map(|policy| self.ask_policy_server(&policy, &built.event)).transpose()?;
             if let Some(signed) = &signed {
                 // If the room has moved on meanwhile: what it comes to is remembered.
-                self.judge_beforehand(signed, Hearing::live(None), true)?;
+                self.authorise_beforehand(signed, AuthContext::live(None), true)?;
             }
             let sent = self.store.write(move |tx| {
                 if let Some(event_id) = sent_before(tx, txn.as_ref())? {
@@ -415,51 +432,52 @@ impl Events<'_> {
                 let sent = match signed {
                     // The policy server's signature is of this event: if the room moved on meanwhile, the event makes a
                     // fork.
-                    Some(signed) => accept::put_in(tx, &signed)?,
-                    None => match brought_up_to_date(tx, &pen, &draft, composed)? {
-                        Some(composed) => put(tx, composed)?,
-                        None => return Ok(Err((pen, draft, txn, extra))),
+                    Some(signed) => accept::append_signed(tx, &signed)?,
+                    None => match brought_up_to_date(tx, &signer, &draft, built)? {
+                        Some(built) => append_local(tx, built)?,
+                        None => return Ok(Err((signer, draft, txn, extra))),
                     },
                 };
-                finish(tx, &pen, txn.as_ref(), sent, extra).map(Ok)
+                finish(tx, &signer, txn.as_ref(), sent, extra).map(Ok)
             })?;
             match sent {
                 Ok(event_id) => return Ok(event_id),
                 Err(unsent) => taken_along = unsent,
             }
         }
-        Err(accept::too_much(NEVER_STILL))
+        Err(accept::too_much_work(RETRY_PAUSE))
     }
 
     /// Puts an event into its room that other servers are not sent: they get it when a later event refers to it. Errors
     /// as [`Events::send`]; 403 also where a policy server would have to be asked.
-    pub(in crate::service) fn put_unsent(&self, draft: Draft) -> Result<()> {
-        let pen = self.pen();
-        for _ in 0..ATTEMPTS {
-            let composed = self.read_in_turn(&draft.room, |db| {
-                let composed = compose_fully(db, &pen, &draft)?;
-                match policy_server::lacking(db, &composed.room, &composed.event)? {
-                    None => Ok(composed),
+    pub(in crate::service) fn append_silent(&self, draft: Draft) -> Result<()> {
+        let signer = self.signer();
+        for _ in 0..BUILD_ATTEMPTS_MAX {
+            let built = self.read_in_turn(&draft.room, |db| {
+                let built = build_signed_fully(db, &signer, &draft)?;
+                match policy_server::lacking(db, &built.room, &built.event)? {
+                    None => Ok(built),
                     Some(_) => Err(Error::forbidden("The room's policy server is not asked about this")),
                 }
             })?;
-            let (pen, draft) = (pen.clone(), draft.clone());
-            let put = self.store.write(move |tx| match brought_up_to_date(tx, &pen, &draft, composed)? {
-                Some(composed) => put_there(tx, composed, false).map(|_| true),
-                None => Ok(false),
-            })?;
-            if put {
+            let (signer, draft) = (signer.clone(), draft.clone());
+            let append_local =
+                self.store.write(move |tx| match brought_up_to_date(tx, &signer, &draft, built)? {
+                    Some(built) => append_built(tx, built, false).map(|_| true),
+                    None => Ok(false),
+                })?;
+            if append_local {
                 return Ok(());
             }
         }
-        Err(accept::too_much(NEVER_STILL))
+        Err(accept::too_much_work(RETRY_PAUSE))
     }
 
-    /// An event that is judged and signed but not in its room yet: an invite that another server is to sign first. Put
-    /// it there with [`Events::commit_signed`]. Errors as [`Events::send`].
+    /// An event that is authorised and signed but not in its room yet: an invite that another server is to sign first.
+    /// Put it there with [`Events::commit_signed`]. Errors as [`Events::send`].
     pub fn draft_event(&self, draft: Draft) -> Result<VerifiedPdu> {
-        let pen = self.pen();
-        let event = self.read_in_turn(&draft.room, |db| compose_fully(db, &pen, &draft))?.event;
+        let signer = self.signer();
+        let event = self.read_in_turn(&draft.room, |db| build_signed_fully(db, &signer, &draft))?.event;
         self.with_policy_signature(event)
     }
 
@@ -467,14 +485,14 @@ impl Events<'_> {
     /// [`Events::send`].
     pub fn template(&self, draft: Draft) -> Result<(Map<String, Value>, RoomVersion)> {
         let now = self.clock.now_ms();
-        let framed = self.read_in_turn(&draft.room, |db| {
-            let framed = frame(db, now, &draft, Effort::Full, |object, version| {
+        let built = self.read_in_turn(&draft.room, |db| {
+            let built = build(db, now, &draft, ResolutionBudget::Unlimited, |object, version| {
                 let pdu = provisional(&object, version)?;
                 Ok((object, pdu))
             })?;
-            framed.ok_or_else(|| Error::internal("nothing resolved"))
+            built.ok_or_else(|| Error::internal("nothing resolved"))
         })?;
-        Ok((framed.event, framed.room.version))
+        Ok((built.event, built.room.version))
     }
 }
 
@@ -486,13 +504,13 @@ fn sent_before(tx: &Tx<'_>, txn: Option<&ClientTxn>) -> Result<Option<EventId>> 
 /// What else belongs into the transaction of an event that was sent.
 fn finish(
     tx: &mut Tx<'_>,
-    pen: &Pen,
+    signer: &EventSigner,
     txn: Option<&ClientTxn>,
     sent: Sent,
     extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()>,
 ) -> Result<EventId> {
     if let Some(txn) = txn {
-        tx.add_client_txn(txn, Some(sent.key), pen.now)?;
+        tx.add_client_txn(txn, Some(sent.key), signer.now)?;
     }
     extra(tx, &sent)?;
     Ok(sent.event_id)

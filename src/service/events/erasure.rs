@@ -1,11 +1,11 @@
 //! Erased users: of ours, those who asked with their deactivation that what they sent be erased (client-server API,
 //! "POST /account/deactivate").
 //!
-//! "Any users (or servers) which join the room after the erasure request are served redacted copies of the events sent by
-//! this account. Users which had visibility on those events prior to the erasure are still able to see unredacted copies."
-//! So nothing is changed in the database: whoever was not in the room between the event and the erasure is given the
-//! redacted form. Every way out to clients (`client_format`, [`RoomView`](crate::service::rooms::view::RoomView)) and to other servers
-//! (`history`) asks here.
+//! "Any users (or servers) which join the room after the erasure request are served redacted copies of the events sent
+//! by this account. Users which had visibility on those events prior to the erasure are still able to see unredacted
+//! copies." So nothing is changed in the database: whoever was not in the room between the event and the erasure is
+//! given the redacted form. Every way out to clients (`client_format`,
+//! [`RoomView`](crate::service::rooms::view::RoomView)) and to other servers (`serve/`) asks here.
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -173,9 +173,9 @@ fn stays_of_user(db: &Db<'_>, room: RoomKey, user: &UserId) -> Result<Vec<(i64, 
     Ok(stays)
 }
 
-/// Whether the event is needed whole by whoever takes part in the room, whoever sent it: what others' events are judged by,
-/// as far as redaction would take that away, and what the room is at present. None of it is what its sender had to say of
-/// themselves, but for memberships.
+/// Whether the event is needed whole by whoever takes part in the room, whoever sent it: what others' events are
+/// authorised by, as far as redaction would take that away, and what the room is at present. None of it is what its
+/// sender had to say of themselves, but for memberships.
 fn is_needed(db: &Db<'_>, event: &StoredEvent) -> Result<bool> {
     let Some(state_key) = event.pdu.state_key() else { return Ok(false) };
     match event.pdu.event_type() {

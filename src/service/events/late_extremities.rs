@@ -1,7 +1,8 @@
-//! Catching up with late extremities: events that were stored when there was no time to resolve the state of their room.
+//! Catching up with late extremities: events that were stored when there was no time to resolve the state of their
+//! room.
 //!
-//! One room after the other, as its allowance has it (`labour`), and all that came until then at once. That a room is
-//! behind is a row, so nothing is forgotten by a restart.
+//! One room after the other, as its allowance has it (`limits/resolution_allowance.rs`), and all that came until then
+//! at once. That a room is behind is a row, so nothing is forgotten by a restart.
 
 use crate::service::events::Events;
 use std::collections::{BTreeSet, HashMap};
@@ -14,39 +15,39 @@ use crate::error::{Error, Result};
 use crate::locks::{lock, wait_timeout, wait_timeout_while};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::service::Homeserver;
-use crate::service::events::resolve::{Effort, Side};
+use crate::service::events::resolve::{ResolutionBudget, StateSet};
 use crate::store::rooms::late_extremities::{LateExtremity, extremities_with};
 use crate::store::rooms::state::StateRef;
 use crate::store::{Changes, Db, EventKey, Room, RoomKey, SnapshotId};
 
-/// Late extremities that are caught up with at once.
-const AT_ONCE: usize = 10;
+/// Late heads that are caught up with at once.
+const CAUGHT_UP_AT_ONCE_MAX: usize = 10;
 /// When a room has moved on meanwhile, or something of ours failed.
-const SOON: Duration = Duration::from_millis(100);
-const AFTER_FAILURE: Duration = Duration::from_secs(30);
+const MORE_PAUSE: Duration = Duration::from_millis(100);
+const FAILURE_PAUSE: Duration = Duration::from_secs(30);
 
 /// The thread that catches up. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Laggards {
-    shared: Arc<Shared>,
+pub struct CatchUpWorker {
+    shared: Arc<BehindShared>,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct BehindShared {
+    state: Mutex<BehindRooms>,
     moved: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct BehindRooms {
     /// The rooms that are behind, and when they have their turn.
     rooms: HashMap<RoomKey, Instant>,
     running: bool,
     stop: bool,
 }
 
-impl Laggards {
-    /// Takes in what a commit changed. Never blocks for long.
+impl CatchUpWorker {
+    /// Hears what a commit changed. Never blocks for long.
     pub(in crate::service) fn committed(&self, changes: &Changes) {
         self.are_behind(changes.behind.iter().copied());
     }
@@ -65,7 +66,7 @@ impl Laggards {
         self.are_behind(hs.store.read(|db| db.rooms_with_late_extremities())?.into_iter());
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
         lock(&shared.state).running = true;
-        thread::Builder::new().name("late-heads".to_owned()).spawn(move || {
+        thread::Builder::new().name("catch-up".to_owned()).spawn(move || {
             run(&shared, &weak);
             lock(&shared.state).running = false;
             shared.moved.notify_all();
@@ -75,15 +76,15 @@ impl Laggards {
 
     /// Stops the thread, and waits a moment for it.
     pub(in crate::service) fn stop(&self) {
-        const GRACE: Duration = Duration::from_millis(500);
+        const STOP_TIMEOUT: Duration = Duration::from_millis(500);
         let mut state = lock(&self.shared.state);
         state.stop = true;
         self.shared.moved.notify_all();
-        drop(wait_timeout_while(&self.shared.moved, state, GRACE, |state| state.running));
+        drop(wait_timeout_while(&self.shared.moved, state, STOP_TIMEOUT, |state| state.running));
     }
 }
 
-fn run(shared: &Shared, weak: &Weak<Homeserver>) {
+fn run(shared: &BehindShared, weak: &Weak<Homeserver>) {
     let mut state = lock(&shared.state);
     loop {
         if state.stop {
@@ -111,7 +112,7 @@ fn run(shared: &Shared, weak: &Weak<Homeserver>) {
                 e.level(log::Level::Error),
                 "the state of room {room} could not be brought up to date: {e}"
             );
-            Some(AFTER_FAILURE)
+            Some(FAILURE_PAUSE)
         });
         drop(hs);
         state = lock(&shared.state);
@@ -122,7 +123,7 @@ fn run(shared: &Shared, weak: &Weak<Homeserver>) {
 }
 
 /// What a room comes to with some of its late extremities.
-struct Caught {
+struct CaughtUp {
     room: Room,
     late: Vec<LateExtremity>,
     /// The states that were resolved.
@@ -140,7 +141,7 @@ impl Events<'_> {
         }
         let late = self.store.write(move |tx| {
             if tx.room_by_key(key)?.resident {
-                return tx.take_late_extremities(key, AT_ONCE);
+                return tx.take_late_extremities(key, CAUGHT_UP_AT_ONCE_MAX);
             }
             // Whoever of us comes back gets the room's state from others.
             tx.forget_late_extremities(key)?;
@@ -155,49 +156,49 @@ impl Events<'_> {
         };
         self.resolution_allowance.spend_on_late(&room_id, toil);
         let (done, more) = self.store.write(move |tx| {
-            let done = settle(tx, &caught)?;
+            let done = commit_caught_up(tx, &caught)?;
             Ok((done, !tx.late_extremities(key)?.is_empty()))
         })?;
-        Ok((more || !done).then_some(SOON))
+        Ok((more || !done).then_some(MORE_PAUSE))
     }
 }
 
-fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateExtremity>) -> Result<Caught> {
+fn resolve_late(db: &Db<'_>, key: RoomKey, late: Vec<LateExtremity>) -> Result<CaughtUp> {
     let room = db.room_by_key(key)?;
     let states = states_of(db, &room, &late)?;
-    let side = |state: &SnapshotId| Side { state: StateRef::snapshot(*state), plus: None };
-    let sides = states.iter().map(side).collect();
-    let state = resolve::resolve(db, room.version, sides, Effort::Full)?;
+    let set = |state: &SnapshotId| StateSet { state: StateRef::snapshot(*state), unstored: None };
+    let sets = states.iter().map(set).collect();
+    let state = resolve::resolve(db, room.version, sets, ResolutionBudget::Unlimited)?;
     let state = state.ok_or_else(|| Error::internal("nothing resolved"))?;
-    Ok(Caught { room, late, states, state })
+    Ok(CaughtUp { room, late, states, state })
 }
 
-/// The states after what would be the room's forward extremities. Of more branches than an event can join, the current
+/// The states after what would be the room's forward extremities. Of more forks than an event can join, the current
 /// state stands for those that are forward extremities already, as it does for any event.
 fn states_of(db: &Db<'_>, room: &Room, late: &[LateExtremity]) -> Result<BTreeSet<SnapshotId>> {
-    let heads = extremities_with(&db.forward_extremities(room.key)?, late);
-    if heads.len() > PREV_EVENTS_MAX + AT_ONCE {
+    let extremities = extremities_with(&db.forward_extremities(room.key)?, late);
+    if extremities.len() > PREV_EVENTS_MAX + CAUGHT_UP_AT_ONCE_MAX {
         return Ok(late.iter().map(|late| late.state_after).chain(room.state).collect());
     }
-    Ok(heads.into_iter().map(|(_, state)| state).collect())
+    Ok(extremities.into_iter().map(|(_, state)| state).collect())
 }
 
 /// Makes them forward extremities, if the room is still as it was looked at, or alike. False: it is not.
-fn settle(tx: &mut crate::store::Tx<'_>, caught: &Caught) -> Result<bool> {
+fn commit_caught_up(tx: &mut crate::store::Tx<'_>, caught: &CaughtUp) -> Result<bool> {
     let room = tx.room_by_key(caught.room.key)?;
     let there = tx.late_extremities(room.key)?;
-    let is_there = |taken: &LateExtremity| there.iter().any(|late| late.key == taken.key);
+    let is_there = |received: &LateExtremity| there.iter().any(|late| late.key == received.key);
     if !room.resident
         || !caught.late.iter().all(is_there)
         || states_of(tx, &room, &caught.late)? != caught.states
     {
         return Ok(false);
     }
-    let heads: Vec<EventKey> = extremities_with(&tx.forward_extremities(room.key)?, &caught.late)
+    let extremities: Vec<EventKey> = extremities_with(&tx.forward_extremities(room.key)?, &caught.late)
         .into_iter()
         .map(|(key, _)| key)
         .collect();
     let late: Vec<EventKey> = caught.late.iter().map(|late| late.key).collect();
-    tx.catch_up(&room, &late, &heads, &caught.state)?;
+    tx.catch_up(&room, &late, &extremities, &caught.state)?;
     Ok(true)
 }

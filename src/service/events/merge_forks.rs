@@ -1,11 +1,11 @@
-//! Joining the branches of a room.
+//! Joining the forks of a room.
 //!
-//! Every event follows the forward extremities that its server knows, so branches that others make are joined by the
-//! next event of ours. In a room where none of us speaks they pile up, and each makes every further event dearer: its
-//! state is resolved with those of all branches. So beyond a few of them we say something that means nothing, by one of
-//! us who may, and that no client is shown. Other servers are not sent it, or every server in the room would send one to
-//! every other, whose branches would have to be joined again; they fetch it when the next event of ours follows it.
-//! Where none of us may speak, `judge` bounds what branches can cost.
+//! Every event follows the forward extremities that its server knows, so forks that others make are joined by the next
+//! event of ours. In a room where none of us speaks they pile up, and each makes every further event dearer: its state
+//! is resolved with those of all forks. So beyond a few of them we say something that means nothing, by one of us who
+//! may, and that no client is shown. Other servers are not sent it, or every server in the room would send one to
+//! every other, whose forks would have to be joined again; they fetch it when the next event of ours follows it. Where
+//! none of us may speak, `authorise.rs` bounds what forks can cost.
 
 use crate::error::Result;
 use crate::protocol::UserId;
@@ -15,36 +15,36 @@ use crate::store::rooms::append::{DUMMY_EVENT, FORWARD_EXTREMITIES_FEW};
 use crate::store::{Room, RoomKey};
 
 /// How many of us are tried.
-const MOST_TRIED: usize = 20;
+const SENDERS_TRIED_MAX: usize = 20;
 
 impl Events<'_> {
-    /// Joins the branches of a room, if there are more than a few and one of us may speak there.
-    pub(in crate::service) fn join_branches(&self, room: RoomKey) {
-        if let Err(e) = self.try_to_join_branches(room) {
+    /// Joins the forks of a room, if there are more than a few and one of us may speak there.
+    pub(in crate::service) fn merge_forks(&self, room: RoomKey) {
+        if let Err(e) = self.try_to_merge_forks(room) {
             log::log!(e.level(log::Level::Warn), "the branches of room {room} could not be joined: {e}");
         }
     }
 
-    fn try_to_join_branches(&self, key: RoomKey) -> Result<()> {
+    fn try_to_merge_forks(&self, key: RoomKey) -> Result<()> {
         let mut before = usize::MAX;
         loop {
-            let (room, users, heads) = self.store.read(|db| {
+            let (room, users, extremities) = self.store.read(|db| {
                 Ok((db.room_by_key(key)?, db.joined_local_users(key)?, db.extremity_keys(key)?.len()))
             })?;
             // Each event joins as many as it can name.
-            if heads <= FORWARD_EXTREMITIES_FEW || heads >= before {
+            if extremities <= FORWARD_EXTREMITIES_FEW || extremities >= before {
                 return Ok(());
             }
             if !self.anybody_speaks(&room, users)? {
-                log::debug!("{} has {heads} branches, and none of us may speak there", room.room_id);
+                log::debug!("{} has {extremities} forks, and none of us may speak there", room.room_id);
                 return Ok(());
             }
-            before = heads;
+            before = extremities;
         }
     }
 
     fn anybody_speaks(&self, room: &Room, users: Vec<UserId>) -> Result<bool> {
-        for sender in users.into_iter().take(MOST_TRIED) {
+        for sender in users.into_iter().take(SENDERS_TRIED_MAX) {
             let draft = Draft {
                 room: room.room_id.clone(),
                 sender,
@@ -53,7 +53,7 @@ impl Events<'_> {
                 content: serde_json::Map::new(),
                 redacts: None,
             };
-            match self.put_unsent(draft) {
+            match self.append_silent(draft) {
                 Ok(()) => return Ok(true),
                 Err(e) if e.status() == 500 => return Err(e),
                 Err(_) => {}

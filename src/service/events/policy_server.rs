@@ -1,11 +1,12 @@
 //! Policy servers as we meet them (server-server API, "Policy Servers"): in a room that uses one, our events are signed
 //! by it before anybody sees them, and events of others that lack its signature are soft-failed. We are none ourselves.
 //!
-//! The policy server is asked before an event is judged, holding nothing; the judgement then looks only at whether the
-//! signature is there. That goes for history too ("*all* events … events from before the Policy Server was enabled"); but
-//! what fills a hole is as well fetched later, and so it is not taken in while nobody can say whether it is recommended.
-//! Events without a place, the state and the auth events that others refer to, are not asked about: a soft failure keeps
-//! an event from clients and from being built upon, and these are neither shown nor built upon before they have a place.
+//! The policy server is asked before an event is authorised, holding nothing; the check then looks only at whether
+//! the signature is there. That goes for history too ("*all* events … events from before the Policy Server was
+//! enabled"); but what fills a gap is as well fetched later, and so it is not received while nobody can say whether it
+//! is recommended. Events without a place, the state and the auth events that others refer to, are not asked about: a
+//! soft failure keeps an event from clients and from being built upon, and these are neither shown nor built upon
+//! before they have a place.
 //!
 //! Who waits for our answer to a transaction must not wait for ever: all policy servers of its rooms are asked side by
 //! side, for a bounded time, and one that fails is left alone for a while.
@@ -29,30 +30,31 @@ use crate::store::{Db, Room};
 
 /// For how long events that came together may wait for their policy servers. Those that are not signed by then are
 /// soft-failed.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// And an event that one of us sends, or that is handed to us: policy servers may look at what an event refers to, media
-/// for example.
-const PATIENCE_OF_SENDER: Duration = Duration::from_secs(30);
+const SIGNATURES_TIMEOUT: Duration = Duration::from_secs(10);
+/// And an event that one of us sends, or that is handed to us: policy servers may look at what an event refers to,
+/// media for example.
+const SENDER_SIGNATURE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Who had at least this time to answer, and did not, is taken to be out of reach.
-const FAIR_CHANCE: Duration = Duration::from_secs(5);
-/// How many events one policy server is asked about at the same time: fewer if there are more policy servers than `FEW`.
-const AT_ONCE: usize = 4;
-const FEW: usize = 8;
+const FAIR_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many events one policy server is asked about at the same time: fewer if there are more policy servers than
+/// [`FEW_SERVERS_MAX`].
+const ASKED_AT_ONCE_MAX: usize = 4;
+const FEW_SERVERS_MAX: usize = 8;
 /// For how long a policy server that failed is not asked about events of others.
-const SILENCES: Backoff = Backoff::doubling(60_000, 16 * 60_000);
+const SILENT_BACKOFF: Backoff = Backoff::doubling(60_000, 16 * 60_000);
 /// So many silent policy servers are remembered.
-const MOST_SILENT: usize = 1000;
+const SILENT_MAX: usize = 1000;
 
 /// The policy servers that failed lately.
 #[derive(Default)]
-pub struct Silent(Mutex<BoundedMap<ServerName, Silence, MOST_SILENT>>);
+pub struct PolicyBackoff(Mutex<BoundedMap<ServerName, PolicyPause, SILENT_MAX>>);
 
-struct Silence {
+struct PolicyPause {
     until: Millis,
     pause: Millis,
 }
 
-impl Silent {
+impl PolicyBackoff {
     fn is_silent(&self, server: &ServerName, now: Millis) -> bool {
         let silent = lock(&self.0);
         silent.get(server).is_some_and(|silence| silence.until > now)
@@ -66,10 +68,10 @@ impl Silent {
         let pause = match silent.get(server) {
             // Several were asked at once: it is one failure.
             Some(silence) if silence.until > now => return,
-            Some(silence) => SILENCES.after_ms(silence.pause),
-            None => SILENCES.first_ms,
+            Some(silence) => SILENT_BACKOFF.after_ms(silence.pause),
+            None => SILENT_BACKOFF.first_ms,
         };
-        silent.try_insert(server.clone(), Silence { until: now + pause, pause });
+        silent.try_insert(server.clone(), PolicyPause { until: now + pause, pause });
     }
 
     fn answered(&self, server: &ServerName) {
@@ -78,7 +80,7 @@ impl Silent {
 }
 
 /// Why an event has no signature.
-struct Unsigned {
+struct UnsignedEvent {
     why: Error,
     /// It may have one some other time: the policy server has not said no.
     undecided: bool,
@@ -104,7 +106,7 @@ pub(in crate::service) fn lacking(db: &Db<'_>, room: &Room, event: &Pdu) -> Resu
     Ok(of_room(db, room)?.filter(|policy| !policy.has_signed(event)))
 }
 
-/// Step 7 of the checks on receipt: "Is validated by the Policy Server, if the room is using a Policy Server, otherwise
+/// Check 7 on receipt: "Is validated by the Policy Server, if the room is using a Policy Server, otherwise
 /// it is soft failed."
 pub(in crate::service) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<(), AuthError>> {
     Ok(match lacking(db, room, event)? {
@@ -117,8 +119,8 @@ pub(in crate::service) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Resu
 }
 
 impl Events<'_> {
-    /// An event that we are about to bring into its room, with the signature of the room's policy server if it uses one.
-    /// Errors: what the policy server says; 502 and 504 if that is nothing of use.
+    /// An event that we are about to bring into its room, with the signature of the room's policy server if it uses
+    /// one. Errors: what the policy server says; 502 and 504 if that is nothing of use.
     pub(in crate::service) fn with_policy_signature(&self, event: VerifiedPdu) -> Result<VerifiedPdu> {
         let policy = self.store.read(|db| match db.room(event.room_id())? {
             Some(room) if !is_in_room(db, &event)? => lacking(db, &room, &event),
@@ -137,7 +139,7 @@ impl Events<'_> {
         policy: &PolicyServer,
         event: &VerifiedPdu,
     ) -> Result<VerifiedPdu> {
-        self.ask_for_signature(policy, event, PATIENCE_OF_SENDER).map_err(|unsigned| unsigned.why)
+        self.ask_for_signature(policy, event, SENDER_SIGNATURE_TIMEOUT).map_err(|unsigned| unsigned.why)
     }
 
     fn ask_for_signature(
@@ -145,9 +147,9 @@ impl Events<'_> {
         policy: &PolicyServer,
         event: &VerifiedPdu,
         within: Duration,
-    ) -> std::result::Result<VerifiedPdu, Unsigned> {
-        let (via, silent, began) = (&policy.via, &self.policy_servers, Instant::now());
-        let settled = |why| Unsigned { why, undecided: false };
+    ) -> std::result::Result<VerifiedPdu, UnsignedEvent> {
+        let (via, silent, began) = (&policy.via, &self.policy_backoff, Instant::now());
+        let settled = |why| UnsignedEvent { why, undecided: false };
         if via == self.server_name() {
             let why = "The room's policy server is this server, which is none";
             return Err(settled(Error::forbidden(why)));
@@ -165,41 +167,45 @@ impl Events<'_> {
                 if !undecided {
                     silent.answered(via);
                 } else if e.refusal().is_none_or(|refusal| refusal.status != 429)
-                    && (within >= FAIR_CHANCE || began.elapsed() < within)
+                    && (within >= FAIR_ANSWER_TIMEOUT || began.elapsed() < within)
                 {
                     silent.failed(via, self.clock.now_ms());
                 }
-                Err(Unsigned { why: as_told(e, via), undecided })
+                Err(UnsignedEvent { why: as_told(e, via), undecided })
             }
         }
     }
 
-    /// Gives events of others, room by room, the signatures of the rooms' policy servers where they are missing and are to
-    /// be had. "If the Policy Server's signature is invalid or missing, the homeserver SHOULD ask for a new signature."
-    /// Returns how many are still without because nobody said yes or no.
+    /// Gives events of others, room by room, the signatures of the rooms' policy servers where they are missing and
+    /// are to be had. "If the Policy Server's signature is invalid or missing, the homeserver SHOULD ask for a new
+    /// signature." Returns how many are still without because nobody said yes or no.
     pub(in crate::service) fn with_policy_signatures(
         &self,
         rooms: &mut [(&Room, &mut [VerifiedPdu])],
         until: Option<Instant>,
     ) -> Result<usize> {
-        let jobs = self.store.read(|db| lacking_signatures(db, rooms))?;
-        if jobs.is_empty() {
+        let requests = self.store.read(|db| lacking_signatures(db, rooms))?;
+        if requests.is_empty() {
             return Ok(0);
         }
-        let patience = Instant::now() + PATIENCE;
+        let patience = Instant::now() + SIGNATURES_TIMEOUT;
         let until = until.map_or(patience, |until| until.min(patience));
-        let mut lines: BTreeMap<&ServerName, Line<'_>> = BTreeMap::new();
-        for job in &jobs {
-            lines.entry(&job.policy.via).or_default().jobs.push((job, &rooms[job.room].1[job.event]));
+        let mut queues: BTreeMap<&ServerName, PolicyQueue<'_>> = BTreeMap::new();
+        for request in &requests {
+            queues
+                .entry(&request.policy.via)
+                .or_default()
+                .requests
+                .push((request, &rooms[request.room].1[request.event]));
         }
-        let at_once = if lines.len() > FEW { 1 } else { AT_ONCE };
+        let at_once = if queues.len() > FEW_SERVERS_MAX { 1 } else { ASKED_AT_ONCE_MAX };
         let (mut first, signed) = (None, Mutex::new(Vec::new()));
         let settled = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            for line in lines.values() {
-                for _ in 0..line.jobs.len().min(at_once) {
+            for queue in queues.values() {
+                for _ in 0..queue.requests.len().min(at_once) {
                     let work =
-                        || settled.fetch_add(self.ask_in_line(line, until, &signed), Ordering::Relaxed);
+                        || settled.fetch_add(self.ask_in_turn(queue, until, &signed), Ordering::Relaxed);
                     if first.is_none() {
                         // This thread is one of them.
                         first = Some(work);
@@ -213,34 +219,34 @@ impl Events<'_> {
             }
             first.map(|work| work());
         });
-        let undecided = jobs.len() - settled.into_inner();
+        let undecided = requests.len() - settled.into_inner();
         for (room, index, event) in locks::into_inner(signed) {
             rooms[room].1[index] = event;
         }
         Ok(undecided)
     }
 
-    /// Asks one policy server about one event after the other, until there are none or it is no use. Returns how many it
-    /// has decided upon.
-    fn ask_in_line(
+    /// Asks one policy server about one event after the other, until there are none or it is no use. Returns how many
+    /// it has decided upon.
+    fn ask_in_turn(
         &self,
-        line: &Line<'_>,
+        queue: &PolicyQueue<'_>,
         until: Instant,
         signed: &Mutex<Vec<(usize, usize, VerifiedPdu)>>,
     ) -> usize {
         let mut settled = 0;
-        while let Some((job, event)) = line.jobs.get(line.next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some((request, event)) = queue.requests.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.policy_servers.is_silent(&job.policy.via, self.clock.now_ms()) {
+            if left.is_zero() || self.policy_backoff.is_silent(&request.policy.via, self.clock.now_ms()) {
                 break;
             }
-            match self.ask_for_signature(&job.policy, event, left) {
+            match self.ask_for_signature(&request.policy, event, left) {
                 Ok(event) => {
-                    lock(signed).push((job.room, job.event, event));
+                    lock(signed).push((request.room, request.event, event));
                     settled += 1;
                 }
-                Err(Unsigned { why, undecided }) => {
-                    log::info!("{} is not signed by {}: {why}", event.event_id(), job.policy.via);
+                Err(UnsignedEvent { why, undecided }) => {
+                    log::info!("{} is not signed by {}: {why}", event.event_id(), request.policy.via);
                     settled += usize::from(!undecided);
                 }
             }
@@ -250,7 +256,7 @@ impl Events<'_> {
 }
 
 /// An event that lacks its room's policy server's signature: the index of the room, and that of the event in it.
-struct Job {
+struct SignatureRequest {
     policy: PolicyServer,
     room: usize,
     event: usize,
@@ -258,22 +264,22 @@ struct Job {
 
 /// What one policy server is to be asked about.
 #[derive(Default)]
-struct Line<'j> {
-    jobs: Vec<(&'j Job, &'j VerifiedPdu)>,
+struct PolicyQueue<'j> {
+    requests: Vec<(&'j SignatureRequest, &'j VerifiedPdu)>,
     next: AtomicUsize,
 }
 
-fn lacking_signatures(db: &Db<'_>, rooms: &[(&Room, &mut [VerifiedPdu])]) -> Result<Vec<Job>> {
-    let mut jobs = Vec::new();
+fn lacking_signatures(db: &Db<'_>, rooms: &[(&Room, &mut [VerifiedPdu])]) -> Result<Vec<SignatureRequest>> {
+    let mut requests = Vec::new();
     for (index, (room, events)) in rooms.iter().enumerate() {
         let Some(policy) = of_room(db, room)? else { continue };
         for (number, event) in events.iter().enumerate() {
             if policy_server::is_checked(event) && !policy.has_signed(event) && !is_in_room(db, event)? {
-                jobs.push(Job { policy: policy.clone(), room: index, event: number });
+                requests.push(SignatureRequest { policy: policy.clone(), room: index, event: number });
             }
         }
     }
-    Ok(jobs)
+    Ok(requests)
 }
 
 /// Whether the event has its place in the room already, so that nothing has to be decided about it.
@@ -281,8 +287,8 @@ fn is_in_room(db: &Db<'_>, event: &Pdu) -> Result<bool> {
     Ok(db.event_status(event.event_id())?.is_some_and(|(_, outlier)| !outlier))
 }
 
-/// A policy server's refusal as our client is to hear it: in its own words, unless it speaks of our standing with it, or
-/// would have the client believe something about its own account.
+/// A policy server's refusal as our client is to hear it: in its own words, unless it speaks of our standing with it,
+/// or would have the client believe something about its own account.
 fn as_told(error: CallError, via: &ServerName) -> Error {
     use ErrCode::{BadJson, Forbidden, LimitExceeded, NotJson, TooLarge};
     let code =
@@ -313,7 +319,8 @@ mod tests {
 
     #[test]
     fn a_policy_server_that_fails_again_and_again_is_left_alone_for_longer_and_longer() {
-        let (silent, server) = (Silent::default(), ServerName::parse("policy.example").expect("a name"));
+        let (silent, server) =
+            (PolicyBackoff::default(), ServerName::parse("policy.example").expect("a name"));
         let mut now = 0;
         for pause in [1, 2, 4, 8, 16, 16].map(|minutes| minutes * 60_000) {
             assert!(!silent.is_silent(&server, now));
@@ -324,6 +331,6 @@ mod tests {
         }
         silent.answered(&server);
         silent.failed(&server, now);
-        assert!(!silent.is_silent(&server, now + SILENCES.first_ms), "what was before is forgotten");
+        assert!(!silent.is_silent(&server, now + SILENT_BACKOFF.first_ms), "what was before is forgotten");
     }
 }

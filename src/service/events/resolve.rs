@@ -17,28 +17,28 @@ use crate::store::{Db, SnapshotId, Status};
 
 /// How much may be done for a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::service) enum Effort {
+pub(in crate::service) enum ResolutionBudget {
     /// Whatever it takes.
-    Full,
+    Unlimited,
     /// State resolution only where it looks at little: on the writer's thread, which must not be held up.
-    Modest,
+    Bounded,
     /// No state resolution.
-    Light,
+    None,
 }
 
-/// How many differences between states a modest resolution takes on, and at how many events it looks.
-const MODEST: usize = 200;
+/// How many differences between states a bounded resolution takes on, and at how many events it looks.
+const BOUNDED_DIFFERENCES_MAX: usize = 200;
 
-const MODEST_LOOK: usize = 300;
+const BOUNDED_EVENTS_MAX: usize = 300;
 
 /// An event counts once more for each so many bytes.
-const LARGE: usize = 4096;
+const EVENT_WEIGHT_BYTES: usize = 4096;
 
 /// Whether two states are the same: an assertion of debug builds, and so of every test.
 pub(super) fn is_same_state(db: &Db<'_>, one: Option<&StateRef>, other: &StateRef) -> Result<bool> {
     let whole = |state: &StateRef| -> Result<StateMap> {
         let mut map = db.state_map_at(state.base)?;
-        apply(&mut map, state.change.clone());
+        apply_change(&mut map, state.change.clone());
         Ok(map)
     };
     Ok(one.map(whole).transpose()? == Some(whole(other)?))
@@ -63,22 +63,22 @@ fn difference(from: &StateMap, to: &StateMap) -> NamedDelta {
 }
 
 /// One of the states that are resolved: a state, and an event on top that is not stored yet.
-pub(in crate::service) struct Side<'a> {
+pub(in crate::service) struct StateSet<'a> {
     pub state: StateRef,
-    pub plus: Option<&'a Pdu>,
+    pub unstored: Option<&'a Pdu>,
 }
 
-impl Side<'_> {
-    fn is(&self, other: &Side<'_>) -> bool {
+impl StateSet<'_> {
+    fn is(&self, other: &StateSet<'_>) -> bool {
         self.state.base == other.state.base
             && self.state.change == other.state.change
-            && self.plus.map(Pdu::event_id) == other.plus.map(Pdu::event_id)
+            && self.unstored.map(Pdu::event_id) == other.unstored.map(Pdu::event_id)
     }
 
     /// The state as a snapshot and a difference to it.
     fn into_state(self) -> StateRef {
         let mut state = self.state;
-        if let Some(((event_type, state_key), id)) = self.plus.and_then(entry_of) {
+        if let Some(((event_type, state_key), id)) = self.unstored.and_then(entry_of) {
             state.change.insert((event_type, state_key), Some(id));
         }
         state
@@ -95,13 +95,13 @@ fn entry_of(pdu: &Pdu) -> Option<(state_res::StateKey, EventId)> {
 pub(in crate::service) fn resolve(
     db: &Db<'_>,
     version: RoomVersion,
-    sides: Vec<Side<'_>>,
-    effort: Effort,
+    sets: Vec<StateSet<'_>>,
+    budget: ResolutionBudget,
 ) -> Result<Option<StateRef>> {
-    let mut distinct: Vec<Side<'_>> = Vec::new();
-    for side in sides {
-        if !distinct.iter().any(|other| other.is(&side)) {
-            distinct.push(side);
+    let mut distinct: Vec<StateSet<'_>> = Vec::new();
+    for set in sets {
+        if !distinct.iter().any(|other| other.is(&set)) {
+            distinct.push(set);
         }
     }
     let Some(first) = distinct.first() else { return Err(Error::internal("no states to resolve")) };
@@ -113,23 +113,25 @@ pub(in crate::service) fn resolve(
     if let Some(known) = db.resolution(&fingerprint) {
         return Ok(Some(known));
     }
-    if effort == Effort::Light {
+    if budget == ResolutionBudget::None {
         return Ok(None);
     }
-    let mut plus: BTreeMap<EventId, Pdu> = BTreeMap::new();
+    let mut unstored: BTreeMap<EventId, Pdu> = BTreeMap::new();
     let mut changes = Vec::with_capacity(distinct.len());
-    for side in distinct {
-        let Some(mut change) = named(db, base, side.state.base, effort)? else { return Ok(None) };
-        plus.extend(side.plus.map(|pdu| (pdu.event_id().clone(), pdu.clone())));
-        change.extend(side.into_state().change);
+    for set in distinct {
+        let Some(mut change) = named_difference(db, base, set.state.base, budget)? else { return Ok(None) };
+        unstored.extend(set.unstored.map(|pdu| (pdu.event_id().clone(), pdu.clone())));
+        change.extend(set.into_state().change);
         changes.push(change);
     }
     let differences: usize = changes.iter().map(NamedDelta::len).sum();
-    let change = match (version.state_resolution, effort) {
-        (StateResolution::V1, Effort::Full) => Some(resolve_whole(db, version, base, changes, &plus)?),
+    let change = match (version.state_resolution, budget) {
+        (StateResolution::V1, ResolutionBudget::Unlimited) => {
+            Some(resolve_whole(db, version, base, changes, &unstored)?)
+        }
         (StateResolution::V1, _) => None,
-        (_, Effort::Modest) if differences > MODEST => None,
-        _ => resolve_changes(db, version, base, &changes, &plus, effort)?,
+        (_, ResolutionBudget::Bounded) if differences > BOUNDED_DIFFERENCES_MAX => None,
+        _ => resolve_changes(db, version, base, &changes, &unstored, budget)?,
     };
     let Some(change) = change else { return Ok(None) };
     let resolved = StateRef { base, change };
@@ -138,45 +140,46 @@ pub(in crate::service) fn resolve(
 }
 
 /// What tells these states from all others, in whatever order they are.
-fn fingerprint(version: RoomVersion, sides: &[Side<'_>]) -> Fingerprint {
+fn fingerprint(version: RoomVersion, sets: &[StateSet<'_>]) -> Fingerprint {
     let part = |hasher: &mut Sha256, part: &str| {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     };
-    let of_side = |side: &Side<'_>| -> Fingerprint {
+    let of_set = |set: &StateSet<'_>| -> Fingerprint {
         let mut hasher = Sha256::new();
-        hasher.update(side.state.base.to_be_bytes());
-        part(&mut hasher, side.plus.map_or("", |pdu| pdu.event_id().as_str()));
-        for ((event_type, state_key), id) in &side.state.change {
+        hasher.update(set.state.base.to_be_bytes());
+        part(&mut hasher, set.unstored.map_or("", |pdu| pdu.event_id().as_str()));
+        for ((event_type, state_key), id) in &set.state.change {
             part(&mut hasher, event_type);
             part(&mut hasher, state_key);
             part(&mut hasher, id.as_ref().map_or("", |id| id.as_str()));
         }
         hasher.finalize().into()
     };
-    let mut sides: Vec<Fingerprint> = sides.iter().map(of_side).collect();
-    sides.sort_unstable();
+    let mut sets: Vec<Fingerprint> = sets.iter().map(of_set).collect();
+    sets.sort_unstable();
     let mut hasher = Sha256::new();
     part(&mut hasher, version.id);
-    sides.iter().for_each(|side| hasher.update(side));
+    sets.iter().for_each(|set| hasher.update(set));
     hasher.finalize().into()
 }
 
 /// What a resolution asks the database, which may fail, as the pure resolution wants it.
-struct Questions<'a> {
+struct EventLookups<'a> {
     db: &'a Db<'a>,
     /// Events that are not stored yet.
-    plus: &'a BTreeMap<EventId, Pdu>,
+    unstored: &'a BTreeMap<EventId, Pdu>,
     failure: RefCell<Option<Error>>,
     /// How many events it may look at still.
     left: Cell<usize>,
     is_too_much: Cell<bool>,
 }
 
-impl<'a> Questions<'a> {
-    fn new(db: &'a Db<'a>, plus: &'a BTreeMap<EventId, Pdu>, effort: Effort) -> Self {
-        let left = Cell::new(if effort == Effort::Full { usize::MAX } else { MODEST_LOOK });
-        Self { db, plus, failure: RefCell::default(), left, is_too_much: Cell::new(false) }
+impl<'a> EventLookups<'a> {
+    fn new(db: &'a Db<'a>, unstored: &'a BTreeMap<EventId, Pdu>, budget: ResolutionBudget) -> Self {
+        let left =
+            Cell::new(if budget == ResolutionBudget::Unlimited { usize::MAX } else { BOUNDED_EVENTS_MAX });
+        Self { db, unstored, failure: RefCell::default(), left, is_too_much: Cell::new(false) }
     }
 
     fn answer<T: Default>(&self, found: Result<T>) -> T {
@@ -192,8 +195,8 @@ impl<'a> Questions<'a> {
             self.is_too_much.set(true);
             return None;
         }
-        let found = self.plus.get(id).cloned().or_else(|| self.answer(self.db.pdu(id)));
-        let weight = 1 + found.as_ref().map_or(0, |pdu| pdu.json().len() / LARGE);
+        let found = self.unstored.get(id).cloned().or_else(|| self.answer(self.db.pdu(id)));
+        let weight = 1 + found.as_ref().map_or(0, |pdu| pdu.json().len() / EVENT_WEIGHT_BYTES);
         self.left.set(self.left.get().saturating_sub(weight));
         self.db.count_examined(weight);
         found
@@ -209,91 +212,91 @@ impl<'a> Questions<'a> {
 }
 
 /// Resolves states given as changes to a snapshot, looking at no more of the room than the resolution asks for. None if
-/// that is the whole room, and only a modest effort is wanted.
+/// that is the whole room, and only a bounded budget is wanted.
 fn resolve_changes(
     db: &Db<'_>,
     version: RoomVersion,
     base: SnapshotId,
     changes: &[NamedDelta],
-    plus: &BTreeMap<EventId, Pdu>,
-    effort: Effort,
+    unstored: &BTreeMap<EventId, Pdu>,
+    budget: ResolutionBudget,
 ) -> Result<Option<NamedDelta>> {
     // What the snapshot has for every key that one of the sides changes.
-    let mut beneath: BTreeMap<StateKey, Option<EventId>> = BTreeMap::new();
+    let mut base_ids: BTreeMap<StateKey, Option<EventId>> = BTreeMap::new();
     for key in changes.iter().flat_map(NamedDelta::keys) {
-        if !beneath.contains_key(key) {
-            beneath.insert(key.clone(), db.state_id_in(base, &key.0, &key.1)?);
+        if !base_ids.contains_key(key) {
+            base_ids.insert(key.clone(), db.state_id_in(base, &key.0, &key.1)?);
         }
     }
-    let side = |change: &NamedDelta| -> StateMap {
+    let set = |change: &NamedDelta| -> StateMap {
         let value = |(key, base): (&StateKey, &Option<EventId>)| {
             Some((key.clone(), change.get(key).unwrap_or(base).clone()?))
         };
-        beneath.iter().filter_map(value).collect()
+        base_ids.iter().filter_map(value).collect()
     };
-    let sets: Vec<StateMap> = changes.iter().map(side).collect();
-    let questions = Questions::new(db, plus, effort);
+    let sets: Vec<StateMap> = changes.iter().map(set).collect();
+    let lookups = EventLookups::new(db, unstored, budget);
     let looked_up: RefCell<HashMap<StateKey, Option<EventId>>> = RefCell::default();
     let get = |key: &StateKey| {
-        if beneath.contains_key(key) {
+        if base_ids.contains_key(key) {
             return None;
         }
         if let Some(known) = looked_up.borrow().get(key) {
             return known.clone();
         }
-        let found = questions.answer(db.state_id_in(base, &key.0, &key.1));
+        let found = lookups.answer(db.state_id_in(base, &key.0, &key.1));
         looked_up.borrow_mut().insert(key.clone(), found.clone());
         found
     };
     let all = || {
-        if effort != Effort::Full {
-            questions.is_too_much.set(true);
+        if budget != ResolutionBudget::Unlimited {
+            lookups.is_too_much.set(true);
             return StateMap::new();
         }
-        let mut all = questions.answer(db.state_map_at(base));
-        all.retain(|key, _| !beneath.contains_key(key));
+        let mut all = lookups.answer(db.state_map_at(base));
+        all.retain(|key, _| !base_ids.contains_key(key));
         all
     };
-    let ground = Unconflicted { get: &get, all: &all };
-    let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
-    let resolved = state_res::resolve_differences(version, &sets, ground, &fetch, &rejected);
-    let is_too_much = questions.is_too_much.get();
-    questions.finish(())?;
+    let unconflicted = Unconflicted { get: &get, all: &all };
+    let (fetch, rejected) = (|id: &EventId| lookups.event(id), |id: &EventId| lookups.is_rejected(id));
+    let resolved = state_res::resolve_differences(version, &sets, unconflicted, &fetch, &rejected);
+    let is_too_much = lookups.is_too_much.get();
+    lookups.finish(())?;
     if is_too_much {
         return Ok(None);
     }
     let mut change = NamedDelta::new();
-    for (key, base) in &beneath {
+    for (key, base) in &base_ids {
         let now = resolved.get(key);
         if now != base.as_ref() {
             change.insert(key.clone(), now.cloned());
         }
     }
-    let new = resolved.into_iter().filter(|(key, _)| !beneath.contains_key(key));
+    let new = resolved.into_iter().filter(|(key, _)| !base_ids.contains_key(key));
     change.extend(new.map(|(key, id)| (key, Some(id))));
     Ok(Some(change))
 }
 
-/// The same for the algorithm of room version 1, which looks at whole states.
+/// [`resolve_changes`] for the algorithm of room version 1, which looks at whole states.
 fn resolve_whole(
     db: &Db<'_>,
     version: RoomVersion,
     base: SnapshotId,
     changes: Vec<NamedDelta>,
-    plus: &BTreeMap<EventId, Pdu>,
+    unstored: &BTreeMap<EventId, Pdu>,
 ) -> Result<NamedDelta> {
-    let ground = db.state_map_at(base)?;
-    let mut sets = vec![ground.clone(); changes.len()];
+    let unconflicted = db.state_map_at(base)?;
+    let mut sets = vec![unconflicted.clone(); changes.len()];
     for (set, change) in sets.iter_mut().zip(changes) {
-        apply(set, change);
+        apply_change(set, change);
     }
-    let questions = Questions::new(db, plus, Effort::Full);
-    let (fetch, rejected) = (|id: &EventId| questions.event(id), |id: &EventId| questions.is_rejected(id));
+    let lookups = EventLookups::new(db, unstored, ResolutionBudget::Unlimited);
+    let (fetch, rejected) = (|id: &EventId| lookups.event(id), |id: &EventId| lookups.is_rejected(id));
     let resolved = state_res::resolve(version, &sets, &fetch, &rejected)?;
-    questions.finish(difference(&ground, &resolved))
+    lookups.finish(difference(&unconflicted, &resolved))
 }
 
-fn apply(set: &mut StateMap, change: NamedDelta) {
+fn apply_change(set: &mut StateMap, change: NamedDelta) {
     for (key, event) in change {
         match event {
             Some(id) => set.insert(key, id),
@@ -303,9 +306,14 @@ fn apply(set: &mut StateMap, change: NamedDelta) {
 }
 
 /// The difference between two snapshots by names and ids. None if it is more than wanted.
-fn named(db: &Db<'_>, from: SnapshotId, to: SnapshotId, effort: Effort) -> Result<Option<NamedDelta>> {
+fn named_difference(
+    db: &Db<'_>,
+    from: SnapshotId,
+    to: SnapshotId,
+    budget: ResolutionBudget,
+) -> Result<Option<NamedDelta>> {
     let difference = db.state_difference(from, to)?;
-    if effort != Effort::Full && difference.len() > MODEST {
+    if budget != ResolutionBudget::Unlimited && difference.len() > BOUNDED_DIFFERENCES_MAX {
         return Ok(None);
     }
     let mut change = NamedDelta::new();

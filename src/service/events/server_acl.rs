@@ -1,5 +1,5 @@
-//! Which servers a room's server ACL lets take part (client-server API, "Server Access Control Lists (ACLs) for rooms"): the
-//! one place where it is looked up, for events, ephemeral messages, handshakes and questions alike.
+//! Which servers a room's server ACL lets take part (client-server API, "Server Access Control Lists (ACLs) for
+//! rooms"): the one place where it is looked up, for events, ephemeral messages, handshakes and questions alike.
 
 use crate::error::{Error, Result};
 use crate::protocol::ServerName;

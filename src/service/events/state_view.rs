@@ -1,4 +1,5 @@
-//! A state that is read through a database which may fail, in the shape in which the pure authorisation rules ask for it.
+//! A state that is read through a database which may fail, in the shape in which the pure authorisation rules ask for
+//! it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use crate::store::{Db, RoomKey};
 /// How one event of a state is read, by type and state key.
 type Read<'a> = Box<dyn Fn(&str, &str) -> Result<Option<Pdu>> + 'a>;
 
-/// A state that is read through a database which may fail, as the pure judges want it, each event read once.
+/// A state that is read through a database which may fail, as the pure rules want it, each event read once.
 pub(in crate::service) struct StateView<'a> {
     read: Read<'a>,
     seen: RefCell<HashMap<(String, String), Option<Pdu>>>,
@@ -45,8 +46,12 @@ impl<'a> StateView<'a> {
     }
 
     /// The verdict of the rules that look at a state, or the failure of the database.
-    pub(in crate::service) fn judge(&self, judge: &AuthChecker, pdu: &Pdu) -> Result<Result<(), AuthError>> {
-        let verdict = judge.check(pdu, &|event_type, state_key| self.get(event_type, state_key));
+    pub(in crate::service) fn authorise(
+        &self,
+        checker: &AuthChecker,
+        pdu: &Pdu,
+    ) -> Result<Result<(), AuthError>> {
+        let verdict = checker.check(pdu, &|event_type, state_key| self.get(event_type, state_key));
         match self.failure.borrow_mut().take() {
             Some(e) => Err(e),
             None => Ok(verdict),

@@ -577,8 +577,8 @@ fn join_over(here: &Homeserver, there: &Homeserver, room: &RoomId, user: &UserId
     let (mut event, version) = there.events().template(wish).unwrap();
     event.insert("signatures".into(), json!({}));
     hash::add_content_hash(&mut event);
-    let pen = here.events().pen();
-    let join = verified(Pdu::from_object(event, version).unwrap(), &pen.server, &pen.key);
+    let signer = here.events().signer();
+    let join = verified(Pdu::from_object(event, version).unwrap(), &signer.server, &signer.key);
     there.events().accept_signed(join.clone(), here.server_name(), Membership::Join).unwrap();
     let known = there.store.read(|db| db.known_room(room)).unwrap();
     let answer = there.events().state_for_join(&known, join.event_id(), false).unwrap();

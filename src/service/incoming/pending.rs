@@ -1,13 +1,13 @@
-//! Pending events: they were handed to us and cannot be authorised yet. They are kept, so that the server that sent them may forget
-//! them, and received once what they need is here: because it came by itself, or because some server of the room had it
-//! when it was asked once more. A restart changes nothing.
+//! Pending events: they were handed to us and cannot be authorised yet. They are kept, so that the server that sent
+//! them may forget them, and received once what they need is here: because it came by itself, or because some server
+//! of the room had it when it was asked once more. A restart changes nothing.
 //!
 //! What is kept is bounded for each server and room. A server that is at its bound is told to come again later: its
 //! transaction is not acknowledged, so that it keeps the events itself and is slowed. Nothing is dropped in silence.
 //!
-//! Of a room that we are not in nobody can tell who is in it, and anybody can send something of it. There the latest word
-//! of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is received in
-//! any case. Once we are in, what had to make place is fetched as the past of what was kept.
+//! Of a room that we are not in nobody can tell who is in it, and anybody can send something of it. There the latest
+//! word of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is
+//! received in any case. Once we are in, what had to make place is fetched as the past of what was kept.
 
 use crate::service::incoming::Incoming;
 use std::collections::HashMap;
@@ -18,10 +18,10 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::{EventId, RoomId, RoomVersion, ServerName};
 use crate::service::events::accept;
-use crate::service::events::accept::{Taken, Terms};
-use crate::service::events::authorise::{Hearing, Verdict};
+use crate::service::events::accept::{EventSource, Received};
+use crate::service::events::authorise::{AuthContext, Verdict};
 use crate::service::events::fetch::Fetched;
-use crate::service::events::resolve::Effort;
+use crate::service::events::resolve::ResolutionBudget;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::incoming::remote_member_events::RemoteOutcome;
 use crate::service::keys::verify::Checked;
@@ -34,13 +34,13 @@ const PER_SERVER_BYTES_MAX: usize = 16 << 20;
 const PER_STRANGER_EVENTS_MAX: usize = 200;
 /// Those whose signatures nobody could check: anybody can make such up in anybody's name.
 const PER_SERVER_UNVERIFIED_MAX: usize = 200;
-/// Events that wait in one room. However many others there are, each server of the room has its share; of other servers, of
-/// which there is no end, none is kept beyond the smaller number.
+/// Events that wait in one room. However many others there are, each server of the room has its share; of other
+/// servers, of which there is no end, none is kept beyond the smaller number.
 const PER_ROOM_EVENTS_MAX: usize = 5000;
 const PER_ROOM_WITH_STRANGERS_MAX: usize = 1000;
 const FAIR_SHARE_EVENTS: usize = 500;
-/// Of a room that we are not in: what is kept of one server, and of all, in bytes; and what an event counts for beyond its
-/// own bytes.
+/// Of a room that we are not in: what is kept of one server, and of all, in bytes; and what an event counts for beyond
+/// its own bytes.
 const REMOTE_PER_SERVER_BYTES_MAX: usize = 512 << 10;
 const REMOTE_BYTES_MAX: usize = 8 << 20;
 const EVENT_OVERHEAD_BYTES: usize = 4 << 10;
@@ -49,8 +49,8 @@ const RETRY_AFTER_MS: Millis = 20_000;
 
 /// Pauses between attempts, by how often an event was asked for.
 pub(in crate::service) const PENDING_BACKOFF: Backoff = Backoff::doubling(10_000, 30 * 60_000);
-/// When there is nobody to ask just now; and for how long the servers of a room are left in peace, as to the events of one
-/// server, when they were asked in vain.
+/// When there is nobody to ask just now; and for how long the servers of a room are left in peace, as to the events of
+/// one server, when they were asked in vain.
 const QUIET_MS: Millis = 10_000;
 /// An event is given up after this time.
 const PENDING_AGE_MAX_MS: Millis = 3 * 24 * 3_600_000;
@@ -70,8 +70,8 @@ struct ReadyPending {
 }
 
 impl Incoming<'_> {
-    /// Keeps events of one room until they can be authorised. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits already; then
-    /// none of them is kept.
+    /// Keeps events of one room until they can be authorised. Errors: 429 `M_LIMIT_EXCEEDED` if too much waits
+    /// already; then none of them is kept.
     pub(in crate::service) fn keep_pending(
         &self,
         origin: &ServerName,
@@ -85,9 +85,10 @@ impl Incoming<'_> {
         self.store.write(move |tx| keep_in_room(tx, room, &origin, events, now))
     }
 
-    /// Keeps an event of a room that we are not in: until these servers' keys can be had, which is all it takes to know
-    /// what it says of one of us; and until one of us is in who is joining right now, since nothing can be made of it
-    /// before. Nobody would send it again. Errors, for the event alone: 429 `M_LIMIT_EXCEEDED` if too much waits already.
+    /// Keeps an event of a room that we are not in: until these servers' keys can be had, which is all it takes to
+    /// know what it says of one of us; and until one of us is in who is joining right now, since nothing can be made
+    /// of it before. Nobody would send it again. Errors, for the event alone: 429 `M_LIMIT_EXCEEDED` if too much waits
+    /// already.
     pub(in crate::service) fn keep_pending_remote(
         &self,
         origin: &ServerName,
@@ -155,24 +156,24 @@ impl Incoming<'_> {
             return self.check_again(room, event, until);
         }
         let pdu = event.verified_pdu(room.version)?;
-        let mut taken = self.events().take_in(&pdu, Terms::Relayed, None);
+        let mut received = self.events().receive_event(&pdu, EventSource::Transaction, None);
         let mut asked = false;
-        let quiet = self.errands.calm_until(room.key, &event.origin, self.clock.now_ms()).is_some();
-        if matches!(taken, Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev)) && !quiet {
-            let servers = self.events().sources(room, (&event.origin, &pdu), event.attempts)?;
-            match self.events().take_in_with_missing(&servers, &pdu, until)? {
-                Fetched::Taken(now) => taken = now,
+        let quiet = self.fetch_limits.quiet_until(room.key, &event.origin, self.clock.now_ms()).is_some();
+        if matches!(received, Ok(Received::NeedsAuth(_) | Received::NeedsPrev)) && !quiet {
+            let servers = self.events().servers_to_ask(room, (&event.origin, &pdu), event.attempts)?;
+            match self.events().receive_with_missing(&servers, &pdu, until)? {
+                Fetched::Received(now) => received = now,
                 Fetched::Nothing { asked: so } => asked = so,
             }
         }
-        match taken {
+        match received {
             Err(e) if e.status() == 500 => Err(e),
-            Ok(Taken::NeedsAuth(needs)) => self.put_off(room, event, names(&needs), asked),
-            Ok(Taken::NeedsPrev) => {
+            Ok(Received::NeedsAuth(needs)) => self.put_off(room, event, names(&needs), asked),
+            Ok(Received::NeedsPrev) => {
                 let needs = self.store.read(|db| db.unplaced(pdu.prev_events()))?;
                 self.put_off(room, event, names(&needs), asked)
             }
-            Ok(Taken::NeedsTime(rest)) => {
+            Ok(Received::NeedsTime(rest)) => {
                 // Those after it would each be told the same: of its server, or of all while the whole room rests.
                 let whole = self.resolution_allowance.pause_of_room(&room.room_id);
                 let now = self.clock.now_ms();
@@ -277,8 +278,8 @@ impl Incoming<'_> {
             return self.store.write(move |tx| tx.put_off_pending(&event, &needs));
         }
         // Where one event gets nothing, those after it hardly get more.
-        let quiet = self.errands.calm_until(room.key, &event.origin, now).unwrap_or(now + QUIET_MS);
-        self.errands.note_calm(room.key, &event.origin, quiet, now);
+        let quiet = self.fetch_limits.quiet_until(room.key, &event.origin, now).unwrap_or(now + QUIET_MS);
+        self.fetch_limits.note_quiet(room.key, &event.origin, quiet, now);
         event.retry_ms = event.retry_ms.max(quiet);
         let key = room.key;
         self.store.write(move |tx| {
@@ -317,9 +318,9 @@ fn too_many() -> Error {
         .with_field("retry_after_ms", RETRY_AFTER_MS)
 }
 
-/// Makes place for one more event of so many bytes, of a room that we are not in: what goes is the oldest of the server
-/// itself, if it has its share, and in a full room the oldest of the server that has most. Servers that we know go last.
-/// Errors: 429 `M_LIMIT_EXCEEDED` if that is the server itself, and it has nothing else.
+/// Makes place for one more event of so many bytes, of a room that we are not in: what goes is the oldest of the
+/// server itself, if it has its share, and in a full room the oldest of the server that has most. Servers that we know
+/// go last. Errors: 429 `M_LIMIT_EXCEEDED` if that is the server itself, and it has nothing else.
 fn make_place_remote(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: usize) -> Result<()> {
     let mut shares = tx
         .pending_shares(room.key)?
@@ -343,8 +344,8 @@ fn make_place_remote(tx: &mut Tx<'_>, room: &Room, origin: &ServerName, bytes: u
     }
 }
 
-/// Whose event goes from a full room: of the strangers among those that have most, the first; of equals, `newcomer`, so that
-/// a new name alone puts nobody out.
+/// Whose event goes from a full room: of the strangers among those that have most, the first; of equals, `newcomer`,
+/// so that a new name alone puts nobody out.
 fn who_yields(
     db: &Db<'_>,
     room: &Room,
@@ -395,8 +396,8 @@ fn settle_remote(tx: &mut Tx<'_>, event: PendingEvent, now: Millis) -> Result<()
     tx.end_pending(event.key)
 }
 
-/// Receives what can be authorised by what is here now, without much work; the rest stays pending, but for those for which
-/// others are to be asked.
+/// Receives what can be authorised by what is here now, without much work; the rest stays pending, but for those for
+/// which others are to be asked.
 fn receive_ready(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<ReadyPending> {
     let due = tx.due_pending(room, now, COMMIT_EVENTS_MAX)?;
     let version = tx.room_by_key(room)?.version;
@@ -414,10 +415,10 @@ fn receive_ready(tx: &mut Tx<'_>, room: RoomKey, now: Millis) -> Result<ReadyPen
         }
         let received = event.verified_pdu(version)?;
         let pdu = tx.wholest(&received)?.unwrap_or(received);
-        let hearing = Hearing { effort: Effort::Light, ..Hearing::live(None) };
-        let needs = match accept::judge_copy(tx, &pdu, hearing)? {
-            Verdict::Judged(judged) => {
-                accept::store_judged(tx, &pdu, *judged, Terms::Relayed)?;
+        let context = AuthContext { budget: ResolutionBudget::None, ..AuthContext::live(None) };
+        let needs = match accept::authorise_copy(tx, &pdu, context)? {
+            Verdict::Decided(decision) => {
+                accept::store_decision(tx, &pdu, *decision, EventSource::Transaction)?;
                 None
             }
             Verdict::Known(_) => None,

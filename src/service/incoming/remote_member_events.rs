@@ -1,5 +1,6 @@
-//! What a room that we are not in tells us about one of our users: that somebody removed them (a knock refused, an invite
-//! rescinded, a ban), or invites them. It comes by transaction, like any event, and nobody sends it a second time.
+//! What a room that we are not in tells us about one of our users: that somebody removed them (a knock refused, an
+//! invite rescinded, a ban), or invites them. It comes by transaction, like any event, and nobody sends it a second
+//! time.
 
 use crate::service::incoming::Incoming;
 use std::time::Duration;
@@ -32,12 +33,11 @@ struct MemberNews {
 }
 
 impl Incoming<'_> {
-    /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say (format,
-    /// signatures): one that removes one of our users from the room, and an invite that we signed while we were still in
-    /// the room. `origin` sent it; `json` is the PDU as received; `within`: the
-    /// time to find keys.
-    /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`,
-    /// 400 `M_INVALID_PARAM`.
+    /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say
+    /// (format, signatures): one that removes one of our users from the room, and an invite that we signed while we
+    /// were still in the room. `origin` sent it; `json` is the PDU as received; `within`: the time to find keys.
+    /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`, 400
+    /// `M_INVALID_PARAM`.
     pub(in crate::service) fn remote_member_event(
         &self,
         origin: &ServerName,
@@ -52,7 +52,8 @@ impl Incoming<'_> {
         }
         let version =
             self.store.read(|db| remote_room_version(db, room_id, Some(&user)))?.ok_or_else(not_resident)?;
-        // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to wait.
+        // Whether it concerns us shows before its signatures do: what does not is worth neither a key nor a place to
+        // wait.
         if self.of_concern(room_id, &user, &Pdu::parse(json, version)?)?.is_none() {
             return Ok(RemoteOutcome::Settled);
         }
@@ -70,8 +71,8 @@ impl Incoming<'_> {
         }
     }
 
-    /// Whether an event changes what we know of a user's membership, provided that it is signed by its sender; with what
-    /// we know of it. None: no more. Errors as for [`Incoming::remote_member_event`].
+    /// Whether an event changes what we know of a user's membership, provided that it is signed by its sender; with
+    /// what we know of it. None: no more. Errors as for [`Incoming::remote_member_event`].
     fn of_concern(
         &self,
         room_id: &RoomId,

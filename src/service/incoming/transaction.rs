@@ -1,8 +1,8 @@
 //! `PUT /send`: the transactions of other servers.
 //!
 //! Each event goes through the checks on receipt in the specification's order (the head of `service/events/mod.rs` has
-//! them). Every one that we answer for without an error is on disk: in its room, or pending (`pending.rs`) where what it
-//! refers to, or the key of its signature, cannot be had while the sender waits for our answer.
+//! them). Every one that we answer for without an error is on disk: in its room, or pending (`pending.rs`) where what
+//! it refers to, or the key of its signature, cannot be had while the sender waits for our answer.
 
 use crate::service::incoming::Incoming;
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::{self, AtMost, CanonicalObject};
 use crate::protocol::pdu::EVENT_AS_WRITTEN_BYTES_MAX;
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu};
-use crate::service::events::accept::{Taken, Terms};
+use crate::service::events::accept::{EventSource, Received};
 use crate::service::events::fetch::Fetched;
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::incoming::pending::{PENDING_BACKOFF, millis, names};
@@ -31,8 +31,8 @@ const PDUS_MAX: usize = 50;
 /// "Must not include more than 100 EDUs."
 const EDUS_MAX: usize = 100;
 
-/// For how long one transaction may make us fetch keys and what its events refer to (policy servers have a time of their
-/// own): senders wait a minute for an answer. What is not there by then waits, and is fetched in the background.
+/// For how long one transaction may make us fetch keys and what its events refer to (policy servers have a time of
+/// their own): senders wait a minute for an answer. What is not there by then waits, and is fetched in the background.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// When a server that sends too much at once should come again.
 const RETRY_AFTER_MS: i64 = 2_000;
@@ -86,9 +86,9 @@ struct RoomPdus {
 
 impl Incoming<'_> {
     /// Receives a transaction and gives the answer to it; the stored answer if it was answered before. Every event is
-    /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as a
-    /// whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we receive, and 500 if something of ours failed, so that
-    /// it repeats the transaction.
+    /// on disk, or refused for good, when this returns. Errors: 400 `M_BAD_JSON`, `M_NOT_JSON` for the transaction as
+    /// a whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we receive, and 500 if something of ours failed,
+    /// so that it repeats the transaction.
     pub fn receive_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
         let Some(_slot) = self.transaction_slots.enter(origin, txn_id) else {
             return Err(Error::new(ErrCode::LimitExceeded, "Too many transactions at once")
@@ -134,8 +134,8 @@ impl Incoming<'_> {
         let mut rooms: Vec<(Room, Vec<&RawValue>)> = Vec::new();
         let mut index: HashMap<RoomId, usize> = HashMap::new();
         for pdu in pdus {
-            // What is far too large for an event is none, and nobody looks for its room. Without a room nobody knows how to
-            // read it: "otherwise it is dropped".
+            // What is far too large for an event is none, and nobody looks for its room. Without a room nobody knows
+            // how to read it: "otherwise it is dropped".
             let is_event = pdu.get().len() <= EVENT_AS_WRITTEN_BYTES_MAX;
             let read = is_event.then(|| json::read_object(pdu.get().as_bytes()).ok()).flatten();
             let Some(PduRoom { room_id: Some(room_id), event_id, state_key }) = read else {
@@ -200,8 +200,8 @@ impl Incoming<'_> {
             }
             (heard, _) => heard.map(drop),
         };
-        // Anybody can fill what is kept of such a room. Whatever has no place in it, the rest of the transaction is not to
-        // suffer for it.
+        // Anybody can fill what is kept of such a room. Whatever has no place in it, the rest of the transaction is
+        // not to suffer for it.
         match outcome {
             Err(e) if e.status() == 500 => return Err(e),
             outcome => results.add(&id, outcome),
@@ -287,7 +287,7 @@ impl Incoming<'_> {
     ) -> Result<()> {
         let mut rest = pdus;
         while !rest.is_empty() {
-            let received = self.events().take_in_light(rest)?;
+            let received = self.events().receive_batch(rest)?;
             let (done, left) = rest.split_at(received.len().min(rest.len()));
             for (pdu, received) in done.iter().zip(received) {
                 results.add(pdu.event_id(), self.unless_we_left(pdu, outcome(received)?));
@@ -301,33 +301,34 @@ impl Incoming<'_> {
         Ok(())
     }
 
-    /// An event that needs a resolution, or others that are not here. None if it has to wait for them. They are asked for
-    /// while the sender waits, unless that was in vain once in this room.
+    /// An event that needs a resolution, or others that are not here. None if it has to wait for them. They are asked
+    /// for while the sender waits, unless that was in vain once in this room.
     fn receive_single(
         &self,
         (origin, until): (&ServerName, Instant),
         pdu: &VerifiedPdu,
         pending: &mut PendingInRoom<'_>,
-    ) -> Result<Option<Result<Taken>>> {
-        let needs = match self.events().take_in(pdu, Terms::Relayed, None) {
-            Ok(Taken::NeedsAuth(ids)) => ids,
-            Ok(Taken::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
-            Ok(Taken::NeedsTime(rest)) => {
+    ) -> Result<Option<Result<Received>>> {
+        let needs = match self.events().receive_event(pdu, EventSource::Transaction, None) {
+            Ok(Received::NeedsAuth(ids)) => ids,
+            Ok(Received::NeedsPrev) => self.store.read(|db| db.unplaced(pdu.prev_events()))?,
+            Ok(Received::NeedsTime(rest)) => {
                 pending.events.push(self.pending_event(pending.room, pdu, &[], rest));
                 return Ok(None);
             }
             received => return Ok(Some(received)),
         };
         if !pending.unanswered && self.clock.instant() < until && !self.is_pending_already(&needs, pending)? {
-            // Who vouches for the event. Others are asked in the background, where nobody can make us bother them often.
-            let mut servers = self.events().sources(pending.room, (origin, pdu), 0)?;
+            // Who vouches for the event. Others are asked in the background, where nobody can make us bother them
+            // often.
+            let mut servers = self.events().servers_to_ask(pending.room, (origin, pdu), 0)?;
             servers.retain(|server| server == origin || *server == pdu.sender().server());
-            match self.events().take_in_with_missing(&servers, pdu, until)? {
-                Fetched::Taken(Ok(Taken::NeedsTime(rest))) => {
+            match self.events().receive_with_missing(&servers, pdu, until)? {
+                Fetched::Received(Ok(Received::NeedsTime(rest))) => {
                     pending.events.push(self.pending_event(pending.room, pdu, &[], rest));
                     return Ok(None);
                 }
-                Fetched::Taken(received) => return Ok(Some(received)),
+                Fetched::Received(received) => return Ok(Some(received)),
                 Fetched::Nothing { .. } => {}
             }
             pending.unanswered = true;
@@ -392,9 +393,9 @@ fn id_of(event: &[u8], version: RoomVersion) -> Option<EventId> {
 }
 
 /// What the sender is told; the outer error is a failure of ours.
-fn outcome(received: Result<Taken>) -> Result<Result<()>> {
+fn outcome(received: Result<Received>) -> Result<Result<()>> {
     match received {
-        Ok(Taken::Stored { status: Status::Rejected, reason, .. }) => {
+        Ok(Received::Stored { status: Status::Rejected, reason, .. }) => {
             Ok(Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before"))))
         }
         Ok(_) => Ok(Ok(())),

@@ -1,5 +1,5 @@
-//! How many transactions of one server are received at the same time. A server that sends faster than we receive waits, and
-//! then hears that it should come again: it is slowed, and nobody else is.
+//! How many transactions of one server are received at the same time. A server that sends faster than we receive
+//! waits, and then hears that it should come again: it is slowed, and nobody else is.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 
-/// Transactions of one server that are worked on at once. ("The sending server must wait and retry for a 200 OK response
-/// before sending a transaction with a different txnId": some send from several processes.)
+/// Transactions of one server that are worked on at once. ("The sending server must wait and retry for a 200 OK
+/// response before sending a transaction with a different txnId": some send from several processes.)
 const TRANSACTIONS_PER_ORIGIN_MAX: usize = 8;
 /// Those that wait behind them.
 const WAITING_PER_ORIGIN_MAX: usize = 24;

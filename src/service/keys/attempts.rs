@@ -1,5 +1,6 @@
-//! Which servers are being asked for their keys, and which are not to be asked before when. One request to a server is under
-//! way at a time, whoever waits for it; one that does not answer, or whose answers do not help, is asked ever more seldom.
+//! Which servers are being asked for their keys, and which are not to be asked before when. One request to a server is
+//! under way at a time, whoever waits for it; one that does not answer, or whose answers do not help, is asked ever
+//! more seldom.
 //!
 //! Anybody can name servers without end, and make them slow. So strangers are asked in slots apart, by who wants them
 //! asked: none keeps the keys of our rooms' servers from being fetched, or those that others want.
@@ -17,8 +18,8 @@ use crate::service::limits::request_permits::{Asker, AskerId};
 
 /// Requests for keys that may be under way: of servers that are in rooms with us, and for events that our users need.
 const ATTEMPTS_MAX: usize = 64;
-/// Those of strangers who speak to us, and those for events that strangers signed, with the share of each address, and of each
-/// server that sends such events: anybody can name servers, and make them slow.
+/// Those of strangers who speak to us, and those for events that strangers signed, with the share of each address, and
+/// of each server that sends such events: anybody can name servers, and make them slow.
 const REQUEST_ATTEMPTS_MAX: usize = 24;
 const REQUEST_ATTEMPTS_PER_ADDRESS_MAX: usize = 8;
 const RECEIVED_ATTEMPTS_MAX: usize = 24;

@@ -46,8 +46,8 @@ const RETRY_AFTER_MS: i64 = 5_000;
 const AS_NOTARY_SERVERS_MAX: usize = 50;
 /// Statements of one server that are repeated as a notary: those that were fetched last. Others name keys of long ago.
 const AS_NOTARY_STATEMENTS_PER_SERVER_MAX: usize = 8;
-/// The largest answer as a notary, in bytes. Servers that it has no room for can be asked about by themselves; a statement
-/// usually has a thousand.
+/// The largest answer as a notary, in bytes. Servers that it has no room for can be asked about by themselves; a
+/// statement usually has a thousand.
 const AS_NOTARY_ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// A key that is wanted.
@@ -103,8 +103,8 @@ fn is_for_a_stranger(purpose: KeyPurpose<'_>, neighbour: bool) -> bool {
 }
 
 impl Keys<'_> {
-    /// Finds as many of the wanted keys as can be had in the time. `resident` is the server that shows us the room whose
-    /// state is to be checked, if that is what the keys are for.
+    /// Finds as many of the wanted keys as can be had in the time. `resident` is the server that shows us the room
+    /// whose state is to be checked, if that is what the keys are for.
     pub(in crate::service) fn gather_keys(
         &self,
         wanted: &[WantedKey],
@@ -443,8 +443,8 @@ impl Keys<'_> {
 
     /// What we know as a notary (`/_matrix/key/v2/query`): of each server the statements that have the keys asked for
     /// (all keys if none is named), signed by us as well. A server is asked itself if what we have is not valid until
-    /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing. Gives their
-    /// JSON texts, as many as an answer has room for.
+    /// the time wanted, or past half of its life; if it does not answer, what we have is better than nothing. Gives
+    /// their JSON texts, as many as an answer has room for.
     ///
     /// Errors: 429 `M_LIMIT_EXCEEDED` if there is nothing to say because too many servers are being asked already.
     pub fn notarise(&self, asker: &Asker, queries: &[NotaryQuery]) -> Result<Vec<Vec<u8>>> {
@@ -477,8 +477,8 @@ impl Keys<'_> {
         Ok(answer)
     }
 
-    /// The statements that answer a question to us as a notary. They are put together of the texts that are kept: anybody
-    /// can make them, as full as they like, and nothing is to be a tree here.
+    /// The statements that answer a question to us as a notary. They are put together of the texts that are kept:
+    /// anybody can make them, as full as they like, and nothing is to be a tree here.
     fn statements_for(&self, query: &NotaryQuery) -> Result<Vec<Vec<u8>>> {
         if query.server == *self.server_name() {
             return Ok(vec![json::canonical_object(&self.key_ring.own_statement())]);

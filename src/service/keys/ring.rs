@@ -26,7 +26,8 @@ const SERVERS_IN_MEMORY_MAX: usize = 4096;
 const STATEMENT_KEYS_MAX: usize = 100;
 /// "Servers MUST use the lesser of this field and 7 days into the future when determining if a key is valid."
 const VALIDITY_MAX_MS: Millis = 7 * DAY_MS;
-/// How long our own statement may be relied upon. It is made anew at half of it, so it never has less than an hour left.
+/// How long our own statement may be relied upon. It is made anew at half of it, so it never has less than an hour
+/// left.
 const OWN_VALIDITY_MS: Millis = DAY_MS;
 const DAY_MS: Millis = 24 * 3_600_000;
 

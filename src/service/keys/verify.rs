@@ -36,9 +36,9 @@ impl Keys<'_> {
     /// query as on the request line; `body` none if it was empty. Gives the server that sent it, which from now on
     /// counts as reachable.
     ///
-    /// Errors: 401 `M_UNAUTHORIZED`; 429 `M_LIMIT_EXCEEDED` if so many servers are being asked for their keys on behalf of
-    /// `asker`, who made the request, that this one cannot be; 403 `M_FORBIDDEN` for a server that we do not talk to;
-    /// `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
+    /// Errors: 401 `M_UNAUTHORIZED`; 429 `M_LIMIT_EXCEEDED` if so many servers are being asked for their keys on
+    /// behalf of `asker`, who made the request, that this one cannot be; 403 `M_FORBIDDEN` for a server that we do not
+    /// talk to; `M_NOT_JSON` or `M_BAD_JSON` for a body that cannot have been signed.
     pub fn verify_request(
         &self,
         authorization: &str,
@@ -80,16 +80,16 @@ impl Keys<'_> {
         Ok(claim.origin)
     }
 
-    /// Checks 1 to 3 on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if
-    /// need be. A wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
+    /// Checks 1 to 3 on receipt of a PDU for one event: format, signatures, hash. The keys are fetched if need be. A
+    /// wrong hash gives the event's redacted self. Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM`, `M_TOO_LARGE`.
     pub fn check_pdu(&self, event: &[u8], version: RoomVersion) -> Result<VerifiedPdu> {
         let found = self.keys_for(&[event], version, None, EVENT_KEYS_TIMEOUT);
         let mut checked = in_bulk(&[event], |event| check(event, version, &found));
         checked.pop().unwrap_or_else(|| Err(Error::internal("one event in, none out")))
     }
 
-    /// [`Self::check_pdu`] for the events of a transaction, in their order, whose sender waits for the answer: it is told apart
-    /// where no key could be had in this time. `origin`: who sent them.
+    /// [`Self::check_pdu`] for the events of a transaction, in their order, whose sender waits for the answer: it is
+    /// told apart where no key could be had in this time. `origin`: who sent them.
     pub(in crate::service) fn check_received(
         &self,
         origin: &ServerName,
@@ -104,8 +104,8 @@ impl Keys<'_> {
         in_bulk(events, |event| self.conclude_check(event, version, &found, started))
     }
 
-    /// Checks 2 and 3 alone, for an event that was parsed before. `purpose`: of an event that was handed to us it is that one,
-    /// whatever it is for: whoever hands it in chooses which servers are asked for keys.
+    /// Checks 2 and 3 alone, for an event that was parsed before. `purpose`: of an event that was handed to us it is
+    /// that one, whatever it is for: whoever hands it in chooses which servers are asked for keys.
     pub(in crate::service) fn check_parsed_pdu(
         &self,
         pdu: &Pdu,
@@ -118,9 +118,10 @@ impl Keys<'_> {
 
     /// The keys that it takes to check these events, as far as they can be had in this time.
     ///
-    /// `resident` is for the state of a room that we are joining through that server. Of servers that are gone, which any
-    /// old room has some of, the resident is asked for the keys. That gives it no power that it has not: whoever is joined
-    /// through can show any room that it likes. It would for events that come later, and so is done for no others.
+    /// `resident` is for the state of a room that we are joining through that server. Of servers that are gone, which
+    /// any old room has some of, the resident is asked for the keys. That gives it no power that it has not: whoever
+    /// is joined through can show any room that it likes. It would for events that come later, and so is done for no
+    /// others.
     pub(in crate::service) fn keys_for(
         &self,
         events: &[&[u8]],
@@ -132,8 +133,8 @@ impl Keys<'_> {
         self.gather_keys(&wanted, resident, KeyPurpose::Events, within)
     }
 
-    /// Looks events over: gives the keys that it takes to check them, and tells `note` of each by its index; of one that is
-    /// written oddly, or none, that there is nothing to see at a glance.
+    /// Looks events over: gives the keys that it takes to check them, and tells `note` of each by its index; of one
+    /// that is written oddly, or none, that there is nothing to see at a glance.
     pub(in crate::service) fn wanted_keys<'e>(
         &self,
         events: &[&'e [u8]],

@@ -1,6 +1,6 @@
-//! Slots for what takes long because somebody else has to answer: so many in all, and so many for each on whose behalf it
-//! is done. Who finds none waits in line for one, and the next that is free goes to who has the fewest: whoever asks for much
-//! makes themselves wait, and nobody else.
+//! Slots for what takes long because somebody else has to answer: so many in all, and so many for each on whose behalf
+//! it is done. Who finds none waits in line for one, and the next that is free goes to who has the fewest: whoever
+//! asks for much makes themselves wait, and nobody else.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -38,7 +38,8 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
         Self(Arc::new(SharedSlots { most, each, state: Mutex::new(state), freed: Condvar::new() }))
     }
 
-    /// A slot for `who`, waited for until then while it is `wanted`. None: there is none by then, or too many wait already.
+    /// A slot for `who`, waited for until then while it is `wanted`. None: there is none by then, or too many wait
+    /// already.
     pub(in crate::service) fn take(
         &self,
         who: &K,

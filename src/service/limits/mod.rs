@@ -1,7 +1,8 @@
 //! How much work others may cause, a file a kind:
 //!
 //! - `fair_slots.rs`: slots for what takes long because somebody else has to answer, of which each asker has a share.
-//! - `request_permits.rs`: permits to ask other servers for others than our users, or out of curiosity; made of such slots.
+//! - `request_permits.rs`: permits to ask other servers for others than our users, or out of curiosity; made of such
+//!   slots.
 //! - `resolution_allowance.rs`: how much state resolution the events of a room, and those of a server, may cause.
 
 pub(super) mod fair_slots;

@@ -1,7 +1,8 @@
 //! Permits for requests to other servers that we make for others: for who asks us without a name, for servers, for our
-//! users out of curiosity. Whoever names a server that never answers makes us wait as long as we have patience, so such
-//! requests have slots of their own (`fair_slots.rs`): a few for who has no name and fewer for each address, more for our
-//! users. Handshakes, delivery, and the keys of servers that speak to us need no permit, and never wait behind one.
+//! users out of curiosity. Whoever names a server that never answers makes us wait as long as we have patience, so
+//! such requests have slots of their own (`fair_slots.rs`): a few for who has no name and fewer for each address, more
+//! for our users. Handshakes, delivery, and the keys of servers that speak to us need no permit, and never wait behind
+//! one.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -138,9 +139,9 @@ impl RequestPermits {
         Ok(RequestPermit { _slot: slot.ok_or_else(no_permit)?, within })
     }
 
-    /// Does something in the background, on a thread of its own, in a slot apart: who asked has the answer already. The
-    /// job is told how long it may wait for each answer from elsewhere. Errors: 429 `M_LIMIT_EXCEEDED`; 500 if there is no
-    /// thread.
+    /// Does something in the background, on a thread of its own, in a slot apart: who asked has the answer already.
+    /// The job is told how long it may wait for each answer from elsewhere. Errors: 429 `M_LIMIT_EXCEEDED`; 500 if
+    /// there is no thread.
     pub(in crate::service) fn later(
         &self,
         hs: &Arc<Homeserver>,

@@ -2,9 +2,9 @@
 //! somebody has made heavy costs the same for each event that follows, however small that is.
 //!
 //! What counts are the events that a verdict looks at. A room has an allowance of them that fills up again; when it is
-//! spent, further events are taken in without such work where that is possible (as late extremities, which are
-//! caught up with together), and wait on disk where it is not. Other rooms notice nothing. No server spends more than half of a room's
-//! allowance, and none of that for the late extremities, which would never be caught up with otherwise.
+//! spent, further events are received without such work where that is possible (as late extremities, which are caught
+//! up with together), and wait on disk where it is not. Other rooms notice nothing. No server spends more than half of
+//! a room's allowance, and none of that for the late extremities, which would never be caught up with otherwise.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,28 +1,30 @@
-//! Auth events that we lack: the ways to come by them, one after the other, from one server. What is fetched is judged by
-//! its own auth events and stored as an outlier; what cannot be judged yet is kept until it can, or the errand is over.
+//! Auth events that we lack: the ways to come by them, one after the other, from one server. What is fetched is
+//! authorised by its own auth events and stored as an outlier; what cannot be authorised yet is kept until it can, or
+//! the fetch is over.
 
 use std::collections::{HashMap, HashSet};
 
 use super::gap::in_order;
-use super::{Errand, MOST_ONE_BY_ONE, ONE_BY_ONE};
+use super::{Fetch, ONE_BY_ONE_FALLBACK_MAX, ONE_BY_ONE_MAX};
 use crate::error::Result;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::{Db, Status};
 
 /// Of how many missing auth events their own chains are asked for.
-const MOST_CHAINS: usize = 4;
+const CHAINS_ASKED_MAX: usize = 4;
 /// Events that were fetched and rest on others that were not yet: so many are kept until those come, and their bytes.
-const MOST_LOOSE: usize = 2000;
-const MOST_LOOSE_BYTES: usize = 16 << 20;
+const UNDECIDED_MAX: usize = 2000;
+const UNDECIDED_BYTES_MAX: usize = 16 << 20;
 /// How many events are stored in one commit.
-const CHUNK: usize = 200;
+const COMMIT_OUTLIERS_MAX: usize = 200;
 
-/// Checked events that were fetched and cannot be judged yet, since they rest on others that were not to be had so far.
-pub(in crate::service) type Loose = HashMap<EventId, VerifiedPdu>;
+/// Checked events that were fetched and cannot be authorised yet, since they rest on others that were not to be had so
+/// far.
+pub(in crate::service) type UndecidedEvents = HashMap<EventId, VerifiedPdu>;
 
 /// The ways to come by the auth events of an event.
 pub(in crate::service) const WAYS: [Way; 5] =
-    [Way::Chain, Way::Hole, Way::State, Way::Chains, Way::EventByEvent];
+    [Way::Chain, Way::Gap, Way::State, Way::Chains, Way::EventByEvent];
 
 /// One of them.
 #[derive(Clone, Copy)]
@@ -30,7 +32,7 @@ pub(in crate::service) enum Way {
     /// `event_auth`, and what it leaves out by `event`.
     Chain,
     /// With what lies between our forward extremities and the event.
-    Hole,
+    Gap,
     /// With the state before the event, by `state_ids`.
     State,
     /// `event_auth` of what is missing: for a server that does not have the event itself.
@@ -39,9 +41,9 @@ pub(in crate::service) enum Way {
     EventByEvent,
 }
 
-impl Errand<'_> {
-    /// Goes one of the ways to auth events that we lack. That it leads to nothing is no error, unless the server is out of
-    /// reach or takes up all the time (504).
+impl Fetch<'_> {
+    /// Goes one of the ways to auth events that we lack. That it leads to nothing is no error, unless the server is
+    /// out of reach or takes up all the time (504).
     pub(in crate::service) fn fetch_auth_by(
         &mut self,
         way: Way,
@@ -51,10 +53,10 @@ impl Errand<'_> {
         let gone = match way {
             Way::Chain => self.fetch_auth_events(pdu, missing),
             // It is asked for by who has the event in hand.
-            Way::Hole => Ok(()),
+            Way::Gap => Ok(()),
             Way::State => self.fetch_state(pdu.event_id()).map(drop),
             Way::Chains => self.fetch_chains_of(missing),
-            Way::EventByEvent => self.fetch_chain_by_event(missing, MOST_ONE_BY_ONE),
+            Way::EventByEvent => self.fetch_chain_by_event(missing, ONE_BY_ONE_FALLBACK_MAX),
         };
         match gone {
             Err(e) if !matches!(e.status(), 500 | 504) => {
@@ -68,7 +70,7 @@ impl Errand<'_> {
     /// Fetches the auth events of an event, and theirs, and stores them with the verdict on each.
     pub(in crate::service) fn fetch_auth_events(&mut self, pdu: &Pdu, missing: &[EventId]) -> Result<()> {
         self.fetch_chain_of(pdu.event_id())?;
-        self.fetch_chain_by_event(missing, ONE_BY_ONE)
+        self.fetch_chain_by_event(missing, ONE_BY_ONE_MAX)
     }
 
     /// What a server gives of the auth chain of an event.
@@ -88,20 +90,20 @@ impl Errand<'_> {
         let mut wanted = self.lacking(missing)?;
         wanted.extend(self.wanting(missing)?);
         let mut asked = HashSet::new();
-        for id in wanted.into_iter().filter(|id| asked.insert(id.clone())).take(MOST_CHAINS) {
+        for id in wanted.into_iter().filter(|id| asked.insert(id.clone())).take(CHAINS_ASKED_MAX) {
             self.fetch_chain_of(&id)?;
         }
-        self.fetch_chain_by_event(missing, ONE_BY_ONE)
+        self.fetch_chain_by_event(missing, ONE_BY_ONE_MAX)
     }
 
     /// Fetches what these events are and what they rest on, one event after the other, generation by generation.
     fn fetch_chain_by_event(&mut self, missing: &[EventId], most: usize) -> Result<()> {
-        let fetched = self.loosen_chain(missing, most);
+        let fetched = self.fetch_generations(missing, most);
         // Whatever came before it failed is good.
         self.store_outliers(Vec::new()).and(fetched)
     }
 
-    fn loosen_chain(&mut self, missing: &[EventId], most: usize) -> Result<()> {
+    fn fetch_generations(&mut self, missing: &[EventId], most: usize) -> Result<()> {
         let mut asked = 0;
         loop {
             let mut wanted = self.wanting(missing)?;
@@ -116,21 +118,21 @@ impl Errand<'_> {
                 if found.is_empty() {
                     self.not_there.insert(id);
                 }
-                self.loosen(found);
+                self.keep_undecided(found);
             }
         }
     }
 
-    /// Which events have to be fetched so that these can be judged: those of them, and of what the loose ones among them
-    /// rest on, that we have neither stored nor loose.
+    /// Which events have to be fetched so that these can be authorised: those of them, and of what the undecided ones
+    /// among them rest on, that we have neither stored nor kept undecided.
     pub(in crate::service) fn wanting(&self, missing: &[EventId]) -> Result<Vec<EventId>> {
         let (mut wanted, mut seen) = (Vec::new(), HashSet::new());
         let mut generation = self.lacking(missing)?;
         while !generation.is_empty() {
             let mut next = Vec::new();
             for id in generation.into_iter().filter(|id| seen.insert(id.clone())) {
-                match self.loose.get(&id) {
-                    Some(loose) => next.extend_from_slice(loose.auth_events()),
+                match self.undecided.get(&id) {
+                    Some(undecided) => next.extend_from_slice(undecided.auth_events()),
                     None => wanted.push(id),
                 }
             }
@@ -141,21 +143,22 @@ impl Errand<'_> {
     }
 
     /// Keeps events until what they rest on is here.
-    fn loosen(&mut self, events: Vec<VerifiedPdu>) {
-        self.loose.extend(events.into_iter().map(|event| (event.event_id().clone(), event)));
+    fn keep_undecided(&mut self, events: Vec<VerifiedPdu>) {
+        self.undecided.extend(events.into_iter().map(|event| (event.event_id().clone(), event)));
     }
 
-    /// Stores events that are only referred to, and those of the loose ones that these were lacking for, each judged by
-    /// its own auth events. Those whose auth events are not to be had stay loose: nothing can be said of them.
+    /// Stores events that are only referred to, and those of the undecided ones that these were lacking for, each
+    /// authorised by its own auth events. Those whose auth events are not to be had stay undecided: nothing can be
+    /// said of them.
     pub(in crate::service) fn store_outliers(&mut self, events: Vec<VerifiedPdu>) -> Result<()> {
-        self.loosen(events);
-        let events = in_order(std::mem::take(&mut self.loose).into_values().collect(), Pdu::auth_events);
+        self.keep_undecided(events);
+        let events = in_order(std::mem::take(&mut self.undecided).into_values().collect(), Pdu::auth_events);
         let mut bytes = 0;
-        for chunk in events.chunks(CHUNK) {
+        for chunk in events.chunks(COMMIT_OUTLIERS_MAX) {
             let (chunk, room) = (chunk.to_vec(), self.room.key);
-            let loose = self.hs.store.write(move |tx| {
+            let undecided = self.hs.store.write(move |tx| {
                 let create = tx.state_event(room, "m.room.create", "")?;
-                let mut loose = Vec::new();
+                let mut undecided = Vec::new();
                 for pdu in chunk {
                     if tx.event_key(pdu.event_id())?.is_some() {
                         tx.complete_event(&pdu)?;
@@ -163,15 +166,15 @@ impl Errand<'_> {
                     }
                     match outlier_status(tx, &pdu, create.as_ref())? {
                         Some(status) => tx.insert_outlier(room, &pdu, status).map(drop)?,
-                        None => loose.push(pdu),
+                        None => undecided.push(pdu),
                     }
                 }
-                Ok(loose)
+                Ok(undecided)
             })?;
-            for pdu in loose {
+            for pdu in undecided {
                 bytes += pdu.json().len();
-                if self.loose.len() < MOST_LOOSE && bytes <= MOST_LOOSE_BYTES {
-                    self.loose.insert(pdu.event_id().clone(), pdu);
+                if self.undecided.len() < UNDECIDED_MAX && bytes <= UNDECIDED_BYTES_MAX {
+                    self.undecided.insert(pdu.event_id().clone(), pdu);
                 }
             }
         }

@@ -1,66 +1,68 @@
-//! History that clients page back to: the holes in a room's timeline, and how they are filled from other servers.
+//! History that clients page back to: the gaps in a room's timeline, and how they are filled from other servers.
 
 use crate::service::events::Events;
 use std::time::{Duration, Instant};
 
 use super::gap::{connected, in_order, placed};
-use super::{Errand, MOST_STATES};
+use super::{Fetch, STATES_ASKED_MAX};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
-use crate::service::events::accept::{Taken, Terms};
+use crate::service::events::accept::{EventSource, Received};
 use crate::store::{Place, Room};
 
 /// For how long one request may keep us asking.
-const PATIENCE: Duration = Duration::from_secs(30);
+const BACKFILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much history is fetched at once.
-const PAGE: usize = 100;
+const BACKFILL_PAGE_EVENTS: usize = 100;
 /// How many servers are asked for history.
-const MOST_ASKED: usize = 5;
+const SERVERS_ASKED_MAX: usize = 5;
 /// How long each of them may let us wait, so that the next one's turn comes.
-const SHARE: Duration = Duration::from_secs(8);
+const SERVER_ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl Events<'_> {
-    /// Fetches history that clients ask for: what lies in the nearest hole at or before a place in the timeline. True
+    /// Fetches history that clients ask for: what lies in the nearest gap at or before a place in the timeline. True
     /// if something came, so that looking again is worth it. Servers of the room are asked in turn; that none of them
     /// answers is no error.
     pub fn backfill(&self, room: &Room, before: Place) -> Result<bool> {
-        let until = Instant::now() + PATIENCE;
-        let gaps = self.store.read(|db| db.gaps_between(room.key, Place::START, before, MOST_STATES))?;
+        let until = Instant::now() + BACKFILL_TIMEOUT;
+        let gaps = self.store.read(|db| db.gaps_between(room.key, Place::START, before, STATES_ASKED_MAX))?;
         let Some(place) = gaps.first().map(|gap| gap.before) else { return Ok(false) };
-        if self.errands.was_in_vain((room.key, place)) {
+        if self.fetch_limits.is_unfilled((room.key, place)) {
             return Ok(false);
         }
         let wanted: Vec<EventId> =
             gaps.into_iter().filter(|gap| gap.before == place).map(|gap| gap.event_id).collect();
-        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
+        let Some(_turn) = self.fetch_limits.begin(room.key, self.server_name(), until) else {
+            return Ok(false);
+        };
         if self.store.read(|db| Ok(db.gap(room.key, &wanted[0])?.is_none()))? {
             return Ok(true);
         }
         for peer in &self.whom_to_ask_for_history(room)? {
-            let left = until.saturating_duration_since(Instant::now()).min(SHARE);
+            let left = until.saturating_duration_since(Instant::now()).min(SERVER_ANSWER_TIMEOUT);
             if left.is_zero() {
                 break;
             }
-            let asking = self.errands.ask(peer);
-            let answer = self.federation.backfill(peer, &room.room_id, &wanted, PAGE, left);
-            if let Some(asking) = asking
+            let permit = self.fetch_limits.ask(peer);
+            let answer = self.federation.backfill(peer, &room.room_id, &wanted, BACKFILL_PAGE_EVENTS, left);
+            if let Some(permit) = permit
                 && !answer.as_ref().is_err_and(CallError::is_unreachable)
             {
-                asking.answered();
+                permit.answered();
             }
             let Ok(events) = answer else { continue };
-            let mut errand = Errand::new(self, peer, room, until);
-            let mut events = errand.leading_to(&wanted, errand.checked(&events))?;
+            let mut fetch = Fetch::new(self, peer, room, until);
+            let mut events = fetch.leading_to(&wanted, fetch.checked(&events))?;
             if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
                 // Another time: others would give us the same.
                 return Ok(false);
             }
-            if errand.take_in_history(&events, place)? {
+            if fetch.receive_history(&events, place)? {
                 return Ok(true);
             }
         }
-        self.errands.note_in_vain((room.key, place));
+        self.fetch_limits.note_unfilled((room.key, place));
         Ok(false)
     }
 
@@ -70,47 +72,49 @@ impl Events<'_> {
         let mut servers = self.store.read(|db| db.resident_servers(room.key))?;
         servers.retain(|server| server != self.server_name());
         servers.sort_by_cached_key(|server| {
-            self.errands.pauses_until(server).is_some() || self.sender.is_pausing(server)
+            self.fetch_limits.pauses_until(server).is_some() || self.sender.is_pausing(server)
         });
-        servers.truncate(MOST_ASKED);
+        servers.truncate(SERVERS_ASKED_MAX);
         Ok(servers)
     }
 }
 
 impl Events<'_> {
-    /// Fetches one event from amid the hole right before a place: first the history nearest to the place, which may have
+    /// Fetches one event from amid the gap right before a place: first the history nearest to the place, which may have
     /// it, else the event alone with the state before it. True if the event has its place in the timeline now.
     pub(in crate::service) fn fetch_past_event(
         &self,
         room: &Room,
         peer: &ServerName,
         id: &EventId,
-        hole: Place,
+        gap: Place,
     ) -> Result<bool> {
         let is_placed = || self.store.read(|db| Ok(db.event(id)?.is_some_and(|event| event.place.is_some())));
-        if is_placed()? || (self.backfill(room, hole)? && is_placed()?) {
+        if is_placed()? || (self.backfill(room, gap)? && is_placed()?) {
             return Ok(true);
         }
-        let until = Instant::now() + PATIENCE;
-        let Some(_turn) = self.errands.begin(room.key, self.server_name(), until) else { return Ok(false) };
-        // What was fetched meanwhile has made the hole smaller, or two of it.
-        let hole = self.store.read(|db| db.gaps_between(room.key, Place::START, hole, 1))?;
-        let Some(hole) = hole.first().map(|gap| gap.before) else { return is_placed() };
-        let Some(place) = self.store.read(|db| db.place_amid(room.key, hole))? else { return Ok(false) };
-        let mut errand = Errand::new(self, peer, room, until);
-        errand.states_left = 1;
-        let mut events = errand.fetch_events(std::slice::from_ref(id))?;
+        let until = Instant::now() + BACKFILL_TIMEOUT;
+        let Some(_turn) = self.fetch_limits.begin(room.key, self.server_name(), until) else {
+            return Ok(false);
+        };
+        // What was fetched meanwhile has made the gap smaller, or two of it.
+        let gap = self.store.read(|db| db.gaps_between(room.key, Place::START, gap, 1))?;
+        let Some(gap) = gap.first().map(|gap| gap.before) else { return is_placed() };
+        let Some(place) = self.store.read(|db| db.place_amid(room.key, gap))? else { return Ok(false) };
+        let mut fetch = Fetch::new(self, peer, room, until);
+        fetch.states_left = 1;
+        let mut events = fetch.fetch_events(std::slice::from_ref(id))?;
         if self.with_policy_signatures(&mut [(room, &mut events)], Some(until))? > 0 {
             return Ok(false);
         }
         for event in &events {
-            errand.take_in_past(event, place)?;
+            fetch.receive_past_event(event, place)?;
         }
         is_placed()
     }
 }
 
-impl Errand<'_> {
+impl Fetch<'_> {
     /// Those of the events that lead to the wanted ones, oldest first.
     fn leading_to(&self, wanted: &[EventId], events: Vec<VerifiedPdu>) -> Result<Vec<VerifiedPdu>> {
         let events = in_order(events, Pdu::prev_events);
@@ -118,31 +122,32 @@ impl Errand<'_> {
         Ok(connected(events, wanted, &known))
     }
 
-    /// Puts fetched history before the event whose hole it fills: the newest right before it, older ones further. True if
-    /// anything was new.
-    fn take_in_history(&mut self, events: &[VerifiedPdu], place: Place) -> Result<bool> {
+    /// Puts fetched history before the event whose gap it fills: the newest right before it, older ones further. True
+    /// if anything was new.
+    fn receive_history(&mut self, events: &[VerifiedPdu], place: Place) -> Result<bool> {
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let below = self.hs.store.read(|db| db.room_below(self.room.key, place, count))?;
         let mut came = false;
         for (index, event) in (0..).zip(events) {
-            came |= self.take_in_past(event, Place { stream: place.stream, sub: below - count + index })?;
+            came |=
+                self.receive_past_event(event, Place { stream: place.stream, sub: below - count + index })?;
         }
         Ok(came)
     }
 
-    /// Takes in one event of the past. True if it was new.
-    fn take_in_past(&mut self, event: &VerifiedPdu, place: Place) -> Result<bool> {
-        let terms = Terms::History(place);
-        let mut taken = self.hs.events().take_in(event, terms, None);
-        if let Ok(Taken::NeedsAuth(ids)) = &taken {
+    /// Receives one event of the past. True if it was new.
+    fn receive_past_event(&mut self, event: &VerifiedPdu, place: Place) -> Result<bool> {
+        let source = EventSource::Backfill(place);
+        let mut received = self.hs.events().receive_event(event, source, None);
+        if let Ok(Received::NeedsAuth(ids)) = &received {
             let ids = ids.clone();
             self.fetch_auth_events(event, &ids)?;
-            taken = self.hs.events().take_in(event, terms, None);
+            received = self.hs.events().receive_event(event, source, None);
         }
-        if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
+        if matches!(received, Ok(Received::NeedsPrev)) && self.states_left > 0 {
             self.states_left -= 1;
-            taken = self.take_in_with_state(event, terms);
+            received = self.receive_with_state(event, source);
         }
-        Ok(matches!(taken, Ok(Taken::Stored { already: false, .. })))
+        Ok(matches!(received, Ok(Received::Stored { already: false, .. })))
     }
 }

@@ -3,33 +3,40 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::Errand;
+use super::Fetch;
 use crate::error::Result;
 use crate::protocol::{EventId, Pdu, VerifiedPdu};
 use crate::store::Db;
 
 /// How many missing events are asked for at once. Some servers give no more than 10 or 20.
-const PAGE: usize = 50;
-/// How often more of the same hole is asked for, and how much of it is held in memory until it can be taken in.
-const MOST_PAGES: usize = 100;
-const MOST_IN_HOLE: usize = 2000;
-const MOST_BYTES_IN_HOLE: usize = 16 << 20;
+const GAP_PAGE_EVENTS: usize = 50;
+/// How often more of the same gap is asked for, and how much of it is held in memory until it can be received.
+const GAP_PAGES_MAX: usize = 100;
+const GAP_EVENTS_MAX: usize = 2000;
+const GAP_BYTES_MAX: usize = 16 << 20;
 
-impl Errand<'_> {
-    pub(super) fn has_hole(&self, pdu: &Pdu) -> Result<bool> {
+impl Fetch<'_> {
+    pub(super) fn has_gap(&self, pdu: &Pdu) -> Result<bool> {
         self.hs.store.read(|db| Ok(!db.unplaced(pdu.prev_events())?.is_empty()))
     }
 
-    /// Fetches what lies between our forward extremities and the event, and takes it in, oldest first.
-    pub(super) fn fill_hole(&mut self, pdu: &VerifiedPdu) -> Result<()> {
-        let heads = self.hs.store.read(|db| db.forward_extremities(self.room.key))?;
-        let earliest: Vec<EventId> = heads.into_iter().rev().map(|head| head.event_id).take(PAGE).collect();
+    /// Fetches what lies between our forward extremities and the event, and receives it, oldest first.
+    pub(super) fn fill_gap(&mut self, pdu: &VerifiedPdu) -> Result<()> {
+        let extremities = self.hs.store.read(|db| db.forward_extremities(self.room.key))?;
+        let earliest: Vec<EventId> =
+            extremities.into_iter().rev().map(|head| head.event_id).take(GAP_PAGE_EVENTS).collect();
         let mut latest = vec![pdu.event_id().clone()];
         let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);
-        for _ in 0..MOST_PAGES {
+        for _ in 0..GAP_PAGES_MAX {
             let (room_id, left) = (&self.room.room_id, self.left()?);
-            let answer =
-                self.hs.federation.get_missing_events(self.peer, room_id, &earliest, &latest, PAGE, left);
+            let answer = self.hs.federation.get_missing_events(
+                self.peer,
+                room_id,
+                &earliest,
+                &latest,
+                GAP_PAGE_EVENTS,
+                left,
+            );
             let events = match answer {
                 Ok(events) => events,
                 Err(e) => {
@@ -47,10 +54,10 @@ impl Errand<'_> {
                 bytes += event.json().len();
                 found.insert(event.event_id().clone(), event);
             }
-            if found.len() == before || found.len() >= MOST_IN_HOLE || bytes >= MOST_BYTES_IN_HOLE {
+            if found.len() == before || found.len() >= GAP_EVENTS_MAX || bytes >= GAP_BYTES_MAX {
                 break;
             }
-            latest = self.loose_ends(&found)?;
+            latest = self.gap_ends(&found)?;
             if latest.is_empty() {
                 break;
             }
@@ -62,23 +69,23 @@ impl Errand<'_> {
             self.hs.membership().count_knock_from(self.peer, &self.room, event, true)?;
         }
         self.hs.events().with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
-        self.take_in_along(&events)
+        self.receive_fetched(&events)
     }
 
     /// Those of the events that follow others which are neither here nor among them, the deepest first.
-    fn loose_ends(&self, found: &HashMap<EventId, VerifiedPdu>) -> Result<Vec<EventId>> {
-        let mut loose: Vec<&VerifiedPdu> = Vec::new();
+    fn gap_ends(&self, found: &HashMap<EventId, VerifiedPdu>) -> Result<Vec<EventId>> {
+        let mut ends: Vec<&VerifiedPdu> = Vec::new();
         self.hs.store.read(|db| {
             for event in found.values() {
                 let unplaced = db.unplaced(event.prev_events())?;
                 if unplaced.iter().any(|id| !found.contains_key(id)) {
-                    loose.push(event);
+                    ends.push(event);
                 }
             }
             Ok(())
         })?;
-        loose.sort_unstable_by_key(|event| std::cmp::Reverse(event.depth()));
-        Ok(loose.into_iter().take(PAGE).map(|event| event.event_id().clone()).collect())
+        ends.sort_unstable_by_key(|event| std::cmp::Reverse(event.depth()));
+        Ok(ends.into_iter().take(GAP_PAGE_EVENTS).map(|event| event.event_id().clone()).collect())
     }
 }
 
@@ -137,7 +144,7 @@ pub(super) fn placed(db: &Db<'_>, events: &[VerifiedPdu]) -> Result<HashSet<Even
 }
 
 /// Those of the events that lead back from the wanted ones, up to those that are known: a server may send others, which
-/// have no place there. What lies before a known event is for the hole before that one.
+/// have no place there. What lies before a known event is for the gap before that one.
 pub(super) fn connected(
     sorted: Vec<VerifiedPdu>,
     wanted: &[EventId],

@@ -1,12 +1,12 @@
 //! Events that others refer to and that we do not have: fetched from the servers of the room, within bounds.
 //!
-//! A hole is filled from our forward extremities on (`get_missing_events`, again and again while it goes on). Behind one
-//! that is too large, or that nobody fills, the event is judged by the state that another server says was before it
-//! (`state_ids`, then `event` or `state`), resolved with the states that we know; what lies in the hole can be fetched
-//! later (`backfill`), when a client pages back to it. Auth events come in every way that there is, the cheapest first:
-//! `event_auth`, a few by `event`, with the hole, with the state before the event, many by `event`; what one way or one
-//! server gives in parts is put together. What is fetched is checked like anything that comes, in bulk. An event for which
-//! nobody has what it needs waits (`waiting`).
+//! A gap is filled from our forward extremities on (`get_missing_events`, again and again while it goes on). Behind
+//! one that is too large, or that nobody fills, the event is authorised by the state that another server says was
+//! before it (`state_ids`, then `event` or `state`), resolved with the states that we know; what lies in the gap can
+//! be fetched later (`backfill.rs`), when a client pages back to it. Auth events come in every way that there is, the
+//! cheapest first: `event_auth`, a few by `event`, with the gap, with the state before the event, many by `event`;
+//! what one way or one server gives in parts is put together. What is fetched is checked like anything that comes, in
+//! bulk. An event for which nobody has what it needs waits (`incoming/pending.rs`).
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
@@ -23,115 +23,116 @@ use crate::federation::calls::RawEvent;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
-use crate::service::events::accept::{Taken, Terms, too_much};
-use crate::service::events::authorise::{Hearing, Verdict};
-use crate::service::events::fetch::auth_chains::{Loose, WAYS, Way};
+use crate::service::events::accept::{EventSource, Received, too_much_work};
+use crate::service::events::authorise::{AuthContext, Verdict};
+use crate::service::events::fetch::auth_chains::{UndecidedEvents, WAYS, Way};
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::verify::Checked;
 use crate::store::rooms::not_resident;
 use crate::store::{Db, Room, Status};
 
-/// How many events of a hole may have their state asked for: places where other branches begin.
-pub(in crate::service) const MOST_STATES: usize = 3;
+/// How many events of a gap may have their state asked for: places where other forks begin.
+pub(in crate::service) const STATES_ASKED_MAX: usize = 3;
 /// Up to so many missing events of a state or an auth chain are fetched one by one, more as a whole.
-pub(in crate::service) const ONE_BY_ONE: usize = 30;
+pub(in crate::service) const ONE_BY_ONE_MAX: usize = 30;
 /// Where the whole is not to be had, this many are fetched one by one after all, for everything that one event needs.
-pub(in crate::service) const MOST_ONE_BY_ONE: usize = 500;
+pub(in crate::service) const ONE_BY_ONE_FALLBACK_MAX: usize = 500;
 /// How many events are stored in one commit, with a place.
-const BATCH: usize = 50;
+const COMMIT_EVENTS_MAX: usize = 50;
 /// How many servers are asked for one event before it is put off.
-const MOST_ASKED: usize = 4;
+const SERVERS_ASKED_MAX: usize = 4;
 
 /// For how long one event may keep us asking for what it refers to.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// One walk to another server, for one event.
-pub(in crate::service) struct Errand<'a> {
+/// What is fetched from one server, for one event.
+pub(in crate::service) struct Fetch<'a> {
     pub(in crate::service) hs: &'a Homeserver,
     pub(in crate::service) peer: &'a ServerName,
     pub(in crate::service) room: Room,
     until: Instant,
     pub(in crate::service) states_left: usize,
     events_left: usize,
-    pub(in crate::service) loose: Loose,
+    pub(in crate::service) undecided: UndecidedEvents,
     /// What the server was asked for and does not have.
     pub(in crate::service) not_there: HashSet<EventId>,
 }
 
 /// What came of asking for what an event refers to.
 pub(in crate::service) enum Fetched {
-    /// The event was taken in, or refused for good.
-    Taken(Result<Taken>),
+    /// The event was received, or refused for good.
+    Received(Result<Received>),
     /// Nobody has what it needs, or has it in time. `asked`: whether anybody could be asked at all.
     Nothing { asked: bool },
 }
 
 impl Events<'_> {
-    /// Takes in a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
-    /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be had.
+    /// Receives a checked event that a server of the room sent us, fetching what it refers to if need be. Errors: 403
+    /// `M_FORBIDDEN` if it is rejected, 404 `M_NOT_FOUND` for an unknown room, 502 if what it refers to is not to be
+    /// had.
     pub fn receive_pdu(&self, origin: &ServerName, pdu: VerifiedPdu) -> Result<()> {
         if !self.store.read(|db| Ok(db.resident_room(pdu.room_id())?.is_some()))? {
             return Err(not_resident());
         }
-        let mut outcome = self.take_in(&pdu, Terms::Relayed, None)?;
-        if matches!(outcome, Taken::NeedsAuth(_) | Taken::NeedsPrev) {
+        let mut outcome = self.receive_event(&pdu, EventSource::Transaction, None)?;
+        if matches!(outcome, Received::NeedsAuth(_) | Received::NeedsPrev) {
             let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
-            let servers = self.sources(&room, (origin, &pdu), 0)?;
-            if let Fetched::Taken(taken) =
-                self.take_in_with_missing(&servers, &pdu, Instant::now() + RECEIVE_TIMEOUT)?
+            let servers = self.servers_to_ask(&room, (origin, &pdu), 0)?;
+            if let Fetched::Received(received) =
+                self.receive_with_missing(&servers, &pdu, Instant::now() + RECEIVE_TIMEOUT)?
             {
-                outcome = taken?;
+                outcome = received?;
             }
         }
         match outcome {
-            Taken::Stored { status: Status::Rejected, reason, .. } => {
+            Received::Stored { status: Status::Rejected, reason, .. } => {
                 Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before")))
             }
-            Taken::Stored { .. } => Ok(()),
-            Taken::NeedsTime(rest) => Err(too_much(rest)),
-            Taken::NeedsAuth(_) | Taken::NeedsPrev => {
+            Received::Stored { .. } => Ok(()),
+            Received::NeedsTime(rest) => Err(too_much_work(rest)),
+            Received::NeedsAuth(_) | Received::NeedsPrev => {
                 Err(Error::bad_gateway(format!("{origin} does not have what the event refers to")))
             }
         }
     }
 
-    /// Takes in an event after fetching what it refers to: from these servers in turn, until one has it. Errors: 500.
-    pub(in crate::service) fn take_in_with_missing(
+    /// Receives an event after fetching what it refers to: from these servers in turn, until one has it. Errors: 500.
+    pub(in crate::service) fn receive_with_missing(
         &self,
         servers: &[ServerName],
         pdu: &VerifiedPdu,
         until: Instant,
     ) -> Result<Fetched> {
         let room = self.store.read(|db| db.known_room(pdu.room_id()))?;
-        let (mut asked, mut loose) = (false, Loose::new());
+        let (mut asked, mut undecided) = (false, UndecidedEvents::new());
         for (index, peer) in servers.iter().enumerate() {
-            let Some(asking) = self.errands.ask(peer) else { continue };
-            let Some(_turn) = self.errands.begin(room.key, peer, until) else {
-                // Another errand holds it, and is told whether it answers.
-                asking.answered();
+            let Some(permit) = self.fetch_limits.ask(peer) else { continue };
+            let Some(_turn) = self.fetch_limits.begin(room.key, peer, until) else {
+                // Another fetch holds it, and is told whether it answers.
+                permit.answered();
                 continue;
             };
             asked = true;
             // Whoever lets us wait leaves half of the time for the others.
             let left = until.saturating_duration_since(Instant::now());
             let share = if index + 1 < servers.len() { left / 2 } else { left };
-            let mut errand = Errand::new(self, peer, &room, Instant::now() + share);
-            errand.loose = loose;
-            let taken = errand.take_in_with_missing(pdu);
-            loose = errand.loose;
-            match taken {
+            let mut fetch = Fetch::new(self, peer, &room, Instant::now() + share);
+            fetch.undecided = undecided;
+            let received = fetch.receive_with_missing(pdu);
+            undecided = fetch.undecided;
+            match received {
                 Err(e) if e.status() == 500 => return Err(e),
                 Err(e) => {
                     log::debug!("{} is not to be had with the help of {peer}: {e}", pdu.event_id());
                     // Whoever is not reached, or uses up the time, is not asked again at once.
                     if e.status() != 504 {
-                        asking.answered();
+                        permit.answered();
                     }
                 }
-                Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev) => asking.answered(),
-                Ok(taken) => {
-                    asking.answered();
-                    return Ok(Fetched::Taken(Ok(taken)));
+                Ok(Received::NeedsAuth(_) | Received::NeedsPrev) => permit.answered(),
+                Ok(received) => {
+                    permit.answered();
+                    return Ok(Fetched::Received(Ok(received)));
                 }
             }
             if Instant::now() >= until {
@@ -139,16 +140,16 @@ impl Events<'_> {
             }
         }
         // What was fetched in parts may suffice by now, or have shown that the event has no business here.
-        match self.take_in(pdu, Terms::Relayed, None) {
+        match self.receive_event(pdu, EventSource::Transaction, None) {
             Err(e) if e.status() == 500 => Err(e),
-            Ok(Taken::NeedsAuth(_) | Taken::NeedsPrev) => Ok(Fetched::Nothing { asked }),
-            taken => Ok(Fetched::Taken(taken)),
+            Ok(Received::NeedsAuth(_) | Received::NeedsPrev) => Ok(Fetched::Nothing { asked }),
+            received => Ok(Fetched::Received(received)),
         }
     }
 
     /// Whom to ask for what an event refers to: the server that sent it, its sender's, then the others in the room,
     /// beginning with another one at every attempt. Not those that the room keeps out, or that did not answer lately.
-    pub(in crate::service) fn sources(
+    pub(in crate::service) fn servers_to_ask(
         &self,
         room: &Room,
         (origin, pdu): (&ServerName, &VerifiedPdu),
@@ -164,23 +165,23 @@ impl Events<'_> {
             server != self.server_name()
                 && seen.insert(server.clone())
                 && acl.allows(server)
-                && self.errands.pauses_until(server).is_none()
+                && self.fetch_limits.pauses_until(server).is_none()
         });
         // A server that does not take what we send hardly answers, but may be the only one: it comes last.
         servers.sort_by_key(|server| server != origin && self.sender.is_pausing(server));
-        servers.truncate(MOST_ASKED);
+        servers.truncate(SERVERS_ASKED_MAX);
         Ok(servers)
     }
 }
 
-impl<'a> Errand<'a> {
+impl<'a> Fetch<'a> {
     pub(in crate::service) fn new(
         hs: &'a Homeserver,
         peer: &'a ServerName,
         room: &Room,
         until: Instant,
     ) -> Self {
-        let (states_left, events_left) = (MOST_STATES, MOST_ONE_BY_ONE);
+        let (states_left, events_left) = (STATES_ASKED_MAX, ONE_BY_ONE_FALLBACK_MAX);
         Self {
             hs,
             peer,
@@ -188,31 +189,31 @@ impl<'a> Errand<'a> {
             until,
             states_left,
             events_left,
-            loose: Loose::new(),
+            undecided: UndecidedEvents::new(),
             not_there: HashSet::new(),
         }
     }
 
-    fn take_in_with_missing(&mut self, pdu: &VerifiedPdu) -> Result<Taken> {
+    fn receive_with_missing(&mut self, pdu: &VerifiedPdu) -> Result<Received> {
         let (mut ways, mut asked_for_events) = (WAYS.into_iter(), false);
         loop {
             // Whoever was here before us may have brought it along.
-            match self.hs.events().take_in(pdu, Terms::Relayed, None)? {
-                Taken::NeedsAuth(ids) => match ways.next() {
-                    Some(Way::Hole) if asked_for_events || !self.has_hole(pdu)? => {}
-                    Some(Way::Hole) => {
+            match self.hs.events().receive_event(pdu, EventSource::Transaction, None)? {
+                Received::NeedsAuth(ids) => match ways.next() {
+                    Some(Way::Gap) if asked_for_events || !self.has_gap(pdu)? => {}
+                    Some(Way::Gap) => {
                         asked_for_events = true;
-                        self.fill_hole(pdu)?;
+                        self.fill_gap(pdu)?;
                     }
                     Some(way) => self.fetch_auth_by(way, pdu, &ids)?,
-                    None => return Ok(Taken::NeedsAuth(ids)),
+                    None => return Ok(Received::NeedsAuth(ids)),
                 },
-                Taken::NeedsPrev if !asked_for_events => {
+                Received::NeedsPrev if !asked_for_events => {
                     asked_for_events = true;
-                    self.fill_hole(pdu)?;
+                    self.fill_gap(pdu)?;
                 }
-                Taken::NeedsPrev => return self.take_in_with_state(pdu, Terms::Relayed),
-                taken => return Ok(taken),
+                Received::NeedsPrev => return self.receive_with_state(pdu, EventSource::Transaction),
+                received => return Ok(received),
             }
         }
     }
@@ -246,82 +247,90 @@ impl<'a> Errand<'a> {
         passed.filter(|pdu| pdu.room_id() == &self.room.room_id).collect()
     }
 
-    /// Takes in events that were fetched for another one, as many as possible in one commit.
-    fn take_in_along(&mut self, events: &[VerifiedPdu]) -> Result<()> {
+    /// Receives events that were fetched for another one, as many as possible in one commit.
+    fn receive_fetched(&mut self, events: &[VerifiedPdu]) -> Result<()> {
         let mut rest = events;
         while !rest.is_empty() {
             self.left()?;
-            let batch = &rest[..rest.len().min(BATCH)];
+            let batch = &rest[..rest.len().min(COMMIT_EVENTS_MAX)];
             let whole = batch.len();
-            let taken = self.hs.events().take_in_light(batch)?;
-            for failed in taken.iter().filter_map(|taken| taken.as_ref().err()) {
+            let received = self.hs.events().receive_batch(batch)?;
+            for failed in received.iter().filter_map(|received| received.as_ref().err()) {
                 log::debug!("{} sent an event for another one that is refused: {failed}", self.peer);
             }
-            rest = &rest[taken.len().min(rest.len())..];
-            if taken.len() < whole
+            rest = &rest[received.len().min(rest.len())..];
+            if received.len() < whole
                 && let Some((heavy, left)) = rest.split_first()
             {
-                self.take_in_heavy(heavy)?;
+                self.receive_single(heavy)?;
                 rest = left;
             }
         }
         Ok(())
     }
 
-    /// Takes in an event that was fetched for another one. What cannot be had for it is not asked for twice.
-    fn take_in_heavy(&mut self, event: &VerifiedPdu) -> Result<()> {
-        let mut taken = self.hs.events().take_in(event, Terms::Relayed, None);
-        if let Ok(Taken::NeedsAuth(ids)) = &taken {
+    /// Receives an event that was fetched for another one. What cannot be had for it is not asked for twice.
+    fn receive_single(&mut self, event: &VerifiedPdu) -> Result<()> {
+        let mut received = self.hs.events().receive_event(event, EventSource::Transaction, None);
+        if let Ok(Received::NeedsAuth(ids)) = &received {
             let ids = ids.clone();
             self.fetch_auth_events(event, &ids)?;
-            taken = self.hs.events().take_in(event, Terms::Relayed, None);
+            received = self.hs.events().receive_event(event, EventSource::Transaction, None);
         }
-        if matches!(taken, Ok(Taken::NeedsPrev)) && self.states_left > 0 {
+        if matches!(received, Ok(Received::NeedsPrev)) && self.states_left > 0 {
             self.states_left -= 1;
-            taken = self.take_in_with_state(event, Terms::Relayed);
+            received = self.receive_with_state(event, EventSource::Transaction);
         }
-        match taken {
+        match received {
             // Our own trouble; the other server's events may be refused one by one.
             Err(e) if e.status() == 500 => Err(e),
             _ => Ok(()),
         }
     }
 
-    /// Takes in an event by the state that the other server says was before it. One that is not in the room has no say in
-    /// what the room's state was: it could put as many memberships of its own users there as it likes, which the rules let
-    /// anybody have (knocks, say). Then the servers of the room are asked, sooner or later.
-    pub(in crate::service) fn take_in_with_state(
+    /// Receives an event by the state that the other server says was before it. One that is not in the room has no say
+    /// in what the room's state was: it could put as many memberships of its own users there as it likes, which the
+    /// rules let anybody have (knocks, say). Then the servers of the room are asked, sooner or later.
+    pub(in crate::service) fn receive_with_state(
         &mut self,
         pdu: &VerifiedPdu,
-        terms: Terms,
-    ) -> Result<Taken> {
-        if terms == Terms::Relayed && !self.hs.store.read(|db| db.is_resident(self.room.key, self.peer))? {
-            return Ok(Taken::NeedsPrev);
+        source: EventSource,
+    ) -> Result<Received> {
+        if source == EventSource::Transaction
+            && !self.hs.store.read(|db| db.is_resident(self.room.key, self.peer))?
+        {
+            return Ok(Received::NeedsPrev);
         }
         let (given, whole) = self.fetch_state(pdu.event_id())?;
-        match self.take_in_by(pdu, terms, &given, whole)? {
-            Taken::NeedsAuth(ids) => {
+        match self.receive_by_state(pdu, source, &given, whole)? {
+            Received::NeedsAuth(ids) => {
                 self.fetch_auth_events(pdu, &ids)?;
-                self.take_in_by(pdu, terms, &given, whole)
+                self.receive_by_state(pdu, source, &given, whole)
             }
-            taken => Ok(taken),
+            received => Ok(received),
         }
     }
 
     /// An event is not rejected by a state of which parts are missing: what would allow it may be among them.
-    fn take_in_by(&self, pdu: &VerifiedPdu, terms: Terms, given: &StateMap, whole: bool) -> Result<Taken> {
+    fn receive_by_state(
+        &self,
+        pdu: &VerifiedPdu,
+        source: EventSource,
+        given: &StateMap,
+        whole: bool,
+    ) -> Result<Received> {
         if !whole {
             let near = self.hs.store.read(|db| authorise::given_state(db, pdu.room_id(), given))?;
-            let verdict = self.hs.events().judge_beforehand(pdu, Hearing::live(Some(&near)), true)?;
-            if let Verdict::Judged(judged) = verdict
-                && judged.status == Status::Rejected
+            let verdict = self.hs.events().authorise_beforehand(pdu, AuthContext::live(Some(&near)), true)?;
+            if let Verdict::Decided(decision) = verdict
+                && decision.status == Status::Rejected
             {
                 let message =
                     format!("{} does not give the whole state before {}", self.peer, pdu.event_id());
                 return Err(Error::bad_gateway(message));
             }
         }
-        self.hs.events().take_in(pdu, terms, Some(given))
+        self.hs.events().receive_event(pdu, source, Some(given))
     }
 
     /// The state before an event as the other server has it, all of its events stored; and whether that is all of it.
@@ -333,7 +342,7 @@ impl<'a> Errand<'a> {
         let mut all = ids.pdu_ids.clone();
         all.extend(ids.auth_chain_ids);
         let lacking = self.wanting(&all)?;
-        let are_few = lacking.len() <= ONE_BY_ONE;
+        let are_few = lacking.len() <= ONE_BY_ONE_MAX;
         if are_few {
             self.fetch_outliers(&lacking)?;
         }

@@ -1,5 +1,5 @@
-//! Answers as large as a room: its whole state, for another server. They are read from the database while they are being
-//! sent, so that nobody who reads slowly has us hold them, however many they are.
+//! Answers as large as a room: its whole state, for another server. They are read from the database while they are
+//! being sent, so that nobody who reads slowly has us hold them, however many they are.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -12,25 +12,25 @@ use crate::store::{Db, EventKey};
 /// An answer that knows how long it will be.
 #[derive(Default)]
 pub struct LargeAnswer {
-    pieces: Vec<Piece>,
+    pieces: Vec<AnswerPiece>,
     length: u64,
 }
 
-enum Piece {
+enum AnswerPiece {
     Text(Vec<u8>),
     /// A JSON array of the bytes that events are kept in.
     Events(Vec<EventKey>),
 }
 
 /// Events that are read at once.
-const AT_ONCE: usize = 64;
+const EVENTS_READ_AT_ONCE: usize = 64;
 
 impl LargeAnswer {
     /// Goes on with text.
     pub(in crate::service) fn text(&mut self, text: impl Into<Vec<u8>>) {
         let text = text.into();
         self.length += text.len() as u64;
-        self.pieces.push(Piece::Text(text));
+        self.pieces.push(AnswerPiece::Text(text));
     }
 
     /// Goes on with a JSON array of events, each as it is kept but for those that have another form for this reader.
@@ -47,7 +47,7 @@ impl LargeAnswer {
             let (as_kept, others) = rest.split_at(whole);
             if !as_kept.is_empty() {
                 self.length += db.bytes_of_events(as_kept)? + (whole - 1) as u64;
-                self.pieces.push(Piece::Events(as_kept.to_vec()));
+                self.pieces.push(AnswerPiece::Events(as_kept.to_vec()));
             }
             rest = others;
             if let Some((key, others)) = others.split_first() {
@@ -61,11 +61,11 @@ impl LargeAnswer {
         Ok(())
     }
 
-    /// The same between two texts.
+    /// This answer between two texts.
     #[must_use]
     pub fn wrapped(mut self, before: &str, after: &str) -> Self {
         self.length += before.len() as u64;
-        self.pieces.insert(0, Piece::Text(before.into()));
+        self.pieces.insert(0, AnswerPiece::Text(before.into()));
         self.text(after);
         self
     }
@@ -75,10 +75,10 @@ impl LargeAnswer {
         self.length
     }
 
-    /// The answer, to be read once. If an event was redacted meanwhile it is not as long as it was said to be, and has to
-    /// be asked for again.
+    /// The answer, to be read once. If an event was redacted meanwhile it is not as long as it was said to be, and has
+    /// to be asked for again.
     pub fn into_reader(self, hs: Arc<Homeserver>) -> impl Read + Send {
-        Reader {
+        AnswerReader {
             hs,
             pieces: self.pieces.into_iter(),
             events: Vec::new().into_iter(),
@@ -88,24 +88,24 @@ impl LargeAnswer {
     }
 }
 
-struct Reader {
+struct AnswerReader {
     hs: Arc<Homeserver>,
-    pieces: std::vec::IntoIter<Piece>,
+    pieces: std::vec::IntoIter<AnswerPiece>,
     /// Those of the present piece that are still to come, unless it is text.
     events: std::vec::IntoIter<EventKey>,
     text: Vec<u8>,
     at: usize,
 }
 
-impl Reader {
+impl AnswerReader {
     /// Has something to read. False: there is nothing more.
     fn refill(&mut self) -> Result<bool> {
         self.at = 0;
         if self.events.len() == 0 {
             match self.pieces.next() {
                 None => return Ok(false),
-                Some(Piece::Text(text)) => self.text = text,
-                Some(Piece::Events(events)) => {
+                Some(AnswerPiece::Text(text)) => self.text = text,
+                Some(AnswerPiece::Events(events)) => {
                     self.text.clear();
                     self.events = events.into_iter();
                 }
@@ -113,7 +113,7 @@ impl Reader {
             return Ok(true);
         }
         self.text.clear();
-        let (text, next) = (&mut self.text, self.events.by_ref().take(AT_ONCE));
+        let (text, next) = (&mut self.text, self.events.by_ref().take(EVENTS_READ_AT_ONCE));
         let next: Vec<EventKey> = next.collect();
         self.hs.store.read(|db| {
             db.each_event(next, |row| {
@@ -129,7 +129,7 @@ impl Reader {
     }
 }
 
-impl Read for Reader {
+impl Read for AnswerReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.at == self.text.len() {
             if !self.refill().map_err(io::Error::other)? {

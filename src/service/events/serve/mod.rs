@@ -18,13 +18,13 @@ use crate::store::rooms::not_resident;
 use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
 
 /// How many events `backfill` and `get_missing_events` give at most.
-const MOST_EVENTS: usize = 100;
+const ANSWER_EVENTS_MAX: usize = 100;
 /// How many event ids may be named in a question.
-const MOST_NAMED: usize = 100;
+const NAMED_EVENTS_MAX: usize = 100;
 /// Up to so many users of a server are looked up one by one in a state.
-const FEW_USERS: usize = 200;
+const USERS_LOOKED_UP_MAX: usize = 200;
 /// How many events are looked at for an answer.
-const MOST_VISITED: usize = 2000;
+const VISITED_EVENTS_MAX: usize = 2000;
 
 /// The room as a server needs it whose user has just joined.
 pub struct JoinState {
@@ -37,10 +37,10 @@ pub struct JoinState {
 }
 
 /// The members that the name of a nameless room is made of.
-const HEROES: i64 = 5;
+const HEROES_MAX: i64 = 5;
 
-/// The rows of every event that these events rest on: their auth events, and theirs, each once. The events themselves are
-/// in it where others of them rest on them. Holds no event: there may be very many.
+/// The rows of every event that these events rest on: their auth events, and theirs, each once. The events themselves
+/// are in it where others of them rest on them. Holds no event: there may be very many.
 fn auth_chain_keys(
     db: &Db<'_>,
     version: RoomVersion,
@@ -127,7 +127,7 @@ impl Events<'_> {
                 false => db.slots_at(snapshot)?.into_values().collect(),
             };
             if omit_members && !has_name(db, snapshot)? {
-                for hero in db.heroes(room.key, event.pdu.sender(), HEROES)? {
+                for hero in db.heroes(room.key, event.pdu.sender(), HEROES_MAX)? {
                     if let Some(slot) = db.slot("m.room.member", hero.as_str())? {
                         state.extend(db.slot_at(snapshot, slot)?);
                     }
@@ -162,7 +162,7 @@ fn room_for(db: &Db<'_>, origin: &ServerName, room_id: &RoomId) -> Result<Room> 
 }
 
 /// What one server may read, each state looked at once.
-struct Eyes<'a> {
+struct ServerView<'a> {
     db: &'a Db<'a>,
     server: &'a ServerName,
     /// What of the events of erased users in the room is not for it.
@@ -172,7 +172,7 @@ struct Eyes<'a> {
     users: Option<(RoomKey, HashSet<Slot>)>,
 }
 
-impl<'a> Eyes<'a> {
+impl<'a> ServerView<'a> {
     /// The eyes of a server in a room.
     fn new(db: &'a Db<'a>, room: &Room, server: &'a ServerName) -> Self {
         let erasure = Erasure::for_server(db, room.key, server);
@@ -181,7 +181,7 @@ impl<'a> Eyes<'a> {
 
     /// The event as the server may have it: in its redacted form if none of its users may see it, or it came after its
     /// sender was erased, so that it still has its place in the graph.
-    fn see(&mut self, event: StoredEvent) -> Result<Pdu> {
+    fn shown(&mut self, event: StoredEvent) -> Result<Pdu> {
         let shown = (self.may_see(&event)? || self.has_anyway(&event)?) && !self.erasure.hides(&event)?;
         Ok(if shown { event.pdu } else { event.pdu.redacted()? })
     }
@@ -199,7 +199,7 @@ impl<'a> Eyes<'a> {
     }
 
     /// Whether the server needs the event whole whatever its users may see: the current state is what everybody joins
-    /// with, and by the keys of a third-party invite others are judged, which redaction would take away.
+    /// with, and the keys of a third-party invite authorise others, which redaction would take away.
     fn has_anyway(&self, event: &StoredEvent) -> Result<bool> {
         let Some(state_key) = event.pdu.state_key() else { return Ok(false) };
         let event_type = event.pdu.event_type();
@@ -231,7 +231,7 @@ impl<'a> Eyes<'a> {
         }
         let Some((_, users)) = &self.users else { return Ok((false, false)) };
         // A few are looked up; for many the whole state is put together, which costs more the larger the room is.
-        let members: Vec<EventKey> = match users.len() <= FEW_USERS {
+        let members: Vec<EventKey> = match users.len() <= USERS_LOOKED_UP_MAX {
             true => {
                 let found = users.iter().map(|slot| self.db.slot_at(state, *slot));
                 found.filter_map(Result::transpose).collect::<Result<_>>()?
@@ -269,7 +269,7 @@ impl Events<'_> {
             let event = db.event(id)?.filter(|event| event.status != Status::Rejected);
             let event = event.ok_or_else(|| Error::not_found(format!("Could not find event {id}")))?;
             let room = room_for(db, origin, event.pdu.room_id())?;
-            Eyes::new(db, &room, origin).see(event)
+            ServerView::new(db, &room, origin).shown(event)
         })
     }
 
@@ -337,11 +337,11 @@ impl Events<'_> {
         from: &[EventId],
         limit: usize,
     ) -> Result<Vec<Pdu>> {
-        self.walk_back(origin, room_id, &Walk { from, not: &[], least_depth: i64::MIN, limit })
+        self.walk_back(origin, room_id, &BackwardWalk { from, not: &[], least_depth: i64::MIN, limit })
     }
 
-    /// `POST /get_missing_events`: the events that lead from `earliest` to `latest`, oldest first, neither of them among
-    /// them. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 400 `M_INVALID_PARAM`.
+    /// `POST /get_missing_events`: the events that lead from `earliest` to `latest`, oldest first, neither of them
+    /// among them. Errors: 404 `M_NOT_FOUND`, 403 `M_FORBIDDEN`, 400 `M_INVALID_PARAM`.
     pub fn missing_events_for_peer(
         &self,
         origin: &ServerName,
@@ -351,9 +351,12 @@ impl Events<'_> {
         limit: usize,
     ) -> Result<Vec<Pdu>> {
         let named = latest.len();
-        let limit = limit.min(MOST_EVENTS).saturating_add(named);
-        let mut events =
-            self.walk_back(origin, room_id, &Walk { from: latest, not: earliest, least_depth, limit })?;
+        let limit = limit.min(ANSWER_EVENTS_MAX).saturating_add(named);
+        let mut events = self.walk_back(
+            origin,
+            room_id,
+            &BackwardWalk { from: latest, not: earliest, least_depth, limit },
+        )?;
         events.retain(|event| !latest.contains(event.event_id()));
         events.truncate(limit - named);
         events.reverse();
@@ -370,39 +373,39 @@ impl Events<'_> {
     ) -> Result<(EventId, i64)> {
         let found = self.store.read(|db| {
             let room = room_for(db, origin, room_id)?;
-            let mut eyes = Eyes::new(db, &room, origin);
-            nearest_event(db, &room, when, |event| eyes.may_see(event))
+            let mut view = ServerView::new(db, &room, origin);
+            nearest_event(db, &room, when, |event| view.may_see(event))
         })?;
         found
             .map(|event| (event.pdu.event_id().clone(), event.pdu.origin_server_ts()))
             .ok_or_else(|| when.nothing())
     }
 
-    fn walk_back(&self, origin: &ServerName, room_id: &RoomId, walk: &Walk<'_>) -> Result<Vec<Pdu>> {
-        if walk.from.len() > MOST_NAMED || walk.not.len() > 10 * MOST_NAMED {
+    fn walk_back(&self, origin: &ServerName, room_id: &RoomId, walk: &BackwardWalk<'_>) -> Result<Vec<Pdu>> {
+        if walk.from.len() > NAMED_EVENTS_MAX || walk.not.len() > 10 * NAMED_EVENTS_MAX {
             return Err(Error::invalid_param("Too many events are named"));
         }
         self.store.read(|db| {
             let room = room_for(db, origin, room_id)?;
-            walk.run(db, &room, &mut Eyes::new(db, &room, origin))
+            walk.run(db, &room, &mut ServerView::new(db, &room, origin))
         })
     }
 }
 
 /// A walk from events to those before them, the deepest first, so that what is near comes before what is far.
-struct Walk<'a> {
+struct BackwardWalk<'a> {
     from: &'a [EventId],
     not: &'a [EventId],
     least_depth: i64,
     limit: usize,
 }
 
-impl Walk<'_> {
-    fn run(&self, db: &Db<'_>, room: &Room, eyes: &mut Eyes<'_>) -> Result<Vec<Pdu>> {
+impl BackwardWalk<'_> {
+    fn run(&self, db: &Db<'_>, room: &Room, view: &mut ServerView<'_>) -> Result<Vec<Pdu>> {
         let mut seen: HashSet<EventId> = self.not.iter().cloned().collect();
         let mut next: BinaryHeap<(i64, i64)> = BinaryHeap::new();
         let mut queue = |db: &Db<'_>, id: &EventId, next: &mut BinaryHeap<(i64, i64)>| -> Result<()> {
-            if seen.len() < MOST_VISITED + self.not.len()
+            if seen.len() < VISITED_EVENTS_MAX + self.not.len()
                 && seen.insert(id.clone())
                 && let Some(key) = db.event_key(id)?
             {
@@ -417,7 +420,9 @@ impl Walk<'_> {
         while let Some((depth, key)) = next.pop() {
             let event = db.event_by_key(key)?;
             // Outliers have no place in the graph that we could lead on from.
-            if found.len() >= self.limit.min(MOST_EVENTS * 2) || event.room != room.key || event.is_outlier()
+            if found.len() >= self.limit.min(ANSWER_EVENTS_MAX * 2)
+                || event.room != room.key
+                || event.is_outlier()
             {
                 continue;
             }
@@ -425,7 +430,7 @@ impl Walk<'_> {
                 queue(db, id, &mut next)?;
             }
             if depth >= self.least_depth && event.status != Status::Rejected {
-                found.push(eyes.see(event)?);
+                found.push(view.shown(event)?);
             }
         }
         Ok(found)

@@ -110,7 +110,12 @@ impl RoomImport<'_> {
 }
 
 /// Makes the state of the answer the room's state, and puts the join on top of it.
-fn become_resident(tx: &mut Tx<'_>, room: RoomKey, state: Vec<StagedEvent>, join: &VerifiedPdu) -> Result<()> {
+fn become_resident(
+    tx: &mut Tx<'_>,
+    room: RoomKey,
+    state: Vec<StagedEvent>,
+    join: &VerifiedPdu,
+) -> Result<()> {
     if matches!(tx.event_status(join.event_id())?, Some((_, false))) {
         return Err(Error::forbidden("The join is an old one"));
     }

@@ -13,7 +13,7 @@ use crate::protocol::event_auth;
 use crate::protocol::room_version::room_version;
 use crate::protocol::{Pdu, RoomId, RoomVersion, UserId, VerifiedPdu};
 use crate::random;
-use crate::service::events::build::{Draft, Pen, draft_object, references};
+use crate::service::events::build::{Draft, EventSigner, draft_object, references};
 use crate::service::rooms::Rooms;
 use crate::store::rooms::append::{Append, Current};
 use crate::store::rooms::state::StateRef;
@@ -109,10 +109,10 @@ impl Rooms<'_> {
         events: &[PlannedEvent],
         extra: impl FnOnce(&mut Tx<'_>, &Room) -> Result<()> + Send + 'static,
     ) -> Result<RoomId> {
-        let (mut pen, mut extra) = (self.events().pen(), extra);
+        let (mut signer, mut extra) = (self.events().signer(), extra);
         loop {
-            let pdus = compose_room(&pen, version, creator, events)?;
-            let made = self.store.write(move |tx| match put_new_room(tx, version, &pdus)? {
+            let pdus = sign_room_events(&signer, version, creator, events)?;
+            let made = self.store.write(move |tx| match append_room(tx, version, &pdus)? {
                 None => Ok(Err(extra)),
                 Some(room) => {
                     extra(tx, &room)?;
@@ -123,14 +123,14 @@ impl Rooms<'_> {
                 Ok(room_id) => return Ok(room_id),
                 // From version 12 on a room's id is the hash of its first event: two rooms that one user makes alike in
                 // the same millisecond would be one.
-                Err(unused) => (pen.now, extra) = (pen.now + 1, unused),
+                Err(unused) => (signer.now, extra) = (signer.now + 1, unused),
             }
         }
     }
 }
 
 /// Stores a new room. None if there is one with its id.
-fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> Result<Option<Room>> {
+fn append_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> Result<Option<Room>> {
     let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
     if tx.room(create.room_id())?.is_some() {
         return Ok(None);
@@ -160,8 +160,8 @@ fn put_new_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> 
 }
 
 /// Signs the events of a new room, each judged against the state that those before it make.
-fn compose_room(
-    pen: &Pen,
+fn sign_room_events(
+    signer: &EventSigner,
     version: RoomVersion,
     creator: &UserId,
     events: &[PlannedEvent],
@@ -169,7 +169,7 @@ fn compose_room(
     let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
     let mut pdus: Vec<VerifiedPdu> = Vec::new();
     // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
-    let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), pen.server))?;
+    let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), signer.server))?;
     for event in events {
         let draft = Draft {
             room: room.clone(),
@@ -187,11 +187,11 @@ fn compose_room(
             version,
         );
         let auth: Vec<Pdu> = wanted.iter().filter_map(|key| state.get(key).cloned()).collect();
-        let mut object = draft_object(&draft, version, pen.now);
+        let mut object = draft_object(&draft, version, signer.now);
         object.insert("prev_events".into(), references(pdus.last().map(|pdu| Pdu::clone(pdu)).as_slice()));
         object.insert("auth_events".into(), references(&auth));
         object.insert("depth".into(), (pdus.len() + 1).into());
-        let pdu = pen.write(object, version)?;
+        let pdu = signer.write(object, version)?;
         let allowed = match pdu.event_type() {
             "m.room.create" => event_auth::check_auth_events(&pdu, &[], &|_| false, version),
             _ => event_auth::check(&pdu, version, &|kind, key| {
