@@ -4,8 +4,8 @@
 -- stream that numbers every visible change in commit order. Events are kept as the exact bytes that were signed or
 -- received; SQL never looks inside them.
 --
--- Who fills each table, what bounds it for each of them and what cleans it stands in src/store/bounds.rs, which a test holds
--- against this file.
+-- Who fills each table, what bounds it for each of them and what cleans it stands in src/store/bounds.rs, which a test
+-- holds against this file.
 
 -- ===== The server itself =====
 
@@ -16,7 +16,7 @@ CREATE TABLE server (
   stream INTEGER NOT NULL
 ) STRICT;
 
--- ===== Rooms, events and state =====
+-- ===== Rooms, their events, state and members, also of rooms elsewhere (src/store/rooms) =====
 
 -- Every room that we have events of. `resident`: one of us is joined, so that other servers send us its events.
 -- `state` is the snapshot of the current state (the resolved state after all forward extremities); the same state,
@@ -68,10 +68,10 @@ CREATE TABLE extremities (
   PRIMARY KEY (room_key, event_key)
 ) STRICT, WITHOUT ROWID;
 
--- Late extremities: accepted events that are to become forward extremities, and of which the current state does not know yet,
--- since resolving it with theirs takes more work than a room may cause at once. `followed`: the forward extremities, and
--- the late extremities before it, that such an event follows, eight bytes each. `stage`: 0 it waits, 1 it is being caught up
--- with, 2 the same, and another late extremity has come to follow it.
+-- Late extremities: accepted events that are to become forward extremities, and of which the current state does not
+-- know yet, since resolving it with theirs takes more work than a room may cause at once. `followed`: the forward
+-- extremities, and the late extremities before it, that such an event follows, eight bytes each. `stage`: 0 it waits,
+-- 1 it is being caught up with, 2 the same, and another late extremity has come to follow it.
 CREATE TABLE late_extremities (
   room_key INTEGER NOT NULL,
   event_key INTEGER NOT NULL,
@@ -98,6 +98,40 @@ CREATE TABLE redactions (
   PRIMARY KEY (redacts, event_key)
 ) STRICT, WITHOUT ROWID;
 
+-- Events that other servers handed to us and were told we have, and that cannot be authorised yet: what they refer to
+-- is not to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what
+-- it says of one of us, and what one of us who is joining it will need. `json` is as it was received; of a verified
+-- one whose hash was wrong the redacted form. Tried again at `due_ms`: that is `retry_ms`, when other servers are
+-- asked once more (the pauses grow with `attempts`), or 0 as soon as something came that it waits for. Given up some
+-- days after `received_ms`. `bytes`: the length of `json`, to count with.
+CREATE TABLE pending_events (
+  pending INTEGER PRIMARY KEY,
+  room_key INTEGER NOT NULL REFERENCES rooms,
+  event_id TEXT NOT NULL,
+  origin TEXT NOT NULL,
+  verified INTEGER NOT NULL,
+  received_ms INTEGER NOT NULL,
+  attempts INTEGER NOT NULL,
+  retry_ms INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  json BLOB NOT NULL,
+  UNIQUE (event_id, origin)
+) STRICT;
+CREATE INDEX pending_events_due ON pending_events (due_ms, room_key);
+CREATE INDEX pending_events_by_room ON pending_events (room_key, due_ms);
+CREATE INDEX pending_events_shares ON pending_events (room_key, origin, bytes);
+CREATE INDEX pending_events_by_origin ON pending_events (origin, room_key, bytes, verified);
+
+-- What they wait for: ids of events (their own too: they may come another way), and names of servers whose keys are
+-- lacking.
+CREATE TABLE pending_needs (
+  need TEXT NOT NULL,
+  pending INTEGER NOT NULL REFERENCES pending_events ON DELETE CASCADE,
+  PRIMARY KEY (need, pending)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX pending_needs_by_event ON pending_needs (pending);
+
 -- Every pair of event type and state key that a state event ever had: state is stored as slot → event. Memberships have
 -- slots beyond 2^38, so that in a room's state the rest lies together, however many members there are.
 CREATE TABLE slots (
@@ -109,10 +143,10 @@ CREATE TABLE slots (
 
 -- Room states, as a tree of differences. A snapshot differs from the one it was made from by one event, or by what a
 -- resolution changed. `number` counts from the root (0, which holds its whole state). `parent` is not the snapshot it
--- was made from but the ancestor `number - lowest set bit of number`, and `delta` all that changed since that one:
--- so any state is put together from at most log2(number) + 1 rows, and each change is stored about log2(number) times.
--- `delta`: entries of 10 bytes sorted by slot: slot and event key, each 5 bytes big-endian; event 0 means "no such event".
--- NULL if there are many: then they are in `snapshot_entries`.
+-- was made from but the ancestor `number - lowest set bit of number`, and `delta` all that changed since that one: so
+-- any state is put together from at most log2(number) + 1 rows, and each change is stored about log2(number) times.
+-- `delta`: entries of 10 bytes sorted by slot: slot and event key, each 5 bytes big-endian; event 0 means "no such
+-- event". NULL if there are many: then they are in `snapshot_entries`.
 CREATE TABLE snapshots (
   snapshot INTEGER PRIMARY KEY,
   number INTEGER NOT NULL,
@@ -149,9 +183,9 @@ CREATE TABLE state_changes (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX state_changes_by_stream ON state_changes (room_key, stream);
 
--- The members of each room, from its current state. `stream`: when this came about. `local`: one of us.
--- `forgotten`: the user wants to hear no more of the room. `joined_since`: of one of us who is joined, when they came in.
--- The servers that were there by then and had no room with the user yet are owed the last update of the user's devices.
+-- The members of each room, from its current state. `stream`: when this came about. `local`: one of us. `forgotten`:
+-- the user wants to hear no more of the room. `joined_since`: of one of us who is joined, when they came in. The
+-- servers that were there by then and had no room with the user yet are owed the last update of the user's devices.
 CREATE TABLE memberships (
   room_key INTEGER NOT NULL,
   user_id TEXT NOT NULL,
@@ -170,8 +204,8 @@ CREATE INDEX memberships_knocking ON memberships (room_key, stream) WHERE member
 
 -- Which servers were in which room, from the stream position of the join that brought them in to that of the change
 -- that took their last user out (NULL: still there), both exclusive. Ours is among them. What we owe a server are the
--- `outgoing` events in these intervals. `users` counts its joined users. `left_out`: it missed so many events that those
--- up to here are not owed to it any more.
+-- `outgoing` events in these intervals. `users` counts its joined users. `left_out`: it missed so many events that
+-- those up to here are not owed to it any more.
 CREATE TABLE resident_servers (
   room_key INTEGER NOT NULL,
   server TEXT NOT NULL,
@@ -182,36 +216,6 @@ CREATE TABLE resident_servers (
   PRIMARY KEY (room_key, server, since)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX resident_servers_by_server ON resident_servers (server, room_key);
-
--- Events that we owe to a server beside those that its residence entitles it to: a kick or ban that takes its last user
--- out of the room, or one of an invited or knocking user. Deleted once delivered; of too many for one server the first go.
-CREATE TABLE owed_events (
-  server TEXT NOT NULL,
-  stream INTEGER NOT NULL,
-  event_key INTEGER NOT NULL,
-  PRIMARY KEY (server, stream)
-) STRICT, WITHOUT ROWID;
-
--- Invites of new rooms to users of other servers, until the invitee's `server` has signed them: only then are they events.
--- Written with the room. `content` is a JSON object: what the invite says beside the membership. `stream`: when it was
--- asked for; what the invitee becomes in the room later ends it. Tried again at `due_ms`, with pauses that grow with
--- `attempts`, for about a week; ended too when it is taken back or the inviter leaves.
-CREATE TABLE owed_invites (
-  room_id TEXT NOT NULL,
-  invitee TEXT NOT NULL,
-  server TEXT NOT NULL,
-  inviter TEXT NOT NULL,
-  content TEXT NOT NULL,
-  stream INTEGER NOT NULL,
-  attempts INTEGER NOT NULL,
-  due_ms INTEGER NOT NULL,
-  PRIMARY KEY (room_id, invitee)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX owed_invites_due ON owed_invites (due_ms);
-CREATE INDEX owed_invites_by_server ON owed_invites (server, due_ms);
-CREATE INDEX owed_invites_by_inviter ON owed_invites (inviter);
-
--- ===== Remote memberships =====
 
 -- One of our users' membership in a room that this server is not resident in: a knock, an invite, a join under way, or
 -- a leave that the room's servers have yet to be told. `state` is a state of protocol/remote_membership, and only its
@@ -234,8 +238,8 @@ CREATE TABLE remote_memberships (
   previous_id TEXT,
   previous_version TEXT,
   previous BLOB,
-  -- While joining: the signed join, committed before it is first sent and repeated as it is after a crash. While leaving,
-  -- likewise the leave; it stays afterwards, since what it rests on tells which invites are older.
+  -- While joining: the signed join, committed before it is first sent and repeated as it is after a crash. While
+  -- leaving, likewise the leave; it stays afterwards, since what it rests on tells which invites are older.
   pending_id TEXT,
   pending_version TEXT,
   pending BLOB,
@@ -262,7 +266,39 @@ CREATE INDEX remote_memberships_inviters ON remote_memberships (user_id, inviter
 CREATE INDEX remote_memberships_closed ON remote_memberships (user_id, stream) WHERE state = 'closed';
 CREATE INDEX remote_memberships_ended ON remote_memberships (ended_ms) WHERE ended_ms IS NOT NULL;
 
--- ===== Other servers: keys, delivery, transactions =====
+-- Invites of new rooms to users of other servers, until the invitee's `server` has signed them: only then are they
+-- events. Written with the room. `content` is a JSON object: what the invite says beside the membership. `stream`:
+-- when it was asked for; what the invitee becomes in the room later ends it. Tried again at `due_ms`, with pauses that
+-- grow with `attempts`, for about a week; ended too when it is taken back or the inviter leaves.
+CREATE TABLE owed_invites (
+  room_id TEXT NOT NULL,
+  invitee TEXT NOT NULL,
+  server TEXT NOT NULL,
+  inviter TEXT NOT NULL,
+  content TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  attempts INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL,
+  PRIMARY KEY (room_id, invitee)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_invites_due ON owed_invites (due_ms);
+CREATE INDEX owed_invites_by_server ON owed_invites (server, due_ms);
+CREATE INDEX owed_invites_by_inviter ON owed_invites (inviter);
+
+-- The room aliases of this server.
+CREATE TABLE room_aliases (
+  alias TEXT NOT NULL PRIMARY KEY,
+  room_id TEXT NOT NULL,
+  created_by TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX room_aliases_by_room ON room_aliases (room_id);
+
+-- The rooms that this server publishes in its directory.
+CREATE TABLE published_rooms (
+  room_id TEXT NOT NULL PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
+-- ===== Other servers: keys, delivery, transactions (src/store/servers) =====
 
 -- Our own signing keys. The one without `expired_ms` signs; the others are published as old ones for ever, so that
 -- what they signed stays verifiable. `seed` is the secret.
@@ -286,9 +322,9 @@ CREATE TABLE server_keys (
   PRIMARY KEY (server, key_id)
 ) STRICT, WITHOUT ROWID;
 
--- The signed answers of `/_matrix/key/v2/server` that those keys come from, as a notary passes them on. Deleted when no
--- key refers to them any more. `stranger`: fetched for the sake of a server that was in no room with us, and the first to go
--- when there are many.
+-- The signed answers of `/_matrix/key/v2/server` that those keys come from, as a notary passes them on. Deleted when
+-- no key refers to them any more. `stranger`: fetched for the sake of a server that was in no room with us, and the
+-- first to go when there are many.
 CREATE TABLE key_statements (
   statement INTEGER PRIMARY KEY,
   server TEXT NOT NULL,
@@ -301,8 +337,8 @@ CREATE INDEX key_statements_of_strangers ON key_statements (stranger) WHERE stra
 
 -- How far each server is with what we owe it: all owed events up to `cursor` are delivered. The cursor may lag behind
 -- the truth, since receivers drop repeats. `failures` in a row since the last success; not tried again by ourselves
--- before `retry_ms`. `attempt_upto`: the transaction that failed ends with this event; it is repeated as it was. Servers
--- that are owed nothing, share no room with us and failed long ago are forgotten.
+-- before `retry_ms`. `attempt_upto`: the transaction that failed ends with this event; it is repeated as it was.
+-- Servers that are owed nothing, share no room with us and failed long ago are forgotten.
 CREATE TABLE destinations (
   server TEXT PRIMARY KEY,
   cursor INTEGER NOT NULL DEFAULT 0,
@@ -311,12 +347,22 @@ CREATE TABLE destinations (
   retry_ms INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
--- Ephemeral messages that must not be lost on the way, in the order of their making. Deleted once delivered; bounded for
--- servers that never return.
+-- Events that we owe to a server beside those that its residence entitles it to: a kick or ban that takes its last
+-- user out of the room, or one of an invited or knocking user. Deleted once delivered; of too many for one server the
+-- first go.
+CREATE TABLE owed_events (
+  server TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  PRIMARY KEY (server, stream)
+) STRICT, WITHOUT ROWID;
+
+-- Ephemeral messages that must not be lost on the way, in the order of their making. Deleted once delivered; bounded
+-- for servers that never return.
 --
 -- Updates of device lists have the user and the device: one that was not sent goes when the next of that device comes,
--- since who finds a gap in the updates fetches the list. Messages to devices have a `number`, counted for each server, and
--- `bytes`, what all up to this one came to; they go when they are old (`made_ms`).
+-- since who finds a gap in the updates fetches the list. Messages to devices have a `number`, counted for each server,
+-- and `bytes`, what all up to this one came to; they go when they are old (`made_ms`).
 CREATE TABLE owed_edus (
   server TEXT NOT NULL,
   stream INTEGER NOT NULL,
@@ -332,8 +378,9 @@ CREATE INDEX owed_device_updates ON owed_edus (server, user_id, device_id) WHERE
 CREATE INDEX owed_messages ON owed_edus (server, number, bytes) WHERE number IS NOT NULL;
 CREATE INDEX owed_messages_by_age ON owed_edus (made_ms) WHERE made_ms IS NOT NULL;
 
--- The answers that transactions of other servers got, for their repeats: the last ones of each server, and of all servers that
--- share no room with one of us (`stranger`) together, for some days. `txn` is a digest of the transaction id, which may be long.
+-- The answers that transactions of other servers got, for their repeats: the last ones of each server, and of all
+-- servers that share no room with one of us (`stranger`) together, for some days. `txn` is a digest of the transaction
+-- id, which may be long.
 CREATE TABLE transactions (
   number INTEGER PRIMARY KEY,
   origin TEXT NOT NULL,
@@ -346,184 +393,12 @@ CREATE TABLE transactions (
 CREATE INDEX transactions_by_origin ON transactions (origin);
 CREATE INDEX transactions_of_strangers ON transactions (stranger) WHERE stranger = 1;
 
--- Events that other servers handed to us and were told we have, and that cannot be authorised yet: what they refer to is not
--- to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what it says of
--- one of us, and what one of us who is joining it will need. `json` is as it was received; of a verified
--- one whose hash was wrong the redacted form. Tried again at `due_ms`: that is `retry_ms`, when other servers are asked
--- once more (the pauses grow with `attempts`), or 0 as soon as something came that it waits for. Given up some days after
--- `received_ms`. `bytes`: the length of `json`, to count with.
-CREATE TABLE pending_events (
-  pending INTEGER PRIMARY KEY,
-  room_key INTEGER NOT NULL REFERENCES rooms,
-  event_id TEXT NOT NULL,
-  origin TEXT NOT NULL,
-  verified INTEGER NOT NULL,
-  received_ms INTEGER NOT NULL,
-  attempts INTEGER NOT NULL,
-  retry_ms INTEGER NOT NULL,
-  due_ms INTEGER NOT NULL,
-  bytes INTEGER NOT NULL,
-  json BLOB NOT NULL,
-  UNIQUE (event_id, origin)
-) STRICT;
-CREATE INDEX pending_events_due ON pending_events (due_ms, room_key);
-CREATE INDEX pending_events_by_room ON pending_events (room_key, due_ms);
-CREATE INDEX pending_events_shares ON pending_events (room_key, origin, bytes);
-CREATE INDEX pending_events_by_origin ON pending_events (origin, room_key, bytes, verified);
+-- ===== Accounts: users, their devices and tokens, what their clients keep here (src/store/accounts) =====
 
--- What they wait for: ids of events (their own too: they may come another way), and names of servers whose keys are
--- lacking.
-CREATE TABLE pending_needs (
-  need TEXT NOT NULL,
-  pending INTEGER NOT NULL REFERENCES pending_events ON DELETE CASCADE,
-  PRIMARY KEY (need, pending)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX pending_needs_by_event ON pending_needs (pending);
-
--- ===== Typing and receipts =====
-
--- When what is fleeting in a room changed last: anything of it, and in particular who is typing. Most writes of this
--- section do not wait for the disk.
-CREATE TABLE ephemeral_changes (
-  room_key INTEGER PRIMARY KEY,
-  stream INTEGER NOT NULL,
-  typing INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE INDEX ephemeral_changes_by_stream ON ephemeral_changes (stream);
-
--- Who is typing where, and until when unless they say so again. `told_ms`: when other servers were last told of one of us.
-CREATE TABLE typing (
-  room_key INTEGER NOT NULL,
-  user_id TEXT NOT NULL,
-  until_ms INTEGER NOT NULL,
-  told_ms INTEGER NOT NULL,
-  PRIMARY KEY (room_key, user_id)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX typing_until ON typing (until_ms);
-
--- Up to where users have read: the last receipt of each user and type (`m.read`, `m.read.private`), and of each thread:
--- '' is without one, 'main', or the event id of the thread's root. `ts` is what the user's server says.
-CREATE TABLE receipts (
-  room_key INTEGER NOT NULL,
-  user_id TEXT NOT NULL,
-  type TEXT NOT NULL,
-  thread TEXT NOT NULL,
-  event_id TEXT NOT NULL,
-  ts INTEGER NOT NULL,
-  stream INTEGER NOT NULL,
-  PRIMARY KEY (room_key, user_id, type, thread)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
-
--- ===== Presence =====
-
--- Who is there: our users, and those of other servers who share a room with one of us. `active`: to be taken for doing
--- something until more is said; otherwise they last did at `last_active_ms`. `until_ms`: when a user of another server
--- counts as offline, unless that server says more. Written without waiting for the disk.
-CREATE TABLE presence (
-  user_id TEXT PRIMARY KEY,
-  state TEXT NOT NULL CHECK (state IN ('online', 'unavailable', 'offline')),
-  status TEXT,
-  last_active_ms INTEGER NOT NULL,
-  active INTEGER NOT NULL,
-  until_ms INTEGER,
-  stream INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX presence_by_stream ON presence (stream);
-CREATE INDEX presence_until ON presence (until_ms) WHERE until_ms IS NOT NULL;
-
--- ===== Messages to devices, device lists =====
-
--- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `share`: whose share of
--- the line they take, as in `to_device_shares`; `origin`: the user who sent them; `bytes`: the length of `message`. Deleted
--- once the device has proved, by the `since` of a later /sync, that it has them.
-CREATE TABLE to_device (
-  user_id TEXT NOT NULL,
-  device_id TEXT NOT NULL,
-  number INTEGER NOT NULL,
-  stream INTEGER NOT NULL,
-  share INTEGER NOT NULL,
-  origin TEXT NOT NULL,
-  bytes INTEGER NOT NULL,
-  message TEXT NOT NULL,
-  PRIMARY KEY (user_id, device_id, number),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
-
--- How many of them wait from each origin, and what they come to in bytes. `share`: 0 our own users, 1 servers that share a
--- room with one of us, 2 all other servers. `origin`: a user, the server of users elsewhere, or '', the sum of a share.
--- `since_ms`: since when some of them have waited at any time.
-CREATE TABLE to_device_shares (
-  user_id TEXT NOT NULL,
-  device_id TEXT NOT NULL,
-  share INTEGER NOT NULL,
-  origin TEXT NOT NULL,
-  messages INTEGER NOT NULL,
-  bytes INTEGER NOT NULL,
-  since_ms INTEGER NOT NULL,
-  PRIMARY KEY (user_id, device_id, share, origin),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
-
--- Answers to /sync that had to leave some of them out: those with tokens before `stream` ended with the message `number`.
-CREATE TABLE to_device_portions (
-  user_id TEXT NOT NULL,
-  device_id TEXT NOT NULL,
-  number INTEGER NOT NULL,
-  stream INTEGER NOT NULL,
-  PRIMARY KEY (user_id, device_id, number),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
-
--- The messages to devices that came from other servers, so that a repeat is known as one. The last ones of each server, and
--- of all servers that share no room with one of us together, are kept, for some days. `stranger`: one of those.
-CREATE TABLE to_device_received (
-  number INTEGER PRIMARY KEY,
-  origin TEXT NOT NULL,
-  message_id TEXT NOT NULL,
-  received_ms INTEGER NOT NULL,
-  stranger INTEGER NOT NULL,
-  UNIQUE (origin, message_id)
-) STRICT;
-CREATE INDEX to_device_received_by_origin ON to_device_received (origin);
-CREATE INDEX to_device_received_from_strangers ON to_device_received (stranger) WHERE stranger = 1;
-
--- Users whose devices changed, ours and those of others with whom one of us shares a room, and when they did last. For one
--- of ours this is the `stream_id` that other servers are told, `previous` the one before it, and `device_id` the device
--- that changed.
-CREATE TABLE device_changes (
-  user_id TEXT PRIMARY KEY,
-  stream INTEGER NOT NULL,
-  previous INTEGER,
-  device_id TEXT
-) STRICT, WITHOUT ROWID;
-CREATE INDEX device_changes_by_stream ON device_changes (stream);
-
--- How well we know the devices of other servers' users: up to which update of theirs. `due_ms`: something is missing, and
--- the whole list is to be fetched then; `attempts` to do so have failed.
-CREATE TABLE remote_device_lists (
-  user_id TEXT PRIMARY KEY,
-  stream_id INTEGER,
-  due_ms INTEGER,
-  attempts INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX remote_device_lists_due ON remote_device_lists (due_ms) WHERE due_ms IS NOT NULL;
-
--- Those devices. `keys`: the identity keys as their server tells them, a JSON object.
-CREATE TABLE remote_devices (
-  user_id TEXT NOT NULL,
-  device_id TEXT NOT NULL,
-  display_name TEXT,
-  keys TEXT,
-  PRIMARY KEY (user_id, device_id)
-) STRICT, WITHOUT ROWID;
-
--- ===== Users, devices and tokens =====
-
--- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id hash
--- in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server. `leaving`: the account
--- was deactivated and still has rooms to leave. `erased_at`: the stream position at which they asked for their messages to
--- be erased: whoever comes into a room later is given redacted ones.
+-- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id
+-- hash in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server. `leaving`:
+-- the account was deactivated and still has rooms to leave. `erased_at`: the stream position at which they asked for
+-- their messages to be erased: whoever comes into a room later is given redacted ones.
 CREATE TABLE users (
   user_id TEXT PRIMARY KEY,
   password TEXT,
@@ -570,8 +445,8 @@ CREATE TABLE registration_tokens (
   first INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
--- Tokens by which a user proves to a third party who they are, and nothing else, as their SHA-256. They expire within the
--- hour; a user has a bounded number of them.
+-- Tokens by which a user proves to a third party who they are, and nothing else, as their SHA-256. They expire within
+-- the hour; a user has a bounded number of them.
 CREATE TABLE openid_tokens (
   hash BLOB PRIMARY KEY,
   user_id TEXT NOT NULL REFERENCES users,
@@ -580,14 +455,13 @@ CREATE TABLE openid_tokens (
 CREATE INDEX openid_tokens_by_user ON openid_tokens (user_id, expires_ms);
 CREATE INDEX openid_tokens_by_expiry ON openid_tokens (expires_ms);
 
--- ===== Profiles, account data, filters, directory =====
-
 -- One field of the profile of one of our users (displayname, avatar_url, m.tz, custom fields). The value is JSON.
 CREATE TABLE profile_fields (
   user_id TEXT NOT NULL,
   field TEXT NOT NULL,
   value TEXT NOT NULL,
-  PRIMARY KEY (user_id, field)) STRICT, WITHOUT ROWID;
+  PRIMARY KEY (user_id, field)
+) STRICT, WITHOUT ROWID;
 
 -- What a user's clients keep here: account data, global (room_id = '') or of a room, tags and the fully-read marker
 -- included. The content is a JSON object; `stream` is when it last changed.
@@ -597,7 +471,8 @@ CREATE TABLE account_data (
   type TEXT NOT NULL,
   content TEXT NOT NULL,
   stream INTEGER NOT NULL,
-  PRIMARY KEY (user_id, room_id, type)) STRICT, WITHOUT ROWID;
+  PRIMARY KEY (user_id, room_id, type)
+) STRICT, WITHOUT ROWID;
 CREATE INDEX account_data_by_stream ON account_data (user_id, stream);
 
 -- Filters that clients uploaded, as they were written. Ids count from 1 for each user; a filter that a user uploads
@@ -607,28 +482,158 @@ CREATE TABLE filters (
   filter_id INTEGER NOT NULL,
   digest BLOB NOT NULL,
   definition TEXT NOT NULL,
-  PRIMARY KEY (user_id, filter_id)) STRICT, WITHOUT ROWID;
+  PRIMARY KEY (user_id, filter_id)
+) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX filters_by_digest ON filters (user_id, digest);
 
 -- Which event a client's request with a transaction id made (NULL: none), so that a repeat makes no second one and the
--- sending device recognises its own event. `request` is a digest of user, device, endpoint with its path, and transaction
--- id. Old rows are dropped as new ones come.
+-- sending device recognises its own event. `request` is a digest of user, device, endpoint with its path, and
+-- transaction id. Old rows are dropped as new ones come.
 CREATE TABLE client_transactions (
   txn INTEGER PRIMARY KEY,
   sent_ms INTEGER NOT NULL,
   request BLOB NOT NULL UNIQUE,
   device_id TEXT NOT NULL,
   txn_id TEXT NOT NULL,
-  event_key INTEGER) STRICT;
+  event_key INTEGER
+) STRICT;
 CREATE INDEX client_transactions_by_event ON client_transactions (event_key) WHERE event_key IS NOT NULL;
 
--- The room aliases of this server.
-CREATE TABLE room_aliases (
-  alias TEXT NOT NULL PRIMARY KEY,
-  room_id TEXT NOT NULL,
-  created_by TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX room_aliases_by_room ON room_aliases (room_id);
+-- ===== Between devices: messages to devices, device lists (src/store/devices) =====
 
--- The rooms that this server publishes in its directory.
-CREATE TABLE published_rooms (
-  room_id TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
+-- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `share`: whose
+-- share of the line they take, as in `to_device_shares`; `origin`: the user who sent them; `bytes`: the length of
+-- `message`. Deleted once the device has proved, by the `since` of a later /sync, that it has them.
+CREATE TABLE to_device (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  share INTEGER NOT NULL,
+  origin TEXT NOT NULL,
+  bytes INTEGER NOT NULL,
+  message TEXT NOT NULL,
+  PRIMARY KEY (user_id, device_id, number),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- How many of them wait from each origin, and what they come to in bytes. `share`: 0 our own users, 1 servers that
+-- share a room with one of us, 2 all other servers. `origin`: a user, the server of users elsewhere, or '', the sum of
+-- a share. `since_ms`: since when some of them have waited at any time.
+CREATE TABLE to_device_shares (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  share INTEGER NOT NULL,
+  origin TEXT NOT NULL,
+  messages INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  since_ms INTEGER NOT NULL,
+  PRIMARY KEY (user_id, device_id, share, origin),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- Answers to /sync that had to leave some of them out: those with tokens before `stream` ended with the message
+-- `number`.
+CREATE TABLE to_device_portions (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (user_id, device_id, number),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- The messages to devices that came from other servers, so that a repeat is known as one. The last ones of each
+-- server, and of all servers that share no room with one of us together, are kept, for some days. `stranger`: one of
+-- those.
+CREATE TABLE to_device_received (
+  number INTEGER PRIMARY KEY,
+  origin TEXT NOT NULL,
+  message_id TEXT NOT NULL,
+  received_ms INTEGER NOT NULL,
+  stranger INTEGER NOT NULL,
+  UNIQUE (origin, message_id)
+) STRICT;
+CREATE INDEX to_device_received_by_origin ON to_device_received (origin);
+CREATE INDEX to_device_received_from_strangers ON to_device_received (stranger) WHERE stranger = 1;
+
+-- Users whose devices changed, ours and those of others with whom one of us shares a room, and when they did last. For
+-- one of ours this is the `stream_id` that other servers are told, `previous` the one before it, and `device_id` the
+-- device that changed.
+CREATE TABLE device_changes (
+  user_id TEXT PRIMARY KEY,
+  stream INTEGER NOT NULL,
+  previous INTEGER,
+  device_id TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX device_changes_by_stream ON device_changes (stream);
+
+-- How well we know the devices of other servers' users: up to which update of theirs. `due_ms`: something is missing,
+-- and the whole list is to be fetched then; `attempts` to do so have failed.
+CREATE TABLE remote_device_lists (
+  user_id TEXT PRIMARY KEY,
+  stream_id INTEGER,
+  due_ms INTEGER,
+  attempts INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX remote_device_lists_due ON remote_device_lists (due_ms) WHERE due_ms IS NOT NULL;
+
+-- Those devices. `keys`: the identity keys as their server tells them, a JSON object.
+CREATE TABLE remote_devices (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  display_name TEXT,
+  keys TEXT,
+  PRIMARY KEY (user_id, device_id)
+) STRICT, WITHOUT ROWID;
+
+-- ===== Ephemeral: typing, receipts, presence (src/store/ephemeral) =====
+
+-- When what is fleeting in a room changed last: anything of it, and in particular who is typing. Most writes of this
+-- section do not wait for the disk.
+CREATE TABLE ephemeral_changes (
+  room_key INTEGER PRIMARY KEY,
+  stream INTEGER NOT NULL,
+  typing INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX ephemeral_changes_by_stream ON ephemeral_changes (stream);
+
+-- Who is typing where, and until when unless they say so again. `told_ms`: when other servers were last told of one of
+-- us.
+CREATE TABLE typing (
+  room_key INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  until_ms INTEGER NOT NULL,
+  told_ms INTEGER NOT NULL,
+  PRIMARY KEY (room_key, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX typing_until ON typing (until_ms);
+
+-- Up to where users have read: the last receipt of each user and type (`m.read`, `m.read.private`), and of each thread:
+-- '' is without one, 'main', or the event id of the thread's root. `ts` is what the user's server says.
+CREATE TABLE receipts (
+  room_key INTEGER NOT NULL,
+  user_id TEXT NOT NULL,
+  type TEXT NOT NULL,
+  thread TEXT NOT NULL,
+  event_id TEXT NOT NULL,
+  ts INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (room_key, user_id, type, thread)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
+
+-- Who is there: our users, and those of other servers who share a room with one of us. `active`: to be taken for doing
+-- something until more is said; otherwise they last did at `last_active_ms`. `until_ms`: when a user of another server
+-- counts as offline, unless that server says more. Written without waiting for the disk.
+CREATE TABLE presence (
+  user_id TEXT PRIMARY KEY,
+  state TEXT NOT NULL CHECK (state IN ('online', 'unavailable', 'offline')),
+  status TEXT,
+  last_active_ms INTEGER NOT NULL,
+  active INTEGER NOT NULL,
+  until_ms INTEGER,
+  stream INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX presence_by_stream ON presence (stream);
+CREATE INDEX presence_until ON presence (until_ms) WHERE until_ms IS NOT NULL;

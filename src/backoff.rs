@@ -40,7 +40,8 @@ impl Backoff {
         pause_ms.saturating_mul(self.factor).clamp(self.first_ms, self.longest_ms)
     }
 
-    /// The pause, a fifth longer or shorter by `chance`, so that what failed at the same time is not tried at the same time.
+    /// The pause, a fifth longer or shorter by `chance`, so that what failed at the same time is not tried at the same
+    /// time.
     pub fn spread_ms(&self, failures: u32, chance: u8) -> Millis {
         let fifth = self.pause_ms(failures) / 5;
         fifth * 4 + fifth.saturating_mul(2 * Millis::from(chance)) / 255

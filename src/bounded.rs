@@ -18,17 +18,17 @@ pub enum Worth {
     InUse,
 }
 
-/// A map of `MOST` entries at most, unless more are in use.
+/// A map of `MAX` entries at most, unless more are in use.
 #[derive(Debug)]
-pub struct BoundedMap<K, V, const MOST: usize>(HashMap<K, V>);
+pub struct BoundedMap<K, V, const MAX: usize>(HashMap<K, V>);
 
-impl<K, V, const MOST: usize> Default for BoundedMap<K, V, MOST> {
+impl<K, V, const MAX: usize> Default for BoundedMap<K, V, MAX> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<K, V, const MOST: usize> Deref for BoundedMap<K, V, MOST> {
+impl<K, V, const MAX: usize> Deref for BoundedMap<K, V, MAX> {
     type Target = HashMap<K, V>;
 
     fn deref(&self) -> &HashMap<K, V> {
@@ -36,7 +36,7 @@ impl<K, V, const MOST: usize> Deref for BoundedMap<K, V, MOST> {
     }
 }
 
-impl<K: Eq + Hash, V, const MOST: usize> BoundedMap<K, V, MOST> {
+impl<K: Eq + Hash, V, const MAX: usize> BoundedMap<K, V, MAX> {
     /// Puts an entry in; if it is a new one for which there is no place, others go by their `worth`.
     pub fn insert(&mut self, key: K, value: V, worth: impl Fn(&V) -> Worth) {
         self.make_place(&key, worth);
@@ -54,7 +54,7 @@ impl<K: Eq + Hash, V, const MOST: usize> BoundedMap<K, V, MOST> {
 
     /// Puts an entry in, unless it is a new one and there is no place. Whether it is in.
     pub fn try_insert(&mut self, key: K, value: V) -> bool {
-        let fits = self.0.len() < MOST || self.0.contains_key(&key);
+        let fits = self.0.len() < MAX || self.0.contains_key(&key);
         if fits {
             self.0.insert(key, value);
         }
@@ -63,7 +63,7 @@ impl<K: Eq + Hash, V, const MOST: usize> BoundedMap<K, V, MOST> {
 
     /// The entry, made if it is not there. None if there is no place for a new one.
     pub fn try_get_or_insert_with(&mut self, key: K, new: impl FnOnce() -> V) -> Option<&mut V> {
-        let fits = self.0.len() < MOST || self.0.contains_key(&key);
+        let fits = self.0.len() < MAX || self.0.contains_key(&key);
         fits.then(|| self.0.entry(key).or_insert_with(new))
     }
 
@@ -95,12 +95,12 @@ impl<K: Eq + Hash, V, const MOST: usize> BoundedMap<K, V, MOST> {
 
     /// Goes on until a quarter is free, so that not every new entry has to look at all of them.
     fn make_place(&mut self, key: &K, worth: impl Fn(&V) -> Worth) {
-        if self.0.len() < MOST || self.0.contains_key(key) {
+        if self.0.len() < MAX || self.0.contains_key(key) {
             return;
         }
         self.0.retain(|_, value| worth(value) > Worth::Nothing);
         for of in [Worth::Little, Worth::More] {
-            while self.0.len() > MOST / 4 * 3 && self.0.values().any(|value| worth(value) == of) {
+            while self.0.len() > MAX / 4 * 3 && self.0.values().any(|value| worth(value) == of) {
                 let mut keep = true;
                 self.0.retain(|_, value| {
                     let may_go = worth(value) == of;

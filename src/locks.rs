@@ -1,8 +1,8 @@
 //! Locks in one way: what they guard stays in use when a thread has panicked while it held one.
 //!
-//! No state of this house is left half changed across a call that may panic: each change under a lock is a few assignments
-//! or one call of a map. So a poisoned lock says only that some request failed, and that request has had its answer: the
-//! others go on.
+//! No state of this house is left half changed across a call that may panic: each change under a lock is a few
+//! assignments or one call of a map. So a poisoned lock says only that some request failed, and that request has had
+//! its answer: the others go on.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -46,7 +46,8 @@ pub fn wait_timeout<'m, T>(
     timed(changed.wait_timeout(guard, timeout))
 }
 
-/// Waits until it is notified; not beyond a moment, of which it is an error that it has come. May wake for nothing: look again.
+/// Waits until it is notified; not beyond a moment, of which it is an error that it has come. May wake for nothing:
+/// look again.
 pub fn wait_until<'m, T>(
     changed: &Condvar,
     guard: MutexGuard<'m, T>,
@@ -70,8 +71,8 @@ fn timed<'m, T>(waited: LockResult<(MutexGuard<'m, T>, WaitTimeoutResult)>) -> M
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-/// A lock for each key, without a limit of keys: at most one holds that of a key, whoever else wants it waits, and others go
-/// on. Only a convenience: what must hold after a crash is held by the rows in the database.
+/// A lock for each key, without a limit of keys: at most one holds that of a key, whoever else wants it waits, and
+/// others go on. Only a convenience: what must hold after a crash is held by the rows in the database.
 ///
 /// Others may wait for the end of a hold without wanting it: for a moment, and never many of them.
 pub struct KeyedLock<K> {

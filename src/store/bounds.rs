@@ -1,9 +1,9 @@
-//! What keeps each table of the schema from growing without end: who can fill it, what bounds it for each of them, and what
-//! cleans it. Whoever adds a table adds a line here; a test holds this list against the schema.
+//! What keeps each table of the schema from growing without end: who can fill it, what bounds it for each of them, and
+//! what cleans it. Whoever adds a table adds a line here; a test holds this list against the schema.
 //!
-//! The rules: every share is bounded for each origin, so that who fills a table refuses or washes away only what is theirs;
-//! a place that is wanted by who shares a room with us is never kept by a stranger; and a bound that refuses says so
-//! (429 `M_LIMIT_EXCEEDED`, or an error that says why trying again is of no use).
+//! The rules: every share is bounded for each origin, so that who fills a table refuses or washes away only what is
+//! theirs; a place that is wanted by who shares a room with us is never kept by a stranger; and a bound that refuses
+//! says so (429 `M_LIMIT_EXCEEDED`, or an error that says why trying again is of no use).
 
 /// Who makes a table grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct TableShare {
     pub by: FilledBy,
     /// How much, and what happens beyond.
     pub bound: &'static str,
-    /// The test that shows it; there is one for all that strangers fill. Empty where the primary key and another table's
-    /// bound say it all.
+    /// The test that shows it; there is one for all that strangers fill. Empty where the primary key and another
+    /// table's bound say it all.
     pub proof: &'static str,
 }
 
@@ -72,7 +72,7 @@ const STRANGERS_KEYS: &str =
 /// Every table, in the order of the schema.
 pub const TABLES: &[TableBounds] = &[
     table("server", &[itself("one row")], "never"),
-    // ----- rooms, events and state -----
+    // ----- rooms -----
     table(
         "rooms",
         &[
@@ -115,6 +115,22 @@ pub const TABLES: &[TableBounds] = &[
         )],
         HISTORY,
     ),
+    table(
+        "pending_events",
+        &[
+            rooms("2000 and 16 MiB for one server; 500 for each in a full room; 429 beyond", ""),
+            strangers(
+                "200 for one server, none where 1000 wait in the room; 429 beyond",
+                "servers_without_end_that_are_not_in_a_room_leave_room_for_those_that_are",
+            ),
+        ],
+        "taken in, or given up after 3 days (`put_off`)",
+    ),
+    table(
+        "pending_needs",
+        &[strangers("31 for each pending event", "what_waits_from_outside_is_bounded_and_given_up_some_day")],
+        "with its event",
+    ),
     table("slots", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshots", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshot_entries", &[rooms(BY_EVENTS, "")], HISTORY),
@@ -133,23 +149,6 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table("resident_servers", &[rooms(BY_EVENTS, "")], HISTORY),
     table(
-        "owed_events",
-        &[rooms(
-            "10 000 for one server; of more the first go",
-            "events_in_particular_are_bounded_and_a_server_that_is_gone_for_good_is_forgotten",
-        )],
-        "delivery (`save_destination`)",
-    ),
-    table(
-        "owed_invites",
-        &[users(
-            "500 of one user; 429 beyond",
-            "what_is_owed_is_bounded_for_each_inviter_and_shared_out_between_servers",
-        )],
-        "delivery, a refusal, a week of trying, the end of the inviter's membership (`deliver_owed_invite`)",
-    ),
-    // ----- remote memberships -----
-    table(
         "remote_memberships",
         &[
             users("one for each room and user", ""),
@@ -160,7 +159,17 @@ pub const TABLES: &[TableBounds] = &[
         ],
         "coming into the room; 90 days after its end (`sweep_ended`)",
     ),
-    // ----- other servers: keys, delivery, transactions -----
+    table(
+        "owed_invites",
+        &[users(
+            "500 of one user; 429 beyond",
+            "what_is_owed_is_bounded_for_each_inviter_and_shared_out_between_servers",
+        )],
+        "delivery, a refusal, a week of trying, the end of the inviter's membership (`deliver_owed_invite`)",
+    ),
+    table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
+    table("published_rooms", &[users("one for each room", "")], "whoever may take them out"),
+    // ----- servers -----
     table("signing_keys", &[itself("one for each rotation")], "never: what they signed stays verifiable"),
     table(
         "server_keys",
@@ -186,6 +195,14 @@ pub const TABLES: &[TableBounds] = &[
         "`forget_destinations`, every hour",
     ),
     table(
+        "owed_events",
+        &[rooms(
+            "10 000 for one server; of more the first go",
+            "events_in_particular_are_bounded_and_a_server_that_is_gone_for_good_is_forgotten",
+        )],
+        "delivery (`save_destination`)",
+    ),
+    table(
         "owed_edus",
         &[users(
             "10 000 messages and 64 MiB for one server, 50 updates of one user's devices",
@@ -207,39 +224,36 @@ pub const TABLES: &[TableBounds] = &[
         ],
         "each transaction, of what is older than 3 days (`save_transaction_answer`)",
     ),
+    // ----- accounts -----
     table(
-        "pending_events",
-        &[
-            rooms("2000 and 16 MiB for one server; 500 for each in a full room; 429 beyond", ""),
-            strangers(
-                "200 for one server, none where 1000 wait in the room; 429 beyond",
-                "servers_without_end_that_are_not_in_a_room_leave_room_for_those_that_are",
-            ),
-        ],
-        "taken in, or given up after 3 days (`put_off`)",
+        "users",
+        &[users("by the rate limit of registrations, and the settings", "")],
+        "never: nobody may take a name again",
     ),
+    table("devices", &[users("1000 of one user; 403 beyond", "")], "log-out"),
     table(
-        "pending_needs",
-        &[strangers("31 for each pending event", "what_waits_from_outside_is_bounded_and_given_up_some_day")],
-        "with its event",
+        "sessions",
+        &[users("two for each device", "")],
+        "with the device; the next use (`confirm_session`)",
     ),
-    // ----- typing and receipts -----
-    table("ephemeral_changes", &[rooms("one for each room", "")], HISTORY),
+    table("registration_tokens", &[itself("who runs the server makes them")], "when used up"),
     table(
-        "typing",
-        &[
-            users("50 in each room", ""),
-            rooms(
-                "20 of one server, 100 in each room",
-                "one_server_whose_users_all_type_leaves_places_to_the_others",
-            ),
-        ],
-        "`end_typing_that_is_over`",
+        "openid_tokens",
+        &[users("50 of one user; the oldest go", "tokens_are_bounded_in_number_and_go_with_time")],
+        "each new one takes out those that have expired",
     ),
-    table("receipts", &[rooms("500 threads of each member of the room; the oldest go", "")], HISTORY),
-    // ----- presence -----
-    table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),
-    // ----- messages to devices, device lists -----
+    table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
+    table("account_data", &[users("by the rate limit of writes", "")], "deactivation"),
+    table("filters", &[users("1000 of one user; 403 beyond", "")], "deactivation"),
+    table(
+        "client_transactions",
+        &[users(
+            "ids of 255 bytes, by the rate limit of writes, kept for 7 days",
+            "what_is_no_message_is_refused",
+        )],
+        "every 32nd takes out 64 that are too old (`add_client_txn`)",
+    ),
+    // ----- devices -----
     table(
         "to_device",
         &[
@@ -288,38 +302,21 @@ pub const TABLES: &[TableBounds] = &[
         "`drop_device_list`, as soon as no room is shared any more",
     ),
     table("remote_devices", &[rooms("1000 of one user", "")], "`drop_device_list`"),
-    // ----- users, devices and tokens -----
+    // ----- ephemeral -----
+    table("ephemeral_changes", &[rooms("one for each room", "")], HISTORY),
     table(
-        "users",
-        &[users("by the rate limit of registrations, and the settings", "")],
-        "never: nobody may take a name again",
+        "typing",
+        &[
+            users("50 in each room", ""),
+            rooms(
+                "20 of one server, 100 in each room",
+                "one_server_whose_users_all_type_leaves_places_to_the_others",
+            ),
+        ],
+        "`end_typing_that_is_over`",
     ),
-    table("devices", &[users("1000 of one user; 403 beyond", "")], "log-out"),
-    table(
-        "sessions",
-        &[users("two for each device", "")],
-        "with the device; the next use (`confirm_session`)",
-    ),
-    table("registration_tokens", &[itself("who runs the server makes them")], "when used up"),
-    table(
-        "openid_tokens",
-        &[users("50 of one user; the oldest go", "tokens_are_bounded_in_number_and_go_with_time")],
-        "each new one takes out those that have expired",
-    ),
-    // ----- profiles, account data, filters, directory -----
-    table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
-    table("account_data", &[users("by the rate limit of writes", "")], "deactivation"),
-    table("filters", &[users("1000 of one user; 403 beyond", "")], "deactivation"),
-    table(
-        "client_transactions",
-        &[users(
-            "ids of 255 bytes, by the rate limit of writes, kept for 7 days",
-            "what_is_no_message_is_refused",
-        )],
-        "every 32nd takes out 64 that are too old (`add_client_txn`)",
-    ),
-    table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
-    table("published_rooms", &[users("one for each room", "")], "whoever may take them out"),
+    table("receipts", &[rooms("500 threads of each member of the room; the oldest go", "")], HISTORY),
+    table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),
 ];
 
 #[cfg(test)]
@@ -330,6 +327,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::ServerName;
+    use crate::store::engine::migrate::SCHEMA;
     use crate::store::{Location, Options, Store};
 
     /// The names of all functions in the sources of a folder.
@@ -363,6 +361,12 @@ mod tests {
         let listed: BTreeSet<String> = TABLES.iter().map(|table| table.name.to_owned()).collect();
         assert_eq!(listed.len(), TABLES.len(), "a table has two lines");
         assert_eq!(listed, there);
+    }
+
+    #[test]
+    fn the_bounds_are_told_in_the_order_of_the_schema() {
+        let tables = SCHEMA.lines().filter_map(|line| line.strip_prefix("CREATE TABLE ")?.strip_suffix(" ("));
+        assert!(TABLES.iter().map(|table| table.name).eq(tables));
     }
 
     #[test]

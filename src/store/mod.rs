@@ -96,8 +96,8 @@ impl Store {
         self.writer.write(true, f)
     }
 
-    /// [`Store::write`] for what is worth little: it outlives this process, but a power cut may take the last of it. Other
-    /// than `write` it costs no wait for the disk.
+    /// [`Store::write`] for what is worth little: it outlives this process, but a power cut may take the last of it.
+    /// Other than `write` it costs no wait for the disk.
     #[track_caller]
     pub fn write_lightly<T: Send + 'static>(
         &self,
@@ -243,8 +243,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// After the commit, tells the sender that the room has an event for other servers. It is not woken for rooms that no
-    /// other server was ever in.
+    /// After the commit, tells the sender that the room has an event for other servers. It is not woken for rooms that
+    /// no other server was ever in.
     pub fn owes(&mut self, room: RoomKey) -> Result<()> {
         let alone = match self.recall(|cache| cache.alone(room)) {
             Some(alone) => alone,

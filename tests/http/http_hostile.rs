@@ -596,7 +596,9 @@ fn at_the_cap_the_longest_idle_connection_makes_room_and_no_working_one() {
 fn connect_from(server: &Server, from: &str) -> Client {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let client = Client::connect(listener.local_addr().unwrap());
-    server.serve_connection(listener.accept().unwrap().0, SocketAddr::new(from.parse().unwrap(), 4711)).unwrap();
+    server
+        .serve_connection(listener.accept().unwrap().0, SocketAddr::new(from.parse().unwrap(), 4711))
+        .unwrap();
     client
 }
 

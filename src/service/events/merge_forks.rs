@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::events::Events;
 use crate::service::events::build::Draft;
-use crate::store::rooms::append::{DUMMY_EVENT, FORWARD_EXTREMITIES_FEW};
+use crate::store::rooms::append::{DUMMY_EVENT, EXTREMITIES_WANTED_MAX};
 use crate::store::{Room, RoomKey};
 
 /// How many of us are tried.
@@ -32,7 +32,7 @@ impl Events<'_> {
                 Ok((db.room_by_key(key)?, db.joined_local_users(key)?, db.extremity_keys(key)?.len()))
             })?;
             // Each event joins as many as it can name.
-            if extremities <= FORWARD_EXTREMITIES_FEW || extremities >= before {
+            if extremities <= EXTREMITIES_WANTED_MAX || extremities >= before {
                 return Ok(());
             }
             if !self.anybody_speaks(&room, users)? {

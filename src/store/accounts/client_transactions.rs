@@ -72,8 +72,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Notes a request that was worked off, and the event that it made if it made one; and drops a few rows that are too
-    /// old to matter.
+    /// Notes a request that was worked off, and the event that it made if it made one; and drops a few rows that are
+    /// too old to matter.
     pub fn add_client_txn(&mut self, txn: &ClientTxn, event: Option<EventKey>, now: Millis) -> Result<()> {
         self.conn()
             .prepare_cached(

@@ -1,5 +1,5 @@
-//! Devices and the sessions (pairs of tokens) of their clients. Sessions are remembered outside of the database: whatever
-//! changes what a [`Session`] tells calls `sessions_changed`.
+//! Devices and the sessions (pairs of tokens) of their clients. Sessions are remembered outside of the database:
+//! whatever changes what a [`Session`] tells calls `sessions_changed`.
 
 use rusqlite::{Row, params};
 

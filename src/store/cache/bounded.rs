@@ -4,8 +4,8 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// A map of bounded size that lets go of what was not asked for lately: whenever half of the bytes are new, what has not
-/// been touched since it was half full before goes.
+/// A map of bounded size that lets go of what was not asked for lately: whenever half of the bytes are new, what has
+/// not been touched since it was half full before goes.
 pub(in crate::store) struct AgingMap<K, V> {
     young: HashMap<K, (V, usize)>,
     old: HashMap<K, (V, usize)>,

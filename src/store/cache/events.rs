@@ -1,8 +1,8 @@
-//! What the writer keeps in memory of the graph of events: events by their ids, states by their numbers, and what sets of
-//! forward extremities came to.
+//! What the writer keeps in memory of the graph of events: events by their ids, states by their numbers, and what sets
+//! of forward extremities came to.
 //!
-//! All of it is about rows that do not change once they are written (the two exceptions, a redaction and an outlier that
-//! finds its place, make it forget). It is part of the writer's cache and is forgotten with it when a closure is
+//! All of it is about rows that do not change once they are written (the two exceptions, a redaction and an outlier
+//! that finds its place, make it forget). It is part of the writer's cache and is forgotten with it when a closure is
 //! undone.
 
 use std::cell::RefCell;

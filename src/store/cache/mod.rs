@@ -30,8 +30,8 @@ use crate::store::cache::events::EventCache;
 use crate::store::rooms::events::ForwardExtremity;
 
 /// Rooms that are cached, and entries of the current states of all of them together.
-const ROOMS: usize = 256;
-const ENTRIES: usize = 20_000;
+const ROOMS_MAX: usize = 256;
+const ENTRIES_MAX: usize = 20_000;
 
 /// What the writer keeps in memory.
 #[derive(Default)]
@@ -66,7 +66,7 @@ impl WriterCache {
 
     fn keep(&self, room: RoomKey, what: impl FnOnce(&mut CachedRoom)) {
         let mut rooms = self.rooms.borrow_mut();
-        if rooms.len() >= ROOMS && !rooms.contains_key(&room) {
+        if rooms.len() >= ROOMS_MAX && !rooms.contains_key(&room) {
             rooms.clear();
             self.keys.borrow_mut().clear();
             self.entries.set(0);
@@ -157,7 +157,7 @@ impl WriterCache {
         state_key: &str,
         event: Option<EventKey>,
     ) {
-        if self.entries.get() >= ENTRIES {
+        if self.entries.get() >= ENTRIES_MAX {
             self.rooms.borrow_mut().values_mut().for_each(|about| about.state.clear());
             self.entries.set(0);
         }

@@ -1,8 +1,8 @@
 //! The events that readers keep in memory, so that those which everybody asks for are read and parsed once.
 //!
-//! Only what is committed comes in here, and an event does not change once it is stored, unless it is redacted: then the
-//! cache begins anew. A reader whose snapshot is from before that may not put the unredacted event back, so each epoch
-//! takes in only what was read in it.
+//! Only what is committed comes in here, and an event does not change once it is stored, unless it is redacted: then
+//! the cache begins anew. A reader whose snapshot is from before that may not put the unredacted event back, so each
+//! epoch takes in only what was read in it.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -12,7 +12,7 @@ use crate::store::EventKey;
 use crate::store::cache::bounded::AgingMap;
 
 /// Bytes, roughly.
-const MOST: usize = 2 << 20;
+const BYTES_MAX: usize = 2 << 20;
 
 /// Events by their rows, shared by all readers.
 pub(in crate::store) struct PduCache(Mutex<CachedPdus>);
@@ -25,7 +25,7 @@ struct CachedPdus {
 
 impl Default for PduCache {
     fn default() -> Self {
-        Self(Mutex::new(CachedPdus { epoch: 0, pdus: AgingMap::new(MOST) }))
+        Self(Mutex::new(CachedPdus { epoch: 0, pdus: AgingMap::new(BYTES_MAX) }))
     }
 }
 

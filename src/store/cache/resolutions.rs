@@ -16,7 +16,7 @@ use crate::store::{Db, Store};
 pub type Fingerprint = [u8; 32];
 
 /// What is remembered, in bytes.
-const MOST: usize = 8 << 20;
+const BYTES_MAX: usize = 8 << 20;
 
 pub(in crate::store) struct ResolutionCache {
     known: Mutex<AgingMap<Fingerprint, Arc<StateRef>>>,
@@ -25,7 +25,7 @@ pub(in crate::store) struct ResolutionCache {
 
 impl Default for ResolutionCache {
     fn default() -> Self {
-        Self { known: Mutex::new(AgingMap::new(MOST)), looked_at: AtomicU64::new(0) }
+        Self { known: Mutex::new(AgingMap::new(BYTES_MAX)), looked_at: AtomicU64::new(0) }
     }
 }
 

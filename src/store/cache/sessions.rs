@@ -13,7 +13,7 @@ use crate::store::accounts::TokenHash;
 use crate::store::accounts::devices::Session;
 
 /// Sessions that are remembered.
-const SESSIONS: usize = 10_000;
+const SESSIONS_MAX: usize = 10_000;
 
 /// Sessions by the digests of their access tokens.
 #[derive(Default)]
@@ -23,7 +23,7 @@ pub(in crate::store) struct SessionCache(Mutex<CachedSessions>);
 struct CachedSessions {
     /// How often it was emptied: what was read before may not be put in after.
     emptied: u64,
-    sessions: BoundedMap<TokenHash, Session, SESSIONS>,
+    sessions: BoundedMap<TokenHash, Session, SESSIONS_MAX>,
 }
 
 impl SessionCache {

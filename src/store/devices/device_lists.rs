@@ -49,8 +49,8 @@ impl Db<'_> {
         Ok(change.optional()?)
     }
 
-    /// Which of us came at positions in `(after, upto]` into a room where a server was already that had no room with them
-    /// until then: each with the position, in this order, at most `limit`.
+    /// Which of us came at positions in `(after, upto]` into a room where a server was already that had no room with
+    /// them until then: each with the position, in this order, at most `limit`.
     pub fn new_acquaintances(
         &self,
         server: &ServerName,

@@ -13,20 +13,20 @@ use crate::store::{Db, Tx};
 
 /// For how long it is remembered that a message of another server was received, and how many of one server, and of all
 /// strangers together: repeated is what got no answer, a few transactions at once.
-const KEPT: Millis = 7 * 24 * 3_600_000;
-const MOST_RECEIVED: u32 = 2000;
+const KEPT_MS: Millis = 7 * 24 * 3_600_000;
+const RECEIVED_MAX: u32 = 2000;
 /// More go at once than one transaction can have.
 const RECEIVED: Sweep = Sweep {
     table: "to_device_received",
-    most_of_one: MOST_RECEIVED,
-    most_of_strangers: MOST_RECEIVED,
-    kept: KEPT,
-    at_once: 200,
+    per_origin_max: RECEIVED_MAX,
+    of_strangers_max: RECEIVED_MAX,
+    kept_ms: KEPT_MS,
+    rows_max: 200,
 };
 /// A device that was not heard of for so long is asleep, and may never wake.
-const ASLEEP_AFTER: Millis = 7 * 24 * 3_600_000;
+const ASLEEP_AFTER_MS: Millis = 7 * 24 * 3_600_000;
 /// For so long a server may be made to wait for a device, with everything else that it has for us.
-const LONGEST_HOLD: Millis = 10 * 60_000;
+const HOLD_MAX_MS: Millis = 10 * 60_000;
 
 /// A number of messages, and of their bytes.
 #[derive(Debug, Clone, Copy)]
@@ -45,9 +45,9 @@ impl InboxAmount {
     }
 }
 
-/// From whom a message to a device comes: whose share of the device's line it takes. What was taken in is never given up for
-/// what comes later, so that whoever fills a share shuts out nobody but themselves. Each user of a server has a part of the
-/// server's share only, so that none of them takes it all.
+/// From whom a message to a device comes: whose share of the device's line it takes. What was taken in is never given
+/// up for what comes later, so that whoever fills a share shuts out nobody but themselves. Each user of a server has a
+/// part of the server's share only, so that none of them takes it all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageOrigin<'a> {
     /// One of our users.
@@ -106,11 +106,11 @@ pub enum InboxOutcome {
     Waits,
     /// Too many wait of the same origin: it should come again when the device has fetched some.
     Full,
-    /// The same, and the device was not heard of for long, or has let some wait for longer than a server can be held up: the
-    /// message is lost, since nobody can be made to wait for a device that may never come back.
+    /// The same, and the device was not heard of for long, or has let some wait for longer than a server can be held
+    /// up: the message is lost, since nobody can be made to wait for a device that may never come back.
     Asleep,
-    /// Too many wait of one user of another server: the message is lost, since the server and its other users are not to
-    /// wait for what that one has done.
+    /// Too many wait of one user of another server: the message is lost, since the server and its other users are not
+    /// to wait for what that one has done.
     Beyond,
 }
 
@@ -166,8 +166,8 @@ fn counted_for(share: i64, sender: &str) -> impl Iterator<Item = &str> {
 }
 
 impl Tx<'_> {
-    /// Lets a message of `sender`, who belongs to the origin, wait for one of our devices, which exists, if their share of
-    /// its line is not full.
+    /// Lets a message of `sender`, who belongs to the origin, wait for one of our devices, which exists, if their
+    /// share of its line is not full.
     pub fn add_to_device(
         &mut self,
         user: &UserId,
@@ -192,9 +192,9 @@ impl Tx<'_> {
         let fits =
             each_fits && (limits.all.has_room_for(of_all, size) || limits.fair.has_room_for(of_origin, size));
         if !fits {
-            let asleep = device.last_seen_ms.is_some_and(|seen| now - seen > ASLEEP_AFTER);
+            let asleep = device.last_seen_ms.is_some_and(|seen| now - seen > ASLEEP_AFTER_MS);
             let since = if each_fits { all_since } else { origin_since };
-            let held = elsewhere && since.is_some_and(|since| now - since > LONGEST_HOLD);
+            let held = elsewhere && since.is_some_and(|since| now - since > HOLD_MAX_MS);
             return Ok(if asleep || held { InboxOutcome::Asleep } else { InboxOutcome::Full });
         }
         for name in counted_for(share, sender.as_str()) {
@@ -444,8 +444,8 @@ mod tests {
                     let mut add = |now: Millis| {
                         tx.add_to_device(&bob(), &device(Some(now)), (&of(origin), "{}"), origin, now)
                     };
-                    assert_eq!(add(PRETENDED + LONGEST_HOLD)?, InboxOutcome::Full, "{origin:?}");
-                    assert_eq!(add(PRETENDED + LONGEST_HOLD + 1)?, InboxOutcome::Asleep, "{origin:?}");
+                    assert_eq!(add(PRETENDED + HOLD_MAX_MS)?, InboxOutcome::Full, "{origin:?}");
+                    assert_eq!(add(PRETENDED + HOLD_MAX_MS + 1)?, InboxOutcome::Asleep, "{origin:?}");
                     assert_eq!(add(PRETENDED + 3 * DAY)?, InboxOutcome::Asleep, "{origin:?}");
                 }
                 Ok(())
@@ -549,7 +549,7 @@ mod tests {
                 .try_for_each(|_| tx.sweep_received_to_device(MessageOrigin::Neighbour(&friend), 8 * DAY))?;
             Ok((kept, count(tx, true)? + count(tx, false)?))
         });
-        let most = i64::from(MOST_RECEIVED);
+        let most = i64::from(RECEIVED_MAX);
         assert_eq!(known.expect("written"), ((most, most), 0));
     }
 }

@@ -1,12 +1,13 @@
 //! Folding the write-ahead log into the database, on a thread of its own: on a slow disk that takes seconds, and nobody
 //! who writes should wait for it.
 //!
-//! SQLite starts a log over only when all of it is in the database and nobody reads what is in it, which is never so while
-//! somebody writes and others read. So the thread does the bulk while all goes on, then keeps new readers out until those
-//! who are there have left, and the writer does the little that came meanwhile. Nobody waits longer than a read takes.
+//! SQLite starts a log over only when all of it is in the database and nobody reads what is in it, which is never so
+//! while somebody writes and others read. So the thread does the bulk while all goes on, then keeps new readers out
+//! until those who are there have left, and the writer does the little that came meanwhile. Nobody waits longer than a
+//! read takes.
 //!
-//! When nobody has written for a while, the log is folded too: then the database file alone is all there is, for whoever
-//! copies it.
+//! When nobody has written for a while, the log is folded too: then the database file alone is all there is, for
+//! whoever copies it.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -26,27 +27,28 @@ use crate::store::engine::sqlite_error::disk_failure;
 /// The log is folded into the database when it has so many pages: 12 MB. The pages of indexes by hash are written again
 /// and again meanwhile, and reach the database once.
 const LOG_PAGES: i64 = 3000;
-/// Where somebody's long read keeps the log from being started over, it is tried again whenever it has grown by so much.
-const AGAIN_PAGES: i64 = LOG_PAGES / 4;
+/// Where somebody's long read keeps the log from being started over, it is tried again whenever it has grown by so
+/// much.
+const LOG_PAGES_RETRY: i64 = LOG_PAGES / 4;
 /// A log of so many pages is not let grow: the writer waits for the disk.
-const MOST_PAGES: i64 = 4 * LOG_PAGES;
+const LOG_PAGES_MAX: i64 = 4 * LOG_PAGES;
 
 /// The thread does the bulk so often until it leaves no more than a little.
-const ROUNDS: usize = 5;
-const LITTLE: i64 = 100;
+const ROUNDS_MAX: usize = 5;
+const LOG_PAGES_FEW: i64 = 100;
 
 /// For how long new readers are kept out, waiting for those inside: usually, and when the log has become too long.
-const PATIENCE: Duration = Duration::from_millis(100);
-const LONG_PATIENCE: Duration = Duration::from_millis(500);
+const READERS_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
+const READERS_LEAVE_LONG_TIMEOUT: Duration = Duration::from_millis(500);
 /// When some did not leave in time, they are left in peace for so long.
-const PEACE: Duration = Duration::from_secs(1);
+const GATE_PAUSE: Duration = Duration::from_secs(1);
 /// The writer does the rest at its next commit; if none comes in this time, the thread does.
-const WRITER_COMES: Duration = Duration::from_millis(20);
+const WRITER_COMES_TIMEOUT: Duration = Duration::from_millis(20);
 /// For how long the writer waits for the thread, when the log has become too long.
-const THREAD_ENDS: Duration = Duration::from_secs(1);
+const FOLD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// When nobody has written for so long, what there is is folded.
-const QUIET: Duration = Duration::from_secs(2);
+const IDLE_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the thread is at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -147,16 +149,16 @@ impl Checkpointer {
             return;
         }
         if stage == FoldStage::Idle && pages >= self.next.load(Ordering::Relaxed) {
-            self.next.store(pages + AGAIN_PAGES, Ordering::Relaxed);
+            self.next.store(pages + LOG_PAGES_RETRY, Ordering::Relaxed);
             stage = FoldStage::Busy;
             shared.set(stage);
             self.ring();
-            if pages >= MOST_PAGES {
-                stage = shared.wait_while(FoldStage::Busy, THREAD_ENDS);
+            if pages >= LOG_PAGES_MAX {
+                stage = shared.wait_while(FoldStage::Busy, FOLD_TIMEOUT);
             }
-        } else if stage == FoldStage::Busy && pages >= MOST_PAGES.max(self.next.load(Ordering::Relaxed)) {
-            self.next.store(pages + AGAIN_PAGES, Ordering::Relaxed);
-            stage = shared.wait_while(FoldStage::Busy, THREAD_ENDS);
+        } else if stage == FoldStage::Busy && pages >= LOG_PAGES_MAX.max(self.next.load(Ordering::Relaxed)) {
+            self.next.store(pages + LOG_PAGES_RETRY, Ordering::Relaxed);
+            stage = shared.wait_while(FoldStage::Busy, FOLD_TIMEOUT);
         }
         if stage == FoldStage::Done {
             report(fold(writer));
@@ -199,7 +201,7 @@ impl CheckpointThread {
                     self.fold_long_log();
                 }
                 let commits = self.shared.commits.load(Ordering::Relaxed);
-                match rings.recv_timeout(QUIET) {
+                match rings.recv_timeout(IDLE_PAUSE) {
                     Ok(()) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                     Err(RecvTimeoutError::Timeout) => {}
@@ -218,24 +220,26 @@ impl CheckpointThread {
 
     /// All of it, so that it starts over, or as much as those who read let us.
     fn fold_long_log(&mut self) {
-        for _ in 0..ROUNDS {
+        for _ in 0..ROUNDS_MAX {
             match report(self.fold()) {
-                Some(folded) if self.shared.pages.load(Ordering::Relaxed) - folded.done > LITTLE => {}
+                Some(folded) if self.shared.pages.load(Ordering::Relaxed) - folded.done > LOG_PAGES_FEW => {}
                 _ => break,
             }
         }
         let gate = Arc::clone(&self.readers);
-        let is_too_long = self.shared.pages.load(Ordering::Relaxed) >= MOST_PAGES;
+        let is_too_long = self.shared.pages.load(Ordering::Relaxed) >= LOG_PAGES_MAX;
         let closed = match self.in_peace_until {
             Some(until) if Instant::now() < until => None,
-            _ => gate.close(if is_too_long { LONG_PATIENCE } else { PATIENCE }),
+            _ => gate.close(if is_too_long { READERS_LEAVE_LONG_TIMEOUT } else { READERS_LEAVE_TIMEOUT }),
         };
         if closed.is_none() {
             let (now, peace) = (Instant::now(), self.in_peace_until);
-            self.in_peace_until = peace.filter(|until| now < *until).or(Some(now + PEACE));
+            self.in_peace_until = peace.filter(|until| now < *until).or(Some(now + GATE_PAUSE));
         }
         self.shared.set(FoldStage::Done);
-        if closed.is_some() && self.shared.wait_while(FoldStage::Done, WRITER_COMES) == FoldStage::Done {
+        if closed.is_some()
+            && self.shared.wait_while(FoldStage::Done, WRITER_COMES_TIMEOUT) == FoldStage::Done
+        {
             // Nobody writes.
             report(self.fold());
             self.shared.set(FoldStage::Idle);

@@ -68,8 +68,8 @@ impl Changes {
     }
 }
 
-/// Called after each commit, on a thread of its own, so that it holds nobody up. Commits that follow each other closely are
-/// told of together.
+/// Called after each commit, on a thread of its own, so that it holds nobody up. Commits that follow each other
+/// closely are told of together.
 pub type OnCommit = Box<dyn Fn(&Changes) + Send + Sync>;
 
 /// Dropping it tells what is left to be told first.

@@ -1,8 +1,8 @@
 //! The data folder: its lock, who may read what is in it, and whether a database that is not there ever was.
 //!
-//! Everything that a server is lies in one file: accounts, rooms and the secret half of its signing key. Nobody but its
-//! owner reads it, whoever made the folder. And a folder whose database is gone or empty is not taken for a new one: the
-//! first guest of a new server becomes its administrator.
+//! Everything that a server is lies in one file: accounts, rooms and the secret half of its signing key. Nobody but
+//! its owner reads it, whoever made the folder. And a folder whose database is gone or empty is not taken for a new
+//! one: the first guest of a new server becomes its administrator.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -22,7 +22,8 @@ use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
 pub(in crate::store) const FILE: &str = "doorstep.db";
 /// Taken by the process that has the folder. It tells whose database is beside it, once there is one.
 const LOCK: &str = "doorstep.lock";
-/// What the lock tells while the database is made in its place, where a kill leaves something: nobody was ever served from it.
+/// What the lock tells while the database is made in its place, where a kill leaves something: nobody was ever served
+/// from it.
 const BEGUN: &[u8] = b"doorstep.db is being made\n";
 /// A database that is being made.
 const NEW: &str = "doorstep.db.new";
@@ -129,8 +130,8 @@ fn refuse_a_loss(folder: &Path, lock: &File, found: FileState) -> Result<()> {
     )))
 }
 
-/// Makes a database, whole or not at all: a process that is killed meanwhile leaves nothing that the next one could take
-/// for a database that was lost, and whoever copies the file never finds half of it in a log.
+/// Makes a database, whole or not at all: a process that is killed meanwhile leaves nothing that the next one could
+/// take for a database that was lost, and whoever copies the file never finds half of it in a log.
 fn make(folder: &Path, found: FileState, server_name: &ServerName, options: &Options) -> Result<()> {
     let (path, new) = (folder.join(FILE), folder.join(NEW));
     for file in BESIDE.iter().map(|suffix| beside(&new, suffix)).chain([new.clone()]) {

@@ -1,7 +1,7 @@
 //! The gate that readers pass: now and then new ones are kept out until those inside have left.
 //!
-//! SQLite starts its log over only in a moment in which nobody reads what is in it. While reads overlap there is no such
-//! moment, and the log would grow without end.
+//! SQLite starts its log over only in a moment in which nobody reads what is in it. While reads overlap there is no
+//! such moment, and the log would grow without end.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -42,8 +42,8 @@ impl Gate {
         }
     }
 
-    /// Lets nobody in, and waits until nobody is inside: then it stays closed until what is returned is dropped. None if
-    /// somebody stays for too long; then it is open again.
+    /// Lets nobody in, and waits until nobody is inside: then it stays closed until what is returned is dropped. None
+    /// if somebody stays for too long; then it is open again.
     pub(in crate::store) fn close(&self, patience: Duration) -> Option<ClosedGate<'_>> {
         let until = Instant::now() + patience;
         let mut state = self.state();

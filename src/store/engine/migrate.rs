@@ -21,8 +21,8 @@ const STEPS: &[&str] = &[];
 /// The version of `SCHEMA`.
 pub const VERSION: i32 = STEPS.len() as i32 + 1;
 
-/// Makes the database ready for this program. One transaction: either the database is of the present version afterwards,
-/// or it is untouched. `may_be_new`: whether one without anything in it is made ours, or refused.
+/// Makes the database ready for this program. One transaction: either the database is of the present version
+/// afterwards, or it is untouched. `may_be_new`: whether one without anything in it is made ours, or refused.
 pub(in crate::store) fn prepare(
     connection: &mut Connection,
     path: &Path,

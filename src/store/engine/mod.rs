@@ -1,6 +1,7 @@
 //! What a commit is, and how a database is opened.
 //!
-//! - `open`: opening it, and what every connection is told; `folder`: the data folder and its lock; `migrate`: its schema;
+//! - `open`: opening it, and what every connection is told; `folder`: the data folder and its lock; `migrate`: its
+//!   schema;
 //! - `writer`: the thread that writes, and its group commit; `commit_feed`: who is told of commits;
 //! - `readers`: the connections that read; `gate`: what keeps new ones out now and then;
 //! - `checkpoint`: the write-ahead log is folded into the database;

@@ -1,5 +1,5 @@
-//! Opening a database: what is asked of it, in a folder or in memory, what every connection is told, and what the operator
-//! is told of one that cannot be used.
+//! Opening a database: what is asked of it, in a folder or in memory, what every connection is told, and what the
+//! operator is told of one that cannot be used.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -47,7 +47,7 @@ impl Default for Options {
 
 /// Positions that are passed over at each start: clients may have been told of some that a power cut took back, because
 /// only light commits had written them. There is no shortage of positions.
-const PASSED_OVER: i64 = 20_000;
+const POSITIONS_PASSED_OVER: i64 = 20_000;
 
 impl Store {
     /// Opens the database, creating or migrating it if need be. `server_name` is pinned on the first opening.
@@ -102,7 +102,7 @@ impl Store {
 
 /// Begins behind every position that may ever have been given out; gives the last one that is taken.
 fn pass_over(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.execute("UPDATE server SET stream = stream + ?1 WHERE stream > 0", [PASSED_OVER])?;
+    connection.execute("UPDATE server SET stream = stream + ?1 WHERE stream > 0", [POSITIONS_PASSED_OVER])?;
     connection.query_row("SELECT stream FROM server", [], |row| row.get(0))
 }
 

@@ -1,5 +1,5 @@
-//! The one way in which tables that other servers fill, and whose rows are numbered as they come, are kept short. Such a
-//! table has `number`, `origin`, `stranger` (1 if the origin shared no room with one of us) and `received_ms`.
+//! The one way in which tables that other servers fill, and whose rows are numbered as they come, are kept short. Such
+//! a table has `number`, `origin`, `stranger` (1 if the origin shared no room with one of us) and `received_ms`.
 
 use rusqlite::params;
 
@@ -11,13 +11,13 @@ use crate::store::Tx;
 pub(in crate::store) struct Sweep {
     pub table: &'static str,
     /// Of one origin the last so many.
-    pub most_of_one: u32,
+    pub per_origin_max: u32,
     /// Of all strangers together the last so many.
-    pub most_of_strangers: u32,
+    pub of_strangers_max: u32,
     /// For so long.
-    pub kept: Millis,
+    pub kept_ms: Millis,
     /// So many go of each kind, so that no single commit has much to do.
-    pub at_once: u32,
+    pub rows_max: u32,
 }
 
 impl Sweep {
@@ -38,14 +38,14 @@ impl Sweep {
             )
         };
         tx.conn().prepare_cached(&beyond("origin = ?3"))?.execute(params![
-            self.most_of_one,
-            self.at_once,
+            self.per_origin_max,
+            self.rows_max,
             origin
         ])?;
         if stranger {
             tx.conn()
                 .prepare_cached(&beyond("stranger = 1"))?
-                .execute([self.most_of_strangers, self.at_once])?;
+                .execute([self.of_strangers_max, self.rows_max])?;
         }
         let table = self.table;
         tx.conn()
@@ -53,7 +53,7 @@ impl Sweep {
                 "DELETE FROM {table} WHERE received_ms < ?1
                    AND number IN (SELECT number FROM {table} ORDER BY number LIMIT ?2)"
             ))?
-            .execute(params![now - self.kept, self.at_once])?;
+            .execute(params![now - self.kept_ms, self.rows_max])?;
         Ok(())
     }
 }

@@ -17,18 +17,18 @@ use crate::store::engine::commit_feed::{Changes, CommitFeed, OnCommit};
 use crate::store::{Db, StoreState, Tx};
 
 /// How many closures share a commit at most. More than there are threads that could wait for one.
-const GROUP: usize = 256;
+const GROUP_MAX: usize = 256;
 
 /// After so many positions that only light commits have written, one waits for the disk: far fewer than the positions
 /// that are passed over at the start (`Store::open`), so that none is given out twice, whatever a power cut took.
-const MOST_UNSYNCED: i64 = 10_000;
+const UNSYNCED_POSITIONS_MAX: i64 = 10_000;
 
 /// A closure that holds the writer for longer is told of in the log; and who comes after it has the next commit.
-const LONG: Duration = Duration::from_millis(50);
+const SLOW_CLOSURE: Duration = Duration::from_millis(50);
 
-/// So long the disk has to take everything before it is said to: while it is nearly full, small commits may find room, and
-/// the log is to be told of one full disk and not of many.
-const CALM: Duration = Duration::from_secs(2);
+/// So long the disk has to take everything before it is said to: while it is nearly full, small commits may find room,
+/// and the log is to be told of one full disk and not of many.
+const DISK_CALM_PAUSE: Duration = Duration::from_secs(2);
 
 /// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
 trait WriteJob: Send {
@@ -185,7 +185,7 @@ impl WriterThread {
     fn work(&mut self, queue: &mpsc::Receiver<Box<dyn WriteJob>>) {
         while let Ok(first) = queue.recv() {
             let mut group = vec![first];
-            while group.len() < GROUP {
+            while group.len() < GROUP_MAX {
                 match queue.try_recv() {
                     Ok(job) => group.push(job),
                     Err(_) => break,
@@ -202,7 +202,8 @@ impl WriterThread {
         let mut changes = Changes::default();
         let mut done = 0;
         let written = self.connection.total_changes();
-        let lasting = group.iter().any(|job| job.lasting()) || self.stream - self.synced >= MOST_UNSYNCED;
+        let lasting =
+            group.iter().any(|job| job.lasting()) || self.stream - self.synced >= UNSYNCED_POSITIONS_MAX;
         let outcome = self
             .let_commits_wait(lasting)
             .inspect_err(|_| done = group.len())
@@ -265,7 +266,7 @@ impl WriterThread {
         let begun = Instant::now();
         let mut ended = begun;
         for job in group.iter_mut() {
-            if ended - begun > LONG {
+            if ended - begun > SLOW_CLOSURE {
                 break;
             }
             *done += 1;
@@ -300,7 +301,7 @@ impl WriterThread {
             }
             execute(&self.connection, "RELEASE closure")?;
             let before = std::mem::replace(&mut ended, Instant::now());
-            if ended - before > LONG {
+            if ended - before > SLOW_CLOSURE {
                 log::warn!(
                     "the writer was held for {} ms by {}",
                     (ended - before).as_millis(),
@@ -335,7 +336,7 @@ impl WriterThread {
 
     /// Tells the log, once, that it is over.
     fn disk_took(&mut self) {
-        if self.disk_failed.is_some_and(|last| last.elapsed() > CALM) {
+        if self.disk_failed.is_some_and(|last| last.elapsed() > DISK_CALM_PAUSE) {
             self.disk_failed = None;
             log::error!("The server's disk takes again what is written");
         }

@@ -54,9 +54,9 @@ pub struct Presence {
     pub until_ms: Option<Millis>,
 }
 
-/// More users than that are not woken for somebody's presence: they are told with whatever comes next. A crowd that comes
-/// online would otherwise wake itself over and over.
-const MOST_WOKEN: usize = 100;
+/// More users than that are not woken for somebody's presence: they are told with whatever comes next. A crowd that
+/// comes online would otherwise wake itself over and over.
+const WOKEN_MAX: usize = 100;
 
 const COLUMNS: &str = "SELECT user_id, state, status, last_active_ms, active, until_ms FROM presence";
 
@@ -132,8 +132,8 @@ impl Tx<'_> {
                 presence.until_ms,
                 stream
             ])?;
-        let audience = self.local_users_who_share_rooms(user, MOST_WOKEN + 1)?;
-        if audience.len() <= MOST_WOKEN {
+        let audience = self.local_users_who_share_rooms(user, WOKEN_MAX + 1)?;
+        if audience.len() <= WOKEN_MAX {
             audience.iter().for_each(|sharer| self.wake_user(sharer));
         }
         Ok(())

@@ -28,7 +28,7 @@ pub struct Receipt {
 }
 
 /// Receipts of one user in one room for different threads; older ones go when there are more.
-const MOST_THREADS: i64 = 500;
+const THREADS_MAX: i64 = 500;
 
 fn receipt_of(row: &Row<'_>) -> rusqlite::Result<Receipt> {
     Ok(Receipt {
@@ -96,7 +96,7 @@ impl Tx<'_> {
                 "SELECT count(*) FROM receipts WHERE room_key = ?1 AND user_id = ?2 AND type = ?3",
             )?
             .query_row(key, |row| row.get(0))?;
-        if threads >= MOST_THREADS {
+        if threads >= THREADS_MAX {
             self.conn()
                 .prepare_cached(
                     "DELETE FROM receipts WHERE room_key = ?1 AND user_id = ?2 AND type = ?3 AND thread =

@@ -61,8 +61,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Somebody is typing until then. No more than `most` do so in one room, and `most_of_server` of one server; further ones
-    /// are passed over.
+    /// Somebody is typing until then. No more than `most` do so in one room, and `most_of_server` of one server;
+    /// further ones are passed over.
     pub fn start_typing(
         &mut self,
         room: RoomKey,

@@ -1,5 +1,5 @@
-//! Putting an event into its room once there is a verdict on it: the row, its state, the forward extremities, the current state and all that
-//! follows it. The one place where a room changes.
+//! Putting an event into its room once there is a verdict on it: the row, its state, the forward extremities, the
+//! current state and all that follows it. The one place where a room changes.
 
 use super::{Gap, Room};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::store::{EventKey, SnapshotId, Tx};
 /// it is what servers use.)
 pub const DUMMY_EVENT: &str = "org.matrix.dummy_event";
 /// More forward extremities than these should be merged: each makes every further event dearer.
-pub const FORWARD_EXTREMITIES_FEW: usize = 10;
+pub const EXTREMITIES_WANTED_MAX: usize = 10;
 
 /// What an accepted event makes the room's current state.
 #[derive(Debug, Clone)]
@@ -26,8 +26,8 @@ pub enum Current {
     AfterThis,
     /// What resolving the states after all forward extremities came to.
     Resolved(StateRef),
-    /// What it was, until there is time: the event follows these forward extremities and late extremities, and becomes a late
-    /// extremity.
+    /// What it was, until there is time: the event follows these forward extremities and late extremities, and becomes
+    /// a late extremity.
     Later(Vec<EventKey>),
 }
 
@@ -71,12 +71,14 @@ pub struct Appended {
 }
 
 impl Tx<'_> {
-    /// Puts an event into its room. The caller has authorised it by the very extremities that the room has in this transaction.
+    /// Puts an event into its room. The caller has authorised it by the very extremities that the room has in this
+    /// transaction.
     pub fn append(&mut self, event: &Append<'_>) -> Result<Appended> {
         let Append { room, pdu, status, .. } = event;
         let accepted = *status == Status::Accepted;
         let redaction = if accepted { self.redaction_in(room, event)? } else { RedactionEffect::None };
-        // Room versions 3+, "Handling redactions": clients hear of a redaction once it takes effect. Ours go out anyway.
+        // Room versions 3+, "Handling redactions": clients hear of a redaction once it takes effect. Ours go out
+        // anyway.
         let takes_effect = match redaction {
             RedactionEffect::None | RedactionEffect::Acts(_) => true,
             RedactionEffect::Waits(_) => event.outgoing || pdu.version().redactions_authorised,
@@ -127,7 +129,7 @@ impl Tx<'_> {
                     self.remember_state_after(&extremities, current);
                 }
                 self.set_extremities(room.key, event.old_extremities, &extremities)?;
-                if extremities.len() > FORWARD_EXTREMITIES_FEW && !event.outgoing {
+                if extremities.len() > EXTREMITIES_WANTED_MAX && !event.outgoing {
                     self.room_is_forked(room.key);
                 }
                 if extremities.len() == 1 {
@@ -319,8 +321,8 @@ impl Tx<'_> {
 
 impl crate::store::Db<'_> {
     /// Whether a redaction may take effect on its target (rooms/v3, "Handling redactions"). In versions 1 and 2 the
-    /// auth rules have seen to it. A create event is never redacted: it would take the room's version and whom it lets in
-    /// along, and with them the room. (The specification does not say so; Synapse does so too.)
+    /// auth rules have seen to it. A create event is never redacted: it would take the room's version and whom it lets
+    /// in along, and with them the room. (The specification does not say so; Synapse does so too.)
     pub fn may_redact(&self, redaction: &Pdu, target: &Pdu, state: &StateRef) -> Result<bool> {
         if target.event_type() == "m.room.create" {
             return Ok(false);

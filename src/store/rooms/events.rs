@@ -8,7 +8,7 @@ use crate::protocol::{EventId, Pdu, RoomVersion, VerifiedPdu};
 use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
 /// Redactions of one server that wait for the same event.
-const MOST_REDACTIONS_WAITING: usize = 20;
+const REDACTIONS_AWAITING_MAX: usize = 20;
 
 /// The verdict on an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -529,14 +529,14 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Lets an accepted redaction wait for its target. When that comes, all that wait for it are looked at: so of those of
-    /// one server no more wait than make a difference.
+    /// Lets an accepted redaction wait for its target. When that comes, all that wait for it are looked at: so of
+    /// those of one server no more wait than make a difference.
     pub(crate) fn let_redaction_wait(&mut self, target: &EventId, by: EventKey, server: &str) -> Result<()> {
         let mut others = 0;
         for key in self.redactions_of(target)? {
             others += usize::from(self.pdu_by_key(key)?.sender().server_name() == server);
         }
-        if others < MOST_REDACTIONS_WAITING {
+        if others < REDACTIONS_AWAITING_MAX {
             return self.note_redaction(target, by);
         }
         log::info!("too many redactions of {server} wait for {target}: one will not take effect");

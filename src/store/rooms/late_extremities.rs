@@ -1,7 +1,8 @@
 //! Events that are to become forward extremities, and of which the current state of their room does not know yet.
 //!
-//! To the room they are as if they had not come: what is made here does not follow them, and they change nothing that is
-//! current. Clients see them, other events may follow them, and nothing is lost: they are caught up with when there is time.
+//! To the room they are as if they had not come: what is made here does not follow them, and they change nothing that
+//! is current. Clients see them, other events may follow them, and nothing is lost: they are caught up with when there
+//! is time.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -97,8 +98,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// An event that follows these late extremities has been stored. If it is late itself, those that are being caught up with
-    /// may become forward extremities yet, until it does.
+    /// An event that follows these late extremities has been stored. If it is late itself, those that are being caught
+    /// up with may become forward extremities yet, until it does.
     pub(in crate::store) fn overtake_late_extremities(
         &mut self,
         room: RoomKey,
@@ -120,8 +121,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The first late extremities of a room, to be caught up with. They keep their rows until [`Tx::catch_up`] or the next
-    /// attempt, whatever comes to follow them.
+    /// The first late extremities of a room, to be caught up with. They keep their rows until [`Tx::catch_up`] or the
+    /// next attempt, whatever comes to follow them.
     pub(crate) fn take_late_extremities(
         &mut self,
         room: RoomKey,
@@ -148,8 +149,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Makes late extremities forward extremities, `extremities` being all of them then, and `state` what the states after them come
-    /// to.
+    /// Makes late extremities forward extremities, `extremities` being all of them then, and `state` what the states
+    /// after them come to.
     pub(crate) fn catch_up(
         &mut self,
         room: &Room,

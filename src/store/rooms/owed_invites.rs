@@ -10,7 +10,7 @@ use crate::protocol::{RoomId, ServerName, UserId, json};
 use crate::store::{Db, Tx};
 
 /// Invites that may be owed in the name of one user at a time.
-const MOST_OF_USER: i64 = 500;
+const OWED_PER_USER_MAX: i64 = 500;
 /// When who asks for more may try again.
 const TRY_AGAIN_MS: Millis = 60_000;
 
@@ -94,8 +94,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Invites somebody as soon as their server can be reached. Errors: 429 `M_LIMIT_EXCEEDED` if too much is owed in the
-    /// inviter's name.
+    /// Invites somebody as soon as their server can be reached. Errors: 429 `M_LIMIT_EXCEEDED` if too much is owed in
+    /// the inviter's name.
     pub fn owe_invite(
         &mut self,
         (room, inviter, invitee): (&RoomId, &UserId, &UserId),
@@ -106,7 +106,7 @@ impl Tx<'_> {
             .conn()
             .prepare_cached("SELECT count(*) FROM owed_invites WHERE inviter = ?1")?
             .query_row([inviter.as_str()], |row| row.get(0))?;
-        if owed >= MOST_OF_USER {
+        if owed >= OWED_PER_USER_MAX {
             let message = "Too many of your invites wait for servers that cannot be reached";
             return Err(
                 Error::new(ErrCode::LimitExceeded, message).with_field("retry_after_ms", TRY_AGAIN_MS)
@@ -203,10 +203,10 @@ mod tests {
             let (room, inviter, invitee) = (room(n), inviter.clone(), UserId::parse(invitee).unwrap());
             store.write(move |tx| tx.owe_invite((&room, &inviter, &invitee), &Map::new(), n))
         };
-        for n in 0..MOST_OF_USER {
+        for n in 0..OWED_PER_USER_MAX {
             owe(n, &alice, "@x:dead.org").unwrap();
         }
-        assert_eq!(owe(MOST_OF_USER, &alice, "@x:b.org").unwrap_err().status(), 429);
+        assert_eq!(owe(OWED_PER_USER_MAX, &alice, "@x:b.org").unwrap_err().status(), 429);
         owe(600, &bob, "@x:b.org").unwrap();
         let due = store.read(|db| db.owed_invites_due(1000, 3, 100)).unwrap();
         let servers: Vec<&str> = due.iter().map(|(_, _, server)| server.as_str()).collect();
@@ -226,6 +226,6 @@ mod tests {
             Ok((tx.end_owed_invite(&room(7), &x)?, tx.end_owed_invite(&room(7), &x)?))
         });
         assert_eq!(ended.unwrap(), (true, false));
-        owe(MOST_OF_USER, &alice, "@x:b.org").unwrap();
+        owe(OWED_PER_USER_MAX, &alice, "@x:b.org").unwrap();
     }
 }

@@ -231,8 +231,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Takes the whole copy of a verified event that is pending in its redacted form, because whoever relayed it had altered
-    /// its content.
+    /// Takes the whole copy of a verified event that is pending in its redacted form, because whoever relayed it had
+    /// altered its content.
     pub fn complete_pending(&mut self, event: &NewPendingEvent) -> Result<()> {
         if !event.whole {
             return Ok(());
@@ -348,7 +348,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// What came first of what a server has pending in a room is so no longer. Returns its bytes; none if there is nothing.
+    /// What came first of what a server has pending in a room is so no longer. Returns its bytes; none if there is
+    /// nothing.
     pub fn end_first_pending(&mut self, room: RoomKey, origin: &ServerName) -> Result<Option<usize>> {
         let mut statement = self.conn().prepare_cached(
             "DELETE FROM pending_events WHERE pending =

@@ -1,7 +1,7 @@
 //! Remote memberships: rows of our users' knocks, invites and leaves in rooms that this server is not resident in.
-//! What becomes of a row is decided in `protocol::remote_membership`, never here: this writes what it is given. Two things
-//! are done to rows without looking into them: the timer moves the time of those that are due some day, and those that
-//! ended long ago go.
+//! What becomes of a row is decided in `protocol::remote_membership`, never here: this writes what it is given. Two
+//! things are done to rows without looking into them: the timer moves the time of those that are due some day, and
+//! those that ended long ago go.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -13,11 +13,11 @@ use crate::store::{Db, Tx};
 
 /// How long a membership that has ended is kept, so that clients which were away for so long are told. Beyond that they
 /// show an invite that there is not any more.
-const ENDED_KEPT: Millis = 90 * 24 * 3_600_000;
+const ENDED_KEPT_MS: Millis = 90 * 24 * 3_600_000;
 /// How many of these one user has at most: whoever invites and takes back in ever new rooms fills no more.
-const MOST_ENDED: u32 = 200;
+const ENDED_PER_USER_MAX: u32 = 200;
 /// Old ones that go when one comes, so that no single commit has much to do.
-const SWEPT_AT_ONCE: u32 = 20;
+const SWEPT_ROWS_MAX: u32 = 20;
 
 const COLUMNS: &str = "room_id, user_id, state, room_version, event_id, event_version, event, previous_id, \
      previous_version, previous, pending_id, pending_version, pending, stripped_state, via, attempts, due_ms, \
@@ -198,8 +198,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Does with the row what the machine says. A change that the user's clients see gets a new stream position, and the user
-    /// is woken.
+    /// Does with the row what the machine says. A change that the user's clients see gets a new stream position, and
+    /// the user is woken.
     pub fn write_remote_membership(&mut self, effect: &Effect) -> Result<()> {
         match effect {
             Effect::Unchanged => Ok(()),
@@ -255,18 +255,18 @@ impl Tx<'_> {
             "DELETE FROM remote_memberships WHERE (room_id, user_id) IN
                (SELECT room_id, user_id FROM remote_memberships WHERE ended_ms < ?1 LIMIT ?2)",
         )?;
-        old.execute((now - ENDED_KEPT, SWEPT_AT_ONCE))?;
+        old.execute((now - ENDED_KEPT_MS, SWEPT_ROWS_MAX))?;
         let mut many = self.conn().prepare_cached(
             "DELETE FROM remote_memberships WHERE user_id = ?1 AND state = 'closed' AND stream <=
                (SELECT stream FROM remote_memberships WHERE user_id = ?1 AND state = 'closed'
                 ORDER BY stream DESC LIMIT 1 OFFSET ?2)",
         )?;
-        many.execute((user.as_str(), MOST_ENDED))?;
+        many.execute((user.as_str(), ENDED_PER_USER_MAX))?;
         Ok(())
     }
 
-    /// Puts a row off until then, because somebody takes it up now; see `service::scheduler`. One that has come to its end
-    /// since it was looked at stays so.
+    /// Puts a row off until then, because somebody takes it up now; see `service::scheduler`. One that has come to its
+    /// end since it was looked at stays so.
     pub fn lease_remote_membership(&mut self, room: &RoomId, user: &UserId, until: Millis) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
             "UPDATE remote_memberships SET due_ms = ?3
@@ -411,13 +411,13 @@ mod tests {
             rows.into_iter().map(|row| row.room_id.as_str().to_owned()).collect()
         };
         close(&other, 0, 1);
-        (0..MOST_ENDED + 5).for_each(|n| close(&user, n, 2));
+        (0..ENDED_PER_USER_MAX + 5).for_each(|n| close(&user, n, 2));
         let kept = rooms(&user);
         assert_eq!((kept.len(), kept[0].as_str()), (200, "!r5:b.org"), "the oldest go");
         assert_eq!(rooms(&other).len(), 1, "another user's are not touched");
         assert!(store.read(|db| db.remote_memberships_of(&user, 0, false)).unwrap().is_empty());
         assert!(store.read(|db| db.rooms_dealt_with_from_outside(&user)).unwrap().is_empty());
-        (0..20).for_each(|n| close(&other, 1000 + n, 3 + ENDED_KEPT));
+        (0..20).for_each(|n| close(&other, 1000 + n, 3 + ENDED_KEPT_MS));
         assert!(rooms(&user).is_empty());
         assert_eq!(rooms(&other).len(), 20);
     }

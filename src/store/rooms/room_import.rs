@@ -1,6 +1,6 @@
-//! A room that comes to us with its state: stored a few hundred events at a time, which changes nothing that anybody can
-//! see, and then made the room's state at once. What is kept of an event in between is a line, so that a room of any size
-//! needs little memory.
+//! A room that comes to us with its state: stored a few hundred events at a time, which changes nothing that anybody
+//! can see, and then made the room's state at once. What is kept of an event in between is a line, so that a room of
+//! any size needs little memory.
 
 use std::collections::HashMap;
 
@@ -103,8 +103,8 @@ impl Tx<'_> {
         Ok(snapshot)
     }
 
-    /// Does what [`Tx::move_current_state`] does, for many events at once and without a history. Rows go in in the order
-    /// of their keys, which is fastest and packs them best.
+    /// Does what [`Tx::move_current_state`] does, for many events at once and without a history. Rows go in in the
+    /// order of their keys, which is fastest and packs them best.
     fn import_new_state(&mut self, room: RoomKey, mut state: Vec<StagedEvent>, at: i64) -> Result<()> {
         let mut insert = self
             .conn()

@@ -19,10 +19,10 @@ pub(crate) const LAST_OTHER_SLOT: Slot = 1 << 38;
 /// What changes from one state to another: slot → its event, or none any more.
 pub type Delta = BTreeMap<Slot, Option<EventKey>>;
 
-const ENTRY: usize = 10;
+const ENTRY_BYTES: usize = 10;
 
 fn encode(delta: &Delta) -> Vec<u8> {
-    let mut blob = Vec::with_capacity(delta.len() * ENTRY);
+    let mut blob = Vec::with_capacity(delta.len() * ENTRY_BYTES);
     for (slot, event) in delta {
         blob.extend_from_slice(&slot.to_be_bytes()[3..]);
         blob.extend_from_slice(&event.unwrap_or(0).to_be_bytes()[3..]);
@@ -35,7 +35,7 @@ fn five_bytes(bytes: &[u8]) -> i64 {
 }
 
 fn entries(blob: &[u8]) -> impl Iterator<Item = (Slot, Option<EventKey>)> + '_ {
-    blob.chunks_exact(ENTRY).map(|entry| {
+    blob.chunks_exact(ENTRY_BYTES).map(|entry| {
         let event = five_bytes(&entry[5..]);
         (five_bytes(entry), (event != 0).then_some(event))
     })
@@ -43,10 +43,10 @@ fn entries(blob: &[u8]) -> impl Iterator<Item = (Slot, Option<EventKey>)> + '_ {
 
 /// The same as [`Db::find_in`] for a delta that is one value.
 fn find(blob: &[u8], slot: Slot) -> Option<Option<EventKey>> {
-    let (mut low, mut high) = (0, blob.len() / ENTRY);
+    let (mut low, mut high) = (0, blob.len() / ENTRY_BYTES);
     while low < high {
         let middle = (low + high) / 2;
-        let entry = &blob[middle * ENTRY..(middle + 1) * ENTRY];
+        let entry = &blob[middle * ENTRY_BYTES..(middle + 1) * ENTRY_BYTES];
         match five_bytes(entry).cmp(&slot) {
             std::cmp::Ordering::Less => low = middle + 1,
             std::cmp::Ordering::Greater => high = middle,
@@ -74,8 +74,8 @@ impl SnapshotRow {
     }
 }
 
-/// How a snapshot was made: from which one, by which change. Only the writer remembers this, and only of late snapshots:
-/// between neighbours it is the short way.
+/// How a snapshot was made: from which one, by which change. Only the writer remembers this, and only of late
+/// snapshots: between neighbours it is the short way.
 pub(in crate::store) struct SnapshotStep {
     from: SnapshotId,
     change: Delta,
@@ -89,10 +89,10 @@ impl SnapshotStep {
 }
 
 /// How many steps are gone at most to see how two snapshots differ.
-const NEIGHBOURS: usize = 200;
+const STEPS_MAX: usize = 200;
 
 /// A delta with more entries than this has them as rows, so that looking one up does not read them all.
-const LARGE: usize = 300;
+const INLINE_ENTRIES_MAX: usize = 300;
 
 /// The number of the ancestor that a snapshot's delta is against.
 fn parent_number(number: i64) -> i64 {
@@ -113,7 +113,8 @@ impl Db<'_> {
         Ok(row)
     }
 
-    /// Looks one slot up in a row: `Some(None)` says that the slot was emptied, `None` that the row does not speak of it.
+    /// Looks one slot up in a row: `Some(None)` says that the slot was emptied, `None` that the row does not speak of
+    /// it.
     fn find_in(&self, row: &SnapshotRow, slot: Slot) -> Result<Option<Option<EventKey>>> {
         if let Some(delta) = &row.delta {
             return Ok(find(delta, slot));
@@ -232,7 +233,7 @@ impl Db<'_> {
         // From both ends towards the root, always from the one that is further from it, until they meet.
         let (mut from, mut to) = ((from, self.snapshot_link(from)?.0), (to, self.snapshot_link(to)?.0));
         let (mut before, mut after) = (Delta::new(), Delta::new());
-        for _ in 0..NEIGHBOURS {
+        for _ in 0..STEPS_MAX {
             if from.0 == to.0 {
                 return self.difference_above(Some(from.0), &before, &after).map(Some);
             }
@@ -292,7 +293,7 @@ impl Tx<'_> {
         room: RoomKey,
         size: usize,
     ) -> Result<SnapshotId> {
-        if size <= LARGE {
+        if size <= INLINE_ENTRIES_MAX {
             return self.root_snapshot(&self.current_slots(room)?.into_iter().collect());
         }
         let snapshot = self.insert_snapshot_row(0, None, None)?;
@@ -347,7 +348,7 @@ impl Tx<'_> {
         parent: Option<SnapshotId>,
         delta: &Delta,
     ) -> Result<SnapshotId> {
-        let large = delta.len() > LARGE;
+        let large = delta.len() > INLINE_ENTRIES_MAX;
         let snapshot = self.insert_snapshot_row(number, parent, (!large).then(|| encode(delta)))?;
         if large {
             let mut insert = self.conn().prepare_cached(

@@ -20,7 +20,7 @@ pub struct SlotChange {
 }
 
 /// No more than this many changes of one slot are looked through.
-const SLOT_CHANGES: i64 = 1000;
+const SLOT_CHANGES_MAX: i64 = 1000;
 
 impl Db<'_> {
     /// The stream position of this snapshot: everything up to here is in it, and nothing behind.
@@ -60,14 +60,15 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// How one slot of a room's state changed, latest change first; the state with which a room came to us is no change.
+    /// How one slot of a room's state changed, latest change first; the state with which a room came to us is no
+    /// change.
     pub fn slot_changes(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Vec<SlotChange>> {
         let Some(slot) = self.slot(event_type, state_key)? else { return Ok(Vec::new()) };
         let mut statement = self.conn().prepare_cached(
             "SELECT stream, event_key, previous FROM state_changes WHERE room_key = ?1 AND slot = ?2
              ORDER BY stream DESC LIMIT ?3",
         )?;
-        let rows = statement.query_map([room, slot, SLOT_CHANGES], |row| {
+        let rows = statement.query_map([room, slot, SLOT_CHANGES_MAX], |row| {
             Ok(SlotChange { stream: row.get(0)?, event: row.get(1)?, previous: row.get(2)? })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

@@ -16,7 +16,7 @@ use crate::store::{Db, Status, Tx};
 
 const ACL: &str = "m.room.server_acl";
 /// So many server ACLs are looked back at for one that is whole.
-const LOOK_BACK: u32 = 20;
+const ACLS_LOOKED_AT_MAX: u32 = 20;
 
 impl Db<'_> {
     /// The copy of a received event that is to be authorised: the one that we have, if only that one is whole.
@@ -49,7 +49,7 @@ impl Db<'_> {
             "SELECT previous FROM state_changes WHERE room_key = ?1 AND slot = ?2 AND previous IS NOT NULL
              ORDER BY stream DESC LIMIT ?3",
         )?;
-        let before = statement.query_map(params![room.key, slot, LOOK_BACK], |row| row.get(0))?;
+        let before = statement.query_map(params![room.key, slot, ACLS_LOOKED_AT_MAX], |row| row.get(0))?;
         for key in before {
             let acl = self.pdu_by_key(key?)?;
             if !self.has_lost_content(&acl)? {
@@ -150,8 +150,8 @@ impl Tx<'_> {
         }
     }
 
-    /// Takes back the rejection of an event of which only the redacted form was authorised, if its auth events allow the whole
-    /// one: then it is one that is only referred to, and its place is to be authorised. True if it was so.
+    /// Takes back the rejection of an event of which only the redacted form was authorised, if its auth events allow
+    /// the whole one: then it is one that is only referred to, and its place is to be authorised. True if it was so.
     pub(crate) fn unlearn_rejected(&mut self, whole: &VerifiedPdu) -> Result<bool> {
         let Some(stored) = self.event(whole.event_id())? else { return Ok(false) };
         if stored.status != Status::Rejected || !is_whole_copy_of(whole, &stored) {

@@ -8,18 +8,18 @@ use crate::error::Result;
 use crate::protocol::{ServerName, UserId};
 use crate::store::{Db, EventKey, Tx};
 
-/// Messages to devices that one server is owed, and what they come to in bytes. Further ones are dropped, as they are for
-/// a single device: what was taken in is never given up for what comes later.
-const MOST_MESSAGES: i64 = 10_000;
-const MOST_BYTES: i64 = 64 << 20;
+/// Messages to devices that one server is owed, and what they come to in bytes. Further ones are dropped, as they are
+/// for a single device: what was taken in is never given up for what comes later.
+const MESSAGES_MAX: i64 = 10_000;
+const MESSAGES_BYTES_MAX: i64 = 64 << 20;
 /// For how long they are owed.
-const OWED_FOR: Millis = 30 * 24 * 3_600_000;
+const OWED_FOR_MS: Millis = 30 * 24 * 3_600_000;
 /// Old ones that go when one comes, so that no single commit has much to do.
-const SWEPT_AT_ONCE: u32 = 5;
+const SWEPT_ROWS_MAX: u32 = 5;
 /// Updates of one user's devices that one server is owed. Of more only the last: it says that there is a gap.
-const MOST_UPDATES: i64 = 50;
+const UPDATES_MAX: i64 = 50;
 /// Events that one server is owed in particular.
-const MOST_EVENTS: i64 = 10_000;
+const EVENTS_MAX: i64 = 10_000;
 
 /// An ephemeral message that a server is owed.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Tx<'_> {
                 "DELETE FROM owed_events WHERE server = ?1 AND stream <=
                    (SELECT stream FROM owed_events WHERE server = ?1 ORDER BY stream DESC LIMIT 1 OFFSET ?2)",
             )?
-            .execute((server.as_str(), MOST_EVENTS))?;
+            .execute((server.as_str(), EVENTS_MAX))?;
         if dropped > 0 {
             log::warn!("{server} is owed too many events in particular: {dropped} are dropped");
         }
@@ -87,7 +87,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Owes a server an ephemeral message with messages to devices. False: it is owed too many, and this one is dropped.
+    /// Owes a server an ephemeral message with messages to devices. False: it is owed too many, and this one is
+    /// dropped.
     pub fn owe_message(&mut self, server: &ServerName, edu: &str, now: Millis) -> Result<bool> {
         self.drop_old_messages(now)?;
         let end = |order: &str| -> Result<Option<(i64, i64)>> {
@@ -99,7 +100,7 @@ impl Tx<'_> {
             Ok(ends.optional()?)
         };
         let ends = end("ASC")?.zip(end("DESC")?);
-        let Some((number, bytes)) = place_in_line(ends, edu.len(), (MOST_MESSAGES, MOST_BYTES)) else {
+        let Some((number, bytes)) = place_in_line(ends, edu.len(), (MESSAGES_MAX, MESSAGES_BYTES_MAX)) else {
             return Ok(false);
         };
         let stream = self.next_stream();
@@ -117,7 +118,7 @@ impl Tx<'_> {
             "DELETE FROM owed_edus WHERE (server, stream) IN
                (SELECT server, stream FROM owed_edus WHERE made_ms < ?1 ORDER BY made_ms LIMIT ?2) RETURNING server",
         )?;
-        let rows = statement.query_map((now - OWED_FOR, SWEPT_AT_ONCE), |row| row.get::<_, String>(0))?;
+        let rows = statement.query_map((now - OWED_FOR_MS, SWEPT_ROWS_MAX), |row| row.get::<_, String>(0))?;
         for server in rows {
             log::warn!("a message to devices is dropped: {} was out of reach for too long", server?);
         }
@@ -141,7 +142,7 @@ impl Tx<'_> {
             .conn()
             .prepare_cached("SELECT count(*) FROM owed_edus WHERE server = ?1 AND user_id = ?2")?
             .query_row((server_name, user), |row| row.get(0))?;
-        if others >= MOST_UPDATES {
+        if others >= UPDATES_MAX {
             self.conn()
                 .prepare_cached("DELETE FROM owed_edus WHERE server = ?1 AND user_id = ?2")?
                 .execute((server_name, user))?;
@@ -187,8 +188,7 @@ mod tests {
             .write(move |tx| {
                 assert!(tx.owe_message(&one, "old", 0)? && tx.owe_message(&one, "newer", DAY)?);
                 // As if there were many between them.
-                tx.conn()
-                    .execute("UPDATE owed_edus SET number = ?1 WHERE number = 2", [MOST_MESSAGES - 1])?;
+                tx.conn().execute("UPDATE owed_edus SET number = ?1 WHERE number = 2", [MESSAGES_MAX - 1])?;
                 assert!(tx.owe_message(&one, "just so", DAY)?);
                 assert!(!tx.owe_message(&one, "too much", DAY)?);
                 let large = "x".repeat(1 << 20);
@@ -225,7 +225,7 @@ mod tests {
         let one = server.clone();
         store
             .write(move |tx| {
-                for n in 0..MOST_UPDATES {
+                for n in 0..UPDATES_MAX {
                     tx.owe_device_update(&one, (&user, &format!("D{n}")), &format!("d{n}"))?;
                 }
                 Ok(())
@@ -233,7 +233,7 @@ mod tests {
             .expect("written");
         let left = owed(&store, &server);
         assert_eq!(left.first().map(String::as_str), Some("message"));
-        assert!(left.len() <= 1 + usize::try_from(MOST_UPDATES).expect("small"), "{left:?}");
+        assert!(left.len() <= 1 + usize::try_from(UPDATES_MAX).expect("small"), "{left:?}");
         assert_eq!(left.last().map(String::as_str), Some("d49"));
     }
 
@@ -254,10 +254,10 @@ mod tests {
                 tx.conn().execute(
                     "WITH RECURSIVE n (stream) AS (SELECT 1 UNION ALL SELECT stream + 1 FROM n WHERE stream < ?3)
                      INSERT INTO owed_events (server, stream, event_key) SELECT ?1, stream, ?2 FROM n",
-                    (one.as_str(), event, MOST_EVENTS),
+                    (one.as_str(), event, EVENTS_MAX),
                 )?;
                 for more in 1..=5 {
-                    tx.owe_event(&one, event, MOST_EVENTS + more)?;
+                    tx.owe_event(&one, event, EVENTS_MAX + more)?;
                 }
                 tx.save_destination(&one, &failed, 0)?;
                 tx.save_destination(&two, &failed, 0)?;
@@ -268,7 +268,7 @@ mod tests {
         let count: i64 = store
             .read(|db| Ok(db.conn().query_row("SELECT count(*) FROM owed_events", [], |row| row.get(0))?))
             .expect("read");
-        assert_eq!(count, MOST_EVENTS);
+        assert_eq!(count, EVENTS_MAX);
         let one = dead.clone();
         let forgotten = store
             .write(move |tx| {

@@ -108,11 +108,11 @@ impl Db<'_> {
 }
 
 /// So many keys are kept of one server: those that it named last.
-const MOST_KEYS: u32 = 400;
+const KEYS_PER_SERVER_MAX: u32 = 400;
 /// So many statements are kept of all servers together that are in no room with us: those that were fetched last.
-const MOST_OF_STRANGERS: u32 = 500;
+const OF_STRANGERS_MAX: u32 = 500;
 /// Strangers that go, or turn out to be none, when one comes, so that no single commit has much to do.
-const SWEPT_AT_ONCE: u32 = 5;
+const SWEPT_ROWS_MAX: u32 = 5;
 
 impl Tx<'_> {
     /// Retires the key in use, if there is one, and puts another in its place.
@@ -164,7 +164,7 @@ impl Tx<'_> {
                    (SELECT key_id FROM server_keys WHERE server = ?1
                     ORDER BY statement DESC, retired, valid_until_ms DESC LIMIT -1 OFFSET ?2)",
             )?
-            .execute((server.as_str(), MOST_KEYS))?;
+            .execute((server.as_str(), KEYS_PER_SERVER_MAX))?;
         self.conn()
             .prepare_cached(
                 "DELETE FROM key_statements WHERE server = ?1
@@ -177,15 +177,15 @@ impl Tx<'_> {
         self.hasten_pending_that_needs(server.as_str())
     }
 
-    /// Forgets the keys of the strangers that were fetched first, if there are too many. Whoever was ever in a room that we
-    /// know is none: their events are there to be checked.
+    /// Forgets the keys of the strangers that were fetched first, if there are too many. Whoever was ever in a room
+    /// that we know is none: their events are there to be checked.
     fn forget_strangers_keys(&mut self) -> Result<()> {
         let too_many = {
             let mut statement = self.conn().prepare_cached(
                 "SELECT s.statement, EXISTS (SELECT 1 FROM resident_servers r WHERE r.server = s.server)
                  FROM key_statements s WHERE s.stranger = 1 ORDER BY s.statement DESC LIMIT ?2 OFFSET ?1",
             )?;
-            let rows = statement.query_map([MOST_OF_STRANGERS, SWEPT_AT_ONCE], |row| {
+            let rows = statement.query_map([OF_STRANGERS_MAX, SWEPT_ROWS_MAX], |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, bool>(1)?))
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()?
@@ -311,7 +311,7 @@ mod tests {
             Ok((strangers, statements, all))
         });
         let (strangers, statements, keys) = kept.expect("kept");
-        assert_eq!(strangers, i64::from(MOST_OF_STRANGERS));
+        assert_eq!(strangers, i64::from(OF_STRANGERS_MAX));
         assert_eq!((statements, keys), (strangers + 4, 2 * (strangers + 4)));
     }
 }

@@ -10,17 +10,17 @@ use crate::store::engine::sweep::Sweep;
 use crate::store::{Db, Tx};
 
 /// For how long an answer is kept. A peer that repeats a transaction after a longer time finds the events known.
-const KEPT: Millis = 3 * 24 * 3_600_000;
+const KEPT_MS: Millis = 3 * 24 * 3_600_000;
 /// Of one server the last answers are kept: it repeats only what it has no answer to, a few transactions at once.
-const MOST_OF_SERVER: u32 = 200;
+const PER_SERVER_MAX: u32 = 200;
 /// The same of all servers together that share no room with one of us: there is no end of names.
-const MOST_OF_STRANGERS: u32 = 2000;
+const OF_STRANGERS_MAX: u32 = 2000;
 const SWEEP: Sweep = Sweep {
     table: "transactions",
-    most_of_one: MOST_OF_SERVER,
-    most_of_strangers: MOST_OF_STRANGERS,
-    kept: KEPT,
-    at_once: 20,
+    per_origin_max: PER_SERVER_MAX,
+    of_strangers_max: OF_STRANGERS_MAX,
+    kept_ms: KEPT_MS,
+    rows_max: 20,
 };
 
 /// What is stored of a transaction id for finding it again: 16 bytes, however long the peer made it.
@@ -89,17 +89,17 @@ mod tests {
             .write(move |tx| {
                 tx.pretend_room("!r:us.example", &[&one, &two])?;
                 tx.save_transaction_answer(&two, "the only one", b"kept", 0)?;
-                for n in 0..MOST_OF_SERVER + 100 {
+                for n in 0..PER_SERVER_MAX + 100 {
                     tx.save_transaction_answer(&one, &id(n), n.to_string().as_bytes(), 0)?;
                 }
                 Ok(())
             })
             .expect("written");
-        assert_eq!(count(&store, "count(*)"), i64::from(MOST_OF_SERVER) + 1);
+        assert_eq!(count(&store, "count(*)"), i64::from(PER_SERVER_MAX) + 1);
         assert!(count(&store, "max(length(txn))") <= 16);
         let answer =
             |of: &ServerName, id: &str| store.read(|db| db.transaction_answer(of, id)).expect("read");
-        assert_eq!(answer(&friend, &id(MOST_OF_SERVER + 99)), Some((MOST_OF_SERVER + 99).to_string().into()));
+        assert_eq!(answer(&friend, &id(PER_SERVER_MAX + 99)), Some((PER_SERVER_MAX + 99).to_string().into()));
         assert_eq!(answer(&friend, &id(0)), None, "the oldest had to go");
         assert_eq!(answer(&friend, "0"), None, "ids that only begin alike are two");
         assert_eq!(answer(&other, "the only one"), Some(b"kept".to_vec()));
@@ -113,13 +113,13 @@ mod tests {
             .write(move |tx| {
                 tx.pretend_room("!r:us.example", &[&friend])?;
                 tx.save_transaction_answer(&friend, "of old", b"kept", 0)?;
-                for n in 0..MOST_OF_STRANGERS + 300 {
+                for n in 0..OF_STRANGERS_MAX + 300 {
                     tx.save_transaction_answer(&name(&format!("s{n}.example")), "t", b"{}", 1)?;
                 }
                 Ok(())
             })
             .expect("written");
-        assert_eq!(count(&store, "count(*)"), i64::from(MOST_OF_STRANGERS) + 1);
+        assert_eq!(count(&store, "count(*)"), i64::from(OF_STRANGERS_MAX) + 1);
         let friend = name("friend.example");
         assert!(store.read(|db| db.transaction_answer(&friend, "of old")).expect("read").is_some());
         let written = store.write(move |tx| {
