@@ -65,7 +65,7 @@ impl Memberships<'_> {
         reason: Option<&str>,
         extra: Map<String, Value>,
     ) -> Result<()> {
-        let _turn = self.handshake_locks.take(room_id, target)?;
+        let _guard = self.handshake_locks.take(room_id, target)?;
         self.invite_with_lock(sender, room_id, target, reason, extra)
     }
 

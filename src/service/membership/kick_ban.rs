@@ -40,7 +40,7 @@ impl Memberships<'_> {
         if self.store.read(|db| db.owed_invite(&room.room_id, target))?.is_none() {
             return Err(not_there());
         }
-        let _turn = self.handshake_locks.take(&room.room_id, target)?;
+        let _guard = self.handshake_locks.take(&room.room_id, target)?;
         match self.store.read(|db| db.membership(room.key, target))? {
             Some(Membership::Invite | Membership::Join | Membership::Knock) => {
                 self.change(room, sender, target, Membership::Leave, reason)

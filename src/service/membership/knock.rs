@@ -219,8 +219,8 @@ impl Memberships<'_> {
     }
 }
 
-/// The state that somebody outside is shown to recognise the room by, as federation wants it; with an inviter's member
-/// event if there is one.
+/// The state that somebody who is not in the room is shown to recognise it by, as federation wants it; with an
+/// inviter's member event if there is one.
 pub(in crate::service) fn stripped_state_for_servers(
     db: &Db<'_>,
     room: &Room,

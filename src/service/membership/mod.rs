@@ -101,7 +101,7 @@ impl Homeserver {
 impl Memberships<'_> {
     /// What the scheduler does with a row that is due: whatever its state still has to be told to other servers.
     pub(in crate::service) fn pursue_membership(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
-        let Some(_turn) = self.handshake_locks.try_take(room_id, user) else {
+        let Some(_guard) = self.handshake_locks.try_take(room_id, user) else {
             // A request of the user's is at it, and may settle the matter.
             let (room_id, user, soon) = (room_id.clone(), user.clone(), self.clock.now_ms() + 2_000);
             return self.store.write(move |tx| tx.lease_remote_membership(&room_id, &user, soon));
@@ -117,17 +117,17 @@ impl Memberships<'_> {
         }
     }
 
-    /// Does what the local user asks for in its turn. What they asked for meanwhile is taken up after it: they may
-    /// have left.
+    /// Does what the local user asks for while no other handshake of theirs in the room is under way. What they asked
+    /// for meanwhile is taken up after it: they may have left.
     pub(super) fn with_handshake_lock<T>(
         &self,
         room_id: &RoomId,
         user: &UserId,
         ask: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
-        let turn = self.handshake_locks.take(room_id, user)?;
+        let guard = self.handshake_locks.take(room_id, user)?;
         let answer = ask();
-        drop(turn);
+        drop(guard);
         let row = self.store.read(|db| db.remote_membership(room_id, user))?;
         if row.is_some_and(|row| row.state == RemoteState::Leaving) {
             self.hasten(room_id, user)?;
@@ -149,17 +149,17 @@ impl Memberships<'_> {
     pub(super) fn as_resident_or_remotely<T>(
         &self,
         room_id: &RoomId,
-        here: impl Fn(&Room) -> Result<T>,
-        elsewhere: impl Fn() -> Result<T>,
+        as_resident: impl Fn(&Room) -> Result<T>,
+        remotely: impl Fn() -> Result<T>,
     ) -> Result<T> {
         if let Some(room) = self.resident_room(room_id)? {
-            match here(&room) {
+            match as_resident(&room) {
                 Err(_) if self.resident_room(room_id)?.is_none() => {}
                 other => return other,
             }
         }
-        elsewhere().or_else(|e| match self.resident_room(room_id)? {
-            Some(room) => here(&room),
+        remotely().or_else(|e| match self.resident_room(room_id)? {
+            Some(room) => as_resident(&room),
             None => Err(e),
         })
     }

@@ -33,7 +33,7 @@ impl Memberships<'_> {
     pub(in crate::service) fn deliver_owed_invite(&self, room_id: &RoomId, invitee: &UserId) -> Result<()> {
         let now = self.clock.now_ms();
         let (room, user) = (room_id.clone(), invitee.clone());
-        let Some(_turn) = self.handshake_locks.try_take(room_id, invitee) else {
+        let Some(_guard) = self.handshake_locks.try_take(room_id, invitee) else {
             return self
                 .store
                 .write(move |tx| tx.put_off_owed_invite(&room, &user, now + LOCKED_PAUSE_MS, false));

@@ -133,8 +133,8 @@ pub(in crate::service) fn stripped_state_for_client(
     Ok(stripped_state::shown(&shown, inviter))
 }
 
-/// Who is outside deals with the room by a row of their own; once we are in, the room itself says who is a member.
-/// Errors: 403 `M_FORBIDDEN`.
+/// While this server is not in the room, a user's dealings with it are a row; once it is in, the room itself says who
+/// is a member. Errors: 403 `M_FORBIDDEN`.
 pub(in crate::service) fn check_not_resident(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
     match db.room(room_id)? {
         Some(room) if room.resident => {

@@ -281,7 +281,7 @@ impl Memberships<'_> {
     /// Puts the invite into a room that this server is in. The signature is a matter of the authorisation rules too;
     /// whether its key was revoked is for us alone to find out.
     fn issue(&self, room: &Room, sender: &UserId, target: &UserId, signed: Map<String, Value>) -> Result<()> {
-        let _turn = self.handshake_locks.take(&room.room_id, target)?;
+        let _guard = self.handshake_locks.take(&room.room_id, target)?;
         let token = signed.get("token").and_then(Value::as_str).unwrap_or_default();
         let (present, issued) = self
             .store

@@ -1,4 +1,11 @@
 //! Rooms as their members see them: creating, sending, reading, finding.
+//!
+//! - `create/`: `POST /createRoom`, from what is asked for to the events that make the room.
+//! - `send`: messages, state and redactions. `messages`: one event, a page of history, the state, the members.
+//! - `view`: what one user may see of a room. `timeline`: which events a page has. `client_format`: an event as
+//!   clients get it.
+//! - `timestamp_to_event`: the event nearest to a time.
+//! - `directory`: aliases and published rooms. `summary`: one room as others see it. `hierarchy`: spaces.
 
 pub mod client_format;
 pub mod create;

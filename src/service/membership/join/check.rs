@@ -48,7 +48,7 @@ impl<'a> Classifier<'a> {
         Self { classified: Classified::default(), members: Vec::new(), users }
     }
 
-    /// Takes the next event, as it looks at a glance.
+    /// Takes the next event, as it looks before any check.
     pub fn add(&mut self, index: usize, event: Option<UncheckedEvent<'a>>) {
         let Some(event) = event else {
             // Written oddly: to be on the safe side.

@@ -1,5 +1,9 @@
 //! Joins, both ends: a local user joins (`join`), and another server's user joins a room of this server
-//! (`receive_join`). How the answer to `send_join` is judged is in `answer`.
+//! (`receive_join`). The room that `send_join` is answered with:
+//!
+//! - `receive`: its way from the answer to the database, in passing.
+//! - `check`: whether it is a room that the join may enter.
+//! - `import`: becoming resident in it.
 
 pub(super) mod check;
 pub mod import;
@@ -54,7 +58,7 @@ impl Memberships<'_> {
             self.as_resident_or_remotely(&target.room_id, here, || {
                 // Another local user may be on the way in: then the room is here in a moment. Who waits in vain goes
                 // themselves.
-                let _entrance =
+                let _guard =
                     self.join_locks.lock_until(target.room_id.clone(), Instant::now() + LOCK_TIMEOUT);
                 match self.resident_room(&target.room_id)? {
                     Some(room) => here(&room),
@@ -215,7 +219,7 @@ impl Memberships<'_> {
         })
     }
 
-    /// Sends the committed join to one server, and adopts the room that comes back. Once the server has said yes the
+    /// Sends the committed join to one server, and imports the room that comes back. Once the server has said yes the
     /// join is in the room, whatever becomes of the answer here.
     fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
         let body = self.federation.send_join(peer, join.room_id(), join.event_id(), join.json())?;

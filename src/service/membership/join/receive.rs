@@ -51,7 +51,7 @@ impl<'h> Memberships<'h> {
         drop(answer);
         let mut progress = Progress::new(room_id, events.len());
         let mut classifier = Classifier::new(join);
-        let wanted = self.keys().wanted_keys(&events, version, |index, glance| classifier.add(index, glance));
+        let wanted = self.keys().wanted_keys(&events, version, |index, event| classifier.add(index, event));
         let classified = classifier.finish();
         progress.note("keys", 0);
         let carrying: Vec<&[u8]> = classified.auth_events.iter().map(|index| events[*index]).collect();
