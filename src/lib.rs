@@ -44,7 +44,7 @@
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
 //!   budget by its length. Everything else stays text until somebody needs it.
 //! - *There is too much of it.* [`store::bounds`]: who fills each table, with whose share, and what cleans it. Knocks have
-//!   their budget in `service/membership/knock_budget.rs`, passwords theirs in `service/accounts/passwords.rs`.
+//!   their budget in `service/limits/knock_budget.rs`, passwords theirs in `service/accounts/passwords.rs`.
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
 //!   takes long), and what makes us ask elsewhere has slots, of which each asker has a share: `service/limits/request_permits.rs` for
 //!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, both made of `service/limits/fair_slots.rs`.
@@ -73,7 +73,7 @@
 //! | what leaves by it | `service/outgoing/`: a cursor for each server |
 //! | `/sync` | `service/sync/`; who waits for news: `service/background/notifier.rs` |
 //! | what is due by the clock | `service/background/scheduler.rs` |
-//! | what others may make us do | `service/limits/`, `service/membership/knock_budget.rs`, `service/accounts/passwords.rs` |
+//! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs` |
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
 //! | a server that a test holds in its hand | [`testing`], and `tests/common/` |

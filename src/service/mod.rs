@@ -75,7 +75,7 @@ pub struct Homeserver {
     /// One handshake of one user in one room at a time.
     pub handshake_locks: membership::HandshakeLocks,
     /// How many knocks were made lately, and whose.
-    pub knocks: membership::KnockBudget,
+    pub knock_budget: limits::knock_budget::KnockBudget,
     /// One import of a room at a time.
     pub join_locks: KeyedLock<RoomId>,
 }
@@ -145,7 +145,7 @@ impl Homeserver {
             resolution_allowance: limits::resolution_allowance::ResolutionAllowance::default(),
             catch_up_worker,
             handshake_locks: membership::HandshakeLocks::default(),
-            knocks: membership::KnockBudget::default(),
+            knock_budget: limits::knock_budget::KnockBudget::default(),
             join_locks: KeyedLock::default(),
         }))
     }

@@ -235,7 +235,7 @@ impl Incoming<'_> {
                 Checked::Dropped(_) => None,
             };
             if let Some((pdu, is_signed)) = pdu
-                && let Err(e) = self.membership().count_knock_from(origin, &room, pdu, is_signed)
+                && let Err(e) = self.knock_budget.count_knock_from(self, origin, &room, pdu, is_signed)
             {
                 if e.status() == 500 {
                     return Err(e);

@@ -8,7 +8,6 @@ use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::HandshakeRequest;
-use super::knock_budget::KnockPermit;
 use super::peer_view::TemplateExpectation;
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::template::{INVITE_TIMEOUT, member_draft};
@@ -17,6 +16,7 @@ use crate::federation::calls::HandshakeKind;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, Prepared, PriorMembership, RemoteMembership, RemoteState};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, stripped_state};
+use crate::service::limits::knock_budget::KnockPermit;
 use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
 
@@ -49,7 +49,7 @@ impl Memberships<'_> {
             // It was signed and perhaps sent, and no answer came: the same event again, not another one.
             Some(row) if row.state == RemoteState::Knocking => self.deliver_knock(&row, &candidates),
             row => {
-                let permit = self.permit_remote_knock(user, &target.room_id)?;
+                let permit = self.knock_budget.permit_remote_knock(self, user, &target.room_id)?;
                 let Some(row) = self.prepare_knock(user, target, reason, row, &candidates)? else {
                     return Ok(());
                 };
@@ -64,7 +64,7 @@ impl Memberships<'_> {
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Knock) {
             return Ok(());
         }
-        let permit = self.permit_knock(room, user, None)?;
+        let permit = self.knock_budget.permit_knock(self, room, user, None)?;
         let content = self.member_content(user, Membership::Knock, reason)?;
         self.events().send(member_draft(&room.room_id, user, user, content))?;
         permit.into_iter().for_each(KnockPermit::keep);
@@ -211,7 +211,7 @@ impl Memberships<'_> {
         let room = self.admit(&request)?;
         let knock = self.check_signed(body, room.version, &request, event_id)?;
         self.handshake_locks.wait_for_end(room_id, knock.sender(), INVITE_TIMEOUT);
-        let permit = self.permit_knock(&room, knock.sender(), Some(knock.event_id()))?;
+        let permit = self.knock_budget.permit_knock(self, &room, knock.sender(), Some(knock.event_id()))?;
         let knock = self.events().with_policy_signature(knock)?;
         self.events().accept_signed(knock, origin, Membership::Knock)?;
         permit.into_iter().for_each(KnockPermit::keep);

@@ -19,7 +19,8 @@
 //! - `candidates`: which servers are asked, one after the other, until one says yes.
 //! - `peer_view`: what a server should know of a local user by the time that it is asked.
 //! - `rows`: the rows of `remote_memberships`, read and changed. `locks`: one handshake at a time.
-//! - `knock_budget`: how many knocks strangers may make. `invite::check_place`: how many invites.
+//! - `invite::check_place`: how many invites strangers may make; how many knocks, `service/limits/knock_budget.rs`
+//!   says.
 //! - `owed_invites`: a new room's invites, which may have to wait for other servers.
 //!
 //! # Who waits for whom
@@ -53,7 +54,6 @@ mod invite;
 pub mod join;
 mod kick_ban;
 mod knock;
-mod knock_budget;
 mod leave;
 mod locks;
 mod owed_invites;
@@ -69,7 +69,6 @@ pub use self::candidates::JoinTarget;
 pub use self::invite::InviteReceived;
 pub(in crate::service) use self::invite::blocks_invites;
 pub(in crate::service) use self::knock::stripped_state_for_servers;
-pub use self::knock_budget::KnockBudget;
 pub use self::locks::HandshakeLocks;
 pub(crate) use self::restricted_join::AUTHORISER;
 pub(in crate::service) use self::rows::stripped_state_for_client;

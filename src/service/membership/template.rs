@@ -36,7 +36,7 @@ impl Memberships<'_> {
         let room =
             self.admit(&HandshakeRequest { origin, room_id, membership, user: Some(user), versions })?;
         if membership == Membership::Knock {
-            self.may_knock(&room, user)?;
+            self.knock_budget.may_knock(self, &room, user)?;
         }
         if membership == Membership::Join {
             return self.after_their_invite(room_id, user, || self.template_of(&room, user, membership));

@@ -66,7 +66,7 @@ impl Fetch<'_> {
         let known = self.hs.store.read(|db| placed(db, &events))?;
         let mut events = connected(events, pdu.prev_events(), &known);
         for event in &events {
-            self.hs.membership().count_knock_from(self.peer, &self.room, event, true)?;
+            self.hs.knock_budget.count_knock_from(self.hs, self.peer, &self.room, event, true)?;
         }
         self.hs.events().with_policy_signatures(&mut [(&self.room, &mut events)], Some(self.until))?;
         self.receive_fetched(&events)

@@ -14,7 +14,7 @@ use crate::protocol::fair_share::ServerStanding;
 use crate::protocol::knock_budget::{HOUR_MS, KnockFacts, KnockLimits, Wait, check_budget, over};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, Pdu, RoomId, ServerName, UserId};
-use crate::service::membership::Memberships;
+use crate::service::Homeserver;
 use crate::store::{Db, Room};
 
 /// Of how many that wait it is looked up who they are, for each that may wait: there may be more where other servers
@@ -80,7 +80,7 @@ fn is_recent(knock: &CountedKnock, now: Millis) -> bool {
 }
 
 /// A permit that was taken for a knock which is under way; given back when dropped, unless it is kept.
-pub(super) struct KnockPermit<'b> {
+pub(in crate::service) struct KnockPermit<'b> {
     budget: &'b KnockBudget,
     scope: KnockScope,
     number: u64,
@@ -91,7 +91,7 @@ pub(super) struct KnockPermit<'b> {
 
 impl KnockPermit<'_> {
     /// The knock was made: it counts for an hour.
-    pub(super) fn keep(mut self) {
+    pub(in crate::service) fn keep(mut self) {
         self.kept = true;
     }
 }
@@ -108,31 +108,33 @@ impl Drop for KnockPermit<'_> {
     }
 }
 
-impl Memberships<'_> {
+impl KnockBudget {
     /// Whether somebody may knock upon a room of this server, as far as the budget goes: what is asked before a knock
     /// is made. Errors: 429 (of another server: 403) `M_LIMIT_EXCEEDED` with `retry_after_ms`.
-    pub(super) fn may_knock(&self, room: &Room, knocker: &UserId) -> Result<()> {
-        self.find_permit(room, knocker, self.knock_limits(), false).map(drop)
+    pub(in crate::service) fn may_knock(&self, hs: &Homeserver, room: &Room, knocker: &UserId) -> Result<()> {
+        self.find_permit(hs, room, knocker, limits_of(hs), false).map(drop)
     }
 
-    /// As [`Memberships::may_knock`], and a permit is taken for the knock that is about to be made. None if there are
+    /// As [`KnockBudget::may_knock`], and a permit is taken for the knock that is about to be made. None if there are
     /// no limits, or if `event` is in the room already: a repeat.
-    pub(super) fn permit_knock(
+    pub(in crate::service) fn permit_knock(
         &self,
+        hs: &Homeserver,
         room: &Room,
         knocker: &UserId,
         event: Option<&EventId>,
     ) -> Result<Option<KnockPermit<'_>>> {
         if let Some(event) = event
-            && self.store.read(|db| db.event_key(event))?.is_some()
+            && hs.store.read(|db| db.event_key(event))?.is_some()
         {
             return Ok(None);
         }
-        self.find_permit(room, knocker, self.knock_limits(), true)
+        self.find_permit(hs, room, knocker, limits_of(hs), true)
     }
 
     fn find_permit(
         &self,
+        hs: &Homeserver,
         room: &Room,
         knocker: &UserId,
         limits: KnockLimits,
@@ -141,12 +143,12 @@ impl Memberships<'_> {
         if !limits.are_any() {
             return Ok(None);
         }
-        let (now, scope) = (self.clock.now_ms(), KnockScope::Room(room.room_id.clone()));
+        let (now, scope) = (hs.clock.now_ms(), KnockScope::Room(room.room_id.clone()));
         // Held while the room is read: what is no longer under way is in its state.
-        let mut log = lock(&self.knocks.log);
-        let (mut waiting, refused_at, standing) = self.store.read(|db| {
+        let mut log = lock(&self.log);
+        let (mut waiting, refused_at, standing) = hs.store.read(|db| {
             let waiting = db.waiting_knocks(room.key, limits.waiting.saturating_mul(KNOCKERS_READ_FACTOR))?;
-            Ok((waiting, refused_at(db, room, knocker)?, self.standing(db, room, knocker)?))
+            Ok((waiting, refused_at(db, room, knocker)?, standing(hs, db, room, knocker)?))
         })?;
         let knocks = log.of(&scope, now);
         let under_way = knocks.iter().filter(|knock| knock.under_way).map(|knock| knock.what.clone());
@@ -158,29 +160,30 @@ impl Memberships<'_> {
         let lately: Vec<(Millis, &str)> =
             knocks.iter().map(|knock| (knock.at, knock.what.as_str())).collect();
         let facts = KnockFacts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
-        let told = if self.is_ours(knocker) { limited } else { limited_at_peer };
+        let told = if hs.is_ours(knocker) { limited } else { limited_at_peer };
         check_budget(limits, &facts).map_err(told)?;
         if !take {
             return Ok(None);
         }
         let number = log.add(&scope, knocker.as_str(), now);
         let counts = limits.per_hour > 0;
-        Ok(Some(KnockPermit { budget: &self.knocks, scope, number, counts, kept: false }))
+        Ok(Some(KnockPermit { budget: self, scope, number, counts, kept: false }))
     }
 
     /// Takes a permit for a local user's knock upon a remote room, so that nobody uses us to fill others' rooms, and
     /// they have no reason to refuse us all. Errors: 429 `M_LIMIT_EXCEEDED` with `retry_after_ms`.
-    pub(super) fn permit_remote_knock(
+    pub(in crate::service) fn permit_remote_knock(
         &self,
+        hs: &Homeserver,
         user: &UserId,
         room: &RoomId,
     ) -> Result<Option<KnockPermit<'_>>> {
-        let limits = self.knock_limits();
+        let limits = limits_of(hs);
         if limits.per_hour == 0 {
             return Ok(None);
         }
-        let (now, scope) = (self.clock.now_ms(), KnockScope::User(user.clone()));
-        let mut log = lock(&self.knocks.log);
+        let (now, scope) = (hs.clock.now_ms(), KnockScope::User(user.clone()));
+        let mut log = lock(&self.log);
         let knocks = log.of(&scope, now);
         let here = knocks.iter().filter(|knock| knock.what == room.as_str()).map(|knock| knock.at);
         let wait = over(here, limits.of_one_knocker(), now)
@@ -189,7 +192,7 @@ impl Memberships<'_> {
             return Err(limited(Wait { ms, why: "You knocked too often" }));
         }
         let number = log.add(&scope, room.as_str(), now);
-        Ok(Some(KnockPermit { budget: &self.knocks, scope, number, counts: true, kept: false }))
+        Ok(Some(KnockPermit { budget: self, scope, number, counts: true, kept: false }))
     }
 
     /// An event that came with a transaction, or as one that another refers to. Knocks and their withdrawals are
@@ -199,6 +202,7 @@ impl Memberships<'_> {
     /// may be sent along. `is_signed`: whether its signature could be checked. Errors: 429 `M_LIMIT_EXCEEDED`.
     pub(in crate::service) fn count_knock_from(
         &self,
+        hs: &Homeserver,
         from: &ServerName,
         room: &Room,
         event: &Pdu,
@@ -206,40 +210,40 @@ impl Memberships<'_> {
     ) -> Result<()> {
         let user = event.sender();
         let limits = match event.membership().filter(|_| event.is("m.room.member", user.as_str())) {
-            Some(Membership::Knock) => self.knock_limits(),
-            Some(Membership::Leave) => KnockLimits { waiting: 0, ..self.knock_limits() },
+            Some(Membership::Knock) => limits_of(hs),
+            Some(Membership::Leave) => KnockLimits { waiting: 0, ..limits_of(hs) },
             _ => return Ok(()),
         };
         let counts =
             |db: &Db<'_>| Ok(!db.is_resident(room.key, from)? && db.event_key(event.event_id())?.is_none());
-        if !limits.are_any() || !self.store.read(counts)? {
+        if !limits.are_any() || !hs.store.read(counts)? {
             return Ok(());
         }
         if !is_signed {
             // Counted it would be at the cost of whoever is said to have knocked.
             return Err(limited(Wait { ms: HOUR_MS, why: "Nothing shows yet who this is" }));
         }
-        if let Some(permit) = self.find_permit(room, user, limits, true)? {
+        if let Some(permit) = self.find_permit(hs, room, user, limits, true)? {
             permit.keep();
         }
         Ok(())
     }
+}
 
-    fn knock_limits(&self) -> KnockLimits {
-        if self.config.rate_limits {
-            KnockLimits { per_hour: self.config.knocks_per_hour, waiting: self.config.knocks_waiting }
-        } else {
-            KnockLimits::default()
-        }
+fn limits_of(hs: &Homeserver) -> KnockLimits {
+    if hs.config.rate_limits {
+        KnockLimits { per_hour: hs.config.knocks_per_hour, waiting: hs.config.knocks_waiting }
+    } else {
+        KnockLimits::default()
     }
+}
 
-    fn standing(&self, db: &Db<'_>, room: &Room, user: &UserId) -> Result<ServerStanding> {
-        if self.is_ours(user) {
-            return Ok(ServerStanding::Ours);
-        }
-        let known = db.is_resident(room.key, &user.server())?;
-        Ok(if known { ServerStanding::Known } else { ServerStanding::Stranger })
+fn standing(hs: &Homeserver, db: &Db<'_>, room: &Room, user: &UserId) -> Result<ServerStanding> {
+    if hs.is_ours(user) {
+        return Ok(ServerStanding::Ours);
     }
+    let known = db.is_resident(room.key, &user.server())?;
+    Ok(if known { ServerStanding::Known } else { ServerStanding::Stranger })
 }
 
 /// When the user's knock upon the room was refused, if nothing came after that: somebody else made them leave, whose
