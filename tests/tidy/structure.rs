@@ -261,6 +261,39 @@ fn no_layer_reaches_where_it_may_not() {
     report(&found);
 }
 
+/// The floors of `service/`, from below: a folder may name, or ask through its handle, none that stands above it.
+const SERVICE_FLOORS: [&[&str]; 6] = [
+    &["limits"],
+    &["keys"],
+    &["events"],
+    &["membership", "accounts", "devices", "ephemeral", "push"],
+    &["rooms"],
+    &["sync", "incoming"],
+];
+
+#[test]
+fn no_service_asks_one_that_stands_above_it() {
+    let mut found = Vec::new();
+    for (floor, folders) in SERVICE_FLOORS.iter().enumerate() {
+        let above: Vec<&str> = SERVICE_FLOORS[floor + 1..].concat();
+        for folder in *folders {
+            for (path, code) in code_under(&format!("src/service/{folder}")) {
+                for (number, line) in lines(&code) {
+                    let asks = |name: &&&str| {
+                        let handle = if **name == "sync" { "syncing" } else { name };
+                        mentions(line, &format!("crate::service::{name}"))
+                            || ["self", "hs"].iter().any(|hs| line.contains(&format!("{hs}.{handle}()")))
+                    };
+                    if let Some(name) = above.iter().find(asks) {
+                        found.push(format!("{}:{number} asks {name}, which is above", path.display()));
+                    }
+                }
+            }
+        }
+    }
+    report(&found);
+}
+
 #[test]
 fn the_transport_names_no_endpoint() {
     for (path, code) in code_under("src/http/transport") {
