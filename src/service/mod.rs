@@ -20,7 +20,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use self::accounts::interactive_auth::PendingAuth;
+use self::accounts::interactive_auth::UiaSessions;
+use self::accounts::registration_nonces::RegistrationNonces;
 use self::background::notifier::Notifier;
 use self::background::scheduler::Scheduler;
 use self::keys::ring::KeyRing;
@@ -63,7 +64,9 @@ pub struct Homeserver {
     /// Who of us is at a client.
     pub presences: Arc<ephemeral::presence::Presences>,
     /// Interactive authentication that is under way.
-    pub pending_auth: PendingAuth,
+    pub uia_sessions: UiaSessions,
+    /// Nonces for registrations with the shared secret.
+    pub registration_nonces: RegistrationNonces,
     /// Passwords that are being checked, and those that were wrong.
     pub passwords: accounts::passwords::Passwords,
     /// The timer: what is due in the database.
@@ -124,14 +127,14 @@ impl Homeserver {
             clock: clock.clone(),
         };
         let federation = way_out(settings, key_ring.signer())?.limited_to(config.peers.clone());
-        let pending_auth = PendingAuth::default();
         Ok(Arc::new(Self {
             config,
             clock,
             notifier,
             store,
             presences: Arc::default(),
-            pending_auth,
+            uia_sessions: UiaSessions::default(),
+            registration_nonces: RegistrationNonces::default(),
             passwords: accounts::passwords::Passwords::default(),
             federation: Arc::new(federation),
             key_ring,

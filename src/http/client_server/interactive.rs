@@ -5,14 +5,14 @@ use serde_json::{Map, Value};
 use crate::error::Result;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::accounts::interactive_auth::{Action, Asker, Proof, Stage, Told};
+use crate::service::accounts::interactive_auth::{AuthOutcome, GuardedAction, Proof, Stage, UiaClient};
 
 /// The flows where the account's password is asked for.
 const PASSWORD: &[&[Stage]] = &[&[Stage::Password]];
 
 /// Something that asks for the account's password.
-pub const fn with_password(name: &'static str) -> Action<'static> {
-    Action { name, flows: PASSWORD, incidental: &[] }
+pub const fn with_password(name: &'static str) -> GuardedAction<'static> {
+    GuardedAction { name, flows: PASSWORD, incidental: &[] }
 }
 
 /// Answers a request with these parameters (its body): see
@@ -21,19 +21,19 @@ pub fn interactively<P>(
     hs: &Homeserver,
     request: &Request,
     requester: Option<&Requester>,
-    action: &Action<'_>,
+    action: &GuardedAction<'_>,
     params: Map<String, Value>,
     check: impl FnOnce(&Map<String, Value>) -> Result<P>,
     deed: impl FnOnce(P, &Proof) -> Result<Value>,
 ) -> Result<Reply> {
-    let asker = Asker {
+    let asker = UiaClient {
         user: requester.map(|requester| &requester.user_id),
         token: requester.and_then(|_| request.token()),
         ended: requester.is_some_and(|requester| requester.ended),
         from: request.client_ip(),
     };
     Ok(match hs.accounts().interactively(action, asker, params, check, deed)? {
-        Told::Done(answer) => Reply::raw_json(answer.into_bytes()),
-        Told::Ask(body) => Reply::json_status(401, &body),
+        AuthOutcome::Done(answer) => Reply::raw_json(answer.into_bytes()),
+        AuthOutcome::Ask(body) => Reply::json_status(401, &body),
     })
 }

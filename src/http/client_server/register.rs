@@ -14,7 +14,7 @@ use crate::http::{Reply, Request};
 use crate::protocol::json::shaped;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
-use crate::service::accounts::interactive_auth::{Action, Proof, Stage};
+use crate::service::accounts::interactive_auth::{GuardedAction, Proof, Stage};
 use crate::service::accounts::sessions::NewLogin;
 
 #[derive(Deserialize, Default)]
@@ -43,7 +43,7 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         Registration::Token => &[&[Stage::RegistrationToken], &[Stage::RegistrationToken, Stage::Dummy]],
         Registration::Closed => return Err(Error::forbidden("Registration is disabled on this homeserver")),
     };
-    let action = Action { name: "register", flows, incidental: &["initial_device_display_name"] };
+    let action = GuardedAction { name: "register", flows, incidental: &["initial_device_display_name"] };
     let from = Some(request.client_ip());
     let read = |params: &Map<String, Value>| {
         let body: RegisterBody = shaped(params.clone())?;
@@ -97,7 +97,7 @@ pub fn token_validity(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> 
 /// `GET /_synapse/admin/v1/register`: a nonce.
 pub fn shared_secret_nonce(hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
     shared_secret(hs)?;
-    Ok(Reply::json(&json!({ "nonce": hs.accounts().new_nonce() })))
+    Ok(Reply::json(&json!({ "nonce": hs.accounts().new_registration_nonce() })))
 }
 
 #[derive(Deserialize)]
@@ -119,7 +119,7 @@ struct SharedSecretBody {
 pub fn shared_secret_register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let secret = shared_secret(hs)?;
     let body: SharedSecretBody = request.json()?;
-    if !hs.accounts().use_nonce(&body.nonce) {
+    if !hs.accounts().use_registration_nonce(&body.nonce) {
         return Err(Error::invalid_param("Unknown or used nonce"));
     }
     let admin = if body.admin { "admin" } else { "notadmin" };

@@ -1,17 +1,17 @@
 //! Account data and tags: what clients keep here for themselves.
 
-use crate::service::accounts::Accounts;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::parse_object;
 use crate::protocol::{RoomId, UserId};
+use crate::service::accounts::Accounts;
 use crate::service::push::rules::default_ruleset;
 
 /// "The name of a tag MUST NOT exceed 255 bytes"; types of account data are held to the same.
-const MAX_NAME_BYTES: usize = 255;
+const NAME_BYTES_MAX: usize = 255;
 /// Tags of one room.
-const MAX_TAGS: usize = 100;
+const TAGS_MAX: usize = 100;
 
 /// The types that the server manages: "Servers MUST reject setting account data for event types that the server manages
 /// by using a 405 error response."
@@ -32,7 +32,7 @@ impl Accounts<'_> {
                 Error::bad_json(format!("Cannot set {event_type} through this API.")).with_status(405)
             );
         }
-        if event_type.is_empty() || event_type.len() > MAX_NAME_BYTES {
+        if event_type.is_empty() || event_type.len() > NAME_BYTES_MAX {
             return Err(Error::invalid_param("The type must have between 1 and 255 bytes"));
         }
         let (user, room, event_type) = (user.clone(), room.cloned(), event_type.to_owned());
@@ -58,7 +58,7 @@ impl Accounts<'_> {
 
     /// Puts a tag on a room, or replaces it. Errors: 400 `M_INVALID_PARAM` for a bad name or order.
     pub fn set_tag(&self, user: &UserId, room: &RoomId, tag: &str, body: Map<String, Value>) -> Result<()> {
-        if tag.is_empty() || tag.len() > MAX_NAME_BYTES {
+        if tag.is_empty() || tag.len() > NAME_BYTES_MAX {
             return Err(Error::invalid_param("The name of a tag must have between 1 and 255 bytes"));
         }
         if let Some(order) = body.get("order").filter(|order| !order.is_null()) {
@@ -88,7 +88,7 @@ impl Accounts<'_> {
             if tags == before {
                 return Ok(());
             }
-            if tags.len() > MAX_TAGS && tags.len() > before.len() {
+            if tags.len() > TAGS_MAX && tags.len() > before.len() {
                 return Err(Error::new(ErrCode::ResourceLimitExceeded, "The room has too many tags"));
             }
             tx.set_account_data(&user, Some(&room), "m.tag", &json!({"tags": tags}).to_string())

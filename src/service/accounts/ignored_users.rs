@@ -11,7 +11,7 @@ use crate::protocol::UserId;
 use crate::protocol::json::parse_object;
 use crate::store::Db;
 
-/// The users whom one of ours ignores. Never themselves, whatever their list says.
+/// The users whom a local user ignores. Never themselves, whatever their list says.
 #[derive(Debug, Default)]
 pub struct Ignored(HashSet<String>);
 

@@ -1,4 +1,11 @@
-//! Accounts: who may have one, how an account ends.
+//! Accounts: who may have one, what proves whose it is, and what people keep in it.
+//!
+//! - here: making and closing accounts, registration tokens; `registration_nonces`: those of the shared secret.
+//! - `sessions`: logging in, refreshing tokens, logging out.
+//! - `interactive_auth`: what a client has to prove before something is done; `passwords`: how often one may be tried.
+//! - `profile`: names, avatars and other fields; `account_data`: what clients keep here, tags included.
+//! - `ignored_users`: whom a user does not want to hear.
+//! - `openid`: tokens by which third parties learn who somebody is.
 
 pub mod account_data;
 pub(super) mod ignored_users;
@@ -6,6 +13,7 @@ pub mod interactive_auth;
 pub mod openid;
 pub mod passwords;
 pub mod profile;
+pub mod registration_nonces;
 pub mod sessions;
 
 use std::net::IpAddr;

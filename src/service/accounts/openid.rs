@@ -10,7 +10,7 @@ use crate::service::accounts::Accounts;
 /// For how long a token is good.
 pub const TOKEN_LIFE_MS: Millis = 3_600_000;
 /// How many tokens a user has at a time; a new one takes the place of the oldest.
-const MOST_TOKENS: usize = 50;
+const TOKENS_MAX: usize = 50;
 
 impl Accounts<'_> {
     /// A new token that proves who this user is for [`TOKEN_LIFE_MS`], and is good for nothing else.
@@ -18,7 +18,7 @@ impl Accounts<'_> {
         let token = random::token();
         let (user, hash, now) = (user.clone(), token_hash(&token), self.clock.now_ms());
         self.store
-            .write(move |tx| tx.add_openid_token(&user, &hash, (now, now + TOKEN_LIFE_MS), MOST_TOKENS))?;
+            .write(move |tx| tx.add_openid_token(&user, &hash, (now, now + TOKEN_LIFE_MS), TOKENS_MAX))?;
         Ok(token)
     }
 
@@ -47,14 +47,14 @@ mod tests {
         let hs = Homeserver::open(config, clock.clone()).unwrap();
         let (alice, _) = hs.accounts().register_user("alice", None).unwrap();
         let first = hs.accounts().make_openid_token(&alice).unwrap();
-        for _ in 0..super::MOST_TOKENS {
+        for _ in 0..super::TOKENS_MAX {
             clock.advance(Duration::from_millis(1));
             let token = hs.accounts().make_openid_token(&alice).unwrap();
             assert_eq!(hs.accounts().openid_user(&token).unwrap(), alice);
         }
         assert_eq!(hs.accounts().openid_user(&first).unwrap_err().status(), 401, "the oldest had to go");
         let kept = || hs.store.read(|db| db.openid_tokens()).unwrap();
-        assert_eq!(kept(), super::MOST_TOKENS);
+        assert_eq!(kept(), super::TOKENS_MAX);
         clock.advance(Duration::from_secs(3601));
         hs.accounts().make_openid_token(&alice).unwrap();
         assert_eq!(kept(), 1);

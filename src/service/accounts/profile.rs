@@ -1,25 +1,25 @@
-//! Profiles: of our users, kept here; of others, asked of their server.
+//! Profiles: of local users, kept here; of others, asked of their server.
 
-use crate::service::accounts::Accounts;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::lock;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
+use crate::service::accounts::Accounts;
 use crate::service::events::build::Draft;
 use crate::service::limits::request_permits::Asker;
 
 /// "The total profile MUST be under 64 KiB."
-const MAX_PROFILE_BYTES: usize = 65_536;
+const PROFILE_BYTES_MAX: usize = 65_536;
 /// "The maximum allowed key length of 255 bytes."
-const MAX_KEY_BYTES: usize = 255;
+const KEY_BYTES_MAX: usize = 255;
 /// Display names go into every member event, so they must leave room for the rest of it.
-const MAX_NAME_CHARS: usize = 256;
-/// The same for avatars.
-const MAX_AVATAR_CHARS: usize = 1000;
+const NAME_CHARS_MAX: usize = 256;
+/// So do URLs of avatars.
+const AVATAR_CHARS_MAX: usize = 1000;
 /// So many rooms are told of a new name or avatar at the same time.
-const AT_ONCE: usize = 8;
+const ROOMS_TOLD_AT_ONCE: usize = 8;
 
 impl Accounts<'_> {
     /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their server
@@ -31,7 +31,7 @@ impl Accounts<'_> {
         }
     }
 
-    /// The whole profile of one of our users. Errors: 404 `M_NOT_FOUND`.
+    /// The whole profile of a local user. Errors: 404 `M_NOT_FOUND`.
     pub fn own_profile(&self, user: &UserId) -> Result<Map<String, Value>> {
         self.store.read(|db| {
             if !db.is_active_user(user)? {
@@ -71,7 +71,7 @@ impl Accounts<'_> {
     /// Errors: 400 `M_INVALID_PARAM`, `M_KEY_TOO_LARGE`, `M_PROFILE_TOO_LARGE`.
     pub fn set_profile_field(&self, user: &UserId, field: &str, value: Value) -> Result<()> {
         check_field(field)?;
-        if let Some(max) = longest_text(field) {
+        if let Some(max) = text_chars_max(field) {
             let text = value.as_str().ok_or_else(|| Error::bad_json(format!("{field} must be a string")))?;
             if text.chars().count() > max {
                 return Err(Error::invalid_param(format!("{field} may have at most {max} characters")));
@@ -84,13 +84,13 @@ impl Accounts<'_> {
         let changed = self.store.write(move |tx| {
             let mut profile = tx.profile(&owner)?;
             let before = profile.insert(name.clone(), value.clone());
-            if Value::from(profile).to_string().len() >= MAX_PROFILE_BYTES {
+            if Value::from(profile).to_string().len() >= PROFILE_BYTES_MAX {
                 return Err(Error::new(ErrCode::ProfileTooLarge, "The profile would be too large"));
             }
             tx.set_profile_field(&owner, &name, &value)?;
             Ok(before != Some(value))
         })?;
-        if changed && longest_text(field).is_some() {
+        if changed && text_chars_max(field).is_some() {
             self.tell_rooms_of_profile(user)?;
         }
         Ok(())
@@ -106,7 +106,7 @@ impl Accounts<'_> {
             tx.delete_profile_field(&owner, &name)?;
             Ok(was_there)
         })?;
-        if changed && longest_text(field).is_some() {
+        if changed && text_chars_max(field).is_some() {
             self.tell_rooms_of_profile(user)?;
         }
         Ok(())
@@ -136,7 +136,7 @@ impl Accounts<'_> {
         // Several at once, because the writer commits together what comes together.
         std::thread::scope(|scope| {
             let rooms = lock(&next).len();
-            for _ in 1..AT_ONCE.min(rooms) {
+            for _ in 1..ROOMS_TOLD_AT_ONCE.min(rooms) {
                 let _ = std::thread::Builder::new().name("profile".to_owned()).spawn_scoped(scope, work);
             }
             work();
@@ -180,19 +180,19 @@ impl Accounts<'_> {
 
 /// A display name for a new account; an empty one is none. Errors: 400 `M_INVALID_PARAM` if it is too long.
 pub(in crate::service) fn checked_display_name(name: &str) -> Result<Option<&str>> {
-    if name.chars().count() > MAX_NAME_CHARS {
+    if name.chars().count() > NAME_CHARS_MAX {
         return Err(Error::invalid_param(format!(
-            "displayname may have at most {MAX_NAME_CHARS} characters"
+            "displayname may have at most {NAME_CHARS_MAX} characters"
         )));
     }
     Ok(Some(name).filter(|name| !name.is_empty()))
 }
 
 /// The two fields that rooms are told of, with the most characters that they may have.
-fn longest_text(field: &str) -> Option<usize> {
+fn text_chars_max(field: &str) -> Option<usize> {
     match field {
-        "displayname" => Some(MAX_NAME_CHARS),
-        "avatar_url" => Some(MAX_AVATAR_CHARS),
+        "displayname" => Some(NAME_CHARS_MAX),
+        "avatar_url" => Some(AVATAR_CHARS_MAX),
         _ => None,
     }
 }
@@ -200,7 +200,7 @@ fn longest_text(field: &str) -> Option<usize> {
 /// "This MUST be either avatar_url, displayname, m.tz, or a custom field following the Common Namespaced Identifier
 /// Grammar." The grammar allows all three.
 fn check_field(field: &str) -> Result<()> {
-    if field.len() > MAX_KEY_BYTES {
+    if field.len() > KEY_BYTES_MAX {
         return Err(Error::new(
             ErrCode::KeyTooLarge,
             "The name of a profile field may have at most 255 bytes",

@@ -1,6 +1,5 @@
 //! Sessions: logging in, staying logged in, logging out.
 
-use crate::service::accounts::Accounts;
 use std::net::IpAddr;
 
 use super::token_hash;
@@ -8,6 +7,7 @@ use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
+use crate::service::accounts::Accounts;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_devices};
 use crate::store::Tx;
 use crate::store::accounts::devices::{NewSession, Session};
@@ -17,11 +17,11 @@ pub const ACCESS_TOKEN_LIFE_MS: Millis = 24 * 60 * 60 * 1000;
 /// A device's last-seen time is written again when it is this old.
 const LAST_SEEN_LAG_MS: Millis = 10 * 60 * 1000;
 /// Most devices of one user.
-const MOST_DEVICES: i64 = 1000;
+const DEVICES_MAX: i64 = 1000;
 /// Longest device id, in bytes.
-const LONGEST_DEVICE_ID: usize = 255;
+const DEVICE_ID_BYTES_MAX: usize = 255;
 /// Longest name of a device, in bytes.
-const LONGEST_DEVICE_NAME: usize = 256;
+const DEVICE_NAME_BYTES_MAX: usize = 256;
 
 /// What a client gets when it has logged in.
 #[derive(Debug, Clone)]
@@ -89,7 +89,7 @@ impl PreparedLogin {
         }
         let device = &self.device_id;
         let is_new = tx.device(owner, device)?.is_none();
-        if is_new && tx.count_devices(owner)? >= MOST_DEVICES {
+        if is_new && tx.count_devices(owner)? >= DEVICES_MAX {
             return Err(Error::forbidden("This account has too many devices"));
         }
         tx.log_in_device(owner, device, self.display_name.as_deref(), &self.tokens.stored(self.now))?;
@@ -146,7 +146,7 @@ impl Accounts<'_> {
         Ok(prepared.into_login(user))
     }
 
-    /// The same from nowhere in particular: for fixtures and tests.
+    /// [`Self::log_in_with`] from no address in particular: for fixtures and tests.
     pub fn log_in(
         &self,
         user: &UserId,
@@ -238,12 +238,12 @@ impl Accounts<'_> {
 }
 
 fn checked_device_id(id: &str) -> Result<&str> {
-    let fits = !id.is_empty() && id.len() <= LONGEST_DEVICE_ID && !id.chars().any(char::is_control);
+    let fits = !id.is_empty() && id.len() <= DEVICE_ID_BYTES_MAX && !id.chars().any(char::is_control);
     if fits { Ok(id) } else { Err(Error::invalid_param("A device id has 1 to 255 bytes")) }
 }
 
 fn checked_device_name(name: &str) -> Result<String> {
-    let fits = name.len() <= LONGEST_DEVICE_NAME;
+    let fits = name.len() <= DEVICE_NAME_BYTES_MAX;
     if fits {
         Ok(name.to_owned())
     } else {

@@ -1,0 +1,141 @@
+//! The stages: what a client can prove, what it has proved so far, and the body that asks for the rest.
+
+use serde_json::{Map, Value, json};
+
+use super::UiaClient;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::UserId;
+use crate::service::accounts::Accounts;
+
+/// One thing that a client can prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Nothing at all.
+    Dummy,
+    /// The password of the account.
+    Password,
+    /// A registration token.
+    RegistrationToken,
+}
+
+impl Stage {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dummy => "m.login.dummy",
+            Self::Password => "m.login.password",
+            Self::RegistrationToken => "m.login.registration_token",
+        }
+    }
+}
+
+/// What one client is to prove, and what it has proved so far.
+#[derive(Clone, Default)]
+pub(super) struct StageProgress {
+    pub(super) completed: Vec<Stage>,
+    pub(super) user: Option<UserId>,
+    pub(super) registration_token: Option<String>,
+    /// The parameters of the requests so far, JSON; empty: none, or too much to be remembered. There may be a password
+    /// among them, so it goes as soon as the session runs.
+    pub(super) said: String,
+}
+
+impl Accounts<'_> {
+    /// Tries the stage that `auth` names. The inner error is for the client, who may try again.
+    pub(super) fn take_stage(
+        &self,
+        session: &mut StageProgress,
+        flows: &[&[Stage]],
+        client: &UiaClient<'_>,
+        auth: &Map<String, Value>,
+    ) -> Result<Result<()>> {
+        let requester = client.user;
+        let text = |name: &str| auth.get(name).and_then(Value::as_str);
+        let wanted = text("type").unwrap_or_default();
+        // A stage is next if some flow begins with what is complete and goes on with it.
+        let next = |flow: &&[Stage]| match flow.strip_prefix(session.completed.as_slice()) {
+            Some([stage, ..]) if stage.as_str() == wanted => Some(*stage),
+            _ => None,
+        };
+        let Some(stage) = flows.iter().find_map(next) else {
+            let repeated = session.completed.iter().any(|stage| stage.as_str() == wanted);
+            let unknown = Error::new(ErrCode::Unrecognized, "This stage is not asked for now");
+            return Ok(if repeated { Ok(()) } else { Err(unknown) });
+        };
+        match stage {
+            Stage::Dummy => {}
+            Stage::RegistrationToken => {
+                let token = text("token").unwrap_or_default();
+                if !self.registration_token_is_valid(token)? {
+                    return Ok(Err(Error::new(
+                        ErrCode::Unauthorized,
+                        "This registration token is not valid",
+                    )));
+                }
+                session.registration_token = Some(token.to_owned());
+            }
+            Stage::Password => {
+                let user = match user_of_identifier(auth, self.server_name().as_str()) {
+                    Some(user) => Some(user),
+                    // The request's token says who it is.
+                    None if !auth.contains_key("identifier") && !auth.contains_key("user") => {
+                        requester.cloned()
+                    }
+                    None => None,
+                };
+                let user = user.filter(|user| requester.is_none_or(|requester| requester == user));
+                let Some(user) = user else {
+                    return Ok(Err(Error::forbidden("This is not the user whose account it is about")));
+                };
+                let (password, from) = (text("password").unwrap_or_default(), Some(client.from));
+                // Who it is about was made sure of: if there is a requester, it is their account.
+                match self.check_password_of(&user, password, from, requester.is_some()) {
+                    Ok(_) => session.user = Some(user),
+                    Err(e) if e.errcode() == ErrCode::Forbidden => return Ok(Err(e)),
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        session.completed.push(stage);
+        Ok(Ok(()))
+    }
+}
+
+pub(super) fn challenge(
+    session: &str,
+    flows: &[&[Stage]],
+    completed: &[Stage],
+    refusal: Option<&Error>,
+) -> Value {
+    let names = |stages: &[Stage]| stages.iter().map(|s| s.as_str()).collect::<Vec<_>>();
+    let flows: Vec<Value> = flows.iter().map(|flow| json!({ "stages": names(flow) })).collect();
+    let mut body = json!({ "flows": flows, "params": {}, "session": session });
+    if !completed.is_empty() {
+        body["completed"] = json!(names(completed));
+    }
+    if let Some(refusal) = refusal {
+        body["errcode"] = refusal.errcode().as_str().into();
+        body["error"] = refusal.message().into();
+    }
+    body
+}
+
+/// The user that an `identifier` of type `m.id.user` names, by full id or by localpart, or the older field `user`. Capitals
+/// are taken for what they are on a keyboard that begins sentences: no local user has any. None: it names nobody whom
+/// this server could know.
+pub fn user_of_identifier(object: &Map<String, Value>, server: &str) -> Option<UserId> {
+    let name = match object.get("identifier") {
+        Some(identifier) if identifier["type"] == "m.id.user" => identifier["user"].as_str()?,
+        Some(_) => return None,
+        None => object.get("user")?.as_str()?,
+    };
+    let localpart = match name.strip_prefix('@') {
+        Some(id) => {
+            let (localpart, of) = id.split_once(':')?;
+            Some(localpart).filter(|_| of.eq_ignore_ascii_case(server))?
+        }
+        None => name,
+    };
+    let localpart = localpart.to_ascii_lowercase();
+    UserId::parse(&format!("@{localpart}:{server}")).ok().filter(|user| user.localpart() == localpart)
+}
