@@ -25,7 +25,7 @@ use self::accounts::registration_nonces::RegistrationNonces;
 use self::background::notifier::Notifier;
 use self::background::scheduler::Scheduler;
 use self::keys::ring::KeyRing;
-use self::outgoing::Sender;
+use self::outgoing::Outgoing;
 use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::Result;
@@ -50,7 +50,7 @@ pub struct Homeserver {
     /// Our signing keys, and other servers'.
     pub key_ring: KeyRing,
     /// Delivery to other servers.
-    pub sender: Sender,
+    pub outgoing: Outgoing,
     /// Which events are being fetched from other servers, and whom it is no use to ask.
     pub fetch_limits: events::fetch::limits::FetchLimits,
     /// What may be asked of other servers for others than our users, or out of curiosity.
@@ -96,7 +96,7 @@ impl Homeserver {
         way_out: impl FnOnce(federation::ClientSettings, Arc<ArcSwap<SigningKey>>) -> Result<federation::Client>,
     ) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
-        let sender = Sender::new(&config.server_name, &clock);
+        let outgoing = Outgoing::new(&config.server_name, &clock);
         let scheduler = Scheduler::default();
         let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
@@ -105,11 +105,11 @@ impl Homeserver {
                 Data::Memory => Location::Memory,
             };
             let options = Options { durable: config.durable, ..Options::default() };
-            let (notifier, sender, timer) = (Arc::clone(&notifier), sender.clone(), scheduler.clone());
+            let (notifier, outgoing, timer) = (Arc::clone(&notifier), outgoing.clone(), scheduler.clone());
             let behind = catch_up_worker.clone();
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, changes.all_users());
-                sender.committed(changes);
+                outgoing.committed(changes);
                 if changes.due || !changes.forked.is_empty() {
                     timer.committed(changes);
                 }
@@ -138,7 +138,7 @@ impl Homeserver {
             passwords: accounts::passwords::Passwords::default(),
             federation: Arc::new(federation),
             key_ring,
-            sender,
+            outgoing,
             fetch_limits: events::fetch::limits::FetchLimits::default(),
             request_permits: limits::request_permits::RequestPermits::default(),
             transaction_slots: incoming::transaction_slots::TransactionSlots::default(),
@@ -153,9 +153,9 @@ impl Homeserver {
         }))
     }
 
-    /// Starts the threads that work without being asked: the sender and the scheduler.
+    /// Starts the threads that work without being asked: delivery to other servers and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
-        self.sender.start(self)?;
+        self.outgoing.start(self)?;
         self.ephemeral().remember_presences()?;
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
@@ -169,7 +169,7 @@ impl Homeserver {
         std::thread::scope(|scope| {
             scope.spawn(|| self.scheduler.stop());
             scope.spawn(|| self.catch_up_worker.stop());
-            self.sender.stop();
+            self.outgoing.stop();
             // Its requests are cut off by now.
             self.request_permits.stop();
         });
@@ -177,7 +177,7 @@ impl Homeserver {
 
     /// Tells whoever sleeps until a time of the wall clock that it has been moved (tests advance it).
     pub fn clock_moved(&self) {
-        self.sender.clock_moved();
+        self.outgoing.clock_moved();
         self.scheduler.wake();
     }
 

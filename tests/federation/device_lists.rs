@@ -292,7 +292,7 @@ fn a_server_that_was_away_is_told_the_last_of_each_device_and_finds_that_it_miss
     peer.answer_json("/send/", 500, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
     let away = peer.name().clone();
     log_in(&server, &bob, "THIRD");
-    wait_until("it is found to be away", || server.homeserver().sender.is_pausing(&away));
+    wait_until("it is found to be away", || server.homeserver().outgoing.is_pausing(&away));
     let rename = |device: &str, name: &str| {
         bob.put(&format!("/_matrix/client/v3/devices/{device}"), json!({ "display_name": name }))
     };

@@ -39,7 +39,7 @@ impl Two {
 
     fn wait_until_it_is_noticed_that_b_is_away(&self) {
         let away = ServerName::parse(self.b.name()).expect("a name");
-        wait_until("alice's server notices", || self.a.homeserver().sender.is_pausing(&away));
+        wait_until("alice's server notices", || self.a.homeserver().outgoing.is_pausing(&away));
     }
 }
 
@@ -93,7 +93,7 @@ fn what_was_not_delivered_survives_a_restart_of_the_sender() {
     let away = ServerName::parse(two.b.name()).expect("a name");
     let texts = ["away 0", "away 1", "away 2"];
     wait_until("the pause is remembered", || {
-        two.a.homeserver().sender.is_pausing(&away) || two.messages(&two.bob) == texts
+        two.a.homeserver().outgoing.is_pausing(&away) || two.messages(&two.bob) == texts
     });
     two.a.advance(Duration::from_secs(60));
     two.wait_until_bob_has(&texts);

@@ -21,7 +21,7 @@ const SHARDS: usize = 16;
 
 /// A user nobody waits for is forgotten once a shard holds more than this many; forgetting is safe because every
 /// forgotten position is covered by the shard's `floor`.
-const USERS_PER_SHARD: usize = 4096;
+const SHARD_USERS_MAX: usize = 4096;
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl Notifier {
         for user in users {
             let woken = {
                 let mut shard = self.shard(user);
-                if shard.users.len() > USERS_PER_SHARD {
+                if shard.users.len() > SHARD_USERS_MAX {
                     shard.forget_the_idle();
                 }
                 match shard.users.get_mut(user) {

@@ -20,35 +20,35 @@ use crate::service::Homeserver;
 use crate::store::{Changes, RoomKey};
 
 /// How many jobs are done at once. They mostly wait for other servers.
-const WORKERS: usize = 4;
+const WORKERS_MAX: usize = 4;
 /// In how many rooms events that wait are pursued at once, beside those.
-const FETCHERS: usize = 6;
+const FETCHERS_MAX: usize = 6;
 /// How many invites are handed out at once, beside those, and how many of them to one server.
-const INVITERS: usize = 8;
-const MOST_TO_ONE: usize = 3;
-/// For how long the waiting events of a room are left alone if something of ours failed.
-const AFTER_FAILURE: Millis = 60_000;
-/// And this long if not even that could be written down.
-const REST: Duration = Duration::from_secs(5);
-/// And this long before the database is looked at again that could not be read.
+const INVITERS_MAX: usize = 8;
+const INVITERS_OF_SERVER_MAX: usize = 3;
+/// For how long the waiting events of a room are left alone if something failed on this server.
+const AFTER_FAILURE_MS: Millis = 60_000;
+/// How long such a room stays taken if not even that could be written down.
+const UNWRITTEN_REST: Duration = Duration::from_secs(5);
+/// When the database is looked at again that could not be read.
 const AFTER_FAILED_LOOK_MS: Millis = 5_000;
 /// How often the clock is looked at. Nothing else happens then, unless something is due.
-const TICK: Duration = Duration::from_millis(250);
+const CLOCK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long until the database is looked at again although nothing is known to be due.
-const LOOK_AT_LEAST: Millis = 60_000;
+const LOOK_INTERVAL_MS: Millis = 60_000;
 
 /// For how long a job is put off when it is taken up: longer than a job may take.
-const LEASE: Millis = 30 * 60 * 1000;
+const LEASE_MS: Millis = 30 * 60 * 1000;
 
 /// The timer. Dropping it does not stop its threads; `stop` does. Clones are the same timer.
 #[derive(Clone, Default)]
 pub struct Scheduler {
-    shared: Arc<Shared>,
+    shared: Arc<SchedulerShared>,
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct SchedulerShared {
+    state: Mutex<SchedulerState>,
     moved: Condvar,
     /// An invite was handed out, or could not be.
     invited: Condvar,
@@ -56,10 +56,10 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct SchedulerState {
     /// Something may be due that was not known when the database was last looked at.
     look: bool,
-    /// The same, but not before this time.
+    /// When something is due that was not known then.
     look_by: Option<Millis>,
     stop: bool,
     working: usize,
@@ -72,25 +72,25 @@ struct State {
     /// The timer's own thread runs.
     ticking: bool,
     /// Jobs that wait for a server to come back, by the server's name. A convenience: they are due some day anyway.
-    waiting: BoundedMap<ServerName, Waiting, MOST_WAITED_FOR>,
+    waiting: BoundedMap<ServerName, AwaitedServer, AWAITED_SERVERS_MAX>,
 }
 
 /// A row of the database that is due.
-type Job = (RoomId, UserId);
+type DueMembership = (RoomId, UserId);
 
 /// What waits for one server.
-struct Waiting {
+struct AwaitedServer {
     since: Instant,
-    jobs: HashSet<Job>,
+    jobs: HashSet<DueMembership>,
 }
 
 /// A server that speaks, but does not do what is asked of it, is not asked more often than this.
-const CALM: Duration = Duration::from_secs(5);
+const AWAITED_SERVER_REST: Duration = Duration::from_secs(5);
 
 /// Of how many servers it is remembered that jobs wait for them.
-const MOST_WAITED_FOR: usize = 1000;
+const AWAITED_SERVERS_MAX: usize = 1000;
 
-impl Shared {
+impl SchedulerShared {
     /// Waits for so long, or until the stop. False: that came.
     fn rest(&self, how_long: Duration) -> bool {
         let until = Instant::now() + how_long;
@@ -153,7 +153,7 @@ impl Scheduler {
         state.look_by = Some(state.look_by.map_or(at, |known| known.min(at)));
     }
 
-    /// Takes in what a commit changed. Never blocks for long: it is called on the database's writing thread.
+    /// Takes in what a commit changed. Never blocks for long: it is called on the thread that tells of commits.
     pub fn committed(&self, changes: &Changes) {
         lock(&self.shared.state).forked.extend(&changes.forked);
         self.wake();
@@ -163,7 +163,7 @@ impl Scheduler {
     pub fn waits_for(&self, servers: &[ServerName], room: &RoomId, user: &UserId) {
         let mut state = lock(&self.shared.state);
         for server in servers {
-            let fresh = || Waiting { since: Instant::now(), jobs: HashSet::new() };
+            let fresh = || AwaitedServer { since: Instant::now(), jobs: HashSet::new() };
             if let Some(waiting) = state.waiting.try_get_or_insert_with(server.clone(), fresh) {
                 waiting.jobs.insert((room.clone(), user.clone()));
             }
@@ -178,7 +178,7 @@ impl Scheduler {
         }
         let jobs = {
             let mut state = lock(&self.shared.state);
-            if state.waiting.get(server).is_none_or(|waiting| waiting.since.elapsed() < CALM) {
+            if state.waiting.get(server).is_none_or(|waiting| waiting.since.elapsed() < AWAITED_SERVER_REST) {
                 return;
             }
             state.waiting.remove(server).map(|waiting| waiting.jobs).unwrap_or_default()
@@ -208,19 +208,19 @@ impl Scheduler {
                 return;
             }
             // One that is done between the look and the wait costs no more than this.
-            drop(wait_timeout(&self.shared.invited, state, left.min(TICK)));
+            drop(wait_timeout(&self.shared.invited, state, left.min(CLOCK_INTERVAL)));
         }
     }
 
     /// Stops the timer, and waits a moment for the jobs that are under way (whose requests are cut off by then). Those
     /// that have not come to an end are repeated after the next start.
     pub fn stop(&self) {
-        const GRACE: Duration = Duration::from_millis(500);
+        const STOP_TIMEOUT: Duration = Duration::from_millis(500);
         let mut state = lock(&self.shared.state);
         state.stop = true;
         self.shared.moved.notify_all();
         self.shared.invited.notify_all();
-        let until = Instant::now() + GRACE;
+        let until = Instant::now() + STOP_TIMEOUT;
         while state.working > 0 || !state.fetching.is_empty() || !state.inviting.is_empty() || state.ticking {
             let Ok(woken) = wait_until(&self.shared.moved, state, until) else { return };
             state = woken;
@@ -228,7 +228,7 @@ impl Scheduler {
     }
 }
 
-fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
+fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
     let mut next = Some(Millis::MIN);
     loop {
         {
@@ -237,14 +237,14 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
                 return;
             }
             if !state.look {
-                state = wait_timeout(&shared.moved, state, TICK);
+                state = wait_timeout(&shared.moved, state, CLOCK_INTERVAL);
             }
             if state.stop {
                 return;
             }
-            if state.working >= WORKERS
-                && state.fetching.len() >= FETCHERS
-                && state.inviting.len() >= INVITERS
+            if state.working >= WORKERS_MAX
+                && state.fetching.len() >= FETCHERS_MAX
+                && state.inviting.len() >= INVITERS_MAX
             {
                 // Whoever finishes wakes us.
                 state.look = false;
@@ -265,8 +265,8 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
             }
         }
         next = Some(match look(shared, &hs, now) {
-            Ok(Some(due)) => due.min(now + LOOK_AT_LEAST),
-            Ok(None) => now + LOOK_AT_LEAST,
+            Ok(Some(due)) => due.min(now + LOOK_INTERVAL_MS),
+            Ok(None) => now + LOOK_INTERVAL_MS,
             Err(error) => {
                 log::log!(error.level(log::Level::Error), "the timer could not look at what is due: {error}");
                 now + AFTER_FAILED_LOOK_MS
@@ -276,19 +276,19 @@ fn run(shared: &Arc<Shared>, weak: &Weak<Homeserver>) {
 }
 
 /// Takes up what is due, as far as there are threads for it, and returns when the next thing is.
-fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Option<Millis>> {
-    let free = WORKERS.saturating_sub(lock(&shared.state).working);
+fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Option<Millis>> {
+    let free = WORKERS_MAX.saturating_sub(lock(&shared.state).working);
     let due = hs.store.read(|db| db.remote_memberships_due(now, free))?;
     for (room, user) in due {
         let (leased_room, leased_user) = (room.clone(), user.clone());
-        hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE))?;
+        hs.store.write(move |tx| tx.lease_remote_membership(&leased_room, &leased_user, now + LEASE_MS))?;
         spawn(shared, hs, move |hs| {
             if let Err(error) = hs.membership().pursue_membership(&room, &user) {
                 log::log!(error.level(log::Level::Info), "{room} for {user}: {error}");
             }
         })?;
     }
-    let free = WORKERS.saturating_sub(lock(&shared.state).working);
+    let free = WORKERS_MAX.saturating_sub(lock(&shared.state).working);
     for user in hs.devices().device_lists_to_fetch(now, free)? {
         spawn(shared, hs, move |hs| {
             if let Err(error) = hs.devices().fetch_device_list(&user) {
@@ -296,15 +296,15 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
             }
         })?;
     }
-    if lock(&shared.state).working < WORKERS {
+    if lock(&shared.state).working < WORKERS_MAX {
         let forked = std::mem::take(&mut lock(&shared.state).forked);
         if !forked.is_empty() {
             spawn(shared, hs, move |hs| forked.into_iter().for_each(|room| hs.events().merge_forks(room)))?;
         }
     }
     let busy = lock(&shared.state).fetching.clone();
-    let due = hs.store.read(|db| db.rooms_with_due_pending(now, FETCHERS + busy.len()))?;
-    let free = FETCHERS.saturating_sub(busy.len());
+    let due = hs.store.read(|db| db.rooms_with_due_pending(now, FETCHERS_MAX + busy.len()))?;
+    let free = FETCHERS_MAX.saturating_sub(busy.len());
     for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
         pursue(shared, hs, room)?;
     }
@@ -326,20 +326,20 @@ fn look(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<Optio
 
 /// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one for
 /// a while.
-fn hand_out_invites(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
-    let due = hs.store.read(|db| db.owed_invites_due(now, MOST_TO_ONE, INVITERS * 4))?;
+fn hand_out_invites(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
+    let due = hs.store.read(|db| db.owed_invites_due(now, INVITERS_OF_SERVER_MAX, INVITERS_MAX * 4))?;
     for (room, invitee, server) in due {
         {
             let mut state = lock(&shared.state);
             let to_one = state.inviting.iter().filter(|busy| **busy == server).count();
-            if state.inviting.len() >= INVITERS || to_one >= MOST_TO_ONE {
+            if state.inviting.len() >= INVITERS_MAX || to_one >= INVITERS_OF_SERVER_MAX {
                 continue;
             }
             state.inviting.push(server.clone());
         }
-        let (inviting, hs) = (Inviting(shared.clone(), server), hs.clone());
+        let (inviting, hs) = (InvitingGuard(shared.clone(), server), hs.clone());
         let (leased_room, leased) = (room.clone(), invitee.clone());
-        hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, now + LEASE, false))?;
+        hs.store.write(move |tx| tx.put_off_owed_invite(&leased_room, &leased, now + LEASE_MS, false))?;
         thread::Builder::new().name("inviting".to_owned()).spawn(move || {
             if let Err(error) = hs.membership().deliver_owed_invite(&room, &invitee) {
                 log::log!(
@@ -355,9 +355,9 @@ fn hand_out_invites(shared: &Arc<Shared>, hs: &Arc<Homeserver>, now: Millis) -> 
 }
 
 /// An invite that is being handed out, given back also when its thread panics.
-struct Inviting(Arc<Shared>, ServerName);
+struct InvitingGuard(Arc<SchedulerShared>, ServerName);
 
-impl Drop for Inviting {
+impl Drop for InvitingGuard {
     fn drop(&mut self) {
         let mut state = lock(&self.0.state);
         if let Some(at) = state.inviting.iter().position(|server| *server == self.1) {
@@ -370,16 +370,16 @@ impl Drop for Inviting {
 }
 
 /// A thread that works, counted out also when it panics.
-struct Working(Arc<Shared>);
+struct WorkingGuard(Arc<SchedulerShared>);
 
-impl Working {
-    fn new(shared: &Arc<Shared>) -> Self {
+impl WorkingGuard {
+    fn new(shared: &Arc<SchedulerShared>) -> Self {
         lock(&shared.state).working += 1;
         Self(shared.clone())
     }
 }
 
-impl Drop for Working {
+impl Drop for WorkingGuard {
     fn drop(&mut self) {
         lock(&self.0.state).working -= 1;
         self.0.wake();
@@ -387,9 +387,9 @@ impl Drop for Working {
 }
 
 /// A room whose waiting events are pursued, given back also when its thread panics.
-struct Fetching(Arc<Shared>, RoomKey);
+struct FetchingGuard(Arc<SchedulerShared>, RoomKey);
 
-impl Drop for Fetching {
+impl Drop for FetchingGuard {
     fn drop(&mut self) {
         lock(&self.0.state).fetching.remove(&self.1);
         self.0.wake();
@@ -397,9 +397,9 @@ impl Drop for Fetching {
 }
 
 /// Pursues the waiting events of a room on a thread of its own.
-fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<()> {
+fn pursue(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<()> {
     lock(&shared.state).fetching.insert(room);
-    let (fetching, hs) = (Fetching(shared.clone(), room), hs.clone());
+    let (fetching, hs) = (FetchingGuard(shared.clone(), room), hs.clone());
     thread::Builder::new().name("waiting".to_owned()).spawn(move || {
         let pursued = panic::catch_unwind(AssertUnwindSafe(|| hs.incoming().pursue_pending(room)));
         let put_off = match pursued {
@@ -409,14 +409,14 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
                     log::log!(error.level(log::Level::Error), "waiting events could not be pursued: {error}");
                 }
                 let now = hs.clock.now_ms();
-                hs.store.write(move |tx| tx.retry_pending_later(room, None, now + AFTER_FAILURE))
+                hs.store.write(move |tx| tx.retry_pending_later(room, None, now + AFTER_FAILURE_MS))
             }
         };
         drop(hs);
         if let Err(error) = put_off {
             log::log!(error.level(log::Level::Error), "nor put off: {error}");
             // Nothing can be written. The room stays taken for a while, or it would be due again at once.
-            fetching.0.rest(REST);
+            fetching.0.rest(UNWRITTEN_REST);
         }
         drop(fetching);
     })?;
@@ -425,11 +425,11 @@ fn pursue(shared: &Arc<Shared>, hs: &Arc<Homeserver>, room: RoomKey) -> Result<(
 
 /// Has something done by a thread of its own, which counts as one that works.
 fn spawn(
-    shared: &Arc<Shared>,
+    shared: &Arc<SchedulerShared>,
     hs: &Arc<Homeserver>,
     job: impl FnOnce(&Homeserver) + Send + 'static,
 ) -> Result<()> {
-    let (working, hs) = (Working::new(shared), hs.clone());
+    let (working, hs) = (WorkingGuard::new(shared), hs.clone());
     thread::Builder::new().name("due".to_owned()).spawn(move || {
         job(&hs);
         // In this order: who waits for the end of the work wants the homeserver back.

@@ -257,7 +257,7 @@ impl Ephemeral<'_> {
             json: json!({ "edu_type": "m.presence", "content": { "push": [push] } }).to_string(),
         };
         for server in servers.iter().filter(|server| *server != self.server_name()) {
-            self.sender.send_edu(server, edu.clone());
+            self.outgoing.send_edu(server, edu.clone());
         }
         Ok(())
     }

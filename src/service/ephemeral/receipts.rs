@@ -85,7 +85,7 @@ impl Ephemeral<'_> {
                 None => Ok(()),
             }
         })?;
-        told.iter().try_for_each(|edu| self.sender.send_edu_to_room(self, room.key, edu))
+        told.iter().try_for_each(|edu| self.outgoing.send_edu_to_room(self, room.key, edu))
     }
 
     /// `m.receipt` of another server: of each room's receipts those of its own users who are in the room. "The server

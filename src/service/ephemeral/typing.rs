@@ -76,7 +76,7 @@ impl Ephemeral<'_> {
             replaces: Some(format!("typing {room} {user}")),
             json: json!({ "edu_type": "m.typing", "content": content }).to_string(),
         };
-        self.sender.send_edu_to_room(self, key, &edu)
+        self.outgoing.send_edu_to_room(self, key, &edu)
     }
 
     /// Ends what has lasted long enough; gives when to look again.

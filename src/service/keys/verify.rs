@@ -75,7 +75,7 @@ impl Keys<'_> {
             }
         };
         claim.verify(method, uri, self.server_name(), body, &key.key)?;
-        self.sender.peer_spoke(&claim.origin);
+        self.outgoing.peer_spoke(&claim.origin);
         self.scheduler.peer_spoke(self, &claim.origin);
         Ok(claim.origin)
     }

@@ -144,7 +144,7 @@ impl Memberships<'_> {
             Ok(db.event(present.event_id())?.filter(|_| present.sender() != target))
         })?;
         let Some((removal, place)) = removed.and_then(|e| Some((e.pdu, e.place?))) else { return Ok(()) };
-        self.sender.wait_for_delivery(server, place.stream, REMOVAL_TIMEOUT);
+        self.outgoing.wait_for_delivery(server, place.stream, REMOVAL_TIMEOUT);
         // Some take in what they were sent only after they have answered.
         let age = self.clock.now_ms() - removal.origin_server_ts();
         if let Some(left) = (0..REMOVAL_AGE_MS).contains(&age).then(|| REMOVAL_AGE_MS - age) {

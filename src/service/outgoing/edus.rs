@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::Sender;
+use super::Outgoing;
 use crate::error::Result;
 use crate::protocol::UserId;
 use crate::protocol::edu::Edu;
@@ -11,7 +11,7 @@ use crate::service::Homeserver;
 use crate::store::devices::device_lists::OwnChange;
 use crate::store::{Db, RoomKey};
 
-impl Sender {
+impl Outgoing {
     /// Sends an EDU to all other servers in a room, as far as they can be reached at the moment.
     pub(in crate::service) fn send_edu_to_room(
         &self,

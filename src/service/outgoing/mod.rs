@@ -8,7 +8,10 @@
 //! keep what reachable servers are owed.
 //!
 //! Who comes back after an outage is not sent everything: of a room in which it missed much it gets the last events,
-//! before which there is then a hole. It fetches the state there, and the rest when somebody reads back so far.
+//! before which there is then a gap. It fetches the state there, and the rest when somebody reads back so far.
+//!
+//! - here: the threads, and what wakes them; `queue`: who is next, who pauses; `transaction`: what is in one, and its sending.
+//! - `edus`: EDUs that several subjects send.
 
 mod edus;
 mod queue;
@@ -27,54 +30,54 @@ use crate::federation::CallError;
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 use crate::protocol::edu::Edu;
-use crate::service::outgoing::queue::{Doing, Job, State};
-use crate::service::outgoing::transaction::{Owed, Transaction, WaitingEdus, send};
+use crate::service::outgoing::queue::{DestinationActivity, OutgoingTask, QueueState};
+use crate::service::outgoing::transaction::{OutgoingTransaction, OwedBatch, TransactionEdus, send};
 use crate::store::servers::destinations::Destination;
 use crate::store::servers::owed::OwedEdu;
 use crate::store::{Changes, RoomKey};
 
 /// "Transactions are limited in size; they can have at most 50 PDUs and 100 EDUs."
-const MAX_PDUS: usize = 50;
-const MAX_EDUS: usize = 100;
+const PDUS_MAX: usize = 50;
+const EDUS_MAX: usize = 100;
 /// Of these, what may be device lists that the server is told because it shares a room with the user from now on.
-const MAX_DEVICE_LISTS: usize = 50;
+const DEVICE_LISTS_MAX: usize = 50;
 /// Bytes of durable ephemeral messages in one transaction, unless a single one has more: others refuse what is too large.
-const MAX_EDU_BYTES: usize = 2 << 20;
+const EDU_BYTES_MAX: usize = 2 << 20;
 /// Ephemeral messages that wait in memory for one destination; the oldest go.
-const MAX_WAITING_EDUS: usize = 400;
+const WAITING_EDUS_MAX: usize = 400;
 /// Threads in all, those that unproven destinations may hold, and of these those for destinations that failed.
-const MAX_THREADS: usize = 32;
-const MAX_UNPROVEN: usize = 20;
-const MAX_FAILING: usize = 12;
+const THREADS_MAX: usize = 32;
+const UNPROVEN_THREADS_MAX: usize = 20;
+const FAILING_THREADS_MAX: usize = 12;
 /// Whoever was away gets all that it missed in a room up to so many events, and of more only the last few.
-const MOST_MISSED: usize = 250;
-const LAST_FEW: usize = 50;
+const MISSED_EVENTS_MAX: usize = 250;
+const MISSED_EVENTS_KEPT: usize = 50;
 /// Time for a peer to take a transaction in: less where the last one did not arrive, since it holds a thread.
-const WITHIN: Duration = Duration::from_secs(60);
-const WITHIN_UNPROVEN: Duration = Duration::from_secs(20);
-const STACK: usize = 512 * 1024;
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
+const UNPROVEN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(20);
+const STACK_BYTES: usize = 512 * 1024;
 /// How long a stop waits for the threads to end.
-const STOP_WITHIN: Duration = Duration::from_millis(500);
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 /// A thread without work ends after this; the first one stays.
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// A peer that speaks to us but cannot be reached is not tried at its every word.
-const PAUSE_OF_SPEAKER: Millis = 2_000;
-const LONGEST_PAUSE_OF_SPEAKER: Millis = 60_000;
+const SPEAKER_PAUSE_MS: Millis = 2_000;
+const SPEAKER_PAUSE_MS_MAX: Millis = 60_000;
 /// Cursors are written together, this long after the first of them moved.
-const FLUSH_AFTER: Duration = Duration::from_secs(2);
+const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
 /// Servers that failed for so long are forgotten if we have nothing to do with them any more.
-const FORGOTTEN_AFTER: Millis = 30 * 24 * 3_600_000;
+const FORGOTTEN_AFTER_MS: Millis = 30 * 24 * 3_600_000;
 /// Idle destinations that are kept in memory.
-const MAX_IDLE_PEERS: usize = 8192;
+const IDLE_DESTINATIONS_MAX: usize = 8192;
 
-/// The threads that deliver, and what they were told. Cheap to clone; clones are the same sender.
+/// The threads that deliver, and what they were told. Cheap to clone; clones are the same.
 #[derive(Clone)]
-pub struct Sender(Arc<Shared>);
+pub struct Outgoing(Arc<OutgoingShared>);
 
-struct Shared {
+struct OutgoingShared {
     clock: Clock,
     own_name: ServerName,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     work: Condvar,
     ended: Condvar,
     /// A transaction has come to its end.
@@ -83,10 +86,10 @@ struct Shared {
     pausing: AtomicUsize,
 }
 
-impl Sender {
-    /// A sender that does nothing yet; wakes are kept.
+impl Outgoing {
+    /// Delivers nothing yet; wakes are kept.
     pub fn new(own_name: &ServerName, clock: &Clock) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(OutgoingShared {
             clock: clock.clone(),
             own_name: own_name.clone(),
             state: Mutex::default(),
@@ -101,7 +104,7 @@ impl Sender {
     pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
         let mut state = lock(&self.0.state);
         state.homeserver = Arc::downgrade(homeserver);
-        state.look_around = true;
+        state.load_owed = true;
         self.spawn(&mut state)
     }
 
@@ -113,7 +116,7 @@ impl Sender {
         self.0.work.notify_all();
         if let Some(hs) = state.homeserver.upgrade() {
             hs.federation.shutdown();
-            let deadline = Instant::now() + STOP_WITHIN;
+            let deadline = Instant::now() + STOP_TIMEOUT;
             while state.alive > 0 && Instant::now() < deadline {
                 let left = deadline.saturating_duration_since(Instant::now());
                 state = wait_timeout(&self.0.ended, state, left);
@@ -123,7 +126,7 @@ impl Sender {
         }
     }
 
-    /// Takes in what a commit changed. Never blocks for long: it is called on the database's writing thread.
+    /// Takes in what a commit changed. Never blocks for long: it is called on the thread that tells of commits.
     pub fn committed(&self, changes: &Changes) {
         if changes.outgoing_rooms.is_empty() && changes.destinations.is_empty() {
             return;
@@ -142,24 +145,24 @@ impl Sender {
     pub fn peer_spoke(&self, server: &ServerName) {
         let now = self.0.clock.now_ms();
         let mut state = lock(&self.0.state);
-        if !state.peers.contains_key(server) && state.peers.len() >= MAX_IDLE_PEERS {
+        if !state.destinations.contains_key(server) && state.destinations.len() >= IDLE_DESTINATIONS_MAX {
             return;
         }
-        let peer = state.peers.entry(server.clone()).or_default();
+        let peer = state.destinations.entry(server.clone()).or_default();
         if peer.kept.failures == 0 {
-            if !std::mem::replace(&mut peer.spoke, true) && peer.doing == Doing::Waiting {
-                state.step_out(server);
-                state.line_up(server);
+            if !std::mem::replace(&mut peer.spoke, true) && peer.doing == DestinationActivity::Waiting {
+                state.dequeue(server);
+                state.enqueue(server);
                 drop(state);
                 self.0.work.notify_one();
             }
             return;
         }
-        if peer.doing != Doing::Pausing {
+        if peer.doing != DestinationActivity::Pausing {
             return;
         }
-        let pause = PAUSE_OF_SPEAKER * Millis::from(peer.kept.failures - 1);
-        let sooner = peer.last_attempt_ms + pause.min(LONGEST_PAUSE_OF_SPEAKER);
+        let pause = SPEAKER_PAUSE_MS * Millis::from(peer.kept.failures - 1);
+        let sooner = peer.last_attempt_ms + pause.min(SPEAKER_PAUSE_MS_MAX);
         if sooner < peer.kept.retry_ms {
             let before = std::mem::replace(&mut peer.kept.retry_ms, sooner.max(now));
             let after = peer.kept.retry_ms;
@@ -179,7 +182,7 @@ impl Sender {
     /// whom to ask.
     pub fn is_pausing(&self, server: &ServerName) -> bool {
         self.0.pausing.load(Ordering::Relaxed) > 0
-            && lock(&self.0.state).peers.get(server).is_some_and(|p| p.kept.failures > 0)
+            && lock(&self.0.state).destinations.get(server).is_some_and(|p| p.kept.failures > 0)
     }
 
     /// Waits until a server has been sent what it is owed up to this stream position, so long at most. It is not waited for
@@ -188,7 +191,9 @@ impl Sender {
         let until = Instant::now() + within;
         let mut state = lock(&self.0.state);
         loop {
-            let Some(peer) = state.peers.get(server).filter(|peer| peer.kept.failures == 0) else { return };
+            let Some(peer) = state.destinations.get(server).filter(|peer| peer.kept.failures == 0) else {
+                return;
+            };
             let left = until.saturating_duration_since(Instant::now());
             if peer.kept.cursor >= upto || state.stopping || left.is_zero() {
                 return;
@@ -201,14 +206,14 @@ impl Sender {
     /// rows (`store/servers/owed.rs`).
     pub fn send_edu(&self, server: &ServerName, edu: Edu) {
         let mut state = lock(&self.0.state);
-        let peer = state.peers.entry(server.clone()).or_default();
+        let peer = state.destinations.entry(server.clone()).or_default();
         if peer.kept.failures > 0 {
             return;
         }
         if edu.replaces.is_some() {
             peer.edus.retain(|waiting| waiting.replaces != edu.replaces);
         }
-        if peer.edus.len() >= MAX_WAITING_EDUS {
+        if peer.edus.len() >= WAITING_EDUS_MAX {
             peer.edus.pop_front();
         }
         peer.edus.push_back(edu);
@@ -218,25 +223,25 @@ impl Sender {
     }
 
     /// Puts a destination in line, unless it is there already, pauses, or is us.
-    fn wake(&self, state: &mut State, server: &ServerName) {
+    fn wake(&self, state: &mut QueueState, server: &ServerName) {
         if *server == self.0.own_name {
             return;
         }
-        let peer = state.peers.entry(server.clone()).or_default();
+        let peer = state.destinations.entry(server.clone()).or_default();
         match peer.doing {
-            Doing::Nothing if peer.loaded => state.line_up(server),
-            Doing::Nothing => {
+            DestinationActivity::Nothing if peer.loaded => state.enqueue(server),
+            DestinationActivity::Nothing => {
                 state.unknown.insert(server.clone());
             }
-            Doing::Sending => peer.again = true,
-            Doing::Waiting | Doing::Pausing => {}
+            DestinationActivity::Sending => peer.again = true,
+            DestinationActivity::Waiting | DestinationActivity::Pausing => {}
         }
     }
 
-    fn spawn(&self, state: &mut State) -> Result<()> {
+    fn spawn(&self, state: &mut QueueState) -> Result<()> {
         let sender = self.clone();
         let stays = state.alive == 0;
-        let thread = std::thread::Builder::new().name("sender".into()).stack_size(STACK);
+        let thread = std::thread::Builder::new().name("outgoing".into()).stack_size(STACK_BYTES);
         thread.spawn(move || sender.work(stays))?;
         state.alive += 1;
         Ok(())
@@ -249,11 +254,11 @@ impl Sender {
             let homeserver = lock(&self.0.state).homeserver.clone();
             let Some(hs) = homeserver.upgrade() else { break };
             match job {
-                Job::LookAround => self.look_around(&hs),
-                Job::Spread(rooms, servers) => self.spread(&hs, &rooms, servers),
-                Job::Flush => self.flush(&hs),
-                Job::Send(server) => self.serve(hs, &server),
-                Job::End => break,
+                OutgoingTask::LoadOwed => self.load_owed(&hs),
+                OutgoingTask::WakeServers(rooms, servers) => self.wake_servers_of(&hs, &rooms, servers),
+                OutgoingTask::Flush => self.flush(&hs),
+                OutgoingTask::Send(server) => self.deliver(hs, &server),
+                OutgoingTask::End => break,
             }
         }
         lock(&self.0.state).alive -= 1;
@@ -261,20 +266,20 @@ impl Sender {
     }
 
     /// Waits for something to do.
-    fn next_job(&self, stays: bool) -> Job {
+    fn next_job(&self, stays: bool) -> OutgoingTask {
         let mut state = lock(&self.0.state);
         let idle_since = Instant::now();
         loop {
             if state.stopping {
-                return Job::End;
+                return OutgoingTask::End;
             }
-            self.take_in_what_is_due(&mut state);
+            self.enqueue_what_is_due(&mut state);
             if let Some(job) = state.pick() {
                 // While this thread is busy, another one looks after what is left.
                 if state.has_work() {
                     if state.idle > 0 {
                         self.0.work.notify_one();
-                    } else if state.alive < MAX_THREADS
+                    } else if state.alive < THREADS_MAX
                         && let Err(e) = self.spawn(&mut state)
                     {
                         log::warn!("no further thread for sending: {e}");
@@ -282,8 +287,8 @@ impl Sender {
                 }
                 return job;
             }
-            if !stays && idle_since.elapsed() >= IDLE {
-                return Job::End;
+            if !stays && idle_since.elapsed() >= IDLE_THREAD_TIMEOUT {
+                return OutgoingTask::End;
             }
             let pause = self.pause(&state, stays);
             state.idle += 1;
@@ -293,8 +298,8 @@ impl Sender {
     }
 
     /// How long to sleep if nobody wakes us.
-    fn pause(&self, state: &State, stays: bool) -> Duration {
-        let mut pause = if stays { Duration::from_secs(600) } else { IDLE };
+    fn pause(&self, state: &QueueState, stays: bool) -> Duration {
+        let mut pause = if stays { Duration::from_secs(600) } else { IDLE_THREAD_TIMEOUT };
         if let Some((due, _)) = state.due.first() {
             let left = u64::try_from(due - self.0.clock.now_ms()).unwrap_or(0);
             pause = pause.min(Duration::from_millis(left + 1));
@@ -305,25 +310,25 @@ impl Sender {
         pause
     }
 
-    fn take_in_what_is_due(&self, state: &mut State) {
+    fn enqueue_what_is_due(&self, state: &mut QueueState) {
         let now = self.0.clock.now_ms();
         while state.due.first().is_some_and(|(due, _)| *due <= now) {
             let Some((_, server)) = state.due.pop_first() else { return };
-            if state.peers.get(&server).is_some_and(|p| p.doing == Doing::Pausing) {
+            if state.destinations.get(&server).is_some_and(|p| p.doing == DestinationActivity::Pausing) {
                 self.0.pausing.fetch_sub(1, Ordering::Relaxed);
-                state.line_up(&server);
+                state.enqueue(&server);
             }
         }
     }
 
     /// Finds out who is owed what, and who is not to be tried yet.
-    fn look_around(&self, hs: &Homeserver) {
+    fn load_owed(&self, hs: &Homeserver) {
         let found = hs.store.read(|db| Ok((db.failing_destinations()?, db.owed_servers()?)));
         let (failing, owed) = match found {
             Ok(found) => found,
             Err(e) => return log::error!("what is owed to other servers cannot be read: {e}"),
         };
-        let before = self.0.clock.now_ms() - FORGOTTEN_AFTER;
+        let before = self.0.clock.now_ms() - FORGOTTEN_AFTER_MS;
         if failing.iter().any(|(_, kept)| kept.retry_ms < before)
             && let Err(e) = hs.store.write_lightly(move |tx| tx.forget_destinations(before))
         {
@@ -331,12 +336,12 @@ impl Sender {
         }
         let mut state = lock(&self.0.state);
         for (server, kept) in failing {
-            let peer = state.peers.entry(server.clone()).or_default();
+            let peer = state.destinations.entry(server.clone()).or_default();
             if peer.loaded {
                 continue;
             }
             peer.learn(kept);
-            self.let_pause(&mut state, &server);
+            self.begin_pause(&mut state, &server);
         }
         for server in owed {
             self.wake(&mut state, &server);
@@ -345,9 +350,9 @@ impl Sender {
         self.0.work.notify_all();
     }
 
-    fn let_pause(&self, state: &mut State, server: &ServerName) {
-        if let Some(peer) = state.peers.get_mut(server) {
-            peer.doing = Doing::Pausing;
+    fn begin_pause(&self, state: &mut QueueState, server: &ServerName) {
+        if let Some(peer) = state.destinations.get_mut(server) {
+            peer.doing = DestinationActivity::Pausing;
             let due = peer.kept.retry_ms;
             state.due.insert((due, server.clone()));
             self.0.pausing.fetch_add(1, Ordering::Relaxed);
@@ -355,14 +360,14 @@ impl Sender {
     }
 
     /// Wakes the servers of rooms, and these servers, after reading what is kept of those that are not known yet.
-    fn spread(&self, hs: &Homeserver, rooms: &[RoomKey], mut servers: Vec<ServerName>) {
+    fn wake_servers_of(&self, hs: &Homeserver, rooms: &[RoomKey], mut servers: Vec<ServerName>) {
         let found = hs.store.read(|db| {
             for room in rooms {
                 servers.extend(db.destinations_of_room(*room)?);
             }
             let unknown: Vec<ServerName> = {
                 let state = lock(&self.0.state);
-                let is_known = |server: &ServerName| state.peers.get(server).is_some_and(|p| p.loaded);
+                let is_known = |server: &ServerName| state.destinations.get(server).is_some_and(|p| p.loaded);
                 servers.iter().filter(|server| !is_known(server)).cloned().collect()
             };
             unknown
@@ -376,7 +381,7 @@ impl Sender {
         };
         let mut state = lock(&self.0.state);
         for (kept, server) in learned {
-            let peer = state.peers.entry(server).or_default();
+            let peer = state.destinations.entry(server).or_default();
             if !peer.loaded {
                 peer.learn(kept);
             }
@@ -394,7 +399,7 @@ impl Sender {
             let mut state = lock(&self.0.state);
             state.flush_at = None;
             let servers = std::mem::take(&mut state.unflushed);
-            let of = |s: ServerName| state.peers.get(&s).map(|p| (s, p.kept.clone(), p.edus_upto));
+            let of = |s: ServerName| state.destinations.get(&s).map(|p| (s, p.kept.clone(), p.edus_upto));
             servers.into_iter().filter_map(of).collect()
         };
         if changed.is_empty() {
@@ -407,16 +412,16 @@ impl Sender {
             log::log!(e.level(log::Level::Warn), "how far other servers are cannot be written: {e}");
         }
         let mut state = lock(&self.0.state);
-        if state.peers.len() > MAX_IDLE_PEERS {
-            let State { peers, unflushed, .. } = &mut *state;
-            peers.retain(|name, p| {
-                p.doing != Doing::Nothing || !p.edus.is_empty() || unflushed.contains(name)
+        if state.destinations.len() > IDLE_DESTINATIONS_MAX {
+            let QueueState { destinations, unflushed, .. } = &mut *state;
+            destinations.retain(|name, p| {
+                p.doing != DestinationActivity::Nothing || !p.edus.is_empty() || unflushed.contains(name)
             });
         }
     }
 
     /// One transaction to one destination.
-    fn serve(&self, hs: Arc<Homeserver>, server: &ServerName) {
+    fn deliver(&self, hs: Arc<Homeserver>, server: &ServerName) {
         let transaction = self.prepare(&hs, server).unwrap_or_else(|e| {
             log::log!(e.level(log::Level::Error), "what is owed to {server} cannot be read: {e}");
             None
@@ -432,26 +437,26 @@ impl Sender {
         });
         let now = self.0.clock.now_ms();
         let mut state = lock(&self.0.state);
-        let Some(peer) = state.peers.get_mut(server) else { return };
-        let line = peer.line;
-        peer.doing = Doing::Nothing;
+        let Some(peer) = state.destinations.get_mut(server) else { return };
+        let lane = peer.lane;
+        peer.doing = DestinationActivity::Nothing;
         let again = std::mem::take(&mut peer.again);
-        state.busy[line as usize] -= 1;
+        state.busy[lane as usize] -= 1;
         self.0.delivered.notify_all();
         let Some((transaction, answer)) = outcome else {
             if again {
                 self.wake(&mut state, server);
             }
-            state.flush_by(FLUSH_AFTER);
+            state.flush_by(FLUSH_INTERVAL);
             return;
         };
         if state.stopping && answer.is_err() {
             return;
         }
         let (more, pauses) = state.conclude(server, &transaction, answer, now);
-        state.flush_by(FLUSH_AFTER);
+        state.flush_by(FLUSH_INTERVAL);
         if pauses {
-            self.let_pause(&mut state, server);
+            self.begin_pause(&mut state, server);
         } else if more || again {
             self.wake(&mut state, server);
         }
@@ -461,15 +466,16 @@ impl Sender {
 
     /// Once a destination that was away has taken in the transaction that had failed: of the rooms in which it missed
     /// much it is owed no more than the last events. They rest on the others, so that it learns of those.
-    fn leave_out_what_is_too_much(&self, hs: &Homeserver, server: &ServerName) -> Result<()> {
-        let cursor = match lock(&self.0.state).peers.get_mut(server) {
+    fn shorten_long_backlogs(&self, hs: &Homeserver, server: &ServerName) -> Result<()> {
+        let cursor = match lock(&self.0.state).destinations.get_mut(server) {
             Some(peer) if peer.was_away && peer.kept.attempt_upto.is_none() => {
                 peer.was_away = false;
                 peer.kept.cursor
             }
             _ => return Ok(()),
         };
-        let long = hs.store.read(|db| db.long_backlogs(server, cursor, MOST_MISSED, LAST_FEW))?;
+        let long =
+            hs.store.read(|db| db.long_backlogs(server, cursor, MISSED_EVENTS_MAX, MISSED_EVENTS_KEPT))?;
         if long.is_empty() {
             return Ok(());
         }
@@ -482,27 +488,27 @@ impl Sender {
     }
 
     /// Puts the next transaction together; none if nothing is owed.
-    fn prepare(&self, hs: &Homeserver, server: &ServerName) -> Result<Option<Transaction>> {
+    fn prepare(&self, hs: &Homeserver, server: &ServerName) -> Result<Option<OutgoingTransaction>> {
         if !hs.config.peers.allows(server.as_str()) {
             // It stays owed, for the day when we talk to it again.
             return Ok(None);
         }
-        self.leave_out_what_is_too_much(hs, server)?;
+        self.shorten_long_backlogs(hs, server)?;
         let (kept, edus_upto, max_pdus, failed_edus, within) = {
             let mut state = lock(&self.0.state);
-            let peer = state.peers.entry(server.clone()).or_default();
-            let within = if peer.reached { WITHIN } else { WITHIN_UNPROVEN };
+            let peer = state.destinations.entry(server.clone()).or_default();
+            let within = if peer.reached { TRANSACTION_TIMEOUT } else { UNPROVEN_TRANSACTION_TIMEOUT };
             (peer.kept.clone(), peer.edus_upto, peer.max_pdus, peer.failed_edus.clone(), within)
         };
         let is_repeat = failed_edus.is_some() || kept.attempt_upto.is_some();
         let position = hs.store.position();
         let (mut owed, durable) = hs.store.read(|db| {
             let upto = kept.attempt_upto.unwrap_or(position);
-            let owed = Owed::read(db, server, (kept.cursor, upto), max_pdus)?;
+            let owed = OwedBatch::read(db, server, (kept.cursor, upto), max_pdus)?;
             // A repeat goes without what has become owed since it failed, ephemeral messages too.
             let durable = match is_repeat {
                 true => Vec::new(),
-                false => db.owed_edus(server, edus_upto, position, MAX_EDUS)?,
+                false => db.owed_edus(server, edus_upto, position, EDUS_MAX)?,
             };
             Ok((owed, durable))
         })?;
@@ -512,13 +518,13 @@ impl Sender {
             None => self.gather_edus(server, device_lists, durable, (edus_upto, is_repeat)),
         };
         let more = kept.attempt_upto.is_some() || owed.more || more_edus;
-        let Owed { events, upto, .. } = owed;
+        let OwedBatch { events, upto, .. } = owed;
         if !events.is_empty() || !edus.edus.is_empty() {
-            return Ok(Some(Transaction { upto, events, edus, more, within }));
+            return Ok(Some(OutgoingTransaction { upto, events, edus, more, within }));
         }
         // Nothing owed up to here: next time the search begins here.
         let mut state = lock(&self.0.state);
-        if let Some(peer) = state.peers.get_mut(server) {
+        if let Some(peer) = state.destinations.get_mut(server) {
             peer.kept.cursor = peer.kept.cursor.max(upto);
             peer.failed_edus = None;
             peer.again |= more;
@@ -542,14 +548,14 @@ impl Sender {
         device_lists: Vec<String>,
         mut durable: Vec<OwedEdu>,
         (edus_upto, is_repeat): (i64, bool),
-    ) -> (WaitingEdus, bool) {
-        let most = MAX_EDUS - device_lists.len();
+    ) -> (TransactionEdus, bool) {
+        let most = EDUS_MAX - device_lists.len();
         let sums = durable.iter().scan(0, |sum, owed| {
             *sum += owed.edu.len();
             Some(*sum)
         });
-        let fitting = sums.take_while(|sum| *sum <= MAX_EDU_BYTES).count().clamp(1, most);
-        let mut more = fitting < durable.len() || durable.len() == MAX_EDUS;
+        let fitting = sums.take_while(|sum| *sum <= EDU_BYTES_MAX).count().clamp(1, most);
+        let mut more = fitting < durable.len() || durable.len() == EDUS_MAX;
         durable.truncate(fitting);
         let durable_upto = durable.last().map_or(edus_upto, |e| e.stream);
         let mut edus: Vec<String> = durable.into_iter().map(|e| e.edu).collect();
@@ -562,12 +568,12 @@ impl Sender {
         let mut state = lock(&self.0.state);
         state.serial += 1;
         let serial = state.serial;
-        if let Some(peer) = state.peers.get_mut(server).filter(|_| !is_repeat) {
-            let room = (MAX_EDUS - edus.len()).min(peer.edus.len());
+        if let Some(peer) = state.destinations.get_mut(server).filter(|_| !is_repeat) {
+            let room = (EDUS_MAX - edus.len()).min(peer.edus.len());
             edus.extend(peer.edus.drain(..room).map(|e| e.json));
             more |= !peer.edus.is_empty();
         }
-        (WaitingEdus { edus, durable_upto, serial }, more)
+        (TransactionEdus { edus, durable_upto, serial }, more)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use super::{MAX_FAILING, MAX_PDUS, MAX_UNPROVEN};
+use super::{FAILING_THREADS_MAX, PDUS_MAX, UNPROVEN_THREADS_MAX};
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::ErrCode;
@@ -13,29 +13,29 @@ use crate::protocol::ServerName;
 use crate::protocol::edu::Edu;
 use crate::random;
 use crate::service::Homeserver;
-use crate::service::outgoing::transaction::{Transaction, WaitingEdus};
+use crate::service::outgoing::transaction::{OutgoingTransaction, TransactionEdus};
 use crate::store::RoomKey;
 use crate::store::servers::destinations::Destination;
 
 /// Pauses after failures, each a fifth longer or shorter by chance.
 const PAUSES: Backoff = Backoff::doubling(4_000, 24 * 3_600_000);
 
-/// Everything that the threads share. A destination is in at most one of the lines, once.
+/// Everything that the threads share. A destination is in at most one of the lanes, once.
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct QueueState {
     pub(super) stopping: bool,
     pub(super) homeserver: Weak<Homeserver>,
     pub(super) alive: usize,
     pub(super) idle: usize,
     /// At the start: find out from the database who is owed what.
-    pub(super) look_around: bool,
+    pub(super) load_owed: bool,
     /// Rooms with something new for their servers, and servers with something of their own of which it is not known yet
     /// how they fared last time.
     pub(super) rooms: HashSet<RoomKey>,
     pub(super) unknown: HashSet<ServerName>,
-    pub(super) peers: HashMap<ServerName, Peer>,
-    /// Who waits, by [`Line`], and how many of each are being served.
-    pub(super) lines: [VecDeque<ServerName>; 3],
+    pub(super) destinations: HashMap<ServerName, DestinationState>,
+    /// Who waits, by [`Lane`], and how many of each are being served.
+    pub(super) lanes: [VecDeque<ServerName>; 3],
     pub(super) busy: [usize; 3],
     pub(super) picks: usize,
     pub(super) due: BTreeSet<(Millis, ServerName)>,
@@ -46,8 +46,8 @@ pub(super) struct State {
 
 /// What is known of a destination.
 #[derive(Default)]
-pub(super) struct Peer {
-    pub(super) doing: Doing,
+pub(super) struct DestinationState {
+    pub(super) doing: DestinationActivity,
     /// Woken while it was being served.
     pub(super) again: bool,
     pub(super) loaded: bool,
@@ -58,20 +58,20 @@ pub(super) struct Peer {
     pub(super) reached: bool,
     /// Whether it has made a request of us, so that it is likely to answer one.
     pub(super) spoke: bool,
-    /// The line that it stands in, or came from.
-    pub(super) line: Line,
+    /// The lane that it stands in, or came from.
+    pub(super) lane: Lane,
     /// It failed, and has not been looked at since for how much it missed.
     pub(super) was_away: bool,
     /// The ephemeral part of the transaction that failed: a repeat must be the same.
-    pub(super) failed_edus: Option<WaitingEdus>,
+    pub(super) failed_edus: Option<TransactionEdus>,
     pub(super) edus: VecDeque<Edu>,
     /// Fewer where a transaction was refused as a whole, to find the event that is to blame.
     pub(super) max_pdus: usize,
 }
 
-/// What a destination is doing; it is in a line, in `due`, or with a thread accordingly.
+/// What a destination is doing; it is in a lane, in `due`, or with a thread accordingly.
 #[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Doing {
+pub(super) enum DestinationActivity {
     #[default]
     Nothing,
     Waiting,
@@ -81,7 +81,7 @@ pub(super) enum Doing {
 
 /// How likely a destination is to answer. Those who may not can hold only some of the threads.
 #[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Line {
+pub(super) enum Lane {
     /// Its last transaction arrived, or it has spoken to us since we know it.
     Proven,
     /// Nothing is known of it.
@@ -92,24 +92,24 @@ pub(super) enum Line {
 }
 
 /// What a thread does next.
-pub(super) enum Job {
-    LookAround,
-    Spread(Vec<RoomKey>, Vec<ServerName>),
+pub(super) enum OutgoingTask {
+    LoadOwed,
+    WakeServers(Vec<RoomKey>, Vec<ServerName>),
     Send(ServerName),
     Flush,
     End,
 }
 
-impl State {
+impl QueueState {
     /// Notes how a transaction fared. Gives whether there is more to send, and whether the destination has to pause.
     pub(super) fn conclude(
         &mut self,
         server: &ServerName,
-        transaction: &Transaction,
+        transaction: &OutgoingTransaction,
         answer: CallResult<()>,
         now: Millis,
     ) -> (bool, bool) {
-        let Some(peer) = self.peers.get_mut(server) else { return (false, false) };
+        let Some(peer) = self.destinations.get_mut(server) else { return (false, false) };
         self.unflushed.insert(server.clone());
         peer.last_attempt_ms = now;
         match answer {
@@ -136,89 +136,96 @@ impl State {
         }
     }
 
-    /// Puts a destination in its line.
-    pub(super) fn line_up(&mut self, server: &ServerName) {
-        let peer = self.peers.entry(server.clone()).or_default();
-        (peer.doing, peer.line) = (Doing::Waiting, peer.standing());
-        self.lines[peer.line as usize].push_back(server.clone());
+    /// Puts a destination in its lane.
+    pub(super) fn enqueue(&mut self, server: &ServerName) {
+        let peer = self.destinations.entry(server.clone()).or_default();
+        (peer.doing, peer.lane) = (DestinationActivity::Waiting, peer.lane_now());
+        self.lanes[peer.lane as usize].push_back(server.clone());
     }
 
-    /// Takes a destination that waits out of its line.
-    pub(super) fn step_out(&mut self, server: &ServerName) {
-        let Some(peer) = self.peers.get_mut(server).filter(|p| p.doing == Doing::Waiting) else { return };
-        peer.doing = Doing::Nothing;
-        self.lines[peer.line as usize].retain(|waiting| waiting != server);
+    /// Takes a destination that waits out of its lane.
+    pub(super) fn dequeue(&mut self, server: &ServerName) {
+        let Some(peer) =
+            self.destinations.get_mut(server).filter(|p| p.doing == DestinationActivity::Waiting)
+        else {
+            return;
+        };
+        peer.doing = DestinationActivity::Nothing;
+        self.lanes[peer.lane as usize].retain(|waiting| waiting != server);
     }
 
-    /// Whether one more of this line may be served.
-    fn may(&self, line: Line) -> bool {
+    /// Whether one more of this lane may be served.
+    fn may(&self, lane: Lane) -> bool {
         let [_, fresh, failing] = self.busy;
-        match line {
-            Line::Proven => true,
-            Line::Fresh => fresh + failing < MAX_UNPROVEN,
-            Line::Failing => failing < MAX_FAILING && fresh + failing < MAX_UNPROVEN,
+        match lane {
+            Lane::Proven => true,
+            Lane::Fresh => fresh + failing < UNPROVEN_THREADS_MAX,
+            Lane::Failing => failing < FAILING_THREADS_MAX && fresh + failing < UNPROVEN_THREADS_MAX,
         }
     }
 
-    fn waits(&self, line: Line) -> bool {
-        self.may(line) && !self.lines[line as usize].is_empty()
+    fn waits(&self, lane: Lane) -> bool {
+        self.may(lane) && !self.lanes[lane as usize].is_empty()
     }
 
     /// Whether a thread that asked now would get something to do.
     pub(super) fn has_work(&self) -> bool {
-        self.look_around
+        self.load_owed
             || !self.rooms.is_empty()
             || !self.unknown.is_empty()
-            || [Line::Proven, Line::Fresh, Line::Failing].into_iter().any(|line| self.waits(line))
+            || [Lane::Proven, Lane::Fresh, Lane::Failing].into_iter().any(|lane| self.waits(lane))
     }
 
     /// The next thing to do.
-    pub(super) fn pick(&mut self) -> Option<Job> {
-        if std::mem::take(&mut self.look_around) {
-            return Some(Job::LookAround);
+    pub(super) fn pick(&mut self) -> Option<OutgoingTask> {
+        if std::mem::take(&mut self.load_owed) {
+            return Some(OutgoingTask::LoadOwed);
         }
         if !self.rooms.is_empty() || !self.unknown.is_empty() {
-            return Some(Job::Spread(self.rooms.drain().collect(), self.unknown.drain().collect()));
+            return Some(OutgoingTask::WakeServers(
+                self.rooms.drain().collect(),
+                self.unknown.drain().collect(),
+            ));
         }
         if self.flush_at.is_some_and(|at| at <= Instant::now()) {
             self.flush_at = None;
-            return Some(Job::Flush);
+            return Some(OutgoingTask::Flush);
         }
         self.picks = self.picks.wrapping_add(1);
         // Now and then the others come first, so that busy servers cannot put them off for ever.
         let order = match self.picks % 4 {
-            0 => [Line::Failing, Line::Fresh, Line::Proven],
-            2 => [Line::Fresh, Line::Proven, Line::Failing],
-            _ => [Line::Proven, Line::Fresh, Line::Failing],
+            0 => [Lane::Failing, Lane::Fresh, Lane::Proven],
+            2 => [Lane::Fresh, Lane::Proven, Lane::Failing],
+            _ => [Lane::Proven, Lane::Fresh, Lane::Failing],
         };
-        let line = order.into_iter().find(|line| self.waits(*line))?;
-        let server = self.lines[line as usize].pop_front()?;
-        self.peers.entry(server.clone()).or_default().doing = Doing::Sending;
-        self.busy[line as usize] += 1;
-        Some(Job::Send(server))
+        let lane = order.into_iter().find(|lane| self.waits(*lane))?;
+        let server = self.lanes[lane as usize].pop_front()?;
+        self.destinations.entry(server.clone()).or_default().doing = DestinationActivity::Sending;
+        self.busy[lane as usize] += 1;
+        Some(OutgoingTask::Send(server))
     }
 }
 
-impl Peer {
+impl DestinationState {
     /// Takes in what is kept of it.
     pub(super) fn learn(&mut self, kept: Destination) {
         self.loaded = true;
-        self.max_pdus = MAX_PDUS;
+        self.max_pdus = PDUS_MAX;
         self.was_away = kept.failures > 0;
         // Something was delivered once, and nothing failed since.
         self.reached = kept.failures == 0 && kept.cursor > 0;
         self.kept = kept;
     }
 
-    fn standing(&self) -> Line {
+    fn lane_now(&self) -> Lane {
         match (self.kept.failures, self.reached || self.spoke) {
-            (0, true) => Line::Proven,
-            (0, false) => Line::Fresh,
-            _ => Line::Failing,
+            (0, true) => Lane::Proven,
+            (0, false) => Lane::Fresh,
+            _ => Lane::Failing,
         }
     }
 
-    pub(super) fn delivered(&mut self, transaction: &Transaction) {
+    pub(super) fn delivered(&mut self, transaction: &OutgoingTransaction) {
         self.kept.cursor = self.kept.cursor.max(transaction.upto);
         self.kept.attempt_upto = None;
         self.kept.failures = 0;
@@ -226,10 +233,10 @@ impl Peer {
         self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
         self.failed_edus = None;
         self.reached = true;
-        self.max_pdus = MAX_PDUS;
+        self.max_pdus = PDUS_MAX;
     }
 
-    pub(super) fn failed(&mut self, transaction: &Transaction, e: &CallError, now: Millis) {
+    pub(super) fn failed(&mut self, transaction: &OutgoingTransaction, e: &CallError, now: Millis) {
         self.kept.failures = self.kept.failures.saturating_add(1);
         self.kept.attempt_upto = Some(transaction.upto);
         self.failed_edus = Some(transaction.edus.clone());
@@ -245,7 +252,7 @@ impl Peer {
     pub(super) fn narrows_down(
         &mut self,
         server: &ServerName,
-        transaction: &Transaction,
+        transaction: &OutgoingTransaction,
         e: &CallError,
     ) -> bool {
         let about_content = matches!(
@@ -271,7 +278,7 @@ impl Peer {
             let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
             log::warn!("{server} refuses {event}, which is not sent again: {e}");
             self.kept.cursor = self.kept.cursor.max(transaction.upto);
-            self.max_pdus = MAX_PDUS;
+            self.max_pdus = PDUS_MAX;
         }
         // The ephemeral part is not worth a search.
         self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);

@@ -10,7 +10,7 @@ use super::*;
 use crate::config::{Config, Data};
 use crate::federation::scripted_peer::{AskedOfPeer, ScriptedAnswer, ScriptedPeer};
 use crate::locks::lock;
-use crate::service::outgoing::queue::Line;
+use crate::service::outgoing::queue::Lane;
 use crate::testing::{certificates, temporary_folder};
 
 const SEND: &str = "/_matrix/federation/v1/send/";
@@ -150,7 +150,7 @@ fn a_transaction_that_failed_is_repeated_as_it_was_and_what_came_later_follows()
     up.store(false, Ordering::Relaxed);
     house.events(room, "early", 3);
     peer.wait_for(SEND, 1);
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
     house.events(room, "late", 2);
     up.store(true, Ordering::Relaxed);
     house.advance(10);
@@ -159,7 +159,7 @@ fn a_transaction_that_failed_is_repeated_as_it_was_and_what_came_later_follows()
     assert_eq!(ids(&asked[1]), numbered("early", 0..3));
     assert_eq!(ids(&asked[2]), numbered("late", 0..2));
     assert_ne!(asked[2].target, asked[1].target);
-    until("the end of the pause", || !house.hs().sender.is_pausing(&peer.name));
+    until("the end of the pause", || !house.hs().outgoing.is_pausing(&peer.name));
 }
 
 #[test]
@@ -170,13 +170,13 @@ fn after_a_restart_the_same_transaction_goes_out_when_its_time_has_come() {
     up.store(false, Ordering::Relaxed);
     house.events(room, "early", 3);
     peer.wait_for(SEND, 1);
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
     house.events(room, "late", 2);
     house.close();
     house.open();
     up.store(true, Ordering::Relaxed);
     // The pause is remembered.
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
     assert_eq!(house.kept(&peer.name).failures, 1);
     assert_eq!(peer.asked().len(), 1);
     house.advance(10);
@@ -216,17 +216,17 @@ fn a_peer_that_speaks_is_tried_at_once() {
     house.events(room, "a", 1);
     for attempt in 1..=5 {
         peer.wait_for(SEND, attempt);
-        until("the pause", || house.hs().sender.is_pausing(&peer.name));
+        until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
         house.advance(3600);
     }
     peer.wait_for(SEND, 6);
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
     up.store(true, Ordering::Relaxed);
     // The next pause would be two minutes; with a word from the peer a few seconds do.
     house.advance(12);
-    house.hs().sender.peer_spoke(&peer.name);
+    house.hs().outgoing.peer_spoke(&peer.name);
     peer.wait_for(SEND, 7);
-    until("the end of the pause", || !house.hs().sender.is_pausing(&peer.name));
+    until("the end of the pause", || !house.hs().outgoing.is_pausing(&peer.name));
 }
 
 #[test]
@@ -238,8 +238,8 @@ fn a_limit_of_the_peer_is_respected() {
     let room = house.room(&[&peer.name]);
     house.events(room, "a", 1);
     peer.wait_for(SEND, 1);
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
-    let due = lock(&house.hs().sender.0.state).peers[&peer.name].kept.retry_ms;
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
+    let due = lock(&house.hs().outgoing.0.state).destinations[&peer.name].kept.retry_ms;
     assert!(due - house.clock.now_ms() > 500_000);
 }
 
@@ -248,7 +248,7 @@ fn silent_servers_do_not_keep_what_others_are_owed() {
     let house = House::new();
     let (good, _) = peer();
     let silent: Vec<ScriptedPeer> =
-        (0..MAX_UNPROVEN + 5).map(|_| ScriptedPeer::start(|_| ScriptedAnswer::Silence)).collect();
+        (0..UNPROVEN_THREADS_MAX + 5).map(|_| ScriptedPeer::start(|_| ScriptedAnswer::Silence)).collect();
     let proven = house.room(&[&good.name]);
     house.events(proven, "first", 1);
     good.wait_for(SEND, 1);
@@ -262,7 +262,7 @@ fn silent_servers_do_not_keep_what_others_are_owed() {
         got == ["$first0", "$a0", "$b0", "$c0"]
     });
     until("the silent ones' turn", || {
-        silent.iter().filter(|p| !p.asked().is_empty()).count() == MAX_UNPROVEN
+        silent.iter().filter(|p| !p.asked().is_empty()).count() == UNPROVEN_THREADS_MAX
     });
 }
 
@@ -309,16 +309,16 @@ fn a_new_server_that_has_spoken_does_not_wait_for_100_dead_ones() {
     let room = house.room(&dead.names.iter().collect::<Vec<_>>());
     house.events(room, "a", 1);
     until("all threads for strangers are taken", || {
-        lock(&house.hs().sender.0.state).busy[Line::Fresh as usize] == MAX_UNPROVEN
+        lock(&house.hs().outgoing.0.state).busy[Lane::Fresh as usize] == UNPROVEN_THREADS_MAX
     });
     let (before, _) = peer();
     let (later, _) = peer();
-    house.hs().sender.peer_spoke(&before.name);
+    house.hs().outgoing.peer_spoke(&before.name);
     let room = house.room(&[&before.name, &later.name]);
     house.events(room, "b", 1);
     before.wait_for(SEND, 1);
     assert!(later.asked().is_empty());
-    house.hs().sender.peer_spoke(&later.name);
+    house.hs().outgoing.peer_spoke(&later.name);
     later.wait_for(SEND, 1);
 }
 
@@ -331,22 +331,22 @@ fn who_was_away_gets_all_of_a_quiet_room_and_the_last_events_of_a_busy_one() {
     up.store(false, Ordering::Relaxed);
     house.events(quiet, "early", 1);
     peer.wait_for(SEND, 1);
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
-    house.events(left, "left", MOST_MISSED + 10);
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
+    house.events(left, "left", MISSED_EVENTS_MAX + 10);
     let name = peer.name.clone();
     house.hs().store.write(move |tx| tx.pretend_departure(left, &name)).expect("gone");
     house.events(quiet, "quiet", 60);
-    house.events(busy, "busy", MOST_MISSED + 10);
+    house.events(busy, "busy", MISSED_EVENTS_MAX + 10);
     // As if the process had been killed amid the outage.
     house.close();
     house.open();
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
     up.store(true, Ordering::Relaxed);
     house.advance(10);
     let mut expected = numbered("early", 0..1);
-    expected.extend(numbered("left", 0..MOST_MISSED + 10));
+    expected.extend(numbered("left", 0..MISSED_EVENTS_MAX + 10));
     expected.extend(numbered("quiet", 0..60));
-    expected.extend(numbered("busy", MOST_MISSED + 10 - LAST_FEW..MOST_MISSED + 10));
+    expected.extend(numbered("busy", MISSED_EVENTS_MAX + 10 - MISSED_EVENTS_KEPT..MISSED_EVENTS_MAX + 10));
     let got = || peer.asked()[1..].iter().flat_map(ids).collect::<Vec<_>>();
     until("what it is owed", || got().len() >= expected.len());
     assert_eq!(got(), expected);
@@ -361,7 +361,7 @@ fn idle_threads_share_the_work_of_one_commit() {
     let room = house.room(&good.iter().map(|p| &p.name).collect::<Vec<_>>());
     house.events(room, "first", 1);
     until("all threads rest", || {
-        let state = lock(&house.hs().sender.0.state);
+        let state = lock(&house.hs().outgoing.0.state);
         good.iter().all(|p| !p.asked().is_empty()) && state.idle == state.alive
     });
     let silent: Vec<ScriptedPeer> =
@@ -457,14 +457,15 @@ fn of_ephemeral_messages_with_one_key_the_last_is_sent_and_durable_ones_survive_
     };
     {
         // While the sender looks away.
-        let sender = &house.hs().sender;
-        lock(&sender.0.state).peers.entry(peer.name.clone()).or_default().doing = Doing::Sending;
+        let sender = &house.hs().outgoing;
+        lock(&sender.0.state).destinations.entry(peer.name.clone()).or_default().doing =
+            DestinationActivity::Sending;
         for n in 0..3 {
             sender.send_edu(&peer.name, edu(Some("typing"), n));
         }
         sender.send_edu(&peer.name, edu(None, 9));
         let mut state = lock(&sender.0.state);
-        state.peers.get_mut(&peer.name).expect("a peer").doing = Doing::Nothing;
+        state.destinations.get_mut(&peer.name).expect("a peer").doing = DestinationActivity::Nothing;
         sender.wake(&mut state, &peer.name);
         drop(state);
         sender.clock_moved();
@@ -480,9 +481,9 @@ fn of_ephemeral_messages_with_one_key_the_last_is_sent_and_durable_ones_survive_
     let durable = json!({ "edu_type": "m.direct_to_device", "content": {} }).to_string();
     house.hs().store.write(move |tx| tx.owe_message(&name, &durable, 0)).expect("owed");
     peer.wait_for(SEND, 2);
-    until("the pause", || house.hs().sender.is_pausing(&peer.name));
+    until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
     // Worth nothing later.
-    house.hs().sender.send_edu(&peer.name, edu(None, 10));
+    house.hs().outgoing.send_edu(&peer.name, edu(None, 10));
     house.close();
     up.store(true, Ordering::Relaxed);
     house.open();
@@ -515,7 +516,7 @@ fn threads_end_with_their_homeserver() {
     let room = house.room(&[&peer.name]);
     house.events(room, "a", 1);
     peer.wait_for(SEND, 1);
-    let sender = house.hs().sender.clone();
+    let sender = house.hs().outgoing.clone();
     let watch = Arc::downgrade(house.hs.as_ref().expect("open"));
     house.close();
     until("the end of the threads", || lock(&sender.0.state).alive == 0);

@@ -6,7 +6,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::{MAX_DEVICE_LISTS, device_list_update};
+use super::{DEVICE_LISTS_MAX, device_list_update};
 use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::{CallError, CallResult, Client};
@@ -18,7 +18,7 @@ use crate::store::servers::destinations::OwedEvent;
 
 /// The ephemeral part.
 #[derive(Clone, Default)]
-pub(super) struct WaitingEdus {
+pub(super) struct TransactionEdus {
     pub(super) edus: Vec<String>,
     /// Position up to which durable ones are among them.
     pub(super) durable_upto: i64,
@@ -27,7 +27,7 @@ pub(super) struct WaitingEdus {
 }
 
 /// What a destination is owed in the stream up to a position: as much as goes into one transaction.
-pub(super) struct Owed {
+pub(super) struct OwedBatch {
     pub(super) events: Vec<OwedEvent>,
     /// The last updates of the device lists of those of us whom it has come to share a room with.
     pub(super) device_lists: Vec<String>,
@@ -36,7 +36,7 @@ pub(super) struct Owed {
     pub(super) more: bool,
 }
 
-impl Owed {
+impl OwedBatch {
     pub(super) fn read(
         db: &Db<'_>,
         server: &ServerName,
@@ -49,9 +49,9 @@ impl Owed {
             events.truncate(max_pdus);
             (more, upto) = (true, events.last().map_or(upto, |event| event.stream));
         }
-        let mut users = db.new_acquaintances(server, (after, upto), MAX_DEVICE_LISTS + 1)?;
-        if users.len() > MAX_DEVICE_LISTS {
-            users.truncate(MAX_DEVICE_LISTS);
+        let mut users = db.new_acquaintances(server, (after, upto), DEVICE_LISTS_MAX + 1)?;
+        if users.len() > DEVICE_LISTS_MAX {
+            users.truncate(DEVICE_LISTS_MAX);
             (more, upto) = (true, users.last().map_or(upto, |(at, _)| *at));
             events.retain(|event| event.stream <= upto);
         }
@@ -64,10 +64,10 @@ impl Owed {
 }
 
 /// A transaction that is ready to go.
-pub(super) struct Transaction {
+pub(super) struct OutgoingTransaction {
     pub(super) upto: i64,
     pub(super) events: Vec<OwedEvent>,
-    pub(super) edus: WaitingEdus,
+    pub(super) edus: TransactionEdus,
     /// Whether more is owed beyond it.
     pub(super) more: bool,
     /// Time for the peer to take it in.
@@ -79,7 +79,7 @@ pub(super) fn send(
     client: &Client,
     clock: &Clock,
     server: &ServerName,
-    transaction: &Transaction,
+    transaction: &OutgoingTransaction,
 ) -> CallResult<()> {
     #[derive(serde::Serialize)]
     struct Body<'a> {
@@ -116,15 +116,15 @@ fn raw(bytes: &[u8]) -> CallResult<&RawValue> {
 
 fn is_from(event: &OwedEvent, server: &ServerName) -> bool {
     #[derive(serde::Deserialize)]
-    struct Sender<'a> {
+    struct OfEvent<'a> {
         #[serde(borrow)]
         sender: std::borrow::Cow<'a, str>,
     }
-    read::<Sender<'_>>(&event.json)
+    read::<OfEvent<'_>>(&event.json)
         .is_ok_and(|e| e.sender.split_once(':').is_some_and(|(_, of)| of == server.as_str()))
 }
 
-impl Transaction {
+impl OutgoingTransaction {
     /// The transaction's id: the same for the same content, also after a restart, and never the same for another.
     pub(super) fn id(&self) -> String {
         let mut hash = Sha256::new();

@@ -72,7 +72,7 @@ impl Events<'_> {
         let mut servers = self.store.read(|db| db.resident_servers(room.key))?;
         servers.retain(|server| server != self.server_name());
         servers.sort_by_cached_key(|server| {
-            self.fetch_limits.pauses_until(server).is_some() || self.sender.is_pausing(server)
+            self.fetch_limits.pauses_until(server).is_some() || self.outgoing.is_pausing(server)
         });
         servers.truncate(SERVERS_ASKED_MAX);
         Ok(servers)

@@ -168,7 +168,7 @@ impl Events<'_> {
                 && self.fetch_limits.pauses_until(server).is_none()
         });
         // A server that does not take what we send hardly answers, but may be the only one: it comes last.
-        servers.sort_by_key(|server| server != origin && self.sender.is_pausing(server));
+        servers.sort_by_key(|server| server != origin && self.outgoing.is_pausing(server));
         servers.truncate(SERVERS_ASKED_MAX);
         Ok(servers)
     }
