@@ -62,7 +62,7 @@ pub struct Homeserver {
     /// Which policy servers did not answer, and when they are asked again.
     pub policy_backoff: events::policy_server::PolicyBackoff,
     /// Who of us is at a client.
-    pub presences: Arc<ephemeral::presence::Presences>,
+    pub local_presence: Arc<ephemeral::presence::LocalPresences>,
     /// Interactive authentication that is under way.
     pub uia_sessions: UiaSessions,
     /// Nonces for registrations with the shared secret.
@@ -132,7 +132,7 @@ impl Homeserver {
             clock,
             notifier,
             store,
-            presences: Arc::default(),
+            local_presence: Arc::default(),
             uia_sessions: UiaSessions::default(),
             registration_nonces: RegistrationNonces::default(),
             passwords: accounts::passwords::Passwords::default(),
@@ -156,7 +156,7 @@ impl Homeserver {
     /// Starts the threads that work without being asked: delivery to other servers and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
         self.outgoing.start(self)?;
-        self.ephemeral().remember_presences()?;
+        self.ephemeral().load_presence()?;
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
         self.finish_deactivations()

@@ -313,7 +313,7 @@ pub const TABLES: &[TableBounds] = &[
                 "one_server_whose_users_all_type_leaves_places_to_the_others",
             ),
         ],
-        "`end_typing_that_is_over`",
+        "`expire_typing`",
     ),
     table("receipts", &[rooms("500 threads of each member of the room; the oldest go", "")], HISTORY),
     table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),

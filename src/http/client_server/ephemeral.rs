@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::EventId;
 use crate::service::Homeserver;
-use crate::service::ephemeral::receipts::{FULLY_READ, Move};
+use crate::service::ephemeral::receipts::{FULLY_READ, MarkerMove};
 use crate::store::ephemeral::receipts::{PRIVATE, READ};
 
 #[derive(Deserialize)]
@@ -35,7 +35,7 @@ pub fn receipt(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
         Some(_) => return Err(Error::invalid_param("thread_id field must be a non-empty string")),
     };
     let receipt_type = request.param("receiptType").to_owned();
-    let wish = Move { receipt_type, event: request.event_id()?, thread };
+    let wish = MarkerMove { receipt_type, event: request.event_id()?, thread };
     hs.ephemeral().mark_read(&requester.user_id, &request.room_id()?, vec![wish])?;
     Ok(Reply::empty())
 }
@@ -49,7 +49,7 @@ pub fn read_markers(hs: &Arc<Homeserver>, request: &Request, requester: &Request
             None | Some(Value::Null) => {}
             Some(Value::String(event)) => {
                 let (receipt_type, event) = (receipt_type.to_owned(), EventId::parse(event)?);
-                moves.push(Move { receipt_type, event, thread: None });
+                moves.push(MarkerMove { receipt_type, event, thread: None });
             }
             Some(_) => return Err(Error::bad_json(format!("{receipt_type} must be an event id"))),
         }

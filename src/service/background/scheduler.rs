@@ -319,7 +319,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     })?;
     Ok(next
         .into_iter()
-        .chain([hs.ephemeral().end_typing_that_is_over(now)?, hs.ephemeral().let_presence_pass(now)?])
+        .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?])
         .flatten()
         .min())
 }

@@ -1,4 +1,4 @@
-//! Device lists: other servers are told when the devices of one of us change, and we remember what they tell us.
+//! Device lists: other servers are told when the devices of a local user change, and what they tell of theirs is kept.
 //!
 //! The updates of one user form a chain: each has a number (`stream_id`) and names the one before it (`prev_id`). Where
 //! the chain has a gap, the whole list is fetched.
@@ -19,21 +19,21 @@ use crate::store::Tx;
 use crate::store::devices::device_lists::RemoteDeviceList;
 
 /// Devices of one user of another server that are remembered.
-const MOST_DEVICES: usize = 1000;
+const DEVICES_MAX: usize = 1000;
 /// Updates that are taken in with one commit.
-const AT_ONCE: usize = 10;
+const UPDATES_AT_ONCE_MAX: usize = 10;
 /// Longest device id and device name, in bytes; the identity keys of one device as JSON.
-const LONGEST_ID: usize = 255;
-const LONGEST_NAME: usize = 512;
-const LARGEST_KEYS: usize = 16 << 10;
+const DEVICE_ID_BYTES_MAX: usize = 255;
+const DEVICE_NAME_BYTES_MAX: usize = 512;
+const KEYS_BYTES_MAX: usize = 16 << 10;
 /// For how long a list is put off that is being fetched: longer than that may take.
-const LEASE: Millis = 10 * 60 * 1000;
+const LEASE_MS: Millis = 10 * 60 * 1000;
 /// Pauses between attempts to fetch a list: twenty seconds at first, three hours in the end.
 const FETCH_PAUSES: Backoff = Backoff { first_ms: 20_000, factor: 4, longest_ms: 3 * 3_600_000 };
 /// After so many failures a list is not fetched until its server says something new.
-const MOST_ATTEMPTS: u32 = 12;
+const ATTEMPTS_MAX: u32 = 12;
 
-/// One device of ours was added, renamed or logged out: tells everybody who follows the user's devices.
+/// A local user's device was added, renamed or logged out: tells everybody who follows the user's devices.
 pub(in crate::service) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device: &str) -> Result<()> {
     tx.devices_changed(user, Some(device))?;
     let servers = tx.servers_that_share_rooms(user)?;
@@ -44,14 +44,14 @@ pub(in crate::service) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device:
     servers.iter().try_for_each(|server| tx.owe_device_update(server, (user, device), &edu))
 }
 
-/// The same for several.
+/// [`tell_of_device`] for several.
 pub(in crate::service) fn tell_of_devices(tx: &mut Tx<'_>, user: &UserId, devices: &[String]) -> Result<()> {
     devices.iter().try_for_each(|device| tell_of_device(tx, user, device))
 }
 
 impl Devices<'_> {
-    /// The devices of one of our users that have identity keys, for other servers. Clients cannot upload such keys yet,
-    /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is none of us.
+    /// The devices of a local user that have identity keys, for other servers. Clients cannot upload such keys yet,
+    /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is no local user.
     pub fn devices_for_servers(&self, user: &UserId) -> Result<Value> {
         self.store.read(|db| {
             if !self.is_ours(user) || !db.is_active_user(user)? {
@@ -67,7 +67,7 @@ impl Devices<'_> {
     pub(in crate::service) fn receive_device_news(&self, news: Vec<DeviceNews>) -> Result<()> {
         let (mut gaps, mut left) = (false, news);
         while !left.is_empty() {
-            let later = left.split_off(left.len().min(AT_ONCE));
+            let later = left.split_off(left.len().min(UPDATES_AT_ONCE_MAX));
             let (some, now) = (std::mem::replace(&mut left, later), self.clock.now_ms());
             gaps |= self.store.write(move |tx| {
                 let mut gaps = false;
@@ -81,7 +81,7 @@ impl Devices<'_> {
                     }
                     match news {
                         DeviceNews::SigningKeys(user) => tx.devices_changed(&user, None)?,
-                        DeviceNews::Update(update) => gaps |= take_in(tx, update, now)?,
+                        DeviceNews::Update(update) => gaps |= apply_update(tx, update, now)?,
                     }
                 }
                 Ok(gaps)
@@ -102,7 +102,7 @@ impl Devices<'_> {
         self.store.write_lightly(move |tx| {
             for user in &due {
                 if let Some(list) = tx.remote_device_list(user)? {
-                    let leased = RemoteDeviceList { due_ms: Some(now + LEASE), ..list };
+                    let leased = RemoteDeviceList { due_ms: Some(now + LEASE_MS), ..list };
                     tx.set_remote_device_list(user, &leased)?;
                 }
             }
@@ -125,13 +125,13 @@ impl Devices<'_> {
                     let name = device.device_display_name.as_deref();
                     device_of(&device.device_id, name, device.keys.as_deref())
                 };
-                let fetched = (stream_id, devices.iter().take(MOST_DEVICES).filter_map(of).collect());
-                self.store.write(move |tx| replace(tx, &owner, &before, fetched, now))
+                let fetched = (stream_id, devices.iter().take(DEVICES_MAX).filter_map(of).collect());
+                self.store.write(move |tx| replace_list(tx, &owner, &before, fetched, now))
             }
             Err(e) => {
                 log::info!("the devices of {user} cannot be fetched: {e}");
                 let attempts = before.attempts + 1;
-                let again = e.is_transient() && attempts < MOST_ATTEMPTS;
+                let again = e.is_transient() && attempts < ATTEMPTS_MAX;
                 let due_ms = again.then(|| now + FETCH_PAUSES.pause_ms(attempts));
                 self.store.write(move |tx| match tx.remote_device_list(&owner)? {
                     Some(list) => {
@@ -161,7 +161,7 @@ pub(in crate::service) fn read_signing_key_update(origin: &ServerName, content: 
 }
 
 /// Takes in one update. Whether the chain has a gap.
-fn take_in(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bool> {
+fn apply_update(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bool> {
     let user = &update.user_id;
     let known = tx.remote_device_list(user)?;
     let reached = known.as_ref().and_then(|list| list.stream_id);
@@ -185,14 +185,14 @@ fn take_in(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bool> {
     if update.deleted {
         tx.forget_remote_devices(user, Some(&update.device.device_id))?;
     } else {
-        tx.set_remote_device(user, &update.device, MOST_DEVICES)?;
+        tx.set_remote_device(user, &update.device, DEVICES_MAX)?;
     }
     tx.devices_changed(user, None)?;
     Ok(!fits)
 }
 
 /// Puts a fetched list in the place of what was known.
-fn replace(
+fn replace_list(
     tx: &mut Tx<'_>,
     user: &UserId,
     before: &RemoteDeviceList,
@@ -204,9 +204,9 @@ fn replace(
     // What came while it was fetched may be missing in it: then it is fetched once more.
     let overtaken =
         known.due_ms != before.due_ms || known.stream_id.is_some_and(|reached| reached > fetched_up_to);
-    tx.replace_remote_devices(user, fetched.iter().take(MOST_DEVICES))?;
+    tx.replace_remote_devices(user, fetched.iter().take(DEVICES_MAX))?;
     let attempts = if overtaken { before.attempts + 1 } else { 0 };
-    let again = overtaken && attempts < MOST_ATTEMPTS;
+    let again = overtaken && attempts < ATTEMPTS_MAX;
     let due_ms = again.then(|| now + FETCH_PAUSES.pause_ms(attempts));
     let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts };
     tx.set_remote_device_list(user, &list)?;
@@ -215,13 +215,13 @@ fn replace(
 
 /// A device, if its parts are of a size to be kept.
 fn device_of(device_id: &str, display_name: Option<&str>, keys: Option<&RawValue>) -> Option<RemoteDevice> {
-    if device_id.is_empty() || device_id.len() > LONGEST_ID {
+    if device_id.is_empty() || device_id.len() > DEVICE_ID_BYTES_MAX {
         return None;
     }
-    let display_name = display_name.filter(|name| name.len() <= LONGEST_NAME).map(str::to_owned);
+    let display_name = display_name.filter(|name| name.len() <= DEVICE_NAME_BYTES_MAX).map(str::to_owned);
     // White space and escapes do not count, but there is an end to them.
-    let keys = keys.filter(|keys| keys.get().len() <= 4 * LARGEST_KEYS);
+    let keys = keys.filter(|keys| keys.get().len() <= 4 * KEYS_BYTES_MAX);
     let keys = keys.and_then(|keys| ObjectText::try_from(keys.get().as_bytes()).ok());
-    let keys = keys.map(|keys| keys.get().to_owned()).filter(|keys| keys.len() <= LARGEST_KEYS);
+    let keys = keys.map(|keys| keys.get().to_owned()).filter(|keys| keys.len() <= KEYS_BYTES_MAX);
     Some(RemoteDevice { device_id: device_id.to_owned(), display_name, keys })
 }

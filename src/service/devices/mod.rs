@@ -1,4 +1,7 @@
 //! Devices: their lists, and messages to them, here and across servers.
+//!
+//! - `device_lists`: which devices somebody has, told to other servers and heard from them.
+//! - `to_device`: messages from device to device.
 
 pub mod device_lists;
 pub mod to_device;

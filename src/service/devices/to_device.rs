@@ -1,4 +1,5 @@
-//! Messages from device to device: kept for ours until they have them, owed durably to the servers of others.
+//! Messages from device to device: kept for those of local users until they have them, owed durably to the servers of
+//! others.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,24 +18,24 @@ use crate::store::devices::to_device::{InboxOutcome, MessageOrigin};
 use crate::store::{Db, Tx};
 
 /// The device id that stands for all of a user's devices.
-const ALL: &str = "*";
+const ALL_DEVICES: &str = "*";
 /// The largest content of one message, in bytes: as much as an event may have.
-const LARGEST: usize = 65_536;
+const MESSAGE_BYTES_MAX: usize = 65_536;
 /// Longest type of a message, in bytes.
-const LONGEST_TYPE: usize = 255;
+const TYPE_BYTES_MAX: usize = 255;
 /// Messages in one request, or in one ephemeral message of another server.
-const MOST_MESSAGES: usize = 10_000;
+const MESSAGES_MAX: usize = 10_000;
 /// Bytes of messages that share an ephemeral message to another server, unless one alone has more.
-const SHARE: usize = 50_000;
+const EDU_SHARE_BYTES: usize = 50_000;
 /// "Arbitrary utf8 string, of maximum length 32 codepoints."
-const LONGEST_ID: usize = 32;
+const MESSAGE_ID_CHARS_MAX: usize = 32;
 /// Messages that are looked up or written at once, and their bytes: so many hold up nobody. What is written of one request
 /// or ephemeral message goes in portions that are noted one by one, so that a repeat of it goes on where it stopped.
-const AT_ONCE: usize = 200;
-const ROWS_AT_ONCE: usize = 500;
-const BYTES_AT_ONCE: usize = 8 << 20;
+const MESSAGES_AT_ONCE_MAX: usize = 200;
+const ROWS_AT_ONCE_MAX: usize = 500;
+const BYTES_AT_ONCE_MAX: usize = 8 << 20;
 /// When who has sent a device more than it fetches should come again.
-const COME_AGAIN: Millis = 20_000;
+const RETRY_AFTER_MS: Millis = 20_000;
 
 impl Devices<'_> {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
@@ -46,23 +47,23 @@ impl Devices<'_> {
             let why = format!("messages must have users, their devices and objects: {}", e.message());
             Error::bad_json(why)
         })?;
-        if event_type.is_empty() || event_type.len() > LONGEST_TYPE {
+        if event_type.is_empty() || event_type.len() > TYPE_BYTES_MAX {
             return Err(Error::invalid_param("The type of a message has between 1 and 255 bytes"));
         }
-        let mut here: Vec<ToOne> = Vec::new();
+        let mut here: Vec<DeviceMessage> = Vec::new();
         let mut elsewhere: BTreeMap<ServerName, DeviceMessages> = BTreeMap::new();
         let mut count = 0;
         for (user, devices) in messages {
             let user = UserId::parse(&user)?;
             for (device, content) in devices {
                 count += 1;
-                if count > MOST_MESSAGES {
+                if count > MESSAGES_MAX {
                     return Err(Error::new(ErrCode::TooLarge, "These are too many messages"));
                 }
                 let message = written(txn.user_id.as_str(), event_type, &content)
                     .ok_or_else(|| Error::new(ErrCode::TooLarge, "One of the messages is too large"))?;
                 if self.is_ours(&user) {
-                    here.push(ToOne { user: user.clone(), device, message, devices: 0 });
+                    here.push(DeviceMessage { user: user.clone(), device, message, devices: 0 });
                 } else {
                     let of_user = elsewhere.entry(user.server()).or_default().entry(user.to_string());
                     of_user.or_default().insert(device, content);
@@ -97,7 +98,7 @@ impl Devices<'_> {
                 Ok(())
             })?;
         }
-        for (number, owed) in owed.chunks(AT_ONCE).enumerate() {
+        for (number, owed) in owed.chunks(MESSAGES_AT_ONCE_MAX).enumerate() {
             let txn_id = mark(&txn.txn_id, ELSEWHERE, number);
             let (txn, owed, now) = (ClientTxn { txn_id, ..txn.clone() }, owed.to_vec(), self.clock.now_ms());
             self.store.write(move |tx| {
@@ -116,13 +117,18 @@ impl Devices<'_> {
         Ok(())
     }
 
-    /// The messages for devices of ours that exist, in portions. They are looked up here, so that those for nobody cost
+    /// The messages for local devices that exist, in portions. They are looked up here, so that those for nobody cost
     /// the writer nothing, however many they are.
-    fn portions(&self, id: &str, sender: &UserId, messages: Vec<ToOne>) -> Result<Vec<Portion>> {
+    fn portions(
+        &self,
+        id: &str,
+        sender: &UserId,
+        messages: Vec<DeviceMessage>,
+    ) -> Result<Vec<MessagePortion>> {
         let (mut portions, mut number) = (Vec::new(), 0);
         let mut messages = messages.into_iter();
         loop {
-            let some: Vec<ToOne> = messages.by_ref().take(AT_ONCE).collect();
+            let some: Vec<DeviceMessage> = messages.by_ref().take(MESSAGES_AT_ONCE_MAX).collect();
             if some.is_empty() {
                 return Ok(portions);
             }
@@ -138,7 +144,11 @@ impl Devices<'_> {
                 Ok(known)
             })?;
             if !messages.is_empty() {
-                portions.push(Portion { mark: mark(id, HERE, number), sender: sender.clone(), messages });
+                portions.push(MessagePortion {
+                    mark: mark(id, HERE, number),
+                    sender: sender.clone(),
+                    messages,
+                });
             }
             number += 1;
         }
@@ -162,7 +172,7 @@ impl Devices<'_> {
                 for (device, content) in devices {
                     match written(said.sender.as_str(), &said.event_type, &content) {
                         Some(message) => {
-                            messages.push(ToOne { user: user.clone(), device, message, devices: 0 })
+                            messages.push(DeviceMessage { user: user.clone(), device, message, devices: 0 })
                         }
                         None => log::info!("{} sent {user} a message that is too large", said.sender),
                     }
@@ -195,18 +205,18 @@ pub(in crate::service) fn read_direct_to_device(
     content: &[u8],
 ) -> Option<DirectToDevice> {
     let read = read_object::<DirectToDevice>(content).ok()?;
-    let id_fits = !read.message_id.is_empty() && read.message_id.chars().count() <= LONGEST_ID;
-    let type_fits = !read.event_type.is_empty() && read.event_type.len() <= LONGEST_TYPE;
+    let id_fits = !read.message_id.is_empty() && read.message_id.chars().count() <= MESSAGE_ID_CHARS_MAX;
+    let type_fits = !read.event_type.is_empty() && read.event_type.len() <= TYPE_BYTES_MAX;
     let count: usize = read.messages.values().map(BTreeMap::len).sum();
-    if is_of(origin, &read.sender) && id_fits && type_fits && count <= MOST_MESSAGES {
+    if is_of(origin, &read.sender) && id_fits && type_fits && count <= MESSAGES_MAX {
         return Some(read);
     }
     log::debug!("{origin} sent messages to devices that are none");
     None
 }
 
-/// A message for one of our users' devices, or for all of them.
-struct ToOne {
+/// A message for one of a local user's devices, or for all of them.
+struct DeviceMessage {
     user: UserId,
     device: String,
     /// As clients get it.
@@ -216,11 +226,11 @@ struct ToOne {
 }
 
 /// What is written at once of the messages that came together.
-struct Portion {
+struct MessagePortion {
     /// By what it is known when it comes again.
     mark: String,
     sender: UserId,
-    messages: Vec<ToOne>,
+    messages: Vec<DeviceMessage>,
 }
 
 /// What [`mark`] tells apart.
@@ -234,15 +244,15 @@ fn mark(id: &str, kind: char, number: usize) -> String {
 }
 
 /// Portions that are written together: as many as are little, in their order.
-fn batches(portions: Vec<Portion>) -> Vec<Vec<Portion>> {
-    let mut batches: Vec<Vec<Portion>> = Vec::new();
+fn batches(portions: Vec<MessagePortion>) -> Vec<Vec<MessagePortion>> {
+    let mut batches: Vec<Vec<MessagePortion>> = Vec::new();
     let (mut rows, mut bytes) = (0, 0);
     for portion in portions {
         let own: usize = portion.messages.iter().map(|message| message.devices).sum();
         let own_bytes: usize =
             portion.messages.iter().map(|message| message.devices * message.message.len()).sum();
         match batches.last_mut() {
-            Some(last) if rows + own <= ROWS_AT_ONCE && bytes + own_bytes <= BYTES_AT_ONCE => {
+            Some(last) if rows + own <= ROWS_AT_ONCE_MAX && bytes + own_bytes <= BYTES_AT_ONCE_MAX => {
                 last.push(portion)
             }
             _ => {
@@ -255,28 +265,37 @@ fn batches(portions: Vec<Portion>) -> Vec<Vec<Portion>> {
     batches
 }
 
-/// How many of our devices a message is for. `known`: devices of users that were looked up before.
-fn recipients(db: &Db<'_>, message: &ToOne, known: &mut HashMap<UserId, Vec<String>>) -> Result<usize> {
+/// How many local devices a message is for. `known`: devices of users that were looked up before.
+fn recipients(
+    db: &Db<'_>,
+    message: &DeviceMessage,
+    known: &mut HashMap<UserId, Vec<String>>,
+) -> Result<usize> {
     if !known.contains_key(&message.user) {
         let devices = db.devices(&message.user)?.into_iter().map(|device| device.device_id).collect();
         known.insert(message.user.clone(), devices);
     }
     let devices = known.get(&message.user).map(Vec::as_slice).unwrap_or_default();
     Ok(match message.device.as_str() {
-        ALL => devices.len(),
+        ALL_DEVICES => devices.len(),
         device => usize::from(devices.binary_search_by(|known| known.as_str().cmp(device)).is_ok()),
     })
 }
 
-/// Lets the messages of a portion wait for devices of ours. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED` if
+/// Lets the messages of a portion wait for local devices. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED` if
 /// the origin's share of a device's line is full.
-fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: MessageOrigin<'_>, now: Millis) -> Result<()> {
-    let Portion { sender, messages, .. } = portion;
+fn deliver_all(
+    tx: &mut Tx<'_>,
+    portion: &MessagePortion,
+    origin: MessageOrigin<'_>,
+    now: Millis,
+) -> Result<()> {
+    let MessagePortion { sender, messages, .. } = portion;
     // Told in one line, however many they are.
     let mut lost: BTreeMap<(&UserId, String, &str), usize> = BTreeMap::new();
-    for ToOne { user, device, message, .. } in messages {
+    for DeviceMessage { user, device, message, .. } in messages {
         let devices = match device.as_str() {
-            ALL => tx.devices(user)?,
+            ALL_DEVICES => tx.devices(user)?,
             device => tx.device(user, device)?.into_iter().collect(),
         };
         for device in devices {
@@ -288,7 +307,7 @@ fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: MessageOrigin<'_>, no
                     log::info!("too many messages of {origin:?} wait for {} of {user}", device.device_id);
                     let why = "Too many of your messages wait for a device";
                     return Err(
-                        Error::new(ErrCode::LimitExceeded, why).with_field("retry_after_ms", COME_AGAIN)
+                        Error::new(ErrCode::LimitExceeded, why).with_field("retry_after_ms", RETRY_AFTER_MS)
                     );
                 }
             };
@@ -304,12 +323,12 @@ fn deliver_all(tx: &mut Tx<'_>, portion: &Portion, origin: MessageOrigin<'_>, no
 /// A message as clients get it; none if it is too large.
 fn written(sender: &str, event_type: &str, content: &ObjectText) -> Option<String> {
     let content = content.get();
-    if content.len() > LARGEST {
+    if content.len() > MESSAGE_BYTES_MAX {
         return None;
     }
     let message =
         format!("{{\"content\":{content},\"sender\":{},\"type\":{}}}", json!(sender), json!(event_type));
-    (message.len() <= LARGEST).then_some(message)
+    (message.len() <= MESSAGE_BYTES_MAX).then_some(message)
 }
 
 /// The messages in portions that other servers take in.
@@ -319,7 +338,7 @@ fn shares(messages: DeviceMessages) -> Vec<DeviceMessages> {
     for (user, devices) in messages {
         for (device, content) in devices {
             let size = user.len() + device.len() + content.get().len();
-            if bytes > 0 && bytes + size > SHARE {
+            if bytes > 0 && bytes + size > EDU_SHARE_BYTES {
                 shares.push(DeviceMessages::new());
                 bytes = 0;
             }

@@ -1,4 +1,7 @@
 //! What is no part of a room's history and of which only the last counts: typing, receipts, presence.
+//!
+//! - `typing`, `receipts`, `presence`: each as local users do it and as other servers tell it.
+//! - `incoming`: what the three ask of the server whose EDUs are received.
 
 pub(super) mod incoming;
 pub mod presence;

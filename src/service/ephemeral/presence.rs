@@ -1,7 +1,7 @@
-//! Presence: who of us is at a client, told to whom they share rooms with; and who of others is.
+//! Presence: which local users are at a client, told to whom they share rooms with; and who of others is.
 //!
-//! What happens to one of us is a step of [`Here`], which is memory: every message that they send is one. Only when the
-//! outcome is another one is it written (lightly) and told.
+//! What happens to a local user is a step of their presence, which is memory: every message that they send is one. Only
+//! when the outcome is another one is it written (lightly) and told.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -20,32 +20,32 @@ use crate::service::ephemeral::incoming::EduOrigin;
 use crate::store::ephemeral::presence::{Presence, PresenceState};
 
 /// Who does nothing for so long is unavailable.
-const IDLE_AFTER: Millis = 5 * 60_000;
+const IDLE_AFTER_MS: Millis = 5 * 60_000;
 /// A client that does not ask again within this time is gone.
-const GONE_AFTER: Millis = 30_000;
+const GONE_AFTER_MS: Millis = 30_000;
 /// Other servers are told again of those who are there: before they take us for dead.
-const TELL_EVERY: Millis = 25 * 60_000;
-/// And we take theirs to be offline when nothing was heard of them.
-const OTHERS_GONE_AFTER: Millis = 30 * 60_000;
+const TELL_INTERVAL_MS: Millis = 25 * 60_000;
+/// Users of other servers are taken to be offline when nothing was heard of them.
+const REMOTE_GONE_AFTER_MS: Millis = 30 * 60_000;
 /// Users of another server whose last deed is later by this much are news.
-const GRAIN: Millis = 60_000;
+const LAST_ACTIVE_GRAIN_MS: Millis = 60_000;
 /// Longest status, in bytes.
-const LONGEST_STATUS: usize = 1024;
+const STATUS_BYTES_MAX: usize = 1024;
 /// In rooms with more servers than that, presence is of no interest to all of them, and costs a request to each.
-const MOST_SERVERS: usize = 500;
+const SERVERS_IN_ROOM_MAX: usize = 500;
 /// Ends that are worked on at once, and how often at most.
-const AT_ONCE: usize = 100;
-const TICK: Millis = 1000;
+const EXPIRED_AT_ONCE_MAX: usize = 100;
+const EXPIRY_INTERVAL_MS: Millis = 1000;
 /// For so long it is remembered of somebody that they are gone: longer than it takes to write it.
-const FORGET_AFTER: Millis = 120_000;
+const FORGET_AFTER_MS: Millis = 120_000;
 
-/// Those of us who are there, or were a moment ago.
+/// The local users who are there, or were a moment ago.
 #[derive(Default)]
-pub struct Presences(Mutex<HashMap<UserId, Here>>);
+pub struct LocalPresences(Mutex<HashMap<UserId, LocalPresence>>);
 
-/// One of us.
+/// A local user's presence, and what it follows from.
 #[derive(Debug, Clone)]
-struct Here {
+struct LocalPresence {
     state: PresenceState,
     status: Option<String>,
     last_active: Millis,
@@ -59,9 +59,9 @@ struct Here {
     changed: Millis,
 }
 
-/// What happens to one of us.
+/// What happens to a local user.
 #[derive(Debug)]
-enum Deed {
+enum PresenceInput {
     /// They say so themselves.
     Set(PresenceState, Option<String>),
     /// A client asks for news and calls them online or idle; it will ask again by then.
@@ -72,7 +72,7 @@ enum Deed {
     Wait,
 }
 
-impl Here {
+impl LocalPresence {
     fn new(known: Option<Presence>, now: Millis) -> Self {
         let known = known.unwrap_or(Presence {
             state: PresenceState::Offline,
@@ -86,7 +86,7 @@ impl Here {
             status: known.status,
             last_active: known.last_active_ms,
             // Their clients may not know yet that the server was away for a moment.
-            online_until: now + 2 * GONE_AFTER,
+            online_until: now + 2 * GONE_AFTER_MS,
             idle_until: 0,
             called_idle: false,
             told: now,
@@ -95,22 +95,22 @@ impl Here {
     }
 
     /// Whether others have something to hear.
-    fn take(&mut self, deed: Deed, now: Millis) -> bool {
+    fn take(&mut self, deed: PresenceInput, now: Millis) -> bool {
         let before = (self.state, self.status.clone());
         match deed {
-            Deed::Set(state, status) => {
+            PresenceInput::Set(state, status) => {
                 (self.state, self.status, self.called_idle) = (state, status, false);
                 self.last_active = now;
-                self.online_until = self.online_until.max(now + 2 * GONE_AFTER);
+                self.online_until = self.online_until.max(now + 2 * GONE_AFTER_MS);
             }
-            Deed::Poll(PresenceState::Online, until) => {
+            PresenceInput::Poll(PresenceState::Online, until) => {
                 self.online_until = self.online_until.max(until);
                 // Asking for news is no deed, but to come back to a client is one.
                 if self.state == PresenceState::Offline || self.called_idle {
                     (self.state, self.called_idle, self.last_active) = (PresenceState::Online, false, now);
                 }
             }
-            Deed::Poll(_, until) => {
+            PresenceInput::Poll(_, until) => {
                 self.idle_until = self.idle_until.max(until);
                 if self.state == PresenceState::Offline
                     || (self.state == PresenceState::Online && self.online_until < now)
@@ -118,17 +118,17 @@ impl Here {
                     (self.state, self.called_idle) = (PresenceState::Unavailable, true);
                 }
             }
-            Deed::Act => {
+            PresenceInput::Act => {
                 self.last_active = now;
                 if self.state == PresenceState::Unavailable {
                     (self.state, self.called_idle) = (PresenceState::Online, false);
                 }
             }
-            Deed::Wait => {}
+            PresenceInput::Wait => {}
         }
         if self.state != PresenceState::Offline && now >= self.online_until.max(self.idle_until) {
             self.state = PresenceState::Offline;
-        } else if self.state == PresenceState::Online && now >= self.last_active + IDLE_AFTER {
+        } else if self.state == PresenceState::Online && now >= self.last_active + IDLE_AFTER_MS {
             self.state = PresenceState::Unavailable;
         }
         let changed = (self.state, self.status.clone()) != before;
@@ -140,11 +140,11 @@ impl Here {
 
     /// When time alone changes something.
     fn next(&self) -> Option<Millis> {
-        let gone = self.online_until.max(self.idle_until).min(self.told + TELL_EVERY);
+        let gone = self.online_until.max(self.idle_until).min(self.told + TELL_INTERVAL_MS);
         match self.state {
             PresenceState::Offline => None,
             PresenceState::Unavailable => Some(gone),
-            PresenceState::Online => Some(gone.min(self.last_active + IDLE_AFTER)),
+            PresenceState::Online => Some(gone.min(self.last_active + IDLE_AFTER_MS)),
         }
     }
 
@@ -160,56 +160,61 @@ impl Here {
     }
 }
 
-impl Presences {
-    fn get(&self, user: &UserId) -> Option<Here> {
+impl LocalPresences {
+    fn get(&self, user: &UserId) -> Option<LocalPresence> {
         lock(&self.0).get(user).cloned()
     }
 }
 
 impl Ephemeral<'_> {
-    /// One of us says whether they are there. Errors: 400 `M_INVALID_PARAM` for a status that is too long.
+    /// A local user says whether they are there. Errors: 400 `M_INVALID_PARAM` for a status that is too long.
     pub fn set_presence(&self, user: &UserId, state: PresenceState, status: Option<String>) -> Result<()> {
-        if status.as_ref().is_some_and(|status| status.len() > LONGEST_STATUS) {
+        if status.as_ref().is_some_and(|status| status.len() > STATUS_BYTES_MAX) {
             return Err(Error::invalid_param("status_msg may have at most 1024 bytes"));
         }
-        self.presence_step(user, Deed::Set(state, status.filter(|status| !status.is_empty())))
+        self.presence_step(user, PresenceInput::Set(state, status.filter(|status| !status.is_empty())))
     }
 
-    /// A client of one of us asks for news, and will again after `waits`, and calls them online or idle. One that calls
+    /// A client of a local user asks for news, and will again after `waits`, and calls them online or idle. One that calls
     /// them offline says nothing.
     pub fn note_poll(&self, user: &UserId, state: PresenceState, waits: Millis) {
         if state != PresenceState::Offline {
-            self.try_presence_step(user, Deed::Poll(state, self.clock.now_ms() + waits + GONE_AFTER));
+            self.try_presence_step(
+                user,
+                PresenceInput::Poll(state, self.clock.now_ms() + waits + GONE_AFTER_MS),
+            );
         }
     }
 
-    /// One of us did something. Costs next to nothing, unless they were idle.
+    /// A local user did something. Costs next to nothing, unless they were idle.
     pub fn note_activity(&self, user: &UserId) {
         // Who is at no client stays offline, whatever they send.
-        if lock(&self.presences.0).contains_key(user) {
-            self.try_presence_step(user, Deed::Act);
+        if lock(&self.local_presence.0).contains_key(user) {
+            self.try_presence_step(user, PresenceInput::Act);
         }
     }
 
     /// Presence is worth no refusal: what cannot be kept is only logged.
-    fn try_presence_step(&self, user: &UserId, deed: Deed) {
+    fn try_presence_step(&self, user: &UserId, deed: PresenceInput) {
         if let Err(e) = self.presence_step(user, deed) {
             log::log!(e.level(log::Level::Error), "the presence of {user} cannot be kept: {e}");
         }
     }
 
-    fn presence_step(&self, user: &UserId, deed: Deed) -> Result<()> {
+    fn presence_step(&self, user: &UserId, deed: PresenceInput) -> Result<()> {
         if !self.config.presence {
             return Ok(());
         }
         let now = self.clock.now_ms();
-        if !lock(&self.presences.0).contains_key(user) {
+        if !lock(&self.local_presence.0).contains_key(user) {
             let known = self.store.read(|db| db.presence(user))?;
-            lock(&self.presences.0).entry(user.clone()).or_insert_with(|| Here::new(known, now));
+            lock(&self.local_presence.0)
+                .entry(user.clone())
+                .or_insert_with(|| LocalPresence::new(known, now));
         }
         let (changed, next) = {
-            let mut all = lock(&self.presences.0);
-            let here = all.entry(user.clone()).or_insert_with(|| Here::new(None, now));
+            let mut all = lock(&self.local_presence.0);
+            let here = all.entry(user.clone()).or_insert_with(|| LocalPresence::new(None, now));
             (here.take(deed, now), here.next())
         };
         if changed {
@@ -221,11 +226,11 @@ impl Ephemeral<'_> {
         Ok(())
     }
 
-    /// Writes what is known of one of us, and tells others.
+    /// Writes what is known of a local user, and tells others.
     fn publish_presence(&self, user: &UserId) -> Result<()> {
-        let (presences, name) = (Arc::clone(&self.presences), user.clone());
+        let (local_presence, name) = (Arc::clone(&self.local_presence), user.clone());
         // Read where the writes are in line, so that the last one written is what is so in the end.
-        self.store.write_lightly(move |tx| match presences.get(&name) {
+        self.store.write_lightly(move |tx| match local_presence.get(&name) {
             Some(here) => tx.set_presence(&name, &here.presence()),
             None => Ok(()),
         })?;
@@ -234,7 +239,7 @@ impl Ephemeral<'_> {
 
     fn tell_servers_of_presence(&self, user: &UserId) -> Result<()> {
         let now = self.clock.now_ms();
-        let Some(presence) = lock(&self.presences.0).get_mut(user).map(|here| {
+        let Some(presence) = lock(&self.local_presence.0).get_mut(user).map(|here| {
             here.told = now;
             here.presence()
         }) else {
@@ -244,7 +249,7 @@ impl Ephemeral<'_> {
             let mut servers = BTreeSet::new();
             for room in db.rooms_of(user)?.into_iter().filter(|room| room.membership == Membership::Join) {
                 let in_room = db.resident_servers(room.room)?;
-                if in_room.len() <= MOST_SERVERS {
+                if in_room.len() <= SERVERS_IN_ROOM_MAX {
                     servers.extend(in_room);
                 }
             }
@@ -262,7 +267,7 @@ impl Ephemeral<'_> {
         Ok(())
     }
 
-    /// Somebody's presence for one of us, as clients read it. Errors: 403 `M_FORBIDDEN` unless they share a room.
+    /// Somebody's presence for a local user, as clients read it. Errors: 403 `M_FORBIDDEN` unless they share a room.
     pub fn presence_for(&self, viewer: &UserId, user: &UserId) -> Result<Value> {
         let (may, stored) = self
             .store
@@ -270,47 +275,47 @@ impl Ephemeral<'_> {
         if !may {
             return Err(Error::forbidden("You are not allowed to see their presence"));
         }
-        let known = self.presences.get(user).map(|here| here.presence()).or(stored);
+        let known = self.local_presence.get(user).map(|here| here.presence()).or(stored);
         match known.filter(|_| self.config.presence) {
             Some(presence) => Ok(presence_json(&presence, self.clock.now_ms())),
             None => Ok(json!({ "presence": PresenceState::Offline.as_str() })),
         }
     }
 
-    /// Takes up those of us who were there when the server last stopped.
-    pub fn remember_presences(&self) -> Result<()> {
+    /// Takes up the local users who were there when the server last stopped.
+    pub fn load_presence(&self) -> Result<()> {
         if !self.config.presence {
             return Ok(());
         }
         let now = self.clock.now_ms();
         let known = self.store.read(|db| db.presence_between(0, i64::MAX, usize::MAX >> 1))?;
-        let mut all = lock(&self.presences.0);
+        let mut all = lock(&self.local_presence.0);
         for (user, presence) in known {
             if self.is_ours(&user) && presence.state != PresenceState::Offline {
-                all.entry(user).or_insert_with(|| Here::new(Some(presence), now));
+                all.entry(user).or_insert_with(|| LocalPresence::new(Some(presence), now));
             }
         }
         Ok(())
     }
 
     /// Lets time change what it changes; gives when to look again.
-    pub fn let_presence_pass(&self, now: Millis) -> Result<Option<Millis>> {
+    pub fn expire_presence(&self, now: Millis) -> Result<Option<Millis>> {
         let (mut changed, mut told_long_ago, mut next) = (Vec::new(), Vec::new(), None::<Millis>);
-        lock(&self.presences.0).iter_mut().for_each(|(user, here)| {
-            if here.take(Deed::Wait, now) {
+        lock(&self.local_presence.0).iter_mut().for_each(|(user, here)| {
+            if here.take(PresenceInput::Wait, now) {
                 changed.push(user.clone());
-            } else if here.state != PresenceState::Offline && now >= here.told + TELL_EVERY {
+            } else if here.state != PresenceState::Offline && now >= here.told + TELL_INTERVAL_MS {
                 told_long_ago.push(user.clone());
             }
         });
         changed.iter().try_for_each(|user| self.publish_presence(user))?;
         told_long_ago.iter().try_for_each(|user| self.tell_servers_of_presence(user))?;
         // Who has been offline for a while is in the database.
-        lock(&self.presences.0).retain(|_, here| {
+        lock(&self.local_presence.0).retain(|_, here| {
             next = [next, here.next()].into_iter().flatten().min();
-            here.state != PresenceState::Offline || now < here.changed + FORGET_AFTER
+            here.state != PresenceState::Offline || now < here.changed + FORGET_AFTER_MS
         });
-        let gone = self.store.read(|db| db.presence_expired(now, AT_ONCE))?;
+        let gone = self.store.read(|db| db.presence_expired(now, EXPIRED_AT_ONCE_MAX))?;
         if !gone.is_empty() {
             self.store.write_lightly(move |tx| {
                 gone.iter().try_for_each(|(user, presence)| {
@@ -325,10 +330,10 @@ impl Ephemeral<'_> {
             })?;
         }
         let others = self.store.read(|db| db.next_presence_expiry())?;
-        Ok([next, others].into_iter().flatten().min().map(|next| next.max(now + TICK)))
+        Ok([next, others].into_iter().flatten().min().map(|next| next.max(now + EXPIRY_INTERVAL_MS)))
     }
 
-    /// `m.presence` of another server: of its own users those who share a room with one of us.
+    /// `m.presence` of another server: of its own users those who share a room with a local user.
     pub(in crate::service) fn receive_presence(&self, origin: &EduOrigin<'_>, content: &[u8]) -> Result<()> {
         if !self.config.presence {
             return Ok(());
@@ -347,17 +352,19 @@ impl Ephemeral<'_> {
             }
             let presence = Presence {
                 state,
-                status: push.status_msg.filter(|status| !status.is_empty() && status.len() <= LONGEST_STATUS),
+                status: push
+                    .status_msg
+                    .filter(|status| !status.is_empty() && status.len() <= STATUS_BYTES_MAX),
                 last_active_ms: now - push.last_active_ago.unwrap_or(0).clamp(0, now),
                 active: push.currently_active && state == PresenceState::Online,
-                until_ms: (state != PresenceState::Offline).then_some(now + OTHERS_GONE_AFTER),
+                until_ms: (state != PresenceState::Offline).then_some(now + REMOTE_GONE_AFTER_MS),
             };
             news.push((push.user_id, presence));
         }
         if news.is_empty() {
             return Ok(());
         }
-        self.scheduler.no_later_than(now + OTHERS_GONE_AFTER);
+        self.scheduler.no_later_than(now + REMOTE_GONE_AFTER_MS);
         self.store.write_lightly(move |tx| {
             for (user, presence) in news {
                 let before = tx.presence(&user)?;
@@ -377,7 +384,7 @@ fn is_as_before(before: &Presence, now: &Presence) -> bool {
     before.state == now.state
         && before.status == now.status
         && before.active == now.active
-        && (now.active || later < GRAIN)
+        && (now.active || later < LAST_ACTIVE_GRAIN_MS)
 }
 
 /// What clients and servers are told.
@@ -399,9 +406,9 @@ mod tests {
 
     const NOW: Millis = 1_000_000_000;
 
-    fn online() -> Here {
-        let mut here = Here::new(None, NOW);
-        assert!(here.take(Deed::Poll(PresenceState::Online, NOW + 60_000), NOW));
+    fn online() -> LocalPresence {
+        let mut here = LocalPresence::new(None, NOW);
+        assert!(here.take(PresenceInput::Poll(PresenceState::Online, NOW + 60_000), NOW));
         assert_eq!(here.state, PresenceState::Online);
         here
     }
@@ -409,44 +416,44 @@ mod tests {
     #[test]
     fn who_does_nothing_is_unavailable_after_a_while_and_online_with_the_next_deed() {
         let mut here = online();
-        let later = NOW + IDLE_AFTER;
-        here.take(Deed::Poll(PresenceState::Online, later + 60_000), later - 1);
+        let later = NOW + IDLE_AFTER_MS;
+        here.take(PresenceInput::Poll(PresenceState::Online, later + 60_000), later - 1);
         assert_eq!(here.state, PresenceState::Online);
-        assert!(here.take(Deed::Poll(PresenceState::Online, later + 60_000), later));
+        assert!(here.take(PresenceInput::Poll(PresenceState::Online, later + 60_000), later));
         assert_eq!(here.state, PresenceState::Unavailable, "to ask for news is no deed");
-        assert!(here.take(Deed::Act, later + 1));
+        assert!(here.take(PresenceInput::Act, later + 1));
         assert_eq!(here.state, PresenceState::Online);
     }
 
     #[test]
     fn whose_clients_ask_no_more_is_offline_and_whose_client_comes_back_is_online() {
         let mut here = online();
-        assert!(!here.take(Deed::Wait, NOW + 59_000));
-        assert!(here.take(Deed::Wait, NOW + 60_000));
+        assert!(!here.take(PresenceInput::Wait, NOW + 59_000));
+        assert!(here.take(PresenceInput::Wait, NOW + 60_000));
         assert_eq!((here.state, here.next()), (PresenceState::Offline, None));
-        assert!(!here.take(Deed::Act, NOW + 70_000), "a message alone brings nobody to a client");
-        assert!(here.take(Deed::Poll(PresenceState::Online, NOW + 200_000), NOW + 100_000));
+        assert!(!here.take(PresenceInput::Act, NOW + 70_000), "a message alone brings nobody to a client");
+        assert!(here.take(PresenceInput::Poll(PresenceState::Online, NOW + 200_000), NOW + 100_000));
         assert_eq!((here.state, here.last_active), (PresenceState::Online, NOW + 100_000));
     }
 
     #[test]
     fn an_idle_client_does_not_outvote_one_that_is_in_use() {
         let mut here = online();
-        assert!(!here.take(Deed::Poll(PresenceState::Unavailable, NOW + 90_000), NOW + 1000));
-        assert!(!here.take(Deed::Wait, NOW + 60_000), "somebody is still there");
-        assert!(here.take(Deed::Poll(PresenceState::Unavailable, NOW + 120_000), NOW + 61_000));
+        assert!(!here.take(PresenceInput::Poll(PresenceState::Unavailable, NOW + 90_000), NOW + 1000));
+        assert!(!here.take(PresenceInput::Wait, NOW + 60_000), "somebody is still there");
+        assert!(here.take(PresenceInput::Poll(PresenceState::Unavailable, NOW + 120_000), NOW + 61_000));
         assert_eq!(here.state, PresenceState::Unavailable);
-        assert!(here.take(Deed::Poll(PresenceState::Online, NOW + 120_000), NOW + 62_000));
+        assert!(here.take(PresenceInput::Poll(PresenceState::Online, NOW + 120_000), NOW + 62_000));
         assert_eq!(here.state, PresenceState::Online);
     }
 
     #[test]
     fn what_somebody_says_of_themselves_holds_until_they_do_something() {
         let mut here = online();
-        assert!(here.take(Deed::Set(PresenceState::Unavailable, Some("lunch".into())), NOW + 1));
-        assert!(!here.take(Deed::Poll(PresenceState::Online, NOW + 90_000), NOW + 2));
+        assert!(here.take(PresenceInput::Set(PresenceState::Unavailable, Some("lunch".into())), NOW + 1));
+        assert!(!here.take(PresenceInput::Poll(PresenceState::Online, NOW + 90_000), NOW + 2));
         assert_eq!(here.state, PresenceState::Unavailable);
-        assert!(here.take(Deed::Act, NOW + 3));
+        assert!(here.take(PresenceInput::Act, NOW + 3));
         assert_eq!((here.state, here.status.as_deref()), (PresenceState::Online, Some("lunch")));
     }
 }

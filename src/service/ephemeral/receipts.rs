@@ -17,12 +17,12 @@ use crate::store::{Db, Room, RoomKey, StoredEvent};
 /// The marker that is account data and no receipt.
 pub const FULLY_READ: &str = "m.fully_read";
 /// The thread of everything that is in none.
-const MAIN: &str = "main";
+const MAIN_THREAD: &str = "main";
 /// How far an event's relations are followed to its thread. "A maximum of 3 hops is recommended."
-const MOST_HOPS: usize = 3;
+const RELATION_HOPS_MAX: usize = 3;
 
 /// What a client asks to move: a type of receipt, the event, the thread.
-pub struct Move {
+pub struct MarkerMove {
     /// `m.read`, `m.read.private` or `m.fully_read`.
     pub receipt_type: String,
     /// Up to where.
@@ -32,10 +32,10 @@ pub struct Move {
 }
 
 impl Ephemeral<'_> {
-    /// Moves the markers of one of our users in a room, all or none. One that is further already stays. Errors: 400
+    /// Moves the markers of a local user in a room, all or none. One that is further already stays. Errors: 400
     /// `M_INVALID_PARAM` for an unknown type or a thread that does not fit, 403 `M_FORBIDDEN` for who is not in the
     /// room, 404 `M_NOT_FOUND` for an event that is not there.
-    pub fn mark_read(&self, user: &UserId, room_id: &RoomId, moves: Vec<Move>) -> Result<()> {
+    pub fn mark_read(&self, user: &UserId, room_id: &RoomId, moves: Vec<MarkerMove>) -> Result<()> {
         let now = self.clock.now_ms();
         let (room, receipts, marker) = self.store.read(|db| {
             let room = db.room(room_id)?;
@@ -138,7 +138,7 @@ fn acceptable(
     let Some(event_id) = told.event_ids.last() else { return Ok(None) };
     let thread = match told.data.thread_id {
         None => String::new(),
-        Some(thread) if thread == MAIN => thread,
+        Some(thread) if thread == MAIN_THREAD => thread,
         // Threads are bounded by the events that there are.
         Some(thread) => match EventId::parse(&thread) {
             Ok(root) if is_in_room(db, room, &root)? => thread,
@@ -158,7 +158,7 @@ fn acceptable(
 }
 
 /// The event of a wish, if there is nothing wrong with it.
-fn checked(db: &Db<'_>, room: &Room, wish: &Move) -> Result<StoredEvent> {
+fn checked(db: &Db<'_>, room: &Room, wish: &MarkerMove) -> Result<StoredEvent> {
     let is_receipt = [READ, PRIVATE].contains(&wish.receipt_type.as_str());
     if !is_receipt && wish.receipt_type != FULLY_READ {
         return Err(Error::invalid_param("The type of a receipt is m.read, m.read.private or m.fully_read"));
@@ -180,7 +180,7 @@ fn checked(db: &Db<'_>, room: &Room, wish: &Move) -> Result<StoredEvent> {
 /// `main`, or the root of the thread that an event is in: by its own relation, or by that of what it relates to.
 fn thread_of(db: &Db<'_>, event: &Pdu) -> Result<String> {
     let mut content = event.content();
-    for _ in 0..=MOST_HOPS {
+    for _ in 0..=RELATION_HOPS_MAX {
         let relation = content.get("m.relates_to");
         let field = |name: &str| relation.and_then(|r| r.get(name)?.as_str());
         let Some(parent) = field("event_id") else { break };
@@ -191,7 +191,7 @@ fn thread_of(db: &Db<'_>, event: &Pdu) -> Result<String> {
         let Some(parent) = db.event(&parent)?.filter(|p| p.pdu.room_id() == event.room_id()) else { break };
         content = parent.pdu.content();
     }
-    Ok(MAIN.to_owned())
+    Ok(MAIN_THREAD.to_owned())
 }
 
 fn is_in_room(db: &Db<'_>, room: RoomKey, event: &EventId) -> Result<bool> {

@@ -1,4 +1,4 @@
-//! Who is typing: of our users, told to the other servers of the room; of others, as their servers say.
+//! Who is typing: of local users, told to the other servers of the room; of others, as their servers say.
 //!
 //! What is known is in the database like everything else, but written lightly: it is worth nothing after a minute.
 
@@ -15,29 +15,29 @@ use crate::service::ephemeral::incoming::EduOrigin;
 use crate::store::RoomKey;
 
 /// How long somebody types who does not say for how long, and the longest.
-const USUAL: Millis = 30_000;
-const LONGEST: Millis = 120_000;
+const TIMEOUT_MS_USUAL: Millis = 30_000;
+const TIMEOUT_MS_MAX: Millis = 120_000;
 /// Other servers do not say for how long. They say it again in time if it lasts.
-const OF_OTHERS: Millis = 60_000;
+const REMOTE_TIMEOUT_MS: Millis = 60_000;
 /// So often other servers are told again of somebody who goes on typing: before they take it to be over.
-const TELL_EVERY: Millis = 25_000;
-/// Users who type in one room at the same time, and of one server: more would tell nobody anything. Our own have places
-/// beside those.
-const MOST_IN_ROOM: usize = 100;
-const MOST_OF_SERVER: usize = 20;
-const MOST_OF_US: usize = 50;
+const TELL_INTERVAL_MS: Millis = 25_000;
+/// Users who type in one room at the same time, and of one server: more would tell nobody anything. Local users have
+/// places beside those.
+const IN_ROOM_MAX: usize = 100;
+const OF_SERVER_MAX: usize = 20;
+const LOCAL_IN_ROOM_MAX: usize = 50;
 /// Ends of typing that are worked on at once.
-const AT_ONCE: usize = 100;
+const EXPIRED_AT_ONCE_MAX: usize = 100;
 
 impl Ephemeral<'_> {
-    /// One of our users begins to type, goes on, or (no time given) stops. Errors: 400 `M_INVALID_PARAM` for a negative
+    /// A local user begins to type, goes on, or (no time given) stops. Errors: 400 `M_INVALID_PARAM` for a negative
     /// time, 403 `M_FORBIDDEN` for who is not in the room.
     pub fn set_typing(&self, user: &UserId, room: &RoomId, typing: Option<Option<Millis>>) -> Result<()> {
         let lasting = match typing {
             Some(Some(asked)) if asked < 0 => {
                 return Err(Error::invalid_param("timeout must not be negative"));
             }
-            Some(asked) => Some(asked.unwrap_or(USUAL).min(LONGEST)),
+            Some(asked) => Some(asked.unwrap_or(TIMEOUT_MS_USUAL).min(TIMEOUT_MS_MAX)),
             None => None,
         };
         let key = self.store.read(|db| match db.room(room)? {
@@ -55,8 +55,8 @@ impl Ephemeral<'_> {
                         key,
                         name.as_str(),
                         times,
-                        TELL_EVERY,
-                        (MOST_IN_ROOM + MOST_OF_US, MOST_OF_US),
+                        TELL_INTERVAL_MS,
+                        (IN_ROOM_MAX + LOCAL_IN_ROOM_MAX, LOCAL_IN_ROOM_MAX),
                     )
                 })?;
                 self.scheduler.no_later_than(now + lasting);
@@ -80,8 +80,8 @@ impl Ephemeral<'_> {
     }
 
     /// Ends what has lasted long enough; gives when to look again.
-    pub fn end_typing_that_is_over(&self, now: Millis) -> Result<Option<Millis>> {
-        for (room, user) in self.store.read(|db| db.typing_expired(now, AT_ONCE))? {
+    pub fn expire_typing(&self, now: Millis) -> Result<Option<Millis>> {
+        for (room, user) in self.store.read(|db| db.typing_expired(now, EXPIRED_AT_ONCE_MAX))? {
             let name = user.clone();
             let stopped = self.store.write_lightly(move |tx| tx.let_typing_expire(room, &name, now))?;
             let ours = UserId::parse(&user).is_ok_and(|user| self.is_ours(&user));
@@ -107,12 +107,12 @@ impl Ephemeral<'_> {
             return Ok(());
         }
         let now = self.clock.now_ms();
-        let until = now + OF_OTHERS;
+        let until = now + REMOTE_TIMEOUT_MS;
         if typing {
             // Nobody is told of it again by us.
             let (times, never) = ((now, until), Millis::MAX);
             self.store.write_lightly(move |tx| {
-                tx.start_typing(room, user_id.as_str(), times, never, (MOST_IN_ROOM, MOST_OF_SERVER))
+                tx.start_typing(room, user_id.as_str(), times, never, (IN_ROOM_MAX, OF_SERVER_MAX))
             })?;
             self.scheduler.no_later_than(until);
         } else {

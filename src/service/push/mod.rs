@@ -1,3 +1,5 @@
-//! Push rules.
+//! Push.
+//!
+//! - `rules`: the push rules that every account starts with.
 
 pub mod rules;

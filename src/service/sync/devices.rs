@@ -1,12 +1,11 @@
 //! What is for the client's device: the messages that wait for it, and whose devices it has to look at anew.
 
-use crate::service::sync::Syncing;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Context, Events};
+use super::{EventList, SyncContext, Syncing};
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
@@ -14,13 +13,13 @@ use crate::service::rooms::view::membership_known_at;
 use crate::store::{EventKey, Room, RoomKey};
 
 /// "100 messages is recommended as a reasonable limit."
-const MOST_MESSAGES: usize = 100;
+const MESSAGES_MAX: usize = 100;
 /// Members of one room that are listed because they share a room with the user from now on, or no more.
-const MOST_MEMBERS: u64 = 10_000;
+const MEMBERS_MAX: u64 = 10_000;
 
-/// What an answer did with the line of messages that wait for a device.
+/// How far an answer came with the messages that wait for a device.
 #[derive(Default)]
-pub struct Line {
+pub struct ToDeviceProgress {
     /// Up to where the device has proved to have them.
     proved: Option<i64>,
     /// Up to where this answer has them, if it has to leave some out.
@@ -44,36 +43,36 @@ impl DeviceLists {
 }
 
 /// The messages that wait for the device, but for those that it has proved to have.
-pub fn to_device(context: &Context<'_>) -> Result<(Events, Line)> {
-    let (mut events, mut line) = (Events::default(), Line::default());
-    let Some(device) = context.style.device else { return Ok((events, line)) };
+pub fn to_device(context: &SyncContext<'_>) -> Result<(EventList, ToDeviceProgress)> {
+    let (mut events, mut progress) = (EventList::default(), ToDeviceProgress::default());
+    let Some(device) = context.style.device else { return Ok((events, progress)) };
     if let Some(since) = context.request.since {
-        line.proved = context.db.to_device_proved(context.user, device, since)?;
+        progress.proved = context.db.to_device_proved(context.user, device, since)?;
     }
-    let after = line.proved.unwrap_or(0);
-    let mut waiting = context.db.to_device_after(context.user, device, after, MOST_MESSAGES + 1)?;
-    if waiting.len() > MOST_MESSAGES {
-        waiting.truncate(MOST_MESSAGES);
-        line.cut_at = waiting.last().map(|last| last.number);
+    let after = progress.proved.unwrap_or(0);
+    let mut waiting = context.db.to_device_after(context.user, device, after, MESSAGES_MAX + 1)?;
+    if waiting.len() > MESSAGES_MAX {
+        waiting.truncate(MESSAGES_MAX);
+        progress.cut_at = waiting.last().map(|last| last.number);
     }
     for message in waiting {
         events.events.push(RawValue::from_string(message.message).map_err(Error::internal)?);
     }
-    Ok((events, line))
+    Ok((events, progress))
 }
 
 impl Syncing<'_> {
     /// Forgets the messages that a device has proved to have, and notes where its answer had to stop: before the answer
     /// goes out, since its token will prove no more than that.
-    pub(super) fn settle_line(
+    pub(super) fn settle_to_device(
         &self,
         user: &UserId,
         device: &str,
         since: Option<i64>,
-        line: Line,
+        progress: ToDeviceProgress,
     ) -> Result<()> {
         let (user, device) = (user.clone(), device.to_owned());
-        match (line.cut_at, line.proved.zip(since)) {
+        match (progress.cut_at, progress.proved.zip(since)) {
             (None, None) => Ok(()),
             // If the disk does not get it, the same proof comes again.
             (None, Some((upto, since))) => {
@@ -92,7 +91,7 @@ impl Syncing<'_> {
 /// "Users who have updated their device identity or cross-signing keys, or who now share an encrypted room with the
 /// client"; and "users with whom we do not share any encrypted rooms anymore". Only where the client has looked before.
 /// That it wants to hear of certain rooms only, or of none, makes no difference: it encrypts for all of them.
-pub fn device_lists(context: &Context<'_>) -> Result<DeviceLists> {
+pub fn device_lists(context: &SyncContext<'_>) -> Result<DeviceLists> {
     let mut lists = DeviceLists::default();
     let Some(since) = context.request.since else { return Ok(lists) };
     for user in context.db.device_changes_between(since, context.position)? {
@@ -129,7 +128,7 @@ pub fn device_lists(context: &Context<'_>) -> Result<DeviceLists> {
 
 /// Who came into an encrypted room in which the user still is, and who went.
 fn comings_and_goings(
-    context: &Context<'_>,
+    context: &SyncContext<'_>,
     room: &Room,
     since: i64,
     came: &mut BTreeSet<UserId>,
@@ -157,8 +156,8 @@ fn comings_and_goings(
 }
 
 /// The members of a room, if they are not too many for anyone to follow.
-fn members(context: &Context<'_>, room: &Room) -> Result<Vec<UserId>> {
-    if room.joined > MOST_MEMBERS {
+fn members(context: &SyncContext<'_>, room: &Room) -> Result<Vec<UserId>> {
+    if room.joined > MEMBERS_MAX {
         return Ok(Vec::new());
     }
     let members = context.db.members(room.key, Some(Membership::Join))?;

@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 
-use super::{Context, Events};
+use super::{EventList, SyncContext};
 use crate::error::{Error, Result};
 use crate::service::rooms::client_format::Json;
 use crate::store::Room;
 use crate::store::ephemeral::receipts::Receipt;
 
 /// Receipts of others in one room and one answer. In a room with more, who has read up to where is of no interest.
-const MOST_RECEIPTS: usize = 1000;
+const RECEIPTS_MAX: usize = 1000;
 
 /// What is fleeting in a room and changed after a position; 0 for all that there is.
-pub fn of_room(context: &Context<'_>, room: &Room, since: i64) -> Result<Events> {
-    let mut events = Events::default();
+pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<EventList> {
+    let mut events = EventList::default();
     let filter = &context.request.filter.room.ephemeral;
     let Some((changed, typing)) = context.db.ephemeral_change(room.key)? else { return Ok(events) };
     if changed <= since || filter.wants_none() || !filter.wants_room(room.room_id.as_str()) {
@@ -32,7 +32,7 @@ pub fn of_room(context: &Context<'_>, room: &Room, since: i64) -> Result<Events>
     }
     if filter.wants_type("m.receipt") {
         let between = (since, context.position);
-        let mut receipts = context.db.receipts_between(room.key, between, context.user, MOST_RECEIPTS)?;
+        let mut receipts = context.db.receipts_between(room.key, between, context.user, RECEIPTS_MAX)?;
         receipts.retain(|receipt| !context.ignored.has(&receipt.user_id));
         for content in by_thread(receipts) {
             events.events.push(event("m.receipt", &content.into())?);

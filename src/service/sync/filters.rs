@@ -1,14 +1,14 @@
 //! Filters that clients store here and name by id.
 
-use crate::service::sync::Syncing;
 use sha2::{Digest, Sha256};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::filter::{FILTER_BYTES_MAX, Filter};
+use crate::service::sync::Syncing;
 
 /// A user may keep this many different filters.
-const MAX_FILTERS: i64 = 1000;
+const FILTERS_MAX: i64 = 1000;
 
 impl Syncing<'_> {
     /// Stores a filter (JSON, an object) and answers its id. The same filter again gets the same id. Errors: 400
@@ -25,7 +25,7 @@ impl Syncing<'_> {
         let user = user.clone();
         self.store.write(move |tx| {
             let filter_id = tx.add_filter(&user, &digest, &definition)?;
-            if filter_id > MAX_FILTERS {
+            if filter_id > FILTERS_MAX {
                 // The closure's work is undone with its error.
                 return Err(Error::new(ErrCode::ResourceLimitExceeded, "You have stored too many filters"));
             }

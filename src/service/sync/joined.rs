@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::ephemeral;
-use super::state::{self, Need};
-use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, StateSection, Timeline};
+use super::state::{self, StateNeeded};
+use super::{EventList, StateSection, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline};
 use crate::error::Result;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
@@ -25,10 +25,10 @@ pub struct JoinedRoom {
     #[serde(flatten)]
     state: StateSection,
     timeline: Timeline,
-    #[serde(skip_serializing_if = "Events::is_empty")]
-    ephemeral: Events,
-    #[serde(skip_serializing_if = "Events::is_empty")]
-    account_data: Events,
+    #[serde(skip_serializing_if = "EventList::is_empty")]
+    ephemeral: EventList,
+    #[serde(skip_serializing_if = "EventList::is_empty")]
+    account_data: EventList,
     unread_notifications: Value,
     /// Whether the user was not in the room when the client last looked.
     #[serde(skip)]
@@ -46,11 +46,11 @@ struct Summary {
 }
 
 /// "This should be the first 5 members of the room."
-const HEROES: i64 = 5;
+const HEROES_MAX: i64 = 5;
 
 /// The rooms that the user is in and that have something for the client. `account_data` is what changed, by room.
 pub fn collect(
-    context: &Context<'_>,
+    context: &SyncContext<'_>,
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
 ) -> Result<BTreeMap<RoomId, JoinedRoom>> {
     let mut rooms = BTreeMap::new();
@@ -68,7 +68,7 @@ pub fn collect(
 }
 
 fn rooms_to_look_at(
-    context: &Context<'_>,
+    context: &SyncContext<'_>,
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
 ) -> Result<BTreeSet<RoomKey>> {
     let everything = context.request.since.is_none() || context.request.full_state;
@@ -91,7 +91,7 @@ fn rooms_to_look_at(
     Ok(rooms)
 }
 
-fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Result<Option<JoinedRoom>> {
+fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> Result<Option<JoinedRoom>> {
     let view = context.view(room)?;
     let Access::Joined { since: joined_at } = view.access else { return Ok(None) };
     let newly_joined = match context.request.since {
@@ -105,7 +105,7 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
     let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
     let lazy = context.request.filter.room.state.lazy_load_members;
     let members = lazy.then(|| lazy_members(context, &page, whole));
-    let need = Need {
+    let need = StateNeeded {
         since: if whole { None } else { context.request.since },
         start: page
             .events
@@ -150,7 +150,7 @@ fn joined_room(context: &Context<'_>, room: &Room, data: &[AccountData]) -> Resu
 }
 
 /// The latest events that the client has not seen, newest first.
-fn timeline_page(context: &Context<'_>, view: &RoomView<'_>, newly_joined: bool) -> Result<Page> {
+fn timeline_page(context: &SyncContext<'_>, view: &RoomView<'_>, newly_joined: bool) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
     if !filter.wants_room(view.room.room_id.as_str()) {
         return Ok(Page::default());
@@ -159,12 +159,12 @@ fn timeline_page(context: &Context<'_>, view: &RoomView<'_>, newly_joined: bool)
         Some(since) if !newly_joined => Place::live(since),
         _ => Place::START,
     };
-    latest(view, filter, (Place::END, to), filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))
+    latest(view, filter, (Place::END, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))
 }
 
 /// A page that was walked backwards, as the timeline of a room.
 pub(super) fn timeline(
-    context: &Context<'_>,
+    context: &SyncContext<'_>,
     view: &RoomView<'_>,
     page: Page,
     newly_joined: bool,
@@ -189,7 +189,7 @@ pub(super) fn timeline(
 
 /// Whose membership a client with lazy loading needs: those who speak in the timeline, and the user's own when the state
 /// is told whole.
-fn lazy_members(context: &Context<'_>, page: &Page, whole: bool) -> BTreeSet<UserId> {
+fn lazy_members(context: &SyncContext<'_>, page: &Page, whole: bool) -> BTreeSet<UserId> {
     let mut members: BTreeSet<UserId> =
         page.events.iter().map(|seen| seen.event.pdu.sender().clone()).collect();
     if whole {
@@ -199,12 +199,12 @@ fn lazy_members(context: &Context<'_>, page: &Page, whole: bool) -> BTreeSet<Use
 }
 
 /// The heroes of a room that has neither name nor alias to call it by.
-fn heroes(context: &Context<'_>, room: &Room) -> Result<Option<Vec<UserId>>> {
+fn heroes(context: &SyncContext<'_>, room: &Room) -> Result<Option<Vec<UserId>>> {
     for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
         let event = context.db.state_event(room.key, event_type, "")?;
         if event.and_then(|event| event.content_str(field)).is_some_and(|text| !text.is_empty()) {
             return Ok(None);
         }
     }
-    Ok(Some(context.db.heroes(room.key, context.user, HEROES)?))
+    Ok(Some(context.db.heroes(room.key, context.user, HEROES_MAX)?))
 }

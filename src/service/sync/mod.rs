@@ -1,9 +1,13 @@
 //! `GET /sync`: what is new for one client since a position of the stream.
 //!
 //! Everything is read from one snapshot of the database, whose position becomes `next_batch`: nothing can fall between
-//! two answers. `joined` has the rooms that the user is in, `ephemeral` what is fleeting in them, `away` the invites, knocks
-//! and rooms left, `state` works out which state the client lacks, `presence` who
-//! is there, `devices` what is for the client's device alone.
+//! two answers.
+//!
+//! - `joined`: the rooms that the user is in; `ephemeral`: what is fleeting in them.
+//! - `not_joined`: invites, knocks and rooms left.
+//! - `state`: which state of a room the client lacks.
+//! - `presence`: who is there; `devices`: what is for the client's device alone.
+//! - `filters`: those that clients store here.
 
 mod devices;
 mod ephemeral;
@@ -55,9 +59,9 @@ impl Homeserver {
 }
 
 /// Events in a timeline when the filter names no limit.
-const DEFAULT_TIMELINE: usize = 10;
+const TIMELINE_USUAL: usize = 10;
 /// Events in a timeline whatever the filter says.
-const MAX_TIMELINE: usize = 100;
+const TIMELINE_MAX: usize = 100;
 
 /// What a client asks of `/sync`.
 #[derive(Clone)]
@@ -89,16 +93,16 @@ pub struct SyncAnswer {
 }
 
 #[derive(Serialize)]
-struct Body {
+struct SyncBody {
     next_batch: String,
-    #[serde(skip_serializing_if = "Events::is_empty")]
-    account_data: Events,
-    #[serde(skip_serializing_if = "Rooms::is_empty")]
-    rooms: Rooms,
-    #[serde(skip_serializing_if = "Events::is_empty")]
-    presence: Events,
-    #[serde(skip_serializing_if = "Events::is_empty")]
-    to_device: Events,
+    #[serde(skip_serializing_if = "EventList::is_empty")]
+    account_data: EventList,
+    #[serde(skip_serializing_if = "RoomSections::is_empty")]
+    rooms: RoomSections,
+    #[serde(skip_serializing_if = "EventList::is_empty")]
+    presence: EventList,
+    #[serde(skip_serializing_if = "EventList::is_empty")]
+    to_device: EventList,
     #[serde(skip_serializing_if = "devices::DeviceLists::is_empty")]
     device_lists: devices::DeviceLists,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,11 +113,11 @@ struct Body {
 
 /// `{"events": […]}`.
 #[derive(Default, Serialize)]
-struct Events {
+struct EventList {
     events: Vec<Json>,
 }
 
-impl Events {
+impl EventList {
     fn is_empty(&self) -> bool {
         self.events.is_empty()
     }
@@ -123,15 +127,15 @@ impl Events {
 #[derive(Serialize)]
 enum StateSection {
     #[serde(rename = "state")]
-    Before(Events),
+    Before(EventList),
     #[serde(rename = "state_after")]
-    After(Events),
+    After(EventList),
     #[serde(rename = "org.matrix.msc4222.state_after")]
-    AfterByOlderName(Events),
+    AfterByOlderName(EventList),
 }
 
 impl StateSection {
-    fn new(request: &SyncRequest, events: Events) -> Self {
+    fn new(request: &SyncRequest, events: EventList) -> Self {
         match (request.state_after, request.older_name) {
             (false, _) => Self::Before(events),
             (true, false) => Self::After(events),
@@ -149,25 +153,25 @@ struct Timeline {
 }
 
 #[derive(Default, Serialize)]
-struct Rooms {
+struct RoomSections {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     join: BTreeMap<RoomId, joined::JoinedRoom>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    invite: BTreeMap<RoomId, crate::service::sync::not_joined::InvitedRoom>,
+    invite: BTreeMap<RoomId, not_joined::InvitedRoom>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    knock: BTreeMap<RoomId, crate::service::sync::not_joined::KnockedRoom>,
+    knock: BTreeMap<RoomId, not_joined::KnockedRoom>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    leave: BTreeMap<RoomId, crate::service::sync::not_joined::LeftRoom>,
+    leave: BTreeMap<RoomId, not_joined::LeftRoom>,
 }
 
-impl Rooms {
+impl RoomSections {
     fn is_empty(&self) -> bool {
         self.join.is_empty() && self.invite.is_empty() && self.knock.is_empty() && self.leave.is_empty()
     }
 }
 
 /// What every part of one answer needs.
-struct Context<'c> {
+struct SyncContext<'c> {
     db: &'c Db<'c>,
     user: &'c UserId,
     request: &'c SyncRequest,
@@ -179,7 +183,7 @@ struct Context<'c> {
     blocks_invites: bool,
 }
 
-impl Context<'_> {
+impl SyncContext<'_> {
     /// The position that the client has seen; 0, which is before everything, in an initial sync.
     fn since(&self) -> i64 {
         self.request.since.unwrap_or(0)
@@ -200,9 +204,9 @@ impl Context<'_> {
     }
 
     /// The user's account data of a room, as far as the filter wants it.
-    fn room_account_data(&self, room: &RoomId, entries: &[AccountData]) -> Result<Events> {
+    fn room_account_data(&self, room: &RoomId, entries: &[AccountData]) -> Result<EventList> {
         let filter = &self.request.filter.room.account_data;
-        let mut events = Events::default();
+        let mut events = EventList::default();
         if filter.wants_room(room.as_str()) && !filter.wants_none() {
             for entry in entries.iter().filter(|entry| filter.wants_type(&entry.event_type)) {
                 events.events.push(basic_event(&entry.event_type, &entry.content)?);
@@ -216,7 +220,7 @@ impl Syncing<'_> {
     /// What is new for the user's device, from one snapshot.
     pub fn sync(&self, user: &UserId, device: Option<&str>, request: &SyncRequest) -> Result<SyncAnswer> {
         let now = self.clock.now_ms();
-        let (answer, line, since) = self.store.read(|db| {
+        let (answer, progress, since) = self.store.read(|db| {
             let position = db.snapshot_position()?;
             let anew;
             let request = if request.since.is_some_and(|since| since > position) {
@@ -233,18 +237,18 @@ impl Syncing<'_> {
                 ..Style::usual(user, device, now)
             };
             let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
-            let context = Context { db, user, request, style, position, ignored, blocks_invites };
-            let (answer, line) = answer(&context, now)?;
-            Ok((answer, line, request.since))
+            let context = SyncContext { db, user, request, style, position, ignored, blocks_invites };
+            let (answer, progress) = answer(&context, now)?;
+            Ok((answer, progress, request.since))
         })?;
         if let Some(device) = device {
-            self.settle_line(user, device, since, line)?;
+            self.settle_to_device(user, device, since, progress)?;
         }
         Ok(answer)
     }
 }
 
-fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Line)> {
+fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices::ToDeviceProgress)> {
     let data = context.db.account_data_since(context.user, context.since(), context.position)?;
     let mut global = Vec::new();
     let mut of_rooms: BTreeMap<RoomId, Vec<AccountData>> = BTreeMap::new();
@@ -254,13 +258,13 @@ fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Li
             Some(room) => of_rooms.entry(room.clone()).or_default().push(entry),
         }
     }
-    let mut rooms = Rooms { join: joined::collect(context, &of_rooms)?, ..Rooms::default() };
-    crate::service::sync::not_joined::collect(context, &of_rooms, &mut rooms)?;
+    let mut rooms = RoomSections { join: joined::collect(context, &of_rooms)?, ..RoomSections::default() };
+    not_joined::collect(context, &of_rooms, &mut rooms)?;
     let device = context.style.device;
-    let (to_device, line) = devices::to_device(context)?;
+    let (to_device, progress) = devices::to_device(context)?;
     let device_lists = devices::device_lists(context)?;
     let presence = presence::presence(context, &rooms, now)?;
-    let body = Body {
+    let body = SyncBody {
         next_batch: format!("s{}", context.position),
         account_data: global_account_data(context, &global)?,
         rooms,
@@ -278,13 +282,13 @@ fn answer(context: &Context<'_>, now: Millis) -> Result<(SyncAnswer, devices::Li
         && body.device_lists.is_empty();
     let body = serde_json::to_vec(&body).map_err(Error::internal)?;
     let is_initial = context.request.since.is_none();
-    Ok((SyncAnswer { position: context.position, is_empty, is_initial, body }, line))
+    Ok((SyncAnswer { position: context.position, is_empty, is_initial, body }, progress))
 }
 
 /// Global account data that changed; an initial sync also has the push rules, which every account has.
-fn global_account_data(context: &Context<'_>, entries: &[AccountData]) -> Result<Events> {
+fn global_account_data(context: &SyncContext<'_>, entries: &[AccountData]) -> Result<EventList> {
     let filter = &context.request.filter.account_data;
-    let mut events = Events::default();
+    let mut events = EventList::default();
     if filter.wants_none() {
         return Ok(events);
     }

@@ -9,7 +9,9 @@ use serde_json::json;
 use serde_json::value::to_raw_value;
 
 use super::state;
-use super::{Context, DEFAULT_TIMELINE, Events, MAX_TIMELINE, Rooms, StateSection, Timeline, joined};
+use super::{
+    EventList, RoomSections, StateSection, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline, joined,
+};
 use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
@@ -20,7 +22,7 @@ use crate::service::rooms::client_format;
 use crate::service::rooms::client_format::Json;
 use crate::service::rooms::timeline::{Boundary, Page, Seen, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
-use crate::service::sync::state::Need;
+use crate::service::sync::state::StateNeeded;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::rooms::memberships::RoomOfUser;
 use crate::store::{EventKey, Place};
@@ -28,13 +30,13 @@ use crate::store::{EventKey, Place};
 /// One room of `rooms.invite`.
 #[derive(Serialize)]
 pub struct InvitedRoom {
-    invite_state: Events,
+    invite_state: EventList,
 }
 
 /// One room of `rooms.knock`.
 #[derive(Serialize)]
 pub struct KnockedRoom {
-    knock_state: Events,
+    knock_state: EventList,
 }
 
 /// One room of `rooms.leave`.
@@ -43,15 +45,15 @@ pub struct LeftRoom {
     #[serde(flatten)]
     state: StateSection,
     timeline: Timeline,
-    #[serde(skip_serializing_if = "Events::is_empty")]
-    account_data: Events,
+    #[serde(skip_serializing_if = "EventList::is_empty")]
+    account_data: EventList,
 }
 
 /// Adds the rooms that the user is not in and that have something for the client.
 pub fn collect(
-    context: &Context<'_>,
+    context: &SyncContext<'_>,
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
-    rooms: &mut Rooms,
+    rooms: &mut RoomSections,
 ) -> Result<()> {
     for of_user in context.db.rooms_of_since(context.user, context.since())? {
         if of_user.forgotten
@@ -92,14 +94,14 @@ pub fn collect(
 }
 
 /// The stripped state of a room of this server, as those invited or knocking get it.
-fn stripped(context: &Context<'_>, of_user: &RoomOfUser) -> Result<Events> {
+fn stripped(context: &SyncContext<'_>, of_user: &RoomOfUser) -> Result<EventList> {
     let stored = context.db.event_by_key(of_user.event)?;
     let room = context.db.room_by_key(of_user.room)?;
     let previous = context.view(&room)?.replaced(&stored)?;
     let previous = previous.map(|key| context.db.pdu_by_key(key)).transpose()?;
     let own = stored.pdu;
     let mut events =
-        Events { events: stripped_state_for_client(context.db, of_user.room, &own, context.user)? };
+        EventList { events: stripped_state_for_client(context.db, of_user.room, &own, context.user)? };
     events.events.push(own_event(&own, previous.as_ref())?);
     Ok(events)
 }
@@ -116,7 +118,11 @@ fn own_event(own: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
 }
 
 /// A room that the user left, was kicked or banned from, or whose invite or knock came to nothing.
-fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) -> Result<Option<LeftRoom>> {
+fn left_room(
+    context: &SyncContext<'_>,
+    of_user: &RoomOfUser,
+    data: &[AccountData],
+) -> Result<Option<LeftRoom>> {
     if context.request.since.is_none() && !context.request.filter.room.include_leave {
         return Ok(None);
     }
@@ -135,7 +141,7 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
             };
             // Of a room left before the client last looked only the membership is news.
             let had_it_all = context.request.since.is_some_and(|since| at <= since);
-            let need = Need {
+            let need = StateNeeded {
                 since: if was_joined || had_it_all { context.request.since } else { None },
                 start: first_place(&page).map_or(at, |place| place.stream - 1),
                 end: at,
@@ -148,7 +154,7 @@ fn left_room(context: &Context<'_>, of_user: &RoomOfUser, data: &[AccountData]) 
             events
         }
         // Who was never in the room gets nothing of its state but what they are there.
-        _ => Events { events: memberships_after(context, &view, &page, &own, 0)? },
+        _ => EventList { events: memberships_after(context, &view, &page, &own, 0)? },
     };
     Ok(Some(LeftRoom {
         state: StateSection::new(context.request, state),
@@ -163,7 +169,7 @@ fn first_place(page: &Page) -> Option<Place> {
 
 /// The timeline up to the leave, newest first; it always has the event that took the user out, unless the client wants no
 /// events at all: then that is among the state.
-fn left_page(context: &Context<'_>, view: &RoomView<'_>, own: &Seen) -> Result<Page> {
+fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Seen) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
     let mut page = match view.access {
         Access::Left { at } => {
@@ -177,7 +183,7 @@ fn left_page(context: &Context<'_>, view: &RoomView<'_>, own: &Seen) -> Result<P
             };
             let from = Boundary::at(at).start_back();
             if to < from {
-                latest(view, filter, (from, to), filter.limit_or(DEFAULT_TIMELINE, MAX_TIMELINE))?
+                latest(view, filter, (from, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))?
             } else {
                 Page::default()
             }
@@ -196,7 +202,7 @@ fn left_page(context: &Context<'_>, view: &RoomView<'_>, own: &Seen) -> Result<P
 /// The events of the timeline after a position, for clients that read their state from nowhere else; of a client that
 /// wants no timeline, its user's own.
 fn memberships_after(
-    context: &Context<'_>,
+    context: &SyncContext<'_>,
     view: &RoomView<'_>,
     page: &Page,
     own: &Seen,
@@ -210,7 +216,7 @@ fn memberships_after(
 }
 
 /// A membership in a room that this server is not in.
-fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> Result<()> {
+fn remote(context: &SyncContext<'_>, row: &RemoteMembership, rooms: &mut RoomSections) -> Result<()> {
     let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
     let room_id = row.room_id.clone();
     match section {
@@ -228,24 +234,24 @@ fn remote(context: &Context<'_>, row: &RemoteMembership, rooms: &mut Rooms) -> R
     Ok(())
 }
 
-fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Events> {
-    let mut events = Events { events: row.stripped_state.clone() };
+fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<EventList> {
+    let mut events = EventList { events: row.stripped_state.clone() };
     events.events.push(own_event(own, row.previous.as_ref())?);
     Ok(events)
 }
 
 /// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over.
-fn remote_left(context: &Context<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
+fn remote_left(context: &SyncContext<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
     let written = || client_format::of_remote_room(&context.style, event, row.previous.as_ref());
     let none = context.request.filter.room.timeline.wants_none();
     let state = if none || context.request.state_after { vec![written()?] } else { Vec::new() };
     Ok(LeftRoom {
-        state: StateSection::new(context.request, Events { events: state }),
+        state: StateSection::new(context.request, EventList { events: state }),
         timeline: Timeline {
             events: if none { Vec::new() } else { vec![written()?] },
             limited: none,
             prev_batch: Boundary::at(context.since()).to_string(),
         },
-        account_data: Events::default(),
+        account_data: EventList::default(),
     })
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::json;
 use serde_json::value::to_raw_value;
 
-use super::{Context, Events, Rooms};
+use super::{EventList, RoomSections, SyncContext};
 use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
@@ -14,13 +14,13 @@ use crate::service::ephemeral::presence::presence_json;
 use crate::store::ephemeral::presence::{Presence, PresenceState};
 
 /// Users who are looked at for one answer, those with the latest news first.
-const MOST_USERS: usize = 1000;
+const USERS_MAX: usize = 1000;
 /// In a room that the user has just come into, members are told of as far as there are no more than that.
-const MOST_MEMBERS: u64 = 500;
+const MEMBERS_MAX: u64 = 500;
 
 /// Who came and went; in an initial sync, who is there.
-pub fn presence(context: &Context<'_>, rooms: &Rooms, now: Millis) -> Result<Events> {
-    let (mut events, mut told) = (Events::default(), HashSet::new());
+pub fn presence(context: &SyncContext<'_>, rooms: &RoomSections, now: Millis) -> Result<EventList> {
+    let (mut events, mut told) = (EventList::default(), HashSet::new());
     let filter = &context.request.filter.presence;
     if !filter.wants_type("m.presence") || filter.wants_none() {
         return Ok(events);
@@ -36,7 +36,7 @@ pub fn presence(context: &Context<'_>, rooms: &Rooms, now: Millis) -> Result<Eve
         Ok(())
     };
     let is_initial = context.request.since.is_none();
-    for (user, presence) in context.db.presence_between(context.since(), context.position, MOST_USERS)? {
+    for (user, presence) in context.db.presence_between(context.since(), context.position, USERS_MAX)? {
         if !(is_initial && presence.state == PresenceState::Offline)
             && context.db.share_a_room(context.user, &user)?
         {
@@ -44,7 +44,7 @@ pub fn presence(context: &Context<'_>, rooms: &Rooms, now: Millis) -> Result<Eve
         }
     }
     for (room_id, _) in rooms.join.iter().filter(|(_, room)| room.newly_joined) {
-        let Some(room) = context.db.room(room_id)?.filter(|room| room.joined <= MOST_MEMBERS) else {
+        let Some(room) = context.db.room(room_id)?.filter(|room| room.joined <= MEMBERS_MAX) else {
             continue;
         };
         for member in context.db.members(room.key, Some(Membership::Join))? {

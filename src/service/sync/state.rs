@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::{Context, Events};
+use super::{EventList, SyncContext};
 use crate::error::Result;
 use crate::protocol::UserId;
 use crate::service::events::erasure::Erasure;
@@ -15,7 +15,7 @@ use crate::service::rooms::client_format;
 use crate::store::{EventKey, Room};
 
 /// What to work the state out for.
-pub struct Need<'n> {
+pub struct StateNeeded<'n> {
     /// The position whose state the client has; none if it needs all.
     pub since: Option<i64>,
     /// The position right before the timeline.
@@ -29,7 +29,7 @@ pub struct Need<'n> {
 }
 
 /// State that a client lacks.
-pub struct Lacking {
+pub struct LackingState {
     keys: BTreeSet<EventKey>,
     /// Whether what a room's summary is made of (members, name, alias) changed since the client looked last.
     pub summary_changed: bool,
@@ -39,7 +39,7 @@ pub struct Lacking {
 const OF_SUMMARY: [&str; 3] = ["m.room.member", "m.room.name", "m.room.canonical_alias"];
 
 /// The state that the client lacks, before its filter.
-pub fn lacking(context: &Context<'_>, room: &Room, need: &Need<'_>) -> Result<Lacking> {
+pub fn lacking(context: &SyncContext<'_>, room: &Room, need: &StateNeeded<'_>) -> Result<LackingState> {
     let mut keys = BTreeSet::new();
     let summary_changed = match need.since {
         None => {
@@ -48,20 +48,20 @@ pub fn lacking(context: &Context<'_>, room: &Room, need: &Need<'_>) -> Result<La
         }
         Some(since) => changes(context, room, need, since, &mut keys)?,
     };
-    let mut lacking = Lacking { keys, summary_changed };
+    let mut lacking = LackingState { keys, summary_changed };
     if let Some(members) = need.members {
         lacking.add_members(context, room, need, members)?;
     }
     Ok(lacking)
 }
 
-impl Lacking {
+impl LackingState {
     /// Adds the membership events of certain users, at the same point as the rest of the state.
     pub fn add_members(
         &mut self,
-        context: &Context<'_>,
+        context: &SyncContext<'_>,
         room: &Room,
-        need: &Need<'_>,
+        need: &StateNeeded<'_>,
         members: &BTreeSet<UserId>,
     ) -> Result<()> {
         for user in members {
@@ -79,9 +79,9 @@ impl Lacking {
     }
 
     /// The events, filtered and written.
-    pub fn write(self, context: &Context<'_>, room: &Room) -> Result<Events> {
+    pub fn write(self, context: &SyncContext<'_>, room: &Room) -> Result<EventList> {
         let filter = &context.request.filter.room.state;
-        let mut events = Events::default();
+        let mut events = EventList::default();
         let erasure = Erasure::for_user(context.db, room.key, context.user);
         // A limit other than 0 would leave clients with half of a state.
         if filter.wants_room(room.room_id.as_str()) && !filter.wants_none() {
@@ -106,7 +106,12 @@ impl Lacking {
 }
 
 /// All state, but for memberships if they are loaded lazily.
-fn whole(context: &Context<'_>, room: &Room, need: &Need<'_>, keys: &mut BTreeSet<EventKey>) -> Result<()> {
+fn whole(
+    context: &SyncContext<'_>,
+    room: &Room,
+    need: &StateNeeded<'_>,
+    keys: &mut BTreeSet<EventKey>,
+) -> Result<()> {
     let lazy = need.members.is_some();
     if need.end == i64::MAX {
         keys.extend(context.db.current_state_keys(room.key, !lazy)?);
@@ -134,9 +139,9 @@ fn whole(context: &Context<'_>, room: &Room, need: &Need<'_>, keys: &mut BTreeSe
 
 /// What changed since the client looked last; and whether it changes the summary.
 fn changes(
-    context: &Context<'_>,
+    context: &SyncContext<'_>,
     room: &Room,
-    need: &Need<'_>,
+    need: &StateNeeded<'_>,
     since: i64,
     keys: &mut BTreeSet<EventKey>,
 ) -> Result<bool> {
