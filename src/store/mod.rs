@@ -2,17 +2,33 @@
 //!
 //! `Store::write` hands a closure to the writer and blocks until what it wrote is on disk; `Store::read` runs a closure
 //! on one consistent snapshot. The methods on [`Db`] (reading) and [`Tx`] (writing) are spread over the files of this
-//! folder, one file a group of tables; `schema.sql` documents the data. Nothing here knows HTTP, the network, or why
-//! something is written.
+//! folder, one file a group of tables; `schema.sql` documents the data, under the names of these folders:
+//!
+//! - `rooms`: rooms, their events, state and members, also of rooms that this server is not in;
+//! - `servers`: other servers, their keys, and what is owed to them;
+//! - `accounts`: local users, their devices and tokens, and what their clients keep here;
+//! - `devices`: messages to devices, device lists;
+//! - `ephemeral`: typing, receipts, presence.
+//!
+//! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; [`bounds`] says of
+//! each table who fills it and what keeps it short. Nothing here knows HTTP, the network, or why something is written.
 
-pub mod accounts;
+pub(crate) mod accounts;
 pub mod bounds;
 pub(crate) mod cache;
-pub mod devices;
-pub mod engine;
-pub mod ephemeral;
-pub mod rooms;
-pub mod servers;
+pub(crate) mod devices;
+pub(crate) mod engine;
+pub(crate) mod ephemeral;
+pub(crate) mod rooms;
+pub(crate) mod servers;
+
+/// What the tests of this house name beside what is public. No promise to anybody else.
+#[doc(hidden)]
+pub mod internals {
+    pub use super::rooms::events::Stretch;
+    pub use super::rooms::pending_events::NewPendingEvent;
+    pub use super::servers::server_keys::{StatementSource, StoredKey};
+}
 
 use std::cell::Cell;
 use std::fs::File;

@@ -16,7 +16,7 @@ use doorstep::http::Reply;
 use doorstep::protocol::sign::{KeyAt, SigningKey};
 use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu, verify};
 use doorstep::store::Status;
-use doorstep::store::rooms::pending_events::NewPendingEvent;
+use doorstep::store::internals::NewPendingEvent;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 

@@ -11,7 +11,7 @@ use doorstep::TestServer;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::{EventId, Pdu, RoomId, UserId};
 use doorstep::store::Place;
-use doorstep::store::rooms::events::Stretch;
+use doorstep::store::internals::Stretch;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 

@@ -1,4 +1,9 @@
-//! Accounts and the tokens that let somebody make one.
+//! Accounts.
+//!
+//! - here: accounts, and the tokens that let somebody make one;
+//! - `devices`: devices that are logged in, and their sessions; `openid`: tokens that prove to others who a user is;
+//! - `profiles`, `account_data`, `filters`: what a user's clients keep here;
+//! - `client_transactions`: which event a client's request made, so that a repeat makes no second one.
 
 pub mod account_data;
 pub mod client_transactions;

@@ -1,4 +1,16 @@
-//! Rooms, their forward extremities, the gaps in their history, and the servers in them.
+//! Rooms.
+//!
+//! - here: rooms, their forward extremities, the gaps in their history, and the servers in them;
+//! - `events`: events, as they are stored; `append`: an event is put into its room, with all that follows from it;
+//!   `whole_copies`: the content of events that came in their redacted form;
+//! - `snapshots`: room states as a tree of differences; `state`: the state of a room by type and state key;
+//! - `timeline`: what clients are told of a room since a position;
+//! - `late_extremities`: events that the current state does not know of yet; `pending_events`: events that cannot be
+//!   authorised yet;
+//! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
+//!   in; `owed_invites`: invites that wait for the invitee's server;
+//! - `room_import`: a room that comes with its whole state;
+//! - `directory`: aliases and published rooms.
 
 pub mod append;
 pub mod directory;

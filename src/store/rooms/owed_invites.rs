@@ -1,4 +1,4 @@
-//! Invites that one of ours has asked for and that the invitee's server has not signed yet: until it has, they are no
+//! Invites that a local user has asked for and that the invitee's server has not signed yet: until it has, they are no
 //! events, and no room knows of them.
 
 use rusqlite::{OptionalExtension, Row, params};

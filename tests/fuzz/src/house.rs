@@ -13,7 +13,7 @@ use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
 use doorstep::protocol::sign::{SigningKey, sign_json};
 use doorstep::protocol::{EventId, RoomId, ServerName, x_matrix};
-use doorstep::store::servers::server_keys::{StatementSource, StoredKey};
+use doorstep::store::internals::{StatementSource, StoredKey};
 use doorstep::testing::{scripted, secluded, segment};
 use serde_json::{Map, Value, json};
 use tiny_http::Method;
