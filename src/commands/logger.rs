@@ -1,6 +1,6 @@
-//! Log lines on standard error: level, thread, text. `DOORSTEP_LOG` is `error`, `warn`, `info` (default), `debug`, `trace` or
-//! `off`. A terminal is told the time too. The journal of systemd has its own, and is told each line's priority instead;
-//! other readers, such as container runtimes, add what they want.
+//! Log lines on standard error: level, thread, text. `DOORSTEP_LOG` is `error`, `warn`, `info` (default), `debug`,
+//! `trace` or `off`. A terminal is told the time too. The journal of systemd has its own, and is told each line's
+//! priority instead; other readers, such as container runtimes, add what they want.
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};

@@ -1,5 +1,5 @@
-//! How a server is set up. `SETTINGS` has a row for each setting, `Settings` is what the operator gives (flags of `doorstep
-//! serve`, keys of the configuration file), and `Config` is what that means after it was checked.
+//! How a server is set up. `SETTINGS` has a row for each setting, `Settings` is what the operator gives (flags of
+//! `doorstep serve`, keys of the configuration file), and `Config` is what that means after it was checked.
 
 mod settings;
 mod table;

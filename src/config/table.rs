@@ -1,5 +1,6 @@
-//! The settings, one row each: the flags of `doorstep serve`, the keys of the configuration file, `--help` and the table in
-//! the README are read from here. A new setting is a row of [`SETTINGS`] and the field of [`Config`] that it fills.
+//! The settings, one row each: the flags of `doorstep serve`, the keys of the configuration file, `--help` and the
+//! table in the README are read from here. A new setting is a row of [`SETTINGS`] and the field of [`Config`] that it
+//! fills.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
@@ -32,7 +33,8 @@ pub enum Usual {
     Words(&'static str),
 }
 
-/// What a setting's value is, and what is done with it. The functions' errors end a sentence that begins with the value.
+/// What a setting's value is, and what is done with it. The functions' errors end a sentence that begins with the
+/// value.
 pub enum Kind {
     /// The configuration file: a flag, and no key.
     File,

@@ -1,5 +1,5 @@
-//! Deactivation (client-server API, "Account deactivation"): an account is closed, and its user leaves all rooms. It stands
-//! above `accounts` and `membership`, of which neither knows the other.
+//! Deactivation (client-server API, "Account deactivation"): an account is closed, and its user leaves all rooms. It
+//! stands above `accounts` and `membership`, of which neither knows the other.
 
 use super::Homeserver;
 use crate::error::Result;
@@ -7,8 +7,8 @@ use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 
 impl Homeserver {
-    /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown redacted
-    /// to those who come later (see `service/events/erasure.rs`), and what else there is of it is deleted.
+    /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown
+    /// redacted to those who come later (see `service/events/erasure.rs`), and what else there is of it is deleted.
     pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
         self.accounts().close(user, erase)?;
         self.leave_all_rooms(user)

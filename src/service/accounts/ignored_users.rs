@@ -1,6 +1,7 @@
 //! Ignored users (client-server API, "Ignoring Users"): whom a reader does not want to hear.
 //!
-//! A `RoomView` hides their events by itself; what is no event of a room (typing, receipts, presence, invites) asks here.
+//! A `RoomView` hides their events by itself; what is no event of a room (typing, receipts, presence, invites) asks
+//! here.
 
 use std::collections::HashSet;
 

@@ -69,8 +69,8 @@ pub struct NewAccount<'a> {
 }
 
 impl Accounts<'_> {
-    /// The user id that somebody who asks for this localpart would get: in lower case, since there are no others. Errors:
-    /// 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
+    /// The user id that somebody who asks for this localpart would get: in lower case, since there are no others.
+    /// Errors: 400 `M_INVALID_USERNAME`, 400 `M_USER_IN_USE`.
     pub fn available_user_id(&self, localpart: &str) -> Result<UserId> {
         let user = new_user_id(localpart, self.server_name().as_str())?;
         match self.store.read(|db| db.account(&user))? {
@@ -156,9 +156,9 @@ impl Accounts<'_> {
         self.store.write(move |tx| tx.add_registration_token(&hash, uses, expires_ms))
     }
 
-    /// Sets a password for somebody at an address (none: on this machine). With `log_out_except`, all devices of the user
-    /// but that one are logged out. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED` if too many passwords are being
-    /// worked on.
+    /// Sets a password for somebody at an address (none: on this machine). With `log_out_except`, all devices of the
+    /// user but that one are logged out. Errors: 400 `M_WEAK_PASSWORD`, 429 `M_LIMIT_EXCEEDED` if too many passwords
+    /// are being worked on.
     pub fn set_password(
         &self,
         user: &UserId,
@@ -199,9 +199,9 @@ fn in_use() -> Error {
     Error::new(ErrCode::UserInUse, "This user name is taken")
 }
 
-/// The user id of a new account (appendices, "User Identifiers": the grammar of today, not the historical one). "The server
-/// MUST either map the provided username onto a user_id in a logical manner, or reject any username which does not comply
-/// to the grammar": capitals are mapped.
+/// The user id of a new account (appendices, "User Identifiers": the grammar of today, not the historical one). "The
+/// server MUST either map the provided username onto a user_id in a logical manner, or reject any username which does
+/// not comply to the grammar": capitals are mapped.
 fn new_user_id(localpart: &str, server: &str) -> Result<UserId> {
     let wrong = |message: &'static str| Error::new(ErrCode::InvalidUsername, message);
     let localpart = localpart.to_ascii_lowercase();

@@ -2,9 +2,10 @@
 //!
 //! Hashing one costs 19 MiB and a good part of a processor's second, so there is one line for it, bounded in length, in
 //! which no address has more than a share. Failed tries are counted for each account beside the limits for each address
-//! that `http/rate_limit.rs` has: by the address that tries, by its network, and by all who are strangers to the account.
-//! An address from which one of the account's devices was seen is none, nor is who has the token of one: they have counts
-//! of their own and are not held up by what strangers try, so that nobody locks somebody else out of their account.
+//! that `http/rate_limit.rs` has: by the address that tries, by its network, and by all who are strangers to the
+//! account. An address from which one of the account's devices was seen is none, nor is who has the token of one: they
+//! have counts of their own and are not held up by what strangers try, so that nobody locks somebody else out of their
+//! account.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -89,9 +90,9 @@ impl PasswordQueueState {
         (self.of_network(address), self.of(address))
     }
 
-    /// Takes a ticket for this address. In a line that is full, of the network that has most in it the last of the address
-    /// that has most makes place for one of a network that has fewer, or for an address of the same that has. None: no
-    /// place.
+    /// Takes a ticket for this address. In a line that is full, of the network that has most in it the last of the
+    /// address that has most makes place for one of a network that has fewer, or for an address of the same that has.
+    /// None: no place.
     fn join(&mut self, address: IpAddr) -> Option<u64> {
         let (of_network, mine) = self.in_line(address);
         if mine >= WAITING_OF_ADDRESS_MAX {
@@ -174,7 +175,8 @@ enum CountedBy {
     Known(IpAddr),
     /// Any other address.
     Address(IpAddr),
-    /// Whoever has the token of one of the account's devices, from wherever: who stole one gets no more tries by moving.
+    /// Whoever has the token of one of the account's devices, from wherever: who stole one gets no more tries by
+    /// moving.
     Holder,
     /// The other addresses of a network: who has one may have many.
     Network(IpAddr),
@@ -318,7 +320,8 @@ impl Accounts<'_> {
         self.check_password_of(user, password, from, false)
     }
 
-    /// [`Self::check_password`] for somebody who may have shown an access token of this account (`holder`): no stranger to it.
+    /// [`Self::check_password`] for somebody who may have shown an access token of this account (`holder`): no stranger
+    /// to it.
     pub(in crate::service) fn check_password_of(
         &self,
         user: &UserId,

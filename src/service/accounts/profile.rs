@@ -22,8 +22,8 @@ const AVATAR_CHARS_MAX: usize = 1000;
 const ROOMS_TOLD_AT_ONCE: usize = 8;
 
 impl Accounts<'_> {
-    /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their server
-    /// says; 429 `M_LIMIT_EXCEEDED`.
+    /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their
+    /// server says; 429 `M_LIMIT_EXCEEDED`.
     pub fn profile(&self, asker: &Asker, user: &UserId) -> Result<Map<String, Value>> {
         match self.is_ours(user) {
             true => self.own_profile(user),
@@ -41,8 +41,8 @@ impl Accounts<'_> {
         })
     }
 
-    /// One field of a user's profile as an object, for who asks. Errors: 404 `M_NOT_FOUND`, and what their server says; 429
-    /// `M_LIMIT_EXCEEDED`.
+    /// One field of a user's profile as an object, for who asks. Errors: 404 `M_NOT_FOUND`, and what their server says;
+    /// 429 `M_LIMIT_EXCEEDED`.
     pub fn profile_field(&self, asker: &Asker, user: &UserId, field: &str) -> Result<Map<String, Value>> {
         let value = match self.is_ours(user) {
             true => self.own_profile(user)?.remove(field),

@@ -80,8 +80,8 @@ pub(in crate::service) struct PreparedLogin {
 }
 
 impl PreparedLogin {
-    /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has too many
-    /// devices.
+    /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has too
+    /// many devices.
     pub(in crate::service) fn begin(&self, tx: &mut Tx<'_>, owner: &UserId) -> Result<()> {
         // The user may have been deactivated since the password was checked.
         if !tx.is_active_user(owner)? {
@@ -137,8 +137,8 @@ impl Tokens {
 }
 
 impl Accounts<'_> {
-    /// Logs a user in on a device; tokens that the device had end. Errors: 400 `M_INVALID_PARAM` for a device id or name
-    /// that cannot be, 403 `M_FORBIDDEN` for too many devices.
+    /// Logs a user in on a device; tokens that the device had end. Errors: 400 `M_INVALID_PARAM` for a device id or
+    /// name that cannot be, 403 `M_FORBIDDEN` for too many devices.
     pub fn log_in_with(&self, user: &UserId, login: &NewLogin<'_>) -> Result<Login> {
         let prepared = login.prepared(self.clock.now_ms())?;
         let (owner, session) = (user.clone(), prepared.clone());

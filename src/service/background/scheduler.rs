@@ -324,8 +324,8 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         .min())
 }
 
-/// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one for
-/// a while.
+/// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one
+/// for a while.
 fn hand_out_invites(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
     let due = hs.store.read(|db| db.owed_invites_due(now, INVITERS_OF_SERVER_MAX, INVITERS_MAX * 4))?;
     for (room, invitee, server) in due {

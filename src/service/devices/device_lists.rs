@@ -62,8 +62,8 @@ impl Devices<'_> {
         })
     }
 
-    /// Stores what a transaction said of its sender's devices, in a few commits. Users with whom nobody here shares a room
-    /// are of no interest.
+    /// Stores what a transaction said of its sender's devices, in a few commits. Users with whom nobody here shares a
+    /// room are of no interest.
     pub(in crate::service) fn receive_device_news(&self, news: Vec<DeviceNews>) -> Result<()> {
         let (mut gaps, mut left) = (false, news);
         while !left.is_empty() {
@@ -144,8 +144,8 @@ impl Devices<'_> {
     }
 }
 
-/// What an `m.device_list_update` of this server comes to; none if it is not about one of the server's own users, or too
-/// large to be kept.
+/// What an `m.device_list_update` of this server comes to; none if it is not about one of the server's own users, or
+/// too large to be kept.
 pub(in crate::service) fn read_device_list_update(origin: &ServerName, content: &[u8]) -> Option<DeviceNews> {
     let read = read_object::<DeviceListUpdate<'_>>(content).ok()?;
     let device = device_of(&read.device_id, read.device_display_name.as_deref(), read.keys)?;

@@ -29,8 +29,9 @@ const MESSAGES_MAX: usize = 10_000;
 const EDU_SHARE_BYTES: usize = 50_000;
 /// "Arbitrary utf8 string, of maximum length 32 codepoints."
 const MESSAGE_ID_CHARS_MAX: usize = 32;
-/// Messages that are looked up or written at once, and their bytes: so many hold up nobody. What is written of one request
-/// or ephemeral message goes in portions that are noted one by one, so that a repeat of it goes on where it stopped.
+/// Messages that are looked up or written at once, and their bytes: so many hold up nobody. What is written of one
+/// request or ephemeral message goes in portions that are noted one by one, so that a repeat of it goes on where it
+/// stopped.
 const MESSAGES_AT_ONCE_MAX: usize = 200;
 const ROWS_AT_ONCE_MAX: usize = 500;
 const BYTES_AT_ONCE_MAX: usize = 8 << 20;
@@ -40,8 +41,8 @@ const RETRY_AFTER_MS: Millis = 20_000;
 impl Devices<'_> {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
     /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
-    /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of many
-    /// hundreds some, and the same request sends the others.
+    /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of
+    /// many hundreds some, and the same request sends the others.
     pub fn send_to_device(&self, event_type: &str, messages: &RawValue, txn: ClientTxn) -> Result<()> {
         let messages: DeviceMessages = read(messages.get().as_bytes()).map_err(|e| {
             let why = format!("messages must have users, their devices and objects: {}", e.message());
@@ -282,8 +283,8 @@ fn recipients(
     })
 }
 
-/// Lets the messages of a portion wait for local devices. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED` if
-/// the origin's share of a device's line is full.
+/// Lets the messages of a portion wait for local devices. Who does not exist gets none. Errors: 429 `M_LIMIT_EXCEEDED`
+/// if the origin's share of a device's line is full.
 fn deliver_all(
     tx: &mut Tx<'_>,
     portion: &MessagePortion,

@@ -26,8 +26,8 @@ impl<'o> EduOrigin<'o> {
         user.server_name() == self.server.as_str()
     }
 
-    /// The room, if this server is in it and its server ACL lets the sender in: "ACLs MUST be applied to all EDUs that are
-    /// local to a specific room."
+    /// The room, if this server is in it and its server ACL lets the sender in: "ACLs MUST be applied to all EDUs that
+    /// are local to a specific room."
     pub(super) fn room(&mut self, hs: &Homeserver, room_id: &RoomId) -> Result<Option<RoomKey>> {
         if let Some(known) = self.rooms.get(room_id) {
             return Ok(*known);

@@ -175,8 +175,8 @@ impl Ephemeral<'_> {
         self.presence_step(user, PresenceInput::Set(state, status.filter(|status| !status.is_empty())))
     }
 
-    /// A client of a local user asks for news, and will again after `waits`, and calls them online or idle. One that calls
-    /// them offline says nothing.
+    /// A client of a local user asks for news, and will again after `waits`, and calls them online or idle. One that
+    /// calls them offline says nothing.
     pub fn note_poll(&self, user: &UserId, state: PresenceState, waits: Millis) {
         if state != PresenceState::Offline {
             self.try_presence_step(

@@ -1,5 +1,5 @@
-//! EDUs on their way out that several subjects send: to whom one goes that is local to a room, and the last word on a user's
-//! devices.
+//! EDUs on their way out that several subjects send: to whom one goes that is local to a room, and the last word on a
+//! user's devices.
 
 use serde_json::json;
 
@@ -28,8 +28,9 @@ impl Outgoing {
     }
 }
 
-/// `m.device_list_update` of a local user's last change; none if there never was one. It is told to servers that share a
-/// room with the user from now on, too: who has it knows that its list is right, and who lacks what it rests on fetches the list.
+/// `m.device_list_update` of a local user's last change; none if there never was one. It is told to servers that share
+/// a room with the user from now on, too: who has it knows that its list is right, and who lacks what it rests on
+/// fetches the list.
 pub(in crate::service) fn device_list_update(db: &Db<'_>, user: &UserId) -> Result<Option<String>> {
     let Some(OwnChange { stream_id, previous, device_id }) = db.own_device_change(user)? else {
         return Ok(None);

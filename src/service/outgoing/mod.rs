@@ -10,7 +10,8 @@
 //! Who comes back after an outage is not sent everything: of a room in which it missed much it gets the last events,
 //! before which there is then a gap. It fetches the state there, and the rest when somebody reads back so far.
 //!
-//! - here: the threads, and what wakes them; `queue`: who is next, who pauses; `transaction`: what is in one, and its sending.
+//! - here: the threads, and what wakes them; `queue`: who is next, who pauses; `transaction`: what is in one, and its
+//!   sending.
 //! - `edus`: EDUs that several subjects send.
 
 mod edus;
@@ -41,7 +42,8 @@ const PDUS_MAX: usize = 50;
 const EDUS_MAX: usize = 100;
 /// Of these, what may be device lists that the server is told because it shares a room with the user from now on.
 const DEVICE_LISTS_MAX: usize = 50;
-/// Bytes of durable ephemeral messages in one transaction, unless a single one has more: others refuse what is too large.
+/// Bytes of durable ephemeral messages in one transaction, unless a single one has more: others refuse what is too
+/// large.
 const EDU_BYTES_MAX: usize = 2 << 20;
 /// Ephemeral messages that wait in memory for one destination; the oldest go.
 const WAITING_EDUS_MAX: usize = 400;
@@ -108,8 +110,8 @@ impl Outgoing {
         self.spawn(&mut state)
     }
 
-    /// Ends the threads and writes the cursors. Transactions under way count neither as delivered nor as failed: whoever
-    /// waits for another server comes back at once.
+    /// Ends the threads and writes the cursors. Transactions under way count neither as delivered nor as failed:
+    /// whoever waits for another server comes back at once.
     pub fn stop(&self) {
         let mut state = lock(&self.0.state);
         state.stopping = true;
@@ -185,8 +187,8 @@ impl Outgoing {
             && lock(&self.0.state).destinations.get(server).is_some_and(|p| p.kept.failures > 0)
     }
 
-    /// Waits until a server has been sent what it is owed up to this stream position, so long at most. It is not waited for
-    /// where it cannot be reached.
+    /// Waits until a server has been sent what it is owed up to this stream position, so long at most. It is not waited
+    /// for where it cannot be reached.
     pub fn wait_for_delivery(&self, server: &ServerName, upto: i64, within: Duration) {
         let until = Instant::now() + within;
         let mut state = lock(&self.0.state);
@@ -540,8 +542,8 @@ impl Outgoing {
     }
 
     /// The ephemeral part of a transaction: the device lists, as many of the durable messages as fit, and of those that
-    /// wait in memory. After a restart nothing is known of the latter two parts of what failed: the repeat goes without.
-    /// Also whether there are more.
+    /// wait in memory. After a restart nothing is known of the latter two parts of what failed: the repeat goes
+    /// without. Also whether there are more.
     fn gather_edus(
         &self,
         server: &ServerName,

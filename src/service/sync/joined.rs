@@ -187,8 +187,8 @@ pub(super) fn timeline(
     })
 }
 
-/// Whose membership a client with lazy loading needs: those who speak in the timeline, and the user's own when the state
-/// is told whole.
+/// Whose membership a client with lazy loading needs: those who speak in the timeline, and the user's own when the
+/// state is told whole.
 fn lazy_members(context: &SyncContext<'_>, page: &Page, whole: bool) -> BTreeSet<UserId> {
     let mut members: BTreeSet<UserId> =
         page.events.iter().map(|seen| seen.event.pdu.sender().clone()).collect();

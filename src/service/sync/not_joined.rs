@@ -58,7 +58,8 @@ pub fn collect(
     for of_user in context.db.rooms_of_since(context.user, context.since())? {
         if of_user.forgotten
             || !context.wants_room(&of_user.room_id)
-            // Of a room that we are not in (any more) a remote membership knows more than the state that was left behind.
+            // Of a room that we are not in (any more) a remote membership knows more than the state that was left
+            // behind.
             || context.db.has_remote_membership(&of_user.room_id, context.user)?
         {
             continue;
@@ -167,8 +168,8 @@ fn first_place(page: &Page) -> Option<Place> {
     page.events.last().and_then(|seen| seen.event.place)
 }
 
-/// The timeline up to the leave, newest first; it always has the event that took the user out, unless the client wants no
-/// events at all: then that is among the state.
+/// The timeline up to the leave, newest first; it always has the event that took the user out, unless the client wants
+/// no events at all: then that is among the state.
 fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Seen) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
     let mut page = match view.access {

@@ -1,10 +1,10 @@
-//! User-interactive authentication (client-server API, "User-Interactive Authentication API"): a client proves, stage by
-//! stage, that it may do one thing, and then that thing is done, once.
+//! User-interactive authentication (client-server API, "User-Interactive Authentication API"): a client proves, stage
+//! by stage, that it may do one thing, and then that thing is done, once.
 //!
 //! [`Accounts::interactively`] is the only way through. A session goes from *open* (stages are taken, and what the
-//! client's requests said is remembered for those that leave it out) to *running* before anything is done, so that of many
-//! requests that prove the same one acts; and from there to *done*, with the answer, which a client gets again whose answer
-//! was lost. What failed for the client's own fault is open again.
+//! client's requests said is remembered for those that leave it out) to *running* before anything is done, so that of
+//! many requests that prove the same one acts; and from there to *done*, with the answer, which a client gets again
+//! whose answer was lost. What failed for the client's own fault is open again.
 //!
 //! All of it lives in memory only: after a restart a client is asked again.
 //!
@@ -84,10 +84,11 @@ pub enum AuthOutcome {
 }
 
 impl Accounts<'_> {
-    /// Does `deed` for a client that has proved that it may, or says what it has to prove still. `params` is the request's
-    /// body, `auth` in it. What an earlier request of the session said counts where this one leaves it out; `check` reads
-    /// the parameters, and refuses before anything is asked what could not be done anyway. Errors: those of `check` and
-    /// `deed`, 400 `M_BAD_JSON`, 429 `M_LIMIT_EXCEEDED`, 401 `M_UNKNOWN_TOKEN` for an asker whose token has ended.
+    /// Does `deed` for a client that has proved that it may, or says what it has to prove still. `params` is the
+    /// request's body, `auth` in it. What an earlier request of the session said counts where this one leaves it out;
+    /// `check` reads the parameters, and refuses before anything is asked what could not be done anyway. Errors: those
+    /// of `check` and `deed`, 400 `M_BAD_JSON`, 429 `M_LIMIT_EXCEEDED`, 401 `M_UNKNOWN_TOKEN` for an asker whose token
+    /// has ended.
     pub fn interactively<P>(
         &self,
         action: &GuardedAction<'_>,
@@ -107,7 +108,8 @@ impl Accounts<'_> {
         let named = auth.as_ref().and_then(|auth| auth.get("session")).and_then(Value::as_str);
         let named = named.filter(|id| !id.is_empty());
         let found = self.uia_sessions.find(named, &purpose, &params, action, self.clock.now_ms())?;
-        // What is sent for a session that is spent, or of no session of this server, proves nothing: it begins anew, without it.
+        // What is sent for a session that is spent, or of no session of this server, proves nothing: it begins anew,
+        // without it.
         let auth = auth.as_ref().filter(|_| named.is_none() || matches!(found, FoundSession::Open(_)));
         let (named, mut open) = match found {
             FoundSession::Done(answer) => return Ok(AuthOutcome::Done(answer)),
@@ -152,8 +154,8 @@ impl Accounts<'_> {
         let running = ActionGuard { pending: &self.uia_sessions, id: &id };
         let error = match deed(checked, &proof) {
             Ok(mut answer) => {
-                // Some libraries go by the longest flow, and read of the answer that is the result already what they need
-                // for their last stage. They get the same again for that.
+                // Some libraries go by the longest flow, and read of the answer that is the result already what they
+                // need for their last stage. They get the same again for that.
                 let goes_on = |flow: &&[Stage]| {
                     flow.len() > again.completed.len() && flow.starts_with(&again.completed)
                 };

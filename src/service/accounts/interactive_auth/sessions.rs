@@ -1,5 +1,5 @@
-//! The sessions that are under way, bounded in number and in what they remember; and how one request finds what another of
-//! its session left.
+//! The sessions that are under way, bounded in number and in what they remember; and how one request finds what another
+//! of its session left.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -155,8 +155,8 @@ impl Drop for ActionGuard<'_> {
 }
 
 impl UiaSessions {
-    /// Looks a session up for a request; one that is running is waited for. Errors: 429 `M_LIMIT_EXCEEDED` if that takes
-    /// too long.
+    /// Looks a session up for a request; one that is running is waited for. Errors: 429 `M_LIMIT_EXCEEDED` if that
+    /// takes too long.
     pub(super) fn find(
         &self,
         id: Option<&str>,

@@ -120,9 +120,9 @@ pub(super) fn challenge(
     body
 }
 
-/// The user that an `identifier` of type `m.id.user` names, by full id or by localpart, or the older field `user`. Capitals
-/// are taken for what they are on a keyboard that begins sentences: no local user has any. None: it names nobody whom
-/// this server could know.
+/// The user that an `identifier` of type `m.id.user` names, by full id or by localpart, or the older field `user`.
+/// Capitals are taken for what they are on a keyboard that begins sentences: no local user has any. None: it names
+/// nobody whom this server could know.
 pub fn user_of_identifier(object: &Map<String, Value>, server: &str) -> Option<UserId> {
     let name = match object.get("identifier") {
         Some(identifier) if identifier["type"] == "m.id.user" => identifier["user"].as_str()?,
