@@ -59,7 +59,8 @@ pub(in crate::service) enum EventSource {
     Transaction,
     /// It is history that fills a gap, with the place that it gets in the timeline.
     Backfill(Place),
-    /// It was handed to us in a handshake, to bring it into the room: we pass it on, and refuse it unless it passes everything.
+    /// It was handed to us in a handshake, to bring it into the room: we pass it on, and refuse it unless it passes
+    /// everything.
     Handshake,
 }
 

@@ -311,8 +311,8 @@ fn append_local(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>) -> Result<Sent>
     Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
 }
 
-/// Puts an event into its room that was built by the room as it is; `outgoing`: other servers are sent it. Errors: 429 `M_LIMIT_EXCEEDED` if the room's forks take more work
-/// than there is time for, and too much is late in it already.
+/// Puts an event into its room that was built by the room as it is; `outgoing`: other servers are sent it. Errors: 429
+/// `M_LIMIT_EXCEEDED` if the room's forks take more work than there is time for, and too much is late in it already.
 fn append_built(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>, outgoing: bool) -> Result<Appended> {
     let BuiltEvent { room, event: pdu, extremities, kept, state } = built;
     let around = RoomExtremities { room: &room, extremities: &extremities };
@@ -364,7 +364,8 @@ impl Events<'_> {
         self.send_once(draft, None, extra)
     }
 
-    /// [`Events::send_with`] for a request of a client: a repeat of it sends nothing and gives the event that the first one sent.
+    /// [`Events::send_with`] for a request of a client: a repeat of it sends nothing and gives the event that the
+    /// first one sent.
     pub(in crate::service) fn send_once(
         &self,
         draft: Draft,

@@ -1,4 +1,9 @@
-//! Signing keys, ours and other servers', and the signatures that are checked with them.
+//! Signing keys, this server's and others', and the signatures that are checked with them.
+//!
+//! - `ring.rs`: the keys at hand: our own, and those of other servers that are in memory.
+//! - `fetch.rs`: where other servers' keys come from, and what this server says of them as a notary.
+//! - `attempts.rs`: which servers are being asked, and which are not to be asked before when.
+//! - `verify.rs`: the signatures of requests, and the first three checks on received events.
 
 pub(super) mod attempts;
 pub mod fetch;
