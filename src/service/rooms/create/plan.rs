@@ -60,6 +60,7 @@ pub enum Visibility {
 /// The three presets of the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::enum_variant_names, reason = "they are the words of the specification")]
 pub enum Preset {
     /// Invite only.
     PrivateChat,
