@@ -29,7 +29,7 @@ pub enum Usual {
     Nothing,
     /// This value, taken in like a given one.
     Value(&'static str),
-    /// What follows from other settings ([`Config::complete`]), in words.
+    /// What follows from other settings (`Config::complete`), in words.
     Words(&'static str),
 }
 

@@ -142,7 +142,7 @@ impl Outgoing {
         self.0.work.notify_one();
     }
 
-    /// A request of this server has arrived: it is likely to take one of ours, and if we had given up on it for a
+    /// A request of this server has arrived: it is likely to take a transaction, and if it was given up for a
     /// while, now is the time.
     pub fn peer_spoke(&self, server: &ServerName) {
         let now = self.0.clock.now_ms();
