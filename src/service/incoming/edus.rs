@@ -1,8 +1,8 @@
-//! The EDUs of a transaction: typing, receipts, presence, messages to devices, device lists. Each is dealt with where its
-//! subject is; here is what they share.
+//! The EDUs of a transaction: typing, receipts, presence, messages to devices, device lists. Each is dealt with where
+//! its subject is; here is what they share.
 //!
-//! Whatever is wrong with one that we received, nobody is told: it is passed over. Only where our database fails, or where
-//! there is no place for a message to a device, does the transaction fail, so that it comes again.
+//! Whatever is wrong with one that we received, nobody is told: it is passed over. Only where our database fails, or
+//! where there is no place for a message to a device, does the transaction fail, so that it comes again.
 
 use serde_json::value::RawValue;
 
@@ -16,8 +16,9 @@ use crate::service::ephemeral::incoming::EduOrigin;
 use crate::service::incoming::Incoming;
 
 impl Incoming<'_> {
-    /// Receives the EDUs of a transaction, in their order; messages to devices last, since only they may have to come again.
-    /// Errors: 429 as for [`Devices::receive_to_device`](crate::service::devices::Devices), 500 if something of ours failed.
+    /// Receives the EDUs of a transaction, in their order; messages to devices last, since only they may have to come
+    /// again. Errors: 429 as for [`Devices::receive_to_device`](crate::service::devices::Devices), 500 if something of
+    /// ours failed.
     pub fn receive_edus(&self, server: &ServerName, edus: &[&RawValue]) -> Result<()> {
         let (mut origin, ephemeral) = (EduOrigin::new(server), self.ephemeral());
         // What must not be lost waits for one commit.
