@@ -187,7 +187,7 @@ impl Homeserver {
     }
 
     /// Whether this user id belongs to this server (whether or not there is such an account).
-    pub fn is_ours(&self, user: &UserId) -> bool {
+    pub fn is_local(&self, user: &UserId) -> bool {
         user.server_name() == self.config.server_name.as_str()
     }
 }

@@ -201,7 +201,7 @@ impl<'c> Db<'c> {
     }
 
     /// Whether the user belongs to this server.
-    pub fn is_ours(&self, user: &str) -> bool {
+    pub fn is_local(&self, user: &str) -> bool {
         user.split_once(':').is_some_and(|(_, server)| server == self.server_name().as_str())
     }
 }

@@ -26,7 +26,7 @@ pub fn unknown(_hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Re
 /// `GET /_matrix/federation/v1/query/profile`.
 pub fn profile(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
     let user = UserId::parse(request.required_query("user_id")?)?;
-    if !hs.is_ours(&user) {
+    if !hs.is_local(&user) {
         return Err(Error::invalid_param("The user is not of this server"));
     }
     let mut profile = hs.accounts().own_profile(&user)?;

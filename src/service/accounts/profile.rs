@@ -25,7 +25,7 @@ impl Accounts<'_> {
     /// A user's whole profile, for who asks. Errors: 404 `M_NOT_FOUND` for a user who does not exist, and what their
     /// server says; 429 `M_LIMIT_EXCEEDED`.
     pub fn profile(&self, asker: &Asker, user: &UserId) -> Result<Map<String, Value>> {
-        match self.is_ours(user) {
+        match self.is_local(user) {
             true => self.own_profile(user),
             false => self.remote_profile(asker, user, None),
         }
@@ -44,7 +44,7 @@ impl Accounts<'_> {
     /// One field of a user's profile as an object, for who asks. Errors: 404 `M_NOT_FOUND`, and what their server says;
     /// 429 `M_LIMIT_EXCEEDED`.
     pub fn profile_field(&self, asker: &Asker, user: &UserId, field: &str) -> Result<Map<String, Value>> {
-        let value = match self.is_ours(user) {
+        let value = match self.is_local(user) {
             true => self.own_profile(user)?.remove(field),
             false => self.remote_profile(asker, user, Some(field))?.remove(field),
         };

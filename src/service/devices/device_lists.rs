@@ -54,7 +54,7 @@ impl Devices<'_> {
     /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is no local user.
     pub fn devices_for_servers(&self, user: &UserId) -> Result<Value> {
         self.store.read(|db| {
-            if !self.is_ours(user) || !db.is_active_user(user)? {
+            if !self.is_local(user) || !db.is_active_user(user)? {
                 return Err(Error::not_found("There is no such user"));
             }
             let stream_id = db.device_change(user)?.unwrap_or(0);

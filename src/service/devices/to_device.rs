@@ -63,7 +63,7 @@ impl Devices<'_> {
                 }
                 let message = written(txn.user_id.as_str(), event_type, &content)
                     .ok_or_else(|| Error::new(ErrCode::TooLarge, "One of the messages is too large"))?;
-                if self.is_ours(&user) {
+                if self.is_local(&user) {
                     here.push(DeviceMessage { user: user.clone(), device, message, devices: 0 });
                 } else {
                     let of_user = elsewhere.entry(user.server()).or_default().entry(user.to_string());
@@ -167,7 +167,7 @@ impl Devices<'_> {
         for said in received {
             let mut messages = Vec::new();
             for (user, devices) in said.messages {
-                let Some(user) = UserId::parse(&user).ok().filter(|user| self.is_ours(user)) else {
+                let Some(user) = UserId::parse(&user).ok().filter(|user| self.is_local(user)) else {
                     continue;
                 };
                 for (device, content) in devices {

@@ -291,7 +291,7 @@ impl Ephemeral<'_> {
         let known = self.store.read(|db| db.presence_between(0, i64::MAX, usize::MAX >> 1))?;
         let mut all = lock(&self.local_presence.0);
         for (user, presence) in known {
-            if self.is_ours(&user) && presence.state != PresenceState::Offline {
+            if self.is_local(&user) && presence.state != PresenceState::Offline {
                 all.entry(user).or_insert_with(|| LocalPresence::new(Some(presence), now));
             }
         }

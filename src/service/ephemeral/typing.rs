@@ -84,7 +84,7 @@ impl Ephemeral<'_> {
         for (room, user) in self.store.read(|db| db.typing_expired(now, EXPIRED_AT_ONCE_MAX))? {
             let name = user.clone();
             let stopped = self.store.write_lightly(move |tx| tx.let_typing_expire(room, &name, now))?;
-            let ours = UserId::parse(&user).is_ok_and(|user| self.is_ours(&user));
+            let ours = UserId::parse(&user).is_ok_and(|user| self.is_local(&user));
             if stopped && ours {
                 let room_id = self.store.read(|db| Ok(db.room_by_key(room)?.room_id))?;
                 self.tell_of_typing(room, &room_id, &user, false)?;

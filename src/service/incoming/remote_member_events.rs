@@ -47,7 +47,7 @@ impl Incoming<'_> {
     ) -> Result<RemoteOutcome> {
         let head: MemberEventHead = read_object(json).map_err(|_| not_resident())?;
         let user = UserId::parse(&head.state_key).map_err(|_| not_resident())?;
-        if head.event_type != "m.room.member" || !self.is_ours(&user) {
+        if head.event_type != "m.room.member" || !self.is_local(&user) {
             return Err(not_resident());
         }
         let version =

@@ -172,7 +172,7 @@ impl Incoming<'_> {
         results: &mut PduResults,
     ) -> Result<()> {
         let PduRoom { room_id: Some(room_id), event_id, state_key } = event else { return Ok(()) };
-        let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_ours(user));
+        let user = state_key.and_then(|key| UserId::parse(&key).ok()).filter(|user| self.is_local(user));
         let (version, joining) = self.store.read(|db| {
             let joining = db.joining_version(&room_id)?;
             // Of others we read an event only to join with it.

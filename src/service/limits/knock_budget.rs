@@ -160,7 +160,7 @@ impl KnockBudget {
         let lately: Vec<(Millis, &str)> =
             knocks.iter().map(|knock| (knock.at, knock.what.as_str())).collect();
         let facts = KnockFacts { now, knocker, standing, lately: &lately, waiting: &waiting, refused_at };
-        let told = if hs.is_ours(knocker) { limited } else { limited_at_peer };
+        let told = if hs.is_local(knocker) { limited } else { limited_at_peer };
         check_budget(limits, &facts).map_err(told)?;
         if !take {
             return Ok(None);
@@ -239,7 +239,7 @@ fn limits_of(hs: &Homeserver) -> KnockLimits {
 }
 
 fn standing(hs: &Homeserver, db: &Db<'_>, room: &Room, user: &UserId) -> Result<ServerStanding> {
-    if hs.is_ours(user) {
+    if hs.is_local(user) {
         return Ok(ServerStanding::Ours);
     }
     let known = db.is_resident(room.key, &user.server())?;

@@ -98,7 +98,7 @@ impl Memberships<'_> {
         content: Map<String, Value>,
     ) -> Result<EventId> {
         let draft = member_draft(&room.room_id, sender, target, content);
-        if self.is_ours(target) {
+        if self.is_local(target) {
             self.store.read(|db| check_invitee(db, target))?;
             return self.events().send(draft);
         }
@@ -193,7 +193,7 @@ impl Memberships<'_> {
 
     /// Whether the local ones of these users can be invited at all. Errors: 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`.
     pub fn check_own_invitees(&self, users: &[UserId]) -> Result<()> {
-        let mut ours = users.iter().filter(|user| self.is_ours(user));
+        let mut ours = users.iter().filter(|user| self.is_local(user));
         self.store.read(|db| ours.try_for_each(|user| check_invitee(db, user)))
     }
 
@@ -321,7 +321,7 @@ impl Memberships<'_> {
         let unproved = Pdu::parse(event, version)?;
         handshake::check_signed_event(&unproved, Membership::Invite, room_id, event_id, origin)?;
         let invitee = UserId::parse(unproved.state_key().unwrap_or_default())?;
-        if !self.is_ours(&invitee) {
+        if !self.is_local(&invitee) {
             return Err(Error::invalid_param("The invited user is not of this server"));
         }
         self.store.read(|db| {

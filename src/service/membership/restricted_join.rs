@@ -54,7 +54,7 @@ fn check_conditions(db: &Db<'_>, allowed: &[RoomId], user: &UserId) -> Result<()
         }
     }
     // A local user there would make this server resident, so what we do not know of local users is not so.
-    if all_known || db.is_ours(user.as_str()) {
+    if all_known || db.is_local(user.as_str()) {
         return Err(Error::forbidden("You are in none of the rooms whose members may join this room"));
     }
     Err(Error::new(

@@ -150,7 +150,7 @@ impl Memberships<'_> {
         reason: Option<&str>,
     ) -> Result<Map<String, Value>> {
         let mut content = Map::from_iter([("membership".to_owned(), Value::from(membership.as_str()))]);
-        if self.is_ours(user)
+        if self.is_local(user)
             && matches!(membership, Membership::Join | Membership::Knock | Membership::Invite)
         {
             let profile = self.store.read(|db| db.profile(user))?;

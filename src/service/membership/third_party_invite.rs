@@ -270,7 +270,7 @@ impl Memberships<'_> {
             content.and_then(|content| content.get("third_party_invite")?.get("signed")?.as_object());
         let signed = signed.ok_or_else(|| Error::invalid_param("The third-party invite is not signed"))?;
         let (sender, target) = (user("sender")?, user("state_key")?);
-        if !self.is_ours(&sender) {
+        if !self.is_local(&sender) {
             return Err(Error::forbidden("The third-party invite was not issued by a user of this server"));
         }
         // The room says who is asked whether the key is still good.
@@ -331,7 +331,7 @@ impl Homeserver {
     ///
     /// Errors: 400 `M_INVALID_PARAM` for somebody who is no local user; 429 `M_LIMIT_EXCEEDED`.
     pub fn third_party_bound(self: &Arc<Self>, asker: &Asker, bound: AddressBound) -> Result<()> {
-        if !self.is_ours(&bound.mxid) || !self.store.read(|db| db.is_active_user(&bound.mxid))? {
+        if !self.is_local(&bound.mxid) || !self.store.read(|db| db.is_active_user(&bound.mxid))? {
             return Err(Error::invalid_param("There is no such user here"));
         }
         self.store.read(|db| check_invitee(db, &bound.mxid))?;

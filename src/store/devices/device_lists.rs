@@ -111,7 +111,7 @@ impl Db<'_> {
     /// Which of our users are in a room with a user of any server, who is not among them unless one of us; at most
     /// `limit`.
     pub fn local_users_who_share_rooms(&self, user: &UserId, limit: usize) -> Result<Vec<UserId>> {
-        let sql = if self.is_ours(user.as_str()) {
+        let sql = if self.is_local(user.as_str()) {
             "SELECT DISTINCT o.user_id FROM memberships m JOIN memberships o ON o.room_key = m.room_key
              WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND o.local = 1 AND o.membership = 'join'
                AND ?2 <> '' LIMIT ?3"
@@ -194,7 +194,7 @@ impl Tx<'_> {
                  ON CONFLICT DO UPDATE SET previous = stream, stream = excluded.stream, device_id = excluded.device_id",
             )?
             .execute(params![user.as_str(), at, device])?;
-        if self.is_ours(user.as_str()) {
+        if self.is_local(user.as_str()) {
             self.wake_user(user);
         }
         for sharer in self.local_users_who_share_rooms(user, usize::MAX)? {

@@ -208,7 +208,7 @@ impl Tx<'_> {
         else {
             return Ok(());
         };
-        if !matches!(pdu.membership(), Some(Membership::Leave | Membership::Ban)) || self.is_ours(target) {
+        if !matches!(pdu.membership(), Some(Membership::Leave | Membership::Ban)) || self.is_local(target) {
             return Ok(());
         }
         let Ok(target_id) = UserId::parse(target) else { return Ok(()) };
@@ -226,7 +226,7 @@ impl Tx<'_> {
 
     /// Whether nobody can have referred to the event before.
     fn is_made_here(&self, event: &Append<'_>) -> bool {
-        event.outgoing && self.is_ours(event.pdu.sender().as_str())
+        event.outgoing && self.is_local(event.pdu.sender().as_str())
     }
 
     fn note_gaps(&mut self, event: &Append<'_>, before: Place) -> Result<()> {

@@ -223,7 +223,7 @@ impl Tx<'_> {
     /// Follows a change of a member event in the current state: the member, the counts, the resident servers. Returns
     /// whether the user is one of us.
     pub(crate) fn change_membership(&mut self, room: RoomKey, change: &MembershipChange<'_>) -> Result<bool> {
-        let local = self.is_ours(change.user);
+        let local = self.is_local(change.user);
         let new = change.new.map(|(membership, _)| membership);
         let comes_in = new == Some(Membership::Join) && change.old != new;
         // A position of its own: it is owed by itself, also where the event that brought it about is not.

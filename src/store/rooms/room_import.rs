@@ -122,7 +122,7 @@ impl Tx<'_> {
         let mut servers: HashMap<&str, i64> = HashMap::new();
         for row in &state {
             let Some((user, membership)) = &row.member else { continue };
-            let local = self.is_ours(user);
+            let local = self.is_local(user);
             insert.execute(params![room, user, membership.as_str(), row.event, at, local])?;
             match membership {
                 Membership::Join => {

@@ -387,7 +387,7 @@ impl Memberships<'_> {
         let Some(named) = join.content_str(AUTHORISER).and_then(|name| UserId::parse(&name).ok()) else {
             return Ok(());
         };
-        if self.is_ours(&named) && room.version.restricted_join {
+        if self.is_local(&named) && room.version.restricted_join {
             self.authoriser(room, join.sender())?;
         }
         Ok(())

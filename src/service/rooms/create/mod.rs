@@ -63,7 +63,7 @@ impl Rooms<'_> {
             extra.insert("is_direct".to_owned(), true.into());
         }
         let (ours, elsewhere): (Vec<UserId>, Vec<UserId>) =
-            invitees.into_iter().partition(|user| self.is_ours(user));
+            invitees.into_iter().partition(|user| self.is_local(user));
         let is_owed_any = !elsewhere.is_empty();
         let (owner, said, now) = (creator.clone(), extra.clone(), self.clock.now_ms());
         let room_id = self
