@@ -192,6 +192,12 @@ impl Error {
         }
     }
 
+    /// Whether something of this server's failed, so that it says nothing of what was asked: whoever asked may ask again,
+    /// and what another server sent is neither refused nor done.
+    pub fn is_own_failure(&self) -> bool {
+        matches!(self.status(), 500 | 507)
+    }
+
     /// Whether it is about a disk that takes nothing, which the database's writer tells the log of, once.
     pub fn is_disk_full(&self) -> bool {
         self.status() == 507

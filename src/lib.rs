@@ -44,7 +44,8 @@
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
 //!   budget by its length. Everything else stays text until somebody needs it.
 //! - *There is too much of it.* [`store::bounds`]: who fills each table, with whose share, and what cleans it. Knocks have
-//!   their budget in `service/limits/knock_budget.rs`, passwords theirs in `service/accounts/passwords.rs`.
+//!   their budget in `service/limits/knock_budget.rs`, invites theirs in `service/membership/invite.rs` (`check_place`), passwords
+//!   in `service/accounts/passwords.rs`; [`protocol::fair_share`] says how a bound is shared out between servers.
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
 //!   takes long), and what makes us ask elsewhere has slots, of which each asker has a share: `service/limits/request_permits.rs` for
 //!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, both made of `service/limits/fair_slots.rs`.
@@ -61,7 +62,7 @@
 //! | every endpoint, its authentication and limits | [`http::routes::ROUTES`] |
 //! | every table, and why | `schema.sql`; who fills it and what bounds that: [`store::bounds`] |
 //! | every setting | [`config::SETTINGS`] |
-//! | how it is started | [`launch`] |
+//! | how it is started | [`launch`]; the commands of the binary: `src/commands/` |
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
 //! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |
 //! | a knock, an invite, a join, a leave | `service/membership/`, a file each, both ends |
@@ -70,12 +71,15 @@
 //! | signatures | [`protocol::verify`], `service/keys/` |
 //! | the checks on receipt, in order | the head of `service/events/mod.rs` |
 //! | what arrives by `PUT /send` | `service/incoming/` |
+//! | the server ACL | read and asked: `service/events/server_acl.rs`; matched: [`protocol::server_acl`] |
+//! | history fetched, and given | `service/events/fetch/backfill.rs`, `service/events/serve/` |
 //! | what leaves by it | `service/outgoing/`: a cursor for each server |
 //! | `/sync` | `service/sync/`; who waits for news: `service/background/notifier.rs` |
 //! | what is due by the clock | `service/background/scheduler.rs` |
-//! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs` |
+//! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs`, `check_place` in `service/membership/invite.rs` |
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
+//! | not there yet | media will be `media` on each floor, end-to-end keys and their backup `devices` (`keys` are signing keys) |
 //! | a server that a test holds in its hand | [`testing`], and `tests/common/` |
 //!
 //! # A message goes out
@@ -85,6 +89,7 @@
 //! 2. `service/rooms/send.rs` checks what a client may not do by this verb, and hands the draft to `service/events/build.rs`.
 //! 3. One closure on the writer thread: a repeat of the transaction id gets the first answer; else the event is placed behind the
 //!    room's forward extremities, authorised, hashed, signed and appended. Nothing is told before the commit is on disk.
+//!    What needs a policy server's signature or a large resolution is prepared before, on a snapshot.
 //! 4. After the commit, on a thread of its own (`store/engine/commit_feed.rs`): waiting `/sync` requests wake, and the queues of
 //!    the servers in the room. The client has its event id by then.
 //! 5. `service/outgoing/` reads from each server's cursor on and sends; the cursor moves with the answer.
@@ -92,8 +97,9 @@
 //! # An event comes in
 //!
 //! 1. `PUT /_matrix/federation/v1/send/{txnId}`: `http/auth.rs` verifies the request's signature; `service/incoming/transaction.rs`
-//!    takes a slot, sorts the events by room and finds a repeat by its answer.
-//! 2. `service/keys/verify.rs` makes each PDU a [`protocol::VerifiedPdu`], or drops it: format, signatures, hash.
+//!    takes a slot, finds a repeat by its answer, sorts the events by room and asks each room's server ACL.
+//! 2. `service/keys/verify.rs` checks format, signatures and hash: each PDU becomes a [`protocol::VerifiedPdu`] (redacted if its
+//!    hash is wrong), is dropped, or is pending for want of a key. Then policy servers are asked for signatures.
 //! 3. What it rests on and we lack is fetched (`service/events/fetch/`), for a while; after that it is pending, on disk, and the
 //!    sender is answered.
 //! 4. `service/events/authorise.rs` judges it by its auth events, by the state before it and by the room's current state; the
@@ -102,17 +108,17 @@
 //!    extremities, gaps. The head of `service/events/mod.rs` says what becomes of what fails, check by check.
 //! 6. After the commit the same wakes as above.
 
-pub mod address;
+pub(crate) mod address;
 pub mod allocator;
-pub mod backoff;
-pub mod bounded;
+pub(crate) mod backoff;
+pub(crate) mod bounded;
 pub mod clock;
 pub mod config;
 pub mod error;
 pub mod federation;
 pub mod http;
 pub mod launch;
-pub mod locks;
+pub(crate) mod locks;
 pub mod protocol;
 pub mod random;
 pub mod service;

@@ -44,7 +44,7 @@ pub(super) struct ScriptedConnector(pub(super) Arc<AnswerScript>);
 
 impl fmt::Debug for ScriptedConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("StandIn")
+        f.write_str("ScriptedConnector")
     }
 }
 

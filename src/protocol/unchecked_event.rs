@@ -43,7 +43,7 @@ struct MemberContent<'a> {
 
 impl<'a> UncheckedEvent<'a> {
     /// Looks at an event. None if it is no event, too large to be one, or written so oddly (a key twice) that it takes
-    /// more than a glance.
+    /// more than a unchecked.
     pub fn at(json: &'a [u8]) -> Option<Self> {
         if json.len() > EVENT_AS_WRITTEN_BYTES_MAX {
             return None;
@@ -156,9 +156,9 @@ mod tests {
                 let pdu = Pdu::parse(&text, version).expect("an event");
                 let mut proper = verify::wanted_keys(&pdu);
                 proper.sort();
-                let glance = UncheckedEvent::at(&text).expect("an event");
+                let unchecked = UncheckedEvent::at(&text).expect("an event");
                 let seen: Vec<_> =
-                    glance.wanted_keys(version).map(|(server, id)| (server, id.to_owned())).collect();
+                    unchecked.wanted_keys(version).map(|(server, id)| (server, id.to_owned())).collect();
                 assert_eq!(seen, proper, "{} {content}", version.id);
             }
         }

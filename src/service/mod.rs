@@ -1,5 +1,12 @@
 //! What happens: one `Homeserver`, and its verbs in one file a subject. A verb gathers (network), judges
 //! (protocol) and commits (store), in that order. No HTTP types here.
+//!
+//! - `rooms/`, `membership/`, `events/`: what clients do in rooms; who is in them; what happens to each event.
+//! - `incoming/`, `outgoing/`, `keys/`: `PUT /send`, both ends; signing keys and signatures.
+//! - `accounts/`, `devices/`, `ephemeral/`, `sync/`, `push/`: users, and what their clients see. `deactivation`: an account ends.
+//! - `limits/`: how much work others may cause. `background/`: what is due, and who waits for news.
+//!
+//! The verbs of a folder are reached through its handle (`hs.membership().knock(…)`), a copy of a reference to the [`Homeserver`].
 
 pub mod accounts;
 pub mod background;

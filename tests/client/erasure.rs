@@ -1,9 +1,9 @@
 //! Users who asked with their deactivation to be erased: who comes into a room later gets redacted copies of what they sent,
 //! here and on other servers, and who could see it before still can.
 
-use crate::common::client::{V3, room_path};
 use std::io::Read;
 
+use crate::common::client::{V3, room_path};
 use doorstep::TestServer;
 use doorstep::protocol::{EventId, RoomId, ServerName};
 use doorstep::testing::{TestUser, segment};

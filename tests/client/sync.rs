@@ -1,8 +1,8 @@
 //! `/sync` over a real socket: what a client is told, what it is not told twice, and how it waits.
 
-use crate::common::client::{V3, filter, room_path, sync};
 use std::time::{Duration, Instant};
 
+use crate::common::client::{V3, filter, room_path, sync};
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};

@@ -1,9 +1,9 @@
 //! Rooms that somebody forks to make us work: what each further event costs us and others.
 
-use crate::common::process::cpu_ms;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::process::cpu_ms;
 use crate::common::scene::{Scene, heads};
 use crate::common::wait::wait_until;
 use doorstep::protocol::{EventId, Pdu, UserId};

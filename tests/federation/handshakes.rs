@@ -1,8 +1,8 @@
 //! Knocks, invites, joins and leaves between two and three real servers over loopback TLS, in every way they can end.
 
-use crate::common::client::{join, knock};
 use std::time::Duration;
 
+use crate::common::client::{join, knock};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};

@@ -1,10 +1,10 @@
 //! A peer that lies, in every step of every handshake: nothing of it is signed, believed, shown or half written, and
 //! our own client gets an answer that says what happened.
 
-use crate::common::client::{join, post};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::client::{join, post};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;

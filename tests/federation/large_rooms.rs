@@ -1,11 +1,11 @@
 //! Joining a room that is large for a test, over real TLS: every member of it there, the forged ones not, keys that only
 //! a notary has, and peers that give too much or too little.
 
-use crate::common::client::join;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::common::client::join;
 use crate::common::crowd::{Crowd, Gone};
 use crate::common::peer::{FakeRoom, Peer};
 use doorstep::TestServer;

@@ -1,10 +1,10 @@
 //! New rooms and those who are invited to them: whoever cannot be reached holds up nobody, and is invited later.
 
-use crate::common::client::V3;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::ProcessServer;
+use crate::common::client::V3;
 use crate::common::peer::Peer;
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;

@@ -1,10 +1,10 @@
 //! What a room that we are not in tells us about our users, where the key of the one who says it cannot be had at that
 //! moment: it is kept before we answer, and takes effect once the key is there.
 
-use crate::common::client::join;
 use std::time::Duration;
 
 use crate::common::ProcessServer;
+use crate::common::client::join;
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;

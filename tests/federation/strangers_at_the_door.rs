@@ -1,9 +1,9 @@
 //! What strangers may do at the doors of our users and rooms: invite and knock, but not fill the house with it, nor keep
 //! others out.
 
-use crate::common::client::knock;
 use std::time::{Duration, Instant};
 
+use crate::common::client::knock;
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{objects, stored};
 use crate::common::wait::wait_until;

@@ -3,10 +3,10 @@
 
 #![allow(clippy::print_stdout, reason = "figures are there to be read")]
 
-use crate::common::process::cpu_ms;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::common::process::cpu_ms;
 use doorstep::Homeserver;
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};

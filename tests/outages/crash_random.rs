@@ -8,13 +8,13 @@
 
 #![allow(clippy::print_stdout, reason = "the seed, and what was done, for those who ask with --nocapture")]
 
-use crate::common::random::{Random, number};
 use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::peer::{FakeRoom, Peer, now_ms};
+use crate::common::random::{Random, number};
 use crate::common::wait::wait_until;
 use crate::common::{ProcessServer, invariants};
 use doorstep::protocol::Pdu;

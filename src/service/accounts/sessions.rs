@@ -13,7 +13,7 @@ use crate::store::Tx;
 use crate::store::accounts::devices::{NewSession, Session};
 
 /// How long an access token is good for a client that can refresh it.
-pub const ACCESS_TOKEN_LIFE_MS: Millis = 24 * 60 * 60 * 1000;
+const ACCESS_TOKEN_LIFE_MS: Millis = 24 * 60 * 60 * 1000;
 /// A device's last-seen time is written again when it is this old.
 const LAST_SEEN_LAG_MS: Millis = 10 * 60 * 1000;
 /// Most devices of one user.

@@ -3,7 +3,6 @@
 //! Format, signatures and hash have been checked when a `VerifiedPdu` comes here; what remains is authorised in
 //! `authorise.rs`, against a snapshot, and once more in the transaction if the room has moved on meanwhile.
 
-use crate::service::events::Events;
 use std::time::{Duration, Instant};
 
 use super::authorise;
@@ -11,6 +10,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
+use crate::service::events::Events;
 use crate::service::events::authorise::{AuthContext, Decision, Verdict};
 use crate::service::events::resolve::ResolutionBudget;
 use crate::store::rooms::append::Append;

@@ -6,7 +6,6 @@
 //! looks whether the room's forward extremities are still those that it was authorised by, and builds it anew if not.
 //! No room is ever locked.
 
-use crate::service::events::Events;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, json as matrix_json,
 };
 use crate::random;
+use crate::service::events::Events;
 use crate::service::events::accept::Sent;
 use crate::service::events::authorise::{AuthContext, RoomExtremities};
 use crate::service::events::extremities::may_be_late;

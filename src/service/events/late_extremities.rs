@@ -4,7 +4,6 @@
 //! One room after the other, as its allowance has it (`limits/resolution_allowance.rs`), and all that came until then
 //! at once. That a room is behind is a row, so nothing is forgotten by a restart.
 
-use crate::service::events::Events;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread;
@@ -15,12 +14,13 @@ use crate::error::{Error, Result};
 use crate::locks::{lock, wait_timeout, wait_timeout_while};
 use crate::protocol::pdu::PREV_EVENTS_MAX;
 use crate::service::Homeserver;
+use crate::service::events::Events;
 use crate::service::events::resolve::{ResolutionBudget, StateSet};
 use crate::store::rooms::late_extremities::{LateExtremity, extremities_with};
 use crate::store::rooms::state::StateRef;
 use crate::store::{Changes, Db, EventKey, Room, RoomKey, SnapshotId};
 
-/// Late heads that are caught up with at once.
+/// Late extremities that are caught up with at once.
 const CAUGHT_UP_AT_ONCE_MAX: usize = 10;
 /// When a room has moved on meanwhile, or something of ours failed.
 const MORE_PAUSE: Duration = Duration::from_millis(100);

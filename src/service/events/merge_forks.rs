@@ -55,7 +55,7 @@ impl Events<'_> {
             };
             match self.append_silent(draft) {
                 Ok(()) => return Ok(true),
-                Err(e) if e.status() == 500 => return Err(e),
+                Err(e) if e.is_own_failure() => return Err(e),
                 Err(_) => {}
             }
         }

@@ -3,7 +3,8 @@
 //! # The checks on receipt
 //!
 //! What another server sends goes through these checks in this order. They are the seven of the server-server API,
-//! "Checks performed on receipt of a PDU", with three that this server needs beside them.
+//! "Checks performed on receipt of a PDU", with three that this server needs beside them. The numbers 1 to 10 are this
+//! list's; comments in the code say the specification's ("Check 4").
 //!
 //! 1. *It names a room that this server is in*, otherwise it is refused; it is dropped if it names none. Of a remote
 //!    room, `incoming/remote_member_events.rs` hears what was done to a local user, and `incoming/pending.rs` keeps
@@ -13,13 +14,17 @@
 //! 4. Check 2: *passes signature checks*, otherwise it is **dropped**; if nobody could be asked for a key, it is
 //!    **pending** until somebody can (`keys/verify.rs`, `protocol/verify.rs`).
 //! 5. Check 3: *passes hash checks*, otherwise it is **redacted** and goes on in that form (`protocol/verify.rs`).
+//!    Then a knock, or its withdrawal, of a server that is not in the room is counted, and **refused** beyond the budget
+//!    (`limits/knock_budget.rs`).
 //! 6. *What it refers to is here*: its auth events, and its previous events or the state before it. Otherwise they are
 //!    fetched (`fetch/`), and if they are not to be had it is **pending** (`incoming/pending.rs`).
+//!    What has the id of another event, is a second create event, or follows nothing is **refused** (`authorise.rs`).
 //! 7. Check 4: *passes the authorisation rules based on its auth events*, otherwise it is **rejected**
 //!    (`authorise.rs`).
 //! 8. Check 5: *… based on the state before it*, otherwise it is **rejected** (`authorise.rs`; the state:
 //!    `resolve.rs`).
-//! 9. Check 6: *… based on the current state of the room*, otherwise it is **soft-failed** (`authorise.rs`).
+//! 9. Check 6: *… based on the current state of the room*, otherwise it is **soft-failed** (`authorise.rs`); not
+//!    asked of history, which was allowed when it happened.
 //! 10. Check 7: *is validated by the policy server, if the room is using one*, otherwise it is **soft-failed**
 //!     (`policy_server.rs`, which has asked for a missing signature before check 6).
 //!

@@ -11,7 +11,6 @@
 //! Who waits for our answer to a transaction must not wait for ever: all policy servers of its rooms are asked side by
 //! side, for a bounded time, and one that fails is left alone for a while.
 
-use crate::service::events::Events;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +25,7 @@ use crate::locks::{self, lock};
 use crate::protocol::event_auth::AuthError;
 use crate::protocol::policy_server::{self, PolicyServer};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu};
+use crate::service::events::Events;
 use crate::store::{Db, Room};
 
 /// For how long events that came together may wait for their policy servers. Those that are not signed by then are

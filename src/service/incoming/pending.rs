@@ -9,7 +9,6 @@
 //! word of each server takes the place of its oldest, and in a full room that of whoever has most: the transaction is
 //! received in any case. Once we are in, what had to make place is fetched as the past of what was kept.
 
-use crate::service::incoming::Incoming;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use crate::service::events::authorise::{AuthContext, Verdict};
 use crate::service::events::fetch::Fetched;
 use crate::service::events::resolve::ResolutionBudget;
 use crate::service::events::server_acl::RoomAcl;
+use crate::service::incoming::Incoming;
 use crate::service::incoming::remote_member_events::RemoteOutcome;
 use crate::service::keys::verify::Checked;
 use crate::store::rooms::pending_events::{NewPendingEvent, PendingCounts, PendingEvent};
@@ -167,7 +167,7 @@ impl Incoming<'_> {
             }
         }
         match received {
-            Err(e) if e.status() == 500 => Err(e),
+            Err(e) if e.is_own_failure() => Err(e),
             Ok(Received::NeedsAuth(needs)) => self.put_off(room, event, names(&needs), asked),
             Ok(Received::NeedsPrev) => {
                 let needs = self.store.read(|db| db.unplaced(pdu.prev_events()))?;
@@ -241,7 +241,7 @@ impl Incoming<'_> {
         for event in due {
             let within = until.saturating_duration_since(Instant::now());
             match self.remote_member_event(&event.origin, &room.room_id, &event.json, within) {
-                Err(e) if e.status() == 500 => return Err(e),
+                Err(e) if e.is_own_failure() => return Err(e),
                 Ok(RemoteOutcome::NoKey(servers)) => {
                     let servers = servers.iter().map(ToString::to_string).collect();
                     self.put_off(room, event, servers, true)?;

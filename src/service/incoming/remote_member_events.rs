@@ -2,7 +2,6 @@
 //! invite rescinded, a ban), or invites them. It comes by transaction, like any event, and nobody sends it a second
 //! time.
 
-use crate::service::incoming::Incoming;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -10,6 +9,7 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Fact, RemoteMembership, RemoteState, RemovalBearing};
 use crate::protocol::{Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, stripped_state};
+use crate::service::incoming::Incoming;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
 use crate::service::membership::rows::{check_not_resident, note, remote_membership_or_state};

@@ -4,7 +4,6 @@
 //! them). Every one that we answer for without an error is on disk: in its room, or pending (`pending.rs`) where what
 //! it refers to, or the key of its signature, cannot be had while the sender waits for our answer.
 
-use crate::service::incoming::Incoming;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,7 @@ use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, Ver
 use crate::service::events::accept::{EventSource, Received};
 use crate::service::events::fetch::Fetched;
 use crate::service::events::server_acl::RoomAcl;
+use crate::service::incoming::Incoming;
 use crate::service::incoming::pending::{PENDING_BACKOFF, millis, names};
 use crate::service::incoming::remote_member_events::{RemoteOutcome, remote_room_version};
 use crate::service::keys::verify::Checked;
@@ -78,7 +78,7 @@ struct PendingInRoom<'a> {
 /// The events of one room in a transaction.
 struct RoomPdus {
     room: Room,
-    /// Those that passed the first three steps.
+    /// Those that passed the first three checks.
     pdus: Vec<VerifiedPdu>,
     /// Those of which nothing can be said for want of a key.
     no_key: Vec<NewPendingEvent>,
@@ -190,7 +190,7 @@ impl Incoming<'_> {
             None => Err(not_resident()),
         };
         let outcome = match (heard, version) {
-            (Err(e), _) if e.status() == 500 => return Err(e),
+            (Err(e), _) if e.is_own_failure() => return Err(e),
             (Ok(RemoteOutcome::NoKey(servers)), Some(version)) => {
                 self.keep_pending_remote(origin, (&room_id, version), (id.clone(), json), &servers)
             }
@@ -203,13 +203,13 @@ impl Incoming<'_> {
         // Anybody can fill what is kept of such a room. Whatever has no place in it, the rest of the transaction is
         // not to suffer for it.
         match outcome {
-            Err(e) if e.status() == 500 => return Err(e),
+            Err(e) if e.is_own_failure() => return Err(e),
             outcome => results.add(&id, outcome),
         }
         Ok(())
     }
 
-    /// Takes the first three steps with the events of one room. None if the room keeps the sender out.
+    /// Asks the room's server ACL and takes the first three checks with the events of one room. None if the room keeps the sender out.
     fn check_room_pdus(
         &self,
         (origin, until): (&ServerName, Instant),
@@ -237,7 +237,7 @@ impl Incoming<'_> {
             if let Some((pdu, is_signed)) = pdu
                 && let Err(e) = self.knock_budget.count_knock_from(self, origin, &room, pdu, is_signed)
             {
-                if e.status() == 500 {
+                if e.is_own_failure() {
                     return Err(e);
                 }
                 results.add(pdu.event_id(), Err(e));
@@ -399,7 +399,7 @@ fn outcome(received: Result<Received>) -> Result<Result<()>> {
             Ok(Err(reason.unwrap_or_else(|| Error::forbidden("The event was rejected before"))))
         }
         Ok(_) => Ok(Ok(())),
-        Err(e) if e.status() == 500 => Err(e),
+        Err(e) if e.is_own_failure() => Err(e),
         Err(e) => Ok(Err(e)),
     }
 }

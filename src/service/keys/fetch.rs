@@ -7,7 +7,6 @@
 //! through which we join a room is asked as a notary for the state of that room alone, where nothing better can be had,
 //! and what it says is not remembered.
 
-use crate::service::keys::Keys;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{KeyAt, VerifyKey};
 use crate::protocol::{ServerName, json};
+use crate::service::keys::Keys;
 use crate::service::keys::attempts::{
     AttemptOutcome, AttemptPermission, KeyPurpose, NOTARY_ATTEMPTS_PER_ADDRESS_MAX,
 };

@@ -1,7 +1,6 @@
 //! Keys at hand: our own, which sign and are published, and other servers', as far as they are in memory. How a
 //! statement of keys is read and checked is here too; where missing keys come from is in `fetch.rs`.
 
-use crate::service::keys::Keys;
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -16,6 +15,7 @@ use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::{self, KeyAt, SigningKey, VerifyKey};
 use crate::protocol::{ServerName, json};
 use crate::random;
+use crate::service::keys::Keys;
 use crate::service::keys::attempts::KeyAttempts;
 use crate::store::Store;
 use crate::store::servers::server_keys::StoredKey;

@@ -1,6 +1,5 @@
 //! Signatures of other servers: on requests, and on events as they arrive.
 
-use crate::service::keys::Keys;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use crate::protocol::sign::KeyAt;
 use crate::protocol::unchecked_event::UncheckedEvent;
 use crate::protocol::verify::{self, ReceiptError, SignatureError};
 use crate::protocol::{Pdu, ServerName, VerifiedPdu, x_matrix};
+use crate::service::keys::Keys;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::fetch::{FoundKeys, WantedKey, too_many_asked};
 use crate::service::limits::request_permits::Asker;

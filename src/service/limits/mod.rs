@@ -5,6 +5,9 @@
 //! - `request_permits.rs`: permits to ask other servers for others than our users, or out of curiosity; made of such
 //!   slots.
 //! - `resolution_allowance.rs`: how much state resolution the events of a room, and those of a server, may cause.
+//!
+//! Elsewhere: invites (`check_place` in `membership/invite.rs`), passwords (`accounts/passwords.rs`), transactions
+//! (`incoming/transaction_slots.rs`).
 
 pub(super) mod fair_slots;
 pub mod knock_budget;

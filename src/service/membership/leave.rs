@@ -46,7 +46,12 @@ impl Memberships<'_> {
         if row.state.is_over() {
             return Ok(());
         }
-        self.note_fact(room_id, user, Fact::UserLeaves(self.local_leave(&row, reason)?))?;
+        if let Err(e) = self.note_fact(room_id, user, Fact::UserLeaves(self.local_leave(&row, reason)?)) {
+            // Their knock may have been refused at this moment: then there is nothing left to leave.
+            let is_over = self.resident_room(room_id)?.is_none()
+                && self.store.read(|db| remote_membership_or_state(db, room_id, user))?.is_none();
+            return if is_over { Ok(()) } else { Err(e) };
+        }
         self.wait_for_leave(room_id, user)
     }
 

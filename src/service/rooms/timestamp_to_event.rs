@@ -85,7 +85,7 @@ impl Rooms<'_> {
             match self.events().fetch_past_event(room, peer, &id, gap) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
-                Err(e) if e.status() == 500 => return Err(e),
+                Err(e) if e.is_own_failure() => return Err(e),
                 Err(e) => log::debug!("{id} does not come from {peer}: {e}"),
             }
         }

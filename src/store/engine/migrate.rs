@@ -12,7 +12,7 @@ use crate::store::engine::open::{refusal, unusable};
 pub const SCHEMA: &str = include_str!("../../../schema.sql");
 
 /// `PRAGMA application_id` of our files: "Door".
-pub const APPLICATION_ID: i32 = 0x446f_6f72;
+const APPLICATION_ID: i32 = 0x446f_6f72;
 
 /// `STEPS[i]` makes version `i + 2` of version `i + 1`. A step is never changed once released; the schema that it
 /// starts from is kept beside the tests.

@@ -37,6 +37,7 @@ mod tests {
         let status = |code| {
             let error =
                 Error::from(rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some("at x".into())));
+            assert!(error.is_own_failure(), "and so neither refused nor done");
             assert!(!error.to_json().to_string().contains("at x") && error.to_string().contains("at x"));
             error.status()
         };

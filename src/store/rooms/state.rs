@@ -309,7 +309,7 @@ impl Tx<'_> {
                     .execute([room, *slot])?,
             };
             if history {
-                // Two changes of a slot at one position (a room adopted anew) are one.
+                // Two changes of a slot at one position (a room imported anew) are one.
                 self.conn()
                     .prepare_cached(
                         "INSERT INTO state_changes (room_key, slot, stream, event_key, previous)

@@ -16,9 +16,9 @@
 mod theirs;
 mod world;
 
-use crate::common::random::number;
 use std::collections::HashMap;
 
+use crate::common::random::number;
 use doorstep::protocol::event_auth::{self, PowerLevel, PowerLevels};
 use doorstep::protocol::room_version::{RoomVersion, all};
 use doorstep::protocol::state_res;

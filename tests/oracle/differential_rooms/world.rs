@@ -1,8 +1,8 @@
 //! Random rooms: who is there, what they might send, what the room has come to.
 
-use crate::common::random::Random;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::common::random::Random;
 use doorstep::protocol::event_auth;
 use doorstep::protocol::room_version::RoomVersion;
 use doorstep::protocol::sign::{SigningKey, sign_json};

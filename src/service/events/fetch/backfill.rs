@@ -1,6 +1,5 @@
 //! History that clients page back to: the gaps in a room's timeline, and how they are filled from other servers.
 
-use crate::service::events::Events;
 use std::time::{Duration, Instant};
 
 use super::gap::{connected, in_order, placed};
@@ -8,6 +7,7 @@ use super::{Fetch, STATES_ASKED_MAX};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::protocol::{EventId, Pdu, ServerName, VerifiedPdu};
+use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received};
 use crate::store::{Place, Room};
 

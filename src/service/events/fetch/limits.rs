@@ -26,7 +26,7 @@ const PEERS_MAX: usize = 4096;
 #[derive(Default)]
 pub struct FetchLimits {
     busy: KeyedLock<FetchKey>,
-    /// Holes that nobody could fill, and when that was found out: not asked for again at once.
+    /// Gaps that nobody could fill, and when that was found out: not asked for again at once.
     unfilled: Mutex<BoundedMap<(RoomKey, Place), Instant, UNFILLED_GAPS_MAX>>,
     peers: Mutex<BoundedMap<ServerName, PeerState, PEERS_MAX>>,
     /// For which server's events in which room others were asked in vain, and until when they are left in peace.

@@ -7,13 +7,15 @@
 //! cheapest first: `event_auth`, a few by `event`, with the gap, with the state before the event, many by `event`;
 //! what one way or one server gives in parts is put together. What is fetched is checked like anything that comes, in
 //! bulk. An event for which nobody has what it needs waits (`incoming/pending.rs`).
+//!
+//! - here: one fetch, and the state before an event; `gap`: what lies between; `auth_chains`: the ways to auth events;
+//!   `backfill`: history for clients; `limits`: what is being fetched, and whom it is no use to ask.
 
 pub(in crate::service) mod auth_chains;
 pub mod backfill;
 mod gap;
 pub mod limits;
 
-use crate::service::events::Events;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,7 @@ use crate::federation::calls::RawEvent;
 use crate::protocol::state_res::StateMap;
 use crate::protocol::{EventId, ServerName, VerifiedPdu};
 use crate::service::Homeserver;
+use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received, too_much_work};
 use crate::service::events::authorise::{AuthContext, Verdict};
 use crate::service::events::fetch::auth_chains::{UndecidedEvents, WAYS, Way};
@@ -121,7 +124,7 @@ impl Events<'_> {
             let received = fetch.receive_with_missing(pdu);
             undecided = fetch.undecided;
             match received {
-                Err(e) if e.status() == 500 => return Err(e),
+                Err(e) if e.is_own_failure() => return Err(e),
                 Err(e) => {
                     log::debug!("{} is not to be had with the help of {peer}: {e}", pdu.event_id());
                     // Whoever is not reached, or uses up the time, is not asked again at once.
@@ -141,7 +144,7 @@ impl Events<'_> {
         }
         // What was fetched in parts may suffice by now, or have shown that the event has no business here.
         match self.receive_event(pdu, EventSource::Transaction, None) {
-            Err(e) if e.status() == 500 => Err(e),
+            Err(e) if e.is_own_failure() => Err(e),
             Ok(Received::NeedsAuth(_) | Received::NeedsPrev) => Ok(Fetched::Nothing { asked }),
             received => Ok(Fetched::Received(received)),
         }
@@ -283,7 +286,7 @@ impl<'a> Fetch<'a> {
         }
         match received {
             // Our own trouble; the other server's events may be refused one by one.
-            Err(e) if e.status() == 500 => Err(e),
+            Err(e) if e.is_own_failure() => Err(e),
             _ => Ok(()),
         }
     }

@@ -1,8 +1,8 @@
 //! What other servers may read of a room: its state at an event, the events that it rests on, and what came before.
+//! `large_answer`: one that is written while it is sent.
 
 pub mod large_answer;
 
-use crate::service::events::Events;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use crate::error::{Error, Result};
@@ -10,6 +10,7 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::unchecked_event;
 use crate::protocol::visibility::{HistoryVisibility, server_may_see};
 use crate::protocol::{EventId, Pdu, RoomId, RoomVersion, ServerName};
+use crate::service::events::Events;
 use crate::service::events::erasure::Erasure;
 use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
 use crate::service::events::serve::large_answer::LargeAnswer;

@@ -229,7 +229,7 @@ impl Memberships<'_> {
     fn import_from(&self, peer: &ServerName, join: &Pdu, body: JoinBody) -> CallResult<()> {
         let answer = body.read()?;
         let cannot = |e: Error| match e.status() {
-            500 => ours(e),
+            500 | 507 => ours(e),
             _ => CallError::bad(format!("a room that cannot be entered: {}", e.message())),
         };
         let join = self.countersigned(join, answer.event).map_err(cannot)?;

@@ -11,11 +11,11 @@ use crate::protocol::{RoomAlias, RoomVersion, UserId};
 use crate::service::membership::third_party_invite::ThirdPartyInvitee;
 
 /// No room starts with more than this many invitations.
-pub const INVITES_MAX: usize = 100;
+const INVITES_MAX: usize = 100;
 /// No room starts with more than this many invitations of addresses.
 pub const ADDRESSES_MAX: usize = 10;
 /// No room starts with more than this many events of `initial_state`.
-pub const INITIAL_STATE_MAX: usize = 200;
+const INITIAL_STATE_MAX: usize = 200;
 
 /// The body of `POST /createRoom`.
 #[derive(Debug, Clone, Default, Deserialize)]
