@@ -318,3 +318,26 @@ fn a_redaction_of_the_create_event_by_federation_changes_nothing_and_is_not_show
         bob.join(scene.room.id.as_str());
     }
 }
+
+#[test]
+fn a_kick_that_meets_a_ban_does_not_lift_it() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    let ask = |verb: &str| {
+        let path = format!("/_matrix/client/v3/rooms/{}/{verb}", segment(&room));
+        alice.request("POST", &path, Some(json!({ "user_id": bob.id() }))).0
+    };
+    for round in 0..40 {
+        alice.invite(&room, bob.id());
+        let (kicked, banned) = std::thread::scope(|scope| {
+            let kick = scope.spawn(|| ask("kick"));
+            let ban = ask("ban");
+            (kick.join().expect("no panic"), ban)
+        });
+        assert_eq!(banned, 200);
+        assert!([200, 403].contains(&kicked), "{kicked}");
+        assert_eq!(alice.membership_of(&room, bob.id()).as_deref(), Some("ban"), "round {round}: {kicked}");
+        assert_eq!(ask("unban"), 200);
+    }
+}

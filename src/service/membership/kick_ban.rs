@@ -4,9 +4,9 @@
 use super::template::member_draft;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
-use crate::protocol::{RoomId, UserId};
+use crate::protocol::{Pdu, RoomId, UserId};
 use crate::service::membership::Memberships;
-use crate::store::Room;
+use crate::store::{Db, Room};
 
 impl Memberships<'_> {
     /// `POST /kick`: the target may be joined, invited, knocking, or about to be invited. Errors: 403 `M_FORBIDDEN`,
@@ -20,11 +20,9 @@ impl Memberships<'_> {
     ) -> Result<()> {
         let (room, present) = self.room_and_target(sender, room_id, target)?;
         match present {
-            Some(Membership::Ban) => {
-                Err(bad_state("A banned user cannot be kicked; to lift the ban there is unban"))
-            }
+            Some(Membership::Ban) => may_kick(present),
             None | Some(Membership::Leave) => self.kick_not_joined(&room, sender, target, reason),
-            _ => self.change(&room, sender, target, Membership::Leave, reason),
+            _ => self.change(&room, sender, target, (Membership::Leave, may_kick), reason),
         }
     }
 
@@ -43,7 +41,7 @@ impl Memberships<'_> {
         let _guard = self.handshake_locks.take(&room.room_id, target)?;
         match self.store.read(|db| db.membership(room.key, target))? {
             Some(Membership::Invite | Membership::Join | Membership::Knock) => {
-                self.change(room, sender, target, Membership::Leave, reason)
+                self.change(room, sender, target, (Membership::Leave, may_kick), reason)
             }
             _ if self.rescind_owed_invite(room, sender, target)? => Ok(()),
             _ => Err(not_there()),
@@ -62,7 +60,7 @@ impl Memberships<'_> {
         if present == Some(Membership::Ban) {
             return Ok(());
         }
-        self.change(&room, sender, target, Membership::Ban, reason)
+        self.change(&room, sender, target, (Membership::Ban, |_| Ok(())), reason)
     }
 
     /// `POST /unban`. Errors: 403 `M_FORBIDDEN`, 403 `M_BAD_STATE` if the target is not banned.
@@ -74,10 +72,8 @@ impl Memberships<'_> {
         reason: Option<&str>,
     ) -> Result<()> {
         let (room, present) = self.room_and_target(sender, room_id, target)?;
-        if present != Some(Membership::Ban) {
-            return Err(bad_state("That user is not banned"));
-        }
-        self.change(&room, sender, target, Membership::Leave, reason)
+        may_unban(present)?;
+        self.change(&room, sender, target, (Membership::Leave, may_unban), reason)
     }
 
     /// The room and what the target is in it. Errors: 403 `M_FORBIDDEN` unless the sender is joined: who is not in the
@@ -98,25 +94,57 @@ impl Memberships<'_> {
         })
     }
 
+    /// Writes the change, if `may` allows it of what the target is by then: a ban may have come in between, and the
+    /// authorisation rules take a kick for lifting it.
     fn change(
         &self,
         room: &Room,
         sender: &UserId,
         target: &UserId,
-        membership: Membership,
+        (membership, may): (Membership, fn(Option<Membership>) -> Result<()>),
         reason: Option<&str>,
     ) -> Result<()> {
         let mut content = super::knock::bare(membership);
         if let Some(reason) = reason {
             content.insert("reason".to_owned(), reason.into());
         }
-        self.events().send(member_draft(&room.room_id, sender, target, content)).map(drop)
+        let draft = member_draft(&room.room_id, sender, target, content);
+        let changed = target.clone();
+        self.events()
+            .send_with(draft, move |tx, sent| may(membership_before(tx, &sent.pdu, &changed)?))
+            .map(drop)
     }
 
     /// `GET /joined_rooms`.
     pub fn joined_rooms(&self, user: &UserId) -> Result<Vec<RoomId>> {
         let rooms = self.store.read(|db| db.rooms_of(user))?;
         Ok(rooms.into_iter().filter(|r| r.membership == Membership::Join).map(|r| r.room_id).collect())
+    }
+}
+
+/// What the target was before this member event, which by "auth events selection" names the one that it replaces.
+fn membership_before(db: &Db<'_>, event: &Pdu, target: &UserId) -> Result<Option<Membership>> {
+    for id in event.auth_events() {
+        if let Some(named) = db.event(id)?.filter(|named| named.pdu.is("m.room.member", target.as_str())) {
+            return Ok(named.pdu.membership());
+        }
+    }
+    Ok(None)
+}
+
+fn may_kick(present: Option<Membership>) -> Result<()> {
+    match present {
+        Some(Membership::Ban) => {
+            Err(bad_state("A banned user cannot be kicked; to lift the ban there is unban"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn may_unban(present: Option<Membership>) -> Result<()> {
+    match present {
+        Some(Membership::Ban) => Ok(()),
+        _ => Err(bad_state("That user is not banned")),
     }
 }
 
