@@ -8,6 +8,9 @@ use crate::protocol::{Pdu, RoomId, UserId};
 use crate::service::membership::Memberships;
 use crate::store::{Db, Room};
 
+/// Whether somebody's membership may be changed in this way from what it is.
+type MayChange = fn(Option<Membership>) -> Result<()>;
+
 impl Memberships<'_> {
     /// `POST /kick`: the target may be joined, invited, knocking, or about to be invited. Errors: 403 `M_FORBIDDEN`,
     /// also if the target is none of these; 403 `M_BAD_STATE` if they are banned.
@@ -101,7 +104,7 @@ impl Memberships<'_> {
         room: &Room,
         sender: &UserId,
         target: &UserId,
-        (membership, may): (Membership, fn(Option<Membership>) -> Result<()>),
+        (membership, may): (Membership, MayChange),
         reason: Option<&str>,
     ) -> Result<()> {
         let mut content = super::knock::bare(membership);
