@@ -40,7 +40,8 @@ const INVITE_ATTEMPTS_MAX: usize = 3;
 /// How long an invite waits until the invitee's server has heard that they were removed before.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How old a removal is at least before its user is invited again, in milliseconds.
+/// How old a removal is at least before its user is invited again without a rest, and how long the rest is once it was
+/// delivered, in milliseconds.
 const REMOVAL_AGE_MS: Millis = 500;
 
 /// How long an invite that comes in waits for the outcome of the invitee's leave.
@@ -144,11 +145,11 @@ impl Memberships<'_> {
             Ok(db.event(present.event_id())?.filter(|_| present.sender() != target))
         })?;
         let Some((removal, place)) = removed.and_then(|e| Some((e.pdu, e.place?))) else { return Ok(()) };
-        self.outgoing.wait_for_delivery(server, place.stream, REMOVAL_TIMEOUT);
-        // Some take in what they were sent only after they have answered.
         let age = self.clock.now_ms() - removal.origin_server_ts();
-        if let Some(left) = (0..REMOVAL_AGE_MS).contains(&age).then(|| REMOVAL_AGE_MS - age) {
-            self.scheduler.rest(Duration::from_millis(left.unsigned_abs()));
+        self.outgoing.wait_for_delivery(server, place.stream, REMOVAL_TIMEOUT);
+        // Some take in what they were sent only after they have answered, however long the delivery took.
+        if (0..REMOVAL_AGE_MS).contains(&age) {
+            self.scheduler.rest(Duration::from_millis(REMOVAL_AGE_MS.unsigned_abs()));
         }
         Ok(())
     }
