@@ -4,16 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, into);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            into.push(path);
-        }
-    }
-}
+use crate::rust_files;
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -32,7 +23,7 @@ fn defined(text: &str) -> impl Iterator<Item = &str> {
 #[test]
 fn whatever_the_tests_have_in_common_is_used_by_one_of_them() {
     let mut paths = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"), &mut paths);
+    rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"), &mut paths);
     let texts: Vec<(PathBuf, String)> =
         paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect();
     let mut uses: HashMap<&str, usize> = HashMap::new();

@@ -11,3 +11,18 @@ mod coverage;
 mod mentions;
 mod structure;
 mod words;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The Rust files under a folder, at any depth, beside those that are there already.
+fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, into);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            into.push(path);
+        }
+    }
+}

@@ -3,16 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn files(folder: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, into);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            into.push(path);
-        }
-    }
-}
+use crate::rust_files;
 
 /// What looks like a file or folder of this project between the backticks of a line.
 fn mentioned(line: &str) -> impl Iterator<Item = &str> {
@@ -36,7 +27,7 @@ fn whatever_file_is_named_is_there() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut named_in = ["README.md", "CONTRIBUTING.md", "schema.sql"].map(|file| top.join(file)).to_vec();
     for folder in ["src", "tests", "examples"] {
-        files(&top.join(folder), &mut named_in);
+        rust_files(&top.join(folder), &mut named_in);
     }
     let mut gone = Vec::new();
     for file in &named_in {

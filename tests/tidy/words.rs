@@ -2,7 +2,9 @@
 //! one thing. Prose may use whatever it likes; names in code may not.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::rust_files;
 
 /// Under each folder or file: a word that no name in it is, with what is said instead.
 const GIVEN_UP: &[(&str, &[(&str, &str)])] = &[
@@ -477,17 +479,6 @@ const GIVEN_UP: &[(&str, &[(&str, &str)])] = &[
     ("src/store/ephemeral", &[("State", "PresenceState")]),
     ("src/store/rooms/snapshots.rs", &[("Row", "SnapshotRow")]),
 ];
-
-fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, into);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            into.push(path);
-        }
-    }
-}
 
 /// The names in a line of code: comments and the texts of literals are prose.
 fn names(line: &str) -> Vec<&str> {
