@@ -25,7 +25,7 @@ pub(crate) mod servers;
 /// What the tests of this house name beside what is public. No promise to anybody else.
 #[doc(hidden)]
 pub mod internals {
-    pub use super::rooms::events::Stretch;
+    pub use super::rooms::events::TimelineRange;
     pub use super::rooms::pending_events::NewPendingEvent;
     pub use super::servers::server_keys::{StatementSource, StoredKey};
 }

@@ -89,7 +89,7 @@ impl Fork {
         !hs.store.read(|db| db.rooms_with_late_extremities()).expect("the database reads").is_empty()
     }
 
-    fn toil(&self) -> u64 {
+    fn events_examined(&self) -> u64 {
         self.scene.server.homeserver().store.events_examined()
     }
 
@@ -121,7 +121,7 @@ fn what_further_events_of_a_fork_cost() {
             })
             .collect();
         let over = AtomicBool::new(false);
-        let (started, cpu, toil) = (Instant::now(), cpu_ms(), fork.toil());
+        let (started, cpu, events_examined) = (Instant::now(), cpu_ms(), fork.events_examined());
         let (longest, sends) = std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
                 let (mut longest, mut sends) = (Duration::ZERO, 0);
@@ -144,7 +144,7 @@ fn what_further_events_of_a_fork_cost() {
             "30 {kind}: {:?}, {} ms of CPU, {} events looked at; the longest of {sends} sends elsewhere: {longest:?}",
             started.elapsed(),
             cpu_ms() - cpu,
-            fork.toil() - toil
+            fork.events_examined() - events_examined
         );
     }
 }
@@ -161,15 +161,19 @@ fn a_fork_costs_the_same_however_many_events_follow_on_it() {
     fork.wait_until_settled();
     let one_resolution = 2 * u64::try_from(length).expect("few");
     // Messages change no state: what the branches come to is known.
-    let before = fork.toil();
+    let before = fork.events_examined();
     for n in 0..30 {
         let event = fork.event(n % 2, ("m.room.message", None), json!({ "body": format!("{n}") }));
         fork.send(&[&event]);
         assert_eq!(fork.scene.status(&event), Some(Status::Accepted));
     }
-    assert!(fork.toil() - before < one_resolution, "{} events were looked at", fork.toil() - before);
+    assert!(
+        fork.events_examined() - before < one_resolution,
+        "{} events were looked at",
+        fork.events_examined() - before
+    );
     // What changes the state is taken in, and caught up with together.
-    let before = fork.toil();
+    let before = fork.events_examined();
     for n in 0..30 {
         let content = json!({ "topic": format!("{n}") });
         let event = match n % 3 {
@@ -184,8 +188,12 @@ fn a_fork_costs_the_same_however_many_events_follow_on_it() {
         assert_eq!(fork.scene.status(&event), Some(Status::Accepted), "it is there, whatever it comes to");
     }
     fork.wait_until_settled();
-    let toil = fork.toil() - before;
-    assert!(toil < 15 * one_resolution, "{toil} events were looked at, as in {}", toil / one_resolution);
+    let events_examined = fork.events_examined() - before;
+    assert!(
+        events_examined < 15 * one_resolution,
+        "{events_examined} events were looked at, as in {}",
+        events_examined / one_resolution
+    );
     // All of it has come to something, and the room goes on.
     let tips: Vec<EventId> = fork.tips.to_vec();
     let mut found = heads(&fork.scene.server, &fork.scene.room);

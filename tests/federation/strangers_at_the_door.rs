@@ -11,7 +11,7 @@ use doorstep::TestServer;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::{EventId, Pdu, RoomId, UserId};
 use doorstep::store::Place;
-use doorstep::store::internals::Stretch;
+use doorstep::store::internals::TimelineRange;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
@@ -298,7 +298,8 @@ fn knocks_taken(peer: &Peer, server: &TestServer, room: &str, users: usize) -> u
 /// How many member events of this kind the room's timeline has.
 fn events_with(server: &TestServer, room: &str, membership: &str) -> usize {
     let room = RoomId::parse(room).expect("a room id");
-    let all = Stretch { from: Place::START, to: Place::live(i64::MAX), limit: 100_000, backwards: false };
+    let all =
+        TimelineRange { from: Place::START, to: Place::live(i64::MAX), limit: 100_000, backwards: false };
     let events = server.homeserver().store.read(|db| db.timeline(db.known_room(&room)?.key, all));
     let is_it = |pdu: &Pdu| {
         pdu.event_type() == "m.room.member" && pdu.membership().is_some_and(|m| m.as_str() == membership)

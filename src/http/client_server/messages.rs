@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{reply, style};
+use super::{client_format, reply};
 use crate::error::{Error, Result};
 use crate::http::params::moment;
 use crate::http::{Reply, Request, Requester};
@@ -12,7 +12,7 @@ use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::service::Homeserver;
 use crate::service::rooms::messages::{MembersRequest, MessagesRequest};
-use crate::service::rooms::timeline::Boundary;
+use crate::service::rooms::timeline::PaginationToken;
 
 /// "The maximum number of events to return. Default: 10."
 const DEFAULT_LIMIT: usize = 10;
@@ -26,13 +26,13 @@ pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) 
     };
     let filter = filter(request)?;
     let asked = MessagesRequest {
-        from: boundary(request, "from")?,
-        to: boundary(request, "to")?,
+        from: pagination_token(request, "from")?,
+        to: pagination_token(request, "to")?,
         backwards,
         limit: limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX)),
         filter,
     };
-    reply(&hs.rooms().messages(&style(hs, requester), &request.room_id()?, &asked)?)
+    reply(&hs.rooms().messages(&client_format(hs, requester), &request.room_id()?, &asked)?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`.
@@ -40,22 +40,22 @@ pub fn context(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -
     let (room, event) = (request.room_id()?, request.event_id()?);
     let filter = filter(request)?;
     let limit = limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX));
-    reply(&hs.rooms().context(&style(hs, requester), &room, &event, limit, &filter)?)
+    reply(&hs.rooms().context(&client_format(hs, requester), &room, &event, limit, &filter)?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`.
 pub fn event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    reply(&hs.rooms().event_for(&style(hs, requester), &request.room_id()?, &request.event_id()?)?)
+    reply(&hs.rooms().event_for(&client_format(hs, requester), &request.room_id()?, &request.event_id()?)?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/members`.
 pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let asked = MembersRequest {
-        at: boundary(request, "at")?,
+        at: pagination_token(request, "at")?,
         membership: membership(request, "membership")?,
         not_membership: membership(request, "not_membership")?,
     };
-    let chunk = hs.rooms().members(&style(hs, requester), &request.room_id()?, &asked)?;
+    let chunk = hs.rooms().members(&client_format(hs, requester), &request.room_id()?, &asked)?;
     Ok(Reply::raw_json([b"{\"chunk\":".as_slice(), &chunk, b"}"].concat()))
 }
 
@@ -66,9 +66,9 @@ pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, requester: &R
     reply(&json!({ "event_id": event, "origin_server_ts": ts }))
 }
 
-fn boundary(request: &Request, name: &str) -> Result<Option<Boundary>> {
+fn pagination_token(request: &Request, name: &str) -> Result<Option<PaginationToken>> {
     // Several clients send an empty token where they mean none.
-    request.query(name).filter(|token| !token.is_empty()).map(Boundary::parse).transpose()
+    request.query(name).filter(|token| !token.is_empty()).map(PaginationToken::parse).transpose()
 }
 
 fn limit(request: &Request) -> Result<usize> {

@@ -30,11 +30,11 @@ use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
-use crate::service::rooms::client_format::Style;
+use crate::service::rooms::client_format::ClientFormat;
 
 /// The usual way to write events for this requester.
-fn style<'r>(hs: &Homeserver, requester: &'r Requester) -> Style<'r> {
-    Style::usual(&requester.user_id, requester.device_id.as_deref(), hs.clock.now_ms())
+fn client_format<'r>(hs: &Homeserver, requester: &'r Requester) -> ClientFormat<'r> {
+    ClientFormat::usual(&requester.user_id, requester.device_id.as_deref(), hs.clock.now_ms())
 }
 
 /// 200 with JSON that this server made of its own types.

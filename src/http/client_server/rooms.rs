@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::style;
+use super::client_format;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
@@ -55,7 +55,7 @@ pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester)
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`.
 pub fn state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    Ok(Reply::raw_json(hs.rooms().room_state(&style(hs, requester), &request.room_id()?)?))
+    Ok(Reply::raw_json(hs.rooms().room_state(&client_format(hs, requester), &request.room_id()?)?))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
@@ -66,8 +66,13 @@ pub fn state_entry(hs: &Arc<Homeserver>, request: &Request, requester: &Requeste
         Some(_) => return Err(Error::invalid_param("format must be content or event")),
     };
     let (event_type, state_key) = (request.param("eventType"), request.param("stateKey"));
-    let entry =
-        hs.rooms().state_entry(&style(hs, requester), &request.room_id()?, event_type, state_key, whole)?;
+    let entry = hs.rooms().state_entry(
+        &client_format(hs, requester),
+        &request.room_id()?,
+        event_type,
+        state_key,
+        whole,
+    )?;
     Ok(Reply::raw_json(entry))
 }
 

@@ -175,9 +175,9 @@ impl Events<'_> {
                 Ok((received, tx.events_examined()))
             };
             // History that is lost can be fetched again.
-            let (received, toil) =
+            let (received, events_examined) =
                 if history { self.store.write_lightly(take) } else { self.store.write(take) }?;
-            self.resolution_allowance.spend(pdu.room_id(), Some(&server), toil);
+            self.resolution_allowance.spend(pdu.room_id(), Some(&server), events_examined);
             match (received, rest) {
                 (Some(received), _) => return Ok(received),
                 (None, Some(rest)) => return Ok(Received::NeedsTime(rest)),
@@ -196,11 +196,11 @@ impl Events<'_> {
     ) -> Result<Verdict> {
         let budget = if fully { ResolutionBudget::Unlimited } else { ResolutionBudget::None };
         let turn = fully.then(|| self.resolution_allowance.wait_for_turn());
-        let (verdict, toil) = self.store.read(|db| {
+        let (verdict, events_examined) = self.store.read(|db| {
             Ok((authorise::authorise(db, pdu, AuthContext { budget, ..context })?, db.events_examined()))
         })?;
         drop(turn);
-        self.resolution_allowance.spend(pdu.room_id(), Some(&pdu.sender().server()), toil);
+        self.resolution_allowance.spend(pdu.room_id(), Some(&pdu.sender().server()), events_examined);
         Ok(verdict)
     }
 
@@ -214,11 +214,11 @@ impl Events<'_> {
             let budget = if is_spent { ResolutionBudget::None } else { ResolutionBudget::Bounded };
             let context = AuthContext { budget, later: is_spent, ..AuthContext::live(None) };
             let rest = pdus[all.len()..].to_vec();
-            let (received, stopped, toil) = self.store.write(move |tx| {
+            let (received, stopped, events_examined) = self.store.write(move |tx| {
                 let (received, stopped) = receive_some(tx, &rest, context)?;
                 Ok((received, stopped, tx.events_examined()))
             })?;
-            self.resolution_allowance.spend(&room, Some(&server), toil);
+            self.resolution_allowance.spend(&room, Some(&server), events_examined);
             all.extend(received);
             if stopped {
                 break;

@@ -269,7 +269,7 @@ impl RoomExtremities<'_> {
         }
         let here: BTreeSet<SnapshotId> = sets.iter().map(|set| set.state.base).collect();
         let there: BTreeSet<SnapshotId> =
-            db.forward_extremities(self.room.key)?.iter().map(|head| head.state_after).collect();
+            db.forward_extremities(self.room.key)?.iter().map(|extremity| extremity.state_after).collect();
         Ok((here == there).then_some(self.room.state).flatten().map(StateRef::snapshot))
     }
 
@@ -387,8 +387,10 @@ pub(in crate::service) fn current_after(
         sets.push(StateSet { state: StateRef::snapshot(current), unstored: None });
         return Ok(resolve(db, room.version, sets, budget)?.map(Current::Resolved));
     }
-    for head in db.forward_extremities(room.key)?.into_iter().filter(|head| kept.contains(&head.key)) {
-        sets.push(StateSet { state: StateRef::snapshot(head.state_after), unstored: None });
+    for extremity in
+        db.forward_extremities(room.key)?.into_iter().filter(|extremity| kept.contains(&extremity.key))
+    {
+        sets.push(StateSet { state: StateRef::snapshot(extremity.state_after), unstored: None });
     }
     Ok(ends.resolve(db, sets, budget)?.map(Current::Resolved))
 }

@@ -121,16 +121,20 @@ fn build<T>(
 ) -> Result<Option<BuiltEvent<T>>> {
     let room = db.known_room(&draft.room)?;
     check_speakable(db, &room)?;
-    let mut followed = db.forward_extremities(room.key)?;
-    let extremities = followed.iter().map(|head| head.key).collect();
+    let mut prev_extremities = db.forward_extremities(room.key)?;
+    let extremities = prev_extremities.iter().map(|extremity| extremity.key).collect();
     // More than an event can name: it follows the latest, and the next events take the others up.
-    let kept: Vec<EventKey> =
-        followed.drain(..followed.len().saturating_sub(PREV_EVENTS_MAX)).map(|head| head.key).collect();
+    let kept: Vec<EventKey> = prev_extremities
+        .drain(..prev_extremities.len().saturating_sub(PREV_EVENTS_MAX))
+        .map(|extremity| extremity.key)
+        .collect();
     if !kept.is_empty() && budget == ResolutionBudget::None {
         return Ok(None);
     }
-    let depth = followed.iter().map(|head| head.depth).max().unwrap_or(0);
-    let Some(state) = state_after(db, &room, &followed, kept.is_empty(), budget)? else { return Ok(None) };
+    let depth = prev_extremities.iter().map(|extremity| extremity.depth).max().unwrap_or(0);
+    let Some(state) = state_after(db, &room, &prev_extremities, kept.is_empty(), budget)? else {
+        return Ok(None);
+    };
     let view = match kept.is_empty() {
         true => StateView::current(db, room.key),
         false => StateView::new(|event_type, state_key| db.state_event_of(&state, event_type, state_key)),
@@ -144,14 +148,15 @@ fn build<T>(
     );
     let auth: Vec<Pdu> = wanted.iter().filter_map(|(event_type, key)| view.get(event_type, key)).collect();
     let prev = match room.version.event_id_format {
-        EventIdFormat::InEvent => {
-            followed.iter().map(|head| db.pdu_by_key(head.key)).collect::<Result<Vec<_>>>()?
-        }
+        EventIdFormat::InEvent => prev_extremities
+            .iter()
+            .map(|extremity| db.pdu_by_key(extremity.key))
+            .collect::<Result<Vec<_>>>()?,
         _ => Vec::new(),
     };
     let prev_events = match room.version.event_id_format {
         EventIdFormat::InEvent => references(&prev),
-        _ => followed.iter().map(|head| Value::from(head.event_id.as_str())).collect(),
+        _ => prev_extremities.iter().map(|extremity| Value::from(extremity.event_id.as_str())).collect(),
     };
     let mut object = draft_object(draft, room.version, now);
     object.insert("prev_events".into(), prev_events);
@@ -168,7 +173,7 @@ fn build<T>(
 fn state_after(
     db: &Db<'_>,
     room: &Room,
-    followed: &[ForwardExtremity],
+    prev_extremities: &[ForwardExtremity],
     all: bool,
     budget: ResolutionBudget,
 ) -> Result<Option<StateRef>> {
@@ -176,9 +181,11 @@ fn state_after(
         let state = room.state.ok_or_else(|| Error::internal("a room without a state"))?;
         return Ok(Some(StateRef::snapshot(state)));
     }
-    let set =
-        |head: &ForwardExtremity| StateSet { state: StateRef::snapshot(head.state_after), unstored: None };
-    resolve::resolve(db, room.version, followed.iter().map(set).collect(), budget)
+    let set = |extremity: &ForwardExtremity| StateSet {
+        state: StateRef::snapshot(extremity.state_after),
+        unstored: None,
+    };
+    resolve::resolve(db, room.version, prev_extremities.iter().map(set).collect(), budget)
 }
 
 /// Everything of an event that does not depend on the room's graph.
@@ -319,9 +326,9 @@ fn append_built(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>, outgoing: bool)
     let current = authorise::current_after(tx, &around, &state, &pdu, &kept, ResolutionBudget::Bounded)?;
     let current = match current {
         Some(current) => current,
-        None if may_be_late(tx, &room, &[])? => {
-            Current::Later(extremities.iter().filter(|head| !kept.contains(head)).copied().collect())
-        }
+        None if may_be_late(tx, &room, &[])? => Current::Later(
+            extremities.iter().filter(|extremity| !kept.contains(extremity)).copied().collect(),
+        ),
         None => return Err(accept::too_much_work(RETRY_PAUSE)),
     };
     tx.append(&Append {
@@ -378,7 +385,9 @@ impl Events<'_> {
                 return Ok(Ok(event_id));
             }
             match build_signed(tx, &signer, &draft, ResolutionBudget::None)? {
-                Some(built) if policy_server::lacking(tx, &built.room, &built.event)?.is_none() => {
+                Some(built)
+                    if policy_server::policy_server_to_ask(tx, &built.room, &built.event)?.is_none() =>
+                {
                     let sent = append_local(tx, built)?;
                     finish(tx, &signer, txn.as_ref(), sent, extra).map(Ok)
                 }
@@ -399,9 +408,9 @@ impl Events<'_> {
             None => Ok(0),
         })?;
         let turn = (extremities > PREV_EVENTS_MAX).then(|| self.resolution_allowance.wait_for_turn());
-        let (built, toil) = self.store.read(|db| Ok((build_signed(db)?, db.events_examined())))?;
+        let (built, events_examined) = self.store.read(|db| Ok((build_signed(db)?, db.events_examined())))?;
         drop(turn);
-        self.resolution_allowance.spend(room, None, toil);
+        self.resolution_allowance.spend(room, None, events_examined);
         Ok(built)
     }
 
@@ -418,7 +427,7 @@ impl Events<'_> {
             let (signer, draft, txn, extra) = taken_along;
             let (built, policy) = self.read_in_turn(&draft.room, |db| {
                 let built = build_signed_fully(db, &signer, &draft)?;
-                let policy = policy_server::lacking(db, &built.room, &built.event)?;
+                let policy = policy_server::policy_server_to_ask(db, &built.room, &built.event)?;
                 Ok((built, policy))
             })?;
             let signed = policy.map(|policy| self.ask_policy_server(&policy, &built.event)).transpose()?;
@@ -456,7 +465,7 @@ impl Events<'_> {
         for _ in 0..BUILD_ATTEMPTS_MAX {
             let built = self.read_in_turn(&draft.room, |db| {
                 let built = build_signed_fully(db, &signer, &draft)?;
-                match policy_server::lacking(db, &built.room, &built.event)? {
+                match policy_server::policy_server_to_ask(db, &built.room, &built.event)? {
                     None => Ok(built),
                     Some(_) => Err(Error::forbidden("The room's policy server is not asked about this")),
                 }

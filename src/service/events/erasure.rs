@@ -140,7 +140,11 @@ impl<'v> Erasure<'v> {
         let stays = match self.reader {
             Reader::User(user) => stays_of_user(self.db, self.room, user)?,
             Reader::Server(server) => {
-                let all = self.db.residences(server, 0)?.into_iter().filter(|stay| stay.room == self.room);
+                let all = self
+                    .db
+                    .server_participations(server, 0)?
+                    .into_iter()
+                    .filter(|stay| stay.room == self.room);
                 all.map(|stay| (stay.since, stay.until.unwrap_or(i64::MAX))).collect()
             }
         };

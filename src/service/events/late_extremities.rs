@@ -150,11 +150,11 @@ impl Events<'_> {
         if late.is_empty() {
             return Ok(None);
         }
-        let (caught, toil) = {
+        let (caught, events_examined) = {
             let _turn = self.resolution_allowance.wait_for_turn();
             self.store.read(|db| Ok((resolve_late(db, key, late)?, db.events_examined())))?
         };
-        self.resolution_allowance.spend_on_late(&room_id, toil);
+        self.resolution_allowance.spend_on_late(&room_id, events_examined);
         let (done, more) = self.store.write(move |tx| {
             let done = commit_caught_up(tx, &caught)?;
             Ok((done, !tx.late_extremities(key)?.is_empty()))

@@ -21,7 +21,7 @@ impl Events<'_> {
     /// Joins the forks of a room, if there are more than a few and one of us may speak there.
     pub(in crate::service) fn merge_forks(&self, room: RoomKey) {
         if let Err(e) = self.try_to_merge_forks(room) {
-            log::log!(e.level(log::Level::Warn), "the branches of room {room} could not be joined: {e}");
+            log::log!(e.level(log::Level::Warn), "the forks of room {room} could not be merged: {e}");
         }
     }
 

@@ -99,7 +99,11 @@ fn of_room(db: &Db<'_>, room: &Room) -> Result<Option<PolicyServer>> {
 
 /// The policy server that has yet to sign an event; none if the room uses none or the event needs no signature (any
 /// more).
-pub(in crate::service) fn lacking(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Option<PolicyServer>> {
+pub(in crate::service) fn policy_server_to_ask(
+    db: &Db<'_>,
+    room: &Room,
+    event: &Pdu,
+) -> Result<Option<PolicyServer>> {
     if !policy_server::is_checked(event) {
         return Ok(None);
     }
@@ -109,7 +113,7 @@ pub(in crate::service) fn lacking(db: &Db<'_>, room: &Room, event: &Pdu) -> Resu
 /// Check 7 on receipt: "Is validated by the Policy Server, if the room is using a Policy Server, otherwise
 /// it is soft failed."
 pub(in crate::service) fn verdict(db: &Db<'_>, room: &Room, event: &Pdu) -> Result<Result<(), AuthError>> {
-    Ok(match lacking(db, room, event)? {
+    Ok(match policy_server_to_ask(db, room, event)? {
         None => Ok(()),
         Some(policy) => {
             let why = format!("the room's policy server {} has not signed the event", policy.via);
@@ -123,7 +127,7 @@ impl Events<'_> {
     /// one. Errors: what the policy server says; 502 and 504 if that is nothing of use.
     pub(in crate::service) fn with_policy_signature(&self, event: VerifiedPdu) -> Result<VerifiedPdu> {
         let policy = self.store.read(|db| match db.room(event.room_id())? {
-            Some(room) if !is_in_room(db, &event)? => lacking(db, &room, &event),
+            Some(room) if !is_in_room(db, &event)? => policy_server_to_ask(db, &room, &event),
             _ => Ok(None),
         })?;
         match policy {

@@ -141,10 +141,10 @@ impl Other {
     }
 
     fn join(&mut self, hs: &Homeserver, user: &UserId) -> EventId {
-        let head = head(hs, &self.room);
+        let extremity = only_extremity(hs, &self.room);
         let join = self.event(
             hs,
-            &[&head],
+            &[&extremity],
             user,
             ("m.room.member", Some(user.as_str())),
             json!({ "membership": "join" }),
@@ -154,18 +154,19 @@ impl Other {
     }
 }
 
-fn heads(hs: &Homeserver, room: &RoomId) -> Vec<EventId> {
+fn extremities(hs: &Homeserver, room: &RoomId) -> Vec<EventId> {
     let read = |db: &crate::store::Db<'_>| {
         let room = db.known_room(room)?;
-        db.forward_extremities(room.key).map(|heads| heads.into_iter().map(|h| h.event_id).collect())
+        db.forward_extremities(room.key)
+            .map(|extremities| extremities.into_iter().map(|e| e.event_id).collect())
     };
     hs.store.read(read).unwrap()
 }
 
-fn head(hs: &Homeserver, room: &RoomId) -> EventId {
-    let heads = heads(hs, room);
-    assert_eq!(heads.len(), 1);
-    heads.into_iter().next().unwrap()
+fn only_extremity(hs: &Homeserver, room: &RoomId) -> EventId {
+    let extremities = extremities(hs, room);
+    assert_eq!(extremities.len(), 1);
+    extremities.into_iter().next().unwrap()
 }
 
 fn stored(hs: &Homeserver, id: &EventId) -> StoredEvent {
@@ -223,7 +224,7 @@ fn a_room_of_every_version_is_made_and_spoken_in() {
         let id = hs.events().send(message(&room, &alice(), "hello")).unwrap();
         let event = stored(&hs, &id);
         assert_eq!((event.status, event.pdu.content_str("body")), (Status::Accepted, Some("hello".into())));
-        assert_eq!(head(&hs, &room), id);
+        assert_eq!(only_extremity(&hs, &room), id);
         assert_eq!(membership(&hs, &room, &alice()), Some(Membership::Join));
         assert_consistent(&hs, &room);
         // Everything that was stored reads back as what the format asks for.
@@ -256,7 +257,7 @@ fn a_thousand_messages_of_several_callers_make_one_line_without_forks() {
             });
         }
     });
-    let mut id = head(&hs, &room);
+    let mut id = only_extremity(&hs, &room);
     let mut messages = 0;
     loop {
         let event = stored(&hs, &id);
@@ -275,7 +276,7 @@ fn a_thousand_messages_of_several_callers_make_one_line_without_forks() {
 fn what_the_rules_forbid_is_refused_and_changes_nothing() {
     let hs = homeserver();
     let room = room(&hs, "12");
-    let before = (head(&hs, &room), hs.store.position());
+    let before = (only_extremity(&hs, &room), hs.store.position());
     let stranger = user("@stranger:here.example");
     let error = hs.events().send(message(&room, &stranger, "hello")).unwrap_err();
     assert_eq!((error.status(), error.errcode()), (403, ErrCode::Forbidden));
@@ -285,23 +286,23 @@ fn what_the_rules_forbid_is_refused_and_changes_nothing() {
         hs.events().send(message(&room, &alice(), &"x".repeat(70_000))).unwrap_err().errcode(),
         ErrCode::TooLarge
     );
-    assert_eq!(before, (head(&hs, &room), hs.store.position()));
+    assert_eq!(before, (only_extremity(&hs, &room), hs.store.position()));
 }
 
 #[test]
 fn what_else_belongs_to_an_event_is_in_the_same_transaction() {
     let hs = homeserver();
     let room = room(&hs, "12");
-    let before = head(&hs, &room);
+    let before = only_extremity(&hs, &room);
     let failed =
         hs.events().send_with(message(&room, &alice(), "hello"), |_, _| Err(crate::Error::not_found("no")));
     assert_eq!(failed.unwrap_err().status(), 404);
-    assert_eq!(head(&hs, &room), before);
+    assert_eq!(only_extremity(&hs, &room), before);
     let id = hs.events().send_with(message(&room, &alice(), "hello"), |tx, sent| {
         assert_eq!(tx.event_key(&sent.event_id)?, Some(sent.key));
         Ok(())
     });
-    assert_eq!(head(&hs, &room), id.unwrap());
+    assert_eq!(only_extremity(&hs, &room), id.unwrap());
 }
 
 #[test]
@@ -333,17 +334,17 @@ fn forks_with_different_states_are_resolved_and_merged_by_the_next_event() {
             .unwrap();
         let late = other.event(&hs, &[&join], &bob(), ("m.room.message", None), json!({ "body": "late" }));
         receive(&hs, &late).unwrap();
-        assert_eq!(heads(&hs, &room), [topic.clone(), late.event_id().clone()]);
+        assert_eq!(extremities(&hs, &room), [topic.clone(), late.event_id().clone()]);
         assert_eq!(state(&hs, &room, "m.room.topic", "").unwrap().event_id(), &topic);
         assert_consistent(&hs, &room);
         let merge = hs.events().send(message(&room, &alice(), "merged")).unwrap();
         let merged = stored(&hs, &merge);
         assert_eq!(merged.pdu.prev_events().len(), 2);
-        assert_eq!(head(&hs, &room), merge);
+        assert_eq!(only_extremity(&hs, &room), merge);
         assert_eq!(state(&hs, &room, "m.room.topic", "").unwrap().event_id(), &topic);
         assert_consistent(&hs, &room);
         receive(&hs, &late).unwrap();
-        assert_eq!(head(&hs, &room), merge);
+        assert_eq!(only_extremity(&hs, &room), merge);
     }
 }
 
@@ -359,7 +360,7 @@ fn an_event_that_evades_a_ban_is_kept_from_clients_and_referred_to_by_nobody() {
     receive(&hs, &evasion).unwrap();
     let event = stored(&hs, evasion.event_id());
     assert_eq!((event.status, event.place), (Status::SoftFailed, None));
-    assert_eq!(head(&hs, &room), ban);
+    assert_eq!(only_extremity(&hs, &room), ban);
     // What comes after it, from another branch that saw both, is judged by the state alone.
     let after = other.event(
         &hs,
@@ -373,7 +374,7 @@ fn an_event_that_evades_a_ban_is_kept_from_clients_and_referred_to_by_nobody() {
         hs.store.read(|db| db.event(after.event_id())).unwrap().is_none(),
         "of an outsider nothing is kept"
     );
-    assert_eq!(head(&hs, &room), ban);
+    assert_eq!(only_extremity(&hs, &room), ban);
     // The ban took the server out of the room, so the ban itself is owed to it on its own.
     let owed = hs.store.read(|db| db.owed_events(&there(), 0, i64::MAX, 100)).unwrap();
     assert!(owed.iter().any(|event| event.event_id == ban), "{owed:?}");
@@ -533,7 +534,7 @@ fn an_event_drafted_for_another_server_is_committed_later_though_the_room_went_o
     assert!(!hs.events().commit_signed(invite.clone()).unwrap().already);
     assert!(hs.events().commit_signed(invite).unwrap().already);
     assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Invite));
-    assert_eq!(heads(&hs, &room).len(), 2);
+    assert_eq!(extremities(&hs, &room).len(), 2);
     assert_consistent(&hs, &room);
 }
 
@@ -547,10 +548,10 @@ fn more_heads_than_an_event_can_name_are_taken_up_by_and_by() {
         let fork = other.event(&hs, &[&join], &bob(), ("m.room.message", None), json!({ "body": number }));
         receive(&hs, &fork).unwrap();
     }
-    assert_eq!(heads(&hs, &room).len(), 45);
+    assert_eq!(extremities(&hs, &room).len(), 45);
     for left in [26, 7, 1] {
         hs.events().send(message(&room, &alice(), "tidy")).unwrap();
-        assert_eq!(heads(&hs, &room).len(), left);
+        assert_eq!(extremities(&hs, &room).len(), left);
     }
     assert_consistent(&hs, &room);
 }
@@ -664,7 +665,7 @@ fn a_room_is_adopted_left_and_adopted_again_with_what_changed_meanwhile() {
             .events()
             .receive_pdu(here.server_name(), VerifiedPdu::unchecked(stored(&here, &hello).pdu))
             .unwrap();
-        assert_eq!(head(&there, &room), hello);
+        assert_eq!(only_extremity(&there, &room), hello);
     }
 }
 
@@ -676,12 +677,12 @@ fn one_slow_resolution_is_not_asked_of_the_writer_when_the_room_moves() {
     let join = other.join(&hs, &bob());
     let levels = draft(&room, &alice(), "m.room.power_levels", Some(""), json!({ "users_default": 50 }));
     hs.events().send(levels).unwrap();
-    let head = head(&hs, &room);
+    let extremity = only_extremity(&hs, &room);
     // Forks with differing states arrive while others speak.
     let forks: Vec<VerifiedPdu> = (0..20)
         .map(|n| {
             let topic = json!({ "topic": n });
-            other.event(&hs, &[&head], &bob(), ("m.room.topic", Some("")), topic)
+            other.event(&hs, &[&extremity], &bob(), ("m.room.topic", Some("")), topic)
         })
         .collect();
     std::thread::scope(|scope| {
@@ -716,7 +717,7 @@ fn an_event_that_follows_nothing_is_refused_and_leaves_nothing() {
         let before = hs.store.position();
         assert_eq!(receive(&hs, &event).unwrap_err().status(), 403);
         assert!(hs.store.read(|db| db.event(event.event_id())).unwrap().is_none());
-        assert_eq!((head(&hs, &room), hs.store.position()), (join, before));
+        assert_eq!((only_extremity(&hs, &room), hs.store.position()), (join, before));
     }
 }
 
@@ -761,14 +762,14 @@ fn however_often_a_room_is_forked_its_forward_extremities_stay_few_and_its_state
         let event = other.event(&hs, &[&join], &bob(), kind, content);
         receive(&hs, &event).unwrap();
     }
-    assert!((2..=201).contains(&heads(&hs, &room).len()));
+    assert!((2..=201).contains(&extremities(&hs, &room).len()));
     assert_eq!(membership(&hs, &room, &bob()), Some(Membership::Join));
     assert_consistent(&hs, &room);
     // Ours join them again, as many as fit into one event.
     for n in 0..15 {
         hs.events().send(message(&room, &alice(), &format!("{n}"))).unwrap();
     }
-    assert_eq!(heads(&hs, &room).len(), 1);
+    assert_eq!(extremities(&hs, &room).len(), 1);
     assert_consistent(&hs, &room);
 }
 
@@ -800,7 +801,7 @@ fn an_event_id_that_is_used_twice_is_the_first_events() {
         assert!(stored(&hs, first.event_id()).is_outlier());
     }
     receive(&hs, &first).unwrap();
-    assert_eq!(head(&hs, &kitchen), *first.event_id());
+    assert_eq!(only_extremity(&hs, &kitchen), *first.event_id());
     assert_consistent(&hs, &kitchen);
 }
 
@@ -828,14 +829,14 @@ fn a_server_reads_what_was_said_while_one_of_its_users_was_in_the_room_and_nothi
         messages.map(|e| e.content_str("body")).collect()
     };
     let (carol_here, bob_here) = (Some("while carol is here".into()), Some("while bob is here".into()));
-    assert_eq!(bodies(&head(&hs, &room)), [carol_here.clone(), None, bob_here.clone(), None]);
+    assert_eq!(bodies(&only_extremity(&hs, &room)), [carol_here.clone(), None, bob_here.clone(), None]);
     // And so when many others of its users come.
     for n in 0..210 {
         other.join(&hs, &user(&format!("@user{n}:there.example")));
     }
     // The page ends before these: it starts from an event that is not behind them.
     let (from, to) = (crate::store::Place::START, crate::store::Place::END);
-    let all = crate::store::rooms::events::Stretch { from, to, backwards: false, limit: 1000 };
+    let all = crate::store::rooms::events::TimelineRange { from, to, backwards: false, limit: 1000 };
     let said = hs.store.read(|db| db.timeline(db.known_room(&room)?.key, all)).unwrap();
     let last = said.iter().rfind(|e| e.pdu.event_type() == "m.room.message").unwrap();
     assert_eq!(bodies(last.pdu.event_id()), [carol_here, None, bob_here, None]);

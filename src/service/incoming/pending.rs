@@ -356,7 +356,7 @@ fn who_yields(
         shares.iter().map(|(server, share)| (*share, server == newcomer, server)).collect();
     by_share.sort_unstable_by(|a, b| b.cmp(a));
     for (_, _, server) in &by_share {
-        if !db.is_neighbour(server)? && !db.is_way_into(&room.room_id, server)? {
+        if !db.is_neighbour(server)? && !db.is_via_of(&room.room_id, server)? {
             return Ok((*server).clone());
         }
     }

@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::HandshakeRequest;
-use super::peer_view::TemplateExpectation;
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::template::{INVITE_TIMEOUT, member_draft};
+use super::template_expectation::TemplateExpectation;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::protocol::pdu::Membership;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::HandshakeRequest;
-use super::peer_view::TemplateExpectation;
 use super::rows::{check_not_resident, note, remote_membership_or_state, warn_if_given_up};
 use super::template::member_draft;
+use super::template_expectation::TemplateExpectation;
 use crate::error::{Error, Result};
 use crate::federation::calls::HandshakeKind;
 use crate::federation::{CallError, CallResult};

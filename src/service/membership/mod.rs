@@ -17,7 +17,7 @@
 //! - `template`: member events for others to sign, and others' for us to. `restricted_join`: in whose name somebody
 //!   is let in.
 //! - `candidates`: which servers are asked, one after the other, until one says yes.
-//! - `peer_view`: what a server should know of a local user by the time that it is asked.
+//! - `template_expectation`: what a server should know of a local user by the time that it is asked.
 //! - `rows`: the rows of `remote_memberships`, read and changed. `locks`: one handshake at a time.
 //! - `invite::check_place`: how many invites strangers may make; how many knocks, `service/limits/knock_budget.rs`
 //!   says.
@@ -38,8 +38,8 @@
 //!    a leave, a knock, and a join that would be refused (`after_their_invite`). Their server shows an invite when it
 //!    signs it, before the room has it. Only `send_leave` does not wait. And an invite is not offered before the
 //!    server of somebody who was removed has heard of that (`after_removal`).
-//! 4. **Who asks a server that does not wait asks again** for a second or two (`peer_view`): while a template rests
-//!    on what the local user is no longer, or an invite that this server signed is not known yet.
+//! 4. **Who asks a server that does not wait asks again** for a second or two (`template_expectation`): while a
+//!    template rests on what the local user is no longer, or an invite that this server signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands,
 //!    or one with which the local user was not let in (`look_up_invite`).
 //!
@@ -57,10 +57,10 @@ mod knock;
 mod leave;
 mod locks;
 mod owed_invites;
-mod peer_view;
 mod restricted_join;
 pub(in crate::service) mod rows;
 mod template;
+mod template_expectation;
 pub mod third_party_invite;
 
 use std::ops::Deref;

@@ -49,7 +49,7 @@ impl OwedBatch {
             events.truncate(max_pdus);
             (more, upto) = (true, events.last().map_or(upto, |event| event.stream));
         }
-        let mut users = db.new_acquaintances(server, (after, upto), DEVICE_LISTS_MAX + 1)?;
+        let mut users = db.newly_shared_users(server, (after, upto), DEVICE_LISTS_MAX + 1)?;
         if users.len() > DEVICE_LISTS_MAX {
             users.truncate(DEVICE_LISTS_MAX);
             (more, upto) = (true, users.last().map_or(upto, |(at, _)| *at));

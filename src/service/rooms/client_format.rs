@@ -21,9 +21,9 @@ use crate::store::{EventKey, Room, StoredEvent};
 /// JSON that is ready to be sent.
 pub type Json = Box<RawValue>;
 
-/// For whom and how events are written.
+/// The format in which events are written for one client.
 #[derive(Clone, Copy)]
-pub struct Style<'s> {
+pub struct ClientFormat<'s> {
     /// Who reads them.
     pub user: &'s UserId,
     /// On which device; it recognises what it sent itself by the transaction id.
@@ -33,15 +33,15 @@ pub struct Style<'s> {
     /// Whether each event names its room. In `/sync` the room is where the event is found.
     pub room_ids: bool,
     /// Client or federation format.
-    pub format: EventFormat,
+    pub event_format: EventFormat,
     /// Which fields to keep; none means all.
     pub fields: Option<&'s [String]>,
 }
 
-impl<'s> Style<'s> {
+impl<'s> ClientFormat<'s> {
     /// The usual format, each event with its room.
     pub fn usual(user: &'s UserId, device: Option<&'s str>, now: Millis) -> Self {
-        Self { user, device, now, room_ids: true, format: EventFormat::Client, fields: None }
+        Self { user, device, now, room_ids: true, event_format: EventFormat::Client, fields: None }
     }
 }
 
@@ -88,7 +88,7 @@ struct ClientUnsigned {
 /// was at the event, if known.
 pub fn full(
     view: &RoomView<'_>,
-    style: &Style<'_>,
+    format: &ClientFormat<'_>,
     event: &StoredEvent,
     membership: Option<Membership>,
 ) -> Result<Json> {
@@ -97,10 +97,10 @@ pub fn full(
     if let Some(key) = event.redacted_by {
         let redaction = view.db().event_by_key(key)?;
         unsigned.redacted_because =
-            Some(write(&*view.erasure.shown(&redaction)?, style, ClientUnsigned::default())?);
+            Some(write(&*view.erasure.shown(&redaction)?, format, ClientUnsigned::default())?);
     }
-    if let Some(device) = style.device
-        && event.pdu.sender() == style.user
+    if let Some(device) = format.device
+        && event.pdu.sender() == format.user
     {
         unsigned.transaction_id = view.db().txn_of_event(device, event.key)?;
     }
@@ -108,30 +108,30 @@ pub fn full(
         let replaced = view.db().event_by_key(key)?;
         // "Only returned if … the client has permission to see the previous event"; its id is always told. What they
         // themselves were, users were told when it came about.
-        if replaced.pdu.is("m.room.member", style.user.as_str()) || view.look(&replaced)?.visible {
+        if replaced.pdu.is("m.room.member", format.user.as_str()) || view.look(&replaced)?.visible {
             unsigned.prev_content = Some(raw(view.erasure.shown(&replaced)?.content_raw())?);
         }
         unsigned.replaces_state = Some(replaced.pdu.event_id().clone());
     }
-    write(&*view.erasure.shown(event)?, style, unsigned)
+    write(&*view.erasure.shown(event)?, format, unsigned)
 }
 
 /// An event of a room's state, for the reader from whom `erasure` may take some of it: without what would have to be
 /// looked up for each.
-pub fn state(erasure: &Erasure<'_>, style: &Style<'_>, event: &StoredEvent) -> Result<Json> {
-    write(&*erasure.shown(event)?, style, of_state(erasure, style, event.redacted_by)?)
+pub fn state(erasure: &Erasure<'_>, format: &ClientFormat<'_>, event: &StoredEvent) -> Result<Json> {
+    write(&*erasure.shown(event)?, format, of_state(erasure, format, event.redacted_by)?)
 }
 
 fn of_state(
     erasure: &Erasure<'_>,
-    style: &Style<'_>,
+    format: &ClientFormat<'_>,
     redacted_by: Option<EventKey>,
 ) -> Result<ClientUnsigned> {
     let mut unsigned = ClientUnsigned::default();
     if let Some(key) = redacted_by {
         let redaction = erasure.db().event_by_key(key)?;
         unsigned.redacted_because =
-            Some(write(&*erasure.shown(&redaction)?, style, ClientUnsigned::default())?);
+            Some(write(&*erasure.shown(&redaction)?, format, ClientUnsigned::default())?);
     }
     Ok(unsigned)
 }
@@ -140,7 +140,7 @@ fn of_state(
 pub fn push_state(
     out: &mut Vec<u8>,
     erasure: &Erasure<'_>,
-    style: &Style<'_>,
+    format: &ClientFormat<'_>,
     room: &Room,
     row: &EventRow<'_>,
 ) -> Result<()> {
@@ -160,23 +160,25 @@ pub fn push_state(
     if erasure.erased_at(&read.sender)?.is_some()
         && let Some(event) = erasure.db().event(&EventId::parse(row.event_id)?)?
     {
-        out.extend_from_slice(state(erasure, style, &event)?.get().as_bytes());
+        out.extend_from_slice(state(erasure, format, &event)?.get().as_bytes());
         return Ok(());
     }
-    let mut unsigned = of_state(erasure, style, row.redacted_by)?;
-    if style.format != EventFormat::Client || style.fields.is_some() || read.event_type == "m.room.redaction"
+    let mut unsigned = of_state(erasure, format, row.redacted_by)?;
+    if format.event_format != EventFormat::Client
+        || format.fields.is_some()
+        || read.event_type == "m.room.redaction"
     {
         let pdu = Pdu::trusted(EventId::parse(row.event_id)?, row.json.as_bytes().to_vec(), room.version)?;
-        out.extend_from_slice(write(&pdu, style, unsigned)?.get().as_bytes());
+        out.extend_from_slice(write(&pdu, format, unsigned)?.get().as_bytes());
         return Ok(());
     }
-    unsigned.age = style.now.saturating_sub(read.origin_server_ts);
+    unsigned.age = format.now.saturating_sub(read.origin_server_ts);
     let event = ClientEvent {
         content: ClientContent::Raw(read.content),
         event_id: row.event_id,
         origin_server_ts: read.origin_server_ts,
         redacts: None,
-        room_id: style.room_ids.then_some(&room.room_id),
+        room_id: format.room_ids.then_some(&room.room_id),
         sender: &read.sender,
         state_key: read.state_key.as_deref(),
         event_type: &read.event_type,
@@ -186,21 +188,21 @@ pub fn push_state(
 }
 
 /// A membership event of a room that this server is not in, with the one before it.
-pub fn of_remote_room(style: &Style<'_>, event: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
+pub fn of_remote_room(format: &ClientFormat<'_>, event: &Pdu, previous: Option<&Pdu>) -> Result<Json> {
     let unsigned = ClientUnsigned {
         membership: event.membership().map(Membership::as_str),
         prev_content: previous.map(|previous| raw(previous.content_raw())).transpose()?,
         replaces_state: previous.map(|previous| previous.event_id().clone()),
         ..ClientUnsigned::default()
     };
-    write(event, style, unsigned)
+    write(event, format, unsigned)
 }
 
-fn write(event: &Pdu, style: &Style<'_>, mut unsigned: ClientUnsigned) -> Result<Json> {
-    if style.format == EventFormat::Federation {
+fn write(event: &Pdu, format: &ClientFormat<'_>, mut unsigned: ClientUnsigned) -> Result<Json> {
+    if format.event_format == EventFormat::Federation {
         return raw(event.json_str());
     }
-    unsigned.age = style.now.saturating_sub(event.origin_server_ts());
+    unsigned.age = format.now.saturating_sub(event.origin_server_ts());
     let redacts = if event.event_type() == "m.room.redaction" { event.redacts() } else { None };
     let content = match &redacts {
         // Older clients look for `redacts` beside the content and newer ones inside (room version 11, "Moving the
@@ -217,13 +219,13 @@ fn write(event: &Pdu, style: &Style<'_>, mut unsigned: ClientUnsigned) -> Result
         event_id: event.event_id().as_str(),
         origin_server_ts: event.origin_server_ts(),
         redacts,
-        room_id: style.room_ids.then(|| event.room_id()),
+        room_id: format.room_ids.then(|| event.room_id()),
         sender: event.sender().as_str(),
         state_key: event.state_key(),
         event_type: event.event_type(),
         unsigned,
     };
-    match style.fields {
+    match format.fields {
         None => to_raw_value(&event).map_err(Error::internal),
         Some(fields) => {
             // By way of its text: the content is some already.

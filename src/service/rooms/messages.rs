@@ -12,10 +12,10 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::rooms::Rooms;
-use crate::service::rooms::client_format::{Json, Style};
-use crate::service::rooms::timeline::{Boundary, Page, walk};
+use crate::service::rooms::client_format::{ClientFormat, Json};
+use crate::service::rooms::timeline::{Page, PaginationToken, walk};
 use crate::service::rooms::view::{Access, RoomView, readable_room};
-use crate::store::rooms::events::Stretch;
+use crate::store::rooms::events::TimelineRange;
 use crate::store::{Db, EventKey, Place, Room, Status, StoredEvent};
 
 /// Events in an answer of `/messages` whatever the client asks for.
@@ -29,9 +29,9 @@ const FETCHES_MAX: usize = 3;
 /// What a client asks of `/messages`.
 pub struct MessagesRequest {
     /// Where to begin; the end or the start of the history if not said.
-    pub from: Option<Boundary>,
+    pub from: Option<PaginationToken>,
     /// Where to stop.
-    pub to: Option<Boundary>,
+    pub to: Option<PaginationToken>,
     /// From newer to older.
     pub backwards: bool,
     /// At most so many events.
@@ -66,7 +66,7 @@ pub struct EventContext {
 #[derive(Default)]
 pub struct MembersRequest {
     /// As of when; now if not said.
-    pub at: Option<Boundary>,
+    pub at: Option<PaginationToken>,
     /// Those with this membership,
     pub membership: Option<Membership>,
     /// or those without that one.
@@ -97,10 +97,10 @@ impl Rooms<'_> {
     }
 
     /// One event. Errors: 404 `M_NOT_FOUND`, also if the user may not see it.
-    pub fn event_for(&self, style: &Style<'_>, room: &RoomId, event: &EventId) -> Result<Json> {
-        let found = self.view(style.user, room, |_, view| {
+    pub fn event_for(&self, format: &ClientFormat<'_>, room: &RoomId, event: &EventId) -> Result<Json> {
+        let found = self.view(format.user, room, |_, view| {
             visible_event(view, event)?
-                .map(|(event, membership)| client_format::full(view, style, &event, Some(membership)))
+                .map(|(event, membership)| client_format::full(view, format, &event, Some(membership)))
                 .transpose()
         });
         found_or_not(found)
@@ -108,46 +108,51 @@ impl Rooms<'_> {
 
     /// `GET /messages`. History that other servers have is fetched where the page comes to a gap. Errors: 403
     /// `M_FORBIDDEN`.
-    pub fn messages(&self, style: &Style<'_>, room: &RoomId, request: &MessagesRequest) -> Result<Messages> {
+    pub fn messages(
+        &self,
+        format: &ClientFormat<'_>,
+        room: &RoomId,
+        request: &MessagesRequest,
+    ) -> Result<Messages> {
         for _ in 0..FETCHES_MAX {
             let (page, gap) =
-                self.view(style.user, room, |db, view| local_messages(db, view, style, request))?;
+                self.view(format.user, room, |db, view| local_messages(db, view, format, request))?;
             match gap {
                 Some((room, place)) if self.events().backfill(&room, place)? => {}
                 // What could not be fetched is passed over: the client gets what there is.
                 _ => return Ok(page),
             }
         }
-        Ok(self.view(style.user, room, |db, view| local_messages(db, view, style, request))?.0)
+        Ok(self.view(format.user, room, |db, view| local_messages(db, view, format, request))?.0)
     }
 
     /// `GET /context`: at most `limit` events around the one that is asked for. Errors: 404 `M_NOT_FOUND`, also if
     /// the user may not see the event.
     pub fn context(
         &self,
-        style: &Style<'_>,
+        format: &ClientFormat<'_>,
         room: &RoomId,
         event: &EventId,
         limit: usize,
         filter: &EventFilter,
     ) -> Result<EventContext> {
-        let found = self.view(style.user, room, |db, view| {
+        let found = self.view(format.user, room, |db, view| {
             let Some((event, membership)) = visible_event(view, event)? else { return Ok(None) };
             let Some(place) = event.place else { return Ok(None) };
             let limit = limit.min(CONTEXT_MAX);
-            let back = Stretch { from: place, to: Place::START, limit: 0, backwards: true };
+            let back = TimelineRange { from: place, to: Place::START, limit: 0, backwards: true };
             let before = walk(view, filter, back, limit / 2)?;
-            let on = Stretch { from: place, to: view.end_exclusive(), limit: 0, backwards: false };
+            let on = TimelineRange { from: place, to: view.end_exclusive(), limit: 0, backwards: false };
             let after = walk(view, filter, on, limit - limit / 2)?;
-            let first = before.events.last().and_then(|seen| seen.event.place).unwrap_or(place);
-            let last = after.events.last().map_or(&event, |seen| &seen.event);
+            let first = before.events.last().and_then(|shown| shown.event.place).unwrap_or(place);
+            let last = after.events.last().map_or(&event, |shown| &shown.event);
             Ok(Some(EventContext {
-                start: Boundary::before(first).to_string(),
-                end: Boundary::after(last.place.unwrap_or(place)).to_string(),
-                state: state_around(db, view, style, filter, last, [&before, &after], &event)?,
-                event: client_format::full(view, style, &event, Some(membership))?,
-                events_before: write_all(view, style, &before)?,
-                events_after: write_all(view, style, &after)?,
+                start: PaginationToken::before(first).to_string(),
+                end: PaginationToken::after(last.place.unwrap_or(place)).to_string(),
+                state: state_around(db, view, format, filter, last, [&before, &after], &event)?,
+                event: client_format::full(view, format, &event, Some(membership))?,
+                events_before: write_all(view, format, &before)?,
+                events_after: write_all(view, format, &after)?,
             }))
         });
         found_or_not(found)
@@ -155,8 +160,8 @@ impl Rooms<'_> {
 
     /// The state events of a room as the user may know them, now or as of when they left: a JSON array. Errors: 403
     /// `M_FORBIDDEN`.
-    pub fn room_state(&self, style: &Style<'_>, room: &RoomId) -> Result<Vec<u8>> {
-        self.view(style.user, room, |db, view| {
+    pub fn room_state(&self, format: &ClientFormat<'_>, room: &RoomId) -> Result<Vec<u8>> {
+        self.view(format.user, room, |db, view| {
             view.require_readable()?;
             let keys: BTreeSet<EventKey> = match view.access {
                 Access::Left { at } => db.slots_as_of(view.room.key, at)?.into_values().collect(),
@@ -164,7 +169,7 @@ impl Rooms<'_> {
             };
             let mut list = JsonList::default();
             db.each_event(keys, |row| {
-                client_format::push_state(list.next(), &view.erasure, style, view.room, &row)
+                client_format::push_state(list.next(), &view.erasure, format, view.room, &row)
             })?;
             Ok(list.finish())
         })
@@ -173,40 +178,45 @@ impl Rooms<'_> {
     /// One state event, in content or whole. Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`.
     pub fn state_entry(
         &self,
-        style: &Style<'_>,
+        format: &ClientFormat<'_>,
         room: &RoomId,
         event_type: &str,
         state_key: &str,
         whole: bool,
     ) -> Result<Vec<u8>> {
-        self.view(style.user, room, |db, view| {
+        self.view(format.user, room, |db, view| {
             view.require_readable()?;
             let key = db.state_event_as_of(view.room.key, event_type, state_key, view.present())?;
             let key = key.ok_or_else(|| Error::not_found("The room has no such state"))?;
             let event = db.event_by_key(key)?;
             Ok(match whole {
-                true => client_format::full(view, style, &event, None)?.get().as_bytes().to_vec(),
+                true => client_format::full(view, format, &event, None)?.get().as_bytes().to_vec(),
                 false => view.erasure.shown(&event)?.content_raw().as_bytes().to_vec(),
             })
         })
     }
 
     /// The membership events of a room: a JSON array. Errors: 403 `M_FORBIDDEN`.
-    pub fn members(&self, style: &Style<'_>, room: &RoomId, request: &MembersRequest) -> Result<Vec<u8>> {
-        self.view(style.user, room, |db, view| {
+    pub fn members(
+        &self,
+        format: &ClientFormat<'_>,
+        room: &RoomId,
+        request: &MembersRequest,
+    ) -> Result<Vec<u8>> {
+        self.view(format.user, room, |db, view| {
             view.require_readable()?;
             let at = request.at.map_or(i64::MAX, |at| at.0.stream).min(view.present());
             let mut list = JsonList::default();
             if at == i64::MAX {
                 db.each_member(view.room.key, None, |_, membership, row| match request.wants(membership) {
-                    true => client_format::push_state(list.next(), &view.erasure, style, view.room, &row),
+                    true => client_format::push_state(list.next(), &view.erasure, format, view.room, &row),
                     false => Ok(()),
                 })?;
             } else {
                 for key in db.slots_as_of(view.room.key, at)?.into_values() {
                     let event = db.event_by_key(key)?;
                     if event.pdu.membership().is_some_and(|membership| request.wants(membership)) {
-                        let event = client_format::state(&view.erasure, style, &event)?;
+                        let event = client_format::state(&view.erasure, format, &event)?;
                         list.next().extend_from_slice(event.get().as_bytes());
                     }
                 }
@@ -291,7 +301,7 @@ impl RoomView<'_> {
     /// The exclusive end of what the user may read.
     fn end_exclusive(&self) -> Place {
         match self.access {
-            Access::Left { at } => Boundary::at(at).start_back(),
+            Access::Left { at } => PaginationToken::at(at).start_back(),
             _ => Place::END,
         }
     }
@@ -301,36 +311,36 @@ impl RoomView<'_> {
 fn local_messages(
     db: &Db<'_>,
     view: &RoomView<'_>,
-    style: &Style<'_>,
+    format: &ClientFormat<'_>,
     request: &MessagesRequest,
 ) -> Result<(Messages, Option<(Room, Place)>)> {
     view.require_readable()?;
-    let stretch = stretch_of(view, request);
+    let range = range_of(view, request);
     let start = match request.from {
         Some(from) => from,
         None if request.backwards => match view.access {
-            Access::Left { at } => Boundary::at(at),
-            _ => Boundary::at(db.snapshot_position()?),
+            Access::Left { at } => PaginationToken::at(at),
+            _ => PaginationToken::at(db.snapshot_position()?),
         },
-        None => Boundary::at(0),
+        None => PaginationToken::at(0),
     };
-    let page = if stretch.is_empty() {
+    let page = if range.is_empty() {
         Page::default()
     } else {
-        walk(view, &request.filter, stretch.0, request.limit.min(PAGE_MAX))?
+        walk(view, &request.filter, range.0, request.limit.min(PAGE_MAX))?
     };
-    let chunk = write_all(view, style, &page)?;
+    let chunk = write_all(view, format, &page)?;
     let state = match request.filter.lazy_load_members {
-        true => lazy_members(view, style, &page)?,
+        true => lazy_members(view, format, &page)?,
         false => Vec::new(),
     };
-    let gap = if request.backwards { gap_in(db, view, &stretch, &page)? } else { None };
+    let gap = if request.backwards { gap_in(db, view, &range, &page)? } else { None };
     // Who wants none of the events has nothing fetched, and is told where there is something.
     let (end, gap) = match gap {
         Some(_) if request.limit == 0 => (page.stopped_at.or(Some(start)), None),
         gap => (page.stopped_at, gap),
     };
-    let end = end.map(|boundary| boundary.to_string());
+    let end = end.map(|token| token.to_string());
     Ok((Messages { start: start.to_string(), end, chunk, state }, gap))
 }
 
@@ -338,43 +348,43 @@ fn local_messages(
 fn gap_in(
     db: &Db<'_>,
     view: &RoomView<'_>,
-    stretch: &ReadableStretch,
+    range: &ReadableRange,
     page: &Page,
 ) -> Result<Option<(Room, Place)>> {
-    if !view.room.resident || stretch.is_empty() {
+    if !view.room.resident || range.is_empty() {
         return Ok(None);
     }
     // A gap lies right before the event that names it. That of the last event of a full page is for the next page.
     let low = match page.stopped_at {
-        Some(Boundary(place)) => Place { stream: place.stream, sub: place.sub.saturating_add(2) },
-        None => stretch.0.to,
+        Some(PaginationToken(place)) => Place { stream: place.stream, sub: place.sub.saturating_add(2) },
+        None => range.0.to,
     };
-    let high = stretch.0.from;
+    let high = range.0.from;
     let gaps = if low <= high { db.gaps_between(view.room.key, low, high, 1)? } else { Vec::new() };
     Ok(gaps.first().map(|_| (view.room.clone(), high)))
 }
 
-/// A stretch to walk, within what the user may read.
-struct ReadableStretch(Stretch);
+/// A range to walk, within what the user may read.
+struct ReadableRange(TimelineRange);
 
-impl ReadableStretch {
+impl ReadableRange {
     fn is_empty(&self) -> bool {
-        let Stretch { from, to, backwards, .. } = self.0;
+        let TimelineRange { from, to, backwards, .. } = self.0;
         if backwards { from <= to } else { to <= from }
     }
 }
 
-fn stretch_of(view: &RoomView<'_>, request: &MessagesRequest) -> ReadableStretch {
+fn range_of(view: &RoomView<'_>, request: &MessagesRequest) -> ReadableRange {
     let end = view.end_exclusive();
-    ReadableStretch(if request.backwards {
-        Stretch {
+    ReadableRange(if request.backwards {
+        TimelineRange {
             from: request.from.map_or(end, |from| from.start_back().min(end)),
             to: request.to.map_or(Place::START, |to| to.0),
             limit: 0,
             backwards: true,
         }
     } else {
-        Stretch {
+        TimelineRange {
             from: request.from.map_or(Place::START, |from| from.0),
             to: request.to.map_or(end, |to| to.start_back().min(end)),
             limit: 0,
@@ -398,27 +408,27 @@ fn visible_event(view: &RoomView<'_>, id: &EventId) -> Result<Option<(StoredEven
     if event.room != view.room.key || event.status != Status::Accepted || event.is_outlier() {
         return Ok(None);
     }
-    let sight = view.look(&event)?;
-    Ok(sight.visible.then_some((event, sight.membership)))
+    let access = view.look(&event)?;
+    Ok(access.visible.then_some((event, access.membership)))
 }
 
-fn write_all(view: &RoomView<'_>, style: &Style<'_>, page: &Page) -> Result<Vec<Json>> {
+fn write_all(view: &RoomView<'_>, format: &ClientFormat<'_>, page: &Page) -> Result<Vec<Json>> {
     page.events
         .iter()
-        .map(|seen| client_format::full(view, style, &seen.event, Some(seen.membership)))
+        .map(|shown| client_format::full(view, format, &shown.event, Some(shown.membership)))
         .collect()
 }
 
 /// The membership events of those who speak in a page, as of its newest event.
-fn lazy_members(view: &RoomView<'_>, style: &Style<'_>, page: &Page) -> Result<Vec<Json>> {
-    let newest = page.events.iter().filter_map(|seen| seen.event.place).max();
+fn lazy_members(view: &RoomView<'_>, format: &ClientFormat<'_>, page: &Page) -> Result<Vec<Json>> {
+    let newest = page.events.iter().filter_map(|shown| shown.event.place).max();
     let at = newest.map_or(view.present(), |place| place.stream);
-    let senders: BTreeSet<&UserId> = page.events.iter().map(|seen| seen.event.pdu.sender()).collect();
+    let senders: BTreeSet<&UserId> = page.events.iter().map(|shown| shown.event.pdu.sender()).collect();
     let mut members = Vec::new();
     for sender in senders {
         let key = view.db().state_event_as_of(view.room.key, "m.room.member", sender.as_str(), at)?;
         if let Some(key) = key {
-            members.push(client_format::state(&view.erasure, style, &view.db().event_by_key(key)?)?);
+            members.push(client_format::state(&view.erasure, format, &view.db().event_by_key(key)?)?);
         }
     }
     Ok(members)
@@ -428,7 +438,7 @@ fn lazy_members(view: &RoomView<'_>, style: &Style<'_>, page: &Page) -> Result<V
 fn state_around(
     db: &Db<'_>,
     view: &RoomView<'_>,
-    style: &Style<'_>,
+    format: &ClientFormat<'_>,
     filter: &EventFilter,
     last: &StoredEvent,
     pages: [&Page; 2],
@@ -436,7 +446,7 @@ fn state_around(
 ) -> Result<Vec<Json>> {
     let senders: BTreeSet<&UserId> = pages
         .iter()
-        .flat_map(|page| page.events.iter().map(|seen| seen.event.pdu.sender()))
+        .flat_map(|page| page.events.iter().map(|shown| shown.event.pdu.sender()))
         .chain([event.pdu.sender()])
         .collect();
     let slots = match last.state_after {
@@ -449,7 +459,7 @@ fn state_around(
         let lazy = filter.lazy_load_members && entry.pdu.event_type() == "m.room.member";
         let speaks = || entry.pdu.state_key().is_some_and(|user| senders.iter().any(|s| s.as_str() == user));
         if filter.wants(&entry.pdu) && (!lazy || speaks()) {
-            state.push(client_format::state(&view.erasure, style, &entry)?);
+            state.push(client_format::state(&view.erasure, format, &entry)?);
         }
     }
     Ok(state)

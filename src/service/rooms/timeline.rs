@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::service::rooms::view::RoomView;
-use crate::store::rooms::events::Stretch;
+use crate::store::rooms::events::TimelineRange;
 use crate::store::{Place, StoredEvent};
 
 /// No request looks at more than about this many events of one room in search of those that a filter lets through.
@@ -14,28 +14,28 @@ const SCANNED_MAX: usize = 2000;
 
 /// An event with what its reader was when it happened.
 #[derive(Clone)]
-pub struct Seen {
+pub struct TimelineEvent {
     /// The event.
     pub event: StoredEvent,
     /// The reader's membership at the event.
     pub membership: Membership,
 }
 
-/// A stretch of what somebody may see of a room.
+/// A range of what somebody may see of a room.
 #[derive(Default)]
 pub struct Page {
     /// The events, in the direction that was walked.
-    pub events: Vec<Seen>,
-    /// How far the walk came; none if it came to the end of the stretch with nothing left behind.
-    pub stopped_at: Option<Boundary>,
+    pub events: Vec<TimelineEvent>,
+    /// How far the walk came; none if it came to the end of the range with nothing left behind.
+    pub stopped_at: Option<PaginationToken>,
 }
 
 /// A place between two events: right after the event that stands (or would stand) at this place. Written as `s` and the
 /// stream position; inside history that was fetched later also `_` and the number of events further back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Boundary(pub Place);
+pub struct PaginationToken(pub Place);
 
-impl Boundary {
+impl PaginationToken {
     /// Right after everything up to this stream position: what `next_batch` means.
     pub fn at(position: i64) -> Self {
         Self(Place::live(position))
@@ -70,48 +70,53 @@ impl Boundary {
     }
 }
 
-impl fmt::Display for Boundary {
+impl fmt::Display for PaginationToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s{}", self.0.stream.max(0))?;
         if self.0.sub < 0 { write!(f, "_{}", self.0.sub.unsigned_abs()) } else { Ok(()) }
     }
 }
 
-/// Walks a stretch of a room's timeline and keeps what the reader may see and the filter lets through, at most `limit`
-/// events: of none the page says whether there is anything to see. `stretch.limit` does not matter.
-pub fn walk(view: &RoomView<'_>, filter: &EventFilter, mut stretch: Stretch, limit: usize) -> Result<Page> {
+/// Walks a range of a room's timeline and keeps what the reader may see and the filter lets through, at most `limit`
+/// events: of none the page says whether there is anything to see. `range.limit` does not matter.
+pub fn walk(
+    view: &RoomView<'_>,
+    filter: &EventFilter,
+    mut range: TimelineRange,
+    limit: usize,
+) -> Result<Page> {
     let mut page = Page::default();
-    let (mut scanned, start) = (0, stretch.from);
+    let (mut scanned, start) = (0, range.from);
     // One more than wanted, to know whether something is left.
-    stretch.limit = limit.saturating_add(1);
+    range.limit = limit.saturating_add(1);
     loop {
-        let batch = view.db().timeline(view.room.key, stretch)?;
-        let exhausted = batch.len() < stretch.limit;
+        let batch = view.db().timeline(view.room.key, range)?;
+        let exhausted = batch.len() < range.limit;
         for event in batch {
             let Some(place) = event.place else { continue };
             if !filter.wants_everything() && !filter.wants(&event.pdu) {
-                stretch.from = place;
+                range.from = place;
                 continue;
             }
-            let sight = view.look(&event)?;
-            if sight.visible && page.events.len() == limit {
-                page.stopped_at = Some(match stretch.from == start {
-                    true => boundary_before(place, stretch.backwards),
-                    false => boundary_behind(stretch),
+            let access = view.look(&event)?;
+            if access.visible && page.events.len() == limit {
+                page.stopped_at = Some(match range.from == start {
+                    true => token_before(place, range.backwards),
+                    false => token_behind(range),
                 });
                 return Ok(page);
             }
-            stretch.from = place;
-            if sight.visible {
-                page.events.push(Seen { event, membership: sight.membership });
+            range.from = place;
+            if access.visible {
+                page.events.push(TimelineEvent { event, membership: access.membership });
             }
         }
-        scanned += stretch.limit;
+        scanned += range.limit;
         if exhausted {
             return Ok(page);
         }
         if scanned >= SCANNED_MAX {
-            page.stopped_at = Some(boundary_behind(stretch));
+            page.stopped_at = Some(token_behind(range));
             return Ok(page);
         }
     }
@@ -132,26 +137,26 @@ pub fn latest(
         true => view.db().gaps_between(view.room.key, above, from, 1)?,
         false => Vec::new(),
     };
-    let gap = gaps.first().map(|gap| Boundary::before(gap.before));
-    let to = gap.map_or(to, |Boundary(behind)| behind);
-    let mut page = walk(view, filter, Stretch { from, to, limit: 0, backwards: true }, limit)?;
+    let gap = gaps.first().map(|gap| PaginationToken::before(gap.before));
+    let to = gap.map_or(to, |PaginationToken(behind)| behind);
+    let mut page = walk(view, filter, TimelineRange { from, to, limit: 0, backwards: true }, limit)?;
     page.stopped_at = page.stopped_at.or(gap);
     Ok(page)
 }
 
-/// The boundary before an event that was not walked over.
-fn boundary_before(place: Place, backwards: bool) -> Boundary {
+/// The token for the place before an event that was not walked over.
+fn token_before(place: Place, backwards: bool) -> PaginationToken {
     match backwards {
-        true => Boundary::after(place),
-        false => Boundary::before(place),
+        true => PaginationToken::after(place),
+        false => PaginationToken::before(place),
     }
 }
 
-/// The boundary behind the event that was walked over last.
-fn boundary_behind(stretch: Stretch) -> Boundary {
-    match stretch.backwards {
-        true => Boundary::before(stretch.from),
-        false => Boundary::after(stretch.from),
+/// The token for the place behind the event that was walked over last.
+fn token_behind(range: TimelineRange) -> PaginationToken {
+    match range.backwards {
+        true => PaginationToken::before(range.from),
+        false => PaginationToken::after(range.from),
     }
 }
 
@@ -160,22 +165,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_boundary_is_read_back_as_it_was_written() {
+    fn a_token_is_read_back_as_it_was_written() {
         for (stream, sub, text) in [(7, 0, "s7"), (7, -3, "s7_3"), (0, 0, "s0")] {
-            let boundary = Boundary(Place { stream, sub });
-            assert_eq!(boundary.to_string(), text);
-            assert_eq!(Boundary::parse(text).unwrap(), boundary);
+            let token = PaginationToken(Place { stream, sub });
+            assert_eq!(token.to_string(), text);
+            assert_eq!(PaginationToken::parse(text).unwrap(), token);
         }
         for wrong in ["", "s", "7", "s7_", "s7_-1", "s_1", "s7_1_1", "t7"] {
-            assert!(Boundary::parse(wrong).is_err(), "{wrong}");
+            assert!(PaginationToken::parse(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn right_before_an_event_is_right_after_what_stands_before_it() {
         let event = Place { stream: 5, sub: 0 };
-        assert!(Boundary::before(event) < Boundary::after(event));
-        assert!(Boundary::at(4) < Boundary::before(event));
-        assert_eq!(Boundary::after(event), Boundary::at(5));
+        assert!(PaginationToken::before(event) < PaginationToken::after(event));
+        assert!(PaginationToken::at(4) < PaginationToken::before(event));
+        assert_eq!(PaginationToken::after(event), PaginationToken::at(5));
     }
 }

@@ -69,7 +69,7 @@ impl Rooms<'_> {
         let _permit = self.request_permits.ask(&Asker::new(AskerId::User(user.clone())))?;
         // "A good heuristic for which servers to try first is to sort by servers that have been in the room the
         // longest."
-        for peer in &self.events().whom_to_ask_for_history(room)? {
+        for peer in &self.events().backfill_servers(room)? {
             let said = self.federation.timestamp_to_event(peer, &room.room_id, when.ts, when.forwards);
             let (id, ts) = match said {
                 Ok(said) => said,

@@ -50,7 +50,7 @@ pub struct RoomView<'v> {
 
 /// How an event looks to the viewer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sight {
+pub struct EventAccess {
     /// Whether they may see it.
     pub visible: bool,
     /// What they were in the room at the event, including what it changed.
@@ -109,11 +109,11 @@ impl<'v> RoomView<'v> {
     }
 
     /// How an event looks to the user, by the rules of "Room history visibility" in the state at that event.
-    pub fn look(&self, event: &StoredEvent) -> Result<Sight> {
+    pub fn look(&self, event: &StoredEvent) -> Result<EventAccess> {
         let own = event.pdu.is("m.room.member", self.user.as_str()).then(|| event.pdu.membership()).flatten();
         let place = event.place.unwrap_or(Place::START);
         if !event.pdu.is_state() && self.ignored.has(event.pdu.sender().as_str()) {
-            return Ok(Sight { visible: false, membership: Membership::Leave });
+            return Ok(EventAccess { visible: false, membership: Membership::Leave });
         }
         if let Access::Joined { since } = self.access
             && place.stream > since
@@ -121,7 +121,7 @@ impl<'v> RoomView<'v> {
         {
             // Since their join the user is a member by any order of events, and no rule of the present hides anything
             // from members: the common case costs no look into the state.
-            return Ok(Sight { visible: true, membership: own.unwrap_or(Membership::Join) });
+            return Ok(EventAccess { visible: true, membership: own.unwrap_or(Membership::Join) });
         }
         let (visibility, mut membership) = self.state_at(event.state_before)?;
         let mut own = own;
@@ -146,7 +146,7 @@ impl<'v> RoomView<'v> {
             joined_since,
         };
         let visible = within && visibility::may_see(&view);
-        Ok(Sight { visible, membership: own.or(membership).unwrap_or(Membership::Leave) })
+        Ok(EventAccess { visible, membership: own.or(membership).unwrap_or(Membership::Leave) })
     }
 
     /// The visibility and the viewer's membership in a state.

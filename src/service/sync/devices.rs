@@ -45,7 +45,7 @@ impl DeviceLists {
 /// The messages that wait for the device, but for those that it has proved to have.
 pub fn to_device(context: &SyncContext<'_>) -> Result<(EventList, ToDeviceProgress)> {
     let (mut events, mut progress) = (EventList::default(), ToDeviceProgress::default());
-    let Some(device) = context.style.device else { return Ok((events, progress)) };
+    let Some(device) = context.format.device else { return Ok((events, progress)) };
     if let Some(since) = context.request.since {
         progress.proved = context.db.to_device_proved(context.user, device, since)?;
     }

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::rooms::client_format;
-use crate::service::rooms::timeline::{Boundary, Page, latest};
+use crate::service::rooms::timeline::{Page, PaginationToken, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
 use crate::store::accounts::account_data::AccountData;
 use crate::store::{EventKey, Place, Room, RoomKey};
@@ -102,7 +102,7 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
     };
     let page = timeline_page(context, &view, newly_joined)?;
     let whole = context.request.since.is_none() || context.request.full_state || newly_joined;
-    let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
+    let keys: HashSet<EventKey> = page.events.iter().map(|shown| shown.event.key).collect();
     let lazy = context.request.filter.room.state.lazy_load_members;
     let members = lazy.then(|| lazy_members(context, &page, whole));
     let need = StateNeeded {
@@ -110,7 +110,7 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
         start: page
             .events
             .last()
-            .and_then(|seen| seen.event.place)
+            .and_then(|shown| shown.event.place)
             .map_or(i64::MAX, |place| place.stream - 1),
         end: i64::MAX,
         timeline: &keys,
@@ -169,15 +169,15 @@ pub(super) fn timeline(
     page: Page,
     newly_joined: bool,
 ) -> Result<Timeline> {
-    let oldest = page.events.last().and_then(|seen| seen.event.place);
+    let oldest = page.events.last().and_then(|shown| shown.event.place);
     let prev_batch = match (oldest, page.stopped_at) {
-        (Some(place), _) => Boundary::before(place),
-        (None, Some(boundary)) => boundary,
-        (None, None) => Boundary::at(context.since()),
+        (Some(place), _) => PaginationToken::before(place),
+        (None, Some(token)) => token,
+        (None, None) => PaginationToken::at(context.since()),
     };
     let mut events = Vec::with_capacity(page.events.len());
-    for seen in page.events.iter().rev() {
-        events.push(client_format::full(view, &context.style, &seen.event, Some(seen.membership))?);
+    for shown in page.events.iter().rev() {
+        events.push(client_format::full(view, &context.format, &shown.event, Some(shown.membership))?);
     }
     Ok(Timeline {
         events,
@@ -191,7 +191,7 @@ pub(super) fn timeline(
 /// state is told whole.
 fn lazy_members(context: &SyncContext<'_>, page: &Page, whole: bool) -> BTreeSet<UserId> {
     let mut members: BTreeSet<UserId> =
-        page.events.iter().map(|seen| seen.event.pdu.sender().clone()).collect();
+        page.events.iter().map(|shown| shown.event.pdu.sender().clone()).collect();
     if whole {
         members.insert(context.user.clone());
     }

@@ -34,7 +34,7 @@ use crate::service::Homeserver;
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::membership::blocks_invites;
 use crate::service::push::rules::default_ruleset;
-use crate::service::rooms::client_format::{Json, Style};
+use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::view::RoomView;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::{Db, Room};
@@ -175,7 +175,7 @@ struct SyncContext<'c> {
     db: &'c Db<'c>,
     user: &'c UserId,
     request: &'c SyncRequest,
-    style: Style<'c>,
+    format: ClientFormat<'c>,
     position: i64,
     /// Users of whom the client hears nothing but state events.
     ignored: Arc<Ignored>,
@@ -230,14 +230,14 @@ impl Syncing<'_> {
                 request
             };
             let filter = &request.filter;
-            let style = Style {
+            let format = ClientFormat {
                 room_ids: false,
-                format: filter.event_format,
+                event_format: filter.event_format,
                 fields: filter.event_fields.as_deref(),
-                ..Style::usual(user, device, now)
+                ..ClientFormat::usual(user, device, now)
             };
             let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
-            let context = SyncContext { db, user, request, style, position, ignored, blocks_invites };
+            let context = SyncContext { db, user, request, format, position, ignored, blocks_invites };
             let (answer, progress) = answer(&context, now)?;
             Ok((answer, progress, request.since))
         })?;
@@ -260,7 +260,7 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
     }
     let mut rooms = RoomSections { join: joined::collect(context, &of_rooms)?, ..RoomSections::default() };
     not_joined::collect(context, &of_rooms, &mut rooms)?;
-    let device = context.style.device;
+    let device = context.format.device;
     let (to_device, progress) = devices::to_device(context)?;
     let device_lists = devices::device_lists(context)?;
     let presence = presence::presence(context, &rooms, now)?;

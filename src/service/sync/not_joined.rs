@@ -20,7 +20,7 @@ use crate::protocol::{Pdu, RoomId};
 use crate::service::membership::stripped_state_for_client;
 use crate::service::rooms::client_format;
 use crate::service::rooms::client_format::Json;
-use crate::service::rooms::timeline::{Boundary, Page, Seen, latest};
+use crate::service::rooms::timeline::{Page, PaginationToken, TimelineEvent, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
 use crate::service::sync::state::StateNeeded;
 use crate::store::accounts::account_data::AccountData;
@@ -129,9 +129,10 @@ fn left_room(
     }
     let room = context.db.room_by_key(of_user.room)?;
     let view = context.view(&room)?;
-    let own = Seen { event: context.db.event_by_key(of_user.event)?, membership: of_user.membership };
+    let own =
+        TimelineEvent { event: context.db.event_by_key(of_user.event)?, membership: of_user.membership };
     let page = left_page(context, &view, &own)?;
-    let keys: HashSet<EventKey> = page.events.iter().map(|seen| seen.event.key).collect();
+    let keys: HashSet<EventKey> = page.events.iter().map(|shown| shown.event.key).collect();
     let state = match view.access {
         Access::Left { at } => {
             let was_joined = match context.request.since {
@@ -165,12 +166,12 @@ fn left_room(
 }
 
 fn first_place(page: &Page) -> Option<Place> {
-    page.events.last().and_then(|seen| seen.event.place)
+    page.events.last().and_then(|shown| shown.event.place)
 }
 
 /// The timeline up to the leave, newest first; it always has the event that took the user out, unless the client wants
 /// no events at all: then that is among the state.
-fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Seen) -> Result<Page> {
+fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
     let mut page = match view.access {
         Access::Left { at } => {
@@ -182,7 +183,7 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Seen) -> Resu
                 Some(since) if known == Some(Membership::Join) || at <= since => Place::live(since),
                 _ => Place::START,
             };
-            let from = Boundary::at(at).start_back();
+            let from = PaginationToken::at(at).start_back();
             if to < from {
                 latest(view, filter, (from, to), filter.limit_or(TIMELINE_USUAL, TIMELINE_MAX))?
             } else {
@@ -191,9 +192,11 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Seen) -> Resu
         }
         _ => Page::default(),
     };
-    let told = page.events.iter().any(|seen| seen.event.key == own.event.key);
+    let told = page.events.iter().any(|shown| shown.event.key == own.event.key);
     match own.event.place.filter(|_| !told) {
-        Some(place) if filter.wants_none() => drop(page.stopped_at.get_or_insert(Boundary::after(place))),
+        Some(place) if filter.wants_none() => {
+            page.stopped_at.get_or_insert(PaginationToken::after(place));
+        }
         Some(_) => page.events.insert(0, own.clone()),
         None => {}
     }
@@ -206,14 +209,15 @@ fn memberships_after(
     context: &SyncContext<'_>,
     view: &RoomView<'_>,
     page: &Page,
-    own: &Seen,
+    own: &TimelineEvent,
     position: i64,
 ) -> Result<Vec<Json>> {
-    let after = |seen: &&Seen| seen.event.place.is_some_and(|place| place.stream > position);
+    let after = |shown: &&TimelineEvent| shown.event.place.is_some_and(|place| place.stream > position);
     let none = context.request.filter.room.timeline.wants_none();
     let told = if none { std::slice::from_ref(own) } else { &page.events };
     let told = told.iter().filter(after).filter(|_| none || context.request.state_after);
-    told.map(|seen| client_format::full(view, &context.style, &seen.event, Some(seen.membership))).collect()
+    told.map(|shown| client_format::full(view, &context.format, &shown.event, Some(shown.membership)))
+        .collect()
 }
 
 /// A membership in a room that this server is not in.
@@ -243,7 +247,7 @@ fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<EventList> {
 
 /// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over.
 fn remote_left(context: &SyncContext<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
-    let written = || client_format::of_remote_room(&context.style, event, row.previous.as_ref());
+    let written = || client_format::of_remote_room(&context.format, event, row.previous.as_ref());
     let none = context.request.filter.room.timeline.wants_none();
     let state = if none || context.request.state_after { vec![written()?] } else { Vec::new() };
     Ok(LeftRoom {
@@ -251,7 +255,7 @@ fn remote_left(context: &SyncContext<'_>, row: &RemoteMembership, event: &Pdu) -
         timeline: Timeline {
             events: if none { Vec::new() } else { vec![written()?] },
             limited: none,
-            prev_batch: Boundary::at(context.since()).to_string(),
+            prev_batch: PaginationToken::at(context.since()).to_string(),
         },
         account_data: EventList::default(),
     })

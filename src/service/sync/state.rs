@@ -88,7 +88,7 @@ impl LackingState {
             if filter.wants_everything() {
                 context.db.each_event(self.keys, |row| {
                     let mut event = Vec::with_capacity(row.json.len());
-                    client_format::push_state(&mut event, &erasure, &context.style, room, &row)?;
+                    client_format::push_state(&mut event, &erasure, &context.format, room, &row)?;
                     events.events.push(client_format::written(event)?);
                     Ok(())
                 })?;
@@ -97,7 +97,7 @@ impl LackingState {
             for key in self.keys {
                 let event = context.db.event_by_key(key)?;
                 if filter.wants(&event.pdu) {
-                    events.events.push(client_format::state(&erasure, &context.style, &event)?);
+                    events.events.push(client_format::state(&erasure, &context.format, &event)?);
                 }
             }
         }

@@ -51,7 +51,7 @@ impl Db<'_> {
 
     /// Which of us came at positions in `(after, upto]` into a room where a server was already that had no room with
     /// them until then: each with the position, in this order, at most `limit`.
-    pub fn new_acquaintances(
+    pub fn newly_shared_users(
         &self,
         server: &ServerName,
         (after, upto): (i64, i64),

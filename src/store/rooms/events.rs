@@ -113,9 +113,9 @@ pub(in crate::store) struct CachedEvent {
     pub pdu: Pdu,
 }
 
-/// Two ends of a stretch of timeline and the direction in which to walk it.
+/// Two ends of a range of timeline and the direction in which to walk it.
 #[derive(Debug, Clone, Copy)]
-pub struct Stretch {
+pub struct TimelineRange {
     /// Where to begin, exclusive.
     pub from: Place,
     /// Where to stop, exclusive.
@@ -352,19 +352,19 @@ impl Db<'_> {
         Ok(statement.query_row([id.as_str()], |r| Ok((Status::of(r.get(0)?), r.get(1)?))).optional()?)
     }
 
-    /// A stretch of a room's timeline, in the direction asked for. Ends are exclusive: to read from "now" backwards,
+    /// A range of a room's timeline, in the direction asked for. Ends are exclusive: to read from "now" backwards,
     /// start at `Place { stream: position + 1, sub: i64::MIN }`.
-    pub fn timeline(&self, room: RoomKey, stretch: Stretch) -> Result<Vec<StoredEvent>> {
-        let (order, low, high) = match stretch.backwards {
-            true => ("e.stream DESC, e.sub DESC", stretch.to, stretch.from),
-            false => ("e.stream, e.sub", stretch.from, stretch.to),
+    pub fn timeline(&self, room: RoomKey, range: TimelineRange) -> Result<Vec<StoredEvent>> {
+        let (order, low, high) = match range.backwards {
+            true => ("e.stream DESC, e.sub DESC", range.to, range.from),
+            false => ("e.stream, e.sub", range.from, range.to),
         };
         // The first two conditions are the index's; the row values make the ends exact.
         let mut statement = self.conn().prepare_cached(&format!(
             "{EVENT} WHERE e.room_key = ?1 AND e.stream >= ?2 AND e.stream <= ?4
                AND (e.stream, e.sub) > (?2, ?3) AND (e.stream, e.sub) < (?4, ?5) ORDER BY {order} LIMIT ?6"
         ))?;
-        let limit = i64::try_from(stretch.limit).unwrap_or(i64::MAX);
+        let limit = i64::try_from(range.limit).unwrap_or(i64::MAX);
         let mut rows = statement.query(params![room, low.stream, low.sub, high.stream, high.sub, limit])?;
         let mut events = Vec::new();
         while let Some(row) = rows.next()? {

@@ -66,7 +66,7 @@ pub struct Gap {
 
 /// An interval in which a server was in a room, both ends exclusive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Residence {
+pub struct ServerParticipation {
     /// The room.
     pub room: RoomKey,
     /// The stream position that brought the server in.
@@ -189,13 +189,13 @@ impl Db<'_> {
     }
 
     /// When the server was in which rooms, as far as it matters beyond a stream position.
-    pub fn residences(&self, server: &ServerName, after: i64) -> Result<Vec<Residence>> {
+    pub fn server_participations(&self, server: &ServerName, after: i64) -> Result<Vec<ServerParticipation>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT room_key, since, until FROM resident_servers
              WHERE server = ?1 AND (until IS NULL OR until > ?2) ORDER BY room_key, since",
         )?;
         let rows = statement.query_map(params![server.as_str(), after], |r| {
-            Ok(Residence { room: r.get(0)?, since: r.get(1)?, until: r.get(2)? })
+            Ok(ServerParticipation { room: r.get(0)?, since: r.get(1)?, until: r.get(2)? })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }

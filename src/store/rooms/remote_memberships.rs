@@ -166,7 +166,7 @@ impl Db<'_> {
     }
 
     /// Whether a server is one that a room would be reached through which one of us deals with from outside.
-    pub fn is_way_into(&self, room: &RoomId, server: &ServerName) -> Result<bool> {
+    pub fn is_via_of(&self, room: &RoomId, server: &ServerName) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM remote_memberships m, json_each(m.via) v WHERE m.room_id = ?1 AND v.value = ?2 LIMIT 1",
         )?;

@@ -2,7 +2,7 @@
 //!
 //! Owed are: our outgoing events in the rooms where the server resides, within the intervals of its residence; events
 //! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`); the device lists of those of us
-//! who came into a room with it (`new_acquaintances`). All are in stream order. A server that was away for long is not
+//! who came into a room with it (`newly_shared_users`). All are in stream order. A server that was away for long is not
 //! owed all of the events any more (`shorten_backlogs`).
 
 use rusqlite::OptionalExtension;

@@ -23,12 +23,17 @@ const COMMIT_OUTLIERS_MAX: usize = 200;
 pub(in crate::service) type UndecidedEvents = HashMap<EventId, VerifiedPdu>;
 
 /// The ways to come by the auth events of an event.
-pub(in crate::service) const WAYS: [Way; 5] =
-    [Way::Chain, Way::Gap, Way::State, Way::Chains, Way::EventByEvent];
+pub(in crate::service) const AUTH_FETCH_METHODS: [AuthFetchMethod; 5] = [
+    AuthFetchMethod::Chain,
+    AuthFetchMethod::Gap,
+    AuthFetchMethod::State,
+    AuthFetchMethod::Chains,
+    AuthFetchMethod::EventByEvent,
+];
 
 /// One of them.
 #[derive(Clone, Copy)]
-pub(in crate::service) enum Way {
+pub(in crate::service) enum AuthFetchMethod {
     /// `event_auth`, and what it leaves out by `event`.
     Chain,
     /// With what lies between our forward extremities and the event.
@@ -46,17 +51,17 @@ impl Fetch<'_> {
     /// out of reach or takes up all the time (504).
     pub(in crate::service) fn fetch_auth_by(
         &mut self,
-        way: Way,
+        method: AuthFetchMethod,
         pdu: &Pdu,
         missing: &[EventId],
     ) -> Result<()> {
-        let gone = match way {
-            Way::Chain => self.fetch_auth_events(pdu, missing),
+        let gone = match method {
+            AuthFetchMethod::Chain => self.fetch_auth_events(pdu, missing),
             // It is asked for by who has the event in hand.
-            Way::Gap => Ok(()),
-            Way::State => self.fetch_state(pdu.event_id()).map(drop),
-            Way::Chains => self.fetch_chains_of(missing),
-            Way::EventByEvent => self.fetch_chain_by_event(missing, ONE_BY_ONE_FALLBACK_MAX),
+            AuthFetchMethod::Gap => Ok(()),
+            AuthFetchMethod::State => self.fetch_state(pdu.event_id()).map(drop),
+            AuthFetchMethod::Chains => self.fetch_chains_of(missing),
+            AuthFetchMethod::EventByEvent => self.fetch_chain_by_event(missing, ONE_BY_ONE_FALLBACK_MAX),
         };
         match gone {
             Err(e) if !matches!(e.status(), 500 | 504) => {

@@ -39,7 +39,7 @@ impl Events<'_> {
         if self.store.read(|db| Ok(db.gap(room.key, &wanted[0])?.is_none()))? {
             return Ok(true);
         }
-        for peer in &self.whom_to_ask_for_history(room)? {
+        for peer in &self.backfill_servers(room)? {
             let left = until.saturating_duration_since(Instant::now()).min(SERVER_ANSWER_TIMEOUT);
             if left.is_zero() {
                 break;
@@ -68,7 +68,7 @@ impl Events<'_> {
 
     /// The servers of a room that are worth asking for its history, best first: those that have been in it for longest,
     /// and after them those that seem to be out of reach.
-    pub(in crate::service) fn whom_to_ask_for_history(&self, room: &Room) -> Result<Vec<ServerName>> {
+    pub(in crate::service) fn backfill_servers(&self, room: &Room) -> Result<Vec<ServerName>> {
         let mut servers = self.store.read(|db| db.resident_servers(room.key))?;
         servers.retain(|server| server != self.server_name());
         servers.sort_by_cached_key(|server| {

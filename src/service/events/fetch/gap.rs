@@ -24,7 +24,7 @@ impl Fetch<'_> {
     pub(super) fn fill_gap(&mut self, pdu: &VerifiedPdu) -> Result<()> {
         let extremities = self.hs.store.read(|db| db.forward_extremities(self.room.key))?;
         let earliest: Vec<EventId> =
-            extremities.into_iter().rev().map(|head| head.event_id).take(GAP_PAGE_EVENTS).collect();
+            extremities.into_iter().rev().map(|extremity| extremity.event_id).take(GAP_PAGE_EVENTS).collect();
         let mut latest = vec![pdu.event_id().clone()];
         let (mut found, mut bytes): (HashMap<EventId, VerifiedPdu>, usize) = (HashMap::new(), 0);
         for _ in 0..GAP_PAGES_MAX {

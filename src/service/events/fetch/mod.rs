@@ -28,7 +28,7 @@ use crate::service::Homeserver;
 use crate::service::events::Events;
 use crate::service::events::accept::{EventSource, Received, too_much_work};
 use crate::service::events::authorise::{AuthContext, Verdict};
-use crate::service::events::fetch::auth_chains::{UndecidedEvents, WAYS, Way};
+use crate::service::events::fetch::auth_chains::{AUTH_FETCH_METHODS, AuthFetchMethod, UndecidedEvents};
 use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::verify::Checked;
 use crate::store::rooms::not_resident;
@@ -198,17 +198,17 @@ impl<'a> Fetch<'a> {
     }
 
     fn receive_with_missing(&mut self, pdu: &VerifiedPdu) -> Result<Received> {
-        let (mut ways, mut asked_for_events) = (WAYS.into_iter(), false);
+        let (mut methods, mut asked_for_events) = (AUTH_FETCH_METHODS.into_iter(), false);
         loop {
             // Whoever was here before us may have brought it along.
             match self.hs.events().receive_event(pdu, EventSource::Transaction, None)? {
-                Received::NeedsAuth(ids) => match ways.next() {
-                    Some(Way::Gap) if asked_for_events || !self.has_gap(pdu)? => {}
-                    Some(Way::Gap) => {
+                Received::NeedsAuth(ids) => match methods.next() {
+                    Some(AuthFetchMethod::Gap) if asked_for_events || !self.has_gap(pdu)? => {}
+                    Some(AuthFetchMethod::Gap) => {
                         asked_for_events = true;
                         self.fill_gap(pdu)?;
                     }
-                    Some(way) => self.fetch_auth_by(way, pdu, &ids)?,
+                    Some(method) => self.fetch_auth_by(method, pdu, &ids)?,
                     None => return Ok(Received::NeedsAuth(ids)),
                 },
                 Received::NeedsPrev if !asked_for_events => {

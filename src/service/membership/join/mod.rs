@@ -17,10 +17,10 @@ use serde_json::{Map, Value, json};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::HandshakeRequest;
-use super::peer_view::TemplateExpectation;
 use super::restricted_join::AUTHORISER;
 use super::rows::{check_not_resident, note, note_residence, remote_membership_or_state};
 use super::template::member_draft;
+use super::template_expectation::TemplateExpectation;
 use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::{HandshakeKind, JoinBody};
 use crate::federation::{CallError, CallResult};
@@ -190,7 +190,7 @@ impl Memberships<'_> {
         }
         let error = attempts.into_error();
         if before.state == Some(RemoteState::Invited) && error.status() == 403 {
-            self.doubt_invite(&target.room_id, user)?;
+            self.schedule_invite_lookup(&target.room_id, user)?;
         }
         Err(error)
     }

@@ -137,7 +137,7 @@ fn append_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> R
     }
     let key = tx.make_room(create.room_id(), version)?.key;
     let mut state = tx.root_snapshot(&BTreeMap::new())?;
-    let mut heads = Vec::new();
+    let mut extremities = Vec::new();
     for pdu in pdus {
         let room = tx.room_by_key(key)?;
         let appended = tx.append(&Append {
@@ -146,7 +146,7 @@ fn append_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> R
             status: Status::Accepted,
             outgoing: true,
             state_before: StateRef::snapshot(state),
-            old_extremities: &heads,
+            old_extremities: &extremities,
             kept_extremities: Vec::new(),
             overtakes: Vec::new(),
             becomes_extremity: true,
@@ -154,7 +154,7 @@ fn append_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> R
             missing: Vec::new(),
             history: None,
         })?;
-        (state, heads) = (appended.state_after, vec![appended.key]);
+        (state, extremities) = (appended.state_after, vec![appended.key]);
     }
     tx.room_by_key(key).map(Some)
 }

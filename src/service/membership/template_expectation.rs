@@ -141,7 +141,7 @@ impl Memberships<'_> {
     }
 
     /// Has the room asked about an invite: it refused the user's join, or something else speaks against it.
-    pub(super) fn doubt_invite(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+    pub(super) fn schedule_invite_lookup(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
         self.note_fact(room_id, user, Fact::InviteDoubted).map(drop)
     }
 
