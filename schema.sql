@@ -132,10 +132,10 @@ CREATE TABLE pending_needs (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX pending_needs_by_event ON pending_needs (pending);
 
--- Every pair of event type and state key that a state event ever had: state is stored as slot → event. Memberships have
--- slots beyond 2^38, so that in a room's state the rest lies together, however many members there are.
-CREATE TABLE slots (
-  slot INTEGER PRIMARY KEY,
+-- Every tuple of event type and state key that a state event ever had: state is stored as tuple id → event. Memberships
+-- have tuple ids beyond 2^38, so that in a room's state the rest lies together, however many members there are.
+CREATE TABLE state_tuples (
+  tuple_id INTEGER PRIMARY KEY,
   type TEXT NOT NULL,
   state_key TEXT NOT NULL,
   UNIQUE (type, state_key)
@@ -145,8 +145,8 @@ CREATE TABLE slots (
 -- resolution changed. `number` counts from the root (0, which holds its whole state). `parent` is not the snapshot it
 -- was made from but the ancestor `number - lowest set bit of number`, and `delta` all that changed since that one: so
 -- any state is put together from at most log2(number) + 1 rows, and each change is stored about log2(number) times.
--- `delta`: entries of 10 bytes sorted by slot: slot and event key, each 5 bytes big-endian; event 0 means "no such
--- event". NULL if there are many: then they are in `snapshot_entries`.
+-- `delta`: entries of 10 bytes sorted by tuple id: tuple id and event key, each 5 bytes big-endian; event 0 means "no
+-- such event". NULL if there are many: then they are in `snapshot_entries`.
 CREATE TABLE snapshots (
   snapshot INTEGER PRIMARY KEY,
   number INTEGER NOT NULL,
@@ -158,28 +158,28 @@ CREATE TABLE snapshots (
 -- without reading all.
 CREATE TABLE snapshot_entries (
   snapshot INTEGER NOT NULL,
-  slot INTEGER NOT NULL,
+  tuple_id INTEGER NOT NULL,
   event_key INTEGER NOT NULL,
-  PRIMARY KEY (snapshot, slot)
+  PRIMARY KEY (snapshot, tuple_id)
 ) STRICT, WITHOUT ROWID;
 
 -- The current state of each room.
 CREATE TABLE current_state (
   room_key INTEGER NOT NULL,
-  slot INTEGER NOT NULL,
+  tuple_id INTEGER NOT NULL,
   event_key INTEGER NOT NULL,
-  PRIMARY KEY (room_key, slot)
+  PRIMARY KEY (room_key, tuple_id)
 ) STRICT, WITHOUT ROWID;
 
--- How the current state of each room came about: at `stream`, the slot's event changed from `previous` to `event_key`
+-- How the current state of each room came about: at `stream`, the tuple's event changed from `previous` to `event_key`
 -- (NULL: none). The state at an earlier position is the current one with the later changes taken back.
 CREATE TABLE state_changes (
   room_key INTEGER NOT NULL,
-  slot INTEGER NOT NULL,
+  tuple_id INTEGER NOT NULL,
   stream INTEGER NOT NULL,
   event_key INTEGER,
   previous INTEGER,
-  PRIMARY KEY (room_key, slot, stream)
+  PRIMARY KEY (room_key, tuple_id, stream)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX state_changes_by_stream ON state_changes (room_key, stream);
 

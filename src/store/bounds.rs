@@ -131,10 +131,10 @@ pub const TABLES: &[TableBounds] = &[
         &[strangers("31 for each pending event", "what_waits_from_outside_is_bounded_and_given_up_some_day")],
         "with its event",
     ),
-    table("slots", &[rooms(BY_EVENTS, "")], HISTORY),
+    table("state_tuples", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshots", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshot_entries", &[rooms(BY_EVENTS, "")], HISTORY),
-    table("current_state", &[rooms(BY_EVENTS, "")], "the next event of the slot"),
+    table("current_state", &[rooms(BY_EVENTS, "")], "the next event of the tuple_id"),
     table("state_changes", &[rooms(BY_EVENTS, "")], HISTORY),
     table(
         "memberships",

@@ -62,8 +62,8 @@ pub type RoomKey = i64;
 pub type EventKey = i64;
 /// The row id of a state snapshot.
 pub type SnapshotId = i64;
-/// The row id of a (type, state key) pair.
-pub type Slot = i64;
+/// The row id of a (type, state key) tuple.
+pub type StateTupleId = i64;
 
 /// What readers and the writer share.
 pub(crate) struct StoreState {

@@ -468,7 +468,8 @@ fn states_from_differences_are_the_states_that_were_put_in_forks_and_removals_to
     };
     let states = store
         .write(move |tx| {
-            let root: BTreeMap<Slot, EventKey> = (1..=20).map(|slot| (slot, slot + 100)).collect();
+            let root: BTreeMap<StateTupleId, EventKey> =
+                (1..=20).map(|tuple_id| (tuple_id, tuple_id + 100)).collect();
             let mut states = vec![(tx.root_snapshot(&root)?, root)];
             for step in 0..600i64 {
                 // Mostly the tip, now and then a fork from anywhere.
@@ -477,13 +478,13 @@ fn states_from_differences_are_the_states_that_were_put_in_forks_and_removals_to
                 let mut change = Delta::new();
                 // Now and then one that is large enough to get rows of its own.
                 for _ in 0..=if next(50) == 0 { 400 } else { next(3) } {
-                    let slot = next(500) as i64 + 1;
-                    change.insert(slot, (next(8) != 0).then_some(1000 + step));
+                    let tuple_id = next(500) as i64 + 1;
+                    change.insert(tuple_id, (next(8) != 0).then_some(1000 + step));
                 }
-                for (slot, event) in &change {
+                for (tuple_id, event) in &change {
                     match event {
-                        Some(event) => state.insert(*slot, *event),
-                        None => state.remove(slot),
+                        Some(event) => state.insert(*tuple_id, *event),
+                        None => state.remove(tuple_id),
                     };
                 }
                 states.push((tx.snapshot_after(snapshot, &change)?, state));
@@ -504,25 +505,25 @@ fn states_from_differences_are_the_states_that_were_put_in_forks_and_removals_to
 
 fn compare_states(
     db: &Db<'_>,
-    states: &[(SnapshotId, BTreeMap<Slot, EventKey>)],
+    states: &[(SnapshotId, BTreeMap<StateTupleId, EventKey>)],
     next: &mut dyn FnMut(u64) -> u64,
 ) -> crate::error::Result<()> {
     for (snapshot, state) in states {
-        assert_eq!(&db.slots_at(*snapshot)?, state);
+        assert_eq!(&db.state_rows_at(*snapshot)?, state);
     }
     for round in 0..2000 {
         // Every other time two that are near each other.
         let a = next(601);
         let b = if round % 2 == 0 { next(601) } else { (a + next(9)).min(600) };
         let (a, b) = (&states[a as usize], &states[b as usize]);
-        let slot = next(502) as i64;
-        assert_eq!(db.slot_at(a.0, slot)?, a.1.get(&slot).copied());
+        let tuple_id = next(502) as i64;
+        assert_eq!(db.state_row_at(a.0, tuple_id)?, a.1.get(&tuple_id).copied());
         let mut moved = a.1.clone();
-        for (slot, event) in db.state_difference(a.0, b.0)? {
-            assert_ne!(moved.get(&slot).copied(), event, "no difference");
+        for (tuple_id, event) in db.state_difference(a.0, b.0)? {
+            assert_ne!(moved.get(&tuple_id).copied(), event, "no difference");
             match event {
-                Some(event) => moved.insert(slot, event),
-                None => moved.remove(&slot),
+                Some(event) => moved.insert(tuple_id, event),
+                None => moved.remove(&tuple_id),
             };
         }
         assert_eq!(moved, b.1);
@@ -536,10 +537,10 @@ fn a_state_change_in_a_large_room_costs_little() {
     let bytes: i64 = store
         .write(|tx| {
             let mut at = tx.root_snapshot(&BTreeMap::new())?;
-            for slot in 1..=4096 {
-                at = tx.snapshot_after(at, &Delta::from([(slot, Some(slot))]))?;
+            for tuple_id in 1..=4096 {
+                at = tx.snapshot_after(at, &Delta::from([(tuple_id, Some(tuple_id))]))?;
             }
-            assert_eq!(tx.slots_at(at)?.len(), 4096);
+            assert_eq!(tx.state_rows_at(at)?.len(), 4096);
             let sum = "SELECT (SELECT sum(length(delta)) FROM snapshots) + 10 * (SELECT count(*) FROM snapshot_entries)";
             Ok(tx.conn().query_row(sum, [], |r| r.get(0))?)
         })

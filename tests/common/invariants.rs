@@ -69,8 +69,8 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "a membership is not that of the current state",
-        "SELECT m.user_id FROM memberships m LEFT JOIN slots s ON s.type = 'm.room.member' AND s.state_key = m.user_id
-         LEFT JOIN current_state c ON c.room_key = m.room_key AND c.slot = s.slot
+        "SELECT m.user_id FROM memberships m LEFT JOIN state_tuples s ON s.type = 'm.room.member' AND s.state_key = m.user_id
+         LEFT JOIN current_state c ON c.room_key = m.room_key AND c.tuple_id = s.tuple_id
          WHERE c.event_key IS NULL OR c.event_key <> m.event_key",
     ),
     (
@@ -149,9 +149,9 @@ const NEVER: &[(&str, &str)] = &[
         "SELECT r.redacts FROM redactions r LEFT JOIN events e USING (event_key) WHERE e.event_key IS NULL",
     ),
     (
-        "the last change of a slot is not the current state",
-        "SELECT s.room_key FROM state_changes s LEFT JOIN current_state c USING (room_key, slot)
-         WHERE s.stream = (SELECT max(stream) FROM state_changes t WHERE t.room_key = s.room_key AND t.slot = s.slot)
+        "the last change of a tuple_id is not the current state",
+        "SELECT s.room_key FROM state_changes s LEFT JOIN current_state c USING (room_key, tuple_id)
+         WHERE s.stream = (SELECT max(stream) FROM state_changes t WHERE t.room_key = s.room_key AND t.tuple_id = s.tuple_id)
            AND s.event_key IS NOT c.event_key",
     ),
     (
@@ -266,29 +266,29 @@ impl Look<'_> {
             .expect("rooms");
         for (room, id, state) in rooms {
             let mut current =
-                self.db.prepare_cached("SELECT slot, event_key FROM current_state WHERE room_key = ?1");
+                self.db.prepare_cached("SELECT tuple_id, event_key FROM current_state WHERE room_key = ?1");
             let current: BTreeMap<i64, i64> = current
                 .as_mut()
                 .expect("a state")
                 .query_map([room], |r| Ok((r.get(0)?, r.get(1)?)))
                 .and_then(Iterator::collect)
                 .expect("a state");
-            let of_snapshot = state.map(|state| self.slots_at(state)).unwrap_or_default();
+            let of_snapshot = state.map(|state| self.state_rows_at(state)).unwrap_or_default();
             if current != of_snapshot {
                 self.wrong.push(format!("the current state of {id} is not its snapshot"));
             }
             self.heads(room, &id, &current);
         }
-        let mut slots = self
+        let mut statement = self
             .db
             .prepare(
                 "SELECT e.event_id, e.json, r.version, s.type, s.state_key, m.membership
                  FROM current_state c JOIN events e USING (event_key) JOIN rooms r ON r.room_key = c.room_key
-                 JOIN slots s USING (slot) LEFT JOIN memberships m
+                 JOIN state_tuples s USING (tuple_id) LEFT JOIN memberships m
                    ON m.room_key = c.room_key AND m.user_id = s.state_key AND s.type = 'm.room.member'",
             )
             .expect("the current states");
-        let mut rows = slots.query([]).expect("the current states");
+        let mut rows = statement.query([]).expect("the current states");
         while let Some(row) = rows.next().expect("a state event") {
             let id: String = row.get_unwrap(0);
             let version = version_of(&row.get_unwrap::<_, String>(2));
@@ -317,14 +317,14 @@ impl Look<'_> {
             .and_then(Iterator::collect)
             .expect("the extremities");
         if let [state] = heads.as_slice()
-            && self.slots_at(*state) != *current
+            && self.state_rows_at(*state) != *current
         {
             self.wrong.push(format!("the current state of {id} is not that after its one extremity"));
         }
     }
 
     /// A state, put together as `schema.sql` says.
-    fn slots_at(&mut self, snapshot: i64) -> BTreeMap<i64, i64> {
+    fn state_rows_at(&mut self, snapshot: i64) -> BTreeMap<i64, i64> {
         let (mut state, mut path, mut next) = (BTreeMap::new(), Vec::new(), Some(snapshot));
         while let Some(snapshot) = next {
             let row = self.db.query_row(
@@ -345,17 +345,17 @@ impl Look<'_> {
                     delta.chunks_exact(10).map(|e| (big_endian(&e[..5]), big_endian(&e[5..]))).collect()
                 }
                 None => {
-                    let sql = "SELECT slot, event_key FROM snapshot_entries WHERE snapshot = ?1";
+                    let sql = "SELECT tuple_id, event_key FROM snapshot_entries WHERE snapshot = ?1";
                     let mut entries = self.db.prepare_cached(sql).expect("entries");
                     let entries = entries.query_map([snapshot], |r| Ok((r.get(0)?, r.get(1)?)));
                     entries.and_then(Iterator::collect).expect("entries")
                 }
             };
-            for (slot, event) in entries {
+            for (tuple_id, event) in entries {
                 if event == 0 {
-                    state.remove(&slot);
+                    state.remove(&tuple_id);
                 } else {
-                    state.insert(slot, event);
+                    state.insert(tuple_id, event);
                 }
             }
         }

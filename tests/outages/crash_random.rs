@@ -205,7 +205,7 @@ impl Looks {
             assert!(wrong.is_empty(), "{when}, server {at} in {}: {wrong:#?}", server.folder().display());
             self.read[at] = last;
             let half_made = "SELECT r.room_id FROM rooms r WHERE r.resident = 1 AND 4 >
-                (SELECT count(DISTINCT s.type) FROM current_state c JOIN slots s USING (slot)
+                (SELECT count(DISTINCT s.type) FROM current_state c JOIN state_tuples s USING (tuple_id)
                  WHERE c.room_key = r.room_key AND s.type IN
                    ('m.room.create', 'm.room.member', 'm.room.power_levels', 'm.room.join_rules'))";
             assert!(

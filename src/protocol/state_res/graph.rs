@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{EventLookup, LookupCache, NodeSet, StateKey, UnconflictedState};
+use super::{EventLookup, LookupCache, NodeSet, StateTuple, UnconflictedState};
 use crate::protocol::ids::{EventId, RoomId};
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
@@ -28,7 +28,7 @@ enum Loaded {
 }
 
 /// The key under which a state event stands in a state.
-pub(super) fn state_key(event: &Pdu) -> Option<StateKey> {
+pub(super) fn state_key(event: &Pdu) -> Option<StateTuple> {
     Some((event.event_type_arc().clone(), event.state_key_arc()?.clone()))
 }
 

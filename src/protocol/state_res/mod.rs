@@ -33,10 +33,10 @@ use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::{RoomVersion, StateResolution};
 
 /// Event type and state key.
-pub type StateKey = (Arc<str>, Arc<str>);
+pub type StateTuple = (Arc<str>, Arc<str>);
 
 /// A room state: the event id for each event type and state key.
-pub type StateMap = BTreeMap<StateKey, EventId>;
+pub type StateMap = BTreeMap<StateTuple, EventId>;
 
 /// Looks an event up, rejected ones included. Events of another room count as unknown.
 pub type EventLookup<'a> = &'a dyn Fn(&EventId) -> Option<Pdu>;
@@ -76,7 +76,7 @@ pub fn resolve(
 #[derive(Clone, Copy)]
 pub struct Unconflicted<'a> {
     /// The event of one key.
-    pub get: &'a dyn Fn(&StateKey) -> Option<EventId>,
+    pub get: &'a dyn Fn(&StateTuple) -> Option<EventId>,
     /// All of it. Asked for only if something rests on former state.
     pub all: &'a dyn Fn() -> StateMap,
 }
@@ -99,7 +99,7 @@ pub fn resolve_differences(
 
 /// A key on whose value the sets do not agree, with each set's value.
 struct Conflict {
-    key: StateKey,
+    key: StateTuple,
     values: Vec<Option<EventId>>,
 }
 
@@ -131,14 +131,14 @@ struct UnconflictedState<'a> {
 }
 
 impl UnconflictedState<'_> {
-    fn get(&self, key: &StateKey) -> Option<EventId> {
+    fn get(&self, key: &StateTuple) -> Option<EventId> {
         self.map.get(key).cloned().or_else(|| (self.rest?.get)(key))
     }
 
     /// Every event, those that are no memberships first.
     fn events(&self) -> Vec<EventId> {
         let not_in_sets = self.rest.map(|rest| (rest.all)()).unwrap_or_default();
-        let is_member = |(key, _): &(&StateKey, &EventId)| &*key.0 == "m.room.member";
+        let is_member = |(key, _): &(&StateTuple, &EventId)| &*key.0 == "m.room.member";
         let (members, others): (Vec<_>, Vec<_>) = self.map.iter().chain(&not_in_sets).partition(is_member);
         others.into_iter().chain(members).map(|(_, id)| id.clone()).collect()
     }
@@ -155,7 +155,7 @@ struct Resolution<'a> {
     conflicts: Vec<Conflict>,
     sets: usize,
     /// The partially resolved state, without what comes from `unconflicted`.
-    resolved: HashMap<StateKey, Node>,
+    resolved: HashMap<StateTuple, Node>,
 }
 
 impl<'a> Resolution<'a> {
@@ -171,7 +171,7 @@ impl<'a> Resolution<'a> {
         let (map, conflicts) =
             separate(sets, |values| values.iter().all(|value| value.is_some() && *value == values[0]));
         let unconflicted = UnconflictedState { map, rest };
-        let create: StateKey = ("m.room.create".into(), "".into());
+        let create: StateTuple = ("m.room.create".into(), "".into());
         let create = sets
             .iter()
             .find_map(|set| fetch(set.get(&create)?))
@@ -230,7 +230,7 @@ impl<'a> Resolution<'a> {
     /// Step 5: what nobody disputed stands, whatever came out.
     fn finish(self) -> StateMap {
         let Self { graph, unconflicted, resolved, .. } = self;
-        let undisputed = |key: &StateKey| unconflicted.get(key).is_some();
+        let undisputed = |key: &StateTuple| unconflicted.get(key).is_some();
         let new: Vec<_> = resolved.into_iter().filter(|(key, _)| !undisputed(key)).collect();
         let mut state = unconflicted.map;
         state.extend(new.into_iter().map(|(key, node)| (key, graph.id(node).clone())));
@@ -305,7 +305,7 @@ impl<'a> Resolution<'a> {
 
     /// The event in the partially resolved state.
     fn state_event(&self, kind: &str, state_key: &str) -> Option<Pdu> {
-        let key: StateKey = (kind.into(), state_key.into());
+        let key: StateTuple = (kind.into(), state_key.into());
         match self.resolved.get(&key) {
             Some(&node) => self.graph.known(node).cloned(),
             None if self.is_2_1 => None,

@@ -196,7 +196,8 @@ fn the_shortcuts_of_the_graph_find_what_the_definitions_say() {
         let in_all = |id: &EventId| chains.iter().all(|chain| chain.contains(id));
         let difference: HashSet<&EventId> =
             chains.iter().flatten().copied().filter(|id| !in_all(id)).collect();
-        let is_conflicted = |(key, id): &(&StateKey, &EventId)| sets.iter().any(|s| s.get(*key) != Some(*id));
+        let is_conflicted =
+            |(key, id): &(&StateTuple, &EventId)| sets.iter().any(|s| s.get(*key) != Some(*id));
         let conflicted: HashSet<&EventId> =
             sets.iter().flatten().filter(is_conflicted).map(|(_, id)| id).collect();
         let subgraph: HashSet<&EventId> = chain(&room, conflicted.iter().copied())
@@ -317,7 +318,7 @@ fn newcomers_in_different_branches_come_in_as_whole_resolution_has_it() {
         let mut attempt = resolution();
         if !attempt.conflicts.is_empty() && attempt.fast_path().is_some() {
             short += 1;
-            let keys: HashSet<&StateKey> = sets.iter().flat_map(StateMap::keys).collect();
+            let keys: HashSet<&StateTuple> = sets.iter().flat_map(StateMap::keys).collect();
             refused += usize::from(keys.len() > expected.len());
         }
         assert_eq!(resolution().run(), expected, "round {round}");

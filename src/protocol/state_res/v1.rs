@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Conflict, EventLookup, StateKey, StateMap, separate};
+use super::{Conflict, EventLookup, StateMap, StateTuple, separate};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::ids::EventId;
 use crate::protocol::pdu::Pdu;
@@ -27,7 +27,7 @@ pub(super) fn resolve(
         present.all(|value| Some(value) == first)
     });
 
-    let mut passes: [Vec<(StateKey, Vec<Pdu>)>; 4] = Default::default();
+    let mut passes: [Vec<(StateTuple, Vec<Pdu>)>; 4] = Default::default();
     for conflict in conflicts {
         let mut events = candidates(&conflict, fetch);
         match events.len() {
@@ -84,7 +84,7 @@ fn candidates(conflict: &Conflict, fetch: EventLookup<'_>) -> Vec<Pdu> {
 /// that fails ends it.
 fn latest_allowed_in_turn(
     checker: &AuthChecker,
-    key: &StateKey,
+    key: &StateTuple,
     events: &[Pdu],
     state: &StateMap,
     fetch: EventLookup<'_>,

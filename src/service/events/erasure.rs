@@ -159,7 +159,7 @@ fn stays_of_user(db: &Db<'_>, room: RoomKey, user: &UserId) -> Result<Vec<(i64, 
         Ok(membership == Some(Membership::Join))
     };
     let (mut stays, mut until) = (Vec::new(), i64::MAX);
-    let changes = db.slot_changes(room, "m.room.member", user.as_str())?;
+    let changes = db.state_tuple_changes(room, "m.room.member", user.as_str())?;
     for change in &changes {
         if is_join(change.event)? {
             stays.push((change.stream, until));

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::protocol::room_version::StateResolution;
-use crate::protocol::state_res::{self, StateKey, StateMap, Unconflicted};
+use crate::protocol::state_res::{self, StateMap, StateTuple, Unconflicted};
 use crate::protocol::{EventId, Pdu, RoomVersion};
 use crate::store::cache::resolutions::Fingerprint;
 use crate::store::rooms::state::NamedDelta;
@@ -85,7 +85,7 @@ impl StateSet<'_> {
     }
 }
 
-fn entry_of(pdu: &Pdu) -> Option<(state_res::StateKey, EventId)> {
+fn entry_of(pdu: &Pdu) -> Option<(state_res::StateTuple, EventId)> {
     let key = (pdu.event_type_arc().clone(), pdu.state_key_arc()?.clone());
     Some((key, pdu.event_id().clone()))
 }
@@ -222,22 +222,22 @@ fn resolve_changes(
     budget: ResolutionBudget,
 ) -> Result<Option<NamedDelta>> {
     // What the snapshot has for every key that one of the sides changes.
-    let mut base_ids: BTreeMap<StateKey, Option<EventId>> = BTreeMap::new();
+    let mut base_ids: BTreeMap<StateTuple, Option<EventId>> = BTreeMap::new();
     for key in changes.iter().flat_map(NamedDelta::keys) {
         if !base_ids.contains_key(key) {
             base_ids.insert(key.clone(), db.state_id_in(base, &key.0, &key.1)?);
         }
     }
     let set = |change: &NamedDelta| -> StateMap {
-        let value = |(key, base): (&StateKey, &Option<EventId>)| {
+        let value = |(key, base): (&StateTuple, &Option<EventId>)| {
             Some((key.clone(), change.get(key).unwrap_or(base).clone()?))
         };
         base_ids.iter().filter_map(value).collect()
     };
     let sets: Vec<StateMap> = changes.iter().map(set).collect();
     let lookups = EventLookups::new(db, unstored, budget);
-    let looked_up: RefCell<HashMap<StateKey, Option<EventId>>> = RefCell::default();
-    let get = |key: &StateKey| {
+    let looked_up: RefCell<HashMap<StateTuple, Option<EventId>>> = RefCell::default();
+    let get = |key: &StateTuple| {
         if base_ids.contains_key(key) {
             return None;
         }
@@ -317,9 +317,9 @@ fn named_difference(
         return Ok(None);
     }
     let mut change = NamedDelta::new();
-    for (slot, event) in difference {
+    for (tuple_id, event) in difference {
         let id = event.map(|key| db.event_id(key)).transpose()?;
-        change.insert(db.slot_name(slot)?, id);
+        change.insert(db.state_tuple(tuple_id)?, id);
     }
     Ok(Some(change))
 }

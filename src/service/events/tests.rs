@@ -186,8 +186,8 @@ fn assert_consistent(hs: &Homeserver, room: &RoomId) {
     hs.store
         .read(|db| {
             let room = db.known_room(room)?;
-            let slots = db.slots_at(room.state.unwrap())?;
-            assert_eq!(slots, db.current_slots(room.key)?);
+            let rows = db.state_rows_at(room.state.unwrap())?;
+            assert_eq!(rows, db.current_state_rows(room.key)?);
             let joined = db.members(room.key, Some(Membership::Join))?.len() as u64;
             let invited = db.members(room.key, Some(Membership::Invite))?.len() as u64;
             assert_eq!((room.joined, room.invited), (joined, invited));

@@ -164,7 +164,7 @@ impl Rooms<'_> {
         self.view(format.user, room, |db, view| {
             view.require_readable()?;
             let keys: BTreeSet<EventKey> = match view.access {
-                Access::Left { at } => db.slots_as_of(view.room.key, at)?.into_values().collect(),
+                Access::Left { at } => db.state_rows_as_of(view.room.key, at)?.into_values().collect(),
                 _ => db.current_state_keys(view.room.key, true)?.into_iter().collect(),
             };
             let mut list = JsonList::default();
@@ -213,7 +213,7 @@ impl Rooms<'_> {
                     false => Ok(()),
                 })?;
             } else {
-                for key in db.slots_as_of(view.room.key, at)?.into_values() {
+                for key in db.state_rows_as_of(view.room.key, at)?.into_values() {
                     let event = db.event_by_key(key)?;
                     if event.pdu.membership().is_some_and(|membership| request.wants(membership)) {
                         let event = client_format::state(&view.erasure, format, &event)?;
@@ -449,12 +449,12 @@ fn state_around(
         .flat_map(|page| page.events.iter().map(|shown| shown.event.pdu.sender()))
         .chain([event.pdu.sender()])
         .collect();
-    let slots = match last.state_after {
-        Some(state) => db.slots_at(state)?,
-        None => db.slots_as_of(view.room.key, last.place.map_or(i64::MAX, |place| place.stream))?,
+    let rows = match last.state_after {
+        Some(state) => db.state_rows_at(state)?,
+        None => db.state_rows_as_of(view.room.key, last.place.map_or(i64::MAX, |place| place.stream))?,
     };
     let mut state = Vec::new();
-    for key in slots.into_values() {
+    for key in rows.into_values() {
         let entry = db.event_by_key(key)?;
         let lazy = filter.lazy_load_members && entry.pdu.event_type() == "m.room.member";
         let speaks = || entry.pdu.state_key().is_some_and(|user| senders.iter().any(|s| s.as_str() == user));

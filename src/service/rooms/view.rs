@@ -164,8 +164,8 @@ impl<'v> RoomView<'v> {
             (Some(Place { stream, sub: 0 }), _) => {
                 self.db.replaced_at(self.room.key, event.pdu.event_type(), state_key, stream)
             }
-            (_, Some(state)) => match self.db.slot(event.pdu.event_type(), state_key)? {
-                Some(slot) => self.db.slot_at(state, slot),
+            (_, Some(state)) => match self.db.state_tuple_id(event.pdu.event_type(), state_key)? {
+                Some(tuple_id) => self.db.state_row_at(state, tuple_id),
                 None => Ok(None),
             },
             _ => Ok(None),
@@ -194,7 +194,7 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
     if member.forgotten {
         return Ok(Access::Forgotten);
     }
-    let changes = db.slot_changes(room.key, "m.room.member", user.as_str())?;
+    let changes = db.state_tuple_changes(room.key, "m.room.member", user.as_str())?;
     if member.membership != Membership::Join {
         for change in &changes {
             if said_by(db, change.previous)? == Some(Membership::Join) {

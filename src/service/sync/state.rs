@@ -1,8 +1,8 @@
 //! Which state of a room a client lacks.
 //!
 //! A client without `state_after` applies the `state` section first and then every state event of the timeline. So the
-//! section has, for each slot of the state, what the client needs *before* the timeline: if the slot's last event is in
-//! the timeline, its value at the timeline's start; else (the filter kept it out, the gap swallowed it, or resolution
+//! section has, for each type and state key, what the client needs *before* the timeline: if their last event is in the
+//! timeline, its value at the timeline's start; else (the filter kept it out, the gap swallowed it, or resolution
 //! brought it about) its value at the end. With `state_after` it is always the value at the end.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -116,7 +116,7 @@ fn whole(
     if need.end == i64::MAX {
         keys.extend(context.db.current_state_keys(room.key, !lazy)?);
     } else {
-        for key in context.db.slots_as_of(room.key, need.end)?.into_values() {
+        for key in context.db.state_rows_as_of(room.key, need.end)?.into_values() {
             if !lazy || context.db.pdu_by_key(key)?.event_type() != "m.room.member" {
                 keys.insert(key);
             }

@@ -10,19 +10,20 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::protocol::EventId;
+use crate::protocol::state_res::StateTuple;
 use crate::store::cache::bounded::AgingMap;
 use crate::store::cache::resolutions::Fingerprint;
 use crate::store::rooms::events::CachedEvent;
 use crate::store::rooms::snapshots::{SnapshotRow, SnapshotStep};
-use crate::store::rooms::state::{SlotName, StateRef};
-use crate::store::{Db, EventKey, Slot, SnapshotId};
+use crate::store::rooms::state::StateRef;
+use crate::store::{Db, EventKey, SnapshotId, StateTupleId};
 
 /// The part of the writer's cache that is about events and states.
 pub(in crate::store) struct EventCache {
     events: RefCell<AgingMap<EventId, CachedEvent>>,
     ids: RefCell<AgingMap<EventKey, EventId>>,
-    names: RefCell<AgingMap<Slot, SlotName>>,
-    slots: RefCell<AgingMap<String, Slot>>,
+    tuples: RefCell<AgingMap<StateTupleId, StateTuple>>,
+    tuple_ids: RefCell<AgingMap<String, StateTupleId>>,
     rows: RefCell<AgingMap<SnapshotId, Arc<SnapshotRow>>>,
     steps: RefCell<AgingMap<SnapshotId, Arc<SnapshotStep>>>,
     states_after: RefCell<AgingMap<Box<[EventKey]>, SnapshotId>>,
@@ -34,8 +35,8 @@ impl Default for EventCache {
         Self {
             events: RefCell::new(AgingMap::new(2 << 20)),
             ids: RefCell::new(AgingMap::new(512 << 10)),
-            names: RefCell::new(AgingMap::new(512 << 10)),
-            slots: RefCell::new(AgingMap::new(512 << 10)),
+            tuples: RefCell::new(AgingMap::new(512 << 10)),
+            tuple_ids: RefCell::new(AgingMap::new(512 << 10)),
             rows: RefCell::new(AgingMap::new(1 << 20)),
             steps: RefCell::new(AgingMap::new(512 << 10)),
             states_after: RefCell::new(AgingMap::new(256 << 10)),
@@ -68,18 +69,23 @@ impl EventCache {
         self.ids.borrow_mut().put(key, id.clone(), 120);
     }
 
-    pub(in crate::store) fn slot_name(&self, slot: Slot) -> Option<SlotName> {
-        self.names.borrow_mut().get(&slot)
+    pub(in crate::store) fn state_tuple(&self, tuple_id: StateTupleId) -> Option<StateTuple> {
+        self.tuples.borrow_mut().get(&tuple_id)
     }
 
-    pub(in crate::store) fn slot(&self, event_type: &str, state_key: &str) -> Option<Slot> {
-        self.slots.borrow_mut().get(&full_name(event_type, state_key))
+    pub(in crate::store) fn state_tuple_id(&self, event_type: &str, state_key: &str) -> Option<StateTupleId> {
+        self.tuple_ids.borrow_mut().get(&full_name(event_type, state_key))
     }
 
-    pub(in crate::store) fn keep_slot(&self, slot: Slot, event_type: &str, state_key: &str) {
+    pub(in crate::store) fn keep_state_tuple(
+        &self,
+        tuple_id: StateTupleId,
+        event_type: &str,
+        state_key: &str,
+    ) {
         let size = 100 + event_type.len() + state_key.len();
-        self.names.borrow_mut().put(slot, (event_type.into(), state_key.into()), size);
-        self.slots.borrow_mut().put(full_name(event_type, state_key), slot, size);
+        self.tuples.borrow_mut().put(tuple_id, (event_type.into(), state_key.into()), size);
+        self.tuple_ids.borrow_mut().put(full_name(event_type, state_key), tuple_id, size);
     }
 
     pub(in crate::store) fn row(&self, snapshot: SnapshotId) -> Option<Arc<SnapshotRow>> {
@@ -121,8 +127,8 @@ impl EventCache {
     pub(in crate::store) fn forget_all(&self) {
         self.events.borrow_mut().clear();
         self.ids.borrow_mut().clear();
-        self.names.borrow_mut().clear();
-        self.slots.borrow_mut().clear();
+        self.tuples.borrow_mut().clear();
+        self.tuple_ids.borrow_mut().clear();
         self.rows.borrow_mut().clear();
         self.steps.borrow_mut().clear();
         self.states_after.borrow_mut().clear();

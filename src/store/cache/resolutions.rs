@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::locks::lock;
+use crate::protocol::state_res::StateTuple;
 use crate::store::cache::bounded::AgingMap;
 use crate::store::rooms::state::StateRef;
 use crate::store::{Db, Store};
@@ -31,7 +32,7 @@ impl Default for ResolutionCache {
 
 /// What it takes to remember a state, about.
 pub(in crate::store) fn size_of(state: &StateRef) -> usize {
-    let entry = |((event_type, state_key), id): (&(Arc<str>, Arc<str>), _)| {
+    let entry = |((event_type, state_key), id): (&StateTuple, _)| {
         150 + event_type.len() + state_key.len() + usize::from(Option::is_some(id)) * 80
     };
     200 + state.change.iter().map(entry).sum::<usize>()

@@ -162,8 +162,8 @@ impl Tx<'_> {
         let Some(state_key) = event.pdu.state_key().filter(|_| event.status != Status::Rejected) else {
             return Ok(before);
         };
-        let slot = self.make_slot(event.pdu.event_type(), state_key)?;
-        let after = self.snapshot_after(before, &Delta::from([(slot, Some(key))]))?;
+        let tuple_id = self.make_state_tuple(event.pdu.event_type(), state_key)?;
+        let after = self.snapshot_after(before, &Delta::from([(tuple_id, Some(key))]))?;
         self.set_state_after(key, after)?;
         Ok(after)
     }
@@ -185,13 +185,15 @@ impl Tx<'_> {
             return Ok(Some(new));
         }
         let delta = match (room.state, &event.current, event.pdu.state_key()) {
-            // The usual state event: what changes is its own slot.
+            // The usual state event: what changes is its own entry.
             (Some(old), Current::AfterThis, Some(state_key)) if old == state_before => {
-                let slot = self.make_slot(event.pdu.event_type(), state_key)?;
-                Delta::from([(slot, Some(appended.key))])
+                let tuple_id = self.make_state_tuple(event.pdu.event_type(), state_key)?;
+                Delta::from([(tuple_id, Some(appended.key))])
             }
             (Some(old), ..) => self.state_difference(old, new)?,
-            (None, ..) => self.slots_at(new)?.into_iter().map(|(slot, key)| (slot, Some(key))).collect(),
+            (None, ..) => {
+                self.state_rows_at(new)?.into_iter().map(|(tuple_id, key)| (tuple_id, Some(key))).collect()
+            }
         };
         self.set_room_state(room.key, new)?;
         for user in self.move_current_state(room.key, &delta, at, true)? {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::rooms::events::EventRow;
-use crate::store::{Db, EventKey, RoomKey, Slot, Tx};
+use crate::store::{Db, EventKey, RoomKey, StateTupleId, Tx};
 
 /// One user's membership in one room.
 #[derive(Debug, Clone)]
@@ -82,10 +82,14 @@ const ROOMS_OF_USER: &str = "SELECT m.room_key, r.room_id, m.membership, m.event
      FROM memberships m JOIN rooms r ON r.room_key = m.room_key WHERE m.local = 1 AND m.user_id = ?1";
 
 impl Db<'_> {
-    /// The state slots of all users of a server that the room's current state speaks of.
-    pub fn member_slots_of_server(&self, room: RoomKey, server: &ServerName) -> Result<HashSet<Slot>> {
+    /// The state tuples of all users of a server that the room's current state speaks of.
+    pub fn member_tuples_of_server(
+        &self,
+        room: RoomKey,
+        server: &ServerName,
+    ) -> Result<HashSet<StateTupleId>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT s.slot FROM memberships m JOIN slots s ON s.type = 'm.room.member' AND s.state_key = m.user_id
+            "SELECT s.tuple_id FROM memberships m JOIN state_tuples s ON s.type = 'm.room.member' AND s.state_key = m.user_id
              WHERE m.room_key = ?1 AND substr(m.user_id, instr(m.user_id, ':') + 1) = ?2",
         )?;
         let rows = statement.query_map(params![room, server.as_str()], |row| row.get(0))?;
@@ -201,10 +205,10 @@ impl Db<'_> {
 
     /// The same for rooms in which messages are encrypted.
     pub fn share_an_encrypted_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
-        let Some(encryption) = self.slot("m.room.encryption", "")? else { return Ok(false) };
+        let Some(encryption) = self.state_tuple_id("m.room.encryption", "")? else { return Ok(false) };
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM memberships a JOIN memberships b ON b.room_key = a.room_key AND b.user_id = ?2
-               JOIN current_state c ON c.room_key = a.room_key AND c.slot = ?3
+               JOIN current_state c ON c.room_key = a.room_key AND c.tuple_id = ?3
              WHERE a.local = 1 AND a.user_id = ?1 AND a.membership = 'join' AND b.membership = 'join' LIMIT 1",
         )?;
         Ok(statement.exists(params![local.as_str(), other.as_str(), encryption])?)

@@ -11,14 +11,14 @@ use crate::protocol::pdu::Membership;
 use crate::protocol::room_version::EventIdFormat;
 use crate::protocol::{Pdu, VerifiedPdu};
 use crate::store::rooms::snapshots::Delta;
-use crate::store::rooms::state::NewSlots;
-use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Status, Tx};
+use crate::store::rooms::state::NewStateTuples;
+use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Status, Tx};
 
 /// A stored event of the state that a room will have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StagedEvent {
     /// What it is the state of.
-    pub slot: Slot,
+    pub tuple_id: StateTupleId,
     /// Its row.
     pub event: EventKey,
     /// Of a membership, whose and which.
@@ -35,13 +35,13 @@ impl Tx<'_> {
         events: &[(VerifiedPdu, bool)],
     ) -> Result<Vec<StagedEvent>> {
         let mut staged = Vec::with_capacity(events.len());
-        let mut slots = NewSlots::default();
+        let mut new = NewStateTuples::default();
         for (pdu, in_state) in events {
             let Some(event) = self.stage_event(room, pdu)? else { continue };
             if let (true, Some(state_key)) = (in_state, pdu.state_key()) {
-                let slot = self.make_slot_of_many(&mut slots, pdu.event_type(), state_key)?;
+                let tuple_id = self.make_state_tuple_of_many(&mut new, pdu.event_type(), state_key)?;
                 let member = pdu.membership().map(|membership| (state_key.into(), membership));
-                staged.push(StagedEvent { slot, event, member });
+                staged.push(StagedEvent { tuple_id, event, member });
             }
         }
         Ok(staged)
@@ -79,9 +79,9 @@ impl Tx<'_> {
         mut state: Vec<StagedEvent>,
         at: i64,
     ) -> Result<SnapshotId> {
-        state.sort_unstable_by_key(|row| (row.slot, row.event));
+        state.sort_unstable_by_key(|row| (row.tuple_id, row.event));
         state.dedup();
-        if state.windows(2).any(|pair| pair[0].slot == pair[1].slot) {
+        if state.windows(2).any(|pair| pair[0].tuple_id == pair[1].tuple_id) {
             return Err(Error::bad_gateway("The room's state has two events of one type and state key"));
         }
         let snapshot = match self.room_by_key(room)?.state {
@@ -106,11 +106,11 @@ impl Tx<'_> {
     /// Does what [`Tx::move_current_state`] does, for many events at once and without a history. Rows go in in the
     /// order of their keys, which is fastest and packs them best.
     fn import_new_state(&mut self, room: RoomKey, mut state: Vec<StagedEvent>, at: i64) -> Result<()> {
-        let mut insert = self
-            .conn()
-            .prepare_cached("INSERT INTO current_state (room_key, slot, event_key) VALUES (?1, ?2, ?3)")?;
+        let mut insert = self.conn().prepare_cached(
+            "INSERT INTO current_state (room_key, tuple_id, event_key) VALUES (?1, ?2, ?3)",
+        )?;
         for row in &state {
-            insert.execute([room, row.slot, row.event])?;
+            insert.execute([room, row.tuple_id, row.event])?;
         }
         state.retain(|row| row.member.is_some());
         state.sort_unstable_by(|a, b| a.member.cmp(&b.member));
@@ -145,15 +145,15 @@ impl Tx<'_> {
     }
 }
 
-/// How a state, sorted by slot, differs from the room's current one.
+/// How a state, sorted by tuple id, differs from the room's current one.
 fn difference(db: &Db<'_>, room: RoomKey, state: &[StagedEvent]) -> Result<Delta> {
-    let mut old = db.current_slots(room)?;
+    let mut old = db.current_state_rows(room)?;
     let mut change = Delta::new();
     for row in state {
-        if old.remove(&row.slot) != Some(row.event) {
-            change.insert(row.slot, Some(row.event));
+        if old.remove(&row.tuple_id) != Some(row.event) {
+            change.insert(row.tuple_id, Some(row.event));
         }
     }
-    change.extend(old.into_keys().map(|slot| (slot, None)));
+    change.extend(old.into_keys().map(|tuple_id| (tuple_id, None)));
     Ok(change)
 }

@@ -10,21 +10,21 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
-use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
+use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Tx};
 
-/// Memberships have the slots beyond this one, so that what else a room's state has lies together, however many members
-/// there are. Slots have five bytes.
-pub(crate) const LAST_OTHER_SLOT: Slot = 1 << 38;
+/// Memberships have the tuple ids beyond this one, so that what else a room's state has lies together, however many
+/// members there are. Tuple ids have five bytes.
+pub(crate) const LAST_OTHER_TUPLE_ID: StateTupleId = 1 << 38;
 
-/// What changes from one state to another: slot → its event, or none any more.
-pub type Delta = BTreeMap<Slot, Option<EventKey>>;
+/// What changes from one state to another: type and state key → its event, or none any more.
+pub type Delta = BTreeMap<StateTupleId, Option<EventKey>>;
 
 const ENTRY_BYTES: usize = 10;
 
 fn encode(delta: &Delta) -> Vec<u8> {
     let mut blob = Vec::with_capacity(delta.len() * ENTRY_BYTES);
-    for (slot, event) in delta {
-        blob.extend_from_slice(&slot.to_be_bytes()[3..]);
+    for (tuple_id, event) in delta {
+        blob.extend_from_slice(&tuple_id.to_be_bytes()[3..]);
         blob.extend_from_slice(&event.unwrap_or(0).to_be_bytes()[3..]);
     }
     blob
@@ -34,7 +34,7 @@ fn five_bytes(bytes: &[u8]) -> i64 {
     bytes.iter().take(5).fold(0, |number, byte| number << 8 | i64::from(*byte))
 }
 
-fn entries(blob: &[u8]) -> impl Iterator<Item = (Slot, Option<EventKey>)> + '_ {
+fn entries(blob: &[u8]) -> impl Iterator<Item = (StateTupleId, Option<EventKey>)> + '_ {
     blob.chunks_exact(ENTRY_BYTES).map(|entry| {
         let event = five_bytes(&entry[5..]);
         (five_bytes(entry), (event != 0).then_some(event))
@@ -42,12 +42,12 @@ fn entries(blob: &[u8]) -> impl Iterator<Item = (Slot, Option<EventKey>)> + '_ {
 }
 
 /// The same as [`Db::find_in`] for a delta that is one value.
-fn find(blob: &[u8], slot: Slot) -> Option<Option<EventKey>> {
+fn find(blob: &[u8], tuple_id: StateTupleId) -> Option<Option<EventKey>> {
     let (mut low, mut high) = (0, blob.len() / ENTRY_BYTES);
     while low < high {
         let middle = (low + high) / 2;
         let entry = &blob[middle * ENTRY_BYTES..(middle + 1) * ENTRY_BYTES];
-        match five_bytes(entry).cmp(&slot) {
+        match five_bytes(entry).cmp(&tuple_id) {
             std::cmp::Ordering::Less => low = middle + 1,
             std::cmp::Ordering::Greater => high = middle,
             std::cmp::Ordering::Equal => {
@@ -113,31 +113,36 @@ impl Db<'_> {
         Ok(row)
     }
 
-    /// Looks one slot up in a row: `Some(None)` says that the slot was emptied, `None` that the row does not speak of
-    /// it.
-    fn find_in(&self, row: &SnapshotRow, slot: Slot) -> Result<Option<Option<EventKey>>> {
+    /// Looks one tuple up in a row: `Some(None)` says that nothing is there any more, `None` that the row does not
+    /// speak of it.
+    fn find_in(&self, row: &SnapshotRow, tuple_id: StateTupleId) -> Result<Option<Option<EventKey>>> {
         if let Some(delta) = &row.delta {
-            return Ok(find(delta, slot));
+            return Ok(find(delta, tuple_id));
         }
         let mut statement = self
             .conn()
-            .prepare_cached("SELECT event_key FROM snapshot_entries WHERE snapshot = ?1 AND slot = ?2")?;
-        let found: Option<EventKey> = statement.query_row([row.snapshot, slot], |r| r.get(0)).optional()?;
+            .prepare_cached("SELECT event_key FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id = ?2")?;
+        let found: Option<EventKey> =
+            statement.query_row([row.snapshot, tuple_id], |r| r.get(0)).optional()?;
         Ok(found.map(|event| (event != 0).then_some(event)))
     }
 
-    /// All entries of a row, by slot.
-    fn entries_of(&self, row: &SnapshotRow) -> Result<Vec<(Slot, Option<EventKey>)>> {
-        self.entries_upto(row, Slot::MAX)
+    /// All entries of a row, by tuple id.
+    fn entries_of(&self, row: &SnapshotRow) -> Result<Vec<(StateTupleId, Option<EventKey>)>> {
+        self.entries_upto(row, StateTupleId::MAX)
     }
 
-    /// The entries of a row for slots up to this one, by slot.
-    fn entries_upto(&self, row: &SnapshotRow, last: Slot) -> Result<Vec<(Slot, Option<EventKey>)>> {
+    /// The entries of a row for tuple ids up to this one, in their order.
+    fn entries_upto(
+        &self,
+        row: &SnapshotRow,
+        last: StateTupleId,
+    ) -> Result<Vec<(StateTupleId, Option<EventKey>)>> {
         if let Some(delta) = &row.delta {
-            return Ok(entries(delta).take_while(|(slot, _)| *slot <= last).collect());
+            return Ok(entries(delta).take_while(|(tuple_id, _)| *tuple_id <= last).collect());
         }
         let mut statement = self.conn().prepare_cached(
-            "SELECT slot, event_key FROM snapshot_entries WHERE snapshot = ?1 AND slot <= ?2 ORDER BY slot",
+            "SELECT tuple_id, event_key FROM snapshot_entries WHERE snapshot = ?1 AND tuple_id <= ?2 ORDER BY tuple_id",
         )?;
         let rows = statement.query_map([row.snapshot, last], |r| {
             let event: EventKey = r.get(1)?;
@@ -146,12 +151,12 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// One slot of a state, without putting the whole state together.
-    pub fn slot_at(&self, snapshot: SnapshotId, slot: Slot) -> Result<Option<EventKey>> {
+    /// One event of a state, without putting the whole state together.
+    pub fn state_row_at(&self, snapshot: SnapshotId, tuple_id: StateTupleId) -> Result<Option<EventKey>> {
         let mut next = Some(snapshot);
         while let Some(snapshot) = next {
             let row = self.snapshot_row(snapshot)?;
-            if let Some(found) = self.find_in(&row, slot)? {
+            if let Some(found) = self.find_in(&row, tuple_id)? {
                 return Ok(found);
             }
             next = row.parent;
@@ -159,24 +164,31 @@ impl Db<'_> {
         Ok(None)
     }
 
-    /// A whole state: slot → event.
-    pub fn slots_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<Slot, EventKey>> {
-        self.slots_upto(snapshot, Slot::MAX)
+    /// A whole state: type and state key → event.
+    pub fn state_rows_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<StateTupleId, EventKey>> {
+        self.state_rows_upto(snapshot, StateTupleId::MAX)
     }
 
-    /// A state without its memberships, whose number does not matter: slot → event.
-    pub fn slots_but_members_at(&self, snapshot: SnapshotId) -> Result<BTreeMap<Slot, EventKey>> {
-        self.slots_upto(snapshot, LAST_OTHER_SLOT)
+    /// A state without its memberships, whose number does not matter: type and state key → event.
+    pub fn state_rows_but_members_at(
+        &self,
+        snapshot: SnapshotId,
+    ) -> Result<BTreeMap<StateTupleId, EventKey>> {
+        self.state_rows_upto(snapshot, LAST_OTHER_TUPLE_ID)
     }
 
-    fn slots_upto(&self, snapshot: SnapshotId, last: Slot) -> Result<BTreeMap<Slot, EventKey>> {
+    fn state_rows_upto(
+        &self,
+        snapshot: SnapshotId,
+        last: StateTupleId,
+    ) -> Result<BTreeMap<StateTupleId, EventKey>> {
         let mut state = BTreeMap::new();
         for snapshot in self.snapshot_path(snapshot)?.into_iter().rev() {
             let row = self.snapshot_row(snapshot)?;
-            for (slot, event) in self.entries_upto(&row, last)? {
+            for (tuple_id, event) in self.entries_upto(&row, last)? {
                 match event {
-                    Some(event) => state.insert(slot, event),
-                    None => state.remove(&slot),
+                    Some(event) => state.insert(tuple_id, event),
+                    None => state.remove(&tuple_id),
                 };
             }
         }
@@ -239,8 +251,8 @@ impl Db<'_> {
             }
             let (at, found) = if from.1 >= to.1 { (&mut from, &mut before) } else { (&mut to, &mut after) };
             let Some(step) = self.recall(|cache| cache.events.step(at.0)) else { return Ok(None) };
-            for (slot, event) in &step.change {
-                found.entry(*slot).or_insert(*event);
+            for (tuple_id, event) in &step.change {
+                found.entry(*tuple_id).or_insert(*event);
             }
             *at = (step.from, at.1 - 1);
         }
@@ -251,7 +263,7 @@ impl Db<'_> {
     fn difference_by_rows(&self, from: SnapshotId, to: SnapshotId) -> Result<Delta> {
         let (mut from_path, mut to_path) = (self.snapshot_path(from)?, self.snapshot_path(to)?);
         // What both build on, seen from the root, says the same on both sides, and is looked at only where one side
-        // alone speaks of a slot. It may be large.
+        // alone speaks of a tuple. It may be large.
         let mut common = None;
         while let (Some(a), Some(b)) = (from_path.last(), to_path.last())
             && a == b
@@ -264,16 +276,16 @@ impl Db<'_> {
 
     /// The difference of two states that are given as changes to a third, or to nothing.
     fn difference_above(&self, common: Option<SnapshotId>, before: &Delta, after: &Delta) -> Result<Delta> {
-        let beneath = |slot: Slot| match common {
-            Some(common) => self.slot_at(common, slot),
+        let beneath = |tuple_id: StateTupleId| match common {
+            Some(common) => self.state_row_at(common, tuple_id),
             None => Ok(None),
         };
         let mut difference = Delta::new();
-        for slot in before.keys().chain(after.keys()) {
-            let old = before.get(slot).map_or_else(|| beneath(*slot), |event| Ok(*event))?;
-            let new = after.get(slot).map_or_else(|| beneath(*slot), |event| Ok(*event))?;
+        for tuple_id in before.keys().chain(after.keys()) {
+            let old = before.get(tuple_id).map_or_else(|| beneath(*tuple_id), |event| Ok(*event))?;
+            let new = after.get(tuple_id).map_or_else(|| beneath(*tuple_id), |event| Ok(*event))?;
             if old != new {
-                difference.insert(*slot, new);
+                difference.insert(*tuple_id, new);
             }
         }
         Ok(difference)
@@ -282,8 +294,8 @@ impl Db<'_> {
 
 impl Tx<'_> {
     /// A new state from nothing.
-    pub fn root_snapshot(&mut self, state: &BTreeMap<Slot, EventKey>) -> Result<SnapshotId> {
-        let delta: Delta = state.iter().map(|(slot, event)| (*slot, Some(*event))).collect();
+    pub fn root_snapshot(&mut self, state: &BTreeMap<StateTupleId, EventKey>) -> Result<SnapshotId> {
+        let delta: Delta = state.iter().map(|(tuple_id, event)| (*tuple_id, Some(*event))).collect();
         self.insert_snapshot(0, None, &delta)
     }
 
@@ -294,11 +306,11 @@ impl Tx<'_> {
         size: usize,
     ) -> Result<SnapshotId> {
         if size <= INLINE_ENTRIES_MAX {
-            return self.root_snapshot(&self.current_slots(room)?.into_iter().collect());
+            return self.root_snapshot(&self.current_state_rows(room)?.into_iter().collect());
         }
         let snapshot = self.insert_snapshot_row(0, None, None)?;
-        let copy = "INSERT INTO snapshot_entries (snapshot, slot, event_key)
-             SELECT ?1, slot, event_key FROM current_state WHERE room_key = ?2 ORDER BY slot";
+        let copy = "INSERT INTO snapshot_entries (snapshot, tuple_id, event_key)
+             SELECT ?1, tuple_id, event_key FROM current_state WHERE room_key = ?2 ORDER BY tuple_id";
         self.conn().prepare_cached(copy)?.execute([snapshot, room])?;
         Ok(snapshot)
     }
@@ -319,7 +331,7 @@ impl Tx<'_> {
             (number_here, parent) = self.snapshot_link(at)?;
         }
         let mut delta = self.changes_along(&between)?;
-        delta.extend(change.iter().map(|(slot, event)| (*slot, *event)));
+        delta.extend(change.iter().map(|(tuple_id, event)| (*tuple_id, *event)));
         let snapshot = self.insert_snapshot(number, Some(at), &delta)?;
         self.remember(|cache| {
             cache.events.keep_step(snapshot, SnapshotStep { from: previous, change: change.clone() });
@@ -352,10 +364,10 @@ impl Tx<'_> {
         let snapshot = self.insert_snapshot_row(number, parent, (!large).then(|| encode(delta)))?;
         if large {
             let mut insert = self.conn().prepare_cached(
-                "INSERT INTO snapshot_entries (snapshot, slot, event_key) VALUES (?1, ?2, ?3)",
+                "INSERT INTO snapshot_entries (snapshot, tuple_id, event_key) VALUES (?1, ?2, ?3)",
             )?;
-            for (slot, event) in delta {
-                insert.execute(params![snapshot, slot, event.unwrap_or(0)])?;
+            for (tuple_id, event) in delta {
+                insert.execute(params![snapshot, tuple_id, event.unwrap_or(0)])?;
             }
         }
         Ok(snapshot)

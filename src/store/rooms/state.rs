@@ -6,19 +6,14 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::{Error, Result};
+use crate::protocol::state_res::{StateMap, StateTuple};
 use crate::protocol::{EventId, Pdu, UserId};
 use crate::store::rooms::memberships::MembershipChange;
-use crate::store::rooms::snapshots::{Delta, LAST_OTHER_SLOT};
-use crate::store::{Db, EventKey, RoomKey, Slot, SnapshotId, Tx};
-
-/// A slot's event type and state key.
-pub(crate) type SlotName = (Arc<str>, Arc<str>);
-
-/// A whole state by names and ids, as state resolution takes and gives it.
-pub type StateMap = BTreeMap<(Arc<str>, Arc<str>), EventId>;
+use crate::store::rooms::snapshots::{Delta, LAST_OTHER_TUPLE_ID};
+use crate::store::{Db, EventKey, RoomKey, SnapshotId, StateTupleId, Tx};
 
 /// A difference between two states by names and ids.
-pub type NamedDelta = BTreeMap<(Arc<str>, Arc<str>), Option<EventId>>;
+pub type NamedDelta = BTreeMap<StateTuple, Option<EventId>>;
 
 /// A room state: a snapshot, or what resolving several came to, as a difference to one of them.
 #[derive(Debug, Clone)]
@@ -36,14 +31,14 @@ impl StateRef {
     }
 }
 
-/// A change of a room's current state in one slot over a stretch of the stream.
+/// A change of a room's current state under one type and state key over a range of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
     /// The event type.
     pub event_type: String,
     /// The state key.
     pub state_key: String,
-    /// The event at the start of the stretch.
+    /// The event at the start of the range.
     pub before: Option<EventKey>,
     /// The event at its end.
     pub after: Option<EventKey>,
@@ -52,29 +47,30 @@ pub struct StateChange {
 const MEMBER: &str = "m.room.member";
 
 impl Db<'_> {
-    /// The number of a (type, state key) pair, if any state event ever had it.
-    pub fn slot(&self, event_type: &str, state_key: &str) -> Result<Option<Slot>> {
-        if let Some(slot) = self.recall(|cache| cache.events.slot(event_type, state_key)) {
-            return Ok(Some(slot));
+    /// The number of a (type, state key) tuple, if any state event ever had it.
+    pub fn state_tuple_id(&self, event_type: &str, state_key: &str) -> Result<Option<StateTupleId>> {
+        if let Some(tuple_id) = self.recall(|cache| cache.events.state_tuple_id(event_type, state_key)) {
+            return Ok(Some(tuple_id));
         }
-        let mut statement =
-            self.conn().prepare_cached("SELECT slot FROM slots WHERE type = ?1 AND state_key = ?2")?;
-        let slot = statement.query_row([event_type, state_key], |r| r.get(0)).optional()?;
-        if let Some(slot) = slot {
-            self.remember(|cache| cache.events.keep_slot(slot, event_type, state_key));
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT tuple_id FROM state_tuples WHERE type = ?1 AND state_key = ?2")?;
+        let tuple_id = statement.query_row([event_type, state_key], |r| r.get(0)).optional()?;
+        if let Some(tuple_id) = tuple_id {
+            self.remember(|cache| cache.events.keep_state_tuple(tuple_id, event_type, state_key));
         }
-        Ok(slot)
+        Ok(tuple_id)
     }
 
-    /// The type and state key of a slot.
-    pub fn slot_name(&self, slot: Slot) -> Result<SlotName> {
-        if let Some(name) = self.recall(|cache| cache.events.slot_name(slot)) {
+    /// The type and state key that have this number.
+    pub fn state_tuple(&self, tuple_id: StateTupleId) -> Result<StateTuple> {
+        if let Some(name) = self.recall(|cache| cache.events.state_tuple(tuple_id)) {
             return Ok(name);
         }
         let mut statement =
-            self.conn().prepare_cached("SELECT type, state_key FROM slots WHERE slot = ?1")?;
-        let name: SlotName = statement.query_row([slot], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        self.remember(|cache| cache.events.keep_slot(slot, &name.0, &name.1));
+            self.conn().prepare_cached("SELECT type, state_key FROM state_tuples WHERE tuple_id = ?1")?;
+        let name: StateTuple = statement.query_row([tuple_id], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        self.remember(|cache| cache.events.keep_state_tuple(tuple_id, &name.0, &name.1));
         Ok(name)
     }
 
@@ -89,7 +85,7 @@ impl Db<'_> {
             return Ok(known);
         }
         let mut statement = self.conn().prepare_cached(
-            "SELECT c.event_key FROM slots s JOIN current_state c ON c.room_key = ?1 AND c.slot = s.slot
+            "SELECT c.event_key FROM state_tuples s JOIN current_state c ON c.room_key = ?1 AND c.tuple_id = s.tuple_id
              WHERE s.type = ?2 AND s.state_key = ?3",
         )?;
         let event = statement.query_row(params![room, event_type, state_key], |r| r.get(0)).optional()?;
@@ -109,8 +105,8 @@ impl Db<'_> {
         event_type: &str,
         state_key: &str,
     ) -> Result<Option<Pdu>> {
-        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
-        self.slot_at(state, slot)?.map(|key| self.pdu_by_key(key)).transpose()
+        let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? else { return Ok(None) };
+        self.state_row_at(state, tuple_id)?.map(|key| self.pdu_by_key(key)).transpose()
     }
 
     /// The id of the event in a state.
@@ -120,28 +116,28 @@ impl Db<'_> {
         event_type: &str,
         state_key: &str,
     ) -> Result<Option<EventId>> {
-        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
-        self.slot_at(state, slot)?.map(|key| self.event_id(key)).transpose()
+        let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? else { return Ok(None) };
+        self.state_row_at(state, tuple_id)?.map(|key| self.event_id(key)).transpose()
     }
 
-    /// The room's whole current state as rows: slot → event.
-    pub fn current_slots(&self, room: RoomKey) -> Result<BTreeMap<Slot, EventKey>> {
-        let mut statement = self
-            .conn()
-            .prepare_cached("SELECT slot, event_key FROM current_state WHERE room_key = ?1 ORDER BY slot")?;
+    /// The room's whole current state as rows: type and state key → event.
+    pub fn current_state_rows(&self, room: RoomKey) -> Result<BTreeMap<StateTupleId, EventKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT tuple_id, event_key FROM current_state WHERE room_key = ?1 ORDER BY tuple_id",
+        )?;
         let rows = statement.query_map([room], |r| Ok((r.get(0)?, r.get(1)?)))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The room's whole current state.
     pub fn current_state(&self, room: RoomKey) -> Result<Vec<Pdu>> {
-        self.current_slots(room)?.values().map(|key| self.pdu_by_key(*key)).collect()
+        self.current_state_rows(room)?.values().map(|key| self.pdu_by_key(*key)).collect()
     }
 
     /// The rows of the room's current state events of one type, by state key.
     pub fn state_of_type(&self, room: RoomKey, event_type: &str) -> Result<Vec<(String, EventKey)>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT s.state_key, c.event_key FROM slots s JOIN current_state c ON c.room_key = ?1 AND c.slot = s.slot
+            "SELECT s.state_key, c.event_key FROM state_tuples s JOIN current_state c ON c.room_key = ?1 AND c.tuple_id = s.tuple_id
              WHERE s.type = ?2",
         )?;
         let rows = statement.query_map(params![room, event_type], |r| Ok((r.get(0)?, r.get(1)?)))?;
@@ -150,11 +146,11 @@ impl Db<'_> {
 
     /// A whole state as state resolution wants it.
     pub fn state_map_at(&self, state: SnapshotId) -> Result<StateMap> {
-        let slots = self.slots_at(state)?;
+        let rows = self.state_rows_at(state)?;
         let mut types: HashSet<Arc<str>> = HashSet::new();
         let mut map = StateMap::new();
-        for (slot, event) in slots {
-            let (event_type, state_key) = self.slot_name(slot)?;
+        for (tuple_id, event) in rows {
+            let (event_type, state_key) = self.state_tuple(tuple_id)?;
             // One copy of each type.
             types.insert(event_type.clone());
             let event_type = types.get(&event_type).cloned().unwrap_or(event_type);
@@ -171,22 +167,22 @@ impl Db<'_> {
         state_key: &str,
         stream: i64,
     ) -> Result<Option<EventKey>> {
-        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
+        let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? else { return Ok(None) };
         let mut statement = self.conn().prepare_cached(
-            "SELECT previous FROM state_changes WHERE room_key = ?1 AND slot = ?2 AND stream > ?3
+            "SELECT previous FROM state_changes WHERE room_key = ?1 AND tuple_id = ?2 AND stream > ?3
              ORDER BY stream LIMIT 1",
         )?;
-        match statement.query_row([room, slot, stream], |r| r.get(0)).optional()? {
+        match statement.query_row([room, tuple_id, stream], |r| r.get(0)).optional()? {
             Some(previous) => Ok(previous),
             None => self.state_event_key(room, event_type, state_key),
         }
     }
 
-    /// The room's whole current state as of a stream position: slot → event.
-    pub fn slots_as_of(&self, room: RoomKey, stream: i64) -> Result<BTreeMap<Slot, EventKey>> {
-        let mut state = self.current_slots(room)?;
+    /// The room's whole current state as of a stream position: type and state key → event.
+    pub fn state_rows_as_of(&self, room: RoomKey, stream: i64) -> Result<BTreeMap<StateTupleId, EventKey>> {
+        let mut state = self.current_state_rows(room)?;
         let mut statement = self.conn().prepare_cached(
-            "SELECT slot, previous FROM state_changes WHERE room_key = ?1 AND stream > ?2 ORDER BY stream DESC",
+            "SELECT tuple_id, previous FROM state_changes WHERE room_key = ?1 AND stream > ?2 ORDER BY stream DESC",
         )?;
         let mut rows = statement.query([room, stream])?;
         while let Some(row) = rows.next()? {
@@ -198,27 +194,27 @@ impl Db<'_> {
         Ok(state)
     }
 
-    /// What changed in the room's current state at positions in `(after, upto]`, one entry a slot.
+    /// What changed in the room's current state at positions in `(after, upto]`, one entry for each type and state key.
     pub fn state_changes_between(&self, room: RoomKey, after: i64, upto: i64) -> Result<Vec<StateChange>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT slot, event_key, previous FROM state_changes
+            "SELECT tuple_id, event_key, previous FROM state_changes
              WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 ORDER BY stream",
         )?;
         let mut rows = statement.query([room, after, upto])?;
-        let mut net: BTreeMap<Slot, (Option<EventKey>, Option<EventKey>)> = BTreeMap::new();
+        let mut net: BTreeMap<StateTupleId, (Option<EventKey>, Option<EventKey>)> = BTreeMap::new();
         let mut order = Vec::new();
         while let Some(row) = rows.next()? {
-            let (slot, event, previous) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            net.entry(slot).and_modify(|(_, last)| *last = event).or_insert_with(|| {
-                order.push(slot);
+            let (tuple_id, event, previous) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            net.entry(tuple_id).and_modify(|(_, last)| *last = event).or_insert_with(|| {
+                order.push(tuple_id);
                 (previous, event)
             });
         }
         let mut changes = Vec::new();
-        for slot in order {
-            let Some((before, after)) = net.remove(&slot) else { continue };
+        for tuple_id in order {
+            let Some((before, after)) = net.remove(&tuple_id) else { continue };
             if before != after {
-                let (event_type, state_key) = self.slot_name(slot)?;
+                let (event_type, state_key) = self.state_tuple(tuple_id)?;
                 let (event_type, state_key) = (event_type.to_string(), state_key.to_string());
                 changes.push(StateChange { event_type, state_key, before, after });
             }
@@ -227,55 +223,56 @@ impl Db<'_> {
     }
 }
 
-/// What is known of the slots to be given out, for the time of one transaction.
+/// What is known of the numbers of tuples to be given out, for the time of one transaction.
 #[derive(Default)]
-pub(in crate::store) struct NewSlots {
+pub(in crate::store) struct NewStateTuples {
     /// One that no membership has.
-    next_member: Option<Slot>,
+    next_member: Option<StateTupleId>,
 }
 
 impl Tx<'_> {
-    /// The number of a (type, state key) pair, given out if need be.
-    pub(crate) fn make_slot(&mut self, event_type: &str, state_key: &str) -> Result<Slot> {
-        if let Some(slot) = self.slot(event_type, state_key)? {
-            return Ok(slot);
+    /// The number of a (type, state key) tuple, given out if need be.
+    pub(crate) fn make_state_tuple(&mut self, event_type: &str, state_key: &str) -> Result<StateTupleId> {
+        if let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? {
+            return Ok(tuple_id);
         }
-        let slot = self.free_slot(event_type)?;
+        let tuple_id = self.free_tuple_id(event_type)?;
         self.conn()
-            .prepare_cached("INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)")?
-            .execute(params![slot, event_type, state_key])?;
-        self.remember(|cache| cache.events.keep_slot(slot, event_type, state_key));
-        Ok(slot)
+            .prepare_cached("INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)")?
+            .execute(params![tuple_id, event_type, state_key])?;
+        self.remember(|cache| cache.events.keep_state_tuple(tuple_id, event_type, state_key));
+        Ok(tuple_id)
     }
 
     /// The same for one of many, of which most are memberships of users that we have not heard of.
-    pub(in crate::store) fn make_slot_of_many(
+    pub(in crate::store) fn make_state_tuple_of_many(
         &mut self,
-        new: &mut NewSlots,
+        new: &mut NewStateTuples,
         event_type: &str,
         state_key: &str,
-    ) -> Result<Slot> {
+    ) -> Result<StateTupleId> {
         if event_type != MEMBER {
-            return self.make_slot(event_type, state_key);
+            return self.make_state_tuple(event_type, state_key);
         }
-        let slot = match new.next_member {
-            Some(slot) => slot,
-            None => self.free_slot(event_type)?,
+        let tuple_id = match new.next_member {
+            Some(tuple_id) => tuple_id,
+            None => self.free_tuple_id(event_type)?,
         };
-        let insert = "INSERT INTO slots (slot, type, state_key) VALUES (?1, ?2, ?3)
+        let insert = "INSERT INTO state_tuples (tuple_id, type, state_key) VALUES (?1, ?2, ?3)
              ON CONFLICT (type, state_key) DO NOTHING";
-        let inserted = self.conn().prepare_cached(insert)?.execute(params![slot, event_type, state_key])?;
-        new.next_member = Some(slot + i64::from(inserted == 1));
-        if inserted == 1 { Ok(slot) } else { self.make_slot(event_type, state_key) }
+        let inserted =
+            self.conn().prepare_cached(insert)?.execute(params![tuple_id, event_type, state_key])?;
+        new.next_member = Some(tuple_id + i64::from(inserted == 1));
+        if inserted == 1 { Ok(tuple_id) } else { self.make_state_tuple(event_type, state_key) }
     }
 
     /// The number after the largest so far, which is found at the end of the table, or of its first part.
-    fn free_slot(&self, event_type: &str) -> Result<Slot> {
+    fn free_tuple_id(&self, event_type: &str) -> Result<StateTupleId> {
         let next = match event_type == MEMBER {
-            true => "SELECT max(coalesce(max(slot), 0), ?1) + 1 FROM slots",
-            false => "SELECT coalesce(max(slot), 0) + 1 FROM slots WHERE slot <= ?1",
+            true => "SELECT max(coalesce(max(tuple_id), 0), ?1) + 1 FROM state_tuples",
+            false => "SELECT coalesce(max(tuple_id), 0) + 1 FROM state_tuples WHERE tuple_id <= ?1",
         };
-        Ok(self.conn().prepare_cached(next)?.query_row([LAST_OTHER_SLOT], |row| row.get(0))?)
+        Ok(self.conn().prepare_cached(next)?.query_row([LAST_OTHER_TUPLE_ID], |row| row.get(0))?)
     }
 
     /// Moves the room's current state by a difference, and with it everything that follows the current state. `at` is
@@ -289,11 +286,11 @@ impl Tx<'_> {
         history: bool,
     ) -> Result<Vec<UserId>> {
         let mut ours = Vec::new();
-        for (slot, event) in change {
+        for (tuple_id, event) in change {
             let previous: Option<EventKey> = self
                 .conn()
-                .prepare_cached("SELECT event_key FROM current_state WHERE room_key = ?1 AND slot = ?2")?
-                .query_row([room, *slot], |r| r.get(0))
+                .prepare_cached("SELECT event_key FROM current_state WHERE room_key = ?1 AND tuple_id = ?2")?
+                .query_row([room, *tuple_id], |r| r.get(0))
                 .optional()?;
             if previous == *event {
                 continue;
@@ -301,23 +298,23 @@ impl Tx<'_> {
             match event {
                 Some(event) => self
                     .conn()
-                    .prepare_cached("INSERT OR REPLACE INTO current_state (room_key, slot, event_key) VALUES (?1, ?2, ?3)")?
-                    .execute([room, *slot, *event])?,
+                    .prepare_cached("INSERT OR REPLACE INTO current_state (room_key, tuple_id, event_key) VALUES (?1, ?2, ?3)")?
+                    .execute([room, *tuple_id, *event])?,
                 None => self
                     .conn()
-                    .prepare_cached("DELETE FROM current_state WHERE room_key = ?1 AND slot = ?2")?
-                    .execute([room, *slot])?,
+                    .prepare_cached("DELETE FROM current_state WHERE room_key = ?1 AND tuple_id = ?2")?
+                    .execute([room, *tuple_id])?,
             };
             if history {
-                // Two changes of a slot at one position (a room imported anew) are one.
+                // Two changes of a tuple at one position (a room imported anew) are one.
                 self.conn()
                     .prepare_cached(
-                        "INSERT INTO state_changes (room_key, slot, stream, event_key, previous)
+                        "INSERT INTO state_changes (room_key, tuple_id, stream, event_key, previous)
                          VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET event_key = excluded.event_key",
                     )?
-                    .execute(params![room, slot, at, event, previous])?;
+                    .execute(params![room, tuple_id, at, event, previous])?;
             }
-            let (event_type, state_key) = self.slot_name(*slot)?;
+            let (event_type, state_key) = self.state_tuple(*tuple_id)?;
             self.remember(|cache| cache.forget_state_event(room, &event_type, &state_key));
             if &*event_type == "m.room.member" {
                 let old = self.stored_membership(room, &state_key)?;
@@ -340,11 +337,11 @@ impl Tx<'_> {
         Ok(ours)
     }
 
-    /// A difference given by names and ids, as slots and rows. All its events must be stored.
+    /// A difference given by names and ids, as row ids. All its events must be stored.
     pub(crate) fn delta_of(&mut self, named: &NamedDelta) -> Result<Delta> {
         let mut delta = Delta::new();
         for ((event_type, state_key), event) in named {
-            let slot = self.make_slot(event_type, state_key)?;
+            let tuple_id = self.make_state_tuple(event_type, state_key)?;
             let key = match event {
                 Some(id) => Some(
                     self.event_key(id)?
@@ -352,7 +349,7 @@ impl Tx<'_> {
                 ),
                 None => None,
             };
-            delta.insert(slot, key);
+            delta.insert(tuple_id, key);
         }
         Ok(delta)
     }

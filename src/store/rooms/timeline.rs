@@ -5,22 +5,22 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
 use crate::protocol::UserId;
-use crate::store::rooms::snapshots::LAST_OTHER_SLOT;
+use crate::store::rooms::snapshots::LAST_OTHER_TUPLE_ID;
 use crate::store::{Db, EventKey, RoomKey};
 
-/// One change of a slot of a room's current state.
+/// One change of what a room's current state has under one type and state key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlotChange {
+pub struct StateTupleChange {
     /// When.
     pub stream: i64,
-    /// The event after the change; none if the slot was emptied.
+    /// The event after the change; none if there is none any more.
     pub event: Option<EventKey>,
     /// The event before it.
     pub previous: Option<EventKey>,
 }
 
-/// No more than this many changes of one slot are looked through.
-const SLOT_CHANGES_MAX: i64 = 1000;
+/// No more than this many changes of one entry are looked through.
+const STATE_TUPLE_CHANGES_MAX: i64 = 1000;
 
 impl Db<'_> {
     /// The stream position of this snapshot: everything up to here is in it, and nothing behind.
@@ -60,16 +60,21 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// How one slot of a room's state changed, latest change first; the state with which a room came to us is no
+    /// How one entry of a room's state changed, latest change first; the state with which a room came to us is no
     /// change.
-    pub fn slot_changes(&self, room: RoomKey, event_type: &str, state_key: &str) -> Result<Vec<SlotChange>> {
-        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(Vec::new()) };
+    pub fn state_tuple_changes(
+        &self,
+        room: RoomKey,
+        event_type: &str,
+        state_key: &str,
+    ) -> Result<Vec<StateTupleChange>> {
+        let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? else { return Ok(Vec::new()) };
         let mut statement = self.conn().prepare_cached(
-            "SELECT stream, event_key, previous FROM state_changes WHERE room_key = ?1 AND slot = ?2
+            "SELECT stream, event_key, previous FROM state_changes WHERE room_key = ?1 AND tuple_id = ?2
              ORDER BY stream DESC LIMIT ?3",
         )?;
-        let rows = statement.query_map([room, slot, SLOT_CHANGES_MAX], |row| {
-            Ok(SlotChange { stream: row.get(0)?, event: row.get(1)?, previous: row.get(2)? })
+        let rows = statement.query_map([room, tuple_id, STATE_TUPLE_CHANGES_MAX], |row| {
+            Ok(StateTupleChange { stream: row.get(0)?, event: row.get(1)?, previous: row.get(2)? })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
@@ -82,13 +87,13 @@ impl Db<'_> {
         state_key: &str,
         stream: i64,
     ) -> Result<Option<EventKey>> {
-        let Some(slot) = self.slot(event_type, state_key)? else { return Ok(None) };
+        let Some(tuple_id) = self.state_tuple_id(event_type, state_key)? else { return Ok(None) };
         let previous: Option<Option<EventKey>> = self
             .conn()
             .prepare_cached(
-                "SELECT previous FROM state_changes WHERE room_key = ?1 AND slot = ?2 AND stream = ?3",
+                "SELECT previous FROM state_changes WHERE room_key = ?1 AND tuple_id = ?2 AND stream = ?3",
             )?
-            .query_row([room, slot, stream], |row| row.get(0))
+            .query_row([room, tuple_id, stream], |row| row.get(0))
             .optional()?;
         Ok(previous.flatten())
     }
@@ -96,9 +101,9 @@ impl Db<'_> {
     /// The rows of a room's current state events; with `members` false, all but the memberships.
     pub fn current_state_keys(&self, room: RoomKey, members: bool) -> Result<Vec<EventKey>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT event_key FROM current_state WHERE room_key = ?1 AND slot <= ?2 ORDER BY event_key",
+            "SELECT event_key FROM current_state WHERE room_key = ?1 AND tuple_id <= ?2 ORDER BY event_key",
         )?;
-        let last = if members { i64::MAX } else { LAST_OTHER_SLOT };
+        let last = if members { i64::MAX } else { LAST_OTHER_TUPLE_ID };
         let rows = statement.query_map([room, last], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }

@@ -44,12 +44,13 @@ impl Db<'_> {
         if !self.has_lost_content(&acl)? {
             return Ok(Some(ServerAcl::from_content(&acl.content())));
         }
-        let Some(slot) = self.slot(ACL, "")? else { return Ok(None) };
+        let Some(tuple_id) = self.state_tuple_id(ACL, "")? else { return Ok(None) };
         let mut statement = self.conn().prepare_cached(
-            "SELECT previous FROM state_changes WHERE room_key = ?1 AND slot = ?2 AND previous IS NOT NULL
+            "SELECT previous FROM state_changes WHERE room_key = ?1 AND tuple_id = ?2 AND previous IS NOT NULL
              ORDER BY stream DESC LIMIT ?3",
         )?;
-        let before = statement.query_map(params![room.key, slot, ACLS_LOOKED_AT_MAX], |row| row.get(0))?;
+        let before =
+            statement.query_map(params![room.key, tuple_id, ACLS_LOOKED_AT_MAX], |row| row.get(0))?;
         for key in before {
             let acl = self.pdu_by_key(key?)?;
             if !self.has_lost_content(&acl)? {

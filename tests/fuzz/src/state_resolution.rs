@@ -2,7 +2,7 @@
 
 use doorstep::protocol::event_auth::check;
 use doorstep::protocol::room_version::StateResolution;
-use doorstep::protocol::state_res::{StateKey, StateMap, Unconflicted, resolve, resolve_differences};
+use doorstep::protocol::state_res::{StateMap, StateTuple, Unconflicted, resolve, resolve_differences};
 
 use super::room::{Room, State, key, state_map};
 
@@ -43,7 +43,7 @@ pub fn state_resolution(data: &[u8]) {
 /// The same by differences: part of what all agree on becomes the ground.
 fn differences(room: &Room<'_>, sets: &[StateMap], keep: u8, resolved: &StateMap) {
     let agreed =
-        |key: &StateKey| sets.iter().all(|set| set.get(key).is_some() && set.get(key) == sets[0].get(key));
+        |key: &StateTuple| sets.iter().all(|set| set.get(key).is_some() && set.get(key) == sets[0].get(key));
     let mut ground: StateMap =
         sets[0].iter().filter(|(key, _)| agreed(key)).map(|(k, id)| (k.clone(), id.clone())).collect();
     // Some agreed keys may be in the sets all the same.
@@ -61,7 +61,7 @@ fn differences(room: &Room<'_>, sets: &[StateMap], keep: u8, resolved: &StateMap
         .collect();
     let fetch = |id: &_| room.events.get(id).cloned();
     let rejected = |id: &_| room.rejected.contains(id);
-    let (get, all) = (|key: &StateKey| ground.get(key).cloned(), || ground.clone());
+    let (get, all) = (|key: &StateTuple| ground.get(key).cloned(), || ground.clone());
     let by_difference =
         resolve_differences(room.version, &rest, Unconflicted { get: &get, all: &all }, &fetch, &rejected);
     assert!(by_difference.keys().all(|key| !ground.contains_key(key)), "what lies beneath is left alone");

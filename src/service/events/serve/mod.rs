@@ -16,7 +16,7 @@ use crate::service::events::nearest_event::{TimestampQuery, nearest_event};
 use crate::service::events::serve::large_answer::LargeAnswer;
 use crate::service::events::server_acl::RoomAcl;
 use crate::store::rooms::not_resident;
-use crate::store::{Db, EventKey, Room, RoomKey, Slot, SnapshotId, Status, StoredEvent};
+use crate::store::{Db, EventKey, Room, RoomKey, SnapshotId, StateTupleId, Status, StoredEvent};
 
 /// How many events `backfill` and `get_missing_events` give at most.
 const ANSWER_EVENTS_MAX: usize = 100;
@@ -124,13 +124,13 @@ impl Events<'_> {
             let event = event_in(db, room, join)?;
             let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
             let mut state: Vec<EventKey> = match omit_members {
-                true => db.slots_but_members_at(snapshot)?.into_values().collect(),
-                false => db.slots_at(snapshot)?.into_values().collect(),
+                true => db.state_rows_but_members_at(snapshot)?.into_values().collect(),
+                false => db.state_rows_at(snapshot)?.into_values().collect(),
             };
             if omit_members && !has_name(db, snapshot)? {
                 for hero in db.heroes(room.key, event.pdu.sender(), HEROES_MAX)? {
-                    if let Some(slot) = db.slot("m.room.member", hero.as_str())? {
-                        state.extend(db.slot_at(snapshot, slot)?);
+                    if let Some(tuple_id) = db.state_tuple_id("m.room.member", hero.as_str())? {
+                        state.extend(db.state_row_at(snapshot, tuple_id)?);
                     }
                 }
             }
@@ -169,8 +169,8 @@ struct ServerView<'a> {
     /// What of the events of erased users in the room is not for it.
     erasure: Erasure<'a>,
     states: HashMap<SnapshotId, bool>,
-    /// The slots of the server's users in the room that is looked at, once they are needed.
-    users: Option<(RoomKey, HashSet<Slot>)>,
+    /// The tuples of the server's users in the room that is looked at, once they are needed.
+    users: Option<(RoomKey, HashSet<StateTupleId>)>,
 }
 
 impl<'a> ServerView<'a> {
@@ -228,18 +228,18 @@ impl<'a> ServerView<'a> {
     /// Whether the server had a joined user in a state, and whether an invited one.
     fn members_at(&mut self, room: RoomKey, state: SnapshotId) -> Result<(bool, bool)> {
         if self.users.as_ref().is_none_or(|(of, _)| *of != room) {
-            self.users = Some((room, self.db.member_slots_of_server(room, self.server)?));
+            self.users = Some((room, self.db.member_tuples_of_server(room, self.server)?));
         }
         let Some((_, users)) = &self.users else { return Ok((false, false)) };
         // A few are looked up; for many the whole state is put together, which costs more the larger the room is.
         let members: Vec<EventKey> = match users.len() <= USERS_LOOKED_UP_MAX {
             true => {
-                let found = users.iter().map(|slot| self.db.slot_at(state, *slot));
+                let found = users.iter().map(|tuple_id| self.db.state_row_at(state, *tuple_id));
                 found.filter_map(Result::transpose).collect::<Result<_>>()?
             }
             false => {
-                let all = self.db.slots_at(state)?;
-                all.into_iter().filter(|(slot, _)| users.contains(slot)).map(|(_, key)| key).collect()
+                let all = self.db.state_rows_at(state)?;
+                all.into_iter().filter(|(tuple_id, _)| users.contains(tuple_id)).map(|(_, key)| key).collect()
             }
         };
         let mut invited = false;
@@ -258,7 +258,7 @@ impl<'a> ServerView<'a> {
 fn state_keys(db: &Db<'_>, room: &Room, at: &EventId) -> Result<(Vec<EventKey>, Vec<EventKey>)> {
     let event = event_in(db, room, at)?;
     let snapshot = event.state_before.ok_or_else(|| Error::internal("an event without a state"))?;
-    let state: Vec<EventKey> = db.slots_at(snapshot)?.into_values().collect();
+    let state: Vec<EventKey> = db.state_rows_at(snapshot)?.into_values().collect();
     let auth_chain = auth_chain_keys(db, room.version, state.iter().copied())?;
     Ok((state, auth_chain))
 }
