@@ -557,12 +557,13 @@ CREATE TABLE to_device_received (
 CREATE INDEX to_device_received_by_origin ON to_device_received (origin);
 CREATE INDEX to_device_received_from_strangers ON to_device_received (stranger) WHERE stranger = 1;
 
--- Users whose devices changed, ours and those of others with whom one of us shares a room, and when they did last. For
--- one of ours this is the `stream_id` that other servers are told, `previous` the one before it, and `device_id` the
--- device that changed.
+-- Users whose devices or cross-signing keys changed, ours and those of others with whom one of us shares a room, and when
+-- they did last (`stream`). Of one of ours whose devices changed also the last update that other servers were told:
+-- `update_id` is its `stream_id`, `previous` that of the one before it, `device_id` the device that changed.
 CREATE TABLE device_changes (
   user_id TEXT PRIMARY KEY,
   stream INTEGER NOT NULL,
+  update_id INTEGER,
   previous INTEGER,
   device_id TEXT
 ) STRICT, WITHOUT ROWID;
@@ -586,6 +587,88 @@ CREATE TABLE remote_devices (
   keys TEXT,
   PRIMARY KEY (user_id, device_id)
 ) STRICT, WITHOUT ROWID;
+
+-- The identity keys of our users' devices. `keys` is the object as it was uploaded, in canonical form and without
+-- `signatures` and `unsigned`; `signatures` are those that the device itself made of it, a JSON object by key id.
+CREATE TABLE device_keys (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  keys TEXT NOT NULL,
+  signatures TEXT NOT NULL,
+  PRIMARY KEY (user_id, device_id),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- Their one-time keys that nobody has claimed yet, `number`ed for each device and algorithm in the order in which they
+-- were uploaded, which is that in which they are given out. `digest`: SHA-256 of the key without its signatures, by which
+-- a repeated upload is told from another key of the same id.
+CREATE TABLE one_time_keys (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  algorithm TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  key_id TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  key TEXT NOT NULL,
+  PRIMARY KEY (user_id, device_id, algorithm, number),
+  UNIQUE (user_id, device_id, algorithm, key_id),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- The last ones of each device that were given out, so that an upload that is repeated after its answer was lost does
+-- not bring them back. `number`ed for each device in the order in which they went.
+CREATE TABLE issued_one_time_keys (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  algorithm TEXT NOT NULL,
+  key_id TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  PRIMARY KEY (user_id, device_id, number),
+  UNIQUE (user_id, device_id, algorithm, key_id),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- The fallback key of each device and algorithm, given out again and again when no one-time key is left. `used`: it was.
+CREATE TABLE fallback_keys (
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  algorithm TEXT NOT NULL,
+  key_id TEXT NOT NULL,
+  key TEXT NOT NULL,
+  used INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (user_id, device_id, algorithm),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+-- Cross-signing keys of our users, and the master and self-signing keys of users elsewhere with whom one of us shares a
+-- room. `public_key` is in base64, as it stands in the key's id. `key` and `signatures` as in `device_keys`; the
+-- signatures are the owner's: of one of ours the master key's, of another server's user whatever that server tells of
+-- the owner's. `stream`: when it came.
+CREATE TABLE cross_signing_keys (
+  user_id TEXT NOT NULL,
+  usage TEXT NOT NULL CHECK (usage IN ('master', 'self_signing', 'user_signing')),
+  public_key TEXT NOT NULL,
+  key TEXT NOT NULL,
+  signatures TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (user_id, usage)
+) STRICT, WITHOUT ROWID;
+
+-- Signatures that our users uploaded, each verified with the `signer`'s key `key_id`: of their own devices by their
+-- self-signing key, of their own master key by a device, of somebody's master key by their user-signing key (only these
+-- have another `user_id`, and only the signer is shown them). `target`: the device's id, or the master key's public key.
+-- `stream`: when it came.
+CREATE TABLE key_signatures (
+  user_id TEXT NOT NULL,
+  target TEXT NOT NULL,
+  signer TEXT NOT NULL,
+  key_id TEXT NOT NULL,
+  signature TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  PRIMARY KEY (user_id, target, signer, key_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX key_signatures_by_signer ON key_signatures (signer, stream);
 
 -- ===== Ephemeral: typing, receipts, presence (src/store/ephemeral) =====
 

@@ -48,6 +48,7 @@ errcodes! {
     IncompatibleRoomVersion "M_INCOMPATIBLE_ROOM_VERSION" 400 true,
     InvalidParam "M_INVALID_PARAM" 400 false,
     InvalidRoomState "M_INVALID_ROOM_STATE" 400 false,
+    InvalidSignature "M_INVALID_SIGNATURE" 400 false,
     InvalidUsername "M_INVALID_USERNAME" 400 false,
     InviteBlocked "M_INVITE_BLOCKED" 403 true,
     KeyTooLarge "M_KEY_TOO_LARGE" 400 false,

@@ -7,9 +7,12 @@
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
 //!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
 //! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`.
+//! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users).
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
 pub mod content;
+pub mod cross_signing;
+pub mod device_keys;
 pub mod edu;
 pub mod event_auth;
 pub mod fair_share;

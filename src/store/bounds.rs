@@ -302,6 +302,34 @@ pub const TABLES: &[TableBounds] = &[
         "`drop_device_list`, as soon as no room is shared any more",
     ),
     table("remote_devices", &[rooms("1000 of one user", "")], "`drop_device_list`"),
+    table("device_keys", &[users("8 KiB of each device", "")], "with the device"),
+    table(
+        "one_time_keys",
+        &[users("500 of each device and algorithm, 2 KiB each; 413 beyond", "")],
+        "a claim (`claim_one_time_key`); with the device",
+    ),
+    table(
+        "issued_one_time_keys",
+        &[strangers(
+            "1000 of one device, one for each key that was uploaded; the oldest go",
+            "of_the_keys_that_were_given_out_the_last_are_known_again",
+        )],
+        "each claim (`claim_one_time_key`); with the device",
+    ),
+    table("fallback_keys", &[users("one of each device and algorithm, 2 KiB", "")], "with the device"),
+    table(
+        "cross_signing_keys",
+        &[
+            users("three of one user, 8 KiB each", ""),
+            rooms("two of each user who shares a room with one of us", ""),
+        ],
+        "deactivation; `drop_device_list`, as soon as no room is shared any more",
+    ),
+    table(
+        "key_signatures",
+        &[users("10 000 of one signer; refused beyond", "")],
+        "with the key that was signed or that signed, if it is one of ours; deactivation",
+    ),
     // ----- ephemeral -----
     table("ephemeral_changes", &[rooms("one for each room", "")], HISTORY),
     table(

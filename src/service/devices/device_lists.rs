@@ -49,6 +49,11 @@ pub(in crate::service) fn tell_of_devices(tx: &mut Tx<'_>, user: &UserId, device
     devices.iter().try_for_each(|device| tell_of_device(tx, user, device))
 }
 
+/// A local user's master or self-signing key changed, or who signed the master key: the same.
+pub(in crate::service) fn tell_of_signing_keys(tx: &mut Tx<'_>, user: &UserId) -> Result<()> {
+    tx.devices_changed(user, None)
+}
+
 impl Devices<'_> {
     /// The devices of a local user that have identity keys, for other servers. Clients cannot upload such keys yet,
     /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is no local user.
@@ -57,7 +62,7 @@ impl Devices<'_> {
             if !self.is_local(user) || !db.is_active_user(user)? {
                 return Err(Error::not_found("There is no such user"));
             }
-            let stream_id = db.device_change(user)?.unwrap_or(0);
+            let stream_id = db.own_device_change(user)?.map_or(0, |change| change.stream_id);
             Ok(json!({ "user_id": user, "stream_id": stream_id, "devices": [] }))
         })
     }

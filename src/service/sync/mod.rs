@@ -22,8 +22,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
-use serde_json::{Value, json};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
@@ -106,9 +106,9 @@ struct SyncBody {
     #[serde(skip_serializing_if = "devices::DeviceLists::is_empty")]
     device_lists: devices::DeviceLists,
     #[serde(skip_serializing_if = "Option::is_none")]
-    device_one_time_keys_count: Option<Value>,
+    device_one_time_keys_count: Option<BTreeMap<String, u64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    device_unused_fallback_key_types: Option<Value>,
+    device_unused_fallback_key_types: Option<Vec<String>>,
 }
 
 /// `{"events": […]}`.
@@ -271,9 +271,12 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
         presence,
         to_device,
         device_lists,
-        // Devices have no keys here yet, and are told so instead of being left to guess.
-        device_one_time_keys_count: device.map(|_| json!({"signed_curve25519": 0})),
-        device_unused_fallback_key_types: device.map(|_| json!([])),
+        device_one_time_keys_count: device
+            .map(|device| context.db.one_time_key_counts(context.user, device))
+            .transpose()?,
+        device_unused_fallback_key_types: device
+            .map(|device| context.db.unused_fallback_key_types(context.user, device))
+            .transpose()?,
     };
     let is_empty = body.account_data.is_empty()
         && body.rooms.is_empty()

@@ -198,12 +198,13 @@ impl Tx<'_> {
         Ok(renamed == 1)
     }
 
-    /// Logs a device out and forgets it. Whether there was one of this id.
+    /// Logs a device out and forgets it, with its keys and messages. Whether there was one of this id.
     pub fn delete_device(&mut self, user: &UserId, device: &str) -> Result<bool> {
         self.sessions_changed();
         self.conn()
             .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
             .execute([user.as_str(), device])?;
+        self.forget_signatures_of_device(user, device)?;
         let deleted = self
             .conn()
             .prepare_cached("DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2")?

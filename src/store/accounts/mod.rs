@@ -136,7 +136,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Closes an account for good: no password, no devices, no tokens. Its rooms are to be left. Gives the ids of the
+    /// Closes an account for good: no password, no devices, no tokens, no keys. Its rooms are to be left. Gives the ids of the
     /// devices that are gone.
     pub fn deactivate(&mut self, user: &UserId) -> Result<Vec<String>> {
         self.conn()
@@ -144,6 +144,7 @@ impl Tx<'_> {
                 "UPDATE users SET deactivated = 1, leaving = 1, password = NULL WHERE user_id = ?1",
             )?
             .execute([user.as_str()])?;
+        self.forget_own_cross_signing(user)?;
         self.delete_devices_except(user, None)
     }
 

@@ -31,17 +31,10 @@ pub struct RemoteDeviceList {
 }
 
 impl Db<'_> {
-    /// When a user's devices changed last.
-    pub fn device_change(&self, user: &UserId) -> Result<Option<i64>> {
-        let mut statement =
-            self.conn().prepare_cached("SELECT stream FROM device_changes WHERE user_id = ?1")?;
-        Ok(statement.query_row([user.as_str()], |row| row.get(0)).optional()?)
-    }
-
     /// The last change to the devices of one of us.
     pub fn own_device_change(&self, user: &UserId) -> Result<Option<OwnChange>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT stream, previous, device_id FROM device_changes WHERE user_id = ?1 AND device_id IS NOT NULL",
+            "SELECT update_id, previous, device_id FROM device_changes WHERE user_id = ?1 AND update_id IS NOT NULL",
         )?;
         let change = statement.query_row([user.as_str()], |row| {
             Ok(OwnChange { stream_id: row.get(0)?, previous: row.get(1)?, device_id: row.get(2)? })
@@ -184,14 +177,18 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// The devices of a user changed: wakes them and those of us who share rooms with them. `device`: of one of us, the
-    /// one that changed.
+    /// The devices of a user changed, or (`device` is none and it is one of us) their cross-signing keys alone: wakes them
+    /// and those of us who share rooms with them. `device`: of one of us, the one that changed.
     pub fn devices_changed(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
         let at = self.next_stream();
         self.conn()
             .prepare_cached(
-                "INSERT INTO device_changes (user_id, stream, device_id) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET previous = stream, stream = excluded.stream, device_id = excluded.device_id",
+                "INSERT INTO device_changes (user_id, stream, update_id, device_id)
+                 VALUES (?1, ?2, iif(?3 IS NULL, NULL, ?2), ?3)
+                 ON CONFLICT DO UPDATE SET stream = excluded.stream,
+                   previous = iif(?3 IS NULL, previous, update_id),
+                   update_id = coalesce(excluded.update_id, update_id),
+                   device_id = coalesce(excluded.device_id, device_id)",
             )?
             .execute(params![user.as_str(), at, device])?;
         if self.is_local(user.as_str()) {
@@ -292,6 +289,7 @@ impl Tx<'_> {
     /// Forgets all that is known of a user's devices: nobody here shares a room with them any more.
     pub fn forget_remote_device_list(&mut self, user: &UserId) -> Result<()> {
         self.forget_remote_devices(user, None)?;
+        self.forget_remote_cross_signing_keys(user)?;
         self.conn()
             .prepare_cached("DELETE FROM remote_device_lists WHERE user_id = ?1")?
             .execute([user.as_str()])?;

@@ -1,7 +1,11 @@
-//! What goes between devices.
+//! What goes between devices, and the keys that it is encrypted with.
 //!
 //! - `to_device`: messages that wait for devices, and which ones other servers have sent already;
-//! - `device_lists`: whose devices changed, and what is known of the devices of other servers' users.
+//! - `device_lists`: whose devices changed, and what is known of the devices of other servers' users;
+//! - `keys`: end-to-end keys of our users' devices;
+//! - `cross_signing`: keys with which users sign devices and one another, and those signatures.
 
+pub mod cross_signing;
 pub mod device_lists;
+pub mod keys;
 pub mod to_device;
