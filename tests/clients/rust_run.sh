@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Leads Element X's engine (matrix-sdk, matrix-sdk-ui) through encrypted conversations. Compiles some 400 crates the first
+# time, into target/clients/rust. Arguments go to rust_run.py: try --help.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+venv=${DOORSTEP_INTEROP_VENV:-$root/target/interop/venv}
+
+# The same environment as tests/interop/run.sh makes.
+if ! cmp -s "$root/tests/interop/requirements.txt" "$venv/requirements.txt"; then
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/tests/interop/requirements.txt"
+    cp "$root/tests/interop/requirements.txt" "$venv/requirements.txt"
+fi
+(cd "$here/rust" && cargo build --locked --quiet)
+case " $* " in
+*" --doorstep"* | *" --help "* | *" -h "*) ;;
+*)
+    (cd "$root" && cargo build --locked)
+    set -- --doorstep "${CARGO_TARGET_DIR:-$root/target}/debug/doorstep" "$@"
+    ;;
+esac
+exec "$venv/bin/python" "$here/rust_run.py" --client "$root/target/clients/rust/debug/doorstep-rust-client" "$@"
