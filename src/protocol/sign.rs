@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::ServerName;
+use crate::protocol::json;
 use crate::protocol::json::CanonicalObject;
 use crate::protocol::pdu::Pdu;
 use crate::protocol::room_version::RoomVersion;
-use crate::protocol::{hash, json};
 
 const ALGORITHM: &str = "ed25519:";
 
@@ -147,14 +147,15 @@ fn signed_bytes(object: &Map<String, Value>) -> Vec<u8> {
     json::canonical_event(object, &["signatures", "unsigned"])
 }
 
-/// Adds our signature to an event, over its redacted form. `hashes` must be there already.
+/// Adds a signature to an event, over its redacted form: for who makes an event step by step, as the tests do that forge
+/// one. `hashes` must be there already.
 pub fn sign_event(
     object: &mut Map<String, Value>,
     server: &ServerName,
     key: &SigningKey,
     version: RoomVersion,
 ) {
-    let signature = key.sign_bytes(&hash::essential_bytes(object, version));
+    let signature = key.sign_bytes(&CanonicalObject::of(object).essential_bytes(version));
     insert_signature(object, server.as_str(), key.key_id(), signature);
 }
 

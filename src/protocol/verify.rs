@@ -223,7 +223,8 @@ pub fn verify_event_by(
     evidence_of(pdu, (&object, &object.essential_bytes(pdu.version())), server, keys)
 }
 
-/// The evidence of everyone who has to have signed an event as it is.
+/// The evidence of everyone who has to have signed an event as it is: the signatures' part of what [`check_received`]
+/// asks, for who asks no more (the vectors, which have events without hashes).
 pub fn verify_event(pdu: &Pdu, keys: &KeyLookup<'_>) -> Result<Vec<SignedBy>, SignatureError> {
     let object = pdu.canonical();
     all_evidence(pdu, (&object, &object.essential_bytes(pdu.version())), keys)

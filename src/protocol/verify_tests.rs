@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::protocol::json::CanonicalObject;
 use crate::protocol::room_version::all;
+use crate::protocol::sign;
 use crate::protocol::test_events::{key, known, member, object, pdu, server, signed, version};
-use crate::protocol::{hash, sign};
 
 const A: &str = "a.example";
 const B: &str = "b.example";
@@ -166,7 +167,7 @@ fn one_more_signature_leaves_the_event_what_it_was() {
         assert_eq!(both.event_id(), event.event_id());
         assert!(verify_event(&both, &known).is_ok() && verify_event_by(&both, &server(B), &known).is_ok());
         assert!(verify_event_by(&event, &server(B), &known).is_err());
-        assert!(hash::content_hash_matches(&both.to_object()));
+        assert!(both.canonical().content_hash_matches());
     }
 }
 
@@ -189,7 +190,7 @@ fn is_signed_by_all(event: &Pdu) -> bool {
     {
         servers.push(server_of(user));
     }
-    let message = hash::essential_bytes(&object, event.version());
+    let message = CanonicalObject::of(&object).essential_bytes(event.version());
     servers.into_iter().all(|name| {
         let name = name.expect("a user of a server");
         let signature = object["signatures"][&name]["ed25519:k"].as_str().unwrap_or_default();

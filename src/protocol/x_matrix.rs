@@ -1,6 +1,6 @@
 //! The `X-Matrix` scheme: how homeservers sign their requests (server-server API, "Request Authentication").
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::ids::ServerName;
@@ -37,7 +37,7 @@ pub struct SignedRequest<'a> {
 
 impl SignedRequest<'_> {
     /// The bytes that the signature covers. Errors: `M_NOT_JSON`, `M_BAD_JSON` if the content is no acceptable JSON.
-    fn bytes(&self) -> Result<Vec<u8>> {
+    pub fn bytes(&self) -> Result<Vec<u8>> {
         let text = |s: &str| json::canonical(&Value::from(s));
         // The keys in canonical order. The content goes in as canonical text, so that it is never a tree of values, and
         // at once into its place, so that there are not two copies of it.
@@ -191,11 +191,6 @@ impl Authorization {
         }
         Err(Error::new(ErrCode::Unauthorized, format!("the signature of {origin} is wrong")))
     }
-}
-
-/// The object that is signed, for tests and tools that want to see it.
-pub fn signed_object(request: &SignedRequest<'_>) -> Result<Map<String, Value>> {
-    json::parse_object(&request.bytes()?)
 }
 
 #[cfg(test)]

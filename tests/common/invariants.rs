@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use doorstep::protocol::json::CanonicalObject;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
-use doorstep::protocol::{EventId, Membership, Pdu, hash, json};
+use doorstep::protocol::{EventId, Membership, Pdu};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 
 /// Looks over the database in this folder. Returns what is wrong, a sentence each. Of the events those with a row id
@@ -220,7 +221,7 @@ impl Look<'_> {
             let id: String = row.get_unwrap(1);
             let version = version_of(&row.get_unwrap::<_, String>(2));
             let bytes: Vec<u8> = row.get_unwrap(3);
-            let computed = json::parse_object(&bytes).and_then(|object| hash::event_id(&object, version));
+            let computed = CanonicalObject::read(&bytes).and_then(|(object, _)| object.event_id(version));
             if computed.as_ref().ok().map(|id| id.as_str()) != Some(&*id) {
                 self.wrong.push(format!("{id} is {computed:?} by its bytes"));
                 continue;

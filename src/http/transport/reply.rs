@@ -58,11 +58,6 @@ impl Reply {
             .with_header("Content-Type", content_type)
     }
 
-    /// A status without a body.
-    pub fn bare(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: ReplyBody::Bytes(Vec::new()) }
-    }
-
     /// A Matrix error, with `Retry-After` where its body says `retry_after_ms`.
     pub fn error(error: &Error) -> Self {
         let reply = Self::json_status(error.status(), &error.to_json());

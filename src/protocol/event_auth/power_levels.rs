@@ -79,6 +79,7 @@ impl PowerLevels {
     }
 
     /// The level that a notification of this kind needs (`room` for `@room`); 50 unless said otherwise.
+    /// What push rules will ask (`sender_notification_permission`).
     pub fn notification(&self, kind: &str) -> i64 {
         let entry = self.content.as_ref().and_then(|content| content.notifications.get(kind));
         entry.and_then(|entry| entry.value(self.version)).unwrap_or(50)
@@ -93,12 +94,6 @@ impl PowerLevels {
     pub fn may_kick(&self, user: &str, target: &str) -> bool {
         let level = self.user(user);
         level.reaches(self.named(PowerLevelKey::Kick)) && self.user(target) < level
-    }
-
-    /// Whether the user's level suffices to ban the target.
-    pub fn may_ban(&self, user: &str, target: &str) -> bool {
-        let level = self.user(user);
-        level.reaches(self.named(PowerLevelKey::Ban)) && self.user(target) < level
     }
 
     /// Whether the user's level suffices to redact anybody's events. One's own server's events need no level.

@@ -167,7 +167,7 @@ impl Memberships<'_> {
 
     /// Stripped state as clients may see it. What is badly formed, of another room or (from version 12 on, where all
     /// of it has to be signed) badly signed is left out: it only decorates, and the knock is taken in any case.
-    pub(super) fn usable_stripped_state(
+    fn usable_stripped_state(
         &self,
         peer: &ServerName,
         entries: &[Box<RawValue>],

@@ -249,7 +249,7 @@ impl DestinationState {
 
     /// Whether the peer says that the transaction itself is bad, so that repeating it would hold up everything behind
     /// it for ever. Then the events go in ever smaller portions, and one that is refused all by itself is given up.
-    pub(super) fn narrows_down(
+    fn narrows_down(
         &mut self,
         server: &ServerName,
         transaction: &OutgoingTransaction,

@@ -246,7 +246,7 @@ fn has_invite(db: &Db<'_>, room: &Room, server: &ServerName) -> Result<bool> {
 }
 
 /// Whether a local user is joined to any of these rooms.
-pub(in crate::service) fn is_in_any(db: &Db<'_>, user: &UserId, rooms: &[RoomId]) -> Result<bool> {
+fn is_in_any(db: &Db<'_>, user: &UserId, rooms: &[RoomId]) -> Result<bool> {
     for id in rooms {
         if let Some(room) = db.resident_room(id)?
             && db.membership(room.key, user)? == Some(Membership::Join)

@@ -73,15 +73,6 @@ impl<'v> RoomView<'v> {
         Ok(Self { db, room, user, access, visibility_now, ignored, erasure })
     }
 
-    /// The latest place that this user may read up to.
-    pub fn end(&self) -> Place {
-        match self.access {
-            Access::Left { at } => Place::live(at),
-            // Whether outsiders see anything is a question to each event.
-            Access::Joined { .. } | Access::Outsider | Access::Forgotten => Place::END,
-        }
-    }
-
     /// The stream position whose state is the user's present.
     pub fn present(&self) -> i64 {
         match self.access {

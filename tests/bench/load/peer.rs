@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use doorstep::protocol::ids::ServerName;
+use doorstep::protocol::json::CanonicalObject;
 use doorstep::protocol::room_version::RoomVersion;
 use doorstep::protocol::sign::SigningKey;
 use doorstep::protocol::{hash, json, room_version, sign, x_matrix};
@@ -71,7 +72,7 @@ impl Peer {
         event.insert("origin_server_ts".into(), now_ms()?.into());
         event.insert("origin".into(), self.name.as_str().into());
         self.sign(&mut event);
-        let id = hash::event_id(&event, self.version)?;
+        let id = CanonicalObject::of(&event).event_id(self.version)?;
         let api = if what == "knock" { "v1" } else { "v2" };
         let uri = format!("/_matrix/federation/{api}/send_{what}/{room}/{}", encode(id.as_str()));
         let answer = self.call(connection, "PUT", &uri, Some(&json::canonical_object(&event)))?;

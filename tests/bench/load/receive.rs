@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use doorstep::protocol::{hash, json};
+use doorstep::protocol::json::{self, CanonicalObject};
 use serde_json::{Map, Value, json};
 
 use crate::clock::Clock;
@@ -72,11 +72,11 @@ fn prepare(peer: &Peer, room: String, transactions: usize) -> Result<Stream> {
     let user = peer.fresh_user();
     let (join, answer) = peer.handshake(&mut peer.connect()?, "join", &room, &user)?;
     let answer: Value = serde_json::from_slice(&answer)?;
-    let mut auth = vec![hash::event_id(&join, peer.version)?.to_string()];
+    let mut auth = vec![CanonicalObject::of(&join).event_id(peer.version)?.to_string()];
     for event in answer["state"].as_array().ok_or("no state")? {
         if matches!(event["type"].as_str(), Some("m.room.create" | "m.room.power_levels")) {
             let event = event.as_object().ok_or("an event is no object")?;
-            auth.push(hash::event_id(event, peer.version)?.to_string());
+            auth.push(CanonicalObject::of(event).event_id(peer.version)?.to_string());
         }
     }
     let (mut last, mut depth) = (auth[0].clone(), join["depth"].as_u64().ok_or("no depth")?);
@@ -93,7 +93,7 @@ fn prepare(peer: &Peer, room: String, transactions: usize) -> Result<Stream> {
                 unreachable!("it was written as an object")
             };
             peer.sign(&mut event);
-            last = hash::event_id(&event, peer.version)?.to_string();
+            last = CanonicalObject::of(&event).event_id(peer.version)?.to_string();
             pdus.push(event);
         }
         requests.push(request(peer, &room, number, &pdus, last.clone())?);

@@ -74,7 +74,7 @@ fn levels(state: &State, version: RoomVersion) {
         let _ = levels.user(user).reaches(levels.named(PowerLevelKey::Ban));
         let _ = (levels.may_invite(user), levels.may_redact(user), levels.notification("room"));
         for target in USERS {
-            let _ = (levels.may_kick(user, target), levels.may_ban(user, target));
+            let _ = levels.may_kick(user, target);
         }
         let _ = levels.required("m.room.topic", true);
     }

@@ -10,7 +10,7 @@ use crate::store::rooms::state::StateRef;
 use crate::store::{RoomKey, Status, Tx};
 
 /// How many events are stored at once before this server is in the room: others write in between.
-pub(in crate::service) const EVENTS_PER_WRITE_MAX: usize = 1000;
+const EVENTS_PER_WRITE_MAX: usize = 1000;
 
 /// A whole room at hand, every event of it checked: format, signatures, hash, and the auth rules against its auth
 /// events.
