@@ -499,7 +499,7 @@ CREATE TABLE client_transactions (
 ) STRICT;
 CREATE INDEX client_transactions_by_event ON client_transactions (event_key) WHERE event_key IS NOT NULL;
 
--- ===== Between devices: messages to devices, device lists (src/store/devices) =====
+-- ===== Between devices: messages to devices, device lists, key backups (src/store/devices) =====
 
 -- The messages (JSON objects) that wait for each device, `number`ed in the order in which they came. `share`: whose
 -- share of the line they take, as in `to_device_shares`; `origin`: the user who sent them; `bytes`: the length of
@@ -669,6 +669,38 @@ CREATE TABLE key_signatures (
   PRIMARY KEY (user_id, target, signer, key_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX key_signatures_by_signer ON key_signatures (signer, stream);
+
+-- Key backups: room keys that users' clients keep here, encrypted. Each user's backups have versions that count from 1,
+-- of which only the last one is written to, as long as it is not deleted. `etag` counts the changes of its keys, `count`
+-- the keys and `bytes` what they take. `deleted`: 1 its keys are being deleted, 2 they are gone; of those rows only a
+-- user's last one stays, so that its version is never given out again: any other below it that is not there was deleted.
+CREATE TABLE key_backups (
+  backup INTEGER PRIMARY KEY,
+  user_id TEXT NOT NULL REFERENCES users,
+  version INTEGER NOT NULL,
+  algorithm TEXT NOT NULL,
+  auth_data TEXT NOT NULL,
+  etag INTEGER NOT NULL DEFAULT 0,
+  count INTEGER NOT NULL DEFAULT 0,
+  bytes INTEGER NOT NULL DEFAULT 0,
+  deleted INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (user_id, version)
+) STRICT;
+CREATE INDEX key_backups_being_deleted ON key_backups (backup) WHERE deleted = 1;
+
+-- Those keys, a row for each Megolm session. `session_data` is a JSON object that only clients can read; with it the
+-- rows are large, so that they have row ids and the index holds no more than their names. `bytes`: what a row counts for.
+CREATE TABLE key_backup_sessions (
+  backup INTEGER NOT NULL REFERENCES key_backups,
+  room_id TEXT NOT NULL,
+  session_id TEXT NOT NULL,
+  first_message_index INTEGER NOT NULL,
+  forwarded_count INTEGER NOT NULL,
+  is_verified INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  session_data TEXT NOT NULL,
+  UNIQUE (backup, room_id, session_id)
+) STRICT;
 
 -- ===== Ephemeral: typing, receipts, presence (src/store/ephemeral) =====
 

@@ -74,6 +74,7 @@ errcodes! {
     UserDeactivated "M_USER_DEACTIVATED" 403 false,
     UserInUse "M_USER_IN_USE" 400 false,
     WeakPassword "M_WEAK_PASSWORD" 400 false,
+    WrongRoomKeysVersion "M_WRONG_ROOM_KEYS_VERSION" 403 false,
 }
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;

@@ -4,7 +4,9 @@
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
 use super::client_server::{account, devices, discovery, login, register};
-use super::client_server::{account_data, directory, filters, messages, profile, push_rules, rooms, sync};
+use super::client_server::{
+    account_data, directory, filters, messages, profile, push_rules, room_keys, rooms, sync,
+};
 use super::rate_limit::Rate;
 use super::route::Handler::{Anyone, MaybeUser, Peer, User, UserWaiting};
 use super::route::{Route, delete, get, post, put};
@@ -18,6 +20,9 @@ const TRANSACTION_BODY_BYTES_MAX: usize = 12 * 1024 * 1024;
 
 /// The messages of one request to devices: clients send those for many devices together.
 const TO_DEVICE_BODY_BYTES_MAX: usize = 2 << 20;
+
+/// Keys for a backup: clients send some hundreds together, of a kilobyte each.
+const ROOM_KEYS_BODY_BYTES_MAX: usize = 8 << 20;
 
 /// A new room's description: dozens of state events at most.
 const NEW_ROOM_BODY_BYTES_MAX: usize = 2 << 20;
@@ -90,6 +95,22 @@ pub const ROUTES: &[Route] = &[
     put("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::put)),
     put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(client_server::to_device::send))
         .body(TO_DEVICE_BODY_BYTES_MAX),
+    // ----- client-server: key backups -----
+    post("/_matrix/client/v3/room_keys/version", User(room_keys::create_version)),
+    get("/_matrix/client/v3/room_keys/version", User(room_keys::current_version)),
+    get("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::version)),
+    put("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::update_version)),
+    delete("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::delete_version)),
+    get("/_matrix/client/v3/room_keys/keys", User(room_keys::get_all)),
+    put("/_matrix/client/v3/room_keys/keys", User(room_keys::put_all)).body(ROOM_KEYS_BODY_BYTES_MAX),
+    delete("/_matrix/client/v3/room_keys/keys", User(room_keys::delete_all)),
+    get("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::get_of_room)),
+    put("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::put_of_room))
+        .body(ROOM_KEYS_BODY_BYTES_MAX),
+    delete("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::delete_of_room)),
+    get("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::get_one)),
+    put("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::put_one)),
+    delete("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::delete_one)),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
     post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),

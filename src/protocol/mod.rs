@@ -7,7 +7,7 @@
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
 //!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
 //! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`.
-//! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users).
+//! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `key_backup` (of rooms).
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
 pub mod content;
@@ -21,6 +21,7 @@ pub mod handshake;
 pub mod hash;
 pub mod ids;
 pub mod json;
+pub mod key_backup;
 pub mod knock_budget;
 pub mod pdu;
 pub mod policy_server;

@@ -330,6 +330,22 @@ pub const TABLES: &[TableBounds] = &[
         &[users("10 000 of one signer; refused beyond", "")],
         "with the key that was signed or that signed, if it is one of ours; deactivation",
     ),
+    table(
+        "key_backups",
+        &[users(
+            "100 versions of one user, and one that was deleted; 403 beyond",
+            "versions_are_bounded_for_each_user",
+        )],
+        "deletion, with the last of its keys (`empty_deleted_key_backups`)",
+    ),
+    table(
+        "key_backup_sessions",
+        &[users(
+            "1 000 000 and 1 GiB of one user, 64 KiB each; 403 beyond",
+            "a_backup_that_is_full_takes_better_keys_but_no_more_of_them",
+        )],
+        "deletion of the key, of its room's or of the version, in portions; deactivation",
+    ),
     // ----- ephemeral -----
     table("ephemeral_changes", &[rooms("one for each room", "")], HISTORY),
     table(

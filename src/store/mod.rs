@@ -7,7 +7,7 @@
 //! - `rooms`: rooms, their events, state and members, also of rooms that this server is not in;
 //! - `servers`: other servers, their keys, and what is owed to them;
 //! - `accounts`: local users, their devices and tokens, and what their clients keep here;
-//! - `devices`: messages to devices, device lists;
+//! - `devices`: messages to devices, device lists, key backups;
 //! - `ephemeral`: typing, receipts, presence.
 //!
 //! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; [`bounds`] says of

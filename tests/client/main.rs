@@ -5,6 +5,7 @@
 //! - `client_details`: what is easy to get nearly right.
 //! - `client_rooms`: rooms made in every way, spoken in, read back, named; the profiles and data around them.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
+//! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 
 #[path = "../common/mod.rs"]
@@ -14,4 +15,5 @@ mod accounts;
 mod client_details;
 mod client_rooms;
 mod erasure;
+mod key_backup;
 mod sync;

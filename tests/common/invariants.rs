@@ -75,6 +75,11 @@ const NEVER: &[(&str, &str)] = &[
          WHERE c.event_key IS NULL OR c.event_key <> m.event_key",
     ),
     (
+        "the keys of a backup, or their bytes, are counted wrong",
+        "SELECT user_id FROM key_backups b WHERE (count, bytes) <>
+         (SELECT count(*), coalesce(sum(s.bytes), 0) FROM key_backup_sessions s WHERE s.backup = b.backup)",
+    ),
+    (
         "the joined users of a room are counted wrong",
         "SELECT room_id FROM rooms r WHERE joined <>
          (SELECT count(*) FROM memberships m WHERE m.room_key = r.room_key AND membership = 'join')",

@@ -16,7 +16,7 @@ use crate::common::wait::wait_until;
 use doorstep::http::Reply;
 use doorstep::protocol::json::parse_object;
 use doorstep::protocol::{ServerName, x_matrix};
-use doorstep::testing::segment;
+use doorstep::testing::{TestUser, segment};
 use serde_json::{Map, Value, json};
 
 const MIB: usize = 1 << 20;
@@ -425,4 +425,76 @@ fn what_a_notary_is_told_and_repeats_weighs_its_bytes() {
         )
         .expect("signed by its server");
     }
+}
+
+#[test]
+fn a_key_backup_weighs_what_is_sent_at_once_however_large_it_is() {
+    const KEYS: usize = 60;
+    const UPLOADS: usize = 20;
+    /// What reading it back may take: some pages, and the buffers of the connections.
+    const RESTORES: usize = 12 * MIB;
+    let server = ProcessServer::start(&[]);
+    let alice = server.user("alice");
+    let v3 = "/_matrix/client/v3/room_keys";
+    let backup = json!({ "algorithm": "m.test", "auth_data": {} });
+    alice.post(&format!("{v3}/version"), backup);
+    let path = format!("{v3}/keys?version=1");
+    let scales = Scales::new(&server);
+    let key = |data: &str| json!({"first_message_index": 0, "forwarded_count": 0, "is_verified": true, "session_data": {"a": data}});
+    let large = key(&"x".repeat(60_000)).to_string();
+    for n in 0..UPLOADS {
+        let sessions: Vec<String> = (0..KEYS).map(|k| format!("\"{n}-{k}\":{large}")).collect();
+        let body = format!("{{\"rooms\":{{\"!r:x\":{{\"sessions\":{{{}}}}}}}}}", sessions.join(","));
+        let (status, answer) = put_text(&alice, &path, &body);
+        assert_eq!((status, answer["count"].as_u64()), (200, Some(((n + 1) * KEYS) as u64)), "{answer}");
+    }
+    // As many bytes as may come, of the smallest keys, of what is none, and of rooms without any.
+    let (small, end) = (key("").to_string(), "}}}}");
+    let begin = "{\"rooms\":{\"!r:x\":{\"sessions\":{";
+    for (what, body) in [
+        ("small keys", of_keys(begin, &small, end, 7 * MIB, false)),
+        ("no keys", of_keys(begin, "{}", end, 7 * MIB, true)),
+        ("a key full of lists", format!("{begin}{}{end}", filled("\"a\":[", "[]", "]", 7 * MIB))),
+        ("rooms without keys", of_keys("{\"rooms\":{", "{\"sessions\":{}}", "}}", 7 * MIB, false)),
+    ] {
+        scales.weigh(what, ONE, || {
+            let (status, answer) = put_text(&alice, &path, &body);
+            assert!(matches!(status, 400 | 413), "{what}: {status} {answer}");
+        });
+    }
+    assert_eq!(alice.get(&format!("{v3}/version"))["count"], KEYS * UPLOADS);
+    // 70 MiB, three times at once.
+    let scales = Scales::new(&server);
+    scales.weigh("a backup that is read back", RESTORES, || {
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let answer = ureq::get(format!("{}{path}", server.url()))
+                        .config()
+                        .timeout_global(Some(Duration::from_secs(120)))
+                        .build()
+                        .header("Authorization", format!("Bearer {}", alice.token()))
+                        .call()
+                        .expect("an answer");
+                    let bytes = std::io::copy(&mut answer.into_body().into_reader(), &mut std::io::sink());
+                    assert!(bytes.expect("a whole answer") > (KEYS * UPLOADS * 60_000) as u64);
+                });
+            }
+        });
+    });
+}
+
+/// A request with a body that is text.
+fn put_text(user: &TestUser, path: &str, body: &str) -> (u16, Value) {
+    let answer = ureq::put(format!("{}{path}", user.url()))
+        .config()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(120)))
+        .build()
+        .header("Authorization", format!("Bearer {}", user.token()))
+        .header("Content-Type", "application/json")
+        .send(body);
+    let mut answer = answer.expect("an answer");
+    let text = answer.body_mut().read_to_string().expect("a body");
+    (answer.status().as_u16(), serde_json::from_str(&text).expect("JSON"))
 }

@@ -21,6 +21,7 @@ pub mod presence;
 pub mod profile;
 pub mod push_rules;
 pub mod register;
+pub mod room_keys;
 pub mod rooms;
 pub mod spaces;
 pub mod sync;

@@ -218,7 +218,9 @@ impl Connection {
     }
 
     fn answer(&mut self, reply: Reply, mut reply_framing: ReplyFraming) -> Result<NextStep, RequestError> {
-        reply_framing.keep_alive &= !self.slot.shared.is_stopping();
+        // Only chunks tell where a body of unknown length ends, and HTTP/1.0 has none.
+        let has_an_end = reply.is_measured() || reply_framing.minor > 0;
+        reply_framing.keep_alive &= has_an_end && !self.slot.shared.is_stopping();
         self.write(reply, reply_framing)?;
         if !reply_framing.keep_alive {
             return Ok(NextStep::Close);
@@ -416,6 +418,9 @@ impl Connection {
                 usize::try_from(length).map_err(io::Error::other)?,
                 Box::new(Exactly { left: length, reader }),
             ),
+            ReplyBody::Unmeasured(reader) => {
+                return self.write_unmeasured((status, headers), connection, reply_framing, reader);
+            }
         };
         let started = Instant::now();
         self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
@@ -427,6 +432,58 @@ impl Connection {
             .with_chunked_threshold(usize::MAX)
             .raw_print(&mut writer, HTTPVersion(1, reply_framing.minor), &[], reply_framing.is_head, None)?;
         writer.flush()
+    }
+
+    /// The same for a body whose length nobody knows: in chunks, or, to who knows none, up to the connection's end. Not
+    /// by tiny_http, which ends the chunks of a reader that has failed as if that were all, and holds the whole body for
+    /// HTTP/1.0.
+    fn write_unmeasured(
+        &mut self,
+        (status, headers): (u16, Vec<Header>),
+        connection: &[u8],
+        reply_framing: ReplyFraming,
+        mut reader: Box<dyn Read + Send>,
+    ) -> io::Result<()> {
+        const MEASURE: &[u8] = b"Content-Length: 0\r\n\r\n";
+        let chunked = reply_framing.minor > 0;
+        let mut head = Vec::with_capacity(1024);
+        Response::new(StatusCode(status), headers, io::empty(), Some(0), None).raw_print(
+            &mut head,
+            HTTPVersion(1, reply_framing.minor),
+            &[],
+            true,
+            None,
+        )?;
+        let head = head.strip_suffix(MEASURE).ok_or_else(|| io::Error::other("a head of another form"))?;
+        let started = Instant::now();
+        self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
+        let paced =
+            BufWriter::with_capacity(WRITE_BUFFER_BYTES, Paced { connection: self, started, written: 0 });
+        let mut writer = SecondLine { inner: paced, line: Some(connection) };
+        writer.write_all(head)?;
+        writer.write_all(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" })?;
+        if !reply_framing.is_head {
+            write_body(&mut writer, &mut reader, chunked)?;
+        }
+        writer.flush()
+    }
+}
+
+/// All that a reader has, in chunks or as it is.
+fn write_body(writer: &mut impl Write, reader: &mut dyn Read, chunked: bool) -> io::Result<()> {
+    let mut buffer = vec![0; WRITE_BUFFER_BYTES];
+    loop {
+        let read = reader.read(&mut buffer)?;
+        if chunked {
+            write!(writer, "{read:x}\r\n")?;
+        }
+        writer.write_all(&buffer[..read])?;
+        if chunked {
+            writer.write_all(b"\r\n")?;
+        }
+        if read == 0 {
+            return Ok(());
+        }
     }
 }
 

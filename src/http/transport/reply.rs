@@ -23,6 +23,8 @@ pub(super) enum ReplyBody {
     Bytes(Vec<u8>),
     /// That many bytes from a reader; a reader that ends early breaks the connection.
     Stream(u64, Box<dyn Read + Send>),
+    /// What a reader has, however much that is; a reader that fails breaks the connection.
+    Unmeasured(Box<dyn Read + Send>),
 }
 
 impl Reply {
@@ -55,6 +57,12 @@ impl Reply {
     /// 200 with exactly `length` bytes of `reader`.
     pub fn stream(content_type: &str, length: u64, reader: Box<dyn Read + Send>) -> Self {
         Self { status: 200, headers: Vec::new(), body: ReplyBody::Stream(length, reader) }
+            .with_header("Content-Type", content_type)
+    }
+
+    /// 200 with all that `reader` has, whose length shows when it ends.
+    pub fn unmeasured(content_type: &str, reader: Box<dyn Read + Send>) -> Self {
+        Self { status: 200, headers: Vec::new(), body: ReplyBody::Unmeasured(reader) }
             .with_header("Content-Type", content_type)
     }
 
@@ -95,8 +103,13 @@ impl Reply {
     pub fn body_bytes(&self) -> Option<&[u8]> {
         match &self.body {
             ReplyBody::Bytes(bytes) => Some(bytes),
-            ReplyBody::Stream(..) => None,
+            ReplyBody::Stream(..) | ReplyBody::Unmeasured(_) => None,
         }
+    }
+
+    /// Whether it is known how long the body is.
+    pub(super) fn is_measured(&self) -> bool {
+        !matches!(self.body, ReplyBody::Unmeasured(_))
     }
 
     /// The whole body, a stream read to its end: for tests. Errors: the reader's, and a stream of another length than
@@ -109,6 +122,11 @@ impl Reply {
                 reader.read_to_end(&mut bytes)?;
                 let is_whole = bytes.len() as u64 == length;
                 if is_whole { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+            }
+            ReplyBody::Unmeasured(mut reader) => {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes)?;
+                Ok(bytes)
             }
         }
     }

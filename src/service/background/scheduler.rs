@@ -309,6 +309,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         pursue(shared, hs, room)?;
     }
     hand_out_invites(shared, hs, now)?;
+    let more_to_delete = hs.devices().empty_deleted_key_backups()?.then_some(now);
     let next = hs.store.read(|db| {
         Ok([
             db.next_remote_membership_due()?,
@@ -319,7 +320,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     })?;
     Ok(next
         .into_iter()
-        .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?])
+        .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
         .flatten()
         .min())
 }

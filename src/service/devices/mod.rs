@@ -1,9 +1,12 @@
-//! Devices: their lists, and messages to them, here and across servers.
+//! Devices: their lists, messages to them, and the keys that they keep here, here and across servers.
 //!
 //! - `device_lists`: which devices somebody has, told to other servers and heard from them.
+//! - `key_backup`: room keys that clients keep here, encrypted; `key_restore`: how they are read back in bulk.
 //! - `to_device`: messages from device to device.
 
 pub mod device_lists;
+pub mod key_backup;
+pub mod key_restore;
 pub mod to_device;
 
 use std::ops::Deref;

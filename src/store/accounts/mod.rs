@@ -145,6 +145,7 @@ impl Tx<'_> {
             )?
             .execute([user.as_str()])?;
         self.forget_own_cross_signing(user)?;
+        self.delete_key_backups(user)?;
         self.delete_devices_except(user, None)
     }
 

@@ -3,9 +3,11 @@
 //! - `to_device`: messages that wait for devices, and which ones other servers have sent already;
 //! - `device_lists`: whose devices changed, and what is known of the devices of other servers' users;
 //! - `keys`: end-to-end keys of our users' devices;
-//! - `cross_signing`: keys with which users sign devices and one another, and those signatures.
+//! - `cross_signing`: keys with which users sign devices and one another, and those signatures;
+//! - `key_backup`: room keys that users' clients keep here, encrypted.
 
 pub mod cross_signing;
 pub mod device_lists;
+pub mod key_backup;
 pub mod keys;
 pub mod to_device;
