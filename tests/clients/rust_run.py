@@ -26,6 +26,8 @@ from servers import Authority, Doorstep, Synapse  # noqa: E402
 
 # The flows that stop and kill servers run alone.
 OUTAGES = ("server_restarts", "server_is_killed", "other_server_is_away")
+# That which needs a browser.
+WEB = ("browser",)
 FLOW_SECONDS = 600  # a flow that hangs is a failed flow
 LABELS = {"d": "Doorstep", "e": "second Doorstep", "s": "Synapse"}
 
@@ -41,9 +43,34 @@ def arguments():
     )
     parser.add_argument("--only", default="", help="only flows whose name contains one of these, separated by commas")
     parser.add_argument("--jobs", type=int, default=3, help="flows at a time (default 3)")
+    parser.add_argument("--web", type=pathlib.Path, help="the folder with the web client's page and its driver")
+    parser.add_argument("--chromium", default="chromium", help="the browser (default chromium)")
     parser.add_argument("--keep", action="store_true", help="keep the folders of servers and flows")
-    parser.add_argument("--folder", type=pathlib.Path, help="where they are kept, in place of a temporary folder")
+    parser.add_argument("--folder", type=pathlib.Path, help="where they are kept, in place of a temporary folder; emptied first")
     return parser.parse_args()
+
+
+class Web:
+    """A browser with a web client, which does what it is told: a line, a line back."""
+
+    def __init__(self, given, folder):
+        words = ["node", given.web / "drive.mjs", given.web / "page", folder / "browser", shutil.which(given.chromium)]
+        self._log = open(folder / "browser.log", "w")
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1
+        )
+
+    def act(self, line):
+        self._process.stdin.write(line + "\n")
+        return self._process.stdout.readline().strip() or "no: the browser's driver ended"
+
+    def end(self):
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._log.close()
 
 
 class Cast:
@@ -77,20 +104,23 @@ def play(given, cast, pair, flow, folder):
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     )
-    said = []
+    said, web = [], None
     reader = threading.Thread(target=lambda: said.append(process.stderr.read()), daemon=True)
     reader.start()
     guard = threading.Timer(FLOW_SECONDS, process.kill)
     guard.start()
     try:
         for line in process.stdout:
-            words = line.split()
-            if not words or words[0] != "ask":
-                continue
-            process.stdin.write(answer(cast, servers, words[1:]) + "\n")
+            if line.startswith("ask web "):
+                web = web or Web(given, folder)
+                process.stdin.write(web.act(line.removeprefix("ask web ").strip()) + "\n")
+            elif line.startswith("ask "):
+                process.stdin.write(answer(cast, servers, line.split()[1:]) + "\n")
     except BrokenPipeError:
         pass
     finally:
+        if web:
+            web.end()
         process.wait()
         guard.cancel()
         reader.join(5)
@@ -142,9 +172,11 @@ def main():
     given = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     scratch = given.folder or pathlib.Path(tempfile.mkdtemp(prefix="doorstep-rust-client-"))
-    scratch.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     names = subprocess.run([given.client, "list"], capture_output=True, text=True, check=True).stdout.split()
     only = [word for word in given.only.split(",") if word]
+    names = [name for name in names if name not in WEB or given.web]
     names = [name for name in names if not only or any(word in name for word in only)]
     cast = Cast(given, scratch)
     failed, passed, warned = [], 0, collections.defaultdict(collections.Counter)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Leads Element X's engine (matrix-sdk, matrix-sdk-ui) through encrypted conversations. Compiles some 400 crates the first
-# time, into target/clients/rust. Arguments go to rust_run.py: try --help.
+# Leads Element X's engine (matrix-sdk, matrix-sdk-ui) through encrypted conversations, and with it Hydrogen, a whole web
+# client, where there are a node and a Chromium to run it. Compiles some 400 crates the first time, into
+# target/clients/rust. Arguments go to rust_run.py: try --help.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -14,6 +15,23 @@ if ! cmp -s "$root/tests/interop/requirements.txt" "$venv/requirements.txt"; the
     cp "$root/tests/interop/requirements.txt" "$venv/requirements.txt"
 fi
 (cd "$here/rust" && cargo build --locked --quiet)
+
+if command -v npm > /dev/null && command -v chromium > /dev/null; then
+    web=$root/target/clients/web
+    if ! cmp -s "$here/web/package-lock.json" "$web/installed.json"; then
+        rm -rf "$web"
+        mkdir -p "$web"
+        cp "$here"/web/package*.json "$web"
+        npm ci --silent --no-audit --no-fund --prefix "$web" 2> /dev/null &&
+            cp "$here/web/package-lock.json" "$web/installed.json" ||
+            echo "     Hydrogen could not be installed, and is left out"
+    fi
+    if [ -f "$web/installed.json" ]; then
+        cp "$here"/web/{*.mjs,index.html} "$web"
+        node "$web/build.mjs" "$web/page"
+        set -- --web "$web" "$@"
+    fi
+fi
 case " $* " in
 *" --doorstep"* | *" --help "* | *" -h "*) ;;
 *)

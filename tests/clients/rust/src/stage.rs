@@ -73,6 +73,11 @@ impl Stage {
         self.ask(&format!("start {}", word(at))).map(drop)
     }
 
+    /// Has the web client do something: an act of `tests/clients/web/drive.mjs`, and its words.
+    pub fn web(&self, words: &[&str]) -> Result<()> {
+        self.ask(&format!("web {}", serde_json::to_string(words)?)).map(drop)
+    }
+
     fn ask(&self, words: &str) -> Result<String> {
         let _one_at_a_time = self.asking.lock().unwrap();
         let mut out = std::io::stdout().lock();

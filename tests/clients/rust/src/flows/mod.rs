@@ -6,6 +6,7 @@ mod lists;
 mod outages;
 mod talk;
 mod trust;
+mod web;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,7 +31,7 @@ macro_rules! flows {
     };
 }
 
-/// By name. Those of `outages` stop and kill servers.
+/// By name. Those of `outages` stop and kill servers, that of `web` needs a browser.
 pub const ALL: &[(&str, Flow)] = flows![
     lists::register_and_log_in,
     talk::encrypted_room,
@@ -53,6 +54,7 @@ pub const ALL: &[(&str, Flow)] = flows![
     outages::server_restarts,
     outages::server_is_killed,
     outages::other_server_is_away,
+    web::browser,
 ];
 
 fn initial(event: Raw<impl Sized>) -> Raw<AnyInitialStateEvent> {
