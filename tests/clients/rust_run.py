@@ -26,8 +26,8 @@ from servers import Authority, Doorstep, Synapse  # noqa: E402
 
 # The flows that stop and kill servers run alone.
 OUTAGES = ("server_restarts", "server_is_killed", "other_server_is_away")
-# That which needs a browser.
-WEB = ("browser",)
+# Those that need a browser.
+WEB = ("browser", "browser_restores")
 FLOW_SECONDS = 600  # a flow that hangs is a failed flow
 LABELS = {"d": "Doorstep", "e": "second Doorstep", "s": "Synapse"}
 

@@ -107,6 +107,26 @@ const acts = {
         await choose(room);
         await page.waitForSelector(".MessageComposer textarea");
     },
+    /** Gives the key of the secret storage, by which the key backup is read. */
+    async restore(key) {
+        await page.click(".button-utility.settings");
+        await page.waitForSelector(".Settings");
+        await until("the field for the key", async () => {
+            const field = await page.$('.Settings input[placeholder="Security key"]');
+            if (field) {
+                await field.type(key);
+                await field.evaluate((one) => one.parentElement.querySelector("button").click());
+                return true;
+            }
+            const other = await page.$("::-p-xpath(//button[text()='use your security key'])");
+            await other?.click();
+            return texts(".Settings p");
+        });
+        await until("the backup is enabled", async () => {
+            const shown = await texts(".Settings p");
+            return shown.some((one) => one.startsWith("Key backup is enabled")) || shown;
+        });
+    },
     async is_encrypted() {
         await until("the composer for encrypted messages", async () => {
             const shown = await page.$eval(".MessageComposer textarea", (field) => field.placeholder);

@@ -31,7 +31,7 @@ macro_rules! flows {
     };
 }
 
-/// By name. Those of `outages` stop and kill servers, that of `web` needs a browser.
+/// By name. Those of `outages` stop and kill servers, those of `web` need a browser.
 pub const ALL: &[(&str, Flow)] = flows![
     lists::register_and_log_in,
     talk::encrypted_room,
@@ -55,6 +55,7 @@ pub const ALL: &[(&str, Flow)] = flows![
     outages::server_is_killed,
     outages::other_server_is_away,
     web::browser,
+    web::browser_restores,
 ];
 
 fn initial(event: Raw<impl Sized>) -> Raw<AnyInitialStateEvent> {

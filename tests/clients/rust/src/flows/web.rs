@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{encrypted_room, meets};
+use super::{encrypted_room, meets, two_in_a_room};
 use crate::phone::Phone;
 use crate::stage::{At, Stage, demand};
 
@@ -38,6 +38,26 @@ pub async fn browser(stage: &Stage) -> Result<()> {
         picture(stage, &format!("{}-talked", number + 2))?;
     }
     bob.sees_each_once(&room, &texts).await?;
+    stage.web(&["end"])
+}
+
+/// What this engine has put into secret storage and the backup, the browser reads with the recovery key.
+pub async fn browser_restores(stage: &Stage) -> Result<()> {
+    let (alice, bob, room) = two_in_a_room(stage, "Before the browser").await?;
+    bob.say(&room, "from the old days").await?;
+    alice.sees(&room, "from the old days").await?;
+    let key = alice.client.encryption().recovery().enable().wait_for_backups_to_upload().await?;
+
+    stage.web(&["log_in", stage.url(At::Server), alice.id().as_str(), &alice.account.password])?;
+    stage.web(&["restore", &key])?;
+    picture(stage, "1-restored")?;
+    stage.web(&["choose", "Before the browser"])?;
+    stage.web(&["sees", "from the old days"])?;
+    stage.web(&["say", "I can read it"])?;
+    picture(stage, "2-read")?;
+    for phone in [&alice, &bob] {
+        phone.sees(&room, "I can read it").await?;
+    }
     stage.web(&["end"])
 }
 
