@@ -7,6 +7,7 @@ use crate::common::client::{filter, join, knock, room_path, sync};
 use crate::common::peer::{FakeRoom, Peer};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
+use doorstep::protocol::RoomId;
 use doorstep::testing::TestUser;
 use serde_json::{Value, json};
 
@@ -112,6 +113,57 @@ fn a_refused_knock_is_told_as_left_where_clients_were_shown_an_earlier_one_or_a_
         let own = events.iter().find(|event| event["state_key"] == bob.id());
         assert_eq!(own.map(|event| &event["content"]["membership"]), Some(&json!("leave")), "{told}");
         assert_eq!(section(&bob, &room), Some("leave"));
+    }
+}
+
+/// An attempt to join that the room's server refuses; `meanwhile` is done while it hesitates.
+fn refused_join(bob: &TestUser, peer: &Peer, room: &RoomId, meanwhile: impl FnOnce()) {
+    let (gate, asked) = (Gate::default(), peer.asked("send_join").len());
+    peer.answer_behind(&gate, "send_join", 403, forbidden());
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| join(bob, room.as_str(), Some(peer.name().as_str())));
+        wait_until("the join is on its way", || peer.asked("send_join").len() > asked);
+        meanwhile();
+        gate.open();
+        let (status, said) = joining.join().expect("it is answered");
+        assert_eq!((status, &said["errcode"]), (403, &json!("M_FORBIDDEN")), "{said}");
+    });
+}
+
+#[test]
+fn a_join_that_is_refused_brings_no_room_back_that_was_left_before() {
+    let (server, peer) = (TestServer::start(), Peer::start());
+    for forgotten in [true, false] {
+        let bob = server.user(if forgotten { "bob_who_forgot" } else { "bob" });
+        let mut room = FakeRoom::new(&peer, "11", "public");
+        let id = room.id.clone();
+        room.invite(&peer, server.name(), bob.id());
+        bob.wait_for_room("invite", id.as_str());
+        peer.let_leave(&room, bob.id());
+        bob.leave(id.as_str());
+        bob.wait_for_room("leave", id.as_str());
+        if forgotten {
+            assert_eq!(forget(&bob, &room).0, 200);
+        }
+        let still = if forgotten { None } else { Some("leave") };
+        assert_eq!(section(&bob, &room), still);
+
+        let since = sync(&bob, "")["next_batch"].as_str().expect("a token").to_owned();
+        let shown = |query: &str| sync(&bob, query)["rooms"]["leave"].get(id.as_str()).cloned();
+        peer.answer_json("make_join", 200, room.template(bob.id(), "join"));
+        refused_join(&bob, &peer, &id, || {
+            assert_eq!(section(&bob, &room), still, "as long as it is under way the user has left as before");
+            assert_eq!(shown(""), None, "nobody asked for what was left");
+        });
+        assert_eq!(shown(&format!("since={since}")), None, "the leave was told before");
+        assert_eq!(section(&bob, &room), still);
+
+        // What is new is told: an invite that comes while another attempt is under way.
+        refused_join(&bob, &peer, &id, || {
+            room.invite(&peer, server.name(), bob.id());
+            bob.wait_for_room("invite", id.as_str());
+        });
+        assert_eq!(section(&bob, &room), Some("invite"));
     }
 }
 

@@ -170,7 +170,7 @@ fn invite_arrives(
             return Err(Refusal::LeftSince);
         }
         // The join goes on; the invite is what is fallen back on if it fails.
-        (RemoteState::Joining, _) => {}
+        (RemoteState::Joining, _) => row.forgotten = false,
         // Newer wins; also over a leave that nobody was told yet, and over what was closed. That is a new beginning:
         // what was before has nothing to do with this invite.
         (was, order) => {
@@ -200,7 +200,8 @@ impl Fields {
             RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited => {
                 (self.pending, self.may_be_in, self.forgotten) = (None, false, false);
             }
-            RemoteState::Joining => self.forgotten = false,
+            // What was before the join may be again: a room that was forgotten stays so until the join has succeeded.
+            RemoteState::Joining => {}
             RemoteState::Leaving | RemoteState::Closed => self.stripped_state.clear(),
         }
     }

@@ -142,7 +142,9 @@ impl Fields {
             RemoteState::Joining => match self.event.as_ref()?.membership()? {
                 Membership::Invite => Some(SyncSection::Invite),
                 Membership::Knock => is_seen.then_some(SyncSection::Knock),
-                _ => None,
+                // The user has left until the join has succeeded.
+                Membership::Leave | Membership::Ban => Some(SyncSection::Leave),
+                Membership::Join => None,
             },
             RemoteState::Leaving | RemoteState::Closed => Some(SyncSection::Leave),
         }

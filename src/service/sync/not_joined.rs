@@ -88,7 +88,7 @@ pub fn collect(
     let with_left = context.request.since.is_some() || context.request.filter.room.include_leave;
     for row in context.db.remote_memberships_of(context.user, context.since(), with_left)? {
         if context.wants_room(&row.room_id) {
-            remote(context, &row, rooms)?;
+            remote(context, &row, with_left, rooms)?;
         }
     }
     Ok(())
@@ -221,7 +221,12 @@ fn memberships_after(
 }
 
 /// A membership in a room that this server is not in.
-fn remote(context: &SyncContext<'_>, row: &RemoteMembership, rooms: &mut RoomSections) -> Result<()> {
+fn remote(
+    context: &SyncContext<'_>,
+    row: &RemoteMembership,
+    with_left: bool,
+    rooms: &mut RoomSections,
+) -> Result<()> {
     let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
     let room_id = row.room_id.clone();
     match section {
@@ -232,6 +237,7 @@ fn remote(context: &SyncContext<'_>, row: &RemoteMembership, rooms: &mut RoomSec
         SyncSection::Knock => {
             rooms.knock.insert(room_id, KnockedRoom { knock_state: remote_stripped(row, event)? });
         }
+        SyncSection::Leave if !with_left => {}
         SyncSection::Leave => {
             rooms.leave.insert(room_id, remote_left(context, row, event)?);
         }
