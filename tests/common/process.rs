@@ -76,11 +76,14 @@ impl ProcessServer {
     /// Whether the running process can write to files, as if the disk were full or broken.
     #[cfg(target_os = "linux")]
     pub fn let_files_grow(&self, may: bool) {
+        self.limit_files(if may { libc::RLIM_INFINITY } else { 0 });
+    }
+
+    /// Beyond so many bytes the running process can write to no file: what is small is written, what is large fails.
+    #[cfg(target_os = "linux")]
+    pub fn limit_files(&self, bytes: u64) {
         let pid = libc::pid_t::try_from(self.pid().expect("a running process")).expect("a process id");
-        let limit = libc::rlimit {
-            rlim_cur: if may { libc::RLIM_INFINITY } else { 0 },
-            rlim_max: libc::RLIM_INFINITY,
-        };
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
         // SAFETY: the kernel reads one live `rlimit`, and is asked to write none.
         let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) };
         assert_eq!(set, 0, "{}", std::io::Error::last_os_error());

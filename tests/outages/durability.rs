@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::peer::{FakeRoom, Peer};
+use crate::common::wait::{Gate, wait_until};
 use crate::common::{ProcessServer, invariants};
 use doorstep::testing::segment;
+use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
 #[test]
@@ -126,4 +128,56 @@ fn while_the_disk_takes_nothing_requests_are_refused_and_afterwards_everything_g
         let path = format!("/_matrix/client/v3/rooms/{}/event/{}", segment(&room), segment(id));
         assert_eq!(alice.get(&path)["event_id"], **id);
     }
+}
+
+/// One write fails, and the next succeeds: what could not be written was not refused for that.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_event_that_waits_goes_on_waiting_when_the_disk_does_not_take_it_at_the_first_try() {
+    let mut server = ProcessServer::start(&[]);
+    let alice = server.user("alice");
+    let peer = Peer::start();
+    let mut room = FakeRoom::joined_by(&peer, "11", &alice);
+    let creator = room.creator.clone();
+    let missing = room.add(&peer, "org.example.x", "", &creator, json!({}));
+    let large = room.add(&peer, "org.example.large", "", &creator, json!({ "text": "x".repeat(60_000) }));
+    let (status, said) = peer.send_transaction(server.name(), "1", &[&large]);
+    assert_eq!((status, &said["pdus"][large.event_id().as_str()]), (200, &json!({})), "{said}");
+
+    let file = server.folder().join("doorstep.db");
+    let waits = || {
+        let database =
+            Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("a database");
+        database.busy_timeout(Duration::from_secs(10)).expect("a time-out");
+        let sql = "SELECT 1 FROM pending_events WHERE event_id = ?1";
+        database.prepare(sql).and_then(|mut s| s.exists([large.event_id().as_str()])).expect("a look")
+    };
+    // After a clean stop the log is empty. Who has the missing event says so once the disk takes only what is small.
+    server.terminate();
+    assert!(server.wait_for_end(Duration::from_secs(10)), "it does not stop");
+    let asked = peer.asked("/get_missing_events/").len();
+    let gate = Gate::default();
+    let answer = json!({ "events": [missing.to_object()] });
+    peer.answer_behind(&gate, "/get_missing_events/", 200, answer);
+    server.resume();
+    wait_until("it is asked for", || peer.asked("/get_missing_events/").len() > asked);
+    let log = server.folder().join("doorstep.db-wal");
+    let length = || std::fs::metadata(&log).map_or(0, |log| log.len());
+    let limit = length() + (250 << 10);
+    server.limit_files(limit);
+    gate.open();
+    wait_until("a write fails that is too large", || length() == limit);
+    // Whatever follows from that is done when some more has been written, or was refused.
+    for n in 0..5 {
+        let path = format!("/_matrix/client/v3/rooms/{}/send/org.example.x/{n}", segment(room.id.as_str()));
+        let (status, said) = alice.request("PUT", &path, Some(json!({})));
+        assert!(status == 200 || status >= 500, "{status} {said}");
+    }
+    server.kill();
+    assert!(waits(), "it is gone, and nobody would send it again");
+    server.resume();
+    let (room, id) = (segment(room.id.as_str()), segment(large.event_id().as_str()));
+    let path = format!("/_matrix/client/v3/rooms/{room}/event/{id}");
+    wait_until("it is there", || alice.request("GET", &path, None).0 == 200);
+    wait_until("it waits no more", || !waits());
 }
