@@ -24,6 +24,9 @@ const TO_DEVICE_BODY_BYTES_MAX: usize = 2 << 20;
 /// Keys for a backup: clients send some hundreds together, of a kilobyte each.
 const ROOM_KEYS_BODY_BYTES_MAX: usize = 8 << 20;
 
+/// A query or a claim of end-to-end keys: all members of a large room, and their devices.
+const KEY_QUERY_BODY_BYTES_MAX: usize = 1 << 20;
+
 /// A new room's description: dozens of state events at most.
 const NEW_ROOM_BODY_BYTES_MAX: usize = 2 << 20;
 
@@ -111,6 +114,14 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::get_one)),
     put("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::put_one)),
     delete("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::delete_one)),
+    // ----- client-server: end-to-end keys -----
+    post("/_matrix/client/v3/keys/upload", User(client_server::keys::upload)),
+    post("/_matrix/client/v3/keys/query", User(client_server::keys::query)).body(KEY_QUERY_BODY_BYTES_MAX),
+    post("/_matrix/client/v3/keys/claim", User(client_server::keys::claim)).body(KEY_QUERY_BODY_BYTES_MAX),
+    get("/_matrix/client/v3/keys/changes", User(client_server::keys::changes)),
+    post("/_matrix/client/v3/keys/device_signing/upload", User(client_server::keys::upload_signing_keys))
+        .rate(Rate::Login),
+    post("/_matrix/client/v3/keys/signatures/upload", User(client_server::keys::upload_signatures)),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
     post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::device_keys::{
-    ED25519, IDENTITY_KEYS_BYTES_MAX, SignedObject, invalid_signature, signatures_in, too_large,
+    ED25519, IDENTITY_KEYS_BYTES_MAX, KeySignature, SignedObject, invalid_signature, signatures_in,
+    signatures_of, too_large,
 };
 use crate::protocol::json::{AtMost, CanonicalObject, member_of, members_of, read, string};
 use crate::protocol::sign::VerifyKey;
@@ -111,6 +112,66 @@ fn one_public_key(keys: &[u8]) -> Result<String> {
     let named = name.strip_prefix(ED25519).and_then(|rest| rest.strip_prefix(':'));
     let is_key = VerifyKey::from_base64(&value).is_ok_and(|key| key.to_base64() == value);
     if named == Some(&*value) && is_key { Ok(value.into_owned()) } else { Err(wrong()) }
+}
+
+/// An object that was signed, as it came with the new signatures.
+pub struct NewlySigned<'s> {
+    /// The object.
+    pub object: &'s CanonicalObject,
+    /// Who signed it.
+    pub signer: &'s UserId,
+}
+
+impl NewlySigned<'_> {
+    /// Checks that it is what is known under its name, "with the exception of the `signatures` property".
+    ///
+    /// Errors: 400 `M_INVALID_SIGNATURE`.
+    fn check_is(&self, known: &SignedObject) -> Result<()> {
+        if self.object.without(&["signatures", "unsigned"]) == known.object.as_bytes() {
+            return Ok(());
+        }
+        Err(invalid_signature("What was signed is not the key that this server knows"))
+    }
+
+    /// The signature that the signer made with a key of theirs.
+    ///
+    /// Errors: 400 `M_INVALID_SIGNATURE` if there is none, it is wrong, or something else was signed.
+    pub fn signature_by(&self, key: &CrossSigningKey, known: &SignedObject) -> Result<KeySignature> {
+        self.check_is(known)?;
+        let (verify_key, key_id) = (key.verify_key()?, key.key_id());
+        let mut found = signatures_of(self.object, self.signer).filter(|(id, _)| *id == key_id);
+        let found = found.find(|(_, signature)| verify_key.verifies(known.object.as_bytes(), signature));
+        let (_, signature) = found.ok_or_else(|| invalid_signature("It is not signed with the right key"))?;
+        Ok(KeySignature { signer: self.signer.clone(), key_id, signature: signature.into_owned() })
+    }
+
+    /// The signatures that the signer's devices made of their own master key, each with the key that made it.
+    /// `keys_of_device`: the keys of a device, if there is such a one.
+    ///
+    /// Errors: 400 `M_INVALID_SIGNATURE` if there are none, one of them is wrong or of no device, or something else was
+    /// signed; those of `keys_of_device`.
+    pub fn signatures_by_devices(
+        &self,
+        master: &CrossSigningKey,
+        keys_of_device: impl Fn(&str) -> Result<Option<SignedObject>>,
+    ) -> Result<Vec<(KeySignature, VerifyKey)>> {
+        self.check_is(&master.signed)?;
+        let mut signatures = Vec::new();
+        for (key_id, signature) in signatures_of(self.object, self.signer) {
+            let device = key_id.strip_prefix(ED25519).and_then(|rest| rest.strip_prefix(':'));
+            let keys = device.map(&keys_of_device).transpose()?.flatten();
+            let key = keys.and_then(|keys| keys.verify_key(&key_id));
+            let key = key.filter(|key| key.verifies(master.signed.object.as_bytes(), &signature));
+            let key =
+                key.ok_or_else(|| invalid_signature("A master key is signed by its owner's devices"))?;
+            let (key_id, signature) = (key_id.into_owned(), signature.into_owned());
+            signatures.push((KeySignature { signer: self.signer.clone(), key_id, signature }, key));
+        }
+        if signatures.is_empty() {
+            return Err(invalid_signature("There is no signature by a device"));
+        }
+        Ok(signatures)
+    }
 }
 
 #[cfg(test)]

@@ -2,13 +2,17 @@
 //! keys as clients upload them, read and checked; and signed objects as they are told, put together from their text.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::json::{
-    AtMost, CanonicalObject, base64_decode, canonical_string, member_of, members_of, read, string,
+    AtMost, CanonicalObject, base64_decode, canonical_string, member_of, members_of, read, read_object,
+    string,
 };
 use crate::protocol::sign::VerifyKey;
 
@@ -23,6 +27,8 @@ pub const SIGNED_CURVE25519: &str = "signed_curve25519";
 pub const IDENTITY_KEYS_BYTES_MAX: usize = 8 << 10;
 /// The largest one-time or fallback key, in bytes of canonical JSON.
 const ONE_TIME_KEY_BYTES_MAX: usize = 2 << 10;
+/// One-time keys in one upload: ten times what clients send.
+const KEYS_AT_ONCE_MAX: usize = 500;
 /// Longest id of a one-time key, in bytes.
 const KEY_ID_BYTES_MAX: usize = 255;
 /// Algorithms that a device names, and how long their names may be.
@@ -55,27 +61,33 @@ pub struct KeySignature {
 impl SignedObject {
     /// Writes the object as others are told it, with more signatures and, of a device, its name.
     pub fn write(&self, out: &mut String, owner: &UserId, more: &[KeySignature], display_name: Option<&str>) {
-        let open = |text: &str| text.strip_suffix('}').map(str::to_owned).unwrap_or_default();
-        out.push_str(&open(&self.object));
-        out.push_str(",\"signatures\":{");
-        let (own, others): (Vec<_>, Vec<_>) = more.iter().partition(|signature| signature.signer == *owner);
-        if self.signatures.len() > 2 || !own.is_empty() {
-            out.push_str(&quoted(owner.as_str()));
-            out.push(':');
-            out.push_str(&open(&self.signatures));
-            write_signatures(out, &own, self.signatures.len() > 2);
-            out.push('}');
+        fn open(text: &str) -> &str {
+            text.strip_suffix('}').unwrap_or_default()
         }
-        for of_signer in others.chunk_by(|one, next| one.signer == next.signer) {
-            if !out.ends_with('{') {
-                out.push(',');
+        out.push_str(open(&self.object));
+        let has_own = self.signatures.len() > 2;
+        if has_own || !more.is_empty() {
+            out.push_str(",\"signatures\":{");
+            let (own, others): (Vec<_>, Vec<_>) =
+                more.iter().partition(|signature| signature.signer == *owner);
+            if has_own || !own.is_empty() {
+                out.push_str(&quoted(owner.as_str()));
+                out.push(':');
+                out.push_str(open(&self.signatures));
+                write_signatures(out, &own, has_own);
+                out.push('}');
             }
-            out.push_str(&quoted(of_signer[0].signer.as_str()));
-            out.push_str(":{");
-            write_signatures(out, of_signer, false);
+            for of_signer in others.chunk_by(|one, next| one.signer == next.signer) {
+                if !out.ends_with('{') {
+                    out.push(',');
+                }
+                out.push_str(&quoted(of_signer[0].signer.as_str()));
+                out.push_str(":{");
+                write_signatures(out, of_signer, false);
+                out.push('}');
+            }
             out.push('}');
         }
-        out.push('}');
         if let Some(name) = display_name {
             out.push_str(",\"unsigned\":{\"device_display_name\":");
             out.push_str(&quoted(name));
@@ -139,6 +151,60 @@ pub struct UploadedDeviceKeys {
     pub keys: SignedObject,
     /// Other signatures of the device's user, by key id: to be verified with keys that are not here.
     pub others: Vec<(String, String)>,
+}
+
+/// What a device uploads at once.
+#[derive(Debug)]
+pub struct KeyUpload {
+    /// Its identity keys.
+    pub device_keys: Option<UploadedDeviceKeys>,
+    /// One-time keys.
+    pub one_time_keys: Vec<OneTimeKey>,
+    /// Fallback keys, one of an algorithm at most.
+    pub fallback_keys: Vec<OneTimeKey>,
+}
+
+/// The body of `keys/upload`, as text. `null` is read as absent everywhere: older clients write it.
+#[derive(Deserialize)]
+struct KeyUploadBody<'t> {
+    #[serde(borrow, default)]
+    device_keys: Option<&'t RawValue>,
+    #[serde(borrow, default)]
+    one_time_keys: Option<KeysByName<'t>>,
+    #[serde(borrow, default)]
+    fallback_keys: Option<KeysByName<'t>>,
+}
+
+type KeysByName<'t> = BTreeMap<Cow<'t, str>, &'t RawValue>;
+
+impl KeyUpload {
+    /// Reads the body of an upload by this device.
+    ///
+    /// Errors: 400 `M_BAD_JSON`, `M_INVALID_PARAM` for keys of unknown algorithms, `M_INVALID_SIGNATURE` for what the
+    /// device has not signed; 413 `M_TOO_LARGE`.
+    pub fn read(body: &[u8], user: &UserId, device: &str) -> Result<Self> {
+        let body: KeyUploadBody<'_> = read_object(body)?;
+        let keys = |named: Option<KeysByName<'_>>, most: usize| {
+            let named = named.unwrap_or_default();
+            if named.len() > most {
+                return Err(too_large("These are too many keys"));
+            }
+            let keys =
+                named.iter().map(|(name, key)| read_one_time_key(name, key.get().as_bytes(), user, device));
+            keys.collect::<Result<Vec<_>>>()
+        };
+        let device_keys = body.device_keys.map(|keys| read_device_keys(keys.get().as_bytes(), user, device));
+        let fallback_keys = keys(body.fallback_keys, KEYS_AT_ONCE_MAX)?;
+        // There is one algorithm, so that two would be of the same.
+        if fallback_keys.len() > 1 {
+            return Err(Error::invalid_param("There can be one fallback key of each algorithm"));
+        }
+        Ok(Self {
+            device_keys: device_keys.transpose()?,
+            one_time_keys: keys(body.one_time_keys, KEYS_AT_ONCE_MAX)?,
+            fallback_keys,
+        })
+    }
 }
 
 /// Reads the identity keys of a device.
@@ -273,7 +339,7 @@ fn unknown_algorithm() -> Error {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::{Map, Value, json};
 
     use super::*;
     use crate::protocol::sign::SigningKey;
@@ -327,12 +393,9 @@ mod tests {
             let mut told = String::new();
             bare.write(&mut told, &user("alice"), more, None);
             let told: Value = serde_json::from_str(&told).expect("JSON");
-            let count: usize = told["signatures"]
-                .as_object()
-                .expect("there")
-                .values()
-                .map(|v| v.as_object().map_or(0, |o| o.len()))
-                .sum();
+            let signers =
+                told.get("signatures").and_then(Value::as_object).into_iter().flat_map(|all| all.values());
+            let count: usize = signers.map(|keys| keys.as_object().map_or(0, Map::len)).sum();
             assert_eq!(count, more.len(), "{told}");
         }
     }

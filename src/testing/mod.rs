@@ -12,6 +12,7 @@
 //! ```
 
 mod certificates;
+mod end_to_end_keys;
 mod user;
 
 use std::net::TcpListener;
@@ -29,6 +30,7 @@ use crate::protocol::ServerName;
 use crate::service::Homeserver;
 
 pub use certificates::{Certificates, certificates};
+pub use end_to_end_keys::{TestDeviceKeys, TestSigningKeys};
 pub use user::{TestUser, segment};
 
 /// A folder of its own under the system's temporary folder.

@@ -4,6 +4,7 @@
 //! - `accounts`: registration, login, sessions, devices, deactivation.
 //! - `client_details`: what is easy to get nearly right.
 //! - `client_rooms`: rooms made in every way, spoken in, read back, named; the profiles and data around them.
+//! - `keys`, `cross_signing`: end-to-end keys of devices and of users.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
@@ -14,6 +15,8 @@ pub mod common;
 mod accounts;
 mod client_details;
 mod client_rooms;
+mod cross_signing;
 mod erasure;
 mod key_backup;
+mod keys;
 mod sync;

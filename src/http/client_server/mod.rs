@@ -13,6 +13,7 @@ pub mod discovery;
 pub mod ephemeral;
 pub mod filters;
 pub mod interactive;
+pub mod keys;
 pub mod login;
 pub mod membership;
 pub mod messages;

@@ -81,7 +81,7 @@ pub(in crate::service) struct PreparedLogin {
 
 impl PreparedLogin {
     /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has too
-    /// many devices.
+    /// many devices, and for the name of a cross-signing key.
     pub(in crate::service) fn begin(&self, tx: &mut Tx<'_>, owner: &UserId) -> Result<()> {
         // The user may have been deactivated since the password was checked.
         if !tx.is_active_user(owner)? {
@@ -91,6 +91,10 @@ impl PreparedLogin {
         let is_new = tx.device(owner, device)?.is_none();
         if is_new && tx.count_devices(owner)? >= DEVICES_MAX {
             return Err(Error::forbidden("This account has too many devices"));
+        }
+        // "Servers must ensure that device IDs will not collide with cross-signing public keys."
+        if is_new && tx.is_cross_signing_key(owner, device)? {
+            return Err(Error::forbidden("One of your cross-signing keys has this name"));
         }
         tx.log_in_device(owner, device, self.display_name.as_deref(), &self.tokens.stored(self.now))?;
         if let Some((at, ip)) = &self.seen {

@@ -10,12 +10,14 @@ use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::service::rooms::view::membership_known_at;
-use crate::store::{EventKey, Room, RoomKey};
+use crate::store::{Db, EventKey, Room, RoomKey};
 
 /// "100 messages is recommended as a reasonable limit."
 const MESSAGES_MAX: usize = 100;
 /// Members of one room that are listed because they share a room with the user from now on, or no more.
 const MEMBERS_MAX: u64 = 10_000;
+/// The same of a room without encryption, where nobody needs it.
+const PLAIN_MEMBERS_MAX: u64 = 1000;
 
 /// How far an answer came with the messages that wait for a device.
 #[derive(Default)]
@@ -29,10 +31,12 @@ pub struct ToDeviceProgress {
 /// `device_lists`.
 #[derive(Default, Serialize)]
 pub struct DeviceLists {
+    /// Whose keys are to be looked at anew.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    changed: BTreeSet<UserId>,
+    pub changed: BTreeSet<UserId>,
+    /// Whose keys need not be followed any more.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    left: BTreeSet<UserId>,
+    pub left: BTreeSet<UserId>,
 }
 
 impl DeviceLists {
@@ -62,6 +66,15 @@ pub fn to_device(context: &SyncContext<'_>) -> Result<(EventList, ToDeviceProgre
 }
 
 impl Syncing<'_> {
+    /// Whose keys a client has to look at anew since a position of the stream, and whose no more: what `/sync` would have
+    /// told it meanwhile. A position that this server has not reached is before everything.
+    pub fn key_changes(&self, user: &UserId, from: i64) -> Result<DeviceLists> {
+        self.store.read(|db| {
+            let position = db.snapshot_position()?;
+            device_lists_between(db, user, if from > position { 0 } else { from }, position)
+        })
+    }
+
     /// Forgets the messages that a device has proved to have, and notes where its answer had to stop: before the answer
     /// goes out, since its token will prove no more than that.
     pub(super) fn settle_to_device(
@@ -88,78 +101,101 @@ impl Syncing<'_> {
     }
 }
 
-/// "Users who have updated their device identity or cross-signing keys, or who now share an encrypted room with the
-/// client"; and "users with whom we do not share any encrypted rooms anymore". Only where the client has looked before.
-/// That it wants to hear of certain rooms only, or of none, makes no difference: it encrypts for all of them.
+/// What is told of device lists in one answer.
 pub fn device_lists(context: &SyncContext<'_>) -> Result<DeviceLists> {
+    // "Only present on an incremental sync."
+    let Some(since) = context.request.since else { return Ok(DeviceLists::default()) };
+    device_lists_between(context.db, context.user, since, context.position)
+}
+
+/// "Users who have updated their device identity or cross-signing keys, or who now share an encrypted room with the
+/// client"; and "users with whom we do not share any encrypted rooms anymore", at positions in `(since, position]`, the
+/// second being that of the snapshot. That a client wants to hear of certain rooms only, or of none, makes no
+/// difference: it encrypts for all of them.
+///
+/// Who comes into a room without encryption is listed as well, and who shares no room at all any more: "a server may add
+/// Alice to `changed` when Alice and Bob share a new room", and clients were taught to expect it.
+pub(in crate::service) fn device_lists_between(
+    db: &Db<'_>,
+    user: &UserId,
+    since: i64,
+    position: i64,
+) -> Result<DeviceLists> {
     let mut lists = DeviceLists::default();
-    let Some(since) = context.request.since else { return Ok(lists) };
-    for user in context.db.device_changes_between(since, context.position)? {
-        if user == *context.user || context.db.share_a_room(context.user, &user)? {
-            lists.changed.insert(user);
+    for changed in db.device_changes_between(since, position)? {
+        if changed == *user || db.share_a_room(user, &changed)? {
+            lists.changed.insert(changed);
         }
     }
-    let mut parted = BTreeSet::new();
-    let mut rooms: BTreeSet<RoomKey> =
-        context.db.joined_rooms_with_news(context.user, since)?.into_iter().collect();
-    rooms.extend(context.db.rooms_of_since(context.user, since)?.into_iter().map(|room| room.room));
+    lists.changed.extend(db.own_signing_news(user, since, position)?);
+    let (mut parted, mut parted_encrypted) = (BTreeSet::new(), BTreeSet::new());
+    let mut rooms: BTreeSet<RoomKey> = db.joined_rooms_with_news(user, since)?.into_iter().collect();
+    rooms.extend(db.rooms_of_since(user, since)?.into_iter().map(|room| room.room));
     for key in rooms {
-        if context.db.state_event_key(key, "m.room.encryption", "")?.is_none() {
-            continue;
-        }
-        let room = context.db.room_by_key(key)?;
-        let was_in = membership_known_at(context.db, &room, context.user, since)? == Some(Membership::Join);
-        match (was_in, context.db.membership(key, context.user)? == Some(Membership::Join)) {
-            (true, true) => comings_and_goings(context, &room, since, &mut lists.changed, &mut parted)?,
-            (false, true) => lists.changed.extend(members(context, &room)?),
-            (true, false) => parted.extend(members(context, &room)?),
+        let is_encrypted = db.state_event_key(key, "m.room.encryption", "")?.is_some();
+        let room = CommonRoom { db, room: db.room_by_key(key)?, is_encrypted, since, position };
+        let parted = if is_encrypted { &mut parted_encrypted } else { &mut parted };
+        let was_in = membership_known_at(db, &room.room, user, since)? == Some(Membership::Join);
+        match (was_in, db.membership(key, user)? == Some(Membership::Join)) {
+            (true, true) => room.comings_and_goings(&mut lists.changed, parted)?,
+            (false, true) => lists.changed.extend(room.members()?),
+            (true, false) => parted.extend(room.members()?),
             (false, false) => {}
         }
     }
-    parted.remove(context.user);
-    for user in parted {
-        if !context.db.share_an_encrypted_room(context.user, &user)? {
-            lists.changed.remove(&user);
-            lists.left.insert(user);
+    for gone in parted_encrypted.iter().chain(&parted).filter(|gone| *gone != user) {
+        let is_left = match parted_encrypted.contains(gone) {
+            true => !db.share_an_encrypted_room(user, gone)?,
+            false => !db.share_a_room(user, gone)?,
+        };
+        if is_left {
+            lists.changed.remove(gone);
+            lists.left.insert(gone.clone());
         }
     }
     Ok(lists)
 }
 
-/// Who came into an encrypted room in which the user still is, and who went.
-fn comings_and_goings(
-    context: &SyncContext<'_>,
-    room: &Room,
+/// A room that the user is in, or was.
+struct CommonRoom<'r> {
+    db: &'r Db<'r>,
+    room: Room,
+    is_encrypted: bool,
     since: i64,
-    came: &mut BTreeSet<UserId>,
-    went: &mut BTreeSet<UserId>,
-) -> Result<()> {
-    let changes = context.db.state_changes_between(room.key, since, context.position)?;
-    let was_encrypted = changes.iter().all(|c| c.event_type != "m.room.encryption" || c.before.is_some());
-    if !was_encrypted {
-        came.extend(members(context, room)?);
-        return Ok(());
-    }
-    let joined = |event: Option<EventKey>| -> Result<bool> {
-        let pdu = event.map(|event| context.db.pdu_by_key(event)).transpose()?;
-        Ok(pdu.and_then(|pdu| pdu.membership()) == Some(Membership::Join))
-    };
-    for change in changes.iter().filter(|change| change.event_type == "m.room.member") {
-        let Ok(user) = UserId::parse(&change.state_key) else { continue };
-        match (joined(change.before)?, joined(change.after)?) {
-            (false, true) => drop(came.insert(user)),
-            (true, false) => drop(went.insert(user)),
-            _ => {}
-        }
-    }
-    Ok(())
+    position: i64,
 }
 
-/// The members of a room, if they are not too many for anyone to follow.
-fn members(context: &SyncContext<'_>, room: &Room) -> Result<Vec<UserId>> {
-    if room.joined > MEMBERS_MAX {
-        return Ok(Vec::new());
+impl CommonRoom<'_> {
+    /// Who came into the room while the user was in it, and who went.
+    fn comings_and_goings(&self, came: &mut BTreeSet<UserId>, went: &mut BTreeSet<UserId>) -> Result<()> {
+        let changes = self.db.state_changes_between(self.room.key, self.since, self.position)?;
+        let was_encrypted = changes.iter().all(|c| c.event_type != "m.room.encryption" || c.before.is_some());
+        if self.is_encrypted && !was_encrypted {
+            came.extend(self.members()?);
+            return Ok(());
+        }
+        let joined = |event: Option<EventKey>| -> Result<bool> {
+            let pdu = event.map(|event| self.db.pdu_by_key(event)).transpose()?;
+            Ok(pdu.and_then(|pdu| pdu.membership()) == Some(Membership::Join))
+        };
+        for change in changes.iter().filter(|change| change.event_type == "m.room.member") {
+            let Ok(user) = UserId::parse(&change.state_key) else { continue };
+            match (joined(change.before)?, joined(change.after)?) {
+                (false, true) => drop(came.insert(user)),
+                (true, false) => drop(went.insert(user)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
-    let members = context.db.members(room.key, Some(Membership::Join))?;
-    Ok(members.into_iter().map(|member| member.user_id).collect())
+
+    /// The members, if they are not too many for anyone to follow.
+    fn members(&self) -> Result<Vec<UserId>> {
+        let most = if self.is_encrypted { MEMBERS_MAX } else { PLAIN_MEMBERS_MAX };
+        if self.room.joined > most {
+            return Ok(Vec::new());
+        }
+        let members = self.db.members(self.room.key, Some(Membership::Join))?;
+        Ok(members.into_iter().map(|member| member.user_id).collect())
+    }
 }

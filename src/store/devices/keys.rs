@@ -31,7 +31,7 @@ pub enum OneTimeKeyOutcome {
     /// It is there to be claimed.
     Added,
     /// It was there already, or was given out before: nothing has changed.
-    Known,
+    Repeated,
     /// There is, or was, another key of this id. With the other one, if it was not given out yet.
     Taken(Option<String>),
 }
@@ -141,7 +141,7 @@ impl Tx<'_> {
             let found: Option<([u8; 32], Option<String>)> =
                 statement.query_row(named, |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
             match found {
-                Some((digest, _)) if key.digest == digest => return Ok(OneTimeKeyOutcome::Known),
+                Some((digest, _)) if key.digest == digest => return Ok(OneTimeKeyOutcome::Repeated),
                 Some((_, other)) => return Ok(OneTimeKeyOutcome::Taken(other)),
                 None => {}
             }
@@ -283,8 +283,8 @@ mod tests {
             let mut add = |id, version| tx.add_one_time_key(&user, "PHONE", &key(id, version));
             Ok([add(0, 1)?, add(1, 1)?, add(1, 2)?, add(many - 1, 1)?])
         });
-        use OneTimeKeyOutcome::{Added, Known, Taken};
-        assert_eq!(outcomes.expect("written"), [Added, Known, Taken(None), Known]);
+        use OneTimeKeyOutcome::{Added, Repeated, Taken};
+        assert_eq!(outcomes.expect("written"), [Added, Repeated, Taken(None), Repeated]);
     }
 
     #[test]

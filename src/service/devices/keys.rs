@@ -1,0 +1,369 @@
+//! End-to-end keys of devices (client-server API, "Key management API"): uploaded by our users' clients, told to
+//! whoever asks, and given out once each. What users elsewhere have is asked of their servers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage};
+use crate::protocol::device_keys::{KeySignature, KeyUpload, UploadedDeviceKeys, quoted};
+use crate::protocol::{ServerName, UserId};
+use crate::service::devices::Devices;
+use crate::service::devices::device_lists::tell_of_device;
+use crate::store::devices::cross_signing::SignatureOfKey;
+use crate::store::devices::keys::{DeviceWithKeys, OneTimeKeyOutcome};
+use crate::store::{Db, Tx};
+
+/// One-time keys of one device and algorithm that wait to be claimed: ten times what clients keep there.
+const ONE_TIME_KEYS_MAX: u64 = 500;
+/// Users whose keys are read at once, so that nobody waits long for a reader.
+const USERS_AT_ONCE_MAX: usize = 200;
+/// Keys that are given out with one commit.
+const CLAIMS_AT_ONCE_MAX: usize = 200;
+/// Devices of which one request may claim keys.
+const CLAIMS_MAX: usize = 10_000;
+/// What the keys of all users that one request asks for may come to, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Whose devices are asked for: their ids by user; none named: all.
+pub type WantedDevices = BTreeMap<UserId, Vec<String>>;
+/// Of which devices keys are claimed: the algorithm by device and user.
+pub type WantedKeys = BTreeMap<UserId, BTreeMap<String, String>>;
+
+/// The members of a JSON object that is being written.
+#[derive(Default)]
+pub struct Members(String);
+
+impl Members {
+    /// One more member, whose value is written by `write`.
+    pub fn push(&mut self, name: &str, write: impl FnOnce(&mut String)) {
+        if !self.0.is_empty() {
+            self.0.push(',');
+        }
+        self.0.push_str(&quoted(name));
+        self.0.push(':');
+        write(&mut self.0);
+    }
+
+    /// The object.
+    pub fn write(&self, out: &mut String) {
+        out.push('{');
+        out.push_str(&self.0);
+        out.push('}');
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// What `keys/query` tells, of both APIs: each section has a member for each user.
+#[derive(Default)]
+pub struct QueriedKeys {
+    /// An object by device id.
+    pub device_keys: Members,
+    /// A cross-signing key.
+    pub master_keys: Members,
+    /// A cross-signing key.
+    pub self_signing_keys: Members,
+    /// A cross-signing key: to clients only, and of nobody but themselves.
+    pub user_signing_keys: Members,
+}
+
+impl QueriedKeys {
+    /// The answer; to a client with what could not be asked, by server.
+    pub fn into_json(self, failures: Option<&Members>) -> String {
+        let mut answer = Members::default();
+        answer.push("device_keys", |out| self.device_keys.write(out));
+        answer.push("master_keys", |out| self.master_keys.write(out));
+        answer.push("self_signing_keys", |out| self.self_signing_keys.write(out));
+        if let Some(failures) = failures {
+            answer.push("user_signing_keys", |out| self.user_signing_keys.write(out));
+            answer.push("failures", |out| failures.write(out));
+        }
+        let mut text = String::with_capacity(answer.len() + 2);
+        answer.write(&mut text);
+        text
+    }
+
+    fn len(&self) -> usize {
+        self.device_keys.len() + self.master_keys.len() + self.self_signing_keys.len()
+    }
+}
+
+impl Devices<'_> {
+    /// Keeps what a device has uploaded; how many one-time keys it has now, by algorithm. What is there already, or was
+    /// given out, changes nothing. New identity keys take the place of the old ones, and with those their one-time keys
+    /// go: they are another account's as Olm sees it, made by a client that lost the first.
+    ///
+    /// Errors: 400 `M_UNKNOWN` if there is or was another one-time key of the same id, once all others are kept; 401
+    /// `M_UNKNOWN_TOKEN` if the device is gone; 413 `M_TOO_LARGE` for too many keys.
+    pub fn upload_keys(
+        &self,
+        user: &UserId,
+        device: &str,
+        upload: KeyUpload,
+    ) -> Result<BTreeMap<String, u64>> {
+        let signature = match &upload.device_keys {
+            Some(keys) => self.store.read(|db| self_signature(db, user, keys))?,
+            None => None,
+        };
+        let (owner, device) = (user.clone(), device.to_owned());
+        let (counts, refusal) = self.store.write(move |tx| {
+            if tx.device(&owner, &device)?.is_none() {
+                let gone = Error::new(ErrCode::UnknownToken, "This device was logged out");
+                return Err(gone.with_field("soft_logout", false));
+            }
+            if let Some(keys) = &upload.device_keys {
+                keep_device_keys(tx, &owner, &device, keys, signature)?;
+            }
+            let refusal = keep_one_time_keys(tx, &owner, &device, &upload)?;
+            for key in &upload.fallback_keys {
+                tx.set_fallback_key(&owner, &device, key)?;
+            }
+            Ok((tx.one_time_key_counts(&owner, &device)?, refusal))
+        })?;
+        match refusal {
+            Some(refusal) => Err(refusal),
+            None => Ok(counts),
+        }
+    }
+
+    /// Answers `keys/query` of one of our users, JSON: keys of users here, and of users elsewhere as far as they can be had
+    /// `within` this time. Errors: as [`Self::keys_of_local_users`].
+    pub fn query_keys(&self, asker: &UserId, wanted: WantedDevices, within: Duration) -> Result<String> {
+        let (here, elsewhere): (WantedDevices, WantedDevices) =
+            wanted.into_iter().partition(|(user, _)| self.is_local(user));
+        let mut keys = self.keys_of_local_users(Some(asker), &here)?;
+        let mut failures = Members::default();
+        if !elsewhere.is_empty() {
+            let _ = (by_server(elsewhere), within, &mut keys, &mut failures);
+        }
+        Ok(keys.into_json(Some(&failures)))
+    }
+
+    /// Answers `keys/claim` of one of our users, JSON. Errors: as [`Self::claim_here`].
+    pub fn claim_keys(&self, wanted: WantedKeys, within: Duration) -> Result<String> {
+        let (here, elsewhere): (WantedKeys, WantedKeys) =
+            wanted.into_iter().partition(|(user, _)| self.is_local(user));
+        let claimed = self.claim_here(&here)?;
+        let failures = Members::default();
+        if !elsewhere.is_empty() {
+            let _ = (by_server(elsewhere), within);
+        }
+        let mut answer = Members::default();
+        answer.push("one_time_keys", |out| claimed.write(out));
+        answer.push("failures", |out| failures.write(out));
+        let mut text = String::with_capacity(answer.len() + 2);
+        answer.write(&mut text);
+        Ok(text)
+    }
+
+    /// The keys of local users as `asker` may see them; none: another server. Every user has a member in `device_keys`;
+    /// devices that there are not, or without keys, have none in that.
+    ///
+    /// Errors: 413 `M_TOO_LARGE` if that is too much for one answer.
+    pub fn keys_of_local_users(&self, asker: Option<&UserId>, wanted: &WantedDevices) -> Result<QueriedKeys> {
+        let mut keys = QueriedKeys::default();
+        let wanted: Vec<_> = wanted.iter().collect();
+        for some in wanted.chunks(USERS_AT_ONCE_MAX) {
+            self.store.read(|db| {
+                some.iter().try_for_each(|(user, devices)| add_keys_of(db, asker, user, devices, &mut keys))
+            })?;
+            if keys.len() > ANSWER_BYTES_MAX {
+                return Err(Error::new(ErrCode::TooLarge, "These are too many keys for one answer"));
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Gives out a key of each of these devices of local users: a member for each user that has any.
+    ///
+    /// Errors: 413 `M_TOO_LARGE` for too many devices.
+    pub fn claim_here(&self, wanted: &WantedKeys) -> Result<Members> {
+        let wanted: Vec<Claim> = wanted
+            .iter()
+            .flat_map(|(user, devices)| {
+                devices.iter().map(move |(device, algorithm)| (user, device, algorithm))
+            })
+            .map(|(user, device, algorithm)| Claim {
+                user: user.clone(),
+                device: device.clone(),
+                algorithm: algorithm.clone(),
+            })
+            .collect();
+        if wanted.len() > CLAIMS_MAX {
+            return Err(Error::new(ErrCode::TooLarge, "These are too many devices"));
+        }
+        let mut claimed: Vec<(Claim, String, String)> = Vec::new();
+        for some in wanted.chunks(CLAIMS_AT_ONCE_MAX) {
+            // Looked up here, so that claims of what there is not cost the writer nothing.
+            let there: Vec<Claim> = self.store.read(|db| {
+                let mut there = Vec::new();
+                for claim in some {
+                    if db.has_key_to_claim(&claim.user, &claim.device, &claim.algorithm)? {
+                        there.push(claim.clone());
+                    }
+                }
+                Ok(there)
+            })?;
+            if there.is_empty() {
+                continue;
+            }
+            claimed.extend(self.store.write(move |tx| {
+                let mut claimed = Vec::with_capacity(there.len());
+                for claim in there {
+                    if let Some((key_id, key)) =
+                        tx.claim_one_time_key(&claim.user, &claim.device, &claim.algorithm)?
+                    {
+                        claimed.push((claim, key_id, key));
+                    }
+                }
+                Ok(claimed)
+            })?);
+        }
+        let mut users = Members::default();
+        for of_user in claimed.chunk_by(|(one, ..), (next, ..)| one.user == next.user) {
+            let mut devices = Members::default();
+            for (claim, key_id, key) in of_user {
+                devices.push(&claim.device, |out| {
+                    let mut keys = Members::default();
+                    keys.push(&format!("{}:{key_id}", claim.algorithm), |out| out.push_str(key));
+                    keys.write(out);
+                });
+            }
+            users.push(of_user[0].0.user.as_str(), |out| devices.write(out));
+        }
+        Ok(users)
+    }
+}
+
+/// What is asked of each server.
+fn by_server<T>(wanted: BTreeMap<UserId, T>) -> BTreeMap<ServerName, BTreeMap<UserId, T>> {
+    let mut by_server: BTreeMap<ServerName, BTreeMap<UserId, T>> = BTreeMap::new();
+    for (user, what) in wanted {
+        by_server.entry(user.server()).or_default().insert(user, what);
+    }
+    by_server
+}
+
+/// A key of a device that is asked for.
+#[derive(Clone)]
+struct Claim {
+    user: UserId,
+    device: String,
+    algorithm: String,
+}
+
+/// The signature of the user's self-signing key among those that came with identity keys, and that key.
+fn self_signature(
+    db: &Db<'_>,
+    user: &UserId,
+    uploaded: &UploadedDeviceKeys,
+) -> Result<Option<(CrossSigningKey, KeySignature)>> {
+    if uploaded.others.is_empty() {
+        return Ok(None);
+    }
+    let Some(key) = db.cross_signing_key(user, KeyUsage::SelfSigning)? else { return Ok(None) };
+    let (verify_key, key_id) = (key.verify_key()?, key.key_id());
+    let object = uploaded.keys.object.as_bytes();
+    let mut signatures = uploaded.others.iter();
+    let found = signatures.find(|(id, signature)| *id == key_id && verify_key.verifies(object, signature));
+    Ok(found.map(|(_, signature)| {
+        (key, KeySignature { signer: user.clone(), key_id, signature: signature.clone() })
+    }))
+}
+
+/// Keeps identity keys, and tells everybody if they are others than before.
+fn keep_device_keys(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    device: &str,
+    uploaded: &UploadedDeviceKeys,
+    signature: Option<(CrossSigningKey, KeySignature)>,
+) -> Result<()> {
+    if tx.is_cross_signing_key(user, device)? {
+        return Err(Error::forbidden("This device has the name of a cross-signing key"));
+    }
+    let before = tx.keys_of_device(user, device)?;
+    let mut changed = before.as_ref() != Some(&uploaded.keys);
+    match before {
+        Some(before) if !before.has_keys_of(&uploaded.keys) => {
+            tx.forget_one_time_keys(user, device)?;
+            tx.forget_signatures_of_device(user, device)?;
+        }
+        Some(before) if before.object != uploaded.keys.object => tx.forget_signatures_of(user, device)?,
+        Some(_) | None => {}
+    }
+    if changed {
+        tx.set_device_keys(user, device, &uploaded.keys)?;
+    }
+    if let Some((key, signature)) = signature
+        && tx.cross_signing_key(user, KeyUsage::SelfSigning)?.is_some_and(|now| now == key)
+    {
+        changed |= tx.add_key_signature(user, &SignatureOfKey { target: device.to_owned(), signature })?;
+    }
+    if changed { tell_of_device(tx, user, device) } else { Ok(()) }
+}
+
+/// Keeps one-time keys. What is to be answered, if some are refused; the others are kept all the same.
+fn keep_one_time_keys(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    device: &str,
+    upload: &KeyUpload,
+) -> Result<Option<Error>> {
+    let mut refusal = None;
+    for key in &upload.one_time_keys {
+        if let OneTimeKeyOutcome::Taken(old) = tx.add_one_time_key(user, device, key)? {
+            // Clients know this error by its words, which are Synapse's, and some read both keys out of it.
+            refusal = refusal.or_else(|| {
+                let old = old.as_deref().unwrap_or("was given out");
+                let message = format!(
+                    "One time key {}:{} already exists. Old key: {old}; new key: {}",
+                    key.algorithm, key.key_id, key.key
+                );
+                Some(Error::new(ErrCode::Unknown, message).with_status(400))
+            });
+        }
+    }
+    if tx.one_time_key_counts(user, device)?.values().any(|count| *count > ONE_TIME_KEYS_MAX) {
+        return Err(Error::new(ErrCode::TooLarge, "A device may have 500 one-time keys waiting"));
+    }
+    Ok(refusal)
+}
+
+/// Adds the keys of one local user to an answer.
+fn add_keys_of(
+    db: &Db<'_>,
+    asker: Option<&UserId>,
+    user: &UserId,
+    wanted: &[String],
+    keys: &mut QueriedKeys,
+) -> Result<()> {
+    let signatures = db.signatures_of_keys(user, asker)?;
+    // They are in the order of what is signed.
+    let of = |target: &str| -> Vec<KeySignature> {
+        let first = signatures.partition_point(|signed| signed.target.as_str() < target);
+        let of_target = signatures[first..].iter().take_while(|signed| signed.target == target);
+        of_target.map(|signed| signed.signature.clone()).collect()
+    };
+    let mut devices = Members::default();
+    for DeviceWithKeys { device_id, display_name, keys } in db.devices_with_keys(user)? {
+        if wanted.is_empty() || wanted.contains(&device_id) {
+            devices.push(&device_id, |out| keys.write(out, user, &of(&device_id), display_name.as_deref()));
+        }
+    }
+    keys.device_keys.push(user.as_str(), |out| devices.write(out));
+    let known = db.cross_signing_keys(user)?;
+    if let Some(key) = &known.master {
+        keys.master_keys.push(user.as_str(), |out| key.signed.write(out, user, &of(&key.public_key), None));
+    }
+    if let Some(key) = &known.self_signing {
+        keys.self_signing_keys.push(user.as_str(), |out| key.signed.write(out, user, &[], None));
+    }
+    if let Some(key) = known.user_signing.as_ref().filter(|_| asker == Some(user)) {
+        keys.user_signing_keys.push(user.as_str(), |out| key.signed.write(out, user, &[], None));
+    }
+    Ok(())
+}
