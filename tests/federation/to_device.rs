@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::common::ProcessServer;
 use crate::common::peer::Peer;
 use crate::common::scene::{bob_at, log_in};
-use crate::common::wait::Gate;
+use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::testing::TestUser;
 use serde_json::{Value, json};
@@ -409,4 +409,77 @@ fn what_a_million_messages_for_nobody_cost_others() {
         println!("the longest of {sends} sends: {longest:?}");
         attacks.into_iter().for_each(|attack| println!("{:?}", attack.join().expect("no panic")));
     });
+}
+
+/// The messages to devices that a peer was sent: how many bytes each ephemeral message has, and the devices in it.
+fn sent_to(peer: &Peer) -> Vec<(usize, Vec<String>)> {
+    let transactions = peer.asked("/send/");
+    let edus =
+        transactions.iter().flat_map(|asked| asked.body["edus"].as_array().cloned().unwrap_or_default());
+    let direct = edus.filter(|edu| edu["edu_type"] == "m.direct_to_device");
+    direct
+        .map(|edu| {
+            let users = edu["content"]["messages"].as_object().expect("messages").values();
+            let devices = users.flat_map(|of_user| of_user.as_object().expect("devices").keys().cloned());
+            (edu.to_string().len(), devices.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn messages_for_another_server_are_split_so_that_none_is_larger_than_an_event() {
+    let peer = Peer::start();
+    peer.take_transactions();
+    let server = TestServer::start();
+    let (alice, eve) = (server.user("alice"), peer.user("eve"));
+    let content = |size: usize| json!({ "x": "x".repeat(size) });
+    // Ids that are much longer when they are written, and contents of all sizes.
+    let mut devices: serde_json::Map<String, Value> =
+        (0..300).map(|n| (format!("{}{n}", "\u{1}".repeat(60)), json!({}))).collect();
+    devices.extend((0..20).map(|n| (format!("D{n}"), content(n * 3000))));
+    devices.insert("LARGE".into(), content(65_000));
+    send(&alice, "t1", json!({ eve.as_str(): devices }));
+    let mut came: Vec<(usize, Vec<String>)> = Vec::new();
+    wait_until("all devices have theirs", || {
+        came = sent_to(&peer);
+        came.iter().map(|(_, devices)| devices.len()).sum::<usize>() >= devices.len()
+    });
+    assert!(came.iter().all(|(bytes, _)| *bytes <= 65_536), "{:?}", came.iter().map(|c| c.0).max());
+    let mut all: Vec<String> = came.into_iter().flat_map(|(_, devices)| devices).collect();
+    all.sort();
+    assert!(all.iter().eq(devices.keys()), "each device once");
+    // What is too large for one alone is refused, and nothing of that request is sent.
+    let path = "/_matrix/client/v3/sendToDevice/m.test/t2";
+    let too_large = json!({ "messages": { eve.as_str(): { "SMALL": {}, "LARGE": content(65_490) } } });
+    let (status, refusal) = alice.request("PUT", path, Some(too_large));
+    assert_eq!((status, refusal["errcode"].as_str()), (413, Some("M_TOO_LARGE")));
+    send(&alice, "t3", json!({ eve.as_str(): { "LAST": {} } }));
+    wait_until("the last", || sent_to(&peer).iter().any(|(_, devices)| devices.contains(&"LAST".to_owned())));
+    assert!(sent_to(&peer).iter().all(|(_, devices)| !devices.contains(&"SMALL".to_owned())));
+}
+
+#[test]
+fn messages_wait_for_a_server_that_is_away_for_a_day_and_come_once_each() {
+    let peer = Peer::start();
+    let server = TestServer::start();
+    let (alice, eve) = (server.user("alice"), peer.user("eve"));
+    peer.answer_json("/send/", 503, json!({ "errcode": "M_UNKNOWN", "error": "away" }));
+    for n in 0..150 {
+        send(&alice, &format!("t{n}"), json!({ eve.as_str(): { format!("D{n:03}"): {} } }));
+    }
+    let away = peer.name().clone();
+    wait_until("it is found to be away", || server.homeserver().outgoing.is_pausing(&away));
+    for _ in 0..24 {
+        server.advance(Duration::from_secs(3600));
+    }
+    let before = sent_to(&peer).len();
+    peer.take_transactions();
+    server.advance(Duration::from_secs(24 * 3600));
+    let mut came = Vec::new();
+    wait_until("all of them", || {
+        came = sent_to(&peer)[before..].iter().flat_map(|(_, devices)| devices.clone()).collect::<Vec<_>>();
+        came.len() >= 150
+    });
+    let expected: Vec<String> = (0..150).map(|n| format!("D{n:03}")).collect();
+    assert!(came.ends_with(&expected), "{came:?}");
 }

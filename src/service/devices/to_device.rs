@@ -25,8 +25,10 @@ const MESSAGE_BYTES_MAX: usize = 65_536;
 const TYPE_BYTES_MAX: usize = 255;
 /// Messages in one request, or in one ephemeral message of another server.
 const MESSAGES_MAX: usize = 10_000;
-/// Bytes of messages that share an ephemeral message to another server, unless one alone has more.
+/// Bytes of messages that share an ephemeral message to another server, unless one alone has more; and the largest such
+/// message, as large as an event may be: others refuse whole transactions for the sake of what is larger.
 const EDU_SHARE_BYTES: usize = 50_000;
+const EDU_BYTES_MAX: usize = 65_536;
 /// "Arbitrary utf8 string, of maximum length 32 codepoints."
 const MESSAGE_ID_CHARS_MAX: usize = 32;
 /// Messages that are looked up or written at once, and their bytes: so many hold up nobody. What is written of one
@@ -40,7 +42,8 @@ const RETRY_AFTER_MS: Millis = 20_000;
 
 impl Devices<'_> {
     /// Sends messages to devices, here and elsewhere; the same transaction id again sends nothing. Users and devices
-    /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE`, 429
+    /// that do not exist are passed over. Errors: 400 `M_BAD_JSON` for what are no messages, 413 `M_TOO_LARGE` if one of
+    /// them is larger than an event may be, alone in its ephemeral message where it goes to another server, 429
     /// `M_LIMIT_EXCEEDED` if too many of the sender's messages wait for one of the devices; then none was sent, or of
     /// many hundreds some, and the same request sends the others.
     pub fn send_to_device(&self, event_type: &str, messages: &RawValue, txn: ClientTxn) -> Result<()> {
@@ -61,8 +64,7 @@ impl Devices<'_> {
                 if count > MESSAGES_MAX {
                     return Err(Error::new(ErrCode::TooLarge, "These are too many messages"));
                 }
-                let message = written(txn.user_id.as_str(), event_type, &content)
-                    .ok_or_else(|| Error::new(ErrCode::TooLarge, "One of the messages is too large"))?;
+                let message = written(txn.user_id.as_str(), event_type, &content).ok_or_else(too_large)?;
                 if self.is_local(&user) {
                     here.push(DeviceMessage { user: user.clone(), device, message, devices: 0 });
                 } else {
@@ -71,19 +73,7 @@ impl Devices<'_> {
                 }
             }
         }
-        let mut owed = Vec::new();
-        for (server, messages) in elsewhere {
-            for share in shares(messages) {
-                let (sender, event_type) = (txn.user_id.clone(), event_type.to_owned());
-                let said =
-                    DirectToDevice { sender, event_type, message_id: random::letters(16), messages: share };
-                let said = serde_json::to_string(&said).map_err(Error::internal)?;
-                owed.push((
-                    server.clone(),
-                    format!("{{\"content\":{said},\"edu_type\":\"m.direct_to_device\"}}"),
-                ));
-            }
-        }
+        let owed = edus(&txn.user_id, event_type, elsewhere)?;
         let here = self.portions(&txn.txn_id, &txn.user_id, here)?;
         for portion in batches(here) {
             let (txn, now) = (txn.clone(), self.clock.now_ms());
@@ -332,13 +322,43 @@ fn written(sender: &str, event_type: &str, content: &ObjectText) -> Option<Strin
     (message.len() <= MESSAGE_BYTES_MAX).then_some(message)
 }
 
+fn too_large() -> Error {
+    Error::new(ErrCode::TooLarge, "One of the messages is too large")
+}
+
+/// The ephemeral messages in which messages go to devices of other servers. Errors: 413 `M_TOO_LARGE` if one is too large
+/// for one of its own.
+fn edus(
+    sender: &UserId,
+    event_type: &str,
+    elsewhere: BTreeMap<ServerName, DeviceMessages>,
+) -> Result<Vec<(ServerName, String)>> {
+    let mut edus = Vec::new();
+    for (server, messages) in elsewhere {
+        for messages in shares(messages) {
+            let (sender, event_type) = (sender.clone(), event_type.to_owned());
+            let content = DirectToDevice { sender, event_type, message_id: random::letters(16), messages };
+            let content = serde_json::to_string(&content).map_err(Error::internal)?;
+            let edu = format!("{{\"content\":{content},\"edu_type\":\"m.direct_to_device\"}}");
+            if edu.len() > EDU_BYTES_MAX {
+                return Err(too_large());
+            }
+            edus.push((server.clone(), edu));
+        }
+    }
+    Ok(edus)
+}
+
 /// The messages in portions that other servers take in.
 fn shares(messages: DeviceMessages) -> Vec<DeviceMessages> {
     let mut shares = vec![DeviceMessages::new()];
     let mut bytes = 0;
+    // As they are written, with quotes and escapes, and what stands between them.
+    let written = |id: &str| json!(id).to_string().len() + 4;
     for (user, devices) in messages {
+        let of_user = written(&user);
         for (device, content) in devices {
-            let size = user.len() + device.len() + content.get().len();
+            let size = of_user + written(&device) + content.get().len();
             if bytes > 0 && bytes + size > EDU_SHARE_BYTES {
                 shares.push(DeviceMessages::new());
                 bytes = 0;

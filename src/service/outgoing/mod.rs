@@ -31,7 +31,7 @@ use crate::federation::CallError;
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 use crate::protocol::edu::Edu;
-use crate::service::outgoing::queue::{DestinationActivity, OutgoingTask, QueueState};
+use crate::service::outgoing::queue::{CulpritSearch, DestinationActivity, OutgoingTask, QueueState};
 use crate::service::outgoing::transaction::{OutgoingTransaction, OwedBatch, TransactionEdus, send};
 use crate::store::servers::destinations::Destination;
 use crate::store::servers::owed::OwedEdu;
@@ -496,19 +496,32 @@ impl Outgoing {
             return Ok(None);
         }
         self.shorten_long_backlogs(hs, server)?;
-        let (kept, edus_upto, max_pdus, failed_edus, within) = {
+        let (kept, edus_upto, search, failed_edus, within) = {
             let mut state = lock(&self.0.state);
             let peer = state.destinations.entry(server.clone()).or_default();
             let within = if peer.reached { TRANSACTION_TIMEOUT } else { UNPROVEN_TRANSACTION_TIMEOUT };
-            (peer.kept.clone(), peer.edus_upto, peer.max_pdus, peer.failed_edus.clone(), within)
+            (peer.kept.clone(), peer.edus_upto, peer.search, peer.failed_edus.clone(), within)
         };
         let is_repeat = failed_edus.is_some() || kept.attempt_upto.is_some();
+        if let CulpritSearch::Edus { most, upto } = search
+            && !is_repeat
+        {
+            let durable = hs.store.read(|db| db.owed_edus(server, edus_upto, upto, most))?;
+            if !durable.is_empty() {
+                let edus = self.gather_edus(server, Vec::new(), durable, (edus_upto, true)).0;
+                let upto = kept.cursor;
+                return Ok(Some(OutgoingTransaction { upto, events: Vec::new(), edus, more: true, within }));
+            }
+        }
+        // Behind the ephemeral messages among which something was looked for there may be others: they come later.
+        let is_searched = search != CulpritSearch::None;
+        let without_edus = is_repeat || is_searched;
         let position = hs.store.position();
         let (mut owed, durable) = hs.store.read(|db| {
             let upto = kept.attempt_upto.unwrap_or(position);
-            let owed = OwedBatch::read(db, server, (kept.cursor, upto), max_pdus)?;
+            let owed = OwedBatch::read(db, server, (kept.cursor, upto), search.max_pdus())?;
             // A repeat goes without what has become owed since it failed, ephemeral messages too.
-            let durable = match is_repeat {
+            let durable = match without_edus {
                 true => Vec::new(),
                 false => db.owed_edus(server, edus_upto, position, EDUS_MAX)?,
             };
@@ -517,9 +530,9 @@ impl Outgoing {
         let device_lists = std::mem::take(&mut owed.device_lists);
         let (edus, more_edus) = match failed_edus {
             Some(failed) => (failed, false),
-            None => self.gather_edus(server, device_lists, durable, (edus_upto, is_repeat)),
+            None => self.gather_edus(server, device_lists, durable, (edus_upto, without_edus)),
         };
-        let more = kept.attempt_upto.is_some() || owed.more || more_edus;
+        let more = kept.attempt_upto.is_some() || owed.more || more_edus || is_searched;
         let OwedBatch { events, upto, .. } = owed;
         if !events.is_empty() || !edus.edus.is_empty() {
             return Ok(Some(OutgoingTransaction { upto, events, edus, more, within }));
@@ -529,6 +542,7 @@ impl Outgoing {
         if let Some(peer) = state.destinations.get_mut(server) {
             peer.kept.cursor = peer.kept.cursor.max(upto);
             peer.failed_edus = None;
+            peer.search = CulpritSearch::None;
             peer.again |= more;
             if peer.kept.attempt_upto.take().is_some() {
                 // The transaction that failed in an earlier run had nothing but ephemeral messages: look what is left.
@@ -549,7 +563,7 @@ impl Outgoing {
         server: &ServerName,
         device_lists: Vec<String>,
         mut durable: Vec<OwedEdu>,
-        (edus_upto, is_repeat): (i64, bool),
+        (edus_upto, durable_alone): (i64, bool),
     ) -> (TransactionEdus, bool) {
         let most = EDUS_MAX - device_lists.len();
         let sums = durable.iter().scan(0, |sum, owed| {
@@ -559,7 +573,7 @@ impl Outgoing {
         let fitting = sums.take_while(|sum| *sum <= EDU_BYTES_MAX).count().clamp(1, most);
         let mut more = fitting < durable.len() || durable.len() == EDUS_MAX;
         durable.truncate(fitting);
-        let durable_upto = durable.last().map_or(edus_upto, |e| e.stream);
+        let (count, durable_upto) = (durable.len(), durable.last().map_or(edus_upto, |e| e.stream));
         let mut edus: Vec<String> = durable.into_iter().map(|e| e.edu).collect();
         for list in device_lists {
             // The change may have come after the join.
@@ -570,12 +584,12 @@ impl Outgoing {
         let mut state = lock(&self.0.state);
         state.serial += 1;
         let serial = state.serial;
-        if let Some(peer) = state.destinations.get_mut(server).filter(|_| !is_repeat) {
+        if let Some(peer) = state.destinations.get_mut(server).filter(|_| !durable_alone) {
             let room = (EDUS_MAX - edus.len()).min(peer.edus.len());
             edus.extend(peer.edus.drain(..room).map(|e| e.json));
             more |= !peer.edus.is_empty();
         }
-        (TransactionEdus { edus, durable_upto, serial }, more)
+        (TransactionEdus { edus, durable: count, durable_upto, serial }, more)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
-use super::{FAILING_THREADS_MAX, PDUS_MAX, UNPROVEN_THREADS_MAX};
+use super::{EDUS_MAX, FAILING_THREADS_MAX, PDUS_MAX, UNPROVEN_THREADS_MAX};
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::ErrCode;
@@ -65,8 +65,29 @@ pub(super) struct DestinationState {
     /// The ephemeral part of the transaction that failed: a repeat must be the same.
     pub(super) failed_edus: Option<TransactionEdus>,
     pub(super) edus: VecDeque<Edu>,
-    /// Fewer where a transaction was refused as a whole, to find the event that is to blame.
-    pub(super) max_pdus: usize,
+    /// Where a transaction was refused as a whole, how it is found out what is to blame.
+    pub(super) search: CulpritSearch,
+}
+
+/// How it is found out what it is in a transaction that a peer refuses as a whole: the ephemeral messages go apart from the
+/// events, and both in ever smaller portions, until what is refused is a single one.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CulpritSearch {
+    #[default]
+    None,
+    /// Durable ephemeral messages alone, so many at most, up to that position.
+    Edus { most: usize, upto: i64 },
+    /// Then events alone, so many at most.
+    Events { most: usize },
+}
+
+impl CulpritSearch {
+    pub(super) fn max_pdus(self) -> usize {
+        match self {
+            Self::Events { most } => most,
+            _ => PDUS_MAX,
+        }
+    }
 }
 
 /// What a destination is doing; it is in a lane, in `due`, or with a thread accordingly.
@@ -210,7 +231,6 @@ impl DestinationState {
     /// Takes in what is kept of it.
     pub(super) fn learn(&mut self, kept: Destination) {
         self.loaded = true;
-        self.max_pdus = PDUS_MAX;
         self.was_away = kept.failures > 0;
         // Something was delivered once, and nothing failed since.
         self.reached = kept.failures == 0 && kept.cursor > 0;
@@ -233,7 +253,18 @@ impl DestinationState {
         self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
         self.failed_edus = None;
         self.reached = true;
-        self.max_pdus = PDUS_MAX;
+        self.search = match self.search {
+            CulpritSearch::Edus { upto, .. } => self.search_edus(EDUS_MAX, upto),
+            CulpritSearch::None | CulpritSearch::Events { .. } => CulpritSearch::None,
+        };
+    }
+
+    /// The search among ephemeral messages, or what comes after it.
+    fn search_edus(&self, most: usize, upto: i64) -> CulpritSearch {
+        match self.edus_upto < upto {
+            true => CulpritSearch::Edus { most, upto },
+            false => CulpritSearch::Events { most: PDUS_MAX },
+        }
     }
 
     pub(super) fn failed(&mut self, transaction: &OutgoingTransaction, e: &CallError, now: Millis) {
@@ -248,40 +279,67 @@ impl DestinationState {
     }
 
     /// Whether the peer says that the transaction itself is bad, so that repeating it would hold up everything behind
-    /// it for ever. Then the events go in ever smaller portions, and one that is refused all by itself is given up.
+    /// it for ever. Then its parts go in ever smaller portions, and what is refused all by itself is given up: one event, or
+    /// one ephemeral message.
     fn narrows_down(
         &mut self,
         server: &ServerName,
         transaction: &OutgoingTransaction,
         e: &CallError,
     ) -> bool {
-        let about_content = matches!(
-            e.errcode(),
-            Some(
-                ErrCode::BadJson
-                    | ErrCode::NotJson
-                    | ErrCode::TooLarge
-                    | ErrCode::InvalidParam
-                    | ErrCode::MissingParam
-            )
-        );
-        if !about_content {
+        if !is_about_content(e) {
             return false;
         }
         self.kept.attempt_upto = None;
         self.failed_edus = None;
         self.reached = true;
-        if transaction.events.len() > 1 {
-            self.max_pdus = transaction.events.len() / 2;
-            log::info!("{server} refuses a transaction ({e}); its events go in smaller ones");
-        } else {
-            let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
-            log::warn!("{server} refuses {event}, which is not sent again: {e}");
-            self.kept.cursor = self.kept.cursor.max(transaction.upto);
-            self.max_pdus = PDUS_MAX;
+        let TransactionEdus { durable, durable_upto, .. } = transaction.edus;
+        let events = transaction.events.len();
+        self.search = match (events, durable) {
+            // Others of them go without a search: they are worth nothing later.
+            (0 | 1, 0) => {
+                let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
+                log::warn!("{server} refuses {event}, which is not sent again: {e}");
+                self.kept.cursor = self.kept.cursor.max(transaction.upto);
+                CulpritSearch::None
+            }
+            (0, 1) => {
+                log::warn!("{server} refuses an ephemeral message, which is not sent again: {e}");
+                self.edus_upto = self.edus_upto.max(durable_upto);
+                match self.search {
+                    CulpritSearch::Edus { upto, .. } => self.search_edus(EDUS_MAX, upto),
+                    _ => CulpritSearch::None,
+                }
+            }
+            (0, many) => {
+                let upto = match self.search {
+                    CulpritSearch::Edus { upto, .. } => upto,
+                    _ => durable_upto,
+                };
+                CulpritSearch::Edus { most: many / 2, upto }
+            }
+            (many, 0) => CulpritSearch::Events { most: many / 2 },
+            (_, most) => CulpritSearch::Edus { most, upto: durable_upto },
+        };
+        if self.search != CulpritSearch::None {
+            log::info!("{server} refuses a transaction ({e}); its parts go in smaller ones");
         }
-        // The ephemeral part is not worth a search.
-        self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
         true
     }
+}
+
+/// Whether an error says that there is something wrong with what was sent, or that it is too much at once: proxies say
+/// the latter by the status alone.
+fn is_about_content(e: &CallError) -> bool {
+    let by_code = matches!(
+        e.errcode(),
+        Some(
+            ErrCode::BadJson
+                | ErrCode::NotJson
+                | ErrCode::TooLarge
+                | ErrCode::InvalidParam
+                | ErrCode::MissingParam
+        )
+    );
+    by_code || e.refusal().is_some_and(|refusal| refusal.status == 413)
 }

@@ -435,6 +435,79 @@ fn an_event_that_a_peer_chokes_on_is_found_and_left_out() {
     });
 }
 
+/// The numbers of the durable messages in a transaction.
+fn message_numbers(asked: &AskedOfPeer) -> Vec<i64> {
+    let messages = edus(asked).into_iter().filter(|edu| edu["edu_type"] == "m.direct_to_device");
+    messages.map(|edu| edu["content"]["n"].as_i64().expect("a number")).collect()
+}
+
+fn owe_messages(house: &House, to: &ServerName, numbers: std::ops::Range<i64>) {
+    let to = to.clone();
+    let owed = house.hs().store.write(move |tx| {
+        numbers.clone().try_for_each(|n| {
+            let edu = json!({ "edu_type": "m.direct_to_device", "content": { "n": n } });
+            tx.owe_message(&to, &edu.to_string(), 0).map(|_| ())
+        })
+    });
+    owed.expect("owed");
+}
+
+#[test]
+fn a_message_that_a_peer_chokes_on_is_found_and_it_alone_is_left_out() {
+    let house = House::new();
+    // A proxy says no more than the status.
+    let refusals = [(400, json!({ "errcode": "M_BAD_JSON", "error": "I choke" })), (413, json!({}))];
+    for (status, refusal) in refusals {
+        let (peer, up) = {
+            let up = Arc::new(AtomicBool::new(false));
+            let is_up = up.clone();
+            let peer = ScriptedPeer::start(move |asked| {
+                let bad = message_numbers(asked).contains(&41) || ids(asked).iter().any(|id| id == "$a7");
+                match is_up.load(Ordering::Relaxed) {
+                    false => ScriptedAnswer::Json(503, json!({ "errcode": "M_UNKNOWN" })),
+                    true if bad => ScriptedAnswer::Json(status, refusal.clone()),
+                    true => taken(),
+                }
+            });
+            (peer, up)
+        };
+        let room = house.room(&[&peer.name]);
+        owe_messages(&house, &peer.name, 0..1);
+        until("the pause", || house.hs().outgoing.is_pausing(&peer.name));
+        house.events(room, "a", 12);
+        owe_messages(&house, &peer.name, 1..130);
+        house.events(room, "b", 3);
+        up.store(true, Ordering::Relaxed);
+        house.advance(10);
+        let (mut messages, mut events) = (Vec::new(), Vec::new());
+        until("all the others", || {
+            let good = peer.asked().into_iter().filter(|asked| {
+                !message_numbers(asked).contains(&41) && !ids(asked).iter().any(|id| id == "$a7")
+            });
+            // The first was repeated.
+            let good: Vec<AskedOfPeer> = good.skip(1).collect();
+            messages = good.iter().flat_map(message_numbers).collect();
+            events = good.iter().flat_map(ids).collect();
+            messages.len() >= 129 && events.len() >= 14
+        });
+        assert_eq!(messages, (0..130).filter(|n| *n != 41).collect::<Vec<_>>());
+        let mut expected = numbered("a", 0..12);
+        expected.retain(|id| id != "$a7");
+        assert_eq!(events, [expected, numbered("b", 0..3)].concat());
+        // What comes later goes as ever.
+        owe_messages(&house, &peer.name, 130..131);
+        house.events(room, "c", 1);
+        until("the next", || {
+            let last = peer.asked();
+            last.iter().any(|asked| message_numbers(asked) == [130])
+                && last.iter().any(|asked| ids(asked) == ["$c0"])
+        });
+        until("the end of the debt", || {
+            house.hs().store.read(|db| db.owed_edus(&peer.name, 0, i64::MAX, 9)).expect("read").is_empty()
+        });
+    }
+}
+
 #[test]
 fn errors_of_single_events_do_not_hold_up_the_rest() {
     let house = House::new();

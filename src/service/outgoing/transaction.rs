@@ -20,7 +20,8 @@ use crate::store::servers::destinations::OwedEvent;
 #[derive(Clone, Default)]
 pub(super) struct TransactionEdus {
     pub(super) edus: Vec<String>,
-    /// Position up to which durable ones are among them.
+    /// How many of them are durable, and up to which position these are among them.
+    pub(super) durable: usize,
     pub(super) durable_upto: i64,
     /// Tells transactions with equal ephemeral content apart.
     pub(super) serial: u64,
