@@ -360,8 +360,8 @@ CREATE TABLE owed_events (
 -- Ephemeral messages that must not be lost on the way, in the order of their making. Deleted once delivered; bounded
 -- for servers that never return.
 --
--- Updates of device lists have the user and the device: one that was not sent goes when the next of that device comes,
--- since who finds a gap in the updates fetches the list. Messages to devices have a `number`, counted for each server,
+-- Updates of device lists have the user and the device ('': it is one of the user's cross-signing keys): one that was not
+-- sent goes when the next of that device comes, since who finds a gap in the updates fetches the list. Messages to devices have a `number`, counted for each server,
 -- and `bytes`, what all up to this one came to; they go when they are old (`made_ms`).
 CREATE TABLE owed_edus (
   server TEXT NOT NULL,
@@ -569,15 +569,20 @@ CREATE TABLE device_changes (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX device_changes_by_stream ON device_changes (stream);
 
--- How well we know the devices of other servers' users: up to which update of theirs. `due_ms`: something is missing,
--- and the whole list is to be fetched then; `attempts` to do so have failed.
+-- How well we know the devices and keys of other servers' users: up to which update of theirs. `whole`: the whole list
+-- was fetched at some time; before that, devices may be missing in it. `due_ms`: something is missing, and the whole
+-- list is to be fetched then; `attempts` to do so have failed. Keys are answered from here only where the list is
+-- `whole` and nothing is due.
 CREATE TABLE remote_device_lists (
   user_id TEXT PRIMARY KEY,
+  server TEXT NOT NULL,
   stream_id INTEGER,
   due_ms INTEGER,
-  attempts INTEGER NOT NULL
+  attempts INTEGER NOT NULL,
+  whole INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX remote_device_lists_due ON remote_device_lists (due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX remote_device_lists_due_by_server ON remote_device_lists (server, due_ms) WHERE due_ms IS NOT NULL;
 
 -- Those devices. `keys`: the identity keys as their server tells them, a JSON object.
 CREATE TABLE remote_devices (

@@ -85,6 +85,13 @@ pub struct Response {
     pub held: HeldMemory,
 }
 
+/// Whether a request is made again where a connection ended before the answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    OfLostConnections,
+    Never,
+}
+
 /// The log target of one line (level debug) for each request to another server: who asked whom what, and the outcome.
 pub const HOPS: &str = "doorstep::hops";
 
@@ -185,6 +192,16 @@ impl Client {
 
     /// Makes a request signed as ours (server-server API, "Request Authentication").
     pub fn request(&self, request: PeerRequest<'_>) -> CallResult<Response> {
+        self.signed(&request, Repeat::OfLostConnections)
+    }
+
+    /// [`Client::request`] for what takes something away at the peer with each request: it is made once, on a connection
+    /// of its own, whatever becomes of the answer.
+    pub fn request_once(&self, request: PeerRequest<'_>) -> CallResult<Response> {
+        self.signed(&request, Repeat::Never)
+    }
+
+    fn signed(&self, request: &PeerRequest<'_>, repeat: Repeat) -> CallResult<Response> {
         if !self.peers.allows(request.destination.as_str()) {
             return Err(not_talked_to(request.destination));
         }
@@ -197,12 +214,12 @@ impl Client {
             &self.key.load(),
         )
         .map_err(|e| CallError::bad(format!("our own request cannot be signed: {e}")))?;
-        self.perform(&request, Some(&authorization))
+        self.perform(request, Some(&authorization), repeat)
     }
 
     /// Makes a request without a signature, for the key endpoints; also to servers that we do not talk to otherwise.
     pub fn request_unsigned(&self, request: PeerRequest<'_>) -> CallResult<Response> {
-        self.perform(&request, None)
+        self.perform(&request, None, Repeat::OfLostConnections)
     }
 
     /// Ends every connection and every attempt to make one, so that threads inside a request come back at once. Later
@@ -212,17 +229,23 @@ impl Client {
         self.discovery.cut();
     }
 
-    fn perform(&self, request: &PeerRequest<'_>, authorization: Option<&str>) -> CallResult<Response> {
+    fn perform(
+        &self,
+        request: &PeerRequest<'_>,
+        authorization: Option<&str>,
+        repeat: Repeat,
+    ) -> CallResult<Response> {
         let deadline = Instant::now() + request.timeout;
         let within = request.timeout.min(WELL_KNOWN_TIMEOUT);
         let authority = self.discovery.authority(request.destination, within).map_err(unroutable)?;
         let began = Instant::now();
-        let answer = self.exchange(request, &authority, authorization, deadline, false);
+        let answer = self.exchange(request, &authority, authorization, deadline, repeat == Repeat::Never);
         let answer = match answer {
-            // A connection that had been kept open may have been closed by the peer just now. All requests between
-            // servers may be repeated, so one more try on a new connection.
+            // A connection that had been kept open may have been closed by the peer just now. Nearly all requests
+            // between servers may be repeated, so one more try on a new connection.
             Err(failure)
-                if failure.is_disconnect()
+                if repeat == Repeat::OfLostConnections
+                    && failure.is_disconnect()
                     && Instant::now() < deadline
                     && began.elapsed() < Duration::from_secs(5) =>
             {

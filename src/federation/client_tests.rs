@@ -255,6 +255,21 @@ fn nobody_there_is_unreachable() {
 }
 
 #[test]
+fn what_takes_something_away_is_asked_for_once_and_on_a_connection_of_its_own() {
+    let peer = ScriptedPeer::start(|asked| match asked.target.as_str() {
+        "/first" => ScriptedAnswer::Json(200, json!({})),
+        _ => ScriptedAnswer::HangUp,
+    });
+    let client = client();
+    client.request(get(&peer.name, "/first")).expect("an answer");
+    // The connection is kept, and might be closed by the peer just now: then nobody would know what it has done.
+    unreachable(client.request_once(get(&peer.name, "/claim")));
+    let asked = peer.asked();
+    assert_eq!(asked.iter().filter(|asked| asked.target == "/claim").count(), 1);
+    assert_ne!(asked[0].connection, asked[1].connection);
+}
+
+#[test]
 fn an_answer_that_is_cut_off_is_not_an_answer() {
     let peer = ScriptedPeer::start(|asked| match asked.connection {
         0 | 1 => ScriptedAnswer::Endless(

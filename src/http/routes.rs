@@ -205,6 +205,8 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),
     get("/_matrix/federation/v1/user/devices/{userId}", Peer(server_server::devices::list)),
+    post("/_matrix/federation/v1/user/keys/query", Peer(server_server::devices::query_keys)),
+    post("/_matrix/federation/v1/user/keys/claim", Peer(server_server::devices::claim_keys)),
     get("/_matrix/federation/v1/query/{queryType}", Peer(server_server::query::unknown)),
     get("/_matrix/federation/v1/hierarchy/{roomId}", Peer(server_server::spaces::hierarchy)),
     get("/_matrix/federation/v1/publicRooms", Peer(server_server::public_rooms::list)),

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::protocol::ids::{EventId, RoomId, UserId};
 use crate::protocol::json::{AtMost, First, FirstMembers, ObjectText};
+use crate::protocol::remote_keys::{RemoteDevice, ShownKeys};
 
 /// Rooms of one `m.receipt`, and receipts of one room, that are looked at.
 pub const RECEIPTS_MAX: usize = 1000;
@@ -106,11 +107,17 @@ pub struct UserPresence {
     pub currently_active: bool,
 }
 
-/// The content of `m.signing_key_update`, as far as it is of interest.
+/// The content of `m.signing_key_update`.
 #[derive(Deserialize)]
-pub struct SigningKeyUpdate {
+pub struct SigningKeyUpdate<'t> {
     /// Whose keys.
     pub user_id: UserId,
+    /// The master key.
+    #[serde(borrow)]
+    pub master_key: Option<&'t RawValue>,
+    /// The self-signing key.
+    #[serde(borrow)]
+    pub self_signing_key: Option<&'t RawValue>,
 }
 
 /// Contents of messages by user and device.
@@ -154,23 +161,12 @@ pub struct DeviceListUpdate<'t> {
     pub keys: Option<&'t RawValue>,
 }
 
-/// A device of another server's user, its parts of a size to be kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteDevice {
-    /// Its id.
-    pub device_id: String,
-    /// What its user calls it.
-    pub display_name: Option<String>,
-    /// Its identity keys, a JSON object, if it has any.
-    pub keys: Option<String>,
-}
-
 /// What a server told of its users' devices and keys.
 pub enum DeviceNews {
     /// One device.
     Update(DeviceUpdate),
-    /// The keys with which a user signs their devices.
-    SigningKeys(UserId),
+    /// The keys with which a user signs their devices, as far as they were told.
+    SigningKeys(UserId, ShownKeys),
 }
 
 /// What is taken over of a [`DeviceListUpdate`].

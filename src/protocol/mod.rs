@@ -7,7 +7,8 @@
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
 //!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
 //! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`.
-//! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `key_backup` (of rooms).
+//! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
+//!   `key_backup` (of rooms).
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
 pub mod content;
@@ -26,6 +27,7 @@ pub mod knock_budget;
 pub mod pdu;
 pub mod policy_server;
 pub mod redact;
+pub mod remote_keys;
 pub mod remote_membership;
 pub mod room_version;
 pub mod server_acl;

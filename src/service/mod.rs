@@ -68,6 +68,8 @@ pub struct Homeserver {
     pub space_cache: rooms::hierarchy::SpaceCache,
     /// Which policy servers did not answer, and when they are asked again.
     pub policy_backoff: events::policy_server::PolicyBackoff,
+    /// Which servers did not answer when they were asked for keys of their users.
+    pub key_server_pauses: devices::remote_keys::KeyServerPauses,
     /// Who of us is at a client.
     pub local_presence: Arc<ephemeral::presence::LocalPresences>,
     /// Interactive authentication that is under way.
@@ -84,6 +86,8 @@ pub struct Homeserver {
     pub catch_up_worker: events::late_extremities::CatchUpWorker,
     /// One handshake of one user in one room at a time.
     pub handshake_locks: membership::HandshakeLocks,
+    /// How many one-time keys other servers took lately, and whose.
+    pub claim_budget: limits::claim_budget::ClaimBudget,
     /// How many knocks were made lately, and whose.
     pub knock_budget: limits::knock_budget::KnockBudget,
     /// One import of a room at a time.
@@ -151,10 +155,12 @@ impl Homeserver {
             transaction_slots: incoming::transaction_slots::TransactionSlots::default(),
             space_cache: rooms::hierarchy::SpaceCache::default(),
             policy_backoff: events::policy_server::PolicyBackoff::default(),
+            key_server_pauses: devices::remote_keys::KeyServerPauses::default(),
             scheduler,
             resolution_allowance: limits::resolution_allowance::ResolutionAllowance::default(),
             catch_up_worker,
             handshake_locks: membership::HandshakeLocks::default(),
+            claim_budget: limits::claim_budget::ClaimBudget::default(),
             knock_budget: limits::knock_budget::KnockBudget::default(),
             join_locks: KeyedLock::default(),
         }))

@@ -49,7 +49,7 @@ fn keys_that_were_uploaded_are_told_to_whoever_asks() {
     let mut expected = keys.identity();
     expected["unsigned"] = json!({ "device_display_name": "my \"phone\"" });
     for asker in [&alice, &bob] {
-        let answer = asker.query_keys(&[alice.id(), "@nobody:localhost"]);
+        let answer = asker.query_keys(&[alice.id(), &format!("@nobody:{}", server.name())]);
         assert_eq!(answer["device_keys"][alice.id()], json!({ phone.as_str(): expected }));
         assert_eq!(answer["failures"], json!({}));
         for section in ["master_keys", "self_signing_keys", "user_signing_keys"] {

@@ -31,7 +31,8 @@
 //! - `server_server_api`: what is answered to whom, as a table.
 //! - `federation_keys`: keys, versions and notaries.
 //! - `browsing`: by date, in directories, through spaces; here and through others.
-//! - `device_lists`, `to_device`: the devices of others, and messages to them.
+//! - `device_lists`, `to_device`: the devices of others, and messages to them; `keys_across_servers`: what these are
+//!   encrypted with.
 //! - `ephemeral`: typing, receipts and presence.
 
 #[path = "../common/mod.rs"]
@@ -47,6 +48,7 @@ mod forks;
 mod handshakes;
 mod handshakes_that_meet;
 mod hostile_peer;
+mod keys_across_servers;
 mod large_rooms;
 mod moderation;
 mod new_rooms;

@@ -17,6 +17,7 @@ import time
 import traceback
 
 import client
+import end_to_end  # noqa: F401 - its flows are among those of flows.py
 import ephemeral  # noqa: F401 - its flows are among those of flows.py
 import flows
 import kills
@@ -78,7 +79,7 @@ class Report:
             action()
         except (client.Unmet, client.Refused, TimeoutError) as error:
             frames = traceback.extract_tb(error.__traceback__)
-            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "ephemeral.py", "kills.py", "meetings.py", "partitions.py"))]
+            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "end_to_end.py", "ephemeral.py", "kills.py", "meetings.py", "partitions.py"))]
             steps = " > ".join(f"{frame.name}:{frame.lineno}" for frame in told)
             self.line(False, name, time.monotonic() - begun, f"{error}\nat {steps}")
         except Exception:  # noqa: BLE001 - a flow that breaks in an unforeseen way is a failed flow

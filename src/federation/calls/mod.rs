@@ -3,7 +3,7 @@
 //!
 //! - `handshakes`: `make_*`, `send_*`, invites.
 //! - `events`: transactions, missing events, state, auth chains, backfill.
-//! - `queries`: aliases, profiles, devices; `finding`: events by date, directories of rooms, spaces.
+//! - `queries`: aliases, profiles; `user_keys`: devices and the keys of users; `finding`: events by date, directories of rooms, spaces.
 //! - `keys`: signing keys; `policy`: policy servers.
 
 mod events;
@@ -12,6 +12,7 @@ mod handshakes;
 mod keys;
 mod policy;
 mod queries;
+mod user_keys;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -24,7 +25,8 @@ pub use events::{StateAnswer, StateIdsAnswer, TransactionAnswer};
 pub use finding::{HierarchyAnswer, PublicRoomsAnswer};
 pub use handshakes::{HandshakeKind, JoinAnswer, JoinBody, Template};
 pub use keys::CANONICAL_STATEMENT_BYTES_MAX;
-pub use queries::{DirectoryAnswer, UserDevice, UserDevicesAnswer};
+pub use queries::DirectoryAnswer;
+pub use user_keys::{ClaimedKeys, UserDevicesAnswer};
 
 use crate::error::Error;
 use crate::federation::call_error::{CallError, CallResult};

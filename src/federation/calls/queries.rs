@@ -1,4 +1,4 @@
-//! The calls that ask about one thing: who is behind an alias, a profile, a user's devices.
+//! The calls that ask about one thing: who is behind an alias, a profile.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,14 +7,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX, enc, object};
+use super::{SMALL_ANSWER_BYTES_MAX, enc, object};
 use crate::federation::call_error::CallResult;
 use crate::federation::client::Client;
 use crate::protocol::json::{First, read};
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 
-/// Most devices of one user that are looked at.
-const DEVICES_MAX: usize = 1000;
 /// Most server names believed from one answer.
 const SERVERS_MAX: usize = 10_000;
 
@@ -26,26 +24,6 @@ pub struct DirectoryAnswer {
     /// Servers that may know the room; what was not a server name is left out.
     #[serde(default, deserialize_with = "only_server_names")]
     pub servers: Vec<ServerName>,
-}
-
-/// The answer of `user/devices`.
-#[derive(Debug, Deserialize)]
-pub struct UserDevicesAnswer {
-    /// The last update that is in it.
-    pub stream_id: i64,
-    /// The devices.
-    pub devices: First<UserDevice, DEVICES_MAX>,
-}
-
-/// One device of a user of another server.
-#[derive(Debug, Deserialize)]
-pub struct UserDevice {
-    /// Its id.
-    pub device_id: String,
-    /// What its user calls it.
-    pub device_display_name: Option<String>,
-    /// Its identity keys.
-    pub keys: Option<Box<RawValue>>,
 }
 
 fn only_server_names<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<ServerName>, D::Error> {
@@ -78,11 +56,5 @@ impl Client {
             let _ = write!(path, "&field={}", enc(field));
         }
         object(self.get(peer, path, within, SMALL_ANSWER_BYTES_MAX)?)
-    }
-
-    /// `GET user/devices/{userId}`: the devices of a user of the peer's that have identity keys.
-    pub fn user_devices(&self, peer: &ServerName, user: &UserId) -> CallResult<UserDevicesAnswer> {
-        let path = format!("/_matrix/federation/v1/user/devices/{}", enc(user));
-        object(self.get(peer, path, QUICK_TIMEOUT, SMALL_ANSWER_BYTES_MAX)?)
     }
 }

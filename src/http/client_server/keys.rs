@@ -54,11 +54,11 @@ struct ClaimBody {
 }
 
 /// `POST /_matrix/client/v3/keys/claim`
-pub fn claim(hs: &Arc<Homeserver>, request: &Request, _requester: &Requester) -> Result<Reply> {
+pub fn claim(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let body: ClaimBody = read_object(request.body())?;
     let wanted = body.one_time_keys.ok_or_else(|| Error::missing_param("Missing one_time_keys"))?;
     let wanted: WantedKeys = by_user(wanted)?;
-    let answer = hs.devices().claim_keys(wanted, within(body.timeout))?;
+    let answer = hs.devices().claim_keys(&requester.user_id, wanted, within(body.timeout))?;
     Ok(Reply::raw_json(answer.into_bytes()))
 }
 

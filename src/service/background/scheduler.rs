@@ -21,6 +21,8 @@ use crate::store::{Changes, RoomKey};
 
 /// How many jobs are done at once. They mostly wait for other servers.
 const WORKERS_MAX: usize = 4;
+/// How many device lists are fetched at once, beside those.
+const LIST_FETCHERS_MAX: usize = 4;
 /// In how many rooms events that wait are pursued at once, beside those.
 const FETCHERS_MAX: usize = 6;
 /// How many invites are handed out at once, beside those, and how many of them to one server.
@@ -63,6 +65,8 @@ struct SchedulerState {
     look_by: Option<Millis>,
     stop: bool,
     working: usize,
+    /// Device lists that are being fetched, a thread for each.
+    listing: usize,
     /// Rooms whose waiting events are being pursued, one thread each.
     fetching: HashSet<RoomKey>,
     /// The servers that invites are being handed out to, a thread for each invite.
@@ -75,6 +79,13 @@ struct SchedulerState {
     waiting: BoundedMap<ServerName, AwaitedServer, AWAITED_SERVERS_MAX>,
 }
 
+impl SchedulerState {
+    /// Whether anything is being done.
+    fn is_busy(&self) -> bool {
+        self.working > 0 || self.listing > 0 || !self.fetching.is_empty() || !self.inviting.is_empty()
+    }
+}
+
 /// A row of the database that is due.
 type DueMembership = (RoomId, UserId);
 
@@ -82,6 +93,14 @@ type DueMembership = (RoomId, UserId);
 struct AwaitedServer {
     since: Instant,
     jobs: HashSet<DueMembership>,
+    /// Whether device lists of its users are to be fetched.
+    device_lists: bool,
+}
+
+impl AwaitedServer {
+    fn new() -> Self {
+        Self { since: Instant::now(), jobs: HashSet::new(), device_lists: false }
+    }
 }
 
 /// A server that speaks, but does not do what is asked of it, is not asked more often than this.
@@ -118,13 +137,15 @@ impl Scheduler {
         let due = |db: &crate::store::Db<'_>| {
             Ok(db.next_remote_membership_due()?.is_some()
                 || db.next_pending_due()?.is_some()
-                || db.next_owed_invite_due()?.is_some())
+                || db.next_owed_invite_due()?.is_some()
+                || db.next_device_list_due()?.is_some())
         };
         if hs.store.read(due)? {
             hs.store.write(move |tx| {
                 tx.hasten_remote_memberships(now)?;
                 tx.hasten_all_pending(now)?;
-                tx.hasten_owed_invites(now)
+                tx.hasten_owed_invites(now)?;
+                tx.hasten_all_device_lists(now)
             })?;
         }
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
@@ -163,10 +184,18 @@ impl Scheduler {
     pub fn waits_for(&self, servers: &[ServerName], room: &RoomId, user: &UserId) {
         let mut state = lock(&self.shared.state);
         for server in servers {
-            let fresh = || AwaitedServer { since: Instant::now(), jobs: HashSet::new() };
-            if let Some(waiting) = state.waiting.try_get_or_insert_with(server.clone(), fresh) {
+            if let Some(waiting) = state.waiting.try_get_or_insert_with(server.clone(), AwaitedServer::new) {
                 waiting.jobs.insert((room.clone(), user.clone()));
             }
+        }
+        self.shared.any_waiting.store(!state.waiting.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Remembers that device lists could not be fetched because this server could not be reached.
+    pub fn lists_wait_for(&self, server: &ServerName) {
+        let mut state = lock(&self.shared.state);
+        if let Some(waiting) = state.waiting.try_get_or_insert_with(server.clone(), AwaitedServer::new) {
+            waiting.device_lists = true;
         }
         self.shared.any_waiting.store(!state.waiting.is_empty(), Ordering::Relaxed);
     }
@@ -176,15 +205,19 @@ impl Scheduler {
         if !self.shared.any_waiting.load(Ordering::Relaxed) {
             return;
         }
-        let jobs = {
+        let AwaitedServer { jobs, device_lists, .. } = {
             let mut state = lock(&self.shared.state);
             if state.waiting.get(server).is_none_or(|waiting| waiting.since.elapsed() < AWAITED_SERVER_REST) {
                 return;
             }
-            state.waiting.remove(server).map(|waiting| waiting.jobs).unwrap_or_default()
+            let Some(waiting) = state.waiting.remove(server) else { return };
+            waiting
         };
-        let now = hs.clock.now_ms();
+        let (now, speaker) = (hs.clock.now_ms(), server.clone());
         let hurried = hs.store.write(move |tx| {
+            if device_lists {
+                tx.hasten_device_lists(&speaker, now)?;
+            }
             jobs.iter().try_for_each(|(room, user)| {
                 tx.hasten_remote_membership(room, user, now)?;
                 tx.hasten_owed_invite(room, user, now)
@@ -221,7 +254,7 @@ impl Scheduler {
         self.shared.moved.notify_all();
         self.shared.invited.notify_all();
         let until = Instant::now() + STOP_TIMEOUT;
-        while state.working > 0 || !state.fetching.is_empty() || !state.inviting.is_empty() || state.ticking {
+        while state.is_busy() || state.ticking {
             let Ok(woken) = wait_until(&self.shared.moved, state, until) else { return };
             state = woken;
         }
@@ -243,6 +276,7 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
                 return;
             }
             if state.working >= WORKERS_MAX
+                && state.listing >= LIST_FETCHERS_MAX
                 && state.fetching.len() >= FETCHERS_MAX
                 && state.inviting.len() >= INVITERS_MAX
             {
@@ -288,14 +322,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             }
         })?;
     }
-    let free = WORKERS_MAX.saturating_sub(lock(&shared.state).working);
-    for user in hs.devices().device_lists_to_fetch(now, free)? {
-        spawn(shared, hs, move |hs| {
-            if let Err(error) = hs.devices().fetch_device_list(&user) {
-                log::log!(error.level(log::Level::Error), "the devices of {user} cannot be kept: {error}");
-            }
-        })?;
-    }
+    fetch_device_lists(shared, hs, now)?;
     if lock(&shared.state).working < WORKERS_MAX {
         let forked = std::mem::take(&mut lock(&shared.state).forked);
         if !forked.is_empty() {
@@ -323,6 +350,33 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
         .flatten()
         .min())
+}
+
+/// Fetches the device lists that are due, on threads of their own: they may be many, and nothing else waits for them.
+fn fetch_device_lists(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
+    let free = LIST_FETCHERS_MAX.saturating_sub(lock(&shared.state).listing);
+    for user in hs.devices().device_lists_to_fetch(now, free)? {
+        lock(&shared.state).listing += 1;
+        let (listing, hs) = (ListingGuard(shared.clone()), hs.clone());
+        thread::Builder::new().name("lists".to_owned()).spawn(move || {
+            if let Err(error) = hs.devices().fetch_device_list(&user) {
+                log::log!(error.level(log::Level::Error), "the devices of {user} cannot be kept: {error}");
+            }
+            drop(hs);
+            drop(listing);
+        })?;
+    }
+    Ok(())
+}
+
+/// A device list that is being fetched, given back also when its thread panics.
+struct ListingGuard(Arc<SchedulerShared>);
+
+impl Drop for ListingGuard {
+    fn drop(&mut self) {
+        lock(&self.0.state).listing -= 1;
+        self.0.wake();
+    }
 }
 
 /// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one

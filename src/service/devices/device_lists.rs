@@ -3,45 +3,60 @@
 //! The updates of one user form a chain: each has a number (`stream_id`) and names the one before it (`prev_id`). Where
 //! the chain has a gap, the whole list is fetched.
 
+use std::time::Duration;
+
+use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use crate::backoff::Backoff;
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::federation::calls::{self, UserDevicesAnswer};
-use crate::protocol::edu::{DeviceListUpdate, DeviceNews, DeviceUpdate, RemoteDevice, SigningKeyUpdate};
-use crate::protocol::json::{AtMost, First, ObjectText, read_object};
+use crate::federation::calls::UserDevicesAnswer;
+use crate::protocol::edu::{DeviceListUpdate, DeviceNews, DeviceUpdate, SigningKeyUpdate};
+use crate::protocol::json::{AtMost, read_object};
+use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteDevice, ShownKeys};
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::{Devices, is_of};
-use crate::service::outgoing::device_list_update;
-use crate::store::Tx;
+use crate::service::outgoing::{
+    ShownOwnKeys, device_list_update, shown_own_keys, signed, signing_key_update,
+};
 use crate::store::devices::device_lists::RemoteDeviceList;
+use crate::store::{Db, Tx};
 
-/// Devices of one user of another server that are remembered.
-const DEVICES_MAX: usize = 1000;
 /// Updates that are taken in with one commit.
-const UPDATES_AT_ONCE_MAX: usize = 10;
-/// Longest device id and device name, in bytes; the identity keys of one device as JSON.
-const DEVICE_ID_BYTES_MAX: usize = 255;
-const DEVICE_NAME_BYTES_MAX: usize = 512;
-const KEYS_BYTES_MAX: usize = 16 << 10;
+pub(super) const UPDATES_AT_ONCE_MAX: usize = 10;
 /// For how long a list is put off that is being fetched: longer than that may take.
 const LEASE_MS: Millis = 10 * 60 * 1000;
 /// Pauses between attempts to fetch a list: twenty seconds at first, three hours in the end.
 const FETCH_PAUSES: Backoff = Backoff { first_ms: 20_000, factor: 4, longest_ms: 3 * 3_600_000 };
-/// After so many failures a list is not fetched until its server says something new.
-const ATTEMPTS_MAX: u32 = 12;
+/// So often a list is fetched again whose server says that it is older than an update that has come.
+const BEHIND_ATTEMPTS_MAX: u32 = 3;
+/// What stands for the cross-signing keys where updates of a user's devices are owed: no device has an empty id.
+const SIGNING_KEYS: &str = "";
+/// Time for one attempt.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A local user's device was added, renamed or logged out: tells everybody who follows the user's devices.
+/// A local user's device was added, renamed or logged out, or has other keys or another signature of them: tells everybody
+/// who follows the user's devices.
 pub(in crate::service) fn tell_of_device(tx: &mut Tx<'_>, user: &UserId, device: &str) -> Result<()> {
     tx.devices_changed(user, Some(device))?;
+    tell(tx, user, device, device_list_update)
+}
+
+/// Tells the servers that share a room with a local user, if there are any, in the place of what they were to be told
+/// `about` the same before.
+fn tell(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    about: &str,
+    edu: fn(&Db<'_>, &UserId) -> Result<Option<String>>,
+) -> Result<()> {
     let servers = tx.servers_that_share_rooms(user)?;
     if servers.is_empty() {
         return Ok(());
     }
-    let Some(edu) = device_list_update(tx, user)? else { return Ok(()) };
-    servers.iter().try_for_each(|server| tx.owe_device_update(server, (user, device), &edu))
+    let Some(edu) = edu(tx, user)? else { return Ok(()) };
+    servers.iter().try_for_each(|server| tx.owe_device_update(server, (user, about), &edu))
 }
 
 /// [`tell_of_device`] for several.
@@ -51,19 +66,50 @@ pub(in crate::service) fn tell_of_devices(tx: &mut Tx<'_>, user: &UserId, device
 
 /// A local user's master or self-signing key changed, or who signed the master key: the same.
 pub(in crate::service) fn tell_of_signing_keys(tx: &mut Tx<'_>, user: &UserId) -> Result<()> {
-    tx.devices_changed(user, None)
+    tx.devices_changed(user, None)?;
+    tell(tx, user, SIGNING_KEYS, signing_key_update)
+}
+
+/// The answer of `user/devices`.
+#[derive(Serialize)]
+struct DevicesForServers<'u> {
+    user_id: &'u UserId,
+    /// The last update that is in it.
+    stream_id: i64,
+    devices: Vec<DeviceForServers>,
+    #[serde(flatten)]
+    keys: ShownOwnKeys,
+}
+
+#[derive(Serialize)]
+struct DeviceForServers {
+    device_id: String,
+    keys: Box<RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_display_name: Option<String>,
 }
 
 impl Devices<'_> {
-    /// The devices of a local user that have identity keys, for other servers. Clients cannot upload such keys yet,
-    /// so that there are none. Errors: 404 `M_NOT_FOUND` for who is no local user.
-    pub fn devices_for_servers(&self, user: &UserId) -> Result<Value> {
+    /// The devices of a local user that have identity keys, for other servers, with the user's cross-signing keys: JSON.
+    /// Errors: 404 `M_NOT_FOUND` for who is no local user.
+    pub fn devices_for_servers(&self, user: &UserId) -> Result<String> {
         self.store.read(|db| {
             if !self.is_local(user) || !db.is_active_user(user)? {
                 return Err(Error::not_found("There is no such user"));
             }
+            let signatures = db.signatures_of_keys(user, None)?;
+            let mut devices = Vec::new();
+            for device in db.devices_with_keys(user)? {
+                devices.push(DeviceForServers {
+                    keys: signed(&device.keys, user, &signatures, &device.device_id)?,
+                    device_id: device.device_id,
+                    device_display_name: device.display_name,
+                });
+            }
             let stream_id = db.own_device_change(user)?.map_or(0, |change| change.stream_id);
-            Ok(json!({ "user_id": user, "stream_id": stream_id, "devices": [] }))
+            let keys = shown_own_keys(db, user)?;
+            let answer = DevicesForServers { user_id: user, stream_id, devices, keys };
+            serde_json::to_string(&answer).map_err(Error::internal)
         })
     }
 
@@ -79,13 +125,15 @@ impl Devices<'_> {
                 for news in some {
                     let user = match &news {
                         DeviceNews::Update(update) => &update.user_id,
-                        DeviceNews::SigningKeys(user) => user,
+                        DeviceNews::SigningKeys(user, _) => user,
                     };
                     if !tx.is_of_interest(user)? {
                         continue;
                     }
                     match news {
-                        DeviceNews::SigningKeys(user) => tx.devices_changed(&user, None)?,
+                        DeviceNews::SigningKeys(user, keys) => {
+                            gaps |= apply_signing_keys(tx, &user, keys, now)?;
+                        }
                         DeviceNews::Update(update) => gaps |= apply_update(tx, update, now)?,
                     }
                 }
@@ -115,37 +163,49 @@ impl Devices<'_> {
         })
     }
 
-    /// Fetches the whole device list of another server's user.
+    /// Fetches the whole device list of another server's user, with their keys. What cannot be had is tried again, for as
+    /// long as one of us shares a room with the user.
     pub fn fetch_device_list(&self, user: &UserId) -> Result<()> {
         let Some(before) = self.store.read(|db| db.remote_device_list(user))? else { return Ok(()) };
-        let owner = user.clone();
+        let (owner, server) = (user.clone(), user.server());
         if !self.store.read(|db| db.is_of_interest(user))? {
             return self.store.write(move |tx| tx.forget_remote_device_list(&owner));
         }
-        let fetched = self.federation.user_devices(&user.server(), user);
+        if self.is_out_of_reach(&server) {
+            self.scheduler.lists_wait_for(&server);
+            return self.put_off_list(user, FETCH_PAUSES.pause_ms(before.attempts + 1));
+        }
+        let fetched = self.federation.user_devices(&server, user, FETCH_TIMEOUT);
         let now = self.clock.now_ms();
         match fetched {
-            Ok(UserDevicesAnswer { stream_id, devices: First(devices) }) => {
-                let of = |device: &calls::UserDevice| {
-                    let name = device.device_display_name.as_deref();
-                    device_of(&device.device_id, name, device.keys.as_deref())
-                };
-                let fetched = (stream_id, devices.iter().take(DEVICES_MAX).filter_map(of).collect());
+            Ok(fetched) => {
+                self.key_server_pauses.answered(&server);
                 self.store.write(move |tx| replace_list(tx, &owner, &before, fetched, now))
             }
             Err(e) => {
                 log::info!("the devices of {user} cannot be fetched: {e}");
-                let attempts = before.attempts + 1;
-                let again = e.is_transient() && attempts < ATTEMPTS_MAX;
-                let due_ms = again.then(|| now + FETCH_PAUSES.pause_ms(attempts));
-                self.store.write(move |tx| match tx.remote_device_list(&owner)? {
-                    Some(list) => {
-                        tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..list })
-                    }
-                    None => Ok(()),
-                })
+                if e.is_unreachable() {
+                    self.key_server_pauses.failed(&server, now);
+                    self.scheduler.lists_wait_for(&server);
+                }
+                let pause = match e.is_transient() {
+                    true => FETCH_PAUSES.pause_ms(before.attempts + 1),
+                    false => FETCH_PAUSES.longest_ms,
+                };
+                self.put_off_list(user, pause)
             }
         }
+    }
+
+    fn put_off_list(&self, user: &UserId, pause: Millis) -> Result<()> {
+        let (owner, due_ms) = (user.clone(), Some(self.clock.now_ms() + pause));
+        self.store.write_lightly(move |tx| match tx.remote_device_list(&owner)? {
+            Some(list) => {
+                let attempts = list.attempts.saturating_add(1);
+                tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..list })
+            }
+            None => Ok(()),
+        })
     }
 }
 
@@ -153,16 +213,19 @@ impl Devices<'_> {
 /// too large to be kept.
 pub(in crate::service) fn read_device_list_update(origin: &ServerName, content: &[u8]) -> Option<DeviceNews> {
     let read = read_object::<DeviceListUpdate<'_>>(content).ok()?;
-    let device = device_of(&read.device_id, read.device_display_name.as_deref(), read.keys)?;
+    let (name, keys) = (read.device_display_name.as_deref(), read.keys.map(RawValue::get));
+    let device = RemoteDevice::new(&read.user_id, &read.device_id, name, keys)?;
     let DeviceListUpdate { user_id, stream_id, prev_id: AtMost(prev_id), deleted, .. } = read;
     let update = DeviceUpdate { user_id, device, stream_id, prev_id, deleted };
     is_of(origin, &update.user_id).then_some(DeviceNews::Update(update))
 }
 
-/// What an `m.signing_key_update` of this server comes to. The keys are fetched by whoever asks for them.
+/// What an `m.signing_key_update` of this server comes to. What is wrong with the keys that it brings makes them none.
 pub(in crate::service) fn read_signing_key_update(origin: &ServerName, content: &[u8]) -> Option<DeviceNews> {
-    let SigningKeyUpdate { user_id } = read_object(content).ok()?;
-    is_of(origin, &user_id).then_some(DeviceNews::SigningKeys(user_id))
+    let SigningKeyUpdate { user_id, master_key, self_signing_key } = read_object(content).ok()?;
+    let (master, self_signing) = (master_key.map(RawValue::get), self_signing_key.map(RawValue::get));
+    let keys = ShownKeys::read(&user_id, master, self_signing);
+    is_of(origin, &user_id).then_some(DeviceNews::SigningKeys(user_id, keys))
 }
 
 /// Takes in one update. Whether the chain has a gap.
@@ -181,52 +244,67 @@ fn apply_update(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bo
             && update.prev_id.iter().all(|previous| *previous <= reached)
     });
     let fits = begins || follows;
-    let (due_ms, attempts) = known.map_or((None, 0), |list| (list.due_ms, list.attempts));
+    let known = known.unwrap_or_default();
     let list = match fits {
-        true => RemoteDeviceList { stream_id: Some(update.stream_id), due_ms, attempts },
-        false => RemoteDeviceList { stream_id: reached, due_ms: Some(now), attempts: 0 },
+        true => RemoteDeviceList { stream_id: Some(update.stream_id), ..known },
+        false => RemoteDeviceList { due_ms: Some(now), attempts: 0, ..known },
     };
     tx.set_remote_device_list(user, &list)?;
     if update.deleted {
         tx.forget_remote_devices(user, Some(&update.device.device_id))?;
     } else {
-        tx.set_remote_device(user, &update.device, DEVICES_MAX)?;
+        tx.set_remote_device(user, &update.device, REMOTE_DEVICES_MAX)?;
     }
     tx.devices_changed(user, None)?;
     Ok(!fits)
 }
 
-/// Puts a fetched list in the place of what was known.
+/// Takes in the cross-signing keys that a user of another server has from now on; of what is not told, what was known
+/// stays. Whether the list has to be fetched, because nothing was told.
+fn apply_signing_keys(tx: &mut Tx<'_>, user: &UserId, told: ShownKeys, now: Millis) -> Result<bool> {
+    let Some(list) = tx.remote_device_list(user)? else {
+        // Nobody has asked for the user's keys yet: who does gets those of then.
+        tx.devices_changed(user, None)?;
+        return Ok(false);
+    };
+    let nothing = told == ShownKeys::default();
+    let known = tx.remote_keys(user)?.cross_signing;
+    let keys = ShownKeys {
+        master: told.master.or_else(|| known.master.clone()),
+        self_signing: told.self_signing.or_else(|| known.self_signing.clone()),
+    };
+    if nothing {
+        tx.set_remote_device_list(user, &RemoteDeviceList { due_ms: Some(now), attempts: 0, ..list })?;
+    } else if keys == known {
+        return Ok(false);
+    } else {
+        tx.replace_remote_cross_signing_keys(user, &keys)?;
+    }
+    tx.devices_changed(user, None)?;
+    Ok(nothing)
+}
+
+/// Puts a fetched list in the place of what was known. Whoever asked before it was there heard the same, unless it is
+/// another one, or nothing could be heard for a while.
 fn replace_list(
     tx: &mut Tx<'_>,
     user: &UserId,
     before: &RemoteDeviceList,
-    (fetched_up_to, fetched): (i64, Vec<RemoteDevice>),
+    UserDevicesAnswer { stream_id: fetched_up_to, keys }: UserDevicesAnswer,
     now: Millis,
 ) -> Result<()> {
     // Nobody here shares a room with the user any more, so that we would not be told of the next change.
     let Some(known) = tx.remote_device_list(user)? else { return Ok(()) };
-    // What came while it was fetched may be missing in it: then it is fetched once more.
-    let overtaken =
-        known.due_ms != before.due_ms || known.stream_id.is_some_and(|reached| reached > fetched_up_to);
-    tx.replace_remote_devices(user, fetched.iter().take(DEVICES_MAX))?;
-    let attempts = if overtaken { before.attempts + 1 } else { 0 };
-    let again = overtaken && attempts < ATTEMPTS_MAX;
-    let due_ms = again.then(|| now + FETCH_PAUSES.pause_ms(attempts));
-    let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts };
+    // What came while it was fetched, or before, may be missing in it: then it is fetched once more. A server whose numbers
+    // are still behind later on counts anew.
+    let is_behind = known.stream_id.is_some_and(|reached| reached > fetched_up_to);
+    let came = known.due_ms != before.due_ms || known.stream_id != before.stream_id && is_behind;
+    let overtaken = came || is_behind && before.attempts < BEHIND_ATTEMPTS_MAX;
+    let is_news = before.attempts > 0 || tx.remote_keys(user)? != keys;
+    tx.replace_remote_keys(user, &keys)?;
+    let attempts = if overtaken { before.attempts.saturating_add(1) } else { 0 };
+    let due_ms = overtaken.then(|| now + FETCH_PAUSES.pause_ms(attempts));
+    let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts, whole: true };
     tx.set_remote_device_list(user, &list)?;
-    tx.devices_changed(user, None)
-}
-
-/// A device, if its parts are of a size to be kept.
-fn device_of(device_id: &str, display_name: Option<&str>, keys: Option<&RawValue>) -> Option<RemoteDevice> {
-    if device_id.is_empty() || device_id.len() > DEVICE_ID_BYTES_MAX {
-        return None;
-    }
-    let display_name = display_name.filter(|name| name.len() <= DEVICE_NAME_BYTES_MAX).map(str::to_owned);
-    // White space and escapes do not count, but there is an end to them.
-    let keys = keys.filter(|keys| keys.get().len() <= 4 * KEYS_BYTES_MAX);
-    let keys = keys.and_then(|keys| ObjectText::try_from(keys.get().as_bytes()).ok());
-    let keys = keys.map(|keys| keys.get().to_owned()).filter(|keys| keys.len() <= KEYS_BYTES_MAX);
-    Some(RemoteDevice { device_id: device_id.to_owned(), display_name, keys })
+    if is_news { tx.devices_changed(user, None) } else { Ok(()) }
 }

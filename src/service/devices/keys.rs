@@ -2,7 +2,7 @@
 //! whoever asks, and given out once each. What users elsewhere have is asked of their servers.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage};
@@ -50,6 +50,11 @@ impl Members {
         out.push('{');
         out.push_str(&self.0);
         out.push('}');
+    }
+
+    /// Whether there is no member.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn len(&self) -> usize {
@@ -137,19 +142,21 @@ impl Devices<'_> {
         let mut keys = self.keys_of_local_users(Some(asker), &here)?;
         let mut failures = Members::default();
         if !elsewhere.is_empty() {
-            let _ = (by_server(elsewhere), within, &mut keys, &mut failures);
+            let found = self.query_elsewhere(asker, by_server(elsewhere), Instant::now() + within)?;
+            failures = found.write_into(&mut keys);
         }
         Ok(keys.into_json(Some(&failures)))
     }
 
     /// Answers `keys/claim` of one of our users, JSON. Errors: as [`Self::claim_here`].
-    pub fn claim_keys(&self, wanted: WantedKeys, within: Duration) -> Result<String> {
+    pub fn claim_keys(&self, asker: &UserId, wanted: WantedKeys, within: Duration) -> Result<String> {
         let (here, elsewhere): (WantedKeys, WantedKeys) =
             wanted.into_iter().partition(|(user, _)| self.is_local(user));
-        let claimed = self.claim_here(&here)?;
-        let failures = Members::default();
+        let mut claimed = self.claim_here(&here)?;
+        let mut failures = Members::default();
         if !elsewhere.is_empty() {
-            let _ = (by_server(elsewhere), within);
+            let found = self.claim_elsewhere(asker, by_server(elsewhere), Instant::now() + within);
+            failures = found.write_into(&mut claimed);
         }
         let mut answer = Members::default();
         answer.push("one_time_keys", |out| claimed.write(out));
@@ -181,6 +188,16 @@ impl Devices<'_> {
     ///
     /// Errors: 413 `M_TOO_LARGE` for too many devices.
     pub fn claim_here(&self, wanted: &WantedKeys) -> Result<Members> {
+        Ok(self.claim_within(wanted, |_, _, _| Ok(true))?.0)
+    }
+
+    /// [`Self::claim_here`], where of devices that have a key to give `may_take` says whether it may be a one-time key, and
+    /// not the fallback key alone. Also how many keys were not given for that reason.
+    pub(super) fn claim_within(
+        &self,
+        wanted: &WantedKeys,
+        mut may_take: impl FnMut(&Db<'_>, &UserId, &str) -> Result<bool>,
+    ) -> Result<(Members, usize)> {
         let wanted: Vec<Claim> = wanted
             .iter()
             .flat_map(|(user, devices)| {
@@ -190,19 +207,21 @@ impl Devices<'_> {
                 user: user.clone(),
                 device: device.clone(),
                 algorithm: algorithm.clone(),
+                fallback_only: false,
             })
             .collect();
         if wanted.len() > CLAIMS_MAX {
             return Err(Error::new(ErrCode::TooLarge, "These are too many devices"));
         }
-        let mut claimed: Vec<(Claim, String, String)> = Vec::new();
+        let (mut claimed, mut refused): (Vec<(Claim, String, String)>, usize) = (Vec::new(), 0);
         for some in wanted.chunks(CLAIMS_AT_ONCE_MAX) {
             // Looked up here, so that claims of what there is not cost the writer nothing.
             let there: Vec<Claim> = self.store.read(|db| {
                 let mut there = Vec::new();
                 for claim in some {
                     if db.has_key_to_claim(&claim.user, &claim.device, &claim.algorithm)? {
-                        there.push(claim.clone());
+                        let fallback_only = !may_take(db, &claim.user, &claim.device)?;
+                        there.push(Claim { fallback_only, ..claim.clone() });
                     }
                 }
                 Ok(there)
@@ -210,17 +229,23 @@ impl Devices<'_> {
             if there.is_empty() {
                 continue;
             }
-            claimed.extend(self.store.write(move |tx| {
-                let mut claimed = Vec::with_capacity(there.len());
+            let (some, without) = self.store.write(move |tx| {
+                let (mut claimed, mut without) = (Vec::with_capacity(there.len()), 0);
                 for claim in there {
-                    if let Some((key_id, key)) =
-                        tx.claim_one_time_key(&claim.user, &claim.device, &claim.algorithm)?
-                    {
-                        claimed.push((claim, key_id, key));
+                    let Claim { user, device, algorithm, fallback_only } = &claim;
+                    let key = match fallback_only {
+                        true => tx.give_fallback_key(user, device, algorithm)?,
+                        false => tx.claim_one_time_key(user, device, algorithm)?,
+                    };
+                    match key {
+                        Some((key_id, key)) => claimed.push((claim, key_id, key)),
+                        None => without += usize::from(*fallback_only),
                     }
                 }
-                Ok(claimed)
-            })?);
+                Ok((claimed, without))
+            })?;
+            claimed.extend(some);
+            refused += without;
         }
         let mut users = Members::default();
         for of_user in claimed.chunk_by(|(one, ..), (next, ..)| one.user == next.user) {
@@ -234,7 +259,7 @@ impl Devices<'_> {
             }
             users.push(of_user[0].0.user.as_str(), |out| devices.write(out));
         }
-        Ok(users)
+        Ok((users, refused))
     }
 }
 
@@ -253,6 +278,8 @@ struct Claim {
     user: UserId,
     device: String,
     algorithm: String,
+    /// Whether no one-time key may be given, but the fallback key.
+    fallback_only: bool,
 }
 
 /// The signature of the user's self-signing key among those that came with identity keys, and that key.

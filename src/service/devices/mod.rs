@@ -2,6 +2,7 @@
 //!
 //! - `device_lists`: which devices somebody has, told to other servers and heard from them.
 //! - `key_backup`: room keys that clients keep here, encrypted; `key_restore`: how they are read back in bulk.
+//! - `remote_keys`: end-to-end keys across servers.
 //! - `to_device`: messages from device to device.
 //! - `keys`: end-to-end keys of devices, uploaded, told and given out; `cross_signing`: keys that users sign with.
 
@@ -10,6 +11,7 @@ pub mod device_lists;
 pub mod key_backup;
 pub mod key_restore;
 pub mod keys;
+pub mod remote_keys;
 pub mod to_device;
 
 use std::ops::Deref;

@@ -38,7 +38,10 @@ impl Incoming<'_> {
                 "m.presence" => ephemeral.receive_presence(&origin, content)?,
                 "m.direct_to_device" => to_device.extend(read_direct_to_device(server, content)),
                 "m.device_list_update" => device_news.extend(read_device_list_update(server, content)),
-                "m.signing_key_update" => device_news.extend(read_signing_key_update(server, content)),
+                // Synapse sends both, and older ones the latter alone.
+                "m.signing_key_update" | "org.matrix.signing_key_update" => {
+                    device_news.extend(read_signing_key_update(server, content))
+                }
                 other => {
                     let start: String = other.chars().take(100).collect();
                     log::debug!("{server} sent an EDU of the type {start:?}");

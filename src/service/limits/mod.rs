@@ -1,5 +1,6 @@
 //! How much work others may cause, a file a kind:
 //!
+//! - `claim_budget.rs`: how many one-time keys other servers may take of a device.
 //! - `fair_slots.rs`: slots for what takes long because somebody else has to answer, of which each asker has a share.
 //! - `knock_budget.rs`: how many knocks rooms and users may be made to bear.
 //! - `request_permits.rs`: permits to ask other servers for others than our users, or out of curiosity; made of such
@@ -9,6 +10,7 @@
 //! Elsewhere: invites (`check_place` in `membership/invite.rs`), passwords (`accounts/passwords.rs`), transactions
 //! (`incoming/transaction_slots.rs`).
 
+pub mod claim_budget;
 pub(super) mod fair_slots;
 pub mod knock_budget;
 pub mod request_permits;

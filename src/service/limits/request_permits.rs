@@ -26,6 +26,9 @@ const PEERS_PER_SERVER_MAX: usize = 4;
 /// Requests under way at once for our users, whose clients look for many profiles at a time: of all, and of one.
 const USERS_MAX: usize = 48;
 const USERS_PER_USER_MAX: usize = 12;
+/// Servers that are asked at once for keys, which our users cannot encrypt without: for all, and for one.
+const KEYS_MAX: usize = 64;
+const KEYS_PER_USER_MAX: usize = 16;
 /// How long who asks waits for a slot, and for the answer from elsewhere.
 const UNNAMED_SLOT_TIMEOUT: Duration = Duration::from_secs(3);
 const USER_SLOT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,6 +95,7 @@ pub struct RequestPermits {
     later: FairSlots<AskerId>,
     peers: FairSlots<AskerId>,
     users: FairSlots<AskerId>,
+    keys: FairSlots<AskerId>,
     background: Arc<BackgroundJobs>,
 }
 
@@ -115,6 +119,7 @@ impl Default for RequestPermits {
             later: FairSlots::new(UNNAMED_MAX, UNNAMED_PER_ADDRESS_MAX),
             peers: FairSlots::new(PEERS_MAX, PEERS_PER_SERVER_MAX),
             users: FairSlots::new(USERS_MAX, USERS_PER_USER_MAX),
+            keys: FairSlots::new(KEYS_MAX, KEYS_PER_USER_MAX),
             background: Arc::default(),
         }
     }
@@ -137,6 +142,15 @@ impl RequestPermits {
         };
         let slot = slots.take(&asker.who, Instant::now() + wait, || !asker.is_gone());
         Ok(RequestPermit { _slot: slot.ok_or_else(no_permit)?, within })
+    }
+
+    /// A slot for asking one server for keys of its users, waited for in line until then; none if there is none by then.
+    pub(in crate::service) fn ask_for_keys(
+        &self,
+        asker: &Asker,
+        until: Instant,
+    ) -> Option<FairSlot<AskerId>> {
+        self.keys.take(&asker.who, until, || !asker.is_gone())
     }
 
     /// Does something in the background, on a thread of its own, in a slot apart: who asked has the answer already.

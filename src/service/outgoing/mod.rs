@@ -10,11 +10,12 @@
 //! Who comes back after an outage is not sent everything: of a room in which it missed much it gets the last events,
 //! before which there is then a gap. It fetches the state there, and the rest when somebody reads back so far.
 //!
-//! - here: the threads, and what wakes them; `queue`: who is next, who pauses; `transaction`: what is in one, and its
-//!   sending.
+//! - here: the threads, and what wakes them; `queue`: who is next, who pauses; `prepare`: what goes next to a destination;
+//!   `transaction`: what is in one, and its sending.
 //! - `edus`: EDUs that several subjects send.
 
 mod edus;
+mod prepare;
 mod queue;
 mod transaction;
 
@@ -23,7 +24,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-pub(in crate::service) use self::edus::device_list_update;
+pub(in crate::service) use self::edus::{
+    ShownOwnKeys, device_list_update, shown_own_keys, signed, signing_key_update,
+};
 use super::Homeserver;
 use crate::clock::{Clock, Millis};
 use crate::error::Result;
@@ -31,10 +34,9 @@ use crate::federation::CallError;
 use crate::locks::{lock, wait_timeout};
 use crate::protocol::ServerName;
 use crate::protocol::edu::Edu;
-use crate::service::outgoing::queue::{CulpritSearch, DestinationActivity, OutgoingTask, QueueState};
-use crate::service::outgoing::transaction::{OutgoingTransaction, OwedBatch, TransactionEdus, send};
+use crate::service::outgoing::queue::{DestinationActivity, Lane, OutgoingTask, QueueState};
+use crate::service::outgoing::transaction::send;
 use crate::store::servers::destinations::Destination;
-use crate::store::servers::owed::OwedEdu;
 use crate::store::{Changes, RoomKey};
 
 /// "Transactions are limited in size; they can have at most 50 PDUs and 100 EDUs."
@@ -160,6 +162,7 @@ impl Outgoing {
             }
             return;
         }
+        peer.spoke_ms = now;
         if peer.doing != DestinationActivity::Pausing {
             return;
         }
@@ -185,6 +188,20 @@ impl Outgoing {
     pub fn is_pausing(&self, server: &ServerName) -> bool {
         self.0.pausing.load(Ordering::Relaxed) > 0
             && lock(&self.0.state).destinations.get(server).is_some_and(|p| p.kept.failures > 0)
+    }
+
+    /// When our last transaction to this server failed; none if it arrived, if there was none, or if the server has spoken
+    /// to us since. After a restart it is only about known.
+    pub fn failed_at(&self, server: &ServerName) -> Option<Millis> {
+        let state = lock(&self.0.state);
+        let peer = state.destinations.get(server).filter(|peer| peer.kept.failures > 0)?;
+        Some(peer.last_attempt_at()).filter(|at| *at >= peer.spoke_ms)
+    }
+
+    /// Whether our last transaction to this server arrived, or it has spoken to us since we know it.
+    pub fn is_proven(&self, server: &ServerName) -> bool {
+        let state = lock(&self.0.state);
+        state.destinations.get(server).is_some_and(|peer| peer.lane_now() == Lane::Proven)
     }
 
     /// Waits until a server has been sent what it is owed up to this stream position, so long at most. It is not waited
@@ -440,7 +457,7 @@ impl Outgoing {
         let now = self.0.clock.now_ms();
         let mut state = lock(&self.0.state);
         let Some(peer) = state.destinations.get_mut(server) else { return };
-        let lane = peer.lane;
+        let (lane, was_failing) = (peer.lane, peer.kept.failures > 0);
         peer.doing = DestinationActivity::Nothing;
         let again = std::mem::take(&mut peer.again);
         state.busy[lane as usize] -= 1;
@@ -455,6 +472,7 @@ impl Outgoing {
         if state.stopping && answer.is_err() {
             return;
         }
+        let recovered = answer.is_ok() && was_failing;
         let (more, pauses) = state.conclude(server, &transaction, answer, now);
         state.flush_by(FLUSH_INTERVAL);
         if pauses {
@@ -462,134 +480,14 @@ impl Outgoing {
         } else if more || again {
             self.wake(&mut state, server);
         }
+        let hs = state.homeserver.clone();
         drop(state);
         self.0.work.notify_one();
-    }
-
-    /// Once a destination that was away has taken in the transaction that had failed: of the rooms in which it missed
-    /// much it is owed no more than the last events. They rest on the others, so that it learns of those.
-    fn shorten_long_backlogs(&self, hs: &Homeserver, server: &ServerName) -> Result<()> {
-        let cursor = match lock(&self.0.state).destinations.get_mut(server) {
-            Some(peer) if peer.was_away && peer.kept.attempt_upto.is_none() => {
-                peer.was_away = false;
-                peer.kept.cursor
-            }
-            _ => return Ok(()),
-        };
-        let long =
-            hs.store.read(|db| db.long_backlogs(server, cursor, MISSED_EVENTS_MAX, MISSED_EVENTS_KEPT))?;
-        if long.is_empty() {
-            return Ok(());
+        if recovered && let Some(hs) = hs.upgrade() {
+            // As good as if it had spoken.
+            hs.scheduler.peer_spoke(&hs, server);
+            hs.key_server_pauses.answered(server);
         }
-        log::info!(
-            "{server} was away: of {} rooms in which it missed much it gets the last events",
-            long.len()
-        );
-        let server = server.clone();
-        hs.store.write(move |tx| tx.shorten_backlogs(&server, cursor, &long))
-    }
-
-    /// Puts the next transaction together; none if nothing is owed.
-    fn prepare(&self, hs: &Homeserver, server: &ServerName) -> Result<Option<OutgoingTransaction>> {
-        if !hs.config.peers.allows(server.as_str()) {
-            // It stays owed, for the day when we talk to it again.
-            return Ok(None);
-        }
-        self.shorten_long_backlogs(hs, server)?;
-        let (kept, edus_upto, search, failed_edus, within) = {
-            let mut state = lock(&self.0.state);
-            let peer = state.destinations.entry(server.clone()).or_default();
-            let within = if peer.reached { TRANSACTION_TIMEOUT } else { UNPROVEN_TRANSACTION_TIMEOUT };
-            (peer.kept.clone(), peer.edus_upto, peer.search, peer.failed_edus.clone(), within)
-        };
-        let is_repeat = failed_edus.is_some() || kept.attempt_upto.is_some();
-        if let CulpritSearch::Edus { most, upto } = search
-            && !is_repeat
-        {
-            let durable = hs.store.read(|db| db.owed_edus(server, edus_upto, upto, most))?;
-            if !durable.is_empty() {
-                let edus = self.gather_edus(server, Vec::new(), durable, (edus_upto, true)).0;
-                let upto = kept.cursor;
-                return Ok(Some(OutgoingTransaction { upto, events: Vec::new(), edus, more: true, within }));
-            }
-        }
-        // Behind the ephemeral messages among which something was looked for there may be others: they come later.
-        let is_searched = search != CulpritSearch::None;
-        let without_edus = is_repeat || is_searched;
-        let position = hs.store.position();
-        let (mut owed, durable) = hs.store.read(|db| {
-            let upto = kept.attempt_upto.unwrap_or(position);
-            let owed = OwedBatch::read(db, server, (kept.cursor, upto), search.max_pdus())?;
-            // A repeat goes without what has become owed since it failed, ephemeral messages too.
-            let durable = match without_edus {
-                true => Vec::new(),
-                false => db.owed_edus(server, edus_upto, position, EDUS_MAX)?,
-            };
-            Ok((owed, durable))
-        })?;
-        let device_lists = std::mem::take(&mut owed.device_lists);
-        let (edus, more_edus) = match failed_edus {
-            Some(failed) => (failed, false),
-            None => self.gather_edus(server, device_lists, durable, (edus_upto, without_edus)),
-        };
-        let more = kept.attempt_upto.is_some() || owed.more || more_edus || is_searched;
-        let OwedBatch { events, upto, .. } = owed;
-        if !events.is_empty() || !edus.edus.is_empty() {
-            return Ok(Some(OutgoingTransaction { upto, events, edus, more, within }));
-        }
-        // Nothing owed up to here: next time the search begins here.
-        let mut state = lock(&self.0.state);
-        if let Some(peer) = state.destinations.get_mut(server) {
-            peer.kept.cursor = peer.kept.cursor.max(upto);
-            peer.failed_edus = None;
-            peer.search = CulpritSearch::None;
-            peer.again |= more;
-            if peer.kept.attempt_upto.take().is_some() {
-                // The transaction that failed in an earlier run had nothing but ephemeral messages: look what is left.
-                peer.again = true;
-            } else if peer.kept.failures > 0 {
-                peer.kept.failures = 0;
-                state.unflushed.insert(server.clone());
-            }
-        }
-        Ok(None)
-    }
-
-    /// The ephemeral part of a transaction: the device lists, as many of the durable messages as fit, and of those that
-    /// wait in memory. After a restart nothing is known of the latter two parts of what failed: the repeat goes
-    /// without. Also whether there are more.
-    fn gather_edus(
-        &self,
-        server: &ServerName,
-        device_lists: Vec<String>,
-        mut durable: Vec<OwedEdu>,
-        (edus_upto, durable_alone): (i64, bool),
-    ) -> (TransactionEdus, bool) {
-        let most = EDUS_MAX - device_lists.len();
-        let sums = durable.iter().scan(0, |sum, owed| {
-            *sum += owed.edu.len();
-            Some(*sum)
-        });
-        let fitting = sums.take_while(|sum| *sum <= EDU_BYTES_MAX).count().clamp(1, most);
-        let mut more = fitting < durable.len() || durable.len() == EDUS_MAX;
-        durable.truncate(fitting);
-        let (count, durable_upto) = (durable.len(), durable.last().map_or(edus_upto, |e| e.stream));
-        let mut edus: Vec<String> = durable.into_iter().map(|e| e.edu).collect();
-        for list in device_lists {
-            // The change may have come after the join.
-            if !edus.contains(&list) {
-                edus.push(list);
-            }
-        }
-        let mut state = lock(&self.0.state);
-        state.serial += 1;
-        let serial = state.serial;
-        if let Some(peer) = state.destinations.get_mut(server).filter(|_| !durable_alone) {
-            let room = (EDUS_MAX - edus.len()).min(peer.edus.len());
-            edus.extend(peer.edus.drain(..room).map(|e| e.json));
-            more |= !peer.edus.is_empty();
-        }
-        (TransactionEdus { edus, durable: count, durable_upto, serial }, more)
     }
 }
 

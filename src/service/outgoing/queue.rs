@@ -54,6 +54,8 @@ pub(super) struct DestinationState {
     pub(super) kept: Destination,
     pub(super) edus_upto: i64,
     pub(super) last_attempt_ms: Millis,
+    /// When it made a request of us last although our last transaction had failed.
+    pub(super) spoke_ms: Millis,
     /// Whether its last transaction arrived.
     pub(super) reached: bool,
     /// Whether it has made a request of us, so that it is likely to answer one.
@@ -237,7 +239,15 @@ impl DestinationState {
         self.kept = kept;
     }
 
-    fn lane_now(&self) -> Lane {
+    /// When it was tried last, as far as that is known: of what failed before a restart, how long it was to pause is.
+    pub(super) fn last_attempt_at(&self) -> Millis {
+        match self.last_attempt_ms {
+            0 => self.kept.retry_ms - PAUSES.pause_ms(self.kept.failures),
+            at => at,
+        }
+    }
+
+    pub(super) fn lane_now(&self) -> Lane {
         match (self.kept.failures, self.reached || self.spoke) {
             (0, true) => Lane::Proven,
             (0, false) => Lane::Fresh,

@@ -454,10 +454,10 @@ fn owe_messages(house: &House, to: &ServerName, numbers: std::ops::Range<i64>) {
 
 #[test]
 fn a_message_that_a_peer_chokes_on_is_found_and_it_alone_is_left_out() {
-    let house = House::new();
     // A proxy says no more than the status.
     let refusals = [(400, json!({ "errcode": "M_BAD_JSON", "error": "I choke" })), (413, json!({}))];
     for (status, refusal) in refusals {
+        let house = House::new();
         let (peer, up) = {
             let up = Arc::new(AtomicBool::new(false));
             let is_up = up.clone();

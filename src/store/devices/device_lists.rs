@@ -4,8 +4,10 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
-use crate::protocol::edu::RemoteDevice;
+use crate::protocol::cross_signing::KeyUsage;
+use crate::protocol::remote_keys::{RemoteDevice, RemoteKeys, ShownKeys};
 use crate::protocol::{ServerName, UserId};
+use crate::store::devices::cross_signing::CrossSigningKeys;
 use crate::store::{Db, RoomKey, Tx};
 
 /// The last change to the devices of one of us: what the last update that other servers were told is made of.
@@ -20,7 +22,7 @@ pub struct OwnChange {
 }
 
 /// How well the devices of another server's user are known.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RemoteDeviceList {
     /// The last update of their server that is in it; none if there never was one.
     pub stream_id: Option<i64>,
@@ -28,6 +30,15 @@ pub struct RemoteDeviceList {
     pub due_ms: Option<Millis>,
     /// How often that has failed.
     pub attempts: u32,
+    /// Whether the whole list was fetched at any time, so that what is not in it is not there.
+    pub whole: bool,
+}
+
+impl RemoteDeviceList {
+    /// Whether the devices and keys that are kept are all that there are, as far as their server has told.
+    pub fn is_current(&self) -> bool {
+        self.whole && self.due_ms.is_none()
+    }
 }
 
 impl Db<'_> {
@@ -134,13 +145,17 @@ impl Db<'_> {
     /// What is known of the device list of another server's user.
     pub fn remote_device_list(&self, user: &UserId) -> Result<Option<RemoteDeviceList>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT stream_id, due_ms, attempts FROM remote_device_lists WHERE user_id = ?1",
+            "SELECT stream_id, due_ms, attempts, whole FROM remote_device_lists WHERE user_id = ?1",
         )?;
-        Ok(statement
-            .query_row([user.as_str()], |row| {
-                Ok(RemoteDeviceList { stream_id: row.get(0)?, due_ms: row.get(1)?, attempts: row.get(2)? })
+        let list = statement.query_row([user.as_str()], |row| {
+            Ok(RemoteDeviceList {
+                stream_id: row.get(0)?,
+                due_ms: row.get(1)?,
+                attempts: row.get(2)?,
+                whole: row.get(3)?,
             })
-            .optional()?)
+        });
+        Ok(list.optional()?)
     }
 
     /// The known devices of another server's user.
@@ -152,6 +167,13 @@ impl Db<'_> {
             Ok(RemoteDevice { device_id: row.get(0)?, display_name: row.get(1)?, keys: row.get(2)? })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// What is known of another server's user: the devices and the cross-signing keys.
+    pub fn remote_keys(&self, user: &UserId) -> Result<RemoteKeys> {
+        let CrossSigningKeys { master, self_signing, .. } = self.cross_signing_keys(user)?;
+        let cross_signing = ShownKeys { master, self_signing };
+        Ok(RemoteKeys { devices: self.remote_devices(user)?, cross_signing })
     }
 
     /// Whose device lists are to be fetched by now.
@@ -204,10 +226,33 @@ impl Tx<'_> {
     pub fn set_remote_device_list(&mut self, user: &UserId, list: &RemoteDeviceList) -> Result<()> {
         self.conn()
             .prepare_cached(
-                "INSERT OR REPLACE INTO remote_device_lists (user_id, stream_id, due_ms, attempts)
-                 VALUES (?1, ?2, ?3, ?4)",
+                "INSERT OR REPLACE INTO remote_device_lists (user_id, server, stream_id, due_ms, attempts, whole)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![user.as_str(), list.stream_id, list.due_ms, list.attempts])?;
+            .execute(params![
+                user.as_str(),
+                user.server_name(),
+                list.stream_id,
+                list.due_ms,
+                list.attempts,
+                list.whole
+            ])?;
+        Ok(())
+    }
+
+    /// Lets the lists of a server's users that are to be fetched be fetched now.
+    pub fn hasten_device_lists(&mut self, server: &ServerName, now: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE remote_device_lists SET due_ms = ?2 WHERE server = ?1 AND due_ms > ?2")?
+            .execute(params![server.as_str(), now])?;
+        Ok(())
+    }
+
+    /// Lets all lists that are to be fetched be fetched now.
+    pub fn hasten_all_device_lists(&mut self, now: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE remote_device_lists SET due_ms = ?1 WHERE due_ms > ?1")?
+            .execute([now])?;
         Ok(())
     }
 
@@ -223,14 +268,24 @@ impl Tx<'_> {
         self.put_remote_device(user, device)
     }
 
-    /// Puts a whole device list in the place of what was known of the user's devices.
-    pub fn replace_remote_devices<'d>(
-        &mut self,
-        user: &UserId,
-        devices: impl IntoIterator<Item = &'d RemoteDevice>,
-    ) -> Result<()> {
+    /// Puts what was heard of a user's devices and cross-signing keys in the place of what was known.
+    pub fn replace_remote_keys(&mut self, user: &UserId, keys: &RemoteKeys) -> Result<()> {
         self.forget_remote_devices(user, None)?;
-        devices.into_iter().try_for_each(|device| self.put_remote_device(user, device))
+        keys.devices.iter().try_for_each(|device| self.put_remote_device(user, device))?;
+        self.replace_remote_cross_signing_keys(user, &keys.cross_signing)
+    }
+
+    /// The same of the cross-signing keys alone.
+    pub fn replace_remote_cross_signing_keys(&mut self, user: &UserId, keys: &ShownKeys) -> Result<()> {
+        // Another master key takes the others with it, so that it comes first.
+        for (usage, key) in [(KeyUsage::Master, &keys.master), (KeyUsage::SelfSigning, &keys.self_signing)] {
+            match key {
+                Some(key) if self.cross_signing_key(user, usage)?.as_ref() == Some(key) => {}
+                Some(key) => self.set_cross_signing_key(user, usage, key)?,
+                None => self.forget_cross_signing_key(user, usage)?,
+            }
+        }
+        Ok(())
     }
 
     fn put_remote_device(&mut self, user: &UserId, device: &RemoteDevice) -> Result<()> {

@@ -189,6 +189,17 @@ impl Tx<'_> {
             self.note_issued(user, device, (algorithm, &key_id), &digest)?;
             return Ok(Some((key_id, key)));
         }
+        self.give_fallback_key(user, device, algorithm)
+    }
+
+    /// Gives out the fallback key of a device, again and again. Id and key (a JSON object); none if there is none.
+    pub fn give_fallback_key(
+        &mut self,
+        user: &UserId,
+        device: &str,
+        algorithm: &str,
+    ) -> Result<Option<(String, String)>> {
+        let of_device = params![user.as_str(), device, algorithm];
         let mut statement = self.conn().prepare_cached(
             "SELECT key_id, key, used FROM fallback_keys WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",
         )?;

@@ -1,0 +1,462 @@
+//! End-to-end keys across servers, both ends: those of our users for other servers; those of other servers' users for our
+//! users' clients, from here where their server has told us everything, asked of their server otherwise.
+//!
+//! Servers are asked at the same time and within one deadline, so that none holds up the others' answers. Who is known to
+//! be out of reach is not asked, but told as a failure at once; and so is who does not answer. A list of devices in which
+//! something is missing is never answered from: whoever encrypts for it would leave out devices, and nobody would know
+//! why they cannot read.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+use crate::bounded::{BoundedMap, Worth};
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::calls::ClaimedKeys;
+use crate::federation::{CallError, CallResult};
+use crate::locks::{into_inner, lock};
+use crate::protocol::device_keys::KeySignature;
+use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys};
+use crate::protocol::{ServerName, UserId};
+use crate::service::devices::Devices;
+use crate::service::devices::device_lists::UPDATES_AT_ONCE_MAX;
+use crate::service::devices::keys::{Members, QueriedKeys};
+use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::store::devices::cross_signing::SignatureOfKey;
+use crate::store::devices::device_lists::RemoteDeviceList;
+
+/// Servers that are asked at once for one request.
+const SERVERS_AT_ONCE_MAX: usize = 16;
+/// Users whom one call asks for.
+const USERS_PER_CALL_MAX: usize = 1000;
+/// What all of them together may answer, in bytes.
+const ANSWERS_BYTES_MAX: usize = 64 << 20;
+/// A server that did not take our last transaction is known to be out of reach for so long; after that somebody may try
+/// whether it still is, for a shorter time than others get.
+const OUT_OF_REACH_MS: Millis = 5 * 60_000;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// When a server that took too many one-time keys should come again.
+const CLAIM_RETRY_AFTER_MS: Millis = 5 * 60_000;
+/// Pauses after calls for keys that were not answered.
+const UNANSWERED_PAUSES: Backoff = Backoff::doubling(15_000, 10 * 60_000);
+/// Servers of which this is remembered.
+const UNANSWERED_MAX: usize = 2000;
+
+/// What is known of users' keys.
+#[derive(Default)]
+pub struct KeysElsewhere {
+    /// The devices by user, with whose identity keys are wanted, JSON objects.
+    device_keys: BTreeMap<UserId, BTreeMap<String, String>>,
+    /// The cross-signing keys.
+    cross_signing: BTreeMap<UserId, ShownKeys>,
+    /// The signatures that who asks has made of their master keys.
+    signatures: BTreeMap<UserId, Vec<SignatureOfKey>>,
+    /// The servers that could not be asked or did not answer.
+    failures: BTreeMap<ServerName, Error>,
+}
+
+/// What was claimed.
+pub struct ClaimedElsewhere {
+    /// One-time keys by user and device.
+    one_time_keys: ClaimedKeys,
+    /// As in [`KeysElsewhere`].
+    failures: BTreeMap<ServerName, Error>,
+}
+
+/// One call to one server.
+struct KeyCall<W> {
+    server: ServerName,
+    wanted: W,
+}
+
+/// A user whose server is asked for their keys.
+struct QueriedUser {
+    /// The devices that are wanted; none: all.
+    device_ids: Vec<String>,
+    /// Of whom shares a room with one of us: what was known of their list before. Others are not remembered.
+    tracked: Option<Option<RemoteDeviceList>>,
+}
+
+impl Devices<'_> {
+    /// The identity keys of the devices of other servers' users, all or (not none) those with these ids, and their
+    /// cross-signing keys, as far as they can be known until then. Who does not exist is left out.
+    pub fn query_elsewhere(
+        &self,
+        asker: &UserId,
+        wanted: BTreeMap<ServerName, BTreeMap<UserId, Vec<String>>>,
+        deadline: Instant,
+    ) -> Result<KeysElsewhere> {
+        let (mut found, mut calls) = (KeysElsewhere::default(), Vec::new());
+        for (server, users) in wanted {
+            calls.extend(calls_to(&server, self.known_keys(users, &mut found)?));
+        }
+        let taken = AtomicUsize::new(0);
+        let (answers, failures) = self.ask_servers(asker, calls, deadline, |call, within| {
+            // Of whom we keep the list, all of it is wanted.
+            let ids = |user: &QueriedUser| match user.tracked {
+                Some(_) => Vec::new(),
+                None => user.device_ids.clone(),
+            };
+            let wanted: BTreeMap<UserId, Vec<String>> =
+                call.wanted.iter().map(|(id, user)| (id.clone(), ids(user))).collect();
+            let keys = self.federation.query_user_keys(&call.server, &wanted, within)?;
+            let bytes = keys.values().map(RemoteKeys::bytes).sum();
+            match taken.fetch_add(bytes, Ordering::Relaxed) + bytes <= ANSWERS_BYTES_MAX {
+                true => Ok(keys),
+                false => Err(CallError::bad("together with those of others these are too many keys")),
+            }
+        });
+        found.failures = failures;
+        let mut kept = Vec::new();
+        for (call, mut keys) in answers {
+            for (id, QueriedUser { device_ids, tracked }) in call.wanted {
+                let keys = keys.remove(&id);
+                if let Some(keys) = &keys {
+                    found.add(&id, keys, &device_ids);
+                }
+                if let Some(before) = tracked {
+                    kept.push((id, before, keys.unwrap_or_default()));
+                }
+            }
+        }
+        self.keep_queried(kept)?;
+        self.store.read(|db| {
+            for user in found.cross_signing.keys() {
+                found.signatures.insert(user.clone(), db.signatures_of_keys(user, Some(asker))?);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Adds the keys of the users that are known completely; gives the others.
+    fn known_keys(
+        &self,
+        users: BTreeMap<UserId, Vec<String>>,
+        found: &mut KeysElsewhere,
+    ) -> Result<BTreeMap<UserId, QueriedUser>> {
+        self.store.read(|db| {
+            let mut asked = BTreeMap::new();
+            for (id, device_ids) in users {
+                let list = db.remote_device_list(&id)?;
+                if list.as_ref().is_some_and(RemoteDeviceList::is_current) {
+                    found.add(&id, &db.remote_keys(&id)?, &device_ids);
+                    continue;
+                }
+                let tracked = db.is_of_interest(&id)?.then_some(list);
+                asked.insert(id, QueriedUser { device_ids, tracked });
+            }
+            Ok(asked)
+        })
+    }
+
+    /// Keeps what servers answered of users with whom one of us shares a room, unless something else was heard of them
+    /// meanwhile. Where in the chain of their updates that is they did not say, so that their lists are fetched after it:
+    /// until then what is kept is only there to be compared with what comes.
+    fn keep_queried(&self, mut kept: Vec<(UserId, Option<RemoteDeviceList>, RemoteKeys)>) -> Result<()> {
+        let due = !kept.is_empty();
+        while !kept.is_empty() {
+            let sums = kept.iter().scan(0, |sum, (_, _, keys)| {
+                *sum += keys.devices.len();
+                Some(*sum)
+            });
+            let fitting = sums.take(UPDATES_AT_ONCE_MAX).take_while(|sum| *sum <= REMOTE_DEVICES_MAX).count();
+            let later = kept.split_off(fitting.max(1));
+            let (some, now) = (std::mem::replace(&mut kept, later), self.clock.now_ms());
+            self.store.write_lightly(move |tx| {
+                for (user, before, keys) in &some {
+                    if tx.remote_device_list(user)? != *before || !tx.is_of_interest(user)? {
+                        continue;
+                    }
+                    tx.replace_remote_keys(user, keys)?;
+                    let fresh = RemoteDeviceList { due_ms: None, stream_id: None, attempts: 0, whole: false };
+                    let list = before.clone().unwrap_or(fresh);
+                    // Whose list was asked for in vain before is asked for when that is due.
+                    let due_ms = list.due_ms.filter(|_| list.attempts > 0).or(Some(now));
+                    tx.set_remote_device_list(user, &RemoteDeviceList { due_ms, ..list })?;
+                }
+                Ok(())
+            })?;
+        }
+        if due {
+            self.scheduler.wake();
+        }
+        Ok(())
+    }
+
+    /// Claims a one-time key of each of these devices, for an algorithm each, as far as their servers answer until then.
+    /// Nothing is asked for twice: each key that is given out is gone.
+    pub fn claim_elsewhere(
+        &self,
+        asker: &UserId,
+        wanted: BTreeMap<ServerName, BTreeMap<UserId, BTreeMap<String, String>>>,
+        deadline: Instant,
+    ) -> ClaimedElsewhere {
+        let calls = wanted.into_iter().flat_map(|(server, users)| calls_to(&server, users)).collect();
+        let (answers, failures) = self.ask_servers(asker, calls, deadline, |call, within| {
+            self.federation.claim_user_keys(&call.server, &call.wanted, within)
+        });
+        let one_time_keys = answers.into_iter().flat_map(|(_, keys)| keys).collect();
+        ClaimedElsewhere { one_time_keys, failures }
+    }
+
+    /// The keys of our users' devices for another server, JSON. Who is none of our users is left out. Errors: 413
+    /// `M_TOO_LARGE` if that is too much for one answer.
+    pub fn keys_for_server(&self, wanted: BTreeMap<String, Vec<String>>) -> Result<String> {
+        Ok(self.keys_of_local_users(None, &self.known_here(wanted)?)?.into_json(None))
+    }
+
+    /// Gives another server a key of each of these devices of our users, for an algorithm each: JSON. Errors: 413
+    /// `M_TOO_LARGE` for too many devices; 429 `M_LIMIT_EXCEEDED` if it is given none because it took too many before.
+    pub fn give_keys_to_server(
+        &self,
+        origin: &ServerName,
+        wanted: BTreeMap<String, BTreeMap<String, String>>,
+    ) -> Result<String> {
+        let (wanted, now) = (self.known_here(wanted)?, self.clock.now_ms());
+        let (claimed, refused) = self.claim_within(&wanted, |db, user, device| {
+            let is_neighbour = db.shares_a_room_with_server(user, origin)?;
+            Ok(self.claim_budget.take(origin, (user, device), is_neighbour, now))
+        })?;
+        if claimed.is_empty() && refused > 0 {
+            log::info!("{origin} has taken too many one-time keys, and there is no fallback key");
+            let error =
+                Error::new(ErrCode::LimitExceeded, "You took too many one-time keys of these devices");
+            return Err(error.with_field("retry_after_ms", CLAIM_RETRY_AFTER_MS));
+        }
+        let mut answer = Members::default();
+        answer.push("one_time_keys", |out| claimed.write(out));
+        let mut text = String::new();
+        answer.write(&mut text);
+        Ok(text)
+    }
+
+    /// What is wanted of users that there are here.
+    fn known_here<V>(&self, wanted: BTreeMap<String, V>) -> Result<BTreeMap<UserId, V>> {
+        let ids = wanted.into_iter().filter_map(|(user, what)| Some((UserId::parse(&user).ok()?, what)));
+        let mut local: Vec<(UserId, V)> = ids.filter(|(user, _)| self.is_local(user)).collect();
+        let mut known = BTreeMap::new();
+        while !local.is_empty() {
+            let later = local.split_off(local.len().min(USERS_PER_CALL_MAX));
+            let some = std::mem::replace(&mut local, later);
+            self.store.read(|db| {
+                for (user, what) in some {
+                    if db.is_active_user(&user)? {
+                        known.insert(user, what);
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(known)
+    }
+
+    /// Makes calls to servers, several at the same time, until the deadline. What was answered, and which servers failed.
+    fn ask_servers<W: Send + Sync, A: Send>(
+        &self,
+        asker: &UserId,
+        calls: Vec<KeyCall<W>>,
+        deadline: Instant,
+        call: impl Fn(&KeyCall<W>, Duration) -> CallResult<A> + Sync,
+    ) -> (Vec<(KeyCall<W>, A)>, BTreeMap<ServerName, Error>) {
+        let mut failures = BTreeMap::new();
+        let (down, mut up): (Vec<_>, Vec<_>) =
+            calls.into_iter().partition(|call| self.is_out_of_reach(&call.server));
+        for KeyCall { server, .. } in down {
+            failures.insert(server.clone(), unanswered(&server, "could not be reached lately"));
+        }
+        // Those that are likely to answer go first, so that they need not wait for those that never will.
+        up.sort_by_key(|call| !self.outgoing.is_proven(&call.server));
+        let (next, answers) = (Mutex::new(up.into_iter()), Mutex::new(Vec::new()));
+        let work = || {
+            loop {
+                // Taken in a statement of its own, so that the lock is not held while the server is asked.
+                let asked = lock(&next).next();
+                let Some(asked) = asked else { return };
+                let answer = self.ask_server(asker, &asked.server, deadline, |within| call(&asked, within));
+                lock(&answers).push((asked, answer));
+            }
+        };
+        std::thread::scope(|scope| {
+            let waiting = lock(&next).len();
+            for _ in 1..SERVERS_AT_ONCE_MAX.min(waiting) {
+                let _ = std::thread::Builder::new().name("keys".to_owned()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+        let mut answered = Vec::new();
+        for (call, answer) in into_inner(answers) {
+            match answer {
+                Ok(answer) => answered.push((call, answer)),
+                Err(e) => drop(failures.insert(call.server, e)),
+            }
+        }
+        (answered, failures)
+    }
+
+    fn ask_server<A>(
+        &self,
+        asker: &UserId,
+        server: &ServerName,
+        deadline: Instant,
+        call: impl FnOnce(Duration) -> CallResult<A>,
+    ) -> Result<A> {
+        let asker = Asker::new(AskerId::User(asker.clone()));
+        let Some(_slot) = self.request_permits.ask_for_keys(&asker, deadline) else {
+            return Err(unanswered(server, "was not asked: this server asks enough of others already"));
+        };
+        let was_failing = self.outgoing.is_pausing(server);
+        let mut left = deadline.saturating_duration_since(Instant::now());
+        if was_failing {
+            left = left.min(PROBE_TIMEOUT);
+        }
+        if left.is_zero() {
+            return Err(unanswered(server, "was not asked: there was no time left"));
+        }
+        let answer = call(left);
+        match &answer {
+            Err(e) if e.is_unreachable() => self.key_server_pauses.failed(server, self.clock.now_ms()),
+            _ => {
+                self.key_server_pauses.answered(server);
+                if was_failing {
+                    self.outgoing.peer_spoke(server);
+                    self.scheduler.peer_spoke(self, server);
+                }
+            }
+        }
+        answer.map_err(|e| {
+            log::info!("{server} does not tell keys: {e}");
+            e.into_client_error(server)
+        })
+    }
+
+    /// Whether it is known that a server does not answer at the moment.
+    pub(in crate::service) fn is_out_of_reach(&self, server: &ServerName) -> bool {
+        let now = self.clock.now_ms();
+        self.outgoing.failed_at(server).is_some_and(|at| now - at < OUT_OF_REACH_MS)
+            || self.key_server_pauses.is_pausing(server, now)
+    }
+}
+
+/// The calls for what is wanted of a server: one, unless it is very much.
+fn calls_to<V>(server: &ServerName, wanted: BTreeMap<UserId, V>) -> Vec<KeyCall<BTreeMap<UserId, V>>> {
+    let (mut wanted, mut calls) = (wanted.into_iter().peekable(), Vec::new());
+    while wanted.peek().is_some() {
+        let some = wanted.by_ref().take(USERS_PER_CALL_MAX).collect();
+        calls.push(KeyCall { server: server.clone(), wanted: some });
+    }
+    calls
+}
+
+fn unanswered(server: &ServerName, why: &str) -> Error {
+    Error::bad_gateway(format!("{server} {why}")).with_status(504)
+}
+
+impl KeysElsewhere {
+    /// Adds what is wanted of a user's keys.
+    fn add(&mut self, user: &UserId, keys: &RemoteKeys, device_ids: &[String]) {
+        let mut devices = BTreeMap::new();
+        for device in &keys.devices {
+            if device_ids.is_empty() || device_ids.contains(&device.device_id) {
+                let keys = device.keys_for_clients();
+                devices.extend(keys.map(|keys| (device.device_id.clone(), keys)));
+            }
+        }
+        self.device_keys.insert(user.clone(), devices);
+        self.cross_signing.insert(user.clone(), keys.cross_signing.clone());
+    }
+
+    /// Writes the keys into an answer; the failures are given apart.
+    pub(super) fn write_into(self, answer: &mut QueriedKeys) -> Members {
+        for (user, devices) in &self.device_keys {
+            let mut of_user = Members::default();
+            devices.iter().for_each(|(id, keys)| of_user.push(id, |out| out.push_str(keys)));
+            answer.device_keys.push(user.as_str(), |out| of_user.write(out));
+        }
+        for (user, ShownKeys { master, self_signing }) in &self.cross_signing {
+            let signatures = self.signatures.get(user).map(Vec::as_slice).unwrap_or_default();
+            if let Some(key) = master {
+                let of_it = signatures.iter().filter(|signed| signed.target == key.public_key);
+                let of_it: Vec<KeySignature> = of_it.map(|signed| signed.signature.clone()).collect();
+                answer.master_keys.push(user.as_str(), |out| key.signed.write(out, user, &of_it, None));
+            }
+            if let Some(key) = self_signing {
+                answer.self_signing_keys.push(user.as_str(), |out| key.signed.write(out, user, &[], None));
+            }
+        }
+        failures(&self.failures)
+    }
+}
+
+impl ClaimedElsewhere {
+    /// Writes the keys into an answer; the failures are given apart.
+    pub(super) fn write_into(self, answer: &mut Members) -> Members {
+        for (user, devices) in &self.one_time_keys {
+            let mut of_user = Members::default();
+            for (device, (key_id, key)) in devices {
+                let mut keys = Members::default();
+                keys.push(key_id, |out| out.push_str(key.get()));
+                of_user.push(device, |out| keys.write(out));
+            }
+            answer.push(user.as_str(), |out| of_user.write(out));
+        }
+        failures(&self.failures)
+    }
+}
+
+/// "If any remote homeservers could not be reached, they are recorded here."
+fn failures(of: &BTreeMap<ServerName, Error>) -> Members {
+    let mut failures = Members::default();
+    for (server, error) in of {
+        let mut told = error.to_json();
+        told["status"] = error.status().into();
+        failures.push(server.as_str(), |out| out.push_str(&told.to_string()));
+    }
+    failures
+}
+
+/// The servers that did not answer when they were asked for keys, and until when they are not asked again.
+#[derive(Default)]
+pub struct KeyServerPauses {
+    pauses: Mutex<BoundedMap<ServerName, KeyServerPause, UNANSWERED_MAX>>,
+    /// Whether there are any, so that a request from a peer usually costs no lock.
+    any: AtomicBool,
+}
+
+#[derive(Default)]
+struct KeyServerPause {
+    until: Millis,
+    failures: u32,
+}
+
+impl KeyServerPauses {
+    fn is_pausing(&self, server: &ServerName, now: Millis) -> bool {
+        self.any.load(Ordering::Relaxed)
+            && lock(&self.pauses).get(server).is_some_and(|pause| pause.until > now)
+    }
+
+    /// The server was not to be reached.
+    pub(super) fn failed(&self, server: &ServerName, now: Millis) {
+        let worth = |pause: &KeyServerPause| if pause.until > now { Worth::Little } else { Worth::Nothing };
+        let mut pauses = lock(&self.pauses);
+        let pause = pauses.get_or_default(server.clone(), worth);
+        // Several asked at once: it is one failure.
+        if pause.until <= now {
+            pause.failures = pause.failures.saturating_add(1);
+            pause.until = now + UNANSWERED_PAUSES.pause_ms(pause.failures);
+        }
+        self.any.store(true, Ordering::Relaxed);
+    }
+
+    /// The server answers, or speaks to us.
+    pub fn answered(&self, server: &ServerName) {
+        if self.any.load(Ordering::Relaxed) {
+            let mut pauses = lock(&self.pauses);
+            pauses.remove(server);
+            self.any.store(!pauses.is_empty(), Ordering::Relaxed);
+        }
+    }
+}
