@@ -171,6 +171,15 @@ CREATE TABLE current_state (
   PRIMARY KEY (room_key, tuple_id)
 ) STRICT, WITHOUT ROWID;
 
+-- When each room last moved: the position of its last event or change of state, by which clients have their rooms in
+-- order, and that of its last event that counts as something going on in the room (`bump`; 0: none yet).
+CREATE TABLE room_activity (
+  room_key INTEGER PRIMARY KEY,
+  stream INTEGER NOT NULL,
+  bump INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX room_activity_by_stream ON room_activity (stream);
+
 -- How the current state of each room came about: at `stream`, the tuple's event changed from `previous` to `event_key`
 -- (NULL: none). The state at an earlier position is the current one with the later changes taken back.
 CREATE TABLE state_changes (
@@ -485,6 +494,35 @@ CREATE TABLE filters (
   PRIMARY KEY (user_id, filter_id)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX filters_by_digest ON filters (user_id, digest);
+
+-- The connections of sliding sync: one for each `conn_id` of a device. `issued` is the version of what the client was
+-- told last, `base` the version before it, upon which it may ask again because it did not get that answer. `connection`
+-- is a stream position, so that no token of another connection is ever taken for one of this. NULL instead of `conn_id`:
+-- the client began anew, and the rest of the old connection waits to be swept.
+CREATE TABLE sliding_connections (
+  connection INTEGER PRIMARY KEY,
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  conn_id TEXT,
+  base INTEGER NOT NULL,
+  issued INTEGER NOT NULL,
+  used_ms INTEGER NOT NULL,
+  UNIQUE (user_id, device_id, conn_id),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT;
+CREATE INDEX sliding_connections_by_use ON sliding_connections (used_ms);
+
+-- What each connection was told of each room, by version: JSON, or NULL once there is nothing that the client knows of
+-- the room. The last one up to a version holds. `room_id` is '' for what belongs to no room. Written without waiting
+-- for the disk: a power cut takes the last versions and with them the tokens that name them.
+CREATE TABLE sliding_rooms (
+  connection INTEGER NOT NULL REFERENCES sliding_connections ON DELETE CASCADE,
+  room_id TEXT NOT NULL,
+  version INTEGER NOT NULL,
+  told TEXT,
+  PRIMARY KEY (connection, room_id, version)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sliding_rooms_by_version ON sliding_rooms (connection, version);
 
 -- Which event a client's request with a transaction id made (NULL: none), so that a repeat makes no second one and the
 -- sending device recognises its own event. `request` is a digest of user, device, endpoint with its path, and

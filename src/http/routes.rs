@@ -124,6 +124,12 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/client/v3/keys/signatures/upload", User(client_server::keys::upload_signatures)),
     // ----- client-server: sync, filters, account data -----
     get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
+    post(
+        "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
+        UserWaiting(client_server::sliding_sync::sync),
+    )
+    .rate(Rate::Read),
+    post("/_matrix/client/v4/sync", UserWaiting(client_server::sliding_sync_v4::sync)).rate(Rate::Read),
     post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),
     get("/_matrix/client/v3/user/{userId}/filter/{filterId}", User(filters::get)),
     get("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::get_global)),

@@ -90,6 +90,8 @@ pub struct Homeserver {
     pub claim_budget: limits::claim_budget::ClaimBudget,
     /// How many knocks were made lately, and whose.
     pub knock_budget: limits::knock_budget::KnockBudget,
+    /// What sliding sync keeps in memory.
+    pub sliding: sync::sliding::SlidingState,
     /// One import of a room at a time.
     pub join_locks: KeyedLock<RoomId>,
 }
@@ -162,6 +164,7 @@ impl Homeserver {
             handshake_locks: membership::HandshakeLocks::default(),
             claim_budget: limits::claim_budget::ClaimBudget::default(),
             knock_budget: limits::knock_budget::KnockBudget::default(),
+            sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),
         }))
     }

@@ -135,6 +135,7 @@ pub const TABLES: &[TableBounds] = &[
     table("snapshots", &[rooms(BY_EVENTS, "")], HISTORY),
     table("snapshot_entries", &[rooms(BY_EVENTS, "")], HISTORY),
     table("current_state", &[rooms(BY_EVENTS, "")], "the next event of the tuple_id"),
+    table("room_activity", &[rooms("one for each room", "")], HISTORY),
     table("state_changes", &[rooms(BY_EVENTS, "")], HISTORY),
     table(
         "memberships",
@@ -245,6 +246,16 @@ pub const TABLES: &[TableBounds] = &[
     table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
     table("account_data", &[users("by the rate limit of writes", "")], "deactivation"),
     table("filters", &[users("1000 of one user; 403 beyond", "")], "deactivation"),
+    table(
+        "sliding_connections",
+        &[users("16 of one device; that which was used least lately goes", "")],
+        "every new one takes out those that it replaces, `sweep_sliding_connections` what was not used for 7 days",
+    ),
+    table(
+        "sliding_rooms",
+        &[users("two for each connection and room of its user", "")],
+        "the next version; with the connection, a portion at a time (`delete_dead_sliding_rooms`)",
+    ),
     table(
         "client_transactions",
         &[users(

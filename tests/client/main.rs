@@ -7,6 +7,7 @@
 //! - `keys`, `cross_signing`: end-to-end keys of devices and of users.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
+//! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 
 #[path = "../common/mod.rs"]
@@ -19,4 +20,6 @@ mod cross_signing;
 mod erasure;
 mod key_backup;
 mod keys;
+mod sliding_extensions;
+mod sliding_sync;
 mod sync;

@@ -33,6 +33,27 @@ pub fn sync(user: &TestUser, query: &str) -> Value {
     user.get(&format!("{V3}/sync?{query}"))
 }
 
+/// Sliding sync, in the dialect that clients speak today.
+pub const SLIDING: &str = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync";
+
+/// One request of sliding sync that goes on from an answer, or begins anew, and does not wait.
+#[track_caller]
+pub fn slide(user: &TestUser, last: Option<&Value>, body: &Value) -> Value {
+    user.post(&sliding_path(last, 0), body.clone())
+}
+
+/// The path of a request that goes on from an answer and waits for so many milliseconds.
+pub fn sliding_path(last: Option<&Value>, timeout: u64) -> String {
+    let pos = last.map(|last| format!("&pos={}", segment(last["pos"].as_str().expect("a pos"))));
+    format!("{SLIDING}?timeout={timeout}{}", pos.unwrap_or_default())
+}
+
+/// A body with one list, `all`, that shows its first rooms, with so many events of each.
+pub fn one_list(rooms: u64, timeline_limit: u64, required_state: &Value) -> Value {
+    json!({ "lists": { "all": {
+        "ranges": [[0, rooms - 1]], "timeline_limit": timeline_limit, "required_state": required_state } } })
+}
+
 /// The query parameter for a filter.
 pub fn filter(filter: &Value) -> String {
     format!("filter={}", segment(&filter.to_string()))

@@ -1,5 +1,6 @@
 //! What a client or a server asks first: who is here, which versions, what is possible.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -15,9 +16,15 @@ const VERSIONS: [&str; 14] = [
     "v1.13", "v1.14",
 ];
 
+/// What clients look for under names of its own. Without sliding sync those of the newer engines log in nowhere. Its
+/// accepted form has no name yet by which clients would look for it.
+const UNSTABLE_FEATURES: [&str; 1] = ["org.matrix.simplified_msc3575"];
+
 /// `GET /_matrix/client/versions`
 pub fn versions(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
-    Ok(Reply::json(&json!({ "versions": VERSIONS, "unstable_features": {} })))
+    Ok(Reply::json(
+        &json!({ "versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES.map(|f| (f, true)).into_iter().collect::<BTreeMap<_, _>>() }),
+    ))
 }
 
 /// `GET /_matrix/client/v3/capabilities`

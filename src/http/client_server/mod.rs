@@ -2,7 +2,7 @@
 //! here.
 //!
 //! `rooms` makes rooms and sends events, `messages` reads them, `membership` joins, knocks, invites and leaves; `sync`
-//! waits for news; `register`, `login`, `account`, `devices` and `interactive` are about accounts; the others are named
+//! waits for news, and so do `sliding_sync` and `sliding_sync_v4`; `register`, `login`, `account`, `devices` and `interactive` are about accounts; the others are named
 //! as the specification's sections are.
 
 pub mod account;
@@ -24,6 +24,8 @@ pub mod push_rules;
 pub mod register;
 pub mod room_keys;
 pub mod rooms;
+pub mod sliding_sync;
+pub mod sliding_sync_v4;
 pub mod spaces;
 pub mod sync;
 pub mod to_device;

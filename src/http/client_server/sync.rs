@@ -11,7 +11,7 @@ use crate::service::sync::{SyncRequest, parse_since};
 use crate::store::ephemeral::presence::PresenceState;
 
 /// No request waits longer than this, whatever it asks for.
-const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+pub(super) const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// `GET /_matrix/client/v3/sync`.
 pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll: Poll) -> Result<Outcome> {

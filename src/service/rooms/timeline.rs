@@ -51,8 +51,10 @@ impl PaginationToken {
         Self(place)
     }
 
-    /// Reads a token of `/sync` or `/messages`. Errors: 400 `M_INVALID_PARAM`.
+    /// Reads a token of `/sync` or `/messages`, or the `pos` of a sliding sync, which has more behind a `~`. Errors: 400
+    /// `M_INVALID_PARAM`.
     pub fn parse(token: &str) -> Result<Self> {
+        let token = token.split_once('~').map_or(token, |(place, _)| place);
         let parse = || {
             let rest = token.strip_prefix('s')?;
             let (stream, back) = rest.split_once('_').unwrap_or((rest, "0"));

@@ -12,7 +12,7 @@ use crate::store::Room;
 use crate::store::ephemeral::receipts::Receipt;
 
 /// Receipts of others in one room and one answer. In a room with more, who has read up to where is of no interest.
-const RECEIPTS_MAX: usize = 1000;
+pub(super) const RECEIPTS_MAX: usize = 1000;
 
 /// What is fleeting in a room and changed after a position; 0 for all that there is.
 pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<EventList> {
@@ -42,7 +42,7 @@ pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<Eve
 }
 
 /// "Receipts SHOULD be batched into one event per room and thread": for each thread the content of one event.
-fn by_thread(receipts: Vec<Receipt>) -> Vec<Map<String, Value>> {
+pub(super) fn by_thread(receipts: Vec<Receipt>) -> Vec<Map<String, Value>> {
     let mut threads: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     for receipt in receipts {
         let mut told = json!({ "ts": receipt.ts });
@@ -57,6 +57,6 @@ fn by_thread(receipts: Vec<Receipt>) -> Vec<Map<String, Value>> {
 }
 
 /// An event of the sections that have neither ids nor senders.
-fn event(event_type: &str, content: &Value) -> Result<Json> {
+pub(super) fn event(event_type: &str, content: &Value) -> Result<Json> {
     to_raw_value(&json!({ "type": event_type, "content": content })).map_err(Error::internal)
 }

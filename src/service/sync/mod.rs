@@ -6,6 +6,7 @@
 //! - `joined`: the rooms that the user is in; `ephemeral`: what is fleeting in them.
 //! - `not_joined`: invites, knocks and rooms left.
 //! - `state`: which state of a room the client lacks.
+//! - `sliding`: the same for clients that look at some of their rooms at a time;
 //! - `presence`: who is there; `devices`: what is for the client's device alone.
 //! - `filters`: those that clients store here.
 
@@ -15,7 +16,10 @@ pub mod filters;
 mod joined;
 mod not_joined;
 mod presence;
+pub mod sliding;
 mod state;
+
+pub use self::devices::DeviceLists;
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -266,7 +270,7 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
     let presence = presence::presence(context, &rooms, now)?;
     let body = SyncBody {
         next_batch: format!("s{}", context.position),
-        account_data: global_account_data(context, &global)?,
+        account_data: global_account_data(context, &global, context.request.since.is_none())?,
         rooms,
         presence,
         to_device,
@@ -288,14 +292,18 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
     Ok((SyncAnswer { position: context.position, is_empty, is_initial, body }, progress))
 }
 
-/// Global account data that changed; an initial sync also has the push rules, which every account has.
-fn global_account_data(context: &SyncContext<'_>, entries: &[AccountData]) -> Result<EventList> {
+/// Global account data that changed; the first time there are also the push rules, which every account has.
+fn global_account_data(
+    context: &SyncContext<'_>,
+    entries: &[AccountData],
+    is_first: bool,
+) -> Result<EventList> {
     let filter = &context.request.filter.account_data;
     let mut events = EventList::default();
     if filter.wants_none() {
         return Ok(events);
     }
-    if context.request.since.is_none() && filter.wants_type("m.push_rules") {
+    if is_first && filter.wants_type("m.push_rules") {
         let rules = json!({"global": default_ruleset(context.user)});
         events.events.push(basic_event("m.push_rules", &rules.to_string())?);
     }

@@ -95,7 +95,7 @@ pub fn collect(
 }
 
 /// The stripped state of a room of this server, as those invited or knocking get it.
-fn stripped(context: &SyncContext<'_>, of_user: &RoomOfUser) -> Result<EventList> {
+pub(super) fn stripped(context: &SyncContext<'_>, of_user: &RoomOfUser) -> Result<EventList> {
     let stored = context.db.event_by_key(of_user.event)?;
     let room = context.db.room_by_key(of_user.room)?;
     let previous = context.view(&room)?.replaced(&stored)?;
@@ -245,7 +245,7 @@ fn remote(
     Ok(())
 }
 
-fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<EventList> {
+pub(super) fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<EventList> {
     let mut events = EventList { events: row.stripped_state.clone() };
     events.events.push(own_event(own, row.previous.as_ref())?);
     Ok(events)

@@ -39,6 +39,55 @@ impl Db<'_> {
             .optional()?)
     }
 
+    /// The content of one type of entry in each of the user's rooms that has it.
+    pub fn room_account_data_of_type(
+        &self,
+        user: &UserId,
+        event_type: &str,
+    ) -> Result<Vec<(RoomId, String)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id, content FROM account_data WHERE user_id = ? AND room_id <> '' AND type = ?",
+        )?;
+        let rows = statement
+            .query_map([user.as_str(), event_type], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        rows.map(|row| {
+            let (room, content) = row?;
+            Ok((RoomId::parse(&room)?, content))
+        })
+        .collect()
+    }
+
+    /// The user's account data of one room that changed after a position, oldest change first.
+    pub fn account_data_of_room_since(
+        &self,
+        user: &UserId,
+        room: &RoomId,
+        after: i64,
+    ) -> Result<Vec<AccountData>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND stream > ?
+             ORDER BY stream",
+        )?;
+        let rows = statement.query_map(params![user.as_str(), room.as_str(), after], |row| {
+            let room_id = Some(room.clone());
+            Ok(AccountData { room_id, event_type: row.get(0)?, content: row.get(1)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// When the user's account data of each of their rooms changed last.
+    pub fn account_data_changes_of_rooms(&self, user: &UserId) -> Result<Vec<(RoomId, i64)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id, max(stream) FROM account_data WHERE user_id = ? AND room_id <> '' GROUP BY room_id",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        rows.map(|row| {
+            let (room, stream) = row?;
+            Ok((RoomId::parse(&room)?, stream))
+        })
+        .collect()
+    }
+
     /// Everything of the user that changed after position `after` and up to `upto`, oldest change first.
     pub fn account_data_since(&self, user: &UserId, after: i64, upto: i64) -> Result<Vec<AccountData>> {
         let mut statement = self.conn().prepare_cached(

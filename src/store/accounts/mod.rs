@@ -3,6 +3,7 @@
 //! - here: accounts, and the tokens that let somebody make one;
 //! - `devices`: devices that are logged in, and their sessions; `openid`: tokens that prove to others who a user is;
 //! - `profiles`, `account_data`, `filters`: what a user's clients keep here;
+//! - `sliding_connections`: what each connection of sliding sync was told of its rooms;
 //! - `client_transactions`: which event a client's request made, so that a repeat makes no second one.
 
 pub mod account_data;
@@ -11,6 +12,7 @@ pub mod devices;
 pub mod filters;
 pub mod openid;
 pub mod profiles;
+pub mod sliding_connections;
 
 use std::collections::HashMap;
 

@@ -140,6 +140,32 @@ impl Db<'_> {
         Ok(statement.query_row(key, |row| row.get(0))?)
     }
 
+    /// The first messages that came for a device after a position and still wait, each with its own position.
+    pub fn to_device_since(
+        &self,
+        user: &UserId,
+        device: &str,
+        since: i64,
+        limit: usize,
+    ) -> Result<Vec<(i64, String)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream, message FROM to_device WHERE user_id = ?1 AND device_id = ?2 AND stream > ?3
+             ORDER BY number LIMIT ?4",
+        )?;
+        let rows = statement.query_map(params![user.as_str(), device, since, limit as i64], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The last message that waits for a device and had come by a position.
+    pub fn to_device_upto(&self, user: &UserId, device: &str, position: i64) -> Result<Option<i64>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT max(number) FROM to_device WHERE user_id = ?1 AND device_id = ?2 AND stream <= ?3",
+        )?;
+        Ok(statement.query_row(params![user.as_str(), device, position], |row| row.get(0))?)
+    }
+
     /// The first messages that wait for a device behind that number.
     pub fn to_device_after(
         &self,

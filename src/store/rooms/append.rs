@@ -142,6 +142,9 @@ impl Tx<'_> {
                 self.owes(room.key)?;
             }
             if event.history.is_none() {
+                if visible || current.is_some_and(|current| room.state != Some(current)) {
+                    self.note_activity(room.key, at, visible.then(|| pdu.event_type()))?;
+                }
                 self.room_changed(room.key)?;
             }
         }
@@ -314,6 +317,7 @@ impl Tx<'_> {
             if redaction.place.is_none() {
                 let stream = self.next_stream();
                 self.place_event(key, Place::live(stream))?;
+                self.note_activity(redaction.room, stream, None)?;
                 self.room_changed(redaction.room)?;
             }
         }

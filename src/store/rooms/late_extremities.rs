@@ -171,6 +171,7 @@ impl Tx<'_> {
             let at = self.next_stream();
             let delta = self.state_difference(old, new)?;
             self.set_room_state(room.key, new)?;
+            self.note_activity(room.key, at, None)?;
             for user in self.move_current_state(room.key, &delta, at, true)? {
                 self.wake_user(&user);
             }

@@ -67,7 +67,7 @@ fn member_of(row: &Row<'_>) -> Result<Option<RoomMember>> {
     }))
 }
 
-fn room_of_user(row: &Row<'_>) -> Result<RoomOfUser> {
+pub(super) fn room_of_user(row: &Row<'_>) -> Result<RoomOfUser> {
     Ok(RoomOfUser {
         room: row.get(0)?,
         room_id: RoomId::parse(&row.get::<_, String>(1)?)?,
@@ -77,6 +77,10 @@ fn room_of_user(row: &Row<'_>) -> Result<RoomOfUser> {
         forgotten: row.get(5)?,
     })
 }
+
+/// What [`room_of_user`] reads.
+pub(super) const ROOM_OF_USER_COLUMNS: &str =
+    "m.room_key, r.room_id, m.membership, m.event_key, m.stream, m.forgotten";
 
 const ROOMS_OF_USER: &str = "SELECT m.room_key, r.room_id, m.membership, m.event_key, m.stream, m.forgotten
      FROM memberships m JOIN rooms r ON r.room_key = m.room_key WHERE m.local = 1 AND m.user_id = ?1";

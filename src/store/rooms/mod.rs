@@ -4,7 +4,7 @@
 //! - `events`: events, as they are stored; `append`: an event is put into its room, with all that follows from it;
 //!   `whole_copies`: the content of events that came in their redacted form;
 //! - `snapshots`: room states as a tree of differences; `state`: the state of a room by type and state key;
-//! - `timeline`: what clients are told of a room since a position;
+//! - `timeline`: what clients are told of a room since a position; `activity`: when rooms moved last;
 //! - `late_extremities`: events that the current state does not know of yet; `pending_events`: events that cannot be
 //!   authorised yet;
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
@@ -12,6 +12,7 @@
 //! - `room_import`: a room that comes with its whole state;
 //! - `directory`: aliases and published rooms.
 
+pub mod activity;
 pub mod append;
 pub mod directory;
 pub mod events;

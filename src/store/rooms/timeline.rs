@@ -3,7 +3,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::store::rooms::snapshots::LAST_OTHER_TUPLE_ID;
 use crate::store::{Db, EventKey, RoomKey};
@@ -26,17 +26,6 @@ impl Db<'_> {
     /// The stream position of this snapshot: everything up to here is in it, and nothing behind.
     pub fn snapshot_position(&self) -> Result<i64> {
         Ok(self.conn().prepare_cached("SELECT stream FROM server")?.query_row([], |row| row.get(0))?)
-    }
-
-    /// The rooms to which one of our users is joined and that have a new event after a position.
-    pub fn joined_rooms_with_news(&self, user: &UserId, after: i64) -> Result<Vec<RoomKey>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT m.room_key FROM memberships m
-             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND EXISTS (
-               SELECT 1 FROM events e WHERE e.room_key = m.room_key AND e.stream IS NOT NULL AND e.stream > ?2)",
-        )?;
-        let rows = statement.query_map(params![user.as_str(), after], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Events of a room's timeline in the order of their own times: from a time (included) to later ones, or to earlier
@@ -106,6 +95,69 @@ impl Db<'_> {
         let last = if members { i64::MAX } else { LAST_OTHER_TUPLE_ID };
         let rows = statement.query_map([room, last], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The events of a room's current state by type and state key; with `members` false, all but the memberships.
+    pub fn current_state_events(
+        &self,
+        room: RoomKey,
+        members: bool,
+        mut tell: impl FnMut(&str, &str, EventKey),
+    ) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT s.type, s.state_key, c.event_key FROM current_state c JOIN state_tuples s ON s.tuple_id = c.tuple_id
+             WHERE c.room_key = ?1 AND c.tuple_id <= ?2",
+        )?;
+        let last = if members { i64::MAX } else { LAST_OTHER_TUPLE_ID };
+        let mut rows = statement.query([room, last])?;
+        while let Some(row) = rows.next()? {
+            let text = |column| row.get_ref(column)?.as_str().map_err(Error::internal);
+            tell(text(0)?, text(1)?, row.get(2)?);
+        }
+        Ok(())
+    }
+
+    /// The same as of a stream position.
+    pub fn state_events_as_of(
+        &self,
+        room: RoomKey,
+        stream: i64,
+        members: bool,
+        mut tell: impl FnMut(&str, &str, EventKey),
+    ) -> Result<()> {
+        for (tuple_id, event) in self.state_rows_as_of(room, stream)? {
+            if members || tuple_id <= LAST_OTHER_TUPLE_ID {
+                let (event_type, state_key) = self.state_tuple(tuple_id)?;
+                tell(&event_type, &state_key, event);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whom a room without a name is called by, with their member events: joined users in the order in which they came,
+    /// then invited ones; failing those the ones that left or are banned. One user is not among them.
+    pub fn hero_events(&self, room: RoomKey, but: &UserId, limit: i64) -> Result<Vec<(UserId, EventKey)>> {
+        let mut heroes = Vec::new();
+        for memberships in ["'join'", "'invite'", "'leave', 'ban'"] {
+            let others = memberships.starts_with("'leave'");
+            if others && !heroes.is_empty() || heroes.len() as i64 >= limit {
+                break;
+            }
+            let mut statement = self.conn().prepare_cached(&format!(
+                "SELECT user_id, event_key FROM memberships WHERE room_key = ?1 AND user_id <> ?2
+                 AND membership IN ({memberships}) ORDER BY stream, user_id LIMIT ?3"
+            ))?;
+            let left = limit - heroes.len() as i64;
+            let rows = statement.query_map(params![room, but.as_str(), left], |row| {
+                Ok((row.get::<_, String>(0)?, row.get(1)?))
+            })?;
+            for row in rows {
+                let (user, event) = row?;
+                // A member event's state key need not be a user id that we would accept today.
+                heroes.extend(UserId::parse(&user).ok().map(|user| (user, event)));
+            }
+        }
+        Ok(heroes)
     }
 
     /// The first members of a room in stream order, but for one user: joined and invited ones, or failing those the

@@ -1,0 +1,314 @@
+//! Sliding sync (MSC4186): what is new in the rooms that a client looks at. One engine for both of its dialects, which
+//! `http/client_server/sliding_sync.rs` translates. The numbers of rules in these files are:
+//!
+//! 1. the last two answers of a connection can be gone on from, whatever the body; any other token is unknown;
+//! 2. without `pos` or `timeout` nothing is waited for; 3. what a changed request yields is answered at once;
+//! 4. lists are in the order of the last event; 5. `bump_stamp`; 6. `initial` and `num_live`; 7. `limited`;
+//! 8. members as they are needed; 9. heroes; 10. counts and `is_dm`; 11. invites, knocks, rooms left;
+//! 12. state that no event of the timeline tells; 13. what was not delivered is not taken to be; 14. nothing after the
+//! user is out; 15. filters.
+//!
+//! - `request`: what is asked; `connection`: what the client knows; `room_list`: a user's rooms in order, in memory;
+//! - `select`: the rooms to look at; `rooms`, `required_state`: what is told of one; `extensions`: the rest.
+
+mod connection;
+mod extensions;
+pub mod request;
+mod required_state;
+mod room_list;
+mod rooms;
+mod select;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use self::connection::{Connection, ConnectionStep, unknown_pos};
+use self::extensions::RoomScope;
+use self::request::SlidingRequest;
+use self::room_list::RoomLists;
+use self::rooms::{RoomNews, RoomTeller, may_have_news};
+use self::select::{Configs, Selected, Selection};
+use super::{SyncContext, SyncRequest, Syncing};
+use crate::bounded::{BoundedMap, Worth};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::locks::lock;
+use crate::protocol::filter::Filter;
+use crate::protocol::{RoomId, UserId};
+use crate::service::accounts::ignored_users::Ignored;
+use crate::service::membership::blocks_invites;
+use crate::service::rooms::client_format::ClientFormat;
+
+pub use self::extensions::ExtensionsAnswer;
+pub use self::rooms::{Hero, RoomAnswer};
+
+/// Rooms of one answer; the others come with the next one, which is not waited for.
+const ROOMS_MAX: usize = 1000;
+/// Bytes of events in one answer, after which no further room is begun.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The time of a connection's last use lags behind by no more than this.
+const USE_NOTED_EVERY_MS: Millis = 5 * 60_000;
+/// Connections that nobody uses are looked for so often.
+const SWEEP_EVERY_MS: Millis = 3_600_000;
+/// A request that loses against another one of the same connection is made again so often.
+const TRIES_MAX: usize = 3;
+/// Of so many connections it is remembered which request was the last.
+const LATEST_MAX: usize = 10_000;
+
+/// What sliding sync keeps in memory; nothing of it is missed after a restart.
+#[derive(Default)]
+pub struct SlidingState {
+    room_lists: RoomLists,
+    latest: LatestRequests,
+    /// When connections that are not used are next looked for.
+    sweep_ms: AtomicI64,
+}
+
+/// When the last request of each connection came: a client that changes its mind sends another one and forgets the
+/// first, which may wait here yet and must not take away what is meant for the second.
+#[derive(Default)]
+struct LatestRequests(Mutex<BoundedMap<(UserId, String, String), Instant, LATEST_MAX>>);
+
+impl LatestRequests {
+    /// Whether no later request of the same connection has come.
+    fn is_latest(&self, user: &UserId, device: &str, conn_id: &str, came: Instant) -> bool {
+        let key = (user.clone(), device.to_owned(), conn_id.to_owned());
+        let mut latest = lock(&self.0);
+        match latest.get_mut(&key) {
+            Some(known) if *known > came => return false,
+            Some(known) => *known = came,
+            None => latest.insert(key, came, |_| Worth::Little),
+        }
+        true
+    }
+}
+
+/// An answer.
+pub struct SlidingAnswer {
+    /// The token of the next request.
+    pub pos: String,
+    /// How many rooms each list has, by its name.
+    pub counts: BTreeMap<String, usize>,
+    /// What is told of rooms.
+    pub rooms: BTreeMap<RoomId, RoomAnswer>,
+    /// What the extensions tell.
+    pub extensions: ExtensionsAnswer,
+}
+
+/// What became of a request.
+pub enum SlidingOutcome {
+    /// The answer.
+    Answer(Box<SlidingAnswer>),
+    /// There is nothing new up to this position of the stream, and the request may wait.
+    Nothing(i64),
+}
+
+/// An answer that nothing was written for yet.
+struct Draft {
+    position: i64,
+    counts: BTreeMap<String, usize>,
+    rooms: BTreeMap<RoomId, RoomAnswer>,
+    extensions: ExtensionsAnswer,
+    step: ConnectionStep,
+}
+
+impl Draft {
+    fn is_empty(&self) -> bool {
+        self.rooms.is_empty() && self.extensions.is_empty()
+    }
+}
+
+impl Syncing<'_> {
+    /// What is new for one connection of a device. `came`: when the request came; `may_wait`: whether it waits if there
+    /// is nothing. Errors: 400 `M_INVALID_PARAM` for what goes beyond the bounds, 400 `M_UNKNOWN_POS`.
+    pub fn sliding(
+        &self,
+        user: &UserId,
+        device: &str,
+        request: &SlidingRequest,
+        (came, may_wait): (Instant, bool),
+    ) -> Result<SlidingOutcome> {
+        request.check()?;
+        for _ in 0..TRIES_MAX {
+            if !self.sliding.latest.is_latest(user, device, &request.conn_id, came) {
+                return given_up(request);
+            }
+            let draft = self.draft(user, device, request)?;
+            self.forget_proved(user, device, &draft)?;
+            if may_wait && draft.is_empty() {
+                return Ok(SlidingOutcome::Nothing(draft.position));
+            }
+            let Some(pos) = self.take_step(user, device, request, &draft)? else { continue };
+            let Draft { counts, rooms, extensions, .. } = draft;
+            let answer = SlidingAnswer { pos, counts, rooms, extensions };
+            return Ok(SlidingOutcome::Answer(Box::new(answer)));
+        }
+        given_up(request)
+    }
+
+    /// What is new, from one snapshot.
+    fn draft(&self, user: &UserId, device: &str, request: &SlidingRequest) -> Result<Draft> {
+        let now = self.clock.now_ms();
+        self.store.read(|db| {
+            let position = db.snapshot_position()?;
+            let connection = Connection::of(db, user, device, request, position)?;
+            let as_sync = SyncRequest {
+                filter: Filter::default(),
+                since: (!connection.is_new()).then_some(connection.since),
+                full_state: false,
+                state_after: true,
+                older_name: false,
+            };
+            let format = ClientFormat { room_ids: false, ..ClientFormat::usual(user, Some(device), now) };
+            let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
+            let context =
+                SyncContext { db, user, request: &as_sync, format, position, ignored, blocks_invites };
+            self.draft_in(&context, request, connection)
+        })
+    }
+
+    fn draft_in(
+        &self,
+        context: &SyncContext<'_>,
+        request: &SlidingRequest,
+        mut connection: Connection,
+    ) -> Result<Draft> {
+        let mut extensions = extensions::of_no_room(context, request, &mut connection)?;
+        let selection = select::select(context, &self.sliding.room_lists, request, &connection)?;
+        if selection.changes.is_some() {
+            connection.read_whole(context.db)?;
+        }
+        let (mut rooms, mut configs, mut asked) = (BTreeMap::new(), Configs::new(request), Vec::new());
+        let (mut bytes, since) = (0, connection.since);
+        let Selection { counts, rooms: selected, changes } = selection;
+        for selected in &selected {
+            if rooms.len() >= ROOMS_MAX || bytes > ANSWER_BYTES_MAX {
+                connection.note_behind();
+                break;
+            }
+            let (config, digest) = configs.of(selected);
+            let looked = look(context, &mut connection, selected, (&config, digest), &mut asked);
+            let told_news = looked.and_then(|(before, news)| {
+                let mut told = news.told;
+                if let Some(told) = &mut told {
+                    let room = RoomScope { request, selected, changes: changes.as_ref(), since };
+                    room.add(context, news.answer.as_ref(), told, &mut extensions)?;
+                }
+                if told != before {
+                    connection.note(&selected.room_id, told.as_ref())?;
+                }
+                Ok(news.answer)
+            });
+            match told_news {
+                Ok(answer) => {
+                    bytes += answer.as_ref().map_or(0, RoomAnswer::bytes);
+                    rooms.extend(answer.map(|answer| (selected.room_id.clone(), answer)));
+                }
+                // "Advance a room's cursor only if it was delivered" (rule 13).
+                Err(e) => {
+                    log::error!(
+                        "{} cannot be told to {}: {}",
+                        selected.room_id,
+                        context.user,
+                        e.for_people()
+                    );
+                    connection.note_behind();
+                }
+            }
+        }
+        let counts = request.lists.keys().cloned().zip(counts).collect();
+        let step = connection.into_step(&asked)?;
+        Ok(Draft { position: context.position, counts, rooms, extensions, step })
+    }
+
+    /// Forgets the messages that the device has proved to have by its own token for them.
+    fn forget_proved(&self, user: &UserId, device: &str, draft: &Draft) -> Result<()> {
+        let proved = draft.extensions.to_device.as_ref().and_then(|to_device| to_device.proved);
+        let Some((upto, since)) = proved else { return Ok(()) };
+        let (user, device) = (user.clone(), device.to_owned());
+        // If the disk does not get it, the same proof comes again.
+        self.store.write_lightly(move |tx| tx.forget_to_device(&user, &device, upto, since))
+    }
+
+    /// Writes what the client knows with this answer, and gives the token that names it. None if another request of the
+    /// connection was first. What a power cut takes is only such versions: their tokens are unknown then.
+    fn take_step(
+        &self,
+        user: &UserId,
+        device: &str,
+        request: &SlidingRequest,
+        draft: &Draft,
+    ) -> Result<Option<String>> {
+        let (now, position) = (self.clock.now_ms(), draft.position);
+        let noted = draft.step.noted.clone();
+        match draft.step.row.clone() {
+            None => {
+                let (user, device, conn_id) = (user.clone(), device.to_owned(), request.conn_id.clone());
+                self.store.write_lightly(move |tx| {
+                    if tx.device(&user, &device)?.is_none() {
+                        return Err(unknown_pos());
+                    }
+                    let opened = tx.open_sliding_connection(&user, &device, &conn_id, now)?;
+                    let version = tx.issue_sliding_version(&opened, 0, &noted, now)?;
+                    Ok(version.map(|version| ConnectionStep::pos(opened.connection, version, position)))
+                })
+            }
+            Some((row, version)) if noted.is_empty() => {
+                if now - row.used_ms > USE_NOTED_EVERY_MS {
+                    self.store.write_lightly(move |tx| tx.touch_sliding_connection(row.connection, now))?;
+                }
+                Ok(Some(ConnectionStep::pos(row.connection, version, position)))
+            }
+            Some((row, version)) => self.store.write_lightly(move |tx| {
+                let issued = tx.issue_sliding_version(&row, version, &noted, now)?;
+                Ok(issued.map(|issued| ConnectionStep::pos(row.connection, issued, position)))
+            }),
+        }
+    }
+
+    /// Forgets connections that were not used for long, a portion at a time. Returns when to go on.
+    pub(in crate::service) fn sweep_sliding_connections(&self, now: Millis) -> Result<Option<Millis>> {
+        let due = self.sliding.sweep_ms.load(Ordering::Relaxed);
+        if now < due {
+            return Ok(Some(due));
+        }
+        let is_more = self.store.read(|db| db.are_there_unused_sliding_connections(now))?
+            && self.store.write_lightly(move |tx| tx.sweep_sliding_connections(now))?;
+        let due = if is_more { now } else { now + SWEEP_EVERY_MS };
+        self.sliding.sweep_ms.store(due, Ordering::Relaxed);
+        Ok(Some(due))
+    }
+}
+
+/// What is new in a room, with what the client knew of it.
+fn look(
+    context: &SyncContext<'_>,
+    connection: &mut Connection,
+    selected: &Selected,
+    (config, digest): (&request::RoomConfig, u64),
+    asked: &mut Vec<u64>,
+) -> Result<(Option<connection::Told>, RoomNews)> {
+    let before = connection.told(context.db, &selected.room_id)?;
+    if selected.room.is_some() && !asked.contains(&digest) {
+        connection.keep_config(digest, &config.required_state);
+        asked.push(digest);
+    }
+    let news = match may_have_news(selected, before.as_ref(), config, digest) {
+        true => RoomTeller { context, connection }.news(selected, before.as_ref(), (config, digest))?,
+        false => RoomNews { answer: None, told: before.clone() },
+    };
+    Ok((before, news))
+}
+
+/// The answer to a request that nobody waits for any more, or that was overtaken too often: nothing, and the token that
+/// it had.
+fn given_up(request: &SlidingRequest) -> Result<SlidingOutcome> {
+    Ok(SlidingOutcome::Answer(Box::new(SlidingAnswer {
+        pos: request.pos.clone().ok_or_else(unknown_pos)?,
+        counts: BTreeMap::new(),
+        rooms: BTreeMap::new(),
+        extensions: ExtensionsAnswer::default(),
+    })))
+}

@@ -1,0 +1,465 @@
+//! What an answer tells of one room, and what the client knows of it then.
+
+use super::connection::{Connection, Told, ToldAs};
+use super::request::RoomConfig;
+use super::required_state::{StateNews, StateWanted};
+use super::room_list::{Listed, ListedRoom};
+use super::select::Selected;
+use crate::error::Result;
+use crate::protocol::filter::EventFilter;
+use crate::protocol::pdu::Membership;
+use crate::protocol::remote_membership::SyncSection;
+use crate::protocol::{EventId, Pdu, RoomId, UserId};
+use crate::service::rooms::client_format::{self, Json};
+use crate::service::rooms::timeline::{Page, PaginationToken, latest};
+use crate::service::rooms::view::{Access, RoomView, membership_known_at};
+use crate::service::sync::{SyncContext, not_joined};
+use crate::store::rooms::memberships::RoomOfUser;
+use crate::store::{Place, Room};
+
+/// "Up to 5" users whom a room without a name is called by.
+const HEROES_MAX: i64 = 5;
+
+/// What is told of a room. What is none has not changed, or is not there if the room is told for the first time.
+#[derive(Debug, Default)]
+pub struct RoomAnswer {
+    /// Whether this is all that the client is to know of the room, whatever it knew (rule 6).
+    pub initial: bool,
+    /// What the user is to it.
+    pub membership: Option<Membership>,
+    /// The lists that show it, by their numbers in the request.
+    pub lists: Vec<usize>,
+    /// The name; none inside: there is none any more.
+    pub name: Option<Option<String>>,
+    /// The address of the avatar, likewise.
+    pub avatar: Option<Option<String>>,
+    /// Whom it is called by if it has no name.
+    pub heroes: Vec<Hero>,
+    /// Whether the user's `m.direct` names it.
+    pub is_dm: Option<bool>,
+    /// What somebody outside is shown of it, with the user's own member event.
+    pub stripped_state: Option<Vec<Json>>,
+    /// State that is new.
+    pub required_state: Vec<Json>,
+    /// State that there is no more, by type and state key.
+    pub removed_state: Vec<(String, String)>,
+    /// The latest events, the last one last.
+    pub timeline: Vec<Json>,
+    /// The ids of these events.
+    pub event_ids: Vec<EventId>,
+    /// Whether the timeline goes back behind what the client was told last.
+    pub expanded_timeline: bool,
+    /// Where earlier events are found.
+    pub prev_batch: Option<String>,
+    /// Whether there are events between what the client has and the timeline, or before it in a new room (rule 7).
+    pub limited: bool,
+    /// How many events of the timeline came after the client's last answer (rule 6).
+    pub num_live: Option<usize>,
+    /// How many users are joined.
+    pub joined_count: Option<u64>,
+    /// How many are invited.
+    pub invited_count: Option<u64>,
+    /// By what clients have their rooms in order (rule 5).
+    pub bump_stamp: Option<i64>,
+}
+
+/// A user whom a room is called by.
+#[derive(Debug, serde::Serialize)]
+pub struct Hero {
+    user_id: UserId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    displayname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    avatar_url: Option<String>,
+}
+
+/// What an answer tells of a room, if anything, and what the client knows then.
+pub struct RoomNews {
+    /// What is told.
+    pub answer: Option<RoomAnswer>,
+    /// What the client knows from now on; none: nothing.
+    pub told: Option<Told>,
+}
+
+/// What is told of rooms to one connection.
+pub struct RoomTeller<'t> {
+    /// The snapshot, and for whom.
+    pub context: &'t SyncContext<'t>,
+    /// What the client knows.
+    pub connection: &'t Connection,
+}
+
+/// Whether an answer has anything to tell of a room, as far as that can be seen without looking into it.
+pub fn may_have_news(selected: &Selected, told: Option<&Told>, config: &RoomConfig, digest: u64) -> bool {
+    let (Some(room), Some(told)) = (&selected.room, told) else { return true };
+    room.activity > told.seen
+        || told.listed != told_as(room)
+        || told.is_dm != selected.is_dm
+        || (told.listed == ToldAs::Joined && (config.timeline_limit > told.timeline || digest != told.config))
+}
+
+fn told_as(room: &ListedRoom) -> ToldAs {
+    match room.listed {
+        Listed::Joined => ToldAs::Joined,
+        Listed::Invited | Listed::Knocking => ToldAs::Outside,
+        Listed::Removed => ToldAs::Gone,
+    }
+}
+
+impl RoomTeller<'_> {
+    /// What is new in a room.
+    pub fn news(
+        &self,
+        selected: &Selected,
+        told: Option<&Told>,
+        (config, digest): (&RoomConfig, u64),
+    ) -> Result<RoomNews> {
+        let news = match &selected.room {
+            None => self.gone(&selected.room_id, told)?,
+            Some(room) => match room.listed {
+                Listed::Joined => self.joined(selected, told, config, digest)?,
+                Listed::Invited | Listed::Knocking => self.outside(selected, room, told)?,
+                Listed::Removed => self.removed(selected, told, config)?,
+            },
+        };
+        Ok(RoomNews {
+            answer: news.answer.map(|a| RoomAnswer { lists: selected.lists.clone(), ..a }),
+            ..news
+        })
+    }
+
+    fn unchanged(told: Option<&Told>) -> RoomNews {
+        RoomNews { answer: None, told: told.cloned() }
+    }
+
+    /// A room that the user is in.
+    fn joined(
+        &self,
+        selected: &Selected,
+        told: Option<&Told>,
+        config: &RoomConfig,
+        digest: u64,
+    ) -> Result<RoomNews> {
+        let context = self.context;
+        let Some(room) = context.db.room(&selected.room_id)? else { return Ok(Self::unchanged(told)) };
+        let view = context.view(&room)?;
+        // The list may know more than this snapshot; what it knows is told with the next answer.
+        let Access::Joined { since: joined_at } = view.access else { return Ok(Self::unchanged(told)) };
+        let known = match told.filter(|told| told.listed == ToldAs::Joined && told.seen > 0) {
+            Some(told) if joined_at > told.seen => {
+                let then = membership_known_at(context.db, &room, context.user, told.seen)?;
+                Some(told).filter(|_| then == Some(Membership::Join))
+            }
+            other => other,
+        };
+        let expanded = known.is_some_and(|told| config.timeline_limit > told.timeline);
+        let to = match known {
+            Some(told) if !expanded => Place::live(told.seen),
+            _ => Place::START,
+        };
+        let page = latest(&view, &EventFilter::default(), (Place::END, to), config.timeline_limit)?;
+        let wanted = StateWanted {
+            required: &config.required_state,
+            before: known.and_then(|told| match told.config == digest {
+                true => Some(&config.required_state),
+                false => self.connection.config(told.config),
+            }),
+            told: known,
+            end: i64::MAX,
+        };
+        let state = StateNews::of(context, &view, &wanted, &page)?;
+        let mut answer = self.of_room(&view, &page, &state, known.is_none())?;
+        answer.expanded_timeline = expanded;
+        answer.is_dm = is_dm_news(selected, known);
+        self.add_members(&mut answer, &view, &state)?;
+        let activity = context.db.room_activity(room.key)?;
+        answer.bump_stamp = match known {
+            None if activity.bump > 0 => Some(activity.bump),
+            None => Some(joined_at),
+            Some(told) => Some(activity.bump).filter(|bump| *bump > told.seen),
+        };
+        answer.membership = Some(Membership::Join);
+        let told_now = Told {
+            seen: context.position,
+            listed: ToldAs::Joined,
+            config: digest,
+            timeline: match (&page.stopped_at, known) {
+                // All of the room's history is there.
+                (None, Some(told)) if !expanded => told.timeline,
+                (None, _) => usize::MAX,
+                (Some(_), _) => config.timeline_limit,
+            },
+            is_dm: selected.is_dm,
+            members: told_members(known, &page, &state),
+            ..told.cloned().unwrap_or_default()
+        };
+        // What was looked at and is nothing to this client need not be looked at again.
+        let silent = !answer.initial && answer.is_empty() && !expanded;
+        Ok(RoomNews { answer: (!silent).then_some(answer), told: Some(told_now) })
+    }
+
+    /// What joined rooms and rooms that the user was in have in common.
+    fn of_room(
+        &self,
+        view: &RoomView<'_>,
+        page: &Page,
+        state: &StateNews,
+        initial: bool,
+    ) -> Result<RoomAnswer> {
+        let context = self.context;
+        let mut timeline = Vec::with_capacity(page.events.len());
+        for seen in page.events.iter().rev() {
+            timeline.push(client_format::full(view, &context.format, &seen.event, Some(seen.membership))?);
+        }
+        let oldest = page.events.last().and_then(|seen| seen.event.place);
+        let prev_batch = oldest.map(PaginationToken::before).or(page.stopped_at);
+        // "num_live counts from the connection's last position, not from `initial`" (rule 6).
+        let since = self.connection.since;
+        let is_live = |place: Place| !self.connection.is_new() && place.sub == 0 && place.stream > since;
+        let num_live = page.events.iter().filter(|seen| seen.event.place.is_some_and(is_live)).count();
+        Ok(RoomAnswer {
+            initial,
+            required_state: state.write(context, view)?,
+            removed_state: state.removed.clone(),
+            event_ids: page.events.iter().map(|seen| seen.event.pdu.event_id().clone()).collect(),
+            num_live: (!timeline.is_empty()).then_some(num_live),
+            timeline,
+            prev_batch: prev_batch.map(|token| token.to_string()),
+            limited: page.stopped_at.is_some(),
+            ..RoomAnswer::default()
+        })
+    }
+
+    /// Name, avatar, heroes and counts, as far as they may have changed (rules 9 and 10).
+    fn add_members(&self, answer: &mut RoomAnswer, view: &RoomView<'_>, state: &StateNews) -> Result<()> {
+        let db = self.context.db;
+        let text = |event_type: &str, field: &str| -> Result<Option<String>> {
+            let event = db.state_event(view.room.key, event_type, "")?;
+            Ok(event.and_then(|event| text_of(&event, field)))
+        };
+        if state.avatar_changed {
+            answer.avatar =
+                Some(text("m.room.avatar", "url")?).filter(|url| url.is_some() || !answer.initial);
+        }
+        if state.name_changed || state.members_changed {
+            let name = text("m.room.name", "name")?.filter(|name| !name.is_empty());
+            if name.is_none() {
+                answer.heroes = self.heroes(view.room)?;
+            }
+            if state.name_changed {
+                answer.name = Some(name).filter(|name| name.is_some() || !answer.initial);
+            }
+        }
+        if state.members_changed {
+            answer.joined_count = Some(view.room.joined);
+            answer.invited_count = Some(view.room.invited);
+        }
+        Ok(())
+    }
+
+    fn heroes(&self, room: &Room) -> Result<Vec<Hero>> {
+        let mut heroes = Vec::new();
+        for (user_id, event) in self.context.db.hero_events(room.key, self.context.user, HEROES_MAX)? {
+            let member = self.context.db.pdu_by_key(event)?;
+            let (displayname, avatar_url) = (text_of(&member, "displayname"), text_of(&member, "avatar_url"));
+            heroes.push(Hero { user_id, displayname, avatar_url });
+        }
+        Ok(heroes)
+    }
+
+    /// A room to which the user is invited, or upon which they knock: "`invite_state` whenever the room is in an answer"
+    /// (rule 11).
+    fn outside(&self, selected: &Selected, listed: &ListedRoom, told: Option<&Told>) -> Result<RoomNews> {
+        let context = self.context;
+        let known = told.filter(|told| told.listed == ToldAs::Outside && told.seen >= listed.activity);
+        let is_dm = is_dm_news(selected, known);
+        if known.is_some() && is_dm.is_none() {
+            return Ok(Self::unchanged(told));
+        }
+        let stripped = match listed.key {
+            None => context
+                .db
+                .remote_membership(&selected.room_id, context.user)?
+                .and_then(|row| Some(not_joined::remote_stripped(&row, row.event.as_ref()?))),
+            Some(key) => context.db.member(key, context.user)?.map(|member| {
+                let of_user = RoomOfUser {
+                    room: key,
+                    room_id: selected.room_id.clone(),
+                    membership: member.membership,
+                    event: member.event,
+                    stream: member.stream,
+                    forgotten: member.forgotten,
+                };
+                not_joined::stripped(context, &of_user)
+            }),
+        };
+        let Some(stripped) = stripped.transpose()? else { return Ok(Self::unchanged(told)) };
+        let answer = RoomAnswer {
+            initial: known.is_none(),
+            membership: Some(match listed.listed {
+                Listed::Knocking => Membership::Knock,
+                _ => Membership::Invite,
+            }),
+            is_dm,
+            stripped_state: Some(stripped.events),
+            bump_stamp: known.is_none().then_some(listed.activity),
+            ..RoomAnswer::default()
+        };
+        let told = Told {
+            seen: context.position,
+            listed: ToldAs::Outside,
+            is_dm: selected.is_dm,
+            account_data: told.map_or(0, |told| told.account_data),
+            ..Told::default()
+        };
+        Ok(RoomNews { answer: Some(answer), told: Some(told) })
+    }
+
+    /// A room that somebody else took the user out of: told always, and once (rule 11).
+    fn removed(&self, selected: &Selected, told: Option<&Told>, config: &RoomConfig) -> Result<RoomNews> {
+        let activity = selected.room.as_ref().map_or(0, |room| room.activity);
+        if told.is_some_and(|told| told.listed == ToldAs::Gone && told.seen >= activity) {
+            return Ok(Self::unchanged(told));
+        }
+        // Whoever knows that the user is out is only told what they are now.
+        let config = Some(config).filter(|_| told.is_none_or(|told| told.listed != ToldAs::Gone));
+        let answer = self.last_look(&selected.room_id, told, config)?;
+        let told = Told {
+            seen: self.context.position,
+            listed: ToldAs::Gone,
+            is_dm: selected.is_dm,
+            ..Told::default()
+        };
+        Ok(RoomNews { answer, told: Some(told) })
+    }
+
+    /// A room that the user is out of, by their own will or because an invite or knock came to nothing: told once, if
+    /// the client knows of it.
+    fn gone(&self, room_id: &RoomId, told: Option<&Told>) -> Result<RoomNews> {
+        let answer = match told {
+            Some(told) if told.listed != ToldAs::Gone => self.last_look(room_id, Some(told), None)?,
+            _ => None,
+        };
+        if answer.is_none() && self.is_there(room_id)? {
+            // The list may know more than this snapshot; what it knows is told with the next answer.
+            return Ok(Self::unchanged(told));
+        }
+        Ok(RoomNews { answer, told: None })
+    }
+
+    /// Whether the user is something to the room in this snapshot.
+    fn is_there(&self, room_id: &RoomId) -> Result<bool> {
+        let context = self.context;
+        if let Some(row) = context.db.remote_membership(room_id, context.user)? {
+            return Ok(matches!(row.section(), Some(SyncSection::Invite | SyncSection::Knock)));
+        }
+        let Some(room) = context.db.room(room_id)? else { return Ok(false) };
+        let own = context.db.membership(room.key, context.user)?;
+        Ok(matches!(own, Some(Membership::Join | Membership::Invite | Membership::Knock)))
+    }
+
+    /// The room up to when the user was taken out: nothing behind that (rule 14).
+    fn last_look(
+        &self,
+        room_id: &RoomId,
+        told: Option<&Told>,
+        config: Option<&RoomConfig>,
+    ) -> Result<Option<RoomAnswer>> {
+        let context = self.context;
+        if let Some(row) = context.db.remote_membership(room_id, context.user)? {
+            let (Some(SyncSection::Leave), Some(event)) = (row.section(), &row.event) else {
+                return Ok(None);
+            };
+            let written = client_format::of_remote_room(&context.format, event, row.previous.as_ref())?;
+            return Ok(Some(RoomAnswer {
+                membership: event.membership(),
+                required_state: vec![written],
+                bump_stamp: Some(row.stream),
+                ..RoomAnswer::default()
+            }));
+        }
+        let Some(room) = context.db.room(room_id)? else { return Ok(None) };
+        let Some(own) = context.db.member(room.key, context.user)?.filter(|own| !own.forgotten) else {
+            return Ok(None);
+        };
+        if !matches!(own.membership, Membership::Leave | Membership::Ban) {
+            return Ok(None);
+        }
+        let view = context.view(&room)?;
+        let known = told.filter(|told| told.listed == ToldAs::Joined && told.seen > 0);
+        let (mut page, mut state) = (Page::default(), StateNews::default());
+        let mut own_before = None;
+        if let Access::Left { at } = view.access
+            && (known.is_some() || config.is_some())
+        {
+            own_before =
+                context.db.state_event_as_of(room.key, "m.room.member", context.user.as_str(), at)?;
+            let to = known.map_or(Place::START, |told| Place::live(told.seen));
+            let from = PaginationToken::at(at).start_back();
+            let limit = config.map_or(1, |config| config.timeline_limit);
+            if to < from {
+                page = latest(&view, &EventFilter::default(), (from, to), limit)?;
+            }
+            if let Some(config) = config {
+                let wanted = StateWanted {
+                    required: &config.required_state,
+                    before: Some(&config.required_state),
+                    told: known,
+                    end: at,
+                };
+                state = StateNews::of(context, &view, &wanted, &page)?;
+            }
+        }
+        state.put_own(own.event, own_before);
+        let mut answer = self.of_room(&view, &page, &state, known.is_none() && config.is_some())?;
+        answer.membership = Some(own.membership);
+        answer.bump_stamp = Some(own.stream);
+        Ok(Some(answer))
+    }
+}
+
+impl RoomAnswer {
+    /// About how many bytes it has.
+    pub fn bytes(&self) -> usize {
+        let stripped = self.stripped_state.iter().flatten();
+        self.timeline.iter().chain(&self.required_state).chain(stripped).map(|event| event.get().len()).sum()
+    }
+
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.name.is_none()
+            && self.avatar.is_none()
+            && self.heroes.is_empty()
+            && self.is_dm.is_none()
+            && self.required_state.is_empty()
+            && self.removed_state.is_empty()
+            && self.timeline.is_empty()
+            && !self.limited
+            && self.joined_count.is_none()
+            && self.bump_stamp.is_none()
+    }
+}
+
+/// "`is_dm` from account data; send when it changes" (rule 10). If there is none in a new room, it is not one.
+fn is_dm_news(selected: &Selected, known: Option<&Told>) -> Option<bool> {
+    match known {
+        None => selected.is_dm.then_some(true),
+        Some(told) => (told.is_dm != selected.is_dm).then_some(selected.is_dm),
+    }
+}
+
+/// The members that the client has, which is all of them that it ever needed as long as there is no gap: for that
+/// clients forget them.
+fn told_members(known: Option<&Told>, page: &Page, state: &StateNews) -> Vec<u64> {
+    let mut told = Told::default();
+    if let Some(known) = known.filter(|_| page.stopped_at.is_none()) {
+        told.members.clone_from(&known.members);
+    }
+    told.keep_members(state.members.iter().copied());
+    told.members
+}
+
+/// A field of an event's content, if it is text: "fields of wrong type in state must be dropped, not sent" (rule 9).
+fn text_of(event: &Pdu, field: &str) -> Option<String> {
+    event.content_str(field)
+}
