@@ -720,3 +720,20 @@ fn one_call_asks_a_server_for_all_of_its_users() {
     assert!(users.iter().all(|user| devices_in(&answer, user) == ["A"]), "{answer}");
     assert_eq!(peer.asked(QUERY).len(), 1);
 }
+
+#[test]
+fn whose_server_was_away_when_they_were_asked_for_is_told_of_when_it_is_back() {
+    let peer = Peer::start();
+    let (server, bob, room) = bob_at(&peer);
+    let creator = room.creator.clone();
+    has_no_answer(&peer);
+    assert!(failed(&query_all(&bob, &creator), &peer));
+    bob.initial_sync();
+    has_devices(&peer, &creator, 5, &["A"]);
+    wait_until("the list is fetched", || {
+        server.advance(Duration::from_secs(60));
+        is_current(&server, &creator)
+    });
+    assert_eq!(bob.sync(Duration::ZERO)["device_lists"]["changed"], json!([creator]));
+    assert_eq!(devices_in(&query_all(&bob, &creator), &creator), ["A"]);
+}

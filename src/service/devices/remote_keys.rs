@@ -38,6 +38,8 @@ const ANSWERS_BYTES_MAX: usize = 64 << 20;
 /// whether it still is, for a shorter time than others get.
 const OUT_OF_REACH_MS: Millis = 5 * 60_000;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// When a list is fetched first whose server did not answer.
+const MISSED_PAUSE_MS: Millis = 20_000;
 /// When a server that took too many one-time keys should come again.
 const CLAIM_RETRY_AFTER_MS: Millis = 5 * 60_000;
 /// Pauses after calls for keys that were not answered.
@@ -72,6 +74,12 @@ struct KeyCall<W> {
     wanted: W,
 }
 
+/// What became of calls.
+struct CallOutcomes<W, A> {
+    answered: Vec<(KeyCall<W>, A)>,
+    failed: Vec<(KeyCall<W>, Error)>,
+}
+
 /// A user whose server is asked for their keys.
 struct QueriedUser {
     /// The devices that are wanted; none: all.
@@ -94,7 +102,7 @@ impl Devices<'_> {
             calls.extend(calls_to(&server, self.known_keys(users, &mut found)?));
         }
         let taken = AtomicUsize::new(0);
-        let (answers, failures) = self.ask_servers(asker, calls, deadline, |call, within| {
+        let CallOutcomes { answered, failed } = self.ask_servers(asker, calls, deadline, |call, within| {
             // Of whom we keep the list, all of it is wanted.
             let ids = |user: &QueriedUser| match user.tracked {
                 Some(_) => Vec::new(),
@@ -109,9 +117,13 @@ impl Devices<'_> {
                 false => Err(CallError::bad("together with those of others these are too many keys")),
             }
         });
-        found.failures = failures;
+        let mut missed = Vec::new();
+        for (call, error) in failed {
+            missed.extend(call.wanted.into_iter().filter_map(|(id, user)| user.tracked.map(|_| id)));
+            found.failures.insert(call.server, error);
+        }
         let mut kept = Vec::new();
-        for (call, mut keys) in answers {
+        for (call, mut keys) in answered {
             for (id, QueriedUser { device_ids, tracked }) in call.wanted {
                 let keys = keys.remove(&id);
                 if let Some(keys) = &keys {
@@ -123,6 +135,7 @@ impl Devices<'_> {
             }
         }
         self.keep_queried(kept)?;
+        self.fetch_missed(missed)?;
         self.store.read(|db| {
             for user in found.cross_signing.keys() {
                 found.signatures.insert(user.clone(), db.signatures_of_keys(user, Some(asker))?);
@@ -187,6 +200,40 @@ impl Devices<'_> {
         Ok(())
     }
 
+    /// Has the lists of users fetched whose servers did not answer, as soon as these can be reached: clients hear of it then,
+    /// and ask again.
+    fn fetch_missed(&self, mut missed: Vec<UserId>) -> Result<()> {
+        while !missed.is_empty() {
+            let later = missed.split_off(missed.len().min(REMOTE_DEVICES_MAX));
+            let some = std::mem::replace(&mut missed, later);
+            let unknown: Vec<UserId> = self.store.read(|db| {
+                let mut unknown = Vec::new();
+                for user in some {
+                    if db.remote_device_list(&user)?.is_none_or(|list| list.due_ms.is_none()) {
+                        unknown.push(user);
+                    }
+                }
+                Ok(unknown)
+            })?;
+            if unknown.is_empty() {
+                continue;
+            }
+            unknown.iter().for_each(|user| self.scheduler.lists_wait_for(&user.server()));
+            let due_ms = Some(self.clock.now_ms() + MISSED_PAUSE_MS);
+            self.store.write_lightly(move |tx| {
+                for user in &unknown {
+                    let list = tx.remote_device_list(user)?.unwrap_or_default();
+                    if !list.is_current() && list.due_ms.is_none() && tx.is_of_interest(user)? {
+                        tx.set_remote_device_list(user, &RemoteDeviceList { due_ms, attempts: 1, ..list })?;
+                    }
+                }
+                Ok(())
+            })?;
+            self.scheduler.wake();
+        }
+        Ok(())
+    }
+
     /// Claims a one-time key of each of these devices, for an algorithm each, as far as their servers answer until then.
     /// Nothing is asked for twice: each key that is given out is gone.
     pub fn claim_elsewhere(
@@ -196,10 +243,11 @@ impl Devices<'_> {
         deadline: Instant,
     ) -> ClaimedElsewhere {
         let calls = wanted.into_iter().flat_map(|(server, users)| calls_to(&server, users)).collect();
-        let (answers, failures) = self.ask_servers(asker, calls, deadline, |call, within| {
+        let CallOutcomes { answered, failed } = self.ask_servers(asker, calls, deadline, |call, within| {
             self.federation.claim_user_keys(&call.server, &call.wanted, within)
         });
-        let one_time_keys = answers.into_iter().flat_map(|(_, keys)| keys).collect();
+        let one_time_keys = answered.into_iter().flat_map(|(_, keys)| keys).collect();
+        let failures = failed.into_iter().map(|(call, error)| (call.server, error)).collect();
         ClaimedElsewhere { one_time_keys, failures }
     }
 
@@ -254,20 +302,21 @@ impl Devices<'_> {
         Ok(known)
     }
 
-    /// Makes calls to servers, several at the same time, until the deadline. What was answered, and which servers failed.
+    /// Makes calls to servers, several at the same time, until the deadline. What was answered, and what failed.
     fn ask_servers<W: Send + Sync, A: Send>(
         &self,
         asker: &UserId,
         calls: Vec<KeyCall<W>>,
         deadline: Instant,
         call: impl Fn(&KeyCall<W>, Duration) -> CallResult<A> + Sync,
-    ) -> (Vec<(KeyCall<W>, A)>, BTreeMap<ServerName, Error>) {
-        let mut failures = BTreeMap::new();
+    ) -> CallOutcomes<W, A> {
         let (down, mut up): (Vec<_>, Vec<_>) =
             calls.into_iter().partition(|call| self.is_out_of_reach(&call.server));
-        for KeyCall { server, .. } in down {
-            failures.insert(server.clone(), unanswered(&server, "could not be reached lately"));
-        }
+        let of_down = down.into_iter().map(|call| {
+            let error = unanswered(&call.server, "could not be reached lately");
+            (call, error)
+        });
+        let (mut answered, mut failed) = (Vec::new(), of_down.collect::<Vec<_>>());
         // Those that are likely to answer go first, so that they need not wait for those that never will.
         up.sort_by_key(|call| !self.outgoing.is_proven(&call.server));
         let (next, answers) = (Mutex::new(up.into_iter()), Mutex::new(Vec::new()));
@@ -287,14 +336,13 @@ impl Devices<'_> {
             }
             work();
         });
-        let mut answered = Vec::new();
         for (call, answer) in into_inner(answers) {
             match answer {
                 Ok(answer) => answered.push((call, answer)),
-                Err(e) => drop(failures.insert(call.server, e)),
+                Err(error) => failed.push((call, error)),
             }
         }
-        (answered, failures)
+        CallOutcomes { answered, failed }
     }
 
     fn ask_server<A>(
