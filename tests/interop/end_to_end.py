@@ -119,8 +119,8 @@ class Identity:
 def query(asker, user):
     for _ in range(5):
         answer = asker.call("POST", "/v3/keys/query", {"device_keys": {user.id: []}, "timeout": 10000})
-        # A Synapse that fetches the list for an update at the same moment says 503 "'devices'" (`multi_user_device_resync`
-        # gives what is cached meanwhile in another shape than its caller in e2e_keys.py expects).
+        # A Synapse that fetches the list for an update at that moment says 503 "'devices'": what is cached meanwhile
+        # has another shape than its e2e_keys.py expects of `multi_user_device_resync`.
         if not answer.get("failures") or asker.server.kind != "synapse":
             break
     demand(not answer.get("failures"), f"{asker!r} asks for the keys of {user.id}: {answer}")
@@ -197,7 +197,8 @@ def changes_are_heard(t):
             answer = query(other, one)
             master = answer.get("master_keys", {}).get(one.id, {})
             own = answer.get("self_signing_keys", {}).get(one.id, {})
-            return identity.master.key_id in master.get("keys", {}) and identity.self_signing.key_id in own.get("keys", {})
+            has = identity.master.key_id in master.get("keys", {})
+            return has and identity.self_signing.key_id in own.get("keys", {})
 
         until(other, "the cross-signing keys", identity_seen)
         ears.listen(0)

@@ -100,7 +100,7 @@ fn deed(source: &mut Source<'_>, house: &mut House, play: &Shared) {
         )
     };
     let client = |path: String| format!("/_matrix/client{path}");
-    let (method, target, body) = match source.below(18) {
+    let (method, target, body) = match source.below(20) {
         0 => (Method::Post, client(format!("/v3/join/{room}?via={PEER}")), json!({})),
         1 => (Method::Post, client(format!("/v3/knock/{room}?via={PEER}")), json!({})),
         2 => (Method::Post, client(format!("/v3/join/{alias}")), json!({})),
@@ -138,6 +138,16 @@ fn deed(source: &mut Source<'_>, house: &mut House, play: &Shared) {
         }
         15 => return devices(house),
         16 => return invite(house, play, source),
+        17 => (
+            Method::Post,
+            client("/v3/keys/query".to_owned()),
+            json!({ "device_keys": { CAROL: if source.chance(128) { json!(["D"]) } else { json!([]) } } }),
+        ),
+        18 => (
+            Method::Post,
+            client("/v3/keys/claim".to_owned()),
+            json!({ "one_time_keys": { CAROL: { "D": "signed_curve25519" } } }),
+        ),
         _ => return transaction(house, play, source),
     };
     let who = if target.contains("/key/v2/") { AskerId::Nobody } else { AskerId::Alice };

@@ -191,7 +191,20 @@ pub fn honest(asked: &ScriptedRequest, rooms: &[PeerRoom], key: &SigningKey) -> 
             child["room_id"] = json!("!child:peer.example");
             json!({ "room": room.summary(), "children": [child], "inaccessible_children": ["!x:peer.example"] })
         }
+        [.., "user", "keys", "query"] => json!({
+            "device_keys": { CAROL: { "D": {
+                "user_id": CAROL, "device_id": "D", "algorithms": ["m.megolm.v1.aes-sha2"],
+                "keys": { "ed25519:D": "a", "curve25519:D": "b" }, "signatures": { CAROL: { "ed25519:D": "s" } },
+                "unsigned": { "device_display_name": "phone" },
+            } } },
+            "master_keys": { CAROL: cross_signing_key("master") },
+            "self_signing_keys": { CAROL: cross_signing_key("self_signing") },
+        }),
+        [.., "user", "keys", "claim"] => json!({
+            "one_time_keys": { CAROL: { "D": { "signed_curve25519:AAAA": { "key": "k", "signatures": {} } } } }
+        }),
         [.., "user", "devices", _] => json!({
+            "master_key": cross_signing_key("master"), "self_signing_key": cross_signing_key("self_signing"),
             "user_id": user, "stream_id": 3,
             "devices": [{ "device_id": "D", "device_display_name": "phone",
                 "keys": { "user_id": user, "device_id": "D", "algorithms": [], "keys": {}, "signatures": {} } }],
@@ -207,6 +220,12 @@ pub fn honest(asked: &ScriptedRequest, rooms: &[PeerRoom], key: &SigningKey) -> 
         _ => return (404, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" })),
     };
     (200, answer)
+}
+
+/// A cross-signing key of carol's.
+fn cross_signing_key(usage: &str) -> Value {
+    let public = SigningKey::generate([usage.len() as u8; 32], "any").public_base64();
+    json!({ "user_id": CAROL, "usage": [usage], "keys": { format!("ed25519:{public}"): public } })
 }
 
 fn statement(key: &SigningKey) -> Value {
