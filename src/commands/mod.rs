@@ -1,4 +1,5 @@
-//! The commands of the binary, one file each.
+//! The commands of the binary, one file each: `serve`, `keys`, `routes`, and `fixture` for tests. `logger`: what is said
+//! while one runs; `misuse`: what is said to who mistypes one.
 
 mod fixture;
 mod keys;

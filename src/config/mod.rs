@@ -1,5 +1,7 @@
 //! How a server is set up. `SETTINGS` has a row for each setting, `Settings` is what the operator gives (flags of
 //! `doorstep serve`, keys of the configuration file), and `Config` is what that means after it was checked.
+//!
+//! Here: what is in force; `table`: the rows and their checks; `settings`: flags, file and the help, made of the rows.
 
 mod settings;
 mod table;

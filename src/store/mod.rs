@@ -12,6 +12,10 @@
 //!
 //! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; [`bounds`] says of
 //! each table who fills it and what keeps it short. Nothing here knows HTTP, the network, or why something is written.
+//!
+//! One rule is asked here all the same: whether the auth events allow the whole copy of an event whose redacted form is
+//! stored (`rooms/whole_copies.rs`). Content is put into a row in the transaction that finds it redacted, from wherever the
+//! copy comes, so no caller can have asked before.
 
 pub(crate) mod accounts;
 pub mod bounds;

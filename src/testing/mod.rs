@@ -10,6 +10,8 @@
 //! bob.send(&room, "pong");
 //! assert_eq!(alice.next_message(&room), "pong");
 //! ```
+//!
+//! Here: the server; `user`: a client of it; `certificates`: what two servers of a test trust each other by.
 
 mod certificates;
 mod end_to_end_keys;

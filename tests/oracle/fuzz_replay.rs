@@ -5,10 +5,11 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
-use crate::common::random::{Random, number};
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::Path;
+
+use crate::common::random::{Random, number};
 
 /// The committed inputs of a target by their file names, in order.
 fn inputs(target: &str) -> Vec<(String, Vec<u8>)> {

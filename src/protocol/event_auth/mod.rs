@@ -12,6 +12,10 @@
 //! another (the room id), and inner lists moved too: [`AuthError`] says the number in the event's own version.
 //!
 //! Where Synapse is known to do something else than the text, and rooms depend on it, the code says so.
+//!
+//! Here: what is asked and in which order. `membership`: the rules of `m.room.member`; `join_rules`, `power_levels`: what is
+//! in force in a state, and the rules of changing levels; `power_content`: levels as they are written; `third_party`: the
+//! signatures inside third-party invites.
 
 mod join_rules;
 mod membership;

@@ -379,24 +379,24 @@ impl Events<'_> {
         txn: Option<ClientTxn>,
         extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
     ) -> Result<EventId> {
-        let signer = self.signer();
-        let sent = self.store.write(move |tx| {
-            if let Some(event_id) = sent_before(tx, txn.as_ref())? {
-                return Ok(Ok(event_id));
+        let unsent = Unsent { signer: self.signer(), draft, txn, extra };
+        let outcome = self.store.write(move |tx| {
+            if let Some(event_id) = unsent.sent_before(tx)? {
+                return Ok(SendOutcome::Sent(event_id));
             }
-            match build_signed(tx, &signer, &draft, ResolutionBudget::None)? {
+            match build_signed(tx, &unsent.signer, &unsent.draft, ResolutionBudget::None)? {
                 Some(built)
                     if policy_server::policy_server_to_ask(tx, &built.room, &built.event)?.is_none() =>
                 {
                     let sent = append_local(tx, built)?;
-                    finish(tx, &signer, txn.as_ref(), sent, extra).map(Ok)
+                    unsent.finish(tx, sent).map(SendOutcome::Sent)
                 }
-                _ => Ok(Err((signer, draft, txn, extra))),
+                _ => Ok(SendOutcome::NeedsWork(unsent)),
             }
         })?;
-        match sent {
-            Ok(event_id) => Ok(event_id),
-            Err((signer, draft, txn, extra)) => self.send_after_work(signer, draft, txn, extra),
+        match outcome {
+            SendOutcome::Sent(event_id) => Ok(event_id),
+            SendOutcome::NeedsWork(unsent) => self.send_after_work(unsent),
         }
     }
 
@@ -417,16 +417,11 @@ impl Events<'_> {
     /// Sends an event that takes more than the writer has time for.
     fn send_after_work(
         &self,
-        signer: EventSigner,
-        draft: Draft,
-        txn: Option<ClientTxn>,
-        extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static,
+        mut unsent: Unsent<impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()> + Send + 'static>,
     ) -> Result<EventId> {
-        let mut taken_along = (signer, draft, txn, extra);
         for _ in 0..BUILD_ATTEMPTS_MAX {
-            let (signer, draft, txn, extra) = taken_along;
-            let (built, policy) = self.read_in_turn(&draft.room, |db| {
-                let built = build_signed_fully(db, &signer, &draft)?;
+            let (built, policy) = self.read_in_turn(&unsent.draft.room, |db| {
+                let built = build_signed_fully(db, &unsent.signer, &unsent.draft)?;
                 let policy = policy_server::policy_server_to_ask(db, &built.room, &built.event)?;
                 Ok((built, policy))
             })?;
@@ -435,24 +430,24 @@ impl Events<'_> {
                 // If the room has moved on meanwhile: what it comes to is remembered.
                 self.authorise_beforehand(signed, AuthContext::live(None), true)?;
             }
-            let sent = self.store.write(move |tx| {
-                if let Some(event_id) = sent_before(tx, txn.as_ref())? {
-                    return Ok(Ok(event_id));
+            let outcome = self.store.write(move |tx| {
+                if let Some(event_id) = unsent.sent_before(tx)? {
+                    return Ok(SendOutcome::Sent(event_id));
                 }
                 let sent = match signed {
                     // The policy server's signature is of this event: if the room moved on meanwhile, the event makes a
                     // fork.
                     Some(signed) => accept::append_signed(tx, &signed)?,
-                    None => match brought_up_to_date(tx, &signer, &draft, built)? {
+                    None => match brought_up_to_date(tx, &unsent.signer, &unsent.draft, built)? {
                         Some(built) => append_local(tx, built)?,
-                        None => return Ok(Err((signer, draft, txn, extra))),
+                        None => return Ok(SendOutcome::NeedsWork(unsent)),
                     },
                 };
-                finish(tx, &signer, txn.as_ref(), sent, extra).map(Ok)
+                unsent.finish(tx, sent).map(SendOutcome::Sent)
             })?;
-            match sent {
-                Ok(event_id) => return Ok(event_id),
-                Err(unsent) => taken_along = unsent,
+            match outcome {
+                SendOutcome::Sent(event_id) => return Ok(event_id),
+                SendOutcome::NeedsWork(still) => unsent = still,
             }
         }
         Err(accept::too_much_work(RETRY_PAUSE))
@@ -506,22 +501,36 @@ impl Events<'_> {
     }
 }
 
-/// The event that this request sent when it first came.
-fn sent_before(tx: &Tx<'_>, txn: Option<&ClientTxn>) -> Result<Option<EventId>> {
-    txn.map_or(Ok(None), |txn| tx.client_txn_event(txn))
+/// An event that is to be sent, with what belongs to it.
+struct Unsent<F> {
+    signer: EventSigner,
+    draft: Draft,
+    /// The request of a client that asks for it.
+    txn: Option<ClientTxn>,
+    /// What else is done in its transaction.
+    extra: F,
 }
 
-/// What else belongs into the transaction of an event that was sent.
-fn finish(
-    tx: &mut Tx<'_>,
-    signer: &EventSigner,
-    txn: Option<&ClientTxn>,
-    sent: Sent,
-    extra: impl FnOnce(&mut Tx<'_>, &Sent) -> Result<()>,
-) -> Result<EventId> {
-    if let Some(txn) = txn {
-        tx.add_client_txn(txn, Some(sent.key), signer.now)?;
+/// What became of an event that was to be sent in one closure.
+enum SendOutcome<F> {
+    /// It is in its room, now or since the request first came.
+    Sent(EventId),
+    /// It takes more than the writer has time for: that is done before, on a snapshot.
+    NeedsWork(Unsent<F>),
+}
+
+impl<F: FnOnce(&mut Tx<'_>, &Sent) -> Result<()>> Unsent<F> {
+    /// The event that this request sent when it first came.
+    fn sent_before(&self, tx: &Tx<'_>) -> Result<Option<EventId>> {
+        self.txn.as_ref().map_or(Ok(None), |txn| tx.client_txn_event(txn))
     }
-    extra(tx, &sent)?;
-    Ok(sent.event_id)
+
+    /// What else belongs into the transaction of the event, which is in its room now.
+    fn finish(self, tx: &mut Tx<'_>, sent: Sent) -> Result<EventId> {
+        if let Some(txn) = &self.txn {
+            tx.add_client_txn(txn, Some(sent.key), self.signer.now)?;
+        }
+        (self.extra)(tx, &sent)?;
+        Ok(sent.event_id)
+    }
 }
