@@ -18,7 +18,7 @@ CREATE TABLE server (
 
 -- ===== Rooms, their events, state and members, also of rooms elsewhere (src/store/rooms) =====
 
--- Every room that we have events of. `resident`: one of us is joined, so that other servers send us its events.
+-- Every room that we have events of. `resident`: a local user is joined, so that other servers send us its events.
 -- `state` is the snapshot of the current state (the resolved state after all forward extremities); the same state,
 -- spread out for queries, is `current_state`. `joined` and `invited` count its members.
 CREATE TABLE rooms (
@@ -100,7 +100,7 @@ CREATE TABLE redactions (
 
 -- Events that other servers handed to us and were told we have, and that cannot be authorised yet: what they refer to
 -- is not to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what
--- it says of one of us, and what one of us who is joining it will need. `json` is as it was received; of a verified
+-- it says of a local user, and what one who is joining it will need. `json` is as it was received; of a verified
 -- one whose hash was wrong the redacted form. Tried again at `due_ms`: that is `retry_ms`, when other servers are
 -- asked once more (the pauses grow with `attempts`), or 0 as soon as something came that it waits for. Given up some
 -- days after `received_ms`. `bytes`: the length of `json`, to count with.
@@ -192,9 +192,10 @@ CREATE TABLE state_changes (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX state_changes_by_stream ON state_changes (room_key, stream);
 
--- The members of each room, from its current state. `stream`: when this came about. `local`: one of us. `forgotten`:
--- the user wants to hear no more of the room. `joined_since`: of one of us who is joined, when they came in. The
--- servers that were there by then and had no room with the user yet are owed the last update of the user's devices.
+-- The members of each room, from its current state. `stream`: when this came about. `local`: of a local user.
+-- `forgotten`: the user wants to hear no more of the room. `joined_since`: of a local user who is joined, when they
+-- came in. The servers that were there by then and had no room with the user yet are owed the last update of the user's
+-- devices.
 CREATE TABLE memberships (
   room_key INTEGER NOT NULL,
   user_id TEXT NOT NULL,
@@ -226,7 +227,7 @@ CREATE TABLE resident_servers (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX resident_servers_by_server ON resident_servers (server, room_key);
 
--- One of our users' membership in a room that this server is not resident in: a knock, an invite, a join under way, or
+-- A local user's membership in a room that this server is not resident in: a knock, an invite, a join under way, or
 -- a leave that the room's servers have yet to be told. `state` is a state of protocol/remote_membership, and only its
 -- `apply` may change a row. It is deleted when this server becomes resident in the room, and some time after it ended.
 CREATE TABLE remote_memberships (
@@ -388,8 +389,8 @@ CREATE INDEX owed_messages ON owed_edus (server, number, bytes) WHERE number IS 
 CREATE INDEX owed_messages_by_age ON owed_edus (made_ms) WHERE made_ms IS NOT NULL;
 
 -- The answers that transactions of other servers got, for their repeats: the last ones of each server, and of all
--- servers that share no room with one of us (`stranger`) together, for some days. `txn` is a digest of the transaction
--- id, which may be long.
+-- servers that share no room with a local user (`stranger`) together, for some days. `txn` is a digest of the
+-- transaction id, which may be long.
 CREATE TABLE transactions (
   number INTEGER PRIMARY KEY,
   origin TEXT NOT NULL,
@@ -464,7 +465,7 @@ CREATE TABLE openid_tokens (
 CREATE INDEX openid_tokens_by_user ON openid_tokens (user_id, expires_ms);
 CREATE INDEX openid_tokens_by_expiry ON openid_tokens (expires_ms);
 
--- One field of the profile of one of our users (displayname, avatar_url, m.tz, custom fields). The value is JSON.
+-- One field of the profile of a local user (displayname, avatar_url, m.tz, custom fields). The value is JSON.
 CREATE TABLE profile_fields (
   user_id TEXT NOT NULL,
   field TEXT NOT NULL,
@@ -556,8 +557,8 @@ CREATE TABLE to_device (
 ) STRICT, WITHOUT ROWID;
 
 -- How many of them wait from each origin, and what they come to in bytes. `share`: 0 our own users, 1 servers that
--- share a room with one of us, 2 all other servers. `origin`: a user, the server of users elsewhere, or '', the sum of
--- a share. `since_ms`: since when some of them have waited at any time.
+-- share a room with a local user, 2 all other servers. `origin`: a user, the server of users elsewhere, or '', the sum
+-- of a share. `since_ms`: since when some of them have waited at any time.
 CREATE TABLE to_device_shares (
   user_id TEXT NOT NULL,
   device_id TEXT NOT NULL,
@@ -582,7 +583,7 @@ CREATE TABLE to_device_portions (
 ) STRICT, WITHOUT ROWID;
 
 -- The messages to devices that came from other servers, so that a repeat is known as one. The last ones of each
--- server, and of all servers that share no room with one of us together, are kept, for some days. `stranger`: one of
+-- server, and of all servers that share no room with a local user together, are kept, for some days. `stranger`: one of
 -- those.
 CREATE TABLE to_device_received (
   number INTEGER PRIMARY KEY,
@@ -781,7 +782,7 @@ CREATE TABLE receipts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
 
--- Who is there: our users, and those of other servers who share a room with one of us. `active`: to be taken for doing
+-- Who is there: local users, and users of other servers who share a room with one. `active`: to be taken for doing
 -- something until more is said; otherwise they last did at `last_active_ms`. `until_ms`: when a user of another server
 -- counts as offline, unless that server says more. Written without waiting for the disk.
 CREATE TABLE presence (

@@ -25,7 +25,7 @@
 //!
 //! # Five ideas
 //!
-//! 1. **Both ends of a handshake live in one file.** `service/membership/knock.rs` has our user who knocks elsewhere
+//! 1. **Both ends of a handshake live in one file.** `service/membership/knock.rs` has a local user who knocks elsewhere
 //!    and the stranger who knocks here, with one guard and one check of signed events for all of them.
 //! 2. **A membership in a room that we are not in is one row with one state machine**,
 //!    [`protocol::remote_membership`]. A knock can be withdrawn, refused, answered by an invite and survive a crash

@@ -35,7 +35,7 @@ pub mod sign;
 pub mod state_res;
 pub mod stripped_state;
 #[cfg(test)]
-mod test_events;
+pub(crate) mod test_events;
 pub mod unchecked_event;
 pub mod verify;
 pub mod visibility;

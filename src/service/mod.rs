@@ -60,7 +60,7 @@ pub struct Homeserver {
     pub outgoing: Outgoing,
     /// Which events are being fetched from other servers, and whom it is no use to ask.
     pub fetch_limits: events::fetch::limits::FetchLimits,
-    /// What may be asked of other servers for others than our users, or out of curiosity.
+    /// What may be asked of other servers for others than local users, or out of curiosity.
     pub request_permits: limits::request_permits::RequestPermits,
     /// Transactions of other servers that are being received.
     pub transaction_slots: incoming::transaction_slots::TransactionSlots,

@@ -12,7 +12,7 @@ pub enum FilledBy {
     Itself,
     /// Our own users' clients.
     Users,
-    /// Servers that are in a room with one of us, by what the room's rules let them do.
+    /// Servers that are in a room with a local user, by what the room's rules let them do.
     Rooms,
     /// Any server, and anybody who asks without a name.
     Strangers,

@@ -141,11 +141,6 @@ impl Store {
     pub fn position(&self) -> i64 {
         self.shared.position.load(Ordering::Acquire)
     }
-
-    /// The name that is pinned in this database.
-    pub fn server_name(&self) -> &ServerName {
-        &self.shared.server_name
-    }
 }
 
 /// A snapshot to read from.
@@ -243,13 +238,14 @@ impl Tx<'_> {
         }
     }
 
-    /// After the commit, tells that the room has a new event or other state, and wakes all of us who are joined to it.
+    /// After the commit, tells that the room has a new event or other state, and wakes all local users who are joined
+    /// to it.
     pub fn room_changed(&mut self, room: RoomKey) -> Result<()> {
         self.changes.rooms.insert(room);
         self.wake_room(room)
     }
 
-    /// After the commit, wakes all of us who are joined to the room.
+    /// After the commit, wakes all local users who are joined to the room.
     pub fn wake_room(&mut self, room: RoomKey) -> Result<()> {
         let audience = match self.recall(|cache| cache.audience(room)) {
             Some(audience) => audience,

@@ -28,6 +28,12 @@ impl Drop for Folder {
     }
 }
 
+/// A store without a file, of the server of this name.
+pub(crate) fn in_memory(name: &str) -> Store {
+    let (name, options) = (ServerName::parse(name).expect("a name"), Options { durable: false, readers: 1 });
+    Store::open(Location::Memory, &name, Box::new(|_| ()), &options).expect("a store")
+}
+
 fn name() -> ServerName {
     ServerName::parse("example.org").unwrap()
 }

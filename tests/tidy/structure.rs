@@ -388,6 +388,27 @@ fn locks_are_taken_in_one_way() {
     assert!(LOCKS_BY_HAND.iter().all(|call| locks.contains(call)), "what the wall looks for is no more");
 }
 
+/// What grows with the number of failures, spelled by hand.
+const GROWTH_BY_HAND: [&str; 5] = ["pow(", "<<", "_shl(", "_mul(2", "* 2"];
+
+#[test]
+fn pauses_grow_with_failures_in_one_way() {
+    let by_hand = |line: &str| {
+        ["attempts", "failures"].iter().any(|count| line.contains(count))
+            && GROWTH_BY_HAND.iter().any(|growth| line.contains(growth))
+    };
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for (path, code) in code_under("src").into_iter().filter(|(path, _)| *path != top.join("src/backoff.rs"))
+    {
+        for (number, _) in lines(&code).filter(|(_, line)| by_hand(line)) {
+            found.push(format!("{}:{number} grows a pause by hand: see src/backoff.rs", path.display()));
+        }
+    }
+    report(&found);
+    assert!(by_hand("let pause = FIRST_MS << failures.min(10);"), "the wall knows what it looks for");
+}
+
 #[test]
 fn who_is_not_in_a_room_is_told_so_in_one_way() {
     const SAID_ONCE: [&str; 3] = [

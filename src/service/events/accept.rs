@@ -14,7 +14,7 @@ use crate::service::events::Events;
 use crate::service::events::authorise::{AuthContext, Decision, Verdict};
 use crate::service::events::resolve::ResolutionBudget;
 use crate::store::rooms::append::Append;
-use crate::store::{EventKey, Place, Room, RoomKey, Status, Tx};
+use crate::store::{EventKey, Place, Room, Status, Tx};
 
 /// What became of an event that was handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +30,8 @@ pub struct Sent {
     pub event_id: EventId,
     /// The event.
     pub pdu: Pdu,
-    /// The room's row.
-    pub room: RoomKey,
     /// The event's row.
     pub key: EventKey,
-    /// Its stream position.
-    pub stream: i64,
 }
 
 /// What became of an event that was received.
@@ -309,9 +305,10 @@ pub(in crate::service) fn append_signed(tx: &mut Tx<'_>, pdu: &VerifiedPdu) -> R
         return Err(reason.unwrap_or_else(|| Error::forbidden("The room does not allow this event")));
     }
     let stored = tx.event(pdu.event_id())?.ok_or_else(|| Error::internal("an event went missing"))?;
-    let place = stored.place.ok_or_else(|| Error::internal("an event of ours without a place"))?;
-    let (room, key, stream) = (stored.room, stored.key, place.stream);
-    Ok(Sent { event_id: pdu.event_id().clone(), pdu: Pdu::clone(pdu), room, key, stream })
+    if stored.place.is_none() {
+        return Err(Error::internal("an event of ours without a place"));
+    }
+    Ok(Sent { event_id: pdu.event_id().clone(), pdu: Pdu::clone(pdu), key: stored.key })
 }
 
 fn undecided(verdict: Verdict) -> Result<Received> {

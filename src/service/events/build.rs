@@ -312,10 +312,12 @@ fn brought_up_to_date(
 
 /// Puts an event into its room that was built by the room as it is, and has it sent to the other servers there.
 fn append_local(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>) -> Result<Sent> {
-    let (pdu, room) = (Pdu::clone(&built.event), built.room.key);
+    let pdu = Pdu::clone(&built.event);
     let appended = append_built(tx, built, true)?;
-    let stream = appended.stream.ok_or_else(|| Error::internal("an event of ours without a place"))?;
-    Ok(Sent { event_id: pdu.event_id().clone(), pdu, room, key: appended.key, stream })
+    if appended.stream.is_none() {
+        return Err(Error::internal("an event of ours without a place"));
+    }
+    Ok(Sent { event_id: pdu.event_id().clone(), pdu, key: appended.key })
 }
 
 /// Puts an event into its room that was built by the room as it is; `outgoing`: other servers are sent it. Errors: 429

@@ -39,7 +39,7 @@ pub struct Erasure<'v> {
 }
 
 impl<'v> Erasure<'v> {
-    /// For one of our users.
+    /// For a local user.
     pub fn for_user(db: &'v Db<'v>, room: RoomKey, user: &'v UserId) -> Self {
         let (erased, stays) = (OnceCell::new(), OnceCell::new());
         Self { db, room, reader: Reader::User(user), erased, stays }
@@ -152,7 +152,7 @@ impl<'v> Erasure<'v> {
     }
 }
 
-/// When one of our users was in a room.
+/// When a local user was in a room.
 fn stays_of_user(db: &Db<'_>, room: RoomKey, user: &UserId) -> Result<Vec<(i64, i64)>> {
     let is_join = |event: Option<EventKey>| -> Result<bool> {
         let membership = event.map(|key| db.pdu_by_key(key)).transpose()?.and_then(|pdu| pdu.membership());

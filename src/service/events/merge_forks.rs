@@ -1,11 +1,11 @@
 //! Joining the forks of a room.
 //!
 //! Every event follows the forward extremities that its server knows, so forks that others make are joined by the next
-//! event of ours. In a room where none of us speaks they pile up, and each makes every further event dearer: its state
-//! is resolved with those of all forks. So beyond a few of them we say something that means nothing, by one of us who
-//! may, and that no client is shown. Other servers are not sent it, or every server in the room would send one to
-//! every other, whose forks would have to be joined again; they fetch it when the next event of ours follows it. Where
-//! none of us may speak, `authorise.rs` bounds what forks can cost.
+//! event of ours. In a room where no local user speaks they pile up, and each makes every further event dearer: its
+//! state is resolved with those of all forks. So beyond a few of them we say something that means nothing, by a local
+//! user who may, and that no client is shown. Other servers are not sent it, or every server in the room would send one
+//! to every other, whose forks would have to be joined again; they fetch it when the next event of ours follows it.
+//! Where no local user may speak, `authorise.rs` bounds what forks can cost.
 
 use crate::error::Result;
 use crate::protocol::UserId;
@@ -18,7 +18,7 @@ use crate::store::{Room, RoomKey};
 const SENDERS_TRIED_MAX: usize = 20;
 
 impl Events<'_> {
-    /// Joins the forks of a room, if there are more than a few and one of us may speak there.
+    /// Joins the forks of a room, if there are more than a few and a local user may speak there.
     pub(in crate::service) fn merge_forks(&self, room: RoomKey) {
         if let Err(e) = self.try_to_merge_forks(room) {
             log::log!(e.level(log::Level::Warn), "the forks of room {room} could not be merged: {e}");

@@ -31,7 +31,7 @@ use crate::store::{Db, Room};
 /// For how long events that came together may wait for their policy servers. Those that are not signed by then are
 /// soft-failed.
 const SIGNATURES_TIMEOUT: Duration = Duration::from_secs(10);
-/// And an event that one of us sends, or that is handed to us: policy servers may look at what an event refers to,
+/// And an event that a local user sends, or that is handed to us: policy servers may look at what an event refers to,
 /// media for example.
 const SENDER_SIGNATURE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Who had at least this time to answer, and did not, is taken to be out of reach.

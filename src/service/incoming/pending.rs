@@ -86,7 +86,7 @@ impl Incoming<'_> {
     }
 
     /// Keeps an event of a room that we are not in: until these servers' keys can be had, which is all it takes to
-    /// know what it says of one of us; and until one of us is in who is joining right now, since nothing can be made
+    /// know what it says of a local user; and until one who is joining right now is in, since nothing can be made
     /// of it before. Nobody would send it again. Errors, for the event alone: 429 `M_LIMIT_EXCEEDED` if too much waits
     /// already.
     pub(in crate::service) fn keep_pending_remote(

@@ -1,4 +1,4 @@
-//! What a room that we are not in tells us about one of our users: that somebody removed them (a knock refused, an
+//! What a room that we are not in tells us about a local user: that somebody removed them (a knock refused, an
 //! invite rescinded, a ban), or invites them. It comes by transaction, like any event, and nobody sends it a second
 //! time.
 
@@ -25,7 +25,7 @@ pub(in crate::service) enum RemoteOutcome {
     NoKey(Vec<ServerName>),
 }
 
-/// A member event about one of us, and what we know of that membership.
+/// A member event about a local user, and what we know of that membership.
 struct MemberNews {
     event: VerifiedPdu,
     user: UserId,
@@ -34,7 +34,7 @@ struct MemberNews {
 
 impl Incoming<'_> {
     /// A PDU of a room that we are not in came by `PUT /send`. Two kinds concern us, if they are what they say
-    /// (format, signatures): one that removes one of our users from the room, and an invite that we signed while we
+    /// (format, signatures): one that removes a local user from the room, and an invite that we signed while we
     /// were still in the room. `origin` sent it; `json` is the PDU as received; `within`: the time to find keys.
     /// Errors, for the PDU's entry in the answer: 404 `M_NOT_FOUND` if it does not concern us, 403 `M_FORBIDDEN`, 400
     /// `M_INVALID_PARAM`.
@@ -144,7 +144,7 @@ impl Incoming<'_> {
 }
 
 /// The version by which events of a room that we are not in are read: what those said with whom the user deals there,
-/// else what we know from a time when we were in it, or from those through whom one of us is joining.
+/// else what we know from a time when we were in it, or from those through whom a local user is joining.
 pub(in crate::service) fn remote_room_version(
     db: &Db<'_>,
     room_id: &RoomId,
@@ -168,9 +168,9 @@ struct MemberEventHead {
     state_key: String,
 }
 
-/// Whoever removes our user knows the member event that they remove (auth events selection names the target's), which
-/// outsiders do not; or else speaks for the server that invited them, or that took their knock. Other servers that we
-/// asked, perhaps in vain and because a link said so, have no say.
+/// Whoever removes a local user knows the member event that they remove (auth events selection names the target's),
+/// which outsiders do not; or else speaks for the server that invited them, or that took their knock. Other servers
+/// that we asked, perhaps in vain and because a link said so, have no say.
 fn comes_from_the_room(row: &RemoteMembership, event: &Pdu) -> bool {
     let ours = [&row.event, &row.previous, &row.pending];
     let rests_on_ours = ours.into_iter().flatten().any(|e| event.auth_events().contains(e.event_id()));

@@ -162,7 +162,7 @@ impl Incoming<'_> {
         Ok(rooms)
     }
 
-    /// An event of a room that we are not in: of interest if it says what became of one of us there, or if one of us is
+    /// An event of a room that we are not in: of interest if it says what became of a local user there, or if one is
     /// joining right now.
     fn receive_remote(
         &self,
@@ -363,7 +363,7 @@ impl Incoming<'_> {
         })
     }
 
-    /// The last of us may have left the room since its events were sorted: then what becomes of one of us there is news
+    /// The last local user may have left the room since its events were sorted: then what becomes of one there is news
     /// of a room that we are not in.
     fn unless_we_left(&self, pdu: &Pdu, outcome: Result<()>) -> Result<()> {
         match outcome {

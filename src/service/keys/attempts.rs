@@ -16,7 +16,7 @@ use crate::protocol::ServerName;
 use crate::service::limits::fair_slots::{FairSlot, FairSlots};
 use crate::service::limits::request_permits::{Asker, AskerId};
 
-/// Requests for keys that may be under way: of servers that are in rooms with us, and for events that our users need.
+/// Requests for keys that may be under way: of servers that are in rooms with us, and for events that local users need.
 const ATTEMPTS_MAX: usize = 64;
 /// Those of strangers who speak to us, and those for events that strangers signed, with the share of each address, and
 /// of each server that sends such events: anybody can name servers, and make them slow.
@@ -45,7 +45,7 @@ pub(in crate::service) enum KeyPurpose<'a> {
     Request(&'a Asker),
     /// Events that this server sent us, of whatever kind: in a transaction, a handshake, an answer.
     Received(&'a ServerName),
-    /// Events that one of us wants to know: of a room that they join, the answer to a handshake that they began.
+    /// Events that a local user wants to know: of a room that they join, the answer to a handshake that they began.
     Events,
     /// A question to us as a notary.
     Notary(&'a Asker),

@@ -97,7 +97,7 @@ impl FoundKeys {
     }
 }
 
-/// Whether keys are wanted for nobody of ours: what our rooms and our users need is kept in any case.
+/// Whether keys are wanted for nobody of ours: what our rooms and local users need is kept in any case.
 fn is_for_a_stranger(purpose: KeyPurpose<'_>, neighbour: bool) -> bool {
     !neighbour && !matches!(purpose, KeyPurpose::Events)
 }

@@ -1,7 +1,7 @@
 //! Permits for requests to other servers that we make for others: for who asks us without a name, for servers, for our
-//! users out of curiosity. Whoever names a server that never answers makes us wait as long as we have patience, so
-//! such requests have slots of their own (`fair_slots.rs`): a few for who has no name and fewer for each address, more
-//! for our users. Handshakes, delivery, and the keys of servers that speak to us need no permit, and never wait behind
+//! users out of curiosity. Whoever names a server that never answers makes us wait as long as we have patience, so such
+//! requests have slots of their own (`fair_slots.rs`): a few for who has no name and fewer for each address, more for
+//! local users. Handshakes, delivery, and the keys of servers that speak to us need no permit, and never wait behind
 //! one.
 
 use std::fmt;
@@ -23,7 +23,7 @@ const UNNAMED_PER_ADDRESS_MAX: usize = 4;
 /// Requests under way at once for other servers: of all, and of one.
 const PEERS_MAX: usize = 16;
 const PEERS_PER_SERVER_MAX: usize = 4;
-/// Requests under way at once for our users, whose clients look for many profiles at a time: of all, and of one.
+/// Requests under way at once for local users, whose clients look for many profiles at a time: of all, and of one.
 const USERS_MAX: usize = 48;
 const USERS_PER_USER_MAX: usize = 12;
 /// Servers that are asked at once for keys, which our users cannot encrypt without: for all, and for one.
@@ -46,7 +46,7 @@ pub enum AskerId {
     Address(IpAddr),
     /// Another server.
     Peer(ServerName),
-    /// One of our users.
+    /// A local user.
     User(UserId),
 }
 

@@ -30,7 +30,7 @@ pub(super) struct TransactionEdus {
 /// What a destination is owed in the stream up to a position: as much as goes into one transaction.
 pub(super) struct OwedBatch {
     pub(super) events: Vec<OwedEvent>,
-    /// The last updates of the device lists of those of us whom it has come to share a room with.
+    /// The last updates of the device lists of those local users whom it has come to share a room with.
     pub(super) device_lists: Vec<String>,
     pub(super) upto: i64,
     /// Whether more is owed before the position that was asked for.

@@ -16,7 +16,7 @@ pub struct Changes {
     pub position: i64,
     /// Our users whose `/sync` has something new, beside those of `audiences`.
     pub users: HashSet<UserId>,
-    /// Rooms that all of us who are in them have something new of, each with these users.
+    /// Rooms that all local users who are in them have something new of, each with these users.
     pub audiences: HashMap<RoomKey, Arc<[UserId]>>,
     /// Rooms with an event that we owe to other servers.
     pub outgoing_rooms: HashSet<RoomKey>,
@@ -37,7 +37,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// All of our users whose `/sync` has something new. Some come more than once.
+    /// All local users whose `/sync` has something new. Some come more than once.
     pub fn all_users(&self) -> impl Iterator<Item = &UserId> {
         self.users.iter().chain(self.audiences.values().flat_map(|audience| audience.iter()))
     }

@@ -1,5 +1,5 @@
 //! The one way in which tables that other servers fill, and whose rows are numbered as they come, are kept short. Such
-//! a table has `number`, `origin`, `stranger` (1 if the origin shared no room with one of us) and `received_ms`.
+//! a table has `number`, `origin`, `stranger` (1 if the origin shared no room with a local user) and `received_ms`.
 
 use rusqlite::params;
 

@@ -1,4 +1,4 @@
-//! Who is there: our users, and those of other servers who share a room with one of us.
+//! Who is there: local users, and users of other servers who share a room with one.
 
 use rusqlite::{Row, params};
 

@@ -21,7 +21,7 @@ pub struct RoomMember {
     pub event: EventKey,
     /// When this came about.
     pub stream: i64,
-    /// One of our users who wants to hear no more of the room.
+    /// A local user who wants to hear no more of the room.
     pub forgotten: bool,
 }
 
@@ -159,7 +159,7 @@ impl Db<'_> {
         Ok(())
     }
 
-    /// Which of our users are joined to the room.
+    /// Which local users are joined to the room.
     pub fn joined_local_users(&self, room: RoomKey) -> Result<Vec<UserId>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT user_id FROM memberships WHERE room_key = ?1 AND membership = 'join' AND local = 1",
@@ -172,12 +172,12 @@ impl Db<'_> {
         Ok(users)
     }
 
-    /// All rooms of one of our users, forgotten ones too.
+    /// All rooms of a local user, forgotten ones too.
     pub fn rooms_of(&self, user: &UserId) -> Result<Vec<RoomOfUser>> {
         self.rooms_of_since(user, 0)
     }
 
-    /// The rooms of one of our users in which the membership (or the event behind it) changed after a position.
+    /// The rooms of a local user in which the membership (or the event behind it) changed after a position.
     pub fn rooms_of_since(&self, user: &UserId, after: i64) -> Result<Vec<RoomOfUser>> {
         let mut statement =
             self.conn().prepare_cached(&format!("{ROOMS_OF_USER} AND m.stream > ?2 ORDER BY m.stream"))?;
@@ -189,7 +189,7 @@ impl Db<'_> {
         Ok(rooms)
     }
 
-    /// Whether the two users are joined to a common room; `local` is one of us.
+    /// Whether the two users are joined to a common room; `local` is of this server.
     pub fn share_a_room(&self, local: &UserId, other: &UserId) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM memberships a JOIN memberships b ON b.room_key = a.room_key AND b.user_id = ?2
@@ -198,7 +198,7 @@ impl Db<'_> {
         Ok(statement.exists(params![local.as_str(), other.as_str()])?)
     }
 
-    /// Whether one of us is joined to a room that a server has users in.
+    /// Whether a local user is joined to a room that a server has users in.
     pub fn shares_a_room_with_server(&self, local: &UserId, server: &ServerName) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM resident_servers s JOIN memberships m ON m.room_key = s.room_key AND m.user_id = ?1
@@ -229,7 +229,7 @@ impl Tx<'_> {
     }
 
     /// Follows a change of a member event in the current state: the member, the counts, the resident servers. Returns
-    /// whether the user is one of us.
+    /// whether the user is local.
     pub(crate) fn change_membership(&mut self, room: RoomKey, change: &MembershipChange<'_>) -> Result<bool> {
         let local = self.is_local(change.user);
         let new = change.new.map(|(membership, _)| membership);

@@ -46,7 +46,7 @@ pub struct Room {
     pub room_id: RoomId,
     /// The rules it follows.
     pub version: RoomVersion,
-    /// Whether one of us is joined: only then do other servers send us its events.
+    /// Whether a local user is joined: only then do other servers send us its events.
     pub resident: bool,
     /// The snapshot of its current state; none while the room is being made.
     pub state: Option<SnapshotId>,
@@ -180,7 +180,7 @@ impl Db<'_> {
         Ok(statement.exists(params![room, server.as_str()])?)
     }
 
-    /// Whether another server is in a room with one of us: who is not is a stranger.
+    /// Whether another server is in a room with a local user: who is not is a stranger.
     pub fn is_neighbour(&self, server: &ServerName) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM resident_servers s JOIN rooms r USING (room_key)

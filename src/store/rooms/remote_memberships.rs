@@ -1,4 +1,4 @@
-//! Remote memberships: rows of our users' knocks, invites and leaves in rooms that this server is not resident in.
+//! Remote memberships: rows of local users' knocks, invites and leaves in rooms that this server is not resident in.
 //! What becomes of a row is decided in `protocol::remote_membership`, never here: this writes what it is given. Two
 //! things are done to rows without looking into them: the timer moves the time of those that are due some day, and
 //! those that ended long ago go.
@@ -155,7 +155,7 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The version of a room that one of us is joining right now: that of the join that was signed for it.
+    /// The version of a room that a local user is joining right now: that of the join that was signed for it.
     pub fn joining_version(&self, room: &RoomId) -> Result<Option<RoomVersion>> {
         let mut statement = self.conn().prepare_cached(
             "SELECT pending_version FROM remote_memberships
@@ -165,7 +165,7 @@ impl Db<'_> {
         Ok(version.and_then(|version| room_version::room_version(&version)))
     }
 
-    /// Whether a server is one that a room would be reached through which one of us deals with from outside.
+    /// Whether a server is one that a room would be reached through which a local user deals with from outside.
     pub fn is_via_of(&self, room: &RoomId, server: &ServerName) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(
             "SELECT 1 FROM remote_memberships m, json_each(m.via) v WHERE m.room_id = ?1 AND v.value = ?2 LIMIT 1",

@@ -71,8 +71,8 @@ impl Tx<'_> {
     }
 
     /// Makes this the room's state, as of a stream position, and everything that follows the current state with it. A
-    /// room that we have been in before changes by the difference, so that those of us who were there see it as that.
-    /// Errors: 502 if two events are for one type and state key.
+    /// room that we have been in before changes by the difference, so that those local users who were there see it as
+    /// that. Errors: 502 if two events are for one type and state key.
     pub fn import_state(
         &mut self,
         room: RoomKey,

@@ -277,7 +277,7 @@ impl Tx<'_> {
 
     /// Moves the room's current state by a difference, and with it everything that follows the current state. `at` is
     /// the position of the event that brought it about. `history`: whether to keep what was before (not for the state
-    /// with which a room first comes to us). Returns those of us whose own membership changed.
+    /// with which a room first comes to us). Returns those local users whose own membership changed.
     pub(crate) fn move_current_state(
         &mut self,
         room: RoomKey,

@@ -1,9 +1,9 @@
 //! What we owe other servers, and how far each one is (`schema.sql`, "Other servers").
 //!
 //! Owed are: our outgoing events in the rooms where the server resides, within the intervals of its residence; events
-//! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`); the device lists of those of us
-//! who came into a room with it (`newly_shared_users`). All are in stream order. A server that was away for long is not
-//! owed all of the events any more (`shorten_backlogs`).
+//! aimed at it (`owed_events`); durable ephemeral messages aimed at it (`owed_edus`); the device lists of those local
+//! users who came into a room with it (`newly_shared_users`). All are in stream order. A server that was away for long
+//! is not owed all of the events any more (`shorten_backlogs`).
 
 use rusqlite::OptionalExtension;
 

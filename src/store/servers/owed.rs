@@ -125,7 +125,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Owes a server an update of one of our users' devices, in the place of those of the same device that it was not
+    /// Owes a server an update of a local user's devices, in the place of those of the same device that it was not
     /// sent: "If a server receives an EDU which refers to a `prev_id` it does not recognise, it must resynchronise its
     /// list".
     pub fn owe_device_update(
@@ -161,17 +161,14 @@ impl Tx<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Location, Options, Store};
+    use crate::protocol::test_events::server as name;
+    use crate::store::Store;
+    use crate::store::tests::in_memory;
 
     const DAY: Millis = 24 * 3_600_000;
 
-    fn name(name: &str) -> ServerName {
-        ServerName::parse(name).expect("a name")
-    }
-
     fn store() -> Store {
-        let options = Options { durable: false, readers: 1 };
-        Store::open(Location::Memory, &name("a.org"), Box::new(|_| ()), &options).expect("a store")
+        in_memory("a.org")
     }
 
     fn owed(store: &Store, server: &ServerName) -> Vec<String> {

@@ -13,7 +13,7 @@ use crate::store::{Db, Tx};
 const KEPT_MS: Millis = 3 * 24 * 3_600_000;
 /// Of one server the last answers are kept: it repeats only what it has no answer to, a few transactions at once.
 const PER_SERVER_MAX: u32 = 200;
-/// The same of all servers together that share no room with one of us: there is no end of names.
+/// The same of all servers together that share no room with a local user: there is no end of names.
 const OF_STRANGERS_MAX: u32 = 2000;
 const SWEEP: Sweep = Sweep {
     table: "transactions",
@@ -61,17 +61,14 @@ impl Tx<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Location, Options, Store};
+    use crate::protocol::test_events::server as name;
+    use crate::store::Store;
+    use crate::store::tests::in_memory;
 
     const DAY: Millis = 24 * 3_600_000;
 
-    fn name(name: &str) -> ServerName {
-        ServerName::parse(name).expect("a name")
-    }
-
     fn store() -> Store {
-        let options = Options { durable: false, readers: 1 };
-        Store::open(Location::Memory, &name("us.example"), Box::new(|_| ()), &options).expect("a store")
+        in_memory("us.example")
     }
 
     fn count(store: &Store, what: &str) -> i64 {
