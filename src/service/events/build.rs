@@ -393,12 +393,12 @@ impl Events<'_> {
                     let sent = append_local(tx, built)?;
                     unsent.finish(tx, sent).map(SendOutcome::Sent)
                 }
-                _ => Ok(SendOutcome::NeedsWork(unsent)),
+                _ => Ok(SendOutcome::NeedsWork(Box::new(unsent))),
             }
         })?;
         match outcome {
             SendOutcome::Sent(event_id) => Ok(event_id),
-            SendOutcome::NeedsWork(unsent) => self.send_after_work(unsent),
+            SendOutcome::NeedsWork(unsent) => self.send_after_work(*unsent),
         }
     }
 
@@ -442,14 +442,14 @@ impl Events<'_> {
                     Some(signed) => accept::append_signed(tx, &signed)?,
                     None => match brought_up_to_date(tx, &unsent.signer, &unsent.draft, built)? {
                         Some(built) => append_local(tx, built)?,
-                        None => return Ok(SendOutcome::NeedsWork(unsent)),
+                        None => return Ok(SendOutcome::NeedsWork(Box::new(unsent))),
                     },
                 };
                 unsent.finish(tx, sent).map(SendOutcome::Sent)
             })?;
             match outcome {
                 SendOutcome::Sent(event_id) => return Ok(event_id),
-                SendOutcome::NeedsWork(still) => unsent = still,
+                SendOutcome::NeedsWork(still) => unsent = *still,
             }
         }
         Err(accept::too_much_work(RETRY_PAUSE))
@@ -518,7 +518,7 @@ enum SendOutcome<F> {
     /// It is in its room, now or since the request first came.
     Sent(EventId),
     /// It takes more than the writer has time for: that is done before, on a snapshot.
-    NeedsWork(Unsent<F>),
+    NeedsWork(Box<Unsent<F>>),
 }
 
 impl<F: FnOnce(&mut Tx<'_>, &Sent) -> Result<()>> Unsent<F> {
