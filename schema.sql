@@ -714,6 +714,15 @@ CREATE TABLE key_signatures (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX key_signatures_by_signer ON key_signatures (signer, stream);
 
+-- The dehydrated device of each user who has one: a device that nobody is logged in on, and that keeps what comes for it
+-- until a client wakes it. `device_data` is what it is woken with, a JSON object that only its user's clients can read.
+CREATE TABLE dehydrated_devices (
+  user_id TEXT PRIMARY KEY,
+  device_id TEXT NOT NULL,
+  device_data TEXT NOT NULL,
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
 -- Key backups: room keys that users' clients keep here, encrypted. Each user's backups have versions that count from 1,
 -- of which only the last one is written to, as long as it is not deleted. `etag` counts the changes of its keys, `count`
 -- the keys and `bytes` what they take. `deleted`: 1 its keys are being deleted, 2 they are gone; of those rows only a

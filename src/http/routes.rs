@@ -3,7 +3,7 @@
 //!
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
-use super::client_server::{account, devices, discovery, login, register};
+use super::client_server::{account, dehydrated, devices, discovery, login, register};
 use super::client_server::{
     account_data, directory, filters, messages, profile, push_rules, room_keys, rooms, sync,
 };
@@ -98,6 +98,18 @@ pub const ROUTES: &[Route] = &[
     put("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::put)),
     put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(client_server::to_device::send))
         .body(TO_DEVICE_BODY_BYTES_MAX),
+    // ----- client-server: dehydrated devices -----
+    put("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::put)),
+    get("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::get)),
+    delete("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::delete)),
+    post(
+        "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events",
+        User(dehydrated::events),
+    ),
+    get(
+        "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events",
+        User(dehydrated::events_from),
+    ),
     // ----- client-server: key backups -----
     post("/_matrix/client/v3/room_keys/version", User(room_keys::create_version)),
     get("/_matrix/client/v3/room_keys/version", User(room_keys::current_version)),

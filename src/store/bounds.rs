@@ -341,6 +341,7 @@ pub const TABLES: &[TableBounds] = &[
         &[users("10 000 of one signer; refused beyond", "")],
         "with the key that was signed or that signed, if it is one of ours; deactivation",
     ),
+    table("dehydrated_devices", &[users("one of one user, 64 KiB", "")], "with the device"),
     table(
         "key_backups",
         &[users(

@@ -5,6 +5,7 @@
 //! - `client_details`: what is easy to get nearly right.
 //! - `client_rooms`: rooms made in every way, spoken in, read back, named; the profiles and data around them.
 //! - `keys`, `cross_signing`: end-to-end keys of devices and of users.
+//! - `dehydrated`: devices that nobody is logged in on.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time.
@@ -17,6 +18,7 @@ mod accounts;
 mod client_details;
 mod client_rooms;
 mod cross_signing;
+mod dehydrated;
 mod erasure;
 mod key_backup;
 mod keys;

@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod account_data;
+pub mod dehydrated;
 pub mod devices;
 pub mod directory;
 pub mod discovery;

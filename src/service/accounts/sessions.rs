@@ -89,12 +89,10 @@ impl PreparedLogin {
         }
         let device = &self.device_id;
         let is_new = tx.device(owner, device)?.is_none();
-        if is_new && tx.count_devices(owner)? >= DEVICES_MAX {
-            return Err(Error::forbidden("This account has too many devices"));
-        }
-        // "Servers must ensure that device IDs will not collide with cross-signing public keys."
-        if is_new && tx.is_cross_signing_key(owner, device)? {
-            return Err(Error::forbidden("One of your cross-signing keys has this name"));
+        if is_new {
+            check_new_device(tx, owner, device)?;
+        } else if tx.dehydrated_device(owner)?.is_some_and(|dehydrated| dehydrated.device_id == *device) {
+            return Err(Error::forbidden("Nobody can log in on a dehydrated device"));
         }
         tx.log_in_device(owner, device, self.display_name.as_deref(), &self.tokens.stored(self.now))?;
         if let Some((at, ip)) = &self.seen {
@@ -241,12 +239,24 @@ impl Accounts<'_> {
     }
 }
 
-fn checked_device_id(id: &str) -> Result<&str> {
+/// Whether the user may have one more device, of this id. Errors: 403 `M_FORBIDDEN`.
+pub(in crate::service) fn check_new_device(tx: &Tx<'_>, owner: &UserId, device: &str) -> Result<()> {
+    if tx.count_devices(owner)? >= DEVICES_MAX {
+        return Err(Error::forbidden("This account has too many devices"));
+    }
+    // "Servers must ensure that device IDs will not collide with cross-signing public keys."
+    if tx.is_cross_signing_key(owner, device)? {
+        return Err(Error::forbidden("One of your cross-signing keys has this name"));
+    }
+    Ok(())
+}
+
+pub(in crate::service) fn checked_device_id(id: &str) -> Result<&str> {
     let fits = !id.is_empty() && id.len() <= DEVICE_ID_BYTES_MAX && !id.chars().any(char::is_control);
     if fits { Ok(id) } else { Err(Error::invalid_param("A device id has 1 to 255 bytes")) }
 }
 
-fn checked_device_name(name: &str) -> Result<String> {
+pub(in crate::service) fn checked_device_name(name: &str) -> Result<String> {
     let fits = name.len() <= DEVICE_NAME_BYTES_MAX;
     if fits {
         Ok(name.to_owned())

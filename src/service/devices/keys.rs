@@ -119,13 +119,7 @@ impl Devices<'_> {
                 let gone = Error::new(ErrCode::UnknownToken, "This device was logged out");
                 return Err(gone.with_field("soft_logout", false));
             }
-            if let Some(keys) = &upload.device_keys {
-                keep_device_keys(tx, &owner, &device, keys, signature)?;
-            }
-            let refusal = keep_one_time_keys(tx, &owner, &device, &upload)?;
-            for key in &upload.fallback_keys {
-                tx.set_fallback_key(&owner, &device, key)?;
-            }
+            let refusal = keep_upload(tx, &owner, &device, &upload, signature)?;
             Ok((tx.one_time_key_counts(&owner, &device)?, refusal))
         })?;
         match refusal {
@@ -283,7 +277,7 @@ struct Claim {
 }
 
 /// The signature of the user's self-signing key among those that came with identity keys, and that key.
-fn self_signature(
+pub(super) fn self_signature(
     db: &Db<'_>,
     user: &UserId,
     uploaded: &UploadedDeviceKeys,
@@ -299,6 +293,25 @@ fn self_signature(
     Ok(found.map(|(_, signature)| {
         (key, KeySignature { signer: user.clone(), key_id, signature: signature.clone() })
     }))
+}
+
+/// Keeps what came for a device that there is, with the self-signing key's signature if there is one. What is to be
+/// answered, if some one-time keys are refused; all others are kept all the same.
+pub(super) fn keep_upload(
+    tx: &mut Tx<'_>,
+    user: &UserId,
+    device: &str,
+    upload: &KeyUpload,
+    signature: Option<(CrossSigningKey, KeySignature)>,
+) -> Result<Option<Error>> {
+    if let Some(keys) = &upload.device_keys {
+        keep_device_keys(tx, user, device, keys, signature)?;
+    }
+    let refusal = keep_one_time_keys(tx, user, device, upload)?;
+    for key in &upload.fallback_keys {
+        tx.set_fallback_key(user, device, key)?;
+    }
+    Ok(refusal)
 }
 
 /// Keeps identity keys, and tells everybody if they are others than before.

@@ -1,12 +1,14 @@
 //! Devices: their lists, messages to them, and the keys that they keep here, here and across servers.
 //!
 //! - `device_lists`: which devices somebody has, told to other servers and heard from them.
+//! - `dehydrated`: devices that nobody is logged in on, which keep what comes for them.
 //! - `key_backup`: room keys that clients keep here, encrypted; `key_restore`: how they are read back in bulk.
 //! - `remote_keys`: end-to-end keys across servers.
 //! - `to_device`: messages from device to device.
 //! - `keys`: end-to-end keys of devices, uploaded, told and given out; `cross_signing`: keys that users sign with.
 
 pub mod cross_signing;
+pub mod dehydrated;
 pub mod device_lists;
 pub mod key_backup;
 pub mod key_restore;

@@ -4,9 +4,11 @@
 //! - `device_lists`: whose devices changed, and what is known of the devices of other servers' users;
 //! - `keys`: end-to-end keys of our users' devices;
 //! - `cross_signing`: keys with which users sign devices and one another, and those signatures;
+//! - `dehydrated`: devices that nobody is logged in on;
 //! - `key_backup`: room keys that users' clients keep here, encrypted.
 
 pub mod cross_signing;
+pub mod dehydrated;
 pub mod device_lists;
 pub mod key_backup;
 pub mod keys;
