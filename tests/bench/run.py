@@ -36,6 +36,7 @@ def arguments():
     parser.add_argument(
         "--large", type=int, nargs="*", default=[10_000, 50_000], help="members of rooms to join (default 10000 50000)"
     )
+    parser.add_argument("--devices", type=int, default=1000, help="devices whose keys are used (default 1000)")
     parser.add_argument("--only", default="doorstep,synapse", help="one of the two servers")
     parser.add_argument(
         "--crowd", action="store_true", help="also wake everybody in one room (joining takes Synapse minutes)"
@@ -110,6 +111,7 @@ class Bench:
         self.server.start()
         self.waiting()
         self.server.stop()
+        self.keys()
 
     def peer(self, server, port, user, *words):
         """Something happens between a scripted server and this one. What it counted it has found in the rooms, or it
@@ -212,6 +214,34 @@ class Bench:
         ):  # fmt: skip
             self.figures[f"… {name} ({what})"] = f"{answer[figure + '_ms']:.1f} ms"
         self.figures[f"… bytes on disk of a join received ({what})"] = str(answer["join_received_bytes"])
+
+    def keys(self):
+        """A thousand users with a device each: their keys, and messages to all of their devices."""
+        self.server.start()
+
+        def device(number):
+            user = client.register(self.server, f"keyholder{number}")
+            return f"{user.id} {user.call('GET', '/v3/account/whoami')['device_id']} {user.token}"
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            lines = list(pool.map(device, range(self.given.devices)))
+        devices = self.scratch / f"{self.server.label}-devices"
+        devices.write_text("\n".join(lines))
+        answer = self.load(
+            "keys", "--client", f"127.0.0.1:{self.server.client_port}", "--pid", self.server.process.pid,
+            "--devices", devices, "--seconds", self.given.seconds,
+        )  # fmt: skip
+        self.server.stop()
+        self.figures["keys claimed/s, 8 connections"] = f"{answer['claim']['a_second']:.0f}"
+        for what, part in (
+            ("an upload of 50 one-time keys", "upload"),
+            ("a query of the devices of 100 users", "query"),
+            ("a claim of a key, 8 connections", "claim"),
+            (f"messages to {answer['to_device']['devices']} devices in one request", "to_device"),
+        ):
+            figures = answer[part]
+            self.figures[f"{what}: p50 / p99"] = f"{figures['p50_ms']:.2f} / {figures['p99_ms']:.2f} ms"
+            self.figures[f"… processor each ({what})"] = processor(figures)
 
     def database_bytes(self):
         return sum(file.stat().st_size for file in self.server.folder.glob("**/*.db*"))

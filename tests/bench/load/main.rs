@@ -12,6 +12,7 @@ mod clock;
 pub mod common;
 mod handshakes;
 mod http;
+mod keys;
 mod large;
 mod owner;
 mod peer;
@@ -48,6 +49,7 @@ enum Question {
     Rows(Rows),
     Wake(Wake),
     Crowd(Crowd),
+    Keys(Keys),
 }
 
 /// Milliseconds from starting a process until it answers /versions.
@@ -244,6 +246,33 @@ struct Crowd {
     times: usize,
 }
 
+/// End-to-end keys uploaded, queried and claimed, and messages to many devices.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "keys")]
+struct Keys {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// the server's process id, for its processor time
+    #[argh(option)]
+    pid: u32,
+    /// a file with a line for each device: a user, a device, an access token; each of another user, without keys yet
+    #[argh(option)]
+    devices: PathBuf,
+    /// queries
+    #[argh(option, default = "100")]
+    times: usize,
+    /// connections that claim
+    #[argh(option, default = "8")]
+    connections: usize,
+    /// how long they do
+    #[argh(option, default = "10")]
+    seconds: u64,
+    /// messages to all devices
+    #[argh(option, default = "10")]
+    messages: usize,
+}
+
 fn main() -> Result<()> {
     let answer = match argh::from_env::<Arguments>().question {
         Some(Question::Ready(ready)) => ready.answer()?,
@@ -257,6 +286,7 @@ fn main() -> Result<()> {
         Some(Question::Rows(rows)) => sends::rows(&rows)?,
         Some(Question::Wake(wake)) => waiting::wake(&wake)?,
         Some(Question::Crowd(crowd)) => waiting::crowd(&crowd)?,
+        Some(Question::Keys(given)) => keys::answer(&given)?,
         None => "run tests/bench/run.sh, which starts the servers that this puts under load".into(),
     };
     println!("{answer}");
