@@ -37,6 +37,9 @@ def arguments():
         "--large", type=int, nargs="*", default=[10_000, 50_000], help="members of rooms to join (default 10000 50000)"
     )
     parser.add_argument("--devices", type=int, default=1000, help="devices whose keys are used (default 1000)")
+    parser.add_argument(
+        "--sliding", type=int, nargs="*", default=[100, 1000], help="rooms of users with sliding sync (default 100 1000)"
+    )
     parser.add_argument("--only", default="doorstep,synapse", help="one of the two servers")
     parser.add_argument(
         "--crowd", action="store_true", help="also wake everybody in one room (joining takes Synapse minutes)"
@@ -110,6 +113,8 @@ class Bench:
 
         self.server.start()
         self.waiting()
+        for rooms in self.given.sliding:
+            self.sliding(rooms)
         self.server.stop()
         self.keys()
 
@@ -273,6 +278,21 @@ class Bench:
                 )  # fmt: skip
                 what = f"one message wakes {count} in its room: p50 / p99 / last"
                 self.figures[what] = f"{answer['p50_ms']:.0f} / {answer['p99_ms']:.0f} / {answer['last_ms']:.0f} ms"
+
+
+    def sliding(self, rooms):
+        """One user with so many rooms, whose client looks at all of them."""
+        tokens = self.scratch / f"{self.server.label}-slider"
+        tokens.write_text(client.register(self.server, f"slider{rooms}").token)
+        answer = self.load(
+            "slide", "--client", f"127.0.0.1:{self.server.client_port}", "--tokens", tokens, "--rooms", rooms
+        )  # fmt: skip
+        what = f"sliding sync, {rooms} rooms"
+        self.figures[f"{what}: the first 20, p50"] = f"{answer['initial_20_p50_ms']:.1f} ms"
+        self.figures[f"{what}: all at once"] = f"{answer['initial_all_ms']:.0f} ms"
+        self.figures[f"{what}: one message, p50 / p99"] = (
+            f"{answer['incremental_p50_ms']:.2f} / {answer['incremental_p99_ms']:.2f} ms"
+        )
 
 
 def processor(answer):

@@ -741,6 +741,14 @@ fn what_is_out_of_bounds_is_refused_and_changes_nothing() {
     let (status, error) =
         alice.request("POST", &format!("{SLIDING}?set_presence=asleep"), Some(good.clone()));
     assert_eq!((status, &error["errcode"]), (400, &json!("M_INVALID_PARAM")));
+    // Too much, and too deep.
+    let huge = json!({ "conn_id": "x".repeat(300 * 1024) });
+    assert_eq!(alice.request("POST", SLIDING, Some(huge)).1["errcode"], "M_TOO_LARGE");
+    let mut deep = json!({});
+    for _ in 0..500 {
+        deep = json!({ "extensions": deep });
+    }
+    assert_eq!(alice.request("POST", SLIDING, Some(deep)).0, 400);
     // The connection is as it was.
     alice.send(&room, "still there");
     let second = slide(&alice, Some(&first), &good);
@@ -821,4 +829,49 @@ fn a_connection_that_nobody_uses_for_a_week_is_forgotten() {
         std::thread::yield_now();
     }
     slide(&alice, Some(&last), &used);
+}
+
+#[test]
+fn rule_11_rooms_of_other_servers_are_told_by_what_these_show_of_them() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "name": "Far", "preset": "private_chat" }));
+    let body = one_list(20, 1, &json!([["m.room.member", "$ME"]]));
+    let mut secret = body.clone();
+    secret["lists"]["all"]["filters"] = json!({ "is_encrypted": true });
+    let first = slide(&bob, None, &body);
+    let invited = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| bob.post(&sliding_path(Some(&first), 60_000), body.clone()));
+        alice.invite(&room, bob.id());
+        waiting.join().unwrap()
+    });
+    let told = &invited["rooms"][&room];
+    let stripped = events(told, "invite_state");
+    assert!(stripped.iter().any(|e| e["type"] == "m.room.name" && e["content"]["name"] == "Far"));
+    assert!(stripped.iter().any(|e| e["state_key"] == bob.id() && e["content"]["membership"] == "invite"));
+    secret["conn_id"] = json!("secret");
+    assert_eq!(
+        slide(&bob, None, &secret)["lists"]["all"]["count"],
+        0,
+        "an unknown value matches neither (rule 15)"
+    );
+    // The invite is declined: that is told once, with the own member event.
+    bob.leave(&room);
+    let declined = slide(&bob, Some(&invited), &body);
+    let own = &events(&declined["rooms"][&room], "required_state");
+    assert_eq!((&own[0]["state_key"], &own[0]["content"]["membership"]), (&json!(bob.id()), &json!("leave")));
+    assert_eq!(declined["lists"]["all"]["count"], 0);
+    assert_eq!(room_ids(&slide(&bob, Some(&declined), &body)), [""; 0]);
+    // Invited again, and in this time (rsdk clients take a room to be joined without an `invite_state`).
+    alice.invite(&room, bob.id());
+    bob.wait_for_room("invite", &room);
+    let again = slide(&bob, Some(&declined), &body);
+    assert!(again["rooms"][&room]["invite_state"].is_array());
+    bob.join_via(&room, &[here.name()]);
+    let joined = slide(&bob, Some(&again), &body);
+    assert_eq!(
+        (&joined["rooms"][&room]["initial"], &joined["rooms"][&room]["name"]),
+        (&json!(true), &json!("Far"))
+    );
+    assert_eq!(members(&joined["rooms"][&room]), [bob.id()]);
 }

@@ -30,12 +30,9 @@ const SUBSCRIPTIONS_MAX: usize = 1000;
 struct SlidingBody {
     conn_id: Option<String>,
     txn_id: Option<String>,
-    #[serde(default)]
-    lists: BTreeMap<String, ListBody>,
-    #[serde(default)]
-    room_subscriptions: BTreeMap<String, ConfigBody>,
-    #[serde(default)]
-    extensions: ExtensionsBody,
+    lists: Option<BTreeMap<String, ListBody>>,
+    room_subscriptions: Option<BTreeMap<String, ConfigBody>>,
+    extensions: Option<ExtensionsBody>,
 }
 
 #[derive(Deserialize)]
@@ -45,15 +42,13 @@ struct ListBody {
     slow_get_all_rooms: Option<bool>,
     #[serde(flatten)]
     config: ConfigBody,
-    #[serde(default)]
-    filters: FiltersBody,
+    filters: Option<FiltersBody>,
 }
 
 #[derive(Deserialize)]
 struct ConfigBody {
     timeline_limit: i64,
-    #[serde(default)]
-    required_state: Vec<(String, String)>,
+    required_state: Option<Vec<(String, String)>>,
 }
 
 /// `filters`, as both dialects have it but for the name of one.
@@ -91,11 +86,11 @@ impl FiltersBody {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ExtensionsBody {
-    to_device: ToDeviceBody,
-    e2ee: ScopeBody,
-    account_data: ScopeBody,
-    receipts: ScopeBody,
-    typing: ScopeBody,
+    to_device: Option<ToDeviceBody>,
+    e2ee: Option<ScopeBody>,
+    account_data: Option<ScopeBody>,
+    receipts: Option<ScopeBody>,
+    typing: Option<ScopeBody>,
 }
 
 #[derive(Default, Deserialize)]
@@ -126,7 +121,7 @@ impl ExtensionsBody {
     pub(super) fn extensions(self) -> Result<Extensions> {
         let wrong = || Error::invalid_param("The since token of to_device is none of this server's");
         let to_device = match self.to_device {
-            ToDeviceBody { enabled: Some(true), limit, since } => {
+            Some(ToDeviceBody { enabled: Some(true), limit, since }) => {
                 let since = since.filter(|since| !since.is_empty());
                 let since = since.map(|since| match since.bytes().all(|b| b.is_ascii_digit()) {
                     true => since.parse().map_err(|_| wrong()),
@@ -141,10 +136,10 @@ impl ExtensionsBody {
         };
         Ok(Extensions {
             to_device,
-            e2ee: self.e2ee.enabled == Some(true),
-            account_data: self.account_data.scope(),
-            receipts: self.receipts.scope(),
-            typing: self.typing.scope(),
+            e2ee: self.e2ee.is_some_and(|e2ee| e2ee.enabled == Some(true)),
+            account_data: self.account_data.and_then(ScopeBody::scope),
+            receipts: self.receipts.and_then(ScopeBody::scope),
+            typing: self.typing.and_then(ScopeBody::scope),
         })
     }
 }
@@ -219,22 +214,29 @@ impl SlidingBody {
     fn into_request(self, pos: Option<String>, requester: &Requester) -> Result<SlidingRequest> {
         let config = |body: ConfigBody| -> Result<RoomConfig> {
             let timeline_limit = timeline_limit(body.timeline_limit)?;
-            Ok(RoomConfig { timeline_limit, required_state: required_state(body.required_state, requester) })
+            Ok(RoomConfig {
+                timeline_limit,
+                required_state: required_state(body.required_state.unwrap_or_default(), requester),
+            })
         };
         let mut lists = BTreeMap::new();
-        for (name, list) in self.lists {
+        for (name, list) in self.lists.unwrap_or_default() {
             let all = list.slow_get_all_rooms == Some(true);
             let ranges = list.ranges.filter(|_| !all);
             let ranges = ranges.map(|ranges| ranges.into_iter().map(range).collect()).transpose()?;
-            let (config, filters) = (config(list.config)?, list.filters.filters(false));
+            let (config, filters) = (config(list.config)?, list.filters.unwrap_or_default().filters(false));
             lists.insert(name, SlidingList { ranges, config, filters });
         }
         Ok(SlidingRequest {
             conn_id: self.conn_id.unwrap_or_default(),
             pos,
             lists,
-            subscriptions: subscriptions(self.room_subscriptions, SUBSCRIPTIONS_MAX, config)?,
-            extensions: self.extensions.extensions()?,
+            subscriptions: subscriptions(
+                self.room_subscriptions.unwrap_or_default(),
+                SUBSCRIPTIONS_MAX,
+                config,
+            )?,
+            extensions: self.extensions.unwrap_or_default().extensions()?,
         })
     }
 }

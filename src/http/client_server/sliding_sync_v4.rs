@@ -31,12 +31,9 @@ struct SlidingBody {
     pos: Option<String>,
     timeout: Option<i64>,
     set_presence: Option<String>,
-    #[serde(default)]
-    lists: BTreeMap<String, ListBody>,
-    #[serde(default)]
-    room_subscriptions: BTreeMap<String, ConfigBody>,
-    #[serde(default)]
-    extensions: ExtensionsBody,
+    lists: Option<BTreeMap<String, ListBody>>,
+    room_subscriptions: Option<BTreeMap<String, ConfigBody>>,
+    extensions: Option<ExtensionsBody>,
 }
 
 #[derive(Deserialize)]
@@ -44,8 +41,7 @@ struct ListBody {
     range: Option<(i64, i64)>,
     #[serde(flatten)]
     config: ConfigBody,
-    #[serde(default)]
-    filters: FiltersBody,
+    filters: Option<FiltersBody>,
 }
 
 #[derive(Deserialize)]
@@ -76,9 +72,9 @@ impl ConfigBody {
 pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll: Poll) -> Result<Outcome> {
     let body: SlidingBody = request.json_or_empty()?;
     let mut asked_lists = BTreeMap::new();
-    for (name, list) in body.lists {
+    for (name, list) in body.lists.unwrap_or_default() {
         let ranges = list.range.map(|ends| Ok::<_, Error>(vec![range(ends)?])).transpose()?;
-        let (config, filters) = (list.config.into_config()?, list.filters.filters(true));
+        let (config, filters) = (list.config.into_config()?, list.filters.unwrap_or_default().filters(true));
         asked_lists.insert(name, SlidingList { ranges, config, filters });
     }
     let asked = Asked {
@@ -89,11 +85,11 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
             pos: body.pos.filter(|pos| !pos.is_empty()),
             lists: asked_lists,
             subscriptions: subscriptions(
-                body.room_subscriptions,
+                body.room_subscriptions.unwrap_or_default(),
                 SUBSCRIPTIONS_MAX,
                 ConfigBody::into_config,
             )?,
-            extensions: body.extensions.extensions()?,
+            extensions: body.extensions.unwrap_or_default().extensions()?,
         },
     };
     let names: Vec<String> = asked.request.lists.keys().cloned().collect();
@@ -187,5 +183,19 @@ impl AcceptedRoom {
             invited_count: room.invited_count,
             bump_stamp: room.bump_stamp,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_that_there_is_no_more_is_told_by_a_stub_without_content() {
+        let removed_state = vec![("org.example.thing".to_owned(), "a".to_owned())];
+        let answer = RoomAnswer { removed_state, name: Some(None), ..RoomAnswer::default() };
+        let room = serde_json::to_value(AcceptedRoom::of(answer, &[]).unwrap()).unwrap();
+        let stub = json!({ "type": "org.example.thing", "state_key": "a" });
+        assert_eq!(room, json!({ "name": null, "required_state": [stub] }));
     }
 }

@@ -19,6 +19,7 @@ mod peer;
 mod process;
 mod receive;
 mod sends;
+mod sliding;
 mod waiting;
 
 use std::error::Error;
@@ -50,6 +51,7 @@ enum Question {
     Wake(Wake),
     Crowd(Crowd),
     Keys(Keys),
+    Slide(Slide),
 }
 
 /// Milliseconds from starting a process until it answers /versions.
@@ -273,6 +275,24 @@ struct Keys {
     messages: usize,
 }
 
+/// Sliding sync of a user with many rooms: the first of them, and one message at a time.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "slide")]
+struct Slide {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// a file with the access token of a user without rooms
+    #[argh(option)]
+    tokens: PathBuf,
+    /// rooms that are made
+    #[argh(option, default = "1000")]
+    rooms: usize,
+    /// messages
+    #[argh(option, default = "200")]
+    times: usize,
+}
+
 fn main() -> Result<()> {
     let answer = match argh::from_env::<Arguments>().question {
         Some(Question::Ready(ready)) => ready.answer()?,
@@ -287,6 +307,7 @@ fn main() -> Result<()> {
         Some(Question::Wake(wake)) => waiting::wake(&wake)?,
         Some(Question::Crowd(crowd)) => waiting::crowd(&crowd)?,
         Some(Question::Keys(given)) => keys::answer(&given)?,
+        Some(Question::Slide(slide)) => sliding::answer(&slide)?,
         None => "run tests/bench/run.sh, which starts the servers that this puts under load".into(),
     };
     println!("{answer}");
