@@ -4,17 +4,13 @@ Started by run.sh, which provides the packages. A line a flow; the last line is 
 """
 
 import argparse
-import concurrent.futures
 import functools
-import os
 import pathlib
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-import traceback
 
 import client
 import end_to_end  # noqa: F401 - its flows are among those of flows.py
@@ -23,8 +19,8 @@ import flows
 import kills
 import meetings  # noqa: F401 - likewise
 import partitions
-import real_clients
 from gate import Gate
+from report import Report, folder_in_memory, together
 from servers import Authority, Doorstep, Synapse
 
 
@@ -53,39 +49,6 @@ def arguments():
     if not given.stand_in and not given.doorstep:
         parser.error("name the binary with --doorstep, or use --stand-in")
     return given
-
-
-class Report:
-    """Prints a line for each finished flow, and counts."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self.passed = 0
-        self.failures = []
-
-    def line(self, ok, name, seconds, evidence=""):
-        with self._lock:
-            print(f"{'ok  ' if ok else 'FAIL'} {name}  ({seconds:.1f} s)", flush=True)
-            if ok:
-                self.passed += 1
-            else:
-                self.failures.append((name, evidence))
-                print("     " + evidence.replace("\n", "\n     "), flush=True)
-
-    def run(self, name, action, before=0.0):
-        """Does it, and tells how it went. `before`: seconds that it took already."""
-        begun = time.monotonic() - before
-        try:
-            action()
-        except (client.Unmet, client.Refused, TimeoutError) as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            told = [frame for frame in frames if frame.filename.endswith(("flows.py", "end_to_end.py", "ephemeral.py", "kills.py", "meetings.py", "partitions.py"))]
-            steps = " > ".join(f"{frame.name}:{frame.lineno}" for frame in told)
-            self.line(False, name, time.monotonic() - begun, f"{error}\nat {steps}")
-        except Exception:  # noqa: BLE001 - a flow that breaks in an unforeseen way is a failed flow
-            self.line(False, name, time.monotonic() - begun, traceback.format_exc())
-        else:
-            self.line(True, name, time.monotonic() - begun)
 
 
 def wanted_flows(given, pairs):
@@ -131,22 +94,6 @@ def killed(function, peer, make_victim, version, unique):
         stage.end()
 
 
-def together(jobs, report, work):
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for name, action in work:
-            pool.submit(report.run, name, action)
-
-
-def folder_in_memory():
-    """Where files are kept in memory, if there is such a place with room enough: Synapse waits for the disk at every
-    step, and nothing here is about power cuts. None: wherever temporary files go."""
-    place = pathlib.Path("/dev/shm")
-    try:
-        return place if shutil.disk_usage(place).free > 2 << 30 and os.access(place, os.W_OK) else None
-    except OSError:
-        return None
-
-
 def cut_apart(given, report, servers, more):
     """The flows of partitions: a Synapse if there is one, and Doorsteps of their own."""
     for server in more:
@@ -187,10 +134,6 @@ def main():
         pairs = [(servers[host], servers["e" if pair == "dd" else guest]) for pair in wanted for host, guest in [pair]]
         chosen, left_out = wanted_flows(given, pairs)
         work = [(name, functools.partial(function, stage)) for name, stage, function in chosen]
-        for label, function in real_clients.REAL_CLIENTS:
-            name = f"{label} at {servers['d'].label}: from login to a knock that is let in"
-            if given.only in name:
-                work.append((name, functools.partial(function, servers["d"], "0")))
         together(given.jobs, report, work)
         if not given.no_kills:
             peers = [server for letter, server in servers.items() if letter in "se"]

@@ -14,22 +14,6 @@ if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
     cp "$here/requirements.txt" "$venv/requirements.txt"
 fi
 
-# A client library of the other big ecosystem, where there is a node to run it.
-if command -v npm > /dev/null && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ]; then
-    js=$root/target/interop/js
-    if ! cmp -s "$here/js/package-lock.json" "$js/installed.json"; then
-        mkdir -p "$js"
-        cp "$here"/js/package*.json "$js"
-        npm ci --silent --no-audit --no-fund --prefix "$js" 2> /dev/null &&
-            cp "$here/js/package-lock.json" "$js/installed.json" ||
-            echo "     matrix-js-sdk could not be installed, and is left out"
-    fi
-    if [ -f "$js/installed.json" ]; then
-        cp "$here/js/smoke.mjs" "$js"
-        export DOORSTEP_INTEROP_JS=$js
-    fi
-fi
-
 case " $* " in
 *" --doorstep"* | *" --stand-in "* | *" --help "* | *" -h "*) ;;
 *)

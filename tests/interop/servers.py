@@ -103,11 +103,12 @@ class Server:
     """One running homeserver: its name, its client API's port, its process.
 
     `federation_port` is what it listens on; `public_port` is what its name says. They differ when a gate stands between.
+    A server with another `name` is found by no other.
     """
 
     kind = "?"
 
-    def __init__(self, label, folder, authority, gated=False):
+    def __init__(self, label, folder, authority, gated=False, name=None):
         self.label = label
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ class Server:
         self.client_port = free_port()
         self.federation_port = free_port()
         self.public_port = free_port() if gated else self.federation_port
-        self.name = f"localhost:{self.public_port}"
+        self.name = name or f"localhost:{self.public_port}"
         self.log = self.folder / "output.log"
         self.process = None
 
@@ -228,8 +229,8 @@ _RATE_LIMITS = "\n".join(
 class Synapse(Server):
     kind = "synapse"
 
-    def __init__(self, label, folder, authority, gated=False):
-        super().__init__(label, folder, authority, gated)
+    def __init__(self, label, folder, authority, gated=False, name=None):
+        super().__init__(label, folder, authority, gated, name)
         (self.folder / "log.yaml").write_text(
             "version: 1\n"
             "formatters: {plain: {format: '%(asctime)s %(levelname)s %(name)s %(request)s %(message)s'}}\n"
@@ -249,6 +250,8 @@ report_stats: false
 macaroon_secret_key: "{secrets.token_hex(16)}"
 form_secret: "{secrets.token_hex(16)}"
 registration_shared_secret: "{SHARED_SECRET}"
+enable_registration: true
+enable_registration_without_verification: true
 bcrypt_rounds: 4
 listeners:
   - {{port: {self.client_port}, type: http, tls: false, bind_addresses: [127.0.0.1], resources: [{{names: [client]}}]}}
@@ -261,6 +264,7 @@ ip_range_blacklist: []
 trusted_key_servers: []
 suppress_key_server_warning: true
 presence: {{enabled: true}}
+experimental_features: {{msc3814_enabled: true}}
 # A /sync from the beginning is answered anew each time, not from what was remembered of the last one.
 caches: {{sync_response_cache_duration: 0s}}
 federation:

@@ -1,12 +1,11 @@
-"""Clients that people use, unchanged, against a server: from login to a knock that is let in."""
+"""Clients that people use, unchanged, against a server and without encryption: from login to a knock that is let in."""
 
 import asyncio
-import os
 import subprocess
 
-import nio
-
 import client
+import nio
+from devices import Node
 from flows import demand
 
 
@@ -49,7 +48,7 @@ async def _tidy_devices(nio_client, password):
 
 
 async def _talk(server, accounts):
-    url = f"http://127.0.0.1:{server.client_port}"
+    url = server.exchanges.url
     owner, knocker = (nio.AsyncClient(url, account.id) for account in accounts)
     heard = []
     knocker.add_event_callback(lambda room, event: heard.append((room.room_id, event.body)), nio.RoomMessageText)
@@ -101,24 +100,18 @@ async def _talk(server, accounts):
             await nio_client.close()
 
 
-JS_FOLDER = os.environ.get("DOORSTEP_INTEROP_JS")
-
-
 def js_sdk_knocks_and_talks(server, unique):
     """The same with matrix-js-sdk, in a process of node."""
-    words = [f"http://127.0.0.1:{server.client_port}"]
+    words = [server.exchanges.url]
     for number in (1, 2):
         account = client.register(server, f"js{number}-{unique}")
         words += [account.id, account.password]
-    command = ["node", "smoke.mjs", *words]
+    command = [*Node.command, "plain.mjs", *words]
     try:
-        done = subprocess.run(command, cwd=JS_FOLDER, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(command, cwd=Node.folder, capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired as error:
         raise client.Unmet("matrix-js-sdk came to no end within 180 s") from error
     demand(done.returncode == 0, f"matrix-js-sdk: {done.stderr.strip() or done.stdout.strip()}")
 
 
-# Name and function. The second needs node, and is left out where run.sh found none.
-REAL_CLIENTS = [("matrix-nio", nio_knocks_and_talks)]
-if JS_FOLDER:
-    REAL_CLIENTS.append(("matrix-js-sdk", js_sdk_knocks_and_talks))
+PLAIN = [("nio", nio_knocks_and_talks), ("js", js_sdk_knocks_and_talks)]
