@@ -79,7 +79,8 @@
 //! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs`, `check_place` in `service/membership/invite.rs` |
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
-//! | not there yet | media will be `media` on each floor, end-to-end keys and their backup `devices` (`keys` are signing keys) |
+//! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::device_keys`], [`protocol::cross_signing`] (`keys` are servers' signing keys) |
+//! | not there yet | media will be `media` on each floor |
 //! | a server that a test holds in its hand | [`testing`], and `tests/common/` |
 //!
 //! # A message goes out

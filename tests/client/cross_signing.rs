@@ -207,6 +207,7 @@ fn every_signature_that_is_refused_is_told_and_none_is_kept() {
     let mut altered = device.identity();
     altered["algorithms"] = json!(["other"]);
     let invalid = "M_INVALID_SIGNATURE";
+    let nobody = format!("@nobody:{}", server.name());
     let cases = [
         // By a key that is not the stored one.
         (alice.id(), id.to_owned(), stranger.sign_device(device.identity()), invalid),
@@ -233,7 +234,7 @@ fn every_signature_that_is_refused_is_told_and_none_is_kept() {
         (bob.id(), of_bob.master_public(), stranger.sign_user(of_bob.master()), invalid),
         (bob.id(), of_bob.master_public(), of_alice.sign_user(of_alice.master()), invalid),
         (bob.id(), stranger.master_public(), of_alice.sign_user(stranger.master()), "M_NOT_FOUND"),
-        ("@nobody:localhost", stranger.master_public(), of_alice.sign_user(stranger.master()), "M_NOT_FOUND"),
+        (nobody.as_str(), stranger.master_public(), of_alice.sign_user(stranger.master()), "M_NOT_FOUND"),
         ("nobody", "x".to_owned(), of_alice.sign_user(stranger.master()), "M_INVALID_PARAM"),
     ];
     let before = alice.query_keys(&[alice.id(), bob.id()]);

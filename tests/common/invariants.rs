@@ -75,6 +75,10 @@ const NEVER: &[(&str, &str)] = &[
          WHERE c.event_key IS NULL OR c.event_key <> m.event_key",
     ),
     (
+        "a one-time key that was given out waits to be claimed",
+        "SELECT w.key_id FROM one_time_keys w JOIN issued_one_time_keys i USING (user_id, device_id, algorithm, key_id)",
+    ),
+    (
         "the keys of a backup, or their bytes, are counted wrong",
         "SELECT user_id FROM key_backups b WHERE (count, bytes) <>
          (SELECT count(*), coalesce(sum(s.bytes), 0) FROM key_backup_sessions s WHERE s.backup = b.backup)",

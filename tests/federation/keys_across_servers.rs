@@ -8,7 +8,7 @@ use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::protocol::UserId;
 use doorstep::protocol::sign::SigningKey;
-use doorstep::testing::{TestUser, segment};
+use doorstep::testing::{TestSigningKeys, TestUser, segment};
 use serde_json::{Value, json};
 
 const QUERY: &str = "/user/keys/query";
@@ -736,4 +736,38 @@ fn whose_server_was_away_when_they_were_asked_for_is_told_of_when_it_is_back() {
     });
     assert_eq!(bob.sync(Duration::ZERO)["device_lists"]["changed"], json!([creator]));
     assert_eq!(devices_in(&query_all(&bob, &creator), &creator), ["A"]);
+}
+
+#[test]
+fn who_verifies_somebody_of_another_server_signs_the_key_that_this_one_tells() {
+    let (a, mut b) = TestServer::pair();
+    let (alice, bob, carol) = (a.user("alice"), b.user("bob"), a.user("carol"));
+    let (of_alice, of_bob) = (alice.upload_signing_keys(), bob.upload_signing_keys());
+    let upload = |user: &str, key: String, object: Value| {
+        let signed = json!({ user: { key.as_str(): object } });
+        let answer = alice.post("/_matrix/client/v3/keys/signatures/upload", signed);
+        answer["failures"][user][&key]["errcode"].as_str().map(str::to_owned)
+    };
+    // They share no room yet, so that bob's server is asked.
+    let other = TestSigningKeys::new(bob.id());
+    let signed = of_alice.sign_user(of_bob.master());
+    assert_eq!(
+        upload(bob.id(), other.master_public(), of_alice.sign_user(other.master())).as_deref(),
+        Some("M_NOT_FOUND")
+    );
+    let wrong = other.sign_user(of_bob.master());
+    assert_eq!(upload(bob.id(), of_bob.master_public(), wrong).as_deref(), Some("M_INVALID_SIGNATURE"));
+    assert_eq!(upload(bob.id(), of_bob.master_public(), signed.clone()), None);
+    let told = |asker: &TestUser| asker.query_keys(&[bob.id()])["master_keys"][bob.id()].clone();
+    assert_eq!((told(&alice), told(&carol), told(&bob)), (signed.clone(), of_bob.master(), of_bob.master()));
+    // And the same once they do.
+    let room = alice.create_room();
+    bob.join_via(&room, &[a.name()]);
+    wait_until("the signature is shown", || told(&alice) == signed);
+    assert_eq!(told(&bob), of_bob.master(), "that alice has verified him is hers to know");
+    b.stop();
+    let stranger = TestSigningKeys::new(&format!("@stranger:{}", b.name()));
+    let object = of_alice.sign_user(stranger.master());
+    let code = upload(&format!("@stranger:{}", b.name()), stranger.master_public(), object);
+    assert_eq!(code.as_deref(), Some("M_UNKNOWN"), "nobody knows whether there is such a key");
 }

@@ -4,6 +4,7 @@
 //! - `crash`: SIGKILL in every state of a remote membership.
 //! - `crash_random`: SIGKILL at random moments while everything happens at once.
 //! - `durability`: what was acknowledged is there after a kill, and on a disk that takes nothing any more.
+//! - `keys`: no one-time key is given out twice, whatever was killed.
 //! - `long_outages`: thousands of messages missed, and made up for by few requests.
 //! - `terminal`: what a person at a terminal is told, and what an operator finds in the log.
 
@@ -13,5 +14,6 @@ pub mod common;
 mod crash;
 mod crash_random;
 mod durability;
+mod keys;
 mod long_outages;
 mod terminal;

@@ -3,18 +3,21 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
-use crate::protocol::UserId;
 use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage, NewlySigned};
 use crate::protocol::device_keys::{ED25519, KeySignature, SignedObject, signatures_in};
 use crate::protocol::json::{CanonicalObject, canonical};
 use crate::protocol::sign::VerifyKey;
+use crate::protocol::{ServerName, UserId};
 use crate::service::devices::Devices;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_signing_keys};
+use crate::service::devices::keys::WantedDevices;
+use crate::service::devices::remote_keys::MasterKeysElsewhere;
 use crate::store::devices::cross_signing::{CrossSigningKeys, SignatureOfKey};
 use crate::store::{Db, Tx};
 
@@ -22,6 +25,9 @@ use crate::store::{Db, Tx};
 const SIGNED_AT_ONCE_MAX: usize = 1000;
 /// Signatures of one user that are kept: of each of their devices, and of everybody whom they have verified.
 const SIGNATURES_MAX: i64 = 10_000;
+
+/// How long other servers are asked for keys that are signed.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Signed objects as they were uploaded, by key id and user.
 pub type UploadedSignatures<'t> = BTreeMap<Cow<'t, str>, BTreeMap<Cow<'t, str>, &'t RawValue>>;
@@ -131,14 +137,14 @@ impl Devices<'_> {
         if uploaded.values().map(BTreeMap::len).sum::<usize>() > SIGNED_AT_ONCE_MAX {
             return Err(Error::new(ErrCode::TooLarge, "These are too many signed keys"));
         }
-        let fetched = self.master_keys_to_sign(user, uploaded)?;
+        let elsewhere = self.master_keys_to_sign(user, uploaded)?;
         let mut failures: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
         let mut verified = Vec::new();
         self.store.read(|db| {
             let own = db.cross_signing_keys(user)?;
             for (owner, objects) in uploaded {
                 for (key_id, object) in objects {
-                    match verify(db, user, &own, (owner, key_id), object.get().as_bytes(), &fetched) {
+                    match verify(db, user, &own, (owner, key_id), object.get().as_bytes(), &elsewhere) {
                         Ok(signatures) => verified.push(signatures),
                         Err(e) if e.is_own_failure() => return Err(e),
                         Err(e) => drop(fail(&mut failures, owner, key_id, &e)),
@@ -157,13 +163,23 @@ impl Devices<'_> {
         Ok(json!({ "failures": failures }))
     }
 
-    /// The master keys that are signed of users elsewhere whom this server does not follow, asked of their servers.
+    /// The master keys of the users elsewhere whose keys are signed: from here where everything is known of them, asked of
+    /// their servers otherwise.
     fn master_keys_to_sign(
         &self,
-        _signer: &UserId,
-        _uploaded: &UploadedSignatures<'_>,
-    ) -> Result<BTreeMap<UserId, CrossSigningKey>> {
-        Ok(BTreeMap::new())
+        signer: &UserId,
+        uploaded: &UploadedSignatures<'_>,
+    ) -> Result<MasterKeysElsewhere> {
+        let mut wanted: BTreeMap<ServerName, WantedDevices> = BTreeMap::new();
+        for user in uploaded.keys().filter_map(|user| UserId::parse(user).ok()) {
+            if !self.is_local(&user) {
+                wanted.entry(user.server()).or_default().insert(user, Vec::new());
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(MasterKeysElsewhere::default());
+        }
+        Ok(self.query_elsewhere(signer, wanted, Instant::now() + ASK_TIMEOUT)?.into_master_keys())
     }
 }
 
@@ -211,15 +227,14 @@ fn keep_signing_keys(
     Ok(true)
 }
 
-/// Finds the signatures of one object right, or says what is wrong. `fetched`: master keys of users elsewhere whom this
-/// server does not follow.
+/// Finds the signatures of one object right, or says what is wrong.
 fn verify(
     db: &Db<'_>,
     signer: &UserId,
     own: &CrossSigningKeys,
     (owner, key_id): (&str, &str),
     text: &[u8],
-    fetched: &BTreeMap<UserId, CrossSigningKey>,
+    elsewhere: &MasterKeysElsewhere,
 ) -> Result<VerifiedSignatures> {
     let unknown = || Error::not_found("There is no such key");
     let user = UserId::parse(owner)?;
@@ -235,9 +250,12 @@ fn verify(
     if user != *signer {
         let key = own.user_signing.as_ref();
         let key = key.ok_or_else(|| Error::not_found("You have no user-signing key"))?;
-        let master = match db.cross_signing_key(&user, KeyUsage::Master)? {
-            Some(master) => master,
-            None => fetched.get(&user).cloned().ok_or_else(unknown)?,
+        let master = match elsewhere.keys.get(&user) {
+            Some(master) => master.clone(),
+            None => match db.cross_signing_key(&user, KeyUsage::Master)? {
+                Some(master) => master,
+                None => return Err(elsewhere.failure_of(&user).unwrap_or_else(unknown)),
+            },
         };
         if master.public_key != key_id {
             return Err(unknown());

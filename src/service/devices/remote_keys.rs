@@ -18,6 +18,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::calls::ClaimedKeys;
 use crate::federation::{CallError, CallResult};
 use crate::locks::{into_inner, lock};
+use crate::protocol::cross_signing::CrossSigningKey;
 use crate::protocol::device_keys::KeySignature;
 use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys};
 use crate::protocol::{ServerName, UserId};
@@ -58,6 +59,23 @@ pub struct KeysElsewhere {
     signatures: BTreeMap<UserId, Vec<SignatureOfKey>>,
     /// The servers that could not be asked or did not answer.
     failures: BTreeMap<ServerName, Error>,
+}
+
+/// What is known of the master keys of users of other servers.
+#[derive(Default)]
+pub struct MasterKeysElsewhere {
+    /// The keys.
+    pub(super) keys: BTreeMap<UserId, CrossSigningKey>,
+    /// As in [`KeysElsewhere`].
+    failures: BTreeMap<ServerName, Error>,
+}
+
+impl MasterKeysElsewhere {
+    /// Why a user's server did not tell their key, if it did not.
+    pub(super) fn failure_of(&self, user: &UserId) -> Option<Error> {
+        let error = self.failures.get(&user.server())?;
+        Some(Error::new(error.errcode(), error.message().to_owned()).with_status(error.status()))
+    }
 }
 
 /// What was claimed.
@@ -415,6 +433,12 @@ impl KeysElsewhere {
         }
         self.device_keys.insert(user.clone(), devices);
         self.cross_signing.insert(user.clone(), keys.cross_signing.clone());
+    }
+
+    /// The master keys alone.
+    pub(super) fn into_master_keys(self) -> MasterKeysElsewhere {
+        let keys = self.cross_signing.into_iter().filter_map(|(user, keys)| Some((user, keys.master?)));
+        MasterKeysElsewhere { keys: keys.collect(), failures: self.failures }
     }
 
     /// Writes the keys into an answer; the failures are given apart.
