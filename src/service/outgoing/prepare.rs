@@ -64,7 +64,8 @@ impl Outgoing {
                 return Ok(Some(OutgoingTransaction { upto, events: Vec::new(), edus, more: true, within }));
             }
         }
-        // Behind the ephemeral messages among which something was looked for there may be others: they come later.
+        // Behind the ephemeral messages among which something was looked for there may be others: they come later. What is
+        // said of device lists goes without: who misses it asks when it needs them.
         let is_searched = search != CulpritSearch::None;
         let without_edus = is_repeat || is_searched;
         let position = hs.store.position();
@@ -78,7 +79,10 @@ impl Outgoing {
             };
             Ok((owed, durable))
         })?;
-        let device_lists = std::mem::take(&mut owed.device_lists);
+        let mut device_lists = std::mem::take(&mut owed.device_lists);
+        if is_searched && !is_repeat {
+            device_lists.clear();
+        }
         let (edus, more_edus) = match failed_edus {
             Some(failed) => (failed, false),
             None => self.gather_edus(server, device_lists, durable, (edus_upto, without_edus)),

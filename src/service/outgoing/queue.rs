@@ -305,15 +305,16 @@ impl DestinationState {
         self.reached = true;
         let TransactionEdus { durable, durable_upto, .. } = transaction.edus;
         let events = transaction.events.len();
-        self.search = match (events, durable) {
-            // Others of them go without a search: they are worth nothing later.
-            (0 | 1, 0) => {
+        let others = transaction.edus.edus.len() - durable;
+        self.search = match (events, durable, others) {
+            // What is worth nothing later goes without a search.
+            (0 | 1, 0, 0) | (0, 0, _) => {
                 let event = transaction.events.first().map_or("ephemeral messages", |e| e.event_id.as_str());
                 log::warn!("{server} refuses {event}, which is not sent again: {e}");
                 self.kept.cursor = self.kept.cursor.max(transaction.upto);
                 CulpritSearch::None
             }
-            (0, 1) => {
+            (0, 1, 0) => {
                 log::warn!("{server} refuses an ephemeral message, which is not sent again: {e}");
                 self.edus_upto = self.edus_upto.max(durable_upto);
                 match self.search {
@@ -321,15 +322,17 @@ impl DestinationState {
                     _ => CulpritSearch::None,
                 }
             }
-            (0, many) => {
+            (0, many, 0) => {
                 let upto = match self.search {
                     CulpritSearch::Edus { upto, .. } => upto,
                     _ => durable_upto,
                 };
                 CulpritSearch::Edus { most: many / 2, upto }
             }
-            (many, 0) => CulpritSearch::Events { most: many / 2 },
-            (_, most) => CulpritSearch::Edus { most, upto: durable_upto },
+            (many, 0, 0) => CulpritSearch::Events { most: many / 2 },
+            // Each kind alone, before anything is held against a single one.
+            (most, 0, _) => CulpritSearch::Events { most },
+            (_, most, _) => CulpritSearch::Edus { most, upto: durable_upto },
         };
         if self.search != CulpritSearch::None {
             log::info!("{server} refuses a transaction ({e}); its parts go in smaller ones");

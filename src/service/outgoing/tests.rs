@@ -509,6 +509,50 @@ fn a_message_that_a_peer_chokes_on_is_found_and_it_alone_is_left_out() {
 }
 
 #[test]
+fn nothing_else_is_lost_where_a_peer_chokes_on_what_is_worth_nothing_later() {
+    let house = House::new();
+    let peer = ScriptedPeer::start(|asked| match edus(asked).iter().any(|edu| edu["edu_type"] == "m.bad") {
+        true => ScriptedAnswer::Json(400, json!({ "errcode": "M_INVALID_PARAM", "error": "I choke" })),
+        false => taken(),
+    });
+    let room = house.room(&[&peer.name]);
+    let bad = json!({ "edu_type": "m.bad", "content": {} }).to_string();
+    for (round, prefix) in ["a", "b", "c"].into_iter().enumerate() {
+        let sender = &house.hs().outgoing;
+        let doing = |doing: DestinationActivity| {
+            lock(&sender.0.state).destinations.entry(peer.name.clone()).or_default().doing = doing;
+        };
+        until("the end of the transaction before", || {
+            let state = lock(&sender.0.state);
+            state.destinations.get(&peer.name).is_none_or(|peer| peer.doing == DestinationActivity::Nothing)
+        });
+        // While the sender looks away, so that all of it is in one transaction.
+        doing(DestinationActivity::Sending);
+        sender.send_edu(&peer.name, Edu { replaces: None, json: bad.clone() });
+        let message = i64::try_from(round).expect("small");
+        if round != 1 {
+            owe_messages(&house, &peer.name, message..message + 1);
+        }
+        if round != 2 {
+            house.events(room, prefix, 1);
+        }
+        until("the news", || lock(&sender.0.state).rooms.is_empty());
+        doing(DestinationActivity::Nothing);
+        let mut state = lock(&sender.0.state);
+        sender.wake(&mut state, &peer.name);
+        drop(state);
+        sender.clock_moved();
+    }
+    let refused = |asked: &AskedOfPeer| edus(asked).iter().any(|edu| edu["edu_type"] == "m.bad");
+    until("all the others", || {
+        let good: Vec<AskedOfPeer> = peer.asked().into_iter().filter(|asked| !refused(asked)).collect();
+        good.iter().flat_map(ids).collect::<Vec<_>>() == ["$a0", "$b0"]
+            && good.iter().flat_map(message_numbers).collect::<Vec<_>>() == [0, 2]
+    });
+    assert!(peer.asked().iter().any(refused));
+}
+
+#[test]
 fn errors_of_single_events_do_not_hold_up_the_rest() {
     let house = House::new();
     let peer = ScriptedPeer::start(|_| {
