@@ -26,6 +26,8 @@ const BOUNDS: BackupBounds = BackupBounds { sessions: 1_000_000, bytes: 1 << 30 
 /// Keys that are written or deleted in one commit, and their bytes: so many hold up nobody.
 const SESSIONS_AT_ONCE_MAX: usize = 250;
 const BYTES_AT_ONCE_MAX: usize = 2 << 20;
+/// How often the timer does so, each with a commit of its own, before it looks at what else is due.
+const DELETIONS_AT_ONCE: usize = 8;
 
 /// What a backup is made from.
 #[derive(Debug)]
@@ -112,7 +114,12 @@ impl Devices<'_> {
         if !self.store.read(|db| db.has_deleted_key_backups())? {
             return Ok(false);
         }
-        self.store.write(|tx| tx.empty_deleted_key_backups(SESSIONS_AT_ONCE_MAX))
+        for _ in 0..DELETIONS_AT_ONCE {
+            if !self.store.write(|tx| tx.empty_deleted_key_backups(SESSIONS_AT_ONCE_MAX))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Puts keys into the current version, those that are new or better than what is there (see

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::http::{self, Connection, encode};
 use crate::{Result, tokens};
 
-/// One-time keys of one upload, and users of one query.
+/// One-time keys of one upload, and users of one query, or of a claim that is for many.
 const KEYS: usize = 50;
 const USERS: usize = 100;
 /// The name of the algorithm.
@@ -42,9 +42,12 @@ pub fn answer(given: &crate::Keys) -> Result<Value> {
     let mut connection = http::connect(&given.client)?;
     let upload = upload(given, &devices, &mut connection)?;
     let query = query(given, &devices, &mut connection)?;
-    let claim = claim(given, &devices)?;
+    let claim_one = claim(given, &devices, 1, KEYS / 2)?;
+    let claim_many = claim(given, &devices, USERS, KEYS / 2)?;
     let to_device = to_device(given, &devices, &mut connection)?;
-    Ok(json!({ "upload": upload, "query": query, "claim": claim, "to_device": to_device }))
+    Ok(json!({
+        "upload": upload, "query": query, "claim_one": claim_one, "claim_many": claim_many, "to_device": to_device,
+    }))
 }
 
 /// Something that is unlike anything before, of so many bytes in base64.
@@ -133,37 +136,24 @@ fn query(given: &crate::Keys, devices: &[Device], connection: &mut Connection<Tc
     clock.ok_or("nothing was measured")?.stop(times)
 }
 
-/// Eight connections claim a key each of one device after the other, as long as there is time and there are keys. No key
-/// is given out twice.
-fn claim(given: &crate::Keys, devices: &[Device]) -> Result<Value> {
-    let (next, keys) = (AtomicUsize::new(0), devices.len() * KEYS);
+/// Connections claim keys of so many devices a request, of one after the other, as long as there is time and there are keys
+/// among `rounds`: that many of each device. No key is given out twice.
+fn claim(given: &crate::Keys, devices: &[Device], at_once: usize, rounds: usize) -> Result<Value> {
+    let (next, requests) = (AtomicUsize::new(0), devices.len() / at_once * rounds);
     let time = Duration::from_secs(given.seconds);
     let clock = Clock::start(given.pid)?;
     let begun = Instant::now();
-    let claimed = std::thread::scope(|scope| -> Result<Vec<(Duration, String)>> {
-        let claim = || -> Result<Vec<(Duration, String)>> {
+    let claimed = std::thread::scope(|scope| -> Result<Vec<(Duration, Vec<String>)>> {
+        let claim = || -> Result<Vec<(Duration, Vec<String>)>> {
             let mut connection = http::connect(&given.client)?;
             let mut claimed = Vec::new();
             while begun.elapsed() < time {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= keys {
+                if number >= requests {
                     break;
                 }
-                let (of, asker) = (&devices[number % devices.len()], &devices[(number + 1) % devices.len()]);
-                let wanted = json!({ of.user.as_str(): { of.device.as_str(): ALGORITHM } });
-                let body = json!({ "one_time_keys": wanted }).to_string();
-                let begun = Instant::now();
-                let answer = connection.call(
-                    "POST",
-                    "/_matrix/client/v3/keys/claim",
-                    &asker.authorization,
-                    Some(body.as_bytes()),
-                )?;
-                let took = begun.elapsed();
-                let answer: Value = serde_json::from_slice(&answer)?;
-                let keys = answer["one_time_keys"][of.user.as_str()][of.device.as_str()].as_object();
-                let key = keys.and_then(|keys| keys.keys().next());
-                claimed.push((took, key.ok_or_else(|| format!("no key: {answer}"))?.clone()));
+                let first = number % (devices.len() / at_once) * at_once;
+                claimed.push(claim_of(&mut connection, &devices[first..first + at_once])?);
             }
             Ok(claimed)
         };
@@ -174,12 +164,42 @@ fn claim(given: &crate::Keys, devices: &[Device]) -> Result<Value> {
         }
         Ok(claimed)
     })?;
-    let figures = clock.stop(claimed.iter().map(|(took, _)| *took).collect())?;
-    let ids: HashSet<&str> = claimed.iter().map(|(_, key)| key.as_str()).collect();
-    if ids.len() != claimed.len() {
-        return Err(format!("{} keys, of which {} differ", claimed.len(), ids.len()).into());
+    let spent = clock.spent()?;
+    let keys: Vec<&String> = claimed.iter().flat_map(|(_, keys)| keys).collect();
+    let different: HashSet<&&String> = keys.iter().collect();
+    if different.len() != keys.len() {
+        return Err(format!("{} keys, of which {} differ", keys.len(), different.len()).into());
+    }
+    let mut figures = spent.each(keys.len());
+    let of_requests = spent.figures(claimed.iter().map(|(took, _)| *took).collect());
+    for name in ["p50_ms", "p99_ms"] {
+        figures[name] = of_requests[name].clone();
     }
     Ok(figures)
+}
+
+/// One request for a key of each of these devices: how long it took, and the ids of the keys.
+fn claim_of(connection: &mut Connection<TcpStream>, devices: &[Device]) -> Result<(Duration, Vec<String>)> {
+    let wanted: Map<String, Value> = devices
+        .iter()
+        .map(|device| (device.user.clone(), json!({ device.device.as_str(): ALGORITHM })))
+        .collect();
+    let body = json!({ "one_time_keys": wanted }).to_string();
+    let begun = Instant::now();
+    let answer = connection.call(
+        "POST",
+        "/_matrix/client/v3/keys/claim",
+        &devices[0].authorization,
+        Some(body.as_bytes()),
+    )?;
+    let took = begun.elapsed();
+    let answer: Value = serde_json::from_slice(&answer)?;
+    let keys = devices.iter().map(|of| {
+        let keys = answer["one_time_keys"][of.user.as_str()][of.device.as_str()].as_object();
+        keys.and_then(|keys| keys.keys().next().cloned())
+            .ok_or_else(|| format!("no key of {}", of.user).into())
+    });
+    Ok((took, keys.collect::<Result<_>>()?))
 }
 
 /// One user writes to all devices in one request, as clients do with the key of a large room.
