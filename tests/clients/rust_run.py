@@ -22,6 +22,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "interop"))
 
 import client  # noqa: E402
+from exchanges import Exchanges  # noqa: E402
 from servers import Authority, Doorstep, Synapse  # noqa: E402
 
 # The flows that stop and kill servers run alone.
@@ -45,6 +46,7 @@ def arguments():
     parser.add_argument("--jobs", type=int, default=3, help="flows at a time (default 3)")
     parser.add_argument("--web", type=pathlib.Path, help="the folder with the web client's page and its driver")
     parser.add_argument("--chromium", default="chromium", help="the browser (default chromium)")
+    parser.add_argument("--exchanges", type=pathlib.Path, help="keep the record of what clients and servers said here")
     parser.add_argument("--keep", action="store_true", help="keep the folders of servers and flows")
     parser.add_argument("--folder", type=pathlib.Path, help="where they are kept, in place of a temporary folder; emptied first")
     return parser.parse_args()
@@ -84,8 +86,18 @@ class Cast:
         kinds = {"d": Doorstep, "e": Doorstep, "s": Synapse}
         letters = sorted({letter for pair in self.pairs for letter in pair})
         self.servers = {letter: kinds[letter](LABELS[letter], scratch / letter, authority) for letter in letters}
+        self._records = given.exchanges
         self._lock = threading.Lock()
         self._accounts = 0
+
+    def start(self):
+        for server in self.servers.values():
+            seconds = server.start()
+            print(f"     {server.label} is {server.name}, ready after {seconds:.1f} s", flush=True)
+            server.url = f"http://127.0.0.1:{server.client_port}"
+            if self._records:
+                self._records.mkdir(parents=True, exist_ok=True)
+                server.url = Exchanges(server, self._records / f"{server.kind}-{server.client_port}.jsonl").url
 
     def account(self, server, name):
         with self._lock:
@@ -98,9 +110,10 @@ class Cast:
 def play(given, cast, pair, flow, folder):
     """One flow. Returns None, or what it said when it failed."""
     servers = {"server": cast.servers[pair[0]], "other": cast.servers[pair[1]]}
-    command = [given.client.resolve(), flow, "--folder", folder]
+    kinds = ",".join(server.kind for server in servers.values())
+    command = [given.client.resolve(), flow, "--folder", folder, "--kinds", kinds]
     for word, server in servers.items():
-        command += [f"--{word}", f"http://127.0.0.1:{server.client_port}"]
+        command += [f"--{word}", server.url]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     )
@@ -200,8 +213,7 @@ def main():
                 warned[text][title] += times
 
     try:
-        for server in cast.servers.values():
-            print(f"     {server.label} is {server.name}, ready after {server.start():.1f} s", flush=True)
+        cast.start()
         ordinary = [(pair, name) for name in names if name not in OUTAGES for pair in cast.pairs]
         with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
             list(pool.map(lambda work: one(*work), ordinary))

@@ -1,7 +1,7 @@
 //! Element X's engine, unchanged, led through what people do: the crates matrix-sdk and matrix-sdk-ui with their
 //! SyncService (RoomListService and EncryptionSyncService) over simplified sliding sync.
 //!
-//! `doorstep-rust-client FLOW --server URL --other URL --folder DIR` runs one flow and ends with 0 if all of it was seen.
+//! `doorstep-rust-client FLOW --server URL --other URL --kinds doorstep,synapse --folder DIR` runs one flow and ends with 0 if all of it was seen.
 //! The accounts, and the fate of the servers, are in the hands of who started it: a line `ask WORDS` on the standard
 //! output is answered by one line on the standard input (see `stage`). `tests/clients/rust_run.py` does that.
 
@@ -37,12 +37,13 @@ async fn run() -> Result<()> {
         }
         return Ok(());
     }
-    let (mut server, mut other, mut folder) = (None, None, None);
+    let (mut server, mut other, mut folder, mut kinds) = (None, None, None, String::new());
     while let Some(word) = words.next() {
         let value = words.next().with_context(|| format!("{word} needs a value"))?;
         match word.as_str() {
             "--server" => server = Some(value),
             "--other" => other = Some(value),
+            "--kinds" => kinds = value,
             "--folder" => folder = Some(PathBuf::from(value)),
             _ => bail!("{word} is no option"),
         }
@@ -51,7 +52,7 @@ async fn run() -> Result<()> {
     let folder = folder.context("--folder is needed")?;
     std::fs::create_dir_all(&folder)?;
     log_into(&folder)?;
-    let stage = Stage::new(server, other, folder);
+    let stage = Stage::new(server, other, kinds.split(',').all(|kind| kind == "doorstep"), folder);
     let (_, play) =
         flows::ALL.iter().find(|(name, _)| *name == flow).with_context(|| format!("no flow {flow}"))?;
     play(&stage).await

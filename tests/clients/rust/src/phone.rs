@@ -1,6 +1,6 @@
 //! One device of somebody, set up as Element X sets up its engine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use futures_util::{StreamExt, pin_mut};
 use matrix_sdk::encryption::{BackupDownloadStrategy, EncryptionSettings};
 use matrix_sdk::ruma::api::client::keys::upload_keys::v3::Request as UploadKeys;
+use matrix_sdk::ruma::api::client::sync::sync_events::v3::Request as OldSync;
 use matrix_sdk::ruma::events::room::message::RoomMessageEventContent;
 use matrix_sdk::ruma::{OneTimeKeyAlgorithm, OwnedEventId, OwnedRoomId, RoomId, UserId};
 use matrix_sdk::sliding_sync::VersionBuilder;
@@ -46,6 +47,8 @@ pub async fn client(url: &str, folder: &std::path::Path) -> Result<Client> {
         .homeserver_url(url)
         .sliding_sync_version_builder(VersionBuilder::DiscoverNative)
         .with_encryption_settings(encryption)
+        // As Element X is shipped. With it an invite uploads the room's keys as media, and fails where there are none.
+        .with_enable_share_history_on_invite(false)
         .sqlite_store(folder, None)
         .build()
         .await
@@ -228,9 +231,11 @@ impl Phone {
         until(&format!("{} sees each of {} messages once", self.id(), texts.len()), async || {
             let items = self.items(room).await.map_err(|error| error.to_string())?;
             for text in texts {
-                let times = items.iter().filter(|item| says(item, text)).count();
-                if times != 1 {
-                    return Err(format!("{text:?} {times} times in {}", told(&items)));
+                // By event: now and then the engine shows its local echo beside the event itself, whatever the server.
+                let events: BTreeSet<_> =
+                    items.iter().filter(|item| says(item, text)).map(|item| item.event_id()).collect();
+                if events.len() != 1 {
+                    return Err(format!("{text:?} {} times in {}", events.len(), told(&items)));
                 }
             }
             Ok(())
@@ -256,6 +261,18 @@ impl Phone {
             .copied()
             .unwrap_or_default()
             .into())
+    }
+
+    /// Waits until this device has put a fallback key there, as a sync of the old kind tells.
+    pub async fn has_a_fallback_key(&self) -> Result<()> {
+        until(&format!("{} has a fallback key", self.id()), async || {
+            let told = self.client.send(OldSync::new()).await.map_err(|error| error.to_string())?;
+            match told.device_unused_fallback_key_types {
+                Some(kinds) if !kinds.is_empty() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await
     }
 
     /// Waits until the service is in its running state, after it was not.

@@ -30,13 +30,14 @@ pub struct Stage {
     server: String,
     other: String,
     pub folder: PathBuf,
+    all_are_doorsteps: bool,
     asking: Mutex<()>,
 }
 
 impl Stage {
-    pub fn new(server: String, other: Option<String>, folder: PathBuf) -> Self {
+    pub fn new(server: String, other: Option<String>, all_are_doorsteps: bool, folder: PathBuf) -> Self {
         let other = other.unwrap_or_else(|| server.clone());
-        Self { server, other, folder, asking: Mutex::new(()) }
+        Self { server, other, folder, all_are_doorsteps, asking: Mutex::new(()) }
     }
 
     pub fn url(&self, at: At) -> &str {
@@ -49,6 +50,11 @@ impl Stage {
     /// Whether both are one server.
     pub fn is_one_server(&self) -> bool {
         self.server == self.other
+    }
+
+    /// Whether a refused knock is told to the knocker, here or on another server. Synapse does that among its own alone.
+    pub fn tells_of_refused_knocks(&self) -> bool {
+        self.is_one_server() || self.all_are_doorsteps
     }
 
     /// A new account, which the one who started us makes: not every server lets clients register.

@@ -117,3 +117,14 @@ async fn has_name(room: &Room, wanted: &str) -> Result<()> {
     })
     .await
 }
+
+/// Waits until the invite says who sent it, with the sender's own membership in its state.
+async fn is_invited_by(invite: &Room, inviter: &UserId) -> Result<()> {
+    until(&format!("the invite is by {inviter}"), async || match invite.invite_details().await {
+        Ok(details) if details.inviter_id == inviter && details.inviter.is_some() => Ok(()),
+        Ok(details) => Err(format!("{} {:?}", details.inviter_id, details.inviter.is_some())),
+        // The list is told before what it shows is in the engine's store.
+        Err(error) => Err(error.to_string()),
+    })
+    .await
+}

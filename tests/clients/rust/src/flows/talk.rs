@@ -9,7 +9,7 @@ use matrix_sdk_ui::notification_client::{
     NotificationClient, NotificationEvent, NotificationProcessSetup, NotificationStatus,
 };
 
-use super::{has_name, join, meets, two_in_a_room};
+use super::{has_name, is_invited_by, join, meets, two_in_a_room};
 use crate::phone::{Phone, says};
 use crate::stage::{At, Stage, demand, until};
 
@@ -20,9 +20,7 @@ pub async fn encrypted_room(stage: &Stage) -> Result<()> {
     let room = super::encrypted_room(&alice, "A secret garden", &[bob.id()]).await?;
     let invite = bob.list_shows(&room, RoomState::Invited).await?;
     has_name(&invite, "A secret garden").await?;
-    let details = invite.invite_details().await?;
-    demand(details.inviter_id == alice.id(), format!("the inviter is {}", details.inviter_id))?;
-    demand(details.inviter.is_some(), "the inviter's own membership is not in the invite's state")?;
+    is_invited_by(&invite, alice.id()).await?;
     join(&bob, &room).await?;
     demand(
         bob.room(&room)?.latest_encryption_state().await?.is_encrypted(),
@@ -107,7 +105,8 @@ pub async fn receipts_unread_typing(stage: &Stage) -> Result<()> {
     unread_is(&bob, &room, (0, 0)).await?;
     until("Alice sees how far Bob has read", async || {
         let items = alice.items(&room).await.map_err(|error| error.to_string())?;
-        let read = items.iter().find(|item| item.read_receipts().contains_key(bob.id()));
+        // From the end: the engine may leave an older one standing beside ("duplicate read receipts", it says then).
+        let read = items.iter().rfind(|item| item.read_receipts().contains_key(bob.id()));
         match read {
             Some(item) if item.event_id() == Some(&last) => Ok(()),
             Some(item) => Err(format!("{:?}", item.event_id())),
