@@ -147,7 +147,7 @@ impl Devices<'_> {
                     match verify(db, user, &own, (owner, key_id), object.get().as_bytes(), &elsewhere) {
                         Ok(signatures) => verified.push(signatures),
                         Err(e) if e.is_own_failure() => return Err(e),
-                        Err(e) => drop(fail(&mut failures, owner, key_id, &e)),
+                        Err(e) => fail(&mut failures, owner, key_id, &e),
                     }
                 }
             }
