@@ -183,8 +183,9 @@ impl Memberships<'_> {
 
     /// `POST /forget`. Errors: 400 `M_UNKNOWN` while the user is in the room, invited or knocking; 404 `M_NOT_FOUND`.
     pub fn forget(&self, user: &UserId, room_id: &RoomId) -> Result<()> {
-        let (room_id, user, now) = (room_id.clone(), user.clone(), self.clock.now_ms());
+        let (room_id, of_user, now) = (room_id.clone(), user.clone(), self.clock.now_ms());
         self.store.write(move |tx| {
+            let user = of_user;
             let not_left = || Error::from(Refusal::NotLeft);
             // A room that the user never had to do with is answered as one that there is not.
             let unknown = || Error::not_found("You know no such room");
@@ -204,7 +205,10 @@ impl Memberships<'_> {
                 None if !is_known => Err(unknown()),
                 _ => Ok(()),
             }
-        })
+        })?;
+        // That is no change in the stream.
+        self.sliding.read_rooms_anew(user);
+        Ok(())
     }
 }
 

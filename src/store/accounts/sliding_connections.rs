@@ -12,7 +12,7 @@ use crate::store::{Db, Tx};
 /// Connections of one device: clients have three. Who is put out begins anew.
 const CONNECTIONS_MAX: i64 = 16;
 /// Connections that were not used for so long are forgotten.
-const UNUSED_MAX_MS: Millis = 7 * 24 * 3_600_000;
+pub const UNUSED_MAX_MS: Millis = 7 * 24 * 3_600_000;
 /// So many rows of dead connections go with each write of a device, beside as many as it adds.
 const DEAD_ROWS_WITH_EACH_WRITE: usize = 100;
 /// Rows that one step of the sweep takes out, so that no commit has much to do.
@@ -192,9 +192,11 @@ impl Tx<'_> {
                    SELECT room_id FROM sliding_rooms WHERE connection = ?1 AND version = ?2)",
             )?
             .execute([connection, version])?;
+        // By the primary key all rooms of the connection would be gone through.
         self.conn()
             .prepare_cached(
-                "DELETE FROM sliding_rooms WHERE connection = ?1 AND version = ?2 AND told IS NULL",
+                "DELETE FROM sliding_rooms INDEXED BY sliding_rooms_by_version
+                 WHERE connection = ?1 AND version = ?2 AND told IS NULL",
             )?
             .execute([connection, version])?;
         Ok(())
@@ -252,5 +254,108 @@ impl Tx<'_> {
             )?
             .execute([now - UNUSED_MAX_MS])?;
         self.delete_dead_sliding_rooms(None, SWEPT_ROWS_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::store::{Location, Options, Store};
+
+    const DAY: Millis = 24 * 3_600_000;
+
+    fn bob() -> UserId {
+        UserId::parse("@bob:us.example").expect("a user id")
+    }
+
+    /// A store with one device of bob's.
+    fn store() -> Store {
+        let us = ServerName::parse("us.example").expect("a name");
+        let options = Options { durable: false, readers: 1 };
+        let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
+        let device = store.write(|tx| {
+            tx.conn().execute("INSERT INTO users (user_id, created_ms) VALUES ('@bob:us.example', 0)", [])?;
+            tx.conn()
+                .execute("INSERT INTO devices (user_id, device_id) VALUES ('@bob:us.example', 'D')", [])?;
+            Ok(())
+        });
+        device.expect("a device");
+        store
+    }
+
+    fn rows(tx: &Tx<'_>, table: &str) -> Result<i64> {
+        Ok(tx.conn().query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?)
+    }
+
+    fn told(rooms: std::ops::Range<usize>, what: &str) -> Vec<ToldRoom> {
+        rooms.map(|n| (format!("!{n}:us.example"), Some(what.to_owned()))).collect()
+    }
+
+    /// The connection as it is now.
+    fn now(tx: &Tx<'_>, conn_id: &str) -> Result<SlidingConnection> {
+        Ok(tx.sliding_connection(&bob(), "D", conn_id)?.expect("a connection"))
+    }
+
+    #[test]
+    fn of_each_room_two_versions_are_kept_however_many_there_were() {
+        let done = store().write(|tx| {
+            let opened = tx.open_sliding_connection(&bob(), "D", "c", 0)?;
+            assert_eq!(tx.issue_sliding_version(&opened, 0, &told(0..100, "first"), 0)?, Some(1));
+            for n in 0..50 {
+                let before = now(tx, "c")?;
+                let what = n.to_string();
+                tx.issue_sliding_version(&before, before.issued, &told(0..10, &what), 0)?;
+            }
+            assert_eq!(rows(tx, "sliding_rooms")?, 110);
+            let after = now(tx, "c")?;
+            let of = |version: i64, room: &str| tx.told_of_room(after.connection, version, room);
+            assert_eq!(of(after.issued, "!3:us.example")?.as_deref(), Some("49"));
+            assert_eq!(of(after.base, "!3:us.example")?.as_deref(), Some("48"));
+            assert_eq!(of(after.issued, "!50:us.example")?.as_deref(), Some("first"));
+            let mut all = 0;
+            tx.each_told_room(after.connection, after.base, |room, told| {
+                let known = of(after.base, room)?;
+                all += usize::from(known.as_deref() == Some(told));
+                Ok(())
+            })?;
+            assert_eq!(all, 100);
+            // An answer that did not arrive is given up with all that it told.
+            let next = tx.issue_sliding_version(&after, after.base, &told(10..11, "again"), 0)?;
+            assert_eq!(
+                tx.told_of_room(after.connection, next.expect("a version"), "!3:us.example")?.as_deref(),
+                Some("48")
+            );
+            assert_eq!(rows(tx, "sliding_rooms")?, 101);
+            // And whoever saw the connection as it was before is told so.
+            assert_eq!(tx.issue_sliding_version(&after, after.issued, &[], 0)?, None);
+            // What the client knows nothing of any more goes, once it is known to have that.
+            let before = now(tx, "c")?;
+            tx.issue_sliding_version(&before, before.issued, &[("!3:us.example".to_owned(), None)], 0)?;
+            let before = now(tx, "c")?;
+            assert_eq!(tx.told_of_room(before.connection, before.issued, "!3:us.example")?, None);
+            tx.issue_sliding_version(&before, before.issued, &[], 0)?;
+            assert_eq!(rows(tx, "sliding_rooms")?, 100 - 1);
+            Ok(())
+        });
+        done.expect("written");
+    }
+
+    #[test]
+    fn what_is_left_of_dead_connections_goes_with_the_next_writes_and_with_time() {
+        let done = store().write(|tx| {
+            for n in 0..5 {
+                let opened = tx.open_sliding_connection(&bob(), "D", "c", n)?;
+                tx.issue_sliding_version(&opened, 0, &told(0..300, "all"), n)?;
+                assert!(rows(tx, "sliding_rooms")? <= 600, "{n}");
+            }
+            assert!(!tx.are_there_unused_sliding_connections(DAY)? || rows(tx, "sliding_connections")? > 1);
+            let later = 8 * DAY;
+            assert!(tx.are_there_unused_sliding_connections(later)?);
+            while tx.sweep_sliding_connections(later)? {}
+            assert_eq!((rows(tx, "sliding_connections")?, rows(tx, "sliding_rooms")?), (0, 0));
+            Ok(())
+        });
+        done.expect("written");
     }
 }

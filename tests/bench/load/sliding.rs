@@ -88,12 +88,14 @@ pub fn answer(given: &crate::Slide) -> Result<Value> {
     }
     let body = list("all", given.rooms);
     let (mut pos, _, whole) = client.slide(None, &body)?;
-    // What did not fit into the first answer.
-    while {
+    loop {
+        // What did not fit into the first answer.
         let (next, answer, _) = client.slide(Some(&pos), &body)?;
         pos = next;
-        answer["rooms"].as_object().is_some_and(|rooms| !rooms.is_empty())
-    } {}
+        if answer["rooms"].as_object().is_none_or(serde_json::Map::is_empty) {
+            break;
+        }
+    }
     let mut incremental = Vec::new();
     for number in 0..given.times {
         let room = &rooms[(number * 7919) % rooms.len()];

@@ -10,11 +10,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::request::{RequiredState, SlidingRequest};
+use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::read;
 use crate::protocol::{RoomId, UserId};
 use crate::store::Db;
-use crate::store::accounts::sliding_connections::{SlidingConnection, ToldRoom};
+use crate::store::accounts::sliding_connections::{SlidingConnection, ToldRoom, UNUSED_MAX_MS};
 
 /// Different wishes for state that one connection remembers. Beyond, those that are not asked for now are forgotten,
 /// and state is told once more where it is asked for again.
@@ -137,13 +138,13 @@ pub struct Connection {
 
 impl Connection {
     /// The connection that a request goes on with. Errors: 400 `M_UNKNOWN_POS` for a token that is none of this
-    /// device's last two, which clients take as a word to begin anew.
+    /// device's last two, or of a connection that was not used for a week: clients take it as a word to begin anew.
     pub fn of(
         db: &Db<'_>,
         user: &UserId,
         device: &str,
         request: &SlidingRequest,
-        position: i64,
+        (position, now): (i64, Millis),
     ) -> Result<Self> {
         let Some(token) = &request.pos else {
             let of_all = ToldOfAll::default();
@@ -154,6 +155,7 @@ impl Connection {
         let row = db.sliding_connection(user, device, &request.conn_id)?;
         let is_it = |row: &SlidingConnection| {
             row.connection == pos.connection
+                && now - row.used_ms <= UNUSED_MAX_MS
                 && pos.version > 0
                 && [row.base, row.issued].contains(&pos.version)
         };

@@ -187,7 +187,12 @@ impl RoomScope<'_> {
         }
         let first = room_answer.filter(|answer| answer.initial);
         let known = self.changes.map(|changes| changes.ephemeral.get(room).copied().unwrap_or(0));
-        if first.is_none() && known.is_some_and(|changed| changed <= told.receipts.min(told.typing)) {
+        let told_upto = match (receipts, typing) {
+            (true, true) => told.receipts.min(told.typing),
+            (true, false) => told.receipts,
+            _ => told.typing,
+        };
+        if first.is_none() && known.is_some_and(|changed| changed <= told_upto) {
             return Ok(());
         }
         let (changed, typing_changed) = context.db.ephemeral_change(key)?.unwrap_or((0, 0));

@@ -2,11 +2,20 @@
 //! `http/client_server/sliding_sync.rs` translates. The numbers of rules in these files are:
 //!
 //! 1. the last two answers of a connection can be gone on from, whatever the body; any other token is unknown;
-//! 2. without `pos` or `timeout` nothing is waited for; 3. what a changed request yields is answered at once;
-//! 4. lists are in the order of the last event; 5. `bump_stamp`; 6. `initial` and `num_live`; 7. `limited`;
-//! 8. members as they are needed; 9. heroes; 10. counts and `is_dm`; 11. invites, knocks, rooms left;
-//! 12. state that no event of the timeline tells; 13. what was not delivered is not taken to be; 14. nothing after the
-//! user is out; 15. filters.
+//! 2. without `pos` or `timeout` nothing is waited for;
+//! 3. what a changed request yields is answered at once;
+//! 4. lists are in the order of the last event;
+//! 5. `bump_stamp`;
+//! 6. `initial` and `num_live`;
+//! 7. `limited`;
+//! 8. members as they are needed;
+//! 9. heroes;
+//! 10. counts and `is_dm`;
+//! 11. invites, knocks, rooms left;
+//! 12. state that no event of the timeline tells;
+//! 13. what was not delivered is not taken to be;
+//! 14. nothing after the user is out;
+//! 15. filters.
 //!
 //! - `request`: what is asked; `connection`: what the client knows; `room_list`: a user's rooms in order, in memory;
 //! - `select`: the rooms to look at; `rooms`, `required_state`: what is told of one; `extensions`: the rest.
@@ -64,6 +73,13 @@ pub struct SlidingState {
     latest: LatestRequests,
     /// When connections that are not used are next looked for.
     sweep_ms: AtomicI64,
+}
+
+impl SlidingState {
+    /// Has the rooms of a user read again: something changed that no position of the stream tells.
+    pub(in crate::service) fn read_rooms_anew(&self, user: &UserId) {
+        self.room_lists.forget(user);
+    }
 }
 
 /// When the last request of each connection came: a client that changes its mind sends another one and forgets the
@@ -153,7 +169,7 @@ impl Syncing<'_> {
         let now = self.clock.now_ms();
         self.store.read(|db| {
             let position = db.snapshot_position()?;
-            let connection = Connection::of(db, user, device, request, position)?;
+            let connection = Connection::of(db, user, device, request, (position, now))?;
             let as_sync = SyncRequest {
                 filter: Filter::default(),
                 since: (!connection.is_new()).then_some(connection.since),

@@ -125,7 +125,8 @@ impl StateNews {
             self.members_changed |= is_member;
             self.name_changed |= change.event_type == "m.room.name" && change.state_key.is_empty();
             self.avatar_changed |= change.event_type == "m.room.avatar" && change.state_key.is_empty();
-            if !(is_member && all_members) && !wanted.required.wants(&change.event_type, &change.state_key) {
+            let needed = is_member && all_members;
+            if !needed && !wanted.required.wants(&change.event_type, &change.state_key) {
                 continue;
             }
             match change.after {

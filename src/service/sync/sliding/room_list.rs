@@ -31,6 +31,11 @@ const VIEWS_MAX: usize = 16;
 pub struct RoomLists(Mutex<BoundedMap<UserId, Arc<Mutex<Option<RoomList>>>, USERS_MAX>>);
 
 impl RoomLists {
+    /// Forgets the rooms of a user.
+    pub fn forget(&self, user: &UserId) {
+        lock(&self.0).remove(user);
+    }
+
     /// Has `f` look at the rooms of a user as of the position of the context or later.
     pub fn with<T>(
         &self,

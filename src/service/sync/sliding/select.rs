@@ -32,7 +32,7 @@ pub struct Selection {
     pub counts: Vec<usize>,
     /// The rooms, those with the latest activity first.
     pub rooms: Vec<Selected>,
-    /// When other things than events changed in the rooms, if all were gone through.
+    /// When other things than events changed in the rooms, if these are many.
     pub changes: Option<RoomChanges>,
 }
 
@@ -43,6 +43,9 @@ pub struct RoomChanges {
     /// Of the user's account data.
     pub account_data: HashMap<RoomId, i64>,
 }
+
+/// More rooms than these are not looked up one by one: what is known of all of the user's is read at once.
+const ONE_BY_ONE_MAX: usize = 150;
 
 /// The rooms that an answer has to look at.
 pub fn select(
@@ -74,6 +77,8 @@ pub fn select(
             for window in &windows {
                 rooms.extend(list.rooms_of(window));
             }
+        }
+        if rooms.len() > ONE_BY_ONE_MAX {
             changes = Some(RoomChanges {
                 ephemeral: context.db.ephemeral_changes_of_rooms(context.user)?.into_iter().collect(),
                 account_data: context.db.account_data_changes_of_rooms(context.user)?.into_iter().collect(),
