@@ -43,7 +43,7 @@ def arguments():
     parser.add_argument("--node", nargs="+", default=["node"], help="the command that is node")
     parser.add_argument("--js", type=pathlib.Path, required=True, help="the folder with matrix-js-sdk installed")
     parser.add_argument("--commander", help="the command that is matrix-commander, if it is to be tried as well")
-    parser.add_argument("--jobs", type=int, default=4, help="flows at a time (default 4)")
+    parser.add_argument("--jobs", type=int, default=6, help="flows at a time (default 6)")
     parser.add_argument("--only", default="", help="only flows whose title contains this")
     parser.add_argument("--kinds", default="", help="only these clients: js, nio, js-nio; separated by commas")
     parser.add_argument(

@@ -19,7 +19,7 @@ export PATH=$node/bin:$PATH
 mkdir -p "$js"
 if ! cmp -s "$here/js/package-lock.json" "$js/installed.json"; then
     cp "$here"/js/package*.json "$js"
-    node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --loglevel error --no-audit --no-fund --prefix "$js"
+    node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --loglevel error --no-audit --no-fund --prefix "$js" > /dev/null
     cp "$here/js/package-lock.json" "$js/installed.json"
 fi
 cp "$here"/js/*.mjs "$js"
