@@ -384,7 +384,7 @@ def claimed(thief, guest, body, former):
     return next((key for key_id, key in keys.items() if key_id not in former), None)
 
 
-@conversation("answers lost on the way", JS_ONLY)
+@conversation("answers lost on the way", LIKE_WITH_LIKE)
 def answers_lost(stage):
     host = stage.host()
     left = []
