@@ -49,6 +49,7 @@ use crate::protocol::{RoomVersion, ServerName, UserId};
 use crate::store::accounts::TokenHash;
 use crate::store::accounts::devices::Session;
 use crate::store::cache::WriterCache;
+use crate::store::cache::news::RecentNews;
 use crate::store::cache::pdus::PduCache;
 use crate::store::cache::resolutions::ResolutionCache;
 use crate::store::cache::sessions::SessionCache;
@@ -76,6 +77,7 @@ pub(crate) struct StoreState {
     sessions: SessionCache,
     pdus: PduCache,
     resolutions: ResolutionCache,
+    news: RecentNews,
     /// Whether there may be any late extremities.
     any_late_extremities: AtomicBool,
 }
@@ -89,6 +91,7 @@ impl StoreState {
             sessions: SessionCache::default(),
             pdus: PduCache::default(),
             resolutions: ResolutionCache::default(),
+            news: RecentNews::new(position),
             any_late_extremities: AtomicBool::new(any_late_extremities),
         })
     }
@@ -231,7 +234,8 @@ impl Tx<'_> {
         self.stream
     }
 
-    /// After the commit, wakes this user's waiting `/sync`.
+    /// After the commit, wakes this user's waiting `/sync`. Whatever a `/sync` tells of is told of by this or by
+    /// [`Tx::wake_room`]: one that goes on from a moment ago looks nowhere else (`cache/news.rs`).
     pub fn wake_user(&mut self, user: &UserId) {
         if !self.changes.users.contains(user) {
             self.changes.users.insert(user.clone());

@@ -25,6 +25,8 @@ from servers import Authority, Doorstep, Synapse, free_port
 ROOM_VERSION = "11"
 # What happens between a scripted server and the one under test.
 DEEDS = ("knocks", "joins", "receive", "large-join")
+# What can be asked by itself; `crowd` takes Synapse minutes, and is asked with `--crowd` only.
+QUESTIONS = ("ready", "handshakes", "receive", "sends", "large", "syncs", "waiting", "sliding", "keys")
 
 
 def arguments():
@@ -41,6 +43,9 @@ def arguments():
         "--sliding", type=int, nargs="*", default=[100, 1000], help="rooms of users with sliding sync (default 100 1000)"
     )
     parser.add_argument("--only", default="doorstep,synapse", help="one of the two servers")
+    parser.add_argument(
+        "--questions", default=",".join(QUESTIONS), help=f"only some of the questions (default {','.join(QUESTIONS)})"
+    )
     parser.add_argument(
         "--crowd", action="store_true", help="also wake everybody in one room (joining takes Synapse minutes)"
     )
@@ -85,6 +90,39 @@ class Bench:
     def run(self):
         self.server.start()
         self.server.stop()  # now there is a database
+        asked = self.given.questions.split(",")
+        if "ready" in asked:
+            self.ready()
+        if "handshakes" in asked or "receive" in asked:
+            self.server.start()
+            self.figures["resident, idle"] = mib(self.server.rss_kib())
+            owner = client.register(self.server, "owner")
+            if "handshakes" in asked:
+                self.all_handshakes(owner)
+            if "receive" in asked:
+                self.receive(owner)
+            self.figures["resident after all that"] = mib(self.server.rss_kib())
+            self.server.stop()
+        if "sends" in asked:
+            self.sends()
+        if "large" in asked:
+            for members in self.given.large:
+                self.large_join(members)
+        if "syncs" in asked:
+            self.first_syncs()
+        if "waiting" in asked:
+            self.server.start()
+            self.waiting()
+            self.server.stop()
+        if "sliding" in asked:
+            self.server.start()
+            for rooms in self.given.sliding:
+                self.sliding(rooms)
+            self.server.stop()
+        if "keys" in asked:
+            self.keys()
+
+    def ready(self):
         words = [
             "ready",
             "--client",
@@ -97,26 +135,51 @@ class Bench:
         ready = self.load(*words)
         self.figures["exec to ready, existing database"] = f"{ready['median_ms']:.1f} ms (best {ready['best_ms']:.1f})"
 
-        self.server.start()
-        self.figures["resident, idle"] = mib(self.server.rss_kib())
-        owner = client.register(self.server, "owner")
-        for question in ("knocks", "joins"):
-            self.handshakes(question, owner, 8)
-            self.handshakes(question, owner, 1)
-        self.receive(owner)
-        self.figures["resident after all that"] = mib(self.server.rss_kib())
-        self.server.stop()
+    def all_handshakes(self, owner):
+        self.handshakes("knocks", owner, 8)
+        self.handshakes("knocks", owner, 1)
+        self.handshakes("joins", owner, 8)
+        for members in (50, 250):
+            self.handshakes("joins", owner, 1, members)
 
-        self.sends()
-        for members in self.given.large:
-            self.large_join(members)
-
+    def first_syncs(self):
+        """Initial syncs: of a hundred small rooms, then (our database only, since they are written into it) of 300 rooms
+        of 300 members."""
         self.server.start()
-        self.waiting()
-        for rooms in self.given.sliding:
-            self.sliding(rooms)
+        alone, many = client.register(self.server, "alone"), client.register(self.server, "popular")
+        for number in range(100):
+            room = alone.create_room(ROOM_VERSION, "public")
+            for message in range(10):
+                alone.send(room, f"message {message} of room {number}")
+        self.first_sync("100 rooms", alone, 100)
+        if self.server.kind != "doorstep":
+            self.server.stop()
+            return
         self.server.stop()
-        self.keys()
+        self.load("fill", "--data", self.server.folder / "data", "--name", self.server.name, "--user", many.id)
+        for what, more in (
+            ("300 rooms of 300 members, lazy loading", ["--lazy"]),
+            ("300 rooms of 300 members, all of them", []),
+            ("the same, lazy loading, for 200 clients at once", ["--lazy", "--clients", 200, "--times", 1]),
+            ("the same, all of them, for 200 clients at once", ["--clients", 200, "--times", 1]),
+        ):
+            # Each from a start of its own, for the memory.
+            self.server.start()
+            self.first_sync(what, many, 300, *more)
+            self.server.stop()
+
+    def first_sync(self, what, user, rooms, *words):
+        tokens = self.scratch / f"{self.server.label}-first"
+        tokens.write_text(user.token)
+        answer = self.load(
+            "first-sync", "--client", f"127.0.0.1:{self.server.client_port}", "--pid", self.server.process.pid,
+            "--tokens", tokens, "--rooms", rooms, *words,
+        )  # fmt: skip
+        what = f"initial /sync of {what}"
+        self.figures[f"{what}: p50 / worst"] = f"{answer['p50_ms']:.1f} / {answer['worst_ms']:.1f} ms"
+        self.figures[f"… processor each, bytes ({what})"] = f"{processor(answer)}, {answer['bytes']} bytes"
+        if "peak_kib" in answer and rooms > 100:
+            self.figures[f"… resident at most ({what})"] = mib(answer["peak_kib"])
 
     def peer(self, server, port, user, *words):
         """Something happens between a scripted server and this one. What it counted it has found in the rooms, or it
@@ -128,10 +191,13 @@ class Bench:
             "--certificate", self.authority.certificate, "--key", self.authority.key, *words,
         )  # fmt: skip
 
-    def handshakes(self, question, owner, rooms):
+    def handshakes(self, question, owner, rooms, members=50):
         words = [question, "--rooms", rooms, "--seconds", self.given.seconds]
+        if question == "joins":
+            words += ["--members", members]
         answer = self.peer(self.server, free_port(), owner, *words)
-        what = f"8 connections, {rooms} room{'s' if rooms > 1 else ''}{' of 50' if question == 'joins' else ''}"
+        size = f" of {members}" if question == "joins" else ""
+        what = f"8 connections, {rooms} room{'s' if rooms > 1 else ''}{size}"
         what = f"{question[:-1]} handshakes/s, {what}"
         self.figures[what] = f"{answer['a_second']:.0f}"
         self.figures[f"… processor each ({what})"] = processor(answer)
@@ -276,11 +342,19 @@ class Bench:
                 self.figures[f"resident, {what}"] = mib(answer["resident_kib"])
             if self.given.crowd:
                 list(pool.map(lambda user: user.join(room), users[1:]))
-                answer = self.load(
-                    "crowd", "--client", f"127.0.0.1:{self.server.client_port}", "--room", room, "--tokens", tokens
-                )  # fmt: skip
-                what = f"one message wakes {count} in its room: p50 / p99 / last"
-                self.figures[what] = f"{answer['p50_ms']:.0f} / {answer['p99_ms']:.0f} / {answer['last_ms']:.0f} ms"
+                for members in (100, count):
+                    tokens.write_text("\n".join(user.token for user in [owner, *users[:members]]))
+                    self.crowd(room, tokens, members)
+
+    def crowd(self, room, tokens, members):
+        answer = self.load(
+            "crowd", "--client", f"127.0.0.1:{self.server.client_port}", "--pid", self.server.process.pid,
+            "--room", room, "--tokens", tokens,
+        )  # fmt: skip
+        what = f"one message wakes {members} in its room"
+        figures = f"{answer['p50_ms']:.1f} / {answer['p99_ms']:.1f} / {answer['last_ms']:.1f} ms"
+        self.figures[f"{what}: p50 / p99 / last"] = figures
+        self.figures[f"… processor for each of them ({what})"] = processor(answer)
 
 
     def sliding(self, rooms):

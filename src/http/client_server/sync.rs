@@ -31,6 +31,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
         full_state: request.query_bool("full_state")?.unwrap_or(false),
         state_after: state_after.or(unstable).unwrap_or(false),
         older_name: state_after.is_none(),
+        looked_upto: None,
     };
     if poll == Poll::First {
         let presence = request.query("set_presence").map_or(Ok(PresenceState::Online), presence::state)?;

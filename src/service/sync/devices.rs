@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::protocol::pdu::Membership;
 use crate::service::rooms::view::membership_known_at;
+use crate::store::cache::news::News;
 use crate::store::{Db, EventKey, Room, RoomKey};
 
 /// "100 messages is recommended as a reasonable limit."
@@ -50,6 +51,10 @@ impl DeviceLists {
 pub fn to_device(context: &SyncContext<'_>) -> Result<(EventList, ToDeviceProgress)> {
     let (mut events, mut progress) = (EventList::default(), ToDeviceProgress::default());
     let Some(device) = context.format.device else { return Ok((events, progress)) };
+    // What the token proves was settled when the request was looked at first.
+    if context.request.looked_upto.is_some() && !context.has_own_news() {
+        return Ok((events, progress));
+    }
     if let Some(since) = context.request.since {
         progress.proved = context.db.to_device_proved(context.user, device, since)?;
     }
@@ -71,7 +76,7 @@ impl Syncing<'_> {
     pub fn key_changes(&self, user: &UserId, from: i64) -> Result<DeviceLists> {
         self.store.read(|db| {
             let position = db.snapshot_position()?;
-            device_lists_between(db, user, if from > position { 0 } else { from }, position)
+            device_lists_between(db, user, if from > position { 0 } else { from }, position, None)
         })
     }
 
@@ -105,13 +110,13 @@ impl Syncing<'_> {
 pub fn device_lists(context: &SyncContext<'_>) -> Result<DeviceLists> {
     // "Only present on an incremental sync."
     let Some(since) = context.request.since else { return Ok(DeviceLists::default()) };
-    device_lists_between(context.db, context.user, since, context.position)
+    device_lists_between(context.db, context.user, since, context.position, context.news.as_ref())
 }
 
 /// "Users who have updated their device identity or cross-signing keys, or who now share an encrypted room with the
 /// client"; and "users with whom we do not share any encrypted rooms anymore", at positions in `(since, position]`, the
 /// second being that of the snapshot. That a client wants to hear of certain rooms only, or of none, makes no
-/// difference: it encrypts for all of them.
+/// difference: it encrypts for all of them. `news`: where something changed, if that is known.
 ///
 /// Who comes into a room without encryption is listed as well, and who shares no room at all any more: "a server may add
 /// Alice to `changed` when Alice and Bob share a new room", and clients were taught to expect it.
@@ -120,6 +125,7 @@ pub(in crate::service) fn device_lists_between(
     user: &UserId,
     since: i64,
     position: i64,
+    news: Option<&News>,
 ) -> Result<DeviceLists> {
     let mut lists = DeviceLists::default();
     for changed in db.device_changes_between(since, position)? {
@@ -129,8 +135,13 @@ pub(in crate::service) fn device_lists_between(
     }
     lists.changed.extend(db.own_signing_news(user, since, position)?);
     let (mut parted, mut parted_encrypted) = (BTreeSet::new(), BTreeSet::new());
-    let mut rooms: BTreeSet<RoomKey> = db.joined_rooms_with_news(user, since)?.into_iter().collect();
-    rooms.extend(db.rooms_of_since(user, since)?.into_iter().map(|room| room.room));
+    let mut rooms: BTreeSet<RoomKey> = match news {
+        Some(news) => news.rooms.iter().map(|changed| changed.room).collect(),
+        None => db.joined_rooms_with_news(user, since)?.into_iter().collect(),
+    };
+    if news.is_none_or(|news| news.own) {
+        rooms.extend(db.rooms_of_since(user, since)?.into_iter().map(|room| room.room));
+    }
     for key in rooms {
         let is_encrypted = db.state_event_key(key, "m.room.encryption", "")?.is_some();
         let room = CommonRoom { db, room: db.room_by_key(key)?, is_encrypted, since, position };

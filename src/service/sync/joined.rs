@@ -73,13 +73,20 @@ fn rooms_to_look_at(
 ) -> Result<BTreeSet<RoomKey>> {
     let everything = context.request.since.is_none() || context.request.full_state;
     // A membership's own change counts by itself: the event that brings us into a room may be no news to the room.
-    let mut memberships =
-        context.db.rooms_of_since(context.user, if everything { 0 } else { context.since() })?;
+    let mut memberships = match context.has_own_news() {
+        true => context.db.rooms_of_since(context.user, if everything { 0 } else { context.since() })?,
+        false => Vec::new(),
+    };
     memberships.retain(|room| room.membership == Membership::Join);
     let mut rooms: BTreeSet<RoomKey> = memberships.into_iter().map(|room| room.room).collect();
     if !everything {
-        rooms.extend(context.db.joined_rooms_with_news(context.user, context.since())?);
-        rooms.extend(context.db.joined_rooms_with_ephemeral(context.user, context.since())?);
+        match &context.news {
+            Some(news) => rooms.extend(news.rooms.iter().map(|changed| changed.room)),
+            None => {
+                rooms.extend(context.db.joined_rooms_with_news(context.user, context.since())?);
+                rooms.extend(context.db.joined_rooms_with_ephemeral(context.user, context.since())?);
+            }
+        }
         for room_id in account_data.keys() {
             if let Some(room) = context.db.room(room_id)?
                 && context.db.membership(room.key, context.user)? == Some(Membership::Join)

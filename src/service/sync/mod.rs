@@ -41,6 +41,7 @@ use crate::service::push::rules::default_ruleset;
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::view::RoomView;
 use crate::store::accounts::account_data::AccountData;
+use crate::store::cache::news::News;
 use crate::store::{Db, Room};
 
 /// What clients wait for.
@@ -82,6 +83,8 @@ pub struct SyncRequest {
     /// Whether `state_after` is told by the name that it had before it was part of the specification (MSC4222): clients
     /// that ask by the older name read no other.
     pub older_name: bool,
+    /// Of a request that waits: up to where it was looked at already, and nothing was found.
+    pub looked_upto: Option<i64>,
 }
 
 /// What `/sync` answers.
@@ -185,12 +188,20 @@ struct SyncContext<'c> {
     ignored: Arc<Ignored>,
     /// Whether the user wants to see no invites.
     blocks_invites: bool,
+    /// Where something changed since the client looked; none if it may be anywhere.
+    news: Option<News>,
 }
 
 impl SyncContext<'_> {
     /// The position that the client has seen; 0, which is before everything, in an initial sync.
     fn since(&self) -> i64 {
         self.request.since.unwrap_or(0)
+    }
+
+    /// Whether something may have changed that is the user's alone: their account data, their memberships, what waits
+    /// for their devices.
+    fn has_own_news(&self) -> bool {
+        self.news.as_ref().is_none_or(|news| news.own)
     }
 
     /// "Servers must not send room invites from ignored users to clients", nor any if the user wants none.
@@ -241,8 +252,20 @@ impl Syncing<'_> {
                 ..ClientFormat::usual(user, device, now)
             };
             let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
-            let context = SyncContext { db, user, request, format, position, ignored, blocks_invites };
+            let news = match request.since {
+                Some(since) if !request.full_state => {
+                    db.news_since(user, request.looked_upto.unwrap_or(0).max(since), position)
+                }
+                _ => None,
+            };
+            let mut context = SyncContext { db, user, request, format, position, ignored, blocks_invites, news };
             let (answer, progress) = answer(&context, now)?;
+            if cfg!(debug_assertions) && context.news.take().is_some() {
+                let whole = self::answer(&context, now)?.0;
+                let (told, whole) =
+                    (String::from_utf8_lossy(&answer.body), String::from_utf8_lossy(&whole.body));
+                assert!(told == whole, "news are told of nobody's wake:\n{told}\n{whole}");
+            }
             Ok((answer, progress, request.since))
         })?;
         if let Some(device) = device {
@@ -253,7 +276,10 @@ impl Syncing<'_> {
 }
 
 fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices::ToDeviceProgress)> {
-    let data = context.db.account_data_since(context.user, context.since(), context.position)?;
+    let data = match context.has_own_news() {
+        true => context.db.account_data_since(context.user, context.since(), context.position)?,
+        false => Vec::new(),
+    };
     let mut global = Vec::new();
     let mut of_rooms: BTreeMap<RoomId, Vec<AccountData>> = BTreeMap::new();
     for entry in data {

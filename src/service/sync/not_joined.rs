@@ -55,6 +55,9 @@ pub fn collect(
     account_data: &BTreeMap<RoomId, Vec<AccountData>>,
     rooms: &mut RoomSections,
 ) -> Result<()> {
+    if !context.has_own_news() {
+        return Ok(());
+    }
     for of_user in context.db.rooms_of_since(context.user, context.since())? {
         if of_user.forgotten
             || !context.wants_room(&of_user.room_id)

@@ -4,6 +4,7 @@
 //!   extremities, the local users who hear it, its current state as far as it was asked for;
 //! - `events`: the part of the writer's cache that is about events and states;
 //! - `pdus`: events, for readers;
+//! - `news`: what the last commits were news of;
 //! - `resolutions`: what resolving states came to;
 //! - `sessions`: the sessions of access tokens;
 //! - `bounded`: the map that they are made of.
@@ -13,6 +14,7 @@
 
 pub(super) mod bounded;
 pub(super) mod events;
+pub mod news;
 pub(super) mod pdus;
 pub mod resolutions;
 pub(super) mod sessions;

@@ -201,17 +201,21 @@ impl WriterThread {
     fn commit_group(&mut self, mut group: Vec<Box<dyn WriteJob>>) -> Vec<Box<dyn WriteJob>> {
         let mut changes = Changes::default();
         let mut done = 0;
-        let written = self.connection.total_changes();
+        let (written, begun_at) = (self.connection.total_changes(), self.stream);
         let lasting =
             group.iter().any(|job| job.lasting()) || self.stream - self.synced >= UNSYNCED_POSITIONS_MAX;
         let outcome = self
             .let_commits_wait(lasting)
             .inspect_err(|_| done = group.len())
             .and_then(|()| self.run_group(&mut group, &mut done, &mut changes))
-            .and_then(|()| self.commit());
+            .and_then(|()| {
+                self.shared.news.put((begun_at, self.stream), &changes);
+                self.commit()
+            });
         if let Err(e) = outcome {
             // The transaction is gone as a whole: those whose closures had run are told; the others get a new one.
             self.give_up_transaction();
+            self.shared.news.take_back(begun_at);
             self.disk_failed(&e);
             let rest = group.split_off(done.min(group.len()));
             for job in group {

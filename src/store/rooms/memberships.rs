@@ -159,10 +159,11 @@ impl Db<'_> {
         Ok(())
     }
 
-    /// Which local users are joined to the room.
+    /// Which local users are joined to the room, in order.
     pub fn joined_local_users(&self, room: RoomKey) -> Result<Vec<UserId>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT user_id FROM memberships WHERE room_key = ?1 AND membership = 'join' AND local = 1",
+            "SELECT user_id FROM memberships WHERE room_key = ?1 AND membership = 'join' AND local = 1
+             ORDER BY user_id",
         )?;
         let rows = statement.query_map([room], |r| r.get::<_, String>(0))?;
         let mut users = Vec::new();

@@ -10,8 +10,6 @@ use crate::owner::Owner;
 use crate::peer::{Peer, Tls};
 use crate::{Joins, Knocks, Peering, Result};
 
-/// Members of a room when joins into it begin to count: its creator, and this many less one of the scripted server.
-const MEMBERS: usize = 50;
 /// Joins that count before a fresh room is taken, so that a room of 50 stays about that.
 const JOINS: usize = 24;
 /// Joins that each connection makes at least between two stops of the clock.
@@ -44,7 +42,7 @@ pub fn knocks(given: &Peering, wanted: &Knocks) -> Result<Value> {
     Ok(spent.figures(times))
 }
 
-/// Joins into rooms of 50. The clock stands still while rooms are made and filled.
+/// Joins into rooms of a size: its creator, and one less of the scripted server. The clock stands still while rooms are made and filled.
 pub fn joins(given: &Peering, wanted: &Joins) -> Result<Value> {
     let (peer, mut owner) = (Peer::start(given)?, Owner::new(given)?);
     let mut connections = connect(&peer, wanted.connections)?;
@@ -52,7 +50,7 @@ pub fn joins(given: &Peering, wanted: &Joins) -> Result<Value> {
     let (mut times, mut spent) = (Vec::new(), Spent::default());
     while spent.seconds < wanted.seconds as f64 {
         let rooms = owner.rooms(wanted.rooms, "public")?;
-        fill(&peer, &mut connections, &rooms)?;
+        fill(&peer, &mut connections, &rooms, wanted.members)?;
         let clock = Clock::start(given.pid)?;
         let of_round = on_all(&mut connections, |number, connection| {
             let room = &rooms[number % rooms.len()];
@@ -63,7 +61,7 @@ pub fn joins(given: &Peering, wanted: &Joins) -> Result<Value> {
         for room in &rooms {
             members += owner.members(room, "join")?;
         }
-        if members != of_round.len() + rooms.len() * MEMBERS {
+        if members != of_round.len() + rooms.len() * wanted.members {
             return Err(format!("{} joins, but {members} members", of_round.len()).into());
         }
         times.extend(of_round);
@@ -72,8 +70,8 @@ pub fn joins(given: &Peering, wanted: &Joins) -> Result<Value> {
 }
 
 /// Joins until every room has its members.
-fn fill(peer: &Peer, connections: &mut [Tls], rooms: &[String]) -> Result<()> {
-    let missing = Mutex::new(rooms.iter().flat_map(|room| std::iter::repeat_n(room, MEMBERS - 1)));
+fn fill(peer: &Peer, connections: &mut [Tls], rooms: &[String], members: usize) -> Result<()> {
+    let missing = Mutex::new(rooms.iter().flat_map(|room| std::iter::repeat_n(room, members.max(1) - 1)));
     let next = || missing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
     on_all(connections, |_, connection| {
         while let Some(room) = next() {

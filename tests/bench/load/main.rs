@@ -10,6 +10,7 @@
 mod clock;
 #[path = "../../common/mod.rs"]
 pub mod common;
+mod first_sync;
 mod handshakes;
 mod http;
 mod keys;
@@ -52,6 +53,8 @@ enum Question {
     Crowd(Crowd),
     Keys(Keys),
     Slide(Slide),
+    Fill(Fill),
+    FirstSync(FirstSync),
 }
 
 /// Milliseconds from starting a process until it answers /versions.
@@ -135,6 +138,9 @@ struct Joins {
     /// how many rooms there are at a time
     #[argh(option)]
     rooms: usize,
+    /// members of each when joins into it begin to count
+    #[argh(option, default = "50")]
+    members: usize,
     /// connections at a time
     #[argh(option, default = "8")]
     connections: usize,
@@ -237,6 +243,9 @@ struct Crowd {
     /// the address of the client API, plain HTTP
     #[argh(option)]
     client: String,
+    /// the server's process id, for its processor time
+    #[argh(option)]
+    pid: u32,
     /// the room that all are in
     #[argh(option)]
     room: String,
@@ -293,6 +302,54 @@ struct Slide {
     times: usize,
 }
 
+/// Puts rooms with many members of another server into the database of a server that is not running.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "fill")]
+struct Fill {
+    /// the folder of its database
+    #[argh(option)]
+    data: String,
+    /// its name
+    #[argh(option)]
+    name: String,
+    /// the user of it who is in the rooms
+    #[argh(option)]
+    user: String,
+    /// how many rooms
+    #[argh(option, default = "300")]
+    rooms: usize,
+    /// members of each
+    #[argh(option, default = "300")]
+    members: usize,
+}
+
+/// Initial /sync requests.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "first-sync")]
+struct FirstSync {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// the server's process id, for its processor time and its memory
+    #[argh(option)]
+    pid: u32,
+    /// a file with an access token a line
+    #[argh(option)]
+    tokens: PathBuf,
+    /// how many rooms there must be in the answer
+    #[argh(option)]
+    rooms: usize,
+    /// whether members are loaded lazily
+    #[argh(switch)]
+    lazy: bool,
+    /// clients that ask at the same time
+    #[argh(option, default = "1")]
+    clients: usize,
+    /// how often each asks
+    #[argh(option, default = "5")]
+    times: usize,
+}
+
 fn main() -> Result<()> {
     let answer = match argh::from_env::<Arguments>().question {
         Some(Question::Ready(ready)) => ready.answer()?,
@@ -308,6 +365,8 @@ fn main() -> Result<()> {
         Some(Question::Crowd(crowd)) => waiting::crowd(&crowd)?,
         Some(Question::Keys(given)) => keys::answer(&given)?,
         Some(Question::Slide(slide)) => sliding::answer(&slide)?,
+        Some(Question::Fill(fill)) => first_sync::fill(&fill)?,
+        Some(Question::FirstSync(sync)) => first_sync::answer(&sync)?,
         None => "run tests/bench/run.sh, which starts the servers that this puts under load".into(),
     };
     println!("{answer}");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::clock::{Clock, Spent};
 use crate::http::{self, Connection, encode};
 use crate::{Result, process, quantile, tokens};
 
@@ -61,6 +62,17 @@ impl Client {
         self.ask(0)?;
         self.take()?;
         Ok(())
+    }
+
+    /// Waits for an answer with this message, and tells when it came. Others (who came online) are no news here.
+    fn wait_for(&mut self, message: &str) -> Result<Instant> {
+        loop {
+            self.ask(120_000)?;
+            let (came, answer) = self.take()?;
+            if answer["rooms"]["join"].to_string().contains(message) {
+                return Ok(came);
+            }
+        }
     }
 
     /// Sends a message. Returns when the request went out.
@@ -124,38 +136,36 @@ pub fn crowd(given: &crate::Crowd) -> Result<Value> {
     for token in hearers {
         let mut client = Client::new(&given.client, token)?;
         client.settle_quickly()?;
-        let (order, ordered) = mpsc::channel::<()>();
+        let (order, ordered) = mpsc::channel::<usize>();
         orders.push(order);
         let report = report.clone();
         std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
-            while ordered.recv().is_ok() {
-                let came = client.ask(120_000).and_then(|()| client.take()).map(|(came, _)| came);
-                let _ = report.send(came.map_err(|e| e.to_string()));
+            while let Ok(number) = ordered.recv() {
+                let _ = report.send(client.wait_for(&format!("message {number}")).map_err(|e| e.to_string()));
             }
         })?;
     }
     let mut speaker = Client::new(&given.client, speaker)?;
-    let (mut all, mut last) = (Vec::new(), Vec::new());
+    let (mut all, mut last, mut spent) = (Vec::new(), Vec::new(), Spent::default());
     for number in 0..given.times {
         for order in &orders {
-            order.send(())?;
+            order.send(number)?;
         }
         std::thread::sleep(Duration::from_secs(2));
+        let clock = Clock::start(given.pid)?;
         let sent = speaker.speak(&given.room, number)?;
         let mut times = Vec::new();
         for _ in hearers {
             times.push(reports.recv()??.saturating_duration_since(sent));
         }
+        spent.add(&clock.spent()?);
         times.sort();
         last.push(times[times.len() - 1]);
         all.extend(times);
     }
-    all.sort();
     last.sort();
-    Ok(json!({
-        "waiting": hearers.len(),
-        "p50_ms": quantile(&all, 0.5),
-        "p99_ms": quantile(&all, 0.99),
-        "last_ms": quantile(&last, 0.5),
-    }))
+    let mut figures = spent.figures(all);
+    figures["waiting"] = hearers.len().into();
+    figures["last_ms"] = quantile(&last, 0.5).into();
+    Ok(figures)
 }
