@@ -3,12 +3,15 @@
 //! Parsing is strict about shapes and lenient about unknown keys. Evaluation is pure and linear: a hostile pattern
 //! costs no more than its length times the length of the event type.
 
+use std::str::FromStr;
+
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Result};
 use crate::protocol::json::read_object;
 use crate::protocol::pdu::Pdu;
+use crate::protocol::{RoomId, UserId};
 
 /// No filter that is larger than this many bytes is parsed or stored.
 pub const FILTER_BYTES_MAX: usize = 65_536;
@@ -103,16 +106,31 @@ fn whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64
 }
 
 impl Filter {
-    /// Reads a filter. Errors: 400 `M_BAD_JSON` (wrong shape, negative limit), 413 `M_TOO_LARGE`.
+    /// Reads a filter. Errors: 400 `M_BAD_JSON` (wrong shape, negative limit, a user id or room id that is none), 413
+    /// `M_TOO_LARGE`.
     pub fn parse(json: &str) -> Result<Self> {
-        parse(json)
+        let filter: Self = parse(json)?;
+        let room = &filter.room;
+        check_ids::<RoomId>(room.rooms.iter().flatten().chain(&room.not_rooms))?;
+        for events in [&filter.presence, &filter.account_data, &room.ephemeral, &room.state, &room.timeline] {
+            events.check_ids()?;
+        }
+        room.account_data.check_ids()?;
+        Ok(filter)
     }
 }
 
 impl EventFilter {
     /// Reads a `RoomEventFilter`, as `/messages` and `/context` take it. Errors as of [`Filter::parse`].
     pub fn parse(json: &str) -> Result<Self> {
-        parse(json)
+        let filter: Self = parse(json)?;
+        filter.check_ids()?;
+        Ok(filter)
+    }
+
+    fn check_ids(&self) -> Result<()> {
+        check_ids::<UserId>(self.senders.iter().flatten().chain(&self.not_senders))?;
+        check_ids::<RoomId>(self.rooms.iter().flatten().chain(&self.not_rooms))
     }
 
     /// The limit to apply: the client's, else `default`, and never above `max`.
@@ -170,6 +188,14 @@ fn parse<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T> {
         return Err(Error::new(crate::ErrCode::TooLarge, "The filter is too large"));
     }
     read_object(json.as_bytes()).map_err(|e| Error::bad_json(format!("Not a valid filter: {}", e.message())))
+}
+
+/// An id that is none would match nothing for ever: whoever wrote it meant something else.
+fn check_ids<'i, I: FromStr<Err = Error>>(ids: impl Iterator<Item = &'i String>) -> Result<()> {
+    for id in ids {
+        id.parse::<I>().map_err(|e| Error::bad_json(format!("Not a valid filter: {}", e.message())))?;
+    }
+    Ok(())
 }
 
 fn wanted(name: &str, only: Option<&[String]>, never: &[String]) -> bool {
@@ -293,6 +319,14 @@ mod tests {
             r#"{"room":{"timeline":{"limit":"5"}}}"#,
             r#"{"room":{"rooms":"!a:b"}}"#,
             r#"{"event_format":"pigeon"}"#,
+            r#"{"room":{"rooms":["general"]}}"#,
+            r##"{"room":{"not_rooms":["#alias:a.example"]}}"##,
+            r#"{"room":{"timeline":{"senders":["alice"]}}}"#,
+            r#"{"room":{"state":{"not_senders":["@alice"]}}}"#,
+            r#"{"room":{"ephemeral":{"not_rooms":[""]}}}"#,
+            r#"{"room":{"account_data":{"rooms":["@alice:a.example"]}}}"#,
+            r#"{"presence":{"senders":["!room:a.example"]}}"#,
+            r#"{"account_data":{"not_senders":["@*:a.example x"]}}"#,
             r#"[]"#,
             "{",
         ] {

@@ -72,6 +72,8 @@ pub struct Homeserver {
     pub key_server_pauses: devices::remote_keys::KeyServerPauses,
     /// Who of us is at a client.
     pub local_presence: Arc<ephemeral::presence::LocalPresences>,
+    /// Which members each device has been told of by `/sync`.
+    pub told_members: sync::told_members::ToldMembers,
     /// Interactive authentication that is under way.
     pub uia_sessions: UiaSessions,
     /// Nonces for registrations with the shared secret.
@@ -146,6 +148,7 @@ impl Homeserver {
             notifier,
             store,
             local_presence: Arc::default(),
+            told_members: sync::told_members::ToldMembers::default(),
             uia_sessions: UiaSessions::default(),
             registration_nonces: RegistrationNonces::default(),
             passwords: accounts::passwords::Passwords::default(),

@@ -30,6 +30,7 @@ pub fn get(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Re
 pub fn put(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     requester.must_be(&request.user_id()?)?;
     let body: PresenceBody = request.json()?;
-    hs.ephemeral().set_presence(&requester.user_id, state(&body.presence)?, body.status_msg)?;
+    let device = requester.device_id.as_deref();
+    hs.ephemeral().set_presence(&requester.user_id, device, state(&body.presence)?, body.status_msg)?;
     Ok(Reply::empty())
 }

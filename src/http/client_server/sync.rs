@@ -37,6 +37,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
         let presence = request.query("set_presence").map_or(Ok(PresenceState::Online), presence::state)?;
         hs.ephemeral().note_poll(
             &requester.user_id,
+            requester.device_id.as_deref(),
             presence,
             i64::try_from(timeout.as_millis()).unwrap_or(0),
         );

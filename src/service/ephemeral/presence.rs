@@ -36,6 +36,8 @@ const SERVERS_IN_ROOM_MAX: usize = 500;
 /// Ends that are worked on at once, and how often at most.
 const EXPIRED_AT_ONCE_MAX: usize = 100;
 const EXPIRY_INTERVAL_MS: Millis = 1000;
+/// Clients of one user that are told apart.
+const CLIENTS_MAX: usize = 100;
 /// For so long it is remembered of somebody that they are gone: longer than it takes to write it.
 const FORGET_AFTER_MS: Millis = 120_000;
 
@@ -49,9 +51,8 @@ struct LocalPresence {
     state: PresenceState,
     status: Option<String>,
     last_active: Millis,
-    /// Until when a client that calls its user online, or idle, need not ask again.
-    online_until: Millis,
-    idle_until: Millis,
+    /// The clients that asked for news, by their devices.
+    clients: HashMap<String, ClientPresence>,
     /// Unavailable because that is what the clients say, not for long inactivity.
     called_idle: bool,
     /// When others were last told, and when there was last something to tell.
@@ -59,13 +60,25 @@ struct LocalPresence {
     changed: Millis,
 }
 
+/// What one client of a local user says of them.
+#[derive(Debug, Clone)]
+struct ClientPresence {
+    /// Online, or idle.
+    is_online: bool,
+    /// Until when it need not say so again.
+    until: Millis,
+    /// It was said by the user, and not by how the client asks for news.
+    by_user: bool,
+}
+
 /// What happens to a local user.
 #[derive(Debug)]
 enum PresenceInput {
-    /// They say so themselves.
-    Set(PresenceState, Option<String>),
-    /// A client asks for news and calls them online or idle; it will ask again by then.
-    Poll(PresenceState, Millis),
+    /// They say so themselves, on a device.
+    Set(String, PresenceState, Option<String>),
+    /// The client on a device asks for news and calls them online or idle; it will ask again by then. Or it calls them
+    /// offline: it says nothing any more.
+    Poll(String, PresenceState, Millis),
     /// They do something.
     Act,
     /// Nothing; time passes.
@@ -74,6 +87,12 @@ enum PresenceInput {
 
 impl LocalPresence {
     fn new(known: Option<Presence>, now: Millis) -> Self {
+        let mut clients = HashMap::new();
+        if known.as_ref().is_some_and(|known| known.state != PresenceState::Offline) {
+            // Their clients, whichever they are, may not know yet that the server was away for a moment.
+            let until = now + 2 * GONE_AFTER_MS;
+            clients.insert(String::new(), ClientPresence { is_online: true, until, by_user: false });
+        }
         let known = known.unwrap_or(Presence {
             state: PresenceState::Offline,
             status: None,
@@ -85,37 +104,60 @@ impl LocalPresence {
             state: known.state,
             status: known.status,
             last_active: known.last_active_ms,
-            // Their clients may not know yet that the server was away for a moment.
-            online_until: now + 2 * GONE_AFTER_MS,
-            idle_until: 0,
+            clients,
             called_idle: false,
             told: now,
             changed: now,
         }
     }
 
+    /// Until when a client calls the user online (or idle).
+    fn until(&self, online: bool) -> Millis {
+        let those = self.clients.values().filter(|client| client.is_online == online);
+        those.map(|client| client.until).max().unwrap_or(0)
+    }
+
+    /// What a client says holds until then, whatever it said before; if it says the same, no shorter than before.
+    fn hear_client(&mut self, device: String, says: ClientPresence) {
+        if self.clients.len() >= CLIENTS_MAX
+            && !self.clients.contains_key(&device)
+            && let Some(gone) = self.clients.iter().min_by_key(|(_, client)| client.until)
+        {
+            let gone = gone.0.clone();
+            self.clients.remove(&gone);
+        }
+        let client = self.clients.entry(device).or_insert_with(|| says.clone());
+        let until = if client.is_online == says.is_online { client.until.max(says.until) } else { says.until };
+        *client = ClientPresence { until, ..says };
+    }
+
     /// Whether others have something to hear.
     fn take(&mut self, deed: PresenceInput, now: Millis) -> bool {
         let before = (self.state, self.status.clone());
         match deed {
-            PresenceInput::Set(state, status) => {
+            PresenceInput::Set(device, state, status) => {
                 (self.state, self.status, self.called_idle) = (state, status, false);
                 self.last_active = now;
-                self.online_until = self.online_until.max(now + 2 * GONE_AFTER_MS);
+                let until = now + 2 * GONE_AFTER_MS;
+                self.hear_client(device, ClientPresence { is_online: true, until, by_user: true });
             }
-            PresenceInput::Poll(PresenceState::Online, until) => {
-                self.online_until = self.online_until.max(until);
+            PresenceInput::Poll(device, PresenceState::Online, until) => {
+                self.hear_client(device, ClientPresence { is_online: true, until, by_user: false });
                 // Asking for news is no deed, but to come back to a client is one.
                 if self.state == PresenceState::Offline || self.called_idle {
                     (self.state, self.called_idle, self.last_active) = (PresenceState::Online, false, now);
                 }
             }
-            PresenceInput::Poll(_, until) => {
-                self.idle_until = self.idle_until.max(until);
-                if self.state == PresenceState::Offline
-                    || (self.state == PresenceState::Online && self.online_until < now)
-                {
+            PresenceInput::Poll(device, PresenceState::Unavailable, until) => {
+                self.hear_client(device, ClientPresence { is_online: false, until, by_user: false });
+                if self.state == PresenceState::Offline {
                     (self.state, self.called_idle) = (PresenceState::Unavailable, true);
+                }
+            }
+            PresenceInput::Poll(device, PresenceState::Offline, _) => {
+                // What the user said of themselves is not taken back by that.
+                if self.clients.get(&device).is_some_and(|client| !client.by_user) {
+                    self.clients.remove(&device);
                 }
             }
             PresenceInput::Act => {
@@ -126,8 +168,13 @@ impl LocalPresence {
             }
             PresenceInput::Wait => {}
         }
-        if self.state != PresenceState::Offline && now >= self.online_until.max(self.idle_until) {
+        let (online_until, idle_until) = (self.until(true), self.until(false));
+        if self.state != PresenceState::Offline && now >= online_until.max(idle_until) {
             self.state = PresenceState::Offline;
+            self.clients.clear();
+        } else if self.state == PresenceState::Online && now >= online_until {
+            // Only clients that call them idle are left.
+            (self.state, self.called_idle) = (PresenceState::Unavailable, true);
         } else if self.state == PresenceState::Online && now >= self.last_active + IDLE_AFTER_MS {
             self.state = PresenceState::Unavailable;
         }
@@ -140,11 +187,12 @@ impl LocalPresence {
 
     /// When time alone changes something.
     fn next(&self) -> Option<Millis> {
-        let gone = self.online_until.max(self.idle_until).min(self.told + TELL_INTERVAL_MS);
+        let (online_until, idle_until) = (self.until(true), self.until(false));
+        let gone = online_until.max(idle_until).min(self.told + TELL_INTERVAL_MS);
         match self.state {
             PresenceState::Offline => None,
             PresenceState::Unavailable => Some(gone),
-            PresenceState::Online => Some(gone.min(self.last_active + IDLE_AFTER_MS)),
+            PresenceState::Online => Some(gone.min(online_until).min(self.last_active + IDLE_AFTER_MS)),
         }
     }
 
@@ -168,22 +216,28 @@ impl LocalPresences {
 
 impl Ephemeral<'_> {
     /// A local user says whether they are there. Errors: 400 `M_INVALID_PARAM` for a status that is too long.
-    pub fn set_presence(&self, user: &UserId, state: PresenceState, status: Option<String>) -> Result<()> {
+    pub fn set_presence(
+        &self,
+        user: &UserId,
+        device: Option<&str>,
+        state: PresenceState,
+        status: Option<String>,
+    ) -> Result<()> {
         if status.as_ref().is_some_and(|status| status.len() > STATUS_BYTES_MAX) {
             return Err(Error::invalid_param("status_msg may have at most 1024 bytes"));
         }
-        self.presence_step(user, PresenceInput::Set(state, status.filter(|status| !status.is_empty())))
+        let device = device.unwrap_or_default().to_owned();
+        self.presence_step(user, PresenceInput::Set(device, state, status.filter(|status| !status.is_empty())))
     }
 
-    /// A client of a local user asks for news, and will again after `waits`, and calls them online or idle. One that
-    /// calls them offline says nothing.
-    pub fn note_poll(&self, user: &UserId, state: PresenceState, waits: Millis) {
-        if state != PresenceState::Offline {
-            self.try_presence_step(
-                user,
-                PresenceInput::Poll(state, self.clock.now_ms() + waits + GONE_AFTER_MS),
-            );
+    /// The client on a device of a local user asks for news, and will again after `waits`, and calls them online or
+    /// idle. One that calls them offline says nothing, and takes back what it said by asking otherwise before.
+    pub fn note_poll(&self, user: &UserId, device: Option<&str>, state: PresenceState, waits: Millis) {
+        if state == PresenceState::Offline && !lock(&self.local_presence.0).contains_key(user) {
+            return;
         }
+        let (device, until) = (device.unwrap_or_default().to_owned(), self.clock.now_ms() + waits + GONE_AFTER_MS);
+        self.try_presence_step(user, PresenceInput::Poll(device, state, until));
     }
 
     /// A local user did something. Costs next to nothing, unless they were idle.
@@ -408,7 +462,7 @@ mod tests {
 
     fn online() -> LocalPresence {
         let mut here = LocalPresence::new(None, NOW);
-        assert!(here.take(PresenceInput::Poll(PresenceState::Online, NOW + 60_000), NOW));
+        assert!(here.take(PresenceInput::Poll("A".into(), PresenceState::Online, NOW + 60_000), NOW));
         assert_eq!(here.state, PresenceState::Online);
         here
     }
@@ -417,9 +471,9 @@ mod tests {
     fn who_does_nothing_is_unavailable_after_a_while_and_online_with_the_next_deed() {
         let mut here = online();
         let later = NOW + IDLE_AFTER_MS;
-        here.take(PresenceInput::Poll(PresenceState::Online, later + 60_000), later - 1);
+        here.take(PresenceInput::Poll("A".into(), PresenceState::Online, later + 60_000), later - 1);
         assert_eq!(here.state, PresenceState::Online);
-        assert!(here.take(PresenceInput::Poll(PresenceState::Online, later + 60_000), later));
+        assert!(here.take(PresenceInput::Poll("A".into(), PresenceState::Online, later + 60_000), later));
         assert_eq!(here.state, PresenceState::Unavailable, "to ask for news is no deed");
         assert!(here.take(PresenceInput::Act, later + 1));
         assert_eq!(here.state, PresenceState::Online);
@@ -432,26 +486,57 @@ mod tests {
         assert!(here.take(PresenceInput::Wait, NOW + 60_000));
         assert_eq!((here.state, here.next()), (PresenceState::Offline, None));
         assert!(!here.take(PresenceInput::Act, NOW + 70_000), "a message alone brings nobody to a client");
-        assert!(here.take(PresenceInput::Poll(PresenceState::Online, NOW + 200_000), NOW + 100_000));
+        assert!(here.take(PresenceInput::Poll("A".into(), PresenceState::Online, NOW + 200_000), NOW + 100_000));
         assert_eq!((here.state, here.last_active), (PresenceState::Online, NOW + 100_000));
+    }
+
+    fn poll(here: &mut LocalPresence, device: &str, state: PresenceState, now: Millis) -> PresenceState {
+        here.take(PresenceInput::Poll(device.into(), state, now + 60_000), now);
+        here.state
     }
 
     #[test]
     fn an_idle_client_does_not_outvote_one_that_is_in_use() {
+        use PresenceState::{Online, Unavailable};
         let mut here = online();
-        assert!(!here.take(PresenceInput::Poll(PresenceState::Unavailable, NOW + 90_000), NOW + 1000));
-        assert!(!here.take(PresenceInput::Wait, NOW + 60_000), "somebody is still there");
-        assert!(here.take(PresenceInput::Poll(PresenceState::Unavailable, NOW + 120_000), NOW + 61_000));
-        assert_eq!(here.state, PresenceState::Unavailable);
-        assert!(here.take(PresenceInput::Poll(PresenceState::Online, NOW + 120_000), NOW + 62_000));
-        assert_eq!(here.state, PresenceState::Online);
+        assert_eq!(poll(&mut here, "B", Unavailable, NOW + 30_000), Online);
+        assert!(!here.take(PresenceInput::Wait, NOW + 59_000));
+        assert_eq!(here.next(), Some(NOW + 60_000));
+        assert!(here.take(PresenceInput::Wait, NOW + 60_000), "only the idle one is left");
+        assert_eq!(here.state, Unavailable);
+        assert_eq!(poll(&mut here, "A", Online, NOW + 62_000), Online);
+    }
+
+    #[test]
+    fn what_a_client_says_ends_what_it_said_before() {
+        use PresenceState::{Offline, Online, Unavailable};
+        let mut here = online();
+        assert_eq!(poll(&mut here, "A", Unavailable, NOW + 1), Unavailable);
+        assert_eq!(poll(&mut here, "A", Online, NOW + 2), Online);
+        assert_eq!(poll(&mut here, "B", Online, NOW + 3), Online);
+        assert_eq!(poll(&mut here, "A", Unavailable, NOW + 4), Online, "the other is in use");
+        assert_eq!(poll(&mut here, "B", Offline, NOW + 5), Unavailable);
+        assert_eq!(poll(&mut here, "A", Offline, NOW + 6), Offline);
+        assert_eq!(here.next(), None);
+        // A bot that says so itself, and then asks without a word about it.
+        here.take(PresenceInput::Set("A".into(), Online, None), NOW + 7);
+        assert_eq!(poll(&mut here, "A", Offline, NOW + 8), Online);
+    }
+
+    #[test]
+    fn clients_without_end_are_not_remembered_all() {
+        let mut here = online();
+        for n in 0..1000 {
+            poll(&mut here, &n.to_string(), PresenceState::Online, NOW + n);
+        }
+        assert_eq!(here.clients.len(), CLIENTS_MAX);
     }
 
     #[test]
     fn what_somebody_says_of_themselves_holds_until_they_do_something() {
         let mut here = online();
-        assert!(here.take(PresenceInput::Set(PresenceState::Unavailable, Some("lunch".into())), NOW + 1));
-        assert!(!here.take(PresenceInput::Poll(PresenceState::Online, NOW + 90_000), NOW + 2));
+        assert!(here.take(PresenceInput::Set("A".into(), PresenceState::Unavailable, Some("lunch".into())), NOW + 1));
+        assert!(!here.take(PresenceInput::Poll("A".into(), PresenceState::Online, NOW + 90_000), NOW + 2));
         assert_eq!(here.state, PresenceState::Unavailable);
         assert!(here.take(PresenceInput::Act, NOW + 3));
         assert_eq!((here.state, here.status.as_deref()), (PresenceState::Online, Some("lunch")));

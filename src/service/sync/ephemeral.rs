@@ -25,8 +25,10 @@ pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<Eve
     if typing > since && filter.wants_type("m.typing") {
         let mut users = context.db.typing_users(room.key)?;
         users.retain(|user| !context.ignored.has(user));
-        // A list that is empty is news only to who may have another one.
-        if since > 0 || !users.is_empty() {
+        // A list that is empty is news only to who may have another one: who has looked before it became so, also if
+        // they want all of the room again.
+        let may_have_another = context.request.since.is_some_and(|looked| typing > looked);
+        if may_have_another || !users.is_empty() {
             events.events.push(event("m.typing", &json!({ "user_ids": users }))?);
         }
     }

@@ -112,6 +112,13 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
     let keys: HashSet<EventKey> = page.events.iter().map(|shown| shown.event.key).collect();
     let lazy = context.request.filter.room.state.lazy_load_members;
     let members = lazy.then(|| lazy_members(context, &page, whole));
+    // Behind a gap clients begin the room's members anew.
+    let may_have_them = !whole && page.stopped_at.is_none();
+    let all_again = context.request.filter.room.state.include_redundant_members;
+    if lazy {
+        let told = page.events.iter().filter(|seen| seen.event.pdu.event_type() == "m.room.member");
+        context.told_members.borrow_mut().extend(told.map(|seen| seen.event.key));
+    }
     let need = StateNeeded {
         since: if whole { None } else { context.request.since },
         start: page
@@ -122,6 +129,7 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
         end: i64::MAX,
         timeline: &keys,
         members: members.as_ref(),
+        known_members: (may_have_them && !all_again).then_some(&*context.known_members),
     };
     let mut lacking = state::lacking(context, room, &need)?;
     let summary = if lacking.summary_changed {

@@ -8,6 +8,7 @@
 //! - `state`: which state of a room the client lacks.
 //! - `sliding`: the same for clients that look at some of their rooms at a time;
 //! - `presence`: who is there; `devices`: what is for the client's device alone.
+//! - `told_members`: which members a client with lazy loading has.
 //! - `filters`: those that clients store here.
 
 mod devices;
@@ -18,10 +19,12 @@ mod not_joined;
 mod presence;
 pub mod sliding;
 mod state;
+pub mod told_members;
 
 pub use self::devices::DeviceLists;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -42,7 +45,8 @@ use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::view::RoomView;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::cache::news::News;
-use crate::store::{Db, Room};
+use crate::service::sync::told_members::Told;
+use crate::store::{Db, EventKey, Room};
 
 /// What clients wait for.
 #[derive(Clone, Copy)]
@@ -190,6 +194,10 @@ struct SyncContext<'c> {
     blocks_invites: bool,
     /// Where something changed since the client looked; none if it may be anywhere.
     news: Option<News>,
+    /// The membership events that a client with lazy loading has.
+    known_members: Told,
+    /// Those that it is told now.
+    told_members: RefCell<HashSet<EventKey>>,
 }
 
 impl SyncContext<'_> {
@@ -235,7 +243,13 @@ impl Syncing<'_> {
     /// What is new for the user's device, from one snapshot.
     pub fn sync(&self, user: &UserId, device: Option<&str>, request: &SyncRequest) -> Result<SyncAnswer> {
         let now = self.clock.now_ms();
-        let (answer, progress, since) = self.store.read(|db| {
+        let lazy = request.filter.room.state.lazy_load_members;
+        let known_members = match (device.filter(|_| lazy), request.since) {
+            (Some(device), Some(since)) => self.told_members.known(user, device, since),
+            _ => Told::default(),
+        };
+        let known = known_members.clone();
+        let (answer, progress, since, told) = self.store.read(|db| {
             let position = db.snapshot_position()?;
             let anew;
             let request = if request.since.is_some_and(|since| since > position) {
@@ -258,16 +272,34 @@ impl Syncing<'_> {
                 }
                 _ => None,
             };
-            let mut context = SyncContext { db, user, request, format, position, ignored, blocks_invites, news };
+            let told_members = RefCell::default();
+            let mut context = SyncContext {
+                db,
+                user,
+                request,
+                format,
+                position,
+                ignored,
+                blocks_invites,
+                news,
+                known_members,
+                told_members,
+            };
             let (answer, progress) = answer(&context, now)?;
+            let told = context.told_members.take();
             if cfg!(debug_assertions) && context.news.take().is_some() {
                 let whole = self::answer(&context, now)?.0;
                 let (told, whole) =
                     (String::from_utf8_lossy(&answer.body), String::from_utf8_lossy(&whole.body));
                 assert!(told == whole, "news are told of nobody's wake:\n{told}\n{whole}");
             }
-            Ok((answer, progress, request.since))
+            Ok((answer, progress, request.since, told))
         })?;
+        if let Some(device) = device.filter(|_| lazy) {
+            // Who begins anew has nothing.
+            let known = since.map(|_| known).unwrap_or_default();
+            self.told_members.tell(user, device, answer.position, &known, told);
+        }
         if let Some(device) = device {
             self.settle_to_device(user, device, since, progress)?;
         }

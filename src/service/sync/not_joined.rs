@@ -13,6 +13,7 @@ use super::{
     EventList, RoomSections, StateSection, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline, joined,
 };
 use crate::error::{Error, Result};
+use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
 use crate::protocol::stripped_state::strip;
@@ -152,6 +153,7 @@ fn left_room(
                 end: at,
                 timeline: &keys,
                 members: None,
+                known_members: None,
             };
             let mut events = state::lacking(context, &room, &need)?.write(context, &room)?;
             // A ban after the leave is told as well, though it is behind the user's last look into the room.
@@ -172,8 +174,8 @@ fn first_place(page: &Page) -> Option<Place> {
     page.events.last().and_then(|shown| shown.event.place)
 }
 
-/// The timeline up to the leave, newest first; it always has the event that took the user out, unless the client wants
-/// no events at all: then that is among the state.
+/// The timeline up to the leave, newest first; it has the event that took the user out, unless the client's filter wants
+/// no such events there: then that is among the state.
 fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
     let mut page = match view.access {
@@ -197,17 +199,22 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent
     };
     let told = page.events.iter().any(|shown| shown.event.key == own.event.key);
     match own.event.place.filter(|_| !told) {
-        Some(place) if filter.wants_none() => {
-            page.stopped_at.get_or_insert(PaginationToken::after(place));
-        }
+        Some(place) if filter.wants_none() => drop(page.stopped_at.get_or_insert(PaginationToken::after(place))),
+        Some(_) if !wants_in_timeline(context, view, own) => {}
         Some(_) => page.events.insert(0, own.clone()),
         None => {}
     }
     Ok(page)
 }
 
+/// Whether the event may stand in the timeline, by the client's filter for it.
+fn wants_in_timeline(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Seen) -> bool {
+    let filter = &context.request.filter.room.timeline;
+    !filter.wants_none() && filter.wants_room(view.room.room_id.as_str()) && filter.wants(&own.event.pdu)
+}
+
 /// The events of the timeline after a position, for clients that read their state from nowhere else; of a client that
-/// wants no timeline, its user's own.
+/// wants the user's own event not in the timeline, that one.
 fn memberships_after(
     context: &SyncContext<'_>,
     view: &RoomView<'_>,
@@ -216,11 +223,14 @@ fn memberships_after(
     position: i64,
 ) -> Result<Vec<Json>> {
     let after = |shown: &&TimelineEvent| shown.event.place.is_some_and(|place| place.stream > position);
-    let none = context.request.filter.room.timeline.wants_none();
-    let told = if none { std::slice::from_ref(own) } else { &page.events };
-    let told = told.iter().filter(after).filter(|_| none || context.request.state_after);
-    told.map(|shown| client_format::full(view, &context.format, &shown.event, Some(shown.membership)))
-        .collect()
+    let filter = &context.request.filter.room.state;
+    if filter.wants_none() || !filter.wants_room(view.room.room_id.as_str()) {
+        return Ok(Vec::new());
+    }
+    let apart = !wants_in_timeline(context, view, own);
+    let told = page.events.iter().filter(|_| context.request.state_after).chain(apart.then_some(own));
+    let told = told.filter(after).filter(|shown| filter.wants(&shown.event.pdu));
+    told.map(|shown| client_format::full(view, &context.format, &shown.event, Some(shown.membership))).collect()
 }
 
 /// A membership in a room that this server is not in.
@@ -254,16 +264,22 @@ pub(super) fn remote_stripped(row: &RemoteMembership, own: &Pdu) -> Result<Event
     Ok(events)
 }
 
-/// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over.
+/// The leave stands in the timeline and in `state_after`, so that every client learns that the invite or knock is over:
+/// in either as far as the client's filters want it there.
 fn remote_left(context: &SyncContext<'_>, row: &RemoteMembership, event: &Pdu) -> Result<LeftRoom> {
     let written = || client_format::of_remote_room(&context.format, event, row.previous.as_ref());
-    let none = context.request.filter.room.timeline.wants_none();
-    let state = if none || context.request.state_after { vec![written()?] } else { Vec::new() };
+    let wants = |filter: &EventFilter| {
+        !filter.wants_none() && filter.wants_room(row.room_id.as_str()) && filter.wants(event)
+    };
+    let filter = &context.request.filter.room;
+    let in_timeline = wants(&filter.timeline);
+    let in_state = wants(&filter.state) && (!in_timeline || context.request.state_after);
+    let state = if in_state { vec![written()?] } else { Vec::new() };
     Ok(LeftRoom {
         state: StateSection::new(context.request, EventList { events: state }),
         timeline: Timeline {
-            events: if none { Vec::new() } else { vec![written()?] },
-            limited: none,
+            events: if in_timeline { vec![written()?] } else { Vec::new() },
+            limited: filter.timeline.wants_none(),
             prev_batch: PaginationToken::at(context.since()).to_string(),
         },
         account_data: EventList::default(),

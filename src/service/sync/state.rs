@@ -26,11 +26,15 @@ pub struct StateNeeded<'n> {
     pub timeline: &'n HashSet<EventKey>,
     /// With lazy loading, those whose membership the client needs in any case; none if it gets all memberships.
     pub members: Option<&'n BTreeSet<UserId>>,
+    /// Membership events that the client has, and needs no more for that.
+    pub known_members: Option<&'n HashSet<EventKey>>,
 }
 
 /// State that a client lacks.
 pub struct LackingState {
     keys: BTreeSet<EventKey>,
+    /// Those of them that are memberships, as far as that is of interest.
+    members: HashSet<EventKey>,
     /// Whether what a room's summary is made of (members, name, alias) changed since the client looked last.
     pub summary_changed: bool,
 }
@@ -40,15 +44,15 @@ const OF_SUMMARY: [&str; 3] = ["m.room.member", "m.room.name", "m.room.canonical
 
 /// The state that the client lacks, before its filter.
 pub fn lacking(context: &SyncContext<'_>, room: &Room, need: &StateNeeded<'_>) -> Result<LackingState> {
-    let mut keys = BTreeSet::new();
+    let (mut keys, mut members) = (BTreeSet::new(), HashSet::new());
     let summary_changed = match need.since {
         None => {
             whole(context, room, need, &mut keys)?;
             true
         }
-        Some(since) => changes(context, room, need, since, &mut keys)?,
+        Some(since) => changes(context, room, need, since, (&mut keys, &mut members))?,
     };
-    let mut lacking = LackingState { keys, summary_changed };
+    let mut lacking = LackingState { keys, members, summary_changed };
     if let Some(members) = need.members {
         lacking.add_members(context, room, need, members)?;
     }
@@ -73,7 +77,9 @@ impl LackingState {
                 other => other,
             };
             let key = key.filter(|key| context.request.state_after || !need.timeline.contains(key));
+            let key = key.filter(|key| need.known_members.is_none_or(|known| !known.contains(key)));
             self.keys.extend(key);
+            self.members.extend(key);
         }
         Ok(())
     }
@@ -86,6 +92,7 @@ impl LackingState {
         // A limit other than 0 would leave clients with half of a state.
         if filter.wants_room(room.room_id.as_str()) && !filter.wants_none() {
             if filter.wants_everything() {
+                context.told_members.borrow_mut().extend(self.members);
                 context.db.each_event(self.keys, |row| {
                     let mut event = Vec::with_capacity(row.json.len());
                     client_format::push_state(&mut event, &erasure, &context.format, room, &row)?;
@@ -97,6 +104,7 @@ impl LackingState {
             for key in self.keys {
                 let event = context.db.event_by_key(key)?;
                 if filter.wants(&event.pdu) {
+                    context.told_members.borrow_mut().extend(self.members.get(&key));
                     events.events.push(client_format::state(&erasure, &context.format, &event)?);
                 }
             }
@@ -143,10 +151,14 @@ fn changes(
     room: &Room,
     need: &StateNeeded<'_>,
     since: i64,
-    keys: &mut BTreeSet<EventKey>,
+    (keys, members): (&mut BTreeSet<EventKey>, &mut HashSet<EventKey>),
 ) -> Result<bool> {
     let changes = context.db.state_changes_between(room.key, since, need.end)?;
     let summary_changed = changes.iter().any(|change| OF_SUMMARY.contains(&change.event_type.as_str()));
+    if need.members.is_some() {
+        let changed = changes.iter().filter(|change| change.event_type == "m.room.member");
+        members.extend(changed.filter_map(|change| change.after).filter(|key| !need.timeline.contains(key)));
+    }
     if context.request.state_after {
         keys.extend(changes.iter().filter_map(|change| change.after));
         return Ok(summary_changed);

@@ -174,7 +174,7 @@ mod tests {
         let many: Vec<String> = (0..USERS_MAX).map(|n| format!("u{n}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         news.put((9000, 9001), &changes(&many, &[]));
-        assert!(news.since(&user("u7"), 8999, 9001).is_none());
+        assert!(news.since(&user("u7"), 4000, 9001).is_none());
         assert!(news.since(&user("u7"), 9000, 9001).is_some_and(|news| news.own));
         assert_eq!(lock(&news.0).commits.len(), 1);
     }

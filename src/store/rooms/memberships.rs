@@ -259,6 +259,10 @@ impl Tx<'_> {
         let joined = is(new, Membership::Join) - is(change.old, Membership::Join);
         let invited = is(new, Membership::Invite) - is(change.old, Membership::Invite);
         self.count_members(room, joined, invited)?;
+        if joined < 0 {
+            // Who is not there any more does not type.
+            self.stop_typing(room, change.user)?;
+        }
         if joined != 0 {
             let server = change.user.split_once(':').map_or("", |(_, server)| server);
             self.count_resident(room, server, joined, change.stream)?;
