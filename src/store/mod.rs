@@ -78,6 +78,8 @@ pub(crate) struct StoreState {
     pdus: PduCache,
     resolutions: ResolutionCache,
     news: RecentNews,
+    /// Presence may have changed up to here.
+    presence: AtomicI64,
     /// Whether there may be any late extremities.
     any_late_extremities: AtomicBool,
 }
@@ -92,6 +94,7 @@ impl StoreState {
             pdus: PduCache::default(),
             resolutions: ResolutionCache::default(),
             news: RecentNews::new(position),
+            presence: AtomicI64::new(position),
             any_late_extremities: AtomicBool::new(any_late_extremities),
         })
     }
@@ -143,6 +146,11 @@ impl Store {
     /// The published stream position. Take it *before* the `read` whose answer it stands for.
     pub fn position(&self) -> i64 {
         self.shared.position.load(Ordering::Acquire)
+    }
+
+    /// Whether anybody's presence may have changed after a position.
+    pub fn has_presence_since(&self, position: i64) -> bool {
+        self.shared.presence.load(Ordering::Acquire) > position
     }
 }
 
@@ -300,6 +308,11 @@ impl Tx<'_> {
     /// After the commit, has the room's current state catch up with what came.
     pub(crate) fn room_is_behind(&mut self, room: RoomKey) {
         self.changes.behind.insert(room);
+    }
+
+    /// Somebody's presence changed at this position. That wakes not everybody who may see it.
+    pub(crate) fn presence_changed(&mut self, stream: i64) {
+        self.db.shared.presence.fetch_max(stream, Ordering::AcqRel);
     }
 
     /// To be called by whatever changes something that a [`Session`] tells.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::client::{V3, filter, room_path, sync};
+use crate::common::scene::log_in;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -456,6 +457,85 @@ fn members_are_loaded_lazily_if_asked_for() {
 }
 
 #[test]
+fn a_member_that_the_client_has_is_not_told_again_unless_the_answer_was_lost() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat", "name": "so that there are no heroes" }));
+    bob.join(&room);
+    let lazy = |more: &str, answer: &Value| {
+        let wish = json!({ "lazy_load_members": true, "include_redundant_members": more == "all" });
+        format!("{}&{}", filter(&json!({ "room": { "state": wish, "timeline": { "limit": 3 } } })), next(answer))
+    };
+    let told = |answer: &Value| -> Vec<String> {
+        let room = &answer["rooms"]["join"][&room];
+        members(&room["state"]).into_iter().map(str::to_owned).collect()
+    };
+    let say = |text: &str| drop(bob.send(&room, text));
+    for n in 0..4 {
+        alice.send(&room, &n.to_string());
+    }
+    let none = json!({ "next_batch": "" });
+    let first = sync(&alice, &lazy("", &none));
+    assert_eq!(told(&first), [alice.id()], "who speaks, and oneself");
+    say("bob speaks for the first time");
+    let second = sync(&alice, &lazy("", &first));
+    assert_eq!(told(&second), [bob.id()]);
+    // The answer was lost: the client asks again with the token that it has.
+    say("and once more");
+    let again = sync(&alice, &lazy("", &first));
+    assert_eq!(told(&again), [bob.id()], "what was lost is not taken for told");
+    say("again");
+    let third = sync(&alice, &lazy("", &again));
+    assert_eq!(told(&third), [""; 0], "the client has it");
+    assert_eq!(bodies(&third["rooms"]["join"][&room]["timeline"]), ["again"]);
+    assert_eq!(told(&sync(&alice, &lazy("all", &again))), [bob.id()], "unless it wants it all the same");
+    // After a profile change the new membership is told by itself, and so is no more afterwards.
+    bob.put(&format!("{V3}/profile/{}/displayname", segment(bob.id())), json!({ "displayname": "Bob" }));
+    say("as Bob");
+    let fourth = sync(&alice, &lazy("", &third));
+    say("still Bob");
+    assert_eq!(told(&sync(&alice, &lazy("", &fourth))), [""; 0]);
+    // Behind a gap, in the eyes of another device, from the beginning, or if all is wanted, it is told anew.
+    for n in 0..5 {
+        say(&n.to_string());
+    }
+    assert_eq!(told(&sync(&alice, &lazy("", &fourth))), [bob.id()], "behind a gap");
+    let other = log_in(&server, &alice, "OTHER");
+    assert_eq!(told(&sync(&other, &lazy("", &third))), [bob.id()]);
+    assert!(told(&sync(&alice, &lazy("", &none))).contains(&bob.id().to_owned()));
+    let whole = sync(&alice, &format!("full_state=true&{}", lazy("", &fourth)));
+    assert!(told(&whole).contains(&bob.id().to_owned()));
+}
+
+#[test]
+fn a_member_that_a_waiting_client_has_is_not_told_again_and_one_that_it_lacks_is() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat", "name": "no heroes" }));
+    bob.join(&room);
+    carol.join(&room);
+    let lazy = filter(&json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 2 } } }));
+    bob.send(&room, "one");
+    bob.send(&room, "two");
+    let mut answer = sync(&alice, &lazy);
+    for (speaker, lacks) in [(&bob, false), (&carol, true), (&carol, false), (&bob, false)] {
+        let query = format!("{lazy}&timeout=20000&{}", next(&answer));
+        answer = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| sync(&alice, &query));
+            while server.homeserver().notifier.waiting() < 1 {
+                std::thread::yield_now();
+            }
+            speaker.send(&room, "hello");
+            waiting.join().expect("an answer")
+        });
+        let joined = &answer["rooms"]["join"][&room];
+        assert_eq!(bodies(&joined["timeline"]), ["hello"]);
+        let told = members(&joined["state"]);
+        assert_eq!(told, if lacks { vec![speaker.id()] } else { Vec::new() }, "{answer}");
+    }
+}
+
+#[test]
 fn a_nameless_room_is_called_by_its_heroes() {
     let server = TestServer::start();
     let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
@@ -642,6 +722,49 @@ fn of_a_left_room_no_events_are_told_either_where_none_are_wanted_and_yet_the_le
 }
 
 #[test]
+fn the_filter_of_a_left_rooms_timeline_applies_to_the_leave_as_well() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let (joined, invited) = (alice.create_room(), alice.create_room());
+    let own = |events: &Value| {
+        let events = events["events"].as_array().cloned().unwrap_or_default();
+        events.iter().filter(|e| e["state_key"] == bob.id()).count()
+    };
+    let not_members = json!({ "not_types": ["m.room.member"] });
+    for (timeline, state, expected) in [
+        (json!({}), json!({}), (1, 0)),
+        (not_members.clone(), json!({}), (0, 1)),
+        (json!({ "types": ["m.room.message"] }), json!({}), (0, 1)),
+        (json!({ "not_senders": [bob.id()] }), json!({}), (0, 1)),
+        (json!({ "senders": [alice.id()] }), json!({}), (0, 1)),
+        (json!({ "not_rooms": [joined, invited] }), json!({}), (0, 1)),
+        (json!({ "limit": 0 }), json!({}), (0, 1)),
+        (not_members.clone(), not_members.clone(), (0, 0)),
+        (json!({ "limit": 0 }), json!({ "senders": [alice.id()] }), (0, 0)),
+    ] {
+        for section in ["state", "state_after"] {
+            let wish = filter(&json!({ "room": { "timeline": timeline, "state": state } }));
+            let query = format!("{wish}&use_state_after={}", section == "state_after");
+            for room in [&joined, &invited] {
+                alice.invite(room, bob.id());
+            }
+            bob.join(&joined);
+            let before = sync(&bob, &query);
+            bob.leave(&joined);
+            bob.leave(&invited);
+            let answer = sync(&bob, &format!("{query}&{}", next(&before)));
+            for room in [&joined, &invited] {
+                let left = &answer["rooms"]["leave"][room];
+                assert!(left.is_object(), "the room is left in any case: {answer}");
+                let in_state = if section == "state_after" && expected.0 == 1 { 1 } else { expected.1 };
+                let found = (own(&left["timeline"]), own(&left[section]));
+                assert_eq!(found, (expected.0, in_state), "{section} {timeline} {state}: {answer}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bad_parameters_are_refused() {
     let server = TestServer::start();
     let alice = server.user("alice");
@@ -657,6 +780,8 @@ fn bad_parameters_are_refused() {
         (&filter(&json!({"room": {"timeline": {"limit": -1}}})), "M_BAD_JSON"),
         (&filter(&json!({"room": {"timeline": {"limit": 0.5}}})), "M_BAD_JSON"),
         (&filter(&json!({"presence": {"limit": "0"}})), "M_BAD_JSON"),
+        (&filter(&json!({"room": {"rooms": ["general"]}})), "M_BAD_JSON"),
+        (&filter(&json!({"room": {"timeline": {"not_senders": ["alice"]}}})), "M_BAD_JSON"),
     ] {
         let (status, answer) = alice.request("GET", &format!("{V3}/sync?{query}"), None);
         assert_eq!((status, answer["errcode"].as_str()), (400, Some(errcode)), "{query}: {answer}");

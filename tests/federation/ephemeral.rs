@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::peer::{Peer, now_ms};
-use crate::common::scene::{bob_at, edus_at};
+use crate::common::scene::{bob_at, edus_at, log_in};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
@@ -87,6 +87,44 @@ fn typing_is_told_when_it_changes_and_ends_by_itself() {
     sees_typing(&bob, &room, &[]);
     assert!(fleeting(&bob.sync(Duration::ZERO), &room, "m.typing").is_empty());
     assert!(fleeting(&bob.initial_sync(), &room, "m.typing").is_empty());
+}
+
+#[test]
+fn that_nobody_types_any_more_is_told_however_the_last_one_stops_and_however_one_asks() {
+    let mut server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "public_chat" }));
+    bob.join(&room);
+    let since = |answer: &Value| answer["next_batch"].as_str().expect("a token").to_owned();
+    let typing = |query: &str| {
+        let answer = alice.get(&format!("/_matrix/client/v3/sync?{query}"));
+        let lists = fleeting(&answer, &room, "m.typing").into_iter().cloned().collect::<Vec<_>>();
+        (since(&answer), lists)
+    };
+    for how in ["stops", "expires", "leaves", "is kicked"] {
+        let token = typing("").0;
+        type_in(&bob, &room, true, 60_000);
+        let (token, list) = typing(&format!("since={token}"));
+        assert_eq!(list, [json!({ "user_ids": [bob.id()] })], "{how}");
+        match how {
+            "stops" => type_in(&bob, &room, false, 0),
+            "expires" => server.advance(Duration::from_secs(61)),
+            "leaves" => bob.leave(&room),
+            _ => drop(alice.post(&path(&room, "kick"), json!({ "user_id": bob.id() }))),
+        }
+        // Also if the client asks for everything once more, or its timeline has a gap.
+        let nobody = [json!({ "user_ids": [] })];
+        wait_until("nobody types any more", || typing(&format!("since={token}")).1 == nobody);
+        assert_eq!(typing(&format!("since={token}&full_state=true")).1, nobody, "{how}");
+        for n in 0..12 {
+            alice.send(&room, &n.to_string());
+        }
+        let (after, list) = typing(&format!("since={token}"));
+        assert_eq!(list, nobody, "{how}");
+        assert!(typing(&format!("since={after}")).1.is_empty(), "once");
+        assert!(typing("").1.is_empty(), "and not to who never had another list");
+        bob.join(&room);
+    }
 }
 
 #[test]
@@ -411,6 +449,43 @@ fn presence_follows_what_clients_do_and_what_users_say() {
     let answer = bob.initial_sync();
     assert_eq!(presence_in(&answer, alice.id()).expect("alice is there")["presence"], "unavailable");
     assert_eq!(alice.request("GET", "/_matrix/client/v3/sync?set_presence=asleep", None).0, 400);
+}
+
+#[test]
+fn presence_is_what_the_clients_of_all_devices_come_to() {
+    let mut server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let phone = log_in(&server, &alice, "PHONE");
+    let poll = |user: &TestUser, presence: &str| {
+        user.get(&format!("/_matrix/client/v3/sync?set_presence={presence}"));
+    };
+    let is = |presence: &str| assert_eq!(bob.get(&presence_path(alice.id()))["presence"], presence);
+    poll(&alice, "online");
+    is("online");
+    poll(&alice, "unavailable");
+    is("unavailable");
+    poll(&phone, "online");
+    is("online");
+    poll(&alice, "unavailable");
+    is("online");
+    poll(&phone, "unavailable");
+    is("unavailable");
+    poll(&alice, "online");
+    poll(&alice, "offline");
+    is("unavailable");
+    poll(&phone, "offline");
+    is("offline");
+    poll(&phone, "online");
+    server.advance(Duration::from_secs(20));
+    poll(&alice, "unavailable");
+    is("online");
+    server.advance(Duration::from_secs(15));
+    // The phone has asked no more; the other client still calls its user idle.
+    sees_presence(&bob, alice.id(), "unavailable");
+    server.advance(Duration::from_secs(31));
+    sees_presence(&bob, alice.id(), "offline");
 }
 
 #[test]

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::presence;
 use crate::error::{Error, Result};
+use crate::http::auth;
+use crate::http::transport::request::LightAnswer;
 use crate::http::{Outcome, Poll, Reply, Request, Requester};
 use crate::service::Homeserver;
-use crate::service::sync::{SyncRequest, parse_since};
+use crate::service::sync::{SyncAnswer, SyncRequest, parse_since};
 use crate::store::ephemeral::presence::PresenceState;
 
 /// No request waits longer than this, whatever it asks for.
@@ -15,6 +17,7 @@ pub(super) const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
 /// `GET /_matrix/client/v3/sync`.
 pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll: Poll) -> Result<Outcome> {
+    let asked_before = request.memo::<SyncRequest>();
     let timeout = match request.query_int("timeout")? {
         None => Duration::ZERO,
         Some(ms) => {
@@ -22,16 +25,9 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
             Duration::from_millis(ms).min(SYNC_TIMEOUT_MAX)
         }
     };
-    let state_after = request.query_bool("use_state_after")?;
-    // The name that the parameter had before it was part of the specification.
-    let unstable = request.query_bool("org.matrix.msc4222.use_state_after")?;
-    let asked = SyncRequest {
-        filter: hs.syncing().filter_for(&requester.user_id, request.query("filter"))?,
-        since: request.query("since").filter(|token| !token.is_empty()).map(parse_since).transpose()?,
-        full_state: request.query_bool("full_state")?.unwrap_or(false),
-        state_after: state_after.or(unstable).unwrap_or(false),
-        older_name: state_after.is_none(),
-        looked_upto: None,
+    let asked = match asked_before {
+        Some(asked) => asked,
+        None => asked(hs, request, requester)?,
     };
     if poll == Poll::First {
         let presence = request.query("set_presence").map_or(Ok(PresenceState::Online), presence::state)?;
@@ -46,6 +42,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
     let may_wait = poll != Poll::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
     if answer.is_empty && may_wait {
+        wait_lightly(hs, request, requester, &asked, &answer);
         return Ok(Outcome::Wait {
             user: requester.user_id.clone(),
             after: answer.position,
@@ -53,4 +50,41 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
         });
     }
     Ok(Outcome::Reply(Reply::raw_json(answer.body)))
+}
+
+/// What the request asks for.
+fn asked(hs: &Homeserver, request: &Request, requester: &Requester) -> Result<SyncRequest> {
+    let state_after = request.query_bool("use_state_after")?;
+    // The name that the parameter had before it was part of the specification.
+    let unstable = request.query_bool("org.matrix.msc4222.use_state_after")?;
+    Ok(SyncRequest {
+        filter: Arc::new(hs.syncing().filter_for(&requester.user_id, request.query("filter"))?),
+        since: request.query("since").filter(|token| !token.is_empty()).map(parse_since).transpose()?,
+        full_state: request.query_bool("full_state")?.unwrap_or(false),
+        state_after: state_after.or(unstable).unwrap_or(false),
+        older_name: state_after.is_none(),
+        looked_upto: None,
+    })
+}
+
+/// Before a wait: notes what the next look need not do again, and how the wait may end without one.
+fn wait_lightly(
+    hs: &Arc<Homeserver>,
+    request: &Request,
+    requester: &Requester,
+    asked: &SyncRequest,
+    answer: &SyncAnswer,
+) {
+    let (user, device) = (&requester.user_id, requester.device_id.as_deref());
+    request.keep_memo(SyncRequest { looked_upto: Some(answer.position), ..asked.clone() });
+    let light = hs.syncing().prepare_light(user, device, asked, answer);
+    let hs = hs.clone();
+    request.keep_light_answer(light.map(|light| -> LightAnswer {
+        Box::new(move |request: &Request| {
+            let body = hs.syncing().light_answer(&light)?;
+            // Whose session was ended meanwhile is told so by the next look.
+            auth::requester(&hs, request).ok().flatten()?;
+            Some(Reply::raw_json(body))
+        })
+    }));
 }

@@ -111,10 +111,7 @@ impl Connection {
                 }
             }
         }
-        if !self.slot.shared.is_stopping() {
-            self.slot.idle();
-            self.transport.close_gently(CLOSE_TIMEOUT, CLOSE_BYTES_MAX);
-        }
+        self.end();
         None
     }
 
@@ -124,17 +121,45 @@ impl Connection {
             self.pending = Vec::new();
         }
         let shared = self.slot.shared.clone();
-        let Some(mut waiting) = self.waiting.take() else {
-            let until = self.idle_since + shared.limits.idle_timeout;
-            let readable = self.transport.wait_readable(until).unwrap_or(false);
-            return (readable && !self.slot.is_retired()).then_some(self);
-        };
+        let Some(mut waiting) = self.waiting.take() else { return self.park_idle() };
         waiting.poll = self.wait(&waiting);
+        if waiting.poll == Poll::Again {
+            // What many are told at once is told from here: no worker has to take it over.
+            let light = catch_unwind(AssertUnwindSafe(|| waiting.request.light_answer()));
+            if let Some(reply) = light.ok().flatten() {
+                let reply_framing = waiting.reply_framing;
+                drop(waiting);
+                return match self.answer(reply, reply_framing) {
+                    Ok(NextStep::Request) if self.pending.is_empty() => self.park_idle(),
+                    Ok(NextStep::Request) => Some(self),
+                    Ok(NextStep::Park | NextStep::Close) => {
+                        self.end();
+                        None
+                    }
+                    Err(_) => None,
+                };
+            }
+        }
         // Gone, or it has only closed its sending half and still listens: then this is an early answer.
         waiting.reply_framing.keep_alive &= !(waiting.poll == Poll::Last && self.transport.is_gone());
         waiting.woken = Some(shared.bounds.permit_woken());
         self.waiting = Some(waiting);
         Some(self)
+    }
+
+    /// Waits for the next request.
+    fn park_idle(mut self) -> Option<Self> {
+        let until = self.idle_since + self.slot.shared.limits.idle_timeout;
+        let readable = self.transport.wait_readable(until).unwrap_or(false);
+        (readable && !self.slot.is_retired()).then_some(self)
+    }
+
+    /// Says good-bye.
+    fn end(&mut self) {
+        if !self.slot.shared.is_stopping() {
+            self.slot.idle();
+            self.transport.close_gently(CLOSE_TIMEOUT, CLOSE_BYTES_MAX);
+        }
     }
 
     fn serve_one(&mut self) -> Result<NextStep, RequestError> {
@@ -252,8 +277,11 @@ impl Connection {
             if self.slot.shared.is_stopping() {
                 return Err(RequestError::Gone);
             }
-            // What follows at once is not worth a change of threads.
-            if !self.transport.wait_readable(Instant::now() + NEXT_REQUEST_TIMEOUT)? {
+            // What follows at once is not worth a change of threads. But of the workers some must be there for those
+            // whose request has come.
+            let lingers = self.slot.shared.lingering();
+            let patience = if lingers.is_some() { NEXT_REQUEST_TIMEOUT } else { Duration::ZERO };
+            if !self.transport.wait_readable(Instant::now() + patience)? {
                 return Ok(None);
             }
         }

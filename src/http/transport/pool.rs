@@ -24,7 +24,7 @@ const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(5);
 const WORKER_STACK_BYTES: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
 const PARKER_STACK_BYTES: usize = 128 << 10;
 /// So many workers are begun without a question, or four a processor.
-const READY_WORKERS: usize = 16;
+pub(super) const READY_WORKERS: usize = 16;
 /// Beyond, more are begun when no worker has taken anything for the one time (several at once: all are held up), or
 /// something has waited for the other (one by one: perhaps the machine is just busy).
 const STUCK_TIMEOUT: Duration = Duration::from_millis(5);
@@ -106,6 +106,11 @@ impl ThreadPool {
         let given_up = self.begin_thread(&mut state, shared);
         drop(state);
         drop(given_up);
+    }
+
+    /// Whether something waits for a thread.
+    pub(super) fn is_crowded(&self) -> bool {
+        !lock(&self.state).queue.is_empty()
     }
 
     /// One more thread. Returns the connection that is to be closed because there can be none for it.

@@ -1,8 +1,9 @@
 //! One HTTP request as handlers see it: complete, bounded and decoded. How it came in is `connection`'s business.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use serde::de::DeserializeOwned;
@@ -11,7 +12,9 @@ use tiny_http::Method;
 
 use crate::address;
 use crate::error::{Error, Result};
+use crate::http::transport::reply::Reply;
 use crate::http::transport::socket::is_gone;
+use crate::locks::lock;
 use crate::protocol::json::{parse_object, read_object};
 
 /// A request whose head and body were read whole.
@@ -26,7 +29,18 @@ pub struct Request {
     socket: Option<Arc<TcpStream>>,
     received: Instant,
     params: Vec<(&'static str, String)>,
+    waits: Mutex<WaitingNotes>,
 }
+
+/// What a handler keeps with a request that waits.
+#[derive(Default)]
+struct WaitingNotes {
+    memo: Option<Box<dyn Any + Send>>,
+    light: Option<LightAnswer>,
+}
+
+/// Answers a request that waited, if that costs next to nothing: little time, no look into the database, a shallow stack.
+pub type LightAnswer = Box<dyn Fn(&Request) -> Option<Reply> + Send>;
 
 impl Request {
     /// A request from its parts. `target` is the request target in origin form (path and query as sent). Errors:
@@ -53,7 +67,29 @@ impl Request {
             socket: None,
             received: Instant::now(),
             params: Vec::new(),
+            waits: Mutex::default(),
         })
+    }
+
+    /// Keeps something for the next call of the handler, in place of what it kept before.
+    pub(in crate::http) fn keep_memo<T: Clone + Send + 'static>(&self, memo: T) {
+        lock(&self.waits).memo = Some(Box::new(memo));
+    }
+
+    /// What the handler kept in its last call.
+    pub(in crate::http) fn memo<T: Clone + 'static>(&self) -> Option<T> {
+        lock(&self.waits).memo.as_ref()?.downcast_ref::<T>().cloned()
+    }
+
+    /// Keeps a way to answer when the wait is over, to be tried before the handler is called again.
+    pub(in crate::http) fn keep_light_answer(&self, light: Option<LightAnswer>) {
+        lock(&self.waits).light = light;
+    }
+
+    /// The answer of the way that was kept, if it has one.
+    pub(super) fn light_answer(&self) -> Option<Reply> {
+        let light = lock(&self.waits).light.take()?;
+        light(self)
     }
 
     /// This request with a body.

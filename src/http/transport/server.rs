@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::address::group;
 use crate::error::{Error, Result, reason};
 use crate::http::transport::bounds::{Bounds, ConnectionLimits};
 use crate::http::transport::connection::Connection;
-use crate::http::transport::pool::{Role, ThreadPool};
+use crate::http::transport::pool::{READY_WORKERS, Role, ThreadPool};
 use crate::http::transport::service::Service;
 use crate::http::transport::socket::{interest, poll};
 use crate::http::transport::tls::{Certificate, Tls};
@@ -201,7 +201,18 @@ pub(super) struct ServerState {
     slot_freed: Condvar,
     workers: ThreadPool,
     parkers: ThreadPool,
+    /// Workers that stay with a connection on which nothing has come.
+    lingering: AtomicUsize,
     pub(super) bounds: Arc<Bounds>,
+}
+
+/// One of the workers that may linger with a connection for a moment.
+pub(super) struct Lingering<'s>(&'s AtomicUsize);
+
+impl Drop for Lingering<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 #[derive(Default)]
@@ -297,7 +308,16 @@ impl ServerState {
             slot_freed: Condvar::new(),
             workers: ThreadPool::new(Role::Work),
             parkers: ThreadPool::new(Role::Park),
+            lingering: AtomicUsize::new(0),
         }
+    }
+
+    /// Permission for a worker to wait a moment for its connection's next request: half of them may, as long as nobody
+    /// waits for one.
+    pub(super) fn lingering(&self) -> Option<Lingering<'_>> {
+        let others = self.lingering.fetch_add(1, Ordering::AcqRel);
+        let lingering = Lingering(&self.lingering);
+        (others < READY_WORKERS / 2 && !self.workers.is_crowded()).then_some(lingering)
     }
 
     pub(super) fn is_stopping(&self) -> bool {

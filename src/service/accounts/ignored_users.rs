@@ -32,6 +32,11 @@ impl Ignored {
         Self(others.cloned().collect())
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether this user is among them.
     pub fn has(&self, user: &str) -> bool {
         self.0.contains(user)

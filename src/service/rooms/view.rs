@@ -173,6 +173,12 @@ fn visibility_of(event: Option<&Pdu>) -> HistoryVisibility {
     HistoryVisibility::from_content(event.map(Pdu::content).as_ref())
 }
 
+/// Whether everybody who is joined for longer sees each event that comes into the room now, whatever the state at it.
+pub fn everybody_sees_what_comes(db: &Db<'_>, room: &Room) -> Result<bool> {
+    let visibility = visibility_of(db.state_event(room.key, "m.room.history_visibility", "")?.as_ref());
+    Ok(matches!(visibility, HistoryVisibility::Shared | HistoryVisibility::WorldReadable))
+}
+
 /// A room that we know. Errors: 403 `M_FORBIDDEN`, so that nobody learns which rooms there are.
 pub fn readable_room(db: &Db<'_>, id: &RoomId) -> Result<Room> {
     db.room(id)?.ok_or_else(Error::not_in_room)

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{EventList, SyncContext};
 use crate::error::{Error, Result};
 use crate::service::rooms::client_format::Json;
-use crate::store::Room;
+use crate::store::{Db, Room};
 use crate::store::ephemeral::receipts::Receipt;
 
 /// Receipts of others in one room and one answer. In a room with more, who has read up to where is of no interest.
@@ -41,6 +41,30 @@ pub fn of_room(context: &SyncContext<'_>, room: &Room, since: i64) -> Result<Eve
         }
     }
     Ok(events)
+}
+
+/// What became new between two positions for everybody in the room who ignores nobody. None: it cannot be told from what
+/// came later, or is too much.
+pub fn of_everybody(db: &Db<'_>, room: &Room, (from, upto): (i64, i64)) -> Result<Option<Vec<Json>>> {
+    let mut events = Vec::new();
+    let Some((changed, typing)) = db.ephemeral_change(room.key)? else { return Ok(Some(events)) };
+    if changed > upto {
+        return Ok(None);
+    }
+    if changed <= from {
+        return Ok(Some(events));
+    }
+    if typing > from {
+        events.push(event("m.typing", &json!({ "user_ids": db.typing_users(room.key)? }))?);
+    }
+    let receipts = db.public_receipts_between(room.key, (from, upto), RECEIPTS_MAX)?;
+    if receipts.len() == RECEIPTS_MAX {
+        return Ok(None);
+    }
+    for content in by_thread(receipts) {
+        events.push(event("m.receipt", &content.into())?);
+    }
+    Ok(Some(events))
 }
 
 /// "Receipts SHOULD be batched into one event per room and thread": for each thread the content of one event.

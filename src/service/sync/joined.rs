@@ -35,6 +35,26 @@ pub struct JoinedRoom {
     pub(super) newly_joined: bool,
 }
 
+impl JoinedRoom {
+    /// A room in which nothing changed but what is told here.
+    pub(super) fn of_tail(state: StateSection, timeline: Timeline, ephemeral: EventList) -> Self {
+        Self {
+            summary: None,
+            state,
+            timeline,
+            ephemeral,
+            account_data: EventList::default(),
+            unread_notifications: unread_notifications(),
+            newly_joined: false,
+        }
+    }
+}
+
+/// Nothing is counted yet, and so nothing is claimed to be unread.
+fn unread_notifications() -> Value {
+    json!({"highlight_count": 0, "notification_count": 0})
+}
+
 #[derive(Serialize)]
 struct Summary {
     #[serde(rename = "m.heroes", skip_serializing_if = "Option::is_none")]
@@ -158,8 +178,7 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
         timeline: timeline(context, &view, page, newly_joined)?,
         ephemeral,
         account_data,
-        // Nothing is counted yet, and so nothing is claimed to be unread.
-        unread_notifications: json!({"highlight_count": 0, "notification_count": 0}),
+        unread_notifications: unread_notifications(),
         newly_joined,
     }))
 }

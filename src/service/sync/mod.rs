@@ -8,6 +8,7 @@
 //! - `state`: which state of a room the client lacks.
 //! - `sliding`: the same for clients that look at some of their rooms at a time;
 //! - `presence`: who is there; `devices`: what is for the client's device alone.
+//! - `light`: what many who wait are told at once.
 //! - `told_members`: which members a client with lazy loading has.
 //! - `filters`: those that clients store here.
 
@@ -15,6 +16,7 @@ mod devices;
 mod ephemeral;
 pub mod filters;
 mod joined;
+pub mod light;
 mod not_joined;
 mod presence;
 pub mod sliding;
@@ -76,7 +78,7 @@ const TIMELINE_MAX: usize = 100;
 #[derive(Clone)]
 pub struct SyncRequest {
     /// The filter in force.
-    pub filter: Filter,
+    pub filter: Arc<Filter>,
     /// The position that the client has seen; none for an initial sync. One that this server has not reached (its
     /// database was put back to an older state) is none.
     pub since: Option<i64>,
@@ -101,9 +103,14 @@ pub struct SyncAnswer {
     pub is_initial: bool,
     /// The body, JSON.
     pub body: Vec<u8>,
+    /// Whether the user ignores anybody.
+    ignores_somebody: bool,
+    /// What the answer says of the device's keys.
+    one_time_keys: Option<BTreeMap<String, u64>>,
+    fallback_keys: Option<Vec<String>>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct SyncBody {
     next_batch: String,
     #[serde(skip_serializing_if = "EventList::is_empty")]
@@ -345,9 +352,16 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
         && body.presence.is_empty()
         && body.to_device.is_empty()
         && body.device_lists.is_empty();
-    let body = serde_json::to_vec(&body).map_err(Error::internal)?;
-    let is_initial = context.request.since.is_none();
-    Ok((SyncAnswer { position: context.position, is_empty, is_initial, body }, progress))
+    let answer = SyncAnswer {
+        position: context.position,
+        is_empty,
+        is_initial: context.request.since.is_none(),
+        body: serde_json::to_vec(&body).map_err(Error::internal)?,
+        ignores_somebody: !context.ignored.is_empty(),
+        one_time_keys: body.device_one_time_keys_count,
+        fallback_keys: body.device_unused_fallback_key_types,
+    };
+    Ok((answer, progress))
 }
 
 /// Global account data that changed; the first time there are also the push rules, which every account has.

@@ -208,7 +208,7 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent
 }
 
 /// Whether the event may stand in the timeline, by the client's filter for it.
-fn wants_in_timeline(context: &SyncContext<'_>, view: &RoomView<'_>, own: &Seen) -> bool {
+fn wants_in_timeline(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent) -> bool {
     let filter = &context.request.filter.room.timeline;
     !filter.wants_none() && filter.wants_room(view.room.room_id.as_str()) && filter.wants(&own.event.pdu)
 }

@@ -118,7 +118,14 @@ impl Tx<'_> {
                 .prepare_cached(&format!("DELETE FROM {table} WHERE user_id = ?1 AND device_id = ?2"))?
                 .execute([user.as_str(), device])?;
         }
+        self.key_counts_changed(user);
         Ok(())
+    }
+
+    /// Every answer of a `/sync` tells how many there are, that of one that waits now too.
+    fn key_counts_changed(&mut self, user: &UserId) {
+        self.next_stream();
+        self.wake_user(user);
     }
 
     /// Puts a one-time key behind those that the device has uploaded before, unless its id is or was in use.
@@ -153,6 +160,8 @@ impl Tx<'_> {
                  WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",
             )?
             .execute(params![user.as_str(), device, key.algorithm, key.key_id, key.digest, key.key])?;
+        drop((held, issued));
+        self.key_counts_changed(user);
         Ok(OneTimeKeyOutcome::Added)
     }
 
@@ -165,6 +174,7 @@ impl Tx<'_> {
                  WHERE key_id <> excluded.key_id OR key <> excluded.key",
             )?
             .execute([user.as_str(), device, &key.algorithm, &key.key_id, &key.key])?;
+        self.key_counts_changed(user);
         Ok(())
     }
 
@@ -186,7 +196,9 @@ impl Tx<'_> {
         let claimed: Option<(String, String, [u8; 32])> =
             statement.query_row(of_device, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
         if let Some((key_id, key, digest)) = claimed {
+            drop(statement);
             self.note_issued(user, device, (algorithm, &key_id), &digest)?;
+            self.key_counts_changed(user);
             return Ok(Some((key_id, key)));
         }
         self.give_fallback_key(user, device, algorithm)
@@ -206,7 +218,9 @@ impl Tx<'_> {
         let fallback: Option<(String, String, bool)> =
             statement.query_row(of_device, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
         let Some((key_id, key, used)) = fallback else { return Ok(None) };
+        drop(statement);
         if !used {
+            self.key_counts_changed(user);
             self.conn()
                 .prepare_cached(
                     "UPDATE fallback_keys SET used = 1 WHERE user_id = ?1 AND device_id = ?2 AND algorithm = ?3",

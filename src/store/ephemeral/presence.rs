@@ -118,6 +118,7 @@ impl Tx<'_> {
     /// Keeps a user's presence, and wakes those who may see it, unless they are many.
     pub fn set_presence(&mut self, user: &UserId, presence: &Presence) -> Result<()> {
         let stream = self.next_stream();
+        self.presence_changed(stream);
         self.conn()
             .prepare_cached(
                 "INSERT OR REPLACE INTO presence (user_id, state, status, last_active_ms, active, until_ms, stream)

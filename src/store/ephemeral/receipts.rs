@@ -68,6 +68,23 @@ impl Db<'_> {
         Ok(receipts)
     }
 
+    /// The receipts of a room that came at positions in `(after, upto]` and that everybody in the room may see, latest
+    /// first, at most `limit`.
+    pub fn public_receipts_between(
+        &self,
+        room: RoomKey,
+        (after, upto): (i64, i64),
+        limit: usize,
+    ) -> Result<Vec<Receipt>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT user_id, type, thread, event_id, ts FROM receipts
+             WHERE room_key = ?1 AND stream > ?2 AND stream <= ?3 AND type <> 'm.read.private'
+             ORDER BY stream DESC LIMIT ?4",
+        )?;
+        let rows = statement.query_map(params![room, after, upto, limit as i64], receipt_of)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// The event that a receipt has reached.
     pub fn receipt(
         &self,
