@@ -53,6 +53,7 @@ use crate::store::cache::news::RecentNews;
 use crate::store::cache::pdus::PduCache;
 use crate::store::cache::resolutions::ResolutionCache;
 use crate::store::cache::sessions::SessionCache;
+use crate::store::cache::tuple_ids::TupleIds;
 use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
 
@@ -82,10 +83,15 @@ pub(crate) struct StoreState {
     presence: AtomicI64,
     /// Whether there may be any late extremities.
     any_late_extremities: AtomicBool,
+    /// Whether any of our users may have asked to be erased.
+    any_erased_users: AtomicBool,
+    /// The numbers of the state tuples that are asked for.
+    tuple_ids: TupleIds,
 }
 
 impl StoreState {
     fn new(connection: &Connection, server_name: &ServerName, position: i64) -> rusqlite::Result<Self> {
+        let any_erased_users = accounts::are_any_erased(connection)?;
         let any_late_extremities = rooms::late_extremities::are_there_any(connection)?;
         Ok(Self {
             server_name: server_name.clone(),
@@ -96,6 +102,8 @@ impl StoreState {
             news: RecentNews::new(position),
             presence: AtomicI64::new(position),
             any_late_extremities: AtomicBool::new(any_late_extremities),
+            any_erased_users: AtomicBool::new(any_erased_users),
+            tuple_ids: TupleIds::default(),
         })
     }
 }

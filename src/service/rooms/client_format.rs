@@ -150,6 +150,38 @@ pub fn push_state(
     room: &Room,
     row: &EventRow<'_>,
 ) -> Result<()> {
+    let written = state_of_row(erasure, format, room, row, |event| serde_json::to_writer(&mut *out, event))?;
+    if let Written::Whole(event) = written {
+        out.extend_from_slice(event.get().as_bytes());
+    }
+    Ok(())
+}
+
+/// An event of a room's state from its row: the same as [`state`].
+pub fn of_row(
+    erasure: &Erasure<'_>,
+    format: &ClientFormat<'_>,
+    room: &Room,
+    row: &EventRow<'_>,
+) -> Result<Json> {
+    match state_of_row(erasure, format, room, row, |event| to_raw_value(event))? {
+        Written::Usual(event) | Written::Whole(event) => Ok(event),
+    }
+}
+
+/// How an event came out: as it usually is, by the way that was given for that, or another way.
+enum Written<T> {
+    Usual(T),
+    Whole(Json),
+}
+
+fn state_of_row<T>(
+    erasure: &Erasure<'_>,
+    format: &ClientFormat<'_>,
+    room: &Room,
+    row: &EventRow<'_>,
+    usual: impl FnOnce(&ClientEvent<'_>) -> serde_json::Result<T>,
+) -> Result<Written<T>> {
     #[derive(Deserialize)]
     struct Read<'e> {
         #[serde(borrow)]
@@ -166,8 +198,7 @@ pub fn push_state(
     if erasure.erased_at(&read.sender)?.is_some()
         && let Some(event) = erasure.db().event(&EventId::parse(row.event_id)?)?
     {
-        out.extend_from_slice(state(erasure, format, &event)?.get().as_bytes());
-        return Ok(());
+        return Ok(Written::Whole(state(erasure, format, &event)?));
     }
     let mut unsigned = of_state(erasure, format, row.redacted_by)?;
     if format.event_format != EventFormat::Client
@@ -175,8 +206,7 @@ pub fn push_state(
         || read.event_type == "m.room.redaction"
     {
         let pdu = Pdu::trusted(EventId::parse(row.event_id)?, row.json.as_bytes().to_vec(), room.version)?;
-        out.extend_from_slice(write(&pdu, format, unsigned)?.get().as_bytes());
-        return Ok(());
+        return Ok(Written::Whole(write(&pdu, format, unsigned)?));
     }
     unsigned.age = format.now.saturating_sub(read.origin_server_ts);
     let event = ClientEvent {
@@ -190,7 +220,7 @@ pub fn push_state(
         event_type: &read.event_type,
         unsigned,
     };
-    serde_json::to_writer(out, &event).map_err(Error::internal)
+    usual(&event).map(Written::Usual).map_err(Error::internal)
 }
 
 /// A membership event of a room that this server is not in, with the one before it.

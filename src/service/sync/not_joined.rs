@@ -179,6 +179,7 @@ fn first_place(page: &Page) -> Option<Place> {
 fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent) -> Result<Page> {
     let filter = &context.request.filter.room.timeline;
     let mut page = match view.access {
+        _ if !filter.wants_room(view.room.room_id.as_str()) => Page::default(),
         Access::Left { at } => {
             let known = match context.request.since {
                 Some(since) => membership_known_at(context.db, view.room, context.user, since)?,

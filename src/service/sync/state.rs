@@ -94,9 +94,7 @@ impl LackingState {
             if filter.wants_everything() {
                 context.told_members.borrow_mut().extend(self.members);
                 context.db.each_event(self.keys, |row| {
-                    let mut event = Vec::with_capacity(row.json.len());
-                    client_format::push_state(&mut event, &erasure, &context.format, room, &row)?;
-                    events.events.push(client_format::written(event)?);
+                    events.events.push(client_format::of_row(&erasure, &context.format, room, &row)?);
                     Ok(())
                 })?;
                 return Ok(events);

@@ -15,8 +15,9 @@ pub mod profiles;
 pub mod sliding_connections;
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Db, Tx};
 use crate::clock::Millis;
@@ -49,6 +50,12 @@ fn account_of(row: &Row<'_>) -> Result<Account> {
         deactivated: row.get(3)?,
         created_ms: row.get(4)?,
     })
+}
+
+/// Whether any of our users asked to be erased.
+pub(in crate::store) fn are_any_erased(connection: &Connection) -> rusqlite::Result<bool> {
+    let any = "SELECT EXISTS (SELECT 1 FROM users WHERE erased_at IS NOT NULL)";
+    connection.query_row(any, [], |row| row.get(0))
 }
 
 impl Db<'_> {
@@ -95,6 +102,10 @@ impl Db<'_> {
 
     /// Users of whom others are shown no more than they have seen, and the stream positions from which on.
     pub fn erased_users(&self) -> Result<HashMap<String, i64>> {
+        // Every look into a room asks this, and hardly ever is there any.
+        if !self.shared.any_erased_users.load(Ordering::Relaxed) {
+            return Ok(HashMap::new());
+        }
         let mut query =
             self.conn().prepare_cached("SELECT user_id, erased_at FROM users WHERE erased_at IS NOT NULL")?;
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -154,6 +165,7 @@ impl Tx<'_> {
     /// Marks what the user sent as erased from now on, and deletes what we have of them that is no event.
     pub fn erase(&mut self, user: &UserId) -> Result<()> {
         let now = self.stream();
+        self.shared.any_erased_users.store(true, Ordering::Relaxed);
         self.conn()
             .prepare_cached("UPDATE users SET erased_at = ?2 WHERE user_id = ?1")?
             .execute(params![user.as_str(), now])?;

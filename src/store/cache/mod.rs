@@ -7,6 +7,7 @@
 //! - `news`: what the last commits were news of;
 //! - `resolutions`: what resolving states came to;
 //! - `sessions`: the sessions of access tokens;
+//! - `tuple_ids`: the numbers of state tuples;
 //! - `bounded`: the map that they are made of.
 //!
 //! The writer's cache is its own: nobody else changes the database, so it knows what to forget and when. It holds what
@@ -18,6 +19,7 @@ pub mod news;
 pub(super) mod pdus;
 pub mod resolutions;
 pub(super) mod sessions;
+pub(super) mod tuple_ids;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

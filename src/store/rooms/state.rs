@@ -52,12 +52,19 @@ impl Db<'_> {
         if let Some(tuple_id) = self.recall(|cache| cache.events.state_tuple_id(event_type, state_key)) {
             return Ok(Some(tuple_id));
         }
+        let known = self.epoch.and_then(|_| self.shared.tuple_ids.get(event_type, state_key));
+        if known.is_some() {
+            return Ok(known);
+        }
         let mut statement = self
             .conn()
             .prepare_cached("SELECT tuple_id FROM state_tuples WHERE type = ?1 AND state_key = ?2")?;
         let tuple_id = statement.query_row([event_type, state_key], |r| r.get(0)).optional()?;
         if let Some(tuple_id) = tuple_id {
             self.remember(|cache| cache.events.keep_state_tuple(tuple_id, event_type, state_key));
+            if self.epoch.is_some() {
+                self.shared.tuple_ids.keep(event_type, state_key, tuple_id);
+            }
         }
         Ok(tuple_id)
     }
@@ -84,11 +91,14 @@ impl Db<'_> {
         if let Some(known) = self.recall(|cache| cache.state_event_key(room, event_type, state_key)) {
             return Ok(known);
         }
-        let mut statement = self.conn().prepare_cached(
-            "SELECT c.event_key FROM state_tuples s JOIN current_state c ON c.room_key = ?1 AND c.tuple_id = s.tuple_id
-             WHERE s.type = ?2 AND s.state_key = ?3",
-        )?;
-        let event = statement.query_row(params![room, event_type, state_key], |r| r.get(0)).optional()?;
+        let event = match self.state_tuple_id(event_type, state_key)? {
+            Some(tuple_id) => self
+                .conn()
+                .prepare_cached("SELECT event_key FROM current_state WHERE room_key = ?1 AND tuple_id = ?2")?
+                .query_row([room, tuple_id], |r| r.get(0))
+                .optional()?,
+            None => None,
+        };
         self.remember(|cache| cache.keep_state_event_key(room, event_type, state_key, event));
         Ok(event)
     }
