@@ -460,11 +460,16 @@ fn members_are_loaded_lazily_if_asked_for() {
 fn a_member_that_the_client_has_is_not_told_again_unless_the_answer_was_lost() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
-    let room = alice.create_room_with(json!({ "preset": "public_chat", "name": "so that there are no heroes" }));
+    let room =
+        alice.create_room_with(json!({ "preset": "public_chat", "name": "so that there are no heroes" }));
     bob.join(&room);
     let lazy = |more: &str, answer: &Value| {
         let wish = json!({ "lazy_load_members": true, "include_redundant_members": more == "all" });
-        format!("{}&{}", filter(&json!({ "room": { "state": wish, "timeline": { "limit": 3 } } })), next(answer))
+        format!(
+            "{}&{}",
+            filter(&json!({ "room": { "state": wish, "timeline": { "limit": 3 } } })),
+            next(answer)
+        )
     };
     let told = |answer: &Value| -> Vec<String> {
         let room = &answer["rooms"]["join"][&room];
@@ -514,7 +519,8 @@ fn a_member_that_a_waiting_client_has_is_not_told_again_and_one_that_it_lacks_is
     let room = alice.create_room_with(json!({ "preset": "public_chat", "name": "no heroes" }));
     bob.join(&room);
     carol.join(&room);
-    let lazy = filter(&json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 2 } } }));
+    let lazy =
+        filter(&json!({ "room": { "state": { "lazy_load_members": true }, "timeline": { "limit": 2 } } }));
     bob.send(&room, "one");
     bob.send(&room, "two");
     let mut answer = sync(&alice, &lazy);

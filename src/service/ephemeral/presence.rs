@@ -127,7 +127,8 @@ impl LocalPresence {
             self.clients.remove(&gone);
         }
         let client = self.clients.entry(device).or_insert_with(|| says.clone());
-        let until = if client.is_online == says.is_online { client.until.max(says.until) } else { says.until };
+        let until =
+            if client.is_online == says.is_online { client.until.max(says.until) } else { says.until };
         *client = ClientPresence { until, ..says };
     }
 
@@ -227,7 +228,10 @@ impl Ephemeral<'_> {
             return Err(Error::invalid_param("status_msg may have at most 1024 bytes"));
         }
         let device = device.unwrap_or_default().to_owned();
-        self.presence_step(user, PresenceInput::Set(device, state, status.filter(|status| !status.is_empty())))
+        self.presence_step(
+            user,
+            PresenceInput::Set(device, state, status.filter(|status| !status.is_empty())),
+        )
     }
 
     /// The client on a device of a local user asks for news, and will again after `waits`, and calls them online or
@@ -236,7 +240,8 @@ impl Ephemeral<'_> {
         if state == PresenceState::Offline && !lock(&self.local_presence.0).contains_key(user) {
             return;
         }
-        let (device, until) = (device.unwrap_or_default().to_owned(), self.clock.now_ms() + waits + GONE_AFTER_MS);
+        let (device, until) =
+            (device.unwrap_or_default().to_owned(), self.clock.now_ms() + waits + GONE_AFTER_MS);
         self.try_presence_step(user, PresenceInput::Poll(device, state, until));
     }
 
@@ -486,7 +491,9 @@ mod tests {
         assert!(here.take(PresenceInput::Wait, NOW + 60_000));
         assert_eq!((here.state, here.next()), (PresenceState::Offline, None));
         assert!(!here.take(PresenceInput::Act, NOW + 70_000), "a message alone brings nobody to a client");
-        assert!(here.take(PresenceInput::Poll("A".into(), PresenceState::Online, NOW + 200_000), NOW + 100_000));
+        assert!(
+            here.take(PresenceInput::Poll("A".into(), PresenceState::Online, NOW + 200_000), NOW + 100_000)
+        );
         assert_eq!((here.state, here.last_active), (PresenceState::Online, NOW + 100_000));
     }
 
@@ -535,7 +542,12 @@ mod tests {
     #[test]
     fn what_somebody_says_of_themselves_holds_until_they_do_something() {
         let mut here = online();
-        assert!(here.take(PresenceInput::Set("A".into(), PresenceState::Unavailable, Some("lunch".into())), NOW + 1));
+        assert!(
+            here.take(
+                PresenceInput::Set("A".into(), PresenceState::Unavailable, Some("lunch".into())),
+                NOW + 1
+            )
+        );
         assert!(!here.take(PresenceInput::Poll("A".into(), PresenceState::Online, NOW + 90_000), NOW + 2));
         assert_eq!(here.state, PresenceState::Unavailable);
         assert!(here.take(PresenceInput::Act, NOW + 3));

@@ -119,7 +119,11 @@ pub fn full(
 /// An event that is no state, for a reader who did not send it and was this in the room, and from whom no erasure takes
 /// it.
 pub fn message(format: &ClientFormat<'_>, event: &Pdu, membership: Membership) -> Result<Json> {
-    write(event, format, ClientUnsigned { membership: Some(membership.as_str()), ..ClientUnsigned::default() })
+    write(
+        event,
+        format,
+        ClientUnsigned { membership: Some(membership.as_str()), ..ClientUnsigned::default() },
+    )
 }
 
 /// An event of a room's state, for the reader from whom `erasure` may take some of it: without what would have to be

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::{EventList, SyncContext};
 use crate::error::{Error, Result};
 use crate::service::rooms::client_format::Json;
-use crate::store::{Db, Room};
 use crate::store::ephemeral::receipts::Receipt;
+use crate::store::{Db, Room};
 
 /// Receipts of others in one room and one answer. In a room with more, who has read up to where is of no interest.
 pub(super) const RECEIPTS_MAX: usize = 1000;

@@ -260,15 +260,16 @@ fn read_tail(db: &Db<'_>, news: &RoomNews) -> Result<Option<Tail>> {
             return Ok(None);
         }
         let origin_server_ts = event.pdu.origin_server_ts();
-        let format =
-            ClientFormat { room_ids: false, ..ClientFormat::usual(&nobody, None, origin_server_ts) };
+        let format = ClientFormat { room_ids: false, ..ClientFormat::usual(&nobody, None, origin_server_ts) };
         let written = client_format::message(&format, &event.pdu, Membership::Join)?;
         let Some(json) = written.get().strip_suffix(WRITTEN_END) else { return Ok(None) };
         let sender = event.pdu.sender().clone();
         let member = db.state_event_key(room.key, "m.room.member", sender.as_str())?;
         events.push(TailEvent { sender, member, origin_server_ts, json: json.to_owned() });
     }
-    let Some(ephemeral) = ephemeral::of_everybody(db, &room, (news.from, news.upto))? else { return Ok(None) };
+    let Some(ephemeral) = ephemeral::of_everybody(db, &room, (news.from, news.upto))? else {
+        return Ok(None);
+    };
     if events.is_empty() && ephemeral.is_empty() {
         return Ok(None);
     }

@@ -45,9 +45,9 @@ use crate::service::membership::blocks_invites;
 use crate::service::push::rules::default_ruleset;
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::view::RoomView;
+use crate::service::sync::told_members::Told;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::cache::news::News;
-use crate::service::sync::told_members::Told;
 use crate::store::{Db, EventKey, Room};
 
 /// What clients wait for.

@@ -200,7 +200,9 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent
     };
     let told = page.events.iter().any(|shown| shown.event.key == own.event.key);
     match own.event.place.filter(|_| !told) {
-        Some(place) if filter.wants_none() => drop(page.stopped_at.get_or_insert(PaginationToken::after(place))),
+        Some(place) if filter.wants_none() => {
+            drop(page.stopped_at.get_or_insert(PaginationToken::after(place)))
+        }
         Some(_) if !wants_in_timeline(context, view, own) => {}
         Some(_) => page.events.insert(0, own.clone()),
         None => {}
@@ -231,7 +233,8 @@ fn memberships_after(
     let apart = !wants_in_timeline(context, view, own);
     let told = page.events.iter().filter(|_| context.request.state_after).chain(apart.then_some(own));
     let told = told.filter(after).filter(|shown| filter.wants(&shown.event.pdu));
-    told.map(|shown| client_format::full(view, &context.format, &shown.event, Some(shown.membership))).collect()
+    told.map(|shown| client_format::full(view, &context.format, &shown.event, Some(shown.membership)))
+        .collect()
 }
 
 /// A membership in a room that this server is not in.

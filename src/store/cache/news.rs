@@ -159,7 +159,11 @@ mod tests {
         assert!(bob.rooms.contains(&RoomNews { room: 1, from: 10, upto: 13 }));
         assert!(bob.rooms.contains(&RoomNews { room: 2, from: 12, upto: 13 }));
         let earlier = news.since(&user("bob"), 10, 12).unwrap().rooms;
-        assert_eq!(earlier, [RoomNews { room: 1, from: 10, upto: 12 }], "what is not seen yet is no news yet");
+        assert_eq!(
+            earlier,
+            [RoomNews { room: 1, from: 10, upto: 12 }],
+            "what is not seen yet is no news yet"
+        );
     }
 
     #[test]
