@@ -20,7 +20,7 @@ use crate::http::transport::framing::{
     BodyFraming, ReplyFraming, RequestError, RequestHead, UNREAD_REQUEST, bad_request, parse_chunk_size,
     parse_head, refused, too_large,
 };
-use crate::http::transport::reply::{Reply, ReplyBody, cors_headers, failure};
+use crate::http::transport::reply::{Exactly, Reply, ReplyBody, cors_headers, failure};
 use crate::http::transport::request::Request;
 use crate::http::transport::server::ConnectionSlot;
 use crate::http::transport::service::{Call, Outcome, Poll};
@@ -442,10 +442,9 @@ impl Connection {
         };
         let (length, reader): (usize, Box<dyn Read + Send>) = match body {
             ReplyBody::Bytes(bytes) => (bytes.len(), Box::new(io::Cursor::new(bytes))),
-            ReplyBody::Stream(length, reader) => (
-                usize::try_from(length).map_err(io::Error::other)?,
-                Box::new(Exactly { left: length, reader }),
-            ),
+            ReplyBody::Stream(length, reader) => {
+                (usize::try_from(length).map_err(io::Error::other)?, Box::new(Exactly::new(length, reader)))
+            }
             ReplyBody::Unmeasured(reader) => {
                 return self.write_unmeasured((status, headers), connection, reply_framing, reader);
             }
@@ -582,26 +581,5 @@ impl<W: Write> Write for SecondLine<'_, W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
-    }
-}
-
-/// A reader of a known length; ending early is an error, because the length is already on the wire.
-struct Exactly {
-    left: u64,
-    reader: Box<dyn Read + Send>,
-}
-
-impl Read for Exactly {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
-        if most == 0 {
-            return Ok(0);
-        }
-        let n = self.reader.read(&mut buf[..most])?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.left -= n as u64;
-        Ok(n)
     }
 }

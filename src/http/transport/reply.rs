@@ -161,6 +161,33 @@ pub(super) fn cors_headers() -> Vec<Header> {
     headers.into_iter().filter_map(|(name, value)| Header::from_bytes(name, value).ok()).collect()
 }
 
+/// A reader of a known length; ending early is an error, because the length is already on the wire.
+pub(super) struct Exactly {
+    left: u64,
+    reader: Box<dyn Read + Send>,
+}
+
+impl Exactly {
+    pub(super) fn new(length: u64, reader: Box<dyn Read + Send>) -> Self {
+        Self { left: length, reader }
+    }
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let n = self.reader.read(&mut buf[..most])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,7 @@ use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
 use crate::protocol::filter::{EventFilter, EventFormat, Filter};
+use crate::protocol::json::parse_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
@@ -194,7 +195,7 @@ impl Syncing<'_> {
         let request = SyncRequest { looked_upto: Some(light.looked_upto), ..light.request.clone() };
         let Ok(whole) = self.sync(&light.user, light.device.as_deref(), &request) else { return };
         let without_ages = |body: &[u8]| {
-            let mut answer: Value = serde_json::from_slice(body).unwrap_or_default();
+            let mut answer = Value::Object(parse_object(body).unwrap_or_default());
             for (_, room) in answer["rooms"]["join"].as_object_mut().into_iter().flatten() {
                 for event in room["timeline"]["events"].as_array_mut().into_iter().flatten() {
                     event["unsigned"]["age"] = Value::Null;
