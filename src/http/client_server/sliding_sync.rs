@@ -281,7 +281,8 @@ pub(super) fn answer<T: Serialize>(
     };
     if poll == Poll::First {
         let waits = i64::try_from(timeout.as_millis()).unwrap_or(0);
-        hs.ephemeral().note_poll(&requester.user_id, asked.presence, waits);
+        let device = requester.device_id.as_deref();
+        hs.ephemeral().note_poll(&requester.user_id, device, asked.presence, waits);
     }
     let may_wait = poll != Poll::Last && asked.request.pos.is_some() && !timeout.is_zero();
     let device = requester.device_id()?;

@@ -201,7 +201,7 @@ fn left_page(context: &SyncContext<'_>, view: &RoomView<'_>, own: &TimelineEvent
     let told = page.events.iter().any(|shown| shown.event.key == own.event.key);
     match own.event.place.filter(|_| !told) {
         Some(place) if filter.wants_none() => {
-            drop(page.stopped_at.get_or_insert(PaginationToken::after(place)))
+            page.stopped_at.get_or_insert(PaginationToken::after(place));
         }
         Some(_) if !wants_in_timeline(context, view, own) => {}
         Some(_) => page.events.insert(0, own.clone()),

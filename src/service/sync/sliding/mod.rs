@@ -28,6 +28,7 @@ mod room_list;
 mod rooms;
 mod select;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -44,7 +45,6 @@ use crate::bounded::{BoundedMap, Worth};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::locks::lock;
-use crate::protocol::filter::Filter;
 use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::membership::blocks_invites;
@@ -171,16 +171,27 @@ impl Syncing<'_> {
             let position = db.snapshot_position()?;
             let connection = Connection::of(db, user, device, request, (position, now))?;
             let as_sync = SyncRequest {
-                filter: Filter::default(),
+                filter: Arc::default(),
                 since: (!connection.is_new()).then_some(connection.since),
                 full_state: false,
                 state_after: true,
                 older_name: false,
+                looked_upto: None,
             };
             let format = ClientFormat { room_ids: false, ..ClientFormat::usual(user, Some(device), now) };
             let (ignored, blocks_invites) = (Arc::new(Ignored::of(db, user)?), blocks_invites(db, user)?);
-            let context =
-                SyncContext { db, user, request: &as_sync, format, position, ignored, blocks_invites };
+            let context = SyncContext {
+                db,
+                user,
+                request: &as_sync,
+                format,
+                position,
+                ignored,
+                blocks_invites,
+                news: None,
+                known_members: Arc::default(),
+                told_members: RefCell::default(),
+            };
             self.draft_in(&context, request, connection)
         })
     }
