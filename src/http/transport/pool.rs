@@ -22,7 +22,8 @@ const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Stack of a worker: address space only, a page counts when it is touched. Unoptimised code has frames several times
 /// as large.
 const WORKER_STACK_BYTES: usize = if cfg!(debug_assertions) { 4 << 20 } else { 1 << 20 };
-const PARKER_STACK_BYTES: usize = 128 << 10;
+// What many are told at once is written from here; debug builds then look into the database to compare.
+const PARKER_STACK_BYTES: usize = if cfg!(debug_assertions) { 4 << 20 } else { 256 << 10 };
 /// So many workers are begun without a question, or four a processor.
 pub(super) const READY_WORKERS: usize = 16;
 /// Beyond, more are begun when no worker has taken anything for the one time (several at once: all are held up), or
