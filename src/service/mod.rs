@@ -74,6 +74,8 @@ pub struct Homeserver {
     pub local_presence: Arc<ephemeral::presence::LocalPresences>,
     /// Which members each device has been told of by `/sync`.
     pub told_members: sync::told_members::ToldMembers,
+    /// How many large answers are made at a time.
+    pub large_answers: limits::large_answers::LargeAnswers,
     /// What many who wait for news are told at once.
     pub room_tails: sync::light::RoomTails,
     /// Interactive authentication that is under way.
@@ -151,6 +153,7 @@ impl Homeserver {
             store,
             local_presence: Arc::default(),
             told_members: sync::told_members::ToldMembers::default(),
+            large_answers: limits::large_answers::LargeAnswers::default(),
             room_tails: sync::light::RoomTails::default(),
             uia_sessions: UiaSessions::default(),
             registration_nonces: RegistrationNonces::default(),

@@ -771,6 +771,30 @@ fn the_filter_of_a_left_rooms_timeline_applies_to_the_leave_as_well() {
 }
 
 #[test]
+fn many_large_answers_at_once_all_come_whole() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    for n in 0..8 {
+        let content = json!({ "text": "x".repeat(50_000), "n": n });
+        alice.set_state(&room, "org.example.large", &n.to_string(), content);
+    }
+    std::thread::scope(|scope| {
+        let ask = || {
+            let answer = sync(&alice, "");
+            let joined = &answer["rooms"]["join"][&room];
+            let events = |part: &str| joined[part]["events"].as_array().cloned().unwrap_or_default();
+            let large = events("state").into_iter().chain(events("timeline"));
+            large.filter(|event| event["type"] == "org.example.large").count()
+        };
+        let asked: Vec<_> = (0..12).map(|_| scope.spawn(ask)).collect();
+        for one in asked {
+            assert_eq!(one.join().expect("an answer"), 8);
+        }
+    });
+}
+
+#[test]
 fn bad_parameters_are_refused() {
     let server = TestServer::start();
     let alice = server.user("alice");

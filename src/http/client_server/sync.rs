@@ -12,6 +12,9 @@ use crate::service::Homeserver;
 use crate::service::sync::{SyncAnswer, SyncRequest, parse_since};
 use crate::store::ephemeral::presence::PresenceState;
 
+/// Answers that are larger hold their turn until they are written.
+const LARGE_BYTES_MIN: usize = 256 << 10;
+
 /// No request waits longer than this, whatever it asks for.
 pub(super) const SYNC_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
@@ -38,6 +41,11 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
             i64::try_from(timeout.as_millis()).unwrap_or(0),
         );
     }
+    let whole = asked.since.is_none() || asked.full_state;
+    let turn = match whole {
+        true => Some(hs.large_answers.turn(|| !request.hung_up().is_some_and(|gone| gone()))?),
+        false => None,
+    };
     let answer = hs.syncing().sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
     let may_wait = poll != Poll::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
@@ -49,7 +57,13 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
             until: request.received() + timeout,
         });
     }
-    Ok(Outcome::Reply(Reply::raw_json(answer.body)))
+    Ok(Outcome::Reply(match turn.filter(|_| answer.body.len() > LARGE_BYTES_MIN) {
+        Some(turn) => {
+            let length = answer.body.len() as u64;
+            Reply::stream("application/json", length, Box::new(turn.read(answer.body)))
+        }
+        None => Reply::raw_json(answer.body),
+    }))
 }
 
 /// What the request asks for.

@@ -3,6 +3,7 @@
 //! - `claim_budget.rs`: how many one-time keys other servers may take of a device.
 //! - `fair_slots.rs`: slots for what takes long because somebody else has to answer, of which each asker has a share.
 //! - `knock_budget.rs`: how many knocks rooms and users may be made to bear.
+//! - `large_answers.rs`: how many answers are made and written at a time that may be large.
 //! - `request_permits.rs`: permits to ask other servers for others than local users, or out of curiosity; made of such
 //!   slots.
 //! - `resolution_allowance.rs`: how much state resolution the events of a room, and those of a server, may cause.
@@ -13,5 +14,6 @@
 pub mod claim_budget;
 pub(super) mod fair_slots;
 pub mod knock_budget;
+pub mod large_answers;
 pub mod request_permits;
 pub mod resolution_allowance;

@@ -44,7 +44,7 @@ struct NewsLog {
     /// Of what came up to here nothing is known.
     floor: i64,
     commits: VecDeque<Commit>,
-    /// Users named in all of them.
+    /// Users named in all of them, lists that several have in common once.
     users: usize,
 }
 
@@ -55,6 +55,8 @@ struct Commit {
     users: HashSet<UserId>,
     /// Each with the users who are in the room, in order.
     rooms: Vec<(RoomKey, Arc<[UserId]>)>,
+    /// What it adds to the users of the log.
+    weight: usize,
 }
 
 impl RecentNews {
@@ -67,13 +69,19 @@ impl RecentNews {
         if upto <= from || (changes.users.is_empty() && changes.audiences.is_empty()) {
             return;
         }
+        // A list that is new is held by its room's cache and by these changes; an older one by other commits, too.
+        let of_room = |audience: &Arc<[UserId]>| match Arc::strong_count(audience) {
+            0..=2 => audience.len(),
+            _ => 1,
+        };
+        let weight = changes.users.len() + changes.audiences.values().map(of_room).sum::<usize>();
         let rooms = changes.audiences.iter().map(|(room, audience)| (*room, audience.clone())).collect();
         let mut log = lock(&self.0);
-        log.users += changes.users.len();
-        log.commits.push_back(Commit { from, upto, users: changes.users.clone(), rooms });
+        log.users += weight;
+        log.commits.push_back(Commit { from, upto, users: changes.users.clone(), rooms, weight });
         while log.commits.len() > COMMITS_MAX || log.users > USERS_MAX {
             let Some(oldest) = log.commits.pop_front() else { break };
-            log.users -= oldest.users.len();
+            log.users -= oldest.weight;
             log.floor = oldest.upto;
         }
     }
@@ -82,7 +90,7 @@ impl RecentNews {
     pub(in crate::store) fn take_back(&self, from: i64) {
         let mut log = lock(&self.0);
         while log.commits.back().is_some_and(|last| last.from >= from) {
-            let gone = log.commits.pop_back().map_or(0, |last| last.users.len());
+            let gone = log.commits.pop_back().map_or(0, |last| last.weight);
             log.users -= gone;
         }
         // It may have been the last that was there.

@@ -1,0 +1,145 @@
+//! Answers that are large: an initial sync of somebody who is in many rooms is megabytes, and many clients may ask for
+//! one at once (after a restart, say). A few are made and written at a time, so that memory is bounded by these few and
+//! not by how many ask; the processors are busy with a few as well.
+
+use std::collections::HashMap;
+use std::io::{self, Cursor, Read};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{ErrCode, Error, Result};
+use crate::locks::{lock, wait_timeout};
+
+/// Whoever reads slowly keeps others waiting for so long after the answer was made, and no longer.
+const SLOW_READER_TIMEOUT: Duration = Duration::from_secs(3);
+/// So long one waits for a turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often who waits looks whether they are still wanted.
+const STILL_WANTED_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The turns of large answers.
+pub struct LargeAnswers(Arc<SharedTurns>);
+
+struct SharedTurns {
+    most: usize,
+    turns: Mutex<LargeTurns>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct LargeTurns {
+    begun: u64,
+    /// Those that are not over; since when their answers are there.
+    taken: HashMap<u64, Option<Instant>>,
+}
+
+impl Default for LargeAnswers {
+    fn default() -> Self {
+        Self::new(thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2))
+    }
+}
+
+impl LargeAnswers {
+    fn new(most: usize) -> Self {
+        Self(Arc::new(SharedTurns { most, turns: Mutex::default(), ended: Condvar::new() }))
+    }
+
+    /// A turn, waited for while it is `wanted`. Errors: 429 `M_LIMIT_EXCEEDED` if there is none for long.
+    pub fn turn(&self, wanted: impl Fn() -> bool) -> Result<Turn> {
+        let until = Instant::now() + TURN_TIMEOUT;
+        let mut turns = lock(&self.0.turns);
+        while turns.under_way() >= self.0.most {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || !wanted() {
+                let error = Error::new(ErrCode::LimitExceeded, "Too many ask for everything at once");
+                return Err(error.with_field("retry_after_ms", 10_000));
+            }
+            turns = wait_timeout(&self.0.ended, turns, left.min(STILL_WANTED_INTERVAL));
+        }
+        turns.begun += 1;
+        let number = turns.begun;
+        turns.taken.insert(number, None);
+        Ok(Turn { shared: self.0.clone(), number })
+    }
+}
+
+impl LargeTurns {
+    fn under_way(&self) -> usize {
+        let slow = |made: &Instant| made.elapsed() >= SLOW_READER_TIMEOUT;
+        self.taken.values().filter(|made| !made.as_ref().is_some_and(slow)).count()
+    }
+}
+
+/// A turn; over when it is dropped.
+pub struct Turn {
+    shared: Arc<SharedTurns>,
+    number: u64,
+}
+
+impl Turn {
+    /// The answer to be read; with its last byte, or when nobody reads on, the turn is over.
+    pub fn read(self, answer: Vec<u8>) -> impl Read + Send + 'static {
+        lock(&self.shared.turns).taken.insert(self.number, Some(Instant::now()));
+        AnswerOfTurn { _turn: self, answer: Cursor::new(answer) }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.shared.turns).taken.remove(&self.number);
+        self.shared.ended.notify_all();
+    }
+}
+
+struct AnswerOfTurn {
+    answer: Cursor<Vec<u8>>,
+    _turn: Turn,
+}
+
+impl Read for AnswerOfTurn {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.answer.read(buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_few_answers_are_made_and_read_at_a_time_and_all_in_the_end() {
+        let (all, at_once, most) = (LargeAnswers::new(2), AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| {
+                    let turn = all.turn(|| true).expect("a turn");
+                    most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    let (mut read, mut reader) = (Vec::new(), turn.read(vec![7; 100_000]));
+                    reader.read_to_end(&mut read).expect("read");
+                    assert_eq!(read.len(), 100_000);
+                    at_once.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert!(most.load(Ordering::SeqCst) <= 2);
+        assert!(lock(&all.0.turns).taken.is_empty());
+    }
+
+    #[test]
+    fn who_hangs_up_waits_no_more_and_a_slow_reader_holds_nobody_up_for_long() {
+        let all = LargeAnswers::new(1);
+        let turn = all.turn(|| true).expect("a turn");
+        let refused = all.turn(|| false).map(drop).expect_err("nobody wants it");
+        assert_eq!(refused.status(), 429);
+        let slow = turn.read(vec![7; 10]);
+        let long_ago = Instant::now().checked_sub(SLOW_READER_TIMEOUT).expect("the clock has run for longer");
+        lock(&all.0.turns).taken.values_mut().for_each(|made| *made = Some(long_ago));
+        let next = all.turn(|| false).expect("a turn beside the slow reader's");
+        assert_eq!(all.turn(|| false).map(drop).expect_err("that one is at work").status(), 429);
+        drop((slow, next));
+        assert!(lock(&all.0.turns).taken.is_empty());
+    }
+}
