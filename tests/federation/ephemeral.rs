@@ -91,7 +91,7 @@ fn typing_is_told_when_it_changes_and_ends_by_itself() {
 
 #[test]
 fn that_nobody_types_any_more_is_told_however_the_last_one_stops_and_however_one_asks() {
-    let mut server = TestServer::start();
+    let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
     let room = alice.create_room_with(json!({ "preset": "public_chat" }));
     bob.join(&room);
@@ -453,7 +453,7 @@ fn presence_follows_what_clients_do_and_what_users_say() {
 
 #[test]
 fn presence_is_what_the_clients_of_all_devices_come_to() {
-    let mut server = TestServer::start();
+    let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
     let room = alice.create_room();
     bob.join(&room);
