@@ -1,6 +1,8 @@
 //! Invites and knocks, as the room list shows them.
 
-use anyhow::{Context, Result};
+use std::time::Duration;
+
+use anyhow::Result;
 use futures_util::{StreamExt, pin_mut};
 use matrix_sdk::RoomState;
 use matrix_sdk::room::knock_requests::KnockRequest;
@@ -96,18 +98,21 @@ async fn knock_room(owner: &Phone, name: &str) -> Result<OwnedRoomId> {
 
 /// Waits until those who may let in see who knocks.
 async fn knock_of(owner: &Phone, room: &OwnedRoomId, knocker: &UserId) -> Result<KnockRequest> {
-    let (waiting, _cleaner) = owner.room(room)?.subscribe_to_knock_requests().await?;
-    pin_mut!(waiting);
-    let wait = async {
-        while let Some(knocks) = waiting.next().await {
-            if let Some(found) = knocks.into_iter().find(|knock| knock.member_info.user_id == knocker) {
-                return Some(found);
-            }
-        }
-        None
-    };
-    let found = tokio::time::timeout(std::time::Duration::from_secs(90), wait).await;
-    found.context("the knock is not shown to the room's owner")?.context("the stream of knocks ended")
+    let shown = owner.room(room)?;
+    until(&format!("{} sees that {knocker} knocks", owner.id()), async || {
+        // Asked for anew each time, as the screen with the requests is opened anew: what comes while the engine begins
+        // to listen is lost on it.
+        let (waiting, cleaner) =
+            shown.subscribe_to_knock_requests().await.map_err(|error| error.to_string())?;
+        pin_mut!(waiting);
+        let knocks = tokio::time::timeout(Duration::from_secs(3), waiting.next()).await;
+        cleaner.abort();
+        let Ok(Some(knocks)) = knocks else { return Err("no list of knocks".to_owned()) };
+        let count = knocks.len();
+        let found = knocks.into_iter().find(|knock| knock.member_info.user_id == knocker);
+        found.ok_or_else(|| format!("{count} others"))
+    })
+    .await
 }
 
 /// Knocked and withdrawn, knocked and refused, knocked and let in.
