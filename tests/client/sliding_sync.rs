@@ -142,6 +142,26 @@ fn rule_1_a_token_of_another_device_connection_or_invention_is_unknown() {
 }
 
 #[test]
+fn a_request_that_waits_while_its_device_is_logged_out_hears_that() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let body = one_list(20, 1, &json!([]));
+    let first = slide(&alice, None, &body);
+    std::thread::scope(|scope| {
+        let path = sliding_path(Some(&first), 60_000);
+        let (alice, body) = (&alice, &body);
+        let waiting = scope.spawn(move || alice.request("POST", &path, Some(body.clone())));
+        while server.homeserver().notifier.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        alice.post(&format!("{V3}/logout"), json!({}));
+        let (status, error) = waiting.join().unwrap();
+        assert_eq!((status, &error["errcode"]), (401, &json!("M_UNKNOWN_TOKEN")), "{error}");
+        assert_eq!(error["soft_logout"], false);
+    });
+}
+
+#[test]
 fn rule_1_connections_of_one_device_do_not_know_of_each_other() {
     let server = TestServer::start();
     let alice = server.user("alice");

@@ -138,7 +138,8 @@ pub struct Connection {
 
 impl Connection {
     /// The connection that a request goes on with. Errors: 400 `M_UNKNOWN_POS` for a token that is none of this
-    /// device's last two, or of a connection that was not used for a week: clients take it as a word to begin anew.
+    /// device's last two, or of a connection that was not used for a week: clients take it as a word to begin anew;
+    /// 401 `M_UNKNOWN_TOKEN` if the device was logged out while the request waited.
     pub fn of(
         db: &Db<'_>,
         user: &UserId,
@@ -159,7 +160,9 @@ impl Connection {
                 && pos.version > 0
                 && [row.base, row.issued].contains(&pos.version)
         };
-        let row = row.filter(is_it).ok_or_else(unknown_pos)?;
+        let Some(row) = row.filter(is_it) else {
+            return Err(unknown_to(user, device, db)?);
+        };
         let of_all = db.told_of_room(row.connection, pos.version, "")?;
         let of_all: ToldOfAll = of_all.map(|told| told_in(&told)).transpose()?.unwrap_or_default();
         let next_of_all = ToldOfAll { shape: request.shape(), behind: false, ..of_all.clone() };
@@ -267,6 +270,16 @@ fn told_in<T: for<'t> Deserialize<'t>>(json: &str) -> Result<T> {
 /// 400 `M_UNKNOWN_POS`: the client begins anew.
 pub fn unknown_pos() -> Error {
     Error::new(ErrCode::UnknownPos, "This position is not known (any more): please begin anew")
+}
+
+/// Why a connection is not there: its device is not either, or the client begins anew.
+pub fn unknown_to(user: &UserId, device: &str, db: &Db<'_>) -> Result<Error> {
+    Ok(match db.device(user, device)? {
+        Some(_) => unknown_pos(),
+        None => {
+            Error::new(ErrCode::UnknownToken, "This device was logged out").with_field("soft_logout", false)
+        }
+    })
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use self::connection::{Connection, ConnectionStep, unknown_pos};
+use self::connection::{Connection, ConnectionStep, unknown_pos, unknown_to};
 use self::extensions::RoomScope;
 use self::request::SlidingRequest;
 use self::room_list::RoomLists;
@@ -275,7 +275,7 @@ impl Syncing<'_> {
                 let (user, device, conn_id) = (user.clone(), device.to_owned(), request.conn_id.clone());
                 self.store.write_lightly(move |tx| {
                     if tx.device(&user, &device)?.is_none() {
-                        return Err(unknown_pos());
+                        return Err(unknown_to(&user, &device, tx)?);
                     }
                     let opened = tx.open_sliding_connection(&user, &device, &conn_id, now)?;
                     let version = tx.issue_sliding_version(&opened, 0, &noted, now)?;
