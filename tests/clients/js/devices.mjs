@@ -404,6 +404,10 @@ class Device {
     async recover({ recoveryKey }) {
         this.recoveryKey = recoveryKey;
         this.passwordAsked = 0;
+        // Nothing can be restored that does not match the public keys of the account.
+        await until(`${this.name}: the account's public keys`, () =>
+            this.crypto.userHasCrossSigningKeys(this.userId, true),
+        );
         await this.crypto.bootstrapCrossSigning({ authUploadDeviceSigningKeys: this.confirming() });
         await this.crypto.loadSessionBackupPrivateKeyFromSecretStorage();
         await this.crypto.checkKeyBackupAndEnable();
