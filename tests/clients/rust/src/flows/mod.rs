@@ -128,3 +128,14 @@ async fn is_invited_by(invite: &Room, inviter: &UserId) -> Result<()> {
     })
     .await
 }
+
+/// Waits until the phone has heard of the other one, so that what it writes can be read there.
+async fn knows_device(phone: &Phone, other: &Phone) -> Result<()> {
+    let device = other.client.device_id().expect("it is logged in");
+    until(&format!("{} knows of {device}", phone.id()), async || {
+        let devices = phone.client.encryption().get_user_devices(other.id()).await;
+        let devices = devices.map_err(|error| error.to_string())?;
+        devices.get(device).map(drop).ok_or_else(|| format!("{:?}", devices.keys().collect::<Vec<_>>()))
+    })
+    .await
+}

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use matrix_sdk::ruma::RoomId;
 
-use super::two_in_a_room;
+use super::{knows_device, two_in_a_room};
 use crate::phone::Phone;
 use crate::stage::{At, Stage};
 
@@ -44,6 +44,7 @@ async fn interrupted(stage: &Stage, end: impl Fn(&Stage) -> Result<()>) -> Resul
     // Somebody new meets both: what is known of keys and devices was kept.
     let tablet = Phone::log_in(stage, &bob.account, "tablet").await?;
     tablet.list_shows(&room, matrix_sdk::RoomState::Joined).await?;
+    knows_device(&alice, &tablet).await?;
     both_say(&alice, &tablet, &room, &mut texts, "by a new device").await
 }
 
