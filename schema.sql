@@ -608,17 +608,17 @@ CREATE TABLE device_changes (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX device_changes_by_stream ON device_changes (stream);
 
--- How well we know the devices and keys of other servers' users: up to which update of theirs. `whole`: the whole list
--- was fetched at some time; before that, devices may be missing in it. `due_ms`: something is missing, and the whole
+-- How well we know the devices and keys of other servers' users: up to which update of theirs. `fetched_ms`: when the
+-- whole list was fetched last; if it never was, devices may be missing in it. `due_ms`: something is missing, and the whole
 -- list is to be fetched then; `attempts` to do so have failed. Keys are answered from here only where the list is
--- `whole` and nothing is due.
+-- whole and nothing is due.
 CREATE TABLE remote_device_lists (
   user_id TEXT PRIMARY KEY,
   server TEXT NOT NULL,
   stream_id INTEGER,
   due_ms INTEGER,
   attempts INTEGER NOT NULL,
-  whole INTEGER NOT NULL
+  fetched_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX remote_device_lists_due ON remote_device_lists (due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX remote_device_lists_due_by_server ON remote_device_lists (server, due_ms) WHERE due_ms IS NOT NULL;

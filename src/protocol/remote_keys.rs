@@ -3,22 +3,30 @@
 //! they trust.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::protocol::UserId;
 use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage};
-use crate::protocol::json::{self, CanonicalObject, member_of, read_object};
+use crate::protocol::device_keys::quoted;
+use crate::protocol::json::{CanonicalObject, member_of, read, read_object};
 
 /// Devices of one user of another server that are looked at.
 pub const REMOTE_DEVICES_MAX: usize = 1000;
+/// What those of one user may come to, in bytes: as much as so many devices have that are what clients make them.
+pub const REMOTE_DEVICES_BYTES_MAX: usize = 1 << 20;
+/// About what a device takes in memory and on disk beside its texts, in bytes.
+pub const REMOTE_DEVICE_OVERHEAD_BYTES: usize = 100;
 /// Longest device id and device name, in bytes; the identity keys of one device as JSON.
 const DEVICE_ID_BYTES_MAX: usize = 255;
 const DEVICE_NAME_BYTES_MAX: usize = 512;
 const DEVICE_KEYS_BYTES_MAX: usize = 16 << 10;
 /// The longest text of which it is looked at whether it is a cross-signing key.
 const CROSS_SIGNING_TEXT_BYTES_MAX: usize = 128 << 10;
+/// How the names of algorithms begin whose one-time keys are signed objects; others are strings.
+const SIGNED: &str = "signed_";
 /// Longest one-time key, as JSON.
 const ONE_TIME_KEY_BYTES_MAX: usize = 4 << 10;
 /// White space and escapes do not count, but there is an end to them: so many times as long may a text be before it is
@@ -56,13 +64,23 @@ impl RemoteKeys {
         self.add(RemoteDevice::queried(user, device_id, keys));
     }
 
-    /// About what they take in memory.
+    /// About what they take in memory, in bytes.
     pub fn bytes(&self) -> usize {
-        let of_device = |device: &RemoteDevice| {
-            let texts = [device.display_name.as_ref(), device.keys.as_ref()].into_iter().flatten();
-            device.device_id.len() + texts.map(String::len).sum::<usize>() + 100
-        };
-        self.devices.iter().map(of_device).sum()
+        let of_key = |key: &CrossSigningKey| key.signed.object.len() + key.signed.signatures.len();
+        let keys = [&self.cross_signing.master, &self.cross_signing.self_signing].into_iter().flatten();
+        self.devices.iter().map(RemoteDevice::bytes).sum::<usize>() + keys.map(of_key).sum::<usize>()
+    }
+
+    /// The same without the devices that are too much for one user.
+    pub fn within_bounds(mut self) -> Self {
+        let sums = self.devices.iter().scan(0, |sum, device| {
+            *sum += device.bytes();
+            Some(*sum)
+        });
+        let fitting =
+            sums.take(REMOTE_DEVICES_MAX).take_while(|sum| *sum <= REMOTE_DEVICES_BYTES_MAX).count();
+        self.devices.truncate(fitting);
+        self
     }
 
     /// Of several of one id the last one counts.
@@ -113,6 +131,12 @@ impl RemoteDevice {
         Some(Self { device_id: device_id.to_owned(), display_name, keys })
     }
 
+    /// About what it takes in memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        let texts = [self.display_name.as_ref(), self.keys.as_ref()].into_iter().flatten();
+        self.device_id.len() + texts.map(String::len).sum::<usize>() + REMOTE_DEVICE_OVERHEAD_BYTES
+    }
+
     /// A device as the answer of `user/keys/query` has it: its identity keys, and its name as what is `unsigned`. None
     /// if there is anything wrong with the keys.
     pub fn queried(user: &UserId, device_id: &str, keys: &str) -> Option<Self> {
@@ -141,20 +165,45 @@ impl RemoteDevice {
     }
 }
 
-/// Whether a one-time key, as the answer of `user/keys/claim` has it by its name, is of this algorithm and of a size to be
-/// passed on: a JSON object or string.
-pub fn is_one_time_key(algorithm: &str, key_id: &str, key: &str) -> bool {
-    let fits = key.len() <= ONE_TIME_KEY_BYTES_MAX && key_id.len() <= DEVICE_ID_BYTES_MAX + algorithm.len();
-    let shaped = json::is_object(key.as_bytes()) || key.trim_start().starts_with('"');
-    fits && shaped && key_id.split_once(':').is_some_and(|(of, id)| of == algorithm && !id.is_empty())
+/// A one-time key as the answer of `user/keys/claim` has it by its name: in canonical form, if it is of this algorithm, and
+/// of a size and a shape to be passed on. Clients read an answer as a whole, so that one key that is none would take
+/// all others with it.
+pub fn read_one_time_key(algorithm: &str, key_id: &str, text: &str) -> Option<String> {
+    let (of, id) = key_id.split_once(':')?;
+    let is_named = of == algorithm && !id.is_empty() && id.len() <= DEVICE_ID_BYTES_MAX;
+    if !is_named || text.len() > SLACK * ONE_TIME_KEY_BYTES_MAX {
+        return None;
+    }
+    let key = match algorithm.starts_with(SIGNED) {
+        true => {
+            let (object, _) = CanonicalObject::read(text.as_bytes()).ok()?;
+            let (object, _) = object.remove("unsigned");
+            object.string("key")?;
+            read::<Signatures<'_>>(object.get("signatures")?).ok()?;
+            object.into_text()
+        }
+        false => quoted(&read::<Cow<'_, str>>(text.as_bytes()).ok()?),
+    };
+    (key.len() <= ONE_TIME_KEY_BYTES_MAX).then_some(key)
 }
 
+/// Signatures by key id and user.
+type Signatures<'t> = BTreeMap<Cow<'t, str>, BTreeMap<Cow<'t, str>, Cow<'t, str>>>;
+
+/// The identity keys of a device of this user, if they are what the specification requires ("Device keys"): clients read
+/// an answer as a whole, so that one device that has something else would take all others with it.
 fn device_keys(user: &UserId, device_id: &str, text: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct DeviceKeys<'t> {
         user_id: UserId,
         #[serde(borrow)]
         device_id: Cow<'t, str>,
+        #[serde(borrow, rename = "algorithms")]
+        _algorithms: Vec<Cow<'t, str>>,
+        #[serde(borrow, rename = "keys")]
+        _keys: BTreeMap<Cow<'t, str>, Cow<'t, str>>,
+        #[serde(borrow, rename = "signatures")]
+        _signatures: Signatures<'t>,
     }
     let object = own(user, text, DEVICE_KEYS_BYTES_MAX)?;
     let read = read_object::<DeviceKeys<'_>>(object.as_bytes()).ok()?;
@@ -242,17 +291,22 @@ mod tests {
 
     #[test]
     fn a_one_time_key_is_of_the_algorithm_that_was_asked_for() {
-        let is = |id: &str, key: &str| is_one_time_key("signed_curve25519", id, key);
-        assert!(is("signed_curve25519:AAAA", "{\"key\":\"x\"}") && is("signed_curve25519:AAAA", "\"x\""));
+        let read = |id: &str, key: &str| read_one_time_key("signed_curve25519", id, key);
+        let key = "{ \"signatures\":{\"@a:x.org\":{\"ed25519:D\":\"s\"}}, \"key\":\"x\"}";
+        let canonical = "{\"key\":\"x\",\"signatures\":{\"@a:x.org\":{\"ed25519:D\":\"s\"}}}";
+        assert_eq!(read("signed_curve25519:AAAA", key).as_deref(), Some(canonical));
+        assert_eq!(read_one_time_key("curve25519", "curve25519:A", " \"x\"").as_deref(), Some("\"x\""));
         for (id, key) in [
-            ("curve25519:AAAA", "{}"),
-            ("signed_curve25519:", "{}"),
-            ("signed_curve25519", "{}"),
+            ("curve25519:AAAA", key),
+            ("signed_curve25519:", key),
+            ("signed_curve25519", key),
             ("signed_curve25519:AAAA", "[]"),
             ("signed_curve25519:AAAA", "5"),
+            ("signed_curve25519:AAAA", "\"x\""),
         ] {
-            assert!(!is(id, key), "{id} {key}");
+            assert_eq!(read(id, key), None, "{id} {key}");
         }
-        assert!(!is("signed_curve25519:AAAA", &format!("\"{}\"", "x".repeat(ONE_TIME_KEY_BYTES_MAX))));
+        let long = key.replace("\"x\"", &format!("\"{}\"", "x".repeat(ONE_TIME_KEY_BYTES_MAX)));
+        assert_eq!(read("signed_curve25519:AAAA", &long), None);
     }
 }

@@ -312,7 +312,14 @@ pub const TABLES: &[TableBounds] = &[
         &[rooms("one for each user who shares a room with one of us", "")],
         "`drop_device_list`, as soon as no room is shared any more",
     ),
-    table("remote_devices", &[rooms("1000 of one user", "")], "`drop_device_list`"),
+    table(
+        "remote_devices",
+        &[rooms(
+            "1000 and 1 MiB of one user",
+            "of_a_list_that_nobody_could_have_a_part_is_kept_whichever_way_it_comes",
+        )],
+        "`drop_device_list`",
+    ),
     table("device_keys", &[users("8 KiB of each device", "")], "with the device"),
     table(
         "one_time_keys",

@@ -5,6 +5,11 @@ use std::time::Duration;
 use crate::common::client::{V3, post, sync};
 use crate::common::scene::log_in;
 use doorstep::TestServer;
+use doorstep::protocol::UserId;
+use doorstep::protocol::cross_signing::KeyUsage;
+use doorstep::protocol::json::ObjectText;
+use doorstep::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
+use doorstep::service::devices::key_backup::NewKeyBackup;
 use doorstep::testing::{TestDeviceKeys, TestSigningKeys, TestUser};
 use serde_json::{Value, json};
 
@@ -367,4 +372,40 @@ fn new_signing_keys_and_signatures_are_told_to_whom_they_concern() {
     assert_eq!(post(&alice, SIGNING, body), (200, json!({})));
     assert_eq!((news(&alice), news(&bob)), (json!([alice.id()]), Value::Null));
     assert_eq!(sync(&carol, "").get("device_lists"), None);
+}
+
+#[test]
+fn nothing_is_kept_for_an_account_that_was_closed_while_its_request_was_under_way() {
+    let server = TestServer::start();
+    let alice = register(&server, "alice");
+    let (keys, signing) = (alice.upload_keys(&[]), alice.upload_signing_keys());
+    let id = UserId::parse(alice.id()).expect("a user id");
+    let upload = TestSigningKeys::new(alice.id()).upload();
+    let new = NewSigningKeys::read(&id, upload.as_object().expect("an object")).expect("keys").expect("some");
+    let signed =
+        json!({ alice.id(): { keys.device_id(): signing.sign_device(keys.identity()) } }).to_string();
+    let signed: UploadedSignatures<'_> = serde_json::from_str(&signed).expect("signatures");
+    let auth_data = ObjectText::try_from(&b"{}"[..]).expect("an object");
+    let backup = NewKeyBackup { algorithm: "any".to_owned(), auth_data };
+    server.homeserver().deactivate(&id, false).expect("closed");
+    let devices = server.homeserver().devices();
+    assert!(devices.upload_signing_keys(&id, new, true).is_err());
+    let kept = devices.upload_signatures(&id, &signed);
+    assert!(kept.is_err() || kept.is_ok_and(|answer| answer["failures"] != json!({})));
+    assert!(devices.create_key_backup(&id, backup).is_err());
+    let left =
+        server.homeserver().store.read(|db| db.cross_signing_key(&id, KeyUsage::Master)).expect("read");
+    assert_eq!(left, None);
+}
+
+#[test]
+fn what_is_signed_is_the_text_that_was_uploaded() {
+    let server = TestServer::start();
+    let alice = register(&server, "alice");
+    let mut upload = TestSigningKeys::new(alice.id()).upload();
+    // Written in another way it would be another text, and no signature of it good any more.
+    upload["master_key"]["more"] = json!(1.0);
+    assert_eq!(post(&alice, SIGNING, upload), (200, json!({})));
+    let told = alice.query_keys(&[alice.id()])["master_keys"][alice.id()]["more"].to_string();
+    assert_eq!(told, "1.0");
 }

@@ -24,6 +24,7 @@
 //!
 //! - `forgeries`: events that nobody signed who would have to, handed in at every door.
 //! - `hostile_peer`: a peer that lies in every step of every handshake.
+//! - `hostile_keys`: what servers tell of devices and keys to fill memory, keep us at work, or make answers unreadable.
 //! - `strangers_at_the_door`: invites and knocks that are to fill the house, or to keep others out.
 //!
 //! What servers ask of each other, and what is fleeting:
@@ -47,6 +48,7 @@ mod forgeries;
 mod forks;
 mod handshakes;
 mod handshakes_that_meet;
+mod hostile_keys;
 mod hostile_peer;
 mod keys_across_servers;
 mod large_rooms;

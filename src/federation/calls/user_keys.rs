@@ -2,7 +2,7 @@
 //! Of the answers is taken what was asked for, and nothing else.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use super::{LIST_ANSWER_BYTES_MAX, QUICK_TIMEOUT, enc, object_in, to_body};
 use crate::federation::call_error::{CallError, CallResult};
 use crate::federation::client::{Client, PeerRequest};
 use crate::protocol::json::{First, FirstMembers};
-use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys, is_one_time_key};
+use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys, read_one_time_key};
 use crate::protocol::{ServerName, UserId};
 
 /// Users of one answer that are looked at: more than are ever asked for at once.
@@ -30,8 +30,8 @@ pub struct UserDevicesAnswer {
     pub keys: RemoteKeys,
 }
 
-/// One-time keys by user and device: each a key id and a key, a JSON object or string.
-pub type ClaimedKeys = BTreeMap<UserId, BTreeMap<String, (String, Box<RawValue>)>>;
+/// One-time keys by user and device: each a key id and a key, JSON.
+pub type ClaimedKeys = BTreeMap<UserId, BTreeMap<String, (String, String)>>;
 
 /// What stands behind each of the names of an object, as text.
 type Texts<'t, const MOST: usize> = FirstMembers<Cow<'t, str>, &'t RawValue, MOST>;
@@ -139,7 +139,7 @@ fn devices_in(user: &UserId, body: &[u8]) -> CallResult<UserDevicesAnswer> {
     let (master, self_signing) =
         (read.master_key.map(RawValue::get), read.self_signing_key.map(RawValue::get));
     keys.cross_signing = ShownKeys::read(user, master, self_signing);
-    Ok(UserDevicesAnswer { stream_id: read.stream_id, keys })
+    Ok(UserDevicesAnswer { stream_id: read.stream_id, keys: keys.within_bounds() })
 }
 
 fn keys_in(wanted: &BTreeMap<UserId, Vec<String>>, body: &[u8]) -> CallResult<BTreeMap<UserId, RemoteKeys>> {
@@ -151,12 +151,13 @@ fn keys_in(wanted: &BTreeMap<UserId, Vec<String>>, body: &[u8]) -> CallResult<BT
             continue;
         };
         let mut keys = RemoteKeys::default();
+        let ids: HashSet<&str> = ids.iter().map(String::as_str).collect();
         for (id, text) in devices.0 {
-            if ids.is_empty() || ids.iter().any(|wanted| *wanted == id) {
+            if ids.is_empty() || ids.contains(id.as_ref()) {
                 keys.add_queried(user, &id, text.get());
             }
         }
-        found.insert(user.clone(), keys);
+        found.insert(user.clone(), keys.within_bounds());
     }
     for (name, text) in read.master_keys.unwrap_or_default().0 {
         let Some((user, _)) = wanted_entry(wanted, &name) else { continue };
@@ -188,11 +189,12 @@ fn claimed_in(wanted: &BTreeMap<UserId, BTreeMap<String, String>>, body: &[u8]) 
             let Ok(keys) = object_in::<Texts<'_, KEYS_OF_DEVICE_MAX>>(keys.get().as_bytes()) else {
                 continue;
             };
-            let fits = |key_id: &str, key: &RawValue| is_one_time_key(algorithm, key_id, key.get());
-            let first = keys.0.into_iter().find(|(key_id, key)| fits(key_id, key));
-            if let Some((key_id, key)) = first {
-                let of_user = claimed.entry(user.clone()).or_default();
-                of_user.insert(id.into_owned(), (key_id.into_owned(), key.to_owned()));
+            let first = keys.0.into_iter().find_map(|(key_id, key)| {
+                let key = read_one_time_key(algorithm, &key_id, key.get())?;
+                Some((key_id.into_owned(), key))
+            });
+            if let Some(first) = first {
+                claimed.entry(user.clone()).or_default().insert(id.into_owned(), first);
             }
         }
     }

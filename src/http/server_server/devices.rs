@@ -11,8 +11,8 @@ use crate::protocol::json::read_object;
 use crate::service::Homeserver;
 
 /// `GET /_matrix/federation/v1/user/devices/{userId}`.
-pub fn list(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
-    Ok(Reply::raw_json(hs.devices().devices_for_servers(&request.user_id()?)?.into_bytes()))
+pub fn list(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
+    Ok(Reply::raw_json(hs.devices().devices_for_server(&origin.0, &request.user_id()?)?.into_bytes()))
 }
 
 #[derive(Deserialize)]
@@ -21,10 +21,10 @@ struct QueryBody {
 }
 
 /// `POST /_matrix/federation/v1/user/keys/query`.
-pub fn query_keys(hs: &Arc<Homeserver>, request: &Request, _origin: &Origin) -> Result<Reply> {
+pub fn query_keys(hs: &Arc<Homeserver>, request: &Request, origin: &Origin) -> Result<Reply> {
     let body: QueryBody = read_object(request.body())?;
     let wanted = body.device_keys.ok_or_else(|| Error::missing_param("Missing device_keys"))?;
-    Ok(Reply::raw_json(hs.devices().keys_for_server(wanted)?.into_bytes()))
+    Ok(Reply::raw_json(hs.devices().keys_for_server(&origin.0, wanted)?.into_bytes()))
 }
 
 #[derive(Deserialize)]

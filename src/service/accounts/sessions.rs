@@ -211,12 +211,13 @@ impl Accounts<'_> {
     pub fn delete_devices(&self, user: &UserId, devices: Vec<String>) -> Result<()> {
         let user = user.clone();
         self.store.write(move |tx| {
-            for device in &devices {
-                if tx.delete_device(&user, device)? {
-                    tell_of_device(tx, &user, device)?;
+            let mut gone = Vec::new();
+            for device in devices {
+                if tx.delete_device(&user, &device)? {
+                    gone.push(device);
                 }
             }
-            Ok(())
+            tell_of_devices(tx, &user, &gone)
         })
     }
 

@@ -23,6 +23,8 @@ use crate::store::{Changes, RoomKey};
 const WORKERS_MAX: usize = 4;
 /// How many device lists are fetched at once, beside those.
 const LIST_FETCHERS_MAX: usize = 4;
+/// How many of them from one server.
+const LIST_FETCHERS_OF_SERVER_MAX: usize = 2;
 /// In how many rooms events that wait are pursued at once, beside those.
 const FETCHERS_MAX: usize = 6;
 /// How many invites are handed out at once, beside those, and how many of them to one server.
@@ -65,8 +67,8 @@ struct SchedulerState {
     look_by: Option<Millis>,
     stop: bool,
     working: usize,
-    /// Device lists that are being fetched, a thread for each.
-    listing: usize,
+    /// The users whose device lists are being fetched, a thread for each.
+    listing: Vec<UserId>,
     /// Rooms whose waiting events are being pursued, one thread each.
     fetching: HashSet<RoomKey>,
     /// The servers that invites are being handed out to, a thread for each invite.
@@ -82,7 +84,7 @@ struct SchedulerState {
 impl SchedulerState {
     /// Whether anything is being done.
     fn is_busy(&self) -> bool {
-        self.working > 0 || self.listing > 0 || !self.fetching.is_empty() || !self.inviting.is_empty()
+        self.working > 0 || !self.listing.is_empty() || !self.fetching.is_empty() || !self.inviting.is_empty()
     }
 }
 
@@ -276,7 +278,7 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
                 return;
             }
             if state.working >= WORKERS_MAX
-                && state.listing >= LIST_FETCHERS_MAX
+                && state.listing.len() >= LIST_FETCHERS_MAX
                 && state.fetching.len() >= FETCHERS_MAX
                 && state.inviting.len() >= INVITERS_MAX
             {
@@ -355,10 +357,21 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
 
 /// Fetches the device lists that are due, on threads of their own: they may be many, and nothing else waits for them.
 fn fetch_device_lists(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
-    let free = LIST_FETCHERS_MAX.saturating_sub(lock(&shared.state).listing);
-    for user in hs.devices().device_lists_to_fetch(now, free)? {
-        lock(&shared.state).listing += 1;
-        let (listing, hs) = (ListingGuard(shared.clone()), hs.clone());
+    let mut busy = lock(&shared.state).listing.clone();
+    // Those that are being fetched may be due again, and come first.
+    let (of_server, most) = (2 * LIST_FETCHERS_OF_SERVER_MAX, 8 * LIST_FETCHERS_MAX);
+    let due = hs.devices().device_lists_to_fetch(now, (of_server, most), |user| {
+        let of_server = busy.iter().filter(|other| other.server_name() == user.server_name()).count();
+        let may =
+            busy.len() < LIST_FETCHERS_MAX && of_server < LIST_FETCHERS_OF_SERVER_MAX && !busy.contains(user);
+        if may {
+            busy.push(user.clone());
+        }
+        may
+    })?;
+    for user in due {
+        lock(&shared.state).listing.push(user.clone());
+        let (listing, hs) = (ListingGuard(shared.clone(), user.clone()), hs.clone());
         thread::Builder::new().name("lists".to_owned()).spawn(move || {
             if let Err(error) = hs.devices().fetch_device_list(&user) {
                 log::log!(error.level(log::Level::Error), "the devices of {user} cannot be kept: {error}");
@@ -371,11 +384,11 @@ fn fetch_device_lists(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: 
 }
 
 /// A device list that is being fetched, given back also when its thread panics.
-struct ListingGuard(Arc<SchedulerShared>);
+struct ListingGuard(Arc<SchedulerShared>, UserId);
 
 impl Drop for ListingGuard {
     fn drop(&mut self) {
-        lock(&self.0.state).listing -= 1;
+        lock(&self.0.state).listing.retain(|user| *user != self.1);
         self.0.wake();
     }
 }

@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::cross_signing::{CrossSigningKey, KeyUsage, NewlySigned};
 use crate::protocol::device_keys::{ED25519, KeySignature, SignedObject, signatures_in};
-use crate::protocol::json::{CanonicalObject, canonical};
+use crate::protocol::json::CanonicalObject;
 use crate::protocol::sign::VerifyKey;
 use crate::protocol::{ServerName, UserId};
-use crate::service::devices::Devices;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_signing_keys};
 use crate::service::devices::keys::WantedDevices;
 use crate::service::devices::remote_keys::MasterKeysElsewhere;
+use crate::service::devices::{Devices, check_active};
 use crate::store::devices::cross_signing::{CrossSigningKeys, SignatureOfKey};
 use crate::store::{Db, Tx};
 
@@ -48,7 +48,8 @@ impl NewSigningKeys {
         let mut keys = CrossSigningKeys::default();
         for usage in KeyUsage::ALL {
             if let Some(key) = body.get(&format!("{}_key", usage.as_str())).filter(|key| !key.is_null()) {
-                *keys.of_mut(usage) = Some(CrossSigningKey::read(&canonical(key), user, usage)?);
+                let text = serde_json::to_vec(key).map_err(Error::internal)?;
+                *keys.of_mut(usage) = Some(CrossSigningKey::read(&text, user, usage)?);
             }
         }
         let mut of_master = Vec::new();
@@ -114,6 +115,7 @@ impl Devices<'_> {
         }
         let user = user.clone();
         self.store.write(move |tx| {
+            check_active(tx, &user)?;
             if !keep_signing_keys(tx, &user, &keys, &master, proved)? {
                 return Ok(false);
             }
@@ -155,7 +157,10 @@ impl Devices<'_> {
         })?;
         if !verified.is_empty() {
             let signer = user.clone();
-            let refused = self.store.write(move |tx| keep_signatures(tx, &signer, verified))?;
+            let refused = self.store.write(move |tx| {
+                check_active(tx, &signer)?;
+                keep_signatures(tx, &signer, verified)
+            })?;
             for (owner, target, e) in refused {
                 fail(&mut failures, owner.as_str(), &target, &e);
             }
@@ -252,7 +257,8 @@ fn verify(
         let key = key.ok_or_else(|| Error::not_found("You have no user-signing key"))?;
         let master = match elsewhere.keys.get(&user) {
             Some(master) => master.clone(),
-            None => match db.cross_signing_key(&user, KeyUsage::Master)? {
+            // What is known of somebody whose server does not tell it may be out of date.
+            None => match db.cross_signing_key(&user, KeyUsage::Master)?.filter(|_| db.is_local(owner)) {
                 Some(master) => master,
                 None => return Err(elsewhere.failure_of(&user).unwrap_or_else(unknown)),
             },

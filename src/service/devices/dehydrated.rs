@@ -11,9 +11,9 @@ use crate::protocol::UserId;
 use crate::protocol::device_keys::KeyUpload;
 use crate::protocol::json::ObjectText;
 use crate::service::accounts::sessions::{check_new_device, checked_device_id, checked_device_name};
-use crate::service::devices::Devices;
 use crate::service::devices::device_lists::tell_of_device;
 use crate::service::devices::keys::{keep_upload, self_signature};
+use crate::service::devices::{Devices, check_active};
 use crate::store::devices::dehydrated::DehydratedDevice;
 
 /// The largest `device_data`, in bytes: an account of Olm with a hundred one-time keys has about 20 000.
@@ -60,9 +60,7 @@ impl Devices<'_> {
         let signature = self.store.read(|db| self_signature(db, user, identity))?;
         let (user, now) = (user.clone(), self.clock.now_ms());
         self.store.write(move |tx| {
-            if !tx.is_active_user(&user)? {
-                return Err(Error::forbidden("There is no such account any more"));
-            }
+            check_active(tx, &user)?;
             if let Some(old) = tx.dehydrated_device(&user)? {
                 tx.delete_device(&user, &old.device_id)?;
                 if old.device_id != device_id {

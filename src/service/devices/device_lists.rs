@@ -20,11 +20,16 @@ use crate::service::devices::{Devices, is_of};
 use crate::service::outgoing::{
     ShownOwnKeys, device_list_update, shown_own_keys, signed, signing_key_update,
 };
+use crate::store::devices::cross_signing::CrossSigningKeys;
 use crate::store::devices::device_lists::RemoteDeviceList;
 use crate::store::{Db, Tx};
 
 /// Updates that are taken in with one commit.
 pub(super) const UPDATES_AT_ONCE_MAX: usize = 10;
+/// A list that was fetched is not fetched again before this has passed, whatever its server says is missing in it.
+const FETCH_INTERVAL_MS: Millis = 30_000;
+/// Of so many devices that change at once other servers are told one by one; of more, of the last only.
+const TOLD_ONE_BY_ONE_MAX: usize = 5;
 /// For how long a list is put off that is being fetched: longer than that may take.
 const LEASE_MS: Millis = 10 * 60 * 1000;
 /// Pauses between attempts to fetch a list: twenty seconds at first, three hours in the end.
@@ -52,6 +57,15 @@ fn tell(
     edu: fn(&Db<'_>, &UserId) -> Result<Option<String>>,
 ) -> Result<()> {
     let servers = tx.servers_that_share_rooms(user)?;
+    tell_servers(tx, &servers, (user, about), edu)
+}
+
+fn tell_servers(
+    tx: &mut Tx<'_>,
+    servers: &[ServerName],
+    (user, about): (&UserId, &str),
+    edu: fn(&Db<'_>, &UserId) -> Result<Option<String>>,
+) -> Result<()> {
     if servers.is_empty() {
         return Ok(());
     }
@@ -59,9 +73,19 @@ fn tell(
     servers.iter().try_for_each(|server| tx.owe_device_update(server, (user, about), &edu))
 }
 
-/// [`tell_of_device`] for several.
+/// [`tell_of_device`] for several. Where they are many, other servers are told of the last only: it follows an update that
+/// they were not sent, so that they fetch the list.
 pub(in crate::service) fn tell_of_devices(tx: &mut Tx<'_>, user: &UserId, devices: &[String]) -> Result<()> {
-    devices.iter().try_for_each(|device| tell_of_device(tx, user, device))
+    let Some((last, others)) = devices.split_last() else { return Ok(()) };
+    let servers = tx.servers_that_share_rooms(user)?;
+    for device in others {
+        tx.note_device_change(user, Some(device))?;
+        if devices.len() <= TOLD_ONE_BY_ONE_MAX {
+            tell_servers(tx, &servers, (user, device), device_list_update)?;
+        }
+    }
+    tx.devices_changed(user, Some(last))?;
+    tell_servers(tx, &servers, (user, last), device_list_update)
 }
 
 /// A local user's master or self-signing key changed, or who signed the master key: the same.
@@ -90,20 +114,22 @@ struct DeviceForServers {
 }
 
 impl Devices<'_> {
-    /// The devices of a local user that have identity keys, for other servers, with the user's cross-signing keys: JSON.
-    /// Errors: 404 `M_NOT_FOUND` for who is no local user.
-    pub fn devices_for_servers(&self, user: &UserId) -> Result<String> {
+    /// The devices of a local user that have identity keys, for another server, with the user's cross-signing keys: JSON.
+    /// What they are called is for servers that share a room with the user. Errors: 404 `M_NOT_FOUND` for who is no local
+    /// user.
+    pub fn devices_for_server(&self, origin: &ServerName, user: &UserId) -> Result<String> {
         self.store.read(|db| {
             if !self.is_local(user) || !db.is_active_user(user)? {
                 return Err(Error::not_found("There is no such user"));
             }
+            let is_neighbour = db.shares_a_room_with_server(user, origin)?;
             let signatures = db.signatures_of_keys(user, None)?;
             let mut devices = Vec::new();
             for device in db.devices_with_keys(user)? {
                 devices.push(DeviceForServers {
                     keys: signed(&device.keys, user, &signatures, &device.device_id)?,
                     device_id: device.device_id,
-                    device_display_name: device.display_name,
+                    device_display_name: device.display_name.filter(|_| is_neighbour),
                 });
             }
             let stream_id = db.own_device_change(user)?.map_or(0, |change| change.stream_id);
@@ -146,9 +172,16 @@ impl Devices<'_> {
         Ok(())
     }
 
-    /// Takes up the lists that are due to be fetched, each for a while, so that nobody else does.
-    pub(in crate::service) fn device_lists_to_fetch(&self, now: Millis, limit: usize) -> Result<Vec<UserId>> {
-        let due = self.store.read(|db| db.device_lists_due(now, limit))?;
+    /// Takes up lists that are due to be fetched, each for a while. `may_take`: of those that are due, the longest due first
+    /// and no more than `of_server` of each server, which; that are no more than `limit`.
+    pub(in crate::service) fn device_lists_to_fetch(
+        &self,
+        now: Millis,
+        (of_server, limit): (usize, usize),
+        mut may_take: impl FnMut(&UserId) -> bool,
+    ) -> Result<Vec<UserId>> {
+        let mut due = self.store.read(|db| db.device_lists_due(now, of_server, limit))?;
+        due.retain(|user| may_take(user));
         if due.is_empty() {
             return Ok(due);
         }
@@ -173,7 +206,7 @@ impl Devices<'_> {
         }
         if self.is_out_of_reach(&server) {
             self.scheduler.lists_wait_for(&server);
-            return self.put_off_list(user, FETCH_PAUSES.pause_ms(before.attempts + 1));
+            return self.put_off_list(user, FETCH_PAUSES.pause_ms(before.attempts.saturating_add(1)), false);
         }
         let fetched = self.federation.user_devices(&server, user, FETCH_TIMEOUT);
         let now = self.clock.now_ms();
@@ -189,19 +222,20 @@ impl Devices<'_> {
                     self.scheduler.lists_wait_for(&server);
                 }
                 let pause = match e.is_transient() {
-                    true => FETCH_PAUSES.pause_ms(before.attempts + 1),
+                    true => FETCH_PAUSES.pause_ms(before.attempts.saturating_add(1)),
                     false => FETCH_PAUSES.longest_ms,
                 };
-                self.put_off_list(user, pause)
+                self.put_off_list(user, pause, true)
             }
         }
     }
 
-    fn put_off_list(&self, user: &UserId, pause: Millis) -> Result<()> {
+    fn put_off_list(&self, user: &UserId, pause: Millis, was_asked: bool) -> Result<()> {
         let (owner, due_ms) = (user.clone(), Some(self.clock.now_ms() + pause));
         self.store.write_lightly(move |tx| match tx.remote_device_list(&owner)? {
             Some(list) => {
-                let attempts = list.attempts.saturating_add(1);
+                // Who was not asked has not failed once more. That they may have been asked for in vain is remembered.
+                let attempts = list.attempts.saturating_add(u32::from(was_asked)).max(1);
                 tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms, attempts, ..list })
             }
             None => Ok(()),
@@ -228,6 +262,14 @@ pub(in crate::service) fn read_signing_key_update(origin: &ServerName, content: 
     is_of(origin, &user_id).then_some(DeviceNews::SigningKeys(user_id, keys))
 }
 
+/// The list as it is when something is missing in it: to be fetched now, or, if it was fetched just now, in a while. Until
+/// then whoever asks for the keys is answered by the user's server. That somebody was not is remembered.
+fn to_be_fetched(list: RemoteDeviceList, now: Millis) -> RemoteDeviceList {
+    let again = list.fetched_ms.map_or(now, |at| at + FETCH_INTERVAL_MS);
+    let due_ms = Some(again.clamp(now, now + FETCH_INTERVAL_MS));
+    RemoteDeviceList { due_ms, attempts: list.attempts.min(1), ..list }
+}
+
 /// Takes in one update. Whether the chain has a gap.
 fn apply_update(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bool> {
     let user = &update.user_id;
@@ -247,7 +289,7 @@ fn apply_update(tx: &mut Tx<'_>, update: DeviceUpdate, now: Millis) -> Result<bo
     let known = known.unwrap_or_default();
     let list = match fits {
         true => RemoteDeviceList { stream_id: Some(update.stream_id), ..known },
-        false => RemoteDeviceList { due_ms: Some(now), attempts: 0, ..known },
+        false => to_be_fetched(known, now),
     };
     tx.set_remote_device_list(user, &list)?;
     if update.deleted {
@@ -268,20 +310,26 @@ fn apply_signing_keys(tx: &mut Tx<'_>, user: &UserId, told: ShownKeys, now: Mill
         return Ok(false);
     };
     let nothing = told == ShownKeys::default();
-    let known = tx.remote_keys(user)?.cross_signing;
+    let CrossSigningKeys { master, self_signing, .. } = tx.cross_signing_keys(user)?;
+    let known = ShownKeys { master, self_signing };
     let keys = ShownKeys {
         master: told.master.or_else(|| known.master.clone()),
         self_signing: told.self_signing.or_else(|| known.self_signing.clone()),
     };
-    if nothing {
-        tx.set_remote_device_list(user, &RemoteDeviceList { due_ms: Some(now), attempts: 0, ..list })?;
-    } else if keys == known {
-        return Ok(false);
-    } else {
+    // An answer that is under way may be older than this. That the list is due at another time than it was put off to says
+    // that it has to be fetched once more.
+    let is_overtaken = list.due_ms.is_some();
+    if nothing || is_overtaken {
+        tx.set_remote_device_list(user, &to_be_fetched(list, now))?;
+    }
+    if !nothing {
+        if keys == known {
+            return Ok(is_overtaken);
+        }
         tx.replace_remote_cross_signing_keys(user, &keys)?;
     }
     tx.devices_changed(user, None)?;
-    Ok(nothing)
+    Ok(nothing || is_overtaken)
 }
 
 /// Puts a fetched list in the place of what was known. Whoever asked before it was there heard the same, unless it is
@@ -300,11 +348,14 @@ fn replace_list(
     let is_behind = known.stream_id.is_some_and(|reached| reached > fetched_up_to);
     let came = known.due_ms != before.due_ms || known.stream_id != before.stream_id && is_behind;
     let overtaken = came || is_behind && before.attempts < BEHIND_ATTEMPTS_MAX;
-    let is_news = before.attempts > 0 || tx.remote_keys(user)? != keys;
-    tx.replace_remote_keys(user, &keys)?;
+    let is_other = tx.remote_keys(user)? != keys;
+    let is_news = before.attempts > 0 || known.attempts > 0 || is_other;
+    if is_other {
+        tx.replace_remote_keys(user, &keys)?;
+    }
     let attempts = if overtaken { before.attempts.saturating_add(1) } else { 0 };
     let due_ms = overtaken.then(|| now + FETCH_PAUSES.pause_ms(attempts));
-    let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts, whole: true };
+    let list = RemoteDeviceList { stream_id: Some(fetched_up_to), due_ms, attempts, fetched_ms: Some(now) };
     tx.set_remote_device_list(user, &list)?;
     if is_news { tx.devices_changed(user, None) } else { Ok(()) }
 }

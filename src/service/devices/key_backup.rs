@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::ObjectText;
 use crate::protocol::{RoomId, UserId};
-use crate::service::devices::Devices;
+use crate::service::devices::{Devices, check_active};
 use crate::store::Db;
 use crate::store::devices::key_backup::{BackedUpSession, BackupBounds, KeyBackup, NewSession, SessionScope};
 
@@ -64,6 +64,7 @@ impl Devices<'_> {
         check_size(&new.auth_data)?;
         let user = user.clone();
         let version = self.store.write(move |tx| {
+            check_active(tx, &user)?;
             if tx.count_key_backups(&user)? >= VERSIONS_MAX {
                 return Err(full("You have too many versions of your key backup: delete old ones"));
             }

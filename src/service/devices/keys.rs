@@ -1,7 +1,7 @@
 //! End-to-end keys of devices (client-server API, "Key management API"): uploaded by our users' clients, told to
 //! whoever asks, and given out once each. What users elsewhere have is asked of their servers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::error::{ErrCode, Error, Result};
@@ -17,7 +17,7 @@ use crate::store::{Db, Tx};
 /// One-time keys of one device and algorithm that wait to be claimed: ten times what clients keep there.
 const ONE_TIME_KEYS_MAX: u64 = 500;
 /// Users whose keys are read at once, so that nobody waits long for a reader.
-const USERS_AT_ONCE_MAX: usize = 200;
+pub(super) const USERS_AT_ONCE_MAX: usize = 200;
 /// Keys that are given out with one commit.
 const CLAIMS_AT_ONCE_MAX: usize = 200;
 /// Devices of which one request may claim keys.
@@ -29,6 +29,15 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub type WantedDevices = BTreeMap<UserId, Vec<String>>;
 /// Of which devices keys are claimed: the algorithm by device and user.
 pub type WantedKeys = BTreeMap<UserId, BTreeMap<String, String>>;
+
+/// Who asks for keys.
+#[derive(Clone, Copy)]
+pub enum KeysAsker<'a> {
+    /// One of our users.
+    User(&'a UserId),
+    /// Another server. What devices are called it is told if it shares a room with their user.
+    Server(&'a ServerName),
+}
 
 /// The members of a JSON object that is being written.
 #[derive(Default)]
@@ -50,6 +59,13 @@ impl Members {
         out.push('{');
         out.push_str(&self.0);
         out.push('}');
+    }
+
+    /// The object, without a copy.
+    pub fn into_json(mut self) -> String {
+        self.0.insert(0, '{');
+        self.0.push('}');
+        self.0
     }
 
     /// Whether there is no member.
@@ -78,17 +94,18 @@ pub struct QueriedKeys {
 impl QueriedKeys {
     /// The answer; to a client with what could not be asked, by server.
     pub fn into_json(self, failures: Option<&Members>) -> String {
+        let Self { device_keys, master_keys, self_signing_keys, user_signing_keys } = self;
         let mut answer = Members::default();
-        answer.push("device_keys", |out| self.device_keys.write(out));
-        answer.push("master_keys", |out| self.master_keys.write(out));
-        answer.push("self_signing_keys", |out| self.self_signing_keys.write(out));
+        // Each goes as it is written: together they may be large.
+        let mut push = |name, section: Members| answer.push(name, |out| section.write(out));
+        push("device_keys", device_keys);
+        push("master_keys", master_keys);
+        push("self_signing_keys", self_signing_keys);
         if let Some(failures) = failures {
-            answer.push("user_signing_keys", |out| self.user_signing_keys.write(out));
+            push("user_signing_keys", user_signing_keys);
             answer.push("failures", |out| failures.write(out));
         }
-        let mut text = String::with_capacity(answer.len() + 2);
-        answer.write(&mut text);
-        text
+        answer.into_json()
     }
 
     fn len(&self) -> usize {
@@ -133,7 +150,7 @@ impl Devices<'_> {
     pub fn query_keys(&self, asker: &UserId, wanted: WantedDevices, within: Duration) -> Result<String> {
         let (here, elsewhere): (WantedDevices, WantedDevices) =
             wanted.into_iter().partition(|(user, _)| self.is_local(user));
-        let mut keys = self.keys_of_local_users(Some(asker), &here)?;
+        let mut keys = self.keys_of_local_users(KeysAsker::User(asker), &here)?;
         let mut failures = Members::default();
         if !elsewhere.is_empty() {
             let found = self.query_elsewhere(asker, by_server(elsewhere), Instant::now() + within)?;
@@ -146,34 +163,37 @@ impl Devices<'_> {
     pub fn claim_keys(&self, asker: &UserId, wanted: WantedKeys, within: Duration) -> Result<String> {
         let (here, elsewhere): (WantedKeys, WantedKeys) =
             wanted.into_iter().partition(|(user, _)| self.is_local(user));
-        let mut claimed = self.claim_here(&here)?;
-        let mut failures = Members::default();
-        if !elsewhere.is_empty() {
-            let found = self.claim_elsewhere(asker, by_server(elsewhere), Instant::now() + within);
-            failures = found.write_into(&mut claimed);
+        if elsewhere.values().map(BTreeMap::len).sum::<usize>() > CLAIMS_MAX {
+            return Err(too_many_devices());
         }
+        // Others first: who gives up waiting for them has used up no key here.
+        let found = (!elsewhere.is_empty())
+            .then(|| self.claim_elsewhere(asker, by_server(elsewhere), Instant::now() + within));
+        let mut claimed = self.claim_here(&here)?;
+        let failures = found.map(|found| found.write_into(&mut claimed)).unwrap_or_default();
         let mut answer = Members::default();
         answer.push("one_time_keys", |out| claimed.write(out));
         answer.push("failures", |out| failures.write(out));
-        let mut text = String::with_capacity(answer.len() + 2);
-        answer.write(&mut text);
-        Ok(text)
+        Ok(answer.into_json())
     }
 
-    /// The keys of local users as `asker` may see them; none: another server. Every user has a member in `device_keys`;
+    /// The keys of local users as `asker` may see them. Every user has a member in `device_keys`;
     /// devices that there are not, or without keys, have none in that.
     ///
     /// Errors: 413 `M_TOO_LARGE` if that is too much for one answer.
-    pub fn keys_of_local_users(&self, asker: Option<&UserId>, wanted: &WantedDevices) -> Result<QueriedKeys> {
+    pub fn keys_of_local_users(&self, asker: KeysAsker<'_>, wanted: &WantedDevices) -> Result<QueriedKeys> {
         let mut keys = QueriedKeys::default();
         let wanted: Vec<_> = wanted.iter().collect();
         for some in wanted.chunks(USERS_AT_ONCE_MAX) {
             self.store.read(|db| {
-                some.iter().try_for_each(|(user, devices)| add_keys_of(db, asker, user, devices, &mut keys))
+                for (user, devices) in some {
+                    add_keys_of(db, asker, user, devices, &mut keys)?;
+                    if keys.len() > ANSWER_BYTES_MAX {
+                        return Err(Error::new(ErrCode::TooLarge, "These are too many keys for one answer"));
+                    }
+                }
+                Ok(())
             })?;
-            if keys.len() > ANSWER_BYTES_MAX {
-                return Err(Error::new(ErrCode::TooLarge, "These are too many keys for one answer"));
-            }
         }
         Ok(keys)
     }
@@ -205,7 +225,7 @@ impl Devices<'_> {
             })
             .collect();
         if wanted.len() > CLAIMS_MAX {
-            return Err(Error::new(ErrCode::TooLarge, "These are too many devices"));
+            return Err(too_many_devices());
         }
         let (mut claimed, mut refused): (Vec<(Claim, String, String)>, usize) = (Vec::new(), 0);
         for some in wanted.chunks(CLAIMS_AT_ONCE_MAX) {
@@ -255,6 +275,10 @@ impl Devices<'_> {
         }
         Ok((users, refused))
     }
+}
+
+fn too_many_devices() -> Error {
+    Error::new(ErrCode::TooLarge, "These are too many devices")
 }
 
 /// What is asked of each server.
@@ -376,11 +400,15 @@ fn keep_one_time_keys(
 /// Adds the keys of one local user to an answer.
 fn add_keys_of(
     db: &Db<'_>,
-    asker: Option<&UserId>,
+    asker: KeysAsker<'_>,
     user: &UserId,
     wanted: &[String],
     keys: &mut QueriedKeys,
 ) -> Result<()> {
+    let (asker, shows_names) = match asker {
+        KeysAsker::User(asker) => (Some(asker), true),
+        KeysAsker::Server(server) => (None, db.shares_a_room_with_server(user, server)?),
+    };
     let signatures = db.signatures_of_keys(user, asker)?;
     // They are in the order of what is signed.
     let of = |target: &str| -> Vec<KeySignature> {
@@ -389,9 +417,11 @@ fn add_keys_of(
         of_target.map(|signed| signed.signature.clone()).collect()
     };
     let mut devices = Members::default();
+    let ids: HashSet<&String> = wanted.iter().collect();
     for DeviceWithKeys { device_id, display_name, keys } in db.devices_with_keys(user)? {
-        if wanted.is_empty() || wanted.contains(&device_id) {
-            devices.push(&device_id, |out| keys.write(out, user, &of(&device_id), display_name.as_deref()));
+        if wanted.is_empty() || ids.contains(&device_id) {
+            let name = display_name.as_deref().filter(|_| shows_names);
+            devices.push(&device_id, |out| keys.write(out, user, &of(&device_id), name));
         }
     }
     keys.device_keys.push(user.as_str(), |out| devices.write(out));

@@ -18,8 +18,10 @@ pub mod to_device;
 
 use std::ops::Deref;
 
+use crate::error::{Error, Result};
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
+use crate::store::Db;
 
 /// Devices: their lists, and messages to them, here and across servers.
 #[derive(Clone, Copy)]
@@ -37,6 +39,14 @@ impl Homeserver {
     /// Devices: their lists, and messages to them, here and across servers.
     pub fn devices(&self) -> Devices<'_> {
         Devices(self)
+    }
+}
+
+/// Refuses to keep anything for an account that was closed since its request came. Errors: 403 `M_FORBIDDEN`.
+fn check_active(db: &Db<'_>, user: &UserId) -> Result<()> {
+    match db.is_active_user(user)? {
+        true => Ok(()),
+        false => Err(Error::forbidden("There is no such account any more")),
     }
 }
 

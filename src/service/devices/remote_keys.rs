@@ -6,7 +6,7 @@
 //! something is missing is never answered from: whoever encrypts for it would leave out devices, and nobody would know
 //! why they cannot read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -20,11 +20,11 @@ use crate::federation::{CallError, CallResult};
 use crate::locks::{into_inner, lock};
 use crate::protocol::cross_signing::CrossSigningKey;
 use crate::protocol::device_keys::KeySignature;
-use crate::protocol::remote_keys::{REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys};
+use crate::protocol::remote_keys::{REMOTE_DEVICES_BYTES_MAX, REMOTE_DEVICES_MAX, RemoteKeys, ShownKeys};
 use crate::protocol::{ServerName, UserId};
 use crate::service::devices::Devices;
 use crate::service::devices::device_lists::UPDATES_AT_ONCE_MAX;
-use crate::service::devices::keys::{Members, QueriedKeys};
+use crate::service::devices::keys::{KeysAsker, Members, QueriedKeys, USERS_AT_ONCE_MAX};
 use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::store::devices::cross_signing::SignatureOfKey;
 use crate::store::devices::device_lists::RemoteDeviceList;
@@ -33,8 +33,10 @@ use crate::store::devices::device_lists::RemoteDeviceList;
 const SERVERS_AT_ONCE_MAX: usize = 16;
 /// Users whom one call asks for.
 const USERS_PER_CALL_MAX: usize = 1000;
-/// What all of them together may answer, in bytes.
+/// What all of them together may answer, with what is known already, in bytes.
 const ANSWERS_BYTES_MAX: usize = 64 << 20;
+/// What is said of those whose keys are left out for that.
+const TOO_MANY: &str = "together with those of others these are too many keys";
 /// A server that did not take our last transaction is known to be out of reach for so long; after that somebody may try
 /// whether it still is, for a shorter time than others get.
 const OUT_OF_REACH_MS: Millis = 5 * 60_000;
@@ -115,11 +117,10 @@ impl Devices<'_> {
         wanted: BTreeMap<ServerName, BTreeMap<UserId, Vec<String>>>,
         deadline: Instant,
     ) -> Result<KeysElsewhere> {
-        let (mut found, mut calls) = (KeysElsewhere::default(), Vec::new());
-        for (server, users) in wanted {
-            calls.extend(calls_to(&server, self.known_keys(users, &mut found)?));
-        }
-        let taken = AtomicUsize::new(0);
+        let mut found = KeysElsewhere::default();
+        let (unknown, known_bytes) = self.known_keys(wanted, &mut found)?;
+        let calls = unknown.into_iter().flat_map(|(server, users)| calls_to(&server, users)).collect();
+        let taken = AtomicUsize::new(known_bytes);
         let CallOutcomes { answered, failed } = self.ask_servers(asker, calls, deadline, |call, within| {
             // Of whom we keep the list, all of it is wanted.
             let ids = |user: &QueriedUser| match user.tracked {
@@ -132,7 +133,7 @@ impl Devices<'_> {
             let bytes = keys.values().map(RemoteKeys::bytes).sum();
             match taken.fetch_add(bytes, Ordering::Relaxed) + bytes <= ANSWERS_BYTES_MAX {
                 true => Ok(keys),
-                false => Err(CallError::bad("together with those of others these are too many keys")),
+                false => Err(CallError::bad(TOO_MANY)),
             }
         });
         let mut missed = Vec::new();
@@ -163,25 +164,48 @@ impl Devices<'_> {
         Ok(found)
     }
 
-    /// Adds the keys of the users that are known completely; gives the others.
+    /// Adds the keys of the users that are known completely, and what they come to in bytes; gives the others. Where they are
+    /// too much for one answer, the largest are left out, so that nobody takes the others' place.
     fn known_keys(
         &self,
-        users: BTreeMap<UserId, Vec<String>>,
+        wanted: BTreeMap<ServerName, BTreeMap<UserId, Vec<String>>>,
         found: &mut KeysElsewhere,
-    ) -> Result<BTreeMap<UserId, QueriedUser>> {
-        self.store.read(|db| {
-            let mut asked = BTreeMap::new();
-            for (id, device_ids) in users {
-                let list = db.remote_device_list(&id)?;
-                if list.as_ref().is_some_and(RemoteDeviceList::is_current) {
-                    found.add(&id, &db.remote_keys(&id)?, &device_ids);
-                    continue;
+    ) -> Result<(BTreeMap<ServerName, BTreeMap<UserId, QueriedUser>>, usize)> {
+        let users: Vec<(UserId, Vec<String>)> = wanted.into_values().flatten().collect();
+        let (mut known, mut unknown) = (Vec::new(), BTreeMap::<_, BTreeMap<_, _>>::new());
+        for some in users.chunks(USERS_AT_ONCE_MAX) {
+            self.store.read(|db| {
+                for (id, device_ids) in some {
+                    let list = db.remote_device_list(id)?;
+                    if list.as_ref().is_some_and(RemoteDeviceList::is_current) {
+                        known.push((db.remote_devices_bytes(id)?, id, device_ids));
+                        continue;
+                    }
+                    let tracked = db.is_of_interest(id)?.then_some(list);
+                    let user = QueriedUser { device_ids: device_ids.clone(), tracked };
+                    unknown.entry(id.server()).or_default().insert(id.clone(), user);
                 }
-                let tracked = db.is_of_interest(&id)?.then_some(list);
-                asked.insert(id, QueriedUser { device_ids, tracked });
-            }
-            Ok(asked)
-        })
+                Ok(())
+            })?;
+        }
+        known.sort_unstable();
+        let mut taken = 0;
+        for some in known.chunks(USERS_AT_ONCE_MAX) {
+            self.store.read(|db| {
+                for (bytes, id, device_ids) in some {
+                    if taken + bytes > ANSWERS_BYTES_MAX {
+                        let error = Error::new(ErrCode::TooLarge, TOO_MANY);
+                        found.failures.insert(id.server(), error);
+                        continue;
+                    }
+                    let keys = db.remote_keys(id)?;
+                    taken += keys.bytes();
+                    found.add(id, &keys, device_ids);
+                }
+                Ok(())
+            })?;
+        }
+        Ok((unknown, taken))
     }
 
     /// Keeps what servers answered of users with whom one of us shares a room, unless something else was heard of them
@@ -190,11 +214,15 @@ impl Devices<'_> {
     fn keep_queried(&self, mut kept: Vec<(UserId, Option<RemoteDeviceList>, RemoteKeys)>) -> Result<()> {
         let due = !kept.is_empty();
         while !kept.is_empty() {
-            let sums = kept.iter().scan(0, |sum, (_, _, keys)| {
-                *sum += keys.devices.len();
-                Some(*sum)
+            let sums = kept.iter().scan((0, 0), |(devices, bytes), (_, _, keys)| {
+                *devices += keys.devices.len();
+                *bytes += keys.bytes();
+                Some((*devices, *bytes))
             });
-            let fitting = sums.take(UPDATES_AT_ONCE_MAX).take_while(|sum| *sum <= REMOTE_DEVICES_MAX).count();
+            let fits = |(devices, bytes): &(usize, usize)| {
+                *devices <= REMOTE_DEVICES_MAX && *bytes <= REMOTE_DEVICES_BYTES_MAX
+            };
+            let fitting = sums.take(UPDATES_AT_ONCE_MAX).take_while(fits).count();
             let later = kept.split_off(fitting.max(1));
             let (some, now) = (std::mem::replace(&mut kept, later), self.clock.now_ms());
             self.store.write_lightly(move |tx| {
@@ -203,10 +231,9 @@ impl Devices<'_> {
                         continue;
                     }
                     tx.replace_remote_keys(user, keys)?;
-                    let fresh = RemoteDeviceList { due_ms: None, stream_id: None, attempts: 0, whole: false };
-                    let list = before.clone().unwrap_or(fresh);
-                    // Whose list was asked for in vain before is asked for when that is due.
-                    let due_ms = list.due_ms.filter(|_| list.attempts > 0).or(Some(now));
+                    let list = before.clone().unwrap_or_default();
+                    // What is to be fetched anyway is fetched when that is due.
+                    let due_ms = list.due_ms.or(Some(now));
                     tx.set_remote_device_list(user, &RemoteDeviceList { due_ms, ..list })?;
                 }
                 Ok(())
@@ -227,7 +254,7 @@ impl Devices<'_> {
             let unknown: Vec<UserId> = self.store.read(|db| {
                 let mut unknown = Vec::new();
                 for user in some {
-                    if db.remote_device_list(&user)?.is_none_or(|list| list.due_ms.is_none()) {
+                    if db.remote_device_list(&user)?.is_none_or(|list| list.attempts == 0) {
                         unknown.push(user);
                     }
                 }
@@ -237,11 +264,12 @@ impl Devices<'_> {
                 continue;
             }
             unknown.iter().for_each(|user| self.scheduler.lists_wait_for(&user.server()));
-            let due_ms = Some(self.clock.now_ms() + MISSED_PAUSE_MS);
+            let missed_ms = Some(self.clock.now_ms() + MISSED_PAUSE_MS);
             self.store.write_lightly(move |tx| {
                 for user in &unknown {
                     let list = tx.remote_device_list(user)?.unwrap_or_default();
-                    if !list.is_current() && list.due_ms.is_none() && tx.is_of_interest(user)? {
+                    if !list.is_current() && list.attempts == 0 && tx.is_of_interest(user)? {
+                        let due_ms = list.due_ms.or(missed_ms);
                         tx.set_remote_device_list(user, &RemoteDeviceList { due_ms, attempts: 1, ..list })?;
                     }
                 }
@@ -271,8 +299,13 @@ impl Devices<'_> {
 
     /// The keys of our users' devices for another server, JSON. Who is none of our users is left out. Errors: 413
     /// `M_TOO_LARGE` if that is too much for one answer.
-    pub fn keys_for_server(&self, wanted: BTreeMap<String, Vec<String>>) -> Result<String> {
-        Ok(self.keys_of_local_users(None, &self.known_here(wanted)?)?.into_json(None))
+    pub fn keys_for_server(
+        &self,
+        origin: &ServerName,
+        wanted: BTreeMap<String, Vec<String>>,
+    ) -> Result<String> {
+        let wanted = self.known_here(wanted)?;
+        Ok(self.keys_of_local_users(KeysAsker::Server(origin), &wanted)?.into_json(None))
     }
 
     /// Gives another server a key of each of these devices of our users, for an algorithm each: JSON. Errors: 413
@@ -425,8 +458,9 @@ impl KeysElsewhere {
     /// Adds what is wanted of a user's keys.
     fn add(&mut self, user: &UserId, keys: &RemoteKeys, device_ids: &[String]) {
         let mut devices = BTreeMap::new();
+        let wanted: HashSet<&String> = device_ids.iter().collect();
         for device in &keys.devices {
-            if device_ids.is_empty() || device_ids.contains(&device.device_id) {
+            if device_ids.is_empty() || wanted.contains(&device.device_id) {
                 let keys = device.keys_for_clients();
                 devices.extend(keys.map(|keys| (device.device_id.clone(), keys)));
             }
@@ -443,7 +477,8 @@ impl KeysElsewhere {
 
     /// Writes the keys into an answer; the failures are given apart.
     pub(super) fn write_into(self, answer: &mut QueriedKeys) -> Members {
-        for (user, devices) in &self.device_keys {
+        // Each goes as it is written: together they may be large.
+        for (user, devices) in self.device_keys {
             let mut of_user = Members::default();
             devices.iter().for_each(|(id, keys)| of_user.push(id, |out| out.push_str(keys)));
             answer.device_keys.push(user.as_str(), |out| of_user.write(out));
@@ -470,7 +505,7 @@ impl ClaimedElsewhere {
             let mut of_user = Members::default();
             for (device, (key_id, key)) in devices {
                 let mut keys = Members::default();
-                keys.push(key_id, |out| out.push_str(key.get()));
+                keys.push(key_id, |out| out.push_str(key));
                 of_user.push(device, |out| keys.write(out));
             }
             answer.push(user.as_str(), |out| of_user.write(out));

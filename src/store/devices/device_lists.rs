@@ -5,7 +5,9 @@ use rusqlite::{OptionalExtension, params};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::cross_signing::KeyUsage;
-use crate::protocol::remote_keys::{RemoteDevice, RemoteKeys, ShownKeys};
+use crate::protocol::remote_keys::{
+    REMOTE_DEVICE_OVERHEAD_BYTES, REMOTE_DEVICES_BYTES_MAX, RemoteDevice, RemoteKeys, ShownKeys,
+};
 use crate::protocol::{ServerName, UserId};
 use crate::store::devices::cross_signing::CrossSigningKeys;
 use crate::store::{Db, RoomKey, Tx};
@@ -30,14 +32,14 @@ pub struct RemoteDeviceList {
     pub due_ms: Option<Millis>,
     /// How often that has failed.
     pub attempts: u32,
-    /// Whether the whole list was fetched at any time, so that what is not in it is not there.
-    pub whole: bool,
+    /// When the whole list was fetched last. Only if it ever was, what is not in it is not there.
+    pub fetched_ms: Option<Millis>,
 }
 
 impl RemoteDeviceList {
     /// Whether the devices and keys that are kept are all that there are, as far as their server has told.
     pub fn is_current(&self) -> bool {
-        self.whole && self.due_ms.is_none()
+        self.fetched_ms.is_some() && self.due_ms.is_none()
     }
 }
 
@@ -145,14 +147,14 @@ impl Db<'_> {
     /// What is known of the device list of another server's user.
     pub fn remote_device_list(&self, user: &UserId) -> Result<Option<RemoteDeviceList>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT stream_id, due_ms, attempts, whole FROM remote_device_lists WHERE user_id = ?1",
+            "SELECT stream_id, due_ms, attempts, fetched_ms FROM remote_device_lists WHERE user_id = ?1",
         )?;
         let list = statement.query_row([user.as_str()], |row| {
             Ok(RemoteDeviceList {
                 stream_id: row.get(0)?,
                 due_ms: row.get(1)?,
                 attempts: row.get(2)?,
-                whole: row.get(3)?,
+                fetched_ms: row.get(3)?,
             })
         });
         Ok(list.optional()?)
@@ -176,17 +178,52 @@ impl Db<'_> {
         Ok(RemoteKeys { devices: self.remote_devices(user)?, cross_signing })
     }
 
-    /// Whose device lists are to be fetched by now.
-    pub fn device_lists_due(&self, now: Millis, limit: usize) -> Result<Vec<UserId>> {
+    /// What the known devices of another server's user come to, in bytes.
+    pub fn remote_devices_bytes(&self, user: &UserId) -> Result<usize> {
+        let (_, bytes) = self.count_remote_devices(user, "")?;
+        Ok(bytes)
+    }
+
+    /// How many known devices another server's user has, and what they come to in bytes, apart from this one.
+    fn count_remote_devices(&self, user: &UserId, except: &str) -> Result<(usize, usize)> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT user_id FROM remote_device_lists WHERE due_ms <= ?1 ORDER BY due_ms LIMIT ?2",
+            "SELECT count(*), coalesce(sum(octet_length(device_id) + coalesce(octet_length(display_name), 0)
+               + coalesce(octet_length(keys), 0) + ?3), 0)
+             FROM remote_devices WHERE user_id = ?1 AND device_id <> ?2",
         )?;
-        let rows = statement.query_map(params![now, limit as i64], |row| row.get::<_, String>(0))?;
-        let mut users = Vec::new();
-        for user in rows {
-            users.extend(UserId::parse(&user?).ok());
+        let key = params![user.as_str(), except, REMOTE_DEVICE_OVERHEAD_BYTES as i64];
+        let (count, bytes): (i64, i64) = statement.query_row(key, |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let size = |number: i64| usize::try_from(number).unwrap_or(0);
+        Ok((size(count), size(bytes)))
+    }
+
+    /// Whose device lists are to be fetched by now, the longest due first; of each server no more than so many. What this
+    /// costs grows with the servers of which there are any, however many lists that are.
+    pub fn device_lists_due(&self, now: Millis, of_server: usize, limit: usize) -> Result<Vec<UserId>> {
+        let mut servers = self.conn().prepare_cached(
+            "WITH RECURSIVE waiting (server) AS (
+               SELECT min(server) FROM remote_device_lists WHERE due_ms IS NOT NULL
+               UNION ALL
+               SELECT (SELECT min(server) FROM remote_device_lists WHERE due_ms IS NOT NULL AND server > w.server)
+               FROM waiting w WHERE w.server IS NOT NULL)
+             SELECT server FROM waiting WHERE server IS NOT NULL",
+        )?;
+        let mut of_one = self.conn().prepare_cached(
+            "SELECT due_ms, user_id FROM remote_device_lists WHERE server = ?1 AND due_ms <= ?2
+             ORDER BY due_ms LIMIT ?3",
+        )?;
+        let mut due: Vec<(Millis, String)> = Vec::new();
+        let mut rows = servers.query([])?;
+        while let Some(row) = rows.next()? {
+            let server: String = row.get(0)?;
+            let first = of_one
+                .query_map(params![server, now, of_server as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            for list in first {
+                due.push(list?);
+            }
         }
-        Ok(users)
+        due.sort_unstable();
+        Ok(due.into_iter().take(limit).filter_map(|(_, user)| UserId::parse(&user).ok()).collect())
     }
 
     /// When the next device list is to be fetched.
@@ -202,6 +239,18 @@ impl Tx<'_> {
     /// The devices of a user changed, or (`device` is none and it is one of us) their cross-signing keys alone: wakes them
     /// and those of us who share rooms with them. `device`: of one of us, the one that changed.
     pub fn devices_changed(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
+        self.note_device_change(user, device)?;
+        if self.is_local(user.as_str()) {
+            self.wake_user(user);
+        }
+        for sharer in self.local_users_who_share_rooms(user, usize::MAX)? {
+            self.wake_user(&sharer);
+        }
+        Ok(())
+    }
+
+    /// The same without waking anybody: another change follows, or nobody shares a room with them.
+    pub fn note_device_change(&mut self, user: &UserId, device: Option<&str>) -> Result<()> {
         let at = self.next_stream();
         self.conn()
             .prepare_cached(
@@ -213,12 +262,6 @@ impl Tx<'_> {
                    device_id = coalesce(excluded.device_id, device_id)",
             )?
             .execute(params![user.as_str(), at, device])?;
-        if self.is_local(user.as_str()) {
-            self.wake_user(user);
-        }
-        for sharer in self.local_users_who_share_rooms(user, usize::MAX)? {
-            self.wake_user(&sharer);
-        }
         Ok(())
     }
 
@@ -226,7 +269,7 @@ impl Tx<'_> {
     pub fn set_remote_device_list(&mut self, user: &UserId, list: &RemoteDeviceList) -> Result<()> {
         self.conn()
             .prepare_cached(
-                "INSERT OR REPLACE INTO remote_device_lists (user_id, server, stream_id, due_ms, attempts, whole)
+                "INSERT OR REPLACE INTO remote_device_lists (user_id, server, stream_id, due_ms, attempts, fetched_ms)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![
@@ -235,7 +278,7 @@ impl Tx<'_> {
                 list.stream_id,
                 list.due_ms,
                 list.attempts,
-                list.whole
+                list.fetched_ms
             ])?;
         Ok(())
     }
@@ -256,14 +299,12 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Keeps a device of another server's user. No more than `most` of one user are kept.
+    /// Keeps a device of another server's user. No more than `most` of one user are kept, and no more than
+    /// [`REMOTE_DEVICES_BYTES_MAX`].
     pub fn set_remote_device(&mut self, user: &UserId, device: &RemoteDevice, most: usize) -> Result<()> {
-        let others: i64 = self
-            .conn()
-            .prepare_cached("SELECT count(*) FROM remote_devices WHERE user_id = ?1 AND device_id <> ?2")?
-            .query_row(params![user.as_str(), device.device_id], |row| row.get(0))?;
-        if others >= most as i64 {
-            return Ok(());
+        let (others, bytes) = self.count_remote_devices(user, &device.device_id)?;
+        if others >= most || bytes + device.bytes() > REMOTE_DEVICES_BYTES_MAX {
+            return self.forget_remote_devices(user, Some(&device.device_id));
         }
         self.put_remote_device(user, device)
     }
@@ -309,7 +350,8 @@ impl Tx<'_> {
     }
 
     /// A user of another server left a room: what is known of their devices is forgotten unless one of us is in another
-    /// room with them, since nobody tells us of changes from now on.
+    /// room with them, since nobody tells us of changes from now on. Whoever shares a room with them later, and did
+    /// before, has to look at them anew: in between they may have come and gone without a trace.
     pub(crate) fn drop_device_list(&mut self, user: &str) -> Result<()> {
         let held = self
             .conn()
@@ -321,7 +363,10 @@ impl Tx<'_> {
         let user = UserId::parse(user)?;
         match self.is_of_interest(&user)? {
             true => Ok(()),
-            false => self.forget_remote_device_list(&user),
+            false => {
+                self.forget_remote_device_list(&user)?;
+                self.note_device_change(&user, None)
+            }
         }
     }
 

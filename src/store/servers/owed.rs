@@ -16,7 +16,8 @@ const MESSAGES_BYTES_MAX: i64 = 64 << 20;
 const OWED_FOR_MS: Millis = 30 * 24 * 3_600_000;
 /// Old ones that go when one comes, so that no single commit has much to do.
 const SWEPT_ROWS_MAX: u32 = 5;
-/// Updates of one user's devices that one server is owed. Of more only the last: it says that there is a gap.
+/// Updates of one user's devices that one server is owed. Of more only the last: it says that there is a gap. What is
+/// said of the user's cross-signing keys stands in no chain, and is owed beside them.
 const UPDATES_MAX: i64 = 50;
 /// Events that one server is owed in particular.
 const EVENTS_MAX: i64 = 10_000;
@@ -140,11 +141,15 @@ impl Tx<'_> {
             .execute((server_name, user, device))?;
         let others: i64 = self
             .conn()
-            .prepare_cached("SELECT count(*) FROM owed_edus WHERE server = ?1 AND user_id = ?2")?
+            .prepare_cached(
+                "SELECT count(*) FROM owed_edus WHERE server = ?1 AND user_id = ?2 AND device_id <> ''",
+            )?
             .query_row((server_name, user), |row| row.get(0))?;
-        if others >= UPDATES_MAX {
+        if others >= UPDATES_MAX && !device.is_empty() {
             self.conn()
-                .prepare_cached("DELETE FROM owed_edus WHERE server = ?1 AND user_id = ?2")?
+                .prepare_cached(
+                    "DELETE FROM owed_edus WHERE server = ?1 AND user_id = ?2 AND device_id <> ''",
+                )?
                 .execute((server_name, user))?;
         }
         let stream = self.next_stream();
@@ -232,6 +237,28 @@ mod tests {
         assert_eq!(left.first().map(String::as_str), Some("message"));
         assert!(left.len() <= 1 + usize::try_from(UPDATES_MAX).expect("small"), "{left:?}");
         assert_eq!(left.last().map(String::as_str), Some("d49"));
+    }
+
+    #[test]
+    fn what_a_server_is_owed_of_signing_keys_and_of_devices_does_not_take_each_others_place() {
+        let store = store();
+        let (server, user) = (name("dead.org"), UserId::parse("@u:a.org").expect("a user id"));
+        let (one, us) = (server.clone(), user.clone());
+        store
+            .write(move |tx| {
+                tx.owe_device_update(&one, (&us, ""), "signing keys")?;
+                for n in 0..UPDATES_MAX {
+                    tx.owe_device_update(&one, (&us, &format!("D{n}")), &format!("d{n}"))?;
+                }
+                tx.owe_device_update(&one, (&us, ""), "other signing keys")
+            })
+            .expect("written");
+        let left = owed(&store, &server);
+        assert_eq!(left.len(), 1 + usize::try_from(UPDATES_MAX).expect("small"));
+        assert_eq!(left[left.len() - 2..], ["d49", "other signing keys"]);
+        let one = server.clone();
+        store.write(move |tx| tx.owe_device_update(&one, (&user, "MORE"), "more")).expect("written");
+        assert_eq!(owed(&store, &server), ["other signing keys", "more"]);
     }
 
     #[test]
