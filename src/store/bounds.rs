@@ -306,11 +306,15 @@ pub const TABLES: &[TableBounds] = &[
         ],
         "each transaction, of what is older than 7 days (`sweep_received_to_device`)",
     ),
-    table("device_changes", &[rooms("one for each user who shares a room with one of us", "")], "never"),
+    table(
+        "device_changes",
+        &[rooms("one for each user who shares a room with one of us, or did", "")],
+        "never",
+    ),
     table(
         "remote_device_lists",
         &[rooms("one for each user who shares a room with one of us", "")],
-        "`drop_device_list`, as soon as no room is shared any more",
+        "`drop_device_list` and `forget_remote_device_list`, as soon as no room is shared any more",
     ),
     table(
         "remote_devices",
@@ -318,7 +322,7 @@ pub const TABLES: &[TableBounds] = &[
             "1000 and 1 MiB of one user",
             "of_a_list_that_nobody_could_have_a_part_is_kept_whichever_way_it_comes",
         )],
-        "`drop_device_list`",
+        "with the list (`remote_device_lists`)",
     ),
     table("device_keys", &[users("8 KiB of each device", "")], "with the device"),
     table(
@@ -341,7 +345,7 @@ pub const TABLES: &[TableBounds] = &[
             users("three of one user, 8 KiB each", ""),
             rooms("two of each user who shares a room with one of us", ""),
         ],
-        "deactivation; `drop_device_list`, as soon as no room is shared any more",
+        "deactivation; `drop_device_list` and `forget_remote_device_list`, as soon as no room is shared any more",
     ),
     table(
         "key_signatures",

@@ -1,6 +1,8 @@
 //! End-to-end keys of devices: uploaded, told, given out once, and who hears of a change.
 
 use std::collections::BTreeSet;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use crate::common::client::{V3, post, sync};
@@ -464,4 +466,25 @@ fn rooms_without_encryption_count_for_who_comes_and_for_who_goes_with_the_last_o
     assert_eq!(alice.sync(Duration::ZERO).get("device_lists"), None);
     bob.join(&one);
     assert_eq!(alice.sync(Duration::ZERO)["device_lists"]["changed"], json!([bob.id()]));
+}
+
+#[test]
+fn a_few_of_those_who_ask_what_changed_are_answered_at_a_time() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let since = alice.initial_sync()["next_batch"].as_str().expect("a token").to_owned();
+    let mut turns = Vec::new();
+    while let Ok(turn) = server.homeserver().large_answers.turn(|| false) {
+        turns.push(turn);
+    }
+    let (told, answered) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            told.send(alice.get(&format!("/_matrix/client/v3/keys/changes?from={since}&to={since}")))
+        });
+        assert!(answered.recv_timeout(Duration::from_millis(500)).is_err(), "it waits for its turn");
+        drop(turns);
+        let answer = answered.recv_timeout(Duration::from_secs(30)).expect("an answer");
+        assert_eq!(answer, json!({ "changed": [], "left": [] }));
+    });
 }

@@ -255,7 +255,7 @@ fn a_list_is_dropped_when_no_room_is_shared_any_more_and_fetched_when_there_is_n
     bob.leave(&rooms[1]);
     assert!(held().is_some());
     bob.leave(&rooms[0]);
-    assert_eq!((held(), known()), (None, vec![]));
+    wait_until("it is forgotten", || (held(), known()) == (None, vec![]));
 }
 
 #[test]

@@ -421,8 +421,11 @@ fn what_is_known_of_keys_goes_with_the_last_shared_room() {
     bob.leave(room.id.as_str());
     assert!(is_current(&server, &creator), "they share another room");
     bob.leave(other.id.as_str());
-    let kept = server.homeserver().store.read(|db| db.remote_keys(&creator)).expect("read");
-    assert!(kept.devices.is_empty() && kept.cross_signing.master.is_none());
+    assert!(!is_current(&server, &creator));
+    wait_until("it is forgotten", || {
+        let kept = server.homeserver().store.read(|db| db.remote_keys(&creator)).expect("read");
+        kept.devices.is_empty() && kept.cross_signing.master.is_none()
+    });
     // What is told now is of no interest, and what is asked is not remembered.
     peer.send_edus(server.name(), "t1", &[update(&creator, "B", 6, json!([5]))]);
     has_devices(&peer, &creator, 6, &["A", "B"]);

@@ -62,10 +62,12 @@ pub fn claim(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
     Ok(Reply::raw_json(answer.into_bytes()))
 }
 
-/// `GET /_matrix/client/v3/keys/changes`. `to` is "a hint": what changed since is told as well.
+/// `GET /_matrix/client/v3/keys/changes`. `to` is "a hint": what changed since is told as well. Who was away for long asks
+/// for much, so that a few are answered at a time.
 pub fn changes(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let from = parse_since(request.required_query("from")?)?;
     request.query("to").map(parse_since).transpose()?;
+    let _turn = hs.large_answers.turn(|| !request.hung_up().is_some_and(|gone| gone()))?;
     let lists = hs.syncing().key_changes(&requester.user_id, from)?;
     // Both are always there, since some clients take no answer without them.
     Ok(Reply::json(&json!({ "changed": lists.changed, "left": lists.left })))

@@ -202,7 +202,11 @@ impl Devices<'_> {
         let Some(before) = self.store.read(|db| db.remote_device_list(user))? else { return Ok(()) };
         let (owner, server) = (user.clone(), user.server());
         if !self.store.read(|db| db.is_of_interest(user))? {
-            return self.store.write(move |tx| tx.forget_remote_device_list(&owner));
+            return self.store.write_lightly(move |tx| match tx.is_of_interest(&owner)? {
+                // They came back meanwhile.
+                true => tx.set_remote_device_list(&owner, &RemoteDeviceList { due_ms: Some(0), ..before }),
+                false => tx.forget_remote_device_list(&owner),
+            });
         }
         if self.is_out_of_reach(&server) {
             self.scheduler.lists_wait_for(&server);

@@ -88,6 +88,9 @@ pub struct ClaimedElsewhere {
     failures: BTreeMap<ServerName, Error>,
 }
 
+/// Something about each of some users, by their servers.
+type ByServer<T> = BTreeMap<ServerName, BTreeMap<UserId, T>>;
+
 /// One call to one server.
 struct KeyCall<W> {
     server: ServerName,
@@ -168,11 +171,11 @@ impl Devices<'_> {
     /// too much for one answer, the largest are left out, so that nobody takes the others' place.
     fn known_keys(
         &self,
-        wanted: BTreeMap<ServerName, BTreeMap<UserId, Vec<String>>>,
+        wanted: ByServer<Vec<String>>,
         found: &mut KeysElsewhere,
-    ) -> Result<(BTreeMap<ServerName, BTreeMap<UserId, QueriedUser>>, usize)> {
+    ) -> Result<(ByServer<QueriedUser>, usize)> {
         let users: Vec<(UserId, Vec<String>)> = wanted.into_values().flatten().collect();
-        let (mut known, mut unknown) = (Vec::new(), BTreeMap::<_, BTreeMap<_, _>>::new());
+        let (mut known, mut unknown) = (Vec::new(), ByServer::new());
         for some in users.chunks(USERS_AT_ONCE_MAX) {
             self.store.read(|db| {
                 for (id, device_ids) in some {

@@ -370,7 +370,9 @@ impl Tx<'_> {
         }
     }
 
-    /// One of us left a room: the same for all other servers' users in it, if nobody of us is left there.
+    /// One of us left a room: the same for all other servers' users in it, if nobody of us is left there. They may be many,
+    /// and have much: what is known of them is not gone by until their lists are fetched again, which they are not, but
+    /// forgotten, one by one.
     pub(crate) fn drop_device_lists_of_room(&mut self, room: RoomKey) -> Result<()> {
         if self.room_by_key(room)?.resident {
             return Ok(());
@@ -383,7 +385,16 @@ impl Tx<'_> {
             let rows = statement.query_map([room], |row| row.get::<_, String>(0))?;
             rows.collect::<rusqlite::Result<Vec<_>>>()?
         };
-        users.iter().try_for_each(|user| self.drop_device_list(user))
+        for user in users {
+            let user = UserId::parse(&user)?;
+            if !self.is_of_interest(&user)? {
+                let unknown = RemoteDeviceList { due_ms: Some(0), ..RemoteDeviceList::default() };
+                self.set_remote_device_list(&user, &unknown)?;
+                self.note_device_change(&user, None)?;
+                self.wake_timer();
+            }
+        }
+        Ok(())
     }
 
     /// Forgets all that is known of a user's devices: nobody here shares a room with them any more.
