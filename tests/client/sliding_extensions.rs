@@ -117,6 +117,36 @@ fn key_counts_are_in_every_answer_and_device_lists_only_where_something_was_aske
 }
 
 #[test]
+fn a_device_whose_keys_are_claimed_is_told_so_at_once() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let keys = alice.upload_keys(&["a", "b"]);
+    let device = keys.device_id();
+    let body = json!({ "conn_id": "encryption", "extensions": { "e2ee": { "enabled": true } } });
+    let mut last = slide(&alice, None, &body);
+    let count = |answer: &Value| {
+        answer["extensions"]["e2ee"]["device_one_time_keys_count"]["signed_curve25519"].clone()
+    };
+    assert_eq!(count(&last), 2);
+    let at_once = |started: std::time::Instant| assert!(started.elapsed() < Duration::from_secs(30));
+    for left in [1, 0] {
+        let started = std::time::Instant::now();
+        last = woken_by(&server, &alice, &last, &body, || drop(bob.claim_key(alice.id(), device)));
+        assert_eq!(count(&last), left);
+        at_once(started);
+    }
+    let upload = || {
+        alice.post(&format!("{V3}/keys/upload"), json!({ "one_time_keys": keys.one_time_keys(&["c"]) }));
+    };
+    last = woken_by(&server, &alice, &last, &body, upload);
+    assert_eq!(count(&last), 1);
+    // What it knows is no news.
+    let started = std::time::Instant::now();
+    alice.post(&sliding_path(Some(&last), 300), body);
+    assert!(started.elapsed() >= Duration::from_millis(300));
+}
+
+#[test]
 fn account_data_is_told_whole_at_first_and_then_as_it_changes_and_wakes() {
     let server = TestServer::start();
     let alice = server.user("alice");

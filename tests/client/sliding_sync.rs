@@ -555,6 +555,57 @@ fn rule_11_and_14_who_is_kicked_or_banned_is_told_so_always_and_nothing_behind_i
 }
 
 #[test]
+fn rule_11_a_room_that_was_left_and_forgotten_is_told_to_the_clients_that_have_it() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let body = one_list(20, 5, &json!([["m.room.topic", ""]]));
+    for verb in ["leave", "kick", "ban", "decline"] {
+        let room = alice.create_room_with(json!({ "preset": "public_chat", "invite": [bob.id()] }));
+        if verb != "decline" {
+            bob.join(&room);
+        }
+        let first = slide(&bob, None, &body);
+        assert!(room_ids(&first).contains(&room.as_str()));
+        if verb != "decline" {
+            alice.send(&room, "not to be read any more");
+        }
+        match verb {
+            "leave" | "decline" => bob.leave(&room),
+            _ => alice.act_on(verb, &room, bob.id()),
+        }
+        bob.post(&room_path(&room, "forget"), json!({}));
+        let second = slide(&bob, Some(&first), &body);
+        let told = &second["rooms"][&room];
+        assert_eq!(tuples(told), [("m.room.member".to_owned(), bob.id().to_owned())], "{verb}");
+        let membership = if verb == "ban" { "ban" } else { "leave" };
+        assert_eq!(told["required_state"][0]["content"]["membership"], membership);
+        assert!(told.get("timeline").is_none() && told.get("initial").is_none(), "{verb}");
+        assert_eq!(room_ids(&slide(&bob, Some(&second), &body)), [""; 0], "once");
+        let mut fresh = body.clone();
+        fresh["conn_id"] = json!("fresh");
+        assert_eq!(room_ids(&slide(&bob, None, &fresh)), [""; 0], "and to nobody else");
+    }
+}
+
+#[test]
+fn rule_11_the_invite_of_another_server_that_was_declined_and_forgotten_is_taken_back() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "private_chat" }));
+    alice.invite(&room, bob.id());
+    bob.wait_for_room("invite", &room);
+    let body = one_list(20, 1, &json!([]));
+    let first = slide(&bob, None, &body);
+    assert!(first["rooms"][&room]["invite_state"].is_array());
+    bob.leave(&room);
+    bob.post(&room_path(&room, "forget"), json!({}));
+    let second = slide(&bob, Some(&first), &body);
+    let own = &second["rooms"][&room]["required_state"][0];
+    assert_eq!((&own["state_key"], &own["content"]["membership"]), (&json!(bob.id()), &json!("leave")));
+    assert_eq!(room_ids(&slide(&bob, Some(&second), &body)), [""; 0], "once");
+}
+
+#[test]
 fn rule_12_state_that_changed_is_in_required_state_and_not_only_in_the_timeline() {
     let server = TestServer::start();
     let alice = server.user("alice");
@@ -642,6 +693,43 @@ fn rule_15_filters_choose_the_rooms_of_a_list() {
     alice.set_state(&plain, "m.room.encryption", "", json!({ "algorithm": "m.megolm.v1.aes-sha2" }));
     let second = slide(&alice, Some(&first), &body);
     assert_eq!((room_ids(&second), &second["lists"]["all"]["count"]), (vec![plain.as_str()], &json!(2)));
+}
+
+#[test]
+fn rule_15_a_room_that_comes_into_a_space_later_is_told() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let space = alice.create_room_with(json!({ "creation_content": { "type": "m.space" } }));
+    let (first_child, second_child) = (alice.create_room(), alice.create_room());
+    let child = |room: &str, content: Value| drop(alice.set_state(&space, "m.space.child", room, content));
+    child(&first_child, json!({ "via": [server.name()] }));
+    let mut body = one_list(20, 1, &json!([]));
+    body["lists"]["all"]["filters"] = json!({ "spaces": [space] });
+    let first = slide(&alice, None, &body);
+    assert_eq!(room_ids(&first), [first_child.as_str()]);
+    child(&second_child, json!({ "via": [server.name()] }));
+    let second = slide(&alice, Some(&first), &body);
+    let expected = (vec![second_child.as_str()], &json!(2));
+    assert_eq!((room_ids(&second), &second["lists"]["all"]["count"]), expected);
+    assert_eq!(second["rooms"][&second_child]["initial"], true);
+    child(&first_child, json!({}));
+    let third = slide(&alice, Some(&second), &body);
+    assert_eq!((room_ids(&third), &third["lists"]["all"]["count"]), (vec![], &json!(1)));
+}
+
+#[test]
+fn several_ranges_of_one_list_show_the_rooms_at_their_places() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let mut rooms: Vec<String> = (0..6).map(|_| alice.create_room()).collect();
+    rooms.reverse();
+    let mut body = one_list(1, 1, &json!([]));
+    body["lists"]["all"]["ranges"] = json!([[4, 5], [0, 0], [2, 2]]);
+    let answer = slide(&alice, None, &body);
+    let mut expected = [0, 2, 4, 5].map(|place: usize| rooms[place].as_str());
+    expected.sort_unstable();
+    assert_eq!(room_ids(&answer), expected);
+    assert_eq!(answer["lists"]["all"]["count"], 6);
 }
 
 #[test]
@@ -739,6 +827,11 @@ fn what_is_out_of_bounds_is_refused_and_changes_nothing() {
         (list("timeline_limit", json!("many")), "M_BAD_JSON"),
         (list("required_state", json!(states)), "M_INVALID_PARAM"),
         (list("required_state", json!([["only one"]])), "M_BAD_JSON"),
+        (list("required_state", json!([["t".repeat(256), ""]])), "M_INVALID_PARAM"),
+        (list("required_state", json!([["t", "k".repeat(256)]])), "M_INVALID_PARAM"),
+        (list("filters", json!({ "tags": ["t".repeat(256)] })), "M_INVALID_PARAM"),
+        (list("filters", json!({ "spaces": ["s".repeat(256)] })), "M_INVALID_PARAM"),
+        (list("filters", json!({ "room_types": ["t".repeat(256)] })), "M_INVALID_PARAM"),
         (list("filters", json!({ "tags": vec!["t"; 501] })), "M_INVALID_PARAM"),
         (json!({ "conn_id": "c".repeat(65) }), "M_INVALID_PARAM"),
         (json!({ "conn_id": 7 }), "M_BAD_JSON"),

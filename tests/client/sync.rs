@@ -220,6 +220,49 @@ fn a_left_room_is_told_once_and_up_to_the_leave() {
 }
 
 #[test]
+fn a_room_that_was_left_and_forgotten_ends_for_the_clients_that_have_it() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    for verb in ["leave", "kick", "ban"] {
+        let room = alice.create_room();
+        bob.join(&room);
+        let before = sync(&bob, "");
+        alice.send(&room, "not to be read any more");
+        match verb {
+            "leave" => bob.leave(&room),
+            _ => alice.act_on(verb, &room, bob.id()),
+        }
+        bob.post(&room_path(&room, "forget"), json!({}));
+        for after in ["", "&use_state_after=true"] {
+            let answer = sync(&bob, &format!("{}{after}", next(&before)));
+            let left = &answer["rooms"]["leave"][&room];
+            assert_eq!(types(&left["timeline"]), ["m.room.member"], "{verb}");
+            assert_eq!(left["timeline"]["events"][0]["state_key"], bob.id());
+            assert!(!answer.to_string().contains("not to be read any more"));
+            assert_eq!(rooms(&sync(&bob, &next(&answer)), "leave"), [""; 0], "once");
+        }
+        assert_eq!(rooms(&sync(&bob, ""), "leave"), [""; 0], "and to nobody who begins anew");
+    }
+}
+
+#[test]
+fn the_invite_of_another_server_that_was_declined_and_forgotten_ends_for_the_clients_that_have_it() {
+    let (here, there) = TestServer::pair();
+    let (alice, bob) = (here.user("alice"), there.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "private_chat" }));
+    alice.invite(&room, bob.id());
+    bob.wait_for_room("invite", &room);
+    let before = sync(&bob, "");
+    bob.leave(&room);
+    bob.post(&room_path(&room, "forget"), json!({}));
+    let answer = sync(&bob, &next(&before));
+    assert_eq!(types(&answer["rooms"]["leave"][&room]["timeline"]), ["m.room.member"]);
+    assert_eq!(rooms(&sync(&bob, &next(&answer)), "leave"), Vec::<String>::new(), "once");
+    let archived = sync(&bob, &filter(&json!({"room": {"include_leave": true}})));
+    assert_eq!(rooms(&archived, "leave"), Vec::<String>::new());
+}
+
+#[test]
 fn a_kick_or_ban_ends_a_room_like_a_leave() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::presence;
-use super::sync::SYNC_TIMEOUT_MAX;
+use super::sync::{SYNC_TIMEOUT_MAX, reply_in_turn, turn_of};
 use crate::error::{Error, Result};
-use crate::http::{Outcome, Poll, Reply, Request, Requester};
+use crate::http::{Outcome, Poll, Request, Requester};
 use crate::protocol::RoomId;
 use crate::service::Homeserver;
 use crate::service::sync::sliding::request::{
@@ -287,6 +287,8 @@ pub(super) fn answer<T: Serialize>(
     let may_wait = poll != Poll::Last && asked.request.pos.is_some() && !timeout.is_zero();
     let device = requester.device_id()?;
     let when = (request.received(), may_wait);
+    let may_be_large = hs.syncing().may_be_large(&requester.user_id, device, &asked.request);
+    let turn = may_be_large.then(|| turn_of(hs, request)).transpose()?;
     match hs.syncing().sliding(&requester.user_id, device, &asked.request, when)? {
         SlidingOutcome::Nothing(after) => {
             let (user, until) = (requester.user_id.clone(), request.received() + timeout);
@@ -294,7 +296,7 @@ pub(super) fn answer<T: Serialize>(
         }
         SlidingOutcome::Answer(answer) => {
             let body = serde_json::to_vec(&written(*answer)?).map_err(Error::internal)?;
-            Ok(Outcome::Reply(Reply::raw_json(body)))
+            Ok(Outcome::Reply(reply_in_turn(turn, body)))
         }
     }
 }

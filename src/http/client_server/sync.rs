@@ -9,6 +9,7 @@ use crate::http::auth;
 use crate::http::transport::request::LightAnswer;
 use crate::http::{Outcome, Poll, Reply, Request, Requester};
 use crate::service::Homeserver;
+use crate::service::limits::large_answers::AnswerTurn;
 use crate::service::sync::{SyncAnswer, SyncRequest, parse_since};
 use crate::store::ephemeral::presence::PresenceState;
 
@@ -42,10 +43,7 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
         );
     }
     let whole = asked.since.is_none() || asked.full_state;
-    let turn = match whole {
-        true => Some(hs.large_answers.turn(|| !request.hung_up().is_some_and(|gone| gone()))?),
-        false => None,
-    };
+    let turn = whole.then(|| turn_of(hs, request)).transpose()?;
     let answer = hs.syncing().sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
     let may_wait = poll != Poll::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
@@ -57,13 +55,23 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
             until: request.received() + timeout,
         });
     }
-    Ok(Outcome::Reply(match turn.filter(|_| answer.body.len() > LARGE_BYTES_MIN) {
+    Ok(Outcome::Reply(reply_in_turn(turn, answer.body)))
+}
+
+/// The turn of an answer that may be large, waited for while somebody waits for the answer.
+pub(super) fn turn_of(hs: &Homeserver, request: &Request) -> Result<AnswerTurn> {
+    hs.large_answers.turn(|| !request.hung_up().is_some_and(|gone| gone()))
+}
+
+/// An answer, whose turn is over when it is written; at once if it turns out to be small.
+pub(super) fn reply_in_turn(turn: Option<AnswerTurn>, body: Vec<u8>) -> Reply {
+    match turn.filter(|_| body.len() > LARGE_BYTES_MIN) {
         Some(turn) => {
-            let length = answer.body.len() as u64;
-            Reply::stream("application/json", length, Box::new(turn.read(answer.body)))
+            let length = body.len() as u64;
+            Reply::stream("application/json", length, Box::new(turn.read(body)))
         }
-        None => Reply::raw_json(answer.body),
-    }))
+        None => Reply::raw_json(body),
+    }
 }
 
 /// What the request asks for.

@@ -150,6 +150,12 @@ impl Fields {
         }
     }
 
+    /// Where clients see this row that have been shown it: that it has ended they are to hear though the user has
+    /// forgotten the room.
+    pub fn section_of_who_knows_it(&self) -> Option<SyncSection> {
+        self.section().or(self.forgotten.then_some(SyncSection::Leave))
+    }
+
     /// Whether clients who know this of the row know all that another shows.
     pub(super) fn shows_all_of(&self, other: &Self) -> bool {
         let shown =

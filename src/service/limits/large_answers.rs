@@ -46,7 +46,7 @@ impl LargeAnswers {
     }
 
     /// A turn, waited for while it is `wanted`. Errors: 429 `M_LIMIT_EXCEEDED` if there is none for long.
-    pub fn turn(&self, wanted: impl Fn() -> bool) -> Result<Turn> {
+    pub fn turn(&self, wanted: impl Fn() -> bool) -> Result<AnswerTurn> {
         let until = Instant::now() + TURN_TIMEOUT;
         let mut turns = lock(&self.0.turns);
         while turns.under_way() >= self.0.most {
@@ -60,7 +60,7 @@ impl LargeAnswers {
         turns.begun += 1;
         let number = turns.begun;
         turns.taken.insert(number, None);
-        Ok(Turn { shared: self.0.clone(), number })
+        Ok(AnswerTurn { shared: self.0.clone(), number })
     }
 }
 
@@ -72,12 +72,12 @@ impl LargeTurns {
 }
 
 /// A turn; over when it is dropped.
-pub struct Turn {
+pub struct AnswerTurn {
     shared: Arc<SharedTurns>,
     number: u64,
 }
 
-impl Turn {
+impl AnswerTurn {
     /// The answer to be read; with its last byte, or when nobody reads on, the turn is over.
     pub fn read(self, answer: Vec<u8>) -> impl Read + Send + 'static {
         lock(&self.shared.turns).taken.insert(self.number, Some(Instant::now()));
@@ -85,7 +85,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for AnswerTurn {
     fn drop(&mut self) {
         lock(&self.shared.turns).taken.remove(&self.number);
         self.shared.ended.notify_all();
@@ -94,7 +94,7 @@ impl Drop for Turn {
 
 struct AnswerOfTurn {
     answer: Cursor<Vec<u8>>,
-    _turn: Turn,
+    _turn: AnswerTurn,
 }
 
 impl Read for AnswerOfTurn {

@@ -60,7 +60,8 @@ pub fn collect(
         return Ok(());
     }
     for of_user in context.db.rooms_of_since(context.user, context.since())? {
-        if of_user.forgotten
+        // Of a room that is forgotten only those hear who may have it: that they have it no more.
+        if (of_user.forgotten && context.request.since.is_none())
             || !context.wants_room(&of_user.room_id)
             // Of a room that we are not in (any more) a remote membership knows more than the state that was left
             // behind.
@@ -244,7 +245,11 @@ fn remote(
     with_left: bool,
     rooms: &mut RoomSections,
 ) -> Result<()> {
-    let (Some(section), Some(event)) = (row.section(), &row.event) else { return Ok(()) };
+    let section = match context.request.since {
+        Some(_) => row.section_of_who_knows_it(),
+        None => row.section(),
+    };
+    let (Some(section), Some(event)) = (section, &row.event) else { return Ok(()) };
     let room_id = row.room_id.clone();
     match section {
         SyncSection::Invite if !context.shows_invites_of(event.sender()) => {}

@@ -17,6 +17,9 @@ pub struct AccountData {
     pub content: String,
 }
 
+/// By the room, of which there is little; not by the stream, where all of the user's rooms would be gone through.
+const ACCOUNT_DATA_OF_ROOM_SINCE: &str = "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND +stream > ? ORDER BY +stream";
+
 /// How `room_id` is written for global account data.
 fn room_key(room: Option<&RoomId>) -> &str {
     room.map_or("", RoomId::as_str)
@@ -64,10 +67,7 @@ impl Db<'_> {
         room: &RoomId,
         after: i64,
     ) -> Result<Vec<AccountData>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND stream > ?
-             ORDER BY stream",
-        )?;
+        let mut statement = self.conn().prepare_cached(ACCOUNT_DATA_OF_ROOM_SINCE)?;
         let rows = statement.query_map(params![user.as_str(), room.as_str(), after], |row| {
             let room_id = Some(room.clone());
             Ok(AccountData { room_id, event_type: row.get(0)?, content: row.get(1)? })
@@ -124,5 +124,26 @@ impl Tx<'_> {
             .execute(params![user.as_str(), room_key(room), event_type, content, stream])?;
         self.wake_user(user);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::store::{Location, Options, Store};
+
+    #[test]
+    fn the_data_of_one_room_is_sought_by_the_room() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let options = Options { durable: false, readers: 1 };
+        let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
+        let plan = store.read(|db| {
+            let sql = format!("EXPLAIN QUERY PLAN {ACCOUNT_DATA_OF_ROOM_SINCE}");
+            let of = ["@bob:us.example", "!r:us.example", "7"];
+            Ok(db.conn().prepare(&sql)?.query_row(of, |row| row.get::<_, String>(3))?)
+        });
+        let plan = plan.expect("a plan");
+        assert!(plan.contains("user_id=? AND room_id=?"), "{plan}");
     }
 }

@@ -30,6 +30,10 @@ pub struct Receipt {
 /// Receipts of one user in one room for different threads; older ones go when there are more.
 const THREADS_MAX: i64 = 500;
 
+/// By the user, who has few in a room; not by the stream, where everybody's would be gone through.
+const OWN_RECEIPTS_BETWEEN: &str = "SELECT user_id, type, thread, event_id, ts FROM receipts
+     WHERE room_key = ?1 AND user_id = ?4 AND +stream > ?2 AND +stream <= ?3";
+
 fn receipt_of(row: &Row<'_>) -> rusqlite::Result<Receipt> {
     Ok(Receipt {
         user_id: row.get(0)?,
@@ -58,10 +62,7 @@ impl Db<'_> {
         let rows =
             statement.query_map(params![room, after, upto, reader.as_str(), limit as i64], receipt_of)?;
         let mut receipts = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-        let mut statement = self.conn().prepare_cached(
-            "SELECT user_id, type, thread, event_id, ts FROM receipts
-             WHERE room_key = ?1 AND user_id = ?4 AND stream > ?2 AND stream <= ?3",
-        )?;
+        let mut statement = self.conn().prepare_cached(OWN_RECEIPTS_BETWEEN)?;
         for receipt in statement.query_map(params![room, after, upto, reader.as_str()], receipt_of)? {
             receipts.push(receipt?);
         }
@@ -144,5 +145,26 @@ impl Tx<'_> {
             return Ok(());
         }
         self.wake_room(room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::store::{Location, Options, Store};
+
+    #[test]
+    fn what_one_user_has_read_in_a_room_is_sought_by_the_user() {
+        let us = ServerName::parse("us.example").expect("a name");
+        let options = Options { durable: false, readers: 1 };
+        let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
+        let plan = store.read(|db| {
+            let sql = format!("EXPLAIN QUERY PLAN {OWN_RECEIPTS_BETWEEN}");
+            let of = params![7, 0, 9, "@bob:us.example"];
+            Ok(db.conn().prepare(&sql)?.query_row(of, |row| row.get::<_, String>(3))?)
+        });
+        let plan = plan.expect("a plan");
+        assert!(plan.contains("room_key=? AND user_id=?"), "{plan}");
     }
 }

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
 use crate::store::{Db, RoomKey, Tx};
 
 /// What a word about typing came to.
@@ -16,12 +17,30 @@ pub struct TypingChange {
     pub tell_again: bool,
 }
 
+/// If something fleeting changed in more rooms of the server than these, the user's are gone through instead.
+const CHANGED_ROOMS_MAX: usize = 200;
+
 impl Db<'_> {
     /// The rooms to which the user is joined and in which something fleeting changed after a position.
     pub fn joined_rooms_with_ephemeral(&self, user: &UserId, after: i64) -> Result<Vec<RoomKey>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT c.room_key FROM ephemeral_changes c JOIN memberships m ON m.room_key = c.room_key
-             WHERE c.stream > ?2 AND m.user_id = ?1 AND m.membership = 'join'",
+            "SELECT room_key FROM ephemeral_changes WHERE stream > ?1 ORDER BY stream LIMIT ?2",
+        )?;
+        let most = CHANGED_ROOMS_MAX as i64;
+        let rows = statement.query_map([after, most], |row| row.get::<_, RoomKey>(0))?;
+        let changed = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        if changed.len() < CHANGED_ROOMS_MAX {
+            let mut of_user = Vec::new();
+            for room in changed {
+                if self.membership(room, user)? == Some(Membership::Join) {
+                    of_user.push(room);
+                }
+            }
+            return Ok(of_user);
+        }
+        let mut statement = self.conn().prepare_cached(
+            "SELECT m.room_key FROM memberships m CROSS JOIN ephemeral_changes c ON c.room_key = m.room_key
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND c.stream > ?2",
         )?;
         let rows = statement.query_map(params![user.as_str(), after], |row| row.get(0))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)

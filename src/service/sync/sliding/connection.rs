@@ -4,12 +4,13 @@
 //! a place in any room's history as well. The position moves with each answer; the version only when something was
 //! told that has to be remembered, so that an answer without news costs no write.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::hash::Hash;
 
 use serde::{Deserialize, Serialize};
 
-use super::request::{RequiredState, SlidingRequest};
+use super::request::{RequiredState, SlidingRequest, digest};
 use crate::clock::Millis;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::read;
@@ -20,6 +21,10 @@ use crate::store::accounts::sliding_connections::{SlidingConnection, ToldRoom, U
 /// Different wishes for state that one connection remembers. Beyond, those that are not asked for now are forgotten,
 /// and state is told once more where it is asked for again.
 const CONFIGS_MAX: usize = 50;
+/// The same for the bytes that they have together: each answer that tells something new of them writes them all.
+const CONFIGS_BYTES_MAX: usize = 64 * 1024;
+/// Rooms that could not be told of which it is remembered one by one. If there are more, all are gone through.
+const OWED_MAX: usize = 100;
 /// Members of one room of whom it is remembered that the client has them.
 const MEMBERS_MAX: usize = 200;
 
@@ -117,6 +122,11 @@ struct ToldOfAll {
     account_data: bool,
     /// Whether rooms were left out of the last answer.
     behind: bool,
+    /// The rooms that could not be told.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    owed: BTreeSet<String>,
+    /// How many keys of the device it was told that there are, as a digest.
+    key_counts: u64,
     /// Which state the rooms were told with.
     configs: BTreeMap<u64, RequiredState>,
 }
@@ -165,7 +175,8 @@ impl Connection {
         };
         let of_all = db.told_of_room(row.connection, pos.version, "")?;
         let of_all: ToldOfAll = of_all.map(|told| told_in(&told)).transpose()?.unwrap_or_default();
-        let next_of_all = ToldOfAll { shape: request.shape(), behind: false, ..of_all.clone() };
+        let (shape, owed) = (request.shape(), BTreeSet::new());
+        let next_of_all = ToldOfAll { shape, behind: false, owed, ..of_all.clone() };
         let row = Some((row, pos.version));
         Ok(Self { row, since: pos.stream, of_all, next_of_all, whole: None, noted: Vec::new() })
     }
@@ -178,6 +189,25 @@ impl Connection {
     /// Notes that rooms are left out, so that all are gone through next time.
     pub fn note_behind(&mut self) {
         self.next_of_all.behind = true;
+    }
+
+    /// Notes that a room could not be told: it is looked at again with the next request.
+    pub fn note_owed(&mut self, room: &RoomId) {
+        match self.next_of_all.owed.len() < OWED_MAX {
+            true => drop(self.next_of_all.owed.insert(room.as_str().to_owned())),
+            false => self.note_behind(),
+        }
+    }
+
+    /// The rooms that could not be told last time.
+    pub fn owed(&self) -> impl Iterator<Item = &str> {
+        self.of_all.owed.iter().map(String::as_str)
+    }
+
+    /// Notes how many keys of the device the client is told that there are. Whether it was told otherwise last time.
+    pub fn note_key_counts(&mut self, counts: &impl Hash) -> bool {
+        self.next_of_all.key_counts = digest(counts);
+        self.of_all.key_counts != self.next_of_all.key_counts
     }
 
     /// Whether the same lists and extensions are asked for as last time, and nothing was left out then.
@@ -237,7 +267,8 @@ impl Connection {
 
     /// What is to be written for the answer.
     pub fn into_step(mut self, asked: &[u64]) -> Result<ConnectionStep> {
-        if self.next_of_all.configs.len() > CONFIGS_MAX {
+        let bytes: usize = self.next_of_all.configs.values().map(RequiredState::bytes).sum();
+        if self.next_of_all.configs.len() > CONFIGS_MAX || bytes > CONFIGS_BYTES_MAX {
             self.next_of_all.configs.retain(|digest, _| asked.contains(digest));
         }
         if self.row.is_none() || self.next_of_all != self.of_all {

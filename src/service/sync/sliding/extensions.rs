@@ -50,6 +50,8 @@ pub struct E2eeAnswer {
     pub one_time_keys: BTreeMap<String, u64>,
     /// The algorithms of which there is an unused fallback key: in every answer.
     pub fallback_keys: Vec<String>,
+    /// Whether the client was told otherwise of these keys: it wants to upload new ones at once when others take them.
+    pub keys_changed: bool,
 }
 
 /// Account data.
@@ -66,11 +68,9 @@ impl ExtensionsAnswer {
     pub fn is_empty(&self) -> bool {
         let of_rooms = |rooms: &Option<BTreeMap<RoomId, Json>>| rooms.as_ref().is_none_or(BTreeMap::is_empty);
         self.to_device.as_ref().is_none_or(|to_device| to_device.events.is_empty())
-            && self
-                .e2ee
-                .as_ref()
-                .and_then(|e2ee| e2ee.device_lists.as_ref())
-                .is_none_or(DeviceLists::is_empty)
+            && self.e2ee.as_ref().is_none_or(|e2ee| {
+                !e2ee.keys_changed && e2ee.device_lists.as_ref().is_none_or(DeviceLists::is_empty)
+            })
             && self.account_data.as_ref().is_none_or(|data| data.global.is_empty() && data.rooms.is_empty())
             && of_rooms(&self.receipts)
             && of_rooms(&self.typing)
@@ -131,7 +131,7 @@ fn to_device(context: &SyncContext<'_>, request: &SlidingRequest) -> Result<Opti
 fn e2ee(
     context: &SyncContext<'_>,
     request: &SlidingRequest,
-    connection: &Connection,
+    connection: &mut Connection,
 ) -> Result<Option<E2eeAnswer>> {
     if !request.extensions.e2ee {
         return Ok(None);
@@ -143,7 +143,8 @@ fn e2ee(
     let Some(device) = context.format.device else { return Ok(None) };
     let one_time_keys = context.db.one_time_key_counts(context.user, device)?;
     let fallback_keys = context.db.unused_fallback_key_types(context.user, device)?;
-    Ok(Some(E2eeAnswer { device_lists, one_time_keys, fallback_keys }))
+    let keys_changed = connection.note_key_counts(&(&one_time_keys, &fallback_keys));
+    Ok(Some(E2eeAnswer { device_lists, one_time_keys, fallback_keys, keys_changed }))
 }
 
 /// A room, as the extensions look at it.

@@ -31,13 +31,13 @@ mod select;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use self::connection::{Connection, ConnectionStep, unknown_pos, unknown_to};
 use self::extensions::RoomScope;
 use self::request::SlidingRequest;
-use self::room_list::RoomLists;
+use self::room_list::{RoomList, RoomLists};
 use self::rooms::{RoomNews, RoomTeller, may_have_news};
 use self::select::{Configs, Selected, Selection};
 use super::{SyncContext, SyncRequest, Syncing};
@@ -82,22 +82,35 @@ impl SlidingState {
     }
 }
 
-/// When the last request of each connection came: a client that changes its mind sends another one and forgets the
-/// first, which may wait here yet and must not take away what is meant for the second.
+/// The last request of each connection: a client that changes its mind sends another one and forgets the first, which may
+/// wait here yet and must not take away what is meant for the second.
 #[derive(Default)]
-struct LatestRequests(Mutex<BoundedMap<(UserId, String, String), Instant, LATEST_MAX>>);
+struct LatestRequests(Mutex<BoundedMap<(UserId, String, String), LatestRequest, LATEST_MAX>>);
+
+struct LatestRequest {
+    came: Instant,
+    /// What it asked of which rooms, as a digest.
+    wishes: u64,
+}
 
 impl LatestRequests {
     /// Whether no later request of the same connection has come.
-    fn is_latest(&self, user: &UserId, device: &str, conn_id: &str, came: Instant) -> bool {
-        let key = (user.clone(), device.to_owned(), conn_id.to_owned());
+    fn is_latest(&self, user: &UserId, device: &str, request: &SlidingRequest, came: Instant) -> bool {
+        let key = (user.clone(), device.to_owned(), request.conn_id.clone());
+        let this = LatestRequest { came, wishes: request.wishes() };
         let mut latest = lock(&self.0);
         match latest.get_mut(&key) {
-            Some(known) if *known > came => return false,
-            Some(known) => *known = came,
-            None => latest.insert(key, came, |_| Worth::Little),
+            Some(known) if known.came > came => return false,
+            Some(known) => *known = this,
+            None => latest.insert(key, this, |_| Worth::Little),
         }
         true
+    }
+
+    /// Whether the last request of the same connection asked the same of the same rooms.
+    fn wishes_the_same(&self, user: &UserId, device: &str, request: &SlidingRequest) -> bool {
+        let key = (user.clone(), device.to_owned(), request.conn_id.clone());
+        lock(&self.0).get_mut(&key).is_some_and(|known| known.wishes == request.wishes())
     }
 }
 
@@ -137,6 +150,13 @@ impl Draft {
 }
 
 impl Syncing<'_> {
+    /// Whether a request may have much to be told, which is to be done in its turn (`limits::large_answers`): it begins
+    /// anew, or asks for other rooms or for other things of them than the last one. What comes in by and by is little.
+    pub fn may_be_large(&self, user: &UserId, device: &str, request: &SlidingRequest) -> bool {
+        let same = || self.sliding.latest.wishes_the_same(user, device, request);
+        request.asks_for_rooms() && (request.pos.is_none() || !same())
+    }
+
     /// What is new for one connection of a device. `came`: when the request came; `may_wait`: whether it waits if there
     /// is nothing. Errors: 400 `M_INVALID_PARAM` for what goes beyond the bounds, 400 `M_UNKNOWN_POS`.
     pub fn sliding(
@@ -148,7 +168,7 @@ impl Syncing<'_> {
     ) -> Result<SlidingOutcome> {
         request.check()?;
         for _ in 0..TRIES_MAX {
-            if !self.sliding.latest.is_latest(user, device, &request.conn_id, came) {
+            if !self.sliding.latest.is_latest(user, device, request, came) {
                 return given_up(request);
             }
             let draft = self.draft(user, device, request)?;
@@ -167,6 +187,8 @@ impl Syncing<'_> {
     /// What is new, from one snapshot.
     fn draft(&self, user: &UserId, device: &str, request: &SlidingRequest) -> Result<Draft> {
         let now = self.clock.now_ms();
+        let list = request.asks_for_rooms().then(|| self.sliding.room_lists.of(user));
+        let list = list.as_ref().map(|list| lock(list));
         self.store.read(|db| {
             let position = db.snapshot_position()?;
             let connection = Connection::of(db, user, device, request, (position, now))?;
@@ -192,18 +214,19 @@ impl Syncing<'_> {
                 known_members: Arc::default(),
                 told_members: RefCell::default(),
             };
-            self.draft_in(&context, request, connection)
+            self.draft_in(&context, list, request, connection)
         })
     }
 
     fn draft_in(
         &self,
         context: &SyncContext<'_>,
+        list: Option<MutexGuard<'_, Option<RoomList>>>,
         request: &SlidingRequest,
         mut connection: Connection,
     ) -> Result<Draft> {
         let mut extensions = extensions::of_no_room(context, request, &mut connection)?;
-        let selection = select::select(context, &self.sliding.room_lists, request, &connection)?;
+        let selection = select::select(context, list, request, &connection)?;
         if selection.changes.is_some() {
             connection.read_whole(context.db)?;
         }
@@ -241,7 +264,7 @@ impl Syncing<'_> {
                         context.user,
                         e.for_people()
                     );
-                    connection.note_behind();
+                    connection.note_owed(&selected.room_id);
                 }
             }
         }
@@ -338,4 +361,92 @@ fn given_up(request: &SlidingRequest) -> Result<SlidingOutcome> {
         rooms: BTreeMap::new(),
         extensions: ExtensionsAnswer::default(),
     })))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::request::{RoomConfig, RoomFilters, SlidingList};
+    use super::*;
+    use crate::TestServer;
+    use crate::protocol::pdu::Membership;
+
+    fn everything(pos: Option<String>) -> SlidingRequest {
+        let config = RoomConfig { timeline_limit: 5, ..RoomConfig::default() };
+        let list = SlidingList { ranges: None, config, filters: RoomFilters::default() };
+        SlidingRequest { pos, lists: BTreeMap::from([("all".to_owned(), list)]), ..SlidingRequest::default() }
+    }
+
+    fn answer(server: &TestServer, user: &UserId, device: &str, pos: Option<String>) -> Box<SlidingAnswer> {
+        let when = (Instant::now(), false);
+        let outcome = server.homeserver().syncing().sliding(user, device, &everything(pos), when);
+        match outcome.expect("an outcome") {
+            SlidingOutcome::Answer(answer) => answer,
+            SlidingOutcome::Nothing(_) => panic!("nobody waits"),
+        }
+    }
+
+    #[test]
+    fn who_waits_for_the_list_of_their_rooms_keeps_no_reader_from_others_and_looks_at_what_is_then() {
+        const WAITING: usize = 8;
+        let server = TestServer::start();
+        let (alice, bob) = (server.user("alice"), server.user("bob"));
+        let room = alice.create_room();
+        bob.join(&room);
+        let (user, device) = (UserId::parse(bob.id()).expect("a user id"), bob.device_id());
+        let request = everything(Some(answer(&server, &user, &device, None).pos));
+        let list = server.homeserver().sliding.room_lists.of(&user);
+        let busy = lock(&list);
+        thread::scope(|scope| {
+            let draft = || server.homeserver().syncing().draft(&user, &device, &request);
+            let waiting: Vec<_> = (0..WAITING).map(|_| scope.spawn(draft)).collect();
+            while Arc::strong_count(&list) < 2 + WAITING {
+                thread::yield_now();
+            }
+            // More of them wait than there are readers, and everybody else is served.
+            alice.send(&room, "the last that bob sees");
+            alice.act_on("kick", &room, bob.id());
+            drop(busy);
+            for one in waiting {
+                let draft = one.join().expect("no panic").expect("a draft");
+                let told = &draft.rooms[&RoomId::parse(&room).expect("a room id")];
+                assert_eq!(told.membership, Some(Membership::Leave));
+                assert!(told.timeline.iter().any(|event| event.get().contains("the last that bob sees")));
+            }
+        });
+    }
+
+    #[test]
+    fn rule_13_a_room_that_could_not_be_told_is_told_with_the_next_answer_though_no_list_has_it_any_more() {
+        let server = TestServer::start();
+        let (alice, bob) = (server.user("alice"), server.user("bob"));
+        let room = alice.create_room();
+        bob.join(&room);
+        let (user, device) = (UserId::parse(bob.id()).expect("a user id"), bob.device_id());
+        let first = answer(&server, &user, &device, None);
+        let store = &server.homeserver().store;
+        let id = room.clone();
+        let known = store.write(move |tx| {
+            let told =
+                tx.conn().query_row("SELECT told FROM sliding_rooms WHERE room_id = ?1", [&id], |row| {
+                    row.get::<_, String>(0)
+                })?;
+            tx.conn().execute("UPDATE sliding_rooms SET told = 'damaged' WHERE room_id = ?1", [&id])?;
+            Ok(told)
+        });
+        let known = known.expect("what bob's client knows");
+        bob.leave(&room);
+        let second = answer(&server, &user, &device, Some(first.pos));
+        assert!(second.rooms.is_empty());
+        let id = room.clone();
+        let repaired = store.write(move |tx| {
+            Ok(tx.conn().execute("UPDATE sliding_rooms SET told = ?2 WHERE room_id = ?1", [&id, &known])?)
+        });
+        assert_eq!(repaired.expect("written"), 1);
+        let third = answer(&server, &user, &device, Some(second.pos));
+        let told = &third.rooms[&RoomId::parse(&room).expect("a room id")];
+        assert_eq!(told.membership, Some(Membership::Leave));
+        assert!(answer(&server, &user, &device, Some(third.pos)).rooms.is_empty(), "once");
+    }
 }

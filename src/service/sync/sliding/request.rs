@@ -17,6 +17,8 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const RANGES_MAX: usize = 100;
 /// Patterns of state that one list or subscription may name.
 pub const PATTERNS_MAX: usize = 500;
+/// The longest event type, state key, tag or room id that a request may name, in bytes: there are no longer ones.
+pub const TERM_BYTES_MAX: usize = 255;
 /// Entries of one filter.
 pub const FILTER_ENTRIES_MAX: usize = 500;
 /// Events of one timeline, whatever is asked for.
@@ -86,6 +88,18 @@ impl StatePattern {
     fn matches(&self, event_type: &str, state_key: &str) -> bool {
         self.event_type.as_deref().is_none_or(|wanted| wanted == event_type)
             && self.state_key.as_deref().is_none_or(|wanted| wanted == state_key)
+    }
+
+    /// About how many bytes it has, written.
+    fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(4, String::len);
+        text(&self.event_type) + text(&self.state_key) + 25
+    }
+
+    /// Whether it names nothing that is longer than any there is.
+    fn is_short(&self) -> bool {
+        let short = |text: &Option<String>| text.as_ref().is_none_or(|text| text.len() <= TERM_BYTES_MAX);
+        short(&self.event_type) && short(&self.state_key)
     }
 
     /// Whether it may let memberships through: all of them (none), or that of one user.
@@ -169,6 +183,15 @@ impl RequiredState {
     /// without looking at a state.
     pub fn is_within(&self, other: &Self) -> bool {
         self.0.iter().all(|selector| other.0.contains(selector))
+    }
+
+    fn patterns(&self) -> impl Iterator<Item = &StatePattern> {
+        self.0.iter().flat_map(|selector| selector.include.iter().chain(&selector.exclude))
+    }
+
+    /// About how many bytes it has, written.
+    pub fn bytes(&self) -> usize {
+        self.patterns().map(StatePattern::bytes).sum()
     }
 
     /// A number by which it can be told from others.
@@ -289,11 +312,13 @@ impl SlidingRequest {
             list.filters.check()?;
         }
         let configs = self.lists.values().map(|list| &list.config).chain(self.subscriptions.values());
-        let patterns = |config: &RoomConfig| {
-            config.required_state.0.iter().map(|s| s.include.len() + s.exclude.len()).sum::<usize>()
-        };
-        if configs.map(patterns).any(|patterns| patterns > PATTERNS_MAX) {
-            return wrong("The required_state has too many entries");
+        for config in configs {
+            if config.required_state.patterns().count() > PATTERNS_MAX {
+                return wrong("The required_state has too many entries");
+            }
+            if !config.required_state.patterns().all(StatePattern::is_short) {
+                return wrong("The required_state names a type or state key that is too long");
+            }
         }
         let scopes = [&self.extensions.account_data, &self.extensions.receipts, &self.extensions.typing];
         for scope in scopes.into_iter().flatten() {
@@ -306,6 +331,17 @@ impl SlidingRequest {
             }
         }
         Ok(())
+    }
+
+    /// Whether any rooms are asked for. A connection for extensions alone, as clients have one for what they encrypt
+    /// with, has none.
+    pub fn asks_for_rooms(&self) -> bool {
+        !self.lists.is_empty() || !self.subscriptions.is_empty()
+    }
+
+    /// A number that stays the same as long as the same is asked of the same rooms.
+    pub fn wishes(&self) -> u64 {
+        digest(&(&self.lists, &self.subscriptions))
     }
 
     /// A number that stays the same as long as the same lists and extensions are asked for.
@@ -322,8 +358,41 @@ impl RoomFilters {
         if lists.into_iter().chain(types).any(|entries| entries > FILTER_ENTRIES_MAX) {
             return Err(Error::invalid_param("A filter has too many entries"));
         }
+        if self.terms().any(|term| term.len() > TERM_BYTES_MAX) {
+            return Err(Error::invalid_param("A filter names something that is too long"));
+        }
         Ok(())
     }
+
+    /// All that it names.
+    fn terms(&self) -> impl Iterator<Item = &String> {
+        let lists = [&self.spaces, &self.tags, &self.not_tags].into_iter().flatten().flatten();
+        let types = [&self.room_types, &self.not_room_types].into_iter().flatten().flatten().flatten();
+        lists.chain(types)
+    }
+
+    /// How many bytes all has that it names.
+    pub fn bytes(&self) -> usize {
+        self.terms().map(String::len).sum()
+    }
+}
+
+/// The places that these ranges have in a list of so many rooms: `[start, end)`, in order, without overlap.
+pub fn places_in(ranges: Option<&[(u64, u64)]>, count: usize) -> Vec<(usize, usize)> {
+    let Some(ranges) = ranges else { return vec![(0, count)] };
+    let place = |place: u64| usize::try_from(place).unwrap_or(usize::MAX).min(count);
+    let mut places: Vec<_> =
+        ranges.iter().map(|&(first, last)| (place(first), place(last.saturating_add(1)))).collect();
+    places.retain(|(start, end)| start < end);
+    places.sort_unstable();
+    let mut merged: Vec<(usize, usize)> = Vec::new();
+    for (start, end) in places {
+        match merged.last_mut() {
+            Some((_, last)) if start <= *last => *last = end.max(*last),
+            _ => merged.push((start, end)),
+        }
+    }
+    merged
 }
 
 #[cfg(test)]
@@ -386,5 +455,16 @@ mod tests {
         assert!(
             stars.has(&room, &["a"], false) && stars.has(&room, &[], true) && !stars.has(&room, &[], false)
         );
+    }
+
+    #[test]
+    fn ranges_of_any_kind_are_places_of_the_list() {
+        assert_eq!(places_in(None, 7), [(0, 7)]);
+        assert_eq!(places_in(Some(&[(0, 99)]), 7), [(0, 7)]);
+        assert_eq!(places_in(Some(&[(7, 99)]), 7), []);
+        assert_eq!(places_in(Some(&[(0, u64::MAX)]), 0), []);
+        assert_eq!(places_in(Some(&[(5, 6), (0, 1), (1, 3)]), 10), [(0, 4), (5, 7)]);
+        assert_eq!(places_in(Some(&[(0, 1), (2, 3)]), 10), [(0, 4)], "what touches is one");
+        assert_eq!(places_in(Some(&[(2, 3)]), 10), [(2, 4)]);
     }
 }

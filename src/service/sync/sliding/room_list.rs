@@ -3,11 +3,11 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::Value;
 
-use super::request::RoomFilters;
+use super::request::{RoomFilters, places_in};
 use crate::bounded::{BoundedMap, Worth};
 use crate::error::Result;
 use crate::locks::lock;
@@ -25,10 +25,17 @@ use crate::store::rooms::memberships::RoomOfUser;
 const USERS_MAX: usize = 1000;
 /// Filters whose rooms are kept for one user.
 const VIEWS_MAX: usize = 16;
+/// The longest filter, in bytes of what it names, whose rooms are kept.
+const VIEW_FILTER_BYTES_MAX: usize = 1024;
 
 /// The rooms of those users whose clients ask.
 #[derive(Default)]
-pub struct RoomLists(Mutex<BoundedMap<UserId, Arc<Mutex<Option<RoomList>>>, USERS_MAX>>);
+pub struct RoomLists(Mutex<BoundedMap<UserId, SharedRoomList, USERS_MAX>>);
+
+/// The rooms of one user, if they are known. To be locked *before* the snapshot is taken that is asked for them, and
+/// let go of while that is looked at. So nobody who waits for it keeps a reader of the database from others, and the
+/// list is never ahead of a snapshot: whoever had it before took theirs earlier.
+pub type SharedRoomList = Arc<Mutex<Option<RoomList>>>;
 
 impl RoomLists {
     /// Forgets the rooms of a user.
@@ -36,29 +43,30 @@ impl RoomLists {
         lock(&self.0).remove(user);
     }
 
-    /// Has `f` look at the rooms of a user as of the position of the context or later.
-    pub fn with<T>(
-        &self,
-        context: &SyncContext<'_>,
-        f: impl FnOnce(&mut RoomList) -> Result<T>,
-    ) -> Result<T> {
-        let list = {
-            let mut users = lock(&self.0);
-            users.get_or_default(context.user.clone(), |_| Worth::Little).clone()
-        };
-        let mut list = lock(&list);
-        // Nothing of a list that could not be brought up to date is kept.
-        let known = match list.take() {
-            Some(mut known) => known.advance(context)?.then_some(known),
-            None => None,
-        };
-        let known = match known {
-            Some(known) => list.insert(known),
-            None => list.insert(RoomList::load(context)?),
-        };
-        known.forget_views();
-        f(known)
+    /// The rooms of a user.
+    pub fn of(&self, user: &UserId) -> SharedRoomList {
+        lock(&self.0).get_or_default(user.clone(), |_| Worth::Little).clone()
     }
+}
+
+/// Has `f` look at the rooms of a user as of the position of the context.
+pub fn look_at<T>(
+    mut list: MutexGuard<'_, Option<RoomList>>,
+    context: &SyncContext<'_>,
+    f: impl FnOnce(&mut RoomList) -> Result<T>,
+) -> Result<T> {
+    // Nothing of a list that could not be brought up to date is kept.
+    let known = match list.take() {
+        Some(mut known) => known.advance(context)?.then_some(known),
+        None => None,
+    };
+    let known = match known {
+        Some(known) => list.insert(known),
+        None => list.insert(RoomList::load(context)?),
+    };
+    let looked = f(known);
+    known.forget_views();
+    looked
 }
 
 /// What a room is to a user who has it in their lists.
@@ -108,8 +116,10 @@ pub struct RoomList {
     tags: HashMap<RoomId, Vec<String>>,
     /// All rooms, and then those of each filter.
     views: Vec<ListView>,
-    /// The last position at which a room came or went, or became another one to some filter.
+    /// The last position at which a room went or fell behind, or became another one to some filter.
     reshaped: i64,
+    /// The last position at which one became another one to a filter for tags.
+    retagged: i64,
 }
 
 impl RoomList {
@@ -123,6 +133,7 @@ impl RoomList {
             tags: HashMap::new(),
             views: vec![everything],
             reshaped: context.position,
+            retagged: context.position,
         };
         list.read_direct(context)?;
         for (room_id, content) in context.db.room_account_data_of_type(context.user, "m.tag")? {
@@ -169,7 +180,8 @@ impl RoomList {
                 (Some(room), "m.tag") => {
                     let tags = tags_of(&entry.content);
                     let room = room.clone();
-                    self.change(&room, upto, |list| drop(list.tags.insert(room.clone(), tags)));
+                    self.change(&room, |list| drop(list.tags.insert(room.clone(), tags)));
+                    self.retagged = upto;
                 }
                 _ => {}
             }
@@ -183,14 +195,16 @@ impl RoomList {
             let create = context.db.state_event(of_user.room, "m.room.create", "")?;
             let room_type = create.map(|create| room_type_of(create.json_str()));
             let room = listed_room(context, &of_user, activity, (Some(encrypted), room_type))?;
-            self.remove(&of_user.room_id, upto);
+            let before = self.remove(&of_user.room_id);
             if let Some(room) = room {
-                self.put(of_user.room_id, room);
+                self.put(of_user.room_id.clone(), room);
             }
+            self.note_change(before.as_ref(), &of_user.room_id, upto);
         }
         for row in context.db.remote_memberships_of(context.user, after, true)? {
-            self.remove(&row.room_id, upto);
+            let before = self.remove(&row.room_id);
             self.put_remote(context, &row);
+            self.note_change(before.as_ref(), &row.room_id, upto);
         }
         for key in context.db.joined_rooms_with_news(context.user, after)? {
             self.move_up(context, key, upto)?;
@@ -207,11 +221,12 @@ impl RoomList {
         let Some(room) = self.rooms.get_mut(&room_id) else { return Ok(()) };
         let before = Rank(Reverse(room.activity), room_id.clone());
         if room.encrypted != Some(encrypted) {
-            self.change(&room_id, upto, |list| {
+            self.change(&room_id, |list| {
                 if let Some(room) = list.rooms.get_mut(&room_id) {
                     (room.encrypted, room.activity) = (Some(encrypted), activity);
                 }
             });
+            self.reshaped = upto;
             return Ok(());
         }
         room.activity = activity;
@@ -224,14 +239,28 @@ impl RoomList {
     }
 
     /// Changes what filters look at in a room.
-    fn change(&mut self, room_id: &RoomId, upto: i64, f: impl FnOnce(&mut Self)) {
+    fn change(&mut self, room_id: &RoomId, f: impl FnOnce(&mut Self)) {
         let before = self.rooms.get(room_id).map(|room| Rank(Reverse(room.activity), room_id.clone()));
         if let Some(rank) = before {
             self.take_out(&rank);
         }
         f(self);
         self.place(room_id);
-        self.reshaped = upto;
+    }
+
+    /// Notes what became of a room that was another one `before`. One that is new, or only has had its place further up
+    /// since, shows in a window by what happened in it.
+    fn note_change(&mut self, before: Option<&ListedRoom>, room_id: &RoomId, upto: i64) {
+        let moved_up = |before: &ListedRoom, now: &ListedRoom| {
+            let same = before.listed == now.listed
+                && before.encrypted == now.encrypted
+                && before.room_type == now.room_type;
+            same && now.activity >= before.activity
+        };
+        let Some(before) = before else { return };
+        if !self.rooms.get(room_id).is_some_and(|now| moved_up(before, now)) {
+            self.reshaped = upto;
+        }
     }
 
     fn read_direct(&mut self, context: &SyncContext<'_>) -> Result<()> {
@@ -240,15 +269,13 @@ impl RoomList {
         Ok(())
     }
 
-    fn remove(&mut self, room_id: &RoomId, upto: i64) {
-        if let Some(room) = self.rooms.remove(room_id) {
-            let rank = Rank(Reverse(room.activity), room_id.clone());
-            self.take_out(&rank);
-            if let Some(key) = room.key {
-                self.ids.remove(&key);
-            }
+    fn remove(&mut self, room_id: &RoomId) -> Option<ListedRoom> {
+        let room = self.rooms.remove(room_id)?;
+        self.take_out(&Rank(Reverse(room.activity), room_id.clone()));
+        if let Some(key) = room.key {
+            self.ids.remove(&key);
         }
-        self.reshaped = upto;
+        Some(room)
     }
 
     fn take_out(&mut self, rank: &Rank) {
@@ -276,7 +303,7 @@ impl RoomList {
             Some(SyncSection::Invite) if context.shows_invites_of(event.sender()) => Listed::Invited,
             Some(SyncSection::Knock) => Listed::Knocking,
             _ => {
-                self.remove(&row.room_id, self.reshaped);
+                self.remove(&row.room_id);
                 return;
             }
         };
@@ -309,13 +336,14 @@ impl RoomList {
         }
     }
 
-    /// To be called before the first window of a request: lists of spaces are made anew for each, since what is in them
-    /// is not followed.
+    /// To be called after the last window of a request. Lists of spaces are made anew for each, since what is in them is
+    /// not followed.
     fn forget_views(&mut self) {
         if self.views.len() > VIEWS_MAX {
             self.views.truncate(1);
         }
-        self.views.retain(|view| view.filters.spaces.is_none());
+        self.views
+            .retain(|view| view.filters.spaces.is_none() && view.filters.bytes() <= VIEW_FILTER_BYTES_MAX);
     }
 
     /// The list of these filters.
@@ -366,20 +394,23 @@ impl RoomList {
         let view = self.view(context, filters)?;
         let order = &self.views[view].order;
         let count = order.len();
-        let ranges = merged(ranges, count);
+        let ranges = places_in(ranges, count);
         let shown = match ranges.as_slice() {
             // All of it, which need not be gone through.
             [(0, end)] if *end == count => Shown::Whole(view),
             ranges => {
-                let mut rooms = HashSet::new();
+                let (mut rooms, mut order, mut at) = (HashSet::new(), order.iter(), 0);
                 for &(start, end) in ranges {
-                    rooms.extend(order.iter().skip(start).take(end - start).map(|rank| rank.1.clone()));
+                    let range = order.by_ref().skip(start - at).take(end - start);
+                    rooms.extend(range.map(|rank| rank.1.clone()));
+                    at = end;
                 }
                 Shown::Some(rooms)
             }
         };
-        let from_the_top = matches!(ranges.as_slice(), [] | [(0, _)]);
-        Ok(Window { count, shown, from_the_top })
+        let only_news_enter = filters.spaces.is_none() && matches!(ranges.as_slice(), [] | [(0, _)]);
+        let by_tags = filters.tags.is_some() || filters.not_tags.is_some();
+        Ok(Window { count, shown, only_news_enter, by_tags })
     }
 
     /// Whether a window shows a room.
@@ -420,10 +451,10 @@ impl RoomList {
         self.direct.contains(room_id.as_str())
     }
 
-    /// Whether rooms came or went since a position, or became others to some filter: then a window may show rooms that
-    /// it did not show before, without anything having happened in them.
-    pub fn reshaped_since(&self, position: i64) -> bool {
-        self.reshaped > position
+    /// Whether a window may show rooms that it did not show at a position, without anything having happened in them:
+    /// rooms went since, or became others to some filter.
+    pub fn may_show_others(&self, window: &Window, position: i64) -> bool {
+        !window.only_news_enter || self.reshaped > position || (window.by_tags && self.retagged > position)
     }
 }
 
@@ -432,32 +463,17 @@ pub struct Window {
     /// How many rooms the list has.
     pub count: usize,
     shown: Shown,
-    /// Whether it shows the first rooms, and no others: then only what happened in a room can bring it in.
-    pub from_the_top: bool,
+    /// Whether it shows the first rooms and no others, and nothing of other rooms (a space's) says which these are: then
+    /// only what happened in a room can bring it in.
+    only_news_enter: bool,
+    /// Whether tags say which rooms are in the list.
+    by_tags: bool,
 }
 
 enum Shown {
     /// The whole list with this number.
     Whole(usize),
     Some(HashSet<RoomId>),
-}
-
-/// The places that these ranges have in a list of so many rooms: `[start, end)`, in order, without overlap.
-fn merged(ranges: Option<&[(u64, u64)]>, count: usize) -> Vec<(usize, usize)> {
-    let Some(ranges) = ranges else { return vec![(0, count)] };
-    let place = |place: u64| usize::try_from(place).unwrap_or(usize::MAX).min(count);
-    let mut places: Vec<_> =
-        ranges.iter().map(|&(first, last)| (place(first), place(last.saturating_add(1)))).collect();
-    places.retain(|(start, end)| start < end);
-    places.sort_unstable();
-    let mut merged: Vec<(usize, usize)> = Vec::new();
-    for (start, end) in places {
-        match merged.last_mut() {
-            Some((_, last)) if start <= *last => *last = end.max(*last),
-            _ => merged.push((start, end)),
-        }
-    }
-    merged
 }
 
 fn matches(
@@ -556,17 +572,6 @@ fn direct_rooms(content: &str) -> HashSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_of_any_kind_are_places_of_the_list() {
-        assert_eq!(merged(None, 7), [(0, 7)]);
-        assert_eq!(merged(Some(&[(0, 99)]), 7), [(0, 7)]);
-        assert_eq!(merged(Some(&[(7, 99)]), 7), []);
-        assert_eq!(merged(Some(&[(0, u64::MAX)]), 0), []);
-        assert_eq!(merged(Some(&[(5, 6), (0, 1), (1, 3)]), 10), [(0, 4), (5, 7)]);
-        assert_eq!(merged(Some(&[(0, 1), (2, 3)]), 10), [(0, 4)], "what touches is one");
-        assert_eq!(merged(Some(&[(2, 3)]), 10), [(2, 4)]);
-    }
 
     #[test]
     fn what_clients_write_of_direct_rooms_is_read_whatever_its_shape() {

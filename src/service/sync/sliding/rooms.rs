@@ -143,7 +143,6 @@ impl RoomTeller<'_> {
         let context = self.context;
         let Some(room) = context.db.room(&selected.room_id)? else { return Ok(Self::unchanged(told)) };
         let view = context.view(&room)?;
-        // The list may know more than this snapshot; what it knows is told with the next answer.
         let Access::Joined { since: joined_at } = view.access else { return Ok(Self::unchanged(told)) };
         let known = match told.filter(|told| told.listed == ToldAs::Joined && told.seen > 0) {
             Some(told) if joined_at > told.seen => {
@@ -323,25 +322,27 @@ impl RoomTeller<'_> {
         }
         // Whoever knows that the user is out is only told what they are now.
         let config = Some(config).filter(|_| told.is_none_or(|told| told.listed != ToldAs::Gone));
-        let answer = self.last_look(&selected.room_id, told, config)?;
+        let Some(answer) = self.last_look(&selected.room_id, told, config)? else {
+            return Ok(Self::unchanged(told));
+        };
         let told = Told {
             seen: self.context.position,
             listed: ToldAs::Gone,
             is_dm: selected.is_dm,
             ..Told::default()
         };
-        Ok(RoomNews { answer, told: Some(told) })
+        Ok(RoomNews { answer: Some(answer), told: Some(told) })
     }
 
     /// A room that the user is out of, by their own will or because an invite or knock came to nothing: told once, if
-    /// the client knows of it.
+    /// the client knows of it. Also if they have forgotten it since: no other word takes it out of their clients.
     fn gone(&self, room_id: &RoomId, told: Option<&Told>) -> Result<RoomNews> {
         let answer = match told {
             Some(told) if told.listed != ToldAs::Gone => self.last_look(room_id, Some(told), None)?,
             _ => None,
         };
         if answer.is_none() && self.is_there(room_id)? {
-            // The list may know more than this snapshot; what it knows is told with the next answer.
+            // An invite of somebody whom the user ignores now, for one. There is no event that takes it back.
             return Ok(Self::unchanged(told));
         }
         Ok(RoomNews { answer, told: None })
@@ -358,7 +359,8 @@ impl RoomTeller<'_> {
         Ok(matches!(own, Some(Membership::Join | Membership::Invite | Membership::Knock)))
     }
 
-    /// The room up to when the user was taken out: nothing behind that (rule 14).
+    /// The room up to when the user was taken out: nothing behind that (rule 14). Of a room that they have forgotten
+    /// nothing but that they are out.
     fn last_look(
         &self,
         room_id: &RoomId,
@@ -367,7 +369,7 @@ impl RoomTeller<'_> {
     ) -> Result<Option<RoomAnswer>> {
         let context = self.context;
         if let Some(row) = context.db.remote_membership(room_id, context.user)? {
-            let (Some(SyncSection::Leave), Some(event)) = (row.section(), &row.event) else {
+            let (Some(SyncSection::Leave), Some(event)) = (row.section_of_who_knows_it(), &row.event) else {
                 return Ok(None);
             };
             let written = client_format::of_remote_room(&context.format, event, row.previous.as_ref())?;
@@ -379,9 +381,7 @@ impl RoomTeller<'_> {
             }));
         }
         let Some(room) = context.db.room(room_id)? else { return Ok(None) };
-        let Some(own) = context.db.member(room.key, context.user)?.filter(|own| !own.forgotten) else {
-            return Ok(None);
-        };
+        let Some(own) = context.db.member(room.key, context.user)? else { return Ok(None) };
         if !matches!(own.membership, Membership::Leave | Membership::Ban) {
             return Ok(None);
         }

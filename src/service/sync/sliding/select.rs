@@ -4,10 +4,11 @@
 //! request or the lists themselves have changed, everything that the lists show is gone through.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::MutexGuard;
 
 use super::connection::Connection;
 use super::request::{RoomConfig, SlidingRequest};
-use super::room_list::{ListedRoom, RoomList, RoomLists, Window};
+use super::room_list::{ListedRoom, RoomList, Window, look_at};
 use crate::error::Result;
 use crate::protocol::RoomId;
 use crate::service::sync::SyncContext;
@@ -47,27 +48,26 @@ pub struct RoomChanges {
 /// More rooms than these are not looked up one by one: what is known of all of the user's is read at once.
 const ONE_BY_ONE_MAX: usize = 150;
 
-/// The rooms that an answer has to look at.
+/// The rooms that an answer has to look at. `list`: the user's, which nobody else has now; none if none are asked for.
 pub fn select(
     context: &SyncContext<'_>,
-    lists: &RoomLists,
+    list: Option<MutexGuard<'_, Option<RoomList>>>,
     request: &SlidingRequest,
     connection: &Connection,
 ) -> Result<Selection> {
     let since = connection.since;
-    if request.lists.is_empty() && request.subscriptions.is_empty() {
-        // A connection for extensions alone, as clients have one for what they encrypt with.
+    let Some(list) = list else {
         return Ok(Selection { counts: Vec::new(), rooms: Vec::new(), changes: None });
-    }
-    lists.with(context, |list| {
+    };
+    look_at(list, context, |list| {
         let mut windows = Vec::with_capacity(request.lists.len());
         for wanted in request.lists.values() {
             windows.push(list.window(context, &wanted.filters, wanted.ranges.as_deref())?);
         }
-        let only_news = connection.is_same_shape()
-            && windows.iter().all(|window| window.from_the_top)
-            && !list.reshaped_since(since);
+        let only_news =
+            connection.is_same_shape() && !windows.iter().any(|window| list.may_show_others(window, since));
         let mut rooms: BTreeSet<RoomId> = request.subscriptions.keys().cloned().collect();
+        rooms.extend(connection.owed().filter_map(|room_id| RoomId::parse(room_id).ok()));
         if since > 0 {
             rooms.extend(list.moved_since(since).cloned());
             rooms_with_other_news(context, request, list, since, &mut rooms)?;
