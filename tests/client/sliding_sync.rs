@@ -796,6 +796,42 @@ fn a_request_that_was_overtaken_takes_nothing_from_the_one_that_came_after_it() 
 }
 
 #[test]
+fn who_begins_anew_or_asks_for_more_waits_for_a_turn_and_who_goes_on_as_before_does_not() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let body = one_list(20, 5, &json!([["m.room.topic", ""]]));
+    let keys_alone = json!({ "conn_id": "encryption", "extensions": { "e2ee": { "enabled": true } } });
+    let first = slide(&alice, None, &body);
+    let large = &server.homeserver().large_answers;
+    let turns: Vec<_> = std::iter::from_fn(|| large.turn(|| false).ok()).collect();
+    assert!(!turns.is_empty());
+    let mut fresh = body.clone();
+    fresh["conn_id"] = json!("fresh");
+    let more = one_list(20, 5, &json!([["*", "*"]]));
+    let goes_on = |last: &Value, text: &str| {
+        alice.send(&room, text);
+        let next = slide(&alice, Some(last), &body);
+        assert_eq!(bodies(&next["rooms"][&room]), [text]);
+        slide(&alice, None, &keys_alone);
+        next
+    };
+    let second = (0..5).fold(first, |last, n| goes_on(&last, &n.to_string()));
+    std::thread::scope(|scope| {
+        let anew = scope.spawn(|| slide(&alice, None, &fresh));
+        let asks_for_more = scope.spawn(|| slide(&alice, Some(&second), &more));
+        for _ in 0..10 {
+            slide(&alice, None, &keys_alone);
+        }
+        assert!(!anew.is_finished() && !asks_for_more.is_finished());
+        drop(turns);
+        assert_eq!(room_ids(&anew.join().expect("an answer")), [room.as_str()]);
+        let told = asks_for_more.join().expect("an answer");
+        assert!(tuples(&told["rooms"][&room]).len() > 4);
+    });
+}
+
+#[test]
 fn what_is_out_of_bounds_is_refused_and_changes_nothing() {
     let server = TestServer::start();
     let alice = server.user("alice");
