@@ -499,7 +499,8 @@ CREATE UNIQUE INDEX filters_by_digest ON filters (user_id, digest);
 -- The connections of sliding sync: one for each `conn_id` of a device. `issued` is the version of what the client was
 -- told last, `base` the version before it, upon which it may ask again because it did not get that answer. `connection`
 -- is a stream position, so that no token of another connection is ever taken for one of this. NULL instead of `conn_id`:
--- the client began anew, and the rest of the old connection waits to be swept.
+-- the client began anew or its device is gone, and the rest of the old connection waits to be swept: it may be more
+-- than one commit should take out.
 CREATE TABLE sliding_connections (
   connection INTEGER PRIMARY KEY,
   user_id TEXT NOT NULL,
@@ -508,8 +509,7 @@ CREATE TABLE sliding_connections (
   base INTEGER NOT NULL,
   issued INTEGER NOT NULL,
   used_ms INTEGER NOT NULL,
-  UNIQUE (user_id, device_id, conn_id),
-  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+  UNIQUE (user_id, device_id, conn_id)
 ) STRICT;
 CREATE INDEX sliding_connections_by_use ON sliding_connections (used_ms);
 

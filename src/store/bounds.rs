@@ -249,7 +249,7 @@ pub const TABLES: &[TableBounds] = &[
     table(
         "sliding_connections",
         &[users("16 of one device; that which was used least lately goes", "")],
-        "every new one takes out those that it replaces, `sweep_sliding_connections` what was not used for 7 days",
+        "every new one takes out those that it replaces, `sweep_sliding_connections` what was not used for 7 days, or whose device is gone",
     ),
     table(
         "sliding_rooms",

@@ -205,6 +205,7 @@ impl Tx<'_> {
             .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
             .execute([user.as_str(), device])?;
         self.forget_signatures_of_device(user, device)?;
+        self.close_sliding_connections(user, device)?;
         let deleted = self
             .conn()
             .prepare_cached("DELETE FROM devices WHERE user_id = ?1 AND device_id = ?2")?

@@ -146,6 +146,17 @@ impl Tx<'_> {
         Ok(SlidingConnection { connection, base: 0, issued: 0, used_ms: now })
     }
 
+    /// Closes all connections of a device, which is logged out. What they were told goes by and by.
+    pub fn close_sliding_connections(&mut self, user: &UserId, device: &str) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE sliding_connections SET conn_id = NULL
+                 WHERE user_id = ?1 AND device_id = ?2 AND conn_id IS NOT NULL",
+            )?
+            .execute([user.as_str(), device])?;
+        Ok(())
+    }
+
     /// Makes the next version of a connection out of the one that the client has shown to have, which is its base from
     /// now on. None if the connection is not as it was when the answer was made (`seen`): another request was first.
     pub fn issue_sliding_version(
@@ -336,6 +347,33 @@ mod tests {
             assert_eq!(tx.told_of_room(before.connection, before.issued, "!3:us.example")?, None);
             tx.issue_sliding_version(&before, before.issued, &[], 0)?;
             assert_eq!(rows(tx, "sliding_rooms")?, 100 - 1);
+            Ok(())
+        });
+        done.expect("written");
+    }
+
+    #[test]
+    fn what_a_device_was_told_that_is_logged_out_goes_a_portion_at_a_time() {
+        let done = store().write(|tx| {
+            for conn_id in ["a", "b"] {
+                let opened = tx.open_sliding_connection(&bob(), "D", conn_id, 0)?;
+                tx.issue_sliding_version(&opened, 0, &told(0..1500, "all"), 0)?;
+            }
+            assert!(tx.delete_device(&bob(), "D")?);
+            assert_eq!(rows(tx, "sliding_rooms")?, 3000);
+            assert_eq!(tx.sliding_connection(&bob(), "D", "a")?, None);
+            // Who logs in by the same id later finds nothing of it.
+            tx.conn()
+                .execute("INSERT INTO devices (user_id, device_id) VALUES ('@bob:us.example', 'D')", [])?;
+            assert_eq!(tx.sliding_connection(&bob(), "D", "b")?, None);
+            assert!(tx.are_there_unused_sliding_connections(0)?);
+            let mut left = 3000;
+            while tx.sweep_sliding_connections(0)? {
+                let now = rows(tx, "sliding_rooms")?;
+                assert!(left - now <= 1000, "{left} {now}");
+                left = now;
+            }
+            assert_eq!((rows(tx, "sliding_connections")?, rows(tx, "sliding_rooms")?), (0, 0));
             Ok(())
         });
         done.expect("written");
