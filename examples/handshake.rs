@@ -95,7 +95,7 @@ impl Hops {
 
 impl log::Log for Hops {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target() == doorstep::federation::HOPS
+        metadata.target() == doorstep::internals::HOPS
     }
 
     fn log(&self, record: &log::Record<'_>) {

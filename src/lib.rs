@@ -43,7 +43,7 @@
 //!   to sign makes a [`protocol::VerifiedPdu`], and only that gets into a room, in the very form that was judged.
 //! - *It weighs more than its bytes.* `protocol/json/parse.rs`: the one place where strangers' JSON becomes a tree, with a
 //!   budget by its length. Everything else stays text until somebody needs it.
-//! - *There is too much of it.* [`store::bounds`]: who fills each table, with whose share, and what cleans it. Knocks have
+//! - *There is too much of it.* `src/store/bounds.rs`: who fills each table, with whose share, and what cleans it. Knocks have
 //!   their budget in `service/limits/knock_budget.rs`, invites theirs in `service/membership/invite.rs` (`check_place`), passwords
 //!   in `service/accounts/passwords.rs`; [`protocol::fair_share`] says how a bound is shared out between servers.
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
@@ -59,8 +59,8 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | every endpoint, its authentication and limits | [`http::routes::ROUTES`] |
-//! | every table, and why | `schema.sql`; who fills it and what bounds that: [`store::bounds`] |
+//! | every endpoint, its authentication and limits | `ROUTES` in `src/http/routes.rs` |
+//! | every table, and why | `schema.sql`; who fills it and what bounds that: `src/store/bounds.rs` |
 //! | every setting | [`config::SETTINGS`] |
 //! | how it is started | [`launch`]; the commands of the binary: `src/commands/` |
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
@@ -117,15 +117,36 @@ pub(crate) mod bounded;
 pub mod clock;
 pub mod config;
 pub mod error;
-pub mod federation;
-pub mod http;
+pub(crate) mod federation;
+pub(crate) mod http;
 pub mod launch;
 pub(crate) mod locks;
 pub mod protocol;
 pub mod random;
-pub mod service;
-pub mod store;
+pub(crate) mod service;
+pub(crate) mod store;
 pub mod testing;
+
+/// What the tests, the benchmark and the binary of this house name beside what is public. No promise to anybody else.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::federation::{
+        AnswerScript, CallError, Client, ClientSettings, HOPS, PeerRequest, ScriptedRequest,
+    };
+    pub use crate::http::router::Router;
+    pub use crate::http::routes::ROUTES;
+    pub use crate::http::{
+        Admission, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota, Reply,
+        Request, Route, Server, Service,
+    };
+    pub use crate::service::events::build::Draft;
+    pub use crate::service::membership::join::import::ImportedRoom;
+    pub use crate::service::rooms::create::CreateRoom;
+    pub use crate::store::rooms::events::TimelineRange;
+    pub use crate::store::rooms::pending_events::NewPendingEvent;
+    pub use crate::store::servers::server_keys::{StatementSource, StoredKey};
+    pub use crate::store::{Db, Place, Status, Store, StoredEvent};
+}
 
 pub use error::{ErrCode, Error, Result};
 pub use service::Homeserver;

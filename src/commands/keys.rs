@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 use doorstep::Homeserver;
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
-use doorstep::store::Store;
+use doorstep::internals::Store;
 
 use super::{Failure, say};
 

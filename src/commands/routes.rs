@@ -1,7 +1,7 @@
 //! `doorstep routes`: every endpoint that this binary serves.
 
 use argh::{ArgsInfo, FromArgs};
-use doorstep::http::routes::ROUTES;
+use doorstep::internals::ROUTES;
 
 use super::say;
 

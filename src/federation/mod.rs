@@ -25,6 +25,5 @@ mod scripted;
 pub(crate) mod scripted_peer;
 
 pub use call_error::{CallError, CallResult, PeerError};
-pub use calls::HandshakeKind;
-pub use client::{Client, ClientSettings, HOPS, PeerRequest, Response};
+pub use client::{Client, ClientSettings, HOPS, PeerRequest};
 pub use scripted::{AnswerScript, ScriptedRequest};

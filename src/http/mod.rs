@@ -24,5 +24,4 @@ pub use crate::http::transport::server::{ListenSpec, Server};
 pub use crate::http::transport::service::{Admission, Call, Outcome, Poll, Service};
 pub use crate::http::transport::tls::Certificate;
 pub use auth::{Origin, Requester};
-pub use rate_limit::Rate;
-pub use route::{Handler, Route, delete, get, post, put};
+pub use route::{Handler, Route};

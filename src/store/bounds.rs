@@ -386,7 +386,6 @@ pub const TABLES: &[TableBounds] = &[
     table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),
 ];
 
-#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;

@@ -10,29 +10,23 @@
 //! - `devices`: messages to devices, device lists, key backups;
 //! - `ephemeral`: typing, receipts, presence.
 //!
-//! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; [`bounds`] says of
-//! each table who fills it and what keeps it short. Nothing here knows HTTP, the network, or why something is written.
+//! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; `bounds` says
+//! of each table who fills it and what keeps it short, and a test holds it against the schema. Nothing here knows HTTP, the
+//! network, or why something is written.
 //!
 //! One rule is asked here all the same: whether the auth events allow the whole copy of an event whose redacted form is
 //! stored (`rooms/whole_copies.rs`). Content is put into a row in the transaction that finds it redacted, from wherever the
 //! copy comes, so no caller can have asked before.
 
 pub(crate) mod accounts;
-pub mod bounds;
+#[cfg(test)]
+mod bounds;
 pub(crate) mod cache;
 pub(crate) mod devices;
 pub(crate) mod engine;
 pub(crate) mod ephemeral;
 pub(crate) mod rooms;
 pub(crate) mod servers;
-
-/// What the tests of this house name beside what is public. No promise to anybody else.
-#[doc(hidden)]
-pub mod internals {
-    pub use super::rooms::events::TimelineRange;
-    pub use super::rooms::pending_events::NewPendingEvent;
-    pub use super::servers::server_keys::{StatementSource, StoredKey};
-}
 
 use std::cell::Cell;
 use std::fs::File;
@@ -57,7 +51,7 @@ use crate::store::cache::tuple_ids::TupleIds;
 use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
 
-pub use engine::commit_feed::{Changes, OnCommit};
+pub use engine::commit_feed::Changes;
 pub use engine::open::{Location, Options};
 pub use rooms::Room;
 pub use rooms::events::{Place, Status, StoredEvent};

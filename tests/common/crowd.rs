@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
 use doorstep::protocol::sign::{self, SigningKey};
 use doorstep::protocol::{Pdu, ServerName, UserId, handshake};
 use rayon::prelude::*;

@@ -12,11 +12,11 @@ use super::wait::{Gate, wait_until};
 use arc_swap::ArcSwap;
 use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
-use doorstep::federation::{CallError, Client, ClientSettings, PeerRequest};
-use doorstep::http::{
+use doorstep::internals::{
     Admission, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
     Service,
 };
+use doorstep::internals::{CallError, Client, ClientSettings, PeerRequest};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
 use doorstep::protocol::sign::{self, SigningKey};

@@ -1,10 +1,10 @@
 //! A room that lives on a scripted peer, with one of ours in it: for tests of what servers tell each other about a room.
 
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
+use doorstep::internals::{Status, StoredEvent};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::{EventId, Pdu, UserId};
-use doorstep::store::{Status, StoredEvent};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Map, Value, json};
 

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use doorstep::Homeserver;
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
+use doorstep::internals::Draft;
+use doorstep::internals::ImportedRoom;
 use doorstep::protocol::sign::SigningKey;
 use doorstep::protocol::{RoomId, ServerName, UserId, VerifiedPdu, room_version};
-use doorstep::service::events::build::Draft;
-use doorstep::service::membership::join::import::ImportedRoom;
 use doorstep::testing::temporary_folder;
 use serde_json::{Map, Value, json};
 

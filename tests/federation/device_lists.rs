@@ -6,7 +6,7 @@ use crate::common::peer::{FakeRoom, Peer};
 use crate::common::scene::{bob_at, edus_at, log_in};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
 use doorstep::protocol::UserId;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};

@@ -321,7 +321,7 @@ fn only_the_last_word_on_typing_waits_for_a_server_that_is_busy() {
             if asked.body["edus"].to_string().contains("m.typing") {
                 gate.pass();
             }
-            doorstep::http::Reply::json(&json!({ "pdus": {} }))
+            doorstep::internals::Reply::json(&json!({ "pdus": {} }))
         }
     });
     type_in(&bob, room.id.as_str(), true, 30_000);

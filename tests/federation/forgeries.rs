@@ -3,10 +3,10 @@
 use crate::common::peer::{FakeRoom, Peer};
 use crate::common::scene::{Scene, stored};
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
+use doorstep::internals::Status;
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::{EventId, Pdu, UserId};
-use doorstep::store::Status;
 use doorstep::testing::segment;
 use serde_json::{Map, Value, json};
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::common::process::cpu_ms;
 use crate::common::scene::{Scene, heads};
 use crate::common::wait::wait_until;
+use doorstep::internals::Status;
 use doorstep::protocol::{EventId, Pdu, UserId};
-use doorstep::store::Status;
 use serde_json::{Value, json};
 
 /// A room with two branches of power levels, each event of which rests on the one before.

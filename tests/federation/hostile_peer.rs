@@ -8,7 +8,7 @@ use crate::common::client::{join, post};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
 use doorstep::protocol::room_version;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};

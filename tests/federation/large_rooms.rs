@@ -9,7 +9,7 @@ use crate::common::client::join;
 use crate::common::crowd::{Crowd, Gone};
 use crate::common::peer::{FakeRoom, Peer};
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
 use doorstep::protocol::pdu::Membership;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::sign::SigningKey;

@@ -8,9 +8,9 @@ use crate::common::client::join;
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Db;
+use doorstep::internals::Reply;
 use doorstep::protocol::Pdu;
-use doorstep::store::Db;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 

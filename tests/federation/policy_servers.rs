@@ -8,11 +8,11 @@ use crate::common::peer::{Peer, now_ms};
 use crate::common::scene::{Scene as RoomScene, bodies, objects};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
+use doorstep::internals::{Place, Status};
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::sign::{self, SigningKey};
 use doorstep::protocol::{EventId, Pdu, RoomVersion, ServerName, UserId};
-use doorstep::store::{Place, Status};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Map, Value, json};
 

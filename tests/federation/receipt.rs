@@ -12,11 +12,11 @@ use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{Scene, bodies, heads, objects, stored};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::NewPendingEvent;
+use doorstep::internals::Reply;
+use doorstep::internals::Status;
 use doorstep::protocol::sign::{KeyAt, SigningKey};
 use doorstep::protocol::{EventId, Pdu, UserId, VerifiedPdu, verify};
-use doorstep::store::Status;
-use doorstep::store::internals::NewPendingEvent;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 

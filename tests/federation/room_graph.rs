@@ -7,9 +7,9 @@ use crate::common::peer::{FakeRoom, Peer};
 use crate::common::scene::{Scene, bodies, heads, objects, stored};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
+use doorstep::internals::{Place, Status};
 use doorstep::protocol::{EventId, Pdu};
-use doorstep::store::{Place, Status};
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::peer::Peer;
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
-use doorstep::http::routes::ROUTES;
+use doorstep::internals::ROUTES;
 use doorstep::testing::{TestUser, certificates, segment};
 use serde_json::{Value, json};
 

@@ -8,10 +8,10 @@ use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::scene::{objects, stored};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
+use doorstep::internals::Place;
+use doorstep::internals::TimelineRange;
 use doorstep::protocol::room_version::room_version;
 use doorstep::protocol::{EventId, Pdu, RoomId, UserId};
-use doorstep::store::Place;
-use doorstep::store::internals::TimelineRange;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@
 use crate::common::peer::Peer;
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
 use doorstep::protocol::json::base64_url;
 use doorstep::protocol::sign::{self, SigningKey};
 use doorstep::testing::{TestUser, segment};

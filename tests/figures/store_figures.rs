@@ -10,11 +10,11 @@ use crate::common::process::cpu_ms;
 use doorstep::Homeserver;
 use doorstep::clock::Clock;
 use doorstep::config::{Config, Data};
+use doorstep::internals::CreateRoom;
+use doorstep::internals::Draft;
+use doorstep::internals::ImportedRoom;
 use doorstep::protocol::sign::SigningKey;
 use doorstep::protocol::{EventId, RoomId, ServerName, UserId, VerifiedPdu, room_version};
-use doorstep::service::events::build::Draft;
-use doorstep::service::membership::join::import::ImportedRoom;
-use doorstep::service::rooms::create::CreateRoom;
 use doorstep::testing::temporary_folder;
 use serde_json::{Map, Value, json};
 

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use doorstep::error::{ErrCode, Error};
-use doorstep::http::{
+use doorstep::internals::{
     Admission, Call, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
 };
 use doorstep::protocol::UserId;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use doorstep::TestServer;
 use doorstep::config::TlsFiles;
-use doorstep::http::{
+use doorstep::internals::{
     Admission, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
     Service,
 };

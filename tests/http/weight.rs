@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::common::ProcessServer;
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::wait_until;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
 use doorstep::protocol::json::parse_object;
 use doorstep::protocol::{ServerName, x_matrix};
 use doorstep::testing::{TestUser, segment};

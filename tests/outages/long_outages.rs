@@ -14,7 +14,7 @@ use crate::common::ProcessServer;
 use crate::common::peer::{Asked, FakeRoom, Peer, now_ms};
 use crate::common::scene::{objects, read_back};
 use crate::common::wait::wait_until;
-use doorstep::http::Reply;
+use doorstep::internals::Reply;
 use doorstep::protocol::room_version::{RoomVersion, room_version};
 use doorstep::protocol::{EventId, Pdu};
 use doorstep::testing::{TestUser, segment};

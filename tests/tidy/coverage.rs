@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use doorstep::http::routes::ROUTES;
+use doorstep::internals::ROUTES;
 
 const OPERATIONS: &str = include_str!("coverage/operations.txt");
 const MISSING: &str = include_str!("coverage/missing.txt");

@@ -9,7 +9,7 @@
 mod events;
 mod finding;
 mod handshakes;
-mod keys;
+pub(crate) mod keys;
 mod policy;
 mod queries;
 mod user_keys;
@@ -21,11 +21,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-pub use events::{StateAnswer, StateIdsAnswer, TransactionAnswer};
-pub use finding::{HierarchyAnswer, PublicRoomsAnswer};
+pub use finding::HierarchyAnswer;
 pub use handshakes::{HandshakeKind, JoinAnswer, JoinBody, Template};
-pub use keys::CANONICAL_STATEMENT_BYTES_MAX;
-pub use queries::DirectoryAnswer;
 pub use user_keys::{ClaimedKeys, UserDevicesAnswer};
 
 use crate::error::Error;
@@ -153,6 +150,7 @@ pub(crate) fn enc(text: impl AsRef<str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::handshakes::EventAnswer;
+    use super::queries::DirectoryAnswer;
     use super::*;
     use crate::federation::answer_memory::HeldMemory;
 

@@ -310,7 +310,7 @@ fn public_key(key_id: &str, stated: &[u8]) -> Option<(String, VerifyKey)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::federation::calls::CANONICAL_STATEMENT_BYTES_MAX;
+    use crate::federation::calls::keys::CANONICAL_STATEMENT_BYTES_MAX;
 
     const NOW: Millis = 1_800_000_000_000;
 

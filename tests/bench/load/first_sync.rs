@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use doorstep::Homeserver;
 use doorstep::clock::Clock as WallClock;
 use doorstep::config::{Config, Data};
+use doorstep::internals::Draft;
+use doorstep::internals::ImportedRoom;
 use doorstep::protocol::sign::SigningKey;
 use doorstep::protocol::{ServerName, UserId, VerifiedPdu, room_version};
-use doorstep::service::events::build::Draft;
-use doorstep::service::membership::join::import::ImportedRoom;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use doorstep::Homeserver;
 use doorstep::config::{Config, Registration};
-use doorstep::federation::AnswerScript;
-use doorstep::http::{Outcome, Poll, Reply, Request, Service, router::Router};
+use doorstep::internals::AnswerScript;
+use doorstep::internals::{Outcome, Poll, Reply, Request, Router, Service};
+use doorstep::internals::{StatementSource, StoredKey};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};
 use doorstep::protocol::sign::{SigningKey, sign_json};
 use doorstep::protocol::{EventId, RoomId, ServerName, x_matrix};
-use doorstep::store::internals::{StatementSource, StoredKey};
 use doorstep::testing::{scripted, secluded, segment};
 use serde_json::{Map, Value, json};
 use tiny_http::Method;

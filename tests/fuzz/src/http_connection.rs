@@ -7,7 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use doorstep::http::{Admission, ConnectionLimits, Outcome, Poll, Quota, Reply, Request, Server, Service};
+use doorstep::internals::{
+    Admission, ConnectionLimits, Outcome, Poll, Quota, Reply, Request, Server, Service,
+};
 use doorstep::protocol::UserId;
 use serde_json::{Value, json};
 use tiny_http::Method;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use doorstep::federation::{AnswerScript, ScriptedRequest};
+use doorstep::internals::{AnswerScript, ScriptedRequest};
 use doorstep::protocol::UserId;
 use doorstep::protocol::sign::SigningKey;
 use doorstep::testing::segment;

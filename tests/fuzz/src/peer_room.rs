@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use doorstep::federation::ScriptedRequest;
+use doorstep::internals::ScriptedRequest;
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
 use doorstep::protocol::room_version::{EventIdFormat, RoomVersion, room_version};

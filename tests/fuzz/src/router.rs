@@ -3,8 +3,8 @@
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use doorstep::http::routes::ROUTES;
-use doorstep::http::{Handler, Reply, Route};
+use doorstep::internals::ROUTES;
+use doorstep::internals::{Handler, Reply, Route};
 use doorstep::testing::segment;
 use serde_json::{Value, json};
 use tiny_http::Method;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Map;
 
-pub use self::plan::{CreateRoom, InitialState, PlannedEvent, Preset, Visibility};
+pub use self::plan::{CreateRoom, PlannedEvent, Visibility};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::event_auth;
 use crate::protocol::room_version::room_version;
