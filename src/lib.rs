@@ -139,6 +139,8 @@ pub mod internals {
         Admission, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota, Reply,
         Request, Route, Server, Service,
     };
+    pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
+    pub use crate::service::devices::key_backup::NewKeyBackup;
     pub use crate::service::events::build::Draft;
     pub use crate::service::membership::join::import::ImportedRoom;
     pub use crate::service::rooms::create::CreateRoom;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::common::client::{V3, post, sync};
 use crate::common::scene::log_in;
 use doorstep::TestServer;
+use doorstep::internals::NewKeyBackup;
+use doorstep::internals::{NewSigningKeys, UploadedSignatures};
 use doorstep::protocol::UserId;
 use doorstep::protocol::cross_signing::KeyUsage;
 use doorstep::protocol::json::ObjectText;
-use doorstep::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
-use doorstep::service::devices::key_backup::NewKeyBackup;
 use doorstep::testing::{TestDeviceKeys, TestSigningKeys, TestUser};
 use serde_json::{Value, json};
 

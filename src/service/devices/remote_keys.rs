@@ -113,7 +113,7 @@ struct QueriedUser {
 
 impl Devices<'_> {
     /// The identity keys of the devices of other servers' users, all or (not none) those with these ids, and their
-    /// cross-signing keys, as far as they can be known until then. Who does not exist is left out.
+    /// cross-signing keys, as far as they can be known until then. Who does not exist has no devices.
     pub fn query_elsewhere(
         &self,
         asker: &UserId,
@@ -147,12 +147,11 @@ impl Devices<'_> {
         let mut kept = Vec::new();
         for (call, mut keys) in answered {
             for (id, QueriedUser { device_ids, tracked }) in call.wanted {
-                let keys = keys.remove(&id);
-                if let Some(keys) = &keys {
-                    found.add(&id, keys, &device_ids);
-                }
+                // Whom their server does not know has no devices. Saying nothing of them would have clients ask for ever.
+                let keys = keys.remove(&id).unwrap_or_default();
+                found.add(&id, &keys, &device_ids);
                 if let Some(before) = tracked {
-                    kept.push((id, before, keys.unwrap_or_default()));
+                    kept.push((id, before, keys));
                 }
             }
         }
