@@ -130,6 +130,7 @@ class NioDevice:
 
     kind = "nio"
     _loop = None
+    _first = threading.Lock()
 
     def __init__(self, name, folder, url):
         self.name = name
@@ -137,8 +138,9 @@ class NioDevice:
         self._folder = pathlib.Path(folder) / name
         self._folder.mkdir(parents=True)
         self._events = {}
-        if NioDevice._loop is None:
-            NioDevice._loop = in_background()
+        with NioDevice._first:  # flows begin at the same moment, and a second loop would be a second thread
+            if NioDevice._loop is None:
+                NioDevice._loop = in_background()
 
     def _do(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(3 * client.PATIENCE_SECONDS)

@@ -205,9 +205,10 @@ impl WriterCache {
     }
 
     /// Compares what is remembered of a room with what is stored: an assertion of debug builds, and so of every test.
-    pub(super) fn is_true(&self, db: &Db<'_>, room: RoomKey) -> Result<bool> {
+    /// What is not so, if anything.
+    pub(super) fn untrue(&self, db: &Db<'_>, room: RoomKey) -> Result<Option<String>> {
         let rooms = self.rooms.borrow();
-        let Some(about) = rooms.get(&room) else { return Ok(true) };
+        let Some(about) = rooms.get(&room) else { return Ok(None) };
         let row = about.row.as_ref().map_or(Ok(true), |row| Ok::<_, Error>(*row == db.room_by_key(room)?));
         let extremities = about
             .extremities
@@ -217,14 +218,22 @@ impl WriterCache {
             .audience
             .as_ref()
             .map_or(Ok(true), |users| Ok::<_, Error>(**users == *db.joined_local_users(room)?));
-        let mut state = true;
         for (event_type, of_type) in &about.state {
             for (state_key, event) in of_type {
-                state &= *event == db.state_event_key(room, event_type, state_key)?;
+                if *event != db.state_event_key(room, event_type, state_key)? {
+                    return Ok(Some(format!("the current {event_type} of {state_key:?}")));
+                }
             }
         }
         let alone = about.alone.map_or(Ok(true), |alone| Ok::<_, Error>(alone == db.was_always_alone(room)?));
-        Ok(row? && extremities? && audience? && alone? && state && self.events.is_true(db)?)
+        let parts = [
+            ("its row", row?),
+            ("its forward extremities", extremities?),
+            ("its local users", audience?),
+            ("whether another server was ever in it", alone?),
+            ("some event", self.events.is_true(db)?),
+        ];
+        Ok(parts.into_iter().find(|(_, is_true)| !is_true).map(|(what, _)| what.to_owned()))
     }
 
     /// What was read may never have been: row ids of an undone transaction are given out again.

@@ -319,7 +319,8 @@ impl WriterThread {
     fn check_cache(&self, changes: &Changes) -> Result<()> {
         let db = Db::new(&self.connection, &self.shared, None);
         for room in &changes.rooms {
-            assert!(self.cache.is_true(&db, *room)?, "the writer remembers of room {room} what is not so");
+            let untrue = self.cache.untrue(&db, *room)?;
+            assert!(untrue.is_none(), "the writer remembers of room {room} what is not so: {untrue:?}");
         }
         Ok(())
     }

@@ -93,7 +93,7 @@ impl Tx<'_> {
         };
         let (at, stream) = (place.stream, (accepted && visible).then_some(place.stream));
         let state_before = self.materialise(&event.state_before)?;
-        let key = self.insert_event(&NewEvent {
+        let (key, is_new) = self.insert_event(&NewEvent {
             room: room.key,
             pdu,
             status: *status,
@@ -103,13 +103,15 @@ impl Tx<'_> {
         })?;
         let state_after = self.state_after(event, key, state_before)?;
         let appended = Appended { key, stream, state_after };
-        self.remember_event(CachedEvent {
-            key,
-            room: room.key,
-            status: *status,
-            state_after: Some(state_after),
-            pdu: Pdu::clone(pdu),
-        });
+        if is_new {
+            self.remember_event(CachedEvent {
+                key,
+                room: room.key,
+                status: *status,
+                state_after: Some(state_after),
+                pdu: Pdu::clone(pdu),
+            });
+        }
         if accepted {
             self.owe_to_those_removed(event, key, at)?;
             let current = self.follow_current_state(event, &appended, (state_before, at))?;

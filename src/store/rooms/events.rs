@@ -420,8 +420,9 @@ impl Db<'_> {
 
 impl Tx<'_> {
     /// Stores an event that we do not have, or gives an outlier its place. The state after it is set by
-    /// [`Tx::set_state_after`] once the row is known.
-    pub(crate) fn insert_event(&mut self, new: &NewEvent<'_>) -> Result<EventKey> {
+    /// [`Tx::set_state_after`] once the row is known. With the row: whether it is new. An outlier keeps the copy that it
+    /// has, which may have other signatures than this one.
+    pub(crate) fn insert_event(&mut self, new: &NewEvent<'_>) -> Result<(EventKey, bool)> {
         let (stream, sub) = (new.place.map(|p| p.stream), new.place.map_or(0, |p| p.sub));
         let insert =
             "INSERT INTO events (room_key, event_id, stream, sub, depth, origin_server_ts, status, outgoing,
@@ -442,7 +443,7 @@ impl Tx<'_> {
         let key = self.conn().last_insert_rowid();
         if inserted == 1 {
             self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
-            return Ok(key);
+            return Ok((key, true));
         }
         self.complete_outlier(new.pdu)?;
         self.remember(|cache| cache.events.forget_event(new.pdu.event_id()));
@@ -460,7 +461,8 @@ impl Tx<'_> {
             return Err(Error::internal(format!("{} is known already", new.pdu.event_id())));
         }
         self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
-        self.event_key(new.pdu.event_id())?.ok_or_else(|| Error::internal("an event went missing"))
+        let key = self.event_key(new.pdu.event_id())?;
+        Ok((key.ok_or_else(|| Error::internal("an event went missing"))?, false))
     }
 
     /// Stores an event that is only referred to. Nothing happens if we have it.
@@ -473,7 +475,8 @@ impl Tx<'_> {
         if let Some(key) = self.event_key(pdu.event_id())? {
             return Ok(key);
         }
-        self.insert_event(&NewEvent { room, pdu, status, place: None, outgoing: false, state_before: None })
+        let outlier = NewEvent { room, pdu, status, place: None, outgoing: false, state_before: None };
+        Ok(self.insert_event(&outlier)?.0)
     }
 
     /// The same in one step, for many that are likely to be new. None if we have it.
