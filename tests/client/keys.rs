@@ -474,7 +474,11 @@ fn a_few_of_those_who_ask_what_changed_are_answered_at_a_time() {
     let alice = server.user("alice");
     let since = alice.initial_sync()["next_batch"].as_str().expect("a token").to_owned();
     let mut turns = Vec::new();
-    while let Ok(turn) = server.homeserver().large_answers.turn(|| false) {
+    while let Ok(turn) = server
+        .homeserver()
+        .large_answers
+        .turn(&doorstep::protocol::UserId::parse(alice.id()).expect("an id"), || false)
+    {
         turns.push(turn);
     }
     let (told, answered) = mpsc::channel();

@@ -804,7 +804,10 @@ fn who_begins_anew_or_asks_for_more_waits_for_a_turn_and_who_goes_on_as_before_d
     let keys_alone = json!({ "conn_id": "encryption", "extensions": { "e2ee": { "enabled": true } } });
     let first = slide(&alice, None, &body);
     let large = &server.homeserver().large_answers;
-    let turns: Vec<_> = std::iter::from_fn(|| large.turn(|| false).ok()).collect();
+    let turns: Vec<_> = std::iter::from_fn(|| {
+        large.turn(&doorstep::protocol::UserId::parse(alice.id()).expect("an id"), || false).ok()
+    })
+    .collect();
     assert!(!turns.is_empty());
     let mut fresh = body.clone();
     fresh["conn_id"] = json!("fresh");

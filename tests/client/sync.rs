@@ -553,6 +553,14 @@ fn a_member_that_the_client_has_is_not_told_again_unless_the_answer_was_lost() {
     assert!(told(&sync(&alice, &lazy("", &none))).contains(&bob.id().to_owned()));
     let whole = sync(&alice, &format!("full_state=true&{}", lazy("", &fourth)));
     assert!(told(&whole).contains(&bob.id().to_owned()));
+    // Who has asked for all state anew has lost what was told before.
+    for n in 0..4 {
+        alice.send(&room, &n.to_string());
+    }
+    let whole = sync(&alice, &format!("full_state=true&{}", lazy("", &fourth)));
+    assert!(!told(&whole).contains(&bob.id().to_owned()), "bob has not spoken of late");
+    say("bob speaks, and nobody knows him");
+    assert_eq!(told(&sync(&alice, &lazy("", &whole))), [bob.id()]);
 }
 
 #[test]

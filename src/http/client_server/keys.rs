@@ -67,7 +67,8 @@ pub fn claim(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
 pub fn changes(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let from = parse_since(request.required_query("from")?)?;
     request.query("to").map(parse_since).transpose()?;
-    let _turn = hs.large_answers.turn(|| !request.hung_up().is_some_and(|gone| gone()))?;
+    let _turn =
+        hs.large_answers.turn(&requester.user_id, || !request.hung_up().is_some_and(|gone| gone()))?;
     let lists = hs.syncing().key_changes(&requester.user_id, from)?;
     // Both are always there, since some clients take no answer without them.
     Ok(Reply::json(&json!({ "changed": lists.changed, "left": lists.left })))

@@ -287,8 +287,10 @@ pub(super) fn answer<T: Serialize>(
     let may_wait = poll != Poll::Last && asked.request.pos.is_some() && !timeout.is_zero();
     let device = requester.device_id()?;
     let when = (request.received(), may_wait);
-    let may_be_large = hs.syncing().may_be_large(&requester.user_id, device, &asked.request);
-    let turn = may_be_large.then(|| turn_of(hs, request)).transpose()?;
+    // Who was woken has one of the few places for that, and waits for no other.
+    let may_be_large =
+        poll == Poll::First && hs.syncing().may_be_large(&requester.user_id, device, &asked.request);
+    let turn = may_be_large.then(|| turn_of(hs, (request, requester))).transpose()?;
     match hs.syncing().sliding(&requester.user_id, device, &asked.request, when)? {
         SlidingOutcome::Nothing(after) => {
             let (user, until) = (requester.user_id.clone(), request.received() + timeout);

@@ -42,8 +42,9 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
             i64::try_from(timeout.as_millis()).unwrap_or(0),
         );
     }
-    let whole = asked.since.is_none() || asked.full_state;
-    let turn = whole.then(|| turn_of(hs, request)).transpose()?;
+    let may_be_large = poll == Poll::First
+        && (asked.full_state || hs.syncing().may_be_long_ago(&requester.user_id, asked.since));
+    let turn = may_be_large.then(|| turn_of(hs, (request, requester))).transpose()?;
     let answer = hs.syncing().sync(&requester.user_id, requester.device_id.as_deref(), &asked)?;
     // "In this case, the timeout parameter will be ignored and the query will return immediately."
     let may_wait = poll != Poll::Last && !answer.is_initial && !asked.full_state && !timeout.is_zero();
@@ -59,8 +60,8 @@ pub fn sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester, poll
 }
 
 /// The turn of an answer that may be large, waited for while somebody waits for the answer.
-pub(super) fn turn_of(hs: &Homeserver, request: &Request) -> Result<AnswerTurn> {
-    hs.large_answers.turn(|| !request.hung_up().is_some_and(|gone| gone()))
+pub(super) fn turn_of(hs: &Homeserver, (request, requester): (&Request, &Requester)) -> Result<AnswerTurn> {
+    hs.large_answers.turn(&requester.user_id, || !request.hung_up().is_some_and(|gone| gone()))
 }
 
 /// An answer, whose turn is over when it is written; at once if it turns out to be small.

@@ -1,6 +1,7 @@
 //! Answers that are large: an initial sync of somebody who is in many rooms is megabytes, and many clients may ask for
 //! one at once (after a restart, say). A few are made and written at a time, so that memory is bounded by these few and
-//! not by how many ask; the processors are busy with a few as well.
+//! not by how many ask; the processors are busy with a few as well. The next turn goes to who has the fewest answers
+//! under way, unread ones included, so that nobody takes everybody's turns by asking on many connections.
 
 use std::collections::HashMap;
 use std::io::{self, Cursor, Read};
@@ -10,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::error::{ErrCode, Error, Result};
 use crate::locks::{lock, wait_timeout};
+use crate::protocol::UserId;
 
 /// Whoever reads slowly keeps others waiting for so long after the answer was made, and no longer.
 const SLOW_READER_TIMEOUT: Duration = Duration::from_secs(3);
 /// So long one waits for a turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(120);
+/// Requests of one user that wait for a turn: each of them keeps a thread.
+const WAITING_OF_USER_MAX: usize = 16;
 /// How often who waits looks whether they are still wanted.
 const STILL_WANTED_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -30,8 +34,10 @@ struct SharedTurns {
 #[derive(Default)]
 struct LargeTurns {
     begun: u64,
-    /// Those that are not over; since when their answers are there.
-    taken: HashMap<u64, Option<Instant>>,
+    /// Those that are not over, whose they are, and since when their answers are there.
+    taken: HashMap<u64, (UserId, Option<Instant>)>,
+    /// Who waits, in the order in which they came.
+    line: Vec<(u64, UserId)>,
 }
 
 impl Default for LargeAnswers {
@@ -45,29 +51,56 @@ impl LargeAnswers {
         Self(Arc::new(SharedTurns { most, turns: Mutex::default(), ended: Condvar::new() }))
     }
 
-    /// A turn, waited for while it is `wanted`. Errors: 429 `M_LIMIT_EXCEEDED` if there is none for long.
-    pub fn turn(&self, wanted: impl Fn() -> bool) -> Result<AnswerTurn> {
+    /// A turn for `who`, waited for while it is `wanted`. Errors: 429 `M_LIMIT_EXCEEDED` if there is none for long, or too
+    /// many of theirs wait already.
+    pub fn turn(&self, who: &UserId, wanted: impl Fn() -> bool) -> Result<AnswerTurn> {
         let until = Instant::now() + TURN_TIMEOUT;
         let mut turns = lock(&self.0.turns);
-        while turns.under_way() >= self.0.most {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || !wanted() {
-                let error = Error::new(ErrCode::LimitExceeded, "Too many ask for everything at once");
-                return Err(error.with_field("retry_after_ms", 10_000));
-            }
-            turns = wait_timeout(&self.0.ended, turns, left.min(STILL_WANTED_INTERVAL));
+        if turns.line.iter().filter(|(_, other)| other == who).count() >= WAITING_OF_USER_MAX {
+            return Err(too_many());
         }
         turns.begun += 1;
         let number = turns.begun;
-        turns.taken.insert(number, None);
-        Ok(AnswerTurn { shared: self.0.clone(), number })
+        turns.line.push((number, who.clone()));
+        let has_turn = loop {
+            if turns.under_way() < self.0.most && turns.next() == Some(number) {
+                break true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || !wanted() {
+                break false;
+            }
+            turns = wait_timeout(&self.0.ended, turns, left.min(STILL_WANTED_INTERVAL));
+        };
+        turns.line.retain(|(other, _)| *other != number);
+        if has_turn {
+            turns.taken.insert(number, (who.clone(), None));
+        }
+        drop(turns);
+        // Whoever is next now does not know it yet.
+        self.0.ended.notify_all();
+        match has_turn {
+            true => Ok(AnswerTurn { shared: self.0.clone(), number }),
+            false => Err(too_many()),
+        }
     }
+}
+
+fn too_many() -> Error {
+    let error = Error::new(ErrCode::LimitExceeded, "Too many ask for everything at once");
+    error.with_field("retry_after_ms", 10_000)
 }
 
 impl LargeTurns {
     fn under_way(&self) -> usize {
         let slow = |made: &Instant| made.elapsed() >= SLOW_READER_TIMEOUT;
-        self.taken.values().filter(|made| !made.as_ref().is_some_and(slow)).count()
+        self.taken.values().filter(|(_, made)| !made.as_ref().is_some_and(slow)).count()
+    }
+
+    /// Who of those who wait is next.
+    fn next(&self) -> Option<u64> {
+        let has = |who: &UserId| self.taken.values().filter(|(other, _)| other == who).count();
+        self.line.iter().min_by_key(|(number, who)| (has(who), *number)).map(|(number, _)| *number)
     }
 }
 
@@ -80,7 +113,9 @@ pub struct AnswerTurn {
 impl AnswerTurn {
     /// The answer to be read; with its last byte, or when nobody reads on, the turn is over.
     pub fn read(self, answer: Vec<u8>) -> impl Read + Send + 'static {
-        lock(&self.shared.turns).taken.insert(self.number, Some(Instant::now()));
+        if let Some((_, made)) = lock(&self.shared.turns).taken.get_mut(&self.number) {
+            *made = Some(Instant::now());
+        }
         AnswerOfTurn { _turn: self, answer: Cursor::new(answer) }
     }
 }
@@ -109,13 +144,18 @@ mod tests {
 
     use super::*;
 
+    fn user(name: &str) -> UserId {
+        UserId::parse(&format!("@{name}:a.example")).expect("an id")
+    }
+
     #[test]
     fn a_few_answers_are_made_and_read_at_a_time_and_all_in_the_end() {
         let (all, at_once, most) = (LargeAnswers::new(2), AtomicUsize::new(0), AtomicUsize::new(0));
         thread::scope(|scope| {
-            for _ in 0..20 {
-                scope.spawn(|| {
-                    let turn = all.turn(|| true).expect("a turn");
+            for n in 0..20 {
+                let (all, at_once, most) = (&all, &at_once, &most);
+                scope.spawn(move || {
+                    let turn = all.turn(&user(&format!("u{}", n % 3)), || true).expect("a turn");
                     most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     let (mut read, mut reader) = (Vec::new(), turn.read(vec![7; 100_000]));
                     reader.read_to_end(&mut read).expect("read");
@@ -131,15 +171,53 @@ mod tests {
     #[test]
     fn who_hangs_up_waits_no_more_and_a_slow_reader_holds_nobody_up_for_long() {
         let all = LargeAnswers::new(1);
-        let turn = all.turn(|| true).expect("a turn");
-        let refused = all.turn(|| false).map(drop).expect_err("nobody wants it");
+        let turn = all.turn(&user("alice"), || true).expect("a turn");
+        let refused = all.turn(&user("alice"), || false).map(drop).expect_err("nobody wants it");
         assert_eq!(refused.status(), 429);
         let slow = turn.read(vec![7; 10]);
         let long_ago = Instant::now().checked_sub(SLOW_READER_TIMEOUT).expect("the clock has run for longer");
-        lock(&all.0.turns).taken.values_mut().for_each(|made| *made = Some(long_ago));
-        let next = all.turn(|| false).expect("a turn beside the slow reader's");
-        assert_eq!(all.turn(|| false).map(drop).expect_err("that one is at work").status(), 429);
+        lock(&all.0.turns).taken.values_mut().for_each(|(_, made)| *made = Some(long_ago));
+        let next = all.turn(&user("alice"), || false).expect("a turn beside the slow reader's");
+        assert_eq!(
+            all.turn(&user("alice"), || false).map(drop).expect_err("that one is at work").status(),
+            429
+        );
         drop((slow, next));
         assert!(lock(&all.0.turns).taken.is_empty());
+    }
+
+    #[test]
+    fn who_asks_on_many_connections_waits_behind_who_asks_once() {
+        let all = LargeAnswers::new(2);
+        let first = [all.turn(&user("greedy"), || true), all.turn(&user("greedy"), || true)];
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let wait = |name: &'static str| {
+                let (all, order) = (&all, &order);
+                let before = lock(&all.0.turns).line.len();
+                scope.spawn(move || {
+                    let turn = all.turn(&user(name), || true).expect("a turn");
+                    lock(order).push(name);
+                    drop(turn);
+                });
+                while lock(&all.0.turns).line.len() == before {
+                    thread::yield_now();
+                }
+            };
+            for _ in 0..WAITING_OF_USER_MAX {
+                wait("greedy");
+            }
+            let refused = all.turn(&user("greedy"), || true).map(drop).expect_err("too many wait");
+            assert_eq!(refused.status(), 429);
+            wait("honest");
+            let [one, other] = first;
+            drop(one);
+            while !lock(&order).contains(&"honest") {
+                thread::yield_now();
+            }
+            drop(other);
+        });
+        let order = lock(&order);
+        assert_eq!((order[0], order.len()), ("honest", WAITING_OF_USER_MAX + 1));
     }
 }

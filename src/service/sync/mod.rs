@@ -247,6 +247,13 @@ impl SyncContext<'_> {
 }
 
 impl Syncing<'_> {
+    /// Whether an answer since a position may be large: none, one that there is not yet, and one of which is not remembered
+    /// what was news since.
+    pub fn may_be_long_ago(&self, user: &UserId, since: Option<i64>) -> bool {
+        since
+            .is_none_or(|since| since > self.store.position() || self.store.news_since(user, since).is_none())
+    }
+
     /// What is new for the user's device, from one snapshot.
     pub fn sync(&self, user: &UserId, device: Option<&str>, request: &SyncRequest) -> Result<SyncAnswer> {
         let now = self.clock.now_ms();
@@ -304,7 +311,7 @@ impl Syncing<'_> {
         })?;
         if let Some(device) = device.filter(|_| lazy) {
             // Who begins anew has nothing.
-            let known = since.map(|_| known).unwrap_or_default();
+            let known = since.filter(|_| !request.full_state).map(|_| known).unwrap_or_default();
             self.told_members.tell(user, device, answer.position, &known, told);
         }
         if let Some(device) = device {
