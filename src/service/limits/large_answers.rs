@@ -17,6 +17,9 @@ use crate::protocol::UserId;
 const SLOW_READER_TIMEOUT: Duration = Duration::from_secs(3);
 /// So long one waits for a turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(120);
+/// Answers that are there, with those that are read slowly, for each that may be under way; and those of one user.
+const KEPT_PER_TURN_MAX: usize = 4;
+const KEPT_OF_USER_MAX: usize = 2;
 /// Requests of one user that wait for a turn: each of them keeps a thread.
 const WAITING_OF_USER_MAX: usize = 16;
 /// How often who waits looks whether they are still wanted.
@@ -63,7 +66,9 @@ impl LargeAnswers {
         let number = turns.begun;
         turns.line.push((number, who.clone()));
         let has_turn = loop {
-            if turns.under_way() < self.0.most && turns.next() == Some(number) {
+            let is_free =
+                turns.under_way() < self.0.most && turns.taken.len() < KEPT_PER_TURN_MAX * self.0.most;
+            if is_free && turns.next() == Some(number) {
                 break true;
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -100,7 +105,8 @@ impl LargeTurns {
     /// Who of those who wait is next.
     fn next(&self) -> Option<u64> {
         let has = |who: &UserId| self.taken.values().filter(|(other, _)| other == who).count();
-        self.line.iter().min_by_key(|(number, who)| (has(who), *number)).map(|(number, _)| *number)
+        let may = self.line.iter().filter(|(_, who)| has(who) < KEPT_OF_USER_MAX);
+        may.min_by_key(|(number, who)| (has(who), *number)).map(|(number, _)| *number)
     }
 }
 
@@ -219,5 +225,20 @@ mod tests {
         });
         let order = lock(&order);
         assert_eq!((order[0], order.len()), ("honest", WAITING_OF_USER_MAX + 1));
+    }
+
+    #[test]
+    fn answers_that_nobody_reads_are_few_whoever_asks_for_them() {
+        let all = LargeAnswers::new(2);
+        let long_ago = Instant::now().checked_sub(SLOW_READER_TIMEOUT).expect("the clock has run for longer");
+        let mut unread = Vec::new();
+        for n in 0..100 {
+            for _ in 0..3 {
+                unread.extend(all.turn(&user(&format!("u{n}")), || false).map(|turn| turn.read(vec![7; 10])));
+                lock(&all.0.turns).taken.values_mut().for_each(|(_, made)| *made = Some(long_ago));
+            }
+            assert!(unread.len() <= 2 * (n + 1));
+        }
+        assert_eq!(unread.len(), 2 * KEPT_PER_TURN_MAX);
     }
 }
