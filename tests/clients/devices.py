@@ -191,10 +191,17 @@ class NioDevice:
         self._nio.add_response_callback(self._note, nio.responses.ErrorResponse)
         self._nio.add_to_device_callback(self._on_verification, nio.KeyVerificationEvent)
         self._verification = None
-        self._sync = asyncio.run_coroutine_threadsafe(
-            self._nio.sync_forever(timeout=SYNC_MS, full_state=True), self._loop
-        )
+        self._sync = asyncio.run_coroutine_threadsafe(self._go_on_syncing(), self._loop)
         self._until("the first sync, and the own keys at the server", self._is_ready)
+
+    async def _go_on_syncing(self):
+        """nio ends its own loop where a message that is sent has asked for the keys that the loop was about to ask for."""
+        while True:
+            try:
+                return await self._nio.sync_forever(timeout=SYNC_MS, full_state=True)
+            except nio.exceptions.LocalProtocolError as error:
+                if "No key query required" not in str(error):
+                    raise
 
     def _is_ready(self):
         return self._nio.next_batch and self._nio.olm.account.shared and not self._nio.should_upload_keys
