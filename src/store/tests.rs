@@ -34,6 +34,18 @@ pub(crate) fn in_memory(name: &str) -> Store {
     Store::open(Location::Memory, &name, Box::new(|_| ()), &options).expect("a store")
 }
 
+/// The same of `us.example`, where bob has one device, `D`.
+pub(crate) fn with_device_of_bob() -> Store {
+    let store = in_memory("us.example");
+    let device = store.write(|tx| {
+        tx.conn().execute("INSERT INTO users (user_id, created_ms) VALUES ('@bob:us.example', 0)", [])?;
+        tx.conn().execute("INSERT INTO devices (user_id, device_id) VALUES ('@bob:us.example', 'D')", [])?;
+        Ok(())
+    });
+    device.expect("a device");
+    store
+}
+
 fn name() -> ServerName {
     ServerName::parse("example.org").unwrap()
 }

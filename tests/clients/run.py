@@ -7,7 +7,6 @@ import argparse
 import functools
 import logging
 import pathlib
-import shutil
 import signal
 import sys
 import tempfile
@@ -161,16 +160,8 @@ def main():
         told = ", ".join(f"{server.label} {server.exchanges.count}" for server in ring.all)
         for server in ring.all:
             server.stop()
-        if report.failures or given.keep:
-            kept = shutil.move(str(scratch), tempfile.gettempdir())
-            print(f"     the servers' folders are kept in {kept}")
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
-    for name, _ in report.failures:
-        print(f"FAIL {name}")
-    print(f"     {time.monotonic() - begun:.0f} s in all; exchanges: {told}")
-    print(f"{report.passed} passed, {len(report.failures)} failed")
-    return 1 if report.failures or not report.passed else 0
+        report.put_away(scratch, given.keep)
+    return report.end(begun, f"exchanges: {told}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import pathlib
 import shutil
+import tempfile
 import threading
 import time
 import traceback
@@ -45,6 +46,24 @@ class Report:
             self.line(False, name, time.monotonic() - begun, traceback.format_exc())
         else:
             self.line(True, name, time.monotonic() - begun)
+
+
+    def end(self, begun, more):
+        """Prints what failed, how long it took since `begun` with what `more` there is to say, and the count. Returns the
+        exit status."""
+        for name, _ in self.failures:
+            print(f"FAIL {name}")
+        print(f"     {time.monotonic() - begun:.0f} s in all; {more}")
+        print(f"{self.passed} passed, {len(self.failures)} failed")
+        return 1 if self.failures or not self.passed else 0
+
+    def put_away(self, scratch, keep):
+        """Deletes the servers' folders, unless something failed or they are to be kept."""
+        if self.failures or keep:
+            kept = shutil.move(str(scratch), tempfile.gettempdir())
+            print(f"     the servers' folders are kept in {kept}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def together(jobs, report, work):

@@ -6,7 +6,6 @@ Started by run.sh, which provides the packages. A line a flow; the last line is 
 import argparse
 import functools
 import pathlib
-import shutil
 import signal
 import sys
 import tempfile
@@ -157,16 +156,8 @@ def main():
         usage = ", ".join(f"{server.label} {server.cpu_seconds():.0f} s" for server in alive)
         for server in servers.values():
             server.stop()
-        if report.failures or given.keep:
-            kept = shutil.move(str(scratch), tempfile.gettempdir())
-            print(f"     the servers' folders are kept in {kept}")
-        else:
-            shutil.rmtree(scratch, ignore_errors=True)
-    for name, _ in report.failures:
-        print(f"FAIL {name}")
-    print(f"     {time.monotonic() - begun:.0f} s in all; processor time: {usage}")
-    print(f"{report.passed} passed, {len(report.failures)} failed")
-    return 1 if report.failures or not report.passed else 0
+        report.put_away(scratch, given.keep)
+    return report.end(begun, f"processor time: {usage}")
 
 
 if __name__ == "__main__":

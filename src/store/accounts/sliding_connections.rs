@@ -271,28 +271,12 @@ impl Tx<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::ServerName;
-    use crate::store::{Location, Options, Store};
+    use crate::store::tests::with_device_of_bob;
 
     const DAY: Millis = 24 * 3_600_000;
 
     fn bob() -> UserId {
         UserId::parse("@bob:us.example").expect("a user id")
-    }
-
-    /// A store with one device of bob's.
-    fn store() -> Store {
-        let us = ServerName::parse("us.example").expect("a name");
-        let options = Options { durable: false, readers: 1 };
-        let store = Store::open(Location::Memory, &us, Box::new(|_| ()), &options).expect("a store");
-        let device = store.write(|tx| {
-            tx.conn().execute("INSERT INTO users (user_id, created_ms) VALUES ('@bob:us.example', 0)", [])?;
-            tx.conn()
-                .execute("INSERT INTO devices (user_id, device_id) VALUES ('@bob:us.example', 'D')", [])?;
-            Ok(())
-        });
-        device.expect("a device");
-        store
     }
 
     fn rows(tx: &Tx<'_>, table: &str) -> Result<i64> {
@@ -310,7 +294,7 @@ mod tests {
 
     #[test]
     fn of_each_room_two_versions_are_kept_however_many_there_were() {
-        let done = store().write(|tx| {
+        let done = with_device_of_bob().write(|tx| {
             let opened = tx.open_sliding_connection(&bob(), "D", "c", 0)?;
             assert_eq!(tx.issue_sliding_version(&opened, 0, &told(0..100, "first"), 0)?, Some(1));
             for n in 0..50 {
@@ -354,7 +338,7 @@ mod tests {
 
     #[test]
     fn what_a_device_was_told_that_is_logged_out_goes_a_portion_at_a_time() {
-        let done = store().write(|tx| {
+        let done = with_device_of_bob().write(|tx| {
             for conn_id in ["a", "b"] {
                 let opened = tx.open_sliding_connection(&bob(), "D", conn_id, 0)?;
                 tx.issue_sliding_version(&opened, 0, &told(0..1500, "all"), 0)?;
@@ -381,7 +365,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_dead_connections_goes_with_the_next_writes_and_with_time() {
-        let done = store().write(|tx| {
+        let done = with_device_of_bob().write(|tx| {
             for n in 0..5 {
                 let opened = tx.open_sliding_connection(&bob(), "D", "c", n)?;
                 tx.issue_sliding_version(&opened, 0, &told(0..300, "all"), n)?;

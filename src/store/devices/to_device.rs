@@ -348,7 +348,8 @@ impl Tx<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Location, Options, Store};
+    use crate::store::Store;
+    use crate::store::tests::with_device_of_bob;
 
     const DAY: Millis = 24 * 3_600_000;
     /// When the first came of those that [`pretend`] has wait.
@@ -376,21 +377,6 @@ mod tests {
         }
     }
 
-    /// A store with one device of bob's.
-    fn store() -> Store {
-        let options = Options { durable: false, readers: 1 };
-        let store = Store::open(Location::Memory, &name("us.example"), Box::new(|_| ()), &options);
-        let store = store.expect("a store");
-        let device = store.write(|tx| {
-            tx.conn().execute("INSERT INTO users (user_id, created_ms) VALUES ('@bob:us.example', 0)", [])?;
-            tx.conn()
-                .execute("INSERT INTO devices (user_id, device_id) VALUES ('@bob:us.example', 'D')", [])?;
-            Ok(())
-        });
-        device.expect("a device");
-        store
-    }
-
     fn device(last_seen_ms: Option<Millis>) -> Device {
         Device { device_id: "D".into(), display_name: None, last_seen_ms, last_seen_ip: None }
     }
@@ -411,7 +397,7 @@ mod tests {
     fn each_origin_has_its_share_of_a_line_and_a_fair_one_however_many_others_there_are() {
         let (friend, stranger) = (name("friend.example"), name("stranger.example"));
         let alice = user("@alice:us.example");
-        store()
+        with_device_of_bob()
             .write(move |tx| {
                 let mut add = |origin: MessageOrigin<'_>, counts: (i64, i64)| {
                     let (share, name) = origin.of();
@@ -440,7 +426,7 @@ mod tests {
     #[test]
     fn nobody_is_made_to_wait_for_a_device_that_sleeps() {
         let alice = user("@alice:us.example");
-        store()
+        with_device_of_bob()
             .write(move |tx| {
                 pretend(tx, 0, "@alice:us.example", 10_000, 10_000)?;
                 let mut add = |device: &Device| {
@@ -456,7 +442,7 @@ mod tests {
     #[test]
     fn no_server_is_held_up_for_longer_than_minutes_by_a_device_that_fetches_nothing() {
         let (friend, stranger) = (name("friend.example"), name("stranger.example"));
-        store()
+        with_device_of_bob()
             .write(move |tx| {
                 // Its own share is full, or the one of all.
                 for (origin, counts) in [
@@ -482,7 +468,7 @@ mod tests {
     #[test]
     fn one_user_of_a_server_takes_a_part_of_its_share_and_loses_what_goes_beyond() {
         let (friend, stranger) = (name("friend.example"), name("stranger.example"));
-        store()
+        with_device_of_bob()
             .write(move |tx| {
                 for (origin, most) in
                     [(MessageOrigin::Neighbour(&friend), 2500), (MessageOrigin::Stranger(&stranger), 75)]
@@ -505,7 +491,7 @@ mod tests {
 
     #[test]
     fn shares_are_counted_as_messages_come_and_go_and_end_with_the_device() {
-        let store = store();
+        let store = with_device_of_bob();
         let left = |store: &Store| {
             let sql =
                 "SELECT count(*), coalesce(sum(messages), 0), coalesce(sum(bytes), 0) FROM to_device_shares";
@@ -543,7 +529,7 @@ mod tests {
 
     #[test]
     fn of_the_messages_that_were_received_the_last_of_each_origin_are_known_again() {
-        let store = store();
+        let store = with_device_of_bob();
         let friend = name("friend.example");
         let known = store.write(move |tx| {
             tx.receive_to_device(MessageOrigin::Neighbour(&friend), "m", 0)?;
