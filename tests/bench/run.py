@@ -67,6 +67,10 @@ def target():
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 
 
+# Users who come at once and have nothing yet.
+FIRST_SYNCS_AT_ONCE = 200
+
+
 class Bench:
     """All questions to one server."""
 
@@ -151,26 +155,30 @@ class Bench:
             room = alone.create_room(ROOM_VERSION, "public")
             for message in range(10):
                 alone.send(room, f"message {message} of room {number}")
-        self.first_sync("100 rooms", alone, 100)
+        self.first_sync("100 rooms", [alone], 100)
         if self.server.kind != "doorstep":
             self.server.stop()
             return
+        readers = [client.register(self.server, f"reader{number}") for number in range(FIRST_SYNCS_AT_ONCE)]
         self.server.stop()
-        self.load("fill", "--data", self.server.folder / "data", "--name", self.server.name, "--user", many.id)
-        for what, more in (
-            ("300 rooms of 300 members, lazy loading", ["--lazy"]),
-            ("300 rooms of 300 members, all of them", []),
-            ("the same, lazy loading, for 200 clients at once", ["--lazy", "--clients", 200, "--times", 1]),
-            ("the same, all of them, for 200 clients at once", ["--clients", 200, "--times", 1]),
+        data, at_once = self.server.folder / "data", ["--clients", len(readers), "--times", 1]
+        self.load(
+            "fill", "--data", data, "--name", self.server.name, "--user", many.id, "--readers", len(readers)
+        )  # fmt: skip
+        for what, users, more in (
+            ("300 rooms of 300 members, lazy loading", [many], ["--lazy"]),
+            ("300 rooms of 300 members, all of them", [many], []),
+            (f"the same, lazy loading, for {len(readers)} users at once", readers, ["--lazy", *at_once]),
+            (f"the same, all of them, for {len(readers)} users at once", readers, at_once),
         ):
             # Each from a start of its own, for the memory.
             self.server.start()
-            self.first_sync(what, many, 300, *more)
+            self.first_sync(what, users, 300, *more)
             self.server.stop()
 
-    def first_sync(self, what, user, rooms, *words):
+    def first_sync(self, what, users, rooms, *words):
         tokens = self.scratch / f"{self.server.label}-first"
-        tokens.write_text(user.token)
+        tokens.write_text("\n".join(user.token for user in users))
         answer = self.load(
             "first-sync", "--client", f"127.0.0.1:{self.server.client_port}", "--pid", self.server.process.pid,
             "--tokens", tokens, "--rooms", rooms, *words,

@@ -20,7 +20,7 @@ use crate::{Result, process, tokens};
 /// Messages of a room, more than a timeline has by default.
 const MESSAGES: usize = 12;
 
-/// Puts rooms into the database of a server that is not running: a user of it is in all of them.
+/// Puts rooms into the database of a server that is not running: a user of it is in all of them, and its readers.
 pub fn fill(given: &crate::Fill) -> Result<Value> {
     let mut config = Config::for_name(ServerName::parse(&given.name)?);
     config.data = Data::Folder(PathBuf::from(&given.data));
@@ -29,7 +29,7 @@ pub fn fill(given: &crate::Fill) -> Result<Value> {
     let hs = Homeserver::open(config, WallClock::new())?;
     let begun = Instant::now();
     for number in 0..given.rooms {
-        let room = room(number, given.members, &user)?;
+        let room = room(number, given, &user)?;
         let room_id = room.room_id.clone();
         hs.membership().import_room(room, |_| Ok(()))?;
         for message in 0..MESSAGES {
@@ -46,8 +46,8 @@ pub fn fill(given: &crate::Fill) -> Result<Value> {
     Ok(json!({ "rooms": given.rooms, "members": given.members, "seconds": begun.elapsed().as_secs_f64() }))
 }
 
-/// A room as another server, which all but one of its members are on, would give it.
-fn room(number: usize, members: usize, user: &UserId) -> Result<ImportedRoom> {
+/// A room as another server, which most of its members are on, would give it.
+fn room(number: usize, given: &crate::Fill, user: &UserId) -> Result<ImportedRoom> {
     let owner = "@owner:there.example";
     let version = room_version::default_version();
     let create = json!({ "room_version": version.id, "org.example.number": number });
@@ -66,9 +66,12 @@ fn room(number: usize, members: usize, user: &UserId) -> Result<ImportedRoom> {
         let made = event(kind, key, owner, content, state.len() + 1, &state)?;
         state.push(made);
     }
-    let others: Vec<usize> = (0..members.saturating_sub(2)).collect();
+    let others: Vec<usize> = (0..given.members.saturating_sub(2)).collect();
     let joined = |member: &usize| {
-        let name = format!("@member{member}:there.example");
+        let name = match *member < given.readers {
+            true => format!("@reader{member}:{}", given.name),
+            false => format!("@member{member}:there.example"),
+        };
         let content = json!({
             "membership": "join", "displayname": format!("Member {member}"),
             "avatar_url": format!("mxc://there.example/abcdefghijklmnop{member}"),

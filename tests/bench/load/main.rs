@@ -321,6 +321,9 @@ struct Fill {
     /// members of each
     #[argh(option, default = "300")]
     members: usize,
+    /// how many of them are users of it as well: reader0, reader1 and so on
+    #[argh(option, default = "0")]
+    readers: usize,
 }
 
 /// Initial /sync requests.
