@@ -21,7 +21,7 @@ struct Doorstep {
 }
 
 fn main() -> ExitCode {
-    doorstep::allocator::give_large_blocks_back();
+    doorstep::allocator::keep_little();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(why)) => complain(&why, 1),
