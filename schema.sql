@@ -98,6 +98,41 @@ CREATE TABLE redactions (
   PRIMARY KEY (redacts, event_key)
 ) STRICT, WITHOUT ROWID;
 
+-- Relations of events to others of their room, their parents, which may not be here yet: what the content of each event
+-- that has a place in the timeline says, and no redacted one's. `parent` is an event id; `event_key`, `stream`, `sub`,
+-- `event_type`, `sender` and `event_id` are the related event's. `detail` is what is asked for among those of one sender: of
+-- an annotation a number that stands for its key, of an edit that can be a valid one its `origin_server_ts`.
+CREATE TABLE event_relations (
+  room_key INTEGER NOT NULL,
+  parent TEXT NOT NULL,
+  rel_type TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  sub INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  event_id TEXT NOT NULL,
+  event_type TEXT NOT NULL,
+  sender TEXT NOT NULL,
+  detail INTEGER,
+  PRIMARY KEY (room_key, parent, rel_type, stream, sub, event_key)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX event_relations_by_event ON event_relations (event_key);
+CREATE INDEX event_relations_by_place ON event_relations (room_key, parent, stream, sub);
+CREATE INDEX event_relations_by_sender ON event_relations (room_key, parent, rel_type, sender, event_type, detail);
+CREATE INDEX event_relations_of_threads ON event_relations (room_key, stream, sub, sender) WHERE rel_type = 'm.thread';
+
+-- Threads: how many replies there are to each root, and the place of the latest; those of `event_relations`, summed up.
+-- `root_sender` is NULL as long as the root is not in the timeline, or if it is none: state, or related to another event.
+CREATE TABLE threads (
+  room_key INTEGER NOT NULL,
+  root TEXT NOT NULL,
+  root_sender TEXT,
+  replies INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  sub INTEGER NOT NULL,
+  PRIMARY KEY (room_key, root)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX threads_by_latest ON threads (room_key, stream, sub) WHERE root_sender IS NOT NULL;
+
 -- Events that other servers handed to us and were told we have, and that cannot be authorised yet: what they refer to
 -- is not to be had now, or (`verified` = 0) no key to check their signatures with. Of a room that we are not in: what
 -- it says of a local user, and what one who is joining it will need. `json` is as it was received; of a verified

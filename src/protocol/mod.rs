@@ -3,7 +3,8 @@
 //! - Events: `pdu` (one event with its exact bytes), `unchecked_event` (a first look), `verify` (hashes and signatures,
 //!   and the type that says they were checked), `hash`, `sign`, `redact`, `content` (what state events say).
 //! - Rooms: `room_version` (how versions differ), `event_auth/` (the authorisation rules), `state_res/` (state
-//!   resolution), `visibility` (who may see what), `server_acl`, `policy_server`, `stripped_state`.
+//!   resolution), `visibility` (who may see what), `relations` (threads, edits and their kind), `server_acl`,
+//!   `policy_server`, `stripped_state`.
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
 //!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
 //! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`.
@@ -27,6 +28,7 @@ pub mod knock_budget;
 pub mod pdu;
 pub mod policy_server;
 pub mod redact;
+pub mod relations;
 pub mod remote_keys;
 pub mod remote_membership;
 pub mod room_version;

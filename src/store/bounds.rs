@@ -116,6 +116,16 @@ pub const TABLES: &[TableBounds] = &[
         HISTORY,
     ),
     table(
+        "event_relations",
+        &[rooms("one for each accepted event", "")],
+        "a redaction of the event that relates to another",
+    ),
+    table(
+        "threads",
+        &[rooms("one for each accepted event that is in a thread", "")],
+        "a redaction of its last reply",
+    ),
+    table(
         "pending_events",
         &[
             rooms("2000 and 16 MiB for one server; 500 for each in a full room; 429 beyond", ""),

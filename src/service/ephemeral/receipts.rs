@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::protocol::edu::{Edu, RECEIPTS_MAX, ReceiptContent, RoomReceipts, UserReceipt};
 use crate::protocol::json::{read, read_object};
 use crate::protocol::pdu::Membership;
-use crate::protocol::{EventId, Pdu, RoomId, UserId};
+use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::ephemeral::Ephemeral;
 use crate::service::ephemeral::incoming::EduOrigin;
 use crate::store::ephemeral::receipts::{PRIVATE, READ, Receipt};
@@ -18,8 +18,6 @@ use crate::store::{Db, Room, RoomKey, StoredEvent};
 pub const FULLY_READ: &str = "m.fully_read";
 /// The thread of everything that is in none.
 const MAIN_THREAD: &str = "main";
-/// How far an event's relations are followed to its thread. "A maximum of 3 hops is recommended."
-const RELATION_HOPS_MAX: usize = 3;
 
 /// What a client asks to move: a type of receipt, the event, the thread.
 pub struct MarkerMove {
@@ -169,29 +167,12 @@ fn checked(db: &Db<'_>, room: &Room, wish: &MarkerMove) -> Result<StoredEvent> {
     let event = db.event(&wish.event)?.filter(|event| event.room == room.key && event.place.is_some());
     let event = event.ok_or_else(|| Error::not_found("There is no such event in the room"))?;
     if let Some(thread) = &wish.thread
-        && *thread != thread_of(db, &event.pdu)?
         && thread != wish.event.as_str()
+        && thread != db.thread_root_of(event.key)?.as_ref().map_or(MAIN_THREAD, EventId::as_str)
     {
         return Err(Error::invalid_param("The event does not belong to the thread"));
     }
     Ok(event)
-}
-
-/// `main`, or the root of the thread that an event is in: by its own relation, or by that of what it relates to.
-fn thread_of(db: &Db<'_>, event: &Pdu) -> Result<String> {
-    let mut content = event.content();
-    for _ in 0..=RELATION_HOPS_MAX {
-        let relation = content.get("m.relates_to");
-        let field = |name: &str| relation.and_then(|r| r.get(name)?.as_str());
-        let Some(parent) = field("event_id") else { break };
-        if field("rel_type") == Some("m.thread") {
-            return Ok(parent.to_owned());
-        }
-        let Ok(parent) = EventId::parse(parent) else { break };
-        let Some(parent) = db.event(&parent)?.filter(|p| p.pdu.room_id() == event.room_id()) else { break };
-        content = parent.pdu.content();
-    }
-    Ok(MAIN_THREAD.to_owned())
 }
 
 fn is_in_room(db: &Db<'_>, room: RoomKey, event: &EventId) -> Result<bool> {

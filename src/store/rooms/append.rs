@@ -112,6 +112,9 @@ impl Tx<'_> {
                 pdu: Pdu::clone(pdu),
             });
         }
+        if accepted && visible {
+            self.note_relation_of(event, (key, place), is_new)?;
+        }
         if accepted {
             self.owe_to_those_removed(event, key, at)?;
             let current = self.follow_current_state(event, &appended, (state_before, at))?;
@@ -231,6 +234,16 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// An outlier may have been redacted before it got its place, or be kept in another copy than this one.
+    fn note_relation_of(&mut self, event: &Append<'_>, at: (EventKey, Place), is_new: bool) -> Result<()> {
+        let (room, is_made_here) = (event.room.key, self.is_made_here(event));
+        if is_new {
+            return self.note_relation(room, at, event.pdu, is_made_here);
+        }
+        let stored = self.event_by_key(at.0)?;
+        self.note_relation(room, at, &stored.pdu, is_made_here)
+    }
+
     /// Whether nobody can have referred to the event before.
     fn is_made_here(&self, event: &Append<'_>) -> bool {
         event.outgoing && self.is_local(event.pdu.sender().as_str())
@@ -319,6 +332,7 @@ impl Tx<'_> {
             if redaction.place.is_none() {
                 let stream = self.next_stream();
                 self.place_event(key, Place::live(stream))?;
+                self.note_relation(redaction.room, (key, Place::live(stream)), &redaction.pdu, false)?;
                 self.note_activity(redaction.room, stream, None)?;
                 self.room_changed(redaction.room)?;
             }

@@ -553,6 +553,7 @@ impl Tx<'_> {
             cache.forget_auth_checkers();
         });
         self.changes.redacted = true;
+        self.remove_relation(event)?;
         self.conn()
             .prepare_cached("UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1")?
             .execute(params![event, by, redacted.json()])?;

@@ -4,6 +4,7 @@
 //! - `events`: events, as they are stored; `append`: an event is put into its room, with all that follows from it;
 //!   `whole_copies`: the content of events that came in their redacted form;
 //! - `snapshots`: room states as a tree of differences; `state`: the state of a room by type and state key;
+//! - `relations`: which events relate to which, and threads;
 //! - `timeline`: what clients are told of a room since a position; `activity`: when rooms moved last;
 //! - `late_extremities`: events that the current state does not know of yet; `pending_events`: events that cannot be
 //!   authorised yet;
@@ -20,6 +21,7 @@ pub mod late_extremities;
 pub mod memberships;
 pub mod owed_invites;
 pub mod pending_events;
+pub mod relations;
 pub mod remote_memberships;
 pub mod room_import;
 pub mod snapshots;

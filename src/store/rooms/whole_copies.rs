@@ -130,6 +130,9 @@ impl Tx<'_> {
         }
         log::info!("{} is whole now", whole.event_id());
         self.put_content(stored.key, whole)?;
+        if let Some(place) = stored.place {
+            self.note_relation(stored.room, (stored.key, place), whole, false)?;
+        }
         if whole.event_type() == "m.room.redaction"
             && !whole.is_state()
             && stored.status == Status::Accepted
