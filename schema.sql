@@ -330,6 +330,20 @@ CREATE INDEX owed_invites_due ON owed_invites (due_ms);
 CREATE INDEX owed_invites_by_server ON owed_invites (server, due_ms);
 CREATE INDEX owed_invites_by_inviter ON owed_invites (inviter);
 
+-- Local users whose knock was accepted by `invite` (an event id), which is what they are in the room as far as was known
+-- then. Written in the transaction in which the invite takes effect. When it is due, the user is joined if they want
+-- that; until it is made out what becomes of it, tried again at `due_ms`, with pauses that grow with `attempts`. Only
+-- while the invite stands: whatever else the user becomes in the room ends it.
+CREATE TABLE owed_joins (
+  room_id TEXT NOT NULL,
+  user_id TEXT NOT NULL,
+  invite TEXT NOT NULL,
+  attempts INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL,
+  PRIMARY KEY (room_id, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_joins_due ON owed_joins (due_ms, user_id);
+
 -- The room aliases of this server.
 CREATE TABLE room_aliases (
   alias TEXT NOT NULL PRIMARY KEY,

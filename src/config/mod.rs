@@ -82,6 +82,8 @@ pub struct Config {
     pub knocks_per_hour: usize,
     /// Most knocks upon one room that wait for an answer; 0: no limit.
     pub knocks_waiting: usize,
+    /// Whether users whose knock is accepted are joined by this server, where they have not said themselves.
+    pub join_on_accepted_knock: bool,
     /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
     pub durable: bool,
     /// Whether it is told, and taken in, who is at a client.
@@ -292,7 +294,7 @@ mod tests {
             tls_cert = \"c\"\ntls_key = \"k\"\ntrust_ca = [\"ca\"]\nregistration = \"closed\"\n\
             registration_secret = \"s\"\ndefault_room_version = \"9\"\npublic_url = \"http://x/\"\n\
             notary = [\"n.example\"]\ndeny_server = [\"*.bad\"]\nallow_server = [\"*\"]\nmax_connections = 9\n\
-            knocks_per_hour = 1\nknocks_waiting = 2\nno_presence = true\nno_rate_limits = true\n\
+            knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nno_presence = true\nno_rate_limits = true\n\
             allow_private_addresses = true\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
             assert!(text.contains(&format!("{setting} = ")), "{setting}");
@@ -307,6 +309,7 @@ mod tests {
         assert!(!config.peers.allows("a.bad") && config.peers.allows("a.good"));
         assert_eq!((config.max_connections, config.knocks_per_hour, config.knocks_waiting), (9, 1, 2));
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
+        assert!(config.join_on_accepted_knock);
         assert!(from_file("no_presence = false", &[]).unwrap().presence);
         assert!(!from_file("no_presence = false", &["--no-presence"]).unwrap().presence);
     }

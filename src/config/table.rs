@@ -189,6 +189,13 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Number(|config, most| config.knocks_waiting = most.min(KNOCKS_MAX)),
     },
     Setting {
+        flag: "join-on-accepted-knock",
+        value: "",
+        usual: Usual::Value("false"),
+        help: "join rooms for users whose knock upon them is accepted, unless they want otherwise",
+        kind: Kind::Switch(|config, on| config.join_on_accepted_knock = on),
+    },
+    Setting {
         flag: "no-presence",
         value: "",
         usual: Usual::Value("false"),

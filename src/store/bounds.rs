@@ -178,6 +178,11 @@ pub const TABLES: &[TableBounds] = &[
         )],
         "delivery, a refusal, a week of trying, the end of the inviter's membership (`deliver_owed_invite`)",
     ),
+    table(
+        "owed_joins",
+        &[users("one for each room that one of us has knocked upon", "")],
+        "the join, a refusal, a week of trying, the end of the invite (`pursue_owed_join`)",
+    ),
     table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
     table("published_rooms", &[users("one for each room", "")], "whoever may take them out"),
     // ----- servers -----

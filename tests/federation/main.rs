@@ -8,6 +8,7 @@
 //! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
 //! - `third_party_invites`: invites of e-mail addresses, through a scripted identity server.
 //! - `new_rooms`: those who are invited to a new room and cannot be reached hold up nobody.
+//! - `open_door`: whose knock is accepted is joined, if they want it so.
 //! - `large_rooms`: joining rooms with many members, whose keys only a notary has.
 //!
 //! Events, and what rooms become of them:
@@ -54,6 +55,7 @@ mod keys_across_servers;
 mod large_rooms;
 mod moderation;
 mod new_rooms;
+mod open_door;
 mod outside;
 mod policy_servers;
 mod receipt;

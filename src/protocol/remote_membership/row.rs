@@ -170,6 +170,11 @@ impl Fields {
         Some(knock.event_id())
     }
 
+    /// Whether it is this invite that waits for an answer.
+    pub fn is_invited_by(&self, invite: &EventId) -> bool {
+        self.state == RemoteState::Invited && self.told() == Some(invite)
+    }
+
     /// The event that clients are told.
     pub fn told(&self) -> Option<&EventId> {
         self.event.as_ref().map(Pdu::event_id)

@@ -30,6 +30,9 @@ const FETCHERS_MAX: usize = 6;
 /// How many invites are handed out at once, beside those, and how many of them to one server.
 const INVITERS_MAX: usize = 8;
 const INVITERS_OF_SERVER_MAX: usize = 3;
+/// How many are joined at once whose knock was accepted, beside those, and how many times one user.
+const JOINERS_MAX: usize = 4;
+const JOINERS_OF_USER_MAX: usize = 2;
 /// For how long the waiting events of a room are left alone if something failed on this server.
 const AFTER_FAILURE_MS: Millis = 60_000;
 /// How long such a room stays taken if not even that could be written down.
@@ -73,6 +76,8 @@ struct SchedulerState {
     fetching: HashSet<RoomKey>,
     /// The servers that invites are being handed out to, a thread for each invite.
     inviting: Vec<ServerName>,
+    /// The users who are being joined, with the room, a thread for each.
+    joining: Vec<DueMembership>,
     /// Rooms whose branches are to be joined. A hint: the next event in such a room says it again.
     forked: HashSet<RoomKey>,
     /// The timer's own thread runs.
@@ -84,7 +89,11 @@ struct SchedulerState {
 impl SchedulerState {
     /// Whether anything is being done.
     fn is_busy(&self) -> bool {
-        self.working > 0 || !self.listing.is_empty() || !self.fetching.is_empty() || !self.inviting.is_empty()
+        self.working > 0
+            || !self.listing.is_empty()
+            || !self.fetching.is_empty()
+            || !self.inviting.is_empty()
+            || !self.joining.is_empty()
     }
 }
 
@@ -140,6 +149,7 @@ impl Scheduler {
             Ok(db.next_remote_membership_due()?.is_some()
                 || db.next_pending_due()?.is_some()
                 || db.next_owed_invite_due()?.is_some()
+                || db.next_owed_join_due()?.is_some()
                 || db.next_device_list_due()?.is_some())
         };
         if hs.store.read(due)? {
@@ -147,6 +157,7 @@ impl Scheduler {
                 tx.hasten_remote_memberships(now)?;
                 tx.hasten_all_pending(now)?;
                 tx.hasten_owed_invites(now)?;
+                tx.hasten_owed_joins(now)?;
                 tx.hasten_all_device_lists(now)
             })?;
         }
@@ -222,7 +233,8 @@ impl Scheduler {
             }
             jobs.iter().try_for_each(|(room, user)| {
                 tx.hasten_remote_membership(room, user, now)?;
-                tx.hasten_owed_invite(room, user, now)
+                tx.hasten_owed_invite(room, user, now)?;
+                tx.hasten_owed_join(room, user, now)
             })
         });
         match hurried {
@@ -281,6 +293,7 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
                 && state.listing.len() >= LIST_FETCHERS_MAX
                 && state.fetching.len() >= FETCHERS_MAX
                 && state.inviting.len() >= INVITERS_MAX
+                && state.joining.len() >= JOINERS_MAX
             {
                 // Whoever finishes wakes us.
                 state.look = false;
@@ -338,6 +351,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         pursue(shared, hs, room)?;
     }
     hand_out_invites(shared, hs, now)?;
+    join_who_was_let_in(shared, hs, now)?;
     let more_to_delete = hs.devices().empty_deleted_key_backups()?.then_some(now);
     let next = hs.store.read(|db| {
         Ok([
@@ -345,6 +359,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_pending_due()?,
             db.next_device_list_due()?,
             db.next_owed_invite_due()?,
+            db.next_owed_join_due()?,
         ])
     })?;
     Ok(next
@@ -434,6 +449,45 @@ impl Drop for InvitingGuard {
         }
         drop(state);
         self.0.invited.notify_all();
+        self.0.wake();
+    }
+}
+
+/// Joins those whose knock was accepted, side by side, on threads of their own: a large room takes a while.
+fn join_who_was_let_in(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
+    let due = hs.store.read(|db| db.owed_joins_due(now, JOINERS_OF_USER_MAX, JOINERS_MAX * 4))?;
+    for (room, user) in due {
+        {
+            let mut state = lock(&shared.state);
+            let of_user = state.joining.iter().filter(|(_, busy)| *busy == user).count();
+            if state.joining.len() >= JOINERS_MAX || of_user >= JOINERS_OF_USER_MAX {
+                continue;
+            }
+            state.joining.push((room.clone(), user.clone()));
+        }
+        let (joining, hs) = (JoiningGuard(shared.clone(), (room.clone(), user.clone())), hs.clone());
+        let (leased_room, leased) = (room.clone(), user.clone());
+        hs.store.write(move |tx| tx.put_off_owed_join(&leased_room, &leased, now + LEASE_MS, false))?;
+        thread::Builder::new().name("joining".to_owned()).spawn(move || {
+            if let Err(error) = hs.membership().pursue_owed_join(&room, &user) {
+                log::log!(
+                    error.level(log::Level::Error),
+                    "the join of {user} to {room} cannot be kept: {error}"
+                );
+            }
+            drop(hs);
+            drop(joining);
+        })?;
+    }
+    Ok(())
+}
+
+/// Somebody who is being joined, given back also when its thread panics.
+struct JoiningGuard(Arc<SchedulerShared>, DueMembership);
+
+impl Drop for JoiningGuard {
+    fn drop(&mut self) {
+        lock(&self.0.state).joining.retain(|busy| *busy != self.1);
         self.0.wake();
     }
 }

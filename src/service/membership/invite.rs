@@ -16,7 +16,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::federation::CallError;
 use crate::protocol::fair_share::ServerStanding;
 use crate::protocol::pdu::Membership;
-use crate::protocol::remote_membership::{Fact, Refusal, apply};
+use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
 use crate::protocol::{
     EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, fair_share, handshake, json,
     stripped_state, verify,
@@ -25,7 +25,7 @@ use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::verify::Checked;
 use crate::service::membership::Memberships;
-use crate::store::{Db, Room};
+use crate::store::{Db, Room, Tx};
 
 /// How many invites to rooms that this server is not in wait for one user's answer at most.
 const OPEN_INVITES_MAX: usize = 200;
@@ -457,6 +457,8 @@ impl Memberships<'_> {
             if offered {
                 check_place(tx, &invite, &invitee)?;
             }
+            let old_invite =
+                old.as_ref().and_then(|row| row.told().filter(|told| row.is_invited_by(told))).cloned();
             let fact = Fact::InviteArrives {
                 invite: invite.clone().into(),
                 invitee: invitee.clone(),
@@ -469,9 +471,26 @@ impl Memberships<'_> {
                     let fact = Fact::LeaveMayGoThrough(origin);
                     note(tx, invite.room_id(), &invitee, fact, now).map(|_| InviteOutcome::LeaveUnderWay)
                 }
-                effect => tx.write_remote_membership(&effect?).map(|()| InviteOutcome::Done),
+                effect => {
+                    let effect = effect?;
+                    tx.write_remote_membership(&effect)?;
+                    note_accepted_knock(tx, old_invite.as_ref(), &effect)?;
+                    Ok(InviteOutcome::Done)
+                }
             }
         })
+    }
+}
+
+/// An invite that answers the local user's own knock is what they are joined by, if they want that; so is one that
+/// takes its place.
+fn note_accepted_knock(tx: &mut Tx<'_>, old: Option<&EventId>, effect: &Effect) -> Result<()> {
+    let Some(row) = effect.saved().filter(|row| row.state == RemoteState::Invited) else { return Ok(()) };
+    let Some(invite) = row.told() else { return Ok(()) };
+    match old {
+        _ if row.answers().is_some() => tx.owe_join(&row.room_id, &row.user_id, invite),
+        Some(old) => tx.owe_join_by(&row.room_id, &row.user_id, old, invite),
+        None => Ok(()),
     }
 }
 

@@ -33,6 +33,11 @@ impl HandshakeLocks {
         self.0.try_lock((room.clone(), user.clone()))
     }
 
+    /// The lock once nobody holds it, so long at most.
+    pub fn take_within(&self, room: &RoomId, user: &UserId, within: Duration) -> Option<HandshakeGuard<'_>> {
+        self.0.lock_until((room.clone(), user.clone()), Instant::now() + within)
+    }
+
     /// Waits for the end of the user's handshake in the room, so long at most. Whether there was one and it has ended.
     pub fn wait_for_end(&self, room: &RoomId, user: &UserId, within: Duration) -> bool {
         self.0.wait_for_end(&(room.clone(), user.clone()), Instant::now() + within, ONLOOKERS_MAX)

@@ -21,6 +21,7 @@
 //! - `rows`: the rows of `remote_memberships`, read and changed. `locks`: one handshake at a time.
 //! - `invite::check_place`: how many invites strangers may make; how many knocks, `service/limits/knock_budget.rs`
 //!   says.
+//! - `open_door`: who is joined because their knock was accepted.
 //! - `owed_invites`: a new room's invites, which may have to wait for other servers.
 //!
 //! # Who waits for whom
@@ -56,6 +57,7 @@ mod kick_ban;
 mod knock;
 mod leave;
 mod locks;
+mod open_door;
 mod owed_invites;
 mod restricted_join;
 pub(in crate::service) mod rows;
@@ -127,11 +129,17 @@ impl Memberships<'_> {
         let guard = self.handshake_locks.take(room_id, user)?;
         let answer = ask();
         drop(guard);
-        let row = self.store.read(|db| db.remote_membership(room_id, user))?;
-        if row.is_some_and(|row| row.state == RemoteState::Leaving) {
-            self.hasten(room_id, user)?;
-        }
+        self.take_up_leave(room_id, user)?;
         answer
+    }
+
+    /// Has a leave told at once for which the user asked while a handshake of theirs was under way.
+    fn take_up_leave(&self, room_id: &RoomId, user: &UserId) -> Result<()> {
+        let row = self.store.read(|db| db.remote_membership(room_id, user))?;
+        match row.is_some_and(|row| row.state == RemoteState::Leaving) {
+            true => self.hasten(room_id, user),
+            false => Ok(()),
+        }
     }
 
     /// Has the scheduler take up a row now that is due some day.

@@ -77,6 +77,8 @@ struct ClientUnsigned {
     #[serde(skip_serializing_if = "Option::is_none")]
     prev_content: Option<Json>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    prev_sender: Option<UserId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     redacted_because: Option<Json>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replaces_state: Option<EventId>,
@@ -110,6 +112,12 @@ pub fn full(
         // themselves were, users were told when it came about.
         if replaced.pdu.is("m.room.member", format.user.as_str()) || view.look(&replaced)?.visible {
             unsigned.prev_content = Some(raw(view.erasure.shown(&replaced)?.content_raw())?);
+        }
+        if replaced.pdu.membership() == Some(Membership::Invite)
+            && event.pdu.membership() == Some(Membership::Join)
+        {
+            // Who let them in: clients that find their user joined may never have seen the invite (MSC4509).
+            unsigned.prev_sender = Some(replaced.pdu.sender().clone());
         }
         unsigned.replaces_state = Some(replaced.pdu.event_id().clone());
     }

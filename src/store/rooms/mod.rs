@@ -9,7 +9,7 @@
 //! - `late_extremities`: events that the current state does not know of yet; `pending_events`: events that cannot be
 //!   authorised yet;
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
-//!   in; `owed_invites`: invites that wait for the invitee's server;
+//!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
 //! - `room_import`: a room that comes with its whole state;
 //! - `directory`: aliases and published rooms.
 
@@ -20,6 +20,7 @@ pub mod events;
 pub mod late_extremities;
 pub mod memberships;
 pub mod owed_invites;
+pub mod owed_joins;
 pub mod pending_events;
 pub mod relations;
 pub mod remote_memberships;

@@ -337,6 +337,9 @@ impl Tx<'_> {
                     None => None,
                 };
                 let change = MembershipChange { user: &state_key, old, new, stream: at };
+                if let Some(previous) = previous {
+                    self.follow_knock(room, &change, (previous, *tuple_id))?;
+                }
                 if self.change_membership(room, &change)?
                     && let Ok(user) = UserId::parse(&state_key)
                 {

@@ -52,19 +52,28 @@ impl Memberships<'_> {
     /// taken the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its
     /// answer is of no use, the room is left again.
     pub fn join(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
-        self.with_handshake_lock(&target.room_id, user, || {
-            let content = self.member_content(user, Membership::Join, reason)?;
-            let here = |room: &Room| self.join_as_resident(room, user, target, content.clone());
-            self.as_resident_or_remotely(&target.room_id, here, || {
-                // Another local user may be on the way in: then the room is here in a moment. Who waits in vain goes
-                // themselves.
-                let _guard =
-                    self.join_locks.lock_until(target.room_id.clone(), Instant::now() + LOCK_TIMEOUT);
-                match self.resident_room(&target.room_id)? {
-                    Some(room) => here(&room),
-                    None => self.join_remotely(user, target, &content),
-                }
-            })
+        self.with_handshake_lock(&target.room_id, user, || self.join_with_lock(user, target, reason, None))
+    }
+
+    /// [`Memberships::join`] for whoever holds the lock for the user. `by`: only if this invite is what the user is in the
+    /// room, and what they are joined by because it accepted their knock; else the error is 403 `M_FORBIDDEN`.
+    pub(super) fn join_with_lock(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        reason: Option<&str>,
+        by: Option<&EventId>,
+    ) -> Result<()> {
+        let content = self.member_content(user, Membership::Join, reason)?;
+        let here = |room: &Room| self.join_as_resident(room, user, target, content.clone(), by);
+        self.as_resident_or_remotely(&target.room_id, here, || {
+            // Another local user may be on the way in: then the room is here in a moment. Who waits in vain goes
+            // themselves.
+            let _guard = self.join_locks.lock_until(target.room_id.clone(), Instant::now() + LOCK_TIMEOUT);
+            match self.resident_room(&target.room_id)? {
+                Some(room) => here(&room),
+                None => self.join_remotely(user, target, &content, by),
+            }
         })
     }
 
@@ -76,6 +85,7 @@ impl Memberships<'_> {
         user: &UserId,
         target: &JoinTarget,
         mut content: Map<String, Value>,
+        by: Option<&EventId>,
     ) -> Result<()> {
         if self.store.read(|db| db.membership(room.key, user))? == Some(Membership::Join) {
             return Ok(());
@@ -83,7 +93,7 @@ impl Memberships<'_> {
         match self.authoriser(room, user) {
             Ok(Some(authoriser)) => drop(content.insert(AUTHORISER.to_owned(), authoriser.as_str().into())),
             Ok(None) => {}
-            Err(error) if error.errcode() == ErrCode::UnableToGrantJoin => {
+            Err(error) if error.errcode() == ErrCode::UnableToGrantJoin && by.is_none() => {
                 return self.join_by_others_leave(room, user, target, &content).map_err(|e| {
                     // 404: the room has nobody else; then what we know ourselves is the better answer.
                     if e.status() == 404 { error } else { e }
@@ -92,8 +102,16 @@ impl Memberships<'_> {
             Err(error) => return Err(error),
         }
         let (room_id, joiner, now) = (room.room_id.clone(), user.clone(), self.clock.now_ms());
+        let by = by.cloned();
         self.events()
-            .send_with(member_draft(&room.room_id, user, user, content), move |tx, _| {
+            .send_with(member_draft(&room.room_id, user, user, content), move |tx, join| {
+                if let Some(invite) = by {
+                    // What the joiner was before is among the auth events, whatever else is.
+                    if !join.pdu.auth_events().contains(&invite) {
+                        return Err(stands_no_more());
+                    }
+                    tx.end_owed_join(&room_id, &joiner, &invite)?;
+                }
                 note(tx, &room_id, &joiner, Fact::AskedInRoom, now).map(drop)
             })
             .map(drop)
@@ -147,8 +165,17 @@ impl Memberships<'_> {
 
     /// The handshake with the room's servers, one after the other. A join that was on its way when we last stopped is
     /// repeated first, with the same event id.
-    fn join_remotely(&self, user: &UserId, target: &JoinTarget, content: &Map<String, Value>) -> Result<()> {
+    fn join_remotely(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        content: &Map<String, Value>,
+        by: Option<&EventId>,
+    ) -> Result<()> {
         let row = self.store.read(|db| remote_membership_or_state(db, &target.room_id, user))?;
+        if by.is_some_and(|invite| !row.as_ref().is_some_and(|row| row.is_invited_by(invite))) {
+            return Err(stands_no_more());
+        }
         let before = PriorMembership::of(row.as_ref());
         let candidates = self.candidates(target, row.as_ref())?;
         let mut attempts = JoinAttempts::new(self.clock.instant());
@@ -179,7 +206,7 @@ impl Memberships<'_> {
             let join = self.sign_template(&template, version, content)?;
             let via = std::iter::once(peer).chain(&candidates).cloned().collect();
             let prepared = Prepared { event: join.clone(), before: before.clone(), via };
-            self.intend_join(prepared, attempts.may_be_in())?;
+            self.intend_join(prepared, attempts.may_be_in(), by)?;
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
                 Err(error) => attempts.not_in(peer, join, error),
@@ -200,21 +227,32 @@ impl Memberships<'_> {
         let content = self.member_content(&row.user_id, Membership::Join, None)?;
         let target = JoinTarget { room_id: row.room_id.clone(), via: Vec::new() };
         let Some(room) = self.resident_room(&row.room_id)? else {
-            return self.join_remotely(&row.user_id, &target, &content);
+            return self.join_remotely(&row.user_id, &target, &content, None);
         };
         // We have come in since. Whether they may too, the room says, and that is the end of it.
-        let joined = self.join_as_resident(&room, &row.user_id, &target, content);
+        let joined = self.join_as_resident(&room, &row.user_id, &target, content, None);
         self.note_fact(&row.room_id, &row.user_id, Fact::AskedInRoom)?;
         joined
     }
 
     /// Commits the signed join before anybody is told of it. `may_be_in`: whether a server may have taken another one
-    /// that was handed in before.
-    fn intend_join(&self, join: Prepared, may_be_in: bool) -> Result<()> {
+    /// that was handed in before. From then on the row says that the user is to be joined, and no join is owed to them
+    /// `by` an invite any more.
+    fn intend_join(&self, join: Prepared, may_be_in: bool, by: Option<&EventId>) -> Result<()> {
         let (room_id, user) = (join.event.room_id().clone(), join.event.sender().clone());
-        let now = self.clock.now_ms();
+        let (now, by) = (self.clock.now_ms(), by.cloned());
         self.store.write(move |tx| {
             check_not_resident(tx, &room_id)?;
+            if let Some(invite) = by {
+                let row = remote_membership_or_state(tx, &room_id, &user)?;
+                // Once it was handed in to one server, it goes on with the next.
+                let goes_on =
+                    |row: &RemoteMembership| row.state == RemoteState::Joining || row.is_invited_by(&invite);
+                if !row.as_ref().is_some_and(goes_on) {
+                    return Err(stands_no_more());
+                }
+                tx.end_owed_join(&room_id, &user, &invite)?;
+            }
             note(tx, &room_id, &user, Fact::UserJoins { join, may_be_in }, now).map(drop)
         })
     }
@@ -286,6 +324,11 @@ impl Memberships<'_> {
             false => self.note_fact(&row.room_id, &row.user_id, fact).map(drop),
         }
     }
+}
+
+/// The invite by which somebody was to be joined is not what they are in the room any more.
+fn stands_no_more() -> Error {
+    Error::forbidden("The invite that accepted the knock does not stand any more")
 }
 
 /// What came of the attempts to join so far.
