@@ -854,3 +854,90 @@ CREATE TABLE presence (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX presence_by_stream ON presence (stream);
 CREATE INDEX presence_until ON presence (until_ms) WHERE until_ms IS NOT NULL;
+
+-- ===== Media (src/store/media) =====
+
+-- The files of media in the data folder, each of them once: `hash` is the SHA-256 of its bytes, and the name of the
+-- file. The row is there before the file has that name, and goes after it. `uses`: how many rows of `media` and
+-- `media_thumbnails` have it, which the triggers below count; what nothing has is deleted. `quarantined`: nobody is
+-- given it, in whatever media it is, and nobody can upload it again; the row is kept.
+CREATE TABLE media_blobs (
+  hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
+  bytes INTEGER NOT NULL,
+  uses INTEGER NOT NULL DEFAULT 0,
+  quarantined INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE INDEX media_blobs_unused ON media_blobs (hash) WHERE uses = 0 AND quarantined = 0;
+
+-- Media by their mxc:// URIs. `hash`: NULL while nothing was uploaded for it, which has to happen before `expires_ms`.
+-- `uploader`: a local user; NULL for what can be had again, that is what was fetched from other servers, which is all
+-- that a full cache and age take away. `used_ms`: when it was asked for last, to the hour. `quarantined`: nobody is
+-- given it; such a row is kept, also where there is nothing to it yet.
+CREATE TABLE media (
+  media_key INTEGER PRIMARY KEY,
+  server_name TEXT NOT NULL,
+  media_id TEXT NOT NULL,
+  hash BLOB REFERENCES media_blobs,
+  bytes INTEGER NOT NULL DEFAULT 0,
+  content_type TEXT,
+  upload_name TEXT,
+  uploader TEXT,
+  created_ms INTEGER NOT NULL,
+  expires_ms INTEGER,
+  used_ms INTEGER NOT NULL,
+  quarantined INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (server_name, media_id)
+) STRICT;
+CREATE INDEX media_by_hash ON media (hash) WHERE hash IS NOT NULL;
+CREATE INDEX media_by_use ON media (used_ms) WHERE uploader IS NULL AND quarantined = 0;
+CREATE INDEX media_pending ON media (uploader, expires_ms) WHERE expires_ms IS NOT NULL;
+CREATE INDEX media_expiring ON media (expires_ms) WHERE expires_ms IS NOT NULL;
+
+-- Thumbnails that were made of a picture's file: how large they were asked for, after that was rounded to one of the
+-- sizes that there are, and the file that was made.
+CREATE TABLE media_thumbnails (
+  source BLOB NOT NULL REFERENCES media_blobs,
+  width INTEGER NOT NULL,
+  height INTEGER NOT NULL,
+  method TEXT NOT NULL CHECK (method IN ('crop', 'scale')),
+  animated INTEGER NOT NULL,
+  hash BLOB NOT NULL REFERENCES media_blobs,
+  content_type TEXT NOT NULL,
+  PRIMARY KEY (source, width, height, method, animated)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX media_thumbnails_by_hash ON media_thumbnails (hash);
+
+-- How much media each user has uploaded, and ('') how much there is that can be had again. A file counts for 4096
+-- bytes at least, and once for each of its media.
+CREATE TABLE media_shares (
+  owner TEXT PRIMARY KEY,
+  files INTEGER NOT NULL,
+  bytes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER media_added AFTER INSERT ON media WHEN new.hash IS NOT NULL BEGIN
+  UPDATE media_blobs SET uses = uses + 1 WHERE hash = new.hash;
+  INSERT INTO media_shares (owner, files, bytes) VALUES (coalesce(new.uploader, ''), 1, max(new.bytes, 4096))
+    ON CONFLICT (owner) DO UPDATE SET files = files + 1, bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER media_removed AFTER DELETE ON media WHEN old.hash IS NOT NULL BEGIN
+  UPDATE media_blobs SET uses = uses - 1 WHERE hash = old.hash;
+  UPDATE media_shares SET files = files - 1, bytes = bytes - max(old.bytes, 4096)
+    WHERE owner = coalesce(old.uploader, '');
+END;
+CREATE TRIGGER media_filled AFTER UPDATE OF hash ON media WHEN old.hash IS NULL AND new.hash IS NOT NULL BEGIN
+  UPDATE media_blobs SET uses = uses + 1 WHERE hash = new.hash;
+  INSERT INTO media_shares (owner, files, bytes) VALUES (coalesce(new.uploader, ''), 1, max(new.bytes, 4096))
+    ON CONFLICT (owner) DO UPDATE SET files = files + 1, bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER media_emptied AFTER UPDATE OF hash ON media WHEN old.hash IS NOT NULL AND new.hash IS NULL BEGIN
+  UPDATE media_blobs SET uses = uses - 1 WHERE hash = old.hash;
+  UPDATE media_shares SET files = files - 1, bytes = bytes - max(old.bytes, 4096)
+    WHERE owner = coalesce(old.uploader, '');
+END;
+CREATE TRIGGER media_thumbnails_added AFTER INSERT ON media_thumbnails BEGIN
+  UPDATE media_blobs SET uses = uses + 1 WHERE hash = new.hash;
+END;
+CREATE TRIGGER media_thumbnails_removed AFTER DELETE ON media_thumbnails BEGIN
+  UPDATE media_blobs SET uses = uses - 1 WHERE hash = old.hash;
+END;

@@ -84,6 +84,14 @@ pub struct Config {
     pub knocks_waiting: usize,
     /// Whether users whose knock is accepted are joined by this server, where they have not said themselves.
     pub join_on_accepted_knock: bool,
+    /// The largest file that a user may upload, and that is fetched from another server, in bytes.
+    pub media_max_upload: u64,
+    /// What the files of one user may come to, in bytes; 0: no limit.
+    pub media_per_user: u64,
+    /// What the files that were fetched from other servers may come to, in bytes.
+    pub media_cache_bytes: u64,
+    /// After so many days without being asked for, what was fetched goes; 0: never.
+    pub media_cache_days: u32,
     /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
     pub durable: bool,
     /// Whether it is told, and taken in, who is at a client.
@@ -262,6 +270,28 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_written_as_people_write_them() {
+        let upload = |text: &str| config(&["--media-max-upload", text]).map(|config| config.media_max_upload);
+        for (text, bytes) in [
+            ("100M", 100 << 20),
+            ("1G", 1 << 30),
+            ("64k", 64 << 10),
+            ("64 KiB", 64 << 10),
+            ("2mb", 2 << 20),
+            ("5000", 5000),
+        ] {
+            assert_eq!(upload(text).unwrap(), bytes, "{text}");
+        }
+        for wrong in ["", "M", "-1M", "1.5G", "1T2", "much", "99999999999999999999", "99999999999G"] {
+            let e = upload(wrong).expect_err(wrong);
+            assert!(e.message().contains("--media-max-upload"), "{e}");
+        }
+        assert_eq!(upload("0").unwrap(), 0, "nobody uploads anything");
+        let cache = |text: &str| config(&["--media-cache-size", text]).unwrap().media_cache_bytes;
+        assert_eq!((cache("1G"), cache("0")), (1 << 30, u64::MAX));
+    }
+
+    #[test]
     fn each_default_is_taken_in_and_is_what_the_servers_of_tests_have_too() {
         let name = ServerName::parse("localhost:8448").unwrap();
         let (test, usual) = (Config::for_name(name), config(&[]).unwrap());
@@ -294,7 +324,8 @@ mod tests {
             tls_cert = \"c\"\ntls_key = \"k\"\ntrust_ca = [\"ca\"]\nregistration = \"closed\"\n\
             registration_secret = \"s\"\ndefault_room_version = \"9\"\npublic_url = \"http://x/\"\n\
             notary = [\"n.example\"]\ndeny_server = [\"*.bad\"]\nallow_server = [\"*\"]\nmax_connections = 9\n\
-            knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nno_presence = true\nno_rate_limits = true\n\
+            knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nmedia_max_upload = \"7M\"\nmedia_per_user = \"2G\"\n\
+            media_cache_size = \"3G\"\nmedia_cache_days = 9\nno_presence = true\nno_rate_limits = true\n\
             allow_private_addresses = true\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
             assert!(text.contains(&format!("{setting} = ")), "{setting}");
@@ -308,6 +339,8 @@ mod tests {
         assert_eq!((config.public_url.as_str(), config.notaries.len()), ("http://x", 1));
         assert!(!config.peers.allows("a.bad") && config.peers.allows("a.good"));
         assert_eq!((config.max_connections, config.knocks_per_hour, config.knocks_waiting), (9, 1, 2));
+        assert_eq!((config.media_max_upload, config.media_per_user), (7 << 20, 2 << 30));
+        assert_eq!((config.media_cache_bytes, config.media_cache_days), (3 << 30, 9));
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
         assert!(config.join_on_accepted_knock);
         assert!(from_file("no_presence = false", &[]).unwrap().presence);

@@ -196,6 +196,35 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Switch(|config, on| config.join_on_accepted_knock = on),
     },
     Setting {
+        flag: "media-max-upload",
+        value: "size",
+        usual: Usual::Value("100M"),
+        help: "largest file that users may upload, and that is fetched from other servers, such as `100M`",
+        kind: Kind::One(|config, text| bytes(text).map(|size| config.media_max_upload = size)),
+    },
+    Setting {
+        flag: "media-per-user",
+        value: "size",
+        usual: Usual::Value("10G"),
+        help: "what all files of one user may come to, such as `10G`; 0: no limit",
+        kind: Kind::One(|config, text| bytes(text).map(|size| config.media_per_user = size)),
+    },
+    Setting {
+        flag: "media-cache-size",
+        value: "size",
+        usual: Usual::Value("10G"),
+        help: "what files of other servers may come to that are kept here, such as `10G`; of more, those go that were \
+               not asked for longest, and are fetched again when they are; 0: no limit",
+        kind: Kind::One(cache_size),
+    },
+    Setting {
+        flag: "media-cache-days",
+        value: "number",
+        usual: Usual::Value("0"),
+        help: "files of other servers go when nobody has asked for them for so many days; 0: never for that",
+        kind: Kind::Number(|config, days| config.media_cache_days = days.try_into().unwrap_or(u32::MAX)),
+    },
+    Setting {
         flag: "no-presence",
         value: "",
         usual: Usual::Value("false"),
@@ -283,6 +312,33 @@ fn registration_secret(config: &mut Config, text: &str) -> Result<(), String> {
 
 fn default_room_version(config: &mut Config, text: &str) -> Result<(), String> {
     config.default_room_version = room_version::room_version(text).ok_or("should be 1 to 12")?;
+    Ok(())
+}
+
+/// A number of bytes: `100M`, `64 KiB`, `5000`; the letters stand for powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = text[digits.len()..].trim().to_ascii_lowercase();
+    let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(&unit) {
+        "" => Some(0),
+        "k" => Some(10),
+        "m" => Some(20),
+        "g" => Some(30),
+        "t" => Some(40),
+        _ => None,
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    let number = digits.parse::<u64>().ok().filter(|_| is_number);
+    let size = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+    size.filter(|size| i64::try_from(*size).is_ok())
+        .ok_or_else(|| "should be a size, such as 100M or 10G".into())
+}
+
+fn cache_size(config: &mut Config, text: &str) -> Result<(), String> {
+    config.media_cache_bytes = match bytes(text)? {
+        0 => u64::MAX,
+        size => size,
+    };
     Ok(())
 }
 

@@ -10,6 +10,7 @@
 //! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`.
 //! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
 //!   `key_backup` (of rooms).
+//! - `media`: mxc:// URIs, and the headers that media come and go with.
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
 pub mod content;
@@ -25,6 +26,7 @@ pub mod ids;
 pub mod json;
 pub mod key_backup;
 pub mod knock_budget;
+pub mod media;
 pub mod pdu;
 pub mod policy_server;
 pub mod redact;

@@ -34,6 +34,9 @@ impl Homeserver {
             }
         }
         let user = user.clone();
-        self.store.write(move |tx| tx.deactivated_user_left(&user))
+        self.store.write(move |tx| {
+            tx.delete_pending_media_of(&user)?;
+            tx.deactivated_user_left(&user)
+        })
     }
 }

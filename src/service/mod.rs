@@ -4,6 +4,7 @@
 //! - `rooms/`, `membership/`, `events/`: what clients do in rooms; who is in them; what happens to each event.
 //! - `incoming/`, `outgoing/`, `keys/`: `PUT /send`, both ends; signing keys and signatures.
 //! - `accounts/`, `devices/`, `ephemeral/`, `sync/`, `push/`: users, and what their clients see. `deactivation`: an account ends.
+//! - `media/`: files that users upload, and those of other servers.
 //! - `limits/`: how much work others may cause. `background/`: what is due, and who waits for news.
 //!
 //! The verbs of a folder are reached through its handle (`hs.membership().knock(…)`), a copy of a reference to the [`Homeserver`].
@@ -17,6 +18,7 @@ pub mod events;
 pub mod incoming;
 pub mod keys;
 pub mod limits;
+pub mod media;
 pub mod membership;
 pub mod outgoing;
 pub mod push;
@@ -96,6 +98,12 @@ pub struct Homeserver {
     pub claim_budget: limits::claim_budget::ClaimBudget,
     /// How many knocks were made lately, and whose.
     pub knock_budget: limits::knock_budget::KnockBudget,
+    /// The files of media.
+    pub media_files: media::files::MediaFiles,
+    /// Uploads that are under way.
+    pub upload_slots: media::upload::UploadSlots,
+    /// How far the files of media were gone through.
+    pub media_sweep: media::sweep::MediaSweep,
     /// What sliding sync keeps in memory.
     pub sliding: sync::sliding::SlidingState,
     /// One import of a room at a time.
@@ -138,6 +146,8 @@ impl Homeserver {
             };
             Store::open(location, &config.server_name, Box::new(on_commit), &options)?
         };
+        // The database's lock is the folder's.
+        let media_files = media::files::MediaFiles::open(&config)?;
         let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
         let settings = federation::ClientSettings {
             server_name: config.server_name.clone(),
@@ -173,6 +183,9 @@ impl Homeserver {
             handshake_locks: membership::HandshakeLocks::default(),
             claim_budget: limits::claim_budget::ClaimBudget::default(),
             knock_budget: limits::knock_budget::KnockBudget::default(),
+            media_files,
+            upload_slots: media::upload::UploadSlots::default(),
+            media_sweep: media::sweep::MediaSweep::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),
         }))

@@ -399,6 +399,34 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table("receipts", &[rooms("500 threads of each member of the room; the oldest go", "")], HISTORY),
     table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),
+    // ----- media -----
+    table(
+        "media_blobs",
+        &[users("one for each file, of `media` and `media_thumbnails`", "")],
+        "when nothing has it any more (`sweep_media`)",
+    ),
+    table(
+        "media",
+        &[
+            users(
+                "what a user's files come to, of 4096 bytes at least, is bounded by a setting; 403 beyond; 50 that wait for \
+                 their files; 429 beyond",
+                "",
+            ),
+            strangers(
+                "what our users ask for of other servers; the size of it all is bounded by a setting, and what was not \
+                 asked for longest goes",
+                "of_what_was_fetched_that_goes_which_was_not_asked_for_longest_and_nothing_of_ours",
+            ),
+        ],
+        "an expiry, eviction (`sweep_media`); whoever runs the server",
+    ),
+    table(
+        "media_thumbnails",
+        &[users("one for each of the sizes that there are, of each picture", "")],
+        "with the picture's file (`forget_blob`)",
+    ),
+    table("media_shares", &[users("one of each user", "")], "never"),
 ];
 
 mod tests {

@@ -8,7 +8,8 @@
 //! - `servers`: other servers, their keys, and what is owed to them;
 //! - `accounts`: local users, their devices and tokens, and what their clients keep here;
 //! - `devices`: messages to devices, device lists, key backups;
-//! - `ephemeral`: typing, receipts, presence.
+//! - `ephemeral`: typing, receipts, presence;
+//! - `media`: what each mxc:// URI stands for, and which files there are.
 //!
 //! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; `bounds` says
 //! of each table who fills it and what keeps it short, and a test holds it against the schema. Nothing here knows HTTP, the
@@ -25,6 +26,7 @@ pub(crate) mod cache;
 pub(crate) mod devices;
 pub(crate) mod engine;
 pub(crate) mod ephemeral;
+pub(crate) mod media;
 pub(crate) mod rooms;
 pub(crate) mod servers;
 

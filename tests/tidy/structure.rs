@@ -257,7 +257,7 @@ const SERVICE_FLOORS: [&[&str]; 7] = [
     &["limits", "outgoing"],
     &["keys"],
     &["events"],
-    &["membership", "accounts", "devices", "ephemeral", "push"],
+    &["membership", "accounts", "devices", "ephemeral", "push", "media"],
     &["rooms"],
     &["sync", "incoming"],
     &["background"],

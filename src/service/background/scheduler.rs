@@ -365,7 +365,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     Ok(next
         .into_iter()
         .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
-        .chain([hs.syncing().sweep_sliding_connections(now)?])
+        .chain([hs.syncing().sweep_sliding_connections(now)?, hs.media().sweep_media(now)?])
         .flatten()
         .min())
 }
