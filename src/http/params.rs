@@ -6,6 +6,7 @@ use crate::http::transport::request::Request;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 use crate::service::events::nearest_event::TimestampQuery;
 use crate::service::rooms::directory::PublicRoomsRequest;
+use crate::service::rooms::timeline::PaginationToken;
 
 /// Longest transaction id of a client, in bytes.
 const TXN_ID_BYTES_MAX: usize = 255;
@@ -29,6 +30,12 @@ impl Request {
     /// The path parameter `{roomAlias}`. Errors: 400 `M_INVALID_PARAM`.
     pub fn room_alias(&self) -> Result<RoomAlias> {
         RoomAlias::parse(self.param("roomAlias"))
+    }
+
+    /// A query parameter that is a pagination token. Several clients send an empty one where they mean none. Errors: 400
+    /// `M_INVALID_PARAM`.
+    pub fn pagination_token(&self, name: &str) -> Result<Option<PaginationToken>> {
+        self.query(name).filter(|token| !token.is_empty()).map(PaginationToken::parse).transpose()
     }
 
     /// The path parameter `{txnId}` of a client, which is kept for days. Errors: 400 `M_INVALID_PARAM` beyond 255

@@ -5,7 +5,7 @@
 
 use super::client_server::{account, dehydrated, devices, discovery, login, register};
 use super::client_server::{
-    account_data, directory, filters, messages, profile, push_rules, room_keys, rooms, sync,
+    account_data, directory, filters, messages, profile, push_rules, relations, room_keys, rooms, sync,
 };
 use super::rate_limit::Rate;
 use super::route::Handler::{Anyone, MaybeUser, Peer, User, UserWaiting};
@@ -84,6 +84,13 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(messages::context)),
     get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(messages::event)),
     get("/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", User(messages::timestamp_to_event)),
+    get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}", User(relations::relations)),
+    get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}", User(relations::relations)),
+    get(
+        "/_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}/{eventType}",
+        User(relations::relations),
+    ),
+    get("/_matrix/client/v1/rooms/{roomId}/threads", User(relations::threads)),
     get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),

@@ -90,6 +90,10 @@ pub struct EventFilter {
     pub include_redundant_members: bool,
     /// Notification counts by thread.
     pub unread_thread_notifications: bool,
+    /// Only events to which others relate in one of these ways (MSC3440),
+    pub related_by_rel_types: Option<Vec<String>>,
+    /// or to which events of one of these senders relate; of both given, one event has to fit both.
+    pub related_by_senders: Option<Vec<String>>,
 }
 
 /// A whole number of 0 or more, however large: what is beyond any bound is cut to the bound.
@@ -129,7 +133,8 @@ impl EventFilter {
     }
 
     fn check_ids(&self) -> Result<()> {
-        check_ids::<UserId>(self.senders.iter().flatten().chain(&self.not_senders))?;
+        let senders = self.senders.iter().chain(&self.related_by_senders).flatten();
+        check_ids::<UserId>(senders.chain(&self.not_senders))?;
         check_ids::<RoomId>(self.rooms.iter().flatten().chain(&self.not_rooms))
     }
 
@@ -173,6 +178,12 @@ impl EventFilter {
             && self.senders.is_none()
             && self.not_senders.is_empty()
             && self.contains_url.is_none()
+            && !self.asks_for_related()
+    }
+
+    /// Whether what an event is related by matters, which it does not say itself: [`EventFilter::wants`] does not know.
+    pub fn asks_for_related(&self) -> bool {
+        self.related_by_rel_types.is_some() || self.related_by_senders.is_some()
     }
 }
 

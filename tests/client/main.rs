@@ -8,6 +8,7 @@
 //! - `dehydrated`: devices that nobody is logged in on.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
+//! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
 //!   `sliding_accepted`: in the form in which it was accepted.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
@@ -23,6 +24,7 @@ mod dehydrated;
 mod erasure;
 mod key_backup;
 mod keys;
+mod relations;
 mod sliding_accepted;
 mod sliding_extensions;
 mod sliding_sync;

@@ -18,9 +18,15 @@ const VERSIONS: [&str; 14] = [
 
 /// What clients look for under names of its own. Without sliding sync those of the newer engines log in nowhere. Its
 /// accepted form has no name yet by which clients would look for it. The others are those of cross-signing, for old clients,
-/// and of dehydrated devices.
-const UNSTABLE_FEATURES: [&str; 3] =
-    ["org.matrix.e2e_cross_signing", "org.matrix.msc3814", "org.matrix.simplified_msc3575"];
+/// of dehydrated devices, and of threads, their list and the direction of relations, which some look for in place of v1.4.
+const UNSTABLE_FEATURES: [&str; 6] = [
+    "org.matrix.e2e_cross_signing",
+    "org.matrix.msc3440.stable",
+    "org.matrix.msc3715.stable",
+    "org.matrix.msc3814",
+    "org.matrix.msc3856.stable",
+    "org.matrix.simplified_msc3575",
+];
 
 /// `GET /_matrix/client/versions`
 pub fn versions(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {

@@ -12,7 +12,6 @@ use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
 use crate::service::Homeserver;
 use crate::service::rooms::messages::{MembersRequest, MessagesRequest};
-use crate::service::rooms::timeline::PaginationToken;
 
 /// "The maximum number of events to return. Default: 10."
 const DEFAULT_LIMIT: usize = 10;
@@ -26,8 +25,8 @@ pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) 
     };
     let filter = filter(request)?;
     let asked = MessagesRequest {
-        from: pagination_token(request, "from")?,
-        to: pagination_token(request, "to")?,
+        from: request.pagination_token("from")?,
+        to: request.pagination_token("to")?,
         backwards,
         limit: limit(request)?.min(filter.limit_or(usize::MAX, usize::MAX)),
         filter,
@@ -51,7 +50,7 @@ pub fn event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
 /// `GET /_matrix/client/v3/rooms/{roomId}/members`.
 pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let asked = MembersRequest {
-        at: pagination_token(request, "at")?,
+        at: request.pagination_token("at")?,
         membership: membership(request, "membership")?,
         not_membership: membership(request, "not_membership")?,
     };
@@ -64,11 +63,6 @@ pub fn timestamp_to_event(hs: &Arc<Homeserver>, request: &Request, requester: &R
     let when = moment(request)?;
     let (event, ts) = hs.rooms().event_near(&requester.user_id, &request.room_id()?, when)?;
     reply(&json!({ "event_id": event, "origin_server_ts": ts }))
-}
-
-fn pagination_token(request: &Request, name: &str) -> Result<Option<PaginationToken>> {
-    // Several clients send an empty token where they mean none.
-    request.query(name).filter(|token| !token.is_empty()).map(PaginationToken::parse).transpose()
 }
 
 fn limit(request: &Request) -> Result<usize> {

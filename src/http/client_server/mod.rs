@@ -23,6 +23,7 @@ pub mod presence;
 pub mod profile;
 pub mod push_rules;
 pub mod register;
+pub mod relations;
 pub mod room_keys;
 pub mod rooms;
 pub mod sliding_sync;

@@ -37,6 +37,11 @@ impl Ignored {
         self.0.is_empty()
     }
 
+    /// Who they are.
+    pub fn users(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     /// Whether this user is among them.
     pub fn has(&self, user: &str) -> bool {
         self.0.contains(user)

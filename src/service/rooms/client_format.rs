@@ -80,22 +80,35 @@ struct ClientUnsigned {
     prev_sender: Option<UserId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     redacted_because: Option<Json>,
+    #[serde(rename = "m.relations", skip_serializing_if = "Option::is_none")]
+    relations: Option<Json>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replaces_state: Option<EventId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     transaction_id: Option<String>,
 }
 
-/// An event with all that `unsigned` can say: for timelines and for single events. `membership` is what the reader
-/// was at the event, if known.
+/// An event with all that `unsigned` can say but for what relates to it: for timelines and for single events.
+/// `membership` is what the reader was at the event, if known.
 pub fn full(
     view: &RoomView<'_>,
     format: &ClientFormat<'_>,
     event: &StoredEvent,
     membership: Option<Membership>,
 ) -> Result<Json> {
-    let mut unsigned =
-        ClientUnsigned { membership: membership.map(Membership::as_str), ..ClientUnsigned::default() };
+    with_relations(view, format, event, membership, None)
+}
+
+/// [`full`] with the event's bundled aggregations, which `bundles` makes for the same reader.
+pub(super) fn with_relations(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    event: &StoredEvent,
+    membership: Option<Membership>,
+    relations: Option<Json>,
+) -> Result<Json> {
+    let membership = membership.map(Membership::as_str);
+    let mut unsigned = ClientUnsigned { membership, relations, ..ClientUnsigned::default() };
     if let Some(key) = event.redacted_by {
         let redaction = view.db().event_by_key(key)?;
         unsigned.redacted_because =

@@ -12,8 +12,9 @@ use crate::protocol::json::read_object;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomId, UserId};
 use crate::service::rooms::Rooms;
+use crate::service::rooms::bundles::write_with_bundles;
 use crate::service::rooms::client_format::{ClientFormat, Json};
-use crate::service::rooms::timeline::{Page, PaginationToken, walk};
+use crate::service::rooms::timeline::{Page, PaginationToken, TimelineEvent, walk};
 use crate::service::rooms::view::{Access, RoomView, readable_room};
 use crate::store::rooms::events::TimelineRange;
 use crate::store::{Db, EventKey, Place, Room, Status, StoredEvent};
@@ -84,7 +85,7 @@ impl MembersRequest {
 }
 
 impl Rooms<'_> {
-    fn view<T>(
+    pub(super) fn view<T>(
         &self,
         user: &UserId,
         room: &RoomId,
@@ -99,9 +100,8 @@ impl Rooms<'_> {
     /// One event. Errors: 404 `M_NOT_FOUND`, also if the user may not see it.
     pub fn event_for(&self, format: &ClientFormat<'_>, room: &RoomId, event: &EventId) -> Result<Json> {
         let found = self.view(format.user, room, |_, view| {
-            visible_event(view, event)?
-                .map(|(event, membership)| client_format::full(view, format, &event, Some(membership)))
-                .transpose()
+            let Some((event, membership)) = visible_event(view, event)? else { return Ok(None) };
+            Ok(write_with_bundles(view, format, [&TimelineEvent { event, membership }])?.pop())
         });
         found_or_not(found)
     }
@@ -150,9 +150,11 @@ impl Rooms<'_> {
                 start: PaginationToken::before(first).to_string(),
                 end: PaginationToken::after(last.place.unwrap_or(place)).to_string(),
                 state: state_around(db, view, format, filter, last, [&before, &after], &event)?,
-                event: client_format::full(view, format, &event, Some(membership))?,
-                events_before: write_all(view, format, &before)?,
-                events_after: write_all(view, format, &after)?,
+                events_before: write_with_bundles(view, format, &before.events)?,
+                events_after: write_with_bundles(view, format, &after.events)?,
+                event: write_with_bundles(view, format, [&TimelineEvent { event, membership }])?
+                    .pop()
+                    .ok_or_else(|| Error::internal("an event went missing"))?,
             }))
         });
         found_or_not(found)
@@ -297,16 +299,6 @@ impl JsonList {
     }
 }
 
-impl RoomView<'_> {
-    /// The exclusive end of what the user may read.
-    fn end_exclusive(&self) -> Place {
-        match self.access {
-            Access::Left { at } => PaginationToken::at(at).start_back(),
-            _ => Place::END,
-        }
-    }
-}
-
 /// A page of what this server has, and the room and place from which to look for a gap that it passes over.
 fn local_messages(
     db: &Db<'_>,
@@ -315,7 +307,7 @@ fn local_messages(
     request: &MessagesRequest,
 ) -> Result<(Messages, Option<(Room, Place)>)> {
     view.require_readable()?;
-    let range = range_of(view, request);
+    let range = ReadableRange::new(view, request.from, request.to, request.backwards);
     let start = match request.from {
         Some(from) => from,
         None if request.backwards => match view.access {
@@ -329,7 +321,7 @@ fn local_messages(
     } else {
         walk(view, &request.filter, range.0, request.limit.min(PAGE_MAX))?
     };
-    let chunk = write_all(view, format, &page)?;
+    let chunk = write_with_bundles(view, format, &page.events)?;
     let state = match request.filter.lazy_load_members {
         true => lazy_members(view, format, &page)?,
         false => Vec::new(),
@@ -365,36 +357,33 @@ fn gap_in(
 }
 
 /// A range to walk, within what the user may read.
-struct ReadableRange(TimelineRange);
+pub(super) struct ReadableRange(pub(super) TimelineRange);
 
 impl ReadableRange {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         let TimelineRange { from, to, backwards, .. } = self.0;
         if backwards { from <= to } else { to <= from }
     }
-}
 
-fn range_of(view: &RoomView<'_>, request: &MessagesRequest) -> ReadableRange {
-    let end = view.end_exclusive();
-    ReadableRange(if request.backwards {
-        TimelineRange {
-            from: request.from.map_or(end, |from| from.start_back().min(end)),
-            to: request.to.map_or(Place::START, |to| to.0),
-            limit: 0,
-            backwards: true,
-        }
-    } else {
-        TimelineRange {
-            from: request.from.map_or(Place::START, |from| from.0),
-            to: request.to.map_or(end, |to| to.start_back().min(end)),
-            limit: 0,
-            backwards: false,
-        }
-    })
+    /// What is within the reader's history between two places, the first and the last of which one may leave out.
+    pub(super) fn new(
+        view: &RoomView<'_>,
+        from: Option<PaginationToken>,
+        to: Option<PaginationToken>,
+        backwards: bool,
+    ) -> Self {
+        let end = view.end_exclusive();
+        let (from, to) = if backwards {
+            (from.map_or(end, |from| from.start_back().min(end)), to.map_or(Place::START, |to| to.0))
+        } else {
+            (from.map_or(Place::START, |from| from.0), to.map_or(end, |to| to.start_back().min(end)))
+        };
+        Self(TimelineRange { from, to, limit: 0, backwards })
+    }
 }
 
 /// Who is not in the room is told as little as who asks for an event that does not exist.
-fn found_or_not<T>(found: Result<Option<T>>) -> Result<T> {
+pub(super) fn found_or_not<T>(found: Result<Option<T>>) -> Result<T> {
     let not_found = || Error::not_found("Event not found.");
     match found {
         Err(error) if error.errcode() == ErrCode::Forbidden => Err(not_found()),
@@ -403,20 +392,13 @@ fn found_or_not<T>(found: Result<Option<T>>) -> Result<T> {
 }
 
 /// An event that the user may see, with what they were at it.
-fn visible_event(view: &RoomView<'_>, id: &EventId) -> Result<Option<(StoredEvent, Membership)>> {
+pub(super) fn visible_event(view: &RoomView<'_>, id: &EventId) -> Result<Option<(StoredEvent, Membership)>> {
     let Some(event) = view.db().event(id)? else { return Ok(None) };
     if event.room != view.room.key || event.status != Status::Accepted || event.is_outlier() {
         return Ok(None);
     }
     let access = view.look(&event)?;
     Ok(access.visible.then_some((event, access.membership)))
-}
-
-fn write_all(view: &RoomView<'_>, format: &ClientFormat<'_>, page: &Page) -> Result<Vec<Json>> {
-    page.events
-        .iter()
-        .map(|shown| client_format::full(view, format, &shown.event, Some(shown.membership)))
-        .collect()
 }
 
 /// The membership events of those who speak in a page, as of its newest event.

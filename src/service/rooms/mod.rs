@@ -4,16 +4,20 @@
 //! - `send`: messages, state and redactions. `messages`: one event, a page of history, the state, the members.
 //! - `view`: what one user may see of a room. `timeline`: which events a page has. `client_format`: an event as
 //!   clients get it.
+//! - `relations`: the events that relate to one; `threads`: those of a room; `bundles`: what is told of them with an event.
 //! - `timestamp_to_event`: the event nearest to a time.
 //! - `directory`: aliases and published rooms. `summary`: one room as others see it. `hierarchy`: spaces.
 
+pub mod bundles;
 pub mod client_format;
 pub mod create;
 pub mod directory;
 pub mod hierarchy;
 pub mod messages;
+pub mod relations;
 pub mod send;
 pub mod summary;
+pub mod threads;
 pub mod timeline;
 pub mod timestamp_to_event;
 pub mod view;

@@ -5,11 +5,13 @@ use serde_json::{Map, Value};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
+use crate::service::events::accept::Sent;
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::power_levels;
 use crate::service::membership::{AUTHORISER, JoinTarget};
 use crate::service::rooms::Rooms;
 use crate::service::rooms::view::{RoomView, readable_room};
+use crate::store::Tx;
 use crate::store::accounts::client_transactions::ClientTxn;
 
 impl Rooms<'_> {
@@ -22,7 +24,8 @@ impl Rooms<'_> {
     }
 
     /// Sends an event without a state key. A repeat of the same transaction answers the first event. Errors: 403
-    /// `M_FORBIDDEN`, 400, 413 as the room has it.
+    /// `M_FORBIDDEN`, 400, 413 as the room has it; 400 `M_UNKNOWN` for what is to begin a thread at an event that relates
+    /// to another, 400 `M_DUPLICATE_ANNOTATION`.
     pub fn send_message(&self, mut draft: Draft, txn: ClientTxn) -> Result<EventId> {
         if draft.event_type == "m.room.redaction" {
             // A repeat gets its answer whatever the redaction would come to now.
@@ -41,7 +44,7 @@ impl Rooms<'_> {
         }
         let sender = draft.sender.clone();
         let event_id =
-            self.events().send_once(draft, Some(txn), |_, _| Ok(())).map_err(not_there_as_forbidden)?;
+            self.events().send_once(draft, Some(txn), check_relation).map_err(not_there_as_forbidden)?;
         self.ephemeral().note_activity(&sender);
         Ok(event_id)
     }
@@ -161,6 +164,23 @@ impl Rooms<'_> {
         }
         Ok(())
     }
+}
+
+/// What the relation of an event that was just put into its room makes of it.
+fn check_relation(tx: &mut Tx<'_>, sent: &Sent) -> Result<()> {
+    // "Homeservers should prevent users from sending a second annotation for a given event with identical event `type` and
+    // annotation `key`."
+    if tx.repeats_annotation(sent.key)? {
+        return Err(Error::new(ErrCode::DuplicateAnnotation, "You have sent the same reaction already"));
+    }
+    // "Servers SHOULD reject client requests which attempt to start a thread off an event with an `m.relates_to` property …
+    // servers should use `M_UNKNOWN` alongside the HTTP 400 status code." That of a mere reply is none of these: "any event
+    // without a `rel_type` can become a thread root".
+    if tx.is_in_thread_of_related(sent.key)? {
+        let error = Error::new(ErrCode::Unknown, "No thread can begin at an event that relates to another");
+        return Err(error.with_status(400));
+    }
+    Ok(())
 }
 
 /// No canonical alias event lists more new aliases than this, since each may ask another server.

@@ -10,7 +10,7 @@ use crate::store::rooms::events::TimelineRange;
 use crate::store::{Place, StoredEvent};
 
 /// No request looks at more than about this many events of one room in search of those that a filter lets through.
-const SCANNED_MAX: usize = 2000;
+pub(super) const SCANNED_MAX: usize = 2000;
 
 /// An event with what its reader was when it happened.
 #[derive(Clone)]
@@ -100,6 +100,17 @@ pub fn walk(
                 range.from = place;
                 continue;
             }
+            if filter.asks_for_related()
+                && !view.db().is_related(
+                    view.room.key,
+                    event.pdu.event_id(),
+                    filter.related_by_rel_types.as_deref(),
+                    filter.related_by_senders.as_deref(),
+                )?
+            {
+                range.from = place;
+                continue;
+            }
             let access = view.look(&event)?;
             if access.visible && page.events.len() == limit {
                 page.stopped_at = Some(match range.from == start {
@@ -155,7 +166,7 @@ fn token_before(place: Place, backwards: bool) -> PaginationToken {
 }
 
 /// The token for the place behind the event that was walked over last.
-fn token_behind(range: TimelineRange) -> PaginationToken {
+pub(super) fn token_behind(range: TimelineRange) -> PaginationToken {
     match range.backwards {
         true => PaginationToken::before(range.from),
         false => PaginationToken::after(range.from),

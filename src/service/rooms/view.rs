@@ -10,6 +10,7 @@ use crate::protocol::visibility::{self, EventView, HistoryVisibility};
 use crate::protocol::{Pdu, RoomId, UserId};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::events::erasure::Erasure;
+use crate::service::rooms::timeline::PaginationToken;
 use crate::store::{Db, EventKey, Place, Room, SnapshotId, StoredEvent};
 
 /// What somebody is to a room.
@@ -78,6 +79,26 @@ impl<'v> RoomView<'v> {
         match self.access {
             Access::Left { at } => at,
             Access::Joined { .. } | Access::Outsider | Access::Forgotten => i64::MAX,
+        }
+    }
+
+    /// Whether the user is joined and sees all that was said since, but for what those said whom they ignore. (The history
+    /// from before they joined may have been hidden from those who join later; that is rare, and no matter for a count.)
+    pub fn sees_all_since_joining(&self) -> bool {
+        matches!(self.access, Access::Joined { .. })
+            && matches!(self.visibility_now, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)
+    }
+
+    /// Whom the user ignores.
+    pub fn ignored(&self) -> &Ignored {
+        &self.ignored
+    }
+
+    /// The exclusive end of what the user may read.
+    pub fn end_exclusive(&self) -> Place {
+        match self.access {
+            Access::Left { at } => PaginationToken::at(at).start_back(),
+            _ => Place::END,
         }
     }
 

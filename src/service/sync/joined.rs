@@ -11,7 +11,8 @@ use super::{EventList, StateSection, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, 
 use crate::error::Result;
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
-use crate::service::rooms::client_format;
+use crate::service::rooms::bundles::write_with_bundles;
+use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::rooms::timeline::{Page, PaginationToken, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
 use crate::store::accounts::account_data::AccountData;
@@ -209,16 +210,29 @@ pub(super) fn timeline(
         (None, Some(token)) => token,
         (None, None) => PaginationToken::at(context.since()),
     };
-    let mut events = Vec::with_capacity(page.events.len());
-    for shown in page.events.iter().rev() {
-        events.push(client_format::full(view, &context.format, &shown.event, Some(shown.membership))?);
-    }
+    // A client that was in the room before must not join the new timeline to the one it has.
+    let limited = page.stopped_at.is_some() || newly_joined;
     Ok(Timeline {
-        events,
-        // A client that was in the room before must not join the new timeline to the one it has.
-        limited: page.stopped_at.is_some() || newly_joined,
+        events: events_of(view, &context.format, &page, limited)?,
+        limited,
         prev_batch: prev_batch.to_string(),
     })
+}
+
+/// The events of a page that was walked backwards, oldest first. With bundled aggregations "when the relevant section has
+/// a `limited` value of `true`": otherwise the client has what they are made of, and would count it twice. So nothing that
+/// comes while a client waits has any, and one answer may do for all.
+pub(super) fn events_of(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    page: &Page,
+    limited: bool,
+) -> Result<Vec<Json>> {
+    let events = page.events.iter().rev();
+    if limited {
+        return write_with_bundles(view, format, events);
+    }
+    events.map(|shown| client_format::full(view, format, &shown.event, Some(shown.membership))).collect()
 }
 
 /// Whose membership a client with lazy loading needs: those who speak in the timeline, and the user's own when the

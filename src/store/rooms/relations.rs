@@ -328,6 +328,15 @@ impl Db<'_> {
         Ok(statement.exists([event])?)
     }
 
+    /// Whether an event claims to be in the thread of one that relates to another itself.
+    pub fn is_in_thread_of_related(&self, event: EventKey) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM event_relations r JOIN events e ON e.event_id = r.parent AND e.room_key = r.room_key
+             JOIN event_relations p ON p.event_key = e.event_key WHERE r.event_key = ?1 AND r.rel_type = 'm.thread'",
+        )?;
+        Ok(statement.exists([event])?)
+    }
+
     /// Whether its sender has sent the same annotation of the same event before.
     pub fn repeats_annotation(&self, event: EventKey) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(

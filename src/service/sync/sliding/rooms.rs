@@ -13,6 +13,7 @@ use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::rooms::client_format::{self, Json};
 use crate::service::rooms::timeline::{Page, PaginationToken, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
+use crate::service::sync::joined::events_of;
 use crate::service::sync::{SyncContext, not_joined};
 use crate::store::rooms::memberships::RoomOfUser;
 use crate::store::{Place, Room};
@@ -206,10 +207,8 @@ impl RoomTeller<'_> {
         initial: bool,
     ) -> Result<RoomAnswer> {
         let context = self.context;
-        let mut timeline = Vec::with_capacity(page.events.len());
-        for seen in page.events.iter().rev() {
-            timeline.push(client_format::full(view, &context.format, &seen.event, Some(seen.membership))?);
-        }
+        let limited = page.stopped_at.is_some();
+        let timeline = events_of(view, &context.format, page, limited)?;
         let oldest = page.events.last().and_then(|seen| seen.event.place);
         let prev_batch = oldest.map(PaginationToken::before).or(page.stopped_at);
         // "num_live counts from the connection's last position, not from `initial`" (rule 6).
@@ -224,7 +223,7 @@ impl RoomTeller<'_> {
             num_live: (!timeline.is_empty()).then_some(num_live),
             timeline,
             prev_batch: prev_batch.map(|token| token.to_string()),
-            limited: page.stopped_at.is_some(),
+            limited,
             ..RoomAnswer::default()
         })
     }

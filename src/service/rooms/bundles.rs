@@ -1,0 +1,240 @@
+//! Bundled aggregations (client-server API, "Aggregations of child events"): what an event's `unsigned` says of those
+//! that relate to it. Threads, edits and references are told; annotations are "*not* aggregated by the server".
+//!
+//! All of it is made for the one who reads, at the moment of reading: nobody is told of an event that they may not see, or
+//! of one by somebody whom they ignore. Events without relations cost one look-up for all that are told at once.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+use serde_json::value::to_raw_value;
+
+use crate::error::{Error, Result};
+use crate::protocol::EventId;
+use crate::protocol::filter::EventFormat;
+use crate::protocol::pdu::Membership;
+use crate::protocol::relations::{REFERENCE, THREAD, is_edit_of, may_be_edited, may_be_thread_root};
+use crate::service::rooms::client_format::{self, ClientFormat, Json};
+use crate::service::rooms::timeline::TimelineEvent;
+use crate::service::rooms::view::RoomView;
+use crate::store::rooms::events::TimelineRange;
+use crate::store::rooms::relations::RelatedEvent;
+use crate::store::{EventKey, Place, StoredEvent};
+
+/// References that are told with one event: the latest.
+const REFERENCES_MAX: usize = 100;
+/// So many edits are looked at for one that the reader may see.
+const EDITS_LOOKED_AT_MAX: usize = 10;
+/// So many of the last replies are looked at for one that the reader may see.
+const REPLIES_LOOKED_AT_MAX: usize = 1000;
+/// Replies that are looked at together.
+const REPLIES_AT_ONCE: usize = 20;
+/// Replies that are counted one by one, for who may not see all of them.
+const REPLIES_COUNTED_MAX: usize = 100;
+/// Replies of one ignored user that are taken off a count.
+const IGNORED_REPLIES_MAX: u64 = 100_000;
+/// What an answer has of bundles; events beyond go without.
+const BUNDLES_BYTES_MAX: usize = 8 << 20;
+
+/// `m.relations` of one event.
+#[derive(Default, Serialize)]
+struct Bundle {
+    #[serde(rename = "m.reference", skip_serializing_if = "Option::is_none")]
+    references: Option<References>,
+    #[serde(rename = "m.replace", skip_serializing_if = "Option::is_none")]
+    edit: Option<Json>,
+    #[serde(rename = "m.thread", skip_serializing_if = "Option::is_none")]
+    thread: Option<ThreadSummary>,
+}
+
+/// "A single `chunk` property, which lists all the events which `m.reference` the event."
+#[derive(Serialize)]
+struct References {
+    chunk: Vec<EventReference>,
+}
+
+#[derive(Serialize)]
+struct EventReference {
+    event_id: EventId,
+}
+
+#[derive(Serialize)]
+struct ThreadSummary {
+    latest_event: Json,
+    count: u64,
+    current_user_participated: bool,
+}
+
+/// Events of a room as a reader gets them, each with its bundled aggregations, in the order given. The reader may see
+/// them all.
+pub fn write_with_bundles<'e>(
+    view: &RoomView<'_>,
+    format: &ClientFormat<'_>,
+    events: impl IntoIterator<Item = &'e TimelineEvent>,
+) -> Result<Vec<Json>> {
+    let events: Vec<&TimelineEvent> = events.into_iter().collect();
+    let mut bundler = Bundler { view, format, bytes_left: BUNDLES_BYTES_MAX };
+    bundler.write(&events)
+}
+
+struct Bundler<'b> {
+    view: &'b RoomView<'b>,
+    format: &'b ClientFormat<'b>,
+    bytes_left: usize,
+}
+
+impl Bundler<'_> {
+    fn write(&mut self, events: &[&TimelineEvent]) -> Result<Vec<Json>> {
+        let mut bundles = self.bundles_of(events)?;
+        let write = |shown: &&TimelineEvent| {
+            let (event, membership) = (&shown.event, Some(shown.membership));
+            client_format::with_relations(
+                self.view,
+                self.format,
+                event,
+                membership,
+                bundles.remove(&event.key),
+            )
+        };
+        events.iter().map(write).collect()
+    }
+
+    fn bundles_of(&mut self, events: &[&TimelineEvent]) -> Result<HashMap<EventKey, Json>> {
+        let mut bundles = HashMap::new();
+        if self.format.event_format == EventFormat::Federation {
+            return Ok(bundles);
+        }
+        // "State events do not currently receive bundled aggregations."
+        let events = events.iter().map(|shown| &shown.event).filter(|event| !event.pdu.is_state());
+        let by_id: HashMap<&EventId, &StoredEvent> =
+            events.map(|event| (event.pdu.event_id(), event)).collect();
+        let ids: Vec<&EventId> = by_id.keys().copied().collect();
+        for id in self.view.db().have_aggregations(self.view.room.key, &ids)? {
+            let Some(event) = by_id.get(&id) else { continue };
+            if let Some(bundle) = self.bundle(event)?
+                && bundle.get().len() <= self.bytes_left
+            {
+                self.bytes_left -= bundle.get().len();
+                bundles.insert(event.key, bundle);
+            }
+        }
+        Ok(bundles)
+    }
+
+    fn bundle(&mut self, event: &StoredEvent) -> Result<Option<Json>> {
+        if self.bytes_left == 0 {
+            return Ok(None);
+        }
+        let bundle = Bundle {
+            references: self.references(event)?,
+            edit: self.edit(event)?,
+            thread: self.thread(event)?,
+        };
+        let is_empty = bundle.references.is_none() && bundle.edit.is_none() && bundle.thread.is_none();
+        if is_empty { Ok(None) } else { to_raw_value(&bundle).map(Some).map_err(Error::internal) }
+    }
+
+    fn references(&self, event: &StoredEvent) -> Result<Option<References>> {
+        let mut chunk = Vec::new();
+        for row in self.last_related(event.pdu.event_id(), REFERENCE, REFERENCES_MAX)? {
+            if visible(self.view, &row)?.is_some() {
+                chunk.push(EventReference { event_id: self.view.db().event_id(row.key)? });
+            }
+        }
+        chunk.reverse();
+        Ok((!chunk.is_empty()).then_some(References { chunk }))
+    }
+
+    /// The most recent valid edit, whole. "If the original event is redacted, any `m.replace` relationship should **not**
+    /// be bundled with it."
+    fn edit(&self, event: &StoredEvent) -> Result<Option<Json>> {
+        if event.redacted_by.is_some() || !may_be_edited(&event.pdu) {
+            return Ok(None);
+        }
+        let (db, upto) = (self.view.db(), self.view.present());
+        for key in db.edits_of(self.view.room.key, &event.pdu, upto, EDITS_LOOKED_AT_MAX)? {
+            let edit = db.event_by_key(key)?;
+            let access = self.view.look(&edit)?;
+            if access.visible && is_edit_of(&edit.pdu, &event.pdu) {
+                return client_format::full(self.view, self.format, &edit, Some(access.membership)).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    fn thread(&mut self, root: &StoredEvent) -> Result<Option<ThreadSummary>> {
+        if !may_be_thread_root(&root.pdu) {
+            return Ok(None);
+        }
+        let (db, room, id) = (self.view.db(), self.view.room.key, root.pdu.event_id());
+        let Some(replies) = db.thread_replies(room, id)? else { return Ok(None) };
+        let Some(latest) = latest_reply(self.view, id)? else { return Ok(None) };
+        let count = match self.view.sees_all_since_joining() {
+            true => replies.saturating_sub(self.ignored_replies(id)?),
+            false => self.visible_replies(id)?,
+        };
+        let participated = db.has_participated(room, id, self.view.user.as_str())?;
+        // Its own bundle has no thread in it: what is in one is not the root of another.
+        let latest_event = self.write(&[&latest])?.pop();
+        let latest_event = latest_event.ok_or_else(|| Error::internal("a reply went missing"))?;
+        Ok(Some(ThreadSummary { latest_event, count: count.max(1), current_user_participated: participated }))
+    }
+
+    /// How many replies are those of users whom the reader ignores.
+    fn ignored_replies(&self, root: &EventId) -> Result<u64> {
+        let (db, room, mut count) = (self.view.db(), self.view.room.key, 0);
+        for user in self.view.ignored().users() {
+            count += db.thread_replies_of(room, root, user, IGNORED_REPLIES_MAX)?;
+        }
+        Ok(count)
+    }
+
+    /// How many of the last replies the reader may see.
+    fn visible_replies(&self, root: &EventId) -> Result<u64> {
+        let mut count = 0;
+        for row in self.last_related(root, THREAD, REPLIES_COUNTED_MAX)? {
+            count += u64::from(visible(self.view, &row)?.is_some());
+        }
+        Ok(count)
+    }
+
+    /// The last that relate to an event in this way.
+    fn last_related(&self, id: &EventId, rel_type: &str, limit: usize) -> Result<Vec<RelatedEvent>> {
+        let range =
+            TimelineRange { from: self.view.end_exclusive(), to: Place::START, limit, backwards: true };
+        self.view.db().related_to(self.view.room.key, id, Some(rel_type), range)
+    }
+}
+
+/// The event of a row with what the reader was at it, if they may see it.
+pub(super) fn visible(view: &RoomView<'_>, row: &RelatedEvent) -> Result<Option<(StoredEvent, Membership)>> {
+    if view.ignored().has(&row.sender) {
+        return Ok(None);
+    }
+    let event = view.db().event_by_key(row.key)?;
+    let access = view.look(&event)?;
+    Ok(access.visible.then_some((event, access.membership)))
+}
+
+/// "The most recent event … in the thread sent by an un-ignored user", as far as the reader may see it.
+pub(super) fn latest_reply(view: &RoomView<'_>, root: &EventId) -> Result<Option<TimelineEvent>> {
+    let mut range = TimelineRange {
+        from: view.end_exclusive(),
+        to: Place::START,
+        limit: REPLIES_AT_ONCE,
+        backwards: true,
+    };
+    for _ in 0..REPLIES_LOOKED_AT_MAX / REPLIES_AT_ONCE {
+        let rows = view.db().related_to(view.room.key, root, Some(THREAD), range)?;
+        for row in &rows {
+            if let Some((event, membership)) = visible(view, row)? {
+                return Ok(Some(TimelineEvent { event, membership }));
+            }
+        }
+        match rows.last() {
+            Some(last) if rows.len() == REPLIES_AT_ONCE => range.from = last.place,
+            _ => break,
+        }
+    }
+    Ok(None)
+}
