@@ -75,6 +75,7 @@
 //! | history fetched, and given | `service/events/fetch/backfill.rs`, `service/events/serve/` |
 //! | what leaves by it | `service/outgoing/`: a cursor for each server |
 //! | `/sync` | `service/sync/`; who waits for news: `service/background/notifier.rs` |
+//! | threads, edits, reactions: what relates to an event | [`protocol::relations`], `store/rooms/relations.rs`; told with it: `service/rooms/bundles.rs` |
 //! | sliding sync, by the numbers of its rules | `service/sync/sliding/` |
 //! | what is due by the clock | `service/background/scheduler.rs` |
 //! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs`, `check_place` in `service/membership/invite.rs` |

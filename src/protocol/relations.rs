@@ -66,7 +66,7 @@ pub fn relation_of(event: &Pdu) -> Option<Relation> {
 /// the text if it is canonical, as the contents of events are.
 pub fn relation_in(content: &str) -> Option<Relation> {
     #[derive(Deserialize)]
-    struct Content<'c> {
+    struct RelatingContent<'c> {
         #[serde(borrow, default, rename = "m.relates_to")]
         relates_to: Option<&'c RawValue>,
         #[serde(borrow, default, rename = "m.new_content")]
@@ -84,7 +84,7 @@ pub fn relation_in(content: &str) -> Option<Relation> {
     if !content.contains("\"m.relates_to\"") {
         return None;
     }
-    let content: Content<'_> = read_object(content.as_bytes()).ok()?;
+    let content: RelatingContent<'_> = read_object(content.as_bytes()).ok()?;
     let relates_to: RelatesTo<'_> = read_object(content.relates_to?.get().as_bytes()).ok()?;
     if relates_to.rel_type.is_empty() || relates_to.rel_type.len() > REL_TYPE_BYTES_MAX {
         return None;

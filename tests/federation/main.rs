@@ -18,7 +18,7 @@
 //! - `room_graph`: forks, holes, and how they are filled or gone around.
 //! - `forks`: rooms that are forked to make us work.
 //! - `federation_delivery`: events in order, through outages, restarts and new keys.
-//! - `relations`: threads, edits and their kind that come late, wrong, or in circles.
+//! - `relations`: threads, edits and their kind that come late, wrong, or of others' events.
 //! - `policy_servers`: rooms with a policy server that signs, refuses, or is gone.
 //! - `moderation`: server ACLs, denied servers, users who want no invites.
 //!

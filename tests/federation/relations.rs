@@ -1,9 +1,8 @@
-//! Relations that other servers send: of events that come late or not at all, of others' events, in circles.
+//! Relations that other servers send: of events that come late or not at all, and of such as break the rules.
 
 use crate::common::scene::{Scene, objects, stored};
 use crate::common::wait::wait_until;
 use doorstep::internals::Status;
-use doorstep::protocol::sign::seal;
 use doorstep::protocol::{EventId, Pdu, UserId};
 use doorstep::testing::segment;
 use serde_json::{Value, json};
@@ -213,43 +212,6 @@ fn what_breaks_the_rules_of_its_relation_is_told_with_nothing() {
     let again = say(&mut scene, "m.reaction", liked.content().into());
     take(&scene, "2", &[&again]);
     assert_eq!(relations(&scene, &original, "/m.annotation").len(), 2);
-}
-
-#[test]
-fn relations_in_a_circle_are_followed_once_around() {
-    // In the oldest versions a server names its events as it likes, and so two can name each other.
-    let mut scene = Scene::new("2");
-    let name = scene.peer.name().clone();
-    let ids = ["a", "b", "c"].map(|n| EventId::parse(&format!("${n}:{name}")).expect("an event id"));
-    let circle: Vec<Pdu> = (0..3)
-        .map(|n| {
-            let content = json!({ "body": "x", "m.relates_to": related("m.reference", &ids[(n + 1) % 3]) });
-            let mut object = say(&mut scene, "m.room.message", content).to_object();
-            object.retain(|key, _| key != "hashes" && key != "signatures");
-            object.insert("event_id".into(), json!(ids[n]));
-            scene.last = ids[n].clone();
-            seal(&object, &name, scene.peer.signing_key(), scene.room.version).expect("an event")
-        })
-        .collect();
-    let own = EventId::parse(&format!("$own:{name}")).expect("an event id");
-    let mut object =
-        say(&mut scene, "m.room.message", json!({ "m.relates_to": related("m.thread", &own) })).to_object();
-    object.retain(|key, _| key != "hashes" && key != "signatures");
-    object.insert("event_id".into(), json!(own));
-    scene.last = own.clone();
-    let own = seal(&object, &name, scene.peer.signing_key(), scene.room.version).expect("an event");
-    take(&scene, "1", &[&circle[0], &circle[1], &circle[2], &own]);
-    for n in 0..3 {
-        let related = relations(&scene, &circle[n], "?recurse=true&dir=f");
-        assert_eq!(related.len(), 2, "{related:?}: each but itself");
-        assert_eq!(bundle(&scene, &circle[n])["m.reference"]["chunk"].as_array().map(Vec::len), Some(1));
-    }
-    assert_eq!(relations(&scene, &own, "?recurse=true"), [""; 0]);
-    assert_eq!(threads(&scene), [""; 0]);
-    // Whether an event is in a thread is asked of the circle too.
-    let room = segment(scene.room.id.as_str());
-    let path = format!("/_matrix/client/v3/rooms/{room}/receipt/m.read/{}", segment(ids[0].as_str()));
-    assert_eq!(scene.alice.request("POST", &path, Some(json!({ "thread_id": "main" }))).0, 200);
 }
 
 #[test]

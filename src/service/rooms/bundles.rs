@@ -26,9 +26,10 @@ const REFERENCES_MAX: usize = 100;
 /// So many edits are looked at for one that the reader may see.
 const EDITS_LOOKED_AT_MAX: usize = 10;
 /// So many of the last replies are looked at for one that the reader may see.
-const REPLIES_LOOKED_AT_MAX: usize = 1000;
-/// Replies that are looked at together.
-const REPLIES_AT_ONCE: usize = 20;
+const REPLIES_LOOKED_AT_MAX: usize = 5000;
+/// Replies that are looked at together, at first and then.
+const REPLIES_AT_FIRST: usize = 4;
+const REPLIES_AT_ONCE: usize = 200;
 /// Replies that are counted one by one, for who may not see all of them.
 const REPLIES_COUNTED_MAX: usize = 100;
 /// Replies of one ignored user that are taken off a count.
@@ -218,13 +219,10 @@ pub(super) fn visible(view: &RoomView<'_>, row: &RelatedEvent) -> Result<Option<
 
 /// "The most recent event … in the thread sent by an un-ignored user", as far as the reader may see it.
 pub(super) fn latest_reply(view: &RoomView<'_>, root: &EventId) -> Result<Option<TimelineEvent>> {
-    let mut range = TimelineRange {
-        from: view.end_exclusive(),
-        to: Place::START,
-        limit: REPLIES_AT_ONCE,
-        backwards: true,
-    };
-    for _ in 0..REPLIES_LOOKED_AT_MAX / REPLIES_AT_ONCE {
+    let from = view.end_exclusive();
+    let mut range = TimelineRange { from, to: Place::START, limit: REPLIES_AT_FIRST, backwards: true };
+    let mut looked_at = 0;
+    while looked_at < REPLIES_LOOKED_AT_MAX {
         let rows = view.db().related_to(view.room.key, root, Some(THREAD), range)?;
         for row in &rows {
             if let Some((event, membership)) = visible(view, row)? {
@@ -232,9 +230,11 @@ pub(super) fn latest_reply(view: &RoomView<'_>, root: &EventId) -> Result<Option
             }
         }
         match rows.last() {
-            Some(last) if rows.len() == REPLIES_AT_ONCE => range.from = last.place,
+            Some(last) if rows.len() == range.limit => range.from = last.place,
             _ => break,
         }
+        looked_at += rows.len();
+        range.limit = REPLIES_AT_ONCE;
     }
     Ok(None)
 }

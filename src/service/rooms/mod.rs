@@ -14,6 +14,8 @@ pub mod create;
 pub mod directory;
 pub mod hierarchy;
 pub mod messages;
+#[cfg(test)]
+mod relation_tests;
 pub mod relations;
 pub mod send;
 pub mod summary;
