@@ -20,6 +20,8 @@ pub enum CallError {
     Refused(Box<PeerError>),
     /// The peer answered with something that is not an answer: not JSON, too long, missing parts, lies.
     BadAnswer(String),
+    /// The peer's answer is larger than so many bytes, which is all that was wanted of it.
+    TooLarge(u64),
     /// The peer did what it was asked to (its status was 2xx); and then its answer broke off, or was of no use.
     AfterSuccess(Box<CallError>),
 }
@@ -64,7 +66,7 @@ impl CallError {
         match self {
             Self::Unreachable(_) => true,
             Self::AfterSuccess(error) => error.is_unreachable(),
-            Self::Refused(_) | Self::BadAnswer(_) => false,
+            Self::Refused(_) | Self::BadAnswer(_) | Self::TooLarge(_) => false,
         }
     }
 
@@ -74,7 +76,7 @@ impl CallError {
         match self {
             Self::Unreachable(_) => true,
             Self::Refused(refusal) => refusal.status == 429 || refusal.status >= 500,
-            Self::BadAnswer(_) => false,
+            Self::BadAnswer(_) | Self::TooLarge(_) => false,
             Self::AfterSuccess(error) => error.is_transient(),
         }
     }
@@ -129,6 +131,10 @@ impl CallError {
             Self::BadAnswer(why) => {
                 Error::bad_gateway(format!("{peer} answered with nonsense")).with_cause(why)
             }
+            Self::TooLarge(most) => {
+                let told = format!("What {peer} has is larger than the {most} bytes that this server takes");
+                Error::new(ErrCode::TooLarge, told).with_status(502)
+            }
             Self::AfterSuccess(error) => error.into_client_error(peer),
             Self::Refused(refusal) => {
                 let code =
@@ -165,6 +171,7 @@ impl fmt::Display for CallError {
                 )
             }
             Self::BadAnswer(why) => write!(f, "bad answer: {why}"),
+            Self::TooLarge(most) => write!(f, "larger than {most} bytes"),
             Self::AfterSuccess(error) => write!(f, "{error} (after it had done what it was asked to)"),
         }
     }

@@ -34,8 +34,9 @@ use crate::protocol::{ServerName, x_matrix};
 
 /// Time for a well-known answer, redirects and all.
 const WELL_KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of an answer that is an error, this much is read.
+/// Of an answer that is an error, this much is read, and for so long.
 const ERROR_BODY_BYTES_MAX: u64 = 64 * 1024;
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of a peer's error message, this much is passed on.
 const ERROR_MESSAGE_MAX: usize = 500;
 /// Idle connections kept, in all and to one server, and for how long.
@@ -87,7 +88,7 @@ pub struct Response {
 
 /// Whether a request is made again where a connection ended before the answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Repeat {
+pub(super) enum Repeat {
     OfLostConnections,
     Never,
 }
@@ -99,7 +100,7 @@ pub const HOPS: &str = "doorstep::hops";
 pub struct Client {
     server_name: ServerName,
     key: Arc<ArcSwap<SigningKey>>,
-    agent: Agent,
+    pub(super) agent: Agent,
     /// For what is no homeserver.
     pub(super) web: Agent,
     discovery: Arc<Discovery>,
@@ -202,10 +203,19 @@ impl Client {
     }
 
     fn signed(&self, request: &PeerRequest<'_>, repeat: Repeat) -> CallResult<Response> {
-        if !self.peers.allows(request.destination.as_str()) {
-            return Err(not_talked_to(request.destination));
-        }
-        let authorization = x_matrix::build(
+        let authorization = self.authorization(request)?;
+        self.perform(request, Some(&authorization), repeat)
+    }
+
+    /// Errors: a server that we do not talk to.
+    pub(super) fn check_peer(&self, peer: &ServerName) -> CallResult<()> {
+        if self.peers.allows(peer.as_str()) { Ok(()) } else { Err(not_talked_to(peer)) }
+    }
+
+    /// The header that says that the request is ours. Errors: it goes to a server that we do not talk to.
+    pub(super) fn authorization(&self, request: &PeerRequest<'_>) -> CallResult<String> {
+        self.check_peer(request.destination)?;
+        x_matrix::build(
             request.method,
             &request.path_and_query,
             &self.server_name,
@@ -213,8 +223,7 @@ impl Client {
             request.body,
             &self.key.load(),
         )
-        .map_err(|e| CallError::bad(format!("our own request cannot be signed: {e}")))?;
-        self.perform(request, Some(&authorization), repeat)
+        .map_err(|e| CallError::bad(format!("our own request cannot be signed: {e}")))
     }
 
     /// Makes a request without a signature, for the key endpoints; also to servers that we do not talk to otherwise.
@@ -235,12 +244,32 @@ impl Client {
         authorization: Option<&str>,
         repeat: Repeat,
     ) -> CallResult<Response> {
+        let attempt = |authority: &str, within, new_connection| {
+            let head = request_head(request, authority, authorization, "application/json");
+            let answer = match request.body {
+                Some(body) => self.run(with_body(head, body)?, within, new_connection),
+                None => self.run(with_body(head, ())?, within, new_connection),
+            };
+            let held = HeldMemory::nothing_of(&self.memory);
+            read_answer(answer.map_err(ExchangeFailure::from_ureq)?, request.max_bytes, held)
+        };
+        self.reach(request, repeat, attempt)
+    }
+
+    /// Finds the server and makes attempts to ask it: each is told the authority, its time, and whether it has to be on a
+    /// new connection.
+    pub(super) fn reach<T>(
+        &self,
+        request: &PeerRequest<'_>,
+        repeat: Repeat,
+        attempt: impl Fn(&str, Duration, bool) -> Result<T, ExchangeFailure>,
+    ) -> CallResult<T> {
         let deadline = Instant::now() + request.timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
         let within = request.timeout.min(WELL_KNOWN_TIMEOUT);
         let authority = self.discovery.authority(request.destination, within).map_err(unroutable)?;
         let began = Instant::now();
-        let answer = self.exchange(request, &authority, authorization, deadline, repeat == Repeat::Never);
-        let answer = match answer {
+        let answer = match attempt(&authority, left(), repeat == Repeat::Never) {
             // A connection that had been kept open may have been closed by the peer just now. Nearly all requests
             // between servers may be repeated, so one more try on a new connection.
             Err(failure)
@@ -249,10 +278,9 @@ impl Client {
                     && Instant::now() < deadline
                     && began.elapsed() < Duration::from_secs(5) =>
             {
-                let again = self.exchange(request, &authority, authorization, deadline, true);
-                again.map_err(
-                    |second| if failure.is_after_success() { second.after_success() } else { second },
-                )
+                attempt(&authority, left(), true).map_err(|second| {
+                    if failure.is_after_success() { second.after_success() } else { second }
+                })
             }
             other => other,
         };
@@ -266,48 +294,13 @@ impl Client {
         answer
     }
 
-    fn log_hop(&self, request: &PeerRequest<'_>, answer: &CallResult<Response>) {
+    fn log_hop<T>(&self, request: &PeerRequest<'_>, answer: &CallResult<T>) {
         let PeerRequest { method, destination, path_and_query, .. } = request;
         let (us, path) = (&self.server_name, path_and_query.split('?').next().unwrap_or_default());
         match answer {
             Ok(_) => log::debug!(target: HOPS, "{us} → {destination}: {method} {path} → 200"),
             Err(e) => log::debug!(target: HOPS, "{us} → {destination}: {method} {path} → {e}"),
         }
-    }
-
-    fn exchange(
-        &self,
-        request: &PeerRequest<'_>,
-        authority: &str,
-        authorization: Option<&str>,
-        deadline: Instant,
-        new_connection: bool,
-    ) -> Result<Response, ExchangeFailure> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut head = http::Request::builder()
-            .method(request.method)
-            .uri(format!("https://{authority}{}", request.path_and_query))
-            // Said explicitly, because a port of 443 would be left out.
-            .header("Host", authority)
-            .header("Accept", "application/json");
-        if let Some(authorization) = authorization {
-            head = head.header("Authorization", authorization);
-        }
-        if request.body.is_some() {
-            head = head.header("Content-Type", "application/json");
-        }
-        let answer = match request.body {
-            Some(body) => {
-                let built = head.body(body).map_err(|e| ExchangeFailure::ours(&e))?;
-                self.run(built, left, new_connection)
-            }
-            None => {
-                let built = head.body(()).map_err(|e| ExchangeFailure::ours(&e))?;
-                self.run(built, left, new_connection)
-            }
-        };
-        let held = HeldMemory::nothing_of(&self.memory);
-        read_answer(answer.map_err(ExchangeFailure::from_ureq)?, request.max_bytes, held)
     }
 
     fn run(
@@ -320,6 +313,35 @@ impl Client {
         let config = if new_connection { config.max_idle_age(Duration::ZERO) } else { config };
         self.agent.run(config.build())
     }
+}
+
+/// The request but for its body.
+pub(super) fn request_head(
+    request: &PeerRequest<'_>,
+    authority: &str,
+    authorization: Option<&str>,
+    accept: &str,
+) -> http::request::Builder {
+    let mut head = http::Request::builder()
+        .method(request.method)
+        .uri(format!("https://{authority}{}", request.path_and_query))
+        // Said explicitly, because a port of 443 would be left out.
+        .header("Host", authority)
+        .header("Accept", accept);
+    if let Some(authorization) = authorization {
+        head = head.header("Authorization", authorization);
+    }
+    if request.body.is_some() {
+        head = head.header("Content-Type", "application/json");
+    }
+    head
+}
+
+pub(super) fn with_body<B>(
+    head: http::request::Builder,
+    body: B,
+) -> Result<http::Request<B>, ExchangeFailure> {
+    head.body(body).map_err(|e| ExchangeFailure::ours(&e))
 }
 
 fn unroutable(no: NoRoute) -> CallError {
@@ -418,24 +440,41 @@ pub(super) fn read_answer(
         return Err(ExchangeFailure::Answered(CallError::bad(format!("longer than {max_bytes} bytes")))
             .after_success());
     }
-    let limit = if ok { max_bytes } else { ERROR_BODY_BYTES_MAX };
-    let read = read_body(answer.into_body().into_with_config().limit(limit).reader(), held);
-    if ok {
-        return read
-            .map(|(body, held)| Response { status, body, held })
-            .map_err(ExchangeFailure::after_success);
+    if !ok {
+        return Err(read_error(answer, held));
     }
+    let read = read_body(answer.into_body().into_with_config().limit(max_bytes).reader(), held);
+    read.map(|(body, held)| Response { status, body, held }).map_err(ExchangeFailure::after_success)
+}
+
+/// What an answer says that is an error.
+pub(super) fn read_error(answer: http::Response<ureq::Body>, held: HeldMemory) -> ExchangeFailure {
+    let status = answer.status().as_u16();
+    let reader = answer.into_body().into_with_config().limit(ERROR_BODY_BYTES_MAX).reader();
+    let read = read_body(ReadUntil { reader, until: Instant::now() + ERROR_BODY_TIMEOUT }, held);
     // Of an error, the status says enough if the body does not.
     let body = read.ok().map(|(body, _)| body).and_then(|b| parse_object(&b).ok()).unwrap_or_default();
     let errcode = body.get("errcode").and_then(Value::as_str).map(str::to_owned);
     if errcode.is_none() && matches!(status, 502..=504) {
-        return Err(ExchangeFailure::Answered(CallError::Unreachable(format!(
+        return ExchangeFailure::Answered(CallError::Unreachable(format!(
             "a proxy answered with status {status}"
-        ))));
+        )));
     }
     let message = body.get("error").and_then(Value::as_str).unwrap_or_default();
     let message: String = message.chars().filter(|c| !c.is_control()).take(ERROR_MESSAGE_MAX).collect();
-    Err(ExchangeFailure::Answered(CallError::Refused(Box::new(PeerError { status, errcode, message, body }))))
+    ExchangeFailure::Answered(CallError::Refused(Box::new(PeerError { status, errcode, message, body })))
+}
+
+/// Reads until then: who lets a body trickle has less time than the request.
+struct ReadUntil<R> {
+    reader: R,
+    until: Instant,
+}
+
+impl<R: io::Read> io::Read for ReadUntil<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if Instant::now() >= self.until { Err(io::ErrorKind::TimedOut.into()) } else { self.reader.read(buf) }
+    }
 }
 
 /// Reads a body to its end, accounting for it as it grows.

@@ -4,6 +4,7 @@
 //! nothing of rooms, the database, or who is owed what.
 //!
 //! - `client`: the signed request; `call_error`: why it gave nothing; `answer_memory`: what answers may hold together.
+//! - `streams`: answers that are read as they come.
 //! - `calls/`: the calls between servers, typed, a file a subject; `identity`: what identity servers are asked.
 //! - `discovery`: from a server name to addresses; `dns`: names; `address_guard`: which addresses are allowed.
 //! - `agent`: the ways of web requests, TLS; `connections`: connections that can be cut.
@@ -23,6 +24,7 @@ mod offline;
 mod scripted;
 #[cfg(test)]
 pub(crate) mod scripted_peer;
+mod streams;
 
 pub use call_error::{CallError, CallResult, PeerError};
 pub use client::{Client, ClientSettings, HOPS, PeerRequest};

@@ -7,7 +7,8 @@
 //!   `policy_server`, `stripped_state`.
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
 //!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
-//! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units). For clients: `filter`.
+//! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units), `multipart` and
+//!   `header_values` (files, as they are given). For clients: `filter`.
 //! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
 //!   `key_backup` (of rooms).
 //! - `media`: mxc:// URIs, and the headers that media come and go with.
@@ -22,11 +23,13 @@ pub mod fair_share;
 pub mod filter;
 pub mod handshake;
 pub mod hash;
+pub mod header_values;
 pub mod ids;
 pub mod json;
 pub mod key_backup;
 pub mod knock_budget;
 pub mod media;
+pub mod multipart;
 pub mod pdu;
 pub mod policy_server;
 pub mod redact;

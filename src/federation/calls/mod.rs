@@ -4,12 +4,14 @@
 //! - `handshakes`: `make_*`, `send_*`, invites.
 //! - `events`: transactions, missing events, state, auth chains, backfill.
 //! - `queries`: aliases, profiles; `user_keys`: devices and the keys of users; `finding`: events by date, directories of rooms, spaces.
+//! - `media`: files and thumbnails, which are read as they come.
 //! - `keys`: signing keys; `policy`: policy servers.
 
 mod events;
 mod finding;
 mod handshakes;
 pub(crate) mod keys;
+mod media;
 mod policy;
 mod queries;
 mod user_keys;
@@ -23,6 +25,7 @@ use serde_json::value::RawValue;
 
 pub use finding::HierarchyAnswer;
 pub use handshakes::{HandshakeKind, JoinAnswer, JoinBody, Template};
+pub use media::{MediaRequest, PeerMedia, ThumbnailQuery};
 pub use user_keys::{ClaimedKeys, UserDevicesAnswer};
 
 use crate::error::Error;

@@ -103,7 +103,10 @@ impl HandshakeAnswers {
         // 401 speaks of our keys, which the other server may have trouble to get; nonsense speaks of nothing.
         let undecided = match &error {
             CallError::Refused(refusal) => error.is_transient() || refusal.status == 401,
-            CallError::Unreachable(_) | CallError::BadAnswer(_) | CallError::AfterSuccess(_) => true,
+            CallError::Unreachable(_)
+            | CallError::BadAnswer(_)
+            | CallError::TooLarge(_)
+            | CallError::AfterSuccess(_) => true,
         };
         if let Some(limit) = error.as_limit(peer) {
             self.limit.get_or_insert(limit);
