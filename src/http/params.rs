@@ -1,6 +1,8 @@
 //! What the handlers of both APIs read of a request: the parameters of its path as identifiers, and the queries that
 //! both have.
 
+use std::time::{Duration, Instant};
+
 use crate::error::{Error, Result};
 use crate::http::transport::request::Request;
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
@@ -10,6 +12,9 @@ use crate::service::rooms::timeline::PaginationToken;
 
 /// Longest transaction id of a client, in bytes.
 const TXN_ID_BYTES_MAX: usize = 255;
+/// How long somebody who asks for media waits for their upload: usually, and at most.
+const UPLOAD_WAIT: Duration = Duration::from_secs(20);
+const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(60);
 
 impl Request {
     /// The path parameter `{roomId}`. Errors: 400 `M_INVALID_PARAM`.
@@ -45,6 +50,20 @@ impl Request {
             id if id.len() <= TXN_ID_BYTES_MAX => Ok(id.to_owned()),
             _ => Err(Error::invalid_param("A transaction id has at most 255 bytes")),
         }
+    }
+
+    /// Until when an upload is waited for, by the query parameter `timeout_ms`: "The content repository SHOULD impose a
+    /// maximum value". Errors: 400 `M_INVALID_PARAM`.
+    pub fn upload_deadline(&self) -> Result<Instant> {
+        let wait = match self.query_int("timeout_ms")? {
+            None => UPLOAD_WAIT,
+            Some(ms) => {
+                let ms =
+                    u64::try_from(ms).map_err(|_| Error::invalid_param("timeout_ms must not be negative"))?;
+                Duration::from_millis(ms).min(UPLOAD_WAIT_MAX)
+            }
+        };
+        Ok(self.received() + wait)
     }
 
     /// The path parameter `{serverName}`. Errors: 400 `M_INVALID_PARAM`.

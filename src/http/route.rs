@@ -28,6 +28,8 @@ pub enum Handler {
     Admin(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
     /// Needs an X-Matrix signature: 401 `M_UNAUTHORIZED`.
     Peer(fn(&Arc<Homeserver>, &Request, &Origin) -> Result<Reply>),
+    /// As `Peer`, and may ask to be called again when the stream has moved.
+    PeerWaiting(fn(&Arc<Homeserver>, &Request, &Origin, Poll) -> Result<Outcome>),
 }
 
 impl Handler {
@@ -38,7 +40,7 @@ impl Handler {
             Self::MaybeUser(_) => "anyone, or a user",
             Self::User(_) | Self::UserWaiting(_) => "a user",
             Self::Admin(_) => "an admin",
-            Self::Peer(_) => "another server",
+            Self::Peer(_) | Self::PeerWaiting(_) => "another server",
         }
     }
 }
@@ -71,7 +73,7 @@ const DELETE: &Method = &Method::Delete;
 impl Route {
     const fn new(method: &'static Method, path: &'static str, handler: Handler) -> Self {
         let rate = match (&handler, &method) {
-            (Handler::Peer(_), _) => Rate::Federation,
+            (Handler::Peer(_) | Handler::PeerWaiting(_), _) => Rate::Federation,
             (_, Method::Get) => Rate::Read,
             _ => Rate::Write,
         };

@@ -190,6 +190,11 @@ impl Router {
                 let call = move |request: &Request| handler(&hs, request, &auth::origin(&hs, request)?);
                 (at_once(call), None)
             }
+            Handler::PeerWaiting(handler) => {
+                let call =
+                    move |request: &Request, poll| handler(&hs, request, &auth::origin(&hs, request)?, poll);
+                (or_error(call), None)
+            }
         })
     }
 }

@@ -8,7 +8,7 @@ use super::client_server::{
     account_data, directory, filters, messages, profile, push_rules, relations, room_keys, rooms, sync,
 };
 use super::rate_limit::Rate;
-use super::route::Handler::{Anyone, MaybeUser, Peer, User, UserWaiting};
+use super::route::Handler::{Anyone, MaybeUser, Peer, PeerWaiting, User, UserWaiting};
 use super::route::{Route, delete, get, post, put};
 use super::{client_server, server_server};
 
@@ -226,6 +226,8 @@ pub const ROUTES: &[Route] = &[
         "/_matrix/federation/v1/exchange_third_party_invite/{roomId}",
         Peer(server_server::third_party::exchange),
     ),
+    // ----- server-server: media -----
+    get("/_matrix/federation/v1/media/download/{mediaId}", PeerWaiting(server_server::media::download)),
     // ----- server-server: transactions, events, queries -----
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),

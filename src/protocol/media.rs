@@ -29,6 +29,11 @@ impl MediaId {
         }
     }
 
+    /// What is kept of this beside the file itself, by a name that no URI can have. `suffix` is ours.
+    pub fn with_suffix(&self, suffix: &str) -> Self {
+        Self(format!("{}.{suffix}", self.0).into())
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -102,6 +102,10 @@ pub struct Homeserver {
     pub media_files: media::files::MediaFiles,
     /// Uploads that are under way.
     pub upload_slots: media::upload::UploadSlots,
+    /// Files of other servers that are being fetched, and what could not be.
+    pub media_fetches: media::fetch::MediaFetches,
+    /// Files that other servers are being given.
+    pub media_serving: media::serve::MediaServing,
     /// How far the files of media were gone through.
     pub media_sweep: media::sweep::MediaSweep,
     /// What sliding sync keeps in memory.
@@ -185,6 +189,8 @@ impl Homeserver {
             knock_budget: limits::knock_budget::KnockBudget::default(),
             media_files,
             upload_slots: media::upload::UploadSlots::default(),
+            media_fetches: media::fetch::MediaFetches::default(),
+            media_serving: media::serve::MediaServing::default(),
             media_sweep: media::sweep::MediaSweep::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),

@@ -1,12 +1,13 @@
 //! The server-server API, a file a subject. Thin: parse, call the homeserver, answer.
 //!
 //! `transactions` takes what other servers send; `events` gives what they ask of a room; `membership` and `third_party`
-//! are the handshakes; `query`, `public_rooms`, `spaces`, `devices`, `openid` answer questions; `keys` and `version`
+//! are the handshakes; `media` gives files; `query`, `public_rooms`, `spaces`, `devices`, `openid` answer questions; `keys` and `version`
 //! are for anybody.
 
 pub mod devices;
 pub mod events;
 pub mod keys;
+pub mod media;
 pub mod membership;
 pub mod openid;
 pub mod public_rooms;

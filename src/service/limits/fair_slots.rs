@@ -80,8 +80,14 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
 
     /// Whether somebody waits for a slot, or soon will.
     pub(in crate::service) fn is_crowded(&self) -> bool {
-        let state = lock(&self.0.state);
-        !state.line.is_empty() || 2 * state.in_all > self.0.most
+        self.0.is_crowded()
+    }
+}
+
+impl<K> SharedSlots<K> {
+    fn is_crowded(&self) -> bool {
+        let state = lock(&self.state);
+        !state.line.is_empty() || 2 * state.in_all > self.most
     }
 }
 
@@ -101,6 +107,13 @@ impl<K: Clone + Eq + Hash> SharedSlots<K> {
 pub(in crate::service) struct FairSlot<K: Clone + Eq + Hash> {
     slots: Arc<SharedSlots<K>>,
     who: K,
+}
+
+impl<K: Clone + Eq + Hash> FairSlot<K> {
+    /// Whether somebody waits for a slot of these, or soon will.
+    pub(in crate::service) fn is_crowded(&self) -> bool {
+        self.slots.is_crowded()
+    }
 }
 
 impl<K: Clone + Eq + Hash> Drop for FairSlot<K> {

@@ -3,12 +3,15 @@
 //! - here: what is to be had by a URI, and what is fetched from elsewhere; who may have nothing any more.
 //! - `files`: the files themselves, by their hash, beside the database.
 //! - `upload`: from a client's first byte to a URI that is acknowledged, at once or later.
+//! - `fetch`: files of other servers; `serve`: ours, as other servers are given them.
 //! - `sweep`: what nobody has any more, what was never uploaded, and what a full cache has too much.
 //!
 //! Deactivation leaves what was uploaded where it is, erasure too: it hangs on events, which those who could see them are
 //! still shown ("Account deactivation"). URIs for which nothing was uploaded go.
 
+pub mod fetch;
 pub mod files;
+pub mod serve;
 pub mod sweep;
 pub mod upload;
 
