@@ -344,6 +344,29 @@ CREATE TABLE owed_joins (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX owed_joins_due ON owed_joins (due_ms, user_id);
 
+-- The text that search finds events by (protocol/search_text), by the row of the event: an index of words that keeps no
+-- text. `room`: the key of the room, so that a search looks into the searcher's rooms only; one of the other three is
+-- filled. What a message was changed into stands under the message. Written a portion at a time, behind the events.
+CREATE VIRTUAL TABLE event_texts USING fts5 (
+  room, body, name, topic,
+  content = '',
+  contentless_delete = 1,
+  tokenize = "unicode61 remove_diacritics 2 categories 'L* N* Co Mn Mc'"
+);
+
+-- One row: all events up to this one are in that index, as far as they have such a text.
+CREATE TABLE search_progress (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  upto INTEGER NOT NULL
+) STRICT;
+INSERT INTO search_progress (one, upto) VALUES (1, 0);
+
+-- But for these, which are to be indexed anew: they were there before they got their place or their content, or an event
+-- that changed their text was redacted.
+CREATE TABLE search_again (
+  event_key INTEGER PRIMARY KEY
+) STRICT;
+
 -- The room aliases of this server.
 CREATE TABLE room_aliases (
   alias TEXT NOT NULL PRIMARY KEY,

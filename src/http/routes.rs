@@ -94,6 +94,7 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
+    post("/_matrix/client/v3/search", User(client_server::search::search)),
     // ----- client-server: typing, receipts, presence, messages to devices -----
     put("/_matrix/client/v3/rooms/{roomId}/typing/{userId}", User(client_server::ephemeral::typing)),
     post(

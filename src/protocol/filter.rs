@@ -132,7 +132,8 @@ impl EventFilter {
         Ok(filter)
     }
 
-    fn check_ids(&self) -> Result<()> {
+    /// Errors: 400 `M_BAD_JSON` for ids of users or rooms that are none.
+    pub fn check_ids(&self) -> Result<()> {
         let senders = self.senders.iter().chain(&self.related_by_senders).flatten();
         check_ids::<UserId>(senders.chain(&self.not_senders))?;
         check_ids::<RoomId>(self.rooms.iter().flatten().chain(&self.not_rooms))

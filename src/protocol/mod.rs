@@ -8,7 +8,7 @@
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
 //!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
 //! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units), `multipart` and
-//!   `header_values` (files, as they are given). For clients: `filter`.
+//!   `header_values` (files, as they are given). For clients: `filter`, `search_text` (what is found, and by what).
 //! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
 //!   `key_backup` (of rooms).
 //! - `media`: mxc:// URIs, and the headers that media come and go with.
@@ -37,6 +37,7 @@ pub mod relations;
 pub mod remote_keys;
 pub mod remote_membership;
 pub mod room_version;
+pub mod search_text;
 pub mod server_acl;
 pub mod sign;
 pub mod state_res;

@@ -9,6 +9,7 @@
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
+//! - `search`: events by their words.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
 //!   `sliding_accepted`: in the form in which it was accepted.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
@@ -25,6 +26,7 @@ mod erasure;
 mod key_backup;
 mod keys;
 mod relations;
+mod search;
 mod sliding_accepted;
 mod sliding_extensions;
 mod sliding_sync;

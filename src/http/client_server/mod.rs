@@ -26,6 +26,7 @@ pub mod register;
 pub mod relations;
 pub mod room_keys;
 pub mod rooms;
+pub mod search;
 pub mod sliding_sync;
 pub mod sliding_sync_v4;
 pub mod spaces;

@@ -353,6 +353,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     hand_out_invites(shared, hs, now)?;
     join_who_was_let_in(shared, hs, now)?;
     let more_to_delete = hs.devices().empty_deleted_key_backups()?.then_some(now);
+    let more_to_index = hs.rooms().index_texts_if_behind()?.then_some(now);
     let next = hs.store.read(|db| {
         Ok([
             db.next_remote_membership_due()?,
@@ -366,6 +367,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
         .into_iter()
         .chain([hs.ephemeral().expire_typing(now)?, hs.ephemeral().expire_presence(now)?, more_to_delete])
         .chain([hs.syncing().sweep_sliding_connections(now)?, hs.media().sweep_media(now)?])
+        .chain([more_to_index])
         .flatten()
         .min())
 }

@@ -5,7 +5,7 @@
 //! - `view`: what one user may see of a room. `timeline`: which events a page has. `client_format`: an event as
 //!   clients get it.
 //! - `relations`: the events that relate to one; `threads`: those of a room; `bundles`: what is told of them with an event.
-//! - `timestamp_to_event`: the event nearest to a time.
+//! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them.
 //! - `directory`: aliases and published rooms. `summary`: one room as others see it. `hierarchy`: spaces.
 
 pub mod bundles;
@@ -17,6 +17,7 @@ pub mod messages;
 #[cfg(test)]
 mod relation_tests;
 pub mod relations;
+pub mod search;
 pub mod send;
 pub mod summary;
 pub mod threads;

@@ -137,7 +137,8 @@ mod tests {
         fresh.execute_batch(SCHEMA).unwrap();
         let lax: i64 = fresh
             .query_row(
-                "SELECT count(*) FROM pragma_table_list WHERE strict = 0 AND name NOT LIKE 'sqlite_%'",
+                "SELECT count(*) FROM pragma_table_list
+                 WHERE strict = 0 AND type = 'table' AND name NOT LIKE 'sqlite_%'",
                 [],
                 |r| r.get(0),
             )

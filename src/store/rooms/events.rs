@@ -462,7 +462,11 @@ impl Tx<'_> {
         }
         self.hasten_pending_that_needs(new.pdu.event_id().as_str())?;
         let key = self.event_key(new.pdu.event_id())?;
-        Ok((key.ok_or_else(|| Error::internal("an event went missing"))?, false))
+        let key = key.ok_or_else(|| Error::internal("an event went missing"))?;
+        if new.place.is_some() {
+            self.index_again(key)?;
+        }
+        Ok((key, false))
     }
 
     /// Stores an event that is only referred to. Nothing happens if we have it.
@@ -553,6 +557,7 @@ impl Tx<'_> {
             cache.forget_auth_checkers();
         });
         self.changes.redacted = true;
+        self.forget_redacted_text(event)?;
         self.remove_relation(event)?;
         self.conn()
             .prepare_cached("UPDATE events SET redacted_by = ?2, json = ?3 WHERE event_key = ?1")?

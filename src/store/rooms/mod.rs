@@ -11,7 +11,8 @@
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
 //! - `room_import`: a room that comes with its whole state;
-//! - `directory`: aliases and published rooms.
+//! - `directory`: aliases and published rooms;
+//! - `search`: the index of the texts that search finds events by.
 
 pub mod activity;
 pub mod append;
@@ -25,6 +26,7 @@ pub mod pending_events;
 pub mod relations;
 pub mod remote_memberships;
 pub mod room_import;
+pub mod search;
 pub mod snapshots;
 pub mod state;
 pub mod timeline;

@@ -183,7 +183,7 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("UPDATE events SET json = ?2 WHERE event_key = ?1")?
             .execute(params![event, whole.json()])?;
-        Ok(())
+        self.index_again(event)
     }
 }
 

@@ -1,0 +1,615 @@
+//! Search: events by the words in them (client-server API, "Server Side Search").
+//!
+//! A search looks at the events that match in windows of a bounded size, those that came last first, judges each of a
+//! window (whether the searcher may see it, and whether it is wanted), and puts those that are left in the order that was
+//! asked for. So a word that a million messages have costs no more than a rare one: of its matches the latest few
+//! hundred are ranked, and the next few hundred when the client asks for more.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::client_format;
+use crate::error::{Error, Result};
+use crate::protocol::filter::EventFilter;
+use crate::protocol::pdu::Membership;
+use crate::protocol::search_text::{SearchKey, SearchQuery};
+use crate::protocol::{EventId, RoomId, UserId};
+use crate::service::accounts::ignored_users::Ignored;
+use crate::service::rooms::Rooms;
+use crate::service::rooms::bundles::write_with_bundles;
+use crate::service::rooms::client_format::{ClientFormat, Json};
+use crate::service::rooms::timeline::{PaginationToken, TimelineEvent, walk};
+use crate::service::rooms::view::{Access, RoomView};
+use crate::store::rooms::events::TimelineRange;
+use crate::store::rooms::search::TextSearch;
+use crate::store::{Db, EventKey, Place, Room, RoomKey, StoredEvent};
+
+/// Events of one window.
+const WINDOW_EVENTS: usize = 500;
+/// One request looks at no more events than these, whether or not it may show any of them.
+const EVENTS_LOOKED_AT_MAX: usize = 10 * WINDOW_EVENTS;
+/// With more rooms than these the index is asked about all rooms: each room makes its part of the work dearer.
+const ROOMS_IN_QUERY_MAX: usize = 100;
+/// Results where the client does not say how many, and at most.
+const RESULTS_USUAL: usize = 10;
+const RESULTS_MAX: usize = 100;
+/// Events on each side of a result, where the client does not say how many, and at most.
+const CONTEXT_USUAL: usize = 5;
+const CONTEXT_MAX: usize = 20;
+/// Most words to be highlighted.
+const HIGHLIGHTS_MAX: usize = 100;
+/// So many upgrades of a room are followed back.
+const PREDECESSORS_MAX: usize = 10;
+/// A search writes down what came since the last one in at most so many portions; what came before those is found later.
+const PORTIONS_MAX: usize = 20;
+/// This far the index may be behind before it is brought up to date although nobody searches.
+const BEHIND_MAX: usize = 400;
+
+/// What to search for in events.
+#[derive(Debug, Deserialize)]
+pub struct SearchCriteria {
+    /// The words.
+    pub search_term: String,
+    #[serde(default)]
+    keys: Option<Vec<String>>,
+    #[serde(default)]
+    filter: EventFilter,
+    #[serde(default)]
+    order_by: SearchOrder,
+    #[serde(default)]
+    event_context: Option<ContextWanted>,
+    #[serde(default)]
+    include_state: Option<bool>,
+    #[serde(default)]
+    groupings: Option<Groupings>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SearchOrder {
+    /// "By default, this is `"rank"`."
+    #[default]
+    Rank,
+    Recent,
+}
+
+#[derive(Debug, Deserialize)]
+struct ContextWanted {
+    #[serde(default)]
+    before_limit: Option<u64>,
+    #[serde(default)]
+    after_limit: Option<u64>,
+    #[serde(default)]
+    include_profile: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Groupings {
+    #[serde(default)]
+    group_by: Vec<Grouping>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Grouping {
+    key: GroupKey,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum GroupKey {
+    RoomId,
+    Sender,
+}
+
+/// What was found.
+#[derive(Serialize)]
+pub struct SearchAnswer {
+    count: usize,
+    highlights: Vec<String>,
+    results: Vec<SearchResult>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<BTreeMap<RoomId, Vec<Json>>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    groups: BTreeMap<GroupKey, BTreeMap<String, Group>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+}
+
+#[derive(Serialize)]
+struct SearchResult {
+    rank: f64,
+    result: Json,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<ResultContext>,
+}
+
+#[derive(Serialize)]
+struct ResultContext {
+    start: String,
+    end: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile_info: Option<BTreeMap<UserId, Map<String, Value>>>,
+    events_before: Vec<Json>,
+    events_after: Vec<Json>,
+}
+
+#[derive(Serialize)]
+struct Group {
+    order: usize,
+    results: Vec<EventId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+}
+
+/// Where a search goes on: in the window that begins with the event `top`, behind the first `skip` of it that may be
+/// shown; `seen` were in the windows before. Nothing is trusted in it: whatever it says, only what the searcher may see
+/// is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NextBatch {
+    top: EventKey,
+    skip: usize,
+    seen: usize,
+    within: Option<GroupMember>,
+}
+
+/// The group that a token goes on in: that of a room, or of the sender of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GroupMember {
+    Room(RoomKey),
+    SenderOf(EventKey),
+}
+
+impl NextBatch {
+    const START: NextBatch = NextBatch { top: EventKey::MAX, skip: 0, seen: 0, within: None };
+
+    /// Errors: 400 `M_INVALID_PARAM`.
+    fn parse(token: &str) -> Result<Self> {
+        let number = |text: &str| -> Option<i64> {
+            text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+        };
+        let parse = || {
+            let mut parts = token.split('_');
+            let top = number(parts.next()?)?;
+            let skip = usize::try_from(number(parts.next()?)?).ok()?;
+            let seen = usize::try_from(number(parts.next()?)?).ok()?;
+            let within = match parts.next() {
+                None => None,
+                Some(member) => match (member.strip_prefix('r'), member.strip_prefix('s')) {
+                    (Some(room), _) => Some(GroupMember::Room(number(room)?)),
+                    (_, Some(event)) => Some(GroupMember::SenderOf(number(event)?)),
+                    _ => return None,
+                },
+            };
+            parts.next().is_none().then_some(Self { top, skip, seen, within })
+        };
+        parse().ok_or_else(|| Error::invalid_param("next_batch is none of this server's"))
+    }
+}
+
+impl fmt::Display for NextBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}_{}", self.top, self.skip, self.seen)?;
+        match self.within {
+            None => Ok(()),
+            Some(GroupMember::Room(room)) => write!(f, "_r{room}"),
+            Some(GroupMember::SenderOf(event)) => write!(f, "_s{event}"),
+        }
+    }
+}
+
+/// A match that the searcher may see and wants.
+struct Hit {
+    shown: TimelineEvent,
+    rank: f64,
+    text: String,
+}
+
+/// What a page of a search has.
+struct Page {
+    hits: Vec<Hit>,
+    next: Option<NextBatch>,
+    /// Of the window that the page ends in, what is left for the next one: of which rooms, and by whom.
+    left: Vec<(RoomKey, UserId)>,
+    /// Whether there may be more windows.
+    is_last_window: bool,
+    count: usize,
+}
+
+impl Rooms<'_> {
+    /// `POST /search`: the events of the searcher's rooms, left ones too, in which the words are. Errors: 400
+    /// `M_INVALID_PARAM`, `M_BAD_JSON`.
+    pub fn search(
+        &self,
+        format: &ClientFormat<'_>,
+        criteria: &SearchCriteria,
+        next_batch: Option<&str>,
+    ) -> Result<SearchAnswer> {
+        criteria.filter.check_ids()?;
+        let query = SearchQuery::parse(&criteria.search_term)?;
+        let keys = match &criteria.keys {
+            None => SearchKey::ALL.to_vec(),
+            Some(names) => {
+                let keys: Result<BTreeSet<SearchKey>> = names.iter().map(|name| SearchKey::parse(name)).collect();
+                keys?.into_iter().collect()
+            }
+        };
+        let limit = match criteria.filter.limit_or(RESULTS_USUAL, RESULTS_MAX) {
+            0 => return Err(Error::invalid_param("limit must be greater than 0")),
+            limit => limit,
+        };
+        let from = next_batch.map_or(Ok(NextBatch::START), NextBatch::parse)?;
+        for _ in 0..PORTIONS_MAX {
+            if self.store.read(|db| db.events_to_index())? == 0 || !self.index_texts()? {
+                break;
+            }
+        }
+        self.store.read(|db| {
+            let rooms = searched_rooms(db, format.user, &criteria.filter)?;
+            let search = Search { db, format, criteria, query: &query, keys: &keys, rooms: &rooms };
+            search.answer(from, limit)
+        })
+    }
+
+    /// Writes down what search will find events by, some of those that came since. Whether more are left.
+    fn index_texts(&self) -> Result<bool> {
+        // What a power cut takes of the index is done again: how far it is goes with it.
+        self.store.write_lightly(|tx| tx.index_texts())
+    }
+
+    /// Brings the index of texts nearer to what came, if it is far behind. Whether it is so still.
+    pub(in crate::service) fn index_texts_if_behind(&self) -> Result<bool> {
+        let is_far_behind = || Ok(self.store.read(|db| db.events_to_index())? > BEHIND_MAX);
+        if !is_far_behind()? {
+            return Ok(false);
+        }
+        self.index_texts()?;
+        is_far_behind()
+    }
+}
+
+/// The rooms that are searched: those that the user is in or has left, and not forgotten, as far as the filter wants
+/// them. "The search will *not* include rooms that are end to end encrypted."
+fn searched_rooms(
+    db: &Db<'_>,
+    user: &UserId,
+    filter: &EventFilter,
+) -> Result<BTreeMap<RoomKey, Room>> {
+    let mut rooms = BTreeMap::new();
+    for of_user in db.rooms_of(user)? {
+        let was_in = matches!(of_user.membership, Membership::Join | Membership::Leave | Membership::Ban);
+        if was_in && !of_user.forgotten {
+            rooms.insert(of_user.room_id, of_user.room);
+        }
+    }
+    if let Some(wanted) = &filter.rooms {
+        let mut wanted: BTreeSet<RoomId> = wanted.iter().filter_map(|id| RoomId::parse(id).ok()).collect();
+        wanted.retain(|id| rooms.contains_key(id));
+        // Who searches a room means its conversation, which may have begun in the room that it was upgraded from.
+        for id in wanted.clone() {
+            wanted.extend(predecessors(db, &rooms, id)?);
+        }
+        rooms.retain(|id, _| wanted.contains(id));
+    }
+    let not_wanted: BTreeSet<&str> = filter.not_rooms.iter().map(String::as_str).collect();
+    let mut searched = BTreeMap::new();
+    for (id, key) in rooms {
+        let is_left_out = not_wanted.contains(id.as_str())
+            || db.state_event_key(key, "m.room.encryption", "")?.is_some();
+        if !is_left_out && let Some(room) = db.room(&id)? {
+            searched.insert(key, room);
+        }
+    }
+    Ok(searched)
+}
+
+/// The rooms that a room was upgraded from, as far as they are among these.
+fn predecessors(db: &Db<'_>, rooms: &BTreeMap<RoomId, RoomKey>, of: RoomId) -> Result<Vec<RoomId>> {
+    let (mut found, mut at) = (Vec::new(), of);
+    for _ in 0..PREDECESSORS_MAX {
+        let Some(key) = rooms.get(&at) else { break };
+        let create = db.state_event(*key, "m.room.create", "")?.map(|create| create.content());
+        let before = create.as_ref().and_then(|content| content.get("predecessor")?.get("room_id")?.as_str());
+        let Some(before) = before.and_then(|id| RoomId::parse(id).ok()) else { break };
+        found.push(before.clone());
+        at = before;
+    }
+    Ok(found)
+}
+
+/// A search that is under way.
+struct Search<'s> {
+    db: &'s Db<'s>,
+    format: &'s ClientFormat<'s>,
+    criteria: &'s SearchCriteria,
+    query: &'s SearchQuery,
+    keys: &'s [SearchKey],
+    rooms: &'s BTreeMap<RoomKey, Room>,
+}
+
+/// The searcher's views of rooms that had a match.
+type Views<'s> = HashMap<RoomKey, RoomView<'s>>;
+
+impl<'s> Search<'s> {
+    fn answer(&self, from: NextBatch, limit: usize) -> Result<SearchAnswer> {
+        let mut views = Views::new();
+        let page = self.page(&mut views, from, limit)?;
+        let mut highlights = BTreeSet::new();
+        let mut results = Vec::with_capacity(page.hits.len());
+        for hit in &page.hits {
+            self.query.highlights(&hit.text, &mut highlights);
+            results.push(self.result(&views, hit)?);
+        }
+        let state = match self.criteria.include_state {
+            Some(true) => Some(self.state(&views, &page.hits)?),
+            _ => None,
+        };
+        Ok(SearchAnswer {
+            count: page.count,
+            highlights: highlights.into_iter().take(HIGHLIGHTS_MAX).collect(),
+            results,
+            state,
+            groups: self.groups(&page),
+            next_batch: page.next.map(|next| next.to_string()),
+        })
+    }
+
+    /// The next hits from where the token says, and where the search goes on.
+    fn page(&self, views: &mut Views<'s>, from: NextBatch, limit: usize) -> Result<Page> {
+        let room_keys: Vec<RoomKey> = self.rooms.keys().copied().collect();
+        let rooms = Some(room_keys.as_slice()).filter(|rooms| rooms.len() <= ROOMS_IN_QUERY_MAX);
+        let search = TextSearch { query: self.query, rooms, keys: self.keys };
+        let sender = match from.within {
+            Some(GroupMember::SenderOf(event)) => Some(self.sender_of(event)?),
+            _ => None,
+        };
+        let ignored = Arc::new(Ignored::of(self.db, self.format.user)?);
+        let mut page = Page { hits: Vec::new(), next: None, left: Vec::new(), is_last_window: true, count: 0 };
+        let (mut at, mut looked_at) = (from, 0);
+        loop {
+            let window = self.db.events_with_text(&search, at.top, WINDOW_EVENTS)?;
+            let (Some(first), Some(last)) = (window.first(), window.last()) else {
+                page.count = at.seen;
+                return Ok(page);
+            };
+            // From here on the window is this one, whatever comes meanwhile.
+            at.top = *first;
+            let mut hits = self.judged(views, &ignored, &window)?;
+            self.sort(&mut hits);
+            page.is_last_window = window.len() < WINDOW_EVENTS;
+            page.count = at.seen + hits.len();
+            looked_at += window.len();
+            for (number, hit) in hits.into_iter().enumerate().skip(at.skip) {
+                let is_within = match from.within {
+                    None => true,
+                    Some(GroupMember::Room(room)) => hit.shown.event.room == room,
+                    Some(GroupMember::SenderOf(_)) => sender.as_ref() == Some(hit.shown.event.pdu.sender()),
+                };
+                if !is_within {
+                    continue;
+                }
+                if page.hits.len() < limit {
+                    page.hits.push(hit);
+                } else {
+                    page.next.get_or_insert(NextBatch { skip: number, ..at });
+                    page.left.push((hit.shown.event.room, hit.shown.event.pdu.sender().clone()));
+                }
+            }
+            if page.next.is_some() || page.is_last_window || *last <= 1 {
+                return Ok(page);
+            }
+            at = NextBatch { top: last - 1, skip: 0, seen: page.count, within: at.within };
+            if page.hits.len() >= limit || looked_at >= EVENTS_LOOKED_AT_MAX {
+                page.next = Some(at);
+                return Ok(page);
+            }
+        }
+    }
+
+    fn sender_of(&self, event: EventKey) -> Result<UserId> {
+        let unknown = |_| Error::invalid_param("next_batch is none of this server's");
+        Ok(self.db.event_by_key(event).map_err(unknown)?.pdu.sender().clone())
+    }
+
+    /// Those of a window that the searcher may see and wants.
+    fn judged(&self, views: &mut Views<'s>, ignored: &Arc<Ignored>, window: &[EventKey]) -> Result<Vec<Hit>> {
+        let mut hits = Vec::new();
+        for key in window {
+            let event = self.db.event_by_key(*key)?;
+            let Some(room) = self.rooms.get(&event.room) else { continue };
+            if !self.criteria.filter.wants(&event.pdu) {
+                continue;
+            }
+            if !views.contains_key(&room.key) {
+                let view = RoomView::ignoring(self.db, room, self.format.user, ignored.clone())?;
+                views.insert(room.key, view);
+            }
+            let Some(view) = views.get(&room.key) else { continue };
+            if !matches!(view.access, Access::Joined { .. } | Access::Left { .. }) {
+                continue;
+            }
+            let access = view.look(&event)?;
+            if !access.visible || view.erasure.hides(&event)? {
+                continue;
+            }
+            let text = self.db.text_found(&event)?;
+            let rank = self.query.rank(&text);
+            let shown = TimelineEvent { event, membership: access.membership };
+            hits.push(Hit { shown, rank, text });
+        }
+        Ok(hits)
+    }
+
+    fn sort(&self, hits: &mut [Hit]) {
+        // Events have no other order across rooms than what they say of their time.
+        let time = |hit: &Hit| (hit.shown.event.pdu.origin_server_ts(), hit.shown.event.key);
+        match self.criteria.order_by {
+            SearchOrder::Recent => hits.sort_by_key(|hit| std::cmp::Reverse(time(hit))),
+            SearchOrder::Rank => {
+                hits.sort_by(|a, b| b.rank.total_cmp(&a.rank).then_with(|| time(b).cmp(&time(a))));
+            }
+        }
+    }
+
+    fn result(&self, views: &Views<'s>, hit: &Hit) -> Result<SearchResult> {
+        let view = views.get(&hit.shown.event.room).ok_or_else(|| Error::internal("a view went missing"))?;
+        let context = match &self.criteria.event_context {
+            Some(wanted) => self.context(view, wanted, &hit.shown.event)?,
+            None => None,
+        };
+        let result = write_with_bundles(view, self.format, [&hit.shown])?.pop();
+        let result = result.ok_or_else(|| Error::internal("an event was not written"))?;
+        Ok(SearchResult { rank: hit.rank, result, context })
+    }
+
+    fn context(
+        &self,
+        view: &RoomView<'_>,
+        wanted: &ContextWanted,
+        event: &StoredEvent,
+    ) -> Result<Option<ResultContext>> {
+        let Some(place) = event.place else { return Ok(None) };
+        let limit = |limit: Option<u64>| {
+            limit.map_or(CONTEXT_USUAL, |limit| usize::try_from(limit).unwrap_or(CONTEXT_MAX)).min(CONTEXT_MAX)
+        };
+        let everything = EventFilter::default();
+        let back = TimelineRange { from: place, to: Place::START, limit: 0, backwards: true };
+        let on = TimelineRange { from: place, to: view.end_exclusive(), limit: 0, backwards: false };
+        let before = walk(view, &everything, back, limit(wanted.before_limit))?.events;
+        let after = walk(view, &everything, on, limit(wanted.after_limit))?.events;
+        let place_of = |shown: Option<&StoredEvent>| shown.and_then(|event| event.place).unwrap_or(place);
+        let (first, last) = (before.last().map(|e| &e.event), after.last().map(|e| &e.event));
+        let profile_info = match wanted.include_profile {
+            Some(true) => {
+                let senders = before.iter().chain(&after).map(|shown| &shown.event).chain([event]);
+                Some(profiles(view, event, senders)?)
+            }
+            _ => None,
+        };
+        Ok(Some(ResultContext {
+            start: PaginationToken::before(place_of(first)).to_string(),
+            end: PaginationToken::after(place_of(last)).to_string(),
+            profile_info,
+            events_before: write_with_bundles(view, self.format, &before)?,
+            events_after: write_with_bundles(view, self.format, &after)?,
+        }))
+    }
+
+    /// "The current state for every room in the results": of memberships only those of who is in the results, since a
+    /// large room has a hundred thousand of them.
+    fn state(&self, views: &Views<'s>, hits: &[Hit]) -> Result<BTreeMap<RoomId, Vec<Json>>> {
+        let mut state = BTreeMap::new();
+        for hit in hits {
+            let Some(view) = views.get(&hit.shown.event.room) else { continue };
+            if state.contains_key(&view.room.room_id) {
+                continue;
+            }
+            let keys: Vec<EventKey> = match view.access {
+                Access::Left { at } => self.db.state_rows_as_of(view.room.key, at)?.into_values().collect(),
+                _ => self.db.current_state_keys(view.room.key, false)?,
+            };
+            let mut events = Vec::new();
+            let mut push = |event: &StoredEvent| -> Result<()> {
+                events.push(client_format::state(&view.erasure, self.format, event)?);
+                Ok(())
+            };
+            for key in keys {
+                let event = self.db.event_by_key(key)?;
+                if event.pdu.event_type() != MEMBER {
+                    push(&event)?;
+                }
+            }
+            let of_room = hits.iter().filter(|other| other.shown.event.room == hit.shown.event.room);
+            let senders: BTreeSet<&UserId> = of_room.map(|hit| hit.shown.event.pdu.sender()).collect();
+            for sender in senders {
+                let member =
+                    self.db.state_event_as_of(view.room.key, MEMBER, sender.as_str(), view.present())?;
+                if let Some(key) = member {
+                    push(&self.db.event_by_key(key)?)?;
+                }
+            }
+            state.insert(view.room.room_id.clone(), events);
+        }
+        Ok(state)
+    }
+
+    /// What of the page belongs together, and how to go on with each group by itself.
+    fn groups(&self, page: &Page) -> BTreeMap<GroupKey, BTreeMap<String, Group>> {
+        let mut groups: BTreeMap<GroupKey, BTreeMap<String, Group>> = BTreeMap::new();
+        let wanted = self.criteria.groupings.iter().flat_map(|groupings| &groupings.group_by);
+        let wanted: BTreeSet<GroupKey> = wanted.map(|grouping| grouping.key).collect();
+        for by in wanted {
+            let of_key = groups.entry(by).or_default();
+            for hit in &page.hits {
+                let (room, sender) = (hit.shown.event.room, hit.shown.event.pdu.sender());
+                let name = match by {
+                    GroupKey::RoomId => hit.shown.event.pdu.room_id().to_string(),
+                    GroupKey::Sender => sender.to_string(),
+                };
+                let order = of_key.len() + 1;
+                let group = of_key.entry(name).or_insert_with(|| {
+                    let (member, is_left) = match by {
+                        GroupKey::RoomId => {
+                            (GroupMember::Room(room), page.left.iter().any(|(other, _)| *other == room))
+                        }
+                        GroupKey::Sender => {
+                            let is_left = page.left.iter().any(|(_, other)| other == sender);
+                            (GroupMember::SenderOf(hit.shown.event.key), is_left)
+                        }
+                    };
+                    let next = page.next.filter(|_| is_left || !page.is_last_window);
+                    let next = next.map(|next| NextBatch { within: Some(member), ..next }.to_string());
+                    Group { order, results: Vec::new(), next_batch: next }
+                });
+                group.results.push(hit.shown.event.pdu.event_id().clone());
+            }
+        }
+        groups
+    }
+}
+
+/// Who sent what is shown, as they called themselves in the state at the result.
+fn profiles<'e>(
+    view: &RoomView<'_>,
+    result: &StoredEvent,
+    shown: impl Iterator<Item = &'e StoredEvent>,
+) -> Result<BTreeMap<UserId, Map<String, Value>>> {
+    let senders: BTreeSet<&UserId> = shown.map(|event| event.pdu.sender()).collect();
+    let mut profiles = BTreeMap::new();
+    let Some(state) = result.state_after else { return Ok(profiles) };
+    for sender in senders {
+        let tuple_id = view.db().state_tuple_id(MEMBER, sender.as_str())?;
+        let key = tuple_id.map(|tuple_id| view.db().state_row_at(state, tuple_id)).transpose()?.flatten();
+        let Some(member) = key.map(|key| view.db().event_by_key(key)).transpose()? else { continue };
+        let mut profile = view.erasure.shown(&member)?.content();
+        profile.retain(|field, value| matches!(field.as_str(), "displayname" | "avatar_url") && value.is_string());
+        profiles.insert(sender.clone(), profile);
+    }
+    Ok(profiles)
+}
+
+const MEMBER: &str = "m.room.member";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_read_back_as_it_was_written_and_no_other_is_read() {
+        for (within, text) in [
+            (None, "7_3_20"),
+            (Some(GroupMember::Room(5)), "7_3_20_r5"),
+            (Some(GroupMember::SenderOf(9)), "7_3_20_s9"),
+        ] {
+            let token = NextBatch { top: 7, skip: 3, seen: 20, within };
+            assert_eq!(token.to_string(), text);
+            assert_eq!(NextBatch::parse(text).unwrap(), token);
+        }
+        for wrong in ["", "7", "7_3", "-7_3_1", "7_-3_1", "7_3_1_", "7_3_1_x5", "7_3_1_r5_1", "99999999999999999999_0_0"] {
+            assert!(NextBatch::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
