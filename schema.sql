@@ -117,7 +117,8 @@ CREATE TABLE event_relations (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX event_relations_by_event ON event_relations (event_key);
 CREATE INDEX event_relations_by_place ON event_relations (room_key, parent, stream, sub);
-CREATE INDEX event_relations_by_sender ON event_relations (room_key, parent, rel_type, sender, event_type, detail);
+CREATE INDEX event_relations_by_sender
+  ON event_relations (room_key, parent, rel_type, sender, event_type, detail, event_id);
 CREATE INDEX event_relations_of_threads ON event_relations (room_key, stream, sub, sender) WHERE rel_type = 'm.thread';
 
 -- Threads: how many replies there are to each root, and the place of the latest; those of `event_relations`, summed up.

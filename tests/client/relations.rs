@@ -638,3 +638,32 @@ fn clients_that_look_for_threads_find_what_they_look_for() {
     }
     assert!(versions["versions"].as_array().is_some_and(|versions| versions.contains(&json!("v1.4"))));
 }
+
+#[test]
+fn what_was_erased_relates_to_nothing_for_those_who_come_later() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let (id, token) = server.homeserver().accounts().register_user("bob", Some("pw")).expect("an account");
+    let bob = TestUser::new(server.url(), id.as_str(), &token);
+    let room = alice.create_room();
+    bob.join(&room);
+    let root = alice.send(&room, "root");
+    let mine = reply(&alice, &room, &root, "mine");
+    let his = reply(&bob, &room, &root, "his");
+    let his_root = bob.send(&room, "his root");
+    edit(&bob, &room, &his_root, "edited");
+    let other = alice.send(&room, "only Bob replies");
+    reply(&bob, &room, &other, "his too");
+    let identifier = json!({ "type": "m.id.user", "user": bob.id() });
+    let auth = json!({ "type": "m.login.password", "identifier": identifier, "password": "pw" });
+    bob.post(&format!("{V3}/account/deactivate"), json!({ "auth": auth, "erase": true }));
+    let dave = server.user("dave");
+    dave.join(&room);
+    assert_eq!(bundle(&dave, &room, &root)["m.thread"]["latest_event"]["event_id"], mine);
+    assert_eq!(bundle(&dave, &room, &his_root), Value::Null);
+    assert_eq!(relations(&dave, &room, &segment(&root)), [mine.as_str()]);
+    assert_eq!(ids(&threads(&dave, &room, "")), [root.as_str()]);
+    assert_eq!(relations(&alice, &room, &segment(&root)), [his.as_str(), mine.as_str()]);
+    assert_eq!(bundle(&alice, &room, &his_root)["m.replace"]["content"]["m.new_content"]["body"], "edited");
+    assert_eq!(ids(&threads(&alice, &room, "")), [other.as_str(), root.as_str()]);
+}

@@ -20,6 +20,7 @@ import commander
 import conversations
 import devices
 import plain
+import relations
 from exchanges import Exchanges
 from report import Report, folder_in_memory, together
 from servers import Authority, Doorstep, Synapse
@@ -101,7 +102,7 @@ def wanted(given, ring):
     if "dd" in pairs:
         servers["e"] = ring.doorstep("doorstep2")
     work = []
-    for title, kinds_of, kills, function in conversations.CONVERSATIONS:
+    for title, kinds_of, kills, function in conversations.CONVERSATIONS + relations.CONVERSATIONS:
         for kinds in kinds_of:
             told = kinds[0] if kinds[0] == kinds[1] else "-".join(kinds)
             if kinds_wanted and told not in kinds_wanted:

@@ -149,14 +149,15 @@ impl Bundler<'_> {
     /// The most recent valid edit, whole. "If the original event is redacted, any `m.replace` relationship should **not**
     /// be bundled with it."
     fn edit(&self, event: &StoredEvent) -> Result<Option<Json>> {
-        if event.redacted_by.is_some() || !may_be_edited(&event.pdu) {
+        if event.redacted_by.is_some() || self.view.erasure.hides(event)? || !may_be_edited(&event.pdu) {
             return Ok(None);
         }
         let (db, upto) = (self.view.db(), self.view.present());
         for key in db.edits_of(self.view.room.key, &event.pdu, upto, EDITS_LOOKED_AT_MAX)? {
             let edit = db.event_by_key(key)?;
             let access = self.view.look(&edit)?;
-            if access.visible && is_edit_of(&edit.pdu, &event.pdu) {
+            let is_shown = access.visible && !self.view.erasure.hides(&edit)?;
+            if is_shown && is_edit_of(&edit.pdu, &event.pdu) {
                 return client_format::full(self.view, self.format, &edit, Some(access.membership)).map(Some);
             }
         }
@@ -214,7 +215,9 @@ pub(super) fn visible(view: &RoomView<'_>, row: &RelatedEvent) -> Result<Option<
     }
     let event = view.db().event_by_key(row.key)?;
     let access = view.look(&event)?;
-    Ok(access.visible.then_some((event, access.membership)))
+    // What was erased is to this reader as if it were redacted, and that relates to nothing.
+    let is_shown = access.visible && !view.erasure.hides(&event)?;
+    Ok(is_shown.then_some((event, access.membership)))
 }
 
 /// "The most recent event … in the thread sent by an un-ignored user", as far as the reader may see it.

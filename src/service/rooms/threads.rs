@@ -153,6 +153,7 @@ impl ThreadPage<'_> {
     fn add(&mut self, root: &EventId) -> Result<()> {
         if let Some((event, membership)) = visible_event(self.view, root)?
             && may_be_thread_root(&event.pdu)
+            && latest_reply(self.view, root)?.is_some()
         {
             self.roots.push(TimelineEvent { event, membership });
         }

@@ -130,8 +130,8 @@ impl Db<'_> {
         range: TimelineRange,
     ) -> Result<Vec<RelatedEvent>> {
         let (order, low, high) = match range.backwards {
-            true => ("stream DESC, sub DESC, event_key DESC", range.to, range.from),
-            false => ("stream, sub, event_key", range.from, range.to),
+            true => ("stream DESC, sub DESC", range.to, range.from),
+            false => ("stream, sub", range.from, range.to),
         };
         let in_one_way = if rel_type.is_some() { "AND rel_type = ?7" } else { "AND ?7 IS NULL" };
         let mut statement = self.conn().prepare_cached(&format!(
@@ -372,7 +372,8 @@ impl Tx<'_> {
             REPLACE if relation.has_new_content => Some(pdu.origin_server_ts()),
             _ => None,
         };
-        self.conn()
+        let inserted = self
+            .conn()
             .prepare_cached(
                 "INSERT OR IGNORE INTO event_relations (room_key, parent, rel_type, stream, sub, event_key, event_id,
                    event_type, sender, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -389,7 +390,7 @@ impl Tx<'_> {
                 pdu.sender().as_str(),
                 detail
             ])?;
-        if relation.is_thread() && self.conn().changes() == 1 {
+        if relation.is_thread() && inserted == 1 {
             self.add_reply(room, &relation.event_id, place)?;
         }
         Ok(())

@@ -8,6 +8,7 @@ import { createInterface } from "node:readline";
 import { createClient, ClientEvent, Direction, EventStatus, HttpApiEvent, IndexedDBStore } from "matrix-js-sdk";
 import { CryptoEvent, VerificationPhase, decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api/index.js";
 import { logger } from "matrix-js-sdk/lib/logger.js";
+import { relationVerbs } from "./relations.mjs";
 
 const loud = Boolean(process.env.DOORSTEP_CLIENTS_LOUD);
 // The library writes to the console; standard output is for answers.
@@ -107,7 +108,8 @@ class Device {
         await this.client.initRustCrypto({ cryptoDatabasePrefix: kept });
         let fresh = false;
         this.client.on(ClientEvent.Sync, (state, before, data) => (fresh ||= state === "SYNCING" && !data?.fromCache));
-        await this.client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true, pollTimeout: 30_000 });
+        const threadSupport = Boolean(this.threads);
+        await this.client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true, pollTimeout: 30_000, threadSupport });
         await until(`${this.name}: the first sync`, () => fresh);
         const own = async () => (await this.client.downloadKeysForUsers([this.userId])).device_keys[this.userId];
         await until(
@@ -504,6 +506,8 @@ class Device {
         this.verification = null;
     }
 }
+
+Object.assign(Device.prototype, relationVerbs(until));
 
 const devices = new Map();
 
