@@ -41,7 +41,7 @@ def relations_that_are_found_later(stage):
     root, other = host.send(room=room, body="root"), host.send(room=room, body="other root")
     guest.until_text(room=room, id=root, body="root")
     said = [guest.reply_in_thread(room=room, root=root, body=f"reply {n}") for n in range(7)]
-    host.until_thread(room=room, root=root, count=7, latest="reply 6")
+    host.until_thread(room=room, root=root, latest="reply 6")
     host.react(room=room, id=root, key="👍")
     again = host.react_again(room=room, id=root, key="👍")
     demand(again["errcode"] == "M_DUPLICATE_ANNOTATION", f"a second reaction of one kind gets {again}")
@@ -52,7 +52,7 @@ def relations_that_are_found_later(stage):
     guest.edit(room=room, id=said[6], body="reply 6, edited")
     host.edit(room=room, id=root, body="root, edited")
     guest.until_text(room=room, id=root, body="root, edited")
-    host.until_thread(room=room, root=root, count=7, latest="reply 6, edited")
+    host.until_thread(room=room, root=root, latest="reply 6, edited")
     host.reply_in_thread(room=room, root=other, body="alone")
     for n in range(BURIED_UNDER):
         host.send(room=room, body=f"on top {n}")
@@ -79,7 +79,7 @@ def relations_by_pages(stage):
     root = host.send(room=room, body="root")
     guest.until_text(room=room, id=root, body="root")
     said = [guest.reply_in_thread(room=room, root=root, body=f"reply {n}") for n in range(5)]
-    host.until_thread(room=room, root=root, count=5, latest="reply 4")
+    host.until_thread(room=room, root=root, latest="reply 4")
     likes = host.react(room=room, id=root, key="👍")
     edited = host.edit(room=room, id=root, body="root, edited")
     guest.until_text(room=room, id=root, body="root, edited")
@@ -123,7 +123,7 @@ def encrypted_relations(stage):
     root = host.send(room=room, body="root")
     guest.until_text(room=room, id=root, body="root")
     reply = guest.reply_in_thread(room=room, root=root, body="reply")
-    host.until_thread(room=room, root=root, count=1, latest="reply")
+    host.until_thread(room=room, root=root, latest="reply")
     guest.edit(room=room, id=reply, body="reply, edited")
     host.edit(room=room, id=root, body="root, edited")
     for n in range(BURIED_UNDER):
