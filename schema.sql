@@ -864,6 +864,19 @@ CREATE TABLE receipts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX receipts_by_stream ON receipts (room_key, stream);
 
+-- Up to where each local user has read, in each room and thread ('' is all of them, 'main', or the root's event id): the
+-- furthest of their receipts, public and private, and of what they sent. `stream`: everything up to there is read.
+-- `moved`: when a receipt last made it so; 0: none did.
+CREATE TABLE read_positions (
+  user_id TEXT NOT NULL,
+  room_key INTEGER NOT NULL,
+  thread TEXT NOT NULL,
+  stream INTEGER NOT NULL,
+  moved INTEGER NOT NULL,
+  PRIMARY KEY (user_id, room_key, thread)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX read_positions_by_time ON read_positions (user_id, moved) WHERE moved > 0;
+
 -- Who is there: local users, and users of other servers who share a room with one. `active`: to be taken for doing
 -- something until more is said; otherwise they last did at `last_active_ms`. `until_ms`: when a user of another server
 -- counts as offline, unless that server says more. Written without waiting for the disk.
@@ -965,3 +978,39 @@ END;
 CREATE TRIGGER media_thumbnails_removed AFTER DELETE ON media_thumbnails BEGIN
   UPDATE media_blobs SET uses = uses - 1 WHERE hash = old.hash;
 END;
+
+-- ===== Push: of what users are notified (src/store/push) =====
+
+-- The events of which users are notified, by their place in the stream: what each is (`outcome`: 1 notify, + 2 highlight,
+-- + 4 sound) to all local users who were joined to the room by then, but for its sender, and for those of whom
+-- `notifications_of_users` says something else. No row: it is nothing to them. `thread`: the root's event id; NULL: it is in
+-- none. `actions`: those of the rule, a JSON array, where they are not the usual ones. What is unread is a sum over the
+-- rows behind what somebody has read; nothing else counts.
+CREATE TABLE notifications (
+  stream INTEGER PRIMARY KEY,
+  room_key INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  thread TEXT,
+  outcome INTEGER NOT NULL,
+  actions TEXT
+) STRICT;
+CREATE INDEX notifications_main ON notifications (room_key, stream, outcome) WHERE thread IS NULL;
+CREATE INDEX notifications_in_threads ON notifications (room_key, stream, outcome, thread) WHERE thread IS NOT NULL;
+
+-- What an event is to a user to whom it is something else than to the others: it mentions them, or they have rules of
+-- their own, or ignore its sender; `instead_of` is what it is to the others. Also the invites of users who are not in
+-- the room: of one that this server is not in either, `room_key` is 0, and the invite is in `remote_memberships` under
+-- `room_id`.
+CREATE TABLE notifications_of_users (
+  user_id TEXT NOT NULL,
+  room_key INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
+  event_key INTEGER,
+  room_id TEXT,
+  thread TEXT,
+  outcome INTEGER NOT NULL,
+  instead_of INTEGER NOT NULL,
+  actions TEXT,
+  PRIMARY KEY (user_id, room_key, stream)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX notifications_of_users_by_stream ON notifications_of_users (stream);

@@ -100,6 +100,8 @@ pub struct Config {
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
     pub allow_private_addresses: bool,
+    /// Whether everybody's push rules are with those that make a call ring (MSC4075).
+    pub call_rules: bool,
 }
 
 impl Config {
@@ -325,7 +327,7 @@ mod tests {
             registration_secret = \"s\"\ndefault_room_version = \"9\"\npublic_url = \"http://x/\"\n\
             notary = [\"n.example\"]\ndeny_server = [\"*.bad\"]\nallow_server = [\"*\"]\nmax_connections = 9\n\
             knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nmedia_max_upload = \"7M\"\nmedia_per_user = \"2G\"\n\
-            media_cache_size = \"3G\"\nmedia_cache_days = 9\nno_presence = true\nno_rate_limits = true\n\
+            media_cache_size = \"3G\"\nmedia_cache_days = 9\nno_presence = true\ncall_rules = true\nno_rate_limits = true\n\
             allow_private_addresses = true\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
             assert!(text.contains(&format!("{setting} = ")), "{setting}");
@@ -343,6 +345,7 @@ mod tests {
         assert_eq!((config.media_cache_bytes, config.media_cache_days), (3 << 30, 9));
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
         assert!(config.join_on_accepted_knock);
+        assert!(config.call_rules);
         assert!(from_file("no_presence = false", &[]).unwrap().presence);
         assert!(!from_file("no_presence = false", &["--no-presence"]).unwrap().presence);
     }

@@ -232,6 +232,13 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Switch(|config, off| config.presence = !off),
     },
     Setting {
+        flag: "call-rules",
+        value: "",
+        usual: Usual::Value("false"),
+        help: "make the calls of MatrixRTC ring: with the push rules of MSC4075 among everybody's",
+        kind: Kind::Switch(|config, on| config.call_rules = on),
+    },
+    Setting {
         flag: "no-rate-limits",
         value: "",
         usual: Usual::Value("false"),

@@ -168,8 +168,12 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/pushrules/", User(push_rules::all)),
     get("/_matrix/client/v3/pushrules/global/", User(push_rules::global)),
     get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::rule)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::put)),
+    delete("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::delete)),
     get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::actions)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::put_actions)),
     get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::enabled)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::put_enabled)),
     // ----- client-server: profiles, directory -----
     get("/_matrix/client/v3/profile/{userId}", MaybeUser(profile::get)),
     get("/_matrix/client/v3/profile/{userId}/{keyName}", MaybeUser(profile::get_field)),

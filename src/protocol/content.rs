@@ -21,6 +21,11 @@ pub fn federates(content: &StateContent) -> bool {
     content.get("m.federate").and_then(Value::as_bool).unwrap_or(true)
 }
 
+/// Of `m.invite_permission_config`, which is account data: whether the user wants no invites at all.
+pub fn blocks_invites(content: &StateContent) -> bool {
+    text(content, "default_action") == Some("block")
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

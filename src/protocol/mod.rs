@@ -8,7 +8,8 @@
 //! - Membership across servers: `handshake` (make and send), `remote_membership/` (the state machine of a membership in
 //!   a room that we are not in), `knock_budget` and `fair_share` (how much strangers may ask).
 //! - Between servers: `x_matrix` (signed requests), `edu` (ephemeral data units), `multipart` and
-//!   `header_values` (files, as they are given). For clients: `filter`, `search_text` (what is found, and by what).
+//!   `header_values` (files, as they are given). For clients: `filter`, `search_text` (what is found, and by what),
+//!   `push_rules/` (what notifies whom), `glob` (patterns), `ignored_users`.
 //! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
 //!   `key_backup` (of rooms).
 //! - `media`: mxc:// URIs, and the headers that media come and go with.
@@ -21,10 +22,12 @@ pub mod edu;
 pub mod event_auth;
 pub mod fair_share;
 pub mod filter;
+pub mod glob;
 pub mod handshake;
 pub mod hash;
 pub mod header_values;
 pub mod ids;
+pub mod ignored_users;
 pub mod json;
 pub mod key_backup;
 pub mod knock_budget;
@@ -32,6 +35,7 @@ pub mod media;
 pub mod multipart;
 pub mod pdu;
 pub mod policy_server;
+pub mod push_rules;
 pub mod redact;
 pub mod relations;
 pub mod remote_keys;

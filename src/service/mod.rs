@@ -80,6 +80,8 @@ pub struct Homeserver {
     pub large_answers: limits::large_answers::LargeAnswers,
     /// What many who wait for news are told at once.
     pub room_tails: sync::light::RoomTails,
+    /// What was unread when it was last told.
+    pub unread_memory: sync::unread::UnreadMemory,
     /// Interactive authentication that is under way.
     pub uia_sessions: UiaSessions,
     /// Nonces for registrations with the shared secret.
@@ -150,6 +152,7 @@ impl Homeserver {
             };
             Store::open(location, &config.server_name, Box::new(on_commit), &options)?
         };
+        store.set_call_rules(config.call_rules);
         // The database's lock is the folder's.
         let media_files = media::files::MediaFiles::open(&config)?;
         let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
@@ -169,6 +172,7 @@ impl Homeserver {
             told_members: sync::told_members::ToldMembers::default(),
             large_answers: limits::large_answers::LargeAnswers::default(),
             room_tails: sync::light::RoomTails::default(),
+            unread_memory: sync::unread::UnreadMemory::default(),
             uia_sessions: UiaSessions::default(),
             registration_nonces: RegistrationNonces::default(),
             passwords: accounts::passwords::Passwords::default(),

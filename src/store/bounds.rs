@@ -405,6 +405,11 @@ pub const TABLES: &[TableBounds] = &[
         "`expire_typing`",
     ),
     table("receipts", &[rooms("500 threads of each member of the room; the oldest go", "")], HISTORY),
+    table(
+        "read_positions",
+        &[users("for each room one for each thread that they read or spoke in, and two more", "")],
+        HISTORY,
+    ),
     table("presence", &[rooms("one for each user who shares a room with one of us", "")], HISTORY),
     // ----- media -----
     table(
@@ -434,6 +439,17 @@ pub const TABLES: &[TableBounds] = &[
         "with the picture's file (`forget_blob`)",
     ),
     table("media_shares", &[users("one of each user", "")], "never"),
+    // ----- push -----
+    table("notifications", &[rooms("one for each accepted event", "")], "redactions take theirs out"),
+    table(
+        "notifications_of_users",
+        &[rooms(
+            "for each accepted event one for each local member to whom it is something else than to most: no more \
+             than half of them",
+            "what_an_event_is_to_most_has_one_row_and_only_to_the_others_one_each",
+        )],
+        "redactions take theirs out",
+    ),
 ];
 
 mod tests {

@@ -9,7 +9,8 @@
 //! - `accounts`: local users, their devices and tokens, and what their clients keep here;
 //! - `devices`: messages to devices, device lists, key backups;
 //! - `ephemeral`: typing, receipts, presence;
-//! - `media`: what each mxc:// URI stands for, and which files there are.
+//! - `media`: what each mxc:// URI stands for, and which files there are;
+//! - `push`: of what users are notified, and what is unread.
 //!
 //! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; `bounds` says
 //! of each table who fills it and what keeps it short, and a test holds it against the schema. Nothing here knows HTTP, the
@@ -27,6 +28,7 @@ pub(crate) mod devices;
 pub(crate) mod engine;
 pub(crate) mod ephemeral;
 pub(crate) mod media;
+pub(crate) mod push;
 pub(crate) mod rooms;
 pub(crate) mod servers;
 
@@ -34,13 +36,14 @@ use std::cell::Cell;
 use std::fs::File;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rusqlite::Connection;
 
 use crate::error::Result;
 use crate::protocol::event_auth::AuthChecker;
+use crate::protocol::push_rules::{RuleSet, UserRules};
 use crate::protocol::{RoomVersion, ServerName, UserId};
 use crate::store::accounts::TokenHash;
 use crate::store::accounts::devices::Session;
@@ -83,6 +86,9 @@ pub(crate) struct StoreState {
     any_erased_users: AtomicBool,
     /// The numbers of the state tuples that are asked for.
     tuple_ids: TupleIds,
+    /// Whether the predefined push rules are with those that make a call ring, and these rules, compiled.
+    call_rules: AtomicBool,
+    predefined_rules: [OnceLock<Arc<RuleSet>>; 2],
 }
 
 impl StoreState {
@@ -100,7 +106,26 @@ impl StoreState {
             any_late_extremities: AtomicBool::new(any_late_extremities),
             any_erased_users: AtomicBool::new(any_erased_users),
             tuple_ids: TupleIds::default(),
+            call_rules: AtomicBool::new(false),
+            predefined_rules: Default::default(),
         })
+    }
+
+    fn has_call_rules(&self) -> bool {
+        self.call_rules.load(Ordering::Relaxed)
+    }
+
+    /// The rules of a user who changed none of them.
+    fn predefined_rules(&self) -> Arc<RuleSet> {
+        let calls = self.has_call_rules();
+        let compile = || {
+            // Whose they are is told when they are asked: this only has to be the same in both places.
+            let anybody = UserId::parse("@anybody:localhost");
+            let ruleset = anybody
+                .map(|user| RuleSet::compile(&UserRules::default().ruleset(&user, calls), user.as_str()));
+            Arc::new(ruleset.unwrap_or_default())
+        };
+        self.predefined_rules[usize::from(calls)].get_or_init(compile).clone()
     }
 }
 
@@ -152,6 +177,11 @@ impl Store {
         self.shared.position.load(Ordering::Acquire)
     }
 
+    /// Whether the predefined push rules are with those that make a call ring (MSC4075).
+    pub fn set_call_rules(&self, calls: bool) {
+        self.shared.call_rules.store(calls, Ordering::Relaxed);
+    }
+
     /// Whether anybody's presence may have changed after a position.
     pub fn has_presence_since(&self, position: i64) -> bool {
         self.shared.presence.load(Ordering::Acquire) > position
@@ -196,6 +226,16 @@ impl<'c> Db<'c> {
     pub fn auth_checker(&self, version: RoomVersion) -> Rc<AuthChecker> {
         self.recall(|cache| Some(cache.auth_checker(version)))
             .unwrap_or_else(|| Rc::new(AuthChecker::new(version)))
+    }
+
+    /// The local users who are joined to the room, in order.
+    fn audience(&self, room: RoomKey) -> Result<Arc<[UserId]>> {
+        if let Some(audience) = self.recall(|cache| cache.audience(room)) {
+            return Ok(audience);
+        }
+        let audience: Arc<[UserId]> = self.joined_local_users(room)?.into();
+        self.remember(|cache| cache.keep_audience(room, audience.clone()));
+        Ok(audience)
     }
 
     /// The connection, for the files of this folder.
@@ -263,14 +303,7 @@ impl Tx<'_> {
 
     /// After the commit, wakes all local users who are joined to the room.
     pub fn wake_room(&mut self, room: RoomKey) -> Result<()> {
-        let audience = match self.recall(|cache| cache.audience(room)) {
-            Some(audience) => audience,
-            None => {
-                let audience: Arc<[UserId]> = self.db.joined_local_users(room)?.into();
-                self.remember(|cache| cache.keep_audience(room, audience.clone()));
-                audience
-            }
-        };
+        let audience = self.audience(room)?;
         self.changes.tell_audience(room, audience);
         Ok(())
     }

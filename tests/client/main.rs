@@ -13,6 +13,7 @@
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
 //!   `sliding_accepted`: in the form in which it was accepted.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
+//! - `unread`: what counts as unread, for whom and until when, and the push rules by which it is found.
 
 #[path = "../common/mod.rs"]
 pub mod common;
@@ -31,3 +32,4 @@ mod sliding_accepted;
 mod sliding_extensions;
 mod sliding_sync;
 mod sync;
+mod unread;

@@ -21,6 +21,7 @@ import conversations
 import devices
 import plain
 import relations
+import unread
 from exchanges import Exchanges
 from report import Report, folder_in_memory, together
 from servers import Authority, Doorstep, Synapse
@@ -124,6 +125,10 @@ def wanted(given, ring):
         name = f"{PAIRS['d']:22} {kind:6} unencrypted: from login to a knock that is let in"
         if given.only in name and "d" in pairs and not given.stand_in and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "plain")))
+    for kind, title, function in unread.UNREAD:
+        name = f"{PAIRS['d']:22} {kind:6} {title}"
+        if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
+            work.append((name, functools.partial(function, servers["d"], "unread", not given.stand_in)))
     return work
 
 

@@ -354,7 +354,6 @@ struct OlderRoom {
     joined_count: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     invited_count: Option<u64>,
-    // Nothing is counted yet, and so nothing is claimed to be unread.
     notification_count: u64,
     highlight_count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -391,8 +390,8 @@ impl OlderRoom {
             num_live: room.num_live,
             joined_count: room.joined_count,
             invited_count: room.invited_count,
-            notification_count: 0,
-            highlight_count: 0,
+            notification_count: room.unread.notifications,
+            highlight_count: room.unread.highlights,
             bump_stamp: room.bump_stamp,
         }
     }

@@ -6,7 +6,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::json::parse_object;
 use crate::protocol::{RoomId, UserId};
 use crate::service::accounts::Accounts;
-use crate::service::push::rules::default_ruleset;
+use crate::service::push::rules::{PUSH_RULES, push_rules_content};
 
 /// "The name of a tag MUST NOT exceed 255 bytes"; types of account data are held to the same.
 const NAME_BYTES_MAX: usize = 255;
@@ -15,7 +15,7 @@ const TAGS_MAX: usize = 100;
 
 /// The types that the server manages: "Servers MUST reject setting account data for event types that the server manages
 /// by using a 405 error response."
-const RESERVED: [&str; 2] = ["m.fully_read", "m.push_rules"];
+const RESERVED: [&str; 2] = ["m.fully_read", PUSH_RULES];
 
 impl Accounts<'_> {
     /// Sets account data, global if no room is given. Errors: 405 `M_BAD_JSON` for types that the server manages, 400
@@ -42,8 +42,8 @@ impl Accounts<'_> {
 
     /// The content of account data as JSON, global if no room is given. Errors: 404 `M_NOT_FOUND`.
     pub fn account_data(&self, user: &UserId, room: Option<&RoomId>, event_type: &str) -> Result<String> {
-        if room.is_none() && event_type == "m.push_rules" {
-            return Ok(json!({"global": default_ruleset(user)}).to_string());
+        if room.is_none() && event_type == PUSH_RULES {
+            return self.store.read(|db| push_rules_content(db, user));
         }
         self.store
             .read(|db| db.account_data(user, room, event_type))?

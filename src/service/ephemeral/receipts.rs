@@ -48,7 +48,7 @@ impl Ephemeral<'_> {
                 if wish.receipt_type == FULLY_READ {
                     let before = db.account_data(user, Some(room_id), FULLY_READ)?;
                     let before = before.and_then(|content| event_named_in(&content));
-                    marker = is_further(db, room.key, before.as_deref(), &event)?.then_some(wish.event);
+                    marker = is_further(db, room.key, before.as_deref(), &event)?.then_some(event);
                 } else {
                     let thread = wish.thread.unwrap_or_default();
                     let before = db.receipt(room.key, user, &wish.receipt_type, &thread)?;
@@ -66,24 +66,29 @@ impl Ephemeral<'_> {
         if receipts.is_empty() && marker.is_none() {
             return Ok(());
         }
-        // "Read receipts for events that a user sent do not need to be sent."
-        let told: Vec<Edu> = receipts
-            .iter()
-            .filter(|(receipt, own)| receipt.receipt_type == READ && !own)
-            .map(|(receipt, _)| edu_of(room_id, receipt))
-            .collect();
         let (key, user, in_room) = (room.key, user.clone(), room_id.clone());
-        self.store.write(move |tx| {
-            receipts.iter().try_for_each(|(receipt, _)| tx.set_receipt(key, receipt))?;
-            match marker {
-                Some(event) => {
-                    let content = json!({ "event_id": event }).to_string();
-                    tx.set_account_data(&user, Some(&in_room), FULLY_READ, &content)
+        let moved = self.store.write(move |tx| {
+            let mut moved = Vec::new();
+            for (receipt, own) in receipts {
+                if tx.set_receipt(key, &receipt)? {
+                    moved.push((receipt, own));
                 }
-                None => Ok(()),
             }
+            if let Some(event) = marker {
+                // Another request may have moved it meanwhile.
+                let before = tx.account_data(&user, Some(&in_room), FULLY_READ)?;
+                let before = before.and_then(|content| event_named_in(&content));
+                if is_further(tx, key, before.as_deref(), &event)? {
+                    let content = json!({ "event_id": event.pdu.event_id() }).to_string();
+                    tx.set_account_data(&user, Some(&in_room), FULLY_READ, &content)?;
+                }
+            }
+            Ok(moved)
         })?;
-        told.iter().try_for_each(|edu| self.outgoing.send_edu_to_room(self, room.key, edu))
+        // "Read receipts for events that a user sent do not need to be sent."
+        let told = moved.iter().filter(|(receipt, own)| receipt.receipt_type == READ && !own);
+        told.map(|(receipt, _)| edu_of(room_id, receipt))
+            .try_for_each(|edu| self.outgoing.send_edu_to_room(self, room.key, &edu))
     }
 
     /// `m.receipt` of another server: of each room's receipts those of its own users who are in the room. "The server
@@ -117,7 +122,9 @@ impl Ephemeral<'_> {
         if receipts.is_empty() {
             return Ok(());
         }
-        self.store.write_lightly(move |tx| receipts.iter().try_for_each(|(room, r)| tx.set_receipt(*room, r)))
+        self.store.write_lightly(move |tx| {
+            receipts.iter().try_for_each(|(room, receipt)| tx.set_receipt(*room, receipt).map(drop))
+        })
     }
 }
 

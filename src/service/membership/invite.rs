@@ -18,7 +18,7 @@ use crate::protocol::fair_share::ServerStanding;
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{Effect, Fact, Refusal, RemoteState, apply};
 use crate::protocol::{
-    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, fair_share, handshake, json,
+    EventId, Pdu, RoomId, RoomVersion, ServerName, UserId, VerifiedPdu, content, fair_share, handshake, json,
     stripped_state, verify,
 };
 use crate::service::events::server_acl::RoomAcl;
@@ -285,7 +285,7 @@ pub(super) fn check_invitee(db: &Db<'_>, user: &UserId) -> Result<()> {
 pub(in crate::service) fn blocks_invites(db: &Db<'_>, user: &UserId) -> Result<bool> {
     let config = db.account_data(user, None, "m.invite_permission_config")?;
     let config = config.and_then(|text| json::parse_object(text.as_bytes()).ok());
-    Ok(config.is_some_and(|config| config.get("default_action").is_some_and(|action| action == "block")))
+    Ok(config.as_ref().is_some_and(content::blocks_invites))
 }
 
 // ----- a local user is invited by another server -----

@@ -1,156 +1,91 @@
-//! The push rules that every account starts with (client-server API, "Push notifications", "Predefined rules").
+//! The push rules of a user: read as clients read them, and changed one at a time.
+//!
+//! What is stored, as the account data `m.push_rules`, is only what the user changed; whoever reads it gets the predefined
+//! rules of this version of the server with it.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use crate::error::Result;
 use crate::protocol::UserId;
+use crate::protocol::push_rules::{NewRule, Place, RuleKind, UserRules};
+use crate::service::push::Push;
+use crate::store::Db;
 
-/// The server-default ruleset for this user: what `GET /pushrules/` has under `global`.
-pub fn default_ruleset(user: &UserId) -> Value {
-    json!({
-        "override": override_rules(user),
-        "content": [],
-        "room": [],
-        "sender": [],
-        "underride": underride_rules(),
-    })
-}
+/// The account data that a user's rules are.
+pub const PUSH_RULES: &str = "m.push_rules";
 
-fn rule(rule_id: &str, enabled: bool, conditions: Value, actions: Value) -> Value {
-    json!({
-        "rule_id": rule_id,
-        "default": true,
-        "enabled": enabled,
-        "conditions": conditions,
-        "actions": actions,
-    })
-}
-
-fn event_match(key: &str, pattern: &str) -> Value {
-    json!({"kind": "event_match", "key": key, "pattern": pattern})
-}
-
-fn notify(tweaks: &[Value]) -> Value {
-    let mut actions = vec![json!("notify")];
-    actions.extend_from_slice(tweaks);
-    Value::Array(actions)
-}
-
-fn sound(name: &str) -> Value {
-    json!({"set_tweak": "sound", "value": name})
-}
-
-fn highlight() -> Value {
-    json!({"set_tweak": "highlight"})
-}
-
-fn override_rules(user: &UserId) -> Value {
-    let nothing = || json!([]);
-    let of_type = |event_type| event_match("type", event_type);
-    let no_key = || event_match("state_key", "");
-    json!([
-        rule(".m.rule.master", false, nothing(), nothing()),
-        rule(
-            ".m.rule.suppress_notices",
-            true,
-            json!([event_match("content.msgtype", "m.notice")]),
-            nothing()
-        ),
-        rule(
-            ".m.rule.invite_for_me",
-            true,
-            json!([
-                of_type("m.room.member"),
-                event_match("content.membership", "invite"),
-                event_match("state_key", user.as_str()),
-            ]),
-            notify(&[sound("default")]),
-        ),
-        rule(".m.rule.member_event", true, json!([of_type("m.room.member")]), nothing()),
-        rule(
-            ".m.rule.is_user_mention",
-            true,
-            json!([{
-                "kind": "event_property_contains",
-                "key": r"content.m\.mentions.user_ids",
-                "value": user,
-            }]),
-            notify(&[sound("default"), highlight()]),
-        ),
-        rule(
-            ".m.rule.is_room_mention",
-            true,
-            json!([
-                {"kind": "event_property_is", "key": r"content.m\.mentions.room", "value": true},
-                {"kind": "sender_notification_permission", "key": "room"},
-            ]),
-            notify(&[highlight()]),
-        ),
-        rule(
-            ".m.rule.tombstone",
-            true,
-            json!([of_type("m.room.tombstone"), no_key()]),
-            notify(&[highlight()]),
-        ),
-        rule(".m.rule.reaction", true, json!([of_type("m.reaction")]), nothing()),
-        rule(".m.rule.room.server_acl", true, json!([of_type("m.room.server_acl"), no_key()]), nothing()),
-        rule(
-            ".m.rule.suppress_edits",
-            true,
-            json!([{
-                "kind": "event_property_is",
-                "key": r"content.m\.relates_to.rel_type",
-                "value": "m.replace",
-            }]),
-            nothing(),
-        ),
-    ])
-}
-
-fn underride_rules() -> Value {
-    let of_type = |event_type| event_match("type", event_type);
-    let two_members = || json!({"kind": "room_member_count", "is": "2"});
-    json!([
-        rule(".m.rule.call", true, json!([of_type("m.call.invite")]), notify(&[sound("ring")])),
-        rule(
-            ".m.rule.encrypted_room_one_to_one",
-            true,
-            json!([two_members(), of_type("m.room.encrypted")]),
-            notify(&[sound("default")]),
-        ),
-        rule(
-            ".m.rule.room_one_to_one",
-            true,
-            json!([two_members(), of_type("m.room.message")]),
-            notify(&[sound("default")]),
-        ),
-        rule(".m.rule.message", true, json!([of_type("m.room.message")]), notify(&[])),
-        rule(".m.rule.encrypted", true, json!([of_type("m.room.encrypted")]), notify(&[])),
-    ])
-}
-
-/// One rule of a ruleset by its kind and id.
-pub fn find<'r>(ruleset: &'r Value, kind: &str, rule_id: &str) -> Option<&'r Value> {
-    ruleset.get(kind)?.as_array()?.iter().find(|rule| rule["rule_id"] == rule_id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_default_rule_begins_with_a_dot_and_the_master_rule_is_off() {
-        let user = UserId::parse("@alice:example.org").unwrap();
-        let rules = default_ruleset(&user);
-        let all = ["override", "underride"].iter().flat_map(|kind| rules[*kind].as_array().unwrap());
-        for rule in all {
-            let rule_id = rule["rule_id"].as_str().unwrap();
-            assert!(rule_id.starts_with(".m.rule."));
-            assert_eq!(rule["enabled"], rule_id != ".m.rule.master", "{rule_id}");
-            assert_eq!(rule["default"], true);
-        }
-        let invite = find(&rules, "override", ".m.rule.invite_for_me").unwrap();
-        assert_eq!(invite["conditions"][2]["pattern"], "@alice:example.org");
-        assert!(find(&rules, "override", ".m.rule.nothing").is_none());
-        assert!(find(&rules, "sideways", ".m.rule.master").is_none());
+impl Push<'_> {
+    /// All rules of a user: what `GET /pushrules/` has under `global`.
+    pub fn ruleset(&self, user: &UserId) -> Result<Value> {
+        self.store.read(|db| ruleset(db, user))
     }
+
+    /// Puts a rule of the user's in, or another in its place. Errors: 400 `M_UNKNOWN` if the rule is not there beside which
+    /// it is to be, 403 `M_RESOURCE_LIMIT_EXCEEDED` for too many.
+    pub fn put_rule(&self, user: &UserId, new: &NewRule, place: &Place) -> Result<()> {
+        self.change(user, |rules| rules.put(new.clone(), place))
+    }
+
+    /// Deletes a rule of the user's. Errors: 404 `M_NOT_FOUND`.
+    pub fn delete_rule(&self, user: &UserId, kind: RuleKind, rule_id: &str) -> Result<()> {
+        self.change(user, |rules| rules.delete(kind, rule_id))
+    }
+
+    /// Enables or disables a rule. Errors: 404 `M_NOT_FOUND`.
+    pub fn set_rule_enabled(
+        &self,
+        user: &UserId,
+        kind: RuleKind,
+        rule_id: &str,
+        enabled: bool,
+    ) -> Result<()> {
+        self.change(user, |rules| rules.set_enabled(user, kind, rule_id, enabled))
+    }
+
+    /// Gives a rule other actions. Errors: as of [`UserRules::set_actions`].
+    pub fn set_rule_actions(
+        &self,
+        user: &UserId,
+        kind: RuleKind,
+        rule_id: &str,
+        body: &Map<String, Value>,
+    ) -> Result<()> {
+        self.change(user, |rules| rules.set_actions(user, kind, rule_id, body))
+    }
+
+    /// Changes the rules. They are read and written where they hold up nobody; if another change was first, this one is
+    /// made again upon it.
+    fn change(&self, user: &UserId, change: impl Fn(&mut UserRules) -> Result<()>) -> Result<()> {
+        loop {
+            let stored = self.store.read(|db| db.account_data(user, None, PUSH_RULES))?;
+            let mut rules = UserRules::read(stored.as_deref())?;
+            let before = rules.clone();
+            change(&mut rules)?;
+            if rules == before {
+                return Ok(());
+            }
+            let (of, content) = (user.clone(), rules.to_json()?);
+            let written = self.store.write(move |tx| {
+                let is_current = tx.account_data(&of, None, PUSH_RULES)? == stored;
+                if is_current {
+                    tx.set_account_data(&of, None, PUSH_RULES, &content)?;
+                }
+                Ok(is_current)
+            })?;
+            if written {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// All rules of a user, as clients read them.
+pub(in crate::service) fn ruleset(db: &Db<'_>, user: &UserId) -> Result<Value> {
+    let stored = db.account_data(user, None, PUSH_RULES)?;
+    Ok(UserRules::read(stored.as_deref())?.ruleset(user, db.has_call_rules()))
+}
+
+/// The content of the account data `m.push_rules`, as clients read it.
+pub(in crate::service) fn push_rules_content(db: &Db<'_>, user: &UserId) -> Result<String> {
+    Ok(json!({ "global": ruleset(db, user)? }).to_string())
 }

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::ephemeral;
 use super::state::{self, StateNeeded};
 use super::{EventList, StateSection, SyncContext, TIMELINE_MAX, TIMELINE_USUAL, Timeline};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{RoomId, UserId};
 use crate::service::rooms::bundles::write_with_bundles;
@@ -16,6 +15,7 @@ use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::rooms::timeline::{Page, PaginationToken, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
 use crate::store::accounts::account_data::AccountData;
+use crate::store::push::unread::{Unread, UnreadCounts};
 use crate::store::{EventKey, Place, Room, RoomKey};
 
 /// One room of `rooms.join`.
@@ -30,7 +30,9 @@ pub struct JoinedRoom {
     ephemeral: EventList,
     #[serde(skip_serializing_if = "EventList::is_empty")]
     account_data: EventList,
-    unread_notifications: Value,
+    unread_notifications: UnreadJson,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unread_thread_notifications: Option<BTreeMap<String, UnreadJson>>,
     /// Whether the user was not in the room when the client last looked.
     #[serde(skip)]
     pub(super) newly_joined: bool,
@@ -38,22 +40,46 @@ pub struct JoinedRoom {
 
 impl JoinedRoom {
     /// A room in which nothing changed but what is told here.
-    pub(super) fn of_tail(state: StateSection, timeline: Timeline, ephemeral: EventList) -> Self {
+    pub(super) fn of_tail(
+        state: StateSection,
+        timeline: Timeline,
+        ephemeral: EventList,
+        (unread, by_thread): (&UnreadCounts, bool),
+    ) -> Self {
+        let (unread_notifications, unread_thread_notifications) = unread_json(unread, by_thread);
         Self {
             summary: None,
             state,
             timeline,
             ephemeral,
             account_data: EventList::default(),
-            unread_notifications: unread_notifications(),
+            unread_notifications,
+            unread_thread_notifications,
             newly_joined: false,
         }
     }
 }
 
-/// Nothing is counted yet, and so nothing is claimed to be unread.
-fn unread_notifications() -> Value {
-    json!({"highlight_count": 0, "notification_count": 0})
+/// How many notifications are unread.
+#[derive(Serialize)]
+struct UnreadJson {
+    highlight_count: u64,
+    notification_count: u64,
+}
+
+impl From<Unread> for UnreadJson {
+    fn from(unread: Unread) -> Self {
+        Self { highlight_count: unread.highlights, notification_count: unread.notifications }
+    }
+}
+
+/// What is unread in a room, with its threads or by thread, as the filter's `unread_thread_notifications` wants it.
+fn unread_json(unread: &UnreadCounts, by_thread: bool) -> (UnreadJson, Option<BTreeMap<String, UnreadJson>>) {
+    if !by_thread {
+        return (unread.in_all().into(), None);
+    }
+    let threads = unread.threads.iter().map(|(root, unread)| (root.clone(), (*unread).into()));
+    (unread.main.into(), Some(threads.collect()).filter(|threads: &BTreeMap<_, _>| !threads.is_empty()))
 }
 
 #[derive(Serialize)]
@@ -106,6 +132,7 @@ fn rooms_to_look_at(
             None => {
                 rooms.extend(context.db.joined_rooms_with_news(context.user, context.since())?);
                 rooms.extend(context.db.joined_rooms_with_ephemeral(context.user, context.since())?);
+                rooms.extend(context.db.rooms_read_since(context.user, context.since())?);
             }
         }
         for room_id in account_data.keys() {
@@ -170,16 +197,22 @@ fn joined_room(context: &SyncContext<'_>, room: &Room, data: &[AccountData]) -> 
     let ephemeral = ephemeral::of_room(context, room, if whole { 0 } else { context.since() })?;
     let nothing =
         page.events.is_empty() && state.is_empty() && account_data.is_empty() && ephemeral.is_empty();
-    if nothing && !whole && page.stopped_at.is_none() {
+    // Counts that went down are news too, also where the filter wants nothing of what made them.
+    let recounted = || Ok::<_, Error>(context.db.last_read(room.key, context.user)? > context.since());
+    if nothing && !whole && page.stopped_at.is_none() && !recounted()? {
         return Ok(None);
     }
+    let unread = context.unread.counts(context.db, context.user, room.key, context.position)?;
+    let by_thread = context.request.filter.room.timeline.unread_thread_notifications;
+    let (unread_notifications, unread_thread_notifications) = unread_json(&unread, by_thread);
     Ok(Some(JoinedRoom {
         summary,
         state: StateSection::new(context.request, state),
         timeline: timeline(context, &view, page, newly_joined)?,
         ephemeral,
         account_data,
-        unread_notifications: unread_notifications(),
+        unread_notifications,
+        unread_thread_notifications,
         newly_joined,
     }))
 }

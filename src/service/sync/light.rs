@@ -28,6 +28,7 @@ use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::rooms::timeline::PaginationToken;
 use crate::service::rooms::view::everybody_sees_what_comes;
 use crate::store::cache::news::RoomNews;
+use crate::store::push::unread::{NotifyingEvent, UnreadCounts};
 use crate::store::rooms::events::TimelineRange;
 use crate::store::{Db, EventKey, Place};
 
@@ -59,6 +60,8 @@ struct Tail {
     events: Vec<TailEvent>,
     prev_batch: Option<String>,
     ephemeral: Vec<String>,
+    /// What of it notifies anybody.
+    notifying: Vec<NotifyingEvent>,
 }
 
 struct TailEvent {
@@ -138,7 +141,17 @@ impl Syncing<'_> {
         for changed in &news.rooms {
             let tail = self.room_tails.get(self, changed);
             let tail = tail.get().and_then(Option::as_ref)?;
-            join.insert(tail.room_id.clone(), self.light_room(light, tail, now)?);
+            // One's own may have a transaction id, and are read.
+            if tail.events.iter().any(|event| event.sender == light.user) {
+                return None;
+            }
+            let unread = self.unread_memory.counts_after(
+                (&light.user, position),
+                changed,
+                |since| self.store.news_upto(&light.user, since, position),
+                &tail.notifying,
+            )?;
+            join.insert(tail.room_id.clone(), self.light_room(light, tail, &unread, now)?);
         }
         if let (Some(device), true) = (&light.device, light.request.filter.room.state.lazy_load_members) {
             let known = self.told_members.known(&light.user, device, light.since);
@@ -158,7 +171,13 @@ impl Syncing<'_> {
         Some(body)
     }
 
-    fn light_room(&self, light: &LightSync, tail: &Tail, now: Millis) -> Option<JoinedRoom> {
+    fn light_room(
+        &self,
+        light: &LightSync,
+        tail: &Tail,
+        unread: &UnreadCounts,
+        now: Millis,
+    ) -> Option<JoinedRoom> {
         let filter = &light.request.filter.room;
         if tail.events.len() > filter.timeline.limit_or(TIMELINE_USUAL, TIMELINE_MAX) {
             return None;
@@ -172,10 +191,6 @@ impl Syncing<'_> {
         }
         let mut events = Vec::with_capacity(tail.events.len());
         for event in &tail.events {
-            // One's own may have a transaction id.
-            if event.sender == light.user {
-                return None;
-            }
             let age = now.saturating_sub(event.origin_server_ts);
             events.push(RawValue::from_string(format!("{}{age}{END}", event.json)).ok()?);
         }
@@ -187,6 +202,7 @@ impl Syncing<'_> {
             StateSection::new(&light.request, EventList::default()),
             Timeline { events, limited: false, prev_batch },
             EventList { events: ephemeral },
+            (unread, filter.timeline.unread_thread_notifications),
         ))
     }
 
@@ -240,7 +256,8 @@ fn read_tail(db: &Db<'_>, news: &RoomNews) -> Result<Option<Tail>> {
     // "From" and "up to" are the ends of commits: live events stand right there or between.
     let (start, end) = (Place::live(news.from), Place { stream: news.upto + 1, sub: i64::MIN });
     let above = Place { stream: start.stream, sub: start.sub + 1 };
-    if !everybody_sees_what_comes(db, &room)?
+    if news.recounted
+        || !everybody_sees_what_comes(db, &room)?
         || !db.erased_users()?.is_empty()
         || !db.state_changes_between(room.key, news.from, news.upto)?.is_empty()
         || (room.resident && !db.gaps_between(room.key, above, end, 1)?.is_empty())
@@ -280,5 +297,6 @@ fn read_tail(db: &Db<'_>, news: &RoomNews) -> Result<Option<Tail>> {
         return Ok(None);
     }
     let prev_batch = prev_batch.map(|token| token.to_string());
-    Ok(Some(Tail { room_id: room.room_id, events, prev_batch, ephemeral }))
+    let notifying = db.notifying_events(room.key, (news.from, news.upto))?;
+    Ok(Some(Tail { room_id: room.room_id, events, prev_batch, ephemeral, notifying }))
 }

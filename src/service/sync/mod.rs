@@ -10,6 +10,7 @@
 //! - `presence`: who is there; `devices`: what is for the client's device alone.
 //! - `light`: what many who wait are told at once.
 //! - `told_members`: which members a client with lazy loading has.
+//! - `unread`: what is unread, remembered from answer to answer.
 //! - `filters`: those that clients store here.
 
 mod devices;
@@ -22,6 +23,7 @@ mod presence;
 pub mod sliding;
 mod state;
 pub mod told_members;
+pub mod unread;
 
 pub use self::devices::DeviceLists;
 
@@ -31,7 +33,6 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::clock::Millis;
@@ -42,10 +43,11 @@ use crate::protocol::{RoomId, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::membership::blocks_invites;
-use crate::service::push::rules::default_ruleset;
+use crate::service::push::rules::{PUSH_RULES, push_rules_content};
 use crate::service::rooms::client_format::{ClientFormat, Json};
 use crate::service::rooms::view::RoomView;
 use crate::service::sync::told_members::Told;
+use crate::service::sync::unread::UnreadMemory;
 use crate::store::accounts::account_data::AccountData;
 use crate::store::cache::news::News;
 use crate::store::{Db, EventKey, Room};
@@ -199,6 +201,8 @@ struct SyncContext<'c> {
     ignored: Arc<Ignored>,
     /// Whether the user wants to see no invites.
     blocks_invites: bool,
+    /// What was unread when it was last told.
+    unread: &'c UnreadMemory,
     /// Where something changed since the client looked; none if it may be anywhere.
     news: Option<News>,
     /// The membership events that a client with lazy loading has.
@@ -295,6 +299,7 @@ impl Syncing<'_> {
                 position,
                 ignored,
                 blocks_invites,
+                unread: &self.unread_memory,
                 news,
                 known_members,
                 told_members,
@@ -371,7 +376,8 @@ fn answer(context: &SyncContext<'_>, now: Millis) -> Result<(SyncAnswer, devices
     Ok((answer, progress))
 }
 
-/// Global account data that changed; the first time there are also the push rules, which every account has.
+/// Global account data that changed; the first time there are also the push rules, which every account has, and later
+/// whenever the user changed them.
 fn global_account_data(
     context: &SyncContext<'_>,
     entries: &[AccountData],
@@ -382,11 +388,13 @@ fn global_account_data(
     if filter.wants_none() {
         return Ok(events);
     }
-    if is_first && filter.wants_type("m.push_rules") {
-        let rules = json!({"global": default_ruleset(context.user)});
-        events.events.push(basic_event("m.push_rules", &rules.to_string())?);
+    let changed = entries.iter().any(|entry| entry.event_type == PUSH_RULES);
+    if (is_first || changed) && filter.wants_type(PUSH_RULES) {
+        events.events.push(basic_event(PUSH_RULES, &push_rules_content(context.db, context.user)?)?);
     }
-    for entry in entries.iter().filter(|entry| filter.wants_type(&entry.event_type)) {
+    // What is stored of the rules is only what the user changed.
+    let others = entries.iter().filter(|entry| entry.event_type != PUSH_RULES);
+    for entry in others.filter(|entry| filter.wants_type(&entry.event_type)) {
         events.events.push(basic_event(&entry.event_type, &entry.content)?);
     }
     Ok(events)

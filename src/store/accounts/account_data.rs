@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
 use crate::protocol::{RoomId, UserId};
+use crate::store::push::recipients::{IGNORED, RULES};
 use crate::store::{Db, Tx};
 
 /// One entry of account data.
@@ -122,6 +123,9 @@ impl Tx<'_> {
                  VALUES (?, ?, ?, ?, ?)",
             )?
             .execute(params![user.as_str(), room_key(room), event_type, content, stream])?;
+        if room.is_none() && [RULES, IGNORED].contains(&event_type) {
+            self.remember(|cache| cache.forget_push_settings(user));
+        }
         self.wake_user(user);
         Ok(())
     }

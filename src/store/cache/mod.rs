@@ -31,11 +31,14 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomId, RoomVersion, UserId};
 use crate::store::cache::events::EventCache;
+use crate::store::push::recipients::Settings;
 use crate::store::rooms::events::ForwardExtremity;
 
 /// Rooms that are cached, and entries of the current states of all of them together.
 const ROOMS_MAX: usize = 256;
 const ENTRIES_MAX: usize = 20_000;
+/// Users of whom it is known what notifies them.
+const SETTINGS_MAX: usize = 10_000;
 
 /// What the writer keeps in memory.
 #[derive(Default)]
@@ -47,6 +50,8 @@ pub(super) struct WriterCache {
     is_anything_pending: Cell<Option<bool>>,
     /// By room version; they remember power levels, which most events of a room share.
     checkers: RefCell<HashMap<&'static str, Rc<AuthChecker>>>,
+    /// What users have in their push rules and ignored users that is not usual; none: nothing.
+    settings: RefCell<HashMap<UserId, Option<Rc<Settings>>>>,
     /// Of events and states.
     pub(super) events: EventCache,
 }
@@ -57,6 +62,8 @@ struct CachedRoom {
     extremities: Option<Arc<[ForwardExtremity]>>,
     /// Our users who are joined.
     audience: Option<Arc<[UserId]>>,
+    /// Those of them who have such settings.
+    special: Option<Rc<[(UserId, Rc<Settings>)]>>,
     /// Whether no other server was ever in it.
     alone: Option<bool>,
     /// The current state by type and state key; none where it has no event.
@@ -127,7 +134,35 @@ impl WriterCache {
 
     /// Somebody came to the room, or left it.
     pub(super) fn forget_audience(&self, room: RoomKey) {
-        self.forget(room, |about| about.audience = None);
+        self.forget(room, |about| (about.audience, about.special) = (None, None));
+    }
+
+    /// What a user has that is not usual. The outer `None`: it is not remembered.
+    pub(super) fn push_settings(&self, user: &UserId) -> Option<Option<Rc<Settings>>> {
+        self.settings.borrow().get(user).cloned()
+    }
+
+    pub(super) fn keep_push_settings(&self, user: &UserId, own: Option<Rc<Settings>>) {
+        let mut settings = self.settings.borrow_mut();
+        if settings.len() >= SETTINGS_MAX {
+            settings.clear();
+        }
+        settings.insert(user.clone(), own);
+    }
+
+    /// A user has other rules, or ignores others.
+    pub(super) fn forget_push_settings(&self, user: &UserId) {
+        self.settings.borrow_mut().remove(user);
+        self.rooms.borrow_mut().values_mut().for_each(|about| about.special = None);
+    }
+
+    /// Our users in the room who have something that is not usual.
+    pub(super) fn special_recipients(&self, room: RoomKey) -> Option<Rc<[(UserId, Rc<Settings>)]>> {
+        self.recall(room, |about| about.special.clone())
+    }
+
+    pub(super) fn keep_special_recipients(&self, room: RoomKey, special: Rc<[(UserId, Rc<Settings>)]>) {
+        self.keep(room, |about| about.special = Some(special));
     }
 
     /// Whether no other server was ever in the room.
@@ -243,6 +278,7 @@ impl WriterCache {
         self.entries.set(0);
         self.is_anything_pending.set(None);
         self.checkers.borrow_mut().clear();
+        self.settings.borrow_mut().clear();
         self.events.forget_all();
     }
 }

@@ -36,6 +36,8 @@ pub struct RoomNews {
     pub from: i64,
     /// The position of the last.
     pub upto: i64,
+    /// Whether something that was counted as unread is not any more, other than by being read.
+    pub recounted: bool,
 }
 
 pub(in crate::store) struct RecentNews(Mutex<NewsLog>);
@@ -55,6 +57,9 @@ struct Commit {
     users: HashSet<UserId>,
     /// Each with the users who are in the room, in order.
     rooms: Vec<(RoomKey, Arc<[UserId]>)>,
+    /// Rooms of which somebody has read more.
+    reads: Vec<(RoomKey, UserId)>,
+    recounted: HashSet<RoomKey>,
     /// What it adds to the users of the log.
     weight: usize,
 }
@@ -78,7 +83,15 @@ impl RecentNews {
         let rooms = changes.audiences.iter().map(|(room, audience)| (*room, audience.clone())).collect();
         let mut log = lock(&self.0);
         log.users += weight;
-        log.commits.push_back(Commit { from, upto, users: changes.users.clone(), rooms, weight });
+        log.commits.push_back(Commit {
+            from,
+            upto,
+            users: changes.users.clone(),
+            rooms,
+            reads: changes.reads.iter().cloned().collect(),
+            recounted: changes.recounted.clone(),
+            weight,
+        });
         while log.commits.len() > COMMITS_MAX || log.users > USERS_MAX {
             let Some(oldest) = log.commits.pop_front() else { break };
             log.users -= oldest.weight;
@@ -106,13 +119,19 @@ impl RecentNews {
         let first = log.commits.partition_point(|commit| commit.upto <= since);
         for commit in log.commits.range(first..).take_while(|commit| commit.upto <= upto) {
             news.own |= commit.users.contains(user);
-            for (room, audience) in &commit.rooms {
-                if audience.binary_search(user).is_err() {
-                    continue;
-                }
-                match news.rooms.iter_mut().find(|known| known.room == *room) {
-                    Some(known) => known.upto = commit.upto,
-                    None => news.rooms.push(RoomNews { room: *room, from: commit.from, upto: commit.upto }),
+            let heard = commit.rooms.iter().filter(|(_, audience)| audience.binary_search(user).is_ok());
+            let read = commit.reads.iter().filter(|(_, reader)| reader == user);
+            for room in heard.map(|(room, _)| *room).chain(read.map(|(room, _)| *room)) {
+                let recounted = commit.recounted.contains(&room);
+                match news.rooms.iter_mut().find(|known| known.room == room) {
+                    Some(known) => {
+                        known.upto = commit.upto;
+                        known.recounted |= recounted;
+                    }
+                    None => {
+                        let (from, upto) = (commit.from, commit.upto);
+                        news.rooms.push(RoomNews { room, from, upto, recounted });
+                    }
                 }
             }
         }
@@ -132,7 +151,12 @@ impl Store {
     /// The same up to the published position, which comes with it, without a look into the database.
     pub fn news_since(&self, user: &UserId, since: i64) -> Option<(News, i64)> {
         let position = self.position();
-        Some((self.shared.news.since(user, since, position)?, position))
+        Some((self.news_upto(user, since, position)?, position))
+    }
+
+    /// The same up to a position that was published before.
+    pub fn news_upto(&self, user: &UserId, since: i64, position: i64) -> Option<News> {
+        self.shared.news.since(user, since, position)
     }
 }
 
@@ -164,12 +188,12 @@ mod tests {
         assert_eq!(news.since(&user("alice"), 12, 13).unwrap(), News { own: false, rooms: Vec::new() });
         let bob = news.since(&user("bob"), 11, 13).unwrap();
         assert!(!bob.own);
-        assert!(bob.rooms.contains(&RoomNews { room: 1, from: 10, upto: 13 }));
-        assert!(bob.rooms.contains(&RoomNews { room: 2, from: 12, upto: 13 }));
+        assert!(bob.rooms.contains(&RoomNews { room: 1, from: 10, upto: 13, recounted: false }));
+        assert!(bob.rooms.contains(&RoomNews { room: 2, from: 12, upto: 13, recounted: false }));
         let earlier = news.since(&user("bob"), 10, 12).unwrap().rooms;
         assert_eq!(
             earlier,
-            [RoomNews { room: 1, from: 10, upto: 12 }],
+            [RoomNews { room: 1, from: 10, upto: 12, recounted: false }],
             "what is not seen yet is no news yet"
         );
     }

@@ -24,6 +24,10 @@ pub struct Changes {
     pub destinations: HashSet<ServerName>,
     /// Rooms with a new event or other state.
     pub rooms: HashSet<RoomKey>,
+    /// Rooms with a user of ours who has read more of them.
+    pub(in crate::store) reads: HashSet<(RoomKey, UserId)>,
+    /// Rooms in which something that was counted is nothing any more.
+    pub(in crate::store) recounted: HashSet<RoomKey>,
     /// Whether something is due now that the timer looks after.
     pub due: bool,
     /// Rooms with more forward extremities than is good.
@@ -60,6 +64,8 @@ impl Changes {
         self.outgoing_rooms.extend(other.outgoing_rooms);
         self.destinations.extend(other.destinations);
         self.rooms.extend(other.rooms);
+        self.reads.extend(other.reads);
+        self.recounted.extend(other.recounted);
         self.due |= other.due;
         self.forked.extend(other.forked);
         self.behind.extend(other.behind);

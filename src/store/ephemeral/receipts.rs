@@ -4,8 +4,8 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::clock::Millis;
 use crate::error::Result;
-use crate::protocol::UserId;
-use crate::store::{Db, RoomKey, Tx};
+use crate::protocol::{EventId, UserId};
+use crate::store::{Db, Place, RoomKey, Tx};
 
 /// The type of the receipts that everybody in the room sees.
 pub const READ: &str = "m.read";
@@ -104,8 +104,13 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Moves a receipt, and wakes those who may see it.
-    pub fn set_receipt(&mut self, room: RoomKey, receipt: &Receipt) -> Result<()> {
+    /// Moves a receipt, and wakes those who may see it; unless it is as far already, since another one was first. Whether
+    /// it moved.
+    pub fn set_receipt(&mut self, room: RoomKey, receipt: &Receipt) -> Result<bool> {
+        let place = self.place_in(room, &receipt.event_id)?;
+        if place.is_some() && place <= self.place_of_receipt(room, receipt)? {
+            return Ok(false);
+        }
         let stream = self.next_stream();
         let key = params![room, receipt.user_id, receipt.receipt_type];
         let threads: i64 = self
@@ -138,13 +143,46 @@ impl Tx<'_> {
                 stream
             ])?;
         self.note_ephemeral_change(room, stream)?;
-        if receipt.receipt_type == PRIVATE {
-            if let Ok(user) = UserId::parse(&receipt.user_id) {
-                self.wake_user(&user);
-            }
-            return Ok(());
+        if self.is_local(&receipt.user_id)
+            && let Ok(user) = UserId::parse(&receipt.user_id)
+        {
+            self.note_own_receipt(room, &user, receipt, place)?;
         }
-        self.wake_room(room)
+        if receipt.receipt_type != PRIVATE {
+            self.wake_room(room)?;
+        }
+        Ok(true)
+    }
+
+    /// Where an event of a room stands, if it is here.
+    fn place_in(&self, room: RoomKey, event: &str) -> Result<Option<Place>> {
+        let Ok(event) = EventId::parse(event) else { return Ok(None) };
+        Ok(self.event(&event)?.filter(|event| event.room == room).and_then(|event| event.place))
+    }
+
+    /// Where the event stands that this receipt has reached so far.
+    fn place_of_receipt(&self, room: RoomKey, receipt: &Receipt) -> Result<Option<Place>> {
+        let Ok(user) = UserId::parse(&receipt.user_id) else { return Ok(None) };
+        let before = self.receipt(room, &user, &receipt.receipt_type, &receipt.thread)?;
+        before.map_or(Ok(None), |before| self.place_in(room, &before))
+    }
+
+    /// What a receipt of a local user is to themselves.
+    fn note_own_receipt(
+        &mut self,
+        room: RoomKey,
+        user: &UserId,
+        receipt: &Receipt,
+        place: Option<Place>,
+    ) -> Result<()> {
+        if let Some(place) = place {
+            self.note_read(user, room, &receipt.thread, place)?;
+        }
+        if receipt.receipt_type == PRIVATE {
+            self.changes.reads.insert((room, user.clone()));
+            self.wake_user(user);
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth::PowerLevels;
 use crate::protocol::pdu::{Membership, PREV_EVENTS_MAX};
 use crate::protocol::{EventId, Pdu, ServerName, UserId, VerifiedPdu};
+use crate::store::push::evaluate::PlacedEvent;
 use crate::store::rooms::events::{CachedEvent, ForwardExtremity, NewEvent, Place, Status};
 use crate::store::rooms::snapshots::Delta;
 use crate::store::rooms::state::StateRef;
@@ -141,6 +142,9 @@ impl Tx<'_> {
                     let (event_id, depth) = (pdu.event_id().clone(), pdu.depth());
                     self.remember_extremity(room.key, ForwardExtremity { key, event_id, depth, state_after });
                 }
+            }
+            if let Some(stream) = appended.stream.filter(|_| event.history.is_none()) {
+                self.notify(&PlacedEvent { room, pdu, key, stream })?;
             }
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
@@ -314,6 +318,7 @@ impl Tx<'_> {
         let target = self.event_by_key(target)?;
         if target.redacted_by.is_none() {
             self.redact_event(target.key, redaction, &target.pdu.redacted()?)?;
+            self.forget_notifications(&target)?;
         }
         Ok(())
     }

@@ -207,6 +207,9 @@ impl Tx<'_> {
             Effect::Save { row, tell: true } => {
                 let stream = self.next_stream();
                 self.save_remote_membership(row, stream)?;
+                if row.state == RemoteState::Invited {
+                    self.notify_of_remote_invite(row, stream)?;
+                }
                 self.wake_user(&row.user_id);
                 Ok(())
             }

@@ -39,7 +39,7 @@ use self::extensions::RoomScope;
 use self::request::SlidingRequest;
 use self::room_list::{RoomList, RoomLists};
 use self::rooms::{RoomNews, RoomTeller, may_have_news};
-use self::select::{Configs, Selected, Selection};
+use self::select::{Configs, RoomChanges, Selected, Selection};
 use super::{SyncContext, SyncRequest, Syncing};
 use crate::bounded::{BoundedMap, Worth};
 use crate::clock::Millis;
@@ -210,6 +210,7 @@ impl Syncing<'_> {
                 position,
                 ignored,
                 blocks_invites,
+                unread: &self.unread_memory,
                 news: None,
                 known_members: Arc::default(),
                 told_members: RefCell::default(),
@@ -239,7 +240,8 @@ impl Syncing<'_> {
                 break;
             }
             let (config, digest) = configs.of(selected);
-            let looked = look(context, &mut connection, selected, (&config, digest), &mut asked);
+            let looked =
+                look(context, &mut connection, (selected, changes.as_ref()), (&config, digest), &mut asked);
             let told_news = looked.and_then(|(before, news)| {
                 let mut told = news.told;
                 if let Some(told) = &mut told {
@@ -336,7 +338,7 @@ impl Syncing<'_> {
 fn look(
     context: &SyncContext<'_>,
     connection: &mut Connection,
-    selected: &Selected,
+    (selected, changes): (&Selected, Option<&RoomChanges>),
     (config, digest): (&request::RoomConfig, u64),
     asked: &mut Vec<u64>,
 ) -> Result<(Option<connection::Told>, RoomNews)> {
@@ -345,7 +347,12 @@ fn look(
         connection.keep_config(digest, &config.required_state);
         asked.push(digest);
     }
-    let news = match may_have_news(selected, before.as_ref(), config, digest) {
+    let read = match (selected.room.as_ref().and_then(|room| room.key), changes) {
+        (Some(key), Some(changes)) => changes.reads.get(&key).copied().unwrap_or(0),
+        (Some(key), None) => context.db.last_read(key, context.user)?,
+        (None, _) => 0,
+    };
+    let news = match may_have_news(selected, before.as_ref(), (config, digest), read) {
         true => RoomTeller { context, connection }.news(selected, before.as_ref(), (config, digest))?,
         false => RoomNews { answer: None, told: before.clone() },
     };

@@ -15,6 +15,7 @@ use crate::service::rooms::timeline::{Page, PaginationToken, latest};
 use crate::service::rooms::view::{Access, RoomView, membership_known_at};
 use crate::service::sync::joined::events_of;
 use crate::service::sync::{SyncContext, not_joined};
+use crate::store::push::unread::Unread;
 use crate::store::rooms::memberships::RoomOfUser;
 use crate::store::{Place, Room};
 
@@ -60,6 +61,8 @@ pub struct RoomAnswer {
     pub joined_count: Option<u64>,
     /// How many are invited.
     pub invited_count: Option<u64>,
+    /// What is unread.
+    pub unread: Unread,
     /// By what clients have their rooms in order (rule 5).
     pub bump_stamp: Option<i64>,
 }
@@ -91,11 +94,18 @@ pub struct RoomTeller<'t> {
 }
 
 /// Whether an answer has anything to tell of a room, as far as that can be seen without looking into it.
-pub fn may_have_news(selected: &Selected, told: Option<&Told>, config: &RoomConfig, digest: u64) -> bool {
+/// `read`: when the user last read more of it.
+pub fn may_have_news(
+    selected: &Selected,
+    told: Option<&Told>,
+    (config, digest): (&RoomConfig, u64),
+    read: i64,
+) -> bool {
     let (Some(room), Some(told)) = (&selected.room, told) else { return true };
     room.activity > told.seen
         || told.listed != told_as(room)
         || told.is_dm != selected.is_dm
+        || (told.listed == ToldAs::Joined && read > told.seen)
         || (told.listed == ToldAs::Joined && (config.timeline_limit > told.timeline || digest != told.config))
 }
 
@@ -173,6 +183,7 @@ impl RoomTeller<'_> {
         answer.is_dm = is_dm_news(selected, known);
         self.add_members(&mut answer, &view, &state)?;
         let activity = context.db.room_activity(room.key)?;
+        let read = context.db.last_read(room.key, context.user)?;
         answer.bump_stamp = match known {
             None if activity.bump > 0 => Some(activity.bump),
             None => Some(joined_at),
@@ -194,7 +205,12 @@ impl RoomTeller<'_> {
             ..told.cloned().unwrap_or_default()
         };
         // What was looked at and is nothing to this client need not be looked at again.
-        let silent = !answer.initial && answer.is_empty() && !expanded;
+        let recounted = known.is_some_and(|told| read > told.seen);
+        let silent = !answer.initial && answer.is_empty() && !expanded && !recounted;
+        if !silent {
+            answer.unread =
+                context.unread.counts(context.db, context.user, room.key, context.position)?.in_all();
+        }
         Ok(RoomNews { answer: (!silent).then_some(answer), told: Some(told_now) })
     }
 

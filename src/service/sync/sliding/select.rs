@@ -12,6 +12,7 @@ use super::room_list::{ListedRoom, RoomList, Window, look_at};
 use crate::error::Result;
 use crate::protocol::RoomId;
 use crate::service::sync::SyncContext;
+use crate::store::RoomKey;
 
 /// A room to be looked at.
 pub struct Selected {
@@ -43,6 +44,8 @@ pub struct RoomChanges {
     pub ephemeral: HashMap<RoomId, i64>,
     /// Of the user's account data.
     pub account_data: HashMap<RoomId, i64>,
+    /// Of what the user has read.
+    pub reads: HashMap<RoomKey, i64>,
 }
 
 /// More rooms than these are not looked up one by one: what is known of all of the user's is read at once.
@@ -82,6 +85,7 @@ pub fn select(
             changes = Some(RoomChanges {
                 ephemeral: context.db.ephemeral_changes_of_rooms(context.user)?.into_iter().collect(),
                 account_data: context.db.account_data_changes_of_rooms(context.user)?.into_iter().collect(),
+                reads: context.db.last_reads(context.user)?.into_iter().collect(),
             });
         }
         let mut selected: Vec<Selected> =
@@ -108,6 +112,8 @@ fn rooms_with_other_news(
     rooms.extend(context.db.rooms_of_since(context.user, since)?.into_iter().map(|of_user| of_user.room_id));
     let remote = context.db.remote_memberships_of(context.user, since, true)?;
     rooms.extend(remote.into_iter().map(|row| row.room_id.clone()));
+    let read = context.db.rooms_read_since(context.user, since)?;
+    rooms.extend(read.iter().filter_map(|key| list.room_id(*key)).cloned());
     if request.extensions.receipts.is_some() || request.extensions.typing.is_some() {
         let keys = context.db.joined_rooms_with_ephemeral(context.user, since)?;
         rooms.extend(keys.iter().filter_map(|key| list.room_id(*key)).cloned());

@@ -1,0 +1,85 @@
+//! An event as the conditions of push rules look at it: read once for all whom it may notify.
+
+use std::cell::OnceCell;
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
+use crate::protocol::glob::{Glob, is_word_char};
+use crate::protocol::{Pdu, UserId};
+
+/// One event.
+pub struct PushEvent {
+    object: Map<String, Value>,
+    body: OnceCell<Option<Body>>,
+}
+
+/// The text of a message.
+pub(super) struct Body {
+    /// Without regard to case.
+    pub(super) text: Vec<char>,
+    words: OnceCell<HashSet<String>>,
+}
+
+/// What conditions ask of the room.
+pub struct RoomFacts<'r> {
+    /// How many users are joined.
+    pub joined: u64,
+    /// Whether the power level of the event's sender suffices for notifications of this kind.
+    pub sender_may_notify: &'r dyn Fn(&str) -> bool,
+}
+
+/// Whom the event may notify.
+pub struct Recipient<'r> {
+    /// The user.
+    pub user: &'r UserId,
+    /// Their display name in the room.
+    pub display_name: &'r dyn Fn() -> Option<String>,
+}
+
+impl PushEvent {
+    /// An event of a room, with its ids, which some room versions do not have in the event itself.
+    pub fn of(pdu: &Pdu) -> Self {
+        let mut object = pdu.to_object();
+        object.insert("event_id".into(), pdu.event_id().as_str().into());
+        object.insert("room_id".into(), pdu.room_id().as_str().into());
+        Self::from_object(object)
+    }
+
+    /// An event as an object.
+    pub fn from_object(object: Map<String, Value>) -> Self {
+        Self { object, body: OnceCell::new() }
+    }
+
+    /// What the predefined rules look for by a user's id: whom the event mentions, and whom it is the state of.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let path = ["content", "m.mentions", "user_ids"].map(str::to_owned);
+        let mentioned = self.property(&path).and_then(Value::as_array).into_iter().flatten();
+        mentioned.chain(self.object.get("state_key")).filter_map(Value::as_str)
+    }
+
+    /// The property at a path.
+    pub(super) fn property(&self, path: &[String]) -> Option<&Value> {
+        let (first, rest) = path.split_first()?;
+        rest.iter().try_fold(self.object.get(first)?, |value, name| value.as_object()?.get(name))
+    }
+
+    pub(super) fn body(&self) -> Option<&Body> {
+        let read = || {
+            let body = self.object.get("content")?.get("body")?.as_str()?;
+            Some(Body { text: Glob::fold(body), words: OnceCell::new() })
+        };
+        self.body.get_or_init(read).as_ref()
+    }
+}
+
+impl Body {
+    /// Whether this, which is nothing but characters of words, stands there between two word boundaries.
+    pub(super) fn has_word(&self, word: &str) -> bool {
+        let words = || {
+            let words = self.text.split(|c| !is_word_char(*c)).filter(|word| !word.is_empty());
+            words.map(|word| word.iter().collect()).collect()
+        };
+        self.words.get_or_init(words).contains(word)
+    }
+}

@@ -1,0 +1,149 @@
+//! The push rules that everybody begins with (client-server API, "Predefined Rules"), in their order.
+
+use serde_json::{Value, json};
+
+use crate::protocol::UserId;
+
+fn rule(rule_id: &str, enabled: bool, conditions: Value, actions: Value) -> Value {
+    json!({
+        "rule_id": rule_id,
+        "default": true,
+        "enabled": enabled,
+        "conditions": conditions,
+        "actions": actions,
+    })
+}
+
+fn event_match(key: &str, pattern: &str) -> Value {
+    json!({"kind": "event_match", "key": key, "pattern": pattern})
+}
+
+fn notify(tweaks: &[Value]) -> Value {
+    let mut actions = vec![json!("notify")];
+    actions.extend_from_slice(tweaks);
+    Value::Array(actions)
+}
+
+fn sound(name: &str) -> Value {
+    json!({"set_tweak": "sound", "value": name})
+}
+
+fn highlight() -> Value {
+    json!({"set_tweak": "highlight"})
+}
+
+fn mentions_user(user: &UserId) -> Value {
+    json!({"kind": "event_property_contains", "key": r"content.m\.mentions.user_ids", "value": user})
+}
+
+fn mentions_room() -> [Value; 2] {
+    [
+        json!({"kind": "event_property_is", "key": r"content.m\.mentions.room", "value": true}),
+        json!({"kind": "sender_notification_permission", "key": "room"}),
+    ]
+}
+
+/// The rule that "has always a higher priority than any other rule".
+pub(super) fn master() -> Value {
+    rule(".m.rule.master", false, json!([]), json!([]))
+}
+
+/// The override rules behind the user's own. `calls`: those that make a call ring (MSC4075) are among them.
+pub(super) fn override_rules(user: &UserId, calls: bool) -> Vec<Value> {
+    let nothing = || json!([]);
+    let of_type = |event_type| event_match("type", event_type);
+    let no_key = || event_match("state_key", "");
+    let mut rules = vec![
+        rule(
+            ".m.rule.suppress_notices",
+            true,
+            json!([event_match("content.msgtype", "m.notice")]),
+            nothing(),
+        ),
+        rule(
+            ".m.rule.invite_for_me",
+            true,
+            json!([
+                of_type("m.room.member"),
+                event_match("content.membership", "invite"),
+                event_match("state_key", user.as_str()),
+            ]),
+            notify(&[sound("default")]),
+        ),
+        rule(".m.rule.member_event", true, json!([of_type("m.room.member")]), nothing()),
+    ];
+    if calls {
+        rules.extend(call_rules(user));
+    }
+    let [room, permission] = mentions_room();
+    rules.extend([
+        rule(
+            ".m.rule.is_user_mention",
+            true,
+            json!([mentions_user(user)]),
+            notify(&[sound("default"), highlight()]),
+        ),
+        rule(".m.rule.is_room_mention", true, json!([room, permission]), notify(&[highlight()])),
+        rule(
+            ".m.rule.tombstone",
+            true,
+            json!([of_type("m.room.tombstone"), no_key()]),
+            notify(&[highlight()]),
+        ),
+        rule(".m.rule.reaction", true, json!([of_type("m.reaction")]), nothing()),
+        rule(".m.rule.room.server_acl", true, json!([of_type("m.room.server_acl"), no_key()]), nothing()),
+        rule(
+            ".m.rule.suppress_edits",
+            true,
+            json!([{
+                "kind": "event_property_is",
+                "key": r"content.m\.relates_to.rel_type",
+                "value": "m.replace",
+            }]),
+            nothing(),
+        ),
+    ]);
+    rules
+}
+
+fn call_rules(user: &UserId) -> [Value; 2] {
+    let of_call = || event_match("type", "org.matrix.msc4075.rtc.notification");
+    let [room, permission] = mentions_room();
+    [
+        rule(
+            ".org.matrix.msc4075.rule.rtc.invite_for_me",
+            true,
+            json!([of_call(), mentions_user(user)]),
+            notify(&[sound("ring")]),
+        ),
+        rule(
+            ".org.matrix.msc4075.rule.rtc.invite_for_room",
+            true,
+            json!([of_call(), room, permission]),
+            notify(&[sound("ring")]),
+        ),
+    ]
+}
+
+/// The underride rules behind the user's own.
+pub(super) fn underride_rules() -> Vec<Value> {
+    let of_type = |event_type| event_match("type", event_type);
+    let two_members = || json!({"kind": "room_member_count", "is": "2"});
+    vec![
+        rule(".m.rule.call", true, json!([of_type("m.call.invite")]), notify(&[sound("ring")])),
+        rule(
+            ".m.rule.encrypted_room_one_to_one",
+            true,
+            json!([two_members(), of_type("m.room.encrypted")]),
+            notify(&[sound("default")]),
+        ),
+        rule(
+            ".m.rule.room_one_to_one",
+            true,
+            json!([two_members(), of_type("m.room.message")]),
+            notify(&[sound("default")]),
+        ),
+        rule(".m.rule.message", true, json!([of_type("m.room.message")]), notify(&[])),
+        rule(".m.rule.encrypted", true, json!([of_type("m.room.encrypted")]), notify(&[])),
+    ]
+}

@@ -1,0 +1,251 @@
+//! Rules that were compiled, in the order in which they are asked, and what they make of an event.
+
+use serde_json::{Value, json};
+
+use super::condition::Condition;
+use super::event::{PushEvent, Recipient, RoomFacts};
+use super::user_rules::RuleKind;
+use crate::protocol::glob::Steps;
+
+/// What an event is to a user.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Outcome {
+    /// Whether they are notified at all; the others are false if they are not.
+    pub notify: bool,
+    /// Whether it is highlighted.
+    pub highlight: bool,
+    /// Whether there is a sound.
+    pub sound: bool,
+}
+
+impl Outcome {
+    /// The number that stands for it: 1 for `notify`, 2 for `highlight`, 4 for `sound`.
+    pub fn code(self) -> u8 {
+        u8::from(self.notify) | u8::from(self.highlight) << 1 | u8::from(self.sound) << 2
+    }
+
+    /// What a number stands for.
+    pub fn of_code(code: u8) -> Self {
+        Self { notify: code & 1 != 0, highlight: code & 2 != 0, sound: code & 4 != 0 }
+    }
+
+    /// The actions that usually lead to it: the sound is the default one.
+    pub fn usual_actions(self) -> Vec<Value> {
+        let mut actions = Vec::new();
+        if self.notify {
+            actions.push(json!("notify"));
+        }
+        if self.sound {
+            actions.push(json!({"set_tweak": "sound", "value": "default"}));
+        }
+        if self.highlight {
+            actions.push(json!({"set_tweak": "highlight"}));
+        }
+        actions
+    }
+}
+
+/// The actions of a rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Actions {
+    /// What they lead to.
+    pub outcome: Outcome,
+    /// The actions as JSON, where they are not those that usually lead to it.
+    pub unusual: Option<String>,
+}
+
+impl Actions {
+    /// Reads the actions of a rule. Unknown ones are ignored, as are those of history (`dont_notify`, `coalesce`).
+    pub fn of(actions: &[Value]) -> Self {
+        let notify = actions.iter().any(|action| action == "notify");
+        if !notify {
+            return Self::default();
+        }
+        let tweak = |name: &str| actions.iter().rev().find(|action| action["set_tweak"] == name);
+        // "If a highlight tweak is given with no value, its value is defined to be true."
+        let highlight =
+            tweak("highlight").is_some_and(|tweak| tweak.get("value") != Some(&Value::Bool(false)));
+        let sound = tweak("sound").is_some_and(|tweak| tweak["value"].is_string());
+        let outcome = Outcome { notify, highlight, sound };
+        let told: Vec<&Value> =
+            actions.iter().filter(|action| *action == "notify" || action["set_tweak"].is_string()).collect();
+        let same = |tweak: &Value| match tweak["set_tweak"].as_str() {
+            Some("sound") => tweak["value"] == "default" || !sound,
+            Some("highlight") => !highlight || tweak.get("value").is_none_or(|value| *value == true),
+            Some(_) => false,
+            None => true,
+        };
+        let unusual = (!told.iter().all(|action| same(action))).then(|| json!(told).to_string());
+        Self { outcome, unusual }
+    }
+}
+
+/// Rules, compiled.
+#[derive(Debug, Default)]
+pub struct RuleSet {
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    conditions: Vec<Condition>,
+    actions: Actions,
+}
+
+impl RuleSet {
+    /// Compiles a ruleset as clients read it. `user`: whose it is.
+    pub fn compile(ruleset: &Value, user: &str) -> Self {
+        let mut rules = Vec::new();
+        for kind in RuleKind::ALL {
+            let of_kind = ruleset.get(kind.as_str()).and_then(Value::as_array);
+            for rule in of_kind.into_iter().flatten() {
+                // "Disabled rules never match."
+                if rule["enabled"] == true {
+                    rules.push(Rule {
+                        conditions: conditions(kind, rule, user),
+                        actions: Actions::of(rule["actions"].as_array().map_or(&[][..], Vec::as_slice)),
+                    });
+                }
+            }
+        }
+        Self { rules }
+    }
+
+    /// What the first rule whose conditions hold says to do; none if there is no such rule. `recipient`: none for
+    /// somebody whom the event does not name, if these are the predefined rules. Text is looked through for as many
+    /// steps as there are.
+    pub fn evaluate(
+        &self,
+        event: &PushEvent,
+        room: &RoomFacts<'_>,
+        recipient: Option<&Recipient<'_>>,
+        steps: &Steps,
+    ) -> Option<&Actions> {
+        let holds = |rule: &&Rule| {
+            rule.conditions.iter().all(|condition| condition.holds(event, room, recipient, steps))
+        };
+        self.rules.iter().find(holds).map(|rule| &rule.actions)
+    }
+}
+
+fn conditions(kind: RuleKind, rule: &Value, user: &str) -> Vec<Condition> {
+    let id = rule["rule_id"].as_str().unwrap_or_default();
+    match kind {
+        RuleKind::Override | RuleKind::Underride => {
+            let predefined = rule["default"] == true;
+            let all = rule["conditions"].as_array().into_iter().flatten();
+            all.map(|condition| match Condition::of(condition) {
+                Condition::Contains { path, value } if predefined && value == user => {
+                    Condition::ContainsRecipient { path }
+                }
+                Condition::Match { path, .. } if predefined && condition["pattern"] == user => {
+                    Condition::IsRecipient { path }
+                }
+                other => other,
+            })
+            .collect()
+        }
+        RuleKind::ContentSpecific => {
+            let pattern = rule["pattern"].as_str();
+            vec![pattern.map_or(Condition::Never, |pattern| Condition::matching("content.body", pattern))]
+        }
+        RuleKind::RoomSpecific => vec![is("room_id", id)],
+        RuleKind::SenderSpecific => vec![is("sender", id)],
+    }
+}
+
+fn is(key: &str, id: &str) -> Condition {
+    Condition::Is { path: vec![key.to_owned()], value: id.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::UserId;
+    use crate::protocol::push_rules::UserRules;
+
+    const ALICE: &str = "@alice:a.example";
+
+    fn outcome(rules: &UserRules, event: &Value) -> Outcome {
+        let user = UserId::parse(ALICE).expect("a user id");
+        let set = RuleSet::compile(&rules.ruleset(&user, true), user.as_str());
+        let event = PushEvent::from_object(event.as_object().expect("an object").clone());
+        let room = RoomFacts {
+            joined: 3,
+            sender_may_notify: &|_| {
+                event.property(&["sender".into()]).is_some_and(|s| s == "@admin:a.example")
+            },
+        };
+        let recipient = Recipient { user: &user, display_name: &|| None };
+        let found = set.evaluate(&event, &room, Some(&recipient), &Steps::new(usize::MAX));
+        found.map(|actions| actions.outcome).unwrap_or_default()
+    }
+
+    const NOTHING: Outcome = Outcome { notify: false, highlight: false, sound: false };
+    const NOTIFY: Outcome = Outcome { notify: true, highlight: false, sound: false };
+    const SOUND: Outcome = Outcome { notify: true, highlight: false, sound: true };
+    const HIGHLIGHT: Outcome = Outcome { notify: true, highlight: true, sound: false };
+    const MENTION: Outcome = Outcome { notify: true, highlight: true, sound: true };
+
+    #[test]
+    fn the_predefined_rules_make_of_each_event_what_the_specification_says() {
+        let message = |content: Value| json!({"type": "m.room.message", "sender": "@bob:a.example", "content": content});
+        let mut by_admin = message(json!({"body": "all", "m.mentions": {"room": true}}));
+        by_admin["sender"] = json!("@admin:a.example");
+        for (event, expected) in [
+            (message(json!({"msgtype": "m.text", "body": "hi"})), NOTIFY),
+            (message(json!({"msgtype": "m.notice", "body": "hi"})), NOTHING),
+            (message(json!({"body": "hi", "m.mentions": {"user_ids": [ALICE]}})), MENTION),
+            (message(json!({"body": "hi", "m.mentions": {"user_ids": ["@bob:a.example"]}})), NOTIFY),
+            (message(json!({"body": "all", "m.mentions": {"room": true}})), NOTIFY),
+            (by_admin, HIGHLIGHT),
+            (message(json!({"body": "hi alice", "m.relates_to": {"rel_type": "m.replace"}})), NOTHING),
+            (json!({"type": "m.room.encrypted", "content": {}}), NOTIFY),
+            (json!({"type": "m.reaction", "content": {"m.mentions": {"user_ids": [ALICE]}}}), MENTION),
+            (json!({"type": "m.reaction", "content": {}}), NOTHING),
+            (
+                json!({"type": "m.room.member", "state_key": ALICE, "content": {"membership": "invite"}}),
+                SOUND,
+            ),
+            (
+                json!({"type": "m.room.member", "state_key": "@x:a", "content": {"membership": "invite"}}),
+                NOTHING,
+            ),
+            (json!({"type": "m.room.tombstone", "state_key": "", "content": {}}), HIGHLIGHT),
+            (json!({"type": "m.room.tombstone", "content": {}}), NOTHING),
+            (json!({"type": "m.room.server_acl", "state_key": "", "content": {}}), NOTHING),
+            (json!({"type": "m.call.invite", "content": {}}), SOUND),
+            (
+                json!({"type": "org.matrix.msc4075.rtc.notification", "content": {"m.mentions": {"user_ids": [ALICE]}}}),
+                SOUND,
+            ),
+            (json!({"type": "m.room.topic", "state_key": "", "content": {"topic": "x"}}), NOTHING),
+        ] {
+            assert_eq!(outcome(&UserRules::default(), &event), expected, "{event}");
+        }
+    }
+
+    #[test]
+    fn actions_come_to_what_they_say_and_unknown_ones_to_nothing() {
+        for (actions, expected, usual) in [
+            (json!([]), NOTHING, true),
+            (json!(["dont_notify"]), NOTHING, true),
+            (json!(["coalesce"]), NOTHING, true),
+            (json!([{"set_tweak": "highlight"}]), NOTHING, true),
+            (json!(["notify"]), NOTIFY, true),
+            (json!(["notify", "org.example.dance", {"x": 1}, 7]), NOTIFY, true),
+            (json!(["notify", {"set_tweak": "highlight"}]), HIGHLIGHT, true),
+            (json!(["notify", {"set_tweak": "highlight", "value": true}]), HIGHLIGHT, true),
+            (json!(["notify", {"set_tweak": "highlight", "value": false}]), NOTIFY, true),
+            (json!(["notify", {"set_tweak": "sound", "value": "default"}]), SOUND, true),
+            (json!(["notify", {"set_tweak": "sound", "value": "ring"}]), SOUND, false),
+            (json!(["notify", {"set_tweak": "colour", "value": "red"}]), NOTIFY, false),
+        ] {
+            let found = Actions::of(actions.as_array().expect("a list"));
+            assert_eq!((found.outcome, found.unusual.is_none()), (expected, usual), "{actions}");
+            assert_eq!(Outcome::of_code(expected.code()), expected);
+            let again = Actions::of(&expected.usual_actions());
+            assert_eq!(again, Actions { outcome: expected, unusual: None });
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The rows by which users are notified, and what is read of them.
+
+use serde_json::{Value, json};
+
+use crate::TestServer;
+use crate::protocol::push_rules::Outcome;
+use crate::protocol::{RoomId, UserId};
+use crate::store::push::notifications::Notification;
+use crate::store::push::unread::{Badge, Unread};
+use crate::testing::{TestUser, segment};
+
+const NOTIFY: Outcome = Outcome { notify: true, highlight: false, sound: false };
+const MENTION: Outcome = Outcome { notify: true, highlight: true, sound: true };
+const SOUND: Outcome = Outcome { notify: true, highlight: false, sound: true };
+
+fn id(user: &TestUser) -> UserId {
+    UserId::parse(user.id()).expect("a user id")
+}
+
+fn mute(user: &TestUser, room: &str) {
+    let path = format!("/_matrix/client/v3/pushrules/global/room/{}", segment(room));
+    user.put(&path, json!({"actions": []}));
+}
+
+fn mention(user: &TestUser, room: &str, whom: &[&TestUser]) -> String {
+    let users: Vec<&str> = whom.iter().map(|user| user.id()).collect();
+    let content = json!({"msgtype": "m.text", "body": "you", "m.mentions": {"user_ids": users}});
+    let path = format!(
+        "/_matrix/client/v3/rooms/{}/send/m.room.message/{}",
+        segment(room),
+        crate::random::letters(12)
+    );
+    user.put(&path, content)["event_id"].as_str().expect("an event id").to_owned()
+}
+
+/// The rows of the last event that has any: whether there is one for all, and how many of users.
+fn rows(server: &TestServer) -> (i64, i64) {
+    let counted = server.homeserver().store.read(|db| {
+        let last = "SELECT coalesce(max(stream), 0) FROM (SELECT stream FROM notifications
+             UNION ALL SELECT stream FROM notifications_of_users)";
+        let last: i64 = db.conn().query_row(last, [], |row| row.get(0))?;
+        let count = |table: &str| -> crate::error::Result<i64> {
+            let sql = format!("SELECT count(*) FROM {table} WHERE stream = ?1");
+            Ok(db.conn().query_row(&sql, [last], |row| row.get(0))?)
+        };
+        Ok((count("notifications")?, count("notifications_of_users")?))
+    });
+    counted.expect("read")
+}
+
+fn after(server: &TestServer, user: &TestUser, after: i64, limit: usize) -> Vec<Notification> {
+    let user = id(user);
+    server.homeserver().store.read(|db| db.notifications_after(&user, after, limit)).expect("read")
+}
+
+fn before(
+    server: &TestServer,
+    user: &TestUser,
+    before: i64,
+    highlights: bool,
+    limit: usize,
+) -> Vec<Notification> {
+    let user = id(user);
+    let store = &server.homeserver().store;
+    store.read(|db| db.notifications_before(&user, before, highlights, limit)).expect("read")
+}
+
+fn badge(server: &TestServer, user: &TestUser) -> Badge {
+    let user = id(user);
+    server.homeserver().store.read(|db| db.badge(&user)).expect("read")
+}
+
+fn unread(server: &TestServer, user: &TestUser, room: &str) -> Unread {
+    let (user, room) = (id(user), RoomId::parse(room).expect("a room id"));
+    let store = &server.homeserver().store;
+    let counts = store.read(|db| {
+        let room = db.room(&room)?.expect("the room");
+        db.unread_counts(&user, room.key)
+    });
+    counts.expect("read").in_all()
+}
+
+#[test]
+fn what_an_event_is_to_most_has_one_row_and_only_to_the_others_one_each() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let others: Vec<TestUser> = (0..5).map(|number| server.user(&format!("user{number}"))).collect();
+    others.iter().for_each(|other| drop(other.join(&room)));
+    alice.send(&room, "to all");
+    assert_eq!(rows(&server), (1, 0));
+    mention(&alice, &room, &[&others[0]]);
+    assert_eq!(rows(&server), (1, 1));
+    let all: Vec<&TestUser> = others.iter().collect();
+    mention(&alice, &room, &all);
+    assert_eq!(rows(&server), (1, 0), "that is what it is to all");
+    mention(&alice, &room, &all[..4]);
+    assert_eq!(rows(&server), (1, 1), "and here to most");
+    let counts = |number: usize| unread(&server, &others[number], &room);
+    assert_eq!(counts(0), Unread { notifications: 4, highlights: 3 });
+    assert_eq!(counts(4), Unread { notifications: 4, highlights: 1 });
+    others[..3].iter().for_each(|other| mute(other, &room));
+    alice.send(&room, "to two");
+    assert_eq!(rows(&server), (0, 2), "most have muted the room");
+    mention(&alice, &room, &[&others[0]]);
+    assert_eq!(rows(&server), (1, 3));
+    assert_eq!(counts(0), Unread { notifications: 5, highlights: 4 });
+    assert_eq!(counts(1), Unread { notifications: 4, highlights: 2 });
+    assert_eq!(counts(4), Unread { notifications: 6, highlights: 1 });
+    let alone = alice.create_room();
+    alice.send(&alone, "to nobody");
+    assert_eq!(rows(&server), (1, 3), "nothing was added");
+}
+
+#[test]
+fn notifications_are_read_one_by_one_in_both_directions() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let (room, other) = (alice.create_room(), alice.create_room());
+    for user in [&bob, &carol] {
+        user.join(&room);
+        user.join(&other);
+    }
+    alice.send(&room, "one");
+    mention(&alice, &other, &[&bob]);
+    bob.send(&room, "mine");
+    let gone = alice.send(&room, "gone");
+    alice.send(&other, "two");
+    let path = format!("/_matrix/client/v3/rooms/{}/redact/{}/1", segment(&room), segment(&gone));
+    alice.put(&path, json!({}));
+    let all = after(&server, &bob, 0, 10);
+    let seen: Vec<(&str, Outcome)> = all.iter().map(|n| (n.room_id.as_str(), n.outcome)).collect();
+    assert_eq!(seen, [(&room[..], NOTIFY), (&other[..], MENTION), (&other[..], NOTIFY)]);
+    assert!(all.windows(2).all(|pair| pair[0].stream < pair[1].stream));
+    assert_eq!(all[0].actions().expect("actions"), [json!("notify")]);
+    assert_eq!(after(&server, &bob, 0, 2), all[..2]);
+    assert_eq!(after(&server, &bob, all[1].stream, 10), all[2..]);
+    assert_eq!(after(&server, &carol, 0, 10).len(), 4, "carol hears of bob's too");
+    let mut backwards = before(&server, &bob, i64::MAX, false, 10);
+    assert_eq!(before(&server, &bob, all[2].stream, false, 1), [all[1].clone()]);
+    assert_eq!(before(&server, &bob, i64::MAX, true, 10), [all[1].clone()]);
+    backwards.reverse();
+    assert_eq!(backwards, all);
+    bob.leave(&other);
+    assert_eq!(after(&server, &bob, 0, 10), all[..1], "nothing of rooms that were left");
+}
+
+#[test]
+fn an_invite_is_notified_of_until_it_is_answered_and_so_is_no_blocked_one() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({"preset": "private_chat"}));
+    alice.invite(&room, bob.id());
+    let all = after(&server, &bob, 0, 10);
+    assert_eq!(all.iter().map(|n| (n.outcome, n.room_id.as_str())).collect::<Vec<_>>(), [(SOUND, &room[..])]);
+    assert_eq!(badge(&server, &bob), Badge { invites: 1, rooms: 0, notifications: 0 });
+    bob.join(&room);
+    assert_eq!(badge(&server, &bob), Badge::default());
+    assert!(after(&server, &bob, 0, 10).is_empty());
+    alice.send(&room, "one");
+    alice.send(&room, "two");
+    assert_eq!(badge(&server, &bob), Badge { invites: 0, rooms: 1, notifications: 2 });
+    bob.leave(&room);
+    assert_eq!(badge(&server, &bob), Badge::default(), "a room that was left does not count");
+    let ignored: Value = json!({"ignored_users": {alice.id(): {}}});
+    let path = format!("/_matrix/client/v3/user/{}/account_data/m.ignored_user_list", segment(bob.id()));
+    bob.put(&path, ignored);
+    alice.invite(&room, bob.id());
+    assert!(after(&server, &bob, 0, 10).is_empty(), "of who is ignored");
+}

@@ -1,0 +1,242 @@
+//! What an event is to those whom it may notify: by their rules, in the transaction that accepts it, so that it comes
+//! with its count to everybody who hears of it.
+//!
+//! To most it is the same, whatever their number: they have the predefined rules, and the event names few of them. So
+//! there is one row for all of them, and one for each to whom it is something else. If that is what it is to more, the
+//! first row says that.
+
+use std::collections::{HashMap, HashSet};
+
+use super::notifications::{NewNotification, OwnNotification};
+use crate::error::Result;
+use crate::protocol::event_auth::PowerLevels;
+use crate::protocol::glob::Steps;
+use crate::protocol::pdu::Membership;
+use crate::protocol::push_rules::{Actions, Outcome, PushEvent, Recipient, RoomFacts, RuleSet};
+use crate::protocol::remote_membership::RemoteMembership;
+use crate::protocol::{Pdu, UserId, content};
+use crate::store::push::unread::MAIN_THREAD;
+use crate::store::{Db, EventKey, Room, Tx};
+
+/// So many characters of one event are compared for one user, and for all of them, with patterns that are not just a
+/// word. Nobody writes rules that need them, unless to keep the writer busy; then what is left does not match.
+const USER_STEPS_MAX: usize = 1_000_000;
+const EVENT_STEPS_MAX: usize = 10_000_000;
+
+/// An event that was put into its room.
+pub(in crate::store) struct PlacedEvent<'e> {
+    pub room: &'e Room,
+    pub pdu: &'e Pdu,
+    pub key: EventKey,
+    pub stream: i64,
+}
+
+/// One event, with all that is asked of it.
+struct Evaluation<'e, 'c> {
+    db: &'e Db<'c>,
+    placed: &'e PlacedEvent<'e>,
+    event: PushEvent,
+    joined: u64,
+    steps_left: usize,
+}
+
+impl Evaluation<'_, '_> {
+    /// What the event is to a user by these rules; to one whom it does not name, if there is none.
+    fn actions(&mut self, rules: &RuleSet, user: Option<&UserId>) -> Actions {
+        let Evaluation { db, placed, event, .. } = &*self;
+        let (room, sender) = (placed.room, placed.pdu.sender().as_str());
+        let may_notify = |kind: &str| {
+            let lookup = |event_type: &str, state_key: &str| {
+                let event = db.state_event(room.key, event_type, state_key);
+                event.inspect_err(|e| log::error!("{}", e.for_people())).ok().flatten()
+            };
+            let levels = PowerLevels::of(room.version, &lookup);
+            levels.user(sender).reaches(levels.notification(kind))
+        };
+        let facts = RoomFacts { joined: self.joined, sender_may_notify: &may_notify };
+        let name = || {
+            let member = db.state_event(room.key, "m.room.member", user?.as_str());
+            member.ok().flatten()?.content_str("displayname")
+        };
+        let recipient = user.map(|user| Recipient { user, display_name: &name });
+        let budget = self.steps_left.min(USER_STEPS_MAX);
+        let steps = Steps::new(budget);
+        let found = rules.evaluate(event, &facts, recipient.as_ref(), &steps).cloned().unwrap_or_default();
+        self.steps_left -= budget - steps.left();
+        found
+    }
+}
+
+impl Tx<'_> {
+    /// Notes whom a live event notifies, and that its sender has read what was before it.
+    pub(in crate::store) fn notify(&mut self, placed: &PlacedEvent<'_>) -> Result<()> {
+        let PlacedEvent { room, pdu, stream, key } = *placed;
+        let sender = pdu.sender();
+        let thread = self.thread_root_of(key)?.map(|root| root.to_string());
+        if self.is_local(sender.as_str()) {
+            let thread = thread.as_deref().unwrap_or(MAIN_THREAD);
+            self.note_spoken(sender, room.key, thread, stream)?;
+        }
+        let recipients = self.recipients(room.key)?;
+        let present = recipients.all.len() - usize::from(recipients.all.binary_search(sender).is_ok());
+        let invitee = self.invitee(pdu)?;
+        if present == 0 && invitee.is_none() {
+            return Ok(());
+        }
+        let predefined = self.shared.predefined_rules();
+        let joined = self.room_by_key(room.key)?.joined;
+        let event = PushEvent::of(pdu);
+        let mut evaluation = Evaluation { db: &self.db, placed, event, joined, steps_left: EVENT_STEPS_MAX };
+        let usual = evaluation.actions(&predefined, None);
+        let mut own: Vec<(UserId, Actions)> = Vec::new();
+        for (user, settings) in recipients.special.iter().filter(|(user, _)| user != sender) {
+            let actions = match &settings.rules {
+                _ if settings.ignored.has(sender.as_str()) => Actions::default(),
+                Some(rules) => evaluation.actions(rules, Some(user)),
+                None => evaluation.actions(&predefined, Some(user)),
+            };
+            own.push((user.clone(), actions));
+        }
+        let mut named: Vec<UserId> =
+            evaluation.event.names().filter_map(|user| UserId::parse(user).ok()).collect();
+        named.sort_unstable();
+        named.dedup();
+        for user in named.into_iter().filter(|user| user != sender && recipients.has_usual(user)) {
+            let actions = evaluation.actions(&predefined, Some(&user));
+            own.push((user, actions));
+        }
+        let invited = match &invitee {
+            Some(user) => Some(self.actions_for(&mut evaluation, user)?),
+            None => None,
+        };
+        let usual = in_common(usual, &mut own, recipients.all.iter().filter(|user| *user != sender));
+        self.write_notifications(placed, thread.as_deref(), &usual, own)?;
+        match (invitee, invited) {
+            (Some(user), Some(actions)) if actions.outcome.notify => {
+                let own = OwnNotification { user: &user, actions: &actions, instead_of: Outcome::default() };
+                self.add_own_notification(&new_of(placed, thread.as_deref()), &own)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write_notifications(
+        &mut self,
+        placed: &PlacedEvent<'_>,
+        thread: Option<&str>,
+        usual: &Actions,
+        own: Vec<(UserId, Actions)>,
+    ) -> Result<()> {
+        let new = new_of(placed, thread);
+        if usual.outcome.notify {
+            self.add_notification(&new, usual)?;
+        }
+        for (user, actions) in own {
+            let own = OwnNotification { user: &user, actions: &actions, instead_of: usual.outcome };
+            self.add_own_notification(&new, &own)?;
+        }
+        Ok(())
+    }
+
+    /// The local user whom an event invites, if they want to know.
+    fn invitee(&self, pdu: &Pdu) -> Result<Option<UserId>> {
+        let user = pdu.state_key().filter(|_| pdu.membership() == Some(Membership::Invite));
+        let Some(user) = user.filter(|user| self.is_local(user)).and_then(|user| UserId::parse(user).ok())
+        else {
+            return Ok(None);
+        };
+        Ok(self.shows_invites_of(&user, pdu.sender())?.then_some(user))
+    }
+
+    fn shows_invites_of(&self, user: &UserId, sender: &UserId) -> Result<bool> {
+        let config = self.account_data(user, None, "m.invite_permission_config")?;
+        let config = config.and_then(|text| crate::protocol::json::parse_object(text.as_bytes()).ok());
+        let ignored = self.push_settings(user)?.is_some_and(|own| own.ignored.has(sender.as_str()));
+        Ok(user != sender && !ignored && !config.as_ref().is_some_and(content::blocks_invites))
+    }
+
+    fn actions_for(&self, evaluation: &mut Evaluation<'_, '_>, user: &UserId) -> Result<Actions> {
+        let settings = self.push_settings(user)?;
+        Ok(match settings.as_ref().and_then(|settings| settings.rules.as_ref()) {
+            Some(rules) => evaluation.actions(rules, Some(user)),
+            None => evaluation.actions(&self.shared.predefined_rules(), Some(user)),
+        })
+    }
+
+    /// Notes that a user was invited to a room that this server is not in.
+    pub(in crate::store) fn notify_of_remote_invite(
+        &mut self,
+        row: &RemoteMembership,
+        stream: i64,
+    ) -> Result<()> {
+        let Some(pdu) = row.event.as_ref().filter(|pdu| pdu.membership() == Some(Membership::Invite)) else {
+            return Ok(());
+        };
+        let user = &row.user_id;
+        if !self.shows_invites_of(user, pdu.sender())? {
+            return Ok(());
+        }
+        let room = Room {
+            key: 0,
+            room_id: row.room_id.clone(),
+            version: row.room_version,
+            resident: false,
+            state: None,
+            joined: 0,
+            invited: 0,
+        };
+        let placed = PlacedEvent { room: &room, pdu, key: 0, stream };
+        let mut evaluation = Evaluation {
+            db: &self.db,
+            placed: &placed,
+            event: PushEvent::of(pdu),
+            joined: 0,
+            steps_left: USER_STEPS_MAX,
+        };
+        let actions = self.actions_for(&mut evaluation, user)?;
+        if !actions.outcome.notify {
+            return Ok(());
+        }
+        let own = OwnNotification { user, actions: &actions, instead_of: Outcome::default() };
+        let new = NewNotification { event: None, room_id: Some(&row.room_id), ..new_of(&placed, None) };
+        self.add_own_notification(&new, &own)
+    }
+}
+
+fn new_of<'n>(placed: &PlacedEvent<'n>, thread: Option<&'n str>) -> NewNotification<'n> {
+    NewNotification {
+        stream: placed.stream,
+        room: placed.room.key,
+        event: Some(placed.key),
+        room_id: None,
+        thread,
+    }
+}
+
+/// What the event is to the most of those `present`: something of their `own`, or what it is by the predefined rules.
+/// Leaves those to whom it is something else.
+fn in_common<'u>(
+    predefined: Actions,
+    own: &mut Vec<(UserId, Actions)>,
+    present: impl Iterator<Item = &'u UserId> + Clone,
+) -> Actions {
+    let mut counts: HashMap<(u8, Option<&str>), (usize, &Actions)> = HashMap::new();
+    for (_, actions) in own.iter() {
+        let key = (actions.outcome.code(), actions.unusual.as_deref());
+        counts.entry(key).or_insert((0, actions)).0 += 1;
+    }
+    let same = counts.get(&(predefined.outcome.code(), predefined.unusual.as_deref()));
+    let usual = present.clone().count() - own.len() + same.map_or(0, |(count, _)| *count);
+    let most = counts.values().max_by_key(|(count, _)| *count);
+    let common = most.filter(|(count, _)| *count > usual).map(|(_, actions)| Actions::clone(actions));
+    if let Some(common) = &common
+        && *common != predefined
+    {
+        let of_own: HashSet<&UserId> = own.iter().map(|(user, _)| user).collect();
+        let others: Vec<UserId> = present.filter(|user| !of_own.contains(user)).cloned().collect();
+        own.extend(others.into_iter().map(|user| (user, predefined.clone())));
+    }
+    let common = common.unwrap_or(predefined);
+    own.retain(|(_, actions)| *actions != common);
+    common
+}

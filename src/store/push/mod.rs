@@ -1,0 +1,11 @@
+//! Push: of what users are notified.
+//!
+//! - `evaluate`: what an event is to those whom it may notify, in the transaction that accepts it;
+//! - `recipients`: who they are, and whose rules are not the usual ones;
+//! - `notifications`: the rows, and who reads them one by one;
+//! - `unread`: up to where users have read, and what is unread behind it.
+
+pub(in crate::store) mod evaluate;
+pub mod notifications;
+pub(in crate::store) mod recipients;
+pub mod unread;

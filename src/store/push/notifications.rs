@@ -1,0 +1,291 @@
+//! The rows that say of what users are notified. The outcome of an event for a user is the row of theirs, or else that of
+//! all, if they were in the room by then and did not send it.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{Row, params};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::push_rules::{Actions, Outcome};
+use crate::protocol::{RoomId, UserId};
+use crate::store::{Db, EventKey, RoomKey, StoredEvent, Tx};
+
+/// An event that notifies somebody.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::store) struct NewNotification<'n> {
+    pub stream: i64,
+    pub room: RoomKey,
+    /// None of an invite to a room that we are not in.
+    pub event: Option<EventKey>,
+    /// Of such an invite.
+    pub room_id: Option<&'n RoomId>,
+    pub thread: Option<&'n str>,
+}
+
+/// What it is to one user.
+pub(in crate::store) struct OwnNotification<'n> {
+    pub user: &'n UserId,
+    pub actions: &'n Actions,
+    /// What it is to the others.
+    pub instead_of: Outcome,
+}
+
+/// Something that a user is notified of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notification {
+    /// Its place in the stream.
+    pub stream: i64,
+    /// The room's row; 0 for an invite to a room that this server is not in.
+    pub room: RoomKey,
+    /// The room.
+    pub room_id: RoomId,
+    /// The event; none for such an invite: it is the event of the user's remote membership.
+    pub event: Option<EventKey>,
+    /// The root of the thread that it is in.
+    pub thread: Option<String>,
+    /// What it is.
+    pub outcome: Outcome,
+    /// The actions of the rule, a JSON array, if they are not [`Outcome::usual_actions`].
+    pub unusual: Option<String>,
+}
+
+impl Notification {
+    /// The actions of the rule.
+    pub fn actions(&self) -> Result<Vec<Value>> {
+        match &self.unusual {
+            None => Ok(self.outcome.usual_actions()),
+            Some(actions) => serde_json::from_str(actions).map_err(Error::internal),
+        }
+    }
+}
+
+/// Which of a user's notifications are wanted.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// Those behind a position, the first ones first.
+    After(i64),
+    /// Those before a position, the last ones first; only highlights?
+    Before(i64, bool),
+}
+
+impl Wanted {
+    /// The ends, both exclusive, the order, and which bits of the outcome there must be.
+    fn parts(self) -> (i64, i64, &'static str, u8) {
+        match self {
+            Self::After(after) => (after, i64::MAX, "", 1),
+            Self::Before(before, highlights) => (0, before, "DESC", if highlights { 3 } else { 1 }),
+        }
+    }
+}
+
+/// A row: stream, event, thread, outcome, actions.
+fn read(row: &Row<'_>, room: RoomKey, room_id: &RoomId) -> rusqlite::Result<Notification> {
+    Ok(Notification {
+        stream: row.get(0)?,
+        room,
+        room_id: room_id.clone(),
+        event: row.get(1)?,
+        thread: row.get(2)?,
+        outcome: Outcome::of_code(row.get(3)?),
+        unusual: row.get(4)?,
+    })
+}
+
+impl Db<'_> {
+    /// What a user is notified of by events behind a position, the first ones first, at most `limit`. If there are fewer,
+    /// these are all up to the position of the snapshot. Nothing that the user sent, nothing of rooms that they are not
+    /// in any more, and nothing that was redacted; what they have read is among it.
+    pub fn notifications_after(&self, user: &UserId, after: i64, limit: usize) -> Result<Vec<Notification>> {
+        let mut rooms: BTreeSet<RoomKey> = self.joined_rooms_with_news(user, after)?.into_iter().collect();
+        let changed = self.rooms_of_since(user, after)?;
+        let invited = changed.iter().filter(|room| room.membership == Membership::Invite);
+        rooms.extend(invited.map(|room| room.room));
+        self.merged(user, rooms, Wanted::After(after), limit)
+    }
+
+    /// What a user was notified of by events before a position, the last ones first, at most `limit`: all, or only what is
+    /// highlighted.
+    pub fn notifications_before(
+        &self,
+        user: &UserId,
+        before: i64,
+        only_highlights: bool,
+        limit: usize,
+    ) -> Result<Vec<Notification>> {
+        let rooms = self.rooms_of(user)?;
+        let rooms =
+            rooms.iter().filter(|room| matches!(room.membership, Membership::Join | Membership::Invite));
+        let rooms = rooms.map(|room| room.room).collect();
+        self.merged(user, rooms, Wanted::Before(before, only_highlights), limit)
+    }
+
+    fn merged(
+        &self,
+        user: &UserId,
+        rooms: BTreeSet<RoomKey>,
+        wanted: Wanted,
+        limit: usize,
+    ) -> Result<Vec<Notification>> {
+        let mut all = self.remote_invites(user, wanted, limit)?;
+        for room in rooms {
+            self.own_of_room(user, room, wanted, limit, &mut all)?;
+            self.usual_of_room(user, room, wanted, limit, &mut all)?;
+        }
+        all.sort_unstable_by_key(|notification| match wanted {
+            Wanted::After(_) => notification.stream,
+            Wanted::Before(..) => -notification.stream,
+        });
+        all.truncate(limit);
+        Ok(all)
+    }
+
+    /// Invites to rooms that we are not in, as long as they stand.
+    fn remote_invites(&self, user: &UserId, wanted: Wanted, limit: usize) -> Result<Vec<Notification>> {
+        let (after, before, order, bits) = wanted.parts();
+        let mut statement = self.conn().prepare_cached(&format!(
+            "SELECT n.stream, NULL, NULL, n.outcome, n.actions, n.room_id FROM notifications_of_users n
+               JOIN remote_memberships r ON r.room_id = n.room_id AND r.user_id = n.user_id
+             WHERE n.user_id = ?1 AND n.room_key = 0 AND n.stream > ?2 AND n.stream < ?3 AND n.outcome & ?4 = ?4
+               AND r.state = 'invited' AND r.stream = n.stream ORDER BY n.stream {order} LIMIT ?5"
+        ))?;
+        let mut rows = statement.query(params![user.as_str(), after, before, bits, limit as i64])?;
+        let mut invites = Vec::new();
+        while let Some(row) = rows.next()? {
+            invites.push(read(row, 0, &RoomId::parse(&row.get::<_, String>(5)?)?)?);
+        }
+        Ok(invites)
+    }
+
+    /// What is the user's alone in a room.
+    fn own_of_room(
+        &self,
+        user: &UserId,
+        room: RoomKey,
+        wanted: Wanted,
+        limit: usize,
+        all: &mut Vec<Notification>,
+    ) -> Result<()> {
+        let (after, before, order, bits) = wanted.parts();
+        let mut statement = self.conn().prepare_cached(&format!(
+            "SELECT stream, event_key, thread, outcome, actions FROM notifications_of_users
+             WHERE user_id = ?1 AND room_key = ?2 AND stream > ?3 AND stream < ?4 AND outcome & ?5 = ?5
+             ORDER BY stream {order} LIMIT ?6"
+        ))?;
+        let since = match self.counts_since(room, user)? {
+            Some(since) => since,
+            // Of who is invited only the invite that stands.
+            None => self.member(room, user)?.map_or(i64::MAX, |member| member.stream - 1),
+        };
+        let after = after.max(since);
+        let room_id = self.room_by_key(room)?.room_id;
+        let values = params![user.as_str(), room, after, before, bits, limit as i64];
+        for notification in statement.query_map(values, |row| read(row, room, &room_id))? {
+            all.push(notification?);
+        }
+        Ok(())
+    }
+
+    /// What it has for everybody, where nothing else is so for the user.
+    fn usual_of_room(
+        &self,
+        user: &UserId,
+        room: RoomKey,
+        wanted: Wanted,
+        limit: usize,
+        all: &mut Vec<Notification>,
+    ) -> Result<()> {
+        let Some(since) = self.counts_since(room, user)? else { return Ok(()) };
+        let (after, before, order, bits) = wanted.parts();
+        let room_id = self.room_by_key(room)?.room_id;
+        for (index, condition) in
+            [("notifications_main", "IS NULL"), ("notifications_in_threads", "IS NOT NULL")]
+        {
+            let mut statement = self.conn().prepare_cached(&format!(
+                "SELECT stream, event_key, thread, outcome, actions FROM notifications n INDEXED BY {index}
+                 WHERE room_key = ?2 AND stream > ?3 AND stream < ?4 AND outcome & ?5 = ?5 AND thread {condition}
+                   AND NOT EXISTS (SELECT 1 FROM notifications_of_users o
+                     WHERE o.user_id = ?1 AND o.room_key = ?2 AND o.stream = n.stream)
+                 ORDER BY stream {order}"
+            ))?;
+            let mut rows = statement.query(params![user.as_str(), room, after.max(since), before, bits])?;
+            let mut found = 0;
+            while let Some(row) = rows.next()?.filter(|_| found < limit) {
+                let event: EventKey = row.get(1)?;
+                if self.pdu_by_key(event)?.sender() != user {
+                    all.push(read(row, room, &room_id)?);
+                    found += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tx<'_> {
+    /// Notes what an event is to those of whom nothing else is said.
+    pub(in crate::store) fn add_notification(
+        &mut self,
+        new: &NewNotification<'_>,
+        usual: &Actions,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO notifications (stream, room_key, event_key, thread, outcome, actions)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                new.stream,
+                new.room,
+                new.event,
+                new.thread,
+                usual.outcome.code(),
+                usual.unusual
+            ])?;
+        Ok(())
+    }
+
+    /// Notes what it is to one user.
+    pub(in crate::store) fn add_own_notification(
+        &mut self,
+        new: &NewNotification<'_>,
+        own: &OwnNotification<'_>,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO notifications_of_users
+                   (user_id, room_key, stream, event_key, room_id, thread, outcome, instead_of, actions)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
+            .execute(params![
+                own.user.as_str(),
+                new.room,
+                new.stream,
+                new.event,
+                new.room_id.map(RoomId::as_str),
+                new.thread,
+                own.actions.outcome.code(),
+                own.instead_of.code(),
+                own.actions.unusual
+            ])?;
+        Ok(())
+    }
+
+    /// An event is nothing to anybody any more: it was redacted.
+    pub(in crate::store) fn forget_notifications(&mut self, event: &StoredEvent) -> Result<()> {
+        let Some(place) = event.place.filter(|place| place.sub == 0) else { return Ok(()) };
+        let of_all = self
+            .conn()
+            .prepare_cached("DELETE FROM notifications WHERE stream = ?1 AND event_key = ?2")?
+            .execute([place.stream, event.key])?;
+        let of_users = self
+            .conn()
+            .prepare_cached("DELETE FROM notifications_of_users WHERE stream = ?1 AND event_key = ?2")?
+            .execute([place.stream, event.key])?;
+        if of_all + of_users > 0 {
+            self.changes.recounted.insert(event.room);
+        }
+        Ok(())
+    }
+}

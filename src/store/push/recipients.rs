@@ -1,0 +1,83 @@
+//! Whom an event of a room may notify: its local members. Most have the predefined rules and ignore nobody; of the
+//! others is remembered what they have.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::protocol::UserId;
+use crate::protocol::ignored_users::Ignored;
+use crate::protocol::push_rules::{RuleSet, UserRules};
+use crate::store::{Db, RoomKey};
+
+/// The account data that says what notifies a user.
+pub(in crate::store) const RULES: &str = "m.push_rules";
+pub(in crate::store) const IGNORED: &str = "m.ignored_user_list";
+
+/// What a user has that is not usual.
+#[derive(Debug)]
+pub(in crate::store) struct Settings {
+    /// Their rules, if they changed any.
+    pub rules: Option<RuleSet>,
+    /// Whom they ignore.
+    pub ignored: Ignored,
+}
+
+/// The local members of a room.
+#[derive(Debug, Clone)]
+pub(in crate::store) struct Recipients {
+    /// All of them, in order.
+    pub all: Arc<[UserId]>,
+    /// Those who have something that is not usual, in the same order.
+    pub special: Rc<[(UserId, Rc<Settings>)]>,
+}
+
+impl Recipients {
+    /// Whether the user is in the room, and nothing special.
+    pub fn has_usual(&self, user: &UserId) -> bool {
+        let special = |other: &(UserId, Rc<Settings>)| other.0.cmp(user);
+        self.all.binary_search(user).is_ok() && self.special.binary_search_by(special).is_err()
+    }
+}
+
+impl Db<'_> {
+    /// Whether the predefined push rules are with those that make a call ring (MSC4075).
+    pub fn has_call_rules(&self) -> bool {
+        self.shared.has_call_rules()
+    }
+
+    /// What a user has that is not usual.
+    pub(in crate::store) fn push_settings(&self, user: &UserId) -> Result<Option<Rc<Settings>>> {
+        if let Some(known) = self.recall(|cache| cache.push_settings(user)) {
+            return Ok(known);
+        }
+        let rules = self.account_data(user, None, RULES)?;
+        let ignored = self.account_data(user, None, IGNORED)?;
+        let ignored = ignored.map(|content| Ignored::listed(&content, user)).unwrap_or_default();
+        let rules = match rules {
+            None => None,
+            Some(stored) => {
+                let ruleset = UserRules::read(Some(&stored))?.ruleset(user, self.shared.has_call_rules());
+                Some(RuleSet::compile(&ruleset, user.as_str()))
+            }
+        };
+        let settings = (rules.is_some() || !ignored.is_empty()).then(|| Rc::new(Settings { rules, ignored }));
+        self.remember(|cache| cache.keep_push_settings(user, settings.clone()));
+        Ok(settings)
+    }
+
+    /// The local members of a room.
+    pub(in crate::store) fn recipients(&self, room: RoomKey) -> Result<Recipients> {
+        let all = self.audience(room)?;
+        if let Some(special) = self.recall(|cache| cache.special_recipients(room)) {
+            return Ok(Recipients { all, special });
+        }
+        let mut special = Vec::new();
+        for user in all.iter() {
+            special.extend(self.push_settings(user)?.map(|settings| (user.clone(), settings)));
+        }
+        let special: Rc<[_]> = special.into();
+        self.remember(|cache| cache.keep_special_recipients(room, special.clone()));
+        Ok(Recipients { all, special })
+    }
+}

@@ -1,0 +1,379 @@
+//! What is unread: up to where a user has read each room and thread, and the sum of what notifies them behind it. "If the
+//! user has both `m.read` and `m.read.private` set in the room then the receipt which is more recent/ahead must be used."
+
+use std::collections::{BTreeMap, HashMap};
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::error::{Error, Result};
+use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
+use crate::protocol::push_rules::Outcome;
+use crate::protocol::remote_membership::{RemoteMembership, RemoteState};
+use crate::store::{Db, Place, RoomKey, Tx};
+
+/// The thread of everything that is in none.
+pub const MAIN_THREAD: &str = "main";
+
+/// How many notifications there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unread {
+    /// All.
+    pub notifications: u64,
+    /// Those of them that are highlighted.
+    pub highlights: u64,
+}
+
+/// What is unread in a room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnreadCounts {
+    /// In no thread.
+    pub main: Unread,
+    /// In each thread, by its root's event id, where there is anything.
+    pub threads: BTreeMap<String, Unread>,
+}
+
+impl UnreadCounts {
+    /// In the whole room.
+    pub fn in_all(&self) -> Unread {
+        self.threads.values().fold(self.main, |sum, thread| Unread {
+            notifications: sum.notifications + thread.notifications,
+            highlights: sum.highlights + thread.highlights,
+        })
+    }
+}
+
+/// What a user has not seen: for the number on an app's icon.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Badge {
+    /// Invites that wait for an answer.
+    pub invites: u64,
+    /// Joined rooms with unread notifications.
+    pub rooms: u64,
+    /// The notifications in them.
+    pub notifications: u64,
+}
+
+/// Up to where a user has read a room.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadPositions {
+    /// Nothing up to here counts, wherever it is.
+    base: i64,
+    threads: HashMap<String, i64>,
+}
+
+impl ReadPositions {
+    /// Whether an event at a position is read.
+    pub fn has_read(&self, thread: Option<&str>, stream: i64) -> bool {
+        stream <= self.of(thread)
+    }
+
+    fn furthest(&self) -> i64 {
+        self.threads.values().copied().fold(self.base, i64::max)
+    }
+
+    fn of(&self, thread: Option<&str>) -> i64 {
+        self.threads.get(thread.unwrap_or(MAIN_THREAD)).copied().unwrap_or(0).max(self.base)
+    }
+}
+
+/// What was unread in a room at a position.
+#[derive(Debug, Clone)]
+pub struct KnownCounts {
+    /// The position.
+    pub position: i64,
+    /// What was unread.
+    pub counts: UnreadCounts,
+}
+
+/// An event that notifies somebody, as it is to all members of its room.
+#[derive(Debug)]
+pub struct NotifyingEvent {
+    thread: Option<String>,
+    outcome: u8,
+    own: HashMap<String, u8>,
+}
+
+impl NotifyingEvent {
+    /// Adds it to what is unread for a user who was there and did not send it.
+    pub fn add_to(&self, counts: &mut UnreadCounts, user: &UserId) {
+        let outcome = Outcome::of_code(self.own.get(user.as_str()).copied().unwrap_or(self.outcome));
+        if !outcome.notify {
+            return;
+        }
+        let unread = match &self.thread {
+            None => &mut counts.main,
+            Some(thread) => counts.threads.entry(thread.clone()).or_default(),
+        };
+        unread.notifications += 1;
+        unread.highlights += u64::from(outcome.highlight);
+    }
+}
+
+/// Sums while they are made: rows of a user take from the rows of all.
+#[derive(Default, Clone, Copy)]
+struct Sum {
+    notifications: i64,
+    highlights: i64,
+}
+
+#[derive(Default)]
+struct Sums {
+    main: Sum,
+    threads: BTreeMap<String, Sum>,
+}
+
+impl Sum {
+    fn starting(from: Unread) -> Self {
+        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        Self { notifications: count(from.notifications), highlights: count(from.highlights) }
+    }
+
+    fn add(&mut self, outcome: i64, sign: i64) {
+        self.notifications += sign * (outcome & 1);
+        self.highlights += sign * (outcome >> 1 & 1);
+    }
+
+    fn total(self) -> Unread {
+        let total = |sum: i64| u64::try_from(sum).unwrap_or(0);
+        Unread { notifications: total(self.notifications), highlights: total(self.highlights) }
+    }
+}
+
+impl Sums {
+    fn starting(from: &UnreadCounts) -> Self {
+        let threads = from.threads.iter().map(|(thread, unread)| (thread.clone(), Sum::starting(*unread)));
+        Self { main: Sum::starting(from.main), threads: threads.collect() }
+    }
+
+    fn of(&mut self, thread: Option<&str>) -> &mut Sum {
+        let Some(thread) = thread else { return &mut self.main };
+        self.threads.entry(thread.to_owned()).or_default()
+    }
+
+    fn total(self) -> UnreadCounts {
+        let threads = self.threads.into_iter().map(|(thread, sum)| (thread, sum.total()));
+        UnreadCounts {
+            main: self.main.total(),
+            threads: threads.filter(|(_, unread)| unread.notifications > 0).collect(),
+        }
+    }
+}
+
+impl Db<'_> {
+    /// The position behind which events of a room count for a user; none if they are not joined.
+    pub(in crate::store) fn counts_since(&self, room: RoomKey, user: &UserId) -> Result<Option<i64>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT coalesce(joined_since, stream) FROM memberships
+             WHERE room_key = ?1 AND user_id = ?2 AND membership = 'join'",
+        )?;
+        Ok(statement.query_row(params![room, user.as_str()], |row| row.get(0)).optional()?)
+    }
+
+    /// Up to where a user has read a room; none if they are not joined.
+    pub fn read_positions(&self, room: RoomKey, user: &UserId) -> Result<Option<ReadPositions>> {
+        let Some(mut base) = self.counts_since(room, user)? else { return Ok(None) };
+        let mut statement = self.conn().prepare_cached(
+            "SELECT thread, stream FROM read_positions WHERE user_id = ?1 AND room_key = ?2",
+        )?;
+        let mut rows = statement.query(params![user.as_str(), room])?;
+        let mut threads = HashMap::new();
+        while let Some(row) = rows.next()? {
+            match row.get_ref(0)?.as_str().map_err(Error::internal)? {
+                "" => base = base.max(row.get(1)?),
+                thread => drop(threads.insert(thread.to_owned(), row.get(1)?)),
+            }
+        }
+        Ok(Some(ReadPositions { base, threads }))
+    }
+
+    /// The rooms of which a user has read more after a position, other than by speaking there.
+    pub fn rooms_read_since(&self, user: &UserId, after: i64) -> Result<Vec<RoomKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT DISTINCT room_key FROM read_positions WHERE user_id = ?1 AND moved > ?2 AND moved > 0",
+        )?;
+        let rows = statement.query_map(params![user.as_str(), after], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// When a user last read more of a room than before, other than by speaking there; 0: never.
+    pub fn last_read(&self, room: RoomKey, user: &UserId) -> Result<i64> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT coalesce(max(moved), 0) FROM read_positions WHERE user_id = ?1 AND room_key = ?2",
+        )?;
+        Ok(statement.query_row(params![user.as_str(), room], |row| row.get(0))?)
+    }
+
+    /// The same for all rooms that they ever read.
+    pub fn last_reads(&self, user: &UserId) -> Result<Vec<(RoomKey, i64)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_key, max(moved) FROM read_positions WHERE user_id = ?1 GROUP BY room_key",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// What a user has not read of a room: the sum of the rows behind their read positions, since they joined. Nothing if
+    /// they are not joined.
+    pub fn unread_counts(&self, user: &UserId, room: RoomKey) -> Result<UnreadCounts> {
+        self.unread_counts_since(user, room, None)
+    }
+
+    /// The same, from what it was at an earlier position: the caller knows that nothing but events came since.
+    pub fn unread_counts_since(
+        &self,
+        user: &UserId,
+        room: RoomKey,
+        known: Option<&KnownCounts>,
+    ) -> Result<UnreadCounts> {
+        let Some(mut read) = self.read_positions(room, user)? else { return Ok(UnreadCounts::default()) };
+        // Where the user has spoken since, it is counted anew.
+        let known = known.filter(|known| read.furthest() <= known.position);
+        let mut sums = Sums::default();
+        if let Some(known) = known {
+            sums = Sums::starting(&known.counts);
+            read = ReadPositions { base: known.position, threads: HashMap::new() };
+        }
+        self.add_main(room, &read, &mut sums)?;
+        self.add_threads(room, &read, &mut sums)?;
+        self.add_own(user, room, &read, &mut sums)?;
+        Ok(sums.total())
+    }
+
+    fn add_main(&self, room: RoomKey, read: &ReadPositions, sums: &mut Sums) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT count(*), coalesce(sum(outcome >> 1 & 1), 0) FROM notifications INDEXED BY notifications_main
+             WHERE room_key = ?1 AND stream > ?2 AND thread IS NULL",
+        )?;
+        let (notifications, highlights): (i64, i64) =
+            statement.query_row([room, read.of(None)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        sums.main.notifications += notifications;
+        sums.main.highlights += highlights;
+        Ok(())
+    }
+
+    fn add_threads(&self, room: RoomKey, read: &ReadPositions, sums: &mut Sums) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT thread, stream, outcome FROM notifications INDEXED BY notifications_in_threads
+             WHERE room_key = ?1 AND stream > ?2 AND thread IS NOT NULL",
+        )?;
+        let mut rows = statement.query([room, read.base])?;
+        while let Some(row) = rows.next()? {
+            let thread = row.get_ref(0)?.as_str().map_err(Error::internal)?;
+            if !read.has_read(Some(thread), row.get(1)?) {
+                sums.of(Some(thread)).add(row.get(2)?, 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_own(&self, user: &UserId, room: RoomKey, read: &ReadPositions, sums: &mut Sums) -> Result<()> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT thread, stream, outcome, instead_of FROM notifications_of_users
+             WHERE user_id = ?1 AND room_key = ?2 AND stream > ?3",
+        )?;
+        let mut rows = statement.query(params![user.as_str(), room, read.base])?;
+        while let Some(row) = rows.next()? {
+            let thread = row.get_ref(0)?.as_str_or_null().map_err(Error::internal)?;
+            if !read.has_read(thread, row.get(1)?) {
+                let sum = sums.of(thread);
+                sum.add(row.get(2)?, 1);
+                sum.add(row.get(3)?, -1);
+            }
+        }
+        Ok(())
+    }
+
+    /// The events of a room that notify anybody, at positions in `(after, upto]`, for all its members.
+    pub fn notifying_events(&self, room: RoomKey, (after, upto): (i64, i64)) -> Result<Vec<NotifyingEvent>> {
+        let mut events: BTreeMap<i64, NotifyingEvent> = BTreeMap::new();
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream, thread, outcome FROM notifications WHERE stream > ?1 AND stream <= ?2 AND room_key = ?3",
+        )?;
+        let mut rows = statement.query([after, upto, room])?;
+        while let Some(row) = rows.next()? {
+            let event = NotifyingEvent { thread: row.get(1)?, outcome: row.get(2)?, own: HashMap::new() };
+            events.insert(row.get(0)?, event);
+        }
+        let mut statement = self.conn().prepare_cached(
+            "SELECT stream, thread, user_id, outcome FROM notifications_of_users
+             WHERE stream > ?1 AND stream <= ?2 AND room_key = ?3",
+        )?;
+        let mut rows = statement.query([after, upto, room])?;
+        while let Some(row) = rows.next()? {
+            let thread = row.get(1)?;
+            let event = events.entry(row.get(0)?).or_insert_with(|| NotifyingEvent {
+                thread,
+                outcome: 0,
+                own: HashMap::new(),
+            });
+            event.own.insert(row.get(2)?, row.get(3)?);
+        }
+        Ok(events.into_values().collect())
+    }
+
+    /// What a user has not seen: invites, and what is unread in the rooms that they are in.
+    pub fn badge(&self, user: &UserId) -> Result<Badge> {
+        let mut badge = Badge::default();
+        for room in self.rooms_of(user)? {
+            match room.membership {
+                Membership::Invite => badge.invites += 1,
+                Membership::Join => {
+                    let unread = self.unread_counts(user, room.room)?.in_all();
+                    badge.rooms += u64::from(unread.notifications > 0);
+                    badge.notifications += unread.notifications;
+                }
+                _ => {}
+            }
+        }
+        let invited = |row: &&RemoteMembership| row.state == RemoteState::Invited;
+        badge.invites += self.remote_memberships_of(user, 0, false)?.iter().filter(invited).count() as u64;
+        Ok(badge)
+    }
+}
+
+impl Tx<'_> {
+    /// A local user has spoken in a room, or in a thread of it, at a position: what was before is read.
+    pub(in crate::store) fn note_spoken(
+        &mut self,
+        user: &UserId,
+        room: RoomKey,
+        thread: &str,
+        stream: i64,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO read_positions (user_id, room_key, thread, stream, moved) VALUES (?1, ?2, ?3, ?4, 0)
+                 ON CONFLICT DO UPDATE SET stream = excluded.stream WHERE excluded.stream > stream",
+            )?
+            .execute(params![user.as_str(), room, thread, stream])?;
+        Ok(())
+    }
+
+    /// A local user has read a room, or a thread of it, up to an event's place. If that is further than before, their
+    /// clients are woken.
+    pub(in crate::store) fn note_read(
+        &mut self,
+        user: &UserId,
+        room: RoomKey,
+        thread: &str,
+        place: Place,
+    ) -> Result<()> {
+        // History sits right before the event with its position.
+        let upto = if place.sub < 0 { place.stream - 1 } else { place.stream };
+        let now = self.stream();
+        let changed = self
+            .conn()
+            .prepare_cached(
+                "INSERT INTO read_positions (user_id, room_key, thread, stream, moved) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET stream = excluded.stream, moved = excluded.moved
+                   WHERE excluded.stream > stream",
+            )?
+            .execute(params![user.as_str(), room, thread, upto, now])?;
+        if changed > 0 {
+            self.changes.reads.insert((room, user.clone()));
+            self.wake_user(user);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,378 @@
+//! What is unread: what counts, for whom, and what takes it away again; and the push rules by which it is found.
+
+use crate::common::client::{V3, filter, one_list, room_path, slide, sync};
+use crate::common::scene::log_in;
+use doorstep::TestServer;
+use doorstep::testing::{TestUser, segment};
+use serde_json::{Value, json};
+
+/// Notifications and highlights of a room with all its threads, as a first sync tells them.
+fn unread(user: &TestUser, room: &str) -> (u64, u64) {
+    of_room(&sync(user, "")["rooms"]["join"][room])
+}
+
+fn of_room(joined: &Value) -> (u64, u64) {
+    counts(&joined["unread_notifications"])
+}
+
+fn counts(unread: &Value) -> (u64, u64) {
+    let count = |name: &str| unread[name].as_u64().unwrap_or_else(|| panic!("no {name} in {unread}"));
+    (count("notification_count"), count("highlight_count"))
+}
+
+/// The same for the main timeline, and for each thread that has any.
+fn by_thread(user: &TestUser, room: &str) -> ((u64, u64), Vec<(String, (u64, u64))>) {
+    let wanted = filter(&json!({"room": {"timeline": {"unread_thread_notifications": true}}}));
+    let answer = sync(user, &wanted);
+    let joined = &answer["rooms"]["join"][room];
+    let threads = joined["unread_thread_notifications"].as_object().cloned().unwrap_or_default();
+    let threads = threads.iter().map(|(root, unread)| (root.clone(), counts(unread))).collect();
+    (of_room(joined), threads)
+}
+
+fn say(user: &TestUser, room: &str, content: Value) -> String {
+    let txn = doorstep::random::letters(12);
+    let path = room_path(room, &format!("send/m.room.message/{txn}"));
+    user.put(&path, content)["event_id"].as_str().expect("an event id").to_owned()
+}
+
+fn mention(user: &TestUser, room: &str, whom: &TestUser) -> String {
+    say(user, room, json!({"msgtype": "m.text", "body": "you", "m.mentions": {"user_ids": [whom.id()]}}))
+}
+
+fn reply_in(user: &TestUser, room: &str, root: &str, body: &str) -> String {
+    let relation = json!({"rel_type": "m.thread", "event_id": root});
+    say(user, room, json!({"msgtype": "m.text", "body": body, "m.relates_to": relation}))
+}
+
+fn receipt(user: &TestUser, room: &str, kind: &str, event: &str, body: Value) -> (u16, Value) {
+    user.request("POST", &room_path(room, &format!("receipt/{kind}/{}", segment(event))), Some(body))
+}
+
+fn read(user: &TestUser, room: &str, event: &str) {
+    assert_eq!(receipt(user, room, "m.read", event, json!({})).0, 200);
+}
+
+fn rule(user: &TestUser, kind: &str, id: &str, body: Value) {
+    user.put(&format!("{V3}/pushrules/global/{kind}/{}", segment(id)), body);
+}
+
+fn redact(user: &TestUser, room: &str, event: &str) {
+    user.put(
+        &room_path(room, &format!("redact/{}/{}", segment(event), doorstep::random::letters(8))),
+        json!({}),
+    );
+}
+
+fn wait_until_waiting(server: &TestServer, clients: usize) {
+    while server.homeserver().notifier.waiting() < clients {
+        std::thread::yield_now();
+    }
+}
+
+/// A room of three: alice speaks, bob listens, carol is there so that it is no direct one.
+fn scene(server: &TestServer) -> (TestUser, TestUser, TestUser, String) {
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let room = alice.create_room();
+    bob.join(&room);
+    carol.join(&room);
+    (alice, bob, carol, room)
+}
+
+#[test]
+fn what_others_say_counts_until_it_is_read_and_one_reads_by_speaking() {
+    let server = TestServer::start();
+    let (alice, bob, carol, room) = scene(&server);
+    let before = unread(&bob, &room);
+    assert_eq!(before, (0, 0), "what was before bob came, and who comes and goes");
+    alice.send(&room, "one");
+    let second = alice.send(&room, "two");
+    mention(&alice, &room, &bob);
+    say(&alice, &room, json!({"msgtype": "m.notice", "body": "I am a bot"}));
+    assert_eq!((unread(&bob, &room), unread(&carol, &room), unread(&alice, &room)), ((3, 1), (3, 0), (0, 0)));
+    read(&bob, &room, &second);
+    assert_eq!((unread(&bob, &room), unread(&carol, &room)), ((1, 1), (3, 0)));
+    carol.send(&room, "I have seen it");
+    assert_eq!((unread(&bob, &room), unread(&carol, &room), unread(&alice, &room)), ((2, 1), (0, 0), (1, 0)));
+}
+
+#[test]
+fn whoever_comes_later_or_comes_back_begins_with_nothing() {
+    let server = TestServer::start();
+    let (alice, bob, _, room) = scene(&server);
+    alice.send(&room, "before dave");
+    let dave = server.user("dave");
+    dave.join(&room);
+    assert_eq!((unread(&dave, &room), unread(&bob, &room)), ((0, 0), (1, 0)));
+    alice.send(&room, "for dave too");
+    assert_eq!((unread(&dave, &room), unread(&bob, &room)), ((1, 0), (2, 0)));
+    dave.leave(&room);
+    alice.send(&room, "without dave");
+    dave.join(&room);
+    assert_eq!((unread(&dave, &room), unread(&bob, &room)), ((0, 0), (3, 0)));
+}
+
+#[test]
+fn what_is_redacted_does_not_count_any_more() {
+    let server = TestServer::start();
+    let (alice, bob, _, room) = scene(&server);
+    let first = alice.send(&room, "one");
+    let second = mention(&alice, &room, &bob);
+    let root = alice.send(&room, "root");
+    let in_thread = reply_in(&alice, &room, &root, "in a thread");
+    let since = format!("since={}", sync(&bob, "")["next_batch"].as_str().expect("a token"));
+    assert_eq!(unread(&bob, &room), (4, 1));
+    redact(&alice, &room, &second);
+    assert_eq!(of_room(&sync(&bob, &since)["rooms"]["join"][&room]), (3, 0), "told with the redaction");
+    redact(&alice, &room, &first);
+    redact(&alice, &room, &in_thread);
+    assert_eq!(unread(&bob, &room), (1, 0));
+    redact(&alice, &room, &first);
+    assert_eq!(unread(&bob, &room), (1, 0), "and only once");
+}
+
+#[test]
+fn threads_count_apart_and_are_read_apart() {
+    let server = TestServer::start();
+    let (alice, bob, _, room) = scene(&server);
+    let root = alice.send(&room, "root");
+    let last = reply_in(&alice, &room, &root, "one");
+    let main = alice.send(&room, "main");
+    // What relates to an event of a thread is in it.
+    let reaction = json!({"rel_type": "m.annotation", "event_id": last, "key": "x"});
+    let in_thread = say(&alice, &room, json!({"msgtype": "m.text", "body": "two", "m.relates_to": reaction}));
+    let thread = |unread| vec![(root.clone(), unread)];
+    assert_eq!(by_thread(&bob, &room), ((2, 0), thread((2, 0))));
+    assert_eq!(unread(&bob, &room), (4, 0));
+    for (event, of, status) in [
+        (&main, &root[..], 400),
+        (&last, "main", 400),
+        (&last, "$other", 400),
+        (&last, "", 400),
+        (&main, "main", 200),
+    ] {
+        assert_eq!(receipt(&bob, &room, "m.read", event, json!({"thread_id": of})).0, status, "{event} {of}");
+    }
+    assert_eq!(receipt(&bob, &room, "m.fully_read", &main, json!({"thread_id": "main"})).0, 400);
+    assert_eq!(by_thread(&bob, &room), ((0, 0), thread((2, 0))), "`main` is only the main timeline");
+    assert_eq!(receipt(&bob, &room, "m.read", &last, json!({"thread_id": root})).0, 200);
+    assert_eq!(by_thread(&bob, &room), ((0, 0), thread((1, 0))));
+    alice.send(&room, "three");
+    assert_eq!(by_thread(&bob, &room), ((1, 0), thread((1, 0))));
+    reply_in(&bob, &room, &root, "mine");
+    assert_eq!(by_thread(&bob, &room), ((1, 0), vec![]), "who speaks in a thread has read only that");
+    let third = reply_in(&alice, &room, &root, "four");
+    assert_eq!(by_thread(&bob, &room), ((1, 0), thread((1, 0))));
+    read(&bob, &room, &third);
+    assert_eq!(by_thread(&bob, &room), ((0, 0), vec![]), "a receipt without a thread is for all of them");
+    assert_eq!(receipt(&bob, &room, "m.read", &in_thread, json!({"thread_id": root})).0, 200);
+    assert_eq!(unread(&bob, &room), (0, 0), "and none goes back");
+}
+
+#[test]
+fn private_receipts_count_like_public_ones_and_nobody_else_hears_of_them() {
+    let server = TestServer::start();
+    let (alice, bob, carol, room) = scene(&server);
+    let first = alice.send(&room, "one");
+    let second = alice.send(&room, "two");
+    let third = alice.send(&room, "three");
+    let since =
+        |user: &TestUser| format!("since={}", sync(user, "")["next_batch"].as_str().expect("a token"));
+    let (of_bob, of_carol) = (since(&bob), since(&carol));
+    assert_eq!(receipt(&bob, &room, "m.read.private", &second, json!({})).0, 200);
+    let told = sync(&bob, &of_bob);
+    let joined = &told["rooms"]["join"][&room];
+    assert_eq!(of_room(joined), (1, 0));
+    let content = &joined["ephemeral"]["events"][0]["content"];
+    assert!(content[&second]["m.read.private"][bob.id()]["ts"].is_i64(), "{told}");
+    assert!(sync(&carol, &of_carol).get("rooms").is_none());
+    // The public one lags behind, which others may see; nothing is unread again.
+    read(&bob, &room, &first);
+    assert!(sync(&carol, &of_carol).to_string().contains(&first));
+    assert_eq!(unread(&bob, &room), (1, 0));
+    assert_eq!(receipt(&bob, &room, "m.read.private", &first, json!({})).0, 200, "it stays");
+    assert_eq!(unread(&bob, &room), (1, 0));
+    bob.post(&room_path(&room, "read_markers"), json!({"m.fully_read": first, "m.read.private": third}));
+    assert_eq!(unread(&bob, &room), (0, 0));
+    assert!(!sync(&carol, "").to_string().contains("private"));
+}
+
+#[test]
+fn own_rules_make_more_or_less_of_an_event_and_ignored_users_nothing() {
+    let server = TestServer::start();
+    let (alice, bob, carol, room) = scene(&server);
+    let highlight = json!(["notify", {"set_tweak": "highlight"}]);
+    rule(&bob, "content", "cake", json!({"pattern": "cake", "actions": highlight}));
+    alice.send(&room, "there is CAKE");
+    alice.send(&room, "there is pancake");
+    assert_eq!((unread(&bob, &room), unread(&carol, &room)), ((2, 1), (2, 0)));
+    rule(&bob, "room", &room, json!({"actions": []}));
+    alice.send(&room, "quiet");
+    mention(&alice, &room, &bob);
+    assert_eq!((unread(&bob, &room), unread(&carol, &room)), ((3, 2), (4, 0)), "only mentions");
+    let of_room = json!([{"kind": "event_match", "key": "room_id", "pattern": room}]);
+    rule(&bob, "override", &room, json!({"conditions": of_room, "actions": []}));
+    mention(&alice, &room, &bob);
+    assert_eq!((unread(&bob, &room), unread(&carol, &room)), ((3, 2), (5, 0)), "muted");
+    let everything = json!({"enabled": true});
+    carol.put(&format!("{V3}/pushrules/global/override/.m.rule.master/enabled"), everything);
+    mention(&alice, &room, &carol);
+    assert_eq!(unread(&carol, &room), (5, 0));
+    carol.put(&format!("{V3}/pushrules/global/override/.m.rule.master/enabled"), json!({"enabled": false}));
+    let list = json!({"ignored_users": {alice.id(): {}}});
+    carol.put(&format!("{V3}/user/{}/account_data/m.ignored_user_list", segment(carol.id())), list);
+    alice.send(&room, "nobody hears me");
+    bob.send(&room, "but me");
+    assert_eq!((unread(&carol, &room), unread(&alice, &room)), ((6, 0), (1, 0)));
+}
+
+#[test]
+fn an_encrypted_message_counts_by_its_type_and_in_a_direct_room_too() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room();
+    bob.join(&room);
+    let secret = json!({"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "x", "session_id": "y"});
+    alice.put(&room_path(&room, "send/m.room.encrypted/1"), secret);
+    let reaction = json!({"m.relates_to": {"rel_type": "m.annotation", "event_id": "$x", "key": "y"}});
+    alice.put(&room_path(&room, "send/m.reaction/2"), reaction);
+    assert_eq!(unread(&bob, &room), (1, 0));
+}
+
+#[test]
+fn a_client_that_waits_is_woken_by_what_another_device_has_read() {
+    let server = TestServer::start_with(|config| config.presence = false);
+    let (alice, bob, _, room) = scene(&server);
+    let phone = log_in(&server, &bob, "PHONE");
+    let said = alice.send(&room, "one");
+    alice.send(&room, "two");
+    let body = one_list(10, 1, &json!([]));
+    let first = slide(&phone, None, &body);
+    assert_eq!(counts(&first["rooms"][&room]), (2, 0));
+    for kind in ["m.read", "m.read.private"] {
+        let filter = filter(&json!({"room": {"ephemeral": {"not_types": ["m.receipt"]}}}));
+        let event = if kind == "m.read" { said.clone() } else { alice.send(&room, "three") };
+        let since = sync(&phone, "")["next_batch"].as_str().expect("a token").to_owned();
+        let told = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| sync(&phone, &format!("since={since}&timeout=20000&{filter}")));
+            wait_until_waiting(&server, 1);
+            assert_eq!(receipt(&bob, &room, kind, &event, json!({})).0, 200);
+            waiting.join().expect("an answer")
+        });
+        let expected = if kind == "m.read" { (1, 0) } else { (0, 0) };
+        assert_eq!(of_room(&told["rooms"]["join"][&room]), expected, "{kind}: {told}");
+    }
+    let second = slide(&phone, Some(&first), &body);
+    assert_eq!(counts(&second["rooms"][&room]), (0, 0), "{second}");
+    let third = slide(&phone, Some(&second), &body);
+    assert_eq!(third["rooms"], json!({}), "told once");
+}
+
+#[test]
+fn those_who_wait_are_told_their_own_counts_with_the_same_message() {
+    // Who is there would be news too.
+    let server = TestServer::start_with(|config| config.presence = false);
+    let (alice, bob, carol, room) = scene(&server);
+    let mut tokens: Vec<(TestUser, String)> = Vec::new();
+    for user in [&bob, &carol] {
+        let since = sync(user, "")["next_batch"].as_str().expect("a token").to_owned();
+        tokens.push((TestUser::new(server.url(), user.id(), user.token()), since));
+    }
+    for round in 1..=4_u64 {
+        let told: Vec<Value> = std::thread::scope(|scope| {
+            let waiting: Vec<_> = tokens
+                .iter()
+                .map(|(user, since)| scope.spawn(move || sync(user, &format!("since={since}&timeout=20000"))))
+                .collect();
+            wait_until_waiting(&server, 2);
+            mention(&alice, &room, &bob);
+            waiting.into_iter().map(|one| one.join().expect("an answer")).collect()
+        });
+        let counted: Vec<_> = told.iter().map(|told| of_room(&told["rooms"]["join"][&room])).collect();
+        assert_eq!(counted, [(round, round), (round, 0)]);
+        for ((_, since), told) in tokens.iter_mut().zip(&told) {
+            *since = told["next_batch"].as_str().expect("a token").to_owned();
+        }
+    }
+}
+
+#[test]
+fn rules_are_put_where_they_are_wanted_and_both_syncs_tell_of_it() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    let since = format!("since={}", sync(&alice, "")["next_batch"].as_str().expect("a token"));
+    let path = |rest: &str| format!("{V3}/pushrules/global/{rest}");
+    let status = |method: &str, rest: &str, body: Value| alice.request(method, &path(rest), Some(body)).0;
+    rule(&alice, "override", "one", json!({"actions": ["notify"], "conditions": []}));
+    alice.put(&path("override/two?after=one"), json!({"actions": ["notify", "dont_notify"]}));
+    alice.put(&path("override/three?before=two&after=one"), json!({"actions": []}));
+    let ids = |ruleset: &Value| -> Vec<String> {
+        let rules = ruleset["override"].as_array().expect("a list");
+        rules.iter().take(5).map(|rule| rule["rule_id"].as_str().expect("an id").to_owned()).collect()
+    };
+    let expected = [".m.rule.master", "one", "three", "two", ".m.rule.suppress_notices"];
+    assert_eq!(ids(&alice.get(&format!("{V3}/pushrules/"))["global"]), expected);
+    assert_eq!(alice.get(&path("override/two"))["actions"], json!(["notify"]));
+    let told = sync(&alice, &since);
+    let event = &told["account_data"]["events"][0];
+    assert_eq!(
+        (event["type"].as_str(), ids(&event["content"]["global"])),
+        (Some("m.push_rules"), expected.map(str::to_owned).to_vec())
+    );
+    assert_eq!(told["account_data"]["events"].as_array().map(Vec::len), Some(1));
+    let body = json!({"extensions": {"account_data": {"enabled": true}}});
+    let first = slide(&alice, None, &body);
+    alice.request("DELETE", &path("override/three"), None);
+    let second = slide(&alice, Some(&first), &body);
+    let data = &second["extensions"]["account_data"]["global"][0];
+    assert_eq!(data["type"], "m.push_rules");
+    assert_eq!(ids(&data["content"]["global"])[1..4], ["one", "two", ".m.rule.suppress_notices"]);
+    for (method, rest, body, expected) in [
+        ("PUT", "override/x?before=none", json!({"actions": []}), 400),
+        ("PUT", "override/x?after=.m.rule.master", json!({"actions": []}), 400),
+        ("PUT", "override/.mine", json!({"actions": []}), 400),
+        ("PUT", "override/a%2Fb", json!({"actions": []}), 400),
+        ("PUT", "sideways/x", json!({"actions": []}), 400),
+        ("PUT", "override/x", json!({"actions": {}}), 400),
+        ("PUT", "content/x", json!({"actions": []}), 400),
+        ("PUT", "content/x", json!({"actions": [], "pattern": "x".repeat(2000)}), 413),
+        ("PUT", "override/none/enabled", json!({"enabled": true}), 404),
+        ("PUT", "override/one/enabled", json!({"enabled": "yes"}), 400),
+        ("PUT", "override/none/actions", json!({"actions": []}), 404),
+        ("DELETE", "override/none", json!({}), 404),
+        ("DELETE", "override/.m.rule.master", json!({}), 404),
+        ("PUT", "underride/.m.rule.message/actions", json!({"actions": []}), 200),
+    ] {
+        assert_eq!(status(method, rest, body), expected, "{method} {rest}");
+    }
+    assert_eq!(alice.get(&path("underride/.m.rule.message/actions"))["actions"], json!([]));
+    let stored = alice.get(&format!("{V3}/user/{}/account_data/m.push_rules", segment(alice.id())));
+    assert_eq!(stored, alice.get(&format!("{V3}/pushrules/")));
+}
+
+#[test]
+fn rules_that_are_put_at_the_same_moment_are_all_there() {
+    let server = TestServer::start();
+    let alice = server.user("alice");
+    std::thread::scope(|scope| {
+        for number in 0..12 {
+            let alice = &alice;
+            scope.spawn(move || {
+                let id = format!("rule{number}");
+                rule(alice, "content", &id, json!({"actions": ["notify"], "pattern": id}));
+                if number % 3 == 0 {
+                    alice.request("DELETE", &format!("{V3}/pushrules/global/content/{id}"), None);
+                }
+            });
+        }
+    });
+    let rules = alice.get(&format!("{V3}/pushrules/global/"));
+    let mut ids: Vec<&str> = rules["content"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|rule| rule["rule_id"].as_str())
+        .collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["rule1", "rule10", "rule11", "rule2", "rule4", "rule5", "rule7", "rule8"]);
+}
