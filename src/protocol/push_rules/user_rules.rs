@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_rule_comes_where_it_is_wanted_also_at_the_ends_and_when_it_moves() {
-        use RuleKind::ContentSpecific;
+        use RuleKind::ContentSpecific as OfContent;
         let mut rules = UserRules::default();
         let missing = put(&mut rules, OfContent, "a", None, Some("b")).expect_err("there is none");
         assert_eq!((missing.status(), missing.errcode()), (400, ErrCode::Unknown));
