@@ -368,6 +368,26 @@ CREATE TABLE search_again (
   event_key INTEGER PRIMARY KEY
 ) STRICT;
 
+-- Events that users have asked to be sent later, unless they are restarted or cancelled before (MSC4140). `delay_id` is a
+-- secret. `request`: the digest of the client's request, so that a repeat makes no second one. Sent `delay_ms` after
+-- `since_ms`; tried at `due_ms`, which is later only if it could not be sent then for a reason that passes. Deleted with
+-- the commit of the event.
+CREATE TABLE delayed_events (
+  delay_id TEXT PRIMARY KEY,
+  request BLOB UNIQUE,
+  user_id TEXT NOT NULL,
+  room_id TEXT NOT NULL,
+  type TEXT NOT NULL,
+  state_key TEXT,
+  content TEXT NOT NULL,
+  delay_ms INTEGER NOT NULL,
+  since_ms INTEGER NOT NULL,
+  due_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX delayed_events_due ON delayed_events (due_ms);
+CREATE INDEX delayed_events_by_user ON delayed_events (user_id, due_ms);
+CREATE INDEX delayed_events_by_state ON delayed_events (room_id, type, state_key) WHERE state_key IS NOT NULL;
+
 -- The room aliases of this server.
 CREATE TABLE room_aliases (
   alias TEXT NOT NULL PRIMARY KEY,

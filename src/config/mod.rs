@@ -96,6 +96,10 @@ pub struct Config {
     pub durable: bool,
     /// Whether it is told, and taken in, who is at a client.
     pub presence: bool,
+    /// Whether every account of this server can be found by its name, and not only by who shares a room with it or could.
+    pub user_directory_of_all: bool,
+    /// Where clients get the tokens for LiveKit, by which they speak in calls; none: there is none for them.
+    pub livekit_service_url: Option<String>,
     /// Whether requests are limited in rate.
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
@@ -327,7 +331,8 @@ mod tests {
             registration_secret = \"s\"\ndefault_room_version = \"9\"\npublic_url = \"http://x/\"\n\
             notary = [\"n.example\"]\ndeny_server = [\"*.bad\"]\nallow_server = [\"*\"]\nmax_connections = 9\n\
             knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nmedia_max_upload = \"7M\"\nmedia_per_user = \"2G\"\n\
-            media_cache_size = \"3G\"\nmedia_cache_days = 9\nno_presence = true\ncall_rules = true\nno_rate_limits = true\n\
+            media_cache_size = \"3G\"\nmedia_cache_days = 9\nno_presence = true\ncall_rules = true\n\
+            user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
             allow_private_addresses = true\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
             assert!(text.contains(&format!("{setting} = ")), "{setting}");
@@ -341,6 +346,8 @@ mod tests {
         assert_eq!((config.public_url.as_str(), config.notaries.len()), ("http://x", 1));
         assert!(!config.peers.allows("a.bad") && config.peers.allows("a.good"));
         assert_eq!((config.max_connections, config.knocks_per_hour, config.knocks_waiting), (9, 1, 2));
+        assert_eq!(config.livekit_service_url.as_deref(), Some("https://l.example"));
+        assert!(config.user_directory_of_all);
         assert_eq!((config.media_max_upload, config.media_per_user), (7 << 20, 2 << 30));
         assert_eq!((config.media_cache_bytes, config.media_cache_days), (3 << 30, 9));
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);

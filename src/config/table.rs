@@ -239,6 +239,21 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Switch(|config, on| config.call_rules = on),
     },
     Setting {
+        flag: "user-directory",
+        value: "who",
+        usual: Usual::Value("known"),
+        help: "whom users find by name: `known`, who shares a room with them or is in a public one, or `all` accounts \
+               of this server as well",
+        kind: Kind::One(user_directory),
+    },
+    Setting {
+        flag: "livekit-service-url",
+        value: "URL",
+        usual: Usual::Nothing,
+        help: "service that gives clients their tokens for calls by LiveKit; they are told of it",
+        kind: Kind::One(livekit_service_url),
+    },
+    Setting {
         flag: "no-rate-limits",
         value: "",
         usual: Usual::Value("false"),
@@ -355,6 +370,24 @@ fn public_url(config: &mut Config, text: &str) -> Result<(), String> {
         return Err("should be an http or https URL, such as https://matrix.example.org".into());
     }
     config.public_url = text.trim_end_matches('/').to_owned();
+    Ok(())
+}
+
+fn user_directory(config: &mut Config, text: &str) -> Result<(), String> {
+    config.user_directory_of_all = match text {
+        "known" => false,
+        "all" => true,
+        _ => return Err("should be known or all".into()),
+    };
+    Ok(())
+}
+
+fn livekit_service_url(config: &mut Config, text: &str) -> Result<(), String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    if rest.is_none_or(|rest| rest.trim_matches('/').is_empty()) {
+        return Err("should be an http or https URL, such as https://livekit.example.org".into());
+    }
+    config.livekit_service_url = Some(text.to_owned());
     Ok(())
 }
 

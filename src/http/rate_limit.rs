@@ -24,6 +24,8 @@ pub enum Rate {
     Login,
     /// New accounts.
     Register,
+    /// Restarting, cancelling and sending delayed events, which a call does for each of its members every few seconds.
+    DelayedEvents,
     /// Other servers' requests.
     Federation,
 }
@@ -43,6 +45,7 @@ const fn allowance(rate: Rate) -> RateAllowance {
         Rate::Join => (1.0, 20.0),
         Rate::Login => (0.2, 10.0),
         Rate::Register => (0.05, 10.0),
+        Rate::DelayedEvents => (50.0, 500.0),
         Rate::Federation => (100.0, 1000.0),
     };
     RateAllowance { per_second, burst }

@@ -95,6 +95,26 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
     post("/_matrix/client/v3/search", User(client_server::search::search)),
+    // ----- client-server: delayed events, calls -----
+    get(
+        "/_matrix/client/unstable/org.matrix.msc4140/delayed_events",
+        User(client_server::delayed_events::list),
+    ),
+    get(
+        "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
+        User(client_server::delayed_events::get),
+    ),
+    post(
+        "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}",
+        MaybeUser(client_server::delayed_events::act_by_body),
+    )
+    .rate(Rate::DelayedEvents),
+    post(
+        "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/{delayId}/{action}",
+        MaybeUser(client_server::delayed_events::act),
+    )
+    .rate(Rate::DelayedEvents),
+    get("/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", User(discovery::rtc_transports)),
     // ----- client-server: typing, receipts, presence, messages to devices -----
     put("/_matrix/client/v3/rooms/{roomId}/typing/{userId}", User(client_server::ephemeral::typing)),
     post(
@@ -186,6 +206,12 @@ pub const ROUTES: &[Route] = &[
     put("/_matrix/client/v3/directory/list/room/{roomId}", User(directory::set_visibility)),
     get("/_matrix/client/v3/publicRooms", MaybeUser(directory::public_rooms)),
     post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)),
+    post("/_matrix/client/v3/user_directory/search", User(client_server::user_directory::search)),
+    get("/_matrix/client/v1/mutual_rooms", User(client_server::user_directory::mutual_rooms)),
+    get(
+        "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms",
+        User(client_server::user_directory::unstable_mutual_rooms),
+    ),
     post("/_matrix/client/v3/user/{userId}/openid/request_token", User(client_server::openid::request_token)),
     get("/_matrix/client/v1/rooms/{roomId}/hierarchy", User(client_server::spaces::hierarchy))
         .rate(Rate::Write),

@@ -287,7 +287,10 @@ impl SearchQuery {
             self.phrases.iter().flat_map(|phrase| phrase.folded_words()).collect();
         for word in text.split(|c| !is_of_word(c)).filter(|word| !word.is_empty()) {
             let folded = fold(word);
-            if wanted.iter().any(|(wanted, prefix)| folded == *wanted || *prefix && folded.starts_with(wanted)) {
+            if wanted
+                .iter()
+                .any(|(wanted, prefix)| folded == *wanted || *prefix && folded.starts_with(wanted))
+            {
                 into.insert(word.to_lowercase());
             }
         }
@@ -417,7 +420,9 @@ mod tests {
         assert_eq!(phrases("日本語test"), words(&[("日本 本語", false), ("test", true)]));
         assert_eq!(phrases(r#"un"balanced"#), words(&[("un", false), ("balanced", true)]));
         assert_eq!(phrases("!!! ??? \" * ^ : ( )"), words(&[]));
-        for odd in ["a OR b", "body:x", "NEAR(a b)", "a*", "^a", "{body}:a", "a AND NOT b", "a\"; DROP TABLE t;--"] {
+        for odd in
+            ["a OR b", "body:x", "NEAR(a b)", "a*", "^a", "{body}:a", "a AND NOT b", "a\"; DROP TABLE t;--"]
+        {
             for (text, _) in phrases(odd) {
                 assert!(text.chars().all(|c| is_of_word(c) || c == ' '), "{odd}: {text}");
             }
@@ -428,9 +433,12 @@ mod tests {
 
     #[test]
     fn each_kind_of_event_has_its_text_and_no_other_event_has_any() {
-        let message = |content: serde_json::Value| text_of(json!({ "type": "m.room.message", "content": content }));
+        let message =
+            |content: serde_json::Value| text_of(json!({ "type": "m.room.message", "content": content }));
         assert_eq!(message(json!({ "body": "hello" })).unwrap().text, "hello");
-        for none in [json!({}), json!({ "body": 7 }), json!({ "body": "" }), json!({ "body": null }), json!([])] {
+        for none in
+            [json!({}), json!({ "body": 7 }), json!({ "body": "" }), json!({ "body": null }), json!([])]
+        {
             assert_eq!(message(none.clone()), None, "{none}");
         }
         let edit = message(json!({ "body": "* new", "m.new_content": { "body": "new" },
@@ -442,7 +450,10 @@ mod tests {
         let topic = text_of(json!({ "type": "m.room.topic", "state_key": "", "content": { "topic": "beer",
             "m.topic": { "m.text": [{ "mimetype": "text/html", "body": "<b>" }, { "body": "ale" }] } } }));
         assert_eq!(topic.unwrap().text, "beer\nale");
-        assert_eq!(text_of(json!({ "type": "m.room.message", "state_key": "", "content": { "body": "x" } })), None);
+        assert_eq!(
+            text_of(json!({ "type": "m.room.message", "state_key": "", "content": { "body": "x" } })),
+            None
+        );
         assert_eq!(text_of(json!({ "type": "m.room.encrypted", "content": { "body": "x" } })), None);
         let long = message(json!({ "body": "é".repeat(20_000) })).unwrap();
         assert!(long.text.len() <= TEXT_BYTES_MAX && long.text.ends_with('é'));

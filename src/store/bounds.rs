@@ -185,11 +185,22 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table(
         "event_texts",
-        &[rooms("16 KiB of the text of an accepted event", "no_more_of_a_text_is_indexed_than_a_bounded_part")],
+        &[rooms(
+            "16 KiB of the text of an accepted event",
+            "no_more_of_a_text_is_indexed_than_a_bounded_part",
+        )],
         "redaction",
     ),
     table("search_progress", &[itself("one row")], "never"),
     table("search_again", &[rooms("one for each accepted event", "")], "`index_texts`, a portion at a time"),
+    table(
+        "delayed_events",
+        &[users(
+            "100 of one user, 60 KiB each, 24 hours; 429 beyond",
+            "delays_that_make_no_sense_are_refused_and_a_user_has_a_bounded_number_of_them",
+        )],
+        "when it is sent; cancelled; deactivation",
+    ),
     table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
     table("published_rooms", &[users("one for each room", "")], "whoever may take them out"),
     // ----- servers -----
@@ -500,7 +511,8 @@ mod tests {
     fn the_bounds_are_told_in_the_order_of_the_schema() {
         let tables = SCHEMA.lines().filter_map(|line| {
             let line = line.strip_suffix(" (")?;
-            let index = line.strip_prefix("CREATE VIRTUAL TABLE ").and_then(|line| line.strip_suffix(" USING fts5"));
+            let index =
+                line.strip_prefix("CREATE VIRTUAL TABLE ").and_then(|line| line.strip_suffix(" USING fts5"));
             index.or_else(|| line.strip_prefix("CREATE TABLE "))
         });
         assert!(TABLES.iter().map(|table| table.name).eq(tables));

@@ -5,6 +5,7 @@
 //! - `client_details`: what is easy to get nearly right.
 //! - `client_rooms`: rooms made in every way, spoken in, read back, named; the profiles and data around them.
 //! - `keys`, `cross_signing`: end-to-end keys of devices and of users.
+//! - `delayed_events`: what is sent later, and what else calls ask for.
 //! - `dehydrated`: devices that nobody is logged in on.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
@@ -14,6 +15,7 @@
 //!   `sliding_accepted`: in the form in which it was accepted.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 //! - `unread`: what counts as unread, for whom and until when, and the push rules by which it is found.
+//! - `user_directory`: users by name, and the rooms that two have in common.
 
 #[path = "../common/mod.rs"]
 pub mod common;
@@ -23,6 +25,7 @@ mod client_details;
 mod client_rooms;
 mod cross_signing;
 mod dehydrated;
+mod delayed_events;
 mod erasure;
 mod key_backup;
 mod keys;
@@ -33,3 +36,4 @@ mod sliding_extensions;
 mod sliding_sync;
 mod sync;
 mod unread;
+mod user_directory;

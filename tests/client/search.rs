@@ -85,7 +85,14 @@ fn words_are_found_whatever_their_accents_endings_script_and_the_query_has_no_op
     let server = TestServer::start();
     let alice = server.user("alice");
     let room = alice.create_room();
-    for text in ["Das Café am Platz", "we are meeting tomorrow", "東京都に行きます", "ไปเที่ยวกันไหม", "서울에서 만나요", "a well-known thing"] {
+    for text in [
+        "Das Café am Platz",
+        "we are meeting tomorrow",
+        "東京都に行きます",
+        "ไปเที่ยวกันไหม",
+        "서울에서 만나요",
+        "a well-known thing",
+    ] {
         alice.send(&room, text);
     }
     for (term, text) in [
@@ -108,10 +115,34 @@ fn words_are_found_whatever_their_accents_endings_script_and_the_query_has_no_op
     ] {
         assert_eq!(found(&alice, term), [text], "{term}");
     }
-    for none in ["\"meeting are\"", "東都", "eeting", "cafe meeting", "NOT cafe", "body:cafe", "cafe OR meeting", "", "  ", "!?*\"'", "room", "1"] {
+    for none in [
+        "\"meeting are\"",
+        "東都",
+        "eeting",
+        "cafe meeting",
+        "NOT cafe",
+        "body:cafe",
+        "cafe OR meeting",
+        "",
+        "  ",
+        "!?*\"'",
+        "room",
+        "1",
+    ] {
         assert_eq!(found(&alice, none), [""; 0], "{none}");
     }
-    for odd in ["^caf", "cafe*", "{body}: cafe", "(cafe", "cafe)", "-cafe", "cafe\"", "\"\"\" cafe", "ca\0fe", "; DROP TABLE events; --"] {
+    for odd in [
+        "^caf",
+        "cafe*",
+        "{body}: cafe",
+        "(cafe",
+        "cafe)",
+        "-cafe",
+        "cafe\"",
+        "\"\"\" cafe",
+        "ca\0fe",
+        "; DROP TABLE events; --",
+    ] {
         found(&alice, odd);
     }
 }
@@ -241,17 +272,26 @@ fn whom_one_ignores_and_what_was_redacted_is_not_found_and_an_edit_stands_for_wh
 fn a_result_comes_with_what_surrounds_it_and_the_rooms_state_where_it_is_asked_for() {
     let server = TestServer::start();
     let alice = server.user("alice");
-    alice.put(&format!("{V3}/profile/{}/displayname", segment(alice.id())), json!({ "displayname": "Alice" }));
+    alice
+        .put(&format!("{V3}/profile/{}/displayname", segment(alice.id())), json!({ "displayname": "Alice" }));
     let room = alice.create_room();
     for text in ["one", "two", "the capybara", "three", "four"] {
         alice.send(&room, text);
     }
-    let answer = search(&alice, &json!({ "search_term": "capybara", "include_state": true,
-        "event_context": { "before_limit": 1, "after_limit": 10_000, "include_profile": true } }));
+    let answer = search(
+        &alice,
+        &json!({ "search_term": "capybara", "include_state": true,
+        "event_context": { "before_limit": 1, "after_limit": 10_000, "include_profile": true } }),
+    );
     let context = &answer["results"][0]["context"];
     assert_eq!(context["events_before"][0]["content"]["body"], "two");
     assert_eq!(context["events_before"].as_array().unwrap().len(), 1);
-    let after: Vec<&str> = context["events_after"].as_array().unwrap().iter().filter_map(|e| e["content"]["body"].as_str()).collect();
+    let after: Vec<&str> = context["events_after"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|e| e["content"]["body"].as_str())
+        .collect();
     assert_eq!(after, ["three", "four"]);
     assert_eq!(context["profile_info"][alice.id()]["displayname"], "Alice");
     let page = |token: &str, dir: &str| {
@@ -264,7 +304,10 @@ fn a_result_comes_with_what_surrounds_it_and_the_rooms_state_where_it_is_asked_f
     assert!(state.iter().any(|event| event["type"] == "m.room.member" && event["state_key"] == alice.id()));
     let plain = search(&alice, &json!({ "search_term": "capybara" }));
     assert!(plain["results"][0].get("context").is_none() && plain.get("state").is_none());
-    let none = search(&alice, &json!({ "search_term": "capybara", "event_context": { "before_limit": 0, "after_limit": 0 } }));
+    let none = search(
+        &alice,
+        &json!({ "search_term": "capybara", "event_context": { "before_limit": 0, "after_limit": 0 } }),
+    );
     assert_eq!(none["results"][0]["context"]["events_before"], json!([]));
 }
 
@@ -277,7 +320,12 @@ fn the_room_that_a_room_was_upgraded_from_is_searched_with_it() {
     let new = alice.create_room_with(json!({ "creation_content": {
         "predecessor": { "room_id": old, "event_id": "$tombstone" } } }));
     alice.send(&new, "an ibex of today");
-    let within = |room: &str| texts(&search(&alice, &json!({ "search_term": "ibex", "order_by": "recent", "filter": { "rooms": [room] } })));
+    let within = |room: &str| {
+        texts(&search(
+            &alice,
+            &json!({ "search_term": "ibex", "order_by": "recent", "filter": { "rooms": [room] } }),
+        ))
+    };
     assert_eq!(within(&new), ["an ibex of today", "an ibex of old"]);
     assert_eq!(within(&old), ["an ibex of old"]);
 }
@@ -288,7 +336,9 @@ fn a_search_that_makes_no_sense_is_refused_and_a_forged_token_shows_nothing_more
     let (alice, eve) = (server.user("alice"), server.user("eve"));
     let room = alice.create_room();
     let event = alice.send(&room, "the secret newt");
-    let invalid = |criteria: Value| assert_eq!(refusal(&eve, "search", &criteria), (400, json!("M_INVALID_PARAM")), "{criteria}");
+    let invalid = |criteria: Value| {
+        assert_eq!(refusal(&eve, "search", &criteria), (400, json!("M_INVALID_PARAM")), "{criteria}")
+    };
     invalid(json!({ "search_term": "x".repeat(10_000) }));
     invalid(json!({ "search_term": "a b ".repeat(200) }));
     invalid(json!({ "search_term": "newt", "keys": ["content.secret"] }));
@@ -312,15 +362,28 @@ fn a_search_that_makes_no_sense_is_refused_and_a_forged_token_shows_nothing_more
     assert_eq!(found["results"][0]["result"]["event_id"], event);
     for token in ["", "x", "1_1", "1_1_1_q1", "99999999999999999999_0_0"] {
         let path = format!("search?next_batch={token}");
-        assert_eq!(refusal(&eve, &path, &json!({ "search_term": "newt" })), (400, json!("M_INVALID_PARAM")), "{token}");
+        assert_eq!(
+            refusal(&eve, &path, &json!({ "search_term": "newt" })),
+            (400, json!("M_INVALID_PARAM")),
+            "{token}"
+        );
     }
-    for token in ["9223372036854775807_0_0", "9223372036854775807_0_0_r1", "9223372036854775807_0_0_s1", "0_0_0", "1_9223372036854775807_9223372036854775807"] {
+    for token in [
+        "9223372036854775807_0_0",
+        "9223372036854775807_0_0_r1",
+        "9223372036854775807_0_0_s1",
+        "0_0_0",
+        "1_9223372036854775807_9223372036854775807",
+    ] {
         let path = format!("{V3}/search?next_batch={token}");
         let body = json!({ "search_categories": { "room_events": { "search_term": "newt" } } });
         let answer = eve.post(&path, body);
         assert_eq!(answer["search_categories"]["room_events"]["results"], json!([]), "{token}: {answer}");
     }
-    assert_eq!(eve.post(&format!("{V3}/search"), json!({ "search_categories": {} })), json!({ "search_categories": {} }));
+    assert_eq!(
+        eve.post(&format!("{V3}/search"), json!({ "search_categories": {} })),
+        json!({ "search_categories": {} })
+    );
 }
 
 #[test]
@@ -341,7 +404,11 @@ fn what_another_server_says_and_what_is_fetched_later_is_found_as_well() {
     bob.join_via(&room, &[here.name()]);
     alice.send(&room, "an eel that is sent");
     bob.sync_until("the message", |sync| {
-        sync["rooms"]["join"][&room]["timeline"]["events"].as_array()?.iter().find(|e| e["content"]["body"] == "an eel that is sent").cloned()
+        sync["rooms"]["join"][&room]["timeline"]["events"]
+            .as_array()?
+            .iter()
+            .find(|e| e["content"]["body"] == "an eel that is sent")
+            .cloned()
     });
     assert_eq!(found(&bob, "eel"), ["an eel that is sent"]);
     let page = bob.get(&room_path(&room, "messages?dir=b&limit=50"));

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::room_version;
 use crate::service::Homeserver;
+use crate::service::rooms::delayed_events::{DELAY_MAX_MS, DELAYED_EVENTS_MAX};
 
 /// The versions of the specification whose client API is served, in so far as it is served at all.
 const VERSIONS: [&str; 14] = [
@@ -18,14 +19,18 @@ const VERSIONS: [&str; 14] = [
 
 /// What clients look for under names of its own. Without sliding sync those of the newer engines log in nowhere. Its
 /// accepted form has no name yet by which clients would look for it. The others are those of cross-signing, for old clients,
-/// of dehydrated devices, and of threads, their list and the direction of relations, which some look for in place of v1.4.
-const UNSTABLE_FEATURES: [&str; 6] = [
+/// of dehydrated devices, of delayed events, of the rooms that two users share, and of threads, their list and the direction
+/// of relations, which some look for in place of v1.4.
+const UNSTABLE_FEATURES: [&str; 9] = [
     "org.matrix.e2e_cross_signing",
     "org.matrix.msc3440.stable",
     "org.matrix.msc3715.stable",
     "org.matrix.msc3814",
     "org.matrix.msc3856.stable",
+    "org.matrix.msc4140",
     "org.matrix.simplified_msc3575",
+    "uk.half-shot.msc2666.query_mutual_rooms",
+    "uk.half-shot.msc2666.query_mutual_rooms.stable",
 ];
 
 /// `GET /_matrix/client/versions`
@@ -46,12 +51,32 @@ pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, _requester: &Reque
         "m.set_avatar_url": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
+        "org.matrix.msc4140.delayed_events": { "max_delay_ms": DELAY_MAX_MS, "max_scheduled": DELAYED_EVENTS_MAX },
     } })))
 }
 
 /// `GET /.well-known/matrix/client`
 pub fn well_known_client(hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
-    Ok(Reply::json(&json!({ "m.homeserver": { "base_url": hs.config.public_url } })))
+    let mut body = json!({ "m.homeserver": { "base_url": hs.config.public_url } });
+    if let Some(transport) = rtc_transport(hs) {
+        body["org.matrix.msc4143.rtc_foci"] = json!([transport]);
+    }
+    Ok(Reply::json(&body))
+}
+
+/// `GET /_matrix/client/unstable/org.matrix.msc4143/rtc/transports`: by what calls of this server's users go. Errors: 404
+/// `M_UNRECOGNIZED` where the settings name nothing: an empty list would say that there is none, and who has it in a file
+/// of their own at the same address as this server's would not be asked.
+pub fn rtc_transports(hs: &Arc<Homeserver>, _request: &Request, _requester: &Requester) -> Result<Reply> {
+    let transport = rtc_transport(hs);
+    let transport =
+        transport.ok_or_else(|| Error::new(ErrCode::Unrecognized, "Nothing is set up for calls"))?;
+    Ok(Reply::json(&json!({ "rtc_transports": [transport] })))
+}
+
+fn rtc_transport(hs: &Homeserver) -> Option<Value> {
+    let url = hs.config.livekit_service_url.as_ref()?;
+    Some(json!({ "type": "livekit", "livekit_service_url": url }))
 }
 
 /// `GET /.well-known/matrix/server`: other servers are sent to where clients go. They only ask if the server's name has

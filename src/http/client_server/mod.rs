@@ -8,6 +8,7 @@
 pub mod account;
 pub mod account_data;
 pub mod dehydrated;
+pub mod delayed_events;
 pub mod devices;
 pub mod directory;
 pub mod discovery;
@@ -32,6 +33,7 @@ pub mod sliding_sync_v4;
 pub mod spaces;
 pub mod sync;
 pub mod to_device;
+pub mod user_directory;
 
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::client_format;
+use super::{client_format, delayed_events};
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
@@ -24,6 +24,11 @@ pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> R
     let mut draft = draft(request, requester, request.json_object()?)?;
     draft.state_key = None;
     let scope = format!("send/{}/{}", draft.room, draft.event_type);
+    if let Some(delay) = delayed_events::delay(request)? {
+        let txn = txn(request, requester, format!("delayed/{scope}"))?;
+        let delay_id = hs.rooms().delay_event(draft, Some(txn), delay)?;
+        return Ok(Reply::json(&json!({"delay_id": delay_id})));
+    }
     let event_id = hs.rooms().send_message(draft, txn(request, requester, scope)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
@@ -49,7 +54,12 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
 pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
-    let event_id = hs.rooms().send_state(draft(request, requester, request.json_object()?)?)?;
+    let draft = draft(request, requester, request.json_object()?)?;
+    if let Some(delay) = delayed_events::delay(request)? {
+        let delay_id = hs.rooms().delay_event(draft, None, delay)?;
+        return Ok(Reply::json(&json!({"delay_id": delay_id})));
+    }
+    let event_id = hs.rooms().send_state(draft)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
 

@@ -4,6 +4,8 @@
 //! A job that is taken up is first put off by a while, so that whatever happens to the thread that does it, it comes up
 //! again, and never twice at once.
 
+mod delayed;
+
 use std::collections::HashSet;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,6 +80,8 @@ struct SchedulerState {
     inviting: Vec<ServerName>,
     /// The users who are being joined, with the room, a thread for each.
     joining: Vec<DueMembership>,
+    /// The delayed events that are being sent, a thread for each.
+    sending: HashSet<String>,
     /// Rooms whose branches are to be joined. A hint: the next event in such a room says it again.
     forked: HashSet<RoomKey>,
     /// The timer's own thread runs.
@@ -94,6 +98,7 @@ impl SchedulerState {
             || !self.fetching.is_empty()
             || !self.inviting.is_empty()
             || !self.joining.is_empty()
+            || !self.sending.is_empty()
     }
 }
 
@@ -294,6 +299,7 @@ fn run(shared: &Arc<SchedulerShared>, weak: &Weak<Homeserver>) {
                 && state.fetching.len() >= FETCHERS_MAX
                 && state.inviting.len() >= INVITERS_MAX
                 && state.joining.len() >= JOINERS_MAX
+                && state.sending.len() >= delayed::SENDERS_MAX
             {
                 // Whoever finishes wakes us.
                 state.look = false;
@@ -352,6 +358,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     }
     hand_out_invites(shared, hs, now)?;
     join_who_was_let_in(shared, hs, now)?;
+    delayed::send_delayed_events(shared, hs, now)?;
     let more_to_delete = hs.devices().empty_deleted_key_backups()?.then_some(now);
     let more_to_index = hs.rooms().index_texts_if_behind()?.then_some(now);
     let next = hs.store.read(|db| {
@@ -361,6 +368,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_device_list_due()?,
             db.next_owed_invite_due()?,
             db.next_owed_join_due()?,
+            db.next_delayed_event_due()?,
         ])
     })?;
     Ok(next

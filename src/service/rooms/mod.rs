@@ -5,12 +5,15 @@
 //! - `view`: what one user may see of a room. `timeline`: which events a page has. `client_format`: an event as
 //!   clients get it.
 //! - `relations`: the events that relate to one; `threads`: those of a room; `bundles`: what is told of them with an event.
-//! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them.
+//! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them, with
+//!   `search_token`.
+//! - `user_directory`: users by name, and the rooms that two have in common. `delayed_events`: what is sent later.
 //! - `directory`: aliases and published rooms. `summary`: one room as others see it. `hierarchy`: spaces.
 
 pub mod bundles;
 pub mod client_format;
 pub mod create;
+pub mod delayed_events;
 pub mod directory;
 pub mod hierarchy;
 pub mod messages;
@@ -18,11 +21,13 @@ pub mod messages;
 mod relation_tests;
 pub mod relations;
 pub mod search;
+mod search_token;
 pub mod send;
 pub mod summary;
 pub mod threads;
 pub mod timeline;
 pub mod timestamp_to_event;
+pub mod user_directory;
 pub mod view;
 
 use std::ops::Deref;

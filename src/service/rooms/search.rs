@@ -6,7 +6,6 @@
 //! hundred are ranked, and the next few hundred when the client asks for more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +21,7 @@ use crate::service::accounts::ignored_users::Ignored;
 use crate::service::rooms::Rooms;
 use crate::service::rooms::bundles::write_with_bundles;
 use crate::service::rooms::client_format::{ClientFormat, Json};
+use crate::service::rooms::search_token::{GroupMember, NextBatch};
 use crate::service::rooms::timeline::{PaginationToken, TimelineEvent, walk};
 use crate::service::rooms::view::{Access, RoomView};
 use crate::store::rooms::events::TimelineRange;
@@ -145,62 +145,6 @@ struct Group {
     next_batch: Option<String>,
 }
 
-/// Where a search goes on: in the window that begins with the event `top`, behind the first `skip` of it that may be
-/// shown; `seen` were in the windows before. Nothing is trusted in it: whatever it says, only what the searcher may see
-/// is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct NextBatch {
-    top: EventKey,
-    skip: usize,
-    seen: usize,
-    within: Option<GroupMember>,
-}
-
-/// The group that a token goes on in: that of a room, or of the sender of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum GroupMember {
-    Room(RoomKey),
-    SenderOf(EventKey),
-}
-
-impl NextBatch {
-    const START: NextBatch = NextBatch { top: EventKey::MAX, skip: 0, seen: 0, within: None };
-
-    /// Errors: 400 `M_INVALID_PARAM`.
-    fn parse(token: &str) -> Result<Self> {
-        let number = |text: &str| -> Option<i64> {
-            text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten()
-        };
-        let parse = || {
-            let mut parts = token.split('_');
-            let top = number(parts.next()?)?;
-            let skip = usize::try_from(number(parts.next()?)?).ok()?;
-            let seen = usize::try_from(number(parts.next()?)?).ok()?;
-            let within = match parts.next() {
-                None => None,
-                Some(member) => match (member.strip_prefix('r'), member.strip_prefix('s')) {
-                    (Some(room), _) => Some(GroupMember::Room(number(room)?)),
-                    (_, Some(event)) => Some(GroupMember::SenderOf(number(event)?)),
-                    _ => return None,
-                },
-            };
-            parts.next().is_none().then_some(Self { top, skip, seen, within })
-        };
-        parse().ok_or_else(|| Error::invalid_param("next_batch is none of this server's"))
-    }
-}
-
-impl fmt::Display for NextBatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_{}_{}", self.top, self.skip, self.seen)?;
-        match self.within {
-            None => Ok(()),
-            Some(GroupMember::Room(room)) => write!(f, "_r{room}"),
-            Some(GroupMember::SenderOf(event)) => write!(f, "_s{event}"),
-        }
-    }
-}
-
 /// A match that the searcher may see and wants.
 struct Hit {
     shown: TimelineEvent,
@@ -233,7 +177,8 @@ impl Rooms<'_> {
         let keys = match &criteria.keys {
             None => SearchKey::ALL.to_vec(),
             Some(names) => {
-                let keys: Result<BTreeSet<SearchKey>> = names.iter().map(|name| SearchKey::parse(name)).collect();
+                let keys: Result<BTreeSet<SearchKey>> =
+                    names.iter().map(|name| SearchKey::parse(name)).collect();
                 keys?.into_iter().collect()
             }
         };
@@ -273,11 +218,7 @@ impl Rooms<'_> {
 
 /// The rooms that are searched: those that the user is in or has left, and not forgotten, as far as the filter wants
 /// them. "The search will *not* include rooms that are end to end encrypted."
-fn searched_rooms(
-    db: &Db<'_>,
-    user: &UserId,
-    filter: &EventFilter,
-) -> Result<BTreeMap<RoomKey, Room>> {
+fn searched_rooms(db: &Db<'_>, user: &UserId, filter: &EventFilter) -> Result<BTreeMap<RoomKey, Room>> {
     let mut rooms = BTreeMap::new();
     for of_user in db.rooms_of(user)? {
         let was_in = matches!(of_user.membership, Membership::Join | Membership::Leave | Membership::Ban);
@@ -297,8 +238,8 @@ fn searched_rooms(
     let not_wanted: BTreeSet<&str> = filter.not_rooms.iter().map(String::as_str).collect();
     let mut searched = BTreeMap::new();
     for (id, key) in rooms {
-        let is_left_out = not_wanted.contains(id.as_str())
-            || db.state_event_key(key, "m.room.encryption", "")?.is_some();
+        let is_left_out =
+            not_wanted.contains(id.as_str()) || db.state_event_key(key, "m.room.encryption", "")?.is_some();
         if !is_left_out && let Some(room) = db.room(&id)? {
             searched.insert(key, room);
         }
@@ -367,7 +308,8 @@ impl<'s> Search<'s> {
             _ => None,
         };
         let ignored = Arc::new(Ignored::of(self.db, self.format.user)?);
-        let mut page = Page { hits: Vec::new(), next: None, left: Vec::new(), is_last_window: true, count: 0 };
+        let mut page =
+            Page { hits: Vec::new(), next: None, left: Vec::new(), is_last_window: true, count: 0 };
         let (mut at, mut looked_at) = (from, 0);
         loop {
             let window = self.db.events_with_text(&search, at.top, WINDOW_EVENTS)?;
@@ -473,7 +415,9 @@ impl<'s> Search<'s> {
     ) -> Result<Option<ResultContext>> {
         let Some(place) = event.place else { return Ok(None) };
         let limit = |limit: Option<u64>| {
-            limit.map_or(CONTEXT_USUAL, |limit| usize::try_from(limit).unwrap_or(CONTEXT_MAX)).min(CONTEXT_MAX)
+            limit
+                .map_or(CONTEXT_USUAL, |limit| usize::try_from(limit).unwrap_or(CONTEXT_MAX))
+                .min(CONTEXT_MAX)
         };
         let everything = EventFilter::default();
         let back = TimelineRange { from: place, to: Place::START, limit: 0, backwards: true };
@@ -585,31 +529,12 @@ fn profiles<'e>(
         let key = tuple_id.map(|tuple_id| view.db().state_row_at(state, tuple_id)).transpose()?.flatten();
         let Some(member) = key.map(|key| view.db().event_by_key(key)).transpose()? else { continue };
         let mut profile = view.erasure.shown(&member)?.content();
-        profile.retain(|field, value| matches!(field.as_str(), "displayname" | "avatar_url") && value.is_string());
+        profile.retain(|field, value| {
+            matches!(field.as_str(), "displayname" | "avatar_url") && value.is_string()
+        });
         profiles.insert(sender.clone(), profile);
     }
     Ok(profiles)
 }
 
 const MEMBER: &str = "m.room.member";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_read_back_as_it_was_written_and_no_other_is_read() {
-        for (within, text) in [
-            (None, "7_3_20"),
-            (Some(GroupMember::Room(5)), "7_3_20_r5"),
-            (Some(GroupMember::SenderOf(9)), "7_3_20_s9"),
-        ] {
-            let token = NextBatch { top: 7, skip: 3, seen: 20, within };
-            assert_eq!(token.to_string(), text);
-            assert_eq!(NextBatch::parse(text).unwrap(), token);
-        }
-        for wrong in ["", "7", "7_3", "-7_3_1", "7_-3_1", "7_3_1_", "7_3_1_x5", "7_3_1_r5_1", "99999999999999999999_0_0"] {
-            assert!(NextBatch::parse(wrong).is_err(), "{wrong}");
-        }
-    }
-}

@@ -32,21 +32,52 @@ impl Rooms<'_> {
             if let Some(event_id) = self.store.read(|db| db.client_txn_event(&txn))? {
                 return Ok(event_id);
             }
-            // "Homeservers MUST allow clients to send m.room.redaction events with this endpoint for all room
-            // versions."
-            if draft.redacts.is_none() {
-                let redacts = draft.content.remove("redacts");
-                let redacts = redacts.as_ref().and_then(Value::as_str);
-                let redacts = redacts.ok_or_else(|| Error::missing_param("A redaction needs `redacts`"))?;
-                draft.redacts = Some(EventId::parse(redacts)?);
-            }
-            self.may_redact(&draft)?;
+            self.check_redaction(&mut draft)?;
         }
         let sender = draft.sender.clone();
         let event_id =
             self.events().send_once(draft, Some(txn), check_relation).map_err(not_there_as_forbidden)?;
         self.ephemeral().note_activity(&sender);
         Ok(event_id)
+    }
+
+    /// Sends an event of any kind that a client asked for before, and does something else in the same transaction, which
+    /// can still undo it. Errors as of [`Rooms::send_message`] and [`Rooms::send_state`].
+    pub(super) fn send_and_then(
+        &self,
+        mut draft: Draft,
+        extra: impl FnOnce(&mut Tx<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<EventId> {
+        match (draft.event_type.as_str(), draft.state_key.clone()) {
+            ("m.room.member", Some(target)) => {
+                // That may take another server: what is to be done once is done before.
+                self.store.write(extra)?;
+                return self.send_membership(draft, &target);
+            }
+            ("m.room.redaction", None) => self.check_redaction(&mut draft)?,
+            ("m.room.canonical_alias", Some(key)) if key.is_empty() => {
+                let old = self.store.read(|db| {
+                    let room = readable_room(db, &draft.room)?;
+                    db.state_event(room.key, &draft.event_type, &key)
+                })?;
+                let old = old.map(|old| old.content()).unwrap_or_default();
+                self.check_canonical_alias(&draft.room, &old, &draft.content)?;
+            }
+            _ => {}
+        }
+        self.events().send_with(draft, |tx, _| extra(tx))
+    }
+
+    /// Finds what a redaction redacts, and whether it may. Errors: 400 `M_MISSING_PARAM`, 403 `M_FORBIDDEN`.
+    fn check_redaction(&self, draft: &mut Draft) -> Result<()> {
+        // "Homeservers MUST allow clients to send m.room.redaction events with this endpoint for all room versions."
+        if draft.redacts.is_none() {
+            let redacts = draft.content.remove("redacts");
+            let redacts = redacts.as_ref().and_then(Value::as_str);
+            let redacts = redacts.ok_or_else(|| Error::missing_param("A redaction needs `redacts`"))?;
+            draft.redacts = Some(EventId::parse(redacts)?);
+        }
+        self.may_redact(draft)
     }
 
     /// Whether a redaction would take effect: one's own events may be redacted by whoever may send redactions, others'
@@ -213,6 +244,6 @@ fn aliases_in(content: &Map<String, Value>) -> Result<Vec<String>> {
 }
 
 /// Clients get the same answer for a room that is not theirs and for one that does not exist.
-fn not_there_as_forbidden(error: Error) -> Error {
+pub(super) fn not_there_as_forbidden(error: Error) -> Error {
     if error.errcode() == ErrCode::NotFound { Error::not_in_room() } else { error }
 }

@@ -30,7 +30,7 @@ pub struct ClientTxn {
 
 impl ClientTxn {
     /// What is stored of it for finding it again: 16 bytes. Lengths keep the parts apart.
-    fn digest(&self) -> Vec<u8> {
+    pub(in crate::store) fn digest(&self) -> Vec<u8> {
         let parts = [self.user_id.as_str(), &self.device_id, &self.scope, &self.txn_id];
         let mut hasher = Sha256::new();
         for part in parts {

@@ -75,6 +75,16 @@ impl Db<'_> {
         Ok(query.exists([user.as_str()])?)
     }
 
+    /// Accounts that are not deactivated, in the order of their ids, at most so many.
+    pub fn active_users(&self, limit: usize) -> Result<Vec<UserId>> {
+        let mut query = self
+            .conn()
+            .prepare_cached("SELECT user_id FROM users WHERE deactivated = 0 ORDER BY user_id LIMIT ?1")?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let ids = query.query_map([limit], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        ids.iter().map(|id| UserId::parse(id)).collect()
+    }
+
     /// Every account, in the order of their ids.
     pub fn accounts(&self) -> Result<Vec<Account>> {
         let mut query = self.conn().prepare_cached(
@@ -159,6 +169,7 @@ impl Tx<'_> {
             .execute([user.as_str()])?;
         self.forget_own_cross_signing(user)?;
         self.delete_key_backups(user)?;
+        self.delete_delayed_events_of(user)?;
         self.delete_devices_except(user, None)
     }
 

@@ -117,6 +117,9 @@ impl Tx<'_> {
             self.note_relation_of(event, (key, place), is_new)?;
         }
         if accepted {
+            if let Some(state_key) = pdu.state_key().filter(|_| event.history.is_none()) {
+                self.cancel_delayed_state(&room.room_id, (pdu.event_type(), state_key), pdu.sender())?;
+            }
             self.owe_to_those_removed(event, key, at)?;
             let current = self.follow_current_state(event, &appended, (state_before, at))?;
             if event.becomes_extremity {

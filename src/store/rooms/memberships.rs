@@ -199,6 +199,45 @@ impl Db<'_> {
         Ok(statement.exists(params![local.as_str(), other.as_str()])?)
     }
 
+    /// The rooms that both users are joined to; `local` is of this server.
+    pub fn mutual_rooms(&self, local: &UserId, other: &UserId) -> Result<Vec<(RoomKey, RoomId)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT a.room_key, r.room_id FROM memberships a
+               JOIN memberships b ON b.room_key = a.room_key AND b.user_id = ?2
+               JOIN rooms r ON r.room_key = a.room_key
+             WHERE a.local = 1 AND a.user_id = ?1 AND a.membership = 'join' AND b.membership = 'join'
+             ORDER BY a.room_key",
+        )?;
+        let rows = statement.query_map(params![local.as_str(), other.as_str()], |row| {
+            Ok((row.get(0)?, row.get::<_, String>(1)?))
+        })?;
+        let mut rooms = Vec::new();
+        for row in rows {
+            let (key, id) = row?;
+            rooms.push((key, RoomId::parse(&id)?));
+        }
+        Ok(rooms)
+    }
+
+    /// The rooms that a local user is joined to, that with the fewest members first.
+    pub fn joined_rooms_by_size(&self, user: &UserId) -> Result<Vec<RoomKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT m.room_key FROM memberships m JOIN rooms r ON r.room_key = m.room_key
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' ORDER BY r.joined, m.room_key",
+        )?;
+        let rows = statement.query_map([user.as_str()], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Rooms that this server is in, that with the fewest members first, at most so many.
+    pub fn resident_rooms_by_size(&self, limit: usize) -> Result<Vec<RoomKey>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_key FROM rooms WHERE resident = 1 ORDER BY joined, room_key LIMIT ?1",
+        )?;
+        let rows = statement.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Whether a local user is joined to a room that a server has users in.
     pub fn shares_a_room_with_server(&self, local: &UserId, server: &ServerName) -> Result<bool> {
         let mut statement = self.conn().prepare_cached(

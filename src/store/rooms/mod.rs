@@ -12,10 +12,11 @@
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
 //! - `room_import`: a room that comes with its whole state;
 //! - `directory`: aliases and published rooms;
-//! - `search`: the index of the texts that search finds events by.
+//! - `search`: the index of the texts that search finds events by; `delayed_events`: events to be sent later.
 
 pub mod activity;
 pub mod append;
+pub mod delayed_events;
 pub mod directory;
 pub mod events;
 pub mod late_extremities;

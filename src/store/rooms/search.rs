@@ -221,7 +221,9 @@ impl Tx<'_> {
 
     /// Has the text of an event indexed anew that is there for longer.
     pub(in crate::store) fn index_again(&mut self, key: EventKey) -> Result<()> {
-        self.conn().prepare_cached("INSERT OR IGNORE INTO search_again (event_key) VALUES (?1)")?.execute([key])?;
+        self.conn()
+            .prepare_cached("INSERT OR IGNORE INTO search_again (event_key) VALUES (?1)")?
+            .execute([key])?;
         Ok(())
     }
 
@@ -242,9 +244,8 @@ impl Tx<'_> {
 impl Db<'_> {
     fn stored_text(&self, key: EventKey) -> Result<Option<SearchableText>> {
         let mut statement = self.conn().prepare_cached("SELECT json FROM events WHERE event_key = ?1")?;
-        let text = statement.query_row([key], |row| {
-            Ok(row.get_ref(0)?.as_blob().ok().and_then(searchable_text))
-        });
+        let text =
+            statement.query_row([key], |row| Ok(row.get_ref(0)?.as_blob().ok().and_then(searchable_text)));
         text.optional().map(Option::flatten).map_err(Error::from)
     }
 }

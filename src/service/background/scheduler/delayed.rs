@@ -1,0 +1,50 @@
+//! Delayed events that are due.
+
+use std::sync::Arc;
+use std::thread;
+
+use super::{SchedulerShared, UNWRITTEN_REST};
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::locks::lock;
+use crate::service::Homeserver;
+
+/// How many delayed events are sent at once.
+pub(super) const SENDERS_MAX: usize = 4;
+
+/// Sends the delayed events that are due, on threads of their own: whoever is in a call waits for them.
+pub(super) fn send_delayed_events(
+    shared: &Arc<SchedulerShared>,
+    hs: &Arc<Homeserver>,
+    now: Millis,
+) -> Result<()> {
+    let busy = lock(&shared.state).sending.clone();
+    let due = hs.store.read(|db| db.delayed_events_due(now, SENDERS_MAX + busy.len()))?;
+    let free = SENDERS_MAX.saturating_sub(busy.len());
+    for delay_id in due.into_iter().filter(|delay_id| !busy.contains(delay_id)).take(free) {
+        lock(&shared.state).sending.insert(delay_id.clone());
+        let (sending, hs) = (SendingGuard(shared.clone(), delay_id.clone()), hs.clone());
+        thread::Builder::new().name("delayed".to_owned()).spawn(move || {
+            if let Err(error) = hs.rooms().send_due_delayed_event(&delay_id) {
+                log::log!(error.level(log::Level::Info), "a delayed event was not sent: {error}");
+                if error.status() >= 500 {
+                    // If not even that could be written down, it is still due.
+                    sending.0.rest(UNWRITTEN_REST);
+                }
+            }
+            drop(hs);
+            drop(sending);
+        })?;
+    }
+    Ok(())
+}
+
+/// A delayed event that is being sent, given back also when its thread panics.
+struct SendingGuard(Arc<SchedulerShared>, String);
+
+impl Drop for SendingGuard {
+    fn drop(&mut self) {
+        lock(&self.0.state).sending.remove(&self.1);
+        self.0.wake();
+    }
+}

@@ -1,0 +1,207 @@
+//! Delayed events (MSC4140): events that a client asks to be sent later, and whose delay it begins anew as long as it
+//! lives. So a call knows who has fallen out of it: whoever does not come back in time has sent their leave before.
+//!
+//! A delayed event is a row with a time, so that it is sent across a restart of the server; it goes in the very
+//! transaction in which its event comes into the room, so that it is sent at most once. What the room thinks of it is
+//! asked when it is sent, and not before.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::pdu::Membership;
+use crate::protocol::{EventId, UserId};
+use crate::random;
+use crate::service::events::build::Draft;
+use crate::service::rooms::Rooms;
+use crate::service::rooms::send::not_there_as_forbidden;
+use crate::service::rooms::view::readable_room;
+use crate::store::accounts::client_transactions::ClientTxn;
+use crate::store::rooms::delayed_events::DelayedEvent;
+
+/// Longest delay. Whoever watches over a call for its members restarts their leaves every few hours.
+pub const DELAY_MAX_MS: Millis = 24 * 3600 * 1000;
+/// Delayed events of one user.
+pub const DELAYED_EVENTS_MAX: usize = 100;
+/// Largest content, in bytes: an event has at most 65 536, and some of them are not content.
+const CONTENT_BYTES_MAX: usize = 60 * 1024;
+/// When one is tried again that could not be sent for a reason that passes,
+const RETRY_MS: Millis = 5_000;
+/// and for how long after it was due.
+const TRIED_FOR_MS: Millis = 10 * 60 * 1000;
+/// Letters of an id: it is all that is needed to cancel an event.
+const ID_LETTERS: usize = 32;
+
+/// What a client is told of a delayed event of its user. Some have other names in earlier and in later drafts.
+#[derive(Debug, Serialize)]
+pub struct DelayedEventInfo {
+    delay_id: String,
+    room_id: String,
+    #[serde(rename = "type")]
+    event_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_key: Option<String>,
+    content: Map<String, Value>,
+    delay: Millis,
+    delay_ms: Millis,
+    running_since: Millis,
+    delayed_since_ts: Millis,
+}
+
+impl From<DelayedEvent> for DelayedEventInfo {
+    fn from(event: DelayedEvent) -> Self {
+        Self {
+            delay_id: event.delay_id,
+            room_id: event.room_id.to_string(),
+            event_type: event.event_type,
+            state_key: event.state_key,
+            content: event.content,
+            delay: event.delay_ms,
+            delay_ms: event.delay_ms,
+            running_since: event.since_ms,
+            delayed_since_ts: event.since_ms,
+        }
+    }
+}
+
+fn unknown() -> Error {
+    Error::not_found("There is no such delayed event, any more or yet")
+}
+
+impl Rooms<'_> {
+    /// Has an event sent after so many milliseconds, unless something comes in between; gives the id by which it is known.
+    /// A repeat of the same transaction is answered as the first time. Errors: 400 `M_INVALID_PARAM` for a negative delay,
+    /// `M_UNKNOWN` for one that is too long; 403 `M_FORBIDDEN` for who is not in the room; 413 `M_TOO_LARGE`; 429
+    /// `M_LIMIT_EXCEEDED`.
+    pub fn delay_event(&self, draft: Draft, txn: Option<ClientTxn>, delay_ms: Millis) -> Result<String> {
+        if delay_ms < 0 {
+            return Err(Error::invalid_param("The delay must not be negative"));
+        }
+        if delay_ms > DELAY_MAX_MS {
+            // The form of the first draft, which is the one that clients know to shorten their delay by.
+            return Err(Error::new(ErrCode::Unknown, "The delay is longer than this server allows")
+                .with_status(400)
+                .with_field("org.matrix.msc4140.errcode", "M_MAX_DELAY_EXCEEDED")
+                .with_field("org.matrix.msc4140.max_delay", DELAY_MAX_MS));
+        }
+        if Value::Object(draft.content.clone()).to_string().len() > CONTENT_BYTES_MAX {
+            return Err(Error::new(ErrCode::TooLarge, "The event is too large"));
+        }
+        self.store.read(|db| {
+            let room = readable_room(db, &draft.room)?;
+            match db.membership(room.key, &draft.sender)? {
+                Some(Membership::Join) => Ok(()),
+                _ => Err(Error::not_in_room()),
+            }
+        })?;
+        let now = self.clock.now_ms();
+        let event = DelayedEvent {
+            delay_id: random::letters(ID_LETTERS),
+            user_id: draft.sender,
+            room_id: draft.room,
+            event_type: draft.event_type,
+            state_key: draft.state_key,
+            content: draft.content,
+            delay_ms,
+            since_ms: now,
+            due_ms: now + delay_ms,
+        };
+        let user = event.user_id.clone();
+        let added =
+            self.store.write(move |tx| tx.add_delayed_event(&event, txn.as_ref(), DELAYED_EVENTS_MAX))?;
+        match added {
+            Some(delay_id) => Ok(delay_id),
+            None => Err(self.too_many(&user, now)?),
+        }
+    }
+
+    /// "Too many": there is room again when the first of them is sent.
+    fn too_many(&self, user: &UserId, now: Millis) -> Result<Error> {
+        let first =
+            self.store.read(|db| db.delayed_events_of(user))?.first().map_or(now, |event| event.due_ms);
+        Ok(Error::new(ErrCode::LimitExceeded, "Too many events of yours are to be sent later")
+            .with_field("org.matrix.msc4140.errcode", "M_MAX_DELAYED_EVENTS_EXCEEDED")
+            .with_field("retry_after_ms", (first - now).max(1000)))
+    }
+
+    /// The delayed events of a user, that which is due first first.
+    pub fn delayed_events(&self, user: &UserId) -> Result<Vec<DelayedEventInfo>> {
+        let events = self.store.read(|db| db.delayed_events_of(user))?;
+        Ok(events.into_iter().map(DelayedEventInfo::from).collect())
+    }
+
+    /// One delayed event of a user. Errors: 404 `M_NOT_FOUND`.
+    pub fn delayed_event(&self, user: &UserId, delay_id: &str) -> Result<DelayedEventInfo> {
+        let event = self.store.read(|db| db.delayed_event(delay_id))?;
+        event.filter(|event| event.user_id == *user).map(DelayedEventInfo::from).ok_or_else(unknown)
+    }
+
+    /// Begins the delay anew. Errors: 404 `M_NOT_FOUND`.
+    pub fn restart_delayed_event(&self, delay_id: &str) -> Result<()> {
+        let (id, now) = (delay_id.to_owned(), self.clock.now_ms());
+        // Every member of a call does so every few seconds. A power cut that takes back the last of it sends the event a
+        // little early, of somebody who was not to be reached just then.
+        match self.store.write_lightly(move |tx| tx.restart_delayed_event(&id, now))? {
+            true => Ok(()),
+            false => Err(unknown()),
+        }
+    }
+
+    /// Has a delayed event not sent. Errors: 404 `M_NOT_FOUND`.
+    pub fn cancel_delayed_event(&self, delay_id: &str) -> Result<()> {
+        let id = delay_id.to_owned();
+        match self.store.write(move |tx| tx.delete_delayed_event(&id, None))? {
+            true => Ok(()),
+            false => Err(unknown()),
+        }
+    }
+
+    /// Sends a delayed event now. Errors: 404 `M_NOT_FOUND`; what the room has against it, and then it is gone; what
+    /// passes, and then it stays.
+    pub fn send_delayed_event_now(&self, delay_id: &str) -> Result<()> {
+        let event = self.store.read(|db| db.delayed_event(delay_id))?.ok_or_else(unknown)?;
+        self.send_delayed(&event, None).map(drop)
+    }
+
+    /// Sends a delayed event that is due, unless it was restarted or cancelled meanwhile. Errors: what the room has
+    /// against it; what passes, and then it is due again after a while.
+    pub(in crate::service) fn send_due_delayed_event(&self, delay_id: &str) -> Result<()> {
+        let now = self.clock.now_ms();
+        let event = self.store.read(|db| db.delayed_event(delay_id))?;
+        let Some(event) = event.filter(|event| event.due_ms <= now) else { return Ok(()) };
+        match self.send_delayed(&event, Some(event.due_ms)) {
+            Err(error) if error.errcode() != ErrCode::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn send_delayed(&self, event: &DelayedEvent, due: Option<Millis>) -> Result<EventId> {
+        let draft = Draft {
+            room: event.room_id.clone(),
+            sender: event.user_id.clone(),
+            event_type: event.event_type.clone(),
+            state_key: event.state_key.clone(),
+            content: event.content.clone(),
+            redacts: None,
+        };
+        let id = event.delay_id.clone();
+        let sent = self.send_and_then(draft, move |tx| match tx.delete_delayed_event(&id, due)? {
+            true => Ok(()),
+            // It was cancelled, restarted or sent meanwhile: with this error the event is undone.
+            false => Err(unknown()),
+        });
+        let Err(error) = sent else { return sent };
+        let (id, now) = (event.delay_id.clone(), self.clock.now_ms());
+        let is_late = now > event.since_ms + event.delay_ms + TRIED_FOR_MS;
+        if error.status() != 429 && error.status() < 500 || due.is_some() && is_late {
+            // Nothing that is so now will be otherwise.
+            let was_there = self.store.write(move |tx| tx.delete_delayed_event(&id, due))?;
+            return Err(if was_there { not_there_as_forbidden(error) } else { unknown() });
+        }
+        if let Some(due) = due {
+            self.store.write(move |tx| tx.put_off_delayed_event(&id, (due, now + RETRY_MS)))?;
+        }
+        Err(error)
+    }
+}

@@ -1,0 +1,186 @@
+//! Events that users have asked to be sent later.
+
+use rusqlite::{OptionalExtension, Row, params};
+use serde_json::{Map, Value};
+
+use crate::clock::Millis;
+use crate::error::{Error, Result};
+use crate::protocol::json::object_tree;
+use crate::protocol::{RoomId, UserId};
+use crate::store::accounts::client_transactions::ClientTxn;
+use crate::store::{Db, Tx};
+
+/// An event that is to be sent later.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DelayedEvent {
+    /// What it is known by to whoever may restart, cancel or send it.
+    pub delay_id: String,
+    /// Who sends it.
+    pub user_id: UserId,
+    /// Where.
+    pub room_id: RoomId,
+    /// Its type.
+    pub event_type: String,
+    /// Of a state event its state key.
+    pub state_key: Option<String>,
+    /// Its content.
+    pub content: Map<String, Value>,
+    /// How long after it was asked for, or restarted, it is sent.
+    pub delay_ms: Millis,
+    /// When it was asked for, or restarted.
+    pub since_ms: Millis,
+    /// When it is tried: `delay_ms` after `since_ms`, or later if it could not be sent then for a reason that passes.
+    pub due_ms: Millis,
+}
+
+const DELAYED: &str = "SELECT delay_id, user_id, room_id, type, state_key, content, delay_ms, since_ms, due_ms FROM delayed_events";
+
+fn delayed_of(row: &Row<'_>) -> Result<DelayedEvent> {
+    Ok(DelayedEvent {
+        delay_id: row.get(0)?,
+        user_id: UserId::parse(&row.get::<_, String>(1)?)?,
+        room_id: RoomId::parse(&row.get::<_, String>(2)?)?,
+        event_type: row.get(3)?,
+        state_key: row.get(4)?,
+        content: object_tree(&row.get::<_, String>(5)?).map_err(Error::internal)?,
+        delay_ms: row.get(6)?,
+        since_ms: row.get(7)?,
+        due_ms: row.get(8)?,
+    })
+}
+
+impl Db<'_> {
+    /// The delayed event of this id.
+    pub fn delayed_event(&self, delay_id: &str) -> Result<Option<DelayedEvent>> {
+        let mut statement = self.conn().prepare_cached(&format!("{DELAYED} WHERE delay_id = ?1"))?;
+        let mut rows = statement.query([delay_id])?;
+        rows.next()?.map(delayed_of).transpose()
+    }
+
+    /// All delayed events of a user, that which is due first first.
+    pub fn delayed_events_of(&self, user: &UserId) -> Result<Vec<DelayedEvent>> {
+        let mut statement =
+            self.conn().prepare_cached(&format!("{DELAYED} WHERE user_id = ?1 ORDER BY due_ms, delay_id"))?;
+        let mut rows = statement.query([user.as_str()])?;
+        let mut events = Vec::new();
+        while let Some(row) = rows.next()? {
+            events.push(delayed_of(row)?);
+        }
+        Ok(events)
+    }
+
+    /// The ids of those that are due, that which has been longest first.
+    pub fn delayed_events_due(&self, now: Millis, limit: usize) -> Result<Vec<String>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT delay_id FROM delayed_events WHERE due_ms <= ?1 ORDER BY due_ms LIMIT ?2",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![now, limit], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// When the next one is due.
+    pub fn next_delayed_event_due(&self) -> Result<Option<Millis>> {
+        let mut statement = self.conn().prepare_cached("SELECT min(due_ms) FROM delayed_events")?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+
+    /// The delayed event that this request has asked for before.
+    fn delayed_by_request(&self, request: &ClientTxn) -> Result<Option<String>> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT delay_id FROM delayed_events WHERE request = ?1")?;
+        Ok(statement.query_row([request.digest()], |row| row.get(0)).optional()?)
+    }
+}
+
+impl Tx<'_> {
+    /// Keeps an event to be sent later, and gives the id by which it is known: that of before if the request is a
+    /// repeat. None: the user has `most` of them already.
+    pub fn add_delayed_event(
+        &mut self,
+        event: &DelayedEvent,
+        request: Option<&ClientTxn>,
+        most: usize,
+    ) -> Result<Option<String>> {
+        if let Some(known) = request.map(|request| self.delayed_by_request(request)).transpose()?.flatten() {
+            return Ok(Some(known));
+        }
+        let there: i64 = self
+            .conn()
+            .prepare_cached("SELECT count(*) FROM delayed_events WHERE user_id = ?1")?
+            .query_row([event.user_id.as_str()], |row| row.get(0))?;
+        if usize::try_from(there).unwrap_or(usize::MAX) >= most {
+            return Ok(None);
+        }
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO delayed_events (delay_id, request, user_id, room_id, type, state_key, content, delay_ms,
+                   since_ms, due_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?
+            .execute(params![
+                event.delay_id,
+                request.map(ClientTxn::digest),
+                event.user_id.as_str(),
+                event.room_id.as_str(),
+                event.event_type,
+                event.state_key,
+                Value::Object(event.content.clone()).to_string(),
+                event.delay_ms,
+                event.since_ms,
+                event.due_ms,
+            ])?;
+        Ok(Some(event.delay_id.clone()))
+    }
+
+    /// Begins the delay anew. False: there is no such delayed event, any more.
+    pub fn restart_delayed_event(&mut self, delay_id: &str, now: Millis) -> Result<bool> {
+        let restarted = self
+            .conn()
+            .prepare_cached(
+                "UPDATE delayed_events SET since_ms = ?2, due_ms = ?2 + delay_ms WHERE delay_id = ?1",
+            )?
+            .execute(params![delay_id, now])?;
+        Ok(restarted == 1)
+    }
+
+    /// Has a delayed event tried later that is still due as it was.
+    pub fn put_off_delayed_event(&mut self, delay_id: &str, (due, later): (Millis, Millis)) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE delayed_events SET due_ms = ?3 WHERE delay_id = ?1 AND due_ms = ?2")?
+            .execute(params![delay_id, due, later])?;
+        Ok(())
+    }
+
+    /// Takes a delayed event out, if it is still due at this time where one is said. False: it is not there, any more or
+    /// so.
+    pub fn delete_delayed_event(&mut self, delay_id: &str, due: Option<Millis>) -> Result<bool> {
+        let deleted = self
+            .conn()
+            .prepare_cached("DELETE FROM delayed_events WHERE delay_id = ?1 AND (?2 IS NULL OR due_ms = ?2)")?
+            .execute(params![delay_id, due])?;
+        Ok(deleted == 1)
+    }
+
+    /// A state event came: those that others wanted to be sent under the same type and state key are not sent any more.
+    pub(in crate::store) fn cancel_delayed_state(
+        &mut self,
+        room: &RoomId,
+        (event_type, state_key): (&str, &str),
+        sender: &UserId,
+    ) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM delayed_events WHERE room_id = ?1 AND type = ?2 AND state_key = ?3 AND user_id <> ?4",
+            )?
+            .execute(params![room.as_str(), event_type, state_key, sender.as_str()])?;
+        Ok(())
+    }
+
+    /// A user is gone: what they wanted to be sent is not.
+    pub(in crate::store) fn delete_delayed_events_of(&mut self, user: &UserId) -> Result<()> {
+        self.conn()
+            .prepare_cached("DELETE FROM delayed_events WHERE user_id = ?1")?
+            .execute([user.as_str()])?;
+        Ok(())
+    }
+}
