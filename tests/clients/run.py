@@ -19,6 +19,7 @@ import client
 import commander
 import conversations
 import devices
+import finding
 import plain
 import relations
 import unread
@@ -121,6 +122,10 @@ def wanted(given, ring):
         servers["c"] = ring.doorstep("alone", "doorstep.test")
         play_it = functools.partial(play, ring, servers, ("c", "c"), ("js", "js"), False, commander.commander_talks)
         work.append((f"{PAIRS['d']:22} matrix-commander talks with js", functools.partial(play_it, len(work))))
+    for title, kills, function in finding.FLOWS:
+        name = f"{PAIRS['d']:22} {title}"
+        if given.only in name and "d" in pairs and (not kinds_wanted or "js" in kinds_wanted):
+            work.append((name, functools.partial(find, ring, servers["d"], kills, function, len(work))))
     for kind, function in plain.PLAIN:
         name = f"{PAIRS['d']:22} {kind:6} unencrypted: from login to a knock that is let in"
         if given.only in name and "d" in pairs and not given.stand_in and (not kinds_wanted or kind in kinds_wanted):
@@ -130,6 +135,15 @@ def wanted(given, ring):
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "unread", not given.stand_in)))
     return work
+
+
+def find(ring, server, kills, function, number):
+    victim = ring.doorstep(f"victim{number}") if kills else None
+    try:
+        function(victim or server, f"{number}")
+    finally:
+        if victim:
+            victim.stop()
 
 
 def play(ring, servers, ends, kinds, kills, function, number):

@@ -3,6 +3,7 @@
 //! `cargo test --release --test figures store_figures -- --ignored --nocapture`.
 //!
 //! - `protocol_speed`: how long the pure parts take.
+//! - `search_figures`: what search costs.
 //! - `store_figures`: the write path, and large rooms.
 //! - `write_costs`: what writing costs in rows.
 
@@ -10,5 +11,6 @@
 pub mod common;
 
 mod protocol_speed;
+mod search_figures;
 mod store_figures;
 mod write_costs;

@@ -265,6 +265,7 @@ trusted_key_servers: []
 suppress_key_server_warning: true
 presence: {{enabled: true}}
 experimental_features: {{msc3814_enabled: true}}
+max_event_delay_duration: 24h
 # A /sync from the beginning is answered anew each time, not from what was remembered of the last one.
 caches: {{sync_response_cache_duration: 0s}}
 federation:

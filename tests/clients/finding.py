@@ -1,0 +1,62 @@
+"""What a client finds by the server's help, and what it has sent later: matrix-js-sdk, unchanged and without encryption, in
+a process of node (js/finding.mjs)."""
+
+import subprocess
+import threading
+
+import client
+from devices import Node
+from flows import demand
+
+END_SECONDS = 180
+
+
+def _accounts(server, names):
+    words = []
+    for name in names:
+        account = client.register(server, name)
+        words += [account.id, account.password]
+    return words
+
+
+def _run(server, flow, unique, restart=None):
+    words = _accounts(server, [f"{flow.lower()}{number}-{unique}" for number in (1, 2)])
+    command = [*Node.command, "finding.mjs", flow, server.exchanges.url, *words]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=Node.folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    late = threading.Timer(END_SECONDS, process.kill)
+    late.start()
+    try:
+        for line in process.stdout:
+            if line.strip() == "restart" and restart:
+                restart()
+                process.stdin.write("done\n")
+                process.stdin.flush()
+        error = process.stderr.read()
+        demand(process.wait() == 0, f"matrix-js-sdk, {flow}: {error.strip() or 'no end'}")
+    finally:
+        late.cancel()
+        process.kill()
+        process.wait()
+
+
+def js_finds(server, unique):
+    """Searches with context and in pages, finds a user by name, and the rooms that two share."""
+    _run(server, "finds", unique)
+
+
+def js_sends_later(server, unique):
+    """Delayed events: sent, restarted, cancelled, sent at once, and sent after the server was killed meanwhile."""
+
+    def restart():
+        server.kill()
+        server.start()
+
+    _run(server, "sendsLater", unique, restart)
+
+
+# (title, whether it kills its server, function)
+FLOWS = [
+    ("js     search, user directory, mutual rooms", False, js_finds),
+    ("js     delayed events, over a kill of the server", True, js_sends_later),
+]
