@@ -30,64 +30,72 @@ const SLOW_CLOSURE: Duration = Duration::from_millis(50);
 /// and the log is to be told of one full disk and not of many.
 const DISK_CALM_PAUSE: Duration = Duration::from_secs(2);
 
-/// A closure that waits for the writer. Running it leaves its answer inside; finishing it hands the answer over.
-trait WriteJob: Send {
-    /// Whether its caller wants it to be on disk, and not only with the operating system.
-    fn lasting(&self) -> bool;
-    /// Where in the source it is asked for.
-    fn asked_at(&self) -> &'static Location<'static>;
+/// A closure with its answer, whatever their types are. Only what has to be is compiled anew for each closure: there are
+/// hundreds of them.
+trait WriteJob: Any + Send {
+    /// Runs the closure and keeps its answer. An error means that what it wrote is to be undone.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()>;
-    /// `lost` says why the answer does not hold although the closure succeeded.
-    fn finish(self: Box<Self>, lost: Option<Error>);
 }
 
 struct WriteClosure<F, T> {
     f: Option<F>,
     answer: Option<Result<T>>,
-    reply: mpsc::SyncSender<Result<T>>,
-    lasting: bool,
-    asked_at: &'static Location<'static>,
 }
 
-impl<T: Send, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send> WriteJob for WriteClosure<F, T> {
-    fn lasting(&self) -> bool {
-        self.lasting
-    }
-
-    fn asked_at(&self) -> &'static Location<'static> {
-        self.asked_at
-    }
-
+impl<T: Send + 'static, F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static> WriteJob
+    for WriteClosure<F, T>
+{
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         let Some(f) = self.f.take() else { return Err(Error::internal("a closure ran twice")) };
-        match catch_unwind(AssertUnwindSafe(|| f(tx))) {
-            Ok(Ok(answer)) => {
-                self.answer = Some(Ok(answer));
-                Ok(())
-            }
-            Ok(Err(e)) => {
-                let undone = Error::new(e.errcode(), e.message().to_owned()).with_status(e.status());
-                self.answer = Some(Err(e));
-                Err(undone)
-            }
-            Err(panic) => {
-                let what = panic_text(panic.as_ref());
-                self.answer = Some(Err(Error::internal(format!("a write panicked: {what}"))));
-                Err(Error::internal("undone"))
-            }
-        }
+        let answer = catch_unwind(AssertUnwindSafe(|| f(tx))).unwrap_or_else(|panic| Err(panicked(&panic)));
+        let undone = answer.as_ref().err().map(copy_of);
+        self.answer = Some(answer);
+        undone.map_or(Ok(()), Err)
     }
+}
 
-    fn finish(self: Box<Self>, lost: Option<Error>) {
-        let answer = match (self.answer, lost) {
-            (Some(Err(e)), _) => Err(e),
-            (_, Some(e)) => Err(e),
-            (Some(answer), None) => answer,
-            (None, None) => Err(Error::internal("a write was not run")),
-        };
+/// A closure that waits for the writer.
+struct QueuedWrite {
+    job: Box<dyn WriteJob>,
+    /// Whether its caller wants it to be on disk, and not only with the operating system.
+    lasting: bool,
+    /// Where in the source it is asked for.
+    asked_at: &'static Location<'static>,
+    caller: mpsc::SyncSender<FinishedWrite>,
+}
+
+impl QueuedWrite {
+    /// Hands the closure back with its answer. `lost` says why that does not hold although the closure succeeded.
+    fn finish(self, lost: Option<Error>) {
         // A caller that went away wants no answer.
-        let _ = self.reply.send(answer);
+        let _ = self.caller.send(FinishedWrite { job: self.job, lost });
     }
+}
+
+struct FinishedWrite {
+    job: Box<dyn WriteJob>,
+    lost: Option<Error>,
+}
+
+/// The answer of a closure that the writer has done with.
+fn answer_of<T: Send + 'static, F: Send + 'static>(finished: FinishedWrite) -> Result<T> {
+    let FinishedWrite { job, lost } = finished;
+    let job: Box<dyn Any> = job;
+    let job =
+        job.downcast::<WriteClosure<F, T>>().map_err(|_| Error::internal("another closure's answer"))?;
+    match (job.answer, lost) {
+        (Some(Err(e)), _) | (_, Some(e)) => Err(e),
+        (Some(answer), None) => answer,
+        (None, None) => Err(Error::internal("a write was not run")),
+    }
+}
+
+fn copy_of(e: &Error) -> Error {
+    Error::new(e.errcode(), e.message().to_owned()).with_status(e.status())
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    Error::internal(format!("a write panicked: {}", panic_text(panic)))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
@@ -100,7 +108,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 /// The thread that writes, as everybody else sees it. Dropping it waits for what is queued.
 pub(in crate::store) struct Writer {
-    jobs: Option<mpsc::Sender<Box<dyn WriteJob>>>,
+    jobs: Option<mpsc::Sender<QueuedWrite>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -138,17 +146,27 @@ impl Writer {
     }
 
     #[track_caller]
-    pub(in crate::store) fn write<T: Send + 'static>(
+    pub(in crate::store) fn write<T, F>(&self, lasting: bool, f: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    {
+        let job = Box::new(WriteClosure { f: Some(f), answer: None });
+        answer_of::<T, F>(self.have_done(job, lasting, Location::caller())?)
+    }
+
+    /// Waits until the writer has done this.
+    fn have_done(
         &self,
+        job: Box<dyn WriteJob>,
         lasting: bool,
-        f: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let (reply, answer) = mpsc::sync_channel(1);
+        asked_at: &'static Location<'static>,
+    ) -> Result<FinishedWrite> {
+        let (caller, finished) = mpsc::sync_channel(1);
         let gone = || Error::internal("the database is closed");
-        let asked_at = Location::caller();
-        let job = Box::new(WriteClosure { f: Some(f), answer: None, reply, lasting, asked_at });
-        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
-        answer.recv().map_err(|_| gone())?
+        let queued = QueuedWrite { job, lasting, asked_at, caller };
+        self.jobs.as_ref().ok_or_else(gone)?.send(queued).map_err(|_| gone())?;
+        finished.recv().map_err(|_| gone())
     }
 }
 
@@ -182,12 +200,12 @@ struct WriterThread {
 }
 
 impl WriterThread {
-    fn work(&mut self, queue: &mpsc::Receiver<Box<dyn WriteJob>>) {
+    fn work(&mut self, queue: &mpsc::Receiver<QueuedWrite>) {
         while let Ok(first) = queue.recv() {
             let mut group = vec![first];
             while group.len() < GROUP_MAX {
                 match queue.try_recv() {
-                    Ok(job) => group.push(job),
+                    Ok(queued) => group.push(queued),
                     Err(_) => break,
                 }
             }
@@ -198,12 +216,12 @@ impl WriterThread {
     }
 
     /// Commits what these write, or the first of them if they take long together. Gives the others.
-    fn commit_group(&mut self, mut group: Vec<Box<dyn WriteJob>>) -> Vec<Box<dyn WriteJob>> {
+    fn commit_group(&mut self, mut group: Vec<QueuedWrite>) -> Vec<QueuedWrite> {
         let mut changes = Changes::default();
         let mut done = 0;
         let (written, begun_at) = (self.connection.total_changes(), self.stream);
         let lasting =
-            group.iter().any(|job| job.lasting()) || self.stream - self.synced >= UNSYNCED_POSITIONS_MAX;
+            group.iter().any(|queued| queued.lasting) || self.stream - self.synced >= UNSYNCED_POSITIONS_MAX;
         let outcome = self
             .let_commits_wait(lasting)
             .inspect_err(|_| done = group.len())
@@ -218,8 +236,8 @@ impl WriterThread {
             self.shared.news.take_back(begun_at);
             self.disk_failed(&e);
             let rest = group.split_off(done.min(group.len()));
-            for job in group {
-                job.finish(Some(lost(&e)));
+            for queued in group {
+                queued.finish(Some(lost(&e)));
             }
             return rest;
         }
@@ -237,8 +255,8 @@ impl WriterThread {
         if changes.redacted {
             self.shared.pdus.begin_anew();
         }
-        for job in group {
-            job.finish(None);
+        for queued in group {
+            queued.finish(None);
         }
         changes.position = self.stream;
         self.feed.tell(changes);
@@ -262,14 +280,14 @@ impl WriterThread {
     /// transaction itself is lost.
     fn run_group(
         &mut self,
-        group: &mut [Box<dyn WriteJob>],
+        group: &mut [QueuedWrite],
         done: &mut usize,
         changes: &mut Changes,
     ) -> Result<()> {
         execute(&self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
         let begun = Instant::now();
         let mut ended = begun;
-        for job in group.iter_mut() {
+        for queued in group.iter_mut() {
             if ended - begun > SLOW_CLOSURE {
                 break;
             }
@@ -281,7 +299,7 @@ impl WriterThread {
                 changes: Changes::default(),
             };
             let written = self.connection.total_changes();
-            let outcome = job.run(&mut tx);
+            let outcome = queued.job.run(&mut tx);
             let Tx { stream, changes: own, .. } = tx;
             if self.connection.is_autocommit() {
                 // A full disk or an I/O error can make SQLite roll everything back by itself.
@@ -309,7 +327,7 @@ impl WriterThread {
                 log::warn!(
                     "the writer was held for {} ms by {}",
                     (ended - before).as_millis(),
-                    job.asked_at()
+                    queued.asked_at
                 );
             }
         }
