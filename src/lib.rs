@@ -137,8 +137,8 @@ pub mod internals {
     pub use crate::http::router::Router;
     pub use crate::http::routes::ROUTES;
     pub use crate::http::{
-        Admission, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota, Reply,
-        Request, Route, Server, Service,
+        Admission, BodyUse, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota,
+        Reply, Request, Route, Server, Service,
     };
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;

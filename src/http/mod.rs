@@ -21,7 +21,7 @@ pub use crate::http::transport::bounds::{ConnectionLimits, Quota};
 pub use crate::http::transport::reply::Reply;
 pub use crate::http::transport::request::Request;
 pub use crate::http::transport::server::{ListenSpec, Server};
-pub use crate::http::transport::service::{Admission, Call, Outcome, Poll, Service};
+pub use crate::http::transport::service::{Admission, BodyUse, Call, Outcome, Poll, Service};
 pub use crate::http::transport::tls::Certificate;
 pub use auth::{Origin, Requester};
 pub use route::{Handler, Route};

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::http::transport::request::Request;
+use crate::protocol::media::{MediaId, MxcUri};
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 use crate::service::events::nearest_event::TimestampQuery;
+use crate::service::media::no_such_media;
 use crate::service::rooms::directory::PublicRoomsRequest;
 use crate::service::rooms::timeline::PaginationToken;
 
@@ -69,6 +71,17 @@ impl Request {
     /// The path parameter `{serverName}`. Errors: 400 `M_INVALID_PARAM`.
     pub fn server_name(&self) -> Result<ServerName> {
         ServerName::parse(self.param("serverName"))
+    }
+}
+
+impl Request {
+    /// The path parameters `{serverName}` and `{mediaId}`. Errors: 404 `M_NOT_FOUND`, since nothing can be had by what is no
+    /// URI.
+    pub fn mxc_uri(&self) -> Result<MxcUri> {
+        match (ServerName::parse(self.param("serverName")), MediaId::parse(self.param("mediaId"))) {
+            (Ok(server), Ok(media_id)) => Ok(MxcUri { server, media_id }),
+            _ => Err(no_such_media()),
+        }
     }
 }
 

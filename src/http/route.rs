@@ -12,6 +12,7 @@ use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
 use crate::http::transport::service::{Outcome, Poll};
 use crate::service::Homeserver;
+use crate::service::media::upload::Upload;
 
 /// A handler; its kind is its auth. A handler that takes a `Requester` cannot be mounted without a token.
 #[derive(Clone, Copy)]
@@ -24,6 +25,12 @@ pub enum Handler {
     User(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
     /// As `User`, and may ask to be called again when the stream has moved.
     UserWaiting(fn(&Arc<Homeserver>, &Request, &Requester, Poll) -> Result<Outcome>),
+    /// As `User`, and the body is handed on as it comes, however large it is. The first is called with the head, before
+    /// anything of the body is read, and begins; the second when it has come whole.
+    UserUpload(
+        fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Upload>,
+        fn(&Arc<Homeserver>, &Request, Upload) -> Result<Reply>,
+    ),
     /// As `User`, and the user must be an administrator: 403 `M_FORBIDDEN`.
     Admin(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
     /// Needs an X-Matrix signature: 401 `M_UNAUTHORIZED`.
@@ -38,7 +45,7 @@ impl Handler {
         match self {
             Self::Anyone(_) => "anyone",
             Self::MaybeUser(_) => "anyone, or a user",
-            Self::User(_) | Self::UserWaiting(_) => "a user",
+            Self::User(_) | Self::UserWaiting(_) | Self::UserUpload(..) => "a user",
             Self::Admin(_) => "an admin",
             Self::Peer(_) | Self::PeerWaiting(_) => "another server",
         }

@@ -1,7 +1,7 @@
 //! From a path to its line in `ROUTES`, and from there through auth to the handler.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tiny_http::Method;
@@ -13,10 +13,12 @@ use super::routes::ROUTES;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::transport::reply::{Reply, failure};
 use crate::http::transport::request::{Request, decode_segment};
-use crate::http::transport::service::{Admission, Call, Outcome, Poll, Service};
+use crate::http::transport::service::{Admission, BodySink, BodyUse, Call, Outcome, Poll, Service};
+use crate::locks::lock;
 use crate::protocol::UserId;
 use crate::service::Homeserver;
 use crate::service::background::notifier::Woken;
+use crate::service::media::upload::Upload;
 
 /// A node of the table as a tree: one level for each path segment.
 #[derive(Default)]
@@ -141,12 +143,19 @@ impl Router {
             self.limiter.count(route.rate, user.as_ref(), head.client_ip(), now).map_err(error)?;
         }
         head.set_params(params);
-        Ok(Admission { body: route.body, quota: route.quota(), call })
+        let (body, call) = match call {
+            RouteCall::Whole(call) => (BodyUse::Whole(route.body), call),
+            RouteCall::Upload(begin) => {
+                let (sink, call) = begin(head).map_err(|e| failed(head, &e))?;
+                (BodyUse::Handed(sink), call)
+            }
+        };
+        Ok(Admission { body, quota: route.quota(), call })
     }
 
     /// The call of the route's handler on behalf of whoever asks, and which user that is. Errors: those of the
     /// handler's kind.
-    fn call_for(&self, route: &Route, head: &Request) -> Result<(Call, Option<UserId>)> {
+    fn call_for(&self, route: &Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
         let hs = self.hs.clone();
         let look = if route.interactive { auth::requester_or_ended } else { auth::requester };
         let required = || {
@@ -184,7 +193,12 @@ impl Router {
                     }
                     Ok(outcome)
                 };
-                (or_error(call), user)
+                (RouteCall::Whole(or_error(call)), user)
+            }
+            Handler::UserUpload(begin, finish) => {
+                let requester = required()?;
+                let user = Some(requester.user_id.clone());
+                (upload(move |head| begin(&hs, head, &requester), self.hs.clone(), finish), user)
             }
             Handler::Peer(handler) => {
                 let call = move |request: &Request| handler(&hs, request, &auth::origin(&hs, request)?);
@@ -199,9 +213,44 @@ impl Router {
     }
 }
 
+/// How a route is called.
+enum RouteCall {
+    /// With the whole request.
+    Whole(Call),
+    /// With the head first, which gives where the body goes, and what is called then.
+    Upload(Box<dyn FnOnce(&Request) -> Result<(BodySink, Call)>>),
+}
+
 /// The call of a handler that never waits.
-fn at_once(handler: impl Fn(&Request) -> Result<Reply> + Send + 'static) -> Call {
-    or_error(move |request, _| handler(request).map(Outcome::Reply))
+fn at_once(handler: impl Fn(&Request) -> Result<Reply> + Send + 'static) -> RouteCall {
+    RouteCall::Whole(or_error(move |request, _| handler(request).map(Outcome::Reply)))
+}
+
+/// The calls of a handler whose body is handed on: what is written down of it before it ends is dropped with either of them.
+fn upload(
+    begin: impl FnOnce(&Request) -> Result<Upload> + 'static,
+    hs: Arc<Homeserver>,
+    finish: fn(&Arc<Homeserver>, &Request, Upload) -> Result<Reply>,
+) -> RouteCall {
+    RouteCall::Upload(Box::new(move |head| {
+        let begun = Arc::new(Mutex::new(Some(begin(head)?)));
+        let over = || Error::internal("an upload that was over already");
+        let (target, writing) = (head.path().to_owned(), begun.clone());
+        let sink = move |bytes: &[u8]| {
+            let written = lock(&writing).as_mut().ok_or_else(over).and_then(|upload| upload.write(bytes));
+            // A refusal goes to the log where it is answered; why something of ours failed, here.
+            written.inspect_err(|e| {
+                if e.is_own_failure() {
+                    log::log!(e.level(log::Level::Error), "{target}: {e}");
+                }
+            })
+        };
+        let call = or_error(move |request, _| {
+            let upload = lock(&begun).take().ok_or_else(over)?;
+            finish(&hs, request, upload).map(Outcome::Reply)
+        });
+        Ok((Box::new(sink) as BodySink, call))
+    }))
 }
 
 /// The call of a handler, its errors told as replies.

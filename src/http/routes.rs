@@ -5,10 +5,10 @@
 
 use super::client_server::{account, dehydrated, devices, discovery, login, register};
 use super::client_server::{
-    account_data, directory, filters, messages, profile, push_rules, relations, room_keys, rooms, sync,
+    account_data, directory, filters, media, messages, profile, push_rules, relations, room_keys, rooms, sync,
 };
 use super::rate_limit::Rate;
-use super::route::Handler::{Anyone, MaybeUser, Peer, PeerWaiting, User, UserWaiting};
+use super::route::Handler::{Admin, Anyone, MaybeUser, Peer, PeerWaiting, User, UserUpload, UserWaiting};
 use super::route::{Route, delete, get, post, put};
 use super::{client_server, server_server};
 
@@ -154,6 +154,24 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::get_one)),
     put("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::put_one)),
     delete("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::delete_one)),
+    // ----- client-server: media -----
+    get("/_matrix/client/v1/media/config", User(media::config)),
+    get("/_matrix/client/v1/media/download/{serverName}/{mediaId}", UserWaiting(media::download)),
+    get("/_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}", UserWaiting(media::download)),
+    post("/_matrix/media/v3/upload", UserUpload(media::begin_upload, media::upload)),
+    put(
+        "/_matrix/media/v3/upload/{serverName}/{mediaId}",
+        UserUpload(media::begin_announced, media::upload_announced),
+    ),
+    post("/_matrix/media/v1/create", User(media::create)),
+    get("/_matrix/media/v3/config", User(media::config)),
+    get("/_matrix/media/v3/download/{serverName}/{mediaId}", Anyone(media::frozen)),
+    get("/_matrix/media/v3/download/{serverName}/{mediaId}/{fileName}", Anyone(media::frozen)),
+    get("/_matrix/media/v3/thumbnail/{serverName}/{mediaId}", Anyone(media::frozen)),
+    get("/_matrix/media/v3/preview_url", Anyone(media::frozen)),
+    post("/_synapse/admin/v1/media/quarantine/{serverName}/{mediaId}", Admin(media::quarantine)),
+    post("/_synapse/admin/v1/media/unquarantine/{serverName}/{mediaId}", Admin(media::unquarantine)),
+    delete("/_synapse/admin/v1/media/{serverName}/{mediaId}", Admin(media::delete)),
     // ----- client-server: end-to-end keys -----
     post("/_matrix/client/v3/keys/upload", User(client_server::keys::upload)),
     post("/_matrix/client/v3/keys/query", User(client_server::keys::query)).body(KEY_QUERY_BODY_BYTES_MAX),

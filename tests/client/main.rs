@@ -9,6 +9,7 @@
 //! - `dehydrated`: devices that nobody is logged in on.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
+//! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `search`: events by their words.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
@@ -29,6 +30,7 @@ mod delayed_events;
 mod erasure;
 mod key_backup;
 mod keys;
+mod media;
 mod relations;
 mod search;
 mod sliding_accepted;

@@ -33,6 +33,22 @@ pub fn check(folder: &Path, after: i64) -> (Vec<String>, i64) {
 /// Rows that there must not be: the first column says which.
 const NEVER: &[(&str, &str)] = &[
     (
+        "a file is counted to be used by another number of rows than it is",
+        "SELECT hex(hash) FROM media_blobs b WHERE uses <>
+           (SELECT count(*) FROM media m WHERE m.hash = b.hash)
+           + (SELECT count(*) FROM media_thumbnails t WHERE t.hash = b.hash)",
+    ),
+    (
+        "somebody's media are not what they are counted for",
+        "SELECT owner FROM media_shares s WHERE (files, bytes) <>
+           (SELECT count(*), coalesce(sum(max(m.bytes, 4096)), 0) FROM media m
+            WHERE m.hash IS NOT NULL AND coalesce(m.uploader, '') = s.owner)",
+    ),
+    (
+        "media have another size than their file",
+        "SELECT media_id FROM media m JOIN media_blobs b USING (hash) WHERE m.bytes <> b.bytes",
+    ),
+    (
         "a forward extremity is no accepted event of its room with a state",
         "SELECT x.event_key FROM extremities x LEFT JOIN events e ON e.event_key = x.event_key
          WHERE e.event_key IS NULL OR e.room_key <> x.room_key OR e.status <> 0 OR e.state_after IS NULL",

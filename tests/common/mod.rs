@@ -21,6 +21,7 @@
 //! - [`ProcessServer`]: the real binary in a process of its own, to be killed and started again; [`invariants`] then looks
 //!   whether its database makes sense.
 //! - [`crowd`], [`wide_room`]: rooms with thousands of members and servers.
+//! - [`media`]: uploads and downloads, byte by byte.
 //! - [`client`]: requests of the client-server API that may be refused. [`wait`]: waiting without sleeping for luck.
 //!   [`random`]: chance that is the same every time.
 //!
@@ -30,6 +31,7 @@
 pub mod client;
 pub mod crowd;
 pub mod invariants;
+pub mod media;
 pub mod peer;
 pub mod process;
 pub mod random;

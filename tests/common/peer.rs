@@ -13,8 +13,8 @@ use arc_swap::ArcSwap;
 use doorstep::clock::Clock;
 use doorstep::config::TlsFiles;
 use doorstep::internals::{
-    Admission, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
-    Service,
+    Admission, BodyUse, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request,
+    Server, Service,
 };
 use doorstep::internals::{CallError, Client, ClientSettings, PeerRequest};
 use doorstep::protocol::event_auth::auth_types;
@@ -353,7 +353,7 @@ impl Peer {
 impl Service for Script {
     fn admit(self: Arc<Self>, _head: &mut Request) -> Result<Admission, Reply> {
         Ok(Admission {
-            body: 64 << 20,
+            body: BodyUse::Whole(64 << 20),
             quota: Quota::Uncounted,
             call: Box::new(move |request, _| self.answer(request)),
         })

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use doorstep::error::{ErrCode, Error};
 use doorstep::internals::{
-    Admission, Call, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server, Service,
+    Admission, BodyUse, Call, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
+    Service,
 };
 use doorstep::protocol::UserId;
 
@@ -31,6 +32,24 @@ struct House {
     waiting: AtomicUsize,
     /// Where `/ask` asks on.
     neighbour: Mutex<Option<SocketAddr>>,
+    /// What was handed on of bodies, in bytes, and how many bodies are under way.
+    handed: Arc<(AtomicUsize, AtomicUsize)>,
+}
+
+/// A body that is under way.
+struct UnderWay(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl UnderWay {
+    fn begin(house: &House) -> Self {
+        house.handed.1.fetch_add(1, Ordering::SeqCst);
+        Self(house.handed.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.1.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl House {
@@ -69,11 +88,23 @@ impl Service for House {
             "/server" => Quota::Servers,
             _ => Quota::Clients,
         };
+        let self_ = self.clone();
         let call: Call = Box::new(move |request, poll| self.answer(request, poll));
         match head.path() {
             "/secret" => Err(Reply::error(&Error::new(ErrCode::MissingToken, "no token"))),
-            "/small" => Ok(Admission { body: 100, quota, call }),
-            _ => Ok(Admission { body: 8 * MIB, quota, call }),
+            "/handed" => {
+                let (under_way, mut left) = (UnderWay::begin(&self_), 20 * MIB);
+                let sink = move |bytes: &[u8]| {
+                    under_way.0.0.fetch_add(bytes.len(), Ordering::SeqCst);
+                    left = left
+                        .checked_sub(bytes.len())
+                        .ok_or_else(|| Error::new(ErrCode::TooLarge, "enough"))?;
+                    Ok(())
+                };
+                Ok(Admission { body: BodyUse::Handed(Box::new(sink)), quota, call })
+            }
+            "/small" => Ok(Admission { body: BodyUse::Whole(100), quota, call }),
+            _ => Ok(Admission { body: BodyUse::Whole(8 * MIB), quota, call }),
         }
     }
 
@@ -421,6 +452,51 @@ fn a_slow_body_is_given_up_and_does_not_delay_others() {
         let answer = client.read();
         assert_eq!((answer.status, answer.errcode().as_str()), (408, "M_UNKNOWN"));
     }
+}
+
+#[test]
+fn a_body_that_is_handed_on_takes_its_time_but_neither_memory_nor_patience_without_end() {
+    let limits = ConnectionLimits {
+        transfer_grace: Duration::from_millis(500),
+        transfer_rate: MIB,
+        body_memory: MIB,
+        ..ConnectionLimits::default()
+    };
+    let house = Arc::new(House::default());
+    let server = serve_house(&house, limits);
+    let address = server.local_addrs()[0];
+    let (handed, under_way) =
+        (|| house.handed.0.load(Ordering::SeqCst), || house.handed.1.load(Ordering::SeqCst));
+    // Larger than all bodies that are kept may be together.
+    let mut client = Client::connect(address);
+    client.send(post("/handed", &format!("Content-Length: {}\r\n", 16 * MIB), ""));
+    client.send(vec![b'x'; 16 * MIB]);
+    assert_eq!((client.read().body, handed()), (b"hello".to_vec(), 16 * MIB));
+    // The connection goes on, and so do chunks, and what is asked for first.
+    client.send(post("/handed", "Transfer-Encoding: chunked\r\n", "3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"));
+    assert_eq!((client.read().status, handed()), (200, 16 * MIB + 5));
+    client.send(post("/handed", "Content-Length: 3\r\nExpect: 100-continue\r\n", ""));
+    assert_eq!(client.read().status, 100);
+    client.send("abc");
+    assert_eq!((client.read().status, under_way()), (200, 0));
+    // Whoever it is handed to has enough of it.
+    let mut client = Client::connect(address);
+    client.send(post("/handed", "Transfer-Encoding: chunked\r\n", ""));
+    let chunk = format!("100000\r\n{}\r\n", "x".repeat(MIB));
+    until("it is under way", || under_way() == 1);
+    while client.stream.write_all(chunk.as_bytes()).is_ok() && under_way() > 0 {}
+    let answer = client.read();
+    assert_eq!((answer.status, answer.errcode().as_str(), under_way()), (413, "M_TOO_LARGE", 0));
+    // Who trickles is given up; who is gone leaves nothing.
+    let mut slow = Client::connect(address);
+    slow.send(post("/handed", "Content-Length: 1000000\r\n", "a"));
+    let mut gone = Client::connect(address);
+    gone.send(post("/handed", "Content-Length: 1000000\r\n", "a"));
+    until("both are under way", || under_way() == 2);
+    drop(gone);
+    let answer = slow.read();
+    assert_eq!((answer.status, answer.errcode().as_str()), (408, "M_UNKNOWN"));
+    until("nothing is under way", || under_way() == 0);
 }
 
 // ----- manners -----

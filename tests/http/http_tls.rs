@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use doorstep::TestServer;
 use doorstep::config::TlsFiles;
 use doorstep::internals::{
-    Admission, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request, Server,
-    Service,
+    Admission, BodyUse, Certificate, ConnectionLimits, ListenSpec, Outcome, Poll, Quota, Reply, Request,
+    Server, Service,
 };
 use doorstep::protocol::UserId;
 use doorstep::testing::temporary_folder;
@@ -33,7 +33,7 @@ impl Hello {
 
 impl Service for Hello {
     fn admit(self: Arc<Self>, _head: &mut Request) -> Result<Admission, Reply> {
-        Ok(Admission { body: 1 << 20, quota: Quota::Clients, call: Box::new(Hello::answer) })
+        Ok(Admission { body: BodyUse::Whole(1 << 20), quota: Quota::Clients, call: Box::new(Hello::answer) })
     }
 
     fn wait(&self, _user: &UserId, _after: i64, until: Instant) -> Option<Poll> {

@@ -7,10 +7,12 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::ProcessServer;
+use crate::common::media::{UPLOAD, begin, download_path};
 use crate::common::peer::{FakeRoom, Peer, now_ms};
 use crate::common::wait::wait_until;
 use doorstep::internals::Reply;
@@ -485,6 +487,58 @@ fn a_key_backup_weighs_what_is_sent_at_once_however_large_it_is() {
 }
 
 /// A request with a body that is text.
+/// What a file of any size takes while it goes through.
+const FILE: usize = 20 * MIB;
+
+#[test]
+fn a_file_of_a_hundred_megabytes_goes_through_little_memory() {
+    let server = ProcessServer::start(&[]);
+    let alice = server.user("alice");
+    let scales = Scales::new(&server);
+    let size = 100 * MIB;
+    let piece = vec![b'x'; MIB];
+    let mut uri = String::new();
+    scales.weigh("an upload", FILE, || {
+        let mut connection = begin(&alice, "POST", UPLOAD, &format!("Content-Length: {size}\r\n"));
+        (0..100).for_each(|_| connection.write_all(&piece).expect("it is taken"));
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).expect("an answer");
+        let body = answer.rsplit("\r\n\r\n").next().expect("a body");
+        let body: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"));
+        uri = body["content_uri"].as_str().expect("a URI").to_owned();
+    });
+    scales.weigh("an upload in chunks, with three more", FILE, || {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let (alice, piece) = (&alice, &piece);
+                scope.spawn(move || {
+                    let mut connection = begin(alice, "POST", UPLOAD, "Transfer-Encoding: chunked\r\n");
+                    for _ in 0..30 {
+                        write!(connection, "{:x}\r\n", piece.len()).expect("it is taken");
+                        connection.write_all(piece).expect("it is taken");
+                        write!(connection, "\r\n").expect("it is taken");
+                    }
+                    write!(connection, "0\r\n\r\n").expect("it is taken");
+                    let mut answer = String::new();
+                    connection.read_to_string(&mut answer).expect("an answer");
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                });
+            }
+        });
+    });
+    scales.weigh("four downloads", FILE, || {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let mut connection = begin(&alice, "GET", &download_path(&uri), "");
+                scope.spawn(move || {
+                    let read = std::io::copy(&mut connection, &mut std::io::sink()).expect("a file");
+                    assert!(read > size as u64, "{read}");
+                });
+            }
+        });
+    });
+}
+
 fn put_text(user: &TestUser, path: &str, body: &str) -> (u16, Value) {
     let answer = ureq::put(format!("{}{path}", user.url()))
         .config()

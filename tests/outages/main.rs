@@ -6,6 +6,7 @@
 //! - `durability`: what was acknowledged is there after a kill, and on a disk that takes nothing any more.
 //! - `keys`: no one-time key is given out twice, whatever was killed.
 //! - `long_outages`: thousands of messages missed, and made up for by few requests.
+//! - `media`: files that are killed amid their upload, or find the disk full.
 //! - `open_door`: SIGKILL between the invite that accepts a knock and the join.
 //! - `terminal`: what a person at a terminal is told, and what an operator finds in the log.
 
@@ -17,5 +18,6 @@ mod crash_random;
 mod durability;
 mod keys;
 mod long_outages;
+mod media;
 mod open_door;
 mod terminal;

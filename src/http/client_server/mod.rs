@@ -17,6 +17,7 @@ pub mod filters;
 pub mod interactive;
 pub mod keys;
 pub mod login;
+pub mod media;
 pub mod membership;
 pub mod messages;
 pub mod openid;

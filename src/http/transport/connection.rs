@@ -15,25 +15,23 @@ use rustls::ServerConfig;
 use tiny_http::{HTTPVersion, Header, Response, StatusCode};
 
 use crate::error::{ErrCode, Error};
+use crate::http::transport::body::BodyBytes;
 use crate::http::transport::bounds::{BodyMemory, Permit, Quota};
 use crate::http::transport::framing::{
-    BodyFraming, ReplyFraming, RequestError, RequestHead, UNREAD_REQUEST, bad_request, parse_chunk_size,
-    parse_head, refused, too_large,
+    BodyFraming, ReplyFraming, RequestError, RequestHead, UNREAD_REQUEST, bad_request, parse_head, refused,
+    too_large,
 };
 use crate::http::transport::reply::{Exactly, Reply, ReplyBody, cors_headers, failure};
 use crate::http::transport::request::Request;
 use crate::http::transport::server::ConnectionSlot;
-use crate::http::transport::service::{Call, Outcome, Poll};
+use crate::http::transport::service::{BodyUse, Call, Outcome, Poll};
 use crate::http::transport::socket::Transport;
 use crate::protocol::UserId;
 
 /// Largest head (request line and headers), in bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Most bytes that one read takes.
-const READ_BYTES: usize = 16 << 10;
-/// Longest line of a chunk's size with its extensions, and most bytes of trailers behind the last chunk.
-const CHUNK_LINE_BYTES_MAX: usize = 512;
-const TRAILERS_BYTES_MAX: usize = 4 << 10;
+pub(super) const READ_BYTES: usize = 16 << 10;
 /// The body of a request that is refused is read and dropped up to this size, so that the connection can be kept.
 const DRAINED_BYTES_MAX: usize = 64 << 10;
 /// Room for a reply before it goes to the socket.
@@ -46,10 +44,10 @@ const CLOSE_BYTES_MAX: usize = 1 << 20;
 
 /// A connection that was accepted and counted.
 pub(super) struct Connection {
-    transport: Transport,
-    slot: ConnectionSlot,
+    pub(super) transport: Transport,
+    pub(super) slot: ConnectionSlot,
     /// Bytes that were read and not used yet.
-    pending: Vec<u8>,
+    pub(super) pending: Vec<u8>,
     /// Since when nothing is under way.
     idle_since: Instant,
     /// The request that waits for news, if one does.
@@ -174,24 +172,18 @@ impl Connection {
             Ok(admission) => admission,
             Err(reply) => {
                 let mut memory = shared.bounds.body_memory(Quota::Uncounted);
+                let bytes_max = DRAINED_BYTES_MAX;
+                let mut drained = BodyBytes::Kept { body: Vec::new(), bytes_max, memory: &mut memory };
                 reply_framing.keep_alive &=
-                    !expects_continue && self.read_body(framing, DRAINED_BYTES_MAX, &mut memory).is_ok();
+                    !expects_continue && self.read_body(framing, &mut drained).is_ok();
                 if !self.slot.working() {
                     return Err(RequestError::Gone);
                 }
                 return self.answer(reply, reply_framing);
             }
         };
-        if expects_continue && self.pending.is_empty() && framing != BodyFraming::Length(0) {
-            if matches!(framing, BodyFraming::Length(n) if n > admission.body as u64) {
-                return Err(too_large());
-            }
-            self.transport.set_deadline(Instant::now() + shared.limits.transfer_grace);
-            self.transport.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-            self.transport.flush()?;
-        }
-        let mut memory = shared.bounds.body_memory(admission.quota);
-        request.set_body(self.read_body(framing, admission.body, &mut memory)?);
+        let memory =
+            self.read_admitted(&mut request, admission.body, (framing, expects_continue), admission.quota)?;
         if !self.slot.working() {
             return Err(RequestError::Gone);
         }
@@ -223,6 +215,37 @@ impl Connection {
                 Ok(NextStep::Park)
             }
         }
+    }
+
+    /// Reads the body of a request that was admitted; gives what it takes of its quota's memory.
+    fn read_admitted(
+        &mut self,
+        request: &mut Request,
+        body: BodyUse,
+        (framing, expects_continue): (BodyFraming, bool),
+        quota: Quota,
+    ) -> Result<BodyMemory, RequestError> {
+        if expects_continue && self.pending.is_empty() && framing != BodyFraming::Length(0) {
+            if let (BodyFraming::Length(length), BodyUse::Whole(bytes_max)) = (framing, &body)
+                && length > *bytes_max as u64
+            {
+                return Err(too_large());
+            }
+            let grace = self.slot.shared.limits.transfer_grace;
+            self.transport.set_deadline(Instant::now() + grace);
+            self.transport.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+            self.transport.flush()?;
+        }
+        let mut memory = self.slot.shared.bounds.body_memory(quota);
+        let mut bytes = match body {
+            BodyUse::Whole(bytes_max) => BodyBytes::Kept { body: Vec::new(), bytes_max, memory: &mut memory },
+            BodyUse::Handed(sink) => BodyBytes::Handed(sink),
+        };
+        self.read_body(framing, &mut bytes)?;
+        if let BodyBytes::Kept { body, .. } = bytes {
+            request.set_body(body);
+        }
+        Ok(memory)
     }
 
     /// The next call of a handler that has waited.
@@ -324,108 +347,12 @@ impl Connection {
     }
 
     /// Reads at most `most` more bytes to the end of `pending`. 0: the other side has closed.
-    fn fill(&mut self, most: usize) -> io::Result<usize> {
+    pub(super) fn fill(&mut self, most: usize) -> io::Result<usize> {
         let had = self.pending.len();
         self.pending.resize(had + most.min(if had == 0 { 2048 } else { READ_BYTES }), 0);
         let read = self.transport.read(&mut self.pending[had..]);
         self.pending.truncate(had + *read.as_ref().unwrap_or(&0));
         read
-    }
-
-    /// As `fill`, for bodies: the end is an error here, and so is a rate that is too slow for the bytes so far.
-    fn fill_body(&mut self, started: Instant, so_far: usize) -> Result<(), RequestError> {
-        self.transport.set_deadline(transfer_deadline(&self.slot, started, so_far));
-        match self.fill(READ_BYTES) {
-            Ok(0) => Err(bad_request("The request's body is cut off")),
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
-                Err(refused(408, ErrCode::Unknown, "The request's body took too long"))
-            }
-            Err(_) => Err(RequestError::Gone),
-        }
-    }
-
-    fn read_body(
-        &mut self,
-        framing: BodyFraming,
-        most: usize,
-        memory: &mut BodyMemory,
-    ) -> Result<Vec<u8>, RequestError> {
-        match framing {
-            BodyFraming::Length(length) => {
-                let length = usize::try_from(length).ok().filter(|l| *l <= most).ok_or_else(too_large)?;
-                self.read_length(length, memory)
-            }
-            BodyFraming::Chunked => self.read_chunks(most, memory),
-        }
-    }
-
-    fn read_length(&mut self, length: usize, memory: &mut BodyMemory) -> Result<Vec<u8>, RequestError> {
-        let started = Instant::now();
-        // Grows with what has really come; what is only announced costs nothing.
-        let mut body = Vec::new();
-        loop {
-            let take = self.pending.len().min(length - body.len());
-            hold(memory, body.len() + take)?;
-            body.extend(self.pending.drain(..take));
-            if body.len() == length {
-                return Ok(body);
-            }
-            self.fill_body(started, body.len())?;
-        }
-    }
-
-    fn read_chunks(&mut self, most: usize, memory: &mut BodyMemory) -> Result<Vec<u8>, RequestError> {
-        let started = Instant::now();
-        let mut body = Vec::new();
-        loop {
-            let size = parse_chunk_size(&self.read_line(started, body.len(), CHUNK_LINE_BYTES_MAX)?)?;
-            if size == 0 {
-                break;
-            }
-            let end = usize::try_from(size).ok().and_then(|s| body.len().checked_add(s));
-            let end = end.filter(|end| *end <= most).ok_or_else(too_large)?;
-            loop {
-                let take = self.pending.len().min(end - body.len());
-                hold(memory, body.len() + take)?;
-                body.extend(self.pending.drain(..take));
-                if body.len() == end {
-                    break;
-                }
-                self.fill_body(started, body.len())?;
-            }
-            if !self.read_line(started, body.len(), 2)?.is_empty() {
-                return Err(bad_request("A chunk is longer than its size"));
-            }
-        }
-        let mut trailers = TRAILERS_BYTES_MAX;
-        loop {
-            let line = self.read_line(started, body.len(), trailers)?;
-            if line.is_empty() {
-                return Ok(body);
-            }
-            trailers = trailers.saturating_sub(line.len() + 2);
-        }
-    }
-
-    /// A line without its CRLF, of at most `most` bytes with it.
-    fn read_line(&mut self, started: Instant, so_far: usize, most: usize) -> Result<Vec<u8>, RequestError> {
-        loop {
-            if let Some(end) = self.pending.iter().take(most).position(|b| *b == b'\n') {
-                let mut line: Vec<u8> = self.pending.drain(..=end).collect();
-                line.pop();
-                // RFC 9112, 7.1: chunks end with CRLF; a bare LF is how two parsers come to disagree.
-                return if line.pop() == Some(b'\r') {
-                    Ok(line)
-                } else {
-                    Err(bad_request("Broken chunked body"))
-                };
-            }
-            if self.pending.len() >= most {
-                return Err(bad_request("Broken chunked body"));
-            }
-            self.fill_body(started, so_far)?;
-        }
     }
 
     /// Writes a reply with tiny_http's writer, then flushes.
@@ -525,15 +452,7 @@ fn answer_of(call: &Call, request: &Request, poll: Poll) -> Outcome {
     }
 }
 
-fn hold(memory: &mut BodyMemory, bytes: usize) -> Result<(), RequestError> {
-    if memory.grow_to(bytes) {
-        return Ok(());
-    }
-    let error = Error::new(ErrCode::LimitExceeded, "Too many large requests at once, try again in a moment");
-    Err(RequestError::Refused(Box::new(error.with_status(503).with_field("retry_after_ms", 5000))))
-}
-
-fn transfer_deadline(slot: &ConnectionSlot, started: Instant, so_far: usize) -> Instant {
+pub(super) fn transfer_deadline(slot: &ConnectionSlot, started: Instant, so_far: usize) -> Instant {
     let limits = &slot.shared.limits;
     started + limits.transfer_grace + Duration::from_secs((so_far / limits.transfer_rate.max(1)) as u64)
 }

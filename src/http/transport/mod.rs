@@ -2,12 +2,14 @@
 //!
 //! - `service`: the contract with what is served, [`service::Service`].
 //! - `server`: listeners, the registry of open connections, start and stop.
-//! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited.
+//! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited;
+//!   `body`: how that is read.
 //! - `pool`: the threads that work and those that wait.
 //! - `bounds`: how much of everything there may be, apart for clients and other servers.
 //! - `socket`: reads and writes that end by a deadline; `tls`: certificates.
 //! - `request`, `reply`: what handlers are given and give back.
 
+pub(super) mod body;
 pub(super) mod bounds;
 pub(super) mod connection;
 pub(super) mod framing;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::error::Error;
 use crate::http::transport::bounds::Quota;
 use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
@@ -11,8 +12,8 @@ use crate::protocol::UserId;
 
 /// What the connections serve: the homeserver's router, or a test's stand-in.
 pub trait Service: Send + Sync + 'static {
-    /// Admits a request by its head, before the body is read: `Err` is the answer, `Ok` says how much body may come and
-    /// who answers then.
+    /// Admits a request by its head, before the body is read: `Err` is the answer, `Ok` says what becomes of the body
+    /// and who answers then.
     fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply>;
     /// Whether pages in a browser may read what this request target is answered.
     fn is_for_browsers(&self, _target: &str) -> bool {
@@ -30,10 +31,21 @@ pub trait Service: Send + Sync + 'static {
 /// Answers a whole request. May panic: that is a 500 and nothing more.
 pub type Call = Box<dyn Fn(&Request, Poll) -> Outcome + Send>;
 
+/// Takes a body's bytes as they come; its error is the answer. Dropped with what came if the body does not end well.
+pub type BodySink = Box<dyn FnMut(&[u8]) -> Result<(), Error> + Send>;
+
+/// What becomes of a request's body.
+pub enum BodyUse {
+    /// It is given to the call with the request, if it has at most so many bytes.
+    Whole(usize),
+    /// It is handed on as it comes, however large it is, and the call is made when that was all.
+    Handed(BodySink),
+}
+
 /// What `Service::admit` grants.
 pub struct Admission {
-    /// The largest body, in bytes.
-    pub body: usize,
+    /// What becomes of the body.
+    pub body: BodyUse,
     /// Whose requests this one is counted with.
     pub quota: Quota,
     /// Who answers when the body is there.

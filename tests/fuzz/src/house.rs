@@ -7,7 +7,7 @@ use std::sync::Arc;
 use doorstep::Homeserver;
 use doorstep::config::{Config, Registration};
 use doorstep::internals::AnswerScript;
-use doorstep::internals::{Outcome, Poll, Reply, Request, Router, Service};
+use doorstep::internals::{BodyUse, Outcome, Poll, Reply, Request, Router, Service};
 use doorstep::internals::{StatementSource, StoredKey};
 use doorstep::protocol::event_auth::auth_types;
 use doorstep::protocol::handshake::sign_new_event;
@@ -177,8 +177,16 @@ impl House {
             Err(reply) => return reply,
         };
         let mut body = body;
-        body.truncate(admission.body);
-        let request = request.with_body(body);
+        let request = match admission.body {
+            BodyUse::Whole(bytes_max) => {
+                body.truncate(bytes_max);
+                request.with_body(body)
+            }
+            BodyUse::Handed(mut sink) => match body.chunks(7).try_for_each(&mut sink) {
+                Ok(()) => request,
+                Err(e) => return Reply::error(&e),
+            },
+        };
         let mut outcome = (admission.call)(&request, Poll::First);
         if matches!(outcome, Outcome::Wait { .. }) {
             outcome = (admission.call)(&request, Poll::Last);

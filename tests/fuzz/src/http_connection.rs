@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use doorstep::internals::{
-    Admission, ConnectionLimits, Outcome, Poll, Quota, Reply, Request, Server, Service,
+    Admission, BodyUse, ConnectionLimits, Outcome, Poll, Quota, Reply, Request, Server, Service,
 };
 use doorstep::protocol::UserId;
 use serde_json::{Value, json};
@@ -57,7 +57,7 @@ impl Service for Echo {
             return Err(marked(Reply::json_status(403, &body), head));
         }
         let body = if head.path().starts_with("/small") { 10 } else { 4096 };
-        Ok(Admission { body, quota: Quota::Clients, call: Box::new(Echo::answer) })
+        Ok(Admission { body: BodyUse::Whole(body), quota: Quota::Clients, call: Box::new(Echo::answer) })
     }
 
     fn wait(&self, _user: &UserId, _after: i64, _until: Instant) -> Option<Poll> {
