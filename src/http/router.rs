@@ -207,7 +207,7 @@ impl Router {
             Handler::PeerWaiting(handler) => {
                 let call =
                     move |request: &Request, poll| handler(&hs, request, &auth::origin(&hs, request)?, poll);
-                (or_error(call), None)
+                (RouteCall::Whole(or_error(call)), None)
             }
         })
     }

@@ -4,11 +4,11 @@
 //! The paths by which media could be had without a token are frozen since the first day: nothing was uploaded before.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::http::auth::asker;
 use crate::http::{Outcome, Poll, Reply, Request, Requester};
 use crate::protocol::media::{
     ByteRange, MxcUri, UNKNOWN_MEDIA_TYPE, byte_range, content_disposition, file_name, none_match_names,
@@ -16,10 +16,6 @@ use crate::protocol::media::{
 use crate::service::Homeserver;
 use crate::service::media::upload::{Upload, UploadHead};
 use crate::service::media::{FoundMedia, MediaFile, no_such_media, not_yet_uploaded};
-
-/// How long is waited for what is to be uploaded, where the client does not say, and at most.
-const UPLOAD_WAIT_USUAL: Duration = Duration::from_secs(20);
-const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// What keeps a browser from running anything in a file (as the specification recommends), from telling others where it
 /// is, and search engines from listing it.
@@ -90,11 +86,11 @@ pub fn upload_announced(hs: &Arc<Homeserver>, _request: &Request, upload: Upload
 pub fn download(
     hs: &Arc<Homeserver>,
     request: &Request,
-    _requester: &Requester,
+    requester: &Requester,
     poll: Poll,
 ) -> Result<Outcome> {
     let uri = request.mxc_uri()?;
-    let until = request.received() + upload_wait(request)?;
+    let until = request.upload_deadline()?;
     // Before the look, so that what happens after it ends the wait.
     let after = hs.store.position();
     let found = match hs.media().find(&uri)? {
@@ -104,21 +100,10 @@ pub fn download(
             Some(user) if poll != Poll::Last => return Ok(Outcome::Wait { user, after, until }),
             _ => return Err(not_yet_uploaded()),
         },
-        FoundMedia::Absent => return Err(no_such_media()),
+        FoundMedia::Absent if hs.media().is_own(&uri) => return Err(no_such_media()),
+        FoundMedia::Absent => hs.media().fetch(&uri, &asker(request, Some(requester)), until)?,
     };
     Ok(Outcome::Reply(file_reply(request, found)?))
-}
-
-/// How long the client waits for what is to be uploaded. Errors: 400 `M_INVALID_PARAM`.
-fn upload_wait(request: &Request) -> Result<Duration> {
-    match request.query_int("timeout_ms")? {
-        None => Ok(UPLOAD_WAIT_USUAL),
-        Some(ms) => {
-            let ms =
-                u64::try_from(ms).map_err(|_| Error::invalid_param("timeout_ms must not be negative"))?;
-            Ok(Duration::from_millis(ms).min(UPLOAD_WAIT_MAX))
-        }
-    }
 }
 
 /// A file as an answer: all of it, a part, or that the client has it. Who asks was looked at before.
