@@ -20,6 +20,7 @@ import commander
 import conversations
 import devices
 import finding
+import media
 import plain
 import relations
 import unread
@@ -130,6 +131,10 @@ def wanted(given, ring):
         name = f"{PAIRS['d']:22} {kind:6} unencrypted: from login to a knock that is let in"
         if given.only in name and "d" in pairs and not given.stand_in and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "plain")))
+    for kind, title, function in media.MEDIA:
+        name = f"{PAIRS['d']:22} {kind:6} {title}"
+        if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
+            work.append((name, functools.partial(function, servers["d"], "media")))
     for kind, title, function in unread.UNREAD:
         name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
