@@ -501,17 +501,29 @@ CREATE INDEX transactions_of_strangers ON transactions (stranger) WHERE stranger
 -- Every account of this server, deactivated ones too, so that nobody can take their name. `password` is an argon2id
 -- hash in PHC format; NULL: nobody can log in with a password. `admin`: an administrator of this server. `leaving`:
 -- the account was deactivated and still has rooms to leave. `erased_at`: the stream position at which they asked for
--- their messages to be erased: whoever comes into a room later is given redacted ones.
+-- their messages to be erased: whoever comes into a room later is given redacted ones. `locked` and `suspended`: what an
+-- administrator has done to the account, both to be undone. `guest`: it was made without a name or a password, and its user
+-- may do little; a bounded number of such accounts are kept, and those that end are deleted.
 CREATE TABLE users (
   user_id TEXT PRIMARY KEY,
   password TEXT,
   admin INTEGER NOT NULL DEFAULT 0,
   deactivated INTEGER NOT NULL DEFAULT 0,
   leaving INTEGER NOT NULL DEFAULT 0,
+  locked INTEGER NOT NULL DEFAULT 0,
+  suspended INTEGER NOT NULL DEFAULT 0,
+  guest INTEGER NOT NULL DEFAULT 0,
   erased_at INTEGER,
   created_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX users_erased ON users (erased_at) WHERE erased_at IS NOT NULL;
+CREATE INDEX users_guests ON users (created_ms) WHERE guest = 1;
+
+-- Rooms that let no guests in any more, and have local ones: who are to leave, at `due_ms`.
+CREATE TABLE guest_removals (
+  room_key INTEGER PRIMARY KEY,
+  due_ms INTEGER NOT NULL
+) STRICT;
 
 -- The devices that are logged in. `last_seen_ms` and `last_seen_ip` lag a few minutes behind.
 CREATE TABLE devices (
@@ -557,6 +569,19 @@ CREATE TABLE openid_tokens (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX openid_tokens_by_user ON openid_tokens (user_id, expires_ms);
 CREATE INDEX openid_tokens_by_expiry ON openid_tokens (expires_ms);
+
+-- What local users have told the administrators of this server: a room, an event in it, or a user that they find
+-- inappropriate. A user has a bounded number of them, and one of each thing.
+CREATE TABLE reports (
+  report INTEGER PRIMARY KEY,
+  reporter TEXT NOT NULL REFERENCES users,
+  room_id TEXT,
+  event_id TEXT,
+  user_id TEXT,
+  reason TEXT,
+  created_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX reports_by_reporter ON reports (reporter, report);
 
 -- One field of the profile of a local user (displayname, avatar_url, m.tz, custom fields). The value is JSON.
 CREATE TABLE profile_fields (

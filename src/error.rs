@@ -75,6 +75,8 @@ errcodes! {
     UnsupportedRoomVersion "M_UNSUPPORTED_ROOM_VERSION" 400 false,
     UserDeactivated "M_USER_DEACTIVATED" 403 false,
     UserInUse "M_USER_IN_USE" 400 false,
+    UserLocked "M_USER_LOCKED" 401 false,
+    UserSuspended "M_USER_SUSPENDED" 403 false,
     WeakPassword "M_WEAK_PASSWORD" 400 false,
     WrongRoomKeysVersion "M_WRONG_ROOM_KEYS_VERSION" 403 false,
 }

@@ -140,6 +140,7 @@ pub mod internals {
         Admission, BodyUse, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota,
         Reply, Request, Route, Server, Service,
     };
+    pub use crate::service::accounts::sessions::NewLogin;
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;
     pub use crate::service::events::build::Draft;

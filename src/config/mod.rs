@@ -65,8 +65,16 @@ pub struct Config {
     pub trust_ca: Vec<PathBuf>,
     /// Who may register.
     pub registration: Registration,
+    /// Whether anybody gets an account as a guest, with which they may do little.
+    pub guests: bool,
     /// Shared secret of `/_synapse/admin/v1/register`; the endpoint does not exist without one.
     pub registration_secret: Option<String>,
+    /// The TURN servers that clients are told of, as `turn:` URIs; none without a secret.
+    pub turn_uris: Vec<String>,
+    /// The secret that is shared with them.
+    pub turn_secret: Option<String>,
+    /// For how many seconds a client may use them with what it is told.
+    pub turn_ttl_s: usize,
     /// Version of new rooms.
     pub default_room_version: RoomVersion,
     /// What clients are told in `/.well-known/matrix/client`; without trailing slash.
@@ -160,6 +168,9 @@ impl Config {
         if self.public_url.is_empty() {
             let url = self.url_on_this_machine();
             self.public_url = url.unwrap_or_else(|| format!("https://{}", self.server_name));
+        }
+        if self.turn_uris.is_empty() != self.turn_secret.is_none() {
+            return Err(Error::invalid_param("--turn-uri and --turn-secret need each other"));
         }
         let [allowed, denied] = ["allow-server", "deny-server"]
             .map(|flag| settings.all(flag).map(str::to_owned).collect::<Vec<_>>());
@@ -333,7 +344,8 @@ mod tests {
             knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nmedia_max_upload = \"7M\"\nmedia_per_user = \"2G\"\n\
             media_cache_size = \"3G\"\nmedia_cache_days = 9\nno_presence = true\ncall_rules = true\n\
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
-            allow_private_addresses = true\n";
+            allow_private_addresses = true\n\
+            guests = true\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
             assert!(text.contains(&format!("{setting} = ")), "{setting}");
         }
@@ -351,8 +363,10 @@ mod tests {
         assert_eq!((config.media_max_upload, config.media_per_user), (7 << 20, 2 << 30));
         assert_eq!((config.media_cache_bytes, config.media_cache_days), (3 << 30, 9));
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
-        assert!(config.join_on_accepted_knock);
-        assert!(config.call_rules);
+        assert!(config.join_on_accepted_knock && config.call_rules && config.guests);
+        assert_eq!((config.turn_uris.as_slice(), config.turn_ttl_s), (["turn:t".to_owned()].as_slice(), 7));
+        assert!(from_file(text, &[]).is_ok() && from_file("turn_secret = \"t\"", &[]).is_err());
+        assert!(from_file("turn_uri = [\"http:t\"]\nturn_secret = \"t\"", &[]).is_err());
         assert!(from_file("no_presence = false", &[]).unwrap().presence);
         assert!(!from_file("no_presence = false", &["--no-presence"]).unwrap().presence);
     }

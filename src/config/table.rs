@@ -121,11 +121,39 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::One(registration),
     },
     Setting {
+        flag: "guests",
+        value: "",
+        usual: Usual::Nothing,
+        help: "give accounts to guests, who need neither name nor password, and may come into rooms that let guests in",
+        kind: Kind::Switch(|config, on| config.guests = on),
+    },
+    Setting {
         flag: "registration-secret",
         value: "secret",
         usual: Usual::Nothing,
         help: "shared secret for registration by /_synapse/admin/v1/register",
         kind: Kind::One(registration_secret),
+    },
+    Setting {
+        flag: "turn-uri",
+        value: "URI",
+        usual: Usual::Nothing,
+        help: "TURN server for calls, like `turn:turn.example.org?transport=udp`; repeatable; needs --turn-secret",
+        kind: Kind::Many(turn_uri),
+    },
+    Setting {
+        flag: "turn-secret",
+        value: "secret",
+        usual: Usual::Nothing,
+        help: "secret that is shared with the TURN servers (`static-auth-secret` of coturn)",
+        kind: Kind::One(turn_secret),
+    },
+    Setting {
+        flag: "turn-ttl",
+        value: "seconds",
+        usual: Usual::Value("86400"),
+        help: "for how long a client may use the TURN servers before it asks again",
+        kind: Kind::Number(|config, seconds| config.turn_ttl_s = seconds.max(1)),
     },
     Setting {
         flag: "default-room-version",
@@ -329,6 +357,23 @@ fn registration_secret(config: &mut Config, text: &str) -> Result<(), String> {
         return Err("should be a secret that is not empty".into());
     }
     config.registration_secret = Some(text.into());
+    Ok(())
+}
+
+fn turn_uri(config: &mut Config, text: &str) -> Result<(), String> {
+    let rest = ["turn:", "turns:"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    if rest.is_none_or(|rest| rest.is_empty() || rest.contains(char::is_whitespace)) {
+        return Err("should be a URI that begins with turn: or turns:".into());
+    }
+    config.turn_uris.push(text.into());
+    Ok(())
+}
+
+fn turn_secret(config: &mut Config, text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("should be a secret that is not empty".into());
+    }
+    config.turn_secret = Some(text.into());
     Ok(())
 }
 

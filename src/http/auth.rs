@@ -4,7 +4,9 @@ use crate::error::{ErrCode, Error, Result};
 use crate::http::transport::request::Request;
 use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
+use crate::service::accounts::moderation::locked;
 use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::store::accounts::Standing;
 
 /// The user behind an access token.
 #[derive(Debug, Clone)]
@@ -15,6 +17,8 @@ pub struct Requester {
     pub device_id: Option<String>,
     /// Whether the user is an administrator of this server.
     pub admin: bool,
+    /// What keeps the user from doing what others may.
+    pub standing: Standing,
     /// Whether the token has ended with something that was done lately and asked for proof: then only the answer to
     /// that can be had once more, where `http/client_server/interactive.rs` gives it.
     pub ended: bool,
@@ -40,14 +44,23 @@ impl Requester {
 #[derive(Debug, Clone)]
 pub struct Origin(pub ServerName);
 
-/// The requester, if the request carries a token. Errors: 401 `M_UNKNOWN_TOKEN`.
+/// The requester, if the request carries a token. Errors: 401 `M_UNKNOWN_TOKEN`, 401 `M_USER_LOCKED`.
 pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
+    match requester_even_locked(hs, request)? {
+        Some(requester) if requester.standing.locked => Err(locked()),
+        requester => Ok(requester),
+    }
+}
+
+/// [`requester`] for what also who is locked may do: log out.
+pub(super) fn requester_even_locked(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
     let Some(token) = request.token() else { return Ok(None) };
     let session = hs.accounts().authenticate(token, request.client_ip())?;
     Ok(Some(Requester {
         user_id: session.user_id,
         device_id: Some(session.device_id),
         admin: session.admin,
+        standing: session.standing,
         ended: false,
     }))
 }
@@ -61,7 +74,8 @@ pub(super) fn requester_or_ended(hs: &Homeserver, request: &Request) -> Result<O
     };
     let ended = request.token().and_then(|token| hs.uia_sessions.ended_token(token, hs.clock.now_ms()));
     let user_id = ended.ok_or(unknown)?;
-    Ok(Some(Requester { user_id, device_id: None, admin: false, ended: true }))
+    let standing = Standing::default();
+    Ok(Some(Requester { user_id, device_id: None, admin: false, standing, ended: true }))
 }
 
 /// On whose behalf a request is made, and a way to find out whether they still wait for the answer.

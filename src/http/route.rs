@@ -12,6 +12,7 @@ use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
 use crate::http::transport::service::{Outcome, Poll};
 use crate::service::Homeserver;
+use crate::service::accounts::moderation::{not_for_guests, suspended};
 use crate::service::media::upload::Upload;
 
 /// A handler; its kind is its auth. A handler that takes a `Requester` cannot be mounted without a token.
@@ -69,6 +70,13 @@ pub struct Route {
     pub body: usize,
     /// Whether its handler does what it does by interactive authentication, and only so.
     pub interactive: bool,
+    /// Whether also users may call it whose account is locked.
+    pub even_locked: bool,
+    /// Whether also users may call it whose account is suspended: what reads, and what is marked so. What writes refuses
+    /// them unless it was thought about.
+    pub even_suspended: bool,
+    /// Whether guests may call it too ("Guest Access").
+    pub guests: bool,
 }
 
 // As constants, because a `Method` has a destructor and a constant function may not own one.
@@ -84,7 +92,11 @@ impl Route {
             (_, Method::Get) => Rate::Read,
             _ => Rate::Write,
         };
-        Self { method, path, handler, rate, body: DEFAULT_BODY_BYTES_MAX, interactive: false }
+        let even_suspended = matches!(method, Method::Get);
+        let (body, interactive, even_locked) = (DEFAULT_BODY_BYTES_MAX, false, false);
+        // What anybody may read without an account, a guest may too.
+        let guests = even_suspended && matches!(handler, Handler::MaybeUser(_));
+        Self { method, path, handler, rate, body, interactive, even_locked, even_suspended, guests }
     }
 
     /// This route, counted by another rate limit.
@@ -97,6 +109,24 @@ impl Route {
     #[must_use]
     pub const fn interactive(self) -> Self {
         Self { interactive: true, ..self }
+    }
+
+    /// This route, also for users whose account is locked.
+    #[must_use]
+    pub const fn even_locked(self) -> Self {
+        Self { even_locked: true, even_suspended: true, ..self }
+    }
+
+    /// This route, also for users whose account is suspended ("Account suspension").
+    #[must_use]
+    pub const fn even_suspended(self) -> Self {
+        Self { even_suspended: true, ..self }
+    }
+
+    /// This route, also for guests.
+    #[must_use]
+    pub const fn guests(self) -> Self {
+        Self { guests: true, ..self }
     }
 
     /// This route with another largest body, in bytes.
@@ -127,6 +157,19 @@ pub const fn delete(path: &'static str, handler: Handler) -> Route {
 }
 
 impl Route {
+    /// Whether a user may call it whose account is as it is. Errors: 403 `M_USER_SUSPENDED`, 403
+    /// `M_GUEST_ACCESS_FORBIDDEN`. Who is locked was refused
+    /// before.
+    pub(super) fn check_standing(&self, requester: &Requester) -> Result<()> {
+        if requester.standing.suspended && !self.even_suspended {
+            return Err(suspended());
+        }
+        if requester.standing.guest && !self.guests {
+            return Err(not_for_guests("Guests cannot do this"));
+        }
+        Ok(())
+    }
+
     /// Whose requests this one is counted with.
     pub(super) fn quota(&self) -> Quota {
         // Our keys are what another server may need before it can answer the very request that we wait for; none of

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tiny_http::Method;
 
-use super::auth;
+use super::auth::{self, Requester};
 use super::rate_limit::RateLimiter;
 use super::route::{Handler, Route};
 use super::routes::ROUTES;
@@ -157,15 +157,24 @@ impl Router {
     /// handler's kind.
     fn call_for(&self, route: &Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
         let hs = self.hs.clone();
-        let look = if route.interactive { auth::requester_or_ended } else { auth::requester };
+        let look = match (route.interactive, route.even_locked) {
+            (true, _) => auth::requester_or_ended,
+            (false, true) => auth::requester_even_locked,
+            (false, false) => auth::requester,
+        };
+        let looked = || -> Result<Option<Requester>> {
+            let requester = look(&self.hs, head)?;
+            requester.iter().try_for_each(|requester| route.check_standing(requester))?;
+            Ok(requester)
+        };
         let required = || {
             let missing = || Error::new(ErrCode::MissingToken, "Missing access token");
-            look(&self.hs, head)?.ok_or_else(missing)
+            looked()?.ok_or_else(missing)
         };
         Ok(match route.handler {
             Handler::Anyone(handler) => (at_once(move |request| handler(&hs, request)), None),
             Handler::MaybeUser(handler) => {
-                let requester = look(&self.hs, head)?;
+                let requester = looked()?;
                 let user = requester.as_ref().map(|r| r.user_id.clone());
                 (at_once(move |request| handler(&hs, request, requester.as_ref())), user)
             }

@@ -3,7 +3,7 @@
 //!
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
-use super::client_server::{account, dehydrated, devices, discovery, login, register};
+use super::client_server::{account, admin, dehydrated, devices, discovery, login, register, reports};
 use super::client_server::{
     account_data, directory, filters, media, messages, profile, push_rules, relations, room_keys, rooms, sync,
 };
@@ -37,7 +37,7 @@ pub const ROUTES: &[Route] = &[
     get("/.well-known/matrix/server", Anyone(discovery::well_known_server)),
     get("/.well-known/matrix/support", Anyone(discovery::well_known_support)),
     get("/_matrix/client/versions", Anyone(discovery::versions)),
-    get("/_matrix/client/v3/capabilities", User(discovery::capabilities)),
+    get("/_matrix/client/v3/capabilities", User(discovery::capabilities)).guests(),
     post("/_matrix/client/v3/register", Anyone(register::register)).rate(Rate::Register),
     get("/_matrix/client/v3/register/available", Anyone(register::available)).rate(Rate::Write),
     get("/_matrix/client/v1/register/m.login.registration_token/validity", Anyone(register::token_validity))
@@ -47,42 +47,66 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/login", Anyone(login::flows)),
     post("/_matrix/client/v3/login", Anyone(login::login)).rate(Rate::Login),
     post("/_matrix/client/v3/refresh", Anyone(login::refresh)).rate(Rate::Login),
-    post("/_matrix/client/v3/logout", User(login::logout)),
-    post("/_matrix/client/v3/logout/all", User(login::logout_all)),
-    get("/_matrix/client/v3/account/whoami", User(account::whoami)),
+    post("/_matrix/client/v3/logout", User(login::logout)).guests().even_locked(),
+    post("/_matrix/client/v3/logout/all", User(login::logout_all)).even_locked(),
+    get("/_matrix/client/v3/account/whoami", User(account::whoami)).guests(),
     post("/_matrix/client/v3/account/password", MaybeUser(account::change_password))
+        .even_suspended()
         .rate(Rate::Login)
         .interactive(),
     post("/_matrix/client/v3/account/deactivate", MaybeUser(account::deactivate))
+        .even_suspended()
         .rate(Rate::Login)
         .interactive(),
-    get("/_matrix/client/v3/devices", User(devices::list)),
-    get("/_matrix/client/v3/devices/{deviceId}", User(devices::get)),
-    put("/_matrix/client/v3/devices/{deviceId}", User(devices::update)),
-    delete("/_matrix/client/v3/devices/{deviceId}", User(devices::delete)).rate(Rate::Login).interactive(),
-    post("/_matrix/client/v3/delete_devices", User(devices::delete_many)).rate(Rate::Login).interactive(),
+    get("/_matrix/client/v3/admin/whois/{userId}", User(admin::whois)),
+    get("/_matrix/client/v1/admin/lock/{userId}", Admin(admin::lock)),
+    put("/_matrix/client/v1/admin/lock/{userId}", Admin(admin::set_lock)),
+    get("/_matrix/client/v1/admin/suspend/{userId}", Admin(admin::suspension)),
+    put("/_matrix/client/v1/admin/suspend/{userId}", Admin(admin::set_suspension)),
+    get("/_matrix/client/v3/devices", User(devices::list)).guests(),
+    get("/_matrix/client/v3/devices/{deviceId}", User(devices::get)).guests(),
+    put("/_matrix/client/v3/devices/{deviceId}", User(devices::update)).guests().even_suspended(),
+    delete("/_matrix/client/v3/devices/{deviceId}", User(devices::delete))
+        .even_suspended()
+        .rate(Rate::Login)
+        .interactive(),
+    post("/_matrix/client/v3/delete_devices", User(devices::delete_many))
+        .even_suspended()
+        .rate(Rate::Login)
+        .interactive(),
     // ----- client-server: rooms, events, membership -----
-    post("/_matrix/client/v3/join/{roomIdOrAlias}", User(client_server::membership::join)).rate(Rate::Join),
+    post("/_matrix/client/v3/join/{roomIdOrAlias}", User(client_server::membership::join))
+        .guests()
+        .rate(Rate::Join),
     post("/_matrix/client/v3/knock/{roomIdOrAlias}", User(client_server::membership::knock)).rate(Rate::Join),
     post("/_matrix/client/v3/rooms/{roomId}/join", User(client_server::membership::join_by_id))
+        .guests()
         .rate(Rate::Join),
     post("/_matrix/client/v3/rooms/{roomId}/invite", User(client_server::membership::invite))
         .rate(Rate::Join),
-    post("/_matrix/client/v3/rooms/{roomId}/leave", User(client_server::membership::leave)),
-    post("/_matrix/client/v3/rooms/{roomId}/forget", User(client_server::membership::forget)),
+    post("/_matrix/client/v3/rooms/{roomId}/leave", User(client_server::membership::leave))
+        .guests()
+        .even_suspended(),
+    post("/_matrix/client/v3/rooms/{roomId}/forget", User(client_server::membership::forget))
+        .even_suspended(),
     post("/_matrix/client/v3/rooms/{roomId}/kick", User(client_server::membership::kick)),
     post("/_matrix/client/v3/rooms/{roomId}/ban", User(client_server::membership::ban)),
     post("/_matrix/client/v3/rooms/{roomId}/unban", User(client_server::membership::unban)),
     get("/_matrix/client/v3/joined_rooms", User(client_server::membership::joined_rooms)),
     post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join).body(NEW_ROOM_BODY_BYTES_MAX),
-    put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::send)),
-    put("/_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}", User(rooms::redact)),
-    get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::state)),
-    get("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::state_entry)),
-    put("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::put_state)),
-    get("/_matrix/client/v3/rooms/{roomId}/messages", User(messages::messages)),
-    get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(messages::context)),
-    get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(messages::event)),
+    post("/_matrix/client/v3/rooms/{roomId}/upgrade", User(rooms::upgrade)).rate(Rate::Join),
+    put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::send))
+        .guests()
+        .even_suspended(),
+    put("/_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}", User(rooms::redact)).even_suspended(),
+    get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::state)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::state_entry)).guests(),
+    put("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::put_state))
+        .guests()
+        .even_suspended(),
+    get("/_matrix/client/v3/rooms/{roomId}/messages", User(messages::messages)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(messages::context)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(messages::event)).guests(),
     get("/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", User(messages::timestamp_to_event)),
     get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}", User(relations::relations)),
     get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}", User(relations::relations)),
@@ -91,10 +115,15 @@ pub const ROUTES: &[Route] = &[
         User(relations::relations),
     ),
     get("/_matrix/client/v1/rooms/{roomId}/threads", User(relations::threads)),
-    get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)),
+    get("/_matrix/client/v3/rooms/{roomId}/initialSync", User(messages::room_initial_sync)).guests(),
+    get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
-    post("/_matrix/client/v3/search", User(client_server::search::search)),
+    post("/_matrix/client/v3/rooms/{roomId}/report", User(reports::room)).even_suspended(),
+    post("/_matrix/client/v3/rooms/{roomId}/report/{eventId}", User(reports::event)).even_suspended(),
+    post("/_matrix/client/v3/users/{userId}/report", User(reports::user)).even_suspended(),
+    get("/_matrix/client/v3/voip/turnServer", User(client_server::voip::turn_server)),
+    post("/_matrix/client/v3/search", User(client_server::search::search)).even_suspended(),
     // ----- client-server: delayed events, calls -----
     get(
         "/_matrix/client/unstable/org.matrix.msc4140/delayed_events",
@@ -120,44 +149,57 @@ pub const ROUTES: &[Route] = &[
     post(
         "/_matrix/client/v3/rooms/{roomId}/receipt/{receiptType}/{eventId}",
         User(client_server::ephemeral::receipt),
-    ),
-    post("/_matrix/client/v3/rooms/{roomId}/read_markers", User(client_server::ephemeral::read_markers)),
+    )
+    .even_suspended(),
+    post("/_matrix/client/v3/rooms/{roomId}/read_markers", User(client_server::ephemeral::read_markers))
+        .even_suspended(),
     get("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::get)),
-    put("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::put)),
+    put("/_matrix/client/v3/presence/{userId}/status", User(client_server::presence::put)).even_suspended(),
     put("/_matrix/client/v3/sendToDevice/{eventType}/{txnId}", User(client_server::to_device::send))
+        .guests()
+        .even_suspended()
         .body(TO_DEVICE_BODY_BYTES_MAX),
     // ----- client-server: dehydrated devices -----
-    put("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::put)),
+    put("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::put))
+        .even_suspended(),
     get("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::get)),
-    delete("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::delete)),
+    delete("/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device", User(dehydrated::delete))
+        .even_suspended(),
     post(
         "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events",
         User(dehydrated::events),
-    ),
+    )
+    .even_suspended(),
     get(
         "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device/{deviceId}/events",
         User(dehydrated::events_from),
     ),
     // ----- client-server: key backups -----
-    post("/_matrix/client/v3/room_keys/version", User(room_keys::create_version)),
+    post("/_matrix/client/v3/room_keys/version", User(room_keys::create_version)).even_suspended(),
     get("/_matrix/client/v3/room_keys/version", User(room_keys::current_version)),
     get("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::version)),
-    put("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::update_version)),
-    delete("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::delete_version)),
+    put("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::update_version)).even_suspended(),
+    delete("/_matrix/client/v3/room_keys/version/{version}", User(room_keys::delete_version))
+        .even_suspended(),
     get("/_matrix/client/v3/room_keys/keys", User(room_keys::get_all)),
-    put("/_matrix/client/v3/room_keys/keys", User(room_keys::put_all)).body(ROOM_KEYS_BODY_BYTES_MAX),
-    delete("/_matrix/client/v3/room_keys/keys", User(room_keys::delete_all)),
+    put("/_matrix/client/v3/room_keys/keys", User(room_keys::put_all))
+        .even_suspended()
+        .body(ROOM_KEYS_BODY_BYTES_MAX),
+    delete("/_matrix/client/v3/room_keys/keys", User(room_keys::delete_all)).even_suspended(),
     get("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::get_of_room)),
     put("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::put_of_room))
+        .even_suspended()
         .body(ROOM_KEYS_BODY_BYTES_MAX),
-    delete("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::delete_of_room)),
+    delete("/_matrix/client/v3/room_keys/keys/{roomId}", User(room_keys::delete_of_room)).even_suspended(),
     get("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::get_one)),
-    put("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::put_one)),
-    delete("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::delete_one)),
+    put("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::put_one)).even_suspended(),
+    delete("/_matrix/client/v3/room_keys/keys/{roomId}/{sessionId}", User(room_keys::delete_one))
+        .even_suspended(),
     // ----- client-server: media -----
     get("/_matrix/client/v1/media/config", User(media::config)),
-    get("/_matrix/client/v1/media/download/{serverName}/{mediaId}", UserWaiting(media::download)),
-    get("/_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}", UserWaiting(media::download)),
+    get("/_matrix/client/v1/media/download/{serverName}/{mediaId}", UserWaiting(media::download)).guests(),
+    get("/_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}", UserWaiting(media::download))
+        .guests(),
     post("/_matrix/media/v3/upload", UserUpload(media::begin_upload, media::upload)),
     put(
         "/_matrix/media/v3/upload/{serverName}/{mediaId}",
@@ -173,25 +215,37 @@ pub const ROUTES: &[Route] = &[
     post("/_synapse/admin/v1/media/unquarantine/{serverName}/{mediaId}", Admin(media::unquarantine)),
     delete("/_synapse/admin/v1/media/{serverName}/{mediaId}", Admin(media::delete)),
     // ----- client-server: end-to-end keys -----
-    post("/_matrix/client/v3/keys/upload", User(client_server::keys::upload)),
-    post("/_matrix/client/v3/keys/query", User(client_server::keys::query)).body(KEY_QUERY_BODY_BYTES_MAX),
-    post("/_matrix/client/v3/keys/claim", User(client_server::keys::claim)).body(KEY_QUERY_BODY_BYTES_MAX),
+    post("/_matrix/client/v3/keys/upload", User(client_server::keys::upload)).guests().even_suspended(),
+    post("/_matrix/client/v3/keys/query", User(client_server::keys::query))
+        .guests()
+        .even_suspended()
+        .body(KEY_QUERY_BODY_BYTES_MAX),
+    post("/_matrix/client/v3/keys/claim", User(client_server::keys::claim))
+        .guests()
+        .even_suspended()
+        .body(KEY_QUERY_BODY_BYTES_MAX),
     get("/_matrix/client/v3/keys/changes", User(client_server::keys::changes)),
     post("/_matrix/client/v3/keys/device_signing/upload", User(client_server::keys::upload_signing_keys))
+        .even_suspended()
         .rate(Rate::Login),
-    post("/_matrix/client/v3/keys/signatures/upload", User(client_server::keys::upload_signatures)),
+    post("/_matrix/client/v3/keys/signatures/upload", User(client_server::keys::upload_signatures))
+        .even_suspended(),
     // ----- client-server: sync, filters, account data -----
-    get("/_matrix/client/v3/sync", UserWaiting(sync::sync)),
+    get("/_matrix/client/v3/sync", UserWaiting(sync::sync)).guests(),
     post(
         "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
         UserWaiting(client_server::sliding_sync::sync),
     )
+    .even_suspended()
     .rate(Rate::Read),
-    post("/_matrix/client/v4/sync", UserWaiting(client_server::sliding_sync_v4::sync)).rate(Rate::Read),
-    post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)),
+    post("/_matrix/client/v4/sync", UserWaiting(client_server::sliding_sync_v4::sync))
+        .even_suspended()
+        .rate(Rate::Read),
+    post("/_matrix/client/v3/user/{userId}/filter", User(filters::define)).even_suspended(),
     get("/_matrix/client/v3/user/{userId}/filter/{filterId}", User(filters::get)),
     get("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::get_global)),
-    put("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::put_global)),
+    put("/_matrix/client/v3/user/{userId}/account_data/{type}", User(account_data::put_global))
+        .even_suspended(),
     get(
         "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
         User(account_data::get_of_room),
@@ -199,32 +253,38 @@ pub const ROUTES: &[Route] = &[
     put(
         "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}",
         User(account_data::put_of_room),
-    ),
+    )
+    .even_suspended(),
     get("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags", User(account_data::tags)),
-    put("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::put_tag)),
-    delete("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::delete_tag)),
+    put("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::put_tag))
+        .even_suspended(),
+    delete("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::delete_tag))
+        .even_suspended(),
     get("/_matrix/client/v3/pushrules/", User(push_rules::all)),
     get("/_matrix/client/v3/pushrules/global/", User(push_rules::global)),
     get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::rule)),
-    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::put)),
-    delete("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::delete)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::put)).even_suspended(),
+    delete("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::delete)).even_suspended(),
     get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::actions)),
-    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::put_actions)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/actions", User(push_rules::put_actions))
+        .even_suspended(),
     get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::enabled)),
-    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::put_enabled)),
+    put("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}/enabled", User(push_rules::put_enabled))
+        .even_suspended(),
     // ----- client-server: profiles, directory -----
     get("/_matrix/client/v3/profile/{userId}", MaybeUser(profile::get)),
     get("/_matrix/client/v3/profile/{userId}/{keyName}", MaybeUser(profile::get_field)),
-    put("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::put_field)),
-    delete("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::delete_field)),
+    put("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::put_field)).guests(),
+    delete("/_matrix/client/v3/profile/{userId}/{keyName}", User(profile::delete_field)).guests(),
     get("/_matrix/client/v3/directory/room/{roomAlias}", MaybeUser(directory::resolve)),
     put("/_matrix/client/v3/directory/room/{roomAlias}", User(directory::set_alias)),
     delete("/_matrix/client/v3/directory/room/{roomAlias}", User(directory::delete_alias)),
     get("/_matrix/client/v3/directory/list/room/{roomId}", MaybeUser(directory::visibility)),
     put("/_matrix/client/v3/directory/list/room/{roomId}", User(directory::set_visibility)),
     get("/_matrix/client/v3/publicRooms", MaybeUser(directory::public_rooms)),
-    post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)),
-    post("/_matrix/client/v3/user_directory/search", User(client_server::user_directory::search)),
+    post("/_matrix/client/v3/publicRooms", User(directory::search_public_rooms)).even_suspended(),
+    post("/_matrix/client/v3/user_directory/search", User(client_server::user_directory::search))
+        .even_suspended(),
     get("/_matrix/client/v1/mutual_rooms", User(client_server::user_directory::mutual_rooms)),
     get(
         "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms",
@@ -248,6 +308,10 @@ pub const ROUTES: &[Route] = &[
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),
+    // As servers ask that are older than v1.6.
+    get("/_matrix/key/v2/server/{keyId}", Anyone(server_server::keys::own)).rate(Rate::Federation),
+    get("/_matrix/key/v2/query/{serverName}/{keyId}", Anyone(server_server::keys::query_one))
+        .rate(Rate::Federation),
     post("/_matrix/key/v2/query", Anyone(server_server::keys::query)).rate(Rate::Federation),
     get("/_matrix/federation/v1/version", Anyone(server_server::version::version)),
     // ----- server-server: membership handshakes -----

@@ -3,7 +3,8 @@
 //!
 //! - `rooms/`, `membership/`, `events/`: what clients do in rooms; who is in them; what happens to each event.
 //! - `incoming/`, `outgoing/`, `keys/`: `PUT /send`, both ends; signing keys and signatures.
-//! - `accounts/`, `devices/`, `ephemeral/`, `sync/`, `push/`: users, and what their clients see. `deactivation`: an account ends.
+//! - `accounts/`, `devices/`, `ephemeral/`, `sync/`, `push/`: users, and what their clients see. `deactivation`: an account ends; `guests`: accounts
+//!   that anybody gets.
 //! - `media/`: files that users upload, and those of other servers.
 //! - `limits/`: how much work others may cause. `background/`: what is due, and who waits for news.
 //!
@@ -15,6 +16,7 @@ mod deactivation;
 pub mod devices;
 pub mod ephemeral;
 pub mod events;
+mod guests;
 pub mod incoming;
 pub mod keys;
 pub mod limits;

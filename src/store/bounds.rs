@@ -264,6 +264,7 @@ pub const TABLES: &[TableBounds] = &[
         &[users("by the rate limit of registrations, and the settings", "")],
         "never: nobody may take a name again",
     ),
+    table("guest_removals", &[itself("a row for each room with guests")], "when the guests have left"),
     table("devices", &[users("1000 of one user; 403 beyond", "")], "log-out"),
     table(
         "sessions",
@@ -275,6 +276,14 @@ pub const TABLES: &[TableBounds] = &[
         "openid_tokens",
         &[users("50 of one user; the oldest go", "tokens_are_bounded_in_number_and_go_with_time")],
         "each new one takes out those that have expired",
+    ),
+    table(
+        "reports",
+        &[users(
+            "100 of one user, one of each thing; the oldest go",
+            "reports_are_bounded_and_one_of_each_thing",
+        )],
+        "never: an administrator may read them",
     ),
     table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
     table("account_data", &[users("by the rate limit of writes", "")], "deactivation"),

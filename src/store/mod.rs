@@ -84,6 +84,8 @@ pub(crate) struct StoreState {
     any_late_extremities: AtomicBool,
     /// Whether any of our users may have asked to be erased.
     any_erased_users: AtomicBool,
+    /// Whether any of our users may be guests.
+    any_guests: AtomicBool,
     /// The numbers of the state tuples that are asked for.
     tuple_ids: TupleIds,
     /// Whether the predefined push rules are with those that make a call ring, and these rules, compiled.
@@ -94,6 +96,7 @@ pub(crate) struct StoreState {
 impl StoreState {
     fn new(connection: &Connection, server_name: &ServerName, position: i64) -> rusqlite::Result<Self> {
         let any_erased_users = accounts::are_any_erased(connection)?;
+        let any_guests = accounts::guests::are_there_any(connection)?;
         let any_late_extremities = rooms::late_extremities::are_there_any(connection)?;
         Ok(Self {
             server_name: server_name.clone(),
@@ -105,6 +108,7 @@ impl StoreState {
             presence: AtomicI64::new(position),
             any_late_extremities: AtomicBool::new(any_late_extremities),
             any_erased_users: AtomicBool::new(any_erased_users),
+            any_guests: AtomicBool::new(any_guests),
             tuple_ids: TupleIds::default(),
             call_rules: AtomicBool::new(false),
             predefined_rules: Default::default(),

@@ -8,14 +8,17 @@
 //! - `delayed_events`: what is sent later, and what else calls ask for.
 //! - `dehydrated`: devices that nobody is logged in on.
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
+//! - `guests`: accounts without a name or a password, and rooms that are looked into.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
 //! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
+//! - `moderation`: reports, locked and suspended accounts, and other services that an account has of its server.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `search`: events by their words.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
 //!   `sliding_accepted`: in the form in which it was accepted.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 //! - `unread`: what counts as unread, for whom and until when, and the push rules by which it is found.
+//! - `upgrades`: rooms that are replaced by others, and what moves with them.
 //! - `user_directory`: users by name, and the rooms that two have in common.
 
 #[path = "../common/mod.rs"]
@@ -28,9 +31,11 @@ mod cross_signing;
 mod dehydrated;
 mod delayed_events;
 mod erasure;
+mod guests;
 mod key_backup;
 mod keys;
 mod media;
+mod moderation;
 mod relations;
 mod search;
 mod sliding_accepted;
@@ -38,4 +43,5 @@ mod sliding_extensions;
 mod sliding_sync;
 mod sync;
 mod unread;
+mod upgrades;
 mod user_directory;

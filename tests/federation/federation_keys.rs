@@ -77,6 +77,26 @@ fn a_server_is_a_notary_for_another_one_even_after_that_is_gone() {
 }
 
 #[test]
+fn keys_are_given_by_the_paths_of_older_servers_too() {
+    let (us, notary) = TestServer::pair();
+    let (_, keys) = get(&us, "/_matrix/key/v2/server");
+    let key = keys["verify_keys"].as_object().expect("keys").keys().next().expect("a key").clone();
+    for wanted in [key.as_str(), "ed25519:another", "ed25519%3Aa%2Fb"] {
+        let (status, named) = get(&us, &format!("/_matrix/key/v2/server/{wanted}"));
+        assert_eq!((status, &named["verify_keys"]), (200, &keys["verify_keys"]), "{wanted}");
+    }
+    let of_us = |rest: &str| {
+        let (status, answer) = get(&notary, &format!("/_matrix/key/v2/query/{}{rest}", us.name()));
+        assert_eq!(status, 200, "{rest}: {answer}");
+        answer["server_keys"].as_array().expect("statements").len()
+    };
+    assert_eq!(of_us(&format!("/{key}")), 1);
+    assert_eq!(of_us(&format!("/{key}?minimum_valid_until_ts=1000")), 1);
+    assert_eq!(of_us("/ed25519:another"), 0, "a key that the server does not have");
+    assert_eq!(of_us(""), 1);
+}
+
+#[test]
 fn a_notary_leaves_out_who_cannot_be_reached() {
     let server = TestServer::start();
     let nobody =

@@ -13,7 +13,7 @@ use crate::service::accounts::interactive_auth::Proof;
 
 /// `GET /_matrix/client/v3/account/whoami`
 pub fn whoami(_hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
-    let mut body = json!({ "user_id": requester.user_id, "is_guest": false });
+    let mut body = json!({ "user_id": requester.user_id, "is_guest": requester.standing.guest });
     if let Some(device) = &requester.device_id {
         body["device_id"] = json!(device);
     }

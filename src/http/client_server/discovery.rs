@@ -41,10 +41,10 @@ pub fn versions(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
 }
 
 /// `GET /_matrix/client/v3/capabilities`
-pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, _requester: &Requester) -> Result<Reply> {
+pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, requester: &Requester) -> Result<Reply> {
     let available: Map<String, Value> =
         room_version::all().iter().map(|version| (version.id.to_owned(), json!("stable"))).collect();
-    Ok(Reply::json(&json!({ "capabilities": {
+    let mut capabilities = json!({
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": hs.config.default_room_version.id, "available": available },
         "m.set_displayname": { "enabled": true },
@@ -52,7 +52,12 @@ pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, _requester: &Reque
         "m.3pid_changes": { "enabled": false },
         "m.get_login_token": { "enabled": false },
         "org.matrix.msc4140.delayed_events": { "max_delay_ms": DELAY_MAX_MS, "max_scheduled": DELAYED_EVENTS_MAX },
-    } })))
+    });
+    // "This property should be omitted altogether if `suspend` and `lock` would be `false`."
+    if requester.admin {
+        capabilities["m.account_moderation"] = json!({ "suspend": true, "lock": true });
+    }
+    Ok(Reply::json(&json!({ "capabilities": capabilities })))
 }
 
 /// `GET /.well-known/matrix/client`

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::via;
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
+use crate::protocol::json::shaped;
 use crate::protocol::{RoomAlias, RoomId, ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::membership::JoinTarget;
@@ -47,7 +48,8 @@ fn join_target(
     requester: &Requester,
     target: JoinTarget,
 ) -> Result<Reply> {
-    let body: ReasonBody = request.json_or_empty()?;
+    let fields = request.json_object_or_empty()?;
+    let body: ReasonBody = shaped(fields.clone())?;
     let mut target = target;
     if let Some(signed) = body.third_party_signed {
         let sender = signed.get("sender").and_then(Value::as_str).unwrap_or_default();
@@ -55,7 +57,7 @@ fn join_target(
         hs.membership().redeem_third_party_invite(&target.room_id, &sender, &requester.user_id, signed)?;
         target.via.insert(0, sender.server());
     }
-    hs.membership().join(&requester.user_id, &target, body.reason.as_deref())?;
+    hs.membership().join_with(&requester.user_id, &target, body.reason.as_deref(), fields)?;
     Ok(Reply::json(&json!({ "room_id": target.room_id })))
 }
 

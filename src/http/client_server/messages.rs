@@ -34,6 +34,12 @@ pub fn messages(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) 
     reply(&hs.rooms().messages(&client_format(hs, requester), &request.room_id()?, &asked)?)
 }
 
+/// `GET /_matrix/client/v3/rooms/{roomId}/initialSync`.
+pub fn room_initial_sync(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let (format, limit) = (client_format(hs, requester), limit(request)?);
+    Ok(Reply::raw_json(hs.rooms().room_initial_sync(&format, &request.room_id()?, limit)?))
+}
+
 /// `GET /_matrix/client/v3/rooms/{roomId}/context/{eventId}`.
 pub fn context(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let (room, event) = (request.room_id()?, request.event_id()?);

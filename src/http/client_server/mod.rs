@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod account_data;
+pub mod admin;
 pub mod dehydrated;
 pub mod delayed_events;
 pub mod devices;
@@ -26,6 +27,7 @@ pub mod profile;
 pub mod push_rules;
 pub mod register;
 pub mod relations;
+pub mod reports;
 pub mod room_keys;
 pub mod rooms;
 pub mod search;
@@ -35,6 +37,7 @@ pub mod spaces;
 pub mod sync;
 pub mod to_device;
 pub mod user_directory;
+pub mod voip;
 
 use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};

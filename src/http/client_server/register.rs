@@ -11,6 +11,7 @@ use super::login::login_answer;
 use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request};
+use crate::protocol::UserId;
 use crate::protocol::json::shaped;
 use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
@@ -26,15 +27,14 @@ struct RegisterBody {
     initial_device_display_name: Option<String>,
     inhibit_login: bool,
     refresh_token: bool,
+    guest_access_token: Option<String>,
 }
 
 /// `POST /_matrix/client/v3/register`
 pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     match request.query("kind") {
         None | Some("user") => {}
-        Some("guest") => {
-            return Err(Error::new(ErrCode::GuestAccessForbidden, "This homeserver has no guests"));
-        }
+        Some("guest") => return register_guest(hs, request),
         Some(_) => return Err(Error::invalid_param("kind must be user or guest")),
     }
     let flows: &[&[Stage]] = match hs.config.registration {
@@ -48,8 +48,11 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let read = |params: &Map<String, Value>| {
         let body: RegisterBody = shaped(params.clone())?;
         // Before authentication, as the specification asks, so that nobody spends a token on a name they cannot have.
-        if let Some(username) = &body.username {
-            hs.accounts().available_user_id(username)?;
+        match (guest_of(hs, request, &body)?, &body.username) {
+            (Some(guest), Some(username)) if username.eq_ignore_ascii_case(guest.localpart()) => {}
+            (Some(_), _) => return Err(Error::invalid_param("username must be the name of the guest")),
+            (None, Some(username)) => drop(hs.accounts().available_user_id(username)?),
+            (None, None) => {}
         }
         Ok(body)
     };
@@ -62,20 +65,48 @@ pub fn register(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
             from,
             ..NewAccount::default()
         };
-        account_made(hs, &new, &body)
+        let guest = guest_of(hs, request, &body)?;
+        account_made(hs, &new, &body, guest.as_ref())
     };
     interactively(hs, request, None, &action, request.json_object_or_empty()?, read, make)
 }
 
-/// Makes an account and logs it in, unless that is not wanted; what the client is told.
-fn account_made(hs: &Homeserver, new: &NewAccount<'_>, body: &RegisterBody) -> Result<Value> {
+/// `kind=guest`: no interactive authentication, and of the body only what concerns the device.
+fn register_guest(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    let body: RegisterBody = request.json_or_empty()?;
+    let login = NewLogin {
+        device_id: body.device_id.as_deref(),
+        display_name: body.initial_device_display_name.as_deref(),
+        refreshable: body.refresh_token,
+        from: Some(request.client_ip()),
+    };
+    Ok(Reply::json(&login_answer(hs, &hs.register_guest(&login)?)))
+}
+
+/// The guest whose account is to become a user's.
+fn guest_of(hs: &Homeserver, request: &Request, body: &RegisterBody) -> Result<Option<UserId>> {
+    let token = body.guest_access_token.as_deref();
+    token.map(|token| hs.guest_of_token(token, request.client_ip())).transpose()
+}
+
+/// Makes an account, of a guest's if there is one, and logs it in, unless that is not wanted; what the client is told.
+fn account_made(
+    hs: &Homeserver,
+    new: &NewAccount<'_>,
+    body: &RegisterBody,
+    guest: Option<&UserId>,
+) -> Result<Value> {
     let login = NewLogin {
         device_id: body.device_id.as_deref(),
         display_name: body.initial_device_display_name.as_deref(),
         refreshable: body.refresh_token,
         from: new.from,
     };
-    let (user, login) = hs.accounts().create_account(new, Some(&login).filter(|_| !body.inhibit_login))?;
+    let login = Some(&login).filter(|_| !body.inhibit_login);
+    let (user, login) = match guest {
+        Some(guest) => (guest.clone(), hs.upgrade_guest(guest, new, login)?),
+        None => hs.accounts().create_account(new, login)?,
+    };
     Ok(match login {
         Some(login) => login_answer(hs, &login),
         None => json!({ "user_id": user, "home_server": hs.server_name() }),
@@ -141,7 +172,7 @@ pub fn shared_secret_register(hs: &Arc<Homeserver>, request: &Request) -> Result
         ..NewAccount::default()
     };
     let wishes = RegisterBody { inhibit_login: body.inhibit_login, ..RegisterBody::default() };
-    Ok(Reply::json(&account_made(hs, &new, &wishes)?))
+    Ok(Reply::json(&account_made(hs, &new, &wishes, None)?))
 }
 
 /// Without a secret the endpoint does not exist.

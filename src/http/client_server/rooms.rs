@@ -10,6 +10,7 @@ use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::events::build::Draft;
 use crate::service::rooms::create::CreateRoom;
+use crate::service::rooms::upgrade::UpgradeRoom;
 use crate::store::accounts::client_transactions::ClientTxn;
 
 /// `POST /_matrix/client/v3/createRoom`.
@@ -23,6 +24,7 @@ pub fn create(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 pub fn send(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let mut draft = draft(request, requester, request.json_object()?)?;
     draft.state_key = None;
+    check_suspension(hs, requester, &draft)?;
     let scope = format!("send/{}/{}", draft.room, draft.event_type);
     if let Some(delay) = delayed_events::delay(request)? {
         let txn = txn(request, requester, format!("delayed/{scope}"))?;
@@ -48,6 +50,7 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
     draft.state_key = None;
     let scope = format!("redact/{}/{redacts}", draft.room);
     draft.redacts = Some(redacts);
+    check_suspension(hs, requester, &draft)?;
     let event_id = hs.rooms().send_message(draft, txn(request, requester, scope)?)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
 }
@@ -55,12 +58,20 @@ pub fn redact(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) ->
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`, the last slash and what follows optional.
 pub fn put_state(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let draft = draft(request, requester, request.json_object()?)?;
+    check_suspension(hs, requester, &draft)?;
     if let Some(delay) = delayed_events::delay(request)? {
         let delay_id = hs.rooms().delay_event(draft, None, delay)?;
         return Ok(Reply::json(&json!({"delay_id": delay_id})));
     }
     let event_id = hs.rooms().send_state(draft)?;
     Ok(Reply::json(&json!({"event_id": event_id})))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/upgrade`.
+pub fn upgrade(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    let body: UpgradeRoom = request.json()?;
+    let room_id = hs.rooms().upgrade(&requester.user_id, &request.room_id()?, &body)?;
+    Ok(Reply::json(&json!({"replacement_room": room_id})))
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`.
@@ -95,6 +106,14 @@ pub fn joined_members(hs: &Arc<Homeserver>, request: &Request, requester: &Reque
 pub fn aliases(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let aliases = hs.rooms().aliases_of(&requester.user_id, &request.room_id()?)?;
     Ok(Reply::json(&json!({"aliases": aliases})))
+}
+
+/// Who is suspended may still take back what is theirs. Errors: 403 `M_USER_SUSPENDED`.
+fn check_suspension(hs: &Homeserver, requester: &Requester, draft: &Draft) -> Result<()> {
+    match requester.standing.suspended {
+        true => hs.rooms().check_sent_while_suspended(draft),
+        false => Ok(()),
+    }
 }
 
 fn draft(request: &Request, requester: &Requester, content: Map<String, Value>) -> Result<Draft> {

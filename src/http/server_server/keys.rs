@@ -15,17 +15,20 @@ use crate::service::keys::fetch::NotaryQuery;
 const SERVERS_MAX: usize = 500;
 const KEYS_PER_SERVER_MAX: usize = 100;
 
-/// `GET /_matrix/key/v2/server`: our own keys.
+/// `GET /_matrix/key/v2/server`, and before v1.6 `/server/{keyId}`: our own keys, whichever is asked for.
 pub fn own(hs: &Arc<Homeserver>, _: &Request) -> Result<Reply> {
     let statement = hs.key_ring.own_statement();
     Ok(Reply::json(&Value::Object(statement.as_ref().clone())))
 }
 
-/// `GET /_matrix/key/v2/query/{serverName}`: the keys of one server.
+/// `GET /_matrix/key/v2/query/{serverName}`: the keys of one server; before v1.6 `/query/{serverName}/{keyId}`: those that
+/// it published with one of them.
 pub fn query_one(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let server = request.server_name()?;
     let valid_until = request.query_int("minimum_valid_until_ts")?;
-    answer(hs, request, &[NotaryQuery { server, keys: Vec::new(), valid_until }])
+    let wanted = Some(request.param("keyId")).filter(|key_id| !key_id.is_empty());
+    let keys = wanted.map(|key_id| (key_id.to_owned(), valid_until)).into_iter().collect();
+    answer(hs, request, &[NotaryQuery { server, keys, valid_until }])
 }
 
 /// `POST /_matrix/key/v2/query`: the keys of several servers.

@@ -34,7 +34,7 @@ pub enum PowerLevelKey {
 }
 
 impl PowerLevelKey {
-    pub(super) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::UsersDefault,
         Self::EventsDefault,
         Self::StateDefault,
@@ -44,7 +44,7 @@ impl PowerLevelKey {
         Self::Invite,
     ];
 
-    pub(super) fn key(self) -> &'static str {
+    pub(crate) fn key(self) -> &'static str {
         match self {
             Self::UsersDefault => "users_default",
             Self::EventsDefault => "events_default",

@@ -51,6 +51,13 @@ pub fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }
 
+/// Standard base64 with its padding, as the world outside of Matrix has it.
+pub fn base64_padded(bytes: &[u8]) -> String {
+    let mut text = base64(bytes);
+    text.extend(std::iter::repeat_n('=', text.len().next_multiple_of(4) - text.len()));
+    text
+}
+
 /// Unpadded URL-safe base64.
 pub fn base64_url(bytes: &[u8]) -> String {
     URL_SAFE.encode(bytes)

@@ -287,6 +287,24 @@ impl UserRules {
         }
     }
 
+    /// Has the rules that speak of one room, by their id or by a condition, speak of another one too, as they are: enabled or
+    /// not. Whether there were any.
+    pub fn follow_room(&mut self, old: &str, new: &str) -> bool {
+        let mut count = self.own.values().map(Vec::len).sum::<usize>();
+        let before = count;
+        for rules in self.own.values_mut() {
+            let copies: Vec<OwnRule> = rules.iter().filter_map(|rule| rule.of_room(old, new)).collect();
+            for copy in copies {
+                let is_there = rules.iter().any(|rule| rule.rule_id == copy.rule_id);
+                if !is_there && count < RULES_MAX {
+                    rules.push(copy);
+                    count += 1;
+                }
+            }
+        }
+        count > before
+    }
+
     fn own_rule(&mut self, kind: RuleKind, rule_id: &str) -> Option<&mut OwnRule> {
         let at = self.position(kind, rule_id)?;
         self.own.get_mut(&kind)?.get_mut(at)
@@ -312,6 +330,25 @@ impl UserRules {
 }
 
 impl OwnRule {
+    /// The same rule for another room, if it is one for this room: by its id, or by a condition on `room_id`.
+    fn of_room(&self, old: &str, new: &str) -> Option<Self> {
+        let names_room = |condition: &Value| {
+            condition["kind"] == "event_match" && condition["key"] == "room_id" && condition["pattern"] == old
+        };
+        let has_condition = self.conditions.iter().flatten().any(names_room);
+        if self.rule_id != old && !has_condition {
+            return None;
+        }
+        let mut copy = self.clone();
+        copy.rule_id = match self.rule_id.contains(old) {
+            true => self.rule_id.replace(old, new),
+            false => format!("{}-{new}", self.rule_id),
+        };
+        for condition in copy.conditions.iter_mut().flatten().filter(|condition| names_room(condition)) {
+            condition["pattern"] = new.into();
+        }
+        Some(copy)
+    }
     fn served(&self) -> Value {
         let mut rule = json!({
             "rule_id": self.rule_id,

@@ -3,6 +3,7 @@
 //! - here: making and closing accounts, registration tokens; `registration_nonces`: those of the shared secret.
 //! - `sessions`: logging in, refreshing tokens, logging out.
 //! - `interactive_auth`: what a client has to prove before something is done; `passwords`: how often one may be tried.
+//! - `moderation`: what administrators do to accounts.
 //! - `profile`: names, avatars and other fields; `account_data`: what clients keep here, tags included.
 //! - `ignored_users`: whom a user does not want to hear.
 //! - `openid`: tokens by which third parties learn who somebody is.
@@ -10,6 +11,7 @@
 pub mod account_data;
 pub(super) mod ignored_users;
 pub mod interactive_auth;
+pub mod moderation;
 pub mod openid;
 pub mod passwords;
 pub mod profile;

@@ -22,6 +22,7 @@ use crate::locks::{lock, wait, wait_timeout};
 use crate::protocol::UserId;
 use crate::random;
 use crate::service::accounts::Accounts;
+use crate::service::accounts::moderation::locked;
 use crate::store::accounts::Account;
 
 /// The work for one password: 19 MiB and two passes, which a Raspberry Pi does in a fraction of a second. (The least
@@ -315,7 +316,8 @@ fn make_room(counts: &mut HashMap<(UserId, CountedBy), FailureCount>, now: Milli
 impl Accounts<'_> {
     /// Checks a user's password for somebody at an address (none: on this machine, not limited), in the same time
     /// whether or not there is such an account. Errors: 403 `M_FORBIDDEN` if it is not theirs, or there is no such
-    /// account, or it is deactivated; 429 `M_LIMIT_EXCEEDED` after too many failures, or if too many are being checked.
+    /// account, or it is deactivated; 401 `M_USER_LOCKED`; 429 `M_LIMIT_EXCEEDED` after too many failures, or if too many are being
+    /// checked.
     pub fn check_password(&self, user: &UserId, password: &str, from: Option<IpAddr>) -> Result<Account> {
         self.check_password_of(user, password, from, false)
     }
@@ -360,6 +362,10 @@ impl Accounts<'_> {
             Some(account) if right && account.password.is_some() && !account.deactivated => {
                 if let Some(attempt) = attempt {
                     attempt.did_not_fail();
+                }
+                // Only who knows the password is told.
+                if account.standing.locked {
+                    return Err(locked());
                 }
                 Ok(account)
             }

@@ -8,6 +8,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
 use crate::service::accounts::Accounts;
+use crate::service::accounts::moderation::locked;
 use crate::service::devices::device_lists::{tell_of_device, tell_of_devices};
 use crate::store::Tx;
 use crate::store::accounts::devices::{NewSession, Session};
@@ -83,9 +84,11 @@ impl PreparedLogin {
     /// Stores it; tokens that the device had end. Errors: 403 `M_FORBIDDEN` for an account that is none, or has too
     /// many devices, and for the name of a cross-signing key.
     pub(in crate::service) fn begin(&self, tx: &mut Tx<'_>, owner: &UserId) -> Result<()> {
-        // The user may have been deactivated since the password was checked.
-        if !tx.is_active_user(owner)? {
-            return Err(Error::forbidden("There is no such account any more"));
+        // The user may have been deactivated or locked since the password was checked.
+        let account = tx.account(owner)?.filter(|account| !account.deactivated);
+        let account = account.ok_or_else(|| Error::forbidden("There is no such account any more"))?;
+        if account.standing.locked {
+            return Err(locked());
         }
         let device = &self.device_id;
         let is_new = tx.device(owner, device)?.is_none();
@@ -185,7 +188,7 @@ impl Accounts<'_> {
     }
 
     /// New tokens for a refresh token, which stays good until one of the new ones is used. Errors: 401
-    /// `M_UNKNOWN_TOKEN`.
+    /// `M_UNKNOWN_TOKEN`, 401 `M_USER_LOCKED`.
     pub fn refresh(&self, refresh_token: &str) -> Result<Login> {
         let hash = token_hash(refresh_token);
         let tokens = Tokens::new(true);
@@ -194,6 +197,9 @@ impl Accounts<'_> {
             let unknown = || Error::new(ErrCode::UnknownToken, "Unknown refresh token");
             let session =
                 tx.session_by_refresh(&hash)?.ok_or_else(|| unknown().with_field("soft_logout", false))?;
+            if session.standing.locked {
+                return Err(locked());
+            }
             tx.confirm_session(&session)?;
             tx.refresh_session(&session, &new)?;
             Ok(session)

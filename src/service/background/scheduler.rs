@@ -356,6 +356,16 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
     for room in due.into_iter().filter(|room| !busy.contains(room)).take(free) {
         pursue(shared, hs, room)?;
     }
+    if lock(&shared.state).working < WORKERS_MAX
+        && let Some(room) = hs.store.read(|db| db.due_guest_removal(now))?
+    {
+        hs.store.write(move |tx| tx.put_off_guest_removal(room, now + LEASE_MS))?;
+        spawn(shared, hs, move |hs| {
+            if let Err(error) = hs.remove_guests(room) {
+                log::log!(error.level(log::Level::Error), "a room's guests cannot leave: {error}");
+            }
+        })?;
+    }
     hand_out_invites(shared, hs, now)?;
     join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
@@ -369,6 +379,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_owed_invite_due()?,
             db.next_owed_join_due()?,
             db.next_delayed_event_due()?,
+            db.next_guest_removal_due()?,
         ])
     })?;
     Ok(next

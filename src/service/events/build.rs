@@ -310,6 +310,21 @@ fn brought_up_to_date(
     Ok(Some(built))
 }
 
+/// Sends an event within a transaction that does more than that. None if it takes more than the writer has time for. Errors
+/// as [`Events::send`].
+pub(in crate::service) fn send_within(
+    tx: &mut Tx<'_>,
+    signer: &EventSigner,
+    draft: &Draft,
+) -> Result<Option<Sent>> {
+    match build_signed(tx, signer, draft, ResolutionBudget::None)? {
+        Some(built) if policy_server::policy_server_to_ask(tx, &built.room, &built.event)?.is_none() => {
+            append_local(tx, built).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Puts an event into its room that was built by the room as it is, and has it sent to the other servers there.
 fn append_local(tx: &mut Tx<'_>, built: BuiltEvent<VerifiedPdu>) -> Result<Sent> {
     let pdu = Pdu::clone(&built.event);
@@ -386,14 +401,9 @@ impl Events<'_> {
             if let Some(event_id) = unsent.sent_before(tx)? {
                 return Ok(SendOutcome::Sent(event_id));
             }
-            match build_signed(tx, &unsent.signer, &unsent.draft, ResolutionBudget::None)? {
-                Some(built)
-                    if policy_server::policy_server_to_ask(tx, &built.room, &built.event)?.is_none() =>
-                {
-                    let sent = append_local(tx, built)?;
-                    unsent.finish(tx, sent).map(SendOutcome::Sent)
-                }
-                _ => Ok(SendOutcome::NeedsWork(Box::new(unsent))),
+            match send_within(tx, &unsent.signer, &unsent.draft)? {
+                Some(sent) => unsent.finish(tx, sent).map(SendOutcome::Sent),
+                None => Ok(SendOutcome::NeedsWork(Box::new(unsent))),
             }
         })?;
         match outcome {

@@ -16,6 +16,8 @@
 //!   (`check_signed`).
 //! - `template`: member events for others to sign, and others' for us to. `restricted_join`: in whose name somebody
 //!   is let in.
+//! - `guest_access`: which rooms guests may come into. `replaced_rooms`: what follows somebody into the room that replaces
+//!   another.
 //! - `candidates`: which servers are asked, one after the other, until one says yes.
 //! - `template_expectation`: what a server should know of a local user by the time that it is asked.
 //! - `rows`: the rows of `remote_memberships`, read and changed. `locks`: one handshake at a time.
@@ -51,6 +53,7 @@
 
 mod candidates;
 mod guard;
+mod guest_access;
 mod invite;
 pub mod join;
 mod kick_ban;
@@ -59,6 +62,7 @@ mod leave;
 mod locks;
 mod open_door;
 mod owed_invites;
+mod replaced_rooms;
 mod restricted_join;
 pub(in crate::service) mod rows;
 mod template;
@@ -72,6 +76,7 @@ pub use self::invite::InviteReceived;
 pub(in crate::service) use self::invite::blocks_invites;
 pub(in crate::service) use self::knock::stripped_state_for_servers;
 pub use self::locks::HandshakeLocks;
+pub(in crate::service) use self::replaced_rooms::{follow_upgrade, replacement_of};
 pub(crate) use self::restricted_join::AUTHORISER;
 pub(in crate::service) use self::rows::stripped_state_for_client;
 use super::Homeserver;

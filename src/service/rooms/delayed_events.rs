@@ -176,6 +176,15 @@ impl Rooms<'_> {
         }
     }
 
+    /// Who was locked or suspended since says no more than they could now. Errors: 403 `M_USER_SUSPENDED`.
+    fn check_sender(&self, draft: &Draft) -> Result<()> {
+        let account = self.store.read(|db| db.account(&draft.sender))?;
+        match account.is_some_and(|account| account.standing.locked || account.standing.suspended) {
+            true => self.check_sent_while_suspended(draft),
+            false => Ok(()),
+        }
+    }
+
     fn send_delayed(&self, event: &DelayedEvent, due: Option<Millis>) -> Result<EventId> {
         let draft = Draft {
             room: event.room_id.clone(),
@@ -186,11 +195,15 @@ impl Rooms<'_> {
             redacts: None,
         };
         let id = event.delay_id.clone();
-        let sent = self.send_and_then(draft, move |tx| match tx.delete_delayed_event(&id, due)? {
-            true => Ok(()),
-            // It was cancelled, restarted or sent meanwhile: with this error the event is undone.
-            false => Err(unknown()),
-        });
+        let send = || {
+            self.check_sender(&draft)?;
+            self.send_and_then(draft, move |tx| match tx.delete_delayed_event(&id, due)? {
+                true => Ok(()),
+                // It was cancelled, restarted or sent meanwhile: with this error the event is undone.
+                false => Err(unknown()),
+            })
+        };
+        let sent = send();
         let Err(error) = sent else { return sent };
         let (id, now) = (event.delay_id.clone(), self.clock.now_ms());
         let is_late = now > event.since_ms + event.delay_ms + TRIED_FOR_MS;

@@ -44,10 +44,10 @@ pub struct MessagesRequest {
 /// A page of history.
 #[derive(Serialize)]
 pub struct Messages {
-    start: String,
+    pub(super) start: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    end: Option<String>,
-    chunk: Vec<Json>,
+    pub(super) end: Option<String>,
+    pub(super) chunk: Vec<Json>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     state: Vec<Json>,
 }

@@ -1,6 +1,7 @@
 //! Rooms as their members see them: creating, sending, reading, finding.
 //!
 //! - `create/`: `POST /createRoom`, from what is asked for to the events that make the room.
+//! - `upgrade/`: a room replaced by one of another version, and the members' own settings that follow it.
 //! - `send`: messages, state and redactions. `messages`: one event, a page of history, the state, the members.
 //! - `view`: what one user may see of a room. `timeline`: which events a page has. `client_format`: an event as
 //!   clients get it.
@@ -8,6 +9,8 @@
 //! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them, with
 //!   `search_token`.
 //! - `user_directory`: users by name, and the rooms that two have in common. `delayed_events`: what is sent later.
+//! - `preview`: a room in one answer, for who looks in.
+//! - `reports`: what users find inappropriate.
 //! - `directory`: aliases and published rooms. `summary`: one room as others see it. `hierarchy`: spaces.
 
 pub mod bundles;
@@ -17,9 +20,11 @@ pub mod delayed_events;
 pub mod directory;
 pub mod hierarchy;
 pub mod messages;
+mod preview;
 #[cfg(test)]
 mod relation_tests;
 pub mod relations;
+pub mod reports;
 pub mod search;
 mod search_token;
 pub mod send;
@@ -27,6 +32,7 @@ pub mod summary;
 pub mod threads;
 pub mod timeline;
 pub mod timestamp_to_event;
+pub mod upgrade;
 pub mod user_directory;
 pub mod view;
 

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::pdu::Membership;
 use crate::protocol::{EventId, RoomAlias, RoomId, UserId};
+use crate::service::accounts::moderation::suspended;
 use crate::service::events::accept::Sent;
 use crate::service::events::build::Draft;
 use crate::service::events::power_levels::power_levels;
@@ -99,6 +100,25 @@ impl Rooms<'_> {
         })
     }
 
+    /// What a suspended user may send ("Account suspension"): their leave, and redactions of their own events. Errors: 403
+    /// `M_USER_SUSPENDED`.
+    pub fn check_sent_while_suspended(&self, draft: &Draft) -> Result<()> {
+        let is_own = match (draft.event_type.as_str(), &draft.state_key) {
+            ("m.room.member", Some(target)) => {
+                *target == draft.sender.as_str() && draft.content.get("membership") == Some(&"leave".into())
+            }
+            ("m.room.redaction", None) => {
+                let in_content = draft.content.get("redacts").and_then(Value::as_str);
+                let target = draft.redacts.clone().or_else(|| EventId::parse(in_content?).ok());
+                let target =
+                    target.map(|target| self.store.read(|db| db.pdu(&target))).transpose()?.flatten();
+                target.is_some_and(|target| *target.sender() == draft.sender)
+            }
+            _ => false,
+        };
+        if is_own { Ok(()) } else { Err(suspended()) }
+    }
+
     /// `PUT /rooms/{roomId}/state/…`. Memberships go the way of their own endpoints; a state that would not change
     /// makes no new event. Errors: 403 `M_FORBIDDEN`; 400 `M_BAD_ALIAS`, `M_INVALID_PARAM` for canonical aliases.
     pub fn send_state(&self, draft: Draft) -> Result<EventId> {
@@ -117,6 +137,12 @@ impl Rooms<'_> {
             && self.is_joined_to(&draft.room, &draft.sender)?
         {
             return Ok(present.event_id().clone());
+        }
+        if draft.event_type == "m.room.tombstone"
+            && state_key.is_empty()
+            && draft.content.get("replacement_room") == Some(&draft.room.as_str().into())
+        {
+            return Err(Error::invalid_param("A room cannot be replaced by itself"));
         }
         if draft.event_type == "m.room.canonical_alias" && state_key.is_empty() {
             let old = present.map(|present| present.content()).unwrap_or_default();
@@ -153,7 +179,12 @@ impl Rooms<'_> {
                 self.membership().invite(&draft.sender, &draft.room, &target, reason.as_deref(), extra)?;
             }
             Membership::Join if own && !self.is_joined_to(&draft.room, &draft.sender)? => {
-                self.membership().join(&draft.sender, &room, reason.as_deref())?;
+                self.membership().join_with(
+                    &draft.sender,
+                    &room,
+                    reason.as_deref(),
+                    draft.content.clone(),
+                )?;
             }
             Membership::Knock if own => self.membership().knock(&draft.sender, &room, reason.as_deref())?,
             Membership::Leave if own && !resident => {

@@ -3,7 +3,7 @@
 
 use rusqlite::{Row, params};
 
-use super::{TokenHash, first};
+use super::{Standing, TokenHash, first};
 use crate::clock::Millis;
 use crate::error::Result;
 use crate::protocol::UserId;
@@ -40,6 +40,8 @@ pub struct Session {
     pub replaces: Option<SessionKey>,
     /// Whether the user is an administrator of this server.
     pub admin: bool,
+    /// What keeps the user from doing what others may.
+    pub standing: Standing,
     /// When the device was last heard of, as it is stored.
     pub last_seen_ms: Option<Millis>,
 }
@@ -73,11 +75,12 @@ fn session_of(row: &Row<'_>) -> Result<Session> {
         replaces: row.get(4)?,
         admin: row.get(5)?,
         last_seen_ms: row.get(6)?,
+        standing: Standing { locked: row.get(7)?, suspended: row.get(8)?, guest: row.get(9)? },
     })
 }
 
 const SESSION: &str =
-    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin, d.last_seen_ms
+    "SELECT s.session, s.user_id, s.device_id, s.expires_ms, s.replaces, u.admin, d.last_seen_ms, u.locked, u.suspended, u.guest
      FROM sessions s JOIN users u USING (user_id) JOIN devices d USING (user_id, device_id)";
 
 impl Db<'_> {

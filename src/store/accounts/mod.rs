@@ -4,14 +4,18 @@
 //! - `devices`: devices that are logged in, and their sessions; `openid`: tokens that prove to others who a user is;
 //! - `profiles`, `account_data`, `filters`: what a user's clients keep here;
 //! - `sliding_connections`: what each connection of sliding sync was told of its rooms;
+//! - `guests`: accounts of guests, and the rooms that they are to leave;
+//! - `reports`: what users have told the administrators of;
 //! - `client_transactions`: which event a client's request made, so that a repeat makes no second one.
 
 pub mod account_data;
 pub mod client_transactions;
 pub mod devices;
 pub mod filters;
+pub mod guests;
 pub mod openid;
 pub mod profiles;
+pub mod reports;
 pub mod sliding_connections;
 
 use std::collections::HashMap;
@@ -27,6 +31,17 @@ use crate::protocol::UserId;
 /// SHA-256 of a secret token: what is stored instead of the token.
 pub type TokenHash = [u8; 32];
 
+/// What keeps an account from being used like any other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Its user can do nothing but log out.
+    pub locked: bool,
+    /// Its user can read, and leave, but not speak.
+    pub suspended: bool,
+    /// Its user is a guest, and can do what the specification lists for guests.
+    pub guest: bool,
+}
+
 /// One account.
 #[derive(Debug, Clone)]
 pub struct Account {
@@ -38,6 +53,8 @@ pub struct Account {
     pub admin: bool,
     /// Whether the account was closed for good.
     pub deactivated: bool,
+    /// What an administrator has done to it.
+    pub standing: Standing,
     /// When it was made.
     pub created_ms: Millis,
 }
@@ -49,6 +66,7 @@ fn account_of(row: &Row<'_>) -> Result<Account> {
         admin: row.get(2)?,
         deactivated: row.get(3)?,
         created_ms: row.get(4)?,
+        standing: Standing { locked: row.get(5)?, suspended: row.get(6)?, guest: row.get(7)? },
     })
 }
 
@@ -62,7 +80,7 @@ impl Db<'_> {
     /// The account of this user, deactivated or not.
     pub fn account(&self, user: &UserId) -> Result<Option<Account>> {
         let mut query = self.conn().prepare_cached(
-            "SELECT user_id, password, admin, deactivated, created_ms FROM users WHERE user_id = ?1",
+            "SELECT user_id, password, admin, deactivated, created_ms, locked, suspended, guest FROM users WHERE user_id = ?1",
         )?;
         let mut rows = query.query([user.as_str()])?;
         rows.next()?.map(account_of).transpose()
@@ -88,7 +106,7 @@ impl Db<'_> {
     /// Every account, in the order of their ids.
     pub fn accounts(&self) -> Result<Vec<Account>> {
         let mut query = self.conn().prepare_cached(
-            "SELECT user_id, password, admin, deactivated, created_ms FROM users ORDER BY 1",
+            "SELECT user_id, password, admin, deactivated, created_ms, locked, suspended, guest FROM users ORDER BY 1",
         )?;
         let mut rows = query.query([])?;
         let mut all = Vec::new();
@@ -98,9 +116,9 @@ impl Db<'_> {
         Ok(all)
     }
 
-    /// Whether there is any account yet.
+    /// Whether there is any account yet, but for guests.
     pub fn has_accounts(&self) -> Result<bool> {
-        Ok(self.conn().prepare_cached("SELECT 1 FROM users LIMIT 1")?.exists([])?)
+        Ok(self.conn().prepare_cached("SELECT 1 FROM users WHERE guest = 0 LIMIT 1")?.exists([])?)
     }
 
     /// Deactivated users who still have rooms to leave.
@@ -150,6 +168,15 @@ impl Tx<'_> {
             )?
             .execute(params![user.as_str(), password, admin, now])?;
         Ok(made == 1)
+    }
+
+    /// Locks or suspends an account, or undoes that.
+    pub fn set_standing(&mut self, user: &UserId, standing: Standing) -> Result<()> {
+        self.sessions_changed();
+        self.conn()
+            .prepare_cached("UPDATE users SET locked = ?2, suspended = ?3 WHERE user_id = ?1")?
+            .execute(params![user.as_str(), standing.locked, standing.suspended])?;
+        Ok(())
     }
 
     /// Replaces the password's hash.

@@ -9,13 +9,13 @@ use crate::protocol::UserId;
 use crate::store::{Db, Tx};
 
 impl Db<'_> {
-    /// Whose token this is: if it has not expired, and the account was not closed since.
+    /// Whose token this is: if it has not expired, and the account was not closed or locked since.
     pub fn openid_user(&self, token: &TokenHash, now: Millis) -> Result<Option<UserId>> {
         let user: Option<String> = self
             .conn()
             .prepare_cached(
                 "SELECT t.user_id FROM openid_tokens t JOIN users u ON u.user_id = t.user_id
-                 WHERE t.hash = ?1 AND t.expires_ms > ?2 AND u.deactivated = 0",
+                 WHERE t.hash = ?1 AND t.expires_ms > ?2 AND u.deactivated = 0 AND u.locked = 0",
             )?
             .query_row(params![token, now], |row| row.get(0))
             .optional()?;

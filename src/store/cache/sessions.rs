@@ -70,6 +70,7 @@ mod tests {
             expires_ms: None,
             replaces: None,
             admin: false,
+            standing: Default::default(),
             last_seen_ms: None,
         }
     }

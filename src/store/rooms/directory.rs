@@ -66,6 +66,14 @@ impl Tx<'_> {
         Ok(added == 1)
     }
 
+    /// Has all our aliases of a room name another one.
+    pub fn move_aliases(&mut self, from: &RoomId, to: &RoomId) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE room_aliases SET room_id = ?2 WHERE room_id = ?1")?
+            .execute([from.as_str(), to.as_str()])?;
+        Ok(())
+    }
+
     /// Removes an alias. False if there was none.
     pub fn delete_alias(&mut self, alias: &RoomAlias) -> Result<bool> {
         let deleted = self

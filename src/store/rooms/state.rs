@@ -326,6 +326,9 @@ impl Tx<'_> {
             }
             let (event_type, state_key) = self.state_tuple(*tuple_id)?;
             self.remember(|cache| cache.forget_state_event(room, &event_type, &state_key));
+            if &*event_type == "m.room.guest_access" && state_key.is_empty() {
+                self.guest_access_changed(room, *event)?;
+            }
             if &*event_type == "m.room.member" {
                 let old = self.stored_membership(room, &state_key)?;
                 let new = match event {

@@ -17,6 +17,8 @@ use serde_json::{Map, Value, json};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
 use super::guard::HandshakeRequest;
+use super::guest_access::check_guest;
+use super::replaced_rooms::follow_upgrade;
 use super::restricted_join::AUTHORISER;
 use super::rows::{check_not_resident, note, note_residence, remote_membership_or_state};
 use super::template::member_draft;
@@ -39,6 +41,8 @@ use crate::service::membership::join::import::{ImportOutcome, RoomImport};
 use crate::service::membership::locks::LOCK_TIMEOUT;
 use crate::store::{EventKey, Room, Tx};
 
+/// So much of a client's own may be in a join: the whole event has 64 KiB.
+const FIELDS_BYTES_MAX: usize = 16 * 1024;
 /// A room of up to so many joined members is given whole to whoever would do without them.
 const WHOLE_ANSWER_MEMBERS_MAX: u64 = 100;
 
@@ -52,7 +56,25 @@ impl Memberships<'_> {
     /// taken the join without our hearing of it, the scheduler repeats it until we know. If one did take it, and its
     /// answer is of no use, the room is left again.
     pub fn join(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
-        self.with_handshake_lock(&target.room_id, user, || self.join_with_lock(user, target, reason, None))
+        self.join_with(user, target, reason, Map::new())
+    }
+
+    /// [`Memberships::join`] with fields of the client's own in the member event, as far as they are not the server's to
+    /// write. (The specification does not know them; they are what clients have by way of Synapse, and by `PUT /state`.)
+    /// Errors: also 413 `M_TOO_LARGE`.
+    pub fn join_with(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        reason: Option<&str>,
+        fields: Map<String, Value>,
+    ) -> Result<()> {
+        let fields = own_fields(fields)?;
+        self.with_handshake_lock(&target.room_id, user, || {
+            let mut content = fields;
+            content.extend(self.member_content(user, Membership::Join, reason)?);
+            self.join_by_content(user, target, &content, None)
+        })
     }
 
     /// [`Memberships::join`] for whoever holds the lock for the user. `by`: only if this invite is what the user is in the
@@ -65,6 +87,20 @@ impl Memberships<'_> {
         by: Option<&EventId>,
     ) -> Result<()> {
         let content = self.member_content(user, Membership::Join, reason)?;
+        self.join_by_content(user, target, &content, by)
+    }
+
+    fn join_by_content(
+        &self,
+        user: &UserId,
+        target: &JoinTarget,
+        content: &Map<String, Value>,
+        by: Option<&EventId>,
+    ) -> Result<()> {
+        self.store.read(|db| {
+            let room = db.resident_room(&target.room_id)?;
+            check_guest(db, user, room.map(|room| room.key))
+        })?;
         let here = |room: &Room| self.join_as_resident(room, user, target, content.clone(), by);
         self.as_resident_or_remotely(&target.room_id, here, || {
             // Another local user may be on the way in: then the room is here in a moment. Who waits in vain goes
@@ -72,7 +108,7 @@ impl Memberships<'_> {
             let _guard = self.join_locks.lock_until(target.room_id.clone(), Instant::now() + LOCK_TIMEOUT);
             match self.resident_room(&target.room_id)? {
                 Some(room) => here(&room),
-                None => self.join_remotely(user, target, &content, by),
+                None => self.join_remotely(user, target, content, by),
             }
         })
     }
@@ -112,7 +148,10 @@ impl Memberships<'_> {
                     }
                     tx.end_owed_join(&room_id, &joiner, &invite)?;
                 }
-                note(tx, &room_id, &joiner, Fact::AskedInRoom, now).map(drop)
+                note(tx, &room_id, &joiner, Fact::AskedInRoom, now)?;
+                let room = tx.event_by_key(join.key)?.room;
+                check_guest(tx, &joiner, Some(room))?;
+                follow_upgrade(tx, &tx.room_by_key(room)?, &joiner)
             })
             .map(drop)
     }
@@ -133,7 +172,8 @@ impl Memberships<'_> {
             }
             match self.join_in_their_name(&peer, room, user, content) {
                 Ok(join) => {
-                    return self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?);
+                    self.events().receive_pdu(&peer, self.events().with_policy_signature(join)?)?;
+                    return self.follow_upgrade_of(room, user);
                 }
                 Err(error) => answers.add(&peer, error),
             }
@@ -153,6 +193,11 @@ impl Memberships<'_> {
         let body = self.federation.send_join(peer, &room.room_id, join.event_id(), join.json())?;
         let answer = body.read()?;
         self.countersigned(&join, answer.event).map_err(|e| CallError::bad(e.message().to_owned()))
+    }
+
+    fn follow_upgrade_of(&self, room: &Room, user: &UserId) -> Result<()> {
+        let (room, user) = (room.clone(), user.clone());
+        self.store.write(move |tx| follow_upgrade(tx, &room, &user))
     }
 
     /// The join as it came back from the server that took it, which in a restricted room signs it too; or as it was, if
@@ -290,7 +335,9 @@ impl Memberships<'_> {
                 // Nobody is left to hear it only if we stopped waiting for the commit.
                 let _ = note.send(removal);
             }
-            note_residence(tx, &room_id, now)
+            note_residence(tx, &room_id, now)?;
+            let room = tx.known_room(&room_id)?;
+            follow_upgrade(tx, &room, &user)
         };
         if room.finish(join.clone(), end_rows.clone())? == ImportOutcome::WasResident {
             // What the room is like we have learned by ourselves, and the join is an event like any other.
@@ -329,6 +376,28 @@ impl Memberships<'_> {
 /// The invite by which somebody was to be joined is not what they are in the room any more.
 fn stands_no_more() -> Error {
     Error::forbidden("The invite that accepted the knock does not stand any more")
+}
+
+/// What of the fields of a client's request goes into its member event.
+fn own_fields(mut fields: Map<String, Value>) -> Result<Map<String, Value>> {
+    const NOT_THEIRS: [&str; 9] = [
+        "membership",
+        "displayname",
+        "avatar_url",
+        "reason",
+        "is_direct",
+        "kind",
+        "third_party_invite",
+        "third_party_signed",
+        AUTHORISER,
+    ];
+    for field in NOT_THEIRS {
+        fields.remove(field);
+    }
+    if Value::Object(fields.clone()).to_string().len() > FIELDS_BYTES_MAX {
+        return Err(Error::new(ErrCode::TooLarge, "There is too much beside the join"));
+    }
+    Ok(fields)
 }
 
 /// What came of the attempts to join so far.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::Map;
 
 pub use self::plan::{CreateRoom, PlannedEvent, Visibility};
+pub(in crate::service::rooms) use self::plan::{additional_creators, join_content};
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::event_auth;
 use crate::protocol::room_version::room_version;
@@ -111,7 +112,7 @@ impl Rooms<'_> {
     ) -> Result<RoomId> {
         let (mut signer, mut extra) = (self.events().signer(), extra);
         loop {
-            let pdus = sign_room_events(&signer, version, creator, events)?;
+            let pdus = sign_room_events(&signer, version, creator, &new_room_id(&signer)?, events)?;
             let made = self.store.write(move |tx| match append_room(tx, version, &pdus)? {
                 None => Ok(Err(extra)),
                 Some(room) => {
@@ -129,8 +130,17 @@ impl Rooms<'_> {
     }
 }
 
+/// The id of a new room; in versions that make it of the create event, what stands in its place until there is that.
+pub(super) fn new_room_id(signer: &EventSigner) -> Result<RoomId> {
+    RoomId::parse(&format!("!{}:{}", random::letters(18), signer.server))
+}
+
 /// Stores a new room. None if there is one with its id.
-fn append_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> Result<Option<Room>> {
+pub(super) fn append_room(
+    tx: &mut Tx<'_>,
+    version: RoomVersion,
+    pdus: &[VerifiedPdu],
+) -> Result<Option<Room>> {
     let Some(create) = pdus.first() else { return Err(Error::bad_json("A room needs a create event")) };
     if tx.room(create.room_id())?.is_some() {
         return Ok(None);
@@ -159,17 +169,18 @@ fn append_room(tx: &mut Tx<'_>, version: RoomVersion, pdus: &[VerifiedPdu]) -> R
     tx.room_by_key(key).map(Some)
 }
 
-/// Signs the events of a new room, each judged against the state that those before it make.
-fn sign_room_events(
+/// Signs the events of a new room with this id, each judged against the state that those before it make.
+pub(super) fn sign_room_events(
     signer: &EventSigner,
     version: RoomVersion,
     creator: &UserId,
+    room_id: &RoomId,
     events: &[PlannedEvent],
 ) -> Result<Vec<VerifiedPdu>> {
     let mut state: BTreeMap<(String, String), Pdu> = BTreeMap::new();
     let mut pdus: Vec<VerifiedPdu> = Vec::new();
     // The create event of version 12 has no room id: it becomes it. What stands here until then is not looked at.
-    let mut room = RoomId::parse(&format!("!{}:{}", random::letters(18), signer.server))?;
+    let mut room = room_id.clone();
     for event in events {
         let draft = Draft {
             room: room.clone(),

@@ -303,7 +303,7 @@ fn topic_content(topic: &str) -> Value {
 }
 
 /// The content of a join by a user with this profile.
-fn join_content(profile: &Map<String, Value>) -> Map<String, Value> {
+pub(in crate::service::rooms) fn join_content(profile: &Map<String, Value>) -> Map<String, Value> {
     let mut content = Map::new();
     content.insert("membership".to_owned(), "join".into());
     for field in ["displayname", "avatar_url"] {
@@ -315,7 +315,7 @@ fn join_content(profile: &Map<String, Value>) -> Map<String, Value> {
 }
 
 /// `additional_creators` as the client gave it. Errors: 400 `M_INVALID_PARAM` unless it is a list of user ids.
-fn additional_creators(content: &Map<String, Value>) -> Result<Vec<UserId>> {
+pub(in crate::service::rooms) fn additional_creators(content: &Map<String, Value>) -> Result<Vec<UserId>> {
     let wrong = || Error::invalid_param("additional_creators must be a list of user ids");
     match content.get("additional_creators") {
         None => Ok(Vec::new()),

@@ -1,0 +1,101 @@
+//! What administrators do to accounts ("Account moderation", "Server Administration"): lock, suspend, look at.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{ErrCode, Error, Result};
+use crate::protocol::UserId;
+use crate::service::accounts::Accounts;
+use crate::store::accounts::{Account, Standing};
+use crate::store::{Db, Tx};
+
+/// What a user is told whose account is locked. "Servers SHOULD NOT invalidate access tokens on locked accounts": the
+/// client keeps its state, and the session is there again when the lock is lifted.
+pub fn locked() -> Error {
+    Error::new(ErrCode::UserLocked, "This account has been locked").with_field("soft_logout", true)
+}
+
+/// What a user is told whose account is suspended.
+pub fn suspended() -> Error {
+    Error::new(ErrCode::UserSuspended, "You cannot perform this action while suspended.")
+}
+
+/// What a guest is told who asks for what is not for guests.
+pub fn not_for_guests(message: &'static str) -> Error {
+    Error::new(ErrCode::GuestAccessForbidden, message)
+}
+
+impl Accounts<'_> {
+    /// What was done to a user's account, for an administrator. Errors: 400 `M_INVALID_PARAM` for another server's user,
+    /// 404 `M_NOT_FOUND` for an account that there is not (any more), 403 `M_FORBIDDEN` for another administrator's.
+    pub fn standing(&self, user: &UserId) -> Result<Standing> {
+        self.store.read(|db| Ok(moderated(db, user)?.standing))
+    }
+
+    /// Changes it. Errors as [`Accounts::standing`]; nobody can do it to themselves, since whoever may is an
+    /// administrator.
+    pub fn change_standing(
+        &self,
+        admin: &UserId,
+        user: &UserId,
+        change: impl FnOnce(&mut Standing) + Send + 'static,
+    ) -> Result<Standing> {
+        let changed = user.clone();
+        let (before, after) = self.store.write(move |tx: &mut Tx<'_>| {
+            let before = moderated(tx, &changed)?.standing;
+            let mut after = before;
+            change(&mut after);
+            tx.set_standing(&changed, after)?;
+            // Whoever waits is to hear of it.
+            tx.wake_user(&changed);
+            Ok((before, after))
+        })?;
+        if before != after {
+            log::info!("{admin} has made {user} locked: {}, suspended: {}", after.locked, after.suspended);
+        }
+        Ok(after)
+    }
+
+    /// `GET /admin/whois/{userId}`: the user's devices, and where each was heard from last. For the user themselves or an
+    /// administrator. What client it was is not kept. Errors: 403 `M_FORBIDDEN`, 404 `M_NOT_FOUND`.
+    pub fn whois(&self, asker: &UserId, is_admin: bool, user: &UserId) -> Result<Value> {
+        if asker != user && !is_admin {
+            return Err(Error::forbidden("Only administrators of this server may look at other users"));
+        }
+        let devices = self.store.read(|db| {
+            let account = db.account(user)?.filter(|account| !account.deactivated);
+            account.ok_or_else(no_user)?;
+            db.devices(user)
+        })?;
+        let devices: Map<String, Value> = devices
+            .into_iter()
+            .map(|device| {
+                let mut connection = Map::new();
+                if let Some(ip) = device.last_seen_ip {
+                    connection.insert("ip".to_owned(), ip.into());
+                }
+                if let Some(seen) = device.last_seen_ms {
+                    connection.insert("last_seen".to_owned(), seen.into());
+                }
+                let connections = if connection.is_empty() { json!([]) } else { json!([connection]) };
+                (device.device_id, json!({ "sessions": [{ "connections": connections }] }))
+            })
+            .collect();
+        Ok(json!({ "user_id": user, "devices": devices }))
+    }
+}
+
+fn no_user() -> Error {
+    Error::not_found("User not found.")
+}
+
+/// An account that an administrator may lock or suspend.
+fn moderated(db: &Db<'_>, user: &UserId) -> Result<Account> {
+    if !db.is_local(user.as_str()) {
+        return Err(Error::invalid_param("User does not belong to the local server."));
+    }
+    let account = db.account(user)?.filter(|account| !account.deactivated).ok_or_else(no_user)?;
+    if account.admin {
+        return Err(Error::forbidden("This user is an administrator of this server."));
+    }
+    Ok(account)
+}

@@ -1,0 +1,143 @@
+//! Accounts of guests, and the rooms that they are to leave since no guests are let in any more.
+
+use std::sync::atomic::Ordering;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::first;
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::UserId;
+use crate::store::{Db, EventKey, RoomKey, Tx};
+
+/// Whether there are any guests: most servers have none, and are to pay nothing for those that others have.
+pub(in crate::store) fn are_there_any(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM users WHERE guest = 1)", [], |row| row.get(0))
+}
+
+impl Db<'_> {
+    /// Whether this is a guest of this server.
+    pub fn is_guest(&self, user: &UserId) -> Result<bool> {
+        if !self.shared.any_guests.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mut query = self.conn().prepare_cached("SELECT 1 FROM users WHERE user_id = ?1 AND guest = 1")?;
+        Ok(query.exists([user.as_str()])?)
+    }
+
+    /// How many guests there are, those included that are leaving.
+    pub fn count_guests(&self) -> Result<i64> {
+        let mut query = self.conn().prepare_cached("SELECT count(*) FROM users WHERE guest = 1")?;
+        Ok(first(&mut query, [])?.unwrap_or(0))
+    }
+
+    /// The guest who was heard of least lately.
+    pub fn quietest_guest(&self) -> Result<Option<UserId>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT u.user_id FROM users u LEFT JOIN devices d ON d.user_id = u.user_id
+             WHERE u.guest = 1 AND u.deactivated = 0 ORDER BY coalesce(d.last_seen_ms, u.created_ms) LIMIT 1",
+        )?;
+        let user: Option<String> = first(&mut query, [])?;
+        user.map(|user| UserId::parse(&user)).transpose()
+    }
+
+    /// Local guests who are joined to this room.
+    pub fn guests_in(&self, room: RoomKey) -> Result<Vec<UserId>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT m.user_id FROM memberships m JOIN users u ON u.user_id = m.user_id AND u.guest = 1
+             WHERE m.room_key = ?1 AND m.local = 1 AND m.membership = 'join'",
+        )?;
+        let ids = query.query_map([room], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        ids.iter().map(|id| UserId::parse(id)).collect()
+    }
+
+    /// A room whose guests are to leave now.
+    pub fn due_guest_removal(&self, now: Millis) -> Result<Option<RoomKey>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT room_key FROM guest_removals WHERE due_ms <= ?1 ORDER BY due_ms LIMIT 1",
+        )?;
+        first(&mut query, [now])
+    }
+
+    /// When a room's guests are to leave next.
+    pub fn next_guest_removal_due(&self) -> Result<Option<Millis>> {
+        let mut query = self.conn().prepare_cached("SELECT min(due_ms) FROM guest_removals")?;
+        Ok(query.query_row([], |row| row.get(0)).optional()?.flatten())
+    }
+}
+
+impl Tx<'_> {
+    /// Makes an account of a guest. False: the name is taken.
+    pub fn create_guest(&mut self, user: &UserId, now: Millis) -> Result<bool> {
+        self.shared.any_guests.store(true, Ordering::Relaxed);
+        let made = self
+            .conn()
+            .prepare_cached(
+                "INSERT INTO users (user_id, guest, created_ms) VALUES (?1, 1, ?2) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![user.as_str(), now])?;
+        Ok(made == 1)
+    }
+
+    /// Makes a user of a guest.
+    pub fn end_guest(&mut self, user: &UserId) -> Result<()> {
+        self.sessions_changed();
+        self.conn()
+            .prepare_cached("UPDATE users SET guest = 0 WHERE user_id = ?1")?
+            .execute([user.as_str()])?;
+        Ok(())
+    }
+
+    /// Forgets a guest whose account was closed and who has left their rooms: nobody else will ever have the name.
+    pub fn forget_guest(&mut self, user: &UserId) -> Result<()> {
+        for table in ["account_data", "profile_fields", "filters", "presence"] {
+            self.conn()
+                .prepare_cached(&format!("DELETE FROM {table} WHERE user_id = ?1"))?
+                .execute([user.as_str()])?;
+        }
+        self.conn()
+            .prepare_cached(
+                "DELETE FROM users WHERE user_id = ?1 AND guest = 1 AND deactivated = 1 AND leaving = 0",
+            )?
+            .execute([user.as_str()])?;
+        Ok(())
+    }
+
+    /// A room's guest access is this event now (none: there is none any more). Has its guests leave if it lets none in: "the
+    /// server MUST set those users' `m.room.member` state to `leave`".
+    pub(in crate::store) fn guest_access_changed(
+        &mut self,
+        room: RoomKey,
+        event: Option<EventKey>,
+    ) -> Result<()> {
+        if !self.shared.any_guests.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let access = match event {
+            Some(event) => self.pdu_by_key(event)?.content_str("guest_access"),
+            None => None,
+        };
+        if access.as_deref() == Some("can_join") || self.guests_in(room)?.is_empty() {
+            return Ok(());
+        }
+        self.conn()
+            .prepare_cached("INSERT OR REPLACE INTO guest_removals (room_key, due_ms) VALUES (?1, 0)")?
+            .execute([room])?;
+        self.wake_timer();
+        Ok(())
+    }
+
+    /// Puts off the removal of a room's guests.
+    pub fn put_off_guest_removal(&mut self, room: RoomKey, due: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE guest_removals SET due_ms = ?2 WHERE room_key = ?1")?
+            .execute(params![room, due])?;
+        Ok(())
+    }
+
+    /// A room's guests have left, or may stay.
+    pub fn end_guest_removal(&mut self, room: RoomKey) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM guest_removals WHERE room_key = ?1")?.execute([room])?;
+        Ok(())
+    }
+}
