@@ -23,6 +23,7 @@ import finding
 import media
 import plain
 import relations
+import rooms
 import unread
 from exchanges import Exchanges
 from report import Report, folder_in_memory, together
@@ -139,6 +140,10 @@ def wanted(given, ring):
         name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "unread", not given.stand_in)))
+    for kind, function, title in rooms.ALONE:
+        name = f"{PAIRS['d']:22} {kind:6} {title}"
+        if given.only in name and "d" in pairs and not given.stand_in and (not kinds_wanted or kind in kinds_wanted):
+            work.append((name, functools.partial(function, servers["d"], "alone")))
     return work
 
 

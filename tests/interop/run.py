@@ -18,6 +18,7 @@ import flows
 import kills
 import meetings  # noqa: F401 - likewise
 import partitions
+import upgrades  # noqa: F401 - likewise
 from gate import Gate
 from report import Report, folder_in_memory, together
 from servers import Authority, Doorstep, Synapse

@@ -310,5 +310,8 @@ class Doorstep(Server):
             "--registration-secret", SHARED_SECRET,
             "--no-rate-limits",
             "--allow-private-addresses",
+            "--guests",
+            "--turn-uri", "turn:turn.example.org?transport=udp",
+            "--turn-secret", SHARED_SECRET,
             *[word for notary in self.notaries for word in ("--notary", notary)],
         ]  # fmt: skip
