@@ -48,7 +48,8 @@
 //!   in `service/accounts/passwords.rs`; [`protocol::fair_share`] says how a bound is shared out between servers.
 //! - *It keeps us busy.* The writer gets work in portions, looked up and judged before (`store/engine/writer.rs` logs by name what
 //!   takes long), and what makes us ask elsewhere has slots, of which each asker has a share: `service/limits/request_permits.rs` for
-//!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, both made of `service/limits/fair_slots.rs`.
+//!   what we do for others or out of curiosity, `service/keys/attempts.rs` for keys, `service/media/fetch.rs` for files, all
+//!   made of `service/limits/fair_slots.rs`.
 //! - *It comes at the same moment as something else.* `service/membership/mod.rs`: who waits for whom.
 //!
 //! # Where to look
@@ -82,7 +83,7 @@
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
 //! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::device_keys`], [`protocol::cross_signing`] (`keys` are servers' signing keys) |
-//! | not there yet | media will be `media` on each floor |
+//! | files that users upload, and those of other servers | `service/media/`; how servers give each other some: [`protocol::multipart`] |
 //! | a server that a test holds in its hand | [`testing`], and `tests/common/` |
 //!
 //! # A message goes out

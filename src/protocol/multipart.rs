@@ -506,6 +506,43 @@ mod tests {
     }
 
     #[test]
+    fn whatever_comes_is_read_alike_in_pieces_of_any_size() {
+        let words: [&[u8]; 14] = [
+            b"--b",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"--",
+            b"-",
+            b"{}",
+            b"Location: x",
+            b"Content-Type: a/b",
+            b"b",
+            b" ",
+            b"x",
+            b"\r\n--b\r\n\r\n",
+            b"\r\n--b--",
+        ];
+        let mut state = 1u64;
+        let mut next = move |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).expect("31 bits") % below
+        };
+        let mut read_well = 0;
+        for _ in 0..20_000 {
+            let mut answer = if next(2) == 0 { b"--b\r\n\r\n{}".to_vec() } else { Vec::new() };
+            (0..next(16)).for_each(|_| answer.extend_from_slice(words[next(words.len())]));
+            let whole = read(TYPE, &answer, usize::MAX);
+            read_well += usize::from(whole.is_ok());
+            for piece in [1, 1 + next(9)] {
+                let pieces = read(TYPE, &answer, piece);
+                assert_eq!(pieces, whole, "{:?} in pieces of {piece}", String::from_utf8_lossy(&answer));
+            }
+        }
+        assert!(read_well > 500, "{read_well}");
+    }
+
+    #[test]
     fn a_file_passes_whole_in_pieces_of_any_size() {
         let file: Vec<u8> =
             (0..100_000u32).flat_map(|n| if n % 7 == 0 { *b"\r\n--" } else { n.to_le_bytes() }).collect();

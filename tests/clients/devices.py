@@ -7,6 +7,7 @@ Closing a device is closing its app: its stores stay, and opening it goes on fro
 
 import asyncio
 import concurrent.futures
+import io
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import re
 import subprocess
 import threading
 import traceback
+from base64 import b64decode
 
 import client
 import nio
@@ -303,6 +305,16 @@ class NioDevice:
             except KeyError:
                 pass  # nio stumbles when it hears of a device just as it shares a session
         raise client.Unmet(f"{self.name} could not share a session for {room}")
+
+    def send_picture(self, room, name, base64):
+        plain = b64decode(base64)
+        uploading = self._nio.upload(lambda *_: io.BytesIO(plain), "image/png", name, encrypt=True, filesize=len(plain))
+        uploaded, file = self._do(uploading)
+        file["url"] = _fine(uploaded).content_uri
+        info = {"mimetype": "image/png", "size": len(plain)}
+        content = {"msgtype": "m.image", "body": name, "file": file, "info": info}
+        sending = self._nio.room_send(room, "m.room.message", content, ignore_unverified_devices=True)
+        return _fine(self._do(sending)).event_id
 
     def send_rekeyed(self, room, body):
         self._nio.invalidate_outbound_session(room)

@@ -15,6 +15,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "interop"))
 
+import attachments  # noqa: F401 - its flows are among those of conversations.py
 import client
 import commander
 import conversations

@@ -207,6 +207,26 @@ impl Peer {
         }
     }
 
+    /// `GET` of another server, signed; its status, and its body as it is.
+    pub fn ask_for_bytes(&self, server: &str, path: &str) -> (u16, Vec<u8>) {
+        let destination = ServerName::parse(server).expect("a server name");
+        let request = PeerRequest {
+            method: "GET",
+            destination: &destination,
+            path_and_query: path.to_owned(),
+            body: None,
+            timeout: Duration::from_secs(60),
+            max_bytes: 64 << 20,
+        };
+        match self.client.request(request) {
+            Ok(response) => (response.status, response.body),
+            Err(CallError::Refused(refusal)) => {
+                (refusal.status, Value::Object(refusal.body).to_string().into())
+            }
+            Err(other) => panic!("{path} at {server}: {other}"),
+        }
+    }
+
     /// As [`Peer::ask`] with a body, of a server that may be dead: none if there is no answer.
     pub fn try_put(&self, server: &str, path: &str, body: &Value) -> Option<(u16, Value)> {
         let destination = ServerName::parse(server).expect("a server name");

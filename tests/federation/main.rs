@@ -36,7 +36,7 @@
 //! - `browsing`: by date, in directories, through spaces; here and through others.
 //! - `device_lists`, `to_device`: the devices of others, and messages to them; `keys_across_servers`: what these are
 //!   encrypted with.
-//! - `ephemeral`: typing, receipts and presence.
+//! - `ephemeral`: typing, receipts and presence. `media`: files.
 
 #[path = "../common/mod.rs"]
 pub mod common;
@@ -54,6 +54,7 @@ mod hostile_keys;
 mod hostile_peer;
 mod keys_across_servers;
 mod large_rooms;
+mod media;
 mod moderation;
 mod new_rooms;
 mod open_door;

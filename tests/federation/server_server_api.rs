@@ -92,7 +92,7 @@ fn every_question_has_the_answer_that_the_specification_gives_it() {
         ("openid/userinfo".into(), 401, "M_MISSING_TOKEN"),
         ("openid/userinfo?access_token=guess".into(), 401, "M_UNKNOWN_TOKEN"),
         // What this server has not: servers know by this error to go without, or to try the older way.
-        ("media/download/abc".into(), 404, "M_UNRECOGNIZED"),
+        ("media/download/abc".into(), 404, "M_NOT_FOUND"),
         ("media/thumbnail/abc?width=1&height=1".into(), 404, "M_UNRECOGNIZED"),
     ];
     for call in ["state", "state_ids"] {

@@ -14,6 +14,7 @@ import time
 import client
 import end_to_end  # noqa: F401 - its flows are among those of flows.py
 import ephemeral  # noqa: F401 - its flows are among those of flows.py
+import files  # noqa: F401 - likewise
 import flows
 import kills
 import meetings  # noqa: F401 - likewise

@@ -22,7 +22,7 @@ fn uploaded_here(
     poll: Poll,
     answer: impl FnOnce(MediaFile) -> Result<Reply>,
 ) -> Result<Outcome> {
-    let media_id = MediaId::parse(request.param("mediaId"))?;
+    let media_id = MediaId::parse(request.param("mediaId")).map_err(|_| no_such_media())?;
     let uri = MxcUri { server: hs.server_name().clone(), media_id };
     let until = request.upload_deadline()?;
     // Before the look, so that no news is missed.

@@ -24,9 +24,11 @@ use crate::protocol::media::MxcUri;
 use crate::service::limits::fair_slots::FairSlots;
 use crate::service::limits::request_permits::{Asker, AskerId};
 
-/// Who may ask for files that are not here at once: all, and each. A page of a gallery is a few dozen, which come in turn.
+/// Who may ask for files that are not here at once: all, each, and each of one server, so that one that hangs leaves room
+/// for others. A page of a gallery is a few dozen, which come in turn.
 const ASKS_MAX: usize = 128;
-const ASKS_PER_ASKER_MAX: usize = 12;
+const ASKS_PER_ASKER_MAX: usize = 16;
+const ASKS_PER_ASKER_AND_SERVER_MAX: usize = 4;
 /// Files that are fetched at once: of all servers, and of one.
 const FETCHES_MAX: usize = 24;
 const FETCHES_PER_SERVER_MAX: usize = 6;
@@ -67,6 +69,7 @@ const RETRY_AFTER_MS: u64 = 3_000;
 /// What is being fetched, and what could not be.
 pub struct MediaFetches {
     asks: FairSlots<AskerId>,
+    asks_of_server: FairSlots<(AskerId, ServerName)>,
     fetches: FairSlots<ServerName>,
     busy: KeyedLock<MxcUri>,
     failures: Mutex<BoundedMap<MxcUri, RememberedFailure, FAILURES_MAX>>,
@@ -105,6 +108,7 @@ impl Default for MediaFetches {
     fn default() -> Self {
         Self {
             asks: FairSlots::new(ASKS_MAX, ASKS_PER_ASKER_MAX),
+            asks_of_server: FairSlots::new(ASKS_MAX, ASKS_PER_ASKER_AND_SERVER_MAX),
             fetches: FairSlots::new(FETCHES_MAX, FETCHES_PER_SERVER_MAX),
             busy: KeyedLock::default(),
             failures: Mutex::default(),
@@ -154,7 +158,10 @@ impl Media<'_> {
         let fetches = &self.media_fetches;
         fetches.check(&kept_as)?;
         let in_line = Instant::now() + SLOT_TIMEOUT;
-        let _ask = fetches.asks.take(asker.who(), in_line, || !asker.is_gone()).ok_or_else(too_many)?;
+        let wanted = || !asker.is_gone();
+        let whose = (asker.who().clone(), uri.server.clone());
+        let _of_server = fetches.asks_of_server.take(&whose, in_line, wanted).ok_or_else(too_many)?;
+        let _ask = fetches.asks.take(asker.who(), in_line, wanted).ok_or_else(too_many)?;
         let same = Instant::now() + SAME_FILE_TIMEOUT;
         let _only = fetches.busy.lock_until(kept_as.clone(), same).ok_or_else(under_way)?;
         // Whoever had the lock before has fetched it, or found out that it cannot be had.
@@ -165,7 +172,7 @@ impl Media<'_> {
         let budget = self.bytes_an_hour();
         fetches.check_budget(asker.who(), budget)?;
         let in_line = Instant::now() + SLOT_TIMEOUT;
-        let slot = fetches.fetches.take(&uri.server, in_line, || !asker.is_gone()).ok_or_else(too_many)?;
+        let slot = fetches.fetches.take(&uri.server, in_line, wanted).ok_or_else(too_many)?;
         let came = self.bring(uri, &kept_as, form, asker, until);
         drop(slot);
         fetches.spend(asker.who(), came.bytes.max(COUNTED_BYTES_MIN), budget);

@@ -48,6 +48,8 @@ function shown(event) {
     };
 }
 
+const unpadded = (bytes) => Buffer.from(bytes).toString("base64").replaceAll("=", "");
+
 const settled = (event) => !event.isEncrypted() || (!event.isBeingDecrypted() && !event.shouldAttemptDecryption());
 
 class Device {
@@ -206,6 +208,38 @@ class Device {
     async sendRekeyed({ room, body }) {
         await this.crypto.forceDiscardSession(room);
         return this.send({ room, body });
+    }
+
+    // A picture, encrypted as apps encrypt it ("Sending encrypted attachments"): the library leaves that to them.
+    async sendPicture({ room, name, base64 }) {
+        const counter = globalThis.crypto.getRandomValues(new Uint8Array(16)).fill(0, 8);
+        const way = { name: "AES-CTR", counter, length: 64 };
+        const { subtle } = globalThis.crypto;
+        const key = await subtle.generateKey({ name: "AES-CTR", length: 256 }, true, ["encrypt", "decrypt"]);
+        const plain = Buffer.from(base64, "base64");
+        const sealed = await subtle.encrypt(way, key, plain);
+        const sha256 = unpadded(await subtle.digest("SHA-256", sealed));
+        const type = "application/octet-stream";
+        const { content_uri: url } = await this.client.uploadContent(new Blob([sealed]), { type, includeFilename: false });
+        const file = { v: "v2", url, key: await subtle.exportKey("jwk", key), iv: unpadded(counter), hashes: { sha256 } };
+        const info = { mimetype: "image/png", size: plain.length };
+        return (await this.client.sendMessage(room, { msgtype: "m.image", body: name, file, info })).event_id;
+    }
+
+    // The picture of a message, as an app shows it: what the message says, and the file as it was before it was encrypted.
+    async seePicture({ room, id }) {
+        await this.read({ room, id });
+        const { body, file } = this.client.getRoom(room).findEventById(id).getContent();
+        const url = this.client.mxcUrlToHttp(file.url, undefined, undefined, undefined, false, true, true);
+        const answer = await fetch(url, { headers: { Authorization: `Bearer ${this.client.getAccessToken()}` } });
+        if (!answer.ok) throw new Error(`${url}: ${answer.status} ${await answer.text()}`);
+        const sealed = await answer.arrayBuffer();
+        const { subtle } = globalThis.crypto;
+        const sha256 = unpadded(await subtle.digest("SHA-256", sealed));
+        if (sha256 !== file.hashes.sha256) throw new Error(`${url} is another file than the message says`);
+        const key = await subtle.importKey("jwk", file.key, { name: "AES-CTR" }, false, ["decrypt"]);
+        const way = { name: "AES-CTR", counter: Buffer.from(file.iv, "base64"), length: 64 };
+        return { name: body, base64: Buffer.from(await subtle.decrypt(way, key, sealed)).toString("base64") };
     }
 
     // The newest message by somebody, once there is one.
