@@ -19,8 +19,8 @@ def _accounts(server, names):
     return words
 
 
-def _run(server, flow, unique, restart=None):
-    words = _accounts(server, [f"{flow.lower()}{number}-{unique}" for number in (1, 2)])
+def _run(server, flow, words, told=None):
+    """Runs a flow; `told` gets each line that it writes, with its process."""
     command = [*Node.command, "finding.mjs", flow, server.exchanges.url, *words]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=Node.folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
@@ -28,10 +28,8 @@ def _run(server, flow, unique, restart=None):
     late.start()
     try:
         for line in process.stdout:
-            if line.strip() == "restart" and restart:
-                restart()
-                process.stdin.write("done\n")
-                process.stdin.flush()
+            if told and told(process, line.strip()):
+                return
         error = process.stderr.read()
         demand(process.wait() == 0, f"matrix-js-sdk, {flow}: {error.strip() or 'no end'}")
     finally:
@@ -42,21 +40,41 @@ def _run(server, flow, unique, restart=None):
 
 def js_finds(server, unique):
     """Searches with context and in pages, finds a user by name, and the rooms that two share."""
-    _run(server, "finds", unique)
+    _run(server, "finds", _accounts(server, [f"finds{number}-{unique}" for number in (1, 2)]))
 
 
 def js_sends_later(server, unique):
     """Delayed events: sent, restarted, cancelled, sent at once, and sent after the server was killed meanwhile."""
 
-    def restart():
-        server.kill()
-        server.start()
+    def told(process, line):
+        if line == "restart":
+            server.kill()
+            server.start()
+            process.stdin.write("done\n")
+            process.stdin.flush()
 
-    _run(server, "sendsLater", unique, restart)
+    _run(server, "sendsLater", _accounts(server, [f"later{number}-{unique}" for number in (1, 2)]), told)
+
+
+def js_falls_out_of_a_call(server, unique):
+    """A member of a call whose client is killed leaves it by what it had sent later."""
+    words = _accounts(server, [f"calls{number}-{unique}" for number in (1, 2)])
+    rooms = []
+
+    def told(process, line):
+        if line.startswith("kill "):
+            rooms.append(line.split()[1])
+            process.kill()
+            return True
+
+    _run(server, "joinsACall", words, told)
+    demand(rooms, "the call was never joined")
+    _run(server, "seesWhoFellOut", [*words, *rooms])
 
 
 # (title, whether it kills its server, function)
 FLOWS = [
     ("js     search, user directory, mutual rooms", False, js_finds),
     ("js     delayed events, over a kill of the server", True, js_sends_later),
+    ("js     a call, whose member is killed", False, js_falls_out_of_a_call),
 ]

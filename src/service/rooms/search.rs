@@ -5,6 +5,7 @@
 //! asked for. So a word that a million messages have costs no more than a rare one: of its matches the latest few
 //! hundred are ranked, and the next few hundred when the client asks for more.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -365,11 +366,12 @@ impl<'s> Search<'s> {
             if !self.criteria.filter.wants(&event.pdu) {
                 continue;
             }
-            if !views.contains_key(&room.key) {
-                let view = RoomView::ignoring(self.db, room, self.format.user, ignored.clone())?;
-                views.insert(room.key, view);
-            }
-            let Some(view) = views.get(&room.key) else { continue };
+            let view = match views.entry(room.key) {
+                Entry::Occupied(view) => view.into_mut(),
+                Entry::Vacant(place) => {
+                    place.insert(RoomView::ignoring(self.db, room, self.format.user, ignored.clone())?)
+                }
+            };
             if !matches!(view.access, Access::Joined { .. } | Access::Left { .. }) {
                 continue;
             }

@@ -158,10 +158,36 @@ async function sendsLater(alice, bob) {
     demand(!bodies(bob, room).includes("never"), "what was cancelled was sent");
 }
 
+// The library's own call, as Element Call has it: it sends the leave later, sends the membership, and restarts the leave
+// as long as it lives. It is killed in the middle.
+async function joinsACall(alice, bob) {
+    const room = await roomOfTwo(alice, bob, "A call that breaks off");
+    const session = alice.matrixRTC.getRoomSession(alice.getRoom(room));
+    const focus = { type: "livekit", livekit_service_url: "https://livekit.example.org", livekit_alias: room };
+    const times = { delayedLeaveEventDelayMs: 4000, delayedLeaveEventRestartMs: 1000 };
+    session.joinRoomSession([focus], undefined, times);
+    const members = () =>
+        bob.getRoom(room).currentState.getStateEvents(CALL_MEMBER).filter((event) => event.getContent().application);
+    await until("the member of the call", () => members().length === 1);
+    await new Promise((resolve) => setTimeout(resolve, 6000));
+    demand(members().length === 1, "the member left although it was there");
+    const list = await alice._unstable_getDelayedEvents();
+    demand((list.scheduled ?? list.delayed_events).length === 1, `scheduled: ${JSON.stringify(list)}`);
+    process.stdout.write(`kill ${room}\n`);
+    await new Promise(() => {});
+}
+
+async function seesWhoFellOut(alice, bob) {
+    const room = accounts[4];
+    const events = () => bob.getRoom(room)?.currentState.getStateEvents(CALL_MEMBER) ?? [];
+    await until("the leave of who was killed", () => events().length === 1 && !events()[0].getContent().application);
+    demand(events()[0].getSender() === alice.getUserId(), `by ${events()[0].getSender()}`);
+}
+
 async function main() {
     const [alice, bob] = [await client(accounts[0], accounts[1]), await client(accounts[2], accounts[3])];
     try {
-        await { finds, sendsLater }[flow](alice, bob);
+        await { finds, sendsLater, joinsACall, seesWhoFellOut }[flow](alice, bob);
     } finally {
         alice.stopClient();
         bob.stopClient();
