@@ -147,6 +147,8 @@ pub mod internals {
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;
     pub use crate::service::events::build::Draft;
+    pub use crate::service::media::thumbnail;
+    pub use crate::service::media::url_preview::read_page;
     pub use crate::service::membership::join::import::ImportedRoom;
     pub use crate::service::rooms::create::CreateRoom;
     pub use crate::store::rooms::events::TimelineRange;

@@ -253,6 +253,13 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Number(|config, days| config.media_cache_days = days.try_into().unwrap_or(u32::MAX)),
     },
     Setting {
+        flag: "url-previews",
+        value: "",
+        usual: Usual::Value("false"),
+        help: "fetch the pages that users link to, for previews",
+        kind: Kind::Switch(|config, on| config.url_previews = on),
+    },
+    Setting {
         flag: "no-presence",
         value: "",
         usual: Usual::Value("false"),

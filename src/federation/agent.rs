@@ -85,7 +85,7 @@ pub(super) fn no_route(no: NoRoute) -> ureq::Error {
     ureq::Error::Io(io::Error::other(no.0))
 }
 
-/// Ordinary addresses of web servers, for the well-known page and wherever it redirects to.
+/// Ordinary addresses of web servers: for the well-known page and wherever it redirects to, for pages that are previewed.
 #[derive(Debug)]
 pub(super) struct WebResolver {
     pub(super) guard: AddressGuard,
@@ -105,7 +105,8 @@ impl Resolver for WebResolver {
             None => dns::addresses(&self.connections, host, within(timeout))?,
         };
         let mut addresses = self.empty();
-        let port = uri.port_u16().unwrap_or(443);
+        let usual = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+        let port = uri.port_u16().unwrap_or(usual);
         let allowed = found.into_iter().filter(|ip| self.guard.allows(*ip)).take(16);
         allowed.for_each(|ip| addresses.push((ip, port).into()));
         if addresses.is_empty() {

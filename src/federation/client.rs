@@ -103,6 +103,8 @@ pub struct Client {
     pub(super) agent: Agent,
     /// For what is no homeserver.
     pub(super) web: Agent,
+    /// For pages that people link to.
+    pub(super) pages: Agent,
     discovery: Arc<Discovery>,
     connections: Connections,
     peers: ServerAcl,
@@ -133,8 +135,8 @@ impl Client {
             let config = base_config(roots.clone()).max_redirects(0).build();
             Agent::with_parts(config, DefaultConnector::default(), Offline)
         };
-        let (agent, web) = (agent(), agent());
-        Self { agent, web, ..Self::with_lookups(settings, key, roots, Box::new(Offline)) }
+        let (agent, web, pages) = (agent(), agent(), agent());
+        Self { agent, web, pages, ..Self::with_lookups(settings, key, roots, Box::new(Offline)) }
     }
 
     /// A client for which a script plays all other servers, in memory.
@@ -150,7 +152,9 @@ impl Client {
         };
         let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone()).by(agent);
         let new = Self::with_lookups(settings, key, roots, Box::new(ScriptedLookups(lookups)));
-        Self { agent: agent(new.agent.config()), web: agent(new.web.config()), ..new }
+        let (own, web, pages) =
+            (agent(new.agent.config()), agent(new.web.config()), agent(new.pages.config()));
+        Self { agent: own, web, pages, ..new }
     }
 
     /// A client that finds servers by these look-ups.
@@ -165,7 +169,11 @@ impl Client {
         let web = base_config(roots.clone()).max_redirects(0).max_redirects_will_error(false);
         let web = web.max_idle_connections(0).build();
         let connections = Connections::default();
-        let web = agent::agent(web, &connections, WebResolver { guard, connections: connections.clone() });
+        let resolver = || WebResolver { guard, connections: connections.clone() };
+        let web = agent::agent(web, &connections, resolver());
+        let pages = base_config(roots.clone()).https_only(false).max_redirects(0);
+        let pages = pages.max_redirects_will_error(false).max_idle_connections(0).build();
+        let pages = agent::agent(pages, &connections, resolver());
         let config = base_config(roots)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -176,7 +184,17 @@ impl Client {
         let resolver = MatrixResolver { discovery: discovery.clone() };
         let agent = agent::agent(config, &connections, resolver);
         let (peers, memory) = (ServerAcl::from_lists(&[], &[]), AnswerMemory::new(ANSWERS_BYTES_MAX));
-        Self { server_name: settings.server_name, key, agent, web, discovery, connections, peers, memory }
+        Self {
+            server_name: settings.server_name,
+            key,
+            agent,
+            web,
+            pages,
+            discovery,
+            connections,
+            peers,
+            memory,
+        }
     }
 
     /// This client, which then talks to these servers only.

@@ -8,6 +8,7 @@
 //! - `calls/`: the calls between servers, typed, a file a subject; `identity`: what identity servers are asked.
 //! - `discovery`: from a server name to addresses; `dns`: names; `address_guard`: which addresses are allowed.
 //! - `agent`: the ways of web requests, TLS; `connections`: connections that can be cut.
+//! - `web_pages`: pages of the web that people link to.
 //! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody.
 
 pub mod address_guard;
@@ -25,6 +26,7 @@ mod scripted;
 #[cfg(test)]
 pub(crate) mod scripted_peer;
 mod streams;
+pub mod web_pages;
 
 pub use call_error::{CallError, CallResult, PeerError};
 pub use client::{Client, ClientSettings, HOPS, PeerRequest};

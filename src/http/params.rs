@@ -9,6 +9,8 @@ use crate::protocol::media::{MediaId, MxcUri};
 use crate::protocol::{EventId, RoomAlias, RoomId, ServerName, UserId};
 use crate::service::events::nearest_event::TimestampQuery;
 use crate::service::media::no_such_media;
+use crate::service::media::thumbnail::{Method, ThumbnailRequest};
+use crate::service::media::thumbnails::WantedThumbnail;
 use crate::service::rooms::directory::PublicRoomsRequest;
 use crate::service::rooms::timeline::PaginationToken;
 
@@ -83,6 +85,24 @@ impl Request {
             _ => Err(no_such_media()),
         }
     }
+}
+
+/// The thumbnail that is asked for. Errors: 400 `M_MISSING_PARAM` or `M_INVALID_PARAM`.
+pub(super) fn wanted_thumbnail(request: &Request) -> Result<WantedThumbnail> {
+    let side = |name: &'static str| {
+        let side = request.query_int(name)?;
+        let side = side.ok_or_else(|| Error::missing_param(format!("Missing query parameter {name}")))?;
+        let side = u32::try_from(side).ok().filter(|side| *side > 0);
+        side.ok_or_else(|| Error::invalid_param(format!("{name} must be a number of pixels")))
+    };
+    let method = match request.query("method") {
+        None => Method::Scale,
+        Some(method) => {
+            Method::from_wire(method).ok_or_else(|| Error::invalid_param("method must be crop or scale"))?
+        }
+    };
+    let size = ThumbnailRequest { width: side("width")?, height: side("height")?, method };
+    Ok(WantedThumbnail { size, animated: request.query_bool("animated")?.unwrap_or(false) })
 }
 
 /// The time and direction that `timestamp_to_event` asks about.

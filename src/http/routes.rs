@@ -200,6 +200,12 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v1/media/download/{serverName}/{mediaId}", UserWaiting(media::download)).guests(),
     get("/_matrix/client/v1/media/download/{serverName}/{mediaId}/{fileName}", UserWaiting(media::download))
         .guests(),
+    get(
+        "/_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}",
+        UserWaiting(client_server::thumbnails::get),
+    )
+    .guests(),
+    get("/_matrix/client/v1/media/preview_url", User(client_server::url_preview::get)).rate(Rate::Write),
     post("/_matrix/media/v3/upload", UserUpload(media::begin_upload, media::upload)),
     put(
         "/_matrix/media/v3/upload/{serverName}/{mediaId}",
@@ -341,6 +347,7 @@ pub const ROUTES: &[Route] = &[
     ),
     // ----- server-server: media -----
     get("/_matrix/federation/v1/media/download/{mediaId}", PeerWaiting(server_server::media::download)),
+    get("/_matrix/federation/v1/media/thumbnail/{mediaId}", PeerWaiting(server_server::media::thumbnail)),
     // ----- server-server: transactions, events, queries -----
     get("/_matrix/federation/v1/query/directory", Peer(server_server::query::directory)),
     get("/_matrix/federation/v1/query/profile", Peer(server_server::query::profile)),

@@ -12,7 +12,7 @@
 //!   `push_rules/` (what notifies whom), `glob` (patterns), `ignored_users`.
 //! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
 //!   `key_backup` (of rooms).
-//! - `media`: mxc:// URIs, and the headers that media come and go with.
+//! - `media`: mxc:// URIs, and the headers that media come and go with; `web_url`: addresses of pages that are previewed.
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
 pub mod content;
@@ -51,6 +51,7 @@ pub(crate) mod test_events;
 pub mod unchecked_event;
 pub mod verify;
 pub mod visibility;
+pub mod web_url;
 pub mod x_matrix;
 
 pub use ids::{EventId, RoomAlias, RoomId, ServerName, UserId};

@@ -110,6 +110,10 @@ pub struct Homeserver {
     pub media_fetches: media::fetch::MediaFetches,
     /// Files that other servers are being given.
     pub media_serving: media::serve::MediaServing,
+    /// Thumbnails that are being made, and those that could not be.
+    pub thumbnails: media::thumbnails::Thumbnails,
+    /// What is remembered of pages that were linked to.
+    pub url_previews: media::url_preview::UrlPreviews,
     /// How far the files of media were gone through.
     pub media_sweep: media::sweep::MediaSweep,
     /// What sliding sync keeps in memory.
@@ -197,6 +201,8 @@ impl Homeserver {
             upload_slots: media::upload::UploadSlots::default(),
             media_fetches: media::fetch::MediaFetches::default(),
             media_serving: media::serve::MediaServing::default(),
+            thumbnails: media::thumbnails::Thumbnails::default(),
+            url_previews: media::url_preview::UrlPreviews::default(),
             media_sweep: media::sweep::MediaSweep::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),

@@ -16,6 +16,7 @@
 //! - `search`: events by their words.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
 //!   `sliding_accepted`: in the form in which it was accepted.
+//! - `thumbnails`, `url_previews`: pictures made smaller, and what pages say of themselves.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 //! - `unread`: what counts as unread, for whom and until when, and the push rules by which it is found.
 //! - `upgrades`: rooms that are replaced by others, and what moves with them.
@@ -42,6 +43,8 @@ mod sliding_accepted;
 mod sliding_extensions;
 mod sliding_sync;
 mod sync;
+mod thumbnails;
 mod unread;
 mod upgrades;
+mod url_previews;
 mod user_directory;

@@ -107,7 +107,7 @@ pub fn download(
 }
 
 /// A file as an answer: all of it, a part, or that the client has it. Who asks was looked at before.
-fn file_reply(request: &Request, found: MediaFile) -> Result<Reply> {
+pub(super) fn file_reply(request: &Request, found: MediaFile) -> Result<Reply> {
     let MediaFile { row, file } = found;
     let content_type = row.content_type.as_deref().unwrap_or(UNKNOWN_MEDIA_TYPE);
     let asked_name = file_name(Some(request.param("fileName")))?;

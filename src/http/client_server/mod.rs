@@ -35,7 +35,9 @@ pub mod sliding_sync;
 pub mod sliding_sync_v4;
 pub mod spaces;
 pub mod sync;
+pub mod thumbnails;
 pub mod to_device;
+pub mod url_preview;
 pub mod user_directory;
 pub mod voip;
 

@@ -4,15 +4,31 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::Result;
+use crate::http::params::wanted_thumbnail;
 use crate::http::{Origin, Reply, Request};
 use crate::http::{Outcome, Poll};
 use crate::protocol::media::{MediaId, MxcUri};
 use crate::service::Homeserver;
+use crate::service::limits::request_permits::{Asker, AskerId};
 use crate::service::media::{FoundMedia, MediaFile, no_such_media, not_yet_uploaded};
 
 /// `GET /_matrix/federation/v1/media/download/{mediaId}`.
 pub fn download(hs: &Arc<Homeserver>, request: &Request, origin: &Origin, poll: Poll) -> Result<Outcome> {
     uploaded_here(hs, request, poll, |found| in_parts(hs, request, origin, found))
+}
+
+/// `GET /_matrix/federation/v1/media/thumbnail/{mediaId}`.
+pub fn thumbnail(hs: &Arc<Homeserver>, request: &Request, origin: &Origin, poll: Poll) -> Result<Outcome> {
+    let wanted = wanted_thumbnail(request)?;
+    uploaded_here(hs, request, poll, |found| {
+        let asker = Asker::new(AskerId::Peer(origin.0.clone()));
+        let asker = match request.hung_up() {
+            Some(gone) => asker.until(gone),
+            None => asker,
+        };
+        let thumbnail = hs.media().thumbnail(&asker, found, &wanted)?;
+        in_parts(hs, request, origin, thumbnail)
+    })
 }
 
 /// Answers with what was uploaded here, or has the request wait until it was.

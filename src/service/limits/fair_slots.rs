@@ -20,6 +20,9 @@ pub(in crate::service) struct FairSlots<K>(Arc<SharedSlots<K>>);
 struct SharedSlots<K> {
     most: usize,
     each: usize,
+    /// How many may wait in line: in all, and for each.
+    line: usize,
+    line_each: usize,
     state: Mutex<SlotState<K>>,
     freed: Condvar,
 }
@@ -34,8 +37,14 @@ struct SlotState<K> {
 impl<K: Clone + Eq + Hash> FairSlots<K> {
     /// So many slots in all, and so many for each.
     pub(in crate::service) fn new(most: usize, each: usize) -> Self {
+        Self::with_line(most, each, WAITING_PER_SLOT_MAX * most, WAITING_PER_SLOT_MAX * each)
+    }
+
+    /// The same with room in line for so many in all, and so many for each: where slots are few and free again soon.
+    pub(in crate::service) fn with_line(most: usize, each: usize, line: usize, line_each: usize) -> Self {
         let state = SlotState { taken: HashMap::new(), in_all: 0, line: Vec::new(), tickets: 0 };
-        Self(Arc::new(SharedSlots { most, each, state: Mutex::new(state), freed: Condvar::new() }))
+        let (state, freed) = (Mutex::new(state), Condvar::new());
+        Self(Arc::new(SharedSlots { most, each, line, line_each, state, freed }))
     }
 
     /// A slot for `who`, waited for until then while it is `wanted`. None: there is none by then, or too many wait
@@ -49,9 +58,7 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
         let shared = &self.0;
         let mut state = lock(&shared.state);
         let waiting = state.line.iter().filter(|(_, other)| other == who).count();
-        if waiting >= WAITING_PER_SLOT_MAX * shared.each
-            || state.line.len() >= WAITING_PER_SLOT_MAX * shared.most
-        {
+        if waiting >= shared.line_each || state.line.len() >= shared.line {
             return None;
         }
         state.tickets += 1;

@@ -4,6 +4,7 @@
 //! - `files`: the files themselves, by their hash, beside the database.
 //! - `upload`: from a client's first byte to a URI that is acknowledged, at once or later.
 //! - `fetch`: files of other servers; `serve`: ours, as other servers are given them.
+//! - `thumbnails`: which thumbnail answers, and who waits for it; `thumbnail/`: how it is made. `url_preview/`: previews of links.
 //! - `sweep`: what nobody has any more, what was never uploaded, and what a full cache has too much.
 //!
 //! Deactivation leaves what was uploaded where it is, erasure too: it hangs on events, which those who could see them are
@@ -13,7 +14,10 @@ pub mod fetch;
 pub mod files;
 pub mod serve;
 pub mod sweep;
+pub mod thumbnail;
+pub mod thumbnails;
 pub mod upload;
+pub mod url_preview;
 
 use std::io::Read;
 use std::ops::Deref;

@@ -204,7 +204,8 @@ impl Media<'_> {
         Ok(made)
     }
 
-    fn new_uri(&self) -> Result<MxcUri> {
+    /// A URI of this server that nobody has.
+    pub(super) fn new_uri(&self) -> Result<MxcUri> {
         let media_id = MediaId::parse(&random::letters(MEDIA_ID_LETTERS))?;
         Ok(MxcUri { server: self.config.server_name.clone(), media_id })
     }

@@ -1,6 +1,8 @@
 //! Media: what is known of each mxc:// URI, and which files there are. The files themselves are the business of whoever
 //! calls (`service/media`).
 
+pub mod thumbnails;
+
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, Row, params};
 

@@ -1,0 +1,195 @@
+//! Previews of links ("GET /_matrix/client/v1/media/preview_url"): the page is fetched by this server, so that its users need not. Off unless the
+//! setting `--url-previews` says otherwise: whoever links to a page has this server ask for it.
+//!
+//! - here: who may, how often, what is remembered, and the picture of a page, which becomes media of ours that can be had again.
+//! - `page`: what a page says of itself. - `encoding`: its letters. The fetching, hop by hop: `federation/web_pages.rs`.
+//!
+//! A page is fetched once at a time and remembered by its address without the fragment: for a day, failures for an hour. A user has
+//! a share of the few fetches that are under way at once. What the client says of time (`ts`) is not looked at: there is the newest version
+//! or the one that is remembered.
+
+mod encoding;
+mod page;
+
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::Media;
+use super::thumbnail;
+use crate::bounded::{BoundedMap, Worth};
+use crate::clock::Millis;
+use crate::error::{ErrCode, Error, Result};
+use crate::federation::web_pages::{WebAnswer, WebRequest};
+use crate::locks::{KeyedLock, lock};
+use crate::protocol::UserId;
+use crate::protocol::web_url::WebUrl;
+use crate::service::limits::fair_slots::{FairSlot, FairSlots};
+
+/// Time for a page and its picture, redirects and all.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long who asks waits for others who are before them.
+const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pages that are fetched at once: in all, and for one user.
+const FETCHES_MAX: usize = 8;
+const FETCHES_PER_USER_MAX: usize = 2;
+/// So much of a page is read: large ones have what is looked for late.
+const PAGE_BYTES_MAX: u64 = 768 << 10;
+/// The largest picture that is kept.
+const IMAGE_BYTES_MAX: u64 = 10 << 20;
+/// How long a preview is remembered, and that there was none.
+const PREVIEW_MS: Millis = 24 * 3_600_000;
+const FAILURE_MS: Millis = 3_600_000;
+/// Previews that are remembered. Each is a few kilobytes.
+const PREVIEWS_MAX: usize = 2_000;
+/// When who found no slot should come again.
+const RETRY_AFTER_MS: i64 = 5_000;
+
+/// What is remembered of previews, and who fetches.
+pub struct UrlPreviews {
+    known: Mutex<BoundedMap<String, KnownPreview, PREVIEWS_MAX>>,
+    under_way: KeyedLock<String>,
+    slots: FairSlots<UserId>,
+}
+
+impl Default for UrlPreviews {
+    fn default() -> Self {
+        let slots = FairSlots::new(FETCHES_MAX, FETCHES_PER_USER_MAX);
+        Self { known: Mutex::default(), under_way: KeyedLock::default(), slots }
+    }
+}
+
+struct KnownPreview {
+    until: Millis,
+    /// None: the page could not be had.
+    preview: Option<Arc<Map<String, Value>>>,
+}
+
+impl Media<'_> {
+    /// What a page says of itself: `og:` keys, `og:image` as an `mxc://` URI with `matrix:image:size`. Empty for what is neither a page
+    /// nor a picture. Errors: 403 `M_FORBIDDEN` if previews are off; 400 `M_INVALID_PARAM` for what is no address of the web;
+    /// 429; 502 `M_UNKNOWN` for what could not be had, which is remembered.
+    pub fn url_preview(&self, user: &UserId, url: &str) -> Result<Arc<Map<String, Value>>> {
+        if !self.config.url_previews {
+            return Err(Error::forbidden("This server makes no previews of links"));
+        }
+        let url =
+            WebUrl::parse(url).ok_or_else(|| Error::invalid_param("url: not an address of a web page"))?;
+        let key = url.to_string();
+        if let Some(known) = self.known_preview(&key) {
+            return known.ok_or_else(no_preview);
+        }
+        let until = Instant::now() + SLOT_TIMEOUT;
+        let _under_way = self.url_previews.under_way.lock_until(key.clone(), until).ok_or_else(busy)?;
+        if let Some(known) = self.known_preview(&key) {
+            return known.ok_or_else(no_preview);
+        }
+        let _slot: FairSlot<UserId> = self.url_previews.slots.take(user, until, || true).ok_or_else(busy)?;
+        let made = self.fetch_preview(&url);
+        if let Err(e) = &made {
+            log::debug!("no preview of {key}: {e}");
+        }
+        let preview = made.ok().map(Arc::new);
+        let now = self.clock.now_ms();
+        let until = now + if preview.is_some() { PREVIEW_MS } else { FAILURE_MS };
+        let known = KnownPreview { until, preview: preview.clone() };
+        let worth = |known: &KnownPreview| match known {
+            known if known.until <= now => Worth::Nothing,
+            KnownPreview { preview: None, .. } => Worth::Little,
+            _ => Worth::More,
+        };
+        lock(&self.url_previews.known).insert(key, known, worth);
+        preview.ok_or_else(no_preview)
+    }
+
+    fn known_preview(&self, key: &str) -> Option<Option<Arc<Map<String, Value>>>> {
+        let now = self.clock.now_ms();
+        let known = lock(&self.url_previews.known);
+        known.get(key).filter(|known| known.until > now).map(|known| known.preview.clone())
+    }
+
+    fn fetch_preview(&self, url: &WebUrl) -> Result<Map<String, Value>> {
+        let until = Instant::now() + FETCH_TIMEOUT;
+        let mut answer =
+            self.get(url, "text/html, application/xhtml+xml, image/*;q=0.8, */*;q=0.1", until)?;
+        let content_type = answer.content_type.clone().unwrap_or_default();
+        let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if kind.starts_with("image/") {
+            let mut preview = Map::new();
+            self.put_image(&mut preview, answer)?;
+            return Ok(preview);
+        }
+        if !matches!(kind.as_str(), "text/html" | "application/xhtml+xml") {
+            return Ok(Map::new());
+        }
+        let mut bytes = Vec::new();
+        let read = answer.by_ref().take(PAGE_BYTES_MAX).read_to_end(&mut bytes);
+        // A page that breaks off has said what it is in its first lines.
+        if let (Err(e), true) = (read, bytes.is_empty()) {
+            return Err(Error::bad_gateway("The page broke off").with_cause(e));
+        }
+        let page_url = answer.url.clone();
+        drop(answer);
+        let mut preview = read_page(&bytes, &content_type);
+        drop(bytes);
+        let image = preview.get("og:image").and_then(Value::as_str).and_then(|link| page_url.join(link));
+        preview
+            .retain(|key, _| key != "og:image" && (!key.starts_with("og:image:") || key == "og:image:alt"));
+        if let Some(image) = image {
+            let put =
+                self.get(&image, "image/*", until).and_then(|answer| self.put_image(&mut preview, answer));
+            if let Err(e) = put {
+                log::debug!("no picture for the preview of {url}: {e}");
+            }
+        }
+        Ok(preview)
+    }
+
+    fn get(&self, url: &WebUrl, accept: &str, until: Instant) -> Result<WebAnswer> {
+        let any_port = self.config.allow_private_addresses;
+        let request = WebRequest { url, accept, until, any_port };
+        self.federation
+            .get_web(&request)
+            .map_err(|e| Error::bad_gateway("The page could not be had").with_cause(e.to_string()))
+    }
+
+    /// Keeps a picture, and says so in the preview. Errors: it is none that we know, or too large.
+    fn put_image(&self, preview: &mut Map<String, Value>, mut answer: WebAnswer) -> Result<()> {
+        if answer.length.is_some_and(|length| length > IMAGE_BYTES_MAX) {
+            return Err(Error::bad_gateway("The picture is too large"));
+        }
+        let stored = self.store_stream(&mut answer, IMAGE_BYTES_MAX)?;
+        let bytes = stored.bytes;
+        let mut file = self.seekable(&stored.hash)?;
+        // What it really is: nothing else is shown to anybody as a picture.
+        let picture =
+            thumbnail::look(&mut file).map_err(|e| Error::bad_gateway(format!("No picture: {e:?}")))?;
+        let content_type = picture.format.content_type();
+        let uri = self.new_uri()?;
+        self.insert_remote(&uri, stored, Some(content_type), None)?;
+        let (width, height) = picture.upright();
+        preview.insert("og:image".into(), uri.to_string().into());
+        preview.insert("og:image:type".into(), content_type.into());
+        preview.insert("og:image:width".into(), width.into());
+        preview.insert("og:image:height".into(), height.into());
+        preview.insert("matrix:image:size".into(), bytes.into());
+        Ok(())
+    }
+}
+
+/// What a page says of itself, its `og:image` as it stands there.
+pub fn read_page(bytes: &[u8], content_type: &str) -> Map<String, Value> {
+    page::preview(&encoding::decode(bytes, encoding::charset_of(content_type).as_deref()))
+}
+
+/// The same whatever it was: else the answer would tell what there is in our own network.
+fn no_preview() -> Error {
+    Error::bad_gateway("There is no preview of this page")
+}
+
+fn busy() -> Error {
+    Error::new(ErrCode::LimitExceeded, "Too many pages are being fetched")
+        .with_field("retry_after_ms", RETRY_AFTER_MS)
+}
