@@ -119,3 +119,13 @@ fn any_request_is_answered_in_json_and_the_homeserver_goes_on() {
 fn whatever_other_servers_answer_our_users_get_answers_and_the_homeserver_goes_on() {
     replay("peer_answers", 100);
 }
+
+#[test]
+fn any_file_is_refused_or_becomes_a_thumbnail_no_larger_than_it_is() {
+    replay("pictures", 1500);
+}
+
+#[test]
+fn any_page_has_a_small_preview_and_any_address_stays_what_it_is() {
+    replay("pages", 4000);
+}

@@ -21,9 +21,11 @@ mod house;
 mod http_connection;
 mod json;
 mod names;
+mod pages;
 mod pdu;
 mod peer_answers;
 mod peer_room;
+mod pictures;
 mod room;
 mod router;
 mod source;
@@ -34,8 +36,10 @@ pub use event_auth::event_auth;
 pub use http_connection::http_connection;
 pub use json::canonical_json;
 pub use names::names;
+pub use pages::pages;
 pub use pdu::pdu;
 pub use peer_answers::peer_answers;
+pub use pictures::pictures;
 pub use router::router;
 pub use state_resolution::state_resolution;
 pub use x_matrix::x_matrix;
@@ -54,4 +58,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("names", names),
     ("router", router),
     ("peer_answers", peer_answers),
+    ("pictures", pictures),
+    ("pages", pages),
 ];

@@ -1,0 +1,26 @@
+//! Pages that are to be previewed, and the links in them.
+
+use doorstep::internals::read_page;
+use doorstep::protocol::web_url::WebUrl;
+
+/// The first line is the page's address, the second its `Content-Type`, the rest the page. A preview is small whatever the page is, and an
+/// address that is written out is the same when it is read again.
+pub fn pages(data: &[u8]) {
+    let mut parts = data.splitn(3, |byte| *byte == b'\n');
+    let mut text = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+    let (address, content_type) = (text(), text());
+    let preview = read_page(parts.next().unwrap_or_default(), &content_type);
+    assert!(preview.len() <= 50);
+    for (key, value) in &preview {
+        assert!(key.starts_with("og:") && key.chars().count() <= 50, "{key}");
+        assert!(value.as_str().is_some_and(|value| (1..=1000).contains(&value.chars().count())));
+    }
+    let Some(url) = WebUrl::parse(&address) else { return };
+    let image = preview.get("og:image").and_then(|link| url.join(link.as_str()?));
+    for url in [Some(url), image].into_iter().flatten() {
+        let written = url.to_string();
+        assert!(written.bytes().all(|byte| byte.is_ascii_graphic()), "{written}");
+        assert!(!written.split(['/', '?']).nth(2).unwrap_or_default().contains('@'), "{written}");
+        assert_eq!(WebUrl::parse(&written), Some(url), "{written}");
+    }
+}
