@@ -22,6 +22,7 @@ import conversations
 import devices
 import finding
 import media
+import pictures
 import plain
 import relations
 import rooms
@@ -145,6 +146,12 @@ def wanted(given, ring):
         name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and not given.stand_in and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "alone")))
+    name = f"{PAIRS['d']:22} js     a preview of a link"
+    if given.only in name and "d" in pairs and not given.stand_in and (not kinds_wanted or "js" in kinds_wanted):
+        work.append((name, functools.partial(pictures.preview_of, servers["d"], "preview")))
+    name = f"{PAIRS['ds']:22} js     thumbnails that look like the other's"
+    if given.only in name and "ds" in pairs and (not kinds_wanted or "js" in kinds_wanted):
+        work.append((name, functools.partial(pictures.thumbnails_of, servers["d"], servers["s"], "thumbnails")))
     return work
 
 

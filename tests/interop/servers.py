@@ -313,5 +313,6 @@ class Doorstep(Server):
             "--guests",
             "--turn-uri", "turn:turn.example.org?transport=udp",
             "--turn-secret", SHARED_SECRET,
+            "--url-previews",
             *[word for notary in self.notaries for word in ("--notary", notary)],
         ]  # fmt: skip
