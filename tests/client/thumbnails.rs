@@ -4,6 +4,7 @@ use std::io::Cursor;
 use std::sync::{Arc, Barrier};
 
 use crate::common::client::V3;
+use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::internals::thumbnail;
 use doorstep::testing::{TestUser, segment};
@@ -219,4 +220,62 @@ fn many_who_want_the_same_at_once_have_the_same_and_one_user_has_a_page_of_pictu
         assert_eq!(answers[n].body, answers[n + 12].body);
     }
     assert!(alice.get(&format!("{V3}/account/whoami")).is_object());
+}
+
+#[test]
+fn another_servers_picture_has_thumbnails_here_and_one_that_is_too_large_to_be_fetched_has_its_own_servers() {
+    let there = TestServer::start();
+    let here = TestServer::start_with(|config| config.media_max_upload = 100 << 10);
+    let (alice, bob) = (there.user("alice"), here.user("bob"));
+    let size = "width=320&height=240&method=scale";
+    let small = upload(&alice, "image/png", &png(1000, 500, false));
+    let not_fetched = thumbnail_of(&bob, &small, &format!("{size}&allow_remote=false"));
+    assert_eq!((not_fetched.status, &*not_fetched.errcode()), (404, "M_NOT_FOUND"));
+    let thumbnail = thumbnail_of(&bob, &small, size);
+    assert_eq!((thumbnail.size(), thumbnail.header("content-type")), ((320, 160), "image/jpeg"));
+    assert_eq!(thumbnail.body, thumbnail_of(&alice, &small, size).body);
+    // Half a megabyte.
+    let large = upload(&alice, "image/png", &png(1000, 500, true));
+    let whole = get(&bob, &format!("{MEDIA}/download/{large}"));
+    assert_eq!((whole.status, &*whole.errcode()), (502, "M_TOO_LARGE"));
+    let thumbnail = thumbnail_of(&bob, &large, size);
+    assert_eq!((thumbnail.size(), thumbnail.header("content-type")), ((320, 160), "image/jpeg"));
+    let nothing = thumbnail_of(&bob, &large.replace("%3A", "%3A1"), size);
+    assert!([404, 502].contains(&nothing.status), "{}", nothing.status);
+}
+
+#[test]
+fn a_picture_that_is_announced_is_waited_for_and_one_that_is_gone_has_no_thumbnails_any_more() {
+    let server = TestServer::start();
+    // The first user administers the server.
+    let alice = server.user("alice");
+    let uri = alice.post("/_matrix/media/v1/create", serde_json::json!({}));
+    let uri = uri["content_uri"].as_str().and_then(|uri| uri.strip_prefix("mxc://")).expect("a URI");
+    let (name, id) = uri.split_once('/').expect("server and id");
+    let media = format!("{}/{id}", segment(name));
+    let size = "width=32&height=32&method=crop";
+    let none_yet = thumbnail_of(&alice, &media, &format!("{size}&timeout_ms=0"));
+    assert_eq!((none_yet.status, &*none_yet.errcode()), (504, "M_NOT_YET_UPLOADED"));
+    let waiting = {
+        let (alice, media) = (TestUser::new(alice.url(), alice.id(), alice.token()), media.clone());
+        std::thread::spawn(move || thumbnail_of(&alice, &media, &format!("{size}&timeout_ms=60000")))
+    };
+    let request =
+        agent().put(format!("{}{LEGACY}/upload/{media}", server.url())).header("Content-Type", "image/png");
+    let request = request.header("Authorization", format!("Bearer {}", alice.token()));
+    assert_eq!(request.send(&png(1000, 500, false)[..]).expect("an answer").status().as_u16(), 200);
+    assert_eq!(waiting.join().expect("no panic").size(), (32, 32));
+    let left = || walk(&server.folder().join("media"));
+    assert_eq!(left(), 2, "the picture and its thumbnail");
+    let (deleted, _) = alice.request("DELETE", &format!("/_synapse/admin/v1/media/{media}"), None);
+    assert_eq!(deleted, 200);
+    let gone = thumbnail_of(&alice, &media, size);
+    assert_eq!((gone.status, &*gone.errcode()), (404, "M_NOT_FOUND"));
+    wait_until("the picture and its thumbnail are gone from the disk", || left() == 0);
+}
+
+/// How many files there are at any depth.
+fn walk(folder: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.map(|path| if path.is_dir() { walk(&path) } else { 1 }).sum()
 }

@@ -70,8 +70,9 @@ impl Media<'_> {
             };
             removed += usize::from(self.media_files.remove(hash, still_unused, forgotten)?);
         }
-        // Those that are pinned have something soon, or are looked at again.
-        Ok(removed > 0 && unused.len() == FILES_AT_ONCE_MAX)
+        // With a picture its thumbnails have gone, so that nothing has their files any more. Those that are pinned have
+        // something soon, or are looked at again.
+        Ok(removed > 0)
     }
 
     /// Goes through some of the folder for files of which no row tells. Whether there is more of it.
