@@ -9,6 +9,7 @@
 //! - `third_party_invites`: invites of e-mail addresses, through a scripted identity server.
 //! - `new_rooms`: those who are invited to a new room and cannot be reached hold up nobody.
 //! - `open_door`: whose knock is accepted is joined, if they want it so.
+//! - `unread`: what of others' events counts as unread.
 //! - `large_rooms`: joining rooms with many members, whose keys only a notary has.
 //!
 //! Events, and what rooms become of them:
@@ -68,3 +69,4 @@ mod server_server_api;
 mod strangers_at_the_door;
 mod third_party_invites;
 mod to_device;
+mod unread;
