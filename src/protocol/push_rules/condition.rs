@@ -39,6 +39,8 @@ pub(super) enum Condition {
     MemberCount(Comparison, u64),
     /// `sender_notification_permission`.
     SenderMayNotify(String),
+    /// `recipient_permission` (MSC4506).
+    RecipientMay(String),
     /// "Unrecognised conditions MUST NOT match any events."
     Never,
 }
@@ -88,6 +90,9 @@ impl Condition {
                 Self::MemberCount(comparison, count)
             }
             "sender_notification_permission" => Self::SenderMayNotify(text("key")?.to_owned()),
+            "recipient_permission" | "org.matrix.msc4506.recipient_permission" => {
+                Self::RecipientMay(text("key")?.to_owned())
+            }
             _ => return None,
         })
     }
@@ -148,6 +153,9 @@ impl Condition {
             }
             Self::MemberCount(comparison, count) => comparison.holds(room.joined, *count),
             Self::SenderMayNotify(kind) => (room.sender_may_notify)(kind),
+            Self::RecipientMay(action) => {
+                recipient.is_some_and(|recipient| (room.recipient_may)(recipient.user, action))
+            }
             Self::Never => false,
         }
     }
@@ -239,7 +247,11 @@ mod tests {
 
     fn holds_in(condition: &Value, event: &Value, joined: u64) -> bool {
         let event = PushEvent::from_object(event.as_object().expect("an object").clone());
-        let room = RoomFacts { joined, sender_may_notify: &|kind| kind == "room" };
+        let room = RoomFacts {
+            joined,
+            sender_may_notify: &|kind| kind == "room",
+            recipient_may: &|_, action| action == "invite",
+        };
         let user = UserId::parse("@alice:a.example").expect("a user id");
         let recipient = Recipient { user: &user, display_name: &|| Some("Alice *B*".to_owned()) };
         Condition::of(condition).holds(&event, &room, Some(&recipient), &Steps::new(1_000_000))

@@ -27,6 +27,8 @@ pub struct RoomFacts<'r> {
     pub joined: u64,
     /// Whether the power level of the event's sender suffices for notifications of this kind.
     pub sender_may_notify: &'r dyn Fn(&str) -> bool,
+    /// Whether the power level of a recipient suffices for this action: `invite`, `kick`, `ban` or `redact`.
+    pub recipient_may: &'r dyn Fn(&UserId, &str) -> bool,
 }
 
 /// Whom the event may notify.

@@ -70,6 +70,17 @@ pub(super) fn override_rules(user: &UserId, calls: bool) -> Vec<Value> {
             ]),
             notify(&[sound("default")]),
         ),
+        // That of MSC4506, which clients need not know: this server evaluates it for those who may let the knocker in.
+        rule(
+            ".m.rule.knock",
+            true,
+            json!([
+                of_type("m.room.member"),
+                event_match("content.membership", "knock"),
+                {"kind": "recipient_permission", "key": "invite"},
+            ]),
+            notify(&[sound("default")]),
+        ),
         rule(".m.rule.member_event", true, json!([of_type("m.room.member")]), nothing()),
     ];
     if calls {

@@ -175,6 +175,7 @@ mod tests {
             sender_may_notify: &|_| {
                 event.property(&["sender".into()]).is_some_and(|s| s == "@admin:a.example")
             },
+            recipient_may: &|_, _| true,
         };
         let recipient = Recipient { user: &user, display_name: &|| None };
         let found = set.evaluate(&event, &room, Some(&recipient), &Steps::new(usize::MAX));

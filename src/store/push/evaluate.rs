@@ -5,11 +5,12 @@
 //! there is one row for all of them, and one for each to whom it is something else. If that is what it is to more, the
 //! first row says that.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 
 use super::notifications::{NewNotification, OwnNotification};
 use crate::error::Result;
-use crate::protocol::event_auth::PowerLevels;
+use crate::protocol::event_auth::{PowerLevelKey, PowerLevels};
 use crate::protocol::glob::Steps;
 use crate::protocol::pdu::Membership;
 use crate::protocol::push_rules::{Actions, Outcome, PushEvent, Recipient, RoomFacts, RuleSet};
@@ -38,22 +39,41 @@ struct Evaluation<'e, 'c> {
     event: PushEvent,
     joined: u64,
     steps_left: usize,
+    levels: OnceCell<PowerLevels>,
 }
 
 impl Evaluation<'_, '_> {
+    /// The room's power levels.
+    fn levels(&self) -> &PowerLevels {
+        let Evaluation { db, placed: PlacedEvent { room, .. }, .. } = self;
+        let lookup = |event_type: &str, state_key: &str| {
+            let event = db.state_event(room.key, event_type, state_key);
+            event.inspect_err(|e| log::error!("{}", e.for_people())).ok().flatten()
+        };
+        self.levels.get_or_init(|| PowerLevels::of(room.version, &lookup))
+    }
+
     /// What the event is to a user by these rules; to one whom it does not name, if there is none.
     fn actions(&mut self, rules: &RuleSet, user: Option<&UserId>) -> Actions {
         let Evaluation { db, placed, event, .. } = &*self;
         let (room, sender) = (placed.room, placed.pdu.sender().as_str());
         let may_notify = |kind: &str| {
-            let lookup = |event_type: &str, state_key: &str| {
-                let event = db.state_event(room.key, event_type, state_key);
-                event.inspect_err(|e| log::error!("{}", e.for_people())).ok().flatten()
-            };
-            let levels = PowerLevels::of(room.version, &lookup);
+            let levels = self.levels();
             levels.user(sender).reaches(levels.notification(kind))
         };
-        let facts = RoomFacts { joined: self.joined, sender_may_notify: &may_notify };
+        let recipient_may = |user: &UserId, action: &str| {
+            let key = match action {
+                "invite" => PowerLevelKey::Invite,
+                "kick" => PowerLevelKey::Kick,
+                "ban" => PowerLevelKey::Ban,
+                "redact" => PowerLevelKey::Redact,
+                _ => return false,
+            };
+            let levels = self.levels();
+            levels.user(user.as_str()).reaches(levels.named(key))
+        };
+        let facts =
+            RoomFacts { joined: self.joined, sender_may_notify: &may_notify, recipient_may: &recipient_may };
         let name = || {
             let member = db.state_event(room.key, "m.room.member", user?.as_str());
             member.ok().flatten()?.content_str("displayname")
@@ -86,7 +106,14 @@ impl Tx<'_> {
         let predefined = self.shared.predefined_rules();
         let joined = self.room_by_key(room.key)?.joined;
         let event = PushEvent::of(pdu);
-        let mut evaluation = Evaluation { db: &self.db, placed, event, joined, steps_left: EVENT_STEPS_MAX };
+        let mut evaluation = Evaluation {
+            db: &self.db,
+            placed,
+            event,
+            joined,
+            steps_left: EVENT_STEPS_MAX,
+            levels: OnceCell::new(),
+        };
         let usual = evaluation.actions(&predefined, None);
         let mut own: Vec<(UserId, Actions)> = Vec::new();
         for (user, settings) in recipients.special.iter().filter(|(user, _)| user != sender) {
@@ -99,6 +126,11 @@ impl Tx<'_> {
         }
         let mut named: Vec<UserId> =
             evaluation.event.names().filter_map(|user| UserId::parse(user).ok()).collect();
+        if pdu.membership() == Some(Membership::Knock) {
+            // Those who may let the knocker in.
+            let levels = evaluation.levels();
+            named.extend(recipients.all.iter().filter(|user| levels.may_invite(user.as_str())).cloned());
+        }
         named.sort_unstable();
         named.dedup();
         for user in named.into_iter().filter(|user| user != sender && recipients.has_usual(user)) {
@@ -192,6 +224,7 @@ impl Tx<'_> {
             event: PushEvent::of(pdu),
             joined: 0,
             steps_left: USER_STEPS_MAX,
+            levels: OnceCell::new(),
         };
         let actions = self.actions_for(&mut evaluation, user)?;
         if !actions.outcome.notify {
