@@ -603,6 +603,42 @@ CREATE TABLE account_data (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX account_data_by_stream ON account_data (user_id, stream);
 
+-- Pushers: where users have what they are notified of sent. `details`: what the client said of it that is not here, a JSON
+-- object. It goes with the device that set it. `set_ms`: when that was. What is up to the stream position `cursor` was
+-- taken by the gateway, or is not to be sent; `badge` is the number of unread messages that it was told last. After
+-- `failures` in a row it is not tried again before `retry_ms`. `failing_since`: when that began, and the position by then
+-- (`failing_from`), up to which things are let go when it lasts too long.
+CREATE TABLE pushers (
+  pusher INTEGER PRIMARY KEY,
+  user_id TEXT NOT NULL,
+  app_id TEXT NOT NULL,
+  pushkey TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  enabled INTEGER NOT NULL,
+  details TEXT NOT NULL,
+  set_ms INTEGER NOT NULL,
+  cursor INTEGER NOT NULL,
+  badge INTEGER NOT NULL,
+  failures INTEGER NOT NULL,
+  retry_ms INTEGER NOT NULL,
+  failing_since INTEGER,
+  failing_from INTEGER,
+  UNIQUE (user_id, app_id, pushkey),
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT;
+CREATE INDEX pushers_by_pushkey ON pushers (app_id, pushkey);
+CREATE INDEX pushers_by_device ON pushers (user_id, device_id);
+
+-- Of rooms of whose knocks a pusher told: until when it tells of no other, and the stream position of the first one that
+-- waits for that, if one does.
+CREATE TABLE bells (
+  pusher INTEGER NOT NULL REFERENCES pushers ON DELETE CASCADE,
+  room_key INTEGER NOT NULL,
+  until_ms INTEGER NOT NULL,
+  waiting INTEGER,
+  PRIMARY KEY (pusher, room_key)
+) STRICT, WITHOUT ROWID;
+
 -- Filters that clients uploaded, as they were written. Ids count from 1 for each user; a filter that a user uploads
 -- again gets the id that it has (the digest finds it).
 CREATE TABLE filters (

@@ -82,6 +82,8 @@
 //! | sliding sync, by the numbers of its rules | `service/sync/sliding/` |
 //! | events by their words, users by their names | `service/rooms/search.rs`, `service/rooms/user_directory.rs`; how text is cut: `protocol/search_text.rs` |
 //! | what is sent later | `service/rooms/delayed_events.rs` |
+//! | of what users are notified, where they have it sent | `service/push/`, `store/push/` |
+//! | who is joined because their knock was accepted | `service/membership/open_door.rs` |
 //! | what is due by the clock | `service/background/scheduler.rs` |
 //! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs`, `check_place` in `service/membership/invite.rs` |
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |

@@ -106,6 +106,8 @@ pub struct Client {
     /// For pages that people link to.
     pub(super) pages: Agent,
     discovery: Arc<Discovery>,
+    /// Whether push gateways may do without TLS.
+    pub(super) allows_plain_gateways: bool,
     connections: Connections,
     peers: ServerAcl,
     memory: Arc<AnswerMemory>,
@@ -165,6 +167,7 @@ impl Client {
         lookups: Box<dyn Lookups>,
     ) -> Self {
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
+        let allows_plain_gateways = guard.allow_private;
         let discovery = Arc::new(Discovery::new(lookups, guard, settings.clock));
         let web = base_config(roots.clone()).max_redirects(0).max_redirects_will_error(false);
         let web = web.max_idle_connections(0).build();
@@ -191,6 +194,7 @@ impl Client {
             web,
             pages,
             discovery,
+            allows_plain_gateways,
             connections,
             peers,
             memory,

@@ -6,6 +6,7 @@
 //! - `client`: the signed request; `call_error`: why it gave nothing; `answer_memory`: what answers may hold together.
 //! - `streams`: answers that are read as they come.
 //! - `calls/`: the calls between servers, typed, a file a subject; `identity`: what identity servers are asked.
+//! - `push_gateway`: what push gateways are sent.
 //! - `discovery`: from a server name to addresses; `dns`: names; `address_guard`: which addresses are allowed.
 //! - `agent`: the ways of web requests, TLS; `connections`: connections that can be cut.
 //! - `web_pages`: pages of the web that people link to.
@@ -22,6 +23,7 @@ pub mod discovery;
 pub mod dns;
 pub mod identity;
 mod offline;
+pub mod push_gateway;
 mod scripted;
 #[cfg(test)]
 pub(crate) mod scripted_peer;

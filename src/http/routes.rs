@@ -5,7 +5,8 @@
 
 use super::client_server::{account, admin, dehydrated, devices, discovery, login, register, reports};
 use super::client_server::{
-    account_data, directory, filters, media, messages, profile, push_rules, relations, room_keys, rooms, sync,
+    account_data, directory, filters, media, messages, profile, push_rules, pushers, relations, room_keys,
+    rooms, sync,
 };
 use super::rate_limit::Rate;
 use super::route::Handler::{Admin, Anyone, MaybeUser, Peer, PeerWaiting, User, UserUpload, UserWaiting};
@@ -266,6 +267,9 @@ pub const ROUTES: &[Route] = &[
         .even_suspended(),
     delete("/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", User(account_data::delete_tag))
         .even_suspended(),
+    get("/_matrix/client/v3/pushers", User(pushers::list)),
+    post("/_matrix/client/v3/pushers/set", User(pushers::set)).rate(Rate::Write).even_suspended(),
+    get("/_matrix/client/v3/notifications", User(pushers::notifications)),
     get("/_matrix/client/v3/pushrules/", User(push_rules::all)),
     get("/_matrix/client/v3/pushrules/global/", User(push_rules::global)),
     get("/_matrix/client/v3/pushrules/global/{kind}/{ruleId}", User(push_rules::rule)),

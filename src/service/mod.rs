@@ -58,6 +58,8 @@ pub struct Homeserver {
     pub store: Store,
     /// Requests to other servers.
     pub federation: Arc<federation::Client>,
+    /// Delivery to push gateways.
+    pub sender: push::sender::PushSender,
     /// Our signing keys, and other servers'.
     pub key_ring: KeyRing,
     /// Delivery to other servers.
@@ -136,6 +138,7 @@ impl Homeserver {
     ) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
         let outgoing = Outgoing::new(&config.server_name, &clock);
+        let sender = push::sender::PushSender::new(&clock);
         let scheduler = Scheduler::default();
         let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
@@ -145,10 +148,11 @@ impl Homeserver {
             };
             let options = Options { durable: config.durable, ..Options::default() };
             let (notifier, outgoing, timer) = (Arc::clone(&notifier), outgoing.clone(), scheduler.clone());
-            let behind = catch_up_worker.clone();
+            let (behind, pushes) = (catch_up_worker.clone(), sender.clone());
             let on_commit = move |changes: &crate::store::Changes| {
                 notifier.publish(changes.position, changes.all_users());
                 outgoing.committed(changes);
+                pushes.committed(changes);
                 if changes.due || !changes.forked.is_empty() {
                     timer.committed(changes);
                 }
@@ -183,6 +187,7 @@ impl Homeserver {
             registration_nonces: RegistrationNonces::default(),
             passwords: accounts::passwords::Passwords::default(),
             federation: Arc::new(federation),
+            sender,
             key_ring,
             outgoing,
             fetch_limits: events::fetch::limits::FetchLimits::default(),
@@ -212,6 +217,7 @@ impl Homeserver {
     /// Starts the threads that work without being asked: delivery to other servers and the scheduler.
     pub fn start_background(self: &Arc<Self>) -> Result<()> {
         self.outgoing.start(self)?;
+        self.sender.start(self)?;
         self.ephemeral().load_presence()?;
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
@@ -225,6 +231,7 @@ impl Homeserver {
         std::thread::scope(|scope| {
             scope.spawn(|| self.scheduler.stop());
             scope.spawn(|| self.catch_up_worker.stop());
+            scope.spawn(|| self.sender.stop());
             self.outgoing.stop();
             // Its requests are cut off by now.
             self.request_permits.stop();
@@ -234,6 +241,7 @@ impl Homeserver {
     /// Tells whoever sleeps until a time of the wall clock that it has been moved (tests advance it).
     pub fn clock_moved(&self) {
         self.outgoing.clock_moved();
+        self.sender.clock_moved();
         self.scheduler.wake();
     }
 

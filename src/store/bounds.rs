@@ -287,6 +287,19 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table("profile_fields", &[users("64 KiB of one user; 400 beyond", "")], "deactivation"),
     table("account_data", &[users("by the rate limit of writes", "")], "deactivation"),
+    table(
+        "pushers",
+        &[users("100 of one user, 24 KiB each; 403 beyond", "")],
+        "with the device; what its gateway rejects (`delete_rejected_pusher`)",
+    ),
+    table(
+        "bells",
+        &[rooms(
+            "one for each pusher and room",
+            "a_burst_of_knocks_is_told_once_and_once_more_a_minute_later",
+        )],
+        "the next one that is set, of those whose time is over (`set_bell`); with the pusher",
+    ),
     table("filters", &[users("1000 of one user; 403 beyond", "")], "deactivation"),
     table(
         "sliding_connections",

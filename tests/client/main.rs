@@ -12,6 +12,7 @@
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
 //! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
 //! - `moderation`: reports, locked and suspended accounts, and other services that an account has of its server.
+//! - `push`: pushers, what gateways are sent, the list of notifications, the bell.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `search`: events by their words.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
@@ -37,6 +38,7 @@ mod key_backup;
 mod keys;
 mod media;
 mod moderation;
+mod push;
 mod relations;
 mod search;
 mod sliding_accepted;

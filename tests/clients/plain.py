@@ -102,11 +102,20 @@ async def _talk(server, accounts):
 
 def js_sdk_knocks_and_talks(server, unique):
     """The same with matrix-js-sdk, in a process of node."""
+    _node(server, "plain.mjs", [f"js{number}-{unique}" for number in (1, 2)])
+
+
+def js_sdk_is_pushed_to(server, unique):
+    """matrix-js-sdk has what its users are notified of sent to a push gateway; a knock rings, and a door opens by itself."""
+    _node(server, "push.mjs", [f"push{number}-{unique}" for number in (1, 2, 3)])
+
+
+def _node(server, script, names):
     words = [server.exchanges.url]
-    for number in (1, 2):
-        account = client.register(server, f"js{number}-{unique}")
+    for name in names:
+        account = client.register(server, name)
         words += [account.id, account.password]
-    command = [*Node.command, "plain.mjs", *words]
+    command = [*Node.command, script, *words]
     try:
         done = subprocess.run(command, cwd=Node.folder, capture_output=True, text=True, timeout=180)
     except subprocess.TimeoutExpired as error:
@@ -114,4 +123,9 @@ def js_sdk_knocks_and_talks(server, unique):
     demand(done.returncode == 0, f"matrix-js-sdk: {done.stderr.strip() or done.stdout.strip()}")
 
 
-PLAIN = [("nio", nio_knocks_and_talks), ("js", js_sdk_knocks_and_talks)]
+TALKS = "unencrypted: from login to a knock that is let in"
+PLAIN = [
+    ("nio", TALKS, nio_knocks_and_talks),
+    ("js", TALKS, js_sdk_knocks_and_talks),
+    ("js", "push, badges, the bell, the open door", js_sdk_is_pushed_to),
+]

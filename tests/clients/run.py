@@ -130,8 +130,8 @@ def wanted(given, ring):
         name = f"{PAIRS['d']:22} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or "js" in kinds_wanted):
             work.append((name, functools.partial(find, ring, servers["d"], kills, function, len(work))))
-    for kind, function in plain.PLAIN:
-        name = f"{PAIRS['d']:22} {kind:6} unencrypted: from login to a knock that is let in"
+    for kind, title, function in plain.PLAIN:
+        name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and not given.stand_in and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "plain")))
     for kind, title, function in media.MEDIA:

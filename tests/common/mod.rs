@@ -20,6 +20,7 @@
 //! - [`scene::Scene`]: all of these at once, for what servers tell each other about a room.
 //! - [`ProcessServer`]: the real binary in a process of its own, to be killed and started again; [`invariants`] then looks
 //!   whether its database makes sense.
+//! - [`gateway::Gateway`]: a push gateway that answers exactly as a test says.
 //! - [`crowd`], [`wide_room`]: rooms with thousands of members and servers.
 //! - [`media`]: uploads and downloads, byte by byte.
 //! - [`client`]: requests of the client-server API that may be refused. [`wait`]: waiting without sleeping for luck.
@@ -30,6 +31,7 @@
 
 pub mod client;
 pub mod crowd;
+pub mod gateway;
 pub mod invariants;
 pub mod media;
 pub mod peer;

@@ -173,6 +173,9 @@ class User:
         query = {"server_name": via, "via": via} if via else None
         return self.call("POST", f"/v3/join/{_segment(room)}", {}, query)["room_id"]
 
+    def set_account_data(self, kind, content):
+        self.call("PUT", f"/v3/user/{_segment(self.id)}/account_data/{_segment(kind)}", content)
+
     def knock(self, room, via=None, reason=None):
         query = {"server_name": via, "via": via} if via else None
         return self.call("POST", f"/v3/knock/{_segment(room)}", {"reason": reason} if reason else {}, query)["room_id"]

@@ -23,10 +23,14 @@ WITHDRAWS_KNOCKS = "withdraws its users' knocks over federation"
 TELLS_OF_REFUSALS = "tells the knocking user's server of a refusal"
 TAKES_IN_REFUSALS = "takes in the refusal of its user's knock"
 LINKS = "links an invite to the knock that it answers"
+OPENS_DOORS = "joins its users whose knock was accepted, if they want that"
 KNOWS_ITS_USERS = "refuses an invite to a user that it does not have"
 
 # Seen of Synapse 1.163; most of it is also said in comments of its room_member.py and federation_event.py.
-LACKS = {"synapse": {WITHDRAWS_KNOCKS, TELLS_OF_REFUSALS, TAKES_IN_REFUSALS, LINKS, KNOWS_ITS_USERS}, "doorstep": set()}
+LACKS = {
+    "synapse": {WITHDRAWS_KNOCKS, TELLS_OF_REFUSALS, TAKES_IN_REFUSALS, LINKS, OPENS_DOORS, KNOWS_ITS_USERS},
+    "doorstep": set(),
+}
 
 FLOWS = []
 
@@ -225,6 +229,22 @@ def knock_accepted(t):
     invite_and_see(host, guest, room, after_knock=t.guest_server_can(LINKS))
     join_and_see(host, guest, room)
     both_can_talk(host, guest, room)
+    leave_and_see(host, guest, room)
+
+
+@flow("a knock that is accepted opens the door to who wants that", KNOCK, guest_must=[OPENS_DOORS])
+def knock_opens_the_door(t):
+    host, guest = t.host(), t.guest()
+    room = host.create_room(t.version, "knock")
+    guest.set_account_data("org.doorstep.door.accept_knocks", {"enabled": True})
+    knock_and_see(host, guest, room, t.via)
+    host.invite(room, guest)
+    host.expect_membership(guest, room, "join")
+    guest.expect_section(room, "join")
+    both_can_talk(host, guest, room)
+    leave_and_see(host, guest, room)
+    # What follows is no answer to that knock.
+    invite_and_see(host, guest, room)
     leave_and_see(host, guest, room)
 
 

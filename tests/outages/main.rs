@@ -8,6 +8,7 @@
 //! - `long_outages`: thousands of messages missed, and made up for by few requests.
 //! - `media`: files that are killed amid their upload, or find the disk full.
 //! - `open_door`: SIGKILL between the invite that accepts a knock and the join.
+//! - `push`: SIGKILL while a push gateway is told.
 //! - `terminal`: what a person at a terminal is told, and what an operator finds in the log.
 
 #[path = "../common/mod.rs"]
@@ -20,4 +21,5 @@ mod keys;
 mod long_outages;
 mod media;
 mod open_door;
+mod push;
 mod terminal;

@@ -19,14 +19,15 @@ const VERSIONS: [&str; 14] = [
 
 /// What clients look for under names of its own. Without sliding sync those of the newer engines log in nowhere. Its
 /// accepted form has no name yet by which clients would look for it. The others are those of cross-signing, for old clients,
-/// of dehydrated devices, of delayed events, of the rooms that two users share, and of threads, their list and the direction
-/// of relations, which some look for in place of v1.4.
-const UNSTABLE_FEATURES: [&str; 9] = [
+/// of dehydrated devices, of delayed events, of pushers that can be switched off, of the rooms that two users share, and of
+/// threads, their list and the direction of relations, which some look for in place of v1.4.
+const UNSTABLE_FEATURES: [&str; 10] = [
     "org.matrix.e2e_cross_signing",
     "org.matrix.msc3440.stable",
     "org.matrix.msc3715.stable",
     "org.matrix.msc3814",
     "org.matrix.msc3856.stable",
+    "org.matrix.msc3881",
     "org.matrix.msc4140",
     "org.matrix.simplified_msc3575",
     "uk.half-shot.msc2666.query_mutual_rooms",

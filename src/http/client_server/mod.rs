@@ -25,6 +25,7 @@ pub mod openid;
 pub mod presence;
 pub mod profile;
 pub mod push_rules;
+pub mod pushers;
 pub mod register;
 pub mod relations;
 pub mod reports;

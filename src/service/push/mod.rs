@@ -2,8 +2,14 @@
 //!
 //! - `rules`: the push rules of a user. What they make of an event is found in the transaction that accepts it
 //!   (`store/push/evaluate.rs`).
+//! - `pushers`: where users have it sent. Where they read it by themselves: `service/rooms/notifications.rs`.
+//! - `sender`: the threads that send; `next`: what goes next to a gateway; `payload`: what it is sent.
 
+mod next;
+mod payload;
+pub mod pushers;
 pub mod rules;
+pub mod sender;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@
 //! - `view`: what one user may see of a room. `timeline`: which events a page has. `client_format`: an event as
 //!   clients get it.
 //! - `relations`: the events that relate to one; `threads`: those of a room; `bundles`: what is told of them with an event.
+//! - `notifications`: what users were notified of, page by page.
 //! - `timestamp_to_event`: the event nearest to a time. `search`: events by the words in them, with
 //!   `search_token`.
 //! - `user_directory`: users by name, and the rooms that two have in common. `delayed_events`: what is sent later.
@@ -20,6 +21,7 @@ pub mod delayed_events;
 pub mod directory;
 pub mod hierarchy;
 pub mod messages;
+pub mod notifications;
 mod preview;
 #[cfg(test)]
 mod relation_tests;

@@ -126,7 +126,8 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Logs a device in: makes it if it is new (only then the name counts), and ends the sessions that it had.
+    /// Logs a device in: makes it if it is new (only then the name counts), and ends the sessions that it had, with the
+    /// pushers that were set by them.
     pub fn log_in_device(
         &mut self,
         user: &UserId,
@@ -143,6 +144,7 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
             .execute([user.as_str(), device])?;
+        self.delete_pushers_of_device(user, device)?;
         self.add_session(user, device, session, None)
     }
 
@@ -208,6 +210,7 @@ impl Tx<'_> {
             .prepare_cached("DELETE FROM sessions WHERE user_id = ?1 AND device_id = ?2")?
             .execute([user.as_str(), device])?;
         self.forget_signatures_of_device(user, device)?;
+        self.delete_pushers_of_device(user, device)?;
         self.close_sliding_connections(user, device)?;
         let deleted = self
             .conn()

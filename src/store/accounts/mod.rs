@@ -3,6 +3,7 @@
 //! - here: accounts, and the tokens that let somebody make one;
 //! - `devices`: devices that are logged in, and their sessions; `openid`: tokens that prove to others who a user is;
 //! - `profiles`, `account_data`, `filters`: what a user's clients keep here;
+//! - `pushers`: where users have what they are notified of sent;
 //! - `sliding_connections`: what each connection of sliding sync was told of its rooms;
 //! - `guests`: accounts of guests, and the rooms that they are to leave;
 //! - `reports`: what users have told the administrators of;
@@ -15,6 +16,7 @@ pub mod filters;
 pub mod guests;
 pub mod openid;
 pub mod profiles;
+pub mod pushers;
 pub mod reports;
 pub mod sliding_connections;
 

@@ -1,0 +1,512 @@
+//! Delivery to push gateways. What is to be sent is in the database and nowhere else: each pusher has a cursor in the one
+//! stream, which moves when the gateway has answered. Wakes are hints; a restart looks at every pusher.
+//!
+//! One request at a time for each pusher, so that what comes last is what the app's icon shows. A few threads look and send,
+//! made when there is work and gone when there is none. Gateways are what users say, so one of them, and all of which nothing
+//! is known or which failed last time, may hold only some of the threads: a slow or dead gateway delays nobody
+//! else.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use super::next::{GatewayRequest, LookAt, Next, Passed, next};
+use super::payload::PusherData;
+use crate::backoff::Backoff;
+use crate::clock::{Clock, Millis};
+use crate::error::Result;
+use crate::federation::push_gateway::gateway_host;
+use crate::locks::{lock, wait_timeout};
+use crate::protocol::UserId;
+use crate::service::Homeserver;
+use crate::store::Changes;
+use crate::store::accounts::pushers::{PusherFailure, PusherKey};
+
+/// Threads in all; those that one gateway may hold; and those for pushers that failed last time or have sent nothing yet.
+const THREADS_MAX: usize = 16;
+const THREADS_OF_GATEWAY_MAX: usize = 4;
+const UNPROVEN_THREADS_MAX: usize = 10;
+const STACK_BYTES: usize = 512 * 1024;
+/// A thread without work ends after this; the first one stays.
+const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a stop waits for the threads to end.
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
+/// Pauses of a pusher whose gateway does not take what it is sent.
+const PAUSES: Backoff = Backoff::doubling(1_000, 3_600_000);
+/// After something changed for a user, the number at their icons is looked at so much later: it often changes again.
+const BADGE_DELAY_MS: Millis = 1_500;
+/// When a pusher is looked at again that could not be read or written.
+const AFTER_OWN_FAILURE_MS: Millis = 5_000;
+
+/// In place of the key of a pusher: all of them are to be read.
+const ALL: PusherKey = 0;
+
+/// The threads that deliver. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct PushSender(Arc<SenderShared>);
+
+struct SenderShared {
+    clock: Clock,
+    state: Mutex<SenderState>,
+    work: Condvar,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct SenderState {
+    homeserver: Weak<Homeserver>,
+    /// Of each user who has pushers.
+    users: HashMap<UserId, Vec<PusherKey>>,
+    pushers: HashMap<PusherKey, PusherActivity>,
+    /// Those that are to be looked at.
+    line: VecDeque<PusherKey>,
+    /// Those that are to be looked at some day.
+    due: BTreeSet<(Millis, PusherKey)>,
+    /// Users whose pushers are to be read from the database.
+    unread: HashSet<UserId>,
+    load_all: bool,
+    /// Threads at each gateway.
+    gateways: HashMap<String, usize>,
+    unproven: usize,
+    alive: usize,
+    idle: usize,
+    stopping: bool,
+}
+
+/// What a pusher is at.
+struct PusherActivity {
+    user: UserId,
+    gateway: String,
+    /// Whether its gateway took what it was sent last.
+    proven: bool,
+    in_line: bool,
+    /// Whether a thread is at it.
+    busy: Option<Busy>,
+    /// Something came meanwhile.
+    again: bool,
+    /// Up to where there is nothing to be sent; the row may not say so yet.
+    known: i64,
+    /// Whether the number at the icon is to be looked at, too; and when it will be.
+    badge: bool,
+    badge_at: Option<Millis>,
+}
+
+/// A thread that is at a pusher.
+struct Busy {
+    gateway: String,
+    unproven: bool,
+}
+
+enum SenderTask {
+    /// All pushers are read, or those of a user.
+    Load(Option<UserId>),
+    /// A pusher is looked at; whether the number at the icon is, too; up to where there is nothing to be sent.
+    Look(PusherKey, bool, i64),
+    End,
+}
+
+impl PushSender {
+    /// Sends nothing yet.
+    pub fn new(clock: &Clock) -> Self {
+        Self(Arc::new(SenderShared {
+            clock: clock.clone(),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+        }))
+    }
+
+    /// Starts sending, first of all what earlier runs left.
+    pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
+        let mut state = lock(&self.0.state);
+        state.homeserver = Arc::downgrade(homeserver);
+        state.load_all = true;
+        self.spawn(&mut state)
+    }
+
+    /// Ends the threads. Requests under way count neither as taken nor as failed; who waits in one is cut off elsewhere.
+    pub fn stop(&self) {
+        let mut state = lock(&self.0.state);
+        state.stopping = true;
+        self.0.work.notify_all();
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while state.alive > 0 && Instant::now() < deadline {
+            state = wait_timeout(&self.0.ended, state, deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Takes in what a commit changed. Never blocks for long: it is called on the thread that tells of commits.
+    pub fn committed(&self, changes: &Changes) {
+        let mut state = lock(&self.0.state);
+        if state.users.is_empty() {
+            return;
+        }
+        let now = self.0.clock.now_ms();
+        let mut moved = false;
+        for user in changes.all_users() {
+            for key in state.users.get(user).cloned().unwrap_or_default() {
+                state.news(key, now + BADGE_DELAY_MS);
+                moved = true;
+            }
+        }
+        drop(state);
+        if moved {
+            self.0.work.notify_one();
+        }
+    }
+
+    /// A user's pushers were set or removed.
+    pub fn pushers_changed(&self, user: &UserId) {
+        lock(&self.0.state).unread.insert(user.clone());
+        self.0.work.notify_one();
+    }
+
+    /// The wall clock was moved: what is due by now is due.
+    pub fn clock_moved(&self) {
+        self.0.work.notify_all();
+    }
+
+    fn spawn(&self, state: &mut SenderState) -> Result<()> {
+        let sender = self.clone();
+        let stays = state.alive == 0;
+        let thread = std::thread::Builder::new().name("push".into()).stack_size(STACK_BYTES);
+        thread.spawn(move || sender.work(stays))?;
+        state.alive += 1;
+        Ok(())
+    }
+
+    fn work(&self, stays: bool) {
+        loop {
+            let task = self.next_task(stays);
+            // The homeserver is held only while it is needed: it may go while this thread waits.
+            let homeserver = lock(&self.0.state).homeserver.clone();
+            let Some(hs) = homeserver.upgrade() else { break };
+            match task {
+                SenderTask::Load(user) => self.load(&hs, user),
+                SenderTask::Look(key, badge, known) => {
+                    let looked = catch_unwind(AssertUnwindSafe(|| self.look(&hs, key, badge, known)));
+                    drop(hs);
+                    let outcome = looked.unwrap_or_else(|_| Looked::later(self.0.clock.now_ms()));
+                    lock(&self.0.state).finished(key, &outcome);
+                    self.0.work.notify_one();
+                }
+                SenderTask::End => break,
+            }
+        }
+        lock(&self.0.state).alive -= 1;
+        self.0.ended.notify_all();
+    }
+
+    /// Waits for something to do.
+    fn next_task(&self, stays: bool) -> SenderTask {
+        let mut state = lock(&self.0.state);
+        let idle_since = Instant::now();
+        loop {
+            if state.stopping {
+                return SenderTask::End;
+            }
+            state.take_up_what_is_due(self.0.clock.now_ms());
+            if let Some(task) = state.pick() {
+                // While this thread is busy, another one looks after what is left.
+                if state.idle > 0 {
+                    self.0.work.notify_one();
+                } else if !state.line.is_empty()
+                    && state.alive < THREADS_MAX
+                    && let Err(e) = self.spawn(&mut state)
+                {
+                    log::warn!("no further thread for push: {e}");
+                }
+                return task;
+            }
+            if !stays && idle_since.elapsed() >= IDLE_THREAD_TIMEOUT {
+                return SenderTask::End;
+            }
+            let mut pause = if stays { Duration::from_secs(600) } else { IDLE_THREAD_TIMEOUT };
+            if let Some((due, _)) = state.due.first() {
+                let left = u64::try_from(due - self.0.clock.now_ms()).unwrap_or(0);
+                pause = pause.min(Duration::from_millis(left + 1));
+            }
+            state.idle += 1;
+            state = wait_timeout(&self.0.work, state, pause);
+            state.idle -= 1;
+        }
+    }
+
+    /// Reads which pushers there are; each is looked at.
+    fn load(&self, hs: &Homeserver, user: Option<UserId>) {
+        let read = hs.store.read(|db| {
+            let users = user.clone().map_or_else(|| db.users_with_pushers(), |user| Ok(vec![user]))?;
+            users.into_iter().map(|user| Ok((db.pushers_of(&user)?, user))).collect::<Result<Vec<_>>>()
+        });
+        let mut state = lock(&self.0.state);
+        let users = match read {
+            Ok(users) => users,
+            Err(error) => {
+                log::log!(error.level(log::Level::Error), "the pushers cannot be read: {error}");
+                state.due.insert((self.0.clock.now_ms() + AFTER_OWN_FAILURE_MS, ALL));
+                return;
+            }
+        };
+        for (pushers, user) in users {
+            let enabled: Vec<_> = pushers.into_iter().filter(|pusher| pusher.set.enabled).collect();
+            let gone = state.users.remove(&user).unwrap_or_default();
+            let gone = gone.into_iter().filter(|key| enabled.iter().all(|pusher| pusher.key != *key));
+            gone.for_each(|key| state.forget(key));
+            for pusher in &enabled {
+                let gateway = gateway_host(PusherData::of(pusher).url());
+                let activity = state.pushers.entry(pusher.key).or_insert_with(|| PusherActivity::new(&user));
+                activity.gateway = gateway;
+                activity.badge = true;
+                state.stand_in_line(pusher.key);
+            }
+            if !enabled.is_empty() {
+                state.users.insert(user, enabled.iter().map(|pusher| pusher.key).collect());
+            }
+        }
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    fn is_stopping(&self) -> bool {
+        lock(&self.0.state).stopping
+    }
+
+    /// Sends whatever a pusher has to send, one after the other.
+    fn look(&self, hs: &Homeserver, key: PusherKey, badge: bool, known: i64) -> Looked {
+        let mut proven = None;
+        loop {
+            if self.is_stopping() {
+                return Looked { proven, ..Looked::default() };
+            }
+            let now = self.0.clock.now_ms();
+            let position = hs.store.position();
+            let at = LookAt { now, known, position, badge };
+            let done = match hs.store.read(|db| next(db, key, at)) {
+                Ok(Next::Gone) => return Looked { gone: true, ..Looked::default() },
+                Ok(Next::Wait(until)) => {
+                    return Looked { proven, badge, again_at: Some(until), ..Looked::default() };
+                }
+                Ok(Next::Nothing { passed: None, wake_at }) => {
+                    return Looked { proven, known: position, again_at: wake_at, ..Looked::default() };
+                }
+                Ok(Next::Nothing { passed: Some(passed), wake_at }) => {
+                    let more = passed.more;
+                    pass(hs, key, passed, now).map(|()| (!more).then_some(wake_at))
+                }
+                Ok(Next::Send(request)) => match self.send(hs, *request, position) {
+                    Ok(Sent::Taken) => {
+                        proven = Some(true);
+                        Ok(None)
+                    }
+                    // What was not taken may have been the number.
+                    Ok(Sent::Refused(at)) => {
+                        let proven = Some(false);
+                        return Looked { proven, badge: true, again_at: Some(at), ..Looked::default() };
+                    }
+                    Ok(Sent::CutOff) => return Looked::default(),
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(None) => {}
+                Ok(Some(again_at)) => {
+                    return Looked { proven, known: position, again_at, ..Looked::default() };
+                }
+                Err(error) => {
+                    log::log!(error.level(log::Level::Error), "a pusher cannot be looked after: {error}");
+                    return Looked::later(now);
+                }
+            }
+        }
+    }
+
+    fn send(&self, hs: &Homeserver, request: GatewayRequest, position: i64) -> Result<Sent> {
+        let GatewayRequest { pusher, url, body, cursor, otherwise, given_up, badge, bells } = request;
+        let (key, set_ms, pushkey) = (pusher.key, pusher.set_ms, pusher.set.pushkey.clone());
+        let answer = hs.federation.notify_gateway(&url, &body);
+        let now = self.0.clock.now_ms();
+        match answer {
+            // It can speak of what it was sent, and of nothing else.
+            Ok(rejected) if rejected.contains(&pushkey) => {
+                log::info!("a push gateway knows a device of {} no more", pusher.set.user_id);
+                hs.store.write(move |tx| tx.delete_rejected_pusher(key, set_ms))?;
+                Ok(Sent::Taken)
+            }
+            Ok(_) => {
+                hs.store.write_lightly(move |tx| {
+                    tx.pusher_delivered(key, cursor, badge)?;
+                    bells.iter().try_for_each(|bell| tx.set_bell(key, bell, now))
+                })?;
+                Ok(Sent::Taken)
+            }
+            Err(_) if self.is_stopping() => Ok(Sent::CutOff),
+            Err(error) => {
+                let failures = pusher.failures.saturating_add(1);
+                let retry_ms = now + PAUSES.pause_ms(failures);
+                log::info!(
+                    "the push gateway {} does not take what it is sent ({failures} in a row): {error}",
+                    gateway_host(&url)
+                );
+                let failing_since = pusher.failing_since.filter(|_| !given_up).unwrap_or((now, position));
+                let failure = PusherFailure { cursor: otherwise, failures, retry_ms, failing_since };
+                hs.store.write_lightly(move |tx| tx.pusher_failed(key, set_ms, &failure))?;
+                Ok(Sent::Refused(retry_ms))
+            }
+        }
+    }
+}
+
+/// What became of a request.
+enum Sent {
+    Taken,
+    /// It is tried again then.
+    Refused(Millis),
+    /// This server stops.
+    CutOff,
+}
+
+/// What became of a look.
+#[derive(Default)]
+struct Looked {
+    gone: bool,
+    /// Whether the gateway took the last request, if there was one.
+    proven: Option<bool>,
+    /// Up to where there is nothing to be sent.
+    known: i64,
+    /// Whether the number is still to be looked at.
+    badge: bool,
+    again_at: Option<Millis>,
+}
+
+impl Looked {
+    fn later(now: Millis) -> Self {
+        Self { badge: true, again_at: Some(now + AFTER_OWN_FAILURE_MS), ..Self::default() }
+    }
+}
+
+fn pass(hs: &Homeserver, key: PusherKey, passed: Passed, now: Millis) -> Result<()> {
+    let Passed { cursor, bells, .. } = passed;
+    hs.store.write_lightly(move |tx| {
+        tx.move_pusher_cursor(key, cursor)?;
+        bells.iter().try_for_each(|bell| tx.set_bell(key, bell, now))
+    })
+}
+
+impl PusherActivity {
+    fn new(user: &UserId) -> Self {
+        Self {
+            user: user.clone(),
+            gateway: String::new(),
+            proven: false,
+            in_line: false,
+            busy: None,
+            again: false,
+            known: 0,
+            badge: false,
+            badge_at: None,
+        }
+    }
+}
+
+impl SenderState {
+    /// Something changed for the user of a pusher.
+    fn news(&mut self, key: PusherKey, badge_at: Millis) {
+        let Some(pusher) = self.pushers.get_mut(&key) else { return };
+        if pusher.badge_at.is_none() {
+            pusher.badge_at = Some(badge_at);
+            self.due.insert((badge_at, key));
+        }
+        self.stand_in_line(key);
+    }
+
+    fn stand_in_line(&mut self, key: PusherKey) {
+        let Some(pusher) = self.pushers.get_mut(&key) else { return };
+        if pusher.busy.is_some() {
+            pusher.again = true;
+        } else if !std::mem::replace(&mut pusher.in_line, true) {
+            self.line.push_back(key);
+        }
+    }
+
+    fn take_up_what_is_due(&mut self, now: Millis) {
+        while self.due.first().is_some_and(|(due, _)| *due <= now) {
+            let Some((due, key)) = self.due.pop_first() else { return };
+            self.load_all |= key == ALL;
+            let Some(pusher) = self.pushers.get_mut(&key) else { continue };
+            if pusher.badge_at == Some(due) {
+                (pusher.badge, pusher.badge_at) = (true, None);
+            }
+            self.stand_in_line(key);
+        }
+    }
+
+    /// The next thing to do, if there is any that may be done now.
+    fn pick(&mut self) -> Option<SenderTask> {
+        if std::mem::take(&mut self.load_all) {
+            return Some(SenderTask::Load(None));
+        }
+        if let Some(user) = self.unread.iter().next().cloned() {
+            self.unread.remove(&user);
+            return Some(SenderTask::Load(Some(user)));
+        }
+        loop {
+            let at = self.line.iter().position(|key| self.may_look(*key))?;
+            let key = self.line.remove(at)?;
+            let Some(pusher) = self.pushers.get_mut(&key) else { continue };
+            pusher.in_line = false;
+            let busy = Busy { gateway: pusher.gateway.clone(), unproven: !pusher.proven };
+            self.unproven += usize::from(busy.unproven);
+            *self.gateways.entry(busy.gateway.clone()).or_default() += 1;
+            pusher.busy = Some(busy);
+            return Some(SenderTask::Look(key, std::mem::take(&mut pusher.badge), pusher.known));
+        }
+    }
+
+    /// Whether there is a thread for the pusher beside those of others like it.
+    fn may_look(&self, key: PusherKey) -> bool {
+        self.pushers.get(&key).is_none_or(|pusher| {
+            self.gateways.get(&pusher.gateway).is_none_or(|busy| *busy < THREADS_OF_GATEWAY_MAX)
+                && (pusher.proven || self.unproven < UNPROVEN_THREADS_MAX)
+        })
+    }
+
+    fn finished(&mut self, key: PusherKey, looked: &Looked) {
+        let Some(pusher) = self.pushers.get_mut(&key) else { return };
+        let busy = pusher.busy.take();
+        pusher.proven = looked.proven.unwrap_or(pusher.proven);
+        pusher.badge |= looked.badge;
+        pusher.known = pusher.known.max(looked.known);
+        let again = std::mem::take(&mut pusher.again);
+        let user = pusher.user.clone();
+        self.leave(busy);
+        if looked.gone {
+            self.forget(key);
+            self.unread.insert(user);
+            return;
+        }
+        self.due.extend(looked.again_at.map(|at| (at, key)));
+        if again && looked.proven != Some(false) {
+            self.stand_in_line(key);
+        }
+    }
+
+    fn leave(&mut self, busy: Option<Busy>) {
+        let Some(Busy { gateway, unproven }) = busy else { return };
+        self.unproven -= usize::from(unproven);
+        if let Some(threads) = self.gateways.get_mut(&gateway) {
+            *threads -= 1;
+            if *threads == 0 {
+                self.gateways.remove(&gateway);
+            }
+        }
+    }
+
+    /// A pusher that is not there any more. Who is at it will find that out.
+    fn forget(&mut self, key: PusherKey) {
+        if let Some(pusher) = self.pushers.remove(&key) {
+            self.leave(pusher.busy);
+        }
+    }
+}
