@@ -16,6 +16,10 @@ use crate::protocol::{RoomId, UserId};
 /// No filter that is larger than this many bytes is parsed or stored.
 pub const FILTER_BYTES_MAX: usize = 65_536;
 
+/// Each event that is looked at is looked up for every pair of these.
+const RELATED_REL_TYPES_MAX: usize = 10;
+const RELATED_SENDERS_MAX: usize = 20;
+
 /// A whole filter, as uploaded to `POST /user/{userId}/filter` or written into `/sync?filter=`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -136,6 +140,12 @@ impl EventFilter {
     pub fn check_ids(&self) -> Result<()> {
         let senders = self.senders.iter().chain(&self.related_by_senders).flatten();
         check_ids::<UserId>(senders.chain(&self.not_senders))?;
+        let has_more = |list: &Option<Vec<String>>, most| list.as_ref().is_some_and(|list| list.len() > most);
+        if has_more(&self.related_by_rel_types, RELATED_REL_TYPES_MAX)
+            || has_more(&self.related_by_senders, RELATED_SENDERS_MAX)
+        {
+            return Err(Error::bad_json("Not a valid filter: too many to be related by"));
+        }
         check_ids::<RoomId>(self.rooms.iter().flatten().chain(&self.not_rooms))
     }
 

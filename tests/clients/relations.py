@@ -1,5 +1,5 @@
-"""Threads, edits and reactions as a client shows them that has its server count them, while they are made, after the app
-was opened anew, and on a device that comes to the room later.
+"""Threads, edits and reactions as a client shows them that has its server count them: while they are made, after the
+app was opened anew, and on a device that comes to the room later.
 """
 
 from conversations import JS_ONLY, room_of_two
@@ -67,7 +67,8 @@ def relations_that_are_found_later(stage):
         device.until_text(room=room, id=root, body="root, edited")
         device.until_reactions(room=room, id=root, wanted={"👍": both})
         told = device.thread(room=room, root=root, count=7)
-        demand(told == [f"reply {n}" for n in range(6)] + ["reply 6, edited"], f"{device.name} shows the thread as {told}")
+        wanted = [*(f"reply {n}" for n in range(6)), "reply 6, edited"]
+        demand(told == wanted, f"{device.name} shows the thread as {told}")
 
 
 @conversation("what relates to an event, page by page, and redacted", JS_ONLY)

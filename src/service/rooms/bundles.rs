@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::value::to_raw_value;
 
 use crate::error::{Error, Result};
-use crate::protocol::EventId;
 use crate::protocol::filter::EventFormat;
 use crate::protocol::pdu::Membership;
 use crate::protocol::relations::{REFERENCE, THREAD, is_edit_of, may_be_edited, may_be_thread_root};
+use crate::protocol::{EventId, UserId};
 use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::rooms::timeline::TimelineEvent;
 use crate::service::rooms::view::RoomView;
@@ -34,6 +34,8 @@ const REPLIES_AT_ONCE: usize = 200;
 const REPLIES_COUNTED_MAX: usize = 100;
 /// Replies of one ignored user that are taken off a count.
 const IGNORED_REPLIES_MAX: u64 = 100_000;
+/// Events that one answer looks at for its bundles, beside those that it tells.
+const LOOKS_MAX: usize = 2000;
 /// What an answer has of bundles; events beyond go without.
 const BUNDLES_BYTES_MAX: usize = 8 << 20;
 
@@ -56,7 +58,7 @@ struct References {
 
 #[derive(Serialize)]
 struct EventReference {
-    event_id: EventId,
+    event_id: String,
 }
 
 #[derive(Serialize)]
@@ -74,7 +76,8 @@ pub fn write_with_bundles<'e>(
     events: impl IntoIterator<Item = &'e TimelineEvent>,
 ) -> Result<Vec<Json>> {
     let events: Vec<&TimelineEvent> = events.into_iter().collect();
-    let mut bundler = Bundler { view, format, bytes_left: BUNDLES_BYTES_MAX };
+    let mut bundler =
+        Bundler { view, format, bytes_left: BUNDLES_BYTES_MAX, looks_left: LOOKS_MAX, ignored_here: None };
     bundler.write(&events)
 }
 
@@ -82,6 +85,9 @@ struct Bundler<'b> {
     view: &'b RoomView<'b>,
     format: &'b ClientFormat<'b>,
     bytes_left: usize,
+    looks_left: usize,
+    /// Those whom the reader ignores who have been in the room.
+    ignored_here: Option<Vec<String>>,
 }
 
 impl Bundler<'_> {
@@ -135,11 +141,11 @@ impl Bundler<'_> {
         if is_empty { Ok(None) } else { to_raw_value(&bundle).map(Some).map_err(Error::internal) }
     }
 
-    fn references(&self, event: &StoredEvent) -> Result<Option<References>> {
+    fn references(&mut self, event: &StoredEvent) -> Result<Option<References>> {
         let mut chunk = Vec::new();
         for row in self.last_related(event.pdu.event_id(), REFERENCE, REFERENCES_MAX)? {
-            if visible(self.view, &row)?.is_some() {
-                chunk.push(EventReference { event_id: self.view.db().event_id(row.key)? });
+            if self.sees(&row, self.view.sees_all_since_joining())? {
+                chunk.push(EventReference { event_id: row.event_id });
             }
         }
         chunk.reverse();
@@ -170,7 +176,7 @@ impl Bundler<'_> {
         }
         let (db, room, id) = (self.view.db(), self.view.room.key, root.pdu.event_id());
         let Some(replies) = db.thread_replies(room, id)? else { return Ok(None) };
-        let Some(latest) = latest_reply(self.view, id)? else { return Ok(None) };
+        let Some(latest) = latest_reply(self.view, id, &mut self.looks_left)? else { return Ok(None) };
         let count = match self.view.sees_all_since_joining() {
             true => replies.saturating_sub(self.ignored_replies(id)?),
             false => self.visible_replies(id)?,
@@ -183,21 +189,45 @@ impl Bundler<'_> {
     }
 
     /// How many replies are those of users whom the reader ignores.
-    fn ignored_replies(&self, root: &EventId) -> Result<u64> {
+    fn ignored_replies(&mut self, root: &EventId) -> Result<u64> {
         let (db, room, mut count) = (self.view.db(), self.view.room.key, 0);
-        for user in self.view.ignored().users() {
+        if self.ignored_here.is_none() {
+            let mut here = Vec::new();
+            for user in self.view.ignored().users() {
+                if let Ok(id) = UserId::parse(user)
+                    && db.member(room, &id)?.is_some()
+                {
+                    here.push(user.to_owned());
+                }
+            }
+            self.ignored_here = Some(here);
+        }
+        for user in self.ignored_here.iter().flatten() {
             count += db.thread_replies_of(room, root, user, IGNORED_REPLIES_MAX)?;
         }
         Ok(count)
     }
 
     /// How many of the last replies the reader may see.
-    fn visible_replies(&self, root: &EventId) -> Result<u64> {
+    fn visible_replies(&mut self, root: &EventId) -> Result<u64> {
         let mut count = 0;
         for row in self.last_related(root, THREAD, REPLIES_COUNTED_MAX)? {
-            count += u64::from(visible(self.view, &row)?.is_some());
+            count += u64::from(self.sees(&row, true)?);
         }
         Ok(count)
+    }
+
+    /// Whether the reader may see an event. `since_joining`: what stands behind their join need not be looked at.
+    fn sees(&mut self, row: &RelatedEvent, since_joining: bool) -> Result<bool> {
+        let view = self.view;
+        if view.ignored().has(&row.sender) {
+            return Ok(false);
+        }
+        if since_joining && view.is_since_joining(row.place) && view.erasure.erased_at(&row.sender)?.is_none()
+        {
+            return Ok(true);
+        }
+        Ok(visible(view, row, &mut self.looks_left)?.is_some())
     }
 
     /// The last that relate to an event in this way.
@@ -208,11 +238,16 @@ impl Bundler<'_> {
     }
 }
 
-/// The event of a row with what the reader was at it, if they may see it.
-pub(super) fn visible(view: &RoomView<'_>, row: &RelatedEvent) -> Result<Option<(StoredEvent, Membership)>> {
-    if view.ignored().has(&row.sender) {
+/// The event of a row with what the reader was at it, if they may see it. Looks at no more than `looks_left`.
+pub(super) fn visible(
+    view: &RoomView<'_>,
+    row: &RelatedEvent,
+    looks_left: &mut usize,
+) -> Result<Option<(StoredEvent, Membership)>> {
+    if view.ignored().has(&row.sender) || *looks_left == 0 {
         return Ok(None);
     }
+    *looks_left -= 1;
     let event = view.db().event_by_key(row.key)?;
     let access = view.look(&event)?;
     // What was erased is to this reader as if it were redacted, and that relates to nothing.
@@ -221,14 +256,18 @@ pub(super) fn visible(view: &RoomView<'_>, row: &RelatedEvent) -> Result<Option<
 }
 
 /// "The most recent event … in the thread sent by an un-ignored user", as far as the reader may see it.
-pub(super) fn latest_reply(view: &RoomView<'_>, root: &EventId) -> Result<Option<TimelineEvent>> {
+pub(super) fn latest_reply(
+    view: &RoomView<'_>,
+    root: &EventId,
+    looks_left: &mut usize,
+) -> Result<Option<TimelineEvent>> {
     let from = view.end_exclusive();
     let mut range = TimelineRange { from, to: Place::START, limit: REPLIES_AT_FIRST, backwards: true };
-    let mut looked_at = 0;
-    while looked_at < REPLIES_LOOKED_AT_MAX {
+    let mut passed_over = 0;
+    while passed_over < REPLIES_LOOKED_AT_MAX && *looks_left > 0 {
         let rows = view.db().related_to(view.room.key, root, Some(THREAD), range)?;
         for row in &rows {
-            if let Some((event, membership)) = visible(view, row)? {
+            if let Some((event, membership)) = visible(view, row, looks_left)? {
                 return Ok(Some(TimelineEvent { event, membership }));
             }
         }
@@ -236,7 +275,7 @@ pub(super) fn latest_reply(view: &RoomView<'_>, root: &EventId) -> Result<Option
             Some(last) if rows.len() == range.limit => range.from = last.place,
             _ => break,
         }
-        looked_at += rows.len();
+        passed_over += rows.len();
         range.limit = REPLIES_AT_ONCE;
     }
     Ok(None)

@@ -19,7 +19,7 @@ use crate::store::rooms::relations::{RelatedEvent, RelationFilter};
 const PAGE_USUAL: usize = 50;
 const PAGE_MAX: usize = 500;
 /// With `recurse` so many events are looked at for those that relate by way of others.
-const INDIRECT_LOOKED_AT_MAX: usize = 20_000;
+const INDIRECT_LOOKED_AT_MAX: usize = 10_000;
 
 /// What a client asks of `/relations`.
 #[derive(Default)]
@@ -100,13 +100,13 @@ fn page(
     };
     // One more than wanted, to know whether something is left.
     range.limit = limit.saturating_add(1);
-    let mut scanned = 0;
+    let (mut scanned, mut looks_left) = (0, usize::MAX);
     loop {
         let rows = next_rows(view, parent, filter, &indirect, range)?;
         let exhausted = rows.len() < range.limit;
         for row in rows {
             if filter.event_type.is_none_or(|event_type| event_type == row.event_type)
-                && let Some((event, membership)) = bundles::visible(view, &row)?
+                && let Some((event, membership)) = bundles::visible(view, &row, &mut looks_left)?
             {
                 if events.len() == limit {
                     return Ok((events, Some(token_behind(range))));

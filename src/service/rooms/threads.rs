@@ -66,6 +66,7 @@ impl Rooms<'_> {
                 participated: request.participated,
                 limit: request.limit.unwrap_or(PAGE_USUAL).min(PAGE_MAX),
                 roots: Vec::new(),
+                looks_left: REPLIES_LOOKED_AT_MAX,
                 at: match request.from {
                     Some(from) => from.start_back().min(view.end_exclusive()),
                     None => view.end_exclusive(),
@@ -87,6 +88,8 @@ struct ThreadPage<'p> {
     participated: bool,
     limit: usize,
     roots: Vec<TimelineEvent>,
+    /// So many more replies are looked at.
+    looks_left: usize,
     /// The place of the reply that was looked at last; the next page has the threads whose latest stand before it.
     at: Place,
 }
@@ -136,7 +139,8 @@ impl ThreadPage<'_> {
                 let root = EventId::parse(&reply.root)?;
                 looked_at.insert(reply.root.clone());
                 // One that has a later reply was on an earlier page.
-                let latest = latest_reply(self.view, &root)?.and_then(|latest| latest.event.place);
+                let latest = latest_reply(self.view, &root, &mut self.looks_left)?
+                    .and_then(|latest| latest.event.place);
                 let is_wanted =
                     !self.participated || db.has_participated(room, &root, self.view.user.as_str())?;
                 if latest == Some(reply.place) && is_wanted && db.thread_replies(room, &root)?.is_some() {
@@ -153,7 +157,7 @@ impl ThreadPage<'_> {
     fn add(&mut self, root: &EventId) -> Result<()> {
         if let Some((event, membership)) = visible_event(self.view, root)?
             && may_be_thread_root(&event.pdu)
-            && latest_reply(self.view, root)?.is_some()
+            && latest_reply(self.view, root, &mut self.looks_left)?.is_some()
         {
             self.roots.push(TimelineEvent { event, membership });
         }

@@ -89,6 +89,11 @@ impl<'v> RoomView<'v> {
             && matches!(self.visibility_now, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)
     }
 
+    /// Whether something stands behind the user's join, without a break since.
+    pub fn is_since_joining(&self, place: Place) -> bool {
+        matches!(self.access, Access::Joined { since } if place.stream > since)
+    }
+
     /// Whom the user ignores.
     pub fn ignored(&self) -> &Ignored {
         &self.ignored

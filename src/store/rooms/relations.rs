@@ -17,8 +17,8 @@ pub struct RelatedEvent {
     pub key: EventKey,
     /// Its place in the timeline.
     pub place: Place,
-    /// How it relates.
-    pub rel_type: String,
+    /// Its id.
+    pub event_id: String,
     /// Its type.
     pub event_type: String,
     /// Who sent it.
@@ -58,13 +58,13 @@ pub struct ThreadReply {
     pub root: String,
 }
 
-const RELATED: &str = "SELECT event_key, stream, sub, rel_type, event_type, sender FROM event_relations";
+const RELATED: &str = "SELECT event_key, stream, sub, event_id, event_type, sender FROM event_relations";
 
 fn related_of(row: &Row<'_>) -> rusqlite::Result<RelatedEvent> {
     Ok(RelatedEvent {
         key: row.get(0)?,
         place: Place { stream: row.get(1)?, sub: row.get(2)? },
-        rel_type: row.get(3)?,
+        event_id: row.get(3)?,
         event_type: row.get(4)?,
         sender: row.get(5)?,
     })
@@ -173,7 +173,7 @@ impl Db<'_> {
                FROM tree t CROSS JOIN event_relations r
                  WHERE t.passes AND t.depth < ?6 AND r.room_key = ?1 AND r.parent = t.event_id AND {r_in_one_way}
                LIMIT ?5)
-             SELECT DISTINCT r.event_key, r.stream, r.sub, r.rel_type, r.event_type, r.sender
+             SELECT DISTINCT r.event_key, r.stream, r.sub, r.event_id, r.event_type, r.sender
              FROM tree t JOIN event_relations r ON r.event_key = t.event_key
              WHERE t.depth > 1 AND t.passes AND r.parent <> ?2 AND r.event_id <> ?2
              ORDER BY r.stream DESC, r.sub DESC, r.event_key DESC"
@@ -214,18 +214,14 @@ impl Db<'_> {
             "SELECT 1 FROM event_relations WHERE room_key = ?1 AND parent = ?2 AND rel_type = ?3",
         )?;
         for rel_type in rel_types {
-            let found = match senders {
-                None => of_any.exists(params![room, parent.as_str(), rel_type])?,
-                Some(senders) => {
-                    let mut found = false;
-                    for sender in senders {
-                        found |= of_sender.exists(params![room, parent.as_str(), rel_type, sender])?;
-                    }
-                    found
+            if !of_any.exists(params![room, parent.as_str(), rel_type])? {
+                continue;
+            }
+            let Some(senders) = senders else { return Ok(true) };
+            for sender in senders {
+                if of_sender.exists(params![room, parent.as_str(), rel_type, sender])? {
+                    return Ok(true);
                 }
-            };
-            if found {
-                return Ok(true);
             }
         }
         Ok(false)
