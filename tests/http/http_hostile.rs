@@ -60,6 +60,10 @@ impl House {
             "/unread" => text("not looked at"),
             "/panic" => panic!("this handler always panics"),
             "/big" => Outcome::Reply(Reply::bytes("text/plain", vec![b'x'; 64 * MIB])),
+            "/big-and-quick" => {
+                let file = io::repeat(b'x').take(64 << 20);
+                Outcome::Reply(Reply::stream("text/plain", 64 << 20, Box::new(file)).taken_at(64 << 10))
+            }
             "/header" => text(request.header("x-test").unwrap_or("none")),
             "/count" => text(&self.waiting.load(Ordering::SeqCst).to_string()),
             "/wake" => {
@@ -579,6 +583,23 @@ fn a_reader_that_never_reads_its_reply_is_given_up() {
     assert_serves(address);
     until("the connections are closed", || server.connections() == 0);
     drop(clients);
+}
+
+#[test]
+fn who_has_read_much_has_earned_no_time_to_read_nothing_of_a_reply_with_a_rate_of_its_own() {
+    let limits =
+        ConnectionLimits { transfer_grace: Duration::from_millis(300), ..ConnectionLimits::default() };
+    let (server, address) = serve(limits);
+    let mut connection = TcpStream::connect(address).expect("a connection");
+    connection.write_all(b"GET /big-and-quick HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    // At the rate that everybody has to keep up, this would be worth hours.
+    connection.read_exact(&mut vec![0; 16 * MIB]).expect("much of it");
+    until("the connection is closed", || server.connections() == 0);
+    let (mut got, mut buffer) = (16 * MIB, vec![0; MIB]);
+    while let Ok(count @ 1..) = connection.read(&mut buffer) {
+        got += count;
+    }
+    assert!(got < 64 * MIB, "it came whole");
 }
 
 // ----- waiting -----

@@ -10,6 +10,7 @@ use crate::http::{Outcome, Poll};
 use crate::protocol::media::{MediaId, MxcUri};
 use crate::service::Homeserver;
 use crate::service::limits::request_permits::{Asker, AskerId};
+use crate::service::media::serve::RATE_MIN;
 use crate::service::media::{FoundMedia, MediaFile, no_such_media, not_yet_uploaded};
 
 /// `GET /_matrix/federation/v1/media/download/{mediaId}`.
@@ -58,5 +59,6 @@ fn uploaded_here(
 fn in_parts(hs: &Homeserver, request: &Request, origin: &Origin, found: MediaFile) -> Result<Reply> {
     let gone = request.hung_up();
     let served = hs.media().serve(&origin.0, found, || !gone.as_ref().is_some_and(|gone| gone()))?;
-    Ok(Reply::stream(&served.content_type, served.bytes, served.reader))
+    let reply = Reply::stream(&served.content_type, served.bytes, served.reader);
+    Ok(reply.taken_at(usize::try_from(RATE_MIN).unwrap_or(usize::MAX)))
 }

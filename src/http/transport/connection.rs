@@ -36,6 +36,8 @@ pub(super) const READ_BYTES: usize = 16 << 10;
 const DRAINED_BYTES_MAX: usize = 64 << 10;
 /// Room for a reply before it goes to the socket.
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
+/// Of a reply with a rate of its own, the rate is looked at anew for each so many bytes.
+const WATCHED_BYTES: usize = 256 << 10;
 /// How long a worker stays with a connection on which nothing comes.
 const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long, and for how many bytes, what comes after our last reply is still read.
@@ -357,6 +359,7 @@ impl Connection {
 
     /// Writes a reply with tiny_http's writer, then flushes.
     fn write(&mut self, reply: Reply, reply_framing: ReplyFraming) -> io::Result<()> {
+        let rate = reply.slowest_rate();
         let (status, mut headers, body) = reply.into_parts();
         headers.extend(Header::from_bytes("Server", "Doorstep"));
         if reply_framing.cors {
@@ -373,13 +376,13 @@ impl Connection {
                 (usize::try_from(length).map_err(io::Error::other)?, Box::new(Exactly::new(length, reader)))
             }
             ReplyBody::Unmeasured(reader) => {
-                return self.write_unmeasured((status, headers), connection, reply_framing, reader);
+                return self.write_unmeasured((status, headers), connection, (reply_framing, rate), reader);
             }
         };
         let started = Instant::now();
         self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
         let room = WRITE_BUFFER_BYTES.min(length.saturating_add(1024));
-        let paced = BufWriter::with_capacity(room, Paced { connection: self, started, written: 0 });
+        let paced = BufWriter::with_capacity(room, Paced { connection: self, started, written: 0, rate });
         let mut writer = SecondLine { inner: paced, line: Some(connection) };
         // Without a threshold, tiny_http would send larger bodies in chunks although their length is known.
         Response::new(StatusCode(status), headers, reader, Some(length), None)
@@ -395,7 +398,7 @@ impl Connection {
         &mut self,
         (status, headers): (u16, Vec<Header>),
         connection: &[u8],
-        reply_framing: ReplyFraming,
+        (reply_framing, rate): (ReplyFraming, Option<usize>),
         mut reader: Box<dyn Read + Send>,
     ) -> io::Result<()> {
         const MEASURE: &[u8] = b"Content-Length: 0\r\n\r\n";
@@ -411,8 +414,8 @@ impl Connection {
         let head = head.strip_suffix(MEASURE).ok_or_else(|| io::Error::other("a head of another form"))?;
         let started = Instant::now();
         self.transport.set_deadline(transfer_deadline(&self.slot, started, 0));
-        let paced =
-            BufWriter::with_capacity(WRITE_BUFFER_BYTES, Paced { connection: self, started, written: 0 });
+        let paced = Paced { connection: self, started, written: 0, rate };
+        let paced = BufWriter::with_capacity(WRITE_BUFFER_BYTES, paced);
         let mut writer = SecondLine { inner: paced, line: Some(connection) };
         writer.write_all(head)?;
         writer.write_all(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" })?;
@@ -453,20 +456,30 @@ fn answer_of(call: &Call, request: &Request, poll: Poll) -> Outcome {
 }
 
 pub(super) fn transfer_deadline(slot: &ConnectionSlot, started: Instant, so_far: usize) -> Instant {
-    let limits = &slot.shared.limits;
-    started + limits.transfer_grace + Duration::from_secs((so_far / limits.transfer_rate.max(1)) as u64)
+    deadline_at(slot, started, so_far, slot.shared.limits.transfer_rate)
 }
 
-/// Lets a long reply have its time: each part that went out extends the deadline by the slowest rate.
+/// When more than so much has to have passed, at this rate in bytes a second.
+fn deadline_at(slot: &ConnectionSlot, started: Instant, so_far: usize, rate: usize) -> Instant {
+    started + slot.shared.limits.transfer_grace + Duration::from_secs((so_far / rate.max(1)) as u64)
+}
+
+/// Lets a long reply have its time: each part that went out extends the deadline by the slowest rate. Where the reply has a
+/// rate of its own, who has taken much of it quickly has earned no time to take nothing.
 struct Paced<'c> {
     connection: &'c mut Connection,
     started: Instant,
     written: usize,
+    rate: Option<usize>,
 }
 
 impl Write for Paced<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let deadline = transfer_deadline(&self.connection.slot, self.started, self.written);
+        if self.rate.is_some() && self.written >= WATCHED_BYTES {
+            (self.started, self.written) = (Instant::now(), 0);
+        }
+        let rate = self.rate.unwrap_or(self.connection.slot.shared.limits.transfer_rate);
+        let deadline = deadline_at(&self.connection.slot, self.started, self.written, rate);
         self.connection.transport.set_deadline(deadline);
         let n = self.connection.transport.write(buf)?;
         self.written += n;

@@ -17,6 +17,7 @@ pub struct Reply {
     status: u16,
     headers: Vec<Header>,
     body: ReplyBody,
+    slowest_rate: Option<usize>,
 }
 
 pub(super) enum ReplyBody {
@@ -50,19 +51,19 @@ impl Reply {
 
     /// 200 with bytes of this content type.
     pub fn bytes(content_type: &str, bytes: Vec<u8>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: ReplyBody::Bytes(bytes) }
+        Self { status: 200, headers: Vec::new(), slowest_rate: None, body: ReplyBody::Bytes(bytes) }
             .with_header("Content-Type", content_type)
     }
 
     /// 200 with exactly `length` bytes of `reader`.
     pub fn stream(content_type: &str, length: u64, reader: Box<dyn Read + Send>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: ReplyBody::Stream(length, reader) }
+        Self { status: 200, headers: Vec::new(), slowest_rate: None, body: ReplyBody::Stream(length, reader) }
             .with_header("Content-Type", content_type)
     }
 
     /// 200 with all that `reader` has, whose length shows when it ends.
     pub fn unmeasured(content_type: &str, reader: Box<dyn Read + Send>) -> Self {
-        Self { status: 200, headers: Vec::new(), body: ReplyBody::Unmeasured(reader) }
+        Self { status: 200, headers: Vec::new(), slowest_rate: None, body: ReplyBody::Unmeasured(reader) }
             .with_header("Content-Type", content_type)
     }
 
@@ -92,6 +93,18 @@ impl Reply {
             self.headers.extend(Header::from_bytes(name, value));
         }
         self
+    }
+
+    /// This answer for somebody who has to take so many bytes of it a second all the time, and not only in the middle: for
+    /// what keeps more of ours than a connection.
+    #[must_use]
+    pub fn taken_at(mut self, slowest_rate: usize) -> Self {
+        self.slowest_rate = Some(slowest_rate);
+        self
+    }
+
+    pub(super) fn slowest_rate(&self) -> Option<usize> {
+        self.slowest_rate
     }
 
     /// The HTTP status.

@@ -26,6 +26,8 @@ fn asker(name: &str) -> Asker {
     Asker::new(AskerId::User(UserId::parse(&format!("@{name}:us.example")).expect("a user id")))
 }
 
+type BoxedScript = Box<dyn Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync>;
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(1)
 }
@@ -131,7 +133,7 @@ fn whoever_answers_with_anything_but_the_file_leaves_nothing_behind_and_is_not_a
         }
     }
     let inside = "https://127.0.0.1:1/secret";
-    let cases: Vec<(&str, u16, ErrCode, Box<dyn Fn(&AskedOfPeer) -> ScriptedAnswer + Send + Sync>)> = vec![
+    let cases: Vec<(&str, u16, ErrCode, BoxedScript)> = vec![
         ("endless", 502, ErrCode::TooLarge, Box::new(|_| endless())),
         ("cut off", 504, ErrCode::Unknown, Box::new(cut)),
         (

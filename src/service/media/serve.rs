@@ -19,8 +19,9 @@ const SERVED_MAX: usize = 96;
 const SERVED_PER_SERVER_MAX: usize = 12;
 /// How long one waits for such a slot. Not briefly: Synapse that is told to come later asks nothing at all for ten minutes.
 const SLOT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Slowest rate behind a grace, in bytes a second: while nobody waits, and while somebody does.
-const RATE_MIN: u64 = 4 << 10;
+/// Slowest rate behind a grace, in bytes a second: while nobody waits, and while somebody does. Who takes nothing at all is
+/// found out by the connection, by the first of them.
+pub const RATE_MIN: u64 = 16 << 10;
 const CROWDED_RATE_MIN: u64 = 64 << 10;
 /// When who found no slot should come again.
 const RETRY_AFTER_MS: u64 = 3_000;
