@@ -30,7 +30,7 @@ use crate::store::rooms::search::TextSearch;
 use crate::store::{Db, EventKey, Place, Room, RoomKey, StoredEvent};
 
 /// Events of one window.
-const WINDOW_EVENTS: usize = 500;
+const WINDOW_EVENTS: usize = 300;
 /// One request looks at no more events than these, whether or not it may show any of them.
 const EVENTS_LOOKED_AT_MAX: usize = 10 * WINDOW_EVENTS;
 /// With more rooms than these the index is asked about all rooms: each room makes its part of the work dearer.
@@ -149,8 +149,8 @@ struct Group {
 /// A match that the searcher may see and wants.
 struct Hit {
     shown: TimelineEvent,
+    /// How well it fits, where that decides the order.
     rank: f64,
-    text: String,
 }
 
 /// What a page of a search has.
@@ -282,8 +282,9 @@ impl<'s> Search<'s> {
         let mut highlights = BTreeSet::new();
         let mut results = Vec::with_capacity(page.hits.len());
         for hit in &page.hits {
-            self.query.highlights(&hit.text, &mut highlights);
-            results.push(self.result(&views, hit)?);
+            let text = self.db.text_found(&hit.shown.event)?;
+            self.query.highlights(&text, &mut highlights);
+            results.push(self.result(&views, hit, self.query.rank(&text))?);
         }
         let state = match self.criteria.include_state {
             Some(true) => Some(self.state(&views, &page.hits)?),
@@ -379,10 +380,12 @@ impl<'s> Search<'s> {
             if !access.visible || view.erasure.hides(&event)? {
                 continue;
             }
-            let text = self.db.text_found(&event)?;
-            let rank = self.query.rank(&text);
+            let rank = match self.criteria.order_by {
+                SearchOrder::Rank => self.query.rank(&self.db.text_found(&event)?),
+                SearchOrder::Recent => 0.0,
+            };
             let shown = TimelineEvent { event, membership: access.membership };
-            hits.push(Hit { shown, rank, text });
+            hits.push(Hit { shown, rank });
         }
         Ok(hits)
     }
@@ -398,7 +401,7 @@ impl<'s> Search<'s> {
         }
     }
 
-    fn result(&self, views: &Views<'s>, hit: &Hit) -> Result<SearchResult> {
+    fn result(&self, views: &Views<'s>, hit: &Hit, rank: f64) -> Result<SearchResult> {
         let view = views.get(&hit.shown.event.room).ok_or_else(|| Error::internal("a view went missing"))?;
         let context = match &self.criteria.event_context {
             Some(wanted) => self.context(view, wanted, &hit.shown.event)?,
@@ -406,7 +409,7 @@ impl<'s> Search<'s> {
         };
         let result = write_with_bundles(view, self.format, [&hit.shown])?.pop();
         let result = result.ok_or_else(|| Error::internal("an event was not written"))?;
-        Ok(SearchResult { rank: hit.rank, result, context })
+        Ok(SearchResult { rank, result, context })
     }
 
     fn context(
