@@ -154,7 +154,7 @@ impl Piece {
         fits: impl Fn(usize, usize) -> bool,
     ) -> Option<usize> {
         let length = self.chars.len();
-        let Some(last) = text.len().checked_sub(length).filter(|last| from <= *last) else { return None };
+        let last = text.len().checked_sub(length).filter(|last| from <= *last)?;
         let Some(borders) = self.borders.as_ref().filter(|_| length > 0) else {
             return (from..=last).find(|at| {
                 steps.take(1 + if length > 0 && fits(*at, at + length) { length } else { 0 })

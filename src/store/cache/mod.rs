@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::{RoomId, RoomVersion, UserId};
 use crate::store::cache::events::EventCache;
-use crate::store::push::recipients::Settings;
+use crate::store::push::recipients::{Settings, SpecialRecipients};
 use crate::store::rooms::events::ForwardExtremity;
 
 /// Rooms that are cached, and entries of the current states of all of them together.
@@ -63,7 +63,7 @@ struct CachedRoom {
     /// Our users who are joined.
     audience: Option<Arc<[UserId]>>,
     /// Those of them who have such settings.
-    special: Option<Rc<[(UserId, Rc<Settings>)]>>,
+    special: Option<SpecialRecipients>,
     /// Whether no other server was ever in it.
     alone: Option<bool>,
     /// The current state by type and state key; none where it has no event.
@@ -157,11 +157,11 @@ impl WriterCache {
     }
 
     /// Our users in the room who have something that is not usual.
-    pub(super) fn special_recipients(&self, room: RoomKey) -> Option<Rc<[(UserId, Rc<Settings>)]>> {
+    pub(super) fn special_recipients(&self, room: RoomKey) -> Option<SpecialRecipients> {
         self.recall(room, |about| about.special.clone())
     }
 
-    pub(super) fn keep_special_recipients(&self, room: RoomKey, special: Rc<[(UserId, Rc<Settings>)]>) {
+    pub(super) fn keep_special_recipients(&self, room: RoomKey, special: SpecialRecipients) {
         self.keep(room, |about| about.special = Some(special));
     }
 

@@ -124,8 +124,8 @@ impl Tx<'_> {
             };
             own.push((user.clone(), actions));
         }
-        let mut named: Vec<UserId> =
-            evaluation.event.names().filter_map(|user| UserId::parse(user).ok()).collect();
+        let named = evaluation.event.names().filter(|user| self.is_local(user));
+        let mut named: Vec<UserId> = named.filter_map(|user| UserId::parse(user).ok()).collect();
         if pdu.membership() == Some(Membership::Knock) {
             // Those who may let the knocker in.
             let levels = evaluation.levels();

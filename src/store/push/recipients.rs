@@ -23,13 +23,16 @@ pub(in crate::store) struct Settings {
     pub ignored: Ignored,
 }
 
+/// Users who have something that is not usual, in order, with what they have.
+pub(in crate::store) type SpecialRecipients = Rc<[(UserId, Rc<Settings>)]>;
+
 /// The local members of a room.
 #[derive(Debug, Clone)]
 pub(in crate::store) struct Recipients {
     /// All of them, in order.
     pub all: Arc<[UserId]>,
     /// Those who have something that is not usual, in the same order.
-    pub special: Rc<[(UserId, Rc<Settings>)]>,
+    pub special: SpecialRecipients,
 }
 
 impl Recipients {
@@ -76,7 +79,7 @@ impl Db<'_> {
         for user in all.iter() {
             special.extend(self.push_settings(user)?.map(|settings| (user.clone(), settings)));
         }
-        let special: Rc<[_]> = special.into();
+        let special: SpecialRecipients = special.into();
         self.remember(|cache| cache.keep_special_recipients(room, special.clone()));
         Ok(Recipients { all, special })
     }
