@@ -67,6 +67,8 @@
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
 //! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |
 //! | a knock, an invite, a join, a leave | `service/membership/`, a file each, both ends |
+//! | a room that is replaced by another | `service/rooms/upgrade/`; what follows its members: `service/membership/replaced_rooms.rs` |
+//! | what an account may not: locked, suspended, a guest | `check_standing` in `src/http/route.rs`, `service/accounts/moderation.rs`, `service/guests.rs` |
 //! | the state of a membership in a room that we are not in | [`protocol::remote_membership`] |
 //! | the authorisation rules, by their numbers | [`protocol::event_auth`]; state resolution: [`protocol::state_res`] |
 //! | signatures | [`protocol::verify`], `service/keys/` |

@@ -1,7 +1,6 @@
 //! A room in one answer: its state and its last messages, for who looks in from outside ("Room Previews"). Its parts are
 //! those of `/messages` and `/state`, and so are those who may see them.
 
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
@@ -9,7 +8,7 @@ use crate::protocol::RoomId;
 use crate::protocol::filter::EventFilter;
 use crate::protocol::json::parse_object;
 use crate::service::rooms::Rooms;
-use crate::service::rooms::client_format::ClientFormat;
+use crate::service::rooms::client_format::{ClientFormat, Json, written};
 use crate::service::rooms::messages::MessagesRequest;
 
 impl Rooms<'_> {
@@ -26,9 +25,7 @@ impl Rooms<'_> {
         let mut page = self.messages(format, room_id, &last)?;
         page.chunk.reverse();
         let (earlier, later) = (page.end, page.start);
-        let state = self.room_state(format, room_id)?;
-        let state = String::from_utf8(state).map_err(Error::internal)?;
-        let state = RawValue::from_string(state).map_err(Error::internal)?;
+        let state = written(self.room_state(format, room_id)?)?;
         let (membership, published, account_data) = self.store.read(|db| {
             let room = db.known_room(room_id)?;
             let data = db.account_data_of_room_since(format.user, room_id, -1)?;
@@ -59,7 +56,7 @@ struct RoomInitialSync<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     membership: Option<&'static str>,
     messages: Chunk,
-    state: Box<RawValue>,
+    state: Json,
     visibility: &'static str,
     account_data: Vec<Value>,
 }
@@ -70,5 +67,5 @@ struct Chunk {
     #[serde(skip_serializing_if = "Option::is_none")]
     start: Option<String>,
     end: String,
-    chunk: Vec<crate::service::rooms::client_format::Json>,
+    chunk: Vec<Json>,
 }
