@@ -24,6 +24,7 @@ use crate::protocol::{Pdu, RoomId, UserId, json as matrix_json};
 use crate::service::accounts::ignored_users::Ignored;
 use crate::service::membership::Memberships;
 use crate::store::Db;
+use crate::store::accounts::Account;
 use crate::store::devices::to_device::MessageOrigin;
 use crate::store::rooms::owed_joins::OwedJoin;
 
@@ -79,7 +80,7 @@ impl Memberships<'_> {
         };
         let Some(present) = present.filter(|present| present.event_id() == invite) else { return Ok(None) };
         let wanted = accepts_knocks(db, user_id)?.unwrap_or(self.config.join_on_accepted_knock)
-            && db.is_active_user(user_id)?
+            && db.account(user_id)?.is_some_and(|account| may_join(&account))
             // Invites of those are not even shown.
             && !Ignored::of(db, user_id)?.has(present.sender().as_str());
         Ok(wanted.then_some(present))
@@ -113,6 +114,11 @@ fn accepts_knocks(db: &Db<'_>, user: &UserId) -> Result<Option<bool>> {
     let content = db.account_data(user, None, ACCEPT_KNOCKS)?;
     let content = content.and_then(|text| matrix_json::parse_object(text.as_bytes()).ok());
     Ok(content.and_then(|content| content.get("enabled")?.as_bool()))
+}
+
+/// Who is suspended, or locked out, joins nothing by themselves either.
+fn may_join(account: &Account) -> bool {
+    !account.deactivated && !account.standing.locked && !account.standing.suspended
 }
 
 /// Whether the room has said no, and would say so again.
