@@ -6,7 +6,10 @@ use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
 
-/// Notifications and highlights of a room with all its threads, as a first sync tells them.
+/// Notifications, and those of them that are highlighted.
+type Counts = (u64, u64);
+
+/// What is unread in a room with all its threads, as a first sync tells them.
 fn unread(user: &TestUser, room: &str) -> (u64, u64) {
     of_room(&sync(user, "")["rooms"]["join"][room])
 }
@@ -21,7 +24,7 @@ fn counts(unread: &Value) -> (u64, u64) {
 }
 
 /// The same for the main timeline, and for each thread that has any.
-fn by_thread(user: &TestUser, room: &str) -> ((u64, u64), Vec<(String, (u64, u64))>) {
+fn by_thread(user: &TestUser, room: &str) -> (Counts, Vec<(String, Counts)>) {
     let wanted = filter(&json!({"room": {"timeline": {"unread_thread_notifications": true}}}));
     let answer = sync(user, &wanted);
     let joined = &answer["rooms"]["join"][room];
