@@ -26,7 +26,7 @@ ROOM_VERSION = "11"
 # What happens between a scripted server and the one under test.
 DEEDS = ("knocks", "joins", "receive", "large-join")
 # What can be asked by itself; `crowd` takes Synapse minutes, and is asked with `--crowd` only.
-QUESTIONS = ("ready", "handshakes", "receive", "sends", "large", "syncs", "waiting", "sliding", "keys")
+QUESTIONS = ("ready", "handshakes", "receive", "sends", "large", "syncs", "waiting", "sliding", "keys", "media")
 
 
 def arguments():
@@ -69,6 +69,8 @@ def target():
 
 # Users who come at once and have nothing yet.
 FIRST_SYNCS_AT_ONCE = 200
+# Connections that upload and download, each a user's.
+UPLOADERS = 4
 
 
 class Bench:
@@ -125,6 +127,8 @@ class Bench:
             self.server.stop()
         if "keys" in asked:
             self.keys()
+        if "media" in asked:
+            self.media()
 
     def ready(self):
         words = [
@@ -378,6 +382,27 @@ class Bench:
         self.figures[f"{what}: one message, p50 / p99"] = (
             f"{answer['incremental_p50_ms']:.2f} / {answer['incremental_p99_ms']:.2f} ms"
         )
+
+
+    def media(self):
+        """Files of a megabyte up and down on several connections, and one of a hundred megabytes."""
+        self.server.start()
+        tokens = self.scratch / f"{self.server.label}-uploaders"
+        users = [client.register(self.server, f"uploader{number}") for number in range(UPLOADERS)]
+        tokens.write_text("\n".join(user.token for user in users))
+        answer = self.load(
+            "media", "--client", f"127.0.0.1:{self.server.client_port}", "--pid", self.server.process.pid,
+            "--tokens", tokens, "--seconds", self.given.seconds,
+        )  # fmt: skip
+        for verb in ("uploads", "downloads"):
+            figures = answer[verb]
+            what = f"{verb} of 1 MB/s, {UPLOADERS} connections"
+            self.figures[what] = f"{figures['a_second']:.0f} (p99 {figures['p99_ms']:.0f} ms)"
+            self.figures[f"… processor each ({what})"] = processor(figures)
+        for way, what in (("up", "100 MB uploaded"), ("down", "100 MB downloaded")):
+            figures = answer["large"][way]
+            self.figures[f"{what}: time, memory beyond idle"] = f"{figures['seconds']:.2f} s, {mib(figures['more_kib'])}"
+        self.server.stop()
 
 
 def processor(answer):

@@ -245,6 +245,7 @@ pid_file: {self.folder}/pid
 signing_key_path: {self.folder}/signing.key
 log_config: {self.folder}/log.yaml
 media_store_path: {self.folder}/media
+max_upload_size: 200M
 database: {{name: sqlite3, args: {{database: {self.folder}/homeserver.db}}}}
 report_stats: false
 macaroon_secret_key: "{secrets.token_hex(16)}"

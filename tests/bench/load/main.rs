@@ -15,6 +15,7 @@ mod handshakes;
 mod http;
 mod keys;
 mod large;
+mod media;
 mod owner;
 mod peer;
 mod process;
@@ -55,6 +56,7 @@ enum Question {
     Slide(Slide),
     Fill(Fill),
     FirstSync(FirstSync),
+    Media(Media),
 }
 
 /// Milliseconds from starting a process until it answers /versions.
@@ -353,6 +355,30 @@ struct FirstSync {
     times: usize,
 }
 
+/// Files up and down.
+#[derive(FromArgs)]
+#[argh(subcommand, name = "media")]
+struct Media {
+    /// the address of the client API, plain HTTP
+    #[argh(option)]
+    client: String,
+    /// the server's process id, for its processor time and its memory
+    #[argh(option)]
+    pid: u32,
+    /// a file with an access token a line, a connection for each
+    #[argh(option)]
+    tokens: PathBuf,
+    /// how large the files are
+    #[argh(option, default = "1_000_000")]
+    bytes: usize,
+    /// how long there are uploads, and downloads
+    #[argh(option, default = "10")]
+    seconds: u64,
+    /// how large the large one is
+    #[argh(option, default = "100_000_000")]
+    large_bytes: usize,
+}
+
 fn main() -> Result<()> {
     let answer = match argh::from_env::<Arguments>().question {
         Some(Question::Ready(ready)) => ready.answer()?,
@@ -369,6 +395,7 @@ fn main() -> Result<()> {
         Some(Question::Keys(given)) => keys::answer(&given)?,
         Some(Question::Slide(slide)) => sliding::answer(&slide)?,
         Some(Question::Fill(fill)) => first_sync::fill(&fill)?,
+        Some(Question::Media(given)) => media::answer(&given)?,
         Some(Question::FirstSync(sync)) => first_sync::answer(&sync)?,
         None => "run tests/bench/run.sh, which starts the servers that this puts under load".into(),
     };
