@@ -91,7 +91,7 @@
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
 //! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::device_keys`], [`protocol::cross_signing`] (`keys` are servers' signing keys) |
-//! | files that users upload, and those of other servers | `service/media/`; how servers give each other some: [`protocol::multipart`] |
+//! | files that users upload, and those of other servers | `service/media/`; on the disk: `service/media/files.rs`; how servers give each other some: [`protocol::multipart`]; bodies that go to the disk as they come: `http/transport/body.rs` |
 //! | a server that a test holds in its hand | [`testing`], and `tests/common/` |
 //!
 //! # A message goes out

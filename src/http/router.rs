@@ -227,8 +227,11 @@ enum RouteCall {
     /// With the whole request.
     Whole(Call),
     /// With the head first, which gives where the body goes, and what is called then.
-    Upload(Box<dyn FnOnce(&Request) -> Result<(BodySink, Call)>>),
+    Upload(BeginUpload),
 }
+
+/// Begins an upload by the request's head.
+type BeginUpload = Box<dyn FnOnce(&Request) -> Result<(BodySink, Call)>>;
 
 /// The call of a handler that never waits.
 fn at_once(handler: impl Fn(&Request) -> Result<Reply> + Send + 'static) -> RouteCall {

@@ -18,6 +18,8 @@ use crate::http::transport::service::BodySink;
 /// Longest line of a chunk's size with its extensions, and most bytes of trailers behind the last chunk.
 const CHUNK_LINE_BYTES_MAX: usize = 512;
 const TRAILERS_BYTES_MAX: usize = 4 << 10;
+/// What one read takes of a body that is handed on, since each read is followed by a write.
+const HANDED_READ_BYTES: usize = 64 << 10;
 /// Who sends a large body may be silent for so long, however much has come already.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -144,11 +146,12 @@ impl Connection {
     fn fill_body(&mut self, progress: &BodyProgress<'_, '_>) -> Result<(), RequestError> {
         let so_far = usize::try_from(progress.so_far).unwrap_or(usize::MAX);
         let by_rate = transfer_deadline(&self.slot, progress.started, so_far);
-        self.transport.set_deadline(match progress.into {
-            BodyBytes::Kept { .. } => by_rate,
-            BodyBytes::Handed(_) => by_rate.min(Instant::now() + SILENCE_TIMEOUT),
-        });
-        match self.fill(READ_BYTES) {
+        let (deadline, most) = match progress.into {
+            BodyBytes::Kept { .. } => (by_rate, READ_BYTES),
+            BodyBytes::Handed(_) => (by_rate.min(Instant::now() + SILENCE_TIMEOUT), HANDED_READ_BYTES),
+        };
+        self.transport.set_deadline(deadline);
+        match self.fill(most) {
             Ok(0) => Err(bad_request("The request's body is cut off")),
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => {

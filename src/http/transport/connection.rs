@@ -30,14 +30,17 @@ use crate::protocol::UserId;
 
 /// Largest head (request line and headers), in bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
-/// Most bytes that one read takes.
+/// Most bytes that one read takes; the first of a head, which is mostly all of it, fewer.
 pub(super) const READ_BYTES: usize = 16 << 10;
+const FIRST_READ_BYTES: usize = 2 << 10;
 /// The body of a request that is refused is read and dropped up to this size, so that the connection can be kept.
 const DRAINED_BYTES_MAX: usize = 64 << 10;
 /// Room for a reply before it goes to the socket.
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
 /// Of a reply with a rate of its own, the rate is looked at anew for each so many bytes.
 const WATCHED_BYTES: usize = 256 << 10;
+/// What is read of a stream at once.
+const STREAM_BUFFER_BYTES: usize = 64 << 10;
 /// How long a worker stays with a connection on which nothing comes.
 const NEXT_REQUEST_TIMEOUT: Duration = Duration::from_millis(20);
 /// How long, and for how many bytes, what comes after our last reply is still read.
@@ -330,7 +333,8 @@ impl Connection {
                     refused(431, ErrCode::TooLarge, "The request's headers are too large")
                 });
             }
-            match self.fill(HEAD_BYTES_MAX - had) {
+            let most = if had == 0 { FIRST_READ_BYTES } else { READ_BYTES };
+            match self.fill(most.min(HEAD_BYTES_MAX - had)) {
                 Ok(0) if had == 0 => return Err(RequestError::Gone),
                 Ok(0) => {
                     // What came after the last line has not been looked at; it may be no HTTP at all.
@@ -351,7 +355,7 @@ impl Connection {
     /// Reads at most `most` more bytes to the end of `pending`. 0: the other side has closed.
     pub(super) fn fill(&mut self, most: usize) -> io::Result<usize> {
         let had = self.pending.len();
-        self.pending.resize(had + most.min(if had == 0 { 2048 } else { READ_BYTES }), 0);
+        self.pending.resize(had + most, 0);
         let read = self.transport.read(&mut self.pending[had..]);
         self.pending.truncate(had + *read.as_ref().unwrap_or(&0));
         read
@@ -370,10 +374,11 @@ impl Connection {
             (true, 0) => b"Connection: keep-alive\r\n",
             (true, _) => b"",
         };
-        let (length, reader): (usize, Box<dyn Read + Send>) = match body {
-            ReplyBody::Bytes(bytes) => (bytes.len(), Box::new(io::Cursor::new(bytes))),
+        let (length, bytes, stream) = match body {
+            ReplyBody::Bytes(bytes) => (bytes.len(), bytes, None),
             ReplyBody::Stream(length, reader) => {
-                (usize::try_from(length).map_err(io::Error::other)?, Box::new(Exactly::new(length, reader)))
+                let stream = Exactly::new(length, reader);
+                (usize::try_from(length).map_err(io::Error::other)?, Vec::new(), Some(stream))
             }
             ReplyBody::Unmeasured(reader) => {
                 return self.write_unmeasured((status, headers), connection, (reply_framing, rate), reader);
@@ -384,10 +389,15 @@ impl Connection {
         let room = WRITE_BUFFER_BYTES.min(length.saturating_add(1024));
         let paced = BufWriter::with_capacity(room, Paced { connection: self, started, written: 0, rate });
         let mut writer = SecondLine { inner: paced, line: Some(connection) };
+        let head_only = reply_framing.is_head || stream.is_some();
         // Without a threshold, tiny_http would send larger bodies in chunks although their length is known.
-        Response::new(StatusCode(status), headers, reader, Some(length), None)
+        Response::new(StatusCode(status), headers, io::Cursor::new(bytes), Some(length), None)
             .with_chunked_threshold(usize::MAX)
-            .raw_print(&mut writer, HTTPVersion(1, reply_framing.minor), &[], reply_framing.is_head, None)?;
+            .raw_print(&mut writer, HTTPVersion(1, reply_framing.minor), &[], head_only, None)?;
+        // A stream may be long, and is copied in larger pieces than tiny_http's. RFC 9110, 15.4.5: a 304 has no body.
+        if let Some(mut stream) = stream.filter(|_| !reply_framing.is_head && status != 304) {
+            write_body(&mut writer, &mut stream, false, STREAM_BUFFER_BYTES.min(length))?;
+        }
         writer.flush()
     }
 
@@ -420,15 +430,20 @@ impl Connection {
         writer.write_all(head)?;
         writer.write_all(if chunked { b"Transfer-Encoding: chunked\r\n\r\n" } else { b"\r\n" })?;
         if !reply_framing.is_head {
-            write_body(&mut writer, &mut reader, chunked)?;
+            write_body(&mut writer, &mut reader, chunked, WRITE_BUFFER_BYTES)?;
         }
         writer.flush()
     }
 }
 
-/// All that a reader has, in chunks or as it is.
-fn write_body(writer: &mut impl Write, reader: &mut dyn Read, chunked: bool) -> io::Result<()> {
-    let mut buffer = vec![0; WRITE_BUFFER_BYTES];
+/// All that a reader has, in chunks or as it is, so much of it at a time.
+fn write_body(
+    writer: &mut impl Write,
+    reader: &mut dyn Read,
+    chunked: bool,
+    piece_bytes: usize,
+) -> io::Result<()> {
+    let mut buffer = vec![0; piece_bytes];
     loop {
         let read = reader.read(&mut buffer)?;
         if chunked {

@@ -28,7 +28,8 @@ struct Uploader {
 pub fn answer(given: &crate::Media) -> Result<Value> {
     let mut uploaders = Vec::new();
     for (number, token) in tokens(&given.tokens)?.iter().enumerate() {
-        let content = (0..given.bytes).map(|at| u8::try_from((at * 31 + number) % 251).unwrap_or(0)).collect();
+        let content =
+            (0..given.bytes).map(|at| u8::try_from((at * 31 + number) % 251).unwrap_or(0)).collect();
         uploaders.push(Uploader {
             authorization: format!("Bearer {token}"),
             connection: http::connect(&given.client)?,
@@ -104,7 +105,9 @@ fn large(given: &crate::Media, authorization: &str) -> Result<Value> {
     let size = given.large_bytes.next_multiple_of(PIECE_BYTES);
     let head = |method: &str, target: &str, more: &str| {
         let host = &given.client;
-        format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {authorization}\r\nConnection: close\r\n{more}\r\n")
+        format!(
+            "{method} {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {authorization}\r\nConnection: close\r\n{more}\r\n"
+        )
     };
     let mut uri = String::new();
     let up = weighed(given.pid, || {
