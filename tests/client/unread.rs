@@ -10,15 +10,15 @@ use serde_json::{Value, json};
 type Counts = (u64, u64);
 
 /// What is unread in a room with all its threads, as a first sync tells them.
-fn unread(user: &TestUser, room: &str) -> (u64, u64) {
+fn unread(user: &TestUser, room: &str) -> Counts {
     of_room(&sync(user, "")["rooms"]["join"][room])
 }
 
-fn of_room(joined: &Value) -> (u64, u64) {
+fn of_room(joined: &Value) -> Counts {
     counts(&joined["unread_notifications"])
 }
 
-fn counts(unread: &Value) -> (u64, u64) {
+fn counts(unread: &Value) -> Counts {
     let count = |name: &str| unread[name].as_u64().unwrap_or_else(|| panic!("no {name} in {unread}"));
     (count("notification_count"), count("highlight_count"))
 }

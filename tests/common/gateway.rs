@@ -101,8 +101,8 @@ impl Gateway {
     pub fn wait_for_unread(&self, unread: i64) {
         wait_until(&format!("the gateway is told of {unread} unread messages"), || {
             let sent = self.sent();
-            let told = sent.iter().filter_map(|sent| sent["counts"]["unread"].as_i64());
-            told.last() == Some(unread)
+            let mut told = sent.iter().rev().filter_map(|sent| sent["counts"]["unread"].as_i64());
+            told.next() == Some(unread)
         });
     }
 

@@ -53,7 +53,7 @@ fn section(user: &TestUser, room: &str) -> Option<&'static str> {
 /// Nothing is owed to anybody's accepted knock any more.
 fn wait_until_settled(server: &TestServer) {
     wait_until("no accepted knock waits", || {
-        server.homeserver().store.read(|db| db.next_owed_join_due()).expect("a database") == None
+        server.homeserver().store.read(|db| db.next_owed_join_due()).expect("a database").is_none()
     });
 }
 
@@ -388,7 +388,7 @@ fn whatever_users_do_the_moment_their_knock_is_accepted_both_sides_agree_and_who
                 let seen = section(&bob, &room);
                 // A leave that came first of all is before the invite, which then answers no knock.
                 assert!(
-                    seen == None || (seen == Some("invite") && joins == 0),
+                    seen.is_none() || (seen == Some("invite") && joins == 0),
                     "{what}: {seen:?}, {joins} {leaves}"
                 );
             }

@@ -80,8 +80,7 @@ fn a_root_that_comes_after_its_replies_has_its_thread_then() {
     scene.answer_with_state();
     take(&scene, "1", &[&reply, &edited, &on_state]);
     assert_eq!(threads(&scene), [""; 0], "{} is state, and the root is not here", here);
-    let page =
-        json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": objects(&[root.clone()]) });
+    let page = json!({ "origin": scene.peer.name(), "origin_server_ts": 1, "pdus": objects(std::slice::from_ref(&root)) });
     scene.peer.answer_json("/backfill/", 200, page);
     let room = segment(scene.room.id.as_str());
     let messages = scene.alice.get(&format!("/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=50"));

@@ -273,7 +273,7 @@ struct BitWriter {
 impl BitWriter {
     fn put(&mut self, value: u32, bits: usize) {
         for n in 0..bits {
-            if self.count % 8 == 0 {
+            if self.count.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             let last = self.bytes.len() - 1;
