@@ -217,7 +217,7 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/media/v3/download/{serverName}/{mediaId}", Anyone(media::frozen)),
     get("/_matrix/media/v3/download/{serverName}/{mediaId}/{fileName}", Anyone(media::frozen)),
     get("/_matrix/media/v3/thumbnail/{serverName}/{mediaId}", Anyone(media::frozen)),
-    get("/_matrix/media/v3/preview_url", Anyone(media::frozen)),
+    get("/_matrix/media/v3/preview_url", User(client_server::url_preview::get)).rate(Rate::Write),
     post("/_synapse/admin/v1/media/quarantine/{serverName}/{mediaId}", Admin(media::quarantine)),
     post("/_synapse/admin/v1/media/unquarantine/{serverName}/{mediaId}", Admin(media::unquarantine)),
     delete("/_synapse/admin/v1/media/{serverName}/{mediaId}", Admin(media::delete)),

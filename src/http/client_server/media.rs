@@ -145,7 +145,7 @@ pub(super) fn file_reply(request: &Request, found: MediaFile) -> Result<Reply> {
     Ok(with_headers(reply.with_header("Content-Disposition", &content_disposition(content_type, name))))
 }
 
-/// `GET /_matrix/media/v3/{download,thumbnail,preview_url}` without a token: "MAY return 404 `M_NOT_FOUND` for media which
+/// `GET /_matrix/media/v3/{download,thumbnail}` without a token: "MAY return 404 `M_NOT_FOUND` for media which
 /// exists, but is after the server froze unauthenticated media access".
 pub fn frozen(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
     Err(no_such_media())
