@@ -28,6 +28,13 @@ def _paint(mode="RGB"):
     return picture
 
 
+def paint(size):
+    """It as a PNG file of this size."""
+    content = io.BytesIO()
+    _paint().resize(size).save(content, "png")
+    return content.getvalue()
+
+
 def _files(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -105,9 +112,7 @@ class _Page(http.server.BaseHTTPRequestHandler):
 
 def preview_of(server, unique):
     """A page of a web server on this machine is shown with its picture."""
-    content = io.BytesIO()
-    _paint().resize((60, 42)).save(content, "png")
-    _Page.picture = content.getvalue()
+    _Page.picture = paint((60, 42))
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page)
     threading.Thread(target=web.serve_forever, daemon=True).start()
     try:

@@ -16,11 +16,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "interop"))
 
 import attachments  # noqa: F401 - its flows are among those of conversations.py
+import bots
 import client
 import commander
 import conversations
 import devices
 import finding
+import hydrogen
 import media
 import pictures
 import plain
@@ -49,9 +51,12 @@ def arguments():
     parser.add_argument("--node", nargs="+", default=["node"], help="the command that is node")
     parser.add_argument("--js", type=pathlib.Path, required=True, help="the folder with matrix-js-sdk installed")
     parser.add_argument("--commander", help="the command that is matrix-commander, if it is to be tried as well")
+    parser.add_argument("--browser", default="chromium", help="a browser, in which a whole web client is to be tried as well")
+    parser.add_argument("--web", type=pathlib.Path, help="the folder with the web client's page, if it is to be tried as well")
+    parser.add_argument("--screenshots", type=pathlib.Path, help="keep what the web client has shown here")
     parser.add_argument("--jobs", type=int, default=6, help="flows at a time (default 6)")
     parser.add_argument("--only", default="", help="only flows whose title contains this")
-    parser.add_argument("--kinds", default="", help="only these clients: js, nio, js-nio; separated by commas")
+    parser.add_argument("--kinds", default="", help="only these clients: js, nio, js-nio, bot; separated by commas")
     parser.add_argument(
         "--pairs",
         default=",".join(PAIRS),
@@ -108,7 +113,10 @@ def wanted(given, ring):
     if "dd" in pairs:
         servers["e"] = ring.doorstep("doorstep2")
     work = []
-    for title, kinds_of, kills, function in conversations.CONVERSATIONS + relations.CONVERSATIONS:
+    all_conversations = conversations.CONVERSATIONS + relations.CONVERSATIONS
+    if given.web:
+        all_conversations = all_conversations + hydrogen.CONVERSATIONS
+    for title, kinds_of, kills, function in all_conversations:
         for kinds in kinds_of:
             told = kinds[0] if kinds[0] == kinds[1] else "-".join(kinds)
             if kinds_wanted and told not in kinds_wanted:
@@ -138,6 +146,10 @@ def wanted(given, ring):
         name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "media")))
+    for kind, title, function in bots.BOTS:
+        name = f"{PAIRS['d']:22} {kind:6} {title}"
+        if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
+            work.append((name, functools.partial(function, servers["d"], "bots")))
     for kind, title, function in unread.UNREAD:
         name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
@@ -187,6 +199,7 @@ def main():
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="doorstep-clients-", dir=folder_in_memory()))
     Doorstep.binary = given.doorstep and given.doorstep.resolve()
     commander.COMMAND = given.commander
+    hydrogen.WEB, hydrogen.CHROMIUM, hydrogen.SCREENSHOTS = given.web, given.browser, given.screenshots
     devices.Node.command, devices.Node.folder = given.node, given.js
     logging.basicConfig(filename=scratch / "nio.log", format="%(asctime)s %(name)s %(message)s")
     ring = Ring(given, scratch)

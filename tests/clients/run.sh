@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Proves Doorstep with real clients that encrypt: matrix-js-sdk with its rust crypto, matrix-nio with its e2e extra. Uses
 # the environment of tests/interop/run.sh, adds to it what is in requirements.txt (a node among it), and installs
-# matrix-js-sdk from js/package-lock.json. Arguments go to run.py: try --help.
+# matrix-js-sdk from js/package-lock.json; with `--browser chromium` also Hydrogen, a whole web client, in that browser.
+# Arguments go to run.py: try --help.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -19,11 +20,18 @@ export PATH=$node/bin:$PATH
 mkdir -p "$js"
 if ! cmp -s "$here/js/package-lock.json" "$js/installed.json"; then
     cp "$here"/js/package*.json "$js"
-    node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --loglevel error --no-audit --no-fund --prefix "$js" > /dev/null
+    node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --ignore-scripts --loglevel error --no-audit --no-fund --prefix "$js" > /dev/null
     cp "$here/js/package-lock.json" "$js/installed.json"
 fi
 cp "$here"/js/*.mjs "$js"
 
+case " $* " in
+*" --browser "*)
+    web=${DOORSTEP_CLIENTS_WEB:-$root/target/clients/web}
+    "$here/web/make.sh" "$web"
+    set -- --web "$web" "$@"
+    ;;
+esac
 case " $* " in
 *" --doorstep"* | *" --stand-in "* | *" --help "* | *" -h "*) ;;
 *)

@@ -22,6 +22,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "interop"))
 
 import client  # noqa: E402
+from browser import Browser  # noqa: E402
 from exchanges import Exchanges  # noqa: E402
 from servers import Authority, Doorstep, Synapse  # noqa: E402
 
@@ -50,29 +51,6 @@ def arguments():
     parser.add_argument("--keep", action="store_true", help="keep the folders of servers and flows")
     parser.add_argument("--folder", type=pathlib.Path, help="where they are kept, in place of a temporary folder; emptied first")
     return parser.parse_args()
-
-
-class Web:
-    """A browser with a web client, which does what it is told: a line, a line back."""
-
-    def __init__(self, given, folder):
-        words = ["node", given.web / "drive.mjs", given.web / "page", folder / "browser", shutil.which(given.chromium)]
-        self._log = open(folder / "browser.log", "w")
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1
-        )
-
-    def act(self, line):
-        self._process.stdin.write(line + "\n")
-        return self._process.stdout.readline().strip() or "no: the browser's driver ended"
-
-    def end(self):
-        self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._log.close()
 
 
 class Cast:
@@ -125,7 +103,7 @@ def play(given, cast, pair, flow, folder):
     try:
         for line in process.stdout:
             if line.startswith("ask web "):
-                web = web or Web(given, folder)
+                web = web or Browser(given.web, given.chromium, folder)
                 process.stdin.write(web.act(line.removeprefix("ask web ").strip()) + "\n")
             elif line.startswith("ask "):
                 process.stdin.write(answer(cast, servers, line.split()[1:]) + "\n")

