@@ -132,8 +132,10 @@ def wanted(given, ring):
     if given.commander:
         # It takes no server whose name has a port.
         servers["c"] = ring.doorstep("alone", "doorstep.test")
-        play_it = functools.partial(play, ring, servers, ("c", "c"), ("js", "js"), False, commander.commander_talks)
-        work.append((f"{PAIRS['d']:22} matrix-commander talks with js", functools.partial(play_it, len(work))))
+        for title, function in commander.FLOWS:
+            play_it = functools.partial(play, ring, servers, ("c", "c"), ("js", "js"), False, function)
+            if given.only in title:
+                work.append((f"{PAIRS['d']:22} {title}", functools.partial(play_it, len(work))))
     for title, kills, function in finding.FLOWS:
         name = f"{PAIRS['d']:22} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or "js" in kinds_wanted):
