@@ -484,6 +484,77 @@ fn one_gateway_that_hangs_with_many_pushers_leaves_threads_to_the_others() {
 }
 
 #[test]
+fn a_pusher_that_is_removed_while_its_gateway_hangs_makes_no_place_for_another() {
+    let server = TestServer::start();
+    let (alice, bob, room) = group(&server);
+    let (hanging, good, gate) = (Gateway::start(), Gateway::start(), Gate::default());
+    hanging.answer(GatewayAnswer::Behind(gate.clone()));
+    let zoe = server.user("zoe");
+    zoe.join(&room);
+    good.set_for(&zoe, "good", &json!({}));
+    for number in 0..24 {
+        let key = format!("key{number}");
+        hanging.set_for(&bob, &key, &json!({}));
+        good.wait_for(&alice.send(&room, &format!("message {number}")));
+        let removal = json!({ "kind": null, "app_id": "org.example.app", "pushkey": key });
+        bob.post(&format!("{V3}/pushers/set"), removal);
+    }
+    // Four at a time; those may have timed out once meanwhile.
+    assert!((1..=8).contains(&hanging.sent().len()), "{}", hanging.sent().len());
+    gate.open();
+}
+
+#[test]
+fn one_user_with_many_gateways_that_hang_leaves_threads_to_the_others() {
+    let server = TestServer::start();
+    let (alice, bob, room) = group(&server);
+    let (good, gate) = (Gateway::start(), Gate::default());
+    let hanging: Vec<Gateway> = (0..24).map(|_| Gateway::start()).collect();
+    for (number, gateway) in hanging.iter().enumerate() {
+        gateway.set_for(&bob, &format!("key{number}"), &json!({ "disable_badge_count": true }));
+    }
+    let zoe = server.user("zoe");
+    zoe.join(&room);
+    good.set_for(&zoe, "good", &json!({}));
+    // All of them have shown that they take what they are sent.
+    let first = alice.send(&room, "first");
+    hanging.iter().for_each(|gateway| drop(gateway.wait_for(&first)));
+    good.wait_for(&first);
+    hanging.iter().for_each(|gateway| gateway.answer(GatewayAnswer::Behind(gate.clone())));
+    for number in 0..5 {
+        good.wait_for(&alice.send(&room, &format!("and {number}")));
+    }
+    let held = hanging.iter().filter(|gateway| gateway.sent().len() > 1).count();
+    assert!((1..=8).contains(&held), "{held}");
+    gate.open();
+}
+
+#[test]
+fn who_is_locked_is_sent_nothing_until_the_lock_is_lifted() {
+    let server = TestServer::start();
+    let (alice, bob, room) = group(&server);
+    let (locked, other) = (Gateway::start(), Gateway::start());
+    let zoe = server.user("zoe");
+    zoe.join(&room);
+    // In the order in which they are looked at.
+    locked.set_for(&bob, "bob", &json!({}));
+    other.set_for(&zoe, "zoe", &json!({}));
+    locked.wait_for(&alice.send(&room, "before"));
+    let lock = |to: bool| {
+        let path = format!("/_matrix/client/v1/admin/lock/{}", segment(bob.id()));
+        alice.put(&path, json!({ "locked": to }));
+    };
+    lock(true);
+    let hidden: Vec<String> = (0..3).map(|number| alice.send(&room, &format!("hidden {number}"))).collect();
+    other.wait_for(&hidden[2]);
+    other.wait_for(&alice.send(&room, "hidden too"));
+    lock(false);
+    locked.wait_for(&alice.send(&room, "after"));
+    let told = locked.event_ids();
+    assert!(hidden.iter().all(|event| !told.contains(event)), "{told:?}");
+}
+
+#[test]
 fn a_gateway_in_our_own_network_is_sent_nothing_whatever_its_name_is() {
     let server = TestServer::start_with(|config| config.allow_private_addresses = false);
     let (alice, bob, room) = group(&server);

@@ -93,6 +93,10 @@ pub(super) fn next(db: &Db<'_>, key: PusherKey, at: LookAt) -> Result<Next> {
     if pusher.retry_ms > now {
         return Ok(Next::Wait(pusher.retry_ms));
     }
+    // Who is locked out reads nothing here, so neither does their phone. What came meanwhile they see when they are back.
+    if db.account(&pusher.set.user_id)?.is_some_and(|account| account.standing.locked) {
+        return Ok(Next::Nothing { passed: None, wake_at: None });
+    }
     let data = PusherData::of(&pusher);
     let given_up = pusher.failing_since.filter(|(since, _)| now - since >= GIVE_UP_AFTER_MS);
     let cursor = given_up.map_or(pusher.cursor, |(_, upto)| pusher.cursor.max(upto)).max(known);

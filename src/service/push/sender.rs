@@ -2,9 +2,9 @@
 //! stream, which moves when the gateway has answered. Wakes are hints; a restart looks at every pusher.
 //!
 //! One request at a time for each pusher, so that what comes last is what the app's icon shows. A few threads look and send,
-//! made when there is work and gone when there is none. Gateways are what users say, so one of them, and all of which nothing
-//! is known or which failed last time, may hold only some of the threads: a slow or dead gateway delays nobody
-//! else.
+//! made when there is work and gone when there is none. Gateways are what users say, so one of them, all that are one
+//! user's, and all of which nothing is known or which failed last time, may hold only some of the threads: a slow or dead
+//! gateway delays nobody else.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,9 +23,11 @@ use crate::service::Homeserver;
 use crate::store::Changes;
 use crate::store::accounts::pushers::{PusherFailure, PusherKey};
 
-/// Threads in all; those that one gateway may hold; and those for pushers that failed last time or have sent nothing yet.
+/// Threads in all; those that one gateway may hold, and one user, whose gateways may have as many names as they like; and
+/// those for pushers that failed last time or have sent nothing yet.
 const THREADS_MAX: usize = 16;
 const THREADS_OF_GATEWAY_MAX: usize = 4;
+const THREADS_OF_USER_MAX: usize = 4;
 const UNPROVEN_THREADS_MAX: usize = 10;
 const STACK_BYTES: usize = 512 * 1024;
 /// A thread without work ends after this; the first one stays.
@@ -66,8 +68,11 @@ struct SenderState {
     /// Users whose pushers are to be read from the database.
     unread: HashSet<UserId>,
     load_all: bool,
-    /// Threads at each gateway.
+    /// The threads that are at pushers, also at such as were removed meanwhile: a thread is taken until it comes back.
+    busy: HashMap<PusherKey, Busy>,
+    /// Of those, the ones at each gateway, and at the pushers of each user.
     gateways: HashMap<String, usize>,
+    owners: HashMap<UserId, usize>,
     unproven: usize,
     alive: usize,
     idle: usize,
@@ -81,8 +86,6 @@ struct PusherActivity {
     /// Whether its gateway took what it was sent last.
     proven: bool,
     in_line: bool,
-    /// Whether a thread is at it.
-    busy: Option<Busy>,
     /// Something came meanwhile.
     again: bool,
     /// Up to where there is nothing to be sent; the row may not say so yet.
@@ -94,6 +97,7 @@ struct PusherActivity {
 
 /// A thread that is at a pusher.
 struct Busy {
+    user: UserId,
     gateway: String,
     unproven: bool,
 }
@@ -401,7 +405,6 @@ impl PusherActivity {
             gateway: String::new(),
             proven: false,
             in_line: false,
-            busy: None,
             again: false,
             known: 0,
             badge: false,
@@ -423,7 +426,7 @@ impl SenderState {
 
     fn stand_in_line(&mut self, key: PusherKey) {
         let Some(pusher) = self.pushers.get_mut(&key) else { return };
-        if pusher.busy.is_some() {
+        if self.busy.contains_key(&key) {
             pusher.again = true;
         } else if !std::mem::replace(&mut pusher.in_line, true) {
             self.line.push_back(key);
@@ -456,11 +459,14 @@ impl SenderState {
             let key = self.line.remove(at)?;
             let Some(pusher) = self.pushers.get_mut(&key) else { continue };
             pusher.in_line = false;
-            let busy = Busy { gateway: pusher.gateway.clone(), unproven: !pusher.proven };
-            self.unproven += usize::from(busy.unproven);
-            *self.gateways.entry(busy.gateway.clone()).or_default() += 1;
-            pusher.busy = Some(busy);
-            return Some(SenderTask::Look(key, std::mem::take(&mut pusher.badge), pusher.known));
+            let (user, gateway) = (pusher.user.clone(), pusher.gateway.clone());
+            let unproven = !pusher.proven;
+            let look = SenderTask::Look(key, std::mem::take(&mut pusher.badge), pusher.known);
+            self.unproven += usize::from(unproven);
+            *self.gateways.entry(gateway.clone()).or_default() += 1;
+            *self.owners.entry(user.clone()).or_default() += 1;
+            self.busy.insert(key, Busy { user, gateway, unproven });
+            return Some(look);
         }
     }
 
@@ -468,19 +474,19 @@ impl SenderState {
     fn may_look(&self, key: PusherKey) -> bool {
         self.pushers.get(&key).is_none_or(|pusher| {
             self.gateways.get(&pusher.gateway).is_none_or(|busy| *busy < THREADS_OF_GATEWAY_MAX)
+                && self.owners.get(&pusher.user).is_none_or(|busy| *busy < THREADS_OF_USER_MAX)
                 && (pusher.proven || self.unproven < UNPROVEN_THREADS_MAX)
         })
     }
 
     fn finished(&mut self, key: PusherKey, looked: &Looked) {
+        self.leave(key);
         let Some(pusher) = self.pushers.get_mut(&key) else { return };
-        let busy = pusher.busy.take();
         pusher.proven = looked.proven.unwrap_or(pusher.proven);
         pusher.badge |= looked.badge;
         pusher.known = pusher.known.max(looked.known);
         let again = std::mem::take(&mut pusher.again);
         let user = pusher.user.clone();
-        self.leave(busy);
         if looked.gone {
             self.forget(key);
             self.unread.insert(user);
@@ -492,21 +498,25 @@ impl SenderState {
         }
     }
 
-    fn leave(&mut self, busy: Option<Busy>) {
-        let Some(Busy { gateway, unproven }) = busy else { return };
+    /// The thread that was at a pusher has come back.
+    fn leave(&mut self, key: PusherKey) {
+        let Some(Busy { user, gateway, unproven }) = self.busy.remove(&key) else { return };
         self.unproven -= usize::from(unproven);
-        if let Some(threads) = self.gateways.get_mut(&gateway) {
-            *threads -= 1;
-            if *threads == 0 {
-                self.gateways.remove(&gateway);
-            }
-        }
+        one_less(&mut self.gateways, &gateway);
+        one_less(&mut self.owners, &user);
     }
 
     /// A pusher that is not there any more. Who is at it will find that out.
     fn forget(&mut self, key: PusherKey) {
-        if let Some(pusher) = self.pushers.remove(&key) {
-            self.leave(pusher.busy);
+        self.pushers.remove(&key);
+    }
+}
+
+fn one_less<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
