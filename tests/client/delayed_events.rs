@@ -1,5 +1,6 @@
 //! Delayed events (MSC4140) and what else calls ask of a server, over a real socket.
 
+use std::net::TcpListener;
 use std::time::Duration;
 
 use crate::common::client::{V3, room_path};
@@ -277,4 +278,26 @@ fn calls_are_told_where_their_media_goes_if_it_goes_anywhere() {
         let path = format!("{V3}/sendToDevice/io.element.call.encryption_keys/{number}");
         bob.put(&path, json!({ "messages": { bob.id(): { "*": { "keys": [] } } } }));
     }
+}
+
+#[test]
+fn one_user_whose_events_take_long_holds_up_nobody_elses() {
+    let server = TestServer::start();
+    let (mallory, bob) = (server.user("mallory"), server.user("bob"));
+    let (hers, his) = (mallory.create_room(), bob.create_room());
+    // Each is asked for an alias, and takes the connection, and never says anything.
+    let silent: Vec<TcpListener> =
+        (0..40).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    for listener in &silent {
+        let alias = format!("#room:{}", listener.local_addr().expect("an address"));
+        let path = room_path(&hers, "state/m.room.canonical_alias/");
+        id(delayed(&mallory, &path, "0", json!({ "alias": alias })));
+    }
+    for number in 0..3 {
+        let body = format!("message {number}");
+        let content = json!({ "msgtype": "m.text", "body": body });
+        id(delayed(&bob, &message_path(&his, &body), "0", content));
+        wait_until(&format!("{body} is sent"), || said(&bob, &his).contains(&body));
+    }
+    assert!(ids(&mallory).len() > 20, "they do take long");
 }

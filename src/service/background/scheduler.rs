@@ -6,7 +6,7 @@
 
 mod delayed;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
@@ -80,8 +80,8 @@ struct SchedulerState {
     inviting: Vec<ServerName>,
     /// The users who are being joined, with the room, a thread for each.
     joining: Vec<DueMembership>,
-    /// The delayed events that are being sent, a thread for each.
-    sending: HashSet<String>,
+    /// The delayed events that are being sent, a thread for each, and whose they are.
+    sending: HashMap<String, UserId>,
     /// Rooms whose branches are to be joined. A hint: the next event in such a room says it again.
     forked: HashSet<RoomKey>,
     /// The timer's own thread runs.

@@ -137,8 +137,17 @@ impl Rooms<'_> {
         event.filter(|event| event.user_id == *user).map(DelayedEventInfo::from).ok_or_else(unknown)
     }
 
+    /// Anybody may ask, so who guesses ids costs the writer nothing. Errors: 404 `M_NOT_FOUND`.
+    fn check_delayed_event(&self, delay_id: &str) -> Result<()> {
+        match self.store.read(|db| db.has_delayed_event(delay_id))? {
+            true => Ok(()),
+            false => Err(unknown()),
+        }
+    }
+
     /// Begins the delay anew. Errors: 404 `M_NOT_FOUND`.
     pub fn restart_delayed_event(&self, delay_id: &str) -> Result<()> {
+        self.check_delayed_event(delay_id)?;
         let (id, now) = (delay_id.to_owned(), self.clock.now_ms());
         // Every member of a call does so every few seconds. A power cut that takes back the last of it sends the event a
         // little early, of somebody who was not to be reached just then.
@@ -150,6 +159,7 @@ impl Rooms<'_> {
 
     /// Has a delayed event not sent. Errors: 404 `M_NOT_FOUND`.
     pub fn cancel_delayed_event(&self, delay_id: &str) -> Result<()> {
+        self.check_delayed_event(delay_id)?;
         let id = delay_id.to_owned();
         match self.store.write(move |tx| tx.delete_delayed_event(&id, None))? {
             true => Ok(()),
@@ -176,10 +186,14 @@ impl Rooms<'_> {
         }
     }
 
-    /// Who was locked or suspended since says no more than they could now. Errors: 403 `M_USER_SUSPENDED`.
+    /// Who was locked or suspended since says no more than they could now, and who is gone nothing. Errors: 403
+    /// `M_USER_SUSPENDED`, `M_FORBIDDEN`.
     fn check_sender(&self, draft: &Draft) -> Result<()> {
         let account = self.store.read(|db| db.account(&draft.sender))?;
-        match account.is_some_and(|account| account.standing.locked || account.standing.suspended) {
+        let Some(account) = account.filter(|account| !account.deactivated) else {
+            return Err(Error::forbidden("There is no such account any more"));
+        };
+        match account.standing.locked || account.standing.suspended {
             true => self.check_sent_while_suspended(draft),
             false => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! Events that users have asked to be sent later.
 
 use rusqlite::{OptionalExtension, Row, params};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
@@ -69,14 +69,26 @@ impl Db<'_> {
         Ok(events)
     }
 
-    /// The ids of those that are due, that which has been longest first.
-    pub fn delayed_events_due(&self, now: Millis, limit: usize) -> Result<Vec<String>> {
+    /// Whether there is a delayed event of this id.
+    pub fn has_delayed_event(&self, delay_id: &str) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached("SELECT 1 FROM delayed_events WHERE delay_id = ?1")?;
+        Ok(statement.exists([delay_id])?)
+    }
+
+    /// Of those that are due and are not these users', the one that has been longest: its id, and whose it is.
+    pub fn first_due_delayed_event(
+        &self,
+        now: Millis,
+        but_of: &[UserId],
+    ) -> Result<Option<(String, UserId)>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT delay_id FROM delayed_events WHERE due_ms <= ?1 ORDER BY due_ms LIMIT ?2",
+            "SELECT delay_id, user_id FROM delayed_events
+             WHERE due_ms <= ?1 AND user_id NOT IN (SELECT value FROM json_each(?2)) ORDER BY due_ms LIMIT 1",
         )?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = statement.query_map(params![now, limit], |row| row.get(0))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        let row: Option<(String, String)> = statement
+            .query_row(params![now, json!(but_of).to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        row.map(|(delay_id, user)| Ok((delay_id, UserId::parse(&user)?))).transpose()
     }
 
     /// When the next one is due.

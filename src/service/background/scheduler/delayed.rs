@@ -10,19 +10,23 @@ use crate::locks::lock;
 use crate::service::Homeserver;
 
 /// How many delayed events are sent at once.
-pub(super) const SENDERS_MAX: usize = 4;
+pub(super) const SENDERS_MAX: usize = 8;
 
-/// Sends the delayed events that are due, on threads of their own: whoever is in a call waits for them.
+/// Sends the delayed events that are due, on threads of their own: whoever is in a call waits for them. Of each user one
+/// after the other, since what is sent may ask other servers, as many as the user likes, and those may be silent.
 pub(super) fn send_delayed_events(
     shared: &Arc<SchedulerShared>,
     hs: &Arc<Homeserver>,
     now: Millis,
 ) -> Result<()> {
-    let busy = lock(&shared.state).sending.clone();
-    let due = hs.store.read(|db| db.delayed_events_due(now, SENDERS_MAX + busy.len()))?;
-    let free = SENDERS_MAX.saturating_sub(busy.len());
-    for delay_id in due.into_iter().filter(|delay_id| !busy.contains(delay_id)).take(free) {
-        lock(&shared.state).sending.insert(delay_id.clone());
+    loop {
+        let busy: Vec<_> = lock(&shared.state).sending.values().cloned().collect();
+        if busy.len() >= SENDERS_MAX {
+            return Ok(());
+        }
+        let due = hs.store.read(|db| db.first_due_delayed_event(now, &busy))?;
+        let Some((delay_id, user)) = due else { return Ok(()) };
+        lock(&shared.state).sending.insert(delay_id.clone(), user);
         let (sending, hs) = (SendingGuard(shared.clone(), delay_id.clone()), hs.clone());
         thread::Builder::new().name("delayed".to_owned()).spawn(move || {
             if let Err(error) = hs.rooms().send_due_delayed_event(&delay_id) {
@@ -36,7 +40,6 @@ pub(super) fn send_delayed_events(
             drop(sending);
         })?;
     }
-    Ok(())
 }
 
 /// A delayed event that is being sent, given back also when its thread panics.
