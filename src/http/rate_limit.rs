@@ -18,7 +18,7 @@ pub enum Rate {
     Read,
     /// Sending events and changing things.
     Write,
-    /// Joins, knocks, invites, new rooms: what reaches other servers.
+    /// Joins, knocks, invites, new rooms: what reaches other servers. And reports, which reach people.
     Join,
     /// Log in, and everything that checks a password.
     Login,

@@ -120,9 +120,11 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/members", User(messages::members)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/joined_members", User(rooms::joined_members)),
     get("/_matrix/client/v3/rooms/{roomId}/aliases", User(rooms::aliases)),
-    post("/_matrix/client/v3/rooms/{roomId}/report", User(reports::room)).even_suspended(),
-    post("/_matrix/client/v3/rooms/{roomId}/report/{eventId}", User(reports::event)).even_suspended(),
-    post("/_matrix/client/v3/users/{userId}/report", User(reports::user)).even_suspended(),
+    post("/_matrix/client/v3/rooms/{roomId}/report", User(reports::room)).even_suspended().rate(Rate::Join),
+    post("/_matrix/client/v3/rooms/{roomId}/report/{eventId}", User(reports::event))
+        .even_suspended()
+        .rate(Rate::Join),
+    post("/_matrix/client/v3/users/{userId}/report", User(reports::user)).even_suspended().rate(Rate::Join),
     get("/_matrix/client/v3/voip/turnServer", User(client_server::voip::turn_server)),
     post("/_matrix/client/v3/search", User(client_server::search::search)).even_suspended(),
     // ----- client-server: delayed events, calls -----

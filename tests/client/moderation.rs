@@ -111,6 +111,7 @@ fn who_is_suspended_reads_and_leaves_and_takes_back_but_does_not_speak() {
     let profile = |field: &str| format!("{V3}/profile/{}/{field}", segment(bob.id()));
     let send = |kind: &str| room_path(&room, &format!("send/{kind}/{}", kind.len()));
     let me = segment(bob.id());
+    let status = format!("{V3}/presence/{me}/status");
     for answer in [
         bob.request("PUT", &send("m.room.message"), Some(json!({"msgtype": "m.text", "body": "x"}))),
         bob.request("PUT", &send("m.reaction"), Some(json!({}))),
@@ -144,10 +145,12 @@ fn who_is_suspended_reads_and_leaves_and_takes_back_but_does_not_speak() {
             &room_path(&room, &format!("typing/{me}")),
             Some(json!({"typing": true, "timeout": 1000})),
         ),
+        bob.request("PUT", &status, Some(json!({"presence": "online", "status_msg": "spoken after all"}))),
     ] {
         refused(answer, 403, "M_USER_SUSPENDED");
     }
     bob.initial_sync();
+    bob.put(&status, json!({"presence": "unavailable"}));
     bob.get(&room_path(&room, "messages?dir=b"));
     bob.put(&room_path(&room, &format!("redact/{}/own", segment(&own))), json!({}));
     bob.put(&format!("{V3}/user/{me}/account_data/org.example"), json!({}));

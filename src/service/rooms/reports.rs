@@ -10,6 +10,9 @@ use crate::store::accounts::reports::NewReport;
 /// Longest reason, in bytes.
 const REASON_BYTES_MAX: usize = 2000;
 
+/// So much of it is in the log.
+const LOGGED_CHARS_MAX: usize = 200;
+
 /// What is reported.
 #[derive(Debug, Clone)]
 pub enum Reported {
@@ -35,8 +38,10 @@ impl Rooms<'_> {
         if let Reported::Event(room_id, event_id) = &what {
             self.check_reportable(reporter, room_id, event_id)?;
         }
-        // Quoted: a reason may have line breaks.
-        log::warn!("{reporter} reports {what}: {:?}", reason.unwrap_or_default());
+        // Quoted: a reason may have line breaks. Its beginning: the whole of it is in the row, and there are as many lines as
+        // somebody reports.
+        let beginning: String = reason.unwrap_or_default().chars().take(LOGGED_CHARS_MAX).collect();
+        log::warn!("{reporter} reports {what}: {beginning:?}");
         let (room, event, user) = match what {
             Reported::Room(room) => (Some(room.to_string()), None, None),
             Reported::Event(room, event) => (Some(room.to_string()), Some(event.to_string()), None),
