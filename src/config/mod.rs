@@ -100,6 +100,8 @@ pub struct Config {
     pub media_cache_bytes: u64,
     /// After so many days without being asked for, what was fetched goes; 0: never.
     pub media_cache_days: u32,
+    /// So much of the disk with the data folder no file of media takes, in bytes.
+    pub media_keep_free: u64,
     /// Whether pages that users link to are fetched for previews.
     pub url_previews: bool,
     /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
@@ -344,7 +346,7 @@ mod tests {
             registration_secret = \"s\"\ndefault_room_version = \"9\"\npublic_url = \"http://x/\"\n\
             notary = [\"n.example\"]\ndeny_server = [\"*.bad\"]\nallow_server = [\"*\"]\nmax_connections = 9\n\
             knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nmedia_max_upload = \"7M\"\nmedia_per_user = \"2G\"\n\
-            media_cache_size = \"3G\"\nmedia_cache_days = 9\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
+            media_cache_size = \"3G\"\nmedia_cache_days = 9\nmedia_keep_free = \"1G\"\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
             allow_private_addresses = true\n\
             guests = true\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
@@ -364,6 +366,7 @@ mod tests {
         assert!(config.user_directory_of_all);
         assert_eq!((config.media_max_upload, config.media_per_user), (7 << 20, 2 << 30));
         assert_eq!((config.media_cache_bytes, config.media_cache_days), (3 << 30, 9));
+        assert_eq!(config.media_keep_free, 1 << 30);
         assert!(config.url_previews);
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
         assert!(config.join_on_accepted_knock && config.call_rules && config.guests);

@@ -253,6 +253,14 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::Number(|config, days| config.media_cache_days = days.try_into().unwrap_or(u32::MAX)),
     },
     Setting {
+        flag: "media-keep-free",
+        value: "size",
+        usual: Usual::Value("512M"),
+        help: "so much of the disk is left free by files, for everything else, such as `512M`: beyond that none are \
+               taken, and those of other servers go",
+        kind: Kind::One(|config, text| bytes(text).map(|size| config.media_keep_free = size)),
+    },
+    Setting {
         flag: "url-previews",
         value: "",
         usual: Usual::Value("false"),

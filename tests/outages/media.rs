@@ -141,3 +141,16 @@ fn a_disk_that_is_full_refuses_a_file_says_so_and_keeps_nothing_of_it() {
     assert_eq!(new_files(server.folder()), 0);
     assert_eq!(invariants::check(server.folder(), 0).0, Vec::<String>::new());
 }
+
+#[test]
+fn files_leave_the_disk_to_the_database_before_it_is_full() {
+    // No disk has so much.
+    let server = ProcessServer::start(&["--media-keep-free", "999999T"]);
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let answer = exchange(&alice, "POST", UPLOAD, "", b"a file");
+    assert_eq!(answer.error(), (507, "M_UNKNOWN".to_owned()), "{answer:?}");
+    assert!(answer.json()["error"].as_str().is_some_and(|error| error.contains("disk")), "{answer:?}");
+    alice.send(&room, "what is said goes on");
+    assert_eq!((new_files(server.folder()), files(server.folder()).len()), (0, 0));
+}

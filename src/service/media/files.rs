@@ -9,8 +9,11 @@
 //! files that have no name.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -26,6 +29,8 @@ use crate::store::media::BlobHash;
 /// The folder of media in the data folder, and that of files that are being written in it.
 const FOLDER: &str = "media";
 const NEW: &str = "new";
+/// How many bytes of a file are written between two looks at how much of the disk is free.
+const ROOM_CHECKED_EVERY_BYTES: u64 = 1 << 20;
 /// Most files of a server without a data folder: each is an open one.
 const NAMELESS_FILES_MAX: usize = 2000;
 
@@ -38,6 +43,8 @@ struct FilesState {
     folder: Option<PathBuf>,
     /// Whether what is written waits for the disk.
     durable: bool,
+    /// How much of the disk stays free, in bytes.
+    keep_free: u64,
     nameless: Mutex<HashMap<BlobHash, Arc<File>>>,
     pins: Mutex<HashMap<BlobHash, Pin>>,
     unpinned: Condvar,
@@ -72,6 +79,7 @@ impl MediaFiles {
         Ok(Self(Arc::new(FilesState {
             folder,
             durable: config.durable,
+            keep_free: config.media_keep_free,
             nameless: Mutex::default(),
             pins: Mutex::default(),
             unpinned: Condvar::new(),
@@ -81,6 +89,13 @@ impl MediaFiles {
     /// A new file of at most so many bytes.
     pub fn begin(&self, bytes_max: u64) -> BlobWriter {
         BlobWriter { files: self.clone(), file: None, path: None, hasher: Sha256::new(), bytes: 0, bytes_max }
+    }
+
+    /// Whether the disk has no more room than what is to stay free: the database is on it, and what users say to each other
+    /// comes before their files. Where that cannot be found out, it has.
+    pub fn is_disk_nearly_full(&self) -> bool {
+        let free = self.0.folder.as_deref().and_then(Path::parent).and_then(free_bytes);
+        free.is_some_and(|free| free < self.0.keep_free)
     }
 
     /// The file of this hash; none if it is not there.
@@ -184,6 +199,18 @@ fn make_folder(path: &Path) -> Result<bool> {
     }
 }
 
+/// How many bytes whoever runs this process may still write on the disk with this folder, if that can be told.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let path = CString::new(folder.as_os_str().as_bytes()).ok()?;
+    let mut told = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a NUL and outlives the call, which writes nothing but the one struct it is given; that is
+    // only read if the call says that it was filled.
+    let told = unsafe { (libc::statvfs(path.as_ptr(), told.as_mut_ptr()) == 0).then(|| told.assume_init()) }?;
+    #[allow(clippy::useless_conversion, reason = "the types differ between systems")]
+    let (blocks, size) = (u64::from(told.f_bavail), u64::from(told.f_frsize));
+    Some(blocks.saturating_mul(size))
+}
+
 /// 507 `M_UNKNOWN` where the disk takes nothing, which passes; else 500.
 fn disk_error(e: io::Error) -> Error {
     match e.kind() {
@@ -206,11 +233,15 @@ pub struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// The next bytes. Errors: 413 `M_TOO_LARGE`; 507 `M_UNKNOWN` where the disk is full.
+    /// The next bytes. Errors: 413 `M_TOO_LARGE`; 507 `M_UNKNOWN` where the disk is full, or nearly.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let total = self.bytes + bytes.len() as u64;
         if total > self.bytes_max {
             return Err(too_large(self.bytes_max));
+        }
+        let looks = |bytes: u64| bytes / ROOM_CHECKED_EVERY_BYTES;
+        if (self.file.is_none() || looks(total) > looks(self.bytes)) && self.files.is_disk_nearly_full() {
+            return Err(Error::new(ErrCode::Unknown, "The server's disk is nearly full").with_status(507));
         }
         let file = match &mut self.file {
             Some(file) => file,
@@ -224,6 +255,11 @@ impl BlobWriter {
         self.hasher.update(bytes);
         self.bytes = total;
         Ok(())
+    }
+
+    /// How many bytes there are.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// That was all: the bytes are on the disk, under no name that lasts. Then [`SealedBlob::keep`].

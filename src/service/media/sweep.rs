@@ -31,12 +31,16 @@ impl Media<'_> {
             0 => Millis::MIN,
             days => now - i64::from(days) * DAY_MS,
         };
-        let bytes_max = self.config.media_cache_bytes;
+        // What can be had again makes room for what cannot.
+        let bytes_max = match self.media_files.is_disk_nearly_full() {
+            true => 0,
+            false => self.config.media_cache_bytes,
+        };
         let (next_expiry, oldest, cached) = self
             .store
             .read(|db| Ok((db.next_media_expiry()?, db.oldest_cached_media()?, db.media_bytes(None)?)))?;
         let expired = next_expiry.is_some_and(|at| at <= now);
-        let evict = oldest.is_some_and(|at| at < before) || cached > bytes_max;
+        let evict = oldest.is_some_and(|at| at < before || cached > bytes_max);
         let mut more = false;
         if expired || evict {
             let (gone, evicted) = self.store.write_lightly(move |tx| {

@@ -413,3 +413,26 @@ fn who_uploads_and_who_sweeps_at_the_same_moment_lose_nothing() {
     house.sweep();
     assert_eq!(house.files(), Vec::<String>::new());
 }
+
+#[test]
+fn files_leave_room_on_the_disk_for_everything_else() {
+    let mut house = House::new(|_| {});
+    let alice = house.user("alice");
+    let (own, fetched) = (house.upload(&alice, b"own"), house.fetched("x", b"fetched"));
+    house.sweep();
+    assert_eq!(house.read(&fetched).unwrap(), b"fetched");
+    house.hs = None;
+    let folder = house.folder.clone();
+    // More than any disk has.
+    house.hs = House::in_folder(folder, |config| config.media_keep_free = 1 << 60).hs.take();
+    let refused = house.try_upload(&alice, b"more").expect_err("no room");
+    assert_eq!((refused.status(), refused.errcode()), (507, ErrCode::Unknown));
+    assert!(refused.message().contains("disk"), "{refused}");
+    let fetch = house.media().store_stream(&mut &b"more"[..], 1 << 20);
+    assert_eq!(fetch.err().map(|e| e.status()), Some(507));
+    // What can be had again makes room; what cannot stays.
+    house.sweep();
+    assert!(house.is_gone(&fetched));
+    assert_eq!(house.read(&own).unwrap(), b"own");
+    assert_eq!(house.files(), [BlobHash(sha2_of(b"own")).to_string()]);
+}
