@@ -313,3 +313,23 @@ fn a_page_may_be_large_or_hang_or_be_something_else() {
         assert!(began.elapsed() < Duration::from_secs(60), "{path}");
     }
 }
+
+#[test]
+fn pictures_of_pages_are_among_what_a_user_may_have_fetched_in_an_hour() {
+    let server = TestServer::start_with(|config| {
+        config.url_previews = true;
+        config.media_max_upload = 20 << 10;
+        config.media_cache_bytes = 1;
+    });
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let web = Web::start(|_, stream| write(stream, "200 OK\r\nContent-Type: image/jpeg", PICTURE));
+    let statuses: Vec<u16> = (0..20).map(|n| preview(&alice, &web.url(&format!("/{n}"))).0).collect();
+    let had = statuses.iter().take_while(|status| **status == 200).count();
+    assert!((4..8).contains(&had) && statuses[had..].iter().all(|status| *status == 429), "{statuses:?}");
+    let (status, refused) = preview(&alice, &web.url("/more"));
+    assert_eq!((status, &refused["errcode"]), (429, &json!("M_LIMIT_EXCEEDED")));
+    assert!(refused["retry_after_ms"].as_u64().is_some_and(|ms| ms > 1000), "{refused}");
+    // That was no page's fault, and what is known costs nothing.
+    assert_eq!(preview(&bob, &web.url("/more")).0, 200);
+    assert_eq!(preview(&alice, &web.url("/more")).0, 200);
+}

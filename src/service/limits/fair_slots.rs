@@ -89,6 +89,12 @@ impl<K: Clone + Eq + Hash> FairSlots<K> {
     pub(in crate::service) fn is_crowded(&self) -> bool {
         self.0.is_crowded()
     }
+
+    /// How many wait in line.
+    #[cfg(test)]
+    pub(in crate::service) fn waiting(&self) -> usize {
+        lock(&self.0.state).line.len()
+    }
 }
 
 impl<K> SharedSlots<K> {

@@ -21,11 +21,16 @@ use crate::federation::{CallError, CallResult};
 use crate::locks::{KeyedLock, lock};
 use crate::protocol::ServerName;
 use crate::protocol::media::MxcUri;
-use crate::service::limits::fair_slots::FairSlots;
+use crate::service::limits::fair_slots::{FairSlot, FairSlots};
 use crate::service::limits::request_permits::{Asker, AskerId};
 
-/// Who may ask for files that are not here at once: all, each, and each of one server, so that one that hangs leaves room
-/// for others. A page of a gallery is a few dozen, which come in turn.
+/// Requests for files that are not here, those that wait in line included: of all, and of each. A page of a gallery is a few
+/// dozen.
+const REQUESTS_MAX: usize = 1024;
+const REQUESTS_PER_ASKER_MAX: usize = 96;
+const REQUESTS_IN_LINE_PER_ASKER_MAX: usize = 16;
+/// Of these so many ask at once: of all, of each, and of each for files of one server, so that one that hangs leaves room for
+/// others.
 const ASKS_MAX: usize = 128;
 const ASKS_PER_ASKER_MAX: usize = 16;
 const ASKS_PER_ASKER_AND_SERVER_MAX: usize = 4;
@@ -50,7 +55,7 @@ const LARGEST_FILES_AN_HOUR_MIN: u64 = 4;
 const BYTES_AN_HOUR_MAX: u64 = 16 << 30;
 const HOUR_SECONDS: u64 = 3600;
 /// What a file counts for at least, since asking costs something too.
-const COUNTED_BYTES_MIN: u64 = 16 << 10;
+pub(super) const COUNTED_BYTES_MIN: u64 = 16 << 10;
 /// Largest thumbnail that another server may send, in bytes.
 const THUMBNAIL_BYTES_MAX: u64 = 8 << 20;
 /// For how long it is remembered that a file could not be had: for most reasons, and where it was too large.
@@ -68,6 +73,8 @@ const RETRY_AFTER_MS: u64 = 3_000;
 
 /// What is being fetched, and what could not be.
 pub struct MediaFetches {
+    /// Before the others, since in their lines is room for all of these: nobody fills one alone, by however many servers.
+    requests: FairSlots<AskerId>,
     asks: FairSlots<AskerId>,
     asks_of_server: FairSlots<(AskerId, ServerName)>,
     fetches: FairSlots<ServerName>,
@@ -97,6 +104,13 @@ struct SpentBytes {
     at: Instant,
 }
 
+/// Somebody's turn to ask a server for something.
+struct Ask {
+    _of_asker: FairSlot<AskerId>,
+    _of_server: FairSlot<(AskerId, ServerName)>,
+    _request: FairSlot<AskerId>,
+}
+
 /// Which form of a file is wanted of its server.
 #[derive(Clone, Copy)]
 enum WantedForm {
@@ -107,8 +121,19 @@ enum WantedForm {
 impl Default for MediaFetches {
     fn default() -> Self {
         Self {
-            asks: FairSlots::new(ASKS_MAX, ASKS_PER_ASKER_MAX),
-            asks_of_server: FairSlots::new(ASKS_MAX, ASKS_PER_ASKER_AND_SERVER_MAX),
+            requests: FairSlots::with_line(
+                REQUESTS_MAX,
+                REQUESTS_PER_ASKER_MAX,
+                REQUESTS_MAX,
+                REQUESTS_IN_LINE_PER_ASKER_MAX,
+            ),
+            asks: FairSlots::with_line(ASKS_MAX, ASKS_PER_ASKER_MAX, REQUESTS_MAX, REQUESTS_MAX),
+            asks_of_server: FairSlots::with_line(
+                REQUESTS_MAX,
+                ASKS_PER_ASKER_AND_SERVER_MAX,
+                REQUESTS_MAX,
+                REQUESTS_MAX,
+            ),
             fetches: FairSlots::new(FETCHES_MAX, FETCHES_PER_SERVER_MAX),
             busy: KeyedLock::default(),
             failures: Mutex::default(),
@@ -159,9 +184,7 @@ impl Media<'_> {
         fetches.check(&kept_as)?;
         let in_line = Instant::now() + SLOT_TIMEOUT;
         let wanted = || !asker.is_gone();
-        let whose = (asker.who().clone(), uri.server.clone());
-        let _of_server = fetches.asks_of_server.take(&whose, in_line, wanted).ok_or_else(too_many)?;
-        let _ask = fetches.asks.take(asker.who(), in_line, wanted).ok_or_else(too_many)?;
+        let _ask = fetches.line_up(asker, &uri.server, in_line).ok_or_else(too_many)?;
         let same = Instant::now() + SAME_FILE_TIMEOUT;
         let _only = fetches.busy.lock_until(kept_as.clone(), same).ok_or_else(under_way)?;
         // Whoever had the lock before has fetched it, or found out that it cannot be had.
@@ -259,7 +282,7 @@ impl Media<'_> {
     }
 
     /// What one asker may have fetched in an hour.
-    fn bytes_an_hour(&self) -> u64 {
+    pub(super) fn bytes_an_hour(&self) -> u64 {
         let least = self.config.media_max_upload.saturating_mul(LARGEST_FILES_AN_HOUR_MIN);
         (self.config.media_cache_bytes / CACHE_PART).max(least).min(BYTES_AN_HOUR_MAX.max(least))
     }
@@ -319,6 +342,15 @@ fn under_way() -> Error {
 }
 
 impl MediaFetches {
+    /// Waits until it is the asker's turn to ask this server for something. None: it did not come in time, or too many wait.
+    fn line_up(&self, asker: &Asker, server: &ServerName, until: Instant) -> Option<Ask> {
+        let wanted = || !asker.is_gone();
+        let request = self.requests.take(asker.who(), until, wanted)?;
+        let of_server = self.asks_of_server.take(&(asker.who().clone(), server.clone()), until, wanted)?;
+        let of_asker = self.asks.take(asker.who(), until, wanted)?;
+        Some(Ask { _of_asker: of_asker, _of_server: of_server, _request: request })
+    }
+
     /// Errors: those of the last attempt to have this, or to reach its server, if that was not long ago.
     fn check(&self, uri: &MxcUri) -> Result<()> {
         let now = Instant::now();
@@ -355,7 +387,7 @@ impl MediaFetches {
     }
 
     /// Errors: 429 `M_LIMIT_EXCEEDED` for who has had enough fetched.
-    fn check_budget(&self, who: &AskerId, budget: u64) -> Result<()> {
+    pub(super) fn check_budget(&self, who: &AskerId, budget: u64) -> Result<()> {
         let spent = lock(&self.spent).get(who).map_or(0, |spent| spent.left(budget));
         if spent <= budget {
             return Ok(());
@@ -366,7 +398,8 @@ impl MediaFetches {
         Err(error.with_field("retry_after_ms", wait * 1000))
     }
 
-    fn spend(&self, who: &AskerId, bytes: u64, budget: u64) {
+    /// Counts what was fetched for somebody.
+    pub(super) fn spend(&self, who: &AskerId, bytes: u64, budget: u64) {
         let mut all = lock(&self.spent);
         let spent = all.get(who).map_or(0, |spent| spent.left(budget));
         let new = SpentBytes { bytes: spent.saturating_add(bytes), at: Instant::now() };

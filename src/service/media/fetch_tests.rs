@@ -371,3 +371,38 @@ fn what_is_remembered_of_others_is_bounded() {
     assert!(lock(&fetches.peers).len() <= PEERS_MAX);
     assert!(lock(&fetches.spent).len() <= ASKERS_MAX);
 }
+
+#[test]
+fn who_asks_many_servers_for_much_at_once_keeps_nobody_else_from_asking() {
+    const ASKED: usize = 400;
+    let fetches = MediaFetches::default();
+    let server = |n: usize| ServerName::parse(&format!("s{n}.example")).expect("a name");
+    let (over, settled) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for n in 0..ASKED {
+            let (fetches, over, settled, server) = (&fetches, &over, &settled, server(n % 100));
+            scope.spawn(move || {
+                let turn = fetches.line_up(&asker("greedy"), &server, Instant::now() + SLOT_TIMEOUT);
+                settled.fetch_add(1, Ordering::SeqCst);
+                while turn.is_some() && !over.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+            });
+        }
+        let waiting = || {
+            let lines =
+                [fetches.requests.waiting(), fetches.asks.waiting(), fetches.asks_of_server.waiting()];
+            lines.iter().sum::<usize>()
+        };
+        while settled.load(Ordering::SeqCst) + waiting() < ASKED {
+            std::thread::yield_now();
+        }
+        let others = (0..20)
+            .filter(|n| fetches.line_up(&asker(&format!("u{n}")), &server(1000), Instant::now()).is_some());
+        let served = others.count();
+        let held_up = waiting();
+        over.store(true, Ordering::SeqCst);
+        assert_eq!(served, 20, "of 20 others");
+        assert!(held_up <= 120, "{held_up} threads wait for one asker");
+    });
+}

@@ -29,10 +29,15 @@ const DECODES_PER_ASKER_MAX: usize = 1;
 /// A client that opens a room wants the pictures of a whole page.
 const WAITING_MAX: usize = 256;
 const WAITING_PER_ASKER_MAX: usize = 32;
+/// Requests that wait for a thumbnail, their own or one that is made for somebody else: in all, and of each.
+const REQUESTS_MAX: usize = 512;
+const REQUESTS_PER_ASKER_MAX: usize = WAITING_PER_ASKER_MAX + DECODES_PER_ASKER_MAX;
 /// The same for all other servers together, so that they keep none of our users waiting.
 const PEER_DECODES_MAX: usize = 1;
 const PEERS_WAITING_MAX: usize = 64;
 const WAITING_PER_PEER_MAX: usize = 8;
+const PEER_REQUESTS_MAX: usize = 128;
+const REQUESTS_PER_PEER_MAX: usize = 2 * WAITING_PER_PEER_MAX;
 /// Of pictures of more pixels than this, one is decoded at a time.
 const LARGE_PIXELS: u64 = 16 << 20;
 /// Time for a picture, and for those before it.
@@ -52,6 +57,8 @@ const RETRY_AFTER_MS: i64 = 2_000;
 
 /// What is being made, and what could not be.
 pub struct Thumbnails {
+    requests: FairSlots<AskerId>,
+    peer_requests: FairSlots<AskerId>,
     slots: FairSlots<AskerId>,
     peer_slots: FairSlots<AskerId>,
     under_way: KeyedLock<ThumbnailKey>,
@@ -66,6 +73,8 @@ impl Default for Thumbnails {
         let (line, line_each) = (PEERS_WAITING_MAX, WAITING_PER_PEER_MAX);
         let peer_slots = FairSlots::with_line(PEER_DECODES_MAX, PEER_DECODES_MAX, line, line_each);
         Self {
+            requests: FairSlots::new(REQUESTS_MAX, REQUESTS_PER_ASKER_MAX),
+            peer_requests: FairSlots::new(PEER_REQUESTS_MAX, REQUESTS_PER_PEER_MAX),
             slots,
             peer_slots,
             under_way: KeyedLock::default(),
@@ -166,7 +175,13 @@ impl Media<'_> {
         refused: &dyn Fn(ThumbnailError) -> Error,
     ) -> Result<(ThumbnailRow, BlobFile)> {
         let state = &self.thumbnails;
-        let until = Instant::now() + WAIT_TIMEOUT;
+        let (now, until) = (Instant::now(), Instant::now() + WAIT_TIMEOUT);
+        let (requests, slots) = match asker.who() {
+            AskerId::Peer(_) => (&state.peer_requests, &state.peer_slots),
+            AskerId::User(_) | AskerId::Address(_) => (&state.requests, &state.slots),
+        };
+        // Each keeps a thread, whatever it waits for.
+        let _request = requests.take(asker.who(), now, || true).ok_or_else(busy)?;
         // Who wants the same thing has it from whoever was first.
         let _under_way = state.under_way.lock_until(key, until).ok_or_else(busy)?;
         if let Some(made) = self.made_thumbnail(&key)? {
@@ -176,10 +191,6 @@ impl Media<'_> {
             return Err(refused(failure));
         }
         let made = {
-            let slots = match asker.who() {
-                AskerId::Peer(_) => &state.peer_slots,
-                AskerId::User(_) | AskerId::Address(_) => &state.slots,
-            };
             let _slot = slots.take(asker.who(), until, || !asker.is_gone()).ok_or_else(busy)?;
             let _large = (picture.pixels() > LARGE_PIXELS).then(|| lock(&state.large));
             thumbnail::make(file, picture, size, Instant::now() + MAKE_TIMEOUT)
@@ -278,5 +289,51 @@ impl Seek for SeekableFile {
         };
         self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::protocol::{ServerName, UserId};
+    use crate::testing::TestServer;
+
+    #[test]
+    fn who_wants_the_same_thumbnail_a_hundred_times_holds_a_few_threads() {
+        let server = TestServer::start();
+        let media = server.homeserver().media();
+        let peer = AskerId::Peer(ServerName::parse("peer.example").expect("a name"));
+        let user = AskerId::User(UserId::parse("@alice:us.example").expect("a user id"));
+        for (who, id) in [(user, "a"), (peer, "b")] {
+            let uri = MxcUri::parse(&format!("mxc://away.example/{id}")).expect("a URI");
+            // Each another file.
+            let picture =
+                [&include_bytes!("../../../tests/pictures/baseline.jpg")[..], id.as_bytes()].concat();
+            let blob = media.store_stream(&mut &picture[..], 1 << 20).expect("a file");
+            let key = ThumbnailKey { source: blob.hash, width: 32, height: 32, method: "crop" };
+            drop(media.insert_remote(&uri, blob, None, None).expect("a row"));
+            // Somebody makes it, and takes long.
+            let making = server.homeserver().thumbnails.under_way.try_lock(key).expect("nobody does");
+            let (tell, told) = mpsc::channel();
+            std::thread::scope(|scope| {
+                for _ in 0..100 {
+                    let (who, tell, uri) = (who.clone(), tell.clone(), &uri);
+                    scope.spawn(move || {
+                        let size =
+                            ThumbnailRequest { width: 32, height: 32, method: thumbnail::Method::Crop };
+                        let wanted = WantedThumbnail { size, animated: false };
+                        let found = media.open(uri).expect("a file");
+                        let made = media.thumbnail(&Asker::new(who), found, &wanted);
+                        let _ = tell.send(made.map(drop).map_err(|e| e.status()));
+                    });
+                }
+                let refused = (0..50).filter(|_| told.recv_timeout(WAIT_TIMEOUT / 2) == Ok(Err(429))).count();
+                drop(making);
+                assert_eq!(refused, 50, "{who:?}");
+                assert!(told.iter().take(50).any(|made| made == Ok(())), "{who:?}");
+            });
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! - `page`: what a page says of itself. - `encoding`: its letters. The fetching, hop by hop: `federation/web_pages.rs`.
 //!
 //! A page is fetched once at a time and remembered by its address without the fragment: for a day, failures for an hour. A user has
-//! a share of the few fetches that are under way at once. What the client says of time (`ts`) is not looked at: there is the newest version
+//! a share of the few fetches that are under way at once, and of what is fetched in an hour. What the client says of time (`ts`) is not looked at: there is the newest version
 //! or the one that is remembered.
 
 mod encoding;
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value};
 
 use super::Media;
+use super::fetch::COUNTED_BYTES_MIN;
 use super::thumbnail;
 use crate::bounded::{BoundedMap, Worth};
 use crate::clock::Millis;
@@ -27,6 +28,7 @@ use crate::locks::{KeyedLock, lock};
 use crate::protocol::UserId;
 use crate::protocol::web_url::WebUrl;
 use crate::service::limits::fair_slots::{FairSlot, FairSlots};
+use crate::service::limits::request_permits::AskerId;
 
 /// Time for a page and its picture, redirects and all.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,6 +37,9 @@ const SLOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages that are fetched at once: in all, and for one user.
 const FETCHES_MAX: usize = 8;
 const FETCHES_PER_USER_MAX: usize = 2;
+/// Previews that are waited for: in all, and by one user. A message has a few links.
+const REQUESTS_MAX: usize = 256;
+const REQUESTS_PER_USER_MAX: usize = 24;
 /// So much of a page is read: large ones have what is looked for late.
 const PAGE_BYTES_MAX: u64 = 768 << 10;
 /// The largest picture that is kept.
@@ -51,13 +56,15 @@ const RETRY_AFTER_MS: i64 = 5_000;
 pub struct UrlPreviews {
     known: Mutex<BoundedMap<String, KnownPreview, PREVIEWS_MAX>>,
     under_way: KeyedLock<String>,
+    requests: FairSlots<UserId>,
     slots: FairSlots<UserId>,
 }
 
 impl Default for UrlPreviews {
     fn default() -> Self {
         let slots = FairSlots::new(FETCHES_MAX, FETCHES_PER_USER_MAX);
-        Self { known: Mutex::default(), under_way: KeyedLock::default(), slots }
+        let requests = FairSlots::new(REQUESTS_MAX, REQUESTS_PER_USER_MAX);
+        Self { known: Mutex::default(), under_way: KeyedLock::default(), requests, slots }
     }
 }
 
@@ -81,13 +88,20 @@ impl Media<'_> {
         if let Some(known) = self.known_preview(&key) {
             return known.ok_or_else(no_preview);
         }
+        // Each keeps a thread, whatever it waits for.
+        let _request = self.url_previews.requests.take(user, Instant::now(), || true).ok_or_else(busy)?;
         let until = Instant::now() + SLOT_TIMEOUT;
         let _under_way = self.url_previews.under_way.lock_until(key.clone(), until).ok_or_else(busy)?;
         if let Some(known) = self.known_preview(&key) {
             return known.ok_or_else(no_preview);
         }
         let _slot: FairSlot<UserId> = self.url_previews.slots.take(user, until, || true).ok_or_else(busy)?;
-        let made = self.fetch_preview(&url);
+        // Pictures of pages and files of other servers are in one cache, which nobody empties alone.
+        let (asker, budget) = (AskerId::User(user.clone()), self.bytes_an_hour());
+        self.media_fetches.check_budget(&asker, budget)?;
+        let mut bytes = 0;
+        let made = self.fetch_preview(&url, &mut bytes);
+        self.media_fetches.spend(&asker, bytes.max(COUNTED_BYTES_MIN), budget);
         if let Err(e) = &made {
             log::debug!("no preview of {key}: {e}");
         }
@@ -110,7 +124,8 @@ impl Media<'_> {
         known.get(key).filter(|known| known.until > now).map(|known| known.preview.clone())
     }
 
-    fn fetch_preview(&self, url: &WebUrl) -> Result<Map<String, Value>> {
+    /// Makes a preview; `came` is how many bytes of pictures came for it, whatever became of them.
+    fn fetch_preview(&self, url: &WebUrl, came: &mut u64) -> Result<Map<String, Value>> {
         let until = Instant::now() + FETCH_TIMEOUT;
         let mut answer =
             self.get(url, "text/html, application/xhtml+xml, image/*;q=0.8, */*;q=0.1", until)?;
@@ -118,7 +133,7 @@ impl Media<'_> {
         let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if kind.starts_with("image/") {
             let mut preview = Map::new();
-            self.put_image(&mut preview, answer)?;
+            self.put_image(&mut preview, answer, came)?;
             return Ok(preview);
         }
         if !matches!(kind.as_str(), "text/html" | "application/xhtml+xml") {
@@ -138,8 +153,9 @@ impl Media<'_> {
         preview
             .retain(|key, _| key != "og:image" && (!key.starts_with("og:image:") || key == "og:image:alt"));
         if let Some(image) = image {
-            let put =
-                self.get(&image, "image/*", until).and_then(|answer| self.put_image(&mut preview, answer));
+            let put = self
+                .get(&image, "image/*", until)
+                .and_then(|answer| self.put_image(&mut preview, answer, came));
             if let Err(e) = put {
                 log::debug!("no picture for the preview of {url}: {e}");
             }
@@ -156,12 +172,20 @@ impl Media<'_> {
     }
 
     /// Keeps a picture, and says so in the preview. Errors: it is none that we know, or too large.
-    fn put_image(&self, preview: &mut Map<String, Value>, mut answer: WebAnswer) -> Result<()> {
+    fn put_image(
+        &self,
+        preview: &mut Map<String, Value>,
+        mut answer: WebAnswer,
+        came: &mut u64,
+    ) -> Result<()> {
         if answer.length.is_some_and(|length| length > IMAGE_BYTES_MAX) {
             return Err(Error::bad_gateway("The picture is too large"));
         }
+        // All of it, until it is known how much that was.
+        *came = IMAGE_BYTES_MAX;
         let stored = self.store_stream(&mut answer, IMAGE_BYTES_MAX)?;
         let bytes = stored.bytes;
+        *came = bytes;
         let mut file = self.seekable(&stored.hash)?;
         // What it really is: nothing else is shown to anybody as a picture.
         let picture =
@@ -192,4 +216,34 @@ fn no_preview() -> Error {
 fn busy() -> Error {
     Error::new(ErrCode::LimitExceeded, "Too many pages are being fetched")
         .with_field("retry_after_ms", RETRY_AFTER_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::testing::TestServer;
+
+    #[test]
+    fn who_wants_the_same_preview_a_hundred_times_holds_a_few_threads() {
+        let server = TestServer::start_with(|config| config.url_previews = true);
+        let media = server.homeserver().media();
+        let alice = UserId::parse("@alice:us.example").expect("a user id");
+        let url = "http://page.invalid/";
+        // Somebody fetches it, and that takes long.
+        let fetching = server.homeserver().url_previews.under_way.try_lock(url.to_owned());
+        let (tell, told) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..100 {
+                let (tell, alice) = (tell.clone(), &alice);
+                scope.spawn(move || {
+                    tell.send(media.url_preview(alice, url).map(drop).map_err(|e| e.status()))
+                });
+            }
+            let refused = (0..50).filter(|_| told.recv_timeout(SLOT_TIMEOUT / 2) == Ok(Err(429))).count();
+            drop(fetching);
+            assert_eq!(refused, 50);
+        });
+    }
 }
