@@ -14,6 +14,12 @@ const PIXELS_MAX: u64 = 50 << 20;
 const FILE_BYTES_MAX: u64 = 128 << 20;
 /// Segments of a JPEG or chunks of a PNG before the picture begins. Profiles and previews come in pieces of 64 KiB.
 const PARTS_MAX: usize = 2_000;
+/// Chunks of a WebP: each frame of an animation is one.
+const WEBP_CHUNKS_MAX: usize = 20_000;
+/// Blocks of a GIF up to its second frame, of which most have 255 bytes.
+const GIF_BLOCKS_MAX: usize = 1 << 20;
+/// Bytes of a JPEG between its segments, where none should be.
+const JPEG_FILLING_BYTES_MAX: usize = 64 << 10;
 /// Longer ones have no orientation worth having: a JPEG's cannot be.
 const EXIF_BYTES_MAX: u64 = 64 << 10;
 
@@ -120,8 +126,9 @@ fn upright(format: Format, width: u32, height: u32) -> Picture {
 fn jpeg(file: &mut File<'_>) -> Result<Picture, ThumbnailError> {
     file.seek(SeekFrom::Start(2)).map_err(ThumbnailError::broken)?;
     let mut orientation = Orientation::default();
+    let mut filling = JPEG_FILLING_BYTES_MAX;
     for _ in 0..PARTS_MAX {
-        let marker = next_marker(file)?;
+        let marker = next_marker(file, &mut filling)?;
         match marker {
             // Without a length of their own.
             0x01 | 0xd0..=0xd8 => continue,
@@ -156,10 +163,12 @@ fn jpeg(file: &mut File<'_>) -> Result<Picture, ThumbnailError> {
     Err(ThumbnailError::broken("no frame header among its segments"))
 }
 
-/// The next byte that follows 0xff and is neither zero nor another 0xff.
-fn next_marker(file: &mut File<'_>) -> Result<u8, ThumbnailError> {
+/// The next byte that follows 0xff and is neither zero nor another 0xff. Of others so many may come before it.
+fn next_marker(file: &mut File<'_>, filling: &mut usize) -> Result<u8, ThumbnailError> {
     let mut after_ff = false;
     loop {
+        *filling =
+            filling.checked_sub(1).ok_or_else(|| ThumbnailError::broken("bytes between its segments"))?;
         match u8_of(file)? {
             0xff => after_ff = true,
             0 => after_ff = false,
@@ -210,7 +219,10 @@ fn webp(file: &mut File<'_>) -> Result<(Picture, bool), ThumbnailError> {
     let (mut found, mut moves) = (None::<Picture>, false);
     // The decoder takes the first of each kind; to look into all of them would be work without end.
     let mut seen = Vec::new();
-    loop {
+    for chunks in 0.. {
+        if chunks == WEBP_CHUNKS_MAX {
+            return Err(ThumbnailError::TooLarge);
+        }
         let mut kind = [0; 4];
         if read_up_to(file, &mut kind)? < 4 {
             break;
@@ -251,7 +263,11 @@ fn webp(file: &mut File<'_>) -> Result<(Picture, bool), ThumbnailError> {
             seen.push(kind);
         }
         let next = begins + length + (length & 1);
-        file.seek(SeekFrom::Start(next)).map_err(ThumbnailError::broken)?;
+        let at = file.stream_position().map_err(ThumbnailError::broken)?;
+        match next.checked_sub(at) {
+            Some(left) => skip(file, left)?,
+            None => drop(file.seek(SeekFrom::Start(next)).map_err(ThumbnailError::broken)?),
+        }
     }
     found.map(|picture| (picture, moves)).ok_or_else(|| ThumbnailError::broken("no picture in it"))
 }
@@ -314,7 +330,7 @@ fn gif_has_second_frame(file: &mut File<'_>) -> Result<bool, ThumbnailError> {
     skip(file, 10)?;
     let flags = u8_of(file)?;
     skip(file, 2 + gif_table(flags))?;
-    let mut frames = 0;
+    let (mut frames, mut blocks) = (0, 0);
     loop {
         // Browsers show what there is of a file that was cut off.
         let Ok(kind) = u8_of(file) else { return Ok(false) };
@@ -332,6 +348,10 @@ fn gif_has_second_frame(file: &mut File<'_>) -> Result<bool, ThumbnailError> {
             _ => return Ok(false),
         }
         loop {
+            blocks += 1;
+            if blocks > GIF_BLOCKS_MAX {
+                return Err(ThumbnailError::TooLarge);
+            }
             match u8_of(file) {
                 Ok(0) => break,
                 Ok(length) => skip(file, u64::from(length))?,

@@ -429,3 +429,26 @@ fn files_that_were_cut_off_or_changed_at_random_are_judged_and_nothing_worse() {
         }
     }
 }
+
+#[test]
+fn a_file_of_nothing_but_parts_is_not_gone_through_to_its_end() {
+    let whole = file("lossy.webp");
+    let filled = |count: usize| {
+        let mut body = [&whole[8..], &b"JUNK\0\0\0\0".repeat(count)].concat();
+        body.splice(0..0, [b"RIFF".as_slice(), &(body.len() as u32).to_le_bytes()].concat());
+        body
+    };
+    look(&mut Cursor::new(filled(5_000))).expect("a picture with a few more parts");
+    let jpeg = file("baseline.jpg");
+    // Behind its first segment.
+    let end = 4 + usize::from(u16::from_be_bytes([jpeg[4], jpeg[5]]));
+    let late = |bytes: usize| [&jpeg[..end], &vec![0; bytes], &jpeg[end..]].concat();
+    look(&mut Cursor::new(late(1_000))).expect("a picture, as browsers show it");
+    let blocks = [b"GIF89a\x90\x01\x2c\x01\0\0\0!\xfe".as_slice(), &[1, b'x'].repeat(3 << 20)].concat();
+    for (name, bytes) in [("webp", filled(1 << 20)), ("jpeg", late(8 << 20)), ("gif", blocks)] {
+        let mut counted = Counted { file: Cursor::new(&bytes[..]), bytes: 0 };
+        let looked = look(&mut counted).and_then(|picture| is_animated(&mut counted, &picture));
+        assert!(looked.is_err(), "{name}");
+        assert!(counted.bytes <= 3 << 20, "{name}: {} bytes were read", counted.bytes);
+    }
+}
