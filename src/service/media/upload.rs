@@ -2,11 +2,13 @@
 //! request's head, given the body as it comes, and acknowledged when the file and its row are on the disk.
 //!
 //! What a user may upload in all is bounded, and so is how much of it at once: each upload that is under way keeps a
-//! thread and room on the disk. When many are under way, everybody has fewer, so that nobody is shut out by a few.
+//! thread and room on the disk. When many are under way, everybody has fewer and who is slow is given up, so that nobody is shut out by a few.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use super::fetch::keeps_up;
 use super::files::{BlobWriter, too_large};
 use super::{Media, no_such_media};
 use crate::clock::Millis;
@@ -21,6 +23,8 @@ use crate::store::media::{Filling, NewMedia};
 const UPLOADS_MAX: usize = 128;
 const UPLOADS_OF_USER_MAX: usize = 8;
 const UPLOADS_OF_USER_WHEN_CROWDED_MAX: usize = 2;
+/// Slowest rate while half of all are taken, behind a grace, in bytes a second: who is slower makes room.
+const CROWDED_RATE_MIN: u64 = 16 << 10;
 /// URIs of one user for which nothing was uploaded yet.
 const PENDING_OF_USER_MAX: usize = 50;
 /// For how long nothing may be uploaded for a URI: "The recommended default expiration is 24 hours".
@@ -58,6 +62,13 @@ impl UploadSlots {
     }
 }
 
+impl UploadSlot {
+    /// Whether others may find none soon.
+    fn is_crowded(&self) -> bool {
+        lock(&self.slots.0).values().sum::<usize>() >= UPLOADS_MAX / 2
+    }
+}
+
 impl Drop for UploadSlot {
     fn drop(&mut self) {
         let mut taken = lock(&self.slots.0);
@@ -90,13 +101,21 @@ pub struct Upload {
     uri: Option<MxcUri>,
     content_type: Option<String>,
     upload_name: Option<String>,
-    _slot: UploadSlot,
+    began: Instant,
+    slot: UploadSlot,
 }
 
 impl Upload {
-    /// The next bytes. Errors: 413 `M_TOO_LARGE`; 507 `M_UNKNOWN` where the disk is full.
+    /// The next bytes. Errors: 413 `M_TOO_LARGE`; 507 `M_UNKNOWN` where the disk is full; 408 `M_UNKNOWN` for who is slow while
+    /// there are many.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write(bytes)
+        self.writer.write(bytes)?;
+        if !keeps_up(self.began.elapsed(), self.writer.bytes(), CROWDED_RATE_MIN) && self.slot.is_crowded() {
+            return Err(
+                Error::new(ErrCode::Unknown, "The upload is too slow while there are many").with_status(408)
+            );
+        }
+        Ok(())
     }
 }
 
@@ -155,14 +174,15 @@ impl Media<'_> {
             uri: head.uri.cloned(),
             content_type: head.content_type.and_then(media_type).map(str::to_owned),
             upload_name,
-            _slot: self.upload_slots.take(user)?,
+            began: Instant::now(),
+            slot: self.upload_slots.take(user)?,
         })
     }
 
     /// That was all: the file can be had from now on by the URI that is given. Errors: those of [`Media::begin_upload`] and
     /// [`Media::store_blob`].
     pub fn finish_upload(&self, upload: Upload) -> Result<MxcUri> {
-        let Upload { writer, uploader, uri, content_type, upload_name, _slot } = upload;
+        let Upload { writer, uploader, uri, content_type, upload_name, slot: _slot, .. } = upload;
         let blob = self.store_blob(writer)?;
         let announced = uri.is_some();
         let uri = match uri {
@@ -225,4 +245,32 @@ fn already_uploaded() -> Error {
 
 fn account_is_closed() -> Error {
     Error::forbidden("There is no such account any more")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::TestServer;
+
+    #[test]
+    fn who_uploads_too_slowly_makes_room_when_others_need_it() {
+        let server = TestServer::start();
+        let media = server.homeserver().media();
+        let user = |n: usize| UserId::parse(&format!("@u{n}:{}", server.name())).expect("a user id");
+        let begin = |n: usize| {
+            let head = UploadHead { uri: None, content_type: None, file_name: None, bytes: None };
+            media.begin_upload(&user(n), head)
+        };
+        let mut slow = begin(1000).expect("a place");
+        slow.began =
+            Instant::now().checked_sub(Duration::from_secs(60)).expect("the clock has run for longer");
+        slow.write(b"x").expect("there is room for others");
+        let held: Vec<_> = (0..UPLOADS_MAX).map_while(|n| begin(n).ok()).collect();
+        assert_eq!(held.len(), UPLOADS_MAX - 1);
+        assert_eq!(slow.write(b"x").expect_err("others wait").status(), 408);
+        drop(slow);
+        begin(2000).expect("a place").write(b"x").expect("what has just begun is not slow");
+    }
 }
