@@ -586,20 +586,24 @@ fn a_reader_that_never_reads_its_reply_is_given_up() {
 }
 
 #[test]
-fn who_has_read_much_has_earned_no_time_to_read_nothing_of_a_reply_with_a_rate_of_its_own() {
-    let limits =
-        ConnectionLimits { transfer_grace: Duration::from_millis(300), ..ConnectionLimits::default() };
-    let (server, address) = serve(limits);
-    let mut connection = TcpStream::connect(address).expect("a connection");
-    connection.write_all(b"GET /big-and-quick HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
-    // At the rate that everybody has to keep up, this would be worth hours.
-    connection.read_exact(&mut vec![0; 16 * MIB]).expect("much of it");
-    until("the connection is closed", || server.connections() == 0);
-    let (mut got, mut buffer) = (16 * MIB, vec![0; MIB]);
-    while let Ok(count @ 1..) = connection.read(&mut buffer) {
-        got += count;
+fn who_has_read_much_has_earned_no_time_to_read_nothing() {
+    // The same rate, that of the reply and that of all of them.
+    for (path, transfer_rate) in [("/big-and-quick", 2048), ("/big", 64 << 10)] {
+        let transfer_grace = Duration::from_millis(300);
+        let limits = ConnectionLimits { transfer_grace, transfer_rate, ..ConnectionLimits::default() };
+        let (server, address) = serve(limits);
+        let mut connection = TcpStream::connect(address).expect("a connection");
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        connection.write_all(head.as_bytes()).expect("sent");
+        // All together this would be worth minutes.
+        connection.read_exact(&mut vec![0; 16 * MIB]).expect("much of it");
+        until("the connection is closed", || server.connections() == 0);
+        let (mut got, mut buffer) = (16 * MIB, vec![0; MIB]);
+        while let Ok(count @ 1..) = connection.read(&mut buffer) {
+            got += count;
+        }
+        assert!(got < 64 * MIB, "{path} came whole");
     }
-    assert!(got < 64 * MIB, "it came whole");
 }
 
 // ----- waiting -----

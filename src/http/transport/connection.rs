@@ -37,7 +37,7 @@ const FIRST_READ_BYTES: usize = 2 << 10;
 const DRAINED_BYTES_MAX: usize = 64 << 10;
 /// Room for a reply before it goes to the socket.
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
-/// Of a reply with a rate of its own, the rate is looked at anew for each so many bytes.
+/// Of a reply, the rate is looked at anew for each so many bytes.
 const WATCHED_BYTES: usize = 256 << 10;
 /// What is read of a stream at once.
 const STREAM_BUFFER_BYTES: usize = 64 << 10;
@@ -479,8 +479,8 @@ fn deadline_at(slot: &ConnectionSlot, started: Instant, so_far: usize, rate: usi
     started + slot.shared.limits.transfer_grace + Duration::from_secs((so_far / rate.max(1)) as u64)
 }
 
-/// Lets a long reply have its time: each part that went out extends the deadline by the slowest rate. Where the reply has a
-/// rate of its own, who has taken much of it quickly has earned no time to take nothing.
+/// Lets a long reply have its time: each part that went out extends the deadline by the slowest rate, its own if it has one.
+/// Who has taken much of it quickly has earned no time to take nothing.
 struct Paced<'c> {
     connection: &'c mut Connection,
     started: Instant,
@@ -490,7 +490,7 @@ struct Paced<'c> {
 
 impl Write for Paced<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.rate.is_some() && self.written >= WATCHED_BYTES {
+        if self.written >= WATCHED_BYTES {
             (self.started, self.written) = (Instant::now(), 0);
         }
         let rate = self.rate.unwrap_or(self.connection.slot.shared.limits.transfer_rate);

@@ -95,8 +95,7 @@ impl Reply {
         self
     }
 
-    /// This answer for somebody who has to take so many bytes of it a second all the time, and not only in the middle: for
-    /// what keeps more of ours than a connection.
+    /// This answer for somebody who has to take so many bytes of it a second: for what keeps more of ours than a connection.
     #[must_use]
     pub fn taken_at(mut self, slowest_rate: usize) -> Self {
         self.slowest_rate = Some(slowest_rate);
