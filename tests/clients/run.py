@@ -103,6 +103,11 @@ def can_be_killed(given, pair):
     return pair == "d" or (pair[0] == "d" and not given.stand_in)
 
 
+def ends_of(pair):
+    """The letters of the servers of host and guest."""
+    return ("d", "d") if pair == "d" else ("d", "e") if pair == "dd" else tuple(pair)
+
+
 def wanted(given, ring):
     """(name, action) for everything that was asked for."""
     pairs = given.pairs.split(",")
@@ -125,7 +130,7 @@ def wanted(given, ring):
                 name = f"{PAIRS[pair]:22} {told:6} {title}"
                 if given.only not in name or (kills and not can_be_killed(given, pair)):
                     continue
-                ends = ("d", "d") if pair == "d" else ("d", "e") if pair == "dd" else tuple(pair)
+                ends = ends_of(pair)
                 number = len(work)
                 action = functools.partial(play, ring, servers, ends, kinds, kills, function, number)
                 work.append((name, action))
@@ -149,9 +154,12 @@ def wanted(given, ring):
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "media")))
     for kind, title, function in bots.BOTS:
-        name = f"{PAIRS['d']:22} {kind:6} {title}"
-        if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
-            work.append((name, functools.partial(function, servers["d"], "bots")))
+        for pair in pairs:
+            name = f"{PAIRS[pair]:22} {kind:6} {title}"
+            if given.only not in name or (kinds_wanted and kind not in kinds_wanted):
+                continue
+            ends = [servers[end] for end in ends_of(pair)]
+            work.append((name, functools.partial(function, ends, f"bots-{pair}")))
     for kind, title, function in unread.UNREAD:
         name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):

@@ -1,8 +1,10 @@
 // matrix-bot-sdk, unchanged, as a person and a bot: files and thumbnails, profiles, replies, reactions and what relates to
 // an event, a space, direct rooms, powers, a room that is replaced and followed.
-// Arguments: the server's address, a picture wider than 320 pixels, then user and password of both.
+// Arguments: a picture wider than 320 pixels, then of both the server's address, user, password, and whether the other's
+// rooms can be joined as soon as one is told of them (`yes`): Synapse tells of an invite, and of the room that follows
+// another, before others can join there.
 //
-// Without its own cryptography, a binary that its package would fetch when it is installed.
+// It goes without its own cryptography, a binary that its package would fetch when it is installed.
 
 import { readFile } from "node:fs/promises";
 import Module, { createRequire } from "node:module";
@@ -16,7 +18,7 @@ sdk.LogService.muteModule("*");
 sdk.LogService.setLogger({ trace() {}, debug() {}, info() {}, warn() {}, error() {} });
 
 const PATIENCE_MS = 60_000;
-const [baseUrl, picturePath, ...accounts] = process.argv.slice(2);
+const [picturePath, ...accounts] = process.argv.slice(2);
 
 function demand(condition, what) {
     if (!condition) throw new Error(what);
@@ -33,11 +35,15 @@ async function until(what, look) {
 }
 
 // A client that syncs; what it heard is kept.
-async function client(user, password) {
+async function client(baseUrl, user, password, atOnce) {
     const first = await new sdk.MatrixAuth(baseUrl).passwordLogin(user, password, "matrix-bot-sdk");
     const made = new sdk.MatrixClient(baseUrl, first.accessToken, new sdk.MemoryStorageProvider());
-    sdk.AutojoinRoomsMixin.setupOnClient(made);
-    sdk.AutojoinUpgradedRoomsMixin.setupOnClient(made);
+    if (atOnce === "yes") for (const mixin of [sdk.AutojoinRoomsMixin, sdk.AutojoinUpgradedRoomsMixin]) mixin.setupOnClient(made);
+    else {
+        const join = (room, sender) => until(room, () => made.joinRoom(room, [sender.split(":").slice(1).join(":")]).catch(() => null));
+        made.on("room.invite", (room, { sender }) => join(room, sender));
+        made.on("room.archived", (_, { content, sender }) => join(content.replacement_room, sender));
+    }
     made.heard = [];
     made.joined = [];
     for (const name of ["room.event", "room.message"]) made.on(name, (room, event) => made.heard.push({ name, room, event }));
@@ -74,8 +80,10 @@ async function profiles(person, bot, room, mxc) {
     const user = await bot.getUserId();
     await bot.setDisplayName("Ein Bot");
     await bot.setAvatarUrl(mxc);
-    const profile = await person.getUserProfile(user);
-    demand(profile.displayname === "Ein Bot" && profile.avatar_url === mxc, `the bot's profile is ${JSON.stringify(profile)}`);
+    await until("the bot's profile", async () => {
+        const profile = await person.getUserProfile(user);
+        return profile.displayname === "Ein Bot" && profile.avatar_url === mxc;
+    });
     await until("the bot's name in the room", async () => {
         const members = await person.getJoinedRoomMembersWithProfiles(room);
         return members[user]?.display_name === "Ein Bot" && members[user].avatar_url === mxc;
@@ -88,7 +96,7 @@ async function relations(person, bot, room) {
     const answer = await bot.replyText(room, heard, "pong");
     demand((await hears(person, answer)).content["m.relates_to"]["m.in_reply_to"].event_id === said, "the answer answers nothing");
     const reactions = [await bot.unstableApis.addReactionToEvent(room, said, "🎉"), await person.unstableApis.addReactionToEvent(room, said, "🎉")];
-    for (const id of reactions) await hears(person, id);
+    for (const id of reactions) for (const one of [person, bot]) await hears(one, id);
     const twice = await bot.unstableApis.addReactionToEvent(room, said, "🎉").catch((error) => error);
     demand(twice.errcode === "M_DUPLICATE_ANNOTATION", `a second reaction of one kind gets ${JSON.stringify(twice.body ?? twice)}`);
     const related = async (...kinds) => (await bot.getRelationsForEvent(room, said, ...kinds)).chunk.map((event) => event.event_id);
@@ -96,7 +104,8 @@ async function relations(person, bot, room) {
     await bot.redactEvent(room, reactions[0], "not so");
     demand((await related("m.annotation")).join() === reactions[1], "a reaction that was taken back is still related");
     const edit = { msgtype: "m.text", body: "!pong" };
-    await person.sendMessage(room, { ...edit, body: "* !pong", "m.new_content": edit, "m.relates_to": { rel_type: "m.replace", event_id: said } });
+    const edited = await person.sendMessage(room, { ...edit, body: "* !pong", "m.new_content": edit, "m.relates_to": { rel_type: "m.replace", event_id: said } });
+    await hears(bot, edited);
     const now = await bot.getRawEvent(room, said);
     demand(now.unsigned["m.relations"]?.["m.replace"]?.content["m.new_content"].body === "!pong", `the edit is not bundled: ${JSON.stringify(now)}`);
 }
@@ -122,10 +131,13 @@ async function upgrades(person, bot) {
     const rooms = [await person.createRoom({ preset: "public_chat", name: "Die alte", room_version: "10", invite: [user] })];
     for (const version of ["11", "12"]) {
         await until(`the bot in ${rooms.at(-1)}`, async () => (await person.getJoinedRoomMembers(rooms.at(-1))).includes(user));
+        // Synapse misses what is said in a room before it has stored the answer to its own join.
+        await until(`${rooms.at(-1)} in the bot's rooms`, () => bot.joined.includes(rooms.at(-1)));
         const path = `/_matrix/client/v3/rooms/${encodeURIComponent(rooms.at(-1))}/upgrade`;
         rooms.push((await person.doRequest("POST", path, null, { new_version: version })).replacement_room);
     }
     await until("the bot in the last of them", () => bot.joined.includes(rooms[2]));
+    await until("the end of the one before", async () => bot.getRoomStateEvent(rooms[1], "m.room.tombstone", "").catch(() => null));
     const { previous, newer, current } = await bot.getRoomUpgradeHistory(rooms[1]);
     const told = JSON.stringify({ previous, newer, current });
     demand(previous[0]?.roomId === rooms[0] && previous[0].version === "10" && previous[0].refEventId, `the room's history is ${told}`);
@@ -134,8 +146,8 @@ async function upgrades(person, bot) {
 }
 
 async function main() {
-    const person = await client(accounts[0], accounts[1]);
-    const bot = await client(accounts[2], accounts[3]);
+    const person = await client(...accounts.slice(0, 4));
+    const bot = await client(...accounts.slice(4));
     const room = await person.createRoom({ preset: "private_chat", name: "Mit einem Bot", invite: [await bot.getUserId()] });
     await until("the bot in the room", () => bot.joined.includes(room));
     const mxc = await files(person, bot, room);
