@@ -6,7 +6,8 @@
 //! part of a run is found that has two characters, and every single character as the beginning of a pair.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::LazyLock;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -280,6 +281,12 @@ impl SearchQuery {
         self.phrases.iter().map(|phrase| phrase.count_in(&words)).map(|count| count / (count + damping)).sum()
     }
 
+    /// Whether each of the phrases is in a text.
+    pub fn is_in(&self, text: &str) -> bool {
+        let words = words(text);
+        self.phrases.iter().all(|phrase| phrase.count_in(&words) > 0.0)
+    }
+
     /// What is to be highlighted in a text: the words that were looked for as they are written there.
     pub fn highlights(&self, text: &str, into: &mut BTreeSet<String>) {
         into.extend(self.written.iter().cloned());
@@ -345,7 +352,10 @@ pub fn fold(text: &str) -> String {
 }
 
 fn without_accent(c: char) -> char {
-    ACCENTED.iter().find(|(_, accented)| accented.contains(c)).map_or(c, |(plain, _)| *plain)
+    static PLAIN: LazyLock<HashMap<char, char>> = LazyLock::new(|| {
+        ACCENTED.iter().flat_map(|(plain, accented)| accented.chars().map(|c| (c, *plain))).collect()
+    });
+    PLAIN.get(&c).copied().unwrap_or(c)
 }
 
 /// Letters with all that are made of them with accents, by their canonical decompositions.

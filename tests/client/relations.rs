@@ -631,6 +631,66 @@ fn history_is_filtered_by_what_relates_to_it() {
 }
 
 #[test]
+fn a_filter_by_relations_knows_only_those_that_its_reader_may_see() {
+    let server = TestServer::start();
+    let (alice, bob, room) = two_in_a_room(&server);
+    let carol = server.user("carol");
+    carol.join(&room);
+    let roots: Vec<String> = (0..2).map(|n| alice.send(&room, &format!("{n}"))).collect();
+    send(&carol, &room, "m.reaction", reaction(&roots[0], "👍"));
+    let found = |user: &TestUser, asked: Value| {
+        ids(&user.get(&room_path(&room, &format!("messages?dir=f&{}", filter(&asked)))))
+    };
+    let asked = [
+        json!({ "related_by_rel_types": ["m.annotation", "m.reference"] }),
+        json!({ "related_by_senders": [carol.id()] }),
+        json!({ "related_by_senders": [carol.id()], "related_by_rel_types": ["m.annotation"] }),
+    ];
+    for asked in &asked {
+        assert_eq!(found(&bob, asked.clone()), [roots[0].as_str()], "{asked}");
+    }
+    ignore(&bob, &[&carol]);
+    for asked in &asked {
+        assert_eq!(found(&bob, asked.clone()), [""; 0], "by whom one ignores: {asked}");
+    }
+    ignore(&bob, &[]);
+    bob.leave(&room);
+    send(&carol, &room, "m.reaction", reaction(&roots[1], "👍"));
+    for asked in &asked {
+        assert_eq!(found(&bob, asked.clone()), [roots[0].as_str()], "after one left: {asked}");
+        assert_eq!(found(&alice, asked.clone()), [roots[0].clone(), roots[1].clone()], "{asked}");
+    }
+}
+
+#[test]
+fn a_thread_is_not_counted_by_what_was_said_in_it_when_its_reader_could_not_see_it() {
+    let server = TestServer::start();
+    let (alice, bob, room) = two_in_a_room(&server);
+    let (carol, dave) = (server.user("carol"), server.user("dave"));
+    dave.join(&room);
+    let setting = |setting: &str| {
+        alice.set_state(&room, "m.room.history_visibility", "", json!({ "history_visibility": setting }))
+    };
+    let root = alice.send(&room, "root");
+    reply(&bob, &room, &root, "seen by all");
+    setting("joined");
+    for n in 0..3 {
+        reply(&alice, &room, &root, &format!("hidden {n}"));
+        reply(&dave, &room, &root, &format!("hidden too {n}"));
+    }
+    setting("shared");
+    carol.join(&room);
+    let count = |user: &TestUser| bundle(user, &room, &root)["m.thread"]["count"].clone();
+    assert_eq!((count(&carol), count(&bob)), (json!(1), json!(7)));
+    reply(&bob, &room, &root, "seen by all");
+    reply(&dave, &room, &root, "seen by all");
+    assert_eq!((count(&carol), count(&bob)), (json!(3), json!(9)));
+    ignore(&carol, &[&dave]);
+    ignore(&bob, &[&dave]);
+    assert_eq!((count(&carol), count(&bob)), (json!(2), json!(5)));
+}
+
+#[test]
 fn clients_that_look_for_threads_find_what_they_look_for() {
     let server = TestServer::start();
     let versions = server.user("alice").get("/_matrix/client/versions");

@@ -233,6 +233,68 @@ fn nobody_finds_what_they_may_not_see() {
 }
 
 #[test]
+fn whoever_has_left_finds_nothing_by_what_a_message_was_changed_into_afterwards() {
+    let server = TestServer::start();
+    let (alice, bob, carol) = (server.user("alice"), server.user("bob"), server.user("carol"));
+    let room = alice.create_room();
+    let (mut of_alice, mut of_carol) = (Vec::new(), Vec::new());
+    for user in [&bob, &carol] {
+        user.join(&room);
+    }
+    for number in 0..2 {
+        of_alice.push(alice.send(&room, &format!("the meadow {number}")));
+        of_carol.push(carol.send(&room, &format!("the brook {number}")));
+    }
+    edit(&alice, &room, &of_alice[0], "the gate is by the brook");
+    bob.leave(&room);
+    alice.post(&room_path(&room, "ban"), json!({ "user_id": bob.id() }));
+    edit(&alice, &room, &of_alice[0], "the password is xylophone");
+    edit(&carol, &room, &of_carol[1], "the password is zither");
+    assert_eq!(found(&alice, "password").len(), 2);
+    for order in ["rank", "recent"] {
+        for hidden in ["password", "xylophone", "xyl", "zither", "\"the password\"", "password brook"] {
+            let answer = search(
+                &bob,
+                &json!({ "search_term": hidden, "order_by": order,
+                "event_context": {}, "groupings": { "group_by": [{ "key": "sender" }] } }),
+            );
+            assert_eq!((answer["count"].as_u64(), texts(&answer)), (Some(0), vec![]), "{hidden}: {answer}");
+            let highlights = answer["highlights"].to_string();
+            assert!(hidden == "xylophone" || !highlights.contains("xylophone"), "{highlights}");
+        }
+        // Words that were there before are no secret, and those beside them stay one.
+        let answer = search(&bob, &json!({ "search_term": "the", "order_by": order }));
+        let highlights = answer["highlights"].to_string();
+        assert_eq!(answer["count"], 4, "{answer}");
+        assert!(!answer.to_string().contains("password") && !highlights.contains("password"), "{answer}");
+    }
+}
+
+#[test]
+fn a_forged_group_does_not_tell_who_sent_an_event_that_one_may_not_see() {
+    let server = TestServer::start();
+    let (alice, eve) = (server.user("alice"), server.user("eve"));
+    let shared = alice.create_room();
+    eve.join(&shared);
+    alice.send(&shared, "a newt");
+    let secret = alice.create_room_with(json!({ "preset": "private_chat" }));
+    alice.send(&secret, "nothing for Eve");
+    let criteria = json!({ "search_term": "newt", "order_by": "recent" });
+    let mut told = 0;
+    for row in 1..200 {
+        let token = format!("9223372036854775807_0_0_s{row}");
+        let body = json!({ "search_categories": { "room_events": &criteria } });
+        let (status, answer) = post(&eve, &format!("search?next_batch={token}"), body);
+        let none = json!({ "results": answer["search_categories"]["room_events"]["results"] });
+        told += usize::from(status == 200 && none["results"] != json!([]));
+        assert_eq!(status, 200, "what is there and what is not are one: {answer}");
+    }
+    let visible = eve.get(&room_path(&shared, "messages?dir=f&limit=100"));
+    let of_alice = visible["chunk"].as_array().unwrap().iter().filter(|event| event["sender"] == alice.id());
+    assert_eq!(told, of_alice.count(), "only by events that she sees");
+}
+
+#[test]
 fn whom_one_ignores_and_what_was_redacted_is_not_found_and_an_edit_stands_for_what_it_changed() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));

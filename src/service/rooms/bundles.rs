@@ -16,7 +16,7 @@ use crate::protocol::relations::{REFERENCE, THREAD, is_edit_of, may_be_edited, m
 use crate::protocol::{EventId, UserId};
 use crate::service::rooms::client_format::{self, ClientFormat, Json};
 use crate::service::rooms::timeline::TimelineEvent;
-use crate::service::rooms::view::RoomView;
+use crate::service::rooms::view::{Access, RoomView};
 use crate::store::rooms::events::TimelineRange;
 use crate::store::rooms::relations::RelatedEvent;
 use crate::store::{EventKey, Place, StoredEvent};
@@ -32,8 +32,8 @@ const REPLIES_AT_FIRST: usize = 4;
 const REPLIES_AT_ONCE: usize = 200;
 /// Replies that are counted one by one, for who may not see all of them.
 const REPLIES_COUNTED_MAX: usize = 100;
-/// Replies of one ignored user that are taken off a count.
-const IGNORED_REPLIES_MAX: u64 = 100_000;
+/// Replies that are counted together, and of one ignored user taken off a count.
+const REPLIES_MAX: u64 = 100_000;
 /// Events that one answer looks at for its bundles, beside those that it tells.
 const LOOKS_MAX: usize = 2000;
 /// What an answer has of bundles; events beyond go without.
@@ -76,8 +76,14 @@ pub fn write_with_bundles<'e>(
     events: impl IntoIterator<Item = &'e TimelineEvent>,
 ) -> Result<Vec<Json>> {
     let events: Vec<&TimelineEvent> = events.into_iter().collect();
-    let mut bundler =
-        Bundler { view, format, bytes_left: BUNDLES_BYTES_MAX, looks_left: LOOKS_MAX, ignored_here: None };
+    let mut bundler = Bundler {
+        view,
+        format,
+        bytes_left: BUNDLES_BYTES_MAX,
+        looks_left: LOOKS_MAX,
+        ignored_here: None,
+        was_always_open: None,
+    };
     bundler.write(&events)
 }
 
@@ -88,6 +94,8 @@ struct Bundler<'b> {
     looks_left: usize,
     /// Those whom the reader ignores who have been in the room.
     ignored_here: Option<Vec<String>>,
+    /// Whether nothing in the room's history was closed to those who come later.
+    was_always_open: Option<bool>,
 }
 
 impl Bundler<'_> {
@@ -143,7 +151,9 @@ impl Bundler<'_> {
 
     fn references(&mut self, event: &StoredEvent) -> Result<Option<References>> {
         let mut chunk = Vec::new();
-        for row in self.last_related(event.pdu.event_id(), REFERENCE, REFERENCES_MAX)? {
+        for row in
+            self.last_related(event.pdu.event_id(), REFERENCE, (self.view.end_exclusive(), REFERENCES_MAX))?
+        {
             if self.sees(&row, self.view.sees_all_since_joining())? {
                 chunk.push(EventReference { event_id: row.event_id });
             }
@@ -177,9 +187,14 @@ impl Bundler<'_> {
         let (db, room, id) = (self.view.db(), self.view.room.key, root.pdu.event_id());
         let Some(replies) = db.thread_replies(room, id)? else { return Ok(None) };
         let Some(latest) = latest_reply(self.view, id, &mut self.looks_left)? else { return Ok(None) };
-        let count = match self.view.sees_all_since_joining() {
-            true => replies.saturating_sub(self.ignored_replies(id)?),
-            false => self.visible_replies(id)?,
+        let count = match (self.view.sees_all_since_joining(), self.view.access) {
+            (true, _) if self.was_always_open()? => replies.saturating_sub(self.ignored_replies(id, 0)?),
+            (true, Access::Joined { since }) => {
+                let later = db.thread_replies_since((room, id), None, (since, REPLIES_MAX))?;
+                let earlier = self.visible_replies(id, Place { stream: since + 1, sub: i64::MIN })?;
+                later.saturating_sub(self.ignored_replies(id, since)?) + earlier
+            }
+            _ => self.visible_replies(id, self.view.end_exclusive())?,
         };
         let participated = db.has_participated(room, id, self.view.user.as_str())?;
         // Its own bundle has no thread in it: what is in one is not the root of another.
@@ -188,8 +203,16 @@ impl Bundler<'_> {
         Ok(Some(ThreadSummary { latest_event, count: count.max(1), current_user_participated: participated }))
     }
 
-    /// How many replies are those of users whom the reader ignores.
-    fn ignored_replies(&mut self, root: &EventId) -> Result<u64> {
+    /// Whether the history was never closed to those who come later, as far as is known.
+    fn was_always_open(&mut self) -> Result<bool> {
+        if self.was_always_open.is_none() {
+            self.was_always_open = Some(self.view.was_always_open()?);
+        }
+        Ok(self.was_always_open == Some(true))
+    }
+
+    /// How many replies behind a stream position are those of users whom the reader ignores.
+    fn ignored_replies(&mut self, root: &EventId, after: i64) -> Result<u64> {
         let (db, room, mut count) = (self.view.db(), self.view.room.key, 0);
         if self.ignored_here.is_none() {
             let mut here = Vec::new();
@@ -203,15 +226,15 @@ impl Bundler<'_> {
             self.ignored_here = Some(here);
         }
         for user in self.ignored_here.iter().flatten() {
-            count += db.thread_replies_of(room, root, user, IGNORED_REPLIES_MAX)?;
+            count += db.thread_replies_since((room, root), Some(user), (after, REPLIES_MAX))?;
         }
         Ok(count)
     }
 
-    /// How many of the last replies the reader may see.
-    fn visible_replies(&mut self, root: &EventId) -> Result<u64> {
+    /// How many of the last replies before a place the reader may see.
+    fn visible_replies(&mut self, root: &EventId, before: Place) -> Result<u64> {
         let mut count = 0;
-        for row in self.last_related(root, THREAD, REPLIES_COUNTED_MAX)? {
+        for row in self.last_related(root, THREAD, (before, REPLIES_COUNTED_MAX))? {
             count += u64::from(self.sees(&row, true)?);
         }
         Ok(count)
@@ -230,10 +253,14 @@ impl Bundler<'_> {
         Ok(visible(view, row, &mut self.looks_left)?.is_some())
     }
 
-    /// The last that relate to an event in this way.
-    fn last_related(&self, id: &EventId, rel_type: &str, limit: usize) -> Result<Vec<RelatedEvent>> {
-        let range =
-            TimelineRange { from: self.view.end_exclusive(), to: Place::START, limit, backwards: true };
+    /// The last before a place that relate to an event in this way.
+    fn last_related(
+        &self,
+        id: &EventId,
+        rel_type: &str,
+        (from, limit): (Place, usize),
+    ) -> Result<Vec<RelatedEvent>> {
+        let range = TimelineRange { from, to: Place::START, limit, backwards: true };
         self.view.db().related_to(self.view.room.key, id, Some(rel_type), range)
     }
 }

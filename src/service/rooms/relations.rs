@@ -135,7 +135,13 @@ fn next_rows(
 ) -> Result<Vec<RelatedEvent>> {
     let mut rows = view.db().related_to(view.room.key, parent, filter.rel_type, range)?;
     let (low, high) = if range.backwards { (range.to, range.from) } else { (range.from, range.to) };
-    rows.extend(indirect.iter().filter(|row| row.place > low && row.place < high).cloned());
+    // They come newest first. No more of them are wanted than fit.
+    let start = indirect.partition_point(|row| row.place >= high);
+    let end = indirect.partition_point(|row| row.place > low).max(start);
+    let within = &indirect[start..end];
+    let most = range.limit.min(within.len());
+    let next = if range.backwards { &within[..most] } else { &within[within.len() - most..] };
+    rows.extend_from_slice(next);
     rows.sort_unstable_by_key(|row| row.place);
     if range.backwards {
         rows.reverse();

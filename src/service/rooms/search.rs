@@ -27,12 +27,16 @@ use crate::service::rooms::timeline::{PaginationToken, TimelineEvent, walk};
 use crate::service::rooms::view::{Access, RoomView};
 use crate::store::rooms::events::TimelineRange;
 use crate::store::rooms::search::TextSearch;
-use crate::store::{Db, EventKey, Place, Room, RoomKey, StoredEvent};
+use crate::store::{Db, EventKey, Place, Room, RoomKey, Status, StoredEvent};
 
 /// Events of one window.
 const WINDOW_EVENTS: usize = 300;
 /// One request looks at no more events than these, whether or not it may show any of them.
 const EVENTS_LOOKED_AT_MAX: usize = 10 * WINDOW_EVENTS;
+/// A text of so many bytes counts as one event more.
+const TEXT_BYTES_OF_EVENT: usize = 1024;
+/// So many changes of a message are looked at for one that the searcher may see.
+const CHANGES_LOOKED_AT_MAX: usize = 10;
 /// With more rooms than these the index is asked about all rooms: each room makes its part of the work dearer.
 const ROOMS_IN_QUERY_MAX: usize = 100;
 /// Results where the client does not say how many, and at most.
@@ -282,9 +286,11 @@ impl<'s> Search<'s> {
         let mut highlights = BTreeSet::new();
         let mut results = Vec::with_capacity(page.hits.len());
         for hit in &page.hits {
-            let text = self.db.text_found(&hit.shown.event)?;
+            let view =
+                views.get(&hit.shown.event.room).ok_or_else(|| Error::internal("a view went missing"))?;
+            let text = self.text_for(view, &hit.shown.event)?.unwrap_or_default();
             self.query.highlights(&text, &mut highlights);
-            results.push(self.result(&views, hit, self.query.rank(&text))?);
+            results.push(self.result(view, hit, self.query.rank(&text))?);
         }
         let state = match self.criteria.include_state {
             Some(true) => Some(self.state(&views, &page.hits)?),
@@ -305,11 +311,11 @@ impl<'s> Search<'s> {
         let room_keys: Vec<RoomKey> = self.rooms.keys().copied().collect();
         let rooms = Some(room_keys.as_slice()).filter(|rooms| rooms.len() <= ROOMS_IN_QUERY_MAX);
         let search = TextSearch { query: self.query, rooms, keys: self.keys };
+        let ignored = Arc::new(Ignored::of(self.db, self.format.user)?);
         let sender = match from.within {
-            Some(GroupMember::SenderOf(event)) => Some(self.sender_of(event)?),
+            Some(GroupMember::SenderOf(event)) => self.sender_of(views, &ignored, event)?,
             _ => None,
         };
-        let ignored = Arc::new(Ignored::of(self.db, self.format.user)?);
         let mut page =
             Page { hits: Vec::new(), next: None, left: Vec::new(), is_last_window: true, count: 0 };
         let (mut at, mut looked_at) = (from, 0);
@@ -321,7 +327,7 @@ impl<'s> Search<'s> {
             };
             // From here on the window is this one, whatever comes meanwhile.
             at.top = *first;
-            let mut hits = self.judged(views, &ignored, &window)?;
+            let mut hits = self.judged(views, &ignored, &window, &mut looked_at)?;
             self.sort(&mut hits);
             page.is_last_window = window.len() < WINDOW_EVENTS;
             page.count = at.seen + hits.len();
@@ -353,41 +359,90 @@ impl<'s> Search<'s> {
         }
     }
 
-    fn sender_of(&self, event: EventKey) -> Result<UserId> {
-        let unknown = |_| Error::invalid_param("next_batch is none of this server's");
-        Ok(self.db.event_by_key(event).map_err(unknown)?.pdu.sender().clone())
+    /// Who sent the event of a token, which anybody can have written: of one that the searcher may not see it is
+    /// nobody, as of one that there is not.
+    fn sender_of(
+        &self,
+        views: &mut Views<'s>,
+        ignored: &Arc<Ignored>,
+        event: EventKey,
+    ) -> Result<Option<UserId>> {
+        let Ok(event) = self.db.event_by_key(event) else { return Ok(None) };
+        let Some(view) = self.view_of(views, ignored, event.room)? else { return Ok(None) };
+        let is_shown = event.status == Status::Accepted && !event.is_outlier() && view.look(&event)?.visible;
+        Ok(is_shown.then(|| event.pdu.sender().clone()))
+    }
+
+    /// The searcher's view of a room that is searched, if they are or were in it.
+    fn view_of<'v>(
+        &self,
+        views: &'v mut Views<'s>,
+        ignored: &Arc<Ignored>,
+        room: RoomKey,
+    ) -> Result<Option<&'v RoomView<'s>>> {
+        let Some(room) = self.rooms.get(&room) else { return Ok(None) };
+        let view = match views.entry(room.key) {
+            Entry::Occupied(view) => view.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(RoomView::ignoring(self.db, room, self.format.user, ignored.clone())?)
+            }
+        };
+        Ok(matches!(view.access, Access::Joined { .. } | Access::Left { .. }).then_some(&*view))
     }
 
     /// Those of a window that the searcher may see and wants.
-    fn judged(&self, views: &mut Views<'s>, ignored: &Arc<Ignored>, window: &[EventKey]) -> Result<Vec<Hit>> {
+    /// `weight` grows by what of their texts was gone through.
+    fn judged(
+        &self,
+        views: &mut Views<'s>,
+        ignored: &Arc<Ignored>,
+        window: &[EventKey],
+        weight: &mut usize,
+    ) -> Result<Vec<Hit>> {
         let mut hits = Vec::new();
         for key in window {
             let event = self.db.event_by_key(*key)?;
-            let Some(room) = self.rooms.get(&event.room) else { continue };
             if !self.criteria.filter.wants(&event.pdu) {
                 continue;
             }
-            let view = match views.entry(room.key) {
-                Entry::Occupied(view) => view.into_mut(),
-                Entry::Vacant(place) => {
-                    place.insert(RoomView::ignoring(self.db, room, self.format.user, ignored.clone())?)
-                }
-            };
-            if !matches!(view.access, Access::Joined { .. } | Access::Left { .. }) {
-                continue;
-            }
+            let Some(view) = self.view_of(views, ignored, event.room)? else { continue };
             let access = view.look(&event)?;
             if !access.visible || view.erasure.hides(&event)? {
                 continue;
             }
+            let Some(text) = self.text_for(view, &event)? else { continue };
             let rank = match self.criteria.order_by {
-                SearchOrder::Rank => self.query.rank(&self.db.text_found(&event)?),
+                SearchOrder::Rank => self.query.rank(&text),
                 SearchOrder::Recent => 0.0,
             };
+            *weight += text.len() / TEXT_BYTES_OF_EVENT;
             let shown = TimelineEvent { event, membership: access.membership };
             hits.push(Hit { shown, rank });
         }
         Ok(hits)
+    }
+
+    /// The text that a match has for the searcher. None: what it was found by is a change that they may not see, and
+    /// without that it is no match.
+    fn text_for(&self, view: &RoomView<'_>, event: &StoredEvent) -> Result<Option<String>> {
+        let is_shown = |change: &StoredEvent| -> Result<bool> {
+            Ok(view.look(change)?.visible && !view.erasure.hides(change)?)
+        };
+        let Some(change) = self.db.change_found_by(event)? else {
+            return self.db.text_itself(event).map(Some);
+        };
+        if is_shown(&change)? {
+            return self.db.text_itself(&change).map(Some);
+        }
+        for key in self.db.edits_of(event.room, &event.pdu, view.present(), CHANGES_LOOKED_AT_MAX)? {
+            let change = self.db.event_by_key(key)?;
+            if is_shown(&change)? {
+                let text = self.db.text_itself(&change)?;
+                return Ok(Some(text).filter(|text| self.query.is_in(text)));
+            }
+        }
+        let text = self.db.text_itself(event)?;
+        Ok(Some(text).filter(|text| self.query.is_in(text)))
     }
 
     fn sort(&self, hits: &mut [Hit]) {
@@ -401,8 +456,7 @@ impl<'s> Search<'s> {
         }
     }
 
-    fn result(&self, views: &Views<'s>, hit: &Hit, rank: f64) -> Result<SearchResult> {
-        let view = views.get(&hit.shown.event.room).ok_or_else(|| Error::internal("a view went missing"))?;
+    fn result(&self, view: &RoomView<'_>, hit: &Hit, rank: f64) -> Result<SearchResult> {
         let context = match &self.criteria.event_context {
             Some(wanted) => self.context(view, wanted, &hit.shown.event)?,
             None => None,

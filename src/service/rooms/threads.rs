@@ -72,10 +72,9 @@ impl Rooms<'_> {
                     None => view.end_exclusive(),
                 },
             };
-            let is_left = match view.sees_all_since_joining() && view.ignored().is_empty() {
-                true => page.by_threads()?,
-                false => page.by_replies()?,
-            };
+            let sees_all =
+                view.sees_all_since_joining() && view.ignored().is_empty() && view.was_always_open()?;
+            let is_left = if sees_all { page.by_threads()? } else { page.by_replies()? };
             let next = is_left.then(|| PaginationToken::before(page.at).to_string());
             Ok(Threads { chunk: write_with_bundles(&view, format, &page.roots)?, next_batch: next })
         })

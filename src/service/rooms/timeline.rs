@@ -3,14 +3,21 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::protocol::EventId;
 use crate::protocol::filter::EventFilter;
 use crate::protocol::pdu::Membership;
+use crate::service::rooms::bundles::visible;
 use crate::service::rooms::view::RoomView;
 use crate::store::rooms::events::TimelineRange;
 use crate::store::{Place, StoredEvent};
 
 /// No request looks at more than about this many events of one room in search of those that a filter lets through.
 pub(super) const SCANNED_MAX: usize = 2000;
+
+/// So many that relate to one event in one way are looked at for one that the reader may see, and so many events in all
+/// for one page.
+const RELATED_LOOKED_AT_MAX: usize = 100;
+const RELATED_LOOKS_MAX: usize = 5000;
 
 /// An event with what its reader was when it happened.
 #[derive(Clone)]
@@ -88,7 +95,7 @@ pub fn walk(
     limit: usize,
 ) -> Result<Page> {
     let mut page = Page::default();
-    let (mut scanned, start) = (0, range.from);
+    let (mut scanned, mut looks_left, start) = (0, RELATED_LOOKS_MAX, range.from);
     // One more than wanted, to know whether something is left.
     range.limit = limit.saturating_add(1);
     loop {
@@ -100,13 +107,7 @@ pub fn walk(
                 range.from = place;
                 continue;
             }
-            if filter.asks_for_related()
-                && !view.db().is_related(
-                    view.room.key,
-                    event.pdu.event_id(),
-                    filter.related_by_rel_types.as_deref(),
-                    filter.related_by_senders.as_deref(),
-                )?
+            if filter.asks_for_related() && !is_related(view, filter, event.pdu.event_id(), &mut looks_left)?
             {
                 range.from = place;
                 continue;
@@ -133,6 +134,20 @@ pub fn walk(
             return Ok(page);
         }
     }
+}
+
+/// Whether something that the reader may see relates to an event as the filter asks.
+fn is_related(
+    view: &RoomView<'_>,
+    filter: &EventFilter,
+    event: &EventId,
+    looks_left: &mut usize,
+) -> Result<bool> {
+    let asked = (filter.related_by_rel_types.as_deref(), filter.related_by_senders.as_deref());
+    let bounds = (view.end_exclusive(), RELATED_LOOKED_AT_MAX);
+    view.db().is_related((view.room.key, event), asked, bounds, |row| {
+        Ok(visible(view, row, looks_left)?.is_some())
+    })
 }
 
 /// The latest events between two places that the reader may see and the filter lets through, newest first, without a

@@ -82,11 +82,27 @@ impl<'v> RoomView<'v> {
         }
     }
 
-    /// Whether the user is joined and sees all that was said since, but for what those said whom they ignore. (The history
-    /// from before they joined may have been hidden from those who join later; that is rare, and no matter for a count.)
+    /// Whether the user is joined and sees all that was said since, but for what those said whom they ignore. The history
+    /// from before they joined may be hidden from them all the same: see [`RoomView::was_always_open`].
     pub fn sees_all_since_joining(&self) -> bool {
         matches!(self.access, Access::Joined { .. })
             && matches!(self.visibility_now, HistoryVisibility::Shared | HistoryVisibility::WorldReadable)
+    }
+
+    /// Whether those who come later were always to see what was said before, by all that this server knows of the room's
+    /// settings.
+    pub fn was_always_open(&self) -> Result<bool> {
+        let changes = self.db.state_tuple_changes(self.room.key, "m.room.history_visibility", "")?;
+        if changes.len() > SETTINGS_LOOKED_AT_MAX {
+            return Ok(false);
+        }
+        for key in changes.iter().flat_map(|change| [change.event, change.previous]).flatten() {
+            let setting = visibility_of(Some(&self.db.pdu_by_key(key)?));
+            if !matches!(setting, HistoryVisibility::Shared | HistoryVisibility::WorldReadable) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether something stands behind the user's join, without a break since.
@@ -240,6 +256,9 @@ fn access(db: &Db<'_>, room: &Room, user: &UserId) -> Result<Access> {
     }
     Ok(Access::Joined { since })
 }
+
+/// A room whose setting was changed more often than this counts as one that was closed at times.
+const SETTINGS_LOOKED_AT_MAX: usize = 16;
 
 /// How many changes of a joined member's profile are walked back through in search of the join.
 const PROFILE_CHANGES_MAX: usize = 16;

@@ -14,6 +14,8 @@ use crate::store::{Db, RoomKey};
 
 /// Of so many rooms of users it is remembered.
 const KNOWN_MAX: usize = 20_000;
+/// Of a room with more unread threads than this it is not.
+const THREADS_KNOWN_MAX: usize = 50;
 
 /// What was unread when it was last told.
 #[derive(Default)]
@@ -25,6 +27,10 @@ impl UnreadMemory {
     }
 
     fn keep(&self, user: &UserId, room: RoomKey, known: KnownCounts) {
+        // Anybody can begin a thread with each message, and it would be kept for each member.
+        if known.counts.threads.len() > THREADS_KNOWN_MAX {
+            return;
+        }
         let mut all = lock(&self.0);
         let key = (user.clone(), room);
         if all.get(&key).is_none_or(|before| before.position < known.position) {

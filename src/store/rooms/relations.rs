@@ -190,14 +190,15 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Whether an event of one of these types of relation, by one of these senders, relates to another; none stands for
-    /// any.
+    /// Whether an event of one of these types of relation, by one of these senders, stands before a place, relates to
+    /// another and is wanted; none stands for any. Of those of one type, or of one sender in it, no more than `limit` are
+    /// asked about, the latest if the senders are not said.
     pub fn is_related(
         &self,
-        room: RoomKey,
-        parent: &EventId,
-        rel_types: Option<&[String]>,
-        senders: Option<&[String]>,
+        (room, parent): (RoomKey, &EventId),
+        (rel_types, senders): (Option<&[String]>, Option<&[String]>),
+        (before, limit): (Place, usize),
+        mut is_wanted: impl FnMut(&RelatedEvent) -> Result<bool>,
     ) -> Result<bool> {
         let all;
         let rel_types = match rel_types {
@@ -207,20 +208,41 @@ impl Db<'_> {
                 &all
             }
         };
-        let mut of_sender = self.conn().prepare_cached(
-            "SELECT 1 FROM event_relations WHERE room_key = ?1 AND parent = ?2 AND rel_type = ?3 AND sender = ?4",
-        )?;
-        let mut of_any = self.conn().prepare_cached(
-            "SELECT 1 FROM event_relations WHERE room_key = ?1 AND parent = ?2 AND rel_type = ?3",
-        )?;
+        let mut of_any = self.conn().prepare_cached(&format!(
+            "{RELATED} WHERE room_key = ?1 AND parent = ?2 AND rel_type = ?3 AND (stream, sub) < (?4, ?5)
+             ORDER BY stream DESC, sub DESC LIMIT ?6"
+        ))?;
+        let mut of_sender = self.conn().prepare_cached(&format!(
+            "{RELATED} INDEXED BY event_relations_by_sender WHERE room_key = ?1 AND parent = ?2 AND rel_type = ?3
+               AND (stream, sub) < (?4, ?5) AND sender = ?7 LIMIT ?6"
+        ))?;
+        let limit = limit as i64;
         for rel_type in rel_types {
-            if !of_any.exists(params![room, parent.as_str(), rel_type])? {
+            let usual = params![room, parent.as_str(), rel_type, before.stream, before.sub, limit];
+            let mut rows = of_any.query(usual)?;
+            if senders.is_none() {
+                while let Some(row) = rows.next()? {
+                    if is_wanted(&related_of(row)?)? {
+                        return Ok(true);
+                    }
+                }
+            } else if rows.next()?.is_none() {
                 continue;
             }
-            let Some(senders) = senders else { return Ok(true) };
-            for sender in senders {
-                if of_sender.exists(params![room, parent.as_str(), rel_type, sender])? {
-                    return Ok(true);
+            for sender in senders.into_iter().flatten() {
+                let mut rows = of_sender.query(params![
+                    room,
+                    parent.as_str(),
+                    rel_type,
+                    before.stream,
+                    before.sub,
+                    limit,
+                    sender
+                ])?;
+                while let Some(row) = rows.next()? {
+                    if is_wanted(&related_of(row)?)? {
+                        return Ok(true);
+                    }
                 }
             }
         }
@@ -254,15 +276,22 @@ impl Db<'_> {
         Ok(replies.map(|replies| replies.max(0).unsigned_abs()))
     }
 
-    /// How many replies of a thread are one sender's; no more than `limit` are counted.
-    pub fn thread_replies_of(&self, room: RoomKey, root: &EventId, sender: &str, limit: u64) -> Result<u64> {
-        let mut statement = self.conn().prepare_cached(
+    /// How many replies of a thread stand behind a stream position, of one sender or of all; no more than `limit` are
+    /// counted.
+    pub fn thread_replies_since(
+        &self,
+        (room, root): (RoomKey, &EventId),
+        sender: Option<&str>,
+        (after, limit): (i64, u64),
+    ) -> Result<u64> {
+        let of_sender = if sender.is_some() { "AND sender = ?6" } else { "AND ?6 IS NULL" };
+        let mut statement = self.conn().prepare_cached(&format!(
             "SELECT count(*) FROM (SELECT 1 FROM event_relations
-               WHERE room_key = ?1 AND parent = ?2 AND rel_type = ?3 AND sender = ?4 LIMIT ?5)",
-        )?;
+               WHERE room_key = ?1 AND parent = ?2 AND rel_type = ?3 {of_sender} AND stream > ?4 LIMIT ?5)"
+        ))?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let count: i64 =
-            statement.query_row(params![room, root.as_str(), THREAD, sender, limit], |row| row.get(0))?;
+        let params = params![room, root.as_str(), THREAD, after, limit, sender];
+        let count: i64 = statement.query_row(params, |row| row.get(0))?;
         Ok(count.unsigned_abs())
     }
 

@@ -96,21 +96,38 @@ impl Db<'_> {
         Ok(searchable_text(event.pdu.json()))
     }
 
-    /// The text by which an event is found; empty if it has none.
-    pub fn text_found(&self, event: &StoredEvent) -> Result<String> {
-        Ok(self.text_now(event)?.map(|text| text.text).unwrap_or_default())
+    /// What an event says itself, by which it is found unless it was changed; empty if it has no text.
+    pub fn text_itself(&self, event: &StoredEvent) -> Result<String> {
+        Ok(self.text_shown(event)?.map(|text| text.text).unwrap_or_default())
+    }
+
+    /// The change by whose text a message is found, if there is one.
+    pub fn change_found_by(&self, event: &StoredEvent) -> Result<Option<StoredEvent>> {
+        match self.text_shown(event)? {
+            Some(text) => Ok(self.change_of(event, &text)?.map(|(change, _)| change)),
+            None => Ok(None),
+        }
     }
 
     /// The text of an event, or what its sender changed it into.
     fn text_now(&self, event: &StoredEvent) -> Result<Option<SearchableText>> {
         let Some(text) = self.text_shown(event)? else { return Ok(None) };
+        let changed = self.change_of(event, &text)?;
+        Ok(Some(changed.map_or(text, |(_, text)| text)))
+    }
+
+    /// What a message of this text was changed into last, with the change.
+    fn change_of(
+        &self,
+        event: &StoredEvent,
+        text: &SearchableText,
+    ) -> Result<Option<(StoredEvent, SearchableText)>> {
         if text.key != SearchKey::Body || text.replaces.is_some() {
-            return Ok(Some(text));
+            return Ok(None);
         }
-        match self.edits_of(event.room, &event.pdu, i64::MAX, 1)?.first() {
-            Some(edit) => Ok(self.text_shown(&self.event_by_key(*edit)?)?.or(Some(text))),
-            None => Ok(Some(text)),
-        }
+        let Some(change) = self.edits_of(event.room, &event.pdu, i64::MAX, 1)?.pop() else { return Ok(None) };
+        let change = self.event_by_key(change)?;
+        Ok(self.text_shown(&change)?.map(|text| (change, text)))
     }
 
     /// The message that an event changes: of the same sender and room, and not a change itself.
