@@ -21,6 +21,12 @@ impl Ignored {
         Self(others.cloned().collect())
     }
 
+    /// Those whom another list does not have.
+    pub fn without(mut self, other: &Self) -> Self {
+        self.0.retain(|user| !other.has(user));
+        self
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

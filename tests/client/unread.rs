@@ -226,7 +226,26 @@ fn own_rules_make_more_or_less_of_an_event_and_ignored_users_nothing() {
     carol.put(&format!("{V3}/user/{}/account_data/m.ignored_user_list", segment(carol.id())), list);
     alice.send(&room, "nobody hears me");
     bob.send(&room, "but me");
-    assert_eq!((unread(&carol, &room), unread(&alice, &room)), ((6, 0), (1, 0)));
+    assert_eq!((unread(&carol, &room), unread(&alice, &room)), ((1, 0), (1, 0)), "nor what she said before");
+}
+
+#[test]
+fn whom_one_ignores_from_now_on_leaves_nothing_behind_that_cannot_be_read() {
+    let server = TestServer::start();
+    let (alice, bob, carol, room) = scene(&server);
+    let root = alice.send(&room, "one");
+    mention(&carol, &room, &bob);
+    reply_in(&carol, &room, &root, "two");
+    reply_in(&alice, &room, &root, "three");
+    let latest = mention(&carol, &room, &bob);
+    assert_eq!(unread(&bob, &room), (5, 2));
+    let path = format!("{V3}/user/{}/account_data/m.ignored_user_list", segment(bob.id()));
+    bob.put(&path, json!({ "ignored_users": { carol.id(): {} } }));
+    assert_eq!(by_thread(&bob, &room), ((1, 0), vec![(root, (1, 0))]));
+    assert_eq!(unread(&alice, &room), (2, 0), "for the others it is what it was");
+    // Taken back for everybody, it is not taken off once more.
+    redact(&carol, &room, &latest);
+    assert_eq!((unread(&bob, &room), unread(&alice, &room)), ((2, 0), (1, 0)));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use crate::error::Result;
+use crate::protocol::ignored_users::Ignored;
 use crate::protocol::{RoomId, UserId};
 use crate::store::push::recipients::{IGNORED, RULES};
 use crate::store::{Db, Tx};
@@ -116,6 +117,14 @@ impl Tx<'_> {
         event_type: &str,
         content: &str,
     ) -> Result<()> {
+        if room.is_none() && event_type == IGNORED {
+            let before = self.account_data(user, None, IGNORED)?;
+            let before = before.map(|before| Ignored::listed(&before, user)).unwrap_or_default();
+            let added = Ignored::listed(content, user).without(&before);
+            if !added.is_empty() {
+                self.forget_unread_of_ignored(user, &added)?;
+            }
+        }
         let stream = self.next_stream();
         self.conn()
             .prepare_cached(

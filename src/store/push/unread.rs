@@ -68,6 +68,11 @@ impl ReadPositions {
         stream <= self.of(thread)
     }
 
+    /// Nothing up to here counts, in whatever thread it is.
+    pub(in crate::store) fn base(&self) -> i64 {
+        self.base
+    }
+
     fn furthest(&self) -> i64 {
         self.threads.values().copied().fold(self.base, i64::max)
     }
