@@ -20,6 +20,8 @@ pub enum Rate {
     Write,
     /// Joins, knocks, invites, new rooms: what reaches other servers. And reports, which reach people.
     Join,
+    /// Upgrades of rooms: one may be thousands of events in one transaction, while everybody's writing waits.
+    Upgrade,
     /// Log in, and everything that checks a password.
     Login,
     /// New accounts.
@@ -43,6 +45,7 @@ const fn allowance(rate: Rate) -> RateAllowance {
         Rate::Read => (50.0, 500.0),
         Rate::Write => (10.0, 100.0),
         Rate::Join => (1.0, 20.0),
+        Rate::Upgrade => (0.1, 10.0),
         Rate::Login => (0.2, 10.0),
         Rate::Register => (0.05, 10.0),
         Rate::DelayedEvents => (50.0, 500.0),

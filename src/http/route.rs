@@ -66,6 +66,8 @@ pub struct Route {
     pub handler: Handler,
     /// Which rate limit counts it.
     pub rate: Rate,
+    /// Which one does if what is sent is a membership, where that is another.
+    member_rate: Option<Rate>,
     /// The largest body in bytes: 413 `M_TOO_LARGE` beyond.
     pub body: usize,
     /// Whether its handler does what it does by interactive authentication, and only so.
@@ -96,13 +98,38 @@ impl Route {
         let (body, interactive, even_locked) = (DEFAULT_BODY_BYTES_MAX, false, false);
         // What anybody may read without an account, a guest may too.
         let guests = even_suspended && matches!(handler, Handler::MaybeUser(_));
-        Self { method, path, handler, rate, body, interactive, even_locked, even_suspended, guests }
+        let member_rate = None;
+        Self {
+            method,
+            path,
+            handler,
+            rate,
+            member_rate,
+            body,
+            interactive,
+            even_locked,
+            even_suspended,
+            guests,
+        }
     }
 
     /// This route, counted by another rate limit.
     #[must_use]
     pub const fn rate(self, rate: Rate) -> Self {
         Self { rate, ..self }
+    }
+
+    /// This route, counted by another rate limit if its `eventType` is `m.room.member`: that does what endpoints of their
+    /// own do.
+    #[must_use]
+    pub const fn member_rate(self, rate: Rate) -> Self {
+        Self { member_rate: Some(rate), ..self }
+    }
+
+    /// Which rate limit counts a request with these parameters in its path.
+    pub(super) fn rate_of(&self, params: &[(&'static str, String)]) -> Rate {
+        let is_member = params.iter().any(|(name, value)| *name == "eventType" && value == "m.room.member");
+        self.member_rate.filter(|_| is_member).unwrap_or(self.rate)
     }
 
     /// This route, done by interactive authentication: the answer is also given to a token that ended with the deed.

@@ -140,7 +140,9 @@ impl Router {
         let (call, user) = self.call_for(route, head).map_err(error)?;
         if self.hs.config.rate_limits {
             let now = Instant::now();
-            self.limiter.count(route.rate, user.as_ref(), head.client_ip(), now).map_err(error)?;
+            self.limiter
+                .count(route.rate_of(&params), user.as_ref(), head.client_ip(), now)
+                .map_err(error)?;
         }
         head.set_params(params);
         let (body, call) = match call {

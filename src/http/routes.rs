@@ -95,7 +95,7 @@ pub const ROUTES: &[Route] = &[
     post("/_matrix/client/v3/rooms/{roomId}/unban", User(client_server::membership::unban)),
     get("/_matrix/client/v3/joined_rooms", User(client_server::membership::joined_rooms)),
     post("/_matrix/client/v3/createRoom", User(rooms::create)).rate(Rate::Join).body(NEW_ROOM_BODY_BYTES_MAX),
-    post("/_matrix/client/v3/rooms/{roomId}/upgrade", User(rooms::upgrade)).rate(Rate::Join),
+    post("/_matrix/client/v3/rooms/{roomId}/upgrade", User(rooms::upgrade)).rate(Rate::Upgrade),
     put("/_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}", User(rooms::send))
         .guests()
         .even_suspended(),
@@ -103,6 +103,7 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/state", User(rooms::state)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::state_entry)).guests(),
     put("/_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey?}", User(rooms::put_state))
+        .member_rate(Rate::Join)
         .guests()
         .even_suspended(),
     get("/_matrix/client/v3/rooms/{roomId}/messages", User(messages::messages)).guests(),

@@ -316,3 +316,40 @@ fn fields_of_a_join_are_in_the_member_event_but_for_those_that_are_the_servers()
     refused(dan.request("POST", &room_path(&room, "join"), Some(json!([]))), 400, "M_BAD_JSON");
     assert!(alice.membership_of(&room, dan.id()).is_none());
 }
+
+#[test]
+fn memberships_that_are_put_as_state_are_counted_like_invites_and_joins() {
+    let server = TestServer::start_with(|config| config.rate_limits = true);
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let statuses = |what: &dyn Fn(usize) -> (String, Value)| -> Vec<u16> {
+        (0..40)
+            .map(|number| {
+                let (path, content) = what(number);
+                alice.request("PUT", &room_path(&room, &format!("state/{path}")), Some(content)).0
+            })
+            .collect()
+    };
+    // Invites that come to nothing, of accounts that there are not.
+    let of_members = statuses(&|number| {
+        let invitee = segment(&format!("@nobody{number}:{}", server.name()));
+        (format!("m.room.member/{invitee}"), json!({ "membership": "invite" }))
+    });
+    assert!(of_members.contains(&429), "{of_members:?}");
+    assert_ne!(of_members[0], 429);
+    let others = statuses(&|number| ("m.room.topic".to_owned(), json!({ "topic": number.to_string() })));
+    assert_eq!(others, [200; 40]);
+}
+
+#[test]
+fn upgrades_are_few_since_each_may_be_thousands_of_events() {
+    let server = TestServer::start_with(|config| config.rate_limits = true);
+    let alice = server.user("alice");
+    let room = alice.create_room();
+    let path = room_path(&room, "upgrade");
+    // The next one is allowed ten seconds later.
+    let statuses: Vec<u16> =
+        (0..18).map(|_| alice.request("POST", &path, Some(json!({ "new_version": "0" }))).0).collect();
+    assert_eq!(statuses[..10], [400; 10]);
+    assert!(statuses[10..].contains(&429), "{statuses:?}");
+}
