@@ -551,6 +551,18 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_of_devices ON sessions (user_id, device_id);
 CREATE INDEX sessions_by_replaced ON sessions (replaces) WHERE replaces IS NOT NULL;
 
+-- Tokens by which another client logs in as the user whose device asked for them, once, as their SHA-256. They expire within
+-- minutes, and end with that device; a user has a bounded number of them.
+CREATE TABLE login_tokens (
+  hash BLOB PRIMARY KEY,
+  user_id TEXT NOT NULL,
+  device_id TEXT NOT NULL,
+  expires_ms INTEGER NOT NULL,
+  FOREIGN KEY (user_id, device_id) REFERENCES devices ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX login_tokens_of_devices ON login_tokens (user_id, device_id);
+CREATE INDEX login_tokens_by_expiry ON login_tokens (expires_ms);
+
 -- Tokens that allow a registration, as their SHA-256. `uses_left` and `expires_ms`: NULL is without end. `first`: the
 -- one that was printed for the first account.
 CREATE TABLE registration_tokens (

@@ -47,6 +47,7 @@ pub const ROUTES: &[Route] = &[
     post("/_synapse/admin/v1/register", Anyone(register::shared_secret_register)).rate(Rate::Login),
     get("/_matrix/client/v3/login", Anyone(login::flows)),
     post("/_matrix/client/v3/login", Anyone(login::login)).rate(Rate::Login),
+    post("/_matrix/client/v1/login/get_token", User(login::get_token)).rate(Rate::Login).interactive(),
     post("/_matrix/client/v3/refresh", Anyone(login::refresh)).rate(Rate::Login),
     post("/_matrix/client/v3/logout", User(login::logout)).guests().even_locked(),
     post("/_matrix/client/v3/logout/all", User(login::logout_all)).even_locked(),

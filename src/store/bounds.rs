@@ -271,6 +271,11 @@ pub const TABLES: &[TableBounds] = &[
         &[users("two for each device", "")],
         "with the device; the next use (`confirm_session`)",
     ),
+    table(
+        "login_tokens",
+        &[users("5 of one user; the oldest go", "login_tokens_are_bounded_in_number_and_go_with_time")],
+        "the login; with the device; each new one takes out those that have expired",
+    ),
     table("registration_tokens", &[itself("who runs the server makes them")], "when used up"),
     table(
         "openid_tokens",

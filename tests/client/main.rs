@@ -10,6 +10,7 @@
 //! - `erasure`: users who asked to be erased, and who may still read what they wrote.
 //! - `guests`: accounts without a name or a password, and rooms that are looked into.
 //! - `key_backup`: room keys that clients keep here, encrypted, and how they get them back.
+//! - `login_tokens`: devices that let another log in.
 //! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
 //! - `moderation`: reports, locked and suspended accounts, and other services that an account has of its server.
 //! - `push`: pushers, what gateways are sent, the list of notifications, the bell.
@@ -36,6 +37,7 @@ mod erasure;
 mod guests;
 mod key_backup;
 mod keys;
+mod login_tokens;
 mod media;
 mod moderation;
 mod push;

@@ -51,7 +51,7 @@ pub fn capabilities(hs: &Arc<Homeserver>, _request: &Request, requester: &Reques
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": true },
         "m.3pid_changes": { "enabled": false },
-        "m.get_login_token": { "enabled": false },
+        "m.get_login_token": { "enabled": !requester.standing.guest && !requester.standing.suspended },
         // MSC4452: clients do not ask for previews where there are none.
         "io.element.msc4452.preview_url": { "enabled": hs.config.url_previews },
         "org.matrix.msc4140.delayed_events": { "max_delay_ms": DELAY_MAX_MS, "max_scheduled": DELAYED_EVENTS_MAX },

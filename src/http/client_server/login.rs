@@ -5,21 +5,25 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::interactive::{interactively, with_password};
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::protocol::json::shaped;
 use crate::service::Homeserver;
 use crate::service::accounts::interactive_auth::user_of_identifier;
+use crate::service::accounts::login_tokens::LOGIN_TOKEN_LIFE_MS;
 use crate::service::accounts::sessions::{Login, NewLogin};
 
 /// `GET /_matrix/client/v3/login`
 pub fn flows(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
-    Ok(Reply::json(&json!({ "flows": [{ "type": "m.login.password" }] })))
+    let token = json!({ "type": "m.login.token", "get_login_token": true });
+    Ok(Reply::json(&json!({ "flows": [{ "type": "m.login.password" }, token] })))
 }
 
 #[derive(Deserialize)]
 struct LoginBody {
     password: Option<String>,
+    token: Option<String>,
     device_id: Option<String>,
     initial_device_display_name: Option<String>,
     #[serde(default)]
@@ -30,26 +34,52 @@ struct LoginBody {
 pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
     let object = request.json_object()?;
     let kind = object.get("type").ok_or_else(|| Error::missing_param("Missing type"))?;
-    if kind != "m.login.password" {
+    let by_token = kind == "m.login.token";
+    if !by_token && kind != "m.login.password" {
         return Err(Error::new(ErrCode::Unknown, "Unknown login type").with_status(400));
     }
-    if !object.contains_key("identifier") && !object.contains_key("user") {
+    if !by_token && !object.contains_key("identifier") && !object.contains_key("user") {
         return Err(Error::missing_param("Missing identifier"));
     }
     let body: LoginBody = shaped(object.clone())?;
-    let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
-    // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.
-    let wrong = || Error::forbidden("Wrong user name or password");
-    let user = user_of_identifier(&object, hs.server_name().as_str()).ok_or_else(wrong)?;
-    let from = Some(request.client_ip());
-    let account = hs.accounts().check_password(&user, password, from)?;
     let new = NewLogin {
         device_id: body.device_id.as_deref(),
         display_name: body.initial_device_display_name.as_deref(),
         refreshable: body.refresh_token,
-        from,
+        from: Some(request.client_ip()),
     };
-    Ok(Reply::json(&login_answer(hs, &hs.accounts().log_in_with(&account.user_id, &new)?)))
+    let login = if by_token {
+        let token = body.token.as_deref().ok_or_else(|| Error::missing_param("Missing token"))?;
+        hs.accounts().log_in_by_token(token, &new)?
+    } else {
+        let password = body.password.as_deref().ok_or_else(|| Error::missing_param("Missing password"))?;
+        // Third-party identifiers and phone numbers belong to nobody here, which is a 403 by the specification.
+        let wrong = || Error::forbidden("Wrong user name or password");
+        let user = user_of_identifier(&object, hs.server_name().as_str()).ok_or_else(wrong)?;
+        let account = hs.accounts().check_password(&user, password, new.from)?;
+        hs.accounts().log_in_with(&account.user_id, &new)?
+    };
+    Ok(Reply::json(&login_answer(hs, &login)))
+}
+
+/// `POST /_matrix/client/v1/login/get_token`
+pub fn get_token(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    // "For this endpoint, servers MUST always re-prompt the user for verification": as for everything that is done
+    // interactively here, a proof is good for one token.
+    let guarded = with_password("let another device log in");
+    let params = request.json_object_or_empty()?;
+    interactively(
+        hs,
+        request,
+        Some(requester),
+        &guarded,
+        params,
+        |_| Ok(()),
+        |(), _| {
+            let token = hs.accounts().make_login_token(&requester.user_id, requester.device_id()?)?;
+            Ok(json!({ "login_token": token, "expires_in_ms": LOGIN_TOKEN_LIFE_MS }))
+        },
+    )
 }
 
 /// What `login` and `register` answer.

@@ -6,11 +6,13 @@
 //! - `moderation`: what administrators do to accounts.
 //! - `profile`: names, avatars and other fields; `account_data`: what clients keep here, tags included.
 //! - `ignored_users`: whom a user does not want to hear.
+//! - `login_tokens`: with which who is logged in lets another device log in.
 //! - `openid`: tokens by which third parties learn who somebody is.
 
 pub mod account_data;
 pub(super) mod ignored_users;
 pub mod interactive_auth;
+pub mod login_tokens;
 pub mod moderation;
 pub mod openid;
 pub mod passwords;

@@ -2,6 +2,7 @@
 //!
 //! - here: accounts, and the tokens that let somebody make one;
 //! - `devices`: devices that are logged in, and their sessions; `openid`: tokens that prove to others who a user is;
+//!   `login_tokens`: those that let another device log in;
 //! - `profiles`, `account_data`, `filters`: what a user's clients keep here;
 //! - `pushers`: where users have what they are notified of sent;
 //! - `sliding_connections`: what each connection of sliding sync was told of its rooms;
@@ -14,6 +15,7 @@ pub mod client_transactions;
 pub mod devices;
 pub mod filters;
 pub mod guests;
+pub mod login_tokens;
 pub mod openid;
 pub mod profiles;
 pub mod pushers;

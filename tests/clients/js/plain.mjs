@@ -1,5 +1,5 @@
 // matrix-js-sdk, which Element Web and others are made of, unchanged against a server: two logged-in clients that sync
-// for real, a room with a knock that is let in, a message, a redaction, a leave.
+// for real, a room with a knock that is let in, a message, a redaction, a leave, a device that lets another log in.
 // Arguments: the server's address, then user and password of both.
 
 import { createClient, ClientEvent } from "matrix-js-sdk";
@@ -46,6 +46,23 @@ function until(what, emitter, condition) {
     });
 }
 
+// A device that is logged in gets a token, which is good for the login of one other.
+async function letAnotherLogIn(owner, user, password) {
+    demand((await owner.getCapabilities())["m.get_login_token"]?.enabled, "no login tokens by the capabilities");
+    const asked = await owner.requestLoginToken().catch((error) => error);
+    demand(asked.httpStatus === 401 && asked.data.session, `a login token without a proof: ${JSON.stringify(asked)}`);
+    const auth = { type: "m.login.password", identifier: { type: "m.id.user", user }, password };
+    const { login_token: token } = await owner.requestLoginToken({ ...auth, session: asked.data.session });
+    const guest = createClient({ baseUrl });
+    const login = await guest.loginRequest({ type: "m.login.token", token });
+    const another = createClient({ baseUrl, userId: login.user_id, accessToken: login.access_token, deviceId: login.device_id });
+    demand((await another.whoami()).user_id === owner.getUserId(), "the login token was somebody else's");
+    demand(login.device_id !== owner.getDeviceId(), "the login token gave the same device");
+    const again = await guest.loginRequest({ type: "m.login.token", token }).catch((error) => error);
+    demand(again.errcode === "M_FORBIDDEN", `a login token that was good twice: ${JSON.stringify(again)}`);
+    await another.logout(true);
+}
+
 const membership = (of, room) => of.getRoom(room)?.getMyMembership();
 const has = (of, room, id) => of.getRoom(room)?.getLiveTimeline().getEvents().some((event) => event.getId() === id);
 
@@ -90,6 +107,7 @@ async function main() {
         } finally {
             second.stopClient();
         }
+        await letAnotherLogIn(owner, accounts[0], accounts[1]);
         await knocker.scrollback(knocker.getRoom(room), 30);
         const types = knocker.getRoom(room).getLiveTimeline().getEvents().map((event) => event.getType());
         demand(types.includes("m.room.member"), `scrolling back shows ${types}`);
