@@ -277,3 +277,31 @@ fn figures_of_threads_and_relations() {
         house.bundle(&root)["m.thread"]["count"].as_u64().map_or(0, |count| count as usize)
     });
 }
+
+#[test]
+fn a_change_that_came_before_the_message_is_not_found_beside_it() {
+    let house = House::new("11");
+    let message =
+        house.event("", "@bob:x.org", "m.room.message", &json!({ "msgtype": "m.text", "body": "a heron" }));
+    let changed = |body: &str, at: i64| {
+        let content = json!({ "msgtype": "m.text", "body": format!("* {body}"), "m.new_content": { "body": body },
+            "m.relates_to": { "rel_type": "m.replace", "event_id": message.event_id() } });
+        let mut object = house.event("", "@bob:x.org", "m.room.message", &content).to_object();
+        object.insert("origin_server_ts".into(), at.into());
+        Pdu::from_object(object, room_version("11").unwrap()).unwrap()
+    };
+    let found = || {
+        let criteria =
+            serde_json::from_value(json!({ "search_term": "heron", "order_by": "recent" })).unwrap();
+        let answer = house.hs.rooms().search(&house.format(), &criteria, None).unwrap();
+        let answer = serde_json::to_value(answer).unwrap();
+        let ids =
+            answer["results"].as_array().unwrap().iter().map(|found| found["result"]["event_id"].clone());
+        ids.collect::<Vec<Value>>()
+    };
+    let changes = vec![changed("a heron flies", 2), changed("a heron stands", 3)];
+    house.take(changes);
+    assert_eq!(found().len(), 2, "they are all there is");
+    house.take(vec![message.clone()]);
+    assert_eq!(found(), [json!(message.event_id())]);
+}

@@ -15,6 +15,8 @@ use crate::store::{Db, EventKey, RoomKey, Status, Tx};
 const PORTION_EVENTS_MAX: usize = 500;
 /// as long as their texts come to no more than this.
 const PORTION_BYTES_MAX: usize = 128 * 1024;
+/// So many changes that came before their message are taken out when it comes.
+const CHANGES_FORGOTTEN_MAX: usize = 10;
 /// Over so many rows of the events one commit looks for some that have a text.
 const PORTION_ROWS_MAX: i64 = 2000;
 
@@ -214,6 +216,10 @@ impl Tx<'_> {
             }
             None => event,
         };
+        // Changes that came before it stand there by themselves.
+        for change in self.edits_of(original.room, &original.pdu, i64::MAX, CHANGES_FORGOTTEN_MAX)? {
+            self.forget_text(change)?;
+        }
         let Some(text) = self.text_now(&original)? else { return Ok(0) };
         self.put_text(original.key, original.room, &text)?;
         Ok(text.text.len())
