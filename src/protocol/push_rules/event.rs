@@ -8,9 +8,16 @@ use serde_json::{Map, Value};
 use crate::protocol::glob::{Glob, is_word_char};
 use crate::protocol::{Pdu, UserId};
 
+/// What the predefined rules look at, and nearly all of users' own: no more of an event is made a tree before a rule asks.
+const USUAL: [&str; 6] = ["content", "event_id", "room_id", "sender", "state_key", "type"];
+
 /// One event.
 pub struct PushEvent {
+    /// Of an event of a room, what is [`USUAL`].
     object: Map<String, Value>,
+    /// Where the rest is to be found.
+    pdu: Option<Pdu>,
+    whole: OnceCell<Map<String, Value>>,
     body: OnceCell<Option<Body>>,
 }
 
@@ -42,15 +49,19 @@ pub struct Recipient<'r> {
 impl PushEvent {
     /// An event of a room, with its ids, which some room versions do not have in the event itself.
     pub fn of(pdu: &Pdu) -> Self {
-        let mut object = pdu.to_object();
+        let mut object = Map::new();
+        object.insert("content".into(), pdu.content().into());
         object.insert("event_id".into(), pdu.event_id().as_str().into());
         object.insert("room_id".into(), pdu.room_id().as_str().into());
-        Self::from_object(object)
+        object.insert("sender".into(), pdu.sender().as_str().into());
+        object.extend(pdu.state_key().map(|key| ("state_key".into(), key.into())));
+        object.insert("type".into(), pdu.event_type().into());
+        Self { pdu: Some(pdu.clone()), ..Self::from_object(object) }
     }
 
     /// An event as an object.
     pub fn from_object(object: Map<String, Value>) -> Self {
-        Self { object, body: OnceCell::new() }
+        Self { object, pdu: None, whole: OnceCell::new(), body: OnceCell::new() }
     }
 
     /// What the predefined rules look for by a user's id: whom the event mentions, and whom it is the state of.
@@ -63,7 +74,11 @@ impl PushEvent {
     /// The property at a path.
     pub(super) fn property(&self, path: &[String]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;
-        rest.iter().try_fold(self.object.get(first)?, |value, name| value.as_object()?.get(name))
+        let object = match &self.pdu {
+            Some(pdu) if !USUAL.contains(&first.as_str()) => self.whole.get_or_init(|| pdu.to_object()),
+            _ => &self.object,
+        };
+        rest.iter().try_fold(object.get(first)?, |value, name| value.as_object()?.get(name))
     }
 
     pub(super) fn body(&self) -> Option<&Body> {
@@ -83,5 +98,35 @@ impl Body {
             words.map(|word| word.iter().collect()).collect()
         };
         self.words.get_or_init(words).contains(word)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::protocol::room_version::default_version;
+
+    #[test]
+    fn whatever_a_rule_asks_for_is_what_the_event_says() {
+        let event = json!({
+            "type": "m.room.message", "sender": "@alice:a.example", "room_id": "!room:a.example", "depth": 7,
+            "content": { "body": "text", "deep": { "er": ["list"] } }, "auth_events": [], "prev_events": [],
+            "origin_server_ts": 1, "hashes": {}, "signatures": {}, "unsigned": { "age": 3 },
+        });
+        let text = serde_json::to_vec(&event).unwrap();
+        let pdu = Pdu::parse(&text, default_version()).unwrap();
+        let pushed = PushEvent::of(&pdu);
+        let path = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let whole = pdu.to_object();
+        for name in whole.keys() {
+            assert_eq!(pushed.property(&path(&[name])), whole.get(name), "{name}");
+        }
+        assert_eq!(pushed.property(&path(&["content", "deep", "er"])), Some(&json!(["list"])));
+        assert_eq!(pushed.property(&path(&["event_id"])), Some(&json!(pdu.event_id())));
+        for none in [&["state_key"][..], &["redacts"], &["content", "none"], &[]] {
+            assert_eq!(pushed.property(&path(none)), None, "{none:?}");
+        }
     }
 }
