@@ -106,7 +106,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::protocol::room_version::default_version;
+    use crate::protocol::room_version::room_version;
 
     #[test]
     fn whatever_a_rule_asks_for_is_what_the_event_says() {
@@ -116,7 +116,7 @@ mod tests {
             "origin_server_ts": 1, "hashes": {}, "signatures": {}, "unsigned": { "age": 3 },
         });
         let text = serde_json::to_vec(&event).unwrap();
-        let pdu = Pdu::parse(&text, default_version()).unwrap();
+        let pdu = Pdu::parse(&text, room_version("11").unwrap()).unwrap();
         let pushed = PushEvent::of(&pdu);
         let path = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let whole = pdu.to_object();
