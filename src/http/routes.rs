@@ -110,6 +110,7 @@ pub const ROUTES: &[Route] = &[
     get("/_matrix/client/v3/rooms/{roomId}/messages", User(messages::messages)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/context/{eventId}", User(messages::context)).guests(),
     get("/_matrix/client/v3/rooms/{roomId}/event/{eventId}", User(messages::event)).guests(),
+    get("/_matrix/client/v3/events/{eventId}", User(messages::event_of_any_room)),
     get("/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", User(messages::timestamp_to_event)),
     get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}", User(relations::relations)),
     get("/_matrix/client/v1/rooms/{roomId}/relations/{eventId}/{relType}", User(relations::relations)),

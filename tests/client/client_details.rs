@@ -455,3 +455,27 @@ fn who_is_logged_out_while_waiting_hears_nothing_more() {
         assert_eq!((status, answer["errcode"].as_str()), (401, Some("M_UNKNOWN_TOKEN")), "{answer}");
     });
 }
+
+#[test]
+fn an_event_is_had_by_its_id_alone_by_who_may_see_it() {
+    let server = TestServer::start();
+    let (alice, bob) = (server.user("alice"), server.user("bob"));
+    let room = alice.create_room_with(json!({ "preset": "private_chat" }));
+    let said = alice.send(&room, "among us");
+    let path = |event: &str| format!("{V3}/events/{}", segment(event));
+    let event = alice.get(&path(&said));
+    assert_eq!((&event["event_id"], &event["room_id"]), (&json!(said), &json!(room)), "{event}");
+    assert_eq!(event["content"]["body"], "among us");
+    // Whoever may not see it learns no more of it than of one that there is not.
+    let hidden = bob.request("GET", &path(&said), None);
+    assert_eq!((hidden.0, &hidden.1["errcode"]), (404, &json!("M_NOT_FOUND")), "{hidden:?}");
+    assert_eq!(bob.request("GET", &path("$none"), None), hidden);
+    assert_eq!(alice.request("GET", &path("$none"), None), hidden);
+    alice.invite(&room, bob.id());
+    bob.join(&room);
+    let after = alice.send(&room, "with bob");
+    assert_eq!(bob.get(&path(&after))["content"]["body"], "with bob");
+    // As by the room's own path, what they say of an event is the same.
+    let by_room = bob.get(&room_path(&room, &format!("event/{}", segment(&after))));
+    assert_eq!(by_room["content"], bob.get(&path(&after))["content"]);
+}

@@ -53,6 +53,11 @@ pub fn event(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
     reply(&hs.rooms().event_for(&client_format(hs, requester), &request.room_id()?, &request.event_id()?)?)
 }
 
+/// `GET /_matrix/client/v3/events/{eventId}`: deprecated, for clients that know an event by its id alone.
+pub fn event_of_any_room(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
+    reply(&hs.rooms().event_of_any_room(&client_format(hs, requester), &request.event_id()?)?)
+}
+
 /// `GET /_matrix/client/v3/rooms/{roomId}/members`.
 pub fn members(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let asked = MembersRequest {

@@ -106,6 +106,15 @@ impl Rooms<'_> {
         found_or_not(found)
     }
 
+    /// `GET /events/{eventId}`: [`Self::event_for`], in whatever room the event is. Errors: as there, also for an event that
+    /// nobody here knows.
+    pub fn event_of_any_room(&self, format: &ClientFormat<'_>, event: &EventId) -> Result<Json> {
+        let room = self
+            .store
+            .read(|db| db.event(event)?.map(|found| Ok(db.room_by_key(found.room)?.room_id)).transpose());
+        self.event_for(format, &found_or_not(room)?, event)
+    }
+
     /// `GET /messages`. History that other servers have is fetched where the page comes to a gap. Errors: 403
     /// `M_FORBIDDEN`.
     pub fn messages(
