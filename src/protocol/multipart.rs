@@ -170,7 +170,7 @@ impl MultipartReader {
             return if long { Err(Malformed("something behind a boundary")) } else { Ok(0) };
         };
         let line = &input[..end];
-        if line.starts_with(b"--") {
+        if end <= PADDING_BYTES_MAX && line.starts_with(b"--") {
             return Err(Malformed("fewer than two parts"));
         }
         let has_return = line.ends_with(b"\r");
