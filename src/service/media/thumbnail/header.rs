@@ -53,7 +53,7 @@ impl Format {
 pub struct Picture {
     /// Kind of file.
     pub format: Format,
-    /// As it is stored, in pixels: 1 to [`SIDE_MAX`].
+    /// As it is stored, in pixels: 1 to 65 535.
     pub width: u32,
     /// The same.
     pub height: u32,
