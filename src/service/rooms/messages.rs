@@ -391,11 +391,11 @@ impl ReadableRange {
     }
 }
 
-/// Who is not in the room is told as little as who asks for an event that does not exist.
+/// Who is not in the room is told as little as who asks for an event, or in a room, that does not exist.
 pub(super) fn found_or_not<T>(found: Result<Option<T>>) -> Result<T> {
     let not_found = || Error::not_found("Event not found.");
     match found {
-        Err(error) if error.errcode() == ErrCode::Forbidden => Err(not_found()),
+        Err(error) if matches!(error.errcode(), ErrCode::Forbidden | ErrCode::NotFound) => Err(not_found()),
         found => found?.ok_or_else(not_found),
     }
 }
