@@ -2,7 +2,8 @@
 //! request's head, given the body as it comes, and acknowledged when the file and its row are on the disk.
 //!
 //! What a user may upload in all is bounded, and so is how much of it at once: each upload that is under way keeps a
-//! thread and room on the disk. When many are under way, everybody has fewer and who is slow is given up, so that nobody is shut out by a few.
+//! thread and room on the disk. When many are under way, everybody has fewer and who is slow is given up, so that nobody
+//! is shut out by a few.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -166,7 +166,9 @@ impl Tx<'_> {
                 .prepare_cached("DELETE FROM pushers WHERE app_id = ?1 AND pushkey = ?2 AND user_id <> ?3")?
                 .execute(params![new.app_id, new.pushkey, new.user_id.as_str()])?;
         }
-        let stream = self.stream();
+        let (user, stream) = (new.user_id.as_str(), self.stream());
+        let row =
+            params![user, new.app_id, new.pushkey, new.device_id, new.enabled, new.details, now, stream];
         let changed = self
             .conn()
             .prepare_cached(
@@ -174,16 +176,7 @@ impl Tx<'_> {
                    cursor = CASE WHEN enabled OR NOT ?5 THEN cursor ELSE ?8 END, enabled = ?5
                  WHERE user_id = ?1 AND app_id = ?2 AND pushkey = ?3",
             )?
-            .execute(params![
-                new.user_id.as_str(),
-                new.app_id,
-                new.pushkey,
-                new.device_id,
-                new.enabled,
-                new.details,
-                now,
-                stream,
-            ])?;
+            .execute(row)?;
         if changed > 0 {
             return Ok(());
         }
@@ -200,16 +193,7 @@ impl Tx<'_> {
                    failures, retry_ms)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0, 0)",
             )?
-            .execute(params![
-                new.user_id.as_str(),
-                new.app_id,
-                new.pushkey,
-                new.device_id,
-                new.enabled,
-                new.details,
-                now,
-                stream,
-            ])?;
+            .execute(row)?;
         Ok(())
     }
 

@@ -48,7 +48,7 @@ pub async fn client(url: &str, folder: &std::path::Path) -> Result<Client> {
         .homeserver_url(url)
         .sliding_sync_version_builder(VersionBuilder::DiscoverNative)
         .with_encryption_settings(encryption)
-        // As Element X is shipped. With it an invite uploads the room's keys as media, and fails where there are none.
+        // Not tried with it: then an invite uploads the room's keys as media (MSC4268).
         .with_enable_share_history_on_invite(false)
         .sqlite_store(folder, None)
         .build()
