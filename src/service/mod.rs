@@ -6,11 +6,13 @@
 //! - `accounts/`, `devices/`, `ephemeral/`, `sync/`, `push/`: users, and what their clients see. `deactivation`: an account ends; `guests`: accounts
 //!   that anybody gets.
 //! - `media/`: files that users upload, and those of other servers.
+//! - `admin/`: what who runs this server can do.
 //! - `limits/`: how much work others may cause. `background/`: what is due, and who waits for news.
 //!
 //! The verbs of a folder are reached through its handle (`hs.membership().knock(…)`), a copy of a reference to the [`Homeserver`].
 
 pub mod accounts;
+pub mod admin;
 pub mod background;
 mod deactivation;
 pub mod devices;

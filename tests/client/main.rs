@@ -13,6 +13,7 @@
 //! - `login_tokens`: devices that let another log in.
 //! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
 //! - `moderation`: reports, locked and suspended accounts, and other services that an account has of its server.
+//! - `operators`: what who runs the server does with rooms, knocks and media.
 //! - `push`: pushers, what gateways are sent, the list of notifications, the bell.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `search`: events by their words.
@@ -40,6 +41,7 @@ mod keys;
 mod login_tokens;
 mod media;
 mod moderation;
+mod operators;
 mod push;
 mod relations;
 mod search;

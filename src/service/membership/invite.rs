@@ -70,6 +70,25 @@ impl Memberships<'_> {
         self.invite_with_lock(sender, room_id, target, reason, extra)
     }
 
+    /// Invites somebody who knocked and waits. Errors: 404 `M_NOT_FOUND` if they do not wait any more, and those of an
+    /// invite.
+    pub(in crate::service) fn accept_knock(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+    ) -> Result<()> {
+        let _guard = self.handshake_locks.take(room_id, target)?;
+        let room = self.resident_room(room_id)?.ok_or_else(Error::not_in_room)?;
+        if !self.is_joined(&room, sender)? {
+            return Err(Error::not_in_room());
+        }
+        if self.store.read(|db| db.membership(room.key, target))? != Some(Membership::Knock) {
+            return Err(Error::not_found("That user does not wait before the room"));
+        }
+        self.invite_with_lock(sender, room_id, target, None, Map::new())
+    }
+
     /// [`Memberships::invite`] for whoever holds the lock for the invitee.
     pub(super) fn invite_with_lock(
         &self,

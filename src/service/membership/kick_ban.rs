@@ -51,6 +51,20 @@ impl Memberships<'_> {
         }
     }
 
+    /// Sends somebody away who knocked and waits. Errors: 404 `M_NOT_FOUND` if they do not wait any more, 403
+    /// `M_FORBIDDEN`.
+    pub(in crate::service) fn refuse_knock(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let (room, present) = self.room_and_target(sender, room_id, target)?;
+        may_refuse(present)?;
+        self.change(&room, sender, target, (Membership::Leave, may_refuse), reason)
+    }
+
     /// `POST /ban`: anybody may be banned, also before they ever came. Banning again changes nothing.
     pub fn ban(
         &self,
@@ -141,6 +155,14 @@ fn may_kick(present: Option<Membership>) -> Result<()> {
             Err(bad_state("A banned user cannot be kicked; to lift the ban there is unban"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Of a knock that was withdrawn, or answered by somebody else, nothing is left to refuse.
+fn may_refuse(present: Option<Membership>) -> Result<()> {
+    match present {
+        Some(Membership::Knock) => Ok(()),
+        _ => Err(Error::not_found("That user does not wait before the room")),
     }
 }
 

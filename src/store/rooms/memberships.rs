@@ -139,6 +139,24 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// The rooms in which somebody waits whose knock was not answered: all that we know of, or those that a local user is
+    /// joined to.
+    pub fn rooms_with_knocks(&self, of: Option<&UserId>) -> Result<Vec<RoomKey>> {
+        // From room to room, however many knock upon each.
+        const ALL: &str = "WITH RECURSIVE knocked (room_key) AS (
+               SELECT min(room_key) FROM memberships WHERE membership = 'knock'
+               UNION ALL
+               SELECT (SELECT min(room_key) FROM memberships WHERE membership = 'knock' AND room_key > k.room_key)
+               FROM knocked k WHERE k.room_key IS NOT NULL)
+             SELECT room_key FROM knocked WHERE room_key IS NOT NULL AND ?1 IS NULL";
+        const OF_USER: &str = "SELECT room_key FROM memberships m
+             WHERE m.local = 1 AND m.user_id = ?1 AND m.membership = 'join' AND EXISTS
+               (SELECT 1 FROM memberships k WHERE k.room_key = m.room_key AND k.membership = 'knock')";
+        let mut statement = self.conn().prepare_cached(if of.is_some() { OF_USER } else { ALL })?;
+        let rows = statement.query_map([of.map(UserId::as_str)], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Tells of the membership events of a room, all or those with one membership, without holding any of them.
     pub fn each_member(
         &self,

@@ -1,0 +1,165 @@
+//! Who waits before which room's door, and the answer to them: by a user who may give it, or by who runs this server, in
+//! the name of a local member who may.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::protocol::event_auth::PowerLevels;
+use crate::protocol::pdu::Membership;
+use crate::protocol::{RoomId, UserId};
+use crate::service::admin::Admin;
+use crate::service::events::power_levels::power_levels;
+use crate::store::{Db, Room};
+
+/// Of one room so many are told, the last who came: as many as may wait before it at a time.
+const KNOCKS_OF_A_ROOM_MAX: usize = 100;
+/// And of all rooms so many: more than anybody answers one by one.
+const KNOCKS_MAX: usize = 1000;
+/// What is told of a name or a reason, in characters: who knocks writes both, and they may be long.
+const TEXT_CHARS_MAX: usize = 500;
+
+/// Somebody who waits before a room's door.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WaitingKnock {
+    /// The room.
+    pub room_id: RoomId,
+    /// What it is called: its name, or its canonical alias.
+    pub room_name: Option<String>,
+    /// Who knocks.
+    pub user_id: UserId,
+    /// The name that they give themselves.
+    pub displayname: Option<String>,
+    /// Why they want to come in, as they say.
+    pub reason: Option<String>,
+    /// When they knocked, as their server says; never later than now.
+    pub since_ms: i64,
+}
+
+/// What a knock is answered with, and what the answer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KnockAnswer {
+    Accept,
+    Refuse,
+}
+
+impl Admin<'_> {
+    /// Who waits before rooms that this server is in, the last who came first, up to a thousand: those that the user may
+    /// let in, or all of them. Names and reasons are cut after 500 characters.
+    pub fn knocks_waiting(&self, may_answer: Option<&UserId>) -> Result<Vec<WaitingKnock>> {
+        let now = self.clock.now_ms();
+        self.store.read(|db| {
+            let mut knocks = Vec::new();
+            for key in db.rooms_with_knocks(may_answer)? {
+                let room = db.room_by_key(key)?;
+                let may = match may_answer {
+                    Some(user) => power_levels(db, &room)?.may_invite(user.as_str()),
+                    None => true,
+                };
+                if room.resident && may && knocks.len() < KNOCKS_MAX {
+                    add_knocks_of(db, &room, now, &mut knocks)?;
+                }
+            }
+            knocks.sort_unstable_by_key(|(stream, _)| std::cmp::Reverse(*stream));
+            Ok(knocks.into_iter().map(|(_, knock)| knock).take(KNOCKS_MAX).collect())
+        })
+    }
+
+    /// Lets somebody in who waits: they are invited by `by`, or by the local member who has most power. Errors: 404
+    /// `M_NOT_FOUND` if they do not wait, 403 `M_FORBIDDEN` if `by`, or no local member, may invite; and those of an
+    /// invite.
+    pub fn accept_knock(&self, by: Option<&UserId>, room_id: &RoomId, user: &UserId) -> Result<()> {
+        let by = self.who_answers(by, room_id, user, KnockAnswer::Accept)?;
+        self.membership().accept_knock(&by, room_id, user)
+    }
+
+    /// Sends somebody away who waits; they are told the reason. Errors: 404 `M_NOT_FOUND` if they do not wait, 403
+    /// `M_FORBIDDEN` if `by`, or no local member, may.
+    pub fn refuse_knock(
+        &self,
+        by: Option<&UserId>,
+        room_id: &RoomId,
+        user: &UserId,
+        reason: Option<&str>,
+    ) -> Result<()> {
+        let by = self.who_answers(by, room_id, user, KnockAnswer::Refuse)?;
+        self.membership().refuse_knock(&by, room_id, user, reason)
+    }
+
+    /// In whose name a knock is answered.
+    fn who_answers(
+        &self,
+        by: Option<&UserId>,
+        room_id: &RoomId,
+        knocker: &UserId,
+        answer: KnockAnswer,
+    ) -> Result<UserId> {
+        if let Some(by) = by {
+            return Ok(by.clone());
+        }
+        self.store.read(|db| {
+            let no_knock = || Error::not_found("That user does not wait before the room");
+            let room = db.resident_room(room_id)?.ok_or_else(no_knock)?;
+            if db.membership(room.key, knocker)? != Some(Membership::Knock) {
+                return Err(no_knock());
+            }
+            let may = |levels: &PowerLevels, member: &UserId| match answer {
+                KnockAnswer::Accept => levels.may_invite(member.as_str()),
+                KnockAnswer::Refuse => levels.may_kick(member.as_str(), knocker.as_str()),
+            };
+            mightiest_local_member(db, &room, may)?.ok_or_else(|| {
+                Error::forbidden(format!("No user of this server may answer knocks upon {room_id}"))
+            })
+        })
+    }
+}
+
+/// The local member who has most power in a room, among those who may do something.
+pub(in crate::service) fn mightiest_local_member(
+    db: &Db<'_>,
+    room: &Room,
+    may: impl Fn(&PowerLevels, &UserId) -> bool,
+) -> Result<Option<UserId>> {
+    let levels = power_levels(db, room)?;
+    let members = db.joined_local_users(room.key)?.into_iter().filter(|member| may(&levels, member));
+    // Of equals the first: what is asked twice is done by the same.
+    Ok(members.rev().max_by_key(|member| levels.user(member.as_str())))
+}
+
+fn add_knocks_of(db: &Db<'_>, room: &Room, now: i64, knocks: &mut Vec<(i64, WaitingKnock)>) -> Result<()> {
+    let room_name = room_name(db, room)?;
+    for user in db.waiting_knocks(room.key, KNOCKS_OF_A_ROOM_MAX)? {
+        let Ok(user) = UserId::parse(&user) else { continue };
+        let Some(member) = db.member(room.key, &user)? else { continue };
+        let event = db.pdu_by_key(member.event)?;
+        let text = |field: &str| event.content_str(field).filter(|text| !text.is_empty()).map(cut);
+        let knock = WaitingKnock {
+            room_id: room.room_id.clone(),
+            room_name: room_name.clone(),
+            user_id: user,
+            displayname: text("displayname"),
+            reason: text("reason"),
+            since_ms: event.origin_server_ts().min(now),
+        };
+        knocks.push((member.stream, knock));
+    }
+    Ok(())
+}
+
+/// What a room is called: its name, or its canonical alias.
+pub(in crate::service) fn room_name(db: &Db<'_>, room: &Room) -> Result<Option<String>> {
+    for (event_type, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+        let event = db.state_event(room.key, event_type, "")?;
+        let text = event.and_then(|event| event.content_str(field)).filter(|text| !text.is_empty());
+        if text.is_some() {
+            return Ok(text.map(cut));
+        }
+    }
+    Ok(None)
+}
+
+fn cut(text: String) -> String {
+    match text.char_indices().nth(TEXT_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
