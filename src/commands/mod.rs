@@ -1,10 +1,11 @@
 //! The commands of the binary, one file each: `serve`, `keys`, `routes`, and `fixture` for tests. `logger`: what is said
-//! while one runs; `misuse`: what is said to who mistypes one.
+//! while one runs; `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
 
 mod fixture;
 mod keys;
 mod logger;
 pub mod misuse;
+mod notify;
 mod routes;
 mod serve;
 

@@ -7,7 +7,7 @@ use doorstep::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::{Failure, say};
+use super::{Failure, notify, say};
 
 /// Serves until told to stop.
 pub fn run(settings: Settings) -> Result<(), Failure> {
@@ -17,12 +17,14 @@ pub fn run(settings: Settings) -> Result<(), Failure> {
     // Before anything else, so that an early signal (we may be PID 1) stops us cleanly instead of being lost.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(Error::internal)?;
     let launched = Launched::start(config, Clock::new())?;
+    notify::tell(notify::READY);
     greet(&launched)?;
     for signal in signals.forever() {
         if signal == SIGHUP {
             launched.reload_certificates();
         } else {
             log::info!("stopping");
+            notify::tell(notify::STOPPING);
             break;
         }
     }
@@ -41,9 +43,15 @@ fn greet(launched: &Launched) -> Result<()> {
         let others = if shown == *address { "" } else { " and every other address of this machine" };
         say(&format!("  {scheme}://{shown}{others}"));
     }
+    if !config.has_local_name() {
+        say(&format!("  {} for everybody else", config.public_url));
+    }
     match &config.data {
         Data::Folder(folder) => say(&format!("  data in {}", folder.display())),
         Data::Memory => say("  data in memory: gone when this stops"),
+    }
+    if let Some(missing) = missing(launched) {
+        say(&missing);
     }
     match (config.registration, launched.homeserver.accounts().ensure_first_token()?) {
         (Registration::Open, _) => say("Anybody may register here; the first account becomes the admin."),
@@ -55,4 +63,17 @@ fn greet(launched: &Launched) -> Result<()> {
         (_, None) => say("Log in with any Matrix client: set the homeserver to the address above."),
     }
     Ok(())
+}
+
+/// What a server that others are to reach lacks, as far as it can be known here: a line, or nothing.
+fn missing(launched: &Launched) -> Option<String> {
+    let config = &launched.homeserver.config;
+    let has_tls = launched.addresses().len() > config.listen.len();
+    if config.has_local_name() || has_tls || !config.public_url.starts_with("https:") {
+        return None;
+    }
+    let url = &config.public_url;
+    Some(format!(
+        "No HTTPS here: a reverse proxy has to lead {url} to it. `doorstep check` says whether one does."
+    ))
 }

@@ -183,16 +183,26 @@ impl Config {
     }
 }
 
+/// Whether a host is this machine whoever asks, so that nobody else can find a server of this name.
+pub fn is_local_host(host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let is_loopback = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    host == "localhost" || host.ends_with(".localhost") || is_loopback
+}
+
 impl Config {
+    /// Whether the server's name is one of this machine only.
+    pub fn has_local_name(&self) -> bool {
+        is_local_host(self.server_name.host())
+    }
+
     /// Where clients find a server whose name nobody else knows: at its plain listener if there is one, since its
     /// certificate, if it has any, is one of its own making, and the port in its name is where other servers call.
     fn url_on_this_machine(&self) -> Option<String> {
-        let host = self.server_name.host().to_ascii_lowercase();
-        let bare = host.trim_matches(['[', ']']);
-        let is_loopback = bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        if host != "localhost" && !host.ends_with(".localhost") && !is_loopback {
+        if !self.has_local_name() {
             return None;
         }
+        let host = self.server_name.host().to_ascii_lowercase();
         match (self.listen.first(), self.listen_tls.first()) {
             (Some(plain), _) => Some(format!("http://{}", reachable(*plain))),
             (None, Some(tls)) => Some(format!("https://{host}:{}", tls.port())),

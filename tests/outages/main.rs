@@ -4,6 +4,7 @@
 //! - `crash`: SIGKILL in every state of a remote membership.
 //! - `crash_random`: SIGKILL at random moments while everything happens at once.
 //! - `durability`: what was acknowledged is there after a kill, and on a disk that takes nothing any more.
+//! - `greeting`: what is said at the start, to the operator and to systemd.
 //! - `keys`: no one-time key is given out twice, whatever was killed.
 //! - `long_outages`: thousands of messages missed, and made up for by few requests.
 //! - `media`: files that are killed amid their upload, or find the disk full.
@@ -17,6 +18,7 @@ pub mod common;
 mod crash;
 mod crash_random;
 mod durability;
+mod greeting;
 mod keys;
 mod long_outages;
 mod media;

@@ -25,7 +25,7 @@ const NOISE: &[&str] = &[
     "Internal server error",
 ];
 
-fn doorstep(args: &[&str]) -> Command {
+pub fn doorstep(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.env_remove("DOORSTEP_LOG").env_remove("JOURNAL_STREAM");
@@ -33,7 +33,7 @@ fn doorstep(args: &[&str]) -> Command {
 }
 
 /// Exit status, standard output and standard error of a command that is to end by itself.
-fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
+pub fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
     let mut child = command.spawn().expect("the binary was built with the tests");
     let started = Instant::now();
     while child.try_wait().expect("a child can be asked").is_none() {
@@ -49,20 +49,20 @@ fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
 }
 
 /// A folder that goes with the test.
-struct Scratch(PathBuf);
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = temporary_folder("terminal");
         fs::create_dir_all(&folder).expect("a folder");
         Self(folder)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("a path of text").to_owned()
     }
 
-    fn file(&self, name: &str, text: &str) -> String {
+    pub fn file(&self, name: &str, text: &str) -> String {
         fs::write(self.0.join(name), text).expect("a file");
         self.path(name)
     }
@@ -138,7 +138,7 @@ impl Drop for Server {
     }
 }
 
-fn signal(pid: u32, signal: libc::c_int) {
+pub fn signal(pid: u32, signal: libc::c_int) {
     let pid = libc::pid_t::try_from(pid).expect("a process id");
     // SAFETY: a plain system call; the child was not waited for, so its id is still its own.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
