@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Result;
 use crate::http::router::Router;
-use crate::http::{Certificate, ConnectionLimits, ListenSpec, Server};
+use crate::http::{Certificate, ConnectionLimits, ListenSpec, Server, Service};
 use crate::service::Homeserver;
 
 /// A homeserver that answers. Stops when dropped.
@@ -33,13 +33,23 @@ impl Launched {
 
     /// Serves an opened homeserver on these listeners.
     pub fn serve(homeserver: Arc<Homeserver>, listeners: &[ListenSpec]) -> Result<Self> {
+        Self::serve_through(homeserver, listeners, |router| router)
+    }
+
+    /// The same with something in front of the router.
+    pub(crate) fn serve_through(
+        homeserver: Arc<Homeserver>,
+        listeners: &[ListenSpec],
+        front: impl FnOnce(Arc<dyn Service>) -> Arc<dyn Service>,
+    ) -> Result<Self> {
         let each = homeserver.config.max_connections;
         let limits = ConnectionLimits {
             connections: each.saturating_mul(2),
             in_flight: each,
             ..ConnectionLimits::default()
         };
-        let http = Server::serve(Arc::new(Router::new(Arc::clone(&homeserver))), limits, listeners)?;
+        let router: Arc<dyn Service> = Arc::new(Router::new(Arc::clone(&homeserver)));
+        let http = Server::serve(front(router), limits, listeners)?;
         homeserver.start_background()?;
         Ok(Self { homeserver, http })
     }

@@ -92,7 +92,7 @@
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
 //! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::device_keys`], [`protocol::cross_signing`] (`keys` are servers' signing keys) |
 //! | files that users upload, and those of other servers | `service/media/`; on the disk: `service/media/files.rs`; how servers give each other some: [`protocol::multipart`]; bodies that go to the disk as they come: `http/transport/body.rs` |
-//! | a server that a test holds in its hand | [`testing`], and `tests/common/` |
+//! | a server that a test holds in its hand | [`testing`], and `tests/common/`; what goes wrong on purpose: `testing/faults.rs` |
 //!
 //! # A message goes out
 //!

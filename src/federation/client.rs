@@ -110,8 +110,13 @@ pub struct Client {
     pub(super) allows_plain_gateways: bool,
     connections: Connections,
     peers: ServerAcl,
+    /// Whether the way to a server is cut, where somebody may cut it: a test.
+    cut_off: Option<Box<IsCutOff>>,
     memory: Arc<AnswerMemory>,
 }
+
+/// Says whether there is no way to a server.
+pub type IsCutOff = dyn Fn(&ServerName) -> bool + Send + Sync;
 
 /// The answer that we give ourselves in place of a server that our settings keep us from talking to.
 fn not_talked_to(server: &ServerName) -> CallError {
@@ -197,8 +202,16 @@ impl Client {
             allows_plain_gateways,
             connections,
             peers,
+            cut_off: None,
             memory,
         }
+    }
+
+    /// This client, which finds those servers unreachable for which this holds at the time.
+    #[must_use]
+    pub(crate) fn cut_off_where(mut self, cut_off: Box<IsCutOff>) -> Self {
+        self.cut_off = Some(cut_off);
+        self
     }
 
     /// This client, which then talks to these servers only.
@@ -286,6 +299,9 @@ impl Client {
         repeat: Repeat,
         attempt: impl Fn(&str, Duration, bool) -> Result<T, ExchangeFailure>,
     ) -> CallResult<T> {
+        if self.cut_off.as_ref().is_some_and(|cut_off| cut_off(request.destination)) {
+            return Err(CallError::Unreachable("the way there is cut".to_owned()));
+        }
         let deadline = Instant::now() + request.timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
         let within = request.timeout.min(WELL_KNOWN_TIMEOUT);

@@ -20,6 +20,7 @@ pub mod transport;
 pub use crate::http::transport::bounds::{ConnectionLimits, Quota};
 pub use crate::http::transport::reply::Reply;
 pub use crate::http::transport::request::Request;
+pub(crate) use crate::http::transport::request::decode_segment;
 pub use crate::http::transport::server::{ListenSpec, Server};
 pub use crate::http::transport::service::{Admission, BodyUse, Call, Outcome, Poll, Service};
 pub use crate::http::transport::tls::Certificate;

@@ -11,10 +11,12 @@
 //! assert_eq!(alice.next_message(&room), "pong");
 //! ```
 //!
-//! Here: the server; `user`: a client of it; `certificates`: what two servers of a test trust each other by.
+//! Here: the server; `user`: a client of it; `certificates`: what two servers of a test trust each other by; `faults`:
+//! what goes wrong because the test wants it to.
 
 mod certificates;
 mod end_to_end_keys;
+mod faults;
 mod user;
 
 use std::net::TcpListener;
@@ -26,13 +28,16 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::config::{Config, Data, Registration, TlsFiles};
 use crate::federation::{AnswerScript, Client};
-use crate::http::{Certificate, ListenSpec};
+use crate::http::{Certificate, ListenSpec, Service};
 use crate::launch::Launched;
 use crate::protocol::ServerName;
 use crate::service::Homeserver;
 
+use faults::{Faults, Watched};
+
 pub use certificates::{Certificates, certificates};
 pub use end_to_end_keys::{TestDeviceKeys, TestSigningKeys};
+pub use faults::SeenRequest;
 pub use user::{TestUser, segment};
 
 /// A folder of its own under the system's temporary folder.
@@ -81,6 +86,7 @@ pub struct TestServer {
     running: Option<Launched>,
     config: Config,
     clock: Clock,
+    faults: Arc<Faults>,
     folder: PathBuf,
     url: String,
 }
@@ -112,8 +118,9 @@ impl TestServer {
         change(&mut config);
         let url = config.public_url.clone();
         let clock = Clock::new();
-        let running = Some(launch(&config, &clock, plain, tls));
-        Self { running, config, clock, folder, url }
+        let faults = Arc::default();
+        let running = Some(launch(&config, &clock, &faults, plain, tls));
+        Self { running, config, clock, faults, folder, url }
     }
 
     /// A server that is named by its address, `127.0.0.1:` and its TLS port: one that a server ACL, which looks at no
@@ -180,7 +187,7 @@ impl TestServer {
     pub fn resume(&mut self) {
         if self.running.is_none() {
             let (plain, tls) = (bind(self.config.listen[0].port()), bind(self.config.listen_tls[0].port()));
-            self.running = Some(launch(&self.config, &self.clock, plain, tls));
+            self.running = Some(launch(&self.config, &self.clock, &self.faults, plain, tls));
         }
     }
 
@@ -203,12 +210,24 @@ impl Drop for TestServer {
     }
 }
 
-fn launch(config: &Config, clock: &Clock, plain: TcpListener, tls: TcpListener) -> Launched {
+fn launch(
+    config: &Config,
+    clock: &Clock,
+    faults: &Arc<Faults>,
+    plain: TcpListener,
+    tls: TcpListener,
+) -> Launched {
     let certificate = config.tls.clone().map(Certificate::Files);
-    Homeserver::open(config.clone(), clock.clone())
+    let cuts = Arc::clone(faults);
+    let way_out = |settings, key| {
+        let client = Client::new(settings, key)?;
+        Ok(client.cut_off_where(Box::new(move |server| cuts.is_cut_off(server))))
+    };
+    Homeserver::open_with(config.clone(), clock.clone(), way_out)
         .and_then(|homeserver| {
             let listeners = [ListenSpec::bound(plain, None)?, ListenSpec::bound(tls, certificate)?];
-            Launched::serve(homeserver, &listeners)
+            let front = |router| Arc::new(Watched::new(router, Arc::clone(faults))) as Arc<dyn Service>;
+            Launched::serve_through(homeserver, &listeners, front)
         })
         .unwrap_or_else(|e| panic!("the test server did not start: {e}"))
 }

@@ -19,6 +19,7 @@ mod crash;
 mod crash_random;
 mod durability;
 mod greeting;
+mod faults;
 mod keys;
 mod long_outages;
 mod media;

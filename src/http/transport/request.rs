@@ -92,6 +92,14 @@ impl Request {
         light(self)
     }
 
+    /// Tells somebody of the light answer that was kept, when it is given.
+    pub(crate) fn watch_light_answer(&self, told: impl Fn(&Reply) + Send + 'static) {
+        let mut waits = lock(&self.waits);
+        if let Some(light) = waits.light.take() {
+            waits.light = Some(Box::new(move |request| light(request).inspect(|reply| told(reply))));
+        }
+    }
+
     /// This request with a body.
     #[must_use]
     pub fn with_body(mut self, body: Vec<u8>) -> Self {
@@ -236,7 +244,7 @@ impl Request {
 }
 
 /// Percent-decodes one path segment. Errors: 400 `M_INVALID_PARAM` for a broken escape or bytes that are not UTF-8.
-pub(in crate::http) fn decode_segment(text: &str) -> Result<Cow<'_, str>> {
+pub(crate) fn decode_segment(text: &str) -> Result<Cow<'_, str>> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text));
     }
