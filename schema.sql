@@ -285,7 +285,8 @@ CREATE TABLE remote_memberships (
   previous_version TEXT,
   previous BLOB,
   -- While joining: the signed join, committed before it is first sent and repeated as it is after a crash. While
-  -- leaving, likewise the leave; it stays afterwards, since what it rests on tells which invites are older.
+  -- leaving, likewise the leave; it stays afterwards, since what it rests on tells which invites are older. Whoever
+  -- leaves, or is removed, before their join was answered has the join here until then.
   pending_id TEXT,
   pending_version TEXT,
   pending BLOB,

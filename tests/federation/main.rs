@@ -6,6 +6,7 @@
 //! - `handshakes`: knocks, invites, joins and leaves in every way they can end.
 //! - `handshakes_that_meet`: two handshakes of one user in one room, every pair, in both orders and at once.
 //! - `remote_memberships`: where a remote membership meets the room's last state, what clients were shown, or the room itself.
+//! - `overtaken_joins`: what meets a join that was taken and is not answered yet.
 //! - `third_party_invites`: invites of e-mail addresses, through a scripted identity server.
 //! - `new_rooms`: those who are invited to a new room and cannot be reached hold up nobody.
 //! - `open_door`: whose knock is accepted is joined, if they want it so.
@@ -60,6 +61,7 @@ mod moderation;
 mod new_rooms;
 mod open_door;
 mod outside;
+mod overtaken_joins;
 mod policy_servers;
 mod receipt;
 mod relations;

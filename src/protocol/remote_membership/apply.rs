@@ -295,9 +295,17 @@ impl Fields {
     }
 
     fn join_failed(mut self, join: &EventId, how: JoinFailure, leave: Pdu, now: Millis) -> Next {
-        let is_pending = self.pending.as_ref().is_some_and(|pending| pending.event_id() == join);
-        if self.state != RemoteState::Joining || !is_pending {
+        if !self.is_entered_by(join) {
             return Next::Same;
+        }
+        match self.state {
+            RemoteState::Joining => {}
+            // Somebody else ended it before, and now it will not come to be in the room either.
+            RemoteState::Closed if how == JoinFailure::Refused => {
+                self.pending = None;
+                return Next::Row(self);
+            }
+            _ => return Next::Same,
         }
         let taken_by = match how {
             JoinFailure::Refused if !self.may_be_in => return self.fall_back(now),
@@ -326,11 +334,12 @@ impl Fields {
     }
 
     fn user_leaves(mut self, leave: Pdu, now: Millis) -> Next {
-        if self.state.is_over() {
+        let has_join = self.has_join_on_its_way();
+        if self.state == RemoteState::Leaving || (self.state == RemoteState::Closed && !has_join) {
             return Next::Same;
         }
-        // A join that was handed in may land yet.
-        self.may_be_in = self.state == RemoteState::Joining;
+        // A join that was handed in may land yet, even if somebody removed the user meanwhile.
+        self.may_be_in = has_join;
         self.tell(leave);
         self.enter(RemoteState::Leaving, Some(now));
         Next::Row(self)
@@ -391,11 +400,19 @@ impl Fields {
                 let is_ban = removal.membership() == Some(Membership::Ban);
                 return self.doubted(if is_ban { INVITE_LOOKS_MAX } else { 0 }, now);
             }
-            // Clients were told of their own leave; now there is nobody left to tell.
+            // Clients were told of their own leave, and there is nobody left to tell; unless a join of theirs is on its
+            // way. What becomes of that beside a removal is up to the room, and it is to be left in any case.
+            RemovalBearing::Ends if self.state == RemoteState::Leaving && self.has_join_on_its_way() => {
+                return Next::Same;
+            }
             RemovalBearing::Ends if self.state == RemoteState::Leaving => {}
             RemovalBearing::Ends => {
+                // Whoever took the join may bring us into the room yet, which then decides.
+                let join = self.pending.take().filter(|_| self.state == RemoteState::Joining);
                 self.tell(removal);
-                self.pending = None;
+                self.close(now);
+                self.pending = join;
+                return Next::Row(self);
             }
         }
         self.close(now);

@@ -265,7 +265,7 @@ pub enum Refusal {
     NotLeft,
     /// The user asked to leave while what they ask for was being prepared.
     LeftMeanwhile,
-    /// Somebody else removed them meanwhile, of which what was prepared knows nothing.
+    /// Somebody else removed them meanwhile, of which what was prepared, or handed in, knows nothing.
     RemovedMeanwhile,
     /// The leave is being handed in: only its outcome tells what the invite is worth.
     LeaveUnderWay,

@@ -29,7 +29,8 @@ pub struct Fields {
     /// The member event before that one.
     pub previous: Option<Pdu>,
     /// The signed join that is being sent; while leaving and afterwards, the leave that a server was handed. While
-    /// leaving a room that was being joined, that join, until a leave is handed in.
+    /// leaving a room that was being joined, that join, until a leave is handed in; and where somebody else ended it, that
+    /// join, for whoever took it may bring us in yet.
     pub pending: Option<Pdu>,
     /// Stripped state for clients, without the user's own member event. Who has left is shown nothing more of the room.
     pub stripped_state: Vec<Box<RawValue>>,
@@ -185,6 +186,30 @@ impl Fields {
         self.pending
             .as_ref()
             .filter(|event| self.state.is_over() && event.membership() == Some(Membership::Leave))
+    }
+
+    /// Whether a server was handed a join whose outcome is not known; also if the user has left since, or was removed.
+    pub fn has_join_on_its_way(&self) -> bool {
+        self.pending.as_ref().and_then(Pdu::membership) == Some(Membership::Join)
+    }
+
+    /// Whether the room is entered by this join, now that a server of it has taken it: as long as the user waits for it,
+    /// and also if they left or were removed meanwhile, which is then made good in the room. Not if something new has
+    /// begun since: of that the answer to the join knows nothing.
+    pub fn is_entered_by(&self, join: &EventId) -> bool {
+        self.has_join_on_its_way() && self.pending.as_ref().is_some_and(|pending| pending.event_id() == join)
+    }
+
+    /// What has overtaken a join that was handed in, if the user waits for it no more.
+    pub fn overtaken_by(&self) -> Option<Refusal> {
+        match self.state {
+            RemoteState::Joining => None,
+            RemoteState::Leaving => Some(Refusal::LeftMeanwhile),
+            RemoteState::Closed if !self.has_join_on_its_way() => Some(Refusal::LeftMeanwhile),
+            RemoteState::Closed | RemoteState::Knocking | RemoteState::Knocked | RemoteState::Invited => {
+                Some(Refusal::RemovedMeanwhile)
+            }
+        }
     }
 
     /// Where an invite that comes in stands beside the user's last leave, or the ban that ended it.

@@ -43,7 +43,8 @@ impl Memberships<'_> {
                 None => Err(Error::not_in_room()),
             };
         };
-        if row.state.is_over() {
+        // Who was removed while their join was on its way may come in yet: what the removal is worth, the room decides.
+        if row.state.is_over() && !row.has_join_on_its_way() {
             return Ok(());
         }
         if let Err(e) = self.note_fact(room_id, user, Fact::UserLeaves(self.local_leave(&row, reason)?)) {

@@ -45,6 +45,9 @@
 //!    template rests on what the local user is no longer, or an invite that this server signed is not known yet.
 //! 5. **What the events' own order does not tell is asked of the room**: whether an invite that met a removal stands,
 //!    or one with which the local user was not let in (`look_up_invite`).
+//! 6. **What meets a join that a server has taken waits for its answer.** Who left meanwhile leaves the room that they
+//!    are in then, who was removed is removed from it; and if they were invited anew after that, the room is not entered
+//!    (`become_resident`).
 //!
 //! So other requests wait for an invite, an invite for `send_leave` (or a transaction), and these for nobody: there
 //! is no circle. And every wait ends by itself: 3 within 5 seconds and for four requests at most, 2 within 3 seconds

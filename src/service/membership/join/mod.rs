@@ -28,7 +28,7 @@ use crate::federation::calls::{HandshakeKind, JoinBody};
 use crate::federation::{CallError, CallResult};
 use crate::protocol::pdu::Membership;
 use crate::protocol::remote_membership::{
-    Fact, JoinFailure, Prepared, PriorMembership, RemoteMembership, RemoteState,
+    Fact, JoinFailure, Prepared, PriorMembership, Refusal, RemoteMembership, RemoteState,
 };
 use crate::protocol::{
     EventId, Pdu, RoomId, ServerName, UserId, VerifiedPdu, handshake, json as matrix_json,
@@ -232,7 +232,10 @@ impl Memberships<'_> {
         if let (Some(join), Some(peer)) = (unfinished, candidates.first()) {
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
-                Err(error) => attempts.not_in(peer, join, error),
+                Err(error) => {
+                    attempts.not_in(peer, join, error);
+                    self.check_not_overtaken(&attempts)?;
+                }
             }
         }
         for peer in &candidates {
@@ -254,7 +257,10 @@ impl Memberships<'_> {
             self.intend_join(prepared, attempts.may_be_in(), by)?;
             match self.hand_in_join(peer, &join) {
                 Ok(()) => return Ok(()),
-                Err(error) => attempts.not_in(peer, join, error),
+                Err(error) => {
+                    attempts.not_in(peer, join, error);
+                    self.check_not_overtaken(&attempts)?;
+                }
             }
         }
         if let Some(join) = &attempts.last {
@@ -302,6 +308,16 @@ impl Memberships<'_> {
         })
     }
 
+    /// Nobody else is asked for a join that did not bring the user in and for which they wait no more. Errors: 403
+    /// `M_FORBIDDEN` if they left meanwhile, or were removed.
+    fn check_not_overtaken(&self, attempts: &JoinAttempts) -> Result<()> {
+        let Some(join) = &attempts.last else { return Ok(()) };
+        let row = self.store.read(|db| db.remote_membership(join.room_id(), join.sender()))?;
+        let Some(refusal) = row.and_then(|row| row.overtaken_by()) else { return Ok(()) };
+        self.note_failed_join(join, attempts.failure())?;
+        Err(refusal.into())
+    }
+
     /// Sends the committed join to one server, and imports the room that comes back. Once the server has said yes the
     /// join is in the room, whatever becomes of the answer here.
     fn hand_in_join(&self, peer: &ServerName, join: &Pdu) -> CallResult<()> {
@@ -318,11 +334,12 @@ impl Memberships<'_> {
         let join = self.countersigned(join, answer.event).map_err(cannot)?;
         let room = self.receive_room(&join, peer, answer).map_err(cannot)?;
         drop(body);
-        self.become_resident(room, join, peer).map_err(ours)
+        self.become_resident(room, join, peer).map_err(cannot)
     }
 
     /// One transaction makes us resident, and ends what the room's other rows said of us. Who was kicked while the join
-    /// was on its way is kicked from the room that we are now in.
+    /// was on its way is kicked from the room that we are now in, and who left leaves it. Errors: 403 `M_FORBIDDEN` if they
+    /// were invited anew after that: then the room is not entered by this join.
     fn become_resident(&self, room: RoomImport<'_>, join: VerifiedPdu, peer: &ServerName) -> Result<()> {
         let (room_id, user, now) = (join.room_id().clone(), join.sender().clone(), self.clock.now_ms());
         let (entered, user_id) = (room_id.clone(), user.clone());
@@ -339,7 +356,15 @@ impl Memberships<'_> {
             let room = tx.known_room(&room_id)?;
             follow_upgrade(tx, &room, &user)
         };
-        if room.finish(join.clone(), end_rows.clone())? == ImportOutcome::WasResident {
+        let (entered_by, end) = (join.clone(), end_rows.clone());
+        let enter = move |tx: &mut Tx<'_>| {
+            let row = tx.remote_membership(entered_by.room_id(), entered_by.sender())?;
+            if row.is_some_and(|row| !row.is_entered_by(entered_by.event_id())) {
+                return Err(Refusal::RemovedMeanwhile.into());
+            }
+            end(tx)
+        };
+        if room.finish(join.clone(), enter)? == ImportOutcome::WasResident {
             // What the room is like we have learned by ourselves, and the join is an event like any other.
             self.events().receive_pdu(peer, join)?;
             self.store.write(end_rows)?;
