@@ -1081,14 +1081,14 @@ END;
 -- none. `actions`: those of the rule, a JSON array, where they are not the usual ones. What is unread is a sum over the
 -- rows behind what somebody has read; nothing else counts.
 CREATE TABLE notifications (
-  stream INTEGER PRIMARY KEY,
   room_key INTEGER NOT NULL,
+  stream INTEGER NOT NULL,
   event_key INTEGER NOT NULL,
   thread TEXT,
   outcome INTEGER NOT NULL,
-  actions TEXT
-) STRICT;
-CREATE INDEX notifications_main ON notifications (room_key, stream, outcome) WHERE thread IS NULL;
+  actions TEXT,
+  PRIMARY KEY (room_key, stream)
+) STRICT, WITHOUT ROWID;
 CREATE INDEX notifications_in_threads ON notifications (room_key, stream, outcome, thread) WHERE thread IS NOT NULL;
 
 -- What an event is to a user to whom it is something else than to the others: it mentions them, or they have rules of

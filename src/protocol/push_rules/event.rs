@@ -8,15 +8,16 @@ use serde_json::{Map, Value};
 use crate::protocol::glob::{Glob, is_word_char};
 use crate::protocol::{Pdu, UserId};
 
-/// What the predefined rules look at, and nearly all of users' own: no more of an event is made a tree before a rule asks.
+/// What the predefined rules look at, and nearly all of users' own: each is made a value when a rule asks for it, and the
+/// rest of the event only if one asks for that.
 const USUAL: [&str; 6] = ["content", "event_id", "room_id", "sender", "state_key", "type"];
 
 /// One event.
 pub struct PushEvent {
-    /// Of an event of a room, what is [`USUAL`].
-    object: Map<String, Value>,
-    /// Where the rest is to be found.
+    /// The event, if it is one of a room.
     pdu: Option<Pdu>,
+    /// Of an event of a room, what is [`USUAL`], as far as it was asked for.
+    usual: [OnceCell<Option<Value>>; USUAL.len()],
     whole: OnceCell<Map<String, Value>>,
     body: OnceCell<Option<Body>>,
 }
@@ -49,41 +50,52 @@ pub struct Recipient<'r> {
 impl PushEvent {
     /// An event of a room, with its ids, which some room versions do not have in the event itself.
     pub fn of(pdu: &Pdu) -> Self {
-        let mut object = Map::new();
-        object.insert("content".into(), pdu.content().into());
-        object.insert("event_id".into(), pdu.event_id().as_str().into());
-        object.insert("room_id".into(), pdu.room_id().as_str().into());
-        object.insert("sender".into(), pdu.sender().as_str().into());
-        object.extend(pdu.state_key().map(|key| ("state_key".into(), key.into())));
-        object.insert("type".into(), pdu.event_type().into());
-        Self { pdu: Some(pdu.clone()), ..Self::from_object(object) }
+        Self {
+            pdu: Some(pdu.clone()),
+            usual: Default::default(),
+            whole: OnceCell::new(),
+            body: OnceCell::new(),
+        }
     }
 
     /// An event as an object.
     pub fn from_object(object: Map<String, Value>) -> Self {
-        Self { object, pdu: None, whole: OnceCell::new(), body: OnceCell::new() }
+        Self { pdu: None, usual: Default::default(), whole: OnceCell::from(object), body: OnceCell::new() }
     }
 
     /// What the predefined rules look for by a user's id: whom the event mentions, and whom it is the state of.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let path = ["content", "m.mentions", "user_ids"].map(str::to_owned);
         let mentioned = self.property(&path).and_then(Value::as_array).into_iter().flatten();
-        mentioned.chain(self.object.get("state_key")).filter_map(Value::as_str)
+        mentioned.chain(self.top_level("state_key")).filter_map(Value::as_str)
     }
 
     /// The property at a path.
     pub(super) fn property(&self, path: &[String]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;
-        let object = match &self.pdu {
-            Some(pdu) if !USUAL.contains(&first.as_str()) => self.whole.get_or_init(|| pdu.to_object()),
-            _ => &self.object,
+        rest.iter().try_fold(self.top_level(first)?, |value, name| value.as_object()?.get(name))
+    }
+
+    fn top_level(&self, name: &str) -> Option<&Value> {
+        let usual = USUAL.iter().position(|usual| *usual == name);
+        let (Some(pdu), Some(at)) = (&self.pdu, usual) else {
+            let whole = || self.pdu.as_ref().map(Pdu::to_object).unwrap_or_default();
+            return self.whole.get_or_init(whole).get(name);
         };
-        rest.iter().try_fold(object.get(first)?, |value, name| value.as_object()?.get(name))
+        let value = || match name {
+            "content" => Some(pdu.content().into()),
+            "event_id" => Some(pdu.event_id().as_str().into()),
+            "room_id" => Some(pdu.room_id().as_str().into()),
+            "sender" => Some(pdu.sender().as_str().into()),
+            "state_key" => pdu.state_key().map(Value::from),
+            _ => Some(pdu.event_type().into()),
+        };
+        self.usual[at].get_or_init(value).as_ref()
     }
 
     pub(super) fn body(&self) -> Option<&Body> {
         let read = || {
-            let body = self.object.get("content")?.get("body")?.as_str()?;
+            let body = self.top_level("content")?.get("body")?.as_str()?;
             Some(Body { text: Glob::fold(body), words: OnceCell::new() })
         };
         self.body.get_or_init(read).as_ref()

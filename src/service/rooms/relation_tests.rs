@@ -61,7 +61,7 @@ impl House {
                         state_before: room.state,
                     };
                     let (key, _) = tx.insert_event(&new)?;
-                    tx.note_relation(room.key, (key, place), &pdu, false)?;
+                    tx.note_relation(room.key, (key, place), &pdu, false).map(drop)?;
                 }
                 Ok(())
             })

@@ -30,6 +30,8 @@ pub(in crate::store) struct PlacedEvent<'e> {
     pub pdu: &'e Pdu,
     pub key: EventKey,
     pub stream: i64,
+    /// Whether it relates to another event of the room.
+    pub relates: bool,
 }
 
 /// One event, with all that is asked of it.
@@ -90,9 +92,10 @@ impl Evaluation<'_, '_> {
 impl Tx<'_> {
     /// Notes whom a live event notifies, and that its sender has read what was before it.
     pub(in crate::store) fn notify(&mut self, placed: &PlacedEvent<'_>) -> Result<()> {
-        let PlacedEvent { room, pdu, stream, key } = *placed;
+        let PlacedEvent { room, pdu, stream, key, relates } = *placed;
         let sender = pdu.sender();
-        let thread = self.thread_root_of(key)?.map(|root| root.to_string());
+        let thread = if relates { self.thread_root_of(key)? } else { None };
+        let thread = thread.map(|root| root.to_string());
         if self.is_local(sender.as_str()) {
             let thread = thread.as_deref().unwrap_or(MAIN_THREAD);
             self.note_spoken(sender, room.key, thread, stream)?;
@@ -217,7 +220,7 @@ impl Tx<'_> {
             joined: 0,
             invited: 0,
         };
-        let placed = PlacedEvent { room: &room, pdu, key: 0, stream };
+        let placed = PlacedEvent { room: &room, pdu, key: 0, stream, relates: false };
         let mut evaluation = Evaluation {
             db: &self.db,
             placed: &placed,

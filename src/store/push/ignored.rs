@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Row, params};
 
-use super::notifications::{NewNotification, OwnNotification};
+use super::notifications::{NOTIFICATIONS_BY_THREAD, NewNotification, OwnNotification};
 use crate::error::Result;
 use crate::protocol::UserId;
 use crate::protocol::ignored_users::Ignored;
@@ -64,11 +64,9 @@ impl Tx<'_> {
         let Some(read) = self.read_positions(room, user)? else { return Ok(BTreeMap::new()) };
         let (after, limit) = (read.base(), limit as i64);
         let mut unread = BTreeMap::new();
-        for (index, condition) in
-            [("notifications_main", "IS NULL"), ("notifications_in_threads", "IS NOT NULL")]
-        {
+        for (index, condition) in NOTIFICATIONS_BY_THREAD {
             let mut statement = self.conn().prepare_cached(&format!(
-                "SELECT stream, event_key, thread, outcome FROM notifications INDEXED BY {index}
+                "SELECT stream, event_key, thread, outcome FROM notifications {index}
                  WHERE room_key = ?1 AND stream > ?2 AND thread {condition} ORDER BY stream DESC LIMIT ?3"
             ))?;
             for row in statement.query_map([room, after, limit], unread_of)? {

@@ -12,6 +12,10 @@ use crate::protocol::push_rules::{Actions, Outcome};
 use crate::protocol::{RoomId, UserId};
 use crate::store::{Db, EventKey, RoomKey, StoredEvent, Tx};
 
+/// How the rows of a room are found that are in no thread, and those that are in one: the index, the condition.
+pub(super) const NOTIFICATIONS_BY_THREAD: [(&str, &str); 2] =
+    [("NOT INDEXED", "IS NULL"), ("INDEXED BY notifications_in_threads", "IS NOT NULL")];
+
 /// An event that notifies somebody.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct NewNotification<'n> {
@@ -199,11 +203,9 @@ impl Db<'_> {
         let Some(since) = self.counts_since(room, user)? else { return Ok(()) };
         let (after, before, order, bits) = wanted.parts();
         let room_id = self.room_by_key(room)?.room_id;
-        for (index, condition) in
-            [("notifications_main", "IS NULL"), ("notifications_in_threads", "IS NOT NULL")]
-        {
+        for (index, condition) in NOTIFICATIONS_BY_THREAD {
             let mut statement = self.conn().prepare_cached(&format!(
-                "SELECT stream, event_key, thread, outcome, actions FROM notifications n INDEXED BY {index}
+                "SELECT stream, event_key, thread, outcome, actions FROM notifications n {index}
                  WHERE room_key = ?2 AND stream > ?3 AND stream < ?4 AND outcome & ?5 = ?5 AND thread {condition}
                    AND NOT EXISTS (SELECT 1 FROM notifications_of_users o
                      WHERE o.user_id = ?1 AND o.room_key = ?2 AND o.stream = n.stream)
@@ -232,12 +234,12 @@ impl Tx<'_> {
     ) -> Result<()> {
         self.conn()
             .prepare_cached(
-                "INSERT INTO notifications (stream, room_key, event_key, thread, outcome, actions)
+                "INSERT INTO notifications (room_key, stream, event_key, thread, outcome, actions)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![
-                new.stream,
                 new.room,
+                new.stream,
                 new.event,
                 new.thread,
                 usual.outcome.code(),
@@ -277,8 +279,10 @@ impl Tx<'_> {
         let Some(place) = event.place.filter(|place| place.sub == 0) else { return Ok(()) };
         let of_all = self
             .conn()
-            .prepare_cached("DELETE FROM notifications WHERE stream = ?1 AND event_key = ?2")?
-            .execute([place.stream, event.key])?;
+            .prepare_cached(
+                "DELETE FROM notifications WHERE room_key = ?1 AND stream = ?2 AND event_key = ?3",
+            )?
+            .execute([event.room, place.stream, event.key])?;
         let of_users = self
             .conn()
             .prepare_cached("DELETE FROM notifications_of_users WHERE stream = ?1 AND event_key = ?2")?

@@ -247,7 +247,7 @@ impl Db<'_> {
 
     fn add_main(&self, room: RoomKey, read: &ReadPositions, sums: &mut Sums) -> Result<()> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT count(*), coalesce(sum(outcome >> 1 & 1), 0) FROM notifications INDEXED BY notifications_main
+            "SELECT count(*), coalesce(sum(outcome >> 1 & 1), 0) FROM notifications NOT INDEXED
              WHERE room_key = ?1 AND stream > ?2 AND thread IS NULL",
         )?;
         let (notifications, highlights): (i64, i64) =
@@ -293,7 +293,7 @@ impl Db<'_> {
     pub fn notifying_events(&self, room: RoomKey, (after, upto): (i64, i64)) -> Result<Vec<NotifyingEvent>> {
         let mut events: BTreeMap<i64, NotifyingEvent> = BTreeMap::new();
         let mut statement = self.conn().prepare_cached(
-            "SELECT stream, thread, outcome FROM notifications WHERE stream > ?1 AND stream <= ?2 AND room_key = ?3",
+            "SELECT stream, thread, outcome FROM notifications WHERE room_key = ?3 AND stream > ?1 AND stream <= ?2",
         )?;
         let mut rows = statement.query([after, upto, room])?;
         while let Some(row) = rows.next()? {

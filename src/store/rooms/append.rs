@@ -113,9 +113,7 @@ impl Tx<'_> {
                 pdu: Pdu::clone(pdu),
             });
         }
-        if accepted && visible {
-            self.note_relation_of(event, (key, place), is_new)?;
-        }
+        let relates = accepted && visible && self.note_relation_of(event, (key, place), is_new)?;
         if accepted {
             if let Some(state_key) = pdu.state_key().filter(|_| event.history.is_none()) {
                 self.cancel_delayed_state(&room.room_id, (pdu.event_type(), state_key), pdu.sender())?;
@@ -147,7 +145,7 @@ impl Tx<'_> {
                 }
             }
             if let Some(stream) = appended.stream.filter(|_| event.history.is_none()) {
-                self.notify(&PlacedEvent { room, pdu, key, stream })?;
+                self.notify(&PlacedEvent { room, pdu, key, stream, relates })?;
             }
             self.apply_redactions(event, key, redaction)?;
             if event.outgoing {
@@ -241,8 +239,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// An outlier may have been redacted before it got its place, or be kept in another copy than this one.
-    fn note_relation_of(&mut self, event: &Append<'_>, at: (EventKey, Place), is_new: bool) -> Result<()> {
+    /// Returns whether the event relates to another. An outlier may have been redacted before it got its place, or be kept
+    /// in another copy than this one.
+    fn note_relation_of(&mut self, event: &Append<'_>, at: (EventKey, Place), is_new: bool) -> Result<bool> {
         let (room, is_made_here) = (event.room.key, self.is_made_here(event));
         if is_new {
             return self.note_relation(room, at, event.pdu, is_made_here);

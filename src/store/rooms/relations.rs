@@ -373,24 +373,24 @@ impl Db<'_> {
 }
 
 impl Tx<'_> {
-    /// Notes what an event that has got its place says of its relation to another, if anything. `is_made_here`: nothing
-    /// can have named it before.
+    /// Notes what an event that has got its place says of its relation to another, and returns whether it does.
+    /// `is_made_here`: nothing can have named it before.
     pub(crate) fn note_relation(
         &mut self,
         room: RoomKey,
         (event, place): (EventKey, Place),
         pdu: &Pdu,
         is_made_here: bool,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let relation = relation_of(pdu);
         if !is_made_here {
             self.note_thread_root(room, pdu, relation.is_none())?;
         }
-        let Some(relation) = relation else { return Ok(()) };
+        let Some(relation) = relation else { return Ok(false) };
         // "As long as both events are in the same room."
         let parent = self.event_states(&relation.event_id)?;
         if parent.is_some_and(|(of_parent, ..)| of_parent != room) || relation.event_id == *pdu.event_id() {
-            return Ok(());
+            return Ok(false);
         }
         let detail = match relation.rel_type.as_str() {
             ANNOTATION => relation.key.as_deref().map(Relation::key_hash),
@@ -418,7 +418,7 @@ impl Tx<'_> {
         if relation.is_thread() && inserted == 1 {
             self.add_reply(room, &relation.event_id, place)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A thread whose root comes after its replies, or that turns out to have none.
