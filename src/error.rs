@@ -83,6 +83,9 @@ errcodes! {
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
+/// The status of what cannot be had because another process has it ("Locked"); nobody is told it by HTTP.
+pub const IN_USE: u16 = 423;
+
 /// All that others are told of a failure of ours.
 const INTERNAL: &str = "Internal server error";
 
@@ -202,6 +205,11 @@ impl Error {
     /// and what another server sent is neither refused nor done.
     pub fn is_own_failure(&self) -> bool {
         matches!(self.status(), 500 | 507)
+    }
+
+    /// Whether it is about a data folder that another process has.
+    pub fn is_in_use(&self) -> bool {
+        self.status() == IN_USE
     }
 
     /// Whether it is about a disk that takes nothing, which the database's writer tells the log of, once.

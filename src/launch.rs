@@ -4,11 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::error::Result;
+use crate::config::{Config, Data};
+use crate::error::{Error, Result};
 use crate::http::router::Router;
-use crate::http::{Certificate, ConnectionLimits, ListenSpec, Server, Service};
+use crate::http::{Certificate, ConnectionLimits, ListenSpec, Request, Server, Service};
 use crate::service::Homeserver;
+
+/// The local socket in a data folder, by which commands reach the server that runs there.
+pub const SOCKET: &str = "doorstep.sock";
 
 /// A homeserver that answers. Stops when dropped.
 pub struct Launched {
@@ -31,7 +34,7 @@ impl Launched {
         Self::serve(homeserver, &listeners)
     }
 
-    /// Serves an opened homeserver on these listeners.
+    /// Serves an opened homeserver on these listeners, and on the local socket in its folder.
     pub fn serve(homeserver: Arc<Homeserver>, listeners: &[ListenSpec]) -> Result<Self> {
         Self::serve_through(homeserver, listeners, |router| router)
     }
@@ -42,6 +45,10 @@ impl Launched {
         listeners: &[ListenSpec],
         front: impl FnOnce(Arc<dyn Service>) -> Arc<dyn Service>,
     ) -> Result<Self> {
+        let mut listeners = listeners.to_vec();
+        if let Data::Folder(folder) = &homeserver.config.data {
+            listeners.push(ListenSpec::local(folder.join(SOCKET)));
+        }
         let each = homeserver.config.max_connections;
         let limits = ConnectionLimits {
             connections: each.saturating_mul(2),
@@ -49,7 +56,7 @@ impl Launched {
             ..ConnectionLimits::default()
         };
         let router: Arc<dyn Service> = Arc::new(Router::new(Arc::clone(&homeserver)));
-        let http = Server::serve(front(router), limits, listeners)?;
+        let http = Server::serve(front(router), limits, &listeners)?;
         homeserver.start_background()?;
         Ok(Self { homeserver, http })
     }
@@ -70,6 +77,24 @@ impl Launched {
         self.http.stop();
         self.homeserver.stop_background();
     }
+}
+
+/// Answers one request of the operator's from a data folder where no server runs: nothing is listened on, nothing happens
+/// in the background. Gives the status and the body.
+///
+/// Errors: the folder cannot be opened, as where a server has it ([`Error::is_in_use`]).
+pub fn answer_operator(
+    config: Config,
+    method: &str,
+    target: &str,
+    body: Option<&[u8]>,
+) -> Result<(u16, Vec<u8>)> {
+    let method = method.parse().map_err(|()| Error::internal("there is no such method"))?;
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let request = Request::new(method, target.to_owned(), Vec::new(), nowhere)?;
+    let router = Arc::new(Router::new(Homeserver::open(config, Clock::new())?));
+    let reply = router.answer_operator(request.with_body(body.unwrap_or_default().to_vec()));
+    Ok((reply.status(), reply.into_bytes()?))
 }
 
 impl Drop for Launched {

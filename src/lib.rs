@@ -147,7 +147,7 @@ pub mod internals {
     pub use crate::http::routes::ROUTES;
     pub use crate::http::{
         Admission, BodyUse, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota,
-        Reply, Request, Route, Server, Service,
+        Reply, Request, Route, Server, Service, ask,
     };
     pub use crate::service::accounts::sessions::NewLogin;
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};

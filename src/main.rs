@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use argh::{ArgsInfo, FromArgs};
 
+use commands::ask::{self, Operator};
 use commands::{Failure, misuse, say};
 
 /// Doorstep, a Matrix homeserver in one small binary.
@@ -32,11 +33,16 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Failure> {
     let args: Result<Vec<String>, _> = std::env::args_os().skip(1).map(|arg| arg.into_string()).collect();
     let args = args.map_err(|arg| Failure::Misuse(format!("{} is not UTF-8", arg.display())))?;
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let operator = match args.first() {
+        Some(command) if commands::OF_OPERATOR.contains(command) => Some(Operator::from_args(&mut args)?),
+        _ => None,
+    };
     let asked = match Doorstep::from_args(&["doorstep"], &args) {
         Ok(asked) => asked,
         Err(help) if help.status.is_ok() => {
-            say(&help.output);
+            let more = operator.map(|_| ask::HELP).unwrap_or_default();
+            say(&format!("{}{more}", help.output));
             return Ok(());
         }
         Err(wrong) => {
@@ -48,7 +54,7 @@ fn run() -> Result<(), Failure> {
             say(&format!("doorstep {}", env!("CARGO_PKG_VERSION")));
             Ok(())
         }
-        Some(command) => commands::run(command),
+        Some(command) => commands::run(command, operator.as_ref()),
         None => Err(Failure::Misuse(
             "nothing is asked for.\nRun `doorstep serve` to start, `doorstep --help` for everything else."
                 .into(),

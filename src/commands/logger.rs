@@ -106,7 +106,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// `2026-01-31 23:59:59Z`
-fn utc(ms: Millis) -> String {
+pub fn utc(ms: Millis) -> String {
     let seconds = ms.div_euclid(1000);
     let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days are counted from March of the year 0, so that a leap day is the last of its year; 400 years have 146 097.

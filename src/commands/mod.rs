@@ -1,6 +1,8 @@
-//! The commands of the binary, one file each: `serve`, `keys`, `routes`, and `fixture` for tests. `logger`: what is said
-//! while one runs; `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
+//! The commands of the binary, one file each: `serve`, `keys`, `routes`, and `fixture` for tests; those of the operator,
+//! which ask the server that runs or do without it: `user`. `ask`: how they do. `logger`: what is said while a command runs;
+//! `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
 
+pub mod ask;
 mod fixture;
 mod keys;
 mod logger;
@@ -8,6 +10,7 @@ pub mod misuse;
 mod notify;
 mod routes;
 mod serve;
+mod user;
 
 use std::io::{self, Write};
 
@@ -27,7 +30,12 @@ pub enum Command {
     Keys(keys::Keys),
     /// `routes`
     Routes(routes::Routes),
+    /// `user`
+    User(user::User),
 }
+
+/// The commands of the operator: each understands what [`ask::Operator`] does.
+pub const OF_OPERATOR: &[&str] = &["user"];
 
 /// Why a command ends without having done what was asked, in a sentence for a person at a terminal.
 pub enum Failure {
@@ -44,8 +52,10 @@ impl From<Error> for Failure {
 }
 
 /// Does what was asked; returns when it is done, which for a server is when it was told to stop.
-pub fn run(command: Command) -> Result<(), Failure> {
+pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Failure> {
     logger::install().map_err(Failure::Misuse)?;
+    // Those of `OF_OPERATOR` are given one.
+    let operator = || operator.ok_or_else(|| Failure::Misuse("this command is not the operator's".into()));
     match command {
         Command::Serve(settings) => serve::run(settings),
         Command::Fixture(fixture) => fixture::run(&fixture),
@@ -54,6 +64,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
             routes::run(&routes);
             Ok(())
         }
+        Command::User(user) => user::run(&user, operator()?),
     }
 }
 

@@ -5,8 +5,9 @@
 //! - `router`: finds a request's line, has it checked who asks and how often, and calls the handler.
 //! - `params`: what the handlers of both APIs read of a request.
 //! - `auth`: access tokens and X-Matrix signatures; `rate_limit`: how often somebody may ask.
-//! - `client_server/`, `server_server/`: the handlers. Parse, call a verb of the homeserver, answer.
+//! - `client_server/`, `server_server/`, `admin/`: the handlers. Parse, call a verb of the homeserver, answer.
 
+pub mod admin;
 pub mod auth;
 pub mod client_server;
 mod params;
@@ -18,10 +19,12 @@ pub mod server_server;
 pub mod transport;
 
 pub use crate::http::transport::bounds::{ConnectionLimits, Quota};
+pub use crate::http::transport::listeners::ListenSpec;
+pub use crate::http::transport::local_socket::ask;
 pub use crate::http::transport::reply::Reply;
 pub use crate::http::transport::request::Request;
 pub(crate) use crate::http::transport::request::decode_segment;
-pub use crate::http::transport::server::{ListenSpec, Server};
+pub use crate::http::transport::server::Server;
 pub use crate::http::transport::service::{Admission, BodyUse, Call, Outcome, Poll, Service};
 pub use crate::http::transport::tls::Certificate;
 pub use auth::{Origin, Requester};

@@ -12,7 +12,7 @@ use crate::http::transport::reply::Reply;
 use crate::http::transport::request::Request;
 use crate::http::transport::service::{Outcome, Poll};
 use crate::service::Homeserver;
-use crate::service::accounts::moderation::{not_for_guests, suspended};
+use crate::service::accounts::moderation::{Administrator, not_for_guests, suspended};
 use crate::service::media::upload::Upload;
 
 /// A handler; its kind is its auth. A handler that takes a `Requester` cannot be mounted without a token.
@@ -32,8 +32,9 @@ pub enum Handler {
         fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Upload>,
         fn(&Arc<Homeserver>, &Request, Upload) -> Result<Reply>,
     ),
-    /// As `User`, and the user must be an administrator: 403 `M_FORBIDDEN`.
-    Admin(fn(&Arc<Homeserver>, &Request, &Requester) -> Result<Reply>),
+    /// As `User`, and the user must be an administrator: 403 `M_FORBIDDEN`. Without a token, by the local socket, it is
+    /// the operator who asks.
+    Admin(fn(&Arc<Homeserver>, &Request, &Administrator) -> Result<Reply>),
     /// Needs an X-Matrix signature: 401 `M_UNAUTHORIZED`.
     Peer(fn(&Arc<Homeserver>, &Request, &Origin) -> Result<Reply>),
     /// As `Peer`, and may ask to be called again when the stream has moved.

@@ -3,6 +3,7 @@
 //!
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
+use super::admin::users;
 use super::client_server::{account, admin, dehydrated, devices, discovery, login, register, reports};
 use super::client_server::{
     account_data, directory, filters, media, messages, profile, push_rules, pushers, relations, room_keys,
@@ -320,6 +321,10 @@ pub const ROUTES: &[Route] = &[
         MaybeUser(client_server::spaces::unstable_room_summary),
     )
     .rate(Rate::Write),
+    // ----- what administrators ask: accounts -----
+    get("/_synapse/admin/v2/users", Admin(users::list)),
+    get("/_synapse/admin/v3/users", Admin(users::list_v3)),
+    get("/_synapse/admin/v2/users/{userId}", Admin(users::get)),
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),

@@ -34,6 +34,15 @@ impl ProcessServer {
         server
     }
 
+    /// Starts the binary on free ports with its data in this folder, which is deleted with the server.
+    pub fn start_in(folder: PathBuf) -> Self {
+        let (plain, tls) = (free_port(), free_port());
+        let name = format!("localhost:{tls}");
+        let mut server = Self { child: None, folder, name, plain, tls, extra: Vec::new() };
+        server.resume();
+        server
+    }
+
     /// The server name.
     pub fn name(&self) -> &str {
         &self.name

@@ -329,6 +329,7 @@ const UNWEIGHED: &[(&str, &str)] = &[
     ("src/protocol/unchecked_event.rs", "the same, of which no tree is made"),
     ("src/protocol/event_auth/power_content.rs", "the same"),
     ("src/store", "what is stored was weighed when it came, and has to be read again whatever it weighs"),
+    ("src/commands/ask.rs", "what this very server answers its operator"),
     ("src/federation/scripted_peer.rs", "it is for tests"),
     ("src/testing", "it is for tests"),
 ];

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::error::Result;
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
+use crate::service::accounts::moderation::Administrator;
 
 #[derive(Deserialize)]
 struct LockBody {
@@ -26,29 +27,28 @@ pub fn whois(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> 
 }
 
 /// `GET /_matrix/client/v1/admin/lock/{userId}`.
-pub fn lock(hs: &Arc<Homeserver>, request: &Request, _admin: &Requester) -> Result<Reply> {
+pub fn lock(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     Ok(Reply::json(&json!({ "locked": hs.accounts().standing(&request.user_id()?)?.locked })))
 }
 
 /// `PUT /_matrix/client/v1/admin/lock/{userId}`.
-pub fn set_lock(hs: &Arc<Homeserver>, request: &Request, admin: &Requester) -> Result<Reply> {
+pub fn set_lock(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let LockBody { locked } = request.json()?;
     let user = request.user_id()?;
-    let now =
-        hs.accounts().change_standing(&admin.user_id, &user, move |standing| standing.locked = locked)?;
+    let now = hs.accounts().change_standing(admin, &user, move |standing| standing.locked = locked)?;
     Ok(Reply::json(&json!({ "locked": now.locked })))
 }
 
 /// `GET /_matrix/client/v1/admin/suspend/{userId}`.
-pub fn suspension(hs: &Arc<Homeserver>, request: &Request, _admin: &Requester) -> Result<Reply> {
+pub fn suspension(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     Ok(Reply::json(&json!({ "suspended": hs.accounts().standing(&request.user_id()?)?.suspended })))
 }
 
 /// `PUT /_matrix/client/v1/admin/suspend/{userId}`.
-pub fn set_suspension(hs: &Arc<Homeserver>, request: &Request, admin: &Requester) -> Result<Reply> {
+pub fn set_suspension(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
     let SuspendBody { suspended } = request.json()?;
     let user = request.user_id()?;
     let change = move |standing: &mut crate::store::accounts::Standing| standing.suspended = suspended;
-    let now = hs.accounts().change_standing(&admin.user_id, &user, change)?;
+    let now = hs.accounts().change_standing(admin, &user, change)?;
     Ok(Reply::json(&json!({ "suspended": now.suspended })))
 }

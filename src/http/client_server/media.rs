@@ -14,6 +14,7 @@ use crate::protocol::media::{
     ByteRange, MxcUri, UNKNOWN_MEDIA_TYPE, byte_range, content_disposition, file_name, none_match_names,
 };
 use crate::service::Homeserver;
+use crate::service::accounts::moderation::Administrator;
 use crate::service::media::upload::{Upload, UploadHead};
 use crate::service::media::{FoundMedia, MediaFile, no_such_media, not_yet_uploaded};
 
@@ -153,19 +154,19 @@ pub fn frozen(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
 
 /// `POST /_synapse/admin/v1/media/quarantine/{serverName}/{mediaId}`: nobody is given it any more, nor the same file by
 /// another URI, and nobody can upload it again.
-pub fn quarantine(hs: &Arc<Homeserver>, request: &Request, _requester: &Requester) -> Result<Reply> {
+pub fn quarantine(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     hs.media().quarantine(&request.mxc_uri()?, true)?;
     Ok(Reply::empty())
 }
 
 /// `POST /_synapse/admin/v1/media/unquarantine/{serverName}/{mediaId}`
-pub fn unquarantine(hs: &Arc<Homeserver>, request: &Request, _requester: &Requester) -> Result<Reply> {
+pub fn unquarantine(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     hs.media().quarantine(&request.mxc_uri()?, false)?;
     Ok(Reply::empty())
 }
 
 /// `DELETE /_synapse/admin/v1/media/{serverName}/{mediaId}`
-pub fn delete(hs: &Arc<Homeserver>, request: &Request, _requester: &Requester) -> Result<Reply> {
+pub fn delete(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
     let uri = request.mxc_uri()?;
     hs.media().delete(&uri)?;
     Ok(Reply::json(&json!({ "deleted_media": [uri.media_id.as_str()], "total": 1 })))

@@ -170,6 +170,9 @@ impl Connection {
         let RequestHead { mut request, framing, expects_continue, mut reply_framing } = head;
         let shared = self.slot.shared.clone();
         request.set_socket(self.slot.peer.tcp.clone());
+        if self.slot.peer.is_local {
+            request.set_local();
+        }
         reply_framing.cors = shared.service.is_for_browsers(request.target());
         let admitted = catch_unwind(AssertUnwindSafe(|| shared.service.clone().admit(&mut request)));
         let admitted = admitted.unwrap_or_else(|_| Err(failure(&request, &"the admission panicked")));

@@ -1,7 +1,8 @@
 //! Connections, requests and replies: HTTP itself, which knows no Matrix endpoint.
 //!
 //! - `service`: the contract with what is served, [`service::Service`].
-//! - `server`: listeners, the registry of open connections, start and stop.
+//! - `server`: the registry of open connections, start and stop; `listeners`: what they come by.
+//! - `local_socket`: the way in for commands on the same machine, both ends.
 //! - `connection`: one connection, a request at a time; `framing`: a request's head, and how its body is delimited;
 //!   `body`: how that is read.
 //! - `pool`: the threads that work and those that wait.
@@ -13,6 +14,8 @@ pub(super) mod body;
 pub(super) mod bounds;
 pub(super) mod connection;
 pub(super) mod framing;
+pub mod listeners;
+pub mod local_socket;
 pub(super) mod pool;
 pub mod reply;
 pub mod request;

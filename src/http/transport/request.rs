@@ -27,6 +27,7 @@ pub struct Request {
     body: Vec<u8>,
     peer: SocketAddr,
     socket: Option<Arc<TcpStream>>,
+    is_local: bool,
     received: Instant,
     params: Vec<(&'static str, String)>,
     waits: Mutex<WaitingNotes>,
@@ -65,6 +66,7 @@ impl Request {
             body: Vec::new(),
             peer,
             socket: None,
+            is_local: false,
             received: Instant::now(),
             params: Vec::new(),
             waits: Mutex::default(),
@@ -114,6 +116,16 @@ impl Request {
     /// The connection that it came over.
     pub(super) fn set_socket(&mut self, socket: Arc<TcpStream>) {
         self.socket = Some(socket);
+    }
+
+    /// It came by the local socket, or is made in this very process.
+    pub(in crate::http) fn set_local(&mut self) {
+        self.is_local = true;
+    }
+
+    /// Whether it came by the local socket: whoever can open that operates this server.
+    pub(in crate::http) fn is_local(&self) -> bool {
+        self.is_local
     }
 
     /// The parameters of its path, decoded, by the names that they have in the route.

@@ -1,13 +1,13 @@
-//! Listeners, the threads behind them, and the bounds that keep clients and other servers from starving each other.
+//! The threads behind the listeners, and the bounds that keep clients and other servers from starving each other.
 //!
-//! An accept thread per listener survives every error. Each connection is served by one thread at a time
+//! One accept thread for all listeners survives every error. Each connection is served by one thread at a time
 //! (`connection` does that, on the threads of `pool`). At the cap the connection that has been idle for longest is
 //! closed, never a working one. Requests of clients and of other servers are counted apart, so that neither can hold
 //! every thread in a handler, and two servers that call each other cannot lock each other up.
 
 use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -15,17 +15,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::address::group;
-use crate::error::{Error, Result, reason};
+use crate::error::Result;
 use crate::http::transport::bounds::{Bounds, ConnectionLimits};
 use crate::http::transport::connection::Connection;
+use crate::http::transport::listeners::{ListenSpec, Listener, bind};
 use crate::http::transport::pool::{READY_WORKERS, Role, ThreadPool};
 use crate::http::transport::service::Service;
 use crate::http::transport::socket::{interest, poll};
-use crate::http::transport::tls::{Certificate, Tls};
+use crate::http::transport::tls::Tls;
 use crate::locks::{lock, wait_timeout, wait_until};
 
-/// Length of the kernel's queue of connections that were not accepted yet.
-const BACKLOG: libc::c_int = 1024;
 /// A head that began this long ago may be given up for a new connection when every slot is taken.
 const HEAD_MAY_BE_EVICTED_AFTER: Duration = Duration::from_secs(2);
 /// The pause after an accept error that waiting may cure (no descriptors, no memory), unless a slot frees earlier.
@@ -36,41 +35,15 @@ const STOP_GRACE_TIMEOUT: Duration = Duration::from_millis(600);
 const STOP_HURRY_TIMEOUT: Duration = Duration::from_millis(300);
 const STOP_CUT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// One address to listen on.
-#[derive(Clone)]
-pub struct ListenSpec {
-    address: SocketAddr,
-    bound: Option<Arc<TcpListener>>,
-    certificate: Option<Certificate>,
-}
-
-impl ListenSpec {
-    /// Plain HTTP at this address; port 0 is any free one.
-    pub fn plain(address: SocketAddr) -> Self {
-        Self { address, bound: None, certificate: None }
-    }
-
-    /// HTTPS at this address.
-    pub fn tls(address: SocketAddr, certificate: Certificate) -> Self {
-        Self { address, bound: None, certificate: Some(certificate) }
-    }
-
-    /// A socket that was bound before, for who must know the port first.
-    pub fn bound(listener: TcpListener, certificate: Option<Certificate>) -> Result<Self> {
-        let address = listener.local_addr()?;
-        Ok(Self { address, bound: Some(Arc::new(listener)), certificate })
-    }
-}
-
 /// Running listeners. Dropping it stops them.
 pub struct Server {
     shared: Arc<ServerState>,
     addresses: Vec<SocketAddr>,
     certificates: Vec<Arc<Tls>>,
-    acceptors: Mutex<Vec<thread::JoinHandle<()>>>,
+    acceptor: Mutex<Option<thread::JoinHandle<()>>>,
     /// The thread that begins more workers when those that are there are held up.
     relief: Mutex<Option<thread::JoinHandle<()>>>,
-    /// Closed to tell the accept threads to end, who hear of it at the other end of the pipe.
+    /// Closed to tell the accept thread to end, which hears of it at the other end of the pipe.
     stop: Mutex<Option<PipeWriter>>,
     ended: PipeReader,
 }
@@ -92,23 +65,19 @@ impl Server {
 
         let mut bound = Vec::new();
         for spec in listeners {
-            let tls = spec.certificate.clone().map(Tls::new).transpose()?.map(Arc::new);
-            let listener = match &spec.bound {
-                Some(listener) => listener.try_clone()?,
-                None => TcpListener::bind(spec.address).map_err(|e| cannot_listen(spec.address, &e))?,
-            };
-            prepare(&listener)?;
-            bound.push((listener, tls));
+            bound.extend(bind(spec)?);
         }
-        let addresses = bound.iter().map(|(l, _)| l.local_addr()).collect::<io::Result<_>>()?;
-        let certificates = bound.iter().filter_map(|(_, tls)| tls.clone()).collect();
+        let (mut addresses, mut certificates) = (Vec::new(), Vec::new());
+        for listener in &bound {
+            if let Listener::Tcp(listener, tls) = listener {
+                addresses.push(listener.local_addr()?);
+                certificates.extend(tls.clone());
+            }
+        }
         let (ended, stop) = io::pipe()?;
-        let mut acceptors = Vec::new();
-        for (number, (listener, tls)) in bound.into_iter().enumerate() {
-            let (shared, ended) = (shared.clone(), ended.try_clone()?);
-            let accept = move || accept_all(&shared, &listener, tls.as_deref(), &ended);
-            acceptors.push(thread::Builder::new().name(format!("accept-{number}")).spawn(accept)?);
-        }
+        let (accepting, told) = (shared.clone(), ended.try_clone()?);
+        let accept = move || accept_all(&accepting, &bound, &told);
+        let acceptor = thread::Builder::new().name("accept".to_owned()).spawn(accept)?;
         let relieved = shared.clone();
         let relieve = move || relieved.workers.relieve(&relieved);
         let relief = thread::Builder::new().name("relief".to_owned()).spawn(relieve)?;
@@ -116,7 +85,7 @@ impl Server {
             shared,
             addresses,
             certificates,
-            acceptors: Mutex::new(acceptors),
+            acceptor: Mutex::new(Some(acceptor)),
             relief: Mutex::new(Some(relief)),
             stop: Mutex::new(Some(stop)),
             ended,
@@ -126,10 +95,10 @@ impl Server {
     /// Serves a connection that somebody else accepted, in the clear. Any stream socket will do; `address` counts as
     /// that of its other end. Errors: the socket cannot be used.
     pub fn serve_connection(&self, stream: TcpStream, address: SocketAddr) -> io::Result<()> {
-        begin(&self.shared, stream, address, None, &self.ended)
+        begin(&self.shared, stream, Origin { address, is_local: false }, None, &self.ended)
     }
 
-    /// The addresses that are listened on, in the order given, with the real ports.
+    /// The addresses that are listened on, in the order given, with the real ports; local sockets have none.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -155,7 +124,7 @@ impl Server {
         if lock(&self.stop).take().is_none() {
             return;
         }
-        for acceptor in lock(&self.acceptors).drain(..) {
+        if let Some(acceptor) = lock(&self.acceptor).take() {
             let _ = acceptor.join();
         }
         let shared = &self.shared;
@@ -228,10 +197,20 @@ const HEAD: u8 = 1;
 const WORKING: u8 = 2;
 const RETIRED: u8 = 3;
 
+/// Where a connection comes from.
+#[derive(Clone, Copy)]
+struct Origin {
+    address: SocketAddr,
+    /// It came by the local socket.
+    is_local: bool,
+}
+
 /// One connection, as the server's books have it.
 pub(super) struct OpenConnection {
     id: u64,
     pub(super) address: SocketAddr,
+    /// It came by the local socket.
+    pub(super) is_local: bool,
     pub(super) tcp: Arc<TcpStream>,
     phase: AtomicU8,
     /// When the phase began, in milliseconds since the server started.
@@ -371,11 +350,12 @@ impl ServerState {
     }
 
     /// A slot for a new connection, made by closing an idle one if need be. Waits while every connection is at
-    /// work: new ones then queue up in the kernel. `None`: the server stops, or the address has its share.
+    /// work: new ones then queue up in the kernel. Local ones have a place in any case. `None`: the server stops, or the
+    /// address has its share.
     fn enter(
         self: &Arc<Self>,
         tcp: TcpStream,
-        address: SocketAddr,
+        Origin { address, is_local }: Origin,
         ended: &PipeReader,
     ) -> Option<ConnectionSlot> {
         let key = group(address.ip());
@@ -384,7 +364,7 @@ impl ServerState {
         if count >= self.limits.per_address && !key.is_loopback() && !self.evict(&registry, Some(key)) {
             return None;
         }
-        while registry.open.len() >= self.limits.connections {
+        while registry.open.len() >= self.limits.connections && !is_local {
             self.evict(&registry, None);
             registry = wait_timeout(&self.slot_freed, registry, ACCEPT_PAUSE);
             if is_ended(ended) {
@@ -396,6 +376,7 @@ impl ServerState {
         let peer = Arc::new(OpenConnection {
             id,
             address,
+            is_local,
             tcp: Arc::new(tcp),
             // Not idle: who has just come has a moment to speak before room may be made at their cost.
             phase: AtomicU8::new(HEAD),
@@ -419,44 +400,16 @@ impl ServerState {
     }
 }
 
-/// For the operator: why, and what to do.
-fn cannot_listen(address: SocketAddr, e: &io::Error) -> Error {
-    let why = match e.kind() {
-        io::ErrorKind::AddrInUse => {
-            "another program listens there already. Stop that one, or choose another address".into()
-        }
-        io::ErrorKind::PermissionDenied => format!(
-            "{}. Ports below 1024 are the administrator's: choose a higher one, and let a reverse proxy lead there",
-            reason(e)
-        ),
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address. Choose another one".into(),
-        _ => reason(e),
-    };
-    Error::invalid_param(format!("Cannot listen on {address}: {why}"))
-}
-
-fn prepare(listener: &TcpListener) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    // The standard library listens with a queue of 128; a burst of connections overflows that, and what was dropped
-    // comes back only a second or more later.
-    // SAFETY: a plain system call on a descriptor that `listener` keeps open.
-    if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 fn is_ended(ended: &PipeReader) -> bool {
     poll(&mut [interest(ended.as_raw_fd(), libc::POLLIN)], Some(Instant::now())).unwrap_or(true)
 }
 
 /// Accepts until the pipe is closed, whatever goes wrong with single connections.
-fn accept_all(shared: &Arc<ServerState>, listener: &TcpListener, tls: Option<&Tls>, ended: &PipeReader) {
+fn accept_all(shared: &Arc<ServerState>, listeners: &[Listener], ended: &PipeReader) {
     let mut exhausted = false;
     loop {
-        let mut fds =
-            [interest(listener.as_raw_fd(), libc::POLLIN), interest(ended.as_raw_fd(), libc::POLLIN)];
+        let mut fds = vec![interest(ended.as_raw_fd(), libc::POLLIN)];
+        fds.extend(listeners.iter().map(|listener| interest(listener.as_raw_fd(), libc::POLLIN)));
         let polled = poll(&mut fds, None);
         if is_ended(ended) {
             return;
@@ -465,28 +418,46 @@ fn accept_all(shared: &Arc<ServerState>, listener: &TcpListener, tls: Option<&Tl
             pause(shared);
             continue;
         }
-        match listener.accept() {
-            Ok((tcp, address)) => {
-                exhausted = false;
-                let begun = tcp.set_nodelay(true).and_then(|()| begin(shared, tcp, address, tls, ended));
-                if let Err(e) = begun {
-                    log::debug!("a connection from {address} ended before it began: {e}");
+        let ready = listeners.iter().zip(&fds[1..]).filter(|(_, fd)| fd.revents != 0);
+        for (listener, _) in ready {
+            match accept_one(shared, listener, ended) {
+                Ok(()) => exhausted = false,
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(e) if is_exhaustion(&e) => {
+                    if !std::mem::replace(&mut exhausted, true) {
+                        log::warn!("cannot accept connections now: {e}");
+                    }
+                    let registry = lock(&shared.registry);
+                    shared.evict(&registry, None);
+                    drop(registry);
+                    pause(shared);
                 }
+                // The connection that was next is gone already; the one after it is not to blame.
+                Err(e) => log::debug!("accept: {e}"),
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(e) if is_exhaustion(&e) => {
-                if !std::mem::replace(&mut exhausted, true) {
-                    log::warn!("cannot accept connections now: {e}");
-                }
-                let registry = lock(&shared.registry);
-                shared.evict(&registry, None);
-                drop(registry);
-                pause(shared);
-            }
-            // The connection that was next is gone already; the one after it is not to blame.
-            Err(e) => log::debug!("accept: {e}"),
         }
     }
+}
+
+/// Accepts the connection that is next, and begins to serve it. Errors: of accepting it.
+fn accept_one(shared: &Arc<ServerState>, listener: &Listener, ended: &PipeReader) -> io::Result<()> {
+    let (tcp, origin, tls) = match listener {
+        Listener::Tcp(listener, tls) => {
+            let (tcp, address) = listener.accept()?;
+            // Without it small answers wait for nothing; and who is gone already needs none.
+            let _ = tcp.set_nodelay(true);
+            (tcp, Origin { address, is_local: false }, tls.as_deref())
+        }
+        Listener::Local(socket) => {
+            let Some(stream) = socket.accept()? else { return Ok(()) };
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            (stream, Origin { address, is_local: true }, None)
+        }
+    };
+    if let Err(e) = begin(shared, tcp, origin, tls, ended) {
+        log::debug!("a connection from {} ended before it began: {e}", origin.address);
+    }
+    Ok(())
 }
 
 fn is_exhaustion(e: &io::Error) -> bool {
@@ -502,12 +473,12 @@ fn pause(shared: &ServerState) {
 fn begin(
     shared: &Arc<ServerState>,
     tcp: TcpStream,
-    address: SocketAddr,
+    origin: Origin,
     tls: Option<&Tls>,
     ended: &PipeReader,
 ) -> io::Result<()> {
     tcp.set_nonblocking(true)?;
-    let Some(slot) = shared.enter(tcp, address, ended) else { return Ok(()) };
+    let Some(slot) = shared.enter(tcp, origin, ended) else { return Ok(()) };
     shared.workers.submit(shared, Connection::new(slot, tls.map(Tls::config))?);
     Ok(())
 }

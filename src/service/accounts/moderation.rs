@@ -1,5 +1,7 @@
 //! What administrators do to accounts ("Account moderation", "Server Administration"): lock, suspend, look at.
 
+use std::fmt;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::{ErrCode, Error, Result};
@@ -7,6 +9,35 @@ use crate::protocol::UserId;
 use crate::service::accounts::Accounts;
 use crate::store::accounts::{Account, Standing};
 use crate::store::{Db, Tx};
+
+/// On whose behalf something is done that only administrators may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Administrator {
+    /// A user whose account is an administrator's.
+    User(UserId),
+    /// Whoever can open the data folder, or the socket in it.
+    Operator,
+}
+
+impl Administrator {
+    /// The user; none for the operator, who may have no account.
+    pub fn user_id(&self) -> Option<&UserId> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::Operator => None,
+        }
+    }
+}
+
+/// As the log names them.
+impl fmt::Display for Administrator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => f.write_str(user.as_str()),
+            Self::Operator => f.write_str("the operator"),
+        }
+    }
+}
 
 /// What a user is told whose account is locked. "Servers SHOULD NOT invalidate access tokens on locked accounts": the
 /// client keeps its state, and the session is there again when the lock is lifted.
@@ -35,7 +66,7 @@ impl Accounts<'_> {
     /// administrator.
     pub fn change_standing(
         &self,
-        admin: &UserId,
+        admin: &Administrator,
         user: &UserId,
         change: impl FnOnce(&mut Standing) + Send + 'static,
     ) -> Result<Standing> {

@@ -1,7 +1,11 @@
-//! What who runs this server can do: the verbs behind the commands, the admin API and the page.
+//! What who runs this server can do. There are three doors to it, and one set of verbs behind them: Synapse's admin API
+//! with an administrator's token (`http/admin/`), the same by the local socket without one, and the commands of the
+//! program, which come by the socket, or open the data folder themselves where no server runs. The page has the same verbs.
 //!
+//! - `accounts`: accounts as they are listed, looked at, made and changed.
 //! - `knocks`: who waits before which room's door, and the answer to them.
 
+pub mod accounts;
 pub mod knocks;
 
 use std::ops::Deref;

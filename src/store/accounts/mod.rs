@@ -8,6 +8,7 @@
 //! - `sliding_connections`: what each connection of sliding sync was told of its rooms;
 //! - `guests`: accounts of guests, and the rooms that they are to leave;
 //! - `reports`: what users have told the administrators of;
+//! - `listed`: accounts as an administrator sees them;
 //! - `client_transactions`: which event a client's request made, so that a repeat makes no second one.
 
 pub mod account_data;
@@ -15,6 +16,7 @@ pub mod client_transactions;
 pub mod devices;
 pub mod filters;
 pub mod guests;
+pub mod listed;
 pub mod login_tokens;
 pub mod openid;
 pub mod profiles;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::migrate;
-use crate::error::{Error, Result, reason};
+use crate::error::{Error, IN_USE, Result, reason};
 use crate::protocol::ServerName;
 use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
 
@@ -51,7 +51,8 @@ pub(in crate::store) fn lock(folder: &Path) -> Result<File> {
             "The data folder {} is in use by another Doorstep process: stop that one first, or choose another folder \
              with --data",
             folder.display()
-        )));
+        ))
+        .with_status(IN_USE));
     }
     Err(cannot(folder, e))
 }

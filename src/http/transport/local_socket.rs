@@ -1,0 +1,228 @@
+//! The local socket: by it the commands of this program reach a server that runs, both ends. Whoever can open it
+//! operates that server, and needs no token: it lies in the data folder, is for its owner alone, and who opens it must be
+//! the user that the server runs as, or root.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::mem;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// A local socket that is listened on. Its name goes when it is dropped.
+pub(super) struct LocalSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl LocalSocket {
+    /// Listens on a socket of this name. A socket that is there already is one that a killed server left: whoever calls
+    /// holds the lock of the folder. Errors: the system's; what is there and is no socket stays.
+    pub(super) fn bind(path: &Path) -> io::Result<Self> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
+            Ok(_) => return Err(io::Error::new(ErrorKind::AlreadyExists, "something else has its name")),
+            Err(_) => {}
+        }
+        let (_folder, short) = short_enough(path)?;
+        let listener = UnixListener::bind(short)?;
+        let socket = Self { listener, path: path.to_owned() };
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        socket.listener.set_nonblocking(true)?;
+        Ok(socket)
+    }
+
+    pub(super) fn as_raw_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
+
+    /// The next connection, as the stream socket that it is. None: it was somebody else's, and is closed.
+    pub(super) fn accept(&self) -> io::Result<Option<TcpStream>> {
+        let (stream, _) = self.listener.accept()?;
+        let peer = peer_uid(&stream)?;
+        // SAFETY: asks the kernel for a number, and touches no memory.
+        let own = unsafe { libc::geteuid() };
+        if peer != own && peer != 0 {
+            log::warn!("the user {peer} of this machine opened the local socket, and was not let in");
+            return Ok(None);
+        }
+        Ok(Some(TcpStream::from(OwnedFd::from(stream))))
+    }
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Who the process at the other end runs as.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn peer_uid(stream: &UnixStream) -> io::Result<libc::uid_t> {
+    let mut peer = libc::ucred { pid: 0, uid: libc::uid_t::MAX, gid: libc::gid_t::MAX };
+    let mut length = mem::size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of the live `ucred`, and then the length itself.
+    let asked = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    if asked == 0 { Ok(peer.uid) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Who the process at the other end runs as.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn peer_uid(stream: &UnixStream) -> io::Result<libc::uid_t> {
+    let (mut uid, mut gid) = (libc::uid_t::MAX, libc::gid_t::MAX);
+    // SAFETY: the kernel writes one number to each of the two pointers, which are to live locals.
+    let asked = unsafe { libc::getpeereid(stream.as_raw_fd(), &raw mut uid, &raw mut gid) };
+    if asked == 0 { Ok(uid) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The socket's path in as many bytes as the system takes for one (108 on Linux), by way of its opened folder where it
+/// has more. The path holds as long as the folder is open. Errors: too long, and no such way.
+fn short_enough(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
+    let too_long = match SocketAddr::from_pathname(path) {
+        Ok(_) => return Ok((None, path.to_owned())),
+        Err(e) => e,
+    };
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Err(too_long) };
+    let folder = File::open(folder)?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+    if !short.is_dir() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "the path is too long for a socket"));
+    }
+    Ok((Some(folder), short.join(name)))
+}
+
+/// Asks the server that listens on a local socket: one request, and its whole answer. The body, if there is one, is JSON.
+/// What changes something (all but `GET`) is sent whole only when the server has said that it goes on: who was not told
+/// to knows that nothing was done.
+///
+/// Errors: `NotFound`, `ConnectionRefused`: no server listens there; `ConnectionReset`: it ended, and nothing was done;
+/// `ConnectionAborted`: it ended before it answered.
+pub fn ask(path: &Path, method: &str, target: &str, body: Option<&[u8]>) -> io::Result<(u16, Vec<u8>)> {
+    let (_folder, short) = short_enough(path)?;
+    let mut stream = UnixStream::connect(short)?;
+    let unheard = |_| io::Error::from(ErrorKind::ConnectionReset);
+    let mut answer = Vec::new();
+    if method == "GET" {
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .map_err(unheard)?;
+        stream.read_to_end(&mut answer).map_err(unheard)?;
+        return read_answer(&answer).ok_or_else(|| ErrorKind::ConnectionReset.into());
+    }
+    let body = body.unwrap_or(b"{}");
+    let head = format!(
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).map_err(unheard)?;
+    let mut begin = [0; GO_ON.len()];
+    stream.read_exact(&mut begin).map_err(unheard)?;
+    if begin == *GO_ON {
+        // From here on it may have been done.
+        stream.write_all(body)?;
+    } else {
+        answer.extend_from_slice(&begin);
+    }
+    let ended = |_| io::Error::from(ErrorKind::ConnectionAborted);
+    stream.read_to_end(&mut answer).map_err(ended)?;
+    read_answer(&answer).ok_or_else(|| ErrorKind::ConnectionAborted.into())
+}
+
+/// What a server says that is to be sent the body.
+const GO_ON: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Status and body of an answer; none if it is not whole.
+fn read_answer(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut head = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(length) = head.parse(answer).ok()? else { return None };
+    let body = &answer[length..];
+    let header = |name: &str| head.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+    let body = match header("content-length") {
+        Some(length) => {
+            let length = std::str::from_utf8(length.value).ok()?.parse::<usize>().ok()?;
+            (length == body.len()).then(|| body.to_vec())?
+        }
+        None if header("transfer-encoding").is_some() => joined(body)?,
+        None => body.to_vec(),
+    };
+    Some((head.code?, body))
+}
+
+/// The bytes of a body that comes in chunks; none if the last is missing.
+fn joined(mut chunks: &[u8]) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    loop {
+        let httparse::Status::Complete((begin, length)) = httparse::parse_chunk_size(chunks).ok()? else {
+            return None;
+        };
+        let end = begin.checked_add(usize::try_from(length).ok()?)?;
+        if length == 0 {
+            return Some(whole);
+        }
+        whole.extend_from_slice(chunks.get(begin..end)?);
+        chunks = chunks.get(end..)?.strip_prefix(b"\r\n")?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::temporary_folder;
+
+    #[test]
+    fn a_socket_is_for_its_owner_alone_and_takes_the_place_of_one_that_was_left() {
+        let folder = temporary_folder("local-socket");
+        let path = folder.join("a.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let socket = LocalSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let _stream = UnixStream::connect(&path).unwrap();
+        assert!(socket.accept().unwrap().is_some());
+        drop(socket);
+        assert!(!path.exists());
+        fs::write(&path, b"precious").unwrap();
+        assert_eq!(LocalSocket::bind(&path).err().unwrap().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_for_a_socket_is_no_hindrance() {
+        let folder = temporary_folder("local-socket");
+        let deep = folder.join("x".repeat(120));
+        fs::create_dir(&deep).unwrap();
+        let path = deep.join("a.sock");
+        let socket = LocalSocket::bind(&path).unwrap();
+        assert!(path.exists());
+        let (_open, short) = short_enough(&path).unwrap();
+        let _stream = UnixStream::connect(short).unwrap();
+        drop(socket);
+        assert!(!path.exists());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn half_an_answer_is_none() {
+        let whole = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+        assert_eq!(read_answer(whole), Some((200, b"{}".to_vec())));
+        for end in 0..whole.len() {
+            assert_eq!(read_answer(&whole[..end]), None, "{end}");
+        }
+        let chunked = b"HTTP/1.1 404 x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+        assert_eq!(read_answer(chunked), Some((404, b"abc".to_vec())));
+        for end in 0..chunked.len() - 4 {
+            assert_eq!(read_answer(&chunked[..end]), None, "{end}");
+        }
+    }
+}
