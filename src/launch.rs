@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::{Error, Result};
 use crate::http::router::Router;
-use crate::http::{Certificate, ConnectionLimits, ListenSpec, Request, Server, Service};
+use crate::http::{Certificate, ConnectionLimits, ListenSpec, Request, Server, Service, is_listened_on};
 use crate::service::Homeserver;
 
 /// The local socket in a data folder, by which commands reach the server that runs there.
@@ -24,7 +25,7 @@ impl Launched {
     /// Opens the database, binds the addresses of the settings and serves. Ports are bound last, so that whoever
     /// can connect is also answered.
     pub fn start(config: Config, clock: Clock) -> Result<Self> {
-        let homeserver = Homeserver::open(config, clock)?;
+        let homeserver = open_when_free(&config, &clock)?;
         let config = &homeserver.config;
         let mut listeners: Vec<ListenSpec> = config.listen.iter().map(|&a| ListenSpec::plain(a)).collect();
         if let Some(files) = &config.tls {
@@ -76,6 +77,29 @@ impl Launched {
     pub fn stop(&self) {
         self.http.stop();
         self.homeserver.stop_background();
+    }
+}
+
+/// How long a server waits for a data folder that a command has.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon it looks again.
+const COMMAND_PAUSE: Duration = Duration::from_millis(20);
+
+/// Opens a homeserver. A folder that another server has is refused at once; one that nobody listens in is a command's, who
+/// has done with it soon.
+fn open_when_free(config: &Config, clock: &Clock) -> Result<Arc<Homeserver>> {
+    let deadline = Instant::now() + COMMAND_TIMEOUT;
+    let is_served = || match &config.data {
+        Data::Folder(folder) => is_listened_on(&folder.join(SOCKET)),
+        Data::Memory => true,
+    };
+    loop {
+        match Homeserver::open(config.clone(), clock.clone()) {
+            Err(e) if e.is_in_use() && !is_served() && Instant::now() < deadline => {
+                std::thread::sleep(COMMAND_PAUSE);
+            }
+            opened => return opened,
+        }
     }
 }
 

@@ -101,6 +101,11 @@ fn short_enough(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
     Ok((Some(folder), short.join(name)))
 }
 
+/// Whether a server listens on a local socket.
+pub fn is_listened_on(path: &Path) -> bool {
+    short_enough(path).and_then(|(_folder, short)| UnixStream::connect(short)).is_ok()
+}
+
 /// Asks the server that listens on a local socket: one request, and its whole answer. The body, if there is one, is JSON.
 /// What changes something (all but `GET`) is sent whole only when the server has said that it goes on: who was not told
 /// to knows that nothing was done.
