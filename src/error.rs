@@ -236,7 +236,8 @@ pub fn reason(e: &std::io::Error) -> String {
     without_number(&e.to_string())
 }
 
-fn without_number(text: &str) -> String {
+/// The same of a sentence that ends with what the system says.
+pub(crate) fn without_number(text: &str) -> String {
     text.split(" (os error").next().unwrap_or(text).to_owned()
 }
 

@@ -64,6 +64,7 @@
 //! | every table, and why | `schema.sql`; who fills it and what bounds that: `src/store/bounds.rs` |
 //! | every setting | [`config::SETTINGS`] |
 //! | how it is started | [`launch`]; the commands of the binary: `src/commands/` |
+//! | whether others find it, and it is well | [`check`]; what is looked at: `federation/inspect.rs`, `store/engine/inspect.rs` |
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
 //! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |
 //! | a knock, an invite, a join, a leave | `service/membership/`, a file each, both ends |
@@ -124,6 +125,7 @@ pub(crate) mod address;
 pub mod allocator;
 pub(crate) mod backoff;
 pub(crate) mod bounded;
+pub mod check;
 pub mod clock;
 pub mod config;
 pub mod error;
@@ -141,7 +143,7 @@ pub mod testing;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::federation::{
-        AnswerScript, CallError, Client, ClientSettings, HOPS, PeerRequest, ScriptedRequest,
+        AnswerScript, CallError, Client, ClientSettings, Detour, HOPS, Names, PeerRequest, ScriptedRequest,
     };
     pub use crate::http::router::Router;
     pub use crate::http::routes::ROUTES;

@@ -1,8 +1,9 @@
-//! The commands of the binary, one file each: `serve`, `keys`, `routes`, and `fixture` for tests; those of the operator,
+//! The commands of the binary, one file each: `serve`, `check`, `keys`, `routes`, and `fixture` for tests; those of the operator,
 //! which ask the server that runs or do without it: `user`. `ask`: how they do. `logger`: what is said while a command runs;
 //! `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
 
 pub mod ask;
+mod check;
 mod fixture;
 mod keys;
 mod logger;
@@ -24,6 +25,8 @@ use doorstep::config::Settings;
 pub enum Command {
     /// `serve`
     Serve(Settings),
+    /// `check`
+    Check(check::Check),
     /// `fixture`
     Fixture(fixture::Fixture),
     /// `keys`
@@ -58,6 +61,7 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
     let operator = || operator.ok_or_else(|| Failure::Misuse("this command is not the operator's".into()));
     match command {
         Command::Serve(settings) => serve::run(settings),
+        Command::Check(asked) => check::run(asked),
         Command::Fixture(fixture) => fixture::run(&fixture),
         Command::Keys(keys) => keys::run(&keys),
         Command::Routes(routes) => {

@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::federation::Names;
 use crate::protocol::ServerName;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::server_acl::ServerAcl;
@@ -116,6 +117,8 @@ pub struct Config {
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
     pub allow_private_addresses: bool,
+    /// Where some names lead, if not the system's resolver is to say so: for `doorstep check` and for tests.
+    pub names: Names,
     /// Whether everybody's push rules are with those that make a call ring (MSC4075).
     pub call_rules: bool,
 }

@@ -52,6 +52,14 @@ impl Settings {
         Ok(self)
     }
 
+    /// These settings and this one, as if its flag had been given. One that there is not is passed over.
+    #[must_use]
+    pub fn with(mut self, flag: &str, value: &str) -> Self {
+        let setting = SETTINGS.iter().find(|setting| setting.flag == flag);
+        self.given.extend(setting.map(|setting| Given { setting, value: value.to_owned(), by_flag: true }));
+        self
+    }
+
     /// The values that are given for this flag.
     pub fn all<'s>(&'s self, flag: &'s str) -> impl Iterator<Item = &'s str> {
         self.given.iter().filter(move |given| given.setting.flag == flag).map(|given| &*given.value)
@@ -67,6 +75,25 @@ impl Settings {
             };
             (value, name)
         })
+    }
+
+    /// Every flag, for the help of commands that take them.
+    pub fn flags() -> impl Iterator<Item = FlagInfo<'static>> {
+        let info = |setting: &'static Setting| FlagInfo {
+            kind: match setting.kind {
+                Kind::Switch(_) => FlagInfoKind::Switch,
+                _ => FlagInfoKind::Option { arg_name: setting.value },
+            },
+            optionality: match setting.kind {
+                Kind::Many(_) => Optionality::Repeating,
+                _ => Optionality::Optional,
+            },
+            long: setting.flag,
+            short: None,
+            description: setting.help,
+            hidden: false,
+        };
+        SETTINGS.iter().map(info)
     }
 
     fn take(&mut self, setting: &'static Setting, value: &str) -> Result<(), String> {
@@ -111,23 +138,7 @@ impl SubCommand for Settings {
 
 impl ArgsInfo for Settings {
     fn get_args_info() -> CommandInfoWithArgs {
-        static FLAGS: LazyLock<Vec<FlagInfo<'static>>> = LazyLock::new(|| {
-            let info = |setting: &'static Setting| FlagInfo {
-                kind: match setting.kind {
-                    Kind::Switch(_) => FlagInfoKind::Switch,
-                    _ => FlagInfoKind::Option { arg_name: setting.value },
-                },
-                optionality: match setting.kind {
-                    Kind::Many(_) => Optionality::Repeating,
-                    _ => Optionality::Optional,
-                },
-                long: setting.flag,
-                short: None,
-                description: setting.help,
-                hidden: false,
-            };
-            SETTINGS.iter().map(info).collect()
-        });
+        static FLAGS: LazyLock<Vec<FlagInfo<'static>>> = LazyLock::new(|| Settings::flags().collect());
         CommandInfoWithArgs { name: "serve", description: ABOUT, flags: &FLAGS, ..Default::default() }
     }
 }

@@ -22,6 +22,7 @@ use crate::error::{Error, Result, reason};
 use crate::federation::address_guard::AddressGuard;
 use crate::federation::connections::Connections;
 use crate::federation::discovery::{HostPort, Lookups, NoRoute, WellKnown};
+use crate::federation::names::Names;
 use crate::protocol::json::read_object;
 
 /// Time for a name to become addresses.
@@ -89,6 +90,7 @@ pub(super) fn no_route(no: NoRoute) -> ureq::Error {
 #[derive(Debug)]
 pub(super) struct WebResolver {
     pub(super) guard: AddressGuard,
+    pub(super) names: Names,
     pub(super) connections: Connections,
 }
 
@@ -100,13 +102,17 @@ impl Resolver for WebResolver {
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let host = uri.host().unwrap_or_default();
-        let found = match (HostPort { host, port: None }).ip() {
-            Some(ip) => vec![ip],
-            None => dns::addresses(&self.connections, host, within(timeout))?,
-        };
         let mut addresses = self.empty();
         let usual = if uri.scheme_str() == Some("http") { 80 } else { 443 };
         let port = uri.port_u16().unwrap_or(usual);
+        if let Some(detour) = self.names.detour(host, port) {
+            addresses.push(detour);
+            return Ok(addresses);
+        }
+        let found = match (HostPort { host, port: None }).ip() {
+            Some(ip) => vec![ip],
+            None => self.names.addresses(&self.connections, host, within(timeout))?,
+        };
         let allowed = found.into_iter().filter(|ip| self.guard.allows(*ip)).take(16);
         allowed.for_each(|ip| addresses.push((ip, port).into()));
         if addresses.is_empty() {
@@ -120,13 +126,14 @@ impl Resolver for WebResolver {
 pub(super) struct SystemLookups {
     agent: Agent,
     clock: Clock,
+    names: Names,
     connections: Connections,
     /// Where web servers listen; the tests have theirs elsewhere.
     pub(super) https_port: u16,
 }
 
 impl SystemLookups {
-    pub(super) fn new(roots: RootCerts, guard: AddressGuard, clock: Clock) -> Self {
+    pub(super) fn new(roots: RootCerts, guard: AddressGuard, names: &Names, clock: Clock) -> Self {
         let config = base_config(roots)
             // Step 3: "30x redirects should be followed, however redirection loops should be avoided".
             .max_redirects(WELL_KNOWN_REDIRECTS_MAX)
@@ -134,8 +141,10 @@ impl SystemLookups {
             .max_idle_connections(0)
             .build();
         let connections = Connections::default();
-        let agent = agent(config, &connections, WebResolver { guard, connections: connections.clone() });
-        Self { agent, clock, connections, https_port: 443 }
+        let names = names.clone();
+        let resolver = WebResolver { guard, names: names.clone(), connections: connections.clone() };
+        let agent = agent(config, &connections, resolver);
+        Self { agent, clock, names, connections, https_port: 443 }
     }
 
     /// These look-ups by another agent.
@@ -186,12 +195,11 @@ impl Lookups for SystemLookups {
     }
 
     fn srv(&self, name: &str, within: Duration) -> io::Result<Vec<dns::Srv>> {
-        let name = name.to_owned();
-        self.connections.wait_for(within, move || dns::srv(&name, within))
+        self.names.srv(&self.connections, name, within)
     }
 
     fn addresses(&self, host: &str, within: Duration) -> io::Result<Vec<IpAddr>> {
-        dns::addresses(&self.connections, host, within)
+        self.names.addresses(&self.connections, host, within)
     }
 
     fn cut(&self) {

@@ -26,6 +26,7 @@ use crate::federation::agent::{SystemLookups, WebResolver, base_config, no_route
 use crate::federation::answer_memory::{AnswerMemory, HeldMemory};
 use crate::federation::call_error::{CallError, CallResult, PeerError};
 use crate::federation::connections::Connections;
+use crate::federation::names::Names;
 use crate::federation::offline::Offline;
 use crate::protocol::json::parse_object;
 use crate::protocol::server_acl::ServerAcl;
@@ -56,6 +57,8 @@ pub struct ClientSettings {
     pub trust_ca: Vec<PathBuf>,
     /// Whether to connect to loopback and private ranges.
     pub allow_private_addresses: bool,
+    /// Where some names lead, if not the system's resolver is to say so.
+    pub names: Names,
     /// The clock by which discovery forgets.
     pub clock: Clock,
 }
@@ -105,10 +108,11 @@ pub struct Client {
     pub(super) web: Agent,
     /// For pages that people link to.
     pub(super) pages: Agent,
-    discovery: Arc<Discovery>,
+    pub(super) discovery: Arc<Discovery>,
     /// Whether push gateways may do without TLS.
     pub(super) allows_plain_gateways: bool,
     connections: Connections,
+    pub(super) names: Names,
     peers: ServerAcl,
     /// Whether the way to a server is cut, where somebody may cut it: a test.
     cut_off: Option<Box<IsCutOff>>,
@@ -131,7 +135,7 @@ impl Client {
     pub fn new(settings: ClientSettings, key: Arc<ArcSwap<SigningKey>>) -> Result<Self> {
         let roots = roots(&settings.trust_ca)?;
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
-        let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone());
+        let lookups = SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone());
         Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
     }
 
@@ -157,7 +161,8 @@ impl Client {
         let agent = |config: &Config| {
             Agent::with_parts(config.clone(), ScriptedConnector(script.clone()), ScriptedResolver)
         };
-        let lookups = SystemLookups::new(roots.clone(), guard, settings.clock.clone()).by(agent);
+        let lookups =
+            SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone()).by(agent);
         let new = Self::with_lookups(settings, key, roots, Box::new(ScriptedLookups(lookups)));
         let (own, web, pages) =
             (agent(new.agent.config()), agent(new.web.config()), agent(new.pages.config()));
@@ -177,7 +182,8 @@ impl Client {
         let web = base_config(roots.clone()).max_redirects(0).max_redirects_will_error(false);
         let web = web.max_idle_connections(0).build();
         let connections = Connections::default();
-        let resolver = || WebResolver { guard, connections: connections.clone() };
+        let resolver =
+            || WebResolver { guard, names: settings.names.clone(), connections: connections.clone() };
         let web = agent::agent(web, &connections, resolver());
         let pages = base_config(roots.clone()).https_only(false).max_redirects(0);
         let pages = pages.max_redirects_will_error(false).max_idle_connections(0).build();
@@ -189,7 +195,7 @@ impl Client {
             .max_idle_connections_per_host(IDLE_CONNECTIONS_PER_SERVER_MAX)
             .max_idle_age(IDLE_CONNECTION_TIMEOUT)
             .build();
-        let resolver = MatrixResolver { discovery: discovery.clone() };
+        let resolver = MatrixResolver { discovery: discovery.clone(), names: settings.names.clone() };
         let agent = agent::agent(config, &connections, resolver);
         let (peers, memory) = (ServerAcl::from_lists(&[], &[]), AnswerMemory::new(ANSWERS_BYTES_MAX));
         Self {
@@ -201,6 +207,7 @@ impl Client {
             discovery,
             allows_plain_gateways,
             connections,
+            names: settings.names,
             peers,
             cut_off: None,
             memory,
@@ -539,6 +546,7 @@ fn read_body(
 /// judged is what is connected to.
 struct MatrixResolver {
     discovery: Arc<Discovery>,
+    names: Names,
 }
 
 impl fmt::Debug for MatrixResolver {
@@ -555,8 +563,12 @@ impl Resolver for MatrixResolver {
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let authority = uri.authority().map_or("", |a| a.as_str());
-        let found = self.discovery.socket_addresses(authority, within(timeout)).map_err(no_route)?;
         let mut addresses = self.empty();
+        if let Some(detour) = self.names.detour_of(authority) {
+            addresses.push(detour);
+            return Ok(addresses);
+        }
+        let found = self.discovery.socket_addresses(authority, within(timeout)).map_err(no_route)?;
         found.into_iter().for_each(|a| addresses.push(a));
         Ok(addresses)
     }

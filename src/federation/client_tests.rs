@@ -53,6 +53,7 @@ fn settings(allow_private_addresses: bool) -> ClientSettings {
         server_name: name("us.example"),
         trust_ca: vec![certificates().ca.clone()],
         allow_private_addresses,
+        names: Default::default(),
         clock: Clock::new(),
     }
 }
@@ -403,7 +404,8 @@ mod well_known {
     ) -> (WellKnown, usize) {
         let peer = ScriptedPeer::start(move |asked| script(&asked.target));
         let roots = roots(&[certificates().ca.clone()]).expect("roots");
-        let mut lookups = SystemLookups::new(roots, AddressGuard { allow_private }, Clock::new());
+        let mut lookups =
+            SystemLookups::new(roots, AddressGuard { allow_private }, &Names::default(), Clock::new());
         lookups.https_port = peer.address.port();
         let answer = lookups.well_known("localhost", Duration::from_secs(3));
         (answer, peer.asked().len())

@@ -20,7 +20,7 @@ use crate::locks::lock;
 use crate::protocol::ServerName;
 
 /// The port of servers that name none.
-const DEFAULT_PORT: u16 = 8448;
+pub(super) const DEFAULT_PORT: u16 = 8448;
 /// How many names each memory holds.
 const NAMES_MAX: usize = 4096;
 /// SRV targets that are tried.
@@ -46,6 +46,8 @@ const SRV_KEPT_MIN_MS: Millis = 60_000;
 const SRV_KEPT_MAX_MS: Millis = HOUR_MS;
 const NO_SRV_KEPT_MS: Millis = 10 * 60_000;
 const SRV_FAILURE_KEPT_MS: Millis = 60_000;
+/// The services of SRV records (steps 3.3 and 4, 3.4 and 5), the second of which is deprecated.
+pub(super) const SRV_SERVICES: [&str; 2] = ["_matrix-fed._tcp", "_matrix._tcp"];
 /// SRV records are rare and deprecated; a name server that is silent must not cost more than this.
 const SRV_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -149,6 +151,16 @@ impl Discovery {
     /// Ends every look-up that is under way. Later ones fail.
     pub(super) fn cut(&self) {
         self.lookups.cut();
+    }
+
+    /// What it asks the world by.
+    pub(super) fn lookups(&self) -> &dyn Lookups {
+        &*self.lookups
+    }
+
+    /// Which addresses it gives out.
+    pub(super) fn guard(&self) -> AddressGuard {
+        self.guard
     }
 
     /// Discovery through these look-ups.
@@ -296,7 +308,7 @@ impl Discovery {
     /// no record, but not for long: a server without SRV records must not suffer from it.
     fn ask_srv(&self, host: &str, deadline: Instant) -> (Option<Vec<Srv>>, Millis) {
         let mut kept = NO_SRV_KEPT_MS;
-        for service in ["_matrix-fed._tcp", "_matrix._tcp"] {
+        for service in SRV_SERVICES {
             let left = deadline.saturating_duration_since(Instant::now()).min(SRV_TIMEOUT) / 2;
             match self.lookups.srv(&format!("{service}.{host}"), left) {
                 Ok(records) if !records.is_empty() => {
@@ -377,7 +389,7 @@ pub fn max_age(cache_control: Option<&str>, expires: Option<&str>, now: Millis) 
 }
 
 /// An HTTP date of the one form that is still made (`Sun, 06 Nov 1994 08:49:37 GMT`) in milliseconds since 1970.
-fn http_date(text: &str) -> Option<Millis> {
+pub(super) fn http_date(text: &str) -> Option<Millis> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let mut words = text.split_once(", ")?.1.split(' ');
@@ -388,10 +400,15 @@ fn http_date(text: &str) -> Option<Millis> {
     let mut clock =
         words.next()?.split(':').map(|part| part.parse::<i64>().ok().filter(|n| (0..=60).contains(n)));
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    // Days since 1970 of the civil calendar, counting years from March so that the leap day comes last.
+    Some(civil_ms([year, month, day], [hour, minute, second]))
+}
+
+/// A date and a time of day of the civil calendar in milliseconds since 1970.
+pub(super) fn civil_ms([year, month, day]: [i64; 3], [hour, minute, second]: [i64; 3]) -> Millis {
+    // Counting years from March so that the leap day comes last.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1 - 719_468;
-    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * 1000)
+    (((days * 24 + hour) * 60 + minute) * 60 + second) * 1000
 }
 
 #[cfg(test)]

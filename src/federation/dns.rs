@@ -34,6 +34,19 @@ pub struct Srv {
     pub ttl: u32,
 }
 
+/// One record of a kind that is asked for here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Record {
+    Srv(Srv),
+    Address(IpAddr),
+}
+
+impl Record {
+    fn into_srv(self) -> Option<Srv> {
+        if let Self::Srv(srv) = self { Some(srv) } else { None }
+    }
+}
+
 /// A system look-up that is under way.
 struct LookupUnderWay;
 
@@ -74,12 +87,30 @@ pub(super) fn addresses(connections: &Connections, host: &str, within: Duration)
 
 /// The SRV records of a name; none if there is no such name or no such record. Errors mean that nobody could say.
 pub fn srv(name: &str, within: Duration) -> io::Result<Vec<Srv>> {
-    let servers = name_servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-    ask(name, &servers, within)
+    ask(name, &name_servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()), within)
+}
+
+/// The SRV records of a name, asked of these servers.
+pub(super) fn ask(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<Srv>> {
+    let records = ask_for(TYPE::SRV, name, servers, within)?;
+    Ok(records.into_iter().filter_map(Record::into_srv).collect())
+}
+
+/// The addresses of a name by these servers, and not by the system. Errors: `NotFound`; nobody could say.
+pub(super) fn ask_addresses(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<IpAddr>> {
+    let mut found = Vec::new();
+    for kind in [TYPE::AAAA, TYPE::A] {
+        let records = ask_for(kind, name, servers, within / 2)?;
+        found.extend(records.into_iter().filter_map(|record| match record {
+            Record::Address(ip) => Some(ip),
+            Record::Srv(_) => None,
+        }));
+    }
+    if found.is_empty() { Err(io::Error::new(ErrorKind::NotFound, "no address")) } else { Ok(found) }
 }
 
 /// Asks each name server in turn, sharing out the time.
-fn ask(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<Srv>> {
+fn ask_for(kind: TYPE, name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<Record>> {
     let deadline = Instant::now() + within;
     let mut last = io::Error::new(ErrorKind::NotFound, "no name server");
     for (at, server) in servers.iter().enumerate() {
@@ -88,7 +119,7 @@ fn ask(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<S
         if share.is_zero() {
             break;
         }
-        match ask_one(name, *server, Instant::now() + share) {
+        match ask_one(kind, name, *server, Instant::now() + share) {
             Ok(records) => return Ok(records),
             Err(e) => last = e,
         }
@@ -96,11 +127,11 @@ fn ask(name: &str, servers: &[SocketAddr], within: Duration) -> io::Result<Vec<S
     Err(last)
 }
 
-fn ask_one(name: &str, server: SocketAddr, deadline: Instant) -> io::Result<Vec<Srv>> {
+fn ask_one(kind: TYPE, name: &str, server: SocketAddr, deadline: Instant) -> io::Result<Vec<Record>> {
     let mut id = [0; 2];
     getrandom::fill(&mut id).map_err(io::Error::other)?;
     let id = u16::from_be_bytes(id);
-    let query = query(id, name)?;
+    let query = query(id, kind, name)?;
 
     let from: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -117,11 +148,11 @@ fn ask_one(name: &str, server: SocketAddr, deadline: Instant) -> io::Result<Vec<
             Err(e) => return Err(e),
         };
         match read_answer(&buffer[..length], id, name) {
-            SrvAnswer::Records(records) => return Ok(records),
-            SrvAnswer::Cut => return ask_by_tcp(&query, id, name, server, deadline),
-            SrvAnswer::Failed(why) => return Err(io::Error::other(why)),
+            DnsAnswer::Records(records) => return Ok(records),
+            DnsAnswer::Cut => return ask_by_tcp(&query, id, name, server, deadline),
+            DnsAnswer::Failed(why) => return Err(io::Error::other(why)),
             // Somebody else's answer, or a forged one: keep listening.
-            SrvAnswer::NotOurs => {}
+            DnsAnswer::NotOurs => {}
         }
     }
 }
@@ -132,7 +163,7 @@ fn ask_by_tcp(
     name: &str,
     server: SocketAddr,
     deadline: Instant,
-) -> io::Result<Vec<Srv>> {
+) -> io::Result<Vec<Record>> {
     let mut stream = TcpStream::connect_timeout(&server, time_left(deadline)?)?;
     stream.set_write_timeout(Some(time_left(deadline)?))?;
     let length = u16::try_from(query.len()).map_err(io::Error::other)?;
@@ -142,9 +173,9 @@ fn ask_by_tcp(
     let mut answer = vec![0; usize::from(u16::from_be_bytes(prefix))];
     read_by(&mut stream, &mut answer, deadline)?;
     match read_answer(&answer, id, name) {
-        SrvAnswer::Records(records) => Ok(records),
-        SrvAnswer::Failed(why) => Err(io::Error::other(why)),
-        SrvAnswer::Cut | SrvAnswer::NotOurs => {
+        DnsAnswer::Records(records) => Ok(records),
+        DnsAnswer::Failed(why) => Err(io::Error::other(why)),
+        DnsAnswer::Cut | DnsAnswer::NotOurs => {
             Err(io::Error::new(ErrorKind::InvalidData, "a name server's broken answer"))
         }
     }
@@ -172,51 +203,53 @@ fn time_left(deadline: Instant) -> io::Result<Duration> {
     }
 }
 
-fn query(id: u16, name: &str) -> io::Result<Vec<u8>> {
+fn query(id: u16, kind: TYPE, name: &str) -> io::Result<Vec<u8>> {
     let mut packet = Packet::new_query(id);
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
     let name = Name::new(name).map_err(io::Error::other)?;
-    packet.questions.push(Question::new(name, TYPE::SRV.into(), CLASS::IN.into(), false));
+    packet.questions.push(Question::new(name, kind.into(), CLASS::IN.into(), false));
     packet.build_bytes_vec().map_err(io::Error::other)
 }
 
 #[derive(Debug, PartialEq)]
-enum SrvAnswer {
-    Records(Vec<Srv>),
+enum DnsAnswer {
+    Records(Vec<Record>),
     /// Too long for UDP.
     Cut,
     Failed(String),
     NotOurs,
 }
 
-fn read_answer(bytes: &[u8], id: u16, name: &str) -> SrvAnswer {
-    let Ok(packet) = Packet::parse(bytes) else { return SrvAnswer::NotOurs };
+fn read_answer(bytes: &[u8], id: u16, name: &str) -> DnsAnswer {
+    let Ok(packet) = Packet::parse(bytes) else { return DnsAnswer::NotOurs };
     let ours = packet.id() == id
         && packet.has_flags(PacketFlag::RESPONSE)
         && packet.questions.iter().any(|q| q.qname.to_string().eq_ignore_ascii_case(name));
     if !ours {
-        return SrvAnswer::NotOurs;
+        return DnsAnswer::NotOurs;
     }
     if packet.has_flags(PacketFlag::TRUNCATION) {
-        return SrvAnswer::Cut;
+        return DnsAnswer::Cut;
     }
     match packet.rcode() {
         RCODE::NoError => {}
-        RCODE::NameError => return SrvAnswer::Records(Vec::new()),
-        code => return SrvAnswer::Failed(format!("the name server answered {code:?}")),
+        RCODE::NameError => return DnsAnswer::Records(Vec::new()),
+        code => return DnsAnswer::Failed(format!("the name server answered {code:?}")),
     }
     // The owner names need no check: the answer section follows aliases, and holds nothing that was not asked for.
     let records = packet.answers.iter().take(RECORDS_MAX).filter_map(|record| match &record.rdata {
-        RData::SRV(srv) => Some(Srv {
+        RData::SRV(srv) => Some(Record::Srv(Srv {
             priority: srv.priority,
             weight: srv.weight,
             port: srv.port,
             target: srv.target.to_string().trim_end_matches('.').to_ascii_lowercase(),
             ttl: record.ttl,
-        }),
+        })),
+        RData::A(a) => Some(Record::Address(Ipv4Addr::from(a.address).into())),
+        RData::AAAA(aaaa) => Some(Record::Address(Ipv6Addr::from(aaaa.address).into())),
         _ => None,
     });
-    SrvAnswer::Records(records.collect())
+    DnsAnswer::Records(records.collect())
 }
 
 /// The `nameserver` lines; the local host if there are none, as resolvers do.

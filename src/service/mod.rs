@@ -172,6 +172,7 @@ impl Homeserver {
             server_name: config.server_name.clone(),
             trust_ca: config.trust_ca.clone(),
             allow_private_addresses: config.allow_private_addresses,
+            names: config.names.clone(),
             clock: clock.clone(),
         };
         let federation = way_out(settings, key_ring.signer())?.limited_to(config.peers.clone());

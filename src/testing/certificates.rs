@@ -1,9 +1,15 @@
 //! One throw-away certificate authority for the process, so that test servers federate over real TLS on loopback.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+};
+
+use crate::config::TlsFiles;
 
 /// The files that servers of this process are started with. The folder lives as long as the process.
 pub struct Certificates {
@@ -13,6 +19,29 @@ pub struct Certificates {
     pub cert: PathBuf,
     /// Its key, for `--tls-key`.
     pub key: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Certificates {
+    /// A certificate of the authority for these names, good from the first of January of one year to that of another.
+    ///
+    /// # Panics
+    /// If the temporary folder cannot be written, or these are no names.
+    pub fn issue(&self, names: &[&str], years: [i32; 2]) -> TlsFiles {
+        let folder = super::temporary_folder("certificate");
+        let files = TlsFiles { cert: folder.join("cert.pem"), key: folder.join("key.pem") };
+        let issued = || -> Result<(), Box<dyn std::error::Error>> {
+            let key = KeyPair::generate()?;
+            let mut leaf =
+                CertificateParams::new(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())?;
+            [leaf.not_before, leaf.not_after] = years.map(|year| date_time_ymd(year, 1, 1));
+            std::fs::write(&files.cert, leaf.signed_by(&key, &self.issuer)?.pem())?;
+            write_secret(&files.key, &key)?;
+            Ok(())
+        };
+        issued().unwrap_or_else(|e| panic!("a certificate for {names:?}: {e}"));
+        files
+    }
 }
 
 /// The certificates of this process, made on first use.
@@ -44,9 +73,15 @@ fn make(folder: &Path) -> Result<Certificates, Box<dyn std::error::Error>> {
         ca: folder.join("ca.pem"),
         cert: folder.join("cert.pem"),
         key: folder.join("key.pem"),
+        issuer,
     };
     std::fs::write(&files.ca, ca_pem)?;
     std::fs::write(&files.cert, leaf.pem())?;
-    std::fs::write(&files.key, key.serialize_pem())?;
+    write_secret(&files.key, &key)?;
     Ok(files)
+}
+
+fn write_secret(path: &Path, key: &KeyPair) -> std::io::Result<()> {
+    std::fs::write(path, key.serialize_pem())?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
 }

@@ -22,7 +22,7 @@
 //!   whether its database makes sense.
 //! - [`gateway::Gateway`]: a push gateway that answers exactly as a test says.
 //! - [`crowd`], [`wide_room`]: rooms with thousands of members and servers.
-//! - [`media`]: uploads and downloads, byte by byte.
+//! - [`media`]: uploads and downloads, byte by byte. [`web_server`]: pages of a web server that knows nothing of Matrix.
 //! - [`client`]: requests of the client-server API that may be refused. [`wait`]: waiting without sleeping for luck.
 //!   [`random`]: chance that is the same every time.
 //!
@@ -39,6 +39,7 @@ pub mod process;
 pub mod random;
 pub mod scene;
 pub mod wait;
+pub mod web_server;
 pub mod wide_room;
 
 pub use process::ProcessServer;

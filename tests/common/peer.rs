@@ -84,6 +84,7 @@ impl Peer {
             server_name: name,
             trust_ca: vec![ca],
             allow_private_addresses: true,
+            names: Default::default(),
             clock: Clock::new(),
         };
         let client = Client::new(settings, Arc::new(ArcSwap::new(key))).expect("a client");

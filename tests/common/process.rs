@@ -63,6 +63,26 @@ impl ProcessServer {
         &self.folder
     }
 
+    /// The settings that it is started with, for commands that take them too: `--name`, `--data`, `--listen` in this order
+    /// at first.
+    pub fn settings(&self) -> Vec<String> {
+        let files = certificates();
+        let text = |path: &std::path::Path| path.to_str().expect("a path of text").to_owned();
+        let listen = |port: u16| format!("127.0.0.1:{port}");
+        let settings = [
+            ["--name".into(), self.name.clone()],
+            ["--data".into(), text(&self.folder)],
+            ["--listen".into(), listen(self.plain)],
+            ["--listen-tls".into(), listen(self.tls)],
+            ["--tls-cert".into(), text(&files.cert)],
+            ["--tls-key".into(), text(&files.key)],
+            ["--trust-ca".into(), text(&files.ca)],
+            ["--registration".into(), "open".into()],
+        ];
+        let switches = ["--no-rate-limits", "--allow-private-addresses"].map(str::to_owned);
+        settings.into_iter().flatten().chain(switches).collect()
+    }
+
     /// Registers an account.
     pub fn user(&self, localpart: &str) -> TestUser {
         TestUser::register(&self.url(), localpart)
@@ -129,14 +149,8 @@ impl ProcessServer {
 
     /// Starts the binary again without waiting for it.
     pub fn spawn(&mut self) {
-        let files = certificates();
-        let listen = |port: u16| format!("127.0.0.1:{port}");
         let mut command = Command::new(env!("CARGO_BIN_EXE_doorstep"));
-        command.args(["serve", "--name", &self.name, "--data"]).arg(&self.folder);
-        command.args(["--listen", &listen(self.plain), "--listen-tls", &listen(self.tls)]);
-        command.arg("--tls-cert").arg(&files.cert).arg("--tls-key").arg(&files.key);
-        command.arg("--trust-ca").arg(&files.ca);
-        command.args(["--registration", "open", "--no-rate-limits", "--allow-private-addresses"]);
+        command.arg("serve").args(self.settings());
         command.args(&self.extra).stdin(Stdio::null()).stdout(Stdio::null());
         // So that a write beyond `let_files_grow` is an error and not a signal.
         // SAFETY: the closure makes one system call that is safe between fork and exec.

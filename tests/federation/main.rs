@@ -38,11 +38,13 @@
 //! - `browsing`: by date, in directories, through spaces; here and through others.
 //! - `device_lists`, `to_device`: the devices of others, and messages to them; `keys_across_servers`: what these are
 //!   encrypted with.
+//! - `apex`: servers that have another name than their machine.
 //! - `ephemeral`: typing, receipts and presence. `media`: files.
 
 #[path = "../common/mod.rs"]
 pub mod common;
 
+mod apex;
 mod browsing;
 mod device_lists;
 mod ephemeral;

@@ -1,6 +1,7 @@
 //! Servers in processes of their own that are killed, are away for long, or find their disk full: nothing that was
 //! acknowledged is lost, and all sides agree in the end. Apart from the others because each keeps the machine busy.
 //!
+//! - `check`: what `doorstep check` finds, beside a server and without one.
 //! - `commands`: the operator's, with a server that runs, starts, stops or was killed, and without one.
 //! - `crash`: SIGKILL in every state of a remote membership.
 //! - `crash_random`: SIGKILL at random moments while everything happens at once.
@@ -16,6 +17,7 @@
 #[path = "../common/mod.rs"]
 pub mod common;
 
+mod check;
 mod commands;
 mod crash;
 mod crash_random;

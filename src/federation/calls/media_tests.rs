@@ -21,6 +21,7 @@ fn client_that_allows(allow_private_addresses: bool) -> Client {
         server_name: ServerName::parse("us.example").expect("a name"),
         trust_ca: vec![certificates().ca.clone()],
         allow_private_addresses,
+        names: Default::default(),
         clock: Clock::new(),
     };
     Client::new(settings, Arc::new(ArcSwap::from_pointee(SigningKey::generate([1; 32], "k1"))))

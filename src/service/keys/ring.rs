@@ -221,7 +221,7 @@ pub(in crate::service) fn signed_part(statement: &CanonicalObject) -> Vec<u8> {
 /// Reads a server's signed statement of its keys. It has to name the server, be signed by one of the keys that it
 /// names as current, and by none of them wrongly; times have to be times. Keys of other algorithms are left out.
 /// Validity is cut to seven days from `now`.
-pub(in crate::service) fn read_statement(
+pub(crate) fn read_statement(
     statement: &CanonicalObject,
     server: &ServerName,
     now: Millis,

@@ -200,7 +200,7 @@ fn make_folder(path: &Path) -> Result<bool> {
 }
 
 /// How many bytes whoever runs this process may still write on the disk with this folder, if that can be told.
-fn free_bytes(folder: &Path) -> Option<u64> {
+pub fn free_bytes(folder: &Path) -> Option<u64> {
     let path = CString::new(folder.as_os_str().as_bytes()).ok()?;
     let mut told = MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: the path ends with a NUL and outlives the call, which writes nothing but the one struct it is given; that is

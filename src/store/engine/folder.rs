@@ -21,7 +21,7 @@ use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
 /// The database.
 pub(in crate::store) const FILE: &str = "doorstep.db";
 /// Taken by the process that has the folder. It tells whose database is beside it, once there is one.
-const LOCK: &str = "doorstep.lock";
+pub(super) const LOCK: &str = "doorstep.lock";
 /// What the lock tells while the database is made in its place, where a kill leaves something: nobody was ever served
 /// from it.
 const BEGUN: &[u8] = b"doorstep.db is being made\n";
