@@ -65,6 +65,7 @@
 //! | every setting | [`config::SETTINGS`] |
 //! | how it is started | [`launch`]; the commands of the binary: `src/commands/` |
 //! | whether others find it, and it is well | [`check`]; what is looked at: `federation/inspect.rs`, `store/engine/inspect.rs` |
+//! | the page at `/` for people in a browser | `http/page/`: written by plain functions; who stands before it: `http/page/visit.rs` |
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
 //! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |
 //! | a knock, an invite, a join, a leave | `service/membership/`, a file each, both ends |
@@ -133,6 +134,7 @@ pub(crate) mod federation;
 pub(crate) mod http;
 pub mod launch;
 pub(crate) mod locks;
+pub mod log_tail;
 pub mod protocol;
 pub mod random;
 pub(crate) mod service;

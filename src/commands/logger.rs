@@ -10,17 +10,19 @@ use std::sync::OnceLock;
 
 use doorstep::clock::{Clock, Millis};
 use doorstep::config::nearest;
+use doorstep::log_tail;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Who reads the lines.
 enum Reader {
-    Terminal(Clock),
+    Terminal,
     Journal,
     Other,
 }
 
 struct Logger {
     reader: Reader,
+    clock: Clock,
 }
 
 impl Log for Logger {
@@ -32,7 +34,7 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let begin = match &self.reader {
-                Reader::Terminal(clock) => format!("{} ", utc(clock.now_ms())),
+                Reader::Terminal => format!("{} ", utc(self.clock.now_ms())),
                 Reader::Journal => format!("<{}>", priority(record.level())),
                 Reader::Other => String::new(),
             };
@@ -40,6 +42,7 @@ impl Log for Logger {
             let level = record.level().as_str().to_ascii_lowercase();
             let text = one_line(&record.args().to_string());
             let line = format!("{begin}{level:5} [{}] {text}\n", thread.name().unwrap_or("-"));
+            log_tail::add(self.clock.now_ms(), record.level(), &text);
             // A log on a full disk is no reason to fail: `eprintln` would panic.
             let _ = std::io::stderr().write_all(line.as_bytes());
         }
@@ -56,7 +59,7 @@ pub fn install() -> Result<(), String> {
         Some(text) => level(&text.to_string_lossy())?,
     };
     static LOGGER: OnceLock<Logger> = OnceLock::new();
-    if log::set_logger(LOGGER.get_or_init(|| Logger { reader: reader() })).is_ok() {
+    if log::set_logger(LOGGER.get_or_init(|| Logger { reader: reader(), clock: Clock::new() })).is_ok() {
         log::set_max_level(level);
     }
     Ok(())
@@ -77,7 +80,7 @@ fn reader() -> Reader {
     if journal.is_some() && journal == stream_id(&stderr) {
         Reader::Journal
     } else if stderr.is_terminal() {
-        Reader::Terminal(Clock::new())
+        Reader::Terminal
     } else {
         Reader::Other
     }

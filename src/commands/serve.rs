@@ -53,16 +53,35 @@ fn greet(launched: &Launched) -> Result<()> {
     if let Some(missing) = missing(launched) {
         say(&missing);
     }
-    match (config.registration, launched.homeserver.accounts().ensure_first_token()?) {
-        (Registration::Open, _) => say("Anybody may register here; the first account becomes the admin."),
-        (_, Some(token)) => {
-            say("No account yet. Open a Matrix client, set the homeserver to the address above, choose");
-            say("\"Create account\" and enter this registration token (good for one account, the admin):");
-            say(&format!("  {token}"));
-        }
-        (_, None) => say("Log in with any Matrix client: set the homeserver to the address above."),
+    match launched.homeserver.accounts().ensure_first_token()? {
+        Some(token) => greet_first(launched, &token),
+        None => say("Log in with any Matrix client, or in a browser: at the address above."),
     }
     Ok(())
+}
+
+/// How the first account is made: in a browser, with a link that is good once; where registrations ask for tokens, in any
+/// client too.
+fn greet_first(launched: &Launched, token: &str) {
+    let config = &launched.homeserver.config;
+    say("No account yet. Make the first one, the admin's, in a browser:");
+    let here = launched.addresses().first().map(|address| {
+        let scheme = if config.listen.is_empty() { "https" } else { "http" };
+        format!("{scheme}://{}", reachable(*address))
+    });
+    let public = (!config.has_local_name()).then(|| config.public_url.clone());
+    for url in public.into_iter().chain(here) {
+        say(&format!("  {url}/?first={token}"));
+    }
+    match config.registration {
+        Registration::Open => {
+            say("Or in a Matrix client: anybody may register here, the first becomes the admin.")
+        }
+        Registration::Token => {
+            say(&format!("Or in a Matrix client, with this registration token (good once): {token}"));
+        }
+        Registration::Closed => {}
+    }
 }
 
 /// What a server that others are to reach lacks, as far as it can be known here: a line, or nothing.

@@ -54,15 +54,19 @@ pub(super) fn requester(hs: &Homeserver, request: &Request) -> Result<Option<Req
 
 /// [`requester`] for what also who is locked may do: log out.
 pub(super) fn requester_even_locked(hs: &Homeserver, request: &Request) -> Result<Option<Requester>> {
-    let Some(token) = request.token() else { return Ok(None) };
+    request.token().map(|token| requester_of_token(hs, request, token)).transpose()
+}
+
+/// Whose access token this is, locked or not. Errors: 401 `M_UNKNOWN_TOKEN`.
+pub(super) fn requester_of_token(hs: &Homeserver, request: &Request, token: &str) -> Result<Requester> {
     let session = hs.accounts().authenticate(token, request.client_ip())?;
-    Ok(Some(Requester {
+    Ok(Requester {
         user_id: session.user_id,
         device_id: Some(session.device_id),
         admin: session.admin,
         standing: session.standing,
         ended: false,
-    }))
+    })
 }
 
 /// As [`requester`], where a client may ask again for something that ended its own token and whose answer it did not

@@ -6,6 +6,7 @@ use tiny_http::Method;
 
 use crate::error::Result;
 use crate::http::auth::{Origin, Requester};
+use crate::http::page::visit::Visit;
 use crate::http::rate_limit::Rate;
 use crate::http::transport::bounds::Quota;
 use crate::http::transport::reply::Reply;
@@ -39,6 +40,12 @@ pub enum Handler {
     Peer(fn(&Arc<Homeserver>, &Request, &Origin) -> Result<Reply>),
     /// As `Peer`, and may ask to be called again when the stream has moved.
     PeerWaiting(fn(&Arc<Homeserver>, &Request, &Origin, Poll) -> Result<Outcome>),
+    /// A page for people, whoever they are; a `POST` is a form of it (see `http/page/visit.rs`). Errors are pages too.
+    Page(fn(&Arc<Homeserver>, &Visit<'_>) -> Result<Reply>),
+    /// As `Page`, for who is logged in there: 401.
+    UserPage(fn(&Arc<Homeserver>, &Visit<'_>, &Requester) -> Result<Reply>),
+    /// As `UserPage`, and the user must be an administrator: 403.
+    AdminPage(fn(&Arc<Homeserver>, &Visit<'_>, &Requester) -> Result<Reply>),
 }
 
 impl Handler {
@@ -50,7 +57,15 @@ impl Handler {
             Self::User(_) | Self::UserWaiting(_) | Self::UserUpload(..) => "a user",
             Self::Admin(_) => "an admin",
             Self::Peer(_) | Self::PeerWaiting(_) => "another server",
+            Self::Page(_) => "anyone, in a browser",
+            Self::UserPage(_) => "a user, in a browser",
+            Self::AdminPage(_) => "an admin, in a browser",
         }
+    }
+
+    /// Whether what it answers is for people, its errors too.
+    pub(super) fn is_page(&self) -> bool {
+        matches!(self, Self::Page(_) | Self::UserPage(_) | Self::AdminPage(_))
     }
 }
 

@@ -11,8 +11,10 @@ use super::rate_limit::RateLimiter;
 use super::route::{Handler, Route};
 use super::routes::ROUTES;
 use crate::error::{ErrCode, Error, Result};
+use crate::http::page;
+use crate::http::page::visit::{Visit, Visitor};
 use crate::http::transport::bounds::Quota;
-use crate::http::transport::reply::{Reply, failure};
+use crate::http::transport::reply::{Reply, failure, numbered_failure};
 use crate::http::transport::request::{Request, decode_segment};
 use crate::http::transport::service::{Admission, BodySink, BodyUse, Call, Outcome, Poll, Service};
 use crate::locks::lock;
@@ -153,11 +155,17 @@ impl Router {
         }
         let wanted = if *head.method() == Method::Head { &Method::Get } else { head.method() };
         let Some(route) = found.iter().copied().find(|r| r.method == wanted) else {
-            return Err(unmatched(head, found));
+            return Err(self.unmatched(head, found));
         };
-        let error = |e: Error| failed(head, &e);
+        let error = |e: Error| match route.handler.is_page() {
+            true => failed_page(&self.hs, head, None, &e),
+            false => failed(head, &e),
+        };
         let params = params(route, head.path()).map_err(error)?;
-        let (call, user) = self.call_for(route, head).map_err(error)?;
+        let (call, user) = match route.handler.is_page() {
+            true => self.page_call_for(route, head).map_err(error)?,
+            false => self.call_for(route, head).map_err(error)?,
+        };
         if self.hs.config.rate_limits && !head.is_local() {
             let now = Instant::now();
             self.limiter
@@ -243,7 +251,63 @@ impl Router {
                     move |request: &Request, poll| handler(&hs, request, &auth::origin(&hs, request)?, poll);
                 (RouteCall::Whole(or_error(call)), None)
             }
+            Handler::Page(_) | Handler::UserPage(_) | Handler::AdminPage(_) => {
+                return Err(Error::internal("a page has a call of its own"));
+            }
         })
+    }
+
+    /// [`Router::call_for`] for the pages: who asks is told by a cookie. Errors: those of the handler's kind.
+    fn page_call_for(&self, route: &Route, head: &Request) -> Result<(RouteCall, Option<UserId>)> {
+        let hs = self.hs.clone();
+        let visitor = Visitor::of(&hs, head)?;
+        let user = match route.handler {
+            Handler::UserPage(_) | Handler::AdminPage(_) => {
+                let user = visitor.user(route.even_locked)?;
+                route.check_standing(&user)?;
+                Some(user)
+            }
+            _ => None,
+        };
+        if matches!(route.handler, Handler::AdminPage(_)) && !user.as_ref().is_some_and(|user| user.admin) {
+            return Err(Error::forbidden("Only administrators of this server may do this"));
+        }
+        let (handler, counted) = (route.handler, user.as_ref().map(|user| user.user_id.clone()));
+        let answer = move |request: &Request| {
+            let visit = Visit::of(request, &visitor)?;
+            match (handler, &user) {
+                (Handler::Page(handler), _) => handler(&hs, &visit),
+                (Handler::UserPage(handler) | Handler::AdminPage(handler), Some(user)) => {
+                    handler(&hs, &visit, user)
+                }
+                _ => Err(Error::internal("a page without who may see it")),
+            }
+            .or_else(|e| Ok(failed_page(&hs, request, Some(&visitor), &e)))
+        };
+        Ok((at_once(answer), counted))
+    }
+
+    /// 404 for an unknown path, 405 for a known one.
+    fn unmatched(&self, request: &Request, found: &[&'static Route]) -> Reply {
+        if found.is_empty() {
+            let unknown = Error::new(ErrCode::Unrecognized, "Unknown endpoint");
+            return match page::is_of_page(request.target()) {
+                true => failed_page(&self.hs, request, None, &unknown),
+                false => failed(request, &unknown),
+            };
+        }
+        let mut methods: Vec<&str> = found.iter().map(|r| r.method.as_str()).collect();
+        if methods.contains(&"GET") {
+            methods.push("HEAD");
+        }
+        methods.push("OPTIONS");
+        let error =
+            Error::new(ErrCode::Unrecognized, "This endpoint does not know this method").with_status(405);
+        let reply = match found.iter().any(|route| route.handler.is_page()) {
+            true => failed_page(&self.hs, request, None, &error),
+            false => failed(request, &error),
+        };
+        reply.with_header("Allow", &methods.join(", "))
     }
 }
 
@@ -301,20 +365,6 @@ fn or_error(handler: impl Fn(&Request, Poll) -> Result<Outcome> + Send + 'static
     })
 }
 
-/// 404 for an unknown path, 405 for a known one.
-fn unmatched(request: &Request, found: &[&'static Route]) -> Reply {
-    if found.is_empty() {
-        return failed(request, &Error::new(ErrCode::Unrecognized, "Unknown endpoint"));
-    }
-    let mut methods: Vec<&str> = found.iter().map(|r| r.method.as_str()).collect();
-    if methods.contains(&"GET") {
-        methods.push("HEAD");
-    }
-    methods.push("OPTIONS");
-    let error = Error::new(ErrCode::Unrecognized, "This endpoint does not know this method");
-    failed(request, &error.with_status(405)).with_header("Allow", &methods.join(", "))
-}
-
 /// An error as a reply, and logged, once, here. Whoever probes a server fills no log: a refusal is worth a line only to
 /// who looks for it, and other servers' failures are what an operator wants to know. Those of ours go to the log with
 /// their cause, and are told as a number only. (The path without the query, which may hold a token.)
@@ -322,9 +372,22 @@ fn failed(request: &Request, error: &Error) -> Reply {
     if error.status() == 500 {
         return failure(request, error);
     }
+    log_refusal(request, error);
+    Reply::error(error)
+}
+
+/// [`failed`] for people.
+fn failed_page(hs: &Homeserver, request: &Request, visitor: Option<&Visitor>, error: &Error) -> Reply {
+    if error.status() == 500 {
+        return page::failure_page(hs, visitor, &numbered_failure(request, error));
+    }
+    log_refusal(request, error);
+    page::failure_page(hs, visitor, error)
+}
+
+fn log_refusal(request: &Request, error: &Error) {
     let level = if error.status() < 500 { log::Level::Debug } else { error.level(log::Level::Info) };
     log::log!(level, "{} {} from {}: {error}", request.method(), request.path(), request.client_ip());
-    Reply::error(error)
 }
 
 impl Service for Router {
@@ -332,9 +395,10 @@ impl Service for Router {
         self.admit_to_route(head)
     }
 
-    /// All but what only servers ask (client-server API, "Web Browser Clients").
+    /// All but what only servers ask (client-server API, "Web Browser Clients"), and our own page, which no other may read.
     fn is_for_browsers(&self, target: &str) -> bool {
-        !target.starts_with("/_matrix/federation/") && !target.starts_with("/_matrix/key/")
+        let of_servers = target.starts_with("/_matrix/federation/") || target.starts_with("/_matrix/key/");
+        !of_servers && !page::is_of_page(target)
     }
 
     fn wait(&self, user: &UserId, after: i64, until: Instant) -> Option<Poll> {

@@ -14,6 +14,7 @@
 //! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
 //! - `moderation`: reports, locked and suspended accounts, and other services that an account has of its server.
 //! - `operators`: what who runs the server does with rooms, knocks and media.
+//! - `page`: the page at `/` in a browser.
 //! - `push`: pushers, what gateways are sent, the list of notifications, the bell.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `search`: events by their words.
@@ -42,6 +43,7 @@ mod login_tokens;
 mod media;
 mod moderation;
 mod operators;
+mod page;
 mod push;
 mod relations;
 mod search;

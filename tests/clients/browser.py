@@ -1,4 +1,5 @@
-"""A browser with a web client, led by web/drive.mjs: a line tells it what to do, a line answers."""
+"""A browser, led by web/drive.mjs (a web client) or web/page.mjs (a server's own page): a line tells it what to do, a line
+answers."""
 
 import json
 import shutil
@@ -8,10 +9,10 @@ import client
 
 
 class Browser:
-    """One browser, without a screen. `do` names an act of web/drive.mjs, `act` passes on a line that does."""
+    """One browser, without a screen. `do` names an act of its driver, `act` passes on a line that does."""
 
-    def __init__(self, web, chromium, folder):
-        words = ["node", web / "drive.mjs", web / "page", folder / "browser", shutil.which(chromium)]
+    def __init__(self, web, chromium, folder, driver="drive.mjs"):
+        words = ["node", web / driver, web / "page", folder / "browser", shutil.which(chromium)]
         self._log = open(folder / "browser.log", "w")
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, bufsize=1

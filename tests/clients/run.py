@@ -24,6 +24,7 @@ import devices
 import finding
 import hydrogen
 import media
+import page
 import pictures
 import plain
 import relations
@@ -153,6 +154,10 @@ def wanted(given, ring):
         name = f"{PAIRS['d']:22} {kind:6} {title}"
         if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
             work.append((name, functools.partial(function, servers["d"], "media")))
+    for kind, title, function in page.PAGE if given.web and not given.stand_in else ():
+        name = f"{PAIRS['d']:22} {kind:6} {title}"
+        if given.only in name and "d" in pairs and (not kinds_wanted or kind in kinds_wanted):
+            work.append((name, function))
     for kind, title, function in bots.BOTS:
         for pair in pairs:
             name = f"{PAIRS[pair]:22} {kind:6} {title}"

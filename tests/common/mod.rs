@@ -23,12 +23,14 @@
 //! - [`gateway::Gateway`]: a push gateway that answers exactly as a test says.
 //! - [`crowd`], [`wide_room`]: rooms with thousands of members and servers.
 //! - [`media`]: uploads and downloads, byte by byte. [`web_server`]: pages of a web server that knows nothing of Matrix.
+//! - [`browser`]: cookies, forms and redirects of the page.
 //! - [`client`]: requests of the client-server API that may be refused. [`wait`]: waiting without sleeping for luck.
 //!   [`random`]: chance that is the same every time.
 //!
 //! Each test program declares this module as `pub`, since none of them uses all of it; `tidy` sees to it that each part is
 //! used by one.
 
+pub mod browser;
 pub mod client;
 pub mod crowd;
 pub mod gateway;

@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::common::ProcessServer;
+use crate::common::browser::Browser;
 use doorstep::testing::{TestUser, certificates, segment, temporary_folder};
 use serde_json::json;
 
@@ -454,4 +456,32 @@ fn a_full_disk_is_one_line_when_it_fills_and_one_when_it_is_over() {
         );
     }
     server.stop();
+}
+
+#[test]
+fn administrators_are_shown_the_end_of_the_log_and_no_secrets_in_it() {
+    let server = ProcessServer::start(&["--registration-secret", "the-registration-secret"]);
+    let (admin, bob) = (server.user("admin"), server.user("bob-the-locked"));
+    let path = format!("/_matrix/client/v1/admin/lock/{}", bob.id());
+    admin.put(&path, json!({ "locked": true }));
+    // What is refused may be told of, but never with what was sent.
+    let guess = json!({ "type": "m.login.password", "password": "a-wrong-password",
+        "identifier": { "type": "m.id.user", "user": "admin" } });
+    let _ = admin.request("POST", "/_matrix/client/v3/login", Some(guess));
+    let _ = admin.request("GET", "/_matrix/client/v3/sync?access_token=a-made-up-token", None);
+    let mut browser = Browser::logged_in(&server.url(), "admin", "admin");
+    let cookie = browser.cookies["doorstep"].clone();
+    let page = browser.get("/page/server");
+    let (_, log) = page.text.split_once("The last lines of the log").expect("a log");
+    assert!(log.contains(&format!("{} has made {} locked: true", admin.id(), bob.id())), "{log}");
+    for secret in [
+        admin.token(),
+        bob.token(),
+        &cookie,
+        "the-registration-secret",
+        "a-wrong-password",
+        "a-made-up-token",
+    ] {
+        assert!(!log.contains(secret), "{log}");
+    }
 }

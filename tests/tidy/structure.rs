@@ -115,6 +115,11 @@ const WALLS: &[Wall] = &[
         why: "what both APIs read of a request is in http/params.rs",
     },
     Wall {
+        folder: "src/http/page",
+        forbidden: &["crate::http::client_server", "crate::http::server_server", "super::super"],
+        why: "the page asks the homeserver itself, and answers people",
+    },
+    Wall {
         folder: "src/protocol/json",
         forbidden: &[
             "crate::protocol::event_auth",

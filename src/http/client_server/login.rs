@@ -47,6 +47,7 @@ pub fn login(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         display_name: body.initial_device_display_name.as_deref(),
         refreshable: body.refresh_token,
         from: Some(request.client_ip()),
+        ..NewLogin::default()
     };
     let login = if by_token {
         let token = body.token.as_deref().ok_or_else(|| Error::missing_param("Missing token"))?;

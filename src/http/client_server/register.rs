@@ -79,6 +79,7 @@ fn register_guest(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
         display_name: body.initial_device_display_name.as_deref(),
         refreshable: body.refresh_token,
         from: Some(request.client_ip()),
+        ..NewLogin::default()
     };
     Ok(Reply::json(&login_answer(hs, &hs.register_guest(&login)?)))
 }
@@ -101,6 +102,7 @@ fn account_made(
         display_name: body.initial_device_display_name.as_deref(),
         refreshable: body.refresh_token,
         from: new.from,
+        ..NewLogin::default()
     };
     let login = Some(&login).filter(|_| !body.inhibit_login);
     let (user, login) = match guest {

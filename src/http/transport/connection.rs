@@ -169,7 +169,7 @@ impl Connection {
         let Some(head) = self.read_head()? else { return Ok(NextStep::Park) };
         let RequestHead { mut request, framing, expects_continue, mut reply_framing } = head;
         let shared = self.slot.shared.clone();
-        request.set_socket(self.slot.peer.tcp.clone());
+        request.set_socket(self.slot.peer.tcp.clone(), self.transport.is_tls());
         if self.slot.peer.is_local {
             request.set_local();
         }

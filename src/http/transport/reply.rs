@@ -156,10 +156,15 @@ impl From<&Error> for Reply {
 
 /// A 500 whose number is in the log with the cause.
 pub(in crate::http) fn failure(request: &Request, cause: &dyn std::fmt::Display) -> Reply {
+    Reply::error(&numbered_failure(request, cause))
+}
+
+/// The error of a 500 whose number is in the log with the cause.
+pub(in crate::http) fn numbered_failure(request: &Request, cause: &dyn std::fmt::Display) -> Error {
     let number = FAILURES.fetch_add(1, Ordering::Relaxed);
     log::error!("request {number}: {} {}: {cause}", request.method(), request.path());
     let message = format!("Internal server error (request {number} in the server's log)");
-    Reply::error(&Error::new(ErrCode::Unknown, message))
+    Error::new(ErrCode::Unknown, message)
 }
 
 /// The headers that let a page in a browser read any reply.

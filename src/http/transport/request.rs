@@ -28,6 +28,7 @@ pub struct Request {
     peer: SocketAddr,
     socket: Option<Arc<TcpStream>>,
     is_local: bool,
+    came_by_tls: bool,
     received: Instant,
     params: Vec<(&'static str, String)>,
     waits: Mutex<WaitingNotes>,
@@ -67,6 +68,7 @@ impl Request {
             peer,
             socket: None,
             is_local: false,
+            came_by_tls: false,
             received: Instant::now(),
             params: Vec::new(),
             waits: Mutex::default(),
@@ -114,8 +116,9 @@ impl Request {
     }
 
     /// The connection that it came over.
-    pub(super) fn set_socket(&mut self, socket: Arc<TcpStream>) {
+    pub(super) fn set_socket(&mut self, socket: Arc<TcpStream>, is_tls: bool) {
         self.socket = Some(socket);
+        self.came_by_tls = is_tls;
     }
 
     /// It came by the local socket, or is made in this very process.
@@ -163,6 +166,19 @@ impl Request {
     /// (`X-Forwarded-For`).
     pub fn client_ip(&self) -> IpAddr {
         address::client(self.peer.ip(), self.header_all("x-forwarded-for"))
+    }
+
+    /// Whether whoever asks did so by HTTPS, of us or of a reverse proxy on this machine that says so
+    /// (`X-Forwarded-Proto`).
+    pub fn came_by_https(&self) -> bool {
+        let forwarded = || self.header_all("x-forwarded-proto").next_back();
+        let is_https = |protocol: &str| protocol.trim().eq_ignore_ascii_case("https");
+        self.came_by_tls || (self.is_from_this_machine() && forwarded().is_some_and(is_https))
+    }
+
+    /// Whether the other end of the socket is on this machine, as a reverse proxy that may be believed is.
+    pub fn is_from_this_machine(&self) -> bool {
+        self.peer.ip().to_canonical().is_loopback()
     }
 
     /// When the head was complete: the start of a long poll's time-out.
@@ -263,7 +279,9 @@ pub(crate) fn decode_segment(text: &str) -> Result<Cow<'_, str>> {
     decode(text, false).map(Cow::Owned)
 }
 
-fn parse_query(query: &str) -> Result<Vec<(String, String)>> {
+/// The fields of a form or a query, decoded, in the order sent. Errors: 400 `M_INVALID_PARAM` for a broken escape or bytes
+/// that are not UTF-8.
+pub(in crate::http) fn parse_query(query: &str) -> Result<Vec<(String, String)>> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| {

@@ -130,6 +130,11 @@ impl Transport {
         })
     }
 
+    /// Whether what goes over it is encrypted.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
     fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,

@@ -3,6 +3,7 @@
 //! - here: making and closing accounts, registration tokens; `registration_nonces`: those of the shared secret.
 //! - `sessions`: logging in, refreshing tokens, logging out.
 //! - `interactive_auth`: what a client has to prove before something is done; `passwords`: how often one may be tried.
+//! - `page_sessions`: logging in on the page, and the first account.
 //! - `moderation`: what administrators do to accounts.
 //! - `profile`: names, avatars and other fields; `account_data`: what clients keep here, tags included.
 //! - `ignored_users`: whom a user does not want to hear.
@@ -15,6 +16,7 @@ pub mod interactive_auth;
 pub mod login_tokens;
 pub mod moderation;
 pub mod openid;
+pub mod page_sessions;
 pub mod passwords;
 pub mod profile;
 pub mod registration_nonces;
@@ -31,6 +33,7 @@ use crate::config::Registration;
 use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
 use crate::random;
+use crate::service::accounts::page_sessions::no_first_token;
 use crate::service::accounts::profile::checked_display_name;
 use crate::service::accounts::sessions::{Login, NewLogin};
 use crate::service::devices::device_lists::tell_of_devices;
@@ -66,6 +69,8 @@ pub struct NewAccount<'a> {
     pub admin: bool,
     /// The registration token that is used up with it.
     pub token: Option<&'a str>,
+    /// The one-time token of the first account, which is used up with it.
+    pub first_token: Option<&'a str>,
     /// The display name to begin with.
     pub display_name: Option<&'a str>,
     /// The address of who asks for it; none: made on this machine, not limited.
@@ -98,6 +103,7 @@ impl Accounts<'_> {
         let login = login.map(|login| login.prepared(now)).transpose()?;
         let password = new.password.map(|password| self.hash_password(password, new.from)).transpose()?;
         let token = new.token.map(token_hash);
+        let first_token = new.first_token.map(token_hash);
         let admin = new.admin;
         let (created, session) = (user.clone(), login.clone());
         self.store.write(move |tx| {
@@ -108,6 +114,11 @@ impl Accounts<'_> {
                     ErrCode::Unauthorized,
                     "This registration token cannot be used any more",
                 ));
+            }
+            if let Some(token) = &first_token
+                && !tx.use_first_token(token)?
+            {
+                return Err(no_first_token());
             }
             if !tx.create_account(&created, password.as_deref(), admin, now)? {
                 return Err(in_use());
@@ -128,10 +139,10 @@ impl Accounts<'_> {
         Ok((user, login.access_token))
     }
 
-    /// The one-time registration token for the first account, made anew at each start until there is an account.
-    /// None: there are accounts, or registration does not ask for tokens.
+    /// The one-time token for the first account, made anew at each start until there is an account: good on the page, and
+    /// for a registration where those ask for tokens. None: there are accounts.
     pub fn ensure_first_token(&self) -> Result<Option<String>> {
-        if self.config.registration != Registration::Token || self.store.read(|db| db.has_accounts())? {
+        if self.store.read(|db| db.has_accounts())? {
             return Ok(None);
         }
         let token = random::token();

@@ -48,6 +48,8 @@ pub struct NewLogin<'a> {
     pub display_name: Option<&'a str>,
     /// Whether the client can refresh its access token.
     pub refreshable: bool,
+    /// How long the access token is good for a client that cannot refresh it; none: without end.
+    pub life_ms: Option<Millis>,
     /// The client's address, the first that is noted of the device; none: it is not known.
     pub from: Option<IpAddr>,
 }
@@ -62,7 +64,7 @@ impl NewLogin<'_> {
         Ok(PreparedLogin {
             device_id,
             display_name: self.display_name.map(checked_device_name).transpose()?,
-            tokens: Tokens::new(self.refreshable),
+            tokens: Tokens::new(self.refreshable, self.life_ms),
             seen: self.from.map(|ip| (now, ip.to_canonical().to_string())),
             now,
         })
@@ -124,11 +126,11 @@ struct Tokens {
 }
 
 impl Tokens {
-    fn new(refreshable: bool) -> Self {
+    fn new(refreshable: bool, life_ms: Option<Millis>) -> Self {
         Self {
             access: random::token(),
             refresh: refreshable.then(random::token),
-            expires_in_ms: refreshable.then_some(ACCESS_TOKEN_LIFE_MS),
+            expires_in_ms: if refreshable { Some(ACCESS_TOKEN_LIFE_MS) } else { life_ms },
         }
     }
 
@@ -159,7 +161,7 @@ impl Accounts<'_> {
         display_name: Option<&str>,
         refreshable: bool,
     ) -> Result<Login> {
-        self.log_in_with(user, &NewLogin { device_id, display_name, refreshable, from: None })
+        self.log_in_with(user, &NewLogin { device_id, display_name, refreshable, ..NewLogin::default() })
     }
 
     /// Who an access token belongs to. Errors: 401 `M_UNKNOWN_TOKEN`, with `soft_logout` if it has only expired.
@@ -191,7 +193,7 @@ impl Accounts<'_> {
     /// `M_UNKNOWN_TOKEN`, 401 `M_USER_LOCKED`.
     pub fn refresh(&self, refresh_token: &str) -> Result<Login> {
         let hash = token_hash(refresh_token);
-        let tokens = Tokens::new(true);
+        let tokens = Tokens::new(true, None);
         let new = tokens.stored(self.clock.now_ms());
         let session = self.store.write(move |tx| {
             let unknown = || Error::new(ErrCode::UnknownToken, "Unknown refresh token");

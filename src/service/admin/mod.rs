@@ -3,10 +3,14 @@
 //! program, which come by the socket, or open the data folder themselves where no server runs. The page has the same verbs.
 //!
 //! - `accounts`: accounts as they are listed, looked at, made and changed.
+//! - `federation`: how other servers stand with us.
 //! - `knocks`: who waits before which room's door, and the answer to them.
+//! - `own_door`: what of a user's rooms asks something of them.
 
 pub mod accounts;
+pub mod federation;
 pub mod knocks;
+pub mod own_door;
 
 use std::ops::Deref;
 

@@ -190,6 +190,13 @@ impl Outgoing {
             && lock(&self.0.state).destinations.get(server).is_some_and(|p| p.kept.failures > 0)
     }
 
+    /// The servers whose last transaction failed, and how each stands.
+    pub fn failing(&self) -> Vec<(ServerName, Destination)> {
+        let state = lock(&self.0.state);
+        let failing = state.destinations.iter().filter(|(_, peer)| peer.kept.failures > 0);
+        failing.map(|(server, peer)| (server.clone(), peer.kept.clone())).collect()
+    }
+
     /// When our last transaction to this server failed; none if it arrived, if there was none, or if the server has spoken
     /// to us since. After a restart it is only about known.
     pub fn failed_at(&self, server: &ServerName) -> Option<Millis> {

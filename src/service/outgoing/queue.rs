@@ -260,6 +260,7 @@ impl DestinationState {
         self.kept.attempt_upto = None;
         self.kept.failures = 0;
         self.kept.retry_ms = 0;
+        self.kept.failing_since_ms = 0;
         self.edus_upto = self.edus_upto.max(transaction.edus.durable_upto);
         self.failed_edus = None;
         self.reached = true;
@@ -278,6 +279,9 @@ impl DestinationState {
     }
 
     pub(super) fn failed(&mut self, transaction: &OutgoingTransaction, e: &CallError, now: Millis) {
+        if self.kept.failures == 0 {
+            self.kept.failing_since_ms = now;
+        }
         self.kept.failures = self.kept.failures.saturating_add(1);
         self.kept.attempt_upto = Some(transaction.upto);
         self.failed_edus = Some(transaction.edus.clone());

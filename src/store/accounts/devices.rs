@@ -118,6 +118,16 @@ impl Db<'_> {
         Ok(rows.next().transpose()?)
     }
 
+    /// The user's devices that have nothing but sessions which ended before a time and cannot be refreshed.
+    pub fn abandoned_devices(&self, user: &UserId, before: Millis) -> Result<Vec<String>> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT device_id FROM sessions WHERE user_id = ?1 GROUP BY device_id
+             HAVING min(refresh IS NULL AND coalesce(expires_ms, ?2) < ?2) = 1",
+        )?;
+        let rows = query.query_map(params![user.as_str(), before], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// How many devices the user has.
     pub fn count_devices(&self, user: &UserId) -> Result<i64> {
         let mut query = self.conn().prepare_cached("SELECT count(*) FROM devices WHERE user_id = ?1")?;

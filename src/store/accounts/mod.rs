@@ -146,6 +146,13 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// Whether this is the one-time token for the first account, and there is none yet.
+    pub fn is_first_token(&self, hash: &TokenHash) -> Result<bool> {
+        let mut query =
+            self.conn().prepare_cached("SELECT 1 FROM registration_tokens WHERE hash = ?1 AND first = 1")?;
+        Ok(!self.has_accounts()? && query.exists([hash])?)
+    }
+
     /// Whether a registration token can be used now.
     pub fn registration_token_is_valid(&self, hash: &TokenHash, now: Millis) -> Result<bool> {
         let mut query = self.conn().prepare_cached(
@@ -258,6 +265,15 @@ impl Tx<'_> {
             .prepare_cached("INSERT INTO registration_tokens (hash, uses_left, first) VALUES (?1, 1, 1)")?
             .execute([hash])?;
         Ok(())
+    }
+
+    /// Uses the one-time token for the first account. False: it is not that, or there is an account.
+    pub fn use_first_token(&mut self, hash: &TokenHash) -> Result<bool> {
+        if !self.is_first_token(hash)? {
+            return Ok(false);
+        }
+        self.conn().prepare_cached("DELETE FROM registration_tokens WHERE hash = ?1")?.execute([hash])?;
+        Ok(true)
     }
 
     /// Uses a registration token once. False: it is unknown, used up or expired.

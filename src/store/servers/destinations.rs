@@ -23,6 +23,8 @@ pub struct Destination {
     pub failures: u32,
     /// Not to be tried before, unless it speaks to us.
     pub retry_ms: Millis,
+    /// When the first of these failures was; 0: there is none.
+    pub failing_since_ms: Millis,
 }
 
 /// An event that a server is owed.
@@ -40,7 +42,7 @@ impl Db<'_> {
     /// What is kept of a destination; a fresh one if nothing is.
     pub fn destination(&self, server: &ServerName) -> Result<Destination> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT cursor, attempt_upto, failures, retry_ms FROM destinations WHERE server = ?1",
+            "SELECT cursor, attempt_upto, failures, retry_ms, failing_since_ms FROM destinations WHERE server = ?1",
         )?;
         let found = statement
             .query_row([server.as_str()], |row| {
@@ -49,6 +51,7 @@ impl Db<'_> {
                     attempt_upto: row.get(1)?,
                     failures: row.get(2)?,
                     retry_ms: row.get(3)?,
+                    failing_since_ms: row.get(4)?,
                 })
             })
             .optional()?;
@@ -58,7 +61,7 @@ impl Db<'_> {
     /// All destinations that failed last time.
     pub fn failing_destinations(&self) -> Result<Vec<(ServerName, Destination)>> {
         let mut statement = self.conn().prepare_cached(
-            "SELECT server, cursor, attempt_upto, failures, retry_ms FROM destinations WHERE failures > 0",
+            "SELECT server, cursor, attempt_upto, failures, retry_ms, failing_since_ms FROM destinations WHERE failures > 0",
         )?;
         let rows = statement.query_map([], |row| {
             let destination = Destination {
@@ -66,6 +69,7 @@ impl Db<'_> {
                 attempt_upto: row.get(2)?,
                 failures: row.get(3)?,
                 retry_ms: row.get(4)?,
+                failing_since_ms: row.get(5)?,
             };
             Ok((row.get::<_, String>(0)?, destination))
         })?;
@@ -227,11 +231,20 @@ impl Tx<'_> {
         let name = server.as_str();
         self.conn()
             .prepare_cached(
-                "INSERT INTO destinations (server, cursor, attempt_upto, failures, retry_ms) VALUES (?1, ?2, ?3, ?4, ?5)
+                "INSERT INTO destinations (server, cursor, attempt_upto, failures, retry_ms, failing_since_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                  ON CONFLICT (server) DO UPDATE SET cursor = max(cursor, excluded.cursor),
-                   attempt_upto = excluded.attempt_upto, failures = excluded.failures, retry_ms = excluded.retry_ms",
+                   attempt_upto = excluded.attempt_upto, failures = excluded.failures, retry_ms = excluded.retry_ms,
+                   failing_since_ms = excluded.failing_since_ms",
             )?
-            .execute((name, destination.cursor, destination.attempt_upto, destination.failures, destination.retry_ms))?;
+            .execute((
+                name,
+                destination.cursor,
+                destination.attempt_upto,
+                destination.failures,
+                destination.retry_ms,
+                destination.failing_since_ms,
+            ))?;
         self.conn()
             .prepare_cached("DELETE FROM owed_events WHERE server = ?1 AND stream <= ?2")?
             .execute((name, destination.cursor))?;

@@ -1,0 +1,172 @@
+//! HTML, written by plain functions into a string. Only literals of the program get in as they are; everything else is
+//! escaped, so that nobody's name or reason becomes part of the page.
+
+use std::fmt::Write;
+
+use crate::clock::Millis;
+
+/// Longest text of somebody's own that is shown whole, in characters.
+const SHOWN_CHARS_MAX: usize = 120;
+
+/// A piece of a page.
+#[derive(Debug, Default)]
+pub struct Html(String);
+
+impl Html {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// HTML of the program's own.
+    pub fn raw(&mut self, html: &'static str) -> &mut Self {
+        self.0.push_str(html);
+        self
+    }
+
+    /// Text, as content or as the value of an attribute in double quotes. Control characters, which have no place in
+    /// either, are shown as such.
+    pub fn text(&mut self, text: &str) -> &mut Self {
+        self.0.reserve(text.len());
+        for c in text.chars() {
+            match c {
+                '&' => self.0.push_str("&amp;"),
+                '<' => self.0.push_str("&lt;"),
+                '>' => self.0.push_str("&gt;"),
+                '"' => self.0.push_str("&quot;"),
+                '\'' => self.0.push_str("&#39;"),
+                '\n' | '\t' => self.0.push(c),
+                c if c.is_control() => self.0.push('\u{fffd}'),
+                c => self.0.push(c),
+            }
+        }
+        self
+    }
+
+    /// A number.
+    pub fn number(&mut self, number: impl Into<i64>) -> &mut Self {
+        let _ = write!(self.0, "{}", number.into());
+        self
+    }
+
+    /// A text that somebody chose: cut where it is long, and of a direction of its own, so that it turns nothing around
+    /// it.
+    pub fn chosen(&mut self, text: &str) -> &mut Self {
+        self.cut(text, SHOWN_CHARS_MAX)
+    }
+
+    /// [`Html::chosen`] with another longest length, in characters.
+    pub fn cut(&mut self, text: &str, chars_max: usize) -> &mut Self {
+        self.raw("<bdi>");
+        match text.char_indices().nth(chars_max) {
+            Some((at, _)) => self.text(&text[..at]).raw("…"),
+            None => self.text(text),
+        };
+        self.raw("</bdi>")
+    }
+
+    /// Another piece.
+    pub fn add(&mut self, piece: &Self) -> &mut Self {
+        self.0.push_str(&piece.0);
+        self
+    }
+
+    /// How long ago something was.
+    pub fn ago(&mut self, then: Millis, now: Millis) -> &mut Self {
+        match span(now.saturating_sub(then)) {
+            None => self.raw("just now"),
+            Some(span) => self.text(&span).raw(" ago"),
+        }
+    }
+
+    /// In how long something will be.
+    pub fn ahead(&mut self, then: Millis, now: Millis) -> &mut Self {
+        match span(then.saturating_sub(now)) {
+            None => self.raw("now"),
+            Some(span) => self.raw("in ").text(&span),
+        }
+    }
+
+    /// The HTML.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0.into_bytes()
+    }
+}
+
+/// A stretch of time in its largest unit; none for less than a minute.
+fn span(ms: Millis) -> Option<String> {
+    let units = [(86_400_000, "day"), (3_600_000, "hour"), (60_000, "minute")];
+    let (size, unit) = *units.iter().find(|(size, _)| ms >= *size)?;
+    let count = ms / size;
+    let plural = if count == 1 { "" } else { "s" };
+    Some(format!("{count} {unit}{plural}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Html)) -> String {
+        let mut html = Html::new();
+        write(&mut html);
+        html.0
+    }
+
+    #[test]
+    fn what_somebody_chose_stays_text() {
+        let hostile = "<script>'&\"\u{0}\u{1b}";
+        let escaped = "&lt;script&gt;&#39;&amp;&quot;\u{fffd}\u{fffd}";
+        assert_eq!(
+            written(|html| {
+                html.text(hostile);
+            }),
+            escaped
+        );
+        assert_eq!(
+            written(|html| {
+                html.chosen(hostile);
+            }),
+            format!("<bdi>{escaped}</bdi>")
+        );
+        assert_eq!(
+            written(|html| {
+                html.cut("äöü<", 3);
+            }),
+            "<bdi>äöü…</bdi>"
+        );
+    }
+
+    #[test]
+    fn time_is_shown_in_its_largest_unit() {
+        assert_eq!(
+            written(|html| {
+                html.ago(0, 59_999);
+            }),
+            "just now"
+        );
+        assert_eq!(
+            written(|html| {
+                html.ago(5, 0);
+            }),
+            "just now"
+        );
+        assert_eq!(
+            written(|html| {
+                html.ago(0, 7_300_000);
+            }),
+            "2 hours ago"
+        );
+        assert_eq!(
+            written(|html| {
+                html.ahead(86_400_000, 0);
+            }),
+            "in 1 day"
+        );
+        assert_eq!(
+            written(|html| {
+                html.ahead(0, 5);
+            }),
+            "now"
+        );
+    }
+}

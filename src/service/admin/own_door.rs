@@ -1,0 +1,130 @@
+//! What of a user's rooms asks something of them: the rooms into which they may let others, and their invites.
+
+use serde_json::Value;
+
+use super::knocks::room_name;
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::event_auth::JoinRule;
+use crate::protocol::json::tree;
+use crate::protocol::pdu::{Membership, Pdu};
+use crate::protocol::remote_membership::{RemoteMembership, SyncSection};
+use crate::protocol::{RoomId, UserId};
+use crate::service::accounts::ignored_users::Ignored;
+use crate::service::admin::Admin;
+use crate::service::events::power_levels::power_levels;
+use crate::service::membership::blocks_invites;
+use crate::store::{Db, RoomKey};
+
+/// So many of a user's rooms are looked at, those first that they came into last.
+const ROOMS_LOOKED_AT_MAX: usize = 500;
+
+/// A room into which a user may let others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnDoor {
+    /// The room.
+    pub room_id: RoomId,
+    /// What it is called: its name, or its canonical alias.
+    pub room_name: Option<String>,
+    /// Whether anybody may knock upon it.
+    pub takes_knocks: bool,
+    /// Whether anybody may come in without asking.
+    pub is_open: bool,
+    /// How many wait before it, up to a hundred.
+    pub waiting: usize,
+}
+
+/// An invite that waits for the user's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaitingInvite {
+    /// The room.
+    pub room_id: RoomId,
+    /// What it is called, as far as the invite tells.
+    pub room_name: Option<String>,
+    /// Who invites.
+    pub inviter: UserId,
+    /// Why, as they say.
+    pub reason: Option<String>,
+    /// When, as their server says; never later than now.
+    pub since_ms: Millis,
+}
+
+impl Admin<'_> {
+    /// The rooms of this server into which the user may let others, those that take knocks first.
+    pub fn own_doors(&self, user: &UserId) -> Result<Vec<OwnDoor>> {
+        self.store.read(|db| {
+            let joined =
+                db.rooms_of(user)?.into_iter().filter(|of_user| of_user.membership == Membership::Join);
+            let mut doors = Vec::new();
+            for of_user in joined.rev().take(ROOMS_LOOKED_AT_MAX) {
+                let room = db.room_by_key(of_user.room)?;
+                if room.resident && power_levels(db, &room)?.may_invite(user.as_str()) {
+                    let rule = join_rule(db, room.key)?;
+                    doors.push(OwnDoor {
+                        takes_knocks: rule.takes_knocks(room.version),
+                        is_open: rule == JoinRule::Public,
+                        room_name: room_name(db, &room)?,
+                        waiting: db.waiting_knocks(room.key, 100)?.len(),
+                        room_id: room.room_id,
+                    });
+                }
+            }
+            doors.sort_by_key(|door| (std::cmp::Reverse(door.waiting), !door.takes_knocks));
+            Ok(doors)
+        })
+    }
+
+    /// The invites that the user has not answered, the last first; as `/sync` shows them, without those of whom they
+    /// ignore.
+    pub fn invites_waiting(&self, user: &UserId) -> Result<Vec<WaitingInvite>> {
+        let now = self.clock.now_ms();
+        self.store.read(|db| {
+            if blocks_invites(db, user)? {
+                return Ok(Vec::new());
+            }
+            let mut invites: Vec<(i64, WaitingInvite)> = Vec::new();
+            for of_user in db.rooms_of(user)?.into_iter().filter(|room| room.membership == Membership::Invite)
+            {
+                if of_user.forgotten || db.has_remote_membership(&of_user.room_id, user)? {
+                    continue;
+                }
+                let room = db.room_by_key(of_user.room)?;
+                let invite = waiting_invite(&db.pdu_by_key(of_user.event)?, room_name(db, &room)?, now);
+                invites.push((of_user.stream, invite));
+            }
+            for row in db.remote_memberships_of(user, 0, false)? {
+                if let (Some(SyncSection::Invite), Some(event)) = (row.section(), &row.event) {
+                    invites.push((row.stream, waiting_invite(event, told_name(&row), now)));
+                }
+            }
+            let ignored = Ignored::of(db, user)?;
+            invites.retain(|(_, invite)| !ignored.has(invite.inviter.as_str()));
+            invites.sort_by_key(|(stream, _)| std::cmp::Reverse(*stream));
+            Ok(invites.into_iter().map(|(_, invite)| invite).collect())
+        })
+    }
+}
+
+fn waiting_invite(event: &Pdu, room_name: Option<String>, now: Millis) -> WaitingInvite {
+    WaitingInvite {
+        room_id: event.room_id().clone(),
+        room_name,
+        inviter: event.sender().clone(),
+        reason: event.content_str("reason").filter(|reason| !reason.is_empty()),
+        since_ms: event.origin_server_ts().min(now),
+    }
+}
+
+/// What the stripped state of an invite calls the room.
+fn told_name(row: &RemoteMembership) -> Option<String> {
+    let entries: Vec<Value> = row.stripped_state.iter().filter_map(|entry| tree(entry.get()).ok()).collect();
+    [("m.room.name", "name"), ("m.room.canonical_alias", "alias")].iter().find_map(|(event_type, field)| {
+        let entry = entries.iter().find(|entry| entry["type"] == *event_type)?;
+        entry["content"][field].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
+    })
+}
+
+fn join_rule(db: &Db<'_>, room: RoomKey) -> Result<JoinRule> {
+    let event = db.state_event(room, "m.room.join_rules", "")?;
+    Ok(event.map_or(JoinRule::Invite, |event| JoinRule::of(&event)))
+}
