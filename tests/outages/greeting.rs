@@ -15,7 +15,7 @@ fn greeting(args: &[&str]) -> Vec<String> {
     let mut command = doorstep(&["serve", "--data", &folder, "--listen", "0", "--registration", "open"]);
     let mut child = command.args(args).spawn().expect("the binary was built with the tests");
     let lines = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
-    let lines: Vec<String> = lines.take_while(|line| !line.starts_with("Anybody may register")).collect();
+    let lines: Vec<String> = lines.take_while(|line| !line.starts_with("No account yet")).collect();
     child.kill().expect("a running child");
     child.wait().expect("an end");
     lines
