@@ -7,18 +7,22 @@ use std::time::{Duration, Instant};
 use crate::clock::Clock;
 use crate::config::{Config, Data};
 use crate::error::{Error, Result};
+use crate::http::metrics::MetricsPage;
 use crate::http::router::Router;
 use crate::http::{Certificate, ConnectionLimits, ListenSpec, Request, Server, Service, is_listened_on};
 use crate::service::Homeserver;
 
 /// The local socket in a data folder, by which commands reach the server that runs there.
 pub const SOCKET: &str = "doorstep.sock";
+/// Connections of who watches: a Prometheus or two.
+const METRICS_CONNECTIONS_MAX: usize = 32;
 
 /// A homeserver that answers. Stops when dropped.
 pub struct Launched {
     /// The homeserver behind the listeners.
     pub homeserver: Arc<Homeserver>,
-    http: Server,
+    http: Arc<Server>,
+    metrics: Option<Server>,
 }
 
 impl Launched {
@@ -56,10 +60,33 @@ impl Launched {
             in_flight: each,
             ..ConnectionLimits::default()
         };
-        let router: Arc<dyn Service> = Arc::new(Router::new(Arc::clone(&homeserver)));
-        let http = Server::serve(front(router), limits, &listeners)?;
+        let router = Arc::new(Router::new(Arc::clone(&homeserver)));
+        let requests = router.requests();
+        let http = Arc::new(Server::serve(front(router), limits, &listeners)?);
+        let metrics = match (requests, homeserver.metrics.clone()) {
+            (Some(requests), Some(metrics)) => {
+                let page = MetricsPage::new(Arc::clone(&homeserver), requests, metrics, &http);
+                Some(Self::serve_metrics(&homeserver.config, page)?)
+            }
+            _ => None,
+        };
         homeserver.start_background()?;
-        Ok(Self { homeserver, http })
+        Ok(Self { homeserver, http, metrics })
+    }
+
+    fn serve_metrics(config: &Config, page: MetricsPage) -> Result<Server> {
+        let limits = ConnectionLimits {
+            connections: METRICS_CONNECTIONS_MAX,
+            in_flight: 2,
+            ..ConnectionLimits::default()
+        };
+        let listeners: Vec<ListenSpec> = config.metrics.iter().map(|&a| ListenSpec::plain(a)).collect();
+        Server::serve(Arc::new(page), limits, &listeners)
+    }
+
+    /// Where numbers are served for Prometheus, if they are.
+    pub fn metrics_addresses(&self) -> &[SocketAddr] {
+        self.metrics.as_ref().map_or(&[], |metrics| metrics.local_addrs())
     }
 
     /// The addresses that are served, in the order of the listeners: plain HTTP first when started by `start`.
@@ -76,6 +103,9 @@ impl Launched {
     /// answered is finished, and everything that was acknowledged is on disk. A second call does nothing.
     pub fn stop(&self) {
         self.http.stop();
+        if let Some(metrics) = &self.metrics {
+            metrics.stop();
+        }
         self.homeserver.stop_background();
     }
 }

@@ -64,6 +64,7 @@
 //! | every table, and why | `schema.sql`; who fills it and what bounds that: `src/store/bounds.rs` |
 //! | every setting | [`config::SETTINGS`] |
 //! | how it is started | [`launch`]; the commands of the binary: `src/commands/` |
+//! | numbers for who watches it | `src/metrics/`; their page: `http/metrics.rs` |
 //! | whether others find it, and it is well | [`check`]; what is looked at: `federation/inspect.rs`, `store/engine/inspect.rs` |
 //! | the page at `/` for people in a browser | `http/page/`: written by plain functions; who stands before it: `http/page/visit.rs` |
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
@@ -135,6 +136,7 @@ pub(crate) mod http;
 pub mod launch;
 pub(crate) mod locks;
 pub mod log_tail;
+pub(crate) mod metrics;
 pub mod protocol;
 pub mod random;
 pub(crate) mod service;

@@ -43,6 +43,9 @@ fn greet(launched: &Launched) -> Result<()> {
         let others = if shown == *address { "" } else { " and every other address of this machine" };
         say(&format!("  {scheme}://{shown}{others}"));
     }
+    for address in launched.metrics_addresses() {
+        say(&format!("  http://{}/metrics for Prometheus", reachable(*address)));
+    }
     if !config.has_local_name() {
         say(&format!("  {} for everybody else", config.public_url));
     }

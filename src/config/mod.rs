@@ -117,6 +117,8 @@ pub struct Config {
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
     pub allow_private_addresses: bool,
+    /// Where numbers are served for Prometheus; empty: nowhere, and nothing is counted.
+    pub metrics: Vec<SocketAddr>,
     /// Where some names lead, if not the system's resolver is to say so: for `doorstep check` and for tests.
     pub names: Names,
     /// Whether everybody's push rules are with those that make a call ring (MSC4075).
@@ -362,7 +364,7 @@ mod tests {
             media_cache_size = \"3G\"\nmedia_cache_days = 9\nmedia_keep_free = \"1G\"\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
             allow_private_addresses = true\n\
-            guests = true\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
+            guests = true\nmetrics = \"[::1]:9\"\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
             assert!(text.contains(&format!("{setting} = ")), "{setting}");
         }

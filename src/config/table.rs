@@ -297,6 +297,13 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::One(livekit_service_url),
     },
     Setting {
+        flag: "metrics",
+        value: "address",
+        usual: Usual::Nothing,
+        help: "address to serve /metrics on for Prometheus, and nothing else; `9100` is that port for this machine only",
+        kind: Kind::One(|config, text| addresses(text).map(|found| config.metrics.extend(found))),
+    },
+    Setting {
         flag: "no-rate-limits",
         value: "",
         usual: Usual::Value("false"),

@@ -5,12 +5,14 @@
 //! - `router`: finds a request's line, has it checked who asks and how often, and calls the handler.
 //! - `params`: what the handlers of both APIs read of a request.
 //! - `auth`: access tokens and X-Matrix signatures; `rate_limit`: how often somebody may ask.
+//! - `metrics`: requests counted, and the page of numbers, by itself.
 //! - `client_server/`, `server_server/`, `admin/`: the handlers. Parse, call a verb of the homeserver, answer.
 //! - `page/`: those of the page for people, which answer with HTML.
 
 pub mod admin;
 pub mod auth;
 pub mod client_server;
+pub mod metrics;
 pub mod page;
 mod params;
 mod rate_limit;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tiny_http::Method;
 
 use super::auth::{self, Requester};
+use super::metrics::RequestCounts;
 use super::rate_limit::RateLimiter;
 use super::route::{Handler, Route};
 use super::routes::ROUTES;
@@ -120,19 +121,27 @@ fn params(route: &Route, path: &str) -> Result<Vec<(&'static str, String)>> {
 pub struct Router {
     hs: Arc<Homeserver>,
     table: RouteTable,
+    requests: Option<Arc<RequestCounts>>,
     limiter: RateLimiter,
 }
 
 impl Router {
     /// All of `ROUTES` on this homeserver.
     pub fn new(hs: Arc<Homeserver>) -> Self {
-        Self { hs, table: RouteTable::new(ROUTES), limiter: RateLimiter::new() }
+        let routes = ROUTES;
+        let requests = hs.metrics.as_ref().map(|_| Arc::new(RequestCounts::new(routes)));
+        Self { hs, table: RouteTable::new(routes), requests, limiter: RateLimiter::new() }
+    }
+
+    /// What was counted, if it is.
+    pub fn requests(&self) -> Option<Arc<RequestCounts>> {
+        self.requests.clone()
     }
 
     /// Answers a request of the operator's that came over no socket. It does not wait.
     pub fn answer_operator(self: &Arc<Self>, mut request: Request) -> Reply {
         request.set_local();
-        let admission = match self.admit_to_route(&mut request) {
+        let admission = match self.admit_to_route(&mut request, &mut None) {
             Ok(admission) => admission,
             Err(reply) => return reply,
         };
@@ -148,7 +157,11 @@ impl Router {
     }
 
     /// Finds the route, checks who asks and counts the request.
-    fn admit_to_route(&self, head: &mut Request) -> Result<Admission, Reply> {
+    fn admit_to_route(
+        &self,
+        head: &mut Request,
+        matched: &mut Option<&'static Route>,
+    ) -> Result<Admission, Reply> {
         let found = self.table.find(head.path());
         if *head.method() == Method::Options {
             return Err(Reply::empty());
@@ -161,6 +174,7 @@ impl Router {
             true => failed_page(&self.hs, head, None, &e),
             false => failed(head, &e),
         };
+        *matched = Some(route);
         let params = params(route, head.path()).map_err(error)?;
         let (call, user) = match route.handler.is_page() {
             true => self.page_call_for(route, head).map_err(error)?,
@@ -392,7 +406,18 @@ fn log_refusal(request: &Request, error: &Error) {
 
 impl Service for Router {
     fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply> {
-        self.admit_to_route(head)
+        let mut route = None;
+        let admitted = self.admit_to_route(head, &mut route);
+        let Some(requests) = &self.requests else { return admitted };
+        match admitted {
+            Ok(Admission { body, quota, call }) => {
+                Ok(Admission { body, quota, call: requests.counted(route, head, call) })
+            }
+            Err(reply) => {
+                requests.refused(route, head, &reply);
+                Err(reply)
+            }
+        }
     }
 
     /// All but what only servers ask (client-server API, "Web Browser Clients"), and our own page, which no other may read.

@@ -44,6 +44,7 @@ use crate::config::{Config, Data};
 use crate::error::Result;
 use crate::federation;
 use crate::locks::KeyedLock;
+use crate::metrics::{Ending, Endings, Metrics};
 use crate::protocol::sign::SigningKey;
 use crate::protocol::{RoomId, ServerName, UserId};
 use crate::store::{Location, Options, Store};
@@ -54,6 +55,8 @@ pub struct Homeserver {
     pub config: Config,
     /// The one clock.
     pub clock: Clock,
+    /// What is counted, if anybody wants to know.
+    pub metrics: Option<Arc<Metrics>>,
     /// Who waits for news.
     pub notifier: Arc<Notifier>,
     /// The database.
@@ -176,7 +179,12 @@ impl Homeserver {
             clock: clock.clone(),
         };
         let federation = way_out(settings, key_ring.signer())?.limited_to(config.peers.clone());
+        let metrics = (!config.metrics.is_empty()).then(Arc::default);
+        if metrics.is_some() {
+            store.count_writes();
+        }
         Ok(Arc::new(Self {
+            metrics,
             config,
             clock,
             notifier,
@@ -246,6 +254,13 @@ impl Homeserver {
         self.outgoing.clock_moved();
         self.sender.clock_moved();
         self.scheduler.wake();
+    }
+
+    /// Counts how something ended, if anybody wants to know.
+    fn count_ending<T>(&self, of: fn(&Metrics) -> &Endings, result: &Result<T>) {
+        if let Some(metrics) = &self.metrics {
+            of(metrics).add(Ending::of(result));
+        }
     }
 
     /// This server's name.

@@ -42,6 +42,7 @@ use std::sync::{Arc, OnceLock};
 use rusqlite::Connection;
 
 use crate::error::Result;
+use crate::metrics::WriterCounts;
 use crate::protocol::event_auth::AuthChecker;
 use crate::protocol::push_rules::{RuleSet, UserRules};
 use crate::protocol::{RoomVersion, ServerName, UserId};
@@ -80,6 +81,8 @@ pub(crate) struct StoreState {
     news: RecentNews,
     /// Presence may have changed up to here.
     presence: AtomicI64,
+    /// What the writer did, if anybody wants to know.
+    counts: OnceLock<Arc<WriterCounts>>,
     /// Whether there may be any late extremities.
     any_late_extremities: AtomicBool,
     /// Whether any of our users may have asked to be erased.
@@ -106,6 +109,7 @@ impl StoreState {
             resolutions: ResolutionCache::default(),
             news: RecentNews::new(position),
             presence: AtomicI64::new(position),
+            counts: OnceLock::new(),
             any_late_extremities: AtomicBool::new(any_late_extremities),
             any_erased_users: AtomicBool::new(any_erased_users),
             any_guests: AtomicBool::new(any_guests),
@@ -179,6 +183,16 @@ impl Store {
     /// The published stream position. Take it *before* the `read` whose answer it stands for.
     pub fn position(&self) -> i64 {
         self.shared.position.load(Ordering::Acquire)
+    }
+
+    /// Has the writer counted from now on; for once, before anybody writes.
+    pub fn count_writes(&self) {
+        let _ = self.shared.counts.set(Arc::default());
+    }
+
+    /// What was counted of the writer.
+    pub fn counts(&self) -> Option<&WriterCounts> {
+        self.shared.counts.get().map(|counts| &**counts)
     }
 
     /// Whether the predefined push rules are with those that make a call ring (MSC4075).

@@ -147,6 +147,12 @@ impl TestServer {
         self.config.server_name.as_str()
     }
 
+    /// Where its numbers are, if its settings say that they are served.
+    pub fn metrics_url(&self) -> Option<String> {
+        let address = self.running.as_ref()?.metrics_addresses().first()?;
+        Some(format!("http://{address}/metrics"))
+    }
+
     /// The folder of its database.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -5,6 +5,7 @@
 //! - `http_hostile`: hostile bytes, slowness and floods on the connection layer alone.
 //! - `http_tls`: HTTPS listeners, certificates that change, strangers who speak no TLS.
 //! - `page`: the page at `/` before those who mean no good.
+//! - `metrics`: numbers for who watches a server.
 //! - `strangers`: those who make us ask servers that never answer.
 //! - `text_in_text`: JSON text within JSON text, as deep as fits.
 //! - `weight`: the memory of a server of its own process under the worst requests and answers.
@@ -15,6 +16,7 @@ pub mod common;
 mod http_crowds;
 mod http_hostile;
 mod http_tls;
+mod metrics;
 mod page;
 mod strangers;
 mod text_in_text;

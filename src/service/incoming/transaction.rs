@@ -90,6 +90,12 @@ impl Incoming<'_> {
     /// a whole; 429 `M_LIMIT_EXCEEDED` if the server sends more than we receive, and 500 if something of ours failed,
     /// so that it repeats the transaction.
     pub fn receive_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
+        let answer = self.answer_transaction(origin, txn_id, body);
+        self.count_ending(|metrics| &metrics.transactions_in, &answer);
+        answer
+    }
+
+    fn answer_transaction(&self, origin: &ServerName, txn_id: &str, body: &[u8]) -> Result<Value> {
         let Some(_slot) = self.transaction_slots.enter(origin, txn_id) else {
             return Err(Error::new(ErrCode::LimitExceeded, "Too many transactions at once")
                 .with_field("retry_after_ms", RETRY_AFTER_MS));

@@ -98,6 +98,19 @@ impl Memberships<'_> {
         reason: Option<&str>,
         extra: Map<String, Value>,
     ) -> Result<()> {
+        let invited = self.invite_into_room(sender, room_id, target, reason, extra);
+        self.count_ending(|metrics| &metrics.invites_out, &invited);
+        invited
+    }
+
+    fn invite_into_room(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        target: &UserId,
+        reason: Option<&str>,
+        extra: Map<String, Value>,
+    ) -> Result<()> {
         let room = self.resident_room(room_id)?.ok_or_else(Error::not_in_room)?;
         let present = self.store.read(|db| db.membership(room.key, target))?;
         if present == Some(Membership::Invite) && self.is_joined(&room, sender)? {
@@ -330,6 +343,12 @@ impl Memberships<'_> {
     /// `M_BAD_JSON`; 403 `M_FORBIDDEN`, `M_INVITE_BLOCKED`; 429 `M_LIMIT_EXCEEDED` if too many invites of that server
     /// or inviter wait already. A repeat gets the same answer and changes nothing.
     pub fn receive_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
+        let answer = self.receive_signed_invite(received);
+        self.count_ending(|metrics| &metrics.invites_in, &answer);
+        answer
+    }
+
+    fn receive_signed_invite(&self, received: InviteReceived<'_>) -> Result<Map<String, Value>> {
         let InviteReceived { origin, room_id, event_id, version, event, room_state } = received;
         if let Some(room) = self.resident_room(room_id)? {
             self.store.read(|db| RoomAcl::of(db, &room)?.check(origin))?;

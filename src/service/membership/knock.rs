@@ -32,13 +32,15 @@ impl Memberships<'_> {
     /// `room_version`, 429 `M_LIMIT_EXCEEDED` if the user, or the room, has had too many, 502 if no server could be
     /// reached: a knock that was already signed is then repeated later.
     pub fn knock(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
-        self.with_handshake_lock(&target.room_id, user, || {
+        let knocked = self.with_handshake_lock(&target.room_id, user, || {
             self.as_resident_or_remotely(
                 &target.room_id,
                 |room| self.knock_as_resident(room, user, reason),
                 || self.knock_remotely(user, target, reason),
             )
-        })
+        });
+        self.count_ending(|metrics| &metrics.knocks_out, &knocked);
+        knocked
     }
 
     fn knock_remotely(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
@@ -200,6 +202,18 @@ impl Memberships<'_> {
     /// `knock_room_state`. A repeat gets the same answer and makes no second event. Errors: 429 `M_LIMIT_EXCEEDED`,
     /// as for the template.
     pub fn receive_knock(
+        &self,
+        origin: &ServerName,
+        room_id: &RoomId,
+        event_id: &EventId,
+        body: &[u8],
+    ) -> Result<Vec<Box<RawValue>>> {
+        let received = self.receive_signed_knock(origin, room_id, event_id, body);
+        self.count_ending(|metrics| &metrics.knocks_in, &received);
+        received
+    }
+
+    fn receive_signed_knock(
         &self,
         origin: &ServerName,
         room_id: &RoomId,

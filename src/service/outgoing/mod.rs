@@ -32,6 +32,7 @@ use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::federation::CallError;
 use crate::locks::{lock, wait_timeout};
+use crate::metrics::Ending;
 use crate::protocol::ServerName;
 use crate::protocol::edu::Edu;
 use crate::service::outgoing::queue::{DestinationActivity, Lane, OutgoingTask, QueueState};
@@ -102,6 +103,22 @@ impl Outgoing {
             delivered: Condvar::new(),
             pausing: AtomicUsize::new(0),
         }))
+    }
+
+    /// How many of the servers that are known at present are waited for, sent to, behind, or up to date.
+    pub fn by_activity(&self) -> [(&'static str, usize); 4] {
+        let (mut idle, mut waiting, mut sending, mut failing) = (0, 0, 0, 0);
+        for peer in lock(&self.0.state).destinations.values() {
+            let count = match peer.doing {
+                DestinationActivity::Pausing => &mut failing,
+                _ if peer.kept.failures > 0 => &mut failing,
+                DestinationActivity::Sending => &mut sending,
+                DestinationActivity::Waiting => &mut waiting,
+                DestinationActivity::Nothing => &mut idle,
+            };
+            *count += 1;
+        }
+        [("idle", idle), ("waiting", waiting), ("sending", sending), ("failing", failing)]
     }
 
     /// Starts delivering, first of all what earlier runs left.
@@ -453,12 +470,15 @@ impl Outgoing {
             None
         });
         let outcome = transaction.map(|transaction| {
-            let client = Arc::clone(&hs.federation);
+            let (client, metrics) = (Arc::clone(&hs.federation), hs.metrics.clone());
             drop(hs);
             // A defect must not take this destination out of service for good.
             let answer =
                 catch_unwind(AssertUnwindSafe(|| send(&client, &self.0.clock, server, &transaction)));
             let answer = answer.unwrap_or_else(|_| Err(CallError::bad("sending panicked")));
+            if let Some(metrics) = metrics {
+                metrics.transactions_out.add(Ending::of_call(&answer));
+            }
             (transaction, answer)
         });
         let now = self.0.clock.now_ms();

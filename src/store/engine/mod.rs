@@ -4,10 +4,12 @@
 //!   schema;
 //! - `writer`: the thread that writes, and its group commit; `commit_feed`: who is told of commits;
 //! - `readers`: the connections that read; `gate`: what keeps new ones out now and then;
+//! - `backlogs`: how much there is still to be done;
 //! - `inspect`: a database that is looked at and not opened;
 //! - `checkpoint`: the write-ahead log is folded into the database;
 //! - `sweep`: how tables that strangers fill are kept short; `sqlite_error`: what SQLite's errors mean.
 
+pub(super) mod backlogs;
 pub(super) mod checkpoint;
 pub(super) mod commit_feed;
 pub(super) mod folder;

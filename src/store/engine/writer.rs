@@ -109,6 +109,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 /// The thread that writes, as everybody else sees it. Dropping it waits for what is queued.
 pub(in crate::store) struct Writer {
     jobs: Option<mpsc::Sender<QueuedWrite>>,
+    shared: Arc<StoreState>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -122,6 +123,7 @@ impl Writer {
     ) -> Result<Writer> {
         let (jobs, queue) = mpsc::channel();
         let feed = CommitFeed::start(on_commit)?;
+        let own = shared.clone();
         let body = move || {
             readers::mark_writer_thread();
             let stream = shared.position.load(Ordering::Acquire);
@@ -138,11 +140,12 @@ impl Writer {
                 synced,
                 cache,
                 disk_failed,
+                lost: 0,
             }
             .work(&queue);
         };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(body)?;
-        Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Writer { jobs: Some(jobs), shared: own, thread: Some(thread) })
     }
 
     #[track_caller]
@@ -165,6 +168,9 @@ impl Writer {
         let (caller, finished) = mpsc::sync_channel(1);
         let gone = || Error::internal("the database is closed");
         let queued = QueuedWrite { job, lasting, asked_at, caller };
+        if let Some(counts) = self.shared.counts.get() {
+            counts.queued.fetch_add(1, Ordering::Relaxed);
+        }
         self.jobs.as_ref().ok_or_else(gone)?.send(queued).map_err(|_| gone())?;
         finished.recv().map_err(|_| gone())
     }
@@ -197,6 +203,8 @@ struct WriterThread {
     cache: WriterCache,
     /// When the disk last did not take something, until it is known to take what comes.
     disk_failed: Option<Instant>,
+    /// Commits that were lost.
+    lost: u64,
 }
 
 impl WriterThread {
@@ -209,10 +217,24 @@ impl WriterThread {
                     Err(_) => break,
                 }
             }
+            if let Some(counts) = self.shared.counts.get() {
+                counts.queued.fetch_sub(group.len() as i64, Ordering::Relaxed);
+            }
             while !group.is_empty() {
-                group = self.commit_group(group);
+                group = self.commit_counted(group);
             }
         }
+    }
+
+    /// [`WriterThread::commit_group`], counted if anybody wants to know.
+    fn commit_counted(&mut self, group: Vec<QueuedWrite>) -> Vec<QueuedWrite> {
+        let Some(counts) = self.shared.counts.get().cloned() else { return self.commit_group(group) };
+        let (begun, had, before) = (Instant::now(), group.len(), self.lost);
+        let rest = self.commit_group(group);
+        counts.commits.add(begun.elapsed());
+        counts.writes.fetch_add((had - rest.len()) as u64, Ordering::Relaxed);
+        counts.lost.fetch_add(self.lost - before, Ordering::Relaxed);
+        rest
     }
 
     /// Commits what these write, or the first of them if they take long together. Gives the others.
@@ -233,6 +255,7 @@ impl WriterThread {
         if let Err(e) = outcome {
             // The transaction is gone as a whole: those whose closures had run are told; the others get a new one.
             self.give_up_transaction();
+            self.lost += 1;
             self.shared.news.take_back(begun_at);
             self.disk_failed(&e);
             let rest = group.split_off(done.min(group.len()));
