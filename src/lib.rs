@@ -63,7 +63,7 @@
 //! | every endpoint, its authentication and limits | `ROUTES` in `src/http/routes.rs` |
 //! | every table, and why | `schema.sql`; who fills it and what bounds that: `src/store/bounds.rs` |
 //! | every setting | [`config::SETTINGS`] |
-//! | how it is started | [`launch`]; the commands of the binary: `src/commands/` |
+//! | how it is started | [`launch`]; the commands of the binary: `src/commands/`; servers for tests in other languages: `src/commands/fixture/` |
 //! | numbers for who watches it | `src/metrics/`; their page: `http/metrics.rs` |
 //! | whether others find it, and it is well | [`check`]; what is looked at: `federation/inspect.rs`, `store/engine/inspect.rs` |
 //! | the page at `/` for people in a browser | `http/page/`: written by plain functions; who stands before it: `http/page/visit.rs` |
@@ -147,7 +147,8 @@ pub mod testing;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::federation::{
-        AnswerScript, CallError, Client, ClientSettings, Detour, HOPS, Names, PeerRequest, ScriptedRequest,
+        AnswerScript, CallError, Client, ClientSettings, Detour, HOPS, Names, Neighbours, PeerRequest,
+        ScriptedRequest,
     };
     pub use crate::http::router::Router;
     pub use crate::http::routes::ROUTES;
@@ -155,6 +156,8 @@ pub mod internals {
         Admission, BodyUse, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota,
         Reply, Request, Route, Server, Service, ask,
     };
+    pub use crate::locks::lock;
+    pub use crate::service::accounts::NewAccount;
     pub use crate::service::accounts::sessions::NewLogin;
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;

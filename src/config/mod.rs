@@ -113,6 +113,8 @@ pub struct Config {
     pub user_directory_of_all: bool,
     /// Where clients get the tokens for LiveKit, by which they speak in calls; none: there is none for them.
     pub livekit_service_url: Option<String>,
+    /// Whether hashing a password costs next to nothing, as it may where there is nothing to guess: in tests. No setting.
+    pub cheap_passwords: bool,
     /// Whether requests are limited in rate.
     pub rate_limits: bool,
     /// Whether federation and push may connect to loopback and private ranges.
@@ -137,6 +139,12 @@ impl Config {
         }
         let public_url = format!("https://{server_name}");
         Self { server_name, public_url, data: Data::Memory, ..config }
+    }
+
+    /// Sets what this flag of [`SETTINGS`] sets. Errors: what the value should be.
+    pub fn set(&mut self, flag: &str, value: &str) -> std::result::Result<(), String> {
+        let setting = SETTINGS.iter().find(|setting| setting.flag == flag);
+        setting.ok_or_else(|| format!("there is no setting {flag}"))?.apply(self, value)
     }
 
     /// Checks the settings. Errors say which setting is wrong, in the words of who gave it.

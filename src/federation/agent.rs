@@ -56,8 +56,8 @@ pub(super) fn agent(config: Config, connections: &Connections, resolver: impl Re
     Agent::with_parts(config, connections.clone().chain(RustlsConnector::default()), resolver)
 }
 
-/// Mozilla's roots, and those of the files.
-pub(super) fn roots(files: &[PathBuf]) -> Result<RootCerts> {
+/// Mozilla's roots, those of the files, and one more in PEM.
+pub(super) fn roots(files: &[PathBuf], more: Option<&str>) -> Result<RootCerts> {
     let mut all: Vec<Certificate<'static>> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
         .iter()
         .map(|der| Certificate::from_der(der.as_ref()))
@@ -74,6 +74,9 @@ pub(super) fn roots(files: &[PathBuf]) -> Result<RootCerts> {
         if all.len() == before {
             return Err(wrong("no certificate in it".into()));
         }
+    }
+    if let Some(pem) = more {
+        all.push(Certificate::from_pem(pem.as_bytes()).map_err(Error::internal)?);
     }
     Ok(RootCerts::Specific(Arc::new(all)))
 }

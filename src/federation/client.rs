@@ -19,6 +19,7 @@ use ureq::{Agent, Timeout};
 use super::address_guard::AddressGuard;
 use super::agent;
 use super::discovery::{Discovery, Lookups, NoRoute};
+use super::neighbours::{NeighbourLookups, Neighbours};
 use super::scripted::{AnswerScript, ScriptedConnector, ScriptedLookups, ScriptedResolver};
 use crate::clock::Clock;
 use crate::error::{ErrCode, Result};
@@ -133,9 +134,24 @@ impl Client {
     /// A client that signs with whatever key is in `key` at the time. Errors: a file of root certificates that
     /// cannot be read, with its name.
     pub fn new(settings: ClientSettings, key: Arc<ArcSwap<SigningKey>>) -> Result<Self> {
-        let roots = roots(&settings.trust_ca)?;
+        let roots = roots(&settings.trust_ca, None)?;
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
         let lookups = SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone());
+        Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
+    }
+
+    /// [`Client::new`] for servers of one process, who know each other's names and trust one more authority, in PEM.
+    pub(crate) fn among(
+        settings: ClientSettings,
+        key: Arc<ArcSwap<SigningKey>>,
+        neighbours: Neighbours,
+        authority: &str,
+    ) -> Result<Self> {
+        let roots = roots(&settings.trust_ca, Some(authority))?;
+        let guard = AddressGuard { allow_private: settings.allow_private_addresses };
+        let others =
+            SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone());
+        let lookups = NeighbourLookups { neighbours, others };
         Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
     }
 

@@ -11,7 +11,8 @@
 //! - `inspect`: a server as others see it, step by step, and `certificate`: what it shows them, for `doorstep check`.
 //! - `names`: where names lead, if the system is not to say so. `agent`: the ways of web requests, TLS; `connections`: connections that can be cut.
 //! - `web_pages`: pages of the web that people link to.
-//! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody.
+//! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody; `neighbours`: servers
+//!   of one process that need no name server to find each other.
 
 pub mod address_guard;
 mod agent;
@@ -26,6 +27,7 @@ pub mod dns;
 pub mod identity;
 pub mod inspect;
 mod names;
+mod neighbours;
 mod offline;
 pub mod push_gateway;
 mod scripted;
@@ -37,4 +39,5 @@ pub mod web_pages;
 pub use call_error::{CallError, CallResult, PeerError};
 pub use client::{Client, ClientSettings, HOPS, PeerRequest};
 pub use names::{Detour, Names};
+pub use neighbours::Neighbours;
 pub use scripted::{AnswerScript, ScriptedRequest};

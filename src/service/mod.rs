@@ -141,15 +141,26 @@ impl Homeserver {
         clock: Clock,
         way_out: impl FnOnce(federation::ClientSettings, Arc<ArcSwap<SigningKey>>) -> Result<federation::Client>,
     ) -> Result<Arc<Self>> {
+        Self::open_after(None, config, clock, way_out)
+    }
+
+    /// The same for one whose data is in memory, with the data of one that has stopped, as a disk would have kept it.
+    pub(crate) fn open_after(
+        stopped: Option<&Self>,
+        config: Config,
+        clock: Clock,
+        way_out: impl FnOnce(federation::ClientSettings, Arc<ArcSwap<SigningKey>>) -> Result<federation::Client>,
+    ) -> Result<Arc<Self>> {
         let notifier = Arc::new(Notifier::new());
         let outgoing = Outgoing::new(&config.server_name, &clock);
         let sender = push::sender::PushSender::new(&clock);
         let scheduler = Scheduler::default();
         let catch_up_worker = events::late_extremities::CatchUpWorker::default();
         let store = {
-            let location = match &config.data {
-                Data::Folder(folder) => Location::Folder(folder.clone()),
-                Data::Memory => Location::Memory,
+            let location = match (&config.data, stopped) {
+                (Data::Folder(folder), _) => Location::Folder(folder.clone()),
+                (Data::Memory, None) => Location::Memory,
+                (Data::Memory, Some(stopped)) => stopped.store.copy_to_memory()?,
             };
             let options = Options { durable: config.durable, ..Options::default() };
             let (notifier, outgoing, timer) = (Arc::clone(&notifier), outgoing.clone(), scheduler.clone());
@@ -169,7 +180,10 @@ impl Homeserver {
         };
         store.set_call_rules(config.call_rules);
         // The database's lock is the folder's.
-        let media_files = media::files::MediaFiles::open(&config)?;
+        let media_files = match stopped.filter(|_| config.data == Data::Memory) {
+            Some(stopped) => stopped.media_files.clone(),
+            None => media::files::MediaFiles::open(&config)?,
+        };
         let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
         let settings = federation::ClientSettings {
             server_name: config.server_name.clone(),

@@ -58,7 +58,7 @@ use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
 
 pub use engine::commit_feed::Changes;
-pub use engine::open::{Location, Options};
+pub use engine::open::{Location, Options, sweep_memory};
 pub use rooms::Room;
 pub use rooms::events::{Place, Status, StoredEvent};
 

@@ -356,7 +356,7 @@ fn a_database_in_memory_leaves_nothing_behind() {
 }
 
 fn scratch_folders() -> Vec<PathBuf> {
-    let own = format!("doorstep-{}-", std::process::id());
+    let own = format!("doorstep-memory-{}-", std::process::id());
     let entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
     entries.filter(|e| e.file_name().to_string_lossy().starts_with(&own)).map(|e| e.path()).collect()
 }

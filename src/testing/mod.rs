@@ -19,26 +19,29 @@ mod end_to_end_keys;
 mod faults;
 mod user;
 
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::{Config, Data, Registration, TlsFiles};
-use crate::federation::{AnswerScript, Client};
+use crate::config::{Config, Data, Registration};
+use crate::error::{Error, Result, reason};
+use crate::federation::{AnswerScript, Client, Neighbours};
 use crate::http::{Certificate, ListenSpec, Service};
 use crate::launch::Launched;
-use crate::protocol::ServerName;
+use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 
 use faults::{Faults, Watched};
 
-pub use certificates::{Certificates, certificates};
+pub use certificates::{Certificates, PemCertificates, certificates, pem_certificates};
 pub use end_to_end_keys::{TestDeviceKeys, TestSigningKeys};
 pub use faults::SeenRequest;
 pub use user::{TestUser, segment};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A folder of its own under the system's temporary folder.
 ///
@@ -57,6 +60,11 @@ pub fn temporary_folder(what: &str) -> PathBuf {
             Err(e) => panic!("{}: {e}", folder.display()),
         }
     }
+}
+
+/// Deletes what processes left that were killed while they began to keep a database in memory.
+pub fn sweep_memory() {
+    crate::store::sweep_memory();
 }
 
 /// A homeserver by itself: no listeners, nothing in the background, and no way to other servers, whose every request
@@ -80,15 +88,40 @@ pub fn scripted(config: Config, script: Arc<AnswerScript>) -> Arc<Homeserver> {
 }
 
 /// A homeserver with a plain and a TLS port on loopback, an empty database in a temporary folder, open
-/// registration and no rate limits. Stopped, and its data deleted, when dropped; a test that panics keeps the data
-/// and says where it is.
+/// registration, no rate limits and cheap password hashes. Stopped, and its data deleted, when dropped; a test that
+/// panics keeps the data and says where it is.
 pub struct TestServer {
     running: Option<Launched>,
+    /// The last launch of a server in memory, until the next one has its data.
+    stopped: Option<Launched>,
     config: Config,
     clock: Clock,
     faults: Arc<Faults>,
+    neighbours: Neighbours,
+    /// Empty: the data is in memory.
     folder: PathBuf,
     url: String,
+}
+
+/// Where and as what a test's server is, where that is not as usual.
+pub struct Placement {
+    /// Whether nothing of it is on the disk; it outlives `restart` all the same.
+    pub in_memory: bool,
+    /// Its name; none: `localhost:` and its TLS port.
+    pub name: Option<ServerName>,
+    /// The port of the client-server API; 0: any free one.
+    pub port: u16,
+    /// Where that port is: loopback, or every address of the machine.
+    pub address: IpAddr,
+    /// The servers that find it by its name, if that has no port.
+    pub neighbours: Neighbours,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        let (name, address) = (None, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        Self { in_memory: false, name, port: 0, address, neighbours: Neighbours::default() }
+    }
 }
 
 impl TestServer {
@@ -99,28 +132,47 @@ impl TestServer {
 
     /// Starts a server whose settings were changed by the caller.
     pub fn start_with(change: impl FnOnce(&mut Config)) -> Self {
-        let (plain, tls) = (bind(0), bind(0));
-        let name = format!("localhost:{}", port(&tls));
-        let files = certificates();
-        let folder = temporary_folder("server");
-        let mut config =
-            Config::for_name(ServerName::parse(&name).expect("localhost and a port are a server name"));
-        config.data = Data::Folder(folder.clone());
+        Self::start_at(Placement::default(), change)
+            .unwrap_or_else(|e| panic!("the test server did not start: {e}"))
+    }
+
+    /// The same somewhere else. Errors: a port that is taken; a name that nobody could reach it by.
+    pub fn start_at(at: Placement, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let plain = bind((at.address, at.port).into())?;
+        let tls = bind((LOOPBACK, at.name.as_ref().map_or(Ok(0), port_in_name)?).into())?;
+        let tls_port = port(&tls);
+        let name = match at.name {
+            Some(name) => name,
+            None => ServerName::parse(&format!("localhost:{tls_port}"))?,
+        };
+        if name.port().is_none() {
+            at.neighbours.add(name.host(), format!("localhost:{tls_port}"));
+        }
+        let mut config = Config::for_name(name);
+        let folder = if at.in_memory { PathBuf::new() } else { temporary_folder("server") };
+        config.data = if at.in_memory { Data::Memory } else { Data::Folder(folder.clone()) };
         config.durable = false;
-        config.tls = Some(TlsFiles { cert: files.cert.clone(), key: files.key.clone() });
-        config.trust_ca = vec![files.ca.clone()];
         config.registration = Registration::Open;
         config.rate_limits = false;
+        config.cheap_passwords = true;
         config.allow_private_addresses = true;
-        config.listen = vec![plain.local_addr().expect("a bound socket has an address")];
-        config.listen_tls = vec![tls.local_addr().expect("a bound socket has an address")];
+        config.listen = vec![plain.local_addr()?];
+        config.listen_tls = vec![tls.local_addr()?];
         config.public_url = format!("http://127.0.0.1:{}", port(&plain));
         change(&mut config);
         let url = config.public_url.clone();
-        let clock = Clock::new();
-        let faults = Arc::default();
-        let running = Some(launch(&config, &clock, &faults, plain, tls));
-        Self { running, config, clock, faults, folder, url }
+        let mut server = Self {
+            running: None,
+            stopped: None,
+            config,
+            clock: Clock::new(),
+            faults: Arc::default(),
+            neighbours: at.neighbours,
+            folder,
+            url,
+        };
+        server.running = Some(server.launch(plain, tls)?);
+        Ok(server)
     }
 
     /// A server that is named by its address, `127.0.0.1:` and its TLS port: one that a server ACL, which looks at no
@@ -153,7 +205,12 @@ impl TestServer {
         Some(format!("http://{address}/metrics"))
     }
 
-    /// The folder of its database.
+    /// Where other servers reach it: HTTPS, with a certificate of [`pem_certificates`].
+    pub fn federation_url(&self) -> String {
+        format!("https://localhost:{}", self.config.listen_tls[0].port())
+    }
+
+    /// The folder of its database; an empty path if that is in memory.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -176,6 +233,14 @@ impl TestServer {
         TestUser::new(&self.url, user_id.as_str(), &token)
     }
 
+    /// The full id of a user of this server, who may be named by the localpart. Errors: there is no such account.
+    pub fn account(&self, name: &str) -> Result<UserId> {
+        let id = if name.starts_with('@') { name.to_owned() } else { format!("@{name}:{}", self.name()) };
+        let user = UserId::parse(&id)?;
+        let account = self.homeserver().store.read(|db| db.account(&user))?;
+        account.map(|_| user).ok_or_else(|| Error::not_found(format!("There is no account {id}")))
+    }
+
     /// Moves this server's clock forward; what is due by then becomes due.
     pub fn advance(&self, by: Duration) {
         self.clock.advance(by);
@@ -186,15 +251,34 @@ impl TestServer {
 
     /// Stops the server; its ports refuse connections until `resume`.
     pub fn stop(&mut self) {
-        self.running = None;
+        let Some(running) = self.running.take() else { return };
+        if self.config.data == Data::Memory {
+            running.stop();
+            self.stopped = Some(running);
+        }
     }
 
     /// Starts a stopped server again on the same ports and the same data.
+    ///
+    /// # Panics
+    /// If it does not start.
     pub fn resume(&mut self) {
+        self.try_resume().unwrap_or_else(|e| panic!("the test server did not start: {e}"));
+    }
+
+    /// The same for who goes on without it. Errors: a port that somebody else has taken meanwhile.
+    pub fn try_resume(&mut self) -> Result<()> {
         if self.running.is_none() {
-            let (plain, tls) = (bind(self.config.listen[0].port()), bind(self.config.listen_tls[0].port()));
-            self.running = Some(launch(&self.config, &self.clock, &self.faults, plain, tls));
+            let [plain, tls] = [&self.config.listen, &self.config.listen_tls].map(|at| bind(at[0]));
+            self.running = Some(self.launch(plain?, tls?)?);
+            self.stopped = None;
         }
+        Ok(())
+    }
+
+    /// Whether it is not stopped.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
     }
 
     /// Stops and starts again: only what is on disk remains.
@@ -204,10 +288,33 @@ impl TestServer {
     }
 }
 
+impl TestServer {
+    fn launch(&self, plain: TcpListener, tls: TcpListener) -> Result<Launched> {
+        let pem = pem_certificates();
+        let certificate = match &self.config.tls {
+            Some(files) => Certificate::Files(files.clone()),
+            None => Certificate::Pem { chain: pem.chain.clone(), key: pem.key.clone() },
+        };
+        let (cuts, neighbours) = (Arc::clone(&self.faults), self.neighbours.clone());
+        let way_out = |settings, key| {
+            let client = Client::among(settings, key, neighbours, &pem.ca)?;
+            Ok(client.cut_off_where(Box::new(move |server| cuts.is_cut_off(server))))
+        };
+        let before = self.stopped.as_ref().map(|launched| &*launched.homeserver);
+        let homeserver = Homeserver::open_after(before, self.config.clone(), self.clock.clone(), way_out)?;
+        let listeners = [ListenSpec::bound(plain, None)?, ListenSpec::bound(tls, Some(certificate))?];
+        let front = |router| Arc::new(Watched::new(router, Arc::clone(&self.faults))) as Arc<dyn Service>;
+        Launched::serve_through(homeserver, &listeners, front)
+    }
+}
+
 impl Drop for TestServer {
     #[allow(clippy::print_stderr, reason = "a failed test wants to know where its data is")]
     fn drop(&mut self) {
         self.running = None;
+        if self.folder.as_os_str().is_empty() {
+            return;
+        }
         if std::thread::panicking() {
             eprintln!("the data of {} is kept in {}", self.name(), self.folder.display());
         } else if let Err(e) = std::fs::remove_dir_all(&self.folder) {
@@ -216,32 +323,23 @@ impl Drop for TestServer {
     }
 }
 
-fn launch(
-    config: &Config,
-    clock: &Clock,
-    faults: &Arc<Faults>,
-    plain: TcpListener,
-    tls: TcpListener,
-) -> Launched {
-    let certificate = config.tls.clone().map(Certificate::Files);
-    let cuts = Arc::clone(faults);
-    let way_out = |settings, key| {
-        let client = Client::new(settings, key)?;
-        Ok(client.cut_off_where(Box::new(move |server| cuts.is_cut_off(server))))
-    };
-    Homeserver::open_with(config.clone(), clock.clone(), way_out)
-        .and_then(|homeserver| {
-            let listeners = [ListenSpec::bound(plain, None)?, ListenSpec::bound(tls, certificate)?];
-            let front = |router| Arc::new(Watched::new(router, Arc::clone(faults))) as Arc<dyn Service>;
-            Launched::serve_through(homeserver, &listeners, front)
-        })
-        .unwrap_or_else(|e| panic!("the test server did not start: {e}"))
+/// Where a server of this name has to listen for other servers: at its port, if it names one. Errors: nobody would look
+/// for that here.
+fn port_in_name(name: &ServerName) -> Result<u16> {
+    match name.port() {
+        None => Ok(0),
+        Some(port) if matches!(name.host(), "localhost" | "127.0.0.1") => Ok(port),
+        Some(_) => Err(Error::invalid_param(format!(
+            "A server of the name {name} would be looked for elsewhere: without a port it is found here"
+        ))),
+    }
 }
 
-fn bind(port: u16) -> TcpListener {
-    TcpListener::bind(("127.0.0.1", port)).unwrap_or_else(|e| panic!("no port on loopback: {e}"))
+fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .map_err(|e| Error::invalid_param(format!("Cannot listen on {address}: {}", reason(&e))))
 }
 
 fn port(listener: &TcpListener) -> u16 {
-    listener.local_addr().expect("a bound socket has an address").port()
+    listener.local_addr().map_or(0, |address| address.port())
 }

@@ -7,6 +7,7 @@
 //! - `crash_random`: SIGKILL at random moments while everything happens at once.
 //! - `durability`: what was acknowledged is there after a kill, and on a disk that takes nothing any more.
 //! - `greeting`: what is said at the start, to the operator and to systemd.
+//! - `faults`: what a test lets go wrong at its server; `fixture`: servers for tests in other languages.
 //! - `keys`: no one-time key is given out twice, whatever was killed.
 //! - `long_outages`: thousands of messages missed, and made up for by few requests.
 //! - `media`: files that are killed amid their upload, or find the disk full.
@@ -23,6 +24,7 @@ mod crash;
 mod crash_random;
 mod durability;
 mod faults;
+mod fixture;
 mod greeting;
 mod keys;
 mod long_outages;

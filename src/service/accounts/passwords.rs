@@ -349,7 +349,7 @@ impl Accounts<'_> {
         let stored = account.as_ref().and_then(|a| a.password.as_deref());
         let right = match self.passwords.queue.enter(from) {
             Ok(_permit) => {
-                hasher()?.verify_password(password.as_bytes(), stored.unwrap_or(NOBODYS_HASH)).is_ok()
+                self.hasher()?.verify_password(password.as_bytes(), stored.unwrap_or(NOBODYS_HASH)).is_ok()
             }
             Err(full) => {
                 if let Some(attempt) = attempt {
@@ -379,8 +379,19 @@ impl Accounts<'_> {
         check_strength(password)?;
         let _permit = self.passwords.queue.enter(from.filter(|_| self.config.rate_limits))?;
         let salt: [u8; 16] = random::bytes();
-        let hash = hasher()?.hash_password_with_salt(password.as_bytes(), &salt);
+        let hash = self.hasher()?.hash_password_with_salt(password.as_bytes(), &salt);
         Ok(hash.map_err(|e| Error::internal(e.to_string()))?.to_string())
+    }
+
+    fn hasher(&self) -> Result<Argon2<'static>> {
+        let (memory_kib, passes) = if self.config.cheap_passwords {
+            (Params::MIN_M_COST, 1)
+        } else {
+            (HASH_MEMORY_KIB, HASH_PASSES)
+        };
+        let params = Params::new(memory_kib, passes, 1, None);
+        let params = params.map_err(|e| Error::internal(e.to_string()))?;
+        Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
     }
 }
 
@@ -390,12 +401,6 @@ fn check_strength(password: &str) -> Result<()> {
         1..=PASSWORD_BYTES_MAX => Ok(()),
         _ => Err(Error::new(ErrCode::WeakPassword, "A password has 1 to 512 bytes")),
     }
-}
-
-fn hasher() -> Result<Argon2<'static>> {
-    let params =
-        Params::new(HASH_MEMORY_KIB, HASH_PASSES, 1, None).map_err(|e| Error::internal(e.to_string()))?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
@@ -28,6 +29,8 @@ pub enum Location {
     Folder(PathBuf),
     /// Nowhere: gone with the process, however the process ends. For fixtures.
     Memory,
+    /// The same, beginning with what another one held.
+    MemoryAgain(Arc<ScratchFolder>),
 }
 
 /// What may differ from one database to the next.
@@ -60,11 +63,15 @@ impl Store {
         on_commit: OnCommit,
         options: &Options,
     ) -> Result<Store> {
-        let (folder, lock) = match &location {
-            Location::Folder(folder) => (folder.clone(), Some(folder::lock(folder)?)),
-            Location::Memory => (scratch_folder()?, None),
+        let (folder, scratch) = match location {
+            Location::Folder(folder) => (folder, None),
+            Location::Memory => {
+                let scratch = Arc::new(ScratchFolder(scratch_folder()?));
+                (scratch.0.clone(), Some(scratch))
+            }
+            Location::MemoryAgain(scratch) => (scratch.0.clone(), Some(scratch)),
         };
-        let scratch = matches!(location, Location::Memory).then(|| Scratch(folder.clone()));
+        let lock = if scratch.is_none() { Some(folder::lock(&folder)?) } else { None };
         let path = folder.join(FILE);
         let mut connection = match &lock {
             Some(lock) => folder::open(&folder, lock, server_name, options)?,
@@ -87,6 +94,13 @@ impl Store {
         drop(scratch);
         let writer = Writer::start(connection, checkpointer, shared.clone(), on_commit, options.durable)?;
         Ok(Store { readers, writer, shared, _lock: lock })
+    }
+
+    /// A copy of all there is, for another store in memory to begin with.
+    pub fn copy_to_memory(&self) -> Result<Location> {
+        let scratch = ScratchFolder(scratch_folder()?);
+        self.readers.copy_to(&scratch.0.join(FILE))?;
+        Ok(Location::MemoryAgain(Arc::new(scratch)))
     }
 
     /// The name of the server whose database is in this folder. Errors: sentences for the operator.
@@ -165,11 +179,33 @@ pub(super) fn unusable(path: &Path, e: &rusqlite::Error) -> Error {
 }
 
 /// A folder that goes when this is dropped.
-struct Scratch(PathBuf);
+#[derive(Debug)]
+pub struct ScratchFolder(PathBuf);
 
-impl Drop for Scratch {
+impl Drop for ScratchFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Names of scratch folders begin with this.
+const SCRATCH_PREFIX: &str = "doorstep-memory-";
+/// No scratch folder is there for longer, but those of who was killed meanwhile.
+const SCRATCH_TIMEOUT: Duration = Duration::from_secs(600);
+const SCRATCH_BASE: &str = "/dev/shm";
+
+/// Deletes the scratch folders of those who were killed while they opened one.
+pub fn sweep_memory() {
+    for base in [PathBuf::from(SCRATCH_BASE), std::env::temp_dir()] {
+        for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+            let is_scratch = entry.file_name().to_str().is_some_and(|name| name.starts_with(SCRATCH_PREFIX));
+            // Somebody else's cannot be deleted, and whose time lies in the future is new.
+            let age =
+                entry.metadata().and_then(|data| data.modified()).map(|at| at.elapsed().unwrap_or_default());
+            if is_scratch && age.is_ok_and(|age| age > SCRATCH_TIMEOUT) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 
@@ -178,11 +214,12 @@ impl Drop for Scratch {
 fn scratch_folder() -> Result<PathBuf> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut last = None;
-    for base in [PathBuf::from("/dev/shm"), std::env::temp_dir()] {
+    for base in [PathBuf::from(SCRATCH_BASE), std::env::temp_dir()] {
         let mut random = [0u8; 8];
         getrandom::fill(&mut random).map_err(|e| Error::internal(e.to_string()))?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("doorstep-{}-{number}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
+        let name =
+            format!("{SCRATCH_PREFIX}{}-{number}-{:016x}", std::process::id(), u64::from_ne_bytes(random));
         let folder = base.join(name);
         match fs::DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => return Ok(folder),

@@ -1,7 +1,7 @@
 //! The read-only connections: a fixed number, lent out for one snapshot at a time.
 
 use std::cell::Cell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
 use rusqlite::{Connection, OpenFlags};
@@ -76,6 +76,15 @@ impl Readers {
         let connection = lent.connection();
         connection.prepare_cached("BEGIN")?.execute([])?;
         f(&Db::reader(connection, &self.shared))
+    }
+
+    /// Writes all that is there to a new database at this path.
+    pub(in crate::store) fn copy_to(&self, path: &Path) -> Result<()> {
+        refuse_nesting("a copy")?;
+        let lent = self.lend()?;
+        let path = path.to_str().ok_or_else(|| Error::internal("a folder whose name is not UTF-8"))?;
+        lent.connection().execute("VACUUM INTO ?1", [path])?;
+        Ok(())
     }
 
     fn lend(&self) -> Result<LentReader<'_>> {
