@@ -149,8 +149,7 @@ impl Client {
     ) -> Result<Self> {
         let roots = roots(&settings.trust_ca, Some(authority))?;
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
-        let others =
-            SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone());
+        let others = SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone());
         let lookups = NeighbourLookups { neighbours, others };
         Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
     }

@@ -13,7 +13,8 @@ import { logger } from "matrix-js-sdk/lib/logger.js";
 
 import { startDoorstep } from "../index.mjs";
 
-logger.setLevel?.("silent");
+logger.disableAll?.();
+for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
 
 function clientOf(server, { userId, accessToken, deviceId }) {
     return createClient({ baseUrl: server.url, userId, accessToken, deviceId });

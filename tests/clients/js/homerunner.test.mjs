@@ -9,7 +9,8 @@ import homerunner from "homerunner-client";
 import { createClient } from "matrix-js-sdk";
 import { logger } from "matrix-js-sdk/lib/logger.js";
 
-logger.setLevel?.("silent");
+logger.disableAll?.();
+for (const level of ["log", "info", "debug", "warn"]) console[level] = () => {};
 
 let fixture, client;
 
