@@ -62,6 +62,14 @@ impl Finding {
     }
 }
 
+/// Characters of what was found that are told: others wrote some of them.
+const FOUND_CHARS_MAX: usize = 1000;
+
+/// Text that strangers had a part in, for a terminal: without control characters, and not without end.
+fn in_a_line(text: &str) -> String {
+    text.chars().take(FOUND_CHARS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
 /// Where findings go, one by one as they are made.
 pub(crate) struct Report<'r> {
     tell: &'r mut dyn FnMut(&Finding),
@@ -71,7 +79,7 @@ pub(crate) struct Report<'r> {
 impl Report<'_> {
     fn add(&mut self, about: &'static str, state: State, found: impl Into<String>, advice: Option<String>) {
         self.wrong += usize::from(state == State::Wrong);
-        (self.tell)(&Finding { about, state, found: found.into(), advice });
+        (self.tell)(&Finding { about, state, found: in_a_line(&found.into()), advice });
     }
 
     fn fine(&mut self, about: &'static str, found: impl Into<String>) {

@@ -332,7 +332,10 @@ impl Looks<'_, '_> {
         let advice =
             "have the proxy lead /_matrix/ there to the homeserver, as it is, and add no headers of its own";
         match self.page(&format!("{base}/_matrix/client/versions")) {
-            Err(why) => self.report.wrong("clients", why, advice),
+            Err(why) => {
+                let advice = "see that the name is in DNS, and that something answers there by HTTPS";
+                self.report.wrong("clients", why, advice);
+            }
             Ok(page) => match (pages::versions(&page), pages::cors_fault(&page)) {
                 (Err(why), _) => self.report.wrong("clients", why, advice),
                 (_, Some(fault)) => {

@@ -92,6 +92,9 @@ fn a_server_that_runs_is_well_and_is_found_by_others_and_without_it_nobody_is() 
     ] {
         found.has(about, "ok", words);
     }
+    // Its clock is compared with that of another server that is known.
+    let other = TestServer::start();
+    Found::by(&[&args[..], &["--notary", other.name()]].concat()).has("clock", "ok", other.name());
     // Its name is pinned in its folder and need not be said.
     let without_name: Vec<&str> = args.iter().copied().skip_while(|arg| *arg != "--data").collect();
     Found::by(&without_name).only_wrong(&[]);
@@ -323,6 +326,30 @@ fn a_key_that_is_not_ours_and_a_proxy_that_changes_addresses_are_found() {
     found.only_wrong(&["federation", "keys", "proxy"]);
     found.has("federation", "wrong", "HTML");
     found.has("keys", "wrong", "404");
+    // Whatever it says of itself stays in its line, and is not without end.
+    let name = format!("\\u001b[2J\\nok     keys: fine{}", "x".repeat(10_000));
+    let version = format!("{{\"server\": {{\"name\": \"{name}\", \"version\": \"1\"}}}}");
+    proxy.put("/_matrix/federation/v1/version", "", &version);
+    let (_, lines, _) = outcome(&mut doorstep(&[&["check"][..], &args].concat()));
+    assert!(!lines.contains('\u{1b}') && !lines.contains("\nok     keys: fine"), "{lines:?}");
+    assert!(lines.contains("keys: fine") && lines.len() < 6000, "{lines}");
+    // Of another's server its own clock is told.
+    let date = |day: &str| format!("{ORIGIN}\nDate: {day} 08:49:37 GMT");
+    for (day, words) in [("Sun, 06 Nov 1994", "s before that of"), ("Fri, 06 Nov 2093", "s behind that of")] {
+        proxy.put("/_matrix/client/versions", &date(day), "{\"versions\": [\"v1.1\"]}");
+        setup.web.put(
+            "/.well-known/matrix/server",
+            &date(day),
+            &format!("{{\"m.server\": \"{MACHINE}:443\"}}"),
+        );
+        let client = format!("{{\"m.homeserver\": {{\"base_url\": \"https://{MACHINE}\"}}}}");
+        setup.web.put("/.well-known/matrix/client", &date(day), &client);
+        let ways =
+            ["--connect-to", &detour, "--connect-to", &web, "--allow-private-addresses", "--trust-ca", ca];
+        let found = Found::by(&[&[APEX][..], &ways].concat());
+        found.has("clock", "wrong", words);
+        found.has("clock", "wrong", "NTP");
+    }
     drop(setup.scratch);
 }
 
