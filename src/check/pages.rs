@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{Report, State};
 use crate::clock::{Clock, Millis};
-use crate::federation::certificate::CertificateFacts;
 use crate::federation::discovery::HostPort;
 use crate::federation::inspect::Page;
 use crate::protocol::ServerName;
+use crate::protocol::certificate::CertificateFacts;
 use crate::protocol::json::{CanonicalObject, parse_object};
 use crate::service::keys::ring::read_statement;
 

@@ -8,9 +8,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
-use doorstep::clock::{Clock, Millis};
+use doorstep::clock::Clock;
 use doorstep::config::nearest;
 use doorstep::log_tail;
+use doorstep::protocol::calendar::utc;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Who reads the lines.
@@ -108,40 +109,9 @@ fn one_line(text: &str) -> String {
     if text.contains(char::is_control) { text.chars().map(shown).collect() } else { text.to_owned() }
 }
 
-/// `2026-01-31 23:59:59Z`
-pub fn utc(ms: Millis) -> String {
-    let seconds = ms.div_euclid(1000);
-    let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days are counted from March of the year 0, so that a leap day is the last of its year; 400 years have 146 097.
-    let day = day + 719_468;
-    let (era, day) = (day.div_euclid(146_097), day.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = (year + era * 400 + i64::from(month >= 10), (month + 2) % 12 + 1);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}Z", second % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_time_is_that_of_the_calendar() {
-        for (seconds, shown) in [
-            (0, "1970-01-01 00:00:00Z"),
-            (951_782_399, "2000-02-28 23:59:59Z"),
-            (951_782_400, "2000-02-29 00:00:00Z"),
-            (951_868_800, "2000-03-01 00:00:00Z"),
-            (1_735_689_599, "2024-12-31 23:59:59Z"),
-            (1_735_689_600, "2025-01-01 00:00:00Z"),
-            (4_107_542_400, "2100-03-01 00:00:00Z"),
-        ] {
-            assert_eq!(utc(seconds * 1000 + 999), shown);
-        }
-    }
 
     #[test]
     fn a_level_that_there_is_not_is_refused_with_the_nearest() {

@@ -77,6 +77,6 @@ fn row(user: &Value) -> Vec<String> {
     ];
     let what: Vec<&str> = states.iter().filter(|(field, _)| is(field)).map(|(_, word)| *word).collect();
     let text = |field: &str| user[field].as_str().unwrap_or_default().to_owned();
-    let seen = user["last_seen_ts"].as_i64().map(super::logger::utc).unwrap_or_default();
+    let seen = user["last_seen_ts"].as_i64().map(doorstep::protocol::calendar::utc).unwrap_or_default();
     vec![text("name"), text("displayname"), what.join(", "), seen]
 }

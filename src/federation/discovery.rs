@@ -18,6 +18,7 @@ use crate::bounded::{BoundedMap, Worth};
 use crate::clock::{Clock, Millis};
 use crate::locks::lock;
 use crate::protocol::ServerName;
+use crate::protocol::calendar::http_date;
 
 /// The port of servers that name none.
 pub(super) const DEFAULT_PORT: u16 = 8448;
@@ -386,29 +387,6 @@ pub fn max_age(cache_control: Option<&str>, expires: Option<&str>, now: Millis) 
         let at = expires.map(|text| http_date(text).unwrap_or(0))?;
         Some(Duration::from_millis(u64::try_from(at - now).unwrap_or(0)))
     })
-}
-
-/// An HTTP date of the one form that is still made (`Sun, 06 Nov 1994 08:49:37 GMT`) in milliseconds since 1970.
-pub(super) fn http_date(text: &str) -> Option<Millis> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_once(", ")?.1.split(' ');
-    let day: i64 = words.next()?.parse().ok().filter(|d| (1..=31).contains(d))?;
-    let month = words.next()?;
-    let month = i64::try_from(MONTHS.iter().position(|m| *m == month)?).ok()? + 1;
-    let year: i64 = words.next()?.parse().ok().filter(|y| (1970..=9999).contains(y))?;
-    let mut clock =
-        words.next()?.split(':').map(|part| part.parse::<i64>().ok().filter(|n| (0..=60).contains(n)));
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    Some(civil_ms([year, month, day], [hour, minute, second]))
-}
-
-/// A date and a time of day of the civil calendar in milliseconds since 1970.
-pub(super) fn civil_ms([year, month, day]: [i64; 3], [hour, minute, second]: [i64; 3]) -> Millis {
-    // Counting years from March so that the leap day comes last.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = y * 365 + y / 4 - y / 100 + y / 400 + (m * 153 + 2) / 5 + day - 1 - 719_468;
-    (((days * 24 + hour) * 60 + minute) * 60 + second) * 1000
 }
 
 #[cfg(test)]

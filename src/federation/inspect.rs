@@ -18,11 +18,12 @@ use ureq::http;
 
 use super::call_error::{CallError, CallResult};
 use super::client::{Client, ExchangeFailure};
-use super::discovery::{self, HostPort, SRV_SERVICES};
+use super::discovery::{HostPort, SRV_SERVICES};
 use crate::error::{Error, Result, reason};
-use crate::federation::certificate::CertificateFacts;
 use crate::federation::dns::Srv;
 use crate::locks::lock;
+use crate::protocol::calendar::http_date;
+use crate::protocol::certificate::CertificateFacts;
 use crate::protocol::{Millis, ServerName};
 
 const PAGE_BYTES_MAX: u64 = 256 << 10;
@@ -160,7 +161,7 @@ fn page(url: String, answer: http::Response<ureq::Body>) -> CallResult<Page> {
         (!values.is_empty()).then(|| values.join(", "))
     };
     let (allowed_origin, date) = (all("access-control-allow-origin"), all("date"));
-    let date = date.and_then(|date| discovery::http_date(&date));
+    let date = date.and_then(|date| http_date(&date));
     let body = answer.into_body().into_with_config().limit(PAGE_BYTES_MAX).read_to_vec();
     let body = body.map_err(|e| ExchangeFailure::from_ureq(e).into_call_error())?;
     Ok(Page { url, status, allowed_origin, date, body })

@@ -8,7 +8,7 @@
 //! - `calls/`: the calls between servers, typed, a file a subject; `identity`: what identity servers are asked.
 //! - `push_gateway`: what push gateways are sent.
 //! - `discovery`: from a server name to addresses; `dns`: names; `address_guard`: which addresses are allowed.
-//! - `inspect`: a server as others see it, step by step, and `certificate`: what it shows them, for `doorstep check`.
+//! - `inspect`: a server as others see it, step by step, for `doorstep check`.
 //! - `names`: where names lead, if the system is not to say so. `agent`: the ways of web requests, TLS; `connections`: connections that can be cut.
 //! - `web_pages`: pages of the web that people link to.
 //! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody; `neighbours`: servers
@@ -19,7 +19,6 @@ mod agent;
 pub mod answer_memory;
 mod call_error;
 pub mod calls;
-pub mod certificate;
 pub mod client;
 mod connections;
 pub mod discovery;

@@ -1,14 +1,18 @@
-//! What a certificate says of itself (RFC 5280): whom it is for, from when until when, and who issued it. Read to be shown:
-//! whether it is good is for rustls to say.
+//! What a certificate says of itself (RFC 5280): whom it is for, from when until when, who issued it, and when it is to be
+//! renewed. Whether it is good, and whose key it has, is for rustls to say.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::federation::discovery::civil_ms;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::protocol::Millis;
+use crate::protocol::calendar::certificate_time;
 
 /// Names of one certificate that are looked at.
 const NAMES_MAX: usize = 100;
 
+const INTEGER: u8 = 0x02;
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_ID: u8 = 0x06;
@@ -21,7 +25,10 @@ const EXTENSIONS: u8 = 0xa3;
 /// `dNSName` and `iPAddress`, by their tags within the alternative names.
 const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
-/// 2.5.29.17, 2.5.4.3 and 2.5.4.10.
+/// `keyIdentifier`, by its tag within the authority key identifier.
+const KEY_ID: u8 = 0x80;
+/// 2.5.29.35, 2.5.29.17, 2.5.4.3 and 2.5.4.10.
+const AUTHORITY_KEY: &[u8] = &[0x55, 0x1d, 0x23];
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const ORGANIZATION: &[u8] = &[0x55, 0x04, 0x0a];
@@ -37,6 +44,8 @@ pub struct CertificateFacts {
     pub not_after: Millis,
     /// Who issued it: organization or name.
     pub issuer: String,
+    /// By what its authority knows it that suggests when to renew it (RFC 9773, 4.1), if it can.
+    pub renewal_id: Option<String>,
 }
 
 impl CertificateFacts {
@@ -46,19 +55,30 @@ impl CertificateFacts {
         let mut certificate = Der(outer.take(SEQUENCE)?);
         let mut body = Der(certificate.take(SEQUENCE)?);
         body.take(VERSION);
-        // Serial number, algorithm.
-        body.next()?;
-        body.next()?;
+        let serial = body.take(INTEGER)?;
+        let _algorithm = body.next()?;
         let issuer = Der(body.take(SEQUENCE)?);
         let mut validity = Der(body.take(SEQUENCE)?);
         let (not_before, not_after) = (time(validity.next()?)?, time(validity.next()?)?);
-        let mut names = Vec::new();
+        let (mut names, mut renewal_id) = (Vec::new(), None);
         while let Some((tag, value)) = body.next() {
             if tag == EXTENSIONS {
                 names = alternative_names(value).unwrap_or_default();
+                let key =
+                    extension(value, AUTHORITY_KEY).and_then(|mut key| Der(key.take(SEQUENCE)?).take(KEY_ID));
+                let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+                renewal_id = key.map(|key| format!("{}.{}", part(key), part(serial)));
             }
         }
-        Some(Self { names, not_before, not_after, issuer: issuer_name(issuer).unwrap_or_default() })
+        let issuer = issuer_name(issuer).unwrap_or_default();
+        Some(Self { names, not_before, not_after, issuer, renewal_id })
+    }
+
+    /// When it is time for another: at two thirds of its life, or by `chance` up to a twentieth of it before, so that
+    /// certificates that were made at the same time are not all renewed at the same time.
+    pub fn renewal(&self, chance: u8) -> Millis {
+        let life = self.not_after.saturating_sub(self.not_before).max(0);
+        self.not_before.saturating_add(life / 3 * 2).saturating_sub(life / 20 / 255 * Millis::from(chance))
     }
 }
 
@@ -96,49 +116,37 @@ impl<'d> Der<'d> {
 
 /// `UTCTime` (two digits of the year) or `GeneralizedTime` (four), both as certificates have them: to the second, in UTC.
 fn time((tag, text): (u8, &[u8])) -> Option<Millis> {
-    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
-    let year_digits = match tag {
-        UTC_TIME => 2,
-        GENERALIZED_TIME => 4,
-        _ => return None,
-    };
-    if text.len() != year_digits + 10 || !text.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let (year, rest) = text.split_at(year_digits);
-    let year: i64 = year.parse().ok()?;
-    let year = match year_digits {
-        4 => year,
-        _ if year < 50 => 2000 + year,
-        _ => 1900 + year,
-    };
-    let part = |at: usize| rest.get(at..at + 2)?.parse::<i64>().ok();
-    Some(civil_ms([year, part(0)?, part(2)?], [part(4)?, part(6)?, part(8)?]))
+    matches!((tag, text.len()), (UTC_TIME, 13) | (GENERALIZED_TIME, 15)).then_some(())?;
+    certificate_time(text)
 }
 
-fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
+/// The value of an extension of this kind.
+fn extension<'d>(extensions: &'d [u8], kind: &[u8]) -> Option<Der<'d>> {
     let mut all = Der(Der(extensions).take(SEQUENCE)?);
     while let Some(extension) = all.take(SEQUENCE) {
         let mut extension = Der(extension);
-        if extension.take(OBJECT_ID)? != ALTERNATIVE_NAMES {
+        if extension.take(OBJECT_ID)? != kind {
             continue;
         }
-        let value = loop {
+        loop {
             match extension.next()? {
-                (OCTETS, value) => break value,
+                (OCTETS, value) => return Some(Der(value)),
                 // Whether it is critical.
                 _ => continue,
             }
-        };
-        let mut listed = Der(Der(value).take(SEQUENCE)?);
-        let names = std::iter::from_fn(|| listed.next()).filter_map(|(tag, value)| match tag {
-            DNS_NAME => std::str::from_utf8(value).ok().map(str::to_owned),
-            IP_ADDRESS => ip(value).map(|ip| ip.to_string()),
-            _ => None,
-        });
-        return Some(names.take(NAMES_MAX).collect());
+        }
     }
     None
+}
+
+fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
+    let mut listed = Der(extension(extensions, ALTERNATIVE_NAMES)?.take(SEQUENCE)?);
+    let names = std::iter::from_fn(|| listed.next()).filter_map(|(tag, value)| match tag {
+        DNS_NAME => std::str::from_utf8(value).ok().map(str::to_owned),
+        IP_ADDRESS => ip(value).map(|ip| ip.to_string()),
+        _ => None,
+    });
+    Some(names.take(NAMES_MAX).collect())
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
@@ -166,7 +174,7 @@ fn issuer_name(mut issuer: Der<'_>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 
     use super::*;
 
@@ -206,5 +214,39 @@ mod tests {
         }
         assert_eq!(CertificateFacts::read(b""), None);
         assert_eq!(CertificateFacts::read(&der[..der.len() / 2]), None);
+    }
+
+    #[test]
+    fn an_authority_knows_a_certificate_by_its_own_key_and_the_serial_number() {
+        let key = KeyPair::generate().expect("a key");
+        let mut ca = CertificateParams::new(Vec::new()).expect("no names");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let mut leaf = CertificateParams::new(vec!["example.org".to_owned()]).expect("names");
+        leaf.serial_number = Some(vec![0x87, 0x65, 0x43, 0x21].into());
+        let made = |leaf: &CertificateParams| {
+            let certificate = leaf.signed_by(&key, &Issuer::new(ca.clone(), &key)).expect("a certificate");
+            CertificateFacts::read(certificate.der()).expect("a certificate").renewal_id
+        };
+        assert_eq!(made(&leaf), None);
+        leaf.use_authority_key_identifier_extension = true;
+        // The serial number of the example in RFC 9773, 4.1: its first bit would make it negative without a zero in front.
+        let id = made(&leaf).expect("an identifier");
+        assert!(id.ends_with(".AIdlQyE") && id.len() == 27 + 8, "{id}");
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_at_two_thirds_of_its_life_or_a_little_earlier() {
+        let day = 86_400_000;
+        let facts = |not_before, not_after| CertificateFacts {
+            names: Vec::new(),
+            not_before,
+            not_after,
+            issuer: String::new(),
+            renewal_id: None,
+        };
+        assert_eq!(facts(0, 90 * day).renewal(0), 60 * day);
+        assert!((55 * day..56 * day).contains(&facts(0, 90 * day).renewal(255)));
+        assert_eq!(facts(5, -5).renewal(255), 5);
+        assert!(facts(Millis::MIN, Millis::MAX).renewal(0) < Millis::MAX);
     }
 }
