@@ -32,11 +32,17 @@ impl Launched {
         let homeserver = open_when_free(&config, &clock)?;
         let config = &homeserver.config;
         let mut listeners: Vec<ListenSpec> = config.listen.iter().map(|&a| ListenSpec::plain(a)).collect();
-        if let Some(files) = &config.tls {
-            let certificate = Certificate::Files(files.clone());
+        if let Some(certificate) = Self::certificate(&homeserver)? {
             listeners.extend(config.listen_tls.iter().map(|&a| ListenSpec::tls(a, certificate.clone())));
         }
         Self::serve(homeserver, &listeners)
+    }
+
+    /// What the HTTPS listeners of an opened homeserver are to serve, by its settings.
+    pub(crate) fn certificate(homeserver: &Homeserver) -> Result<Option<Certificate>> {
+        let config = &homeserver.config;
+        let served = homeserver.acme.certificate(config)?.map(Certificate::Served);
+        Ok(served.or_else(|| config.tls.clone().map(Certificate::Files)))
     }
 
     /// Serves an opened homeserver on these listeners, and on the local socket in its folder.
@@ -94,9 +100,10 @@ impl Launched {
         self.http.local_addrs()
     }
 
-    /// Reads every certificate file again; connections stay.
+    /// Reads every certificate file again; connections stay. One that an authority did not give is asked for again.
     pub fn reload_certificates(&self) {
         self.http.reload_certificates();
+        self.homeserver.acme.hurry();
     }
 
     /// Stops: at once if no request is being answered, within about a second if one is. No new requests, what is being

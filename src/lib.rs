@@ -68,6 +68,7 @@
 //! | whether others find it, and it is well | [`check`]; what is looked at: `federation/inspect.rs`, `store/engine/inspect.rs` |
 //! | the page at `/` for people in a browser | `http/page/`: written by plain functions; who stands before it: `http/page/visit.rs` |
 //! | what a request passes first | `http/transport/`: sockets, TLS, framing, slots; it knows no endpoint |
+//! | the certificate that HTTPS is served with, got by itself (ACME) | `service/acme/`, `federation/acme.rs`; replaced under those who serve it: `src/served_certificate.rs` |
 //! | who asks | `http/auth.rs`; a password, a token, interactive authentication: `service/accounts/` |
 //! | a knock, an invite, a join, a leave | `service/membership/`, a file each, both ends |
 //! | a room that is replaced by another | `service/rooms/upgrade/`; what follows its members: `service/membership/replaced_rooms.rs` |
@@ -139,6 +140,7 @@ pub mod log_tail;
 pub(crate) mod metrics;
 pub mod protocol;
 pub mod random;
+pub(crate) mod served_certificate;
 pub(crate) mod service;
 pub(crate) mod store;
 pub mod testing;

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 use crate::federation::Names;
 use crate::protocol::ServerName;
+use crate::protocol::acme::is_certifiable;
 use crate::protocol::room_version::RoomVersion;
 use crate::protocol::server_acl::ServerAcl;
 
@@ -49,6 +50,24 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// How the certificate of the HTTPS listeners is got from an authority (ACME).
+#[derive(Debug, Clone, Default)]
+pub struct AcmeSettings {
+    /// Whether it is.
+    pub is_on: bool,
+    /// What it is for, in lower case.
+    pub names: Vec<String>,
+    /// Whom the authority may write to.
+    pub contact: Option<String>,
+    /// The address of its directory.
+    pub directory: String,
+    /// Extra root certificates for it, PEM files.
+    pub trust_ca: Vec<PathBuf>,
+}
+
+/// Names that one certificate is for, at most: so many Let's Encrypt takes.
+const ACME_NAMES_MAX: usize = 100;
+
 /// Checked settings. Its `Default` is a blank for [`SETTINGS`] to fill, and stays in here.
 #[derive(Clone, Default)]
 pub struct Config {
@@ -60,8 +79,10 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// HTTPS addresses.
     pub listen_tls: Vec<SocketAddr>,
-    /// Certificate of the HTTPS listeners; present if there are any.
+    /// Certificate of the HTTPS listeners; present if there are any, unless there is `acme`.
     pub tls: Option<TlsFiles>,
+    /// How that certificate is got without such files, if it is.
+    pub acme: AcmeSettings,
     /// Extra root certificates for outgoing federation, PEM files.
     pub trust_ca: Vec<PathBuf>,
     /// Who may register.
@@ -179,19 +200,59 @@ impl Config {
         let [cert, key] = ["tls-cert", "tls-key"].map(|flag| settings.all(flag).next());
         self.tls = match (cert, key) {
             (Some(cert), Some(key)) => Some(TlsFiles { cert: cert.into(), key: key.into() }),
-            (None, None) if self.listen_tls.is_empty() => None,
-            _ => return Err(Error::invalid_param("--listen-tls needs both --tls-cert and --tls-key")),
+            (None, None) if self.listen_tls.is_empty() || self.acme.is_on => None,
+            _ => {
+                let needs = "--listen-tls needs both --tls-cert and --tls-key, or --acme";
+                return Err(Error::invalid_param(needs));
+            }
         };
         if self.public_url.is_empty() {
             let url = self.url_on_this_machine();
             self.public_url = url.unwrap_or_else(|| format!("https://{}", self.server_name));
         }
+        self.complete_acme()?;
         if self.turn_uris.is_empty() != self.turn_secret.is_none() {
             return Err(Error::invalid_param("--turn-uri and --turn-secret need each other"));
         }
         let [allowed, denied] = ["allow-server", "deny-server"]
             .map(|flag| settings.all(flag).map(str::to_owned).collect::<Vec<_>>());
         self.peers = ServerAcl::from_lists(&allowed, &denied);
+        Ok(())
+    }
+
+    /// What the certificate is for, and whether everything is there that it takes to get one.
+    fn complete_acme(&mut self) -> Result<()> {
+        let refuse = |why: &str| Err(Error::invalid_param(why.to_owned()));
+        if !self.acme.is_on {
+            return Ok(());
+        }
+        if self.tls.is_some() {
+            return refuse("--acme stands in place of --tls-cert and --tls-key: leave one of both out");
+        }
+        if self.listen_tls.is_empty() {
+            return refuse("--acme needs --listen-tls, as in --listen-tls :443 --listen-tls :8448");
+        }
+        if self.data == Data::Memory {
+            return refuse("--acme needs a data folder, to keep its certificate across a restart");
+        }
+        if self.acme.names.is_empty() {
+            let url = self.public_url.strip_prefix("https://").unwrap_or_default();
+            let authority = url.split('/').next().unwrap_or_default();
+            let host = authority.split(':').next().unwrap_or_default();
+            let names = [self.server_name.host(), host].map(str::to_ascii_lowercase);
+            self.acme.names.extend(names.into_iter().filter(|name| is_certifiable(name)));
+            if !is_certifiable(&self.server_name.host().to_ascii_lowercase()) {
+                return refuse(
+                    "--acme needs a --name of the DNS, or one in --acme-name: there is no certificate for \
+                    an address",
+                );
+            }
+        }
+        self.acme.names.sort();
+        self.acme.names.dedup();
+        if self.acme.names.len() > ACME_NAMES_MAX {
+            return refuse("--acme-name: a certificate can be for a hundred names at most");
+        }
         Ok(())
     }
 }
@@ -372,6 +433,8 @@ mod tests {
             media_cache_size = \"3G\"\nmedia_cache_days = 9\nmedia_keep_free = \"1G\"\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
             allow_private_addresses = true\n\
+            acme = false\nacme_name = [\"A.example\"]\nacme_contact = \"a@b.example\"\n\
+            acme_directory = \"https://d.example/dir\"\nacme_ca = [\"r\"]\n\
             guests = true\nmetrics = \"[::1]:9\"\nturn_uri = [\"turn:t\"]\nturn_secret = \"t\"\nturn_ttl = 7\n";
         for setting in SETTINGS.iter().filter_map(Setting::key) {
             assert!(text.contains(&format!("{setting} = ")), "{setting}");
@@ -393,6 +456,12 @@ mod tests {
         assert!(config.url_previews);
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
         assert!(config.join_on_accepted_knock && config.call_rules && config.guests);
+        assert!(!config.acme.is_on && config.acme.directory == "https://d.example/dir");
+        assert_eq!(
+            (config.acme.names, config.acme.trust_ca),
+            (vec!["a.example".to_owned()], vec!["r".into()])
+        );
+        assert_eq!(config.acme.contact.as_deref(), Some("a@b.example"));
         assert_eq!((config.turn_uris.as_slice(), config.turn_ttl_s), (["turn:t".to_owned()].as_slice(), 7));
         assert!(from_file(text, &[]).is_ok() && from_file("turn_secret = \"t\"", &[]).is_err());
         assert!(from_file("turn_uri = [\"http:t\"]\nturn_secret = \"t\"", &[]).is_err());
@@ -429,6 +498,40 @@ mod tests {
         assert!(from_file("name = 5", &["--name", "a.example"]).is_err());
         let secret = from_file("registration_secret = 12345", &[]).err().unwrap();
         assert!(!secret.message().contains("12345"), "{secret}");
+    }
+
+    #[test]
+    fn a_certificate_is_got_for_the_name_and_where_clients_go_unless_names_are_given() {
+        let names = |args: &[&str]| {
+            config(&[&["--acme", "--listen-tls", "1"], args].concat()).map(|config| config.acme.names)
+        };
+        assert_eq!(names(&["--name", "Example.org:8448"]).unwrap(), ["example.org"]);
+        let apart = ["--name", "example.org", "--public-url", "https://m.example.org:8443/x"];
+        assert_eq!(names(&apart).unwrap(), ["example.org", "m.example.org"]);
+        let given = [&apart[..], &["--acme-name", "b.example", "--acme-name", "A.example"]].concat();
+        assert_eq!(names(&given).unwrap(), ["a.example", "b.example"]);
+        let usual = config(&["--acme", "--listen-tls", "1", "--name", "a.example"]).unwrap().acme;
+        assert_eq!(usual.directory, "https://acme-v02.api.letsencrypt.org/directory");
+        assert!(usual.contact.is_none() && usual.trust_ca.is_empty());
+
+        for (args, told) in [
+            (&["--acme"][..], "--listen-tls"),
+            (&["--acme", "--listen-tls", "1", "--data", ":memory:"], "data folder"),
+            (&["--acme", "--listen-tls", "1", "--tls-cert", "c", "--tls-key", "k"], "leave one"),
+            (&["--acme", "--listen-tls", "1", "--tls-cert", "c"], "--tls-key"),
+            (&["--acme", "--listen-tls", "1", "--name", "192.0.2.1"], "--acme-name"),
+            (&["--acme", "--listen-tls", "1", "--name", "[::1]:8448"], "--acme-name"),
+            (&["--acme-name", "*.example.org"], "no pattern"),
+            (&["--acme-name", "example.org:443"], "no port"),
+            (&["--acme-contact", "nobody"], "e-mail"),
+            (&["--acme-contact", "a@b?subject=x"], "e-mail"),
+            (&["--acme-directory", "http://a.example/"], "https"),
+            (&["--acme-directory", "https:///dir"], "https"),
+            (&["--listen-tls", "1"], "--acme"),
+        ] {
+            let e = config(args).err().unwrap_or_else(|| panic!("{args:?} is taken"));
+            assert!(e.message().contains(told), "{args:?}: {e}");
+        }
     }
 
     #[test]

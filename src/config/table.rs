@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 
 use super::{Config, Data, Registration};
+use crate::protocol::acme::is_certifiable;
 use crate::protocol::room_version;
 use crate::protocol::{ServerName, UserId};
 
@@ -89,7 +90,7 @@ pub const SETTINGS: &[Setting] = &[
         flag: "listen-tls",
         value: "address",
         usual: Usual::Nothing,
-        help: "address to serve every API on over HTTPS; repeatable; needs --tls-cert and --tls-key",
+        help: "address to serve every API on over HTTPS; repeatable; needs --tls-cert and --tls-key, or --acme",
         kind: Kind::Many(|config, text| addresses(text).map(|found| config.listen_tls.extend(found))),
     },
     Setting {
@@ -105,6 +106,42 @@ pub const SETTINGS: &[Setting] = &[
         usual: Usual::Nothing,
         help: "private key (PEM) for --listen-tls",
         kind: Kind::One(|_, text| path(text).map(drop)),
+    },
+    Setting {
+        flag: "acme",
+        value: "",
+        usual: Usual::Nothing,
+        help: "get the certificate for --listen-tls from an authority and renew it, agreeing to its terms of service; \
+               the name has to lead here, at port 443 or 80",
+        kind: Kind::Switch(|config, on| config.acme.is_on = on),
+    },
+    Setting {
+        flag: "acme-name",
+        value: "name",
+        usual: Usual::Words("the name, and the host of --public-url"),
+        help: "name that the certificate of --acme is for; repeatable",
+        kind: Kind::Many(acme_name),
+    },
+    Setting {
+        flag: "acme-contact",
+        value: "address",
+        usual: Usual::Nothing,
+        help: "e-mail address that the authority of --acme is told",
+        kind: Kind::One(acme_contact),
+    },
+    Setting {
+        flag: "acme-directory",
+        value: "URL",
+        usual: Usual::Value("https://acme-v02.api.letsencrypt.org/directory"),
+        help: "directory of the authority that --acme asks; the usual one is that of Let's Encrypt",
+        kind: Kind::One(acme_directory),
+    },
+    Setting {
+        flag: "acme-ca",
+        value: "file",
+        usual: Usual::Nothing,
+        help: "extra root certificates (PEM) to know that directory by; repeatable",
+        kind: Kind::Many(|config, text| path(text).map(|file| config.acme.trust_ca.push(file))),
     },
     Setting {
         flag: "trust-ca",
@@ -362,6 +399,37 @@ fn data(config: &mut Config, text: &str) -> Result<(), String> {
 
 fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("should be a path".into()) } else { Ok(text.into()) }
+}
+
+fn acme_name(config: &mut Config, text: &str) -> Result<(), String> {
+    let name = text.to_ascii_lowercase();
+    if !is_certifiable(&name) {
+        return Err(
+            "should be a name of the DNS, such as example.org: no address, no port, no pattern".into()
+        );
+    }
+    config.acme.names.push(name);
+    Ok(())
+}
+
+fn acme_contact(config: &mut Config, text: &str) -> Result<(), String> {
+    let address = text.strip_prefix("mailto:").unwrap_or(text);
+    let parts = address.split_once('@').filter(|(local, host)| !local.is_empty() && !host.is_empty());
+    if parts.is_none() || address.contains(|c: char| c.is_whitespace() || c.is_control() || "?,".contains(c))
+    {
+        return Err("should be an e-mail address, such as admin@example.org".into());
+    }
+    config.acme.contact = Some(address.to_owned());
+    Ok(())
+}
+
+fn acme_directory(config: &mut Config, text: &str) -> Result<(), String> {
+    let rest = text.strip_prefix("https://").unwrap_or_default();
+    if rest.is_empty() || rest.starts_with('/') || text.contains(char::is_whitespace) {
+        return Err("should be an https URL, such as https://acme-v02.api.letsencrypt.org/directory".into());
+    }
+    config.acme.directory = text.to_owned();
+    Ok(())
 }
 
 fn registration(config: &mut Config, text: &str) -> Result<(), String> {

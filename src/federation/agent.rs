@@ -56,14 +56,14 @@ pub(super) fn agent(config: Config, connections: &Connections, resolver: impl Re
     Agent::with_parts(config, connections.clone().chain(RustlsConnector::default()), resolver)
 }
 
-/// Mozilla's roots, those of the files, and one more in PEM.
-pub(super) fn roots(files: &[PathBuf], more: Option<&str>) -> Result<RootCerts> {
+/// Mozilla's roots, those of the files, which this flag names, and one more in PEM.
+pub(super) fn roots(flag: &str, files: &[PathBuf], more: Option<&str>) -> Result<RootCerts> {
     let mut all: Vec<Certificate<'static>> = webpki_root_certs::TLS_SERVER_ROOT_CERTS
         .iter()
         .map(|der| Certificate::from_der(der.as_ref()))
         .collect();
     for file in files {
-        let wrong = |e: String| Error::invalid_param(format!("--trust-ca {}: {e}", file.display()));
+        let wrong = |e: String| Error::invalid_param(format!("{flag} {}: {e}", file.display()));
         let pem = std::fs::read(file).map_err(|e| wrong(reason(&e)))?;
         let before = all.len();
         for item in ureq::tls::parse_pem(&pem) {

@@ -134,7 +134,7 @@ impl Client {
     /// A client that signs with whatever key is in `key` at the time. Errors: a file of root certificates that
     /// cannot be read, with its name.
     pub fn new(settings: ClientSettings, key: Arc<ArcSwap<SigningKey>>) -> Result<Self> {
-        let roots = roots(&settings.trust_ca, None)?;
+        let roots = roots("--trust-ca", &settings.trust_ca, None)?;
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
         let lookups = SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone());
         Ok(Self::with_lookups(settings, key, roots, Box::new(lookups)))
@@ -147,7 +147,7 @@ impl Client {
         neighbours: Neighbours,
         authority: &str,
     ) -> Result<Self> {
-        let roots = roots(&settings.trust_ca, Some(authority))?;
+        let roots = roots("--trust-ca", &settings.trust_ca, Some(authority))?;
         let guard = AddressGuard { allow_private: settings.allow_private_addresses };
         let others = SystemLookups::new(roots.clone(), guard, &settings.names, settings.clock.clone());
         let lookups = NeighbourLookups { neighbours, others };

@@ -67,7 +67,7 @@ fn client() -> Client {
 }
 
 fn client_in(world: Loopback) -> Client {
-    let roots = roots(&[certificates().ca.clone()], None).expect("roots");
+    let roots = roots("--trust-ca", &[certificates().ca.clone()], None).expect("roots");
     Client::with_lookups(settings(true), key(), roots, Box::new(world))
 }
 
@@ -403,7 +403,7 @@ mod well_known {
         allow_private: bool,
     ) -> (WellKnown, usize) {
         let peer = ScriptedPeer::start(move |asked| script(&asked.target));
-        let roots = roots(&[certificates().ca.clone()], None).expect("roots");
+        let roots = roots("--trust-ca", &[certificates().ca.clone()], None).expect("roots");
         let mut lookups =
             SystemLookups::new(roots, AddressGuard { allow_private }, &Names::default(), Clock::new());
         lookups.https_port = peer.address.port();

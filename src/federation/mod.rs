@@ -11,9 +11,11 @@
 //! - `inspect`: a server as others see it, step by step, for `doorstep check`.
 //! - `names`: where names lead, if the system is not to say so. `agent`: the ways of web requests, TLS; `connections`: connections that can be cut.
 //! - `web_pages`: pages of the web that people link to.
+//! - `acme`: the requests to an authority that gives certificates.
 //! - `offline`, `scripted`: a client that reaches nobody, and one for which a script plays everybody; `neighbours`: servers
 //!   of one process that need no name server to find each other.
 
+pub mod acme;
 pub mod address_guard;
 mod agent;
 pub mod answer_memory;

@@ -123,14 +123,29 @@ pub struct Router {
     table: RouteTable,
     requests: Option<Arc<RequestCounts>>,
     limiter: RateLimiter,
+    /// Whether what comes to port 80 is sent on to HTTPS: that port is open for an authority that looks for a proof there,
+    /// and no place for passwords.
+    leads_to_https: bool,
+}
+
+/// Where browsers, and authorities that look for a proof, speak without TLS.
+const PLAIN_PORT: u16 = 80;
+/// What they look for there (RFC 8555, 8.3).
+const PROOFS: &str = "/.well-known/acme-challenge/";
+
+/// Where a request for this target at port 80 is served by HTTPS. None: it is served here.
+fn https_instead(public_url: &str, target: &str) -> Option<String> {
+    let is_served = target.starts_with(PROOFS) || !target.starts_with('/');
+    (public_url.starts_with("https://") && !is_served).then(|| format!("{public_url}{target}"))
 }
 
 impl Router {
     /// All of `ROUTES` on this homeserver.
     pub fn new(hs: Arc<Homeserver>) -> Self {
         let routes = ROUTES;
+        let leads_to_https = hs.config.acme.is_on;
         let requests = hs.metrics.as_ref().map(|_| Arc::new(RequestCounts::new(routes)));
-        Self { hs, table: RouteTable::new(routes), requests, limiter: RateLimiter::new() }
+        Self { hs, table: RouteTable::new(routes), requests, limiter: RateLimiter::new(), leads_to_https }
     }
 
     /// What was counted, if it is.
@@ -162,6 +177,11 @@ impl Router {
         head: &mut Request,
         matched: &mut Option<&'static Route>,
     ) -> Result<Admission, Reply> {
+        if self.leads_to_https && head.port() == Some(PLAIN_PORT) {
+            let there = https_instead(&self.hs.config.public_url, head.target());
+            let sent_there = |url: String| Err(Reply::empty().with_status(308).with_header("Location", &url));
+            there.map_or(Ok(()), sent_there)?;
+        }
         let found = self.table.find(head.path());
         if *head.method() == Method::Options {
             return Err(Reply::empty());
@@ -538,6 +558,20 @@ mod tests {
         let params = params(&route, "/a/%21r%2F1%3As/%24e+%C3%A9").unwrap();
         assert_eq!(params, [("roomId", "!r/1:s".to_owned()), ("eventId", "$e+é".to_owned())]);
         assert_eq!(super::params(&route, "/a/%ff/x").unwrap_err().status(), 400);
+    }
+
+    #[test]
+    fn whoever_comes_without_tls_is_sent_where_it_is_spoken_but_for_who_looks_for_a_proof() {
+        let sent = https_instead;
+        let url = "https://m.example.org:8443";
+        assert_eq!(sent(url, "/"), Some(format!("{url}/")));
+        assert_eq!(sent(url, "//b.example/?a=1"), Some(format!("{url}//b.example/?a=1")));
+        let versions = "/_matrix/client/versions?x=%0d%0a";
+        assert_eq!(sent(url, versions), Some(format!("{url}{versions}")));
+        for served in ["/.well-known/acme-challenge/token", "*", "@b.example/", "b.example:443"] {
+            assert_eq!(sent(url, served), None, "{served}");
+        }
+        assert_eq!(sent("http://127.0.0.1:8008", "/"), None);
     }
 
     #[test]

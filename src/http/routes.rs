@@ -62,6 +62,7 @@ pub const ROUTES: &[Route] = &[
     get("/.well-known/matrix/client", Anyone(discovery::well_known_client)),
     get("/.well-known/matrix/server", Anyone(discovery::well_known_server)),
     get("/.well-known/matrix/support", Anyone(discovery::well_known_support)),
+    get("/.well-known/acme-challenge/{token}", Anyone(discovery::acme_challenge)),
     get("/_matrix/client/versions", Anyone(discovery::versions)),
     get("/_matrix/client/v3/capabilities", User(discovery::capabilities)).guests(),
     post("/_matrix/client/v3/register", Anyone(register::register)).rate(Rate::Register),

@@ -12,10 +12,11 @@
 //!   `push_rules/` (what notifies whom), `glob` (patterns), `ignored_users`.
 //! - End-to-end keys: `device_keys` (of devices), `cross_signing` (of users), `remote_keys` (as other servers tell them),
 //!   `key_backup` (of rooms).
-//! - `certificate` (what is read of one), `calendar` (dates).
+//! - Certificates of this server: `acme` (how an authority is asked for one), `certificate` (what is read of one), `calendar`.
 //! - `media`: mxc:// URIs, and the headers that media come and go with; `web_url`: addresses of pages that are previewed.
 //! - Beneath all: `ids` (identifiers), `json/` (canonical JSON, bounded parsing).
 
+pub mod acme;
 pub mod calendar;
 pub mod certificate;
 pub mod content;

@@ -8,10 +8,12 @@
 //! - `media/`: files that users upload, and those of other servers.
 //! - `admin/`: what who runs this server can do.
 //! - `limits/`: how much work others may cause. `background/`: what is due, and who waits for news.
+//! - `acme/`: the certificate of the HTTPS listeners, if an authority gives it.
 //!
 //! The verbs of a folder are reached through its handle (`hs.membership().knock(…)`), a copy of a reference to the [`Homeserver`].
 
 pub mod accounts;
+pub mod acme;
 pub mod admin;
 pub mod background;
 mod deactivation;
@@ -127,6 +129,8 @@ pub struct Homeserver {
     pub sliding: sync::sliding::SlidingState,
     /// One import of a room at a time.
     pub join_locks: KeyedLock<RoomId>,
+    /// The certificate of the HTTPS listeners, where it is got from an authority.
+    pub acme: acme::Acme,
 }
 
 impl Homeserver {
@@ -236,6 +240,7 @@ impl Homeserver {
             media_sweep: media::sweep::MediaSweep::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),
+            acme: acme::Acme::default(),
         }))
     }
 
@@ -246,6 +251,7 @@ impl Homeserver {
         self.ephemeral().load_presence()?;
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
+        self.acme.start(self)?;
         self.finish_deactivations()
     }
 
@@ -257,6 +263,7 @@ impl Homeserver {
             scope.spawn(|| self.scheduler.stop());
             scope.spawn(|| self.catch_up_worker.stop());
             scope.spawn(|| self.sender.stop());
+            scope.spawn(|| self.acme.stop());
             self.outgoing.stop();
             // Its requests are cut off by now.
             self.request_permits.stop();
@@ -268,6 +275,7 @@ impl Homeserver {
         self.outgoing.clock_moved();
         self.sender.clock_moved();
         self.scheduler.wake();
+        self.acme.wake();
     }
 
     /// Counts how something ended, if anybody wants to know.

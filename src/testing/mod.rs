@@ -258,6 +258,11 @@ impl TestServer {
         }
     }
 
+    /// Changes the settings that a stopped server is started with again.
+    pub fn change(&mut self, change: impl FnOnce(&mut Config)) {
+        change(&mut self.config);
+    }
+
     /// Starts a stopped server again on the same ports and the same data.
     ///
     /// # Panics
@@ -291,10 +296,6 @@ impl TestServer {
 impl TestServer {
     fn launch(&self, plain: TcpListener, tls: TcpListener) -> Result<Launched> {
         let pem = pem_certificates();
-        let certificate = match &self.config.tls {
-            Some(files) => Certificate::Files(files.clone()),
-            None => Certificate::Pem { chain: pem.chain.clone(), key: pem.key.clone() },
-        };
         let (cuts, neighbours) = (Arc::clone(&self.faults), self.neighbours.clone());
         let way_out = |settings, key| {
             let client = Client::among(settings, key, neighbours, &pem.ca)?;
@@ -302,6 +303,8 @@ impl TestServer {
         };
         let before = self.stopped.as_ref().map(|launched| &*launched.homeserver);
         let homeserver = Homeserver::open_after(before, self.config.clone(), self.clock.clone(), way_out)?;
+        let own = || Certificate::Pem { chain: pem.chain.clone(), key: pem.key.clone() };
+        let certificate = Launched::certificate(&homeserver)?.unwrap_or_else(own);
         let listeners = [ListenSpec::bound(plain, None)?, ListenSpec::bound(tls, Some(certificate))?];
         let front = |router| Arc::new(Watched::new(router, Arc::clone(&self.faults))) as Arc<dyn Service>;
         Launched::serve_through(homeserver, &listeners, front)

@@ -1,6 +1,7 @@
 //! What connections and requests may cost us, whatever is sent on them: whoever is honest is served, and memory, threads
 //! and time stay bounded.
 //!
+//! - `acme`: certificates from an authority; `authority`: one that a test holds in its hand.
 //! - `http_crowds`: servers with hardly any room for connections still let each other in.
 //! - `http_hostile`: hostile bytes, slowness and floods on the connection layer alone.
 //! - `http_tls`: HTTPS listeners, certificates that change, strangers who speak no TLS.
@@ -13,6 +14,8 @@
 #[path = "../common/mod.rs"]
 pub mod common;
 
+mod acme;
+mod authority;
 mod http_crowds;
 mod http_hostile;
 mod http_tls;

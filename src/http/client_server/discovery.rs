@@ -34,6 +34,14 @@ const UNSTABLE_FEATURES: [&str; 10] = [
     "uk.half-shot.msc2666.query_mutual_rooms.stable",
 ];
 
+/// `GET /.well-known/acme-challenge/{token}` (RFC 8555, 8.3): what proves to an authority that a name of this server is.
+/// Errors: 404 `M_NOT_FOUND` while nothing is proven.
+pub fn acme_challenge(hs: &Arc<Homeserver>, request: &Request) -> Result<Reply> {
+    let page = hs.acme.page(request.param("token"));
+    let page = page.ok_or_else(|| Error::not_found("Nothing is proven by this token"))?;
+    Ok(Reply::bytes("application/octet-stream", page.into_bytes()))
+}
+
 /// `GET /_matrix/client/versions`
 pub fn versions(_hs: &Arc<Homeserver>, _request: &Request) -> Result<Reply> {
     Ok(Reply::json(

@@ -121,6 +121,11 @@ impl Request {
         self.came_by_tls = is_tls;
     }
 
+    /// The port of ours that it came to; none for a request that came over no socket of the network.
+    pub(in crate::http) fn port(&self) -> Option<u16> {
+        Some(self.socket.as_ref()?.local_addr().ok()?.port())
+    }
+
     /// It came by the local socket, or is made in this very process.
     pub(in crate::http) fn set_local(&mut self) {
         self.is_local = true;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use crate::protocol::acme::TLS_PROTOCOL;
+
 /// Waits until one of the descriptors has one of its events, or the deadline passes (`None`: forever). Returns
 /// whether something happened; each entry's `revents` says what.
 pub(super) fn poll(fds: &mut [libc::pollfd], deadline: Option<Instant>) -> io::Result<bool> {
@@ -194,7 +196,12 @@ impl Read for Transport {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.read(buf),
-            Self::Tls(stream) => stream.read(buf),
+            Self::Tls(stream) => {
+                let count = stream.read(buf)?;
+                // "Once the TLS handshake is completed, the connection MUST be closed" (RFC 8737, 3).
+                let is_proof = stream.conn.alpn_protocol() == Some(TLS_PROTOCOL);
+                Ok(if is_proof { 0 } else { count })
+            }
         }
     }
 }

@@ -7,13 +7,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ResolvesServerCert;
+use rustls::sign::SingleCertAndKey;
 
 use crate::config::TlsFiles;
 use crate::error::{Error, Result, reason};
 use crate::locks::lock;
+use crate::protocol::acme::TLS_PROTOCOL;
+use crate::served_certificate::{ServedCertificate, certified_key};
 
+/// What is spoken to clients and other servers.
+const HTTP_PROTOCOL: &[u8] = b"http/1.1";
 /// How often, at most, the files are looked at while connections come in.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -29,6 +33,8 @@ pub enum Certificate {
         /// Private key.
         key: String,
     },
+    /// One that somebody replaces while it is served.
+    Served(Arc<ServedCertificate>),
 }
 
 /// What the files looked like when they were read: time and size of each.
@@ -67,6 +73,9 @@ impl Tls {
 
     /// Reads the certificate again. If it cannot be used, the old one stays and the log says so.
     pub(super) fn reload(&self) {
+        if matches!(self.source, Certificate::Served(_)) {
+            return;
+        }
         let look = look_at(&self.source);
         match load(&self.source) {
             Ok(config) => {
@@ -92,6 +101,7 @@ fn look_at(source: &Certificate) -> Look {
 
 fn load(source: &Certificate) -> Result<Arc<ServerConfig>> {
     let (chain, key, [chain_name, key_name]) = match source {
+        Certificate::Served(served) => return serving(served.clone(), &[HTTP_PROTOCOL, TLS_PROTOCOL]),
         Certificate::Pem { chain, key } => {
             let names = ["the given certificate", "the given key"].map(str::to_owned);
             (chain.clone().into_bytes(), key.clone().into_bytes(), names)
@@ -105,34 +115,16 @@ fn load(source: &Certificate) -> Result<Arc<ServerConfig>> {
             (chain, key, [&files.cert, &files.key].map(|path| path.display().to_string()))
         }
     };
-    let wrong = |e: &dyn std::fmt::Display| {
-        Error::invalid_param(format!(
-            "The certificate {chain_name} with the key {key_name} is of no use: {e}"
-        ))
-    };
-    let chain: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(&chain).collect::<Result<_, _>>().map_err(|e| wrong(&e))?;
-    if chain.is_empty() {
-        return Err(Error::invalid_param(format!("There is no certificate (PEM) in {chain_name}")));
-    }
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| match e {
-        pem::Error::NoItemsFound => {
-            Error::invalid_param(format!("There is no private key (PEM) in {key_name}"))
-        }
-        e => wrong(&e),
-    })?;
+    let certified = certified_key(&chain, &key, [&chain_name, &key_name])?;
+    serving(Arc::new(SingleCertAndKey::from(certified)), &[HTTP_PROTOCOL])
+}
+
+/// The settings of a listener that serves these certificates, over the first of these protocols that both sides speak.
+fn serving(certificates: Arc<dyn ResolvesServerCert>, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| wrong(&e))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|e| match e {
-            rustls::Error::InconsistentKeys(_) => Error::invalid_param(format!(
-                "The private key {key_name} does not belong to the certificate {chain_name}"
-            )),
-            e => wrong(&e),
-        })?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(Error::internal)?;
+    let mut config = builder.with_no_client_auth().with_cert_resolver(certificates);
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
