@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use serde_json::{Map, json};
 
 use super::pages::{self, Delegation};
 use super::{Own, Report};
@@ -18,9 +19,13 @@ use crate::federation::{Client, ClientSettings};
 use crate::protocol::ServerName;
 use crate::protocol::sign::SigningKey;
 use crate::random;
+use crate::service::keys::ring::read_statement;
 
 /// Time for each question that is asked.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Notaries that are asked, and the time for each, who has to ask in turn.
+const NOTARIES_MAX: usize = 3;
+const NOTARY_TIMEOUT: Duration = Duration::from_secs(40);
 /// Addresses of a server that are tried.
 const ADDRESSES_MAX: usize = 8;
 /// Other servers whose clocks are compared with ours.
@@ -61,6 +66,7 @@ pub(super) fn check(
     if looks.addresses(&authority) {
         looks.federation();
     }
+    looks.notaries(config);
     looks.clients();
     looks.clocks(config);
     Ok(())
@@ -291,6 +297,25 @@ impl Looks<'_, '_> {
                 let ids: Vec<String> = keys.into_iter().map(|(id, _)| id).collect();
                 let whose = if ours.is_some() { "ours, and signed" } else { "signed by itself" };
                 self.report.fine("keys", format!("{}: {whose}", ids.join(", ")));
+            }
+        }
+    }
+
+    /// Whether servers that others trust see it: what they say of its keys they have from it.
+    fn notaries(&mut self, config: &Config) {
+        for notary in config.notaries.iter().take(NOTARIES_MAX).filter(|notary| *notary != self.name) {
+            let query = Map::from_iter([(self.name.to_string(), json!({}))]);
+            let answer = self.client.notary_query(notary, &query, NOTARY_TIMEOUT);
+            let said = answer.map_err(|e| without_number(&e.to_string()));
+            let now = Clock::new().now_ms();
+            let good = said.map(|all| all.iter().any(|keys| read_statement(keys, self.name, now).is_ok()));
+            match good {
+                Ok(true) => self.report.fine("notary", format!("{notary} sees it, or did before")),
+                Ok(false) => {
+                    let advice = "see what is said above; what this machine sees may be otherwise elsewhere";
+                    self.report.wrong("notary", format!("{notary} does not see it"), advice);
+                }
+                Err(why) => self.report.note("notary", format!("{notary} does not say: {why}"), ""),
             }
         }
     }

@@ -106,8 +106,11 @@ fn read(text: &str) -> Result<BTreeMap<String, f64>, String> {
     Ok(samples)
 }
 
+/// Labels by their names.
+type Labels<'l> = Vec<(&'l str, String)>;
+
 /// `name{label="value",…} number`.
-fn sample(line: &str) -> Option<(&str, Vec<(&str, String)>, f64)> {
+fn sample(line: &str) -> Option<(&str, Labels<'_>, f64)> {
     let name_end = line.find(['{', ' '])?;
     let (name, mut rest) = line.split_at(name_end);
     let mut labels = Vec::new();

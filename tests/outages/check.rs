@@ -92,9 +92,11 @@ fn a_server_that_runs_is_well_and_is_found_by_others_and_without_it_nobody_is() 
     ] {
         found.has(about, "ok", words);
     }
-    // Its clock is compared with that of another server that is known.
+    // Its clock is compared with that of another server that is known, which tells whether it sees it.
     let other = TestServer::start();
-    Found::by(&[&args[..], &["--notary", other.name()]].concat()).has("clock", "ok", other.name());
+    let seen = Found::by(&[&args[..], &["--notary", other.name()]].concat());
+    seen.has("clock", "ok", other.name());
+    seen.has("notary", "ok", &format!("{} sees it", other.name()));
     // Its name is pinned in its folder and need not be said.
     let without_name: Vec<&str> = args.iter().copied().skip_while(|arg| *arg != "--data").collect();
     Found::by(&without_name).only_wrong(&[]);
@@ -118,6 +120,10 @@ fn a_server_that_runs_is_well_and_is_found_by_others_and_without_it_nobody_is() 
     found.has("database", "ok", "every page");
     found.has("certificate", "wrong", "cannot be connected to");
     found.has("clients", "wrong", "refused");
+    // Who has never seen it does not see it now.
+    let stranger = TestServer::start();
+    let found = Found::by(&[&args[..], &["--notary", stranger.name()]].concat());
+    found.has("notary", "wrong", &format!("{} does not see it", stranger.name()));
     // And looking at it has changed nothing: it starts.
     server.resume();
     Found::by(&args).only_wrong(&[]);
