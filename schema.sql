@@ -41,10 +41,11 @@ CREATE TABLE rooms (
 --
 -- `status`: 0 accepted, 1 soft-failed, 2 rejected. `state_before` and `state_after` are snapshots; NULL for outliers,
 -- of which we know neither. `redacted_by`: the redaction that took effect. `outgoing`: to be sent to the servers in the
--- room, because it was made here or handed in here (send_join, send_leave, send_knock).
+-- room, because it was made here or handed in here (send_join, send_leave, send_knock). `room_key` is one of `rooms`; that
+-- is not declared, since a room that is deleted would have SQLite go through all events.
 CREATE TABLE events (
   event_key INTEGER PRIMARY KEY,
-  room_key INTEGER NOT NULL REFERENCES rooms,
+  room_key INTEGER NOT NULL,
   event_id TEXT NOT NULL UNIQUE,
   stream INTEGER,
   sub INTEGER NOT NULL DEFAULT 0,
@@ -401,6 +402,42 @@ CREATE INDEX room_aliases_by_room ON room_aliases (room_id);
 CREATE TABLE published_rooms (
   room_id TEXT NOT NULL PRIMARY KEY
 ) STRICT, WITHOUT ROWID;
+
+-- Rooms into which nobody of this server is to come: they are neither joined nor knocked upon, nor is anybody invited, from
+-- here or from elsewhere. `blocked_by`: the administrator who said so; '' is who runs the server.
+CREATE TABLE blocked_rooms (
+  room_id TEXT NOT NULL PRIMARY KEY,
+  blocked_by TEXT NOT NULL,
+  blocked_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Rooms that an administrator has deleted: their local users leave, then everything there is of the room goes, a portion at
+-- a time. `order_json` is what was asked for, `result` what has become of it so far, both JSON objects. `stage`: 0 users are
+-- leaving, 1 the room's servers are told, and then its rows go, 2 complete, 3 failed, with what `error` says. Taken up at
+-- `due_ms`, NULL at the end (`ended_ms`); until then nobody comes into the room.
+CREATE TABLE room_deletions (
+  delete_id TEXT NOT NULL PRIMARY KEY,
+  room_id TEXT NOT NULL,
+  order_json TEXT NOT NULL,
+  result TEXT NOT NULL,
+  stage INTEGER NOT NULL,
+  error TEXT,
+  asked_ms INTEGER NOT NULL,
+  due_ms INTEGER,
+  ended_ms INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX room_deletions_by_room ON room_deletions (room_id);
+CREATE INDEX room_deletions_due ON room_deletions (due_ms) WHERE due_ms IS NOT NULL;
+
+-- One row: the highest keys of rows that went with rooms, so that no key is ever given out again. What is kept in memory, or
+-- was read before, knows events, states and rooms by them.
+CREATE TABLE retired_keys (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  room_key INTEGER NOT NULL,
+  event_key INTEGER NOT NULL,
+  snapshot INTEGER NOT NULL
+) STRICT;
+INSERT INTO retired_keys (one, room_key, event_key, snapshot) VALUES (1, 0, 0, 0);
 
 -- ===== Other servers: keys, delivery, transactions (src/store/servers) =====
 

@@ -62,7 +62,7 @@ const fn table(name: &'static str, filled: &'static [TableShare], swept: &'stati
 }
 
 /// What `rooms` and everything that hangs on a room's graph are swept by.
-const HISTORY: &str = "never: a room's history is kept";
+const HISTORY: &str = "never: a room's history is kept, unless an administrator deletes the room";
 /// Of what is derived from accepted events, row for row.
 const BY_EVENTS: &str = "a bounded number of rows for each accepted event";
 const RECEIVED: &str = "of_the_messages_that_were_received_the_last_of_each_origin_are_known_again";
@@ -203,6 +203,13 @@ pub const TABLES: &[TableBounds] = &[
     ),
     table("room_aliases", &[users("by the rate limit of writes", "")], "whoever may delete them"),
     table("published_rooms", &[users("one for each room", "")], "whoever may take them out"),
+    table("blocked_rooms", &[itself("who runs the server blocks them")], "whoever blocks them no more"),
+    table(
+        "room_deletions",
+        &[itself("who runs the server asks for them; one at a time of each room")],
+        "each new one takes out those that ended 7 days ago, and beyond 1000",
+    ),
+    table("retired_keys", &[itself("one row")], "never"),
     // ----- servers -----
     table("signing_keys", &[itself("one for each rotation")], "never: what they signed stays verifiable"),
     table(

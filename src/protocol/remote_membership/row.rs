@@ -100,6 +100,16 @@ impl RemoteMembership {
     }
 }
 
+impl RemoteMembership {
+    /// What is left of a local user's membership in a room that is deleted here: that they have left, by this event, at
+    /// this position of the stream, for clients that do not know it yet.
+    pub fn ended(event: Pdu, user: &UserId, stream: i64, now: Millis) -> Self {
+        let mut fields = Fields::blank(event.room_id(), user, event.version());
+        (fields.event, fields.stream, fields.ended_ms) = (Some(event), stream, Some(now));
+        Self(fields)
+    }
+}
+
 impl Fields {
     /// A room that the user has nothing to do with.
     pub(super) fn blank(room_id: &RoomId, user_id: &UserId, room_version: RoomVersion) -> Self {

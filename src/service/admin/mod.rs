@@ -6,11 +6,15 @@
 //! - `federation`: how other servers stand with us.
 //! - `knocks`: who waits before which room's door, and the answer to them.
 //! - `own_door`: what of a user's rooms asks something of them.
+//! - `room_deletion`: a room goes, with everything there is of it.
 
 pub mod accounts;
 pub mod federation;
 pub mod knocks;
 pub mod own_door;
+pub mod room_deletion;
+#[cfg(test)]
+mod room_deletion_tests;
 
 use std::ops::Deref;
 

@@ -155,7 +155,8 @@ impl Scheduler {
                 || db.next_pending_due()?.is_some()
                 || db.next_owed_invite_due()?.is_some()
                 || db.next_owed_join_due()?.is_some()
-                || db.next_device_list_due()?.is_some())
+                || db.next_device_list_due()?.is_some()
+                || db.next_room_deletion_due()?.is_some())
         };
         if hs.store.read(due)? {
             hs.store.write(move |tx| {
@@ -163,7 +164,8 @@ impl Scheduler {
                 tx.hasten_all_pending(now)?;
                 tx.hasten_owed_invites(now)?;
                 tx.hasten_owed_joins(now)?;
-                tx.hasten_all_device_lists(now)
+                tx.hasten_all_device_lists(now)?;
+                tx.hasten_room_deletions(now)
             })?;
         }
         let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
@@ -179,6 +181,12 @@ impl Scheduler {
     /// Waits for so long before another server is asked again, or until the stop. False: there is no again.
     pub fn rest(&self, how_long: Duration) -> bool {
         self.shared.rest(how_long)
+    }
+
+    /// Whether anything is done in the background.
+    pub fn is_running(&self) -> bool {
+        let state = lock(&self.shared.state);
+        state.ticking && !state.stop
     }
 
     /// Says that something may be due sooner than the timer knows.
@@ -366,6 +374,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             }
         })?;
     }
+    delete_rooms(shared, hs, now)?;
     hand_out_invites(shared, hs, now)?;
     join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
@@ -380,6 +389,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             db.next_owed_join_due()?,
             db.next_delayed_event_due()?,
             db.next_guest_removal_due()?,
+            db.next_room_deletion_due()?,
         ])
     })?;
     Ok(next
@@ -427,6 +437,21 @@ impl Drop for ListingGuard {
         lock(&self.0.state).listing.retain(|user| *user != self.1);
         self.0.wake();
     }
+}
+
+/// Goes on with the deletion of a room, on a thread of its own: a large room takes a while.
+fn delete_rooms(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
+    if lock(&shared.state).working >= WORKERS_MAX {
+        return Ok(());
+    }
+    let Some(delete_id) = hs.store.read(|db| db.due_room_deletion(now))? else { return Ok(()) };
+    let leased = delete_id.clone();
+    hs.store.write(move |tx| tx.put_off_room_deletion(&leased, now + LEASE_MS))?;
+    spawn(shared, hs, move |hs| {
+        if let Err(error) = hs.admin().pursue_room_deletion(&delete_id) {
+            log::log!(error.level(log::Level::Error), "a room is not deleted yet: {error}");
+        }
+    })
 }
 
 /// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one

@@ -91,6 +91,7 @@ impl Incoming<'_> {
         }
         match event.membership() {
             Some(Membership::Invite) if known => return Ok(None),
+            Some(Membership::Invite) if self.store.read(|db| db.is_room_shut(room_id))? => return Ok(None),
             // One that we signed when it was offered, but left to the room to tell us of; since then we have left it.
             Some(Membership::Invite) => {
                 let ours = self.server_name();

@@ -11,8 +11,8 @@ use crate::service::events::server_acl::RoomAcl;
 use crate::service::keys::attempts::KeyPurpose;
 use crate::service::keys::fetch::WantedKey;
 use crate::service::membership::Memberships;
-use crate::store::Room;
 use crate::store::rooms::not_resident;
+use crate::store::{Db, Room};
 
 /// What another server asks for its user.
 pub(super) struct HandshakeRequest<'a> {
@@ -28,21 +28,33 @@ pub(super) struct HandshakeRequest<'a> {
     pub versions: Option<&'a [&'a str]>,
 }
 
+/// Whether anybody may come into a room, as far as who runs this server is concerned. Errors: 403 `M_FORBIDDEN`.
+pub(super) fn check_open(db: &Db<'_>, room_id: &RoomId) -> Result<()> {
+    match db.is_room_shut(room_id)? {
+        true => Err(Error::forbidden("This room has been blocked on this server")),
+        false => Ok(()),
+    }
+}
+
 impl Memberships<'_> {
     /// The one guard of `make_join`, `make_knock`, `make_leave`, `send_join`, `send_knock` and `send_leave`, in this
     /// order. Errors:
     ///
     /// 1. 404 `M_NOT_FOUND`: this server is not in the room (or never heard of it).
     /// 2. 403 `M_FORBIDDEN`: the room's server ACL keeps the other server out.
-    /// 3. 403 `M_FORBIDDEN`: the user is not of that server.
-    /// 4. 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`: the other server does not know the room's version.
-    /// 5. 403 `M_FORBIDDEN`: the room's version does not know this membership.
+    /// 3. 403 `M_FORBIDDEN`: who runs this server has blocked the room; out of it they may all the same.
+    /// 4. 403 `M_FORBIDDEN`: the user is not of that server.
+    /// 5. 400 `M_INCOMPATIBLE_ROOM_VERSION` with `room_version`: the other server does not know the room's version.
+    /// 6. 403 `M_FORBIDDEN`: the room's version does not know this membership.
     ///
     /// What remains is up to the authorisation rules.
     pub(super) fn admit(&self, request: &HandshakeRequest<'_>) -> Result<Room> {
         let room = self.store.read(|db| {
             let room = db.resident_room(request.room_id)?.ok_or_else(not_resident)?;
             RoomAcl::of(db, &room)?.check(request.origin)?;
+            if request.membership != Membership::Leave {
+                check_open(db, request.room_id)?;
+            }
             Ok(room)
         })?;
         if request.user.is_some_and(|user| user.server_name() != request.origin.as_str()) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
-use super::guard::HandshakeRequest;
+use super::guard::{HandshakeRequest, check_open};
 use super::knock::stripped_state_for_servers;
 use super::rows::{note, remote_membership_or_state};
 use super::template::member_draft;
@@ -130,6 +130,7 @@ impl Memberships<'_> {
         target: &UserId,
         content: Map<String, Value>,
     ) -> Result<EventId> {
+        self.store.read(|db| check_open(db, &room.room_id))?;
         let draft = member_draft(&room.room_id, sender, target, content);
         if self.is_local(target) {
             self.store.read(|db| check_invitee(db, target))?;
@@ -365,6 +366,7 @@ impl Memberships<'_> {
         }
         self.store.read(|db| {
             check_invitee(db, &invitee)?;
+            check_open(db, room_id)?;
             check_place(db, &unproved, &invitee)
         })?;
         let invite = self.check_signed(event, version, &request, event_id)?;

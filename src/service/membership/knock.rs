@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::HandshakeRequest;
+use super::guard::{HandshakeRequest, check_open};
 use super::rows::{check_not_resident, note, remote_membership_or_state};
 use super::template::{INVITE_TIMEOUT, member_draft};
 use super::template_expectation::TemplateExpectation;
@@ -33,6 +33,7 @@ impl Memberships<'_> {
     /// reached: a knock that was already signed is then repeated later.
     pub fn knock(&self, user: &UserId, target: &JoinTarget, reason: Option<&str>) -> Result<()> {
         let knocked = self.with_handshake_lock(&target.room_id, user, || {
+            self.store.read(|db| check_open(db, &target.room_id))?;
             self.as_resident_or_remotely(
                 &target.room_id,
                 |room| self.knock_as_resident(room, user, reason),

@@ -143,8 +143,10 @@ pub(in crate::service) fn device_lists_between(
         rooms.extend(db.rooms_of_since(user, since)?.into_iter().map(|room| room.room));
     }
     for key in rooms {
+        // One that is being deleted, or was, is in nobody's state any more.
+        let Some(room) = db.room_with_state(key)? else { continue };
         let is_encrypted = db.state_event_key(key, "m.room.encryption", "")?.is_some();
-        let room = CommonRoom { db, room: db.room_by_key(key)?, is_encrypted, since, position };
+        let room = CommonRoom { db, room, is_encrypted, since, position };
         let parted = if is_encrypted { &mut parted_encrypted } else { &mut parted };
         let was_in = membership_known_at(db, &room.room, user, since)? == Some(Membership::Join);
         match (was_in, db.membership(key, user)? == Some(Membership::Join)) {

@@ -102,7 +102,8 @@ pub fn collect(
 ) -> Result<BTreeMap<RoomId, JoinedRoom>> {
     let mut rooms = BTreeMap::new();
     for key in rooms_to_look_at(context, account_data)? {
-        let room = context.db.room_by_key(key)?;
+        // One that was deleted meanwhile is among those that the user has left.
+        let Some(room) = context.db.room_with_state(key)? else { continue };
         if !context.wants_room(&room.room_id) {
             continue;
         }

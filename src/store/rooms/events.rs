@@ -425,8 +425,10 @@ impl Tx<'_> {
     pub(crate) fn insert_event(&mut self, new: &NewEvent<'_>) -> Result<(EventKey, bool)> {
         let (stream, sub) = (new.place.map(|p| p.stream), new.place.map_or(0, |p| p.sub));
         let insert =
-            "INSERT INTO events (room_key, event_id, stream, sub, depth, origin_server_ts, status, outgoing,
-             state_before, state_after, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10)
+            "INSERT INTO events (event_key, room_key, event_id, stream, sub, depth, origin_server_ts, status,
+             outgoing, state_before, state_after, json)
+             SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1,
+               ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9, ?10 FROM retired_keys WHERE true
              ON CONFLICT (event_id) DO NOTHING";
         let inserted = self.conn().prepare_cached(insert)?.execute(params![
             new.room,
@@ -490,8 +492,9 @@ impl Tx<'_> {
         pdu: &VerifiedPdu,
         status: Status,
     ) -> Result<Option<EventKey>> {
-        let insert = "INSERT INTO events (room_key, event_id, depth, origin_server_ts, status, json)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (event_id) DO NOTHING";
+        let insert = "INSERT INTO events (event_key, room_key, event_id, depth, origin_server_ts, status, json)
+             SELECT max(event_key, coalesce((SELECT max(event_key) FROM events), 0)) + 1, ?1, ?2, ?3, ?4, ?5, ?6
+             FROM retired_keys WHERE true ON CONFLICT (event_id) DO NOTHING";
         let inserted = self.conn().prepare_cached(insert)?.execute(params![
             room,
             pdu.event_id().as_str(),

@@ -11,12 +11,15 @@
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
 //! - `room_import`: a room that comes with its whole state;
-//! - `directory`: aliases and published rooms;
+//! - `directory`: aliases and published rooms; `blocked_rooms`: rooms that nobody is to come into;
+//! - `deletions`: rooms that are being deleted, and how far that is; `purge`: what is deleted then;
 //! - `search`: the index of the texts that search finds events by; `delayed_events`: events to be sent later.
 
 pub mod activity;
 pub mod append;
+pub mod blocked_rooms;
 pub mod delayed_events;
+pub mod deletions;
 pub mod directory;
 pub mod events;
 pub mod late_extremities;
@@ -24,6 +27,7 @@ pub mod memberships;
 pub mod owed_invites;
 pub mod owed_joins;
 pub mod pending_events;
+pub mod purge;
 pub mod relations;
 pub mod remote_memberships;
 pub mod room_import;
@@ -124,6 +128,13 @@ impl Db<'_> {
     /// The room with this id, or 404 `M_NOT_FOUND`.
     pub fn known_room(&self, id: &RoomId) -> Result<Room> {
         self.room(id)?.ok_or_else(|| Error::not_found("This server does not know the room"))
+    }
+
+    /// The room with this row, unless it is gone, or on its way there.
+    pub fn room_with_state(&self, key: RoomKey) -> Result<Option<Room>> {
+        let mut statement = self.conn().prepare_cached("SELECT 1 FROM rooms WHERE room_key = ?1")?;
+        let room = statement.exists([key])?.then(|| self.room_by_key(key)).transpose()?;
+        Ok(room.filter(|room| room.state.is_some()))
     }
 
     /// The room with this row.
@@ -255,7 +266,10 @@ impl Tx<'_> {
             return Ok(room);
         }
         self.conn()
-            .prepare_cached("INSERT INTO rooms (room_id, version) VALUES (?1, ?2)")?
+            .prepare_cached(
+                "INSERT INTO rooms (room_key, room_id, version)
+                 SELECT max(room_key, coalesce((SELECT max(room_key) FROM rooms), 0)) + 1, ?1, ?2 FROM retired_keys",
+            )?
             .execute([id.as_str(), version.id])?;
         self.room_by_key(self.conn().last_insert_rowid())
     }

@@ -346,7 +346,11 @@ impl Tx<'_> {
         delta: Option<Vec<u8>>,
     ) -> Result<SnapshotId> {
         self.conn()
-            .prepare_cached("INSERT INTO snapshots (number, parent, delta) VALUES (?1, ?2, ?3)")?
+            .prepare_cached(
+                "INSERT INTO snapshots (snapshot, number, parent, delta)
+                 SELECT max(snapshot, coalesce((SELECT max(snapshot) FROM snapshots), 0)) + 1, ?1, ?2, ?3
+                 FROM retired_keys",
+            )?
             .execute(params![number, parent, delta])?;
         let snapshot = self.conn().last_insert_rowid();
         let row = SnapshotRow { snapshot, number, parent, delta };

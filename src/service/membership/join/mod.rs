@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::candidates::{HandshakeAnswers, JoinTarget};
-use super::guard::HandshakeRequest;
+use super::guard::{HandshakeRequest, check_open};
 use super::guest_access::check_guest;
 use super::replaced_rooms::follow_upgrade;
 use super::restricted_join::AUTHORISER;
@@ -98,6 +98,7 @@ impl Memberships<'_> {
         by: Option<&EventId>,
     ) -> Result<()> {
         self.store.read(|db| {
+            check_open(db, &target.room_id)?;
             let room = db.resident_room(&target.room_id)?;
             check_guest(db, user, room.map(|room| room.key))
         })?;

@@ -1,0 +1,59 @@
+//! Rooms into which nobody of this server is to come.
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::clock::Millis;
+use crate::error::Result;
+use crate::protocol::RoomId;
+use crate::store::{Db, Tx};
+
+impl Db<'_> {
+    /// Who has blocked the room, if it is: an administrator, or '', which is who runs the server.
+    pub fn blocked_by(&self, room: &RoomId) -> Result<Option<String>> {
+        let mut statement =
+            self.conn().prepare_cached("SELECT blocked_by FROM blocked_rooms WHERE room_id = ?1")?;
+        Ok(statement.query_row([room.as_str()], |row| row.get(0)).optional()?)
+    }
+
+    /// Whether nobody is to come into the room: it is blocked, or being deleted.
+    pub fn is_room_shut(&self, room: &RoomId) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT 1 FROM blocked_rooms WHERE room_id = ?1
+             UNION ALL SELECT 1 FROM room_deletions WHERE room_id = ?1 AND due_ms IS NOT NULL LIMIT 1",
+        )?;
+        Ok(statement.exists([room.as_str()])?)
+    }
+
+    /// The blocked rooms behind one of them, in the order of their ids.
+    pub fn blocked_rooms(&self, behind: &str, most: usize) -> Result<Vec<(RoomId, String, Millis)>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT room_id, blocked_by, blocked_ms FROM blocked_rooms WHERE room_id > ?1 ORDER BY room_id LIMIT ?2",
+        )?;
+        let rows = statement.query_map(params![behind, most as i64], |row| {
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
+        })?;
+        rows.map(|row| row.map_err(Into::into).and_then(|(id, by, when)| Ok((RoomId::parse(&id)?, by, when))))
+            .collect()
+    }
+}
+
+impl Tx<'_> {
+    /// Blocks a room, whether or not there is one here. Who did so first stays.
+    pub fn block_room(&mut self, room: &RoomId, by: &str, now: Millis) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "INSERT INTO blocked_rooms (room_id, blocked_by, blocked_ms) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![room.as_str(), by, now])?;
+        Ok(())
+    }
+
+    /// Blocks a room no more.
+    pub fn unblock_room(&mut self, room: &RoomId) -> Result<()> {
+        self.conn()
+            .prepare_cached("DELETE FROM blocked_rooms WHERE room_id = ?1")?
+            .execute([room.as_str()])?;
+        Ok(())
+    }
+}
