@@ -1060,6 +1060,7 @@ CREATE TABLE media (
 CREATE INDEX media_by_hash ON media (hash) WHERE hash IS NOT NULL;
 CREATE INDEX media_by_use ON media (used_ms) WHERE uploader IS NULL AND quarantined = 0;
 CREATE INDEX media_pending ON media (uploader, expires_ms) WHERE expires_ms IS NOT NULL;
+CREATE INDEX media_by_uploader ON media (uploader, created_ms) WHERE uploader IS NOT NULL AND hash IS NOT NULL;
 CREATE INDEX media_expiring ON media (expires_ms) WHERE expires_ms IS NOT NULL;
 
 -- Thumbnails that were made of a picture's file: how large they were asked for, after that was rounded to one of the

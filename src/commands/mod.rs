@@ -1,14 +1,17 @@
 //! The commands of the binary, one file each: `serve`, `check`, `keys`, `routes`, and `fixture` for tests; those of the operator,
-//! which ask the server that runs or do without it: `user`. `ask`: how they do. `logger`: what is said while a command runs;
+//! which ask the server that runs or do without it: `user`, `room`, `knocks`, `media`. `ask`: how they do. `logger`: what is said while a command runs;
 //! `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
 
 pub mod ask;
 mod check;
 mod fixture;
 mod keys;
+mod knocks;
 mod logger;
+mod media;
 pub mod misuse;
 mod notify;
+mod room;
 mod routes;
 mod serve;
 mod user;
@@ -35,10 +38,16 @@ pub enum Command {
     Routes(routes::Routes),
     /// `user`
     User(user::User),
+    /// `room`
+    Room(room::Room),
+    /// `knocks`
+    Knocks(knocks::Knocks),
+    /// `media`
+    Media(media::Media),
 }
 
 /// The commands of the operator: each understands what [`ask::Operator`] does.
-pub const OF_OPERATOR: &[&str] = &["user"];
+pub const OF_OPERATOR: &[&str] = &["user", "room", "knocks", "media"];
 
 /// Why a command ends without having done what was asked, in a sentence for a person at a terminal.
 pub enum Failure {
@@ -69,6 +78,9 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
             Ok(())
         }
         Command::User(user) => user::run(&user, operator()?),
+        Command::Room(room) => room::run(&room, operator()?),
+        Command::Knocks(knocks) => knocks::run(&knocks, operator()?),
+        Command::Media(media) => media::run(&media, operator()?),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
-use super::admin::users;
+use super::admin::{media as admin_media, rooms as admin_rooms, users};
 use super::client_server::{account, admin, dehydrated, devices, discovery, login, register, reports};
 use super::client_server::{
     account_data, directory, filters, media, messages, profile, push_rules, pushers, relations, room_keys,
@@ -350,6 +350,31 @@ pub const ROUTES: &[Route] = &[
     get("/_synapse/admin/v2/users", Admin(users::list)),
     get("/_synapse/admin/v3/users", Admin(users::list_v3)),
     get("/_synapse/admin/v2/users/{userId}", Admin(users::get)),
+    // ----- what administrators ask: rooms, knocks, media -----
+    get("/_synapse/admin/v1/rooms", Admin(admin_rooms::list)),
+    get("/_synapse/admin/v1/rooms/{roomId}", Admin(admin_rooms::get)),
+    delete("/_synapse/admin/v1/rooms/{roomId}", Admin(admin_rooms::delete)),
+    get("/_synapse/admin/v1/rooms/{roomId}/members", Admin(admin_rooms::members)),
+    get("/_synapse/admin/v1/rooms/{roomId}/state", Admin(admin_rooms::state)),
+    get("/_synapse/admin/v1/rooms/{roomId}/block", Admin(admin_rooms::block)),
+    put("/_synapse/admin/v1/rooms/{roomId}/block", Admin(admin_rooms::set_block)),
+    post("/_synapse/admin/v1/rooms/{roomIdOrAlias}/make_room_admin", Admin(admin_rooms::make_admin)),
+    delete("/_synapse/admin/v2/rooms/{roomId}", Admin(admin_rooms::begin_deletion)),
+    get("/_synapse/admin/v2/rooms/{roomId}/delete_status", Admin(admin_rooms::deletions)),
+    get("/_synapse/admin/v2/rooms/delete_status/{deleteId}", Admin(admin_rooms::deletion)),
+    post("/_synapse/admin/v1/join/{roomIdOrAlias}", Admin(admin_rooms::join)),
+    get("/_synapse/admin/v1/users/{userId}/joined_rooms", Admin(admin_rooms::joined_rooms)),
+    get("/_doorstep/admin/v1/blocked_rooms", Admin(admin_rooms::blocked)),
+    get("/_doorstep/admin/v1/knocks", Admin(admin_rooms::knocks)),
+    post("/_doorstep/admin/v1/knocks/{roomId}/{userId}/{answer}", Admin(admin_rooms::answer_knock)),
+    get("/_synapse/admin/v1/media/{serverName}/{mediaId}", Admin(admin_media::get)),
+    post("/_synapse/admin/v1/media/delete", Admin(admin_media::delete_old)),
+    post("/_synapse/admin/v1/media/{serverName}/delete", Admin(admin_media::delete_old)),
+    post("/_synapse/admin/v1/purge_media_cache", Admin(admin_media::purge_cache)),
+    get("/_synapse/admin/v1/users/{userId}/media", Admin(admin_media::of_user)),
+    delete("/_synapse/admin/v1/users/{userId}/media", Admin(admin_media::delete_of_user)),
+    post("/_synapse/admin/v1/user/{userId}/media/quarantine", Admin(admin_media::quarantine_of_user)),
+    get("/_synapse/admin/v1/statistics/users/media", Admin(admin_media::usage)),
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),

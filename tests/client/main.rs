@@ -13,8 +13,8 @@
 //! - `login_tokens`: devices that let another log in.
 //! - `media`: files that are uploaded and downloaded, whole, in parts, and what must never come of them.
 //! - `moderation`: reports, locked and suspended accounts, and other services that an account has of its server.
-//! - `operators`: what who runs the server does with rooms, knocks and media.
 //! - `page`: the page at `/` in a browser.
+//! - `operators`: who waits before doors, and who answers; `operators_api`: rooms and media as administrators see them.
 //! - `push`: pushers, what gateways are sent, the list of notifications, the bell.
 //! - `relations`: threads, edits and their kind, and what is told of them with an event.
 //! - `search`: events by their words.
@@ -44,6 +44,7 @@ mod media;
 mod moderation;
 mod operators;
 mod page;
+mod operators_api;
 mod push;
 mod relations;
 mod search;

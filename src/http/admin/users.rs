@@ -63,7 +63,7 @@ fn order(name: &str) -> Result<AccountOrder> {
 }
 
 /// The query parameter `dir`. Errors: 400 `M_INVALID_PARAM`.
-fn backwards(request: &Request) -> Result<bool> {
+pub(super) fn backwards(request: &Request) -> Result<bool> {
     match request.query("dir") {
         None | Some("f") => Ok(false),
         Some("b") => Ok(true),
@@ -72,7 +72,7 @@ fn backwards(request: &Request) -> Result<bool> {
 }
 
 /// A query parameter that counts something. Errors: 400 `M_INVALID_PARAM`.
-fn count(request: &Request, name: &str, usual: i64) -> Result<i64> {
+pub(super) fn count(request: &Request, name: &str, usual: i64) -> Result<i64> {
     match request.query_int(name)? {
         None => Ok(usual),
         Some(count) if count >= 0 => Ok(count),

@@ -54,13 +54,13 @@ fn client_format<'r>(hs: &Homeserver, requester: &'r Requester) -> ClientFormat<
 }
 
 /// 200 with JSON that this server made of its own types.
-fn reply<T: serde::Serialize>(body: &T) -> Result<Reply> {
+pub(in crate::http) fn reply<T: serde::Serialize>(body: &T) -> Result<Reply> {
     Ok(Reply::raw_json(serde_json::to_vec(body).map_err(Error::internal)?))
 }
 
 /// `via`, or `server_name` as it was called before v1.12. What is no server name is of no use, and does no harm; more
 /// than a handful is of no use either.
-fn via(request: &Request) -> Vec<ServerName> {
+pub(in crate::http) fn via(request: &Request) -> Vec<ServerName> {
     const VIA_MAX: usize = 20;
     let name = if request.query("via").is_some() { "via" } else { "server_name" };
     request.query_all(name).filter_map(|server| ServerName::parse(server).ok()).take(VIA_MAX).collect()

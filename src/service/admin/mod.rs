@@ -6,15 +6,19 @@
 //! - `federation`: how other servers stand with us.
 //! - `knocks`: who waits before which room's door, and the answer to them.
 //! - `own_door`: what of a user's rooms asks something of them.
+//! - `media`: files by who uploaded them, and by their age.
+//! - `rooms`: rooms as they are listed and looked at; blocked ones; who is put into one, and given power in it.
 //! - `room_deletion`: a room goes, with everything there is of it.
 
 pub mod accounts;
 pub mod federation;
 pub mod knocks;
 pub mod own_door;
+pub mod media;
 pub mod room_deletion;
 #[cfg(test)]
 mod room_deletion_tests;
+pub mod rooms;
 
 use std::ops::Deref;
 

@@ -181,7 +181,8 @@ fn a_deletion_that_is_cut_short_goes_on_until_nothing_is_left() {
             break;
         }
         // Nobody comes back in while it is under way.
-        let (code, refused) = carol.request("POST", &format!("{V3}/join/{}", segment(&room)), Some(json!({})));
+        let (code, refused) =
+            carol.request("POST", &format!("{V3}/join/{}", segment(&room)), Some(json!({})));
         assert!(code == 403 || status(&here)["status"] != "active", "{code} {refused}");
         std::thread::sleep(Duration::from_millis(cut * 10));
         here.restart();

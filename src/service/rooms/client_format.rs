@@ -16,7 +16,7 @@ use crate::protocol::{EventId, Pdu, RoomId, UserId};
 use crate::service::events::erasure::Erasure;
 use crate::service::rooms::view::RoomView;
 use crate::store::rooms::events::EventRow;
-use crate::store::{EventKey, Room, StoredEvent};
+use crate::store::{Db, EventKey, Room, StoredEvent};
 
 /// JSON that is ready to be sent.
 pub type Json = Box<RawValue>;
@@ -151,6 +151,12 @@ pub fn message(format: &ClientFormat<'_>, event: &Pdu, membership: Membership) -
 /// looked up for each.
 pub fn state(erasure: &Erasure<'_>, format: &ClientFormat<'_>, event: &StoredEvent) -> Result<Json> {
     write(&*erasure.shown(event)?, format, of_state(erasure, format, event.redacted_by)?)
+}
+
+/// An event of a room's state, for who runs the server.
+pub fn for_operator(db: &Db<'_>, key: EventKey, now: Millis) -> Result<Json> {
+    let nobody = UserId::parse(&format!("@nobody:{}", db.server_name()))?;
+    write(&db.pdu_by_key(key)?, &ClientFormat::usual(&nobody, None, now), ClientUnsigned::default())
 }
 
 fn of_state(

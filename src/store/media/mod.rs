@@ -1,6 +1,7 @@
 //! Media: what is known of each mxc:// URI, and which files there are. The files themselves are the business of whoever
 //! calls (`service/media`).
 
+pub mod listed;
 pub mod thumbnails;
 
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};

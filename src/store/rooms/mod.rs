@@ -11,6 +11,7 @@
 //! - `memberships`: the members of rooms; `remote_memberships`: local users' memberships in rooms that this server is not
 //!   in; `owed_invites`: invites that wait for the invitee's server; `owed_joins`: joins of those whose knock was accepted;
 //! - `room_import`: a room that comes with its whole state;
+//! - `listed`: what who runs the server is told of rooms;
 //! - `directory`: aliases and published rooms; `blocked_rooms`: rooms that nobody is to come into;
 //! - `deletions`: rooms that are being deleted, and how far that is; `purge`: what is deleted then;
 //! - `search`: the index of the texts that search finds events by; `delayed_events`: events to be sent later.
@@ -23,6 +24,7 @@ pub mod deletions;
 pub mod directory;
 pub mod events;
 pub mod late_extremities;
+pub mod listed;
 pub mod memberships;
 pub mod owed_invites;
 pub mod owed_joins;
