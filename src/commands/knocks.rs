@@ -72,10 +72,14 @@ fn shown(knocks: &[&Value]) -> String {
     let mut rows = vec![["WHO", "NAME", "SINCE", "ROOM", "ROOM'S NAME", "WHY"].map(str::to_owned).to_vec()];
     rows.extend(knocks.iter().map(|knock| {
         let since = knock["since_ms"].as_i64().map(super::logger::utc).unwrap_or_default();
-        // What strangers write keeps to its line.
-        let line =
-            |field: &str| text(knock, field).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        vec![line("user_id"), line("displayname"), since, line("room_id"), line("room_name"), line("reason")]
+        vec![
+            text(knock, "user_id"),
+            text(knock, "displayname"),
+            since,
+            text(knock, "room_id"),
+            text(knock, "room_name"),
+            text(knock, "reason"),
+        ]
     }));
     table(&rows)
 }

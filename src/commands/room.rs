@@ -113,9 +113,10 @@ fn path(room_id: &str, rest: &str) -> String {
     format!("/_synapse/admin/v1/rooms/{}{rest}", segment(room_id))
 }
 
+/// A field as a person reads it. What strangers write keeps to its line, and says nothing to the terminal.
 pub(super) fn text(value: &Value, field: &str) -> String {
     match &value[field] {
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
         Value::Null => String::new(),
         other => other.to_string(),
     }

@@ -80,7 +80,7 @@ def _segment(text):
     return urllib.parse.quote(text, safe="")
 
 
-def register(server, localpart):
+def register(server, localpart, admin=False):
     """A new account by the shared secret, as administrators of Synapse script it."""
     path = "/_synapse/admin/v1/register"
     status, answer = request(server, "GET", path)
@@ -88,12 +88,13 @@ def register(server, localpart):
         raise Refused("GET", path, None, status, answer)
     password = "correct horse battery staple"
     mac = hmac.new(SHARED_SECRET.encode(), digestmod=hashlib.sha1)
-    mac.update("\0".join([answer["nonce"], localpart, password, "notadmin"]).encode())
+    kind = "admin" if admin else "notadmin"
+    mac.update("\0".join([answer["nonce"], localpart, password, kind]).encode())
     body = {
         "nonce": answer["nonce"],
         "username": localpart,
         "password": password,
-        "admin": False,
+        "admin": admin,
         "mac": mac.hexdigest(),
     }
     status, answer = request(server, "POST", path, body)

@@ -18,6 +18,7 @@ import files  # noqa: F401 - likewise
 import flows
 import kills
 import meetings  # noqa: F401 - likewise
+import operators  # noqa: F401 - likewise
 import partitions
 import upgrades  # noqa: F401 - likewise
 from gate import Gate

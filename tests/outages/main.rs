@@ -12,6 +12,7 @@
 //! - `long_outages`: thousands of messages missed, and made up for by few requests.
 //! - `media`: files that are killed amid their upload, or find the disk full.
 //! - `open_door`: SIGKILL between the invite that accepts a knock and the join.
+//! - `operators`: SIGKILL while a room is deleted; the commands for rooms, knocks and media.
 //! - `push`: SIGKILL while a push gateway is told.
 //! - `terminal`: what a person at a terminal is told, and what an operator finds in the log.
 
@@ -30,5 +31,6 @@ mod keys;
 mod long_outages;
 mod media;
 mod open_door;
+mod operators;
 mod push;
 mod terminal;

@@ -396,7 +396,7 @@ impl Admin<'_> {
             return Ok(false);
         }
         let until = self.clock.instant() + TELL_TIMEOUT;
-        let upto = self.store.position();
+        let Some(upto) = self.store.read(|db| db.last_outgoing_event(room.key))? else { return Ok(true) };
         for server in self.store.read(|db| db.resident_servers(room.key))? {
             let left = until.saturating_duration_since(self.clock.instant());
             if server != *self.server_name() && !left.is_zero() {

@@ -90,6 +90,12 @@ impl Db<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// The position of the last event of a room that its servers are to be sent.
+    pub fn last_outgoing_event(&self, room: RoomKey) -> Result<Option<i64>> {
+        let last = "SELECT max(stream) FROM events WHERE room_key = ?1 AND outgoing = 1";
+        Ok(self.conn().prepare_cached(last)?.query_row([room], |row| row.get(0))?)
+    }
+
     /// The last row of any event.
     pub fn last_event_key(&self) -> Result<EventKey> {
         let last = "SELECT coalesce(max(event_key), 0) FROM events";
