@@ -13,8 +13,8 @@
 pub mod accounts;
 pub mod federation;
 pub mod knocks;
-pub mod own_door;
 pub mod media;
+pub mod own_door;
 pub mod room_deletion;
 #[cfg(test)]
 mod room_deletion_tests;
