@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::clock::Millis;
 use crate::error::{Error, Result};
-use crate::protocol::UserId;
 use crate::protocol::media::{MediaId, MxcUri};
+use crate::protocol::{UserId, json};
 use crate::service::admin::Admin;
 use crate::service::media::no_such_media;
 use crate::store::media::MediaRow;
@@ -166,7 +166,7 @@ impl Admin<'_> {
         self.store.read(|db| {
             let users = db.profile_avatars()?;
             let mut avatars: HashSet<String> =
-                users.iter().filter_map(|json| serde_json::from_str(json).ok()).collect();
+                users.iter().filter_map(|avatar| json::read::<String>(avatar.as_bytes()).ok()).collect();
             for room in db.rooms_with_a_state()? {
                 let avatar = db.state_event(room.key, "m.room.avatar", "")?;
                 avatars.extend(avatar.and_then(|avatar| avatar.content_str("url")));
@@ -197,8 +197,9 @@ impl Admin<'_> {
         let mut users: Vec<_> = usage
             .into_iter()
             .map(|usage| {
-                let name = usage.displayname.as_deref().and_then(|json| serde_json::from_str(json).ok());
-                (name.unwrap_or(None::<String>), usage)
+                let name =
+                    usage.displayname.as_deref().and_then(|name| json::read::<String>(name.as_bytes()).ok());
+                (name, usage)
             })
             .filter(|(name, usage)| {
                 let has = |text: &str, term: &str| text.to_lowercase().contains(term);

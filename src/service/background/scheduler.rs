@@ -5,6 +5,7 @@
 //! again, and never twice at once.
 
 mod delayed;
+mod deletions;
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{self, AssertUnwindSafe};
@@ -374,7 +375,7 @@ fn look(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Res
             }
         })?;
     }
-    delete_rooms(shared, hs, now)?;
+    deletions::delete_rooms(shared, hs, now)?;
     hand_out_invites(shared, hs, now)?;
     join_who_was_let_in(shared, hs, now)?;
     delayed::send_delayed_events(shared, hs, now)?;
@@ -437,21 +438,6 @@ impl Drop for ListingGuard {
         lock(&self.0.state).listing.retain(|user| *user != self.1);
         self.0.wake();
     }
-}
-
-/// Goes on with the deletion of a room, on a thread of its own: a large room takes a while.
-fn delete_rooms(shared: &Arc<SchedulerShared>, hs: &Arc<Homeserver>, now: Millis) -> Result<()> {
-    if lock(&shared.state).working >= WORKERS_MAX {
-        return Ok(());
-    }
-    let Some(delete_id) = hs.store.read(|db| db.due_room_deletion(now))? else { return Ok(()) };
-    let leased = delete_id.clone();
-    hs.store.write(move |tx| tx.put_off_room_deletion(&leased, now + LEASE_MS))?;
-    spawn(shared, hs, move |hs| {
-        if let Err(error) = hs.admin().pursue_room_deletion(&delete_id) {
-            log::log!(error.level(log::Level::Error), "a room is not deleted yet: {error}");
-        }
-    })
 }
 
 /// Hands out the invites that are due, side by side, on threads of their own: a server that does not answer keeps one
