@@ -15,7 +15,7 @@ use crate::store::{Db, EventKey, RoomKey, SnapshotId, Tx};
 
 /// Tables whose rows belong to a room, and what names few of them: how they are found by it (the plus keeps SQLite from
 /// going through all rows of the room where a row is found by that name alone).
-const TABLES_BY_ROOM: [(&str, &str, &str); 14] = [
+const TABLES_BY_ROOM: [(&str, &str, &str); 13] = [
     ("extremities", "room_key = ?1", "event_key"),
     ("late_extremities", "room_key = ?1", "event_key"),
     ("gaps", "room_key = ?1", "event_id"),
@@ -28,9 +28,7 @@ const TABLES_BY_ROOM: [(&str, &str, &str); 14] = [
     ("receipts", "room_key = ?1", "user_id"),
     ("typing", "room_key = ?1", "user_id"),
     ("pending_events", "+room_key = ?1", "pending"),
-    // By each of its two indexes.
-    ("notifications", "+room_key = ?1 AND thread IS NULL", "stream"),
-    ("notifications", "+room_key = ?1 AND thread IS NOT NULL", "stream"),
+    ("notifications", "room_key = ?1", "stream"),
 ];
 
 /// Takes so many rows of the room `?1` of one of those tables: `?2` at most, or all that have the same names.
