@@ -16,6 +16,14 @@ CREATE TABLE server (
   stream INTEGER NOT NULL
 ) STRICT;
 
+-- Positions that nobody knows any more: given out behind (`after`) what was in the backup that this database was restored
+-- from, and before (`upto`) what it goes on with. A client whose token is one of them begins anew, since it may have seen
+-- what is not here. A row for each restore.
+CREATE TABLE lost_positions (
+  after INTEGER PRIMARY KEY,
+  upto INTEGER NOT NULL
+) STRICT;
+
 -- ===== Rooms, their events, state and members, also of rooms elsewhere (src/store/rooms) =====
 
 -- Every room that we have events of. `resident`: a local user is joined, so that other servers send us its events.

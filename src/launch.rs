@@ -1,5 +1,6 @@
 //! A homeserver with its listeners: what the binary, the fixture and the tests start and stop.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,9 @@ use crate::config::{Config, Data};
 use crate::error::{Error, Result};
 use crate::http::metrics::MetricsPage;
 use crate::http::router::Router;
-use crate::http::{Certificate, ConnectionLimits, ListenSpec, Request, Server, Service, is_listened_on};
+use crate::http::{
+    Certificate, ConnectionLimits, ListenSpec, Reply, Request, Server, Service, is_listened_on,
+};
 use crate::service::Homeserver;
 
 /// The local socket in a data folder, by which commands reach the server that runs there.
@@ -150,12 +153,22 @@ pub fn answer_operator(
     target: &str,
     body: Option<&[u8]>,
 ) -> Result<(u16, Vec<u8>)> {
+    let reply = reply_to_operator(config, method, target, body)?;
+    Ok((reply.status(), reply.into_bytes()?))
+}
+
+/// The same for a `GET` whose answer may be large: gives the body to be read.
+pub fn stream_to_operator(config: Config, target: &str) -> Result<(u16, Box<dyn Read + Send>)> {
+    let reply = reply_to_operator(config, "GET", target, None)?;
+    Ok((reply.status(), reply.into_reader()))
+}
+
+fn reply_to_operator(config: Config, method: &str, target: &str, body: Option<&[u8]>) -> Result<Reply> {
     let method = method.parse().map_err(|()| Error::internal("there is no such method"))?;
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
     let request = Request::new(method, target.to_owned(), Vec::new(), nowhere)?;
     let router = Arc::new(Router::new(Homeserver::open(config, Clock::new())?));
-    let reply = router.answer_operator(request.with_body(body.unwrap_or_default().to_vec()));
-    Ok((reply.status(), reply.into_bytes()?))
+    Ok(router.answer_operator(request.with_body(body.unwrap_or_default().to_vec())))
 }
 
 impl Drop for Launched {

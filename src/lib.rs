@@ -92,6 +92,7 @@
 //! | who is joined because their knock was accepted | `service/membership/open_door.rs` |
 //! | what is due by the clock | `service/background/scheduler.rs` |
 //! | what others may make us do | `service/limits/`, `service/accounts/passwords.rs`, `check_place` in `service/membership/invite.rs` |
+//! | a backup, and a server that is made of one | `service/admin/backup/`; the copy of the database: `store/engine/copy.rs`; what is dropped: `store/engine/restored.rs` |
 //! | what a commit is | `store/engine/writer.rs`; the write-ahead log: `store/engine/checkpoint.rs` |
 //! | an event's bytes | `protocol/json/object.rs`: what is hashed, signed, redacted and stored is cut out of its canonical text |
 //! | end-to-end keys, cross-signing, key backup | `service/devices/`; how they are read and checked: [`protocol::device_keys`], [`protocol::cross_signing`] (`keys` are servers' signing keys) |
@@ -156,11 +157,13 @@ pub mod internals {
     pub use crate::http::routes::ROUTES;
     pub use crate::http::{
         Admission, BodyUse, Call, Certificate, ConnectionLimits, Handler, ListenSpec, Outcome, Poll, Quota,
-        Reply, Request, Route, Server, Service, ask,
+        Reply, Request, Route, Server, Service, ask, ask_for_stream,
     };
     pub use crate::locks::lock;
     pub use crate::service::accounts::NewAccount;
     pub use crate::service::accounts::sessions::NewLogin;
+    pub use crate::service::admin::backup::restore::restore;
+    pub use crate::service::admin::backup::written::write_file;
     pub use crate::service::devices::cross_signing::{NewSigningKeys, UploadedSignatures};
     pub use crate::service::devices::key_backup::NewKeyBackup;
     pub use crate::service::events::build::Draft;

@@ -2,15 +2,15 @@
 //! runs, by opening the folder themselves. Either way it is the same request with the same answer. The folder's lock
 //! decides which way it is, so that nothing comes in between.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 use doorstep::config::{Config, Data, Settings};
 use doorstep::error::reason;
-use doorstep::internals::{Store, ask};
-use doorstep::launch::{SOCKET, answer_operator};
+use doorstep::internals::{Store, ask, ask_for_stream};
+use doorstep::launch::{SOCKET, answer_operator, stream_to_operator};
 use serde_json::Value;
 
 use super::{Failure, say};
@@ -20,6 +20,9 @@ use super::{Failure, say};
 const FOLDER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How soon it looks again.
 const FOLDER_PAUSE: Duration = Duration::from_millis(50);
+
+/// What stands for `-`.
+pub const STANDARD_OUTPUT: &str = "/dev/stdout";
 
 /// What all of these commands understand, wherever it stands: appended to the help of each.
 pub const HELP: &str = "\nOf every such command:
@@ -49,6 +52,8 @@ impl Operator {
                     settings.extend([flag, value]);
                 }
                 (flag @ ("--data" | "--config"), value) => settings.extend([flag, value]),
+                // The parser of arguments takes it for a flag.
+                ("-", _) => rest.push(STANDARD_OUTPUT),
                 _ => rest.push(arg),
             }
         }
@@ -74,8 +79,7 @@ impl Operator {
         if (200..300).contains(&status) {
             return Ok(answer);
         }
-        let told = answer["error"].as_str().map(str::to_owned);
-        Err(Failure::Failed(told.unwrap_or_else(|| format!("the server answered {status}"))))
+        Err(failure(status, &answer))
     }
 
     /// The same with bytes. Gives the status and the body of the answer, whatever they are.
@@ -85,16 +89,51 @@ impl Operator {
         target: &str,
         body: Option<&[u8]>,
     ) -> Result<(u16, Vec<u8>), Failure> {
+        self.reach(
+            |socket| ask(socket, method, target, body),
+            |config| answer_operator(config, method, target, body),
+        )
+    }
+
+    /// Asks for something that may be large, and gives it to be read as it comes. Errors: those of `ask`.
+    pub fn ask_for_stream(&self, target: &str) -> Result<Box<dyn Read>, Failure> {
+        let (status, mut answer) = self.reach(
+            |socket| ask_for_stream(socket, target),
+            |config| {
+                stream_to_operator(config, target).map(|(status, answer)| (status, answer as Box<dyn Read>))
+            },
+        )?;
+        if (200..300).contains(&status) {
+            return Ok(answer);
+        }
+        let mut told = Vec::new();
+        // What cannot be read says nothing.
+        let _ = answer.read_to_end(&mut told);
+        let told: Value = serde_json::from_slice(&told).unwrap_or_default();
+        Err(failure(status, &told))
+    }
+
+    /// The folder of the server's database.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// By the socket of the server that runs, or else by the folder.
+    fn reach<T>(
+        &self,
+        by_socket: impl Fn(&Path) -> std::io::Result<T>,
+        by_folder: impl Fn(Config) -> doorstep::Result<T>,
+    ) -> Result<T, Failure> {
         let socket = self.folder.join(SOCKET);
         let deadline = Instant::now() + FOLDER_TIMEOUT;
         loop {
-            match ask(&socket, method, target, body) {
+            match by_socket(&socket) {
                 Ok(answer) => return Ok(answer),
                 // Nobody listens there: no server runs, or it starts or stops.
                 Err(e) if is_nobody(e.kind()) => {}
                 Err(e) => return Err(Failure::Failed(unreachable(&socket, &e))),
             }
-            match answer_operator(self.config_of_folder()?, method, target, body) {
+            match by_folder(self.config_of_folder()?) {
                 Err(e) if e.is_in_use() && Instant::now() < deadline => std::thread::sleep(FOLDER_PAUSE),
                 Err(e) if e.is_in_use() => {
                     return Err(Failure::Failed(format!(
@@ -124,6 +163,12 @@ impl Operator {
     pub fn print(&self, answer: &Value, lines: impl FnOnce(&Value) -> String) {
         say(&if self.json { answer.to_string() } else { lines(answer) });
     }
+}
+
+/// What the server says of why it does not do what was asked.
+fn failure(status: u16, answer: &Value) -> Failure {
+    let told = answer["error"].as_str().map(str::to_owned);
+    Failure::Failed(told.unwrap_or_else(|| format!("the server answered {status}")))
 }
 
 fn is_nobody(kind: ErrorKind) -> bool {

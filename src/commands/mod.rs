@@ -1,8 +1,10 @@
 //! The commands of the binary, one file each: `serve`, `check`, `keys`, `routes`, and `fixture` for tests; those of the operator,
-//! which ask the server that runs or do without it: `user`, `room`, `knocks`, `media`. `ask`: how they do. `logger`: what is said while a command runs;
+//! which ask the server that runs or do without it: `user`, `room`, `knocks`, `media`, `backup`, `stats`, `signing_key`; and those
+//! that need it stopped: `restore`, `vacuum`. `ask`: how they do. `logger`: what is said while a command runs;
 //! `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
 
 pub mod ask;
+mod backup;
 mod check;
 mod fixture;
 mod keys;
@@ -11,10 +13,14 @@ mod logger;
 mod media;
 pub mod misuse;
 mod notify;
+mod restore;
 mod room;
 mod routes;
 mod serve;
+mod signing_key;
+mod stats;
 mod user;
+mod vacuum;
 
 use std::io::{self, Write};
 
@@ -34,6 +40,8 @@ pub enum Command {
     Fixture(fixture::Fixture),
     /// `keys`
     Keys(keys::Keys),
+    /// `restore`
+    Restore(restore::Restore),
     /// `routes`
     Routes(routes::Routes),
     /// `user`
@@ -44,10 +52,21 @@ pub enum Command {
     Knocks(knocks::Knocks),
     /// `media`
     Media(media::Media),
+    /// `backup`
+    Backup(backup::Backup),
+    /// `stats`
+    Stats(stats::Stats),
+    /// `vacuum`
+    Vacuum(vacuum::Vacuum),
+    /// `export-key`
+    ExportKey(signing_key::ExportKey),
+    /// `import-key`
+    ImportKey(signing_key::ImportKey),
 }
 
 /// The commands of the operator: each understands what [`ask::Operator`] does.
-pub const OF_OPERATOR: &[&str] = &["user", "room", "knocks", "media"];
+pub const OF_OPERATOR: &[&str] =
+    &["user", "room", "knocks", "media", "backup", "export-key", "import-key", "stats", "vacuum"];
 
 /// Why a command ends without having done what was asked, in a sentence for a person at a terminal.
 pub enum Failure {
@@ -73,6 +92,7 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
         Command::Check(asked) => check::run(asked),
         Command::Fixture(fixture) => fixture::run(&fixture),
         Command::Keys(keys) => keys::run(&keys),
+        Command::Restore(asked) => restore::run(&asked),
         Command::Routes(routes) => {
             routes::run(&routes);
             Ok(())
@@ -81,6 +101,11 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
         Command::Room(room) => room::run(&room, operator()?),
         Command::Knocks(knocks) => knocks::run(&knocks, operator()?),
         Command::Media(media) => media::run(&media, operator()?),
+        Command::Backup(asked) => backup::run(&asked, operator()?),
+        Command::Stats(_) => stats::run(operator()?),
+        Command::Vacuum(_) => vacuum::run(operator()?),
+        Command::ExportKey(asked) => signing_key::export(&asked, operator()?),
+        Command::ImportKey(asked) => signing_key::import(&asked, operator()?),
     }
 }
 

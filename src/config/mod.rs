@@ -9,6 +9,7 @@ mod table;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::clock::Millis;
 use crate::error::{Error, Result};
 use crate::federation::Names;
 use crate::protocol::ServerName;
@@ -124,6 +125,12 @@ pub struct Config {
     pub media_cache_days: u32,
     /// So much of the disk with the data folder no file of media takes, in bytes.
     pub media_keep_free: u64,
+    /// Where backups go that are made by themselves; none: none are.
+    pub backup_to: Option<PathBuf>,
+    /// How long after one the next is made.
+    pub backup_every_ms: Millis,
+    /// How many of them are kept; 0: all.
+    pub backup_keep: usize,
     /// Whether pages that users link to are fetched for previews.
     pub url_previews: bool,
     /// Whether what was acknowledged survives a power cut; only throw-away servers do without.
@@ -397,6 +404,19 @@ mod tests {
     }
 
     #[test]
+    fn times_are_written_as_people_write_them() {
+        let every = |text: &str| config(&["--backup-every", text]).map(|config| config.backup_every_ms);
+        for (text, minutes) in [("1m", 1), ("30 m", 30), ("6h", 360), ("1d", 1440), ("2w", 20_160)] {
+            assert_eq!(every(text).unwrap(), minutes * 60_000, "{text}");
+        }
+        for wrong in ["", "d", "0d", "1", "1y", "-1d", "+1d", "1.5h", "9999999999d", "soon"] {
+            let e = every(wrong).expect_err(wrong);
+            assert!(e.message().contains("--backup-every"), "{e}");
+        }
+        assert_eq!(config(&[]).unwrap().backup_to, None);
+    }
+
+    #[test]
     fn each_default_is_taken_in_and_is_what_the_servers_of_tests_have_too() {
         let name = ServerName::parse("localhost:8448").unwrap();
         let (test, usual) = (Config::for_name(name), config(&[]).unwrap());
@@ -430,7 +450,7 @@ mod tests {
             registration_secret = \"s\"\ndefault_room_version = \"9\"\npublic_url = \"http://x/\"\n\
             notary = [\"n.example\"]\ndeny_server = [\"*.bad\"]\nallow_server = [\"*\"]\nmax_connections = 9\n\
             knocks_per_hour = 1\nknocks_waiting = 2\njoin_on_accepted_knock = true\nmedia_max_upload = \"7M\"\nmedia_per_user = \"2G\"\n\
-            media_cache_size = \"3G\"\nmedia_cache_days = 9\nmedia_keep_free = \"1G\"\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
+            media_cache_size = \"3G\"\nmedia_cache_days = 9\nmedia_keep_free = \"1G\"\nbackup_to = \"b\"\nbackup_every = \"6h\"\nbackup_keep = 3\nurl_previews = true\nno_presence = true\ncall_rules = true\n\
             user_directory = \"all\"\nlivekit_service_url = \"https://l.example\"\nno_rate_limits = true\n\
             allow_private_addresses = true\n\
             acme = false\nacme_name = [\"A.example\"]\nacme_contact = \"a@b.example\"\n\
@@ -453,6 +473,10 @@ mod tests {
         assert_eq!((config.media_max_upload, config.media_per_user), (7 << 20, 2 << 30));
         assert_eq!((config.media_cache_bytes, config.media_cache_days), (3 << 30, 9));
         assert_eq!(config.media_keep_free, 1 << 30);
+        assert_eq!(
+            (config.backup_to, config.backup_every_ms, config.backup_keep),
+            (Some("b".into()), 21_600_000, 3)
+        );
         assert!(config.url_previews);
         assert!(!config.presence && !config.rate_limits && config.allow_private_addresses);
         assert!(config.join_on_accepted_knock && config.call_rules && config.guests);

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 
 use super::{Config, Data, Registration};
+use crate::clock::Millis;
 use crate::protocol::acme::is_certifiable;
 use crate::protocol::room_version;
 use crate::protocol::{ServerName, UserId};
@@ -298,6 +299,27 @@ pub const SETTINGS: &[Setting] = &[
         kind: Kind::One(|config, text| bytes(text).map(|size| config.media_keep_free = size)),
     },
     Setting {
+        flag: "backup-to",
+        value: "folder",
+        usual: Usual::Nothing,
+        help: "make backups by itself, into this folder; best on another disk",
+        kind: Kind::One(|config, text| path(text).map(|folder| config.backup_to = Some(folder))),
+    },
+    Setting {
+        flag: "backup-every",
+        value: "time",
+        usual: Usual::Value("1d"),
+        help: "how often, such as `6h`, `1d` or `1w`",
+        kind: Kind::One(|config, text| time_ms(text).map(|every| config.backup_every_ms = every)),
+    },
+    Setting {
+        flag: "backup-keep",
+        value: "number",
+        usual: Usual::Value("7"),
+        help: "so many of them are kept, the older ones are deleted; 0: none is",
+        kind: Kind::Number(|config, keep| config.backup_keep = keep),
+    },
+    Setting {
         flag: "url-previews",
         value: "",
         usual: Usual::Value("false"),
@@ -489,6 +511,24 @@ fn bytes(text: &str) -> Result<u64, String> {
     let size = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
     size.filter(|size| i64::try_from(*size).is_ok())
         .ok_or_else(|| "should be a size, such as 100M or 10G".into())
+}
+
+/// A span of time as people write it, in milliseconds.
+fn time_ms(text: &str) -> Result<Millis, String> {
+    const MINUTE_MS: Millis = 60_000;
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim() {
+        "m" => Some(MINUTE_MS),
+        "h" => Some(60 * MINUTE_MS),
+        "d" => Some(24 * 60 * MINUTE_MS),
+        "w" => Some(7 * 24 * 60 * MINUTE_MS),
+        _ => None,
+    };
+    let number = digits.parse::<u32>().ok().filter(|number| *number > 0 && !digits.starts_with('+'));
+    number
+        .zip(unit)
+        .map(|(number, unit)| Millis::from(number) * unit)
+        .ok_or_else(|| "should be a time, such as 30m, 6h, 1d or 1w".into())
 }
 
 fn cache_size(config: &mut Config, text: &str) -> Result<(), String> {

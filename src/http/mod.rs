@@ -24,7 +24,7 @@ pub mod transport;
 
 pub use crate::http::transport::bounds::{ConnectionLimits, Quota};
 pub use crate::http::transport::listeners::ListenSpec;
-pub use crate::http::transport::local_socket::{ask, is_listened_on};
+pub use crate::http::transport::local_socket::{ask, ask_for_stream, is_listened_on};
 pub use crate::http::transport::reply::Reply;
 pub use crate::http::transport::request::Request;
 pub(crate) use crate::http::transport::request::decode_segment;

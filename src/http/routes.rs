@@ -3,7 +3,7 @@
 //!
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
-use super::admin::{media as admin_media, rooms as admin_rooms, users};
+use super::admin::{media as admin_media, rooms as admin_rooms, users, whole_server};
 use super::client_server::{account, admin, dehydrated, devices, discovery, login, register, reports};
 use super::client_server::{
     account_data, directory, filters, media, messages, profile, push_rules, pushers, relations, room_keys,
@@ -375,6 +375,11 @@ pub const ROUTES: &[Route] = &[
     delete("/_synapse/admin/v1/users/{userId}/media", Admin(admin_media::delete_of_user)),
     post("/_synapse/admin/v1/user/{userId}/media/quarantine", Admin(admin_media::quarantine_of_user)),
     get("/_synapse/admin/v1/statistics/users/media", Admin(admin_media::usage)),
+    // ----- what administrators ask: the server as a whole -----
+    get("/_doorstep/admin/v1/backup", Admin(whole_server::backup)),
+    get("/_doorstep/admin/v1/storage", Admin(whole_server::storage)),
+    get("/_doorstep/admin/v1/signing_key", Admin(whole_server::signing_key)),
+    post("/_doorstep/admin/v1/signing_key", Admin(whole_server::set_signing_key)),
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),

@@ -123,6 +123,10 @@ pub struct Homeserver {
     pub thumbnails: media::thumbnails::Thumbnails,
     /// What is remembered of pages that were linked to.
     pub url_previews: media::url_preview::UrlPreviews,
+    /// Whether a backup is being made.
+    pub backup_slot: admin::backup::BackupSlot,
+    /// The backups that are made by themselves.
+    pub regular_backups: admin::backup::regular::RegularBackups,
     /// How far the files of media were gone through.
     pub media_sweep: media::sweep::MediaSweep,
     /// What sliding sync keeps in memory.
@@ -188,6 +192,9 @@ impl Homeserver {
             Some(stopped) => stopped.media_files.clone(),
             None => media::files::MediaFiles::open(&config)?,
         };
+        if let Data::Folder(folder) = &config.data {
+            admin::backup::sweep(folder)?;
+        }
         let key_ring = KeyRing::open(&store, &config.server_name, &clock)?;
         let settings = federation::ClientSettings {
             server_name: config.server_name.clone(),
@@ -237,6 +244,8 @@ impl Homeserver {
             media_serving: media::serve::MediaServing::default(),
             thumbnails: media::thumbnails::Thumbnails::default(),
             url_previews: media::url_preview::UrlPreviews::default(),
+            backup_slot: admin::backup::BackupSlot::default(),
+            regular_backups: admin::backup::regular::RegularBackups::default(),
             media_sweep: media::sweep::MediaSweep::default(),
             sliding: sync::sliding::SlidingState::default(),
             join_locks: KeyedLock::default(),
@@ -252,6 +261,7 @@ impl Homeserver {
         self.scheduler.start(self)?;
         self.catch_up_worker.start(self)?;
         self.acme.start(self)?;
+        self.regular_backups.start(self)?;
         self.finish_deactivations()
     }
 
@@ -260,7 +270,10 @@ impl Homeserver {
         self.notifier.stop();
         // Side by side: each may have to wait for threads that hang in a connection.
         std::thread::scope(|scope| {
-            scope.spawn(|| self.scheduler.stop());
+            scope.spawn(|| {
+                self.scheduler.stop();
+                self.regular_backups.stop();
+            });
             scope.spawn(|| self.catch_up_worker.stop());
             scope.spawn(|| self.sender.stop());
             scope.spawn(|| self.acme.stop());

@@ -12,7 +12,7 @@
 //! - `media`: what each mxc:// URI stands for, and which files there are;
 //! - `push`: of what users are notified, and what is unread.
 //!
-//! `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; `bounds` says
+//! `sizes` says what rooms and users take. `engine` opens the database, writes, reads and tells of commits; `cache` is what is kept in memory; `bounds` says
 //! of each table who fills it and what keeps it short, and a test holds it against the schema. Nothing here knows HTTP, the
 //! network, or why something is written.
 //!
@@ -31,6 +31,7 @@ pub(crate) mod media;
 pub(crate) mod push;
 pub(crate) mod rooms;
 pub(crate) mod servers;
+pub(crate) mod sizes;
 
 use std::cell::Cell;
 use std::fs::File;
@@ -58,6 +59,8 @@ use crate::store::engine::readers::{Readers, refuse_nesting};
 use crate::store::engine::writer::Writer;
 
 pub use engine::commit_feed::Changes;
+pub use engine::copy::DatabaseCopy;
+pub use engine::migrate::VERSION as SCHEMA_VERSION;
 pub use engine::open::{Location, Options, sweep_memory};
 pub use rooms::Room;
 pub use rooms::events::{Place, Status, StoredEvent};
@@ -75,6 +78,8 @@ pub type StateTupleId = i64;
 pub(crate) struct StoreState {
     server_name: ServerName,
     position: AtomicI64,
+    /// Positions that a restored backup does not know of: behind the first, before the second.
+    lost: Vec<(i64, i64)>,
     sessions: SessionCache,
     pdus: PduCache,
     resolutions: ResolutionCache,
@@ -104,6 +109,7 @@ impl StoreState {
         Ok(Self {
             server_name: server_name.clone(),
             position: AtomicI64::new(position),
+            lost: engine::restored::lost_positions(connection)?,
             sessions: SessionCache::default(),
             pdus: PduCache::default(),
             resolutions: ResolutionCache::default(),
@@ -121,6 +127,10 @@ impl StoreState {
 
     fn has_call_rules(&self) -> bool {
         self.call_rules.load(Ordering::Relaxed)
+    }
+
+    fn was_lost(&self, position: i64) -> bool {
+        self.lost.iter().any(|(after, upto)| *after < position && position < *upto)
     }
 
     /// The rules of a user who changed none of them.
@@ -195,6 +205,12 @@ impl Store {
         self.shared.counts.get().map(|counts| &**counts)
     }
 
+    /// Whether somebody who was told this position may have seen what is not here: it is yet to come, or was given out before
+    /// this database was restored from an older backup.
+    pub fn is_foreign(&self, position: i64) -> bool {
+        position > self.position() || self.shared.was_lost(position)
+    }
+
     /// Whether the predefined push rules are with those that make a call ring (MSC4075).
     pub fn set_call_rules(&self, calls: bool) {
         self.shared.call_rules.store(calls, Ordering::Relaxed);
@@ -259,6 +275,11 @@ impl<'c> Db<'c> {
     /// The connection, for the files of this folder.
     pub(crate) fn conn(&self) -> &'c Connection {
         self.connection
+    }
+
+    /// Whether a position was given out before this database was restored from an older backup.
+    pub fn was_lost(&self, position: i64) -> bool {
+        self.shared.was_lost(position)
     }
 
     /// How large the database is, without its log.

@@ -2,6 +2,7 @@
 //! ignored by default, one module at a time, for example
 //! `cargo test --release --test figures store_figures -- --ignored --nocapture`.
 //!
+//! - `backup_figures`: what a backup costs those who send meanwhile.
 //! - `protocol_speed`: how long the pure parts take.
 //! - `search_figures`: what search costs.
 //! - `store_figures`: the write path, and large rooms.
@@ -10,6 +11,7 @@
 #[path = "../common/mod.rs"]
 pub mod common;
 
+mod backup_figures;
 mod protocol_speed;
 mod search_figures;
 mod store_figures;

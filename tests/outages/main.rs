@@ -2,6 +2,7 @@
 //! acknowledged is lost, and all sides agree in the end. Apart from the others because each keeps the machine busy.
 //!
 //! - `check`: what `doorstep check` finds, beside a server and without one.
+//! - `backup`: backups while everything goes on, and what becomes of a server that was restored from one.
 //! - `commands`: the operator's, with a server that runs, starts, stops or was killed, and without one.
 //! - `crash`: SIGKILL in every state of a remote membership.
 //! - `crash_random`: SIGKILL at random moments while everything happens at once.
@@ -19,6 +20,7 @@
 #[path = "../common/mod.rs"]
 pub mod common;
 
+mod backup;
 mod check;
 mod commands;
 mod crash;

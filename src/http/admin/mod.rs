@@ -3,10 +3,12 @@
 //!
 //! - `users`: accounts, and their devices.
 //! - `rooms`: rooms, who is in them, and how they go; who knocks. `media`: files.
+//! - `whole_server`: backups, signing keys, where the bytes are.
 
 pub mod media;
 pub mod rooms;
 pub mod users;
+pub mod whole_server;
 
 use crate::error::Result;
 use crate::http::Request;

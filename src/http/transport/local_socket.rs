@@ -3,7 +3,7 @@
 //! the user that the server runs as, or root.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::mem;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -143,6 +143,90 @@ pub fn ask(path: &Path, method: &str, target: &str, body: Option<&[u8]>) -> io::
     read_answer(&answer).ok_or_else(|| ErrorKind::ConnectionAborted.into())
 }
 
+/// Asks for something that may be large, and is read as it comes: its status, and its body. A body that the server does not end
+/// is an error of its reader. Errors: those of [`ask`].
+pub fn ask_for_stream(path: &Path, target: &str) -> io::Result<(u16, Box<dyn Read>)> {
+    let (_folder, short) = short_enough(path)?;
+    let mut stream = UnixStream::connect(short)?;
+    let unheard = |_| io::Error::from(ErrorKind::ConnectionReset);
+    // What has no length comes in chunks: so its end is told from the server's.
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .map_err(unheard)?;
+    let mut stream = BufReader::with_capacity(STREAM_BUFFER_BYTES, stream);
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let read = stream.by_ref().take(HEAD_BYTES_MAX).read_until(b'\n', &mut head).map_err(unheard)?;
+        if read == 0 || head.len() as u64 > HEAD_BYTES_MAX {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+    }
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut parsed = httparse::Response::new(&mut headers);
+    let no_answer = || io::Error::from(ErrorKind::ConnectionReset);
+    parsed.parse(&head).map_err(|_| no_answer())?;
+    let status = parsed.code.ok_or_else(no_answer)?;
+    let length = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length: Option<u64> = match length {
+        Some(length) => {
+            let length = std::str::from_utf8(length.value).ok().and_then(|text| text.parse().ok());
+            Some(length.ok_or_else(no_answer)?)
+        }
+        None => None,
+    };
+    let (is_chunked, left) = (length.is_none(), length.unwrap_or(0));
+    Ok((status, Box::new(StreamedBody { stream, is_chunked, left, is_over: false })))
+}
+
+const STREAM_BUFFER_BYTES: usize = 64 << 10;
+const HEAD_BYTES_MAX: u64 = 16 << 10;
+
+/// A body that is read as it comes.
+struct StreamedBody {
+    stream: BufReader<UnixStream>,
+    is_chunked: bool,
+    /// Of the body, or of the chunk that is being read.
+    left: u64,
+    is_over: bool,
+}
+
+impl StreamedBody {
+    /// Reads up to the next chunk's bytes; whether there are any.
+    fn next_chunk(&mut self) -> io::Result<bool> {
+        let mut line = Vec::new();
+        // The first chunk has no end of another before it.
+        while line.is_empty() || line == b"\r\n" {
+            line.clear();
+            if self.stream.by_ref().take(32).read_until(b'\n', &mut line)? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        match httparse::parse_chunk_size(&line) {
+            Ok(httparse::Status::Complete((_, length))) => self.left = length,
+            _ => return Err(ErrorKind::UnexpectedEof.into()),
+        }
+        Ok(self.left > 0)
+    }
+}
+
+impl Read for StreamedBody {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.is_over || buf.is_empty() {
+            return Ok(0);
+        }
+        if self.left == 0 && !(self.is_chunked && self.next_chunk()?) {
+            self.is_over = true;
+            return Ok(0);
+        }
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let read = self.stream.read(&mut buf[..most])?;
+        if read == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
 /// What a server says that is to be sent the body.
 const GO_ON: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -215,6 +299,40 @@ mod tests {
         drop(socket);
         assert!(!path.exists());
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// What comes of an answer that is read as it comes.
+    fn streamed(answer: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+        let folder = temporary_folder("local-socket");
+        let path = folder.join("a.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let answer = answer.to_vec();
+        let server = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let mut asked = [0; 1024];
+            assert!(stream.read(&mut asked).unwrap() > 0);
+            stream.write_all(&answer).unwrap();
+        });
+        let found = ask_for_stream(&path, "/x").and_then(|(status, mut body)| {
+            let mut bytes = Vec::new();
+            body.read_to_end(&mut bytes).map(|_| (status, bytes))
+        });
+        server.join().unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        found
+    }
+
+    #[test]
+    fn an_answer_that_is_read_as_it_comes_is_whole_or_an_error() {
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\n\n\r\n0\r\n\r\n";
+        let measured = b"HTTP/1.1 409 x\r\nContent-Length: 2\r\n\r\n{}";
+        assert_eq!(streamed(chunked).unwrap(), (200, b"ab\n".to_vec()));
+        assert_eq!(streamed(measured).unwrap(), (409, b"{}".to_vec()));
+        for (answer, end) in [(&chunked[..], chunked.len() - 4), (measured, measured.len())] {
+            for end in (0..end).step_by(5).chain([end - 1]) {
+                assert!(streamed(&answer[..end]).is_err(), "{end} of {:?}", String::from_utf8_lossy(answer));
+            }
+        }
     }
 
     #[test]

@@ -143,6 +143,15 @@ impl Reply {
         }
     }
 
+    /// The body, to be read. A stream that ends before its length is an error.
+    pub fn into_reader(self) -> Box<dyn Read + Send> {
+        match self.body {
+            ReplyBody::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
+            ReplyBody::Stream(length, reader) => Box::new(Exactly::new(length, reader)),
+            ReplyBody::Unmeasured(reader) => reader,
+        }
+    }
+
     pub(super) fn into_parts(self) -> (u16, Vec<Header>, ReplyBody) {
         (self.status, self.headers, self.body)
     }

@@ -3,14 +3,18 @@
 //! program, which come by the socket, or open the data folder themselves where no server runs. The page has the same verbs.
 //!
 //! - `accounts`: accounts as they are listed, looked at, made and changed.
+//! - `backup`: the whole server in one file, and back.
 //! - `federation`: how other servers stand with us.
 //! - `knocks`: who waits before which room's door, and the answer to them.
 //! - `own_door`: what of a user's rooms asks something of them.
 //! - `media`: files by who uploaded them, and by their age.
 //! - `rooms`: rooms as they are listed and looked at; blocked ones; who is put into one, and given power in it.
 //! - `room_deletion`: a room goes, with everything there is of it.
+//! - `signing_key`: taken out, and brought in.
+//! - `storage`: where the bytes are.
 
 pub mod accounts;
+pub mod backup;
 pub mod federation;
 pub mod knocks;
 pub mod media;
@@ -19,6 +23,8 @@ pub mod room_deletion;
 #[cfg(test)]
 mod room_deletion_tests;
 pub mod rooms;
+pub mod signing_key;
+pub mod storage;
 
 use std::ops::Deref;
 

@@ -190,6 +190,11 @@ impl Scheduler {
         state.ticking && !state.stop
     }
 
+    /// Whether it was told to stop.
+    pub fn is_stopping(&self) -> bool {
+        lock(&self.shared.state).stop
+    }
+
     /// Says that something may be due sooner than the timer knows.
     pub fn wake(&self) {
         self.shared.wake();

@@ -186,12 +186,39 @@ impl Keys<'_> {
     /// Retires our signing key and makes another. The old one stays published, so that what it signed stays
     /// verifiable. Gives the new key's id.
     pub fn rotate_signing_key(&self) -> Result<String> {
+        self.change_signing_key(new_key(), false)
+    }
+
+    /// The same with a key that was made elsewhere, or was in use before: the one of a server of this name whose database is
+    /// lost, so that what it signed stays verifiable. Of a server that has done nothing yet the key that it has is forgotten.
+    ///
+    /// Errors: 400 `M_INVALID_PARAM` if another key had that id.
+    pub fn sign_with(&self, key: SigningKey) -> Result<String> {
+        self.change_signing_key(key, true)
+    }
+
+    /// `forgets`: whether the key of a server that has done nothing yet is forgotten.
+    fn change_signing_key(&self, key: SigningKey, forgets: bool) -> Result<String> {
         let ring = &self.key_ring;
         let now = self.clock.now_ms();
-        let key = new_key();
         let (key_id, seed) = (key.key_id().to_owned(), key.seed());
+        let known = read(&ring.own).iter().find(|own| own.key_id == key_id).cloned();
+        match known {
+            Some(known) if known.key != key.verify_key() => {
+                return Err(Error::invalid_param("Another key of this server has that id"));
+            }
+            Some(known) if !known.retired => return Ok(key_id),
+            _ => {}
+        }
         let stored_id = key_id.clone();
-        self.store.write(move |tx| tx.replace_own_key(&stored_id, &seed, now))?;
+        let is_first = self.store.write(move |tx| {
+            let is_first = forgets && tx.has_done_nothing()?;
+            if is_first {
+                tx.forget_own_keys()?;
+            }
+            tx.replace_own_key(&stored_id, &seed, now)?;
+            Ok(is_first)
+        })?;
         let fresh = KnownKey {
             key_id: key_id.clone(),
             key: key.verify_key(),
@@ -200,6 +227,7 @@ impl Keys<'_> {
         };
         {
             let mut own = write(&ring.own);
+            own.retain(|old| !is_first && old.key_id != key_id);
             for old in own.iter_mut().filter(|k| !k.retired) {
                 old.retired = true;
                 old.valid_until_ms = now;

@@ -76,7 +76,13 @@ impl Syncing<'_> {
     pub fn key_changes(&self, user: &UserId, from: i64) -> Result<DeviceLists> {
         self.store.read(|db| {
             let position = db.snapshot_position()?;
-            device_lists_between(db, user, if from > position { 0 } else { from }, position, None)
+            device_lists_between(
+                db,
+                user,
+                if from > position || db.was_lost(from) { 0 } else { from },
+                position,
+                None,
+            )
         })
     }
 

@@ -254,8 +254,7 @@ impl Syncing<'_> {
     /// Whether an answer since a position may be large: none, one that there is not yet, and one of which is not remembered
     /// what was news since.
     pub fn may_be_long_ago(&self, user: &UserId, since: Option<i64>) -> bool {
-        since
-            .is_none_or(|since| since > self.store.position() || self.store.news_since(user, since).is_none())
+        since.is_none_or(|since| self.store.is_foreign(since) || self.store.news_since(user, since).is_none())
     }
 
     /// What is new for the user's device, from one snapshot.
@@ -270,7 +269,7 @@ impl Syncing<'_> {
         let (answer, progress, since, told) = self.store.read(|db| {
             let position = db.snapshot_position()?;
             let anew;
-            let request = if request.since.is_some_and(|since| since > position) {
+            let request = if request.since.is_some_and(|since| since > position || db.was_lost(since)) {
                 anew = SyncRequest { since: None, ..request.clone() };
                 &anew
             } else {

@@ -34,7 +34,11 @@ impl Tx<'_> {
         }
         let filter_id: i64 = self
             .conn()
-            .prepare_cached("SELECT coalesce(max(filter_id), 0) + 1 FROM filters WHERE user_id = ?")?
+            .prepare_cached(
+                // Those that were given out before a backup was restored are not given out again.
+                "SELECT max(coalesce(max(filter_id), 0), (SELECT count(*) * 1000000 FROM lost_positions)) + 1
+                 FROM filters WHERE user_id = ?",
+            )?
             .query_row([user.as_str()], |row| row.get(0))?;
         self.conn()
             .prepare_cached(

@@ -218,7 +218,11 @@ impl Db<'_> {
 impl Tx<'_> {
     /// A new version, which from now on is the one that is written to. Gives its number.
     pub fn add_key_backup(&mut self, user: &UserId, algorithm: &str, auth_data: &ObjectText) -> Result<i64> {
-        let version = self.last_key_backup(user)?.map_or(1, |last| last.version + 1);
+        // Those that were made before a backup of the server was restored are not made again.
+        let restores = "SELECT count(*) FROM lost_positions";
+        let lost: i64 = self.conn().prepare_cached(restores)?.query_row([], |row| row.get(0))?;
+        let last = self.last_key_backup(user)?.map_or(0, |last| last.version);
+        let version = last.max(lost * 1_000_000) + 1;
         self.conn()
             .prepare_cached("DELETE FROM key_backups WHERE user_id = ?1 AND deleted = 2")?
             .execute([user.as_str()])?;

@@ -12,7 +12,7 @@ use crate::store::{Db, Tx};
 
 /// Keys of one device that were given out and are known again: more than a client uploads before it learns what became
 /// of them.
-const ISSUED_MAX: i64 = 1000;
+pub(in crate::store) const ISSUED_MAX: i64 = 1000;
 
 /// A device with its identity keys.
 #[derive(Debug, Clone)]

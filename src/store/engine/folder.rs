@@ -198,11 +198,16 @@ fn note_owner(folder: &Path, lock: &File, server_name: &ServerName) -> Result<()
     if was_owned(lock) {
         return Ok(());
     }
-    note(folder, lock, format!("{FILE} is the database of {server_name}\n").as_bytes())
+    note(folder, lock, owned_by(server_name).as_bytes())
+}
+
+/// What the lock tells of a database.
+pub(in crate::store) fn owned_by(server_name: &ServerName) -> String {
+    format!("{FILE} is the database of {server_name}\n")
 }
 
 /// Has the lock tell this. Cut off in the middle it tells of an owner, unless it still tells what it did.
-fn note(folder: &Path, lock: &File, told: &[u8]) -> Result<()> {
+pub(in crate::store) fn note(folder: &Path, lock: &File, told: &[u8]) -> Result<()> {
     lock.write_all_at(told, 0)
         .and_then(|()| lock.set_len(told.len() as u64))
         .and_then(|()| lock.sync_data())
@@ -232,7 +237,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-fn cannot(folder: &Path, e: std::io::Error) -> Error {
+pub(in crate::store) fn cannot(folder: &Path, e: std::io::Error) -> Error {
     let reason = reason(&e);
     let why = match e.kind() {
         ErrorKind::AlreadyExists | ErrorKind::NotADirectory if !folder.is_dir() => {

@@ -6,18 +6,25 @@
 //! - `readers`: the connections that read; `gate`: what keeps new ones out now and then;
 //! - `backlogs`: how much there is still to be done;
 //! - `inspect`: a database that is looked at and not opened;
-//! - `checkpoint`: the write-ahead log is folded into the database;
+//! - `restoring`: an empty folder that a server is restored into; `restored`: what becomes of a database that comes from a
+//!   backup;
+//! - `checkpoint`: the write-ahead log is folded into the database; `copy`: a copy of it is made while it is written;
+//! - `space`: what each table takes, and a database that is written anew;
 //! - `sweep`: how tables that strangers fill are kept short; `sqlite_error`: what SQLite's errors mean.
 
 pub(super) mod backlogs;
 pub(super) mod checkpoint;
 pub(super) mod commit_feed;
+pub(super) mod copy;
 pub(super) mod folder;
 pub(super) mod gate;
 pub(crate) mod inspect;
 pub mod migrate;
 pub(super) mod open;
 pub(super) mod readers;
+pub mod restored;
+pub mod restoring;
+pub mod space;
 pub(super) mod sqlite_error;
 pub(super) mod sweep;
 pub(super) mod writer;

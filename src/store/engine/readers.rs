@@ -65,6 +65,11 @@ impl Readers {
         Ok(Readers { path, shared, pool: Mutex::new(pool), returned: Condvar::new(), gate: Arc::default() })
     }
 
+    /// The database. One in memory has no such file any more.
+    pub(in crate::store) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What all of them pass.
     pub(in crate::store) fn gate(&self) -> Arc<Gate> {
         self.gate.clone()

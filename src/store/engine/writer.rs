@@ -1,4 +1,5 @@
-//! The writer thread and its group commit: what queued up while the disk was busy is committed together.
+//! The writer thread and its group commit: what queued up while the disk was busy is committed together. Between two
+//! commits it copies a few pages for whoever makes a copy of the database (`copy`).
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
@@ -14,6 +15,7 @@ use crate::error::{ErrCode, Error, Result};
 use crate::store::cache::WriterCache;
 use crate::store::engine::checkpoint::Checkpointer;
 use crate::store::engine::commit_feed::{Changes, CommitFeed, OnCommit};
+use crate::store::engine::copy::{CopyOrder, CopyStep};
 use crate::store::{Db, StoreState, Tx};
 
 /// How many closures share a commit at most. More than there are threads that could wait for one.
@@ -72,6 +74,15 @@ impl QueuedWrite {
     }
 }
 
+/// What the writer is asked for.
+enum WriterJob {
+    Write(QueuedWrite),
+    /// To begin a copy of the database.
+    Copy(CopyOrder),
+    /// To copy some pages more, for the copy that was begun.
+    CopyMore(CopyStep),
+}
+
 struct FinishedWrite {
     job: Box<dyn WriteJob>,
     lost: Option<Error>,
@@ -108,7 +119,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 
 /// The thread that writes, as everybody else sees it. Dropping it waits for what is queued.
 pub(in crate::store) struct Writer {
-    jobs: Option<mpsc::Sender<QueuedWrite>>,
+    jobs: Option<mpsc::Sender<WriterJob>>,
     shared: Arc<StoreState>,
     thread: Option<JoinHandle<()>>,
 }
@@ -131,7 +142,7 @@ impl Writer {
             let disk_failed = None;
             WriterThread {
                 checkpointer,
-                connection,
+                connection: &connection,
                 shared,
                 feed,
                 durable,
@@ -171,8 +182,23 @@ impl Writer {
         if let Some(counts) = self.shared.counts.get() {
             counts.queued.fetch_add(1, Ordering::Relaxed);
         }
-        self.jobs.as_ref().ok_or_else(gone)?.send(queued).map_err(|_| gone())?;
+        self.jobs.as_ref().ok_or_else(gone)?.send(WriterJob::Write(queued)).map_err(|_| gone())?;
         finished.recv().map_err(|_| gone())
+    }
+
+    /// Asks for the beginning of a copy.
+    pub(in crate::store) fn copy(&self, order: CopyOrder) -> Result<()> {
+        self.ask(WriterJob::Copy(order))
+    }
+
+    /// Asks for more of the copy that was begun.
+    pub(in crate::store) fn copy_more(&self, step: CopyStep) -> Result<()> {
+        self.ask(WriterJob::CopyMore(step))
+    }
+
+    fn ask(&self, job: WriterJob) -> Result<()> {
+        let gone = || Error::internal("the database is closed");
+        self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())
     }
 }
 
@@ -187,10 +213,10 @@ impl Drop for Writer {
 }
 
 /// What the writer's thread works with.
-struct WriterThread {
-    // Closed before the connection, which then folds the rest of the log into the database.
+struct WriterThread<'c> {
+    // Ends before the connection is closed, which then folds the rest of the log into the database.
     checkpointer: Option<Checkpointer>,
-    connection: Connection,
+    connection: &'c Connection,
     shared: Arc<StoreState>,
     feed: CommitFeed,
     /// Whether commits wait for the disk at all.
@@ -207,23 +233,54 @@ struct WriterThread {
     lost: u64,
 }
 
-impl WriterThread {
-    fn work(&mut self, queue: &mpsc::Receiver<QueuedWrite>) {
-        while let Ok(first) = queue.recv() {
-            let mut group = vec![first];
-            while group.len() < GROUP_MAX {
-                match queue.try_recv() {
-                    Ok(queued) => group.push(queued),
-                    Err(_) => break,
-                }
-            }
-            if let Some(counts) = self.shared.counts.get() {
-                counts.queued.fetch_sub(group.len() as i64, Ordering::Relaxed);
-            }
-            while !group.is_empty() {
-                group = self.commit_counted(group);
+impl WriterThread<'_> {
+    fn work(&mut self, queue: &mpsc::Receiver<WriterJob>) {
+        let mut next = None;
+        while let Some(job) = next.take().or_else(|| queue.recv().ok()) {
+            match job {
+                WriterJob::Write(first) => next = self.write(first, queue),
+                WriterJob::Copy(order) => self.copy(order, queue),
+                WriterJob::CopyMore(step) => step.refuse(),
             }
         }
+    }
+
+    /// Commits this and what else is queued. Gives a job of another kind that it came upon.
+    fn write(&mut self, first: QueuedWrite, queue: &mpsc::Receiver<WriterJob>) -> Option<WriterJob> {
+        let (mut group, mut other) = (vec![first], None);
+        while group.len() < GROUP_MAX {
+            match queue.try_recv() {
+                Ok(WriterJob::Write(queued)) => group.push(queued),
+                Ok(job) => {
+                    other = Some(job);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        if let Some(counts) = self.shared.counts.get() {
+            counts.queued.fetch_sub(group.len() as i64, Ordering::Relaxed);
+        }
+        while !group.is_empty() {
+            group = self.commit_counted(group);
+        }
+        other
+    }
+
+    /// Copies the database, a few pages whenever it is asked to, and commits in between what is written.
+    fn copy(&mut self, order: CopyOrder, queue: &mpsc::Receiver<WriterJob>) {
+        let connection = self.connection;
+        order.carry_out(connection, |copy| {
+            let mut next = None;
+            while let Some(job) = next.take().or_else(|| queue.recv().ok()) {
+                match job {
+                    WriterJob::Write(first) => next = self.write(first, queue),
+                    WriterJob::Copy(order) => order.refuse(),
+                    WriterJob::CopyMore(step) if step.is_last() => return,
+                    WriterJob::CopyMore(step) => step.take(copy),
+                }
+            }
+        });
     }
 
     /// [`WriterThread::commit_group`], counted if anybody wants to know.
@@ -284,7 +341,7 @@ impl WriterThread {
         changes.position = self.stream;
         self.feed.tell(changes);
         if let Some(checkpointer) = &self.checkpointer {
-            checkpointer.look_after(&self.connection);
+            checkpointer.look_after(self.connection);
         }
         rest
     }
@@ -307,7 +364,7 @@ impl WriterThread {
         done: &mut usize,
         changes: &mut Changes,
     ) -> Result<()> {
-        execute(&self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
+        execute(self.connection, "BEGIN IMMEDIATE").inspect_err(|_| *done = group.len())?;
         let begun = Instant::now();
         let mut ended = begun;
         for queued in group.iter_mut() {
@@ -315,9 +372,9 @@ impl WriterThread {
                 break;
             }
             *done += 1;
-            execute(&self.connection, "SAVEPOINT closure")?;
+            execute(self.connection, "SAVEPOINT closure")?;
             let mut tx = Tx {
-                db: Db::new(&self.connection, &self.shared, Some(&self.cache)),
+                db: Db::new(self.connection, &self.shared, Some(&self.cache)),
                 stream: self.stream,
                 changes: Changes::default(),
             };
@@ -342,9 +399,9 @@ impl WriterThread {
                 if self.connection.total_changes() != written {
                     self.cache.forget_all();
                 }
-                execute(&self.connection, "ROLLBACK TO closure")?;
+                execute(self.connection, "ROLLBACK TO closure")?;
             }
-            execute(&self.connection, "RELEASE closure")?;
+            execute(self.connection, "RELEASE closure")?;
             let before = std::mem::replace(&mut ended, Instant::now());
             if ended - before > SLOW_CLOSURE {
                 log::warn!(
@@ -358,7 +415,7 @@ impl WriterThread {
     }
 
     fn check_cache(&self, changes: &Changes) -> Result<()> {
-        let db = Db::new(&self.connection, &self.shared, None);
+        let db = Db::new(self.connection, &self.shared, None);
         for room in &changes.rooms {
             let untrue = self.cache.untrue(&db, *room)?;
             assert!(untrue.is_none(), "the writer remembers of room {room} what is not so: {untrue:?}");
@@ -370,7 +427,7 @@ impl WriterThread {
         if self.stream != self.shared.position.load(Ordering::Relaxed) {
             self.connection.prepare_cached("UPDATE server SET stream = ?1")?.execute([self.stream])?;
         }
-        execute(&self.connection, "COMMIT")
+        execute(self.connection, "COMMIT")
     }
 
     /// Tells the log of a disk that takes nothing: once, however much is refused then.
@@ -390,7 +447,7 @@ impl WriterThread {
 
     fn give_up_transaction(&mut self) {
         if !self.connection.is_autocommit()
-            && let Err(e) = execute(&self.connection, "ROLLBACK")
+            && let Err(e) = execute(self.connection, "ROLLBACK")
         {
             log::error!("a rollback failed: {e}");
         }

@@ -121,9 +121,24 @@ impl Tx<'_> {
             .prepare_cached("UPDATE signing_keys SET expired_ms = ?1 WHERE expired_ms IS NULL")?
             .execute([now])?;
         self.conn()
-            .prepare_cached("INSERT INTO signing_keys (key_id, seed, made_ms) VALUES (?1, ?2, ?3)")?
+            .prepare_cached(
+                "INSERT INTO signing_keys (key_id, seed, made_ms) VALUES (?1, ?2, ?3)
+                 ON CONFLICT DO UPDATE SET expired_ms = NULL",
+            )?
             .execute((key_id, seed, now))?;
         Ok(())
+    }
+
+    /// Forgets our keys: nothing that they signed is with anybody.
+    pub fn forget_own_keys(&mut self) -> Result<()> {
+        self.conn().execute("DELETE FROM signing_keys", [])?;
+        Ok(())
+    }
+
+    /// Whether nobody has ever had an account here, nor was there a room.
+    pub fn has_done_nothing(&self) -> Result<bool> {
+        let nobody = "SELECT NOT EXISTS (SELECT 1 FROM users) AND NOT EXISTS (SELECT 1 FROM rooms)";
+        Ok(self.conn().query_row(nobody, [], |row| row.get(0))?)
     }
 
     /// Remembers the keys of a statement. What a server says itself replaces whatever was known of the same

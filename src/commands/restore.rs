@@ -1,0 +1,72 @@
+//! `doorstep restore`: a server is made of a backup.
+
+use std::path::{Path, PathBuf};
+
+use argh::{ArgsInfo, FromArgs};
+use doorstep::clock::Clock;
+use doorstep::config::{Config, Data, Settings};
+use doorstep::internals::restore;
+
+use super::{Failure, say};
+
+/// Makes the data folder of a server from a backup. The folder must be empty, or not be there.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "restore")]
+pub struct Restore {
+    /// the backup
+    #[argh(positional)]
+    file: PathBuf,
+    /// folder to restore into [doorstep-data]
+    #[argh(option)]
+    data: Option<String>,
+    /// the server's configuration file, which names the folder and the server
+    #[argh(option)]
+    config: Option<String>,
+    /// name of the server that it has to be a backup of
+    #[argh(option)]
+    name: Option<String>,
+}
+
+/// Restores, and says what happens next.
+pub fn run(asked: &Restore) -> Result<(), Failure> {
+    let flags = [("--data", &asked.data), ("--config", &asked.config), ("--name", &asked.name)];
+    let given: Vec<&str> =
+        flags.iter().filter_map(|(flag, value)| Some([*flag, value.as_deref()?])).flatten().collect();
+    let misuse = |told: String| Failure::Misuse(told);
+    let settings = Settings::from_args(&["doorstep"], &given).map_err(|e| misuse(e.output))?;
+    let settings = settings.with_file().map_err(|e| misuse(e.for_people()))?;
+    let is_named = settings.all("name").next().is_some();
+    let config = Config::from_settings(settings).map_err(|e| misuse(e.for_people()))?;
+    let Data::Folder(folder) = &config.data else {
+        return Err(misuse("a server is restored into a folder, not into memory".into()));
+    };
+    let name = is_named.then_some(&config.server_name);
+    let restored = restore(folder, &asked.file, name, &Clock::new())?;
+    let (manifest, end) = (&restored.manifest, &restored.end);
+    say(&format!(
+        "{} is restored in {}, as it was on {}, with {} files of media.",
+        manifest.server_name,
+        folder.display(),
+        super::logger::utc(manifest.begun_ms),
+        end.media_files - restored.spoilt as u64,
+    ));
+    if restored.spoilt > 0 {
+        say(&format!(
+            "{} files of media were spoilt already when they were backed up, and are left out.",
+            restored.spoilt
+        ));
+    }
+    say(
+        "One-time keys, and whatever else is given out once, are dropped: clients bring new ones by themselves.",
+    );
+    say(
+        "Accounts, devices and passwords are those of that time: who was logged out since is logged in again, and",
+    );
+    say("a name that was registered since can be registered by anybody.");
+    say(&format!("Never start the server that it was made of again. Now: {}", next(folder)));
+    Ok(())
+}
+
+fn next(folder: &Path) -> String {
+    format!("doorstep serve --data {} and the flags that it had before", folder.display())
+}

@@ -1,0 +1,397 @@
+//! A copy of the database, made while it is written.
+//!
+//! Whoever reads for long keeps the write-ahead log from being started over, and a copy takes as long as the disk does. So it
+//! is the writer that copies, by SQLite's backup interface: a few pages at a time, between two commits, whenever it is asked
+//! for more. What a commit changes of the pages that are copied, SQLite writes into the copy too. So the copy is the database
+//! as it is when the last page is copied: everything is in it that was acknowledged before it was begun.
+//!
+//! Who asks for more waits for the disk in between, so that no heap of unwritten pages comes before what the writer has to
+//! wait for.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::store::engine::open::configure;
+use crate::store::engine::restored::blobs_after;
+use crate::store::engine::writer::Writer;
+use crate::store::media::BlobHash;
+
+/// So many pages are copied at once, and again until this much time has passed: that is how long a commit waits for it.
+const PAGES_AT_ONCE: i32 = 16;
+const SLICE: Duration = Duration::from_millis(2);
+/// After so many bytes the copy waits for the disk.
+const SYNCED_EVERY_BYTES: u64 = 4 << 20;
+/// The page cache of the copy.
+const CACHE_KIB: i64 = 1000;
+/// A page of ours.
+const PAGE_BYTES: u64 = 4096;
+/// So often in a row SQLite may say that it cannot copy now.
+const BUSY_MAX: u32 = 100;
+
+/// How far a copy is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyProgress {
+    /// How much is copied.
+    pub done: u64,
+    /// How large it will be, if the database does not grow meanwhile.
+    pub of: u64,
+}
+
+/// To begin a copy, for the writer.
+pub(in crate::store) struct CopyOrder {
+    to: Connection,
+    begun: SyncSender<Result<()>>,
+    /// Where the copy's connection goes when it is over: closing it is not the writer's business.
+    ended: SyncSender<Connection>,
+}
+
+impl CopyOrder {
+    /// Begins it, calls `serve` with it, and ends it.
+    pub(in crate::store) fn carry_out(self, from: &Connection, serve: impl FnOnce(&Backup<'_, '_>)) {
+        let Self { mut to, begun, ended } = self;
+        // Nobody else has ever changed the copy, and whoever waits is there until it ends: a send that fails is no loss.
+        match Backup::new(from, &mut to) {
+            Ok(copy) => {
+                let _ = begun.send(Ok(()));
+                serve(&copy);
+            }
+            Err(e) => drop(begun.send(Err(e.into()))),
+        }
+        let _ = ended.send(to);
+    }
+
+    /// There is one being made.
+    pub(in crate::store) fn refuse(self) {
+        let _ = self.begun.send(Err(Error::internal("two copies of the database at once")));
+    }
+}
+
+/// To copy some pages more, or to end.
+pub(in crate::store) struct CopyStep {
+    /// None: it is over.
+    answer: Option<SyncSender<Result<(StepResult, CopyProgress)>>>,
+}
+
+impl CopyStep {
+    /// Whether the copy is over with this.
+    pub(in crate::store) fn is_last(&self) -> bool {
+        self.answer.is_none()
+    }
+
+    /// Copies for a moment.
+    pub(in crate::store) fn take(self, copy: &Backup<'_, '_>) {
+        let begun = Instant::now();
+        let outcome = loop {
+            match copy.step(PAGES_AT_ONCE) {
+                Ok(StepResult::More) if begun.elapsed() < SLICE => {}
+                Ok(result) => {
+                    let progress = copy.progress();
+                    let [of, left] =
+                        [progress.pagecount, progress.remaining].map(|pages| pages.unsigned_abs().into());
+                    let [of, left]: [u64; 2] = [of, left];
+                    let done = of.saturating_sub(left) * PAGE_BYTES;
+                    break Ok((result, CopyProgress { done, of: of * PAGE_BYTES }));
+                }
+                Err(e) => break Err(e.into()),
+            }
+        };
+        if let Some(answer) = self.answer {
+            let _ = answer.send(outcome);
+        }
+    }
+
+    /// There is none to go on with.
+    pub(in crate::store) fn refuse(self) {
+        if let Some(answer) = self.answer {
+            let _ = answer.send(Err(Error::internal("no copy of the database was begun")));
+        }
+    }
+}
+
+/// A copy that the writer makes. Dropped, it is over.
+struct Copying<'w> {
+    writer: &'w Writer,
+    ended: Receiver<Connection>,
+}
+
+impl<'w> Copying<'w> {
+    fn begin(writer: &'w Writer, to: Connection) -> Result<Self> {
+        let (begun, is_begun) = sync_channel(1);
+        let (end, ended) = sync_channel(1);
+        writer.copy(CopyOrder { to, begun, ended: end })?;
+        is_begun.recv().map_err(|_| closed())??;
+        Ok(Self { writer, ended })
+    }
+
+    fn go_on(&self) -> Result<(StepResult, CopyProgress)> {
+        let (answer, answered) = sync_channel(1);
+        self.writer.copy_more(CopyStep { answer: Some(answer) })?;
+        answered.recv().map_err(|_| closed())?
+    }
+}
+
+impl Drop for Copying<'_> {
+    fn drop(&mut self) {
+        if self.writer.copy_more(CopyStep { answer: None }).is_ok() {
+            drop(self.ended.recv());
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::internal("the database is closed")
+}
+
+impl Store {
+    /// Writes a copy of the database, as it is when this returns, into a new file that only its owner reads; on disk then.
+    /// It needs no log beside it. `go_on` is asked every few megabytes, and its error ends it. What was written until an
+    /// error is for the caller to remove. Not to be called twice at once.
+    ///
+    /// Errors: 507 where the disk is full; those of `go_on`.
+    pub fn copy_to(&self, path: &Path, mut go_on: impl FnMut(CopyProgress) -> Result<()>) -> Result<()> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        let copying = Copying::begin(&self.writer, open(path)?)?;
+        let (mut synced, mut busy) = (0, 0);
+        loop {
+            let (result, progress) = copying.go_on()?;
+            match result {
+                StepResult::Done => break,
+                StepResult::More => busy = 0,
+                _ if busy >= BUSY_MAX => {
+                    return Err(Error::internal("the database cannot be copied: it is locked"));
+                }
+                _ => busy += 1,
+            }
+            // What was begun anew is less than before.
+            if progress.done.abs_diff(synced) >= SYNCED_EVERY_BYTES {
+                synced = progress.done;
+                go_on(progress)?;
+                file.sync_data()?;
+            }
+        }
+        drop(copying);
+        have_no_log(&file)?;
+        file.sync_all()?;
+        Ok(())
+    }
+}
+
+/// A copy of the database that nobody changes.
+pub struct DatabaseCopy {
+    connection: Connection,
+    file: Arc<File>,
+    bytes: u64,
+}
+
+impl DatabaseCopy {
+    /// Opens what [`Store::copy_to`] has written. Its name may be taken away then.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        configure(&connection, CACHE_KIB)?;
+        let file = Arc::new(File::open(path)?);
+        let bytes = file.metadata()?.len();
+        Ok(Self { connection, file, bytes })
+    }
+
+    /// How large it is.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// All of its bytes.
+    pub fn reader(&self) -> impl Read + Send + use<> {
+        CopyReader { file: self.file.clone(), at: 0 }
+    }
+
+    /// The files of media that it knows, in their order, from behind this one on.
+    pub fn blobs_after(&self, after: Option<BlobHash>, most: usize) -> Result<Vec<BlobHash>> {
+        blobs_after(&self.connection, after, most)
+    }
+}
+
+struct CopyReader {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Read for CopyReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buf, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let to = Connection::open_with_flags(path, flags)?;
+    configure(&to, CACHE_KIB)?;
+    // Nothing is to be rolled back in a file that is thrown away if it does not become whole, and nobody else knows it.
+    to.pragma_update(None, "journal_mode", "OFF")?;
+    to.pragma_update(None, "synchronous", "OFF")?;
+    to.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    Ok(to)
+}
+
+/// Takes from the head of a database that there is a write-ahead log (SQLite's file format, 1.3.3): then whoever opens it needs
+/// to write nothing beside it. The server asks for a log again.
+fn have_no_log(file: &File) -> Result<()> {
+    const READ_AND_WRITE_VERSION_AT: u64 = 18;
+    Ok(file.write_all_at(&[1, 1], READ_AND_WRITE_VERSION_AT)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::protocol::ServerName;
+    use crate::store::tests::Folder;
+    use crate::store::{Location, Options};
+
+    fn store(folder: &Folder) -> Store {
+        let name = ServerName::parse("example.org").unwrap();
+        Store::open(Location::Folder(folder.0.clone()), &name, Box::new(|_| {}), &Options::default()).unwrap()
+    }
+
+    /// Fills so many rows of one page each, or nearly.
+    fn fill(store: &Store, rows: i64) {
+        store
+            .write(move |tx| {
+                for row in 0..rows {
+                    tx.conn().execute(
+                        "INSERT INTO account_data (user_id, room_id, type, content, stream)
+                         VALUES ('@a:example.org', '', ?1, hex(randomblob(1500)), ?1)",
+                        [row],
+                    )?;
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    fn in_copy(path: &Path, query: &str) -> i64 {
+        let copy = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let checked: String = copy.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(checked, "ok");
+        copy.query_row(query, [], |row| row.get(0)).unwrap()
+    }
+
+    fn names(folder: &Folder) -> Vec<String> {
+        let names = std::fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_copy_has_what_was_written_before_and_is_whole_whatever_is_written_meanwhile() {
+        let folder = Folder::new();
+        let store = store(&folder);
+        fill(&store, 3000);
+        let (done, path) = (AtomicBool::new(false), folder.0.join("copy"));
+        std::thread::scope(|scope| {
+            // Each change is of many pages, new and old, and now and then one is taken back.
+            let writer = scope.spawn(|| {
+                let mut written = 0_i64;
+                while !done.load(Ordering::Relaxed) {
+                    written += 1;
+                    let outcome = store.write(move |tx| {
+                        tx.conn().execute(
+                            "UPDATE account_data SET content = hex(randomblob(1400)), stream = stream + 1
+                             WHERE CAST(type AS INTEGER) % 97 = ?1 % 97",
+                            [written],
+                        )?;
+                        tx.conn().execute(
+                            "INSERT INTO account_data VALUES ('@b:example.org', '', ?1, hex(randomblob(1500)), 0)",
+                            [written],
+                        )?;
+                        match written % 5 {
+                            0 => Err(Error::internal("taken back")),
+                            _ => Ok(()),
+                        }
+                    });
+                    assert_eq!(outcome.is_err(), written % 5 == 0);
+                }
+            });
+            let mut seen = 0;
+            store
+                .copy_to(&path, |progress| {
+                    seen += 1;
+                    assert!(progress.of >= 3000 * 4096, "{progress:?}");
+                    Ok(())
+                })
+                .unwrap();
+            done.store(true, Ordering::Relaxed);
+            writer.join().unwrap();
+            assert!(seen >= 2, "asked every few megabytes");
+        });
+        assert_eq!(
+            in_copy(&path, "SELECT count(*) FROM account_data WHERE user_id = '@a:example.org'"),
+            3000
+        );
+        let taken_back =
+            "SELECT count(*) FROM account_data WHERE user_id = '@b:example.org' AND type % 5 = 0";
+        assert_eq!(in_copy(&path, taken_back), 0);
+        // It was looked into without a log: nothing came beside it.
+        assert!(names(&folder).iter().all(|name| !name.starts_with("copy-")), "{:?}", names(&folder));
+    }
+
+    #[test]
+    fn the_log_does_not_grow_with_a_copy_that_takes_long() {
+        let folder = Folder::new();
+        let store = store(&folder);
+        fill(&store, 4000);
+        let log = folder.0.join("doorstep.db-wal");
+        let mut longest = 0;
+        store
+            .copy_to(&folder.0.join("copy"), |_| {
+                // Between two portions far more is written than the log may have.
+                for round in 0..6 {
+                    store
+                        .write(move |tx| {
+                            Ok(tx.conn().execute(
+                                "UPDATE account_data SET content = hex(randomblob(1400)) WHERE type % 6 = ?1",
+                                [round],
+                            )?)
+                        })
+                        .unwrap();
+                }
+                longest = longest.max(std::fs::metadata(&log).unwrap().len());
+                Ok(())
+            })
+            .unwrap();
+        assert!(longest < 64 << 20, "the log came to {longest} bytes");
+    }
+
+    #[test]
+    fn a_copy_that_is_given_up_leaves_the_writer_as_it_was_and_another_can_be_made() {
+        let folder = Folder::new();
+        let store = store(&folder);
+        fill(&store, 3000);
+        let path = folder.0.join("copy");
+        let e = store.copy_to(&path, |_| Err(Error::forbidden("no more"))).unwrap_err();
+        assert_eq!(e.message(), "no more");
+        assert!(store.copy_to(&path, |_| Ok(())).is_err(), "nothing is written over");
+        std::fs::remove_file(&path).unwrap();
+        fill_once_more(&store);
+        store.copy_to(&path, |_| Ok(())).unwrap();
+        assert_eq!(in_copy(&path, "SELECT count(*) FROM account_data"), 3001);
+    }
+
+    fn fill_once_more(store: &Store) {
+        let one = "INSERT INTO account_data VALUES ('@c:example.org', '', 't', '{}', 1)";
+        store.write(move |tx| Ok(tx.conn().execute(one, [])?)).unwrap();
+    }
+}

@@ -1,0 +1,119 @@
+//! An empty folder that a server is restored into: it becomes a data folder at the very end, or stays empty.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::Result;
+use crate::protocol::ServerName;
+use crate::store::engine::folder::{FILE, cannot, lock, note, owned_by};
+use crate::store::engine::open::refusal;
+
+/// What the lock tells meanwhile: a kill leaves no folder in which a new server would be begun.
+const BEGUN: &[u8] = b"doorstep.db is being restored, or was not restored whole\n";
+/// What is to be the data folder's, until all of it is there.
+const STAGING: &str = "restore.new";
+/// What a disk has of its own.
+const OF_THE_DISK: &str = "lost+found";
+
+/// A folder that is locked, and has nothing in it but a folder of its own to restore into. Dropped before it is finished, it is
+/// as it was.
+pub struct RestoringFolder {
+    folder: PathBuf,
+    staging: PathBuf,
+    lock: File,
+    is_made: bool,
+    is_finished: bool,
+}
+
+impl RestoringFolder {
+    /// Whether a server may be restored into this folder. Errors: a sentence for the operator that says why not.
+    pub fn check(folder: &Path) -> Result<()> {
+        let entries = match fs::read_dir(folder) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|e| cannot(folder, e))?,
+        };
+        for entry in entries {
+            let name = entry.map_err(|e| cannot(folder, e))?.file_name();
+            if name != OF_THE_DISK {
+                return Err(refusal(format!(
+                    "The folder {} is not empty ({} is in it): a server is restored into an empty folder only",
+                    folder.display(),
+                    name.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the folder, which is made if it is not there. Errors: sentences for the operator.
+    pub fn begin(folder: &Path) -> Result<Self> {
+        Self::check(folder)?;
+        let is_made = !folder.exists();
+        let lock = lock(folder)?;
+        let folder = folder.to_owned();
+        let staging = folder.join(STAGING);
+        let restoring = Self { folder, staging, lock, is_made, is_finished: false };
+        note(&restoring.folder, &restoring.lock, BEGUN)?;
+        let made = DirBuilder::new().mode(0o700).create(&restoring.staging);
+        made.map_err(|e| cannot(&restoring.folder, e))?;
+        Ok(restoring)
+    }
+
+    /// Where what is restored is put: laid out as a data folder.
+    pub fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Makes it the data folder of this server, for good. `others`: what there is beside the database.
+    pub fn finish(mut self, server_name: &ServerName, others: &[&str]) -> Result<()> {
+        let Self { folder, staging, .. } = &self;
+        let sync = |folder: &Path| File::open(folder).and_then(|folder| folder.sync_all());
+        let moved = (|| {
+            sync_everything();
+            for name in others {
+                if staging.join(name).exists() {
+                    fs::rename(staging.join(name), folder.join(name))?;
+                }
+            }
+            sync(folder)?;
+            // From here on there is a server.
+            fs::rename(staging.join(FILE), folder.join(FILE))?;
+            fs::remove_dir_all(staging)?;
+            sync(folder)
+        })();
+        moved.map_err(|e| cannot(folder, e))?;
+        self.is_finished = true;
+        note(&self.folder, &self.lock, owned_by(server_name).as_bytes())
+    }
+}
+
+impl Drop for RestoringFolder {
+    fn drop(&mut self) {
+        if self.is_finished || self.folder.join(FILE).exists() {
+            return;
+        }
+        let emptied = (|| {
+            for entry in fs::read_dir(&self.folder)? {
+                let entry = entry?;
+                // All that is in it came with us.
+                match entry.file_name() {
+                    name if name == OF_THE_DISK => {}
+                    _ if entry.file_type()?.is_dir() => fs::remove_dir_all(entry.path())?,
+                    _ => fs::remove_file(entry.path())?,
+                }
+            }
+            if self.is_made { fs::remove_dir(&self.folder) } else { Ok(()) }
+        })();
+        if let Err(e) = emptied {
+            log::error!("{} could not be emptied again: {e}", self.folder.display());
+        }
+    }
+}
+
+/// Has everything that was written go to the disk: the files may be many, and this is once.
+fn sync_everything() {
+    // SAFETY: a system call without arguments that touches no memory of ours.
+    unsafe { libc::sync() }
+}
