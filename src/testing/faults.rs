@@ -24,6 +24,8 @@ use crate::protocol::{ServerName, UserId};
 
 /// So many requests are remembered, the last ones.
 const REQUESTS_KEPT_MAX: usize = 1000;
+/// No request waits for longer.
+const DELAY_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// So many faults may wait for their requests.
 const FAULTS_MAX: usize = 1000;
 
@@ -179,7 +181,7 @@ impl Faults {
         if by.is_zero() {
             return;
         }
-        let until = Instant::now() + by;
+        let until = Instant::now() + by.min(DELAY_MAX);
         let mut state = lock(&self.state);
         while !ended.load(Ordering::Relaxed) {
             let Ok(woken) = wait_until(&self.stopping, state, until) else { return };

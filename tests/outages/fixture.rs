@@ -114,7 +114,8 @@ fn left_by(pid: libc::pid_t) -> Vec<PathBuf> {
 
 #[test]
 fn nothing_is_left_of_a_fixture_however_it_ends() {
-    let ends: [(&str, fn(&mut Fixture)); 5] = [
+    type End = fn(&mut Fixture);
+    let ends: [(&str, End); 5] = [
         ("its standard input closes", |fixture| fixture.stdin = None),
         ("it is told to quit", |fixture| fixture.write(b"quit\n")),
         ("SIGTERM", |fixture| send(fixture.pid(), libc::SIGTERM)),
@@ -126,10 +127,10 @@ fn nothing_is_left_of_a_fixture_however_it_ends() {
         let alice = fixture.user(0, "alice");
         alice.create_room();
         alice.request("POST", "/_matrix/media/v3/upload", Some(json!("a file")));
-        assert_eq!(left_by(fixture.pid()), [PathBuf::new(); 0], "while it runs");
+        assert_eq!(left_by(fixture.pid()), Vec::<PathBuf>::new(), "while it runs");
         end(&mut fixture);
         until(how, || fixture.child.try_wait().expect("a child can be asked").is_some());
-        assert_eq!(left_by(fixture.pid()), [PathBuf::new(); 0], "{how}");
+        assert_eq!(left_by(fixture.pid()), Vec::<PathBuf>::new(), "{how}");
     }
 }
 
@@ -194,6 +195,7 @@ fn servers_of_a_fixture_federate_and_are_cut_off_restarted_and_moved_in_time() {
     assert_eq!((status(&bob), status(&alice), status(&alice)), (200, 503, 200));
     fixture.done("limit * /account/whoami 1000 on 2");
     assert_eq!((status(&bob), status(&bob)), (429, 200));
+    fixture.done(&format!("delay GET /nothing {}", u64::MAX));
     fixture.done("delay GET /whoami 1");
     fixture.done("clear");
     fixture.done("requests forget");
@@ -233,6 +235,7 @@ fn who_mistypes_is_told_and_the_fixture_goes_on() {
         ("advance -1", "negative"),
         ("advance nan", ""),
         ("advance 1e300", ""),
+        ("advance 1e18", "hundred years"),
         ("fail GET", "it goes: fail"),
         ("fail GET /x 99", "200 to 599"),
         ("fail GET /x many", "number"),
@@ -274,6 +277,9 @@ fn what_cannot_be_meant_is_said_and_a_port_that_is_taken_too() {
         (&["--servers", "two"], 2, "--servers"),
         (&["--name", "a,b", "--servers", "3"], 2, "2 names for 3 servers"),
         (&["--name", "no name"], 2, "no name"),
+        (&["--name", "a,b,a"], 2, "a twice"),
+        (&["--port", "65535", "--servers", "2"], 2, "--port"),
+        (&["--homerunner", "--users", "alice"], 2, "--users"),
         (&["--name", "example.org:1"], 1, "example.org:1"),
         (&["--registration-secret", ""], 2, "--registration-secret"),
         (&["--port", &port], 1, &port),
@@ -371,7 +377,7 @@ fn homerunner_makes_homeservers_by_blueprints_and_ends_them() {
     assert_eq!(homerunner.request("GET", "/", None).0, 404);
     alice.get("/_matrix/client/v3/account/whoami");
     assert_eq!(destroy("federation_one_to_one_room"), 200);
-    assert_eq!(left_by(fixture.pid()), [PathBuf::new(); 0]);
+    assert_eq!(left_by(fixture.pid()), Vec::<PathBuf>::new());
 }
 
 /// The figure: from the start of the process to its first line, with two users.
