@@ -9,13 +9,12 @@ use super::client_server::{
     account_data, directory, filters, media, messages, profile, push_rules, pushers, relations, room_keys,
     rooms, sync,
 };
-use super::page::{accounts, door, server, sessions, start};
 use super::rate_limit::Rate;
 use super::route::Handler::{
     Admin, AdminPage, Anyone, MaybeUser, Page, Peer, PeerWaiting, User, UserPage, UserUpload, UserWaiting,
 };
 use super::route::{Route, delete, get, post, put};
-use super::{client_server, server_server};
+use super::{client_server, page, server_server};
 
 /// The largest body of an invite: an event and a dozen of the room's state events.
 const INVITE_BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -41,23 +40,28 @@ const FORM_BYTES_MAX: usize = 16 * 1024;
 /// Every endpoint. `r0` of the client API and `r0`, `v1` of media are served by the `v3` lines.
 pub const ROUTES: &[Route] = &[
     // ----- the page -----
-    get("/", Page(start::home)),
-    post("/page/first", Page(start::make_first_account)).rate(Rate::Login).body(FORM_BYTES_MAX),
-    post("/page/login", Page(start::log_in)).rate(Rate::Login).body(FORM_BYTES_MAX),
-    post("/page/logout", UserPage(start::log_out)).guests().even_locked().body(FORM_BYTES_MAX),
-    post("/page/knocks", UserPage(door::answer_knock)).rate(Rate::Join).body(FORM_BYTES_MAX),
-    post("/page/invites/accept", UserPage(door::accept_invite)).rate(Rate::Join).body(FORM_BYTES_MAX),
-    post("/page/invites/reject", UserPage(door::reject_invite)).even_suspended().body(FORM_BYTES_MAX),
-    get("/page/sessions", UserPage(sessions::list)),
-    post("/page/sessions", UserPage(sessions::end)).even_suspended().rate(Rate::Login).body(FORM_BYTES_MAX),
-    post("/page/password", UserPage(sessions::change_password))
+    get("/", Page(page::start::home)).rate(Rate::Write),
+    post("/page/first", Page(page::start::make_first_account)).rate(Rate::Login).body(FORM_BYTES_MAX),
+    post("/page/login", Page(page::start::log_in)).rate(Rate::Login).body(FORM_BYTES_MAX),
+    post("/page/logout", UserPage(page::start::log_out)).guests().even_locked().body(FORM_BYTES_MAX),
+    post("/page/knocks", UserPage(page::door::answer_knock)).rate(Rate::Join).body(FORM_BYTES_MAX),
+    post("/page/invites/accept", UserPage(page::door::accept_invite)).rate(Rate::Join).body(FORM_BYTES_MAX),
+    post("/page/invites/reject", UserPage(page::door::reject_invite)).even_suspended().body(FORM_BYTES_MAX),
+    get("/page/sessions", UserPage(page::sessions::list)),
+    post("/page/sessions", UserPage(page::sessions::end))
         .even_suspended()
         .rate(Rate::Login)
         .body(FORM_BYTES_MAX),
-    get("/page/accounts", AdminPage(accounts::show)),
-    post("/page/accounts", AdminPage(accounts::make)).rate(Rate::Login).body(FORM_BYTES_MAX),
-    post("/page/accounts/change", AdminPage(accounts::change)).rate(Rate::Login).body(FORM_BYTES_MAX),
-    get("/page/server", AdminPage(server::show)),
+    post("/page/password", UserPage(page::sessions::change_password))
+        .even_suspended()
+        .rate(Rate::Login)
+        .body(FORM_BYTES_MAX),
+    get("/page/accounts", AdminPage(page::accounts::show)),
+    post("/page/accounts", AdminPage(page::accounts::make)).rate(Rate::Login).body(FORM_BYTES_MAX),
+    post("/page/accounts/change", AdminPage(page::accounts::change)).rate(Rate::Login).body(FORM_BYTES_MAX),
+    get("/page/rooms", AdminPage(page::rooms::show)).rate(Rate::Write),
+    post("/page/rooms", AdminPage(page::rooms::change)).body(FORM_BYTES_MAX),
+    get("/page/server", AdminPage(page::server::show)).rate(Rate::Write),
     // ----- client-server: server, accounts, devices -----
     get("/.well-known/matrix/client", Anyone(discovery::well_known_client)),
     get("/.well-known/matrix/server", Anyone(discovery::well_known_server)),

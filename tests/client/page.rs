@@ -457,3 +457,33 @@ fn administrators_lock_suspend_and_close_others_but_not_themselves() {
     shows(&bobs.get("/page/sessions"), 401, &[]);
     shows(&browser.get(&format!("/page/accounts?user={}", segment(bob.id()))), 200, &["closed for good"]);
 }
+
+#[test]
+fn administrators_find_rooms_and_block_them_for_everybody_here() {
+    let server = TestServer::start();
+    let (_admin, bob, carol) =
+        (account(&server, "admin"), account(&server, "bob"), account(&server, "carol"));
+    let room = bob.create_room_with(json!({ "name": "The Cellar", "preset": "public_chat" }));
+    let other = bob.create_room_with(json!({ "name": "The Garden", "preset": "public_chat" }));
+    let mut browser = Browser::logged_in(server.url(), "admin", "admin");
+    shows(&browser.get("/page/rooms"), 200, &["The Cellar", "The Garden", &room, "members: 1"]);
+    let found = browser.get("/page/rooms?name=cellar");
+    assert!(found.text.contains("The Cellar") && !found.text.contains("The Garden"), "{}", found.text);
+    let block = [("do", "block"), ("room", room.as_str())];
+    shows(&browser.submit("/page/rooms", &block), 200, &["Block this room?"]);
+    carol.join(&other);
+    shows(&browser.submit_surely("/page/rooms", &block), 200, &["The room is blocked", "blocked"]);
+    let join = |room: &str| carol.request("POST", &format!("{V3}/join/{}", segment(room)), Some(json!({}))).0;
+    assert_eq!(join(&room), 403);
+    assert_eq!(bob.membership_of(&room, bob.id()).as_deref(), Some("join"), "who is in it stays");
+    shows(
+        &browser.submit("/page/rooms", &[("do", "unblock"), ("room", &room)]),
+        200,
+        &["not blocked any more"],
+    );
+    assert_eq!(join(&room), 200);
+    for wrong in ["", "room", "!", "<b>"] {
+        assert_eq!(browser.submit("/page/rooms", &[("do", "unblock"), ("room", wrong)]).status, 400);
+        browser.get("/page/rooms");
+    }
+}

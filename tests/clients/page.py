@@ -15,7 +15,7 @@ from flows import demand
 from servers import SHARED_SECRET, Doorstep
 
 LOOKS = [(1200, "light"), (390, "dark"), (390, "light"), (1200, "dark")]
-TABS = ("Door", "Sessions", "Accounts", "Server")
+TABS = ("Door", "Sessions", "Accounts", "Rooms", "Server")
 LONG = "Anna-Magdalena of the very long name 🦀 " * 6
 
 
@@ -82,6 +82,7 @@ def a_page_for_everything(folder):
         tokens["alice"] = _log_in(server, "alice", "sesame")
         rooms = _visitors(server, tokens)
         _at_the_door(server, page, tokens, rooms)
+        _administration(server, page, rooms)
         _sessions(server, page)
         _elsewhere(server, page)
     finally:
@@ -162,6 +163,36 @@ def _at_the_door(server, page, tokens, rooms):
     page.do("press", "Reject")
     page.do("sees", "The invite is rejected")
     page.do("sees_no", "Eve’s room")
+
+
+def _administration(server, page, rooms):
+    page.do("follow", "Accounts")
+    page.look_all("accounts")
+    page.do("fill", "User name", "carol")
+    page.do("press", "Make the account")
+    page.do("sees", "shown once")
+    page.look_all("account-made")
+    page.do("follow", "All accounts")
+    page.do("follow", "@carol:localhost:8448")
+    page.look_all("account")
+    page.do("press", "Lock")
+    page.do("sees", "The account is locked")
+    page.do("follow", "@carol:localhost:8448")
+    page.do("press", "Close it for good")
+    page.look_all("account-close")
+    page.do("press", "Close it for good")
+    page.do("sees", "The account is closed")
+    page.do("follow", "Rooms")
+    page.look_all("rooms")
+    page.do("press_in", rooms[0], "Block")
+    page.look_all("room-block")
+    page.do("press", "Block it")
+    page.do("sees", "The room is blocked")
+    page.do("press_in", rooms[0], "Unblock")
+    page.do("sees", "not blocked any more")
+    page.do("follow", "Server")
+    page.do("sees", "has closed the account")
+    page.look_all("server")
 
 
 def _sessions(server, page):

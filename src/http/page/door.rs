@@ -44,13 +44,13 @@ pub(super) fn show(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) ->
     }
     let is_welcome = visit.request.query("done") == Some("first");
     if is_welcome {
-        clients(hs, &mut html);
+        clients(hs, &mut html, visit);
     }
     knocks(&mut html, visit, &hs.admin().knocks_waiting(Some(&user.user_id))?, now);
     invites(&mut html, visit, &hs.admin().invites_waiting(&user.user_id)?, now);
     rooms(&mut html, &hs.admin().own_doors(&user.user_id)?);
     if !is_welcome {
-        clients(hs, &mut html);
+        clients(hs, &mut html, visit);
     }
     Ok(page(hs, visit.visitor, "At the door", Some(Tab::Home), &html))
 }
@@ -68,7 +68,7 @@ fn knocks(html: &mut Html, visit: &Visit<'_>, all: &[WaitingKnock], now: Millis)
         room_name(html, knock.room_name.as_deref(), &knock.room_id);
         html.raw("</b> <span class=\"dim\">").ago(knock.since_ms, now).raw("</span></p>");
         reason(html, knock.reason.as_deref());
-        begin_form(html, visit.visitor, "/page/knocks", "acts gap");
+        begin_form(html, visit.visitor, "/page/knocks", "acts answer gap");
         hidden(html, "room", knock.room_id.as_str());
         hidden(html, "user", knock.user_id.as_str());
         html.raw("<button class=\"main\" name=\"do\" value=\"accept\">Let in</button>");
@@ -124,7 +124,7 @@ fn rooms(html: &mut Html, all: &[OwnDoor]) {
         });
         html.raw("</span>");
         if door.waiting > 0 {
-            html.raw(" <b>").number(i64::try_from(door.waiting).unwrap_or(i64::MAX)).raw(" waiting</b>");
+            html.raw(" <b>").number(door.waiting).raw(" waiting</b>");
         }
         html.raw("</li>");
     }
@@ -135,9 +135,7 @@ fn rooms(html: &mut Html, all: &[OwnDoor]) {
 /// How many there are beside those that are shown.
 pub(super) fn more(html: &mut Html, all: usize, shown: usize) {
     if all > shown {
-        html.raw("<p class=\"dim\">And ")
-            .number(i64::try_from(all - shown).unwrap_or(i64::MAX))
-            .raw(" more.</p>");
+        html.raw("<p class=\"dim\">And ").number(all - shown).raw(" more.</p>");
     }
 }
 

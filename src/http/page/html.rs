@@ -44,8 +44,8 @@ impl Html {
     }
 
     /// A number.
-    pub fn number(&mut self, number: impl Into<i64>) -> &mut Self {
-        let _ = write!(self.0, "{}", number.into());
+    pub fn number(&mut self, number: impl TryInto<i64>) -> &mut Self {
+        let _ = write!(self.0, "{}", number.try_into().unwrap_or(i64::MAX));
         self
     }
 
@@ -93,11 +93,11 @@ impl Html {
     }
 }
 
-/// A stretch of time in its largest unit; none for less than a minute.
+/// A stretch of time in its largest unit, rounded; none for less than a minute.
 fn span(ms: Millis) -> Option<String> {
     let units = [(86_400_000, "day"), (3_600_000, "hour"), (60_000, "minute")];
     let (size, unit) = *units.iter().find(|(size, _)| ms >= *size)?;
-    let count = ms / size;
+    let count = (ms + size / 2) / size;
     let plural = if count == 1 { "" } else { "s" };
     Some(format!("{count} {unit}{plural}"))
 }

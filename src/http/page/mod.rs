@@ -4,11 +4,12 @@
 //! - `visit`: who stands before it, by which cookie and with which form; `html`: how it is written.
 //! - here: what every page has around it, and what a browser is told of each.
 //! - `start`: the first account, logging in and out, clients; `door`: rooms, knocks and invites; `sessions`: one's own.
-//! - `accounts`, `server`: for administrators.
+//! - `accounts`, `rooms`, `server`: for administrators.
 
 pub mod accounts;
 pub mod door;
 pub mod html;
+pub mod rooms;
 pub mod server;
 pub mod sessions;
 pub mod start;
@@ -46,14 +47,17 @@ pub(super) enum Tab {
     Sessions,
     /// Everybody's accounts.
     Accounts,
+    /// The rooms that this server knows.
+    Rooms,
     /// Other servers, the log.
     Server,
 }
 
-const TABS: [(Tab, &str, &str); 4] = [
+const TABS: [(Tab, &str, &str); 5] = [
     (Tab::Home, "/", "Door"),
     (Tab::Sessions, "/page/sessions", "Sessions"),
     (Tab::Accounts, "/page/accounts", "Accounts"),
+    (Tab::Rooms, "/page/rooms", "Rooms"),
     (Tab::Server, "/page/server", "Server"),
 ];
 

@@ -57,12 +57,12 @@ fn log(hs: &Homeserver, html: &mut Html) {
     }
     html.raw("<pre class=\"log\" tabindex=\"0\" role=\"region\" aria-labelledby=\"log\">");
     for line in lines {
-        html.raw(match line.level {
+        html.raw("<span>").raw(match line.level {
             log::Level::Error => "<b class=\"wrong\">error</b> ",
             log::Level::Warn => "<b>warn</b> ",
             _ => "info ",
         });
-        html.ago(line.at_ms, now).raw(": ").cut(&line.text, LINE_CHARS_MAX).raw("\n");
+        html.ago(line.at_ms, now).raw(": ").cut(&line.text, LINE_CHARS_MAX).raw("</span>");
     }
     html.raw("</pre>");
 }

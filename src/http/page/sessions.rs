@@ -105,7 +105,7 @@ pub fn end(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -> Result<
         text.raw("<p>");
         match (all, ended.len()) {
             (true, 1) => text.raw("One session"),
-            (true, count) => text.number(i64::try_from(count).unwrap_or(i64::MAX)).raw(" sessions"),
+            (true, count) => text.number(count).raw(" sessions"),
             (false, _) => text.raw("<code>").chosen(device).raw("</code>"),
         };
         text.raw(" will have to log in again. Encrypted messages for which the keys are nowhere else are lost.</p>");

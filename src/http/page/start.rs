@@ -9,7 +9,7 @@ use super::visit::{Visit, Visitor};
 use super::{begin_form, door, hidden, outcome, page, see};
 use crate::error::{ErrCode, Error, Result};
 use crate::http::{Reply, Requester};
-use crate::protocol::UserId;
+use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 use crate::service::accounts::interactive_auth::user_of_identifier;
 
@@ -122,7 +122,7 @@ fn login_form(hs: &Homeserver, visit: &Visit<'_>, name: &str, wrong: Option<&Err
     html.raw(" autocomplete=\"username\" spellcheck=\"false\" value=\"").text(name);
     html.raw("\"><label for=\"password\">Password</label><input id=\"password\" name=\"password\" type=\"password\" required");
     html.raw(" autocomplete=\"current-password\"><p class=\"gap\"><button class=\"main\">Log in</button></p></form>");
-    clients(hs, &mut html);
+    clients(hs, &mut html, visit);
     page(hs, visit.visitor, "Log in", None, &html)
 }
 
@@ -154,8 +154,8 @@ pub fn log_out(hs: &Arc<Homeserver>, visit: &Visit<'_>, user: &Requester) -> Res
 }
 
 /// Clients to go on with, and the address that they ask for.
-pub(super) fn clients(hs: &Homeserver, html: &mut Html) {
-    let url = &hs.config.public_url;
+pub(super) fn clients(hs: &Homeserver, html: &mut Html, visit: &Visit<'_>) {
+    let url = &client_address(hs, visit);
     html.raw("<h2>Open a client</h2><p>Doorstep is the server; you write and read in a Matrix client. Its homeserver is:</p>");
     html.raw("<p><code class=\"big\">").text(url).raw("</code></p><ul class=\"list\">");
     let encoded = percent_encoded(url);
@@ -169,6 +169,17 @@ pub(super) fn clients(hs: &Homeserver, html: &mut Html) {
         html.text(&percent_encoded(hs.server_name().as_str())).raw("\">Element X</a> on this phone</li>");
     }
     html.raw("<li class=\"dim\">Element, FluffyChat, Nheko, Fractal, gomuks and others: enter the address above</li></ul>");
+}
+
+/// The homeserver's address for clients. A server that nobody else knows by its name is at the address by which the browser
+/// has found it.
+pub(super) fn client_address(hs: &Homeserver, visit: &Visit<'_>) -> String {
+    let host = visit.request.header("host").filter(|host| ServerName::parse(host).is_ok());
+    match host.filter(|_| hs.config.has_local_name()) {
+        Some(host) if visit.request.came_by_https() => format!("https://{host}"),
+        Some(host) => format!("http://{host}"),
+        None => hs.config.public_url.clone(),
+    }
 }
 
 /// The text as a part of an address.

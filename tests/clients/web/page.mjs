@@ -41,7 +41,8 @@ const acts = {
         await page.goto(url);
     },
     async look(width, scheme) {
-        await page.setViewport({ width: Number(width), height: 800, isMobile: Number(width) < 500, hasTouch: Number(width) < 500 });
+        // As a phone it would load the page anew, and send once more what a form had.
+        await page.setViewport({ width: Number(width), height: 800 });
         await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
     },
     async fill(label, value) {
