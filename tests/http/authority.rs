@@ -359,10 +359,10 @@ impl State {
         let order = number(1).filter(|order| *order < self.orders.len());
         match (parts[0], order) {
             ("account", None) => {
-                if let (Some((_, contact)), true) = (&mut self.account, payload["contact"].is_array()) {
-                    if parts.len() > 1 {
-                        *contact = payload["contact"].clone();
-                    }
+                if let (Some((_, contact)), true) = (&mut self.account, payload["contact"].is_array())
+                    && parts.len() > 1
+                {
+                    *contact = payload["contact"].clone();
                 }
                 let contact = self.account.as_ref().map(|(_, contact)| contact.clone());
                 Reply::json(&json!({ "status": "valid", "contact": contact }))
