@@ -610,11 +610,12 @@ CREATE TABLE login_tokens (
 CREATE INDEX login_tokens_of_devices ON login_tokens (user_id, device_id);
 CREATE INDEX login_tokens_by_expiry ON login_tokens (expires_ms);
 
--- Tokens that allow a registration, as their SHA-256. `uses_left` and `expires_ms`: NULL is without end. `first`: the
--- one that was printed for the first account.
+-- Tokens that allow a registration, as their SHA-256. `uses_allowed` (of which `completed` were used) and `expires_ms`: NULL
+-- is without end. `first`: the one that was printed for the first account.
 CREATE TABLE registration_tokens (
   hash BLOB PRIMARY KEY,
-  uses_left INTEGER,
+  uses_allowed INTEGER,
+  completed INTEGER NOT NULL DEFAULT 0,
   expires_ms INTEGER,
   first INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;

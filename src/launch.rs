@@ -127,6 +127,7 @@ const COMMAND_PAUSE: Duration = Duration::from_millis(20);
 
 /// Opens a homeserver. A folder that another server has is refused at once; one that nobody listens in is a command's, who
 /// has done with it soon.
+#[allow(clippy::disallowed_methods, reason = "a lock of another process tells nobody when it is free")]
 fn open_when_free(config: &Config, clock: &Clock) -> Result<Arc<Homeserver>> {
     let deadline = Instant::now() + COMMAND_TIMEOUT;
     let is_served = || match &config.data {

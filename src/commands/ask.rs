@@ -83,6 +83,7 @@ impl Operator {
     }
 
     /// The same with bytes. Gives the status and the body of the answer, whatever they are.
+    #[allow(clippy::disallowed_methods, reason = "a lock of another process tells nobody when it is free")]
     pub fn ask_raw(
         &self,
         method: &str,
@@ -138,7 +139,7 @@ impl Operator {
                 Err(e) if e.is_in_use() => {
                     return Err(Failure::Failed(format!(
                         "{} is in use by a process that does not answer by {SOCKET}: a server that is starting or \
-                         stopping, or another command. Try again in a moment",
+                         stopping, or another command. Try again in a moment (a server that cannot have it says so in its log)",
                         self.folder.display()
                     )));
                 }

@@ -52,11 +52,13 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Makes `log` write to standard error. A second call changes nothing. Errors: a level that there is not.
-pub fn install() -> Result<(), String> {
+/// Makes `log` write to standard error; `briefly`: what is worth a warning, if nothing else is asked for. A second call
+/// changes nothing. Errors: a level that there is not.
+pub fn install(briefly: bool) -> Result<(), String> {
+    let usual = if briefly { LevelFilter::Warn } else { LevelFilter::Info };
     let level = match std::env::var_os("DOORSTEP_LOG") {
-        None => LevelFilter::Info,
-        Some(text) if text.is_empty() => LevelFilter::Info,
+        None => usual,
+        Some(text) if text.is_empty() => usual,
         Some(text) => level(&text.to_string_lossy())?,
     };
     static LOGGER: OnceLock<Logger> = OnceLock::new();

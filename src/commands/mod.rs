@@ -1,6 +1,7 @@
 //! The commands of the binary, one file each: `serve`, `check`, `keys`, `routes`, and `fixture` for tests; those of the operator,
-//! which ask the server that runs or do without it: `user`, `room`, `knocks`, `media`, `backup`, `stats`, `signing_key`; and those
-//! that need it stopped: `restore`, `vacuum`. `ask`: how they do. `logger`: what is said while a command runs;
+//! which ask the server that runs or do without it: `user`, `token`, `room`, `knocks`, `media`, `backup`, `stats`, `signing_key`; and
+//! those that need it stopped: `restore`, `vacuum`. `ask`: how they do; `secret`: how passwords are typed. `logger`: what is said while a
+//! command runs;
 //! `misuse`: what is said to who mistypes one; `notify`: what systemd is told.
 
 pub mod ask;
@@ -16,9 +17,11 @@ mod notify;
 mod restore;
 mod room;
 mod routes;
+mod secret;
 mod serve;
 mod signing_key;
 mod stats;
+mod token;
 mod user;
 mod vacuum;
 
@@ -44,6 +47,8 @@ pub enum Command {
     Restore(restore::Restore),
     /// `routes`
     Routes(routes::Routes),
+    /// `token`
+    Token(token::Token),
     /// `user`
     User(user::User),
     /// `room`
@@ -66,7 +71,7 @@ pub enum Command {
 
 /// The commands of the operator: each understands what [`ask::Operator`] does.
 pub const OF_OPERATOR: &[&str] =
-    &["user", "room", "knocks", "media", "backup", "export-key", "import-key", "stats", "vacuum"];
+    &["user", "token", "room", "knocks", "media", "backup", "export-key", "import-key", "stats", "vacuum"];
 
 /// Why a command ends without having done what was asked, in a sentence for a person at a terminal.
 pub enum Failure {
@@ -84,7 +89,7 @@ impl From<Error> for Failure {
 
 /// Does what was asked; returns when it is done, which for a server is when it was told to stop.
 pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Failure> {
-    logger::install().map_err(Failure::Misuse)?;
+    logger::install(operator.is_some()).map_err(Failure::Misuse)?;
     // Those of `OF_OPERATOR` are given one.
     let operator = || operator.ok_or_else(|| Failure::Misuse("this command is not the operator's".into()));
     match command {
@@ -97,6 +102,7 @@ pub fn run(command: Command, operator: Option<&ask::Operator>) -> Result<(), Fai
             routes::run(&routes);
             Ok(())
         }
+        Command::Token(token) => token::run(&token, operator()?),
         Command::User(user) => user::run(&user, operator()?),
         Command::Room(room) => room::run(&room, operator()?),
         Command::Knocks(knocks) => knocks::run(&knocks, operator()?),

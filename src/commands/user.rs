@@ -1,10 +1,12 @@
 //! `doorstep user`: accounts.
 
 use argh::{ArgsInfo, FromArgs};
-use serde_json::Value;
+use doorstep::protocol::calendar::utc;
+use serde_json::{Value, json};
 
 use super::Failure;
 use super::ask::{Operator, segment, table};
+use super::secret::{confirm, new_password};
 
 /// Lists, makes and changes accounts, whether the server runs or not.
 #[derive(FromArgs, ArgsInfo)]
@@ -17,7 +19,94 @@ pub struct User {
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand)]
 enum What {
+    Add(Add),
     List(List),
+    Passwd(Passwd),
+    Admin(Admin),
+    Deactivate(Deactivate),
+    Sessions(Sessions),
+    Logout(Logout),
+}
+
+/// Makes an account. The password is asked for at the terminal, or is the first line of standard input.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "add")]
+struct Add {
+    /// the name, as alice
+    #[argh(positional)]
+    name: String,
+    /// make an administrator
+    #[argh(switch)]
+    admin: bool,
+    /// what the user is called
+    #[argh(option)]
+    displayname: Option<String>,
+    /// make a password, and print it once
+    #[argh(switch)]
+    generate: bool,
+}
+
+/// Sets a new password, and logs all devices out.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "passwd")]
+struct Passwd {
+    /// whose, as alice
+    #[argh(positional)]
+    name: String,
+    /// make a password, and print it once
+    #[argh(switch)]
+    generate: bool,
+    /// leave the devices logged in
+    #[argh(switch)]
+    keep_sessions: bool,
+}
+
+/// Makes a user an administrator.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "admin")]
+struct Admin {
+    /// who, as alice
+    #[argh(positional)]
+    name: String,
+    /// an administrator no more
+    #[argh(switch)]
+    off: bool,
+}
+
+/// Closes an account for good: its devices are logged out, its rooms left, its name stays taken.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "deactivate")]
+struct Deactivate {
+    /// whose, as alice
+    #[argh(positional)]
+    name: String,
+    /// show what the user sent to nobody who comes later, and delete what else there is
+    #[argh(switch)]
+    erase: bool,
+    /// do not ask
+    #[argh(switch)]
+    yes: bool,
+}
+
+/// Lists the devices that are logged in.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "sessions")]
+struct Sessions {
+    /// whose, as alice
+    #[argh(positional)]
+    name: String,
+}
+
+/// Logs devices out: all of them, unless some are named.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "logout")]
+struct Logout {
+    /// whose, as alice
+    #[argh(positional)]
+    name: String,
+    /// the devices, as `user sessions` lists them
+    #[argh(positional)]
+    devices: Vec<String>,
 }
 
 /// Lists the accounts.
@@ -35,8 +124,109 @@ struct List {
 /// Does it, and prints what came of it.
 pub fn run(user: &User, operator: &Operator) -> Result<(), Failure> {
     match &user.what {
+        What::Add(what) => add(what, operator),
         What::List(what) => list(what, operator),
+        What::Passwd(what) => passwd(what, operator),
+        What::Admin(Admin { name, off }) => {
+            let path = format!("{USERS}/{}/admin", segment(name));
+            let done = operator.ask("PUT", &path, Some(&json!({ "admin": !off })))?;
+            let told = if *off { "is no administrator any more" } else { "is an administrator" };
+            operator.print(&done, |_| format!("{name} {told}"));
+            Ok(())
+        }
+        What::Deactivate(what) => deactivate(what, operator),
+        What::Sessions(Sessions { name }) => sessions(name, operator),
+        What::Logout(Logout { name, devices }) => {
+            let (path, body) = match devices.is_empty() {
+                true => (format!("/_doorstep/admin/v1/users/{}/logout", segment(name)), json!({})),
+                false => (
+                    format!("/_synapse/admin/v2/users/{}/delete_devices", segment(name)),
+                    json!({ "devices": devices }),
+                ),
+            };
+            let done = operator.ask("POST", &path, Some(&body))?;
+            operator.print(&done, |_| format!("{name} is logged out"));
+            Ok(())
+        }
     }
+}
+
+const USERS: &str = "/_synapse/admin/v1/users";
+
+/// A password that somebody chose, or one that nobody guesses (114 bits), and whether it has to be told.
+fn password(name: &str, generate: bool) -> Result<String, Failure> {
+    if generate { Ok(doorstep::random::letters(20)) } else { new_password(name) }
+}
+
+/// The answer with the password that was made.
+fn with_password(mut answer: Value, password: &str, generate: bool) -> Value {
+    if generate && let Some(answer) = answer.as_object_mut() {
+        answer.insert("password".to_owned(), password.into());
+    }
+    answer
+}
+
+/// The lines that tell the password that was made.
+fn told_password(answer: &Value) -> String {
+    let password = answer["password"].as_str();
+    password.map(|password| format!("\n{password}\nThis password is shown once.")).unwrap_or_default()
+}
+
+fn add(what: &Add, operator: &Operator) -> Result<(), Failure> {
+    let Add { name, admin, displayname, generate } = what;
+    let password = password(name, *generate)?;
+    let body = json!({ "name": name, "password": password, "admin": admin, "displayname": displayname });
+    let made = operator.ask("POST", "/_doorstep/admin/v1/users", Some(&body))?;
+    operator.print(&with_password(made, &password, *generate), |made| {
+        let user = made["name"].as_str().unwrap_or(name);
+        let what = if made["admin"] == true { "the administrator " } else { "" };
+        format!("made {what}{user}{}", told_password(made))
+    });
+    Ok(())
+}
+
+fn passwd(what: &Passwd, operator: &Operator) -> Result<(), Failure> {
+    let Passwd { name, generate, keep_sessions } = what;
+    // Before anybody types something for nobody.
+    operator.ask("GET", &format!("{USERS}/{}/admin", segment(name)), None)?;
+    let password = password(name, *generate)?;
+    let body = json!({ "new_password": password, "logout_devices": !keep_sessions });
+    let path = format!("/_synapse/admin/v1/reset_password/{}", segment(name));
+    let done = operator.ask("POST", &path, Some(&body))?;
+    operator.print(&with_password(done, &password, *generate), |done| {
+        let devices = if *keep_sessions { "stays logged in" } else { "is logged out everywhere" };
+        format!("{name} has a new password and {devices}{}", told_password(done))
+    });
+    Ok(())
+}
+
+fn deactivate(what: &Deactivate, operator: &Operator) -> Result<(), Failure> {
+    let Deactivate { name, erase, yes } = what;
+    let user = operator.ask("GET", &format!("/_synapse/admin/v2/users/{}", segment(name)), None)?;
+    if !yes {
+        let user = user["name"].as_str().unwrap_or(name);
+        confirm(&format!("Deactivate {user}? This cannot be undone."))?;
+    }
+    let path = format!("/_synapse/admin/v1/deactivate/{}", segment(name));
+    let done = operator.ask("POST", &path, Some(&json!({ "erase": erase })))?;
+    operator.print(&done, |_| format!("{name} is deactivated"));
+    Ok(())
+}
+
+fn sessions(name: &str, operator: &Operator) -> Result<(), Failure> {
+    let path = format!("/_synapse/admin/v2/users/{}/devices", segment(name));
+    let answer = operator.ask("GET", &path, None)?;
+    operator.print(&answer, |answer| {
+        let devices = answer["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut rows = vec![["DEVICE", "NAME", "LAST SEEN", "FROM"].map(str::to_owned).to_vec()];
+        let text = |device: &Value, field: &str| device[field].as_str().unwrap_or_default().to_owned();
+        rows.extend(devices.iter().map(|device| {
+            let seen = device["last_seen_ts"].as_i64().map(utc).unwrap_or_default();
+            vec![text(device, "device_id"), text(device, "display_name"), seen, text(device, "last_seen_ip")]
+        }));
+        table(&rows)
+    });
+    Ok(())
 }
 
 fn list(what: &List, operator: &Operator) -> Result<(), Failure> {
@@ -77,6 +267,6 @@ fn row(user: &Value) -> Vec<String> {
     ];
     let what: Vec<&str> = states.iter().filter(|(field, _)| is(field)).map(|(_, word)| *word).collect();
     let text = |field: &str| user[field].as_str().unwrap_or_default().to_owned();
-    let seen = user["last_seen_ts"].as_i64().map(doorstep::protocol::calendar::utc).unwrap_or_default();
+    let seen = user["last_seen_ts"].as_i64().map(utc).unwrap_or_default();
     vec![text("name"), text("displayname"), what.join(", "), seen]
 }

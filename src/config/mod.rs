@@ -383,6 +383,33 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_in_a_file_is_that_of_the_file_without_the_end_of_its_line() {
+        let folder = crate::testing::temporary_folder("secret");
+        let secret = |text: &[u8], flags: &[&str]| {
+            let file = folder.join("secret");
+            std::fs::write(&file, text).unwrap();
+            config(&[&["--registration-secret-file", file.to_str().unwrap()], flags].concat())
+                .map(|config| config.registration_secret.unwrap())
+        };
+        assert_eq!(secret(b"s3cret\n", &[]).unwrap(), "s3cret");
+        assert_eq!(secret(b" two words \r\n", &[]).unwrap(), " two words ");
+        for (text, flags, told) in [
+            (&b""[..], &[][..], "has no secret"),
+            (b"\n", &[], "has no secret"),
+            (b"\xff\xfe", &[], "cannot be read"),
+            (&[b'a'; 5000], &[], "more than a secret"),
+            (b"one", &["--registration-secret", "two"], "one secret too many"),
+        ] {
+            let e = secret(text, flags).unwrap_err();
+            assert!(e.message().contains(told) && e.message().contains("--registration-secret-file"), "{e}");
+            assert!(!e.message().contains("two\"") && !e.message().contains("aaaa"), "{e}");
+        }
+        let e = config(&["--registration-secret-file", "/nowhere/at/all"]).err().unwrap();
+        assert!(e.message().contains("cannot be read"), "{e}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn sizes_are_written_as_people_write_them() {
         let upload = |text: &str| config(&["--media-max-upload", text]).map(|config| config.media_max_upload);
         for (text, bytes) in [

@@ -419,9 +419,16 @@ fn failed_page(hs: &Homeserver, request: &Request, visitor: Option<&Visitor>, er
     page::failure_page(hs, visitor, error)
 }
 
+/// The path as the log has it: a registration token in it is a secret.
+fn path_for_log(request: &Request) -> &str {
+    const BEFORE_TOKEN: &str = "/registration_tokens/";
+    let path = request.path();
+    path.find(BEFORE_TOKEN).map_or(path, |at| &path[..at + BEFORE_TOKEN.len()])
+}
+
 fn log_refusal(request: &Request, error: &Error) {
     let level = if error.status() < 500 { log::Level::Debug } else { error.level(log::Level::Info) };
-    log::log!(level, "{} {} from {}: {error}", request.method(), request.path(), request.client_ip());
+    log::log!(level, "{} {} from {}: {error}", request.method(), path_for_log(request), request.client_ip());
 }
 
 impl Service for Router {

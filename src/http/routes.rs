@@ -3,7 +3,10 @@
 //!
 //! A line is `method(path, Kind(handler))`, and where the default does not fit `.rate(Rate::…)` or `.body(bytes)`.
 
-use super::admin::{media as admin_media, rooms as admin_rooms, users, whole_server};
+use super::admin::{
+    devices as user_devices, health, media as admin_media, registration_tokens, rooms as admin_rooms, users,
+    whole_server,
+};
 use super::client_server::{account, admin, dehydrated, devices, discovery, login, register, reports};
 use super::client_server::{
     account_data, directory, filters, media, messages, profile, push_rules, pushers, relations, room_keys,
@@ -384,6 +387,30 @@ pub const ROUTES: &[Route] = &[
     get("/_doorstep/admin/v1/storage", Admin(whole_server::storage)),
     get("/_doorstep/admin/v1/signing_key", Admin(whole_server::signing_key)),
     post("/_doorstep/admin/v1/signing_key", Admin(whole_server::set_signing_key)),
+    put("/_synapse/admin/v2/users/{userId}", Admin(users::put)),
+    post("/_doorstep/admin/v1/users", Admin(users::add)),
+    post("/_doorstep/admin/v1/users/{userId}/logout", Admin(user_devices::log_out)),
+    get("/_synapse/admin/v2/users/{userId}/devices", Admin(user_devices::list)),
+    get("/_synapse/admin/v2/users/{userId}/devices/{deviceId}", Admin(user_devices::get)),
+    put("/_synapse/admin/v2/users/{userId}/devices/{deviceId}", Admin(user_devices::update)),
+    delete("/_synapse/admin/v2/users/{userId}/devices/{deviceId}", Admin(user_devices::delete)),
+    post("/_synapse/admin/v2/users/{userId}/delete_devices", Admin(user_devices::delete_many)),
+    get("/_synapse/admin/v1/users/{userId}/admin", Admin(users::is_admin)),
+    put("/_synapse/admin/v1/users/{userId}/admin", Admin(users::set_admin)),
+    get("/_synapse/admin/v1/users/{userId}/memberships", Admin(users::memberships)),
+    get("/_synapse/admin/v1/users/{userId}/pushers", Admin(users::pushers)),
+    post("/_synapse/admin/v1/reset_password/{userId}", Admin(users::reset_password)),
+    post("/_synapse/admin/v1/deactivate/{userId}", Admin(users::deactivate)),
+    put("/_synapse/admin/v1/suspend/{userId}", Admin(users::suspend)),
+    get("/_synapse/admin/v1/whois/{userId}", Admin(users::whois)),
+    get("/_synapse/admin/v1/username_available", Admin(users::username_available)),
+    get("/_synapse/admin/v1/registration_tokens", Admin(registration_tokens::list)),
+    post("/_synapse/admin/v1/registration_tokens/new", Admin(registration_tokens::add)),
+    get("/_synapse/admin/v1/registration_tokens/{token}", Admin(registration_tokens::get)),
+    put("/_synapse/admin/v1/registration_tokens/{token}", Admin(registration_tokens::update)),
+    delete("/_synapse/admin/v1/registration_tokens/{token}", Admin(registration_tokens::delete)),
+    get("/_synapse/admin/v1/server_version", Anyone(health::version)),
+    get("/health", Anyone(health::health)),
     // ----- server-server: keys, version -----
     get("/_matrix/key/v2/server", Anyone(server_server::keys::own)).rate(Rate::Federation),
     get("/_matrix/key/v2/query/{serverName}", Anyone(server_server::keys::query_one)).rate(Rate::Federation),

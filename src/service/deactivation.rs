@@ -10,7 +10,18 @@ impl Homeserver {
     /// Closes an account for good, and leaves its rooms. Its name stays taken. With `erase`, what it sent is shown
     /// redacted to those who come later (see `service/events/erasure.rs`), and what else there is of it is deleted.
     pub fn deactivate(&self, user: &UserId, erase: bool) -> Result<()> {
-        self.accounts().close(user, erase)?;
+        if self.store.read(|db| db.is_last_admin(user))? {
+            log::warn!(
+                "{user}, the only administrator, closes the account: `doorstep user admin` makes another"
+            );
+        }
+        self.accounts().close(user, erase, false)?;
+        self.leave_all_rooms(user)
+    }
+
+    /// The same for an administrator. Errors: 403 `M_FORBIDDEN` for the only administrator there is.
+    pub(super) fn deactivate_by_admin(&self, user: &UserId, erase: bool) -> Result<()> {
+        self.accounts().close(user, erase, true)?;
         self.leave_all_rooms(user)
     }
 

@@ -284,7 +284,7 @@ pub const TABLES: &[TableBounds] = &[
         &[users("5 of one user; the oldest go", "login_tokens_are_bounded_in_number_and_go_with_time")],
         "the login; with the device; each new one takes out those that have expired",
     ),
-    table("registration_tokens", &[itself("who runs the server makes them")], "when used up"),
+    table("registration_tokens", &[itself("who runs the server makes them, 10 000 at most")], "when revoked"),
     table(
         "openid_tokens",
         &[users("50 of one user; the oldest go", "tokens_are_bounded_in_number_and_go_with_time")],

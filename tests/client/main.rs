@@ -2,6 +2,7 @@
 //! real socket.
 //!
 //! - `accounts`: registration, login, sessions, devices, deactivation.
+//! - `admin_accounts`: accounts and registration tokens, as administrators and their tools see them.
 //! - `client_details`: what is easy to get nearly right.
 //! - `client_rooms`: rooms made in every way, spoken in, read back, named; the profiles and data around them.
 //! - `keys`, `cross_signing`: end-to-end keys of devices and of users.
@@ -30,6 +31,7 @@
 pub mod common;
 
 mod accounts;
+mod admin_accounts;
 mod client_details;
 mod client_rooms;
 mod cross_signing;

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 
+import admin  # noqa: F401 - its flows are among those of flows.py
 import client
 import end_to_end  # noqa: F401 - its flows are among those of flows.py
 import ephemeral  # noqa: F401 - its flows are among those of flows.py

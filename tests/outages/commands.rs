@@ -1,15 +1,17 @@
 //! The commands of the operator: by the local socket of the server that runs, or without one. It is the same answer, and
 //! nothing comes in between.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use doorstep::testing::temporary_folder;
-use serde_json::Value;
+use doorstep::testing::{TestUser, temporary_folder};
+use serde_json::{Value, json};
 
 use crate::common::process::ProcessServer;
 
@@ -160,4 +162,114 @@ fn a_command_makes_no_server_where_there_is_none_and_says_what_was_wrong() {
         assert!(told(&output).contains(complaint), "{args:?}: {}", told(&output));
     }
     fs::remove_dir_all(&empty).unwrap();
+}
+
+/// A command that is given this on its standard input; what it says if it succeeds.
+fn told_by(folder: &Path, args: &[&str], input: &str) -> String {
+    let mut asked = command(folder, args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Who reads nothing has ended by now, perhaps.
+    let _ = asked.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = asked.wait_with_output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", told(&output));
+    told(&output)
+}
+
+fn log_in(server: &ProcessServer, name: &str, password: &str) -> (u16, Value) {
+    let body = json!({ "type": "m.login.password", "identifier": { "type": "m.id.user", "user": name }, "password": password });
+    TestUser::new(&server.url(), "", "").request("POST", "/_matrix/client/v3/login", Some(body))
+}
+
+#[test]
+fn accounts_and_tokens_are_made_and_changed_by_commands_with_and_without_a_server() {
+    let mut server = ProcessServer::start(&[]);
+    let folder = server.folder().to_owned();
+    for runs in [true, false] {
+        if !runs {
+            server.kill();
+        }
+        let alice = format!("alice{}", u8::from(runs));
+        let ask = |args: &[&str], input: &str| told_by(&folder, args, input);
+        assert!(ask(&["user", "add", &alice, "--displayname", "Alice"], "pass word\n").contains("@alice"));
+        let again = command(&folder, &["user", "add", &alice, "--generate"]).output().unwrap();
+        assert!(!again.status.success() && told(&again).contains("taken"), "{}", told(&again));
+        let made =
+            ask(&["user", "add", &format!("bob{}", u8::from(runs)), "--admin", "--generate", "--json"], "");
+        let made: Value = serde_json::from_str(&made).unwrap();
+        assert_eq!(made["admin"], true);
+        let listed = ask(&["user", "list"], "");
+        assert!(listed.contains("Alice") && listed.contains("admin"), "{listed}");
+        let token = ask(&["token", "add", "--expires", "7d", "--json"], "");
+        let token: Value = serde_json::from_str(&token).unwrap();
+        let name = token["name"].as_str().unwrap();
+        let listed = ask(&["token", "list"], "");
+        assert!(listed.contains(name) && !listed.contains(token["token"].as_str().unwrap()), "{listed}");
+        ask(&["token", "revoke", name], "");
+        assert!(!ask(&["token", "list"], "").contains(name));
+        if !runs {
+            server.resume();
+        }
+        let bob = made["name"].as_str().unwrap();
+        assert_eq!(log_in(&server, bob, made["password"].as_str().unwrap()).0, 200);
+        let (status, session) = log_in(&server, &alice, "pass word");
+        assert_eq!(status, 200, "{session}");
+        if !runs {
+            server.kill();
+        }
+        let device = session["device_id"].as_str().unwrap();
+        assert!(ask(&["user", "sessions", &alice], "").contains(device));
+        ask(&["user", "logout", &alice, device], "");
+        assert!(!ask(&["user", "sessions", &alice], "").contains(device));
+        ask(&["user", "passwd", &alice, "--keep-sessions"], "another\r\n");
+        ask(&["user", "admin", &alice], "");
+        if !runs {
+            ask(&["user", "admin", &alice, "--off"], "");
+        }
+        let asked = command(&folder, &["user", "deactivate", bob]).output().unwrap();
+        assert_eq!(asked.status.code(), Some(2), "nobody was there to ask: {}", told(&asked));
+        ask(&["user", "deactivate", bob, "--yes", "--erase"], "");
+        if !runs {
+            server.resume();
+        }
+        assert_eq!(log_in(&server, &alice, "another").0, 200);
+        assert_eq!(log_in(&server, bob, made["password"].as_str().unwrap()).0, 403);
+    }
+}
+
+#[test]
+fn a_password_is_typed_at_a_terminal_that_does_not_show_it() {
+    let server = ProcessServer::start(&[]);
+    let (mut ours, mut theirs) = (-1, -1);
+    let none = std::ptr::null_mut();
+    // SAFETY: the kernel writes two descriptors to two live locals, and is given no name, no settings and no size.
+    let opened = unsafe { libc::openpty(&raw mut ours, &raw mut theirs, none, none.cast(), none.cast()) };
+    assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: both were just opened, and belong to nobody else.
+    let (mut terminal, theirs) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let mut asked = command(server.folder(), &["user", "add", "alice"]);
+    let mut asked = asked.stdin(theirs).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = asked.stderr.take().unwrap();
+    let mut wait_for = |prompt: &str| {
+        let (mut seen, mut byte) = (Vec::new(), [0]);
+        while !seen.ends_with(prompt.as_bytes()) {
+            assert_eq!(errors.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&seen));
+            seen.push(byte[0]);
+        }
+    };
+    wait_for("Password for alice: ");
+    terminal.write_all("geheim\u{fc}\u{7f}\r".as_bytes()).unwrap();
+    wait_for("The same again: ");
+    terminal.write_all(b"geheim\n").unwrap();
+    let output = asked.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    assert_eq!(log_in(&server, "alice", "geheim").0, 200);
+    // SAFETY: a plain system call on a descriptor that `terminal` keeps open.
+    unsafe { libc::fcntl(terminal.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    let mut shown = Vec::new();
+    let _ = terminal.read_to_end(&mut shown);
+    assert!(!String::from_utf8_lossy(&shown).contains("geheim"), "{shown:?}");
 }

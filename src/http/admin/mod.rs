@@ -1,11 +1,14 @@
 //! What only administrators may ask: Synapse's admin API, as its tools use it, and under `/_doorstep/admin/` what that has
 //! no route for. By the local socket the operator needs no token for it.
 //!
-//! - `users`: accounts, and their devices.
+//! - `users`: accounts; `devices`: where they are logged in; `registration_tokens`: with which people make their own.
 //! - `rooms`: rooms, who is in them, and how they go; who knocks. `media`: files.
-//! - `whole_server`: backups, signing keys, where the bytes are.
+//! - `whole_server`: backups, signing keys, where the bytes are. `health`: whether it is there, and which it is.
 
+pub mod devices;
+pub mod health;
 pub mod media;
+pub mod registration_tokens;
 pub mod rooms;
 pub mod users;
 pub mod whole_server;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::http::{Reply, Request, Requester};
 use crate::service::Homeserver;
 use crate::service::accounts::moderation::Administrator;
@@ -23,7 +23,10 @@ struct SuspendBody {
 /// `GET /_matrix/client/v3/admin/whois/{userId}`.
 pub fn whois(hs: &Arc<Homeserver>, request: &Request, requester: &Requester) -> Result<Reply> {
     let user = request.user_id()?;
-    Ok(Reply::json(&hs.accounts().whois(&requester.user_id, requester.admin, &user)?))
+    if requester.user_id != user && !requester.admin {
+        return Err(Error::forbidden("Only administrators of this server may look at other users"));
+    }
+    Ok(Reply::json(&hs.accounts().whois(&user)?))
 }
 
 /// `GET /_matrix/client/v1/admin/lock/{userId}`.

@@ -37,7 +37,9 @@ use crate::service::accounts::page_sessions::no_first_token;
 use crate::service::accounts::profile::checked_display_name;
 use crate::service::accounts::sessions::{Login, NewLogin};
 use crate::service::devices::device_lists::tell_of_devices;
+use crate::store::Db;
 use crate::store::accounts::TokenHash;
+use crate::store::accounts::registration_tokens::RegistrationToken;
 
 /// Accounts, their sessions and what they prove who they are with; profiles and account data.
 #[derive(Clone, Copy)]
@@ -167,8 +169,9 @@ impl Accounts<'_> {
         uses: Option<i64>,
         expires_ms: Option<i64>,
     ) -> Result<()> {
-        let hash = token_hash(token);
-        self.store.write(move |tx| tx.add_registration_token(&hash, uses, expires_ms))
+        let token =
+            RegistrationToken { hash: token_hash(token), uses_allowed: uses, completed: 0, expires_ms };
+        self.store.write(move |tx| tx.put_registration_token(&token))
     }
 
     /// Sets a password for somebody at an address (none: on this machine). With `log_out_except`, all devices of the
@@ -197,10 +200,19 @@ impl Accounts<'_> {
     }
 
     /// Closes an account for good. Its name stays taken. With `erase`, what it sent is shown redacted to those who come
-    /// later (see `service/events/erasure.rs`), and what else there is of it is deleted.
-    pub(in crate::service) fn close(&self, user: &UserId, erase: bool) -> Result<()> {
+    /// later (see `service/events/erasure.rs`), and what else there is of it is deleted. With `not_the_last_admin`, errors: as
+    /// [`check_not_last_admin`].
+    pub(in crate::service) fn close(
+        &self,
+        user: &UserId,
+        erase: bool,
+        not_the_last_admin: bool,
+    ) -> Result<()> {
         let closed = user.clone();
         self.store.write(move |tx| {
+            if not_the_last_admin {
+                check_not_last_admin(tx, &closed)?;
+            }
             let gone = tx.deactivate(&closed)?;
             if erase {
                 tx.erase(&closed)?;
@@ -208,6 +220,16 @@ impl Accounts<'_> {
             tell_of_devices(tx, &closed, &gone)
         })
     }
+}
+
+/// Errors: 403 `M_FORBIDDEN` for the only administrator whom this server has.
+pub(in crate::service) fn check_not_last_admin(db: &Db<'_>, user: &UserId) -> Result<()> {
+    if db.is_last_admin(user)? {
+        let message =
+            format!("{user} is the only administrator of this server: make somebody else one first");
+        return Err(Error::forbidden(message));
+    }
+    Ok(())
 }
 
 fn in_use() -> Error {
@@ -284,6 +306,14 @@ mod tests {
         assert_eq!(hs.accounts().available_user_id("AliCe").unwrap().as_str(), "@alice:example.org");
         hs.accounts().register_user("Alice", None).unwrap();
         assert_eq!(hs.accounts().available_user_id("ALICE").unwrap_err().errcode(), ErrCode::UserInUse);
+    }
+
+    #[test]
+    fn the_first_token_is_void_when_the_first_account_was_made_without_it() {
+        let hs = homeserver(Registration::Token);
+        let token = hs.accounts().ensure_first_token().unwrap().unwrap();
+        hs.accounts().register_user("made-by-command", None).unwrap();
+        assert!(!hs.accounts().registration_token_is_valid(&token).unwrap());
     }
 
     #[test]

@@ -1,11 +1,16 @@
-//! Accounts, as whoever operates this server sees them.
+//! Accounts, as whoever operates this server sees them, makes them and changes them.
 
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::{ErrCode, Error, Result};
 use crate::protocol::UserId;
+use crate::protocol::pdu::Membership;
+use crate::service::accounts::moderation::Administrator;
+use crate::service::accounts::{NewAccount, check_not_last_admin};
 use crate::service::admin::Admin;
+use crate::store::Tx;
 use crate::store::accounts::listed::{AccountFilter, AccountOrder, ListedAccount};
+use crate::store::accounts::{Account, Standing};
 
 /// Most accounts of one page.
 const PAGE_MAX: i64 = 1000;
@@ -25,7 +30,45 @@ pub struct AccountsPage {
     pub limit: i64,
 }
 
+/// What is to be changed of an account; what is not given stays as it is.
+#[derive(Debug, Default)]
+pub struct AccountChange {
+    /// The new password.
+    pub password: Option<String>,
+    /// Whether a new password logs all devices out.
+    pub logout_devices: bool,
+    /// What the user is called; empty: nothing.
+    pub displayname: Option<String>,
+    /// Where the user's picture is; empty: there is none.
+    pub avatar_url: Option<String>,
+    /// Whether the user is an administrator.
+    pub admin: Option<bool>,
+    /// Whether the account is locked.
+    pub locked: Option<bool>,
+    /// Whether it is closed, which it then is for good.
+    pub deactivated: Option<bool>,
+}
+
 impl Admin<'_> {
+    /// The user whom somebody names by their id, or by its localpart. Errors: 400 `M_INVALID_PARAM` for what is neither; 400
+    /// `M_UNKNOWN` for another server's user.
+    pub fn named_user(&self, name: &str) -> Result<UserId> {
+        let user = match name.starts_with('@') {
+            true => UserId::parse(name)?,
+            false => UserId::parse(&format!("@{}:{}", name.to_ascii_lowercase(), self.server_name()))?,
+        };
+        if self.is_local(&user) {
+            Ok(user)
+        } else {
+            Err(wrong("This endpoint is for users of this server only"))
+        }
+    }
+
+    /// The account of a user of this server, closed or not. Errors: 404 `M_NOT_FOUND`.
+    fn account(&self, user: &UserId) -> Result<Account> {
+        self.store.read(|db| db.account(user))?.ok_or_else(no_user)
+    }
+
     /// A page of the accounts that fit: `users`, how many there are in all as `total`, and `next_token` if there are
     /// more, which is the next page's `from`.
     pub fn list_accounts(&self, page: &AccountsPage) -> Result<Value> {
@@ -42,11 +85,10 @@ impl Admin<'_> {
         Ok(answer)
     }
 
-    /// One account of this server, deactivated or not. Errors: 400 `M_UNKNOWN` for another server's user, 404
-    /// `M_NOT_FOUND`.
+    /// One account of this server, deactivated or not. Errors: 404 `M_NOT_FOUND`.
     pub fn account_details(&self, user: &UserId) -> Result<Value> {
         let found = self.store.read(|db| db.listed_account(user))?;
-        let found = found.ok_or_else(|| Error::not_found("User not found"))?;
+        let found = found.ok_or_else(no_user)?;
         let mut details = listed(&found);
         for (field, value) in [
             ("suspended", found.account.standing.suspended.into()),
@@ -61,6 +103,176 @@ impl Admin<'_> {
         }
         Ok(details)
     }
+
+    /// Makes an account. Errors: as [`crate::service::accounts::Accounts::create_account`].
+    pub fn add_account(&self, admin: &Administrator, new: &NewAccount<'_>) -> Result<Value> {
+        let (user, _) = self.accounts().create_account(new, None)?;
+        log::info!("{admin} has made the account {user}");
+        self.account_details(&user)
+    }
+
+    /// Changes an account: looked at as a whole before anything is done.
+    ///
+    /// Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for what cannot be, as to open an account that was closed; those of
+    /// [`Admin::set_admin`], [`Admin::deactivate_account`], of profiles, passwords and locks.
+    pub fn change_account(
+        &self,
+        admin: &Administrator,
+        user: &UserId,
+        change: &AccountChange,
+    ) -> Result<Value> {
+        let account = self.account(user)?;
+        let close = change.deactivated == Some(true) && !account.deactivated;
+        if account.deactivated && change.deactivated == Some(false) {
+            return Err(wrong("An account that was deactivated stays so: its keys and rooms are gone"));
+        }
+        if account.deactivated && change.password.is_some() {
+            return Err(wrong("This account was deactivated"));
+        }
+        if close && change.locked == Some(true) {
+            return Err(wrong("A user can't be deactivated and locked"));
+        }
+        if change.admin == Some(false) {
+            check_demotion(admin, user)?;
+        }
+        for (field, value) in [("displayname", &change.displayname), ("avatar_url", &change.avatar_url)] {
+            if let Some(value) = value {
+                self.accounts().set_profile_field(user, field, value.as_str().into())?;
+            }
+        }
+        let lock = |locked: bool| {
+            self.accounts().change_standing(admin, user, move |standing| standing.locked = locked)
+        };
+        // Administrators are not locked: before somebody becomes one the lock is lifted, and before it is put they are none.
+        let changes_lock = change.locked.filter(|locked| *locked != account.standing.locked);
+        if changes_lock == Some(false) {
+            lock(false)?;
+        }
+        if let Some(to) = change.admin.filter(|to| *to != account.admin) {
+            self.set_admin(admin, user, to)?;
+        }
+        if let Some(password) = &change.password {
+            self.reset_password(admin, user, password, change.logout_devices)?;
+        }
+        if changes_lock == Some(true) {
+            lock(true)?;
+        }
+        if close {
+            self.deactivate_account(admin, user, false)?;
+        }
+        self.account_details(user)
+    }
+
+    /// Sets a user's password, and logs all their devices out if that is wished. Errors: 404 `M_NOT_FOUND`, 400
+    /// `M_WEAK_PASSWORD`, 400 `M_UNKNOWN` for an account that was deactivated or is a guest's.
+    pub fn reset_password(
+        &self,
+        admin: &Administrator,
+        user: &UserId,
+        password: &str,
+        logout_devices: bool,
+    ) -> Result<()> {
+        let account = self.account(user)?;
+        if account.deactivated || account.standing.guest {
+            return Err(wrong("This account was deactivated, or is a guest's, and has no password"));
+        }
+        self.accounts().set_password(user, password, logout_devices.then_some(None), None)?;
+        log::info!("{admin} has set a new password of {user}");
+        Ok(())
+    }
+
+    /// Whether a user is an administrator. Errors: 404 `M_NOT_FOUND`.
+    pub fn is_admin(&self, user: &UserId) -> Result<bool> {
+        Ok(self.account(user)?.admin)
+    }
+
+    /// Makes a user an administrator, or makes them one no more. Errors: 404 `M_NOT_FOUND`; 400 `M_UNKNOWN` for who would make
+    /// themselves one no more, for a guest, and for an account that was deactivated, is locked or suspended (which nobody
+    /// could lift any more); 403 `M_FORBIDDEN` for the only administrator there is.
+    pub fn set_admin(&self, admin: &Administrator, user: &UserId, to: bool) -> Result<()> {
+        if !to {
+            check_demotion(admin, user)?;
+        }
+        let changed = user.clone();
+        self.store.write(move |tx: &mut Tx<'_>| {
+            let account = tx.account(&changed)?.ok_or_else(no_user)?;
+            if !to {
+                check_not_last_admin(tx, &changed)?;
+            } else if account.deactivated || account.standing != Standing::default() {
+                return Err(wrong("This account was deactivated, is locked or suspended, or is a guest's"));
+            }
+            tx.set_admin(&changed, to)
+        })?;
+        let what = if to { "an administrator" } else { "no administrator any more" };
+        log::info!("{admin} has made {user} {what}");
+        Ok(())
+    }
+
+    /// Closes an account for good: see [`crate::service::Homeserver::deactivate`]. Errors: 404 `M_NOT_FOUND`; 403
+    /// `M_FORBIDDEN` for the only administrator there is.
+    pub fn deactivate_account(&self, admin: &Administrator, user: &UserId, erase: bool) -> Result<()> {
+        self.account(user)?;
+        self.deactivate_by_admin(user, erase)?;
+        log::info!("{admin} has deactivated {user}");
+        Ok(())
+    }
+
+    /// The devices of a user, each as Synapse's API has it. Errors: 404 `M_NOT_FOUND`.
+    pub fn devices_of(&self, user: &UserId) -> Result<Vec<Value>> {
+        self.account(user)?;
+        let (devices, dehydrated) =
+            self.store.read(|db| Ok((db.devices(user)?, db.dehydrated_device(user)?)))?;
+        let dehydrated = dehydrated.map(|device| device.device_id);
+        let shown = devices.into_iter().map(|device| {
+            json!({
+                "user_id": user,
+                "dehydrated": dehydrated.as_deref() == Some(device.device_id.as_str()),
+                "device_id": device.device_id,
+                "display_name": device.display_name,
+                "last_seen_ip": device.last_seen_ip,
+                "last_seen_ts": device.last_seen_ms,
+                // Which program it was is not kept.
+                "last_seen_user_agent": null,
+            })
+        });
+        Ok(shown.collect())
+    }
+
+    /// Logs devices out; none are named: all. Those that there are not are fine. Errors: 404 `M_NOT_FOUND` for the user.
+    pub fn log_out(&self, admin: &Administrator, user: &UserId, devices: Option<Vec<String>>) -> Result<()> {
+        self.account(user)?;
+        let what = match &devices {
+            Some(devices) => format!("{} devices", devices.len()),
+            None => "all devices".to_owned(),
+        };
+        match devices {
+            Some(devices) => self.accounts().delete_devices(user, devices)?,
+            None => self.accounts().delete_all_devices(user)?,
+        }
+        log::info!("{admin} has logged out of {user}: {what}");
+        Ok(())
+    }
+
+    /// The memberships of a user in rooms, each room's id with what it is. Errors: 404 `M_NOT_FOUND`.
+    pub fn memberships_of(&self, user: &UserId) -> Result<Vec<(String, Membership)>> {
+        self.account(user)?;
+        let rooms = self.store.read(|db| db.rooms_of(user))?;
+        Ok(rooms.into_iter().map(|room| (room.room_id.to_string(), room.membership)).collect())
+    }
+}
+
+fn no_user() -> Error {
+    Error::not_found("User not found")
+}
+
+/// 400 `M_UNKNOWN`: what Synapse's API says of most mistakes.
+fn wrong(message: &'static str) -> Error {
+    Error::new(ErrCode::Unknown, message).with_status(400)
+}
+
+/// Errors: 400 `M_UNKNOWN`.
+fn check_demotion(admin: &Administrator, user: &UserId) -> Result<()> {
+    if admin.user_id() == Some(user) { Err(wrong("You may not demote yourself.")) } else { Ok(()) }
 }
 
 /// An account as Synapse's lists have it. What this server has nothing of is null or false.

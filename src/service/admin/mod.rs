@@ -12,6 +12,7 @@
 //! - `room_deletion`: a room goes, with everything there is of it.
 //! - `signing_key`: taken out, and brought in.
 //! - `storage`: where the bytes are.
+//! - `tokens`: registration tokens.
 
 pub mod accounts;
 pub mod backup;
@@ -25,6 +26,7 @@ mod room_deletion_tests;
 pub mod rooms;
 pub mod signing_key;
 pub mod storage;
+pub mod tokens;
 
 use std::ops::Deref;
 

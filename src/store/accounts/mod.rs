@@ -1,6 +1,6 @@
 //! Accounts.
 //!
-//! - here: accounts, and the tokens that let somebody make one;
+//! - here: accounts; `registration_tokens`: the tokens that let somebody make one;
 //! - `devices`: devices that are logged in, and their sessions; `openid`: tokens that prove to others who a user is;
 //!   `login_tokens`: those that let another device log in;
 //! - `profiles`, `account_data`, `filters`: what a user's clients keep here;
@@ -21,6 +21,7 @@ pub mod login_tokens;
 pub mod openid;
 pub mod profiles;
 pub mod pushers;
+pub mod registration_tokens;
 pub mod reports;
 pub mod sliding_connections;
 
@@ -127,6 +128,15 @@ impl Db<'_> {
         Ok(self.conn().prepare_cached("SELECT 1 FROM users WHERE guest = 0 LIMIT 1")?.exists([])?)
     }
 
+    /// Whether this user is an administrator, and the only one who can do anything.
+    pub fn is_last_admin(&self, user: &UserId) -> Result<bool> {
+        let mut query = self.conn().prepare_cached(
+            "SELECT user_id FROM users WHERE admin = 1 AND deactivated = 0 AND locked = 0 LIMIT 2",
+        )?;
+        let admins = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+        Ok(admins == [user.as_str()])
+    }
+
     /// Deactivated users who still have rooms to leave.
     pub fn deactivated_users_in_rooms(&self) -> Result<Vec<UserId>> {
         let mut query = self.conn().prepare_cached("SELECT user_id FROM users WHERE leaving = 1")?;
@@ -145,22 +155,6 @@ impl Db<'_> {
         let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
-
-    /// Whether this is the one-time token for the first account, and there is none yet.
-    pub fn is_first_token(&self, hash: &TokenHash) -> Result<bool> {
-        let mut query =
-            self.conn().prepare_cached("SELECT 1 FROM registration_tokens WHERE hash = ?1 AND first = 1")?;
-        Ok(!self.has_accounts()? && query.exists([hash])?)
-    }
-
-    /// Whether a registration token can be used now.
-    pub fn registration_token_is_valid(&self, hash: &TokenHash, now: Millis) -> Result<bool> {
-        let mut query = self.conn().prepare_cached(
-            "SELECT 1 FROM registration_tokens
-             WHERE hash = ?1 AND coalesce(uses_left, 1) > 0 AND coalesce(expires_ms, ?2) >= ?2",
-        )?;
-        Ok(query.exists(params![hash, now])?)
-    }
 }
 
 impl Tx<'_> {
@@ -172,7 +166,12 @@ impl Tx<'_> {
         admin: bool,
         now: Millis,
     ) -> Result<bool> {
-        let admin = admin || !self.has_accounts()?;
+        let is_first = !self.has_accounts()?;
+        let admin = admin || is_first;
+        if is_first {
+            // Whoever makes it, by whatever way: the token that was printed for it is good for no second one.
+            self.conn().prepare_cached("DELETE FROM registration_tokens WHERE first = 1")?.execute([])?;
+        }
         let made = self
             .conn()
             .prepare_cached(
@@ -189,6 +188,15 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("UPDATE users SET locked = ?2, suspended = ?3 WHERE user_id = ?1")?
             .execute(params![user.as_str(), standing.locked, standing.suspended])?;
+        Ok(())
+    }
+
+    /// Makes the user an administrator, or makes them one no more.
+    pub fn set_admin(&mut self, user: &UserId, admin: bool) -> Result<()> {
+        self.sessions_changed();
+        self.conn()
+            .prepare_cached("UPDATE users SET admin = ?2 WHERE user_id = ?1")?
+            .execute(params![user.as_str(), admin])?;
         Ok(())
     }
 
@@ -240,54 +248,6 @@ impl Tx<'_> {
             .prepare_cached("UPDATE users SET leaving = 0 WHERE user_id = ?1")?
             .execute([user.as_str()])?;
         Ok(())
-    }
-
-    /// Adds a registration token. `uses` and `expires_ms`: `None` is without end.
-    pub fn add_registration_token(
-        &mut self,
-        hash: &TokenHash,
-        uses: Option<i64>,
-        expires_ms: Option<Millis>,
-    ) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "INSERT INTO registration_tokens (hash, uses_left, expires_ms) VALUES (?1, ?2, ?3)
-                 ON CONFLICT DO UPDATE SET uses_left = excluded.uses_left, expires_ms = excluded.expires_ms",
-            )?
-            .execute(params![hash, uses, expires_ms])?;
-        Ok(())
-    }
-
-    /// The one-time token for the first account, in place of the one that was printed at an earlier start.
-    pub fn replace_first_token(&mut self, hash: &TokenHash) -> Result<()> {
-        self.conn().prepare_cached("DELETE FROM registration_tokens WHERE first = 1")?.execute([])?;
-        self.conn()
-            .prepare_cached("INSERT INTO registration_tokens (hash, uses_left, first) VALUES (?1, 1, 1)")?
-            .execute([hash])?;
-        Ok(())
-    }
-
-    /// Uses the one-time token for the first account. False: it is not that, or there is an account.
-    pub fn use_first_token(&mut self, hash: &TokenHash) -> Result<bool> {
-        if !self.is_first_token(hash)? {
-            return Ok(false);
-        }
-        self.conn().prepare_cached("DELETE FROM registration_tokens WHERE hash = ?1")?.execute([hash])?;
-        Ok(true)
-    }
-
-    /// Uses a registration token once. False: it is unknown, used up or expired.
-    pub fn use_registration_token(&mut self, hash: &TokenHash, now: Millis) -> Result<bool> {
-        if !self.registration_token_is_valid(hash, now)? {
-            return Ok(false);
-        }
-        self.conn()
-            .prepare_cached("UPDATE registration_tokens SET uses_left = uses_left - 1 WHERE hash = ?1")?
-            .execute([hash])?;
-        self.conn()
-            .prepare_cached("DELETE FROM registration_tokens WHERE uses_left <= 0 OR expires_ms < ?1")?
-            .execute([now])?;
-        Ok(true)
     }
 }
 

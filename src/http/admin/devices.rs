@@ -1,0 +1,61 @@
+//! Synapse's admin API, "User devices".
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::users::user;
+use crate::error::{Error, Result};
+use crate::http::{Reply, Request};
+use crate::service::Homeserver;
+use crate::service::accounts::moderation::Administrator;
+
+/// `GET /_synapse/admin/v2/users/{userId}/devices`
+pub fn list(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    let devices = hs.admin().devices_of(&user(hs, request)?)?;
+    Ok(Reply::json(&json!({ "total": devices.len(), "devices": devices })))
+}
+
+/// `GET /_synapse/admin/v2/users/{userId}/devices/{deviceId}`
+pub fn get(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    let devices = hs.admin().devices_of(&user(hs, request)?)?;
+    let device = devices.into_iter().find(|device| device["device_id"] == request.param("deviceId"));
+    Ok(Reply::json(&device.ok_or_else(|| Error::not_found("No device found"))?))
+}
+
+#[derive(Deserialize)]
+struct RenameBody {
+    display_name: String,
+}
+
+/// `PUT /_synapse/admin/v2/users/{userId}/devices/{deviceId}`
+pub fn update(hs: &Arc<Homeserver>, request: &Request, _admin: &Administrator) -> Result<Reply> {
+    let RenameBody { display_name } = request.json()?;
+    hs.accounts().rename_device(&user(hs, request)?, request.param("deviceId"), &display_name)?;
+    Ok(Reply::empty())
+}
+
+/// `DELETE /_synapse/admin/v2/users/{userId}/devices/{deviceId}`
+pub fn delete(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    hs.admin().log_out(admin, &user(hs, request)?, Some(vec![request.param("deviceId").to_owned()]))?;
+    Ok(Reply::empty())
+}
+
+#[derive(Deserialize)]
+struct DeleteBody {
+    devices: Vec<String>,
+}
+
+/// `POST /_synapse/admin/v2/users/{userId}/delete_devices`
+pub fn delete_many(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    let DeleteBody { devices } = request.json()?;
+    hs.admin().log_out(admin, &user(hs, request)?, Some(devices))?;
+    Ok(Reply::empty())
+}
+
+/// `POST /_doorstep/admin/v1/users/{userId}/logout`: all devices.
+pub fn log_out(hs: &Arc<Homeserver>, request: &Request, admin: &Administrator) -> Result<Reply> {
+    hs.admin().log_out(admin, &user(hs, request)?, None)?;
+    Ok(Reply::empty())
+}
