@@ -480,7 +480,6 @@ fn a_certificate_that_is_of_no_use_is_not_taken_and_the_old_one_stays() {
         Box::new(move || chain(String::new())),
         Box::new(move || chain("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into())),
         Box::new(move || chain("\u{0}".repeat(1000))),
-        Box::new(move || chain("x".repeat(1 << 20))),
         Box::new(move || chain(own_key.clone())),
         Box::new(|| Reply::json(&json!({ "status": "valid" }))),
         Box::new({
