@@ -2,14 +2,11 @@
 //! table in the README are read from here. A new setting is a row of [`SETTINGS`] and the field of [`Config`] that it
 //! fills.
 
-use std::fs::File;
-use std::io::Read;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 
 use super::amounts::{bytes, time_ms};
-use super::{Config, Data, Registration};
-use crate::error::reason;
+use super::{Config, Data, Registration, secret_file};
 use crate::protocol::acme::is_certifiable;
 use crate::protocol::room_version;
 use crate::protocol::{ServerName, UserId};
@@ -180,7 +177,7 @@ pub const SETTINGS: &[Setting] = &[
         value: "file",
         usual: Usual::Nothing,
         help: "file that holds that secret, where other users of the machine do not see it; read at the start",
-        kind: Kind::One(registration_secret_file),
+        kind: Kind::One(secret_file::registration_secret_file),
     },
     Setting {
         flag: "turn-uri",
@@ -480,30 +477,6 @@ fn registration_secret(config: &mut Config, text: &str) -> Result<(), String> {
     }
     config.registration_secret = Some(text.into());
     Ok(())
-}
-
-/// Largest file with a secret, in bytes.
-const SECRET_FILE_BYTES_MAX: u64 = 4096;
-
-fn registration_secret_file(config: &mut Config, text: &str) -> Result<(), String> {
-    let cannot = |e: &std::io::Error| format!("cannot be read: {}", reason(e));
-    let file = File::open(path(text)?).map_err(|e| cannot(&e))?;
-    let mut secret = String::new();
-    let read = file.take(SECRET_FILE_BYTES_MAX + 1).read_to_string(&mut secret).map_err(|e| cannot(&e))?;
-    if read as u64 > SECRET_FILE_BYTES_MAX {
-        return Err("has more than a secret in it".into());
-    }
-    // Editors and `echo` end the file with a line break, which is not meant.
-    match secret.trim_end_matches(['\r', '\n']) {
-        "" => Err("has no secret in it".into()),
-        _ if config.registration_secret.is_some() => {
-            Err("is one secret too many beside --registration-secret".into())
-        }
-        secret => {
-            config.registration_secret = Some(secret.into());
-            Ok(())
-        }
-    }
 }
 
 fn turn_uri(config: &mut Config, text: &str) -> Result<(), String> {
