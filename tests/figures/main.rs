@@ -3,6 +3,7 @@
 //! `cargo test --release --test figures store_figures -- --ignored --nocapture`.
 //!
 //! - `backup_figures`: what a backup costs those who send meanwhile.
+//! - `many_servers`: what a hundred servers of a test cost.
 //! - `protocol_speed`: how long the pure parts take.
 //! - `search_figures`: what search costs.
 //! - `store_figures`: the write path, and large rooms.
@@ -12,6 +13,7 @@
 pub mod common;
 
 mod backup_figures;
+mod many_servers;
 mod protocol_speed;
 mod search_figures;
 mod store_figures;

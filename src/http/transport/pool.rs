@@ -63,6 +63,8 @@ struct PoolState {
     threads: usize,
     spawned: u64,
     handles: Vec<thread::JoinHandle<()>>,
+    /// The thread that begins more of them when all are held up; there is none before something has waited.
+    relief: Option<thread::JoinHandle<()>>,
     stopping: bool,
 }
 
@@ -86,6 +88,7 @@ impl ThreadPool {
             threads: 0,
             spawned: 0,
             handles: Vec::new(),
+            relief: None,
             stopping: false,
         };
         Self { role, few, state: Mutex::new(state), ended: Condvar::new(), crowded: Condvar::new() }
@@ -101,7 +104,7 @@ impl ThreadPool {
         }
         state.queue.push_back((Instant::now(), connection));
         if state.threads >= self.few && !state.stopping {
-            self.crowded.notify_one();
+            self.call_relief(&mut state, shared);
             return;
         }
         let given_up = self.begin_thread(&mut state, shared);
@@ -141,8 +144,21 @@ impl ThreadPool {
         }
     }
 
+    fn call_relief(&self, state: &mut PoolState, shared: &Arc<ServerState>) {
+        if state.relief.is_none() {
+            let (role, held) = (self.role, shared.clone());
+            let relieve = move || held.pool(role).relieve(&held);
+            match thread::Builder::new().name("relief".to_owned()).spawn(relieve) {
+                Ok(relief) => state.relief = Some(relief),
+                // Those that are there take what waits, later.
+                Err(e) => log::warn!("no thread to relieve those of connections: {e}"),
+            }
+        }
+        self.crowded.notify_one();
+    }
+
     /// Begins more threads while all are held up, until the pool stops. Runs on a thread of its own.
-    pub(super) fn relieve(&self, shared: &Arc<ServerState>) {
+    fn relieve(&self, shared: &Arc<ServerState>) {
         let mut state = lock(&self.state);
         while !state.stopping {
             let Some((since, _)) = state.queue.front() else {
@@ -200,6 +216,11 @@ impl ThreadPool {
         state.stopping = true;
         state.idle.iter().for_each(|seat| seat.thread.unpark());
         self.crowded.notify_all();
+        if let Some(relief) = state.relief.take() {
+            drop(state);
+            let _ = relief.join();
+            state = lock(&self.state);
+        }
         while state.threads > 0 {
             let Ok(woken) = wait_until(&self.ended, state, deadline) else { return };
             state = woken;

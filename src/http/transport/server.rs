@@ -41,8 +41,6 @@ pub struct Server {
     addresses: Vec<SocketAddr>,
     certificates: Vec<Arc<Tls>>,
     acceptor: Mutex<Option<thread::JoinHandle<()>>>,
-    /// The thread that begins more workers when those that are there are held up.
-    relief: Mutex<Option<thread::JoinHandle<()>>>,
     /// Closed to tell the accept thread to end, which hears of it at the other end of the pipe.
     stop: Mutex<Option<PipeWriter>>,
     ended: PipeReader,
@@ -78,15 +76,11 @@ impl Server {
         let (accepting, told) = (shared.clone(), ended.try_clone()?);
         let accept = move || accept_all(&accepting, &bound, &told);
         let acceptor = thread::Builder::new().name("accept".to_owned()).spawn(accept)?;
-        let relieved = shared.clone();
-        let relieve = move || relieved.workers.relieve(&relieved);
-        let relief = thread::Builder::new().name("relief".to_owned()).spawn(relieve)?;
         Ok(Self {
             shared,
             addresses,
             certificates,
             acceptor: Mutex::new(Some(acceptor)),
-            relief: Mutex::new(Some(relief)),
             stop: Mutex::new(Some(stop)),
             ended,
         })
@@ -147,9 +141,6 @@ impl Server {
         }
         shared.parkers.end(deadline);
         shared.workers.end(deadline);
-        if let Some(relief) = lock(&self.relief).take() {
-            let _ = relief.join();
-        }
     }
 }
 

@@ -42,6 +42,8 @@ struct BehindShared {
 struct BehindRooms {
     /// The rooms that are behind, and when they have their turn.
     rooms: HashMap<RoomKey, Instant>,
+    /// None before the start.
+    homeserver: Weak<Homeserver>,
     running: bool,
     stop: bool,
 }
@@ -57,20 +59,35 @@ impl CatchUpWorker {
         for room in rooms {
             state.rooms.entry(room).or_insert_with(Instant::now);
         }
+        if !state.rooms.is_empty()
+            && !state.running
+            && let Err(e) = self.begin(&mut state)
+        {
+            log::warn!("no thread to catch up yet: {e}");
+        }
         drop(state);
         self.shared.moved.notify_all();
     }
 
-    /// Starts the thread. It keeps only a weak hold of the homeserver, and ends with it.
+    /// From now on rooms that are behind are caught up with, on a thread that is begun with the first of them.
     pub(in crate::service) fn start(&self, hs: &Arc<Homeserver>) -> Result<()> {
+        lock(&self.shared.state).homeserver = Arc::downgrade(hs);
         self.are_behind(hs.store.read(|db| db.rooms_with_late_extremities())?.into_iter());
-        let (shared, weak) = (self.shared.clone(), Arc::downgrade(hs));
-        lock(&shared.state).running = true;
+        Ok(())
+    }
+
+    /// Begins the thread. It keeps only a weak hold of the homeserver, and ends with it.
+    fn begin(&self, state: &mut BehindRooms) -> std::io::Result<()> {
+        if state.stop || state.homeserver.strong_count() == 0 {
+            return Ok(());
+        }
+        let (shared, weak) = (self.shared.clone(), state.homeserver.clone());
         thread::Builder::new().name("catch-up".to_owned()).spawn(move || {
             run(&shared, &weak);
             lock(&shared.state).running = false;
             shared.moved.notify_all();
         })?;
+        state.running = true;
         Ok(())
     }
 

@@ -163,6 +163,19 @@ impl MediaFiles {
         Ok(true)
     }
 
+    /// The least byte, from this on, that the names of files begin with.
+    pub fn next_first_byte(&self, from: u16) -> Result<Option<u8>> {
+        let Some(folder) = self.0.folder.as_ref().filter(|_| from <= u16::from(u8::MAX)) else {
+            return Ok(None);
+        };
+        let byte = |path: &PathBuf| {
+            let name = path.file_name()?.to_str().filter(|name| name.len() == 2)?;
+            u8::from_str_radix(name, 16).ok()
+        };
+        let bytes = entries(folder)?.iter().filter_map(byte).collect::<Vec<_>>();
+        Ok(bytes.into_iter().filter(|byte| u16::from(*byte) >= from).min())
+    }
+
     /// The hashes of the files whose names begin with this byte; what has another name is nobody's, and is left alone.
     pub fn named(&self, first: u8) -> Result<Vec<BlobHash>> {
         let Some(folder) = &self.0.folder else { return Ok(Vec::new()) };

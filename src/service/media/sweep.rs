@@ -15,6 +15,8 @@ use crate::locks::lock;
 /// Rows that one commit takes away, and files between two looks at what else is due.
 const ROWS_AT_ONCE_MAX: usize = 64;
 const FILES_AT_ONCE_MAX: usize = 64;
+/// How many first bytes there are.
+const FIRST_BYTES: u16 = 256;
 const DAY_MS: Millis = 86_400_000;
 
 /// How far the folder was gone through since the start.
@@ -82,14 +84,18 @@ impl Media<'_> {
     /// Goes through some of the folder for files of which no row tells. Whether there is more of it.
     fn remove_nameless(&self) -> Result<bool> {
         let mut next = lock(&self.media_sweep.next);
-        let Ok(first) = u8::try_from(*next) else { return Ok(false) };
+        // Most servers have few files, and many have none: what is not there need not be gone through.
+        let Some(first) = self.media_files.next_first_byte(*next)? else {
+            *next = FIRST_BYTES;
+            return Ok(false);
+        };
         for hash in self.media_files.named(first)? {
             let untold = || Ok(self.store.read(|db| db.blob(&hash))?.is_none());
             if untold()? && self.media_files.remove(&hash, untold, || Ok(()))? {
                 log::info!("the file {hash} belonged to no media, and was deleted");
             }
         }
-        *next += 1;
+        *next = u16::from(first) + 1;
         Ok(true)
     }
 }

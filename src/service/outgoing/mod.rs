@@ -121,12 +121,14 @@ impl Outgoing {
         [("idle", idle), ("waiting", waiting), ("sending", sending), ("failing", failing)]
     }
 
-    /// Starts delivering, first of all what earlier runs left.
+    /// Starts delivering, first of all what earlier runs left. Who has nothing to do with other servers has no thread for
+    /// it yet.
     pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
+        let may_owe = homeserver.store.read(|db| db.may_owe_servers())?;
         let mut state = lock(&self.0.state);
         state.homeserver = Arc::downgrade(homeserver);
-        state.load_owed = true;
-        self.spawn(&mut state)
+        state.load_owed = may_owe;
+        if state.has_work() { self.spawn(&mut state) } else { Ok(()) }
     }
 
     /// Ends the threads and writes the cursors. Transactions under way count neither as delivered nor as failed:
@@ -157,8 +159,7 @@ impl Outgoing {
         for server in &changes.destinations {
             self.wake(&mut state, server);
         }
-        drop(state);
-        self.0.work.notify_one();
+        self.call_thread(&mut state);
     }
 
     /// A request of this server has arrived: it is likely to take a transaction, and if it was given up for a
@@ -174,8 +175,7 @@ impl Outgoing {
             if !std::mem::replace(&mut peer.spoke, true) && peer.doing == DestinationActivity::Waiting {
                 state.dequeue(server);
                 state.enqueue(server);
-                drop(state);
-                self.0.work.notify_one();
+                self.call_thread(&mut state);
             }
             return;
         }
@@ -190,8 +190,7 @@ impl Outgoing {
             let after = peer.kept.retry_ms;
             state.due.remove(&(before, server.clone()));
             state.due.insert((after, server.clone()));
-            drop(state);
-            self.0.work.notify_one();
+            self.call_thread(&mut state);
         }
     }
 
@@ -261,7 +260,19 @@ impl Outgoing {
         }
         peer.edus.push_back(edu);
         self.wake(&mut state, server);
-        drop(state);
+        self.call_thread(&mut state);
+    }
+
+    /// Has a thread look after what there is to do. The first one is begun when it is first needed.
+    fn call_thread(&self, state: &mut QueueState) {
+        let started = state.homeserver.strong_count() > 0;
+        if state.alive == 0
+            && started
+            && !state.stopping
+            && let Err(e) = self.spawn(state)
+        {
+            log::warn!("no thread for sending yet: {e}");
+        }
         self.0.work.notify_one();
     }
 

@@ -121,12 +121,13 @@ impl PushSender {
         }))
     }
 
-    /// Starts sending, first of all what earlier runs left.
+    /// Starts sending, first of all what earlier runs left. Where nobody has a pusher there is no thread for it yet.
     pub fn start(&self, homeserver: &Arc<Homeserver>) -> Result<()> {
+        let anybody = homeserver.store.read(|db| db.is_anybody_notified())?;
         let mut state = lock(&self.0.state);
         state.homeserver = Arc::downgrade(homeserver);
-        state.load_all = true;
-        self.spawn(&mut state)
+        state.load_all = anybody;
+        if anybody || !state.unread.is_empty() { self.spawn(&mut state) } else { Ok(()) }
     }
 
     /// Ends the threads. Requests under way count neither as taken nor as failed; who waits in one is cut off elsewhere.
@@ -162,7 +163,16 @@ impl PushSender {
 
     /// A user's pushers were set or removed.
     pub fn pushers_changed(&self, user: &UserId) {
-        lock(&self.0.state).unread.insert(user.clone());
+        let mut state = lock(&self.0.state);
+        state.unread.insert(user.clone());
+        let started = state.homeserver.strong_count() > 0;
+        if state.alive == 0
+            && started
+            && !state.stopping
+            && let Err(e) = self.spawn(&mut state)
+        {
+            log::warn!("no thread for push yet: {e}");
+        }
         self.0.work.notify_one();
     }
 

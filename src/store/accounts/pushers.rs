@@ -120,6 +120,12 @@ impl Db<'_> {
         rows.next()?.map(pusher_of).transpose()
     }
 
+    /// Whether anybody has a pusher.
+    pub fn is_anybody_notified(&self) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached("SELECT EXISTS (SELECT 1 FROM pushers)")?;
+        Ok(statement.query_row([], |row| row.get(0))?)
+    }
+
     /// All users who have pushers.
     pub fn users_with_pushers(&self) -> Result<Vec<UserId>> {
         let mut statement = self.conn().prepare_cached("SELECT DISTINCT user_id FROM pushers")?;

@@ -91,16 +91,19 @@ impl LogState {
 
 /// The thread, as the writer sees it. Dropping it waits for the thread.
 pub(in crate::store) struct Checkpointer {
+    path: PathBuf,
+    durable: bool,
+    readers: Arc<Gate>,
     shared: Arc<LogState>,
     /// How long the log must be for the next attempt.
-    next: AtomicI64,
-    bell: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
+    next: i64,
+    /// The thread, and what rings for it; there is none before there is something to fold.
+    thread: Option<(SyncSender<()>, JoinHandle<()>)>,
 }
 
 impl Checkpointer {
     /// Takes over from SQLite, which would have each commit that finds the log long do it all.
-    pub(in crate::store) fn start(
+    pub(in crate::store) fn new(
         writer: &mut Connection,
         path: &Path,
         durable: bool,
@@ -113,51 +116,42 @@ impl Checkpointer {
             stage: Mutex::new(FoldStage::Idle),
             changed: Condvar::new(),
         });
-        let (bell, rings) = sync_channel(1);
         let seen = shared.clone();
         writer.wal_hook(Some(move |_: &mut _, pages| {
             seen.pages.store(i64::from(pages), Ordering::Relaxed);
             Ok(())
         }))?;
-        let worker = CheckpointThread {
-            path: path.to_owned(),
-            durable,
-            shared: shared.clone(),
-            readers,
-            in_peace_until: None,
-            connection: None,
-        };
-        let body = move || worker.work(&rings);
-        let thread = std::thread::Builder::new().name("store-log".into()).spawn(body)?;
-        Ok(Self { shared, next: AtomicI64::new(LOG_PAGES), bell: Some(bell), thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), durable, readers, shared, next: LOG_PAGES, thread: None })
     }
 
     /// To be called after each commit.
-    pub(in crate::store) fn look_after(&self, writer: &Connection) {
-        let shared = &self.shared;
+    pub(in crate::store) fn look_after(&mut self, writer: &Connection) {
+        let shared = self.shared.clone();
         shared.commits.fetch_add(1, Ordering::Relaxed);
-        if !shared.unfolded.swap(true, Ordering::AcqRel) {
-            self.ring();
+        // Nobody copies a database that is worth nothing.
+        if self.durable && !shared.unfolded.swap(true, Ordering::AcqRel) && !self.ring() {
+            shared.unfolded.store(false, Ordering::Release);
         }
         let pages = shared.pages.load(Ordering::Relaxed);
         let mut stage = *shared.stage();
         if pages < LOG_PAGES {
-            self.next.store(LOG_PAGES, Ordering::Relaxed);
+            self.next = LOG_PAGES;
             if stage == FoldStage::Done {
                 shared.set(FoldStage::Idle);
             }
             return;
         }
-        if stage == FoldStage::Idle && pages >= self.next.load(Ordering::Relaxed) {
-            self.next.store(pages + LOG_PAGES_RETRY, Ordering::Relaxed);
+        if stage == FoldStage::Idle && pages >= self.next {
+            self.next = pages + LOG_PAGES_RETRY;
             stage = FoldStage::Busy;
             shared.set(stage);
-            self.ring();
-            if pages >= LOG_PAGES_MAX {
+            if !self.ring() {
+                stage = FoldStage::Done;
+            } else if pages >= LOG_PAGES_MAX {
                 stage = shared.wait_while(FoldStage::Busy, FOLD_TIMEOUT);
             }
-        } else if stage == FoldStage::Busy && pages >= LOG_PAGES_MAX.max(self.next.load(Ordering::Relaxed)) {
-            self.next.store(pages + LOG_PAGES_RETRY, Ordering::Relaxed);
+        } else if stage == FoldStage::Busy && pages >= LOG_PAGES_MAX.max(self.next) {
+            self.next = pages + LOG_PAGES_RETRY;
             stage = shared.wait_while(FoldStage::Busy, FOLD_TIMEOUT);
         }
         if stage == FoldStage::Done {
@@ -166,17 +160,38 @@ impl Checkpointer {
         }
     }
 
-    fn ring(&self) {
-        if let Some(bell) = &self.bell {
-            let _ = bell.try_send(());
+    /// Has the thread look. False: there is none, so the writer has to do it.
+    fn ring(&mut self) -> bool {
+        if self.thread.is_none() {
+            match self.start() {
+                Ok(thread) => self.thread = Some(thread),
+                Err(e) => log::warn!("no thread to fold the write-ahead log: {e}"),
+            }
         }
+        // A bell that has rung already will be heard.
+        self.thread.as_ref().map(|(bell, _)| bell.try_send(())).is_some()
+    }
+
+    fn start(&self) -> std::io::Result<(SyncSender<()>, JoinHandle<()>)> {
+        let (bell, rings) = sync_channel(1);
+        let worker = CheckpointThread {
+            path: self.path.clone(),
+            durable: self.durable,
+            shared: self.shared.clone(),
+            readers: self.readers.clone(),
+            in_peace_until: None,
+            connection: None,
+        };
+        let body = move || worker.work(&rings);
+        let thread = std::thread::Builder::new().name("store-log".into()).spawn(body)?;
+        Ok((bell, thread))
     }
 }
 
 impl Drop for Checkpointer {
     fn drop(&mut self) {
-        self.bell = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some((bell, thread)) = self.thread.take() {
+            drop(bell);
             let _ = thread.join();
         }
     }

@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use crate::error::Result;
 use crate::protocol::{ServerName, UserId};
 use crate::store::RoomKey;
 
@@ -54,6 +53,18 @@ impl Changes {
         }
     }
 
+    /// Whether nobody waits for any of this: there is only a new position.
+    fn concern_nobody(&self) -> bool {
+        self.users.is_empty()
+            && self.audiences.is_empty()
+            && self.outgoing_rooms.is_empty()
+            && self.destinations.is_empty()
+            && self.rooms.is_empty()
+            && self.forked.is_empty()
+            && self.behind.is_empty()
+            && !self.due
+    }
+
     /// Adds what changed later.
     pub(in crate::store) fn absorb(&mut self, other: Changes) {
         self.position = self.position.max(other.position);
@@ -74,46 +85,63 @@ impl Changes {
     }
 }
 
-/// Called after each commit, on a thread of its own, so that it holds nobody up. Commits that follow each other
-/// closely are told of together.
+/// Called after each commit, on a thread of its own if anybody is to be told, so that it holds nobody up. Commits that
+/// follow each other closely are told of together.
 pub type OnCommit = Box<dyn Fn(&Changes) + Send + Sync>;
 
 /// Dropping it tells what is left to be told first.
 pub(in crate::store) struct CommitFeed {
-    news: Option<mpsc::Sender<Changes>>,
-    thread: Option<JoinHandle<()>>,
+    on_commit: Arc<OnCommit>,
+    /// The thread that tells, and what it has not heard of. There is none before there is somebody to be told.
+    teller: Option<(mpsc::Sender<Changes>, JoinHandle<()>)>,
 }
 
 impl CommitFeed {
-    pub(in crate::store) fn start(on_commit: OnCommit) -> Result<CommitFeed> {
+    pub(in crate::store) fn new(on_commit: OnCommit) -> CommitFeed {
+        CommitFeed { on_commit: Arc::new(on_commit), teller: None }
+    }
+
+    /// Everything in it is on disk.
+    pub(in crate::store) fn tell(&mut self, changes: Changes) {
+        if self.teller.is_none() && !changes.concern_nobody() {
+            match self.start() {
+                Ok(teller) => self.teller = Some(teller),
+                Err(e) => log::error!("no thread to tell of commits: {e}"),
+            }
+        }
+        match &self.teller {
+            Some((news, _)) => drop(news.send(changes)),
+            None => tell(&self.on_commit, &changes),
+        }
+    }
+
+    fn start(&self) -> std::io::Result<(mpsc::Sender<Changes>, JoinHandle<()>)> {
         let (news, told) = mpsc::channel::<Changes>();
+        let on_commit = Arc::clone(&self.on_commit);
         let body = move || {
             while let Ok(mut changes) = told.recv() {
                 // What was committed during the last telling is told at once.
                 for later in told.try_iter() {
                     changes.absorb(later);
                 }
-                if catch_unwind(AssertUnwindSafe(|| on_commit(&changes))).is_err() {
-                    log::error!("the notifier panicked");
-                }
+                tell(&on_commit, &changes);
             }
         };
         let thread = std::thread::Builder::new().name("store-feed".into()).spawn(body)?;
-        Ok(CommitFeed { news: Some(news), thread: Some(thread) })
+        Ok((news, thread))
     }
+}
 
-    /// Everything in it is on disk.
-    pub(in crate::store) fn tell(&self, changes: Changes) {
-        if let Some(news) = &self.news {
-            let _ = news.send(changes);
-        }
+fn tell(on_commit: &OnCommit, changes: &Changes) {
+    if catch_unwind(AssertUnwindSafe(|| on_commit(changes))).is_err() {
+        log::error!("the notifier panicked");
     }
 }
 
 impl Drop for CommitFeed {
     fn drop(&mut self) {
-        self.news = None;
-        if let Some(thread) = self.thread.take() {
+        if let Some((news, thread)) = self.teller.take() {
+            drop(news);
             let _ = thread.join();
         }
     }

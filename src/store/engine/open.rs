@@ -86,7 +86,7 @@ impl Store {
         let shared = Arc::new(shared);
         let readers = Readers::new(path.clone(), options.readers.max(1), scratch.is_some(), shared.clone())?;
         let checkpointer = match &scratch {
-            None => Some(Checkpointer::start(&mut connection, &path, options.durable, readers.gate())?),
+            None => Some(Checkpointer::new(&mut connection, &path, options.durable, readers.gate())?),
             // Nothing waits for a disk there.
             Some(_) => None,
         };

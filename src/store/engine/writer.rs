@@ -133,7 +133,7 @@ impl Writer {
         durable: bool,
     ) -> Result<Writer> {
         let (jobs, queue) = mpsc::channel();
-        let feed = CommitFeed::start(on_commit)?;
+        let feed = CommitFeed::new(on_commit);
         let own = shared.clone();
         let body = move || {
             readers::mark_writer_thread();
@@ -340,7 +340,7 @@ impl WriterThread<'_> {
         }
         changes.position = self.stream;
         self.feed.tell(changes);
-        if let Some(checkpointer) = &self.checkpointer {
+        if let Some(checkpointer) = &mut self.checkpointer {
             checkpointer.look_after(self.connection);
         }
         rest

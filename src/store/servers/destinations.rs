@@ -82,6 +82,15 @@ impl Db<'_> {
         Ok(all)
     }
 
+    /// Whether there is any other server that might be owed something, or did not take it.
+    pub fn may_owe_servers(&self) -> Result<bool> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM destinations) OR EXISTS (SELECT 1 FROM owed_edus)
+               OR EXISTS (SELECT 1 FROM owed_events) OR EXISTS (SELECT 1 FROM resident_servers WHERE server <> ?1)",
+        )?;
+        Ok(statement.query_row([self.server_name().as_str()], |row| row.get(0))?)
+    }
+
     /// Every server that is owed anything, for the start.
     pub fn owed_servers(&self) -> Result<Vec<ServerName>> {
         let mut statement = self.conn().prepare_cached(
