@@ -65,11 +65,9 @@ fn knock_room(owner: &TestUser) -> String {
     )
 }
 
-/// Syncs until `owner`'s server has this membership for the user.
+/// Waits until `owner`'s server has this membership for the user.
 fn wait_for_membership(owner: &TestUser, room: &str, user: &str, membership: &str) {
-    owner.sync_until(&format!("{user} with membership {membership}"), |_| {
-        (owner.membership_of(room, user).as_deref() == Some(membership)).then_some(())
-    });
+    owner.wait_for_membership(room, user, membership);
     println!("  alice's client sees: {user} is now in state \"{membership}\"");
 }
 

@@ -155,6 +155,12 @@ impl TestSigningKeys {
 
 impl TestUser {
     /// The id of the device that this is.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// assert_eq!(server.device_of(&alice, "PHONE").device_id(), "PHONE");
+    /// ```
     #[track_caller]
     pub fn device_id(&self) -> String {
         let answer = self.get("/_matrix/client/v3/account/whoami");

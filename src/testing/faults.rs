@@ -26,6 +26,8 @@ use crate::protocol::{ServerName, UserId};
 const REQUESTS_KEPT_MAX: usize = 1000;
 /// No request waits for longer.
 const DELAY_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// The header of a request by which a test only looks whether something has come.
+pub(super) const LOOKING: &str = "x-doorstep-test-looks";
 /// So many faults may wait for their requests.
 const FAULTS_MAX: usize = 1000;
 
@@ -177,6 +179,11 @@ impl Faults {
         lock(&self.state).cut_off.contains(server)
     }
 
+    /// The last requests, in order.
+    pub(super) fn requests(&self) -> Vec<SeenRequest> {
+        lock(&self.state).requests.iter().cloned().collect()
+    }
+
     fn pause(&self, by: Duration, ended: &AtomicBool) {
         if by.is_zero() {
             return;
@@ -206,6 +213,9 @@ impl Watched {
 
 impl Service for Watched {
     fn admit(self: Arc<Self>, head: &mut Request) -> Result<Admission, Reply> {
+        if head.header(LOOKING).is_some() {
+            return Arc::clone(&self.inner).admit(head);
+        }
         let number = self.faults.note(head.method(), head.path());
         let (delay, fault) = self.faults.take(head.method(), head.path());
         let admitted = match fault {
@@ -269,17 +279,44 @@ impl Service for Watched {
 /// A pattern of a path is some of its segments in a row, with `*` for any one of them: `/sync`, `/rooms/*/send`.
 impl TestServer {
     /// The next request like this is answered with this status and error, and nothing of it is done.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// server.fail_next("POST", "/createRoom", 500, "M_UNKNOWN");
+    /// let create = || alice.request("POST", "/_matrix/client/v3/createRoom", None).0;
+    /// assert_eq!([create(), create()], [500, 200]);
+    /// ```
     pub fn fail_next(&self, method: &str, path: &str, status: u16, errcode: &str) {
         self.faults.add(method, path, Fault::Answer { status, errcode: errcode.to_owned() });
     }
 
     /// The next request like this is told to come back in so many milliseconds (429 `M_LIMIT_EXCEEDED`), and nothing of
     /// it is done.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// server.limit_next("GET", "/account/whoami", 1500);
+    /// let (status, answer) = alice.request("GET", "/_matrix/client/v3/account/whoami", None);
+    /// assert_eq!((status, answer["retry_after_ms"].as_i64()), (429, Some(1500)));
+    /// ```
     pub fn limit_next(&self, method: &str, path: &str, retry_after_ms: u64) {
         self.faults.add(method, path, Fault::Limit { retry_after_ms });
     }
 
     /// From now on every request like this waits so long before anything of it is done; no time ends that.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// server.delay("GET", "/account/whoami", Duration::from_millis(100));
+    /// let began = Instant::now();
+    /// alice.device_id();
+    /// assert!(began.elapsed() >= Duration::from_millis(100));
+    /// ```
     pub fn delay(&self, method: &str, path: &str, by: Duration) {
         let pattern = PathPattern::new(path);
         lock(&self.faults.state).rules.retain(|rule| {
@@ -291,12 +328,30 @@ impl TestServer {
     }
 
     /// Forgets every fault that waits for its request, and every delay. What is cut off stays so.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// server.fail_next("GET", "/account/whoami", 500, "M_UNKNOWN");
+    /// server.clear_faults();
+    /// alice.device_id();
+    /// ```
     pub fn clear_faults(&self) {
         lock(&self.faults.state).rules.clear();
     }
 
     /// Cuts the way between this server and another one of the test: each finds the other unreachable, until
     /// [`Self::mend`]. Requests that are under way are answered.
+    ///
+    /// ```
+    /// let (here, there) = doorstep::TestServer::pair();
+    /// let (alice, bob) = (here.user("alice"), there.user("bob"));
+    /// let room = alice.room_with(&[&bob], &[]);
+    /// here.cut_off(&there);
+    /// alice.send(&room, "can you hear me?");
+    /// here.mend(&there);
+    /// bob.wait_for(&room, |event| event["content"]["body"] == "can you hear me?");
+    /// ```
     pub fn cut_off(&self, other: &Self) {
         for (one, another) in [(self, other), (other, self)] {
             lock(&one.faults.state).cut_off.insert(another.config.server_name.clone());
@@ -305,6 +360,14 @@ impl TestServer {
 
     /// Undoes [`Self::cut_off`]; what the two owe each other goes out at once, unless it failed so often by now that it
     /// waits for its time ([`Self::advance`] brings that).
+    ///
+    /// ```
+    /// let (here, there) = doorstep::TestServer::pair();
+    /// here.cut_off(&there);
+    /// here.mend(&there);
+    /// let (alice, bob) = (here.user("alice"), there.user("bob"));
+    /// alice.room_with(&[&bob], &["here we are"]);
+    /// ```
     pub fn mend(&self, other: &Self) {
         for (one, another) in [(self, other), (other, self)] {
             lock(&one.faults.state).cut_off.remove(&another.config.server_name);
@@ -317,11 +380,27 @@ impl TestServer {
     }
 
     /// What was asked of this server, in order: the last 1000 requests.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// alice.create_room();
+    /// let asked = server.requests().pop().unwrap();
+    /// assert_eq!((asked.path.as_str(), asked.status), ("/_matrix/client/v3/createRoom", Some(200)));
+    /// ```
     pub fn requests(&self) -> Vec<SeenRequest> {
-        lock(&self.faults.state).requests.iter().cloned().collect()
+        self.faults.requests()
     }
 
     /// Forgets what was asked so far.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// alice.create_room();
+    /// server.forget_requests();
+    /// assert!(server.requests().is_empty());
+    /// ```
     pub fn forget_requests(&self) {
         let mut state = lock(&self.faults.state);
         state.first += state.requests.len() as u64;

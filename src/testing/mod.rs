@@ -11,13 +11,52 @@
 //! assert_eq!(alice.next_message(&room), "pong");
 //! ```
 //!
-//! Here: the server; `user`: a client of it; `certificates`: what two servers of a test trust each other by; `faults`:
-//! what goes wrong because the test wants it to.
+//! What users see is looked at with [`TestUser::events`], [`TestUser::knocks`] and [`TestUser::invites`], and waited for with
+//! [`TestUser::wait_for`] and [`TestUser::wait_for_membership`]: no test needs to sleep. What does not come fails at the line
+//! of the test, with the room's timeline and what the server was asked last. How long is waited is set by
+//! [`TestServer::set_patience`], and on a slow machine by `DOORSTEP_TEST_PATIENCE=60` in the environment. Clients under test
+//! are given [`TestServer::url`] and [`TestUser::token`].
+//!
+//! # In asynchronous tests
+//!
+//! All of this blocks its thread, and what is tested runs on the same runtime, perhaps on the same thread: so it belongs on a
+//! thread of its own, as with tokio's `spawn_blocking`.
+//!
+//! ```
+//! # mod tokio {
+//! #     pub mod task {
+//! #         pub async fn spawn_blocking<T>(f: impl FnOnce() -> T) -> Result<T, ()> { Ok(f()) }
+//! #     }
+//! #     pub fn spawn(_: impl Future<Output = ()>) {}
+//! # }
+//! # async fn bot(_: String, _: String) {}
+//! use doorstep::TestServer;
+//! use tokio::task::spawn_blocking;
+//!
+//! // #[tokio::test]
+//! async fn the_bot_answers_whoever_calls_it() {
+//!     let server = spawn_blocking(TestServer::start).await.unwrap();
+//!     let (alice, robot) = (server.user("alice"), server.user("robot"));
+//!     tokio::spawn(bot(server.url().to_owned(), robot.token().to_owned()));
+//!     let answer = spawn_blocking(move || {
+//!         let room = alice.room_with(&[&robot], &["!ping"]);
+//!         alice.wait_for(&room, |event| event["sender"] == robot.id() && event["type"] == "m.room.message")
+//!     });
+//!     assert_eq!(answer.await.unwrap()["content"]["body"], "pong");
+//! }
+//! # drop(the_bot_answers_whoever_calls_it());
+//! ```
+//!
+//! Here: the server; `user`: a client of it; `waiting`: what a user sees and waits for, and what a failure says; `patience`:
+//! for how long; `certificates`: what two servers of a test trust each other by; `faults`: what goes wrong because the test
+//! wants it to.
 
 mod certificates;
 mod end_to_end_keys;
 mod faults;
+mod patience;
 mod user;
+mod waiting;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -35,10 +74,12 @@ use crate::protocol::{ServerName, UserId};
 use crate::service::Homeserver;
 
 use faults::{Faults, Watched};
+use patience::Patience;
 
 pub use certificates::{Certificates, PemCertificates, certificates, pem_certificates};
 pub use end_to_end_keys::{TestDeviceKeys, TestSigningKeys};
 pub use faults::SeenRequest;
+pub use patience::patience;
 pub use user::{TestUser, segment};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -97,6 +138,7 @@ pub struct TestServer {
     config: Config,
     clock: Clock,
     faults: Arc<Faults>,
+    patience: Patience,
     neighbours: Neighbours,
     /// Empty: the data is in memory.
     folder: PathBuf,
@@ -126,17 +168,44 @@ impl Default for Placement {
 
 impl TestServer {
     /// Starts a server. Its name is `localhost:` and its TLS port.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// assert!(server.name().starts_with("localhost:"));
+    /// ```
+    ///
+    /// # Panics
+    /// If there is no port, or no folder for temporary files.
+    #[track_caller]
     pub fn start() -> Self {
         Self::start_with(|_| {})
     }
 
     /// Starts a server whose settings were changed by the caller.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start_with(|config| config.knocks_per_hour = 1);
+    /// ```
+    ///
+    /// # Panics
+    /// As [`Self::start`], and if it does not start with these settings.
+    #[track_caller]
     pub fn start_with(change: impl FnOnce(&mut Config)) -> Self {
-        Self::start_at(Placement::default(), change)
-            .unwrap_or_else(|e| panic!("the test server did not start: {e}"))
+        match Self::start_at(Placement::default(), change) {
+            Ok(server) => server,
+            Err(e) => panic!("the test server did not start: {e}"),
+        }
     }
 
     /// The same somewhere else. Errors: a port that is taken; a name that nobody could reach it by.
+    ///
+    /// ```
+    /// use doorstep::testing::Placement;
+    ///
+    /// let place = Placement { in_memory: true, ..Placement::default() };
+    /// let server = doorstep::TestServer::start_at(place, |_| {}).unwrap();
+    /// assert_eq!(server.folder().as_os_str(), "");
+    /// ```
     pub fn start_at(at: Placement, change: impl FnOnce(&mut Config)) -> Result<Self> {
         let plain = bind((at.address, at.port).into())?;
         let tls = bind((LOOPBACK, at.name.as_ref().map_or(Ok(0), port_in_name)?).into())?;
@@ -167,6 +236,7 @@ impl TestServer {
             config,
             clock: Clock::new(),
             faults: Arc::default(),
+            patience: Patience::default(),
             neighbours: at.neighbours,
             folder,
             url,
@@ -177,6 +247,12 @@ impl TestServer {
 
     /// A server that is named by its address, `127.0.0.1:` and its TLS port: one that a server ACL, which looks at no
     /// ports, can tell from the others.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start_by_address();
+    /// assert!(server.name().starts_with("127.0.0.1:"));
+    /// ```
+    #[track_caller]
     pub fn start_by_address() -> Self {
         Self::start_with(|config| {
             let name = config.server_name.as_str().replace("localhost", "127.0.0.1");
@@ -185,6 +261,16 @@ impl TestServer {
     }
 
     /// Two servers that federate with each other.
+    ///
+    /// ```
+    /// let (here, there) = doorstep::TestServer::pair();
+    /// let (alice, bob) = (here.user("alice"), there.user("bob"));
+    /// let room = alice.create_room();
+    /// bob.join_via(&room, &[here.name()]);
+    /// bob.send(&room, "hello from over there");
+    /// assert_eq!(alice.next_message(&room), "hello from over there");
+    /// ```
+    #[track_caller]
     pub fn pair() -> (Self, Self) {
         (Self::start(), Self::start())
     }
@@ -219,18 +305,68 @@ impl TestServer {
     ///
     /// # Panics
     /// While the server is stopped.
+    #[track_caller]
     pub fn homeserver(&self) -> &Arc<Homeserver> {
         &self.running.as_ref().expect("the test server is running").homeserver
     }
 
     /// Registers an account of this localpart and logs it in.
     ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// assert_eq!(server.user("alice").id(), format!("@alice:{}", server.name()));
+    /// ```
+    ///
     /// # Panics
     /// If the name is taken or not a localpart.
+    #[track_caller]
     pub fn user(&self, localpart: &str) -> TestUser {
-        let made = self.homeserver().accounts().register_user(localpart, None);
-        let (user_id, token) = made.unwrap_or_else(|e| panic!("register {localpart}: {e}"));
-        TestUser::new(&self.url, user_id.as_str(), &token)
+        match self.homeserver().accounts().register_user(localpart, None) {
+            Ok((user_id, token)) => self.client(user_id.as_str(), &token),
+            Err(e) => panic!("register {localpart}: {e}"),
+        }
+    }
+
+    /// A user on another device, which is logged in by this: a client of its own, that has seen nothing yet.
+    ///
+    /// ```
+    /// let server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// let phone = server.device_of(&alice, "PHONE");
+    /// let room = phone.create_room();
+    /// alice.wait_for_room("join", &room);
+    /// assert_ne!(alice.device_id(), phone.device_id());
+    /// ```
+    ///
+    /// # Panics
+    /// If the user is none of this server's.
+    #[track_caller]
+    pub fn device_of(&self, user: &TestUser, device_id: &str) -> TestUser {
+        let homeserver = self.homeserver();
+        let own = UserId::parse(user.id()).ok().filter(|id| homeserver.is_local(id));
+        let Some(own) = own else { panic!("{} is no user of {}", user.id(), self.name()) };
+        match homeserver.accounts().log_in(&own, Some(device_id), Some(device_id), false) {
+            Ok(login) => self.client(user.id(), &login.access_token),
+            Err(e) => panic!("log {} in at {}: {e}", user.id(), self.name()),
+        }
+    }
+
+    /// How long this server's users wait for what must come before the test fails: thirty seconds, unless this says
+    /// otherwise. On a slow machine, `DOORSTEP_TEST_PATIENCE` in the environment is the least number of seconds for all.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let server = doorstep::TestServer::start();
+    /// server.set_patience(Duration::from_secs(2));
+    /// ```
+    pub fn set_patience(&self, patience: Duration) {
+        self.patience.set(patience);
+    }
+
+    #[track_caller]
+    fn client(&self, user_id: &str, token: &str) -> TestUser {
+        TestUser::new(&self.url, user_id, token).of(&self.patience, &self.faults)
     }
 
     /// The full id of a user of this server, who may be named by the localpart. Errors: there is no such account.
@@ -242,6 +378,13 @@ impl TestServer {
     }
 
     /// Moves this server's clock forward; what is due by then becomes due.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let server = doorstep::TestServer::start();
+    /// server.advance(Duration::from_secs(24 * 3600));
+    /// ```
     pub fn advance(&self, by: Duration) {
         self.clock.advance(by);
         if let Some(running) = &self.running {
@@ -250,6 +393,16 @@ impl TestServer {
     }
 
     /// Stops the server; its ports refuse connections until `resume`.
+    ///
+    /// ```
+    /// let (here, mut there) = doorstep::TestServer::pair();
+    /// let (alice, bob) = (here.user("alice"), there.user("bob"));
+    /// let room = alice.room_with(&[&bob], &[]);
+    /// there.stop();
+    /// alice.send(&room, "are you there?");
+    /// there.resume();
+    /// assert_eq!(bob.next_message(&room), "are you there?");
+    /// ```
     pub fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         if self.config.data == Data::Memory {
@@ -267,8 +420,11 @@ impl TestServer {
     ///
     /// # Panics
     /// If it does not start.
+    #[track_caller]
     pub fn resume(&mut self) {
-        self.try_resume().unwrap_or_else(|e| panic!("the test server did not start: {e}"));
+        if let Err(e) = self.try_resume() {
+            panic!("the test server did not start: {e}");
+        }
     }
 
     /// The same for who goes on without it. Errors: a port that somebody else has taken meanwhile.
@@ -287,6 +443,15 @@ impl TestServer {
     }
 
     /// Stops and starts again: only what is on disk remains.
+    ///
+    /// ```
+    /// let mut server = doorstep::TestServer::start();
+    /// let alice = server.user("alice");
+    /// let room = alice.room_with(&[], &["still here?"]);
+    /// server.restart();
+    /// alice.wait_for(&room, |event| event["content"]["body"] == "still here?");
+    /// ```
+    #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
         self.resume();

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::common::client::{V3, post, sync};
-use crate::common::scene::log_in;
 use doorstep::TestServer;
 use doorstep::internals::NewKeyBackup;
 use doorstep::internals::{NewSigningKeys, UploadedSignatures};
@@ -154,7 +153,7 @@ fn no_device_has_the_name_of_a_cross_signing_key() {
     let server = TestServer::start();
     let alice = server.user("alice");
     let keys = TestSigningKeys::new(alice.id());
-    log_in(&server, &alice, &keys.master_public());
+    server.device_of(&alice, &keys.master_public());
     refused(post(&alice, SIGNING, keys.upload()), 403, "M_FORBIDDEN");
     let keys = alice.upload_signing_keys();
     let id = doorstep::protocol::UserId::parse(alice.id()).expect("an id");
@@ -324,7 +323,7 @@ fn a_device_that_signs_the_master_key_in_the_upload_of_it_is_shown() {
     assert_eq!(post(&alice, SIGNING, body), (200, json!({})));
     assert_eq!(alice.query_keys(&[alice.id()])["master_keys"][alice.id()], device.sign(keys.master()));
     // A device may bring the self-signing key's signature with its keys.
-    let second = log_in(&server, &alice, "SECOND");
+    let second = server.device_of(&alice, "SECOND");
     let second_keys = TestDeviceKeys::new(alice.id(), "SECOND");
     let signed = keys.sign_device(second_keys.identity());
     post(&second, "keys/upload", json!({ "device_keys": signed }));

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::client::{V3, post, sync};
-use crate::common::scene::log_in;
 use doorstep::TestServer;
 use doorstep::testing::{TestDeviceKeys, TestUser, segment};
 use serde_json::{Map, Value, json};
@@ -59,7 +58,7 @@ fn keys_that_were_uploaded_are_told_to_whoever_asks() {
         }
     }
     // One device among several, and one that there is not.
-    let second = log_in(&server, &alice, "SECOND");
+    let second = server.device_of(&alice, "SECOND");
     second.upload_keys(&[]);
     let of = |devices: Value| {
         let answer = bob.post(&format!("{V3}/keys/query"), json!({ "device_keys": { alice.id(): devices } }));
@@ -276,7 +275,7 @@ fn a_claim_of_what_there_is_not_gets_nothing_and_takes_nothing() {
     assert_eq!(answer["one_time_keys"].get(bob.id()), None, "{answer}");
     assert_eq!(count(&alice), 1);
     // Several devices at once, a key each.
-    let second = log_in(&server, &alice, "SECOND");
+    let second = server.device_of(&alice, "SECOND");
     second.upload_keys(&["B", "C"]);
     let wanted = json!({ keys.device_id(): "signed_curve25519", "SECOND": "signed_curve25519" });
     let answer = bob.post(&format!("{V3}/keys/claim"), json!({ "one_time_keys": { alice.id(): wanted } }));
@@ -327,7 +326,7 @@ fn keys_end_with_the_device_however_it_ends() {
     let signing = alice.upload_signing_keys();
     let first = alice.upload_keys(&["A"]);
     for (number, path) in ["logout", "logout/all"].into_iter().enumerate() {
-        let second = log_in(&server, &alice, &format!("D{number}"));
+        let second = server.device_of(&alice, &format!("D{number}"));
         second.upload_keys(&["B"]);
         assert!(devices() > 1 || number > 0);
         second.post(&format!("{V3}/{path}"), json!({}));
@@ -335,7 +334,7 @@ fn keys_end_with_the_device_however_it_ends() {
         assert_eq!(devices(), 1 - number, "{path}");
     }
     assert_eq!(bob.claim_key(alice.id(), first.device_id()), None);
-    let last = log_in(&server, &alice, "LAST");
+    let last = server.device_of(&alice, "LAST");
     last.upload_keys(&["C"]);
     assert_eq!(bob.query_keys(&[alice.id()])["master_keys"][alice.id()], signing.master());
     let auth = json!({ "type": "m.login.password", "identifier": { "type": "m.id.user", "user": "alice" }, "password": "alice" });
@@ -351,7 +350,7 @@ fn an_upload_that_races_with_the_end_of_its_device_leaves_nothing() {
     let alice = server.user("alice");
     let bob = server.user("bob");
     for round in 0..20 {
-        let device = log_in(&server, &alice, &format!("D{round}"));
+        let device = server.device_of(&alice, &format!("D{round}"));
         let keys = TestDeviceKeys::new(alice.id(), &format!("D{round}"));
         let body = json!({ "device_keys": keys.identity(), "one_time_keys": keys.one_time_keys(&["A"]) });
         std::thread::scope(|scope| {
@@ -424,7 +423,7 @@ fn key_changes_are_what_sync_would_have_told() {
     assert_eq!(changes(&from, &from), json!({ "changed": [], "left": [] }));
     bob.upload_keys(&[]);
     dora.upload_keys(&[]);
-    let second = log_in(&server, &carol, "SECOND");
+    let second = server.device_of(&carol, "SECOND");
     second.upload_keys(&[]);
     let between = token(&alice);
     let told = changes(&from, &between);

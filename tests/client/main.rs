@@ -21,6 +21,7 @@
 //! - `search`: events by their words.
 //! - `sliding_sync`, `sliding_extensions`: the same for clients that look at some of their rooms at a time;
 //!   `sliding_accepted`: in the form in which it was accepted.
+//! - `test_users`: what a test holds its users by.
 //! - `thumbnails`, `url_previews`: pictures made smaller, and what pages say of themselves.
 //! - `sync`: what `/sync` tells, what it does not tell twice, and how it waits.
 //! - `unread`: what counts as unread, for whom and until when, and the push rules by which it is found.
@@ -54,6 +55,7 @@ mod sliding_accepted;
 mod sliding_extensions;
 mod sliding_sync;
 mod sync;
+mod test_users;
 mod thumbnails;
 mod unread;
 mod upgrades;

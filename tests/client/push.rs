@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use crate::common::client::{V3, post, room_path};
 use crate::common::gateway::{Gateway, GatewayAnswer};
 use crate::common::peer::Peer;
-use crate::common::scene::log_in;
 use crate::common::wait::{Gate, wait_until};
 
 fn pushers(user: &TestUser) -> Vec<Value> {
@@ -140,7 +139,7 @@ fn what_is_wrong_with_a_pusher_is_said() {
 fn a_pusher_goes_with_the_device_that_set_it() {
     let server = TestServer::start();
     let (alice, gateway) = (server.user("alice"), Gateway::start());
-    let (second, third) = (log_in(&server, &alice, "SECOND"), log_in(&server, &alice, "THIRD"));
+    let (second, third) = (server.device_of(&alice, "SECOND"), server.device_of(&alice, "THIRD"));
     for (number, user) in [&alice, &second, &third].into_iter().enumerate() {
         gateway.set_for(user, &format!("key{number}"), &json!({}));
     }
@@ -150,7 +149,7 @@ fn a_pusher_goes_with_the_device_that_set_it() {
     second.post(&format!("{V3}/logout"), json!({}));
     assert_eq!(keys(&alice), ["key0", "key2"]);
     // Who logs in anew on a device has another token.
-    let third = log_in(&server, &alice, "THIRD");
+    let third = server.device_of(&alice, "THIRD");
     assert_eq!(keys(&third), ["key0"]);
     gateway.set_for(&third, "key2", &json!({}));
     let hs = server.homeserver();

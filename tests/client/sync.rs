@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use crate::common::client::{V3, filter, room_path, sync};
-use crate::common::scene::log_in;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -548,7 +547,7 @@ fn a_member_that_the_client_has_is_not_told_again_unless_the_answer_was_lost() {
         say(&n.to_string());
     }
     assert_eq!(told(&sync(&alice, &lazy("", &fourth))), [bob.id()], "behind a gap");
-    let other = log_in(&server, &alice, "OTHER");
+    let other = server.device_of(&alice, "OTHER");
     assert_eq!(told(&sync(&other, &lazy("", &third))), [bob.id()]);
     assert!(told(&sync(&alice, &lazy("", &none))).contains(&bob.id().to_owned()));
     let whole = sync(&alice, &format!("full_state=true&{}", lazy("", &fourth)));

@@ -1,7 +1,6 @@
 //! What is unread: what counts, for whom, and what takes it away again; and the push rules by which it is found.
 
 use crate::common::client::{V3, filter, one_list, room_path, slide, sync};
-use crate::common::scene::log_in;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
 use serde_json::{Value, json};
@@ -265,7 +264,7 @@ fn an_encrypted_message_counts_by_its_type_and_in_a_direct_room_too() {
 fn a_client_that_waits_is_woken_by_what_another_device_has_read() {
     let server = TestServer::start_with(|config| config.presence = false);
     let (alice, bob, _, room) = scene(&server);
-    let phone = log_in(&server, &bob, "PHONE");
+    let phone = server.device_of(&bob, "PHONE");
     let said = alice.send(&room, "one");
     alice.send(&room, "two");
     let body = one_list(10, 1, &json!([]));

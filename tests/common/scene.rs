@@ -226,14 +226,6 @@ pub fn bob_at(peer: &Peer) -> (TestServer, TestUser, FakeRoom) {
     (server, bob, room)
 }
 
-/// The user on another device.
-pub fn log_in(server: &TestServer, user: &TestUser, device: &str) -> TestUser {
-    let id = UserId::parse(user.id()).expect("a user id");
-    let login =
-        server.homeserver().accounts().log_in(&id, Some(device), Some("my other"), false).expect("logged in");
-    TestUser::new(server.url(), user.id(), &login.access_token)
-}
-
 /// All ephemeral messages of this type that the peer was sent.
 pub fn edus_at(peer: &Peer, edu_type: &str) -> Vec<Value> {
     let asked = peer.asked("/send/");

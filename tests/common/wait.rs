@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a test waits for what must happen.
+use doorstep::testing::patience;
+
+/// How long a test waits for what must happen, on a machine that is not slow.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Looks again and again until it holds; panics with `what` if it never does.
@@ -12,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < PATIENCE, "it never came to pass that {what}");
+        assert!(started.elapsed() < patience(PATIENCE), "it never came to pass that {what}");
         pause();
     }
 }
@@ -25,7 +27,7 @@ impl Gate {
     /// Waits until the gate is open (or for as long as any test would).
     pub fn pass(&self) {
         let started = Instant::now();
-        while !self.0.load(Ordering::SeqCst) && started.elapsed() < PATIENCE {
+        while !self.0.load(Ordering::SeqCst) && started.elapsed() < patience(PATIENCE) {
             pause();
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::peer::{FakeRoom, Peer};
-use crate::common::scene::{bob_at, edus_at, log_in};
+use crate::common::scene::{bob_at, edus_at};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::internals::Reply;
@@ -25,7 +25,7 @@ fn who_shares_a_room_is_told_of_devices_that_come_and_go() {
             changed.iter().any(|id| *id == whose.id()).then_some(())
         });
     };
-    let second = log_in(&a, &alice, "SECOND");
+    let second = a.device_of(&alice, "SECOND");
     changed(&bob, &alice);
     alice.put("/_matrix/client/v3/devices/SECOND", json!({ "display_name": "renamed" }));
     changed(&bob, &alice);
@@ -33,7 +33,7 @@ fn who_shares_a_room_is_told_of_devices_that_come_and_go() {
     changed(&bob, &alice);
     // One's own devices are news to oneself, too.
     alice.initial_sync();
-    log_in(&a, &alice, "THIRD");
+    a.device_of(&alice, "THIRD");
     changed(&alice, &alice);
     assert!(carol.sync(Duration::ZERO).get("device_lists").is_none(), "carol shares no room with alice");
 }
@@ -97,9 +97,9 @@ fn the_updates_of_our_devices_form_a_chain_that_a_restart_does_not_break() {
     let peer = Peer::start();
     let (mut server, bob, _room) = bob_at(&peer);
     wait_until("the peer knows of bob's device", || !updates_at(&peer, &bob).is_empty());
-    log_in(&server, &bob, "ONE");
+    server.device_of(&bob, "ONE");
     server.restart();
-    log_in(&server, &bob, "TWO");
+    server.device_of(&bob, "TWO");
     let id = UserId::parse(bob.id()).expect("a user id");
     server
         .homeserver()
@@ -110,7 +110,7 @@ fn the_updates_of_our_devices_form_a_chain_that_a_restart_does_not_break() {
     let told = updates_at(&peer, &bob);
     let devices: Vec<&Value> = told[1..].iter().map(|update| &update["device_id"]).collect();
     assert_eq!(devices, ["ONE", "TWO", "ONE"]);
-    assert_eq!(told[1]["device_display_name"], "my other");
+    assert_eq!(told[1]["device_display_name"], "ONE");
     assert_eq!(told[3]["deleted"], true);
     for (before, after) in told.iter().zip(&told[1..]) {
         assert_eq!(after["prev_id"], json!([before["stream_id"]]));
@@ -159,7 +159,7 @@ fn a_server_is_told_where_a_device_list_stands_when_the_user_joins_its_room_and_
     assert_eq!((&told[0]["stream_id"], &told[0]["prev_id"]), (&list["stream_id"], &json!([])));
     // Who joins later is told of, too, with the last of several updates. Those who only came by are not.
     let carol = server.user("carol");
-    log_in(&server, &carol, "SECOND");
+    server.device_of(&carol, "SECOND");
     server.user("dave");
     carol.join(room.id.as_str());
     wait_until("the peer knows of carol's devices", || !updates_at(&peer, &carol).is_empty());
@@ -172,7 +172,7 @@ fn a_server_is_told_where_a_device_list_stands_when_the_user_joins_its_room_and_
         &format!("/_matrix/client/v3/profile/{}/displayname", segment(bob.id())),
         json!({ "displayname": "B" }),
     );
-    log_in(&server, &bob, "NEWS");
+    server.device_of(&bob, "NEWS");
     wait_until("the peer knows of the news", || updates_at(&peer, &bob).len() > 1);
     let devices: Vec<Value> = updates_at(&peer, &bob).iter().map(|told| told["device_id"].clone()).collect();
     assert_eq!(devices[1..], ["NEWS"]);
@@ -181,7 +181,7 @@ fn a_server_is_told_where_a_device_list_stands_when_the_user_joins_its_room_and_
     for room in bob.get("/_matrix/client/v3/joined_rooms")["joined_rooms"].as_array().expect("rooms") {
         bob.leave(room.as_str().expect("a room"));
     }
-    log_in(&server, &bob, "MISSED");
+    server.device_of(&bob, "MISSED");
     FakeRoom::joined_by(&peer, "11", &bob);
     wait_until("the peer knows where the list stands", || updates_at(&peer, &bob).len() > 2);
     assert_eq!(updates_at(&peer, &bob)[2]["device_id"], "MISSED");
@@ -224,11 +224,11 @@ fn a_list_is_dropped_when_no_room_is_shared_any_more_and_fetched_when_there_is_n
         alice.set_state(room, "m.room.encryption", "", algorithm);
         bob.join_via(room, &[a.name()]);
     }
-    log_in(&a, &alice, "SECOND");
+    a.device_of(&alice, "SECOND");
     // What came before is fetched, and what comes after it follows.
     let settled = || held().is_some_and(|list| list.stream_id.is_some() && list.due_ms.is_none());
     wait_until("the list is held", settled);
-    log_in(&a, &alice, "THIRD");
+    a.device_of(&alice, "THIRD");
     wait_until("the next device is known", || known().contains(&"THIRD".to_owned()));
     bob.initial_sync();
     let leaves = |room: &str| {
@@ -242,7 +242,7 @@ fn a_list_is_dropped_when_no_room_is_shared_any_more_and_fetched_when_there_is_n
     leaves(&rooms[1]);
     assert_eq!((held(), known()), (None, vec![]));
     // What happens now goes unheard. Once they meet again, the clients are told to ask anew.
-    log_in(&a, &alice, "UNHEARD");
+    a.device_of(&alice, "UNHEARD");
     alice.join(&rooms[0]);
     bob.sync_until("alice is listed", |answer| {
         let changed = answer["device_lists"]["changed"].as_array()?;
@@ -286,12 +286,12 @@ fn who_came_and_went_is_listed_whatever_rooms_the_client_wants_to_hear_of() {
 fn a_server_that_was_away_is_told_the_last_of_each_device_and_finds_that_it_missed_something() {
     let peer = Peer::start();
     let (server, bob, _) = bob_at(&peer);
-    log_in(&server, &bob, "SECOND");
+    server.device_of(&bob, "SECOND");
     wait_until("the peer knows of it", || updates_at(&peer, &bob).iter().any(|u| u["device_id"] == "SECOND"));
     let known = updates_at(&peer, &bob).pop().expect("just there")["stream_id"].clone();
     peer.answer_json("/send/", 500, json!({ "errcode": "M_UNKNOWN", "error": "not now" }));
     let away = peer.name().clone();
-    log_in(&server, &bob, "THIRD");
+    server.device_of(&bob, "THIRD");
     wait_until("it is found to be away", || server.homeserver().outgoing.is_pausing(&away));
     let rename = |device: &str, name: &str| {
         bob.put(&format!("/_matrix/client/v3/devices/{device}"), json!({ "display_name": name }))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::peer::{Peer, now_ms};
-use crate::common::scene::{bob_at, edus_at, log_in};
+use crate::common::scene::{bob_at, edus_at};
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::testing::{TestUser, segment};
@@ -457,7 +457,7 @@ fn presence_is_what_the_clients_of_all_devices_come_to() {
     let (alice, bob) = (server.user("alice"), server.user("bob"));
     let room = alice.create_room();
     bob.join(&room);
-    let phone = log_in(&server, &alice, "PHONE");
+    let phone = server.device_of(&alice, "PHONE");
     let poll = |user: &TestUser, presence: &str| {
         user.get(&format!("/_matrix/client/v3/sync?set_presence={presence}"));
     };

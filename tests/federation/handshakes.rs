@@ -20,13 +20,6 @@ fn room_with(host: &TestUser, join_rule: &str, version: &str) -> String {
     }))
 }
 
-#[track_caller]
-fn wait_for_membership(seen_by: &TestUser, room: &str, user: &str, membership: &str) {
-    wait_until(&format!("{} sees {user} as {membership}", seen_by.id()), || {
-        seen_by.membership_of(room, user).as_deref() == Some(membership)
-    });
-}
-
 /// How many member events of this user the room's timeline has with this membership, as this member sees it.
 fn count_member_events(seen_by: &TestUser, room: &str, user: &str, membership: &str) -> usize {
     let path = format!("/_matrix/client/v3/rooms/{}/messages?dir=b&limit=100", segment(room));
@@ -63,7 +56,7 @@ fn a_knock_is_accepted_by_an_invite_in_every_version_that_knows_knocking() {
     for version in KNOCKABLE {
         let room = room_with(&alice, "knock", version);
         bob.knock_via(&room, &[here.name()]);
-        wait_for_membership(&alice, &room, bob.id(), "knock");
+        alice.wait_for_membership(&room, bob.id(), "knock");
         let knocked = bob.wait_for_room("knock", &room);
         assert_eq!(own(&knocked["knock_state"]["events"], &bob)["content"]["membership"], "knock");
         let shown = knocked["knock_state"]["events"].as_array().expect("knock state");
@@ -83,7 +76,7 @@ fn a_knock_is_accepted_by_an_invite_in_every_version_that_knows_knocking() {
 
         bob.join(&room);
         bob.wait_for_room("join", &room);
-        wait_for_membership(&alice, &room, bob.id(), "join");
+        alice.wait_for_membership(&room, bob.id(), "join");
         alice.send(&room, "come in");
         assert_eq!(bob.next_message(&room), "come in");
         bob.send(&room, "thank you");
@@ -101,11 +94,11 @@ fn invites_and_joins_work_in_every_room_version() {
         let invited = bob.wait_for_room("invite", &room);
         assert_eq!(own(&invited["invite_state"]["events"], &bob)["content"]["membership"], "invite");
         bob.join(&room);
-        wait_for_membership(&alice, &room, bob.id(), "join");
+        alice.wait_for_membership(&room, bob.id(), "join");
         bob.send(&room, &format!("version {version}"));
         assert_eq!(alice.next_message(&room), format!("version {version}"));
         bob.leave(&room);
-        wait_for_membership(&alice, &room, bob.id(), "leave");
+        alice.wait_for_membership(&room, bob.id(), "leave");
     }
 }
 
@@ -116,16 +109,16 @@ fn a_withdrawn_knock_is_gone_on_both_sides_and_may_be_made_again() {
     for version in KNOCKABLE {
         let room = room_with(&alice, "knock", version);
         bob.knock_via(&room, &[here.name()]);
-        wait_for_membership(&alice, &room, bob.id(), "knock");
+        alice.wait_for_membership(&room, bob.id(), "knock");
         bob.wait_for_room("knock", &room);
         bob.leave(&room);
         let left = leave_event(&bob.wait_for_room("leave", &room), &bob);
         assert_eq!(left["content"]["membership"], "leave");
         assert_eq!(left["unsigned"]["prev_content"]["membership"], "knock");
-        wait_for_membership(&alice, &room, bob.id(), "leave");
+        alice.wait_for_membership(&room, bob.id(), "leave");
         bob.knock_via(&room, &[here.name()]);
         bob.wait_for_room("knock", &room);
-        wait_for_membership(&alice, &room, bob.id(), "knock");
+        alice.wait_for_membership(&room, bob.id(), "knock");
     }
 }
 
@@ -165,7 +158,7 @@ fn a_rejected_invite_is_gone_on_both_sides_and_may_be_sent_again() {
         let left = leave_event(&bob.wait_for_room("leave", &room), &bob);
         assert_eq!(left["content"]["reason"], "not today");
         assert_eq!(left["unsigned"]["prev_content"]["membership"], "invite");
-        wait_for_membership(&alice, &room, bob.id(), "leave");
+        alice.wait_for_membership(&room, bob.id(), "leave");
         let seen = alice.state(&room, "m.room.member", bob.id()).expect("a member event");
         assert_eq!(seen["reason"], "not today");
         // Said twice is said once.
@@ -173,7 +166,7 @@ fn a_rejected_invite_is_gone_on_both_sides_and_may_be_sent_again() {
         alice.invite(&room, bob.id());
         bob.wait_for_room("invite", &room);
         bob.join(&room);
-        wait_for_membership(&alice, &room, bob.id(), "join");
+        alice.wait_for_membership(&room, bob.id(), "join");
     }
 }
 
@@ -231,7 +224,7 @@ fn a_knock_that_is_repeated_makes_no_second_event() {
         }
     });
     assert_eq!(knock(&bob, &room, here.name()).0, 200);
-    wait_for_membership(&alice, &room, bob.id(), "knock");
+    alice.wait_for_membership(&room, bob.id(), "knock");
     assert_eq!(count_member_events(&alice, &room, bob.id(), "knock"), 1);
 }
 
@@ -262,11 +255,11 @@ fn two_joins_at_once_are_one_join_and_two_users_of_one_server_both_come_in() {
             }
         });
         for guest in &guests {
-            wait_for_membership(&alice, &room, guest.id(), "join");
-            wait_for_membership(guest, &room, alice.id(), "join");
+            alice.wait_for_membership(&room, guest.id(), "join");
+            guest.wait_for_membership(&room, alice.id(), "join");
             assert_eq!(count_member_events(&alice, &room, guest.id(), "join"), 1, "{}", guest.id());
             for other in &guests {
-                wait_for_membership(guest, &room, other.id(), "join");
+                guest.wait_for_membership(&room, other.id(), "join");
             }
         }
         alice.send(&room, "welcome");
@@ -282,23 +275,23 @@ fn a_server_whose_last_user_left_can_come_back_and_be_invited_again() {
     for round in 0..2 {
         bob.join_via(&room, &[here.name()]);
         bob.wait_for_room("join", &room);
-        wait_for_membership(&alice, &room, bob.id(), "join");
+        alice.wait_for_membership(&room, bob.id(), "join");
         bob.leave(&room);
         bob.wait_for_room("leave", &room);
-        wait_for_membership(&alice, &room, bob.id(), "leave");
+        alice.wait_for_membership(&room, bob.id(), "leave");
         alice.send(&room, &format!("missed {round}"));
     }
     alice.invite(&room, bob.id());
     bob.wait_for_room("invite", &room);
     bob.join(&room);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     alice.send(&room, "seen");
     assert_eq!(bob.next_message(&room), "seen");
     // Kicked from outside while in the room: an ordinary event, and the server is out again.
     alice.act_on("kick", &room, bob.id());
     bob.wait_for_room("leave", &room);
     assert_eq!(join(&bob, &room, Some(here.name())).0, 200);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
 }
 
 #[test]
@@ -310,19 +303,19 @@ fn a_third_server_is_knocked_through_and_the_others_hear_of_it() {
     alice.invite(&room, bob.id());
     bob.wait_for_room("invite", &room);
     bob.join(&room);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     // Through the second server, with a server in front that does not exist.
     carol.knock_via(&room, &["localhost:1", two.name()]);
     carol.wait_for_room("knock", &room);
-    wait_for_membership(&bob, &room, carol.id(), "knock");
-    wait_for_membership(&alice, &room, carol.id(), "knock");
+    bob.wait_for_membership(&room, carol.id(), "knock");
+    alice.wait_for_membership(&room, carol.id(), "knock");
     alice.invite(&room, carol.id());
     let invited = carol.wait_for_room("invite", &room);
     let invite = own(&invited["invite_state"]["events"], &carol);
     assert_eq!(invite["unsigned"]["prev_content"]["membership"], "knock");
     carol.join(&room);
     for host in [&alice, &bob] {
-        wait_for_membership(host, &room, carol.id(), "join");
+        host.wait_for_membership(&room, carol.id(), "join");
     }
     carol.send(&room, "three");
     assert_eq!(alice.next_message(&room), "three");
@@ -404,30 +397,30 @@ fn who_is_in_a_room_of_the_list_may_join_a_restricted_room_from_elsewhere() {
         carol.join(&restricted);
         assert_eq!(join(&bob, &restricted, Some(here.name())).1["errcode"], "M_FORBIDDEN");
         bob.join_via(&club, &[here.name()]);
-        wait_for_membership(&alice, &club, bob.id(), "join");
+        alice.wait_for_membership(&club, bob.id(), "join");
         let (status, body) = join(&bob, &restricted, Some(here.name()));
         assert_eq!(status, 200, "version {version}: {body}");
-        wait_for_membership(&alice, &restricted, bob.id(), "join");
+        alice.wait_for_membership(&restricted, bob.id(), "join");
         let content = alice.state(&restricted, "m.room.member", bob.id()).expect("a member event");
         assert_eq!(content["join_authorised_via_users_server"], alice.id());
         // Bob's server is in both rooms now; but only alice may let anybody in, so eve's join goes to her server.
         assert_eq!(join(&eve, &restricted, Some(here.name())).0, 403);
         eve.join(&club);
-        wait_for_membership(&alice, &club, eve.id(), "join");
+        alice.wait_for_membership(&club, eve.id(), "join");
         let (status, body) = join(&eve, &restricted, Some(here.name()));
         assert_eq!(status, 200, "version {version}: {body}");
-        wait_for_membership(&alice, &restricted, eve.id(), "join");
-        wait_for_membership(&bob, &restricted, eve.id(), "join");
+        alice.wait_for_membership(&restricted, eve.id(), "join");
+        bob.wait_for_membership(&restricted, eve.id(), "join");
         let content = alice.state(&restricted, "m.room.member", eve.id()).expect("a member event");
         assert_eq!(content["join_authorised_via_users_server"], alice.id());
         if rule == "knock_restricted" {
             let dora = there.user("dora");
             let (status, body) = knock(&dora, &restricted, here.name());
             assert_eq!(status, 200, "{body}");
-            wait_for_membership(&alice, &restricted, dora.id(), "knock");
+            alice.wait_for_membership(&restricted, dora.id(), "knock");
         }
         eve.leave(&club);
-        wait_for_membership(&alice, &club, eve.id(), "leave");
+        alice.wait_for_membership(&club, eve.id(), "leave");
     }
 }
 
@@ -453,7 +446,7 @@ fn an_alias_of_another_server_is_a_door_too() {
     let room = alice.create_room_with(json!({ "preset": "public_chat", "room_alias_name": "square" }));
     let alias = format!("#square:{}", here.name());
     assert_eq!(bob.join_via(&alias, &[]), room);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     let (status, body) =
         bob.request("POST", "/_matrix/client/v3/join/%23nothing%3Aexample.invalid", Some(json!({})));
     assert!(status == 404 || status >= 500, "{status} {body}");
@@ -481,7 +474,7 @@ fn forgotten_rooms_do_not_come_back_until_something_new_happens() {
     bob.leave(&room);
     assert_eq!(act(&bob, "forget", &room, json!({})).0, 200);
     assert!(bob.initial_sync()["rooms"]["leave"].get(&room).is_none());
-    wait_for_membership(&alice, &room, bob.id(), "leave");
+    alice.wait_for_membership(&room, bob.id(), "leave");
     alice.invite(&room, bob.id());
     bob.wait_for_room("invite", &room);
 }
@@ -519,7 +512,7 @@ fn a_member_event_written_as_state_takes_the_same_way_as_the_endpoint() {
     let invited = bob.wait_for_room("invite", &room);
     assert_eq!(own(&invited["invite_state"]["events"], &bob)["content"]["reason"], "by hand");
     bob.join(&room);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
 }
 
 #[test]
@@ -533,7 +526,7 @@ fn an_invite_outlives_that_its_server_comes_into_the_room_and_goes_again() {
         guest.wait_for_room("invite", &room);
     }
     bob.join(&room);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     for guest in [&carol, &dave] {
         assert!(
             guest.initial_sync()["rooms"]["invite"].get(&room).is_some(),
@@ -541,15 +534,15 @@ fn an_invite_outlives_that_its_server_comes_into_the_room_and_goes_again() {
         );
     }
     bob.leave(&room);
-    wait_for_membership(&alice, &room, bob.id(), "leave");
+    alice.wait_for_membership(&room, bob.id(), "leave");
     assert!(carol.initial_sync()["rooms"]["invite"].get(&room).is_some(), "after the server left the room");
     carol.leave(&room);
     let left = leave_event(&carol.wait_for_room("leave", &room), &carol);
     assert_eq!(left["unsigned"]["prev_content"]["membership"], "invite");
-    wait_for_membership(&alice, &room, carol.id(), "leave");
+    alice.wait_for_membership(&room, carol.id(), "leave");
     assert!(carol.initial_sync()["rooms"]["invite"].get(&room).is_none());
     dave.join(&room);
-    wait_for_membership(&alice, &room, dave.id(), "join");
+    alice.wait_for_membership(&room, dave.id(), "join");
     alice.send(&room, "at last");
     assert_eq!(dave.next_message(&room), "at last");
 }
@@ -560,11 +553,11 @@ fn a_room_that_was_left_is_found_again_without_being_told_where() {
     let (alice, bob) = (here.user("alice"), there.user("bob"));
     let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": "12" }));
     bob.join_via(&room, &[here.name()]);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     bob.leave(&room);
-    wait_for_membership(&alice, &room, bob.id(), "leave");
+    alice.wait_for_membership(&room, bob.id(), "leave");
     bob.join(&room);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
 }
 
 #[test]
@@ -580,7 +573,7 @@ fn displayname_and_avatar_go_with_knocks_and_joins() {
     alice.invite(&room, bob.id());
     bob.wait_for_room("invite", &room);
     bob.join(&room);
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     let join = alice.state(&room, "m.room.member", bob.id()).expect("the join");
     assert_eq!(join["displayname"], "Bob the Builder");
 }
@@ -656,7 +649,7 @@ fn an_invite_to_a_room_that_the_invitees_server_leaves_meanwhile_is_not_lost() {
     for version in ["11", "12"] {
         let room = alice.create_room_with(json!({ "preset": "public_chat", "room_version": version }));
         carol.join_via(&room, &[here.name()]);
-        wait_for_membership(&alice, &room, carol.id(), "join");
+        alice.wait_for_membership(&room, carol.id(), "join");
         let (leaving, room) = (bob_again(&carol), room.as_str());
         std::thread::scope(|scope| {
             let left = scope.spawn(move || leaving.leave(room));
@@ -665,7 +658,7 @@ fn an_invite_to_a_room_that_the_invitees_server_leaves_meanwhile_is_not_lost() {
         });
         bob.wait_for_room("invite", room);
         bob.join(room);
-        wait_for_membership(&alice, room, bob.id(), "join");
+        alice.wait_for_membership(room, bob.id(), "join");
         bob.leave(room);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::peer::{FakeRoom, Peer};
-use crate::common::scene::{bob_at, edus_at, log_in};
+use crate::common::scene::{bob_at, edus_at};
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::protocol::UserId;
@@ -619,7 +619,7 @@ fn a_change_while_the_other_server_was_down_is_known_after_it() {
         wait_until("the list is fetched", || is_current(&b, &alice_id));
         bob.initial_sync();
         b.stop();
-        let second = log_in(&a, &alice, "SECOND");
+        let second = a.device_of(&alice, "SECOND");
         second.upload_keys(&["BBBB"]);
         let signing = alice.upload_signing_keys();
         if restarts == "ours" {

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use crate::common::client::{V3, join, knock, post, room_path};
 use crate::common::peer::{FakeRoom, Peer};
-use crate::common::scene::log_in;
 use crate::common::wait::{Gate, wait_until};
 
 /// The account data by which users say whether their accepted knocks are joined.
@@ -29,12 +28,6 @@ fn room_to_knock_on(host: &TestUser, version: &str) -> String {
         "preset": "private_chat", "room_version": version, "name": "the parlour",
         "initial_state": [{ "type": "m.room.join_rules", "state_key": "", "content": { "join_rule": "knock" } }],
     }))
-}
-
-fn wait_for_membership(seen_by: &TestUser, room: &str, user: &str, membership: &str) {
-    wait_until(&format!("{user} is {membership} to {}", seen_by.id()), || {
-        seen_by.membership_of(room, user).as_deref() == Some(membership)
-    });
 }
 
 /// How often somebody became this in the room.
@@ -65,9 +58,9 @@ fn who_wants_it_so_is_in_the_room_as_soon_as_their_knock_is_accepted() {
     for version in ["7", "11", "12"] {
         let room = room_to_knock_on(&alice, version);
         bob.knock_via(&room, &[here.name()]);
-        wait_for_membership(&alice, &room, bob.id(), "knock");
+        alice.wait_for_membership(&room, bob.id(), "knock");
         alice.invite(&room, bob.id());
-        wait_for_membership(&alice, &room, bob.id(), "join");
+        alice.wait_for_membership(&room, bob.id(), "join");
         bob.initial_sync();
         alice.send(&room, "come in");
         assert_eq!(bob.next_message(&room), "come in", "version {version}");
@@ -111,7 +104,7 @@ fn the_accounts_own_word_counts_before_the_servers_default() {
         bob.knock_via(&room, &[]);
         alice.invite(&room, bob.id());
         if joins {
-            wait_for_membership(&alice, &room, bob.id(), "join");
+            alice.wait_for_membership(&room, bob.id(), "join");
         }
         wait_until_settled(&server);
         let wanted = if joins { "join" } else { "invite" };
@@ -130,18 +123,18 @@ fn in_a_room_that_the_knockers_server_is_in_it_is_the_same_whoever_invites() {
     alice.invite(&room, carol.id());
     carol.wait_for_room("invite", &room);
     carol.join(&room);
-    wait_for_membership(&alice, &room, carol.id(), "join");
+    alice.wait_for_membership(&room, carol.id(), "join");
     // Bob's server is in the room with carol; alice, elsewhere, lets him in.
     bob.knock_via(&room, &[]);
-    wait_for_membership(&alice, &room, bob.id(), "knock");
+    alice.wait_for_membership(&room, bob.id(), "knock");
     alice.invite(&room, bob.id());
-    wait_for_membership(&alice, &room, bob.id(), "join");
-    wait_for_membership(&carol, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
+    carol.wait_for_membership(&room, bob.id(), "join");
     // Dave is of alice's own server; all of it happens there.
     dave.knock_via(&room, &[]);
     alice.invite(&room, dave.id());
-    wait_for_membership(&alice, &room, dave.id(), "join");
-    wait_for_membership(&carol, &room, dave.id(), "join");
+    alice.wait_for_membership(&room, dave.id(), "join");
+    carol.wait_for_membership(&room, dave.id(), "join");
     wait_until_settled(&here);
     wait_until_settled(&there);
     for who in [&bob, &dave] {
@@ -163,12 +156,12 @@ fn no_invite_is_joined_that_answers_no_knock_or_one_that_is_over() {
             let room = room_to_knock_on(&alice, "12");
             if over != "never knocked" {
                 bob.knock_via(&room, &[here.name()]);
-                wait_for_membership(&alice, &room, bob.id(), "knock");
+                alice.wait_for_membership(&room, bob.id(), "knock");
             }
             match over {
                 "withdrawn" => {
                     bob.leave(&room);
-                    wait_for_membership(&alice, &room, bob.id(), "leave");
+                    alice.wait_for_membership(&room, bob.id(), "leave");
                 }
                 "refused" => {
                     alice.act_on("kick", &room, bob.id());
@@ -181,10 +174,10 @@ fn no_invite_is_joined_that_answers_no_knock_or_one_that_is_over() {
                 }
                 "was in" => {
                     alice.invite(&room, bob.id());
-                    wait_for_membership(&alice, &room, bob.id(), "join");
+                    alice.wait_for_membership(&room, bob.id(), "join");
                     wait_until("bob is in", || section(&bob, &room) == Some("join"));
                     bob.leave(&room);
-                    wait_for_membership(&alice, &room, bob.id(), "leave");
+                    alice.wait_for_membership(&room, bob.id(), "leave");
                 }
                 _ => {}
             }
@@ -310,11 +303,11 @@ fn one_device_of_those_that_are_there_is_told_to_fetch_the_rooms_keys() {
     let (here, there) = TestServer::pair();
     let (alice, bob) = (here.user("alice"), there.user("bob"));
     open_door(&bob);
-    let second = log_in(&there, &bob, "SECOND");
+    let second = there.device_of(&bob, "SECOND");
     let room = room_to_knock_on(&alice, "12");
     bob.knock_via(&room, &[here.name()]);
     alice.invite(&room, bob.id());
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     let hints = |user: &TestUser| {
         let events = user.initial_sync()["to_device"]["events"].clone();
         let hints = events.as_array().into_iter().flatten().cloned();
@@ -351,7 +344,7 @@ fn whatever_users_do_the_moment_their_knock_is_accepted_both_sides_agree_and_who
             open_door(&bob);
             let room = room_to_knock_on(&alice, if turn % 2 == 0 { "11" } else { "12" });
             bob.knock_via(&room, &[here.name()]);
-            wait_for_membership(&alice, &room, bob.id(), "knock");
+            alice.wait_for_membership(&room, bob.id(), "knock");
             let bobs = || match *by_bob {
                 "" => (200, Value::Null),
                 "leave" => post(&bob, &format!("rooms/{}/leave", segment(&room)), json!({})),
@@ -407,7 +400,7 @@ fn a_double_click_of_the_host_makes_one_join() {
     alice.invite(&room, mia.id());
     mia.join(&room);
     bob.knock_via(&room, &[here.name()]);
-    wait_for_membership(&alice, &room, bob.id(), "knock");
+    alice.wait_for_membership(&room, bob.id(), "knock");
     let gate = Gate::default();
     std::thread::scope(|scope| {
         for host in [&alice, &mia, &alice, &mia] {
@@ -419,7 +412,7 @@ fn a_double_click_of_the_host_makes_one_join() {
         }
         gate.open();
     });
-    wait_for_membership(&alice, &room, bob.id(), "join");
+    alice.wait_for_membership(&room, bob.id(), "join");
     wait_until_settled(&there);
     assert_eq!(times(&alice, &room, bob.id(), "join"), 1);
 }

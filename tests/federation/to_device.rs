@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::ProcessServer;
 use crate::common::peer::Peer;
-use crate::common::scene::{bob_at, log_in};
+use crate::common::scene::bob_at;
 use crate::common::wait::{Gate, wait_until};
 use doorstep::TestServer;
 use doorstep::testing::TestUser;
@@ -51,7 +51,7 @@ fn direct(sender: &str, id: &str, messages: Value) -> Value {
 fn a_message_is_there_until_the_device_has_proved_to_have_it() {
     let mut server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
-    let other = log_in(&server, &bob, "OTHER");
+    let other = server.device_of(&bob, "OTHER");
     let before = bob.initial_sync()["next_batch"].as_str().expect("a token").to_owned();
     let device = device_of(&bob);
     send(&alice, "t1", json!({ bob.id(): { &device: { "n": 1 }, "NONE": { "n": 9 } } }));
@@ -219,7 +219,7 @@ fn messages_for_nobody_ask_nothing_of_the_writer_however_many_they_are() {
 fn a_large_message_to_devices_is_written_in_portions_and_a_repeat_of_it_brings_nothing_twice() {
     let server = TestServer::start();
     let (alice, bob) = (server.user("alice"), server.user("bob"));
-    let devices: Vec<TestUser> = ["A", "K", "Z"].iter().map(|id| log_in(&server, &bob, id)).collect();
+    let devices: Vec<TestUser> = ["A", "K", "Z"].iter().map(|id| server.device_of(&bob, id)).collect();
     devices.iter().for_each(|device| drop(device.initial_sync()));
     let peer = Peer::start();
     let eve = peer.user("eve").to_string();

@@ -43,6 +43,7 @@ fn print(what: &str, (since, cpu): (Instant, f64)) {
 
 #[test]
 #[ignore = "prints figures"]
+#[allow(clippy::disallowed_methods, reason = "what is left of threads and work after a while is the figure")]
 fn a_hundred_servers_in_one_process() {
     let now = || (Instant::now(), cpu_ms());
     let first = now();
