@@ -509,7 +509,7 @@ fn everybody_learns_what_the_server_is_and_can() {
 fn errors_of_the_router_are_matrix_errors_with_cors() {
     let server = TestServer::start();
     refused(request(&server, "GET", "/_matrix/client/v3/nothing", "", Value::Null), 404, "M_UNRECOGNIZED");
-    refused(request(&server, "GET", "/", "", Value::Null), 404, "M_UNRECOGNIZED");
+    refused(request(&server, "GET", "/nothing", "", Value::Null), 404, "M_UNRECOGNIZED");
     refused(request(&server, "DELETE", LOGIN, "", Value::Null), 405, "M_UNRECOGNIZED");
     refused(request(&server, "BREW", LOGIN, "", Value::Null), 405, "M_UNRECOGNIZED");
     refused(
