@@ -64,6 +64,8 @@ pub const ROUTES: &[Route] = &[
     post("/page/accounts/change", AdminPage(page::accounts::change)).rate(Rate::Login).body(FORM_BYTES_MAX),
     get("/page/rooms", AdminPage(page::rooms::show)).rate(Rate::Write),
     post("/page/rooms", AdminPage(page::rooms::change)).body(FORM_BYTES_MAX),
+    get("/page/tokens", AdminPage(page::tokens::show)),
+    post("/page/tokens", AdminPage(page::tokens::change)).body(FORM_BYTES_MAX),
     get("/page/server", AdminPage(page::server::show)).rate(Rate::Write),
     // ----- client-server: server, accounts, devices -----
     get("/.well-known/matrix/client", Anyone(discovery::well_known_client)),

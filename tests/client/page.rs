@@ -409,7 +409,7 @@ fn administrators_make_accounts_and_reset_their_passwords_which_are_shown_once_i
 }
 
 #[test]
-fn administrators_lock_suspend_and_close_others_but_not_themselves() {
+fn administrators_lock_suspend_close_and_promote_others_but_not_themselves() {
     let server = TestServer::start();
     let admin = account(&server, "admin");
     let bob = account(&server, "bob");
@@ -431,6 +431,18 @@ fn administrators_lock_suspend_and_close_others_but_not_themselves() {
         assert_eq!((standing.locked, standing.suspended), (locked, suspended), "{deed}");
     }
     let mut bobs = Browser::logged_in(server.url(), "bob", "bob");
+    shows(&bobs.get("/page/accounts"), 403, &["Only administrators"]);
+    shows(
+        &browser.submit_surely("/page/accounts/change", &[("user", bob.id()), ("do", "admin")]),
+        200,
+        &["administrator’s now"],
+    );
+    shows(&bobs.get("/page/accounts"), 200, &["Accounts"]);
+    shows(
+        &browser.submit_surely("/page/accounts/change", &[("user", bob.id()), ("do", "no-admin")]),
+        200,
+        &["no administrator’s any more"],
+    );
     shows(&bobs.get("/page/accounts"), 403, &["Only administrators"]);
     // Nobody shuts themselves out, and nothing is done to who is not there.
     for (user, status) in [(admin.id(), 403), ("@nobody:here", 404), ("nobody", 400), ("", 400)] {
@@ -486,4 +498,51 @@ fn administrators_find_rooms_and_block_them_for_everybody_here() {
         assert_eq!(browser.submit("/page/rooms", &[("do", "unblock"), ("room", wrong)]).status, 400);
         browser.get("/page/rooms");
     }
+}
+
+#[test]
+fn administrators_make_registration_tokens_that_are_told_once_and_revoke_them() {
+    let server = TestServer::start_with(|config| config.registration = Registration::Token);
+    let _admin = account(&server, "admin");
+    let mut browser = Browser::logged_in(server.url(), "admin", "admin");
+    shows(&browser.get("/page/tokens"), 200, &["None yet", "Make a token"]);
+    for (uses, days) in [
+        ("0", "1"),
+        ("-1", "1"),
+        ("1", "0"),
+        ("x", "1"),
+        ("1", "99999"),
+        ("1e9", "1"),
+        ("999999999999999999999", "1"),
+    ] {
+        let page = browser.submit("/page/tokens", &[("do", "make"), ("uses", uses), ("days", days)]);
+        shows(&page, 400, &["should be a number from 1 to"]);
+        browser.get("/page/tokens");
+    }
+    let page = browser.submit("/page/tokens", &[("do", "make"), ("uses", "2"), ("days", "3")]);
+    shows(&page, 200, &["shown once", server.url()]);
+    let (_, rest) = page.text.split_once("<code class=\"big\">").expect("a token is shown");
+    let token = rest.split('<').next().unwrap().to_owned();
+    let register = |name: &str| {
+        let auth = json!({ "type": "m.login.registration_token", "token": token });
+        let body = json!({ "username": name, "password": "x", "auth": auth });
+        TestUser::new(server.url(), "", "").request("POST", &format!("{V3}/register"), Some(body)).0
+    };
+    assert_eq!(register("bob"), 200);
+    let list = browser.get("/page/tokens");
+    shows(&list, 200, &["used 1 of 2 times", "ends in 3 days"]);
+    assert!(!list.text.contains(&token), "it is told once");
+    let name = list.field("token").expect("a token to revoke").to_owned();
+    let revoke = [("do", "revoke"), ("token", name.as_str())];
+    shows(&browser.submit_surely("/page/tokens", &revoke), 200, &["The token is revoked", "None yet"]);
+    assert_eq!(register("carol"), 401);
+    let again = [("do", "revoke"), ("token", name.as_str()), ("confirmed", "yes")];
+    assert_eq!(browser.submit("/page/tokens", &again).status, 404);
+    browser.get("/page/tokens");
+    shows(
+        &browser.submit("/page/tokens", &[("do", "make"), ("uses", ""), ("days", "")]),
+        200,
+        &["shown once"],
+    );
+    shows(&browser.get("/page/tokens"), 200, &["without limit", "no end"]);
 }

@@ -15,7 +15,7 @@ from flows import demand
 from servers import SHARED_SECRET, Doorstep
 
 LOOKS = [(1200, "light"), (390, "dark"), (390, "light"), (1200, "dark")]
-TABS = ("Door", "Sessions", "Accounts", "Rooms", "Server")
+TABS = ("Door", "Sessions", "Accounts", "Rooms", "Tokens", "Server")
 LONG = "Anna-Magdalena of the very long name 🦀 " * 6
 
 
@@ -190,8 +190,18 @@ def _administration(server, page, rooms):
     page.do("sees", "The room is blocked")
     page.do("press_in", rooms[0], "Unblock")
     page.do("sees", "not blocked any more")
+    page.do("follow", "Tokens")
+    page.do("press", "Make a token")
+    page.do("sees", "shown once")
+    page.look_all("token-made")
+    page.do("follow", "All tokens")
+    page.look_all("tokens")
+    page.do("press_in", "used 0 of 1", "Revoke")
+    page.look_all("token-revoke")
+    page.do("press", "Revoke")
+    page.do("sees", "The token is revoked")
     page.do("follow", "Server")
-    page.do("sees", "has closed the account")
+    page.do("sees", "has deactivated @carol")
     page.look_all("server")
 
 

@@ -23,6 +23,8 @@ use crate::store::accounts::listed::AccountFilter;
 const ACCOUNTS_SHOWN_MAX: i64 = 40;
 
 const DONE: &[(&str, &str)] = &[
+    ("admin", "The account is an administrator’s now."),
+    ("no-admin", "The account is no administrator’s any more."),
     ("lock", "The account is locked."),
     ("unlock", "The account is not locked any more."),
     ("suspend", "The account is suspended."),
@@ -125,7 +127,7 @@ fn one(hs: &Arc<Homeserver>, visit: &Visit<'_>, admin: &Requester, user: &UserId
         return Ok(page(hs, visit.visitor, "Account", Some(Tab::Accounts), &html));
     }
     let standing = account.standing;
-    let mut switches = vec![PASSWORD];
+    let mut switches = vec![PASSWORD, if account.admin { NO_ADMIN } else { ADMIN }];
     if !account.admin {
         switches.push(if standing.locked { UNLOCK } else { LOCK });
         switches.push(if standing.suspended { UNSUSPEND } else { SUSPEND });
@@ -147,6 +149,10 @@ fn one(hs: &Arc<Homeserver>, visit: &Visit<'_>, admin: &Requester, user: &UserId
 type Switch = (&'static str, &'static str, &'static str);
 const PASSWORD: Switch =
     ("password", "<button>Reset the password</button>", "A new password, which logs them out everywhere.");
+const ADMIN: Switch =
+    ("admin", "<button>Make admin</button>", "An administrator sees these pages and does what they offer.");
+const NO_ADMIN: Switch =
+    ("no-admin", "<button>Take admin away</button>", "The account is an administrator’s.");
 const LOCK: Switch =
     ("lock", "<button>Lock</button>", "Who is locked can do nothing until they are unlocked.");
 const UNLOCK: Switch = ("unlock", "<button>Unlock</button>", "The account is locked.");
@@ -193,14 +199,15 @@ pub fn make(hs: &Arc<Homeserver>, visit: &Visit<'_>, admin: &Requester) -> Resul
         from: Some(visit.request.client_ip()),
         ..NewAccount::default()
     };
-    let user = match hs.accounts().create_account(&new, None) {
-        Ok((user, _)) => user,
+    let by = Administrator::User(admin.user_id.clone());
+    let made = match hs.admin().add_account(&by, &new) {
+        Ok(made) => made,
         Err(e) if is_for_the_form(&e) => return list(hs, visit, localpart, Some(&e)),
         Err(e) => return Err(e),
     };
-    log::info!("{} has made the account {user}", admin.user_id);
     let mut html = Html::new();
-    html.raw("<h1>The account is made</h1><p>Its user is <code>").chosen(user.as_str()).raw("</code>.</p>");
+    html.raw("<h1>The account is made</h1><p>Its user is <code>");
+    html.chosen(made["name"].as_str().unwrap_or_default()).raw("</code>.</p>");
     password_made(&mut html, &password, is_made);
     html.raw("<p><a class=\"button\" href=\"/page/accounts\">All accounts</a></p>");
     Ok(page(hs, visit.visitor, "The account is made", Some(Tab::Accounts), &html))
@@ -226,14 +233,14 @@ pub fn change(hs: &Arc<Homeserver>, visit: &Visit<'_>, admin: &Requester) -> Res
             })?;
         }
         deed if !visit.is_confirmed() => return question(hs, visit, &user, deed),
-        "password" => return reset_password(hs, visit, admin, &user),
-        "deactivate" => {
-            hs.deactivate(&user, visit.field("erase") == "yes")?;
-            log::info!("{} has closed the account {user}", admin.user_id);
-        }
+        deed @ ("admin" | "no-admin") => hs.admin().set_admin(&by, &user, deed == "admin")?,
+        "password" => return reset_password(hs, visit, &by, &user),
+        "deactivate" => hs.admin().deactivate_account(&by, &user, visit.field("erase") == "yes")?,
         _ => return Err(unknown_deed()),
     }
     Ok(see(match visit.field("do") {
+        "admin" => "/page/accounts?done=admin",
+        "no-admin" => "/page/accounts?done=no-admin",
         "lock" => "/page/accounts?done=lock",
         "unlock" => "/page/accounts?done=unlock",
         "suspend" => "/page/accounts?done=suspend",
@@ -249,6 +256,12 @@ fn unknown_deed() -> Error {
 /// Asks before what cannot be undone, or gives power away.
 fn question(hs: &Homeserver, visit: &Visit<'_>, user: &UserId, deed: &str) -> Result<Reply> {
     let (title, yes, means) = match deed {
+        "admin" => (
+            "Make this account an administrator’s?",
+            "Make admin",
+            " will see and change all that you see and change here.",
+        ),
+        "no-admin" => ("Take admin away?", "Take admin away", " will be an ordinary user."),
         "password" => (
             "Reset this password?",
             "Reset the password",
@@ -271,10 +284,9 @@ fn question(hs: &Homeserver, visit: &Visit<'_>, user: &UserId, deed: &str) -> Re
     Ok(ask(hs, visit, Tab::Accounts, &Question { title, text: &text, yes, action, back, fields }))
 }
 
-fn reset_password(hs: &Homeserver, visit: &Visit<'_>, admin: &Requester, user: &UserId) -> Result<Reply> {
+fn reset_password(hs: &Homeserver, visit: &Visit<'_>, admin: &Administrator, user: &UserId) -> Result<Reply> {
     let (password, is_made) = given_or_made(visit);
-    hs.accounts().set_password(user, &password, Some(None), Some(visit.request.client_ip()))?;
-    log::info!("{} has reset the password of {user}", admin.user_id);
+    hs.admin().reset_password(admin, user, &password, true)?;
     let mut html = Html::new();
     html.raw("<h1>The password is reset</h1><p><code>")
         .chosen(user.as_str())

@@ -4,7 +4,7 @@
 //! - `visit`: who stands before it, by which cookie and with which form; `html`: how it is written.
 //! - here: what every page has around it, and what a browser is told of each.
 //! - `start`: the first account, logging in and out, clients; `door`: rooms, knocks and invites; `sessions`: one's own.
-//! - `accounts`, `rooms`, `server`: for administrators.
+//! - `accounts`, `rooms`, `tokens`, `server`: for administrators.
 
 pub mod accounts;
 pub mod door;
@@ -13,6 +13,7 @@ pub mod rooms;
 pub mod server;
 pub mod sessions;
 pub mod start;
+pub mod tokens;
 pub mod visit;
 
 use std::sync::LazyLock;
@@ -49,15 +50,18 @@ pub(super) enum Tab {
     Accounts,
     /// The rooms that this server knows.
     Rooms,
+    /// Registration tokens.
+    Tokens,
     /// Other servers, the log.
     Server,
 }
 
-const TABS: [(Tab, &str, &str); 5] = [
+const TABS: [(Tab, &str, &str); 6] = [
     (Tab::Home, "/", "Door"),
     (Tab::Sessions, "/page/sessions", "Sessions"),
     (Tab::Accounts, "/page/accounts", "Accounts"),
     (Tab::Rooms, "/page/rooms", "Rooms"),
+    (Tab::Tokens, "/page/tokens", "Tokens"),
     (Tab::Server, "/page/server", "Server"),
 ];
 
