@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::common::browser::{Browser, Page};
 use crate::common::client::{V3, knock};
+use crate::common::media;
 use crate::common::wait::wait_until;
 use doorstep::TestServer;
 use doorstep::config::Registration;
@@ -545,4 +546,45 @@ fn administrators_make_registration_tokens_that_are_told_once_and_revoke_them() 
         &["shown once"],
     );
     shows(&browser.get("/page/tokens"), 200, &["without limit", "no end"]);
+}
+
+#[test]
+fn administrators_see_where_the_bytes_are_once_they_ask_for_it() {
+    let server = TestServer::start();
+    let (_admin, bob) = (account(&server, "admin"), account(&server, "bob"));
+    let room = bob.create_room_with(json!({ "name": "The <b>Cellar" }));
+    for n in 0..30 {
+        bob.send(&room, &format!("{n}: {}", "wine ".repeat(400)));
+    }
+    for n in 0..12 {
+        bob.create_room_with(json!({ "name": format!("Small room {n}") }));
+    }
+    let picture = "x".repeat(200_000);
+    media::upload(&bob, "image/png", "cellar.png", picture.as_bytes());
+    let mut browser = Browser::logged_in(server.url(), "admin", "admin");
+    let page = browser.get("/page/server");
+    shows(&page, 200, &["Storage", "Where the bytes are"]);
+    assert!(!page.text.contains("The largest rooms"), "it is not reckoned before");
+    let page = browser.get("/page/server?storage=yes");
+    shows(&page, 200, &["Database", "Its log", "The largest rooms", "The &lt;b&gt;Cellar", bob.id()]);
+    assert_eq!(page.text.matches("Small room").count(), 9, "ten rooms, the largest first: {}", page.text);
+    let cells = |after: &str| {
+        let (_, rest) = page.text.split_once(after).unwrap_or_else(|| panic!("{after} in {}", page.text));
+        let row = rest.split("</tr>").next().unwrap();
+        row.split("class=\"num\">")
+            .skip(1)
+            .map(|cell| cell.split('<').next().unwrap())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let kib = |text: &str| {
+        text.strip_suffix(" KiB").and_then(|n| n.parse::<f64>().ok()).unwrap_or_else(|| panic!("{text}"))
+    };
+    let cellar = cells("The &lt;b&gt;Cellar");
+    assert!(cellar[0].parse::<u64>().unwrap() > 30 && (60.0..120.0).contains(&kib(&cellar[1])), "{cellar:?}");
+    let local = cells(">Media of this server<");
+    assert!((195.0..260.0).contains(&kib(&local[0])), "{local:?}");
+    let bobs = cells(bob.id());
+    assert_eq!(bobs[0], "1");
+    assert_eq!(bobs[1], local[0]);
 }

@@ -203,6 +203,9 @@ def _administration(server, page, rooms):
     page.do("follow", "Server")
     page.do("sees", "has deactivated @carol")
     page.look_all("server")
+    page.do("follow", "Where the bytes are")
+    page.do("sees", "The largest rooms")
+    page.look_all("server-storage")
 
 
 def _sessions(server, page):

@@ -16,8 +16,8 @@ use crate::service::Homeserver;
 use crate::service::accounts::NewAccount;
 use crate::service::accounts::moderation::Administrator;
 use crate::service::admin::accounts::AccountsPage;
-use crate::store::accounts::Account;
 use crate::store::accounts::listed::AccountFilter;
+use crate::store::accounts::{Account, Standing};
 
 /// So many accounts are on one page.
 const ACCOUNTS_SHOWN_MAX: i64 = 40;
@@ -127,7 +127,16 @@ fn one(hs: &Arc<Homeserver>, visit: &Visit<'_>, admin: &Requester, user: &UserId
         return Ok(page(hs, visit.visitor, "Account", Some(Tab::Accounts), &html));
     }
     let standing = account.standing;
-    let mut switches = vec![PASSWORD, if account.admin { NO_ADMIN } else { ADMIN }];
+    let mut switches = Vec::new();
+    if !standing.guest {
+        switches.push(PASSWORD);
+    }
+    match account.admin {
+        true => switches.push(NO_ADMIN),
+        // Administrators are neither guests nor locked.
+        false if standing == Standing::default() => switches.push(ADMIN),
+        false => {}
+    }
     if !account.admin {
         switches.push(if standing.locked { UNLOCK } else { LOCK });
         switches.push(if standing.suspended { UNSUSPEND } else { SUSPEND });

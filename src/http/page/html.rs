@@ -49,6 +49,20 @@ impl Html {
         self
     }
 
+    /// A number of bytes in its largest unit, rounded; units are powers of 1024, as in the settings.
+    pub fn size(&mut self, bytes: u64) -> &mut Self {
+        let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        let Some((unit, shift)) = units.into_iter().find(|(_, shift)| bytes >> shift > 0) else {
+            return self.number(bytes).raw(if bytes == 1 { " byte" } else { " bytes" });
+        };
+        let tenths = ((u128::from(bytes) * 10) + (1 << (shift - 1))) >> shift;
+        let _ = match tenths {
+            ..100 => write!(self.0, "{}.{} {unit}", tenths / 10, tenths % 10),
+            _ => write!(self.0, "{} {unit}", (tenths + 5) / 10),
+        };
+        self
+    }
+
     /// A text that somebody chose: cut where it is long, and of a direction of its own, so that it turns nothing around
     /// it.
     pub fn chosen(&mut self, text: &str) -> &mut Self {
@@ -134,6 +148,26 @@ mod tests {
             }),
             "<bdi>äöü…</bdi>"
         );
+    }
+
+    #[test]
+    fn bytes_are_shown_in_their_largest_unit() {
+        for (bytes, shown) in [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (10_240, "10 KiB"),
+            ((1 << 20) - 1, "1024 KiB"),
+            (3 << 29, "1.5 GiB"),
+            (u64::MAX, "16777216 TiB"),
+        ] {
+            let html = written(|html| {
+                html.size(bytes);
+            });
+            assert_eq!(html, shown);
+        }
     }
 
     #[test]

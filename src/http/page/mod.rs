@@ -4,7 +4,7 @@
 //! - `visit`: who stands before it, by which cookie and with which form; `html`: how it is written.
 //! - here: what every page has around it, and what a browser is told of each.
 //! - `start`: the first account, logging in and out, clients; `door`: rooms, knocks and invites; `sessions`: one's own.
-//! - `accounts`, `rooms`, `tokens`, `server`: for administrators.
+//! - `accounts`, `rooms`, `tokens`, `server` with `storage`: for administrators.
 
 pub mod accounts;
 pub mod door;
@@ -13,6 +13,7 @@ pub mod rooms;
 pub mod server;
 pub mod sessions;
 pub mod start;
+mod storage;
 pub mod tokens;
 pub mod visit;
 

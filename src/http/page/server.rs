@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::door::more;
 use super::html::Html;
 use super::visit::Visit;
-use super::{Tab, page};
+use super::{Tab, page, storage};
 use crate::error::Result;
 use crate::http::{Reply, Requester};
 use crate::log_tail;
@@ -22,6 +22,7 @@ pub fn show(hs: &Arc<Homeserver>, visit: &Visit<'_>, _admin: &Requester) -> Resu
     let mut html = Html::new();
     html.raw("<h1>Server</h1>");
     federation(hs, &mut html);
+    storage::section(hs, visit, &mut html)?;
     log(hs, &mut html);
     Ok(page(hs, visit.visitor, "Server", Some(Tab::Server), &html))
 }
