@@ -150,10 +150,11 @@ impl StoreState {
 /// The open database. Dropping it finishes the queued writes, closes the files and releases the lock.
 pub struct Store {
     // The order of the fields is the order of closing: readers first, so that the writer, closing last, can fold the
-    // write-ahead log into the database; the lock after everything.
+    // write-ahead log into the database; then the file of whoever looks at its pages, and the lock after everything.
     readers: Readers,
     writer: Writer,
     shared: Arc<StoreState>,
+    pages: engine::space::PagesFile,
     _lock: Option<File>,
 }
 

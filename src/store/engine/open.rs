@@ -18,6 +18,7 @@ use crate::store::engine::commit_feed::OnCommit;
 use crate::store::engine::folder::{self, FILE};
 use crate::store::engine::migrate;
 use crate::store::engine::readers::Readers;
+use crate::store::engine::space::PagesFile;
 use crate::store::engine::sqlite_error::disk_failure;
 use crate::store::engine::writer::Writer;
 use crate::store::{Store, StoreState};
@@ -93,7 +94,8 @@ impl Store {
         // From here on only open handles lead to a scratch database; nothing is left behind, even by a kill.
         drop(scratch);
         let writer = Writer::start(connection, checkpointer, shared.clone(), on_commit, options.durable)?;
-        Ok(Store { readers, writer, shared, _lock: lock })
+        let pages = PagesFile::default();
+        Ok(Store { readers, writer, shared, pages, _lock: lock })
     }
 
     /// A copy of all there is, for another store in memory to begin with.

@@ -10,7 +10,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use crate::clock::Millis;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::protocol::UserId;
 use crate::store::devices::keys::ISSUED_MAX;
 use crate::store::engine::folder::FILE;
@@ -19,6 +19,8 @@ use crate::store::{Db, Store, Tx};
 
 /// Where the clock is wrong, positions go on so far behind the last one. Of 2^53 that JSON can have, most are left.
 const POSITIONS_LEAPT_OVER: i64 = 1 << 40;
+/// No clock that is right leads to such a position before the year 2112.
+const POSITION_BY_CLOCK_MAX: i64 = 1 << 52;
 
 /// The positions that are known to be lost.
 pub(in crate::store) fn lost_positions(connection: &Connection) -> rusqlite::Result<Vec<(i64, i64)>> {
@@ -75,12 +77,21 @@ pub(in crate::store) fn blobs_after(
 }
 
 impl Tx<'_> {
-    /// Makes of a database as it was another that can go on. `last`: the last position in it before it was opened. Once for each
-    /// restore; what there is to tell others of devices is for the caller.
-    pub fn settle_restored(&mut self, last: i64, now: Millis) -> Result<()> {
-        let by_the_clock = now.saturating_mul(1000);
-        self.stream =
-            if by_the_clock > self.stream { by_the_clock } else { self.stream + POSITIONS_LEAPT_OVER };
+    /// Makes of a database as it was another that can go on. `last`: the last position in it before it was opened; `begun`: when
+    /// the backup was, which a clock that shows less now is behind. Once for each restore; what there is to tell others of
+    /// devices is for the caller.
+    pub fn settle_restored(&mut self, last: i64, begun: Millis, now: Millis) -> Result<()> {
+        let by_the_clock = now.max(begun).saturating_mul(1000);
+        self.stream = if now >= begun && (self.stream + 1..POSITION_BY_CLOCK_MAX).contains(&by_the_clock) {
+            by_the_clock
+        } else {
+            // Restored again under the same clock, it goes on elsewhere.
+            let mut random = [0; 4];
+            getrandom::fill(&mut random).map_err(|e| Error::internal(e.to_string()))?;
+            let leap = POSITIONS_LEAPT_OVER + i64::from(u32::from_le_bytes(random)) * 256;
+            let at_least = if by_the_clock < POSITION_BY_CLOCK_MAX { by_the_clock } else { 0 };
+            self.stream.max(at_least) + leap
+        };
         let connection = self.conn();
         connection
             .execute("INSERT INTO lost_positions (after, upto) VALUES (?1, ?2)", [last, self.stream()])?;
@@ -142,7 +153,7 @@ impl Tx<'_> {
                 continue;
             }
             for of_it in [
-                "DELETE FROM media WHERE hash = ?1",
+                "DELETE FROM media WHERE hash = ?1 AND quarantined = 0",
                 "DELETE FROM media_thumbnails WHERE hash = ?1 OR source = ?1",
             ] {
                 self.conn().prepare_cached(of_it)?.execute([hash])?;

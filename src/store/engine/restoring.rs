@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::protocol::ServerName;
-use crate::store::engine::folder::{FILE, cannot, lock, note, owned_by};
+use crate::store::engine::folder::{FILE, beside, cannot, lock, note, owned_by};
 use crate::store::engine::open::refusal;
 
 /// What the lock tells meanwhile: a kill leaves no folder in which a new server would be begun.
@@ -69,6 +69,13 @@ impl RestoringFolder {
     /// Makes it the data folder of this server, for good. `others`: what there is beside the database.
     pub fn finish(mut self, server_name: &ServerName, others: &[&str]) -> Result<()> {
         let Self { folder, staging, .. } = &self;
+        // Without its log the database would not be what it was made to be, or nothing at all.
+        if fs::metadata(beside(&staging.join(FILE), "-wal")).is_ok_and(|log| log.len() > 0) {
+            return Err(refusal(format!(
+                "The log of the restored database could not be folded into it: see that there is room on the disk with {}",
+                folder.display()
+            )));
+        }
         let sync = |folder: &Path| File::open(folder).and_then(|folder| folder.sync_all());
         let moved = (|| {
             sync_everything();
@@ -116,4 +123,23 @@ impl Drop for RestoringFolder {
 fn sync_everything() {
     // SAFETY: a system call without arguments that touches no memory of ours.
     unsafe { libc::sync() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::Folder;
+
+    #[test]
+    fn a_database_whose_log_stayed_beside_it_is_not_made_the_servers() {
+        let folder = Folder::new();
+        let name = ServerName::parse("example.org").unwrap();
+        let restoring = RestoringFolder::begin(&folder.0).unwrap();
+        fs::write(restoring.staging().join(FILE), b"half of it").unwrap();
+        // As a disk leaves it that was full when the last connection was closed.
+        fs::write(beside(&restoring.staging().join(FILE), "-wal"), b"the other half").unwrap();
+        let e = restoring.finish(&name, &[]).unwrap_err();
+        assert!(e.message().contains("room"), "{e}");
+        assert!(!folder.0.join(FILE).exists());
+    }
 }

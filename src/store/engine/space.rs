@@ -8,16 +8,21 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Mutex;
 
 use rusqlite::Connection;
 
 use crate::error::{Error, Result};
-use crate::store::engine::folder::{self, FILE, cannot};
+use crate::locks::lock;
+use crate::store::engine::folder::{self, FILE, beside, cannot};
 use crate::store::engine::migrate;
 use crate::store::engine::open::{Options, open_for_writing, refusal, unusable};
 use crate::store::sizes::count;
 use crate::store::{Db, Store};
+
+/// A database that is being written anew.
+pub const VACUUMED: &str = "doorstep.db.vacuum";
 
 /// A tree of pages is no deeper than this, or it is none.
 const DEPTH_MAX: usize = 20;
@@ -57,6 +62,12 @@ pub struct DatabaseSpace {
     pub long_rows_bytes: u64,
 }
 
+/// The database's file, from when its pages were first looked at until nobody has the database any more. Closed before, it
+/// would take all locks of this process on the database with it, SQLite's too (POSIX has it so): then another program that
+/// looked into the database would believe to be the only one, and delete the log on closing it.
+#[derive(Default)]
+pub(in crate::store) struct PagesFile(Mutex<Option<File>>);
+
 impl Store {
     /// Where the bytes of the database are.
     pub fn space(&self) -> Result<DatabaseSpace> {
@@ -75,13 +86,17 @@ impl Store {
             free_bytes: free * page,
             ..DatabaseSpace::default()
         };
-        // A database in memory has no name any more.
-        let Ok(file) = File::open(path) else { return Ok(space) };
+        let mut held = lock(&self.pages.0);
+        if held.is_none() {
+            // A database in memory has no name any more.
+            *held = File::open(path).ok();
+        }
+        let Some(file) = &*held else { return Ok(space) };
         let mut tables: BTreeMap<String, TableSpace> = BTreeMap::new();
         let mut counted = 0;
         for Tree { table, is_index, root } in trees {
             let mut walk = Walk {
-                file: &file,
+                file,
                 page: vec![0; page as usize],
                 pages,
                 left: pages / READ_OF_ALL + READ_MAX_OF_SMALL,
@@ -104,7 +119,7 @@ impl Store {
     /// Errors: sentences for the operator: a server runs; there is no database; the disk has no room for another. Then the
     /// database is as it was.
     pub fn vacuum(folder: &Path) -> Result<(u64, u64)> {
-        let (path, new) = (folder.join(FILE), folder.join("doorstep.db.vacuum"));
+        let (path, new) = (folder.join(FILE), folder.join(VACUUMED));
         let sql = |e: rusqlite::Error| unusable(&path, &e);
         // Also where there is no server: the folder is not to be made.
         let name = Self::name_of(folder)?;
@@ -156,12 +171,6 @@ fn remove(path: &Path) -> std::io::Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// A table, or an index of one, by the page that it begins with.

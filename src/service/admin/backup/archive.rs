@@ -201,12 +201,12 @@ pub fn read_archive(from: &mut dyn Read, receiver: &mut dyn Receiver) -> Result<
         }
         _ => return Err(damaged("its second file is not the database")),
     }
-    let (mut media_files, mut media_bytes) = (0, 0);
+    let (mut media_files, mut media_bytes) = (0, 0_u64);
     loop {
         let (before, digest) = (archive.read, archive.hash.clone().finalize());
         match archive.next_head()? {
             (member @ Member::Media(_), bytes) => {
-                (media_files, media_bytes) = (media_files + 1, media_bytes + bytes);
+                (media_files, media_bytes) = (media_files + 1, media_bytes.saturating_add(bytes));
                 receiver.file(member, bytes)?;
                 archive.contents(bytes, &mut |piece| receiver.more(piece))?;
             }

@@ -28,6 +28,7 @@ use crate::clock::Millis;
 use crate::config::Data;
 use crate::error::{ErrCode, Error, Result};
 use crate::service::media::files::{MediaFiles, free_bytes};
+use crate::store::engine::space::VACUUMED;
 use crate::store::media::BlobHash;
 use crate::store::{DatabaseCopy, SCHEMA_VERSION};
 
@@ -103,9 +104,9 @@ impl Admin<'_> {
     }
 }
 
-/// What a kill left of a backup.
+/// What a kill left of a backup, or of a database that was written anew: each as large as the database.
 pub(in crate::service) fn sweep(folder: &Path) -> Result<()> {
-    remove(&folder.join(COPY))
+    [COPY, VACUUMED].iter().try_for_each(|name| remove(&folder.join(name)))
 }
 
 fn remove(path: &Path) -> Result<()> {

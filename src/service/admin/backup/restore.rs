@@ -58,7 +58,7 @@ pub fn restore(folder: &Path, backup: &Path, name: Option<&ServerName>, clock: &
         return Err(refusal("The backup was changed while it was read"));
     }
     let spoilt = unpacking.finish()?;
-    settle(restoring.staging(), &manifest.server_name, clock)?;
+    settle(restoring.staging(), &manifest, clock)?;
     restoring.finish(&manifest.server_name, &[MEDIA])?;
     Ok(Restored { manifest, end, spoilt })
 }
@@ -181,13 +181,18 @@ fn unwritable(path: &Path, e: &std::io::Error) -> Error {
 }
 
 /// Makes a database that can go on of the one that was unpacked.
-fn settle(folder: &Path, name: &ServerName, clock: &Clock) -> Result<()> {
+fn settle(folder: &Path, manifest: &Manifest, clock: &Clock) -> Result<()> {
     let last = Store::examine(folder)?
         .map_err(|why| refusal(format!("The database in the backup is damaged: {why}")))?;
     let nobody_waits = Box::new(|_: &crate::store::Changes| {});
-    let store = Store::open(Location::Folder(folder.to_owned()), name, nobody_waits, &Options::default())?;
-    let now = clock.now_ms();
-    store.write(move |tx| tx.settle_restored(last, now))?;
+    let store = Store::open(
+        Location::Folder(folder.to_owned()),
+        &manifest.server_name,
+        nobody_waits,
+        &Options::default(),
+    )?;
+    let (begun, now) = (manifest.begun_ms, clock.now_ms());
+    store.write(move |tx| tx.settle_restored(last, begun, now))?;
     forget_what_is_not_there(&store, &folder.join(MEDIA))?;
     tell_of_all_devices(&store)
 }

@@ -356,3 +356,40 @@ fn a_backup_is_restored_twice_and_neither_gives_out_what_the_other_did() {
     let four = place.open("four");
     assert!(four.store.is_foreign(hs.store.position() + 1) && !four.store.is_foreign(four.store.position()));
 }
+
+#[test]
+fn what_a_kill_left_of_a_copy_of_the_database_is_gone_with_the_next_start() {
+    let place = Place::new();
+    drop(place.open("first"));
+    let left = ["doorstep.backup.new", "doorstep.db.vacuum"].map(|name| place.0.join("first").join(name));
+    left.iter().for_each(|left| fs::write(left, b"as large as the database").expect("written"));
+    drop(place.open("first"));
+    assert!(left.iter().all(|left| !left.exists()));
+}
+
+#[test]
+fn a_server_that_is_restored_under_a_wrong_clock_goes_on_behind_its_backup_and_each_time_elsewhere() {
+    let place = Place::new();
+    let hs = place.open("first");
+    let ahead = crate::clock::Clock::new();
+    ahead.advance(std::time::Duration::from_secs(3600));
+    let copy = hs.admin().copy_database(&place.0.join("first")).expect("a copy");
+    // The clock of who restores is an hour behind that of who made it; or the backup's is of no time that there is.
+    for (begun_ms, at_least) in [(ahead.now_ms(), ahead.now_ms() * 1000), (i64::MAX, hs.store.position())] {
+        let manifest = Manifest::new(hs.server_name().clone(), SCHEMA_VERSION, begun_ms, copy.bytes());
+        let mut seen = Vec::new();
+        for round in ["one", "two"] {
+            let permit = hs.backup_slot.take().expect("no other one");
+            let copy = hs.admin().copy_database(&place.0.join("first")).expect("a copy");
+            let mut bytes = Vec::new();
+            let mut backup = Backup::new(manifest.clone(), copy, hs.media_files.clone(), permit);
+            backup.read_to_end(&mut bytes).expect("all of it");
+            let data = format!("{round} {begun_ms}");
+            place.restore(&bytes, &data).expect("restored");
+            let position = place.open(&data).store.position();
+            assert!(position > at_least && position < 1 << 53, "{position}");
+            assert!(!seen.contains(&position), "it goes on elsewhere");
+            seen.push(position);
+        }
+    }
+}
