@@ -37,12 +37,18 @@ impl RegularBackups {
         }
         let (weak, scheduler) = (Arc::downgrade(hs), hs.scheduler.clone());
         let work = move || {
-            let mut due = None;
+            let mut due = Millis::MIN;
             loop {
                 let Some(hs) = weak.upgrade() else { return };
                 let now = hs.clock.now_ms();
-                if *due.get_or_insert_with(|| hs.admin().next_backup_due(now)) <= now {
-                    due = Some(hs.admin().make_regular_backup());
+                // A clock that was set back puts nothing off.
+                due = due.min(now.saturating_add(hs.config.backup_every_ms));
+                if due <= now {
+                    // One that was set on may come to where the files say that it is too soon.
+                    due = hs.admin().next_backup_due(now);
+                }
+                if due <= now {
+                    due = hs.admin().make_regular_backup();
                 }
                 drop(hs);
                 if !scheduler.rest(LOOK_INTERVAL) {
@@ -68,8 +74,8 @@ impl Admin<'_> {
     fn next_backup_due(&self, now: Millis) -> Millis {
         // A folder that cannot be read is told of when it cannot be written.
         let folder = self.config.backup_to.as_deref().unwrap_or(Path::new(""));
-        let last = self.regular_backups_in(folder).unwrap_or_default().last().map(|(at, _)| *at);
-        last.map_or(now, |at| at + self.config.backup_every_ms)
+        let made = self.regular_backups_in(folder).unwrap_or_default();
+        due_after(made.iter().map(|(at, _)| *at), now, self.config.backup_every_ms)
     }
 
     /// Makes one, and lets go of those that are too many. What goes wrong is told to the log. When the next is due.
@@ -90,7 +96,7 @@ impl Admin<'_> {
         let begun = self.clock.now_ms();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| unusable(folder, &e))?;
         let path = folder.join(self.name_of_backup(begun));
-        sweep_unfinished(folder, &self.prefix());
+        self.sweep_unfinished(folder);
         let mut backup = WhileRunning { backup: self.back_up()?, hs: self };
         let bytes = write_file(&path, &mut backup)?;
         log::info!(
@@ -98,7 +104,18 @@ impl Admin<'_> {
             self.clock.now_ms() - begun,
             path.display()
         );
-        let all = self.regular_backups_in(folder)?;
+        // The backup is made: were it said to have failed, there would soon be another.
+        if let Err(e) = self.delete_old_backups(folder, begun) {
+            log::error!("old backups are not deleted: {}", e.for_people());
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is too much, of which the one that was begun at this time is the last.
+    fn delete_old_backups(&self, folder: &Path, begun: Millis) -> Result<()> {
+        let mut all = self.regular_backups_in(folder)?;
+        // What is said to have been made later was made before too, under another clock.
+        all.sort_by_key(|(at, _)| (*at <= begun, *at));
         let kept = if self.config.backup_keep == 0 { all.len() } else { self.config.backup_keep };
         for (_, old) in all.iter().rev().skip(kept) {
             fs::remove_file(old).map_err(|e| unusable(folder, &e))?;
@@ -132,23 +149,34 @@ impl Admin<'_> {
         format!("doorstep-{}-", self.server_name().as_str().replace([':', '[', ']'], "_"))
     }
 
+    /// Deletes what kills have left of backups that were not whole.
+    fn sweep_unfinished(&self, folder: &Path) {
+        // Another server whose name goes on where ours ends may be writing into the same folder.
+        let is_unfinished = |name: &str| {
+            let whole = name.strip_suffix(".new").and_then(|name| name.rsplit_once('.'));
+            whole.is_some_and(|(whole, _)| self.time_in_name(whole).is_some())
+        };
+        let Ok(entries) = fs::read_dir(folder) else { return };
+        for entry in entries.flatten() {
+            if entry.file_name().to_str().is_some_and(is_unfinished)
+                && let Err(e) = fs::remove_file(entry.path())
+            {
+                log::warn!("{} could not be deleted: {e}", entry.path().display());
+            }
+        }
+    }
+
     fn time_in_name(&self, name: &str) -> Option<Millis> {
         let stamped = name.strip_prefix(&self.prefix())?.strip_suffix(".tar")?;
         read_stamp(stamped).filter(|at| stamp(*at) == stamped)
     }
 }
 
-/// Deletes what kills have left of backups that were not whole.
-fn sweep_unfinished(folder: &Path, prefix: &str) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let is_unfinished =
-            name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(".new"));
-        if is_unfinished && let Err(e) = fs::remove_file(entry.path()) {
-            log::warn!("{} could not be deleted: {e}", entry.path().display());
-        }
-    }
+/// When the next is due after those that were made at these times, as far as one can tell.
+fn due_after(made: impl Iterator<Item = Millis>, now: Millis, every: Millis) -> Millis {
+    // What a clock far ahead has left says nothing; what lies a little ahead may have been made under one that was set right.
+    let last = made.filter(|at| *at <= now.saturating_add(every)).max();
+    last.map_or(now, |at| at.saturating_add(every))
 }
 
 /// A backup that ends when the server does.
@@ -219,6 +247,17 @@ fn date(since: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_wrong_puts_no_backup_off() {
+        let due = |made: &[Millis], now| due_after(made.iter().copied(), now, 100);
+        assert_eq!(due(&[], 1000), 1000);
+        assert_eq!(due(&[950, 900], 1000), 1050, "a restart makes none too many");
+        assert_eq!(due(&[500], 1000), 600, "a server that was off makes one");
+        assert_eq!(due(&[1050], 1000), 1150);
+        assert_eq!(due(&[5000, 9000], 1000), 1000, "made under a clock that was ahead");
+        assert_eq!(due(&[5000, 950], 1000), 1050);
+    }
 
     #[test]
     fn a_time_in_a_name_is_read_as_it_was_written() {
