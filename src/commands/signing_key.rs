@@ -1,5 +1,6 @@
 //! `doorstep export-key` and `import-key`: the key that a server signs with. Who has it is that server for all others.
 
+use std::fs;
 use std::io::Read;
 use std::path::Path;
 
@@ -48,14 +49,24 @@ pub fn export(asked: &ExportKey, operator: &Operator) -> Result<(), Failure> {
         say(key);
         return Ok(());
     }
-    write_file(Path::new(&asked.file), &mut format!("{key}\n").as_bytes())?;
+    let path = Path::new(&asked.file);
+    // It may be the only copy of another key, or anything.
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0)
+        && !fs::read(path).is_ok_and(|text| text.trim_ascii() == key.as_bytes())
+    {
+        return Err(Failure::Failed(format!(
+            "{} is there, and is not this key: name another file",
+            path.display()
+        )));
+    }
+    write_file(path, &mut format!("{key}\n").as_bytes())?;
     Ok(())
 }
 
 /// Brings it in, and prints its id.
 pub fn import(asked: &ImportKey, operator: &Operator) -> Result<(), Failure> {
     let mut text = String::new();
-    let file = std::fs::File::open(&asked.file);
+    let file = fs::File::open(&asked.file);
     file.and_then(|file| file.take(KEY_BYTES_MAX).read_to_string(&mut text))
         .map_err(|e| Failure::Failed(format!("{} cannot be read: {}", asked.file, reason(&e))))?;
     let key_id = match &asked.name {

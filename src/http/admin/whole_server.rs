@@ -25,8 +25,8 @@ fn operator_only(admin: &Administrator) -> Result<()> {
 pub fn backup(hs: &Arc<Homeserver>, _: &Request, admin: &Administrator) -> Result<Reply> {
     operator_only(admin)?;
     let backup = hs.admin().back_up()?;
-    // Whoever reads it may have to wait for a disk, or a person.
-    Ok(Reply::unmeasured("application/x-tar", Box::new(backup)).taken_at(1))
+    // Whoever reads it may have to wait for a disk, or for an hour for a person. No other backup is made meanwhile.
+    Ok(Reply::unmeasured("application/x-tar", Box::new(backup)).taken_at(64))
 }
 
 /// `GET /_doorstep/admin/v1/storage`: where the bytes are.
